@@ -1,0 +1,1 @@
+"""Crosslevel: visual features from natural, unlabelled images."""
