@@ -1,1 +1,12 @@
-"""."""
+"""Instance-level methods: one file each, and the contract that they share."""
+
+from __future__ import annotations
+
+from crosslevel.methods.base import Method
+from crosslevel.methods.moco import MoCo
+from crosslevel.methods.npid import NPID
+from crosslevel.methods.simclr import SimCLR
+
+METHODS: dict[str, type[Method]] = {"moco": MoCo, "npid": NPID, "simclr": SimCLR}
+
+__all__ = ["METHODS", "NPID", "Method", "MoCo", "SimCLR"]

@@ -1,0 +1,135 @@
+"""From a command line to a call: a function's signature and docstring are its options and its help."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+
+from crosslevel.methods import METHODS
+from crosslevel.pretrain import NotFinite
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the line, and where help is; exit status 2."""
+        lines = [line.strip() for line in message.splitlines() if line.strip()]
+        print(f"{self.prog}: {' '.join(lines)} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(function: Callable[..., Any], arguments: Sequence[str]) -> Any:
+    """Parse ``arguments`` for ``function`` and call it.
+
+    ``--config FILE`` reads any part of the tree, options after it override it; ``--resume RUN`` continues a run with
+    the settings in its ``config.yaml``. ``seed`` is set before anything is built.
+
+    Raises:
+        SystemExit: status 2 for what the user can mend, 1 for a loss that is no number; one line on stderr.
+
+    """
+    parser = build(function)
+    try:
+        settings = parser.parse_args(_prepared(function, list(arguments), parser))
+        if settings.get("seed") is not None:
+            torch.manual_seed(settings.seed)
+        built = parser.instantiate(settings)
+        built.pop("config", None)
+        return function(**built)
+    except (ValueError, OSError, NotFinite, ImportError) as error:
+        if os.environ.get("CROSSLEVEL_TRACEBACK"):
+            raise
+        print(f"{parser.prog}: {_one_line(error)}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, NotFinite) else 2)
+
+
+def build(function: Callable[..., Any]) -> Parser:
+    """The parser of one command."""
+    parser = Parser(prog=f"crosslevel {function.__name__}", description=(function.__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--config", action="config", help="YAML file with any part of these settings")
+    parser.add_function_arguments(function, as_positional=True, fail_untyped=True)
+    if {"encoder", "cld"} <= set(function.__annotations__):
+        # Alone, the add-on leaves the weight to the loop that it is added to; here it is the loop's.
+        parser.set_defaults({"cld.weight": 0.25})
+        parser.link_arguments(
+            "encoder",
+            "cld.in_features",
+            compute_fn=lambda encoder: encoder.num_features,
+            apply_on="instantiate",
+        )
+    return parser
+
+
+def method_class(name: str) -> str:
+    """The import path of a method, by its name in any case.
+
+    Raises:
+        ValueError: there is no such method; the message has the nearest names.
+
+    """
+    if "." in name:
+        return name
+    found = METHODS.get(name.lower())
+    if found is None:
+        known = [method.__name__ for method in METHODS.values()]
+        near = difflib.get_close_matches(name.lower(), METHODS, n=1)
+        hint = f"did you mean {METHODS[near[0]].__name__}?" if near else f"there are {', '.join(known)}"
+        raise ValueError(f"method={name!r} is unknown: {hint}")
+    return f"{found.__module__}.{found.__name__}"
+
+
+def _prepared(function: Callable[..., Any], arguments: list[str], parser: Parser) -> list[str]:
+    """What argparse cannot do: --resume as a config, method names in any case, a default method's options."""
+    if "resume" in function.__annotations__:
+        arguments = _resumed(arguments)
+    if "method" not in function.__annotations__:
+        return arguments
+    named = False
+    for i, argument in enumerate(arguments):
+        if argument == "--method" and i + 1 < len(arguments):
+            arguments[i + 1], named = method_class(arguments[i + 1]), True
+        elif argument.startswith("--method="):
+            arguments[i], named = f"--method={method_class(argument.split('=', 1)[1])}", True
+    configs = [arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a == "--config"]
+    configs += [a.split("=", 1)[1] for a in arguments if a.startswith("--config=")]
+    if not named and not any("method" in _read(file) for file in configs):
+        # Given as an option and not as a default, another method does not inherit this one's settings.
+        arguments = [f"--method={method_class('moco')}", *arguments]
+    return arguments
+
+
+def _resumed(arguments: list[str]) -> list[str]:
+    folder = next((arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a == "--resume"), None)
+    folder = folder or next((a.split("=", 1)[1] for a in arguments if a.startswith("--resume=")), None)
+    if folder is None:
+        return arguments
+    config = Path(folder) / "config.yaml"
+    if not config.is_file():
+        raise ValueError(f"--resume {folder}: there is no run here (it has no config.yaml)")
+    images = _read(str(config)).get("images")
+    rest = ["--config", str(config), *arguments]
+    # A positional argument cannot come from a config.
+    return rest if images is None else [*rest, "--", str(images)]
+
+
+def _read(file: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"--config {file}: {_one_line(error)}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"--config {file}: it holds no settings")
+    return tree
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

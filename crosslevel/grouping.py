@@ -1,0 +1,216 @@
+"""Local grouping of one batch: cosine k-means and k-way normalized cuts.
+
+Both return `Groups`. No gradient flows through the assignment; it does flow through the centroids
+(Wang, Liu, Yu, CVPR 2021, section 3.2).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+Init = Literal["first", "random", "kmeans++"]
+
+EXACT_UP_TO = 512  # images: beyond, a full eigendecomposition costs more than the iterations
+_SAME = 1e-6  # 1 - cosine at which two float32 unit vectors are one point
+
+
+class Groups(NamedTuple):
+    """k groups of B points.
+
+    ``assignment`` Γ: the group of each point. ``centroids`` M: the mean of each group's points, on the
+    unit sphere unless asked otherwise; zero for an empty group. ``sizes``: how many points each group
+    has. ``solver``: the algorithm that found the groups.
+    """
+
+    assignment: Int64[Tensor, " B"]
+    centroids: Float[Tensor, "k d"]
+    sizes: Int64[Tensor, " k"]
+    solver: str
+
+
+def spherical_kmeans(
+    z: Float[Tensor, "B d"],
+    groups: int,
+    iterations: int = 5,
+    init: Init = "first",
+    generator: torch.Generator | None = None,
+    normalize_centroids: bool = True,
+) -> Groups:
+    """Cosine k-means: few iterations of matrix products, never a (B, k, d) tensor.
+
+    Points that coincide always share a group. With fewer distinct initial points than ``groups``, the
+    surplus groups stay empty; all-equal points therefore form one group. A NaN in ``z`` makes
+    every centroid NaN, so that no loss computed from it can look healthy.
+
+    Args:
+        z: the points, unit length (rows of any other length count by their direction).
+        groups: k, at most B.
+        iterations: rounds of assignment and mean, at least 1.
+        init: the first centroids: the ``first`` k points (the authors' choice, random in a shuffled
+            batch), k ``random`` points, or ``kmeans++`` (Arthur and Vassilvitskii 2007).
+        generator: the source of randomness of ``random`` and ``kmeans++``, on the CPU.
+        normalize_centroids: False leaves the plain means (the authors' code).
+
+    Raises:
+        ValueError: more groups than points, or no iterations.
+
+    """
+    _check(z, groups, iterations)
+    with torch.no_grad():
+        unit = F.normalize(z.detach(), dim=1)
+        assignment = _lloyd(unit, _initial(unit, groups, init, generator), iterations)
+    return _groups(z, assignment, groups, normalize_centroids, f"spherical k-means, {iterations} iterations")
+
+
+def normalized_cut(
+    z: Float[Tensor, "B d"],
+    groups: int,
+    iterations: int = 5,
+    init: Init = "first",
+    generator: torch.Generator | None = None,
+    normalize_centroids: bool = True,
+    bandwidth: float = 0.1,
+) -> Groups:
+    """k-way normalized cut on the cosine affinity exp((cos - 1) / bandwidth) (Yu and Shi, ICCV 2003).
+
+    The points are embedded by the k leading eigenvectors of D^-1/2 W D^-1/2, and cosine k-means groups
+    the rows of that embedding. Up to `EXACT_UP_TO` points the eigenvectors are exact; beyond, they come
+    from subspace iteration, and ``solver`` says so. Degenerate inputs end as in `spherical_kmeans`.
+
+    Args:
+        z: the points, unit length.
+        groups: k, at most B.
+        iterations: rounds of k-means on the embedding.
+        init: as in `spherical_kmeans`, on the embedding.
+        generator: the source of randomness, on the CPU.
+        normalize_centroids: False leaves the plain means.
+        bandwidth: the cosine distance at which the affinity falls to 1/e.
+
+    Raises:
+        ValueError: more groups than points, no iterations, or a bandwidth that is not positive.
+
+    """
+    _check(z, groups, iterations)
+    if bandwidth <= 0:
+        raise ValueError(f"bandwidth={bandwidth} must be positive")
+    with torch.no_grad():
+        unit = F.normalize(z.detach(), dim=1)
+        affinity = (unit @ unit.T).sub_(1).div_(bandwidth).exp_()
+        scale = affinity.sum(1).rsqrt()
+        affinity.mul_(scale[:, None]).mul_(scale)
+        if not bool(affinity.isfinite().all()):
+            assignment, solver = torch.zeros(len(z), dtype=torch.long, device=z.device), "none: z has a NaN"
+        else:
+            representative = _first_equal(unit)
+            vectors, solver = _leading_eigenvectors(affinity, groups)
+            rows = F.normalize(vectors, dim=1)
+            seeds = _initial(rows, groups, init, generator, distinct=unit)
+            # Eigenvectors of the null space tell copies apart; the copies' groups must not.
+            assignment = _lloyd(rows, seeds, iterations)[representative]
+    return _groups(z, assignment, groups, normalize_centroids, f"normalized cut, {solver}")
+
+
+def _check(z: Tensor, groups: int, iterations: int) -> None:
+    if z.ndim != 2:
+        raise ValueError(f"z has shape {tuple(z.shape)}: it must be (images, features)")
+    if groups < 1 or iterations < 1:
+        raise ValueError(f"groups={groups} and iterations={iterations} must be at least 1")
+    if groups > len(z):
+        raise ValueError(f"groups={groups} exceeds the batch of {len(z)} images: lower groups or raise batch_size")
+
+
+def _groups(z: Tensor, assignment: Tensor, groups: int, normalize: bool, solver: str) -> Groups:
+    # A product with the one-hot matrix is deterministic on every device; scatter-adds on a GPU are not.
+    member = _one_hot(assignment, groups, z.dtype)
+    sizes = member.sum(0)
+    sums = member.T @ z
+    centroids = F.normalize(sums, dim=1) if normalize else sums / sizes.clamp(min=1)[:, None]
+    return Groups(assignment, centroids, sizes.long(), solver)
+
+
+def _one_hot(assignment: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
+    return (assignment[:, None] == torch.arange(groups, device=assignment.device)).to(dtype)
+
+
+class _Seeds(NamedTuple):
+    centroids: Float[Tensor, "k d"]
+    alive: Bool[Tensor, " k"]
+
+
+def _initial(
+    points: Tensor, groups: int, init: Init, generator: torch.Generator | None, distinct: Tensor | None = None
+) -> _Seeds:
+    """The first centroids, and which of them are not repetitions of an earlier one.
+
+    Without ``alive``, repeated centroids would tie, and rounding would split identical points.
+    """
+    match init:
+        case "first":
+            chosen = torch.arange(groups, device=points.device)
+        case "random":
+            chosen = torch.randperm(len(points), generator=generator)[:groups].to(points.device)
+        case "kmeans++":
+            chosen = _plus_plus(points, groups, generator)
+        case _:
+            raise ValueError(f"init={init!r} is not one of first, random, kmeans++")
+    # In float64, where reduced-precision matrix products on a GPU cannot make neighbours look the same.
+    seen = (points if distinct is None else distinct)[chosen].double()
+    repeated = (seen @ seen.T > 1 - _SAME).tril(-1).any(1)
+    return _Seeds(points[chosen], ~repeated)
+
+
+def _plus_plus(points: Tensor, groups: int, generator: torch.Generator | None) -> Tensor:
+    # The random numbers are drawn at once on the CPU: the same seed gives the same groups on every device.
+    draws = torch.rand(groups, generator=generator, dtype=torch.float64).to(points.device, points.dtype)
+    chosen = torch.empty(groups, dtype=torch.long, device=points.device)
+    chosen[0] = (draws[0] * len(points)).long().clamp(max=len(points) - 1)
+    distance = torch.full((len(points),), torch.inf, dtype=points.dtype, device=points.device)
+    for j in range(1, groups):
+        newest = points.index_select(0, chosen[j - 1 : j]).squeeze(0)
+        distance = torch.minimum(distance, (1 - points @ newest).clamp(min=0))
+        mass = torch.where(distance > _SAME, distance, 0).cumsum(0)
+        chosen[j] = torch.searchsorted(mass, draws[j : j + 1] * mass[-1], right=True).clamp(max=len(points) - 1)[0]
+    return chosen
+
+
+def _lloyd(points: Tensor, seeds: _Seeds, iterations: int) -> Tensor:
+    centroids, alive = seeds
+    dead = torch.where(alive, 0.0, -torch.inf).to(points.dtype)
+    assignment = torch.empty(0)
+    for step in range(iterations):
+        assignment = torch.addmm(dead, points, centroids.T).argmax(1)
+        if step + 1 < iterations:
+            sums = _one_hot(assignment, len(centroids), points.dtype).T @ points
+            # A group that lost all its points keeps its place, and may win some back.
+            empty = sums.abs().amax(1, keepdim=True) == 0
+            centroids = torch.where(empty, centroids, F.normalize(sums, dim=1))
+    return assignment
+
+
+def _first_equal(unit: Tensor) -> Tensor:
+    """For each point the first point that coincides with it."""
+    same = unit @ unit.T > 1 - _SAME
+    order = torch.arange(len(unit), 0, -1, device=unit.device)
+    return (same * order).argmax(1)
+
+
+def _leading_eigenvectors(matrix: Tensor, k: int) -> tuple[Tensor, str]:
+    """The k leading eigenvectors (B, k) of a symmetric positive semi-definite (B, B) matrix."""
+    size = len(matrix)
+    block = k + max(8, k // 4)
+    if size <= EXACT_UP_TO or block * 2 > size:
+        return torch.linalg.eigh(matrix).eigenvectors[:, -k:], "exact eigenvectors"
+    # A fixed start keeps the result a function of the data alone.
+    start = torch.randn(size, block, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    basis = torch.linalg.qr(matrix @ start.to(matrix)).Q
+    rounds = 12
+    for _ in range(rounds):
+        # Two products between orthogonalizations: half the QRs, still far from losing the small directions.
+        basis = torch.linalg.qr(matrix @ (matrix @ basis)).Q
+    ritz = torch.linalg.eigh(basis.T @ matrix @ basis).eigenvectors[:, -k:]
+    return basis @ ritz, f"subspace iteration, {rounds} rounds"

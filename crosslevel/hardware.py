@@ -1,0 +1,67 @@
+"""Which device and which precision a command takes, and why."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Literal, NamedTuple, get_args
+
+import torch
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+
+class Hardware(NamedTuple):
+    """The chosen ``device`` and ``precision`` (bf16, fp16 or fp32), and one line for the user."""
+
+    device: torch.device
+    precision: str
+    why: str
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context to run a network in."""
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
+
+
+def choose(device: Device = "auto", precision: Precision = "auto") -> Hardware:
+    """Take the fastest device there is, and bfloat16 where its hardware computes it.
+
+    Raises:
+        ValueError: a device that this machine does not have, or an unknown name.
+
+    """
+    if device not in get_args(Device) or precision not in get_args(Precision):
+        raise ValueError(
+            f"device={device}, precision={precision}: take one of {get_args(Device)}, {get_args(Precision)}"
+        )
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
+    if not available[device]:
+        raise ValueError(f"device={device} is not available here: leave it at auto, or check your PyTorch installation")
+    found, fast, because = _describe(device)
+    chosen = precision if precision != "auto" else "bf16" if fast else "fp32"
+    reason = because if precision == "auto" else "as asked"
+    return Hardware(torch.device(device), chosen, f"{found}, {chosen} ({reason})")
+
+
+def _describe(device: str) -> tuple[str, bool, str]:
+    """What the device is called, whether it computes bfloat16, and how that is known."""
+    if device == "cuda":
+        major = torch.cuda.get_device_capability()[0]
+        known = "tensor cores with bfloat16" if major >= 8 else "no bfloat16 before compute capability 8.0"
+        return f"cuda: {torch.cuda.get_device_name()}", major >= 8, known
+    if device == "mps":
+        return "mps: Apple GPU", False, "the precision that all of its operations support"
+    fast = torch.backends.mkldnn.is_available() and _cpu_has_bf16()
+    known = "the processor has bfloat16 instructions" if fast else "the processor has no bfloat16 instructions"
+    return f"cpu, {torch.get_num_threads()} threads", fast, known
+
+
+def _cpu_has_bf16() -> bool:
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch before 2.10
+    return bool(supported and supported())

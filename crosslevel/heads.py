@@ -1,0 +1,58 @@
+"""Projection heads, plain and normalized (Wang, Liu, Yu, CVPR 2021, section 3.3)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Head = Literal["linear", "mlp", "norm-linear", "norm-mlp"]
+
+
+def projection_head(kind: Head, in_features: int, out_features: int = 128, hidden: int | None = None) -> nn.Sequential:
+    """A head (B, in_features) -> (B, out_features).
+
+    Args:
+        kind: ``linear``; ``mlp`` (Linear, ReLU, Linear); ``norm-linear`` and ``norm-mlp``, whose last layer
+            is a `NormLinear`.
+        in_features: D, the encoder's features.
+        out_features: d, the features that are compared.
+        hidden: units of the hidden layer; as many as ``in_features`` unless given.
+
+    Raises:
+        ValueError: an unknown kind.
+
+    """
+    if kind not in get_args(Head):
+        raise ValueError(f"head={kind!r} is not one of {', '.join(get_args(Head))}")
+    width = hidden or in_features
+    first: list[nn.Module] = [nn.Linear(in_features, width), nn.ReLU()] if kind.endswith("mlp") else []
+    fan_in = width if first else in_features
+    last = NormLinear(fan_in, out_features) if kind.startswith("norm") else nn.Linear(fan_in, out_features)
+    return nn.Sequential(*first, last)
+
+
+class NormLinear(nn.Module):
+    """Cosine of the input and each weight vector: both are L2-normalized, and there is no bias.
+
+    (B, in_features) -> (B, out_features), each value in [-1, 1].
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        # Directions uniform on the sphere; the length is irrelevant to the output but scales the gradient.
+        nn.init.normal_(self.weight, std=1 / math.sqrt(in_features))
+
+    def forward(self, x: Float[Tensor, "B in_features"]) -> Float[Tensor, "B out_features"]:
+        """The cosines."""
+        return F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1))
+
+    def extra_repr(self) -> str:
+        """The sizes, for printing."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"

@@ -1,0 +1,208 @@
+"""What is random in a view: the settings of an augmentation, and one draw of its parameters per image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+"""The columns of ``Draw.factors`` and the values of ``Draw.order``."""
+
+ERASE_SCALE, ERASE_RATIO = (0.02, 0.33), (0.3, 3.3)
+"""Area and aspect ratio of an erased box (Zhong et al. 2017, as in torchvision)."""
+
+_TRIES = 10  # torchvision's number of attempts to fit a box into the image
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How one view of an image is drawn. Operations happen in the order of the fields.
+
+    Attributes:
+        scale: smallest and largest area of the crop, as a share of the image.
+        ratio: smallest and largest width / height of the crop.
+        flip: probability of a horizontal flip.
+        jitter: probability of the colour jitter: the next four, in a random order for each image.
+        brightness: factor uniform in [1 - brightness, 1 + brightness], never negative.
+        contrast: likewise.
+        saturation: likewise.
+        hue: shift uniform in [-hue, hue] of the circle; at most 0.5.
+        grayscale: probability of dropping the colour.
+        blur: probability of a Gaussian blur; the kernel is the odd number next to a tenth of the size.
+        blur_sigma: smallest and largest standard deviation of the blur in pixels.
+        solarize: probability of inverting values from 0.5 up (128 of 255 and up in whole levels).
+        erase: probability of erasing a box, after normalization, to 0: the data set's mean colour.
+        crop: False takes the largest centred square in place of a random crop.
+
+    Raises:
+        ValueError: a setting is outside its range; the message names it.
+
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    grayscale: float = 0.2
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.0
+    erase: float = 0.0
+    crop: bool = True
+
+    def __post_init__(self) -> None:
+        unit = (0.0, 1.0)
+        ranges = dict.fromkeys(("flip", "jitter", "grayscale", "blur", "solarize", "erase"), unit)
+        strengths = dict.fromkeys(("brightness", "contrast", "saturation"), (0.0, math.inf))
+        for name, (low, high) in {**ranges, **strengths, "hue": (0.0, 0.5)}.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name}={value} is outside its range: choose a number in [{low}, {high}]")
+        for name, most in (("scale", 1.0), ("ratio", math.inf), ("blur_sigma", math.inf)):
+            first, last = getattr(self, name)
+            if not 0 < first <= last <= most:
+                raise ValueError(
+                    f"{name}=({first}, {last}): give smallest and largest, above 0 and at most {most}"
+                )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The parameters of one view of B images, on the CPU.
+
+    Attributes:
+        boxes: crop (top, left, height, width) in pixels, whole numbers.
+        flip: mirrored or not.
+        jitter: colours jittered or not.
+        factors: of brightness, contrast and saturation, and the shift of hue.
+        order: which of the four comes first, second, third, last.
+        grayscale: colour dropped or not.
+        blur: blurred or not.
+        sigma: standard deviation of the blur in pixels.
+        solarize: solarized or not.
+        erase: erased or not.
+        erase_boxes: (top, left, height, width) in pixels of the view; empty where no box fitted.
+
+    """
+
+    boxes: Float[Tensor, "B 4"]
+    flip: Bool[Tensor, " B"]
+    jitter: Bool[Tensor, " B"]
+    factors: Float[Tensor, "B 4"]
+    order: Int64[Tensor, "B 4"]
+    grayscale: Bool[Tensor, " B"]
+    blur: Bool[Tensor, " B"]
+    sigma: Float[Tensor, " B"]
+    solarize: Bool[Tensor, " B"]
+    erase: Bool[Tensor, " B"]
+    erase_boxes: Float[Tensor, "B 4"]
+
+    def sorted_by(self, index: Int64[Tensor, " B"]) -> Draw:
+        """The same draw with the images in another order."""
+        return Draw(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+
+def draw(
+    augment: Augment, count: int, height: int, width: int, size: int, generator: torch.Generator | None
+) -> Draw:
+    """Parameters of a view of (size, size) pixels for ``count`` images of (height, width), independent.
+
+    Every call takes the same number of random numbers, whatever the settings.
+    """
+    chance = torch.rand(count, 6, generator=generator)
+    flip, jitter, grayscale, blur, solarize, erase = chance.unbind(1)
+    low, high = augment.blur_sigma
+    return Draw(
+        boxes=draw_boxes(augment, count, height, width, generator),
+        flip=flip < augment.flip,
+        jitter=jitter < augment.jitter,
+        factors=_factors(augment, torch.rand(count, 4, generator=generator)),
+        order=torch.rand(count, 4, generator=generator).argsort(dim=1),
+        grayscale=grayscale < augment.grayscale,
+        blur=blur < augment.blur,
+        sigma=torch.rand(count, generator=generator) * (high - low) + low,
+        solarize=solarize < augment.solarize,
+        erase=erase < augment.erase,
+        erase_boxes=_erase_boxes(count, size, generator),
+    )
+
+
+def draw_boxes(
+    augment: Augment, count: int, height: int, width: int, generator: torch.Generator | None
+) -> Float[Tensor, "B 4"]:
+    """Crops (top, left, height, width) by the law of torchvision's RandomResizedCrop.
+
+    Area uniform in ``scale``, log of the aspect ratio uniform; the first of ten tries that fits, else the
+    largest centred box whose ratio is allowed.
+    """
+    shape, place = _shapes(augment.scale, augment.ratio, count, height, width, generator)
+    if not augment.crop:
+        side = min(height, width)
+        return torch.tensor([(height - side) // 2, (width - side) // 2, side, side]).float().repeat(count, 1)
+    fits = (shape > 0).all(2) & (shape <= torch.tensor([height, width])).all(2)
+    chosen, found = _first(shape, fits)
+    room = torch.tensor([height, width]) - chosen
+    box = torch.cat([((room + 1) * place).floor().minimum(room), chosen], dim=1)
+    fallback = torch.tensor(_largest_box(augment.ratio, height, width), dtype=box.dtype)
+    return torch.where(found.unsqueeze(1), box, fallback).float()
+
+
+def _largest_box(ratio: tuple[float, float], height: int, width: int) -> tuple[int, int, int, int]:
+    if width / height < ratio[0]:
+        rows, columns = round(width / ratio[0]), width
+    elif width / height > ratio[1]:
+        rows, columns = height, round(height * ratio[1])
+    else:
+        rows, columns = height, width
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def _erase_boxes(count: int, size: int, generator: torch.Generator | None) -> Float[Tensor, "B 4"]:
+    # torchvision takes the ratio of an erased box as height / width, that of a crop as width / height.
+    shape, place = _shapes(ERASE_SCALE, ERASE_RATIO, count, size, size, generator)
+    shape = shape.flip(2)
+    chosen, found = _first(shape, (shape < size).all(2))
+    room = size - chosen
+    box = torch.cat([((room + 1) * place).floor().minimum(room), chosen], dim=1)
+    return torch.where(found.unsqueeze(1), box, torch.zeros((), dtype=box.dtype)).float()
+
+
+def _shapes(
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    count: int,
+    height: int,
+    width: int,
+    generator: torch.Generator | None,
+) -> tuple[Float64[Tensor, "B tries 2"], Float64[Tensor, "B 2"]]:
+    """Tried (height, width) of boxes, in whole pixels; where in the room that is left they lie, in [0, 1)."""
+    chance = torch.rand(count, 2 * _TRIES + 2, generator=generator, dtype=torch.float64)
+    area, aspect = chance[:, :_TRIES], chance[:, _TRIES : 2 * _TRIES]
+    area = height * width * (area * (scale[1] - scale[0]) + scale[0])
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = torch.exp(aspect * (high - low) + low)
+    return torch.stack([(area / aspect).sqrt().round(), (area * aspect).sqrt().round()], dim=2), chance[
+        :, -2:
+    ]
+
+
+def _first(
+    shape: Float64[Tensor, "B tries 2"], fits: Bool[Tensor, "B tries"]
+) -> tuple[Float64[Tensor, "B 2"], Bool[Tensor, " B"]]:
+    """The first shape that fits, and whether there is one."""
+    first = fits.int().argmax(dim=1)
+    return shape[torch.arange(len(shape)), first], fits.any(dim=1)
+
+
+def _factors(augment: Augment, chance: Float[Tensor, "B 4"]) -> Float[Tensor, "B 4"]:
+    ends = [(max(0.0, 1 - s), 1 + s) for s in (augment.brightness, augment.contrast, augment.saturation)]
+    low, high = torch.tensor([*ends, (-augment.hue, augment.hue)]).unbind(1)
+    return chance * (high - low) + low

@@ -1,0 +1,259 @@
+"""Which image files can be read: decoding that detects every defect, and the list of the bad ones."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+
+PIXEL_LIMIT = 178_956_970
+"""More pixels than this is taken for a decompression bomb (Pillow's limit: a quarter GiB of RGB / 3)."""
+
+# Only formats that are pictures: Pillow would otherwise also hand files to Ghostscript and the like.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF")
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+
+
+class BadImage(Exception):
+    """One image that cannot be read: ``path`` names it, ``reason`` says why."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class BadFiles:
+    """The images that could not be read, each once, with the reason."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+        self._file: str | None = None
+
+    def add(self, path: str, reason: str) -> None:
+        """Record ``path``; the first reason given for a path stands."""
+        self.reasons.setdefault(path, reason)
+
+    def __len__(self) -> int:
+        """How many different images could not be read."""
+        return len(self.reasons)
+
+    def __contains__(self, path: str) -> bool:
+        return path in self.reasons
+
+    def write(self, file: str | os.PathLike[str]) -> None:
+        r"""Write one ``path<TAB>reason`` a line, sorted by path, as UTF-8.
+
+        Backslash, tab, newline and carriage return in a path are written ``\\``, ``\t``, ``\n``, ``\r``;
+        file names that are not UTF-8 keep their bytes.
+        """
+        lines = (f"{_escaped(path)}\t{_escaped(reason)}\n" for path, reason in sorted(self.reasons.items()))
+        Path(file).write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
+        self._file = os.fspath(file)
+
+    def summary(self, total: int) -> str:
+        """One line for the end of a run over ``total`` images."""
+        if not self.reasons:
+            return f"all {total:,} images could be read"
+        where = "" if self._file is None else f" (listed in {_escaped(self._file)})"
+        return f"skipped {len(self):,} of {total:,} images that could not be read{where}"
+
+
+def read_image(file: str, path: str | None = None, max_pixels: int = PIXEL_LIMIT) -> UInt8[Tensor, "3 H W"]:
+    """Read and decode one image file; ``path`` is its name in errors (default: ``file``).
+
+    Raises:
+        BadImage: it cannot be opened or decoded.
+
+    """
+    path = file if path is None else path
+    try:
+        with open(file, "rb", buffering=0) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > 8 * max_pixels:
+                raise BadImage(path, f"the file has {size:,} bytes, more than {max_pixels:,} pixels can need")
+            data = bytearray(stream.read())  # torch takes no read-only buffers
+    except OSError as error:
+        raise BadImage(path, f"cannot be opened: {error.strerror or error}") from error
+    return decode(data, path, max_pixels)
+
+
+def decode(data: bytearray, path: str, max_pixels: int = PIXEL_LIMIT) -> UInt8[Tensor, "3 H W"]:
+    """Decode an encoded image to RGB, upright (EXIF), transparency on white, 16 bits scaled to 8.
+
+    JPEG, PNG, WebP, BMP, TIFF, PPM and GIF (the first frame of several), told by content and not by name.
+
+    Raises:
+        BadImage: empty, broken, truncated, not an image, or more than ``max_pixels``; named ``path``.
+
+    """
+    if not data:
+        raise BadImage(path, "empty file")
+    try:
+        if data.startswith(_JPEG):
+            return _decode_jpeg(data, max_pixels)
+        if data.startswith(_PNG):
+            return _decode_png(data, max_pixels)
+        return _decode_pillow(data, max_pixels)
+    except _Defect as defect:
+        raise BadImage(path, str(defect)) from None
+    except UnidentifiedImageError:
+        raise BadImage(path, "not an image, or the beginning of one is damaged") from None
+    except Image.DecompressionBombError:
+        raise BadImage(path, f"more than {max_pixels:,} pixels") from None
+    except Exception as error:
+        # A damaged file makes decoders fail in any way (struct.error, SyntaxError, IndexError, ...), and
+        # none of them may stop a run of a week.
+        raise BadImage(path, _reason(error)) from error
+
+
+class _Defect(Exception):
+    """What is wrong with an image, in a few words."""
+
+
+@dataclass(slots=True)
+class _JpegHeader:
+    components: int
+    plain: bool  # baseline or progressive Huffman coding with 8 bits, and EXIF where torchvision looks for it
+    exif: bool
+    scan: int  # where the first scan begins
+
+
+def _decode_jpeg(data: bytearray, max_pixels: int) -> Tensor:
+    header = _jpeg_header(data, max_pixels)
+    # libjpeg fills what is missing with gray and only warns. Inside scans the two bytes of the end marker
+    # cannot occur, so without them the file was cut (or cut and padded with zeros).
+    if data.rfind(b"\xff\xd9") < header.scan:
+        raise _Defect("truncated: the end-of-image marker is missing")
+    if header.plain and header.components in (1, 3):
+        encoded = torch.frombuffer(data, dtype=torch.uint8)
+        image: Tensor = decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=header.exif)
+        return image
+    return _decode_pillow(data, max_pixels)
+
+
+def _jpeg_header(data: bytearray, max_pixels: int) -> _JpegHeader:
+    """Walk the segments before the first scan (ITU T.81, annex B)."""
+    position, components, plain, application = 2, 0, False, 0
+    exif, exif_first = False, True
+    while True:
+        while data[position : position + 2] == b"\xff\xff":  # fill bytes
+            position += 1
+        if position + 4 > len(data):
+            raise _Defect("truncated: it ends before the picture begins")
+        if data[position] != 0xFF:
+            raise _Defect("broken: no marker where a JPEG segment must begin")
+        marker = data[position + 1]
+        if marker == 0xDA:
+            if not components:
+                raise _Defect("broken: a scan without a frame header")
+            return _JpegHeader(components, plain and exif_first, exif, position)
+        if marker == 0xE1:
+            application += 1
+            if data[position + 4 : position + 10] == b"Exif\0\0":
+                exif, exif_first = True, exif_first and application == 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            precision, height, width, components = struct.unpack_from(">BHHB", data, position + 4)
+            _check_size(width, height, max_pixels)
+            plain = precision == 8 and marker <= 0xC2
+        position += 2 + (data[position + 2] << 8 | data[position + 3])
+
+
+def _decode_png(data: bytearray, max_pixels: int) -> Tensor:
+    if len(data) < 33:
+        raise _Defect("truncated: it ends before the picture begins")
+    width, height, depth, color = struct.unpack_from(">IIBB", data, 16)
+    _check_size(width, height, max_pixels)
+    extras = any(chunk in data for chunk in (b"tRNS", b"eXIf", b"acTL"))
+    if depth == 8 and color in (0, 2) and not extras:
+        plain: Tensor = decode_png(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
+        return plain
+    # Pillow skips checksums when it decodes, and so would take a part filled with zeros for a picture.
+    with _open(data) as image:
+        image.verify()
+    if depth == 16 and b"tRNS" not in data:
+        # Pillow cuts 16-bit colors to their high byte; libpng gives all 16.
+        deep = decode_png(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.UNCHANGED)
+        with _open(data) as image:
+            orientation = image.getexif().get(0x0112, 1)
+        return _upright(_on_white(deep), orientation)
+    return _decode_pillow(data, max_pixels)
+
+
+def _on_white(deep: Tensor) -> UInt8[Tensor, "3 H W"]:
+    """16-bit gray, gray + alpha, RGB or RGBA as 8-bit RGB on white."""
+    values = deep.to(torch.float32) / 65535
+    color, alpha = (values[:-1], values[-1:]) if len(values) in (2, 4) else (values, torch.ones(()))
+    return ((color * alpha + 1 - alpha) * 255).round().to(torch.uint8).expand(3, -1, -1).contiguous()
+
+
+def _upright(image: Tensor, orientation: int) -> Tensor:
+    """Undo an EXIF orientation (TIFF 6.0, tag 274)."""
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 2)
+    axes = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation, ())
+    return image.flip(axes).contiguous()
+
+
+def _open(data: bytearray) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=_FORMATS)
+
+
+def _decode_pillow(data: bytearray, max_pixels: int) -> Tensor:
+    # Pillow warns of damaged metadata and of large pictures; what counts here is raised.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _open(data) as opened:
+            _check_size(*opened.size, max_pixels)
+            opened.load()
+            image = _rgb(ImageOps.exif_transpose(opened))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """RGB from any of Pillow's modes."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+            raise _Defect("32-bit or signed pixels have no agreed range: convert it to 8 or 16 bits")
+        # Exact rounding of v * 255 / 65535.
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise _Defect("floating-point pixels have no agreed range: convert it to 8 or 16 bits")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise _Defect(f"broken: a picture of {width} x {height} pixels")
+    if width * height > max_pixels:
+        raise _Defect(f"{width} x {height} are more than {max_pixels:,} pixels")
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().split("\n")[0]
+    # torchvision begins with the place in its own source.
+    text = text.rsplit(": ", 1)[-1] if ".cpp" in text else text
+    if "truncated" in text.lower() or "incomplete" in text.lower():
+        return f"truncated: {text}"
+    return f"cannot be decoded: {text or type(error).__name__}"
+
+
+def _escaped(text: str) -> str:
+    replaced = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return replaced.replace("\t", "\\t")

@@ -1,0 +1,338 @@
+"""Random views of a whole batch at once, on the batch's own device; parameters differ from image to image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64, Shaped, UInt8
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as torchvision
+
+from crosslevel.images import augment as op
+from crosslevel.images.draws import CONTRAST, HUE, SATURATION, Augment, Draw, draw, draw_boxes
+
+_BYOL = Augment(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
+
+PRESETS: dict[str, tuple[Augment, ...]] = {
+    # Chen et al. 2020, app. A, strength s = 1
+    "simclr": (Augment(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5),),
+    # Chen et al. 2020 (MoCo v2), sec. 3
+    "mocov2": (Augment(scale=(0.2, 1.0), blur=0.5),),
+    # Grill et al. 2020, table 6: two views of different strength
+    "byol": (_BYOL, replace(_BYOL, blur=0.1, solarize=0.2)),
+    # Wang et al. 2021, the authors' CIFAR recipe
+    "cifar": (Augment(scale=(0.2, 1.0)),),
+    "none": (Augment(crop=False, flip=0.0, jitter=0.0, grayscale=0.0),),
+}
+"""What one view, or several different views in turn, of a published method look like."""
+
+# Two megabytes of float32: the operations of a chunk then find it in the cache, not in memory.
+_CHUNK = 2**19
+
+
+class Views(nn.Module):
+    """Random views of a whole batch at once, on the batch's own device.
+
+    Every image of every view gets parameters of its own, drawn on the CPU, so that one seed gives the same
+    parameters on every device. View v takes entry v (modulo their number) of the preset, with the settings
+    given here in place of the preset's. ``count``, the number of views, is 2 unless set.
+
+    Args:
+        preset: ``simclr``, ``mocov2``, ``byol``, ``cifar`` or ``none`` (no randomness: a centred square).
+        size: height and width of a view in pixels.
+        scale: smallest and largest area of the crop, as a share of the image. Default: the preset's.
+        flip: probability of a horizontal flip. Default: the preset's.
+        jitter: probability of the colour jitter. Default: the preset's.
+        brightness: strength of the jitter, as in torchvision's ColorJitter. Default: the preset's.
+        contrast: likewise.
+        saturation: likewise.
+        hue: likewise, at most 0.5.
+        grayscale: probability of dropping the colour. Default: the preset's.
+        blur: probability of a Gaussian blur. Default: the preset's.
+        blur_sigma: smallest and largest standard deviation of the blur, in pixels. Default: the preset's.
+        solarize: probability of inverting values from 0.5 up. Default: the preset's.
+        erase: probability of erasing a box. Default: the preset's.
+        mean: mean of red, green and blue that normalization subtracts, for values in [0, 1].
+        std: standard deviation of red, green and blue that normalization divides by.
+
+    Raises:
+        ValueError: the preset is unknown, or a setting is outside its range.
+
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        preset: str = "cifar",
+        size: int = 32,
+        scale: tuple[float, float] | None = None,
+        flip: float | None = None,
+        jitter: float | None = None,
+        brightness: float | None = None,
+        contrast: float | None = None,
+        saturation: float | None = None,
+        hue: float | None = None,
+        grayscale: float | None = None,
+        blur: float | None = None,
+        blur_sigma: tuple[float, float] | None = None,
+        solarize: float | None = None,
+        erase: float | None = None,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+    ) -> None:
+        super().__init__()
+        if preset not in PRESETS:
+            nearest = get_close_matches(preset, PRESETS, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"preset={preset!r} is unknown: did you mean {nearest!r}? One of {', '.join(PRESETS)}"
+            )
+        if size < 4 or min(std) <= 0:
+            raise ValueError(f"size={size}, std={std}: a view needs 4 pixels or more, and every std above 0")
+        given: dict[str, Any] = {
+            "scale": scale,
+            "flip": flip,
+            "jitter": jitter,
+            "brightness": brightness,
+            "contrast": contrast,
+            "saturation": saturation,
+            "hue": hue,
+            "grayscale": grayscale,
+            "blur": blur,
+            "blur_sigma": blur_sigma,
+            "solarize": solarize,
+            "erase": erase,
+        }
+        changes = {name: value for name, value in given.items() if value is not None}
+        self.augments = tuple(replace(augment, **changes) for augment in PRESETS[preset])
+        self.size, self.count = size, 2
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def forward(
+        self, images: UInt8[Tensor, "B *V 3 H W"], generator: torch.Generator | None = None
+    ) -> list[Float[Tensor, "B 3 size size"]]:
+        """``count`` views of every image, normalized.
+
+        Args:
+            images: whole images (B, 3, H, W), or crops of them (B, V, 3, size, size) as ``crops`` makes
+                them: then crop v becomes view v, and only the crop is skipped.
+            generator: a CPU generator; None takes torch's own.
+
+        Raises:
+            ValueError: the images are not uint8 of one of these shapes.
+
+        """
+        cropped = images.ndim == 5
+        self._check(images, cropped)
+        with _float32_without_gradients(images.device):
+            return [
+                self._view(images[:, v] if cropped else images, self._augment(v), cropped, generator)
+                for v in range(self.count)
+            ]
+
+    def crops(
+        self, image: UInt8[Tensor, "3 H W"], generator: torch.Generator | None = None
+    ) -> UInt8[Tensor, "V 3 size size"]:
+        """The random crops of one decoded image, one a view: what a loader's worker does of a view."""
+        height, width = image.shape[-2:]
+        views = []
+        for v in range(self.count):
+            box = draw_boxes(self._augment(v), 1, height, width, generator)[0].int().tolist()
+            views.append(torchvision.resized_crop(image, *box, size=[self.size, self.size], antialias=True))
+        return torch.stack(views)
+
+    def center(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 size size"]:
+        """The view for evaluation: the largest centred square, resized where needed, normalized."""
+        height, width = images.shape[-2:]
+        if height == width == self.size:
+            return self._normalize_(images.to(torch.float32).div_(255))
+        side = min(height, width)
+        box = torch.tensor([(height - side) // 2, (width - side) // 2, side, side])
+        views = []
+        with _float32_without_gradients(images.device):
+            for chunk in images.split(_chunk_length(images, self.size)):
+                boxes = box.repeat(len(chunk), 1).to(images.device, non_blocking=True)
+                views.append(self._normalize_(op.crop_resize(chunk, boxes, self.size)))
+        return torch.cat(views)
+
+    def _augment(self, view: int) -> Augment:
+        return self.augments[view % len(self.augments)]
+
+    def _check(self, images: Tensor, cropped: bool) -> None:
+        shape = tuple(images.shape)
+        expected = (self.count, 3, self.size, self.size)
+        if images.dtype != torch.uint8 or (shape[1:] != expected if cropped else shape[1:2] != (3,)):
+            crops = ", ".join(map(str, expected))
+            raise ValueError(
+                f"images are {images.dtype} {shape}: give uint8 (B, 3, H, W), or crops (B, {crops})"
+            )
+
+    def _view(
+        self,
+        images: UInt8[Tensor, "B 3 H W"],
+        augment: Augment,
+        cropped: bool,
+        generator: torch.Generator | None,
+    ) -> Float[Tensor, "B 3 size size"]:
+        height, width = images.shape[-2:]
+        drawn = draw(augment, len(images), height, width, self.size, generator)
+        views = torch.empty(len(images), 3, self.size, self.size, device=images.device)
+        for part in _parts(drawn, _chunk_length(images, self.size), images.device):
+            pixels = images.index_select(0, part.index)
+            if cropped:
+                x = pixels.to(torch.float32).div_(255)
+                x = op.flip(x, part.flip) if augment.flip > 0 else x
+            else:
+                x = op.crop_resize(pixels, part.boxes, self.size, part.flip)
+            x = part.change_colors(x, augment)
+            part.on(part.grayscale, x, op.to_grayscale)
+            part.on(part.blur, x, op.gaussian_blur, part.sigma)
+            part.on(
+                part.solarize, x, lambda chosen: op.solarize(chosen, chosen.new_full((len(chosen),), 0.5))
+            )
+            self._normalize_(x)
+            part.on(part.erase, x, op.erase, part.erase_boxes)
+            views.index_copy_(0, part.index, x)
+        return views
+
+    def _normalize_(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+        return x.sub_(self.mean.view(3, 1, 1)).div_(self.std.view(3, 1, 1))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Images of a batch that take the same sequence of operations, with their parameters, on the device.
+
+    ``hue_round`` says after how many of the three other colour operations hue comes; None: no jitter at all.
+    ``index`` are the images' places in the batch; ``grayscale``, ``blur``, ``solarize`` and ``erase`` are
+    places in the part.
+    """
+
+    hue_round: int | None
+    index: Int64[Tensor, " n"]
+    grayscale: Int64[Tensor, " g"]
+    blur: Int64[Tensor, " b"]
+    solarize: Int64[Tensor, " s"]
+    erase: Int64[Tensor, " e"]
+    boxes: Float[Tensor, "n 4"]
+    flip: Bool[Tensor, " n"]
+    matrix: Float[Tensor, "n 3 3 3"]
+    level: Float[Tensor, "n 3 3"]
+    shift: Float[Tensor, " n"]
+    sigma: Float[Tensor, " n"]
+    erase_boxes: Float[Tensor, "n 4"]
+
+    def change_colors(self, x: Float[Tensor, "n 3 H W"], augment: Augment) -> Float[Tensor, "n 3 H W"]:
+        """The four jitter operations, in each image's own order."""
+        if self.hue_round is None:
+            return x
+        for step in range(4):
+            if step == self.hue_round and 0 < augment.hue <= 1 / 6:
+                x = op.rotate_hue_(x, 6 * self.shift)
+            elif step == self.hue_round and augment.hue > 0:
+                x = op.adjust_hue(x, self.shift)
+            if step < 3:
+                x = op.mix_colors(x, self.matrix[:, step], self.level[:, step])
+        return x
+
+    @staticmethod
+    def on(
+        chosen: Int64[Tensor, " k"],
+        x: Float[Tensor, "n 3 H W"],
+        operation: Callable[..., Tensor],
+        *parameters: Shaped[Tensor, "n ..."],
+    ) -> None:
+        """In place: ``operation`` on the chosen images."""
+        if len(chosen):
+            x.index_copy_(0, chosen, operation(*(t.index_select(0, chosen) for t in (x, *parameters))))
+
+
+@contextmanager
+def _float32_without_gradients(device: torch.device) -> Iterator[None]:
+    """Whatever autocast the caller is in: a view rounded to bfloat16 has lost half of its gray levels."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if torch.amp.is_autocast_available(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield
+
+
+def _chunk_length(images: UInt8[Tensor, "B 3 H W"], size: int) -> int:
+    pixels = max(images.shape[-2] * images.shape[-1], size**2)
+    return max(1, _CHUNK // (3 * pixels)) if images.device.type == "cpu" else max(1, len(images))
+
+
+def _parts(drawn: Draw, most: int, device: torch.device) -> Iterator[_Part]:
+    """The batch, sorted by when hue comes, in parts of at most ``most`` images.
+
+    Which images a part holds is decided on the CPU, so that the device is never waited for.
+    """
+    hue_round = (drawn.order == HUE).int().argmax(dim=1)
+    group = torch.where(drawn.jitter, hue_round, 4)
+    order = group.argsort(stable=True)
+    drawn = drawn.sorted_by(order)
+    matrix, level = _rounds(drawn)
+    numbers = [
+        drawn.boxes,
+        drawn.flip.float(),
+        matrix,
+        level,
+        drawn.factors[:, HUE],
+        drawn.sigma,
+        drawn.erase_boxes,
+    ]
+    boxes, flip, matrix, level, shift, sigma, erase_boxes = _send(numbers, device)
+    spans, first = [], 0
+    for kind, images in enumerate(torch.bincount(group, minlength=5).tolist()):
+        spans += [
+            (kind, start, min(start + most, first + images)) for start in range(first, first + images, most)
+        ]
+        first += images
+    flags = (drawn.grayscale, drawn.blur, drawn.solarize, drawn.erase)
+    places = [
+        part
+        for _, start, stop in spans
+        for part in (order[start:stop], *(flag[start:stop].nonzero()[:, 0] for flag in flags))
+    ]
+    places = _send(places, device)
+    for number, (kind, start, stop) in enumerate(spans):
+        span = slice(start, stop)
+        index, grayscale, blur, solarize, erase = places[5 * number : 5 * number + 5]
+        yield _Part(
+            hue_round=None if kind == 4 else kind,
+            index=index,
+            grayscale=grayscale,
+            blur=blur,
+            solarize=solarize,
+            erase=erase,
+            boxes=boxes[span],
+            flip=flip[span] > 0,
+            matrix=matrix[span],
+            level=level[span],
+            shift=shift[span],
+            sigma=sigma[span],
+            erase_boxes=erase_boxes[span],
+        )
+
+
+def _rounds(drawn: Draw) -> tuple[Float[Tensor, "B 3 3 3"], Float[Tensor, "B 3 3"]]:
+    """Brightness, contrast and saturation of each image in its own order, as arguments of ``mix_colors``."""
+    kind = drawn.order[drawn.order != HUE].view(-1, 3)
+    factor = drawn.factors.gather(1, kind)
+    return op.mixing(factor, (1 - factor) * (kind == SATURATION), (1 - factor) * (kind == CONTRAST))
+
+
+def _send(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors of one type, on the device, by one copy that the CPU does not wait for."""
+    if device.type == "cpu":
+        return tensors
+    sent = torch.cat([tensor.flatten() for tensor in tensors]).to(device, non_blocking=True)
+    pieces = sent.split([tensor.numel() for tensor in tensors])
+    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]

@@ -1,0 +1,105 @@
+"""What a method remembers between steps: a bank of instances, a queue of keys, an averaged twin."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+
+class InstanceBank(nn.Module):
+    """One unit vector for every image (Wu et al., CVPR 2018, section 3.2).
+
+    ``rows`` (N, d). An update moves a row towards the new feature, row <- l2(momentum * row + (1 - momentum) * z).
+
+    Args:
+        images: N.
+        features: d.
+        momentum: in [0, 1); how much of the old row stays.
+        dtype: of the rows; float16 halves the memory.
+
+    """
+
+    rows: Tensor
+
+    def __init__(
+        self, images: int, features: int = 128, momentum: float = 0.5, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum={momentum} must be in [0, 1)")
+        self.momentum = momentum
+        self.register_buffer("rows", F.normalize(torch.randn(images, features), dim=1).to(dtype))
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.rows)
+
+    def forward(self, index: Int64[Tensor, " B"]) -> Float[Tensor, "B d"]:
+        """The rows of ``index``."""
+        return self.rows[index]
+
+    @torch.no_grad()
+    def update(self, index: Int64[Tensor, " B"], z: Float[Tensor, "B d"]) -> None:
+        """Move the rows of ``index`` towards ``z``; an index must not repeat."""
+        mixed = torch.lerp(z.detach().float(), self.rows[index].float(), self.momentum)
+        self.rows[index] = F.normalize(mixed, dim=1).to(self.rows.dtype)
+
+
+class KeyQueue(nn.Module):
+    """The newest ``size`` keys, first in, first out (He et al., CVPR 2020, section 3.2).
+
+    ``keys`` (size, d), random unit vectors at first, as in the paper's code. Batches may have any size; of
+    one larger than the queue the last ``size`` keys stay.
+    """
+
+    keys: Tensor
+    position: Tensor
+
+    def __init__(self, size: int, features: int = 128) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"queue={size} must hold at least one key")
+        self.size = size
+        self.register_buffer("keys", F.normalize(torch.randn(size, features), dim=1))
+        self.register_buffer("position", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def enqueue(self, keys: Float[Tensor, "B d"]) -> None:
+        """Put ``keys`` in the place of the oldest ones."""
+        kept = keys.detach()[-self.size :]
+        skipped = len(keys) - len(kept)
+        # Index arithmetic on the device: no step waits for the position to reach the host.
+        slots = (self.position + skipped + torch.arange(len(kept), device=keys.device)) % self.size
+        self.keys[slots] = kept.to(self.keys.dtype)
+        self.position.copy_((self.position + len(keys)) % self.size)
+
+
+class MomentumCopy(nn.Module):
+    """An exponential moving average of a module, without gradients (He et al., CVPR 2020, eq. 2).
+
+    ``momentum`` m may change between steps. Parameters follow twin <- m * twin + (1 - m) * module; buffers
+    (batch statistics) are the twin's own, updated by its own forward passes.
+    """
+
+    def __init__(self, module: nn.Module, momentum: float = 0.999) -> None:
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum={momentum} must be in [0, 1]")
+        self.momentum = momentum
+        self.twin = copy.deepcopy(module).requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """The twin's output."""
+        out: Tensor = self.twin(x)
+        return out
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """One step of the average towards ``module``."""
+        mine, theirs = list(self.twin.parameters()), [p.detach() for p in module.parameters()]
+        torch._foreach_lerp_(mine, theirs, 1 - self.momentum)

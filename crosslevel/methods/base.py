@@ -1,0 +1,87 @@
+"""The contract between a method and the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from crosslevel.heads import Head, projection_head
+
+
+class Method(nn.Module):
+    """An instance-level method: the instance branch's head, its memory and its loss.
+
+    Every method takes the trained encoder and the number of images as its first two arguments and keeps
+    each further argument as an attribute of the same name. The loop encodes the first ``online`` views with
+    the trained network and hands over all views, those features, and the images' indices.
+
+    Args:
+        encoder: the network that is trained, with ``num_features`` D. It is not registered as a part of
+            the method: the loop owns it.
+        head: kind of the instance head (`crosslevel.heads.projection_head`).
+        out_features: d, the size of the compared features.
+        hidden: units of the hidden layer of an MLP head.
+
+    """
+
+    online: int
+    """How many views, the first ones, the trained network encodes."""
+
+    extra_views: ClassVar[int] = 0
+    """How many further views the method encodes itself."""
+
+    def __init__(self, encoder: nn.Module, head: Head, out_features: int, hidden: int | None) -> None:
+        super().__init__()
+        features = encoder.num_features
+        if not isinstance(features, int):
+            raise TypeError(f"the encoder's num_features must be an int, not {features!r}")
+        # In a tuple, the encoder is no submodule: its weights are neither saved nor optimized twice.
+        self._trained = (encoder,)
+        self.head, self.out_features, self.hidden = head, out_features, hidden
+        self.branch = projection_head(head, features, out_features, hidden)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The network that is trained."""
+        return self._trained[0]
+
+    @property
+    def views(self) -> int:
+        """How many views of each image the method needs."""
+        return self.online + self.extra_views
+
+    def forward(
+        self,
+        views: Sequence[Float[Tensor, "B 3 h w"]],
+        features: Sequence[Float[Tensor, "B D"]],
+        index: Int64[Tensor, " B"],
+    ) -> Float[Tensor, ""]:
+        """The instance loss of one batch.
+
+        Args:
+            views: all views, `views` of them.
+            features: the encoder's features of the first `online` views.
+            index: which images of the source these are.
+
+        """
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Update what the method remembers, after the optimizer's step."""
+
+    def project(self, h: Float[Tensor, "B D"]) -> Float[Tensor, "B d"]:
+        """The instance features, unit length, float32 (float64 for float64 input) under any autocast."""
+        with torch.autocast(h.device.type, enabled=False):
+            z: Tensor = self.branch(h.to(torch.promote_types(h.dtype, torch.float32)))
+            return F.normalize(z, dim=1)
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature that is not positive."""
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature} must be positive")

@@ -1,0 +1,100 @@
+"""MoCo: He, Fan, Wu, Xie, Girshick, "Momentum Contrast for Unsupervised Visual Representation Learning",
+CVPR 2020; with an MLP head and stronger views v2 (Chen, Fan, Girshick, He, 2020).
+
+A query q is told apart from the other images' keys k_i in a queue (eq. 1)::
+
+    L = -log( exp(q . k+ / T) / (exp(q . k+ / T) + sum_i exp(q . k_i / T)) )
+
+The key k+ is another view of q's image, encoded by a moving average of the network (eq. 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from crosslevel.distributed import gather
+from crosslevel.heads import Head
+from crosslevel.memory import KeyQueue, MomentumCopy
+from crosslevel.methods.base import Method, check_temperature
+
+
+class MoCo(Method):
+    """One or more query views against one key view and a queue of earlier keys."""
+
+    extra_views: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        images: int | None = None,
+        *,
+        temperature: float = 0.2,
+        queue: int = 4096,
+        momentum: float = 0.999,
+        head: Head = "mlp",
+        out_features: int = 128,
+        hidden: int | None = None,
+        online: int = 1,
+    ) -> None:
+        """Build the instance branch, the momentum network and the queue.
+
+        Args:
+            encoder: the network that is trained.
+            images: not used; the queue does not depend on the number of images.
+            temperature: T; 0.07 in MoCo, 0.2 in MoCo v2.
+            queue: K, the number of negative keys.
+            momentum: m of the key network's moving average.
+            head: linear, mlp, norm-linear or norm-mlp.
+            out_features: d.
+            hidden: units of an MLP head's hidden layer; the encoder's feature size unless given.
+            online: number of query views; raised to 2 where another branch compares two trained views.
+
+        """
+        super().__init__(encoder, head, out_features, hidden)
+        check_temperature(temperature)
+        self.temperature, self.momentum, self.queue, self.online = temperature, momentum, queue, online
+        self.key = MomentumCopy(nn.Sequential(encoder, self.branch), momentum)
+        self.negatives = KeyQueue(queue, out_features)
+        self._waiting: list[Tensor] = []
+
+    def forward(
+        self,
+        views: Sequence[Float[Tensor, "B 3 h w"]],
+        features: Sequence[Float[Tensor, "B D"]],
+        index: Int64[Tensor, " B"],
+    ) -> Float[Tensor, ""]:
+        """The mean loss of the query views."""
+        positive = self.encode_key(views[self.online])
+        self._waiting.append(positive)
+        losses = [self.contrast(self.project(h), positive) for h in features[: self.online]]
+        return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def encode_key(self, view: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B d"]:
+        """The momentum network's unit features; its head in float32 like the trained one's."""
+        encoder, branch = self.key.twin.children()
+        h = encoder(view)
+        with torch.autocast(view.device.type, enabled=False):
+            return F.normalize(branch(h.to(torch.promote_types(h.dtype, torch.float32))), dim=1)
+
+    def contrast(self, query: Float[Tensor, "B d"], key: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
+        """Eq. 1 for unit vectors: the key of the same row is the positive, the queue the negatives."""
+        attract = (query * key).sum(1, keepdim=True)
+        with torch.autocast(query.device.type, enabled=False):
+            repel = query @ self.negatives.keys.T.to(query.dtype)
+        logits = torch.cat([attract, repel], dim=1) / self.temperature
+        return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
+
+    def after_step(self) -> None:
+        """Enqueue this step's keys, of all ranks, and move the key network."""
+        for keys in self._waiting:
+            self.negatives.enqueue(gather(keys))
+        self._waiting.clear()
+        self.key.momentum = self.momentum
+        self.key.update(nn.ModuleList([self.encoder, self.branch]))

@@ -1,0 +1,97 @@
+"""NPID: Wu, Xiong, Yu, Lin, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination",
+CVPR 2018.
+
+Every image is a class, and its class weight is a memory v_i of its own feature (eq. 2)::
+
+    L = -log( exp(v_i . z / T) / sum_j exp(v_j . z / T) )
+
+The sum runs over the whole bank, or over the image's own row and m rows drawn from the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from crosslevel.distributed import gather
+from crosslevel.heads import Head
+from crosslevel.memory import InstanceBank
+from crosslevel.methods.base import Method, check_temperature
+
+
+class NPID(Method):
+    """One or more views against the memory bank of all images."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        images: int | None = None,
+        *,
+        temperature: float = 0.1,
+        negatives: int | None = None,
+        momentum: float = 0.5,
+        head: Head = "linear",
+        out_features: int = 128,
+        hidden: int | None = None,
+        online: int = 1,
+    ) -> None:
+        """Build the instance branch and the bank.
+
+        Args:
+            encoder: the network that is trained.
+            images: N, the number of images: one row of the bank each.
+            temperature: T.
+            negatives: m rows drawn anew for each step, uniformly; all rows of the bank unless given.
+            momentum: how much of a bank's row stays when its image is seen.
+            head: linear, mlp, norm-linear or norm-mlp.
+            out_features: d.
+            hidden: units of an MLP head's hidden layer; the encoder's feature size unless given.
+            online: number of views; raised to 2 where another branch compares two trained views.
+
+        """
+        super().__init__(encoder, head, out_features, hidden)
+        check_temperature(temperature)
+        if images is None:
+            raise ValueError("NPID keeps a row for every image: it needs a source of known length; use MoCo instead")
+        if negatives is not None and not 1 <= negatives < images:
+            raise ValueError(f"negatives={negatives} must be between 1 and the {images} images less one")
+        self.images, self.temperature, self.negatives = images, temperature, negatives
+        self.momentum, self.online = momentum, online
+        self.bank = InstanceBank(images, out_features, momentum)
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+
+    def forward(
+        self,
+        views: Sequence[Float[Tensor, "B 3 h w"]],
+        features: Sequence[Float[Tensor, "B D"]],
+        index: Int64[Tensor, " B"],
+    ) -> Float[Tensor, ""]:
+        """The mean loss of the views."""
+        projected = [self.project(h) for h in features[: self.online]]
+        drawn = None if self.negatives is None else torch.randint(self.images, (self.negatives,), device=index.device)
+        with torch.autocast(index.device.type, enabled=False):
+            losses = [self.discriminate(z, index, drawn) for z in projected]
+        self._waiting.append((index, torch.stack([z.detach() for z in projected]).mean(0)))
+        return torch.stack(losses).mean()
+
+    def discriminate(
+        self, z: Float[Tensor, "B d"], index: Int64[Tensor, " B"], drawn: Int64[Tensor, " m"] | None = None
+    ) -> Float[Tensor, ""]:
+        """Eq. 2 for unit vectors against the whole bank, or against each image's own row and the ``drawn`` ones."""
+        if drawn is None:
+            return F.cross_entropy(z @ self.bank.rows.to(z.dtype).T / self.temperature, index)
+        own = (z * self.bank(index).to(z.dtype)).sum(1, keepdim=True)
+        others = z @ self.bank(drawn).to(z.dtype).T
+        # An image drawn as its own negative would repel itself.
+        others = others.masked_fill(drawn == index[:, None], -torch.inf)
+        return F.cross_entropy(torch.cat([own, others], dim=1) / self.temperature, torch.zeros_like(index))
+
+    def after_step(self) -> None:
+        """Move the bank's rows of this step's images, of all ranks, towards their views' mean feature."""
+        for index, z in self._waiting:
+            self.bank.update(gather(index), F.normalize(gather(z), dim=1))
+        self._waiting.clear()

@@ -1,0 +1,69 @@
+"""SimCLR: Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual
+Representations", ICML 2020.
+
+NT-Xent over the 2B views z_1 .. z_2B of a batch, where i' is the other view of i's image (eq. 1)::
+
+    L = mean_i -log( exp(z_i . z_i' / T) / sum_{j != i} exp(z_i . z_j / T) )
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from crosslevel.distributed import gather, rank
+from crosslevel.heads import Head
+from crosslevel.methods.base import Method, check_temperature
+
+
+class SimCLR(Method):
+    """Two views of an image attract each other; all other views in the batch, of all ranks, repel."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        images: int | None = None,
+        *,
+        temperature: float = 0.5,
+        head: Head = "mlp",
+        out_features: int = 128,
+        hidden: int | None = None,
+    ) -> None:
+        """Build the instance branch.
+
+        Args:
+            encoder: the network that is trained.
+            images: not used; the batch is all that SimCLR compares.
+            temperature: T.
+            head: linear, mlp, norm-linear or norm-mlp.
+            out_features: d.
+            hidden: units of an MLP head's hidden layer; the encoder's feature size unless given.
+
+        """
+        super().__init__(encoder, head, out_features, hidden)
+        check_temperature(temperature)
+        self.temperature, self.online = temperature, 2
+
+    def forward(
+        self,
+        views: Sequence[Float[Tensor, "B 3 h w"]],
+        features: Sequence[Float[Tensor, "B D"]],
+        index: Int64[Tensor, " B"],
+    ) -> Float[Tensor, ""]:
+        """NT-Xent of the first two views."""
+        return nt_xent(self.project(features[0]), self.project(features[1]), self.temperature)
+
+
+def nt_xent(z_a: Float[Tensor, "B d"], z_b: Float[Tensor, "B d"], temperature: float) -> Float[Tensor, ""]:
+    """NT-Xent of unit vectors; in a distributed run against the views of all ranks."""
+    batch, offset = len(z_a), rank() * len(z_a)
+    everyone = torch.cat([gather(z_a), gather(z_b)])
+    mine = torch.arange(batch, device=z_a.device) + offset
+    own = torch.cat([mine, mine + len(everyone) // 2])
+    logits = torch.cat([z_a, z_b]) @ everyone.T / temperature
+    logits = logits.scatter(1, own[:, None], -torch.inf)
+    return F.cross_entropy(logits, own.roll(batch))

@@ -1,0 +1,50 @@
+"""The weighted k-nearest-neighbour classifier (Wu et al., CVPR 2018, section 3.4)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+def weighted_knn(
+    bank: Float[Tensor, "N d"],
+    labels: Int64[Tensor, " N"],
+    queries: Float[Tensor, "Q d"],
+    classes: int,
+    k: int = 200,
+    temperature: float = 0.1,
+    chunk: int = 1024,
+) -> Float[Tensor, "Q classes"]:
+    """Each query's votes: exp(cosine / T) of its k nearest rows of the bank, summed by their label.
+
+    Features of any length count by their direction. Queries are taken ``chunk`` at a time, so that memory
+    stays at chunk * N similarities.
+
+    Args:
+        bank: features of known label.
+        labels: their labels, in [0, classes).
+        queries: features to classify.
+        classes: the number of classes.
+        k: neighbours; the whole bank where it is smaller.
+        temperature: T of the vote.
+        chunk: queries at a time.
+
+    Raises:
+        ValueError: an empty bank, features that do not match, or a label out of range.
+
+    """
+    if len(bank) == 0 or bank.shape[1] != queries.shape[1]:
+        raise ValueError(f"the bank is {tuple(bank.shape)}, the queries are {tuple(queries.shape)}: they do not match")
+    if len(labels) != len(bank) or int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise ValueError(f"labels must be {len(bank)} integers in [0, {classes})")
+    keys = F.normalize(bank, dim=1)
+    votes = []
+    for part in queries.split(chunk):
+        nearest = (F.normalize(part, dim=1) @ keys.T).topk(min(k, len(bank)), dim=1)
+        # Relative to the nearest: the ranking is the same, and exp cannot overflow at small T.
+        weight = ((nearest.values - nearest.values[:, :1]) / temperature).exp()
+        empty = torch.zeros(len(part), classes, dtype=weight.dtype, device=weight.device)
+        votes.append(empty.scatter_add(1, labels[nearest.indices], weight))
+    return torch.cat(votes) if votes else bank.new_zeros(0, classes)

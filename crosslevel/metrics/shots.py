@@ -1,0 +1,94 @@
+"""Accuracies of a classifier, as long-tailed recognition reports them (Liu et al., CVPR 2019)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy
+
+CONVENTION = (20, 100)
+"""Fewer training images than the first: few-shot; more than the second: many-shot."""
+
+
+class Shots(NamedTuple):
+    """Classes by how often they occur in training: ``few`` < ``low`` <= ``medium`` <= ``high`` < ``many``."""
+
+    many: Int64[Tensor, " a"]
+    medium: Int64[Tensor, " b"]
+    few: Int64[Tensor, " c"]
+    low: int
+    high: int
+
+    def describe(self) -> str:
+        """The limits, for the user."""
+        return f"many: over {self.high} training images, few: under {self.low}"
+
+
+def split_by_frequency(counts: Int64[Tensor, " C"], limits: tuple[int, int] | None = None) -> Shots | None:
+    """Classes as many-, medium- and few-shot.
+
+    Without ``limits``, the convention's 20 and 100 hold where they leave none of the three empty; elsewhere the
+    limits are the thirds of the ranked classes. None where all classes are equally frequent.
+
+    Args:
+        counts: training images of each class.
+        limits: few-shot below the first, many-shot above the second.
+
+    Raises:
+        ValueError: limits in the wrong order.
+
+    """
+    seen = counts[counts > 0]
+    if limits is not None and limits[0] > limits[1]:
+        raise ValueError(f"shots={limits}: the first limit must not exceed the second")
+    if limits is None:
+        if len(seen) < 3 or int(seen.min()) == int(seen.max()):
+            return None
+        limits = CONVENTION
+        if not (bool((seen < limits[0]).any()) and bool((seen > limits[1]).any())):
+            ranked = seen.sort().values
+            third = len(ranked) // 3
+            limits = int(ranked[third]), int(ranked[-third - 1])
+    low, high = limits
+    known = counts > 0
+    many, few = known & (counts > high), known & (counts < low)
+    return Shots(*((mask.nonzero()[:, 0]) for mask in (many, known & ~many & ~few, few)), low, high)
+
+
+def accuracies(
+    scores: Float[Tensor, "Q C"],
+    labels: Int64[Tensor, " Q"],
+    counts: Int64[Tensor, " C"],
+    shots: Shots | None,
+) -> dict[str, float]:
+    """Top-1, top-5, balanced, and many / medium / few-shot accuracy, all in percent.
+
+    Balanced accuracy is the mean over the classes in the test set of each one's accuracy; a shot split's is the
+    same mean over its classes. A split without test images is left out.
+
+    Args:
+        scores: the higher, the likelier.
+        labels: the truth.
+        counts: training images of each class.
+        shots: `split_by_frequency`'s result.
+
+    """
+    classes = len(counts)
+    options = {"num_classes": classes, "validate_args": False}
+    out = {"top1": multiclass_accuracy(scores, labels, average="micro", **options)}
+    if classes > 5:
+        out["top5"] = multiclass_accuracy(scores, labels, average="micro", top_k=5, **options)
+    by_class = multiclass_accuracy(scores, labels, average="none", **options)
+    tested = torch.zeros(classes, dtype=torch.bool)
+    tested[labels.cpu()] = True
+    out["balanced"] = by_class[tested].mean()
+    if shots is not None:
+        for name in ("many", "medium", "few"):
+            members = getattr(shots, name)
+            members = members[tested[members]]
+            if len(members):
+                out[name] = by_class[members].mean()
+    return {name: 100 * float(value) for name, value in out.items()}

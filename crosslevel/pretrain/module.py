@@ -1,0 +1,140 @@
+"""The one place where encoder, method, CLD and views meet."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from timm.optim import Lars
+from torch import Tensor, nn
+
+from crosslevel.cld import CrossLevel
+from crosslevel.encoder import Encoder
+from crosslevel.images.batches import Batch
+from crosslevel.images.views import Views
+from crosslevel.methods import Method
+
+Optimizer = Literal["sgd", "adamw", "lars"]
+
+
+class NotFinite(RuntimeError):
+    """The loss is no longer a number; the message says what was seen."""
+
+
+class Pretrain(L.LightningModule):
+    """One training step: L = L_I + λ L_G on a shared encoder.
+
+    Everything random in step n is drawn from (seed, n, rank), so that a continued run repeats an uninterrupted one.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        method: Method,
+        cld: CrossLevel | None,
+        views: Views,
+        *,
+        steps: int,
+        warmup_steps: int,
+        optimizer: Optimizer,
+        lr: float,
+        weight_decay: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.method, self.cld, self.views = encoder, method, cld, views
+        self.steps, self.warmup_steps, self.seed = steps, warmup_steps, seed
+        self.optimizer_name, self.lr, self.weight_decay = optimizer, lr, weight_decay
+        self.draws = torch.Generator()
+        self.seen: dict[str, Tensor] = {}
+        if cld is not None:
+            cld.generator = self.draws
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed the step, and set its learning rate."""
+        seed = step_seed(self.seed, self.global_step, self.global_rank)
+        torch.manual_seed(seed)
+        self.draws.manual_seed(seed)
+        rate = cosine(self.global_step, self.steps, self.warmup_steps)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.lr * rate
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one batch."""
+        views = [v.contiguous(memory_format=torch.channels_last) for v in self.views(batch.images, self.draws)]
+        features = [self.encoder(view) for view in views[: self.method.online]]
+        instance = self.method(views, features, batch.index)
+        group = self.cld(features[0], features[1]) if self.cld is not None else instance.new_zeros(())
+        loss: Tensor = instance + group
+        self.seen = {"loss": loss.detach(), "instance_loss": instance.detach()}
+        if self.cld is not None:
+            self.seen["group_loss"] = group.detach()
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Update the method's memory."""
+        self.method.after_step()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimizer named on the command line; weight decay as its field applies it."""
+        groups = parameter_groups(self, self.weight_decay, everything=self.optimizer_name == "sgd")
+        if self.optimizer_name == "sgd":
+            return torch.optim.SGD(groups, lr=self.lr, momentum=0.9)
+        if self.optimizer_name == "adamw":
+            return torch.optim.AdamW(groups, lr=self.lr)
+        return Lars(groups, lr=self.lr, momentum=0.9)
+
+    def values(self) -> dict[str, float]:
+        """What the last step saw, as numbers, for the log."""
+        out = {name: float(value) for name, value in self.seen.items()}
+        out["lr"] = self.lr * cosine(max(self.global_step - 1, 0), self.steps, self.warmup_steps)
+        if self.cld is not None and self.cld.last is not None:
+            sizes = torch.stack([self.cld.last.a.sizes, self.cld.last.b.sizes])
+            out["group_agreement"] = float(self.cld.last.agreement)
+            out["groups_used"] = float((sizes > 0).sum(1).float().mean())
+            out["largest_group"] = float(sizes.amax(1).float().mean())
+        return out
+
+    def check_finite(self) -> None:
+        """Stop the run on a loss that is no number.
+
+        Raises:
+            NotFinite: with everything that was seen.
+
+        """
+        if math.isfinite(float(self.seen["loss"])):
+            return
+        values = ", ".join(f"{name} {value:.4g}" for name, value in self.values().items())
+        broken = [name for name, p in self.named_parameters() if not bool(p.isfinite().all())]
+        where = f"{len(broken)} parameters are not finite, {broken[0]} first" if broken else "all parameters are finite"
+        raise NotFinite(
+            f"the loss is {float(self.seen['loss'])} at step {self.global_step}: {values}; {where}. "
+            "Lower --lr or raise --warmup_epochs; if that does not help, try --precision fp32"
+        )
+
+
+def cosine(step: int, steps: int, warmup: int) -> float:
+    """The learning rate's factor: linear from 1/100 over ``warmup`` steps, then half a cosine to 0."""
+    if step < warmup:
+        return 0.01 + 0.99 * step / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed for one step of one rank; neighbouring arguments give unrelated seeds."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    return (mixed ^ (mixed >> 31)) & 0x7FFFFFFFFFFFFFFF
+
+
+def parameter_groups(module: nn.Module, weight_decay: float, everything: bool) -> list[dict[str, Any]]:
+    """Trained parameters; biases and normalization weights are decayed only with ``everything``."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if everything:
+        return [{"params": trained, "weight_decay": weight_decay}]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]

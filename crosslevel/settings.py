@@ -1,0 +1,36 @@
+"""A run's settings as the tree that its command line has, read back from the objects themselves."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def describe(thing: object, skip: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The arguments that would build ``thing`` again: it keeps each one as an attribute of the same name.
+
+    Raises:
+        AttributeError: an argument that ``thing`` does not keep.
+
+    """
+    names = [n for n in inspect.signature(type(thing).__init__).parameters if n not in ("self", *skip)]
+    return {name: plain(getattr(thing, name)) for name in names}
+
+
+def plain(value: Any) -> Any:
+    """``value`` as YAML has it: tuples become lists, paths strings."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def write(tree: dict[str, Any], file: Path) -> str:
+    """Write ``tree`` to ``file``, and return its text."""
+    text: str = yaml.safe_dump(plain(tree), sort_keys=False, allow_unicode=True)
+    file.write_text(text, encoding="utf-8")
+    return text

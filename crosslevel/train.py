@@ -1,0 +1,328 @@
+"""``crosslevel train``: a folder of images goes in, a trained encoder comes out."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import nn
+
+from crosslevel import images as image_sources
+from crosslevel import pages, report, settings
+from crosslevel.cld import CrossLevel
+from crosslevel.encoder import FILE, Encoder, View
+from crosslevel.features import extract
+from crosslevel.hardware import Device, Hardware, Precision, choose
+from crosslevel.images import BadFiles, BadImage, Images, Packed, TrainBatches, pack
+from crosslevel.images.subsets import take
+from crosslevel.images.views import Views
+from crosslevel.methods import Method, MoCo
+from crosslevel.metrics.knn import weighted_knn
+from crosslevel.pretrain import Optimizer, Outcome, Pretrain, fit
+
+LARGEST_VIEW = 224  # pixels: the usual size, where the images are larger
+BASE_RATES = {"sgd": 0.06, "adamw": 1e-3, "lars": 0.3}  # at 256 images a batch
+BASE_DECAYS = {"sgd": 5e-4, "adamw": 0.05, "lars": 1e-6}
+
+
+def train(
+    images: str,
+    encoder: Encoder,
+    cld: CrossLevel,
+    views: Views,
+    method: Callable[[nn.Module, int | None], Method] | None = None,
+    run: str | None = None,
+    epochs: int = 100,
+    batch_size: int = 256,
+    optimizer: Optimizer = "sgd",
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    warmup_epochs: float | None = None,
+    device: Device = "auto",
+    devices: int = 1,
+    precision: Precision = "auto",
+    workers: int | None = None,
+    memory: float = 4.0,
+    data_root: str | None = None,
+    seed: int = 0,
+    log_every: int = 10,
+    monitor_every: int | None = None,
+    checkpoint_minutes: float = 10,
+    report_html: bool = True,
+    resume: str | None = None,
+) -> Path:
+    """Train an encoder on images without labels.
+
+    Leaves in the run's folder: config.yaml (the whole tree of settings), metrics.csv and tensorboard/, checkpoints/,
+    encoder.safetensors, report.html, and bad_files.txt where a file could not be read.
+
+    Args:
+        images: a folder, a .txt list of files, cifar10, cifar100 or turntable.
+        encoder: the network.
+        cld: the group branch (CLD); --cld.weight 0 turns it off.
+        views: how random views are drawn.
+        method: the instance branch: MoCo, SimCLR or NPID; --method.help MoCo lists its settings. MoCo unless given.
+        run: the run's folder; runs/ and a name made of source and method unless given.
+        epochs: passes over the images.
+        batch_size: images a step, on each device.
+        optimizer: sgd (momentum 0.9), adamw or lars.
+        lr: the highest learning rate; 0.06 (sgd), 0.001 (adamw) or 0.3 (lars) times all devices' batch / 256 unless
+            given.
+        weight_decay: 0.0005 (sgd), 0.05 (adamw) or 0.000001 (lars) unless given.
+        warmup_epochs: epochs of linear warm-up; a tenth of all, at most 5, unless given.
+        device: auto takes CUDA, then Apple's MPS, then the CPU.
+        devices: how many of them; several train distributed.
+        precision: auto takes bfloat16 where the hardware computes it.
+        workers: processes that decode images larger than a view; one a core, at most 8, unless given.
+        memory: gigabytes that decoded images may take; more are decoded anew in each epoch.
+        data_root: folder with the official files of cifar10 and cifar100.
+        seed: of everything random: the same seed gives the same run.
+        log_every: steps between rows of metrics.csv.
+        monitor_every: epochs between kNN accuracies in the log, where the source has labels; a tenth of all unless
+            given; 0 for none.
+        checkpoint_minutes: most minutes between checkpoints within an epoch.
+        report_html: write report.html at the end.
+        resume: folder of a run to continue, with its own settings.
+
+    Returns:
+        the run's folder.
+
+    """
+    given, began = dict(locals()), time.monotonic()
+    console = Console(soft_wrap=True)
+    hardware = choose(device, precision)
+    _say(console, f"device: {hardware.why}")
+    bad = BadFiles()
+    source = image_sources.open(images, data_root=data_root)
+    total = len(source)
+    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    source = _prepared(source, encoder, views, memory, bad, console)
+    chosen, branch = _branches(encoder, method or MoCo, cld, len(source))
+    views.count = chosen.views
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    crops = None if isinstance(source, Packed) else views.crops
+    batches = TrainBatches(
+        source, batch_size, seed=seed, bad=bad, crops=crops, workers=workers, rank=rank, world=devices
+    )
+    _check(branch, chosen, min(batch_size, len(source) // devices), devices)
+    rates = _rates(optimizer, batch_size * devices, epochs, lr, weight_decay, warmup_epochs)
+    every = max(1, epochs // 10) if monitor_every is None else monitor_every
+    folder = _folder(run, images, chosen, branch, resume)
+    if rank == 0 and not resume:
+        named = os.path.abspath(images) if os.path.exists(images) else images
+        resolved = {
+            "images": named,
+            "workers": workers,
+            "monitor_every": every,
+            "precision": hardware.precision,
+        }
+        settings.write(_tree({**given, **rates, **resolved, "method": chosen}), folder / "config.yaml")
+    module = Pretrain(
+        encoder, chosen, branch, views, steps=epochs * len(batches),
+        warmup_steps=round(rates["warmup_epochs"] * len(batches)),
+        optimizer=optimizer, lr=rates["lr"], weight_decay=rates["weight_decay"], seed=seed,
+    )  # fmt: skip
+    _say(
+        console,
+        f"{len(source):,} images, {len(batches):,} steps an epoch, {views.count} views of {views.size} pixels; "
+        f"{type(chosen).__name__}{' + CLD' if branch else ''} on {encoder.name}; run: {folder}",
+    )
+    outcome = fit(
+        module, batches, folder, hardware=hardware, devices=devices, log_every=log_every,
+        checkpoint_minutes=checkpoint_minutes, monitor=_monitor(encoder, source, hardware, seed) if every else None,
+        monitor_every=every, resume=resume is not None, console=console,
+    )  # fmt: skip
+    if rank == 0:
+        encoder.view = View(views.size, views.mean_values, views.std_values)
+        encoder.save(folder / FILE)
+        _report_bad(bad, total, folder, console)
+        if outcome.finished and report_html:
+            _write_report(folder, encoder, branch, source, hardware, seed)
+        _farewell(folder, images, outcome, module.steps, time.monotonic() - began, console)
+    if outcome.signal is not None:
+        sys.exit(128 + outcome.signal)
+    return folder
+
+
+def _prepared(source: Images, encoder: Encoder, views: Views, memory: float, bad: BadFiles, console: Console) -> Images:
+    """Choose the views' size and the stem by the images' size; pack images that are no larger than a view."""
+    side = _typical_side(source)
+    views.adapt(min(LARGEST_VIEW, max(32, side // 32 * 32)))
+    encoder.adapt(views.size)
+    needed = len(source) * 3 * views.size**2 / 1e9
+    if not isinstance(source, Packed) and side <= views.size and needed > memory:
+        _say(
+            console,
+            f"decoded images would take {needed:.1f} GB, over --memory {memory}: they are decoded in each epoch",
+        )
+    if isinstance(source, Packed) or side > views.size or needed > memory:
+        return source
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("decoding images", total=len(source))
+        return pack(source, views.size, bad=bad, progress=lambda done, of: bar.update(task, completed=done, total=of))
+
+
+def _typical_side(source: Images, looked_at: int = 32) -> int:
+    """The median of the shorter sides of some images, in pixels."""
+    places = torch.linspace(0, len(source) - 1, min(looked_at, len(source))).long().tolist()
+    sides = []
+    for i in places:
+        try:
+            sides.append(min(source[i][0].shape[1:]))
+        except BadImage:
+            continue  # named when it is met in training
+    return int(statistics.median(sides)) if sides else LARGEST_VIEW
+
+
+def _branches(
+    encoder: Encoder, method: Callable[[nn.Module, int | None], Method], cld: CrossLevel, images: int
+) -> tuple[Method, CrossLevel | None]:
+    chosen = method(encoder, images)
+    if not cld.weight:
+        return chosen, None
+    # CLD compares two views that the trained network has seen.
+    chosen.online = max(chosen.online, 2)
+    return chosen, cld
+
+
+def _check(cld: CrossLevel | None, method: Method, batch: int, devices: int) -> None:
+    """Refuse, before anything is trained, what would fail in the first step."""
+    if batch < 2:
+        raise ValueError(f"batch_size={batch} leaves nothing to compare with: give at least 2")
+    points = batch * (devices if cld is not None and cld.gather else 1)
+    if cld is not None and cld.groups is not None and cld.groups > points:
+        raise ValueError(
+            f"cld.groups={cld.groups} exceeds the batch of {points} images: lower groups or raise batch_size"
+        )
+    queue = getattr(method, "queue", None)
+    if queue is not None and queue < batch * devices:
+        raise ValueError(f"method.queue={queue} is smaller than the batch of {batch * devices}: raise the queue")
+
+
+def _rates(
+    optimizer: Optimizer, batch: int, epochs: int, lr: float | None, decay: float | None, warmup: float | None
+) -> dict[str, float]:
+    if epochs < 1 or (warmup is not None and not 0 <= warmup <= epochs):
+        raise ValueError(f"epochs={epochs}, warmup_epochs={warmup}: give at least one epoch, and no longer a warm-up")
+    return {
+        "lr": BASE_RATES[optimizer] * batch / 256 if lr is None else lr,
+        "weight_decay": BASE_DECAYS[optimizer] if decay is None else decay,
+        "warmup_epochs": min(5.0, epochs / 10) if warmup is None else warmup,
+    }
+
+
+def _folder(run: str | None, images: str, method: Method, cld: CrossLevel | None, resume: str | None) -> Path:
+    """The run's folder, made; a given one must not hold a run yet.
+
+    Raises:
+        ValueError: it does.
+
+    """
+    if resume:
+        return Path(resume)
+    if run is not None:
+        folder = Path(run)
+        if (folder / "config.yaml").exists():
+            raise ValueError(f"--run {run}: it already holds a run: give another folder, or --resume {run}")
+    else:
+        source = re.sub(r"[^\w.-]+", "-", Path(images).stem or Path(images).resolve().name).strip("-.") or "images"
+        name = f"{source}-{type(method).__name__.lower()}{'-cld' if cld else ''}"
+        tries = [Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000)]
+        folder = next(f for f in tries if not (f / "config.yaml").exists())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _tree(values: dict[str, Any]) -> dict[str, Any]:
+    """The run's settings as the command line has them, with everything that was chosen filled in."""
+    method = values["method"]
+    return {
+        **{k: v for k, v in values.items() if k not in ("run", "resume")},
+        "encoder": settings.describe(values["encoder"]),
+        "cld": settings.describe(values["cld"], skip=("in_features",)),
+        "views": settings.describe(values["views"]),
+        "method": {
+            "class_path": f"{type(method).__module__}.{type(method).__name__}",
+            "init_args": settings.describe(method, skip=("encoder", "images")),
+        },
+    }
+
+
+def _monitor(encoder: Encoder, source: Images, hardware: Hardware, seed: int) -> Callable[[], dict[str, float]] | None:
+    """KNN accuracy of 1,000 images among 5,000 others; None without labels."""
+    if source.labels is None or len(source) < 20:
+        return None
+    draws = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(source), generator=draws)[:6000]
+    queries = len(chosen) // 6
+    part, classes = take(source, chosen), int(source.labels.max()) + 1
+
+    def measure() -> dict[str, float]:
+        found = extract(encoder, part, hardware=hardware)
+        asked = found.index < queries
+        votes = weighted_knn(
+            found.features[~asked],
+            found.labels[~asked],
+            found.features[asked],
+            classes,
+            k=min(200, len(part) // 10),
+        )
+        return {"knn": 100 * float((votes.argmax(1) == found.labels[asked]).float().mean())}
+
+    return measure
+
+
+def _report_bad(bad: BadFiles, total: int, folder: Path, console: Console) -> None:
+    if len(bad):
+        bad.write(folder / "bad_files.txt")
+        _say(console, bad.summary(total))
+
+
+def _write_report(
+    folder: Path, encoder: Encoder, cld: CrossLevel | None, source: Images, hardware: Hardware, seed: int
+) -> None:
+    blocks = [
+        *pages.curve_blocks({"run": folder}),
+        *pages.feature_blocks(encoder, cld, source, hardware, seed),
+        report.commands("Next", next_commands(folder, source.name)),
+        report.settings("Settings", (folder / "config.yaml").read_text(encoding="utf-8")),
+    ]
+    subtitle = f"{len(source):,} images of {source.name} · {hardware.why} · {time.strftime('%Y-%m-%d')}"
+    report.page(folder / "report.html", f"Training run {folder.name}", blocks, subtitle)
+
+
+def next_commands(folder: Path, images: str) -> list[str]:
+    """What a user would do with a run."""
+    source = shlex.quote(images)
+    return [
+        f"crosslevel embed {shlex.quote(str(folder))} {source} -o features.parquet",
+        f"crosslevel evaluate {shlex.quote(str(folder))} {source} --test LABELLED_TEST_IMAGES",
+    ]
+
+
+def _farewell(folder: Path, images: str, outcome: Outcome, steps: int, seconds: float, console: Console) -> None:
+    if not outcome.finished:
+        _say(
+            console,
+            f"stopped at step {outcome.steps:,} of {steps:,}; the encoder so far is {folder / FILE}; to go on:",
+        )
+        _say(console, f"  crosslevel train --resume {shlex.quote(str(folder))}")
+        return
+    _say(console, f"done in {seconds / 60:.1f} min: {folder / FILE}, {folder / 'report.html'}; next:")
+    for line in next_commands(folder, images):
+        _say(console, f"  {line}")
+
+
+def _say(console: Console, line: str) -> None:
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        console.print(line, highlight=False, markup=False)
