@@ -3,7 +3,8 @@
     python benchmarks/views.py [--threads 2] [--rounds 9]
 
 The contestants take turns in one process, so that a busy machine slows all of them; printed are medians over
-the rounds, and each contestant's share of ours.
+the rounds, and each contestant's share of ours. CPU time, with --threads 1, also holds on a busy machine (with
+more threads it counts their waiting for each other).
 """
 
 import argparse
@@ -23,7 +24,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def torchvision_views(augment: Augment, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The same operations with the same probabilities, one image at a time, on bytes as its documentation advises."""
+    """The same operations with the same probabilities, one image at a time, on bytes as its manual advises."""
     strengths = (augment.brightness, augment.contrast, augment.saturation, augment.hue)
     steps: list[torch.nn.Module] = [
         v2.RandomResizedCrop(size, scale=augment.scale, antialias=True),
@@ -69,26 +70,26 @@ def contestants(preset: str, size: int) -> dict[str, tuple[Callable[[torch.Tenso
     return flow
 
 
-def rates(preset: str, size: int, batch: int, rounds: int) -> dict[str, float]:
-    """Median views per second of each contestant, in alternation."""
+def rates(preset: str, size: int, batch: int, rounds: int) -> dict[str, tuple[float, ...]]:
+    """Median views per second and per second of CPU time of each contestant, in alternation."""
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
-    seen: dict[str, list[float]] = {}
+    seen: dict[str, list[tuple[float, float]]] = {}
+    makers = contestants(preset, size)
     for turn in range(rounds + 1):
-        for name, (make, share) in contestants(preset, size).items():
+        for name, (make, share) in makers.items():
             some = images[: max(1, int(batch * share))]
             repeats = 4 if name == "crosslevel" else 1
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             for _ in range(repeats):
                 make(some)
             if turn:  # the first turn warms up
-                seen.setdefault(name, []).append(repeats * len(some) / (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in seen.items()}
+                wall, cpu = time.perf_counter() - start, time.process_time() - used
+                seen.setdefault(name, []).append((repeats * len(some) / wall, repeats * len(some) / cpu))
+    return {name: tuple(map(statistics.median, zip(*pairs, strict=True))) for name, pairs in seen.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     settings = parser.parse_args()
@@ -96,10 +97,11 @@ def main() -> None:
     torch.manual_seed(0)
     for preset, size, batch in CASES:
         found = rates(preset, size, batch, settings.rounds)
-        for name, rate in found.items():
-            share = rate / found["crosslevel"]
+        for name, (rate, per_cpu) in found.items():
+            share = rate / found["crosslevel"][0]
             print(
-                f"{preset:7} {size:3}x{size:<3} batch {batch:3}  {name:11} {rate:9,.0f} views/s  {share:6.3f} of ours"
+                f"{preset} {size}x{size} batch {batch}  {name:11} {rate:9,.0f} views/s, {share:.3f} of ours;"
+                f" {per_cpu:9,.0f} a second of CPU time"
             )
 
 

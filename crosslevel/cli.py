@@ -5,13 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 COMMANDS = {
-    "train": "crosslevel.train",
-    "evaluate": "crosslevel.evaluate",
-    "embed": "crosslevel.embed",
-    "demo": "crosslevel.demo",
+    "demo": (
+        "crosslevel.demo",
+        "MoCo with and without CLD on generated images, and a page that shows both",
+    ),
+    "train": ("crosslevel.train", "images without labels in, a trained encoder out"),
+    "evaluate": (
+        "crosslevel.evaluate",
+        "kNN accuracy of the features, beside an untrained encoder and raw pixels",
+    ),
+    "embed": ("crosslevel.embed", "a table of features, one row an image"),
 }
 
 
@@ -19,9 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command: ``crosslevel VERB ...``."""
     given = sys.argv[1:] if arguments is None else arguments
     if given and given[0] == "--version":
-        from crosslevel import __version__  # noqa: PLC0415
-
-        print(f"crosslevel {__version__}")
+        print(f"crosslevel {version('crosslevel')}")
         return
     verb = given[0] if given else "--help"
     if verb in ("-h", "--help"):
@@ -31,5 +36,21 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"crosslevel: there is no command {verb!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     # Each verb is imported when it is used: --help of one need not wait for the rest.
-    function: Callable[..., Any] = getattr(import_module(COMMANDS[verb]), verb)
+    function: Callable[..., Any] = getattr(import_module(COMMANDS[verb][0]), verb)
     import_module("crosslevel.commands").run(function, given[1:])
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {verb:<{width}}  {what}" for verb, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: crosslevel COMMAND ...",
+            "",
+            "Visual features from natural, unlabelled images.",
+            "",
+            *lines,
+            "",
+            "crosslevel COMMAND --help lists a command's options; crosslevel --version says which this is.",
+        ]
+    )

@@ -77,6 +77,7 @@ def embed(
         for rows in _gathered(features, ROWS):
             start = parts.write(rows, bad)
             bar.update(task, completed=start)
+    parts.bad.update(bad.reasons)
     rows_written = parts.finish()
     seconds = max(time.monotonic() - began, 1e-9)
     speed = f"{(len(source) - first) / seconds:,.0f} images/s"
@@ -97,7 +98,7 @@ def _gathered(features: Iterator[Features], least: int) -> Iterator[Features]:
     waiting: list[Features] = []
     for part in features:
         waiting.append(part)
-        if sum(len(p.index) for p in waiting) >= least:
+        if sum(len(p.places) for p in waiting) >= least:
             yield _joined(waiting)
             waiting = []
     if waiting:
@@ -133,8 +134,8 @@ class _Parts:
 
     def write(self, rows: Features, bad: BadFiles) -> int:
         """Store one piece, and return the first image after it."""
-        done = int(rows.index[-1]) + 1
-        pq.write_table(self._table(rows), self.folder / f"{int(rows.index[0]):012}.parquet")
+        done = int(rows.places[-1]) + 1
+        pq.write_table(self._table(rows), self.folder / f"{int(rows.places[0]):012}.parquet")
         self.bad.update(bad.reasons)
         self._remember(done)
         return done
@@ -163,7 +164,7 @@ class _Parts:
 
     def _table(self, rows: Features) -> pa.Table:
         flat = pa.array(rows.features.numpy().ravel())
-        columns: dict[str, Any] = {"path": [_text(self.source.paths[i]) for i in rows.index.tolist()]}
+        columns: dict[str, Any] = {"path": [_text(self.source.paths[i]) for i in rows.places.tolist()]}
         if self.source.labels is not None:
             columns["label"] = rows.labels.numpy()
             if self.source.classes is not None:

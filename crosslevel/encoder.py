@@ -76,7 +76,8 @@ class Encoder(nn.Module):
     @property
     def num_features(self) -> int:
         """D, the size of the features."""
-        return int(self.backbone.num_features)
+        size: Any = self.backbone.num_features
+        return int(size)
 
     def forward(self, images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B D"]:
         """The pooled features."""
@@ -100,9 +101,10 @@ class Encoder(nn.Module):
         stem = getattr(self.backbone, "conv1", None)
         if not isinstance(self.backbone, ResNet) or not isinstance(stem, nn.Conv2d):
             raise ValueError(f"encoder.small_images fits ResNets with a one-convolution stem, not {self.name}")
-        self.backbone.conv1 = nn.Conv2d(3, stem.out_channels, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(self.backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.backbone.maxpool = nn.Identity()
+        small = nn.Conv2d(3, stem.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
+        self.backbone.add_module("conv1", small)
+        self.backbone.add_module("maxpool", nn.Identity())
         self.small_images = True
 
     def save(self, path: str | Path) -> Path:

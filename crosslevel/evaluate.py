@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Int64
@@ -23,6 +23,23 @@ from crosslevel.metrics.knn import weighted_knn
 from crosslevel.metrics.shots import Shots, accuracies, split_by_frequency
 
 COLUMNS = {"top1": "top-1", "top5": "top-5", "balanced": "balanced", "many": "many", "medium": "medium", "few": "few"}
+
+
+PIXELS: Literal["pixels"] = "pixels"
+"""The kind of features that are the pixels themselves, at `PIXEL_SIZE`."""
+
+PIXEL_SIZE = 32
+DECODED_ONCE = 2e9  # bytes: smaller sources stay in memory for all kinds of features
+
+Kind = Encoder | Literal["pixels"]
+
+
+class Place(NamedTuple):
+    """Where and how encoders run."""
+
+    hardware: Hardware
+    workers: int = 0
+    batch_size: int = 256
 
 
 class Truth(NamedTuple):
@@ -79,43 +96,98 @@ def evaluate(
     console = Console(soft_wrap=True)
     hardware = choose(device, precision)
     encoder = load_encoder(run)
-    bad = BadFiles()
-    train_images = _labelled(images, data_root)
-    test_images = _labelled(test, data_root)
-    _same_classes(train_images, test_images)
     console.print(f"device: {hardware.why}", highlight=False)
-    began = time.monotonic()
-    size = encoder.view.size
-    small = max(len(train_images), len(test_images)) * 3 * size**2 < 2e9
-    if small:
-        # Decoded once, they serve the trained encoder, the untrained one and the pixels.
-        train_images, test_images = (pack(part, size, bad=bad) for part in (train_images, test_images))
-    figures: dict[str, dict[str, float]] = {}
-    kinds = ["raw pixels", "untrained encoder", "trained encoder"] if baselines else ["trained encoder"]
-    for kind in kinds:
-        with console.status(f"{kind} ..."):
-            bank, queries = (
-                _features(kind, encoder, part, hardware, workers, batch_size, bad, seed)
-                for part in (train_images, test_images)
-            )
-            truth = _truth(train_images, test_images, bank, queries, shots)
-            votes = weighted_knn(bank.features, truth.train, queries.features, len(truth.counts), k, temperature)
-            figures[kind] = accuracies(votes, truth.test, truth.counts, truth.shots)
-    _print(console, figures, truth, k, temperature)
+    began, bad = time.monotonic(), BadFiles()
+    place = Place(hardware, workers, batch_size)
+    kinds: dict[str, Kind] = {"trained encoder": encoder}
+    if baselines:
+        kinds = {"raw pixels": PIXELS, "untrained encoder": untrained(encoder, seed), **kinds}
+    bank, queries = labelled_pair(images, test, data_root)
+    figures, truth = compare(kinds, bank, queries, place, bad, k, temperature, shots, console)
+    title = f"kNN accuracy, % (k = {k}, T = {temperature}; {len(truth.test):,} among {len(truth.train):,} images)"
+    print_table(console, title, figures, truth)
     if len(bad):
-        console.print(bad.summary(len(train_images) + len(test_images)), highlight=False, markup=False)
+        console.print(bad.summary(len(bank) + len(queries)), highlight=False, markup=False)
     folder = Path(run) if Path(run).is_dir() else Path(run).parent
     file = Path(output) if output else folder / "evaluation.json"
-    record = {
-        "protocol": "knn",
-        "images": os.fspath(images),
-        "test": os.fspath(test),
-        "k": k,
-        "temperature": temperature,
-    }
-    file.write_text(json.dumps({**record, "accuracy_percent": figures}, indent=2) + "\n", encoding="utf-8")
+    settings = {"protocol": "knn", "images": images, "test": test, "k": k, "temperature": temperature}
+    limits = None if truth.shots is None else [truth.shots.low, truth.shots.high]
+    record = {**settings, "shots": limits, "skipped": bad.reasons, "accuracy_percent": figures}
+    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     console.print(f"{time.monotonic() - began:.1f} s; written to {file}", highlight=False, markup=False)
     return figures
+
+
+def compare(
+    kinds: dict[str, Kind],
+    bank: Images,
+    queries: Images,
+    place: Place,
+    bad: BadFiles,
+    k: int = 200,
+    temperature: float = 0.1,
+    shots: tuple[int, int] | None = None,
+    console: Console | None = None,
+) -> tuple[dict[str, dict[str, float]], Truth]:
+    """KNN figures of several kinds of features on the same images.
+
+    Args:
+        kinds: by name, an encoder, or `PIXELS`.
+        bank: labelled images to look among.
+        queries: labelled images to classify.
+        place: where the encoders run.
+        bad: collects what could not be read.
+        k: how many neighbours vote.
+        temperature: T of the vote.
+        shots: limits of few- and many-shot classes.
+        console: shows what is being measured.
+    """
+    size = max([kind.view.size for kind in kinds.values() if isinstance(kind, Encoder)], default=32)
+    if max(len(bank), len(queries)) * 3 * size**2 < DECODED_ONCE:
+        bank, queries = (pack(part, size, bad=bad) for part in (bank, queries))
+    figures, truth = {}, None
+    for name, kind in kinds.items():
+        with console.status(f"{name} ...") if console else nullcontext():
+            known, asked = (_features(kind, part, place, bad) for part in (bank, queries))
+            truth = _truth(bank, queries, known, asked, shots)
+            votes = weighted_knn(known.features, truth.train, asked.features, len(truth.counts), k, temperature)
+            figures[name] = accuracies(votes, truth.test, truth.counts, truth.shots)
+    if truth is None:
+        raise ValueError("kinds is empty: there are no features to compare")
+    return figures, truth
+
+
+def print_table(console: Console, title: str, figures: dict[str, dict[str, float]], truth: Truth) -> None:
+    """The figures, one row a kind of features."""
+    table = Table(title=title)
+    names = columns(figures)
+    table.add_column("features")
+    for name in names:
+        table.add_column(COLUMNS[name], justify="right")
+    for kind, row in figures.items():
+        table.add_row(kind, *(f"{row[name]:.1f}" for name in names))
+    console.print(table)
+    if truth.shots is not None:
+        console.print(truth.shots.describe(), highlight=False)
+
+
+def columns(figures: dict[str, dict[str, float]]) -> list[str]:
+    """Which figures there are, in the table's order."""
+    return [name for name in COLUMNS if any(name in row for row in figures.values())]
+
+
+def labelled_pair(images: str, test: str, data_root: str | None = None) -> tuple[Images, Images]:
+    """Both sources opened.
+
+    Raises:
+        SourceError: one has no labels, or the test images have classes that the others lack.
+    """
+    bank, queries = (_labelled(source, data_root) for source in (images, test))
+    unknown = sorted(set(queries.classes or []) - set(bank.classes or []))
+    if unknown:
+        named = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
+        raise SourceError(f"{test} has classes that {images} lacks: {named}")
+    return bank, queries
 
 
 def _labelled(source: str, data_root: str | None) -> Images:
@@ -125,20 +197,12 @@ def _labelled(source: str, data_root: str | None) -> Images:
     return images
 
 
-def _same_classes(train: Images, test: Images) -> None:
-    unknown = sorted(set(test.classes or []) - set(train.classes or []))
-    if unknown:
-        named = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
-        raise SourceError(f"{test.name} has classes that {train.name} lacks: {named}")
-
-
-def _features(
-    kind: str, encoder: Encoder, images: Images, hardware: Hardware, workers: int, batch: int, bad: BadFiles, seed: int
-) -> Features:
-    if kind == "raw pixels":
-        return pixels(images, min(encoder.view.size, 32), workers=workers, bad=bad)
-    used = encoder if kind == "trained encoder" else untrained(encoder, seed)
-    return extract(used, images, batch_size=batch, workers=workers, hardware=hardware, bad=bad)
+def _features(kind: Kind, images: Images, place: Place, bad: BadFiles) -> Features:
+    if isinstance(kind, Encoder):
+        return extract(
+            kind, images, batch_size=place.batch_size, workers=place.workers, hardware=place.hardware, bad=bad
+        )
+    return pixels(images, PIXEL_SIZE, workers=place.workers, bad=bad)
 
 
 def untrained(encoder: Encoder, seed: int) -> Encoder:
@@ -160,19 +224,3 @@ def _truth(train: Images, test: Images, bank: Features, queries: Features, shots
     renumbered = torch.tensor([places[name] for name in test.classes])
     counts = torch.bincount(bank.labels, minlength=len(train.classes))
     return Truth(bank.labels, renumbered[queries.labels], counts, split_by_frequency(counts, shots))
-
-
-def _print(console: Console, figures: dict[str, dict[str, float]], truth: Truth, k: int, temperature: float) -> None:
-    title = (
-        f"kNN accuracy, % (k = {k}, T = {temperature}; {len(truth.train):,} images, {len(truth.test):,} test images)"
-    )
-    table = Table(title=title)
-    names = [name for name in COLUMNS if any(name in row for row in figures.values())]
-    table.add_column("features")
-    for name in names:
-        table.add_column(COLUMNS[name], justify="right")
-    for kind, row in figures.items():
-        table.add_row(kind, *(f"{row[name]:.1f}" for name in names))
-    console.print(table)
-    if truth.shots is not None:
-        console.print(truth.shots.describe(), highlight=False)

@@ -17,11 +17,11 @@ from crosslevel.images.health import BadFiles
 
 
 class Features(NamedTuple):
-    """Features of M images on the CPU in float32, their labels (-1: none), and which images they are."""
+    """Features of M images on the CPU in float32, their labels (-1: none), and their places in the source."""
 
     features: Float[Tensor, "M D"]
     labels: Int64[Tensor, " M"]
-    index: Int64[Tensor, " M"]
+    places: Int64[Tensor, " M"]
 
 
 def stream(
@@ -59,7 +59,7 @@ def stream(
         start=start,
     )
     training = encoder.training
-    encoder.to(place.device, memory_format=torch.channels_last).eval()
+    encoder.to(place.device).to(memory_format=torch.channels_last).eval()
     try:
         for batch in batches:
             shown = batch.images.to(place.device, non_blocking=True)
@@ -86,7 +86,7 @@ def extract(
     for part in stream(encoder, images, **options):  # type: ignore[arg-type]
         parts.append(part)
         if progress is not None:
-            progress(int(part.index[-1]) + 1, len(images))
+            progress(int(part.places[-1]) + 1, len(images))
     return Features(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

@@ -108,9 +108,9 @@ def normalized_cut(
         else:
             representative = _first_equal(unit)
             vectors, solver = _leading_eigenvectors(affinity, groups)
-            rows = F.normalize(vectors, dim=1)
+            # Eigenvectors of the null space tell copies apart; neither their seeds nor their groups may.
+            rows = F.normalize(vectors, dim=1)[representative]
             seeds = _initial(rows, groups, init, generator, distinct=unit)
-            # Eigenvectors of the null space tell copies apart; the copies' groups must not.
             assignment = _lloyd(rows, seeds, iterations)[representative]
     return _groups(z, assignment, groups, normalize_centroids, f"normalized cut, {solver}")
 
@@ -194,7 +194,9 @@ def _lloyd(points: Tensor, seeds: _Seeds, iterations: int) -> Tensor:
 
 def _first_equal(unit: Tensor) -> Tensor:
     """For each point the first point that coincides with it."""
-    same = unit @ unit.T > 1 - _SAME
+    cosine = unit @ unit.T
+    # Against its own, not against 1: a copy's product is rounded the same way, however coarse the product is.
+    same = cosine > cosine.diagonal()[:, None] - _SAME
     order = torch.arange(len(unit), 0, -1, device=unit.device)
     return (same * order).argmax(1)
 

@@ -101,5 +101,6 @@ class MomentumCopy(nn.Module):
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """One step of the average towards ``module``."""
-        mine, theirs = list(self.twin.parameters()), [p.detach() for p in module.parameters()]
+        mine: list[Tensor] = list(self.twin.parameters())
+        theirs = [p.detach() for p in module.parameters()]
         torch._foreach_lerp_(mine, theirs, 1 - self.momentum)

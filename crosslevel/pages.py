@@ -89,8 +89,8 @@ def _groups(cld: CrossLevel, shown: Packed, features: Tensor, draws: torch.Gener
         similarity = (z * found.centroids[found.assignment]).sum(1)
     rows = report.group_rows(shown.data[batch], found.assignment.cpu(), similarity.cpu())
     note = (
-        f"One batch of {len(batch)} images in {int((found.sizes > 0).sum())} groups by {found.solver}: the local groups "
-        "that each image's other view is compared with."
+        f"One batch of {len(batch)} images in {int((found.sizes > 0).sum())} groups by {found.solver}: the local "
+        "groups that each image's other view is compared with."
     )
     return report.image_rows("Groups that CLD finds", rows, note)
 

@@ -10,12 +10,15 @@ import yaml
 
 
 def describe(thing: object, skip: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The arguments that would build ``thing`` again: it keeps each one as an attribute of the same name.
+    """The arguments that would build ``thing`` again: it keeps each one as an attribute of the same name, or
+    returns them from ``arguments()``.
 
     Raises:
         AttributeError: an argument that ``thing`` does not keep.
 
     """
+    if hasattr(thing, "arguments"):
+        return {name: plain(value) for name, value in thing.arguments().items() if name not in skip}
     names = [n for n in inspect.signature(type(thing).__init__).parameters if n not in ("self", *skip)]
     return {name: plain(getattr(thing, name)) for name in names}
 

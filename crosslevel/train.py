@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 from rich.progress import Progress
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from crosslevel import images as image_sources
@@ -30,6 +32,7 @@ from crosslevel.methods import Method, MoCo
 from crosslevel.metrics.knn import weighted_knn
 from crosslevel.pretrain import Optimizer, Outcome, Pretrain, fit
 
+CLD_FILE = "cld.safetensors"
 LARGEST_VIEW = 224  # pixels: the usual size, where the images are larger
 BASE_RATES = {"sgd": 0.06, "adamw": 1e-3, "lars": 0.3}  # at 256 images a batch
 BASE_DECAYS = {"sgd": 5e-4, "adamw": 0.05, "lars": 1e-6}
@@ -143,8 +146,10 @@ def train(
         monitor_every=every, resume=resume is not None, console=console,
     )  # fmt: skip
     if rank == 0:
-        encoder.view = View(views.size, views.mean_values, views.std_values)
+        encoder.view = View(views.size, views.mean, views.std)
         encoder.save(folder / FILE)
+        if branch is not None:
+            save_file(branch.state_dict(), folder / CLD_FILE)
         _report_bad(bad, total, folder, console)
         if outcome.finished and report_html:
             _write_report(folder, encoder, branch, source, hardware, seed)
@@ -152,6 +157,16 @@ def train(
     if outcome.signal is not None:
         sys.exit(128 + outcome.signal)
     return folder
+
+
+def load_cld(folder: Path) -> CrossLevel:
+    """The group branch that a run trained beside its encoder."""
+    built = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["cld"]
+    state = load_file(folder / CLD_FILE)
+    in_features = next(iter(state.values())).shape[1]
+    cld = CrossLevel(in_features, **built)
+    cld.load_state_dict(state)
+    return cld
 
 
 def _prepared(source: Images, encoder: Encoder, views: Views, memory: float, bad: BadFiles, console: Console) -> Images:
@@ -269,7 +284,7 @@ def _monitor(encoder: Encoder, source: Images, hardware: Hardware, seed: int) ->
 
     def measure() -> dict[str, float]:
         found = extract(encoder, part, hardware=hardware)
-        asked = found.index < queries
+        asked = found.places < queries
         votes = weighted_knn(
             found.features[~asked],
             found.labels[~asked],

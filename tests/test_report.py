@@ -420,6 +420,11 @@ def test_browser_opens_the_settings_and_hover_shows_the_nearest_picture(browser,
             assert tip.is_displayed()
             assert int(tip.get_attribute("data-point")) == point
             assert tip.text == "name"
+            script = "return [...arguments[0].querySelectorAll('.window, img')].map(e => e.getBoundingClientRect())"
+            window, atlas = browser.execute_script(script, tip)
+            row, column = divmod(point, hover["columns"])
+            assert (window["width"], atlas["width"]) == (96, 96 * hover["columns"])
+            assert (window["x"] - atlas["x"], window["y"] - atlas["y"]) == pytest.approx((column * 96, row * 96))
         chains.ActionChains(browser).move_to_element(browser.find_element("css selector", "h1")).perform()
         assert not tip.is_displayed()
 

@@ -38,9 +38,7 @@ NAMED: dict[str, type[Packed]] = {"cifar10": Cifar10, "cifar100": Cifar100, "tur
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def open(
-    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, data_root: str | None = None
-) -> Images:
+def open(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, data_root: str | None = None) -> Images:
     """The images of ``source``.
 
     - a folder, searched recursively; class-per-folder layouts give labels;
@@ -63,9 +61,7 @@ def open(
     if os.path.exists(source):
         if source.lower().endswith(".txt"):
             return Files.from_text(source)
-        raise SourceError(
-            f"{source}: a single file: give a folder, or a .txt file with one image path a line"
-        )
+        raise SourceError(f"{source}: a single file: give a folder, or a .txt file with one image path a line")
     return _named(source, data_root)
 
 
@@ -121,6 +117,4 @@ def _converted(source: str, key: str, value: str, wanted: Any) -> object:
     except ValueError:
         pass
     kind = {int: "a whole number", float: "a number", bool: "true or false"}.get(wanted)
-    raise SourceError(
-        f"{source}: {key}={value}: " + (f"needs {kind}" if kind else "cannot be set in a source's name")
-    )
+    raise SourceError(f"{source}: {key}={value}: " + (f"needs {kind}" if kind else "cannot be set in a source's name"))

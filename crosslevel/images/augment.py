@@ -121,9 +121,7 @@ def solarize(x: Float[Tensor, "B 3 H W"], threshold: Float[Tensor, " B"]) -> Flo
     return torch.where(x >= _column(threshold), 1 - x, x)
 
 
-def erase(
-    x: Float[Tensor, "B 3 H W"], boxes: Shaped[Tensor, "B 4"], value: float = 0.0
-) -> Float[Tensor, "B 3 H W"]:
+def erase(x: Float[Tensor, "B 3 H W"], boxes: Shaped[Tensor, "B 4"], value: float = 0.0) -> Float[Tensor, "B 3 H W"]:
     """``value`` in the box (top, left, height, width; pixels) of each image; an empty box erases nothing."""
     top, left, rows, columns = boxes.view(-1, 4, 1).unbind(1)
     y = torch.arange(x.shape[-2], device=x.device)

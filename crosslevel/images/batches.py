@@ -78,9 +78,7 @@ class TrainBatches:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: at least 1")
         if isinstance(images, Packed) and (crops or resize not in (None, images.data.shape[-1])):
-            raise ValueError(
-                "crops and resize are for streamed images: views of packed ones are drawn by batch"
-            )
+            raise ValueError("crops and resize are for streamed images: views of packed ones are drawn by batch")
         self._share = len(images) // world
         if not self._share:
             raise SourceError(f"{images.name}: {len(images)} images for {world} ranks: use fewer ranks")
@@ -138,10 +136,7 @@ class EvalBatches:
     def __iter__(self) -> Iterator[Batch]:
         total = len(self.images)
         keys = _Keys(
-            [
-                range(first, min(first + self.batch_size, total))
-                for first in range(self.start, total, self.batch_size)
-            ]
+            [range(first, min(first + self.batch_size, total)) for first in range(self.start, total, self.batch_size)]
         )
         if isinstance(self.images, Packed):
             return (self._packed(self.images, key) for key in keys)
@@ -251,9 +246,7 @@ class _TrainJob(Dataset[_Done]):
         for i in wanted.tolist():
             found = self._readable(epoch, i, bad)
             if found is None:
-                return _Done(
-                    None, bad, f"{self.images.name}: none of its {len(self.images)} images can be read"
-                )
+                return _Done(None, bad, f"{self.images.name}: none of its {len(self.images)} images can be read")
             picture, label, j = found
             picture = picture if self.resize is None else fit(picture, self.resize)
             pictures.append(self.crops(picture, _generator(self.seed, epoch, i)) if self.crops else picture)

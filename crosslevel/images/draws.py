@@ -69,9 +69,7 @@ class Augment:
         for name, most in (("scale", 1.0), ("ratio", math.inf), ("blur_sigma", math.inf)):
             first, last = getattr(self, name)
             if not 0 < first <= last <= most:
-                raise ValueError(
-                    f"{name}=({first}, {last}): give smallest and largest, above 0 and at most {most}"
-                )
+                raise ValueError(f"{name}=({first}, {last}): give smallest and largest, above 0 and at most {most}")
 
 
 @dataclass(frozen=True)
@@ -110,9 +108,7 @@ class Draw:
         return Draw(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
 
-def draw(
-    augment: Augment, count: int, height: int, width: int, size: int, generator: torch.Generator | None
-) -> Draw:
+def draw(augment: Augment, count: int, height: int, width: int, size: int, generator: torch.Generator | None) -> Draw:
     """Parameters of a view of (size, size) pixels for ``count`` images of (height, width), independent.
 
     Every call takes the same number of random numbers, whatever the settings.
@@ -189,9 +185,7 @@ def _shapes(
     area = height * width * (area * (scale[1] - scale[0]) + scale[0])
     low, high = math.log(ratio[0]), math.log(ratio[1])
     aspect = torch.exp(aspect * (high - low) + low)
-    return torch.stack([(area / aspect).sqrt().round(), (area * aspect).sqrt().round()], dim=2), chance[
-        :, -2:
-    ]
+    return torch.stack([(area / aspect).sqrt().round(), (area * aspect).sqrt().round()], dim=2), chance[:, -2:]
 
 
 def _first(

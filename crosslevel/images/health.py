@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+from torchvision.io import ImageReadMode, decode_jpeg
 
 PIXEL_LIMIT = 178_956_970
 """More pixels than this is taken for a decompression bomb (Pillow's limit: a quarter GiB of RGB / 3)."""
@@ -140,7 +141,7 @@ def _decode_jpeg(data: bytearray, max_pixels: int) -> Tensor:
     if header.plain and header.components in (1, 3):
         encoded = torch.frombuffer(data, dtype=torch.uint8)
         image: Tensor = decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=header.exif)
-        return image
+        return image.contiguous()
     return _decode_pillow(data, max_pixels)
 
 
@@ -172,39 +173,27 @@ def _jpeg_header(data: bytearray, max_pixels: int) -> _JpegHeader:
 
 
 def _decode_png(data: bytearray, max_pixels: int) -> Tensor:
-    if len(data) < 33:
-        raise _Defect("truncated: it ends before the picture begins")
-    width, height, depth, color = struct.unpack_from(">IIBB", data, 16)
-    _check_size(width, height, max_pixels)
-    extras = any(chunk in data for chunk in (b"tRNS", b"eXIf", b"acTL"))
-    if depth == 8 and color in (0, 2) and not extras:
-        plain: Tensor = decode_png(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
-        return plain
-    # Pillow skips checksums when it decodes, and so would take a part filled with zeros for a picture.
-    with _open(data) as image:
-        image.verify()
-    if depth == 16 and b"tRNS" not in data:
-        # Pillow cuts 16-bit colors to their high byte; libpng gives all 16.
-        deep = decode_png(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.UNCHANGED)
-        with _open(data) as image:
-            orientation = image.getexif().get(0x0112, 1)
-        return _upright(_on_white(deep), orientation)
-    return _decode_pillow(data, max_pixels)
+    """Check a PNG's chunks (W3C PNG, section 5.3), then decode it.
 
-
-def _on_white(deep: Tensor) -> UInt8[Tensor, "3 H W"]:
-    """16-bit gray, gray + alpha, RGB or RGBA as 8-bit RGB on white."""
-    values = deep.to(torch.float32) / 65535
-    color, alpha = (values[:-1], values[-1:]) if len(values) in (2, 4) else (values, torch.ones(()))
-    return ((color * alpha + 1 - alpha) * 255).round().to(torch.uint8).expand(3, -1, -1).contiguous()
-
-
-def _upright(image: Tensor, orientation: int) -> Tensor:
-    """Undo an EXIF orientation (TIFF 6.0, tag 274)."""
-    if orientation in (5, 6, 7, 8):
-        image = image.transpose(1, 2)
-    axes = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation, ())
-    return image.flip(axes).contiguous()
+    torchvision's decoder crashes the process on damaged data, so Pillow decodes. Pillow skips checksums,
+    and would take a part filled with zeros for a picture, so they are checked here.
+    """
+    if data[12:16] == b"IHDR" and len(data) >= 24:
+        width, height = struct.unpack_from(">II", data, 16)
+        _check_size(width, height, max_pixels)
+    position, view = 8, memoryview(data)
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 8 + length
+        if end + 4 > len(data):
+            break
+        critical = not kind[0] & 0x20
+        if critical and zlib.crc32(view[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise _Defect(f"broken: wrong checksum in chunk {kind.decode('ascii', 'replace')}")
+        if kind == b"IEND":
+            return _decode_pillow(data, max_pixels)
+        position = end + 4
+    raise _Defect("truncated: the end chunk is missing")
 
 
 def _open(data: bytearray) -> Image.Image:

@@ -200,9 +200,7 @@ class Cifar100(Packed):
         data_root: str | None = None,
     ) -> None:
         folder = _cifar_folder("cifar100", "cifar-100-python", "cifar-100-python.tar.gz", data_root)
-        files = [
-            folder / name for name in _of_split("cifar100", split, {"train": ["train"], "test": ["test"]})
-        ]
+        files = [folder / name for name in _of_split("cifar100", split, {"train": ["train"], "test": ["test"]})]
         keys = f"{labels}_labels", f"{labels}_label_names"
         data, numbers, classes = _read_cifar(files, keys[0], folder / "meta", keys[1])
         super().__init__(data, _numbered(split, len(data)), numbers, classes, f"cifar100:{split}")
@@ -235,9 +233,7 @@ def _image_files(root: str) -> list[str]:
     return sorted(found)
 
 
-def _sort_in(
-    entry: os.DirEntry[str], prefix: str, found: list[str], folders: list[str], links: list[str]
-) -> None:
+def _sort_in(entry: os.DirEntry[str], prefix: str, found: list[str], folders: list[str], links: list[str]) -> None:
     name = entry.name
     if name.startswith("."):
         return
@@ -247,7 +243,7 @@ def _sort_in(
         # A link that leads nowhere is listed, so that it is named among the bad files.
         if entry.is_file(follow_symlinks=False) or entry.is_symlink():
             found.append(prefix + name)
-    elif entry.is_symlink() and entry.is_dir():
+    elif entry.is_symlink() and os.path.isdir(entry.path):  # entry.is_dir() raises on a link to itself
         links.append(f"{prefix}{name}/")
 
 

@@ -24,7 +24,7 @@ _Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 _Uniform = Callable[[float, float], float]
 _SPLITS = ("train", "test")
 _LENS = 0.27  # half the picture's width over the distance: a 30 degree lens
-_STUDIOS = 8  # few enough that a scene does not give an object away
+_STUDIOS = 4  # few enough that a scene does not give an object away
 _NOISE = (0.003, 0.015)  # standard deviation of the sensor's noise
 # torch starts threads for tensors beyond 32,768 numbers, once an operation: thousands of times an object, which
 # on a busy machine costs far more than it gains. Below it, whole objects run in parallel and stay in the cache.
@@ -410,8 +410,8 @@ def _film_object(
 
 def _centred(solids: list[_Solid]) -> tuple[list[_Solid], float]:
     """The solids around the origin and of radius about 1, and the height of the floor there."""
-    corners = np.concatenate([_corners(solid) for solid in solids])
-    low, high = corners.min(0), corners.max(0)
+    points = np.concatenate([_corners(solid) for solid in solids])
+    low, high = points.min(0), points.max(0)
     middle, scale = (low + high) / 2, 1 / np.linalg.norm((high - low) / 2)
     shift = np.column_stack([np.zeros((3, 3)), middle])
     return [solid._replace(place=(solid.place - shift) * scale) for solid in solids], float(-middle[1] * scale)
@@ -429,33 +429,34 @@ def _colours(rng: np.random.Generator, count: int, saturation: float) -> _Array:
     """(count, 3) colours of any hue."""
     hue, tint = rng.uniform(size=(count, 1)), rng.uniform(0.1, 1, (count, 1)) * saturation
     wheel = 0.5 - 0.5 * np.cos(2 * np.pi * (hue + np.array([0, 1 / 3, 2 / 3])))
-    return rng.uniform(0.3, 1, (count, 1)) * (1 - tint * wheel)
+    colours: _Array = rng.uniform(0.4, 1, (count, 1)) * (1 - tint * wheel)
+    return colours
 
 
 def _draw_paint(rng: np.random.Generator) -> _Paint:
     wave = rng.standard_normal((3, 3))
     return _Paint(
-        palette=_colours(rng, 4, 0.9),
+        palette=_colours(rng, 4, 0.6),
         pattern=int(rng.integers(0, 5)),
         wave=wave / np.linalg.norm(wave, axis=1, keepdims=True) * rng.uniform(5, 12),
-        contrast=float(rng.uniform(0.2, 0.8)),
+        contrast=float(rng.uniform(0.2, 0.7)),
         gloss=float(rng.uniform(0, 0.6)),
     )
 
 
 def _draw_studio(rng: np.random.Generator) -> _Studio:
-    backdrop = np.tile(_colours(rng, 1, 0.5)[0][:, None, None], (1, 24, 48))
-    for colour in _colours(rng, 14, 0.6):
+    backdrop = np.tile(_colours(rng, 1, 0.35)[0][:, None, None], (1, 24, 48))
+    for colour in _colours(rng, 14, 0.4):
         x, y, w, h = rng.integers(0, 44), rng.integers(0, 22), rng.integers(4, 14), rng.integers(4, 14)
         backdrop[:, y : y + h, x : x + w] += rng.uniform(0.1, 0.5) * (colour[:, None, None] - backdrop[:, :1, :1])
     for _ in range(3):
         padded = np.pad(backdrop, ((0, 0), (1, 1), (1, 1)), mode="edge")
         backdrop = np.mean([padded[:, i : i + 24, j : j + 48] for i in range(3) for j in range(3)], axis=0)
-    ground = _colours(rng, 3, 0.4)
+    ground = _colours(rng, 3, 0.3)
     ground[2] = 0.5 * (ground[1] + ground[2])
     return _Studio(
         ground=ground,
-        grain=rng.uniform([0, 1, 3], [0.08, 4, 14]),
+        grain=rng.uniform([0, 1, 3], [0.06, 4, 14]),
         disc=float(rng.uniform(0.9, 1.3)),
         edge=float(rng.uniform(1.2, 3)),
         marks=int(rng.integers(8, 30)),
@@ -469,7 +470,8 @@ def _draw_film(rng: np.random.Generator, frames: int, stride: float) -> _Film:
     def drift(low: float, high: float, swing: float) -> _Array:
         """(F,) a slow wave of height ``swing`` around a value between low and high, with a little jitter."""
         wave = np.sin(2 * np.pi * (time / rng.uniform(20, 40) + rng.uniform()))
-        return rng.uniform(low, high) + swing * (wave + 0.08 * rng.standard_normal(frames))
+        value: _Array = rng.uniform(low, high) + swing * (wave + 0.08 * rng.standard_normal(frames))
+        return value
 
     turn = rng.choice([-1, 1]) * np.radians(rng.uniform(3, 8)) * time
     yaw = rng.uniform(0, 2 * np.pi) + turn + np.radians(0.7) * rng.standard_normal(frames)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, final
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped, UInt8
@@ -35,6 +35,7 @@ PRESETS: dict[str, tuple[Augment, ...]] = {
 _CHUNK = 2**19
 
 
+@final
 class Views(nn.Module):
     """Random views of a whole batch at once, on the batch's own device.
 
@@ -44,7 +45,7 @@ class Views(nn.Module):
 
     Args:
         preset: ``simclr``, ``mocov2``, ``byol``, ``cifar`` or ``none`` (no randomness: a centred square).
-        size: height and width of a view in pixels.
+        size: height and width of a view in pixels. Default: 32, or what ``adapt`` is told.
         scale: smallest and largest area of the crop, as a share of the image. Default: the preset's.
         flip: probability of a horizontal flip. Default: the preset's.
         jitter: probability of the colour jitter. Default: the preset's.
@@ -65,13 +66,13 @@ class Views(nn.Module):
 
     """
 
-    mean: Tensor
-    std: Tensor
+    _mean: Tensor
+    _std: Tensor
 
     def __init__(
         self,
         preset: str = "cifar",
-        size: int = 32,
+        size: int | None = None,
         scale: tuple[float, float] | None = None,
         flip: float | None = None,
         jitter: float | None = None,
@@ -90,10 +91,8 @@ class Views(nn.Module):
         super().__init__()
         if preset not in PRESETS:
             nearest = get_close_matches(preset, PRESETS, n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"preset={preset!r} is unknown: did you mean {nearest!r}? One of {', '.join(PRESETS)}"
-            )
-        if size < 4 or min(std) <= 0:
+            raise ValueError(f"preset={preset!r} is unknown: did you mean {nearest!r}? One of {', '.join(PRESETS)}")
+        if (size is not None and size < 4) or min(std) <= 0:
             raise ValueError(f"size={size}, std={std}: a view needs 4 pixels or more, and every std above 0")
         given: dict[str, Any] = {
             "scale": scale,
@@ -111,9 +110,19 @@ class Views(nn.Module):
         }
         changes = {name: value for name, value in given.items() if value is not None}
         self.augments = tuple(replace(augment, **changes) for augment in PRESETS[preset])
-        self.size, self.count = size, 2
-        self.register_buffer("mean", torch.tensor(mean), persistent=False)
-        self.register_buffer("std", torch.tensor(std), persistent=False)
+        self.preset, self.mean, self.std, self.count = preset, mean, std, 2
+        self._given, self.size, self._open = given, size or 32, size is None
+        self.register_buffer("_mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("_std", torch.tensor(std), persistent=False)
+
+    def adapt(self, size: int) -> None:
+        """Draw views of ``size`` pixels, where the size was left open."""
+        if self._open:
+            self.size, self._open = size, False
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that build these views again; None where the preset decides."""
+        return {"preset": self.preset, "size": self.size, **self._given, "mean": self.mean, "std": self.std}
 
     def forward(
         self, images: UInt8[Tensor, "B *V 3 H W"], generator: torch.Generator | None = None
@@ -170,9 +179,7 @@ class Views(nn.Module):
         expected = (self.count, 3, self.size, self.size)
         if images.dtype != torch.uint8 or (shape[1:] != expected if cropped else shape[1:2] != (3,)):
             crops = ", ".join(map(str, expected))
-            raise ValueError(
-                f"images are {images.dtype} {shape}: give uint8 (B, 3, H, W), or crops (B, {crops})"
-            )
+            raise ValueError(f"images are {images.dtype} {shape}: give uint8 (B, 3, H, W), or crops (B, {crops})")
 
     def _view(
         self,
@@ -194,16 +201,14 @@ class Views(nn.Module):
             x = part.change_colors(x, augment)
             part.on(part.grayscale, x, op.to_grayscale)
             part.on(part.blur, x, op.gaussian_blur, part.sigma)
-            part.on(
-                part.solarize, x, lambda chosen: op.solarize(chosen, chosen.new_full((len(chosen),), 0.5))
-            )
+            part.on(part.solarize, x, lambda chosen: op.solarize(chosen, chosen.new_full((len(chosen),), 0.5)))
             self._normalize_(x)
             part.on(part.erase, x, op.erase, part.erase_boxes)
             views.index_copy_(0, part.index, x)
         return views
 
     def _normalize_(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-        return x.sub_(self.mean.view(3, 1, 1)).div_(self.std.view(3, 1, 1))
+        return x.sub_(self._mean.view(3, 1, 1)).div_(self._std.view(3, 1, 1))
 
 
 @dataclass(frozen=True)
@@ -291,9 +296,7 @@ def _parts(drawn: Draw, most: int, device: torch.device) -> Iterator[_Part]:
     boxes, flip, matrix, level, shift, sigma, erase_boxes = _send(numbers, device)
     spans, first = [], 0
     for kind, images in enumerate(torch.bincount(group, minlength=5).tolist()):
-        spans += [
-            (kind, start, min(start + most, first + images)) for start in range(first, first + images, most)
-        ]
+        spans += [(kind, start, min(start + most, first + images)) for start in range(first, first + images, most)]
         first += images
     flags = (drawn.grayscale, drawn.blur, drawn.solarize, drawn.erase)
     places = [

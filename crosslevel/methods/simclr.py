@@ -64,6 +64,7 @@ def nt_xent(z_a: Float[Tensor, "B d"], z_b: Float[Tensor, "B d"], temperature: f
     everyone = torch.cat([gather(z_a), gather(z_b)])
     mine = torch.arange(batch, device=z_a.device) + offset
     own = torch.cat([mine, mine + len(everyone) // 2])
-    logits = torch.cat([z_a, z_b]) @ everyone.T / temperature
+    with torch.autocast(z_a.device.type, enabled=False):
+        logits = torch.cat([z_a, z_b]) @ everyone.T / temperature
     logits = logits.scatter(1, own[:, None], -torch.inf)
     return F.cross_entropy(logits, own.roll(batch))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -55,7 +55,8 @@ def split_by_frequency(counts: Int64[Tensor, " C"], limits: tuple[int, int] | No
     low, high = limits
     known = counts > 0
     many, few = known & (counts > high), known & (counts < low)
-    return Shots(*((mask.nonzero()[:, 0]) for mask in (many, known & ~many & ~few, few)), low, high)
+    places = [mask.nonzero()[:, 0] for mask in (many, known & ~many & ~few, few)]
+    return Shots(places[0], places[1], places[2], low, high)
 
 
 def accuracies(
@@ -77,7 +78,7 @@ def accuracies(
 
     """
     classes = len(counts)
-    options = {"num_classes": classes, "validate_args": False}
+    options: Any = {"num_classes": classes, "validate_args": False}
     out = {"top1": multiclass_accuracy(scores, labels, average="micro", **options)}
     if classes > 5:
         out["top5"] = multiclass_accuracy(scores, labels, average="micro", top_k=5, **options)

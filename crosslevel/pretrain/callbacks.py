@@ -129,11 +129,9 @@ class Recorder(L.Callback):
         if not trainer.is_global_zero:
             return
         self.newest.update(values)
-        row = {
-            "step": trainer.global_step,
-            "epoch": round(trainer.global_step / self.steps_per_epoch, 4),
-            **values,
-        }
+        epoch = trainer.global_step / self.steps_per_epoch
+        shown = {name: f"{value:.6g}" for name, value in {"epoch": epoch, **values}.items()}
+        row = {"step": trainer.global_step, **shown}
         with self.file.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS).writerow(row)
         if trainer.logger is not None:
@@ -147,7 +145,7 @@ class Recorder(L.Callback):
 
 
 class Checkpoints(L.Callback):
-    """``last.ckpt`` after each epoch, every ``minutes`` and at the end; ``best.ckpt`` at the lowest mean loss of an epoch."""
+    """``last.ckpt`` after each epoch, every ``minutes`` and at the end; ``best.ckpt`` after the epoch of lowest loss."""
 
     def __init__(self, folder: Path, steps_per_epoch: int, minutes: float, clock: Clock) -> None:
         self.folder, self.steps_per_epoch, self.minutes, self.clock = folder, steps_per_epoch, minutes, clock

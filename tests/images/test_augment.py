@@ -35,9 +35,7 @@ def spread(seed: int, low: float, high: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
-@given(
-    seed=seeds, height=sides, width=sides, factors=st.lists(st.floats(0, 3), min_size=IMAGES, max_size=IMAGES)
-)
+@given(seed=seeds, height=sides, width=sides, factors=st.lists(st.floats(0, 3), min_size=IMAGES, max_size=IMAGES))
 @settings(max_examples=30, deadline=None)
 def test_factor_operations(name, seed, height, width, factors):
     x = images(seed, height, width)
@@ -136,9 +134,7 @@ def test_crop_resize(seed, height, width, size, data):
 
 @pytest.mark.parametrize("side", [300, 40])
 def test_crop_resize_of_bytes(side):
-    x = torch.randint(
-        0, 256, (2, 3, side, side + 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    x = torch.randint(0, 256, (2, 3, side, side + 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     boxes = [[3, 5, side - 4, side], [0, 0, 20, side]]
     theirs = each(lambda i, b: reference.resized_crop(i, *b, size=[32, 32], antialias=True), x / 255, boxes)
     ours = augment.crop_resize(x, torch.tensor(boxes), 32)
@@ -155,6 +151,4 @@ def test_erase_and_normalize():
 
     assert torch.equal(augment.erase(x, boxes, 0.25), each(erased, x, boxes.tolist()))
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    assert torch.equal(
-        augment.normalize(x, torch.tensor(mean), torch.tensor(std)), reference.normalize(x, mean, std)
-    )
+    assert torch.equal(augment.normalize(x, torch.tensor(mean), torch.tensor(std)), reference.normalize(x, mean, std))

@@ -41,9 +41,7 @@ def test_crops_follow_torchvision(height, width):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         image = torch.zeros(3, height, width)
-        theirs = torch.tensor(
-            [RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
-        )
+        theirs = torch.tensor([RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)])
     ours = draw_boxes(augment, 4000, height, width, generator(2))
     assert (ours[:, :2] >= 0).all()
     assert (ours[:, :2] + ours[:, 2:] <= torch.tensor([height, width])).all()
@@ -93,9 +91,7 @@ def test_images_are_independent():
 
 
 def test_blur_sigma_is_uniform():
-    assert (
-        stats.kstest(drawn(Augment(blur_sigma=(0.5, 3.0))).sigma, stats.uniform(0.5, 2.5).cdf).pvalue > CHANCE
-    )
+    assert stats.kstest(drawn(Augment(blur_sigma=(0.5, 3.0))).sigma, stats.uniform(0.5, 2.5).cdf).pvalue > CHANCE
 
 
 def test_erased_boxes_follow_torchvision():

@@ -1,0 +1,138 @@
+"""``crosslevel demo``: the same method with and without CLD on the same images, and a page that shows both."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from crosslevel import commands, pages, report
+from crosslevel.encoder import load_encoder
+from crosslevel.evaluate import (
+    COLUMNS,
+    PIXELS,
+    Kind,
+    Place,
+    Truth,
+    columns,
+    compare,
+    labelled_pair,
+    print_table,
+    untrained,
+)
+from crosslevel.hardware import Device, Precision, choose
+from crosslevel.images import BadFiles
+from crosslevel.train import load_cld, train
+
+RUNS = {"MoCo": "moco", "MoCo + CLD": "moco-cld"}
+
+
+def demo(
+    images: str = "turntable",
+    test: str = "turntable:test",
+    folder: str = "runs/demo",
+    epochs: int = 8,
+    batch_size: int = 256,
+    width: float = 0.25,
+    weight: float = 0.25,
+    groups: int | None = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    seed: int = 0,
+) -> Path:
+    """Train MoCo and MoCo + CLD with the same budget, and show what each is good for.
+
+    Both runs see the same views of the same images in the same steps, on equal networks; they differ in the group
+    branch alone. One table compares them with raw pixels and an untrained encoder, and one page, report.html, shows
+    curves, groups, neighbours and a map. Whichever wins is printed.
+
+    Args:
+        images: labelled images; their labels serve the comparison only.
+        test: labelled images to classify.
+        folder: where both runs and the page go; an earlier demo there is kept and the next gets a number.
+        epochs: passes over the images, of each run.
+        batch_size: images a step.
+        width: of the ResNet-18.
+        weight: of the group branch.
+        groups: of the group branch; three quarters of the batch unless given.
+        device: auto takes CUDA, then Apple's MPS, then the CPU.
+        precision: auto takes bfloat16 where the hardware computes it.
+        seed: of both runs.
+
+    Returns:
+        the page.
+    """
+    console, began = Console(soft_wrap=True), time.monotonic()
+    home = _free(Path(folder))
+    shared = [images, "--method=moco", "--method.online=2", "--report_html=false", "--method.queue=2048"]
+    shared += [f"--epochs={epochs}", f"--batch_size={batch_size}", f"--encoder.width={width}", f"--seed={seed}"]
+    shared += [f"--device={device}", f"--precision={precision}"]
+    for name, place in RUNS.items():
+        own = ["--cld.weight=0"] if place == "moco" else [f"--cld.weight={weight}", f"--cld.groups={groups or 'null'}"]
+        line = [*shared, *own, f"--run={home / place}"]
+        console.rule(name)
+        console.print(f"crosslevel train {shlex.join(line)}", highlight=False, markup=False, style="dim")
+        commands.run(train, line)
+    console.rule("kNN")
+    hardware = choose(device, precision)
+    encoders = {name: load_encoder(home / place) for name, place in RUNS.items()}
+    first = encoders["MoCo"]
+    kinds: dict[str, Kind] = {"raw pixels": PIXELS, "untrained encoder": untrained(first, seed), **encoders}
+    bank, queries = labelled_pair(images, test)
+    figures, truth = compare(kinds, bank, queries, Place(hardware), BadFiles(), console=console)
+    print_table(console, f"kNN accuracy, % (k = 200; {len(queries):,} test images)", figures, truth)
+    verdict = _verdict(figures)
+    console.print(verdict, highlight=False)
+    told = _blocks(home, figures, truth, len(bank), epochs, verdict)
+    shown = pages.feature_blocks(encoders["MoCo + CLD"], load_cld(home / RUNS["MoCo + CLD"]), bank, hardware, seed)
+    minutes = (time.monotonic() - began) / 60
+    subtitle = f"{images} · {hardware.why} · {time.strftime('%Y-%m-%d')} · {minutes:.1f} minutes"
+    page = report.page(home / "report.html", "MoCo with and without CLD", [*told, *shown], subtitle)
+    console.print(f"{minutes:.1f} minutes; look at {page}, then: crosslevel train PATH-TO-YOUR-IMAGES", highlight=False)
+    return page
+
+
+def _free(folder: Path) -> Path:
+    """``folder``, or the same name with the first number that is free."""
+    tries = [folder, *(folder.with_name(f"{folder.name}-{n}") for n in range(2, 10_000))]
+    return next(place for place in tries if not place.exists())
+
+
+def _blocks(
+    home: Path, figures: dict[str, dict[str, float]], truth: Truth, images: int, epochs: int, verdict: str
+) -> list[report.Block]:
+    """What was compared, the table, the curves, and what to do next."""
+    names = columns(figures)
+    return [
+        report.text(
+            "What was compared",
+            [
+                f"Two networks were trained on {images:,} images without their labels, for {epochs} epochs each, on "
+                "the same views in the same steps. One has the group branch (CLD) beside the instance branch (MoCo).",
+                verdict,
+            ],
+        ),
+        report.table(
+            "kNN accuracy, %",
+            ["features", *(COLUMNS[name] for name in names)],
+            [[kind, *(row[name] for name in names)] for kind, row in figures.items()],
+            note=truth.shots.describe() if truth.shots else "",
+        ),
+        report.commands(
+            "Next, on your own folder",
+            ["crosslevel train PHOTOS --run runs/photos", "crosslevel embed runs/photos PHOTOS -o features.parquet"],
+        ),
+        *pages.curve_blocks({name: home / place for name, place in RUNS.items()}),
+    ]
+
+
+def _verdict(figures: dict[str, dict[str, float]]) -> str:
+    """Which of the two runs is better, by balanced accuracy, in a sentence."""
+    with_cld, without = (figures[name]["balanced"] for name in ("MoCo + CLD", "MoCo"))
+    gain = with_cld - without
+    if abs(gain) < 0.05:
+        return f"With and without CLD, balanced accuracy is the same: {without:.1f} %."
+    better = "higher" if gain > 0 else "lower"
+    return f"With CLD, balanced accuracy is {abs(gain):.1f} points {better}: {with_cld:.1f} % against {without:.1f} %."

@@ -1,0 +1,392 @@
+"""Packing, training batches and evaluation batches, on files and on images in memory."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from crosslevel.images.batches import EvalBatches, TrainBatches, fit, pack
+from crosslevel.images.health import BadFiles, BadImage
+from crosslevel.images.sources import Files, Images, Packed, SourceError
+
+BAD = {4: b"", 9: b"no picture"}
+
+
+class Numbered(Images):
+    """Image i is 3 x 4 x 5 pixels of value i; some cannot be read; counts what is decoded."""
+
+    def __init__(self, count, bad=(), labels=True):
+        self.name, self.paths, self.bad, self.decoded = "numbered", [f"n/{i}" for i in range(count)], set(bad), []
+        self.labels = torch.arange(count) * 10 if labels else None
+
+    def __getitem__(self, i):
+        self.decoded.append(i)
+        if i in self.bad:
+            raise BadImage(self.paths[i], "broken on purpose")
+        return torch.full((3, 4, 5), i % 256, dtype=torch.uint8), -1 if self.labels is None else int(self.labels[i])
+
+
+def views(image, generator):
+    """Two noisy versions: shows which generator was used."""
+    noise = torch.randint(0, 256, (2, *image.shape), generator=generator, dtype=torch.uint8)
+    return noise // 2 + image // 2
+
+
+def in_memory(count, size=4):
+    data = torch.arange(count * 3 * size * size).remainder(251).view(count, 3, size, size).to(torch.uint8)
+    return Packed(data, [f"p/{i}" for i in range(count)], torch.arange(count) % 3, ["a", "b", "c"])
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """12 files of several sizes, two of them unreadable, in two class folders."""
+    generator = np.random.default_rng(0)
+    for i in range(12):
+        file = tmp_path / "ab"[i % 2] / f"{i:02d}.png"
+        file.parent.mkdir(exist_ok=True)
+        if i in BAD:
+            file.write_bytes(BAD[i])
+            continue
+        pixels = generator.integers(0, 256, (20 + 5 * i, 60 - 3 * i, 3), np.uint8)
+        Image.fromarray(pixels).resize((60 - 3 * i, 20 + 5 * i)).save(file)
+    return Files.from_folder(str(tmp_path))
+
+
+def is_bad(photos, i):
+    return int(photos.paths[i][2:4]) in BAD
+
+
+def run(batches):
+    return list(batches)
+
+
+def same(left, right):
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+# fit and pack
+
+
+@given(st.integers(4, 40), st.integers(4, 40), st.integers(4, 24), st.integers(0, 99))
+def test_fit_equals_pillow(height, width, size, seed):
+    smooth = torch.randint(0, 256, (3, 6, 6), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    picture = Image.fromarray(smooth.permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.BICUBIC)
+    got = fit(torch.from_numpy(np.array(picture)).permute(2, 0, 1), size)
+    short = min(height, width)
+    picture = picture.resize((size * width // short, size * height // short), Image.Resampling.BILINEAR)
+    left, top = round((picture.width - size) / 2), round((picture.height - size) / 2)
+    want = np.asarray(picture.crop((left, top, left + size, top + size))).astype(int)
+    assert got.shape == (3, size, size)
+    assert np.abs(got.permute(1, 2, 0).numpy() - want).max() <= 1
+
+
+@pytest.mark.parametrize("workers", [None, 0, 2])
+def test_pack_equals_reading_one_by_one(photos, workers):
+    bad, seen = BadFiles(), []
+    packed = pack(photos, 24, bad=bad, workers=workers, progress=lambda done, total: seen.append((done, total)))
+    good = [i for i in range(12) if not is_bad(photos, i)]
+    assert packed.data.shape == (10, 3, 24, 24)
+    for row, i in enumerate(good):
+        assert torch.equal(packed.data[row], fit(photos[i][0], 24))
+        assert packed.paths[row] == photos.paths[i]
+        assert packed.labels[row] == photos.labels[i]
+    assert packed.classes == ["a", "b"]
+    assert packed.name == photos.name
+    assert set(bad.reasons) == {photos.paths[i] for i in range(12) if is_bad(photos, i)}
+    assert seen[-1] == (12, 12)
+    assert all(0 < done <= total for done, total in seen)
+
+
+def test_images_of_the_right_size_stay_as_they_are(tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    for i in range(3):
+        Image.fromarray(pixels[i]).save(tmp_path / f"{i}.png")
+    packed = pack(Files.from_folder(str(tmp_path)), 16, bad=BadFiles())
+    np.testing.assert_array_equal(packed.data.permute(0, 2, 3, 1).numpy(), pixels)
+    assert packed.labels is None
+    assert pack(packed, 16, bad=BadFiles()) is packed
+    smaller = pack(packed, 8, bad=BadFiles())
+    assert torch.equal(smaller.data, torch.stack([fit(image, 8) for image in packed.data]))
+
+
+@pytest.mark.parametrize("readable", [0, 1])
+def test_pack_needs_two_images(readable):
+    images = Numbered(6, bad=range(6 - readable))
+    with pytest.raises(SourceError, match=rf"only {readable} of 6 can be read \(the first: n/0: broken on purpose\)"):
+        pack(images, 4, bad=BadFiles(), workers=0)
+
+
+# TrainBatches
+
+
+@given(st.integers(2, 60), st.integers(1, 20), st.integers(1, 4), st.integers(0, 5), st.integers(0, 2**40))
+def test_an_epoch_is_a_permutation_shared_by_the_ranks(count, size, world, epoch, seed):
+    images = in_memory(count)
+    if count < world:
+        with pytest.raises(SourceError, match="use fewer ranks"):
+            TrainBatches(images, size, seed=seed, bad=BadFiles(), world=world)
+        return
+    seen, orders = [], []
+    for rank in range(world):
+        batches = TrainBatches(images, size, seed=seed, bad=BadFiles(), rank=rank, world=world)
+        batches.epoch = epoch
+        got = run(batches)
+        share = count // world
+        assert len(got) == len(batches) == max(1, share // size)
+        assert {len(batch.index) for batch in got} == {min(size, share)}
+        orders.append(batches.order(epoch))
+        seen.append(torch.cat([batch.index for batch in got]))
+        assert torch.equal(seen[-1], orders[-1][: len(seen[-1])])
+        for batch in got:
+            assert torch.equal(batch.images, images.data[batch.index])
+            assert torch.equal(batch.labels, images.labels[batch.index])
+    whole = torch.cat(orders)
+    assert len(whole.unique()) == len(whole) == count // world * world
+    assert len(torch.cat(seen).unique()) == sum(map(len, seen))
+
+
+def test_epochs_and_seeds_differ_and_repeat():
+    def order(seed, epoch):
+        return tuple(TrainBatches(in_memory(50), 10, seed=seed, bad=BadFiles()).order(epoch).tolist())
+
+    orders = {(seed, epoch): order(seed, epoch) for seed in range(4) for epoch in range(4)}
+    assert len(set(orders.values())) == 16
+    assert all(order(*key) == value for key, value in orders.items())
+    # Over many epochs each image comes first about equally often: 2,000 draws of 50, standard deviation 6.
+    batches = TrainBatches(in_memory(50), 10, seed=0, bad=BadFiles())
+    first = torch.stack([batches.order(epoch)[0] for epoch in range(2000)]).bincount(minlength=50)
+    assert first.min() > 15
+    assert first.max() < 70
+
+
+def test_any_number_of_workers_gives_the_same_batches():
+    results = []
+    for workers in (0, 1, 2):
+        batches = TrainBatches(Numbered(40, bad=(3, 8)), 7, seed=1, bad=BadFiles(), crops=views, workers=workers)
+        epochs = []
+        for epoch in (0, 1, 5):
+            batches.epoch = epoch
+            epochs += run(batches)
+        assert sorted(batches.bad.reasons) == ["n/3", "n/8"]
+        results.append(epochs)
+    assert results[0][0].images.shape == (7, 2, 3, 4, 5)
+    assert len({tuple(batch.index.tolist()) for batch in results[0]}) == 15
+    same(results[0], results[1])
+    same(results[0], results[2])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [0, 1, 3, 4])
+def test_a_resumed_epoch_equals_the_rest_of_the_whole_one(start, workers):
+    images = Numbered(30, bad=(2, 17))
+    batches = TrainBatches(images, 7, seed=3, bad=BadFiles(), crops=views, workers=workers)
+    batches.epoch = 6
+    whole = run(batches)
+    resumed = TrainBatches(images, 7, seed=3, bad=BadFiles(), crops=views, workers=workers)
+    resumed.epoch, resumed.start = 6, start
+    images.decoded.clear()
+    rest = iter(resumed)
+    assert resumed.start == 0
+    same(whole[start:], list(rest))
+    if not workers:
+        assert len(images.decoded) <= 7 * (4 - start) + 4
+    same(whole, run(resumed))
+
+
+def test_leaving_an_epoch_early_does_not_disturb_the_next():
+    batches = TrainBatches(Numbered(60), 5, seed=0, bad=BadFiles(), crops=views, workers=2)
+    want = run(batches)
+    for _ in range(3):
+        for batch in batches:
+            assert torch.equal(batch.images, want[0].images)
+            break
+    same(want, run(batches))
+
+
+def test_crops_depend_on_seed_epoch_and_image_only():
+    def crops(seed, epoch, size):
+        batches = TrainBatches(Numbered(12), size, seed=seed, bad=BadFiles(), crops=views)
+        batches.epoch = epoch
+        return {int(i): image for batch in run(batches) for i, image in zip(batch.index, batch.images, strict=True)}
+
+    base = crops(0, 0, 4)
+    for other, equal in ((crops(0, 0, 3), True), (crops(0, 1, 4), False), (crops(1, 0, 4), False)):
+        for i in base:
+            assert torch.equal(base[i], other[i]) == equal
+    assert len({tuple((image - i // 2).flatten().tolist()) for i, image in base.items()}) == 12
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_file_is_replaced_and_recorded(photos, workers):
+    bad = BadFiles()
+    batches = TrainBatches(photos, 4, seed=0, bad=bad, resize=16, workers=workers)
+    for epoch in range(3):
+        batches.epoch = epoch
+        got = run(batches)
+        assert [len(batch.index) for batch in got] == [4, 4, 4]
+        order = batches.order(epoch)
+        for want, j, image, label in zip(
+            order,
+            *(torch.cat(column) for column in zip(*((b.index, b.images, b.labels) for b in got), strict=True)),
+            strict=True,
+        ):
+            assert not is_bad(photos, j)
+            assert j == want or is_bad(photos, want)
+            assert torch.equal(image, fit(photos[int(j)][0], 16))
+            assert label == photos.labels[j]
+    assert set(bad.reasons) == {photos.paths[i] for i in range(12) if is_bad(photos, i)}
+    assert set(bad.reasons.values()) == {"empty file", "not an image, or the beginning of one is damaged"}
+
+
+def test_replacements_vary():
+    batches = TrainBatches(Numbered(100, bad=[7]), 100, seed=0, bad=BadFiles(), resize=4)
+    replacements = set()
+    for epoch in range(20):
+        batches.epoch = epoch
+        index = next(iter(batches)).index
+        replacements.add(int(index[batches.order(epoch) == 7]))
+    assert len(replacements) > 12
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_last_readable_image_is_found(workers):
+    images = Numbered(300, bad=set(range(300)) - {211})
+    batches = TrainBatches(images, 20, seed=0, bad=BadFiles(), workers=workers)
+    batch = next(iter(batches))
+    assert batch.index.tolist() == [211] * 20
+    assert (batch.labels == 2110).all()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_readable_ends_the_run(workers):
+    bad = BadFiles()
+    with pytest.raises(SourceError, match=r"^numbered: none of its 9 images can be read$"):
+        run(TrainBatches(Numbered(9, bad=range(9)), 4, seed=0, bad=bad, workers=workers))
+    assert len(bad) == 9
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_of_several_sizes_need_crops(photos, workers):
+    with pytest.raises(SourceError, match="differ in size: give resize or crops"):
+        run(TrainBatches(photos, 4, seed=0, bad=BadFiles(), workers=workers))
+
+
+def test_wrong_arguments():
+    images = in_memory(10)
+    for wrong, says in (
+        ({"rank": 2, "world": 2}, "rank=2 is not one of the 2 ranks"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"crops": views}, "for streamed images"),
+        ({"resize": 8}, "for streamed images"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            TrainBatches(images, **{"batch_size": 4, "seed": 0, "bad": BadFiles(), **wrong})
+
+
+def test_no_labels_are_minus_one():
+    assert (next(iter(TrainBatches(Numbered(8, labels=False), 8, seed=0, bad=BadFiles()))).labels == -1).all()
+    images = Packed(torch.zeros(5, 3, 2, 2, dtype=torch.uint8), list("abcde"))
+    assert (next(iter(TrainBatches(images, 3, seed=0, bad=BadFiles()))).labels == -1).all()
+
+
+# EvalBatches
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [0, 5, 11, 12])
+@pytest.mark.parametrize("size", [1, 5, 12, 50])
+def test_each_image_once_in_order(photos, workers, start, size):
+    bad = BadFiles()
+    batches = EvalBatches(photos, size, 24, bad=bad, workers=workers, start=start)
+    got = run(batches)
+    good = [i for i in range(start, 12) if not is_bad(photos, i)]
+    assert [i for batch in got for i in batch.index.tolist()] == good
+    assert len(got) <= len(batches)
+    for batch in got:
+        assert 0 < len(batch.index) <= size
+        for i, image, label in zip(batch.index.tolist(), batch.images, batch.labels, strict=True):
+            assert torch.equal(image, fit(photos[i][0], 24))
+            assert label == photos.labels[i]
+    assert set(bad.reasons) == {photos.paths[i] for i in range(start, 12) if is_bad(photos, i)}
+    same(got, run(batches))
+
+
+@pytest.mark.parametrize("size", [4, 3])
+def test_packed_images_are_evaluated_alike(size):
+    images = in_memory(23)
+    got = run(EvalBatches(images, 5, size, bad=BadFiles(), start=3))
+    assert [len(batch.index) for batch in got] == [5, 5, 5, 5]
+    assert torch.equal(torch.cat([batch.index for batch in got]), torch.arange(3, 23))
+    assert torch.equal(torch.cat([batch.images for batch in got]), torch.stack([fit(i, size) for i in images.data[3:]]))
+    assert torch.equal(torch.cat([batch.labels for batch in got]), images.labels[3:])
+
+
+def test_reading_runs_only_two_batches_ahead():
+    images = Numbered(1000)
+    batches = iter(EvalBatches(images, 10, 4, bad=BadFiles()))
+    next(batches)
+    time.sleep(0.2)
+    assert len(images.decoded) <= 40
+    batches.close()
+    time.sleep(0.1)
+    assert len(images.decoded) <= 40
+
+
+def test_an_error_of_the_program_is_not_taken_for_a_bad_file():
+    class Faulty(Numbered):
+        def __getitem__(self, i):
+            raise ZeroDivisionError("a programmer's mistake")
+
+    for workers in (0, 1):
+        with pytest.raises(ZeroDivisionError, match="a programmer's mistake"):
+            run(EvalBatches(Faulty(4), 2, 4, bad=BadFiles(), workers=workers))
+
+
+LOOP = """
+import sys, time
+from crosslevel.images.batches import EvalBatches, TrainBatches
+from crosslevel.images.health import BadFiles
+from crosslevel.images.sources import Files
+if __name__ == "__main__":
+    images = Files.from_folder(sys.argv[1])
+    batches = TrainBatches(images, 4, seed=0, bad=BadFiles(), resize=16, workers=2)
+    try:
+        while True:
+            for batch in batches:
+                print("batch", flush=True)
+            batches.epoch += 1
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+"""
+
+
+def test_ctrl_c_ends_workers_quietly(photos, tmp_path):
+    script = tmp_path / "loop.py"
+    script.write_text(LOOP)
+    package = str(Path(__file__).parents[2])
+    process = subprocess.Popen(
+        [sys.executable, str(script), photos.root],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": package},
+    )
+    for _ in range(5):
+        assert process.stdout.readline() == "batch\n"
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert out.endswith("stopped\n")
+    assert "Traceback" not in err
+    assert process.returncode == 0

@@ -1,0 +1,179 @@
+"""Two processes on halves of a batch do what one process does on the whole.
+
+All checks share one start of the two processes; each returns what its rank computed.
+"""
+
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from reference import TinyEncoder, normal
+
+from crosslevel.cld import CrossLevel
+from crosslevel.distributed import gather, rank, world_size
+from crosslevel.methods import MoCo, NPID
+from crosslevel.methods.simclr import nt_xent
+
+RANKS, BATCH = 2, 12
+CLD = {
+    "kmeans": {"groups": 5},
+    "normalized-cut": {"groups": 4, "grouping": "normalized-cut"},
+    "kmeans++": {"groups": 4, "init": "kmeans++"},
+    "default groups": {},
+}
+
+
+def part(whole):
+    """This rank's rows."""
+    return whole.chunk(world_size())[rank()].clone()
+
+
+def seeded(build):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build().double()
+
+
+def check_gather():
+    x = part(torch.arange(8.0).view(4, 2)).requires_grad_()
+    rows = gather(x)
+    (rows * (1 + rank()) * torch.arange(8.0).view(4, 2)).sum().backward()
+    indices = gather(part(torch.arange(6)))
+    return {"rows": rows.detach(), "gradient": x.grad, "indices": indices, "where": (rank(), world_size())}
+
+
+def check_gather_of_transposed():
+    return gather(torch.arange(6.0).view(2, 3).T + 100 * rank())
+
+
+def check_gather_leaves_other_gradients_alone():
+    """The sum hands the same gradient to both of its terms."""
+    x, other = torch.ones(3, requires_grad=True), torch.ones(3 * world_size(), requires_grad=True)
+    kept = other * 1
+    ((kept + gather(x)) * torch.arange(3.0 * world_size()) * (1 + rank())).sum().backward()
+    return other.grad
+
+
+def check_cld(name):
+    cld = seeded(lambda: CrossLevel(6, out_features=4, gather=True, **CLD[name]))
+    cld.generator = torch.Generator().manual_seed(3)
+    h_a, h_b = (part(normal(i, BATCH, 6)).requires_grad_() for i in range(2))
+    loss = cld(h_a, h_b)
+    loss.backward()
+    a, b, _ = cld.last
+    return {
+        "loss": loss.detach(),
+        "h": torch.stack([h_a.grad, h_b.grad]),
+        "weight": cld.branch[0].weight.grad,
+        "sizes": torch.stack([a.sizes, b.sizes]),
+    }
+
+
+def check_simclr():
+    z_a, z_b = (part(normal(i, BATCH, 6)).requires_grad_() for i in range(2))
+    loss = nt_xent(*(torch.nn.functional.normalize(z, dim=1) for z in (z_a, z_b)), 0.3)
+    loss.backward()
+    return {"loss": loss.detach(), "h": torch.stack([z_a.grad, z_b.grad])}
+
+
+def check_memories(build):
+    """Losses and what is remembered over some steps."""
+    encoder = TinyEncoder().double()
+    method = seeded(lambda: build(encoder))
+    losses = []
+    for step in range(5):
+        views = [part(normal(10 * step + i, BATCH, 3, 2, 2)) for i in range(2)]
+        losses.append(method(views, [encoder(views[0])], part(torch.arange(BATCH))).detach())
+        with torch.no_grad():
+            encoder.linear.weight.mul_(0.9)
+        method.after_step()
+    return {"loss": torch.stack(losses), **{k: v for k, v in method.named_buffers()}}
+
+
+def every_check():
+    return {
+        "gather": check_gather(),
+        "transposed": check_gather_of_transposed(),
+        "other gradients": check_gather_leaves_other_gradients_alone(),
+        "simclr": check_simclr(),
+        "moco": check_memories(lambda encoder: MoCo(encoder, out_features=4, queue=19)),
+        "npid": check_memories(lambda encoder: NPID(encoder, BATCH, out_features=4)),
+        **{name: check_cld(name) for name in CLD},
+    }
+
+
+def run(process, port, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=process, world_size=RANKS)
+    torch.save(every_check(), f"{folder}/{process}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each of the two processes computed."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(run, (port, str(folder)), nprocs=RANKS)
+    return [torch.load(folder / f"{process}.pt") for process in range(RANKS)]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """What one process computes."""
+    return every_check()
+
+
+def test_gather_keeps_rank_order_and_sums_gradients(ranks):
+    whole = torch.arange(8.0).view(4, 2)
+    for process, found in enumerate(each["gather"] for each in ranks):
+        assert found["where"] == (process, RANKS)
+        assert torch.equal(found["rows"], whole)
+        assert torch.equal(found["gradient"], 3 * whole.chunk(2)[process])
+        assert torch.equal(found["indices"], torch.arange(6))
+
+
+def test_gather_takes_any_memory_layout(ranks):
+    rows = torch.arange(6.0).view(2, 3).T
+    for each in ranks:
+        assert torch.equal(each["transposed"], torch.cat([rows, rows + 100]))
+
+
+def test_gather_leaves_other_gradients_alone(ranks):
+    for process, each in enumerate(ranks):
+        assert torch.equal(each["other gradients"], torch.arange(6.0) * (1 + process))
+
+
+def test_one_process_gathers_its_own_rows():
+    x = torch.ones(3, 2)
+    assert gather(x) is x
+    assert (rank(), world_size()) == (0, 1)
+
+
+@pytest.mark.parametrize("name", [*CLD, "simclr"])
+def test_losses_and_gradients_are_those_of_the_whole_batch(ranks, alone, name):
+    """The mean over ranks, which is what a distributed optimizer sees."""
+    expected, found = alone[name], [each[name] for each in ranks]
+    close = {"rtol": 1e-9, "atol": 1e-13}
+    torch.testing.assert_close(torch.stack([f["loss"] for f in found]).mean(), expected["loss"], **close)
+    torch.testing.assert_close(torch.cat([f["h"] for f in found], dim=1) / RANKS, expected["h"], **close)
+    assert expected["h"].abs().max() > 1e-3
+    if name in CLD:
+        torch.testing.assert_close(sum(f["weight"] for f in found) / RANKS, expected["weight"], **close)
+        assert all(torch.equal(f["sizes"], expected["sizes"]) for f in found)
+        assert (expected["sizes"].sum(1) == BATCH).all()
+
+
+@pytest.mark.parametrize("name", ["moco", "npid"])
+def test_memories_are_those_of_the_whole_batch_on_every_rank(ranks, alone, name):
+    expected, found = alone[name], [each[name] for each in ranks]
+    torch.testing.assert_close(torch.stack([f["loss"] for f in found]).mean(0), expected.pop("loss"), rtol=1e-6, atol=0)
+    assert expected
+    for buffer, value in expected.items():
+        for each in found:
+            torch.testing.assert_close(each[buffer], value, rtol=1e-6, atol=1e-7)
