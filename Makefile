@@ -21,7 +21,6 @@ lint: .venv/installed-lint
 bench: .venv/installed
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/views.py
-	$(BIN)/python benchmarks/embed.py
 
 .venv/bin/python:
 	$(if $(shell command -v uv),uv venv --quiet --python $(PYTHON) --seed .venv,$(PYTHON) -m venv .venv)

@@ -101,8 +101,10 @@ class Encoder(nn.Module):
         stem = getattr(self.backbone, "conv1", None)
         if not isinstance(self.backbone, ResNet) or not isinstance(stem, nn.Conv2d):
             raise ValueError(f"encoder.small_images fits ResNets with a one-convolution stem, not {self.name}")
-        small = nn.Conv2d(3, stem.out_channels, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
+        small = nn.utils.skip_init(nn.Conv2d, 3, stem.out_channels, 3, padding=1, bias=False)
+        # From a generator of its own, the stem starts alike whether it is asked for or chosen later.
+        draws = torch.Generator().manual_seed(torch.initial_seed())
+        nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu", generator=draws)
         self.backbone.add_module("conv1", small)
         self.backbone.add_module("maxpool", nn.Identity())
         self.small_images = True
@@ -156,7 +158,8 @@ def load_weights(backbone: nn.Module, file: str | Path) -> str:
         raise FileNotFoundError(f"encoder.weights={file}: there is no such file")
     mine, theirs = backbone.state_dict(), _strip(_read(Path(file)), set(backbone.state_dict()))
     fits = {k: v for k, v in theirs.items() if k in mine and v.shape == mine[k].shape}
-    if not fits:
+    # Counters of batches have the same shape in every network, and say nothing.
+    if all(k.endswith("num_batches_tracked") for k in fits):
         raise ValueError(f"encoder.weights={file}: none of its {len(theirs)} keys fits the model's {len(mine)}")
     backbone.load_state_dict(fits, strict=False)
     missing = sorted(k for k in mine if k not in fits and not k.endswith("num_batches_tracked"))
@@ -209,9 +212,9 @@ def _scaled(width: float) -> Any:
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        return dict(load_file(file))
     try:
+        if file.suffix == ".safetensors":
+            return dict(load_file(file))
         read = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"encoder.weights={file}: not a file of weights ({type(error).__name__})") from error

@@ -28,7 +28,9 @@ def cross_entropy(logits, targets):
     """Mean of -log softmax; a logit of None is left out of the sum."""
     total = 0.0
     for row, target in zip(logits, targets, strict=True):
-        total += np.log(sum(np.exp(x - row[target].real) for x in row if x is not None)) + row[target].real - row[target]
+        total += (
+            np.log(sum(np.exp(x - row[target].real) for x in row if x is not None)) + row[target].real - row[target]
+        )
     return total / len(targets)
 
 
@@ -66,11 +68,10 @@ def plus_plus(z, groups, draws):
     chosen = [int(draws[0] * len(points))]
     for j in range(1, groups):
         squared = [min(((p - points[c]) ** 2).sum() for c in chosen) for p in points]
-        aim, reached = draws[j] * sum(squared), 0.0
-        for i, mass in enumerate(squared):
-            reached += mass
-            if reached > aim:
-                break
+        aim, i, reached = draws[j] * sum(squared), 0, squared[0]
+        while reached <= aim:
+            i += 1
+            reached += squared[i]
         chosen.append(i)
     return chosen
 
@@ -111,7 +112,9 @@ def instance_softmax(z, index, bank, temperature, drawn=None):
     for x, i in zip(z, index, strict=True):
         others = range(len(bank)) if drawn is None else drawn
         rows = [i] + [j for j in others if j != i]
-        total += np.log(sum(np.exp((x * bank[j]).sum() / temperature) for j in rows)) - (x * bank[i]).sum() / temperature
+        total += (
+            np.log(sum(np.exp((x * bank[j]).sum() / temperature) for j in rows)) - (x * bank[i]).sum() / temperature
+        )
     return total / len(z)
 
 
@@ -139,6 +142,7 @@ class TinyEncoder(nn.Module):
         self.linear = nn.Linear(12, 5)
         with torch.no_grad():
             self.linear.weight.copy_(normal(seed, 5, 12))
+            self.linear.bias.copy_(normal(seed + 1, 5))
 
     def forward(self, x):
         return torch.tanh(self.linear(x.flatten(1)))

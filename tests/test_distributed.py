@@ -13,7 +13,7 @@ from reference import TinyEncoder, normal
 
 from crosslevel.cld import CrossLevel
 from crosslevel.distributed import gather, rank, world_size
-from crosslevel.methods import MoCo, NPID
+from crosslevel.methods import NPID, MoCo
 from crosslevel.methods.simclr import nt_xent
 
 RANKS, BATCH = 2, 12

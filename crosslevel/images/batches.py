@@ -27,17 +27,8 @@ Crops = Callable[[UInt8[Tensor, "3 H W"], torch.Generator], UInt8[Tensor, "V 3 s
 Key = TypeVar("Key")
 
 
-class Batch(
-    NamedTuple(
-        "_Batch",
-        [
-            ("images", UInt8[Tensor, "B *V 3 S S"]),
-            ("labels", Int64[Tensor, " B"]),
-            ("index", Int64[Tensor, " B"]),
-        ],
-    )
-):
-    """B images, their labels (-1 without) and their places in the source."""
+class Batch(NamedTuple("_Batch", [("images", Tensor), ("labels", Tensor), ("index", Tensor)])):
+    """``images`` (B, 3, S, S) or (B, V, 3, s, s) uint8, ``labels`` (B,) (-1 without), ``index`` (B,) in the source."""
 
 
 class TrainBatches:
@@ -135,9 +126,8 @@ class EvalBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         total = len(self.images)
-        keys = _Keys(
-            [range(first, min(first + self.batch_size, total)) for first in range(self.start, total, self.batch_size)]
-        )
+        firsts = range(self.start, total, self.batch_size)
+        keys = _Keys([range(first, min(first + self.batch_size, total)) for first in firsts])
         if isinstance(self.images, Packed):
             return (self._packed(self.images, key) for key in keys)
         job = _EvalJob(self.images, self.size)

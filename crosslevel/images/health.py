@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 PIXEL_LIMIT = 178_956_970
-"""More pixels than this is taken for a decompression bomb (Pillow's limit: a quarter GiB of RGB / 3)."""
+"""More pixels are taken for a decompression bomb: where Pillow too refuses (half a GiB of RGB)."""
 
 # Only formats that are pictures: Pillow would otherwise also hand files to Ghostscript and the like.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF")

@@ -24,7 +24,8 @@ _Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 _Uniform = Callable[[float, float], float]
 _SPLITS = ("train", "test")
 _LENS = 0.27  # half the picture's width over the distance: a 30 degree lens
-_STUDIOS = 4  # few enough that a scene does not give an object away
+_SCHEMES = 10  # colour schemes: shared by many objects of all classes, as the studios are, so that what tells
+_STUDIOS = 4  # objects apart is their shape and pose, and not their paint or surroundings
 _NOISE = (0.003, 0.015)  # standard deviation of the sensor's noise
 # torch starts threads for tensors beyond 32,768 numbers, once an operation: thousands of times an object, which
 # on a busy machine costs far more than it gains. Below it, whole objects run in parallel and stay in the cache.
@@ -90,13 +91,17 @@ class Turntable(Packed):
                 frames / test_frames,
             )
         owners = [(c, k) for c, count in enumerate(counts) for k in range(count)]
-        studios = [_draw_studio(np.random.default_rng((seed, len(_SPLITS), i))) for i in range(_STUDIOS)]
+        shared = np.random.default_rng((seed, len(_SPLITS)))
+        schemes = [_colours(shared, 4, 0.75) for _ in range(_SCHEMES)]
+        studios = [_draw_studio(shared) for _ in range(_STUDIOS)]
         data = torch.empty(len(owners) * shown, 3, size, size, dtype=torch.uint8)
 
         def film(i: int) -> None:
             c, k = owners[i]
             rng = np.random.default_rng((seed, _SPLITS.index(split), c, k))
-            data[i * shown : (i + 1) * shown] = _film_object(FAMILIES[names[c]], rng, studios, shown, stride, size)
+            data[i * shown : (i + 1) * shown] = _film_object(
+                FAMILIES[names[c]], rng, schemes, studios, shown, stride, size
+            )
 
         with ThreadPoolExecutor(min(_WORKERS, torch.get_num_threads())) as pool:
             list(pool.map(film, range(len(owners))))
@@ -334,18 +339,18 @@ def _mushroom(u: _Uniform) -> list[_Solid]:
 
 
 FAMILIES: dict[str, Callable[[_Uniform], list[_Solid]]] = {
-    "mug": _mug,
-    "bottle": _bottle,
-    "chair": _chair,
+    "house": _house,
+    "table": _table,
+    "gear": _gear,
     "car": _car,
+    "dumbbell": _dumbbell,
+    "chair": _chair,
+    "mug": _mug,
+    "mushroom": _mushroom,
     "lamp": _lamp,
     "duck": _duck,
-    "table": _table,
+    "bottle": _bottle,
     "tree": _tree,
-    "house": _house,
-    "gear": _gear,
-    "dumbbell": _dumbbell,
-    "mushroom": _mushroom,
 }
 
 
@@ -387,6 +392,7 @@ class _Studio(NamedTuple):
 def _film_object(
     family: Callable[[_Uniform], list[_Solid]],
     rng: np.random.Generator,
+    schemes: list[_Array],
     studios: list[_Studio],
     frames: int,
     stride: float,
@@ -394,11 +400,8 @@ def _film_object(
 ) -> UInt8[Tensor, "F 3 S S"]:
     """All frames of the one object that ``rng`` draws."""
     solids, floor = _centred(family(rng.uniform))
-    studio, paint, film = (
-        studios[rng.integers(len(studios))],
-        _draw_paint(rng),
-        _draw_film(rng, frames, stride),
-    )
+    studio, paint = studios[rng.integers(len(studios))], _draw_paint(rng, schemes)
+    film = _draw_film(rng, frames, stride)
     noise = torch.from_numpy(rng.standard_normal((frames, 3, size, size), dtype=np.float32)).mul_(rng.uniform(*_NOISE))
     step = max(1, _RAYS_AT_ONCE // (4 * size * size))
     for i in range(0, frames, step):
@@ -433,10 +436,10 @@ def _colours(rng: np.random.Generator, count: int, saturation: float) -> _Array:
     return colours
 
 
-def _draw_paint(rng: np.random.Generator) -> _Paint:
+def _draw_paint(rng: np.random.Generator, schemes: list[_Array]) -> _Paint:
     wave = rng.standard_normal((3, 3))
     return _Paint(
-        palette=_colours(rng, 4, 0.6),
+        palette=schemes[rng.integers(len(schemes))] * rng.uniform(0.9, 1.1),
         pattern=int(rng.integers(0, 5)),
         wave=wave / np.linalg.norm(wave, axis=1, keepdims=True) * rng.uniform(5, 12),
         contrast=float(rng.uniform(0.2, 0.7)),
@@ -473,9 +476,9 @@ def _draw_film(rng: np.random.Generator, frames: int, stride: float) -> _Film:
         value: _Array = rng.uniform(low, high) + swing * (wave + 0.08 * rng.standard_normal(frames))
         return value
 
-    turn = rng.choice([-1, 1]) * np.radians(rng.uniform(3, 8)) * time
-    yaw = rng.uniform(0, 2 * np.pi) + turn + np.radians(0.7) * rng.standard_normal(frames)
-    rise, roll = np.radians(drift(10, 34, 4)), np.radians(drift(-4, 4, 1.5))
+    turn = rng.choice([-1, 1]) * np.radians(rng.uniform(2.5, 6)) * (time - time.mean())
+    yaw = np.radians(rng.uniform(40, 140)) + turn + np.radians(0.7) * rng.standard_normal(frames)
+    rise, roll = np.radians(drift(12, 32, 3)), np.radians(drift(-4, 4, 1.5))
     ahead = np.stack([-np.cos(rise) * np.cos(yaw), -np.sin(rise), -np.cos(rise) * np.sin(yaw)], 1)
     right = np.stack([np.sin(yaw), 0 * yaw, -np.cos(yaw)], 1)
     up = np.cross(right, ahead)
@@ -485,7 +488,7 @@ def _draw_film(rng: np.random.Generator, frames: int, stride: float) -> _Film:
     )
     fill = drift(0.9, 1.15, 0.06)[:, None]
     aside = drift(-0.08, 0.08, 0.04)[:, None] * right + drift(-0.08, 0.08, 0.04)[:, None] * up
-    azimuth, height = yaw + np.radians(drift(-110, 110, 25)), np.radians(drift(25, 65, 8))
+    azimuth, height = yaw + np.radians(drift(-90, 90, 20)), np.radians(drift(25, 65, 8))
     sun = np.stack([np.cos(height) * np.cos(azimuth), np.sin(height), np.cos(height) * np.sin(azimuth)], 1)
     warmth = drift(-0.08, 0.08, 0.04)[:, None] * np.array([1, 0, -1])
     return _Film(
@@ -607,13 +610,13 @@ def _hit_ring(o: _Vector, d: _Vector, solid: _Solid) -> tuple[Tensor, _Vector]:
     """Sphere tracing: a torus has no short closed form."""
     speed = _dot(d, d).rsqrt()
     t = (_dot(o, o).sqrt() - 1 - solid.shape) * speed
-    for _ in range(16):
+    for _ in range(32):
         x, y, z = o[0] + t * d[0], o[1] + t * d[1], o[2] + t * d[2]
         axis = (x * x + z * z).sqrt()
         away = ((axis - 1) ** 2 + y * y).sqrt() - solid.shape
         t = t + away * speed
     pull = 1 - 1 / axis.clamp_min(1e-3)
-    return torch.where(away < 0.03, t, torch.inf), (x * pull, y, z * pull)
+    return torch.where(away < 0.01, t, torch.inf), (x * pull, y, z * pull)
 
 
 _HITS = {"ball": _hit_ball, "box": _hit_box, "rod": _hit_rod, "ring": _hit_ring}

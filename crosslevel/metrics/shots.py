@@ -30,8 +30,9 @@ class Shots(NamedTuple):
 def split_by_frequency(counts: Int64[Tensor, " C"], limits: tuple[int, int] | None = None) -> Shots | None:
     """Classes as many-, medium- and few-shot.
 
-    Without ``limits``, the convention's 20 and 100 hold where they leave none of the three empty; elsewhere the
-    limits are the thirds of the ranked classes. None where all classes are equally frequent.
+    Without ``limits``, the convention's 20 and 100 hold where they make some classes few- and some many-shot;
+    elsewhere the limits are the thirds of the ranked classes. None where all classes are equally frequent, or
+    fewer than three.
 
     Args:
         counts: training images of each class.

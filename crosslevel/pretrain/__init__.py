@@ -96,7 +96,11 @@ def fit(
     module.to(memory_format=torch.channels_last)
     # Built when Lightning asks for it, after the checkpoint has said at which step the run continues.
     module.train_dataloader = lambda: _stream(batches, trainer, clock)  # type: ignore[method-assign]
-    trainer.fit(module, ckpt_path=last if resume else None, weights_only=False if resume else None)
+    try:
+        trainer.fit(module, ckpt_path=last if resume else None, weights_only=False if resume else None)
+    finally:
+        recorder.release()
+        stopper.release()
     return Outcome(trainer.global_step, trainer.global_step >= module.steps, stopper.requested)
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -137,15 +138,15 @@ class Recorder(L.Callback):
         if trainer.logger is not None:
             trainer.logger.log_metrics(values, trainer.global_step)
 
-    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        """Leave the terminal as it was."""
+    def release(self) -> None:
+        """Leave the terminal as it was, whatever ended the run."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
 
 class Checkpoints(L.Callback):
-    """``last.ckpt`` after each epoch, every ``minutes`` and at the end; ``best.ckpt`` after the epoch of lowest loss."""
+    """``last.ckpt`` after each epoch, every ``minutes`` and at the end; ``best.ckpt`` at an epoch's lowest loss."""
 
     def __init__(self, folder: Path, steps_per_epoch: int, minutes: float, clock: Clock) -> None:
         self.folder, self.steps_per_epoch, self.minutes, self.clock = folder, steps_per_epoch, minutes, clock
@@ -196,15 +197,18 @@ class Checkpoints(L.Callback):
 class StopOnSignal(L.Callback):
     """Ctrl-C or a termination request ends the run after the current step, with a checkpoint."""
 
+    signals = (signal.SIGINT, signal.SIGTERM)
+
     def __init__(self, checkpoints: Checkpoints, console: Console) -> None:
         self.checkpoints, self.console = checkpoints, console
         self.requested: int | None = None
-        self._before: dict[int, Any] = {}
+        self._before = {number: signal.getsignal(number) for number in self.signals}
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Listen."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._request)
+        """Listen; Lightning has put its own handlers in place by now."""
+        if threading.current_thread() is threading.main_thread():
+            for number in self.signals:
+                signal.signal(number, self._request)
 
     def _request(self, number: int, frame: Any) -> None:
         if self.requested is not None:
@@ -222,11 +226,11 @@ class StopOnSignal(L.Callback):
             self.checkpoints.save(trainer)
             trainer.should_stop = True
 
-    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
+    def release(self) -> None:
+        """Give the signals back, whatever ended the run."""
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
 
 class Monitor(L.Callback):

@@ -73,8 +73,9 @@ class Pretrain(L.LightningModule):
             self.seen["group_loss"] = group.detach()
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Update the method's memory."""
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Step, then update the method's memory: before any checkpoint of this step is written."""
+        super().optimizer_step(*arguments, **options)
         self.method.after_step()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -1,0 +1,66 @@
+"""Two things timed in alternation: a real training run, and something else between its epochs."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from crosslevel.encoder import Encoder
+from crosslevel.hardware import choose
+from crosslevel.images import BadFiles, Packed, TrainBatches
+from crosslevel.images.views import Views
+from crosslevel.methods import Method
+from crosslevel.pretrain import Pretrain, fit
+
+
+def noise(count: int, size: int = 32) -> Packed:
+    """Images for timing: what they show does not matter."""
+    data = torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Packed(data, [str(i) for i in range(count)])
+
+
+def beside(
+    encoder: Encoder, method: Method, images: Packed, other: Callable[[], float], *, epochs: int, batch_size: int = 256
+) -> tuple[list[float], list[float]]:
+    """Seconds a step of the whole training run, and ``other``'s own figure, epoch by epoch in alternation.
+
+    A step is measured from the end of one epoch's interruption to the beginning of the next: it has the data, the
+    views, both branches, the optimizer, the logs and the checkpoint in it. The first epoch warms up.
+    """
+    views = Views("cifar", 32)
+    views.count = method.views
+    batches = TrainBatches(images, batch_size, seed=0, bad=BadFiles())
+    module = Pretrain(
+        encoder, method, None, views, steps=epochs * len(batches), warmup_steps=0, optimizer="sgd", lr=0.06,
+        weight_decay=5e-4, seed=0,
+    )  # fmt: skip
+    ours: list[float] = []
+    theirs: list[float] = []
+    resumed = [time.perf_counter()]
+
+    def interrupt() -> dict[str, float]:
+        ours.append((time.perf_counter() - resumed[0]) / len(batches))
+        theirs.append(other())
+        resumed[0] = time.perf_counter()
+        return {}
+
+    with tempfile.TemporaryDirectory() as folder:
+        quiet = Console(file=open("/dev/null", "w"))  # noqa: SIM115
+        fit(module, batches, Path(folder), hardware=choose(), monitor=interrupt, monitor_every=1, console=quiet)
+    return ours[1:], theirs[1:]
+
+
+def median(values: list[float]) -> float:
+    """The middle of the rounds: a busy machine spoils some."""
+    return statistics.median(values)
+
+
+def machine() -> str:
+    """One line for every table."""
+    return f"{choose().why}; torch {torch.__version__}"

@@ -1,0 +1,65 @@
+"""Embedding 10,000 small files from disk, beside the bare encoder on ready tensors and decoding alone, in alternation.
+
+python benchmarks/embed.py FOLDER   # about 10,000 images
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from beside import machine, median
+
+from crosslevel import Encoder, load_encoder
+from crosslevel import images as image_sources
+from crosslevel.embed import embed
+from crosslevel.features import normalize
+from crosslevel.hardware import choose
+from crosslevel.images import BadFiles, EvalBatches
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    print(machine())
+    count = len(image_sources.open(arguments.folder))
+    for width in (0.25, 1.0):
+        with tempfile.TemporaryDirectory() as folder:
+            run = Encoder("resnet18", True, width).save(Path(folder) / "encoder.safetensors")
+            rounds = [one_round(run, arguments.folder, count) for _ in range(arguments.rounds + 1)][1:]
+        whole, bare, decode = (count / median([r[i] for r in rounds]) for i in range(3))
+        ratios = [max(encoder, decoding) / total for total, encoder, decoding in rounds]
+        print(
+            f"ResNet-18 x {width}: embed {whole:,.0f} images/s, encoder alone {bare:,.0f}, decoding alone "
+            f"{decode:,.0f}; embed / the slower of both {median(ratios):.2f}"
+        )
+
+
+def one_round(run: Path, folder: str, count: int) -> tuple[float, float, float]:
+    """Seconds of embedding, of the encoder alone, of decoding alone."""
+    with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
+        began = time.perf_counter()
+        embed(str(run), folder, f"{out}/features.parquet")
+        whole = time.perf_counter() - began
+    began = time.perf_counter()
+    for _ in EvalBatches(image_sources.open(folder), 256, 32, bad=BadFiles()):
+        pass
+    decode = time.perf_counter() - began
+    encoder, place = load_encoder(run).to(memory_format=torch.channels_last), choose()
+    ready = normalize(torch.randint(256, (256, 3, 32, 32), dtype=torch.uint8), encoder.view)
+    began = time.perf_counter()
+    with torch.inference_mode(), place.autocast():
+        for _ in range(count // 256):
+            encoder(ready)
+    return whole, (time.perf_counter() - began) * count / (count // 256 * 256), decode
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""A function's signature is its command line."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+import yaml
+
+from crosslevel import cli
+from crosslevel.commands import build, method_class, run
+from crosslevel.train import train
+
+
+def test_every_setting_of_every_part_is_an_option():
+    text = build(train).format_help()
+    for option in ("--epochs", "--encoder.small_images", "--cld.groups", "--views.blur", "--method", "--resume"):
+        assert option in text
+    assert "passes over the images" in text
+    assert "--cld.in_features" not in text.split("Linked arguments")[0]
+
+
+@pytest.mark.parametrize("name", ["MoCo", "moco", "MOCO"])
+def test_a_method_is_found_in_any_case(name):
+    assert method_class(name) == "crosslevel.methods.moco.MoCo"
+
+
+def test_an_unknown_method_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean NPID"):
+        method_class("npd")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], {"class": "MoCo", "temperature": 0.2}),
+        (["--method.temperature", "0.3"], {"class": "MoCo", "temperature": 0.3}),
+        (["--method", "simclr"], {"class": "SimCLR", "temperature": 0.5}),
+        (["--method=npid"], {"class": "NPID", "temperature": 0.1}),
+        (["--method", "simclr", "--method.temperature=0.4"], {"class": "SimCLR", "temperature": 0.4}),
+    ],
+)
+def test_a_method_has_its_own_defaults(arguments, expected, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(train, ["photos", *arguments, "--print_config"])
+    assert stop.value.code == 0
+    method = yaml.safe_load(capsys.readouterr().out)["method"]
+    assert method["class_path"].rsplit(".", 1)[1] == expected["class"]
+    assert method["init_args"]["temperature"] == expected["temperature"]
+
+
+def test_a_config_with_another_method_does_not_inherit_the_default_ones_settings(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("method:\n  class_path: crosslevel.methods.SimCLR\n")
+    with pytest.raises(SystemExit):
+        run(train, ["photos", f"--config={tmp_path}/c.yaml", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["method"]["init_args"]["temperature"] == 0.5
+
+
+def test_the_overview_and_the_version(capsys):
+    cli.main(["--help"])
+    said = capsys.readouterr().out
+    assert all(verb in said for verb in ("train", "evaluate", "embed", "demo"))
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"crosslevel {version('crosslevel')}\n"
+
+
+def test_an_unknown_command_ends_in_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["trian"])
+    assert stop.value.code == 2
+    assert "trian" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "embed", "demo"])
+def test_every_command_has_help(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([verb, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: crosslevel {verb}" in capsys.readouterr().out
+
+
+def test_the_installed_command_answers():
+    out = subprocess.run(
+        [sys.executable, "-c", "from crosslevel.cli import main; main(['embed'])"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert out.returncode == 2
+    assert out.stderr.count("\n") == 1
+    assert "required: run" in out.stderr

@@ -1,0 +1,263 @@
+"""The main job, end to end, on small images and a small network."""
+
+import csv
+import signal
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from crosslevel import load_encoder
+from crosslevel.commands import run
+from crosslevel.pretrain import callbacks
+from crosslevel.train import load_cld, train
+
+TINY = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=8", "--log_every=1", "--device=cpu"]
+FAST = [*TINY, "--report_html=false"]
+
+
+def write_images(folder, count=12, size=(16, 16), classes=("cat", "dog"), seed=0):
+    """``count`` noisy pictures in each class's folder, of one colour a class."""
+    rng = np.random.default_rng(seed)
+    for c, name in enumerate(classes):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            pixels = rng.integers(0, 120, (*size, 3)) + np.array([120 * (c == 0), 60, 120 * (c == 1)])
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i:03}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("photos"))
+
+
+def metrics(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def losses(folder):
+    return {int(row["step"]): row["loss"] for row in metrics(folder) if row["loss"]}
+
+
+def weights(folder):
+    return load_encoder(folder).state_dict()
+
+
+def same_weights(a, b):
+    first, second = weights(a), weights(b)
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing of the run's own code gets to act on it."""
+
+
+def kill_at(monkeypatch, step):
+    """Every step is saved, and the process 'dies' after ``step``."""
+    save = callbacks.Checkpoints.on_train_batch_end
+
+    def dying(self, trainer, *rest):
+        save(self, trainer, *rest)
+        if trainer.global_step == step:
+            raise Killed
+
+    monkeypatch.setattr(callbacks.Checkpoints, "on_train_batch_end", dying)
+
+
+@pytest.mark.parametrize("method", ["MoCo", "SimCLR", "NPID"])
+@pytest.mark.parametrize("weight", [0.25, 0.0])
+def test_a_run_leaves_an_encoder_logs_and_settings(photos, tmp_path, method, weight):
+    run(train, [str(photos), *FAST, "--method", method, "--epochs=2", f"--cld.weight={weight}", f"--run={tmp_path}/r"])
+    folder = tmp_path / "r"
+    rows = metrics(folder)
+    assert [int(r["step"]) for r in rows if r["loss"]] == [1, 2, 3, 4, 5, 6]
+    assert rows[-1]["epoch"] == "2"
+    assert all((r["group_loss"] != "") == (weight > 0) for r in rows if r["loss"])
+    assert any(r["knn"] for r in rows)
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert list((folder / "tensorboard").iterdir())
+    assert not (folder / "bad_files.txt").exists()
+    assert load_encoder(folder)(torch.zeros(2, 3, 16, 16)).shape == (2, 32)
+    assert load_encoder(folder).view.size == 16
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert saved["method"]["class_path"].endswith(method)
+    assert saved["cld"]["weight"] == weight
+    assert saved["encoder"]["small_images"] is True
+
+
+def test_the_config_alone_repeats_the_run(photos, tmp_path):
+    run(train, [str(photos), *FAST, "--epochs=2", "--seed=3", f"--run={tmp_path}/a", "--method=simclr"])
+    run(train, ["--config", f"{tmp_path}/a/config.yaml", str(photos), f"--run={tmp_path}/b"])
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    run(train, [str(photos), *FAST, "--epochs=2", "--seed=4", f"--run={tmp_path}/c", "--method=simclr"])
+    assert losses(tmp_path / "a") != losses(tmp_path / "c")
+
+
+@pytest.mark.parametrize("size", [16, 40])
+@pytest.mark.parametrize("method", ["MoCo", "NPID"])
+def test_a_killed_run_continues_as_if_nothing_had_happened(tmp_path, monkeypatch, method, size):
+    # 40 pixels are streamed and cropped by the loader, 16 are packed.
+    photos = write_images(tmp_path / "photos", size=(size, size))
+    options = [*FAST, "--method", method, "--epochs=3", "--workers=0", "--checkpoint_minutes=0"]
+    run(train, [str(photos), *options, f"--run={tmp_path}/whole"])
+    with monkeypatch.context() as patch:
+        kill_at(patch, step=5)
+        with pytest.raises(Killed):
+            run(train, [str(photos), *options, f"--run={tmp_path}/cut"])
+    run(train, ["--resume", f"{tmp_path}/cut"])
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "whole")) == 9
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_with_a_usable_checkpoint(photos, tmp_path, monkeypatch, capsys, number):
+    record = callbacks.Recorder.record
+
+    def interrupting(self, trainer, values):
+        record(self, trainer, values)
+        if trainer.global_step == 2:
+            signal.raise_signal(number)
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Recorder, "record", interrupting)
+        with pytest.raises(SystemExit) as stop:
+            run(train, [str(photos), *FAST, "--epochs=4", f"--run={tmp_path}/r"])
+    assert stop.value.code == 128 + number
+    assert signal.getsignal(number) is before
+    assert "crosslevel train --resume" in capsys.readouterr().out
+    load_encoder(tmp_path / "r")
+    assert max(losses(tmp_path / "r")) == 2
+    run(train, ["--resume", f"{tmp_path}/r"])
+    assert max(losses(tmp_path / "r")) == 12
+
+
+def test_a_loss_that_is_no_number_stops_the_run(photos, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(train, [str(photos), *FAST, "--epochs=30", "--lr=1e30", "--warmup_epochs=0", f"--run={tmp_path}/r"])
+    assert stop.value.code == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "the loss is" in said
+    assert "Lower --lr" in said
+    assert "group_loss" in said
+
+
+def test_the_monitor_never_influences_the_run(photos, tmp_path):
+    for name, every in (("with", 1), ("without", 0)):
+        options = ["--epochs=2", f"--monitor_every={every}", f"--run={tmp_path}/{name}"]
+        run(train, [str(photos), *FAST, *options])
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+    assert same_weights(tmp_path / "with", tmp_path / "without")
+    assert sum(bool(r["knn"]) for r in metrics(tmp_path / "with")) == 2
+    assert not any(r["knn"] for r in metrics(tmp_path / "without"))
+
+
+def test_unlabelled_images_have_no_monitor(tmp_path):
+    folder = write_images(tmp_path / "one", classes=("",), count=16)
+    run(train, [str(folder), *FAST, "--epochs=1", f"--run={tmp_path}/r"])
+    assert not any(r["knn"] for r in metrics(tmp_path / "r"))
+
+
+@pytest.mark.parametrize("size", [16, 40])
+def test_broken_files_are_named_and_survived(tmp_path, size, capsys):
+    photos = write_images(tmp_path / "photos", size=(size, size))
+    whole = (photos / "cat" / "000.png").read_bytes()
+    (photos / "cat" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (photos / "dog" / "empty.jpg").write_bytes(b"")
+    (photos / "dog" / "letter.jpg").write_text("dear diary")
+    run(train, [str(photos), *FAST, "--epochs=2", "--workers=0", f"--run={tmp_path}/r"])
+    listed = (tmp_path / "r" / "bad_files.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in listed] == ["cat/cut.png", "dog/empty.jpg", "dog/letter.jpg"]
+    assert all(line.split("\t")[1] for line in listed)
+    assert "3 of 27" in capsys.readouterr().out
+
+
+def test_the_page_shows_curves_groups_neighbours_and_settings(photos, tmp_path):
+    run(train, [str(photos), *TINY, "--epochs=2", f"--run={tmp_path}/r"])
+    page = (tmp_path / "r" / "report.html").read_text()
+    for heading in ("Loss", "Groups that CLD finds", "Nearest neighbours", "Map of the features", "Settings"):
+        assert f">{heading}<" in page
+    assert load_cld(tmp_path / "r").groups is None
+
+
+def empty(folder):
+    folder.mkdir()
+    return folder
+
+
+def single(folder):
+    write_images(folder, count=1, classes=("",))
+    return folder
+
+
+@pytest.mark.parametrize("make", [empty, single, lambda folder: folder / "nowhere"], ids=["empty", "single", "nowhere"])
+def test_a_folder_without_images_ends_in_one_line(tmp_path, capsys, make):
+    folder = make(tmp_path / "x")
+    with pytest.raises(SystemExit) as stop:
+        run(train, [str(folder), *FAST, f"--run={tmp_path}/r"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said.count("\n") == 1
+    assert "x" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--cld.groups=9"], "cld.groups=9 exceeds the batch of 8 images"),
+        (["--method.queue=4"], "method.queue=4 is smaller than the batch of 8"),
+        (["--method=symclr"], "did you mean SimCLR?"),
+        (["--method=NPID", "--method.negatives=24"], "negatives=24"),
+        (["--cld.temperature=0"], "temperature=0.0 must be positive"),
+        (["--views.preset=simclear"], "simclr"),
+        (["--encoder.name=resnet81"], "resnet81"),
+        (["--encoder.weights=none.pth"], "none.pth"),
+        (["--epochs=0"], "epochs=0"),
+        (["--batch_size=1"], "batch_size=1"),
+        (["--cld.gruops=3"], "gruops"),
+        (["--resume=nowhere"], "nowhere"),
+        (["--config=nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_bad_settings_end_before_training_in_one_line(photos, tmp_path, capsys, options, named):
+    with pytest.raises(SystemExit) as stop:
+        run(train, [str(photos), *FAST, *options, f"--run={tmp_path}/r"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said.count("\n") == 1
+    assert named in said
+    assert not (tmp_path / "r" / "metrics.csv").exists()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(photos, tmp_path, capsys):
+    run(train, [str(photos), *FAST, "--epochs=1", f"--run={tmp_path}/r"])
+    before = (tmp_path / "r" / "metrics.csv").read_text()
+    with pytest.raises(SystemExit):
+        run(train, [str(photos), *FAST, "--epochs=1", f"--run={tmp_path}/r"])
+    assert "already holds a run" in capsys.readouterr().err
+    assert (tmp_path / "r" / "metrics.csv").read_text() == before
+
+
+def test_runs_without_a_name_are_numbered(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        run(train, [str(photos), *FAST, "--epochs=1"])
+    names = {p.name for p in (tmp_path / "runs").iterdir()}
+    assert names == {f"{photos.name}-moco-cld", f"{photos.name}-moco-cld-2"}
+
+
+def test_the_cld_branch_and_both_heads_are_trained(photos, tmp_path):
+    torch.manual_seed(0)
+    run(train, [str(photos), *FAST, "--epochs=1", f"--run={tmp_path}/r", "--optimizer=lars"])
+    state = torch.load(tmp_path / "r" / "checkpoints" / "last.ckpt", weights_only=False)
+    trained = {k for k in state["state_dict"] if k.startswith(("encoder.", "method.branch", "cld.branch"))}
+    moments = state["optimizer_states"][0]["state"]
+    parameters = [k for k in trained if not k.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    assert len(moments) == len(parameters)
