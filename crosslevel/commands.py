@@ -89,6 +89,7 @@ def method_class(name: str) -> str:
 
 def _prepared(function: Callable[..., Any], arguments: list[str], parser: Parser) -> list[str]:
     """What argparse cannot do: --resume as a config, method names in any case, a default method's options."""
+    arguments = [_SHORT.get(argument, argument) for argument in arguments]
     if "resume" in function.__annotations__:
         arguments = _resumed(arguments)
     if "method" not in function.__annotations__:
@@ -105,6 +106,9 @@ def _prepared(function: Callable[..., Any], arguments: list[str], parser: Parser
         # Given as an option and not as a default, another method does not inherit this one's settings.
         arguments = [f"--method={method_class('moco')}", *arguments]
     return arguments
+
+
+_SHORT = {"-o": "--output"}
 
 
 def _resumed(arguments: list[str]) -> list[str]:

@@ -54,7 +54,7 @@ class Truth(NamedTuple):
 def evaluate(
     run: str,
     images: str,
-    test: str,
+    test: str | None = None,
     k: int = 200,
     temperature: float = 0.1,
     shots: tuple[int, int] | None = None,
@@ -93,6 +93,8 @@ def evaluate(
     Returns:
         the figures of each kind of features.
     """
+    if test is None:
+        raise ValueError("--test is missing: name the labelled images to classify")
     console = Console(soft_wrap=True)
     hardware = choose(device, precision)
     encoder = load_encoder(run)

@@ -4,9 +4,29 @@ machine, and one thread, because on tensors this small threads wait for each oth
 This file's place also makes `reference` importable from every test folder.
 """
 
+import shutil
+
+import pytest
 import torch
 from hypothesis import settings
 
 settings.register_profile("crosslevel", deadline=None, derandomize=True, max_examples=15, print_blob=True)
 settings.load_profile("crosslevel")
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, driven by selenium; skips where either is absent."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
+    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and chromedriver):
+        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]:
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
+    yield driver
+    driver.quit()

@@ -177,6 +177,13 @@ def test_prefixes_of_other_training_programs(tmp_path, prefix, outer):
     assert "queue" in encoder.loaded
 
 
+def test_a_prefix_that_the_model_has_itself_stays(tmp_path):
+    model, weight = nn.ModuleDict({"encoder": nn.Linear(2, 2, bias=False)}), normal(0, 2, 2, dtype=torch.float32)
+    save_file({"module.encoder.weight": weight}, tmp_path / "run.safetensors")
+    assert load_weights(model, tmp_path / "run.safetensors").startswith("1 of 1 tensors loaded;")
+    assert torch.equal(model["encoder"].weight, weight)
+
+
 def test_partial_weights_name_what_did_not_match(tmp_path):
     backbone = Encoder(width=0.25).backbone
     before = {key: value.clone() for key, value in backbone.state_dict().items()}

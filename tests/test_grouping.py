@@ -237,6 +237,22 @@ def test_repeated_points_share_a_group(group, init, problem, seed):
 
 @BOTH
 @EVERY_INIT
+@given(
+    seed=seeds,
+    distinct=st.integers(1, 6),
+    batch=st.integers(2, 60),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_copies_that_differ_by_rounding_share_a_group(group, init, seed, distinct, batch, dtype):
+    """One direction at many lengths: unit vectors that are not bit for bit the same."""
+    which = torch.arange(batch) % distinct
+    z = (normal(seed, distinct, 24)[which] * (0.1 + normal(seed + 1, batch, 1).abs())).to(dtype)
+    found = group(z, batch, init=init, generator=generator(seed))
+    assert adjusted_rand_score(which, found.assignment) == 1
+
+
+@BOTH
+@EVERY_INIT
 def test_fewer_distinct_points_than_groups(group, init):
     """Three directions, ten groups: never more than three groups, never one that mixes two directions."""
     z = torch.eye(8)[torch.arange(3).repeat(8)]

@@ -4,7 +4,6 @@ import io
 import json
 import math
 import re
-import shutil
 from base64 import b64decode
 from html import unescape
 from html.parser import HTMLParser
@@ -357,22 +356,6 @@ def test_metrics_of_lightning(tmp_path):
     path.write_text("step,loss\n3,1.5\n4,what\n")
     with pytest.raises(ValueError, match=r"line 3: loss is 'what', not a number"):
         report.read_metrics(path)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
-    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and chromedriver):
-        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]:
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
-    yield driver
-    driver.quit()
 
 
 def opened(browser, path, width=1200):

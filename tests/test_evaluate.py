@@ -1,0 +1,136 @@
+"""kNN evaluation: the right figures, beside what anybody gets for nothing."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
+
+from crosslevel import Encoder, load_encoder
+from crosslevel import evaluate as evaluation
+from crosslevel.commands import run
+from crosslevel.encoder import View
+from crosslevel.evaluate import evaluate, untrained
+from crosslevel.features import normalize
+
+COUNTS = {"ant": 40, "bee": 24, "cow": 10}
+
+
+def write(folder, counts, seed):
+    """Noisy pictures whose brightness differs a little from class to class."""
+    rng = np.random.default_rng(seed)
+    for c, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 150, (16, 16, 3)) + 25 * c
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    home = tmp_path_factory.mktemp("sources")
+    return write(home / "train", COUNTS, 0), write(home / "test", dict.fromkeys(COUNTS, 15), 1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    torch.manual_seed(1)
+    encoder = Encoder("resnet18", True, 0.0625)
+    encoder.view = View(16)
+    return encoder.save(tmp_path_factory.mktemp("run") / "encoder.safetensors").parent
+
+
+def read(folder):
+    files = sorted(folder.rglob("*.png"))
+    pixels = np.stack([np.asarray(Image.open(f)).transpose(2, 0, 1) for f in files])
+    return torch.from_numpy(pixels), np.array([list(COUNTS).index(f.parent.name) for f in files])
+
+
+def reference(features, labels, queries, k, temperature):
+    """scikit-learn's classifier with the same weights on the same features."""
+    model = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / temperature))
+    return model.fit(features, labels).predict(queries)
+
+
+def call(trained, sources, *options):
+    options = ["--device=cpu", "--precision=fp32", *options]
+    test = [] if sources[1] is None else [f"--test={sources[1]}"]
+    return run(evaluate, [str(trained), str(sources[0]), *test, *options])
+
+
+def test_the_figures_equal_scikit_learn(trained, sources):
+    figures = call(trained, sources, "--k=9")
+    (bank, labels), (queries, truth) = read(sources[0]), read(sources[1])
+    encoders = {"trained encoder": load_encoder(trained), "untrained encoder": untrained(load_encoder(trained), 0)}
+    for name, encoder in encoders.items():
+        with torch.no_grad():
+            features = [encoder.eval()(normalize(part, View(16))).numpy() for part in (bank, queries)]
+        predicted = reference(features[0], labels, features[1], 9, 0.1)
+        assert figures[name]["top1"] == pytest.approx(100 * np.mean(predicted == truth), abs=1e-4)
+        recalls = [np.mean(predicted[truth == c] == c) for c in range(3)]
+        assert figures[name]["balanced"] == pytest.approx(100 * np.mean(recalls), abs=1e-4)
+        shots = [figures[name][split] for split in ("many", "medium", "few")]
+        assert shots == pytest.approx([100 * r for r in recalls], abs=1e-4)
+
+
+def test_raw_pixels_are_compared_by_their_own_cosine(trained, sources, monkeypatch):
+    monkeypatch.setattr(evaluation, "PIXEL_SIZE", 16)
+    figures = call(trained, sources, "--k=9")["raw pixels"]
+    (bank, labels), (queries, truth) = read(sources[0]), read(sources[1])
+
+    features = [part.flatten(1).float().numpy() / 127.5 - 1 for part in (bank, queries)]
+    predicted = reference(features[0], labels, features[1], 9, 0.1)
+    assert figures["top1"] == pytest.approx(100 * np.mean(predicted == truth), abs=1e-4)
+
+
+def test_the_record_says_how_the_figures_were_made(trained, sources, capsys):
+    figures = call(trained, sources)
+    record = json.loads((trained / "evaluation.json").read_text())
+    assert record["accuracy_percent"] == figures
+    assert (record["protocol"], record["k"], record["temperature"]) == ("knn", 200, 0.1)
+    said = capsys.readouterr().out
+    for name, row in figures.items():
+        line = next(line for line in said.splitlines() if name in line)
+        assert all(f"{value:.1f}" in line for value in row.values())
+
+
+def test_an_untrained_encoder_has_other_weights_and_leaves_the_random_numbers_alone(trained):
+    encoder = load_encoder(trained)
+    state = torch.get_rng_state()
+    fresh = untrained(encoder, 5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(fresh.backbone.conv1.weight, encoder.backbone.conv1.weight)
+    assert fresh.backbone.conv1.weight.shape == encoder.backbone.conv1.weight.shape
+
+
+def test_a_class_numbered_differently_in_the_test_set_is_still_itself(trained, sources, tmp_path):
+    only = tmp_path / "test"
+    only.mkdir()
+    for name in ("bee", "cow"):
+        (only / name).symlink_to(sources[1] / name)
+    whole, part = call(trained, sources, "--k=9"), call(trained, (sources[0], only), "--k=9")
+    recalls = [whole["trained encoder"][split] for split in ("medium", "few")]
+    assert part["trained encoder"]["balanced"] == pytest.approx(np.mean(recalls), abs=1e-4)
+
+
+def flat_folder(tmp_path):
+    for i in range(3):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def test_wrong_use_ends_in_one_line(trained, sources, tmp_path, capsys):
+    (tmp_path / "flat").mkdir()
+    unlabelled = flat_folder(tmp_path / "flat")
+    more = write(tmp_path / "more", {"ant": 2, "dodo": 2}, 3)
+    wrong = [((unlabelled, sources[1]), "no labels"), ((sources[0], more), "dodo"), ((sources[0], None), "--test")]
+    for pair, named in wrong:
+        with pytest.raises(SystemExit) as stop:
+            call(trained, pair)
+        said = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert said.count("\n") == 1
+        assert named in said
