@@ -32,9 +32,12 @@ def weighted_knn(
         chunk: queries at a time.
 
     Raises:
-        ValueError: an empty bank, features that do not match, or a label out of range.
+        ValueError: no neighbours, a temperature that is not positive, an empty bank, features that do not match, or a
+            label out of range.
 
     """
+    if k < 1 or temperature <= 0:
+        raise ValueError(f"k={k}, temperature={temperature}: both must be positive")
     if len(bank) == 0 or bank.shape[1] != queries.shape[1]:
         raise ValueError(f"the bank is {tuple(bank.shape)}, the queries are {tuple(queries.shape)}: they do not match")
     if len(labels) != len(bank) or int(labels.min()) < 0 or int(labels.max()) >= classes:

@@ -47,16 +47,18 @@ class Pretrain(L.LightningModule):
         self.encoder, self.method, self.cld, self.views = encoder, method, cld, views
         self.steps, self.warmup_steps, self.seed = steps, warmup_steps, seed
         self.optimizer_name, self.lr, self.weight_decay = optimizer, lr, weight_decay
-        self.draws = torch.Generator()
+        self.draws, self.shared_draws = torch.Generator(), torch.Generator()
         self.seen: dict[str, Tensor] = {}
         if cld is not None:
-            cld.generator = self.draws
+            # Groups over all ranks must start from the same points on each of them.
+            cld.generator = self.shared_draws
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the step, and set its learning rate."""
         seed = step_seed(self.seed, self.global_step, self.global_rank)
         torch.manual_seed(seed)
         self.draws.manual_seed(seed)
+        self.shared_draws.manual_seed(step_seed(self.seed, self.global_step, -1))
         rate = cosine(self.global_step, self.steps, self.warmup_steps)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.lr * rate

@@ -81,3 +81,9 @@ def test_no_queries_give_no_votes():
 def test_inputs_that_do_not_match(bank, labels, queries, message):
     with pytest.raises(ValueError, match=message):
         weighted_knn(torch.ones(*bank), torch.tensor(labels, dtype=torch.long), torch.ones(*queries), 4)
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(0, 0.1), (5, 0.0)])
+def test_no_neighbours_or_no_temperature_is_refused(k, temperature):
+    with pytest.raises(ValueError, match="both must be positive"):
+        weighted_knn(torch.eye(3), torch.arange(3), torch.eye(3), 3, k=k, temperature=temperature)
