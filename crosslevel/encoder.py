@@ -62,6 +62,7 @@ class Encoder(nn.Module):
         self.name, self.width, self.weights = name, width, weights
         self.zero_init_last, self.image_size = zero_init_last, image_size
         self.small_images: bool | None = None
+        self.loaded = ""
         self.view = View(size=32)
         self.backbone = _create(name, zero_init_last, image_size)
         if width != 1.0:

@@ -158,15 +158,17 @@ def _initial(
             chosen = _plus_plus(points, groups, generator)
         case _:
             raise ValueError(f"init={init!r} is not one of first, random, kmeans++")
-    # In float64, where reduced-precision matrix products on a GPU cannot make neighbours look the same.
-    seen = (points if distinct is None else distinct)[chosen].double()
+    seen = (points if distinct is None else distinct)[chosen]
+    if seen.device.type != "mps":  # which has no float64
+        # Reduced-precision matrix products on a GPU would make neighbours look the same.
+        seen = seen.double()
     repeated = (seen @ seen.T > 1 - _SAME).tril(-1).any(1)
     return _Seeds(points[chosen], ~repeated)
 
 
 def _plus_plus(points: Tensor, groups: int, generator: torch.Generator | None) -> Tensor:
     # The random numbers are drawn at once on the CPU: the same seed gives the same groups on every device.
-    draws = torch.rand(groups, generator=generator, dtype=torch.float64).to(points.device, points.dtype)
+    draws = torch.rand(groups, generator=generator, dtype=torch.float64).to(points.dtype).to(points.device)
     chosen = torch.empty(groups, dtype=torch.long, device=points.device)
     chosen[0] = (draws[0] * len(points)).long().clamp(max=len(points) - 1)
     distance = torch.full((len(points),), torch.inf, dtype=points.dtype, device=points.device)

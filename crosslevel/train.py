@@ -32,6 +32,7 @@ from crosslevel.methods import Method, MoCo
 from crosslevel.metrics.knn import weighted_knn
 from crosslevel.pretrain import Optimizer, Outcome, Pretrain, fit
 
+RUN_VARIABLE = "CROSSLEVEL_RUN"
 CLD_FILE = "cld.safetensors"
 LARGEST_VIEW = 224  # pixels: the usual size, where the images are larger
 BASE_RATES = {"sgd": 0.06, "adamw": 1e-3, "lars": 0.3}  # at 256 images a batch
@@ -105,6 +106,8 @@ def train(
     console = Console(soft_wrap=True)
     hardware = choose(device, precision)
     _say(console, f"device: {hardware.why}")
+    if encoder.weights is not None:
+        _say(console, f"{encoder.weights}: {encoder.loaded}")
     bad = BadFiles()
     source = image_sources.open(images, data_root=data_root)
     total = len(source)
@@ -120,7 +123,7 @@ def train(
     _check(branch, chosen, min(batch_size, len(source) // devices), devices)
     rates = _rates(optimizer, batch_size * devices, epochs, lr, weight_decay, warmup_epochs)
     every = max(1, epochs // 10) if monitor_every is None else monitor_every
-    folder = _folder(run, images, chosen, branch, resume)
+    folder = _folder(run, images, chosen, branch, resume, rank)
     if rank == 0 and not resume:
         named = os.path.abspath(images) if os.path.exists(images) else images
         resolved = {
@@ -236,7 +239,9 @@ def _rates(
     }
 
 
-def _folder(run: str | None, images: str, method: Method, cld: CrossLevel | None, resume: str | None) -> Path:
+def _folder(
+    run: str | None, images: str, method: Method, cld: CrossLevel | None, resume: str | None, rank: int
+) -> Path:
     """The run's folder, made; a given one must not hold a run yet.
 
     Raises:
@@ -245,16 +250,21 @@ def _folder(run: str | None, images: str, method: Method, cld: CrossLevel | None
     """
     if resume:
         return Path(resume)
+    if rank > 0:
+        # The other ranks are started by the first one, after it has chosen.
+        return Path(os.environ[RUN_VARIABLE])
     if run is not None:
         folder = Path(run)
         if (folder / "config.yaml").exists():
             raise ValueError(f"--run {run}: it already holds a run: give another folder, or --resume {run}")
     else:
-        source = re.sub(r"[^\w.-]+", "-", Path(images).stem or Path(images).resolve().name).strip("-.") or "images"
+        place = Path(images).resolve().stem if os.path.exists(images) else images.split(",")[0]
+        source = re.sub(r"[^\w.-]+", "-", place).strip("-.") or "images"
         name = f"{source}-{type(method).__name__.lower()}{'-cld' if cld else ''}"
         tries = [Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000)]
         folder = next(f for f in tries if not (f / "config.yaml").exists())
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ[RUN_VARIABLE] = str(folder)
     return folder
 
 
@@ -333,7 +343,8 @@ def _farewell(folder: Path, images: str, outcome: Outcome, steps: int, seconds: 
         )
         _say(console, f"  crosslevel train --resume {shlex.quote(str(folder))}")
         return
-    _say(console, f"done in {seconds / 60:.1f} min: {folder / FILE}, {folder / 'report.html'}; next:")
+    left = [folder / FILE, *folder.glob("report.html")]
+    _say(console, f"done in {seconds / 60:.1f} min: {', '.join(map(str, left))}; next:")
     for line in next_commands(folder, images):
         _say(console, f"  {line}")
 

@@ -1,0 +1,36 @@
+"""Reports: one self-contained HTML page that shows what a run did, with charts and pictures.
+
+A page is a sequence of blocks; each block function is pure and turns numbers or pictures into one section.
+What users named (files, classes) is escaped by the template. The charts are SVG whose colours are the page's
+CSS variables, so that they follow light and dark mode.
+"""
+
+from __future__ import annotations
+
+from crosslevel.report.charts import Series, bars, curves
+from crosslevel.report.choose import group_rows, neighbour_rows, project
+from crosslevel.report.metrics import read_metrics
+from crosslevel.report.page import Best, Block, commands, page, settings, table, text
+from crosslevel.report.pictures import MAP_POINTS, THUMBNAIL, ImageRow, image_rows, map2d
+
+__all__ = [
+    "MAP_POINTS",
+    "THUMBNAIL",
+    "Best",
+    "Block",
+    "ImageRow",
+    "Series",
+    "bars",
+    "commands",
+    "curves",
+    "group_rows",
+    "image_rows",
+    "map2d",
+    "neighbour_rows",
+    "page",
+    "project",
+    "read_metrics",
+    "settings",
+    "table",
+    "text",
+]

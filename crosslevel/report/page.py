@@ -1,0 +1,107 @@
+"""A page: its blocks in one self-contained HTML file; and the blocks that are text, tables or code."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+
+Best = Literal["max", "min"] | None
+
+
+@dataclass(frozen=True)
+class Block:
+    """One section of a page: ``kind`` names the template's macro that draws ``content``."""
+
+    kind: str
+    heading: str
+    content: Mapping[str, Any]
+
+
+def page(path: str | Path, title: str, blocks: Sequence[Block], subtitle: str = "") -> Path:
+    """Write ``blocks`` as one HTML file, whole or not at all, and return its path."""
+    path = Path(path)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
+    html = environment.from_string(template).render(title=title, subtitle=subtitle, blocks=blocks)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        # A file name that is not valid UTF-8 reaches Python with surrogates, which cannot be encoded.
+        part.write_bytes(html.encode("utf-8", "replace"))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def text(heading: str, paragraphs: str | Sequence[str]) -> Block:
+    """Plain paragraphs."""
+    return Block("text", heading, {"paragraphs": [paragraphs] if isinstance(paragraphs, str) else paragraphs})
+
+
+def table(
+    heading: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str | float | None]],
+    best: Best | Sequence[Best] = "max",
+    *,
+    note: str = "",
+    digits: int = 1,
+) -> Block:
+    """A table whose best numbers are marked, for each column by ``best`` (one for all, or one a column).
+
+    Floats are shown to ``digits`` decimals; None and NaN as a dash. Numbers that look equal share the mark; a
+    column with fewer than two finite numbers has none.
+
+    Raises:
+        ValueError: a row, or ``best``, has not as many entries as there are columns.
+
+    """
+    marks = [best] * len(columns) if best is None or isinstance(best, str) else list(best)
+    for name, entries in [("best", marks), *((f"row {i}", row) for i, row in enumerate(rows))]:
+        if len(entries) != len(columns):
+            raise ValueError(f"{name} of table {heading!r} has {len(entries)} entries, need {len(columns)}")
+    by_column = [[row[j] for row in rows] for j in range(len(columns))]
+    content = {
+        "columns": columns,
+        "rows": [[cell(value, digits) for value in row] for row in rows],
+        "best": [_best(column, mark, digits) for column, mark in zip(by_column, marks, strict=True)],
+        "numeric": [any(isinstance(value, Real) for value in column) for column in by_column],
+        "note": note,
+    }
+    return Block("table", heading, content)
+
+
+def settings(heading: str, yaml_text: str) -> Block:
+    """The settings of a run, folded until they are opened."""
+    return Block("settings", heading, {"yaml": yaml_text})
+
+
+def commands(heading: str, lines: Sequence[str]) -> Block:
+    """Shell commands to copy, one a line."""
+    return Block("commands", heading, {"lines": lines})
+
+
+def cell(value: str | float | None, digits: int) -> str:
+    """A value as a table shows it."""
+    if value is None or (isinstance(value, Real) and math.isnan(value)):
+        return "–"
+    if isinstance(value, str | bool) or not isinstance(value, Real):
+        return str(value)
+    return f"{int(value):,}" if isinstance(value, Integral) else f"{float(value):z,.{digits}f}"
+
+
+def _best(column: Sequence[Any], mark: Best, digits: int) -> set[int]:
+    """The rows whose number, as it is shown, is the best of the column."""
+    numbers = {i: float(v) for i, v in enumerate(column) if isinstance(v, Real) and math.isfinite(v)}
+    if mark is None or len(numbers) < 2:
+        return set()
+    top = (max if mark == "max" else min)(numbers, key=lambda i: numbers[i])
+    return {i for i in numbers if cell(column[i], digits) == cell(column[top], digits)}
