@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import statistics
 import tempfile
 import time
@@ -51,7 +52,7 @@ def beside(
         return {}
 
     with tempfile.TemporaryDirectory() as folder:
-        quiet = Console(file=open("/dev/null", "w"))  # noqa: SIM115
+        quiet = Console(file=io.StringIO())
         fit(module, batches, Path(folder), hardware=choose(), monitor=interrupt, monitor_every=1, console=quiet)
     return ours[1:], theirs[1:]
 

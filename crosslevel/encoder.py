@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -195,19 +196,11 @@ def _narrow(model: nn.Module, name: str, width: float, zero_init_last: bool | No
     model.init_weights(zero_init_last=zero_init_last is not False)
 
 
-def _scaled(width: float) -> Any:
+def _scaled(width: float) -> Callable[[nn.Conv2d], nn.Conv2d]:
     def scale(conv: nn.Conv2d) -> nn.Conv2d:
         inputs = conv.in_channels if conv.in_channels == 3 else max(1, round(conv.in_channels * width))
-        return nn.Conv2d(
-            inputs,
-            max(1, round(conv.out_channels * width)),
-            conv.kernel_size,  # type: ignore[arg-type]
-            stride=conv.stride,  # type: ignore[arg-type]
-            padding=conv.padding,  # type: ignore[arg-type]
-            dilation=conv.dilation,  # type: ignore[arg-type]
-            groups=conv.groups,
-            bias=conv.bias is not None,
-        )
+        same: Any = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")}
+        return nn.Conv2d(inputs, max(1, round(conv.out_channels * width)), bias=conv.bias is not None, **same)
 
     return scale
 

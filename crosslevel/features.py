@@ -82,8 +82,7 @@ def extract(
 ) -> Features:
     """All features of ``images`` at once; ``progress`` is told how many of how many are done."""
     parts = []
-    options = {"batch_size": batch_size, "workers": workers, "hardware": hardware, "bad": bad}
-    for part in stream(encoder, images, **options):  # type: ignore[arg-type]
+    for part in stream(encoder, images, batch_size=batch_size, workers=workers, hardware=hardware, bad=bad):
         parts.append(part)
         if progress is not None:
             progress(int(part.places[-1]) + 1, len(images))

@@ -258,7 +258,7 @@ def _folder(
         if (folder / "config.yaml").exists():
             raise ValueError(f"--run {run}: it already holds a run: give another folder, or --resume {run}")
     else:
-        place = Path(images).resolve().stem if os.path.exists(images) else images.split(",")[0]
+        place = Path(images).resolve().stem if os.path.exists(images) else images.split(",", maxsplit=1)[0]
         source = re.sub(r"[^\w.-]+", "-", place).strip("-.") or "images"
         name = f"{source}-{type(method).__name__.lower()}{'-cld' if cld else ''}"
         tries = [Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000)]

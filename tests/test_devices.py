@@ -12,7 +12,14 @@ SOURCE = "turntable,classes=4,objects=24,frames=6,size=16,imbalance=4"
 
 
 def test_two_processes_train_one_run(tmp_path):
-    options = ["--encoder.width=0.0625", "--batch_size=16", "--epochs=2", "--device=cpu", "--devices=2", "--log_every=1"]
+    options = [
+        "--encoder.width=0.0625",
+        "--batch_size=16",
+        "--epochs=2",
+        "--device=cpu",
+        "--devices=2",
+        "--log_every=1",
+    ]
     options += ["--cld.gather=true", "--report_html=false", "--workers=0"]
     out = subprocess.run(
         [Path(sys.executable).with_name("crosslevel"), "train", SOURCE, *options],

@@ -7,6 +7,7 @@ import inspect
 import os
 import types
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from crosslevel.images.batches import Batch, EvalBatches, TrainBatches, fit, pack
@@ -44,7 +45,7 @@ def open(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, d
     - a folder, searched recursively; class-per-folder layouts give labels;
     - a sequence of image files, or a ``.txt`` file that names one a line, relative to its own folder;
     - a data set by name, ``name[:split][,key=value...]``, such as ``cifar10:test`` (its files under
-      ``data_root``) or ``turntable:test,classes=20,frames=30``, where the keys are the parameters of
+      ``data_root``) or ``turntable:test,classes=8,frames=30``, where the keys are the parameters of
       the data set's class.
 
     What exists as a path is taken as one, whatever its name.
@@ -65,6 +66,8 @@ def open(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, d
     return _named(source, data_root)
 
 
+# Opened again by the same process, a named source is not rendered or read again.
+@lru_cache(maxsize=2)
 def _named(source: str, data_root: str | None) -> Images:
     head, *assignments = source.split(",")
     name, colon, split = head.partition(":")

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -21,6 +21,7 @@ from crosslevel.pretrain.module import NotFinite, Optimizer, Pretrain
 __all__ = ["NotFinite", "Optimizer", "Outcome", "Pretrain", "fit"]
 
 LAST = "last.ckpt"
+PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
 
 class Outcome(NamedTuple):
@@ -82,7 +83,7 @@ def fit(
     trainer = L.Trainer(
         accelerator="gpu" if hardware.device.type == "cuda" else hardware.device.type,
         devices=devices,
-        precision={"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}[hardware.precision],  # type: ignore[arg-type]
+        precision=PRECISIONS[hardware.precision],
         max_steps=module.steps,
         logger=TensorBoardLogger(folder, name="tensorboard", version=""),
         callbacks=callbacks,
@@ -94,8 +95,7 @@ def fit(
         default_root_dir=folder,
     )
     module.to(memory_format=torch.channels_last)
-    # Built when Lightning asks for it, after the checkpoint has said at which step the run continues.
-    module.train_dataloader = lambda: _stream(batches, trainer, clock)  # type: ignore[method-assign]
+    module.stream = lambda: _stream(batches, trainer, clock)
     try:
         trainer.fit(module, ckpt_path=last if resume else None, weights_only=False if resume else None)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import lightning as L
@@ -47,11 +48,16 @@ class Pretrain(L.LightningModule):
         self.encoder, self.method, self.cld, self.views = encoder, method, cld, views
         self.steps, self.warmup_steps, self.seed = steps, warmup_steps, seed
         self.optimizer_name, self.lr, self.weight_decay = optimizer, lr, weight_decay
+        self.stream: Callable[[], Iterable[Batch]] = tuple
         self.draws, self.shared_draws = torch.Generator(), torch.Generator()
         self.seen: dict[str, Tensor] = {}
         if cld is not None:
             # Groups over all ranks must start from the same points on each of them.
             cld.generator = self.shared_draws
+
+    def train_dataloader(self) -> Iterable[Batch]:
+        """All batches; asked for after a checkpoint has said at which step the run continues."""
+        return self.stream()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the step, and set its learning rate."""

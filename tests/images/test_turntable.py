@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from crosslevel.images import turntable
 from crosslevel.images.sources import Packed
-from crosslevel.images.turntable import FAMILIES, Turntable
+from crosslevel.images.turntable import Turntable
+from crosslevel.images.turntable_rays import HITS
+from crosslevel.images.turntable_shapes import FAMILIES, Solid
 
 SMALL = {"classes": 3, "objects": 9, "frames": 3, "imbalance": 4.0, "size": 16, "test_objects": 2, "test_frames": 2}
 
@@ -67,13 +69,13 @@ def test_an_object_is_in_one_class_and_in_one_split(train, test):
 
 
 def test_no_two_objects_share_their_shape_within_or_across_splits(monkeypatch):
-    shapes, centred = [], turntable._centred
+    shapes, centred = [], turntable.centred
 
     def recording(solids):
         shapes.append(np.concatenate([solid.place.ravel() for solid in solids]).tobytes())
         return centred(solids)
 
-    monkeypatch.setattr(turntable, "_centred", recording)
+    monkeypatch.setattr(turntable, "centred", recording)
     Turntable(**SMALL)
     Turntable(**SMALL, split="test")
     Turntable(**SMALL, seed=1)
@@ -212,14 +214,14 @@ INSIDE = {
     "ring": lambda p, s: np.hypot(np.hypot(p[..., 0], p[..., 2]) - 1, p[..., 1]) <= s.shape,
 }
 SOLIDS = [
-    turntable._Solid("ball", UNIT, 0),
-    turntable._Solid("box", UNIT, 0),
-    turntable._Solid("rod", UNIT, 0),
-    turntable._Solid("rod", UNIT, 0, -0.95),
-    turntable._Solid("rod", UNIT, 0, 0.4),
-    turntable._Solid("rod", UNIT, 0, 0.3, 0.8),
-    turntable._Solid("rod", UNIT, 0, 0.0, 0.5),
-    turntable._Solid("ring", UNIT, 0, 0.25),
+    Solid("ball", UNIT, 0),
+    Solid("box", UNIT, 0),
+    Solid("rod", UNIT, 0),
+    Solid("rod", UNIT, 0, -0.95),
+    Solid("rod", UNIT, 0, 0.4),
+    Solid("rod", UNIT, 0, 0.3, 0.8),
+    Solid("rod", UNIT, 0, 0.0, 0.5),
+    Solid("ring", UNIT, 0, 0.25),
 ]
 
 
@@ -231,7 +233,7 @@ def test_hits_agree_with_walking_along_the_ray(solid, seed):
     origin = rng.standard_normal(3)
     origin *= rng.uniform(3, 6) / np.linalg.norm(origin)
     rays = rng.uniform(-1.3, 1.3, (80, 3)) - origin
-    t, normal = turntable._HITS[solid.kind](
+    t, normal = HITS[solid.kind](
         torch.tensor(origin, dtype=torch.float32).view(3, 1, 1, 1).unbind(),
         torch.tensor(rays.T, dtype=torch.float32).view(3, 1, 1, 80).unbind(),
         solid,
