@@ -35,7 +35,7 @@ from crosslevel.pretrain import Optimizer, Outcome, Pretrain, fit
 RUN_VARIABLE = "CROSSLEVEL_RUN"
 CLD_FILE = "cld.safetensors"
 LARGEST_VIEW = 224  # pixels: the usual size, where the images are larger
-BASE_RATES = {"sgd": 0.06, "adamw": 1e-3, "lars": 0.3}  # at 256 images a batch
+BASE_RATES = {"adamw": 1e-3, "lars": 0.3}  # at 256 images a batch; SGD's is the method's own
 BASE_DECAYS = {"sgd": 5e-4, "adamw": 0.05, "lars": 1e-6}
 
 
@@ -80,8 +80,8 @@ def train(
         epochs: passes over the images.
         batch_size: images a step, on each device.
         optimizer: sgd (momentum 0.9), adamw or lars.
-        lr: the highest learning rate; 0.06 (sgd), 0.001 (adamw) or 0.3 (lars) times all devices' batch / 256 unless
-            given.
+        lr: the highest learning rate; all devices' batch / 256 times 0.001 (adamw), 0.3 (lars), or for sgd 0.06 (MoCo
+            and NPID, as in the recipes of Wang et al. 2021) or 0.5 (SimCLR), unless given.
         weight_decay: 0.0005 (sgd), 0.05 (adamw) or 0.000001 (lars) unless given.
         warmup_epochs: epochs of linear warm-up; a tenth of all, at most 5, unless given.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
@@ -121,7 +121,8 @@ def train(
         source, batch_size, seed=seed, bad=bad, crops=crops, workers=workers, rank=rank, world=devices
     )
     _check(branch, chosen, min(batch_size, len(source) // devices), devices)
-    rates = _rates(optimizer, batch_size * devices, epochs, lr, weight_decay, warmup_epochs)
+    base_rate = BASE_RATES.get(optimizer, chosen.sgd_rate)
+    rates = _rates(optimizer, base_rate * batch_size * devices / 256, epochs, lr, weight_decay, warmup_epochs)
     every = max(1, epochs // 10) if monitor_every is None else monitor_every
     folder = _folder(run, images, chosen, branch, resume, rank)
     if rank == 0 and not resume:
@@ -228,12 +229,12 @@ def _check(cld: CrossLevel | None, method: Method, batch: int, devices: int) -> 
 
 
 def _rates(
-    optimizer: Optimizer, batch: int, epochs: int, lr: float | None, decay: float | None, warmup: float | None
+    optimizer: Optimizer, usual: float, epochs: int, lr: float | None, decay: float | None, warmup: float | None
 ) -> dict[str, float]:
     if epochs < 1 or (warmup is not None and not 0 <= warmup <= epochs):
         raise ValueError(f"epochs={epochs}, warmup_epochs={warmup}: give at least one epoch, and no longer a warm-up")
     return {
-        "lr": BASE_RATES[optimizer] * batch / 256 if lr is None else lr,
+        "lr": usual if lr is None else lr,
         "weight_decay": BASE_DECAYS[optimizer] if decay is None else decay,
         "warmup_epochs": min(5.0, epochs / 10) if warmup is None else warmup,
     }
