@@ -159,6 +159,17 @@ def test_the_monitor_never_influences_the_run(photos, tmp_path):
     assert not any(r["knn"] for r in metrics(tmp_path / "without"))
 
 
+def test_each_epochs_line_shows_its_own_figures(photos, tmp_path, capsys):
+    run(train, [str(photos), f"--run={tmp_path / 'r'}", "--epochs=3", "--monitor_every=1", *FAST])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    shown = [(line.split()[1], line.split("kNN")[1].split()[0]) for line in lines]
+    measured = [
+        (f"{float(row['epoch']):.0f}/3", f"{float(row['knn']):.1f}") for row in metrics(tmp_path / "r") if row["knn"]
+    ]
+    assert shown == measured
+    assert len(shown) == 3
+
+
 def test_unlabelled_images_have_no_monitor(tmp_path):
     folder = write_images(tmp_path / "one", classes=("",), count=16)
     run(train, [str(folder), *FAST, "--epochs=1", f"--run={tmp_path}/r"])

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from crosslevel.hardware import Hardware
 from crosslevel.images.batches import TrainBatches
-from crosslevel.pretrain.callbacks import Checkpoints, Clock, Monitor, Recorder, StopOnSignal, Stream
+from crosslevel.pretrain.callbacks import Checkpoints, Clock, Display, Monitor, Recorder, StopOnSignal, Stream
 from crosslevel.pretrain.module import NotFinite, Optimizer, Pretrain
 
 __all__ = ["NotFinite", "Optimizer", "Outcome", "Pretrain", "fit"]
@@ -73,12 +73,14 @@ def fit(
     checkpoints_folder.mkdir(parents=True, exist_ok=True)
     console = console or Console()
     epoch, clock = len(batches), Clock()
-    recorder = Recorder(folder, epoch, log_every, clock, console)
+    recorder = Recorder(folder, epoch, log_every, clock)
+    display = Display(recorder, console)
     checkpoints = Checkpoints(checkpoints_folder, epoch, checkpoint_minutes, clock)
     stopper = StopOnSignal(checkpoints, console)
-    callbacks: list[L.Callback] = [recorder, checkpoints, stopper]
+    callbacks: list[L.Callback] = [recorder]
     if monitor is not None:
-        callbacks.insert(1, Monitor(monitor, monitor_every, epoch, recorder))
+        callbacks.append(Monitor(monitor, monitor_every, epoch, recorder))
+    callbacks += [display, checkpoints, stopper]
     _quiet()
     trainer = L.Trainer(
         accelerator="gpu" if hardware.device.type == "cuda" else hardware.device.type,
@@ -99,7 +101,7 @@ def fit(
     try:
         trainer.fit(module, ckpt_path=last if resume else None, weights_only=False if resume else None)
     finally:
-        recorder.release()
+        display.release()
         stopper.release()
     return Outcome(trainer.global_step, trainer.global_step >= module.steps, stopper.requested)
 

@@ -76,14 +76,12 @@ class Clock:
 
 
 class Recorder(L.Callback):
-    """Every ``every`` steps: check the loss, write a row of metrics.csv and TensorBoard, show the progress."""
+    """Every ``every`` steps: check the loss, and write a row of metrics.csv and TensorBoard."""
 
-    def __init__(self, folder: Path, steps_per_epoch: int, every: int, clock: Clock, console: Console) -> None:
+    def __init__(self, folder: Path, steps_per_epoch: int, every: int, clock: Clock) -> None:
         self.file, self.steps_per_epoch, self.every = folder / "metrics.csv", steps_per_epoch, every
-        self.clock, self.console = clock, console
+        self.clock = clock
         self.newest: dict[str, float] = {}
-        self.bar: Progress | None = None
-        self.task: Any = None
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Keep the rows of the run that is continued, up to its checkpoint."""
@@ -97,17 +95,6 @@ class Recorder(L.Callback):
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(kept)
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TaskProgressColumn(),
-            _Figures(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.task = self.bar.add_task("", total=trainer.max_steps, completed=trainer.global_step, figures={})
-        self.bar.start()
         self.clock.restart()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -119,11 +106,6 @@ class Recorder(L.Callback):
             module.check_finite()
             self.record(trainer, {**module.values(), **self.clock.read()})
             self.clock.restart()
-        if self.bar is not None and trainer.is_global_zero:
-            name = f"epoch {(step - 1) // self.steps_per_epoch + 1}/{trainer.max_steps // self.steps_per_epoch}"
-            self.bar.update(self.task, completed=step, description=name, figures=self.newest)
-            if epoch_ended and not self.console.is_terminal:
-                self.console.print(f"{name}  {_figures(self.newest)}", highlight=False)
 
     def record(self, trainer: L.Trainer, values: dict[str, float]) -> None:
         """Write one row."""
@@ -137,12 +119,6 @@ class Recorder(L.Callback):
             csv.DictWriter(file, COLUMNS).writerow(row)
         if trainer.logger is not None:
             trainer.logger.log_metrics(values, trainer.global_step)
-
-    def release(self) -> None:
-        """Leave the terminal as it was, whatever ended the run."""
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
 
 
 class Checkpoints(L.Callback):
@@ -252,6 +228,47 @@ class Monitor(L.Callback):
         if trainer.is_global_zero and (step % (self.every * self.steps_per_epoch) == 0 or step == trainer.max_steps):
             self.recorder.record(trainer, self.measure())
             self.recorder.clock.restart()
+
+
+class Display(L.Callback):
+    """The progress: a bar on a terminal, elsewhere a line an epoch; comes after all that have figures for it."""
+
+    def __init__(self, recorder: Recorder, console: Console) -> None:
+        self.recorder, self.console = recorder, console
+        self.bar: Progress | None = None
+        self.task: Any = None
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Show the bar."""
+        if not trainer.is_global_zero:
+            return
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            _Figures(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=trainer.max_steps, completed=trainer.global_step, figures={})
+        self.bar.start()
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Show the newest figures."""
+        if self.bar is None:
+            return
+        step, epoch = trainer.global_step, self.recorder.steps_per_epoch
+        name = f"epoch {(step - 1) // epoch + 1}/{trainer.max_steps // epoch}"
+        self.bar.update(self.task, completed=step, description=name, figures=self.recorder.newest)
+        if step % epoch == 0 and not self.console.is_terminal:
+            self.console.print(f"{name}  {_figures(self.recorder.newest)}", highlight=False)
+
+    def release(self) -> None:
+        """Leave the terminal as it was, whatever ended the run."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
 
 
 class _Figures(ProgressColumn):
