@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 SMALL = 64  # pixels: up to this size a ResNet's usual stem would throw most of the image away
 FILE = "encoder.safetensors"
@@ -144,6 +147,23 @@ def load_encoder(path: str | Path) -> Encoder:
     encoder.view = View(view["size"], tuple(view["mean"]), tuple(view["std"]))
     encoder.backbone.load_state_dict(load_file(file))
     return encoder.eval()
+
+
+def frozen(encoder: Encoder) -> Encoder:
+    """A copy for evaluation: no gradients, and a ResNet's batch normalizations folded into its convolutions."""
+    copied = copy.deepcopy(encoder).eval().requires_grad_(False)
+    if isinstance(copied.backbone, ResNet):
+        for module in list(copied.backbone.modules()):
+            children = dict(module.named_children())
+            pairs = [(f"conv{n}", f"bn{n}") for n in (1, 2, 3)]
+            if isinstance(module, nn.Sequential):
+                pairs = list(itertools.pairwise(children))
+            for first, second in pairs:
+                conv, norm = children.get(first), children.get(second)
+                if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+                    setattr(module, first, fuse_conv_bn_eval(conv, norm))
+                    setattr(module, second, nn.Identity())
+    return copied
 
 
 def load_weights(backbone: nn.Module, file: str | Path) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from crosslevel.encoder import Encoder, View
+from crosslevel.encoder import Encoder, View, frozen
 from crosslevel.hardware import Hardware, choose
 from crosslevel.images import Images
-from crosslevel.images.batches import EvalBatches
+from crosslevel.images.batches import Batch, EvalBatches
 from crosslevel.images.health import BadFiles
+
+_PIECE = 64  # images a core encodes at a time: few enough that small ones stay in its cache
 
 
 class Features(NamedTuple):
@@ -34,10 +38,10 @@ def stream(
     bad: BadFiles | None = None,
     start: int = 0,
 ) -> Iterator[Features]:
-    """Features of ``images`` in order, a batch at a time: memory does not grow with the number of images.
+    """Features of ``images`` in order, some at a time: memory does not grow with the number of images.
 
-    The encoder is used in evaluation mode and left as it was found. Images that cannot be read are recorded
-    in ``bad`` and left out.
+    A copy of the encoder in evaluation mode is used, so that it is left as it was found. Images that cannot be
+    read are recorded in ``bad`` and left out.
 
     Args:
         encoder: the network; its ``view`` says how images are prepared.
@@ -58,16 +62,40 @@ def stream(
         bad=bad if bad is not None else BadFiles(),
         start=start,
     )
-    training = encoder.training
-    encoder.to(place.device).to(memory_format=torch.channels_last).eval()
-    try:
-        for batch in batches:
+    network = frozen(encoder).to(place.device).to(memory_format=torch.channels_last)
+
+    def encode(batch: Batch) -> Features:
+        with torch.inference_mode(), place.autocast():
             shown = batch.images.to(place.device, non_blocking=True)
-            with torch.inference_mode(), place.autocast():
-                features = encoder(normalize(shown, encoder.view))
-            yield Features(features.float().cpu(), batch.labels, batch.index)
-    finally:
-        encoder.train(training)
+            features = network(normalize(shown, encoder.view))
+            return Features(features.float().cpu(), batch.labels, batch.index)
+
+    if place.device.type != "cpu":
+        yield from map(encode, batches)
+        return
+    pieces = (Batch(*part) for batch in batches for part in zip(*(t.split(_PIECE) for t in batch), strict=True))
+    yield from _on_all_cores(encode, pieces)
+
+
+def _on_all_cores(encode: Callable[[Batch], Features], batches: Iterable[Batch]) -> Iterator[Features]:
+    """Results in order, each batch on one core.
+
+    The threads of one operation wait for each other, and so for whatever else runs: here the decoder.
+    """
+    cores = torch.get_num_threads()
+    waiting: deque[Future[Features]] = deque()
+    with ThreadPoolExecutor(cores, "crosslevel-encode", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            for batch in batches:
+                waiting.append(pool.submit(encode, batch))
+                if len(waiting) > cores:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+            torch.set_num_threads(cores)  # what the pool's threads set is also what new threads start with
 
 
 def extract(

@@ -150,7 +150,6 @@ def train(
         monitor_every=every, resume=resume is not None, console=console,
     )  # fmt: skip
     if rank == 0:
-        encoder.view = View(views.size, views.mean, views.std)
         encoder.save(folder / FILE)
         if branch is not None:
             save_file(branch.state_dict(), folder / CLD_FILE)
@@ -178,6 +177,7 @@ def _prepared(source: Images, encoder: Encoder, views: Views, memory: float, bad
     side = _typical_side(source)
     views.adapt(min(LARGEST_VIEW, max(32, side // 32 * 32)))
     encoder.adapt(views.size)
+    encoder.view = View(views.size, views.mean, views.std)
     needed = len(source) * 3 * views.size**2 / 1e9
     if not isinstance(source, Packed) and side <= views.size and needed > memory:
         _say(

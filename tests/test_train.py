@@ -2,6 +2,7 @@
 
 import csv
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from crosslevel import load_encoder
 from crosslevel.commands import run
 from crosslevel.pretrain import callbacks
 from crosslevel.train import load_cld, train
+
+train_module = sys.modules["crosslevel.train"]
 
 TINY = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=8", "--log_every=1", "--device=cpu"]
 FAST = [*TINY, "--report_html=false"]
@@ -168,6 +171,16 @@ def test_each_epochs_line_shows_its_own_figures(photos, tmp_path, capsys):
     ]
     assert shown == measured
     assert len(shown) == 3
+
+
+def test_the_monitor_looks_at_images_of_the_views_size(photos, tmp_path, monkeypatch):
+    seen = []
+    extract = train_module.extract
+    monkeypatch.setattr(
+        train_module, "extract", lambda encoder, *a, **b: (seen.append(encoder.view.size), extract(encoder, *a, **b))[1]
+    )
+    run(train, [str(photos), f"--run={tmp_path / 'r'}", "--epochs=1", *FAST])
+    assert seen == [16]
 
 
 def test_unlabelled_images_have_no_monitor(tmp_path):
