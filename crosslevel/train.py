@@ -23,13 +23,11 @@ from crosslevel import images as image_sources
 from crosslevel import pages, report, settings
 from crosslevel.cld import CrossLevel
 from crosslevel.encoder import FILE, Encoder, View
-from crosslevel.features import extract
 from crosslevel.hardware import Device, Hardware, Precision, choose
 from crosslevel.images import BadFiles, BadImage, Images, Packed, TrainBatches, pack
-from crosslevel.images.subsets import take
 from crosslevel.images.views import Views
 from crosslevel.methods import Method, MoCo
-from crosslevel.metrics.knn import weighted_knn
+from crosslevel.monitor import knn_monitor
 from crosslevel.pretrain import Optimizer, Outcome, Pretrain, fit
 
 RUN_VARIABLE = "CROSSLEVEL_RUN"
@@ -146,7 +144,7 @@ def train(
     )
     outcome = fit(
         module, batches, folder, hardware=hardware, devices=devices, log_every=log_every,
-        checkpoint_minutes=checkpoint_minutes, monitor=_monitor(encoder, source, hardware, seed) if every else None,
+        checkpoint_minutes=checkpoint_minutes, monitor=knn_monitor(encoder, source, hardware, seed) if every else None,
         monitor_every=every, resume=resume is not None, console=console,
     )  # fmt: skip
     if rank == 0:
@@ -282,30 +280,6 @@ def _tree(values: dict[str, Any]) -> dict[str, Any]:
             "init_args": settings.describe(method, skip=("encoder", "images")),
         },
     }
-
-
-def _monitor(encoder: Encoder, source: Images, hardware: Hardware, seed: int) -> Callable[[], dict[str, float]] | None:
-    """KNN accuracy of 1,000 images among 5,000 others; None without labels."""
-    if source.labels is None or len(source) < 20:
-        return None
-    draws = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(source), generator=draws)[:6000]
-    queries = len(chosen) // 6
-    part, classes = take(source, chosen), int(source.labels.max()) + 1
-
-    def measure() -> dict[str, float]:
-        found = extract(encoder, part, hardware=hardware)
-        asked = found.places < queries
-        votes = weighted_knn(
-            found.features[~asked],
-            found.labels[~asked],
-            found.features[asked],
-            classes,
-            k=min(200, len(part) // 10),
-        )
-        return {"knn": 100 * float((votes.argmax(1) == found.labels[asked]).float().mean())}
-
-    return measure
 
 
 def _report_bad(bad: BadFiles, total: int, folder: Path, console: Console) -> None:

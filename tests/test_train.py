@@ -2,7 +2,6 @@
 
 import csv
 import signal
-import sys
 
 import numpy as np
 import pytest
@@ -10,12 +9,10 @@ import torch
 import yaml
 from PIL import Image
 
-from crosslevel import load_encoder
+from crosslevel import load_encoder, monitor
 from crosslevel.commands import run
 from crosslevel.pretrain import callbacks
 from crosslevel.train import load_cld, train
-
-train_module = sys.modules["crosslevel.train"]
 
 TINY = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=8", "--log_every=1", "--device=cpu"]
 FAST = [*TINY, "--report_html=false"]
@@ -175,9 +172,9 @@ def test_each_epochs_line_shows_its_own_figures(photos, tmp_path, capsys):
 
 def test_the_monitor_looks_at_images_of_the_views_size(photos, tmp_path, monkeypatch):
     seen = []
-    extract = train_module.extract
+    extract = monitor.extract
     monkeypatch.setattr(
-        train_module, "extract", lambda encoder, *a, **b: (seen.append(encoder.view.size), extract(encoder, *a, **b))[1]
+        monitor, "extract", lambda encoder, *a, **b: (seen.append(encoder.view.size), extract(encoder, *a, **b))[1]
     )
     run(train, [str(photos), f"--run={tmp_path / 'r'}", "--epochs=1", *FAST])
     assert seen == [16]
