@@ -13,7 +13,9 @@ from torch import Tensor, nn
 Head = Literal["linear", "mlp", "norm-linear", "norm-mlp"]
 
 
-def projection_head(kind: Head, in_features: int, out_features: int = 128, hidden: int | None = None) -> nn.Sequential:
+def projection_head(
+    kind: Head, in_features: int, out_features: int = 128, hidden: int | None = None, batch_norm: bool = False
+) -> nn.Sequential:
     """A head (B, in_features) -> (B, out_features).
 
     Args:
@@ -22,6 +24,7 @@ def projection_head(kind: Head, in_features: int, out_features: int = 128, hidde
         in_features: D, the encoder's features.
         out_features: d, the features that are compared.
         hidden: units of the hidden layer; as many as ``in_features`` unless given.
+        batch_norm: normalize the hidden layer's batch before the ReLU, as BYOL's heads do.
 
     Raises:
         ValueError: an unknown kind.
@@ -30,7 +33,10 @@ def projection_head(kind: Head, in_features: int, out_features: int = 128, hidde
     if kind not in get_args(Head):
         raise ValueError(f"head={kind!r} is not one of {', '.join(get_args(Head))}")
     width = hidden or in_features
-    first: list[nn.Module] = [nn.Linear(in_features, width), nn.ReLU()] if kind.endswith("mlp") else []
+    first: list[nn.Module] = []
+    if kind.endswith("mlp"):
+        norm = [nn.BatchNorm1d(width)] if batch_norm else []
+        first = [nn.Linear(in_features, width), *norm, nn.ReLU()]
     fan_in = width if first else in_features
     last = NormLinear(fan_in, out_features) if kind.startswith("norm") else nn.Linear(fan_in, out_features)
     return nn.Sequential(*first, last)

@@ -73,13 +73,13 @@ def train(
         encoder: the network.
         cld: the group branch (CLD); --cld.weight 0 turns it off.
         views: how random views are drawn.
-        method: the instance branch: MoCo, SimCLR or NPID; --method.help MoCo lists its settings. MoCo unless given.
+        method: the instance branch: MoCo (the default), SimCLR, BYOL or NPID; --method.help MoCo lists its settings.
         run: the run's folder; runs/ and a name made of source and method unless given.
         epochs: passes over the images.
         batch_size: images a step, on each device.
         optimizer: sgd (momentum 0.9), adamw or lars.
-        lr: the highest learning rate; all devices' batch / 256 times 0.001 (adamw), 0.3 (lars), or for sgd 0.06 (MoCo
-            and NPID, as in the recipes of Wang et al. 2021) or 0.5 (SimCLR), unless given.
+        lr: the highest learning rate; all devices' batch / 256 times 0.001 (adamw), 0.3 (lars), or for sgd 0.06 (as in
+            the recipes of Wang et al. 2021; SimCLR: 0.5), unless given.
         weight_decay: 0.0005 (sgd), 0.05 (adamw) or 0.000001 (lars) unless given.
         warmup_epochs: epochs of linear warm-up; a tenth of all, at most 5, unless given.
         device: auto takes CUDA, then Apple's MPS, then the CPU.

@@ -68,7 +68,7 @@ def kill_at(monkeypatch, step):
     monkeypatch.setattr(callbacks.Checkpoints, "on_train_batch_end", dying)
 
 
-@pytest.mark.parametrize("method", ["MoCo", "SimCLR", "NPID"])
+@pytest.mark.parametrize("method", ["MoCo", "SimCLR", "NPID", "BYOL"])
 @pytest.mark.parametrize("weight", [0.25, 0.0])
 def test_a_run_leaves_an_encoder_logs_and_settings(photos, tmp_path, method, weight):
     run(train, [str(photos), *FAST, "--method", method, "--epochs=2", f"--cld.weight={weight}", f"--run={tmp_path}/r"])
@@ -99,7 +99,7 @@ def test_the_config_alone_repeats_the_run(photos, tmp_path):
 
 
 @pytest.mark.parametrize("size", [16, 40])
-@pytest.mark.parametrize("method", ["MoCo", "NPID"])
+@pytest.mark.parametrize("method", ["MoCo", "NPID", "BYOL"])
 def test_a_killed_run_continues_as_if_nothing_had_happened(tmp_path, monkeypatch, method, size):
     # 40 pixels are streamed and cropped by the loader, 16 are packed.
     photos = write_images(tmp_path / "photos", size=(size, size))

@@ -26,6 +26,7 @@ class Method(nn.Module):
         head: kind of the instance head (`crosslevel.heads.projection_head`).
         out_features: d, the size of the compared features.
         hidden: units of the hidden layer of an MLP head.
+        batch_norm: normalize the hidden layer's batch.
 
     """
 
@@ -38,15 +39,14 @@ class Method(nn.Module):
     sgd_rate: ClassVar[float] = 0.06
     """A learning rate for SGD at 256 images a batch that suits the method's temperature."""
 
-    def __init__(self, encoder: nn.Module, head: Head, out_features: int, hidden: int | None) -> None:
+    def __init__(
+        self, encoder: nn.Module, head: Head, out_features: int, hidden: int | None, batch_norm: bool = False
+    ) -> None:
         super().__init__()
-        features = encoder.num_features
-        if not isinstance(features, int):
-            raise TypeError(f"the encoder's num_features must be an int, not {features!r}")
         # In a tuple, the encoder is no submodule: its weights are neither saved nor optimized twice.
         self._trained = (encoder,)
         self.head, self.out_features, self.hidden = head, out_features, hidden
-        self.branch = projection_head(head, features, out_features, hidden)
+        self.branch = projection_head(head, feature_size(encoder), out_features, hidden, batch_norm)
 
     @property
     def encoder(self) -> nn.Module:
@@ -74,14 +74,27 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def after_step(self) -> None:
-        """Update what the method remembers, after the optimizer's step."""
+    def after_step(self, progress: float = 0.0) -> None:
+        """Update what the method remembers, after the optimizer's step.
+
+        Args:
+            progress: the share of all steps that are done, in [0, 1].
+
+        """
 
     def project(self, h: Float[Tensor, "B D"]) -> Float[Tensor, "B d"]:
         """The instance features, unit length, float32 (float64 for float64 input) under any autocast."""
         with torch.autocast(h.device.type, enabled=False):
             z: Tensor = self.branch(h.to(torch.promote_types(h.dtype, torch.float32)))
             return F.normalize(z, dim=1)
+
+
+def feature_size(encoder: nn.Module) -> int:
+    """D, the encoder's ``num_features``."""
+    features = encoder.num_features
+    if not isinstance(features, int):
+        raise TypeError(f"the encoder's num_features must be an int, not {features!r}")
+    return features
 
 
 def check_temperature(temperature: float) -> None:

@@ -91,7 +91,7 @@ class MoCo(Method):
         logits = torch.cat([attract, repel], dim=1) / self.temperature
         return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
 
-    def after_step(self) -> None:
+    def after_step(self, progress: float = 0.0) -> None:
         """Enqueue this step's keys, of all ranks, and move the key network."""
         for keys in self._waiting:
             self.negatives.enqueue(gather(keys))

@@ -90,7 +90,7 @@ class NPID(Method):
         others = others.masked_fill(drawn == index[:, None], -torch.inf)
         return F.cross_entropy(torch.cat([own, others], dim=1) / self.temperature, torch.zeros_like(index))
 
-    def after_step(self) -> None:
+    def after_step(self, progress: float = 0.0) -> None:
         """Move the bank's rows of this step's images, of all ranks, towards their views' mean feature."""
         for index, z in self._waiting:
             self.bank.update(gather(index), F.normalize(gather(z), dim=1))

@@ -84,7 +84,7 @@ class Pretrain(L.LightningModule):
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """Step, then update the method's memory: before any checkpoint of this step is written."""
         super().optimizer_step(*arguments, **options)
-        self.method.after_step()
+        self.method.after_step(min(1.0, (self.global_step + 1) / self.steps))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer named on the command line; weight decay as its field applies it."""

@@ -61,7 +61,7 @@ def test_autocast_does_not_reach_any_instance_branch(name):
     assert torch.equal(*losses)
 
 
-@pytest.mark.parametrize("name", ["simclr", "moco", "npid"])
+@pytest.mark.parametrize("name", ["simclr", "moco", "npid", "byol"])
 def test_the_loop_owns_the_encoder(name):
     """It is neither saved nor optimized twice."""
     encoder = TinyEncoder()
@@ -69,7 +69,8 @@ def test_the_loop_owns_the_encoder(name):
     trained = {id(p) for p in method.parameters() if p.requires_grad}
     assert method.encoder is encoder
     assert not any(module is encoder for module in method.modules())
-    assert trained == {id(p) for p in method.branch.parameters()}
+    predictor = method.predictor.parameters() if name == "byol" else ()
+    assert trained == {id(p) for p in (*method.branch.parameters(), *predictor)}
 
 
 @pytest.mark.parametrize("name", ["simclr", "moco", "npid"])

@@ -1,0 +1,93 @@
+"""BYOL: Grill, Strub, Altché et al., "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning",
+NeurIPS 2020.
+
+The trained network predicts, from one view, what a moving average of it makes of the other (eq. 2)::
+
+    L = (2 - 2 cos(q(z_a), z'_b)) + (2 - 2 cos(q(z_b), z'_a))
+
+There are no negatives. The average's momentum grows to 1 over the training (app. A).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from crosslevel.heads import Head, projection_head
+from crosslevel.memory import MomentumCopy
+from crosslevel.methods.base import Method, feature_size
+
+
+class BYOL(Method):
+    """Each of two views predicts the other's target feature."""
+
+    online = 2
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        images: int | None = None,
+        *,
+        momentum: float = 0.996,
+        head: Head = "mlp",
+        out_features: int = 256,
+        hidden: int | None = None,
+    ) -> None:
+        """Build the projector, the predictor and the target network.
+
+        Args:
+            encoder: the network that is trained.
+            images: not used; nothing depends on the number of images.
+            momentum: of the target network's moving average at the start; it ends at 1.
+            head: projector and predictor: linear, mlp, norm-linear or norm-mlp; MLPs with batch normalization.
+            out_features: d.
+            hidden: units of an MLP's hidden layer; twice the encoder's feature size unless given (4096 for ResNet-50,
+                as in the paper).
+
+        """
+        width = hidden or 2 * feature_size(encoder)
+        super().__init__(encoder, head, out_features, width, batch_norm=True)
+        self.momentum, self.hidden = momentum, hidden
+        self.predictor = projection_head(head, out_features, out_features, width, batch_norm=True)
+        self.target = MomentumCopy(nn.Sequential(encoder, self.branch), momentum)
+
+    def forward(
+        self,
+        views: Sequence[Float[Tensor, "B 3 h w"]],
+        features: Sequence[Float[Tensor, "B D"]],
+        index: Int64[Tensor, " B"],
+    ) -> Float[Tensor, ""]:
+        """The symmetric loss, in [0, 8]."""
+        targets = [self.encode_target(view) for view in views[:2]]
+        with torch.autocast(views[0].device.type, enabled=False):
+            a, b = (self.predict(h) for h in features[:2])
+            return distance(a, targets[1]) + distance(b, targets[0])
+
+    def predict(self, h: Float[Tensor, "B D"]) -> Float[Tensor, "B d"]:
+        """q(g(h)): what the trained network makes of the target's feature."""
+        z: Tensor = self.predictor(self.branch(h.to(torch.promote_types(h.dtype, torch.float32))))
+        return z
+
+    @torch.no_grad()
+    def encode_target(self, view: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B d"]:
+        """The target network's features; its head in float32 like the trained one's."""
+        encoder, branch = self.target.twin.children()
+        h = encoder(view)
+        with torch.autocast(view.device.type, enabled=False):
+            z: Tensor = branch(h.to(torch.promote_types(h.dtype, torch.float32)))
+        return z
+
+    def after_step(self, progress: float = 0.0) -> None:
+        """Move the target network; its momentum is 1 - (1 - m) (cos(pi progress) + 1) / 2."""
+        self.target.momentum = 1 - (1 - self.momentum) * (math.cos(math.pi * progress) + 1) / 2
+        self.target.update(nn.ModuleList([self.encoder, self.branch]))
+
+
+def distance(predicted: Float[Tensor, "B d"], target: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
+    """Eq. 2: the mean squared distance of the features at unit length, 2 - 2 cos."""
+    return 2 - 2 * F.cosine_similarity(predicted, target, dim=1).mean()
