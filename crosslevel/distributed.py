@@ -1,7 +1,8 @@
-"""The two things a loss has to know of a distributed run: the world's size, and every rank's rows."""
+"""What a loss has to know of a distributed run: the world's size, and every rank's rows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +30,24 @@ def gather(rows: Tensor) -> Tensor:
         return rows
     gathered: Tensor = _Gather.apply(rows)
     return gathered
+
+
+@torch.no_grad()
+def shuffled(rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """As many rows as given, drawn without repetition from those of all ranks, and how to bring results home.
+
+    The second is a function: of what was computed from the drawn rows (B, ...) it returns, in their order,
+    the results of the rows that this rank gave. No gradient passes. The draw is rank 0's.
+    """
+    order = torch.randperm(len(rows) * world_size(), device=rows.device)
+    if world_size() > 1:
+        dist.broadcast(order, 0)
+
+    @torch.no_grad()
+    def home(results: Tensor) -> Tensor:
+        return gather(results)[order.argsort().chunk(world_size())[rank()]]
+
+    return gather(rows)[order.chunk(world_size())[rank()]], home
 
 
 class _Gather(torch.autograd.Function):

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from reference import TinyEncoder, normal
 
 from crosslevel.cld import CrossLevel
-from crosslevel.distributed import gather, rank, world_size
+from crosslevel.distributed import gather, rank, shuffled, world_size
 from crosslevel.methods import NPID, MoCo
 from crosslevel.methods.simclr import nt_xent
 
@@ -92,8 +92,27 @@ def check_memories(build):
     return {"loss": torch.stack(losses), **{k: v for k, v in method.named_buffers()}}
 
 
+def check_shuffled():
+    mine = part(torch.arange(12))
+    drawn, home = shuffled(mine)
+    return {"drawn": drawn, "home": torch.equal(home(10 * drawn), 10 * mine)}
+
+
+def check_shuffled_keys():
+    """A key network whose every output is its batch's mean: which images were normalized together."""
+    method = MoCo(TinyEncoder(), out_features=4, queue=19, splits=2)
+    seen = []
+    method.key.twin[0].forward = lambda x: (seen.append(x[:, 0, 0, 0]), x.flatten(1)[:, :5].float())[1]
+    torch.manual_seed(5)
+    views = part(torch.arange(BATCH).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).float())
+    method.encode_key(views)
+    return torch.stack(seen)
+
+
 def every_check():
     return {
+        "shuffled": check_shuffled(),
+        "shuffled keys": check_shuffled_keys(),
         "gather": check_gather(),
         "transposed": check_gather_of_transposed(),
         "other gradients": check_gather_leaves_other_gradients_alone(),
@@ -147,6 +166,24 @@ def test_gather_takes_any_memory_layout(ranks):
 def test_gather_leaves_other_gradients_alone(ranks):
     for process, each in enumerate(ranks):
         assert torch.equal(each["other gradients"], torch.arange(6.0) * (1 + process))
+
+
+def test_shuffled_rows_are_everyones_and_come_home(ranks, alone):
+    drawn = torch.cat([each["shuffled"]["drawn"] for each in ranks])
+    assert torch.equal(drawn.sort().values, torch.arange(12))
+    assert not torch.equal(drawn, torch.arange(12))
+    assert all(each["shuffled"]["home"] for each in (*ranks, alone))
+
+
+def test_keys_are_normalized_in_random_parts_of_all_ranks_images(ranks, alone):
+    parts = torch.cat([each["shuffled keys"] for each in ranks])
+    assert parts.shape == (RANKS * 2, BATCH // RANKS // 2)
+    assert torch.equal(parts.flatten().sort().values, torch.arange(BATCH).float())
+    first = ranks[0]["shuffled keys"].flatten()
+    assert (first < BATCH // 2).any()
+    assert (first >= BATCH // 2).any()
+    assert alone["shuffled keys"].shape == (2, BATCH // 2)
+    assert torch.equal(alone["shuffled keys"].flatten().sort().values, torch.arange(BATCH).float())
 
 
 def test_one_process_gathers_its_own_rows():

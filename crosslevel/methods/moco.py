@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.distributed import gather
+from crosslevel.distributed import gather, shuffled, world_size
 from crosslevel.heads import Head
 from crosslevel.memory import KeyQueue, MomentumCopy
 from crosslevel.methods.base import Method, check_temperature
@@ -41,6 +41,8 @@ class MoCo(Method):
         out_features: int = 128,
         hidden: int | None = None,
         online: int = 1,
+        shuffle: bool = True,
+        splits: int = 1,
     ) -> None:
         """Build the instance branch, the momentum network and the queue.
 
@@ -54,11 +56,18 @@ class MoCo(Method):
             out_features: d.
             hidden: units of an MLP head's hidden layer; the encoder's feature size unless given.
             online: number of query views; raised to 2 where another branch compares two trained views.
+            shuffle: compute a key on another device than its query (ShuffleBN), so that batch statistics do not give
+                the pair away; nothing changes on one device.
+            splits: random parts of each device's batch that the key network normalizes apart: ShuffleBN's equal on one
+                device. The paper's 8 devices are 8 splits; 1 leaves the batch whole.
 
         """
         super().__init__(encoder, head, out_features, hidden)
         check_temperature(temperature)
         self.temperature, self.momentum, self.queue, self.online = temperature, momentum, queue, online
+        if splits < 1:
+            raise ValueError(f"splits={splits} must be at least 1")
+        self.shuffle, self.splits = shuffle, splits
         self.key = MomentumCopy(nn.Sequential(encoder, self.branch), momentum)
         self.negatives = KeyQueue(queue, out_features)
         self._waiting: list[Tensor] = []
@@ -79,7 +88,11 @@ class MoCo(Method):
     def encode_key(self, view: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B d"]:
         """The momentum network's unit features; its head in float32 like the trained one's."""
         encoder, branch = self.key.twin.children()
-        h = encoder(view)
+        apart = self.splits > 1 or (self.shuffle and world_size() > 1)
+        mine, home = shuffled(view) if apart else (view, None)
+        parts = [part.contiguous(memory_format=torch.channels_last) for part in mine.chunk(self.splits)]
+        h = torch.cat([encoder(part) for part in parts])
+        h = h if home is None else home(h)
         with torch.autocast(view.device.type, enabled=False):
             return F.normalize(branch(h.to(torch.promote_types(h.dtype, torch.float32))), dim=1)
 

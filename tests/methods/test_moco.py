@@ -124,3 +124,19 @@ def test_state_continues_the_queue_and_the_twin():
 def test_queue_must_hold_a_key():
     with pytest.raises(ValueError, match="queue=0 must hold at least one key"):
         build(queue=0)
+
+
+def test_split_statistics_leave_each_key_with_its_image():
+    """Without batch statistics, splits change nothing but the order of work."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        methods = [MoCo(TinyEncoder(), out_features=4, splits=splits) for splits in (1, 3)]
+        methods[1].load_state_dict(methods[0].state_dict())
+        view = normal(0, 10, 3, 2, 2, dtype=torch.float32)
+        keys = [method.encode_key(view) for method in methods]
+    torch.testing.assert_close(*keys)
+
+
+def test_splits_must_be_positive():
+    with pytest.raises(ValueError, match="splits=0"):
+        MoCo(TinyEncoder(), splits=0)
