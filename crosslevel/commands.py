@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,6 +46,9 @@ def run(function: Callable[..., Any], arguments: Sequence[str]) -> Any:
         built = parser.instantiate(settings)
         built.pop("config", None)
         return function(**built)
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: stopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except (ValueError, OSError, NotFinite, ImportError) as error:
         if os.environ.get("CROSSLEVEL_TRACEBACK"):
             raise
@@ -89,9 +93,9 @@ def method_class(name: str) -> str:
 
 def _prepared(function: Callable[..., Any], arguments: list[str], parser: Parser) -> list[str]:
     """What argparse cannot do: --resume as a config, method names in any case, a default method's options."""
-    arguments = [_SHORT.get(argument, argument) for argument in arguments]
+    arguments = [_spelled(argument) for argument in arguments]
     if "resume" in function.__annotations__:
-        arguments = _resumed(arguments)
+        arguments = _with_images(_resumed(arguments))
     if "method" not in function.__annotations__:
         return arguments
     named = False
@@ -108,7 +112,12 @@ def _prepared(function: Callable[..., Any], arguments: list[str], parser: Parser
     return arguments
 
 
-_SHORT = {"-o": "--output"}
+def _spelled(argument: str) -> str:
+    """An option as it is declared: -o is --output, --data-root is --data_root."""
+    if argument == "-o":
+        return "--output"
+    name, equals, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") and name != "--" else argument
 
 
 def _resumed(arguments: list[str]) -> list[str]:
@@ -119,10 +128,22 @@ def _resumed(arguments: list[str]) -> list[str]:
     config = Path(folder) / "config.yaml"
     if not config.is_file():
         raise ValueError(f"--resume {folder}: there is no run here (it has no config.yaml)")
-    images = _read(str(config)).get("images")
-    rest = ["--config", str(config), *arguments]
-    # A positional argument cannot come from a config.
-    return rest if images is None else [*rest, "--", str(images)]
+    return ["--config", str(config), *arguments]
+
+
+def _with_images(arguments: list[str]) -> list[str]:
+    """The images last: those of the command line, which a later config would replace, or else those of a config."""
+    files = [arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a == "--config"]
+    files += [a.split("=", 1)[1] for a in arguments if a.startswith("--config=")]
+    named = [images for images in (_read(file).get("images") for file in files) if images is not None]
+    is_value = False
+    for i, argument in enumerate(arguments):
+        if argument == "--":
+            return arguments
+        if not (is_value or argument.startswith("-")):
+            return [*arguments[:i], *arguments[i + 1 :], "--", argument]
+        is_value = argument.startswith("-") and "=" not in argument
+    return [*arguments, "--", str(named[-1])] if named else arguments
 
 
 def _read(file: str) -> dict[str, Any]:

@@ -32,6 +32,12 @@ def gather(rows: Tensor) -> Tensor:
     return gathered
 
 
+def wait() -> None:
+    """Return when all ranks are here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 @torch.no_grad()
 def shuffled(rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """As many rows as given, drawn without repetition from those of all ranks, and how to bring results home.

@@ -34,7 +34,7 @@ def embed(
     output: str = "features.parquet",
     device: Device = "auto",
     precision: Precision = "auto",
-    workers: int = 0,
+    workers: int | None = None,
     batch_size: int = 256,
     data_root: str | None = None,
 ) -> Path:
@@ -49,7 +49,7 @@ def embed(
         output: the file to write: .parquet, or .npy with a manifest in .csv beside it.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: auto takes bfloat16 where the hardware computes it.
-        workers: processes that decode; 0 decodes in one thread, which is best for small images.
+        workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         batch_size: images at a time.
         data_root: folder with the official files of cifar10 and cifar100.
 
@@ -74,9 +74,13 @@ def embed(
         features = stream(
             encoder, source, batch_size=batch_size, workers=workers, hardware=hardware, bad=bad, start=start
         )
-        for rows in _gathered(features, ROWS):
-            start = parts.write(rows, bad)
-            bar.update(task, completed=start)
+        try:
+            for rows in _gathered(features, ROWS):
+                start = parts.write(rows, bad)
+                bar.update(task, completed=start)
+        except KeyboardInterrupt:
+            console.print(f"{start:,} images are done; the same command continues there", highlight=False)
+            raise
     parts.bad.update(bad.reasons)
     rows_written = parts.finish()
     seconds = max(time.monotonic() - began, 1e-9)

@@ -81,8 +81,17 @@ class Encoder(nn.Module):
     @property
     def num_features(self) -> int:
         """D, the size of the features."""
-        size: Any = self.backbone.num_features
+        # Some models have layers between the pooled maps and the classifier: their size is timm's head_hidden_size.
+        size: Any = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
         return int(size)
+
+    @property
+    def fixed_size(self) -> int | None:
+        """Height and width of the only images that the network takes, if it is built for one size (ViT)."""
+        built: dict[str, Any] = getattr(self.backbone, "default_cfg", {})
+        if not built.get("fixed_input_size"):
+            return None
+        return self.image_size or int(built["input_size"][-1])
 
     def forward(self, images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B D"]:
         """The pooled features."""
@@ -197,7 +206,10 @@ def _create(name: str, zero_init_last: bool | None, image_size: int | None) -> n
     options: dict[str, Any] = {} if zero_init_last is None else {"zero_init_last": zero_init_last}
     if image_size is not None:
         options["img_size"] = image_size
-    model: nn.Module = timm.create_model(name, num_classes=0, **options)
+    try:
+        model: nn.Module = timm.create_model(name, num_classes=0, **options)
+    except TypeError as error:
+        raise ValueError(f"encoder.name={name} does not take {' or '.join(options)}: leave it out") from error
     return model
 
 
@@ -252,5 +264,4 @@ def _strip(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
 
 
 def _names(keys: list[str]) -> str:
-    shown = ", ".join(keys[:5])
-    return f"{shown} and {len(keys) - 5} more" if len(keys) > 5 else shown or "none"
+    return ", ".join(keys) or "none"

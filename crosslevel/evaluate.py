@@ -38,7 +38,7 @@ class Place(NamedTuple):
     """Where and how encoders run."""
 
     hardware: Hardware
-    workers: int = 0
+    workers: int | None = None
     batch_size: int = 256
 
 
@@ -58,10 +58,9 @@ def evaluate(
     k: int = 200,
     temperature: float = 0.1,
     shots: tuple[int, int] | None = None,
-    baselines: bool = True,
     device: Device = "auto",
     precision: Precision = "auto",
-    workers: int = 0,
+    workers: int | None = None,
     batch_size: int = 256,
     data_root: str | None = None,
     seed: int = 0,
@@ -81,10 +80,9 @@ def evaluate(
         temperature: T; a neighbour's vote is exp(cosine / T).
         shots: few-shot classes have fewer training images than the first, many-shot ones more than the second; 20 and
             100 where that leaves none empty, thirds of the classes elsewhere.
-        baselines: also measure the untrained encoder and raw pixels.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: auto takes bfloat16 where the hardware computes it.
-        workers: processes that decode; 0 decodes in one thread, which is best for small images.
+        workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         batch_size: images at a time.
         data_root: folder with the official files of cifar10 and cifar100.
         seed: of the untrained encoder's weights.
@@ -101,9 +99,11 @@ def evaluate(
     console.print(f"device: {hardware.why}", highlight=False)
     began, bad = time.monotonic(), BadFiles()
     place = Place(hardware, workers, batch_size)
-    kinds: dict[str, Kind] = {"trained encoder": encoder}
-    if baselines:
-        kinds = {"raw pixels": PIXELS, "untrained encoder": untrained(encoder, seed), **kinds}
+    kinds: dict[str, Kind] = {
+        "raw pixels": PIXELS,
+        "untrained encoder": untrained(encoder, seed),
+        "trained encoder": encoder,
+    }
     bank, queries = labelled_pair(images, test, data_root)
     figures, truth = compare(kinds, bank, queries, place, bad, k, temperature, shots, console)
     title = f"kNN accuracy, % (k = {k}, T = {temperature}; {len(truth.test):,} among {len(truth.train):,} images)"

@@ -33,7 +33,7 @@ def stream(
     images: Images,
     *,
     batch_size: int = 256,
-    workers: int = 0,
+    workers: int | None = None,
     hardware: Hardware | None = None,
     bad: BadFiles | None = None,
     start: int = 0,
@@ -47,7 +47,7 @@ def stream(
         encoder: the network; its ``view`` says how images are prepared.
         images: the source.
         batch_size: images at a time.
-        workers: processes that decode; 0: one thread, best for small images.
+        workers: processes that decode; 0: one thread; None: chosen by a first look at the images.
         hardware: device and precision; the best there is unless given.
         bad: collects what could not be read.
         start: the first image, to continue an interrupted pass.
@@ -104,7 +104,7 @@ def extract(
     *,
     progress: Callable[[int, int], None] | None = None,
     batch_size: int = 256,
-    workers: int = 0,
+    workers: int | None = None,
     hardware: Hardware | None = None,
     bad: BadFiles | None = None,
 ) -> Features:
@@ -117,7 +117,7 @@ def extract(
     return Features(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def pixels(images: Images, size: int, *, workers: int = 0, bad: BadFiles | None = None) -> Features:
+def pixels(images: Images, size: int, *, workers: int | None = None, bad: BadFiles | None = None) -> Features:
     """Raw pixels as features, D = 3 * size * size, centred on mid-grey: what any encoder has to beat."""
     batches = EvalBatches(images, 1024, size, workers=workers, bad=bad if bad is not None else BadFiles())
     parts = [Features(b.images.flatten(1).float() / 127.5 - 1, b.labels, b.index) for b in batches]

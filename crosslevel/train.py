@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import statistics
 import sys
@@ -22,7 +21,9 @@ from torch import nn
 from crosslevel import images as image_sources
 from crosslevel import pages, report, settings
 from crosslevel.cld import CrossLevel
+from crosslevel.distributed import wait
 from crosslevel.encoder import FILE, Encoder, View
+from crosslevel.folder import Unreadable, claim, next_commands
 from crosslevel.hardware import Device, Hardware, Precision, choose
 from crosslevel.images import BadFiles, BadImage, Images, Packed, TrainBatches, pack
 from crosslevel.images.views import Views
@@ -30,7 +31,6 @@ from crosslevel.methods import Method, MoCo
 from crosslevel.monitor import knn_monitor
 from crosslevel.pretrain import Optimizer, Outcome, Pretrain, fit
 
-RUN_VARIABLE = "CROSSLEVEL_RUN"
 CLD_FILE = "cld.safetensors"
 LARGEST_VIEW = 224  # pixels: the usual size, where the images are larger
 BASE_RATES = {"adamw": 1e-3, "lars": 0.3}  # at 256 images a batch; SGD's is the method's own
@@ -111,7 +111,10 @@ def train(
     total = len(source)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     source = _prepared(source, encoder, views, memory, bad, console)
-    chosen, branch = _branches(encoder, method or MoCo, cld, len(source))
+    chosen, branch = (method or MoCo)(encoder, len(source)), cld if cld.weight else None
+    described = _described(chosen)
+    if branch is not None:
+        chosen.online = max(chosen.online, 2)  # CLD compares two views that the trained network has seen
     views.count = chosen.views
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     crops = None if isinstance(source, Packed) else views.crops
@@ -119,19 +122,19 @@ def train(
         source, batch_size, seed=seed, bad=bad, crops=crops, workers=workers, rank=rank, world=devices
     )
     _check(branch, chosen, min(batch_size, len(source) // devices), devices)
-    base_rate = BASE_RATES.get(optimizer, chosen.sgd_rate)
-    rates = _rates(optimizer, base_rate * batch_size * devices / 256, epochs, lr, weight_decay, warmup_epochs)
+    usual = BASE_RATES.get(optimizer, chosen.sgd_rate) * batch_size * devices / 256
+    rates = _rates(optimizer, usual, epochs, lr, weight_decay, warmup_epochs)
     every = max(1, epochs // 10) if monitor_every is None else monitor_every
-    folder = _folder(run, images, chosen, branch, resume, rank)
+    kind = f"{type(chosen).__name__.lower()}{'-cld' if branch else ''}"
+    folder = Path(resume) if resume else claim(run, images, kind, rank)
     if rank == 0 and not resume:
-        named = os.path.abspath(images) if os.path.exists(images) else images
         resolved = {
-            "images": named,
+            "images": os.path.abspath(images) if os.path.exists(images) else images,
             "workers": workers,
             "monitor_every": every,
             "precision": hardware.precision,
         }
-        settings.write(_tree({**given, **rates, **resolved, "method": chosen}), folder / "config.yaml")
+        settings.write(_tree({**given, **rates, **resolved, "method": described}), folder / "config.yaml")
     module = Pretrain(
         encoder, chosen, branch, views, steps=epochs * len(batches),
         warmup_steps=round(rates["warmup_epochs"] * len(batches)),
@@ -142,19 +145,28 @@ def train(
         f"{len(source):,} images, {len(batches):,} steps an epoch, {views.count} views of {views.size} pixels; "
         f"{type(chosen).__name__}{' + CLD' if branch else ''} on {encoder.name}; run: {folder}",
     )
-    outcome = fit(
-        module, batches, folder, hardware=hardware, devices=devices, log_every=log_every,
-        checkpoint_minutes=checkpoint_minutes, monitor=knn_monitor(encoder, source, hardware, seed) if every else None,
-        monitor_every=every, resume=resume is not None, console=console,
-    )  # fmt: skip
+    unreadable = Unreadable(bad, folder, rank, resume is not None)
+    try:
+        outcome = fit(
+            module, batches, folder, hardware=hardware, devices=devices, log_every=log_every,
+            checkpoint_minutes=checkpoint_minutes, saved=unreadable.keep, resume=resume is not None, console=console,
+            monitor=knn_monitor(encoder, source, hardware, seed) if every else None, monitor_every=every,
+        )  # fmt: skip
+    finally:
+        unreadable.keep()
+    wait()
     if rank == 0:
         encoder.save(folder / FILE)
         if branch is not None:
             save_file(branch.state_dict(), folder / CLD_FILE)
-        _report_bad(bad, total, folder, console)
+        unreadable.merge()
+        if len(bad):
+            _say(console, bad.summary(total))
         if outcome.finished and report_html:
-            _write_report(folder, encoder, branch, source, hardware, seed)
-        _farewell(folder, images, outcome, module.steps, time.monotonic() - began, console)
+            _write_report(folder, encoder, branch, source, hardware, seed, next_commands(folder, images, data_root))
+        _farewell(
+            folder, next_commands(folder, images, data_root), outcome, module.steps, time.monotonic() - began, console
+        )
     if outcome.signal is not None:
         sys.exit(128 + outcome.signal)
     return folder
@@ -164,52 +176,50 @@ def load_cld(folder: Path) -> CrossLevel:
     """The group branch that a run trained beside its encoder."""
     built = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["cld"]
     state = load_file(folder / CLD_FILE)
-    in_features = next(iter(state.values())).shape[1]
+    in_features = state["branch.0.weight"].shape[1]
     cld = CrossLevel(in_features, **built)
     cld.load_state_dict(state)
     return cld
 
 
 def _prepared(source: Images, encoder: Encoder, views: Views, memory: float, bad: BadFiles, console: Console) -> Images:
-    """Choose the views' size and the stem by the images' size; pack images that are no larger than a view."""
-    side = _typical_side(source)
-    views.adapt(min(LARGEST_VIEW, max(32, side // 32 * 32)))
+    """Choose the views' size and the stem by the images' size; pack square images no larger than a view."""
+    side, square = _typical_shape(source)
+    views.adapt(encoder.fixed_size or min(LARGEST_VIEW, max(32, side // 32 * 32)))
+    if encoder.fixed_size not in (None, views.size):
+        raise ValueError(
+            f"views.size={views.size} does not suit {encoder.name}, which is built for {encoder.fixed_size} pixels: "
+            "leave it out, or give encoder.image_size"
+        )
     encoder.adapt(views.size)
     encoder.view = View(views.size, views.mean, views.std)
+    # Packing keeps the centre square: of an oblong image the views would never see the rest.
+    if isinstance(source, Packed) or side > views.size or not square:
+        return source
     needed = len(source) * 3 * views.size**2 / 1e9
-    if not isinstance(source, Packed) and side <= views.size and needed > memory:
+    if needed > memory:
         _say(
             console,
             f"decoded images would take {needed:.1f} GB, over --memory {memory}: they are decoded in each epoch",
         )
-    if isinstance(source, Packed) or side > views.size or needed > memory:
         return source
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("decoding images", total=len(source))
         return pack(source, views.size, bad=bad, progress=lambda done, of: bar.update(task, completed=done, total=of))
 
 
-def _typical_side(source: Images, looked_at: int = 32) -> int:
-    """The median of the shorter sides of some images, in pixels."""
+def _typical_shape(source: Images, looked_at: int = 32) -> tuple[int, bool]:
+    """Of some images the median of the shorter sides in pixels, and whether all are square (to a tenth)."""
     places = torch.linspace(0, len(source) - 1, min(looked_at, len(source))).long().tolist()
-    sides = []
+    sides, square = [], True
     for i in places:
         try:
-            sides.append(min(source[i][0].shape[1:]))
+            short, long = sorted(source[i][0].shape[1:])
         except BadImage:
             continue  # named when it is met in training
-    return int(statistics.median(sides)) if sides else LARGEST_VIEW
-
-
-def _branches(
-    encoder: Encoder, method: Callable[[nn.Module, int | None], Method], cld: CrossLevel, images: int
-) -> tuple[Method, CrossLevel | None]:
-    chosen = method(encoder, images)
-    if not cld.weight:
-        return chosen, None
-    # CLD compares two views that the trained network has seen.
-    chosen.online = max(chosen.online, 2)
-    return chosen, cld
+        sides.append(short)
+        square = square and long <= 1.1 * short
+    return (int(statistics.median(sides)) if sides else LARGEST_VIEW), square
 
 
 def _check(cld: CrossLevel | None, method: Method, batch: int, devices: int) -> None:
@@ -238,79 +248,45 @@ def _rates(
     }
 
 
-def _folder(
-    run: str | None, images: str, method: Method, cld: CrossLevel | None, resume: str | None, rank: int
-) -> Path:
-    """The run's folder, made; a given one must not hold a run yet.
-
-    Raises:
-        ValueError: it does.
-
-    """
-    if resume:
-        return Path(resume)
-    if rank > 0:
-        # The other ranks are started by the first one, after it has chosen.
-        return Path(os.environ[RUN_VARIABLE])
-    if run is not None:
-        folder = Path(run)
-        if (folder / "config.yaml").exists():
-            raise ValueError(f"--run {run}: it already holds a run: give another folder, or --resume {run}")
-    else:
-        place = Path(images).resolve().stem if os.path.exists(images) else images.split(",", maxsplit=1)[0]
-        source = re.sub(r"[^\w.-]+", "-", place).strip("-.") or "images"
-        name = f"{source}-{type(method).__name__.lower()}{'-cld' if cld else ''}"
-        tries = [Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000)]
-        folder = next(f for f in tries if not (f / "config.yaml").exists())
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ[RUN_VARIABLE] = str(folder)
-    return folder
-
-
 def _tree(values: dict[str, Any]) -> dict[str, Any]:
     """The run's settings as the command line has them, with everything that was chosen filled in."""
-    method = values["method"]
     return {
         **{k: v for k, v in values.items() if k not in ("run", "resume")},
         "encoder": settings.describe(values["encoder"]),
         "cld": settings.describe(values["cld"], skip=("in_features",)),
         "views": settings.describe(values["views"]),
-        "method": {
-            "class_path": f"{type(method).__module__}.{type(method).__name__}",
-            "init_args": settings.describe(method, skip=("encoder", "images")),
-        },
     }
 
 
-def _report_bad(bad: BadFiles, total: int, folder: Path, console: Console) -> None:
-    if len(bad):
-        bad.write(folder / "bad_files.txt")
-        _say(console, bad.summary(total))
+def _described(method: Method) -> dict[str, Any]:
+    arguments = settings.describe(method, skip=("encoder", "images"))
+    return {"class_path": f"{type(method).__module__}.{type(method).__name__}", "init_args": arguments}
 
 
 def _write_report(
-    folder: Path, encoder: Encoder, cld: CrossLevel | None, source: Images, hardware: Hardware, seed: int
+    folder: Path,
+    encoder: Encoder,
+    cld: CrossLevel | None,
+    source: Images,
+    hardware: Hardware,
+    seed: int,
+    following: list[str],
 ) -> None:
+    if cld is not None:
+        cld.gather = False  # the other ranks are not here
     blocks = [
         *pages.curve_blocks({"run": folder}),
         *pages.feature_blocks(encoder, cld, source, hardware, seed),
-        report.commands("Next", next_commands(folder, source.name)),
+        report.commands("Next", following),
         report.settings("Settings", (folder / "config.yaml").read_text(encoding="utf-8")),
     ]
     subtitle = f"{len(source):,} images of {source.name} · {hardware.why} · {time.strftime('%Y-%m-%d')}"
     report.page(folder / "report.html", f"Training run {folder.name}", blocks, subtitle)
 
 
-def next_commands(folder: Path, images: str) -> list[str]:
-    """What a user would do with a run."""
-    source = shlex.quote(images)
-    return [
-        f"crosslevel embed {shlex.quote(str(folder))} {source} -o features.parquet",
-        f"crosslevel evaluate {shlex.quote(str(folder))} {source} --test LABELLED_TEST_IMAGES",
-    ]
-
-
-def _farewell(folder: Path, images: str, outcome: Outcome, steps: int, seconds: float, console: Console) -> None:
+def _farewell(
+    folder: Path, following: list[str], outcome: Outcome, steps: int, seconds: float, console: Console
+) -> None:
     if not outcome.finished:
         _say(
             console,
@@ -320,7 +296,7 @@ def _farewell(folder: Path, images: str, outcome: Outcome, steps: int, seconds: 
         return
     left = [folder / FILE, *folder.glob("report.html")]
     _say(console, f"done in {seconds / 60:.1f} min: {', '.join(map(str, left))}; next:")
-    for line in next_commands(folder, images):
+    for line in following:
         _say(console, f"  {line}")
 
 

@@ -89,3 +89,54 @@ def test_the_installed_command_answers():
     assert out.returncode == 2
     assert out.stderr.count("\n") == 1
     assert "required: run" in out.stderr
+
+
+def resolved(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(train, [*arguments, "--print_config"])
+    assert stop.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("spelling", [["--data-root=d"], ["--data-root", "d"], ["--data_root", "d"]])
+def test_an_option_may_be_written_with_dashes(spelling, capsys):
+    assert resolved(["cifar10", *spelling], capsys)["data_root"] == "d"
+
+
+def test_a_value_keeps_its_dashes(capsys):
+    assert resolved(["photos", "--cld.grouping=normalized-cut"], capsys)["cld"]["grouping"] == "normalized-cut"
+    assert resolved(["photos", "--cld.head", "norm-mlp"], capsys)["cld"]["head"] == "norm-mlp"
+
+
+def echo(images: str, epochs: int = 1, resume: str | None = None) -> tuple[str, int]:
+    """Show what arrives."""
+    return images, epochs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "images"),
+    [
+        (["--config", "{c}"], "here"),
+        (["--config={c}", "--epochs", "3"], "here"),
+        (["--config={c}", "there"], "there"),
+        (["there", "--config={c}"], "there"),
+        (["--resume={d}"], "here"),
+        (["there", "--resume", "{d}"], "there"),
+        (["--epochs", "3", "there", "--resume", "{d}"], "there"),
+    ],
+)
+def test_a_config_names_the_images_unless_the_command_line_does(tmp_path, arguments, images):
+    (tmp_path / "config.yaml").write_text("images: here\nepochs: 2\n")
+    given = [a.format(c=tmp_path / "config.yaml", d=tmp_path) for a in arguments]
+    assert run(echo, given) == (images, 3 if "3" in given else 2)
+
+
+def test_ctrl_c_ends_in_one_line(capsys):
+    def interrupted(images: str) -> None:
+        """Wait for ever."""
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        run(interrupted, ["photos"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "crosslevel interrupted: stopped\n"

@@ -20,7 +20,7 @@ def test_two_processes_train_one_run(tmp_path):
         "--devices=2",
         "--log_every=1",
     ]
-    options += ["--cld.gather=true", "--report_html=false", "--workers=0"]
+    options += ["--cld.gather=true", "--workers=0"]
     out = subprocess.run(
         [Path(sys.executable).with_name("crosslevel"), "train", SOURCE, *options],
         cwd=tmp_path,
@@ -40,3 +40,4 @@ def test_two_processes_train_one_run(tmp_path):
     # Groups over both ranks: three quarters of 32 images, not of 16.
     assert {float(row["groups_used"]) for row in rows} <= {23.5, 24.0}
     load_encoder(folder)
+    assert "Groups that CLD finds" in (folder / "report.html").read_text()

@@ -32,6 +32,8 @@ def lively(module, seed=0):
         ({"name": "resnet50", "small_images": True, "width": 0.25}, 512),
         ({"name": "vit_tiny_patch16_224", "image_size": 32}, 192),
         ({"name": "convnext_atto"}, 320),
+        ({"name": "mobilenetv3_small_050"}, 1024),
+        ({"name": "test_vit", "image_size": 32}, 64),
     ],
 )
 def test_features_of_any_timm_model(options, features):
@@ -191,7 +193,8 @@ def test_partial_weights_name_what_did_not_match(tmp_path):
     save_file(offered, tmp_path / "part.safetensors")
     said = load_weights(backbone, tmp_path / "part.safetensors")
     assert said.startswith("1 of 120 tensors loaded; kept their start: bn1.bias, bn1.running_mean, ")
-    assert said.endswith("and 94 more; not used: bn1.weight, extra")
+    assert said.endswith("; not used: bn1.weight, extra")
+    assert sum(key in said for key in before) == 100  # all but the counters of batches
     assert (backbone.conv1.weight == 0.5).all()
     after = backbone.state_dict()
     assert all(torch.equal(after[key], before[key]) for key in before if key != "conv1.weight")
@@ -242,3 +245,21 @@ def test_loading_says_what_is_missing(tmp_path):
     with pytest.raises(ValueError, match=r"does not say how to build its network: it was not written by Crosslevel"):
         load_encoder(tmp_path)
     assert set(load_file(tmp_path / "encoder.safetensors")) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"name": "resnet18", "image_size": 64}, "resnet18 does not take img_size"),
+        ({"name": "test_vit", "zero_init_last": True}, "test_vit does not take zero_init_last"),
+    ],
+)
+def test_an_option_that_a_model_lacks_says_so(options, named):
+    with pytest.raises(ValueError, match=named):
+        Encoder(**options)
+
+
+def test_a_model_for_one_size_knows_it():
+    assert Encoder("test_vit").fixed_size == 160
+    assert Encoder("test_vit", image_size=64).fixed_size == 64
+    assert Encoder("resnet18", width=0.25).fixed_size is None

@@ -2,6 +2,7 @@
 
 import csv
 import signal
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from PIL import Image
 
 from crosslevel import load_encoder, monitor
 from crosslevel.commands import run
+from crosslevel.images import Packed, TrainBatches
 from crosslevel.pretrain import callbacks
 from crosslevel.train import load_cld, train
+
+train_file = import_module("crosslevel.train")
 
 TINY = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=8", "--log_every=1", "--device=cpu"]
 FAST = [*TINY, "--report_html=false"]
@@ -144,7 +148,7 @@ def test_a_loss_that_is_no_number_stops_the_run(photos, tmp_path, capsys):
     assert stop.value.code == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "the loss is" in said
+    assert "the loss is no longer a number from step" in said
     assert "Lower --lr" in said
     assert "group_loss" in said
 
@@ -282,3 +286,81 @@ def test_the_cld_branch_and_both_heads_are_trained(photos, tmp_path):
     moments = state["optimizer_states"][0]["state"]
     parameters = [k for k in trained if not k.endswith(("running_mean", "running_var", "num_batches_tracked"))]
     assert len(moments) == len(parameters)
+
+
+def test_what_is_said_of_a_broken_loss_is_of_the_step_that_broke(photos, tmp_path, capsys):
+    slow = [option for option in FAST if not option.startswith("--log_every")]
+    options = ["--log_every=100", "--epochs=8", "--lr=1e30", "--warmup_epochs=0", "--checkpoint_minutes=100"]
+    with pytest.raises(SystemExit):
+        run(train, [str(photos), *slow, *options, f"--run={tmp_path}/r"])
+    said = capsys.readouterr().err
+    first = int(said.split("from step ")[1].split()[0])
+    assert first < int(said.split("at step ")[1].split(".")[0])
+
+
+def test_an_epochs_line_has_no_older_epochs_knn(photos, tmp_path, capsys):
+    run(train, [str(photos), f"--run={tmp_path / 'r'}", "--epochs=4", "--monitor_every=2", *FAST])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert ["kNN" in line for line in lines] == [False, True, False, True]
+
+
+def test_no_track_is_on_both_sides_of_the_monitor():
+    tracks = torch.arange(40).repeat_interleave(7)
+    queries, others = monitor._apart(tracks, torch.Generator().manual_seed(0))
+    assert len(queries) == 6 * 7
+    assert len(queries) + len(others) == 280
+    assert not set(tracks[queries].tolist()) & set(tracks[others].tolist())
+
+
+def test_unreadable_files_are_remembered_by_a_run_that_breaks_and_one_that_continues(tmp_path, monkeypatch):
+    folder = write_images(tmp_path / "photos")
+    (folder / "cat" / "broken.png").write_bytes(b"")
+    listed = tmp_path / "r" / "bad_files.txt"
+    with monkeypatch.context() as patch:
+        kill_at(patch, step=3)
+        with pytest.raises(Killed):
+            run(train, [str(folder), *FAST, "--epochs=3", "--checkpoint_minutes=0", f"--run={tmp_path}/r"])
+    assert listed.read_text() == "cat/broken.png\tempty file\n"
+    listed.write_text("dog/seen\\tbefore.png\tempty file\n")
+    run(train, ["--resume", f"{tmp_path}/r"])
+    assert listed.read_text() == "cat/broken.png\tempty file\ndog/seen\\tbefore.png\tempty file\n"
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_can_be_started_again(photos, tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "config.yaml").write_text("images: gone\n")
+    run(train, [str(photos), *FAST, "--epochs=1", f"--run={tmp_path}/r"])
+    load_encoder(tmp_path / "r")
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp", "norm-linear", "norm-mlp"])
+def test_the_group_branch_is_read_back_whatever_its_head(photos, tmp_path, head):
+    run(train, [str(photos), *FAST, "--epochs=1", f"--run={tmp_path}/r", f"--cld.head={head}"])
+    assert load_cld(tmp_path / "r").head == head
+
+
+def test_the_settings_keep_the_number_of_views_that_was_given(photos, tmp_path):
+    run(train, [str(photos), *FAST, "--epochs=1", f"--run={tmp_path}/r"])
+    assert yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["method"]["init_args"]["online"] == 1
+
+
+def test_a_network_for_one_size_gets_views_of_that_size(photos, tmp_path, capsys):
+    options = ["--batch_size=8", "--log_every=1", "--device=cpu", "--report_html=false", "--epochs=1"]
+    name = ["--encoder.name=test_vit", "--encoder.image_size=48"]
+    run(train, [str(photos), *options, *name, f"--run={tmp_path}/r"])
+    assert load_encoder(tmp_path / "r").view.size == 48
+    with pytest.raises(SystemExit):
+        run(train, [str(photos), *options, *name, "--views.size=32", f"--run={tmp_path}/s"])
+    assert "views.size=32 does not suit test_vit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("size", "packed"), [((32, 32), True), ((31, 33), True), ((32, 64), False), ((64, 32), False)])
+def test_only_square_images_are_packed(tmp_path, monkeypatch, size, packed):
+    seen = []
+    monkeypatch.setattr(
+        train_file, "TrainBatches", lambda source, *a, **b: seen.append(source) or TrainBatches(source, *a, **b)
+    )
+    folder = write_images(tmp_path / "photos", size=size)
+    options = ["--encoder.width=0.0625", "--batch_size=8", "--device=cpu", "--report_html=false", "--workers=0"]
+    run(train, [str(folder), *options, "--epochs=1", f"--run={tmp_path}/r"])
+    assert isinstance(seen[0], Packed) == packed

@@ -108,12 +108,12 @@ class EvalBatches:
 
     The shorter side is resized to ``size`` with antialiasing, then the centre is cut out; ``Batch.index``
     tells which images are there. ``start`` is the first image, to continue a run. One thread decodes two
-    batches ahead, or ``workers`` processes do: for large files, since small ones do not pay for the
-    processes. Memory does not grow with the number of images.
+    batches ahead, or ``workers`` processes do (None: one for each core if a first look says that it pays, as
+    it does for large files). Memory does not grow with the number of images.
     """
 
     def __init__(
-        self, images: Images, batch_size: int, size: int, *, bad: BadFiles, workers: int = 0, start: int = 0
+        self, images: Images, batch_size: int, size: int, *, bad: BadFiles, workers: int | None = 0, start: int = 0
     ) -> None:
         if batch_size < 1 or size < 1:
             raise ValueError(f"batch_size={batch_size}, size={size}: at least 1 each")
@@ -131,9 +131,10 @@ class EvalBatches:
         if isinstance(self.images, Packed):
             return (self._packed(self.images, key) for key in keys)
         job = _EvalJob(self.images, self.size)
-        if not self.workers:
+        workers = _worth_workers(self.images, self.size) if self.workers is None else self.workers
+        if not workers:
             return _delivered(_ahead(job.__getitem__, keys), self.bad)
-        return _delivered(_loader(job, keys, self.workers, persistent=False), self.bad)
+        return _delivered(_loader(job, keys, workers, persistent=False), self.bad)
 
     def _packed(self, images: Packed, key: range) -> Batch:
         batch = _packed_batch(images, torch.arange(key.start, key.stop))
@@ -161,7 +162,6 @@ def pack(
     if isinstance(images, Packed) and images.data.shape[-2:] == (size, size):
         return images
     total = len(images)
-    workers = _worth_workers(images, size) if workers is None else workers
     data = torch.empty((total, 3, size, size), dtype=torch.uint8)
     kept: list[Tensor] = []
     count = 0

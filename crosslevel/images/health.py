@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -53,6 +54,13 @@ class BadFiles:
 
     def __contains__(self, path: str) -> bool:
         return path in self.reasons
+
+    def read(self, file: str | os.PathLike[str]) -> None:
+        """Add what ``write`` left in a file."""
+        for line in Path(file).read_bytes().decode("utf-8", "surrogateescape").split("\n"):
+            path, tab, reason = line.partition("\t")
+            if tab:
+                self.add(_unescaped(path), _unescaped(reason))
 
     def write(self, file: str | os.PathLike[str]) -> None:
         r"""Write one ``path<TAB>reason`` a line, sorted by path, as UTF-8.
@@ -246,3 +254,7 @@ def _reason(error: Exception) -> str:
 def _escaped(text: str) -> str:
     replaced = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     return replaced.replace("\t", "\\t")
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\(.)", lambda found: {"n": "\n", "r": "\r", "t": "\t"}.get(found[1], found[1]), text)

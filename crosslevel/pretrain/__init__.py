@@ -44,6 +44,7 @@ def fit(
     monitor: Callable[[], dict[str, float]] | None = None,
     monitor_every: int = 1,
     resume: bool = False,
+    saved: Callable[[], None] = lambda: None,
     console: Console | None = None,
 ) -> Outcome:
     """Train ``module`` on ``batches`` up to its number of steps, leaving logs and checkpoints in ``folder``.
@@ -58,6 +59,7 @@ def fit(
         checkpoint_minutes: at most so many between checkpoints within an epoch.
         monitor: called every ``monitor_every`` epochs; its figures go into the log and nowhere else.
         monitor_every: epochs.
+        saved: called after each checkpoint.
         resume: continue from ``folder``'s last checkpoint.
         console: where progress is shown.
 
@@ -75,7 +77,7 @@ def fit(
     epoch, clock = len(batches), Clock()
     recorder = Recorder(folder, epoch, log_every, clock)
     display = Display(recorder, console)
-    checkpoints = Checkpoints(checkpoints_folder, epoch, checkpoint_minutes, clock)
+    checkpoints = Checkpoints(checkpoints_folder, epoch, checkpoint_minutes, clock, saved)
     stopper = StopOnSignal(checkpoints, console)
     callbacks: list[L.Callback] = [recorder]
     if monitor is not None:

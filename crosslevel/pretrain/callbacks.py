@@ -104,6 +104,8 @@ class Recorder(L.Callback):
         epoch_ended = step % self.steps_per_epoch == 0
         if step % self.every == 0 or epoch_ended or step == trainer.max_steps:
             module.check_finite()
+            if epoch_ended:
+                self.newest.pop("knn", None)  # an earlier epoch's
             self.record(trainer, {**module.values(), **self.clock.read()})
             self.clock.restart()
 
@@ -124,8 +126,11 @@ class Recorder(L.Callback):
 class Checkpoints(L.Callback):
     """``last.ckpt`` after each epoch, every ``minutes`` and at the end; ``best.ckpt`` at an epoch's lowest loss."""
 
-    def __init__(self, folder: Path, steps_per_epoch: int, minutes: float, clock: Clock) -> None:
+    def __init__(
+        self, folder: Path, steps_per_epoch: int, minutes: float, clock: Clock, saved: Callable[[], None]
+    ) -> None:
         self.folder, self.steps_per_epoch, self.minutes, self.clock = folder, steps_per_epoch, minutes, clock
+        self.after = saved
         self.last, self.best = folder / "last.ckpt", folder / "best.ckpt"
         self.saved = time.monotonic()
         self.state = {"best": float("inf"), "sum": 0.0, "count": 0}
@@ -146,7 +151,7 @@ class Checkpoints(L.Callback):
         self.state["count"] += 1
         late = time.monotonic() - self.saved > 60 * self.minutes
         if trainer.world_size > 1:
-            late = epoch_ended  # ranks must agree on when to save
+            late = trainer.strategy.reduce_boolean_decision(late, all=False)  # ranks must agree on when to save
         if epoch_ended or late or step == trainer.max_steps:
             module.check_finite()
             best = False
@@ -166,6 +171,7 @@ class Checkpoints(L.Callback):
             if best:
                 shutil.copyfile(self.last, temporary)
                 os.replace(temporary, self.best)
+        self.after()
         self.saved = time.monotonic()
         self.clock.restart()
 

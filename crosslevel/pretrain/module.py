@@ -51,6 +51,7 @@ class Pretrain(L.LightningModule):
         self.stream: Callable[[], Iterable[Batch]] = tuple
         self.draws, self.shared_draws = torch.Generator(), torch.Generator()
         self.seen: dict[str, Tensor] = {}
+        self.defect: Tensor | None = None
         if cld is not None:
             # Groups over all ranks must start from the same points on each of them.
             cld.generator = self.shared_draws
@@ -79,7 +80,17 @@ class Pretrain(L.LightningModule):
         self.seen = {"loss": loss.detach(), "instance_loss": instance.detach()}
         if self.cld is not None:
             self.seen["group_loss"] = group.detach()
+        self._remember_first_defect()
         return loss
+
+    def _remember_first_defect(self) -> None:
+        """Keep the losses of the first step whose loss is no number, on the device: no step waits for it."""
+        losses = torch.stack([value.float() for value in self.seen.values()])
+        now = torch.cat([losses, losses.new_full((1,), self.global_step + 1)])
+        if self.defect is None:
+            self.defect = torch.full_like(now, torch.nan)
+        found = self.defect[-1].isnan() & ~losses[0].isfinite()
+        self.defect = torch.where(found, now, self.defect)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """Step, then update the method's memory: before any checkpoint of this step is written."""
@@ -113,14 +124,16 @@ class Pretrain(L.LightningModule):
             NotFinite: with everything that was seen.
 
         """
-        if math.isfinite(float(self.seen["loss"])):
+        if self.defect is None or bool(self.defect[-1].isnan()):
             return
-        values = ", ".join(f"{name} {value:.4g}" for name, value in self.values().items())
+        *losses, step = self.defect.tolist()
+        first = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.seen, losses, strict=True))
         broken = [name for name, p in self.named_parameters() if not bool(p.isfinite().all())]
         where = f"{len(broken)} parameters are not finite, {broken[0]} first" if broken else "all parameters are finite"
+        rate = self.lr * cosine(int(step) - 1, self.steps, self.warmup_steps)
         raise NotFinite(
-            f"the loss is {float(self.seen['loss'])} at step {self.global_step}: {values}; {where}. "
-            "Lower --lr or raise --warmup_epochs; if that does not help, try --precision fp32"
+            f"the loss is no longer a number from step {step:.0f} on: {first}, lr {rate:.4g}; {where} at step "
+            f"{self.global_step}. Lower --lr or raise --warmup_epochs; if that does not help, try --precision fp32"
         )
 
 

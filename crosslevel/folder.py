@@ -1,0 +1,76 @@
+"""A run's folder: which one, and what is kept there beside logs and checkpoints."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+from crosslevel.encoder import FILE
+from crosslevel.images import BadFiles
+
+RUN_VARIABLE = "CROSSLEVEL_RUN"
+BAD_FILES = "bad_files.txt"
+
+
+def claim(run: str | None, images: str, kind: str, rank: int) -> Path:
+    """The folder of a new run, made: ``run``, or runs/ and a free name made of source and ``kind``.
+
+    Raises:
+        ValueError: there is a run in it.
+
+    """
+    if rank > 0:
+        # The other ranks are started by the first one, after it has chosen.
+        return Path(os.environ[RUN_VARIABLE])
+    if run is not None:
+        folder = Path(run)
+        if holds_a_run(folder):
+            raise ValueError(f"--run {run}: it already holds a run: give another folder, or --resume {run}")
+    else:
+        place = Path(images).resolve().stem if os.path.exists(images) else images.split(",", maxsplit=1)[0]
+        source = re.sub(r"[^\w.-]+", "-", place).strip("-.") or "images"
+        name = f"{source}-{kind}"
+        tries = [Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000)]
+        folder = next(f for f in tries if not holds_a_run(f))
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ[RUN_VARIABLE] = str(folder)
+    return folder
+
+
+def holds_a_run(folder: Path) -> bool:
+    """Whether there is something to lose; a run that ended before its first checkpoint left nothing."""
+    return any((folder / "checkpoints").glob("*.ckpt")) or (folder / FILE).exists()
+
+
+def next_commands(folder: Path, images: str, data_root: str | None) -> list[str]:
+    """What a user would do with a run."""
+    run, source = shlex.quote(str(folder)), shlex.quote(images)
+    where = "" if data_root is None else f" --data-root {shlex.quote(data_root)}"
+    return [
+        f"crosslevel embed {run} {source} -o features.parquet{where}",
+        f"crosslevel evaluate {run} {source} --test LABELLED_TEST_IMAGES{where}",
+    ]
+
+
+class Unreadable:
+    """The list of unreadable files on disk: one a rank while the run goes on, one for all at its end."""
+
+    def __init__(self, bad: BadFiles, folder: Path, rank: int, resume: bool) -> None:
+        self.bad, self.folder = bad, folder
+        self.file = folder / (BAD_FILES if rank == 0 else f"{rank}.{BAD_FILES}")
+        if resume and self.file.exists():
+            bad.read(self.file)
+
+    def keep(self) -> None:
+        """Write this rank's list, if it has any."""
+        if len(self.bad):
+            self.bad.write(self.file)
+
+    def merge(self) -> None:
+        """Take in the other ranks' lists."""
+        for part in self.folder.glob(f"*.{BAD_FILES}"):
+            self.bad.read(part)
+            part.unlink()
+        self.keep()
