@@ -126,12 +126,7 @@ class Files(Images):
             raise SourceError(f"{root}: no image found in this folder or below it (looked for {known})")
         if len(files) < 2:
             raise SourceError(f"{root}: needs at least 2 images, found only {files[0]}")
-        tops = [file.split("/", 1)[0] if "/" in file else "" for file in files]
-        classes = sorted(set(tops))
-        if "" in classes or len(classes) < 2:
-            return cls(root, files)
-        label = {top: c for c, top in enumerate(classes)}
-        return cls(root, files, torch.tensor([label[top] for top in tops]), classes)
+        return cls(root, files, *_labels(files))
 
     @classmethod
     def from_list(cls, files: Sequence[str | os.PathLike[str]]) -> Files:
@@ -149,6 +144,8 @@ class Files(Images):
     def from_text(cls, file: str) -> Files:
         """The files that a text file names, one a line, relative to its own folder.
 
+        Classes come from the folders below the one that all files share, as in `from_folder`.
+
         Raises:
             SourceError: the text file cannot be read, or names fewer than 2 files.
 
@@ -160,7 +157,7 @@ class Files(Images):
         lines = [line for line in text.split("\n") if line.strip()]
         if len(lines) < 2:
             raise SourceError(f"{file}: needs at least 2 images, one path a line; it names {len(lines)}")
-        return cls(os.path.dirname(file), lines, name=file)
+        return cls(os.path.dirname(file), lines, *_labels(_below_shared_folder(lines)), name=file)
 
 
 class Cifar10(Packed):
@@ -204,6 +201,25 @@ class Cifar100(Packed):
         keys = f"{labels}_labels", f"{labels}_label_names"
         data, numbers, classes = _read_cifar(files, keys[0], folder / "meta", keys[1])
         super().__init__(data, _numbered(split, len(data)), numbers, classes, f"cifar100:{split}")
+
+
+def _labels(files: Sequence[str]) -> tuple[Int64[Tensor, " N"] | None, list[str] | None]:
+    """Labels and classes by the top-level folders; none if there are fewer than two, or a file lies outside."""
+    tops = [file.split("/", 1)[0] if "/" in file else "" for file in files]
+    classes = sorted(set(tops))
+    if "" in classes or ".." in classes or len(classes) < 2:
+        return None, None
+    label = {top: c for c, top in enumerate(classes)}
+    return torch.tensor([label[top] for top in tops]), classes
+
+
+def _below_shared_folder(paths: Sequence[str]) -> list[str]:
+    """The paths relative to the deepest folder that holds them all; unchanged where there is none."""
+    plain = [os.path.normpath(path) for path in paths]
+    if len({os.path.isabs(path) for path in plain}) > 1:
+        return plain
+    shared = os.path.commonpath([os.path.dirname(path) for path in plain])
+    return [path.removeprefix(shared).removeprefix("/") for path in plain]
 
 
 def _image_files(root: str) -> list[str]:

@@ -34,3 +34,34 @@ def take(images: Images, index: Int64[Tensor, " M"]) -> Images:
 def sample(images: Images, most: int, generator: torch.Generator) -> Int64[Tensor, " M"]:
     """At most ``most`` different indices, drawn uniformly, in ascending order."""
     return torch.randperm(len(images), generator=generator)[:most].sort().values
+
+
+def long_tailed(
+    labels: Int64[Tensor, " N"], imbalance: float, generator: torch.Generator | None = None
+) -> Int64[Tensor, " M"]:
+    """Indices of a long-tailed part: class c of C keeps n * imbalance^(-c / (C - 1)) images, n the largest class's.
+
+    The convention of the long-tailed CIFAR sets (Cui et al., CVPR 2019, section 5.1): at imbalance 100, 12,406
+    of CIFAR-10's training images.
+
+    Args:
+        labels: of all images, in [0, C).
+        imbalance: how many times larger the largest class is than the smallest, at least 1.
+        generator: draws which images stay.
+
+    Raises:
+        ValueError: an imbalance below 1, or one that leaves a class empty.
+
+    """
+    if imbalance < 1:
+        raise ValueError(f"imbalance={imbalance} must be at least 1")
+    counts = torch.bincount(labels)
+    most, last = int(counts.max()), max(1, len(counts) - 1)
+    order = torch.randperm(len(labels), generator=generator)
+    kept = []
+    for c, count in enumerate(counts.tolist()):
+        wanted = min(count, int(most * imbalance ** (-c / last)))
+        if wanted == 0:
+            raise ValueError(f"imbalance={imbalance} leaves nothing of class {c}: lower it")
+        kept.append(order[labels[order] == c][:wanted])
+    return torch.cat(kept).sort().values

@@ -1,0 +1,245 @@
+"""The paper's comparison: methods, each with and without CLD, over heads and seeds, on one data set and budget.
+
+python benchmarks/paper.py TRAIN TEST -o results/paper-cpu --methods SimCLR MoCo NPID BYOL --seeds 0 1 \
+    --imbalance 100 --epochs 30 --width 0.25 --jobs 2 [-- options of crosslevel train]
+
+TRAIN and TEST are labelled; the labels only judge. ``--imbalance`` makes TRAIN long-tailed. With and without CLD
+a method sees the same number of views in the same steps (``--published``: without CLD only as many as the method
+itself asks for). Every cell is one `crosslevel train` in its own process, continued where it was killed; a cell that
+is in OUTPUT.json is not run again. OUTPUT.json has a row a cell, OUTPUT.md the table with mean and spread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from beside import machine
+
+from crosslevel import images as image_sources
+from crosslevel.commands import run
+from crosslevel.encoder import load_encoder
+from crosslevel.evaluate import labelled_pair
+from crosslevel.features import extract
+from crosslevel.hardware import choose
+from crosslevel.heads import projection_head
+from crosslevel.images import BadFiles, pack
+from crosslevel.images.subsets import long_tailed
+from crosslevel.metrics.knn import weighted_knn
+from crosslevel.train import load_cld, train
+
+# What the authors' CIFAR-10 recipes set; SimCLR and BYOL with CLD are no recipe of theirs.
+WITH_CLD = {
+    "npid": ["--cld.weight=1.0", "--cld.groups=0.5"],
+    "moco": ["--cld.weight=0.8", "--cld.groups=0.78"],
+    "simclr": ["--cld.weight=0.25", "--cld.groups=0.78"],
+    "byol": ["--cld.weight=0.25", "--cld.groups=0.78"],
+}
+TWO_QUERIES = {"npid", "moco"}
+FIGURES = {
+    "knn": "kNN, backbone",
+    "knn_instance": "kNN, instance branch",
+    "knn_group": "kNN, group branch",
+    "linear": "linear, backbone",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("train")
+    parser.add_argument("test")
+    parser.add_argument("-o", "--output", default="benchmarks/results/paper")
+    parser.add_argument("--methods", nargs="+", default=["SimCLR", "MoCo", "NPID", "BYOL"])
+    parser.add_argument("--cld", nargs="+", default=["off", "on"], choices=["off", "on"])
+    parser.add_argument("--heads", nargs="+", default=["default"], help="of both branches: linear, norm-mlp, ...")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--imbalance", type=float, default=1.0)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--published", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time, sharing the processor's cores")
+    parser.add_argument("--runs", default="runs/paper", help="where the runs' folders go")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    given = sys.argv[1:]
+    place = given.index("--") if "--" in given else len(given)
+    arguments = parser.parse_args(given[:place])
+    arguments.rest = given[place + 1 :]
+    if arguments.one:
+        one_cell(json.loads(arguments.one))
+    else:
+        grid(arguments)
+
+
+def grid(arguments: argparse.Namespace) -> None:
+    """Run every cell that has no result yet, and write the table after each."""
+    output = Path(arguments.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    source = long_tailed_list(arguments.train, arguments.imbalance, output.with_suffix(".txt"))
+    home = Path(arguments.runs) / output.name
+    cells = [
+        cell(arguments, source, home, *key)
+        for key in itertools.product(arguments.seeds, arguments.heads, arguments.methods, arguments.cld)
+    ]
+    record = output.with_suffix(".json")
+    done: dict[str, Any] = json.loads(record.read_text())["cells"] if record.exists() else {}
+    lock, cores = Lock(), len(os.sched_getaffinity(0))
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // arguments.jobs))}
+
+    def work(wanted: dict[str, Any]) -> None:
+        name = wanted["name"]
+        if name in done and done[name]["line"] == wanted["line"]:
+            return
+        folder = Path(wanted["folder"])
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder.parent / f"{name}.log").open("a") as log:
+            line = [sys.executable, __file__, arguments.train, arguments.test, "--one", json.dumps(wanted)]
+            code = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+        if code:
+            print(f"{name}: exit status {code}; see {folder.parent / name}.log", flush=True)
+            return
+        with lock:
+            done[name] = json.loads((folder / "figures.json").read_text())
+            record.write_text(json.dumps({"machine": machine(), "cells": done}, indent=1) + "\n")
+            output.with_suffix(".md").write_text(markdown(done, arguments))
+        print(f"{name}: { ({k: round(v, 1) for k, v in done[name]['figures'].items()}) }", flush=True)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(work, cells))
+    missing = [wanted["name"] for wanted in cells if wanted["name"] not in done]
+    if missing:
+        sys.exit(f"no result: {', '.join(missing)}; the same command tries them again")
+    print(output.with_suffix(".md").read_text())
+
+
+def cell(
+    arguments: argparse.Namespace, source: str, home: Path, seed: int, head: str, method: str, cld: str
+) -> dict[str, Any]:
+    """One run: its name, its place, and the options of `crosslevel train`."""
+    name = f"{method.lower()}{'-cld' if cld == 'on' else ''}-{head}-{seed}"
+    line = [f"--method={method}", f"--epochs={arguments.epochs}", f"--batch_size={arguments.batch_size}"]
+    line += [f"--encoder.width={arguments.width}", f"--seed={seed}", "--report_html=false"]
+    if head != "default":
+        line += [f"--method.head={head}", f"--cld.head={head}"]
+    if method.lower() in TWO_QUERIES and not (arguments.published and cld == "off"):
+        line += ["--method.online=2"]
+    for option in WITH_CLD[method.lower()] if cld == "on" else ["--cld.weight=0"]:
+        key, value = option.split("=")
+        line += [f"{key}={round(float(value) * arguments.batch_size)}" if key == "--cld.groups" else option]
+    line += arguments.rest
+    return {
+        "name": name, "method": method, "cld": cld, "head": head, "seed": seed, "folder": str(home / name),
+        "source": source, "train": arguments.train, "test": arguments.test, "line": shlex.join(line),
+    }  # fmt: skip
+
+
+def one_cell(wanted: dict[str, Any]) -> None:
+    """Train, or go on with a killed training, and judge."""
+    folder = Path(wanted["folder"])
+    where = ["--resume", str(folder)] if (folder / "checkpoints" / "last.ckpt").is_file() else ["--run", str(folder)]
+    if not (folder / "encoder.safetensors").is_file():
+        run(train, [wanted["source"], *([] if where[0] == "--resume" else shlex.split(wanted["line"])), *where])
+    figures = judge(folder, wanted["source"], wanted["test"])
+    record = {k: wanted[k] for k in ("method", "cld", "head", "seed", "line")}
+    (folder / "figures.json").write_text(json.dumps({**record, "figures": figures}))
+
+
+def judge(folder: Path, source: str, test: str) -> dict[str, float]:
+    """Accuracies in percent: kNN (k = 200, T = 0.1) of three features, and a linear classifier on the backbone's."""
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    bank, queries = labelled_pair(source, test)
+    if bank.classes != queries.classes:
+        sys.exit(f"{source} and {test} differ in their classes")
+    encoder, hardware = load_encoder(folder), choose()
+    known, asked = (
+        extract(encoder, pack(part, encoder.view.size, bad=BadFiles()), hardware=hardware) for part in (bank, queries)
+    )
+    branches = {"knn": torch.nn.Identity(), "knn_instance": instance_head(folder)}
+    if (folder / "cld.safetensors").is_file():
+        branches["knn_group"] = load_cld(folder).branch
+    figures = {}
+    with torch.no_grad():
+        for name, branch in branches.items():
+            a, b = branch.eval()(known.features), branch(asked.features)
+            votes = weighted_knn(a, known.labels, b, len(bank.classes or []))
+            figures[name] = 100 * float((votes.argmax(1) == asked.labels).float().mean())
+    # The regularization is chosen by cross-validation within the training set.
+    linear = make_pipeline(StandardScaler(), LogisticRegressionCV(Cs=[0.001, 0.01, 0.1, 1.0], cv=3, max_iter=300))
+    linear.fit(known.features.numpy(), known.labels.numpy())
+    return figures | {"linear": 100 * float(linear.score(asked.features.numpy(), asked.labels.numpy()))}
+
+
+def instance_head(folder: Path) -> torch.nn.Module:
+    """The instance branch's head, from the run's last checkpoint."""
+    state = torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=False)
+    prefix = "method.branch."
+    own = {k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)}
+    import yaml
+
+    settings = yaml.safe_load((folder / "config.yaml").read_text())["method"]["init_args"]
+    matrices = [v for v in own.values() if v.ndim == 2]
+    width = matrices[0].shape[0] if len(matrices) > 1 else None
+    head = projection_head(
+        settings["head"], matrices[0].shape[1], matrices[-1].shape[0], width,
+        batch_norm=any("running_mean" in name for name in own),
+    )  # fmt: skip
+    head.load_state_dict(own)
+    return head
+
+
+def long_tailed_list(source: str, imbalance: float, file: Path) -> str:
+    """``source`` itself, or a list of its long-tailed part's files."""
+    if imbalance == 1:
+        return source
+    images = image_sources.open(source)
+    if images.labels is None or not os.path.isdir(source):
+        sys.exit(f"{source}: --imbalance needs a folder with one sub-folder a class")
+    index = long_tailed(images.labels, imbalance, torch.Generator().manual_seed(0))
+    paths = [os.path.abspath(os.path.join(source, images.paths[i])) for i in index.tolist()]
+    target = Path("runs") / file.name
+    target.parent.mkdir(exist_ok=True)
+    target.write_text("\n".join(paths) + "\n")
+    return str(target)
+
+
+def markdown(done: dict[str, Any], arguments: argparse.Namespace) -> str:
+    """Mean and spread (standard deviation over seeds) of every row."""
+    rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for result in done.values():
+        rows.setdefault((result["method"], result["head"], result["cld"]), []).append(result)
+    lines = [
+        f"{machine()}; imbalance {arguments.imbalance:g}, {arguments.epochs} epochs, batch {arguments.batch_size}, "
+        f"ResNet-18 x {arguments.width:g}; accuracy in %, mean ± standard deviation over seeds.",
+        "",
+        "| method | head | CLD | seeds | " + " | ".join(FIGURES.values()) + " |",
+        "|---|---|---|---|" + "---|" * len(FIGURES),
+    ]
+    for (method, head, cld), results in sorted(rows.items()):
+        cells = [spread([r["figures"][name] for r in results if name in r["figures"]]) for name in FIGURES]
+        lines.append(f"| {method} | {head} | {cld} | {len(results)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: list[float]) -> str:
+    if not values:
+        return "-"
+    mean = f"{statistics.mean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+if __name__ == "__main__":
+    main()
