@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--options", nargs="*", default=[], help="METHOD:--option=value, for that method's cells alone")
     parser.add_argument("--published", action="store_true")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time, sharing the processor's cores")
     parser.add_argument("--runs", default="runs/paper", help="where the runs' folders go")
@@ -137,6 +138,8 @@ def cell(
     for option in WITH_CLD[method.lower()] if cld == "on" else ["--cld.weight=0"]:
         key, value = option.split("=")
         line += [f"{key}={round(float(value) * arguments.batch_size)}" if key == "--cld.groups" else option]
+    own = [option.partition(":") for option in arguments.options]
+    line += [option for name, _, option in own if name.lower() == method.lower()]
     line += arguments.rest
     return {
         "name": name, "method": method, "cld": cld, "head": head, "seed": seed, "folder": str(home / name),

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def world_size() -> int:
@@ -32,6 +32,24 @@ def gather(rows: Tensor) -> Tensor:
     return gathered
 
 
+@torch.no_grad()
+def add(values: Tensor) -> Tensor:
+    """The sum over all ranks; no gradient passes."""
+    if world_size() == 1:
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+@torch.no_grad()
+def broadcast(values: Tensor) -> Tensor:
+    """Rank 0's values."""
+    if world_size() > 1:
+        dist.broadcast(values, 0)
+    return values
+
+
 def wait() -> None:
     """Return when all ranks are here."""
     if world_size() > 1:
@@ -45,15 +63,80 @@ def shuffled(rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     The second is a function: of what was computed from the drawn rows (B, ...) it returns, in their order,
     the results of the rows that this rank gave. No gradient passes. The draw is rank 0's.
     """
-    order = torch.randperm(len(rows) * world_size(), device=rows.device)
-    if world_size() > 1:
-        dist.broadcast(order, 0)
+    order = broadcast(torch.randperm(len(rows) * world_size(), device=rows.device))
 
     @torch.no_grad()
     def home(results: Tensor) -> Tensor:
         return gather(results)[order.argsort().chunk(world_size())[rank()]]
 
     return gather(rows)[order.chunk(world_size())[rank()]], home
+
+
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalization by the mean and variance of all ranks' batches, of any shape (B, C, ...), on any device.
+
+    torch's own needs a GPU; where there is one, it is faster. Every rank's batch must have the same size.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalized; the gradient reaches all ranks' inputs."""
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        axes = [0, *range(2, input.ndim)]
+        shape = [1, -1] + [1] * (input.ndim - 2)
+        count = input.numel() / input.shape[1] * world_size()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        mean: Tensor = _Sum.apply(x.sum(axes)) / count
+        centred = x - mean.view(shape)
+        variance: Tensor = _Sum.apply(centred.square().sum(axes)) / count
+        self._remember(mean.detach(), variance.detach() * count / (count - 1))
+        out = centred * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            out = out * self.weight.view(shape) + self.bias.view(shape)
+        return out.to(input.dtype)
+
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"batch normalization needs (B, C, ...), not {tuple(input.shape)}")
+
+
+PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def synchronize(module: nn.Module) -> None:
+    """Every batch normalization inside ``module`` becomes one over all ranks; weights and statistics stay.
+
+    Subclasses, which do more than to normalize, are left as they are.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and type(child) in PLAIN_NORMS:
+            built = SyncBatchNorm(
+                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+            )
+            built.weight, built.bias = child.weight, child.bias
+            built.running_mean, built.running_var = child.running_mean, child.running_var
+            built.num_batches_tracked = child.num_batches_tracked
+            setattr(module, name, built.train(child.training))
+        else:
+            synchronize(child)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return add(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return add(gradients[0])
 
 
 class _Gather(torch.autograd.Function):

@@ -42,6 +42,14 @@ class InstanceBank(nn.Module):
         """The rows of ``index``."""
         return self.rows[index]
 
+    def common(self, index: Int64[Tensor, " m"]) -> Float[Tensor, "m d"]:
+        """The rows of indices that are the same on all ranks."""
+        return self.rows[index]
+
+    def draw(self, count: int) -> Int64[Tensor, " m"]:
+        """``count`` indices, uniformly and with repetition, from torch's own generator."""
+        return torch.randint(len(self.rows), (count,), device=self.rows.device)
+
     @torch.no_grad()
     def update(self, index: Int64[Tensor, " B"], z: Float[Tensor, "B d"]) -> None:
         """Move the rows of ``index`` towards ``z``; an index must not repeat."""

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from crosslevel import images as image_sources
-from crosslevel import pages, report, settings
+from crosslevel import pages, pretrain, report, settings
 from crosslevel.cld import CrossLevel
 from crosslevel.distributed import wait
 from crosslevel.encoder import FILE, Encoder, View
@@ -52,6 +52,8 @@ def train(
     warmup_epochs: float | None = None,
     device: Device = "auto",
     devices: int = 1,
+    share_hidden: bool = False,
+    sync_batchnorm: bool = False,
     precision: Precision = "auto",
     workers: int | None = None,
     memory: float = 4.0,
@@ -84,6 +86,9 @@ def train(
         warmup_epochs: epochs of linear warm-up; a tenth of all, at most 5, unless given.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         devices: how many of them; several train distributed.
+        share_hidden: the instance and the group head, both MLPs, have their hidden layer in common, as in the ImageNet
+            recipes.
+        sync_batchnorm: normalize over the batches of all devices.
         precision: auto takes bfloat16 where the hardware computes it.
         workers: processes that decode images larger than a view; one a core, at most 8, unless given.
         memory: gigabytes that decoded images may take; more are decoded anew in each epoch.
@@ -115,15 +120,15 @@ def train(
     described = _described(chosen)
     if branch is not None:
         chosen.online = max(chosen.online, 2)  # CLD compares two views that the trained network has seen
-    views.count = chosen.views
+    views.count, views.plain = chosen.views, chosen.plain_views
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     crops = None if isinstance(source, Packed) else views.crops
     batches = TrainBatches(
         source, batch_size, seed=seed, bad=bad, crops=crops, workers=workers, rank=rank, world=devices
     )
-    _check(branch, chosen, min(batch_size, len(source) // devices), devices)
-    usual = BASE_RATES.get(optimizer, chosen.sgd_rate) * batch_size * devices / 256
-    rates = _rates(optimizer, usual, epochs, lr, weight_decay, warmup_epochs)
+    _share(chosen, branch, share_hidden)
+    _check(branch, chosen, views, min(batch_size, len(source) // devices), devices)
+    rates = _rates(optimizer, chosen.sgd_rate, batch_size * devices, epochs, lr, weight_decay, warmup_epochs)
     every = max(1, epochs // 10) if monitor_every is None else monitor_every
     kind = f"{type(chosen).__name__.lower()}{'-cld' if branch else ''}"
     folder = Path(resume) if resume else claim(run, images, kind, rank)
@@ -148,8 +153,9 @@ def train(
     unreadable = Unreadable(bad, folder, rank, resume is not None)
     try:
         outcome = fit(
-            module, batches, folder, hardware=hardware, devices=devices, log_every=log_every,
-            checkpoint_minutes=checkpoint_minutes, saved=unreadable.keep, resume=resume is not None, console=console,
+            module, batches, folder, hardware=hardware, devices=devices, sync_batchnorm=sync_batchnorm,
+            log_every=log_every, checkpoint_minutes=checkpoint_minutes, saved=unreadable.keep,
+            resume=resume is not None, console=console,
             monitor=knn_monitor(encoder, source, hardware, seed) if every else None, monitor_every=every,
         )  # fmt: skip
     finally:
@@ -222,7 +228,12 @@ def _typical_shape(source: Images, looked_at: int = 32) -> tuple[int, bool]:
     return (int(statistics.median(sides)) if sides else LARGEST_VIEW), square
 
 
-def _check(cld: CrossLevel | None, method: Method, batch: int, devices: int) -> None:
+def _share(method: Method, cld: CrossLevel | None, wanted: bool) -> None:
+    if wanted and cld is not None:
+        pretrain.share_hidden(method, cld)
+
+
+def _check(cld: CrossLevel | None, method: Method, views: Views, batch: int, devices: int) -> None:
     """Refuse, before anything is trained, what would fail in the first step."""
     if batch < 2:
         raise ValueError(f"batch_size={batch} leaves nothing to compare with: give at least 2")
@@ -231,18 +242,30 @@ def _check(cld: CrossLevel | None, method: Method, batch: int, devices: int) -> 
         raise ValueError(
             f"cld.groups={cld.groups} exceeds the batch of {points} images: lower groups or raise batch_size"
         )
+    needed, drawn = method.views - method.plain_views, len(views.augments)
+    if 1 < drawn < needed:
+        raise ValueError(
+            f"views.preset={views.preset} has {drawn} different views, {type(method).__name__} "
+            f"{'with CLD ' if cld is not None else ''}needs {needed}: choose a preset of one, such as mocov2"
+        )
     queue = getattr(method, "queue", None)
     if queue is not None and queue < batch * devices:
         raise ValueError(f"method.queue={queue} is smaller than the batch of {batch * devices}: raise the queue")
 
 
 def _rates(
-    optimizer: Optimizer, usual: float, epochs: int, lr: float | None, decay: float | None, warmup: float | None
+    optimizer: Optimizer,
+    sgd: float,
+    batch: int,
+    epochs: int,
+    lr: float | None,
+    decay: float | None,
+    warmup: float | None,
 ) -> dict[str, float]:
     if epochs < 1 or (warmup is not None and not 0 <= warmup <= epochs):
         raise ValueError(f"epochs={epochs}, warmup_epochs={warmup}: give at least one epoch, and no longer a warm-up")
     return {
-        "lr": usual if lr is None else lr,
+        "lr": BASE_RATES.get(optimizer, sgd) * batch / 256 if lr is None else lr,
         "weight_decay": BASE_DECAYS[optimizer] if decay is None else decay,
         "warmup_epochs": min(5.0, epochs / 10) if warmup is None else warmup,
     }

@@ -3,6 +3,7 @@
 All checks share one start of the two processes; each returns what its rank computed.
 """
 
+import copy
 import socket
 
 import pytest
@@ -10,10 +11,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from reference import TinyEncoder, normal
+from torch import nn
 
 from crosslevel.cld import CrossLevel
-from crosslevel.distributed import gather, rank, shuffled, world_size
-from crosslevel.methods import NPID, MoCo
+from crosslevel.distributed import SyncBatchNorm, gather, rank, shuffled, synchronize, world_size
+from crosslevel.memory import InstanceBank
+from crosslevel.methods import BYOL, NPID, MoCo
+from crosslevel.methods.bank import ShardedBank
 from crosslevel.methods.simclr import nt_xent
 
 RANKS, BATCH = 2, 12
@@ -109,16 +113,68 @@ def check_shuffled_keys():
     return torch.stack(seen)
 
 
+def check_byol():
+    """Batch statistics in the heads and in the encoder, of the whole batch."""
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv2d(3, 5, 2), nn.BatchNorm2d(5), nn.Flatten()).double()
+    encoder.num_features = 5
+    method = BYOL(encoder, out_features=4, hidden=6).double()
+    both = nn.ModuleList([encoder, method])
+    synchronize(both)
+    losses = []
+    optimizer = torch.optim.SGD(both.parameters(), lr=0.1)
+    for step in range(4):
+        views = [part(normal(10 * step + i, BATCH, 3, 2, 2)) for i in range(2)]
+        loss = method(views, [encoder(view) for view in views], part(torch.arange(BATCH)))
+        optimizer.zero_grad()
+        loss.backward()
+        for p in both.parameters():
+            if p.grad is not None and world_size() > 1:
+                dist.all_reduce(p.grad)
+                p.grad /= world_size()
+        optimizer.step()
+        method.after_step(step / 4)
+        losses.append(loss.detach())
+    kinds = [type(m) for m in both.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return {"loss": torch.stack(losses), "kinds": kinds == [SyncBatchNorm] * len(kinds), **both.state_dict()}
+
+
+def check_sharded():
+    """A bank in parts gives the rows, the updates and the saved state of a whole one."""
+    torch.manual_seed(1)
+    whole = InstanceBank(13, 4)
+    sharded = ShardedBank(copy.deepcopy(whole))
+    seen = []
+    for step in range(6):
+        index = torch.randperm(13, generator=torch.Generator().manual_seed(step))[:BATCH]
+        z = torch.nn.functional.normalize(normal(step, BATCH, 4).float(), dim=1)
+        seen.append((sharded(part(index)) - whole(part(index))).abs().max())
+        drawn = sharded.draw(20)
+        seen.append((sharded.common(drawn) - whole.common(drawn)).abs().max())
+        for bank in (whole, sharded):
+            bank.update(index, z)
+    state = sharded.state_dict()
+    seen.append((state["bank.rows"] - whole.rows).abs().max())
+    again = ShardedBank(InstanceBank(13, 4))
+    again(part(torch.arange(BATCH)))  # shares its own rows out first
+    again.load_state_dict(state)
+    seen.append((again(part(torch.arange(BATCH))) - whole(part(torch.arange(BATCH)))).abs().max())
+    return {"difference": torch.stack(seen).max(), "rows": len(sharded.rows), "drawn": drawn, "length": len(sharded)}
+
+
 def every_check():
     return {
         "shuffled": check_shuffled(),
         "shuffled keys": check_shuffled_keys(),
+        "byol": check_byol(),
+        "sharded": check_sharded(),
         "gather": check_gather(),
         "transposed": check_gather_of_transposed(),
         "other gradients": check_gather_leaves_other_gradients_alone(),
         "simclr": check_simclr(),
         "moco": check_memories(lambda encoder: MoCo(encoder, out_features=4, queue=19)),
         "npid": check_memories(lambda encoder: NPID(encoder, BATCH, out_features=4)),
+        "npid in float16": check_memories(lambda encoder: NPID(encoder, BATCH, out_features=4, float16=True)),
         **{name: check_cld(name) for name in CLD},
     }
 
@@ -214,3 +270,26 @@ def test_memories_are_those_of_the_whole_batch_on_every_rank(ranks, alone, name)
     for buffer, value in expected.items():
         for each in found:
             torch.testing.assert_close(each[buffer], value, rtol=1e-6, atol=1e-7)
+
+
+def test_byol_with_synchronized_statistics_is_that_of_the_whole_batch(ranks, alone):
+    """Losses over some steps, and every weight and statistic after them."""
+    expected = alone["byol"]
+    assert expected.pop("kinds")
+    loss = expected.pop("loss")
+    assert loss.diff().abs().min() > 1e-4
+    found = [each["byol"] for each in ranks]
+    torch.testing.assert_close(torch.stack([f["loss"] for f in found]).mean(0), loss, rtol=1e-9, atol=0)
+    for name, value in expected.items():
+        for each in found:
+            torch.testing.assert_close(each[name], value, rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_a_sharded_bank_is_the_whole_bank(ranks, alone):
+    assert alone["sharded"]["difference"] == 0
+    assert alone["sharded"]["rows"] == 13
+    for each in ranks:
+        assert each["sharded"]["difference"] == 0
+        assert each["sharded"]["length"] == 13
+        assert torch.equal(each["sharded"]["drawn"], ranks[0]["sharded"]["drawn"])
+    assert [each["sharded"]["rows"] for each in ranks] == [7, 6]

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from crosslevel.images.randaugment import draw_operations
+
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """The columns of ``Draw.factors`` and the values of ``Draw.order``."""
 
@@ -20,7 +22,8 @@ _TRIES = 10  # torchvision's number of attempts to fit a box into the image
 
 @dataclass(frozen=True)
 class Augment:
-    """How one view of an image is drawn. Operations happen in the order of the fields.
+    """How one view of an image is drawn. Operations happen in the order of the fields, but colour is dropped after the
+    blur, with which it commutes, and after RandAugment.
 
     Attributes:
         scale: smallest and largest area of the crop, as a share of the image.
@@ -34,6 +37,8 @@ class Augment:
         grayscale: probability of dropping the colour.
         blur: probability of a Gaussian blur; the kernel is the odd number next to a tenth of the size.
         blur_sigma: smallest and largest standard deviation of the blur in pixels.
+        randaugment: operations of RandAugment an image, after the blur and before the colour is dropped.
+        magnitude: of RandAugment's operations, in [0, 10].
         solarize: probability of inverting values from 0.5 up (128 of 255 and up in whole levels).
         erase: probability of erasing a box, after normalization, to 0: the data set's mean colour.
         crop: False takes the largest centred square in place of a random crop.
@@ -54,6 +59,8 @@ class Augment:
     grayscale: float = 0.2
     blur: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    randaugment: int = 0
+    magnitude: float = 10.0
     solarize: float = 0.0
     erase: float = 0.0
     crop: bool = True
@@ -62,10 +69,12 @@ class Augment:
         unit = (0.0, 1.0)
         ranges = dict.fromkeys(("flip", "jitter", "grayscale", "blur", "solarize", "erase"), unit)
         strengths = dict.fromkeys(("brightness", "contrast", "saturation"), (0.0, math.inf))
-        for name, (low, high) in {**ranges, **strengths, "hue": (0.0, 0.5)}.items():
+        for name, (low, high) in {**ranges, **strengths, "hue": (0.0, 0.5), "magnitude": (0.0, 10.0)}.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name}={value} is outside its range: choose a number in [{low}, {high}]")
+        if self.randaugment < 0:
+            raise ValueError(f"randaugment={self.randaugment}: give the number of operations, 0 for none")
         for name, most in (("scale", 1.0), ("ratio", math.inf), ("blur_sigma", math.inf)):
             first, last = getattr(self, name)
             if not 0 < first <= last <= most:
@@ -85,6 +94,8 @@ class Draw:
         grayscale: colour dropped or not.
         blur: blurred or not.
         sigma: standard deviation of the blur in pixels.
+        operations: of RandAugment, by their number; -1 for none.
+        levels: of these operations, in [-1, 1].
         solarize: solarized or not.
         erase: erased or not.
         erase_boxes: (top, left, height, width) in pixels of the view; empty where no box fitted.
@@ -99,6 +110,8 @@ class Draw:
     grayscale: Bool[Tensor, " B"]
     blur: Bool[Tensor, " B"]
     sigma: Float[Tensor, " B"]
+    operations: Int64[Tensor, "B N"]
+    levels: Float[Tensor, "B N"]
     solarize: Bool[Tensor, " B"]
     erase: Bool[Tensor, " B"]
     erase_boxes: Float[Tensor, "B 4"]
@@ -111,11 +124,12 @@ class Draw:
 def draw(augment: Augment, count: int, height: int, width: int, size: int, generator: torch.Generator | None) -> Draw:
     """Parameters of a view of (size, size) pixels for ``count`` images of (height, width), independent.
 
-    Every call takes the same number of random numbers, whatever the settings.
+    Every call takes the same number of random numbers for each N of RandAugment, whatever the other settings.
     """
     chance = torch.rand(count, 6, generator=generator)
     flip, jitter, grayscale, blur, solarize, erase = chance.unbind(1)
     low, high = augment.blur_sigma
+    operations, levels = draw_operations(count, augment.randaugment, augment.magnitude / 10, generator)
     return Draw(
         boxes=draw_boxes(augment, count, height, width, generator),
         flip=flip < augment.flip,
@@ -125,6 +139,8 @@ def draw(augment: Augment, count: int, height: int, width: int, size: int, gener
         grayscale=grayscale < augment.grayscale,
         blur=blur < augment.blur,
         sigma=torch.rand(count, generator=generator) * (high - low) + low,
+        operations=operations,
+        levels=levels,
         solarize=solarize < augment.solarize,
         erase=erase < augment.erase,
         erase_boxes=_erase_boxes(count, size, generator),

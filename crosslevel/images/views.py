@@ -14,22 +14,9 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as torchvision
 
 from crosslevel.images import augment as op
+from crosslevel.images import randaugment
 from crosslevel.images.draws import CONTRAST, HUE, SATURATION, Augment, Draw, draw, draw_boxes
-
-_BYOL = Augment(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
-
-PRESETS: dict[str, tuple[Augment, ...]] = {
-    # Chen et al. 2020, app. A, strength s = 1
-    "simclr": (Augment(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5),),
-    # Chen et al. 2020 (MoCo v2), sec. 3
-    "mocov2": (Augment(scale=(0.2, 1.0), blur=0.5),),
-    # Grill et al. 2020, table 6: two views of different strength
-    "byol": (_BYOL, replace(_BYOL, blur=0.1, solarize=0.2)),
-    # Wang et al. 2021, the authors' CIFAR recipe
-    "cifar": (Augment(scale=(0.2, 1.0)),),
-    "none": (Augment(crop=False, flip=0.0, jitter=0.0, grayscale=0.0),),
-}
-"""What one view, or several different views in turn, of a published method look like."""
+from crosslevel.images.presets import PLAIN, PRESETS
 
 # Two megabytes of float32: the operations of a chunk then find it in the cache, not in memory.
 _CHUNK = 2**19
@@ -41,10 +28,11 @@ class Views(nn.Module):
 
     Every image of every view gets parameters of its own, drawn on the CPU, so that one seed gives the same
     parameters on every device. View v takes entry v (modulo their number) of the preset, with the settings
-    given here in place of the preset's. ``count``, the number of views, is 2 unless set.
+    given here in place of the preset's. ``count``, the number of views, is 2 unless set; the last ``plain`` of them,
+    0 unless set, are large crops and flips without any change of colour.
 
     Args:
-        preset: ``simclr``, ``mocov2``, ``byol``, ``cifar`` or ``none`` (no randomness: a centred square).
+        preset: ``simclr``, ``mocov2``, ``byol``, ``infomin``, ``cifar`` or ``none`` (no randomness: a centred square).
         size: height and width of a view in pixels. Default: 32, or what ``adapt`` is told.
         scale: smallest and largest area of the crop, as a share of the image. Default: the preset's.
         flip: probability of a horizontal flip. Default: the preset's.
@@ -56,6 +44,8 @@ class Views(nn.Module):
         grayscale: probability of dropping the colour. Default: the preset's.
         blur: probability of a Gaussian blur. Default: the preset's.
         blur_sigma: smallest and largest standard deviation of the blur, in pixels. Default: the preset's.
+        randaugment: operations of RandAugment an image. Default: the preset's.
+        magnitude: of RandAugment's operations, in [0, 10]. Default: the preset's.
         solarize: probability of inverting values from 0.5 up. Default: the preset's.
         erase: probability of erasing a box. Default: the preset's.
         mean: mean of red, green and blue that normalization subtracts, for values in [0, 1].
@@ -83,6 +73,8 @@ class Views(nn.Module):
         grayscale: float | None = None,
         blur: float | None = None,
         blur_sigma: tuple[float, float] | None = None,
+        randaugment: int | None = None,
+        magnitude: float | None = None,
         solarize: float | None = None,
         erase: float | None = None,
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
@@ -105,12 +97,14 @@ class Views(nn.Module):
             "grayscale": grayscale,
             "blur": blur,
             "blur_sigma": blur_sigma,
+            "randaugment": randaugment,
+            "magnitude": magnitude,
             "solarize": solarize,
             "erase": erase,
         }
         changes = {name: value for name, value in given.items() if value is not None}
         self.augments = tuple(replace(augment, **changes) for augment in PRESETS[preset])
-        self.preset, self.mean, self.std, self.count = preset, mean, std, 2
+        self.preset, self.mean, self.std, self.count, self.plain = preset, mean, std, 2, 0
         self._given, self.size, self._open = given, size or 32, size is None
         self.register_buffer("_mean", torch.tensor(mean), persistent=False)
         self.register_buffer("_std", torch.tensor(std), persistent=False)
@@ -172,6 +166,8 @@ class Views(nn.Module):
         return torch.cat(views)
 
     def _augment(self, view: int) -> Augment:
+        if view >= self.count - self.plain and self.augments[0].crop:
+            return PLAIN
         return self.augments[view % len(self.augments)]
 
     def _check(self, images: Tensor, cropped: bool) -> None:
@@ -199,8 +195,9 @@ class Views(nn.Module):
             else:
                 x = op.crop_resize(pixels, part.boxes, self.size, part.flip)
             x = part.change_colors(x, augment)
-            part.on(part.grayscale, x, op.to_grayscale)
             part.on(part.blur, x, op.gaussian_blur, part.sigma)
+            randaugment.apply_(x, part.operations, part.levels, self._mean)
+            part.on(part.grayscale, x, op.to_grayscale)
             part.on(part.solarize, x, lambda chosen: op.solarize(chosen, chosen.new_full((len(chosen),), 0.5)))
             self._normalize_(x)
             part.on(part.erase, x, op.erase, part.erase_boxes)
@@ -216,12 +213,13 @@ class _Part:
     """Images of a batch that take the same sequence of operations, with their parameters, on the device.
 
     ``hue_round`` says after how many of the three other colour operations hue comes; None: no jitter at all.
-    ``index`` are the images' places in the batch; ``grayscale``, ``blur``, ``solarize`` and ``erase`` are
-    places in the part.
+    ``index`` are the images' places in the batch; ``operations`` (RandAugment's), ``grayscale``, ``blur``, ``solarize``
+    and ``erase`` are places in the part.
     """
 
     hue_round: int | None
     index: Int64[Tensor, " n"]
+    operations: list[Int64[Tensor, " o"]]
     grayscale: Int64[Tensor, " g"]
     blur: Int64[Tensor, " b"]
     solarize: Int64[Tensor, " s"]
@@ -232,6 +230,7 @@ class _Part:
     level: Float[Tensor, "n 3 3"]
     shift: Float[Tensor, " n"]
     sigma: Float[Tensor, " n"]
+    levels: Float[Tensor, "n N"]
     erase_boxes: Float[Tensor, "n 4"]
 
     def change_colors(self, x: Float[Tensor, "n 3 H W"], augment: Augment) -> Float[Tensor, "n 3 H W"]:
@@ -291,9 +290,10 @@ def _parts(drawn: Draw, most: int, device: torch.device) -> Iterator[_Part]:
         level,
         drawn.factors[:, HUE],
         drawn.sigma,
+        drawn.levels,
         drawn.erase_boxes,
     ]
-    boxes, flip, matrix, level, shift, sigma, erase_boxes = _send(numbers, device)
+    boxes, flip, matrix, level, shift, sigma, levels, erase_boxes = _send(numbers, device)
     spans, first = [], 0
     for kind, images in enumerate(torch.bincount(group, minlength=5).tolist()):
         spans += [(kind, start, min(start + most, first + images)) for start in range(first, first + images, most)]
@@ -302,15 +302,21 @@ def _parts(drawn: Draw, most: int, device: torch.device) -> Iterator[_Part]:
     places = [
         part
         for _, start, stop in spans
-        for part in (order[start:stop], *(flag[start:stop].nonzero()[:, 0] for flag in flags))
+        for part in (
+            order[start:stop],
+            *(flag[start:stop].nonzero()[:, 0] for flag in flags),
+            *randaugment.places(drawn.operations[start:stop]),
+        )
     ]
     places = _send(places, device)
+    each = len(places) // max(1, len(spans))
     for number, (kind, start, stop) in enumerate(spans):
         span = slice(start, stop)
-        index, grayscale, blur, solarize, erase = places[5 * number : 5 * number + 5]
+        index, grayscale, blur, solarize, erase, *operations = places[each * number : each * (number + 1)]
         yield _Part(
             hue_round=None if kind == 4 else kind,
             index=index,
+            operations=operations,
             grayscale=grayscale,
             blur=blur,
             solarize=solarize,
@@ -321,6 +327,7 @@ def _parts(drawn: Draw, most: int, device: torch.device) -> Iterator[_Part]:
             level=level[span],
             shift=shift[span],
             sigma=sigma[span],
+            levels=levels[span],
             erase_boxes=erase_boxes[span],
         )
 

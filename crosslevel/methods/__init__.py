@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from crosslevel.methods.base import Method
 from crosslevel.methods.byol import BYOL
+from crosslevel.methods.infomin import InfoMin
 from crosslevel.methods.moco import MoCo
 from crosslevel.methods.npid import NPID
 from crosslevel.methods.simclr import SimCLR
 
-METHODS: dict[str, type[Method]] = {"byol": BYOL, "moco": MoCo, "npid": NPID, "simclr": SimCLR}
+METHODS: dict[str, type[Method]] = {"byol": BYOL, "infomin": InfoMin, "moco": MoCo, "npid": NPID, "simclr": SimCLR}
 
-__all__ = ["BYOL", "METHODS", "NPID", "Method", "MoCo", "SimCLR"]
+__all__ = ["BYOL", "METHODS", "NPID", "InfoMin", "Method", "MoCo", "SimCLR"]

@@ -33,8 +33,11 @@ class Method(nn.Module):
     online: int
     """How many views, the first ones, the trained network encodes."""
 
-    extra_views: ClassVar[int] = 0
+    extra_views: int = 0
     """How many further views the method encodes itself."""
+
+    plain_views: int = 0
+    """How many of the extra views, the last ones, are crops and flips without any change of colour."""
 
     sgd_rate: ClassVar[float] = 0.06
     """A learning rate for SGD at 256 images a batch that suits the method's temperature."""

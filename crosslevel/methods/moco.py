@@ -11,7 +11,6 @@ The key k+ is another view of q's image, encoded by a moving average of the netw
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +26,7 @@ from crosslevel.methods.base import Method, check_temperature
 class MoCo(Method):
     """One or more query views against one key view and a queue of earlier keys."""
 
-    extra_views: ClassVar[int] = 1
+    extra_views = 1
 
     def __init__(
         self,
@@ -81,28 +80,14 @@ class MoCo(Method):
         """The mean loss of the query views."""
         positive = self.encode_key(views[self.online])
         self._waiting.append(positive)
-        losses = [self.contrast(self.project(h), positive) for h in features[: self.online]]
+        losses = [
+            contrast(self.project(h), positive, self.negatives, self.temperature) for h in features[: self.online]
+        ]
         return torch.stack(losses).mean()
 
-    @torch.no_grad()
     def encode_key(self, view: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B d"]:
-        """The momentum network's unit features; its head in float32 like the trained one's."""
-        encoder, branch = self.key.twin.children()
-        apart = self.splits > 1 or (self.shuffle and world_size() > 1)
-        mine, home = shuffled(view) if apart else (view, None)
-        parts = [part.contiguous(memory_format=torch.channels_last) for part in mine.chunk(self.splits)]
-        h = torch.cat([encoder(part) for part in parts])
-        h = h if home is None else home(h)
-        with torch.autocast(view.device.type, enabled=False):
-            return F.normalize(branch(h.to(torch.promote_types(h.dtype, torch.float32))), dim=1)
-
-    def contrast(self, query: Float[Tensor, "B d"], key: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
-        """Eq. 1 for unit vectors: the key of the same row is the positive, the queue the negatives."""
-        attract = (query * key).sum(1, keepdim=True)
-        with torch.autocast(query.device.type, enabled=False):
-            repel = query @ self.negatives.keys.T.to(query.dtype)
-        logits = torch.cat([attract, repel], dim=1) / self.temperature
-        return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
+        """The momentum network's unit features."""
+        return encode_keys(self.key, view, self.splits, self.shuffle)
 
     def after_step(self, progress: float = 0.0) -> None:
         """Enqueue this step's keys, of all ranks, and move the key network."""
@@ -111,3 +96,37 @@ class MoCo(Method):
         self._waiting.clear()
         self.key.momentum = self.momentum
         self.key.update(nn.ModuleList([self.encoder, self.branch]))
+
+
+@torch.no_grad()
+def encode_keys(
+    network: MomentumCopy, view: Float[Tensor, "B 3 h w"], splits: int, shuffle: bool
+) -> Float[Tensor, "B d"]:
+    """A momentum network's unit features; its head in float32 like the trained one's.
+
+    Args:
+        network: a moving average of encoder and head in sequence.
+        view: the views to encode.
+        splits: random parts of the batch that are normalized apart.
+        shuffle: encode the views of other ranks.
+
+    """
+    encoder, branch = network.twin.children()
+    apart = splits > 1 or (shuffle and world_size() > 1)
+    mine, home = shuffled(view) if apart else (view, None)
+    parts = [part.contiguous(memory_format=torch.channels_last) for part in mine.chunk(splits)]
+    h = torch.cat([encoder(part) for part in parts])
+    h = h if home is None else home(h)
+    with torch.autocast(view.device.type, enabled=False):
+        return F.normalize(branch(h.to(torch.promote_types(h.dtype, torch.float32))), dim=1)
+
+
+def contrast(
+    query: Float[Tensor, "B d"], key: Float[Tensor, "B d"], negatives: KeyQueue, temperature: float
+) -> Float[Tensor, ""]:
+    """Eq. 1 for unit vectors: the key of the same row is the positive, the queue has the negatives."""
+    attract = (query * key).sum(1, keepdim=True)
+    with torch.autocast(query.device.type, enabled=False):
+        repel = query @ negatives.keys.T.to(query.dtype)
+    logits = torch.cat([attract, repel], dim=1) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))

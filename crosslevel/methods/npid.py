@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from crosslevel.distributed import gather
 from crosslevel.heads import Head
 from crosslevel.memory import InstanceBank
+from crosslevel.methods.bank import ShardedBank
 from crosslevel.methods.base import Method, check_temperature
 
 
@@ -34,6 +35,8 @@ class NPID(Method):
         temperature: float = 0.1,
         negatives: int | None = None,
         momentum: float = 0.5,
+        float16: bool = False,
+        sharded: bool = False,
         head: Head = "linear",
         out_features: int = 128,
         hidden: int | None = None,
@@ -47,6 +50,8 @@ class NPID(Method):
             temperature: T.
             negatives: m rows drawn anew for each step, uniformly; all rows of the bank unless given.
             momentum: how much of a bank's row stays when its image is seen.
+            float16: keep the bank in float16, at half the memory.
+            sharded: spread the bank over the devices of a distributed run; needs ``negatives``.
             head: linear, mlp, norm-linear or norm-mlp.
             out_features: d.
             hidden: units of an MLP head's hidden layer; the encoder's feature size unless given.
@@ -59,9 +64,12 @@ class NPID(Method):
             raise ValueError("NPID keeps a row for every image: it needs a source of known length; use MoCo instead")
         if negatives is not None and not 1 <= negatives < images:
             raise ValueError(f"negatives={negatives} must be between 1 and the {images} images less one")
+        if sharded and negatives is None:
+            raise ValueError("sharded=True needs negatives=m: the softmax over the whole bank would move all of it")
         self.images, self.temperature, self.negatives = images, temperature, negatives
-        self.momentum, self.online = momentum, online
-        self.bank = InstanceBank(images, out_features, momentum)
+        self.momentum, self.online, self.float16, self.sharded = momentum, online, float16, sharded
+        whole = InstanceBank(images, out_features, momentum, torch.float16 if float16 else torch.float32)
+        self.bank = ShardedBank(whole) if sharded else whole
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def forward(
@@ -72,7 +80,7 @@ class NPID(Method):
     ) -> Float[Tensor, ""]:
         """The mean loss of the views."""
         projected = [self.project(h) for h in features[: self.online]]
-        drawn = None if self.negatives is None else torch.randint(self.images, (self.negatives,), device=index.device)
+        drawn = None if self.negatives is None else self.bank.draw(self.negatives)
         with torch.autocast(index.device.type, enabled=False):
             losses = [self.discriminate(z, index, drawn) for z in projected]
         self._waiting.append((index, torch.stack([z.detach() for z in projected]).mean(0)))
@@ -85,7 +93,7 @@ class NPID(Method):
         if drawn is None:
             return F.cross_entropy(z @ self.bank.rows.to(z.dtype).T / self.temperature, index)
         own = (z * self.bank(index).to(z.dtype)).sum(1, keepdim=True)
-        others = z @ self.bank(drawn).to(z.dtype).T
+        others = z @ self.bank.common(drawn).to(z.dtype).T
         # An image drawn as its own negative would repel itself.
         others = others.masked_fill(drawn == index[:, None], -torch.inf)
         return F.cross_entropy(torch.cat([own, others], dim=1) / self.temperature, torch.zeros_like(index))

@@ -13,12 +13,13 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
+from crosslevel.distributed import synchronize
 from crosslevel.hardware import Hardware
 from crosslevel.images.batches import TrainBatches
 from crosslevel.pretrain.callbacks import Checkpoints, Clock, Display, Monitor, Recorder, StopOnSignal, Stream
-from crosslevel.pretrain.module import NotFinite, Optimizer, Pretrain
+from crosslevel.pretrain.module import NotFinite, Optimizer, Pretrain, share_hidden
 
-__all__ = ["NotFinite", "Optimizer", "Outcome", "Pretrain", "fit"]
+__all__ = ["NotFinite", "Optimizer", "Outcome", "Pretrain", "fit", "share_hidden"]
 
 LAST = "last.ckpt"
 PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
@@ -39,6 +40,7 @@ def fit(
     *,
     hardware: Hardware,
     devices: int = 1,
+    sync_batchnorm: bool = False,
     log_every: int = 10,
     checkpoint_minutes: float = 10,
     monitor: Callable[[], dict[str, float]] | None = None,
@@ -55,6 +57,7 @@ def fit(
         folder: the run's folder.
         hardware: device and precision.
         devices: how many of that device; more than one trains distributed (DDP).
+        sync_batchnorm: normalize over the batches of all devices.
         log_every: steps between rows of the log.
         checkpoint_minutes: at most so many between checkpoints within an epoch.
         monitor: called every ``monitor_every`` epochs; its figures go into the log and nowhere else.
@@ -84,9 +87,13 @@ def fit(
         callbacks.append(Monitor(monitor, monitor_every, epoch, recorder))
     callbacks += [display, checkpoints, stopper]
     _quiet()
+    on_gpu = hardware.device.type == "cuda"
+    if sync_batchnorm and not on_gpu:
+        synchronize(module)  # torch's own needs a GPU
     trainer = L.Trainer(
-        accelerator="gpu" if hardware.device.type == "cuda" else hardware.device.type,
+        accelerator="gpu" if on_gpu else hardware.device.type,
         devices=devices,
+        sync_batchnorm=sync_batchnorm and on_gpu,
         precision=PRECISIONS[hardware.precision],
         max_steps=module.steps,
         logger=TensorBoardLogger(folder, name="tensorboard", version=""),
@@ -95,7 +102,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        benchmark=hardware.device.type == "cuda",
+        benchmark=on_gpu,
         default_root_dir=folder,
     )
     module.to(memory_format=torch.channels_last)

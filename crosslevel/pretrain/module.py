@@ -52,6 +52,8 @@ class Pretrain(L.LightningModule):
         self.draws, self.shared_draws = torch.Generator(), torch.Generator()
         self.seen: dict[str, Tensor] = {}
         self.defect: Tensor | None = None
+        # What a method remembers is the same on all ranks, or meant to differ: DDP need not send it in every step.
+        self._ddp_params_and_buffers_to_ignore = remembered(method, "method")
         if cld is not None:
             # Groups over all ranks must start from the same points on each of them.
             cld.generator = self.shared_draws
@@ -135,6 +137,37 @@ class Pretrain(L.LightningModule):
             f"the loss is no longer a number from step {step:.0f} on: {first}, lr {rate:.4g}; {where} at step "
             f"{self.global_step}. Lower --lr or raise --warmup_epochs; if that does not help, try --precision fp32"
         )
+
+
+def share_hidden(method: Method, cld: CrossLevel) -> None:
+    """Let both heads have the hidden layer in common and fork at the last one.
+
+    Raises:
+        ValueError: their heads have no such layer, or of different size.
+
+    """
+    a, b = method.branch, cld.branch
+    same = len(a) == len(b) == 3 and a[0].weight.shape == b[0].weight.shape
+    if not same:
+        raise ValueError(
+            f"share_hidden needs two MLP heads alike: method.head={method.head} has {_layers(a)}, cld.head={cld.head} "
+            f"has {_layers(b)}"
+        )
+    b[0] = a[0]
+
+
+def _layers(head: nn.Sequential) -> str:
+    return " > ".join(type(layer).__name__ for layer in head)
+
+
+def remembered(method: Method, prefix: str) -> list[str]:
+    """The names of a method's buffers, without the statistics of batch normalization."""
+    return [
+        f"{prefix}.{place}.{name}"
+        for place, module in method.named_modules()
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for name, _ in module.named_buffers(recurse=False)
+    ]
 
 
 def cosine(step: int, steps: int, warmup: int) -> float:

@@ -266,11 +266,12 @@ def test_an_error_of_the_program_is_not_taken_for_a_bad_file():
 
 
 LOOP = """
-import sys, time
+import signal, sys
 from crosslevel.images.batches import EvalBatches, TrainBatches
 from crosslevel.images.health import BadFiles
 from crosslevel.images.sources import Files
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
     images = Files.from_folder(sys.argv[1])
     batches = TrainBatches(images, 4, seed=0, bad=BadFiles(), resize=16, workers=2)
     try:

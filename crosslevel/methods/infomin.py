@@ -1,0 +1,143 @@
+"""InfoMin: Tian, Sun, Poole, Krishnan, Schmid, Isola, "What Makes for Good Views for Contrastive Learning?",
+NeurIPS 2020.
+
+Views that share less of what does not matter: stronger augmentation (the preset ``infomin``) in MoCo's contrast at
+T = 0.15, and a jigsaw branch after PIRL (Misra and van der Maaten, CVPR 2020). Nine patches of a view, their
+features in a random order, are joined to one feature that has to find the same key::
+
+    L = (1 - β) L_MoCo(q, k+) + β L_MoCo(jigsaw(patches), k+)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from crosslevel.distributed import gather
+from crosslevel.heads import Head, projection_head
+from crosslevel.memory import KeyQueue, MomentumCopy
+from crosslevel.methods.base import Method, check_temperature, feature_size
+from crosslevel.methods.moco import contrast, encode_keys
+
+GRID = 3  # patches a side
+
+
+class InfoMin(Method):
+    """Query views and a jigsaw of another view against one key view and a queue of earlier keys."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        images: int | None = None,
+        *,
+        temperature: float = 0.15,
+        queue: int = 4096,
+        momentum: float = 0.999,
+        jigsaw: float = 0.5,
+        head: Head = "mlp",
+        out_features: int = 128,
+        hidden: int | None = None,
+        online: int = 1,
+        shuffle: bool = True,
+        splits: int = 1,
+    ) -> None:
+        """Build the instance branch, the jigsaw branch, the momentum network and the queue.
+
+        Args:
+            encoder: the network that is trained.
+            images: not used; the queue does not depend on the number of images.
+            temperature: T.
+            queue: K, the number of negative keys; 65,536 in the paper.
+            momentum: m of the key network's moving average.
+            jigsaw: β, the jigsaw branch's share of the loss, in [0, 1); 0 leaves the branch out.
+            head: of the instance and the jigsaw branch: linear, mlp, norm-linear or norm-mlp.
+            out_features: d.
+            hidden: units of an MLP head's hidden layer; the encoder's feature size unless given.
+            online: number of query views; raised to 2 where another branch compares two trained views.
+            shuffle: compute a key on another device than its query (ShuffleBN).
+            splits: random parts of each device's batch that the key network normalizes apart.
+
+        """
+        super().__init__(encoder, head, out_features, hidden)
+        check_temperature(temperature)
+        if not 0 <= jigsaw < 1:
+            raise ValueError(f"jigsaw={jigsaw} must be in [0, 1): it is the jigsaw branch's share of the loss")
+        if splits < 1:
+            raise ValueError(f"splits={splits} must be at least 1")
+        self.temperature, self.queue, self.momentum, self.jigsaw = temperature, queue, momentum, jigsaw
+        self.online, self.shuffle, self.splits = online, shuffle, splits
+        self.plain_views = int(jigsaw > 0)
+        self.extra_views = 1 + self.plain_views
+        if jigsaw:
+            self.jigsaw_branch = JigsawHead(head, feature_size(encoder), out_features, hidden)
+        self.key = MomentumCopy(nn.Sequential(encoder, self.branch), momentum)
+        self.negatives = KeyQueue(queue, out_features)
+        self._waiting: list[Tensor] = []
+
+    def forward(
+        self,
+        views: Sequence[Float[Tensor, "B 3 h w"]],
+        features: Sequence[Float[Tensor, "B D"]],
+        index: Int64[Tensor, " B"],
+    ) -> Float[Tensor, ""]:
+        """The loss of queries and jigsaw. The views: queries, the key, and the one that is cut into patches."""
+        positive = encode_keys(self.key, views[self.online], self.splits, self.shuffle)
+        self._waiting.append(positive)
+        queries = [self.project(h) for h in features[: self.online]]
+        instance = torch.stack([self._contrast(query, positive) for query in queries]).mean()
+        if not self.jigsaw:
+            return instance
+        h = self.encoder(patches(views[self.online + 1]))
+        with torch.autocast(h.device.type, enabled=False):
+            joined = self.jigsaw_branch(h.to(torch.promote_types(h.dtype, torch.float32)))
+        return (1 - self.jigsaw) * instance + self.jigsaw * self._contrast(joined, positive)
+
+    def _contrast(self, query: Float[Tensor, "B d"], key: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
+        return contrast(query, key, self.negatives, self.temperature)
+
+    def after_step(self, progress: float = 0.0) -> None:
+        """Enqueue this step's keys, of all ranks, and move the key network."""
+        for keys in self._waiting:
+            self.negatives.enqueue(gather(keys))
+        self._waiting.clear()
+        self.key.momentum = self.momentum
+        self.key.update(nn.ModuleList([self.encoder, self.branch]))
+
+
+class JigsawHead(nn.Module):
+    """The features of nine patches an image, in a random order for each image, joined to one unit feature."""
+
+    def __init__(self, head: Head, in_features: int, out_features: int, hidden: int | None = None) -> None:
+        super().__init__()
+        self.patch = projection_head(head, in_features, out_features, hidden)
+        last: Head = "norm-linear" if head.startswith("norm") else "linear"
+        self.join = projection_head(last, GRID**2 * out_features, out_features)
+
+    def forward(self, h: Float[Tensor, "9B D"]) -> Float[Tensor, "B d"]:
+        """(9B, D), an image's nine patches one after the other, -> (B, d)."""
+        z = self.patch(h).unflatten(0, (-1, GRID**2))
+        order = torch.rand(z.shape[:2], device=z.device).argsort(1)
+        shuffled = z.gather(1, order.unsqueeze(2).expand_as(z))
+        return F.normalize(self.join(shuffled.flatten(1)), dim=1)
+
+
+def patch_size(view: int) -> int:
+    """Height and width of a patch: 2 / 7 of the view's, 64 at 224 as in the paper, but within a third of it."""
+    return max(1, min(view // GRID, round(view * 2 / 7)))
+
+
+def patches(view: Float[Tensor, "B 3 s s"]) -> Float[Tensor, "9B 3 p p"]:
+    """A patch at a random place in each of the 3 x 3 cells of every view, row by row, an image's nine in sequence."""
+    images, side = len(view), view.shape[-1]
+    cell, size = side // GRID, patch_size(side)
+    corner = torch.arange(GRID, device=view.device) * cell
+    first = torch.stack([corner.repeat_interleave(GRID), corner.repeat(GRID)])  # (2, 9): top and left
+    room = torch.randint(cell - size + 1, (2, images, GRID**2), device=view.device)
+    places = (first.unsqueeze(1) + room).unsqueeze(3) + torch.arange(size, device=view.device)  # (2, B, 9, p)
+    image = torch.arange(images, device=view.device).view(-1, 1, 1, 1)
+    cut = view[image, :, places[0].unsqueeze(3), places[1].unsqueeze(2)]  # (B, 9, p, p, 3)
+    return cut.permute(0, 1, 4, 2, 3).flatten(0, 1)
