@@ -18,6 +18,7 @@ COMMANDS = {
         "crosslevel.evaluate",
         "kNN accuracy of the features, beside an untrained encoder and raw pixels",
     ),
+    "recipes": ("crosslevel.recipes", "the settings of published results, and their figures"),
     "embed": ("crosslevel.embed", "a table of features, one row an image"),
 }
 

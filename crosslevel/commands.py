@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser
 
 from crosslevel.methods import METHODS
 from crosslevel.pretrain import NotFinite
+from crosslevel.recipes import find
 
 
 class Parser(ArgumentParser):
@@ -31,8 +32,9 @@ class Parser(ArgumentParser):
 def run(function: Callable[..., Any], arguments: Sequence[str]) -> Any:
     """Parse ``arguments`` for ``function`` and call it.
 
-    ``--config FILE`` reads any part of the tree, options after it override it; ``--resume RUN`` continues a run with
-    the settings in its ``config.yaml``. ``seed`` is set before anything is built.
+    ``--config FILE`` reads any part of the tree, options after it override it; ``--recipe NAME`` reads a file that
+    comes with the package; ``--resume RUN`` continues a run with the settings in its ``config.yaml``. ``seed`` is set
+    before anything is built.
 
     Raises:
         SystemExit: status 2 for what the user can mend, 1 for a loss that is no number; one line on stderr.
@@ -45,6 +47,7 @@ def run(function: Callable[..., Any], arguments: Sequence[str]) -> Any:
             torch.manual_seed(settings.seed)
         built = parser.instantiate(settings)
         built.pop("config", None)
+        built.pop("recipe", None)
         return function(**built)
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped", file=sys.stderr)
@@ -62,6 +65,7 @@ def build(function: Callable[..., Any]) -> Parser:
     parser.add_argument("--config", action="config", help="YAML file with any part of these settings")
     parser.add_function_arguments(function, as_positional=True, fail_untyped=True)
     if {"encoder", "cld"} <= set(function.__annotations__):
+        parser.add_argument("--recipe", type=str, help="settings of a published result; crosslevel recipes lists them")
         # Alone, the add-on leaves the weight to the loop that it is added to; here it is the loop's.
         parser.set_defaults({"cld.weight": 0.25})
         parser.link_arguments(
@@ -95,7 +99,7 @@ def _prepared(function: Callable[..., Any], arguments: list[str], parser: Parser
     """What argparse cannot do: --resume as a config, method names in any case, a default method's options."""
     arguments = [_spelled(argument) for argument in arguments]
     if "resume" in function.__annotations__:
-        arguments = _with_images(_resumed(arguments))
+        arguments = _with_images(_resumed(_with_recipe(arguments)))
     if "method" not in function.__annotations__:
         return arguments
     named = False
@@ -120,9 +124,21 @@ def _spelled(argument: str) -> str:
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") and name != "--" else argument
 
 
+def _with_recipe(arguments: list[str]) -> list[str]:
+    """A recipe is the config that comes first."""
+    name = _value(arguments, "--recipe")
+    return arguments if name is None else ["--config", str(find(name).file), *arguments]
+
+
+def _value(arguments: list[str], option: str) -> str | None:
+    """What ``option`` is given, in either spelling."""
+    apart = [arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a == option]
+    folded = [a.split("=", 1)[1] for a in arguments if a.startswith(f"{option}=")]
+    return next(iter(apart + folded), None)
+
+
 def _resumed(arguments: list[str]) -> list[str]:
-    folder = next((arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a == "--resume"), None)
-    folder = folder or next((a.split("=", 1)[1] for a in arguments if a.startswith("--resume=")), None)
+    folder = _value(arguments, "--resume")
     if folder is None:
         return arguments
     config = Path(folder) / "config.yaml"

@@ -1,0 +1,120 @@
+"""Every recipe: its head, its settings, and one step of it at reduced size."""
+
+import re
+
+import pytest
+import torch
+import yaml
+from test_train import losses, write_images
+
+from crosslevel import recipes
+from crosslevel.cli import main
+from crosslevel.commands import run
+from crosslevel.train import train
+
+EVERY = recipes.every()
+NAMES = [recipe.name for recipe in EVERY]
+
+REDUCED = {
+    "MoCo": ["--method.queue=16"],
+    "InfoMin": ["--method.queue=16"],
+    "NPID": ["--method.negatives=5"],
+    "BYOL": ["--method.hidden=16"],
+}
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("eight"), count=8, size=(32, 32), classes=("",))
+
+
+def tree(name):
+    return yaml.safe_load(recipes.find(name).file.read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_takes_a_step_and_keeps_its_settings(eight, tmp_path, name):
+    told = tree(name)
+    method = told["method"]["class_path"].rsplit(".", 1)[1]
+    small = ["--epochs=1", "--warmup_epochs=0", "--batch_size=8", "--views.size=32", "--encoder.name=resnet18"]
+    small += ["--encoder.width=0.0625", "--device=cpu", "--log_every=1", "--report_html=false", "--run", str(tmp_path)]
+    small += REDUCED[method]
+    if told["cld"]["weight"]:
+        small += ["--cld.groups=4"]
+    if told.get("share_hidden"):
+        small += ["--method.hidden=32", "--cld.hidden=32"]
+    run(train, [str(eight), "--recipe", name, *small])
+    assert len(losses(tmp_path)) == 1
+    done = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    changed = {line.split("=")[0].lstrip("-") for line in small}
+    for place, value in leaves(told):
+        shown = place.replace("method.init_args", "method")
+        if place != "images" and shown not in changed and place != "method.class_path":
+            assert dict(leaves(done))[place] == value, place
+    assert done["method"]["class_path"].endswith(f".{method}")
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    assert any(key.startswith("cld.") for key in state) == bool(told["cld"]["weight"])
+
+
+def leaves(node, place=""):
+    """Every value of a tree and where it stands."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{place}{key}.")
+        else:
+            yield f"{place}{key}", value
+
+
+@pytest.mark.parametrize("recipe", EVERY, ids=NAMES)
+def test_the_head_says_what_it_is_and_what_it_is_meant_to_reach(recipe):
+    assert recipe.title.count(" on ") == 1
+    assert recipe.settings
+    assert re.match(r"\d\d\.\d % \(.+\)$|no figure recorded", recipe.published)
+    assert ("+ CLD" in recipe.title) == ("-cld" in recipe.name) == bool(tree(recipe.name)["cld"]["weight"])
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "-cld" in name])
+def test_every_recipe_with_cld_has_one_without(name):
+    """It differs in nothing but the group branch, the number of views and the heads' kind."""
+    alone = name.replace("-cld", "").replace("-normlinear", "").replace("-normmlp", "").removesuffix("-200")
+    with_cld, without = tree(name), tree(alone)
+    for told in (with_cld, without):
+        told.pop("cld")
+        told.pop("share_hidden", None)
+        told["method"]["init_args"].pop("online", None)
+        told["method"]["init_args"].pop("head")
+        if "200" in name:
+            told.pop("epochs")
+    assert with_cld == without
+
+
+PUBLISHED = {
+    "cifar10-npid": 80.8, "cifar10-npid-cld": 86.7, "cifar10-moco": 82.1, "cifar10-moco-cld": 87.5,
+    "cifar100-npid": 51.6, "cifar100-npid-cld": 57.5, "cifar100-moco": 53.1, "cifar100-moco-cld": 58.1,
+    "cifar100-moco-cld-normlinear": 59.7, "imagenet-mocov2": 67.5, "imagenet-mocov2-cld": 69.2,
+    "imagenet-mocov2-cld-normmlp": 70.0, "imagenet-infomin": 67.4, "imagenet-infomin-cld": 69.5,
+    "imagenet-infomin-cld-normmlp": 70.1, "imagenet-infomin-cld-200": 70.6, "imagenet-infomin-cld-normmlp-200": 71.5,
+}  # fmt: skip
+
+
+def test_every_published_row_has_its_recipe():
+    shown = {r.name: float(r.published[:4]) for r in EVERY if r.published[0].isdigit()}
+    assert {name: shown.get(name) for name in PUBLISHED} == PUBLISHED
+
+
+def test_the_list_shows_names_and_figures(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    main(["recipes"])
+    said = capsys.readouterr().out
+    assert all(name in said for name in NAMES)
+    assert "86.7 %" in said
+    main(["recipes", "--show", "cifar10-npid"])
+    assert capsys.readouterr().out == recipes.find("cifar10-npid").file.read_text()
+
+
+def test_an_unknown_recipe_names_the_nearest(eight, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(train, [str(eight), "--recipe=cifar10-mocco-cld"])
+    said = capsys.readouterr().err
+    assert (stop.value.code, said.count("\n")) == (2, 1)
+    assert "did you mean cifar10-moco-cld?" in said
