@@ -10,10 +10,13 @@ import torch
 import yaml
 from PIL import Image
 
-from crosslevel import load_encoder, monitor
+from crosslevel import CrossLevel, load_encoder, monitor
 from crosslevel.commands import run
+from crosslevel.encoder import Encoder
 from crosslevel.images import Packed, TrainBatches
-from crosslevel.pretrain import callbacks
+from crosslevel.methods import BYOL, NPID, MoCo, SimCLR
+from crosslevel.pretrain import callbacks, share_hidden
+from crosslevel.pretrain.module import remembered
 from crosslevel.train import load_cld, train
 
 train_file = import_module("crosslevel.train")
@@ -72,7 +75,7 @@ def kill_at(monkeypatch, step):
     monkeypatch.setattr(callbacks.Checkpoints, "on_train_batch_end", dying)
 
 
-@pytest.mark.parametrize("method", ["MoCo", "SimCLR", "NPID", "BYOL"])
+@pytest.mark.parametrize("method", ["MoCo", "SimCLR", "NPID", "BYOL", "InfoMin"])
 @pytest.mark.parametrize("weight", [0.25, 0.0])
 def test_a_run_leaves_an_encoder_logs_and_settings(photos, tmp_path, method, weight):
     run(train, [str(photos), *FAST, "--method", method, "--epochs=2", f"--cld.weight={weight}", f"--run={tmp_path}/r"])
@@ -248,6 +251,12 @@ def test_a_folder_without_images_ends_in_one_line(tmp_path, capsys, make):
         (["--batch_size=1"], "batch_size=1"),
         (["--cld.gruops=3"], "gruops"),
         (["--resume=nowhere"], "nowhere"),
+        (["--recipe=cifar10-nipd"], "did you mean cifar10-npid?"),
+        (["--views.preset=byol", "--method=MoCo"], "views.preset=byol has 2 different views, MoCo with CLD needs 3"),
+        (["--share_hidden=true", "--method.head=linear"], "share_hidden needs two MLP heads alike: method.head=linear"),
+        (["--share_hidden=true", "--cld.head=norm-mlp", "--cld.hidden=9"], "share_hidden needs two MLP heads alike"),
+        (["--method=InfoMin", "--method.jigsaw=1"], "jigsaw=1.0 must be in [0, 1)"),
+        (["--method=NPID", "--method.sharded=true"], "sharded=True needs negatives"),
         (["--config=nowhere.yaml"], "nowhere.yaml"),
     ],
 )
@@ -364,3 +373,50 @@ def test_only_square_images_are_packed(tmp_path, monkeypatch, size, packed):
     options = ["--encoder.width=0.0625", "--batch_size=8", "--device=cpu", "--report_html=false", "--workers=0"]
     run(train, [str(folder), *options, "--epochs=1", f"--run={tmp_path}/r"])
     assert isinstance(seen[0], Packed) == packed
+
+
+def test_both_heads_may_share_their_hidden_layer(photos, tmp_path):
+    """One layer, trained by both branches; the last layers are each branch's own."""
+    heads = ["--method.head=norm-mlp", "--cld.head=norm-mlp", "--share_hidden=true"]
+    run(train, [str(photos), *FAST, "--epochs=1", *heads, f"--run={tmp_path}/r"])
+    state = torch.load(tmp_path / "r" / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    assert torch.equal(state["cld.branch.0.weight"], state["method.branch.0.weight"])
+    assert not torch.equal(state["cld.branch.2.weight"], state["method.branch.2.weight"])
+    torch.testing.assert_close(load_cld(tmp_path / "r").branch[0].weight, state["cld.branch.0.weight"])
+
+
+def test_a_shared_layer_has_the_gradient_of_both_branches():
+    encoder = torch.nn.Identity()
+    encoder.num_features = 6
+    method = SimCLR(encoder, head="mlp", out_features=4)
+    cld = CrossLevel(6, groups=3, head="norm-mlp", out_features=4)
+    share_hidden(method, cld)
+    h = [torch.randn(8, 6) for _ in range(2)]
+    slopes = []
+    for branches in ((1, 0), (0, 1), (1, 1)):
+        method.zero_grad()
+        (branches[0] * method([], h, torch.arange(8)) + branches[1] * cld(*h)).backward()
+        slopes.append(method.branch[0].weight.grad.clone())
+    assert min(slope.abs().max() for slope in slopes[:2]) > 1e-5
+    torch.testing.assert_close(slopes[0] + slopes[1], slopes[2])
+    assert len({id(p) for p in (*method.parameters(), *cld.parameters())}) == 2 + 2 + 1
+
+
+def test_npid_saves_its_bank_with_the_run(photos, tmp_path):
+    """In float16, with sampled negatives."""
+    options = ["--method=NPID", "--method.negatives=7", "--method.float16=true", "--epochs=1"]
+    run(train, [str(photos), *FAST, *options, f"--run={tmp_path}/r"])
+    state = torch.load(tmp_path / "r" / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    rows = state["method.bank.rows"]
+    assert (rows.dtype, tuple(rows.shape)) == (torch.float16, (24, 128))
+
+
+def test_the_memories_are_not_sent_between_devices():
+    """Nothing that grows with images or queue is broadcast in each step; batch statistics are."""
+    encoder = Encoder("resnet18", width=0.0625)
+    for method, names in (
+        (MoCo(encoder), {"method.negatives.keys", "method.negatives.position"}),
+        (NPID(encoder, 30, negatives=4, sharded=True), {"method.bank.bank.rows"}),
+        (BYOL(encoder), set()),
+    ):
+        assert set(remembered(method, "method")) == names

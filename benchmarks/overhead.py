@@ -1,0 +1,125 @@
+"""What CLD adds to a training step of every method: time and memory, with k-means and with normalized cuts.
+
+python benchmarks/overhead.py [--batch_size 256] [--width 0.25] [--size 32]
+
+All variants of a method see the same number of views and take their steps in turn; a row's ratio is the median over
+rounds of (a step with CLD) / (a step without). Memory is the peak of a process of its own that takes three steps: on a
+GPU what torch has allocated there, elsewhere the process's resident memory beyond what it had before it built anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from beside import machine, median, noise
+
+from crosslevel.cld import CrossLevel
+from crosslevel.encoder import Encoder
+from crosslevel.hardware import choose
+from crosslevel.images.views import Views
+from crosslevel.methods import METHODS
+from crosslevel.pretrain.module import parameter_groups
+
+VARIANTS = {"": None, "CLD, k-means": "kmeans", "CLD, normalized cuts": "normalized-cut"}
+IMAGES = 12_800
+LIMITS = {"CLD, k-means": 3.0, "CLD, normalized cuts": 8.0}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory:
+        print(json.dumps(peak(arguments, *json.loads(arguments.memory))))
+        return
+    print(machine())
+    print(f"batch {arguments.batch_size}, {arguments.size}x{arguments.size}, ResNet-18 x {arguments.width:g}\n")
+    print("| method | | ms a step | CLD adds, % | at most, % | peak memory, MB |\n|---|---|---|---|---|---|")
+    for name in arguments.methods:
+        steps = {variant: build(arguments, name, kind) for variant, kind in VARIANTS.items()}
+        seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+        for turn in range(arguments.rounds + 2):
+            order = list(VARIANTS) if turn % 2 else list(reversed(VARIANTS))
+            for variant in order:
+                took = timed(steps[variant])
+                if turn >= 2:
+                    seconds[variant].append(took)
+        for variant in VARIANTS:
+            added = ""
+            if variant:
+                pairs = zip(seconds[variant], seconds[""], strict=True)
+                added = f"{100 * (median([a / b for a, b in pairs]) - 1):.1f}"
+            line = [sys.executable, __file__, *sys.argv[1:], "--memory", json.dumps([name, VARIANTS[variant]])]
+            megabytes = json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout) / 1e6
+            shown = f"{1000 * median(seconds[variant]):.0f} | {added} | {LIMITS.get(variant, '')} | {megabytes:,.0f}"
+            print(f"| {METHODS[name].__name__} | {variant} | {shown} |", flush=True)
+
+
+def build(arguments: argparse.Namespace, name: str, grouping: str | None) -> Callable[[], None]:
+    """One whole training step: views, both branches, backward, optimizer, memories."""
+    torch.manual_seed(0)
+    hardware = choose()
+    encoder = Encoder("resnet18", arguments.size <= 64, arguments.width)
+    method = METHODS[name](encoder, IMAGES)
+    method.online = max(2, method.online)
+    cld = CrossLevel(encoder.num_features, arguments.batch_size // 2, grouping=grouping) if grouping else None
+    whole = torch.nn.ModuleList([encoder, method, *([cld] if cld else [])]).to(hardware.device)
+    whole.to(memory_format=torch.channels_last)
+    views = Views("cifar", arguments.size).to(hardware.device)
+    views.count, views.plain = method.views, method.plain_views
+    optimizer = torch.optim.SGD(parameter_groups(whole, 5e-4, everything=True), lr=0.01, momentum=0.9)
+    images = noise(arguments.batch_size, arguments.size).data.to(hardware.device)
+    index = torch.arange(arguments.batch_size, device=hardware.device)
+
+    def step() -> None:
+        drawn = [view.contiguous(memory_format=torch.channels_last) for view in views(images)]
+        with hardware.autocast():
+            h = [encoder(view) for view in drawn[: method.online]]
+            loss = method(drawn, h, index)
+            loss = loss + cld(h[0], h[1]) if cld else loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        method.after_step(0.5)
+
+    return step
+
+
+def timed(step: Callable[[], None]) -> float:
+    wait()
+    began = time.perf_counter()
+    step()
+    wait()
+    return time.perf_counter() - began
+
+
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak(arguments: argparse.Namespace, name: str, grouping: str | None) -> int:
+    """Bytes."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = build(arguments, name, grouping)
+    for _ in range(3):
+        step()
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+if __name__ == "__main__":
+    main()
