@@ -10,7 +10,7 @@ demo: .venv/installed
 	$(BIN)/crosslevel demo
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/installed-lint
 	$(BIN)/ruff check .

@@ -75,7 +75,8 @@ def train(
         encoder: the network.
         cld: the group branch (CLD); --cld.weight 0 turns it off.
         views: how random views are drawn.
-        method: the instance branch: MoCo (the default), SimCLR, BYOL or NPID; --method.help MoCo lists its settings.
+        method: the instance branch: MoCo (the default), InfoMin, SimCLR, BYOL or NPID; --method.help MoCo lists its
+            settings.
         run: the run's folder; runs/ and a name made of source and method unless given.
         epochs: passes over the images.
         batch_size: images a step, on each device.

@@ -331,3 +331,21 @@ def test_a_cifar_file_cannot_run_code(cifar):
     with pytest.raises(SourceError, match=r"asks for posix\.mkdir"):
         Cifar10("test", data_root=str(root))
     assert not flag.exists()
+
+
+@pytest.mark.parametrize("start", ["", "./", "photos/", "{root}/photos/"])
+def test_a_list_has_the_classes_of_its_files_folders(tmp_path, start):
+    """Below the folder that all of them share, wherever that is."""
+    text = tmp_path / "list.txt"
+    names = ["dog/a/1.png", "cat/2.png", "dog/3.png"]
+    text.write_text("\n".join(start.format(root=tmp_path) + name for name in names))
+    images = Files.from_text(str(text))
+    assert (images.classes, images.labels.tolist()) == (["cat", "dog"], [1, 0, 1])
+
+
+@pytest.mark.parametrize("names", [["cat/1.png", "2.png"], ["cat/1.png", "cat/2.png"], ["../1.png", "cat/2.png"]])
+def test_a_list_without_class_folders_has_no_labels(tmp_path, names):
+    text = tmp_path / "list.txt"
+    text.write_text("\n".join(names))
+    images = Files.from_text(str(text))
+    assert (images.labels, images.classes) == (None, None)

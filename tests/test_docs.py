@@ -1,0 +1,28 @@
+"""The documentation's programs run as they stand, and its links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "other-loops.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=["pytorch", "lightly"])
+def test_cld_in_another_loop_runs_as_printed(program):
+    if "lightly" in program:
+        pytest.importorskip("lightly", reason="needs lightly: pip install lightly")
+    seen = {}
+    exec(compile(program, "other-loops.md", "exec"), seen)
+    assert seen["loss"].isfinite()
+    assert seen["cld"].last is not None
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in seen["cld"].parameters())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), link
