@@ -1,0 +1,56 @@
+"""Clusterings: agreement of two partitions, and of k-means on features with labels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from torch import Tensor
+
+
+def clusters(features: Float[Tensor, "N d"], count: int, seed: int = 0, starts: int = 5) -> Int64[Tensor, " N"]:
+    """The best of several runs of k-means (scikit-learn's) on features of unit length.
+
+    Args:
+        features: of any length; their direction counts.
+        count: k.
+        seed: of the starts.
+        starts: runs from k-means++; the one with the smallest distances counts.
+
+    Raises:
+        ValueError: more clusters than features.
+
+    """
+    if not 1 <= count <= len(features):
+        raise ValueError(f"clusters={count} must be between 1 and the {len(features)} images")
+    unit = F.normalize(features.float(), dim=1).cpu().numpy()
+    found = KMeans(count, n_init=starts, random_state=seed).fit_predict(unit)
+    return torch.from_numpy(found).long()
+
+
+def agreement(predicted: Int64[Tensor, " N"], labels: Int64[Tensor, " N"]) -> dict[str, float]:
+    """How well two partitions of the same images agree, in percent.
+
+    ``nmi``: normalized mutual information, 2 I / (H + H); ``ari``: the adjusted Rand index (Hubert and Arabie 1985),
+    0 by chance and possibly below; ``accuracy``: with each cluster given to the label that makes the most of all
+    (Kuhn 1955).
+    """
+    if len(predicted) != len(labels) or not len(labels):
+        raise ValueError(f"{len(predicted)} clusters, {len(labels)} labels: give as many of both, and at least one")
+    a, b = predicted.cpu().numpy(), labels.cpu().numpy()
+    return {
+        "nmi": 100 * float(normalized_mutual_info_score(b, a)),
+        "ari": 100 * float(adjusted_rand_score(b, a)),
+        "accuracy": 100 * matched_accuracy(predicted, labels),
+    }
+
+
+def matched_accuracy(predicted: Int64[Tensor, " N"], labels: Int64[Tensor, " N"]) -> float:
+    """The share of images whose cluster is matched to their label, under the best one-to-one matching."""
+    rows, columns = int(predicted.max()) + 1, int(labels.max()) + 1
+    table = torch.bincount(predicted * columns + labels, minlength=rows * columns).view(rows, columns).cpu().numpy()
+    matched = linear_sum_assignment(table, maximize=True)
+    return float(table[matched].sum()) / len(labels)

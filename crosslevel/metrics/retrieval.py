@@ -1,0 +1,73 @@
+"""Retrieval: what the images nearest to a query have in common with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+def retrieval(
+    features: Float[Tensor, "N d"],
+    labels: Int64[Tensor, " N"],
+    tracks: Int64[Tensor, " N"] | None = None,
+    queries: Int64[Tensor, " Q"] | None = None,
+    ranks: Sequence[int] = (1, 5, 10),
+    chunk: int = 1024,
+) -> dict[str, float]:
+    """Each query's ranking of all other images by cosine similarity, judged by their labels.
+
+    ``recall@k`` is the share of queries that have an image of their own label among the k nearest (Jégou et al.,
+    TPAMI 2011, with recall@k as in deep metric learning); ``map`` is the mean over queries of the average precision,
+    the precision at the rank of each image of the query's label. All in percent. Of equally similar images the one
+    that comes first in the source ranks first.
+
+    Args:
+        features: of any length; their direction counts.
+        labels: what makes an image relevant: its class, or its track.
+        tracks: images of the query's own track take no part: frames of one object are found too easily.
+        queries: indices of the images to ask with; all unless given.
+        ranks: the k of recall@k.
+        chunk: queries at a time; memory stays at a few times chunk * N.
+
+    Returns:
+        the figures, and ``queries``: how many had anything to find.
+
+    Raises:
+        ValueError: lengths that differ, or no query with an image to find.
+
+    """
+    if len(labels) != len(features) or (tracks is not None and len(tracks) != len(features)):
+        raise ValueError(f"{len(features)} features, {len(labels)} labels: the lengths must agree")
+    unit = F.normalize(features, dim=1)
+    asked = torch.arange(len(features), device=features.device) if queries is None else queries
+    found: list[Tensor] = []
+    for part in asked.split(chunk):
+        similarity = unit[part] @ unit.T
+        barred = torch.zeros_like(similarity, dtype=torch.bool)
+        barred[torch.arange(len(part)), part] = True
+        if tracks is not None:
+            barred |= tracks[part].unsqueeze(1) == tracks
+        order = similarity.masked_fill_(barred, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+        hit = (labels[order] == labels[part].unsqueeze(1)) & ~barred.gather(1, order)
+        found.append(_judged(hit, ranks))
+    table = torch.cat(found)
+    table = table[table[:, -1] > 0]
+    if not len(table):
+        raise ValueError("no query has another image of its label to find")
+    figures = (100 * table[:, :-1].double().mean(0)).tolist()
+    names = [*(f"recall@{k}" for k in ranks), "map"]
+    return {**dict(zip(names, figures, strict=True)), "queries": float(len(table))}
+
+
+def _judged(hit: Tensor, ranks: Sequence[int]) -> Float[Tensor, "B columns"]:
+    """Recall at each rank, average precision, and the number of images to find; hits in the order of the ranking."""
+    hits = hit.double()
+    place = torch.arange(1, hit.shape[1] + 1, device=hit.device)
+    total = hits.sum(1)
+    precision = (hits.cumsum(1) / place * hits).sum(1) / total.clamp(min=1)
+    recall = [hit[:, :k].any(1).double() for k in ranks]
+    return torch.stack([*recall, precision, total], dim=1)
