@@ -188,7 +188,9 @@ def judge(folder: Path, source: str, test: str) -> dict[str, float]:
             votes = weighted_knn(a, known.labels, b, len(bank.classes or []))
             figures[name] = 100 * float((votes.argmax(1) == asked.labels).float().mean())
     # The regularization is chosen by cross-validation within the training set.
-    linear = make_pipeline(StandardScaler(), LogisticRegressionCV(Cs=[0.001, 0.01, 0.1], cv=3, max_iter=1000, scoring="accuracy"))
+    linear = make_pipeline(
+        StandardScaler(), LogisticRegressionCV(Cs=[0.001, 0.01, 0.1], cv=3, max_iter=1000, scoring="accuracy")
+    )
     linear.fit(known.features.numpy(), known.labels.numpy())
     return figures | {"linear": 100 * float(linear.score(asked.features.numpy(), asked.labels.numpy()))}
 

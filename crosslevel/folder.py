@@ -44,13 +44,13 @@ def holds_a_run(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("*.ckpt")) or (folder / FILE).exists()
 
 
-def next_commands(folder: Path, images: str, data_root: str | None) -> list[str]:
+def next_commands(folder: Path, images: str, labelled: bool, data_root: str | None) -> list[str]:
     """What a user would do with a run."""
     run, source = shlex.quote(str(folder)), shlex.quote(images)
     where = "" if data_root is None else f" --data-root {shlex.quote(data_root)}"
     return [
         f"crosslevel embed {run} {source} -o features.parquet{where}",
-        f"crosslevel evaluate {run} {source} --test LABELLED_TEST_IMAGES{where}",
+        f"crosslevel evaluate {run} {source if labelled else 'LABELLED_IMAGES'} --test LABELLED_TEST_IMAGES{where}",
     ]
 
 

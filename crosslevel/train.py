@@ -123,10 +123,10 @@ def train(
         chosen.online = max(chosen.online, 2)  # CLD compares two views that the trained network has seen
     views.count, views.plain = chosen.views, chosen.plain_views
     rank = int(os.environ.get("LOCAL_RANK", "0"))
-    crops = None if isinstance(source, Packed) else views.crops
     batches = TrainBatches(
-        source, batch_size, seed=seed, bad=bad, crops=crops, workers=workers, rank=rank, world=devices
-    )
+        source, batch_size, seed=seed, bad=bad, crops=None if isinstance(source, Packed) else views.crops,
+        workers=workers, rank=rank, world=devices,
+    )  # fmt: skip
     _share(chosen, branch, share_hidden)
     _check(branch, chosen, views, min(batch_size, len(source) // devices), devices)
     rates = _rates(optimizer, chosen.sgd_rate, batch_size * devices, epochs, lr, weight_decay, warmup_epochs)
@@ -162,6 +162,7 @@ def train(
     finally:
         unreadable.keep()
     wait()
+    following = next_commands(folder, images, source.labels is not None, data_root)
     if rank == 0:
         encoder.save(folder / FILE)
         if branch is not None:
@@ -170,10 +171,8 @@ def train(
         if len(bad):
             _say(console, bad.summary(total))
         if outcome.finished and report_html:
-            _write_report(folder, encoder, branch, source, hardware, seed, next_commands(folder, images, data_root))
-        _farewell(
-            folder, next_commands(folder, images, data_root), outcome, module.steps, time.monotonic() - began, console
-        )
+            _write_report(folder, encoder, branch, source, hardware, seed, following)
+        _farewell(folder, following, outcome, module.steps, time.monotonic() - began, console)
     if outcome.signal is not None:
         sys.exit(128 + outcome.signal)
     return folder

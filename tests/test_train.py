@@ -187,6 +187,14 @@ def test_the_monitor_looks_at_images_of_the_views_size(photos, tmp_path, monkeyp
     assert seen == [16]
 
 
+def test_what_comes_next_fits_the_images(photos, tmp_path, capsys):
+    """Only labelled images are proposed to evaluate on."""
+    write_images(tmp_path / "plain", classes=("",))
+    for source, named in ((photos, photos), (tmp_path / "plain", "LABELLED_IMAGES")):
+        run(train, [str(source), *FAST, "--epochs=1", f"--run={tmp_path}/{source.name}"])
+        assert f"{named} --test LABELLED_TEST_IMAGES" in capsys.readouterr().out
+
+
 def test_unlabelled_images_have_no_monitor(tmp_path):
     folder = write_images(tmp_path / "one", classes=("",), count=16)
     run(train, [str(folder), *FAST, "--epochs=1", f"--run={tmp_path}/r"])
