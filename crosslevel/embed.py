@@ -25,6 +25,7 @@ from crosslevel.features import Features, stream
 from crosslevel.hardware import Device, Precision, choose
 from crosslevel.images import BadFiles, Images, SourceError
 
+_REPEATED = ["label", "class"]  # columns with few different values; looking for some among features takes time
 ROWS = 8192  # a part of the table: what a killed run loses at most
 
 
@@ -139,7 +140,8 @@ class _Parts:
     def write(self, rows: Features, bad: BadFiles) -> int:
         """Store one piece, and return the first image after it."""
         done = int(rows.places[-1]) + 1
-        pq.write_table(self._table(rows), self.folder / f"{int(rows.places[0]):012}.parquet")
+        piece = self.folder / f"{int(rows.places[0]):012}.parquet"
+        pq.write_table(self._table(rows), piece, use_dictionary=_REPEATED)
         self.bad.update(bad.reasons)
         self._remember(done)
         return done
@@ -179,7 +181,7 @@ class _Parts:
 
 def _join_parquet(pieces: list[Path], file: Path) -> int:
     count = 0
-    with pq.ParquetWriter(file, pq.read_schema(pieces[0])) as writer:
+    with pq.ParquetWriter(file, pq.read_schema(pieces[0]), use_dictionary=_REPEATED) as writer:
         for piece in pieces:
             table = pq.read_table(piece)
             writer.write_table(table)

@@ -152,10 +152,21 @@ def load_encoder(path: str | Path) -> Encoder:
         raise ValueError(f"{file} does not say how to build its network: it was not written by Crosslevel")
     settings = json.loads(built)
     view = settings.pop("view")
-    encoder = Encoder(**settings)
+    encoder = _filled(settings, load_file(file))
     encoder.view = View(view["size"], tuple(view["mean"]), tuple(view["std"]))
-    encoder.backbone.load_state_dict(load_file(file))
     return encoder.eval()
+
+
+def _filled(settings: dict[str, Any], weights: dict[str, Tensor]) -> Encoder:
+    """An encoder with ``weights``, without first drawing the random ones that they replace."""
+    with torch.device("meta"):
+        encoder = Encoder(**settings)
+    encoder.backbone.load_state_dict(weights, assign=True)
+    if any(tensor.is_meta for tensor in itertools.chain(encoder.parameters(), encoder.buffers())):
+        # Some models compute tensors when they are built that no file has.
+        encoder = Encoder(**settings)
+        encoder.backbone.load_state_dict(weights)
+    return encoder
 
 
 def frozen(encoder: Encoder) -> Encoder:

@@ -1,5 +1,6 @@
 """The documentation's programs run as they stand, and its links lead somewhere."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -26,3 +27,14 @@ def test_links_to_files_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
         if not link.startswith("http"):
             assert (page.parent / link).exists(), link
+
+
+def test_published_results_are_what_the_benchmarks_wrote():
+    spec = importlib.util.spec_from_file_location("publish", ROOT / "benchmarks" / "publish.py")
+    publish = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(publish)
+    page = (ROOT / "docs" / "results.md").read_text()
+    named = set(re.findall(r"<!-- ([\w.-]+\.\w+) -->", page))
+    assert named >= {file.name for file in publish.RESULTS.glob("*.txt")}
+    assert publish.published(page) == page
+    assert publish.published(page.replace("views/s", "frames/s")) == page

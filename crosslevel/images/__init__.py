@@ -11,8 +11,9 @@ from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from crosslevel.images.batches import Batch, EvalBatches, TrainBatches, fit, pack
+from crosslevel.images.cifar import Cifar10, Cifar100
 from crosslevel.images.health import BadFiles, BadImage
-from crosslevel.images.sources import Cifar10, Cifar100, Files, Images, Packed, SourceError
+from crosslevel.images.sources import Files, Images, Packed, SourceError
 from crosslevel.images.turntable import Turntable
 
 __all__ = [

@@ -180,7 +180,9 @@ def pack(
     index = torch.cat(kept)
     paths = images.paths if count == total else [images.paths[i] for i in index.tolist()]
     labels = None if images.labels is None else images.labels[index]
-    return Packed(data[:count], paths, labels, images.classes, images.name)
+    packed = Packed(data[:count], paths, labels, images.classes, images.name)
+    packed.tracks = None if images.tracks is None else images.tracks[index]
+    return packed
 
 
 def fit(image: UInt8[Tensor, "*B 3 H W"], size: int) -> UInt8[Tensor, "*B 3 size size"]:

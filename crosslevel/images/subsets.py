@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
@@ -17,10 +19,14 @@ class Subset(Images):
         self.name, self.classes = images.name, images.classes
         self.paths = [images.paths[i] for i in index.tolist()]
         self.labels = None if images.labels is None else images.labels[index]
+        self.tracks = None if images.tracks is None else images.tracks[index]
 
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
         """Image i of the subset and its label (-1 without labels)."""
         return self.images[int(self.index[i])]
+
+    def _content(self) -> Iterable[bytes | memoryview]:
+        return [self.images.identity().encode(), self.index.numpy().tobytes()]
 
 
 def take(images: Images, index: Int64[Tensor, " M"]) -> Images:
@@ -28,7 +34,9 @@ def take(images: Images, index: Int64[Tensor, " M"]) -> Images:
     part = Subset(images, index)
     if not isinstance(images, Packed):
         return part
-    return Packed(images.batch(index), part.paths, part.labels, part.classes, part.name)
+    packed = Packed(images.batch(index), part.paths, part.labels, part.classes, part.name)
+    packed.tracks = part.tracks
+    return packed
 
 
 def sample(images: Images, most: int, generator: torch.Generator) -> Int64[Tensor, " M"]:

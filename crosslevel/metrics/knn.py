@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+from crosslevel.metrics.nearest import nearest
 
 
 def weighted_knn(
@@ -19,11 +19,10 @@ def weighted_knn(
 ) -> Float[Tensor, "Q classes"]:
     """Each query's votes: exp(cosine / T) of its k nearest rows of the bank, summed by their label.
 
-    Features of any length count by their direction. Queries are taken ``chunk`` at a time, so that memory
-    stays at chunk * N similarities.
+    Features of any length count by their direction; memory stays at chunk * N similarities, and at most 2 GB.
 
     Args:
-        bank: features of known label.
+        bank: features of known label; in half precision they take half the memory.
         labels: their labels, in [0, classes).
         queries: features to classify.
         classes: the number of classes.
@@ -42,12 +41,7 @@ def weighted_knn(
         raise ValueError(f"the bank is {tuple(bank.shape)}, the queries are {tuple(queries.shape)}: they do not match")
     if len(labels) != len(bank) or int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise ValueError(f"labels must be {len(bank)} integers in [0, {classes})")
-    keys = F.normalize(bank, dim=1)
-    votes = []
-    for part in queries.split(chunk):
-        nearest = (F.normalize(part, dim=1) @ keys.T).topk(min(k, len(bank)), dim=1)
-        # Relative to the nearest: the ranking is the same, and exp cannot overflow at small T.
-        weight = ((nearest.values - nearest.values[:, :1]) / temperature).exp()
-        empty = torch.zeros(len(part), classes, dtype=weight.dtype, device=weight.device)
-        votes.append(empty.scatter_add(1, labels[nearest.indices], weight))
-    return torch.cat(votes) if votes else bank.new_zeros(0, classes)
+    similarity, neighbours = nearest(queries, bank, k, chunk)
+    # Relative to the nearest: the ranking is the same, and exp cannot overflow at small T.
+    weight = ((similarity - similarity[:, :1]) / temperature).exp()
+    return weight.new_zeros(len(queries), classes).scatter_add(1, labels[neighbours], weight)

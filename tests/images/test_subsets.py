@@ -66,3 +66,13 @@ def test_a_sample_has_no_repetition():
     assert len(index.unique()) == 20
     assert torch.equal(index, index.sort().values)
     assert len(sample(images, 99, generator())) == 50
+
+
+def test_parts_keep_tracks_and_differ_in_identity():
+    whole = Packed(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), list("abcd"))
+    whole.tracks = torch.tensor([5, 5, 6, 6])
+    for part in (take(whole, torch.tensor([1, 2])), Subset(whole, torch.tensor([1, 2]))):
+        assert part.tracks.tolist() == [5, 6]
+    first = Subset(whole, torch.tensor([1, 2])).identity()
+    assert Subset(whole, torch.tensor([1, 2])).identity() == first
+    assert Subset(whole, torch.tensor([2, 1])).identity() != first
