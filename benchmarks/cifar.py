@@ -27,7 +27,7 @@ def main() -> None:
             run(train, [*line, *rest])
             figures = evaluate(f"{folder}/run", f"{arguments.folder}/train", f"{arguments.folder}/test")
         name = f"{arguments.method}{f' + CLD {weight}' if weight else ''}"
-        print(f"{name}, {arguments.epochs} epochs: kNN {figures['trained encoder']['top1']:.1f} %")
+        print(f"{name}, {arguments.epochs} epochs: kNN {next(iter(figures.values()))['trained encoder']['top1']:.1f} %")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,11 @@ COMMANDS = {
     "train": ("crosslevel.train", "images without labels in, a trained encoder out"),
     "evaluate": (
         "crosslevel.evaluate",
-        "kNN accuracy of the features, beside an untrained encoder and raw pixels",
+        "what the features are good for: kNN, linear, semi-supervised, transfer, detection, ...",
     ),
+    "compare": ("crosslevel.compare", "the evaluations of several runs side by side"),
     "recipes": ("crosslevel.recipes", "the settings of published results, and their figures"),
+    "export": ("crosslevel.export", "the encoder's weights for torchvision, timm, detectron2 or ONNX"),
     "embed": ("crosslevel.embed", "a table of features, one row an image"),
 }
 

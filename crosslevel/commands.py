@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import signal
 import sys
@@ -78,18 +79,19 @@ def build(function: Callable[..., Any]) -> Parser:
 
 
 def method_class(name: str) -> str:
-    """The import path of a method, by its name in any case.
+    """The import path of a method, by its name in any case, alone or after ``crosslevel.methods``.
 
     Raises:
         ValueError: there is no such method; the message has the nearest names.
 
     """
-    if "." in name:
+    if "." in name and not name.startswith("crosslevel.methods."):
         return name
-    found = METHODS.get(name.lower())
+    short = name.rsplit(".", 1)[-1].lower()
+    found = METHODS.get(short)
     if found is None:
         known = [method.__name__ for method in METHODS.values()]
-        near = difflib.get_close_matches(name.lower(), METHODS, n=1)
+        near = difflib.get_close_matches(short, METHODS, n=1)
         hint = f"did you mean {METHODS[near[0]].__name__}?" if near else f"there are {', '.join(known)}"
         raise ValueError(f"method={name!r} is unknown: {hint}")
     return f"{found.__module__}.{found.__name__}"
@@ -97,23 +99,55 @@ def method_class(name: str) -> str:
 
 def _prepared(function: Callable[..., Any], arguments: list[str], parser: Parser) -> list[str]:
     """What argparse cannot do: --resume as a config, method names in any case, a default method's options."""
-    arguments = [_spelled(argument) for argument in arguments]
+    arguments = _apart([_spelled(argument) for argument in arguments], ("--config", "--method"))
     if "resume" in function.__annotations__:
         arguments = _with_images(_resumed(_with_recipe(arguments)))
-    if "method" not in function.__annotations__:
-        return arguments
-    named = False
+    if "runs" in function.__annotations__:
+        arguments = _as_list(arguments)
+    return _with_method(arguments) if "method" in function.__annotations__ else arguments
+
+
+def _with_method(arguments: list[str]) -> list[str]:
+    """One method, by its import path: of several the last one named, MoCo of none.
+
+    A method that is not the last one goes with all of its settings: those would be inherited by their names.
+    """
+    places = [i for i, a in enumerate(arguments[:-1]) if a in ("--config", "--method")]
+    trees = {i: _read(arguments[i + 1]) for i in places if arguments[i] == "--config"}
+    named = {i: _named(trees[i]) if i in trees else method_class(arguments[i + 1]) for i in places}
+    chosen = next((name for name in reversed(named.values()) if name), None)
+    kept: dict[int, list[str]] = {}
+    for i, name in named.items():
+        if i not in trees:
+            kept[i] = ["--method", name] if name == chosen and name else []
+        elif name:
+            told = _settings(trees[i]["method"], name) if name == chosen else {}
+            tree = {**{k: v for k, v in trees[i].items() if k != "method"}, **told}
+            kept[i] = ["--config", yaml.safe_dump(tree, allow_unicode=True)]
+    out = [] if chosen else ["--method", method_class("moco")]
     for i, argument in enumerate(arguments):
-        if argument == "--method" and i + 1 < len(arguments):
-            arguments[i + 1], named = method_class(arguments[i + 1]), True
-        elif argument.startswith("--method="):
-            arguments[i], named = f"--method={method_class(argument.split('=', 1)[1])}", True
-    configs = [arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a == "--config"]
-    configs += [a.split("=", 1)[1] for a in arguments if a.startswith("--config=")]
-    if not named and not any("method" in _read(file) for file in configs):
-        # Given as an option and not as a default, another method does not inherit this one's settings.
-        arguments = [f"--method={method_class('moco')}", *arguments]
-    return arguments
+        out += kept.get(i, [] if i - 1 in kept else [argument])
+    return out
+
+
+def _named(tree: dict[str, Any]) -> str | None:
+    """The import path of the method that a config names: ``method: NAME`` or ``method: {class_path: NAME, ...}``."""
+    told = tree.get("method")
+    name = told.get("class_path") if isinstance(told, dict) else told
+    return method_class(name) if isinstance(name, str) else None
+
+
+def _settings(told: str | dict[str, Any], name: str) -> dict[str, Any]:
+    return {"method": {**(told if isinstance(told, dict) else {}), "class_path": name}}
+
+
+def _apart(arguments: list[str], options: tuple[str, ...]) -> list[str]:
+    """These ``options`` and their values as two arguments, however they are written."""
+    out: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        out += [name, value] if equals and name in options else [argument]
+    return out
 
 
 def _spelled(argument: str) -> str:
@@ -150,7 +184,6 @@ def _resumed(arguments: list[str]) -> list[str]:
 def _with_images(arguments: list[str]) -> list[str]:
     """The images last: those of the command line, which a later config would replace, or else those of a config."""
     files = [arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a == "--config"]
-    files += [a.split("=", 1)[1] for a in arguments if a.startswith("--config=")]
     named = [images for images in (_read(file).get("images") for file in files) if images is not None]
     is_value = False
     for i, argument in enumerate(arguments):
@@ -160,6 +193,16 @@ def _with_images(arguments: list[str]) -> list[str]:
             return [*arguments[:i], *arguments[i + 1 :], "--", argument]
         is_value = argument.startswith("-") and "=" not in argument
     return [*arguments, "--", str(named[-1])] if named else arguments
+
+
+def _as_list(arguments: list[str]) -> list[str]:
+    """All positional arguments as one list, which is how the parser reads several."""
+    named: list[str] = []
+    others: list[str] = []
+    for i, argument in enumerate(arguments):
+        is_value = i > 0 and arguments[i - 1].startswith("--") and "=" not in arguments[i - 1]
+        (others if argument.startswith("-") or is_value else named).append(argument)
+    return [*others, json.dumps(named)] if named else others
 
 
 def _read(file: str) -> dict[str, Any]:

@@ -9,21 +9,12 @@ from pathlib import Path
 from rich.console import Console
 
 from crosslevel import commands, pages, report
-from crosslevel.encoder import load_encoder
-from crosslevel.evaluate import (
-    COLUMNS,
-    PIXELS,
-    Kind,
-    Place,
-    Truth,
-    columns,
-    compare,
-    labelled_pair,
-    print_table,
-    untrained,
-)
+from crosslevel.encoder import load_encoder, untrained
+from crosslevel.evaluate import labelled_pair
+from crosslevel.features import Place
 from crosslevel.hardware import Device, Precision, choose
-from crosslevel.images import BadFiles
+from crosslevel.protocols import PIXELS, Kind, Row, Subject, knn
+from crosslevel.results import COLUMNS, columns, measured, print_table
 from crosslevel.train import load_cld, train
 
 RUNS = {"MoCo": "moco", "MoCo + CLD": "moco-cld"}
@@ -95,11 +86,13 @@ def demo(
     first = encoders["MoCo"]
     kinds: dict[str, Kind] = {"raw pixels": PIXELS, "untrained encoder": untrained(first, seed), **encoders}
     bank, queries = labelled_pair(images, test)
-    figures, truth = compare(kinds, bank, queries, Place(hardware), BadFiles(), console=console)
-    print_table(console, f"kNN accuracy, % (k = 200; {len(queries):,} test images)", figures, truth)
-    verdict = _verdict(figures)
-    console.print(verdict, highlight=False)
-    told = _blocks(home, figures, truth, len(bank), epochs, verdict)
+    subject = Subject(kinds, bank, queries, Place(hardware), console=console)
+    row = knn(subject).popitem()[1]
+    print_table(console, f"kNN accuracy (k = 200; {len(queries):,} test images)", row)
+    limits = "" if subject.split is None else subject.split.describe()
+    verdict = _verdict(row)
+    console.print(*filter(None, (limits, verdict)), sep="\n", highlight=False)
+    told = _blocks(home, row, limits, len(bank), epochs, verdict)
     shown = pages.feature_blocks(encoders["MoCo + CLD"], load_cld(home / RUNS["MoCo + CLD"]), bank, hardware, seed)
     minutes = (time.monotonic() - began) / 60
     subtitle = f"{images} · {hardware.why} · {time.strftime('%Y-%m-%d')} · {minutes:.1f} minutes"
@@ -114,11 +107,9 @@ def _free(folder: Path) -> Path:
     return next(place for place in tries if not place.exists())
 
 
-def _blocks(
-    home: Path, figures: dict[str, dict[str, float]], truth: Truth, images: int, epochs: int, verdict: str
-) -> list[report.Block]:
+def _blocks(home: Path, row: Row, limits: str, images: int, epochs: int, verdict: str) -> list[report.Block]:
     """What was compared, the table, the curves, and what to do next."""
-    names = columns(figures)
+    names = columns(row)
     return [
         report.text(
             "What was compared",
@@ -131,8 +122,11 @@ def _blocks(
         report.table(
             "kNN accuracy, %",
             ["features", *(COLUMNS[name] for name in names)],
-            [[kind, *(row[name] for name in names)] for kind, row in figures.items()],
-            note=truth.shots.describe() if truth.shots else "",
+            [
+                [kind, *(measured(judged.figures, judged.intervals, name) for name in names)]
+                for kind, judged in row.items()
+            ],
+            note=f"±: half of the 95 % interval, by bootstrap over the test images. {limits}",
         ),
         report.commands(
             "Next, on your own folder",
@@ -142,9 +136,9 @@ def _blocks(
     ]
 
 
-def _verdict(figures: dict[str, dict[str, float]]) -> str:
+def _verdict(row: Row) -> str:
     """Which of the two runs is better, by balanced accuracy, in a sentence."""
-    with_cld, without = (figures[name]["balanced"] for name in ("MoCo + CLD", "MoCo"))
+    with_cld, without = (row[name].figures["balanced"] for name in ("MoCo + CLD", "MoCo"))
     gain = with_cld - without
     if abs(gain) < 0.05:
         return f"With and without CLD, balanced accuracy is the same: {without:.1f} %."

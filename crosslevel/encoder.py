@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import hashlib
 import itertools
 import json
 from collections.abc import Callable
@@ -98,6 +99,14 @@ class Encoder(nn.Module):
         features: Tensor = self.backbone(images)
         return features
 
+    def identity(self) -> str:
+        """Changes when a weight does, or what the network looks at."""
+        digest = hashlib.sha256(repr((self.name, *self.view)).encode())
+        for name, value in self.backbone.state_dict().items():
+            digest.update(name.encode())
+            digest.update(memoryview(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+        return digest.hexdigest()
+
     def adapt(self, size: int) -> None:
         """Choose the stem for views of ``size`` pixels, where ``small_images`` was left open."""
         if self.small_images is None and isinstance(self.backbone, ResNet) and size <= SMALL and self.weights is None:
@@ -167,6 +176,18 @@ def _filled(settings: dict[str, Any], weights: dict[str, Tensor]) -> Encoder:
         encoder = Encoder(**settings)
         encoder.backbone.load_state_dict(weights)
     return encoder
+
+
+def untrained(encoder: Encoder, seed: int) -> Encoder:
+    """The same network with fresh random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = Encoder(
+            encoder.name, encoder.small_images, encoder.width, zero_init_last=encoder.zero_init_last,
+            image_size=encoder.image_size,
+        )  # fmt: skip
+    fresh.view = encoder.view
+    return fresh
 
 
 def frozen(encoder: Encoder) -> Encoder:

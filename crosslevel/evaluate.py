@@ -2,180 +2,236 @@
 
 from __future__ import annotations
 
-import json
+import difflib
+import os
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
-import torch
-from jaxtyping import Int64
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor
 
 from crosslevel import images as image_sources
-from crosslevel.encoder import Encoder, load_encoder
-from crosslevel.features import Features, extract, pixels
+from crosslevel import protocols
+from crosslevel.encoder import Encoder, load_encoder, untrained
+from crosslevel.features import Place
 from crosslevel.hardware import Device, Hardware, Precision, choose
-from crosslevel.images import BadFiles, Images, SourceError, pack
-from crosslevel.metrics.knn import weighted_knn
-from crosslevel.metrics.shots import Shots, accuracies, split_by_frequency
+from crosslevel.images import BadFiles, Images, SourceError
+from crosslevel.images.annotations import annotated
+from crosslevel.metrics.shots import describe_limits
+from crosslevel.probe import detection as probe
+from crosslevel.probe.faster_rcnn import Sizes
+from crosslevel.probe.finetune import FineTune, Semi
+from crosslevel.probe.judged import Judged
+from crosslevel.probe.linear import Linear
+from crosslevel.protocols import PIXELS, Kind, Row, Subject
+from crosslevel.results import FILE, keep, print_table
 
-COLUMNS = {"top1": "top-1", "top5": "top-5", "balanced": "balanced", "many": "many", "medium": "medium", "few": "few"}
+Calls = dict[str, tuple[dict[str, Any], Callable[[], dict[str, Row]]]]
 
-
-PIXELS: Literal["pixels"] = "pixels"
-"""The kind of features that are the pixels themselves, at `PIXEL_SIZE`."""
-
-PIXEL_SIZE = 32
-DECODED_ONCE = 2e9  # bytes: smaller sources stay in memory for all kinds of features
-
-Kind = Encoder | Literal["pixels"]
-
-
-class Place(NamedTuple):
-    """Where and how encoders run."""
-
-    hardware: Hardware
-    workers: int | None = None
-    batch_size: int = 256
+PROTOCOLS = ("knn", "linear", "semi", "transfer", "detection", "retrieval", "clustering")
 
 
-class Truth(NamedTuple):
-    """Test labels in the training set's numbering, training frequencies, and the shot split."""
+@dataclass(frozen=True)
+class Detection:
+    """How object detectors are fine-tuned (He et al. 2020, sec. 4.2).
 
-    train: Int64[Tensor, " N"]
-    test: Int64[Tensor, " Q"]
-    counts: Int64[Tensor, " C"]
-    shots: Shots | None
+    Args:
+        images: annotated images to train on, in the layout of Pascal VOC or COCO; those to evaluate on unless given.
+        test: annotated images to test on; likewise.
+        kind: Faster R-CNN with the last stage as its box head (c4), or with a feature pyramid (fpn).
+        iterations: steps; the paper's schedule for the data set's layout, scaled. Its own length unless given.
+        batch_size: images a step.
+        rate: for 16 images a step; others in proportion.
+        short_side: pixels of the images' shorter side; the paper's unless given.
+        batchnorm: trained, or frozen as it is in the encoder.
+
+    """
+
+    images: str | None = None
+    test: str | None = None
+    kind: Literal["c4", "fpn"] = "c4"
+    iterations: int | None = None
+    batch_size: int = 16
+    rate: float = 0.02
+    short_side: int | None = None
+    batchnorm: Literal["train", "frozen"] = "train"
 
 
 def evaluate(
     run: str,
     images: str,
     test: str | None = None,
+    protocol: str = "knn",
     k: int = 200,
     temperature: float = 0.1,
     shots: tuple[int, int] | None = None,
+    clusters: int | None = None,
+    linear: Linear = Linear(),
+    semi: Semi = Semi(),
+    transfer: FineTune = FineTune(schedule="cosine"),
+    detection: Detection = Detection(),
     device: Device = "auto",
     precision: Precision = "auto",
     workers: int | None = None,
     batch_size: int = 256,
     data_root: str | None = None,
     seed: int = 0,
+    cache: bool = True,
     output: str | None = None,
-) -> dict[str, dict[str, float]]:
-    """Classify test images by their nearest training images, in the features of a run.
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Judge the features of a run by one protocol or several, beside an untrained encoder and raw pixels.
 
-    The temperature-weighted kNN classifier (Wu et al. 2018): top-1, top-5 and balanced accuracy, and accuracy of
-    many-, medium- and few-shot classes where classes differ in frequency; in percent. The same figures of an
-    untrained encoder and of raw pixels stand beside them.
+    knn: temperature-weighted nearest neighbours. linear: a linear classifier on frozen features. semi: fine-tuning with
+    few labels. transfer: linear and fine-tuned accuracy on these images. detection: Faster R-CNN. retrieval: recall and
+    mean average precision. clustering: k-means against labels. All in percent, accuracies with 95 % intervals by
+    bootstrap over the test images, and for many-, medium- and few-shot classes where classes differ in frequency.
 
     Args:
         run: the folder of a run, or its encoder.safetensors.
-        images: labelled images to look among: a class-per-folder layout, cifar10, cifar100 or turntable.
+        images: labelled images to learn from: a class-per-folder layout, cifar10, cifar100 or turntable.
         test: labelled images to classify.
-        k: how many neighbours vote.
-        temperature: T; a neighbour's vote is exp(cosine / T).
+        protocol: which of the protocols; several joined by commas.
+        k: knn: how many neighbours vote.
+        temperature: knn: T; a neighbour's vote is exp(cosine / T).
         shots: few-shot classes have fewer training images than the first, many-shot ones more than the second; 20 and
             100 where that leaves none empty, thirds of the classes elsewhere.
+        clusters: clustering: how many; as many as classes unless given.
+        linear: settings of linear and of transfer's linear part.
+        semi: settings of semi.
+        transfer: settings of transfer's fine-tuning.
+        detection: settings of detection.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: auto takes bfloat16 where the hardware computes it.
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         batch_size: images at a time.
         data_root: folder with the official files of cifar10 and cifar100.
-        seed: of the untrained encoder's weights.
+        seed: of the untrained encoder's weights, and of all draws.
+        cache: keep features and unfinished trainings in the run's folder: no other call computes them again.
         output: the figures' JSON file; evaluation.json in the run's folder unless given.
 
     Returns:
-        the figures of each kind of features.
+        of each protocol the figures of each kind of features.
     """
-    if test is None:
+    names = _asked(protocol)
+    if test is None and not (names == ["detection"] and detection.test):
         raise ValueError("--test is missing: name the labelled images to classify")
-    console = Console(soft_wrap=True)
+    console, began = Console(soft_wrap=True), time.monotonic()
     hardware = choose(device, precision)
     encoder = load_encoder(run)
     console.print(f"device: {hardware.why}", highlight=False)
-    began, bad = time.monotonic(), BadFiles()
-    place = Place(hardware, workers, batch_size)
-    kinds: dict[str, Kind] = {
-        "raw pixels": PIXELS,
-        "untrained encoder": untrained(encoder, seed),
-        "trained encoder": encoder,
-    }
-    bank, queries = labelled_pair(images, test, data_root)
-    figures, truth = compare(kinds, bank, queries, place, bad, k, temperature, shots, console)
-    title = f"kNN accuracy, % (k = {k}, T = {temperature}; {len(truth.test):,} among {len(truth.train):,} images)"
-    print_table(console, title, figures, truth)
-    if len(bad):
-        console.print(bad.summary(len(bank) + len(queries)), highlight=False, markup=False)
     folder = Path(run) if Path(run).is_dir() else Path(run).parent
-    file = Path(output) if output else folder / "evaluation.json"
-    settings = {"protocol": "knn", "images": images, "test": test, "k": k, "temperature": temperature}
-    limits = None if truth.shots is None else [truth.shots.low, truth.shots.high]
-    record = {**settings, "shots": limits, "skipped": bad.reasons, "accuracy_percent": figures}
-    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    file, home = Path(output) if output else folder / FILE, folder if cache else None
+    where: dict[str, Any] = {"images": _place(images), "test": _place(test), "data_root": data_root, "seed": seed}
+    bad, total = BadFiles(), 0
+    calls: Calls = {
+        "detection": (
+            asdict(detection),
+            lambda: _detection(encoder, images, test, detection, hardware, seed, workers, home, bad, console),
+        )
+    }
+    if set(names) - {"detection"}:
+        assert test is not None
+        bank, queries = labelled_pair(images, test, data_root)
+        kinds: dict[str, Kind] = {
+            "raw pixels": PIXELS,
+            "untrained encoder": untrained(encoder, seed),
+            "trained encoder": encoder,
+        }
+        subject = Subject(
+            kinds, bank, queries, Place(hardware, workers, batch_size), bad, home, console, shots, seed
+        )  # fmt: skip
+        total = len(bank) + len(queries)
+        split = subject.split
+        where["shots"] = None if split is None else [split.low, split.high]
+        calls |= _calls(subject, k, temperature, clusters, linear, semi, transfer)
+    figures = {}
+    for name in names:
+        given, call = calls[name]
+        for title, row in call().items():
+            print_table(console, title, row)
+            keep(file, {"protocol": title, **where, "settings": given, "skipped": bad.reasons}, row)
+            figures[title] = {kind: judged.figures for kind, judged in row.items()}
+    _explain(console, names, images, where.get("shots"))
+    if len(bad):
+        console.print(bad.summary(total), highlight=False, markup=False)
     console.print(f"{time.monotonic() - began:.1f} s; written to {file}", highlight=False, markup=False)
     return figures
 
 
-def compare(
-    kinds: dict[str, Kind],
-    bank: Images,
-    queries: Images,
-    place: Place,
+def _calls(
+    subject: Subject,
+    k: int,
+    temperature: float,
+    clusters: int | None,
+    linear: Linear,
+    semi: Semi,
+    transfer: FineTune,
+) -> Calls:
+    """Each protocol's settings, for the record, and what runs it."""
+    both = {"fine_tuned": asdict(transfer), "linear": asdict(linear)}
+    return {
+        "knn": ({"k": k, "temperature": temperature}, lambda: protocols.knn(subject, k, temperature)),
+        "linear": (asdict(linear), lambda: protocols.linear(subject, linear)),
+        "semi": (asdict(semi), lambda: protocols.semi(subject, semi)),
+        "transfer": (both, lambda: protocols.transfer(subject, transfer, linear)),
+        "retrieval": ({}, lambda: protocols.retrieval(subject)),
+        "clustering": ({"clusters": clusters}, lambda: protocols.clustering(subject, clusters)),
+    }
+
+
+def _detection(
+    encoder: Encoder,
+    images: str,
+    test: str | None,
+    how: Detection,
+    hardware: Hardware,
+    seed: int,
+    workers: int | None,
+    home: Path | None,
     bad: BadFiles,
-    k: int = 200,
-    temperature: float = 0.1,
-    shots: tuple[int, int] | None = None,
-    console: Console | None = None,
-) -> tuple[dict[str, dict[str, float]], Truth]:
-    """KNN figures of several kinds of features on the same images.
-
-    Args:
-        kinds: by name, an encoder, or `PIXELS`.
-        bank: labelled images to look among.
-        queries: labelled images to classify.
-        place: where the encoders run.
-        bad: collects what could not be read.
-        k: how many neighbours vote.
-        temperature: T of the vote.
-        shots: limits of few- and many-shot classes.
-        console: shows what is being measured.
-    """
-    size = max([kind.view.size for kind in kinds.values() if isinstance(kind, Encoder)], default=32)
-    if max(len(bank), len(queries)) * 3 * size**2 < DECODED_ONCE:
-        bank, queries = (pack(part, size, bad=bad) for part in (bank, queries))
-    figures, truth = {}, None
-    for name, kind in kinds.items():
-        with console.status(f"{name} ...") if console else nullcontext():
-            known, asked = (_features(kind, part, place, bad) for part in (bank, queries))
-            truth = _truth(bank, queries, known, asked, shots)
-            votes = weighted_knn(known.features, truth.train, asked.features, len(truth.counts), k, temperature)
-            figures[name] = accuracies(votes, truth.test, truth.counts, truth.shots)
-    if truth is None:
-        raise ValueError("kinds is empty: there are no features to compare")
-    return figures, truth
+    console: Console,
+) -> dict[str, Row]:
+    """Detectors from random and from trained weights, trained alike."""
+    train, queries = annotated(how.images or images), annotated(how.test or test or "")
+    plan = probe.published(train)
+    schedule = plan.schedule._replace(batch_size=how.batch_size, rate=how.rate)
+    if how.iterations is not None:
+        schedule = schedule._replace(iterations=how.iterations)
+    plan = plan._replace(schedule=schedule, kind=how.kind, batchnorm=how.batchnorm)
+    if how.short_side is not None:
+        plan = plan._replace(sizes=Sizes((how.short_side,), how.short_side, 2 * how.short_side))
+    figures = probe.detection(
+        encoder, train, queries, settings=plan, hardware=hardware, seed=seed,
+        workers=4 if workers is None else workers, folder=None if home is None else home / "probe" / "detection",
+        bad=bad, console=console,
+    )  # fmt: skip
+    title = f"detection, {how.kind}, {plan.schedule.iterations:,} iterations"
+    return {title: {name: Judged(row) for name, row in figures.items()}}
 
 
-def print_table(console: Console, title: str, figures: dict[str, dict[str, float]], truth: Truth) -> None:
-    """The figures, one row a kind of features."""
-    table = Table(title=title)
-    names = columns(figures)
-    table.add_column("features")
+def _explain(console: Console, names: list[str], images: str, shots: list[int] | None) -> None:
+    """What a reader of the tables has to know."""
+    if shots is not None:
+        console.print(describe_limits(*shots), highlight=False)
+    if "transfer" in names and protocols.convention(images) == "balanced":
+        console.print("papers report this data set's mean per-class accuracy: the balanced column", highlight=False)
+
+
+def _asked(protocol: str) -> list[str]:
+    names = [name.strip() for name in protocol.split(",")]
     for name in names:
-        table.add_column(COLUMNS[name], justify="right")
-    for kind, row in figures.items():
-        table.add_row(kind, *(f"{row[name]:.1f}" for name in names))
-    console.print(table)
-    if truth.shots is not None:
-        console.print(truth.shots.describe(), highlight=False)
+        if name not in PROTOCOLS:
+            near = difflib.get_close_matches(name.lower(), PROTOCOLS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(PROTOCOLS)}"
+            raise ValueError(f"protocol={name!r} is unknown: {hint}")
+    return sorted(set(names), key=names.index)
 
 
-def columns(figures: dict[str, dict[str, float]]) -> list[str]:
-    """Which figures there are, in the table's order."""
-    return [name for name in COLUMNS if any(name in row for row in figures.values())]
+def _place(source: str | None) -> str | None:
+    """A source as any other call would find it."""
+    return os.path.abspath(source) if source is not None and os.path.exists(source) else source
 
 
 def labelled_pair(images: str, test: str, data_root: str | None = None) -> tuple[Images, Images]:
@@ -197,32 +253,3 @@ def _labelled(source: str, data_root: str | None) -> Images:
     if images.labels is None:
         raise SourceError(f"{source} has no labels: put each class into a folder of its own to evaluate on it")
     return images
-
-
-def _features(kind: Kind, images: Images, place: Place, bad: BadFiles) -> Features:
-    if isinstance(kind, Encoder):
-        return extract(
-            kind, images, batch_size=place.batch_size, workers=place.workers, hardware=place.hardware, bad=bad
-        )
-    return pixels(images, PIXEL_SIZE, workers=place.workers, bad=bad)
-
-
-def untrained(encoder: Encoder, seed: int) -> Encoder:
-    """The same network with fresh random weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fresh = Encoder(
-            encoder.name, encoder.small_images, encoder.width, zero_init_last=encoder.zero_init_last,
-            image_size=encoder.image_size,
-        )  # fmt: skip
-    fresh.view = encoder.view
-    return fresh
-
-
-def _truth(train: Images, test: Images, bank: Features, queries: Features, shots: tuple[int, int] | None) -> Truth:
-    assert train.classes is not None
-    assert test.classes is not None
-    places = {name: i for i, name in enumerate(train.classes)}
-    renumbered = torch.tensor([places[name] for name in test.classes])
-    counts = torch.bincount(bank.labels, minlength=len(train.classes))
-    return Truth(bank.labels, renumbered[queries.labels], counts, split_by_frequency(counts, shots))

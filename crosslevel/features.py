@@ -20,6 +20,14 @@ from crosslevel.images.health import BadFiles
 _PIECE = 64  # images a core encodes at a time: few enough that small ones stay in its cache
 
 
+class Place(NamedTuple):
+    """Where and how an encoder runs: ``workers`` processes decode (chosen by a first look unless given)."""
+
+    hardware: Hardware
+    workers: int | None = None
+    batch_size: int = 256
+
+
 class Features(NamedTuple):
     """Features of M images on the CPU in float32, their labels (-1: none), and their places in the source."""
 

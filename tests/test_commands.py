@@ -56,6 +56,53 @@ def test_a_config_with_another_method_does_not_inherit_the_default_ones_settings
     assert yaml.safe_load(capsys.readouterr().out)["method"]["init_args"]["temperature"] == 0.5
 
 
+@pytest.mark.parametrize("source", ["--recipe=cifar10-moco-cld", "--config={c}"])
+@pytest.mark.parametrize("named", [["--method", "simclr"], ["--method=crosslevel.methods.SimCLR"]])
+def test_another_method_does_not_inherit_a_configs_settings(tmp_path, source, named, capsys):
+    """Neither temperature nor head of the config's MoCo; what is not the method's stays."""
+    (tmp_path / "c.yaml").write_text("method:\n  class_path: moco\n  init_args: {temperature: 0.07, head: linear}\n")
+    given = source.format(c=tmp_path / "c.yaml")
+    told = resolved(["photos", given, *named, "--method.out_features=64"], capsys)
+    assert told["method"]["class_path"].endswith("SimCLR")
+    assert told["method"]["init_args"] == {"temperature": 0.5, "head": "mlp", "out_features": 64, "hidden": None}
+    assert told["weight_decay"] == (0.0008 if "recipe" in source else None)
+    same = resolved(["photos", given, "--method=moco"], capsys)["method"]["init_args"]
+    assert (same["temperature"], same["head"]) == (0.07, "linear")
+
+
+def test_of_several_methods_the_last_one_counts(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("method:\n  class_path: NPID\n")
+    told = resolved(["photos", "--recipe=cifar10-moco-cld", f"--config={tmp_path}/c.yaml"], capsys)["method"]
+    assert (told["class_path"].rsplit(".", 1)[1], told["init_args"]["temperature"]) == ("NPID", 0.1)
+    assert told["init_args"]["online"] == 1
+    told = resolved(["photos", "--method=simclr", f"--config={tmp_path}/c.yaml"], capsys)["method"]
+    assert (told["class_path"].rsplit(".", 1)[1], told["init_args"]["temperature"]) == ("NPID", 0.1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["method: simclr", "method:\n  class_path: SIMCLR\n", "method: {class_path: crosslevel.methods.simclr.simclr}"],
+)
+def test_a_config_names_a_method_as_the_command_line_does(tmp_path, text, capsys):
+    (tmp_path / "c.yaml").write_text(f"{text}\nweight_decay: 1e-6\n".replace("\n\n", "\n"))
+    told = resolved(["photos", f"--config={tmp_path}/c.yaml", "--method.hidden=7"], capsys)
+    assert told["method"]["class_path"].endswith(".SimCLR")
+    assert told["method"]["init_args"] == {"temperature": 0.5, "head": "mlp", "out_features": 128, "hidden": 7}
+    assert told["weight_decay"] == 1e-6
+
+
+@pytest.mark.parametrize(
+    "text", ["method: simcrl", "method: {class_path: simcrl}", "method: {class_path: crosslevel.methods.SimCRL}"]
+)
+def test_a_configs_unknown_method_names_the_nearest(tmp_path, text, capsys):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        run(train, ["photos", f"--config={tmp_path}/c.yaml"])
+    said = capsys.readouterr().err
+    assert (stop.value.code, said.count("\n")) == (2, 1)
+    assert "is unknown: did you mean SimCLR?" in said
+
+
 def test_the_overview_and_the_version(capsys):
     cli.main(["--help"])
     said = capsys.readouterr().out

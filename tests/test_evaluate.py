@@ -1,6 +1,7 @@
 """kNN evaluation: the right figures, beside what anybody gets for nothing."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,11 +9,10 @@ import torch
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
-from crosslevel import Encoder, load_encoder
-from crosslevel import evaluate as evaluation
+from crosslevel import Encoder, cache, load_encoder, protocols
 from crosslevel.commands import run
-from crosslevel.encoder import View
-from crosslevel.evaluate import evaluate, untrained
+from crosslevel.encoder import View, untrained
+from crosslevel.evaluate import evaluate
 from crosslevel.features import normalize
 
 COUNTS = {"ant": 40, "bee": 24, "cow": 10}
@@ -61,8 +61,12 @@ def call(trained, sources, *options):
     return run(evaluate, [str(trained), str(sources[0]), *test, *options])
 
 
+def knn(trained, sources, *options):
+    return call(trained, sources, *options).popitem()[1]
+
+
 def test_the_figures_equal_scikit_learn(trained, sources):
-    figures = call(trained, sources, "--k=9")
+    figures = knn(trained, sources, "--k=9")
     (bank, labels), (queries, truth) = read(sources[0]), read(sources[1])
     encoders = {"trained encoder": load_encoder(trained), "untrained encoder": untrained(load_encoder(trained), 0)}
     for name, encoder in encoders.items():
@@ -77,8 +81,8 @@ def test_the_figures_equal_scikit_learn(trained, sources):
 
 
 def test_raw_pixels_are_compared_by_their_own_cosine(trained, sources, monkeypatch):
-    monkeypatch.setattr(evaluation, "PIXEL_SIZE", 16)
-    figures = call(trained, sources, "--k=9")["raw pixels"]
+    monkeypatch.setattr(protocols, "PIXEL_SIZE", 16)
+    figures = knn(trained, sources, "--k=9")["raw pixels"]
     (bank, labels), (queries, truth) = read(sources[0]), read(sources[1])
 
     features = [part.flatten(1).float().numpy() / 127.5 - 1 for part in (bank, queries)]
@@ -87,14 +91,45 @@ def test_raw_pixels_are_compared_by_their_own_cosine(trained, sources, monkeypat
 
 
 def test_the_record_says_how_the_figures_were_made(trained, sources, capsys):
-    figures = call(trained, sources)
-    record = json.loads((trained / "evaluation.json").read_text())
+    found = call(trained, sources, "--protocol=clustering,knn")
+    assert list(found) == ["clustering", "kNN, k = 200, T = 0.1"]
+    results = json.loads((trained / "evaluation.json").read_text())["results"]
+    record = next(r for r in results if r["protocol"] == "kNN, k = 200, T = 0.1")
+    figures = found[record["protocol"]]
     assert record["accuracy_percent"] == figures
-    assert (record["protocol"], record["k"], record["temperature"]) == ("knn", 200, 0.1)
-    said = capsys.readouterr().out
+    assert record["settings"] == {"k": 200, "temperature": 0.1}
+    assert (record["images"], record["test"]) == (str(sources[0]), str(sources[1]))
+    said = capsys.readouterr().out.split("kNN, k")[1]
     for name, row in figures.items():
         line = next(line for line in said.splitlines() if name in line)
         assert all(f"{value:.1f}" in line for value in row.values())
+        low, high = record["interval_percent"][name]["top1"]
+        assert low <= row["top1"] <= high
+        assert f"{row['top1']:.1f} ±{(high - low) / 2:.1f}" in line
+
+
+def test_protocols_add_to_the_record_and_share_their_features(trained, sources, monkeypatch, tmp_path):
+    shutil.copy(trained / "encoder.safetensors", tmp_path)
+    passes = []
+    stream = cache.stream
+    monkeypatch.setattr(cache, "stream", lambda *a, **o: passes.append(1) or stream(*a, **o))
+    call(tmp_path, sources, "--protocol=knn,retrieval,linear", "--linear.epochs=2")
+    assert len(passes) == 4  # two encoders on two sources
+    call(tmp_path, sources, "--protocol=clustering,knn")
+    assert len(passes) == 4
+    results = json.loads((tmp_path / "evaluation.json").read_text())["results"]
+    assert {r["protocol"] for r in results} == {"kNN, k = 200, T = 0.1", "retrieval, by class", "linear", "clustering"}
+    call(tmp_path, sources, "--cache=false")
+    assert len(passes) == 8
+
+
+def test_fine_tuning_protocols_stand_beside_training_from_scratch(trained, sources, tmp_path):
+    shutil.copy(trained / "encoder.safetensors", tmp_path)
+    options = ["--semi.epochs=1", "--semi.fractions=[0.2]", "--transfer.epochs=1", "--linear.epochs=2"]
+    found = call(tmp_path, sources, "--protocol=semi,transfer", *options)
+    assert list(found) == ["semi-supervised, 20 % of labels", "transfer, linear", "transfer, fine-tuned"]
+    for title in ("semi-supervised, 20 % of labels", "transfer, fine-tuned"):
+        assert list(found[title]) == ["untrained encoder", "trained encoder"]
 
 
 def test_an_untrained_encoder_has_other_weights_and_leaves_the_random_numbers_alone(trained):
@@ -111,7 +146,7 @@ def test_a_class_numbered_differently_in_the_test_set_is_still_itself(trained, s
     only.mkdir()
     for name in ("bee", "cow"):
         (only / name).symlink_to(sources[1] / name)
-    whole, part = call(trained, sources, "--k=9"), call(trained, (sources[0], only), "--k=9")
+    whole, part = knn(trained, sources, "--k=9"), knn(trained, (sources[0], only), "--k=9")
     recalls = [whole["trained encoder"][split] for split in ("medium", "few")]
     assert part["trained encoder"]["balanced"] == pytest.approx(np.mean(recalls), abs=1e-4)
 
@@ -126,10 +161,20 @@ def test_wrong_use_ends_in_one_line(trained, sources, tmp_path, capsys):
     (tmp_path / "flat").mkdir()
     unlabelled = flat_folder(tmp_path / "flat")
     more = write(tmp_path / "more", {"ant": 2, "dodo": 2}, 3)
-    wrong = [((unlabelled, sources[1]), "no labels"), ((sources[0], more), "dodo"), ((sources[0], None), "--test")]
-    for pair, named in wrong:
+    few = tmp_path / "few.txt"
+    few.write_text("ant/00.png\nant/01.png\n")
+    wrong = [
+        ((unlabelled, sources[1]), [], "no labels"),
+        ((sources[0], more), [], "dodo"),
+        ((sources[0], None), [], "--test"),
+        (sources, ["--protocol=knn,cluster"], "did you mean clustering?"),
+        (sources, ["--protocol=semi", f"--semi.list_file={few}"], "2 labelled images for 3 classes"),
+        (sources, ["--protocol=linear", "--linear.epochs=0"], "epochs=0"),
+        (sources, ["--protocol=clustering", "--clusters=1000"], "clusters=1000"),
+    ]
+    for pair, options, named in wrong:
         with pytest.raises(SystemExit) as stop:
-            call(trained, pair)
+            call(trained, pair, *options)
         said = capsys.readouterr().err
         assert stop.value.code == 2
         assert said.count("\n") == 1

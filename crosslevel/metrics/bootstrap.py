@@ -1,10 +1,16 @@
-"""How far a figure would move with other test images."""
+"""How far a figure would move with other test images: percentile intervals by bootstrap (Efron 1979)."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+from crosslevel.metrics.shots import Shots
+
+_DRAWS = 2**23  # images drawn at a time
 
 
 def intervals(
@@ -15,7 +21,7 @@ def intervals(
     resamples: int = 1000,
     generator: torch.Generator | None = None,
 ) -> tuple[float, float]:
-    """A percentile interval, by bootstrap over the test images (Efron 1979), of a mean, in percent.
+    """The interval of a mean, in percent.
 
     Args:
         correct: of each test image, whether (or how far, in [0, 1]) it is right.
@@ -29,16 +35,77 @@ def intervals(
         ValueError: no images, or a level outside (0, 1).
 
     """
-    if not len(correct) or not 0 < level < 1:
-        raise ValueError(f"{len(correct)} images, level={level}: give at least one image, and a level in (0, 1)")
-    value = correct.double()
-    owner = torch.zeros(len(value), dtype=torch.long) if groups is None else groups.unique(return_inverse=True)[1]
-    means = []
-    for _ in range(resamples):
-        drawn = torch.randint(len(value), (len(value),), generator=generator)
-        count = torch.bincount(owner[drawn]).double()
-        total = torch.bincount(owner[drawn], weights=value[drawn])
-        means.append((total[count > 0] / count[count > 0]).mean())
+    owner = torch.zeros(len(correct), dtype=torch.long) if groups is None else groups.unique(return_inverse=True)[1]
+    means = [_mean(sums[0], counts) for counts, sums in _resampled([correct], owner, level, resamples, generator)]
+    return _percentiles(torch.cat(means), level)
+
+
+def accuracy_intervals(
+    scores: Float[Tensor, "N C"],
+    labels: Int64[Tensor, " N"],
+    shots: Shots | None = None,
+    *,
+    level: float = 0.95,
+    resamples: int = 1000,
+    generator: torch.Generator | None = None,
+) -> dict[str, tuple[float, float]]:
+    """The intervals of `accuracies`, in percent, all from the same resamples.
+
+    Args:
+        scores: the higher, the likelier.
+        labels: the truth, in [0, C).
+        shots: the split of the classes; a part of it that has no test images has no interval.
+        level: the share of resamples inside the interval.
+        resamples: how many sets of N images are drawn with repetition.
+        generator: draws them.
+
+    Raises:
+        ValueError: no images, or a level outside (0, 1).
+
+    """
+    first = scores.argmax(1) == labels
+    several = scores.shape[1] > 5
+    fifth = (scores.topk(5, dim=1).indices == labels.unsqueeze(1)).any(1) if several else first
+    tested, owner = labels.unique(return_inverse=True)
+    splits = {name: torch.isin(tested, getattr(shots, name)) for name in ("many", "medium", "few") if shots}
+    means: dict[str, list[Tensor]] = {}
+    for counts, (hits, hits5) in _resampled([first, fifth], owner, level, resamples, generator):
+        found = {"top1": hits.sum(1) / len(labels), "balanced": _mean(hits, counts)}
+        if several:
+            found["top5"] = hits5.sum(1) / len(labels)
+        for name, members in splits.items():
+            if members.any():
+                found[name] = _mean(hits[:, members], counts[:, members])
+        for name, mean in found.items():
+            means.setdefault(name, []).append(mean)
+    return {name: _percentiles(torch.cat(parts), level) for name, parts in means.items()}
+
+
+def _resampled(
+    values: list[Tensor], owner: Int64[Tensor, " N"], level: float, resamples: int, generator: torch.Generator | None
+) -> Iterator[tuple[Float[Tensor, "R G"], list[Float[Tensor, "R G"]]]]:
+    """Some resamples at a time: how many images each group has in each, and the groups' sums of each of ``values``."""
+    count = len(owner)
+    if not count or not 0 < level < 1:
+        raise ValueError(f"{count} images, level={level}: give at least one image, and a level in (0, 1)")
+    groups = int(owner.max()) + 1
+    for part in torch.arange(resamples).split(max(1, _DRAWS // count)):
+        drawn = torch.randint(count, (len(part), count), generator=generator)
+        cell = (owner[drawn] + groups * torch.arange(len(part)).unsqueeze(1)).view(-1)
+        tables = [
+            torch.bincount(cell, weights, minlength=len(part) * groups).view(len(part), groups).double()
+            for weights in (None, *(v.double()[drawn].view(-1) for v in values))
+        ]
+        yield tables[0], tables[1:]
+
+
+def _mean(sums: Float[Tensor, "R G"], counts: Float[Tensor, "R G"]) -> Float[Tensor, " R"]:
+    """The mean over the groups that are there of each one's mean; not a number where none is."""
+    there = counts > 0
+    return (sums / counts.clamp(min=1)).sum(1) / there.sum(1)
+
+
+def _percentiles(means: Float[Tensor, " R"], level: float) -> tuple[float, float]:
     tail = (1 - level) / 2
-    low, high = torch.stack(means).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    low, high = means.nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return 100 * low, 100 * high

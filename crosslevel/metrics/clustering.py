@@ -50,7 +50,14 @@ def agreement(predicted: Int64[Tensor, " N"], labels: Int64[Tensor, " N"]) -> di
 
 def matched_accuracy(predicted: Int64[Tensor, " N"], labels: Int64[Tensor, " N"]) -> float:
     """The share of images whose cluster is matched to their label, under the best one-to-one matching."""
+    return float((matching(predicted, labels)[predicted] == labels).double().mean())
+
+
+def matching(predicted: Int64[Tensor, " N"], labels: Int64[Tensor, " N"]) -> Int64[Tensor, " k"]:
+    """The label of each cluster, -1 for none, that makes the most images right if no two clusters share one."""
     rows, columns = int(predicted.max()) + 1, int(labels.max()) + 1
     table = torch.bincount(predicted * columns + labels, minlength=rows * columns).view(rows, columns).cpu().numpy()
     matched = linear_sum_assignment(table, maximize=True)
-    return float(table[matched].sum()) / len(labels)
+    label = torch.full((rows,), -1)
+    label[torch.from_numpy(matched[0])] = torch.from_numpy(matched[1])
+    return label

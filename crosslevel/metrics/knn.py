@@ -19,7 +19,7 @@ def weighted_knn(
 ) -> Float[Tensor, "Q classes"]:
     """Each query's votes: exp(cosine / T) of its k nearest rows of the bank, summed by their label.
 
-    Features of any length count by their direction; memory stays at chunk * N similarities, and at most 2 GB.
+    Features of any length count by their direction; memory stays at chunk * N similarities, and at most 6 GB.
 
     Args:
         bank: features of known label; in half precision they take half the memory.

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 TILE = 4096  # keys a matrix product: its result is still in the cache when its maxima are taken
-MEMORY = 2**31  # bytes of similarities at a time
+MEMORY = 6 * 2**30  # bytes of similarities at a time
 FEW = 4096  # keys: among fewer, selecting costs little
 
 
@@ -41,9 +41,10 @@ def nearest(
     rows = max(1, min(chunk, len(queries), MEMORY // (width * dtype.itemsize)))
     table = torch.empty(rows, width, dtype=dtype, device=keys.device)
     values, index = [queries.new_empty(0, k, dtype=dtype)], [torch.empty(0, k, dtype=torch.long, device=keys.device)]
+    lengths = torch.cat([tile.to(dtype).norm(dim=1) for tile in keys.split(TILE)]).clamp(min=1e-12)
     for part in F.normalize(queries.to(dtype), dim=1).split(rows):
         similarities = table[: len(part)]
-        maxima = _fill(similarities, part, keys, blocks)
+        maxima = _fill(similarities, part, keys, lengths, blocks)
         best, place = _select(similarities, maxima, k)
         values.append(best)
         index.append(place)
@@ -51,7 +52,11 @@ def nearest(
 
 
 def _fill(
-    table: Float[Tensor, "B width"], queries: Float[Tensor, "B d"], keys: Float[Tensor, "N d"], blocks: int
+    table: Float[Tensor, "B width"],
+    queries: Float[Tensor, "B d"],
+    keys: Float[Tensor, "N d"],
+    lengths: Float[Tensor, " N"],
+    blocks: int,
 ) -> Float[Tensor, "B m"]:
     """Similarities into ``table``, and the maximum of every block.
 
@@ -60,7 +65,8 @@ def _fill(
     maxima = []
     for first, tile in zip(range(0, table.shape[1], TILE), keys.split(TILE), strict=True):
         part = table[:, first : first + TILE]
-        part[:, : len(tile)] = queries @ F.normalize(tile.to(queries.dtype), dim=1).T
+        unit = tile.to(queries.dtype) / lengths[first : first + TILE].unsqueeze(1)
+        torch.mm(queries, unit.T, out=part[:, : len(tile)])
         part[:, len(tile) :] = -torch.inf
         maxima.append(part.view(len(queries), blocks, TILE // blocks).amax(1))
     return torch.cat(maxima, dim=1)

@@ -18,12 +18,24 @@ def retrieval(
     ranks: Sequence[int] = (1, 5, 10),
     chunk: int = 1024,
 ) -> dict[str, float]:
+    """The means over the queries of `ranked`, in percent, and ``queries``: how many had anything to find."""
+    return mean_figures(ranked(features, labels, tracks, queries, ranks, chunk))
+
+
+def ranked(
+    features: Float[Tensor, "N d"],
+    labels: Int64[Tensor, " N"],
+    tracks: Int64[Tensor, " N"] | None = None,
+    queries: Int64[Tensor, " Q"] | None = None,
+    ranks: Sequence[int] = (1, 5, 10),
+    chunk: int = 1024,
+) -> dict[str, Float[Tensor, " M"]]:
     """Each query's ranking of all other images by cosine similarity, judged by their labels.
 
-    ``recall@k`` is the share of queries that have an image of their own label among the k nearest (Jégou et al.,
-    TPAMI 2011, with recall@k as in deep metric learning); ``map`` is the mean over queries of the average precision,
-    the precision at the rank of each image of the query's label. All in percent. Of equally similar images the one
-    that comes first in the source ranks first.
+    ``recall@k`` is 1 for a query that has an image of its own label among the k nearest (Jégou et al.,
+    TPAMI 2011, with recall@k as in deep metric learning); ``map`` is the query's average precision, the mean of the
+    precision at the rank of each image of its label. Of equally similar images the one that comes first in the source
+    ranks first.
 
     Args:
         features: of any length; their direction counts.
@@ -34,7 +46,7 @@ def retrieval(
         chunk: queries at a time; memory stays at a few times chunk * N.
 
     Returns:
-        the figures, and ``queries``: how many had anything to find.
+        for each figure its value in [0, 1] of each of the M queries that have anything to find.
 
     Raises:
         ValueError: lengths that differ, or no query with an image to find.
@@ -58,9 +70,13 @@ def retrieval(
     table = table[table[:, -1] > 0]
     if not len(table):
         raise ValueError("no query has another image of its label to find")
-    figures = (100 * table[:, :-1].double().mean(0)).tolist()
-    names = [*(f"recall@{k}" for k in ranks), "map"]
-    return {**dict(zip(names, figures, strict=True)), "queries": float(len(table))}
+    return dict(zip([*(f"recall@{k}" for k in ranks), "map"], table.unbind(1), strict=False))
+
+
+def mean_figures(table: dict[str, Float[Tensor, " M"]]) -> dict[str, float]:
+    """Means in percent, and the number of queries."""
+    count = len(next(iter(table.values())))
+    return {**{name: 100 * float(column.mean()) for name, column in table.items()}, "queries": float(count)}
 
 
 def _judged(hit: Tensor, ranks: Sequence[int]) -> Float[Tensor, "B columns"]:

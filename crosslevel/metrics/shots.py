@@ -24,7 +24,12 @@ class Shots(NamedTuple):
 
     def describe(self) -> str:
         """The limits, for the user."""
-        return f"many: over {self.high} training images, few: under {self.low}"
+        return describe_limits(self.low, self.high)
+
+
+def describe_limits(low: int, high: int) -> str:
+    """Which classes are few- and which many-shot, for the user."""
+    return f"many: over {high} training images, few: under {low}"
 
 
 def split_by_frequency(counts: Int64[Tensor, " C"], limits: tuple[int, int] | None = None) -> Shots | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from crosslevel.report.charts import Series, bars, curves
 from crosslevel.report.choose import group_rows, neighbour_rows, project
 from crosslevel.report.metrics import read_metrics
-from crosslevel.report.page import Best, Block, commands, page, settings, table, text
+from crosslevel.report.page import Best, Block, Cell, Measured, cell, commands, page, settings, table, text
 from crosslevel.report.pictures import MAP_POINTS, THUMBNAIL, ImageRow, image_rows, map2d
 
 __all__ = [
@@ -18,9 +18,12 @@ __all__ = [
     "THUMBNAIL",
     "Best",
     "Block",
+    "Cell",
     "ImageRow",
+    "Measured",
     "Series",
     "bars",
+    "cell",
     "commands",
     "curves",
     "group_rows",

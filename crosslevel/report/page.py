@@ -8,11 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jinja2
 
 Best = Literal["max", "min"] | None
+
+
+class Measured(NamedTuple):
+    """A figure and half of its interval; shown as 48.4 ±2.2."""
+
+    value: float
+    half: float
+
+
+Cell = str | float | Measured | None
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ def text(heading: str, paragraphs: str | Sequence[str]) -> Block:
 def table(
     heading: str,
     columns: Sequence[str],
-    rows: Sequence[Sequence[str | float | None]],
+    rows: Sequence[Sequence[Cell]],
     best: Best | Sequence[Best] = "max",
     *,
     note: str = "",
@@ -68,7 +78,7 @@ def table(
     for name, entries in [("best", marks), *((f"row {i}", row) for i, row in enumerate(rows))]:
         if len(entries) != len(columns):
             raise ValueError(f"{name} of table {heading!r} has {len(entries)} entries, need {len(columns)}")
-    by_column = [[row[j] for row in rows] for j in range(len(columns))]
+    by_column = [[_plain(row[j]) for row in rows] for j in range(len(columns))]
     content = {
         "columns": columns,
         "rows": [[cell(value, digits) for value in row] for row in rows],
@@ -89,13 +99,19 @@ def commands(heading: str, lines: Sequence[str]) -> Block:
     return Block("commands", heading, {"lines": lines})
 
 
-def cell(value: str | float | None, digits: int) -> str:
+def cell(value: Cell, digits: int) -> str:
     """A value as a table shows it."""
+    if isinstance(value, Measured):
+        return f"{cell(value.value, digits)} ±{cell(value.half, digits)}"
     if value is None or (isinstance(value, Real) and math.isnan(value)):
         return "–"
     if isinstance(value, str | bool) or not isinstance(value, Real):
         return str(value)
     return f"{int(value):,}" if isinstance(value, Integral) else f"{float(value):z,.{digits}f}"
+
+
+def _plain(value: Cell) -> str | float | None:
+    return value.value if isinstance(value, Measured) else value
 
 
 def _best(column: Sequence[Any], mark: Best, digits: int) -> set[int]:

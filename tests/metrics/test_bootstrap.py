@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from crosslevel.metrics.bootstrap import intervals
+from crosslevel.metrics import bootstrap
+from crosslevel.metrics.bootstrap import accuracy_intervals, intervals
+from crosslevel.metrics.shots import accuracies, split_by_frequency
 
 
 def draws(seed=0):
@@ -53,3 +55,33 @@ def test_wrong_use():
         intervals(torch.zeros(0))
     with pytest.raises(ValueError, match=r"level=1\.0"):
         intervals(torch.ones(3), level=1.0)
+
+
+def test_intervals_of_accuracies_are_those_of_their_own_means():
+    """Each figure's interval, from a table of scores, against the same bootstrap of that figure alone."""
+    labels = torch.randint(8, (600,), generator=draws(1))
+    scores = torch.randn(600, 8, generator=draws(2))
+    scores[torch.arange(600), labels] += 1
+    counts = torch.tensor([400, 300, 200, 90, 60, 15, 10, 5])
+    shots = split_by_frequency(counts)
+    found = accuracy_intervals(scores, labels, shots, generator=draws())
+    correct = scores.argmax(1) == labels
+    fifth = (scores > scores.gather(1, labels.unsqueeze(1))).sum(1) < 5
+    assert found["top1"] == intervals(correct, generator=draws())
+    assert found["top5"] == intervals(fifth, generator=draws())
+    assert found["balanced"] == pytest.approx(intervals(correct, labels, generator=draws()))
+    for name in ("many", "medium", "few"):
+        inside = torch.isin(labels, getattr(shots, name))
+        alone = intervals(correct[inside], labels[inside], generator=draws())
+        # Alone, a split always has the same number of images; among the others it does not.
+        assert found[name] == pytest.approx(alone, abs=1.0)
+    figures = accuracies(scores, labels, counts, shots)
+    assert set(found) == set(figures)
+    assert all(low < figures[name] < high for name, (low, high) in found.items())
+
+
+def test_many_images_are_drawn_a_few_resamples_at_a_time(monkeypatch):
+    correct, classes = torch.rand(50, generator=draws()) < 0.5, torch.arange(50) % 5
+    whole = intervals(correct, classes, resamples=40, generator=draws(1))
+    monkeypatch.setattr(bootstrap, "_DRAWS", 120)
+    assert intervals(correct, classes, resamples=40, generator=draws(1)) == whole

@@ -1,0 +1,101 @@
+"""Evaluation at the size of ImageNet: kNN beside bare matrix products and faiss, and a sweep of linear classifiers.
+
+python benchmarks/evaluate.py [--queries 10000] [--bank 1281167] [--rounds 1]   # faiss: pip install faiss-cpu
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from beside import machine, median
+
+from crosslevel.metrics.knn import weighted_knn
+from crosslevel.probe.linear import Linear, train_sweep
+
+SIZE, CLASSES, TILE = 512, 1000, 4096
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--queries", type=int, default=10_000)
+    parser.add_argument("--bank", type=int, default=1_281_167)
+    parser.add_argument("--rounds", type=int, default=1)
+    arguments = parser.parse_args()
+    print(machine())
+    neighbours(arguments.bank, arguments.queries, arguments.rounds)
+    sweeps()
+
+
+def neighbours(count: int, asked: int, rounds: int) -> None:
+    """KNN of k = 200 in a bank of float16, its matrix products alone, and faiss's exact index, in turns."""
+    draws = torch.Generator().manual_seed(0)
+    bank = torch.empty(count, SIZE, dtype=torch.float16)
+    for part in bank.split(65_536):
+        part.copy_(torch.randn(part.shape, generator=draws))
+    labels = torch.randint(CLASSES, (count,), generator=draws)
+    queries = torch.randn(asked, SIZE, generator=draws)
+    ours, bare, theirs = [], [], []
+    for _ in range(rounds):
+        ours.append(seconds(lambda: weighted_knn(bank, labels, queries, CLASSES)))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        bare.append(seconds(lambda: products(count, queries)))
+        theirs.append(faiss_search(bank, queries))
+    print(f"kNN of {asked:,} queries in {count:,} x {SIZE} float16 features, k = 200 (seconds)")
+    print(f"crosslevel {median(ours):.1f}, its float32 matrix products alone {median(bare):.1f}, peak {peak:.1f} GiB")
+    print(f"crosslevel / products {median([a / b for a, b in zip(ours, bare, strict=True)]):.2f}")
+    if theirs[0] is not None:
+        print(f"faiss IndexFlatIP {median(theirs):.1f}; crosslevel / faiss ", end="")
+        print(f"{median([a / b for a, b in zip(ours, theirs, strict=True)]):.2f}")
+
+
+def products(count: int, queries: torch.Tensor) -> None:
+    """The same number of products of ready tensors in the type that they are computed in."""
+    tile = torch.randn(SIZE, TILE)
+    out = torch.empty(1024, TILE)
+    for part in queries.split(1024):
+        for first in range(0, count, TILE):
+            width = min(TILE, count - first)
+            torch.mm(part, tile[:, :width], out=out[: len(part), :width])
+
+
+def faiss_search(bank: torch.Tensor, queries: torch.Tensor) -> float | None:
+    try:
+        import faiss
+    except ImportError:
+        return None
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatIP(SIZE)
+    for part in bank.split(65_536):
+        index.add(F.normalize(part.float(), dim=1).numpy())
+    unit = F.normalize(queries, dim=1).numpy()
+    return seconds(lambda: index.search(unit, 200))
+
+
+def sweeps(count: int = 45_000, classes: int = 10, rounds: int = 5) -> None:
+    """One epoch of twelve settings together, and of one."""
+    draws = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(count, SIZE, generator=draws), torch.randint(classes, (count,), generator=draws)
+    how = Linear()
+    twelve = [(lr, decay) for lr in how.lrs for decay in how.weight_decays]
+    together, alone = [], []
+    for _ in range(rounds):
+        together.append(seconds(lambda: train_sweep(features, labels, classes, twelve, epochs=1)))
+        alone.append(seconds(lambda: train_sweep(features, labels, classes, twelve[:1], epochs=1)))
+    ratio = median([a / b for a, b in zip(together, alone, strict=True)])
+    print(f"linear sweep, {count:,} x {SIZE} features, {classes} classes, an epoch (seconds)")
+    print(f"{len(twelve)} settings {median(together):.2f}, one {median(alone):.2f}; ratio {ratio:.2f}")
+
+
+def seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Learning on frozen or fine-tuned features: what a representation is good for."""

@@ -1,0 +1,200 @@
+"""Linear classifiers on frozen features, the field's first measure of a representation (Zhang et al., ECCV 2016)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class Linear:
+    """How linear classifiers are trained.
+
+    Args:
+        epochs: passes over the features, or with ``augmented`` over the images.
+        batch_size: features a step.
+        lrs: rates to choose from, for features of unit variance.
+        weight_decays: strengths of the penalty to choose from.
+        held_out: share of the training images, of each class, that chooses.
+        augmented: the classic way in place of the choice: one classifier on the encoder's features of random crops and
+            flips, trained by SGD as MoCo's (He et al. 2020, sec. 4.1).
+        lr: its rate; 30 suits features as MoCo's.
+        weight_decay: its penalty.
+        schedule: its rate falls along a cosine, or tenfold after 60 % and 80 % of the epochs.
+
+    Raises:
+        ValueError: a number out of its range.
+
+    """
+
+    epochs: int = 100
+    batch_size: int = 256
+    lrs: tuple[float, ...] = (0.003, 0.03, 0.3)
+    weight_decays: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2)
+    held_out: float = 0.1
+    augmented: bool = False
+    lr: float = 30.0
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.held_out < 1:
+            raise ValueError(
+                f"linear.epochs={self.epochs}, batch_size={self.batch_size}, held_out={self.held_out}: "
+                "at least 1 each, and a share between 0 and 1"
+            )
+        if not self.lrs or not self.weight_decays or min(self.lrs) <= 0 or min(self.weight_decays) < 0:
+            raise ValueError(
+                f"linear.lrs={self.lrs}, weight_decays={self.weight_decays}: give one positive rate at least"
+            )
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"linear.schedule={self.schedule!r}: take one of {', '.join(SCHEDULES)}")
+
+
+class Sweep(NamedTuple):
+    """Linear classifiers, one a setting, and the mean and deviation that features are standardized by."""
+
+    weight: Float[Tensor, "D S C"]
+    bias: Float[Tensor, "S C"]
+    mean: Float[Tensor, " D"]
+    deviation: Float[Tensor, " D"]
+
+    def scores(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N S C"]:
+        """Logits of every classifier."""
+        x = (features.to(self.weight) - self.mean) / self.deviation
+        return (x @ self.weight.flatten(1)).view(len(x), *self.bias.shape) + self.bias
+
+
+class Chosen(NamedTuple):
+    """The classifier that a held-out part chose, trained on all of the training set, and its setting."""
+
+    classifier: Sweep
+    lr: float
+    weight_decay: float
+    held_out_accuracy: float
+
+
+def train_sweep(
+    features: Float[Tensor, "N D"],
+    labels: Int64[Tensor, " N"],
+    classes: int,
+    settings: list[tuple[float, float]],
+    *,
+    epochs: int = 100,
+    batch_size: int = 256,
+    generator: torch.Generator | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sweep:
+    """Softmax regression with several settings at once, on the features' device.
+
+    All settings see the same batches: their classifiers are the columns of one matrix, so that a step is two matrix
+    products however many there are. SGD with Nesterov momentum 0.9 from zero weights, the rate along a cosine to 0.
+
+    Args:
+        features: standardized here, so that one range of rates fits all encoders.
+        labels: in [0, classes).
+        classes: C.
+        settings: rate and weight decay (of the weights, not the bias) of each classifier.
+        epochs: passes over the features.
+        batch_size: features a step.
+        generator: a CPU generator that shuffles them.
+        progress: told how many of how many epochs are done.
+
+    """
+    mean, deviation = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
+    x = (features - mean) / deviation
+    place: dict[str, Any] = {"dtype": x.dtype, "device": x.device}
+    weight = torch.zeros(x.shape[1], len(settings) * classes, **place)
+    bias = torch.zeros(len(settings) * classes, **place)
+    # One entry a column, so that a step needs no loop over settings.
+    rate, decay = (torch.tensor(v, **place).repeat_interleave(classes) for v in zip(*settings, strict=True))
+    speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)
+    batch_size = min(batch_size, len(x))
+    steps, step = epochs * (len(x) // batch_size), 0
+    for epoch in range(epochs):
+        order = torch.randperm(len(x), generator=generator).to(x.device)
+        for index in order.split(batch_size)[: len(x) // batch_size]:
+            part = x[index]
+            error = torch.addmm(bias, part, weight).view(batch_size, len(settings), classes).softmax(2)
+            error.scatter_add_(2, labels[index].view(-1, 1, 1).expand(-1, len(settings), 1), -torch.ones_like(error))
+            error = error.view(batch_size, -1)
+            now = rate * (0.5 * (1 + math.cos(math.pi * step / steps)))
+            _descend(weight, torch.addmm(decay * weight, part.T, error, alpha=1 / batch_size), speed, now)
+            _descend(bias, error.mean(0), bias_speed, now)
+            step += 1
+        if progress is not None:
+            progress(epoch + 1, epochs)
+    return Sweep(weight.view(-1, len(settings), classes), bias.view(-1, classes), mean, deviation)
+
+
+def _descend(value: Tensor, gradient: Tensor, speed: Tensor, rate: Tensor) -> None:
+    """One step of SGD with Nesterov momentum, as PyTorch's."""
+    speed.mul_(MOMENTUM).add_(gradient)
+    value.addcmul_(rate.expand_as(value), gradient.add_(speed, alpha=MOMENTUM), value=-1)
+
+
+def choose(
+    features: Float[Tensor, "N D"],
+    labels: Int64[Tensor, " N"],
+    classes: int,
+    how: Linear,
+    generator: torch.Generator,
+    progress: Callable[[int, int], None] | None = None,
+) -> Chosen:
+    """The best of all pairs of rate and weight decay on a held-out part, then trained on everything.
+
+    Of equally accurate settings the one with the lower loss is taken. Test images take no part.
+
+    Raises:
+        ValueError: so few images that none can be held out.
+
+    """
+    settings = [(lr, decay) for lr in how.lrs for decay in how.weight_decays]
+    held = held_out(labels, how.held_out, generator)
+    if held.all() or not held.any():
+        raise ValueError(f"{len(labels)} labelled images are too few to hold out {how.held_out:.0%} of each class")
+    shared: dict[str, Any] = {"epochs": how.epochs, "batch_size": how.batch_size, "generator": generator}
+    tried = train_sweep(features[~held], labels[~held], classes, settings, progress=progress, **shared)
+    truth = labels[held].to(features.device)
+    accuracy, loss = [], []
+    for part in tried.scores(features[held]).unbind(1):
+        accuracy.append(float((part.argmax(1) == truth).double().mean()))
+        loss.append(float(F.cross_entropy(part, truth)))
+    best = max(range(len(settings)), key=lambda s: (accuracy[s], -loss[s]))
+    fitted = train_sweep(features, labels, classes, [settings[best]], **shared)
+    return Chosen(fitted, *settings[best], accuracy[best])
+
+
+def held_out(labels: Int64[Tensor, " N"], share: float, generator: torch.Generator) -> Tensor:
+    """A mask of ``share`` of each class, drawn at random: at least one image of a class of two or more."""
+    mask = torch.zeros(len(labels), dtype=torch.bool)
+    order = torch.randperm(len(labels), generator=generator)
+    shuffled = labels.cpu()[order]
+    for c in shuffled.unique():
+        own = order[shuffled == c]
+        if len(own) > 1:
+            mask[own[: max(1, round(share * len(own)))]] = True
+    return mask
+
+
+def step_schedule(progress: float) -> float:
+    """Tenfold lower after 60 % and after 80 %."""
+    return 1.0 if progress < 0.6 else 0.1 if progress < 0.8 else 0.01
+
+
+def cosine_schedule(progress: float) -> float:
+    """From 1 to 0 along half a cosine."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine_schedule, "step": step_schedule}
+"""By how much a rate is multiplied, by how much of the training is done."""
