@@ -151,6 +151,40 @@ def test_a_class_numbered_differently_in_the_test_set_is_still_itself(trained, s
     assert part["trained encoder"]["balanced"] == pytest.approx(np.mean(recalls), abs=1e-4)
 
 
+OBJECT = """<annotation><filename>{i}.png</filename><object><name>{name}</name><difficult>0</difficult><bndbox>
+<xmin>9</xmin><ymin>9</ymin><xmax>40</xmax><ymax>40</ymax></bndbox></object></annotation>"""
+
+
+def voc(home):
+    """Four squares on noise, in the layout of Pascal VOC."""
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (home / part).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        pixels = rng.integers(0, 90, (64, 64, 3)).astype(np.uint8)
+        pixels[8:40, 8:40] = (200, 30, 30) if i % 2 else (30, 30, 200)
+        Image.fromarray(pixels).save(home / "JPEGImages" / f"{i}.png")
+        (home / "Annotations" / f"{i}.xml").write_text(OBJECT.format(i=i, name=("red", "blue")[i % 2]))
+    (home / "ImageSets" / "Main" / "trainval.txt").write_text("0\n1\n2\n3\n")
+    (home / "ImageSets" / "Main" / "test.txt").write_text("0\n1\n")
+    return home
+
+
+def test_detection_from_random_and_from_trained_weights(trained, tmp_path):
+    pytest.importorskip("pycocotools", reason="needs pycocotools: pip install 'crosslevel[detection]'")
+    shutil.copy(trained / "encoder.safetensors", tmp_path)
+    home = voc(tmp_path / "VOC2007")
+    short = ["--detection.iterations=2", "--detection.batch_size=2", "--detection.short_side=64", "--workers=0"]
+    found = call(tmp_path, (f"{home}:trainval", f"{home}:test"), "--protocol=detection", *short)
+    ((title, rows),) = found.items()
+    assert title == "detection, c4, 2 iterations"
+    assert list(rows) == ["random initialization", "trained encoder"]
+    assert all(set(row) == {"AP", "AP50", "AP75"} for row in rows.values())
+    results = json.loads((tmp_path / "evaluation.json").read_text())["results"]
+    assert results[0]["accuracy_percent"] == rows
+    assert results[0]["settings"]["short_side"] == 64
+
+
 def flat_folder(tmp_path):
     for i in range(3):
         Image.new("RGB", (16, 16)).save(tmp_path / f"{i}.png")
@@ -171,6 +205,7 @@ def test_wrong_use_ends_in_one_line(trained, sources, tmp_path, capsys):
         (sources, ["--protocol=semi", f"--semi.list_file={few}"], "2 labelled images for 3 classes"),
         (sources, ["--protocol=linear", "--linear.epochs=0"], "epochs=0"),
         (sources, ["--protocol=clustering", "--clusters=1000"], "clusters=1000"),
+        (sources, ["--protocol=detection"], str(sources[0])),
     ]
     for pair, options, named in wrong:
         with pytest.raises(SystemExit) as stop:
