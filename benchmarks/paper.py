@@ -32,12 +32,12 @@ from crosslevel.commands import run
 from crosslevel.encoder import load_encoder
 from crosslevel.evaluate import labelled_pair
 from crosslevel.features import extract
+from crosslevel.folder import load_branches
 from crosslevel.hardware import choose
-from crosslevel.heads import projection_head
 from crosslevel.images import BadFiles, pack
 from crosslevel.images.subsets import long_tailed
 from crosslevel.metrics.knn import weighted_knn
-from crosslevel.train import load_cld, train
+from crosslevel.train import train
 
 # What the authors' CIFAR-10 recipes set; SimCLR and BYOL with CLD are no recipe of theirs.
 WITH_CLD = {
@@ -178,9 +178,8 @@ def judge(folder: Path, source: str, test: str) -> dict[str, float]:
     known, asked = (
         extract(encoder, pack(part, encoder.view.size, bad=BadFiles()), hardware=hardware) for part in (bank, queries)
     )
-    branches = {"knn": torch.nn.Identity(), "knn_instance": instance_head(folder)}
-    if (folder / "cld.safetensors").is_file():
-        branches["knn_group"] = load_cld(folder).branch
+    heads = {f"knn_{name.removesuffix(' branch')}": head for name, head in load_branches(folder).items()}
+    branches = {"knn": torch.nn.Identity(), **heads}
     figures = {}
     with torch.no_grad():
         for name, branch in branches.items():
@@ -193,24 +192,6 @@ def judge(folder: Path, source: str, test: str) -> dict[str, float]:
     )
     linear.fit(known.features.numpy(), known.labels.numpy())
     return figures | {"linear": 100 * float(linear.score(asked.features.numpy(), asked.labels.numpy()))}
-
-
-def instance_head(folder: Path) -> torch.nn.Module:
-    """The instance branch's head, from the run's last checkpoint."""
-    state = torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=False)
-    prefix = "method.branch."
-    own = {k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)}
-    import yaml
-
-    settings = yaml.safe_load((folder / "config.yaml").read_text())["method"]["init_args"]
-    matrices = [v for v in own.values() if v.ndim == 2]
-    width = matrices[0].shape[0] if len(matrices) > 1 else None
-    head = projection_head(
-        settings["head"], matrices[0].shape[1], matrices[-1].shape[0], width,
-        batch_norm=any("running_mean" in name for name in own),
-    )  # fmt: skip
-    head.load_state_dict(own)
-    return head
 
 
 def long_tailed_list(source: str, imbalance: float, file: Path) -> str:

@@ -34,8 +34,9 @@ def run(function: Callable[..., Any], arguments: Sequence[str]) -> Any:
     """Parse ``arguments`` for ``function`` and call it.
 
     ``--config FILE`` reads any part of the tree, options after it override it; ``--recipe NAME`` reads a file that
-    comes with the package; ``--resume RUN`` continues a run with the settings in its ``config.yaml``. ``seed`` is set
-    before anything is built.
+    comes with the package; ``--resume RUN`` continues a run with the settings in its ``config.yaml``. Another
+    ``--method`` than theirs takes none of the settings that they have for theirs. ``seed`` is set before anything is
+    built.
 
     Raises:
         SystemExit: status 2 for what the user can mend, 1 for a loss that is no number; one line on stderr.

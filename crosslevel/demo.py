@@ -12,10 +12,11 @@ from crosslevel import commands, pages, report
 from crosslevel.encoder import load_encoder, untrained
 from crosslevel.evaluate import labelled_pair
 from crosslevel.features import Place
+from crosslevel.folder import load_cld
 from crosslevel.hardware import Device, Precision, choose
 from crosslevel.protocols import PIXELS, Kind, Row, Subject, knn
 from crosslevel.results import COLUMNS, columns, measured, print_table
-from crosslevel.train import load_cld, train
+from crosslevel.train import train
 
 RUNS = {"MoCo": "moco", "MoCo + CLD": "moco-cld"}
 

@@ -108,27 +108,6 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ValueError(f"batch normalization needs (B, C, ...), not {tuple(input.shape)}")
 
 
-PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
-def synchronize(module: nn.Module) -> None:
-    """Every batch normalization inside ``module`` becomes one over all ranks; weights and statistics stay.
-
-    Subclasses, which do more than to normalize, are left as they are.
-    """
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and type(child) in PLAIN_NORMS:
-            built = SyncBatchNorm(
-                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
-            )
-            built.weight, built.bias = child.weight, child.bias
-            built.running_mean, built.running_var = child.running_mean, child.running_var
-            built.num_batches_tracked = child.num_batches_tracked
-            setattr(module, name, built.train(child.training))
-        else:
-            synchronize(child)
-
-
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

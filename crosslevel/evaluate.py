@@ -16,6 +16,7 @@ from crosslevel import images as image_sources
 from crosslevel import protocols
 from crosslevel.encoder import Encoder, load_encoder, untrained
 from crosslevel.features import Place
+from crosslevel.folder import load_branches
 from crosslevel.hardware import Device, Hardware, Precision, choose
 from crosslevel.images import BadFiles, Images, SourceError
 from crosslevel.images.annotations import annotated
@@ -79,6 +80,7 @@ def evaluate(
     data_root: str | None = None,
     seed: int = 0,
     cache: bool = True,
+    branches: bool = False,
     output: str | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Judge the features of a run by one protocol or several, beside an untrained encoder and raw pixels.
@@ -109,6 +111,8 @@ def evaluate(
         data_root: folder with the official files of cifar10 and cifar100.
         seed: of the untrained encoder's weights, and of all draws.
         cache: keep features and unfinished trainings in the run's folder: no other call computes them again.
+        branches: judge the features of the instance and the group branch as well: published figures on CIFAR are of the
+            instance branch.
         output: the figures' JSON file; evaluation.json in the run's folder unless given.
 
     Returns:
@@ -140,7 +144,8 @@ def evaluate(
             "trained encoder": encoder,
         }
         subject = Subject(
-            kinds, bank, queries, Place(hardware, workers, batch_size), bad, home, console, shots, seed
+            kinds, bank, queries, Place(hardware, workers, batch_size), bad, home,
+            load_branches(folder) if branches else {}, console, shots, seed,
         )  # fmt: skip
         total = len(bank) + len(queries)
         split = subject.split

@@ -7,9 +7,17 @@ import re
 import shlex
 from pathlib import Path
 
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from crosslevel.cld import CrossLevel
 from crosslevel.encoder import FILE
+from crosslevel.heads import rebuilt_head
 from crosslevel.images import BadFiles
 
+INSTANCE_FILE, CLD_FILE = "instance.safetensors", "cld.safetensors"
 RUN_VARIABLE = "CROSSLEVEL_RUN"
 BAD_FILES = "bad_files.txt"
 
@@ -52,6 +60,34 @@ def next_commands(folder: Path, images: str, labelled: bool, data_root: str | No
         f"crosslevel embed {run} {source} -o features.parquet{where}",
         f"crosslevel evaluate {run} {source if labelled else 'LABELLED_IMAGES'} --test LABELLED_TEST_IMAGES{where}",
     ]
+
+
+def save_branches(folder: Path, instance: nn.Sequential, head: str, cld: CrossLevel | None) -> None:
+    """Keep both branches' heads beside the encoder: published figures are of the instance branch's features."""
+    save_file(dict(instance.state_dict()), folder / INSTANCE_FILE, metadata={"head": head})
+    if cld is not None:
+        save_file(cld.state_dict(), folder / CLD_FILE)
+
+
+def load_cld(folder: Path) -> CrossLevel:
+    """The group branch that a run trained beside its encoder."""
+    built = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["cld"]
+    state = load_file(folder / CLD_FILE)
+    cld = CrossLevel(state["branch.0.weight"].shape[1], **built)
+    cld.load_state_dict(state)
+    return cld.eval()
+
+
+def load_branches(folder: Path) -> dict[str, nn.Module]:
+    """The heads of the branches that a run kept, by name: features (B, D) to what its losses compare."""
+    found: dict[str, nn.Module] = {}
+    if (folder / INSTANCE_FILE).is_file():
+        with safe_open(folder / INSTANCE_FILE, framework="pt") as opened:
+            head = (opened.metadata() or {})["head"]
+        found["instance branch"] = rebuilt_head(head, load_file(folder / INSTANCE_FILE))
+    if (folder / CLD_FILE).is_file():
+        found["group branch"] = load_cld(folder).branch
+    return found
 
 
 class Unreadable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
@@ -40,6 +41,16 @@ def projection_head(
     fan_in = width if first else in_features
     last = NormLinear(fan_in, out_features) if kind.startswith("norm") else nn.Linear(fan_in, out_features)
     return nn.Sequential(*first, last)
+
+
+def rebuilt_head(kind: Head, state: Mapping[str, Tensor]) -> nn.Sequential:
+    """The head of ``kind`` that has these weights, in evaluation mode."""
+    matrices = [value for value in state.values() if value.ndim == 2]
+    hidden = matrices[0].shape[0] if len(matrices) > 1 else None
+    batch_norm = any(name.endswith("running_mean") for name in state)
+    head = projection_head(kind, matrices[0].shape[1], matrices[-1].shape[0], hidden, batch_norm)
+    head.load_state_dict(dict(state))
+    return head.eval()
 
 
 class NormLinear(nn.Module):

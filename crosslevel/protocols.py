@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from crosslevel.cache import FeatureCache, Known
 from crosslevel.encoder import Encoder
@@ -44,7 +44,8 @@ class Subject:
     """What is judged, on which images.
 
     ``kinds`` are encoders by name, or `PIXELS`; ``bank`` are the labelled images to learn from and ``queries`` those to
-    classify; ``home`` is the run's folder, where features and unfinished trainings are kept.
+    classify; ``home`` is the run's folder, where features and unfinished trainings are kept; ``branches`` are heads on
+    the last encoder's features, for protocols that need features alone.
     """
 
     kinds: dict[str, Kind]
@@ -53,6 +54,7 @@ class Subject:
     place: Place
     bad: BadFiles = field(default_factory=BadFiles)
     home: Path | None = None
+    branches: dict[str, nn.Module] = field(default_factory=dict)
     console: Console | None = None
     shots: tuple[int, int] | None = None
     seed: int = 0
@@ -72,8 +74,18 @@ class Subject:
         assert self.bank.labels is not None
         return split_by_frequency(torch.bincount(self.bank.labels, minlength=len(self.bank.classes or [])), self.shots)
 
+    @property
+    def names(self) -> list[str]:
+        """All that has features."""
+        return [*self.kinds, *self.branches]
+
     def known(self, name: str) -> tuple[Known, Known]:
         """Features of the bank and of the queries."""
+        if name in self.branches:
+            bank, queries = self.known(list(self.encoders)[-1])
+            with torch.no_grad():
+                heads = [self.branches[name](part.features) for part in (bank, queries)]
+            return bank._replace(features=heads[0]), queries._replace(features=heads[1])
         kind = self.kinds[name]
         return self._known(name, kind, self.bank), self._known(name, kind, self.queries)
 
@@ -116,7 +128,7 @@ class Subject:
 def knn(subject: Subject, k: int = 200, temperature: float = 0.1) -> dict[str, Row]:
     """The temperature-weighted nearest neighbours' vote (Wu et al., CVPR 2018, sec. 3.4)."""
     row = {}
-    for name in subject.kinds:
+    for name in subject.names:
         known, asked = subject.known(name)
         found = subject.truth(known, asked)
         votes = weighted_knn(known.features, known.labels, asked.features, len(found.counts), k, temperature)
@@ -127,7 +139,7 @@ def knn(subject: Subject, k: int = 200, temperature: float = 0.1) -> dict[str, R
 def linear(subject: Subject, how: Linear) -> dict[str, Row]:
     """A linear classifier on frozen features: the best of a sweep, or the classic one on random views."""
     row = {}
-    for name in subject.encoders if how.augmented else subject.kinds:
+    for name in subject.encoders if how.augmented else subject.names:
         known, asked = subject.known(name)
         found = subject.truth(known, asked)
         with subject.progress(f"linear classifier, {name}") as told:
@@ -192,7 +204,7 @@ def retrieval(subject: Subject) -> dict[str, Row]:
 
     By class, images of the query's own track take no part.
     """
-    asked = {name: subject.known(name)[1] for name in subject.kinds}
+    asked = {name: subject.known(name)[1] for name in subject.names}
     tables = {
         "retrieval, by class": {name: _ranked(subject, a.features, a.labels, a.tracks) for name, a in asked.items()}
     }
@@ -212,7 +224,7 @@ def _ranked(subject: Subject, features: Tensor, labels: Tensor, tracks: Tensor |
 def clustering(subject: Subject, count: int | None = None) -> dict[str, Row]:
     """K-means on the test images' features, held against their labels; as many clusters as classes unless given."""
     row = {}
-    for name in subject.kinds:
+    for name in subject.names:
         _, asked = subject.known(name)
         wanted = count or len(asked.labels.unique())
         found = clusters(asked.features, wanted, seed=subject.seed)

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from rich.progress import Progress
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from crosslevel import images as image_sources
@@ -23,7 +21,7 @@ from crosslevel import pages, pretrain, report, settings
 from crosslevel.cld import CrossLevel
 from crosslevel.distributed import wait
 from crosslevel.encoder import FILE, Encoder, View
-from crosslevel.folder import Unreadable, claim, next_commands
+from crosslevel.folder import Unreadable, claim, next_commands, save_branches
 from crosslevel.hardware import Device, Hardware, Precision, choose
 from crosslevel.images import BadFiles, BadImage, Images, Packed, TrainBatches, pack
 from crosslevel.images.views import Views
@@ -31,7 +29,6 @@ from crosslevel.methods import Method, MoCo
 from crosslevel.monitor import knn_monitor
 from crosslevel.pretrain import Optimizer, Outcome, Pretrain, fit
 
-CLD_FILE = "cld.safetensors"
 LARGEST_VIEW = 224  # pixels: the usual size, where the images are larger
 BASE_RATES = {"adamw": 1e-3, "lars": 0.3}  # at 256 images a batch; SGD's is the method's own
 BASE_DECAYS = {"sgd": 5e-4, "adamw": 0.05, "lars": 1e-6}
@@ -128,7 +125,7 @@ def train(
         workers=workers, rank=rank, world=devices,
     )  # fmt: skip
     _share(chosen, branch, share_hidden)
-    _check(branch, chosen, views, min(batch_size, len(source) // devices), devices)
+    _check(encoder, branch, chosen, views, min(batch_size, len(source) // devices), devices)
     rates = _rates(optimizer, chosen.sgd_rate, batch_size * devices, epochs, lr, weight_decay, warmup_epochs)
     every = max(1, epochs // 10) if monitor_every is None else monitor_every
     kind = f"{type(chosen).__name__.lower()}{'-cld' if branch else ''}"
@@ -165,8 +162,7 @@ def train(
     following = next_commands(folder, images, source.labels is not None, data_root)
     if rank == 0:
         encoder.save(folder / FILE)
-        if branch is not None:
-            save_file(branch.state_dict(), folder / CLD_FILE)
+        save_branches(folder, chosen.branch, chosen.head, branch)
         unreadable.merge()
         if len(bad):
             _say(console, bad.summary(total))
@@ -176,16 +172,6 @@ def train(
     if outcome.signal is not None:
         sys.exit(128 + outcome.signal)
     return folder
-
-
-def load_cld(folder: Path) -> CrossLevel:
-    """The group branch that a run trained beside its encoder."""
-    built = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["cld"]
-    state = load_file(folder / CLD_FILE)
-    in_features = state["branch.0.weight"].shape[1]
-    cld = CrossLevel(in_features, **built)
-    cld.load_state_dict(state)
-    return cld
 
 
 def _prepared(source: Images, encoder: Encoder, views: Views, memory: float, bad: BadFiles, console: Console) -> Images:
@@ -233,10 +219,21 @@ def _share(method: Method, cld: CrossLevel | None, wanted: bool) -> None:
         pretrain.share_hidden(method, cld)
 
 
-def _check(cld: CrossLevel | None, method: Method, views: Views, batch: int, devices: int) -> None:
+def _check(encoder: Encoder, cld: CrossLevel | None, method: Method, views: Views, batch: int, devices: int) -> None:
     """Refuse, before anything is trained, what would fail in the first step."""
     if batch < 2:
         raise ValueError(f"batch_size={batch} leaves nothing to compare with: give at least 2")
+    if batch < 2 * method.splits:
+        raise ValueError(
+            f"method.splits={method.splits} leaves some parts of the batch of {batch} images less than 2: lower splits "
+            "or raise batch_size"
+        )
+    piece = method.piece_size(views.size)
+    if piece is not None and encoder.fixed_size not in (None, piece):
+        raise ValueError(
+            f"{type(method).__name__}'s patches are {piece} pixels, {encoder.name} is built for {encoder.fixed_size}: "
+            "give --method.jigsaw 0 or a convolutional encoder"
+        )
     points = batch * (devices if cld is not None and cld.gather else 1)
     if cld is not None and cld.groups is not None and cld.groups > points:
         raise ValueError(

@@ -7,7 +7,7 @@ import torch
 import yaml
 from test_train import losses, write_images
 
-from crosslevel import recipes
+from crosslevel import CrossLevel, recipes
 from crosslevel.cli import main
 from crosslevel.commands import run
 from crosslevel.train import train
@@ -41,6 +41,8 @@ def test_a_recipe_takes_a_step_and_keeps_its_settings(eight, tmp_path, name):
     small += REDUCED[method]
     if told["cld"]["weight"]:
         small += ["--cld.groups=4"]
+    if "splits" in told["method"]["init_args"]:
+        small += ["--method.splits=2"]
     if told.get("share_hidden"):
         small += ["--method.hidden=32", "--cld.hidden=32"]
     run(train, [str(eight), "--recipe", name, *small])
@@ -75,17 +77,55 @@ def test_the_head_says_what_it_is_and_what_it_is_meant_to_reach(recipe):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "-cld" in name])
 def test_every_recipe_with_cld_has_one_without(name):
-    """It differs in nothing but the group branch, the number of views and the heads' kind."""
-    alone = name.replace("-cld", "").replace("-normlinear", "").replace("-normmlp", "").removesuffix("-200")
-    with_cld, without = tree(name), tree(alone)
-    for told in (with_cld, without):
-        told.pop("cld")
-        told.pop("share_hidden", None)
-        told["method"]["init_args"].pop("online", None)
-        told["method"]["init_args"].pop("head")
-        if "200" in name:
-            told.pop("epochs")
+    """It differs in nothing but the group branch and the second query view that this one needs."""
+    with_cld, without = tree(name), tree(name.replace("-cld", ""))
+    assert with_cld.pop("cld")["weight"] > 0
+    assert without.pop("cld") == {"weight": 0.0}
+    with_cld.pop("share_hidden", None)
+    online = [told["method"]["init_args"].pop("online", None) for told in (with_cld, without)]
+    assert online == ([None, None] if "byol" in name else [2, 1])
     assert with_cld == without
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("imagenet") and "-cld" in name])
+def test_every_image_of_a_device_is_its_own_group(name):
+    """As in the authors' runs, which asked for 120 groups of 64 images; and the file says how on one device."""
+    told = tree(name)
+    batch, file = told["batch_size"], recipes.find(name).file.read_text()
+    each = int(re.search(r"--devices 8 --batch_size (\d+)", file).group(1))
+    assert 8 * each == batch
+    assert re.findall(r"[Oo]n one device,? --cld\.groups (\d+)", file) == [str(batch)]
+    cld = CrossLevel(16, **{**told["cld"], "hidden": None})
+    cld(*torch.randn(2, each, 16, generator=torch.Generator().manual_seed(0)))
+    assert not cld.gather
+    assert torch.equal(cld.last.a.sizes, torch.ones(each))
+    if "byol" not in name and "npid" not in name:
+        assert each == 64
+
+
+def test_settings_of_the_authors_code():
+    """What their networks, losses and schedules are, where a recipe says that it is theirs."""
+    for name, told in ((name, tree(name)) for name in NAMES):
+        small = name.startswith(("cifar", "stl10"))
+        if small:
+            assert told["encoder"] == {"name": "resnet18", "small_images": True, "zero_init_last": False}, name
+        if small and "-cld" in name:
+            assert told["cld"]["normalize_centroids"] is False, name
+        if name.startswith("stl10"):
+            views = {k: told["views"].get(k) for k in ("size", "jitter", "hue", "blur", "erase")}
+            assert views == {"size": 96, "jitter": 1.0, "hue": 0.4, "blur": None, "erase": None}, name
+        if "infomin" in name:
+            assert told["warmup_epochs"] == 5, name
+        if "the authors' ImageNet recipe" in recipes.find(name).settings:
+            assert told["encoder"]["zero_init_last"] is False, name
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("imagenet") and "byol" in name])
+def test_byol_has_one_preset_of_its_authors(name):
+    """Their code's for 300 epochs: lr 0.3 at 256 images, decay 1e-6, momentum 0.99."""
+    told = tree(name)
+    assert told["lr"] == pytest.approx(0.3 * told["batch_size"] / 256)
+    assert (told["weight_decay"], told["method"]["init_args"]["momentum"]) == (1e-6, 0.99)
 
 
 PUBLISHED = {
@@ -93,6 +133,7 @@ PUBLISHED = {
     "cifar100-npid": 51.6, "cifar100-npid-cld": 57.5, "cifar100-moco": 53.1, "cifar100-moco-cld": 58.1,
     "cifar100-moco-cld-normlinear": 59.7, "imagenet-mocov2": 67.5, "imagenet-mocov2-cld": 69.2,
     "imagenet-mocov2-cld-normmlp": 70.0, "imagenet-infomin": 67.4, "imagenet-infomin-cld": 69.5,
+    "imagenet-infomin-200": 70.1,
     "imagenet-infomin-cld-normmlp": 70.1, "imagenet-infomin-cld-200": 70.6, "imagenet-infomin-cld-normmlp-200": 71.5,
 }  # fmt: skip
 

@@ -13,11 +13,14 @@ from PIL import Image
 from crosslevel import CrossLevel, load_encoder, monitor
 from crosslevel.commands import run
 from crosslevel.encoder import Encoder
+from crosslevel.evaluate import evaluate
+from crosslevel.folder import load_branches, load_cld
 from crosslevel.images import Packed, TrainBatches
 from crosslevel.methods import BYOL, NPID, MoCo, SimCLR
 from crosslevel.pretrain import callbacks, share_hidden
 from crosslevel.pretrain.module import remembered
-from crosslevel.train import load_cld, train
+from crosslevel.pretrain.sync import SyncBatchNormAct
+from crosslevel.train import train
 
 train_file = import_module("crosslevel.train")
 
@@ -264,6 +267,7 @@ def test_a_folder_without_images_ends_in_one_line(tmp_path, capsys, make):
         (["--share_hidden=true", "--method.head=linear"], "share_hidden needs two MLP heads alike: method.head=linear"),
         (["--share_hidden=true", "--cld.head=norm-mlp", "--cld.hidden=9"], "share_hidden needs two MLP heads alike"),
         (["--method=InfoMin", "--method.jigsaw=1"], "jigsaw=1.0 must be in [0, 1)"),
+        (["--method.splits=5"], "method.splits=5 leaves some parts of the batch of 8 images less than 2"),
         (["--method=NPID", "--method.sharded=true"], "sharded=True needs negatives"),
         (["--config=nowhere.yaml"], "nowhere.yaml"),
     ],
@@ -351,9 +355,24 @@ def test_a_run_that_ended_before_its_first_checkpoint_can_be_started_again(photo
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp", "norm-linear", "norm-mlp"])
-def test_the_group_branch_is_read_back_whatever_its_head(photos, tmp_path, head):
-    run(train, [str(photos), *FAST, "--epochs=1", f"--run={tmp_path}/r", f"--cld.head={head}"])
+def test_both_branches_are_read_back_whatever_their_heads(photos, tmp_path, head):
+    heads = [f"--method.head={head}", f"--cld.head={head}"]
+    run(train, [str(photos), *FAST, "--epochs=1", f"--run={tmp_path}/r", *heads])
     assert load_cld(tmp_path / "r").head == head
+    state = torch.load(tmp_path / "r" / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    found = load_branches(tmp_path / "r")
+    for name, prefix in (("instance branch", "method.branch."), ("group branch", "cld.branch.")):
+        kept = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        assert kept.keys() == found[name].state_dict().keys()
+        for key, value in found[name].state_dict().items():
+            torch.testing.assert_close(value, kept[key])
+
+
+def test_branches_are_judged_by_the_figures_that_recipes_name(photos, tmp_path):
+    run(train, [str(photos), *FAST, "--epochs=1", f"--run={tmp_path}/r"])
+    fixed = ["--device=cpu", "--precision=fp32", "--branches=true", "--protocol=knn"]
+    rows = run(evaluate, [f"{tmp_path}/r", str(photos), f"--test={photos}", *fixed]).popitem()[1]
+    assert list(rows)[-3:] == ["trained encoder", "instance branch", "group branch"]
 
 
 def test_the_settings_keep_the_number_of_views_that_was_given(photos, tmp_path):
@@ -369,6 +388,41 @@ def test_a_network_for_one_size_gets_views_of_that_size(photos, tmp_path, capsys
     with pytest.raises(SystemExit):
         run(train, [str(photos), *options, *name, "--views.size=32", f"--run={tmp_path}/s"])
     assert "views.size=32 does not suit test_vit" in capsys.readouterr().err
+
+
+def test_a_jigsaw_needs_a_network_for_patches(photos, tmp_path, capsys):
+    options = ["--batch_size=4", "--log_every=1", "--device=cpu", "--report_html=false", "--epochs=1"]
+    options += ["--encoder.name=test_vit", "--encoder.image_size=48", "--method=infomin"]
+    with pytest.raises(SystemExit) as stop:
+        run(train, [str(photos), *options, f"--run={tmp_path}/r"])
+    said = capsys.readouterr().err
+    assert (stop.value.code, said.count("\n")) == (2, 1)
+    assert "InfoMin's patches are 14 pixels, test_vit is built for 48: give --method.jigsaw 0 or a conv" in said
+    assert not (tmp_path / "r").exists()
+    run(train, [str(photos), *options, "--method.jigsaw=0", f"--run={tmp_path}/r"])
+    assert len(losses(tmp_path / "r")) == 6
+
+
+def test_synchronized_statistics_keep_activations_through_a_run(photos, tmp_path, monkeypatch):
+    """On one device nothing but the layers' class changes: the same losses and weights."""
+    calls, forward = {"true": 0, "false": 0}, SyncBatchNormAct.forward
+    for sync in calls:
+
+        def counted(self, x, sync=sync):
+            calls[sync] += 1
+            return forward(self, x)
+
+        monkeypatch.setattr(SyncBatchNormAct, "forward", counted)
+        options = [
+            "--encoder.name=test_efficientnet",
+            "--views.size=64",
+            "--precision=fp32",
+            f"--sync_batchnorm={sync}",
+        ]
+        run(train, [str(photos), *FAST[2:], *options, "--epochs=1", f"--run={tmp_path}/{sync}"])
+    assert calls["true"] > 0 == calls["false"]
+    assert losses(tmp_path / "true") == losses(tmp_path / "false")
+    assert same_weights(tmp_path / "true", tmp_path / "false")
 
 
 @pytest.mark.parametrize(("size", "packed"), [((32, 32), True), ((31, 33), True), ((32, 64), False), ((64, 32), False)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -39,6 +39,9 @@ class Method(nn.Module):
     plain_views: int = 0
     """How many of the extra views, the last ones, are crops and flips without any change of colour."""
 
+    splits: int = 1
+    """In how many parts, normalized apart, a batch is encoded: batch statistics as on so many devices."""
+
     sgd_rate: ClassVar[float] = 0.06
     """A learning rate for SGD at 256 images a batch that suits the method's temperature."""
 
@@ -60,6 +63,10 @@ class Method(nn.Module):
     def views(self) -> int:
         """How many views of each image the method needs."""
         return self.online + self.extra_views
+
+    def piece_size(self, view: int) -> int | None:
+        """Pixels of the pieces that the method cuts out of views of ``view`` pixels and encodes; None without any."""
+        return None
 
     def forward(
         self,
@@ -90,6 +97,21 @@ class Method(nn.Module):
         with torch.autocast(h.device.type, enabled=False):
             z: Tensor = self.branch(h.to(torch.promote_types(h.dtype, torch.float32)))
             return F.normalize(z, dim=1)
+
+
+def encode_in_parts(
+    encoder: Callable[[Tensor], Tensor], images: Float[Tensor, "B 3 h w"], splits: int
+) -> Float[Tensor, "B D"]:
+    """The features of ``splits`` parts of a batch, in order; each part is encoded, and so normalized, apart."""
+    if splits == 1:
+        return encoder(images)
+    return torch.cat([encoder(part) for part in images.tensor_split(splits)])
+
+
+def check_splits(splits: int) -> None:
+    """Refuse a number of parts that is not positive."""
+    if splits < 1:
+        raise ValueError(f"splits={splits} must be at least 1")
 
 
 def feature_size(encoder: nn.Module) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from crosslevel.distributed import gather
 from crosslevel.heads import Head, projection_head
 from crosslevel.memory import KeyQueue, MomentumCopy
-from crosslevel.methods.base import Method, check_temperature, feature_size
+from crosslevel.methods.base import Method, check_splits, check_temperature, encode_in_parts, feature_size
 from crosslevel.methods.moco import contrast, encode_keys
 
 GRID = 3  # patches a side
@@ -59,15 +59,15 @@ class InfoMin(Method):
             hidden: units of an MLP head's hidden layer; the encoder's feature size unless given.
             online: number of query views; raised to 2 where another branch compares two trained views.
             shuffle: compute a key on another device than its query (ShuffleBN).
-            splits: random parts of each device's batch that the key network normalizes apart.
+            splits: parts of each device's batch that both networks normalize apart, queries and patches in the batch's
+                order and keys at random: one device's equal of so many devices with ShuffleBN.
 
         """
         super().__init__(encoder, head, out_features, hidden)
         check_temperature(temperature)
         if not 0 <= jigsaw < 1:
             raise ValueError(f"jigsaw={jigsaw} must be in [0, 1): it is the jigsaw branch's share of the loss")
-        if splits < 1:
-            raise ValueError(f"splits={splits} must be at least 1")
+        check_splits(splits)
         self.temperature, self.queue, self.momentum, self.jigsaw = temperature, queue, momentum, jigsaw
         self.online, self.shuffle, self.splits = online, shuffle, splits
         self.plain_views = int(jigsaw > 0)
@@ -91,10 +91,14 @@ class InfoMin(Method):
         instance = torch.stack([self._contrast(query, positive) for query in queries]).mean()
         if not self.jigsaw:
             return instance
-        h = self.encoder(patches(views[self.online + 1]))
+        h = encode_in_parts(lambda part: self.encoder(patches(part)), views[self.online + 1], self.splits)
         with torch.autocast(h.device.type, enabled=False):
             joined = self.jigsaw_branch(h.to(torch.promote_types(h.dtype, torch.float32)))
         return (1 - self.jigsaw) * instance + self.jigsaw * self._contrast(joined, positive)
+
+    def piece_size(self, view: int) -> int | None:
+        """The patches' size; None without a jigsaw."""
+        return patch_size(view) if self.jigsaw else None
 
     def _contrast(self, query: Float[Tensor, "B d"], key: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
         return contrast(query, key, self.negatives, self.temperature)
@@ -126,12 +130,20 @@ class JigsawHead(nn.Module):
 
 
 def patch_size(view: int) -> int:
-    """Height and width of a patch: 2 / 7 of the view's, 64 at 224 as in the paper, but within a third of it."""
+    """Height and width of a patch: 2 / 7 of the view's, but within a third of it.
+
+    At 224 pixels that is 64, as in PIRL; there, and in the InfoMin code, it is cut from one of 3 x 3 cells of 85 pixels
+    of a crop of 255. Here the jigsaw's crop has the size of the other views, and its cells have 74 pixels: patches have
+    10 pixels of play in place of 21, and show a larger share of the image.
+    """
     return max(1, min(view // GRID, round(view * 2 / 7)))
 
 
 def patches(view: Float[Tensor, "B 3 s s"]) -> Float[Tensor, "9B 3 p p"]:
-    """A patch at a random place in each of the 3 x 3 cells of every view, row by row, an image's nine in sequence."""
+    """A patch at a random place in each of the 3 x 3 cells of every view, row by row, an image's nine in sequence.
+
+    A cell is a third of the view, 74 pixels at 224.
+    """
     images, side = len(view), view.shape[-1]
     cell, size = side // GRID, patch_size(side)
     corner = torch.arange(GRID, device=view.device) * cell

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from crosslevel.distributed import gather, shuffled, world_size
 from crosslevel.heads import Head
 from crosslevel.memory import KeyQueue, MomentumCopy
-from crosslevel.methods.base import Method, check_temperature
+from crosslevel.methods.base import Method, check_splits, check_temperature, encode_in_parts
 
 
 class MoCo(Method):
@@ -57,15 +57,15 @@ class MoCo(Method):
             online: number of query views; raised to 2 where another branch compares two trained views.
             shuffle: compute a key on another device than its query (ShuffleBN), so that batch statistics do not give
                 the pair away; nothing changes on one device.
-            splits: random parts of each device's batch that the key network normalizes apart: ShuffleBN's equal on one
-                device. The paper's 8 devices are 8 splits; 1 leaves the batch whole.
+            splits: parts of each device's batch that both networks normalize apart, the queries in the batch's order
+                and the keys at random: one device's equal of so many devices with ShuffleBN. The paper's 8 devices are
+                8 splits; 1 leaves the batch whole.
 
         """
         super().__init__(encoder, head, out_features, hidden)
         check_temperature(temperature)
         self.temperature, self.momentum, self.queue, self.online = temperature, momentum, queue, online
-        if splits < 1:
-            raise ValueError(f"splits={splits} must be at least 1")
+        check_splits(splits)
         self.shuffle, self.splits = shuffle, splits
         self.key = MomentumCopy(nn.Sequential(encoder, self.branch), momentum)
         self.negatives = KeyQueue(queue, out_features)
@@ -114,8 +114,7 @@ def encode_keys(
     encoder, branch = network.twin.children()
     apart = splits > 1 or (shuffle and world_size() > 1)
     mine, home = shuffled(view) if apart else (view, None)
-    parts = [part.contiguous(memory_format=torch.channels_last) for part in mine.chunk(splits)]
-    h = torch.cat([encoder(part) for part in parts])
+    h = encode_in_parts(encoder, mine.contiguous(memory_format=torch.channels_last), splits)
     h = h if home is None else home(h)
     with torch.autocast(view.device.type, enabled=False):
         return F.normalize(branch(h.to(torch.promote_types(h.dtype, torch.float32))), dim=1)

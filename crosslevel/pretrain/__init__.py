@@ -13,11 +13,11 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
-from crosslevel.distributed import synchronize
 from crosslevel.hardware import Hardware
 from crosslevel.images.batches import TrainBatches
 from crosslevel.pretrain.callbacks import Checkpoints, Clock, Display, Monitor, Recorder, StopOnSignal, Stream
 from crosslevel.pretrain.module import NotFinite, Optimizer, Pretrain, share_hidden
+from crosslevel.pretrain.sync import synchronize
 
 __all__ = ["NotFinite", "Optimizer", "Outcome", "Pretrain", "fit", "share_hidden"]
 
@@ -69,6 +69,7 @@ def fit(
     Raises:
         NotFinite: the loss is no longer a number.
         FileNotFoundError: there is no checkpoint to continue from.
+        ValueError: a batch normalization that cannot be synchronized.
 
     """
     checkpoints_folder = folder / "checkpoints"
@@ -88,12 +89,11 @@ def fit(
     callbacks += [display, checkpoints, stopper]
     _quiet()
     on_gpu = hardware.device.type == "cuda"
-    if sync_batchnorm and not on_gpu:
-        synchronize(module)  # torch's own needs a GPU
+    if sync_batchnorm:
+        synchronize(module, on_gpu)  # Lightning's conversion would drop the activations in timm's normalizations
     trainer = L.Trainer(
         accelerator="gpu" if on_gpu else hardware.device.type,
         devices=devices,
-        sync_batchnorm=sync_batchnorm and on_gpu,
         precision=PRECISIONS[hardware.precision],
         max_steps=module.steps,
         logger=TensorBoardLogger(folder, name="tensorboard", version=""),

@@ -16,6 +16,7 @@ from crosslevel.encoder import Encoder
 from crosslevel.images.batches import Batch
 from crosslevel.images.views import Views
 from crosslevel.methods import Method
+from crosslevel.methods.base import encode_in_parts
 
 Optimizer = Literal["sgd", "adamw", "lars"]
 
@@ -73,9 +74,10 @@ class Pretrain(L.LightningModule):
             group["lr"] = self.lr * rate
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of one batch."""
+        """The loss of one batch; its online views are normalized in as many parts as the method asks for."""
         views = [v.contiguous(memory_format=torch.channels_last) for v in self.views(batch.images, self.draws)]
-        features = [self.encoder(view) for view in views[: self.method.online]]
+        online = views[: self.method.online]
+        features = [encode_in_parts(self.encoder, view, self.method.splits) for view in online]
         instance = self.method(views, features, batch.index)
         group = self.cld(features[0], features[1]) if self.cld is not None else instance.new_zeros(())
         loss: Tensor = instance + group
@@ -106,6 +108,8 @@ class Pretrain(L.LightningModule):
             return torch.optim.SGD(groups, lr=self.lr, momentum=0.9)
         if self.optimizer_name == "adamw":
             return torch.optim.AdamW(groups, lr=self.lr)
+        # Without decay timm's LARS is plain SGD unless told to adapt; what is excluded from decay stays plain SGD.
+        groups[0]["always_adapt"] = True
         return Lars(groups, lr=self.lr, momentum=0.9)
 
     def values(self) -> dict[str, float]:

@@ -134,6 +134,17 @@ def test_the_plain_view_keeps_its_colours():
     assert (out[1] - color.view(3, 1, 1)).abs().amax((1, 2, 3)).gt(0.05).sum() > 8
 
 
+def test_patches_are_normalized_in_parts():
+    """The patches of an image stay in one part, as on one device; the trained network sees no others beside them."""
+    method, seen = build(queue=7, splits=3), []
+    method.encoder.double()
+    encode = method.encoder.forward
+    method.encoder.forward = lambda x: (seen.append(x[:, 0, 0, 0].unique()), encode(x))[1]
+    views = [torch.arange(8.0).view(8, 1, 1, 1).expand(8, 3, 9, 9).double() for _ in range(3)]
+    method(views, [normal(0, 8, 5)], torch.arange(8))
+    assert [part.tolist() for part in seen] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+
+
 def test_wrong_settings():
     with pytest.raises(ValueError, match=r"jigsaw=1\.0 must be in \[0, 1\)"):
         build(jigsaw=1.0)

@@ -137,6 +137,17 @@ def test_split_statistics_leave_each_key_with_its_image():
     torch.testing.assert_close(*keys)
 
 
+@pytest.mark.parametrize(("batch", "splits"), [(9, 4), (10, 8), (8, 8)])
+def test_keys_are_normalized_in_as_many_parts_as_asked(batch, splits):
+    """Also where the batch does not divide: 9 images in 4 parts are 3, 2, 2, 2."""
+    method, seen = MoCo(TinyEncoder(), out_features=4, splits=splits), []
+    encode = method.key.twin[0].forward
+    method.key.twin[0].forward = lambda x: (seen.append(len(x)), encode(x))[1]
+    method.encode_key(normal(0, batch, 3, 2, 2, dtype=torch.float32))
+    assert (len(seen), sum(seen)) == (splits, batch)
+    assert max(seen) - min(seen) <= 1
+
+
 def test_splits_must_be_positive():
     with pytest.raises(ValueError, match="splits=0"):
         MoCo(TinyEncoder(), splits=0)
