@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from crosslevel.features import Features, Place, stream
 from crosslevel.images import BadFiles, Images, SourceError, pack
 from crosslevel.images.subsets import take
 
-FOLDER, COMPLETE = "features", "complete.json"
+FOLDER, COMPLETE = "features", "complete"
 ROWS = 65_536  # images a file: what a killed call loses at most
 DECODED_ONCE = 2e9  # bytes: smaller sources stay in memory for all encoders
 
@@ -49,7 +50,7 @@ class FeatureCache:
     def __init__(self, home: Path | None, place: Place, bad: BadFiles) -> None:
         self.home, self.place, self.bad = home, place, bad
         self._known: dict[str, Known] = {}
-        self._decoded: dict[tuple[str, int], Images] = {}
+        self._decoded: dict[tuple[str, int], tuple[Images, dict[str, str]]] = {}
 
     def features(self, name: str, encoder: Encoder, images: Images, progress: Progress | None = None) -> Known:
         """Features of all readable images.
@@ -67,11 +68,9 @@ class FeatureCache:
         key = self.key(encoder, images)
         if key not in self._known:
             folder = None if self.home is None else self._folder(name, images, key)
-            parts = _kept(folder) if folder is not None else []
+            parts = self._kept(folder) if folder is not None else []
             if folder is None or not (folder / COMPLETE).exists():
                 parts += self._computed(encoder, images, len(parts), folder, progress)
-            else:
-                self._remember(json.loads((folder / COMPLETE).read_text(encoding="utf-8")))
             parts = [part for part in parts if len(part["labels"])]
             if not parts:
                 raise SourceError(f"{images.name}: none of its {len(images)} images can be read")
@@ -86,8 +85,10 @@ class FeatureCache:
             return images
         key = (_identity(images), size)
         if key not in self._decoded:
-            self._decoded[key] = pack(images, size, bad=self.bad, workers=self.place.workers)
-        return self._decoded[key]
+            bad = BadFiles()
+            self._decoded[key] = pack(images, size, bad=bad, workers=self.place.workers), bad.reasons
+            self._remember(bad.reasons)
+        return self._decoded[key][0]
 
     def key(self, encoder: Encoder, images: Images) -> str:
         """What the features depend on."""
@@ -109,9 +110,11 @@ class FeatureCache:
         self, encoder: Encoder, images: Images, done: int, folder: Path | None, progress: Progress | None
     ) -> Iterator[Columns]:
         """What follows the first ``done`` pieces, each on disk before the next is begun."""
-        where, bad = self.place, BadFiles()
+        where = self.place
         shown = self.decoded(images, encoder.view.size)
+        _, reasons = self._decoded.get((_identity(images), encoder.view.size), (None, {}))
         for first in range(done * ROWS, len(shown), ROWS):
+            bad = BadFiles()
             part = take(shown, torch.arange(first, min(first + ROWS, len(shown))))
             batches = stream(
                 encoder, part, batch_size=where.batch_size, workers=where.workers, hardware=where.hardware, bad=bad
@@ -119,15 +122,22 @@ class FeatureCache:
             columns = _joined(batches, part, first, len(shown), progress)
             if folder is not None:
                 file = folder / f"{first:012}.safetensors"
-                save_file(columns, file.with_suffix(".tmp"))
+                # Every piece names what could not be read of it; the first also what was dropped before.
+                named = {**(reasons if first == 0 else {}), **bad.reasons}
+                save_file(columns, file.with_suffix(".tmp"), metadata={"bad": json.dumps(named)})
                 os.replace(file.with_suffix(".tmp"), file)
+            self._remember(bad.reasons)
             yield columns
         if folder is not None:
-            reasons = {
-                path: why for path, why in {**self.bad.reasons, **bad.reasons}.items() if path in set(images.paths)
-            }
-            (folder / COMPLETE).write_text(json.dumps(reasons), encoding="utf-8")
-        self._remember(bad.reasons)
+            (folder / COMPLETE).touch()
+
+    def _kept(self, folder: Path) -> list[Columns]:
+        """The pieces on disk, in order."""
+        files = sorted(folder.glob("*.safetensors"))
+        for file in files:
+            with safe_open(file, framework="pt") as opened:
+                self._remember(json.loads((opened.metadata() or {}).get("bad", "{}")))
+        return [dict(load_file(file)) for file in files]
 
     def _remember(self, reasons: dict[str, str]) -> None:
         for path, reason in reasons.items():
@@ -146,11 +156,6 @@ def _joined(batches: Iterator[Features], images: Images, before: int, total: int
     features, labels, places = (torch.cat(column).contiguous() for column in zip(*parts, strict=True))
     columns = {"features": features, "labels": labels}
     return columns if images.tracks is None else columns | {"tracks": images.tracks[places]}
-
-
-def _kept(folder: Path) -> list[Columns]:
-    """The pieces on disk, in order."""
-    return [dict(load_file(file)) for file in sorted(folder.glob("*.safetensors"))]
 
 
 def _identity(images: Images) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from crosslevel.encoder import Encoder, View, frozen
 from crosslevel.hardware import Hardware, choose
-from crosslevel.images import Images
+from crosslevel.images import Images, SourceError
 from crosslevel.images.batches import Batch, EvalBatches
 from crosslevel.images.health import BadFiles
 
@@ -122,6 +122,8 @@ def extract(
         parts.append(part)
         if progress is not None:
             progress(int(part.places[-1]) + 1, len(images))
+    if not parts:
+        raise SourceError(f"{images.name}: none of its {len(images)} images can be read")
     return Features(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

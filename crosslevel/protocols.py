@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ Kind = Encoder | Literal["pixels"]
 Row = dict[str, Judged]
 """What a protocol found, by kind of features."""
 
-MEAN_PER_CLASS = ("aircraft", "caltech", "flowers", "pets")
+MEAN_PER_CLASS = ("aircraft", "aircrafts", "caltech", "flower", "flowers", "pet", "pets")
 """Data sets whose papers report the mean of the classes' accuracies (Kornblith et al., CVPR 2019, table 1)."""
 
 
@@ -236,4 +237,5 @@ def clustering(subject: Subject, count: int | None = None) -> dict[str, Row]:
 
 def convention(name: str) -> Literal["balanced", "top1"]:
     """The accuracy that papers report for the data set ``name``."""
-    return "balanced" if any(known in name.lower() for known in MEAN_PER_CLASS) else "top1"
+    words = re.split(r"[^a-z]+", name.lower())
+    return "balanced" if any(word in MEAN_PER_CLASS for word in words) else "top1"

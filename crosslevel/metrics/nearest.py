@@ -63,9 +63,10 @@ def _fill(
     Of a tile's keys, block j has those at j, j + TILE / blocks, ...: maxima over rows of a matrix are the fastest.
     """
     maxima = []
+    room = queries.new_empty(TILE, queries.shape[1])  # new memory for every tile costs more than filling it
     for first, tile in zip(range(0, table.shape[1], TILE), keys.split(TILE), strict=True):
         part = table[:, first : first + TILE]
-        unit = tile.to(queries.dtype) / lengths[first : first + TILE].unsqueeze(1)
+        unit = room[: len(tile)].copy_(tile).div_(lengths[first : first + TILE].unsqueeze(1))
         torch.mm(queries, unit.T, out=part[:, : len(tile)])
         part[:, len(tile) :] = -torch.inf
         maxima.append(part.view(len(queries), blocks, TILE // blocks).amax(1))

@@ -16,7 +16,7 @@ from crosslevel.features import Place, extract
 from crosslevel.images import BadFiles, Images
 from crosslevel.images.subsets import take
 from crosslevel.probe.linear import SCHEDULES, Linear
-from crosslevel.probe.loop import Progress, Training, place_of, train_classifier
+from crosslevel.probe.loop import Progress, Training, diverged, place_of, train_classifier
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,9 @@ def fine_tuned(
     device = place.hardware.device
     network = copy.deepcopy(encoder).to(device).to(memory_format=torch.channels_last).train().requires_grad_(True)
     classifier = new_classifier(encoder.num_features, classes, seed).to(device)
-    folder = place_of(home, name="fine-tuned", how=asdict(how), seed=seed, **(key or {}))
+    # Which images are labelled is in their identity, and not in how they were chosen.
+    told = {name: value for name, value in asdict(how).items() if name in FineTune.__dataclass_fields__}
+    folder = place_of(home, name="fine-tuned", how=told, seed=seed, **(key or {}))
     training = Training(how.epochs, how.batch_size, how.schedule, how.weight_decay, seed, folder)
     groups = [
         {"params": list(network.parameters()), "lr": how.lr},
@@ -129,7 +131,11 @@ def fine_tuned(
         network, queries, batch_size=place.batch_size, workers=place.workers, hardware=place.hardware, bad=bad
     )
     with torch.no_grad():
-        return classifier.cpu()(found.features), found.labels
+        scores: Tensor = classifier.cpu()(found.features)
+    if not bool(scores.isfinite().all()):
+        # The last step's loss is that of the weights before it.
+        raise diverged(how.epochs, [how.lr, how.lr_classifier])
+    return scores, found.labels
 
 
 def on_views(
@@ -200,13 +206,17 @@ def listed(images: Images, file: str) -> Int64[Tensor, " M"]:
 
     """
     try:
-        lines = [line.split()[0] for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = Path(file).read_text("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise ValueError(f"semi.list_file={file}: {error.strerror or error}") from error
     places: dict[str, int] = {}
     for i, path in enumerate(images.paths):
-        for name in {path, path.rpartition("/")[2]}:
-            places[name] = -1 if name in places else i
+        name = path.rpartition("/")[2]
+        places[name] = -1 if name in places else i
+    places |= {path: i for i, path in enumerate(images.paths)}
+    # A label may follow the path, as in some lists; a path may have spaces.
+    whole = [line.strip() for line in text.split("\n") if line.strip()]
+    lines = [line if line in places else line.split()[0] for line in whole]
     missing = [line for line in lines if places.get(line, -1) < 0]
     if missing or not lines:
         what = f"{len(missing)} of its {len(lines)} lines, {missing[0]} first, name" if missing else "it names"
@@ -227,7 +237,7 @@ def few_labels(images: Images, how: Semi, seed: int) -> dict[str, Images]:
         parts = {f"labels of {Path(how.list_file).name}": listed(images, how.list_file)}
     else:
         parts = {
-            f"{fraction:.3%}".rstrip("0%").rstrip(".") + " % of labels": labelled_share(
+            f"{100 * fraction:.10g} % of labels": labelled_share(
                 images.labels, fraction, torch.Generator().manual_seed(seed)
             )
             for fraction in how.fractions

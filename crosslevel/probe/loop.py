@@ -90,9 +90,8 @@ def train_classifier(
             for group, rate in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = rate * factor(done)
             total += _step(network, views, batch.images, batch.labels, optimizer, place, (how.seed, epoch, step))
-        if not bool(total.isfinite()):
-            rates = ", ".join(f"{rate:g}" for rate in base)
-            raise ValueError(f"the loss is no longer a number in epoch {epoch + 1}: lower the learning rates ({rates})")
+        if not bool(total.isfinite()) or not all(bool(p.isfinite().all()) for p in modules.parameters()):
+            raise diverged(epoch + 1, base)
         if kept is not None:
             state = {"modules": modules.state_dict(), "epoch": epoch + 1}
             if epoch + 1 < how.epochs:
@@ -136,6 +135,12 @@ def _resume(kept: Path | None, modules: nn.Module, optimizer: torch.optim.Optimi
     if "optimizer" in state:  # there is none of a training that is done
         optimizer.load_state_dict(state["optimizer"])
     return int(state["epoch"])
+
+
+def diverged(epoch: int, rates: list[float]) -> ValueError:
+    """The error of a training that left no numbers."""
+    told = ", ".join(f"{rate:g}" for rate in rates)
+    return ValueError(f"the loss is no longer a number in epoch {epoch}: lower the learning rates ({told})")
 
 
 def crops_and_flips(encoder: Encoder) -> Views:
