@@ -29,7 +29,9 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     ``name`` is the source as the user wrote it; ``paths[i]`` names image i relative to the source;
     ``labels`` is None where the source has none; ``classes[c]`` names label c; images of one track, such as the
-    frames of one film, have the same number in ``tracks``, which is None where nothing is known of any.
+    frames of one film, have the same number in ``tracks``, which is None where nothing is known of any. ``blocks``
+    are the runs of images that are read together far faster than one by one, such as those compressed as one; they
+    cover all images in order, and are None where any order is as fast.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Images(Dataset[tuple[Tensor, int]]):
     labels: Int64[Tensor, " N"] | None = None
     classes: list[str] | None = None
     tracks: Int64[Tensor, " N"] | None = None
+    blocks: Sequence[range] | None = None
 
     def __len__(self) -> int:
         """The number of images, N."""

@@ -1,0 +1,121 @@
+"""What was found out about a source, kept for the next time, and lists of paths that fit in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+__all__ = ["Paths", "cache_folder", "remembered"]
+
+Table = dict[str, Tensor]
+
+
+class Paths(Sequence[str]):
+    """N strings in one tensor of bytes: a million paths take what their letters take, not a Python object each.
+
+    ``text`` holds them one after the other in UTF-8 (file names of other encodings keep their bytes), string i at
+    ``ends[i - 1]`` to ``ends[i]``.
+    """
+
+    def __init__(self, text: UInt8[Tensor, " L"], ends: Int64[Tensor, " N"]) -> None:
+        self.text, self.ends = text, ends
+
+    @classmethod
+    def of(cls, strings: Iterable[str]) -> Paths:
+        """These strings, read once."""
+        text, ends = bytearray(), []
+        for string in strings:
+            text += string.encode("utf-8", "surrogateescape")
+            ends.append(len(text))
+        return cls(torch.frombuffer(text or bytearray(1), dtype=torch.uint8)[: len(text)], torch.tensor(ends).long())
+
+    def take(self, index: Int64[Tensor, " M"]) -> Paths:
+        """The strings of ``index``, in that order."""
+        return Paths.of(self[i] for i in index.tolist())
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        i = place + len(self) if place < 0 else place
+        if not 0 <= i < len(self):
+            raise IndexError(f"path {place} of {len(self)}")
+        first = int(self.ends[i - 1]) if i else 0
+        return self._decoded(first, int(self.ends[i]))
+
+    def __iter__(self) -> Iterator[str]:
+        first = 0
+        for end in self.ends.tolist():
+            yield self._decoded(first, end)
+            first = end
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Paths):
+            return torch.equal(self.ends, other.ends) and torch.equal(self.text, other.text)
+        return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as lists have none
+
+    def __repr__(self) -> str:
+        return f"Paths({len(self):,} strings, {len(self.text):,} bytes)"
+
+    def _decoded(self, first: int, end: int) -> str:
+        data: np.ndarray[tuple[int], np.dtype[np.uint8]] = self.text[first:end].numpy()
+        return data.tobytes().decode("utf-8", "surrogateescape")
+
+
+def cache_folder() -> Path:
+    """Where indexes are kept: ``$CROSSLEVEL_CACHE``, or ``crosslevel`` in ``$XDG_CACHE_HOME``, by default ~/.cache."""
+    given = os.environ.get("CROSSLEVEL_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crosslevel"
+
+
+def remembered(kind: str, key: str, state: str, make: Callable[[], Table]) -> Table:
+    """``make()``, or what it gave before if ``state`` is what it was then.
+
+    A cache that cannot be read is made anew, one that cannot be written is done without: it only saves time.
+
+    Args:
+        kind: what is remembered, such as ``shard``: part of the file's name.
+        key: which one, such as the absolute path of a file.
+        state: changes when what is remembered no longer holds, such as a file's size and time of change.
+        make: finds it out; tensors by name.
+
+    """
+    file = (
+        cache_folder() / f"{kind}-{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:24]}.safetensors"
+    )
+    name = state.encode(errors="backslashreplace").decode()
+    try:
+        with safe_open(file, framework="pt") as opened:
+            if (opened.metadata() or {}).get("state") == name:
+                return {part: opened.get_tensor(part) for part in opened.keys()}
+    except (OSError, SafetensorError):
+        pass
+    table = make()
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({part: tensor.contiguous() for part, tensor in table.items()}, temporary, metadata={"state": name})
+        os.replace(temporary, file)
+    except (OSError, SafetensorError):
+        temporary.unlink(missing_ok=True)
+    return table
