@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -100,22 +101,22 @@ def remembered(kind: str, key: str, state: str, make: Callable[[], Table]) -> Ta
         make: finds it out; tensors by name.
 
     """
-    file = (
-        cache_folder() / f"{kind}-{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:24]}.safetensors"
-    )
+    digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
+    file = cache_folder() / f"{kind}-{digest[:24]}.safetensors"
     name = state.encode(errors="backslashreplace").decode()
     try:
         with safe_open(file, framework="pt") as opened:
             if (opened.metadata() or {}).get("state") == name:
-                return {part: opened.get_tensor(part) for part in opened.keys()}
+                names = opened.keys()  # it cannot be iterated over itself
+                return {part: opened.get_tensor(part) for part in names}
     except (OSError, SafetensorError):
         pass
     table = make()
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
+    with contextlib.suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file({part: tensor.contiguous() for part, tensor in table.items()}, temporary, metadata={"state": name})
         os.replace(temporary, file)
-    except (OSError, SafetensorError):
+    with contextlib.suppress(OSError):
         temporary.unlink(missing_ok=True)
     return table
