@@ -39,28 +39,31 @@ def neighbours(count: int, asked: int, rounds: int) -> None:
         part.copy_(torch.randn(part.shape, generator=draws))
     labels = torch.randint(CLASSES, (count,), generator=draws)
     queries = torch.randn(asked, SIZE, generator=draws)
-    ours, bare, theirs = [], [], []
+    ours, theirs = [], []
+    bare: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
     for _ in range(rounds):
         ours.append(seconds(lambda: weighted_knn(bank, labels, queries, CLASSES)))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        bare.append(seconds(lambda: products(count, queries)))
+        for dtype, times in bare.items():
+            times.append(seconds(lambda dtype=dtype: products(count, queries, dtype)))
         theirs.append(faiss_search(bank, queries))
     print(f"kNN of {asked:,} queries in {count:,} x {SIZE} float16 features, k = 200 (seconds)")
-    print(f"crosslevel {median(ours):.1f}, its float32 matrix products alone {median(bare):.1f}, peak {peak:.1f} GiB")
-    print(f"crosslevel / products {median([a / b for a, b in zip(ours, bare, strict=True)]):.2f}")
+    print(f"crosslevel {median(ours):.1f}, peak {peak:.1f} GiB")
+    for dtype, times in bare.items():
+        ratio = median([a / b for a, b in zip(ours, times, strict=True)])
+        print(f"bare matrix products in {str(dtype)[6:]} {median(times):.1f}; crosslevel / products {ratio:.2f}")
     if theirs[0] is not None:
-        print(f"faiss IndexFlatIP {median(theirs):.1f}; crosslevel / faiss ", end="")
-        print(f"{median([a / b for a, b in zip(ours, theirs, strict=True)]):.2f}")
+        ratio = median([a / b for a, b in zip(ours, theirs, strict=True)])
+        print(f"faiss IndexFlatIP {median(theirs):.1f}; crosslevel / faiss {ratio:.2f}")
 
 
-def products(count: int, queries: torch.Tensor) -> None:
-    """The same number of products of ready tensors in the type that they are computed in."""
-    tile = torch.randn(SIZE, TILE)
-    out = torch.empty(1024, TILE)
-    for part in queries.split(1024):
-        for first in range(0, count, TILE):
-            width = min(TILE, count - first)
-            torch.mm(part, tile[:, :width], out=out[: len(part), :width])
+def products(count: int, queries: torch.Tensor, dtype: torch.dtype) -> None:
+    """The same number of products of ready tensors, in blocks of a size that suits them."""
+    tile, part = torch.randn(TILE, SIZE).to(dtype), queries.to(dtype)
+    out = torch.empty(2048, TILE, dtype=dtype)
+    for asked in part.split(2048):
+        for _ in range(0, count, TILE):
+            torch.mm(asked, tile.T, out=out[: len(asked)])
 
 
 def faiss_search(bank: torch.Tensor, queries: torch.Tensor) -> float | None:

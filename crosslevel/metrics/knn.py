@@ -15,7 +15,7 @@ def weighted_knn(
     classes: int,
     k: int = 200,
     temperature: float = 0.1,
-    chunk: int = 1024,
+    chunk: int = 4096,
 ) -> Float[Tensor, "Q classes"]:
     """Each query's votes: exp(cosine / T) of its k nearest rows of the bank, summed by their label.
 

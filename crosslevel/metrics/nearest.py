@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,75 +14,207 @@ from torch import Tensor
 TILE = 4096  # keys a matrix product: its result is still in the cache when its maxima are taken
 MEMORY = 6 * 2**30  # bytes of similarities at a time
 FEW = 4096  # keys: among fewer, selecting costs little
+SPARE = 3  # times k candidates are at hand where similarities were rounded; usual are less than two
 
 
-def nearest(
-    queries: Float[Tensor, "Q d"], keys: Float[Tensor, "N d"], k: int, chunk: int = 1024
-) -> tuple[Float[Tensor, "Q k"], Int64[Tensor, "Q k"]]:
+class Neighbours(NamedTuple):
+    """The k largest cosine similarities of each query, in descending order, and the keys they are with."""
+
+    values: Float[Tensor, "Q k"]
+    places: Int64[Tensor, "Q k"]
+
+
+def nearest(queries: Float[Tensor, "Q d"], keys: Float[Tensor, "N d"], k: int, chunk: int = 4096) -> Neighbours:
     """The k largest cosine similarities of each query, in descending order, and the rows of ``keys`` they are with.
 
     Selecting k of N numbers takes longer than computing them. So the keys are dealt into blocks of b = sqrt(N / k): the
     k largest similarities lie in the k blocks with the largest maxima, as every block that is ahead of one of theirs
     holds a similarity that is ahead of it. Only the k b similarities in these blocks are sorted.
 
+    Processors with bfloat16 instructions multiply in it first, at more than twice the speed of float32. How far that
+    can be off is known of each query and key, and so which keys could be among the k nearest; these, hardly more than
+    k, are compared in float32. Where they are too many, as with features that hardly differ, all are. So the result is
+    that of float32, to its own rounding.
+
     Args:
         queries: features of any length.
-        keys: features of any length. Half precision takes half the memory; it is multiplied in float32 on a CPU, where
-            few processors have faster instructions for it, and as it is elsewhere.
+        keys: features of any length. Half precision takes half the memory; on a CPU it is compared in float32,
+            elsewhere as it is.
         k: neighbours; all keys where there are fewer.
         chunk: queries at a time, fewer where their similarities would take more than `MEMORY`.
 
     """
     k = min(k, len(keys))
     dtype = torch.promote_types(queries.dtype, keys.dtype)
-    if keys.device.type == "cpu" and dtype.itemsize < torch.float32.itemsize:
+    on_cpu = keys.device.type == "cpu"
+    if on_cpu and dtype.itemsize < torch.float32.itemsize:
         dtype = torch.float32
-    width = math.ceil(len(keys) / TILE) * TILE
-    # Among few, selecting costs little: every key is a block of its own.
-    blocks = 1 if len(keys) <= FEW else min(TILE, 2 ** round(math.log2(math.sqrt(len(keys) / k))))
-    rows = max(1, min(chunk, len(queries), MEMORY // (width * dtype.itemsize)))
-    table = torch.empty(rows, width, dtype=dtype, device=keys.device)
-    values, index = [queries.new_empty(0, k, dtype=dtype)], [torch.empty(0, k, dtype=torch.long, device=keys.device)]
     lengths = torch.cat([tile.to(dtype).norm(dim=1) for tile in keys.split(TILE)]).clamp(min=1e-12)
-    for part in F.normalize(queries.to(dtype), dim=1).split(rows):
-        similarities = table[: len(part)]
-        maxima = _fill(similarities, part, keys, lengths, blocks)
-        best, place = _select(similarities, maxima, k)
-        values.append(best)
-        index.append(place)
-    return torch.cat(values), torch.cat(index)
+    if not len(queries):
+        return _none(k, dtype, keys.device)
+    unit = F.normalize(queries.to(dtype), dim=1)
+    if on_cpu and dtype == torch.float32 and len(keys) > FEW and _multiplies_bfloat16():
+        return _rounded_first(unit, keys, lengths, k, chunk)
+    return _searched(unit, keys, lengths, k, chunk)
 
 
-def _fill(
-    table: Float[Tensor, "B width"],
+def _searched(
+    queries: Float[Tensor, "Q d"], keys: Float[Tensor, "N d"], lengths: Float[Tensor, " N"], k: int, chunk: int
+) -> Neighbours:
+    """By the similarities in the queries' own type."""
+    blocks, rows = _blocks(len(keys), k), _rows(len(queries), len(keys), queries.dtype, chunk)
+    table = _table(rows, len(keys), queries.dtype, keys.device)
+    room = queries.new_empty(TILE, queries.shape[1])  # new memory for every tile costs more than filling it
+    found = []
+    for part in queries.split(rows):
+        tiles = (
+            torch.div(tile, length.unsqueeze(1), out=room[: len(tile)])
+            for tile, length in zip(keys.split(TILE), lengths.split(TILE), strict=True)
+        )
+        found.append(_select(table[:, : len(part)], _fill(table[:, : len(part)], part, tiles, blocks), k))
+    return _joined(found)
+
+
+def _rounded_first(
+    queries: Float[Tensor, "Q d"], keys: Float[Tensor, "N d"], lengths: Float[Tensor, " N"], k: int, chunk: int
+) -> Neighbours:
+    """By similarities in bfloat16, as far as these decide; all others in float32."""
+    wanted, rough = min(SPARE * k, len(keys)), torch.bfloat16
+    blocks, rows = _blocks(len(keys), wanted), _rows(len(queries), len(keys), rough, chunk)
+    table = _table(rows, len(keys), rough, keys.device)
+    bank, error = _rounded_bank(keys, lengths)
+    found, decided = [], []
+    for part in queries.split(rows):
+        asked = part.to(rough)
+        similarities = table[:, : len(part)]
+        candidates = _select(similarities, _fill(similarities, asked, bank.split(TILE), blocks), wanted)
+        limit = _limit(candidates.values[:, k - 1].float(), part, asked, error)
+        possible = (candidates.values >= limit.unsqueeze(1)).sum(dim=1)
+        found.append(_compared(part, keys, lengths, candidates.places, possible, k))
+        decided.append((possible < wanted) | (wanted == len(keys)))
+    best = _joined(found)
+    others = ~torch.cat(decided)
+    if others.any():
+        best.values[others], best.places[others] = _searched(queries[others], keys, lengths, k, chunk)
+    return best
+
+
+def _rounded_bank(keys: Float[Tensor, "N d"], lengths: Float[Tensor, " N"]) -> tuple[Tensor, float]:
+    """The keys at length 1 in bfloat16, and the largest distance of one of them from what it was rounded from."""
+    bank, error = torch.empty(keys.shape, dtype=torch.bfloat16), 0.0
+    for tile, length, out in zip(keys.split(TILE), lengths.split(TILE), bank.split(TILE), strict=True):
+        unit = tile / length.unsqueeze(1)
+        out.copy_(unit)
+        error = max(error, float(unit.sub_(out).norm(dim=1).max()))
+    return bank, error
+
+
+def _limit(
+    kth: Float[Tensor, " B"], queries: Float[Tensor, "B d"], rounded: Float[Tensor, "B d"], error: float
+) -> Float[Tensor, " B"]:
+    """What the rounded similarity of one of the k nearest keys is at least, if the k-th largest one is ``kth``.
+
+    |q m - q' m'| <= |q - q'| |m| + |q'| |m - m'| for rounded q' and m' (Cauchy-Schwarz), besides what summing d
+    products in float32 and rounding the result loses. The k keys that are ahead lie at most so far below ``kth``, and
+    one of the nearest was lowered at most so far again.
+    """
+    away = (queries - rounded.float()).norm(dim=1)
+    product = away + (1 + away) * error + queries.shape[1] * 2**-23
+    limit: Tensor = kth - 2 * product - 2**-7 * kth.abs().clamp(min=2**-7)
+    return limit
+
+
+def _compared(
     queries: Float[Tensor, "B d"],
     keys: Float[Tensor, "N d"],
     lengths: Float[Tensor, " N"],
+    candidates: Int64[Tensor, "B m"],
+    possible: Int64[Tensor, " B"],
+    k: int,
+) -> Neighbours:
+    """The k nearest of each query's own candidates, of which the first ``possible`` ones matter."""
+    found = []
+    for query, all_places, many in zip(queries.split(64), candidates.split(64), possible.split(64), strict=True):
+        places = all_places[:, : max(k, int(many.max()))]
+        chosen = torch.index_select(keys, 0, places.flatten()).to(queries.dtype).view(*places.shape, -1)
+        similarities = torch.bmm(chosen, query.unsqueeze(2)).squeeze(2) / lengths[places]
+        values, place = similarities.topk(k, dim=1)
+        found.append(Neighbours(values, places.gather(1, place)))
+    return _joined(found)
+
+
+def _fill(
+    table: Float[Tensor, "T B tile"],
+    queries: Float[Tensor, "B d"],
+    tiles: Iterable[Float[Tensor, "n d"]],
     blocks: int,
 ) -> Float[Tensor, "B m"]:
-    """Similarities into ``table``, and the maximum of every block.
+    """Similarities with each tile of keys into ``table``, and the maximum of every block.
 
     Of a tile's keys, block j has those at j, j + TILE / blocks, ...: maxima over rows of a matrix are the fastest.
     """
     maxima = []
-    room = queries.new_empty(TILE, queries.shape[1])  # new memory for every tile costs more than filling it
-    for first, tile in zip(range(0, table.shape[1], TILE), keys.split(TILE), strict=True):
-        part = table[:, first : first + TILE]
-        unit = room[: len(tile)].copy_(tile).div_(lengths[first : first + TILE].unsqueeze(1))
-        torch.mm(queries, unit.T, out=part[:, : len(tile)])
-        part[:, len(tile) :] = -torch.inf
-        maxima.append(part.view(len(queries), blocks, TILE // blocks).amax(1))
+    for part, tile in zip(table, tiles, strict=True):
+        if len(tile) == TILE:
+            torch.mm(queries, tile.T, out=part)
+        else:
+            part[:, : len(tile)] = queries @ tile.T
+            part[:, len(tile) :] = -torch.inf
+        maxima.append(_maxima(part, blocks))
     return torch.cat(maxima, dim=1)
 
 
-def _select(
-    table: Float[Tensor, "B width"], maxima: Float[Tensor, "B m"], k: int
-) -> tuple[Float[Tensor, "B k"], Int64[Tensor, "B k"]]:
+def _maxima(part: Float[Tensor, "B tile"], blocks: int) -> Float[Tensor, "B m"]:
+    """The maxima of a tile's blocks, halving it again and again: far faster than a reduction along a dimension."""
+    while blocks > 1:
+        half = part.shape[1] // 2
+        part, blocks = torch.maximum(part[:, :half], part[:, half:]), blocks // 2
+    return part
+
+
+def _select(table: Float[Tensor, "T B tile"], maxima: Float[Tensor, "B m"], k: int) -> Neighbours:
     """The k largest of the table, from the blocks with the k largest maxima."""
-    blocks = table.shape[1] // maxima.shape[1]
-    across = TILE // blocks
-    ahead = maxima.topk(k, dim=1, sorted=False).indices
-    firsts = ahead // across * TILE + ahead % across
-    candidates = (firsts.unsqueeze(2) + torch.arange(0, TILE, across, device=table.device)).flatten(1)
-    values, place = table.gather(1, candidates).topk(k, dim=1)
-    return values, candidates.gather(1, place)
+    across, (high, wide, _) = maxima.shape[1] // len(table), table.stride()
+    # One index into all of the memory below the table is the fastest way to numbers that lie far apart.
+    memory = table.as_strided((table.stride(0) * len(table),), (1,))
+    within = torch.arange(0, TILE, across, device=table.device)
+    found = []
+    for first, part in zip(range(0, len(maxima), 256), maxima.split(256), strict=True):
+        ahead = part.topk(k, dim=1, sorted=False).indices
+        query = torch.arange(first, first + len(part), device=table.device).unsqueeze(1)
+        starts = ahead // across * high + query * wide + ahead % across
+        candidates = (starts.unsqueeze(2) + within).flatten(1)
+        values, place = memory.take(candidates).topk(k, dim=1)
+        chosen = candidates.gather(1, place)
+        found.append(Neighbours(values, chosen // high * TILE + chosen % wide))
+    return _joined(found)
+
+
+def _blocks(keys: int, k: int) -> int:
+    """Keys a block. Among few, selecting costs little: every key is a block of its own."""
+    return 1 if keys <= FEW else min(TILE, 2 ** round(math.log2(math.sqrt(keys / k))))
+
+
+def _rows(queries: int, keys: int, dtype: torch.dtype, chunk: int) -> int:
+    width = math.ceil(keys / TILE) * TILE
+    return max(1, min(chunk, queries, MEMORY // (width * dtype.itemsize)))
+
+
+def _table(rows: int, keys: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "T rows tile"]:
+    return torch.empty(math.ceil(keys / TILE), rows, TILE, dtype=dtype, device=device)
+
+
+def _none(k: int, dtype: torch.dtype, device: torch.device) -> Neighbours:
+    return Neighbours(torch.empty(0, k, dtype=dtype, device=device), torch.empty(0, k, dtype=torch.long, device=device))
+
+
+def _joined(parts: list[Neighbours]) -> Neighbours:
+    return Neighbours(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _multiplies_bfloat16() -> bool:
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if hasattr(torch.cpu, "get_capabilities"):
+        return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())  # torch before 2.10

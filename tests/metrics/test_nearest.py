@@ -65,13 +65,70 @@ def test_equal_keys_are_each_a_neighbour():
     assert sorted(index[0].tolist()) == list(range(2000))
 
 
-def test_memory_stays_below_its_limit(monkeypatch):
+@pytest.mark.parametrize("rounded", [False, True])
+def test_memory_stays_below_its_limit(monkeypatch, rounded):
     """With room for the similarities of three queries, eight are answered in three parts, and alike."""
-    monkeypatch.setattr(module, "MEMORY", 3 * 8192 * 4)
+    monkeypatch.setattr(module, "MEMORY", 3 * 8192 * (2 if rounded else 4))
+    monkeypatch.setattr(module, "_multiplies_bfloat16", lambda: rounded)
     sizes = []
     fill = module._fill
-    monkeypatch.setattr(module, "_fill", lambda table, *rest: sizes.append(len(table)) or fill(table, *rest))
-    bank, asked = draw(0, 8000, 8), draw(1, 8, 8)
+    monkeypatch.setattr(module, "_fill", lambda table, *rest: sizes.append(table.shape[1]) or fill(table, *rest))
+    bank, asked = draw(0, 8000, 64), draw(1, 8, 64)
     values, _ = nearest(asked, bank, 20)
     assert sizes == [3, 3, 2]
     torch.testing.assert_close(values.double(), everything(asked, bank, 20).values, atol=1e-6, rtol=0)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    keys=st.integers(11, 400),
+    queries=st.integers(1, 9),
+    width=st.sampled_from([3, 48]),
+    k=st.integers(1, 40),
+    alike=st.sampled_from([0.0, 1.0, 30.0, 1000.0]),
+    half=st.booleans(),
+)
+def test_what_bfloat16_cannot_tell_apart_is_compared_in_float32(seed, keys, queries, width, k, alike, half):
+    """From features in all directions to ones whose similarities differ by less than bfloat16 resolves."""
+    centre = draw(seed + 2, 1, width) * alike
+    bank, asked = draw(seed, keys, width) + centre, draw(seed + 1, queries, width) + centre
+    bank = bank.half() if half else bank
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "TILE", 32)
+        patch.setattr(module, "FEW", 10)
+        patch.setattr(module, "_multiplies_bfloat16", lambda: True)
+        values, index = nearest(asked, bank, k)
+    exact = F.normalize(asked.double(), dim=1) @ F.normalize(bank.double(), dim=1).T
+    expected = exact.topk(min(k, keys), dim=1).values
+    # In descending order, each the similarity with its key, each key once, and none of the nearest missing: to the
+    # rounding of float32, which is three thousand times finer than the first look.
+    torch.testing.assert_close(values.double(), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(exact.gather(1, index), expected, atol=2e-6, rtol=0)
+    assert all(len(set(row)) == len(row) for row in index.tolist())
+
+
+def test_the_first_look_decides_most(monkeypatch):
+    """Ordinary features need no second search; ones that are all alike do."""
+    searched = []
+    search = module._searched
+    monkeypatch.setattr(module, "_searched", lambda asked, *rest: searched.append(len(asked)) or search(asked, *rest))
+    monkeypatch.setattr(module, "_multiplies_bfloat16", lambda: True)
+    bank, asked = draw(0, 20_000, 128), draw(1, 50, 128)
+    nearest(asked, bank, 100)
+    assert searched == []
+    nearest(asked, bank + 1000, 100)
+    assert searched == [50]
+
+
+def test_the_bound_holds_for_every_pair():
+    """No similarity of rounded vectors lies below the limit that its own float32 value has as the k-th."""
+    bank, asked = draw(0, 3000, 96), F.normalize(draw(1, 40, 96), dim=1)
+    rounded, error = module._rounded_bank(bank, bank.norm(dim=1))
+    rough = (asked.bfloat16() @ rounded.T).float()
+    exact = (asked.double() @ F.normalize(bank.double(), dim=1).T).float()
+    for k in (1, 50, 1000):
+        limit = module._limit(rough.topk(k, dim=1).values[:, -1], asked, asked.bfloat16(), error)
+        near = exact.topk(k, dim=1).indices
+        assert (rough.gather(1, near) >= limit.unsqueeze(1)).all()
+    # Nor is it so wide that it says nothing.
+    assert error < 2**-8
