@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -25,6 +26,7 @@ KEPT_BYTES = 128 * 2**20
 Frame = Any  # av.VideoFrame
 Packet = Any  # av.Packet
 
+_TABLE = 1  # raised when what is remembered of a film changes
 _LOOKED_AT = 32  # frames that are decoded to see whether a file's times can be relied on
 
 
@@ -35,15 +37,18 @@ class BadVideo(Exception):
 class Timeline(NamedTuple):
     """When the N frames of a video are shown, in ticks of ``tick`` seconds, ascending, and its G keyframes.
 
-    ``seeks`` are the keyframes' times of decoding. Frames after ``last`` are promised by the file's header, but the
-    file ends before them.
+    ``seeks`` are the keyframes' times of decoding, ``sizes`` their bytes. Frames after ``last`` are promised by the
+    file's header, but the file ends before them. ``open`` says that what
+    follows a keyframe may refer to what was before it, as in H.264 without IDR pictures.
     """
 
     pts: Int64[Tensor, " N"]
     keys: Int64[Tensor, " G"]
     seeks: Int64[Tensor, " G"]
+    sizes: Int64[Tensor, " G"]
     tick: float
     last: int
+    open: bool
     length: float  # seconds that the header tells, 0 where it does not
 
     @property
@@ -77,10 +82,10 @@ def timeline(file: str) -> Timeline:
         found = os.stat(file)
     except OSError as error:
         raise BadVideo(f"cannot be opened: {error.strerror or error}") from error
-    state = f"{found.st_size} {found.st_mtime_ns}"
+    state = f"{_TABLE} {found.st_size} {found.st_mtime_ns}"
     table = remembered("video", os.path.abspath(file), state, lambda: _demuxed(file))
-    tick, length = table["clock"].tolist()
-    return Timeline(table["pts"], table["keys"], table["seeks"], tick, int(table["last"]), length)
+    (tick, length), (last, is_open) = table["clock"].tolist(), table["told"].tolist()
+    return Timeline(table["pts"], table["keys"], table["seeks"], table["sizes"], tick, last, bool(is_open), length)
 
 
 class Decoder:
@@ -93,10 +98,10 @@ class Decoder:
     def __init__(self, file: str) -> None:
         self.line, self._file = timeline(file), file
         self._converter = import_module("av.video.reformatter").VideoReformatter()
-        self._gaps = self.line.pts.diff()
+        self._keys = dict(zip(self.line.keys.tolist(), self.line.sizes.tolist(), strict=True))
         self._kept: OrderedDict[int, dict[int, Frame]] = OrderedDict()
         self._kept_bytes = 0
-        self._good_until: dict[int, int] = {}  # of groups with a defect: the last frame before it
+        self._defects: dict[int, tuple[int, str]] = {}  # of groups: the last frame before it, and what it is
         self._at: Frame = None  # the last one that was decoded
         self._group = -1
         self._frames: Iterator[Frame] = iter(())
@@ -120,9 +125,12 @@ class Decoder:
         kept = self._kept.get(group, {}).get(pts)
         if kept is not None:
             return self._picture(kept)
-        if pts > self._good_until.get(group, pts):
-            raise BadVideo("cannot be decoded: the film is damaged here")
-        goes_on = self._at is not None and self._at.pts <= pts and group - self._group in (0, 1)
+        good, defect = self._defects.get(group, (pts, ""))
+        if pts > good:
+            raise BadVideo(defect)
+        # Open groups are begun anew, so that what the decoder makes of them does not depend on the order.
+        near = (0,) if self.line.open else (0, 1)
+        goes_on = self._at is not None and self._at.pts <= pts and group - self._group in near
         # Asked for again, a group is decoded to its end: the rest will be asked for as well.
         whole = not goes_on and group in self._kept
         if goes_on:
@@ -145,10 +153,11 @@ class Decoder:
                 if self._at.pts in block:
                     self._keep(group, self._at.pts, self._at)
         except (StopIteration, BadVideo) as error:
+            reason = str(error) or "truncated: the film ends before this frame"
             if fresh:
-                self._good_until[group] = -(2**63) if self._at is None else self._at.pts
+                self._defects[group] = (-(2**63) if self._at is None else self._at.pts, reason)
             self._at, self._frames = None, iter(())
-            raise BadVideo(str(error) or "truncated: the film ends before this frame") from error
+            raise BadVideo(reason) from error
         if self._at.pts > pts:
             self._check_gap(pts, self._at.pts)
             self._keep(group, pts, self._at)
@@ -164,9 +173,9 @@ class Decoder:
         return (torch.rot90(image, turns) if turns else image).permute(2, 0, 1).contiguous()
 
     def _check_gap(self, wanted: int, found: int) -> None:
-        """Some formats list pictures that are never shown: their neighbour stands for them, but not one far away."""
-        usual = int(self._gaps.median()) if len(self._gaps) else 0
-        if found - wanted > 1.5 * usual:
+        """Some formats list pictures that are never shown: the frame beside stands for them, but not the next one."""
+        gaps = self.line.pts.diff()
+        if found - wanted >= (int(gaps.median()) if len(gaps) else 0):
             raise BadVideo(
                 f"there is no frame here: the next one comes {(found - wanted) * self.line.tick:.2f} s later"
             )
@@ -188,8 +197,10 @@ class Decoder:
         context = self._stream.codec_context
         # Threads would delay errors, and there are as many processes as cores.
         context.thread_count = 1
-        # What is broken shall fail, and not be filled with a guess.
-        context.options = {"err_detect": "explode"}
+        # What is broken shall fail, and not be filled with a guess; but where groups are open, the decoder takes
+        # references to the group before, which was not read, for defects.
+        if not self.line.open:
+            context.options = {"err_detect": "explode"}
 
     def _begin(self, group: int) -> None:
         """Go to a keyframe, or somewhere before it."""
@@ -200,7 +211,8 @@ class Decoder:
             with contextlib.suppress(*_errors()):
                 self._container.seek(place, stream=self._stream, backward=True)
                 packets = self._container.demux(self._stream)
-                head = next((p for p in packets if p.is_keyframe and p.pts is not None and p.size), None)
+                # Right after a jump, some formats give the first packets wrong times: the size tells them.
+                head = next((p for p in packets if p.is_keyframe and self._keys.get(p.pts) == p.size), None)
                 if head is not None and head.pts <= key:
                     self._frames = self._decoded(itertools.chain([head], packets), key)
                     return
@@ -249,14 +261,17 @@ def _demuxed(file: str) -> dict[str, Tensor]:
         stream = _stream(container)
         if stream.codec_context.width * stream.codec_context.height > PIXEL_LIMIT:
             raise BadVideo(f"its pictures have more than {PIXEL_LIMIT:,} pixels")
-        count, shown, keys = 0, [], []
+        count, is_open = 0, False
+        shown: list[int] = []
+        keys: list[tuple[int, int, int]] = []
         with contextlib.suppress(*_errors()):  # what comes before a defect is used
             for packet in container.demux(stream):
                 count += packet.size > 0
                 if packet.size and packet.pts is not None and not packet.is_discard:
                     shown.append(packet.pts)
                     if packet.is_keyframe:
-                        keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
+                        is_open = is_open or (stream.codec_context.name == "h264" and not _has_idr(packet, stream))
+                        keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts, packet.size))
         pts, starts = torch.tensor(shown, dtype=torch.int64).unique(), torch.tensor(keys, dtype=torch.int64)
         if not len(starts):
             raise BadVideo("there is no picture in it whose time is known")
@@ -269,7 +284,21 @@ def _demuxed(file: str) -> dict[str, Tensor]:
         told = (container.duration or 0) / 1e6
         clock = torch.tensor([float(stream.time_base), told], dtype=torch.float64)
     _check_order(file)
-    return {"pts": pts, "keys": starts[:, 0], "seeks": starts[:, 1], "last": torch.tensor(last), "clock": clock}
+    keyed = dict(zip(("keys", "seeks", "sizes"), starts.T.contiguous(), strict=True))
+    return {"pts": pts, **keyed, "told": torch.tensor([last, int(is_open)]), "clock": clock}
+
+
+def _has_idr(packet: Packet, stream: Any) -> bool:
+    """Whether a keyframe of H.264 ends all references to what was before it (ITU H.264, 7.4.1.2.4: NAL unit type 5)."""
+    data, header = bytes(packet), bytes(stream.codec_context.extradata or b"")
+    if header[:1] != b"\x01":  # start codes between the units (annex B)
+        return any(data[found.end()] & 31 == 5 for found in re.finditer(rb"\x00\x00\x01(?=.)", data, re.DOTALL))
+    width, place = (header[4] & 3) + 1, 0  # lengths before the units (ISO 14496-15)
+    while place + width < len(data):
+        if data[place + width] & 31 == 5:
+            return True
+        place += width + int.from_bytes(data[place : place + width])
+    return False
 
 
 def _check_order(file: str) -> None:
@@ -283,7 +312,8 @@ def _check_order(file: str) -> None:
     failed: Exception | None = None
     with _opened(file) as container:
         try:
-            times += [frame.pts for frame in itertools.islice(container.decode(_stream(container)), _LOOKED_AT)]
+            for frame in itertools.islice(container.decode(_stream(container)), _LOOKED_AT):
+                times.append(frame.pts)
         except _errors() as error:
             failed = error
     if not times and failed is not None:
