@@ -66,7 +66,8 @@ class Timeline(NamedTuple):
         """What a file that was cut off says; empty of others."""
         there = (self.last - int(self.pts[0])) * self.tick
         promised = max(self.length, float(self.seconds[-1]))
-        if there > 0.95 * promised - 1:
+        # Sound often goes on a little longer than the picture.
+        if self.last == int(self.pts[-1]) and there > 0.95 * promised - 1:
             return ""
         return f"it ends after {there:.1f} s of {promised:.1f} s: truncated, or its picture is shorter than its sound"
 

@@ -20,7 +20,7 @@ from crosslevel.images.decoder import BadVideo, Decoder, Timeline, timeline
 from crosslevel.images.health import BadImage
 from crosslevel.images.indexes import Paths
 from crosslevel.images.sources import EXTENSIONS as IMAGES
-from crosslevel.images.sources import Images, SourceError, _labels
+from crosslevel.images.sources import Images, SourceError, _below_shared_folder, _labels
 
 __all__ = ["EXTENSIONS", "Pace", "Videos", "open_videos"]
 
@@ -67,7 +67,9 @@ class Pace:
 class Videos(Images):
     """The frames of video files, decoded when they are asked for.
 
-    ``paths[i]`` is ``film.mp4#t=12.040``, with the seconds since the film's first frame; ``tracks`` numbers the films.
+    ``paths[i]`` is ``film.mp4#t=12.040``, with the seconds since the film's first frame; ``tracks`` numbers the films;
+    folders below the one that all films share give ``labels``.
+
     ``blocks`` are the frames between two keyframes: any of them can only be decoded after those before it. So a process
     keeps one film open and goes on from where it is, and keeps the frames that were asked for on the way (at most 128
     MB): their own order is the fast one, that of whole blocks nearly as fast.
@@ -95,7 +97,7 @@ class Videos(Images):
         many = len(self._ends) < len(self.pts)
         self.blocks = [range(*pair) for pair in itertools.pairwise([0, *self._ends.tolist()])] if many else None
         self.paths = Paths.of(_names((f, line.seconds[p]) for (f, line), p in zip(films, places, strict=True)))
-        labels, self.classes = _labels(self.files)
+        labels, self.classes = _labels(_below_shared_folder(self.files))
         self.labels = None if labels is None else labels[track]
         if len(self.pts) < 2:
             raise SourceError(f"{name}: needs at least 2 frames, there is only one: raise fps or lower stride")
