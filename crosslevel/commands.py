@@ -101,6 +101,8 @@ def method_class(name: str) -> str:
 def _prepared(function: Callable[..., Any], arguments: list[str], parser: Parser) -> list[str]:
     """What argparse cannot do: --resume as a config, method names in any case, a default method's options."""
     arguments = _apart([_spelled(argument) for argument in arguments], ("--config", "--method"))
+    if "crops" in function.__annotations__:
+        arguments = _with_crops(arguments)
     if "resume" in function.__annotations__:
         arguments = _with_images(_resumed(_with_recipe(arguments)))
     if "runs" in function.__annotations__:
@@ -157,6 +159,21 @@ def _spelled(argument: str) -> str:
         return "--output"
     name, equals, value = argument.partition("=")
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") and name != "--" else argument
+
+
+def _with_crops(arguments: list[str]) -> list[str]:
+    """--crops alone takes every setting's default, or a config's; false takes back a config's crops."""
+    values = {"true": "{}", "yes": "{}", "false": "null", "no": "null", "none": "null", "null": "null"}
+    out: list[str] = []
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if i and arguments[i - 1] == "--crops" and (argument.lower() in values or argument.startswith("{")):
+            out[-1] = f"--crops={values.get(argument.lower(), argument)}"
+        elif name == "--crops":
+            out.append(f"--crops={values.get(value.lower(), value) if equals else '{}'}")
+        else:
+            out.append(argument)
+    return out
 
 
 def _with_recipe(arguments: list[str]) -> list[str]:

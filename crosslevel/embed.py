@@ -23,7 +23,7 @@ from crosslevel import images as image_sources
 from crosslevel.encoder import FILE, load_encoder
 from crosslevel.features import Features, stream
 from crosslevel.hardware import Device, Precision, choose
-from crosslevel.images import BadFiles, Images, SourceError
+from crosslevel.images import BadFiles, Crops, Images, SourceError
 
 _REPEATED = ["label", "class"]  # columns with few different values; looking for some among features takes time
 ROWS = 8192  # a part of the table: what a killed run loses at most
@@ -38,6 +38,7 @@ def embed(
     workers: int | None = None,
     batch_size: int = 256,
     data_root: str | None = None,
+    crops: Crops | None = None,
 ) -> Path:
     """Write the features of images to a file: path relative to the source, label if there is one, feature.
 
@@ -46,13 +47,14 @@ def embed(
 
     Args:
         run: the folder of a run, or its encoder.safetensors.
-        images: a folder, a .txt list of files, cifar10, cifar100 or turntable.
+        images: a folder, a .txt list of files, videos, annotations (with --crops), cifar10, cifar100 or turntable.
         output: the file to write: .parquet, or .npy with a manifest in .csv beside it.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: auto takes bfloat16 where the hardware computes it.
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         batch_size: images at a time.
         data_root: folder with the official files of cifar10 and cifar100.
+        crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
 
     Returns:
         the file.
@@ -63,10 +65,10 @@ def embed(
         raise ValueError(f"--output {output}: the name must end in .parquet or .npy")
     hardware = choose(device, precision)
     encoder = load_encoder(run)
-    source = image_sources.open(images, data_root=data_root)
+    source = image_sources.open(images, data_root=data_root, crops=crops)
     console.print(f"device: {hardware.why}; {len(source):,} images", highlight=False)
     began, bad = time.monotonic(), BadFiles()
-    parts = _Parts(file, _fingerprint(run, images, source), source)
+    parts = _Parts(file, _fingerprint(run, images if crops is None else f"{images} {crops}", source), source)
     first = start = parts.start()
     if start:
         console.print(f"continuing at image {start:,}", highlight=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from crosslevel.encoder import Encoder, load_encoder, untrained
 from crosslevel.features import Place
 from crosslevel.folder import load_branches
 from crosslevel.hardware import Device, Hardware, Precision, choose
-from crosslevel.images import BadFiles, Images, SourceError
+from crosslevel.images import BadFiles, Crops, Images, SourceError
 from crosslevel.images.annotations import annotated
 from crosslevel.metrics.shots import describe_limits
 from crosslevel.probe import detection as probe
@@ -78,6 +77,7 @@ def evaluate(
     workers: int | None = None,
     batch_size: int = 256,
     data_root: str | None = None,
+    crops: Crops | None = None,
     seed: int = 0,
     cache: bool = True,
     branches: bool = False,
@@ -92,7 +92,8 @@ def evaluate(
 
     Args:
         run: the folder of a run, or its encoder.safetensors.
-        images: labelled images to learn from: a class-per-folder layout, cifar10, cifar100 or turntable.
+        images: labelled images to learn from: a class-per-folder layout of images or videos, annotations (with
+            --crops), cifar10, cifar100 or turntable.
         test: labelled images to classify.
         protocol: which of the protocols; several joined by commas.
         k: knn: how many neighbours vote.
@@ -109,6 +110,7 @@ def evaluate(
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         batch_size: images at a time.
         data_root: folder with the official files of cifar10 and cifar100.
+        crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
         seed: of the untrained encoder's weights, and of all draws.
         cache: keep features and unfinished trainings in the run's folder: no other call computes them again.
         branches: judge the features of the instance and the group branch as well: published figures on CIFAR are of the
@@ -128,6 +130,8 @@ def evaluate(
     folder = Path(run) if Path(run).is_dir() else Path(run).parent
     file, home = Path(output) if output else folder / FILE, folder if cache else None
     where: dict[str, Any] = {"images": _place(images), "test": _place(test), "data_root": data_root, "seed": seed}
+    if crops is not None:
+        where["crops"] = asdict(crops)
     bad, total = BadFiles(), 0
     calls: Calls = {
         "detection": (
@@ -137,7 +141,7 @@ def evaluate(
     }
     if set(names) - {"detection"}:
         assert test is not None
-        bank, queries = labelled_pair(images, test, data_root)
+        bank, queries = labelled_pair(images, test, data_root, crops)
         kinds: dict[str, Kind] = {
             "raw pixels": PIXELS,
             "untrained encoder": untrained(encoder, seed),
@@ -236,16 +240,18 @@ def _asked(protocol: str) -> list[str]:
 
 def _place(source: str | None) -> str | None:
     """A source as any other call would find it."""
-    return os.path.abspath(source) if source is not None and os.path.exists(source) else source
+    return None if source is None else image_sources.absolute(source)
 
 
-def labelled_pair(images: str, test: str, data_root: str | None = None) -> tuple[Images, Images]:
+def labelled_pair(
+    images: str, test: str, data_root: str | None = None, crops: Crops | None = None
+) -> tuple[Images, Images]:
     """Both sources opened.
 
     Raises:
         SourceError: one has no labels, or the test images have classes that the others lack.
     """
-    bank, queries = (_labelled(source, data_root) for source in (images, test))
+    bank, queries = (_labelled(source, data_root, crops) for source in (images, test))
     unknown = sorted(set(queries.classes or []) - set(bank.classes or []))
     if unknown:
         named = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
@@ -253,8 +259,8 @@ def labelled_pair(images: str, test: str, data_root: str | None = None) -> tuple
     return bank, queries
 
 
-def _labelled(source: str, data_root: str | None) -> Images:
-    images = image_sources.open(source, data_root=data_root)
+def _labelled(source: str, data_root: str | None, crops: Crops | None) -> Images:
+    images = image_sources.open(source, data_root=data_root, crops=crops)
     if images.labels is None:
         raise SourceError(f"{source} has no labels: put each class into a folder of its own to evaluate on it")
     return images

@@ -15,7 +15,7 @@ from torch import nn
 from crosslevel.cld import CrossLevel
 from crosslevel.encoder import FILE
 from crosslevel.heads import rebuilt_head
-from crosslevel.images import BadFiles
+from crosslevel.images import BadFiles, Crops
 
 INSTANCE_FILE, CLD_FILE = "instance.safetensors", "cld.safetensors"
 RUN_VARIABLE = "CROSSLEVEL_RUN"
@@ -37,7 +37,11 @@ def claim(run: str | None, images: str, kind: str, rank: int) -> Path:
         if holds_a_run(folder):
             raise ValueError(f"--run {run}: it already holds a run: give another folder, or --resume {run}")
     else:
-        place = Path(images).resolve().stem if os.path.exists(images) else images.split(",", maxsplit=1)[0]
+        place = (
+            Path(images).resolve().stem
+            if os.path.exists(images)
+            else os.path.basename(images.split(",", maxsplit=1)[0])
+        )
         source = re.sub(r"[^\w.-]+", "-", place).strip("-.") or "images"
         name = f"{source}-{kind}"
         tries = [Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000)]
@@ -52,10 +56,13 @@ def holds_a_run(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("*.ckpt")) or (folder / FILE).exists()
 
 
-def next_commands(folder: Path, images: str, labelled: bool, data_root: str | None) -> list[str]:
+def next_commands(
+    folder: Path, images: str, labelled: bool, data_root: str | None, crops: Crops | None = None
+) -> list[str]:
     """What a user would do with a run."""
     run, source = shlex.quote(str(folder)), shlex.quote(images)
     where = "" if data_root is None else f" --data-root {shlex.quote(data_root)}"
+    where += "" if crops is None else f" {crops.options()}"
     return [
         f"crosslevel embed {run} {source} -o features.parquet{where}",
         f"crosslevel evaluate {run} {source if labelled else 'LABELLED_IMAGES'} --test LABELLED_TEST_IMAGES{where}",

@@ -60,7 +60,7 @@ def keep(file: Path, about: dict[str, Any], row: Row) -> None:
     new["accuracy_percent"] = {kind: judged.figures for kind, judged in row.items()}
     new["interval_percent"] = {kind: judged.intervals for kind, judged in row.items() if judged.intervals}
     new["chosen"] = {kind: judged.chosen for kind, judged in row.items() if judged.chosen}
-    same = ("protocol", "images", "test", "settings")
+    same = ("protocol", "images", "test", "crops", "settings")
     results = [old for old in results if any(old.get(name) != new.get(name) for name in same)]
     text = json.dumps({"results": [*results, new]}, indent=2) + "\n"
     file.with_suffix(".tmp").write_text(text, encoding="utf-8")

@@ -23,7 +23,7 @@ from crosslevel.distributed import wait
 from crosslevel.encoder import FILE, Encoder, View
 from crosslevel.folder import Unreadable, claim, next_commands, save_branches
 from crosslevel.hardware import Device, Hardware, Precision, choose
-from crosslevel.images import BadFiles, BadImage, Images, Packed, TrainBatches, pack
+from crosslevel.images import BadFiles, BadImage, Crops, Images, Packed, TrainBatches, pack
 from crosslevel.images.views import Views
 from crosslevel.methods import Method, MoCo
 from crosslevel.monitor import knn_monitor
@@ -55,6 +55,7 @@ def train(
     workers: int | None = None,
     memory: float = 4.0,
     data_root: str | None = None,
+    crops: Crops | None = None,
     seed: int = 0,
     log_every: int = 10,
     monitor_every: int | None = None,
@@ -68,7 +69,7 @@ def train(
     encoder.safetensors, report.html, and bad_files.txt where a file could not be read.
 
     Args:
-        images: a folder, a .txt list of files, cifar10, cifar100 or turntable.
+        images: a folder, a .txt list of files, videos, annotations (with --crops), cifar10, cifar100 or turntable.
         encoder: the network.
         cld: the group branch (CLD); --cld.weight 0 turns it off.
         views: how random views are drawn.
@@ -91,6 +92,7 @@ def train(
         workers: processes that decode images larger than a view; one a core, at most 8, unless given.
         memory: gigabytes that decoded images may take; more are decoded anew in each epoch.
         data_root: folder with the official files of cifar10 and cifar100.
+        crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
         seed: of everything random: the same seed gives the same run.
         log_every: steps between rows of metrics.csv.
         monitor_every: epochs between kNN accuracies in the log, where the source has labels; a tenth of all unless
@@ -110,7 +112,7 @@ def train(
     if encoder.weights is not None:
         _say(console, f"{encoder.weights}: {encoder.loaded}")
     bad = BadFiles()
-    source = image_sources.open(images, data_root=data_root)
+    source = image_sources.open(images, data_root=data_root, crops=crops)
     total = len(source)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     source = _prepared(source, encoder, views, memory, bad, console)
@@ -132,7 +134,7 @@ def train(
     folder = Path(resume) if resume else claim(run, images, kind, rank)
     if rank == 0 and not resume:
         resolved = {
-            "images": os.path.abspath(images) if os.path.exists(images) else images,
+            "images": image_sources.absolute(images),
             "workers": workers,
             "monitor_every": every,
             "precision": hardware.precision,
@@ -159,7 +161,7 @@ def train(
     finally:
         unreadable.keep()
     wait()
-    following = next_commands(folder, images, source.labels is not None, data_root)
+    following = next_commands(folder, images, source.labels is not None, data_root, crops)
     if rank == 0:
         encoder.save(folder / FILE)
         save_branches(folder, chosen.branch, chosen.head, branch)
@@ -272,6 +274,7 @@ def _tree(values: dict[str, Any]) -> dict[str, Any]:
     """The run's settings as the command line has them, with everything that was chosen filled in."""
     return {
         **{k: v for k, v in values.items() if k not in ("run", "resume")},
+        "crops": None if values["crops"] is None else settings.describe(values["crops"]),
         "encoder": settings.describe(values["encoder"]),
         "cld": settings.describe(values["cld"], skip=("in_features",)),
         "views": settings.describe(values["views"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import inspect
 import os
 import types
@@ -12,9 +13,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from crosslevel.images.batches import Batch, EvalBatches, TrainBatches, fit, pack
 from crosslevel.images.cifar import Cifar10, Cifar100
+from crosslevel.images.crops import Crops, object_crops
 from crosslevel.images.health import BadFiles, BadImage
 from crosslevel.images.sources import Files, Images, Packed, SourceError
 from crosslevel.images.turntable import Turntable
+from crosslevel.images.video import open_videos
 
 __all__ = [
     "NAMED",
@@ -23,6 +26,7 @@ __all__ = [
     "Batch",
     "Cifar10",
     "Cifar100",
+    "Crops",
     "EvalBatches",
     "Files",
     "Images",
@@ -30,6 +34,7 @@ __all__ = [
     "SourceError",
     "TrainBatches",
     "Turntable",
+    "absolute",
     "fit",
     "open",
     "pack",
@@ -40,21 +45,37 @@ NAMED: dict[str, type[Packed]] = {"cifar10": Cifar10, "cifar100": Cifar100, "tur
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def open(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, data_root: str | None = None) -> Images:
+def open(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    data_root: str | None = None,
+    crops: Crops | None = None,
+) -> Images:
     """The images of ``source``.
 
     - a folder, searched recursively; class-per-folder layouts give labels;
     - a sequence of image files, or a ``.txt`` file that names one a line, relative to its own folder;
+    - a video, a folder of videos, a pattern such as ``films/*.mp4``, or a list of videos: their frames, one a second
+      unless ``,fps=2`` or ``,stride=10`` (every tenth) follows; each video is a track;
+    - with ``crops``, annotated images in the layout of Pascal VOC or COCO: one image for each object;
     - a data set by name, ``name[:split][,key=value...]``, such as ``cifar10:test`` (its files under
       ``data_root``) or ``turntable:test,classes=8,frames=30``, where the keys are the parameters of
       the data set's class.
 
-    What exists as a path is taken as one, whatever its name.
+    What exists as a path is taken as one, whatever its name. A folder that has images is one of images: its videos are
+    left out, with a warning, unless ``,fps=`` or ``,stride=`` asks for them.
 
     Raises:
         SourceError: there are no images; one line that says what is wrong and what to do.
 
     """
+    if crops is not None:
+        if not isinstance(source, str | os.PathLike):
+            raise SourceError(f"a list of {len(source)} files has no annotated objects to crop: leave crops out")
+        return object_crops(os.fspath(source), crops)
+    videos = open_videos(source)
+    if videos is not None:
+        return videos
     if not isinstance(source, str | os.PathLike):
         return Files.from_list(source)
     source = os.fspath(source)
@@ -65,6 +86,19 @@ def open(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, d
             return Files.from_text(source)
         raise SourceError(f"{source}: a single file: give a folder, or a .txt file with one image path a line")
     return _named(source, data_root)
+
+
+def absolute(source: str) -> str:
+    """``source`` as any working directory finds it: its paths made absolute, the name of a data set as it is."""
+    if os.path.exists(source) or glob.glob(source):
+        return os.path.abspath(source)
+    if source.partition(",")[0].partition(":")[0] in NAMED:
+        return source
+    for mark in ("+", ",", ":"):
+        head, found, tail = source.rpartition(mark)
+        if found and (made := absolute(head)) != head:
+            return f"{made}{mark}{tail if mark == ',' else absolute(tail)}"
+    return source
 
 
 # Opened again by the same process, a named source is not rendered or read again.
