@@ -46,7 +46,8 @@ def embed(
 
     Args:
         run: the folder of a run, or its encoder.safetensors.
-        images: a folder, a .txt list of files, cifar10, cifar100 or turntable.
+        images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, cifar10, cifar100 or
+            turntable.
         output: the file to write: .parquet, or .npy with a manifest in .csv beside it.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: auto takes bfloat16 where the hardware computes it.

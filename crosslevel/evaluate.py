@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -92,7 +91,8 @@ def evaluate(
 
     Args:
         run: the folder of a run, or its encoder.safetensors.
-        images: labelled images to learn from: a class-per-folder layout, cifar10, cifar100 or turntable.
+        images: labelled images to learn from: a class-per-folder layout, .tar shards, Parquet files, hf://owner/name,
+            cifar10, cifar100 or turntable.
         test: labelled images to classify.
         protocol: which of the protocols; several joined by commas.
         k: knn: how many neighbours vote.
@@ -236,7 +236,7 @@ def _asked(protocol: str) -> list[str]:
 
 def _place(source: str | None) -> str | None:
     """A source as any other call would find it."""
-    return os.path.abspath(source) if source is not None and os.path.exists(source) else source
+    return None if source is None else image_sources.absolute(source)
 
 
 def labelled_pair(images: str, test: str, data_root: str | None = None) -> tuple[Images, Images]:

@@ -68,7 +68,8 @@ def train(
     encoder.safetensors, report.html, and bad_files.txt where a file could not be read.
 
     Args:
-        images: a folder, a .txt list of files, cifar10, cifar100 or turntable.
+        images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, cifar10, cifar100 or
+            turntable.
         encoder: the network.
         cld: the group branch (CLD); --cld.weight 0 turns it off.
         views: how random views are drawn.
@@ -132,7 +133,7 @@ def train(
     folder = Path(resume) if resume else claim(run, images, kind, rank)
     if rank == 0 and not resume:
         resolved = {
-            "images": os.path.abspath(images) if os.path.exists(images) else images,
+            "images": image_sources.absolute(images),
             "workers": workers,
             "monitor_every": every,
             "precision": hardware.precision,

@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from crosslevel.images.batches import Batch, EvalBatches, TrainBatches, fit, pack
 from crosslevel.images.cifar import Cifar10, Cifar100
+from crosslevel.images.containers import absolute, open_container
 from crosslevel.images.health import BadFiles, BadImage
 from crosslevel.images.sources import Files, Images, Packed, SourceError
 from crosslevel.images.turntable import Turntable
@@ -30,6 +31,7 @@ __all__ = [
     "SourceError",
     "TrainBatches",
     "Turntable",
+    "absolute",
     "fit",
     "open",
     "pack",
@@ -45,6 +47,10 @@ def open(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, d
 
     - a folder, searched recursively; class-per-folder layouts give labels;
     - a sequence of image files, or a ``.txt`` file that names one a line, relative to its own folder;
+    - WebDataset shards: a ``.tar`` file, ``train-{000..009}.tar``, ``data/*.tar``, or a folder of them;
+    - Parquet files with a column of images, likewise: ``x.parquet[,column=NAME][,label=NAME]``;
+    - a data set of the Hugging Face hub, ``hf://owner/name[/config][@revision][:split]``, or a folder that the
+      ``datasets`` library saved, ``hf:///folder[:split]``;
     - a data set by name, ``name[:split][,key=value...]``, such as ``cifar10:test`` (its files under
       ``data_root``) or ``turntable:test,classes=8,frames=30``, where the keys are the parameters of
       the data set's class.
@@ -58,6 +64,9 @@ def open(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, d
     if not isinstance(source, str | os.PathLike):
         return Files.from_list(source)
     source = os.fspath(source)
+    contained = open_container(source)
+    if contained is not None:
+        return contained
     if os.path.isdir(source):
         return Files.from_folder(source)
     if os.path.exists(source):
