@@ -128,8 +128,9 @@ def _parts(source: str) -> tuple[str, str | None, str | None]:
     """Place, revision and split of an address; in a local one the folder may have any name."""
     address = source.removeprefix("hf://")
     if _local(address):
-        folder, colon, split = address.rpartition(":")
-        return (address, None, None) if os.path.isdir(address) or not colon else (folder, None, split)
+        ends = [len(address), *(found.start() for found in re.finditer(":", address))]
+        end = max((end for end in ends if os.path.isdir(address[:end])), default=len(address))
+        return address[:end], None, address[end + 1 :] or None
     found = _ADDRESS.fullmatch(address)
     if not found or found["place"].strip("/").count("/") > 2:
         raise SourceError(f"{source}: write it as hf://owner/name[/config][@revision][:split]")

@@ -109,11 +109,14 @@ class Parquet(Images):
         """The encoded images of a row group, or why they cannot be read."""
         f, g = self._groups[group]
         try:
+            if state_of(self.files[f]) != self._states[f]:
+                return "its file has changed since this run began"
             file = _opened(self.files[f], self._states[f], os.getpid(), threading.get_ident())
+            struct = pa.types.is_struct(file.schema_arrow.field(self.column).type)
+            leaf = f"{self.column}.bytes" if struct else self.column
             # Threads of Arrow's would compete with the workers.
-            rows = file.read_row_group(g, columns=[f"{self.column}.bytes", self.column], use_threads=False)
-            cells = rows.column(self.column)
-            return pc.struct_field(cells, "bytes") if pa.types.is_struct(cells.type) else cells
+            cells = file.read_row_group(g, columns=[leaf], use_threads=False).column(self.column)
+            return pc.struct_field(cells, "bytes") if struct else cells
         except _FAILURES as error:
             return f"row group {g} of its file cannot be read: {_first_line(error)}"
 
@@ -169,8 +172,6 @@ def _bytes(rows: Any) -> int:
 # that opened it alone.
 @lru_cache(maxsize=8)
 def _opened(file: str, state: str, process: int, thread: int) -> pq.ParquetFile:
-    if state_of(file) != state:
-        raise OSError("the file has changed since this run began")
     return pq.ParquetFile(file, page_checksum_verification=True)
 
 
@@ -220,13 +221,13 @@ def _label_column(
     """The column ``wanted``, or else one that says by its name or type that it holds classes."""
     schemas = [footer.schema.to_arrow_schema() for footer in footers]
     if wanted is None:
-        named = [key for key, feature in features.items() if feature.get("_type") == "ClassLabel"]
-        usual = [key for key in ("label", "labels") if all(key in schema.names for schema in schemas)]
-        choices = [key for key in usual if _of_labels(schemas[0].field(key).type)] or named
-        return choices[0] if usual or len(choices) == 1 else None
+        fitting = [key for key in schemas[0].names if all(_labels_in(schema, key) for schema in schemas)]
+        named = [key for key in fitting if features.get(key, {}).get("_type") == "ClassLabel"]
+        usual = [key for key in ("label", "labels") if key in fitting]
+        return next(iter(usual), named[0] if len(named) == 1 else None)
     for file, schema in zip(files, schemas, strict=True):
         _needs(file, schema, wanted)
-        if not _of_labels(schema.field(wanted).type):
+        if not _labels_in(schema, wanted):
             kind = schema.field(wanted).type
             raise SourceError(f"{file}: label={wanted} is {kind}: it needs whole numbers or strings")
     return wanted
@@ -242,12 +243,15 @@ def _listed(columns: Sequence[str]) -> str:
 
 
 def _of_images(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _of_images(kind.field("bytes").type)
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _of_labels(kind: pa.DataType) -> bool:
+def _labels_in(schema: pa.Schema, column: str) -> bool:
+    if schema.names.count(column) != 1:
+        return False
+    kind = schema.field(column).type
     return bool(pa.types.is_integer(kind) or _of_strings(kind))
 
 
