@@ -142,7 +142,10 @@ def test_a_damaged_row_group_costs_its_images_alone(folder):
 
 def test_bad_rows(tmp_path):
     rows = [flat(0), None, b"", flat(3)[:-9], b"text", flat(5)]
-    kinds = {"plain": pa.array(rows), "struct": pa.array([None if row is None else {"bytes": row} for row in rows], IMAGE)}
+    kinds = {
+        "plain": pa.array(rows),
+        "struct": pa.array([None if row is None else {"bytes": row} for row in rows], IMAGE),
+    }
     for kind, column in kinds.items():
         images, bad = open_images(write(tmp_path / f"{kind} 🙂\n.parquet", [], image=column)), BadFiles()
         assert torch.cat([batch.index for batch in EvalBatches(images, 2, 4, bad=bad)]).tolist() == [0, 5]

@@ -1,5 +1,6 @@
 """WebDataset shards, compared with the standard library's tarfile."""
 
+import contextlib
 import io
 import os
 import pickle
@@ -18,7 +19,9 @@ from crosslevel.images import BadFiles, BadImage, EvalBatches, SourceError, Trai
 from crosslevel.images import open as open_images
 from crosslevel.images.shards import Shards
 
-NAME = st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=150).map("n{}".format)
+NAME = st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=150).map(
+    "n{}".format
+)
 
 
 @pytest.fixture
@@ -127,9 +130,7 @@ def test_two_ranks_read_two_shards_once_an_epoch(pair, workers):
     for epoch in range(2):
         seen, values = [], []
         for rank in range(2):
-            batches = TrainBatches(
-                images, 23, seed=3, bad=BadFiles(), resize=4, workers=workers, rank=rank, world=2
-            )
+            batches = TrainBatches(images, 23, seed=3, bad=BadFiles(), resize=4, workers=workers, rank=rank, world=2)
             batches.epoch = epoch
             for batch in batches:
                 seen += batch.index.tolist()
@@ -160,7 +161,7 @@ def test_a_shard_cut_anywhere_keeps_its_whole_members(tmp_path):
         names = [name for end, name in ends if end <= size]
         want = [f"{file.name}/{name}" for name in names if name.endswith("png")]
         want = want[: sum(name.endswith("cls") for name in names)]  # one without its label is left out
-        with pytest.warns(UserWarning) as caught:
+        with pytest.warns(UserWarning, match="truncated") as caught:
             images = Shards([str(file)], "x")
         assert images.paths == want
         assert images.labels.tolist() == [0, 1, 2, 0, 1, 2][: len(want)]
@@ -188,7 +189,7 @@ def test_a_broken_member_is_named(pair):
     assert set(bad.reasons) == {"a-001.tar/ü 🙂\n.png", "a-001.tar/empty.jpg"}
     assert "truncated" in bad.reasons["a-001.tar/ü 🙂\n.png"]
     bomb = Shards([str(pair / "a-001.tar")], "x", max_pixels=3)
-    with pytest.raises(BadImage, match="a-001.tar/good.png: the member has 77 bytes, more than 3 pixels can need"):
+    with pytest.raises(BadImage, match=r"a-001.tar/good.png: the member has 77 bytes, more than 3 pixels can need"):
         bomb[1]
 
 
@@ -239,7 +240,5 @@ def test_any_bytes_are_images_or_a_source_error(tmp_path_factory, data, at, flip
             except SourceError:
                 continue
         for i in range(len(images)):
-            try:
-                images[i]
-            except BadImage as error:
-                assert error.path == images.paths[i]
+            with contextlib.suppress(BadImage):
+                assert images[i][0].dtype == torch.uint8
