@@ -47,7 +47,8 @@ def embed(
 
     Args:
         run: the folder of a run, or its encoder.safetensors.
-        images: a folder, a .txt list of files, videos, annotations (with --crops), cifar10, cifar100 or turntable.
+        images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, videos, annotations (with
+            --crops), cifar10, cifar100 or turntable.
         output: the file to write: .parquet, or .npy with a manifest in .csv beside it.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: auto takes bfloat16 where the hardware computes it.

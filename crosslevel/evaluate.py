@@ -92,8 +92,8 @@ def evaluate(
 
     Args:
         run: the folder of a run, or its encoder.safetensors.
-        images: labelled images to learn from: a class-per-folder layout of images or videos, annotations (with
-            --crops), cifar10, cifar100 or turntable.
+        images: labelled images to learn from: a class-per-folder layout of images or videos, .tar shards, Parquet
+            files, hf://owner/name, annotations (with --crops), cifar10, cifar100 or turntable.
         test: labelled images to classify.
         protocol: which of the protocols; several joined by commas.
         k: knn: how many neighbours vote.

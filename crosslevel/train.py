@@ -69,7 +69,8 @@ def train(
     encoder.safetensors, report.html, and bad_files.txt where a file could not be read.
 
     Args:
-        images: a folder, a .txt list of files, videos, annotations (with --crops), cifar10, cifar100 or turntable.
+        images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, videos, annotations (with
+            --crops), cifar10, cifar100 or turntable.
         encoder: the network.
         cld: the group branch (CLD); --cld.weight 0 turns it off.
         views: how random views are drawn.

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from crosslevel.images import containers
 from crosslevel.images.batches import Batch, EvalBatches, TrainBatches, fit, pack
 from crosslevel.images.cifar import Cifar10, Cifar100
+from crosslevel.images.containers import open_container
 from crosslevel.images.crops import Crops, object_crops
 from crosslevel.images.health import BadFiles, BadImage
 from crosslevel.images.sources import Files, Images, Packed, SourceError
@@ -58,6 +60,10 @@ def open(
     - a video, a folder of videos, a pattern such as ``films/*.mp4``, or a list of videos: their frames, one a second
       unless ``,fps=2`` or ``,stride=10`` (every tenth) follows; each video is a track;
     - with ``crops``, annotated images in the layout of Pascal VOC or COCO: one image for each object;
+    - WebDataset shards: a ``.tar`` file, ``train-{000..009}.tar``, ``data/*.tar``, or a folder of them;
+    - Parquet files with a column of images, likewise: ``x.parquet[,column=NAME][,label=NAME]``;
+    - a data set of the Hugging Face hub, ``hf://owner/name[/config][@revision][:split]``, or a folder that the
+      ``datasets`` library saved, ``hf:///folder[:split]``;
     - a data set by name, ``name[:split][,key=value...]``, such as ``cifar10:test`` (its files under
       ``data_root``) or ``turntable:test,classes=8,frames=30``, where the keys are the parameters of
       the data set's class.
@@ -69,29 +75,42 @@ def open(
         SourceError: there are no images; one line that says what is wrong and what to do.
 
     """
-    if crops is not None:
-        if not isinstance(source, str | os.PathLike):
-            raise SourceError(f"a list of {len(source)} files has no annotated objects to crop: leave crops out")
-        return object_crops(os.fspath(source), crops)
-    videos = open_videos(source)
-    if videos is not None:
-        return videos
     if not isinstance(source, str | os.PathLike):
-        return Files.from_list(source)
+        return _listed(source, crops)
     source = os.fspath(source)
+    if crops is not None:
+        return object_crops(source, crops)
+    for known in (open_videos, open_container, _folder_or_list):
+        found = known(source)
+        if found is not None:
+            return found
+    return _named(source, data_root)
+
+
+def _listed(files: Sequence[str | os.PathLike[str]], crops: Crops | None) -> Images:
+    if crops is not None:
+        raise SourceError(f"a list of {len(files)} files has no annotated objects to crop: leave crops out")
+    return open_videos(files) or Files.from_list(files)
+
+
+def _folder_or_list(source: str) -> Images | None:
     if os.path.isdir(source):
         return Files.from_folder(source)
+    if source.lower().endswith(".txt") and os.path.exists(source):
+        return Files.from_text(source)
     if os.path.exists(source):
-        if source.lower().endswith(".txt"):
-            return Files.from_text(source)
         raise SourceError(f"{source}: a single file: give a folder, or a .txt file with one image path a line")
-    return _named(source, data_root)
+    return None
 
 
 def absolute(source: str) -> str:
     """``source`` as any working directory finds it: its paths made absolute, the name of a data set as it is."""
+    if "://" in source:
+        return source
     if os.path.exists(source) or glob.glob(source):
         return os.path.abspath(source)
+    if (contained := containers.absolute(source)) != source:
+        return contained
     if source.partition(",")[0].partition(":")[0] in NAMED:
         return source
     for mark in ("+", ",", ":"):
