@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from crosslevel.encoder import Encoder, load_encoder, untrained
 from crosslevel.features import Place
 from crosslevel.folder import load_branches
 from crosslevel.hardware import Device, Hardware, Precision, choose
-from crosslevel.images import BadFiles, Images, SourceError
+from crosslevel.images import BadFiles, Images, SourceError, suffixes
 from crosslevel.images.annotations import annotated
 from crosslevel.metrics.shots import describe_limits
 from crosslevel.probe import detection as probe
@@ -92,7 +91,8 @@ def evaluate(
 
     Args:
         run: the folder of a run, or its encoder.safetensors.
-        images: labelled images to learn from: a class-per-folder layout, cifar10, cifar100 or turntable.
+        images: labelled images to learn from: a class-per-folder layout, cifar10, cifar100, stl10 or turntable; a
+            suffix such as @imbalance=100, @list=FILE or @classes=FILE takes a part.
         test: labelled images to classify.
         protocol: which of the protocols; several joined by commas.
         k: knn: how many neighbours vote.
@@ -108,7 +108,7 @@ def evaluate(
         precision: auto takes bfloat16 where the hardware computes it.
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         batch_size: images at a time.
-        data_root: folder with the official files of cifar10 and cifar100.
+        data_root: folder with the official files of cifar10, cifar100 and stl10.
         seed: of the untrained encoder's weights, and of all draws.
         cache: keep features and unfinished trainings in the run's folder: no other call computes them again.
         branches: judge the features of the instance and the group branch as well: published figures on CIFAR are of the
@@ -236,7 +236,7 @@ def _asked(protocol: str) -> list[str]:
 
 def _place(source: str | None) -> str | None:
     """A source as any other call would find it."""
-    return os.path.abspath(source) if source is not None and os.path.exists(source) else source
+    return None if source is None else suffixes.located(source)
 
 
 def labelled_pair(images: str, test: str, data_root: str | None = None) -> tuple[Images, Images]:

@@ -14,6 +14,8 @@ from crosslevel.images.batches import Batch, EvalBatches, TrainBatches, fit, pac
 from crosslevel.images.cifar import Cifar10, Cifar100
 from crosslevel.images.health import BadFiles, BadImage
 from crosslevel.images.sources import Files, Images, Packed, SourceError
+from crosslevel.images.stl10 import Stl10
+from crosslevel.images.suffixes import applied, split
 from crosslevel.images.turntable import Turntable
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Images",
     "Packed",
     "SourceError",
+    "Stl10",
     "TrainBatches",
     "Turntable",
     "fit",
@@ -35,7 +38,7 @@ __all__ = [
     "pack",
 ]
 
-NAMED: dict[str, type[Packed]] = {"cifar10": Cifar10, "cifar100": Cifar100, "turntable": Turntable}
+NAMED: dict[str, type[Packed]] = {"cifar10": Cifar10, "cifar100": Cifar100, "turntable": Turntable, "stl10": Stl10}
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -47,7 +50,8 @@ def open(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, d
     - a sequence of image files, or a ``.txt`` file that names one a line, relative to its own folder;
     - a data set by name, ``name[:split][,key=value...]``, such as ``cifar10:test`` (its files under
       ``data_root``) or ``turntable:test,classes=8,frames=30``, where the keys are the parameters of
-      the data set's class.
+      the data set's class;
+    - a part of any of these, by suffixes such as ``@imbalance=100``, one after the other (`SUFFIXES`).
 
     What exists as a path is taken as one, whatever its name.
 
@@ -58,6 +62,9 @@ def open(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, d
     if not isinstance(source, str | os.PathLike):
         return Files.from_list(source)
     source = os.fspath(source)
+    whole, suffixes = split(source)
+    if suffixes:
+        return applied(open(whole, data_root=data_root), suffixes, source)
     if os.path.isdir(source):
         return Files.from_folder(source)
     if os.path.exists(source):

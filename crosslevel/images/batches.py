@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.images.health import BadFiles, BadImage
+from crosslevel.images.orders import natural, permuted, share
 from crosslevel.images.sources import Images, Packed, SourceError
 
 Crops = Callable[[UInt8[Tensor, "3 H W"], torch.Generator], UInt8[Tensor, "V 3 s s"]]
@@ -32,10 +33,13 @@ class Batch(NamedTuple("_Batch", [("images", Tensor), ("labels", Tensor), ("inde
 
 
 class TrainBatches:
-    """Every image once an epoch, in random order; usable wherever a DataLoader is.
+    """Every image once an epoch, in random or natural order; usable wherever a DataLoader is.
 
-    ``epoch`` chooses the order: a permutation drawn from (``seed``, ``epoch``), the same on all ranks, of
-    which rank r takes every ``world``-th image from the r-th on. ``start`` is the first batch to deliver,
+    ``epoch`` chooses the order, drawn from (``seed``, ``epoch``), the same on all ranks. ``shuffled`` is a
+    permutation, of which rank r takes every ``world``-th image from the r-th on; of a source with ``blocks`` it
+    is `orders.permuted` in their favour, of which each rank takes its own run. ``natural`` is the order of the
+    source, as a camera delivers it: each batch goes on where the one before ended, from a random start around the
+    end, and each rank has its own run. ``start`` is the first batch to deliver,
     back to 0 once an iteration has begun: so a run resumes within an epoch without reading what it had.
 
     ``Packed`` images come as (B, 3, S, S) by one index operation. Others are decoded in ``workers``
@@ -63,6 +67,7 @@ class TrainBatches:
         rank: int = 0,
         world: int = 1,
         resize: int | None = None,
+        order: Literal["shuffled", "natural"] = "shuffled",
     ) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"rank={rank} is not one of the {world} ranks: 0 to {world - 1}")
@@ -75,7 +80,7 @@ class TrainBatches:
             raise SourceError(f"{images.name}: {len(images)} images for {world} ranks: use fewer ranks")
         self.images, self.seed, self.bad, self.workers = images, seed, bad, workers
         self.batch_size, self.rank, self.world = min(batch_size, self._share), rank, world
-        self.epoch, self.start = 0, 0
+        self.epoch, self.start, self.natural = 0, 0, order == "natural"
         self._job = _TrainJob(images, seed, crops, resize)
         self._keys: _Keys[tuple[int, Tensor]] = _Keys([])
         self._loader: DataLoader[_Done] | None = None
@@ -99,8 +104,12 @@ class TrainBatches:
 
     def order(self, epoch: int) -> Int64[Tensor, " N"]:
         """The images of this rank in the order of ``epoch``."""
-        order = torch.randperm(len(self.images), generator=_generator(self.seed, epoch))
-        return order[: self._share * self.world][self.rank :: self.world]
+        draws, total = _generator(self.seed, epoch), len(self.images)
+        if self.natural:
+            return share(natural(total, draws), self.rank, self.world)
+        if self.images.blocks is not None:
+            return share(permuted(self.images.blocks, draws), self.rank, self.world)
+        return torch.randperm(total, generator=draws)[: self._share * self.world][self.rank :: self.world]
 
 
 class EvalBatches:
