@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ from torch import Tensor
 from crosslevel.images.health import escaped, unescaped
 from crosslevel.images.sources import Images, SourceError
 from crosslevel.images.subsets import of_classes, take
+
+MOST_CLASSES = 1_000_000
+"""A larger label is a mistake, not a class."""
 
 
 def write_list(images: Images, file: str | os.PathLike[str]) -> None:
@@ -49,7 +53,7 @@ def listed(images: Images, file: str) -> Images:
         if path in wanted:
             places.setdefault(path, i)
     # A name that ends in a number is a name if the source has it.
-    lines = [_Line(line.whole, line.whole, None) if line.whole in places else line for line in lines]
+    lines = [line.without_label() if line.whole in places else line for line in lines]
     missing = [line.path for line in lines if line.path not in places]
     if missing:
         raise SourceError(
@@ -75,7 +79,7 @@ def classes_of(images: Images, file: str) -> Images:
     numbers = {name: c for c, name in enumerate(images.classes)}
     named = [line.strip() for line in _text(file).split("\n") if line.strip()]
     names = [line if line in numbers else line.split()[0] for line in named]
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
     unknown = next((name for name in names if name not in numbers), None)
     if unknown is not None:
         near = difflib.get_close_matches(unknown, numbers, 1)
@@ -93,6 +97,10 @@ class _Line(NamedTuple):
     whole: str
     path: str
     label: int | None
+
+    def without_label(self) -> _Line:
+        """The line as nothing but a path; a tab cannot be part of one."""
+        return self if self.whole == self.path else _Line(self.whole, self.whole, None)
 
     @classmethod
     def of(cls, line: str) -> _Line:
@@ -115,13 +123,15 @@ def _labels(
     images: Images, index: Int64[Tensor, " M"], given: list[int | None], file: str
 ) -> tuple[Int64[Tensor, " M"] | None, list[str] | None]:
     """Labels and classes of the listed images; None where the source's hold."""
-    numbers = [label for label in given if label not in (None, -1)]
-    if not numbers:
+    if all(label in (None, -1) for label in given):
         return None, None
-    if len(numbers) < len(given) or min(numbers) < 0:
+    numbers = [label for label in given if label is not None and label >= 0]
+    if len(numbers) < len(given):
         raise SourceError(
             f"{file}: {len(given) - len(numbers):,} of its {len(given):,} lines have no label of 0 or more"
         )
+    if max(numbers) >= MOST_CLASSES:
+        raise SourceError(f"{file}: label {max(numbers)} is no number of a class")
     labels = torch.tensor(numbers)
     if images.labels is not None and torch.equal(labels, images.labels[index]):
         return None, None
