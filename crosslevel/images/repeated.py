@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -42,18 +43,11 @@ class Repeated(Images):
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
         """Copy i and its label (-1 without labels)."""
         image, _ = self.images[i // self.times]
-        down, across = self.offset(i)
-        height, width = image.shape[1:]
-        shifted = image[:, reflected(down, height)][:, :, reflected(across, width)]
-        return shifted, -1 if self.labels is None else int(self.labels[i])
+        return _shifted(image, *self.offset(i)), -1 if self.labels is None else int(self.labels[i])
 
     def offset(self, i: int) -> tuple[int, int]:
         """How many pixels copy i is shifted down and across."""
-        name = f"{self.seed}\0{self.paths[i]}".encode(errors="surrogateescape")
-        drawn = hashlib.blake2b(name, digest_size=16).digest()
-        halves = (int.from_bytes(half, "little") for half in (drawn[:8], drawn[8:]))
-        down, across = (half % (2 * self.shift + 1) - self.shift for half in halves)
-        return down, across
+        return _offset(self.paths[i], self.seed, self.shift)
 
     def _content(self) -> Iterable[bytes | memoryview]:
         yield f"{self.images.identity()} {self.times} {self.shift} {self.seed}\0".encode()
@@ -66,30 +60,35 @@ def repeat(images: Images, times: int, shift: int = 2, seed: int = 0) -> Images:
     copies = Repeated(images, times, shift, seed)
     if not isinstance(images, Packed) or images.data.numel() * times > IN_MEMORY:
         return copies
-    data = torch.cat([_copies(images, copies, first) for first in range(0, len(images), 4096)])
-    packed = Packed(data, copies.paths, copies.labels, copies.classes, copies.name)
+    packed = Packed(_copied(images, copies), copies.paths, copies.labels, copies.classes, copies.name)
     packed.tracks = copies.tracks
     return packed
 
 
-def _copies(images: Packed, copies: Repeated, first: int) -> UInt8[Tensor, "M 3 S S"]:
-    """All copies of 4,096 images at once."""
-    some = images.data[first : first + 4096]
-    owner = torch.arange(len(some)).repeat_interleave(copies.times)
-    offsets = [copies.offset(first * copies.times + i) for i in range(len(owner))]
-    # All shifts of a row, looked up by shift.
-    rows, columns = (
-        torch.stack([reflected(s, size) for s in range(-copies.shift, copies.shift + 1)]) for size in some.shape[2:]
-    )
-    down, across = (torch.tensor(offsets) + copies.shift).unbind(1)
-    return some[
-        owner[:, None, None, None],
-        torch.arange(3)[:, None, None],
-        rows[down][:, None, :, None],
-        columns[across][:, None, None, :],
-    ]
+def _copied(images: Packed, copies: Repeated) -> UInt8[Tensor, "M 3 S S"]:
+    """All copies at once: those with the same shift together."""
+    data = images.data.new_empty(len(copies), *images.data.shape[1:])
+    offsets = torch.tensor([_offset(path, copies.seed, copies.shift) for path in copies.paths])
+    for offset in offsets.unique(dim=0):
+        some = (offsets == offset).all(1).nonzero()[:, 0]
+        data[some] = _shifted(images.batch(some // copies.times), *offset.tolist())
+    return data
 
 
+def _shifted(image: UInt8[Tensor, "*B 3 H W"], down: int, across: int) -> UInt8[Tensor, "*B 3 H W"]:
+    height, width = image.shape[-2:]
+    # index_select, as indexing by tensors starts threads, even for one small image.
+    return image.index_select(-2, reflected(down, height)).index_select(-1, reflected(across, width))
+
+
+def _offset(path: str, seed: int, shift: int) -> tuple[int, int]:
+    """Uniform in [-shift, shift] each, and a function of the arguments alone."""
+    drawn = hashlib.blake2b(f"{seed}\0{path}".encode(errors="surrogateescape"), digest_size=16).digest()
+    down, across = (int.from_bytes(half, "little") % (2 * shift + 1) - shift for half in (drawn[:8], drawn[8:]))
+    return down, across
+
+
+@lru_cache(maxsize=1024)  # not to be written into
 def reflected(shift: int, size: int) -> Int64[Tensor, " size"]:
     """Where the pixels of a row of ``size`` come from when it moves by ``shift``, mirrored at its first and last."""
     around = max(1, 2 * (size - 1))
