@@ -51,7 +51,7 @@ def open(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, d
     - a data set by name, ``name[:split][,key=value...]``, such as ``cifar10:test`` (its files under
       ``data_root``) or ``turntable:test,classes=8,frames=30``, where the keys are the parameters of
       the data set's class;
-    - a part of any of these, by suffixes such as ``@imbalance=100``, one after the other (`SUFFIXES`).
+    - a part of any of these, by suffixes such as ``@imbalance=100``, one after the other (`suffixes.SUFFIXES`).
 
     What exists as a path is taken as one, whatever its name.
 

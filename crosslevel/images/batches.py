@@ -35,12 +35,15 @@ class Batch(NamedTuple("_Batch", [("images", Tensor), ("labels", Tensor), ("inde
 class TrainBatches:
     """Every image once an epoch, in random or natural order; usable wherever a DataLoader is.
 
-    ``epoch`` chooses the order, drawn from (``seed``, ``epoch``), the same on all ranks. ``shuffled`` is a
-    permutation, of which rank r takes every ``world``-th image from the r-th on; of a source with ``blocks`` it
-    is `orders.permuted` in their favour, of which each rank takes its own run. ``natural`` is the order of the
-    source, as a camera delivers it: each batch goes on where the one before ended, from a random start around the
-    end, and each rank has its own run. ``start`` is the first batch to deliver,
-    back to 0 once an iteration has begun: so a run resumes within an epoch without reading what it had.
+    ``epoch`` chooses the order, drawn from (``seed``, ``epoch``) alike on all ranks:
+
+    - ``shuffled``: a permutation, of which rank r takes every ``world``-th image from the r-th on. Sources with
+      ``blocks`` are shuffled some blocks at a time (`orders.permuted`), and each rank takes a run of that order;
+    - ``natural``: the order of the source, as a camera delivers it. Each batch goes on where the one before ended,
+      from a random start and around the end; each rank has a run of its own.
+
+    ``start`` is the first batch to deliver, back to 0 once an iteration has begun: so a run resumes within an epoch
+    without reading what it had.
 
     ``Packed`` images come as (B, 3, S, S) by one index operation. Others are decoded in ``workers``
     processes (0: one thread), brought to ``resize`` x ``resize`` pixels if given, and cut into views by
@@ -73,6 +76,8 @@ class TrainBatches:
             raise ValueError(f"rank={rank} is not one of the {world} ranks: 0 to {world - 1}")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: at least 1")
+        if order not in ("shuffled", "natural"):
+            raise ValueError(f"order={order!r}: use shuffled or natural")
         if isinstance(images, Packed) and (crops or resize not in (None, images.data.shape[-1])):
             raise ValueError("crops and resize are for streamed images: views of packed ones are drawn by batch")
         self._share = len(images) // world

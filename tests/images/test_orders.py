@@ -52,6 +52,11 @@ def test_natural_batches_follow_each_other_as_in_the_source(count, size, world, 
         assert sorted(seen) == list(range(count))
 
 
+def test_an_order_that_there_is_not():
+    with pytest.raises(ValueError, match="order='natrual': use shuffled or natural"):
+        batches_of(in_memory(8), 2, 0, order="natrual")
+
+
 def test_ranks_have_neighbouring_runs():
     orders = [batches_of(in_memory(30), 5, 2, order="natural", rank=r, world=3).order(2) for r in range(3)]
     whole = torch.cat(orders)
