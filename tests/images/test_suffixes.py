@@ -183,3 +183,10 @@ def test_paths_in_a_source_are_made_absolute(tmp_path, monkeypatch):
     assert located("cifar10@imbalance=100") == "cifar10@imbalance=100"
     assert located("cifar10") == "cifar10"
     assert os.path.exists(located("photos"))
+
+
+@pytest.mark.skipif("CROSSLEVEL_DATA" not in os.environ, reason="CROSSLEVEL_DATA names no folder with cifar10-jpeg")
+def test_the_long_tailed_cifar10_of_files():
+    part = images.open(f"{os.environ['CROSSLEVEL_DATA']}/cifar10-jpeg/train@imbalance=100")
+    assert part.labels.bincount().tolist() == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+    assert all(path.startswith(part.classes[label]) for path, label in zip(part.paths, part.labels, strict=True))
