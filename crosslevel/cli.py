@@ -22,6 +22,7 @@ COMMANDS = {
     "recipes": ("crosslevel.recipes", "the settings of published results, and their figures"),
     "export": ("crosslevel.export", "the encoder's weights for torchvision, timm, detectron2 or ONNX"),
     "embed": ("crosslevel.embed", "a table of features, one row an image"),
+    "subset": ("crosslevel.subset", "a long-tailed, listed or otherwise chosen part of a source, written to a file"),
 }
 
 

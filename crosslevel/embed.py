@@ -48,13 +48,13 @@ def embed(
     Args:
         run: the folder of a run, or its encoder.safetensors.
         images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, videos, annotations (with
-            --crops), cifar10, cifar100 or turntable.
+            --crops), cifar10, cifar100, stl10 or turntable; a suffix such as @imbalance=100 or @list=FILE takes a part.
         output: the file to write: .parquet, or .npy with a manifest in .csv beside it.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: auto takes bfloat16 where the hardware computes it.
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         batch_size: images at a time.
-        data_root: folder with the official files of cifar10 and cifar100.
+        data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
 
     Returns:

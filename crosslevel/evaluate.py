@@ -93,7 +93,8 @@ def evaluate(
     Args:
         run: the folder of a run, or its encoder.safetensors.
         images: labelled images to learn from: a class-per-folder layout of images or videos, .tar shards, Parquet
-            files, hf://owner/name, annotations (with --crops), cifar10, cifar100 or turntable.
+            files, hf://owner/name, annotations (with --crops), cifar10, cifar100, stl10 or turntable; a suffix such as
+            @imbalance=100, @list=FILE or @classes=FILE takes a part.
         test: labelled images to classify.
         protocol: which of the protocols; several joined by commas.
         k: knn: how many neighbours vote.
@@ -109,7 +110,7 @@ def evaluate(
         precision: auto takes bfloat16 where the hardware computes it.
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         batch_size: images at a time.
-        data_root: folder with the official files of cifar10 and cifar100.
+        data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
         seed: of the untrained encoder's weights, and of all draws.
         cache: keep features and unfinished trainings in the run's folder: no other call computes them again.

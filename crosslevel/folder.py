@@ -16,6 +16,7 @@ from crosslevel.cld import CrossLevel
 from crosslevel.encoder import FILE
 from crosslevel.heads import rebuilt_head
 from crosslevel.images import BadFiles, Crops
+from crosslevel.images.suffixes import FILES, split
 
 INSTANCE_FILE, CLD_FILE = "instance.safetensors", "cld.safetensors"
 RUN_VARIABLE = "CROSSLEVEL_RUN"
@@ -37,11 +38,10 @@ def claim(run: str | None, images: str, kind: str, rank: int) -> Path:
         if holds_a_run(folder):
             raise ValueError(f"--run {run}: it already holds a run: give another folder, or --resume {run}")
     else:
-        place = (
-            Path(images).resolve().stem
-            if os.path.exists(images)
-            else os.path.basename(images.split(",", maxsplit=1)[0])
-        )
+        whole, parts = split(images)
+        named = os.path.basename(whole.split(",", maxsplit=1)[0])
+        place = Path(whole).resolve().stem if os.path.exists(whole) else named
+        place += "".join(f"-{part.key}" + ("" if part.key in FILES else part.value) for part in parts)
         source = re.sub(r"[^\w.-]+", "-", place).strip("-.") or "images"
         name = f"{source}-{kind}"
         tries = [Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000)]

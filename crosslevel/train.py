@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -23,7 +23,8 @@ from crosslevel.distributed import wait
 from crosslevel.encoder import FILE, Encoder, View
 from crosslevel.folder import Unreadable, claim, next_commands, save_branches
 from crosslevel.hardware import Device, Hardware, Precision, choose
-from crosslevel.images import BadFiles, BadImage, Crops, Images, Packed, TrainBatches, pack
+from crosslevel.images import BadFiles, BadImage, Crops, Images, Packed, TrainBatches, pack, suffixes
+from crosslevel.images.lists import write_list
 from crosslevel.images.views import Views
 from crosslevel.methods import Method, MoCo
 from crosslevel.monitor import knn_monitor
@@ -54,6 +55,7 @@ def train(
     precision: Precision = "auto",
     workers: int | None = None,
     memory: float = 4.0,
+    order: Literal["shuffled", "natural"] = "shuffled",
     data_root: str | None = None,
     crops: Crops | None = None,
     seed: int = 0,
@@ -66,11 +68,13 @@ def train(
     """Train an encoder on images without labels.
 
     Leaves in the run's folder: config.yaml (the whole tree of settings), metrics.csv and tensorboard/, checkpoints/,
-    encoder.safetensors, report.html, and bad_files.txt where a file could not be read.
+    encoder.safetensors, report.html, bad_files.txt where a file could not be read, and subset.txt where the source
+    has suffixes: the images of that part, which @list=FILE reads back.
 
     Args:
         images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, videos, annotations (with
-            --crops), cifar10, cifar100 or turntable.
+            --crops), cifar10, cifar100, stl10 or turntable; suffixes such as @imbalance=100 or @list=FILE take a part
+            (crosslevel subset --help has all).
         encoder: the network.
         cld: the group branch (CLD); --cld.weight 0 turns it off.
         views: how random views are drawn.
@@ -92,7 +96,8 @@ def train(
         precision: auto takes bfloat16 where the hardware computes it.
         workers: processes that decode images larger than a view; one a core, at most 8, unless given.
         memory: gigabytes that decoded images may take; more are decoded anew in each epoch.
-        data_root: folder with the official files of cifar10 and cifar100.
+        order: shuffled, or natural: batches are runs of consecutive images, as a camera delivers them.
+        data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
         seed: of everything random: the same seed gives the same run.
         log_every: steps between rows of metrics.csv.
@@ -114,7 +119,7 @@ def train(
         _say(console, f"{encoder.weights}: {encoder.loaded}")
     bad = BadFiles()
     source = image_sources.open(images, data_root=data_root, crops=crops)
-    total = len(source)
+    total, opened = len(source), source
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     source = _prepared(source, encoder, views, memory, bad, console)
     chosen, branch = (method or MoCo)(encoder, len(source)), cld if cld.weight else None
@@ -125,7 +130,7 @@ def train(
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     batches = TrainBatches(
         source, batch_size, seed=seed, bad=bad, crops=None if isinstance(source, Packed) else views.crops,
-        workers=workers, rank=rank, world=devices,
+        workers=workers, rank=rank, world=devices, order=order,
     )  # fmt: skip
     _share(chosen, branch, share_hidden)
     _check(encoder, branch, chosen, views, min(batch_size, len(source) // devices), devices)
@@ -141,6 +146,7 @@ def train(
             "precision": hardware.precision,
         }
         settings.write(_tree({**given, **rates, **resolved, "method": described}), folder / "config.yaml")
+        _keep_part(images, opened, folder)
     module = Pretrain(
         encoder, chosen, branch, views, steps=epochs * len(batches),
         warmup_steps=round(rates["warmup_epochs"] * len(batches)),
@@ -175,6 +181,12 @@ def train(
     if outcome.signal is not None:
         sys.exit(128 + outcome.signal)
     return folder
+
+
+def _keep_part(images: str, source: Images, folder: Path) -> None:
+    """Leave the list of a part beside the run: it outlives a change of what the suffixes draw from."""
+    if suffixes.split(images)[1]:
+        write_list(source, folder / "subset.txt")
 
 
 def _prepared(source: Images, encoder: Encoder, views: Views, memory: float, bad: BadFiles, console: Console) -> Images:

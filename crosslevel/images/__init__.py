@@ -18,6 +18,8 @@ from crosslevel.images.containers import open_container
 from crosslevel.images.crops import Crops, object_crops
 from crosslevel.images.health import BadFiles, BadImage
 from crosslevel.images.sources import Files, Images, Packed, SourceError
+from crosslevel.images.stl10 import Stl10
+from crosslevel.images.suffixes import applied, located, split
 from crosslevel.images.turntable import Turntable
 from crosslevel.images.video import open_videos
 
@@ -34,6 +36,7 @@ __all__ = [
     "Images",
     "Packed",
     "SourceError",
+    "Stl10",
     "TrainBatches",
     "Turntable",
     "absolute",
@@ -42,7 +45,7 @@ __all__ = [
     "pack",
 ]
 
-NAMED: dict[str, type[Packed]] = {"cifar10": Cifar10, "cifar100": Cifar100, "turntable": Turntable}
+NAMED: dict[str, type[Packed]] = {"cifar10": Cifar10, "cifar100": Cifar100, "turntable": Turntable, "stl10": Stl10}
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -66,7 +69,8 @@ def open(
       ``datasets`` library saved, ``hf:///folder[:split]``;
     - a data set by name, ``name[:split][,key=value...]``, such as ``cifar10:test`` (its files under
       ``data_root``) or ``turntable:test,classes=8,frames=30``, where the keys are the parameters of
-      the data set's class.
+      the data set's class;
+    - a part of any of these, by suffixes such as ``@imbalance=100``, one after the other (`suffixes.SUFFIXES`).
 
     What exists as a path is taken as one, whatever its name. A folder that has images is one of images: its videos are
     left out, with a warning, unless ``,fps=`` or ``,stride=`` asks for them.
@@ -78,6 +82,9 @@ def open(
     if not isinstance(source, str | os.PathLike):
         return _listed(source, crops)
     source = os.fspath(source)
+    whole, parts = split(source)
+    if parts:
+        return applied(open(whole, data_root=data_root, crops=crops), parts, source)
     if crops is not None:
         return object_crops(source, crops)
     for known in (open_videos, open_container, _folder_or_list):
@@ -105,6 +112,10 @@ def _folder_or_list(source: str) -> Images | None:
 
 def absolute(source: str) -> str:
     """``source`` as any working directory finds it: its paths made absolute, the name of a data set as it is."""
+    return located(source, _absolute)
+
+
+def _absolute(source: str) -> str:
     if "://" in source:
         return source
     if os.path.exists(source) or glob.glob(source):
@@ -115,8 +126,8 @@ def absolute(source: str) -> str:
         return source
     for mark in ("+", ",", ":"):
         head, found, tail = source.rpartition(mark)
-        if found and (made := absolute(head)) != head:
-            return f"{made}{mark}{tail if mark == ',' else absolute(tail)}"
+        if found and (made := _absolute(head)) != head:
+            return f"{made}{mark}{tail if mark == ',' else _absolute(tail)}"
     return source
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.images.health import BadFiles, BadImage
+from crosslevel.images.orders import natural, permuted, share
 from crosslevel.images.sources import Images, Packed, SourceError
 
 Crops = Callable[[UInt8[Tensor, "3 H W"], torch.Generator], UInt8[Tensor, "V 3 s s"]]
@@ -32,11 +33,17 @@ class Batch(NamedTuple("_Batch", [("images", Tensor), ("labels", Tensor), ("inde
 
 
 class TrainBatches:
-    """Every image once an epoch, in random order; usable wherever a DataLoader is.
+    """Every image once an epoch, in random or natural order; usable wherever a DataLoader is.
 
-    ``epoch`` chooses the order: a permutation drawn from (``seed``, ``epoch``), the same on all ranks, of
-    which rank r takes every ``world``-th image from the r-th on. ``start`` is the first batch to deliver,
-    back to 0 once an iteration has begun: so a run resumes within an epoch without reading what it had.
+    ``epoch`` chooses the order, drawn from (``seed``, ``epoch``) alike on all ranks:
+
+    - ``shuffled``: a permutation, of which rank r takes every ``world``-th image from the r-th on. Sources with
+      ``blocks`` are shuffled some blocks at a time (`orders.permuted`), and each rank takes a run of that order;
+    - ``natural``: the order of the source, as a camera delivers it. Each batch goes on where the one before ended,
+      from a random start and around the end; each rank has a run of its own.
+
+    ``start`` is the first batch to deliver, back to 0 once an iteration has begun: so a run resumes within an epoch
+    without reading what it had.
 
     ``Packed`` images come as (B, 3, S, S) by one index operation. Others are decoded in ``workers``
     processes (0: one thread), brought to ``resize`` x ``resize`` pixels if given, and cut into views by
@@ -63,11 +70,14 @@ class TrainBatches:
         rank: int = 0,
         world: int = 1,
         resize: int | None = None,
+        order: Literal["shuffled", "natural"] = "shuffled",
     ) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"rank={rank} is not one of the {world} ranks: 0 to {world - 1}")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: at least 1")
+        if order not in ("shuffled", "natural"):
+            raise ValueError(f"order={order!r}: use shuffled or natural")
         if isinstance(images, Packed) and (crops or resize not in (None, images.data.shape[-1])):
             raise ValueError("crops and resize are for streamed images: views of packed ones are drawn by batch")
         self._share = len(images) // world
@@ -75,7 +85,7 @@ class TrainBatches:
             raise SourceError(f"{images.name}: {len(images)} images for {world} ranks: use fewer ranks")
         self.images, self.seed, self.bad, self.workers = images, seed, bad, workers
         self.batch_size, self.rank, self.world = min(batch_size, self._share), rank, world
-        self.epoch, self.start = 0, 0
+        self.epoch, self.start, self.natural = 0, 0, order == "natural"
         self._job = _TrainJob(images, seed, crops, resize)
         self._keys: _Keys[tuple[int, Tensor]] = _Keys([])
         self._loader: DataLoader[_Done] | None = None
@@ -99,8 +109,12 @@ class TrainBatches:
 
     def order(self, epoch: int) -> Int64[Tensor, " N"]:
         """The images of this rank in the order of ``epoch``."""
-        order = torch.randperm(len(self.images), generator=_generator(self.seed, epoch))
-        return order[: self._share * self.world][self.rank :: self.world]
+        draws, total = _generator(self.seed, epoch), len(self.images)
+        if self.natural:
+            return share(natural(total, draws), self.rank, self.world)
+        if self.images.blocks is not None:
+            return share(permuted(self.images.blocks, draws), self.rank, self.world)
+        return torch.randperm(total, generator=draws)[: self._share * self.world][self.rank :: self.world]
 
 
 class EvalBatches:

@@ -60,7 +60,7 @@ class BadFiles:
         for line in Path(file).read_bytes().decode("utf-8", "surrogateescape").split("\n"):
             path, tab, reason = line.partition("\t")
             if tab:
-                self.add(_unescaped(path), _unescaped(reason))
+                self.add(unescaped(path), unescaped(reason))
 
     def write(self, file: str | os.PathLike[str]) -> None:
         r"""Write one ``path<TAB>reason`` a line, sorted by path, as UTF-8.
@@ -68,7 +68,7 @@ class BadFiles:
         Backslash, tab, newline and carriage return in a path are written ``\\``, ``\t``, ``\n``, ``\r``;
         file names that are not UTF-8 keep their bytes.
         """
-        lines = (f"{_escaped(path)}\t{_escaped(reason)}\n" for path, reason in sorted(self.reasons.items()))
+        lines = (f"{escaped(path)}\t{escaped(reason)}\n" for path, reason in sorted(self.reasons.items()))
         Path(file).write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
         self._file = os.fspath(file)
 
@@ -76,7 +76,7 @@ class BadFiles:
         """One line for the end of a run over ``total`` images."""
         if not self.reasons:
             return f"all {total:,} images could be read"
-        where = "" if self._file is None else f" (listed in {_escaped(self._file)})"
+        where = "" if self._file is None else f" (listed in {escaped(self._file)})"
         return f"skipped {len(self):,} of {total:,} images that could not be read{where}"
 
 
@@ -126,6 +126,17 @@ def decode(data: bytearray, path: str, max_pixels: int = PIXEL_LIMIT) -> UInt8[T
         # A damaged file makes decoders fail in any way (struct.error, SyntaxError, IndexError, ...), and
         # none of them may stop a run of a week.
         raise BadImage(path, _reason(error)) from error
+
+
+def escaped(text: str) -> str:
+    r"""``text`` on one line: backslash, newline, carriage return and tab as ``\\``, ``\n``, ``\r``, ``\t``."""
+    replaced = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return replaced.replace("\t", "\\t")
+
+
+def unescaped(text: str) -> str:
+    """What ``escaped`` was given."""
+    return re.sub(r"\\(.)", lambda found: {"n": "\n", "r": "\r", "t": "\t"}.get(found[1], found[1]), text)
 
 
 class _Defect(Exception):
@@ -249,12 +260,3 @@ def _reason(error: Exception) -> str:
     if "truncated" in text.lower() or "incomplete" in text.lower():
         return f"truncated: {text}"
     return f"cannot be decoded: {text or type(error).__name__}"
-
-
-def _escaped(text: str) -> str:
-    replaced = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
-    return replaced.replace("\t", "\\t")
-
-
-def _unescaped(text: str) -> str:
-    return re.sub(r"\\(.)", lambda found: {"n": "\n", "r": "\r", "t": "\t"}.get(found[1], found[1]), text)

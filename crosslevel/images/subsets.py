@@ -1,37 +1,60 @@
-"""Parts of a source."""
+"""Parts of a source: which images stay, from labels and tracks alone.
+
+What is drawn is drawn by the ``torch.Generator`` that is passed in, on the CPU: the same seed gives the same part on
+every machine with the same release of torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from crosslevel.images.indexes import Paths
 from crosslevel.images.sources import Images, Packed
 
 
 class Subset(Images):
-    """The images ``index`` of another source, in that order."""
+    """The images ``index`` of another source, in that order.
 
-    def __init__(self, images: Images, index: Int64[Tensor, " M"]) -> None:
-        self.images, self.index = images, index
-        self.name, self.classes = images.name, images.classes
-        self.paths = [images.paths[i] for i in index.tolist()]
-        self.labels = None if images.labels is None else images.labels[index]
+    ``labels`` and ``classes`` are the source's unless given.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        index: Int64[Tensor, " M"],
+        labels: Int64[Tensor, " M"] | None = None,
+        classes: list[str] | None = None,
+    ) -> None:
+        self.images, self.index, self.name = images, index, images.name
+        self.paths = _taken(images.paths, index)
+        if labels is None:
+            self.labels, self.classes = None if images.labels is None else images.labels[index], images.classes
+        else:
+            self.labels, self.classes = labels, classes
         self.tracks = None if images.tracks is None else images.tracks[index]
+        self.blocks = None if images.blocks is None else _blocks(images.blocks, index)
 
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
         """Image i of the subset and its label (-1 without labels)."""
-        return self.images[int(self.index[i])]
+        image, _ = self.images[int(self.index[i])]
+        return image, -1 if self.labels is None else int(self.labels[i])
 
     def _content(self) -> Iterable[bytes | memoryview]:
         return [self.images.identity().encode(), self.index.numpy().tobytes()]
 
 
-def take(images: Images, index: Int64[Tensor, " M"]) -> Images:
-    """The images ``index``: packed images stay packed."""
-    part = Subset(images, index)
+def take(
+    images: Images,
+    index: Int64[Tensor, " M"],
+    labels: Int64[Tensor, " M"] | None = None,
+    classes: list[str] | None = None,
+) -> Images:
+    """The images ``index``, with the source's labels or these: packed images stay packed."""
+    part = Subset(images, index, labels, classes)
     if not isinstance(images, Packed):
         return part
     packed = Packed(images.batch(index), part.paths, part.labels, part.classes, part.name)
@@ -61,15 +84,130 @@ def long_tailed(
         ValueError: an imbalance below 1, or one that leaves a class empty.
 
     """
-    if imbalance < 1:
+    if not 1 <= imbalance < float("inf"):
         raise ValueError(f"imbalance={imbalance} must be at least 1")
     counts = torch.bincount(labels)
     most, last = int(counts.max()), max(1, len(counts) - 1)
-    order = torch.randperm(len(labels), generator=generator)
-    kept = []
-    for c, count in enumerate(counts.tolist()):
-        wanted = min(count, int(most * imbalance ** (-c / last)))
-        if wanted == 0:
-            raise ValueError(f"imbalance={imbalance} leaves nothing of class {c}: lower it")
-        kept.append(order[labels[order] == c][:wanted])
-    return torch.cat(kept).sort().values
+    wanted = [min(count, int(most * imbalance ** (-c / last))) for c, count in enumerate(counts.tolist())]
+    if 0 in wanted:
+        raise ValueError(f"imbalance={imbalance} leaves nothing of class {wanted.index(0)}: lower it")
+    return _drawn(labels, torch.tensor(wanted), generator)
+
+
+def pareto(
+    labels: Int64[Tensor, " N"], power: float, most: int, least: int, generator: torch.Generator | None = None
+) -> Int64[Tensor, " M"]:
+    """Indices of a long-tailed part whose class sizes are the quantiles of a Pareto distribution.
+
+    ImageNet-LT and Places-LT (Liu et al., CVPR 2019) have class sizes from such a distribution, ImageNet-LT with power
+    6 and 1,280 to 5 images a class. Theirs were drawn at random, and which class is frequent too; here class c has the
+    c-th of `pareto_counts`, which need no draw: for ImageNet-LT's figures 121,449 images, where the published list has
+    115,846. For that very list, read it with ``@list=FILE``. A class with fewer images than its size is kept whole.
+
+    Args:
+        labels: of all images, in [0, C).
+        power: of the distribution; the smaller, the heavier the head.
+        most: images of class 0.
+        least: images of class C - 1.
+        generator: draws which images stay.
+
+    Raises:
+        ValueError: a power that is not positive, or not most >= least >= 1.
+
+    """
+    return _drawn(labels, pareto_counts(int(labels.max()) + 1, power, most, least), generator)
+
+
+def pareto_counts(classes: int, power: float, most: int, least: int) -> Int64[Tensor, " C"]:
+    """Sizes of C classes, never increasing, from ``most`` to ``least``.
+
+    The class of rank r = 1 ... C has the Pareto quantile q(r) = (r / C)^(-1 / power); sizes are linear in q, rounded
+    down: least + (most - least) * (q(r) - 1) / (q(1) - 1).
+
+    Raises:
+        ValueError: a power that is not positive, or not most >= least >= 1.
+
+    """
+    if not 0 < power < float("inf"):
+        raise ValueError(f"pareto={power} must be a positive number: ImageNet-LT has 6")
+    if not 1 <= least <= most:
+        raise ValueError(f"most={most}, least={least}: needs most >= least >= 1")
+    rank = torch.arange(1, classes + 1, dtype=torch.float64)
+    above = (rank / classes) ** (-1 / power) - 1
+    # Rounded first: the last bits of a power differ between machines, and a whole number must stay one.
+    sizes = least + (most - least) * above / max(float(above[0]), 1e-300)
+    counts = (sizes * 1e6).round().div(1e6).floor().long()
+    counts[0] = most
+    return counts
+
+
+def of_classes(labels: Int64[Tensor, " N"], chosen: Sequence[int]) -> tuple[Int64[Tensor, " M"], Int64[Tensor, " M"]]:
+    """Indices of the images of the ``chosen`` classes, and their labels in the order of ``chosen``."""
+    number = torch.full((int(labels.max()) + 1,), -1)
+    for new, old in enumerate(chosen):
+        if old < len(number):
+            number[old] = new
+    renumbered = number[labels]
+    index = (renumbered >= 0).nonzero()[:, 0]
+    return index, renumbered[index]
+
+
+def first_frames(tracks: Int64[Tensor, " N"], most: int) -> Int64[Tensor, " M"]:
+    """Indices of the first ``most`` images of each track, in ascending order.
+
+    Raises:
+        ValueError: fewer than one.
+
+    """
+    if most < 1:
+        raise ValueError(f"frames={most}: at least 1")
+    _, owner = tracks.unique(return_inverse=True)
+    return _first(owner, torch.full((int(owner.max()) + 1,), most), torch.arange(len(tracks)))
+
+
+def some_tracks(tracks: Int64[Tensor, " N"], count: int, generator: torch.Generator) -> Int64[Tensor, " M"]:
+    """Indices of all images of ``count`` tracks, drawn uniformly, in ascending order.
+
+    Raises:
+        ValueError: there are not so many, or fewer than one is asked for.
+
+    """
+    names, owner = tracks.unique(return_inverse=True)
+    if not 1 <= count <= len(names):
+        raise ValueError(f"tracks={count}: choose 1 to {len(names)}, which is how many there are")
+    kept = torch.zeros(len(names), dtype=torch.bool)
+    kept[torch.randperm(len(names), generator=generator)[:count]] = True
+    return kept[owner].nonzero()[:, 0]
+
+
+def _drawn(
+    labels: Int64[Tensor, " N"], wanted: Int64[Tensor, " C"], generator: torch.Generator | None
+) -> Int64[Tensor, " M"]:
+    """Indices of ``wanted[c]`` images of each class c, drawn uniformly, or of all where it has fewer; ascending."""
+    return _first(labels, wanted, torch.randperm(len(labels), generator=generator))
+
+
+def _first(groups: Int64[Tensor, " N"], wanted: Int64[Tensor, " G"], order: Int64[Tensor, " N"]) -> Int64[Tensor, " M"]:
+    """Of each group g the first ``wanted[g]`` images in ``order``, in ascending order."""
+    grouped = order[groups[order].argsort(stable=True)]
+    counts = groups.bincount(minlength=len(wanted))
+    place = torch.arange(len(groups)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return grouped[place < wanted[groups[grouped]]].sort().values
+
+
+def _taken(paths: Sequence[str], index: Int64[Tensor, " M"]) -> Sequence[str]:
+    return paths.take(index) if isinstance(paths, Paths) else [paths[i] for i in index.tolist()]
+
+
+def _blocks(blocks: Sequence[range], index: Int64[Tensor, " M"]) -> list[range] | None:
+    """What is left of each block; None where ``index`` goes back and forth between them."""
+    if (index.diff() < 0).any():
+        return None
+    return list(_left(blocks, index))
+
+
+def _left(blocks: Sequence[range], index: Int64[Tensor, " M"]) -> Iterator[range]:
+    ends = torch.searchsorted(index, torch.tensor([block.stop for block in blocks])).tolist()
+    for first, end in zip([0, *ends], ends, strict=False):
+        if first < end:
+            yield range(first, end)

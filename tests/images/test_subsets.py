@@ -1,12 +1,26 @@
 """Parts of a source: what stays of it, and the long-tailed convention."""
 
+from collections import Counter
+
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from crosslevel.images import Packed
-from crosslevel.images.subsets import Subset, long_tailed, sample, take
+from crosslevel.images.subsets import (
+    Subset,
+    first_frames,
+    long_tailed,
+    of_classes,
+    pareto,
+    pareto_counts,
+    sample,
+    some_tracks,
+    take,
+)
 
 
 def generator(seed=0):
@@ -76,3 +90,87 @@ def test_parts_keep_tracks_and_differ_in_identity():
     first = Subset(whole, torch.tensor([1, 2])).identity()
     assert Subset(whole, torch.tensor([1, 2])).identity() == first
     assert Subset(whole, torch.tensor([2, 1])).identity() != first
+
+
+def test_pareto_sizes_are_the_quantiles_of_the_distribution():
+    """Against SciPy's Pareto: rank r of C has the quantile at 1 - r / C, stretched to go from most to least."""
+    for classes, power, most, least in ((1000, 6, 1280, 5), (365, 1.34, 4980, 5), (7, 2.5, 90, 3)):
+        quantiles = scipy.stats.pareto.ppf(1 - np.arange(1, classes + 1) / classes, power)
+        want = np.interp(quantiles, [quantiles.min(), quantiles.max()], [least, most])
+        got = pareto_counts(classes, power, most, least).numpy()
+        assert np.abs(got - np.floor(want + 1e-6)).max() == 0
+        assert (got[0], got[-1]) == (most, least)
+    counts = pareto_counts(1000, 6, 1280, 5)
+    # The published ImageNet-LT, drawn at random: 115,846 images; 385 classes above 100 images, 136 below 20.
+    assert abs(int(counts.sum()) - 115_846) < 0.06 * 115_846
+    assert abs(int((counts > 100).sum()) - 385) < 25
+    assert abs(int((counts < 20).sum()) - 136) < 10
+
+
+def test_a_pareto_part_keeps_a_small_class_whole():
+    labels = torch.arange(4).repeat_interleave(torch.tensor([50, 2, 50, 50]))[torch.randperm(152)]
+    index = pareto(labels, 2, 40, 4, generator())
+    want = pareto_counts(4, 2, 40, 4).tolist()
+    assert labels[index].bincount().tolist() == [40, 2, *want[2:]]
+    assert torch.equal(index, index.unique())
+    assert torch.equal(index, pareto(labels, 2, 40, 4, generator()))
+    assert not torch.equal(index, pareto(labels, 2, 40, 4, generator(1)))
+
+
+@pytest.mark.parametrize(
+    ("power", "most", "least", "says"),
+    [(0, 9, 1, "pareto=0"), (float("nan"), 9, 1, "pareto=nan"), (6, 3, 5, "most=3, least=5"), (6, 3, 0, "least=0")],
+)
+def test_pareto_settings_that_cannot_be(power, most, least, says):
+    with pytest.raises(ValueError, match=says):
+        pareto_counts(5, power, most, least)
+
+
+@given(tracks=st.lists(st.integers(0, 6), min_size=1, max_size=60), most=st.integers(1, 5))
+def test_the_first_frames_of_each_track(tracks, most):
+    seen, want = Counter(), []
+    for i, track in enumerate(tracks):
+        seen[track] += 1
+        want += [i] * (seen[track] <= most)
+    assert first_frames(torch.tensor(tracks), most).tolist() == want
+
+
+@given(tracks=st.lists(st.integers(-3, 20), min_size=1, max_size=60), seed=st.integers(0, 9), data=st.data())
+def test_whole_tracks_are_drawn(tracks, seed, data):
+    count = data.draw(st.integers(1, len(set(tracks))))
+    index = some_tracks(torch.tensor(tracks), count, generator(seed))
+    kept = {tracks[i] for i in index}
+    assert len(kept) == count
+    assert index.tolist() == [i for i, track in enumerate(tracks) if track in kept]
+    assert torch.equal(index, some_tracks(torch.tensor(tracks), count, generator(seed)))
+
+
+def test_more_tracks_than_there_are():
+    with pytest.raises(ValueError, match="tracks=4: choose 1 to 3"):
+        some_tracks(torch.tensor([5, 5, 6, 9]), 4, generator())
+    with pytest.raises(ValueError, match="frames=0"):
+        first_frames(torch.tensor([5, 5]), 0)
+
+
+def test_classes_are_chosen_and_numbered_anew():
+    index, labels = of_classes(torch.tensor([3, 0, 1, 3, 2, 0]), [3, 0])
+    assert index.tolist() == [0, 1, 3, 5]
+    assert labels.tolist() == [0, 1, 0, 1]
+
+
+def test_a_part_has_its_own_labels():
+    whole = Packed(torch.arange(48).view(4, 3, 2, 2).to(torch.uint8), list("abcd"), torch.tensor([0, 1, 2, 1]))
+    whole.classes = ["x", "y", "z"]
+    index, labels = torch.tensor([3, 2]), torch.tensor([0, 1])
+    for part in (take(whole, index, labels, ["y", "z"]), Subset(whole, index, labels, ["y", "z"])):
+        assert [part[i][1] for i in range(2)] == part.labels.tolist() == [0, 1]
+        assert part.classes == ["y", "z"]
+        assert torch.equal(part[0][0], whole.data[3])
+
+
+def test_a_part_keeps_what_is_left_of_blocks():
+    whole = Packed(torch.zeros(9, 3, 2, 2, dtype=torch.uint8), [str(i) for i in range(9)])
+    whole.blocks = [range(0, 4), range(4, 6), range(6, 9)]
+    assert Subset(whole, torch.tensor([1, 3, 6, 7])).blocks == [range(0, 2), range(2, 4)]
+    assert Subset(whole, torch.tensor([0, 4, 5, 8])).blocks == [range(0, 1), range(1, 3), range(3, 4)]
+    assert Subset(whole, torch.tensor([6, 1])).blocks is None

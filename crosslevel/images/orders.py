@@ -1,0 +1,38 @@
+"""In which order a source's images are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+WINDOW = 8
+"""Blocks that are shuffled as one: so many are open at a time, and a batch has images of so many."""
+
+
+def natural(count: int, draws: torch.Generator) -> Int64[Tensor, " N"]:
+    """All images as they follow each other in the source, from a random one on and around its end."""
+    return torch.arange(count).roll(-int(torch.randint(count, (), generator=draws)))
+
+
+def permuted(blocks: Sequence[range], draws: torch.Generator) -> Int64[Tensor, " N"]:
+    """All images in random order, those of `WINDOW` randomly chosen blocks at a time.
+
+    As random as any order across blocks that hold random images, and within a window; images of blocks in different
+    windows never meet in a batch, but for the one at the border.
+    """
+    order = torch.randperm(len(blocks), generator=draws).tolist()
+    windows = []
+    for first in range(0, len(order), WINDOW):
+        chosen = (blocks[b] for b in order[first : first + WINDOW])
+        window = torch.cat([torch.arange(block.start, block.stop) for block in chosen])
+        windows.append(window[torch.randperm(len(window), generator=draws)])
+    return torch.cat(windows)
+
+
+def share(order: Int64[Tensor, " N"], rank: int, world: int) -> Int64[Tensor, " M"]:
+    """The ``rank``-th of ``world`` equally long runs: each rank reads its own blocks. The rest is left out."""
+    size = len(order) // world
+    return order[rank * size : (rank + 1) * size]
