@@ -8,12 +8,13 @@ import os
 import types
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, overload
 
 from crosslevel.images.batches import Batch, EvalBatches, TrainBatches, fit, pack
 from crosslevel.images.cifar import Cifar10, Cifar100
 from crosslevel.images.health import BadFiles, BadImage
 from crosslevel.images.sources import Files, Images, Packed, SourceError
+from crosslevel.images.streams import ImageStream, StreamBatches, is_stream
 from crosslevel.images.turntable import Turntable
 
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "Cifar100",
     "EvalBatches",
     "Files",
+    "ImageStream",
     "Images",
     "Packed",
     "SourceError",
+    "StreamBatches",
     "TrainBatches",
     "Turntable",
     "fit",
@@ -40,14 +43,27 @@ NAMED: dict[str, type[Packed]] = {"cifar10": Cifar10, "cifar100": Cifar100, "tur
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def open(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, data_root: str | None = None) -> Images:
+Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+@overload
+def open(source: Source, *, data_root: str | None = None) -> Images: ...
+
+
+@overload
+def open(source: Source, *, data_root: str | None = None, streams: bool) -> Images | ImageStream: ...
+
+
+def open(source: Source, *, data_root: str | None = None, streams: bool = False) -> Images | ImageStream:
     """The images of ``source``.
 
     - a folder, searched recursively; class-per-folder layouts give labels;
     - a sequence of image files, or a ``.txt`` file that names one a line, relative to its own folder;
     - a data set by name, ``name[:split][,key=value...]``, such as ``cifar10:test`` (its files under
       ``data_root``) or ``turntable:test,classes=8,frames=30``, where the keys are the parameters of
-      the data set's class.
+      the data set's class;
+    - with ``streams``, tar shards (WebDataset) that are read from beginning to end, without a known number of images:
+      an address with ``{000..009}`` or ``*``, such as ``https://host/train-{000..009}.tar``, or ``stream:`` and a path.
 
     What exists as a path is taken as one, whatever its name.
 
@@ -64,6 +80,10 @@ def open(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, d
         if source.lower().endswith(".txt"):
             return Files.from_text(source)
         raise SourceError(f"{source}: a single file: give a folder, or a .txt file with one image path a line")
+    if is_stream(source):
+        if not streams:
+            raise SourceError(f"{source}: a stream has no known number of images, only train can use one: give files")
+        return ImageStream.open(source)
     return _named(source, data_root)
 
 
