@@ -212,8 +212,8 @@ class StreamBatches:
         left = len(images.shards) % world
         if left and not rank:
             warnings.warn(
-                f"{images.name}: {len(images.shards)} shards for {world} ranks: {left} of them are read by every rank, "
-                f"which takes one in {world} of their images",
+                f"{images.name}: {left} of the shards, {len(images.shards)} in all, cannot be dealt out to {world} "
+                f"ranks: each rank reads these, and takes every {world}th image",
                 stacklevel=2,
             )
 
