@@ -145,9 +145,7 @@ def train(
     rates = _rates(optimizer, chosen.sgd_rate, batch_size * devices, epochs, lr, weight_decay, warmup_epochs)
     every = max(1, epochs // 10) if monitor_every is None else monitor_every
     kind = f"{type(chosen).__name__.lower()}{'-cld' if branch else ''}"
-    folder = (
-        Path(resume) if resume else claim(run, source.short if isinstance(source, ImageStream) else images, kind, rank)
-    )
+    folder = Path(resume) if resume else claim(run, getattr(source, "short", images), kind, rank)
     if rank == 0 and not resume:
         resolved = {
             "images": lasting(images),

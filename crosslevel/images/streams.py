@@ -213,7 +213,7 @@ class StreamBatches:
         if left and not rank:
             warnings.warn(
                 f"{images.name}: {left} of the shards, {len(images.shards)} in all, cannot be dealt out to {world} "
-                f"ranks: each rank reads these, and takes every {world}th image",
+                f"ranks: each rank reads these, and takes one in {world} of their images",
                 stacklevel=2,
             )
 

@@ -133,7 +133,7 @@ def test_two_shards_in_two_ranks_cover_every_image_once_an_epoch(tmp_path, worke
 
 def test_one_shard_in_two_ranks_is_split_by_image_and_said_so(tmp_path):
     stream = shards(tmp_path, range(20))
-    with pytest.warns(UserWarning, match="1 of the shards, 1 in all, cannot be dealt out to 2 ranks: each rank reads"):
+    with pytest.warns(UserWarning, match="1 of the shards, 1 in all, cannot be dealt out to 2 ranks: .* one in 2 of"):
         first = batches(stream, 5, 20, rank=0, world=2)
     one, other = seen(first), seen(batches(stream, 5, 20, rank=1, world=2))
     assert sorted(one + other) == list(range(20))
