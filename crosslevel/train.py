@@ -7,6 +7,7 @@ import shlex
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -23,14 +24,28 @@ from crosslevel.distributed import wait
 from crosslevel.encoder import FILE, Encoder, View
 from crosslevel.folder import Unreadable, claim, next_commands, save_branches
 from crosslevel.hardware import Device, Hardware, Precision, choose
-from crosslevel.images import BadFiles, BadImage, Crops, Images, Packed, TrainBatches, pack, suffixes
+from crosslevel.images import (
+    BadFiles,
+    BadImage,
+    Crops,
+    Images,
+    ImageStream,
+    Packed,
+    SourceError,
+    StreamBatches,
+    TrainBatches,
+    pack,
+    suffixes,
+)
 from crosslevel.images.lists import write_list
 from crosslevel.images.views import Views
 from crosslevel.methods import Method, MoCo
 from crosslevel.monitor import knn_monitor
 from crosslevel.pretrain import Optimizer, Outcome, Pretrain, fit
 
+Order = Literal["shuffled", "natural"]
 LARGEST_VIEW = 224  # pixels: the usual size, where the images are larger
+LOOKED_AT = 1500  # images of a stream that the report shows
 BASE_RATES = {"adamw": 1e-3, "lars": 0.3}  # at 256 images a batch; SGD's is the method's own
 BASE_DECAYS = {"sgd": 5e-4, "adamw": 0.05, "lars": 1e-6}
 
@@ -43,6 +58,7 @@ def train(
     method: Callable[[nn.Module, int | None], Method] | None = None,
     run: str | None = None,
     epochs: int = 100,
+    epoch_size: int | None = None,
     batch_size: int = 256,
     optimizer: Optimizer = "sgd",
     lr: float | None = None,
@@ -55,7 +71,7 @@ def train(
     precision: Precision = "auto",
     workers: int | None = None,
     memory: float = 4.0,
-    order: Literal["shuffled", "natural"] = "shuffled",
+    order: Order = "shuffled",
     data_root: str | None = None,
     crops: Crops | None = None,
     seed: int = 0,
@@ -74,7 +90,8 @@ def train(
     Args:
         images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, videos, annotations (with
             --crops), cifar10, cifar100, stl10 or turntable; suffixes such as @imbalance=100 or @list=FILE take a part
-            (crosslevel subset --help has all).
+            (crosslevel subset --help has all). Tar shards as a stream by their address, such as
+            https://host/train-{000..009}.tar or s3://bucket/train-*.tar, or as stream:data/*.tar.
         encoder: the network.
         cld: the group branch (CLD); --cld.weight 0 turns it off.
         views: how random views are drawn.
@@ -82,6 +99,7 @@ def train(
             settings.
         run: the run's folder; runs/ and a name made of source and method unless given.
         epochs: passes over the images.
+        epoch_size: images that count as an epoch of a stream, which has no known number of images.
         batch_size: images a step, on each device.
         optimizer: sgd (momentum 0.9), adamw or lars.
         lr: the highest learning rate; all devices' batch / 256 times 0.001 (adamw), 0.3 (lars), or for sgd 0.06 (as in
@@ -114,30 +132,28 @@ def train(
     given, began = dict(locals()), time.monotonic()
     console = Console(soft_wrap=True)
     hardware = choose(device, precision)
-    _say(console, f"device: {hardware.why}")
-    if encoder.weights is not None:
-        _say(console, f"{encoder.weights}: {encoder.loaded}")
+    _announce(console, hardware, encoder)
     bad = BadFiles()
-    source = image_sources.open(images, data_root=data_root, crops=crops)
-    total, opened = len(source), source
+    opened = source = image_sources.open(images, data_root=data_root, crops=crops, streams=True)
+    total = _length(source, epoch_size)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     source = _prepared(source, encoder, views, memory, bad, console)
-    chosen, branch = (method or MoCo)(encoder, len(source)), cld if cld.weight else None
+    known, branch = len(source) if isinstance(source, Images) else None, cld if cld.weight else None
+    chosen = (method or MoCo)(encoder, known)
     described = _described(chosen)
     if branch is not None:
         chosen.online = max(chosen.online, 2)  # CLD compares two views that the trained network has seen
     views.count, views.plain = chosen.views, chosen.plain_views
     rank = int(os.environ.get("LOCAL_RANK", "0"))
-    batches = TrainBatches(
-        source, batch_size, seed=seed, bad=bad, crops=None if isinstance(source, Packed) else views.crops,
-        workers=workers, rank=rank, world=devices, order=order,
-    )  # fmt: skip
+    batches = _batches(
+        source, views, batch_size, epoch_size, order, seed=seed, bad=bad, workers=workers, rank=rank, world=devices
+    )
     _share(chosen, branch, share_hidden)
-    _check(encoder, branch, chosen, views, min(batch_size, len(source) // devices), devices)
+    _check(encoder, branch, chosen, views, batches.batch_size, devices)
     rates = _rates(optimizer, chosen.sgd_rate, batch_size * devices, epochs, lr, weight_decay, warmup_epochs)
     every = max(1, epochs // 10) if monitor_every is None else monitor_every
     kind = f"{type(chosen).__name__.lower()}{'-cld' if branch else ''}"
-    folder = Path(resume) if resume else claim(run, images, kind, rank)
+    folder = Path(resume) if resume else claim(run, getattr(source, "short", images), kind, rank)
     if rank == 0 and not resume:
         resolved = {
             "images": image_sources.absolute(images),
@@ -154,7 +170,7 @@ def train(
     )  # fmt: skip
     _say(
         console,
-        f"{len(source):,} images, {len(batches):,} steps an epoch, {views.count} views of {views.size} pixels; "
+        f"{_counted(source)}, {len(batches):,} steps an epoch, {views.count} views of {views.size} pixels; "
         f"{type(chosen).__name__}{' + CLD' if branch else ''} on {encoder.name}; run: {folder}",
     )
     unreadable = Unreadable(bad, folder, rank, resume is not None)
@@ -163,12 +179,15 @@ def train(
             module, batches, folder, hardware=hardware, devices=devices, sync_batchnorm=sync_batchnorm,
             log_every=log_every, checkpoint_minutes=checkpoint_minutes, saved=unreadable.keep,
             resume=resume is not None, console=console,
-            monitor=knn_monitor(encoder, source, hardware, seed) if every else None, monitor_every=every,
+            monitor=knn_monitor(encoder, source, hardware, seed) if every and isinstance(source, Images) else None,
+            monitor_every=every,
         )  # fmt: skip
     finally:
         unreadable.keep()
     wait()
-    following = next_commands(folder, images, source.labels is not None, data_root, crops)
+    following = next_commands(
+        folder, "IMAGES" if total is None else images, source.labels is not None, data_root, crops
+    )
     if rank == 0:
         encoder.save(folder / FILE)
         save_branches(folder, chosen.branch, chosen.head, branch)
@@ -183,15 +202,55 @@ def train(
     return folder
 
 
-def _keep_part(images: str, source: Images, folder: Path) -> None:
+def _announce(console: Console, hardware: Hardware, encoder: Encoder) -> None:
+    _say(console, f"device: {hardware.why}")
+    if encoder.weights is not None:
+        _say(console, f"{encoder.weights}: {encoder.loaded}")
+
+
+def _keep_part(images: str, source: Images | ImageStream, folder: Path) -> None:
     """Leave the list of a part beside the run: it outlives a change of what the suffixes draw from."""
-    if suffixes.split(images)[1]:
+    if isinstance(source, Images) and suffixes.split(images)[1]:
         write_list(source, folder / "subset.txt")
 
 
-def _prepared(source: Images, encoder: Encoder, views: Views, memory: float, bad: BadFiles, console: Console) -> Images:
+def _length(source: Images | ImageStream, epoch_size: int | None) -> int | None:
+    """The number of images; None for a stream, which needs ``epoch_size`` instead."""
+    if isinstance(source, Images):
+        if epoch_size is not None:
+            raise ValueError(
+                f"epoch_size={epoch_size} is for streams: an epoch of {source.name} is all of its {len(source):,} "
+                "images: leave it out"
+            )
+        return len(source)
+    if epoch_size is None:
+        raise ValueError(
+            f"{source.name}: nobody knows how many images a stream has before they are read: "
+            "give --epoch_size N, the images that count as one epoch"
+        )
+    return None
+
+
+def _batches(
+    source: Images | ImageStream, views: Views, batch_size: int, epoch_size: int | None, order: Order, **how: Any
+) -> TrainBatches | StreamBatches:
+    if isinstance(source, ImageStream):
+        if order != "shuffled":
+            raise ValueError(f"order={order}: the images of a stream come in an order of their own: leave it out")
+        return StreamBatches(source, batch_size, epoch_size or 0, crops=views.crops, **how)
+    crops = None if isinstance(source, Packed) else views.crops
+    return TrainBatches(source, batch_size, crops=crops, order=order, **how)
+
+
+def _counted(source: Images | ImageStream) -> str:
+    return f"{len(source):,} images" if isinstance(source, Images) else f"{len(source.shards):,} shards"
+
+
+def _prepared(
+    source: Images | ImageStream, encoder: Encoder, views: Views, memory: float, bad: BadFiles, console: Console
+) -> Images | ImageStream:
     """Choose the views' size and the stem by the images' size; pack square images no larger than a view."""
-    side, square = _typical_shape(source)
+    side, square = _typical_shape(source.some(32) if isinstance(source, ImageStream) else source)
     views.adapt(encoder.fixed_size or min(LARGEST_VIEW, max(32, side // 32 * 32)))
     if encoder.fixed_size not in (None, views.size):
         raise ValueError(
@@ -201,7 +260,7 @@ def _prepared(source: Images, encoder: Encoder, views: Views, memory: float, bad
     encoder.adapt(views.size)
     encoder.view = View(views.size, views.mean, views.std)
     # Packing keeps the centre square: of an oblong image the views would never see the rest.
-    if isinstance(source, Packed) or side > views.size or not square:
+    if isinstance(source, Packed | ImageStream) or side > views.size or not square:
         return source
     needed = len(source) * 3 * views.size**2 / 1e9
     if needed > memory:
@@ -303,7 +362,7 @@ def _write_report(
     folder: Path,
     encoder: Encoder,
     cld: CrossLevel | None,
-    source: Images,
+    source: Images | ImageStream,
     hardware: Hardware,
     seed: int,
     following: list[str],
@@ -312,12 +371,23 @@ def _write_report(
         cld.gather = False  # the other ranks are not here
     blocks = [
         *pages.curve_blocks({"run": folder}),
-        *pages.feature_blocks(encoder, cld, source, hardware, seed),
+        *_feature_blocks(encoder, cld, source, hardware, seed),
         report.commands("Next", following),
         report.settings("Settings", (folder / "config.yaml").read_text(encoding="utf-8")),
     ]
-    subtitle = f"{len(source):,} images of {source.name} · {hardware.why} · {time.strftime('%Y-%m-%d')}"
+    subtitle = f"{_counted(source)} of {source.name} · {hardware.why} · {time.strftime('%Y-%m-%d')}"
     report.page(folder / "report.html", f"Training run {folder.name}", blocks, subtitle)
+
+
+def _feature_blocks(
+    encoder: Encoder, cld: CrossLevel | None, source: Images | ImageStream, hardware: Hardware, seed: int
+) -> list[report.Block]:
+    try:
+        shown = source.some(LOOKED_AT) if isinstance(source, ImageStream) else source
+    except SourceError as error:
+        warnings.warn(f"report.html goes without pictures: {error}", stacklevel=2)
+        return []
+    return pages.feature_blocks(encoder, cld, shown, hardware, seed)
 
 
 def _farewell(

@@ -9,7 +9,7 @@ import os
 import types
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, overload
 
 from crosslevel.images import containers
 from crosslevel.images.batches import Batch, EvalBatches, TrainBatches, fit, pack
@@ -17,8 +17,10 @@ from crosslevel.images.cifar import Cifar10, Cifar100
 from crosslevel.images.containers import open_container
 from crosslevel.images.crops import Crops, object_crops
 from crosslevel.images.health import BadFiles, BadImage
+from crosslevel.images.remote import lasting
 from crosslevel.images.sources import Files, Images, Packed, SourceError
 from crosslevel.images.stl10 import Stl10
+from crosslevel.images.streams import ImageStream, StreamBatches, is_stream
 from crosslevel.images.suffixes import applied, located, split
 from crosslevel.images.turntable import Turntable
 from crosslevel.images.video import open_videos
@@ -33,10 +35,12 @@ __all__ = [
     "Crops",
     "EvalBatches",
     "Files",
+    "ImageStream",
     "Images",
     "Packed",
     "SourceError",
     "Stl10",
+    "StreamBatches",
     "TrainBatches",
     "Turntable",
     "absolute",
@@ -50,12 +54,22 @@ NAMED: dict[str, type[Packed]] = {"cifar10": Cifar10, "cifar100": Cifar100, "tur
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
+Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+@overload
+def open(source: Source, *, data_root: str | None = None, crops: Crops | None = None) -> Images: ...
+
+
+@overload
 def open(
-    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    *,
-    data_root: str | None = None,
-    crops: Crops | None = None,
-) -> Images:
+    source: Source, *, data_root: str | None = None, crops: Crops | None = None, streams: bool
+) -> Images | ImageStream: ...
+
+
+def open(
+    source: Source, *, data_root: str | None = None, crops: Crops | None = None, streams: bool = False
+) -> Images | ImageStream:
     """The images of ``source``.
 
     - a folder, searched recursively; class-per-folder layouts give labels;
@@ -70,7 +84,9 @@ def open(
     - a data set by name, ``name[:split][,key=value...]``, such as ``cifar10:test`` (its files under
       ``data_root``) or ``turntable:test,classes=8,frames=30``, where the keys are the parameters of
       the data set's class;
-    - a part of any of these, by suffixes such as ``@imbalance=100``, one after the other (`suffixes.SUFFIXES`).
+    - a part of any of these, by suffixes such as ``@imbalance=100``, one after the other (`suffixes.SUFFIXES`);
+    - with ``streams``, tar shards (WebDataset) that are read from beginning to end, without a known number of images:
+      an address with ``{000..009}`` or ``*``, such as ``https://host/train-{000..009}.tar``, or ``stream:`` and a path.
 
     What exists as a path is taken as one, whatever its name. A folder that has images is one of images: its videos are
     left out, with a warning, unless ``,fps=`` or ``,stride=`` asks for them.
@@ -87,6 +103,10 @@ def open(
         return applied(open(whole, data_root=data_root, crops=crops), parts, source)
     if crops is not None:
         return object_crops(source, crops)
+    if is_stream(source):
+        if not streams:
+            raise SourceError(f"{source}: a stream has no known number of images, only train can use one: give files")
+        return ImageStream.open(source)
     for known in (open_videos, open_container, _folder_or_list):
         found = known(source)
         if found is not None:
@@ -116,8 +136,8 @@ def absolute(source: str) -> str:
 
 
 def _absolute(source: str) -> str:
-    if "://" in source:
-        return source
+    if is_stream(source) or "://" in source:
+        return lasting(source)
     if os.path.exists(source) or glob.glob(source):
         return os.path.abspath(source)
     if (contained := containers.absolute(source)) != source:

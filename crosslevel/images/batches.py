@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -26,6 +26,7 @@ from crosslevel.images.sources import Images, Packed, SourceError
 
 Crops = Callable[[UInt8[Tensor, "3 H W"], torch.Generator], UInt8[Tensor, "V 3 s s"]]
 Key = TypeVar("Key")
+Result = TypeVar("Result")
 
 
 class Batch(NamedTuple("_Batch", [("images", Tensor), ("labels", Tensor), ("index", Tensor)])):
@@ -283,7 +284,7 @@ class _TrainJob(Dataset[_Done]):
 class _Keys(Dataset[Key]):
     """What to decode, batch by batch: the only thing that changes for workers that live on."""
 
-    keys: list[Key]
+    keys: Iterable[Key]
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self.keys)
@@ -305,9 +306,9 @@ def _delivered(results: Iterable[_Done], bad: BadFiles) -> Iterator[Batch]:
             yield done.batch
 
 
-def _ahead(job: Callable[[Key], _Done], keys: Iterable[Key], depth: int = 2) -> Iterator[_Done]:
+def _ahead(job: Callable[[Key], Result], keys: Iterable[Key], depth: int = 2) -> Generator[Result, None, None]:
     """Results in order, computed by one thread while the caller works on earlier ones."""
-    waiting: deque[Future[_Done]] = deque()
+    waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(1, "crosslevel-decode") as pool:
         try:
             for key in keys:

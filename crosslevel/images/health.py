@@ -72,12 +72,13 @@ class BadFiles:
         Path(file).write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
         self._file = os.fspath(file)
 
-    def summary(self, total: int) -> str:
-        """One line for the end of a run over ``total`` images."""
+    def summary(self, total: int | None) -> str:
+        """One line for the end of a run over ``total`` images, or over those of a stream."""
         if not self.reasons:
-            return f"all {total:,} images could be read"
+            return "all images could be read" if total is None else f"all {total:,} images could be read"
         where = "" if self._file is None else f" (listed in {escaped(self._file)})"
-        return f"skipped {len(self):,} of {total:,} images that could not be read{where}"
+        which = f"{len(self):,} images or shards" if total is None else f"{len(self):,} of {total:,} images"
+        return f"skipped {which} that could not be read{where}"
 
 
 def read_image(file: str, path: str | None = None, max_pixels: int = PIXEL_LIMIT) -> UInt8[Tensor, "3 H W"]:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from crosslevel.hardware import Hardware
 from crosslevel.images.batches import TrainBatches
+from crosslevel.images.streams import StreamBatches
 from crosslevel.pretrain.callbacks import Checkpoints, Clock, Display, Monitor, Recorder, StopOnSignal, Stream
 from crosslevel.pretrain.module import NotFinite, Optimizer, Pretrain, share_hidden
 from crosslevel.pretrain.sync import synchronize
@@ -35,7 +36,7 @@ class Outcome(NamedTuple):
 
 def fit(
     module: Pretrain,
-    batches: TrainBatches,
+    batches: TrainBatches | StreamBatches,
     folder: Path,
     *,
     hardware: Hardware,
@@ -115,7 +116,7 @@ def fit(
     return Outcome(trainer.global_step, trainer.global_step >= module.steps, stopper.requested)
 
 
-def _stream(batches: TrainBatches, trainer: L.Trainer, clock: Clock) -> Stream:
+def _stream(batches: TrainBatches | StreamBatches, trainer: L.Trainer, clock: Clock) -> Stream:
     clock.stream = Stream(batches, trainer.global_step)
     return clock.stream
 

@@ -27,6 +27,7 @@ from rich.progress import (
 from rich.text import Text
 
 from crosslevel.images.batches import Batch, TrainBatches
+from crosslevel.images.streams import StreamBatches
 
 COLUMNS = (
     "step", "epoch", "loss", "instance_loss", "group_loss", "lr", "group_agreement", "groups_used", "largest_group",
@@ -38,7 +39,7 @@ COLUMNS = (
 class Stream:
     """All batches of a run from step ``start`` on, epoch after epoch, and how long the loop waited for them."""
 
-    def __init__(self, batches: TrainBatches, start: int) -> None:
+    def __init__(self, batches: TrainBatches | StreamBatches, start: int) -> None:
         self.batches, self.start, self.waited = batches, start, 0.0
 
     def __iter__(self) -> Iterator[Batch]:
