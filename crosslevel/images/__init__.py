@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from crosslevel.images.batches import Batch, EvalBatches, TrainBatches, fit, pack
 from crosslevel.images.cifar import Cifar10, Cifar100
 from crosslevel.images.health import BadFiles, BadImage
+from crosslevel.images.packs import is_pack, open_pack
 from crosslevel.images.sources import Files, Images, Packed, SourceError
 from crosslevel.images.turntable import Turntable
 
@@ -44,6 +45,7 @@ def open(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, d
     """The images of ``source``.
 
     - a folder, searched recursively; class-per-folder layouts give labels;
+    - a pack, made by ``crosslevel pack``;
     - a sequence of image files, or a ``.txt`` file that names one a line, relative to its own folder;
     - a data set by name, ``name[:split][,key=value...]``, such as ``cifar10:test`` (its files under
       ``data_root``) or ``turntable:test,classes=8,frames=30``, where the keys are the parameters of
@@ -59,7 +61,7 @@ def open(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, d
         return Files.from_list(source)
     source = os.fspath(source)
     if os.path.isdir(source):
-        return Files.from_folder(source)
+        return open_pack(source) if is_pack(source) else Files.from_folder(source)
     if os.path.exists(source):
         if source.lower().endswith(".txt"):
             return Files.from_text(source)
