@@ -84,7 +84,7 @@ class Pack(Images):
         self.rows, self.columns = index["rows"].int(), index["columns"].int()
         self.ends = (3 * self.rows.long() * self.columns).cumsum(0)
         self.shard_ends = torch.tensor([len(shard) for shard in shards]).cumsum(0)
-        self._identity = about["identity"]
+        self._made_of = _made_of(about)
 
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
         """Image i and its label (-1 without labels); changes to it never reach the file."""
@@ -96,7 +96,7 @@ class Pack(Images):
         return pixels.permute(2, 0, 1), -1 if self.labels is None else int(self.labels[i])
 
     def _content(self) -> Iterable[bytes | memoryview]:
-        return [self._identity.encode()]
+        return [self._made_of]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A process that is not forked maps the files itself: the pixels are not sent.
@@ -111,7 +111,7 @@ class SquarePack(Packed):
         images = self.flat.view(-1, side, side, 3).permute(0, 3, 1, 2)
         super().__init__(images, _paths(index, "paths"))
         _describe(self, folder, about, index)
-        self.folder, self._identity = folder, about["identity"]
+        self.folder, self._made_of = folder, _made_of(about)
 
     def batch(self, index: Int64[Tensor, " B"]) -> UInt8[Tensor, "B 3 S S"]:
         """The images of ``index``, copied once."""
@@ -119,7 +119,7 @@ class SquarePack(Packed):
         return self.flat.index_select(0, index).view(-1, side, side, 3).permute(0, 3, 1, 2)
 
     def _content(self) -> Iterable[bytes | memoryview]:
-        return [self._identity.encode()]
+        return [self._made_of]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_pack, (self.folder,)
@@ -185,6 +185,11 @@ class _PackJob(Dataset[Decoded]):
 def _describe(images: Images, folder: str, about: dict[str, Any], index: dict[str, Tensor]) -> None:
     images.name, images.paths, images.classes = folder, _paths(index, "paths"), about["classes"]
     images.labels, images.tracks = index.get("labels"), index.get("tracks")
+
+
+def _made_of(about: dict[str, Any]) -> bytes:
+    """What the pixels follow from: hashing them would read the whole pack."""
+    return f"{about['identity']} {about['size']}".encode()
 
 
 def _paths(index: dict[str, Tensor], name: str) -> Paths:
