@@ -243,12 +243,15 @@ class _TrainJob(Dataset[_Done]):
                 return _Done(None, bad, f"{self.images.name}: none of its {len(self.images)} images can be read")
             picture, label, j = found
             picture = picture if self.resize is None else fit(picture, self.resize)
-            pictures.append(self.crops(picture, _generator(self.seed, epoch, i)) if self.crops else picture)
+            # Crops stay as they lie in memory, (V, s, s, 3): the device turns them faster than a worker.
+            cut = None if self.crops is None else self.crops(picture, _generator(self.seed, epoch, i))
+            pictures.append(picture if cut is None else cut.movedim(1, -1))
             labels.append(label)
             index.append(j)
         if len({picture.shape for picture in pictures}) > 1:
             return _Done(None, bad, f"{self.images.name}: the images differ in size: give resize or crops")
-        return _Done(Batch(_stacked(pictures), torch.tensor(labels), torch.tensor(index)), bad)
+        stacked = _stacked(pictures) if self.crops is None else _stacked(pictures).movedim(-1, 2)
+        return _Done(Batch(stacked, torch.tensor(labels), torch.tensor(index)), bad)
 
     def _readable(self, epoch: int, i: int, bad: list[tuple[str, str]]) -> tuple[Tensor, int, int] | None:
         """Image i with its label and place, or else another one; None if there is none."""
