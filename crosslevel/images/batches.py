@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -310,7 +310,7 @@ def _delivered(results: Iterable[_Done], bad: BadFiles) -> Iterator[Batch]:
             yield done.batch
 
 
-def _ahead(job: Callable[[Key], Result], keys: Iterable[Key], depth: int = 2) -> Iterator[Result]:
+def _ahead(job: Callable[[Key], Result], keys: Iterable[Key], depth: int = 2) -> Generator[Result, None, None]:
     """Results in order, computed by one thread while the caller works on earlier ones."""
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(1, "crosslevel-decode") as pool:

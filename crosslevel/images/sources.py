@@ -187,6 +187,10 @@ class Files(Images):
         lines = [line for line in text.split("\n") if line.strip()]
         if len(lines) < 2:
             raise SourceError(f"{file}: needs at least 2 images, one path a line; it names {len(lines)}")
-        images = cls(os.path.dirname(file), Paths.of(lines), *listing.labels_of(listing.below(lines)), name=file)
+        images = cls(os.path.dirname(file), Paths.of(lines), *_labels(_below_shared_folder(lines)), name=file)
         images.watch = Watch.of(os.path.abspath(file), [""])
         return images
+
+
+# Files of other kinds get their labels by the same rule.
+_labels, _below_shared_folder = listing.labels_of, listing.below

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from crosslevel.images.indexes import taken
 from crosslevel.images.sources import Images, Packed
 
 
@@ -18,7 +17,7 @@ class Subset(Images):
     def __init__(self, images: Images, index: Int64[Tensor, " M"]) -> None:
         self.images, self.index = images, index
         self.name, self.classes = images.name, images.classes
-        self.paths = taken(images.paths, index)
+        self.paths = [images.paths[i] for i in index.tolist()]
         self.labels = None if images.labels is None else images.labels[index]
         self.tracks = None if images.tracks is None else images.tracks[index]
 
