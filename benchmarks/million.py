@@ -31,7 +31,7 @@ from crosslevel.images.views import Views
 from crosslevel.methods import MoCo
 from crosslevel.pretrain import Pretrain, fit
 
-FOLDERS, WORKERS, BATCH, STEPS = 1000, 2, 64, 30
+FOLDERS, WORKERS, BATCH, STEPS = 1000, 2, 64, 10
 FEW = 2000
 LINKS = 30_000  # to one file: ext4 allows 65,000
 
@@ -86,7 +86,7 @@ def generate(root: Path, count: int) -> None:
 def measure(root: str) -> None:
     """One line: seconds of the first and the cached listing, peak memory (PSS) of all and of the parent, the cache."""
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     watch = Memory()
     seconds = []
     for _ in range(2):
