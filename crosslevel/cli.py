@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": ("crosslevel.compare", "the evaluations of several runs side by side"),
     "recipes": ("crosslevel.recipes", "the settings of published results, and their figures"),
     "export": ("crosslevel.export", "the encoder's weights for torchvision, timm, detectron2 or ONNX"),
+    "pack": ("crosslevel.pack", "images decoded and resized once, to be read at memory speed"),
     "embed": ("crosslevel.embed", "a table of features, one row an image"),
     "subset": ("crosslevel.subset", "a long-tailed, listed or otherwise chosen part of a source, written to a file"),
 }

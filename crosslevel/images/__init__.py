@@ -17,6 +17,7 @@ from crosslevel.images.cifar import Cifar10, Cifar100
 from crosslevel.images.containers import open_container
 from crosslevel.images.crops import Crops, object_crops
 from crosslevel.images.health import BadFiles, BadImage
+from crosslevel.images.packs import is_pack, open_pack
 from crosslevel.images.remote import lasting
 from crosslevel.images.sources import Files, Images, Packed, SourceError
 from crosslevel.images.stl10 import Stl10
@@ -73,6 +74,7 @@ def open(
     """The images of ``source``.
 
     - a folder, searched recursively; class-per-folder layouts give labels;
+    - a pack, made by ``crosslevel pack``;
     - a sequence of image files, or a ``.txt`` file that names one a line, relative to its own folder;
     - a video, a folder of videos, a pattern such as ``films/*.mp4``, or a list of videos: their frames, one a second
       unless ``,fps=2`` or ``,stride=10`` (every tenth) follows; each video is a track;
@@ -107,7 +109,7 @@ def open(
         if not streams:
             raise SourceError(f"{source}: a stream has no known number of images, only train can use one: give files")
         return ImageStream.open(source)
-    for known in (open_videos, open_container, _folder_or_list):
+    for known in (_pack, open_videos, open_container, _folder_or_list):
         found = known(source)
         if found is not None:
             return found
@@ -118,6 +120,10 @@ def _listed(files: Sequence[str | os.PathLike[str]], crops: Crops | None) -> Ima
     if crops is not None:
         raise SourceError(f"a list of {len(files)} files has no annotated objects to crop: leave crops out")
     return open_videos(files) or Files.from_list(files)
+
+
+def _pack(source: str) -> Images | None:
+    return open_pack(source) if is_pack(source) else None
 
 
 def _folder_or_list(source: str) -> Images | None:

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.images.health import BadFiles, BadImage
+from crosslevel.images.indexes import taken
 from crosslevel.images.orders import natural, permuted, share
 from crosslevel.images.sources import Images, Packed, SourceError
 
@@ -193,7 +194,7 @@ def pack(
     if progress:
         progress(total, total)
     index = torch.cat(kept)
-    paths = images.paths if count == total else [images.paths[i] for i in index.tolist()]
+    paths = images.paths if count == total else taken(images.paths, index)
     labels = None if images.labels is None else images.labels[index]
     packed = Packed(data[:count], paths, labels, images.classes, images.name)
     packed.tracks = None if images.tracks is None else images.tracks[index]
@@ -236,7 +237,7 @@ class _EvalJob(Dataset[_Done]):
             index.append(i)
         if not index:
             return _Done(None, bad)
-        return _Done(Batch(torch.stack(pictures), torch.tensor(labels), torch.tensor(index)), bad)
+        return _Done(Batch(_stacked(pictures), torch.tensor(labels), torch.tensor(index)), bad)
 
 
 @dataclass
@@ -256,12 +257,15 @@ class _TrainJob(Dataset[_Done]):
                 return _Done(None, bad, f"{self.images.name}: none of its {len(self.images)} images can be read")
             picture, label, j = found
             picture = picture if self.resize is None else fit(picture, self.resize)
-            pictures.append(self.crops(picture, _generator(self.seed, epoch, i)) if self.crops else picture)
+            # Crops stay as they lie in memory, (V, s, s, 3): the device turns them faster than a worker.
+            cut = None if self.crops is None else self.crops(picture, _generator(self.seed, epoch, i))
+            pictures.append(picture if cut is None else cut.movedim(1, -1))
             labels.append(label)
             index.append(j)
         if len({picture.shape for picture in pictures}) > 1:
             return _Done(None, bad, f"{self.images.name}: the images differ in size: give resize or crops")
-        return _Done(Batch(torch.stack(pictures), torch.tensor(labels), torch.tensor(index)), bad)
+        stacked = _stacked(pictures) if self.crops is None else _stacked(pictures).movedim(-1, 2)
+        return _Done(Batch(stacked, torch.tensor(labels), torch.tensor(index)), bad)
 
     def _readable(self, epoch: int, i: int, bad: list[tuple[str, str]]) -> tuple[Tensor, int, int] | None:
         """Image i with its label and place, or else another one; None if there is none."""
@@ -288,6 +292,20 @@ class _Keys(Dataset[Key]):
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self.keys)
+
+
+def _stacked(pictures: list[Tensor]) -> Tensor:
+    """One contiguous tensor, whatever the memory of the pictures; in a worker, where the main process reads it."""
+    shape = (len(pictures), *pictures[0].shape)
+    if get_worker_info() is None:
+        stacked = torch.empty(shape, dtype=torch.uint8)
+    else:
+        # Private memory would be copied once more on its way.
+        storage = torch.UntypedStorage._new_shared(math.prod(shape))
+        stacked = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+    for place, picture in zip(stacked, pictures, strict=True):
+        place.copy_(picture)
+    return stacked
 
 
 def _packed_batch(images: Packed, index: Tensor) -> Batch:
@@ -322,7 +340,7 @@ def _ahead(job: Callable[[Key], Result], keys: Iterable[Key], depth: int = 2) ->
                 future.cancel()
 
 
-def _loader(job: Dataset[_Done], keys: Iterable[object], workers: int, persistent: bool) -> DataLoader[_Done]:
+def _loader(job: Dataset[Result], keys: Iterable[object], workers: int, persistent: bool) -> DataLoader[Result]:
     # Without a batch size each key makes one whole batch in the worker: collating single small images in
     # the main process costs more than decoding them.
     return DataLoader(

@@ -167,6 +167,24 @@ def draw_boxes(
     return torch.where(found.unsqueeze(1), box, fallback).float()
 
 
+def draw_box(augment: Augment, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int, int, int]:
+    """One crop (top, left, height, width), the same as ``draw_boxes`` draws for one image, in a tenth of its time."""
+    chance: list[float] = torch.rand(2 * _TRIES + 2, generator=generator, dtype=torch.float64).tolist()
+    if not augment.crop:
+        side = min(height, width)
+        return (height - side) // 2, (width - side) // 2, side, side
+    (smallest, largest), (low, high) = augment.scale, map(math.log, augment.ratio)
+    for share, turn in zip(chance[:_TRIES], chance[_TRIES : 2 * _TRIES], strict=True):
+        area = height * width * (share * (largest - smallest) + smallest)
+        aspect = math.exp(turn * (high - low) + low)
+        rows, columns = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if 0 < rows <= height and 0 < columns <= width:
+            below, beside = height - rows, width - columns
+            top, left = int((below + 1) * chance[-2]), int((beside + 1) * chance[-1])
+            return min(top, below), min(left, beside), rows, columns
+    return _largest_box(augment.ratio, height, width)
+
+
 def _largest_box(ratio: tuple[float, float], height: int, width: int) -> tuple[int, int, int, int]:
     if width / height < ratio[0]:
         rows, columns = round(width / ratio[0]), width

@@ -103,7 +103,8 @@ def read_image(file: str, path: str | None = None, max_pixels: int = PIXEL_LIMIT
 def decode(data: bytearray, path: str, max_pixels: int = PIXEL_LIMIT) -> UInt8[Tensor, "3 H W"]:
     """Decode an encoded image to RGB, upright (EXIF), transparency on white, 16 bits scaled to 8.
 
-    JPEG, PNG, WebP, BMP, TIFF, PPM and GIF (the first frame of several), told by content and not by name.
+    JPEG, PNG, WebP, BMP, TIFF, PPM and GIF (the first frame of several), told by content and not by name. In
+    memory the three values of a pixel lie together, as decoders write them and crops are fastest, unless EXIF turns it.
 
     Raises:
         BadImage: empty, broken, truncated, not an image, or more than ``max_pixels``; named ``path``.
@@ -161,7 +162,7 @@ def _decode_jpeg(data: bytearray, max_pixels: int) -> Tensor:
     if header.plain and header.components in (1, 3):
         encoded = torch.frombuffer(data, dtype=torch.uint8)
         image: Tensor = decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=header.exif)
-        return image.contiguous()
+        return image
     return _decode_pillow(data, max_pixels)
 
 
@@ -228,7 +229,7 @@ def _decode_pillow(data: bytearray, max_pixels: int) -> Tensor:
             _check_size(*opened.size, max_pixels)
             opened.load()
             image = _rgb(ImageOps.exif_transpose(opened))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

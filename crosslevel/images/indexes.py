@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["Paths", "cache_folder", "remembered"]
+__all__ = ["Paths", "cache_folder", "remembered", "taken"]
 
 Table = dict[str, Tensor]
 
@@ -89,7 +89,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crosslevel"
 
 
-def remembered(kind: str, key: str, state: str, make: Callable[[], Table]) -> Table:
+def taken(strings: Sequence[str], index: Int64[Tensor, " M"]) -> Sequence[str]:
+    """The strings of ``index``, in that order: those of compact lists in a compact list."""
+    return strings.take(index) if isinstance(strings, Paths) else [strings[i] for i in index.tolist()]
+
+
+def remembered(
+    kind: str, key: str, state: str, make: Callable[[], Table], holds: Callable[[Table], bool] | None = None
+) -> Table:
     """``make()``, or what it gave before if ``state`` is what it was then.
 
     A cache that cannot be read is made anew, one that cannot be written is done without: it only saves time.
@@ -99,6 +106,7 @@ def remembered(kind: str, key: str, state: str, make: Callable[[], Table]) -> Ta
         key: which one, such as the absolute path of a file.
         state: changes when what is remembered no longer holds, such as a file's size and time of change.
         make: finds it out; tensors by name.
+        holds: looks whether what was found before still holds, where the state alone cannot tell.
 
     """
     digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
@@ -108,7 +116,9 @@ def remembered(kind: str, key: str, state: str, make: Callable[[], Table]) -> Ta
         with safe_open(file, framework="pt") as opened:
             if (opened.metadata() or {}).get("state") == name:
                 names = opened.keys()  # it cannot be iterated over itself
-                return {part: opened.get_tensor(part) for part in names}
+                found = {part: opened.get_tensor(part) for part in names}
+                if holds is None or holds(found):
+                    return found
     except (OSError, SafetensorError):
         pass
     table = make()

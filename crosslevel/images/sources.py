@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,15 +12,12 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from crosslevel.images import listing
 from crosslevel.images.health import PIXEL_LIMIT, BadImage, read_image
+from crosslevel.images.indexes import Paths
+from crosslevel.images.listing import EXTENSIONS, SourceError, Watch
 
 __all__ = ["EXTENSIONS", "BadImage", "Files", "Images", "Packed", "SourceError"]
-
-EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "pbm"))
-
-
-class SourceError(ValueError):
-    """A source that gives no images: what is wrong with it and what to do, in one line."""
 
 
 class Images(Dataset[tuple[Tensor, int]]):
@@ -118,6 +114,7 @@ class Files(Images):
             raise ValueError(f"{len(files)} files, {len(labels)} labels: the lengths must agree")
         self.root, self.paths, self.labels, self.classes = root, files, labels, classes
         self.name, self.max_pixels = root if name is None else name, max_pixels
+        self.watch: Watch | None = None  # what changes when files come or go
 
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
         """Image i in its own size, and its label (-1 without labels).
@@ -144,19 +141,22 @@ class Files(Images):
         """Every image under ``root``, sorted by path; its classes where the layout has them.
 
         If every image lies in a sub-folder, and at least two top-level sub-folders hold images, the
-        top-level sub-folder is the class.
+        top-level sub-folder is the class. The list is kept in the user's cache until a folder in the tree changes: then
+        no file is looked at.
 
         Raises:
             SourceError: ``root`` cannot be listed, or holds fewer than 2 images.
 
         """
-        files = _image_files(root)
-        if not files:
+        found = listing.folder(root)
+        if not found.files:
             known = ", ".join(sorted(EXTENSIONS))
             raise SourceError(f"{root}: no image found in this folder or below it (looked for {known})")
-        if len(files) < 2:
-            raise SourceError(f"{root}: needs at least 2 images, found only {files[0]}")
-        return cls(root, files, *_labels(files))
+        if len(found.files) < 2:
+            raise SourceError(f"{root}: needs at least 2 images, found only {found.files[0]}")
+        images = cls(root, found.files, found.labels, found.classes)
+        images.watch = found.watch
+        return images
 
     @classmethod
     def from_list(cls, files: Sequence[str | os.PathLike[str]]) -> Files:
@@ -187,64 +187,10 @@ class Files(Images):
         lines = [line for line in text.split("\n") if line.strip()]
         if len(lines) < 2:
             raise SourceError(f"{file}: needs at least 2 images, one path a line; it names {len(lines)}")
-        return cls(os.path.dirname(file), lines, *_labels(_below_shared_folder(lines)), name=file)
+        images = cls(os.path.dirname(file), Paths.of(lines), *_labels(_below_shared_folder(lines)), name=file)
+        images.watch = Watch.of(os.path.abspath(file), [""])
+        return images
 
 
-def _labels(files: Sequence[str]) -> tuple[Int64[Tensor, " N"] | None, list[str] | None]:
-    """Labels and classes by the top-level folders; none if there are fewer than two, or a file lies outside."""
-    tops = [file.split("/", 1)[0] if "/" in file else "" for file in files]
-    classes = sorted(set(tops))
-    if "" in classes or ".." in classes or len(classes) < 2:
-        return None, None
-    label = {top: c for c, top in enumerate(classes)}
-    return torch.tensor([label[top] for top in tops]), classes
-
-
-def _below_shared_folder(paths: Sequence[str]) -> list[str]:
-    """The paths relative to the deepest folder that holds them all; unchanged where there is none."""
-    plain = [os.path.normpath(path) for path in paths]
-    if len({os.path.isabs(path) for path in plain}) > 1:
-        return plain
-    shared = os.path.commonpath([os.path.dirname(path) for path in plain])
-    return [path.removeprefix(shared).removeprefix("/") for path in plain]
-
-
-def _image_files(root: str) -> list[str]:
-    """Paths relative to ``root``, "/" between folders, sorted; no system call for a single file.
-
-    Linked folders come after all real ones, and no folder is entered twice: so links cannot make
-    loops, and a link to a folder inside the source does not list its images again.
-    """
-    found: list[str] = []
-    seen: set[tuple[int, int]] = set()
-    folders: list[str] = [""]
-    links: list[str] = []
-    while folders or links:
-        prefix = folders.pop() if folders else links.pop()
-        try:
-            status = os.stat(os.path.join(root, prefix))
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(os.path.join(root, prefix)) as entries:
-                for entry in entries:
-                    _sort_in(entry, prefix, found, folders, links)
-        except OSError as error:
-            if not prefix:
-                raise SourceError(f"{root}: {error.strerror or error}") from error
-            warnings.warn(f"{root}/{prefix} is left out: {error.strerror or error}", stacklevel=4)
-    return sorted(found)
-
-
-def _sort_in(entry: os.DirEntry[str], prefix: str, found: list[str], folders: list[str], links: list[str]) -> None:
-    name = entry.name
-    if name.startswith("."):
-        return
-    if entry.is_dir(follow_symlinks=False):
-        folders.append(f"{prefix}{name}/")
-    elif name.rpartition(".")[2].lower() in EXTENSIONS and "." in name:
-        # A link that leads nowhere is listed, so that it is named among the bad files.
-        if entry.is_file(follow_symlinks=False) or entry.is_symlink():
-            found.append(prefix + name)
-    elif entry.is_symlink() and os.path.isdir(entry.path):  # entry.is_dir() raises on a link to itself
-        links.append(f"{prefix}{name}/")
+# Files of other kinds get their labels by the same rule.
+_labels, _below_shared_folder = listing.labels_of, listing.below

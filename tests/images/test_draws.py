@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torchvision.transforms import RandomErasing, RandomResizedCrop
 
-from crosslevel.images.draws import HUE, Augment, draw, draw_boxes
+from crosslevel.images.draws import HUE, Augment, draw, draw_box, draw_boxes
 
 MANY = 20_000
 PLAIN = Augment()
@@ -120,3 +120,13 @@ def test_a_setting_outside_its_range_is_named(setting):
     (name,) = setting
     with pytest.raises(ValueError, match=f"^{name}="):
         Augment(**setting)
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (256, 341), (32, 32), (20, 300), (1, 1)])
+@pytest.mark.parametrize("augment", [Augment(), Augment(scale=(0.9, 1.0)), Augment(crop=False)])
+def test_one_box_is_that_of_a_batch_of_one(shape, augment):
+    for seed in range(100):
+        one, other = (torch.Generator().manual_seed(seed) for _ in range(2))
+        want = draw_boxes(augment, 1, *shape, one)[0].int().tolist()
+        assert list(draw_box(augment, *shape, other)) == want
+        assert torch.equal(one.get_state(), other.get_state())

@@ -131,7 +131,7 @@ def test_no_system_call_for_a_single_file(tmp_path, monkeypatch):
     stat = os.stat
     monkeypatch.setattr(os, "stat", lambda *a, **k: calls.append(a) or stat(*a, **k))
     assert len(Files.from_folder(str(tmp_path))) == 300
-    assert len(calls) == 1
+    assert [str(call[0]).rstrip("/") for call in calls if str(call[0]).startswith(str(tmp_path))] == [str(tmp_path)]
 
 
 @pytest.mark.parametrize(
