@@ -35,6 +35,7 @@ from crosslevel.images import BadFiles, Images, Packed, TrainBatches, pack
 from crosslevel.images.subsets import long_tailed, sample, take
 from crosslevel.images.views import Views
 from crosslevel.methods import SimCLR
+from crosslevel.metrics import label_free
 from crosslevel.metrics.knn import weighted_knn
 from crosslevel.pretrain import NotFinite, Pretrain, fit
 from crosslevel.report import read_metrics
@@ -104,6 +105,74 @@ def main() -> None:
     record.parent.mkdir(parents=True, exist_ok=True)
     if not arguments.scores:
         train_all(arguments, record)
+    text = tables(read(record), Path(arguments.runs))
+    record.with_suffix(".md").write_text(text)
+    print(text)
+
+
+GOOD = {"uniformity": -1, "alignment": -1, "loss": -1}
+"""Where lower is better; alpha-ReQ is judged by how near to 1 it is."""
+
+
+def tables(runs: dict[str, Any], home: Path) -> str:
+    """Of each collection: rank correlation of every score with accuracy, and what choosing by it would have cost."""
+    lines = [f"{machine()}; {STEPS} steps of {BATCH} images of {SIZE} pixels, SimCLR, ResNet-18 x 0.25; accuracy in %."]
+    for name in COLLECTIONS:
+        judged = [run for run in runs.values() if run["collection"] == name and "failed" not in run]
+        if len(judged) < 3:
+            continue
+        failed = [run["name"] for run in runs.values() if run["collection"] == name and "failed" in run]
+        table = [all_scores(run, home) for run in judged]
+        best = max(run["knn"] for run in judged)
+        worst = min(run["knn"] for run in judged)
+        diverged = f"; diverged: {', '.join(failed)}" if failed else ""
+        lines += ["", f"**{name}**: {len(judged)} of {len(SETTINGS)} runs; kNN {worst:.1f} to {best:.1f}{diverged}", ""]
+        lines += [
+            "| score | Spearman, kNN | Spearman, linear | its choice | kNN below the best |",
+            "|---|---|---|---|---|",
+        ]
+        for score in table[0]:
+            values = [row[score] for row in table]
+            rho = [correlation(values, [run[figure] for run in judged]) for figure in ("knn", "linear")]
+            chosen = judged[max(range(len(values)), key=values.__getitem__)]
+            lines.append(f"| {score} | {rho[0]:.2f} | {rho[1]:.2f} | {chosen['name']} | {best - chosen['knn']:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def all_scores(run: dict[str, Any], home: Path) -> dict[str, float]:
+    """Every score of one run so that more is better, ablations of ours first; alpha-ReQ by its distance from 1."""
+    folder = folder_of(home, run["collection"], run["name"])
+    found = kept_scores(folder)
+    first = {
+        "combined": found["combined"],
+        "local alone (mrr)": found["mrr"],
+        "global alone (ami)": found["ami"],
+        "mrr x ami_levels": math.sqrt(max(0.0, found["mrr"] * found["ami_levels"])),
+        "mrr + ami": (found["mrr"] + found["ami"]) / 2,
+        "mrr x nmi": math.sqrt(found["mrr"] * found["nmi"]),
+    }
+    rest = {**found, "loss": run["loss"], "alpha_req": -abs(found["alpha_req"] - 1)}
+    return first | {name: GOOD.get(name, 1) * value for name, value in rest.items() if name not in ("mrr", "ami")}
+
+
+def kept_scores(folder: Path) -> dict[str, float]:
+    """Of the kept features, with known tracks left out of the ranking and, apart, with them in it."""
+    features = torch.load(folder / "features.pt")
+    four = [features[f"cifar/{branch}/{view}"].float() for branch in ("backbone", "group") for view in "ab"]
+    found = label_free.scores(*four, features["tracks"])
+    if features["tracks"] is not None:
+        found["mrr, tracks unknown"] = label_free.retrieval(four[0], four[1])["mrr"]
+    return found
+
+
+def correlation(a: list[float], b: list[float]) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(a, b).statistic)
+
+
+def folder_of(home: Path, collection: str, setting: str) -> Path:
+    return home / collection.replace(" ", "-").replace(",", "") / setting.replace(" ", "-")
 
 
 def train_all(arguments: argparse.Namespace, record: Path) -> None:
@@ -119,7 +188,7 @@ def train_all(arguments: argparse.Namespace, record: Path) -> None:
             continue
         if name not in opened:
             opened[name] = COLLECTIONS[name](arguments)
-        began, folder = time.monotonic(), Path(arguments.runs) / name / setting.replace(" ", "-")
+        began, folder = time.monotonic(), folder_of(Path(arguments.runs), name, setting)
         result = one_run(given, opened[name], folder)
         done[key] = {"collection": name, "name": setting, "setting": given, **result}
         write(record, done)
