@@ -40,12 +40,12 @@ from crosslevel.images import (
 from crosslevel.images.lists import write_list
 from crosslevel.images.views import Views
 from crosslevel.methods import Method, MoCo
-from crosslevel.monitor import knn_monitor
+from crosslevel.monitor import Which, monitor_of
 from crosslevel.pretrain import Optimizer, Outcome, Pretrain, fit
 
 Order = Literal["shuffled", "natural"]
 LARGEST_VIEW = 224  # pixels: the usual size, where the images are larger
-LOOKED_AT = 1500  # images of a stream that the report shows
+LOOKED_AT = 1500  # images of a stream that the report and the monitor see
 BASE_RATES = {"adamw": 1e-3, "lars": 0.3}  # at 256 images a batch; SGD's is the method's own
 BASE_DECAYS = {"sgd": 5e-4, "adamw": 0.05, "lars": 1e-6}
 
@@ -76,6 +76,7 @@ def train(
     crops: Crops | None = None,
     seed: int = 0,
     log_every: int = 10,
+    monitor: Which | None = None,
     monitor_every: int | None = None,
     checkpoint_minutes: float = 10,
     report_html: bool = True,
@@ -119,8 +120,10 @@ def train(
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
         seed: of everything random: the same seed gives the same run.
         log_every: steps between rows of metrics.csv.
-        monitor_every: epochs between kNN accuracies in the log, where the source has labels; a tenth of all unless
-            given; 0 for none.
+        monitor: figures of the features in the log that never influence the training: knn (accuracy, by the source's
+            labels), label_free (scores of two views of 2,000 of the images, not removed from the training) or both; knn
+            where the source has labels, label_free elsewhere, unless given.
+        monitor_every: epochs between these figures; a tenth of all unless given; 0 for none.
         checkpoint_minutes: most minutes between checkpoints within an epoch.
         report_html: write report.html at the end.
         resume: folder of a run to continue, with its own settings.
@@ -158,6 +161,7 @@ def train(
         resolved = {
             "images": image_sources.absolute(images),
             "workers": workers,
+            "monitor": monitor or _usual_monitor(source),
             "monitor_every": every,
             "precision": hardware.precision,
         }
@@ -178,9 +182,8 @@ def train(
         outcome = fit(
             module, batches, folder, hardware=hardware, devices=devices, sync_batchnorm=sync_batchnorm,
             log_every=log_every, checkpoint_minutes=checkpoint_minutes, saved=unreadable.keep,
-            resume=resume is not None, console=console,
-            monitor=knn_monitor(encoder, source, hardware, seed) if every and isinstance(source, Images) else None,
-            monitor_every=every,
+            resume=resume is not None, console=console, monitor_every=every,
+            monitor=_monitor(monitor, encoder, chosen, branch, source, hardware, seed) if every else None,
         )  # fmt: skip
     finally:
         unreadable.keep()
@@ -240,6 +243,29 @@ def _batches(
         return StreamBatches(source, batch_size, epoch_size or 0, crops=views.crops, **how)
     crops = None if isinstance(source, Packed) else views.crops
     return TrainBatches(source, batch_size, crops=crops, order=order, **how)
+
+
+def _usual_monitor(source: Images | ImageStream) -> Which | None:
+    """None for streams: their first images would be read a second time."""
+    if isinstance(source, ImageStream):
+        return None
+    return "label_free" if source.labels is None else "knn"
+
+
+def _monitor(
+    which: Which | None,
+    encoder: Encoder,
+    method: Method,
+    cld: CrossLevel | None,
+    source: Images | ImageStream,
+    hardware: Hardware,
+    seed: int,
+) -> Callable[[], dict[str, float]] | None:
+    which = which or _usual_monitor(source)
+    if which is None:
+        return None
+    shown = source.some(LOOKED_AT) if isinstance(source, ImageStream) else source
+    return monitor_of(which, encoder, method, cld, shown, hardware, seed)
 
 
 def _counted(source: Images | ImageStream) -> str:
@@ -370,6 +396,7 @@ def _write_report(
     if cld is not None:
         cld.gather = False  # the other ranks are not here
     blocks = [
+        *pages.warning_blocks(folder),
         *pages.curve_blocks({"run": folder}),
         *_feature_blocks(encoder, cld, source, hardware, seed),
         report.commands("Next", following),

@@ -198,7 +198,7 @@ def test_what_comes_next_fits_the_images(photos, tmp_path, capsys):
         assert f"{named} --test LABELLED_TEST_IMAGES" in capsys.readouterr().out
 
 
-def test_unlabelled_images_have_no_monitor(tmp_path):
+def test_unlabelled_images_have_no_knn(tmp_path):
     folder = write_images(tmp_path / "one", classes=("",), count=16)
     run(train, [str(folder), *FAST, "--epochs=1", f"--run={tmp_path}/r"])
     assert not any(r["knn"] for r in metrics(tmp_path / "r"))

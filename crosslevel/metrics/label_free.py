@@ -1,0 +1,158 @@
+"""Scores of features without labels, from two views of the same held-out images.
+
+Good features tell instances apart (local: `retrieval`) and fall into groups that do not depend on the view (global:
+`partitions`). Wang, Liu, Yu (CVPR 2021) tune by this idea, with retrieval and normalized mutual information, and give
+no formula: how both are put together here (`combine`) is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
+from torch import Tensor
+
+from crosslevel.grouping import spherical_kmeans
+from crosslevel.metrics.spectrum import alpha_req, effective_rank, lidar, rankme
+
+CLUSTERS = (8, 16, 32, 64, 128)
+NAMES = (
+    "combined", "top1", "mrr", "nmi", "ami", "ari", "nmi_levels", "ami_levels", "ari_levels", "alignment", "uniformity",
+    "rankme", "effective_rank", "alpha_req", "lidar",
+)  # fmt: skip
+"""Of all `scores`; those of levels need a group branch."""
+
+
+def scores(
+    features_a: Float[Tensor, "N d"],
+    features_b: Float[Tensor, "N d"],
+    group_a: Float[Tensor, "N e"] | None = None,
+    group_b: Float[Tensor, "N e"] | None = None,
+    tracks: Int64[Tensor, " N"] | None = None,
+    generator: torch.Generator | None = None,
+    clusters: Sequence[int] = CLUSTERS,
+) -> dict[str, float]:
+    """Every score of two views' features, by name; ``combined`` is ours, and the one to choose by.
+
+    Higher is better, but for ``alignment``, ``uniformity`` (lower) and ``alpha_req`` (near 1).
+
+    Args:
+        features_a: of one view of N images, of any length; their direction counts.
+        features_b: of another view of the same images, in the same order.
+        group_a: of the group branch, of the same views.
+        group_b: likewise.
+        tracks: which images are near-duplicates of each other (`retrieval`).
+        generator: draws the first centroids; from seed 0 unless given.
+        clusters: the cluster counts of `partitions`.
+
+    Raises:
+        ValueError: fewer than 4 images, views that do not match, or a feature that is not finite.
+
+    """
+    a, b = _pair(features_a, features_b)
+    draws = generator or torch.Generator().manual_seed(0)
+    found = retrieval(a, b, tracks)
+    sets = clusterings(a, clusters, draws), clusterings(b, clusters, draws)
+    found |= partitions(*sets)
+    if group_a is not None and group_b is not None:
+        groups = [clusterings(g, clusters, draws) for g in _pair(group_a, group_b)]
+        crossed = [partitions(sets[0], groups[1]), partitions(sets[1], groups[0])]
+        found |= {f"{name}_levels": (crossed[0][name] + crossed[1][name]) / 2 for name in crossed[0]}
+    found |= {
+        "alignment": alignment(a, b),
+        "uniformity": uniformity(a),
+        "rankme": rankme(features_a),
+        "effective_rank": effective_rank(a),
+        "alpha_req": alpha_req(features_a),
+        "lidar": lidar(features_a, features_b),
+    }
+    return found | {"combined": combine(found)}
+
+
+def combine(found: dict[str, float]) -> float:
+    """Ours: the geometric mean of ``mrr`` (local) and ``ami`` (global), in [0, 1]; either at 0 makes it 0."""
+    return float((max(0.0, found["mrr"]) * max(0.0, found["ami"])) ** 0.5)
+
+
+def retrieval(
+    a: Float[Tensor, "N d"], b: Float[Tensor, "N d"], tracks: Int64[Tensor, " N"] | None = None, chunk: int = 1024
+) -> dict[str, float]:
+    """How well an image's other view is found among those of all images: top-1 and mean reciprocal rank, in [0, 1].
+
+    An image's rank is 1 + how many others' views are at least as similar, so that equal features are worst. With
+    ``tracks`` the other images of its own track are left out of the ranking: they neither count as wrong nor as found.
+    Both directions are averaged.
+    """
+    a, b = _pair(a, b)
+    ranks = torch.cat([_ranks(a, b, tracks, chunk), _ranks(b, a, tracks, chunk)]).double()
+    return {"top1": float((ranks == 1).double().mean()), "mrr": float((1 / ranks).mean())}
+
+
+def _ranks(queries: Tensor, keys: Tensor, tracks: Tensor | None, chunk: int) -> Tensor:
+    own = torch.arange(len(keys)) if tracks is None else tracks.cpu()
+    ranks = []
+    for start in range(0, len(queries), chunk):
+        similarity = queries[start : start + chunk] @ keys.T
+        rows = torch.arange(len(similarity))
+        mine = similarity[rows, rows + start]
+        ahead = similarity >= mine[:, None] - 1e-6
+        ahead &= own[start : start + chunk, None] != own
+        ranks.append(1 + ahead.sum(1))
+    return torch.cat(ranks)
+
+
+def clusterings(
+    features: Float[Tensor, "N d"], counts: Sequence[int], generator: torch.Generator, iterations: int = 20
+) -> list[Int64[Tensor, " N"]]:
+    """Cosine k-means for each count up to a quarter of the images (2 clusters where none is)."""
+    possible = [k for k in counts if k <= len(features) // 4] or [2]
+    return [spherical_kmeans(features, k, iterations, "kmeans++", generator).assignment for k in possible]
+
+
+def partitions(a: Sequence[Int64[Tensor, " N"]], b: Sequence[Int64[Tensor, " N"]]) -> dict[str, float]:
+    """Agreement of clusterings of the same images, count by count, averaged.
+
+    ``nmi``: normalized mutual information, which grows with the count for any features; ``ami`` and ``ari``, adjusted
+    for chance: 0 for unrelated clusterings. A clustering that put all images into one cluster agrees with nothing: 0.
+    """
+    measures = {
+        "nmi": normalized_mutual_info_score,
+        "ami": adjusted_mutual_info_score,
+        "ari": adjusted_rand_score,
+    }
+    pairs = [(x.cpu().numpy(), y.cpu().numpy()) for x, y in zip(a, b, strict=True)]
+    return {
+        name: sum(0.0 if (x == x[0]).all() or (y == y[0]).all() else float(measure(x, y)) for x, y in pairs)
+        / len(pairs)
+        for name, measure in measures.items()
+    }
+
+
+def alignment(a: Float[Tensor, "N d"], b: Float[Tensor, "N d"]) -> float:
+    """The mean squared distance of two views' unit features, in [0, 4] (Wang and Isola, ICML 2020, eq. 4, α = 2)."""
+    a, b = _pair(a, b)
+    return float((a - b).double().square().sum(1).mean())
+
+
+def uniformity(features: Float[Tensor, "N d"], t: float = 2.0, most: int = 4096) -> float:
+    """The log of the mean Gaussian potential of all pairs of unit features, in [-4 t, 0] (Wang and Isola 2020, eq. 5).
+
+    Of more than ``most`` images, that many, evenly spaced, stand for all.
+    """
+    unit = F.normalize(features.detach().cpu().double(), dim=1)
+    unit = unit[:: -(-len(unit) // most)]
+    return float(torch.pdist(unit).square().mul(-t).exp().mean().log())
+
+
+def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both views as unit features in float32 on the CPU."""
+    if a.ndim != 2 or a.shape != b.shape or len(a) < 4:
+        raise ValueError(f"the views are {tuple(a.shape)} and {tuple(b.shape)}: give two alike, of 4 images or more")
+    for name, x in (("a", a), ("b", b)):
+        bad = int((~x.isfinite().all(1)).sum())
+        if bad:
+            raise ValueError(f"view {name}: {bad} of {len(x)} features are not finite: the training diverged")
+    return F.normalize(a.detach().cpu().float(), dim=1), F.normalize(b.detach().cpu().float(), dim=1)
