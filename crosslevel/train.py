@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
@@ -32,6 +32,17 @@ from crosslevel.pretrain import Optimizer, Outcome, Pretrain, fit
 LARGEST_VIEW = 224  # pixels: the usual size, where the images are larger
 BASE_RATES = {"adamw": 1e-3, "lars": 0.3}  # at 256 images a batch; SGD's is the method's own
 BASE_DECAYS = {"sgd": 5e-4, "adamw": 0.05, "lars": 1e-6}
+Monitor = Callable[[], dict[str, float]] | None
+
+
+class Watch(Protocol):
+    """Another program's eye on a run."""
+
+    def part(self, source: Images) -> Images:
+        """What of ``source`` is trained on."""
+
+    def monitor(self, encoder: Encoder, cld: CrossLevel | None, hardware: Hardware) -> Monitor:
+        """What is measured at the end of an epoch, and logged."""
 
 
 def train(
@@ -61,6 +72,8 @@ def train(
     checkpoint_minutes: float = 10,
     report_html: bool = True,
     resume: str | None = None,
+    *,
+    watch: Watch | None = None,
 ) -> Path:
     """Train an encoder on images without labels.
 
@@ -98,6 +111,7 @@ def train(
         checkpoint_minutes: most minutes between checkpoints within an epoch.
         report_html: write report.html at the end.
         resume: folder of a run to continue, with its own settings.
+        watch: what is trained on, and what is measured in place of kNN accuracies; no option.
 
     Returns:
         the run's folder.
@@ -110,7 +124,7 @@ def train(
     if encoder.weights is not None:
         _say(console, f"{encoder.weights}: {encoder.loaded}")
     bad = BadFiles()
-    source = image_sources.open(images, data_root=data_root)
+    source = _opened(images, data_root, watch)
     total = len(source)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     source = _prepared(source, encoder, views, memory, bad, console)
@@ -154,7 +168,7 @@ def train(
             module, batches, folder, hardware=hardware, devices=devices, sync_batchnorm=sync_batchnorm,
             log_every=log_every, checkpoint_minutes=checkpoint_minutes, saved=unreadable.keep,
             resume=resume is not None, console=console,
-            monitor=knn_monitor(encoder, source, hardware, seed) if every else None, monitor_every=every,
+            monitor=_monitor(watch, every, encoder, branch, source, hardware, seed), monitor_every=every,
         )  # fmt: skip
     finally:
         unreadable.keep()
@@ -172,6 +186,11 @@ def train(
     if outcome.signal is not None:
         sys.exit(128 + outcome.signal)
     return folder
+
+
+def _opened(images: str, data_root: str | None, watch: Watch | None) -> Images:
+    source = image_sources.open(images, data_root=data_root)
+    return source if watch is None else watch.part(source)
 
 
 def _prepared(source: Images, encoder: Encoder, views: Views, memory: float, bad: BadFiles, console: Console) -> Images:
@@ -212,6 +231,20 @@ def _typical_shape(source: Images, looked_at: int = 32) -> tuple[int, bool]:
         sides.append(short)
         square = square and long <= 1.1 * short
     return (int(statistics.median(sides)) if sides else LARGEST_VIEW), square
+
+
+def _monitor(
+    watch: Watch | None,
+    every: int,
+    encoder: Encoder,
+    cld: CrossLevel | None,
+    source: Images,
+    hardware: Hardware,
+    seed: int,
+) -> Monitor:
+    if watch is not None:
+        return watch.monitor(encoder, cld, hardware)
+    return knn_monitor(encoder, source, hardware, seed) if every else None
 
 
 def _share(method: Method, cld: CrossLevel | None, wanted: bool) -> None:
@@ -271,7 +304,7 @@ def _rates(
 def _tree(values: dict[str, Any]) -> dict[str, Any]:
     """The run's settings as the command line has them, with everything that was chosen filled in."""
     return {
-        **{k: v for k, v in values.items() if k not in ("run", "resume")},
+        **{k: v for k, v in values.items() if k not in ("run", "resume", "watch")},
         "encoder": settings.describe(values["encoder"]),
         "cld": settings.describe(values["cld"], skip=("in_features",)),
         "views": settings.describe(values["views"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import torch
@@ -37,6 +38,15 @@ def take(images: Images, index: Int64[Tensor, " M"]) -> Images:
     packed = Packed(images.batch(index), part.paths, part.labels, part.classes, part.name)
     packed.tracks = part.tracks
     return packed
+
+
+def unlabelled(images: Images) -> Images:
+    """The same images without labels and classes; what is known of tracks stays."""
+    bare = copy.copy(images)
+    bare.labels = bare.classes = None
+    if isinstance(bare, Subset):
+        bare.images = unlabelled(bare.images)
+    return bare
 
 
 def sample(images: Images, most: int, generator: torch.Generator) -> Int64[Tensor, " M"]:

@@ -57,7 +57,7 @@ def lidar(a: Float[Tensor, "N d"], b: Float[Tensor, "N d"], delta: float = 1e-4,
     a, b = _checked(a), _checked(b)
     mean, half = (a + b) / 2, (a - b) / 2
     centred = mean - mean.mean(0)
-    within = _gram(half) / len(a) + delta * torch.eye(a.shape[1], dtype=a.dtype)
+    within = half.T @ half / len(a) + delta * torch.eye(a.shape[1], dtype=a.dtype)
     values, vectors = torch.linalg.eigh(within)
     whitened = centred @ (vectors * values.rsqrt())
     between = torch.linalg.eigvalsh(_gram(whitened) / len(a)).clamp(min=0)
