@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import sqlite3
 import threading
 import time
 import uuid
@@ -135,9 +136,9 @@ class Search:
     def _attempt(self, trial: Trial, train: Training) -> None:
         began, figures = time.monotonic(), {}
         state, kind, reason = TrialState.FAIL, "failed", "an error in crosslevel tune"
-        steps = train(trial.number, trial.params)
+        steps, taken = train(trial.number, trial.params), optuna.exceptions.UpdateFinishedTrialError
         try:
-            with self._beating(trial), contextlib.closing(steps):  # type: ignore[type-var]
+            with contextlib.suppress(taken), self._beating(trial), contextlib.closing(steps):  # type: ignore[type-var]
                 for epoch, figures in enumerate(steps, 1):
                     trial.report(figures[SCORE], epoch)
                     if (verdict := self._verdict(trial, epoch, figures)) is not None:
@@ -151,7 +152,7 @@ class Search:
             kind, reason = error.kind, str(error)
         finally:
             # Taken from us as dead, or ended by Ctrl-C, it is no longer ours to tell of.
-            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            with contextlib.suppress(taken):
                 trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
                 trial.set_user_attr("figures", figures)
                 self._end(trial, state, kind, reason)
@@ -414,7 +415,8 @@ def _opened(plan: Plan, tries: int = 8) -> optuna.Study:
 
 def _made(plan: Plan) -> optuna.Study:
     name = plan.folder.name
-    options = {"connect_args": {"timeout": 60}} if plan.storage.startswith("sqlite") else {"pool_pre_ping": True}
+    own = {"connect_args": {"timeout": 60, "factory": _File}}
+    options = own if plan.storage.startswith("sqlite") else {"pool_pre_ping": True}
     study = optuna.create_study(
         storage=optuna.storages.RDBStorage(plan.storage, engine_kwargs=options),
         study_name=name, direction="maximize", load_if_exists=True,
@@ -428,6 +430,15 @@ def _made(plan: Plan) -> optuna.Study:
         told = ", ".join(f"{k}={before.get(k)}, not {plan.agreed.get(k)}" for k in names)
         raise ValueError(f"{plan.folder}: its study began with other settings: {told}: give another --output")
     return study
+
+
+class _File(sqlite3.Connection):
+    """A database that waits for the disk at times, not at every figure: a kill loses nothing, a power cut little."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.execute("PRAGMA journal_mode=WAL")
+        self.execute("PRAGMA synchronous=NORMAL")
 
 
 @contextlib.contextmanager
