@@ -3,9 +3,9 @@
 python benchmarks/tune.py cifar10-lt DATA/train DATA/test --imbalance 100 -- --config cifar.yaml --epochs 9
 python benchmarks/tune.py turntable turntable turntable:test -- --epochs 9
 
-Each way (tune: TPE and pruning; random: neither; given: no search) ends in settings, found without labels; with them the
-encoder is trained on all of TRAIN, and judged on TEST, balanced and labelled, by kNN (k = 200) against all of TRAIN's
-labels (those of the long-tailed part where there is --imbalance). What is in benchmarks/results/tune.json is not done
+Each way (tune: TPE and pruning; random: neither; given: no search) ends in settings, found without labels; with them
+the encoder is trained on all of TRAIN, and judged on TEST, balanced and labelled, by kNN (k = 200) against TRAIN's
+labels (of its long-tailed part where there is --imbalance). What is in benchmarks/results/tune.json is not done
 again, and a search or a training that was killed goes on. What follows ``--`` are options of `crosslevel train`.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import statistics
 import subprocess
@@ -63,7 +64,9 @@ def main() -> None:
             about = {"options": options, "budget": arguments.budget, "imbalance": arguments.imbalance}
             if done["cells"].get(key, {}).get("about") == about:
                 continue
-            result = cell(arguments, source, way, seed, options)
+            digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]  # other settings, other folders
+            home = Path(arguments.runs) / arguments.name / f"{way}-{seed}-{digest}"
+            result = cell(arguments, home, source, way, seed, options)
             done["cells"][key] = {"name": arguments.name, "way": way, "seed": seed, "about": about, **result}
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
             arguments.output.write_text(json.dumps(done, indent=1) + "\n")
@@ -72,9 +75,10 @@ def main() -> None:
     print(arguments.output.with_suffix(".md").read_text())
 
 
-def cell(arguments: argparse.Namespace, source: str, way: str, seed: int, options: list[str]) -> dict[str, Any]:
+def cell(
+    arguments: argparse.Namespace, home: Path, source: str, way: str, seed: int, options: list[str]
+) -> dict[str, Any]:
     """Search if it is a search, train with what came of it, and judge."""
-    home = Path(arguments.runs) / arguments.name / f"{way}-{seed}"
     own, result = [source, *options], {"spent": 0.0, "trials": 0}
     if WAYS[way] is not None:
         call("tune", *own, *WAYS[way], f"--budget={arguments.budget}", f"--jobs={arguments.jobs}", f"--seed={seed}",
@@ -112,7 +116,8 @@ def judge(run: Path, source: str, test: str) -> float:
 def markdown(done: dict[str, Any]) -> str:
     """Mean and standard deviation over seeds."""
     lines = [
-        f"{done['machine']}; kNN accuracy (k = 200) on the balanced test set in %, mean ± standard deviation over seeds.",
+        f"{done['machine']}; kNN accuracy (k = 200) on the balanced test set in %, mean ± standard deviation over "
+        "seeds.",
         "",
         "| collection | settings from | seeds | full trainings spent | trials | kNN |",
         "|---|---|---:|---:|---:|---:|",

@@ -122,7 +122,7 @@ def _names(function: Callable[..., Any]) -> set[str]:
     return set(function.__annotations__) | (set(other.__annotations__) - set(but) if other else set())
 
 
-def _hidden(function: Callable[..., Any]) -> set[str]:
+def _hidden(function: Callable[..., Any]) -> set[str | int]:
     """Keyword-only arguments are for callers, not for the command line."""
     parameters = inspect.signature(function).parameters.values()
     return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}

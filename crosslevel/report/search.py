@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from crosslevel.report.charts import _COLOURS, _STYLE, _VARIABLES, _short, _svg
 from crosslevel.report.page import Block
@@ -40,7 +41,7 @@ def history(
         figure = Figure(figsize=(5.0, 3.0), layout="constrained")
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
         axes.grid(axis="y")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.step(x[np.isfinite(best)], best[np.isfinite(best)], where="post", color=_COLOURS[1])
         for chosen, face in ((whole, _COLOURS[0]), (~whole, "none")):
             axes.plot(x[chosen], y[chosen], "o", color=_COLOURS[0], markerfacecolor=face)

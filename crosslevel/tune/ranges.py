@@ -8,6 +8,7 @@ import inspect
 import io
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from types import UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -70,7 +71,7 @@ def parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Every parameter of `train` that can be searched, those of the chosen method included, and its type."""
     known = {
         action.dest: getattr(action, "_typehint", None)
-        for action in commands.build(train)._actions
+        for action in _parser()._actions
         if getattr(action, "_typehint", None) is not None and not action.dest.endswith(".help")
     }
     hints = get_type_hints(chosen(settings).__init__)
@@ -129,6 +130,11 @@ def shown(searched: Range) -> str:
     return ",".join(searched)
 
 
+@cache
+def _parser() -> commands.Parser:
+    return commands.build(train)
+
+
 def _unknown(name: str, types: Mapping[str, Any]) -> str:
     if name in FIXED:
         return f"{name} is not searched, it is the same for all trials"
@@ -149,9 +155,10 @@ def _range(text: str, told: str, kind: Any) -> Range:
     if not (_takes(kind, int) or _takes(kind, float)):
         raise ValueError(f"--search {text}: it is no number: give choices, A,B,C")
     try:
-        numbers = Numbers(*(int(n) if whole else float(n) for n in (low, high)), log=more == ["log"], whole=whole)
+        first, last = (int(n) if whole else float(n) for n in (low, high))
     except ValueError as error:
         raise ValueError(f"--search {text}: the ends must be {'whole ' if whole else ''}numbers: {FORMS}") from error
+    numbers = Numbers(first, last, more == ["log"], whole)
     if more not in ([], ["log"]):
         raise ValueError(f"--search {text}: {':'.join(more)!r} is not log: give {FORMS}")
     if not (math.isfinite(numbers.low) and math.isfinite(numbers.high) and numbers.low < numbers.high):
@@ -186,7 +193,7 @@ def _check(text: str, name: str, searched: Range, settings: Mapping[str, Any]) -
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
-                commands.build(train).parse_args(["--method", method, f"--{name}={value}", "--", "images"])
+                _parser().parse_args(["--method", method, f"--{name}={value}", "--", "images"])
         except SystemExit as error:
             why = (
                 said.getvalue()

@@ -134,7 +134,8 @@ class Search:
         return len(last) == 3 and all(outcome(trial) == "repeated" for trial in last)
 
     def _attempt(self, trial: Trial, train: Training) -> None:
-        began, figures = time.monotonic(), {}
+        began = time.monotonic()
+        figures: dict[str, Any] = {}
         state, kind, reason = TrialState.FAIL, "failed", "an error in crosslevel tune"
         steps, taken = train(trial.number, trial.params), optuna.exceptions.UpdateFinishedTrialError
         try:

@@ -153,9 +153,10 @@ class HeldOut:
                     groups = [] if cld is None else [cld.project(one) for one in h]
                     parts.append([x.float().cpu() for x in (*h, *groups)])
             a, b, *groups = (torch.cat(column) for column in zip(*parts, strict=True))
-            tracks = torch.Generator().manual_seed(self.seed)
+            clusters = torch.Generator().manual_seed(self.seed)
             try:
-                figures = label_free.scores(a, b, *(groups or (None, None)), tracks=shown.tracks, generator=tracks)
+                group_a, group_b = groups or (None, None)
+                figures = label_free.scores(a, b, group_a, group_b, tracks=shown.tracks, generator=clusters)
             except ValueError as error:
                 raise NotFinite(str(error)) from error
             self.channel.tell(figures)

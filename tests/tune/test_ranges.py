@@ -1,5 +1,9 @@
 """What is searched: every form of a range, names checked against train's settings, and the default."""
 
+import contextlib
+import io
+from functools import cache
+
 import pytest
 import yaml
 from hypothesis import given
@@ -11,10 +15,13 @@ from crosslevel.tune import ranges, tune
 from crosslevel.tune.ranges import Numbers
 
 
-def settings(capsys, *options):
-    with pytest.raises(SystemExit):
+@cache
+def settings(*options):
+    """The whole tree, as `train` resolves it."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
         run(train, ["photos", *options, "--print_config"])
-    return yaml.safe_load(capsys.readouterr().out)
+    return yaml.safe_load(said.getvalue())
 
 
 @pytest.mark.parametrize(
@@ -31,14 +38,14 @@ def settings(capsys, *options):
         ("cld.normalize_centroids=true,false", "cld.normalize_centroids", ("true", "false")),
     ],
 )
-def test_a_range_is_read_as_it_is_written(text, name, expected, capsys):
-    assert ranges.parse([text], settings(capsys)) == {name: expected}
+def test_a_range_is_read_as_it_is_written(text, name, expected):
+    assert ranges.parse([text], settings()) == {name: expected}
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("cld.gruops=2:8", "train has no setting 'cld.gruops': did you mean cld.groups?"),
+        ("cld.gruops=2:8", "train has no setting 'cld.gruops': did you mean cld.groups or cld.grouping?"),
         ("temperature=0.1:1", "did you mean cld.temperature or method.temperature?"),
         ("method.tau=0.9:1", "train has no setting 'method.tau'"),
         ("epochs=1:9", "epochs is not searched"),
@@ -56,21 +63,21 @@ def test_a_range_is_read_as_it_is_written(text, name, expected, capsys):
         ("optimizer=sgd,adma", "adma"),
     ],
 )
-def test_a_wrong_range_ends_in_one_line_that_helps(text, said, capsys):
+def test_a_wrong_range_ends_in_one_line_that_helps(text, said):
     with pytest.raises(ValueError, match=r"^--search ") as error:
-        ranges.parse([text], settings(capsys))
+        ranges.parse([text], settings())
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_nothing_is_searched_twice(capsys):
+def test_nothing_is_searched_twice():
     with pytest.raises(ValueError, match="searched twice"):
-        ranges.parse(["lr=0:1", "lr=0:2"], settings(capsys))
+        ranges.parse(["lr=0:1", "lr=0:2"], settings())
 
 
 @pytest.mark.parametrize("method", ["MoCo", "SimCLR", "BYOL", "NPID", "InfoMin"])
-def test_the_default_ranges_hold_the_settings_as_given_and_end_at_the_batch(method, capsys):
-    tree = settings(capsys, "--method", method, "--batch_size=64", "--cld.weight=1.5")
+def test_the_default_ranges_hold_the_settings_as_given_and_end_at_the_batch(method):
+    tree = settings("--method", method, "--batch_size=64", "--cld.weight=1.5")
     found = ranges.usual(tree, 10_000)
     assert ("method.temperature" in found) == (method != "BYOL")
     assert set(found) >= {"cld.weight", "cld.groups", "cld.temperature", "lr"}

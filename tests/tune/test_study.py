@@ -65,15 +65,15 @@ def searched(changed, train=made_up):
 
 
 def test_a_search_finds_better_settings_than_the_given_ones_within_its_budget(tmp_path):
-    told = plan(tmp_path / "s", budget=9.0)
+    told = plan(tmp_path / "s", budget=6.0)
     trials = searched(told)
     assert trials[0].params == told.start[0]
     assert outcome(trials[0]) == "complete"
     best = max((t for t in trials if outcome(t) == "complete"), key=lambda t: t.value)
-    assert best.value > trials[0].value + 0.3
-    assert 8 < spent(trials, EPOCHS) <= 9
+    assert best.value > trials[0].value + 0.2
+    assert 5 < spent(trials, EPOCHS) <= 6
     assert sum(cost(t, EPOCHS) for t in trials if outcome(t) == "pruned") > 0
-    assert len(trials) > 9
+    assert len(trials) > 6
     assert len({json.dumps(t.params) for t in trials}) == len(trials)
 
 
@@ -85,9 +85,9 @@ def test_without_pruning_every_trial_costs_a_full_training(tmp_path):
 
 
 def test_a_search_continues_where_it_stopped_and_is_repeatable(tmp_path):
-    whole = searched(plan(tmp_path / "whole", trials=12, budget=50.0))
+    whole = searched(plan(tmp_path / "whole", trials=11, budget=50.0))
     searched(plan(tmp_path / "parts", trials=3, budget=50.0))
-    parts = searched(plan(tmp_path / "parts", trials=12, budget=50.0))
+    parts = searched(plan(tmp_path / "parts", trials=11, budget=50.0))
     assert [t.params for t in parts] == [t.params for t in whole]
     other = searched(plan(tmp_path / "other", trials=2, seed=1))
     assert other[1].params != whole[1].params
