@@ -141,7 +141,7 @@ def found(tmp_path_factory):
     """One small search, in its own processes, told twice: the second call finds the work done."""
     home = tmp_path_factory.mktemp("search")
     line = [
-        IMAGES, *TINY, "--epochs=1", "--budget=3", "--jobs=2", "-o", str(home / "s"), "--method=simclr",
+        IMAGES, *TINY, "--epochs=1", "--budget=2", "--jobs=2", "-o", str(home / "s"), "--method=simclr",
         "--search", "cld.groups=2:8:log", "--search=cld.weight=0:1", "--search", "lr=1e-3:0.1:log",
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
@@ -174,7 +174,7 @@ def test_a_search_leaves_settings_ready_to_train_with(found, tmp_path):
 def test_a_search_says_what_it_does_and_does_no_more_than_it_was_told(found):
     with (found.folder / "trials.csv").open() as file:
         trials = list(csv.DictReader(file))
-    assert sum(float(row["cost"]) for row in trials) == 3
+    assert sum(float(row["cost"]) for row in trials) == 2
     assert {row["outcome"] for row in trials} <= {"complete", "diverged", "collapsed"}
     assert all(row["reason"] for row in trials if row["outcome"] != "complete")
     assert "trial 0  complete" in found.first
