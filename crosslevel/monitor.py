@@ -2,24 +2,108 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from crosslevel.encoder import Encoder
+from crosslevel.cld import CrossLevel
+from crosslevel.encoder import Encoder, frozen
 from crosslevel.features import extract
 from crosslevel.hardware import Hardware
-from crosslevel.images import Images
-from crosslevel.images.subsets import take
+from crosslevel.images import BadFiles, Images, SourceError, pack
+from crosslevel.images.subsets import sample, take
+from crosslevel.images.views import Views
+from crosslevel.methods import Method
+from crosslevel.metrics import label_free
 from crosslevel.metrics.knn import weighted_knn
+from crosslevel.metrics.spectrum import effective_rank
+
+Which = Literal["knn", "label_free", "both"]
+Measure = Callable[[], dict[str, float]]
+
+PROBED, PIXELS = 2000, 50_000_000  # images that scores are of, and how many pixels they may have together
 
 
-def knn_monitor(
-    encoder: Encoder, source: Images, hardware: Hardware, seed: int
-) -> Callable[[], dict[str, float]] | None:
-    """KNN accuracy of 1,000 images among 5,000 others, no track on both sides; None where that cannot be."""
+def monitor_of(
+    which: Which | None,
+    encoder: Encoder,
+    method: Method | None,
+    cld: CrossLevel | None,
+    source: Images,
+    hardware: Hardware,
+    seed: int,
+) -> Measure | None:
+    """The figures that ``which`` asks for; of the kNN accuracy, None where the source has no labels.
+
+    Raises:
+        ValueError: kNN accuracy is asked for and cannot be.
+
+    """
+    if which is not None and which != "label_free" and source.labels is None:
+        raise ValueError(f"--monitor {which} needs labels, {source.name} has none: give --monitor label_free")
+    if which is None:
+        which = "label_free" if source.labels is None else "knn"
+    measures = []
+    if which != "label_free":
+        measures.append(knn_monitor(encoder, source, hardware, seed))
+    if which != "knn":
+        measures.append(label_free_monitor(encoder, method, cld, source, hardware, seed))
+    found = [measure for measure in measures if measure is not None]
+    return (lambda: {name: value for measure in found for name, value in measure().items()}) if found else None
+
+
+def label_free_monitor(
+    encoder: Encoder, method: Method | None, cld: CrossLevel | None, source: Images, hardware: Hardware, seed: int
+) -> Measure | None:
+    """`metrics.label_free.scores` of two views of up to 2,000 images, fewer large ones: the same each time.
+
+    The views are those of the preset ``cifar`` whatever the run trains on, so that runs with different views can be
+    compared. The images are among those trained on. ``instance_rank`` is the effective rank of ``method``'s features.
+    """
+    size = encoder.view.size
+    draws = torch.Generator().manual_seed(seed)
+    chosen = sample(source, min(PROBED, PIXELS // size**2), draws)
+    try:
+        part = pack(take(source, chosen), size, bad=BadFiles())
+    except SourceError:
+        return None  # none of them can be read; the training says so
+    if len(part) < 4:
+        return None
+    views = Views("cifar", size, mean=encoder.view.mean, std=encoder.view.std)
+
+    @torch.inference_mode()
+    def measure() -> dict[str, float]:
+        network = frozen(encoder).to(hardware.device)
+        generator = torch.Generator().manual_seed(seed)
+        seen: list[list[Tensor]] = [[], []]
+        for images in part.data.split(256):
+            for features, view in zip(seen, views(images, generator), strict=True):
+                with hardware.autocast():
+                    shown = view.contiguous(memory_format=torch.channels_last).to(hardware.device)
+                    features.append(network(shown).float())
+        a, b = (torch.cat(features) for features in seen)
+        if not bool(a.isfinite().all() & b.isfinite().all()):
+            return {}  # the log's check of the loss ends the run, and says why
+        found = {} if method is None else {"instance_rank": effective_rank(_projected(method, a))}
+        if cld is None:
+            return found | label_free.scores(a, b, tracks=part.tracks)
+        return found | label_free.scores(a, b, cld.project(a), cld.project(b), part.tracks)
+
+    return measure
+
+
+def _projected(method: Method, features: Tensor) -> Tensor:
+    """The instance features; of a copy, so that running statistics and modes stay as they are."""
+    z: Tensor = copy.deepcopy(method.branch).eval()(features)
+    return z
+
+
+def knn_monitor(encoder: Encoder, source: Images, hardware: Hardware, seed: int) -> Measure | None:
+    """KNN accuracy of 1,000 images among 5,000 others, no track on both sides, and their rank; None if not."""
     if source.labels is None or len(source) < 20:
         return None
     draws = torch.Generator().manual_seed(seed)
@@ -39,7 +123,9 @@ def knn_monitor(
             classes,
             k=min(200, len(part) // 10),
         )
-        return {"knn": 100 * float((votes.argmax(1) == found.labels[asked]).float().mean())}
+        accuracy = 100 * float((votes.argmax(1) == found.labels[asked]).float().mean())
+        finite = bool(found.features.isfinite().all())
+        return {"knn": accuracy, **({"effective_rank": effective_rank(found.features[:2000])} if finite else {})}
 
     return measure
 

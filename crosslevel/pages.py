@@ -20,6 +20,13 @@ SHOWN = 1500  # images on the map: t-SNE of them takes seconds
 BATCH = 256  # images that CLD's groups are shown for, as in training
 
 
+def warning_blocks(folder: Path) -> list[report.Block]:
+    """What the run warned of, if anything."""
+    file = folder / "warnings.txt"
+    lines = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    return [report.text("Warnings", lines)] if lines else []
+
+
 def curve_blocks(runs: dict[str, Path]) -> list[report.Block]:
     """Loss and kNN curves of one or several runs, read from each folder's metrics.csv."""
     metrics = {name: report.read_metrics(folder / "metrics.csv") for name, folder in runs.items()}
@@ -28,6 +35,8 @@ def curve_blocks(runs: dict[str, Path]) -> list[report.Block]:
     for column, heading, label in (
         ("instance_loss" if several else "loss", "Instance loss" if several else "Loss", "loss"),
         ("knn", "kNN accuracy during training", "%"),
+        ("combined", "Label-free score during training", "score"),
+        ("effective_rank", "Effective rank of the features", "directions"),
         ("group_agreement", "Agreement of the two views' groups", "share of images"),
     ):
         series = {name: m[column] for name, m in metrics.items() if m.get(column)}
@@ -38,12 +47,22 @@ def curve_blocks(runs: dict[str, Path]) -> list[report.Block]:
                 "instance branch": only["instance_loss"],
                 "group branch": only["group_loss"],
             }
+        if column == "combined" and series and not several:
+            only = next(iter(metrics.values()))
+            series = {label: only[name] for name, label in PARTS.items() if only.get(name)}
         if series:
             blocks.append(report.curves(heading, series, "epoch", label, NOTES.get(column, "")))
     return blocks
 
 
+PARTS = {
+    "combined": "combined", "mrr": "retrieval of the other view", "ami": "agreement of clusterings, views",
+    "ami_levels": "agreement of clusterings, branches",
+}  # fmt: skip
 NOTES = {
+    "combined": "Of two views of the same images, without labels: instances are told apart (mean reciprocal rank), and "
+    "fall into groups that do not depend on the view (adjusted mutual information). How both are combined is our own.",
+    "effective_rank": "In how many directions the features differ; near 1 they have collapsed.",
     "knn": "A monitor on a sample of the training images; it never influences the training. Near-duplicates that are "
     "not known as frames of one track make it higher than the accuracy on new images.",
     "group_agreement": "How often an image's most similar group in its other view is that view's own group for it.",

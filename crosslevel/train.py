@@ -26,13 +26,12 @@ from crosslevel.hardware import Device, Hardware, Precision, choose
 from crosslevel.images import BadFiles, BadImage, Images, Packed, TrainBatches, pack
 from crosslevel.images.views import Views
 from crosslevel.methods import Method, MoCo
-from crosslevel.monitor import knn_monitor
+from crosslevel.monitor import Measure, Which, monitor_of
 from crosslevel.pretrain import Optimizer, Outcome, Pretrain, fit
 
 LARGEST_VIEW = 224  # pixels: the usual size, where the images are larger
 BASE_RATES = {"adamw": 1e-3, "lars": 0.3}  # at 256 images a batch; SGD's is the method's own
 BASE_DECAYS = {"sgd": 5e-4, "adamw": 0.05, "lars": 1e-6}
-Monitor = Callable[[], dict[str, float]] | None
 
 
 class Watch(Protocol):
@@ -41,7 +40,7 @@ class Watch(Protocol):
     def part(self, source: Images) -> Images:
         """What of ``source`` is trained on."""
 
-    def monitor(self, encoder: Encoder, cld: CrossLevel | None, hardware: Hardware) -> Monitor:
+    def monitor(self, encoder: Encoder, cld: CrossLevel | None, hardware: Hardware) -> Measure | None:
         """What is measured at the end of an epoch, and logged."""
 
 
@@ -68,6 +67,7 @@ def train(
     data_root: str | None = None,
     seed: int = 0,
     log_every: int = 10,
+    monitor: Which | None = None,
     monitor_every: int | None = None,
     checkpoint_minutes: float = 10,
     report_html: bool = True,
@@ -106,8 +106,10 @@ def train(
         data_root: folder with the official files of cifar10 and cifar100.
         seed: of everything random: the same seed gives the same run.
         log_every: steps between rows of metrics.csv.
-        monitor_every: epochs between kNN accuracies in the log, where the source has labels; a tenth of all unless
-            given; 0 for none.
+        monitor: figures of the features in the log that never influence the training: knn (accuracy, by the source's
+            labels), label_free (scores of two views of 2,000 of the images, not removed from the training) or both; knn
+            where the source has labels, label_free elsewhere, unless given.
+        monitor_every: epochs between these figures; a tenth of all unless given; 0 for none.
         checkpoint_minutes: most minutes between checkpoints within an epoch.
         report_html: write report.html at the end.
         resume: folder of a run to continue, with its own settings.
@@ -148,6 +150,7 @@ def train(
         resolved = {
             "images": os.path.abspath(images) if os.path.exists(images) else images,
             "workers": workers,
+            "monitor": monitor or ("label_free" if source.labels is None else "knn"),
             "monitor_every": every,
             "precision": hardware.precision,
         }
@@ -167,8 +170,9 @@ def train(
         outcome = fit(
             module, batches, folder, hardware=hardware, devices=devices, sync_batchnorm=sync_batchnorm,
             log_every=log_every, checkpoint_minutes=checkpoint_minutes, saved=unreadable.keep,
-            resume=resume is not None, console=console,
-            monitor=_monitor(watch, every, encoder, branch, source, hardware, seed), monitor_every=every,
+            resume=resume is not None, console=console, monitor_every=every,
+            monitor=_watched(watch, encoder, branch, hardware) if watch or not every else
+            monitor_of(monitor, encoder, chosen, branch, source, hardware, seed),
         )  # fmt: skip
     finally:
         unreadable.keep()
@@ -233,18 +237,8 @@ def _typical_shape(source: Images, looked_at: int = 32) -> tuple[int, bool]:
     return (int(statistics.median(sides)) if sides else LARGEST_VIEW), square
 
 
-def _monitor(
-    watch: Watch | None,
-    every: int,
-    encoder: Encoder,
-    cld: CrossLevel | None,
-    source: Images,
-    hardware: Hardware,
-    seed: int,
-) -> Monitor:
-    if watch is not None:
-        return watch.monitor(encoder, cld, hardware)
-    return knn_monitor(encoder, source, hardware, seed) if every else None
+def _watched(watch: Watch | None, encoder: Encoder, cld: CrossLevel | None, hardware: Hardware) -> Measure | None:
+    return watch.monitor(encoder, cld, hardware) if watch else None
 
 
 def _share(method: Method, cld: CrossLevel | None, wanted: bool) -> None:
@@ -328,6 +322,7 @@ def _write_report(
     if cld is not None:
         cld.gather = False  # the other ranks are not here
     blocks = [
+        *pages.warning_blocks(folder),
         *pages.curve_blocks({"run": folder}),
         *pages.feature_blocks(encoder, cld, source, hardware, seed),
         report.commands("Next", following),

@@ -1,8 +1,8 @@
 """Scores of features without labels, from two views of the same held-out images.
 
 Good features tell instances apart (local: `retrieval`) and fall into groups that do not depend on the view (global:
-`partitions`). Wang, Liu, Yu (CVPR 2021) tune by this idea, with retrieval and normalized mutual information, and give no
-formula; how both are put together here (`combine`) is ours.
+`partitions`). Wang, Liu, Yu (CVPR 2021) tune by this idea, with retrieval and normalized mutual information, and give
+no formula: how both are put together here (`combine`) is ours.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ from crosslevel.grouping import spherical_kmeans
 from crosslevel.metrics.spectrum import alpha_req, effective_rank, lidar, rankme
 
 CLUSTERS = (8, 16, 32, 64, 128)
+NAMES = (
+    "combined", "top1", "mrr", "nmi", "ami", "ari", "nmi_levels", "ami_levels", "ari_levels", "alignment", "uniformity",
+    "rankme", "effective_rank", "alpha_req", "lidar",
+)  # fmt: skip
+"""Of all `scores`; those of levels need a group branch."""
 
 
 def scores(
@@ -120,7 +125,8 @@ def partitions(a: Sequence[Int64[Tensor, " N"]], b: Sequence[Int64[Tensor, " N"]
     }
     pairs = [(x.cpu().numpy(), y.cpu().numpy()) for x, y in zip(a, b, strict=True)]
     return {
-        name: sum(0.0 if min(x.max(), y.max()) == 0 else float(measure(x, y)) for x, y in pairs) / len(pairs)
+        name: sum(0.0 if (x == x[0]).all() or (y == y[0]).all() else float(measure(x, y)) for x, y in pairs)
+        / len(pairs)
         for name, measure in measures.items()
     }
 

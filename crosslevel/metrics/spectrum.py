@@ -20,14 +20,17 @@ def rankme(features: Float[Tensor, "N d"], epsilon: float = 1e-7) -> float:
     return _exp_entropy(energy.sqrt(), epsilon)
 
 
-def effective_rank(features: Float[Tensor, "N d"]) -> float:
-    """The effective number of directions of unit features: exp of the entropy of their shares of the energy.
+def effective_rank(features: Float[Tensor, "N d"], spread: float = 0.01) -> float:
+    """The effective number of directions in which unit features differ: exp of the entropy of their covariance.
 
-    Roy and Vetterli, "The effective rank", EUSIPCO 2007, of squared singular values, without centring: rounding around
-    a single point then counts for nothing, and equal features give 1.
+    Roy and Vetterli, "The effective rank", EUSIPCO 2007, of the eigenvalues of the covariance. Features of which less
+    than ``spread`` of the energy is off their mean are one point, and give 1: what is left is rounding.
     """
     unit = torch.nn.functional.normalize(_checked(features), dim=1)
-    return _exp_entropy(torch.linalg.eigvalsh(_gram(unit)).clamp(min=0), 0.0)
+    centred = unit - unit.mean(0)
+    if float(centred.square().sum(1).mean()) < spread:
+        return 1.0
+    return _exp_entropy(torch.linalg.eigvalsh(_gram(centred)).clamp(min=0), 0.0)
 
 
 def alpha_req(features: Float[Tensor, "N d"], floor: float = 1e-6) -> float:

@@ -16,6 +16,7 @@ from rich.console import Console
 from crosslevel.hardware import Hardware
 from crosslevel.images.batches import TrainBatches
 from crosslevel.pretrain.callbacks import Checkpoints, Clock, Display, Monitor, Recorder, StopOnSignal, Stream
+from crosslevel.pretrain.collapse import CollapseWatch
 from crosslevel.pretrain.module import NotFinite, Optimizer, Pretrain, share_hidden
 from crosslevel.pretrain.sync import synchronize
 
@@ -86,7 +87,7 @@ def fit(
     callbacks: list[L.Callback] = [recorder]
     if monitor is not None:
         callbacks.append(Monitor(monitor, monitor_every, epoch, recorder))
-    callbacks += [display, checkpoints, stopper]
+    callbacks += [CollapseWatch(recorder, folder, module.warmup_steps, console), display, checkpoints, stopper]
     _quiet()
     on_gpu = hardware.device.type == "cuda"
     if sync_batchnorm:

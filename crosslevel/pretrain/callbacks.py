@@ -27,10 +27,11 @@ from rich.progress import (
 from rich.text import Text
 
 from crosslevel.images.batches import Batch, TrainBatches
+from crosslevel.metrics.label_free import NAMES
 
 COLUMNS = (
     "step", "epoch", "loss", "instance_loss", "group_loss", "lr", "group_agreement", "groups_used", "largest_group",
-    "images_per_second", "waiting", "knn",
+    "images_per_second", "waiting", "knn", "instance_rank", *NAMES,
 )  # fmt: skip
 """Of metrics.csv; a cell is empty where a row has no such figure."""
 
@@ -82,6 +83,7 @@ class Recorder(L.Callback):
         self.file, self.steps_per_epoch, self.every = folder / "metrics.csv", steps_per_epoch, every
         self.clock = clock
         self.newest: dict[str, float] = {}
+        self.recorded = -1  # the step of the newest figures
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Keep the rows of the run that is continued, up to its checkpoint."""
@@ -105,7 +107,8 @@ class Recorder(L.Callback):
         if step % self.every == 0 or epoch_ended or step == trainer.max_steps:
             module.check_finite()
             if epoch_ended:
-                self.newest.pop("knn", None)  # an earlier epoch's
+                for name in ("knn", "instance_rank", *NAMES):
+                    self.newest.pop(name, None)  # an earlier epoch's
             self.record(trainer, {**module.values(), **self.clock.read()})
             self.clock.restart()
 
@@ -114,6 +117,7 @@ class Recorder(L.Callback):
         if not trainer.is_global_zero:
             return
         self.newest.update(values)
+        self.recorded = trainer.global_step
         epoch = trainer.global_step / self.steps_per_epoch
         shown = {name: f"{value:.6g}" for name, value in {"epoch": epoch, **values}.items()}
         row = {"step": trainer.global_step, **shown}
@@ -286,7 +290,8 @@ def _figures(row: dict[str, float]) -> str:
     if not row:
         return ""
     knn = f"  kNN {row['knn']:.1f} %" if "knn" in row else ""
+    score = f"  score {row['combined']:.3f}" if "combined" in row else ""
     return (
         f"loss {row['loss']:.3f}  {row.get('images_per_second', 0):,.0f} images/s  "
-        f"waiting for data {100 * row.get('waiting', 0):.0f} %{knn}"
+        f"waiting for data {100 * row.get('waiting', 0):.0f} %{knn}{score}"
     )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from crosslevel.tune.study import Plan, Search
 
 MACHINE = (
-    "images", "device", "precision", "workers", "memory", "data_root", "log_every", "monitor_every",
+    "images", "device", "precision", "workers", "memory", "data_root", "log_every", "monitor", "monitor_every",
     "checkpoint_minutes", "report_html",
 )  # fmt: skip
 """Settings that may differ between the workers of one study."""
@@ -143,7 +143,9 @@ def _work(searching: Search, images: str, given: dict[str, Any], jobs: int, cons
     """Trial after trial in ``jobs`` threads; each waits for a training in another process."""
     plan = searching.plan
     base = plan.folder / "workers" / f"{searching.worker}.yaml"
-    settings.write({k: v for k, v in given.items() if k not in ("images", "monitor_every", "report_html")}, base)
+    settings.write(
+        {k: v for k, v in given.items() if k not in ("images", "monitor", "monitor_every", "report_html")}, base
+    )
     threads = None if jobs == 1 else max(1, torch.get_num_threads() // jobs)
     failures: list[BaseException] = []
 

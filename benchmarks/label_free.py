@@ -1,0 +1,240 @@
+"""Do label-free scores predict accuracy? Many short trainings with different settings, then rank correlations.
+
+python benchmarks/label_free.py -o benchmarks/results/label_free --cifar TRAIN TEST [--collections cifar turntable ...]
+
+TRAIN and TEST are CIFAR-10 as class-per-folder JPEGs. Every setting of `SETTINGS` trains a small ResNet-18 with SimCLR
+and CLD on every collection of `COLLECTIONS`; the features of two views of 2,000 of its images are kept in the ignored
+runs/ folder, and kNN and linear accuracy on a balanced test set in OUTPUT.json. A run that is there is not repeated, so
+that a killed benchmark goes on; ``--scores`` computes scores and tables anew from the kept features. Trains with one
+thread, in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from beside import machine
+from rich.console import Console
+from torch import Tensor
+
+from crosslevel import images as image_sources
+from crosslevel.cld import CrossLevel
+from crosslevel.encoder import Encoder, View
+from crosslevel.features import extract
+from crosslevel.hardware import Hardware
+from crosslevel.images import BadFiles, Images, Packed, TrainBatches, pack
+from crosslevel.images.subsets import long_tailed, sample, take
+from crosslevel.images.views import Views
+from crosslevel.methods import SimCLR
+from crosslevel.metrics.knn import weighted_knn
+from crosslevel.pretrain import NotFinite, Pretrain, fit
+from crosslevel.report import read_metrics
+
+BATCH, PROBED, SIZE, STEPS = 128, 2000, 24, 300
+HARDWARE = Hardware(torch.device("cpu"), "fp32", "one thread")
+PROBES = ("cifar", "simclr", "none")
+"""Presets of the views that are scored: the same for all runs, whatever views a run trains on."""
+
+BASE: dict[str, Any] = {
+    "weight": 0.25, "groups": 64, "group_temperature": 0.2, "temperature": 0.2, "lr": 0.25,
+    "views": {"preset": "cifar"},
+}  # fmt: skip
+SETTINGS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "no CLD": {"weight": 0.0},
+    "weight 1": {"weight": 1.0},
+    "weight 4": {"weight": 4.0},
+    "groups 8": {"groups": 8, "weight": 1.0},
+    "groups 32": {"groups": 32, "weight": 1.0},
+    "groups 128": {"groups": 128, "weight": 1.0},
+    "group temperature 0.05": {"group_temperature": 0.05, "weight": 1.0},
+    "group temperature 0.7": {"group_temperature": 0.7, "weight": 1.0},
+    "temperature 0.05": {"temperature": 0.05},
+    "temperature 0.1": {"temperature": 0.1},
+    "temperature 0.5": {"temperature": 0.5},
+    "temperature 1": {"temperature": 1.0},
+    "temperature 5": {"temperature": 5.0},
+    "lr 0.0001": {"lr": 1e-4},
+    "lr 0.003": {"lr": 0.003},
+    "lr 0.03": {"lr": 0.03},
+    "lr 1": {"lr": 1.0},
+    "lr 5": {"lr": 5.0},
+    "lr 30": {"lr": 30.0},
+    "no augmentation": {"views": {"preset": "none"}},
+    "crop and flip": {"views": {"preset": "cifar", "jitter": 0.0, "grayscale": 0.0}},
+    "colour alone": {"views": {"preset": "cifar", "scale": (1.0, 1.0)}},
+    "mild": {"views": {"preset": "cifar", "scale": (0.6, 1.0), "jitter": 0.5, "grayscale": 0.0}},
+    "simclr views": {"views": {"preset": "simclr"}},
+    "tiny crops": {"views": {"preset": "cifar", "scale": (0.02, 0.1)}},
+    "all gray": {"views": {"preset": "cifar", "grayscale": 1.0}},
+    "few large groups alone": {"weight": 20.0, "groups": 4},
+    "sharp": {"temperature": 0.1, "group_temperature": 0.1, "weight": 1.0, "groups": 96},
+    "soft": {"temperature": 0.5, "group_temperature": 0.5, "weight": 1.0, "groups": 32, "lr": 0.5},
+}
+"""What differs from `BASE`; some are bad on purpose."""
+
+
+class Collection(NamedTuple):
+    """``images``: packed, unlabelled for the training; ``train``, ``test``: what the labels judge."""
+
+    images: Packed
+    test: Packed
+    epochs: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", default="benchmarks/results/label_free")
+    parser.add_argument("--cifar", nargs=2, metavar=("TRAIN", "TEST"))
+    parser.add_argument("--collections", nargs="+", default=list(COLLECTIONS), choices=list(COLLECTIONS))
+    parser.add_argument("--runs", default="runs/label_free", help="where features go")
+    parser.add_argument("--scores", action="store_true", help="compute scores and tables of what is there")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    record = Path(arguments.output).with_suffix(".json")
+    record.parent.mkdir(parents=True, exist_ok=True)
+    if not arguments.scores:
+        train_all(arguments, record)
+
+
+def train_all(arguments: argparse.Namespace, record: Path) -> None:
+    """Train and judge every setting on every collection, those that are not in the record."""
+    opened: dict[str, Collection] = {}
+    # In steps through the list, what is done of a killed benchmark has good and bad settings of every kind.
+    order = [setting for start in range(7) for setting in list(SETTINGS)[start::7]]
+    for setting, name in itertools.product(order, arguments.collections):
+        done = read(record)
+        key = f"{name}/{setting}"
+        given = {**BASE, **SETTINGS[setting]}
+        if key in done and done[key]["setting"] == json.loads(json.dumps(given)):
+            continue
+        if name not in opened:
+            opened[name] = COLLECTIONS[name](arguments)
+        began, folder = time.monotonic(), Path(arguments.runs) / name / setting.replace(" ", "-")
+        result = one_run(given, opened[name], folder)
+        done[key] = {"collection": name, "name": setting, "setting": given, **result}
+        write(record, done)
+        shown = {k: round(v, 2) for k, v in result.items() if isinstance(v, float)}
+        print(f"{time.strftime('%H:%M')} {key}: {shown} {time.monotonic() - began:.0f} s", flush=True)
+
+
+def read(record: Path) -> dict[str, Any]:
+    runs: dict[str, Any] = json.loads(record.read_text())["runs"] if record.exists() else {}
+    return runs
+
+
+def write(record: Path, runs: dict[str, Any]) -> None:
+    temporary = record.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"machine": machine(), "runs": runs}, indent=1) + "\n")
+    os.replace(temporary, record)
+
+
+def one_run(setting: dict[str, Any], collection: Collection, folder: Path) -> dict[str, Any]:
+    """Train, keep the features of two views of the probed images, and judge."""
+    torch.manual_seed(0)
+    encoder = Encoder("resnet18", small_images=False, width=0.25)
+    views = Views(size=SIZE, **setting["views"])
+    encoder.view = View(SIZE, views.mean, views.std)
+    method = SimCLR(encoder, temperature=setting["temperature"])
+    cld = CrossLevel(
+        encoder.num_features, setting["groups"], setting["group_temperature"], setting["weight"]
+    )  # fmt: skip
+    batches = TrainBatches(collection.images, BATCH, seed=0, bad=BadFiles())
+    module = Pretrain(
+        encoder, method, cld if cld.weight else None, views, steps=collection.epochs * len(batches),
+        warmup_steps=len(batches) // 2, optimizer="sgd", lr=setting["lr"], weight_decay=5e-4, seed=0,
+    )  # fmt: skip
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with open(os.devnull, "w") as nowhere:
+        try:
+            fit(module, batches, folder, hardware=HARDWARE, console=Console(file=nowhere))
+        except NotFinite as error:
+            return {"failed": str(error)}
+    shutil.rmtree(folder / "checkpoints")
+    shutil.rmtree(folder / "tensorboard")
+    module.eval()
+    torch.save(probe(encoder, method, cld, collection.images), folder / "features.pt")
+    losses = [value for epoch, value in read_metrics(folder / "metrics.csv")["loss"] if epoch > collection.epochs - 1]
+    return {"loss": sum(losses) / len(losses), **judge(encoder, collection)}
+
+
+@torch.no_grad()
+def probe(encoder: Encoder, method: SimCLR, cld: CrossLevel, images: Packed) -> dict[str, Any]:
+    """Features of two views of the probed images, drawn alike in every run: backbone, instance and group branch."""
+    chosen = sample(images, PROBED, torch.Generator().manual_seed(0))
+    part = images.batch(chosen)
+    found: dict[str, Any] = {"index": chosen, "labels": images.labels[chosen], "tracks": tracks_of(images, chosen)}
+    for preset in PROBES:
+        drawn = Views(preset, SIZE)(part, torch.Generator().manual_seed(0))
+        for name, view in zip("ab", drawn, strict=True):
+            h = torch.cat([encoder(x.contiguous(memory_format=torch.channels_last)) for x in view.split(500)])
+            found[f"{preset}/backbone/{name}"] = h.half()
+            found[f"{preset}/instance/{name}"] = method.project(h).half()
+            found[f"{preset}/group/{name}"] = cld.project(h).half()
+    return found
+
+
+def tracks_of(images: Images, chosen: Tensor) -> Tensor | None:
+    return None if images.tracks is None else images.tracks[chosen]
+
+
+def judge(encoder: Encoder, collection: Collection) -> dict[str, float]:
+    """Accuracy in percent on the balanced test set: kNN (k = 200, T = 0.1) and logistic regression."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    known, asked = (extract(encoder, part, hardware=HARDWARE) for part in (collection.images, collection.test))
+    votes = weighted_knn(known.features, known.labels, asked.features, len(collection.test.classes or []))
+    scale = StandardScaler().fit(known.features.numpy())
+    linear = LogisticRegression(C=0.01, class_weight="balanced", max_iter=100)
+    linear.fit(scale.transform(known.features.numpy()), known.labels.numpy())
+    return {
+        "knn": 100 * float((votes.argmax(1) == asked.labels).double().mean()),
+        "linear": 100 * float(linear.score(scale.transform(asked.features.numpy()), asked.labels.numpy())),
+    }
+
+
+def cifar(arguments: argparse.Namespace, imbalance: float, seed: int = 0) -> Collection:
+    """CIFAR-10 made long-tailed, judged on half of the test set, balanced as all of it."""
+    if not arguments.cifar:
+        raise SystemExit("--cifar TRAIN TEST: name the folders of CIFAR-10's images")
+    whole, test = (image_sources.open(place) for place in arguments.cifar)
+    assert whole.labels is not None
+    part = take(whole, long_tailed(whole.labels, imbalance, torch.Generator().manual_seed(seed)))
+    images = pack(part, SIZE, bad=BadFiles())
+    half = take(test, torch.arange(0, len(test), 2))
+    return Collection(images, pack(half, SIZE, bad=BadFiles()), epochs=math.ceil(STEPS * BATCH / len(images)))
+
+
+def turntable(arguments: argparse.Namespace, imbalance: float, seed: int = 0) -> Collection:
+    """Turntable, judged on other objects than those trained on."""
+    images, test = (
+        image_sources.open(f"turntable:{split},imbalance={imbalance:g},seed={seed},size={SIZE},test_objects=60")
+        for split in ("train", "test")
+    )
+    assert isinstance(images, Packed)
+    assert isinstance(test, Packed)
+    return Collection(images, test, epochs=math.ceil(STEPS * BATCH / len(images)))
+
+
+COLLECTIONS = {
+    "cifar": lambda arguments: cifar(arguments, 100),
+    "turntable": lambda arguments: turntable(arguments, 20),
+    # Not used to find the score:
+    "cifar, imbalance 10": lambda arguments: cifar(arguments, 10, seed=1),
+    "turntable, imbalance 5, seed 1": lambda arguments: turntable(arguments, 5, seed=1),
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Figures of the features during training, and the collapse that they show."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from crosslevel.cld import CrossLevel
+from crosslevel.commands import run
+from crosslevel.encoder import Encoder, View
+from crosslevel.hardware import Hardware
+from crosslevel.images import BadFiles, Packed, TrainBatches, Turntable
+from crosslevel.images.views import Views
+from crosslevel.methods import SimCLR
+from crosslevel.methods.byol import distance
+from crosslevel.metrics.label_free import NAMES
+from crosslevel.monitor import label_free_monitor, monitor_of
+from crosslevel.pretrain import Pretrain, fit
+from crosslevel.pretrain.collapse import symptoms
+from crosslevel.train import train
+
+CPU = Hardware(torch.device("cpu"), "fp32", "")
+TINY = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=16", "--log_every=1", "--device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return Turntable(classes=3, objects=12, frames=8, imbalance=2, size=16)
+
+
+def small():
+    encoder = Encoder("resnet18", width=0.0625, small_images=True)
+    encoder.view = View(16)
+    return encoder
+
+
+class Alignment(SimCLR):
+    """Two views attract each other, and nothing repels."""
+
+    def forward(self, views, features, index):
+        return distance(*(self.project(h) for h in features[:2]))
+
+
+def pretrained(folder, images, method, encoder, lr, cld=None):
+    batches = TrainBatches(images, 16, seed=0, bad=BadFiles())
+    module = Pretrain(
+        encoder, method, cld, Views(size=16), steps=6 * len(batches), warmup_steps=2, optimizer="sgd", lr=lr,
+        weight_decay=0.0, seed=0,
+    )  # fmt: skip
+    with (folder / "log.txt").open("w") as log:
+        fit(
+            module, batches, folder, hardware=CPU, log_every=2, monitor_every=2, console=Console(file=log, width=300),
+            monitor=label_free_monitor(encoder, method, cld, images, CPU, seed=0),
+        )  # fmt: skip
+    return (folder / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("method", "lr", "kind"),
+    [(Alignment, 0.5, "the instance branch collapses"), (SimCLR, 30.0, "the features collapse")],
+)
+def test_a_collapse_is_named_once_while_it_happens(tmp_path, images, method, lr, kind):
+    torch.manual_seed(0)
+    encoder = small()
+    log = pretrained(tmp_path, images, method(encoder, head="mlp"), encoder, lr=lr)
+    lines = [line for line in (tmp_path / "warnings.txt").read_text().splitlines() if kind in line]
+    assert len(lines) == log.count(kind) == 1
+    assert "effective rank 1." in lines[0]
+    assert "lower --lr (now " in lines[0]
+    assert int(lines[0].split(":")[0].removeprefix("step ")) < 36  # not at the end
+
+
+def test_a_healthy_run_is_not_warned_of(tmp_path, images):
+    torch.manual_seed(0)
+    encoder = small()
+    cld = CrossLevel(encoder.num_features, groups=8, weight=0.25)
+    log = pretrained(tmp_path, images, SimCLR(encoder), encoder, lr=0.03, cld=cld)
+    assert "collapse" not in log
+    assert not (tmp_path / "warnings.txt").exists()
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["combined"]]
+    assert len(rows) == 3
+    assert all(row[name] for row in rows for name in NAMES)
+
+
+@pytest.mark.parametrize(
+    ("figures", "kinds"),
+    [
+        ({"effective_rank": 1.2, "lr": 0.06}, {"features"}),
+        ({"effective_rank": 6.0, "largest_group": 20.0}, set()),
+        ({"largest_group": 250.0, "group_agreement": 1.0}, {"groups"}),
+        ({"effective_rank": 1.0, "largest_group": 256.0}, {"features", "groups"}),
+        ({"instance_rank": 1.0}, {"instance branch"}),
+        ({}, set()),
+    ],
+)
+def test_symptoms_are_told_apart(figures, kinds):
+    assert set(symptoms(figures, 256, 512, 128)) == kinds
+
+
+def test_a_large_group_of_two_or_of_a_run_without_groups_is_none():
+    assert not symptoms({"largest_group": 250.0}, 256, 512, 2)
+    assert not symptoms({"largest_group": 250.0}, 256, 512, None)
+
+
+def test_the_views_are_the_same_each_time_and_the_encoder_is_left_alone(images):
+    encoder, cld = small().train(), CrossLevel(32)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    measure = label_free_monitor(encoder, SimCLR(encoder), cld, images, CPU, seed=0)
+    torch.manual_seed(1)
+    first, state = measure(), torch.get_rng_state()
+    assert measure() == first
+    assert set(first) == {*NAMES, "instance_rank"}
+    assert torch.equal(torch.get_rng_state(), state)
+    assert encoder.training
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    other = label_free_monitor(encoder, SimCLR(encoder), cld, images, CPU, seed=1)()
+    assert other != first
+
+
+def test_without_labels_the_scores_are_the_default_and_knn_is_refused(images):
+    unlabelled = Packed(images.data, images.paths)
+    assert "combined" in monitor_of(None, small(), None, None, unlabelled, CPU, 0)()
+    assert set(monitor_of(None, small(), None, None, images, CPU, 0)()) == {"knn", "effective_rank"}
+    assert {"combined", "knn"} <= set(monitor_of("both", small(), None, None, images, CPU, 0)())
+    with pytest.raises(ValueError, match="--monitor both needs labels"):
+        monitor_of("both", small(), None, None, unlabelled, CPU, 0)
+
+
+def test_features_that_are_no_numbers_are_left_to_the_loss(images):
+    encoder = small()
+    torch.nn.init.constant_(encoder.backbone.conv1.weight, torch.nan)
+    assert label_free_monitor(encoder, None, None, images, CPU, 0)() == {}
+
+
+def test_the_command_shows_scores_and_draws_their_curves(tmp_path, capsys):
+    source = "turntable:train,classes=3,objects=12,frames=4,imbalance=2,size=16"
+    run(train, [source, f"--run={tmp_path / 'r'}", "--epochs=2", "--monitor=label_free", *TINY])
+    with (tmp_path / "r" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["combined"]]
+    assert len(rows) == 2
+    assert not any(row["knn"] for row in rows)
+    shown = capsys.readouterr().out
+    assert all(f"score {float(row['combined']):.3f}" in shown for row in rows)
+    page = Path(tmp_path / "r" / "report.html").read_text()
+    assert "Label-free score during training" in page
+    assert "monitor: label_free" in (tmp_path / "r" / "config.yaml").read_text()
