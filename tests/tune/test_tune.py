@@ -230,7 +230,7 @@ def test_a_search_in_which_nothing_ended_well_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--search=cld.gruops=2:8"], "did you mean cld.groups?"),
+        (["--search=cld.gruops=2:8"], "did you mean cld.groups"),
         (["--budget=0.5"], "give at least one full training"),
         (["--jobs=0"], "jobs=0"),
         (["--storage=nowhere"], "--storage nowhere: give an address"),
