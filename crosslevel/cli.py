@@ -14,6 +14,7 @@ COMMANDS = {
         "MoCo with and without CLD on generated images, and a page that shows both",
     ),
     "train": ("crosslevel.train", "images without labels in, a trained encoder out"),
+    "tune": ("crosslevel.tune", "better settings for images without labels, found without labels"),
     "evaluate": (
         "crosslevel.evaluate",
         "what the features are good for: kNN, linear, semi-supervised, transfer, detection, ...",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import os
 import signal
@@ -13,11 +14,13 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from crosslevel.methods import METHODS
 from crosslevel.pretrain import NotFinite
 from crosslevel.recipes import find
+
+BORROWED = "crosslevel_options"
 
 
 class Parser(ArgumentParser):
@@ -30,13 +33,23 @@ class Parser(ArgumentParser):
         sys.exit(2)
 
 
-def run(function: Callable[..., Any], arguments: Sequence[str]) -> Any:
+def with_options_of(other: Callable[..., Any], but: tuple[str, ...]) -> Callable[[Callable[..., Any]], Any]:
+    """Mark a command that has ``other``'s options too, ``but`` for some: it gets them as ``settings``, a plain tree."""
+
+    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
+        vars(function)[BORROWED] = (other, but)
+        return function
+
+    return mark
+
+
+def run(function: Callable[..., Any], arguments: Sequence[str], **more: Any) -> Any:
     """Parse ``arguments`` for ``function`` and call it.
 
     ``--config FILE`` reads any part of the tree, options after it override it; ``--recipe NAME`` reads a file that
     comes with the package; ``--resume RUN`` continues a run with the settings in its ``config.yaml``. Another
     ``--method`` than theirs takes none of the settings that they have for theirs. ``seed`` is set before anything is
-    built.
+    built. ``more`` is what has no option: the function's keyword-only arguments.
 
     Raises:
         SystemExit: status 2 for what the user can mend, 1 for a loss that is no number; one line on stderr.
@@ -47,10 +60,12 @@ def run(function: Callable[..., Any], arguments: Sequence[str]) -> Any:
         settings = parser.parse_args(_prepared(function, list(arguments), parser))
         if settings.get("seed") is not None:
             torch.manual_seed(settings.seed)
+        if BORROWED in vars(function):
+            return function(**_borrowed(function, parser, settings), **more)
         built = parser.instantiate(settings)
         built.pop("config", None)
         built.pop("recipe", None)
-        return function(**built)
+        return function(**built, **more)
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
@@ -65,8 +80,11 @@ def build(function: Callable[..., Any]) -> Parser:
     """The parser of one command."""
     parser = Parser(prog=f"crosslevel {function.__name__}", description=(function.__doc__ or "").split("\n\n")[0])
     parser.add_argument("--config", action="config", help="YAML file with any part of these settings")
-    parser.add_function_arguments(function, as_positional=True, fail_untyped=True)
-    if {"encoder", "cld"} <= set(function.__annotations__):
+    parser.add_function_arguments(function, as_positional=True, fail_untyped=True, skip=_hidden(function))
+    if BORROWED in vars(function):
+        other, but = vars(function)[BORROWED]
+        parser.add_function_arguments(other, fail_untyped=True, skip={*but, *_hidden(other)})
+    if {"encoder", "cld"} <= _names(function):
         parser.add_argument("--recipe", type=str, help="settings of a published result; crosslevel recipes lists them")
         # Alone, the add-on leaves the weight to the loop that it is added to; here it is the loop's.
         parser.set_defaults({"cld.weight": 0.25})
@@ -98,16 +116,38 @@ def method_class(name: str) -> str:
     return f"{found.__module__}.{found.__name__}"
 
 
+def _names(function: Callable[..., Any]) -> set[str]:
+    """All arguments of a command, its own and those that it has of another."""
+    other, but = vars(function).get(BORROWED, (None, ()))
+    return set(function.__annotations__) | (set(other.__annotations__) - set(but) if other else set())
+
+
+def _hidden(function: Callable[..., Any]) -> set[str | int]:
+    """Keyword-only arguments are for callers, not for the command line."""
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def _borrowed(function: Callable[..., Any], parser: Parser, settings: Namespace) -> dict[str, Any]:
+    """The command's own arguments, and the other's as ``settings``."""
+    tree = yaml.safe_load(parser.dump(settings, skip_none=False))
+    own = {name: tree.pop(name) for name in inspect.signature(function).parameters if name in tree}
+    return {**own, "settings": {k: v for k, v in tree.items() if k not in ("config", "recipe")}}
+
+
 def _prepared(function: Callable[..., Any], arguments: list[str], parser: Parser) -> list[str]:
     """What argparse cannot do: --resume as a config, method names in any case, a default method's options."""
+    names = _names(function)
     arguments = _apart([_spelled(argument) for argument in arguments], ("--config", "--method"))
-    if "crops" in function.__annotations__:
+    if "crops" in names:
         arguments = _with_crops(arguments)
-    if "resume" in function.__annotations__:
+    if "search" in names:
+        arguments = _gathered(arguments, "--search")
+    if "resume" in names or BORROWED in vars(function):
         arguments = _with_images(_resumed(_with_recipe(arguments)))
-    if "runs" in function.__annotations__:
+    if "runs" in names:
         arguments = _as_list(arguments)
-    return _with_method(arguments) if "method" in function.__annotations__ else arguments
+    return _with_method(arguments) if "method" in names else arguments
 
 
 def _with_method(arguments: list[str]) -> list[str]:
@@ -211,6 +251,15 @@ def _with_images(arguments: list[str]) -> list[str]:
             return [*arguments[:i], *arguments[i + 1 :], "--", argument]
         is_value = argument.startswith("-") and "=" not in argument
     return [*arguments, "--", str(named[-1])] if named else arguments
+
+
+def _gathered(arguments: list[str], option: str) -> list[str]:
+    """An option that is given several times, as one with a list."""
+    arguments = _apart(arguments, (option,))
+    places = [i for i, a in enumerate(arguments[:-1]) if a == option]
+    values = [arguments[i + 1] for i in places]
+    others = [a for i, a in enumerate(arguments) if i not in places and i - 1 not in places]
+    return [f"{option}={json.dumps(values)}", *others] if values else others
 
 
 def _as_list(arguments: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from rich.console import Console
@@ -40,7 +40,7 @@ from crosslevel.images import (
 from crosslevel.images.lists import write_list
 from crosslevel.images.views import Views
 from crosslevel.methods import Method, MoCo
-from crosslevel.monitor import Which, monitor_of
+from crosslevel.monitor import Measure, Which, monitor_of
 from crosslevel.pretrain import Optimizer, Outcome, Pretrain, fit
 
 Order = Literal["shuffled", "natural"]
@@ -48,6 +48,16 @@ LARGEST_VIEW = 224  # pixels: the usual size, where the images are larger
 LOOKED_AT = 1500  # images of a stream that the report and the monitor see
 BASE_RATES = {"adamw": 1e-3, "lars": 0.3}  # at 256 images a batch; SGD's is the method's own
 BASE_DECAYS = {"sgd": 5e-4, "adamw": 0.05, "lars": 1e-6}
+
+
+class Watch(Protocol):
+    """Another program's eye on a run."""
+
+    def part(self, source: Images) -> Images:
+        """What of ``source`` is trained on."""
+
+    def monitor(self, encoder: Encoder, cld: CrossLevel | None, hardware: Hardware) -> Measure | None:
+        """What is measured at the end of an epoch, and logged."""
 
 
 def train(
@@ -81,6 +91,8 @@ def train(
     checkpoint_minutes: float = 10,
     report_html: bool = True,
     resume: str | None = None,
+    *,
+    watch: Watch | None = None,
 ) -> Path:
     """Train an encoder on images without labels.
 
@@ -127,6 +139,7 @@ def train(
         checkpoint_minutes: most minutes between checkpoints within an epoch.
         report_html: write report.html at the end.
         resume: folder of a run to continue, with its own settings.
+        watch: what is trained on, and what is measured in place of kNN accuracies; no option.
 
     Returns:
         the run's folder.
@@ -137,7 +150,7 @@ def train(
     hardware = choose(device, precision)
     _announce(console, hardware, encoder)
     bad = BadFiles()
-    opened = source = image_sources.open(images, data_root=data_root, crops=crops, streams=True)
+    opened = source = _opened(images, data_root, crops, watch)
     total = _length(source, epoch_size)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     source = _prepared(source, encoder, views, memory, bad, console)
@@ -183,7 +196,8 @@ def train(
             module, batches, folder, hardware=hardware, devices=devices, sync_batchnorm=sync_batchnorm,
             log_every=log_every, checkpoint_minutes=checkpoint_minutes, saved=unreadable.keep,
             resume=resume is not None, console=console, monitor_every=every,
-            monitor=_monitor(monitor, encoder, chosen, branch, source, hardware, seed) if every else None,
+            monitor=_watched(watch, encoder, branch, hardware) if watch or not every else
+            _monitor(monitor, encoder, chosen, branch, source, hardware, seed),
         )  # fmt: skip
     finally:
         unreadable.keep()
@@ -203,6 +217,12 @@ def train(
     if outcome.signal is not None:
         sys.exit(128 + outcome.signal)
     return folder
+
+
+def _opened(images: str, data_root: str | None, crops: Crops | None, watch: Watch | None) -> Images | ImageStream:
+    if watch is not None:
+        return watch.part(image_sources.open(images, data_root=data_root, crops=crops))
+    return image_sources.open(images, data_root=data_root, crops=crops, streams=True)
 
 
 def _announce(console: Console, hardware: Hardware, encoder: Encoder) -> None:
@@ -314,6 +334,10 @@ def _typical_shape(source: Images, looked_at: int = 32) -> tuple[int, bool]:
     return (int(statistics.median(sides)) if sides else LARGEST_VIEW), square
 
 
+def _watched(watch: Watch | None, encoder: Encoder, cld: CrossLevel | None, hardware: Hardware) -> Measure | None:
+    return watch.monitor(encoder, cld, hardware) if watch else None
+
+
 def _share(method: Method, cld: CrossLevel | None, wanted: bool) -> None:
     if wanted and cld is not None:
         pretrain.share_hidden(method, cld)
@@ -371,7 +395,7 @@ def _rates(
 def _tree(values: dict[str, Any]) -> dict[str, Any]:
     """The run's settings as the command line has them, with everything that was chosen filled in."""
     return {
-        **{k: v for k, v in values.items() if k not in ("run", "resume")},
+        **{k: v for k, v in values.items() if k not in ("run", "resume", "watch")},
         "crops": None if values["crops"] is None else settings.describe(values["crops"]),
         "encoder": settings.describe(values["encoder"]),
         "cld": settings.describe(values["cld"], skip=("in_features",)),

@@ -6,6 +6,7 @@ every machine with the same release of torch.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -60,6 +61,15 @@ def take(
     packed = Packed(images.batch(index), part.paths, part.labels, part.classes, part.name)
     packed.tracks = part.tracks
     return packed
+
+
+def unlabelled(images: Images) -> Images:
+    """The same images without labels and classes; what is known of tracks stays."""
+    bare = copy.copy(images)
+    bare.labels = bare.classes = None
+    if isinstance(bare, Subset):
+        bare.images = unlabelled(bare.images)
+    return bare
 
 
 def sample(images: Images, most: int, generator: torch.Generator) -> Int64[Tensor, " M"]:

@@ -12,10 +12,12 @@ from crosslevel.report.choose import group_rows, neighbour_rows, project
 from crosslevel.report.metrics import read_metrics
 from crosslevel.report.page import Best, Block, Cell, Measured, cell, commands, page, settings, table, text
 from crosslevel.report.pictures import MAP_POINTS, THUMBNAIL, ImageRow, image_rows, map2d
+from crosslevel.report.search import Axis, history, parallel
 
 __all__ = [
     "MAP_POINTS",
     "THUMBNAIL",
+    "Axis",
     "Best",
     "Block",
     "Cell",
@@ -27,10 +29,12 @@ __all__ = [
     "commands",
     "curves",
     "group_rows",
+    "history",
     "image_rows",
     "map2d",
     "neighbour_rows",
     "page",
+    "parallel",
     "project",
     "read_metrics",
     "settings",

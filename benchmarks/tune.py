@@ -1,0 +1,143 @@
+"""Does the search pay? `crosslevel tune` against random search of the same budget and against the settings as given.
+
+python benchmarks/tune.py cifar10-lt DATA/train DATA/test --imbalance 100 -- --config cifar.yaml --epochs 9
+python benchmarks/tune.py turntable turntable turntable:test -- --epochs 9
+
+Each way (tune: TPE and pruning; random: neither; given: no search) ends in settings, found without labels; with them
+the encoder is trained on all of TRAIN, and judged on TEST, balanced and labelled, by kNN (k = 200) against TRAIN's
+labels (of its long-tailed part where there is --imbalance). What is in benchmarks/results/tune.json is not done
+again, and a search or a training that was killed goes on. What follows ``--`` are options of `crosslevel train`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from beside import machine
+from paper import long_tailed_list
+
+from crosslevel.encoder import load_encoder
+from crosslevel.evaluate import labelled_pair
+from crosslevel.features import extract
+from crosslevel.images import BadFiles, pack
+from crosslevel.metrics.knn import weighted_knn
+
+RESULTS = Path(__file__).parent / "results" / "tune.json"
+WAYS = {
+    "given": None,
+    "random": ["--sampler=random", "--pruning=false"],
+    "tune": ["--sampler=tpe", "--pruning=true"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of the collection, in the table")
+    parser.add_argument("train")
+    parser.add_argument("test")
+    parser.add_argument("--imbalance", type=float, default=1.0)
+    parser.add_argument("--budget", type=float, default=12)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--runs", default="runs/tune-benchmark")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS)
+    given = sys.argv[1:]
+    place = given.index("--") if "--" in given else len(given)
+    arguments = parser.parse_args(given[:place])
+    options = given[place + 1 :]
+    source = long_tailed_list(arguments.train, arguments.imbalance, Path(f"{arguments.name}.txt"))
+    done = (
+        json.loads(arguments.output.read_text()) if arguments.output.exists() else {"machine": machine(), "cells": {}}
+    )
+    for seed in arguments.seeds:
+        for way in WAYS:
+            key = f"{arguments.name} {way} {seed}"
+            about = {"options": options, "budget": arguments.budget, "imbalance": arguments.imbalance}
+            if done["cells"].get(key, {}).get("about") == about:
+                continue
+            digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]  # other settings, other folders
+            home = Path(arguments.runs) / arguments.name / f"{way}-{seed}-{digest}"
+            result = cell(arguments, home, source, way, seed, options)
+            done["cells"][key] = {"name": arguments.name, "way": way, "seed": seed, "about": about, **result}
+            arguments.output.parent.mkdir(parents=True, exist_ok=True)
+            arguments.output.write_text(json.dumps(done, indent=1) + "\n")
+            arguments.output.with_suffix(".md").write_text(markdown(done))
+            print(f"{key}: {result['knn']:.1f} %", flush=True)
+    print(arguments.output.with_suffix(".md").read_text())
+
+
+def cell(
+    arguments: argparse.Namespace, home: Path, source: str, way: str, seed: int, options: list[str]
+) -> dict[str, Any]:
+    """Search if it is a search, train with what came of it, and judge."""
+    own, result = [source, *options], {"spent": 0.0, "trials": 0}
+    if WAYS[way] is not None:
+        call("tune", *own, *WAYS[way], f"--budget={arguments.budget}", f"--jobs={arguments.jobs}", f"--seed={seed}",
+             f"--output={home / 'search'}")  # fmt: skip
+        own = ["--config", str(home / "search" / "config.yaml")]
+        with (home / "search" / "trials.csv").open(newline="") as file:
+            trials = list(csv.DictReader(file))
+        result = {"spent": sum(float(trial["cost"]) for trial in trials), "trials": len(trials)}
+        result["score"] = max(float(t["combined"]) for t in trials if t["outcome"] == "complete")
+    run = home / "run"
+    if not (run / "encoder.safetensors").is_file():
+        resumed = (run / "checkpoints" / "last.ckpt").is_file()
+        call("train", *(["--resume", str(run)] if resumed else [*own, f"--seed={seed}", f"--run={run}",
+                                                                "--report_html=false"]))  # fmt: skip
+    return {**result, "knn": judge(run, source, arguments.test)}
+
+
+def call(*line: str) -> None:
+    """One command of crosslevel."""
+    command = [sys.executable, "-c", "from crosslevel.cli import main; main()", *line]
+    if subprocess.run(command, check=False).returncode:
+        sys.exit(f"failed: crosslevel {' '.join(line)}; the same command goes on from here")
+
+
+def judge(run: Path, source: str, test: str) -> float:
+    """KNN accuracy in percent of the backbone's features."""
+    bank, queries = labelled_pair(source, test)
+    encoder = load_encoder(run)
+    known, asked = (extract(encoder, pack(part, encoder.view.size, bad=BadFiles())) for part in (bank, queries))
+    k = min(200, len(known.labels) // 10)
+    votes = weighted_knn(known.features, known.labels, asked.features, len(bank.classes or []), k=k)
+    return 100 * float((votes.argmax(1) == asked.labels).float().mean())
+
+
+def markdown(done: dict[str, Any]) -> str:
+    """Mean and standard deviation over seeds."""
+    lines = [
+        f"{done['machine']}; kNN accuracy (k = 200) on the balanced test set in %, mean ± standard deviation over "
+        "seeds.",
+        "",
+        "| collection | settings from | seeds | full trainings spent | trials | kNN |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for name in dict.fromkeys(c["name"] for c in done["cells"].values()):
+        for way in WAYS:
+            cells = [c for c in done["cells"].values() if (c["name"], c["way"]) == (name, way)]
+            if cells:
+                spent, trials, knn = ([float(c[x]) for c in cells] for x in ("spent", "trials", "knn"))
+                lines.append(
+                    f"| {name} | {way} | {len(cells)} | {statistics.mean(spent):.1f} | {statistics.mean(trials):.0f} | "
+                    f"{_spread(knn)} |"
+                )
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: list[float]) -> str:
+    deviation = f" ± {torch.tensor(values).std().item():.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Charts of a search: how the score grew, and which settings led to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from crosslevel.report.charts import _COLOURS, _STYLE, _VARIABLES, _short, _svg
+from crosslevel.report.page import Block
+
+
+class Axis(NamedTuple):
+    """A parameter: from ``low`` to ``high``, by its logarithm with ``log``; or its ``choices``, one above the other."""
+
+    low: float = 0.0
+    high: float = 1.0
+    log: bool = False
+    choices: tuple[str, ...] = ()
+
+    def place(self, value: Any) -> float:
+        """Where a value lies, in [0, 1] from low to high."""
+        if self.choices:
+            return self.choices.index(value) / max(1, len(self.choices) - 1)
+        low, high, at = np.log([self.low, self.high, value]) if self.log else (self.low, self.high, value)
+        return float((at - low) / (high - low)) if high > low else 0.5
+
+
+def history(
+    heading: str, points: Sequence[tuple[int, float, bool]], x_label: str, y_label: str, note: str = ""
+) -> Block:
+    """A dot a trial (number, score, whether it came to its end: filled or hollow), and the best of those so far."""
+    whole = np.array([done for *_, done in points], dtype=bool)
+    x, y = np.array([point[:2] for point in points], dtype=np.float64).reshape(-1, 2).T
+    best = np.maximum.accumulate(np.where(whole, y, -np.inf))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.0, 3.0), layout="constrained")
+        axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
+        axes.grid(axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.step(x[np.isfinite(best)], best[np.isfinite(best)], where="post", color=_COLOURS[1])
+        for chosen, face in ((whole, _COLOURS[0]), (~whole, "none")):
+            axes.plot(x[chosen], y[chosen], "o", color=_COLOURS[0], markerfacecolor=face)
+        last = f"{best[-1]:.4g}" if len(best) and np.isfinite(best[-1]) else "none"
+        legend = [
+            {"name": "trials", "symbol": "●", "colour": _VARIABLES[_COLOURS[0]], "value": f"{len(points):,}"},
+            {"name": "best so far", "symbol": "━", "colour": _VARIABLES[_COLOURS[1]], "value": last},
+        ]
+        return Block("chart", heading, {"svg": _svg(figure, f"{heading}: {y_label} by {x_label}"), "legend": legend,
+                                        "note": note})  # fmt: skip
+
+
+def parallel(
+    heading: str,
+    axes: Mapping[str, Axis],
+    lines: Sequence[tuple[Mapping[str, Any], float, bool]],
+    score: str,
+    note: str = "",
+) -> Block:
+    """A line a trial (settings, score, whether it came to its end: whole or dashed) across one scale a parameter.
+
+    The higher the score, the stronger the line; values that an axis does not hold break it.
+    """
+    scores = np.array([value for _, value, _ in lines], dtype=np.float64)
+    low, high = (float(scores.min()), float(scores.max())) if len(scores) else (0.0, 1.0)
+    scales = {**axes, score: Axis(low, high)}
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(max(5.0, 1.1 * len(scales)), 3.4), layout="constrained")
+        plot = figure.add_subplot(xlim=(-0.3, len(scales) - 0.7), ylim=(-0.04, 1.04))
+        plot.set_xticks(range(len(scales)), [_short(name, 20) for name in scales])
+        plot.set_yticks([])
+        for spine in plot.spines.values():
+            spine.set_visible(False)
+        plot.tick_params(length=0)
+        for x, scale in enumerate(scales.values()):
+            _draw(plot, x, scale)
+        for place in np.argsort(scores, kind="stable"):
+            settings, value, whole = lines[place]
+            rank = 0.5 if high == low else (value - low) / (high - low)
+            heights = [scale.place(settings[name]) if name in settings else np.nan for name, scale in axes.items()] + [
+                scales[score].place(value)
+            ]
+            plot.plot(range(len(scales)), heights, "-" if whole else "--", color=_COLOURS[0],
+                      alpha=0.15 + 0.85 * rank**2, linewidth=0.8 + 1.2 * rank)  # fmt: skip
+        label = f"{heading}: the settings of {len(lines)} trials and their {score}"
+        return Block("chart", heading, {"svg": _svg(figure, label), "legend": [], "note": note})
+
+
+def _draw(plot: Any, x: int, scale: Axis) -> None:
+    """One scale, with the values at its ends, or its choices."""
+    plot.axvline(x, 0.04, 0.96, color=mpl.rcParams["axes.edgecolor"], linewidth=0.8)
+    marks = scale.choices or (f"{scale.low:.3g}", f"{scale.high:.3g}")
+    for i, mark in enumerate(marks):
+        height = i / max(1, len(marks) - 1)
+        plot.annotate(_short(mark, 14), (x, height), (4, 0), textcoords="offset points", va="center", fontsize=8)

@@ -1,0 +1,179 @@
+"""``crosslevel tune``: better settings for a collection that nobody labelled, found without labels."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from rich.console import Console
+
+from crosslevel import commands, settings
+from crosslevel import images as image_sources
+from crosslevel.train import train
+from crosslevel.tune import ranges, results, trial
+
+if TYPE_CHECKING:
+    from crosslevel.tune.study import Plan, Search
+
+MACHINE = (
+    "images", "device", "precision", "workers", "memory", "data_root", "log_every", "monitor", "monitor_every",
+    "checkpoint_minutes", "report_html",
+)  # fmt: skip
+"""Settings that may differ between the workers of one study."""
+
+
+@commands.with_options_of(train, but=("images", "run", "resume"))
+def tune(
+    images: str,
+    search: list[str] | None = None,
+    output: str | None = None,
+    budget: float | None = None,
+    trials: int | None = None,
+    jobs: int = 1,
+    storage: str | None = None,
+    sampler: Literal["tpe", "random"] = "tpe",
+    pruning: bool = True,
+    *,
+    settings: dict[str, Any],
+) -> Path:
+    """Search for better settings of crosslevel train, without labels.
+
+    Every trial is a training on nine tenths of the images. After each epoch its features of two views of the other
+    tenth are scored, without labels; trials that fall behind are stopped. All options of crosslevel train are options
+    here too, and hold for all trials. The first trial has the settings as they are given, the second one has them
+    without CLD. The same command continues a search that was killed, and called several times at once it shares the
+    work. Leaves in the folder: config.yaml (the best settings, for crosslevel train --config), trials.csv, report.html,
+    study.db, and trials/ with a run each.
+
+    Args:
+        images: as for crosslevel train; labels are not read.
+        search: a setting of train and its range, NAME=LOW:HIGH, NAME=LOW:HIGH:log or NAME=A,B,C; may be given several
+            times, such as --search cld.weight=0:1 --search lr=1e-3:1:log --search views.preset=cifar,simclr. Unless
+            given: cld.weight, cld.groups, cld.temperature, method.temperature and lr, around the settings given.
+        output: the search's folder (-o); runs/tune/ and a name made of source and method unless given.
+        budget: how many full trainings the whole search may cost, all workers together; a stopped trial costs its
+            share. 12 unless this or trials is given.
+        trials: at most so many trials, stopped ones included.
+        jobs: trials at a time in this call, sharing the processor's cores.
+        storage: a database that workers on several machines share, postgresql://USER:PASSWORD@HOST/DATABASE; they are
+            called with the same --output name. A file in the folder unless given.
+        sampler: tpe learns from earlier trials, random does not.
+        pruning: stop trials that are behind after a ninth and a third of the epochs (successive halving).
+        settings: of train, as a tree; no option.
+
+    Returns:
+        the folder.
+
+    """
+    study = _study()
+    console = Console(soft_wrap=True)
+    plan = _plan(images, search, output, budget, trials, storage, sampler, pruning, settings)
+    if jobs < 1:
+        raise ValueError(f"jobs={jobs}: give at least 1")
+    searching = study.Search(plan)
+    try:
+        _say(console, f"{plan.folder}: {results.summary(searching.study, plan)}")
+        for name, searched in plan.space.items():
+            _say(console, f"  {name}={ranges.shown(searched)}")
+        try:
+            _work(searching, images, settings, jobs, console)
+        finally:
+            # What there is is shown, whatever ended the search.
+            results.leave(searching.study, plan, images, settings, console)
+    finally:
+        searching.close()
+    return plan.folder
+
+
+def _study() -> Any:
+    try:
+        from crosslevel.tune import study  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error.name} is missing: pip install 'crosslevel[tune]'") from error
+    return study
+
+
+def _plan(
+    images: str,
+    search: list[str] | None,
+    output: str | None,
+    budget: float | None,
+    trials: int | None,
+    storage: str | None,
+    sampler: Literal["tpe", "random"],
+    pruning: bool,
+    given: dict[str, Any],
+) -> Plan:
+    study = _study()
+    epochs = given["epochs"]
+    budget = (12.0 if trials is None else float("inf")) if budget is None else budget
+    if not budget >= 1 or (trials is not None and trials < 1) or epochs < 1:
+        raise ValueError(f"budget={budget:g}, trials={trials}, epochs={epochs}: give at least one full training")
+    count = len(image_sources.open(images, data_root=given["data_root"]))
+    space = ranges.parse(search, given) if search else ranges.usual(given, int(0.8 * count))
+    folder = Path(output) if output else Path("runs") / "tune" / _name(images, given)
+    start = study.within(space, {name: ranges.value_at(given, name) for name in space})
+    starts = [start]
+    if isinstance(space.get("cld.weight"), ranges.Numbers) and 0.0 in space["cld.weight"]:
+        starts.append({**start, "cld.weight": 0.0})
+    agreed = {
+        **{name: value for name, value in given.items() if name not in MACHINE},
+        "search": {name: ranges.shown(searched) for name, searched in space.items()},
+        "sampler": sampler,
+        "pruning": pruning,
+    }
+    return study.Plan(
+        folder=folder, storage=study.url(storage, folder), space=space, start=starts, epochs=epochs,
+        budget=budget, trials=trials, sampler=sampler, pruning=pruning, seed=given["seed"], agreed=agreed,
+    )  # fmt: skip
+
+
+def _name(images: str, given: dict[str, Any]) -> str:
+    place = Path(images).resolve().stem if os.path.exists(images) else images.split(",", maxsplit=1)[0]
+    source = re.sub(r"[^\w.-]+", "-", place).strip("-.") or "images"
+    return f"{source}-{ranges.chosen(given).__name__.lower()}"
+
+
+def _work(searching: Search, images: str, given: dict[str, Any], jobs: int, console: Console) -> None:
+    """Trial after trial in ``jobs`` threads; each waits for a training in another process."""
+    plan = searching.plan
+    base = plan.folder / "workers" / f"{searching.worker}.yaml"
+    settings.write(
+        {k: v for k, v in given.items() if k not in ("images", "monitor", "monitor_every", "report_html")}, base
+    )
+    threads = None if jobs == 1 else max(1, torch.get_num_threads() // jobs)
+    failures: list[BaseException] = []
+
+    def one(number: int, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        options = [f"--{name}={value}" for name, value in parameters.items()]
+        return trial.training(images, base, options, plan.folder / "trials" / f"{number:04}", threads)
+
+    def work() -> None:
+        try:
+            searching.work(one, lambda ended: _say(console, results.line(ended, plan)))
+        except BaseException as error:
+            failures.append(error)
+            plan.stop.set()
+
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(jobs)]
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    except KeyboardInterrupt:
+        searching.abandon()
+        raise
+    finally:
+        base.unlink(missing_ok=True)
+    if failures:
+        raise failures[0]
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False)

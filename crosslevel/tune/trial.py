@@ -1,0 +1,207 @@
+"""One trial: a training in a process of its own that tells its scores after each epoch, and may be stopped there."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from crosslevel import commands
+from crosslevel.cld import CrossLevel
+from crosslevel.encoder import Encoder, frozen
+from crosslevel.hardware import Hardware
+from crosslevel.images import BadFiles, Images, SourceError, pack
+from crosslevel.images.subsets import take, unlabelled
+from crosslevel.images.views import Views
+from crosslevel.metrics import label_free
+from crosslevel.pretrain import NotFinite
+from crosslevel.train import train
+
+DIVERGED = 3
+"""Exit status of a training whose loss or features are no longer numbers."""
+
+LOG = "train.log"
+LEAST, MOST = 16, 2000  # held-out images: the rarest things need some, more change the scores little
+
+
+class Failed(RuntimeError):
+    """A training that came to no end: ``kind`` is diverged, refused (its settings), failed or killed."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+def training(
+    images: str, base: Path, options: list[str], folder: Path, threads: int | None
+) -> Iterator[dict[str, Any]]:
+    """Train in another process; yield the scores after each epoch. It waits meanwhile, and closing this ends it.
+
+    Args:
+        images: the source.
+        base: a YAML file with the settings that all trials have in common.
+        options: those of this one, as on the command line of `crosslevel train`.
+        folder: of the run.
+        threads: for the process's arithmetic; torch's choice unless given.
+
+    Raises:
+        Failed: with what the process said last.
+
+    """
+    if (folder / LOG).exists():
+        shutil.rmtree(folder)  # of a study that is gone
+    folder.mkdir(parents=True, exist_ok=True)
+    line = [sys.executable, "-m", "crosslevel.tune", images, str(base), str(folder), *options]
+    environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    with (folder / LOG).open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        for told in process.stdout:
+            yield json.loads(told)
+            try:
+                process.stdin.write("on\n")
+                process.stdin.flush()
+            except BrokenPipeError:
+                break
+        if process.wait():
+            raise _failure(process.returncode, folder / LOG)
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            _close(pipe)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # large, and no trial is continued
+
+
+def _close(pipe: IO[str]) -> None:
+    try:
+        pipe.close()
+    except BrokenPipeError:
+        return  # what it still held is for nobody
+
+
+def _failure(status: int, log: Path) -> Failed:
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    last = lines[-1].strip().removeprefix("crosslevel train: ") if lines else "it said nothing"
+    if status < 0:
+        return Failed("killed", f"the training was killed by signal {-status}")
+    kinds = {DIVERGED: "diverged", 2: "refused"}
+    return Failed(kinds.get(status, "failed"), last)
+
+
+class HeldOut:
+    """What a trial does not train on, and how its features are scored, without a label anywhere.
+
+    The images are the same in all trials, a tenth of all and at most 2,000, whole tracks at a time where tracks are
+    known; so are their views, drawn with the settings of ``views`` that all trials have in common: with its own views
+    a trial could make its task easier.
+    """
+
+    def __init__(self, views: dict[str, Any], seed: int, channel: Channel) -> None:
+        self.views, self.seed, self.channel = Views(**views), seed, channel
+        self.held: Images | None = None
+
+    def part(self, source: Images) -> Images:
+        """All but the held-out images; no labels."""
+        source = unlabelled(source)
+        if len(source) < 4 * LEAST:
+            raise SourceError(f"{source.name}: {len(source)} images are too few to tune on: at least {4 * LEAST}")
+        tracks = torch.arange(len(source)) if source.tracks is None else source.tracks
+        names, owner = tracks.unique(return_inverse=True)
+        place = torch.randperm(len(names), generator=torch.Generator().manual_seed(self.seed))[owner]
+        order = place.argsort(stable=True)
+        wanted = min(MOST, max(LEAST, len(source) // 10))
+        # The track that the last of them is of comes whole.
+        count = int((place <= place[order[wanted - 1]]).sum())
+        if count > len(source) // 2:
+            raise SourceError(f"{source.name}: {len(names)} tracks are too few to hold some out: give more tracks")
+        self.held = take(source, order[:count].sort().values)
+        return take(source, order[count:].sort().values)
+
+    def monitor(self, encoder: Encoder, cld: CrossLevel | None, hardware: Hardware) -> Any:
+        """Score the held-out images at the end of an epoch, tell, and wait for the answer."""
+        assert self.held is not None
+        shown = pack(self.held, encoder.view.size, bad=BadFiles())
+        self.views.adapt(encoder.view.size)
+        self.views.count, self.views.plain = 2, 0
+
+        def measure() -> dict[str, float]:
+            network = frozen(encoder).to(hardware.device)
+            views = self.views.to(hardware.device)
+            draws = torch.Generator().manual_seed(self.seed)
+            parts: list[list[Tensor]] = []
+            with torch.no_grad(), hardware.autocast():
+                for index in torch.arange(len(shown)).split(256):
+                    pair = views(shown.batch(index).to(hardware.device), draws)
+                    h = [network(v.contiguous(memory_format=torch.channels_last)).float() for v in pair]
+                    groups = [] if cld is None else [cld.project(one) for one in h]
+                    parts.append([x.float().cpu() for x in (*h, *groups)])
+            a, b, *groups = (torch.cat(column) for column in zip(*parts, strict=True))
+            clusters = torch.Generator().manual_seed(self.seed)
+            try:
+                group_a, group_b = groups or (None, None)
+                figures = label_free.scores(a, b, group_a, group_b, tracks=shown.tracks, generator=clusters)
+            except ValueError as error:
+                raise NotFinite(str(error)) from error
+            self.channel.tell(figures)
+            return {}
+
+        return measure
+
+
+class Channel:
+    """A line to the process that started this one: figures out, leave to go on in."""
+
+    def __init__(self, out: IO[str], answers: IO[str] | None) -> None:
+        self.out = out
+        self.waiting: queue.Queue[str] = queue.Queue()
+        if answers is not None:
+            threading.Thread(target=self._listen, args=(answers,), daemon=True).start()
+
+    def tell(self, figures: dict[str, float]) -> None:
+        """Send the figures; return when the training may go on."""
+        self.out.write(json.dumps(figures) + "\n")
+        self.out.flush()
+        self.waiting.get()
+
+    def _listen(self, answers: IO[str]) -> None:
+        for line in answers:
+            self.waiting.put(line)
+        os._exit(1)  # the other process is gone: nobody wants the rest
+
+
+def main(arguments: list[str]) -> None:
+    """In the trial's own process: IMAGES BASE FOLDER OPTIONS."""
+    images, base, folder, *options = arguments
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # of several devices' processes the one that measures
+    channel = Channel(os.fdopen(os.dup(1), "w", encoding="utf-8"), sys.stdin if first else None)
+    os.dup2(2, 1)  # what the training prints goes into its log
+    try:
+        trained(images, Path(base), Path(folder), options, channel)
+    except SystemExit as stop:
+        sys.exit(DIVERGED if stop.code == 1 else stop.code)
+
+
+def trained(images: str, base: Path, folder: Path, options: list[str], channel: Channel) -> Path:
+    """One training of `train`, watched, with every score sent through ``channel``."""
+    settings = yaml.safe_load(base.read_text(encoding="utf-8"))
+    own = ["--report_html=false", "--monitor_every=1", f"--run={folder}"]
+    watch = HeldOut(settings["views"], settings["seed"], channel)
+    run: Path = commands.run(train, [images, "--config", str(base), *options, *own], watch=watch)
+    return run

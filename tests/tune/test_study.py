@@ -1,0 +1,336 @@
+"""A study: budget, pruning, workers that share it, and what becomes of trials that fail or are killed.
+
+The trainings here are made up; `test_tune` has real ones.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+
+optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'crosslevel[tune]'")
+
+from crosslevel.tune.ranges import Numbers  # noqa: E402
+from crosslevel.tune.study import (  # noqa: E402
+    Plan,
+    Search,
+    cost,
+    outcome,
+    pruner,
+    spent,
+    url,
+    within,
+)
+from crosslevel.tune.trial import Failed  # noqa: E402
+
+EPOCHS = 3
+FORK = multiprocessing.get_context("fork")
+SPACE = {"lr": Numbers(1e-3, 1.0, log=True), "cld.groups": Numbers(2, 64, log=True, whole=True)}
+
+
+def plan(folder, **changed):
+    folder.mkdir(exist_ok=True)
+    usual = {
+        "folder": folder, "storage": url(None, folder), "space": SPACE, "start": [{"lr": 0.9, "cld.groups": 4}],
+        "epochs": EPOCHS, "budget": 6.0, "trials": None, "sampler": "tpe", "pruning": True, "seed": 0,
+        "agreed": {"batch_size": 64}, "beat": 0.05, "grace": 60.0,
+    }  # fmt: skip
+    return Plan(**usual | changed)
+
+
+def quality(parameters):
+    return 1 - abs(parameters["lr"] - 0.1) - abs(parameters["cld.groups"] - 30) / 100
+
+
+def figures(score, rank=5.0):
+    return {"combined": score, "effective_rank": rank}
+
+
+def made_up(number, parameters):
+    for epoch in range(1, EPOCHS + 1):
+        yield figures(quality(parameters) * epoch / EPOCHS)
+
+
+def searched(changed, train=made_up):
+    search = Search(changed)
+    try:
+        search.work(train)
+        return search.study.get_trials()
+    finally:
+        search.close()
+
+
+def test_a_search_finds_better_settings_than_the_given_ones_within_its_budget(tmp_path):
+    told = plan(tmp_path / "s", budget=6.0)
+    trials = searched(told)
+    assert trials[0].params == told.start[0]
+    assert outcome(trials[0]) == "complete"
+    best = max((t for t in trials if outcome(t) == "complete"), key=lambda t: t.value)
+    assert best.value > trials[0].value + 0.2
+    assert 5 < spent(trials, EPOCHS) <= 6
+    assert sum(cost(t, EPOCHS) for t in trials if outcome(t) == "pruned") > 0
+    assert len(trials) > 6
+    assert len({json.dumps(t.params) for t in trials}) == len(trials)
+
+
+def test_without_pruning_every_trial_costs_a_full_training(tmp_path):
+    trials = searched(plan(tmp_path / "s", pruning=False, sampler="random", budget=3.0))
+    assert [outcome(t) for t in trials] == ["complete"] * 3
+    for _ in range(2):
+        assert len(searched(plan(tmp_path / "t", trials=2, budget=float("inf")))) == 2
+
+
+def test_a_search_continues_where_it_stopped_and_is_repeatable(tmp_path):
+    whole = searched(plan(tmp_path / "whole", trials=11, budget=50.0))
+    searched(plan(tmp_path / "parts", trials=3, budget=50.0))
+    parts = searched(plan(tmp_path / "parts", trials=11, budget=50.0))
+    assert [t.params for t in parts] == [t.params for t in whole]
+    other = searched(plan(tmp_path / "other", trials=2, seed=1))
+    assert other[1].params != whole[1].params
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 4, 9, 10, 27, 100])
+def test_successive_halving_keeps_the_best_third_of_each_rung(epochs):
+    """Against the rule written out by hand, on random scores."""
+    draws = random.Random(epochs)
+    study = optuna.create_study(direction="maximize", pruner=pruner(epochs, True))
+    rungs = [r for r in (-(-epochs // 9), 3 * -(-epochs // 9)) if r < epochs]
+    at = {rung: [] for rung in rungs}
+    for _ in range(12):
+        trial, alive = study.ask(), True
+        for epoch in range(1, epochs):
+            score = draws.random()
+            trial.report(score, epoch)
+            if epoch in at:
+                at[epoch].append(score)
+                alive = score in sorted(at[epoch])[-max(1, len(at[epoch]) // 3) :]
+            assert trial.should_prune() == (not alive)
+            if not alive:
+                break
+        study.tell(trial, score if alive and epochs > 1 else 0.5)
+    assert not pruner(epochs, False).prune(study, study.trials[-1])
+
+
+def shared(told, out, barrier):
+    barrier.wait()
+
+    def train(number, parameters):
+        with open(out, "a") as file:
+            file.write(json.dumps([number, os.getpid()]) + "\n")
+        for told in made_up(number, parameters):
+            time.sleep(0.02)
+            yield told
+
+    searched(told, train)
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_two_workers_at_once_make_one_study_and_do_no_trial_twice(tmp_path, database, request):
+    folder, out = tmp_path / "s", tmp_path / "trained"
+    address = request.getfixturevalue("postgresql") if database == "postgresql" else None
+    told = plan(folder, budget=5.0, storage=url(address, folder))
+    barrier = FORK.Barrier(2)
+    workers = [FORK.Process(target=shared, args=(told, out, barrier)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    done = [json.loads(line) for line in out.read_text().splitlines()]
+    numbers = [number for number, _ in done]
+    assert sorted(numbers) == list(range(len(numbers)))
+    assert len({pid for _, pid in done}) == 2
+    study = optuna.load_study(study_name="s", storage=told.storage)
+    assert len({json.dumps(t.params) for t in study.trials}) == len(numbers)
+    assert spent(study.trials, EPOCHS) <= 5
+    assert not any(t.state == optuna.trial.TrialState.RUNNING for t in study.trials)
+
+
+def stuck(told, flag):
+    def train(number, parameters):
+        for epoch, found in enumerate(made_up(number, parameters), 1):
+            if number == 2 and epoch == 1:
+                flag.touch()
+                time.sleep(600)
+            yield found
+
+    searched(told, train)
+
+
+@pytest.mark.parametrize("seen", ["lock", "silence"])
+def test_a_killed_workers_trial_is_marked_and_tried_again(tmp_path, seen):
+    """By its lock on the same machine; by its silence where only the database is shared."""
+    folder, flag = tmp_path / "s", tmp_path / "flag"
+    told = plan(folder, budget=4.0, grace=0.3 if seen == "silence" else 1e6)
+    worker = FORK.Process(target=stuck, args=(told, flag))
+    worker.start()
+    while not flag.exists():
+        assert worker.is_alive()
+        time.sleep(0.01)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    if seen == "silence":
+        for file in (folder / "workers").iterdir():
+            file.unlink()
+    trials = searched(told)
+    assert (outcome(trials[2]), trials[2].user_attrs["reason"]) == ("killed", "its worker died")
+    again = [t for t in trials if t.params == trials[2].params and t.number != 2]
+    assert [outcome(t) for t in again] in (["complete"], ["pruned"])
+    assert again[0].user_attrs["again"] == 2
+    assert 3 < spent(trials, EPOCHS) <= 4
+
+
+def test_a_worker_that_lives_keeps_its_trial(tmp_path):
+    """Neither its lock nor its signs of life let another one take it."""
+    folder, flag = tmp_path / "s", tmp_path / "flag"
+    for grace, hidden in ((0.0, False), (0.5, True)):
+        flag.unlink(missing_ok=True)
+        told = plan(folder, grace=grace, budget=100.0)
+        worker = FORK.Process(target=stuck, args=(plan(folder, budget=100.0, beat=0.05), flag))
+        worker.start()
+        try:
+            while not flag.exists() and worker.is_alive():
+                time.sleep(0.01)
+            search = Search(told)
+            if hidden:
+                for file in (folder / "workers").iterdir():
+                    file.unlink()
+            for _ in range(4):
+                search._reclaim()
+                time.sleep(0.2)
+            assert outcome(search.study.trials[2]) == "running"
+            search.close()
+        finally:
+            worker.kill()
+            worker.join()
+        folder = tmp_path / "t"
+
+
+def test_what_fails_is_recorded_with_its_reason_and_the_search_goes_on(tmp_path):
+    kinds = {1: "diverged", 3: "failed", 4: "refused"}
+
+    def train(number, parameters):
+        yield figures(0.2 * quality(parameters), 1.0 if number == 2 else 5.0)
+        if number in kinds:
+            raise Failed(kinds[number], f"reason {number}")
+        yield figures(0.5)
+        if number != 5:
+            yield figures(quality(parameters))
+
+    trials = searched(plan(tmp_path / "s", pruning=False, trials=8, budget=100.0), train)
+    assert [outcome(t) for t in trials] == [
+        "complete", "diverged", "collapsed", "failed", "refused", "failed", "complete", "complete",
+    ]  # fmt: skip
+    reasons = [t.user_attrs["reason"] for t in trials]
+    assert reasons[1] == "reason 1"
+    assert "effective rank 1.000 after epoch 1" in reasons[2]
+    assert reasons[5] == "the training ended after 2 of 3 epochs"
+    # The sampler learns from what diverged or collapsed; a failure says nothing about the settings.
+    states = optuna.trial.TrialState
+    assert [t.state for t in trials][:4] == [states.COMPLETE, states.PRUNED, states.PRUNED, states.FAIL]
+
+
+def test_a_search_ends_where_the_settings_as_given_are_refused_or_nothing_works(tmp_path):
+    def refusing(number, parameters):
+        raise Failed("refused", "cld.groups=99 exceeds the batch")
+        yield
+
+    def failing(number, parameters):
+        if number == 0:
+            yield from made_up(number, parameters)
+        else:
+            raise Failed("failed", "out of memory")
+
+    with pytest.raises(ValueError, match=r"^cld.groups=99 exceeds the batch$"):
+        searched(plan(tmp_path / "a"), refusing)
+    with pytest.raises(ValueError, match="5 trials in a row failed, the last one: out of memory"):
+        searched(plan(tmp_path / "b"), failing)
+
+
+def test_a_small_space_is_tried_once_and_no_more(tmp_path):
+    trained = []
+
+    def train(number, parameters):
+        trained.append(parameters["views.preset"])
+        for _ in range(EPOCHS):
+            yield figures(0.5)
+
+    trials = searched(
+        plan(tmp_path / "s", space={"views.preset": ("a", "b", "c")}, start=[], pruning=False, budget=20.0), train
+    )
+    assert sorted(trained) == ["a", "b", "c"]
+    assert {outcome(t) for t in trials} == {"complete", "repeated"}
+    assert all("the same settings as trial" in t.user_attrs["reason"] for t in trials if outcome(t) == "repeated")
+
+
+def test_an_interrupted_search_gives_its_trial_back(tmp_path):
+    told = plan(tmp_path / "s")
+    search = Search(told)
+
+    def train(number, parameters):
+        yield figures(0.1)
+        if number == 1:
+            search.abandon()
+        yield figures(0.2)
+        yield figures(0.3)
+
+    search.work(train)
+    search.close()
+    assert [outcome(t) for t in search.study.trials[:2]] == ["complete", "killed"]
+    assert search.study.trials[1].user_attrs["reason"] == "stopped"
+    trials = searched(plan(tmp_path / "s", trials=3))
+    assert trials[2].params == trials[1].params
+    assert outcome(trials[2]) in ("complete", "pruned")
+
+
+def test_the_given_points_come_first_also_after_a_kill(tmp_path):
+    start = [{"lr": 0.5, "cld.groups": 4}, {"lr": 0.25, "cld.groups": 4}]
+    told = plan(tmp_path / "s", start=start)
+    search = Search(told)
+    first = search._next()
+    search._cut_off(search.study.trials[0], "its worker died")
+    assert first.params == start[0]
+    again, second, third = search._next(), search._next(), search._next()
+    search.close()
+    assert [again.params, second.params] == start
+    assert third.params not in start
+
+
+def test_workers_agree_on_the_settings(tmp_path):
+    searched(plan(tmp_path / "s", budget=1.0))
+    with pytest.raises(ValueError, match="its study began with other settings: batch_size=64, not 32: give another"):
+        Search(plan(tmp_path / "s", agreed={"batch_size": 32}))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("postgresql://u:p@h:1/d", "postgresql+psycopg://u:p@h:1/d"),
+        ("postgres://u@h/d", "postgresql+psycopg://u@h/d"),
+        ("postgresql+psycopg://h/d", "postgresql+psycopg://h/d"),
+        ("sqlite:////x/y.db", "sqlite:////x/y.db"),
+    ],
+)
+def test_a_databases_address_is_one_that_sqlalchemy_reads(given, expected, tmp_path):
+    assert url(given, tmp_path) == expected
+    assert url(None, tmp_path) == f"sqlite:///{tmp_path}/study.db"
+
+
+def test_a_database_that_cannot_be_reached_ends_in_one_line_without_its_password(tmp_path):
+    told = plan(tmp_path / "s", storage=url("postgresql://me:secret@127.0.0.1:1/none", tmp_path))
+    with pytest.raises(ValueError, match=r"127.0.0.1:1/none: the study cannot be opened: ") as error:
+        Search(told)
+    assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="give an address such as postgresql://"):
+        url("somewhere", tmp_path)
+
+
+def test_a_given_point_keeps_what_the_space_holds():
+    space = {**SPACE, "views.preset": ("cifar", "simclr"), "cld.gather": ("true", "false")}
+    point = {"lr": 5.0, "cld.groups": 8.0, "views.preset": "cifar", "cld.gather": False, "method.hidden": None}
+    assert within(space, point) == {"cld.groups": 8, "views.preset": "cifar", "cld.gather": "false"}

@@ -1,0 +1,256 @@
+"""The search end to end with real trainings; what it leaves; and that no label is read."""
+
+import csv
+import io
+import json
+import sys
+import types
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from rich.console import Console
+
+optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'crosslevel[tune]'")
+
+from crosslevel import images  # noqa: E402
+from crosslevel.commands import run  # noqa: E402
+from crosslevel.encoder import load_encoder  # noqa: E402
+from crosslevel.images import Images, Turntable  # noqa: E402
+from crosslevel.images.subsets import Subset, take, unlabelled  # noqa: E402
+from crosslevel.train import train  # noqa: E402
+from crosslevel.tune import results, trial, tune  # noqa: E402
+from crosslevel.tune.ranges import Numbers  # noqa: E402
+from crosslevel.tune.study import Plan, url  # noqa: E402
+
+IMAGES = "turntable:train,classes=2,objects=20,frames=4,size=16,imbalance=2"
+TINY = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=8", "--device=cpu"]
+
+
+class Guarded:
+    """Labels that may be had, but not read."""
+
+    def __set__(self, thing, value):
+        vars(thing)["hidden labels"] = value
+
+    def __get__(self, thing, owner=None):
+        if thing is not None and vars(thing).get("hidden labels") is not None:
+            raise AssertionError("labels were read")
+
+
+class Told(trial.Channel):
+    """Figures for the test, and always leave to go on."""
+
+    def __init__(self):
+        super().__init__(io.StringIO(), None)
+
+    def tell(self, figures):
+        self.out.write(json.dumps(figures) + "\n")
+
+
+@pytest.fixture
+def guarded(monkeypatch):
+    monkeypatch.setattr(Images, "labels", Guarded(), raising=False)
+    images._named.cache_clear()
+    yield
+    images._named.cache_clear()
+
+
+def photos(folder, count=40):
+    """Noisy pictures in two classes' folders."""
+    noise = torch.Generator().manual_seed(0)
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = torch.randint(0, 255, (16, 16, 3), generator=noise, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(folder / name / f"{i:03}.png")
+    return folder
+
+
+def base(folder, **changed):
+    """The settings that all trials have in common, as `tune` writes them."""
+    tree = {
+        "encoder": {"width": 0.0625}, "views": {"size": 16}, "batch_size": 8, "device": "cpu", "epochs": 2, "seed": 0,
+        "method": {"class_path": "crosslevel.methods.MoCo"},
+    }  # fmt: skip
+    file = folder / "base.yaml"
+    file.write_text(yaml.safe_dump(tree | changed))
+    return file
+
+
+@pytest.mark.parametrize("kind", ["named", "files"])
+def test_no_label_is_read(tmp_path, guarded, kind):
+    """A source whose labels cannot be read without an error, through a whole trial, its scores included."""
+    source = IMAGES if kind == "named" else str(photos(tmp_path / "photos"))
+    with pytest.raises(AssertionError, match="labels were read"):
+        _ = images.open(source).labels
+    told = Told()
+    trial.trained(source, base(tmp_path), tmp_path / "run", [], told)
+    scores = [json.loads(line) for line in told.out.getvalue().splitlines()]
+    assert len(scores) == 2
+    assert all(0 <= one["combined"] <= 1 for one in scores)
+    assert not any(row["knn"] for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+
+
+def test_unlabelled_images_are_the_same_images():
+    source = Turntable(classes=2, objects=4, frames=3, size=16, imbalance=1)
+    bare = unlabelled(source)
+    assert (bare.labels, bare.classes) == (None, None)
+    assert source.labels is not None
+    assert torch.equal(bare.tracks, source.tracks)
+    assert torch.equal(bare[5][0], source[5][0])
+    assert bare[5][1] == -1
+    assert unlabelled(Subset(source, torch.tensor([3])))[0][1] == -1
+
+
+def test_what_is_held_out_is_whole_tracks_and_not_trained_on():
+    source = images.open(IMAGES)
+    held = trial.HeldOut({"size": 16}, 0, Told())
+    rest = held.part(source)
+    assert len(rest) + len(held.held) == len(source) == 80
+    assert not set(rest.tracks.tolist()) & set(held.held.tracks.tolist())
+    assert 16 <= len(held.held) < 20
+    assert rest.labels is None
+    other = trial.HeldOut({"size": 16}, 0, Told())
+    other.part(source)
+    assert other.held.paths == held.held.paths
+    with pytest.raises(ValueError, match="12 images are too few to tune on: at least 64"):
+        held.part(take(source, torch.arange(12)))
+    source = take(source, torch.arange(80))
+    source.tracks = torch.zeros(80, dtype=torch.long)
+    with pytest.raises(ValueError, match="1 tracks are too few to hold some out"):
+        held.part(source)
+
+
+def test_scores_do_not_depend_on_a_trials_own_views(tmp_path, monkeypatch):
+    """A trial with weaker views would have found its task easier: seen through one network, all scores are equal."""
+    monkeypatch.setattr(trial, "frozen", lambda encoder: torch.nn.Flatten())
+    seen = []
+    for preset in ("none", "simclr"):
+        told = Told()
+        options = [f"--views.preset={preset}", "--cld.weight=0", "--epochs=1"]
+        trial.trained(IMAGES, base(tmp_path), tmp_path / preset, options, told)
+        seen.append(json.loads(told.out.getvalue()))
+    assert seen[0] == seen[1]
+    assert seen[0]["alignment"] > 0
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """One small search, in its own processes, told twice: the second call finds the work done."""
+    home = tmp_path_factory.mktemp("search")
+    line = [
+        IMAGES, *TINY, "--epochs=1", "--budget=2", "--jobs=2", "-o", str(home / "s"), "--method=simclr",
+        "--search", "cld.groups=2:8:log", "--search=cld.weight=0:1", "--search", "lr=1e-3:0.1:log",
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr(sys, "stdout", io.StringIO())
+        run(tune, line)
+        first = sys.stdout.getvalue()
+        run(tune, line)
+        again = sys.stdout.getvalue()[len(first) :]
+    return types.SimpleNamespace(folder=home / "s", first=first, again=again)
+
+
+def test_a_search_leaves_settings_ready_to_train_with(found, tmp_path):
+    settings = yaml.safe_load((found.folder / "config.yaml").read_text())
+    assert settings["images"] == IMAGES
+    assert settings["method"]["class_path"].endswith("SimCLR")
+    with (found.folder / "trials.csv").open() as file:
+        trials = list(csv.DictReader(file))
+    whole = [row for row in trials if row["outcome"] == "complete"]
+    best = max(whole, key=lambda row: float(row["combined"]))
+    assert settings["lr"] == float(best["lr"])
+    assert settings["cld"]["weight"] == float(best["cld.weight"])
+    assert settings["cld"]["groups"] == int(best["cld.groups"])
+    assert (float(trials[0]["cld.weight"]), int(trials[0]["cld.groups"])) == (0.25, 6)
+    assert (float(trials[1]["cld.weight"]), trials[1]["lr"]) == (0.0, trials[0]["lr"])
+    run(train, ["--config", str(found.folder / "config.yaml"), f"--run={tmp_path}/r", "--report_html=false"])
+    assert load_encoder(tmp_path / "r").num_features == 32
+
+
+def test_a_search_says_what_it_does_and_does_no_more_than_it_was_told(found):
+    with (found.folder / "trials.csv").open() as file:
+        trials = list(csv.DictReader(file))
+    assert sum(float(row["cost"]) for row in trials) == 2
+    assert {row["outcome"] for row in trials} <= {"complete", "diverged", "collapsed"}
+    assert all(row["reason"] for row in trials if row["outcome"] != "complete")
+    assert "trial 0  complete" in found.first
+    assert "trial " not in found.again.split("Trials")[0]
+    assert f"crosslevel train --config {found.folder}/config.yaml" in found.again
+    assert not list((found.folder / "workers").iterdir())
+    assert not list(found.folder.glob("trials/*/checkpoints"))
+
+
+def test_the_page_shows_history_settings_and_all_trials(found):
+    page = (found.folder / "report.html").read_text()
+    for heading in ("What was searched", "Best settings found", "History", "Parallel coordinates", "All trials"):
+        assert f">{heading}<" in page
+    assert "No label was read" in page
+
+
+def test_a_training_that_cannot_start_says_why(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    steps = trial.training(IMAGES, base(tmp_path), ["--cld.groups=99"], tmp_path / "run", 1)
+    with pytest.raises(trial.Failed, match=r"^cld.groups=99 exceeds the batch of 8 images") as error:
+        list(steps)
+    assert error.value.kind == "refused"
+
+
+def test_importance_finds_what_matters():
+    space = {"a": optuna.distributions.FloatDistribution(0, 1), "b": optuna.distributions.FloatDistribution(0, 1)}
+    draws = torch.rand(40, 2, generator=torch.Generator().manual_seed(0)).tolist()
+    trials = [optuna.create_trial(params={"a": a, "b": b}, distributions=space, value=0.0) for a, b in draws]
+    shares = results.importance([(t, t.params["b"] ** 2) for t in trials])
+    assert next(iter(shares)) == "b"
+    assert shares["b"] > 0.9
+    assert sum(shares.values()) == pytest.approx(1)
+    assert results.importance([(t, 0.5) for t in trials]) == {}
+
+
+def test_a_search_in_which_nothing_ended_well_says_so(tmp_path):
+    plan = Plan(
+        folder=tmp_path, storage=url(None, tmp_path), space={"lr": Numbers(0.0, 1.0)}, start=[], epochs=2, budget=2.0,
+        trials=None, sampler="tpe", pruning=True, seed=0, agreed={},
+    )  # fmt: skip
+    study = optuna.create_study(direction="maximize")
+    study.add_trial(optuna.create_trial(
+        state=optuna.trial.TrialState.FAIL, params={"lr": 0.5},
+        distributions={"lr": optuna.distributions.FloatDistribution(0, 1)},
+        user_attrs={"outcome": "failed", "reason": "out of memory"},
+    ))  # fmt: skip
+    with pytest.raises(ValueError, match=r"no trial came to its end \(1 failed\), the last one: out of memory"):
+        results.leave(study, plan, "photos", {}, Console(file=io.StringIO()))
+    assert "out of memory" in (tmp_path / "report.html").read_text()
+    assert not (tmp_path / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--search=cld.gruops=2:8"], "did you mean cld.groups"),
+        (["--budget=0.5"], "give at least one full training"),
+        (["--jobs=0"], "jobs=0"),
+        (["--storage=nowhere"], "--storage nowhere: give an address"),
+        (["--epoch=3"], "--epoch"),
+        (["--run=here"], "--run"),
+    ],
+)
+def test_wrong_use_ends_in_one_line(options, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(tune, [IMAGES, *TINY, *options, f"--output={tmp_path}/s"])
+    written = capsys.readouterr().err
+    assert (stop.value.code, written.count("\n")) == (2, 1)
+    assert said in written
+
+
+def test_a_missing_optuna_names_the_install_command(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    for name in [n for n in sys.modules if n.startswith("crosslevel.tune.study")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("crosslevel.tune.study", raising=False)
+    with pytest.raises(SystemExit):
+        run(tune, [IMAGES])
+    assert "pip install 'crosslevel[tune]'" in capsys.readouterr().err
