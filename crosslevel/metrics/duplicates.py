@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -58,8 +59,9 @@ def hamming(a: Int64[Tensor, " P"], b: Int64[Tensor, " P"]) -> Int64[Tensor, " P
 def near_pairs(hashes: Int64[Tensor, " N"], radius: int) -> Int64[Tensor, "P 2"]:
     """Pairs (i, j), i < j, whose hashes differ in at most ``radius`` bits; equal hashes as a chain, not all pairs.
 
-    The 64 bits are cut into radius + 1 pieces: two hashes that differ in ``radius`` bits agree in at least one (Norouzi,
-    Punjani and Fleet, CVPR 2012). So only images that share a piece are compared, some millions of pairs at a time.
+    The 64 bits are cut into radius + 1 pieces: two hashes that differ in ``radius`` bits agree in at least one
+    (Norouzi, Punjani and Fleet, CVPR 2012). So only images that share a piece are compared,
+    some millions of pairs at a time.
 
     Raises:
         ValueError: a radius outside 0 to 16: beyond, the pieces are so short that nearly all are compared with all.
@@ -75,13 +77,14 @@ def near_pairs(hashes: Int64[Tensor, " N"], radius: int) -> Int64[Tensor, "P 2"]
     one = order[first]  # of each hash its first image
     found = [chains]
     edges = torch.linspace(0, BITS, radius + 2).round().long().tolist()
-    for low, high in zip(edges, edges[1:], strict=False) if radius else []:
+    for low, high in itertools.pairwise(edges) if radius else []:
         piece = (unique >> low) & ((1 << (high - low)) - 1)
         for i, j in _within(piece):
             close = hamming(unique[i], unique[j]) <= radius
             found.append(torch.stack([one[i[close]], one[j[close]]], dim=1))
     pairs = torch.cat(found).sort(dim=1).values
-    return pairs.unique(dim=0)
+    different: Tensor = pairs.unique(dim=0)
+    return different
 
 
 def _within(key: Int64[Tensor, " N"]) -> Iterator[tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]]:
@@ -117,6 +120,15 @@ def mutual_pairs(features: Float[Tensor, "N d"], threshold: float, k: int = 8) -
     both = both[times == 2]
     pairs = torch.stack([both // len(features), both % len(features)], dim=1)
     return pairs[pairs[:, 0] < pairs[:, 1]]
+
+
+def neighbour_pairs(features: Float[Tensor, "N d"], k: int) -> Int64[Tensor, "P 2"]:
+    """Each one with its k nearest by cosine, as pairs (i, j), i < j, each once."""
+    index = nearest(features, features, k + 1)[1].cpu()
+    row = torch.arange(len(features)).unsqueeze(1).expand_as(index)
+    pairs = torch.stack([row, index], dim=2)[index != row]
+    different: Tensor = pairs.sort(dim=1).values.unique(dim=0)
+    return different
 
 
 def tracks(count: int, pairs: Int64[Tensor, "P 2"]) -> Int64[Tensor, " count"]:

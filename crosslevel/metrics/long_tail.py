@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+from crosslevel.metrics.clustering import clusters
 
 
 def imbalance_factor(sizes: Int64[Tensor, " k"] | Float[Tensor, " k"]) -> float:
@@ -57,8 +62,54 @@ def duplicate_share(track_sizes: Int64[Tensor, " T"], batch_size: int) -> float:
     return float((m * times * (1 - alone)).sum() / total)
 
 
+def distinct_tracks(track_sizes: Int64[Tensor, " T"], batch_size: int) -> float:
+    """How many different tracks a random batch is expected to hold.
+
+    A track of m images is missed with the probability C(N - m, B) / C(N, B).
+
+    Raises:
+        ValueError: no images, or a batch of none.
+
+    """
+    sizes, times = track_sizes[track_sizes > 0].unique(return_counts=True)
+    total = int((sizes * times).sum())
+    if not total or batch_size < 1:
+        raise ValueError(f"{total} images in batches of {batch_size}: give at least one of each")
+    drawn = min(batch_size, total)
+    whole = _log_choose(torch.tensor(float(total)).double(), drawn)
+    missed = torch.exp(_log_choose(total - sizes.double(), drawn) - whole)
+    return float((times * (1 - missed)).sum())
+
+
+def groups(
+    features: Float[Tensor, "N d"], tracks: Int64[Tensor, " N"], count: int | None = None, seed: int = 0
+) -> Int64[Tensor, " N"]:
+    """Groups of similar images without labels, numbered by size: k-means on one mean feature a track.
+
+    A track counts once, so that a film of a thousand frames does not get a group of its own; its images share a group.
+    Features are centred: where all of them point the same way, their directions would not tell them apart.
+
+    Args:
+        features: of any length.
+        tracks: the track of each image.
+        count: how many groups; half of the tracks' square root, at least 10, unless given. Never more than tracks.
+        seed: of the starts.
+
+    """
+    owner = tracks.unique(return_inverse=True)[1]
+    total = int(owner.max()) + 1
+    unit = F.normalize(features.float(), dim=1)
+    sums = torch.zeros(total, features.shape[1]).index_add_(0, owner, unit)
+    means = sums / torch.bincount(owner).unsqueeze(1)
+    points = F.normalize(means - means.mean(0), dim=1)
+    count = min(total, max(10, round(math.sqrt(total) / 2)) if count is None else count)
+    found = clusters(points, count, seed)
+    rank = torch.bincount(found, minlength=count).argsort(descending=True, stable=True).argsort()
+    return rank[found][owner]
+
+
 def _log_choose(n: Float[Tensor, " T"], k: int) -> Float[Tensor, " T"]:
-    """log C(n, k); minus infinity where k exceeds n."""
+    """Log C(n, k); minus infinity where k exceeds n."""
     enough = n >= k
     rest = torch.where(enough, n - k, 0.0)
     value = torch.lgamma(n + 1) - torch.lgamma(rest + 1) - torch.lgamma(torch.tensor(k + 1.0).double())
