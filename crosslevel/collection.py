@@ -129,7 +129,7 @@ def calibrated(
     """The cosine from which on two images count as near-duplicates for this encoder.
 
     The median cosine of two views of the same image (crops of 80 to 100 % of its area), or, where that is higher, the
-    cosine that only one in a thousand pairs of random images exceeds.
+    cosine that only one in a thousand pairs of random images exceeds. At most 0.999: equal images are duplicates.
 
     Args:
         encoder: the network.
@@ -148,7 +148,7 @@ def calibrated(
         a, b = (F.normalize(network(x.to(hardware.device)).float().cpu(), dim=1) for x in views(shown, draws))
     unit = F.normalize(features, dim=1)
     others = (unit @ unit.T)[~torch.eye(len(unit), dtype=torch.bool)]
-    return float(max((a * b).sum(1).median(), np.quantile(others.numpy(), 0.999)))
+    return min(0.999, max(float((a * b).sum(1).median()), float(np.quantile(others.numpy(), 0.999))))
 
 
 def known_features(
