@@ -121,7 +121,7 @@ def measured(name: str, data: torch.Tensor, labels: torch.Tensor, tracks: torch.
 
 def tabled(rows: list[Row]) -> list[str]:
     lines = [
-        "| collection, true imbalance | imbalance | estimated | Gini | estimated | duplicates in a batch, % | estimated |",
+        "| collection | imbalance | estimated | Gini | estimated | duplicates a batch, % | estimated |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
