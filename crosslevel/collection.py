@@ -173,4 +173,6 @@ class _Unlabelled(Images):
         return self.source[int(self.places[i])][0], -1
 
     def _content(self) -> Iterable[bytes | memoryview]:
-        return [self.source.identity().encode(), self.places.numpy().tobytes()]
+        # Not the identity of the source, which looks at its labels.
+        yield from self.source._content()
+        yield self.places.numpy().tobytes()
