@@ -149,9 +149,9 @@ def summary(
 
 TRUST = {
     "run": "Groups by k-means: their sizes hint at the long tail where the run's features separate what images show, "
-    "and k-means evens sizes out. Not checked against known class frequencies.",
+    "and k-means evens sizes out. With a short run they did not rank the true imbalance of known collections.",
     "none": "Colours and edges say little about what an image shows: the sizes describe looks, not classes. They did "
-    "not rank the true imbalance of the collections that they were checked on. Train, then inspect with --run.",
+    "not rank the true imbalance of the collections that they were checked on.",
 }
 
 
