@@ -20,6 +20,10 @@ COMMANDS = {
         "what the features are good for: kNN, linear, semi-supervised, transfer, detection, ...",
     ),
     "compare": ("crosslevel.compare", "the evaluations of several runs side by side"),
+    "inspect": (
+        "crosslevel.inspect",
+        "what is in a collection: sizes, damage, duplicates, the long tail; settings for it",
+    ),
     "recipes": ("crosslevel.recipes", "the settings of published results, and their figures"),
     "export": ("crosslevel.export", "the encoder's weights for torchvision, timm, detectron2 or ONNX"),
     "pack": ("crosslevel.pack", "images decoded and resized once, to be read at memory speed"),

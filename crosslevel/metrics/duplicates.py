@@ -1,0 +1,138 @@
+"""Near-duplicates: perceptual hashes, pairs of similar images without comparing all with all, and their tracks."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from crosslevel.metrics.nearest import nearest
+
+BITS = 64
+SIDE = 32  # pixels of the image that is hashed
+_LUMA = (0.299, 0.587, 0.114)
+_PAIRS = 2**22  # pairs compared at a time: about 200 MB
+
+
+def perceptual_hash(images: UInt8[Tensor, "B 3 32 32"]) -> Int64[Tensor, " B"]:
+    """64 bits an image: which of its lowest frequencies lie above their median (Zauner 2010, section 3.2.1).
+
+    The frequencies are those of the discrete cosine transform of the gray image, 1 to 8 in each direction: the mean
+    brightness is not among them. Resizing, compression, slight shifts and changes of brightness flip few bits.
+
+    Raises:
+        ValueError: the images are not uint8 of 32 x 32 pixels.
+
+    """
+    if images.dtype != torch.uint8 or images.shape[1:] != (3, SIDE, SIDE):
+        raise ValueError(f"images are {images.dtype} {tuple(images.shape)}: give uint8 (B, 3, {SIDE}, {SIDE})")
+    gray = torch.einsum("bchw,c->bhw", images.double(), torch.tensor(_LUMA, dtype=torch.float64, device=images.device))
+    place = torch.arange(SIDE, dtype=torch.float64, device=images.device)
+    waves = torch.cos(math.pi / (2 * SIDE) * (2 * place + 1) * place[1:9].unsqueeze(1))
+    frequencies = (waves @ gray @ waves.T).flatten(1)
+    # Of a flat image only rounding errors are left, which would be random bits.
+    frequencies = torch.where(frequencies.abs() < 1e-6, 0.0, frequencies)
+    return packed(frequencies > frequencies.median(dim=1, keepdim=True).values)
+
+
+def packed(bits: Bool[Tensor, "B 64"]) -> Int64[Tensor, " B"]:
+    """64 bits as one number, the first bit the lowest; the last one is the sign."""
+    return (bits.long() << torch.arange(BITS, device=bits.device)).sum(1)
+
+
+def hamming(a: Int64[Tensor, " P"], b: Int64[Tensor, " P"]) -> Int64[Tensor, " P"]:
+    """How many of the 64 bits differ."""
+    x = a ^ b
+    # Sums of neighbouring bits, then pairs, then nibbles (the shift keeps the sign: it is masked away).
+    x = (x & 0x5555555555555555) + ((x >> 1) & 0x5555555555555555)
+    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return sum(((x >> shift) & 0xFF for shift in range(0, BITS, 8)), torch.zeros_like(x))
+
+
+def near_pairs(hashes: Int64[Tensor, " N"], radius: int) -> Int64[Tensor, "P 2"]:
+    """Pairs (i, j), i < j, whose hashes differ in at most ``radius`` bits; equal hashes as a chain, not all pairs.
+
+    The 64 bits are cut into radius + 1 pieces: two hashes that differ in ``radius`` bits agree in at least one
+    (Norouzi, Punjani and Fleet, CVPR 2012). So only images that share a piece are compared,
+    some millions of pairs at a time.
+
+    Raises:
+        ValueError: a radius outside 0 to 16: beyond, the pieces are so short that nearly all are compared with all.
+
+    """
+    if not 0 <= radius <= 16:
+        raise ValueError(f"radius={radius}: choose 0 to 16 of the 64 bits")
+    unique, owner = hashes.unique(return_inverse=True)
+    order = owner.argsort(stable=True)
+    first = torch.ones(len(order), dtype=torch.bool)
+    first[1:] = owner[order[1:]] != owner[order[:-1]]
+    chains = torch.stack([order[:-1], order[1:]], dim=1)[~first[1:]]
+    one = order[first]  # of each hash its first image
+    found = [chains]
+    edges = torch.linspace(0, BITS, radius + 2).round().long().tolist()
+    for low, high in itertools.pairwise(edges) if radius else []:
+        piece = (unique >> low) & ((1 << (high - low)) - 1)
+        for i, j in _within(piece):
+            close = hamming(unique[i], unique[j]) <= radius
+            found.append(torch.stack([one[i[close]], one[j[close]]], dim=1))
+    pairs = torch.cat(found).sort(dim=1).values
+    different: Tensor = pairs.unique(dim=0)
+    return different
+
+
+def _within(key: Int64[Tensor, " N"]) -> Iterator[tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]]:
+    """All pairs of places with equal keys, some at a time."""
+    order = key.argsort(stable=True)
+    _, counts = key[order].unique_consecutive(return_counts=True)
+    ends = counts.cumsum(0).repeat_interleave(counts)
+    after = ends - torch.arange(len(key)) - 1  # how many places each one is compared with: those behind it
+    start = 0
+    total = after.cumsum(0)
+    while start < len(key):
+        done = int(total[start - 1]) if start else 0
+        stop = max(start + 1, int(torch.searchsorted(total, done + _PAIRS, right=True)))
+        here = torch.arange(start, stop)
+        some = after[start:stop]
+        i = here.repeat_interleave(some)
+        step = torch.arange(len(i)) - (some.cumsum(0) - some).repeat_interleave(some)
+        yield order[i], order[i + 1 + step]
+        start = stop
+
+
+def mutual_pairs(features: Float[Tensor, "N d"], threshold: float, k: int = 8) -> Int64[Tensor, "P 2"]:
+    """Pairs (i, j), i < j, with a cosine of at least ``threshold``, each among the other's k nearest.
+
+    That both have to name each other keeps a dense crowd of different images from hanging together by one of them.
+    """
+    values, index = nearest(features, features, k + 1)
+    row = torch.arange(len(features)).unsqueeze(1).expand_as(index)
+    named = (values >= threshold) & (index != row)
+    i, j = row[named], index[named].cpu()
+    code = torch.cat([i * len(features) + j, j * len(features) + i])
+    both, times = code.unique(return_counts=True)
+    both = both[times == 2]
+    pairs = torch.stack([both // len(features), both % len(features)], dim=1)
+    return pairs[pairs[:, 0] < pairs[:, 1]]
+
+
+def neighbour_pairs(features: Float[Tensor, "N d"], k: int) -> Int64[Tensor, "P 2"]:
+    """Each one with its k nearest by cosine, as pairs (i, j), i < j, each once."""
+    index = nearest(features, features, k + 1)[1].cpu()
+    row = torch.arange(len(features)).unsqueeze(1).expand_as(index)
+    pairs = torch.stack([row, index], dim=2)[index != row]
+    different: Tensor = pairs.sort(dim=1).values.unique(dim=0)
+    return different
+
+
+def tracks(count: int, pairs: Int64[Tensor, "P 2"]) -> Int64[Tensor, " count"]:
+    """The track of each image: images that pairs connect, directly or over others, share one; numbered from 0."""
+    i, j = pairs.cpu().numpy().T
+    graph = coo_array(([True] * len(i), (i, j)), shape=(count, count))
+    return torch.from_numpy(connected_components(graph, directed=False)[1]).long()

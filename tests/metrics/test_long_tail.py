@@ -1,0 +1,64 @@
+"""Inequality and shares of duplicates, against their definitions."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crosslevel.metrics import long_tail
+
+SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=12).map(torch.tensor)
+
+
+@given(SIZES)
+def test_gini_is_half_the_relative_mean_difference(sizes):
+    x = sizes.double()
+    mean_difference = (x[:, None] - x).abs().mean()
+    assert long_tail.gini(sizes) == pytest.approx(float(mean_difference / (2 * x.mean())), abs=1e-9)
+
+
+def test_empty_groups_do_not_count():
+    assert long_tail.imbalance_factor(torch.tensor([0, 5, 20])) == 4
+    assert long_tail.gini(torch.tensor([0, 7, 7])) == 0
+    with pytest.raises(ValueError, match="no group"):
+        long_tail.gini(torch.tensor([0]))
+
+
+@given(SIZES, st.integers(1, 40))
+def test_shares_are_exact(sizes, batch):
+    total = int(sizes.sum())
+    b = min(batch, total)
+    alone = sum(m * math.comb(total - m, b - 1) / math.comb(total - 1, b - 1) for m in sizes.tolist()) / total
+    assert long_tail.duplicate_share(sizes, batch) == pytest.approx(1 - alone, abs=1e-9)
+    held = sum(1 - math.comb(total - m, b) / math.comb(total, b) for m in sizes.tolist())
+    assert long_tail.distinct_tracks(sizes, batch) == pytest.approx(held, abs=1e-9)
+
+
+def test_the_share_agrees_with_drawing():
+    sizes = torch.tensor([1] * 50 + [10] * 20)
+    owner = torch.arange(70).repeat_interleave(sizes)
+    draws, shares = torch.Generator().manual_seed(0), []
+    for _ in range(2000):
+        batch = owner[torch.randperm(250, generator=draws)[:32]]
+        shares.append(float((torch.bincount(batch)[batch] > 1).float().mean()))
+    assert long_tail.duplicate_share(sizes, 32) == pytest.approx(sum(shares) / 2000, abs=0.01)
+
+
+def test_a_large_collection_keeps_its_digits():
+    assert long_tail.duplicate_share(torch.full((50_000,), 2), 2) == pytest.approx(1 / 99_999, rel=1e-4)
+    assert long_tail.duplicate_share(torch.ones(10, dtype=torch.long), 256) == 0
+    for broken in (torch.tensor([0]), 4), (torch.tensor([3]), 0):
+        with pytest.raises(ValueError, match="at least one"):
+            long_tail.duplicate_share(*broken)
+
+
+def test_groups_count_a_track_once_and_come_by_size():
+    draws = torch.Generator().manual_seed(0)
+    centres = torch.eye(3, 8)
+    of_track = torch.tensor([0] * 20 + [1] * 10 + [2] * 5)
+    tracks = torch.arange(35).repeat_interleave(torch.tensor([1] * 20 + [6] * 15))
+    features = centres[of_track[tracks]] + 0.05 * torch.randn(len(tracks), 8, generator=draws)
+    found = long_tail.groups(features, tracks, 3)
+    assert torch.equal(found, of_track[tracks])
