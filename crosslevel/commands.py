@@ -130,7 +130,7 @@ def _hidden(function: Callable[..., Any]) -> set[str | int]:
 
 def _borrowed(function: Callable[..., Any], parser: Parser, settings: Namespace) -> dict[str, Any]:
     """The command's own arguments, and the other's as ``settings``."""
-    tree = yaml.safe_load(parser.dump(settings, skip_none=False))
+    tree = yaml.safe_load(parser.dump(settings, skip_unset=False))
     own = {name: tree.pop(name) for name in inspect.signature(function).parameters if name in tree}
     return {**own, "settings": {k: v for k, v in tree.items() if k not in ("config", "recipe")}}
 

@@ -169,7 +169,8 @@ class Decoder:
         if frame.width * frame.height > PIXEL_LIMIT:
             raise BadVideo(f"{frame.width} x {frame.height} are more than {PIXEL_LIMIT:,} pixels")
         # frame.to_ndarray would make a converter of some megabytes for each frame, and keep it with the frame.
-        image = torch.from_numpy(self._converter.reformat(frame, format="rgb24").to_ndarray())
+        # One thread: a forked process that drops a converter of its parent would wait for threads that it has not.
+        image = torch.from_numpy(self._converter.reformat(frame, format="rgb24", threads=1).to_ndarray())
         turns = round(frame.rotation / 90) % 4
         return (torch.rot90(image, turns) if turns else image).permute(2, 0, 1).contiguous()
 

@@ -1,9 +1,12 @@
 """Frames of videos that the tests write themselves: each shows its own number in black and white stripes."""
 
+import gc
 import os
 import random
+import signal
 import struct
 import sys
+import time
 from fractions import Fraction
 
 import numpy as np
@@ -381,6 +384,27 @@ def test_workers_give_the_same_batches(films):
     for one, other in zip(*batches, strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.index, other.index)
+
+
+def test_a_fork_can_drop_what_its_parent_decoded_with(films):
+    """Converters with threads of their own would be waited for in the forked process, which has none of them."""
+    source = images.open(f"{films['b.mp4']},stride=1")
+    seen(source, 30)
+    child = os.fork()
+    if child == 0:
+        del source
+        gc.collect()
+        os._exit(0)
+    for _ in range(200):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert done == child
+    assert status == 0
 
 
 def test_without_pyav_the_message_is_the_install_command(tmp_path, monkeypatch):
