@@ -1,6 +1,6 @@
 """CLD on correlated batches: the same run with shuffled and with natural-order batches, with and without CLD.
 
-python benchmarks/correlated.py TRAIN TEST [-o benchmarks/results/correlated] [--seeds 0 1] [--epochs 6]
+python benchmarks/correlated.py TRAIN TEST [-o benchmarks/results/correlated] [--seeds 0 1] [--epochs 4]
 
 TRAIN and TEST are CIFAR-10's images, a folder a class: 1,500 images of its long-tailed part, each eight times with
 small shifts. The other collection is `turntable`, 20 frames of each object. Natural order is that of the source: copy
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("test")
     parser.add_argument("-o", "--output", default="benchmarks/results/correlated")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--runs", default="runs/correlated", help="where the runs' folders go")
@@ -53,7 +53,7 @@ def grid(arguments: argparse.Namespace) -> None:
     record = Path(arguments.output).with_suffix(".json")
     record.parent.mkdir(parents=True, exist_ok=True)
     done: dict[str, Any] = json.loads(record.read_text())["cells"] if record.exists() else {}
-    for seed, name, groups, order in itertools.product(arguments.seeds, sources, GROUPS, ("shuffled", "natural")):
+    for seed, groups, name, order in itertools.product(arguments.seeds, GROUPS, sources, ("shuffled", "natural")):
         key = f"{name}, {order}, CLD {groups}, seed {seed}"
         line = [f"--epochs={arguments.epochs}", f"--batch_size={arguments.batch_size}", f"--order={order}"]
         line += [f"--encoder.width={arguments.width}", f"--seed={seed}", "--report_html=false", "--monitor_every=0"]
