@@ -1,6 +1,6 @@
 """CLD on correlated batches: the same run with shuffled and with natural-order batches, with and without CLD.
 
-python benchmarks/correlated.py TRAIN TEST [-o benchmarks/results/correlated] [--seeds 0 1] [--epochs 4]
+python benchmarks/correlated.py TRAIN TEST [-o benchmarks/results/correlated] [--seeds 0 1] [--epochs 3]
 
 TRAIN and TEST are CIFAR-10's images, a folder a class: 1,500 images of its long-tailed part, each eight times with
 small shifts. The other collection is `turntable`, 20 frames of each object. Natural order is that of the source: copy
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("test")
     parser.add_argument("-o", "--output", default="benchmarks/results/correlated")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--runs", default="runs/correlated", help="where the runs' folders go")

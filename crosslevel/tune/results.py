@@ -241,12 +241,14 @@ def _printed(trials: Sequence[FrozenTrial], plan: Plan, most: int = 10) -> Table
     """The best trials; the rest is in the file."""
     shown = sorted(trials, key=lambda t: (t.value is not None, _score(t) or 0.0), reverse=True)[:most]
     table = Table(title=f"The best {len(shown)} of {len(trials)} trials" if len(trials) > most else "Trials")
-    for column in ("trial", "outcome", "epochs", "score", *plan.space):
-        table.add_column(column, justify="left" if column == "outcome" else "right")
+    for column in ("trial", "outcome", "epochs", "score"):
+        table.add_column(column, justify="left" if column == "outcome" else "right", no_wrap=True)
+    table.add_column("settings", overflow="fold")
     for trial in shown:
         number, kind, epochs, score, *rest = _row(trial, plan)
         values = rest[len(FIGURES) : len(FIGURES) + len(plan.space)]
-        table.add_row(*(cell(value, 4) for value in (number, kind, epochs, score, *values)))
+        found = ", ".join(f"{name} {cell(value, 4)}" for name, value in zip(plan.space, values, strict=True))
+        table.add_row(*(cell(value, 4) for value in (number, kind, epochs, score)), found)
     return table
 
 
