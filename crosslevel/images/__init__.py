@@ -101,6 +101,10 @@ def open(
         return _listed(source, crops)
     source = os.fspath(source)
     whole, parts = split(source)
+    if parts and is_stream(whole):
+        raise SourceError(
+            f"{source}: a stream has no known images to take a part of: leave {parts[0]} out, or give files"
+        )
     if parts:
         return applied(open(whole, data_root=data_root, crops=crops), parts, source)
     if crops is not None:

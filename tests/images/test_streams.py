@@ -513,6 +513,11 @@ def test_what_is_a_stream(tmp_path, monkeypatch):
     assert lasting("stream:https://h/x.tar") == "stream:https://h/x.tar"
 
 
+def test_a_stream_has_no_parts():
+    with pytest.raises(SourceError, match="a stream has no known images to take a part of: leave @imbalance=3 out"):
+        image_sources.open("https://host/x.tar@imbalance=3", streams=True)
+
+
 def test_some_images_to_look_at(tmp_path):
     stream = shards(tmp_path, range(30), range(30, 60), bad=(0,))
     some = stream.some(20)
