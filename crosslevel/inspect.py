@@ -25,7 +25,7 @@ from crosslevel.collection import Found, Looked, find, known_features, look
 from crosslevel.encoder import load_encoder
 from crosslevel.features import Place
 from crosslevel.hardware import Device, Precision, choose
-from crosslevel.images import BadFiles, Images, subsets
+from crosslevel.images import BadFiles, Crops, Images, subsets
 from crosslevel.metrics import long_tail
 
 SHOWN_BROKEN = 20
@@ -61,11 +61,13 @@ def inspect(
     precision: Precision = "auto",
     workers: int | None = None,
     data_root: str | None = None,
+    crops: Crops | None = None,
 ) -> dict[str, Any]:
     """Say what is in a collection: sizes, broken files, duplicates and their tracks, the long tail; no label is read.
 
     Args:
-        images: a folder, a .txt list of files, cifar10, cifar100 or turntable.
+        images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, videos, annotations (with
+            --crops), cifar10, cifar100, stl10 or turntable; a suffix such as @imbalance=100 or @list=FILE takes a part.
         run: the folder of a run, or its encoder.safetensors: near-duplicates and groups by its features as well.
         output: a .json file, or a folder for inspect.json and inspect.html; none is written unless given.
         batch_size: of the training that settings are suggested for.
@@ -75,7 +77,8 @@ def inspect(
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: auto takes bfloat16 where the hardware computes it.
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
-        data_root: folder with the official files of cifar10 and cifar100.
+        data_root: folder with the official files of cifar10, cifar100 and stl10.
+        crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
 
     Returns:
         what the JSON file has.
@@ -84,7 +87,7 @@ def inspect(
         raise ValueError(f"batch_size={batch_size}, sample={sample}: give at least 2 each")
     console, bad = Console(soft_wrap=True), BadFiles()
     encoder, hardware = None if run is None else load_encoder(run), choose(device, precision)
-    source = image_sources.open(images, data_root=data_root)
+    source = image_sources.open(images, data_root=data_root, crops=crops)
     total, generator = len(source), torch.Generator().manual_seed(seed)
     part = source if total <= sample else subsets.take(source, subsets.sample(source, sample, generator))
     with _bar(console) as bar:

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from crosslevel import images as image_sources
-from crosslevel.images import BadFiles, BadImage, Images, SourceError
+from crosslevel.images import BadFiles, BadImage, Crops, Images, SourceError
 from crosslevel.images.indexes import Paths, taken
 from crosslevel.images.packs import ABOUT, INDEX, UNFINISHED, VERSION, Decoded, decoded, is_pack, shard_name, shrunk
 
@@ -29,7 +30,12 @@ _LOOKED_AT = 32  # images, to estimate the size
 
 
 def pack(
-    images: str, output: str = "packed", size: int = 256, workers: int | None = None, data_root: str | None = None
+    images: str,
+    output: str = "packed",
+    size: int = 256,
+    workers: int | None = None,
+    data_root: str | None = None,
+    crops: Crops | None = None,
 ) -> Path:
     """Decode and resize images once, into a folder that every command takes as images and reads at memory speed.
 
@@ -37,11 +43,13 @@ def pack(
     started again with the same arguments; if the images have changed since, they are packed anew.
 
     Args:
-        images: a folder, a .txt list of files, cifar10, cifar100 or turntable.
+        images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, videos, annotations (with
+            --crops), cifar10, cifar100, stl10 or turntable; a suffix such as @imbalance=100 or @list=FILE takes a part.
         output: the folder to write.
         size: pixels of the shorter side; smaller images are not enlarged.
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
-        data_root: folder with the official files of cifar10 and cifar100.
+        data_root: folder with the official files of cifar10, cifar100 and stl10.
+        crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
 
     Returns:
         the folder.
@@ -52,14 +60,14 @@ def pack(
     console, began = Console(soft_wrap=True), time.monotonic()
     folder = Path(output)
     _check_place(folder, images)
-    source = image_sources.open(images, data_root=data_root)
+    source = image_sources.open(images, data_root=data_root, crops=crops)
     identity = source.identity()
     found = _about(folder)
     if found is not None and (found["identity"], found["size"]) != (identity, size):
-        _say(console, f"{folder}: {_difference(found, size, source)}: packed anew")
+        _say(console, f"{folder}: {_difference(found, size, crops, source)}: packed anew")
         _clear(folder)
         found = None
-    writer = _Writer(folder, source, {**_origin(images), "identity": identity, "size": size})
+    writer = _Writer(folder, source, {**_origin(images, crops), "identity": identity, "size": size})
     if found is not None and (folder / ABOUT).is_file():
         writer.tidy()
         _say(console, f"{folder} is complete: {found['images']:,} images of {images}, nothing has changed")
@@ -277,14 +285,17 @@ def _about(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _origin(images: str) -> dict[str, Any]:
+def _origin(images: str, crops: Crops | None) -> dict[str, Any]:
     where = os.path.abspath(images) if os.path.exists(images) else None
-    return {"version": VERSION, "source": images, "where": where}
+    cut = {} if crops is None else {"crops": asdict(crops)}
+    return {"version": VERSION, "source": images, "where": where, **cut}
 
 
-def _difference(found: dict[str, Any], size: int, source: Images) -> str:
+def _difference(found: dict[str, Any], size: int, crops: Crops | None, source: Images) -> str:
     if found["size"] != size:
         return f"it was packed with --size {found['size']}"
+    if found.get("crops") != (None if crops is None else asdict(crops)):
+        return f"it was packed with {Crops(**found['crops']).options() if 'crops' in found else 'no --crops'}"
     then = f" ({found['images']:,} readable images then, {len(source):,} files now)" if "images" in found else ""
     return f"{source.name} has changed since{then}"
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from rich.console import Console
 
 from crosslevel import images as image_sources
-from crosslevel.images import Images
+from crosslevel.images import Crops, Images
 from crosslevel.images.lists import write_list
 from crosslevel.images.suffixes import split, with_list
 
 SHOWN = 20  # classes that are counted one by one
 
 
-def subset(images: str, output: str = "subset.txt", data_root: str | None = None) -> Path:
+def subset(images: str, output: str = "subset.txt", data_root: str | None = None, crops: Crops | None = None) -> Path:
     """Write which images a source and its suffixes name: a path, a tab and a label a line.
 
     Args:
@@ -26,6 +26,7 @@ def subset(images: str, output: str = "subset.txt", data_root: str | None = None
             @repeat=10[,shift=2,seed=0] (copies shifted by some pixels).
         output: the file to write.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
+        crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
 
     Returns:
         the file.
@@ -36,11 +37,12 @@ def subset(images: str, output: str = "subset.txt", data_root: str | None = None
     for read in (whole, *(suffix.value for suffix in suffixes)):
         if file.exists() and os.path.exists(read) and file.samefile(read):
             raise ValueError(f"--output {output} is what {images} is read from: give another file")
-    source = image_sources.open(images, data_root=data_root)
+    source = image_sources.open(images, data_root=data_root, crops=crops)
     write_list(source, file)
     for line in [f"{len(source):,} images of {images} in {file}", *_counts(source)]:
         console.print(line, highlight=False, markup=False)
     use, where = with_list(images, str(file)), "" if data_root is None else f" --data-root {shlex.quote(data_root)}"
+    where += "" if crops is None else f" {crops.options()}"
     console.print(f"use it: crosslevel train {shlex.quote(use)}{where}", highlight=False, markup=False)
     return file
 

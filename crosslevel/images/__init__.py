@@ -15,7 +15,7 @@ from crosslevel.images import containers
 from crosslevel.images.batches import Batch, EvalBatches, TrainBatches, fit, pack
 from crosslevel.images.cifar import Cifar10, Cifar100
 from crosslevel.images.containers import open_container
-from crosslevel.images.crops import Crops, object_crops
+from crosslevel.images.crops import Crops, is_annotated, object_crops
 from crosslevel.images.health import BadFiles, BadImage
 from crosslevel.images.packs import is_pack, open_pack
 from crosslevel.images.remote import lasting
@@ -52,6 +52,7 @@ __all__ = [
 
 NAMED: dict[str, type[Packed]] = {"cifar10": Cifar10, "cifar100": Cifar100, "turntable": Turntable, "stl10": Stl10}
 
+_ANNOTATED = "--crops takes the objects of annotated images"
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -136,7 +137,8 @@ def _folder_or_list(source: str) -> Images | None:
     if source.lower().endswith(".txt") and os.path.exists(source):
         return Files.from_text(source)
     if os.path.exists(source):
-        raise SourceError(f"{source}: a single file: give a folder, or a .txt file with one image path a line")
+        hint = _ANNOTATED if is_annotated(source) else "give a folder, or a .txt file with one image path a line"
+        raise SourceError(f"{source}: a single file: {hint}")
     return None
 
 
@@ -169,6 +171,7 @@ def _named(source: str, data_root: str | None) -> Images:
     if name not in NAMED:
         near = difflib.get_close_matches(name.lower(), NAMED, 1)
         hint = f"did you mean {near[0]}?" if near else f"give a path, or one of {', '.join(NAMED)}"
+        hint = _ANNOTATED if is_annotated(source) else hint
         raise SourceError(f"{source!r}: no such folder, file or data set: {hint}")
     parameters = _parameters(NAMED[name])
     arguments: dict[str, Any] = {"data_root": data_root} if "data_root" in parameters else {}

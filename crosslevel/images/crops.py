@@ -16,7 +16,7 @@ from crosslevel.images.health import BadImage
 from crosslevel.images.indexes import Paths
 from crosslevel.images.sources import Images, SourceError
 
-__all__ = ["Crops", "ObjectCrops", "object_crops"]
+__all__ = ["Crops", "ObjectCrops", "is_annotated", "object_crops"]
 
 
 @dataclass(frozen=True)
@@ -154,16 +154,30 @@ def object_crops(source: str, crops: Crops) -> ObjectCrops:
         SourceError: there are no annotations, they are wrong, or fewer than 2 objects are large enough.
 
     """
-    for part in source.split("+") if not os.path.exists(source) else [source]:
-        path = part if os.path.exists(part) else part.rpartition(":")[0]
-        voc = os.path.isdir(os.path.join(path, "ImageSets", "Main"))
-        if not voc and not (os.path.isfile(path) and path.lower().endswith(".json")):
+    for part in _parts(source):
+        if not _has_annotations(part):
             raise SourceError(
                 f"{part}: there are no annotated objects to crop: give a VOC folder and the name of a list, "
                 "VOC2007:trainval, or COCO's instances and their images, instances_val2017.json:val2017, "
                 "or leave --crops out"
             )
     return ObjectCrops(annotated(source), crops)
+
+
+def is_annotated(source: str) -> bool:
+    """Whether `object_crops` would look for objects in ``source``."""
+    return all(map(_has_annotations, _parts(source)))
+
+
+def _parts(source: str) -> list[str]:
+    return [source] if os.path.exists(source) else source.split("+")
+
+
+def _has_annotations(part: str) -> bool:
+    """Whether this is a VOC folder, with or without a list, or a file of COCO's kind, with or without its images."""
+    path = part if os.path.exists(part) else part.rpartition(":")[0]
+    voc = path and os.path.isdir(os.path.join(path, "ImageSets", "Main"))
+    return bool(voc) or (os.path.isfile(path) and path.lower().endswith(".json"))
 
 
 def _names(files: list[str], image: Int64[Tensor, " N"], number: Int64[Tensor, " N"]) -> Iterator[str]:

@@ -253,3 +253,46 @@ def test_a_run_repeats_its_crops(tmp_path, monkeypatch, capfd):
     assert result["crops"]["min_size"] == 3
     cli.main(["embed", "a", "VOC:trainval", "--crops.min_size=3", "-o", "f.npy", "--workers=0"])
     assert np.load("f.npy").shape[0] == 6
+
+
+def test_objects_are_packed_as_they_were_cut_out(tmp_path, monkeypatch, voc, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = ["pack", "VOC:trainval", "-o", "p", "--workers=0"]
+    cli.main([*options, "--crops.min_size=10", "--crops.margin=0.3"])
+    packed = images.open("p")
+    source = images.open(voc, crops=Crops(margin=0.3, min_size=10))
+    assert list(packed.paths) == list(source.paths)
+    assert all(torch.equal(packed[i][0], source[i][0]) for i in range(3))
+    assert json.loads((tmp_path / "p" / "pack.json").read_text())["crops"] == {
+        "margin": 0.3,
+        "min_size": 10,
+        "square": True,
+    }
+    capsys.readouterr()
+    cli.main([*options, "--crops.min_size=10", "--crops.margin=0.3"])
+    assert "nothing has changed" in capsys.readouterr().out
+    cli.main([*options, "--crops.min_size=10"])
+    assert "it was packed with --crops.margin=0.3 --crops.min_size=10: packed anew" in capsys.readouterr().out
+    assert images.open("p").identity() != packed.identity()
+
+
+def test_objects_are_inspected_and_listed(tmp_path, monkeypatch, voc, capsys):
+    monkeypatch.chdir(tmp_path)
+    cli.main(["inspect", "VOC:trainval", "--crops.min_size=3", "-o", "seen.json", "--device=cpu", "--workers=0"])
+    told = json.loads((tmp_path / "seen.json").read_text())
+    assert (told["count"], told["readable"]) == (4, 4)
+    capsys.readouterr()
+    cli.main(["subset", "VOC:trainval@imbalance=2", "--crops.min_size=3", "-o", "part.txt"])
+    said = capsys.readouterr().out
+    assert "3 images of VOC:trainval@imbalance=2" in said
+    assert "use it: crosslevel train VOC:trainval@list=part.txt --crops.min_size=3\n" in said
+    again = images.open("VOC:trainval@list=part.txt", crops=Crops(min_size=3))
+    assert list(again.paths) == list(images.open("VOC:trainval@imbalance=2", crops=Crops(min_size=3)).paths)
+
+
+@pytest.mark.parametrize("source", ["VOC:trainval", "VOC:trainval+VOC:trainval", "some.json", "some.json:VOC"])
+def test_without_the_option_the_message_names_it(tmp_path, monkeypatch, voc, source):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some.json").write_text("{}")
+    with pytest.raises(SourceError, match="--crops takes the objects of annotated images"):
+        images.open(source)
