@@ -8,7 +8,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,7 +51,7 @@ def run(function: Callable[..., Any], arguments: Sequence[str], **more: Any) -> 
     ``--config FILE`` reads any part of the tree, options after it override it; ``--recipe NAME`` reads a file that
     comes with the package; ``--resume RUN`` continues a run with the settings in its ``config.yaml``. Another
     ``--method`` than theirs takes none of the settings that they have for theirs. ``seed`` is set before anything is
-    built. ``more`` is what has no option: the function's keyword-only arguments.
+    built. ``more`` is what has no option: the function's keyword-only arguments. Warnings are one line each.
 
     Raises:
         SystemExit: status 2 for what the user can mend, 1 for a loss that is no number; one line on stderr.
@@ -57,15 +59,16 @@ def run(function: Callable[..., Any], arguments: Sequence[str], **more: Any) -> 
     """
     parser = build(function)
     try:
-        settings = parser.parse_args(_prepared(function, list(arguments), parser))
-        if settings.get("seed") is not None:
-            torch.manual_seed(settings.seed)
-        if BORROWED in vars(function):
-            return function(**_borrowed(function, parser, settings), **more)
-        built = parser.instantiate(settings)
-        built.pop("config", None)
-        built.pop("recipe", None)
-        return function(**built, **more)
+        with _short_warnings(parser.prog):
+            settings = parser.parse_args(_prepared(function, list(arguments), parser))
+            if settings.get("seed") is not None:
+                torch.manual_seed(settings.seed)
+            if BORROWED in vars(function):
+                return function(**_borrowed(function, parser, settings), **more)
+            built = parser.instantiate(settings)
+            built.pop("config", None)
+            built.pop("recipe", None)
+            return function(**built, **more)
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
@@ -282,5 +285,16 @@ def _read(file: str) -> dict[str, Any]:
     return tree
 
 
-def _one_line(error: BaseException) -> str:
+@contextmanager
+def _short_warnings(prog: str) -> Iterator[None]:
+    """Warnings without the place in the code and the line that is there: who uses the command did not write it."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *place, **line: f"{prog}: warning: {_one_line(message)}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+def _one_line(error: BaseException | str) -> str:
     return " ".join(str(error).split()) or type(error).__name__

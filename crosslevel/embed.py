@@ -68,7 +68,7 @@ def embed(
     encoder = load_encoder(run)
     source = image_sources.open(images, data_root=data_root, crops=crops)
     console.print(f"device: {hardware.why}; {len(source):,} images", highlight=False)
-    began, bad = time.monotonic(), BadFiles()
+    began, bad = time.monotonic(), source.bad_files()
     parts = _Parts(file, _fingerprint(run, images if crops is None else f"{images} {crops}", source), source)
     first = start = parts.start()
     if start:

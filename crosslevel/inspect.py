@@ -85,10 +85,10 @@ def inspect(
     """
     if batch_size < 2 or sample < 2:
         raise ValueError(f"batch_size={batch_size}, sample={sample}: give at least 2 each")
-    console, bad = Console(soft_wrap=True), BadFiles()
+    console = Console(soft_wrap=True)
     encoder, hardware = None if run is None else load_encoder(run), choose(device, precision)
     source = image_sources.open(images, data_root=data_root, crops=crops)
-    total, generator = len(source), torch.Generator().manual_seed(seed)
+    bad, total, generator = source.bad_files(), len(source), torch.Generator().manual_seed(seed)
     part = source if total <= sample else subsets.take(source, subsets.sample(source, sample, generator))
     with _bar(console) as bar:
         task = bar.add_task("looking at images", total=len(part))

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from crosslevel import images as image_sources
-from crosslevel.images import BadFiles, BadImage, Crops, Images, SourceError
+from crosslevel.images import BadImage, Crops, Images, SourceError
 from crosslevel.images.indexes import Paths, taken
 from crosslevel.images.packs import ABOUT, INDEX, UNFINISHED, VERSION, Decoded, decoded, is_pack, shard_name, shrunk
 
@@ -111,7 +111,7 @@ class _Writer:
 
     def __init__(self, folder: Path, source: Images, about: dict[str, Any]) -> None:
         self.folder, self.source, self.about = folder, source, about
-        self.bad, self.parts = BadFiles(), list[_Part]()
+        self.bad, self.parts = source.bad_files(), list[_Part]()
 
     @property
     def done(self) -> int:

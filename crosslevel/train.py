@@ -149,8 +149,8 @@ def train(
     console = Console(soft_wrap=True)
     hardware = choose(device, precision)
     _announce(console, hardware, encoder)
-    bad = BadFiles()
     opened = source = _opened(images, data_root, crops, watch)
+    bad = BadFiles() if isinstance(source, ImageStream) else source.bad_files()
     total = _length(source, epoch_size)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     source = _prepared(source, encoder, views, memory, bad, console)

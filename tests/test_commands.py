@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from importlib.metadata import version
 
 import pytest
@@ -176,6 +177,21 @@ def test_a_config_names_the_images_unless_the_command_line_does(tmp_path, argume
     (tmp_path / "config.yaml").write_text("images: here\nepochs: 2\n")
     given = [a.format(c=tmp_path / "config.yaml", d=tmp_path) for a in arguments]
     assert run(echo, given) == (images, 3 if "3" in given else 2)
+
+
+def test_a_warning_is_one_line_without_its_place_in_the_code(monkeypatch, capsys):
+    def careless(images: str) -> None:
+        """Warn."""
+        warnings.warn(f"{images}: its\nlabels are left out", stacklevel=1)
+
+    def shown(*told):
+        print(warnings.formatwarning(*told), end="", file=sys.stderr)
+
+    before = warnings.formatwarning
+    monkeypatch.setattr(warnings, "showwarning", shown)  # pytest's own would only record
+    run(careless, ["photos"])
+    assert capsys.readouterr().err == "crosslevel careless: warning: photos: its labels are left out\n"
+    assert warnings.formatwarning is before
 
 
 def test_ctrl_c_ends_in_one_line(capsys):

@@ -107,7 +107,10 @@ def open(
             f"{source}: a stream has no known images to take a part of: leave {parts[0]} out, or give files"
         )
     if parts:
-        return applied(open(whole, data_root=data_root, crops=crops), parts, source)
+        images = open(whole, data_root=data_root, crops=crops)
+        part = applied(images, parts, source)
+        part.left_out = images.left_out
+        return part
     if crops is not None:
         return object_crops(source, crops)
     if is_stream(source):

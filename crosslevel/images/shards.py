@@ -35,7 +35,7 @@ class Shards(Images):
     The headers of a shard are walked once and remembered until it changes. Labels are those of the WebDataset
     convention: a member of the same key (the name up to the first dot) that ends in ``.cls`` and holds a whole
     number, or one that ends in ``.json`` and has such a "label". ``paths[i]`` is ``shard.tar/member``; ``blocks``
-    are the shards. Of a shard that is cut off the whole members are used, and a warning names it.
+    are the shards. Of a shard that is cut off the whole members are used; a warning and ``left_out`` name it.
 
     Args:
         files: the shards, in order.
@@ -53,10 +53,12 @@ class Shards(Images):
         self._names = below_shared_folder(self.files)
         indexes = [_indexed(file) for file in self.files]
         self._states, tables = [state for state, _ in indexes], [table for _, table in indexes]
-        for file, table in zip(self.files, tables, strict=True):
+        self.left_out = left_out = dict[str, str]()
+        for file, name_of, table in zip(self.files, self._names, tables, strict=True):
             if len(table["damage"]):
                 damage = table["damage"].numpy().tobytes().decode("utf-8", "replace")
-                warnings.warn(f"{one_line(file)}: {damage}: {len(table['offset']):,} images are left", stacklevel=3)
+                left_out[name_of] = f"{damage}: {len(table['offset']):,} images are left"
+                warnings.warn(f"{one_line(file)}: {left_out[name_of]}", stacklevel=3)
         self._ends = list(accumulate(len(table["offset"]) for table in tables))
         if self._ends[-1] < 2:
             known = ", ".join(sorted(EXTENSIONS))

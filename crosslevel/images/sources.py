@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from crosslevel.images import listing
-from crosslevel.images.health import PIXEL_LIMIT, BadImage, read_image
+from crosslevel.images.health import PIXEL_LIMIT, BadFiles, BadImage, read_image
 from crosslevel.images.indexes import Paths
 from crosslevel.images.listing import EXTENSIONS, SourceError, Watch
 
@@ -27,7 +28,8 @@ class Images(Dataset[tuple[Tensor, int]]):
     ``labels`` is None where the source has none; ``classes[c]`` names label c; images of one track, such as the
     frames of one film, have the same number in ``tracks``, which is None where nothing is known of any. ``blocks``
     are the runs of images that are read together far faster than one by one, such as those compressed as one; they
-    cover all images in order, and are None where any order is as fast.
+    cover all images in order, and are None where any order is as fast. ``left_out`` says of files whose images are
+    missing, all or some of them, why: a shard that is cut off, a film that cannot be decoded.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Images(Dataset[tuple[Tensor, int]]):
     classes: list[str] | None = None
     tracks: Int64[Tensor, " N"] | None = None
     blocks: Sequence[range] | None = None
+    left_out: Mapping[str, str] = MappingProxyType({})
 
     def __len__(self) -> int:
         """The number of images, N."""
@@ -59,6 +62,13 @@ class Images(Dataset[tuple[Tensor, int]]):
         for part in self._content():
             digest.update(part)
         return digest.hexdigest()
+
+    def bad_files(self) -> BadFiles:
+        """A new list of what cannot be read: it begins with what is left out."""
+        bad = BadFiles()
+        for name, reason in self.left_out.items():
+            bad.add(name, reason)
+        return bad
 
     def _content(self) -> Iterable[bytes | memoryview]:
         """What tells these images from others."""

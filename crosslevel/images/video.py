@@ -74,7 +74,8 @@ class Videos(Images):
     keeps one film open and goes on from where it is, and keeps the frames that were asked for on the way (at most 128
     MB): their own order is the fast one, that of whole blocks nearly as fast.
 
-    ``files`` are relative to ``root``. Those that are no videos are left out with a warning.
+    ``files`` are relative to ``root``. Those that are no videos are left out with a warning; ``left_out`` has
+    them, and those that end early.
 
     Raises:
         SourceError: fewer than 2 frames.
@@ -141,15 +142,18 @@ class Videos(Images):
         """The videos that can be read, in the order given."""
         found: list[tuple[str, Timeline]] = []
         bad: list[str] = []
+        self.left_out = left_out = dict[str, str]()
         for file in files:
             path = os.path.join(self.root, file)
             try:
                 line = timeline(path)
             except BadVideo as error:
                 bad.append(f"{path}: {error}")
+                left_out[file] = str(error)
                 continue
             if line.ends_early:
                 warnings.warn(f"{path}: {line.ends_early}", stacklevel=4)
+                left_out[file] = line.ends_early
             found.append((file, line))
         if not found:
             more = f" ({len(bad) - 1} more cannot be read either)" if len(bad) > 1 else ""

@@ -2,19 +2,25 @@
 
 import contextlib
 import io
+import json
 import os
 import pickle
 import random
 import subprocess
 import tarfile
 import warnings
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from container_samples import flat, labelled, value, write_tar
 from hypothesis import given
 from hypothesis import strategies as st
+from picture_samples import encoded
+from PIL import Image
 
+from crosslevel import cli
 from crosslevel.images import BadFiles, BadImage, EvalBatches, SourceError, TrainBatches, shards
 from crosslevel.images import open as open_images
 from crosslevel.images.shards import Shards
@@ -169,6 +175,35 @@ def test_a_shard_cut_anywhere_keeps_its_whole_members(tmp_path):
         (line,) = [str(warning.message) for warning in caught]
         cut = str(file).replace("\n", "\\n")
         assert line == f"{cut}: truncated: it ends at byte {size:,}: {len(want)} images are left"
+        assert images.left_out == {file.name: line.removeprefix(f"{cut}: ")}
+
+
+@pytest.mark.filterwarnings("ignore:.*truncated")
+def test_every_verb_names_a_shard_that_is_cut_off(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    draws = np.random.default_rng(0)
+    pictures = [encoded(Image.fromarray(draws.integers(0, 256, (40, 30, 3), np.uint8)), "PNG") for _ in range(20)]
+    write_tar("0.tar", ((f"{i}.png", data) for i, data in enumerate(pictures[:10])))
+    cut = write_tar("1.tar", ((f"{i}.png", data) for i, data in enumerate(pictures[10:])))
+    with tarfile.open(cut) as tar:
+        end = tar.getmembers()[8].offset_data - 7
+    os.truncate(cut, end)
+    want = {"1.tar": f"truncated: it ends at byte {end:,}: 8 images are left"}
+    line = f"1.tar\t{want['1.tar']}\n"
+    plain = ["--workers=0", "--device=cpu"]
+    cli.main(["inspect", "*.tar", "-o", "seen.json", *plain])
+    told = json.loads(Path("seen.json").read_text())
+    assert (told["broken"], told["readable"]) == (want, 18)
+    assert f"1.tar: {want['1.tar']}\n" in capsys.readouterr().out
+    assert "<td>1.tar</td>" in Path("seen.html").read_text()
+    cli.main(["pack", "*.tar@repeat=2", "-o", "packed", "--workers=0"])
+    assert Path("packed/bad_files.txt").read_text() == line
+    tiny = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=4", "--report_html=false", "--cld.groups=2"]
+    cli.main(["train", "*.tar", "--run=run", "--epochs=1", *tiny, *plain])
+    assert Path("run/bad_files.txt").read_text() == line
+    cli.main(["embed", "run", "*.tar", "-o", "f.npy", *plain])
+    assert Path("f.bad_files.txt").read_text() == line
+    assert len(np.load("f.npy")) == 18
 
 
 def test_damage_in_the_middle(tmp_path):

@@ -266,10 +266,21 @@ def test_a_truncated_film(tmp_path):
     with pytest.warns(UserWarning, match=r"film.mp4: it ends after 1.0 s of 1.6 s: truncated") as warned:
         source = images.open(f"{file},stride=1")
     assert len(warned) == 1
+    (reason,) = source.left_out.values()
+    assert str(warned[0].message) == f"{file}: {reason}"
     got = [seen(source, i) for i in range(FRAMES)]
     assert got[:26] == list(range(26))
     assert [path for path, _ in got[26:]] == list(source.paths[26:])
     assert "truncated" in got[30][1]
+
+
+@pytest.mark.filterwarnings("ignore:.*it is left out")
+def test_a_part_names_what_the_whole_leaves_out(tmp_path):
+    write(tmp_path / "good.mp4", 60)
+    (tmp_path / "empty.mp4").touch()
+    left_out = images.open(tmp_path).left_out
+    assert list(left_out) == ["empty.mp4"]
+    assert images.open(f"{tmp_path}@frames=2@repeat=2").bad_files().reasons == left_out
 
 
 def test_what_is_no_video_is_named_and_left_out(tmp_path):
@@ -283,7 +294,10 @@ def test_what_is_no_video_is_named_and_left_out(tmp_path):
         for packet in [*stream.encode(silence), *stream.encode()]:
             target.mux(packet)
     with pytest.warns(UserWarning, match="it is left out") as warned:
-        assert images.open(tmp_path).files == ["good.mp4"]
+        source = images.open(tmp_path)
+    assert source.files == ["good.mp4"]
+    assert sorted(source.left_out) == ["empty.mp4", "sound.mp4", "text.mkv"]
+    assert "there is no picture in it" in source.left_out["sound.mp4"]
     said = sorted(str(w.message) for w in warned)
     assert [os.path.basename(line.split(": ")[0]) for line in said] == ["empty.mp4", "sound.mp4", "text.mkv"]
     assert all(line.endswith("; it is left out") for line in said)
