@@ -67,7 +67,7 @@ def pack(
         _say(console, f"{folder}: {_difference(found, size, crops, source)}: packed anew")
         _clear(folder)
         found = None
-    writer = _Writer(folder, source, {**_origin(images, crops), "identity": identity, "size": size})
+    writer = _Writer(folder, source, {**_origin(images, crops, source), "identity": identity, "size": size})
     if found is not None and (folder / ABOUT).is_file():
         writer.tidy()
         _say(console, f"{folder} is complete: {found['images']:,} images of {images}, nothing has changed")
@@ -178,9 +178,10 @@ class _Writer:
             column: Tensor | None = getattr(self.source, name)
             if column is not None:
                 table[name] = column[places]
-        watch = getattr(self.source, "watch", None)
-        if watch is not None and self.about["where"] is not None:
+        watch = self.source.watch
+        if watch is not None:
             table |= {"times": watch.times, **_columns("watched", watch.paths)}
+            table |= {} if watch.sizes is None else {"sizes": watch.sizes}
         save_file(table, self.folder / f"{INDEX}.tmp")
         # safetensors makes files for their owner alone; who may read the pixels may read this.
         shutil.copymode(self.folder / shard_name(0), self.folder / f"{INDEX}.tmp")
@@ -285,10 +286,11 @@ def _about(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _origin(images: str, crops: Crops | None) -> dict[str, Any]:
+def _origin(images: str, crops: Crops | None, source: Images) -> dict[str, Any]:
     where = os.path.abspath(images) if os.path.exists(images) else None
     cut = {} if crops is None else {"crops": asdict(crops)}
-    return {"version": VERSION, "source": images, "where": where, **cut}
+    watched = {} if source.watch is None else {"watched": source.watch.root}
+    return {"version": VERSION, "source": images, "where": where, **cut, **watched}
 
 
 def _difference(found: dict[str, Any], size: int, crops: Crops | None, source: Images) -> str:

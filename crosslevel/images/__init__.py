@@ -109,7 +109,7 @@ def open(
     if parts:
         images = open(whole, data_root=data_root, crops=crops)
         part = applied(images, parts, source)
-        part.left_out = images.left_out
+        part.left_out, part.watch = images.left_out, images.watch
         return part
     if crops is not None:
         return object_crops(source, crops)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 
 from crosslevel.images.hub import Hub
+from crosslevel.images.listing import Watch
 from crosslevel.images.parquet import Parquet
 from crosslevel.images.shards import Shards
 from crosslevel.images.sources import EXTENSIONS, Images, SourceError
@@ -46,6 +47,22 @@ def open_container(source: str) -> Images | None:
     files = _files(place)
     if not files:
         return None
+    found = _opened(source, files, options)
+    if os.path.isdir(place):
+        found.watch = Watch.of_files(files, place)  # one that comes later is a change
+    return found
+
+
+def absolute(source: str) -> str:
+    """``source`` as it can be opened from any folder: paths made absolute, names of data sets as they are."""
+    if "://" in source:
+        return source
+    place, options = _options(source)
+    folder = os.path.isdir(place) and set(options) <= set(_KEYS)
+    return os.path.abspath(source) if folder or os.path.lexists(source) or _CONTAINER.search(place) else source
+
+
+def _opened(source: str, files: list[str], options: dict[str, str]) -> Images:
     kinds = {_kind(file) for file in files}
     if len(kinds) > 1:
         raise SourceError(f"{source}: files of several kinds, {' and '.join(sorted(kinds))}: name one kind")
@@ -58,15 +75,6 @@ def open_container(source: str) -> Images | None:
     if options:
         raise SourceError(f"{source}: shards take no {', '.join(f'{key}=' for key in options)}")
     return Shards(files, source)
-
-
-def absolute(source: str) -> str:
-    """``source`` as it can be opened from any folder: paths made absolute, names of data sets as they are."""
-    if "://" in source:
-        return source
-    place, options = _options(source)
-    folder = os.path.isdir(place) and set(options) <= set(_KEYS)
-    return os.path.abspath(source) if folder or os.path.lexists(source) or _CONTAINER.search(place) else source
 
 
 def _kind(file: str) -> str:

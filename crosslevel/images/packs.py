@@ -47,8 +47,9 @@ def is_pack(folder: str) -> bool:
 def open_pack(folder: str) -> Images:
     """The images of a pack: ``SquarePack`` where all have one square size, else ``Pack``.
 
-    Warns if the images that it was made of have come, gone or been renamed since. Only their folders are looked at:
-    that a file was written again under its name is noticed by packing again.
+    Warns if the images that it was made of have come, gone or been renamed since. Only their folders are looked at, and
+    shards, Parquet files and videos: that the file of one image was written again under its name is noticed by packing
+    again.
 
     Raises:
         SourceError: it is not finished, damaged, or of another version.
@@ -212,7 +213,9 @@ def _mapped(file: Path, size: int) -> UInt8[Tensor, " L"]:
 
 def _warn_of_changes(folder: str, about: dict[str, Any], index: dict[str, Tensor]) -> None:
     where = about["where"]
-    if where is None or "times" not in index or not os.path.exists(where):
+    if "times" not in index:
         return
-    if not Watch(where, _paths(index, "watched"), index["times"]).holds():
-        warnings.warn(f"{folder}: {where} has changed since it was packed: crosslevel pack again", stacklevel=3)
+    watch = Watch(about.get("watched", where), _paths(index, "watched"), index["times"], index.get("sizes"))
+    if not watch.holds() and not watch.gone():
+        named = about["source"] if where is None else where
+        warnings.warn(f"{folder}: {named} has changed since it was packed: crosslevel pack again", stacklevel=3)

@@ -21,6 +21,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from crosslevel.images.health import PIXEL_LIMIT, BadImage, decode
+from crosslevel.images.listing import Watch
 from crosslevel.images.members import RowNames, below_shared_folder, known_labels, one_line, state_of
 from crosslevel.images.sources import Images, SourceError
 
@@ -66,7 +67,7 @@ class Parquet(Images):
     ) -> None:
         self.name, self.max_pixels = name, max_pixels
         self.files = [os.path.abspath(file) for file in files]
-        self._names = below_shared_folder(self.files)
+        self._names, self.watch = below_shared_folder(self.files), Watch.of_files(self.files)
         self._states, footers = zip(*(_footer(file) for file in self.files), strict=True)
         features = _features(footers[0].schema.to_arrow_schema())
         self.column = _image_column(self.files, footers, features, column)

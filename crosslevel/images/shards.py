@@ -18,6 +18,7 @@ from torch import Tensor
 
 from crosslevel.images.health import PIXEL_LIMIT, BadImage, decode
 from crosslevel.images.indexes import Paths, Table, remembered
+from crosslevel.images.listing import Watch
 from crosslevel.images.members import below_shared_folder, known_labels, one_line, state_of
 from crosslevel.images.sources import EXTENSIONS, Images, SourceError
 
@@ -50,7 +51,7 @@ class Shards(Images):
     def __init__(self, files: Sequence[str], name: str, *, max_pixels: int = PIXEL_LIMIT) -> None:
         self.name, self.max_pixels = name, max_pixels
         self.files = [os.path.abspath(file) for file in files]
-        self._names = below_shared_folder(self.files)
+        self._names, self.watch = below_shared_folder(self.files), Watch.of_files(self.files)
         indexes = [_indexed(file) for file in self.files]
         self._states, tables = [state for state, _ in indexes], [table for _, table in indexes]
         self.left_out = left_out = dict[str, str]()

@@ -29,7 +29,8 @@ class Images(Dataset[tuple[Tensor, int]]):
     frames of one film, have the same number in ``tracks``, which is None where nothing is known of any. ``blocks``
     are the runs of images that are read together far faster than one by one, such as those compressed as one; they
     cover all images in order, and are None where any order is as fast. ``left_out`` says of files whose images are
-    missing, all or some of them, why: a shard that is cut off, a film that cannot be decoded.
+    missing, all or some of them, why: a shard that is cut off, a film that cannot be decoded. ``watch`` tells later
+    whether the source has changed since it was opened, and is None where nothing could.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Images(Dataset[tuple[Tensor, int]]):
     tracks: Int64[Tensor, " N"] | None = None
     blocks: Sequence[range] | None = None
     left_out: Mapping[str, str] = MappingProxyType({})
+    watch: Watch | None = None
 
     def __len__(self) -> int:
         """The number of images, N."""
@@ -124,7 +126,6 @@ class Files(Images):
             raise ValueError(f"{len(files)} files, {len(labels)} labels: the lengths must agree")
         self.root, self.paths, self.labels, self.classes = root, files, labels, classes
         self.name, self.max_pixels = root if name is None else name, max_pixels
-        self.watch: Watch | None = None  # what changes when files come or go
 
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
         """Image i in its own size, and its label (-1 without labels).

@@ -19,6 +19,7 @@ from torch import Tensor
 from crosslevel.images.decoder import BadVideo, Decoder, Timeline, timeline
 from crosslevel.images.health import BadImage
 from crosslevel.images.indexes import Paths
+from crosslevel.images.listing import Watch
 from crosslevel.images.sources import EXTENSIONS as IMAGES
 from crosslevel.images.sources import Images, SourceError, _below_shared_folder, _labels
 
@@ -86,6 +87,7 @@ class Videos(Images):
     def __init__(self, root: str, files: Sequence[str], pace: Pace | None = None, *, name: str) -> None:
         self.root, self.pace, self.name = root, Pace() if pace is None else pace, name
         films = self._timelines(files)
+        self.watch = Watch.of_files([os.path.join(root, file) for file in files])
         self.files = [file for file, _ in films]
         places = [self.pace.chosen(line.seconds) for _, line in films]
         counts = torch.tensor([len(place) for place in places])
@@ -265,7 +267,7 @@ def _in_folder(folder: str, settings: list[tuple[str, str]], name: str) -> Video
         if not files:
             known = ", ".join(sorted(EXTENSIONS))
             raise SourceError(f"{folder}: no video found in this folder or below it (looked for {known})")
-        return Videos(folder, files, _pace(name, settings), name=name)
+        return _below(folder, files, _pace(name, settings), name)
     seen = list(itertools.islice(_walked(folder), _LOOKED_AT))
     videos = sorted(file for file, kind in seen if kind == "video")
     if not videos:
@@ -276,7 +278,14 @@ def _in_folder(folder: str, settings: list[tuple[str, str]], name: str) -> Video
             stacklevel=3,
         )
         return None
-    return Videos(folder, sorted(file for file, kind in _walked(folder) if kind == "video"), name=name)
+    return _below(folder, sorted(file for file, kind in _walked(folder) if kind == "video"), None, name)
+
+
+def _below(folder: str, files: list[str], pace: Pace | None, name: str) -> Videos:
+    """All videos of a folder: one that comes later is a change."""
+    videos = Videos(folder, files, pace, name=name)
+    videos.watch = Watch.of_files([os.path.join(folder, file) for file in files], folder)
+    return videos
 
 
 def _walked(root: str) -> Iterator[tuple[str, str]]:

@@ -7,8 +7,11 @@ import shutil
 import warnings
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from container_samples import flat, labelled, write_tar
 from PIL import Image
 from torchvision.transforms.v2 import functional as tvf
 
@@ -158,6 +161,71 @@ def test_a_change_of_the_source_is_told_when_the_pack_is_opened(photos, tmp_path
     photos.rename(tmp_path / "gone")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        images.open(tmp_path / "p")
+
+
+def later(file):
+    """Let ``file`` look as if it had been written again, in the same length."""
+    os.utime(file, ns=(0, os.stat(file).st_mtime_ns + 1))
+
+
+def shorter(file):
+    """Cut off a byte, unseen by the time."""
+    found = os.stat(file)
+    os.truncate(file, found.st_size - 1)
+    os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def shards(folder):
+    for k in range(2):
+        write_tar(folder / f"{k}.tar", labelled(range(5 * k, 5 * k + 5)))
+
+
+def tables(folder):
+    for k in range(2):
+        pq.write_table(pa.table({"image": [flat(i) for i in range(5)]}), folder / f"{k}.parquet")
+
+
+def films(folder):
+    av = pytest.importorskip("av", reason="needs PyAV: pip install 'crosslevel[video]'")
+    for k in range(2):
+        with av.open(str(folder / f"{k}.avi"), "w") as target:
+            stream = target.add_stream("mjpeg", rate=1)
+            stream.width, stream.height, stream.pix_fmt = 32, 16, "yuvj420p"
+            for i in range(3):
+                frame = av.VideoFrame.from_ndarray(np.full((16, 32, 3), 40 * i, np.uint8), format="rgb24")
+                target.mux(stream.encode(frame))
+            target.mux(stream.encode())
+
+
+@pytest.mark.parametrize("change", [later, shorter, os.unlink])
+@pytest.mark.parametrize("suffix", ["", "@repeat=2"])
+@pytest.mark.parametrize(("make", "kind"), [(shards, "tar"), (tables, "parquet"), (films, "avi")])
+def test_a_change_of_a_container_is_told_when_the_pack_is_opened(tmp_path, make, kind, suffix, change):
+    (tmp_path / "data").mkdir()
+    make(tmp_path / "data")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        packed(f"{tmp_path}/data/*.{kind}{suffix}", tmp_path / "p")
+        (tmp_path / "data" / "other").touch()
+        images.open(tmp_path / "p")
+    change(tmp_path / "data" / f"1.{kind}")
+    with pytest.warns(UserWarning, match=r"p: .*data.* has changed since it was packed: crosslevel pack again") as told:
+        images.open(tmp_path / "p")
+    assert len(told) == 1
+    shutil.rmtree(tmp_path / "data")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images.open(tmp_path / "p")
+
+
+@pytest.mark.parametrize(("make", "kind"), [(shards, "tar"), (tables, "parquet"), (films, "avi")])
+def test_a_container_that_comes_into_a_folder_is_a_change(tmp_path, make, kind):
+    (tmp_path / "data").mkdir()
+    make(tmp_path / "data")
+    packed(tmp_path / "data", tmp_path / "p")
+    shutil.copyfile(tmp_path / "data" / f"1.{kind}", tmp_path / "data" / f"2.{kind}")
+    with pytest.warns(UserWarning, match="data has changed since it was packed: crosslevel pack again"):
         images.open(tmp_path / "p")
 
 
