@@ -246,7 +246,7 @@ def test_a_run_repeats_its_crops(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path / "else")
     cli.main(["train", "--resume", str(tmp_path / "a"), "--epochs=2"])
     cli.main(["train", "--config", str(tmp_path / "a" / "config.yaml"), "--run=b"])
-    assert capfd.readouterr().out.count("6 images") == 2
+    assert capfd.readouterr().out.count("\n6 images, ") == 2
     monkeypatch.chdir(tmp_path)
     cli.main(["evaluate", "a", "VOC:trainval", "--crops.min_size=3", "--test=VOC:trainval", "--workers=0", "--k=2"])
     result = json.loads((tmp_path / "a" / "evaluation.json").read_text())["results"][0]
