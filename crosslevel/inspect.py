@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -26,9 +27,11 @@ from crosslevel.encoder import load_encoder
 from crosslevel.features import Place
 from crosslevel.hardware import Device, Precision, choose
 from crosslevel.images import BadFiles, Images, subsets
+from crosslevel.images.health import escaped
 from crosslevel.metrics import long_tail
 
 SHOWN_BROKEN = 20
+_COPY = re.compile(r"#(?:t=[\d.]+|\d+)$")  # a copy, an object or a frame of what is named before it
 
 
 @dataclass(frozen=True)
@@ -216,8 +219,9 @@ def _histogram(sides: Int64[Tensor, " M"]) -> dict[str, int]:
 
 
 def _formats(part: Images, places: Int64[Tensor, " M"]) -> dict[str, int]:
-    """Suffixes of the readable images' names, the most frequent first."""
-    suffixes = (os.path.splitext(part.paths[i])[1].lower().lstrip(".") or "no suffix" for i in places.tolist())
+    """Suffixes of the readable images' names, or of the films that they are of, the most frequent first."""
+    names = (_COPY.sub("", part.paths[i]) for i in places.tolist())
+    suffixes = (os.path.splitext(name)[1].lower().lstrip(".") or "not in the name" for name in names)
     return dict(Counter(suffixes).most_common())
 
 
@@ -229,7 +233,7 @@ def _print(console: Console, told: dict[str, Any]) -> None:
         console.print(table)
     broken = list(told["broken"].items())
     for path, reason in broken[:SHOWN_BROKEN]:
-        console.print(f"{path}: {reason}", highlight=False, markup=False)
+        console.print(f"{escaped(path)}: {reason}", highlight=False, markup=False)
     if len(broken) > SHOWN_BROKEN:
         console.print(f"and {len(broken) - SHOWN_BROKEN:,} more broken files", highlight=False)
 
