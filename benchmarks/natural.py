@@ -3,8 +3,8 @@
 python benchmarks/natural.py FOLDER [-o FILE]   # FOLDER: CIFAR-10's training images, a folder a class
 
 The estimates see pixels alone: `Unlabelled` has no labels and no tracks to read. Each collection of `TRAINED` is
-written to the ignored runs/ folder as nameless files and trained on, as a user would; all of these have 1,800 images, so
-that no estimate can rank their sizes. A run that is there is not repeated.
+written to the ignored runs/ folder as nameless files and trained on, as a user would; all of these have 1,800 images,
+so that no estimate can rank their sizes. A run that is there is not repeated.
 
 What was tried on development collections of other seeds (5 turntables, 5 long-tailed CIFAR-10, each with its own run;
 the first 7 or 8 of them in the first two rounds), Spearman of estimated and true imbalance: k-means of 10 and 50 groups
@@ -12,8 +12,8 @@ the first 7 or 8 of them in the first two rounds), Spearman of estimated and tru
 neighbour graphs (-0.56 to 0.05); HDBSCAN (-0.65 to 0.14; its share of noise 0.83); Dirichlet process mixtures on 8 to
 48 components, by largest share, Gini index or effective number (-0.40 to 0.70; at most 0.47 on all 10, as many tracks
 drawn of each); spread, skewness and intrinsic dimension of local density (-0.43 to 0.54); effective rank and leading
-eigenvalues (-0.47 to -0.04); kurtosis of whitened components (0.85 on 7, 0.73 on 8). Of some 90 figures some are high by
-chance, and none stayed high. k-means started at the classes' true means did not rank them either (0.13), nor did a
+eigenvalues (-0.47 to -0.04); kurtosis of whitened components (0.85 on 7, 0.73 on 8). Of some 90 figures some are high
+by chance, and none stayed high. k-means started at the classes' true means did not rank them either (0.13), nor did a
 mixture started at the truth (0.46).
 """
 
@@ -115,6 +115,7 @@ def main() -> None:
             rows.append(measured(*collection, run))
             print(rows[-1], flush=True)
         text += ["", f"## {heading}", "", *tabled(rows)]
+        Path(arguments.output).write_text("\n".join(text) + "\n", encoding="utf-8")
     text += ["", "## Constructed features: the same estimate, the classes ever further apart", "", *constructed()]
     Path(arguments.output).write_text("\n".join(text) + "\n", encoding="utf-8")
 
@@ -151,7 +152,7 @@ def trained(folder: str, home: Path) -> Iterator[tuple[Made, Path]]:
 
 
 def exponential(labels: torch.Tensor, total: int, imbalance: float, draws: torch.Generator) -> torch.Tensor:
-    """``total`` images whose classes, in a drawn order, decrease as in `long_tailed`; largest remainders are rounded."""
+    """``total`` images whose classes, in a drawn order, decrease as in `long_tailed`, rounded."""
     order = torch.randperm(len(labels), generator=draws)
     renamed = torch.randperm(10, generator=draws)[labels[order]]
     weights = imbalance ** (-torch.arange(10).double() / 9)
@@ -267,7 +268,11 @@ def tabled(rows: list[Row]) -> list[str]:
             f"| {row.separation:.2f} | {accuracy} | {row.bound:.2f} "
             f"| {100 * row.true_share:.1f} | {100 * row.share:.1f} |"
         )
-    lines += ["", "Spearman correlation of estimate and truth, of all, turntable and CIFAR-10:", ""]
+    lines += [
+        "",
+        "Spearman correlation of estimate and truth, of all, turntable and CIFAR-10 (-: the truth is constant):",
+        "",
+    ]
     families = [rows, *([row for row in rows if row.name.startswith(name)] for name in ("turntable", "CIFAR-10"))]
     for what, of, by in (
         ("imbalance by the ratio of groups", "imbalance", "imbalance"),
@@ -278,7 +283,7 @@ def tabled(rows: list[Row]) -> list[str]:
         found = [
             spearmanr([getattr(r, f"true_{of}") for r in f], [getattr(r, by) for r in f]).statistic for f in families
         ]
-        lines.append(f"- {what}: {', '.join(f'{rho:.2f}' for rho in found)}")
+        lines.append(f"- {what}: {', '.join('-' if rho != rho else f'{rho:.2f}' for rho in found)}")
     return lines
 
 
