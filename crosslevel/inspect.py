@@ -158,9 +158,9 @@ def trust(separation: float) -> str:
     """What the groups' mean silhouette says about their sizes."""
     if separation < APART:
         return (
-            f"Not at all: the groups run into one another (separation {separation:.2f}, below {APART}). On collections "
-            "of known imbalance, the sizes of such groups did not rank the truth. It takes features that tell apart "
-            "what images show."
+            f"Not at all, so no figure is given: the groups run into one another (separation {separation:.2f}, below "
+            f"{APART}). On collections of known imbalance, the sizes of such groups did not rank the truth. It takes "
+            "features that tell apart what images show."
         )
     return (
         f"The groups lie apart (separation {separation:.2f}, {APART} or more). The sizes of such groups ranked the "
@@ -280,7 +280,7 @@ def _rows(told: dict[str, Any]) -> list[tuple[str, list[tuple[str, ...]]]]:
             f"Long tail, estimated by {tail['features']}",
             [
                 *((name, f"largest / smallest group {found['imbalance']:.1f}, Gini index {found['gini']:.2f}")
-                  for name, found in both),
+                  for name, found in both if tail["separation"] >= APART),
                 ("how far to trust it", tail["trust"]),
             ],
         ),
