@@ -45,7 +45,10 @@ class Looked(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What the pictures have in common; ``exact`` and ``tracks`` number the images that belong together."""
+    """What the pictures have in common; ``exact`` and ``tracks`` number the images that belong together.
+
+    ``groups`` and their ``separation`` are `long_tail.grouped`'s.
+    """
 
     exact: Int64[Tensor, " M"]
     tracks: Int64[Tensor, " M"]
@@ -53,6 +56,7 @@ class Found(NamedTuple):
     by_pixels: int
     by_features: int
     features: Float[Tensor, "M D"]
+    separation: float
 
 
 def look(
@@ -120,7 +124,8 @@ def find(
     # A CRC of 31 bits may agree by chance, but hardly together with the size and the small picture.
     exact = torch.stack([looked.content, hashes], dim=1).unique(dim=0, return_inverse=True)[1]
     described = plain if features is None else features
-    return Found(exact, tracks, long_tail.groups(described, tracks, groups, seed), len(alike), len(close), described)
+    found = long_tail.grouped(described, tracks, groups, seed)
+    return Found(exact, tracks, found.groups, len(alike), len(close), described, found.separation)
 
 
 def calibrated(

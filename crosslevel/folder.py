@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import yaml
 from safetensors import safe_open
@@ -15,12 +18,12 @@ from torch import nn
 from crosslevel.cld import CrossLevel
 from crosslevel.encoder import FILE
 from crosslevel.heads import rebuilt_head
-from crosslevel.images import BadFiles, Crops
+from crosslevel.images import BadFiles, Crops, Images, ImageStream
 from crosslevel.images.suffixes import FILES, split
 
 INSTANCE_FILE, CLD_FILE = "instance.safetensors", "cld.safetensors"
 RUN_VARIABLE = "CROSSLEVEL_RUN"
-BAD_FILES = "bad_files.txt"
+BAD_FILES, IMAGES_FILE = "bad_files.txt", "images.json"
 
 
 def claim(run: str | None, images: str, kind: str, rank: int) -> Path:
@@ -67,6 +70,32 @@ def next_commands(
         f"crosslevel embed {run} {source} -o features.parquet{where}",
         f"crosslevel evaluate {run} {source if labelled else 'LABELLED_IMAGES'} --test LABELLED_TEST_IMAGES{where}",
     ]
+
+
+def keep_images(folder: Path, images: Images | ImageStream) -> None:
+    """Note which images a run begins with; of a stream nobody knows."""
+    if isinstance(images, Images):
+        (folder / IMAGES_FILE).write_text(json.dumps(_known(images)), encoding="utf-8")
+
+
+def changed_images(folder: Path, images: Images | ImageStream) -> str:
+    """What is to be said where a run goes on with other images than it began with; empty where it does not."""
+    if not (isinstance(images, Images) and (folder / IMAGES_FILE).is_file()):
+        return ""
+    before, now = json.loads((folder / IMAGES_FILE).read_text(encoding="utf-8")), _known(images)
+    if before == now:
+        return ""
+    return (
+        f"{images.name} has changed since the run began ({before['images']:,} images then, {now['images']:,} now): "
+        "it goes on with those of now, not as it would have"
+    )
+
+
+def _known(images: Images) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for path in images.paths:
+        digest.update(f"{path}\0".encode(errors="surrogateescape"))
+    return {"images": len(images), "paths": digest.hexdigest()}
 
 
 def save_branches(folder: Path, instance: nn.Sequential, head: str, cld: CrossLevel | None) -> None:

@@ -22,7 +22,7 @@ from crosslevel import pages, pretrain, report, settings
 from crosslevel.cld import CrossLevel
 from crosslevel.distributed import wait
 from crosslevel.encoder import FILE, Encoder, View
-from crosslevel.folder import Unreadable, claim, next_commands, save_branches
+from crosslevel.folder import Unreadable, changed_images, claim, keep_images, next_commands, save_branches
 from crosslevel.hardware import Device, Hardware, Precision, choose
 from crosslevel.images import (
     BadFiles,
@@ -168,9 +168,10 @@ def train(
     _check(encoder, branch, chosen, views, batches.batch_size, devices)
     rates = _rates(optimizer, chosen.sgd_rate, batch_size * devices, epochs, lr, weight_decay, warmup_epochs)
     every = max(1, epochs // 10) if monitor_every is None else monitor_every
-    kind = f"{type(chosen).__name__.lower()}{'-cld' if branch else ''}"
-    folder = Path(resume) if resume else claim(run, getattr(source, "short", images), kind, rank)
-    if rank == 0 and not resume:
+    folder = Path(resume) if resume else claim(run, getattr(source, "short", images), _kind(chosen, branch), rank)
+    if resume:
+        _say(console, changed_images(folder, opened))
+    elif rank == 0:
         resolved = {
             "images": image_sources.absolute(images),
             "workers": workers,
@@ -179,7 +180,7 @@ def train(
             "precision": hardware.precision,
         }
         settings.write(_tree({**given, **rates, **resolved, "method": described}), folder / "config.yaml")
-        _keep_part(images, opened, folder)
+        _keep_images(images, opened, folder)
     module = Pretrain(
         encoder, chosen, branch, views, steps=epochs * len(batches),
         warmup_steps=round(rates["warmup_epochs"] * len(batches)),
@@ -231,8 +232,13 @@ def _announce(console: Console, hardware: Hardware, encoder: Encoder) -> None:
         _say(console, f"{encoder.weights}: {encoder.loaded}")
 
 
-def _keep_part(images: str, source: Images | ImageStream, folder: Path) -> None:
-    """Leave the list of a part beside the run: it outlives a change of what the suffixes draw from."""
+def _kind(method: Method, cld: CrossLevel | None) -> str:
+    return f"{type(method).__name__.lower()}{'' if cld is None else '-cld'}"
+
+
+def _keep_images(images: str, source: Images | ImageStream, folder: Path) -> None:
+    """Note which images the run begins with, and of a part the list: it outlives a change of what it is drawn from."""
+    keep_images(folder, source)
     if isinstance(source, Images) and suffixes.split(images)[1]:
         write_list(source, folder / "subset.txt")
 
@@ -458,5 +464,5 @@ def _farewell(
 
 
 def _say(console: Console, line: str) -> None:
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    if line and int(os.environ.get("LOCAL_RANK", "0")) == 0:
         console.print(line, highlight=False, markup=False)

@@ -11,7 +11,7 @@ from crosslevel import Encoder, collection
 from crosslevel.commands import run
 from crosslevel.encoder import View
 from crosslevel.images import BadFiles, Packed, Turntable
-from crosslevel.inspect import advise, inspect, summary
+from crosslevel.inspect import advise, inspect, summary, trust
 
 
 def smooth(rng, size=48):
@@ -118,6 +118,14 @@ def test_settings_follow_from_the_tracks():
     assert many["de-duplicate"] == "one image a track"
     copies = {a.setting: a.value for a in advise(torch.full((500,), 2), torch.full((500,), 2), 32)}
     assert copies["de-duplicate"] == "exact copies"
+
+
+def test_groups_that_run_into_one_another_are_not_to_be_trusted(photos, capsys):
+    told = run(inspect, [str(photos), "--workers=0", "--device=cpu", "--groups=3"])["long_tail"]
+    assert len(told["by_track"]["sizes"]) <= 3
+    assert told["trust"] == trust(told["separation"])
+    assert trust(0.249).startswith("Not at all")
+    assert trust(0.25).startswith("The groups lie apart")
 
 
 def test_a_sample_is_said_to_be_one(photos, capsys):

@@ -92,3 +92,15 @@ def test_paths_of_a_part_are_kept_absolute(here):
 def test_a_whole_source_leaves_no_list(here):
     main(["train", "my photos", *TINY, "--epochs=1", "--run=r"])
     assert not (here / "r" / "subset.txt").exists()
+
+
+def test_a_run_that_goes_on_with_other_images_says_so(here, capsys):
+    main(["train", "my photos@imbalance=2", *TINY, "--epochs=1", "--run=r"])
+    capsys.readouterr()
+    main(["train", "--resume", "r", "--epochs=2"])
+    assert "has changed" not in capsys.readouterr().out
+    (here / "my photos" / "a" / "new.png").write_bytes((here / "my photos" / "a" / "1 x.png").read_bytes())
+    main(["train", "--resume", "r", "--epochs=3"])
+    said = capsys.readouterr().out
+    assert "has changed since the run began (" in said
+    assert " images then, " in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import stat
 import struct
 import warnings
 import zlib
@@ -90,14 +91,22 @@ def read_image(file: str, path: str | None = None, max_pixels: int = PIXEL_LIMIT
     """
     path = file if path is None else path
     try:
-        with open(file, "rb", buffering=0) as stream:
-            size = os.fstat(stream.fileno()).st_size
+        with open(file, "rb", buffering=0, opener=_unblocked) as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BadImage(path, "not a file, but a pipe or a device")
+            size = status.st_size
             if size > 8 * max_pixels:
                 raise BadImage(path, f"the file has {size:,} bytes, more than {max_pixels:,} pixels can need")
             data = bytearray(stream.read())  # torch takes no read-only buffers
     except OSError as error:
         raise BadImage(path, f"cannot be opened: {error.strerror or error}") from error
     return decode(data, path, max_pixels)
+
+
+def _unblocked(file: str, flags: int) -> int:
+    """Opening a pipe that nobody writes to would wait for ever."""
+    return os.open(file, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def decode(data: bytearray, path: str, max_pixels: int = PIXEL_LIMIT) -> UInt8[Tensor, "3 H W"]:

@@ -266,11 +266,11 @@ def _labels(files: Sequence[str], column: str, names: list[str] | None) -> tuple
     """The labels of all rows (-1: none), and the classes' names where the file has any."""
     try:
         read = [pq.read_table(file, columns=[column], partitioning=None).column(column) for file in files]
+        if not _of_strings(read[0].type):
+            numbers = [pc.fill_null(cells.cast(pa.int64()), -1).to_numpy() for cells in read]
+            return torch.from_numpy(np.concatenate(numbers)), names
     except _FAILURES as error:
         raise SourceError(f"{files[0]}: the labels in {column!r} cannot be read: {_first_line(error)}") from error
-    if not _of_strings(read[0].type):
-        numbers = [pc.fill_null(cells.cast(pa.int64()), -1).to_numpy() for cells in read]
-        return torch.from_numpy(np.concatenate(numbers)), names
     words = [pc.fill_null(cells.cast(pa.string()), "").to_numpy(zero_copy_only=False) for cells in read]
     classes, labels = np.unique(np.concatenate(words).astype(str), return_inverse=True)
     shift = 1 if len(classes) and not classes[0] else 0  # the empty word comes first

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import overload
 
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from crosslevel.images.indexes import Paths
 from crosslevel.images.sources import Images, Packed
 
 IN_MEMORY = 1e9  # bytes: copies of packed images beyond this are made when they are asked for
@@ -31,9 +31,11 @@ class Repeated(Images):
     def __init__(self, images: Images, times: int, shift: int = 2, seed: int = 0) -> None:
         if times < 1 or shift < 0:
             raise ValueError(f"repeat={times}, shift={shift}: needs at least 1 copy and 0 pixels")
+        if times * len(images) >= 2**31:
+            raise ValueError(f"repeat={times} makes {times * len(images):,} of {len(images):,} images: fewer than 2^31")
         self.images, self.times, self.shift, self.seed = images, times, shift, seed
         self.name, self.classes = images.name, images.classes
-        self.paths = Paths.of(f"{path}#{copy}" for path in images.paths for copy in range(times))
+        self.paths = _Copies(images.paths, times)
         self.labels = None if images.labels is None else images.labels.repeat_interleave(times)
         owners = torch.arange(len(images.paths)) if images.tracks is None else images.tracks
         self.tracks = owners.repeat_interleave(times)
@@ -53,6 +55,31 @@ class Repeated(Images):
         yield f"{self.images.identity()} {self.times} {self.shift} {self.seed}\0".encode()
         for path in self.images.paths:
             yield f"{path}\0".encode(errors="surrogateescape")
+
+
+class _Copies(Sequence[str]):
+    """The names of all copies, made when they are asked for: those of a million images would take a gigabyte."""
+
+    def __init__(self, paths: Sequence[str], times: int) -> None:
+        self.paths, self.times = paths, times
+
+    def __len__(self) -> int:
+        return len(self.paths) * self.times
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        i = range(len(self))[place]
+        return f"{self.paths[i // self.times]}#{i % self.times}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as lists have none
 
 
 def repeat(images: Images, times: int, shift: int = 2, seed: int = 0) -> Images:

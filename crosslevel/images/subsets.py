@@ -7,6 +7,7 @@ every machine with the same release of torch.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -83,7 +84,7 @@ def long_tailed(
     """Indices of a long-tailed part: class c of C keeps n * imbalance^(-c / (C - 1)) images, n the largest class's.
 
     The convention of the long-tailed CIFAR sets (Cui et al., CVPR 2019, section 5.1): at imbalance 100, 12,406
-    of CIFAR-10's training images.
+    of CIFAR-10's training images. Labels without images do not count as classes.
 
     Args:
         labels: of all images, in [0, C).
@@ -97,11 +98,15 @@ def long_tailed(
     if not 1 <= imbalance < float("inf"):
         raise ValueError(f"imbalance={imbalance} must be at least 1")
     counts = torch.bincount(labels)
-    most, last = int(counts.max()), max(1, len(counts) - 1)
-    wanted = [min(count, int(most * imbalance ** (-c / last))) for c, count in enumerate(counts.tolist())]
-    if 0 in wanted:
-        raise ValueError(f"imbalance={imbalance} leaves nothing of class {wanted.index(0)}: lower it")
-    return _drawn(labels, torch.tensor(wanted), generator)
+    present = counts.nonzero()[:, 0]
+    most, last = int(counts.max()), max(1, len(present) - 1)
+    wanted = torch.zeros_like(counts)
+    for rank, c in enumerate(present.tolist()):
+        # Rounded first: a whole number must stay one.
+        wanted[c] = min(int(counts[c]), math.floor(round(most * imbalance ** (-rank / last), 6)))
+        if not wanted[c]:
+            raise ValueError(f"imbalance={imbalance} leaves nothing of class {c}: lower it")
+    return _drawn(labels, wanted, generator)
 
 
 def pareto(
@@ -112,7 +117,8 @@ def pareto(
     ImageNet-LT and Places-LT (Liu et al., CVPR 2019) have class sizes from such a distribution, ImageNet-LT with power
     6 and 1,280 to 5 images a class. Theirs were drawn at random, and which class is frequent too; here class c has the
     c-th of `pareto_counts`, which need no draw: for ImageNet-LT's figures 121,449 images, where the published list has
-    115,846. For that very list, read it with ``@list=FILE``. A class with fewer images than its size is kept whole.
+    115,846. For that very list, read it with ``@list=FILE``. A class with fewer images than its size is kept whole;
+    labels without images do not count as classes.
 
     Args:
         labels: of all images, in [0, C).
@@ -125,7 +131,10 @@ def pareto(
         ValueError: a power that is not positive, or not most >= least >= 1.
 
     """
-    return _drawn(labels, pareto_counts(int(labels.max()) + 1, power, most, least), generator)
+    wanted = torch.bincount(labels)
+    present = wanted.nonzero()[:, 0]
+    wanted[present] = pareto_counts(len(present), power, most, least)
+    return _drawn(labels, wanted, generator)
 
 
 def pareto_counts(classes: int, power: float, most: int, least: int) -> Int64[Tensor, " C"]:

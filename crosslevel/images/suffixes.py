@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -133,7 +133,7 @@ def _tracks(images: Images) -> torch.Tensor:
     return images.tracks
 
 
-def _arguments(make: Callable[..., Images], suffix: Suffix) -> list[object]:
+def _arguments(make: Callable[..., Images], suffix: Suffix) -> list[Any]:
     """What the text of a suffix says, in the order of ``make``'s parameters after the images."""
     _, first, *others = inspect.signature(make, eval_str=True).parameters.values()
     if suffix.key in FILES:
@@ -146,19 +146,22 @@ def _arguments(make: Callable[..., Images], suffix: Suffix) -> list[object]:
             near = difflib.get_close_matches(key, names, 1)
             hint = f"did you mean {near[0]}?" if near else f"it takes {' and '.join(names) or 'no other'}"
             raise ValueError(f"@{suffix.key} has no key {key!r}: {hint}")
-    numbers = [_number(suffix.key, value, first.annotation)]
+    numbers: list[Any] = [_number(suffix.key, value, first.annotation)]
     for parameter in others:
         text = given.get(parameter.name)
         numbers.append(parameter.default if text is None else _number(parameter.name, text, parameter.annotation))
     return numbers
 
 
-def _number(key: str, text: str, wanted: type) -> object:
+def _number(key: str, text: str, wanted: Callable[[str], float]) -> float:
     try:
-        return wanted(text)
+        number = wanted(text)
     except ValueError:
         kind = "a whole number" if wanted is int else "a number"
         raise ValueError(f"{key}={text}: needs {kind}") from None
+    if wanted is int and abs(number) >= 2**31:
+        raise ValueError(f"{key}={text}: needs a number below 2^31")
+    return number
 
 
 def _refuse_misspelled(source: str, part: str) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import math
+import warnings
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import silhouette_score
+from sklearn.mixture import BayesianGaussianMixture
 from torch import Tensor
 
-from crosslevel.metrics.clustering import clusters
+DIMENSIONS = 16
+FITTED = 10_000  # tracks
+COMPARED = 2000  # tracks
 
 
 def imbalance_factor(sizes: Int64[Tensor, " k"] | Float[Tensor, " k"]) -> float:
@@ -81,31 +87,80 @@ def distinct_tracks(track_sizes: Int64[Tensor, " T"], batch_size: int) -> float:
     return float((times * (1 - missed)).sum())
 
 
-def groups(
-    features: Float[Tensor, "N d"], tracks: Int64[Tensor, " N"], count: int | None = None, seed: int = 0
-) -> Int64[Tensor, " N"]:
-    """Groups of similar images without labels, numbered by size: k-means on one mean feature a track.
+class Grouped(NamedTuple):
+    """A group for each image, 0 the one with the most tracks, and how far apart the groups are.
 
-    A track counts once, so that a film of a thousand frames does not get a group of its own; its images share a group.
-    Features are centred: where all of them point the same way, their directions would not tell them apart.
+    ``separation`` is the tracks' mean silhouette (Rousseeuw 1987): near 1 for groups with empty space between them,
+    near 0 or below for pieces of one cloud, whose sizes say nothing; 0 for a single group.
+    """
+
+    groups: Int64[Tensor, " N"]
+    separation: float
+
+
+def grouped(
+    features: Float[Tensor, "N d"], tracks: Int64[Tensor, " N"], most: int | None = None, seed: int = 0
+) -> Grouped:
+    """Groups of similar images without labels: a Dirichlet process mixture of one mean feature a track.
+
+    Unlike k-means, which cuts large groups to make sizes even, the mixture (Blei and Jordan 2006, by scikit-learn)
+    leaves components empty that it does not need. A track counts once, so that a film of a thousand frames does not get
+    a group of its own; its images share a group. Features are centred: where all of them point the same way, their
+    directions would not tell them apart. The mixture sees their `DIMENSIONS` leading principal components.
 
     Args:
         features: of any length.
         tracks: the track of each image.
-        count: how many groups; half of the tracks' square root, at least 10, unless given. Never more than tracks.
-        seed: of the starts.
+        most: the most groups; 20 unless given. Never more than tracks.
+        seed: of the start.
 
     """
     owner = tracks.unique(return_inverse=True)[1]
+    points = _leading(_one_a_track(features, owner))
+    most = min(len(points), 20 if most is None else most)
+    found = _mixture(points, most, seed)
+    rank = torch.bincount(found, minlength=most).argsort(descending=True, stable=True).argsort()
+    return Grouped(rank[found][owner], _silhouette(points, found, seed))
+
+
+def _one_a_track(features: Float[Tensor, "N d"], owner: Int64[Tensor, " N"]) -> Float[Tensor, "T d"]:
     total = int(owner.max()) + 1
     unit = F.normalize(features.float(), dim=1)
     sums = torch.zeros(total, features.shape[1]).index_add_(0, owner, unit)
     means = sums / torch.bincount(owner).unsqueeze(1)
-    points = F.normalize(means - means.mean(0), dim=1)
-    count = min(total, max(10, round(math.sqrt(total) / 2)) if count is None else count)
-    found = clusters(points, count, seed)
-    rank = torch.bincount(found, minlength=count).argsort(descending=True, stable=True).argsort()
-    return rank[found][owner]
+    return F.normalize(means - means.mean(0), dim=1)
+
+
+def _leading(points: Float[Tensor, "T d"]) -> Float[Tensor, "T p"]:
+    """The leading principal components, of variance 1 on average; all zero where the points are all alike."""
+    centred = points.double() - points.double().mean(0)
+    kept = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -DIMENSIONS:]
+    found = centred @ kept
+    scale = found.square().mean().sqrt().clamp(min=1e-12)
+    return torch.div(found, scale)
+
+
+def _mixture(points: Float[Tensor, "T p"], most: int, seed: int) -> Int64[Tensor, " T"]:
+    """The component of each point; of many points, some are fitted."""
+    if len(points) == 1:
+        return torch.zeros(1, dtype=torch.long)  # scikit-learn refuses it
+    some = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:FITTED]
+    mixture = BayesianGaussianMixture(
+        n_components=most, covariance_type="spherical", weight_concentration_prior=0.1, max_iter=100, random_state=seed
+    )
+    with warnings.catch_warnings():
+        # Neither a fit that could still gain a little, nor fewer different points than components is an error here.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        mixture.fit(points[some].numpy())
+    return torch.from_numpy(mixture.predict(points.numpy())).long()
+
+
+def _silhouette(points: Float[Tensor, "T p"], found: Int64[Tensor, " T"], seed: int) -> float:
+    some = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:COMPARED]
+    groups = len(found[some].unique())
+    if not 2 <= groups < len(some):
+        return 0.0
+    return float(silhouette_score(points[some].numpy(), found[some].numpy()))
 
 
 def _log_choose(n: Float[Tensor, " T"], k: int) -> Float[Tensor, " T"]:

@@ -150,3 +150,10 @@ def test_every_path_can_be_read_back(paths):
     plain = {"\\\\": "\\", "\\n": "\n", "\\r": "\r", "\\t": "\t"}
     names = [re.sub(r"\\.", lambda found: plain[found[0]], line.removesuffix("\treason")) for line in lines]
     assert names == sorted(paths)
+
+
+def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link.jpg").symlink_to("pipe")
+    with pytest.raises(BadImage, match="not a file, but a pipe or a device"):
+        read_image(str(tmp_path / "link.jpg"))

@@ -174,3 +174,28 @@ def test_a_part_keeps_what_is_left_of_blocks():
     assert Subset(whole, torch.tensor([1, 3, 6, 7])).blocks == [range(0, 2), range(2, 4)]
     assert Subset(whole, torch.tensor([0, 4, 5, 8])).blocks == [range(0, 1), range(1, 3), range(3, 4)]
     assert Subset(whole, torch.tensor([6, 1])).blocks is None
+
+
+def test_labels_without_images_are_no_classes():
+    """Labels that begin at 1, or skip some, rank as those that are there."""
+    labels = torch.tensor([1] * 20 + [3] * 20 + [7] * 20)
+    dense = torch.tensor([0] * 20 + [1] * 20 + [2] * 20)
+    for gaps, plain in (
+        (
+            long_tailed(labels, 4, torch.Generator().manual_seed(0)),
+            long_tailed(dense, 4, torch.Generator().manual_seed(0)),
+        ),
+        (
+            pareto(labels, 6, 12, 3, torch.Generator().manual_seed(0)),
+            pareto(dense, 6, 12, 3, torch.Generator().manual_seed(0)),
+        ),
+    ):
+        assert torch.equal(gaps, plain)
+    assert len(long_tailed(labels, 1)) == 60
+
+
+@pytest.mark.parametrize("count", [49, 98, 103, 107, 161])
+def test_one_image_may_be_left(count):
+    """count * count^-1 is below 1 in floating point for these."""
+    labels = torch.tensor([0] * count + [1] * count)
+    assert torch.bincount(labels[long_tailed(labels, count)]).tolist() == [count, 1]

@@ -57,8 +57,55 @@ def test_a_large_collection_keeps_its_digits():
 def test_groups_count_a_track_once_and_come_by_size():
     draws = torch.Generator().manual_seed(0)
     centres = torch.eye(3, 8)
-    of_track = torch.tensor([0] * 20 + [1] * 10 + [2] * 5)
-    tracks = torch.arange(35).repeat_interleave(torch.tensor([1] * 20 + [6] * 15))
+    of_track = torch.tensor([0] * 40 + [1] * 20 + [2] * 10)
+    tracks = torch.arange(70).repeat_interleave(torch.tensor([1] * 40 + [6] * 30))
     features = centres[of_track[tracks]] + 0.05 * torch.randn(len(tracks), 8, generator=draws)
-    found = long_tail.groups(features, tracks, 3)
-    assert torch.equal(found, of_track[tracks])
+    found = long_tail.grouped(features, tracks)
+    assert torch.equal(found.groups, of_track[tracks])
+    assert found.separation > 0.5
+
+
+def mixture(sizes, apart, seed, dimensions=16):
+    """Gaussian classes of these sizes around random directions, ``apart`` standard deviations from the origin."""
+    draws = torch.Generator().manual_seed(seed)
+    centres = torch.nn.functional.normalize(torch.randn(len(sizes), dimensions, generator=draws), dim=1) * apart
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    return centres[labels] + torch.randn(len(labels), dimensions, generator=draws), labels
+
+
+@pytest.mark.parametrize("classes", [4, 8])
+def test_sizes_of_separate_groups_rank_the_imbalance(classes):
+    true, ratios, ginis = [1, 3, 10, 30], [], []
+    for imbalance in true:
+        weights = torch.tensor([imbalance ** (-c / (classes - 1)) for c in range(classes)])
+        sizes = (weights / weights.sum() * 600).round().long().tolist()
+        features, labels = mixture(sizes, 12.0, imbalance)
+        found = long_tail.grouped(features, torch.arange(len(labels)))
+        counts = torch.bincount(found.groups)
+        ratios.append(long_tail.imbalance_factor(counts))
+        ginis.append(long_tail.gini(counts))
+        assert found.separation > 0.25
+    assert sorted(ratios) == ratios
+    assert sorted(ginis) == ginis
+
+
+def test_one_cloud_has_no_separate_groups():
+    features, labels = mixture([500], 0.0, 0)
+    assert long_tail.grouped(features, torch.arange(len(labels))).separation < 0.25
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_few_or_equal_images_are_grouped(count):
+    equal = torch.ones(count, 4)
+    found = long_tail.grouped(equal, torch.arange(count), most=3)
+    assert len(found.groups) == count
+    assert found.separation == 0
+    assert int(found.groups.max()) < 3
+
+
+def test_the_same_seed_gives_the_same_groups():
+    features, labels = mixture([60, 30, 10], 3.0, 5)
+    tracks = torch.arange(len(labels))
+    assert torch.equal(
+        long_tail.grouped(features, tracks, 6, 1).groups, long_tail.grouped(features, tracks, 6, 1).groups
+    )
