@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
+from types import TracebackType
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -362,6 +364,14 @@ def _unchanged(done: Any) -> Any:
 def _leave_interrupts(worker: int) -> None:
     # Ctrl-C reaches the whole process group; the main process ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    report = sys.excepthook
+
+    def hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        # Interrupted while it takes over a batch, the main process hangs up: that is no news for anybody.
+        if not issubclass(kind, EOFError | ConnectionError):
+            report(kind, error, trace)
+
+    sys.excepthook = hung_up
 
 
 def _generator(*seeds: int) -> torch.Generator:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from picture_samples import Numbered, is_bad
 
-from crosslevel.images.batches import EvalBatches, TrainBatches, fit
+from crosslevel.images.batches import EvalBatches, TrainBatches, _leave_interrupts, fit
 from crosslevel.images.health import BadFiles
 from crosslevel.images.sources import Packed, SourceError
 
@@ -282,6 +282,19 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("stopped", flush=True)
 """
+
+
+def test_a_worker_is_silent_only_where_the_main_process_hung_up(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, *rest: told.append(kind))
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        _leave_interrupts(0)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    for error in (EOFError(), BrokenPipeError(), ConnectionResetError(), ValueError(), OSError()):
+        sys.excepthook(type(error), error, None)
+    assert told == [ValueError, OSError]
 
 
 def test_ctrl_c_ends_workers_quietly(photos, tmp_path):
