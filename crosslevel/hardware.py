@@ -46,6 +46,11 @@ def choose(device: Device = "auto", precision: Precision = "auto") -> Hardware:
     return Hardware(torch.device(device), chosen, f"{found}, {chosen} ({reason})")
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16, and PyTorch uses them."""
+    return bool(torch.backends.mkldnn.is_available() and _cpu_has_bf16())
+
+
 def _describe(device: str) -> tuple[str, bool, str]:
     """What the device is called, whether it computes bfloat16, and how that is known."""
     if device == "cuda":
@@ -54,7 +59,7 @@ def _describe(device: str) -> tuple[str, bool, str]:
         return f"cuda: {torch.cuda.get_device_name()}", major >= 8, known
     if device == "mps":
         return "mps: Apple GPU", False, "the precision that all of its operations support"
-    fast = torch.backends.mkldnn.is_available() and _cpu_has_bf16()
+    fast = multiplies_bfloat16()
     known = "the processor has bfloat16 instructions" if fast else "the processor has no bfloat16 instructions"
     return f"cpu, {torch.get_num_threads()} threads", fast, known
 

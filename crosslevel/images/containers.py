@@ -6,21 +6,20 @@ import difflib
 import glob
 import os
 import re
-from collections.abc import Iterator
 
+from crosslevel.images.braces import expanded
 from crosslevel.images.hub import Hub
 from crosslevel.images.listing import Watch
 from crosslevel.images.parquet import Parquet
 from crosslevel.images.shards import Shards
 from crosslevel.images.sources import EXTENSIONS, Images, SourceError
 
-__all__ = ["absolute", "expanded", "open_container"]
+__all__ = ["absolute", "open_container"]
 
 _COMPRESSED = {"gz": "gunzip", "tgz": "gunzip", "bz2": "bunzip2", "tbz2": "bunzip2", "xz": "unxz", "txz": "unxz"}
 _COMPRESSED |= {"zst": "unzstd", "tzst": "unzstd"}
 _CONTAINER = re.compile(r"\.(?:tar|parquet|tar\.(?:gz|bz2|xz|zst)|tgz|tbz2|txz|tzst)$", re.IGNORECASE)
 _OPTION = re.compile(r",(?P<key>\w+)=(?P<value>[^,]*)$")
-_BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<choices>[^{}]*,[^{}]*))\}")
 _KEYS = ("column", "label")
 
 
@@ -131,28 +130,6 @@ def _within(folder: str) -> list[str]:
     except OSError:
         return []  # whoever searches it for images says so
     return [os.path.join(folder, name) for name in sorted(names)]
-
-
-def expanded(pattern: str) -> Iterator[str]:
-    """The names that ``{000..009}`` and ``{a,b}`` in a name stand for, as shells and WebDataset expand them."""
-    found = _BRACES.search(pattern)
-    if not found:
-        yield pattern
-        return
-    head, tail = pattern[: found.start()], pattern[found.end() :]
-    for choice in _choices(found):
-        yield from (f"{head}{choice}{rest}" for rest in expanded(tail))
-
-
-def _choices(braces: re.Match[str]) -> Iterator[str]:
-    if braces["choices"] is not None:
-        yield from braces["choices"].split(",")
-        return
-    first, last = int(braces["first"]), int(braces["last"])
-    padded = any(len(end) > 1 and end.startswith("0") for end in (braces["first"], braces["last"]))
-    width = max(len(braces["first"]), len(braces["last"])) if padded else 0
-    step = 1 if first <= last else -1
-    yield from (f"{number:0{width}}" for number in range(first, last + step, step))
 
 
 def _holds_images(folder: str) -> bool:

@@ -16,12 +16,33 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["Paths", "cache_folder", "remembered", "taken"]
+__all__ = ["Names", "Paths", "cache_folder", "remembered", "taken"]
 
 Table = dict[str, Tensor]
 
 
-class Paths(Sequence[str]):
+class Names(Sequence[str]):
+    """N strings that are made when they are asked for: a subclass says how many, and what string i is."""
+
+    def name(self, i: int) -> str:
+        """String i, 0 <= i < N."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        places = range(len(self))[place]
+        return self.name(places) if isinstance(places, int) else [self.name(i) for i in places]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as lists have none
+
+
+class Paths(Names):
     """N strings in one tensor of bytes: a million paths take what their letters take, not a Python object each.
 
     ``text`` holds them one after the other in UTF-8 (file names of other encodings keep their bytes), string i at
@@ -47,18 +68,9 @@ class Paths(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        i = place + len(self) if place < 0 else place
-        if not 0 <= i < len(self):
-            raise IndexError(f"path {place} of {len(self)}")
-        first = int(self.ends[i - 1]) if i else 0
-        return self._decoded(first, int(self.ends[i]))
+    def name(self, i: int) -> str:
+        """String i, 0 <= i < N."""
+        return self._decoded(int(self.ends[i - 1]) if i else 0, int(self.ends[i]))
 
     def __iter__(self) -> Iterator[str]:
         first = 0
@@ -69,9 +81,9 @@ class Paths(Sequence[str]):
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Paths):
             return torch.equal(self.ends, other.ends) and torch.equal(self.text, other.text)
-        return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)
+        return super().__eq__(other)
 
-    __hash__ = None  # type: ignore[assignment]  # as lists have none
+    __hash__ = None  # as lists have none
 
     def __repr__(self) -> str:
         return f"Paths({len(self):,} strings, {len(self.text):,} bytes)"

@@ -7,17 +7,18 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import overload
 
 from jaxtyping import Int64
 from torch import Tensor
+
+from crosslevel.images.indexes import Names
 
 __all__ = ["RowNames", "below_shared_folder", "known_labels", "one_line", "state_of"]
 
 _DENSE = 100_000  # label numbers below are kept as they are
 
 
-class RowNames(Sequence[str]):
+class RowNames(Names):
     """``place/row`` for the rows of several places one after the other: a million names take no memory."""
 
     def __init__(self, places: Sequence[str], rows: Sequence[int]) -> None:
@@ -26,23 +27,10 @@ class RowNames(Sequence[str]):
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        i = place + len(self) if place < 0 else place
-        if not 0 <= i < len(self):
-            raise IndexError(f"row {place} of {len(self)}")
+    def name(self, i: int) -> str:
+        """Of row i of all."""
         k = bisect_right(self.ends, i)
         return f"{self.places[k]}/{i - (self.ends[k - 1] if k else 0)}"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]  # as lists have none
 
 
 def known_labels(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import gzip
-import itertools
 import os
 import re
 import stat
@@ -13,6 +12,7 @@ import threading
 import zlib
 from typing import Any
 
+from crosslevel.images.braces import expanded
 from crosslevel.images.sources import SourceError
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)
@@ -47,11 +47,13 @@ def expand(pattern: str) -> list[str]:
     """The files that ``pattern`` names: ``{000..009}`` and ``{a,b}`` written out, in order; ``*`` looked up, sorted.
 
     Raises:
-        SourceError: there is no such file, protocol or package, or a range is no range.
+        SourceError: there is no such file, protocol or package, or it stands for too many.
 
     """
     names: list[str] = []
-    for name in _braces(pattern):
+    for name in expanded(pattern):
+        if len(names) >= _MOST:
+            raise SourceError(f"{pattern}: may stand for at most {_MOST:,} names")
         if not is_remote(name):
             found = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
         else:
@@ -179,20 +181,3 @@ def _system(name: str) -> tuple[Any, str]:
 def _reason(error: BaseException) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__
-
-
-def _braces(pattern: str) -> list[str]:
-    """``{000..009}`` and ``{a,b}`` written out; numbers keep the width of the first."""
-    pieces = re.split(r"\{([^{}]*)\}", pattern)
-    choices = [[piece] if i % 2 == 0 else _choices(piece, pattern) for i, piece in enumerate(pieces)]
-    return ["".join(parts) for parts in itertools.product(*choices)]
-
-
-def _choices(text: str, pattern: str) -> list[str]:
-    range_of = re.fullmatch(r"(\d+)\.\.(\d+)", text)
-    if range_of is None:
-        return text.split(",") if "," in text else [f"{{{text}}}"]
-    first, last = map(int, range_of.groups())
-    if not first <= last < first + _MOST:
-        raise SourceError(f"{pattern}: {{{text}}} must rise, and stand for at most {_MOST:,} names")
-    return [f"{number:0{len(range_of[1])}}" for number in range(first, last + 1)]

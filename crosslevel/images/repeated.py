@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import overload
 
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from crosslevel.images.indexes import Names
 from crosslevel.images.sources import Images, Packed
 
 IN_MEMORY = 1e9  # bytes: copies of packed images beyond this are made when they are asked for
@@ -57,7 +57,7 @@ class Repeated(Images):
             yield f"{path}\0".encode(errors="surrogateescape")
 
 
-class _Copies(Sequence[str]):
+class _Copies(Names):
     """The names of all copies, made when they are asked for: those of a million images would take a gigabyte."""
 
     def __init__(self, paths: Sequence[str], times: int) -> None:
@@ -66,20 +66,9 @@ class _Copies(Sequence[str]):
     def __len__(self) -> int:
         return len(self.paths) * self.times
 
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        i = range(len(self))[place]
+    def name(self, i: int) -> str:
+        """Of copy i of all."""
         return f"{self.paths[i // self.times]}#{i % self.times}"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]  # as lists have none
 
 
 def repeat(images: Images, times: int, shift: int = 2, seed: int = 0) -> Images:

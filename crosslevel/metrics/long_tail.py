@@ -58,10 +58,7 @@ def duplicate_share(track_sizes: Int64[Tensor, " T"], batch_size: int) -> float:
         ValueError: no images, or a batch of none.
 
     """
-    sizes, times = track_sizes[track_sizes > 0].unique(return_counts=True)
-    total = int((sizes * times).sum())
-    if not total or batch_size < 1:
-        raise ValueError(f"{total} images in batches of {batch_size}: give at least one of each")
+    sizes, times, total = _counted(track_sizes, batch_size)
     others = min(batch_size, total) - 1
     m = sizes.double()
     alone = torch.exp(_log_choose(total - m, others) - _log_choose(torch.tensor(total - 1.0).double(), others))
@@ -77,14 +74,20 @@ def distinct_tracks(track_sizes: Int64[Tensor, " T"], batch_size: int) -> float:
         ValueError: no images, or a batch of none.
 
     """
-    sizes, times = track_sizes[track_sizes > 0].unique(return_counts=True)
-    total = int((sizes * times).sum())
-    if not total or batch_size < 1:
-        raise ValueError(f"{total} images in batches of {batch_size}: give at least one of each")
+    sizes, times, total = _counted(track_sizes, batch_size)
     drawn = min(batch_size, total)
     whole = _log_choose(torch.tensor(float(total)).double(), drawn)
     missed = torch.exp(_log_choose(total - sizes.double(), drawn) - whole)
     return float((times * (1 - missed)).sum())
+
+
+def _counted(track_sizes: Int64[Tensor, " T"], batch_size: int) -> tuple[Tensor, Tensor, int]:
+    """The different sizes, how many tracks have each, and the images in all."""
+    sizes, times = track_sizes[track_sizes > 0].unique(return_counts=True)
+    total = int((sizes * times).sum())
+    if not total or batch_size < 1:
+        raise ValueError(f"{total} images in batches of {batch_size}: give at least one of each")
+    return sizes, times, total
 
 
 class Grouped(NamedTuple):

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from crosslevel.hardware import multiplies_bfloat16
+
 TILE = 4096  # keys a matrix product: its result is still in the cache when its maxima are taken
 MEMORY = 6 * 2**30  # bytes of similarities at a time
 FEW = 4096  # keys: among fewer, selecting costs little
@@ -53,7 +55,7 @@ def nearest(queries: Float[Tensor, "Q d"], keys: Float[Tensor, "N d"], k: int, c
     if not len(queries):
         return _none(k, dtype, keys.device)
     unit = F.normalize(queries.to(dtype), dim=1)
-    if on_cpu and dtype == torch.float32 and len(keys) > FEW and _multiplies_bfloat16():
+    if on_cpu and dtype == torch.float32 and len(keys) > FEW and multiplies_bfloat16():
         return _rounded_first(unit, keys, lengths, k, chunk)
     return _searched(unit, keys, lengths, k, chunk)
 
@@ -210,11 +212,3 @@ def _none(k: int, dtype: torch.dtype, device: torch.device) -> Neighbours:
 
 def _joined(parts: list[Neighbours]) -> Neighbours:
     return Neighbours(*(torch.cat(column) for column in zip(*parts, strict=True)))
-
-
-def _multiplies_bfloat16() -> bool:
-    if not torch.backends.mkldnn.is_available():
-        return False
-    if hasattr(torch.cpu, "get_capabilities"):
-        return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())  # torch before 2.10

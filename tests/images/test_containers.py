@@ -15,7 +15,7 @@ from crosslevel import embed
 from crosslevel.commands import run
 from crosslevel.images import Files, SourceError, absolute
 from crosslevel.images import open as open_images
-from crosslevel.images.containers import expanded
+from crosslevel.images.braces import expanded
 
 train_file = importlib.import_module("crosslevel.train")
 

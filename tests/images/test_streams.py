@@ -477,9 +477,9 @@ def test_a_missing_package_is_named_with_its_install_command(monkeypatch):
 
 def test_names_are_written_out(tmp_path):
     assert expand("https://h/a-{08..11}.tar") == [f"https://h/a-{i}.tar" for i in ("08", "09", "10", "11")]
+    assert expand("https://h/{2..0}.tar") == [f"https://h/{i}.tar" for i in (2, 1, 0)]
     assert expand("x/{a,b}{1..2}{c}.tar") == [f"x/{a}{i}{{c}}.tar" for a in "ab" for i in "12"]
     for wrong, says in (
-        ("https://h/{9..1}.tar", "must rise"),
         ("https://h/{0..99999999}.tar", "at most 1,000,000 names"),
         ("nope://h/x.tar", "Protocol not known: nope"),
         (f"{tmp_path}/*.tar", "no file matches this pattern"),

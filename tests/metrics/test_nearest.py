@@ -69,7 +69,7 @@ def test_equal_keys_are_each_a_neighbour():
 def test_memory_stays_below_its_limit(monkeypatch, rounded):
     """With room for the similarities of three queries, eight are answered in three parts, and alike."""
     monkeypatch.setattr(module, "MEMORY", 3 * 8192 * (2 if rounded else 4))
-    monkeypatch.setattr(module, "_multiplies_bfloat16", lambda: rounded)
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda: rounded)
     sizes = []
     fill = module._fill
     monkeypatch.setattr(module, "_fill", lambda table, *rest: sizes.append(table.shape[1]) or fill(table, *rest))
@@ -96,7 +96,7 @@ def test_what_bfloat16_cannot_tell_apart_is_compared_in_float32(seed, keys, quer
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "TILE", 32)
         patch.setattr(module, "FEW", 10)
-        patch.setattr(module, "_multiplies_bfloat16", lambda: True)
+        patch.setattr(module, "multiplies_bfloat16", lambda: True)
         values, index = nearest(asked, bank, k)
     exact = F.normalize(asked.double(), dim=1) @ F.normalize(bank.double(), dim=1).T
     expected = exact.topk(min(k, keys), dim=1).values
@@ -112,7 +112,7 @@ def test_the_first_look_decides_most(monkeypatch):
     searched = []
     search = module._searched
     monkeypatch.setattr(module, "_searched", lambda asked, *rest: searched.append(len(asked)) or search(asked, *rest))
-    monkeypatch.setattr(module, "_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda: True)
     bank, asked = draw(0, 20_000, 128), draw(1, 50, 128)
     nearest(asked, bank, 100)
     assert searched == []
