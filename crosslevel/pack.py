@@ -39,7 +39,7 @@ def pack(
 ) -> Path:
     """Decode and resize images once, into a folder that every command takes as images and reads at memory speed.
 
-    Pixels are stored uncompressed: about ten times the space of JPEG. A killed run continues where it was when it is
+    Pixels are stored uncompressed: several times the space of JPEG. A killed run continues where it was when it is
     started again with the same arguments; if the images have changed since, they are packed anew.
 
     Args:

@@ -4,48 +4,38 @@ from __future__ import annotations
 
 import os
 import shlex
-import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import torch
 from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 
 from crosslevel import images as image_sources
 from crosslevel import pages, pretrain, report, settings
 from crosslevel.cld import CrossLevel
 from crosslevel.distributed import wait
-from crosslevel.encoder import FILE, Encoder, View
+from crosslevel.encoder import FILE, Encoder
+from crosslevel.feed import LOOKED_AT, Order, batches_of, counted, length, prepared, say, usual_monitor, watching
 from crosslevel.folder import Unreadable, changed_images, claim, keep_images, next_commands, save_branches
 from crosslevel.hardware import Device, Hardware, Precision, choose
 from crosslevel.images import (
     BadFiles,
-    BadImage,
     Crops,
     Images,
     ImageStream,
-    Packed,
     SourceError,
-    StreamBatches,
-    TrainBatches,
-    pack,
     suffixes,
 )
 from crosslevel.images.lists import write_list
 from crosslevel.images.views import Views
 from crosslevel.methods import Method, MoCo
-from crosslevel.monitor import Measure, Which, monitor_of
+from crosslevel.monitor import Measure, Which
 from crosslevel.pretrain import Optimizer, Outcome, Pretrain, fit
 
-Order = Literal["shuffled", "natural"]
-LARGEST_VIEW = 224  # pixels: the usual size, where the images are larger
-LOOKED_AT = 1500  # images of a stream that the report and the monitor see
 BASE_RATES = {"adamw": 1e-3, "lars": 0.3}  # at 256 images a batch; SGD's is the method's own
 BASE_DECAYS = {"sgd": 5e-4, "adamw": 0.05, "lars": 1e-6}
 
@@ -151,9 +141,9 @@ def train(
     _announce(console, hardware, encoder)
     opened = source = _opened(images, data_root, crops, watch)
     bad = BadFiles() if isinstance(source, ImageStream) else source.bad_files()
-    total = _length(source, epoch_size)
+    total = length(source, epoch_size)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
-    source = _prepared(source, encoder, views, memory, bad, console)
+    source = prepared(source, encoder, views, memory, bad, console)
     known, branch = len(source) if isinstance(source, Images) else None, cld if cld.weight else None
     chosen = (method or MoCo)(encoder, known)
     described = _described(chosen)
@@ -161,7 +151,7 @@ def train(
         chosen.online = max(chosen.online, 2)  # CLD compares two views that the trained network has seen
     views.count, views.plain = chosen.views, chosen.plain_views
     rank = int(os.environ.get("LOCAL_RANK", "0"))
-    batches = _batches(
+    batches = batches_of(
         source, views, batch_size, epoch_size, order, seed=seed, bad=bad, workers=workers, rank=rank, world=devices
     )
     _share(chosen, branch, share_hidden)
@@ -170,12 +160,12 @@ def train(
     every = max(1, epochs // 10) if monitor_every is None else monitor_every
     folder = Path(resume) if resume else claim(run, getattr(source, "short", images), _kind(chosen, branch), rank)
     if resume:
-        _say(console, changed_images(folder, opened))
+        say(console, changed_images(folder, opened))
     elif rank == 0:
         resolved = {
             "images": image_sources.absolute(images),
             "workers": workers,
-            "monitor": monitor or _usual_monitor(source),
+            "monitor": monitor or usual_monitor(source),
             "monitor_every": every,
             "precision": hardware.precision,
         }
@@ -186,9 +176,9 @@ def train(
         warmup_steps=round(rates["warmup_epochs"] * len(batches)),
         optimizer=optimizer, lr=rates["lr"], weight_decay=rates["weight_decay"], seed=seed,
     )  # fmt: skip
-    _say(
+    say(
         console,
-        f"{_counted(source)}, {len(batches):,} steps an epoch, {views.count} views of {views.size} pixels; "
+        f"{counted(source)}, {len(batches):,} steps an epoch, {views.count} views of {views.size} pixels; "
         f"{type(chosen).__name__}{' + CLD' if branch else ''} on {encoder.name}; run: {folder}",
     )
     unreadable = Unreadable(bad, folder, rank, resume is not None)
@@ -198,7 +188,7 @@ def train(
             log_every=log_every, checkpoint_minutes=checkpoint_minutes, saved=unreadable.keep,
             resume=resume is not None, console=console, monitor_every=every,
             monitor=_watched(watch, encoder, branch, hardware) if watch or not every else
-            _monitor(monitor, encoder, chosen, branch, source, hardware, seed),
+            watching(monitor, encoder, chosen, branch, source, hardware, seed),
         )  # fmt: skip
     finally:
         unreadable.keep()
@@ -211,7 +201,7 @@ def train(
         save_branches(folder, chosen.branch, chosen.head, branch)
         unreadable.merge()
         if len(bad):
-            _say(console, bad.summary(total))
+            say(console, bad.summary(total))
         if outcome.finished and report_html:
             _write_report(folder, encoder, branch, source, hardware, seed, following)
         _farewell(folder, following, outcome, module.steps, time.monotonic() - began, console)
@@ -227,9 +217,9 @@ def _opened(images: str, data_root: str | None, crops: Crops | None, watch: Watc
 
 
 def _announce(console: Console, hardware: Hardware, encoder: Encoder) -> None:
-    _say(console, f"device: {hardware.why}")
+    say(console, f"device: {hardware.why}")
     if encoder.weights is not None:
-        _say(console, f"{encoder.weights}: {encoder.loaded}")
+        say(console, f"{encoder.weights}: {encoder.loaded}")
 
 
 def _kind(method: Method, cld: CrossLevel | None) -> str:
@@ -241,103 +231,6 @@ def _keep_images(images: str, source: Images | ImageStream, folder: Path) -> Non
     keep_images(folder, source)
     if isinstance(source, Images) and suffixes.split(images)[1]:
         write_list(source, folder / "subset.txt")
-
-
-def _length(source: Images | ImageStream, epoch_size: int | None) -> int | None:
-    """The number of images; None for a stream, which needs ``epoch_size`` instead."""
-    if isinstance(source, Images):
-        if epoch_size is not None:
-            raise ValueError(
-                f"epoch_size={epoch_size} is for streams: an epoch of {source.name} is all of its {len(source):,} "
-                "images: leave it out"
-            )
-        return len(source)
-    if epoch_size is None:
-        raise ValueError(
-            f"{source.name}: nobody knows how many images a stream has before they are read: "
-            "give --epoch_size N, the images that count as one epoch"
-        )
-    return None
-
-
-def _batches(
-    source: Images | ImageStream, views: Views, batch_size: int, epoch_size: int | None, order: Order, **how: Any
-) -> TrainBatches | StreamBatches:
-    if isinstance(source, ImageStream):
-        if order != "shuffled":
-            raise ValueError(f"order={order}: the images of a stream come in an order of their own: leave it out")
-        return StreamBatches(source, batch_size, epoch_size or 0, crops=views.crops, **how)
-    crops = None if isinstance(source, Packed) else views.crops
-    return TrainBatches(source, batch_size, crops=crops, order=order, **how)
-
-
-def _usual_monitor(source: Images | ImageStream) -> Which | None:
-    """None for streams: their first images would be read a second time."""
-    if isinstance(source, ImageStream):
-        return None
-    return "label_free" if source.labels is None else "knn"
-
-
-def _monitor(
-    which: Which | None,
-    encoder: Encoder,
-    method: Method,
-    cld: CrossLevel | None,
-    source: Images | ImageStream,
-    hardware: Hardware,
-    seed: int,
-) -> Callable[[], dict[str, float]] | None:
-    which = which or _usual_monitor(source)
-    if which is None:
-        return None
-    shown = source.some(LOOKED_AT) if isinstance(source, ImageStream) else source
-    return monitor_of(which, encoder, method, cld, shown, hardware, seed)
-
-
-def _counted(source: Images | ImageStream) -> str:
-    return f"{len(source):,} images" if isinstance(source, Images) else f"{len(source.shards):,} shards"
-
-
-def _prepared(
-    source: Images | ImageStream, encoder: Encoder, views: Views, memory: float, bad: BadFiles, console: Console
-) -> Images | ImageStream:
-    """Choose the views' size and the stem by the images' size; pack square images no larger than a view."""
-    side, square = _typical_shape(source.some(32) if isinstance(source, ImageStream) else source)
-    views.adapt(encoder.fixed_size or min(LARGEST_VIEW, max(32, side // 32 * 32)))
-    if encoder.fixed_size not in (None, views.size):
-        raise ValueError(
-            f"views.size={views.size} does not suit {encoder.name}, which is built for {encoder.fixed_size} pixels: "
-            "leave it out, or give encoder.image_size"
-        )
-    encoder.adapt(views.size)
-    encoder.view = View(views.size, views.mean, views.std)
-    # Packing keeps the centre square: of an oblong image the views would never see the rest.
-    if isinstance(source, Packed | ImageStream) or side > views.size or not square:
-        return source
-    needed = len(source) * 3 * views.size**2 / 1e9
-    if needed > memory:
-        _say(
-            console,
-            f"decoded images would take {needed:.1f} GB, over --memory {memory}: they are decoded in each epoch",
-        )
-        return source
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("decoding images", total=len(source))
-        return pack(source, views.size, bad=bad, progress=lambda done, of: bar.update(task, completed=done, total=of))
-
-
-def _typical_shape(source: Images, looked_at: int = 32) -> tuple[int, bool]:
-    """Of some images the median of the shorter sides in pixels, and whether all are square (to a tenth)."""
-    places = torch.linspace(0, len(source) - 1, min(looked_at, len(source))).long().tolist()
-    sides, square = [], True
-    for i in places:
-        try:
-            short, long = sorted(source[i][0].shape[1:])
-        except BadImage:
-            continue  # named when it is met in training
-        sides.append(short)
-        square = square and long <= 1.1 * short
-    return (int(statistics.median(sides)) if sides else LARGEST_VIEW), square
 
 
 def _watched(watch: Watch | None, encoder: Encoder, cld: CrossLevel | None, hardware: Hardware) -> Measure | None:
@@ -432,7 +325,7 @@ def _write_report(
         report.commands("Next", following),
         report.settings("Settings", (folder / "config.yaml").read_text(encoding="utf-8")),
     ]
-    subtitle = f"{_counted(source)} of {source.name} · {hardware.why} · {time.strftime('%Y-%m-%d')}"
+    subtitle = f"{counted(source)} of {source.name} · {hardware.why} · {time.strftime('%Y-%m-%d')}"
     report.page(folder / "report.html", f"Training run {folder.name}", blocks, subtitle)
 
 
@@ -451,18 +344,13 @@ def _farewell(
     folder: Path, following: list[str], outcome: Outcome, steps: int, seconds: float, console: Console
 ) -> None:
     if not outcome.finished:
-        _say(
+        say(
             console,
             f"stopped at step {outcome.steps:,} of {steps:,}; the encoder so far is {folder / FILE}; to go on:",
         )
-        _say(console, f"  crosslevel train --resume {shlex.quote(str(folder))}")
+        say(console, f"  crosslevel train --resume {shlex.quote(str(folder))}")
         return
     left = [folder / FILE, *folder.glob("report.html")]
-    _say(console, f"done in {seconds / 60:.1f} min: {', '.join(map(str, left))}; next:")
+    say(console, f"done in {seconds / 60:.1f} min: {', '.join(map(str, left))}; next:")
     for line in following:
-        _say(console, f"  {line}")
-
-
-def _say(console: Console, line: str) -> None:
-    if line and int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        console.print(line, highlight=False, markup=False)
+        say(console, f"  {line}")

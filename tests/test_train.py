@@ -10,7 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
-from crosslevel import CrossLevel, load_encoder, monitor
+from crosslevel import CrossLevel, feed, load_encoder, monitor
 from crosslevel.commands import run
 from crosslevel.encoder import Encoder
 from crosslevel.evaluate import evaluate
@@ -429,7 +429,7 @@ def test_synchronized_statistics_keep_activations_through_a_run(photos, tmp_path
 def test_only_square_images_are_packed(tmp_path, monkeypatch, size, packed):
     seen = []
     monkeypatch.setattr(
-        train_file, "TrainBatches", lambda source, *a, **b: seen.append(source) or TrainBatches(source, *a, **b)
+        feed, "TrainBatches", lambda source, *a, **b: seen.append(source) or TrainBatches(source, *a, **b)
     )
     folder = write_images(tmp_path / "photos", size=size)
     options = ["--encoder.width=0.0625", "--batch_size=8", "--device=cpu", "--report_html=false", "--workers=0"]

@@ -4,7 +4,7 @@ A pack is a folder. Its shards ``00000.bin``, ... hold the pixels of one image a
 (H, W, 3) bytes: the order in memory that crops are fastest from. ``index.safetensors`` has a row for every image and
 ``pack.json`` says what the images were; it is written last, so that a folder with it is whole.
 
-Uncompressed pixels take about ten times the space of JPEG (a 256 x 341 image 260 kB), and reading them takes nothing
+Uncompressed pixels take several times the space of JPEG (a 256 x 341 image 262 kB), and reading them takes nothing
 but memory's time; anything that is smaller would have to be decoded again in every epoch.
 """
 
