@@ -6,12 +6,13 @@ TRAIN and TEST are CIFAR-10 as class-per-folder JPEGs. Every setting of `SETTING
 and CLD on every collection of `COLLECTIONS`; the features of two views of 2,000 of its images are kept in the ignored
 runs/ folder, and kNN and linear accuracy on a balanced test set in OUTPUT.json. A run that is there is not repeated, so
 that a killed benchmark goes on; ``--scores`` computes scores and tables anew from the kept features. Trains with one
-thread, in one process.
+thread; a process for each of ``--collections`` may run beside others, into the same file.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import itertools
 import json
 import math
@@ -190,8 +191,7 @@ def train_all(arguments: argparse.Namespace, record: Path) -> None:
             opened[name] = COLLECTIONS[name](arguments)
         began, folder = time.monotonic(), folder_of(Path(arguments.runs), name, setting)
         result = one_run(given, opened[name], folder)
-        done[key] = {"collection": name, "name": setting, "setting": given, **result}
-        write(record, done)
+        add(record, key, {"collection": name, "name": setting, "setting": given, **result})
         shown = {k: round(v, 2) for k, v in result.items() if isinstance(v, float)}
         print(f"{time.strftime('%H:%M')} {key}: {shown} {time.monotonic() - began:.0f} s", flush=True)
 
@@ -201,10 +201,13 @@ def read(record: Path) -> dict[str, Any]:
     return runs
 
 
-def write(record: Path, runs: dict[str, Any]) -> None:
-    temporary = record.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"machine": machine(), "runs": runs}, indent=1) + "\n")
-    os.replace(temporary, record)
+def add(record: Path, key: str, run: dict[str, Any]) -> None:
+    """Beside what other processes of this benchmark have added meanwhile."""
+    with record.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        temporary = record.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"machine": machine(), "runs": {**read(record), key: run}}, indent=1) + "\n")
+        os.replace(temporary, record)
 
 
 def one_run(setting: dict[str, Any], collection: Collection, folder: Path) -> dict[str, Any]:

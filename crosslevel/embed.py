@@ -93,7 +93,7 @@ def embed(
         f"{rows_written:,} features of {encoder.num_features} in {file}, {speed}", highlight=False, markup=False
     )
     if parts.bad:
-        skipped = BadFiles()
+        skipped = source.bad_files()
         for path, reason in parts.bad.items():
             skipped.add(path, reason)
         skipped.write(file.with_name(f"{file.stem}.bad_files.txt"))

@@ -153,6 +153,8 @@ def evaluate(
             load_branches(folder) if branches else {}, console, shots, seed,
         )  # fmt: skip
         total = len(bank) + len(queries)
+        for part in (bank, queries):
+            bad.leave_out(part.left_out)
         split = subject.split
         where["shots"] = None if split is None else [split.low, split.high]
         calls |= _calls(subject, k, temperature, clusters, linear, semi, transfer)

@@ -91,7 +91,7 @@ def inspect(
     """
     if batch_size < 2 or sample < 2:
         raise ValueError(f"batch_size={batch_size}, sample={sample}: give at least 2 each")
-    console = Console(soft_wrap=True)
+    console, written = Console(soft_wrap=True), None if output is None else _file(Path(output))
     encoder, hardware = None if run is None else load_encoder(run), choose(device, precision)
     source = image_sources.open(images, data_root=data_root, crops=crops)
     bad, total, generator = source.bad_files(), len(source), torch.Generator().manual_seed(seed)
@@ -109,8 +109,8 @@ def inspect(
     limit = None if features is None else threshold
     told = summary(source.name, total, part, looked, found, bad, batch_size, run, limit)
     _print(console, told)
-    if output is not None:
-        _write(Path(output), told, looked, found, console)
+    if written is not None:
+        _write(written, told, looked, found, console)
     return told
 
 
@@ -291,10 +291,27 @@ def _rows(told: dict[str, Any]) -> list[tuple[str, list[tuple[str, ...]]]]:
     ]  # fmt: skip
 
 
-def _write(output: Path, told: dict[str, Any], looked: Looked, found: Found, console: Console) -> None:
-    """The JSON file and the page beside it, each whole or not at all."""
+def _file(output: Path) -> Path:
+    """The JSON file to write, in a folder that is there from now on.
+
+    Raises:
+        ValueError: it cannot be written there.
+
+    """
+    if output.suffix in (".html", ".htm", ".csv", ".txt") and not output.is_dir():
+        raise ValueError(f"--output {output}: give a folder, or a file that ends in .json")
     file = output if output.suffix == ".json" else output / "inspect.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output {output}: {error.filename}: {error.strerror}") from error
+    if file.is_dir() or not os.access(file.parent, os.W_OK):
+        raise ValueError(f"--output {output}: {file} cannot be written")
+    return file
+
+
+def _write(file: Path, told: dict[str, Any], looked: Looked, found: Found, console: Console) -> None:
+    """The JSON file and the page beside it, each whole or not at all."""
     # File names that are not valid UTF-8 become escapes.
     text = json.dumps(told, indent=2) + "\n"
     file.with_suffix(".tmp").write_text(text, encoding="utf-8")

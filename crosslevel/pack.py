@@ -22,6 +22,7 @@ from crosslevel import images as image_sources
 from crosslevel.images import BadImage, Crops, Images, SourceError
 from crosslevel.images.indexes import Paths, taken
 from crosslevel.images.packs import ABOUT, INDEX, UNFINISHED, VERSION, Decoded, decoded, is_pack, shard_name, shrunk
+from crosslevel.images.suffixes import split
 
 IMAGES_A_PART = 2048  # what a killed run loses at most
 SHARD = 2**29  # bytes after which another shard begins, unless all images have one square size
@@ -270,8 +271,10 @@ def _check_place(folder: Path, images: str) -> None:
         raise ValueError(f"--output {folder}: there is something else in it: give another folder")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder}: it is a file: give a folder")
-    if os.path.isdir(images) and folder.resolve().is_relative_to(Path(images).resolve()):
-        raise ValueError(f"--output {folder} lies inside {images}: give a folder outside of it")
+    whole = split(images)[0]
+    read = whole if os.path.exists(whole) else whole.partition(",")[0]
+    if os.path.isdir(read) and folder.resolve().is_relative_to(Path(read).resolve()):
+        raise ValueError(f"--output {folder} lies inside {read}: give a folder outside of it")
 
 
 def _about(folder: Path) -> dict[str, Any] | None:

@@ -54,6 +54,22 @@ def test_counts_sizes_damage_and_duplicates_by_the_command_line(photos, tmp_path
     assert "3 in 3 sets" in said
 
 
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [("a.html", "ends in .json"), ("FILE/x", "Not a directory"), ("FOLDER.json", "FOLDER.json cannot be written")],
+)
+def test_where_nothing_can_be_written_is_said_before_the_work(photos, tmp_path, capsys, output, says, monkeypatch):
+    (tmp_path / "FILE").touch()
+    (tmp_path / "FOLDER.json").mkdir()
+    monkeypatch.setattr("crosslevel.inspect.look", None)
+    with pytest.raises(SystemExit) as stop:
+        run(inspect, [str(photos), "-o", str(tmp_path / output), "--device=cpu"])
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert says in told
+    assert told.count("\n") == 1
+
+
 def test_the_page_escapes_names_and_shows_pictures(photos, tmp_path):
     run(inspect, [str(photos), "-o", str(tmp_path / "a.json"), "--device=cpu", "--workers=0"])
     page = (tmp_path / "a.html").read_text()

@@ -316,12 +316,13 @@ def test_wrong_use_ends_in_one_line(photos, tmp_path, capsys, option, says):
     given = re.sub("PHOTOS|FULL|FILE", lambda found: str(places[found[0]]), option)
     source = broken if "BROKEN" in option else photos
     given = given.replace("BROKEN", str(tmp_path / "p"))
-    with pytest.raises(SystemExit) as stop:
-        run(pack.pack, [str(source), "--workers=0", given])
-    assert stop.value.code == 2
-    told = capsys.readouterr().err
-    assert says in told
-    assert told.count("\n") == 1
+    for part in ("", "@repeat=2") if says == "lies inside" else ("",):
+        with pytest.raises(SystemExit) as stop:
+            run(pack.pack, [f"{source}{part}", "--workers=0", given])
+        assert stop.value.code == 2
+        told = capsys.readouterr().err
+        assert says in told
+        assert told.count("\n") == 1
     assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
 
 

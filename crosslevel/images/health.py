@@ -9,6 +9,7 @@ import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,18 +40,25 @@ class BadImage(Exception):
 
 
 class BadFiles:
-    """The images that could not be read, each once, with the reason."""
+    """The images, and the shards and films, that could not be read, each once, with the reason."""
 
     def __init__(self) -> None:
         self.reasons: dict[str, str] = {}
+        self._holders = set[str]()
         self._file: str | None = None
 
     def add(self, path: str, reason: str) -> None:
         """Record ``path``; the first reason given for a path stands."""
         self.reasons.setdefault(path, reason)
 
+    def leave_out(self, holders: Mapping[str, str]) -> None:
+        """Record files that hold several images, such as shards, by path and reason; they count as no image."""
+        for path, reason in holders.items():
+            self.add(path, reason)
+        self._holders.update(holders)
+
     def __len__(self) -> int:
-        """How many different images could not be read."""
+        """How many different images and files of several could not be read."""
         return len(self.reasons)
 
     def __contains__(self, path: str) -> bool:
@@ -78,8 +86,14 @@ class BadFiles:
         if not self.reasons:
             return "all images could be read" if total is None else f"all {total:,} images could be read"
         where = "" if self._file is None else f" (listed in {escaped(self._file)})"
-        which = f"{len(self):,} images or shards" if total is None else f"{len(self):,} of {total:,} images"
-        return f"skipped {which} that could not be read{where}"
+        if total is None:
+            return f"skipped {len(self):,} images or shards that could not be read{where}"
+        holders, parts = len(self._holders), list[str]()
+        if len(self) > holders:
+            parts.append(f"skipped {len(self) - holders:,} of {total:,} images that could not be read")
+        if holders:
+            parts.append(f"{holders:,} {'file is' if holders == 1 else 'files are'} damaged, with images missing")
+        return "; ".join(parts) + where
 
 
 def read_image(file: str, path: str | None = None, max_pixels: int = PIXEL_LIMIT) -> UInt8[Tensor, "3 H W"]:

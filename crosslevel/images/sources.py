@@ -68,8 +68,7 @@ class Images(Dataset[tuple[Tensor, int]]):
     def bad_files(self) -> BadFiles:
         """A new list of what cannot be read: it begins with what is left out."""
         bad = BadFiles()
-        for name, reason in self.left_out.items():
-            bad.add(name, reason)
+        bad.leave_out(self.left_out)
         return bad
 
     def _content(self) -> Iterable[bytes | memoryview]:

@@ -137,19 +137,25 @@ def _arguments(make: Callable[..., Images], suffix: Suffix) -> list[Any]:
     """What the text of a suffix says, in the order of ``make``'s parameters after the images."""
     _, first, *others = inspect.signature(make, eval_str=True).parameters.values()
     if suffix.key in FILES:
+        if not suffix.value:
+            raise ValueError(f"@{suffix.key}= names no file")
         return [suffix.value]
-    value, *assignments = suffix.value.split(",")
-    given = {key: text for key, _, text in (assignment.partition("=") for assignment in assignments)}
+    number, *assignments = suffix.value.split(",")
+    given: dict[str, str] = {}
+    for key, _, text in (assignment.partition("=") for assignment in assignments):
+        if key in given:
+            raise ValueError(f"@{suffix.key} has {key} twice: give it once")
+        given[key] = text
     names = [parameter.name for parameter in others]
     for key in given:
         if key not in names:
             near = difflib.get_close_matches(key, names, 1)
             hint = f"did you mean {near[0]}?" if near else f"it takes {' and '.join(names) or 'no other'}"
             raise ValueError(f"@{suffix.key} has no key {key!r}: {hint}")
-    numbers: list[Any] = [_number(suffix.key, value, first.annotation)]
+    numbers: list[Any] = [_number(suffix.key, number, first.annotation)]
     for parameter in others:
-        text = given.get(parameter.name)
-        numbers.append(parameter.default if text is None else _number(parameter.name, text, parameter.annotation))
+        key, value = parameter.name, given.get(parameter.name)
+        numbers.append(parameter.default if value is None else _number(key, value, parameter.annotation))
     return numbers
 
 

@@ -135,6 +135,19 @@ def test_bad_files(tmp_path):
     assert bad.summary(12406).endswith(f"that could not be read (listed in {file})")
 
 
+def test_a_shard_counts_as_no_image(tmp_path):
+    bad = BadFiles()
+    bad.leave_out({"a.tar": "truncated"})
+    assert bad.summary(12406) == "1 file is damaged, with images missing"
+    bad.leave_out({"a.tar": "truncated", "b.tar": "truncated"})
+    bad.add("b.jpg", "empty file")
+    assert len(bad) == 3
+    expected = "skipped 1 of 12,406 images that could not be read; 2 files are damaged, with images missing"
+    assert bad.summary(12406) == expected
+    bad.write(tmp_path / "bad_files.txt")
+    assert bad.summary(12406) == f"{expected} (listed in {tmp_path / 'bad_files.txt'})"
+
+
 NAMES = st.binary(max_size=20).map(os.fsdecode) | st.text(max_size=20) | st.text("\\\n\r\tnrt", max_size=8)
 
 

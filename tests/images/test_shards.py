@@ -204,6 +204,13 @@ def test_every_verb_names_a_shard_that_is_cut_off(tmp_path, monkeypatch, capsys)
     cli.main(["embed", "run", "*.tar", "-o", "f.npy", *plain])
     assert Path("f.bad_files.txt").read_text() == line
     assert len(np.load("f.npy")) == 18
+    names = [line.split(",")[0] for line in Path("f.csv").read_text().splitlines()[1:]]
+    Path("labels.txt").write_text("".join(f"{name} {i % 2}\n" for i, name in enumerate(names)))
+    capsys.readouterr()
+    cli.main(["evaluate", "run", "*.tar@list=labels.txt", "--test=*.tar@list=labels.txt", "-o", "e.json", *plain])
+    assert "1 file is damaged, with images missing" in capsys.readouterr().out
+    [record] = json.loads(Path("e.json").read_text())["results"]
+    assert record["skipped"] == want
 
 
 def test_damage_in_the_middle(tmp_path):

@@ -76,6 +76,8 @@ def test_what_exists_is_no_suffix(tmp_path, monkeypatch):
         ("@tracks=13", "tracks=13: choose 1 to 12"),
         ("@tracks=1@frames=1", "@frames=1 leaves 1 images: needs at least 2"),
         ("@list=nowhere.txt", "nowhere.txt: No such file"),
+        ("@list=", "@list= names no file"),
+        ("@imbalance=2,seed=1,seed=2", "@imbalance has seed twice"),
     ],
 )
 def test_wrong_suffixes_say_what_to_do_in_one_line(source, says):
