@@ -38,7 +38,7 @@ def test_a_recipe_takes_a_step_and_keeps_its_settings(eight, tmp_path, name):
     method = told["method"]["class_path"].rsplit(".", 1)[1]
     small = ["--epochs=1", "--warmup_epochs=0", "--batch_size=8", "--views.size=32", "--encoder.name=resnet18"]
     small += ["--encoder.width=0.0625", "--device=cpu", "--log_every=1", "--report_html=false", "--run", str(tmp_path)]
-    small += REDUCED[method]
+    small += REDUCED[method] if told["method"]["init_args"].get("negatives", 1) else []
     if told["cld"]["weight"]:
         small += ["--cld.groups=4"]
     if "splits" in told["method"]["init_args"]:
@@ -89,18 +89,26 @@ def test_every_recipe_with_cld_has_one_without(name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("imagenet") and "-cld" in name])
 def test_every_image_of_a_device_is_its_own_group(name):
-    """As in the authors' runs, which asked for 120 groups of 64 images; and the file says how on one device."""
+    """As in the authors' runs, which asked for 120 groups of 64 images; on one device, and on eight as it says."""
     told = tree(name)
     batch, file = told["batch_size"], recipes.find(name).file.read_text()
-    each = int(re.search(r"--devices 8 --batch_size (\d+)", file).group(1))
+    each, groups = map(int, re.search(r"--devices 8 --batch_size (\d+) --cld.groups (\d+)", file).groups())
     assert 8 * each == batch
-    assert re.findall(r"[Oo]n one device,? --cld\.groups (\d+)", file) == [str(batch)]
-    cld = CrossLevel(16, **{**told["cld"], "hidden": None})
-    cld(*torch.randn(2, each, 16, generator=torch.Generator().manual_seed(0)))
-    assert not cld.gather
-    assert torch.equal(cld.last.a.sizes, torch.ones(each))
-    if "byol" not in name and "npid" not in name:
-        assert each == 64
+    assert ("byol" in name or "npid" in name) or each == 64
+    for count, k in ((batch, told["cld"]["groups"]), (each, groups)):
+        cld = CrossLevel(16, **{**told["cld"], "hidden": None, "groups": k})
+        cld(*torch.randn(2, count, 16, generator=torch.Generator().manual_seed(0)))
+        assert not cld.gather
+        assert torch.equal(cld.last.a.sizes, torch.ones(count))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("imagenet")])
+def test_the_command_for_eight_devices_keeps_batch_statistics_as_they_are(name):
+    """Where keys are normalized in parts on one device, as on eight, there must be no parts on each of eight."""
+    parts = tree(name)["method"]["init_args"].get("splits", 1)
+    line = re.search(r"--devices 8 --batch_size .*", recipes.find(name).file.read_text()).group()
+    assert ("--method.splits 1" in line) == (parts > 1)
+    assert parts in (1, 8)
 
 
 def test_settings_of_the_authors_code():
@@ -136,6 +144,21 @@ PUBLISHED = {
     "imagenet-infomin-200": 70.1,
     "imagenet-infomin-cld-normmlp": 70.1, "imagenet-infomin-cld-200": 70.6, "imagenet-infomin-cld-normmlp-200": 71.5,
 }  # fmt: skip
+
+
+def test_every_method_is_there_for_every_data_set_with_cld_and_without():
+    sets = {"cifar10": "moco", "cifar100": "moco", "stl10": "moco", "imagenet100": "mocov2", "imagenet": "mocov2"}
+    for place, moco in sets.items():
+        methods = ["npid", moco, "byol", *(["infomin"] if "imagenet" in place else [])]
+        wanted = {f"{place}-{method}{end}" for method in methods for end in ("", "-cld")}
+        assert wanted <= set(NAMES)
+
+
+def test_a_recipe_of_official_files_needs_no_folder():
+    own = {name: tree(name).get("images") for name in NAMES}
+    for name, images in own.items():
+        place = name.partition("-")[0]
+        assert images == {"stl10": "stl10:train+unlabeled"}.get(place, place if "cifar" in place else None)
 
 
 def test_every_published_row_has_its_recipe():

@@ -1,14 +1,18 @@
 """STL-10 files that the tests write themselves, column by column as the official ones are."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 import crosslevel.images as images
+from crosslevel.commands import run
 from crosslevel.evaluate import labelled_pair
 from crosslevel.images import EvalBatches, SourceError, TrainBatches, stl10
 from crosslevel.images.health import BadFiles
 from crosslevel.images.stl10 import Stl10
+from crosslevel.train import train
 
 COUNTS = {"train": 5, "test": 4, "unlabeled": 7}
 NAMES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
@@ -120,3 +124,19 @@ def test_a_missing_folder_and_a_wrong_split(tmp_path):
         images.open("stl10:valid", data_root=str(tmp_path))
     with pytest.raises(SourceError, match=r"no split 'valid'"):
         Stl10("valid", data_root=str(tmp_path))
+
+
+def test_its_recipes_train_without_another_word_on_the_official_files(written, tmp_path):
+    root, _ = written
+    small = [
+        "--epochs=1",
+        "--warmup_epochs=0",
+        "--batch_size=4",
+        "--views.size=32",
+        "--encoder.width=0.0625",
+        "--report_html=false",
+    ]
+    small += ["--cld.groups=2", "--method.queue=8", "--device=cpu", "--workers=0", f"--run={tmp_path / 'run'}"]
+    run(train, ["--recipe=stl10-moco-cld", f"--data-root={root}", *small])
+    told = json.loads((tmp_path / "run" / "images.json").read_text())
+    assert 12 in told.values()
