@@ -19,10 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from beside import machine
-from paper import judge
-
-from crosslevel.commands import run
-from crosslevel.train import train
+from paper import judge, trained
 
 GROUPS = {"off": None, "3/4 of the batch": 0.75, "1/8 of the batch": 0.125}
 FIGURES = {"knn": "kNN, backbone", "linear": "linear, backbone"}
@@ -78,10 +75,7 @@ def grid(arguments: argparse.Namespace) -> None:
 def one_cell(wanted: dict[str, Any]) -> None:
     """Train, or go on with a killed training, and judge by labels that training never saw."""
     folder = Path(wanted["folder"])
-    if not (folder / "encoder.safetensors").is_file():
-        started = (folder / "checkpoints" / "last.ckpt").is_file()
-        where = ["--resume", str(folder)] if started else [*wanted["line"], "--run", str(folder)]
-        run(train, [wanted["source"], *where])
+    trained(wanted["source"], wanted["line"], folder)
     (folder / "figures.json").write_text(json.dumps(judge(folder, wanted["source"], wanted["test"])))
 
 

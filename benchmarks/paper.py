@@ -5,8 +5,9 @@ python benchmarks/paper.py TRAIN TEST -o results/paper-cpu --methods SimCLR MoCo
 
 TRAIN and TEST are labelled; the labels only judge. ``--imbalance`` makes TRAIN long-tailed. With and without CLD
 a method sees the same number of views in the same steps (``--published``: without CLD only as many as the method
-itself asks for). Every cell is one `crosslevel train` in its own process, continued where it was killed; a cell that
-is in OUTPUT.json is not run again. OUTPUT.json has a row a cell, OUTPUT.md the table with mean and spread.
+itself asks for). Every cell is one `crosslevel train` in its own process, continued where it was killed or stopped; a
+cell that is in OUTPUT.json, with the same images and options, is not run again. OUTPUT.json has every cell and the
+rows with mean and spread, OUTPUT.md the rows as a table.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -92,8 +94,10 @@ def grid(arguments: argparse.Namespace) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     source = long_tailed_list(arguments.train, arguments.imbalance, output.with_suffix(".txt"))
     home = Path(arguments.runs) / output.name
+    counts = [len(image_sources.open(place)) for place in (source, arguments.test)]
+    data = {"imbalance": arguments.imbalance, "images": counts[0], "test_images": counts[1]}
     cells = [
-        cell(arguments, source, home, *key)
+        cell(arguments, source, home, *key) | {"data": data}
         for key in itertools.product(arguments.seeds, arguments.heads, arguments.methods, arguments.cld)
     ]
     record = output.with_suffix(".json")
@@ -103,7 +107,7 @@ def grid(arguments: argparse.Namespace) -> None:
 
     def work(wanted: dict[str, Any]) -> None:
         name = wanted["name"]
-        if name in done and done[name]["line"] == wanted["line"] and not arguments.again:
+        if same(done.get(name), wanted) and not arguments.again:
             return
         folder = Path(wanted["folder"])
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,16 +119,29 @@ def grid(arguments: argparse.Namespace) -> None:
             return
         with lock:
             done[name] = json.loads((folder / "figures.json").read_text())
-            record.write_text(json.dumps({"machine": machine(), "cells": done}, indent=1) + "\n")
-            output.with_suffix(".md").write_text(markdown(done, arguments))
+            write(record, done, [done[c["name"]] for c in cells if same(done.get(c["name"]), c)], arguments)
         print(f"{name}: { ({k: round(v, 1) for k, v in done[name]['figures'].items()}) }", flush=True)
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(work, cells))
-    missing = [wanted["name"] for wanted in cells if wanted["name"] not in done]
+    missing = [wanted["name"] for wanted in cells if not same(done.get(wanted["name"]), wanted)]
     if missing:
         sys.exit(f"no result: {', '.join(missing)}; the same command tries them again")
     print(output.with_suffix(".md").read_text())
+
+
+def same(done: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
+    """Whether a recorded cell is the one that is wanted: of the same images and options."""
+    return done is not None and all(done.get(key) == wanted[key] for key in ("line", "data"))
+
+
+def write(record: Path, done: dict[str, Any], cells: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """All that is done, and the rows of this grid's ``cells``."""
+    rows = summarized(cells)
+    temporary = record.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"machine": machine(), "rows": rows, "cells": done}, indent=1) + "\n")
+    os.replace(temporary, record)
+    record.with_suffix(".md").write_text(markdown(rows, arguments))
 
 
 def cell(
@@ -153,16 +170,29 @@ def cell(
 def one_cell(wanted: dict[str, Any]) -> None:
     """Train, or go on with a killed training, and judge."""
     folder = Path(wanted["folder"])
-    where = ["--resume", str(folder)] if (folder / "checkpoints" / "last.ckpt").is_file() else ["--run", str(folder)]
-    if not (folder / "encoder.safetensors").is_file():
-        run(train, [wanted["source"], *([] if where[0] == "--resume" else shlex.split(wanted["line"])), *where])
+    trained(wanted["source"], shlex.split(wanted["line"]), folder)
     figures = judge(folder, wanted["source"], wanted["test"])
     if wanted["source"] != wanted["train"]:
         # The same features, judged by labels that are not long-tailed themselves.
         more = judge(folder, wanted["train"], wanted["test"])
         figures |= {f"{name}_all": more[name] for name in ("knn", "linear")}
-    record = {k: wanted[k] for k in ("method", "cld", "head", "seed", "line")}
+    record = {k: wanted[k] for k in ("method", "cld", "head", "seed", "line", "data")}
     (folder / "figures.json").write_text(json.dumps({**record, "figures": figures}))
+
+
+def trained(source: str, line: list[str], folder: Path) -> None:
+    """Train in ``folder``, or go on there with the same training; what another one left is deleted."""
+    begun, ended = (folder.with_name(f"{folder.name}.{word}") for word in ("begun", "ended"))
+    asked = shlex.join([source, *line])
+    if not begun.is_file() or begun.read_text() != asked:
+        ended.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        begun.write_text(asked)
+    if not ended.is_file():  # a training that is stopped leaves an encoder as well
+        started = (folder / "checkpoints" / "last.ckpt").is_file()
+        run(train, [source, *(["--resume", str(folder)] if started else [*line, "--run", str(folder)])])
+        ended.touch()
 
 
 def judge(folder: Path, source: str, test: str) -> dict[str, float]:
@@ -209,11 +239,25 @@ def long_tailed_list(source: str, imbalance: float, file: Path) -> str:
     return str(target)
 
 
-def markdown(done: dict[str, Any], arguments: argparse.Namespace) -> str:
-    """Mean and spread (standard deviation over seeds) of every row."""
-    rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for result in done.values():
-        rows.setdefault((result["method"], result["head"], result["cld"]), []).append(result)
+def summarized(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over seeds (None of a single one) of every figure, a row a method, head and CLD."""
+    groups: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    for done in cells:
+        groups.setdefault((done["method"], done["head"], done["cld"]), []).append(done["figures"])
+    rows = []
+    for (method, head, cld), figures in sorted(groups.items()):
+        row: dict[str, Any] = {"method": method, "head": head, "cld": cld, "seeds": len(figures)}
+        for name in FIGURES:
+            values = [one[name] for one in figures if name in one]
+            if values:
+                deviation = statistics.stdev(values) if len(values) > 1 else None
+                row[name] = {"mean": statistics.mean(values), "deviation": deviation}
+        rows.append(row)
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
+    """The rows as a table."""
     lines = [
         f"{machine()}; imbalance {arguments.imbalance:g}, {arguments.epochs} epochs, batch {arguments.batch_size}, "
         f"ResNet-18 x {arguments.width:g}; accuracy in %, mean ± standard deviation over seeds.",
@@ -221,17 +265,16 @@ def markdown(done: dict[str, Any], arguments: argparse.Namespace) -> str:
         "| method | head | CLD | seeds | " + " | ".join(FIGURES.values()) + " |",
         "|---|---|---|---|" + "---|" * len(FIGURES),
     ]
-    for (method, head, cld), results in sorted(rows.items()):
-        cells = [spread([r["figures"][name] for r in results if name in r["figures"]]) for name in FIGURES]
-        lines.append(f"| {method} | {head} | {cld} | {len(results)} | {' | '.join(cells)} |")
+    for row in rows:
+        figures = " | ".join(spread(row.get(name)) for name in FIGURES)
+        lines.append(f"| {row['method']} | {row['head']} | {row['cld']} | {row['seeds']} | {figures} |")
     return "\n".join(lines) + "\n"
 
 
-def spread(values: list[float]) -> str:
-    if not values:
+def spread(figure: dict[str, Any] | None) -> str:
+    if figure is None:
         return "-"
-    mean = f"{statistics.mean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+    return f"{figure['mean']:.1f}" + ("" if figure["deviation"] is None else f" ± {figure['deviation']:.1f}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,74 @@
+"""What the programs in benchmarks/ record: only whole trainings, of the images and options that were asked for."""
+
+import argparse
+import importlib
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def paper(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    yield importlib.import_module("paper")
+    for name in ("paper", "beside"):
+        del sys.modules[name]
+
+
+class Trainings:
+    """Stands for `crosslevel train`, which leaves an encoder when it is stopped as well."""
+
+    def __init__(self):
+        self.lines, self.stopped = [], False
+
+    def __call__(self, verb, line):
+        self.lines.append(line)
+        folder = Path(line[-1])
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        for file in ("checkpoints/last.ckpt", "encoder.safetensors"):
+            (folder / file).touch()
+        if self.stopped:
+            raise SystemExit(130)
+
+
+def test_a_stopped_training_goes_on_and_another_one_begins_anew(paper, monkeypatch, tmp_path):
+    trainings, folder = Trainings(), tmp_path / "x"
+    monkeypatch.setattr(paper, "run", trainings)
+    trainings.stopped = True
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            paper.trained("images", ["--epochs=4"], folder)
+    trainings.stopped = False
+    for _ in range(2):  # a whole one is not trained again
+        paper.trained("images", ["--epochs=4"], folder)
+    anew, resumed = ["images", "--epochs=4", "--run", str(folder)], ["images", "--resume", str(folder)]
+    assert trainings.lines == [anew, resumed, resumed]
+    (folder / "old").touch()
+    paper.trained("images", ["--epochs=8"], folder)
+    paper.trained("others", ["--epochs=8"], folder)
+    assert [line[0] for line in trainings.lines[3:]] == ["images", "others"]
+    assert all("--run" in line for line in trainings.lines[3:])
+    assert not (folder / "old").exists()
+
+
+def test_rows_are_of_the_wanted_cells_alone(paper, tmp_path):
+    arguments = argparse.Namespace(imbalance=100.0, epochs=30, batch_size=128, width=0.25)
+    data = {"imbalance": 100.0, "images": 12406, "test_images": 10000}
+    about = {"method": "MoCo", "head": "default", "cld": "on", "line": "--method=MoCo", "data": data}
+    knn = {"moco-0": 30.0, "moco-1": 33.0, "moco-2": 90.0}
+    done = {name: {**about, "figures": {"knn": value}} for name, value in knn.items()}
+    done["moco-2"] = {**done["moco-2"], "data": {**data, "imbalance": 1.0}}
+    cells = [cell for cell in done.values() if paper.same(cell, about)]
+    paper.write(tmp_path / "x.json", done, cells, arguments)
+    told = json.loads((tmp_path / "x.json").read_text())
+    assert told["cells"] == done
+    spread = statistics.stdev([30.0, 33.0])
+    row = {key: about[key] for key in ("method", "head", "cld")}
+    assert told["rows"] == [{**row, "seeds": 2, "knn": {"mean": 31.5, "deviation": spread}}]
+    table = (tmp_path / "x.md").read_text()
+    assert f"| MoCo | default | on | 2 | 31.5 ± {spread:.1f} | - |" in table
+    assert not paper.same(None, about)
+    assert not paper.same({**about, "line": "--method=NPID"}, about)
