@@ -18,7 +18,7 @@ from torch import nn
 from crosslevel.cld import CrossLevel
 from crosslevel.distributed import SyncBatchNorm, gather, rank, shuffled, world_size
 from crosslevel.memory import InstanceBank
-from crosslevel.methods import BYOL, NPID, MoCo
+from crosslevel.methods import BYOL, NPID, MoCo, SimCLR
 from crosslevel.methods.bank import ShardedBank
 from crosslevel.methods.simclr import nt_xent
 from crosslevel.pretrain.sync import SyncBatchNormAct, synchronize
@@ -29,6 +29,11 @@ CLD = {
     "normalized-cut": {"groups": 4, "grouping": "normalized-cut"},
     "kmeans++": {"groups": 4, "init": "kmeans++"},
     "default groups": {},
+}
+METHODS = {
+    "simclr": lambda encoder: SimCLR(encoder, out_features=4, hidden=6),
+    "moco": lambda encoder: MoCo(encoder, out_features=4, queue=19),
+    "npid": lambda encoder: NPID(encoder, BATCH, out_features=4),
 }
 
 
@@ -123,13 +128,34 @@ def check_byol():
     encoder = nn.Sequential(nn.Conv2d(3, 5, 2), *norms, nn.Flatten()).double()
     encoder.num_features = 5
     method = BYOL(encoder, out_features=4, hidden=6).double()
-    both = nn.ModuleList([encoder, method])
+    found = steps(encoder, method)
+    kinds = [type(m) for m in (*encoder.modules(), *method.modules())]
+    kinds = [kind for kind in kinds if issubclass(kind, nn.modules.batchnorm._BatchNorm)]
+    expected = {SyncBatchNorm: len(kinds) - 2, SyncBatchNormAct: 2}
+    return {"kinds": Counter(kinds) == expected, **found}
+
+
+def check_method(build, with_cld):
+    """Some steps of a method, alone or with groups of all ranks' images."""
+    torch.manual_seed(0)
+    encoder = TinyEncoder().double()
+    method, cld = build(encoder).double(), CrossLevel(5, groups=5, out_features=4, gather=True).double()
+    cld.generator = torch.Generator().manual_seed(3)
+    return steps(encoder, method, cld if with_cld else None)
+
+
+def steps(encoder, method, cld=None):
+    """Losses of some steps of gradient descent, and all weights and statistics after them."""
+    both = nn.ModuleList([encoder, method, *([] if cld is None else [cld])])
     synchronize(both)
     losses = []
     optimizer = torch.optim.SGD(both.parameters(), lr=0.1)
     for step in range(4):
         views = [part(normal(10 * step + i, BATCH, 3, 2, 2)) for i in range(2)]
-        loss = method(views, [encoder(view) for view in views], part(torch.arange(BATCH)))
+        h = [encoder(view) for view in views]
+        loss = method(views, h, part(torch.arange(BATCH)))
+        if cld is not None:
+            loss = loss + 0.7 * cld(*h)
         optimizer.zero_grad()
         loss.backward()
         for p in both.parameters():
@@ -139,9 +165,7 @@ def check_byol():
         optimizer.step()
         method.after_step(step / 4)
         losses.append(loss.detach())
-    kinds = [type(m) for m in both.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    expected = {SyncBatchNorm: len(kinds) - 2, SyncBatchNormAct: 2}
-    return {"loss": torch.stack(losses), "kinds": Counter(kinds) == expected, **both.state_dict()}
+    return {"loss": torch.stack(losses), **both.state_dict()}
 
 
 def check_sharded():
@@ -179,6 +203,8 @@ def every_check():
         "simclr": check_simclr(),
         "moco": check_memories(lambda encoder: MoCo(encoder, out_features=4, queue=19)),
         "npid": check_memories(lambda encoder: NPID(encoder, BATCH, out_features=4)),
+        **{f"{name} steps": check_method(build, False) for name, build in METHODS.items()},
+        **{f"{name} steps with CLD": check_method(build, True) for name, build in METHODS.items()},
         "npid in float16": check_memories(lambda encoder: NPID(encoder, BATCH, out_features=4, float16=True)),
         **{name: check_cld(name) for name in CLD},
     }
@@ -277,13 +303,17 @@ def test_memories_are_those_of_the_whole_batch_on_every_rank(ranks, alone, name)
             torch.testing.assert_close(each[buffer], value, rtol=1e-6, atol=1e-7)
 
 
-def test_byol_with_synchronized_statistics_is_that_of_the_whole_batch(ranks, alone):
-    """Losses over some steps, and every weight and statistic after them."""
-    expected = alone["byol"]
-    assert expected.pop("kinds")
-    loss = expected.pop("loss")
+def test_byol_synchronizes_every_batch_normalization(ranks):
+    assert all(each["byol"]["kinds"] for each in ranks)
+
+
+@pytest.mark.parametrize("name", ["byol", *(f"{name} steps{cld}" for name in METHODS for cld in ("", " with CLD"))])
+def test_training_steps_are_those_of_the_whole_batch(ranks, alone, name):
+    """Losses over some steps, and every weight, statistic and memory after them."""
+    expected = {key: value for key, value in alone[name].items() if key not in ("loss", "kinds")}
+    loss = alone[name]["loss"]
     assert loss.diff().abs().min() > 1e-4
-    found = [each["byol"] for each in ranks]
+    found = [each[name] for each in ranks]
     torch.testing.assert_close(torch.stack([f["loss"] for f in found]).mean(0), loss, rtol=1e-9, atol=0)
     for name, value in expected.items():
         for each in found:

@@ -34,8 +34,9 @@ def build(seed=0, **options):
         return InfoMin(MeanEncoder(), head="linear", out_features=4, **options).double()
 
 
-def encoded(x, encoder):
-    return np.tanh(x.mean((2, 3)) @ numpy(encoder.linear.weight).T + numpy(encoder.linear.bias))
+def encoded(x, encoder, weight=None):
+    weight = numpy(encoder.linear.weight) if weight is None else weight
+    return np.tanh(x.mean((2, 3)) @ weight.T + numpy(encoder.linear.bias))
 
 
 @pytest.mark.parametrize("online", [1, 2])
@@ -55,20 +56,26 @@ def test_loss_and_gradient_are_the_equation(online, seed, batch, share):
     key = linear(encoded(numpy(views[online]), method.key.twin[0]), method.key.twin[1])
     queue = numpy(method.negatives.keys)
     head = method.jigsaw_branch
-    each = encoded(numpy(cut), method.encoder) @ numpy(head.patch[0].weight).T + numpy(head.patch[0].bias)
-    each = each.reshape(batch, 9, 4)
-    joined = np.stack([each[i, order[i].numpy()].reshape(-1) for i in range(batch)])
-    jigsaw = info_nce(linear(joined, head.join), key, queue, 0.15)
+    own = {"encoder": method.encoder.linear.weight, "patch": head.patch[0].weight, "join": head.join[0].weight}
+
+    def jigsaw(**moved):
+        weight = {name: numpy(value) for name, value in own.items()} | moved
+        each = encoded(numpy(cut), method.encoder, weight["encoder"]) @ weight["patch"].T + numpy(head.patch[0].bias)
+        each = each.reshape(batch, 9, 4)
+        joined = np.stack([each[i, order[i].numpy()].reshape(-1) for i in range(batch)])
+        return info_nce(unit(joined @ weight["join"].T + numpy(head.join[0].bias)), key, queue, 0.15)
 
     def expected(x):
         return info_nce(linear(x, method.branch), key, queue, 0.15)
 
     instance = np.mean([expected(numpy(q)) for q in h])
-    assert loss.item() == pytest.approx((1 - share) * instance + share * jigsaw, rel=1e-6)
+    assert loss.item() == pytest.approx((1 - share) * instance + share * jigsaw(), rel=1e-6)
     for query in h:
         slope = (1 - share) * gradient(expected, numpy(query)) / online
         np.testing.assert_allclose(numpy(query.grad), slope, rtol=1e-6, atol=1e-6 * np.abs(slope).max() + 1e-12)
-    assert method.encoder.linear.weight.grad.abs().max() > 0  # through the patches alone
+    for name, value in own.items():  # the encoder's through the patches alone
+        slope = share * gradient(lambda x, name=name: jigsaw(**{name: x}), numpy(value))
+        np.testing.assert_allclose(numpy(value.grad), slope, rtol=1e-6, atol=1e-6 * np.abs(slope).max() + 1e-12)
 
 
 def test_without_the_jigsaw_it_asks_for_no_plain_view_and_is_moco():

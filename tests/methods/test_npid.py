@@ -6,6 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import TinyEncoder, gradient, instance_softmax, linear, normal, numpy, unit
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from crosslevel.methods import NPID
 
@@ -116,3 +118,31 @@ def test_it_needs_the_number_of_images():
 def test_negatives_must_be_fewer_than_the_images(negatives):
     with pytest.raises(ValueError, match=f"negatives={negatives} must be between 1 and the 12 images less one"):
         build(negatives=negatives)
+
+
+class Newest(TorchDispatchMode):
+    """The number of elements of the largest tensor that an operation made, other than the bank itself."""
+
+    def __init__(self, bank):
+        super().__init__()
+        self.place, self.elements = bank.data_ptr(), 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor) and leaf.data_ptr() != self.place:
+                self.elements = max(self.elements, leaf.numel())
+        return out
+
+
+def test_a_step_with_drawn_negatives_makes_nothing_that_grows_with_the_images():
+    made = []
+    for images in (300, 300_000):
+        method = NPID(TinyEncoder(), images, out_features=4, negatives=64, float16=True)
+        index = torch.arange(5) * (images // 5)
+        h = normal(0, 5, 5, dtype=torch.float32).requires_grad_()
+        with Newest(method.bank.rows) as newest:
+            method([], [h], index).backward()
+            method.after_step()
+        made.append(newest.elements)
+    assert made[0] == made[1] == 5 * (1 + 64)
