@@ -3,10 +3,11 @@
 python benchmarks/label_free.py -o benchmarks/results/label_free --cifar TRAIN TEST [--collections cifar turntable ...]
 
 TRAIN and TEST are CIFAR-10 as class-per-folder JPEGs. Every setting of `SETTINGS` trains a small ResNet-18 with SimCLR
-and CLD on every collection of `COLLECTIONS`; the features of two views of 2,000 of its images are kept in the ignored
-runs/ folder, and kNN and linear accuracy on a balanced test set in OUTPUT.json. A run that is there is not repeated, so
-that a killed benchmark goes on; ``--scores`` computes scores and tables anew from the kept features. Trains with one
-thread; a process for each of ``--collections`` may run beside others, into the same file.
+and CLD on every collection of `COLLECTIONS`, but for the images that `crosslevel tune` would hold out too: a tenth,
+whole tracks at a time. The features of two views of these are kept in the ignored runs/ folder, and kNN and linear
+accuracy on a balanced test set in OUTPUT.json. A run that is there is not repeated, so that a killed benchmark goes on;
+``--scores`` computes scores and tables anew from the kept features. Trains with one thread; a process for each of
+``--collections`` may run beside others, into the same file.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from typing import Any, NamedTuple
 import torch
 from beside import machine
 from rich.console import Console
-from torch import Tensor
 
 from crosslevel import images as image_sources
 from crosslevel.cld import CrossLevel
@@ -33,16 +33,18 @@ from crosslevel.encoder import Encoder, View
 from crosslevel.features import extract
 from crosslevel.hardware import Hardware
 from crosslevel.images import BadFiles, Images, Packed, TrainBatches, pack
-from crosslevel.images.subsets import long_tailed, sample, take
+from crosslevel.images.subsets import long_tailed, take
 from crosslevel.images.views import Views
 from crosslevel.methods import SimCLR
 from crosslevel.metrics import label_free
 from crosslevel.metrics.knn import weighted_knn
 from crosslevel.pretrain import NotFinite, Pretrain, fit
 from crosslevel.report import read_metrics
+from crosslevel.tune.trial import HeldOut
 
-BATCH, PROBED, SIZE, STEPS = 128, 2000, 24, 300
+BATCH, SIZE, STEPS = 128, 24, 300
 HARDWARE = Hardware(torch.device("cpu"), "fp32", "one thread")
+BRANCHES = ("backbone", "instance", "group")
 PROBES = ("cifar", "simclr", "none")
 """Presets of the views that are scored: the same for all runs, whatever views a run trains on."""
 
@@ -86,11 +88,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class Collection(NamedTuple):
-    """``images``: packed, unlabelled for the training; ``train``, ``test``: what the labels judge."""
+    """``images`` and ``test``: what the labels judge; ``part``, without labels, is trained on, and ``held`` scored."""
 
     images: Packed
     test: Packed
+    part: Images
+    held: Images
     epochs: int
+
+
+def collected(images: Packed, test: Packed) -> Collection:
+    rule = HeldOut({"size": SIZE}, seed=0, channel=None)  # type: ignore[arg-type]
+    part = rule.part(images)
+    assert rule.held is not None
+    return Collection(images, test, part, rule.held, epochs=math.ceil(STEPS * BATCH / len(part)))
 
 
 def main() -> None:
@@ -159,10 +170,11 @@ def all_scores(run: dict[str, Any], home: Path) -> dict[str, float]:
 def kept_scores(folder: Path) -> dict[str, float]:
     """Of the kept features, with known tracks left out of the ranking and, apart, with them in it."""
     features = torch.load(folder / "features.pt")
-    four = [features[f"cifar/{branch}/{view}"].float() for branch in ("backbone", "group") for view in "ab"]
-    found = label_free.scores(*four, features["tracks"])
+    kept = {name: [features[f"cifar/{name}/{view}"].float() for view in "ab"] for name in BRANCHES}
+    z_a, z_b = kept["instance"]
+    found = label_free.scores(*kept["backbone"], *kept["group"], features["tracks"], instance_a=z_a, instance_b=z_b)
     if features["tracks"] is not None:
-        found["mrr, tracks unknown"] = label_free.retrieval(four[0], four[1])["mrr"]
+        found["mrr, tracks unknown"] = label_free.retrieval(*kept["backbone"])["mrr"]
     return found
 
 
@@ -185,11 +197,13 @@ def train_all(arguments: argparse.Namespace, record: Path) -> None:
         done = read(record)
         key = f"{name}/{setting}"
         given = {**BASE, **SETTINGS[setting]}
-        if key in done and done[key]["setting"] == json.loads(json.dumps(given)):
+        folder = folder_of(Path(arguments.runs), name, setting)
+        there = key in done and ("failed" in done[key] or (folder / "features.pt").is_file())
+        if there and done[key]["setting"] == json.loads(json.dumps(given)):
             continue
         if name not in opened:
             opened[name] = COLLECTIONS[name](arguments)
-        began, folder = time.monotonic(), folder_of(Path(arguments.runs), name, setting)
+        began = time.monotonic()
         result = one_run(given, opened[name], folder)
         add(record, key, {"collection": name, "name": setting, "setting": given, **result})
         shown = {k: round(v, 2) for k, v in result.items() if isinstance(v, float)}
@@ -220,7 +234,7 @@ def one_run(setting: dict[str, Any], collection: Collection, folder: Path) -> di
     cld = CrossLevel(
         encoder.num_features, setting["groups"], setting["group_temperature"], setting["weight"]
     )  # fmt: skip
-    batches = TrainBatches(collection.images, BATCH, seed=0, bad=BadFiles())
+    batches = TrainBatches(collection.part, BATCH, seed=0, bad=BadFiles())
     module = Pretrain(
         encoder, method, cld if cld.weight else None, views, steps=collection.epochs * len(batches),
         warmup_steps=len(batches) // 2, optimizer="sgd", lr=setting["lr"], weight_decay=5e-4, seed=0,
@@ -235,17 +249,16 @@ def one_run(setting: dict[str, Any], collection: Collection, folder: Path) -> di
     shutil.rmtree(folder / "checkpoints")
     shutil.rmtree(folder / "tensorboard")
     module.eval()
-    torch.save(probe(encoder, method, cld, collection.images), folder / "features.pt")
+    torch.save(probe(encoder, method, cld, collection.held), folder / "features.pt")
     losses = [value for epoch, value in read_metrics(folder / "metrics.csv")["loss"] if epoch > collection.epochs - 1]
     return {"loss": sum(losses) / len(losses), **judge(encoder, collection)}
 
 
 @torch.no_grad()
-def probe(encoder: Encoder, method: SimCLR, cld: CrossLevel, images: Packed) -> dict[str, Any]:
-    """Features of two views of the probed images, drawn alike in every run: backbone, instance and group branch."""
-    chosen = sample(images, PROBED, torch.Generator().manual_seed(0))
-    part = images.batch(chosen)
-    found: dict[str, Any] = {"index": chosen, "labels": images.labels[chosen], "tracks": tracks_of(images, chosen)}
+def probe(encoder: Encoder, method: SimCLR, cld: CrossLevel, images: Images) -> dict[str, Any]:
+    """Features of two views of the held-out images, drawn alike in every run: backbone, instance and group branch."""
+    part = pack(images, SIZE, bad=BadFiles()).batch(torch.arange(len(images)))
+    found: dict[str, Any] = {"tracks": images.tracks}
     for preset in PROBES:
         drawn = Views(preset, SIZE)(part, torch.Generator().manual_seed(0))
         for name, view in zip("ab", drawn, strict=True):
@@ -254,10 +267,6 @@ def probe(encoder: Encoder, method: SimCLR, cld: CrossLevel, images: Packed) -> 
             found[f"{preset}/instance/{name}"] = method.project(h).half()
             found[f"{preset}/group/{name}"] = cld.project(h).half()
     return found
-
-
-def tracks_of(images: Images, chosen: Tensor) -> Tensor | None:
-    return None if images.tracks is None else images.tracks[chosen]
 
 
 def judge(encoder: Encoder, collection: Collection) -> dict[str, float]:
@@ -285,7 +294,7 @@ def cifar(arguments: argparse.Namespace, imbalance: float, seed: int = 0) -> Col
     part = take(whole, long_tailed(whole.labels, imbalance, torch.Generator().manual_seed(seed)))
     images = pack(part, SIZE, bad=BadFiles())
     half = take(test, torch.arange(0, len(test), 2))
-    return Collection(images, pack(half, SIZE, bad=BadFiles()), epochs=math.ceil(STEPS * BATCH / len(images)))
+    return collected(images, pack(half, SIZE, bad=BadFiles()))
 
 
 def turntable(arguments: argparse.Namespace, imbalance: float, seed: int = 0) -> Collection:
@@ -296,7 +305,7 @@ def turntable(arguments: argparse.Namespace, imbalance: float, seed: int = 0) ->
     )
     assert isinstance(images, Packed)
     assert isinstance(test, Packed)
-    return Collection(images, test, epochs=math.ceil(STEPS * BATCH / len(images)))
+    return collected(images, test)
 
 
 COLLECTIONS = {

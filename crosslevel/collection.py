@@ -24,10 +24,7 @@ from crosslevel.images.views import Views
 from crosslevel.metrics import descriptor, duplicates, long_tail
 
 SIDE = descriptor.SIDE
-RADIUS = 8  # of 64 bits
-ALIKE = 0.05  # root mean square difference of near-duplicates, of the range of a pixel
-ALIKE_IN_FEATURES = 0.1  # the same where the run's features say so as well
-NEIGHBOURS = 6
+ALIKE_IN_FEATURES = 0.1  # root mean square difference of near-duplicates where the run's features say so as well
 CALIBRATED_ON = 512  # images of which two views are compared
 
 
@@ -105,25 +102,23 @@ def find(
 ) -> Found:
     """Duplicates, tracks and groups: from pixels alone, or by the features of a run as well.
 
-    Candidates are images with nearly the same perceptual hash, and the nearest by an untrained descriptor. They are
-    near-duplicates if their pixels agree up to a small shift. Features add pairs that are among each other's nearest,
+    By pixels as in `duplicates.alike_pairs`. Features add pairs that are among each other's nearest,
     have a cosine of at least ``threshold``, and differ by at most twice as much. A chain of near-duplicates, such as a
     film, is one track.
     """
     pictures, count = looked.pictures, len(looked.places)
     hashes = torch.cat([duplicates.perceptual_hash(part) for part in pictures.split(1024)])
-    plain = torch.cat([descriptor.describe(part) for part in pictures.split(1024)])
-    hashed = duplicates.near_pairs(hashes, RADIUS)
-    candidates = torch.cat([hashed, duplicates.neighbour_pairs(plain, NEIGHBOURS)]).unique(dim=0)
-    alike = candidates[descriptor.difference(pictures, candidates) <= ALIKE]
-    close = candidates[:0]
+    alike = duplicates.alike_pairs(pictures)
+    close = alike[:0]
     if features is not None:
-        close = duplicates.mutual_pairs(features, threshold, NEIGHBOURS)
+        close = duplicates.mutual_pairs(features, threshold, duplicates.NEIGHBOURS)
         close = close[descriptor.difference(pictures, close) <= ALIKE_IN_FEATURES]
     tracks = duplicates.tracks(count, torch.cat([alike, close]))
     # A CRC of 31 bits may agree by chance, but hardly together with the size and the small picture.
     exact = torch.stack([looked.content, hashes], dim=1).unique(dim=0, return_inverse=True)[1]
-    described = plain if features is None else features
+    described = features
+    if described is None:
+        described = torch.cat([descriptor.describe(part) for part in pictures.split(1024)])
     found = long_tail.grouped(described, tracks, groups, seed)
     return Found(exact, tracks, found.groups, len(alike), len(close), described, found.separation)
 

@@ -9,16 +9,17 @@ from typing import Literal
 import torch
 from jaxtyping import Int64
 from torch import Tensor
+from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.cld import CrossLevel
 from crosslevel.encoder import Encoder, frozen
 from crosslevel.features import extract
 from crosslevel.hardware import Hardware
-from crosslevel.images import BadFiles, Images, SourceError, pack
+from crosslevel.images import BadFiles, Images, Packed, SourceError, pack
 from crosslevel.images.subsets import sample, take
 from crosslevel.images.views import Views
 from crosslevel.methods import Method
-from crosslevel.metrics import label_free
+from crosslevel.metrics import duplicates, label_free
 from crosslevel.metrics.knn import weighted_knn
 from crosslevel.metrics.spectrum import effective_rank
 
@@ -62,7 +63,8 @@ def label_free_monitor(
     """`metrics.label_free.scores` of two views of up to 2,000 images, fewer large ones: the same each time.
 
     The views are those of the preset ``cifar`` whatever the run trains on, so that runs with different views can be
-    compared. The images are among those trained on. ``instance_rank`` is the effective rank of ``method``'s features.
+    compared. Where no tracks are known, near-duplicates by pixels are taken for some. The images are among those
+    trained on. ``instance_rank`` is the effective rank of ``method``'s features.
     """
     size = encoder.view.size
     draws = torch.Generator().manual_seed(seed)
@@ -74,6 +76,7 @@ def label_free_monitor(
     if len(part) < 4:
         return None
     views = Views("cifar", size, mean=encoder.view.mean, std=encoder.view.std)
+    tracks = part.tracks if part.tracks is not None else near_tracks(part)
 
     @torch.inference_mode()
     def measure() -> dict[str, float]:
@@ -88,12 +91,22 @@ def label_free_monitor(
         a, b = (torch.cat(features) for features in seen)
         if not bool(a.isfinite().all() & b.isfinite().all()):
             return {}  # the log's check of the loss ends the run, and says why
-        found = {} if method is None else {"instance_rank": effective_rank(_projected(method, a))}
+        own = [] if method is None else [_projected(method, h) for h in (a, b)]
+        found = {"instance_rank": effective_rank(own[0])} if own else {}
         if cld is None:
-            return found | label_free.scores(a, b, tracks=part.tracks)
-        return found | label_free.scores(a, b, cld.project(a), cld.project(b), part.tracks)
+            return found | label_free.scores(a, b, tracks=tracks)
+        instance_a, instance_b = own or (None, None)
+        return found | label_free.scores(
+            a, b, cld.project(a), cld.project(b), tracks, instance_a=instance_a, instance_b=instance_b
+        )
 
     return measure
+
+
+def near_tracks(images: Packed) -> Int64[Tensor, " N"]:
+    """Which images are near-duplicates by their pixels, for images whose tracks nobody knows."""
+    small = tvf.resize(images.data, [duplicates.SIDE, duplicates.SIDE], antialias=True)
+    return duplicates.tracks(len(images), duplicates.alike_pairs(small))
 
 
 def _projected(method: Method, features: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from crosslevel.images.views import Views
 from crosslevel.methods import SimCLR
 from crosslevel.methods.byol import distance
 from crosslevel.metrics.label_free import NAMES
-from crosslevel.monitor import label_free_monitor, monitor_of
+from crosslevel.monitor import label_free_monitor, monitor_of, near_tracks
 from crosslevel.pretrain import Pretrain, fit
 from crosslevel.pretrain.collapse import symptoms
 from crosslevel.train import train
@@ -118,6 +118,23 @@ def test_the_views_are_the_same_each_time_and_the_encoder_is_left_alone(images):
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     other = label_free_monitor(encoder, SimCLR(encoder), cld, images, CPU, seed=1)()
     assert other != first
+
+
+def test_copies_in_a_folder_without_tracks_do_not_count_as_wrong(images):
+    """Each image twice, one copy a pixel aside: without a word of tracks the scores are as with them."""
+    whole = Packed(
+        torch.cat([images.data, images.data.roll(1, 3)]), [*images.paths, *(f"copy/{p}" for p in images.paths)]
+    )
+    assert whole.tracks is None
+    found = near_tracks(whole)
+    half = len(images)
+    assert (found[:half] == found[half:]).float().mean() > 0.95
+    encoder = small()
+    seen = label_free_monitor(encoder, None, None, whole, CPU, 0)()
+    known = Packed(whole.data, whole.paths)
+    known.tracks = torch.arange(2 * half)  # as if all were different
+    fooled = label_free_monitor(encoder, None, None, known, CPU, 0)()
+    assert fooled["top1"] < seen["top1"]
 
 
 def test_without_labels_the_scores_are_the_default_and_knn_is_refused(images):

@@ -12,8 +12,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from crosslevel.metrics import descriptor
 from crosslevel.metrics.nearest import nearest
 
+RADIUS = 8  # of 64 bits
+ALIKE = 0.05  # root mean square difference of near-duplicates, of the range of a pixel
+NEIGHBOURS = 6
 BITS = 64
 SIDE = 32  # pixels of the image that is hashed
 _LUMA = (0.299, 0.587, 0.114)
@@ -104,6 +108,19 @@ def _within(key: Int64[Tensor, " N"]) -> Iterator[tuple[Int64[Tensor, " P"], Int
         step = torch.arange(len(i)) - (some.cumsum(0) - some).repeat_interleave(some)
         yield order[i], order[i + 1 + step]
         start = stop
+
+
+def alike_pairs(images: UInt8[Tensor, "N 3 32 32"]) -> Int64[Tensor, "P 2"]:
+    """Near-duplicates by their pixels alone, as pairs (i, j), i < j.
+
+    Candidates are images with nearly the same perceptual hash, and the nearest by an untrained descriptor; they are
+    near-duplicates if their pixels agree up to a small shift.
+    """
+    hashes = torch.cat([perceptual_hash(part) for part in images.split(1024)])
+    plain = torch.cat([descriptor.describe(part) for part in images.split(1024)])
+    candidates = torch.cat([near_pairs(hashes, RADIUS), neighbour_pairs(plain, NEIGHBOURS)]).unique(dim=0)
+    alike: Tensor = candidates[descriptor.difference(images, candidates) <= ALIKE]
+    return alike
 
 
 def mutual_pairs(features: Float[Tensor, "N d"], threshold: float, k: int = 8) -> Int64[Tensor, "P 2"]:

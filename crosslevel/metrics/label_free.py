@@ -34,6 +34,8 @@ def scores(
     tracks: Int64[Tensor, " N"] | None = None,
     generator: torch.Generator | None = None,
     clusters: Sequence[int] = CLUSTERS,
+    instance_a: Float[Tensor, "N f"] | None = None,
+    instance_b: Float[Tensor, "N f"] | None = None,
 ) -> dict[str, float]:
     """Every score of two views' features, by name; ``combined`` is ours, and the one to choose by.
 
@@ -47,6 +49,9 @@ def scores(
         tracks: which images are near-duplicates of each other (`retrieval`).
         generator: draws the first centroids; from seed 0 unless given.
         clusters: the cluster counts of `partitions`.
+        instance_a: of the instance branch, which ``*_levels`` compare with the group branch; the features themselves
+            stand for it unless given.
+        instance_b: likewise.
 
     Raises:
         ValueError: fewer than 4 images, views that do not match, or a feature that is not finite.
@@ -59,7 +64,11 @@ def scores(
     found |= partitions(*sets)
     if group_a is not None and group_b is not None:
         groups = [clusterings(g, clusters, draws) for g in _pair(group_a, group_b)]
-        crossed = [partitions(sets[0], groups[1]), partitions(sets[1], groups[0])]
+        if instance_a is not None and instance_b is not None:
+            own = [clusterings(z, clusters, draws) for z in _pair(instance_a, instance_b)]
+        else:
+            own = list(sets)
+        crossed = [partitions(own[0], groups[1]), partitions(own[1], groups[0])]
         found |= {f"{name}_levels": (crossed[0][name] + crossed[1][name]) / 2 for name in crossed[0]}
     found |= {
         "alignment": alignment(a, b),

@@ -152,6 +152,10 @@ def test_the_levels_agree_where_both_branches_see_the_same():
     assert same["ami_levels"] > 0.5
     assert abs(other["ami_levels"]) < 0.1
     assert "ami_levels" not in scores(a, b)
+    mixed = [x[order] for x in unrelated]
+    instance = scores(*mixed, a, b, instance_a=a, instance_b=b)  # the instance branch's, not the features'
+    assert instance["ami_levels"] == pytest.approx(same["ami_levels"], abs=0.05)
+    assert abs(scores(*mixed, a, b)["ami_levels"]) < 0.1
 
 
 def test_the_same_seed_gives_the_same_scores():
