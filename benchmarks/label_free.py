@@ -6,8 +6,8 @@ TRAIN and TEST are CIFAR-10 as class-per-folder JPEGs. Every setting of `SETTING
 and CLD on every collection of `COLLECTIONS`, but for the images that `crosslevel tune` would hold out too: a tenth,
 whole tracks at a time. The features of two views of these are kept in the ignored runs/ folder, and kNN and linear
 accuracy on a balanced test set in OUTPUT.json. A run that is there is not repeated, so that a killed benchmark goes on;
-``--scores`` computes scores and tables anew from the kept features. Trains with one thread; a process for each of
-``--collections`` may run beside others, into the same file.
+``--scores`` computes scores anew from features that are kept, and the tables. Trains with one thread; a process for
+each of ``--collections`` may run beside others, into the same file.
 """
 
 from __future__ import annotations
@@ -117,7 +117,11 @@ def main() -> None:
     record.parent.mkdir(parents=True, exist_ok=True)
     if not arguments.scores:
         train_all(arguments, record)
-    text = tables(read(record), Path(arguments.runs))
+    for key, run in read(record).items() if arguments.scores else ():
+        folder = folder_of(Path(arguments.runs), run["collection"], run["name"])
+        if (folder / "features.pt").is_file():
+            add(record, key, {**run, "scores": kept_scores(folder)})
+    text = tables(read(record))
     record.with_suffix(".md").write_text(text)
     print(text)
 
@@ -126,7 +130,7 @@ GOOD = {"uniformity": -1, "alignment": -1, "loss": -1}
 """Where lower is better; alpha-ReQ is judged by how near to 1 it is."""
 
 
-def tables(runs: dict[str, Any], home: Path) -> str:
+def tables(runs: dict[str, Any]) -> str:
     """Of each collection: rank correlation of every score with accuracy, and what choosing by it would have cost."""
     lines = [f"{machine()}; {STEPS} steps of {BATCH} images of {SIZE} pixels, SimCLR, ResNet-18 x 0.25; accuracy in %."]
     for name in COLLECTIONS:
@@ -134,7 +138,7 @@ def tables(runs: dict[str, Any], home: Path) -> str:
         if len(judged) < 3:
             continue
         failed = [run["name"] for run in runs.values() if run["collection"] == name and "failed" in run]
-        table = [all_scores(run, home) for run in judged]
+        table = [all_scores(run) for run in judged]
         best = max(run["knn"] for run in judged)
         worst = min(run["knn"] for run in judged)
         diverged = f"; diverged: {', '.join(failed)}" if failed else ""
@@ -151,10 +155,9 @@ def tables(runs: dict[str, Any], home: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def all_scores(run: dict[str, Any], home: Path) -> dict[str, float]:
+def all_scores(run: dict[str, Any]) -> dict[str, float]:
     """Every score of one run so that more is better, ablations of ours first; alpha-ReQ by its distance from 1."""
-    folder = folder_of(home, run["collection"], run["name"])
-    found = kept_scores(folder)
+    found = run["scores"]
     first = {
         "combined": found["combined"],
         "local alone (mrr)": found["mrr"],
@@ -197,14 +200,13 @@ def train_all(arguments: argparse.Namespace, record: Path) -> None:
         done = read(record)
         key = f"{name}/{setting}"
         given = {**BASE, **SETTINGS[setting]}
-        folder = folder_of(Path(arguments.runs), name, setting)
-        there = key in done and ("failed" in done[key] or (folder / "features.pt").is_file())
-        if there and done[key]["setting"] == json.loads(json.dumps(given)):
+        if key in done and done[key]["setting"] == json.loads(json.dumps(given)):
             continue
         if name not in opened:
             opened[name] = COLLECTIONS[name](arguments)
-        began = time.monotonic()
+        began, folder = time.monotonic(), folder_of(Path(arguments.runs), name, setting)
         result = one_run(given, opened[name], folder)
+        result |= {} if "failed" in result else {"scores": kept_scores(folder)}
         add(record, key, {"collection": name, "name": setting, "setting": given, **result})
         shown = {k: round(v, 2) for k, v in result.items() if isinstance(v, float)}
         print(f"{time.strftime('%H:%M')} {key}: {shown} {time.monotonic() - began:.0f} s", flush=True)
