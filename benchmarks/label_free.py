@@ -162,12 +162,17 @@ def all_scores(run: dict[str, Any]) -> dict[str, float]:
         "combined": found["combined"],
         "local alone (mrr)": found["mrr"],
         "global alone (ami)": found["ami"],
-        "mrr x ami_levels": math.sqrt(max(0.0, found["mrr"] * found["ami_levels"])),
-        "mrr + ami": (found["mrr"] + found["ami"]) / 2,
-        "mrr x nmi": math.sqrt(found["mrr"] * found["nmi"]),
+        "spread alone (effective rank)": found["effective_rank"],
+        "local x global by nmi": found["mrr"] * found["nmi"],
+        "local x levels (ami_levels)": max(0.0, found["mrr"] * found["ami_levels"]),
+        "local x spread": found["mrr"] * math.sqrt(found["effective_rank"]),
+        "local x global x spread": max(0.0, found["mrr"] * found["ami"] * found["effective_rank"]),
+        "local^4 x global x spread^2": found["mrr"] ** 4 * max(0.0, found["ami"]) * found["effective_rank"] ** 2,
     }
     rest = {**found, "loss": run["loss"], "alpha_req": -abs(found["alpha_req"] - 1)}
-    return first | {name: GOOD.get(name, 1) * value for name, value in rest.items() if name not in ("mrr", "ami")}
+    return first | {
+        name: GOOD.get(name, 1) * value for name, value in rest.items() if name not in ("mrr", "effective_rank")
+    }
 
 
 def kept_scores(folder: Path) -> dict[str, float]:

@@ -3,8 +3,9 @@
 python benchmarks/overhead.py [--batch_size 256] [--width 0.25] [--size 32]
 
 All variants of a method see the same number of views and take their steps in turn; a row compares the medians
-of the rounds. Memory is the peak of a process of its own that takes three steps: on a
-GPU what torch has allocated there, elsewhere the process's resident memory beyond what it had before it built anything.
+of the rounds. Groups are as many as by default, three quarters of the batch. Memory is the peak of a process of its own
+that takes three steps, the median of three processes: on a GPU what torch has allocated there, elsewhere the process's
+resident memory beyond what it had before it built anything, in which the allocator's whims are tens of MB.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def main() -> None:
         for variant, kind in VARIANTS.items():
             added = f"{100 * (median(seconds[variant]) / median(seconds['']) - 1):.1f}" if variant else ""
             line = [sys.executable, __file__, *sys.argv[1:], "--memory", json.dumps([name, kind])]
-            megabytes = json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout) / 1e6
+            peaks = [float(subprocess.run(line, check=True, capture_output=True, text=True).stdout) for _ in range(3)]
+            megabytes = median(peaks) / 1e6
             shown = f"{1000 * median(seconds[variant]):.0f} | {added} | {LIMITS.get(variant, '')} | {megabytes:,.0f}"
             print(f"| {METHODS[name].__name__} | {variant} | {shown} |", flush=True)
 
@@ -71,7 +73,7 @@ def build(arguments: argparse.Namespace, name: str, grouping: str | None) -> Cal
     encoder = Encoder("resnet18", arguments.size <= 64, arguments.width)
     method = METHODS[name](encoder, IMAGES)
     method.online = max(2, method.online)
-    cld = CrossLevel(encoder.num_features, arguments.batch_size // 2, grouping=grouping) if grouping else None
+    cld = CrossLevel(encoder.num_features, grouping=grouping) if grouping else None
     whole = torch.nn.ModuleList([encoder, method, *([cld] if cld else [])]).to(hardware.device)
     whole.to(memory_format=torch.channels_last)
     views = Views("cifar", arguments.size).to(hardware.device)

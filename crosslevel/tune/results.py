@@ -117,7 +117,7 @@ def verdict(trials: Sequence[FrozenTrial], best: FrozenTrial) -> str:
     if best.number == 0:
         return f"The settings as given scored best: {best.value:.4f}."
     told = f"Trial {best.number} scored best: {best.value:.4f}"
-    if first is None or first.value is None:
+    if first is None or not _whole(first):
         return f"{told}."
     return f"{told}; the settings as given, trial 0: {first.value:.4f}."
 
@@ -134,7 +134,7 @@ def blocks(trials: Sequence[FrozenTrial], plan: Plan, best: FrozenTrial | None) 
         out.append(_epochs(scored))
     out += _importance(scored, plan)
     if len(scored) > 1:
-        points = [({**t.params}, float(_score(t) or 0.0), t.value is not None) for t in scored]
+        points = [({**t.params}, float(_score(t) or 0.0), _whole(t)) for t in scored]
         out.append(report.parallel("Parallel coordinates", _axes(plan), points, "score", PARALLEL))
     out.append(_all_trials(trials, plan))
     if best is not None:
@@ -166,13 +166,13 @@ def _settings_table(trials: Sequence[FrozenTrial], plan: Plan, best: FrozenTrial
 
 
 def _history(scored: Sequence[FrozenTrial]) -> Block:
-    points = [(trial.number, float(_score(trial) or 0.0), trial.value is not None) for trial in scored]
+    points = [(trial.number, float(_score(trial) or 0.0), _whole(trial)) for trial in scored]
     note = "Filled: trained to the end. Hollow: stopped before, with its last score."
     return report.history("History", points, "trial", "score", note)
 
 
 def _epochs(scored: Sequence[FrozenTrial], most: int = 8) -> Block:
-    best = sorted(scored, key=lambda t: (t.value is not None, _score(t)), reverse=True)[:most]
+    best = sorted(scored, key=lambda t: (_whole(t), _score(t)), reverse=True)[:most]
     series = {f"trial {t.number}": sorted(t.intermediate_values.items()) for t in best}
     return report.curves("Score during training", series, "epoch", "score", f"The best {len(best)} trials.")
 
@@ -239,7 +239,7 @@ def _row(trial: FrozenTrial, plan: Plan) -> list[Cell]:
 
 def _printed(trials: Sequence[FrozenTrial], plan: Plan, most: int = 10) -> Table:
     """The best trials; the rest is in the file."""
-    shown = sorted(trials, key=lambda t: (t.value is not None, _score(t) or 0.0), reverse=True)[:most]
+    shown = sorted(trials, key=lambda t: (_whole(t), _score(t) or 0.0), reverse=True)[:most]
     table = Table(title=f"The best {len(shown)} of {len(trials)} trials" if len(trials) > most else "Trials")
     for column in ("trial", "outcome", "epochs", "score"):
         table.add_column(column, justify="left" if column == "outcome" else "right", no_wrap=True)
@@ -273,8 +273,13 @@ def _write_table(trials: Sequence[FrozenTrial], plan: Plan) -> None:
     part.replace(plan.folder / TABLE)
 
 
+def _whole(trial: FrozenTrial) -> bool:
+    """Whether it came to its end; one that was stopped has a value as well, its last score."""
+    return trial.state.name == "COMPLETE"
+
+
 def _best(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    whole = [trial for trial in trials if trial.value is not None]
+    whole = [trial for trial in trials if _whole(trial)]
     return max(whole, key=lambda trial: trial.value or 0.0, default=None)
 
 

@@ -227,6 +227,32 @@ def test_a_search_in_which_nothing_ended_well_says_so(tmp_path):
     assert not (tmp_path / "config.yaml").exists()
 
 
+def test_a_stopped_trial_is_never_the_best(tmp_path):
+    """Optuna gives it its last score as its value."""
+    plan = Plan(
+        folder=tmp_path, storage=url(None, tmp_path), space={"lr": Numbers(0.0, 1.0)}, start=[], epochs=2, budget=2.0,
+        trials=None, sampler="tpe", pruning=True, seed=0, agreed={},
+    )  # fmt: skip
+    study = optuna.create_study(direction="maximize")
+
+    def add(state, score, lr, outcome):
+        study.add_trial(optuna.create_trial(
+            state=state, value=score, params={"lr": lr}, intermediate_values={1: score},
+            distributions={"lr": optuna.distributions.FloatDistribution(0, 1)},
+            user_attrs={"outcome": outcome, "reason": outcome, "figures": {"combined": score}},
+        ))  # fmt: skip
+
+    states = optuna.trial.TrialState
+    add(states.PRUNED, 0.9, 0.9, "diverged")
+    with pytest.raises(ValueError, match="no trial came to its end"):
+        results.leave(study, plan, "photos", {"lr": 0.1}, Console(file=io.StringIO()))
+    add(states.COMPLETE, 0.4, 0.4, "complete")
+    said = io.StringIO()
+    results.leave(study, plan, "photos", {"lr": 0.1}, Console(file=said, width=200))
+    assert "Trial 1 scored best: 0.4000." in said.getvalue()
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["lr"] == 0.4
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
