@@ -40,7 +40,7 @@ from crosslevel.metrics import label_free
 from crosslevel.metrics.knn import weighted_knn
 from crosslevel.pretrain import NotFinite, Pretrain, fit
 from crosslevel.report import read_metrics
-from crosslevel.tune.trial import HeldOut
+from crosslevel.tune.trial import divided
 
 BATCH, SIZE, STEPS = 128, 24, 300
 HARDWARE = Hardware(torch.device("cpu"), "fp32", "one thread")
@@ -98,10 +98,8 @@ class Collection(NamedTuple):
 
 
 def collected(images: Packed, test: Packed) -> Collection:
-    rule = HeldOut({"size": SIZE}, seed=0, channel=None)  # type: ignore[arg-type]
-    part = rule.part(images)
-    assert rule.held is not None
-    return Collection(images, test, part, rule.held, epochs=math.ceil(STEPS * BATCH / len(part)))
+    part, held = divided(images, seed=0)
+    return Collection(images, test, part, held, epochs=math.ceil(STEPS * BATCH / len(part)))
 
 
 def main() -> None:
@@ -170,9 +168,8 @@ def all_scores(run: dict[str, Any]) -> dict[str, float]:
         "local^4 x global x spread^2": found["mrr"] ** 4 * max(0.0, found["ami"]) * found["effective_rank"] ** 2,
     }
     rest = {**found, "loss": run["loss"], "alpha_req": -abs(found["alpha_req"] - 1)}
-    return first | {
-        name: GOOD.get(name, 1) * value for name, value in rest.items() if name not in ("mrr", "effective_rank")
-    }
+    shown = ("mrr", "ami", "effective_rank")  # above, under other names
+    return first | {name: GOOD.get(name, 1) * value for name, value in rest.items() if name not in shown}
 
 
 def kept_scores(folder: Path) -> dict[str, float]:
@@ -224,11 +221,14 @@ def read(record: Path) -> dict[str, Any]:
 
 def add(record: Path, key: str, run: dict[str, Any]) -> None:
     """Beside what other processes of this benchmark have added meanwhile."""
-    with record.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = os.open(record.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
         temporary = record.with_suffix(".tmp")
         temporary.write_text(json.dumps({"machine": machine(), "runs": {**read(record), key: run}}, indent=1) + "\n")
         os.replace(temporary, record)
+    finally:
+        os.close(folder)  # and the lock with it
 
 
 def one_run(setting: dict[str, Any], collection: Collection, folder: Path) -> dict[str, Any]:

@@ -102,13 +102,14 @@ def find(
 ) -> Found:
     """Duplicates, tracks and groups: from pixels alone, or by the features of a run as well.
 
-    By pixels as in `duplicates.alike_pairs`. Features add pairs that are among each other's nearest,
-    have a cosine of at least ``threshold``, and differ by at most twice as much. A chain of near-duplicates, such as a
-    film, is one track.
+    By pixels as in `duplicates.alike_pairs`. Features add pairs that are among each other's nearest, have a cosine of
+    at least ``threshold``, and differ by at most twice as much. A chain of near-duplicates, such as a film, is one
+    track.
     """
     pictures, count = looked.pictures, len(looked.places)
     hashes = torch.cat([duplicates.perceptual_hash(part) for part in pictures.split(1024)])
-    alike = duplicates.alike_pairs(pictures)
+    plain = torch.cat([descriptor.describe(part) for part in pictures.split(1024)])
+    alike = duplicates.alike_pairs(pictures, hashes, plain)
     close = alike[:0]
     if features is not None:
         close = duplicates.mutual_pairs(features, threshold, duplicates.NEIGHBOURS)
@@ -116,9 +117,7 @@ def find(
     tracks = duplicates.tracks(count, torch.cat([alike, close]))
     # A CRC of 31 bits may agree by chance, but hardly together with the size and the small picture.
     exact = torch.stack([looked.content, hashes], dim=1).unique(dim=0, return_inverse=True)[1]
-    described = features
-    if described is None:
-        described = torch.cat([descriptor.describe(part) for part in pictures.split(1024)])
+    described = plain if features is None else features
     found = long_tail.grouped(described, tracks, groups, seed)
     return Found(exact, tracks, found.groups, len(alike), len(close), described, found.separation)
 

@@ -19,7 +19,7 @@ from crosslevel.images import BadFiles, Images, Packed, SourceError, pack
 from crosslevel.images.subsets import sample, take
 from crosslevel.images.views import Views
 from crosslevel.methods import Method
-from crosslevel.metrics import duplicates, label_free
+from crosslevel.metrics import descriptor, duplicates, label_free
 from crosslevel.metrics.knn import weighted_knn
 from crosslevel.metrics.spectrum import effective_rank
 
@@ -106,7 +106,8 @@ def label_free_monitor(
 def near_tracks(images: Packed) -> Int64[Tensor, " N"]:
     """Which images are near-duplicates by their pixels, for images whose tracks nobody knows."""
     small = tvf.resize(images.data, [duplicates.SIDE, duplicates.SIDE], antialias=True)
-    return duplicates.tracks(len(images), duplicates.alike_pairs(small))
+    pairs = duplicates.alike_pairs(small, duplicates.perceptual_hash(small), descriptor.describe(small))
+    return duplicates.tracks(len(images), pairs)
 
 
 def _projected(method: Method, features: Tensor) -> Tensor:

@@ -110,15 +110,21 @@ def _within(key: Int64[Tensor, " N"]) -> Iterator[tuple[Int64[Tensor, " P"], Int
         start = stop
 
 
-def alike_pairs(images: UInt8[Tensor, "N 3 32 32"]) -> Int64[Tensor, "P 2"]:
+def alike_pairs(
+    images: UInt8[Tensor, "N 3 32 32"], hashes: Int64[Tensor, " N"], described: Float[Tensor, "N 192"]
+) -> Int64[Tensor, "P 2"]:
     """Near-duplicates by their pixels alone, as pairs (i, j), i < j.
 
     Candidates are images with nearly the same perceptual hash, and the nearest by an untrained descriptor; they are
     near-duplicates if their pixels agree up to a small shift.
+
+    Args:
+        images: small pictures.
+        hashes: their `perceptual_hash`.
+        described: their `descriptor.describe`.
+
     """
-    hashes = torch.cat([perceptual_hash(part) for part in images.split(1024)])
-    plain = torch.cat([descriptor.describe(part) for part in images.split(1024)])
-    candidates = torch.cat([near_pairs(hashes, RADIUS), neighbour_pairs(plain, NEIGHBOURS)]).unique(dim=0)
+    candidates = torch.cat([near_pairs(hashes, RADIUS), neighbour_pairs(described, NEIGHBOURS)]).unique(dim=0)
     alike: Tensor = candidates[descriptor.difference(images, candidates) <= ALIKE]
     return alike
 

@@ -105,6 +105,28 @@ def _failure(status: int, log: Path) -> Failed:
     return Failed(kinds.get(status, "failed"), last)
 
 
+def divided(source: Images, seed: int) -> tuple[Images, Images]:
+    """The images to train on and those to hold out, whole tracks at a time; neither has labels.
+
+    Raises:
+        SourceError: there are too few images or tracks.
+
+    """
+    source = unlabelled(source)
+    if len(source) < 4 * LEAST:
+        raise SourceError(f"{source.name}: {len(source)} images are too few to tune on: at least {4 * LEAST}")
+    tracks = torch.arange(len(source)) if source.tracks is None else source.tracks
+    names, owner = tracks.unique(return_inverse=True)
+    place = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))[owner]
+    order = place.argsort(stable=True)
+    wanted = min(MOST, max(LEAST, len(source) // 10))
+    # The track that the last of them is of comes whole.
+    count = int((place <= place[order[wanted - 1]]).sum())
+    if count > len(source) // 2:
+        raise SourceError(f"{source.name}: {len(names)} tracks are too few to hold some out: give more tracks")
+    return take(source, order[count:].sort().values), take(source, order[:count].sort().values)
+
+
 class HeldOut:
     """What a trial does not train on, and how its features are scored, without a label anywhere.
 
@@ -119,20 +141,8 @@ class HeldOut:
 
     def part(self, source: Images) -> Images:
         """All but the held-out images; no labels."""
-        source = unlabelled(source)
-        if len(source) < 4 * LEAST:
-            raise SourceError(f"{source.name}: {len(source)} images are too few to tune on: at least {4 * LEAST}")
-        tracks = torch.arange(len(source)) if source.tracks is None else source.tracks
-        names, owner = tracks.unique(return_inverse=True)
-        place = torch.randperm(len(names), generator=torch.Generator().manual_seed(self.seed))[owner]
-        order = place.argsort(stable=True)
-        wanted = min(MOST, max(LEAST, len(source) // 10))
-        # The track that the last of them is of comes whole.
-        count = int((place <= place[order[wanted - 1]]).sum())
-        if count > len(source) // 2:
-            raise SourceError(f"{source.name}: {len(names)} tracks are too few to hold some out: give more tracks")
-        self.held = take(source, order[:count].sort().values)
-        return take(source, order[count:].sort().values)
+        rest, self.held = divided(source, self.seed)
+        return rest
 
     def monitor(self, encoder: Encoder, cld: CrossLevel | None, hardware: Hardware) -> Any:
         """Score the held-out images at the end of an epoch, tell, and wait for the answer."""

@@ -210,11 +210,15 @@ def test_importance_finds_what_matters():
     assert results.importance([(t, 0.5) for t in trials]) == {}
 
 
-def test_a_search_in_which_nothing_ended_well_says_so(tmp_path):
-    plan = Plan(
-        folder=tmp_path, storage=url(None, tmp_path), space={"lr": Numbers(0.0, 1.0)}, start=[], epochs=2, budget=2.0,
+def planned(folder):
+    return Plan(
+        folder=folder, storage=url(None, folder), space={"lr": Numbers(0.0, 1.0)}, start=[], epochs=2, budget=2.0,
         trials=None, sampler="tpe", pruning=True, seed=0, agreed={},
     )  # fmt: skip
+
+
+def test_a_search_in_which_nothing_ended_well_says_so(tmp_path):
+    plan = planned(tmp_path)
     study = optuna.create_study(direction="maximize")
     study.add_trial(optuna.create_trial(
         state=optuna.trial.TrialState.FAIL, params={"lr": 0.5},
@@ -229,10 +233,7 @@ def test_a_search_in_which_nothing_ended_well_says_so(tmp_path):
 
 def test_a_stopped_trial_is_never_the_best(tmp_path):
     """Optuna gives it its last score as its value."""
-    plan = Plan(
-        folder=tmp_path, storage=url(None, tmp_path), space={"lr": Numbers(0.0, 1.0)}, start=[], epochs=2, budget=2.0,
-        trials=None, sampler="tpe", pruning=True, seed=0, agreed={},
-    )  # fmt: skip
+    plan = planned(tmp_path)
     study = optuna.create_study(direction="maximize")
 
     def add(state, score, lr, outcome):
