@@ -2,10 +2,11 @@
 
 python benchmarks/overhead.py [--batch_size 256] [--width 0.25] [--size 32]
 
-All variants of a method see the same number of views and take their steps in turn; a row compares the medians
-of the rounds. Groups are as many as by default, three quarters of the batch. Memory is the peak of a process of its own
-that takes three steps, the median of three processes: on a GPU what torch has allocated there, elsewhere the process's
-resident memory beyond what it had before it built anything, in which the allocator's whims are tens of MB.
+All variants of a method see the same number of views and take their steps in turn, in an order that rotates; what CLD
+adds is the median over rounds of the ratio within a round, so that a machine whose speed drifts spoils little. Groups
+are as many as by default, three quarters of the batch. Memory is the peak of a process of its own that takes three
+steps, the median of three processes: on a GPU what torch has allocated there, elsewhere the process's resident memory
+beyond what it had before it built anything, in which the allocator's whims are tens of MB.
 """
 
 from __future__ import annotations
@@ -52,13 +53,15 @@ def main() -> None:
         steps = {variant: build(arguments, name, kind) for variant, kind in VARIANTS.items()}
         seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
         for turn in range(arguments.rounds + 2):
-            order = list(VARIANTS) if turn % 2 else list(reversed(VARIANTS))
+            names = list(VARIANTS)
+            order = names[turn % 3 :] + names[: turn % 3]
             for variant in order:
                 took = timed(steps[variant])
                 if turn >= 2:
                     seconds[variant].append(took)
         for variant, kind in VARIANTS.items():
-            added = f"{100 * (median(seconds[variant]) / median(seconds['']) - 1):.1f}" if variant else ""
+            ratios = [with_cld / without for with_cld, without in zip(seconds[variant], seconds[""], strict=True)]
+            added = f"{100 * (median(ratios) - 1):.1f}" if variant else ""
             line = [sys.executable, __file__, *sys.argv[1:], "--memory", json.dumps([name, kind])]
             peaks = [float(subprocess.run(line, check=True, capture_output=True, text=True).stdout) for _ in range(3)]
             megabytes = median(peaks) / 1e6
