@@ -16,9 +16,10 @@ from crosslevel import commands, settings
 from crosslevel import images as image_sources
 from crosslevel.train import train
 from crosslevel.tune import ranges, results, trial
+from crosslevel.tune.plan import Plan, url
 
 if TYPE_CHECKING:
-    from crosslevel.tune.study import Plan, Search
+    from crosslevel.tune.study import Search
 
 MACHINE = (
     "images", "device", "precision", "workers", "memory", "data_root", "log_every", "monitor", "monitor_every",
@@ -109,7 +110,6 @@ def _plan(
     pruning: bool,
     given: dict[str, Any],
 ) -> Plan:
-    study = _study()
     epochs = given["epochs"]
     budget = (12.0 if trials is None else float("inf")) if budget is None else budget
     if not budget >= 1 or (trials is not None and trials < 1) or epochs < 1:
@@ -117,7 +117,7 @@ def _plan(
     count = len(image_sources.open(images, data_root=given["data_root"]))
     space = ranges.parse(search, given) if search else ranges.usual(given, int(0.8 * count))
     folder = Path(output) if output else Path("runs") / "tune" / _name(images, given)
-    start = study.within(space, {name: ranges.value_at(given, name) for name in space})
+    start = ranges.within(space, {name: ranges.value_at(given, name) for name in space})
     starts = [start]
     if isinstance(space.get("cld.weight"), ranges.Numbers) and 0.0 in space["cld.weight"]:
         starts.append({**start, "cld.weight": 0.0})
@@ -127,8 +127,8 @@ def _plan(
         "sampler": sampler,
         "pruning": pruning,
     }
-    return study.Plan(
-        folder=folder, storage=study.url(storage, folder), space=space, start=starts, epochs=epochs,
+    return Plan(
+        folder=folder, storage=url(storage, folder), space=space, start=starts, epochs=epochs,
         budget=budget, trials=trials, sampler=sampler, pruning=pruning, seed=given["seed"], agreed=agreed,
     )  # fmt: skip
 

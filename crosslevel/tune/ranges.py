@@ -123,6 +123,19 @@ def usual(settings: Mapping[str, Any], images: int) -> dict[str, Range]:
     return {**found, "lr": Numbers(lr / 10, lr * 10, log=True)}
 
 
+def within(space: Mapping[str, Range], point: Mapping[str, Any]) -> dict[str, Any]:
+    """Of ``point`` what lies in the space, as the study keeps it: a choice as it is written."""
+    out: dict[str, Any] = {}
+    for name, value in point.items():
+        searched = space.get(name)
+        if isinstance(searched, Numbers):
+            if value in searched:
+                out[name] = int(value) if searched.whole else float(value)
+        elif (choice := next((c for c in searched or () if matches(c, value)), None)) is not None:
+            out[name] = choice
+    return out
+
+
 def shown(searched: Range) -> str:
     """A range as it is written."""
     if isinstance(searched, Numbers):

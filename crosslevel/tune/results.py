@@ -21,12 +21,12 @@ from crosslevel import report
 from crosslevel import settings as trees
 from crosslevel.report import Block, Cell, cell
 from crosslevel.tune import ranges
+from crosslevel.tune.plan import Plan
+from crosslevel.tune.trials import cost, outcome, spent
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
-
-    from crosslevel.tune.study import Plan
 
 BEST, TABLE, PAGE = "config.yaml", "trials.csv", "report.html"
 FIGURES = {"top1": "retrieval", "mrr": "MRR", "nmi": "NMI", "ami": "AMI", "effective_rank": "rank"}
@@ -89,8 +89,6 @@ def following(plan: Plan) -> str:
 
 def summary(study: Study, plan: Plan) -> str:
     """How far the search is."""
-    from crosslevel.tune.study import spent  # noqa: PLC0415
-
     trials = ended(study)
     used = spent(trials, plan.epochs)
     kinds = ", ".join(f"{n} {kind}" for kind, n in _counts(trials).items()) or "none yet"
@@ -101,8 +99,6 @@ def summary(study: Study, plan: Plan) -> str:
 
 def line(trial: FrozenTrial, plan: Plan) -> str:
     """A trial that has ended, in one line."""
-    from crosslevel.tune.study import outcome  # noqa: PLC0415
-
     score = _score(trial)
     shown = "" if score is None else f"  score {score:.4f}"
     values = ", ".join(f"{name}={_value(value)}" for name, value in trial.params.items())
@@ -223,8 +219,6 @@ def _all_trials(trials: Sequence[FrozenTrial], plan: Plan) -> Block:
 
 
 def _row(trial: FrozenTrial, plan: Plan) -> list[Cell]:
-    from crosslevel.tune.study import outcome  # noqa: PLC0415
-
     figures = trial.user_attrs.get("figures", {})
     return [
         trial.number,
@@ -253,8 +247,6 @@ def _printed(trials: Sequence[FrozenTrial], plan: Plan, most: int = 10) -> Table
 
 
 def _write_table(trials: Sequence[FrozenTrial], plan: Plan) -> None:
-    from crosslevel.tune.study import cost, outcome  # noqa: PLC0415
-
     names = sorted({name for trial in trials for name in trial.user_attrs.get("figures", {})})
     names = ["combined", *(name for name in names if name != "combined")]
     part = plan.folder / f".{TABLE}.{os.getpid()}.part"
@@ -293,8 +285,6 @@ def _value(value: Any) -> str:
 
 
 def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
-    from crosslevel.tune.study import outcome  # noqa: PLC0415
-
     return dict(Counter(outcome(trial) for trial in trials))
 
 

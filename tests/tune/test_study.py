@@ -14,18 +14,12 @@ import pytest
 
 optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'crosslevel[tune]'")
 
-from crosslevel.tune.ranges import Numbers  # noqa: E402
-from crosslevel.tune.study import (  # noqa: E402
-    Plan,
-    Search,
-    cost,
-    outcome,
-    pruner,
-    spent,
-    url,
-    within,
-)
+from crosslevel.tune.plan import Plan, url  # noqa: E402
+from crosslevel.tune.ranges import Numbers, within  # noqa: E402
+from crosslevel.tune.sampler import pruner  # noqa: E402
+from crosslevel.tune.study import Search  # noqa: E402
 from crosslevel.tune.trial import Failed  # noqa: E402
+from crosslevel.tune.trials import cost, outcome, spent  # noqa: E402
 
 EPOCHS = 3
 FORK = multiprocessing.get_context("fork")

@@ -1,0 +1,91 @@
+"""Where a study is kept: a database, and a folder with locks that workers on one machine see."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+from sqlalchemy.exc import SQLAlchemyError
+
+from crosslevel.tune.plan import Plan
+from crosslevel.tune.sampler import Fresh, pruner
+
+
+def opened(plan: Plan, tries: int = 8) -> optuna.Study:
+    """The study, made by whichever worker comes first.
+
+    Raises:
+        ValueError: there is one of other settings, or the database cannot be reached.
+
+    """
+    (plan.folder / "workers").mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for attempt in range(tries):
+        try:
+            with locked(plan.folder / "study.lock"):
+                return _made(plan)
+        except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+            # Workers on other machines that make the same tables at the same time get in each other's way.
+            if attempt == tries - 1:
+                reason = " ".join(str(error.__cause__ or error).split())
+                raise ValueError(f"{plan.storage.rpartition('@')[2]}: the study cannot be opened: {reason}") from error
+            time.sleep(0.1 * (attempt + 1))
+        except ModuleNotFoundError as error:
+            raise ImportError(f"{error.name} is missing: pip install 'crosslevel[tune]'") from error
+    raise AssertionError("unreachable")
+
+
+def _made(plan: Plan) -> optuna.Study:
+    name = plan.folder.name
+    own = {"connect_args": {"timeout": 60, "factory": _File}}
+    options = own if plan.storage.startswith("sqlite") else {"pool_pre_ping": True}
+    study = optuna.create_study(
+        storage=optuna.storages.RDBStorage(plan.storage, engine_kwargs=options),
+        study_name=name, direction="maximize", load_if_exists=True,
+        sampler=Fresh(plan), pruner=pruner(plan.epochs, plan.pruning),
+    )  # fmt: skip
+    before = study.user_attrs.get("agreed")
+    if before is None:
+        study.set_user_attr("agreed", plan.agreed)
+    elif before != json.loads(json.dumps(plan.agreed)):
+        names = [k for k in sorted({*before, *plan.agreed}) if before.get(k) != plan.agreed.get(k)]
+        told = ", ".join(f"{k}={before.get(k)}, not {plan.agreed.get(k)}" for k in names)
+        raise ValueError(f"{plan.folder}: its study began with other settings: {told}: give another --output")
+    return study
+
+
+class _File(sqlite3.Connection):
+    """A database that waits for the disk at times, not at every figure: a kill loses nothing, a power cut little."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.execute("PRAGMA journal_mode=WAL")
+        self.execute("PRAGMA synchronous=NORMAL")
+
+
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Alone among this machine's workers, threads included."""
+    with file.open("a") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+
+
+def locked_file(file: Path) -> Any:
+    """The file, locked for as long as this process lives; BlockingIOError if another's is."""
+    opened = file.open("a")
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        opened.close()
+        raise
+    os.set_inheritable(opened.fileno(), False)
+    return opened

@@ -1,0 +1,34 @@
+"""Trials as the study has them: how each ended, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+
+def outcome(trial: FrozenTrial) -> str:
+    """How a trial ended: complete, pruned, collapsed, diverged, refused, failed, killed, repeated; or running."""
+    if not trial.state.is_finished():
+        return trial.state.name.lower()
+    return str(trial.user_attrs.get("outcome", "failed"))
+
+
+def cost(trial: FrozenTrial, epochs: int) -> float:
+    """The share of a full training that a trial took; of one that runs, a whole one."""
+    if trial.state.name == "WAITING":
+        return 0.0
+    return 1.0 if trial.state.name == "RUNNING" else (trial.last_step or 0) / epochs
+
+
+def spent(trials: Sequence[FrozenTrial], epochs: int) -> float:
+    """All that was trained, and all that will be by what runs, in full trainings."""
+    return sum(cost(trial, epochs) for trial in trials)
+
+
+def twin(trials: Sequence[FrozenTrial], point: Mapping[str, Any], number: int) -> FrozenTrial | None:
+    """An earlier trial of the same settings that has ended well or badly, or runs; not one that was cut off."""
+    alike = (t for t in trials if t.number < number and t.params == point)
+    return next((t for t in alike if outcome(t) not in ("killed", "waiting", "repeated")), None)
