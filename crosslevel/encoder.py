@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, final
 
 import timm
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -264,9 +265,26 @@ def _scaled(width: float) -> Callable[[nn.Conv2d], nn.Conv2d]:
     def scale(conv: nn.Conv2d) -> nn.Conv2d:
         inputs = conv.in_channels if conv.in_channels == 3 else max(1, round(conv.in_channels * width))
         same: Any = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")}
-        return nn.Conv2d(inputs, max(1, round(conv.out_channels * width)), bias=conv.bias is not None, **same)
+        thin = inputs < _THIN and conv.kernel_size == (1, 1) and conv.stride != (1, 1)
+        kind = _Strided if thin else nn.Conv2d
+        return kind(inputs, max(1, round(conv.out_channels * width)), bias=conv.bias is not None, **same)
 
     return scale
+
+
+class _Strided(nn.Conv2d):
+    """A 1x1 convolution of every other pixel, taken apart: first the pixels, then the convolution.
+
+    The same numbers. In one step, oneDNN's gradient of the weights writes beyond its memory where there are fewer
+    channels than a vector holds: float32, channels last, on processors with AVX2 (uxlfoundation/oneDNN issue 6035).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of x (B, C, H, W)."""
+        return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight, self.bias)  # type: ignore[misc]
+
+
+_THIN = 16  # float32 in the longest vector
 
 
 def _read(file: Path) -> dict[str, Tensor]:

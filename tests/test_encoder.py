@@ -1,5 +1,7 @@
 """The encoder: shapes, stems, widths, and weights from and to other libraries."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -263,3 +265,18 @@ def test_a_model_for_one_size_knows_it():
     assert Encoder("test_vit").fixed_size == 160
     assert Encoder("test_vit", image_size=64).fixed_size == 64
     assert Encoder("resnet18", width=0.25).fixed_size is None
+
+
+@pytest.mark.parametrize("width", [0.0625, 0.125, 0.25])
+def test_narrow_networks_learn_by_the_exact_gradient_in_any_memory_format(width):
+    """In float32 as in float64: oneDNN has no fast path, and no fault, in the latter."""
+    torch.manual_seed(0)
+    encoder = Encoder("resnet18", small_images=True, width=width, zero_init_last=False).train()
+    exact = copy.deepcopy(encoder).double()
+    x = torch.randn(4, 3, 16, 16)
+    encoder.to(memory_format=torch.channels_last)
+    encoder(x.contiguous(memory_format=torch.channels_last)).square().mean().backward()
+    exact(x.double()).square().mean().backward()
+    for (name, found), true in zip(encoder.named_parameters(), exact.parameters(), strict=True):
+        gap = (found.grad.double() - true.grad).norm() / true.grad.norm()
+        assert gap < 1e-3, name
