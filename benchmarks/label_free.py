@@ -13,7 +13,6 @@ each of ``--collections`` may run beside others, into the same file.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import itertools
 import json
 import math
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 from beside import machine
+from records import add, read
 from rich.console import Console
 
 from crosslevel import images as image_sources
@@ -115,11 +115,11 @@ def main() -> None:
     record.parent.mkdir(parents=True, exist_ok=True)
     if not arguments.scores:
         train_all(arguments, record)
-    for key, run in read(record).items() if arguments.scores else ():
+    for key, run in read(record, "runs").items() if arguments.scores else ():
         folder = folder_of(Path(arguments.runs), run["collection"], run["name"])
         if (folder / "features.pt").is_file():
-            add(record, key, {**run, "scores": kept_scores(folder)})
-    text = tables(read(record))
+            add(record, "runs", key, {**run, "scores": kept_scores(folder)}, {"machine": machine()})
+    text = tables(read(record, "runs"))
     record.with_suffix(".md").write_text(text)
     print(text)
 
@@ -199,7 +199,7 @@ def train_all(arguments: argparse.Namespace, record: Path) -> None:
     # In steps through the list, what is done of a killed benchmark has good and bad settings of every kind.
     order = [setting for start in range(7) for setting in list(SETTINGS)[start::7]]
     for setting, name in itertools.product(order, arguments.collections):
-        done = read(record)
+        done = read(record, "runs")
         key = f"{name}/{setting}"
         given = {**BASE, **SETTINGS[setting]}
         if key in done and done[key]["setting"] == json.loads(json.dumps(given)):
@@ -209,26 +209,10 @@ def train_all(arguments: argparse.Namespace, record: Path) -> None:
         began, folder = time.monotonic(), folder_of(Path(arguments.runs), name, setting)
         result = one_run(given, opened[name], folder)
         result |= {} if "failed" in result else {"scores": kept_scores(folder)}
-        add(record, key, {"collection": name, "name": setting, "setting": given, **result})
+        run = {"collection": name, "name": setting, "setting": given, **result}
+        add(record, "runs", key, run, {"machine": machine()})
         shown = {k: round(v, 2) for k, v in result.items() if isinstance(v, float)}
         print(f"{time.strftime('%H:%M')} {key}: {shown} {time.monotonic() - began:.0f} s", flush=True)
-
-
-def read(record: Path) -> dict[str, Any]:
-    runs: dict[str, Any] = json.loads(record.read_text())["runs"] if record.exists() else {}
-    return runs
-
-
-def add(record: Path, key: str, run: dict[str, Any]) -> None:
-    """Beside what other processes of this benchmark have added meanwhile."""
-    folder = os.open(record.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        temporary = record.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"machine": machine(), "runs": {**read(record), key: run}}, indent=1) + "\n")
-        os.replace(temporary, record)
-    finally:
-        os.close(folder)  # and the lock with it
 
 
 def one_run(setting: dict[str, Any], collection: Collection, folder: Path) -> dict[str, Any]:
@@ -250,7 +234,8 @@ def one_run(setting: dict[str, Any], collection: Collection, folder: Path) -> di
     folder.mkdir(parents=True)
     with open(os.devnull, "w") as nowhere:
         try:
-            fit(module, batches, folder, hardware=HARDWARE, console=Console(file=nowhere))
+            if not fit(module, batches, folder, hardware=HARDWARE, console=Console(file=nowhere)).finished:
+                raise SystemExit("stopped; the same command goes on from here")
         except NotFinite as error:
             return {"failed": str(error)}
     shutil.rmtree(folder / "checkpoints")

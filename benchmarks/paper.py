@@ -224,14 +224,17 @@ def judge(folder: Path, source: str, test: str) -> dict[str, float]:
     return figures | {"linear": 100 * float(linear.score(asked.features.numpy(), asked.labels.numpy()))}
 
 
-def long_tailed_list(source: str, imbalance: float, file: Path) -> str:
-    """``source`` itself, or a list of its long-tailed part's files."""
-    if imbalance == 1:
+def long_tailed_list(source: str, imbalance: float, file: Path, most: int | None = None) -> str:
+    """``source`` itself, or a list of its long-tailed part's files, of the largest class at most ``most``."""
+    if imbalance == 1 and most is None:
         return source
     images = image_sources.open(source)
     if images.labels is None or not os.path.isdir(source):
         sys.exit(f"{source}: --imbalance needs a folder with one sub-folder a class")
-    index = long_tailed(images.labels, imbalance, torch.Generator().manual_seed(0))
+    some = torch.arange(len(images))
+    if most is not None:
+        some = torch.cat([(images.labels == c).nonzero().squeeze(1)[:most] for c in images.labels.unique()])
+    index = some[long_tailed(images.labels[some], imbalance, torch.Generator().manual_seed(0))]
     paths = [os.path.abspath(os.path.join(source, images.paths[i])) for i in index.tolist()]
     target = Path("runs") / file.name
     target.parent.mkdir(exist_ok=True)

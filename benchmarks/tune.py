@@ -1,6 +1,6 @@
 """Does the search pay? `crosslevel tune` against random search of the same budget and against the settings as given.
 
-python benchmarks/tune.py cifar10-lt DATA/train DATA/test --imbalance 100 -- --config cifar.yaml --epochs 9
+python benchmarks/tune.py cifar10-lt DATA/train DATA/test --imbalance 100 -- --recipe cifar10-moco-cld --epochs 9
 python benchmarks/tune.py turntable turntable turntable:test -- --epochs 9
 
 Each way (tune: TPE and pruning; random: neither; given: no search) ends in settings, found without labels; with them
@@ -24,7 +24,9 @@ from typing import Any
 import torch
 from beside import machine
 from paper import long_tailed_list
+from records import add, read
 
+from crosslevel import images as image_sources
 from crosslevel.encoder import load_encoder
 from crosslevel.evaluate import labelled_pair
 from crosslevel.features import extract
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("train")
     parser.add_argument("test")
     parser.add_argument("--imbalance", type=float, default=1.0)
+    parser.add_argument("--most", type=int, help="images of the largest class; all of them unless given")
     parser.add_argument("--budget", type=float, default=12)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1)
@@ -54,25 +57,26 @@ def main() -> None:
     place = given.index("--") if "--" in given else len(given)
     arguments = parser.parse_args(given[:place])
     options = given[place + 1 :]
-    source = long_tailed_list(arguments.train, arguments.imbalance, Path(f"{arguments.name}.txt"))
-    done = (
-        json.loads(arguments.output.read_text()) if arguments.output.exists() else {"machine": machine(), "cells": {}}
-    )
+    source = long_tailed_list(arguments.train, arguments.imbalance, Path(f"{arguments.name}.txt"), arguments.most)
     for seed in arguments.seeds:
         for way in WAYS:
             key = f"{arguments.name} {way} {seed}"
-            about = {"options": options, "budget": arguments.budget, "imbalance": arguments.imbalance}
-            if done["cells"].get(key, {}).get("about") == about:
+            about = {"options": options, "budget": arguments.budget, "images": about_images(arguments, source)}
+            if read(arguments.output, "cells").get(key, {}).get("about") == about:
                 continue
             digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]  # other settings, other folders
             home = Path(arguments.runs) / arguments.name / f"{way}-{seed}-{digest}"
             result = cell(arguments, home, source, way, seed, options)
-            done["cells"][key] = {"name": arguments.name, "way": way, "seed": seed, "about": about, **result}
-            arguments.output.parent.mkdir(parents=True, exist_ok=True)
-            arguments.output.write_text(json.dumps(done, indent=1) + "\n")
+            told = {"name": arguments.name, "way": way, "seed": seed, "about": about, **result}
+            done = add(arguments.output, "cells", key, told, {"machine": machine()})
             arguments.output.with_suffix(".md").write_text(markdown(done))
             print(f"{key}: {result['knn']:.1f} %", flush=True)
     print(arguments.output.with_suffix(".md").read_text())
+
+
+def about_images(arguments: argparse.Namespace, source: str) -> dict[str, Any]:
+    """What the cells of a table have in common, apart from where the images lie."""
+    return {"imbalance": arguments.imbalance, "count": len(image_sources.open(source))}
 
 
 def cell(

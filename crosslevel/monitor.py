@@ -60,11 +60,10 @@ def monitor_of(
 def label_free_monitor(
     encoder: Encoder, method: Method | None, cld: CrossLevel | None, source: Images, hardware: Hardware, seed: int
 ) -> Measure | None:
-    """`metrics.label_free.scores` of two views of up to 2,000 images, fewer large ones: the same each time.
+    """`scored` of up to 2,000 images, fewer large ones: the same each time. They are among those trained on.
 
-    The views are those of the preset ``cifar`` whatever the run trains on, so that runs with different views can be
-    compared. Where no tracks are known, near-duplicates by pixels are taken for some. The images are among those
-    trained on. ``instance_rank`` is the effective rank of ``method``'s features.
+    Where no tracks are known, near-duplicates by pixels are taken for some. ``instance_rank`` is the effective rank of
+    ``method``'s features.
     """
     size = encoder.view.size
     draws = torch.Generator().manual_seed(seed)
@@ -75,32 +74,46 @@ def label_free_monitor(
         return None  # none of them can be read; the training says so
     if len(part) < 4:
         return None
-    views = Views("cifar", size, mean=encoder.view.mean, std=encoder.view.std)
     tracks = part.tracks if part.tracks is not None else near_tracks(part)
 
-    @torch.inference_mode()
-    def measure() -> dict[str, float]:
-        network = frozen(encoder).to(hardware.device)
-        generator = torch.Generator().manual_seed(seed)
-        seen: list[list[Tensor]] = [[], []]
-        for images in part.data.split(256):
-            for features, view in zip(seen, views(images, generator), strict=True):
-                with hardware.autocast():
-                    shown = view.contiguous(memory_format=torch.channels_last).to(hardware.device)
-                    features.append(network(shown).float())
-        a, b = (torch.cat(features) for features in seen)
-        if not bool(a.isfinite().all() & b.isfinite().all()):
-            return {}  # the log's check of the loss ends the run, and says why
-        own = [] if method is None else [_projected(method, h) for h in (a, b)]
-        found = {"instance_rank": effective_rank(own[0])} if own else {}
-        if cld is None:
-            return found | label_free.scores(a, b, tracks=tracks)
-        instance_a, instance_b = own or (None, None)
-        return found | label_free.scores(
-            a, b, cld.project(a), cld.project(b), tracks, instance_a=instance_a, instance_b=instance_b
-        )
+    return lambda: scored(encoder, method, cld, part, hardware, seed, tracks)
 
-    return measure
+
+@torch.inference_mode()
+def scored(
+    encoder: Encoder,
+    method: Method | None,
+    cld: CrossLevel | None,
+    images: Packed,
+    hardware: Hardware,
+    seed: int,
+    tracks: Int64[Tensor, " N"] | None,
+) -> dict[str, float]:
+    """`metrics.label_free.scores` of two views of the images, drawn alike each time; ``instance_rank`` with a method.
+
+    The views are those of the preset ``simclr``, whatever the run trains on: the same for all runs, and strong, so that
+    features which rely on what a crop or its colours change score low. Nothing where the features are not finite.
+    """
+    network = frozen(encoder).to(hardware.device)
+    views = Views("simclr", encoder.view.size, mean=encoder.view.mean, std=encoder.view.std).to(hardware.device)
+    draws = torch.Generator().manual_seed(seed)
+    seen: list[list[Tensor]] = [[], []]
+    for part in images.data.split(256):
+        for features, view in zip(seen, views(part.to(hardware.device), draws), strict=True):
+            with hardware.autocast():
+                features.append(network(view.contiguous(memory_format=torch.channels_last)).float())
+    a, b = (torch.cat(features) for features in seen)
+    if not bool(a.isfinite().all() & b.isfinite().all()):
+        return {}
+    own = [] if method is None else [_projected(method, h) for h in (a, b)]
+    found = {"instance_rank": effective_rank(own[0])} if own else {}
+    clusters = torch.Generator().manual_seed(seed)
+    if cld is None:
+        return found | label_free.scores(a, b, tracks=tracks, generator=clusters)
+    instance_a, instance_b = own or (None, None)
+    return found | label_free.scores(
+        a, b, cld.project(a), cld.project(b), tracks, clusters, instance_a=instance_a, instance_b=instance_b
+    )
 
 
 def near_tracks(images: Packed) -> Int64[Tensor, " N"]:

@@ -60,8 +60,9 @@ PARTS = {
     "ami_levels": "agreement of clusterings, branches",
 }  # fmt: skip
 NOTES = {
-    "combined": "Of two views of the same images, without labels: instances are told apart (mean reciprocal rank), and "
-    "fall into groups that do not depend on the view (adjusted mutual information). How both are combined is our own.",
+    "combined": "Of two views of the same images, without labels: how surely one is found by the other (mean "
+    "reciprocal rank) times the square root of the share of directions in which features differ (effective rank); our "
+    "own. Beside it, how far clusterings of both views, and of both branches, agree (adjusted mutual information).",
     "effective_rank": "In how many directions the features differ; near 1 they have collapsed.",
     "knn": "A monitor on a sample of the training images; it never influences the training. Near-duplicates that are "
     "not known as frames of one track make it higher than the accuracy on new images.",

@@ -46,7 +46,7 @@ class Watch(Protocol):
     def part(self, source: Images) -> Images:
         """What of ``source`` is trained on."""
 
-    def monitor(self, encoder: Encoder, cld: CrossLevel | None, hardware: Hardware) -> Measure | None:
+    def monitor(self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware) -> Measure | None:
         """What is measured at the end of an epoch, and logged."""
 
 
@@ -187,7 +187,7 @@ def train(
             module, batches, folder, hardware=hardware, devices=devices, sync_batchnorm=sync_batchnorm,
             log_every=log_every, checkpoint_minutes=checkpoint_minutes, saved=unreadable.keep,
             resume=resume is not None, console=console, monitor_every=every,
-            monitor=_watched(watch, encoder, branch, hardware) if watch or not every else
+            monitor=_watched(watch, encoder, chosen, branch, hardware) if watch or not every else
             watching(monitor, encoder, chosen, branch, source, hardware, seed),
         )  # fmt: skip
     finally:
@@ -233,8 +233,15 @@ def _keep_images(images: str, source: Images | ImageStream, folder: Path) -> Non
         write_list(source, folder / "subset.txt")
 
 
-def _watched(watch: Watch | None, encoder: Encoder, cld: CrossLevel | None, hardware: Hardware) -> Measure | None:
-    return watch.monitor(encoder, cld, hardware) if watch else None
+def _watched(
+    watch: Watch | None, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware
+) -> Measure | None:
+    return watch.monitor(encoder, method, cld, hardware) if watch else None
+
+
+def warmup_of(epochs: int, given: float | None) -> float:
+    """The epochs in which the learning rate rises: a tenth of all, at most 5, unless given."""
+    return min(5.0, epochs / 10) if given is None else given
 
 
 def _share(method: Method, cld: CrossLevel | None, wanted: bool) -> None:
@@ -287,7 +294,7 @@ def _rates(
     return {
         "lr": BASE_RATES.get(optimizer, sgd) * batch / 256 if lr is None else lr,
         "weight_decay": BASE_DECAYS[optimizer] if decay is None else decay,
-        "warmup_epochs": min(5.0, epochs / 10) if warmup is None else warmup,
+        "warmup_epochs": warmup_of(epochs, warmup),
     }
 
 

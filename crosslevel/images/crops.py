@@ -102,14 +102,13 @@ class ObjectCrops(Images):
         number = torch.arange(len(image)) - (counts.cumsum(0) - counts)[image]
         self.image = image[keep]
         self.windows = crops.windows(boxes[keep], torch.tensor(images.sizes)[self.image])
-        used, self._labels = labels[keep].unique(return_inverse=True)
-        self.labels = self._labels
+        used, self.labels = labels[keep].unique(return_inverse=True)
         self.classes = [images.classes[c] for c in used.tolist()]
         self.paths = Paths.of(_names(images.files, self.image, number[keep]))
         self._last: tuple[int, Tensor] | None = None
 
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
-        """Object i and its class.
+        """Object i and its class (-1 without labels).
 
         Raises:
             BadImage: its image cannot be decoded, or has another size than its annotation says.
@@ -117,7 +116,8 @@ class ObjectCrops(Images):
         """
         x1, y1, x2, y2 = self.windows[i].tolist()
         # A copy: a view would keep the whole image.
-        return self._whole(i)[:, y1:y2, x1:x2].clone(), int(self._labels[i])
+        label = -1 if self.labels is None else int(self.labels[i])
+        return self._whole(i)[:, y1:y2, x1:x2].clone(), label
 
     def _whole(self, i: int) -> Tensor:
         """The image that object i is in."""

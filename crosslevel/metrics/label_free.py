@@ -2,7 +2,9 @@
 
 Good features tell instances apart (local: `retrieval`) and fall into groups that do not depend on the view (global:
 `partitions`). Wang, Liu, Yu (CVPR 2021) tune by this idea, with retrieval and normalized mutual information, and give
-no formula: how both are put together here (`combine`) is ours.
+no formula. The score to choose by (`combine`) is ours: retrieval, and in how many directions the features differ. The
+agreement of clusterings is computed beside it; with it in place of the directions, the score followed accuracy less
+well (`benchmarks/label_free.py`).
 """
 
 from __future__ import annotations
@@ -78,12 +80,23 @@ def scores(
         "alpha_req": alpha_req(features_a),
         "lidar": lidar(features_a, features_b),
     }
-    return found | {"combined": combine(found)}
+    return found | {"combined": combine(found["mrr"], found["effective_rank"], a.shape[1])}
 
 
-def combine(found: dict[str, float]) -> float:
-    """Ours: the geometric mean of ``mrr`` (local) and ``ami`` (global), in [0, 1]; either at 0 makes it 0."""
-    return float((max(0.0, found["mrr"]) * max(0.0, found["ami"])) ** 0.5)
+def combine(mrr: float, rank: float, features: int) -> float:
+    """Ours: mrr · sqrt((rank - 1) / (features - 1)), in [0, 1]; 0 where no view is found, or all features are alike.
+
+    Retrieval alone is the same for features in few directions and in many, and of two such the latter have more to
+    tell classes by; directions alone are most in noise. The views decide as much: they are to be as strong as those of
+    a usual training, or features that rely on colour score as if they did not.
+
+    Args:
+        mrr: mean reciprocal rank (`retrieval`), in [0, 1].
+        rank: effective rank (`spectrum.effective_rank`), in [1, features].
+        features: d, the features' length.
+
+    """
+    return float(mrr * (max(0.0, rank - 1) / max(1, features - 1)) ** 0.5)
 
 
 def retrieval(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import re
 import threading
@@ -14,7 +16,8 @@ from rich.console import Console
 
 from crosslevel import commands, settings
 from crosslevel import images as image_sources
-from crosslevel.train import train
+from crosslevel.images import Crops, Images
+from crosslevel.train import train, warmup_of
 from crosslevel.tune import ranges, results, trial
 from crosslevel.tune.plan import Plan, url
 
@@ -46,17 +49,18 @@ def tune(
 
     Every trial is a training on nine tenths of the images. After each epoch its features of two views of the other
     tenth are scored, without labels; trials that fall behind are stopped. All options of crosslevel train are options
-    here too, and hold for all trials. The first trial has the settings as they are given, the second one has them
-    without CLD. The same command continues a search that was killed, and called several times at once it shares the
-    work. Leaves in the folder: config.yaml (the best settings, for crosslevel train --config), trials.csv, report.html,
-    study.db, and trials/ with a run each.
+    here too, and hold for all trials. The first trial has the settings as they are given, or the nearest that the
+    ranges have; the second one has them without CLD. The same command continues a search that was killed, and called
+    several times at once it shares the work. Leaves in the folder: config.yaml (the best settings, for crosslevel train
+    --config), trials.csv, report.html, study.db, and trials/ with a run each.
 
     Args:
         images: as for crosslevel train; labels are not read.
         search: a setting of train and its range, NAME=LOW:HIGH, NAME=LOW:HIGH:log or NAME=A,B,C; may be given several
             times, such as --search cld.weight=0:1 --search lr=1e-3:1:log --search views.preset=cifar,simclr. Unless
             given: cld.weight, cld.groups, cld.temperature, method.temperature and lr, around the settings given.
-        output: the search's folder (-o); runs/tune/ and a name made of source and method unless given.
+        output: the search's folder (-o); runs/tune/ and a name made of source and method, and of which images these
+            are, unless given.
         budget: how many full trainings the whole search may cost, all workers together; a stopped trial costs its
             share. 12 unless this or trials is given.
         trials: at most so many trials, stopped ones included.
@@ -73,7 +77,7 @@ def tune(
     """
     study = _study()
     console = Console(soft_wrap=True)
-    plan = _plan(images, search, output, budget, trials, storage, sampler, pruning, settings)
+    plan = _plan(images, search, output, budget, trials, storage, sampler, pruning, settings, console)
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: give at least 1")
     searching = study.Search(plan)
@@ -83,9 +87,12 @@ def tune(
             _say(console, f"  {name}={ranges.shown(searched)}")
         try:
             _work(searching, images, settings, jobs, console)
-        finally:
+        except BaseException:
             # What there is is shown, whatever ended the search.
-            results.leave(searching.study, plan, images, settings, console)
+            with contextlib.suppress(ValueError):
+                results.leave(searching.study, plan, images, settings, console)
+            raise
+        results.leave(searching.study, plan, images, settings, console)
     finally:
         searching.close()
     return plan.folder
@@ -109,28 +116,53 @@ def _plan(
     sampler: Literal["tpe", "random"],
     pruning: bool,
     given: dict[str, Any],
+    console: Console,
 ) -> Plan:
     epochs = given["epochs"]
     budget = (12.0 if trials is None else float("inf")) if budget is None else budget
     if not budget >= 1 or (trials is not None and trials < 1) or epochs < 1:
         raise ValueError(f"budget={budget:g}, trials={trials}, epochs={epochs}: give at least one full training")
-    count = len(image_sources.open(images, data_root=given["data_root"]))
-    space = ranges.parse(search, given) if search else ranges.usual(given, int(0.8 * count))
-    folder = Path(output) if output else Path("runs") / "tune" / _name(images, given)
-    start = ranges.within(space, {name: ranges.value_at(given, name) for name in space})
+    crops = None if given["crops"] is None else Crops(**given["crops"])
+    source = image_sources.open(images, data_root=given["data_root"], crops=crops)
+    part, _ = trial.divided(source, given["seed"])
+    space = ranges.parse(search, given) if search else ranges.usual(given, len(part))
+    whose = _whose(images, source)
+    folder = Path(output) if output else Path("runs") / "tune" / f"{_name(images, given)}-{whose[-6:]}"
+    values = {name: ranges.value_at(given, name) for name in space}
+    start, beyond = ranges.nearest(space, values), ranges.outside(space, values)
     starts = [start]
     if isinstance(space.get("cld.weight"), ranges.Numbers) and 0.0 in space["cld.weight"]:
         starts.append({**start, "cld.weight": 0.0})
     agreed = {
         **{name: value for name, value in given.items() if name not in MACHINE},
+        "images": whose,
         "search": {name: ranges.shown(searched) for name, searched in space.items()},
         "sampler": sampler,
         "pruning": pruning,
     }
+    if source.left_out:
+        _say(console, source.bad_files().summary(len(source)))
+    for name in beyond:
+        first = f"trial 0 has {start[name]}" if name in start else "trial 0 has one by chance"
+        given_one = f"{name} is left open" if values[name] is None else f"{name}={values[name]}"
+        _say(console, f"{given_one}, which is not in {ranges.shown(space[name])}: {first}")
     return Plan(
-        folder=folder, storage=url(storage, folder), space=space, start=starts, epochs=epochs,
-        budget=budget, trials=trials, sampler=sampler, pruning=pruning, seed=given["seed"], agreed=agreed,
+        folder=folder, storage=url(storage, folder), space=space, start=starts, epochs=epochs, budget=budget,
+        trials=trials, sampler=sampler, pruning=pruning, seed=given["seed"], agreed=agreed, as_given=not beyond,
+        warmup=warmup_of(epochs, given["warmup_epochs"]),
     )  # fmt: skip
+
+
+def _whose(images: str, source: Images) -> str:
+    """What tells this collection from others: the number of its images, and a hash of their names.
+
+    Of a data set by name, which has the same file names whatever its settings, the name counts as well. Nothing that
+    may differ between machines with the same images does.
+    """
+    digest = hashlib.sha256("\n".join(source.paths).encode(errors="surrogateescape"))
+    if re.split("[:,@+]", images)[0] in image_sources.NAMED:
+        digest.update(images.encode())
+    return f"{len(source)} images, {digest.hexdigest()[:12]}"
 
 
 def _name(images: str, given: dict[str, Any]) -> str:

@@ -15,7 +15,12 @@ BEAT, GRACE = 20.0, 120.0  # seconds between signs of life, and without one unti
 
 @dataclass
 class Plan:
-    """What all workers of a study agree on, and where they work."""
+    """What all workers of a study agree on, and where they work.
+
+    ``start`` are the first trials' parameters; the first of them are the settings as the user gave them if
+    ``as_given``, and as near to them as the ranges allow if not. ``warmup``: epochs in which nothing counts as
+    collapsed.
+    """
 
     folder: Path
     storage: str
@@ -28,6 +33,8 @@ class Plan:
     pruning: bool
     seed: int
     agreed: dict[str, Any]
+    as_given: bool = True
+    warmup: float = 0.0
     stop: threading.Event = field(default_factory=threading.Event)
     beat: float = BEAT
     grace: float = GRACE

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
@@ -123,17 +124,34 @@ def usual(settings: Mapping[str, Any], images: int) -> dict[str, Range]:
     return {**found, "lr": Numbers(lr / 10, lr * 10, log=True)}
 
 
-def within(space: Mapping[str, Range], point: Mapping[str, Any]) -> dict[str, Any]:
-    """Of ``point`` what lies in the space, as the study keeps it: a choice as it is written."""
+def nearest(space: Mapping[str, Range], point: Mapping[str, Any]) -> dict[str, Any]:
+    """``point``, or what in the space is nearest to it, as the study keeps it: a choice as it is written.
+
+    What is no number, and none of the choices, is left out: nothing is near to it.
+    """
     out: dict[str, Any] = {}
     for name, value in point.items():
         searched = space.get(name)
         if isinstance(searched, Numbers):
-            if value in searched:
-                out[name] = int(value) if searched.whole else float(value)
+            if isinstance(value, int | float):
+                inside = min(max(value, searched.low), searched.high)
+                out[name] = int(inside) if searched.whole else float(inside)
         elif (choice := next((c for c in searched or () if matches(c, value)), None)) is not None:
             out[name] = choice
     return out
+
+
+def outside(space: Mapping[str, Range], point: Mapping[str, Any]) -> list[str]:
+    """The names of the searched parameters whose values in ``point`` the space does not have."""
+    return [
+        name
+        for name, searched in space.items()
+        if not (
+            point[name] in searched
+            if isinstance(searched, Numbers)
+            else any(matches(choice, point[name]) for choice in searched)
+        )
+    ]
 
 
 def shown(searched: Range) -> str:
@@ -219,7 +237,13 @@ def _check(text: str, name: str, searched: Range, settings: Mapping[str, Any]) -
 
 def matches(choice: str, value: object) -> bool:
     """Whether a choice, as it is written, is this value."""
+    return bool(read(choice) == value)
+
+
+def read(choice: str) -> Any:
+    """A choice as the value that it is: YAML as the command line reads it, where 1e-3 is a number."""
     try:
-        return bool(yaml.safe_load(choice) == value)
+        value = yaml.safe_load(choice)
+        return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value) else value
     except yaml.YAMLError:
-        return choice == value
+        return choice

@@ -17,6 +17,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from crosslevel import images as image_sources
 from crosslevel import report
 from crosslevel import settings as trees
 from crosslevel.report import Block, Cell, cell
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 BEST, TABLE, PAGE = "config.yaml", "trials.csv", "report.html"
 FIGURES = {"top1": "retrieval", "mrr": "MRR", "nmi": "NMI", "ami": "AMI", "effective_rank": "rank"}
 NOTE = (
-    "The combined score joins a local one (how surely an image's other view is found among all held-out images) and a "
-    "global one (how far the clusterings of both views agree). No label was read."
+    "The combined score is how surely an image's other view is found among all held-out images (mean reciprocal rank), "
+    "times the square root of the share of directions in which the features differ (effective rank). No label was read."
 )
 
 
@@ -50,8 +51,9 @@ def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], conso
     best = _best(trials)
     if best is not None:
         tree = best_settings(settings, best.params)
-        trees.write({**tree, "images": os.path.abspath(images) if os.path.exists(images) else images},
-                    plan.folder / BEST)  # fmt: skip
+        part = plan.folder / f".{BEST}.{os.getpid()}.part"
+        trees.write({**tree, "images": image_sources.absolute(images)}, part)
+        part.replace(plan.folder / BEST)
     console.print(_printed(trials, plan))
     page = report.page(
         plan.folder / PAGE,
@@ -63,7 +65,7 @@ def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], conso
         kinds = ", ".join(f"{n} {kind}" for kind, n in _counts(trials).items())
         last = trials[-1].user_attrs.get("reason", "")
         raise ValueError(f"no trial came to its end ({kinds}), the last one: {last}; {plan.folder / TABLE} has all")
-    for line in (f"{verdict(trials, best)} {page} shows more; next:", f"  {following(plan)}"):
+    for line in (f"{verdict(trials, plan, best)} {page} shows more; next:", f"  {following(plan)}"):
         console.print(line, highlight=False, markup=False)
 
 
@@ -78,7 +80,7 @@ def best_settings(settings: Mapping[str, Any], parameters: Mapping[str, Any]) ->
     for name, value in parameters.items():
         part, _, last = name.rpartition(".")
         place = tree if not part else tree[part].setdefault("init_args", {}) if part == "method" else tree[part]
-        place[last] = yaml.safe_load(value) if isinstance(value, str) else value
+        place[last] = ranges.read(value) if isinstance(value, str) else value
     return tree
 
 
@@ -107,20 +109,28 @@ def line(trial: FrozenTrial, plan: Plan) -> str:
     return f"trial {trial.number}  {outcome(trial)}  {epochs}{shown}  {values}{f'  ({reason})' if reason else ''}"
 
 
-def verdict(trials: Sequence[FrozenTrial], best: FrozenTrial) -> str:
+def verdict(trials: Sequence[FrozenTrial], plan: Plan, best: FrozenTrial) -> str:
     """What the best trial gains, in a sentence."""
-    first = next((t for t in trials if t.number == 0), None)
-    if best.number == 0:
-        return f"The settings as given scored best: {best.value:.4f}."
+    given = _given(trials, plan)
     told = f"Trial {best.number} scored best: {best.value:.4f}"
-    if first is None or not _whole(first):
+    if given is None:
         return f"{told}."
-    return f"{told}; the settings as given, trial 0: {first.value:.4f}."
+    if best.number == given.number:
+        return f"The settings as given scored best: {best.value:.4f}."
+    return f"{told}; the settings as given, trial {given.number}: {given.value:.4f}."
+
+
+def _given(trials: Sequence[FrozenTrial], plan: Plan) -> FrozenTrial | None:
+    """The trial of the settings as given, if it came to its end: the first one, or its repetition."""
+    if not (plan.as_given and plan.start):
+        return None
+    alike = (t for t in trials if t.params == plan.start[0])
+    return next((t for t in alike if _whole(t)), None)
 
 
 def blocks(trials: Sequence[FrozenTrial], plan: Plan, best: FrozenTrial | None) -> list[Block]:
     """The page's sections."""
-    out = [report.text("What was searched", [*([verdict(trials, best)] if best else []), NOTE])]
+    out = [report.text("What was searched", [*([verdict(trials, plan, best)] if best else []), NOTE])]
     if best is not None:
         out.append(_settings_table(trials, plan, best))
         out.append(report.commands("Next", [following(plan)]))
@@ -153,9 +163,9 @@ def _axes(plan: Plan) -> dict[str, report.Axis]:
 
 
 def _settings_table(trials: Sequence[FrozenTrial], plan: Plan, best: FrozenTrial) -> Block:
-    first = next((t for t in trials if t.number == 0), None)
+    given = plan.start[0] if plan.as_given and plan.start else {}
     rows: list[list[Cell]] = [
-        [name, ranges.shown(searched), _value(first.params.get(name)) if first else None, _value(best.params[name])]
+        [name, ranges.shown(searched), _value(given.get(name)), _value(best.params[name])]
         for name, searched in plan.space.items()
     ]
     return report.table("Best settings found", ["setting", "searched", "as given", "best"], rows, None)

@@ -8,15 +8,59 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from crosslevel.tune.plan import Plan
 from crosslevel.tune.sampler import Fresh, pruner
+
+PATIENCE = 60.0  # seconds for a database that is away
+Result = TypeVar("Result")
+"""What a call to the study returns."""
+
+
+def patiently(plan: Plan, call: Callable[[], Result], patience: float = PATIENCE) -> Result:
+    """The call's result; it is called again for a while where the database cannot be reached.
+
+    A call that the database carried out without being able to say so is carried out twice: only for calls that may be.
+
+    Raises:
+        ValueError: it stays away.
+
+    """
+    began, pause = time.monotonic(), 0.1
+    while True:
+        try:
+            return call()
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            if not _is_away(error):
+                raise
+            if time.monotonic() - began + pause > patience:
+                raise ValueError(f"{shown(plan)}: the study cannot be reached: {_reason(error)}") from error
+        time.sleep(pause)
+        pause = min(2 * pause, 5.0)
+
+
+def _is_away(error: BaseException | None) -> bool:
+    """Whether this, or what it came from, says that there was no answer."""
+    while error is not None:
+        if isinstance(error, OperationalError | InterfaceError):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error.__cause__ or error).split())
+
+
+def shown(plan: Plan) -> str:
+    """The database's address without its password."""
+    return plan.storage.rpartition("@")[2]
 
 
 def opened(plan: Plan, tries: int = 8) -> optuna.Study:
@@ -35,8 +79,7 @@ def opened(plan: Plan, tries: int = 8) -> optuna.Study:
         except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
             # Workers on other machines that make the same tables at the same time get in each other's way.
             if attempt == tries - 1:
-                reason = " ".join(str(error.__cause__ or error).split())
-                raise ValueError(f"{plan.storage.rpartition('@')[2]}: the study cannot be opened: {reason}") from error
+                raise ValueError(f"{shown(plan)}: the study cannot be opened: {_reason(error)}") from error
             time.sleep(0.1 * (attempt + 1))
         except ModuleNotFoundError as error:
             raise ImportError(f"{error.name} is missing: pip install 'crosslevel[tune]'") from error

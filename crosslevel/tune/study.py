@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from crosslevel.tune.plan import Plan
 from crosslevel.tune.sampler import distributions
-from crosslevel.tune.storage import locked, locked_file, opened
+from crosslevel.tune.storage import locked, locked_file, opened, patiently
 from crosslevel.tune.trial import Failed
 from crosslevel.tune.trials import outcome, spent, twin
 
@@ -58,27 +59,28 @@ class Search:
         """
         while (trial := self._next()) is not None:
             self._attempt(trial, train)
-            ended = self._frozen(trial)
+            ended = patiently(self.plan, partial(self._frozen, trial))
             told(ended)
-            self._give_up(ended)
+            patiently(self.plan, partial(self._give_up, ended))
 
     def _next(self) -> Trial | None:
         """The next trial to train, or None when there is none; waits where that hangs on what others still do."""
         while not self.plan.stop.is_set():
             with locked(self.plan.folder / "study.lock"):
-                self._reclaim()
-                trials = self.study.get_trials(deepcopy=False)
-                if not self._is_room(trials):
-                    if not any(trial.state == TrialState.RUNNING for trial in trials):
-                        return None
-                elif (trial := self._asked()) is not None:
-                    return trial
-                elif self._exhausted():
-                    return None
-                else:
-                    continue
-            self.plan.stop.wait(min(1.0, self.plan.beat))
+                trial, wait = patiently(self.plan, self._looked)
+            if trial is not None or wait is None:
+                return trial
+            self.plan.stop.wait(wait)
         return None
+
+    def _looked(self) -> tuple[Trial | None, float | None]:
+        """A trial to train; or none, and for how many seconds to wait, None where there will be no more."""
+        self._reclaim()
+        trials = self.study.get_trials(deepcopy=False)
+        if not self._is_room(trials):
+            return None, min(1.0, self.plan.beat) if any(t.state == TrialState.RUNNING for t in trials) else None
+        trial = self._asked()
+        return trial, None if trial is not None or self._exhausted() else 0.0
 
     def _is_room(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether one more full training keeps within the budget, when all that run come to their end."""
@@ -96,7 +98,7 @@ class Search:
         twin = _same(self.study.get_trials(deepcopy=False), trial)
         if twin is None:
             return trial
-        self._end(trial, TrialState.PRUNED, "repeated", f"the same settings as trial {twin.number}")
+        self._end(trial, TrialState.FAIL, "repeated", f"the same settings as trial {twin.number}")
         return None
 
     def _exhausted(self) -> bool:
@@ -112,12 +114,11 @@ class Search:
         try:
             with contextlib.suppress(taken), self._beating(trial), contextlib.closing(steps):  # type: ignore[type-var]
                 for epoch, figures in enumerate(steps, 1):
-                    trial.report(figures[SCORE], epoch)
-                    if (verdict := self._verdict(trial, epoch, figures)) is not None:
+                    if (verdict := patiently(self.plan, partial(self._judged, trial, epoch, figures))) is not None:
                         state, kind, reason = verdict
                         break
                 else:
-                    state, kind, reason = self._whole(trial)
+                    state, kind, reason = patiently(self.plan, lambda: self._whole(trial))
         except Failed as error:
             # What diverged is a bad setting, and the sampler learns from it; what failed otherwise says nothing.
             state = TrialState.PRUNED if error.kind == "diverged" else TrialState.FAIL
@@ -125,17 +126,20 @@ class Search:
         finally:
             # Taken from us as dead, or ended by Ctrl-C, it is no longer ours to tell of.
             with contextlib.suppress(taken):
-                trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
-                trial.set_user_attr("figures", figures)
-                self._end(trial, state, kind, reason)
+                figures = {name: value for name, value in figures.items() if name != "collapse"}  # in the reason
+                about = {"seconds": round(time.monotonic() - began, 1), "figures": figures}
+                patiently(self.plan, lambda: self._end(trial, state, kind, reason, **about))
                 if kind == "killed":
-                    self._again(self._frozen(trial))
+                    patiently(self.plan, lambda: self._again(self._frozen(trial)))
 
-    def _verdict(self, trial: Trial, epoch: int, figures: dict[str, Any]) -> tuple[TrialState, str, str] | None:
-        """Why the trial ends here, or None."""
+    def _judged(self, trial: Trial, epoch: int, figures: dict[str, Any]) -> tuple[TrialState, str, str] | None:
+        """Why the trial, whose score is noted, ends here, or None."""
+        trial.report(figures[SCORE], epoch)
         if figures["effective_rank"] < COLLAPSED:
             rank = f"effective rank {figures['effective_rank']:.3f} after epoch {epoch}"
             return TrialState.PRUNED, "collapsed", f"all features are alike: {rank}"
+        if figures.get("collapse") and epoch > self.plan.warmup:
+            return TrialState.PRUNED, "collapsed", f"epoch {epoch}: {figures['collapse']}"
         if epoch < self.plan.epochs and self.plan.pruning and trial.should_prune():
             return TrialState.PRUNED, "pruned", f"behind the others after epoch {epoch}"
         return None
@@ -146,17 +150,17 @@ class Search:
             return TrialState.COMPLETE, "complete", ""
         return TrialState.FAIL, "failed", f"the training ended after {done} of {self.plan.epochs} epochs"
 
-    def _end(self, trial: Trial, state: TrialState, kind: str, reason: str) -> None:
-        trial.set_user_attr("reason", reason)
-        trial.set_user_attr("outcome", kind)
+    def _end(self, trial: Trial, state: TrialState, kind: str, reason: str, **about: Any) -> None:
+        for name, value in {**about, "reason": reason, "outcome": kind}.items():
+            trial.set_user_attr(name, value)
         values = [self._frozen(trial).intermediate_values[self.plan.epochs]] if state == TrialState.COMPLETE else None
         self.study.tell(trial, values, state, skip_if_finished=True)
 
-    def _again(self, trial: FrozenTrial) -> None:
-        """Queue a trial that was cut off, for whichever worker asks next; not for ever."""
-        attempt = trial.user_attrs.get("attempt", 1)
-        if attempt < ATTEMPTS:
-            about = {"attempt": attempt + 1, "again": trial.number}
+    def _again(self, trial: FrozenTrial, fault: bool = True) -> None:
+        """Queue a trial that was cut off, for whichever worker asks next; not for ever where it may be its fault."""
+        attempt = trial.user_attrs.get("attempt", 1) + fault
+        if attempt <= ATTEMPTS:
+            about = {"attempt": attempt, "again": trial.number}
             self.study.enqueue_trial(dict(trial.params), user_attrs=about)
 
     def _give_up(self, ended: FrozenTrial) -> None:
@@ -181,7 +185,9 @@ class Search:
     def abandon(self) -> None:
         """Ctrl-C: what this process was at is marked, and waits for the next call."""
         self.plan.stop.set()
-        with locked(self.plan.folder / "study.lock"):
+        # A database that is away hears nothing; the trial is found to be a dead worker's later.
+        away = contextlib.suppress(SQLAlchemyError, optuna.exceptions.StorageInternalError)
+        with away, locked(self.plan.folder / "study.lock"):
             for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if trial.user_attrs.get("worker") == self.worker:
                     self._cut_off(trial, CUT_OFF[1])
@@ -192,7 +198,7 @@ class Search:
             storage.set_trial_user_attr(trial._trial_id, "outcome", "killed")
             storage.set_trial_user_attr(trial._trial_id, "reason", reason)
             if storage.set_trial_state_values(trial._trial_id, TrialState.FAIL):
-                self._again(trial)
+                self._again(trial, fault=reason != CUT_OFF[1])
 
     def _is_dead(self, trial: FrozenTrial, owner: str | None) -> bool:
         """By its lock, which the system frees, where the worker shares this folder; elsewhere by its silence."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -15,17 +18,17 @@ from typing import IO, Any
 
 import torch
 import yaml
-from torch import Tensor
 
 from crosslevel import commands
 from crosslevel.cld import CrossLevel
-from crosslevel.encoder import Encoder, frozen
+from crosslevel.encoder import Encoder
 from crosslevel.hardware import Hardware
 from crosslevel.images import BadFiles, Images, SourceError, pack
 from crosslevel.images.subsets import take, unlabelled
-from crosslevel.images.views import Views
-from crosslevel.metrics import label_free
+from crosslevel.methods import Method
+from crosslevel.monitor import near_tracks, scored
 from crosslevel.pretrain import NotFinite
+from crosslevel.pretrain.collapse import symptoms
 from crosslevel.train import train
 
 DIVERGED = 3
@@ -82,11 +85,17 @@ def training(
         if process.wait():
             raise _failure(process.returncode, folder / LOG)
     finally:
-        process.kill()
-        process.wait()
+        _kill(process)
         for pipe in (process.stdin, process.stdout):
             _close(pipe)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # large, and no trial is continued
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """The process and what it started: one for each device."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _close(pipe: IO[str]) -> None:
@@ -101,6 +110,8 @@ def _failure(status: int, log: Path) -> Failed:
     last = lines[-1].strip().removeprefix("crosslevel train: ") if lines else "it said nothing"
     if status < 0:
         return Failed("killed", f"the training was killed by signal {-status}")
+    if os.strerror(errno.ENOSPC) in last:
+        return Failed("failed", last)  # not of the settings
     kinds = {DIVERGED: "diverged", 2: "refused"}
     return Failed(kinds.get(status, "failed"), last)
 
@@ -131,12 +142,12 @@ class HeldOut:
     """What a trial does not train on, and how its features are scored, without a label anywhere.
 
     The images are the same in all trials, a tenth of all and at most 2,000, whole tracks at a time where tracks are
-    known; so are their views, drawn with the settings of ``views`` that all trials have in common: with its own views
-    a trial could make its task easier.
+    known; where not, near-duplicates by pixels count as tracks in the scores. So are their views, which are no trial's
+    own: with weaker ones it could make its task easier.
     """
 
-    def __init__(self, views: dict[str, Any], seed: int, channel: Channel) -> None:
-        self.views, self.seed, self.channel = Views(**views), seed, channel
+    def __init__(self, seed: int, channel: Channel) -> None:
+        self.seed, self.channel = seed, channel
         self.held: Images | None = None
 
     def part(self, source: Images) -> Images:
@@ -144,35 +155,29 @@ class HeldOut:
         rest, self.held = divided(source, self.seed)
         return rest
 
-    def monitor(self, encoder: Encoder, cld: CrossLevel | None, hardware: Hardware) -> Any:
+    def monitor(self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware) -> Any:
         """Score the held-out images at the end of an epoch, tell, and wait for the answer."""
         assert self.held is not None
         shown = pack(self.held, encoder.view.size, bad=BadFiles())
-        self.views.adapt(encoder.view.size)
-        self.views.count, self.views.plain = 2, 0
+        tracks = near_tracks(shown) if shown.tracks is None else shown.tracks
 
         def measure() -> dict[str, float]:
-            network = frozen(encoder).to(hardware.device)
-            views = self.views.to(hardware.device)
-            draws = torch.Generator().manual_seed(self.seed)
-            parts: list[list[Tensor]] = []
-            with torch.no_grad(), hardware.autocast():
-                for index in torch.arange(len(shown)).split(256):
-                    pair = views(shown.batch(index).to(hardware.device), draws)
-                    h = [network(v.contiguous(memory_format=torch.channels_last)).float() for v in pair]
-                    groups = [] if cld is None else [cld.project(one) for one in h]
-                    parts.append([x.float().cpu() for x in (*h, *groups)])
-            a, b, *groups = (torch.cat(column) for column in zip(*parts, strict=True))
-            clusters = torch.Generator().manual_seed(self.seed)
-            try:
-                group_a, group_b = groups or (None, None)
-                figures = label_free.scores(a, b, group_a, group_b, tracks=shown.tracks, generator=clusters)
-            except ValueError as error:
-                raise NotFinite(str(error)) from error
-            self.channel.tell(figures)
+            figures = scored(encoder, method, cld, shown, hardware, self.seed, tracks)
+            if not figures:
+                raise NotFinite("the features of the held-out images are not finite: the training diverged")
+            self.channel.tell({**figures, "collapse": "; ".join(_symptoms(figures, encoder, cld))})
             return {}
 
         return measure
+
+
+def _symptoms(figures: dict[str, float], encoder: Encoder, cld: CrossLevel | None) -> list[str]:
+    """What has collapsed, by the held-out images and by the groups of the last batch."""
+    if cld is None or cld.last is None:
+        return list(symptoms(figures, 1, encoder.num_features, None).values())
+    largest = max(float(view.sizes.max()) for view in (cld.last.a, cld.last.b))
+    found = {**figures, "largest_group": largest}
+    return list(symptoms(found, len(cld.last.a.assignment), encoder.num_features, len(cld.last.a.sizes)).values())
 
 
 class Channel:
@@ -184,7 +189,7 @@ class Channel:
         if answers is not None:
             threading.Thread(target=self._listen, args=(answers,), daemon=True).start()
 
-    def tell(self, figures: dict[str, float]) -> None:
+    def tell(self, figures: dict[str, Any]) -> None:
         """Send the figures; return when the training may go on."""
         self.out.write(json.dumps(figures) + "\n")
         self.out.flush()
@@ -193,7 +198,7 @@ class Channel:
     def _listen(self, answers: IO[str]) -> None:
         for line in answers:
             self.waiting.put(line)
-        os._exit(1)  # the other process is gone: nobody wants the rest
+        os.killpg(os.getpgrp(), signal.SIGKILL)  # the other process is gone: nobody wants the rest
 
 
 def main(arguments: list[str]) -> None:
@@ -212,6 +217,6 @@ def trained(images: str, base: Path, folder: Path, options: list[str], channel: 
     """One training of `train`, watched, with every score sent through ``channel``."""
     settings = yaml.safe_load(base.read_text(encoding="utf-8"))
     own = ["--report_html=false", "--monitor_every=1", f"--run={folder}"]
-    watch = HeldOut(settings["views"], settings["seed"], channel)
+    watch = HeldOut(settings["seed"], channel)
     run: Path = commands.run(train, [images, "--config", str(base), *options, *own], watch=watch)
     return run

@@ -17,8 +17,11 @@ def outcome(trial: FrozenTrial) -> str:
 
 
 def cost(trial: FrozenTrial, epochs: int) -> float:
-    """The share of a full training that a trial took; of one that runs, a whole one."""
-    if trial.state.name == "WAITING":
+    """The share of a full training that a trial took; of one that runs, a whole one.
+
+    Nothing for one that was cut off: it is tried again, and that costs.
+    """
+    if outcome(trial) in ("waiting", "killed"):
         return 0.0
     return 1.0 if trial.state.name == "RUNNING" else (trial.last_step or 0) / epochs
 

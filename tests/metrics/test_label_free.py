@@ -139,9 +139,18 @@ def test_rotations_lengths_and_orders_change_nothing(seed):
 
 
 def test_the_better_features_have_the_better_combined_score():
-    good, blurred = views(spread=0.4, noise=0.1, size=16), views(spread=0.4, noise=1.5, size=16)
-    shapeless = views(clusters=60, spread=0.0, noise=0.3, size=16)
-    assert scores(*good)["combined"] > scores(*shapeless)["combined"] > scores(*blurred)["combined"]
+    """Of those that tell images apart as well, what differs in more directions; of those that do not, neither."""
+    good, blurred = views(spread=0.4, noise=0.1, size=16), views(spread=0.4, noise=3.0, size=16)
+    flat = views(spread=0.4, noise=0.1, size=16)
+    narrow = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
+    flat = [x @ narrow @ narrow.T for x in flat]
+    noise = [torch.randn(60, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    found = [scores(*pair) for pair in (good, flat, blurred, noise)]
+    assert found[0]["mrr"] > 0.9
+    assert found[1]["mrr"] > 0.8
+    values = [one["combined"] for one in found]
+    assert values[0] > values[1] > values[2] > values[3]
+    assert found[3]["effective_rank"] == max(one["effective_rank"] for one in found)
 
 
 def test_the_levels_agree_where_both_branches_see_the_same():
@@ -191,4 +200,7 @@ def test_what_cannot_be_scored_is_named():
 
 
 def test_either_level_alone_is_not_enough():
-    assert combine({"mrr": 1.0, "ami": 0.0}) == combine({"mrr": 0.0, "ami": 1.0}) == 0
+    assert combine(1.0, 1.0, 64) == combine(0.0, 64.0, 64) == 0
+    assert combine(1.0, 64.0, 64) == 1
+    assert combine(0.5, 16.75, 64) == pytest.approx(0.25)
+    assert combine(1.0, 1.0, 1) == 0

@@ -9,14 +9,17 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 
 import pytest
 
+sqlalchemy = pytest.importorskip("sqlalchemy", reason="needs optuna: pip install 'crosslevel[tune]'")
 optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'crosslevel[tune]'")
 
 from crosslevel.tune.plan import Plan, url  # noqa: E402
-from crosslevel.tune.ranges import Numbers, within  # noqa: E402
+from crosslevel.tune.ranges import Numbers, nearest, outside  # noqa: E402
 from crosslevel.tune.sampler import pruner  # noqa: E402
+from crosslevel.tune.storage import patiently  # noqa: E402
 from crosslevel.tune.study import Search  # noqa: E402
 from crosslevel.tune.trial import Failed  # noqa: E402
 from crosslevel.tune.trials import cost, outcome, spent  # noqa: E402
@@ -209,20 +212,24 @@ def test_what_fails_is_recorded_with_its_reason_and_the_search_goes_on(tmp_path)
 
     def train(number, parameters):
         yield figures(0.2 * quality(parameters), 1.0 if number == 2 else 5.0)
+        if number == 6:
+            yield figures(0.5) | {"collapse": "the groups collapse"}
         if number in kinds:
             raise Failed(kinds[number], f"reason {number}")
         yield figures(0.5)
         if number != 5:
             yield figures(quality(parameters))
 
-    trials = searched(plan(tmp_path / "s", pruning=False, trials=8, budget=100.0), train)
+    trials = searched(plan(tmp_path / "s", pruning=False, trials=8, budget=100.0, warmup=1.0), train)
     assert [outcome(t) for t in trials] == [
-        "complete", "diverged", "collapsed", "failed", "refused", "failed", "complete", "complete",
+        "complete", "diverged", "collapsed", "failed", "refused", "failed", "collapsed", "complete",
     ]  # fmt: skip
     reasons = [t.user_attrs["reason"] for t in trials]
     assert reasons[1] == "reason 1"
     assert "effective rank 1.000 after epoch 1" in reasons[2]
     assert reasons[5] == "the training ended after 2 of 3 epochs"
+    assert reasons[6] == "epoch 2: the groups collapse"
+    assert "collapse" not in trials[6].user_attrs["figures"]
     # The sampler learns from what diverged or collapsed; a failure says nothing about the settings.
     states = optuna.trial.TrialState
     assert [t.state for t in trials][:4] == [states.COMPLETE, states.PRUNED, states.PRUNED, states.FAIL]
@@ -258,7 +265,10 @@ def test_a_small_space_is_tried_once_and_no_more(tmp_path):
     )
     assert sorted(trained) == ["a", "b", "c"]
     assert {outcome(t) for t in trials} == {"complete", "repeated"}
-    assert all("the same settings as trial" in t.user_attrs["reason"] for t in trials if outcome(t) == "repeated")
+    again = [t for t in trials if outcome(t) == "repeated"]
+    assert all("the same settings as trial" in t.user_attrs["reason"] for t in again)
+    # As pruned ones they would tell the sampler that good settings are bad.
+    assert all(t.state == optuna.trial.TrialState.FAIL for t in again)
 
 
 def test_an_interrupted_search_gives_its_trial_back(tmp_path):
@@ -324,7 +334,83 @@ def test_a_database_that_cannot_be_reached_ends_in_one_line_without_its_password
         url("somewhere", tmp_path)
 
 
-def test_a_given_point_keeps_what_the_space_holds():
-    space = {**SPACE, "views.preset": ("cifar", "simclr"), "cld.gather": ("true", "false")}
-    point = {"lr": 5.0, "cld.groups": 8.0, "views.preset": "cifar", "cld.gather": False, "method.hidden": None}
-    assert within(space, point) == {"cld.groups": 8, "views.preset": "cifar", "cld.gather": "false"}
+def test_a_given_point_keeps_what_the_space_holds_and_is_near_to_it_elsewhere():
+    space = {
+        **SPACE, "views.preset": ("cifar", "simclr"), "cld.gather": ("true", "false"), "weight_decay": ("1e-3", "0.1"),
+        "warmup_epochs": Numbers(0.0, 5.0), "optimizer": ("adamw", "lars"),
+    }  # fmt: skip
+    point = {
+        "lr": 5.0, "cld.groups": 8.0, "views.preset": "cifar", "cld.gather": False, "method.hidden": None,
+        "weight_decay": 0.001, "warmup_epochs": None, "optimizer": "sgd",
+    }  # fmt: skip
+    assert nearest(space, point) == {
+        "lr": 1.0, "cld.groups": 8, "views.preset": "cifar", "cld.gather": "false", "weight_decay": "1e-3",
+    }  # fmt: skip
+    assert outside(space, point) == ["lr", "warmup_epochs", "optimizer"]
+
+
+def test_ctrl_c_counts_neither_as_an_attempt_nor_in_the_budget(tmp_path):
+    """However often it comes, the settings as given are tried until they have had their training."""
+    for _ in range(5):
+        search = Search(plan(tmp_path / "s", budget=1.0, pruning=False))
+
+        def train(number, parameters, search=search):
+            yield figures(0.1)
+            yield figures(0.1)
+            search.abandon()
+            yield figures(0.1)
+
+        search.work(train)
+        search.close()
+    trials = searched(plan(tmp_path / "s", budget=1.0, pruning=False))
+    assert [outcome(t) for t in trials] == ["killed"] * 5 + ["complete"]
+    assert trials[-1].params == trials[0].params
+    assert spent(trials, EPOCHS) == 1
+
+
+def test_what_kills_its_training_is_not_tried_for_ever(tmp_path):
+    def train(number, parameters):
+        yield figures(0.1)
+        if parameters["lr"] == 0.9:
+            raise Failed("killed", "the training was killed by signal 9")
+        yield figures(0.2)
+        yield figures(0.3)
+
+    trials = searched(plan(tmp_path / "s", trials=4, budget=100.0, pruning=False), train)
+    assert sum(t.params["lr"] == 0.9 for t in trials) == 3
+    assert sum(outcome(t) == "complete" for t in trials) == 4
+
+
+def test_a_database_that_is_away_for_a_moment_costs_nothing(tmp_path, monkeypatch):
+    """At every call of a search in its turn."""
+    away = sqlalchemy.exc.OperationalError("select", {}, Exception("server closed the connection"))
+    calls = {"count": 0, "failed": 0}
+    for name in ("set_trial_intermediate_value", "set_trial_user_attr", "set_trial_state_values", "get_all_trials"):
+        real = getattr(optuna.storages.RDBStorage, name)
+
+        def call(self, *arguments, real=real, **options):
+            calls["count"] += 1
+            if calls["count"] > 10 and calls["count"] % 11 < 2:
+                calls["failed"] += 1
+                raise optuna.exceptions.StorageInternalError from away
+            return real(self, *arguments, **options)
+
+        monkeypatch.setattr(optuna.storages.RDBStorage, name, call)
+    monkeypatch.setattr("crosslevel.tune.storage.time.sleep", lambda seconds: None)
+    trials = searched(plan(tmp_path / "s", trials=5, budget=100.0, pruning=False, grace=0.3))
+    # A trial that was begun as the line went dead is found to be nobody's.
+    assert Counter(outcome(t) for t in trials if outcome(t) != "killed") == {"complete": 5}
+    assert calls["failed"] > 5
+
+
+def test_a_database_that_stays_away_is_named_without_its_password(tmp_path, monkeypatch):
+    told = plan(tmp_path / "s", storage="postgresql+psycopg://me:secret@host/d")
+
+    def call():
+        raise sqlalchemy.exc.OperationalError("select", {}, Exception("no route to host"))
+
+    with pytest.raises(ValueError, match=r"^host/d: the study cannot be reached: .*no route to host") as error:
+        patiently(told, call, patience=0.3)
+    assert "secret" not in str(error.value)
+    with pytest.raises(ZeroDivisionError):
+        patiently(told, lambda: 1 / 0)

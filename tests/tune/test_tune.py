@@ -3,8 +3,12 @@
 import csv
 import io
 import json
+import os
+import subprocess
 import sys
+import time
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,13 +110,13 @@ def test_unlabelled_images_are_the_same_images():
 
 def test_what_is_held_out_is_whole_tracks_and_not_trained_on():
     source = images.open(IMAGES)
-    held = trial.HeldOut({"size": 16}, 0, Told())
+    held = trial.HeldOut(0, Told())
     rest = held.part(source)
     assert len(rest) + len(held.held) == len(source) == 80
     assert not set(rest.tracks.tolist()) & set(held.held.tracks.tolist())
     assert 16 <= len(held.held) < 20
     assert rest.labels is None
-    other = trial.HeldOut({"size": 16}, 0, Told())
+    other = trial.HeldOut(0, Told())
     other.part(source)
     assert other.held.paths == held.held.paths
     with pytest.raises(ValueError, match="12 images are too few to tune on: at least 64"):
@@ -125,13 +129,19 @@ def test_what_is_held_out_is_whole_tracks_and_not_trained_on():
 
 def test_scores_do_not_depend_on_a_trials_own_views(tmp_path, monkeypatch):
     """A trial with weaker views would have found its task easier: seen through one network, all scores are equal."""
-    monkeypatch.setattr(trial, "frozen", lambda encoder: torch.nn.Flatten())
+
+    class Pixels(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :32]
+
+    monkeypatch.setattr("crosslevel.monitor.frozen", lambda encoder: Pixels())
     seen = []
     for preset in ("none", "simclr"):
         told = Told()
         options = [f"--views.preset={preset}", "--cld.weight=0", "--epochs=1"]
         trial.trained(IMAGES, base(tmp_path), tmp_path / preset, options, told)
         seen.append(json.loads(told.out.getvalue()))
+        del seen[-1]["instance_rank"]  # of the trial's own head
     assert seen[0] == seen[1]
     assert seen[0]["alignment"] > 0
 
@@ -281,3 +291,166 @@ def test_a_missing_optuna_names_the_install_command(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run(tune, [IMAGES])
     assert "pip install 'crosslevel[tune]'" in capsys.readouterr().err
+
+
+def without_trainings(monkeypatch, epochs=1):
+    """Figures in place of trainings."""
+
+    def told(images, base, options, folder, threads):
+        for _ in range(epochs):
+            yield {"combined": 0.5, "effective_rank": 5.0, "mrr": 0.5}
+
+    monkeypatch.setattr(trial, "training", told)
+
+
+def test_the_search_itself_reads_no_label_either(tmp_path, guarded, monkeypatch):
+    """What reads the source to plan, to name and to continue the search."""
+    without_trainings(monkeypatch)
+    source = photos(tmp_path / "photos")
+    for images_ in (IMAGES, str(source), f"{source}@imbalance=1"):
+        with pytest.raises(AssertionError, match="labels were read"):
+            _ = images.open(images_).labels
+    for images_ in (IMAGES, str(source)):
+        for _ in range(2):
+            folder = tune_(images_, f"--output={tmp_path / images_.replace('/', '-')}")
+    assert (folder / "config.yaml").exists()
+
+
+def tune_(source, *options):
+    return run(tune, [str(source), *TINY, "--epochs=1", "--trials=2", *options])
+
+
+def test_collections_of_one_name_do_not_share_a_search(tmp_path, monkeypatch, capsys):
+    without_trainings(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    places = [photos(tmp_path / "a" / "photos"), photos(tmp_path / "b" / "photos", 36)]
+    first, second = (tune_(place) for place in places)
+    assert first != second
+    assert tune_(tmp_path / "a" / ".." / "a" / "photos") == first
+    with pytest.raises(SystemExit):
+        tune_(places[1], f"--output={first}")
+    assert "its study began with other settings: images=80 images, " in capsys.readouterr().err
+    seeds = [tune_(IMAGES), tune_(f"{IMAGES},seed=1")]
+    assert seeds[0] != seeds[1]
+
+
+def test_the_best_settings_find_the_images_from_any_folder(tmp_path, monkeypatch):
+    without_trainings(monkeypatch)
+    photos(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    folder = tune_("photos@imbalance=1", "--output=s")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["images"] == f"{tmp_path}/photos@imbalance=1"
+
+
+def test_objects_of_annotated_images_are_searched_without_their_classes(tmp_path, guarded):
+    """With --crops it is objects that are held out and scored; their classes are not read."""
+    source = annotated(tmp_path / "coco")
+    crops = {"margin": 0.1, "min_size": 4, "square": True}
+    told = Told()
+    trial.trained(str(source), base(tmp_path, crops=crops), tmp_path / "run", ["--epochs=1"], told)
+    assert 0 <= json.loads(told.out.getvalue())["combined"] <= 1
+
+
+def annotated(folder, count=40):
+    """A COCO file and its images, two objects in each."""
+    (folder / "annotations").mkdir(parents=True)
+    files = sorted((photos(folder / "made", count) / "cat").iterdir())
+    (folder / "made" / "cat").rename(folder / "val2017")
+    boxes = [(i, box) for i in range(len(files)) for box in ([0, 0, 8, 8], [6, 6, 9, 9])]
+    tree = {
+        "images": [{"id": i, "file_name": file.name, "width": 16, "height": 16} for i, file in enumerate(files)],
+        "annotations": [
+            {"id": n, "image_id": i, "bbox": box, "category_id": 1 + n % 2, "iscrowd": 0, "area": 64}
+            for n, (i, box) in enumerate(boxes)
+        ],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+    }
+    file = folder / "annotations" / "instances_val2017.json"
+    file.write_text(json.dumps(tree))
+    return file
+
+
+def test_a_search_of_objects_counts_objects(tmp_path, monkeypatch, capsys):
+    without_trainings(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    tune_(annotated(tmp_path / "coco"), "--crops.min_size=4")
+    assert "its study began" not in capsys.readouterr().out
+    [best] = tmp_path.glob("runs/tune/*/config.yaml")
+    assert yaml.safe_load(best.read_text())["crops"]["min_size"] == 4
+
+
+def test_what_is_not_as_given_is_said_and_not_called_so(tmp_path, monkeypatch, capsys):
+    without_trainings(monkeypatch)
+    tune_(IMAGES, f"--output={tmp_path}/s", "--search=cld.groups=2:4", "--search=optimizer=adamw,lars")
+    out = capsys.readouterr().out
+    assert "cld.groups=6, which is not in 2:4: trial 0 has 4" in out
+    assert "optimizer=sgd, which is not in adamw,lars: trial 0 has one by chance" in out
+    assert "as given" not in out
+    tune_(IMAGES, f"--output={tmp_path}/t", "--search=cld.groups=2:8", "--search=optimizer=adamw,sgd")
+    out = capsys.readouterr().out
+    assert "which is not in" not in out
+    assert "The settings as given scored best" in out
+
+
+def test_ctrl_c_before_anything_is_whole_is_a_stop_and_no_error(tmp_path, monkeypatch, capsys):
+    def stopped(images, base, options, folder, threads):
+        raise trial.Failed("failed", "no")
+        yield
+
+    monkeypatch.setattr(trial, "training", stopped)
+
+    def interrupted(*arguments):
+        _work(*arguments)
+        raise KeyboardInterrupt
+
+    from crosslevel import tune as module
+
+    _work = module._work
+    monkeypatch.setattr(module, "_work", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        tune_(IMAGES, f"--output={tmp_path}/s")
+    assert stop.value.code == 130
+    assert "crosslevel tune: stopped" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_no_fault_of_the_settings(tmp_path):
+    log = tmp_path / "train.log"
+    log.write_text("crosslevel train: [Errno 28] No space left on device: '/x'\n")
+    assert trial._failure(2, log).kind == "failed"
+    log.write_text("crosslevel train: cld.groups=99 exceeds the batch of 8 images\n")
+    assert trial._failure(2, log).kind == "refused"
+
+
+def test_a_killed_search_takes_its_training_along(tmp_path):
+    """SIGKILL, which nobody can catch; and the next call does the trial again."""
+    line = [
+        sys.executable, "-c", "from crosslevel.cli import main; main()", "tune", IMAGES, *TINY, "--epochs=50",
+        "--trials=1", f"--output={tmp_path}/s",
+    ]  # fmt: skip
+    process = subprocess.Popen(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "s" / "trials" / "0000" / "metrics.csv"
+    while not metrics.exists() and process.poll() is None:
+        time.sleep(0.1)
+    [child] = children(process.pid)
+    process.kill()
+    process.wait()
+    for _ in range(600):
+        if not running(child):
+            break
+        time.sleep(0.1)
+    assert not running(child)
+    study = optuna.load_study(study_name="s", storage=url(None, tmp_path / "s"))
+    assert [t.state.name for t in study.trials] == ["RUNNING"]
+
+
+def children(pid):
+    """Of all its threads."""
+    return [int(n) for task in Path(f"/proc/{pid}/task").iterdir() for n in (task / "children").read_text().split()]
+
+
+def running(pid):
+    """Not even as a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
