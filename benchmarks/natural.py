@@ -35,11 +35,11 @@ from crosslevel import images as image_sources
 from crosslevel import load_encoder
 from crosslevel.collection import find, known_features, look
 from crosslevel.commands import run as command
+from crosslevel.contents import summary
 from crosslevel.features import Place
 from crosslevel.hardware import choose
 from crosslevel.images import BadFiles, Images, Packed, Turntable, pack
 from crosslevel.images.subsets import long_tailed, take
-from crosslevel.inspect import summary
 from crosslevel.metrics import long_tail
 from crosslevel.train import train
 

@@ -25,6 +25,7 @@ from crosslevel.metrics import descriptor, duplicates, long_tail
 
 SIDE = descriptor.SIDE
 ALIKE_IN_FEATURES = 0.1  # root mean square difference of near-duplicates where the run's features say so as well
+PART = 256  # pictures described at a time
 CALIBRATED_ON = 512  # images of which two views are compared
 
 
@@ -65,16 +66,19 @@ def look(
         SourceError: fewer than 2 images can be read.
 
     """
-    parts = []
+    total, count = len(source), 0
+    pictures = torch.empty(total, 3, SIDE, SIDE, dtype=torch.uint8)
+    codes, places = torch.empty(total, dtype=torch.int64), torch.empty(total, dtype=torch.int64)
     for batch in EvalBatches(_Coded(source), 256, SIDE, bad=bad, workers=workers):
-        parts.append((batch.images, batch.labels, batch.index))
+        new = slice(count, count + len(batch.index))
+        pictures[new], codes[new], places[new] = batch.images, batch.labels, batch.index
+        count = new.stop
         progress(int(batch.index[-1]) + 1)
-    readable = sum(len(part[2]) for part in parts)
-    if readable < 2:
-        raise SourceError(f"{source.name}: needs at least 2 images, only {readable} of {len(source)} can be read")
-    pictures, codes, places = (torch.cat(column) for column in zip(*parts, strict=True))
+    if count < 2:
+        raise SourceError(f"{source.name}: needs at least 2 images, only {count} of {total} can be read")
+    codes = codes[:count]
     shape = torch.stack([codes >> 47 & 0xFFFF, codes >> 31 & 0xFFFF], dim=1)
-    return Looked(pictures, shape, codes, places)
+    return Looked(pictures[:count], shape, codes, places[:count])
 
 
 class _Coded(Images):
@@ -107,19 +111,28 @@ def find(
     track.
     """
     pictures, count = looked.pictures, len(looked.places)
-    hashes = torch.cat([duplicates.perceptual_hash(part) for part in pictures.split(1024)])
-    plain = torch.cat([descriptor.describe(part) for part in pictures.split(1024)])
+    hashes, plain = _in_parts(duplicates.perceptual_hash, pictures), _in_parts(descriptor.describe, pictures)
     alike = duplicates.alike_pairs(pictures, hashes, plain)
     close = alike[:0]
     if features is not None:
         close = duplicates.mutual_pairs(features, threshold, duplicates.NEIGHBOURS)
-        close = close[descriptor.difference(pictures, close) <= ALIKE_IN_FEATURES]
+        close = close[descriptor.alike(pictures, close, ALIKE_IN_FEATURES)]
     tracks = duplicates.tracks(count, torch.cat([alike, close]))
     # A CRC of 31 bits may agree by chance, but hardly together with the size and the small picture.
     exact = torch.stack([looked.content, hashes], dim=1).unique(dim=0, return_inverse=True)[1]
     described = plain if features is None else features
     found = long_tail.grouped(described, tracks, groups, seed)
     return Found(exact, tracks, found.groups, len(alike), len(close), described, found.separation)
+
+
+def _in_parts(function: Callable[[Tensor], Tensor], pictures: UInt8[Tensor, "M 3 32 32"]) -> Tensor:
+    """What ``function`` tells of each picture, of some at a time."""
+    first = function(pictures[:PART])
+    found = first.new_empty(len(pictures), *first.shape[1:])
+    # Kept one by one, small results would lie between what has been freed, and hold its pages: gigabytes.
+    for part, place in zip(pictures.split(PART), found.split(PART), strict=True):
+        place.copy_(function(part))
+    return found
 
 
 def calibrated(

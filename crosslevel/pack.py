@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crosslevel import images as image_sources
@@ -62,6 +62,7 @@ def pack(
     folder = Path(output)
     _check_place(folder, images)
     source = image_sources.open(images, data_root=data_root, crops=crops)
+    _check_watched(folder, source)
     identity = source.identity()
     found = _about(folder)
     if found is not None and (found["identity"], found["size"]) != (identity, size):
@@ -71,6 +72,7 @@ def pack(
     writer = _Writer(folder, source, {**_origin(images, crops, source), "identity": identity, "size": size})
     if found is not None and (folder / ABOUT).is_file():
         writer.tidy()
+        writer.renew()
         _say(console, f"{folder} is complete: {found['images']:,} images of {images}, nothing has changed")
         return folder
     _say(console, _space(folder, source, size, writer.start()))
@@ -179,18 +181,29 @@ class _Writer:
             column: Tensor | None = getattr(self.source, name)
             if column is not None:
                 table[name] = column[places]
-        watch = self.source.watch
-        if watch is not None:
-            table |= {"times": watch.times, **_columns("watched", watch.paths)}
-            table |= {} if watch.sizes is None else {"sizes": watch.sizes}
-        save_file(table, self.folder / f"{INDEX}.tmp")
-        # safetensors makes files for their owner alone; who may read the pixels may read this.
-        shutil.copymode(self.folder / shard_name(0), self.folder / f"{INDEX}.tmp")
-        os.replace(self.folder / f"{INDEX}.tmp", self.folder / INDEX)
+        self._write_index(table | _watched(self.source))
         whole = {"images": len(rows), "classes": self.source.classes, "shards": self._lengths()}
         _write(self.folder / ABOUT, {**self.about, **whole})
         self.tidy()
         return len(rows)
+
+    def renew(self) -> None:
+        """The same images may have other times now, or lie elsewhere: from now on, a change is one of these."""
+        try:
+            table, about = load_file(self.folder / INDEX), json.loads((self.folder / ABOUT).read_text("utf-8"))
+        except (OSError, SafetensorError):
+            return  # whoever opens the pack says that it is damaged
+        watched = _watched(self.source)
+        if any(name not in table or not torch.equal(table[name], column) for name, column in watched.items()):
+            self._write_index(table | watched)
+        if about != about | self.about:
+            _write(self.folder / ABOUT, about | self.about)
+
+    def _write_index(self, table: dict[str, Tensor]) -> None:
+        save_file(table, self.folder / f"{INDEX}.tmp")
+        # safetensors makes files for their owner alone; who may read the pixels may read this.
+        shutil.copymode(self.folder / shard_name(0), self.folder / f"{INDEX}.tmp")
+        os.replace(self.folder / f"{INDEX}.tmp", self.folder / INDEX)
 
     def tidy(self) -> None:
         """Delete what only an unfinished pack needs."""
@@ -265,6 +278,15 @@ def _columns(name: str, strings: Any) -> dict[str, Tensor]:
     return {f"{name}.text": paths.text, f"{name}.ends": paths.ends}
 
 
+def _watched(source: Images) -> dict[str, Tensor]:
+    """What tells later whether the source has changed, as columns of the index."""
+    watch = source.watch
+    if watch is None:
+        return {}
+    sizes = {} if watch.sizes is None else {"sizes": watch.sizes}
+    return {"times": watch.times, **_columns("watched", watch.paths), **sizes}
+
+
 def _check_place(folder: Path, images: str) -> None:
     """Refuse a folder that holds something else, and one inside the source, which would change by being packed."""
     if folder.is_dir() and any(folder.iterdir()) and not is_pack(str(folder)):
@@ -275,6 +297,17 @@ def _check_place(folder: Path, images: str) -> None:
     read = whole if os.path.exists(whole) else whole.partition(",")[0]
     if os.path.isdir(read) and folder.resolve().is_relative_to(Path(read).resolve()):
         raise ValueError(f"--output {folder} lies inside {read}: give a folder outside of it")
+
+
+def _check_watched(folder: Path, source: Images) -> None:
+    """Refuse a place in a folder that the pack looks at later: it would take itself for a change."""
+    watch = source.watch
+    if watch is None:
+        return
+    watched = {os.path.realpath(os.path.join(watch.root, path)) for path in watch.paths}
+    for above in folder.resolve().parents:
+        if str(above) in watched:
+            raise ValueError(f"--output {folder} lies inside {above}: give a folder outside of it")
 
 
 def _about(folder: Path) -> dict[str, Any] | None:

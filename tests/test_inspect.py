@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from crosslevel import Encoder, collection
+from crosslevel import Encoder
 from crosslevel.commands import run
+from crosslevel.contents import trust
 from crosslevel.encoder import View
-from crosslevel.images import BadFiles, Packed, Turntable
-from crosslevel.inspect import advise, inspect, summary, trust
+from crosslevel.inspect import inspect
 
 
 def smooth(rng, size=48):
@@ -92,48 +92,6 @@ def test_a_run_adds_its_features(photos, tmp_path, capsys):
     assert told["near_duplicates"]["pairs_by_features"] >= 3
     assert told["near_duplicates"]["tracks"] <= 25
     assert list((tmp_path / "features").glob("inspect-*/complete"))
-
-
-class Unlabelled(Packed):
-    """Asking for the truth fails."""
-
-    def __init__(self, data):
-        self.data, self.paths, self.name = data, [f"{i}.png" for i in range(len(data))], "unlabelled"
-
-    def __getattribute__(self, name):
-        assert name not in ("labels", "classes", "tracks")
-        return super().__getattribute__(name)
-
-    def __getitem__(self, i):
-        return self.data[i], -1
-
-
-def told_of(data, batch_size):
-    bad = BadFiles()
-    source = Unlabelled(data)
-    looked = collection.look(source, bad, 0)
-    return summary("made", len(data), source, looked, collection.find(looked), bad, batch_size, None)
-
-
-def test_estimated_shares_of_duplicates_rank_the_true_ones_without_any_label():
-    shares = []
-    for frames, objects in ((1, 40), (3, 24), (12, 12)):
-        made = Turntable(classes=4, objects=objects, frames=frames, imbalance=2, size=32, seed=frames)
-        shares.append(told_of(made.data, 32)["batch"]["duplicate_share"])
-    assert shares == sorted(shares)
-    assert shares[0] < 0.05 < 0.5 < shares[2]
-
-
-def test_settings_follow_from_the_tracks():
-    alone = {a.setting: a.value for a in advise(torch.ones(1000).long(), torch.ones(1000).long(), 256)}
-    assert alone == {"batch_size": 256, "cld.groups": 192, "cld.weight": 0.25, "de-duplicate": "no"}
-    films = {a.setting: a.value for a in advise(torch.full((500,), 20), torch.ones(10_000).long(), 256)}
-    assert films["batch_size"] < 256
-    assert films["cld.groups"] < 0.75 * films["batch_size"]
-    many = {a.setting: a.value for a in advise(torch.full((20_000,), 20), torch.ones(400_000).long(), 256)}
-    assert many["de-duplicate"] == "one image a track"
-    copies = {a.setting: a.value for a in advise(torch.full((500,), 2), torch.full((500,), 2), 32)}
-    assert copies["de-duplicate"] == "exact copies"
 
 
 def test_groups_that_run_into_one_another_are_not_to_be_trusted(photos, capsys):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import zlib
 from pathlib import Path
 
@@ -169,6 +170,31 @@ def test_nothing_is_done_twice_and_a_change_is_noticed(photos, tmp_path, capsys)
     run(pack.pack, [str(photos), f"--output={tmp_path}/p", "--size=10", "--workers=0"])
     assert "it was packed with --size 20: packed anew" in capsys.readouterr().out
     assert min(images.open(tmp_path / "p")[0][0].shape[1:]) == 10
+
+
+def test_what_is_packed_again_without_a_change_is_not_told_of_again(photos, tmp_path, capsys):
+    packed(photos, tmp_path / "p")
+    pixels = (tmp_path / "p" / "00000.bin").stat().st_mtime_ns
+    (photos / "a" / "new.png").touch()
+    (photos / "a" / "new.png").unlink()  # the folder is another, the images are the same
+    with pytest.warns(UserWarning, match="has changed since it was packed: crosslevel pack again"):
+        images.open(tmp_path / "p")
+    packed(photos, tmp_path / "p")
+    assert "is complete: 24 images" in capsys.readouterr().out
+    assert (tmp_path / "p" / "00000.bin").stat().st_mtime_ns == pixels
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(images.open(tmp_path / "p")) == 24
+
+
+def test_a_source_that_has_moved_is_watched_where_it_is(photos, tmp_path, capsys):
+    packed(photos, tmp_path / "p")
+    moved = photos.rename(tmp_path / "moved")
+    packed(moved, tmp_path / "p")
+    assert "is complete: 24 images" in capsys.readouterr().out
+    (moved / "a" / "000.png").unlink()
+    with pytest.warns(UserWarning, match="moved has changed since it was packed: crosslevel pack again"):
+        images.open(tmp_path / "p")
 
 
 def test_an_unfinished_pack_of_other_images_is_begun_again(photos, tmp_path, small_parts, monkeypatch, capsys):

@@ -42,7 +42,8 @@ class Annotated(Dataset[tuple[Tensor, Objects]]):
     """N images with objects.
 
     ``files`` and ``objects`` belong together; ``classes[c]`` names label c; ``ignored`` says what an ignored object
-    is: "difficult" (VOC) or a "crowd" (COCO); ``sizes`` are (height, width) where an annotation says so.
+    is: "difficult" (VOC) or a "crowd" (COCO); ``sizes`` are (height, width) where an annotation says so. ``origin``
+    are the annotations, the lists and the folders of images that all this was read from.
     """
 
     def __init__(
@@ -53,10 +54,11 @@ class Annotated(Dataset[tuple[Tensor, Objects]]):
         classes: Sequence[str],
         ignored: Ignored,
         sizes: Sequence[tuple[int, int]],
+        origin: Sequence[str] = (),
     ) -> None:
         self.name, self.files, self.objects, self.classes = name, list(files), list(objects), list(classes)
         self.ignored: Ignored = ignored
-        self.sizes = list(sizes)
+        self.sizes, self.origin = list(sizes), list(origin)
 
     def __len__(self) -> int:
         """The number of images, N."""
@@ -113,7 +115,8 @@ class Annotated(Dataset[tuple[Tensor, Objects]]):
         return self._replaced(self.files, objects, train.classes, range(len(self)))
 
     def _replaced(self, files: list[str], objects: list[Objects], classes: list[str], keep: Sequence[int]) -> Annotated:
-        return Annotated(self.name, files, objects, classes, self.ignored, [self.sizes[i] for i in keep])
+        sizes = [self.sizes[i] for i in keep]
+        return Annotated(self.name, files, objects, classes, self.ignored, sizes, self.origin)
 
 
 def annotated(source: str) -> Annotated:
@@ -148,6 +151,7 @@ def annotated(source: str) -> Annotated:
         number = torch.tensor([place[name] for name in part.classes], dtype=torch.int64)
         whole.files += part.files
         whole.sizes += part.sizes
+        whole.origin += part.origin
         whole.objects += [found._replace(labels=number[found.labels]) for found in part.objects]
     if not any(len(found.labels) for found in whole.objects):
         raise SourceError(f"{source}: not one object in its {len(whole)} images")
@@ -190,7 +194,9 @@ def _voc(root: Path, split: str, name: str) -> Annotated:
         sizes.append(_voc_size(tree) or _measured(files[-1]))
         rows = [_voc_object(item, i, classes, file) for i, item in enumerate(tree.iterfind("object"), 1)]
         objects.append(_objects(rows, sizes[-1], f"{file}, object"))
-    return Annotated(name, files, objects, list(classes), "difficult", sizes)
+    origin = [str(lists / f"{split}.txt"), *(str(root / "Annotations" / f"{key}.xml") for key in listed)]
+    origin.append(str(root / "JPEGImages"))
+    return Annotated(name, files, objects, list(classes), "difficult", sizes, origin)
 
 
 def _voc_picture(tree: ElementTree.Element, key: str, pictures: set[str]) -> str | None:
@@ -272,7 +278,8 @@ def _coco_rows(file: Path, folder: Path, content: dict[str, Any]) -> Annotated:
         sizes.append((int(entry["height"]), int(entry["width"])))
         objects.append(_objects(rows[key], sizes[-1], f"{file}, annotation"))
     names = [str(entry["name"]) for entry in categories]
-    return Annotated(f"{file}:{folder}", files, objects, names, "crowd", sizes)
+    origin = [str(file), *sorted({os.path.dirname(picture) for picture in files})]
+    return Annotated(f"{file}:{folder}", files, objects, names, "crowd", sizes, origin)
 
 
 def _coco_folder(file: Path, images: list[dict[str, Any]]) -> Path:

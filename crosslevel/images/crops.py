@@ -14,6 +14,7 @@ from torch import Tensor
 from crosslevel.images.annotations import Annotated, annotated
 from crosslevel.images.health import BadImage
 from crosslevel.images.indexes import Paths
+from crosslevel.images.listing import Watch
 from crosslevel.images.sources import Images, SourceError
 
 __all__ = ["Crops", "ObjectCrops", "is_annotated", "object_crops"]
@@ -105,6 +106,7 @@ class ObjectCrops(Images):
         used, self.labels = labels[keep].unique(return_inverse=True)
         self.classes = [images.classes[c] for c in used.tolist()]
         self.paths = Paths.of(_names(images.files, self.image, number[keep]))
+        self.watch = Watch.of_files(images.origin)
         self._last: tuple[int, Tensor] | None = None
 
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:

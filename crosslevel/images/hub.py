@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from crosslevel.images.health import PIXEL_LIMIT, BadImage, decode, read_image
+from crosslevel.images.listing import EXTENSIONS, Watch
 from crosslevel.images.members import RowNames, known_labels
 from crosslevel.images.sources import Images, SourceError
 
@@ -59,6 +60,7 @@ class Hub(Images):
         self.label = _chosen(source, "label", label, named or list(set(numbers) & set(usual)), list(features), usual)
         if self.label is not None and self.label not in numbers:
             raise SourceError(f"{source}: label={self.label} is {features[self.label]}: it needs whole numbers")
+        self.watch = _watch(source, rows)
         self._fingerprint = f"{rows._fingerprint} {self.column} {self.label}"
         try:  # columns of plain bytes or of paths can be cast too
             self._rows = rows.select_columns([self.column]).cast_column(self.column, library.Image(decode=False))
@@ -118,6 +120,31 @@ def _loaded(library: ModuleType, source: str) -> tuple[Any, str]:
     if split not in found:
         raise SourceError(f"{source}: no split {split!r}: use :{' or :'.join(found)}")
     return found[split], split
+
+
+def _watch(source: str, rows: Any) -> Watch | None:
+    """What changes with the data set: the files of a local one, or what the library keeps of one from the hub.
+
+    That is one folder for each revision that was loaded here, side by side: another one is a change, unless the address
+    says which revision is meant. Nobody asks the hub whether it has a newer one.
+    """
+    place, revision, _ = _parts(source)
+    kept = [entry["filename"] for entry in rows.cache_files]
+    if _local(place):
+        saved = kept and any(os.path.isfile(os.path.join(place, file)) for file in _SAVED)
+        return Watch.of_files(list(_below(os.path.dirname(kept[0]) if saved else place)))
+    if not kept:
+        return None
+    return Watch.of_files(kept, None if revision else os.path.dirname(os.path.dirname(kept[0])))
+
+
+def _below(folder: str) -> Iterator[str]:
+    """A folder, those in it, and all files that are no single images."""
+    for place, _, names in os.walk(folder):
+        yield place
+        for name in names:
+            if name.rpartition(".")[2].lower() not in EXTENSIONS:
+                yield os.path.join(place, name)
 
 
 def _local(place: str) -> bool:

@@ -45,7 +45,7 @@ class Watch(NamedTuple):
 
     @classmethod
     def of_files(cls, files: Sequence[str], folder: str | None = None) -> Watch:
-        """These files as they are now; with ``folder``, which holds them all, also what else comes there."""
+        """These files and folders as they are now; with ``folder``, which holds all, also what else comes there."""
         files = [os.path.abspath(file) for file in files]
         root = os.path.commonpath(map(os.path.dirname, files)) if folder is None else os.path.abspath(folder)
         paths = [os.path.relpath(file, root) for file in files]

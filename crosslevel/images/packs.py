@@ -48,8 +48,8 @@ def open_pack(folder: str) -> Images:
     """The images of a pack: ``SquarePack`` where all have one square size, else ``Pack``.
 
     Warns if the images that it was made of have come, gone or been renamed since. Only their folders are looked at, and
-    shards, Parquet files and videos: that the file of one image was written again under its name is noticed by packing
-    again.
+    shards, Parquet files, videos, annotations and data sets of the hub as they lie on this disk: that the file of one
+    image was written again under its name, or that the hub has a newer revision, is noticed by packing again.
 
     Raises:
         SourceError: it is not finished, damaged, or of another version.

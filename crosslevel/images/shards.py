@@ -9,7 +9,6 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate, pairwise
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +20,10 @@ from crosslevel.images.indexes import Paths, Table, remembered
 from crosslevel.images.listing import Watch
 from crosslevel.images.members import below_shared_folder, known_labels, one_line, state_of
 from crosslevel.images.sources import EXTENSIONS, Images, SourceError
+from crosslevel.images.tar import BLOCK, BadTar, Member, members
 
 __all__ = ["Shards"]
 
-_BLOCK = 512
-_EMPTY = bytes(_BLOCK)
 _OPEN = 32  # shards kept open by a process
 _FORMAT = "1"  # of the remembered index
 
@@ -153,7 +151,7 @@ def _index(file: str) -> Table:
         SourceError: this is no tar file, or an empty one.
 
     """
-    images: list[_Member] = []
+    images: list[Member] = []
     labels: dict[bytes, int] = {}
     damage, last, handle = "", b"", _Handle(file)
     try:
@@ -198,10 +196,13 @@ def _label(data: bytes, extension: bytes) -> int | None:
     return value if type(value) is int and 0 <= value < 2**63 else None
 
 
-class _Member(NamedTuple):
-    name: bytes
-    offset: int
-    size: int
+_REASONS = {
+    "header": "damaged: no header of a member",
+    "end": "truncated: it ends",
+    "pax": "damaged: an extended header is broken",
+    "long": "damaged: an extended header is too long",
+    "sparse": "sparse members cannot be read: make it without --sparse: one is",
+}
 
 
 class _Damage(Exception):
@@ -210,72 +211,40 @@ class _Damage(Exception):
         self.at, self.reason = at, reason
 
 
-def _members(number: int) -> Iterator[_Member]:
-    """The regular files of a tar file (POSIX.1-2001 pax, with GNU's long names and sizes), by its headers alone.
+class _Headers:
+    """A file as a tape: what is passed over is not read."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.at, self.length = number, 0, os.fstat(number).st_size
+
+    def read(self, count: int) -> bytes:
+        data = os.pread(self.number, count, self.at)
+        self.at += len(data)
+        return data
+
+    def skip(self, count: int) -> int:
+        there = min(count, self.length - self.at)
+        self.at += there
+        return there
+
+
+def _members(number: int) -> Iterator[Member]:
+    """The regular files of a tar file, by its headers alone.
 
     Raises:
         _Damage: after all whole members; at byte 0 if this is no tar file at all.
 
     """
-    length, at = os.fstat(number).st_size, 0
-    if not length:
+    tape = _Headers(number)
+    if not tape.length:
         raise _Damage(0, "an empty file, not a tar file")
-    name: bytes | None = None
-    size: int | None = None
-    while True:
-        header = os.pread(number, _BLOCK, at)
-        if header == _EMPTY:
-            return
-        if len(header) < _BLOCK:
-            raise _Damage(0 if not at else length, "not a tar file" if not at else "truncated: it ends")
-        own_size = _size_of(header)
-        if own_size is None:
-            raise _Damage(at, "damaged: no header of a member" if at else "not a tar file")
-        kind, first = header[156:157], at + _BLOCK
-        own_size = own_size if size is None else size
-        at = first + -(-own_size // _BLOCK) * _BLOCK
-        if first + own_size > length:
-            raise _Damage(length, "truncated: it ends")
-        if kind == b"L":
-            name = os.pread(number, own_size, first).split(b"\0", 1)[0]
-        elif kind == b"x":
-            name, size = _extended(os.pread(number, own_size, first), name, size)
-        elif kind not in (b"K", b"g"):
-            if kind in (b"0", b"\0", b"7"):
-                yield _Member((_name_of(header) if name is None else name).removeprefix(b"./"), first, own_size)
-            elif kind == b"S":
-                raise _Damage(first - _BLOCK, "sparse members cannot be read: make it without --sparse: one is")
-            name = size = None
-
-
-def _size_of(header: bytes) -> int | None:
-    """How many bytes follow a header; None if it is none."""
     try:
-        if int(header[148:156].strip(b" \0"), 8) != sum(header) - sum(header[148:156]) + 8 * 32:
-            return None
-        field = header[124:136]
-        size = int.from_bytes(field[1:]) if field[0] == 0x80 else int(field.strip(b" \0") or b"0", 8)
-    except ValueError:
-        return None
-    return size if size >= 0 else None
-
-
-def _name_of(header: bytes) -> bytes:
-    name, folder = header[:100].split(b"\0", 1)[0], header[345:500].split(b"\0", 1)[0]
-    return folder + b"/" + name if folder and header[257:263] == b"ustar\0" else name
-
-
-def _extended(records: bytes, name: bytes | None, size: int | None) -> tuple[bytes | None, int | None]:
-    r"""Name and size as extended headers give them, ``<length> <key>=<value>\n`` each."""
-    at = 0
-    while at < len(records):
-        count, _, _ = records[at : at + 20].partition(b" ")
-        if not count.isdigit() or int(count) <= len(count):
-            break
-        key, _, value = records[at + len(count) + 1 : at + int(count) - 1].partition(b"=")
-        if key == b"path":
-            name = value
-        elif key == b"size" and value.isdigit():
-            size = int(value)
-        at += int(count)
-    return name, size
+        for member in members(tape):
+            if member.offset + member.size > tape.length:
+                raise BadTar("end", tape.length)
+            yield member._replace(name=member.name.removeprefix(b"./"))
+    except BadTar as error:
+        if error.what == "end" and tape.length >= BLOCK:
+            raise _Damage(tape.length, _REASONS["end"]) from error
+        at = 0 if error.what == "end" else error.at
+        raise _Damage(at, _REASONS[error.what] if at else "not a tar file") from error

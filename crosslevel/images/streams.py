@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import tarfile
 import threading
 import warnings
 from collections import Counter, deque
@@ -28,6 +27,7 @@ from crosslevel.images.batches import Batch, Crops, _ahead, _delivered, _Done, _
 from crosslevel.images.health import PIXEL_LIMIT, BadFiles, BadImage, decode
 from crosslevel.images.remote import PREFIX, Damage, Tape, expand, is_remote
 from crosslevel.images.sources import EXTENSIONS, Images, SourceError
+from crosslevel.images.tar import BadTar, members
 
 __all__ = ["BUFFER", "ImageStream", "StreamBatches", "is_stream"]
 
@@ -38,8 +38,6 @@ _OPEN, _CHUNK = 4, 16  # shards that are read at once, and images of one before 
 _SPARE = 16  # further images that a batch takes along, in case some of its own cannot be read
 _PATIENCE = 100  # batches without a single readable image before an epoch is given up
 _SHARDS = (".tar", ".tar.gz", ".tgz")
-_NO_DATA = tuple(bytes([kind]) for kind in b"123456")  # members that are headers only: links, devices, folders, pipes
-_WITH_DATA = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
 
 def is_stream(source: str) -> bool:
@@ -407,52 +405,23 @@ def _images(
 
 
 def _members(tape: Tape) -> Iterator[tuple[str, int]]:
-    """Name and size of each image in a tar file (POSIX.1-1988, with pax and GNU extensions), at its data.
-
-    What is not read of the data is passed over. tarfile's own streams take damage after the first header for the end.
-    """
-    told: dict[str, str] = {}  # of the next member, in records before it
-    while True:
-        block = tape.read(tarfile.BLOCKSIZE)
-        if len(block) < tarfile.BLOCKSIZE:
-            raise Damage("truncated: the end of the archive is missing")
-        if not block.strip(b"\0"):
-            return
-        try:
-            header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        except tarfile.HeaderError as error:
-            raise Damage(f"damaged: no member begins at byte {tape.at - tarfile.BLOCKSIZE:,}") from error
-        size = 0 if header.type in _NO_DATA else int(told.get("size", header.size))
-        end = tape.at + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        if header.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
-            told |= _extension(tape, header, size)
-        elif header.type not in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
-            name = told.get("path", header.name)
-            told = {}
-            if header.type in _WITH_DATA and _is_image(name):
-                yield name, size
-        if tape.skip(end - tape.at) < end - tape.at:
-            raise Damage(f"truncated inside {header.name}")
-
-
-def _extension(tape: Tape, header: tarfile.TarInfo, size: int) -> dict[str, str]:
-    """What a pax record (POSIX.1-2001) or a GNU long name says of the member after it."""
-    if size > 2**20:
-        raise Damage(f"damaged: a header of {size:,} bytes")
-    data = tape.read(size)
-    if header.type == tarfile.GNUTYPE_LONGNAME:
-        return {"path": data.rstrip(b"\0").decode("utf-8", "surrogateescape")}
-    told: dict[str, str] = {}
-    while data.strip(b"\0"):
-        length, _, record = data.partition(b" ")
-        if not length.isdigit() or not len(length) < int(length) <= len(data):
-            raise Damage("damaged: a broken pax header")
-        key, _, value = record[: int(length) - len(length) - 2].partition(b"=")
-        told[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-        data = data[int(length) :]
-    if not told.get("size", "0").isdigit():
-        raise Damage("damaged: a broken pax header")
-    return {key: value for key, value in told.items() if key in ("path", "size")}
+    """Name and size of each image in a tar file, at its data."""
+    try:
+        for member in members(tape):
+            name = member.name.decode("utf-8", "surrogateescape")
+            if _is_image(name):
+                yield name, member.size
+    except BadTar as error:
+        where = error.member.decode("utf-8", "surrogateescape")
+        raise Damage(
+            {
+                "header": f"damaged: no member begins at byte {error.at:,}",
+                "end": f"truncated inside {where}" if where else "truncated: the end of the archive is missing",
+                "pax": "damaged: a broken pax header",
+                "long": "damaged: a header that is too long",
+                "sparse": f"{where} is sparse and cannot be read: make the shard without --sparse",
+            }[error.what]
+        ) from error
 
 
 def _is_image(name: str) -> bool:

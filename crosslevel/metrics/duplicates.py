@@ -21,7 +21,9 @@ NEIGHBOURS = 6
 BITS = 64
 SIDE = 32  # pixels of the image that is hashed
 _LUMA = (0.299, 0.587, 0.114)
-_PAIRS = 2**22  # pairs compared at a time: about 200 MB
+CROWD = 128  # hashes that one is compared with where many share what is looked for
+_PAIRS = 2**20  # pairs compared at a time: about 50 MB
+_QUERIES = 1024  # compared with all others at a time: 400 MB among 100,000
 
 
 def perceptual_hash(images: UInt8[Tensor, "B 3 32 32"]) -> Int64[Tensor, " B"]:
@@ -60,12 +62,20 @@ def hamming(a: Int64[Tensor, " P"], b: Int64[Tensor, " P"]) -> Int64[Tensor, " P
     return sum(((x >> shift) & 0xFF for shift in range(0, BITS, 8)), torch.zeros_like(x))
 
 
-def near_pairs(hashes: Int64[Tensor, " N"], radius: int) -> Int64[Tensor, "P 2"]:
+def near_pairs(
+    hashes: Int64[Tensor, " N"], radius: int, known: Int64[Tensor, " N"] | None = None
+) -> Int64[Tensor, "P 2"]:
     """Pairs (i, j), i < j, whose hashes differ in at most ``radius`` bits; equal hashes as a chain, not all pairs.
 
-    The 64 bits are cut into radius + 1 pieces: two hashes that differ in ``radius`` bits agree in at least one
-    (Norouzi, Punjani and Fleet, CVPR 2012). So only images that share a piece are compared,
-    some millions of pairs at a time.
+    The 64 bits are cut into radius + 2 pieces: two hashes that differ in ``radius`` bits agree in at least two
+    (Norouzi, Punjani and Fleet, CVPR 2012, have one of radius + 1). So only hashes that share two pieces are compared.
+    Where crowds share them, as frames of a fixed camera do, a hash is compared with the `CROWD` that follow it in
+    order: all with all would be quadratic.
+
+    Args:
+        hashes: of the images.
+        radius: bits that may differ.
+        known: the track of each image, as far as it is known: pairs of one track are left out.
 
     Raises:
         ValueError: a radius outside 0 to 16: beyond, the pieces are so short that nearly all are compared with all.
@@ -77,26 +87,37 @@ def near_pairs(hashes: Int64[Tensor, " N"], radius: int) -> Int64[Tensor, "P 2"]
     order = owner.argsort(stable=True)
     first = torch.ones(len(order), dtype=torch.bool)
     first[1:] = owner[order[1:]] != owner[order[:-1]]
-    chains = torch.stack([order[:-1], order[1:]], dim=1)[~first[1:]]
+    found = [torch.stack([order[:-1], order[1:]], dim=1)[~first[1:]]]
     one = order[first]  # of each hash its first image
-    found = [chains]
-    edges = torch.linspace(0, BITS, radius + 2).round().long().tolist()
-    for low, high in itertools.pairwise(edges) if radius else []:
-        piece = (unique >> low) & ((1 << (high - low)) - 1)
-        for i, j in _within(piece):
-            close = hamming(unique[i], unique[j]) <= radius
-            found.append(torch.stack([one[i[close]], one[j[close]]], dim=1))
-    pairs = torch.cat(found).sort(dim=1).values
-    different: Tensor = pairs.unique(dim=0)
+    known = torch.arange(len(hashes)) if known is None else known
+    for i, j in _close(unique, radius) if radius else []:
+        found.append(torch.stack([one[i], one[j]], dim=1)[known[one[i]] != known[one[j]]])
+    pairs = torch.cat(found)
+    different: Tensor = pairs[known[pairs[:, 0]] != known[pairs[:, 1]]].sort(dim=1).values
     return different
 
 
+def _close(hashes: Int64[Tensor, " U"], radius: int) -> Iterator[tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]]:
+    """Places of different hashes that differ in at most ``radius`` bits, each pair once, some at a time."""
+    edges = torch.linspace(0, BITS, radius + 3).round().long().tolist()
+    pieces = [(low, (1 << (high - low)) - 1) for low, high in itertools.pairwise(edges)]
+    for p, q in itertools.combinations(range(len(pieces)), 2):
+        (low, mask), (second, other) = pieces[p], pieces[q]
+        for i, j in _within((hashes >> low & mask) << 32 | hashes >> second & other):
+            near = hamming(hashes[i], hashes[j]) <= radius
+            i, j = i[near], j[near]  # noqa: PLW2901
+            bits = hashes[i] ^ hashes[j]
+            # Who agrees in more than two pieces is found by the first two.
+            before = sum((bits >> low & mask == 0 for low, mask in pieces[:q]), torch.zeros_like(bits))
+            yield i[before == 1], j[before == 1]
+
+
 def _within(key: Int64[Tensor, " N"]) -> Iterator[tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]]:
-    """All pairs of places with equal keys, some at a time."""
+    """Pairs of places with equal keys, each with at most `CROWD` of those behind it, some at a time."""
     order = key.argsort(stable=True)
     _, counts = key[order].unique_consecutive(return_counts=True)
     ends = counts.cumsum(0).repeat_interleave(counts)
-    after = ends - torch.arange(len(key)) - 1  # how many places each one is compared with: those behind it
+    after = (ends - torch.arange(len(key)) - 1).clamp(max=CROWD)  # how many places each one is compared with
     start = 0
     total = after.cumsum(0)
     while start < len(key):
@@ -113,10 +134,10 @@ def _within(key: Int64[Tensor, " N"]) -> Iterator[tuple[Int64[Tensor, " P"], Int
 def alike_pairs(
     images: UInt8[Tensor, "N 3 32 32"], hashes: Int64[Tensor, " N"], described: Float[Tensor, "N 192"]
 ) -> Int64[Tensor, "P 2"]:
-    """Near-duplicates by their pixels alone, as pairs (i, j), i < j.
+    """Near-duplicates by their pixels alone, as pairs (i, j), i < j: not all, but enough to connect each track.
 
-    Candidates are images with nearly the same perceptual hash, and the nearest by an untrained descriptor; they are
-    near-duplicates if their pixels agree up to a small shift.
+    Candidates are the nearest by an untrained descriptor, and images with nearly the same perceptual hash that are not
+    connected by then; they are near-duplicates if their pixels agree up to a small shift.
 
     Args:
         images: small pictures.
@@ -124,9 +145,10 @@ def alike_pairs(
         described: their `descriptor.describe`.
 
     """
-    candidates = torch.cat([near_pairs(hashes, RADIUS), neighbour_pairs(described, NEIGHBOURS)]).unique(dim=0)
-    alike: Tensor = candidates[descriptor.difference(images, candidates) <= ALIKE]
-    return alike
+    nearby = neighbour_pairs(described, NEIGHBOURS)
+    nearby = nearby[descriptor.alike(images, nearby, ALIKE)]
+    others = near_pairs(hashes, RADIUS, tracks(len(images), nearby))
+    return torch.cat([nearby, others[descriptor.alike(images, others, ALIKE)]])
 
 
 def mutual_pairs(features: Float[Tensor, "N d"], threshold: float, k: int = 8) -> Int64[Tensor, "P 2"]:
@@ -134,7 +156,7 @@ def mutual_pairs(features: Float[Tensor, "N d"], threshold: float, k: int = 8) -
 
     That both have to name each other keeps a dense crowd of different images from hanging together by one of them.
     """
-    values, index = nearest(features, features, k + 1)
+    values, index = nearest(features, features, k + 1, _QUERIES)
     row = torch.arange(len(features)).unsqueeze(1).expand_as(index)
     named = (values >= threshold) & (index != row)
     i, j = row[named], index[named].cpu()
@@ -147,11 +169,11 @@ def mutual_pairs(features: Float[Tensor, "N d"], threshold: float, k: int = 8) -
 
 def neighbour_pairs(features: Float[Tensor, "N d"], k: int) -> Int64[Tensor, "P 2"]:
     """Each one with its k nearest by cosine, as pairs (i, j), i < j, each once."""
-    index = nearest(features, features, k + 1)[1].cpu()
+    index = nearest(features, features, k + 1, _QUERIES)[1].cpu()
     row = torch.arange(len(features)).unsqueeze(1).expand_as(index)
-    pairs = torch.stack([row, index], dim=2)[index != row]
-    different: Tensor = pairs.sort(dim=1).values.unique(dim=0)
-    return different
+    low, high = torch.minimum(row, index), torch.maximum(row, index)
+    code = (low * len(features) + high)[index != row].unique()
+    return torch.stack([code // len(features), code % len(features)], dim=1)
 
 
 def tracks(count: int, pairs: Int64[Tensor, "P 2"]) -> Int64[Tensor, " count"]:

@@ -1,6 +1,8 @@
 """Object crops: each annotated object as an image, from VOC and COCO files that the tests write."""
 
 import json
+import os
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import crosslevel.images as images
-from crosslevel import cli
+from crosslevel import cli, pack
 from crosslevel.commands import run
 from crosslevel.images import BadImage, Crops, SourceError, annotations
 
@@ -274,6 +276,52 @@ def test_objects_are_packed_as_they_were_cut_out(tmp_path, monkeypatch, voc, cap
     cli.main([*options, "--crops.min_size=10"])
     assert "it was packed with --crops.margin=0.3 --crops.min_size=10: packed anew" in capsys.readouterr().out
     assert images.open("p").identity() != packed.identity()
+
+
+def later(file):
+    """Let ``file`` look as if it had been written again, in the same length."""
+    os.utime(file, ns=(0, os.stat(file).st_mtime_ns + 1))
+
+
+def write_coco(root):
+    """Two images in a folder each, with an object each."""
+    for i, name in enumerate(("a/1.png", "b/2.png")):
+        (root / name).parent.mkdir(parents=True)
+        Image.fromarray(picture(40, 60, i)).save(root / name)
+    entries = [{"id": i, "file_name": name, "width": 60, "height": 40} for i, name in enumerate(("a/1.png", "b/2.png"))]
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [2, 3, 30, 20]} for i in range(2)]
+    content = {"images": entries, "annotations": boxes, "categories": [{"id": 1, "name": "cup"}]}
+    (root / "instances.json").write_text(json.dumps(content))
+    return f"{root}/instances.json:{root}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("voc", lambda root: later(root / "Annotations" / "two.xml")),
+        ("voc", lambda root: (root / "ImageSets" / "Main" / "trainval.txt").write_text("one\n")),
+        ("voc", lambda root: (root / "JPEGImages" / "two.png").unlink()),
+        ("coco", lambda root: later(root / "instances.json")),
+        ("coco", lambda root: (root / "b" / "2.png").rename(root / "b" / "3.png")),
+    ],
+)
+def test_a_change_of_what_objects_were_cut_out_of_is_told_when_their_pack_is_opened(tmp_path, kind, change):
+    source = write_voc(tmp_path / "data", ENTRIES) if kind == "voc" else write_coco(tmp_path / "data")
+    packed = str(pack.pack(f"{source}@repeat=2", str(tmp_path / "p"), 20, workers=0, crops=replace(PLAIN, min_size=3)))
+    (tmp_path / "data" / "other").touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images.open(packed)
+    change(tmp_path / "data")
+    with pytest.warns(UserWarning, match=r"p: .*data.* has changed since it was packed: crosslevel pack again") as told:
+        images.open(packed)
+    assert len(told) == 1
+
+
+def test_objects_are_not_packed_into_a_folder_of_their_images(tmp_path, voc):
+    inside = str(tmp_path / "VOC" / "JPEGImages" / "deep" / "p")
+    with pytest.raises(ValueError, match=r"lies inside .*JPEGImages: give a folder outside of it"):
+        pack.pack(voc, inside, 20, workers=0, crops=Crops(min_size=3))
 
 
 def test_objects_are_inspected_and_listed(tmp_path, monkeypatch, voc, capsys):

@@ -1,11 +1,15 @@
 """Data sets of the `datasets` library: saved ones, local repositories, and a hub that cannot be reached."""
 
+import os
 import pickle
+import shutil
+import warnings
 
 import pytest
 import torch
 from container_samples import flat, value
 
+from crosslevel import pack
 from crosslevel.images import BadFiles, BadImage, EvalBatches, SourceError, TrainBatches, hub
 from crosslevel.images import open as open_images
 
@@ -70,6 +74,77 @@ def test_identity_is_that_of_the_rows(saved, tmp_path):
     assert open_images(f"hf://{saved}:test").identity() != first
     datasets.DatasetDict({"train": rows(range(1, 21))}).save_to_disk(tmp_path / "other")
     assert open_images(f"hf://{tmp_path / 'other'}").identity() != first
+
+
+def later(file):
+    """Let ``file`` look as if it had been written again, in the same length."""
+    os.utime(file, ns=(0, os.stat(file).st_mtime_ns + 1))
+
+
+def told(packed):
+    """What is said of changes when a pack is opened."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        open_images(packed)
+    return [str(warning.message) for warning in said]
+
+
+def write_saved(folder):
+    datasets.DatasetDict({"train": rows(range(6)), "test": rows(range(6, 9))}).save_to_disk(folder)
+
+
+def write_tables(folder):
+    folder.mkdir()
+    rows(range(6)).to_parquet(folder / "train-00000-of-00001.parquet")
+
+
+def write_images(folder):
+    for i in range(6):
+        file = folder / "train" / "ab"[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(flat(i))
+
+
+@pytest.mark.parametrize(
+    ("write", "change"),
+    [
+        (write_saved, lambda folder: later(next((folder / "train").glob("*.arrow")))),
+        (write_saved, lambda folder: rows(range(1, 7)).save_to_disk(folder / "train")),
+        (write_tables, lambda folder: rows(range(1, 7)).to_parquet(folder / "train-00000-of-00001.parquet")),
+        (write_tables, lambda folder: rows(range(9)).to_parquet(folder / "train-00001-of-00002.parquet")),
+        (write_images, lambda folder: (folder / "train" / "b" / "1.png").unlink()),
+    ],
+)
+def test_a_changed_data_set_is_told_when_its_pack_is_opened(tmp_path, write, change):
+    write(tmp_path / "set")
+    packed = str(pack.pack(f"hf://{tmp_path}/set", str(tmp_path / "p"), workers=0))
+    assert told(packed) == []
+    open_images(f"hf://{tmp_path}/set")  # looking is no change
+    if write is write_saved:
+        later(next((tmp_path / "set" / "test").glob("*.arrow")))  # nor is that of another split
+    assert told(packed) == []
+    change(tmp_path / "set")
+    (found,) = told(packed)
+    assert found == f"{packed}: hf://{tmp_path}/set has changed since it was packed: crosslevel pack again"
+    assert len(open_images(str(pack.pack(f"hf://{tmp_path}/set", packed, workers=0)))) >= 5
+    assert told(packed) == []
+
+
+@pytest.mark.parametrize(("address", "noticed"), [("hf://owner/name", True), ("hf://owner/name@v1.0", False)])
+def test_another_revision_that_was_loaded_since_is_a_change(tmp_path, monkeypatch, address, noticed):
+    """The library keeps revisions side by side, here as it does for files."""
+    write_tables(tmp_path / "set")
+    load = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: load(str(tmp_path / "set")))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "prepared")
+    packed = str(pack.pack(address, str(tmp_path / "p"), workers=0))
+    open_images(address)
+    assert told(packed) == []
+    rows(range(1, 7)).to_parquet(tmp_path / "set" / "train-00000-of-00001.parquet")
+    open_images(address)
+    assert bool(told(packed)) is noticed
+    shutil.rmtree(tmp_path / "prepared")  # a cache may be emptied at any time
+    assert told(packed) == []
 
 
 def test_damage_is_found_by_this_decoder(tmp_path):

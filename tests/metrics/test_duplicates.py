@@ -62,6 +62,25 @@ def test_near_pairs_connect_what_comparing_all_with_all_connects(radius, seed, p
     assert torch.equal(duplicates.tracks(60, pairs), duplicates.tracks(60, everything))
 
 
+def test_near_pairs_leave_out_what_is_known():
+    hashes = torch.tensor([0, 1, 3, 7, 0, -1])
+    known = torch.tensor([5, 5, 5, 6, 6, 7])
+    found = {tuple(pair) for pair in duplicates.near_pairs(hashes, 2, known).tolist()}
+    assert found == {(0, 4), (1, 3), (2, 3)}  # 0 and 4 have equal hashes
+    assert {(0, 1), (0, 2), (1, 2)} <= {tuple(pair) for pair in duplicates.near_pairs(hashes, 2).tolist()}
+
+
+def test_frames_of_a_fixed_camera_are_not_compared_all_with_all(monkeypatch):
+    """Hashes that differ in some of their last bits: all would be pairs, and are connected by far fewer."""
+    monkeypatch.setattr(duplicates, "CROWD", 8)
+    hashes = torch.arange(4096)[torch.randperm(4096, generator=torch.Generator().manual_seed(0))] << 4
+    pairs = duplicates.near_pairs(hashes, duplicates.RADIUS)
+    assert len(pairs) == len(pairs.unique(dim=0))
+    assert len(pairs) < 64 * 4096
+    assert int(duplicates.hamming(hashes[pairs[:, 0]], hashes[pairs[:, 1]]).max()) <= duplicates.RADIUS
+    assert len(duplicates.tracks(4096, pairs).unique()) == 1
+
+
 def test_a_radius_that_compares_all_with_all_is_refused():
     with pytest.raises(ValueError, match="radius=17"):
         duplicates.near_pairs(torch.zeros(2, dtype=torch.long), 17)
@@ -92,6 +111,18 @@ def test_the_difference_is_that_at_the_best_shift():
     plain = descriptor.difference(both, torch.tensor([[0, 1]]), reach=0).item()
     halves = [both[i].float().view(3, 16, 2, 16, 2).mean((2, 4)) / 255 for i in (0, 1)]
     assert plain == pytest.approx(math.sqrt(((halves[0] - halves[1]) ** 2).mean()), abs=1e-6)
+
+
+def test_alike_is_a_difference_of_at_most_the_limit():
+    shown = pictures(12)
+    other_colour = shown.clone()
+    other_colour[:, 0], other_colour[:, 2] = shown[:, 0] // 2 + 60, (shown[:, 2].float() * 0.9).byte()
+    both = torch.cat([shown, shown.roll((1, -2), (2, 3)), (shown.float() * 0.95).byte(), other_colour])
+    pairs = torch.combinations(torch.arange(len(both)))
+    found = descriptor.difference(both, pairs)
+    for limit in (0.0, 0.02, 0.05, 0.1, 0.2, 1.0):
+        assert torch.equal(descriptor.alike(both, pairs, limit), found <= limit)
+    assert descriptor.alike(both, pairs[:0], 0.1).tolist() == []
 
 
 def test_the_descriptor_bears_a_shift_better_than_another_picture():

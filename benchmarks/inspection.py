@@ -1,0 +1,161 @@
+"""`crosslevel inspect` on a large folder: seconds of its parts, memory, and what it finds of the duplicates put in.
+
+python benchmarks/inspection.py --images 100000
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from beside import machine
+from jaxtyping import Float, UInt8
+from million import Memory
+from PIL import Image
+from torch import Tensor
+
+from crosslevel import inspect as verb
+from crosslevel.metrics import descriptor, duplicates, long_tail
+
+FEW = 2000
+SIZE, ROOM, FOLDERS = 64, 4, 100
+# Of a hundred images: 80 different ones, 5 of these once more as they are, 5 of them in 3 frames more.
+DIFFERENT, COPIED, FILMED, FRAMES = 80, 5, 5, 3
+PARTS = {
+    "decoding": (verb, "look"),
+    "hashes": (duplicates, "perceptual_hash"),
+    "near hashes": (duplicates, "near_pairs"),
+    "descriptors": (descriptor, "describe"),
+    "neighbours": (duplicates, "neighbour_pairs"),
+    "pixels": (descriptor, "alike"),
+    "groups": (long_tail, "grouped"),
+    "page": (verb, "_write"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--where", default=None, help="a folder to make the images in, removed at the end")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure(Path(arguments.measure))
+        return
+    place = Path(tempfile.mkdtemp(dir=arguments.where))
+    try:
+        environment = {**os.environ, "CROSSLEVEL_CACHE": str(place / "cache")}
+        told = []
+        for count in (FEW, arguments.images):
+            generate(place / str(count), count)
+            command = [sys.executable, __file__, "--measure", str(place / str(count))]
+            answer = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+            told.append(json.loads(answer.splitlines()[-1]))
+        print(f"{machine()}; JPEG files of {SIZE} x {SIZE}; OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}")
+        print(table(told))
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def generate(root: Path, count: int) -> None:
+    """``count`` JPEG files: noise whose strength falls with the frequency, as it does in photographs; some repeated."""
+    folders = [root / f"{f:03}" for f in range(FOLDERS)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    draws = torch.Generator().manual_seed(0)
+    number, side = 0, 2 * ROOM + 1
+    for _ in range(count // 100):
+        for i, picture in enumerate(pictures(DIFFERENT, draws)):
+            # All places but the middle one, in any order: no frame is a copy of another.
+            order = torch.randperm(side**2, generator=draws)
+            shifts = [divmod(n, side) for n in order[order != side**2 // 2][:FRAMES].tolist()]
+            places = [(ROOM, ROOM), *(shifts if COPIED <= i < COPIED + FILMED else ())]
+            times = 2 if i < COPIED else 1
+            for y, x in places:
+                data = encoded(picture[y : y + SIZE, x : x + SIZE], quality=95 if (y, x) == (ROOM, ROOM) else 80)
+                for _ in range(times):
+                    (folders[number % FOLDERS] / f"{number:07}.jpg").write_bytes(data)
+                    number += 1
+
+
+def pictures(count: int, draws: torch.Generator) -> UInt8[Tensor, "count side side 3"]:
+    """Pictures of random colours and contrast, each larger than a file by some pixels on every side."""
+    side = SIZE + 2 * ROOM
+    down, across = torch.fft.fftfreq(side).unsqueeze(1), torch.fft.rfftfreq(side)
+    frequency = torch.hypot(down, across).clamp(min=1 / side)
+    strength: Float[Tensor, "side half"] = frequency**-1.2
+    spectrum = torch.randn(count, 3, side, len(across), 2, generator=draws)
+    # Most of what differs in a photograph is light, and not colour.
+    spectrum = spectrum.mean(1, keepdim=True) * 1.5 + 0.5 * spectrum
+    waves = torch.fft.irfft2(torch.view_as_complex(spectrum.contiguous()) * strength, s=(side, side))
+    waves = waves / waves.flatten(1).std(1).view(-1, 1, 1, 1)
+    contrast, colour = torch.rand(count, 1, 1, 1, generator=draws), torch.rand(count, 3, 1, 1, generator=draws)
+    shown = 0.25 + 0.5 * colour + (0.1 + 0.15 * contrast) * waves
+    return (shown.clamp(0, 1) * 255).byte().movedim(1, -1).contiguous()
+
+
+def encoded(picture: UInt8[Tensor, "h w 3"], quality: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture.numpy()).save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def measure(root: Path) -> None:
+    """One line of JSON: what `inspect` found, the seconds of its parts, and the most memory."""
+    seconds: Counter[str] = Counter()
+    for name, (module, function) in PARTS.items():
+        timed(module, function, name, seconds)
+    watch, began = Memory(), time.perf_counter()
+    told = verb.inspect(str(root), output=str(root.parent / f"{root.name}.json"), device="cpu")
+    whole = time.perf_counter() - began
+    found = {"exact": told["exact_duplicates"]["superfluous"], **told["near_duplicates"]}
+    print(json.dumps({"count": told["count"], "whole": whole, "seconds": seconds, "peak": watch.stop()[0], **found}))
+
+
+def timed(module: ModuleType, function: str, name: str, seconds: Counter[str]) -> None:
+    """``module.function``, from now on timed."""
+    original = getattr(module, function)
+
+    @functools.wraps(original)
+    def timing(*arguments: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return original(*arguments, **options)
+        finally:
+            seconds[name] += time.perf_counter() - began
+
+    setattr(module, function, timing)
+
+
+def table(told: list[dict[str, Any]]) -> str:
+    """What was measured, one column for each collection."""
+    rows = [("images", [f"{t['count']:,}" for t in told]), ("seconds in all", [f"{t['whole']:.1f}" for t in told])]
+    rows += [(f"  {part}", [f"{t['seconds'].get(part, 0):.1f}" for t in told]) for part in PARTS]
+    rows.append(("  the rest", [f"{t['whole'] - sum(t['seconds'].values()):.1f}" for t in told]))
+    rows.append(("peak memory, all processes", [f"{t['peak']:,.0f} MB" for t in told]))
+    for name, key, each in (
+        ("exact copies found / there", "exact", COPIED),
+        ("images in tracks / there", "images_in_tracks_of_several", 2 * COPIED + (1 + FRAMES) * FILMED),
+        ("tracks / there", "tracks", DIFFERENT),
+    ):
+        rows.append((name, [f"{t[key]:,} / {t['count'] // 100 * each:,}" for t in told]))
+    rows.append(("largest track / there", [f"{t['largest_track']} / {1 + FRAMES}" for t in told]))
+    wide = max(len(value) for _, values in rows for value in values)
+    return "\n".join(f"{name:<28}" + "".join(f"  {value:>{wide}}" for value in values) for name, values in rows)
+
+
+if __name__ == "__main__":
+    main()

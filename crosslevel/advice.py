@@ -1,0 +1,101 @@
+"""Settings that a collection suggests, each with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from crosslevel.metrics import long_tail
+
+CROWDED = 0.25  # the share of near-duplicates in a batch from which on a smaller batch is suggested
+CORRELATED = 0.05  # likewise, from which on the images count as correlated
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A setting, the value that this collection suggests (None: none), and why."""
+
+    setting: str
+    value: float | int | str
+    reason: str
+
+
+def advise(tracks: Int64[Tensor, " T"], exact: Int64[Tensor, " E"], batch_size: int) -> list[Advice]:
+    """Settings that the sizes of tracks suggest.
+
+    Every reason says whose rule it is, and what was measured here where that speaks against it.
+
+    Args:
+        tracks: images in each track.
+        exact: images in each set of equal ones.
+        batch_size: of the training.
+
+    """
+    batch = _batch_size(tracks, batch_size)
+    return [
+        batch,
+        _groups(tracks, int(batch.value)),
+        Advice(
+            "cld.weight", 0.25,
+            "The default, as published for CIFAR-100 and ImageNet: nothing found here speaks for more or less.",
+        ),
+        _de_duplicate(tracks, exact),
+    ]  # fmt: skip
+
+
+def _batch_size(tracks: Int64[Tensor, " T"], batch_size: int) -> Advice:
+    shares = {b: long_tail.duplicate_share(tracks, b) for b in (batch_size, 512, 256, 128, 64, 32) if b <= batch_size}
+    fitting = [b for b, share in shares.items() if share <= CROWDED]
+    said = f"{100 * shares[batch_size]:.1f} % of a random batch of {batch_size} have a near-duplicate in it"
+    ours = "The limit of a quarter is ours, and not measured."
+    if batch_size in fitting:
+        return Advice("batch_size", batch_size, f"{said}: few enough for instances to be told apart.")
+    if not fitting:
+        why = f"{said}; only batches below 32 would avoid it, which are too small to learn from. {ours}"
+        return Advice("batch_size", batch_size, why)
+    why = f"{said}, which an instance loss pushes apart; of {fitting[0]} at most a quarter have. {ours}"
+    return Advice("batch_size", fitting[0], why)
+
+
+def _groups(tracks: Int64[Tensor, " T"], batch: int) -> Advice:
+    drawn = min(batch, int(tracks.sum()))
+    different, share = long_tail.distinct_tracks(tracks, drawn), long_tail.duplicate_share(tracks, drawn)
+    few, many = max(2, batch // 8), max(2, 3 * batch // 4)
+    chosen = max(2, round(0.75 * different))
+    held = f"Three quarters, as by default, of the {different:.0f} different tracks that a batch of {batch} holds."
+    if share <= CORRELATED:
+        rule = (
+            "CLD's authors advise many groups for many classes and little correlation; as many as the batch has "
+            "images would make CLD plain discrimination between views."
+        )
+        return Advice("cld.groups", chosen, f"{held} {rule}")
+    rule = (
+        "The evidence conflicts: CLD's authors advise fewer groups the more correlated the images are (in their issue "
+        "tracker: Kitchen-HC was best near 10, its number of classes). In our short runs on turntable frames, as "
+        "correlated as can be, few groups were worse than many, in shuffled and in natural order "
+        '(docs/results.md, "Correlated batches").'
+    )
+    both = (
+        f"Compare both on your images: crosslevel tune IMAGES --batch_size {batch} --search cld.groups={few}:{many}:log"
+    )
+    return Advice("cld.groups", chosen, f"{held} {rule} {both}")
+
+
+def _de_duplicate(tracks: Int64[Tensor, " T"], exact: Int64[Tensor, " E"]) -> Advice:
+    count, different = int(tracks.sum()), len(tracks)
+    superfluous, near = int((exact - 1).clamp(min=0).sum()), count - different
+    drop: Literal["no", "exact copies", "one image a track"] = "no"
+    why = "There is next to nothing to remove."
+    if near > count / 2 and different >= 10_000:
+        drop, why = (
+            "one image a track",
+            f"{different:,} different tracks are enough (from 10,000 on: our rule, not measured).",
+        )
+    elif superfluous > count / 100:
+        drop, why = "exact copies", f"{superfluous:,} images teach nothing that their copies do not."
+    elif near > count / 100:
+        why = f"Near-duplicates are views that no augmentation makes, and {different:,} tracks alone would be few."
+    return Advice("de-duplicate", drop, why)

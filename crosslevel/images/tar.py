@@ -1,0 +1,123 @@
+"""The members of a tar file, read from its beginning to its end by one walk over its headers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple, Protocol
+
+BLOCK = 512
+LONGEST = 2**20  # bytes of a header that extends the next one
+_NO_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # headers only: links, devices, folders, pipes
+_WITH_DATA = (b"0", b"\0", b"7")
+
+
+class Tape(Protocol):
+    """A file that is read once, from its beginning to its end: it stands at byte ``at``."""
+
+    @property
+    def at(self) -> int:
+        """The next byte."""
+
+    def read(self, count: int) -> bytes:
+        """The next ``count`` bytes; fewer only at the end."""
+
+    def skip(self, count: int) -> int:
+        """Leave out the next ``count`` bytes; the number of those that were there."""
+
+
+class Member(NamedTuple):
+    """A regular file: its name, the byte that its data begin at, and their number."""
+
+    name: bytes
+    offset: int
+    size: int
+
+
+class BadTar(Exception):
+    """Where a tar file can be read no further, and why; ``member`` is what is cut off, where that is known.
+
+    ``what`` is "header": at ``at`` there is none; "end": the file ends; "pax" or "long": an extended header is broken
+    or longer than any; "sparse": a member with holes.
+    """
+
+    def __init__(self, what: Literal["header", "end", "pax", "long", "sparse"], at: int, member: bytes = b"") -> None:
+        super().__init__(what, at, member)
+        self.what, self.at, self.member = what, at, member
+
+
+def members(tape: Tape) -> Iterator[Member]:
+    """Each regular file (POSIX.1-1988 and pax, with GNU's long names and sizes), while the tape stands at its data.
+
+    What is not read of the data is passed over. `tarfile` takes damage after the first header for the end.
+
+    Raises:
+        BadTar: after all members before the damage.
+
+    """
+    told: dict[bytes, bytes] = {}  # of the next member, in headers before it
+    while True:
+        at, header = tape.at, tape.read(BLOCK)
+        if len(header) < BLOCK:
+            raise BadTar("end", at + len(header))
+        if not header.strip(b"\0"):
+            return
+        kind, size = header[156:157], _size_of(header)
+        if size is None:
+            raise BadTar("header", at)
+        size = 0 if kind in _NO_DATA else int(told.get(b"size", size))
+        end = tape.at + -(-size // BLOCK) * BLOCK
+        name = told.get(b"path", _name_of(header))
+        if kind in (b"L", b"x"):
+            told |= _extended(tape, at, kind, size)
+        elif kind not in (b"K", b"g"):
+            told = {}
+            if kind == b"S":
+                raise BadTar("sparse", at, name)
+            if kind in _WITH_DATA:
+                yield Member(name, tape.at, size)
+        if tape.skip(end - tape.at) < end - tape.at:
+            raise BadTar("end", tape.at, name)
+
+
+def _size_of(header: bytes) -> int | None:
+    """How many bytes follow a header; None if it is none."""
+    try:
+        if int(header[148:156].strip(b" \0"), 8) not in _checks(header[:148] + b" " * 8 + header[156:]):
+            return None
+        field = header[124:136]
+        size = int.from_bytes(field[1:]) if field[0] == 0x80 else int(field.strip(b" \0") or b"0", 8)
+    except ValueError:
+        return None
+    return size if size >= 0 else None
+
+
+def _checks(header: bytes) -> tuple[int, int]:
+    """The sum of a header, and what some old programs wrote, who took bytes for signed."""
+    return sum(header), sum(header) - 256 * sum(byte > 127 for byte in header)
+
+
+def _name_of(header: bytes) -> bytes:
+    name, folder = header[:100].split(b"\0", 1)[0], header[345:500].split(b"\0", 1)[0]
+    return folder + b"/" + name if folder and header[257:263] == b"ustar\0" else name
+
+
+def _extended(tape: Tape, at: int, kind: bytes, size: int) -> dict[bytes, bytes]:
+    r"""Path and size of the next member: GNU's long name, or pax records, ``<length> <key>=<value>\n`` each."""
+    if size > LONGEST:
+        raise BadTar("long", at)
+    data = tape.read(size)
+    if len(data) < size:
+        raise BadTar("end", tape.at)
+    if kind == b"L":
+        return {b"path": data.split(b"\0", 1)[0]}
+    told: dict[bytes, bytes] = {}
+    while data.strip(b"\0"):
+        length, _, record = data.partition(b" ")
+        if not length.isdigit() or not len(length) < int(length) <= len(data):
+            raise BadTar("pax", at)
+        key, _, value = record[: int(length) - len(length) - 2].partition(b"=")
+        told[key] = value
+        data = data[int(length) :]
+    if not told.get(b"size", b"0").isdigit():
+        raise BadTar("pax", at)
+    return {key: value for key, value in told.items() if key in (b"path", b"size")}
