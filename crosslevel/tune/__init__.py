@@ -149,7 +149,7 @@ def _plan(
     return Plan(
         folder=folder, storage=url(storage, folder), space=space, start=starts, epochs=epochs, budget=budget,
         trials=trials, sampler=sampler, pruning=pruning, seed=given["seed"], agreed=agreed, as_given=not beyond,
-        warmup=warmup_of(epochs, given["warmup_epochs"]),
+        warmup=max(warmup_of(epochs, given["warmup_epochs"]), epochs / 3),
     )  # fmt: skip
 
 

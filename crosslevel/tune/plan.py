@@ -19,7 +19,7 @@ class Plan:
 
     ``start`` are the first trials' parameters; the first of them are the settings as the user gave them if
     ``as_given``, and as near to them as the ranges allow if not. ``warmup``: epochs in which nothing counts as
-    collapsed.
+    collapsed: in a short training even a network that will be good sees little at first.
     """
 
     folder: Path
