@@ -20,6 +20,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
@@ -108,6 +109,7 @@ def main() -> None:
     parser.add_argument("--cifar", nargs=2, metavar=("TRAIN", "TEST"))
     parser.add_argument("--collections", nargs="+", default=list(COLLECTIONS), choices=list(COLLECTIONS))
     parser.add_argument("--runs", default="runs/label_free", help="where features go")
+    parser.add_argument("--repeat", type=int, default=0, help="number of a training of the same settings, by its seed")
     parser.add_argument("--scores", action="store_true", help="compute scores and tables of what is there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -118,7 +120,7 @@ def main() -> None:
     for key, run in read(record, "runs").items() if arguments.scores else ():
         folder = folder_of(Path(arguments.runs), run["collection"], run["name"])
         if (folder / "features.pt").is_file():
-            add(record, "runs", key, {**run, "scores": kept_scores(folder)}, {"machine": machine()})
+            add(record, "runs", key, {**run, "scores": kept_scores(folder)}, {})
     text = tables(read(record, "runs"))
     record.with_suffix(".md").write_text(text)
     print(text)
@@ -130,45 +132,69 @@ GOOD = {"uniformity": -1, "alignment": -1, "loss": -1}
 
 def tables(runs: dict[str, Any]) -> str:
     """Of each collection: rank correlation of every score with accuracy, and what choosing by it would have cost."""
-    lines = [f"{machine()}; {STEPS} steps of {BATCH} images of {SIZE} pixels, SimCLR, ResNet-18 x 0.25; accuracy in %."]
+    machines = "; ".join(dict.fromkeys(run["machine"] for run in runs.values()))
+    lines = [f"{machines}; {STEPS} steps of {BATCH} images of {SIZE} pixels, SimCLR, ResNet-18 x 0.25; accuracy in %."]
     for name in COLLECTIONS:
-        judged = [run for run in runs.values() if run["collection"] == name and "failed" not in run]
+        settings: dict[str, list[dict[str, Any]]] = {}
+        for run in runs.values():
+            if run["collection"] == name:
+                settings.setdefault(run["name"], []).append(run)
+        judged = {key: repeats for key, repeats in settings.items() if not any("failed" in run for run in repeats)}
         if len(judged) < 3:
             continue
-        failed = [run["name"] for run in runs.values() if run["collection"] == name and "failed" in run]
-        table = [all_scores(run) for run in judged]
-        best = max(run["knn"] for run in judged)
-        worst = min(run["knn"] for run in judged)
+        failed = [key for key in settings if key not in judged]
+        knn = [mean(run["knn"] for run in repeats) for repeats in judged.values()]
+        linear = [mean(run["linear"] for run in repeats) for repeats in judged.values()]
         diverged = f"; diverged: {', '.join(failed)}" if failed else ""
-        lines += ["", f"**{name}**: {len(judged)} of {len(SETTINGS)} runs; kNN {worst:.1f} to {best:.1f}{diverged}", ""]
+        repeats = min(len(repeats) for repeats in judged.values())
+        again = f", each trained {repeats} times, which is averaged" if repeats > 1 else ""
+        noise = noise_of(judged) if repeats > 1 else ""
+        head = f"**{name}**: {len(judged)} of {len(SETTINGS)} settings{again}"
+        lines += ["", f"{head}; kNN {min(knn):.1f} to {max(knn):.1f}{diverged}{noise}", ""]
         lines += [
             "| score | Spearman, kNN | Spearman, linear | its choice | kNN below the best |",
             "|---|---|---|---|---|",
         ]
-        for score in table[0]:
-            values = [row[score] for row in table]
-            rho = [correlation(values, [run[figure] for run in judged]) for figure in ("knn", "linear")]
-            chosen = judged[max(range(len(values)), key=values.__getitem__)]
-            lines.append(f"| {score} | {rho[0]:.2f} | {rho[1]:.2f} | {chosen['name']} | {best - chosen['knn']:.1f} |")
+        table = [[all_scores(run) for run in repeats] for repeats in judged.values()]
+        for score in table[0][0]:
+            values = [mean(row[score] for row in rows) for rows in table]
+            rho = [correlation(values, figures) for figures in (knn, linear)]
+            best = max(range(len(values)), key=values.__getitem__)
+            lines.append(
+                f"| {score} | {rho[0]:.2f} | {rho[1]:.2f} | {list(judged)[best]} | {max(knn) - knn[best]:.1f} |"
+            )
     return "\n".join(lines) + "\n"
+
+
+def noise_of(judged: dict[str, list[dict[str, Any]]]) -> str:
+    """How far two trainings of one setting differ: what no score can foretell."""
+    first, second = zip(*([run["knn"] for run in repeats[:2]] for repeats in judged.values()), strict=True)
+    spread = math.sqrt(mean((a - b) ** 2 for a, b in zip(first, second, strict=True)) / 2)
+    alike = correlation(list(first), list(second))
+    return f"; of two trainings of a setting kNN differs by {spread:.1f} (standard deviation), with rho {alike:.2f}"
+
+
+FEATURES = 128
 
 
 def all_scores(run: dict[str, Any]) -> dict[str, float]:
     """Every score of one run so that more is better, ablations of ours first; alpha-ReQ by its distance from 1."""
     found = run["scores"]
+    mrr, ami, rank = found["mrr"], max(0.0, found["ami"]), found["effective_rank"]
     first = {
-        "combined": found["combined"],
-        "local alone (mrr)": found["mrr"],
-        "global alone (ami)": found["ami"],
-        "spread alone (effective rank)": found["effective_rank"],
-        "local x global by nmi": found["mrr"] * found["nmi"],
-        "local x levels (ami_levels)": max(0.0, found["mrr"] * found["ami_levels"]),
-        "local x spread": found["mrr"] * math.sqrt(found["effective_rank"]),
-        "local x global x spread": max(0.0, found["mrr"] * found["ami"] * found["effective_rank"]),
-        "local^4 x global x spread^2": found["mrr"] ** 4 * max(0.0, found["ami"]) * found["effective_rank"] ** 2,
+        "combined": label_free.combine(mrr, rank, FEATURES),
+        "local alone (mrr)": mrr,
+        "spread alone (effective rank)": rank,
+        "global alone (ami)": ami,
+        "local x spread^0.25": mrr * (rank - 1) ** 0.25,
+        "local x spread^0.5": mrr * (rank - 1) ** 0.5,
+        "local x global (the former score)": mrr * ami,
+        "local x global by nmi": mrr * found["nmi"],
+        "local x levels (ami_levels)": max(0.0, mrr * found["ami_levels"]),
+        "local x global x spread": mrr * ami * rank,
     }
     rest = {**found, "loss": run["loss"], "alpha_req": -abs(found["alpha_req"] - 1)}
-    shown = ("mrr", "ami", "effective_rank")  # above, under other names
+    shown = ("mrr", "ami", "effective_rank", "combined")  # above, under other names
     return first | {name: GOOD.get(name, 1) * value for name, value in rest.items() if name not in shown}
 
 
@@ -200,24 +226,24 @@ def train_all(arguments: argparse.Namespace, record: Path) -> None:
     order = [setting for start in range(7) for setting in list(SETTINGS)[start::7]]
     for setting, name in itertools.product(order, arguments.collections):
         done = read(record, "runs")
-        key = f"{name}/{setting}"
+        key = f"{name}/{setting}" + (f"/{arguments.repeat}" if arguments.repeat else "")
         given = {**BASE, **SETTINGS[setting]}
         if key in done and done[key]["setting"] == json.loads(json.dumps(given)):
             continue
         if name not in opened:
             opened[name] = COLLECTIONS[name](arguments)
         began, folder = time.monotonic(), folder_of(Path(arguments.runs), name, setting)
-        result = one_run(given, opened[name], folder)
+        result = one_run(given, opened[name], folder, arguments.repeat)
         result |= {} if "failed" in result else {"scores": kept_scores(folder)}
-        run = {"collection": name, "name": setting, "setting": given, **result}
-        add(record, "runs", key, run, {"machine": machine()})
+        run = {"collection": name, "name": setting, "setting": given, "machine": machine(), **result}
+        add(record, "runs", key, run, {})
         shown = {k: round(v, 2) for k, v in result.items() if isinstance(v, float)}
         print(f"{time.strftime('%H:%M')} {key}: {shown} {time.monotonic() - began:.0f} s", flush=True)
 
 
-def one_run(setting: dict[str, Any], collection: Collection, folder: Path) -> dict[str, Any]:
+def one_run(setting: dict[str, Any], collection: Collection, folder: Path, seed: int) -> dict[str, Any]:
     """Train, keep the features of two views of the probed images, and judge."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     encoder = Encoder("resnet18", small_images=False, width=0.25)
     views = Views(size=SIZE, **setting["views"])
     encoder.view = View(SIZE, views.mean, views.std)
@@ -225,10 +251,10 @@ def one_run(setting: dict[str, Any], collection: Collection, folder: Path) -> di
     cld = CrossLevel(
         encoder.num_features, setting["groups"], setting["group_temperature"], setting["weight"]
     )  # fmt: skip
-    batches = TrainBatches(collection.part, BATCH, seed=0, bad=BadFiles())
+    batches = TrainBatches(collection.part, BATCH, seed=seed, bad=BadFiles())
     module = Pretrain(
         encoder, method, cld if cld.weight else None, views, steps=collection.epochs * len(batches),
-        warmup_steps=len(batches) // 2, optimizer="sgd", lr=setting["lr"], weight_decay=5e-4, seed=0,
+        warmup_steps=len(batches) // 2, optimizer="sgd", lr=setting["lr"], weight_decay=5e-4, seed=seed,
     )  # fmt: skip
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -91,11 +91,11 @@ def scored(
 ) -> dict[str, float]:
     """`metrics.label_free.scores` of two views of the images, drawn alike each time; ``instance_rank`` with a method.
 
-    The views are those of the preset ``simclr``, whatever the run trains on: the same for all runs, and strong, so that
-    features which rely on what a crop or its colours change score low. Nothing where the features are not finite.
+    The views are those of the preset ``cifar``, whatever the run trains on, so that runs with different views can be
+    compared. Nothing where the features are not finite.
     """
     network = frozen(encoder).to(hardware.device)
-    views = Views("simclr", encoder.view.size, mean=encoder.view.mean, std=encoder.view.std).to(hardware.device)
+    views = Views("cifar", encoder.view.size, mean=encoder.view.mean, std=encoder.view.std).to(hardware.device)
     draws = torch.Generator().manual_seed(seed)
     seen: list[list[Tensor]] = [[], []]
     for part in images.data.split(256):

@@ -61,7 +61,7 @@ PARTS = {
 }  # fmt: skip
 NOTES = {
     "combined": "Of two views of the same images, without labels: how surely one is found by the other (mean "
-    "reciprocal rank) times the square root of the share of directions in which features differ (effective rank); our "
+    "reciprocal rank) times a root of the share of directions in which features differ (effective rank); our "
     "own. Beside it, how far clusterings of both views, and of both branches, agree (adjusted mutual information).",
     "effective_rank": "In how many directions the features differ; near 1 they have collapsed.",
     "knn": "A monitor on a sample of the training images; it never influences the training. Near-duplicates that are "

@@ -33,7 +33,7 @@ BEST, TABLE, PAGE = "config.yaml", "trials.csv", "report.html"
 FIGURES = {"top1": "retrieval", "mrr": "MRR", "nmi": "NMI", "ami": "AMI", "effective_rank": "rank"}
 NOTE = (
     "The combined score is how surely an image's other view is found among all held-out images (mean reciprocal rank), "
-    "times the square root of the share of directions in which the features differ (effective rank). No label was read."
+    "times a root of the share of directions in which the features differ (effective rank). No label was read."
 )
 
 

@@ -32,6 +32,7 @@ SCORE = "combined"
 ATTEMPTS = 3  # a trial whose worker died as often may be what kills it
 COLLAPSED = 1.01  # effective rank: features that are all but equal
 ABANDONED = 5  # failures in a row that end the search: no setting is the cause
+TOLD = ("collapse", "symptoms")
 CUT_OFF = ("its worker died", "stopped")
 
 
@@ -118,7 +119,7 @@ class Search:
                         state, kind, reason = verdict
                         break
                 else:
-                    state, kind, reason = patiently(self.plan, lambda: self._whole(trial))
+                    state, kind, reason = patiently(self.plan, partial(self._whole, trial, figures))
         except Failed as error:
             # What diverged is a bad setting, and the sampler learns from it; what failed otherwise says nothing.
             state = TrialState.PRUNED if error.kind == "diverged" else TrialState.FAIL
@@ -126,7 +127,7 @@ class Search:
         finally:
             # Taken from us as dead, or ended by Ctrl-C, it is no longer ours to tell of.
             with contextlib.suppress(taken):
-                figures = {name: value for name, value in figures.items() if name != "collapse"}  # in the reason
+                figures = {name: value for name, value in figures.items() if name not in TOLD}  # in the reason
                 about = {"seconds": round(time.monotonic() - began, 1), "figures": figures}
                 patiently(self.plan, lambda: self._end(trial, state, kind, reason, **about))
                 if kind == "killed":
@@ -144,10 +145,11 @@ class Search:
             return TrialState.PRUNED, "pruned", f"behind the others after epoch {epoch}"
         return None
 
-    def _whole(self, trial: Trial) -> tuple[TrialState, str, str]:
+    def _whole(self, trial: Trial, figures: dict[str, Any]) -> tuple[TrialState, str, str]:
         done = self._frozen(trial).last_step or 0
         if done >= self.plan.epochs:
-            return TrialState.COMPLETE, "complete", ""
+            # One branch that sees nothing leaves the other one: the features may be good, and the score says so.
+            return TrialState.COMPLETE, "complete", figures.get("symptoms", "")
         return TrialState.FAIL, "failed", f"the training ended after {done} of {self.plan.epochs} epochs"
 
     def _end(self, trial: Trial, state: TrialState, kind: str, reason: str, **about: Any) -> None:

@@ -165,19 +165,21 @@ class HeldOut:
             figures = scored(encoder, method, cld, shown, hardware, self.seed, tracks)
             if not figures:
                 raise NotFinite("the features of the held-out images are not finite: the training diverged")
-            self.channel.tell({**figures, "collapse": "; ".join(_symptoms(figures, encoder, cld))})
+            found = _symptoms(figures, encoder, cld)
+            collapse = found.pop("features", "")
+            self.channel.tell({**figures, "collapse": collapse, "symptoms": "; ".join(found.values())})
             return {}
 
         return measure
 
 
-def _symptoms(figures: dict[str, float], encoder: Encoder, cld: CrossLevel | None) -> list[str]:
+def _symptoms(figures: dict[str, float], encoder: Encoder, cld: CrossLevel | None) -> dict[str, str]:
     """What has collapsed, by the held-out images and by the groups of the last batch."""
     if cld is None or cld.last is None:
-        return list(symptoms(figures, 1, encoder.num_features, None).values())
+        return symptoms(figures, 1, encoder.num_features, None)
     largest = max(float(view.sizes.max()) for view in (cld.last.a, cld.last.b))
     found = {**figures, "largest_group": largest}
-    return list(symptoms(found, len(cld.last.a.assignment), encoder.num_features, len(cld.last.a.sizes)).values())
+    return symptoms(found, len(cld.last.a.assignment), encoder.num_features, len(cld.last.a.sizes))
 
 
 class Channel:

@@ -202,5 +202,5 @@ def test_what_cannot_be_scored_is_named():
 def test_either_level_alone_is_not_enough():
     assert combine(1.0, 1.0, 64) == combine(0.0, 64.0, 64) == 0
     assert combine(1.0, 64.0, 64) == 1
-    assert combine(0.5, 16.75, 64) == pytest.approx(0.25)
+    assert combine(0.5, 1 + 63 / 32, 64) == pytest.approx(0.5 / 4)
     assert combine(1.0, 1.0, 1) == 0

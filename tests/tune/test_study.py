@@ -213,12 +213,12 @@ def test_what_fails_is_recorded_with_its_reason_and_the_search_goes_on(tmp_path)
     def train(number, parameters):
         yield figures(0.2 * quality(parameters), 1.0 if number == 2 else 5.0)
         if number == 6:
-            yield figures(0.5) | {"collapse": "the groups collapse"}
+            yield figures(0.5) | {"collapse": "the features collapse", "symptoms": ""}
         if number in kinds:
             raise Failed(kinds[number], f"reason {number}")
         yield figures(0.5)
         if number != 5:
-            yield figures(quality(parameters))
+            yield figures(quality(parameters)) | {"collapse": "", "symptoms": "the instance branch collapses"}
 
     trials = searched(plan(tmp_path / "s", pruning=False, trials=8, budget=100.0, warmup=1.0), train)
     assert [outcome(t) for t in trials] == [
@@ -228,8 +228,9 @@ def test_what_fails_is_recorded_with_its_reason_and_the_search_goes_on(tmp_path)
     assert reasons[1] == "reason 1"
     assert "effective rank 1.000 after epoch 1" in reasons[2]
     assert reasons[5] == "the training ended after 2 of 3 epochs"
-    assert reasons[6] == "epoch 2: the groups collapse"
-    assert "collapse" not in trials[6].user_attrs["figures"]
+    assert reasons[6] == "epoch 2: the features collapse"
+    assert reasons[7] == "the instance branch collapses"  # which is no reason to stop
+    assert not {"collapse", "symptoms"} & {name for t in trials for name in t.user_attrs["figures"]}
     # The sampler learns from what diverged or collapsed; a failure says nothing about the settings.
     states = optuna.trial.TrialState
     assert [t.state for t in trials][:4] == [states.COMPLETE, states.PRUNED, states.PRUNED, states.FAIL]
