@@ -27,7 +27,10 @@ APART = 0.25
 
 @dataclass(frozen=True)
 class Tail:
-    """Estimated groups of one kind of member (images or tracks), largest first."""
+    """Estimated groups of one kind of member (images or tracks), largest first.
+
+    ``imbalance`` is the factor of an exponential decay with their Gini index (`long_tail.exponential_imbalance`).
+    """
 
     imbalance: float
     gini: float
@@ -87,7 +90,7 @@ def trust(separation: float) -> str:
         )
     return (
         f"The groups lie apart (separation {separation:.2f}, {APART} or more). The sizes of such groups ranked the "
-        "true imbalance of constructed classes; whether a group is what you call a thing, the page's pictures show."
+        "true imbalance of generated images; whether a group is what you call a thing, the page's pictures show."
     )
 
 
@@ -122,7 +125,7 @@ def tables(told: dict[str, Any]) -> list[tuple[str, list[tuple[str, ...]]]]:
         (
             f"Long tail, estimated by {tail['features']}",
             [
-                *((name, f"largest / smallest group {found['imbalance']:.1f}, Gini index {found['gini']:.2f}")
+                *((name, f"imbalance factor {found['imbalance']:.1f}, Gini index {found['gini']:.2f}")
                   for name, found in both if tail["separation"] >= APART),
                 ("how far to trust it", tail["trust"]),
             ],
@@ -184,7 +187,7 @@ def _group_rows(looked: Looked, found: Found) -> list[report.ImageRow]:
 def _tail(groups: Int64[Tensor, " n"]) -> Tail:
     sizes = torch.bincount(groups).sort(descending=True).values
     sizes = sizes[sizes > 0]
-    return Tail(long_tail.imbalance_factor(sizes), long_tail.gini(sizes), sizes.tolist())
+    return Tail(long_tail.exponential_imbalance(sizes), long_tail.gini(sizes), sizes.tolist())
 
 
 def _quartiles(values: Int64[Tensor, " M"]) -> list[float]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
+from sklearn.cluster import HDBSCAN
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import silhouette_score
 from sklearn.mixture import BayesianGaussianMixture
+from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 DIMENSIONS = 16
 FITTED = 10_000  # tracks
 COMPARED = 2000  # tracks
+SMALLEST, NEIGHBOURS = 5, 3  # tracks of a dense region, and that make a place dense
+OUTSIDE = 1 / 3  # of all tracks
+MOST_IMBALANCED = 1e6
 
 
 def imbalance_factor(sizes: Int64[Tensor, " k"] | Float[Tensor, " k"]) -> float:
@@ -41,6 +47,27 @@ def gini(sizes: Int64[Tensor, " k"] | Float[Tensor, " k"]) -> float:
     there = _there(sizes).sort().values
     rank = torch.arange(1, len(there) + 1, dtype=torch.float64)
     return float((2 * rank - len(there) - 1) @ there / (len(there) * there.sum()))
+
+
+def exponential_imbalance(sizes: Int64[Tensor, " k"] | Float[Tensor, " k"]) -> float:
+    """The imbalance factor of k groups that decay exponentially (Cui et al. 2019) and have the Gini index of these.
+
+    Unlike `imbalance_factor` it does not hang on the smallest group alone, of which an estimate knows least. 1 for
+    equal groups; at most `MOST_IMBALANCED`.
+
+    Raises:
+        ValueError: there is no group.
+
+    """
+    there = _there(sizes)
+    if len(there) == 1:
+        return 1.0
+    wanted, place = gini(there), torch.arange(len(there), dtype=torch.float64) / (len(there) - 1)
+    low, high = 0.0, math.log(MOST_IMBALANCED)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if gini(torch.exp(-middle * place)) < wanted else (low, middle)
+    return math.exp((low + high) / 2)
 
 
 def duplicate_share(track_sizes: Int64[Tensor, " T"], batch_size: int) -> float:
@@ -104,25 +131,31 @@ class Grouped(NamedTuple):
 def grouped(
     features: Float[Tensor, "N d"], tracks: Int64[Tensor, " N"], most: int | None = None, seed: int = 0
 ) -> Grouped:
-    """Groups of similar images without labels: a Dirichlet process mixture of one mean feature a track.
+    """Groups of similar images without labels, by one mean feature a track.
 
-    Unlike k-means, which cuts large groups to make sizes even, the mixture (Blei and Jordan 2006, by scikit-learn)
-    leaves components empty that it does not need. A track counts once, so that a film of a thousand frames does not get
-    a group of its own; its images share a group. Features are centred: where all of them point the same way, their
-    directions would not tell them apart. The mixture sees their `DIMENSIONS` leading principal components.
+    Where the features lie in dense regions with space between them, these regions (HDBSCAN: Campello, Moulavi and
+    Sander 2013, by scikit-learn), and what lies outside goes with its nearest neighbour; they are as large as they are,
+    whatever their number. Where more than `OUTSIDE` of the tracks lie in none, a Dirichlet process mixture (Blei and
+    Jordan 2006, likewise), which leaves components empty that it does not need. K-means would cut large groups to make
+    sizes even.
+
+    A track counts once, so that a film of a thousand frames does not get a group of its own; its images share a group.
+    Features are centred: where all of them point the same way, their directions would not tell them apart. Groups are
+    found in their `DIMENSIONS` leading principal components.
 
     Args:
         features: of any length.
         tracks: the track of each image.
-        most: the most groups; 20 unless given. Never more than tracks.
+        most: the most groups; of a mixture 20 unless given. Never more than tracks.
         seed: of the start.
 
     """
     owner = tracks.unique(return_inverse=True)[1]
     points = _leading(_one_a_track(features, owner))
-    most = min(len(points), 20 if most is None else most)
-    found = _mixture(points, most, seed)
-    rank = torch.bincount(found, minlength=most).argsort(descending=True, stable=True).argsort()
+    found = _dense(points, len(points) if most is None else most, seed)
+    if found is None:
+        found = _mixture(points, min(len(points), 20 if most is None else most), seed)
+    rank = torch.bincount(found).argsort(descending=True, stable=True).argsort()
     return Grouped(rank[found][owner], _silhouette(points, found, seed))
 
 
@@ -141,6 +174,23 @@ def _leading(points: Float[Tensor, "T d"]) -> Float[Tensor, "T p"]:
     found = centred @ kept
     scale = found.square().mean().sqrt().clamp(min=1e-12)
     return torch.div(found, scale)
+
+
+def _dense(points: Float[Tensor, "T p"], most: int, seed: int) -> Int64[Tensor, " T"] | None:
+    """The dense region of each point, or of its nearest neighbour in one; None where there are too few, or none."""
+    some = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:FITTED]
+    if len(some) < 2 * SMALLEST:
+        return None
+    seen = points[some].numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        found = HDBSCAN(min_cluster_size=SMALLEST, min_samples=NEIGHBOURS).fit_predict(seen)
+    inside = found >= 0
+    groups = int(found.max()) + 1
+    if not 2 <= groups <= most or 1 - inside.mean() > OUTSIDE:
+        return None
+    nearest = KNeighborsClassifier(1).fit(seen[inside], found[inside])
+    return torch.from_numpy(nearest.predict(points.numpy())).long()
 
 
 def _mixture(points: Float[Tensor, "T p"], most: int, seed: int) -> Int64[Tensor, " T"]:

@@ -89,6 +89,41 @@ def test_sizes_of_separate_groups_rank_the_imbalance(classes):
     assert sorted(ginis) == ginis
 
 
+@pytest.mark.parametrize(("classes", "imbalance"), [(2, 3.0), (10, 1.0), (10, 100.0), (100, 20.0)])
+def test_the_imbalance_of_an_exponential_decay_is_found_by_its_gini_index(classes, imbalance):
+    sizes = 1000 * imbalance ** (-torch.arange(classes, dtype=torch.float64) / (classes - 1))
+    assert long_tail.exponential_imbalance(sizes) == pytest.approx(imbalance, rel=1e-3)
+    assert long_tail.exponential_imbalance(sizes.flip(0) / 7) == pytest.approx(imbalance, rel=1e-3)
+
+
+def test_one_straggler_hardly_changes_the_imbalance_of_a_decay():
+    sizes = torch.tensor([100] * 10 + [1])
+    assert long_tail.imbalance_factor(sizes) == 100
+    assert 1 < long_tail.exponential_imbalance(sizes) < 3
+    assert long_tail.exponential_imbalance(torch.tensor([5])) == 1
+    with pytest.raises(ValueError, match="no group"):
+        long_tail.exponential_imbalance(torch.tensor([0]))
+
+
+def test_dense_groups_are_found_in_whatever_number_and_shape_and_stragglers_go_with_the_nearest():
+    """More groups than a mixture would have, drawn-out ones, and tracks far from all."""
+    draws = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([40] * 5 + [10] * 25)
+    labels = torch.arange(30).repeat_interleave(sizes)
+    noise = torch.randn(len(labels), 32, generator=draws)
+    noise[:, 0] *= 3
+    features = 40 * torch.eye(30, 32)[labels] + noise
+    far = torch.arange(0, len(labels), 15)
+    features[far] += 12 * torch.randn(len(far), 32, generator=draws)
+    found = long_tail.grouped(features, torch.arange(len(labels)))
+    near = torch.ones(len(labels), dtype=torch.bool)
+    near[far] = False
+    named = [found.groups[near & (labels == c)].unique() for c in range(30)]
+    assert all(len(groups) == 1 for groups in named)
+    assert len(torch.cat(named).unique()) == 30
+    assert long_tail.grouped(features, torch.arange(len(labels)), most=8).groups.max() < 8
+
+
 def test_one_cloud_has_no_separate_groups():
     features, labels = mixture([500], 0.0, 0)
     assert long_tail.grouped(features, torch.arange(len(labels))).separation < 0.25
