@@ -207,12 +207,24 @@ def main(arguments: list[str]) -> None:
     """In the trial's own process: IMAGES BASE FOLDER OPTIONS."""
     images, base, folder, *options = arguments
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # of several devices' processes the one that measures
-    channel = Channel(os.fdopen(os.dup(1), "w", encoding="utf-8"), sys.stdin if first else None)
+    channel = Channel(os.fdopen(os.dup(1), "w", encoding="utf-8"), _answers() if first else None)
     os.dup2(2, 1)  # what the training prints goes into its log
     try:
         trained(images, Path(base), Path(folder), options, channel)
     except SystemExit as stop:
         sys.exit(DIVERGED if stop.code == 1 else stop.code)
+
+
+def _answers() -> IO[str]:
+    """Standard input, which is nobody's from here on.
+
+    A process that is forked to read images closes its own, and would wait for ever for the thread that reads it here.
+    """
+    answers = os.fdopen(os.dup(0), encoding="utf-8")
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    sys.stdin = open(0, closefd=False, encoding="utf-8")  # noqa: SIM115
+    return answers
 
 
 def trained(images: str, base: Path, folder: Path, options: list[str], channel: Channel) -> Path:

@@ -454,3 +454,11 @@ def running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_trial_whose_images_are_read_by_workers_comes_to_its_end(tmp_path):
+    """They are forked while a thread waits for the search's answer."""
+    steps = trial.training(
+        str(photos(tmp_path / "photos")), base(tmp_path, workers=2, memory=0.0), ["--epochs=2"], tmp_path / "run", 1
+    )
+    assert len(list(steps)) == 2
