@@ -1,8 +1,9 @@
 # Each target sets up what it needs in .venv, then does its job.
 PYTHON ?= python3
 BIN := .venv/bin
-# uv installs the same packages several times faster where it is present.
-INSTALL := $(if $(shell command -v uv),VIRTUAL_ENV=.venv uv pip install --quiet,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
+# uv installs the same packages several times faster where it is present; told to, it compiles them as pip does: every
+# process that starts would do it anew where nothing may be written later.
+INSTALL := $(if $(shell command -v uv),VIRTUAL_ENV=.venv uv pip install --quiet --compile-bytecode,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
 .PHONY: demo test lint bench clean
 
