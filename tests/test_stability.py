@@ -42,7 +42,7 @@ def effective_rank(features):
 @pytest.mark.parametrize("name", METHODS)
 def test_two_hundred_steps_on_duplicates(images, tmp_path, name, grouping):
     torch.manual_seed(0)
-    encoder = Encoder("resnet18", small_images=True, width=0.125)
+    encoder = Encoder("resnet18", small_images=False, width=0.125)
     method = METHODS[name](encoder, len(images), out_features=32, **OPTIONS.get(name, {}))
     cld = CrossLevel(encoder.num_features, weight=0.5, out_features=32, grouping=grouping) if grouping else None
     method.online = max(method.online, 2) if cld else method.online
