@@ -19,10 +19,10 @@ eigenvalues (-0.47 to -0.04); kurtosis of whitened components (0.85 on 7, 0.73 o
 by chance, and none stayed high. k-means started at the classes' true means did not rank them either (0.13), nor did a
 mixture started at the truth (0.46).
 
-On 12 other turntables (seeds 500 to 511) seen by the encoder of ``--good``, by Gini index: Dirichlet process mixtures of
-spherical and diagonal components 0.77 to 0.94; Gaussian mixtures by BIC 0.77 to 0.83; k-means, Ward and average linkage
-with the best silhouette -0.06 to 0.29; HDBSCAN with regions of at least 3 to 8 tracks 0.92 to 0.99, with 5 and what lies
-outside given to the nearest 0.99.
+On 12 other turntables (seeds 500 to 511) seen by the encoder of ``--good``, by Gini index: Dirichlet process mixtures
+of spherical and diagonal components 0.77 to 0.94; Gaussian mixtures by BIC 0.77 to 0.83; k-means, Ward and average
+linkage with the best silhouette -0.06 to 0.29; HDBSCAN with regions of at least 3 to 8 tracks 0.92 to 0.99, with 5 and
+what lies outside given to the nearest 0.99.
 """
 
 from __future__ import annotations
