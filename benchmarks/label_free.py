@@ -118,7 +118,7 @@ def main() -> None:
     if not arguments.scores:
         train_all(arguments, record)
     for key, run in read(record, "runs").items() if arguments.scores else ():
-        folder = folder_of(Path(arguments.runs), run["collection"], run["name"])
+        folder = folder_of(Path(arguments.runs), key)
         if (folder / "features.pt").is_file():
             add(record, "runs", key, {**run, "scores": kept_scores(folder)}, {})
     text = tables(read(record, "runs"))
@@ -215,8 +215,9 @@ def correlation(a: list[float], b: list[float]) -> float:
     return float(spearmanr(a, b).statistic)
 
 
-def folder_of(home: Path, collection: str, setting: str) -> Path:
-    return home / collection.replace(" ", "-").replace(",", "") / setting.replace(" ", "-")
+def folder_of(home: Path, key: str) -> Path:
+    """Of a run, by its key in the record: collection, setting and, of a repeated training, its number."""
+    return home / key.replace(" ", "-").replace(",", "")
 
 
 def train_all(arguments: argparse.Namespace, record: Path) -> None:
@@ -232,7 +233,7 @@ def train_all(arguments: argparse.Namespace, record: Path) -> None:
             continue
         if name not in opened:
             opened[name] = COLLECTIONS[name](arguments)
-        began, folder = time.monotonic(), folder_of(Path(arguments.runs), name, setting)
+        began, folder = time.monotonic(), folder_of(Path(arguments.runs), key)
         result = one_run(given, opened[name], folder, arguments.repeat)
         result |= {} if "failed" in result else {"scores": kept_scores(folder)}
         run = {"collection": name, "name": setting, "setting": given, "machine": machine(), **result}

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import multiprocessing
 import statistics
 import sys
 from pathlib import Path
@@ -16,6 +17,26 @@ def paper(monkeypatch):
     yield importlib.import_module("paper")
     for name in ("paper", "beside"):
         del sys.modules[name]
+
+
+def test_processes_add_to_one_record(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    records = importlib.import_module("records")
+    file = tmp_path / "results" / "x.json"
+    assert records.read(file, "cells") == {}
+
+    def several(first):
+        for i in range(first, first + 20):
+            records.add(file, "cells", str(i), i, {"machine": "m"})
+
+    fork = multiprocessing.get_context("fork")
+    others = [fork.Process(target=several, args=(20 * n,)) for n in range(3)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join()
+    assert records.read(file, "cells") == {str(i): i for i in range(60)}
+    assert json.loads(file.read_text())["machine"] == "m"
 
 
 class Trainings:

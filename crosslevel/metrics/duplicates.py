@@ -105,11 +105,11 @@ def _close(hashes: Int64[Tensor, " U"], radius: int) -> Iterator[tuple[Int64[Ten
         (low, mask), (second, other) = pieces[p], pieces[q]
         for i, j in _within((hashes >> low & mask) << 32 | hashes >> second & other):
             near = hamming(hashes[i], hashes[j]) <= radius
-            i, j = i[near], j[near]  # noqa: PLW2901
-            bits = hashes[i] ^ hashes[j]
+            a, b = i[near], j[near]
+            bits = hashes[a] ^ hashes[b]
             # Who agrees in more than two pieces is found by the first two.
             before = sum((bits >> low & mask == 0 for low, mask in pieces[:q]), torch.zeros_like(bits))
-            yield i[before == 1], j[before == 1]
+            yield a[before == 1], b[before == 1]
 
 
 def _within(key: Int64[Tensor, " N"]) -> Iterator[tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]]:

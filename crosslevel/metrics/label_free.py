@@ -84,14 +84,15 @@ def scores(
 
 
 SPREAD = 0.4
-"""The exponent of `combine`: from 1/3 to 2/5 all do in `benchmarks/label_free.py`; there it was chosen."""
+"""The exponent of `combine`, chosen in `benchmarks/label_free.py`."""
 
 
 def combine(mrr: float, rank: float, features: int) -> float:
     """Ours: mrr · ((rank - 1) / (features - 1))^0.4, in [0, 1]; 0 where no view is found, or all features are alike.
 
     Retrieval alone is the same for features in few directions and in many, and of two such the latter have more to
-    tell classes by; directions alone are most in noise.
+    tell classes by; directions alone are most in noise. Groups do not count: features that tell instances apart and
+    have no groups at all score higher than those with clear ones.
 
     Args:
         mrr: mean reciprocal rank (`retrieval`), in [0, 1].

@@ -223,7 +223,7 @@ def _answers() -> IO[str]:
     answers = os.fdopen(os.dup(0), encoding="utf-8")
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
-    sys.stdin = open(0, closefd=False, encoding="utf-8")  # noqa: SIM115
+    sys.stdin = os.fdopen(0, closefd=False, encoding="utf-8")
     return answers
 
 

@@ -153,6 +153,15 @@ def test_the_better_features_have_the_better_combined_score():
     assert found[3]["effective_rank"] == max(one["effective_rank"] for one in found)
 
 
+def test_groups_do_not_count_in_the_combined_score():
+    """Its known price: of two that tell images apart as well, features without groups have more directions."""
+    grouped, shapeless = views(spread=0.4, noise=0.1, size=16), views(clusters=60, spread=0.0, noise=0.3, size=16)
+    found = [scores(*pair) for pair in (grouped, shapeless)]
+    assert found[0]["mrr"] == found[1]["mrr"] == 1
+    assert found[0]["ami"] > 2 * found[1]["ami"]
+    assert found[0]["combined"] < found[1]["combined"]
+
+
 def test_the_levels_agree_where_both_branches_see_the_same():
     a, b = views(images=200)
     unrelated = views(seed=9, images=200)
