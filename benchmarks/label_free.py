@@ -133,7 +133,8 @@ GOOD = {"uniformity": -1, "alignment": -1, "loss": -1}
 def tables(runs: dict[str, Any]) -> str:
     """Of each collection: rank correlation of every score with accuracy, and what choosing by it would have cost."""
     machines = "; ".join(dict.fromkeys(run["machine"] for run in runs.values()))
-    lines = [f"{machines}; {STEPS} steps of {BATCH} images of {SIZE} pixels, SimCLR, ResNet-18 x 0.25; accuracy in %."]
+    about = f"{STEPS} steps of {BATCH} images of {SIZE} pixels in float32, SimCLR, ResNet-18 x 0.25; accuracy in %."
+    lines = [f"{machines}; {about}"]
     for name in COLLECTIONS:
         settings: dict[str, list[dict[str, Any]]] = {}
         for run in runs.values():
@@ -152,8 +153,8 @@ def tables(runs: dict[str, Any]) -> str:
         head = f"**{name}**: {len(judged)} of {len(SETTINGS)} settings{again}"
         lines += ["", f"{head}; kNN {min(knn):.1f} to {max(knn):.1f}{diverged}{noise}", ""]
         lines += [
-            "| score | Spearman, kNN | Spearman, linear | its choice | kNN below the best |",
-            "|---|---|---|---|---|",
+            "| score | Spearman, kNN | Spearman, linear | its choice | kNN below the best | linear below the best |",
+            "|---|---|---|---|---|---|",
         ]
         table = [[all_scores(run) for run in repeats] for repeats in judged.values()]
         for score in table[0][0]:
@@ -161,7 +162,8 @@ def tables(runs: dict[str, Any]) -> str:
             rho = [correlation(values, figures) for figures in (knn, linear)]
             best = max(range(len(values)), key=values.__getitem__)
             lines.append(
-                f"| {score} | {rho[0]:.2f} | {rho[1]:.2f} | {list(judged)[best]} | {max(knn) - knn[best]:.1f} |"
+                f"| {score} | {rho[0]:.2f} | {rho[1]:.2f} | {list(judged)[best]} | {max(knn) - knn[best]:.2f} | "
+                f"{max(linear) - linear[best]:.2f} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -217,7 +219,8 @@ def correlation(a: list[float], b: list[float]) -> float:
 
 def folder_of(home: Path, key: str) -> Path:
     """Of a run, by its key in the record: collection, setting and, of a repeated training, its number."""
-    return home / key.replace(" ", "-").replace(",", "")
+    collection, setting, *number = key.replace(" ", "-").replace(",", "").split("/")
+    return home / collection / "~".join([setting, *number])
 
 
 def train_all(arguments: argparse.Namespace, record: Path) -> None:
@@ -236,7 +239,8 @@ def train_all(arguments: argparse.Namespace, record: Path) -> None:
         began, folder = time.monotonic(), folder_of(Path(arguments.runs), key)
         result = one_run(given, opened[name], folder, arguments.repeat)
         result |= {} if "failed" in result else {"scores": kept_scores(folder)}
-        run = {"collection": name, "name": setting, "setting": given, "machine": machine(), **result}
+        about = {"collection": name, "name": setting, "setting": given, "seed": arguments.repeat}
+        run = {**about, "machine": machine(), **result}
         add(record, "runs", key, run, {})
         shown = {k: round(v, 2) for k, v in result.items() if isinstance(v, float)}
         print(f"{time.strftime('%H:%M')} {key}: {shown} {time.monotonic() - began:.0f} s", flush=True)

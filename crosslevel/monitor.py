@@ -16,7 +16,7 @@ from crosslevel.encoder import Encoder, frozen
 from crosslevel.features import extract
 from crosslevel.hardware import Hardware
 from crosslevel.images import BadFiles, Images, Packed, SourceError, pack
-from crosslevel.images.subsets import sample, take
+from crosslevel.images.subsets import sample, stretches, take
 from crosslevel.images.views import Views
 from crosslevel.methods import Method
 from crosslevel.metrics import descriptor, duplicates, label_free
@@ -27,6 +27,7 @@ Which = Literal["knn", "label_free", "both"]
 Measure = Callable[[], dict[str, float]]
 
 PROBED, PIXELS = 2000, 50_000_000  # images that scores are of, and how many pixels they may have together
+PIECES = 4  # a track of more than one in so many images is cut: what is left has to be enough to tell an image from
 
 
 def monitor_of(
@@ -62,8 +63,8 @@ def label_free_monitor(
 ) -> Measure | None:
     """`scored` of up to 2,000 images, fewer large ones: the same each time. They are among those trained on.
 
-    Where no tracks are known, near-duplicates by pixels are taken for some. ``instance_rank`` is the effective rank of
-    ``method``'s features.
+    Where no tracks are known, near-duplicates by pixels are taken for some; long ones are cut (`told_apart`).
+    ``instance_rank`` and ``group_rank`` are the effective ranks of ``method``'s and ``cld``'s features.
     """
     size = encoder.view.size
     draws = torch.Generator().manual_seed(seed)
@@ -74,8 +75,7 @@ def label_free_monitor(
         return None  # none of them can be read; the training says so
     if len(part) < 4:
         return None
-    tracks = part.tracks if part.tracks is not None else near_tracks(part)
-
+    tracks = told_apart(part)
     return lambda: scored(encoder, method, cld, part, hardware, seed, tracks)
 
 
@@ -89,7 +89,7 @@ def scored(
     seed: int,
     tracks: Int64[Tensor, " N"] | None,
 ) -> dict[str, float]:
-    """`metrics.label_free.scores` of two views of the images, drawn alike each time; ``instance_rank`` with a method.
+    """`metrics.label_free.scores` of two views of the images, drawn alike each time, and the ranks of the branches.
 
     The views are those of the preset ``cifar``, whatever the run trains on, so that runs with different views can be
     compared. Nothing where the features are not finite.
@@ -111,9 +111,17 @@ def scored(
     if cld is None:
         return found | label_free.scores(a, b, tracks=tracks, generator=clusters)
     instance_a, instance_b = own or (None, None)
+    group_a, group_b = cld.project(a), cld.project(b)
+    found["group_rank"] = effective_rank(group_a)
     return found | label_free.scores(
-        a, b, cld.project(a), cld.project(b), tracks, clusters, instance_a=instance_a, instance_b=instance_b
+        a, b, group_a, group_b, tracks, clusters, instance_a=instance_a, instance_b=instance_b
     )
+
+
+def told_apart(images: Packed) -> Int64[Tensor, " N"]:
+    """The tracks, or near-duplicates by pixels where none are known, none of them more than a quarter of the images."""
+    known = near_tracks(images) if images.tracks is None else images.tracks
+    return stretches(known, len(images) // PIECES)
 
 
 def near_tracks(images: Packed) -> Int64[Tensor, " N"]:

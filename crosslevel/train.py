@@ -44,7 +44,7 @@ class Watch(Protocol):
     """Another program's eye on a run."""
 
     def part(self, source: Images) -> Images:
-        """What of ``source`` is trained on."""
+        """What of ``source``, which has no labels, is trained on."""
 
     def monitor(self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware) -> Measure | None:
         """What is measured at the end of an epoch, and logged."""
@@ -212,7 +212,7 @@ def train(
 
 def _opened(images: str, data_root: str | None, crops: Crops | None, watch: Watch | None) -> Images | ImageStream:
     if watch is not None:
-        return watch.part(image_sources.open(images, data_root=data_root, crops=crops))
+        return watch.part(image_sources.open_unlabelled(images, data_root=data_root, crops=crops))
     return image_sources.open(images, data_root=data_root, crops=crops, streams=True)
 
 

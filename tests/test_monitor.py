@@ -72,6 +72,20 @@ def test_a_collapse_is_named_once_while_it_happens(tmp_path, images, method, lr,
     assert int(lines[0].split(":")[0].removeprefix("step ")) < 36  # not at the end
 
 
+def test_the_scores_are_in_tensorboard(tmp_path, images):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    torch.manual_seed(0)
+    encoder = small()
+    pretrained(tmp_path, images, SimCLR(encoder), encoder, lr=0.03, cld=CrossLevel(encoder.num_features, groups=8))
+    found = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["combined"]]
+    for name in (*NAMES, "instance_rank", "group_rank"):
+        assert [one.step for one in found.Scalars(name)] == [int(row["step"]) for row in rows]
+        assert [one.value for one in found.Scalars(name)] == pytest.approx([float(row[name]) for row in rows], rel=1e-4)
+
+
 def test_a_healthy_run_is_not_warned_of(tmp_path, images):
     torch.manual_seed(0)
     encoder = small()
@@ -93,6 +107,8 @@ def test_a_healthy_run_is_not_warned_of(tmp_path, images):
         ({"largest_group": 250.0, "group_agreement": 1.0}, {"groups"}),
         ({"effective_rank": 1.0, "largest_group": 256.0}, {"features", "groups"}),
         ({"instance_rank": 1.0}, {"instance branch"}),
+        ({"group_rank": 1.1, "largest_group": 5.0, "group_agreement": 0.3}, {"groups"}),
+        ({"group_agreement": 0.004}, set()),  # of one batch, which may be chance
         ({}, set()),
     ],
 )
@@ -105,6 +121,38 @@ def test_a_large_group_of_two_or_of_a_run_without_groups_is_none():
     assert not symptoms({"largest_group": 250.0}, 256, 512, None)
 
 
+@pytest.mark.parametrize(("noise", "named"), [(0.3, False), (3.0, True)])
+def test_groups_that_agree_by_chance_alone_are_named(noise, named):
+    """Features that are alike but for noise fall into groups of equal size; CLD's own agreement tells."""
+    torch.manual_seed(0)
+    cld, agreements, largest = CrossLevel(8, groups=16, out_features=8), [], []
+    cld.branch = torch.nn.Identity()
+    for _ in range(5):
+        x = torch.randn(64, 8) if not named else torch.ones(64, 8)
+        z = [x + noise * torch.randn(64, 8) for _ in range(2)]
+        cld(*z)
+        agreements.append(float(cld.last.agreement))
+        largest.append(float(cld.last.a.sizes.max()))
+    figures = {"group_agreement": sum(agreements) / 5, "groups_used": 16.0, "largest_group": max(largest)}
+    assert max(largest) < 32
+    found = symptoms(figures, 64, 8, 16, batches=5)
+    assert set(found) == ({"groups"} if named else set())
+    if named:
+        assert "agree by chance alone in 5 batches" in found["groups"]
+
+
+def test_one_long_film_is_not_easier_to_tell_apart_than_many(images):
+    """With all frames in one track nothing would be left to rank against, and any features would be perfect."""
+    film = Packed(images.data, images.paths)
+    film.tracks = torch.zeros(len(images), dtype=torch.long)
+    encoder = small()
+    found = label_free_monitor(encoder, None, None, film, CPU, 0)()
+    assert found["mrr"] < 0.9
+    apart = Packed(images.data, images.paths)
+    apart.tracks = torch.arange(len(images)) // (len(images) // 4)
+    assert found == label_free_monitor(encoder, None, None, apart, CPU, 0)()
+
+
 def test_the_views_are_the_same_each_time_and_the_encoder_is_left_alone(images):
     encoder, cld = small().train(), CrossLevel(32)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
@@ -112,7 +160,7 @@ def test_the_views_are_the_same_each_time_and_the_encoder_is_left_alone(images):
     torch.manual_seed(1)
     first, state = measure(), torch.get_rng_state()
     assert measure() == first
-    assert set(first) == {*NAMES, "instance_rank"}
+    assert set(first) == {*NAMES, "instance_rank", "group_rank"}
     assert torch.equal(torch.get_rng_state(), state)
     assert encoder.training
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())

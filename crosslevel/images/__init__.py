@@ -22,7 +22,8 @@ from crosslevel.images.remote import lasting
 from crosslevel.images.sources import Files, Images, Packed, SourceError
 from crosslevel.images.stl10 import Stl10
 from crosslevel.images.streams import ImageStream, StreamBatches, is_stream
-from crosslevel.images.suffixes import applied, located, split
+from crosslevel.images.subsets import unlabelled
+from crosslevel.images.suffixes import BY_LABEL, Suffix, applied, located, split
 from crosslevel.images.turntable import Turntable
 from crosslevel.images.video import open_videos
 
@@ -47,6 +48,7 @@ __all__ = [
     "absolute",
     "fit",
     "open",
+    "open_unlabelled",
     "pack",
 ]
 
@@ -107,10 +109,7 @@ def open(
             f"{source}: a stream has no known images to take a part of: leave {parts[0]} out, or give files"
         )
     if parts:
-        images = open(whole, data_root=data_root, crops=crops)
-        part = applied(images, parts, source)
-        part.left_out, part.watch = images.left_out, images.watch
-        return part
+        return _part(open(whole, data_root=data_root, crops=crops), parts, source)
     if crops is not None:
         return object_crops(source, crops)
     if is_stream(source):
@@ -122,6 +121,30 @@ def open(
         if found is not None:
             return found
     return _named(source, data_root)
+
+
+def open_unlabelled(source: str, *, data_root: str | None = None, crops: Crops | None = None) -> Images:
+    """`open`, without labels, and without one being read on the way; those in a file of ``@list`` are dropped.
+
+    Raises:
+        SourceError: as from `open`, or a part that is chosen by labels.
+
+    """
+    whole, parts = split(source)
+    images = unlabelled(open(whole, data_root=data_root, crops=crops))
+    for part in parts:
+        if part.key in BY_LABEL:
+            raise SourceError(
+                f"{source}: no label is read here, and {part} chooses images by labels: write a list with crosslevel "
+                f"subset '{source}' -o part.txt, and give {whole}@list=part.txt"
+            )
+    return unlabelled(_part(images, parts, source)) if parts else images
+
+
+def _part(images: Images, parts: list[Suffix], name: str) -> Images:
+    part = applied(images, parts, name)
+    part.left_out, part.watch = images.left_out, images.watch
+    return part
 
 
 def _listed(files: Sequence[str | os.PathLike[str]], crops: Crops | None) -> Images:

@@ -184,6 +184,20 @@ def first_frames(tracks: Int64[Tensor, " N"], most: int) -> Int64[Tensor, " M"]:
     return _first(owner, torch.full((int(owner.max()) + 1,), most), torch.arange(len(tracks)))
 
 
+def stretches(tracks: Int64[Tensor, " N"], longest: int) -> Int64[Tensor, " N"]:
+    """The tracks, numbered from 0, those of more than ``longest`` images cut into stretches of so many, in their order.
+
+    A film is one track, and what it shows an hour later is something else.
+    """
+    _, owner = tracks.unique(return_inverse=True)
+    order = owner.argsort(stable=True)
+    counts = owner.bincount()
+    place = torch.empty_like(owner)
+    place[order] = torch.arange(len(owner)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    cut: Tensor = (owner * len(owner) + place // max(1, longest)).unique(return_inverse=True)[1]
+    return cut
+
+
 def some_tracks(tracks: Int64[Tensor, " N"], count: int, generator: torch.Generator) -> Int64[Tensor, " M"]:
     """Indices of all images of ``count`` tracks, drawn uniformly, in ascending order.
 

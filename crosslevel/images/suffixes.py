@@ -22,6 +22,9 @@ FILES = ("list", "classes")
 PICKS = ("imbalance", "pareto", "frames", "tracks")
 """Suffixes that only leave images out: a list of what is left stands for them."""
 
+BY_LABEL = ("imbalance", "pareto", "classes")
+"""Suffixes that choose images by their labels."""
+
 
 class Suffix(NamedTuple):
     """``@key=value``; ``value`` may hold more keys."""

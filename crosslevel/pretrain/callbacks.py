@@ -32,7 +32,7 @@ from crosslevel.metrics.label_free import NAMES
 
 COLUMNS = (
     "step", "epoch", "loss", "instance_loss", "group_loss", "lr", "group_agreement", "groups_used", "largest_group",
-    "images_per_second", "waiting", "knn", "instance_rank", *NAMES,
+    "images_per_second", "waiting", "knn", "instance_rank", "group_rank", *NAMES,
 )  # fmt: skip
 """Of metrics.csv; a cell is empty where a row has no such figure."""
 
@@ -108,7 +108,7 @@ class Recorder(L.Callback):
         if step % self.every == 0 or epoch_ended or step == trainer.max_steps:
             module.check_finite()
             if epoch_ended:
-                for name in ("knn", "instance_rank", *NAMES):
+                for name in ("knn", "instance_rank", "group_rank", *NAMES):
                     self.newest.pop(name, None)  # an earlier epoch's
             self.record(trainer, {**module.values(), **self.clock.read()})
             self.clock.restart()

@@ -24,12 +24,6 @@ from crosslevel.tune.plan import Plan, url
 if TYPE_CHECKING:
     from crosslevel.tune.study import Search
 
-MACHINE = (
-    "images", "device", "precision", "workers", "memory", "data_root", "log_every", "monitor", "monitor_every",
-    "checkpoint_minutes", "report_html",
-)  # fmt: skip
-"""Settings that may differ between the workers of one study."""
-
 
 @commands.with_options_of(train, but=("images", "run", "resume"))
 def tune(
@@ -123,7 +117,7 @@ def _plan(
     if not budget >= 1 or (trials is not None and trials < 1) or epochs < 1:
         raise ValueError(f"budget={budget:g}, trials={trials}, epochs={epochs}: give at least one full training")
     crops = None if given["crops"] is None else Crops(**given["crops"])
-    source = image_sources.open(images, data_root=given["data_root"], crops=crops)
+    source = image_sources.open_unlabelled(images, data_root=given["data_root"], crops=crops)
     part, _ = trial.divided(source, given["seed"])
     space = ranges.parse(search, given) if search else ranges.usual(given, len(part))
     whose = _whose(images, source)
@@ -134,7 +128,7 @@ def _plan(
     if isinstance(space.get("cld.weight"), ranges.Numbers) and 0.0 in space["cld.weight"]:
         starts.append({**start, "cld.weight": 0.0})
     agreed = {
-        **{name: value for name, value in given.items() if name not in MACHINE},
+        **{name: value for name, value in given.items() if name not in ranges.MACHINE},
         "images": whose,
         "search": {name: ranges.shown(searched) for name, searched in space.items()},
         "sampler": sampler,

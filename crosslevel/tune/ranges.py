@@ -20,8 +20,14 @@ from crosslevel import commands
 from crosslevel.train import BASE_RATES, train
 
 FORMS = "LOW:HIGH, LOW:HIGH:log or A,B,C"
-FIXED = ("images", "run", "resume", "config", "recipe", "epochs", "method", "encoder", "cld", "views", "devices")
-"""Settings that are no parameters: what is trained on and how long, and whole parts."""
+MACHINE = (
+    "images", "device", "precision", "workers", "memory", "data_root", "log_every", "monitor", "monitor_every",
+    "checkpoint_minutes", "report_html",
+)  # fmt: skip
+"""Settings that may differ between the workers of one study."""
+
+FIXED = (*MACHINE, "run", "resume", "config", "recipe", "epochs", "method", "encoder", "cld", "views", "devices")
+"""Settings that are no parameters: what is trained on, where and how long, and whole parts."""
 
 Value = str | float | int
 

@@ -33,7 +33,7 @@ ATTEMPTS = 3  # a trial whose worker died as often may be what kills it
 COLLAPSED = 1.01  # effective rank: features that are all but equal
 ABANDONED = 5  # failures in a row that end the search: no setting is the cause
 TOLD = ("collapse", "symptoms")
-CUT_OFF = ("its worker died", "stopped")
+CUT_OFF = ("its worker died", "stopped", "the database was away")
 
 
 class Search:
@@ -44,6 +44,7 @@ class Search:
         self.study = opened(plan)
         self.worker = uuid.uuid4().hex
         self.seen: dict[int, tuple[Any, float]] = {}
+        self.mine: set[int] = set()  # the trials that this process is at
         self.alive = locked_file(self._sign(self.worker))
 
     def close(self) -> None:
@@ -60,6 +61,7 @@ class Search:
         """
         while (trial := self._next()) is not None:
             self._attempt(trial, train)
+            self.mine.discard(trial.number)
             ended = patiently(self.plan, partial(self._frozen, trial))
             told(ended)
             patiently(self.plan, partial(self._give_up, ended))
@@ -81,6 +83,8 @@ class Search:
         if not self._is_room(trials):
             return None, min(1.0, self.plan.beat) if any(t.state == TrialState.RUNNING for t in trials) else None
         trial = self._asked()
+        if trial is not None:
+            self.mine.add(trial.number)
         return trial, None if trial is not None or self._exhausted() else 0.0
 
     def _is_room(self, trials: Sequence[FrozenTrial]) -> bool:
@@ -181,7 +185,11 @@ class Search:
         """Mark the trials whose worker is dead, and queue them again; the caller holds the study's lock."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             owner = trial.user_attrs.get("worker")
-            if owner != self.worker and self._is_dead(trial, owner):
+            if owner == self.worker:
+                # Asked for, and then the database went away before it was begun.
+                if trial.number not in self.mine:
+                    self._cut_off(trial, CUT_OFF[2])
+            elif self._is_dead(trial, owner):
                 self._cut_off(trial, CUT_OFF[0])
 
     def abandon(self) -> None:
@@ -200,7 +208,7 @@ class Search:
             storage.set_trial_user_attr(trial._trial_id, "outcome", "killed")
             storage.set_trial_user_attr(trial._trial_id, "reason", reason)
             if storage.set_trial_state_values(trial._trial_id, TrialState.FAIL):
-                self._again(trial, fault=reason != CUT_OFF[1])
+                self._again(trial, fault=reason == CUT_OFF[0])
 
     def _is_dead(self, trial: FrozenTrial, owner: str | None) -> bool:
         """By its lock, which the system frees, where the worker shares this folder; elsewhere by its silence."""

@@ -24,9 +24,9 @@ from crosslevel.cld import CrossLevel
 from crosslevel.encoder import Encoder
 from crosslevel.hardware import Hardware
 from crosslevel.images import BadFiles, Images, SourceError, pack
-from crosslevel.images.subsets import take, unlabelled
+from crosslevel.images.subsets import stretches, take, unlabelled
 from crosslevel.methods import Method
-from crosslevel.monitor import near_tracks, scored
+from crosslevel.monitor import PIECES, scored, told_apart
 from crosslevel.pretrain import NotFinite
 from crosslevel.pretrain.collapse import symptoms
 from crosslevel.train import train
@@ -119,31 +119,38 @@ def _failure(status: int, log: Path) -> Failed:
 def divided(source: Images, seed: int) -> tuple[Images, Images]:
     """The images to train on and those to hold out, whole tracks at a time; neither has labels.
 
+    A track of more than a quarter of what is held out, such as a film, is cut into stretches of so many images: they
+    are the tracks of what is held out. Stretches that are trained on begin where those that are held out end.
+
     Raises:
-        SourceError: there are too few images or tracks.
+        SourceError: there are too few images.
 
     """
     source = unlabelled(source)
     if len(source) < 4 * LEAST:
         raise SourceError(f"{source.name}: {len(source)} images are too few to tune on: at least {4 * LEAST}")
-    tracks = torch.arange(len(source)) if source.tracks is None else source.tracks
-    names, owner = tracks.unique(return_inverse=True)
-    place = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))[owner]
-    order = place.argsort(stable=True)
     wanted = min(MOST, max(LEAST, len(source) // 10))
-    # The track that the last of them is of comes whole.
-    count = int((place <= place[order[wanted - 1]]).sum())
-    if count > len(source) // 2:
-        raise SourceError(f"{source.name}: {len(names)} tracks are too few to hold some out: give more tracks")
-    return take(source, order[count:].sort().values), take(source, order[:count].sort().values)
+    tracks = source.tracks
+    owner = torch.arange(len(source)) if tracks is None else stretches(tracks, wanted // PIECES)
+    place = torch.randperm(int(owner.max()) + 1, generator=torch.Generator().manual_seed(seed))[owner]
+    order = place.argsort(stable=True)
+    # The track that the last of them is of comes whole, or not at all.
+    last = place[order[wanted - 1]]
+    count = int((place <= last).sum())
+    if count > MOST:
+        count = int((place < last).sum())
+    rest, held = (take(source, part.sort().values) for part in (order[count:], order[:count]))
+    if tracks is not None:
+        held.tracks = owner[order[:count].sort().values]
+    return rest, held
 
 
 class HeldOut:
     """What a trial does not train on, and how its features are scored, without a label anywhere.
 
     The images are the same in all trials, a tenth of all and at most 2,000, whole tracks at a time where tracks are
-    known; where not, near-duplicates by pixels count as tracks in the scores. So are their views, which are no trial's
-    own: with weaker ones it could make its task easier.
+    known (`divided`); where not, near-duplicates by pixels count as tracks in the scores. So are their views, which are
+    no trial's own: with weaker ones it could make its task easier.
     """
 
     def __init__(self, seed: int, channel: Channel) -> None:
@@ -159,7 +166,7 @@ class HeldOut:
         """Score the held-out images at the end of an epoch, tell, and wait for the answer."""
         assert self.held is not None
         shown = pack(self.held, encoder.view.size, bad=BadFiles())
-        tracks = near_tracks(shown) if shown.tracks is None else shown.tracks
+        tracks = told_apart(shown) if self.held.tracks is None else shown.tracks
 
         def measure() -> dict[str, float]:
             figures = scored(encoder, method, cld, shown, hardware, self.seed, tracks)

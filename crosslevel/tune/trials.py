@@ -19,11 +19,12 @@ def outcome(trial: FrozenTrial) -> str:
 def cost(trial: FrozenTrial, epochs: int) -> float:
     """The share of a full training that a trial took; of one that runs, a whole one.
 
-    Nothing for one that was cut off: it is tried again, and that costs.
+    Nothing for one that was cut off: it is tried again, and that costs. An epoch in which a training diverged counts.
     """
     if outcome(trial) in ("waiting", "killed"):
         return 0.0
-    return 1.0 if trial.state.name == "RUNNING" else (trial.last_step or 0) / epochs
+    done = (trial.last_step or 0) + (outcome(trial) == "diverged")
+    return 1.0 if trial.state.name == "RUNNING" else min(1.0, done / epochs)
 
 
 def spent(trials: Sequence[FrozenTrial], epochs: int) -> float:

@@ -19,6 +19,7 @@ from crosslevel.images.subsets import (
     pareto_counts,
     sample,
     some_tracks,
+    stretches,
     take,
 )
 
@@ -133,6 +134,13 @@ def test_the_first_frames_of_each_track(tracks, most):
         seen[track] += 1
         want += [i] * (seen[track] <= most)
     assert first_frames(torch.tensor(tracks), most).tolist() == want
+
+
+def test_long_tracks_are_cut_into_stretches_in_their_order():
+    tracks = torch.tensor([7, 7, 7, 2, 7, 2, 7, 9])
+    assert stretches(tracks, 2).tolist() == [1, 1, 2, 0, 2, 0, 3, 4]
+    assert stretches(tracks, 5).tolist() == [1, 1, 1, 0, 1, 0, 1, 2]
+    assert stretches(tracks, 0).tolist() == stretches(tracks, 1).tolist() == [2, 3, 4, 0, 5, 1, 6, 7]
 
 
 @given(tracks=st.lists(st.integers(-3, 20), min_size=1, max_size=60), seed=st.integers(0, 9), data=st.data())

@@ -69,6 +69,16 @@ def test_near_duplicates_fool_plain_retrieval_but_not_with_tracks():
     assert retrieval(*copied, torch.arange(400).repeat(2))["top1"] == aware[1]
 
 
+def test_where_nothing_is_left_to_rank_against_there_is_no_score():
+    a, b = views()
+    with pytest.raises(ValueError, match="all images are of one track"):
+        retrieval(a, b, torch.zeros(60, dtype=torch.long))
+    with pytest.raises(ValueError, match="20 tracks for 60 images"):
+        scores(a, b, tracks=torch.arange(20))
+    with pytest.raises(ValueError, match="group_a: 30 features of 60 images"):
+        scores(a, b, a[:30], b[:30])
+
+
 def mutual_information(table):
     total = table.sum()
     return sum(
@@ -123,6 +133,9 @@ def test_alignment_and_uniformity_are_means_over_pairs():
     )
     potentials = [math.exp(-2 * ((x[i] - x[j]) ** 2).sum()) for i in range(60) for j in range(i)]
     assert uniformity(a) == pytest.approx(math.log(np.mean(potentials)), rel=1e-5)
+    some = torch.linspace(0, 59, 40).round().long()
+    assert len(some.unique()) == 40
+    assert uniformity(a, most=40) == pytest.approx(uniformity(a[some]))
 
 
 @settings(max_examples=10, deadline=None)

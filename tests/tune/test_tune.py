@@ -1,6 +1,7 @@
 """The search end to end with real trainings; what it leaves; and that no label is read."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -21,7 +22,7 @@ optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'crossl
 from crosslevel import images  # noqa: E402
 from crosslevel.commands import run  # noqa: E402
 from crosslevel.encoder import load_encoder  # noqa: E402
-from crosslevel.images import Images, Turntable  # noqa: E402
+from crosslevel.images import Images, Packed, Turntable  # noqa: E402
 from crosslevel.images.subsets import Subset, take, unlabelled  # noqa: E402
 from crosslevel.train import train  # noqa: E402
 from crosslevel.tune import results, trial, tune  # noqa: E402
@@ -121,10 +122,25 @@ def test_what_is_held_out_is_whole_tracks_and_not_trained_on():
     assert other.held.paths == held.held.paths
     with pytest.raises(ValueError, match="12 images are too few to tune on: at least 64"):
         held.part(take(source, torch.arange(12)))
-    source = take(source, torch.arange(80))
-    source.tracks = torch.zeros(80, dtype=torch.long)
-    with pytest.raises(ValueError, match="1 tracks are too few to hold some out"):
-        held.part(source)
+
+
+@pytest.mark.parametrize(("films", "frames", "held"), [(1, 100, 16), (3, 300, 90), (20, 300, 600), (4, 20_000, 2000)])
+def test_of_films_stretches_are_held_out_that_can_be_told_apart(films, frames, held):
+    count = films * frames
+    source = Packed(torch.zeros(1, 3, 1, 1, dtype=torch.uint8).expand(count, 3, 1, 1), [str(i) for i in range(count)])
+    source.tracks = torch.arange(count) // frames
+    rest, out = trial.divided(source, 0)
+    assert len(rest) + len(out) == count
+    longest = held // 4
+    assert held - longest < len(out) < held + longest
+    assert len(out) <= 2000
+    numbers = torch.tensor([int(path) for path in out.paths])
+    for track in out.tracks.unique():
+        own = numbers[out.tracks == track]
+        assert len(own) <= longest
+        assert torch.equal(own, torch.arange(int(own[0]), int(own[0]) + len(own)))
+        assert len((own // frames).unique()) == 1
+    assert len(out.tracks.unique()) >= 4
 
 
 def test_scores_do_not_depend_on_a_trials_own_views(tmp_path, monkeypatch):
@@ -141,7 +157,7 @@ def test_scores_do_not_depend_on_a_trials_own_views(tmp_path, monkeypatch):
         options = [f"--views.preset={preset}", "--cld.weight=0", "--epochs=1"]
         trial.trained(IMAGES, base(tmp_path), tmp_path / preset, options, told)
         seen.append(json.loads(told.out.getvalue()))
-        del seen[-1]["instance_rank"]  # of the trial's own head
+        del seen[-1]["instance_rank"]  # of the trial's own heads
     assert seen[0] == seen[1]
     assert seen[0]["alignment"] > 0
 
@@ -199,6 +215,21 @@ def test_the_page_shows_history_settings_and_all_trials(found):
     for heading in ("What was searched", "Best settings found", "History", "Parallel coordinates", "All trials"):
         assert f">{heading}<" in page
     assert "No label was read" in page
+
+
+def test_the_page_shows_how_much_each_setting_matters(tmp_path):
+    """Which takes more trials than the small search has."""
+    plan = dataclasses.replace(planned(tmp_path), space={"lr": Numbers(0.0, 1.0), "cld.weight": Numbers(0.0, 1.0)})
+    study = optuna.create_study(direction="maximize")
+    for i in range(12):
+        lr = (i + 0.5) / 12
+        study.add_trial(optuna.create_trial(
+            value=1 - lr, params={"lr": lr, "cld.weight": (5 * i % 12) / 12}, intermediate_values={2: 1 - lr},
+            distributions={name: optuna.distributions.FloatDistribution(0, 1) for name in plan.space},
+            user_attrs={"outcome": "complete", "figures": {"combined": 1 - lr}},
+        ))  # fmt: skip
+    results.leave(study, plan, "photos", {"lr": 0.1, "cld": {"weight": 0.1}}, Console(file=io.StringIO()))
+    assert ">Importance, %<" in (tmp_path / "report.html").read_text()
 
 
 def test_a_training_that_cannot_start_says_why(tmp_path, monkeypatch):
@@ -307,13 +338,26 @@ def test_the_search_itself_reads_no_label_either(tmp_path, guarded, monkeypatch)
     """What reads the source to plan, to name and to continue the search."""
     without_trainings(monkeypatch)
     source = photos(tmp_path / "photos")
-    for images_ in (IMAGES, str(source), f"{source}@imbalance=1"):
+    chosen = tmp_path / "part.txt"
+    chosen.write_text("".join(f"{name}/{i:03}.png\t{c}\n" for c, name in enumerate(("cat", "dog")) for i in range(38)))
+    given = (IMAGES, str(source), f"{source}@repeat=2", f"{source}@list={chosen}")
+    for images_ in given:
         with pytest.raises(AssertionError, match="labels were read"):
             _ = images.open(images_).labels
-    for images_ in (IMAGES, str(source)):
+    for images_ in given:
         for _ in range(2):
             folder = tune_(images_, f"--output={tmp_path / images_.replace('/', '-')}")
-    assert (folder / "config.yaml").exists()
+        assert (folder / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("part", ["@imbalance=10", "@pareto=6", "@repeat=2@classes=x.txt"])
+def test_a_part_that_is_chosen_by_labels_is_refused(tmp_path, guarded, capsys, part):
+    source = f"{photos(tmp_path / 'photos')}{part}"
+    with pytest.raises(SystemExit):
+        tune_(source)
+    said = capsys.readouterr().err
+    assert f"and {part[part.rindex('@') :]} chooses images by labels: write a list with crosslevel subset" in said
+    assert said.count("\n") == 1
 
 
 def tune_(source, *options):
@@ -338,8 +382,8 @@ def test_the_best_settings_find_the_images_from_any_folder(tmp_path, monkeypatch
     without_trainings(monkeypatch)
     photos(tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
-    folder = tune_("photos@imbalance=1", "--output=s")
-    assert yaml.safe_load((folder / "config.yaml").read_text())["images"] == f"{tmp_path}/photos@imbalance=1"
+    folder = tune_("photos@repeat=2", "--output=s")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["images"] == f"{tmp_path}/photos@repeat=2"
 
 
 def test_objects_of_annotated_images_are_searched_without_their_classes(tmp_path, guarded):
@@ -421,7 +465,7 @@ def test_a_full_disk_is_no_fault_of_the_settings(tmp_path):
     assert trial._failure(2, log).kind == "refused"
 
 
-def test_a_killed_search_takes_its_training_along(tmp_path):
+def test_a_killed_search_takes_its_training_along(tmp_path, monkeypatch):
     """SIGKILL, which nobody can catch; and the next call does the trial again."""
     line = [
         sys.executable, "-c", "from crosslevel.cli import main; main()", "tune", IMAGES, *TINY, "--epochs=50",
@@ -441,6 +485,11 @@ def test_a_killed_search_takes_its_training_along(tmp_path):
     assert not running(child)
     study = optuna.load_study(study_name="s", storage=url(None, tmp_path / "s"))
     assert [t.state.name for t in study.trials] == ["RUNNING"]
+    without_trainings(monkeypatch, epochs=50)
+    run(tune, [IMAGES, *TINY, "--epochs=50", "--trials=1", f"--output={tmp_path}/s"])
+    lost, again = study.get_trials()
+    assert (lost.user_attrs["outcome"], lost.user_attrs["reason"]) == ("killed", "its worker died")
+    assert (again.params, again.state.name) == (lost.params, "COMPLETE")
 
 
 def children(pid):
