@@ -11,7 +11,7 @@ demo: .venv/installed
 	$(BIN)/crosslevel demo
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed-lint
 	$(BIN)/ruff check .

@@ -15,6 +15,11 @@ settings.load_profile("crosslevel")
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first: of several processes none is left with them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory):
     """Indexes of sources are kept in a folder of this run, not in the user's."""

@@ -8,9 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from crosslevel import load_encoder
+
+pytestmark = pytest.mark.slow
 
 SOURCE = "turntable,classes=4,objects=24,frames=6,size=16,imbalance=4"
 TINY = ["--encoder.width=0.0625", "--batch_size=16", "--device=cpu", "--devices=2", "--log_every=1", "--workers=0"]

@@ -18,6 +18,8 @@ from crosslevel.images.views import Views
 from crosslevel.methods import METHODS
 from crosslevel.pretrain import Pretrain, fit
 
+pytestmark = pytest.mark.slow
+
 STEPS, BATCH, DISTINCT, COPIED = 200, 32, 160, 10
 OPTIONS = {"npid": {"negatives": 64}, "moco": {"queue": 128}, "infomin": {"queue": 128}, "byol": {"hidden": 64}}
 
@@ -42,7 +44,7 @@ def effective_rank(features):
 @pytest.mark.parametrize("name", METHODS)
 def test_two_hundred_steps_on_duplicates(images, tmp_path, name, grouping):
     torch.manual_seed(0)
-    encoder = Encoder("resnet18", small_images=False, width=0.125)
+    encoder = Encoder("resnet18", small_images=False, width=0.0625)
     method = METHODS[name](encoder, len(images), out_features=32, **OPTIONS.get(name, {}))
     cld = CrossLevel(encoder.num_features, weight=0.5, out_features=32, grouping=grouping) if grouping else None
     method.online = max(method.online, 2) if cld else method.online

@@ -12,6 +12,8 @@ from crosslevel.images.turntable import Turntable
 from crosslevel.images.turntable_rays import HITS
 from crosslevel.images.turntable_shapes import FAMILIES, Solid
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"classes": 3, "objects": 9, "frames": 3, "imbalance": 4.0, "size": 16, "test_objects": 2, "test_frames": 2}
 
 

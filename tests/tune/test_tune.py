@@ -29,6 +29,8 @@ from crosslevel.tune import results, trial, tune  # noqa: E402
 from crosslevel.tune.plan import Plan, url  # noqa: E402
 from crosslevel.tune.ranges import Numbers  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 IMAGES = "turntable:train,classes=2,objects=20,frames=4,size=16,imbalance=2"
 TINY = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=8", "--device=cpu"]
 
