@@ -183,6 +183,7 @@ class Search:
 
     def _reclaim(self) -> None:
         """Mark the trials whose worker is dead, and queue them again; the caller holds the study's lock."""
+        dead: set[str] = set()
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             owner = trial.user_attrs.get("worker")
             if owner == self.worker:
@@ -191,6 +192,10 @@ class Search:
                     self._cut_off(trial, CUT_OFF[2])
             elif self._is_dead(trial, owner):
                 self._cut_off(trial, CUT_OFF[0])
+                dead |= {owner} if owner else set()
+        for worker in dead:  # what it left on this machine
+            for file in (self._sign(worker), self._sign(worker).with_suffix(".yaml")):
+                file.unlink(missing_ok=True)
 
     def abandon(self) -> None:
         """Ctrl-C: what this process was at is marked, and waits for the next call."""

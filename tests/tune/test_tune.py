@@ -492,6 +492,7 @@ def test_a_killed_search_takes_its_training_along(tmp_path, monkeypatch):
     lost, again = study.get_trials()
     assert (lost.user_attrs["outcome"], lost.user_attrs["reason"]) == ("killed", "its worker died")
     assert (again.params, again.state.name) == (lost.params, "COMPLETE")
+    assert not list((tmp_path / "s" / "workers").iterdir())
 
 
 def children(pid):
