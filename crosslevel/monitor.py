@@ -27,7 +27,7 @@ Which = Literal["knn", "label_free", "both"]
 Measure = Callable[[], dict[str, float]]
 
 PROBED, PIXELS = 2000, 50_000_000  # images that scores are of, and how many pixels they may have together
-PIECES = 4  # a track of more than one in so many images is cut: what is left has to be enough to tell an image from
+PIECES = 4  # into at least so many a track is cut that would leave too little to tell its images from
 
 
 def monitor_of(
@@ -119,9 +119,10 @@ def scored(
 
 
 def told_apart(images: Packed) -> Int64[Tensor, " N"]:
-    """The tracks, or near-duplicates by pixels where none are known, none of them more than a quarter of the images."""
+    """The tracks, or near-duplicates by pixels where none are known; where one has over half of the images, cut up."""
     known = near_tracks(images) if images.tracks is None else images.tracks
-    return stretches(known, len(images) // PIECES)
+    largest = int(known.unique(return_counts=True)[1].max())
+    return known if 2 * largest <= len(images) else stretches(known, len(images) // PIECES)
 
 
 def near_tracks(images: Packed) -> Int64[Tensor, " N"]:

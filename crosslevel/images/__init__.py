@@ -23,7 +23,7 @@ from crosslevel.images.sources import Files, Images, Packed, SourceError
 from crosslevel.images.stl10 import Stl10
 from crosslevel.images.streams import ImageStream, StreamBatches, is_stream
 from crosslevel.images.subsets import unlabelled
-from crosslevel.images.suffixes import BY_LABEL, Suffix, applied, located, split
+from crosslevel.images.suffixes import BY_LABEL, PICKS, Suffix, applied, located, split, with_list
 from crosslevel.images.turntable import Turntable
 from crosslevel.images.video import open_videos
 
@@ -124,20 +124,20 @@ def open(
 
 
 def open_unlabelled(source: str, *, data_root: str | None = None, crops: Crops | None = None) -> Images:
-    """`open`, without labels, and without one being read on the way; those in a file of ``@list`` are dropped.
+    """`open`, with what is known of labels dropped before any part is taken, and so are those in a file of ``@list``.
 
     Raises:
         SourceError: as from `open`, or a part that is chosen by labels.
 
     """
     whole, parts = split(source)
-    images = unlabelled(open(whole, data_root=data_root, crops=crops))
     for part in parts:
         if part.key in BY_LABEL:
             raise SourceError(
                 f"{source}: no label is read here, and {part} chooses images by labels: write a list with crosslevel "
-                f"subset '{source}' -o part.txt, and give {whole}@list=part.txt"
+                f"subset '{source}' -o part.txt, and give {with_list(source, 'part.txt', (*PICKS, *BY_LABEL))}"
             )
+    images = unlabelled(open(whole, data_root=data_root, crops=crops))
     return unlabelled(_part(images, parts, source)) if parts else images
 
 

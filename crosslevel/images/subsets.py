@@ -185,16 +185,19 @@ def first_frames(tracks: Int64[Tensor, " N"], most: int) -> Int64[Tensor, " M"]:
 
 
 def stretches(tracks: Int64[Tensor, " N"], longest: int) -> Int64[Tensor, " N"]:
-    """The tracks, numbered from 0, those of more than ``longest`` images cut into stretches of so many, in their order.
+    """The tracks, numbered from 0, those of more than ``longest`` images cut into even stretches of at most so many.
 
-    A film is one track, and what it shows an hour later is something else.
+    A stretch has images that follow each other within the track. A film is one track, and what it shows an hour later
+    is something else.
     """
     _, owner = tracks.unique(return_inverse=True)
     order = owner.argsort(stable=True)
     counts = owner.bincount()
     place = torch.empty_like(owner)
     place[order] = torch.arange(len(owner)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    cut: Tensor = (owner * len(owner) + place // max(1, longest)).unique(return_inverse=True)[1]
+    pieces = -(-counts // max(1, longest))
+    stretch = place * pieces[owner] // counts[owner]
+    cut: Tensor = (owner * len(owner) + stretch).unique(return_inverse=True)[1]
     return cut
 
 

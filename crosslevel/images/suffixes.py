@@ -6,7 +6,7 @@ import difflib
 import inspect
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -86,10 +86,10 @@ def located(source: str, absolute: Callable[[str], str]) -> str:
     return absolute(head) + "".join(map(str, files))
 
 
-def with_list(source: str, file: str) -> str:
+def with_list(source: str, file: str, without: Sequence[str] = PICKS) -> str:
     """The source that reads back a list of the images of ``source``: the same images, labels and classes."""
     head, suffixes = split(source)
-    return head + "".join(str(suffix) for suffix in suffixes if suffix.key not in PICKS) + f"@list={file}"
+    return head + "".join(str(suffix) for suffix in suffixes if suffix.key not in without) + f"@list={file}"
 
 
 def _imbalance(images: Images, imbalance: float, seed: int = 0) -> Images:

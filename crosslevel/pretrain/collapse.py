@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,27 +16,22 @@ from crosslevel.pretrain.callbacks import Recorder
 WARNINGS = "warnings.txt"
 FEW_DIRECTIONS = 2.0  # untrained networks, the narrowest too, have more than 4
 ONE_GROUP = 0.9  # of a batch's images
-BATCHES = 5  # one batch's agreement is a matter of chance
 
 
-def symptoms(
-    figures: Mapping[str, float], batch_size: int, features: int, groups: int | None, batches: int = 1
-) -> dict[str, str]:
+def symptoms(figures: Mapping[str, float], batch_size: int, features: int, groups: int | None) -> dict[str, str]:
     """What is wrong with a run by the newest figures of its log: by kind, one line with what to change.
 
     ``features``: `effective_rank` (`metrics.spectrum`) below `FEW_DIRECTIONS`: all images look alike to the encoder.
     ``instance branch``: likewise what its loss compares, where a collapse begins.
-    ``groups``: the group branch tells nothing apart: the rank of its features is as low (``group_rank``); or of 3
-    groups or more one has more than `ONE_GROUP` of a batch, in either view, and they agree for nothing; or both views'
-    groups agree no better than chance, within two standard deviations: features that are alike but for noise fall into
-    groups of equal size.
+    ``groups``: of 3 groups or more, one has more than `ONE_GROUP` of a batch, as the mean of both views, which then
+    agree for nothing; or the rank of the group branch's features is as low: those that are alike but for noise fall
+    into groups of equal size.
 
     Args:
         figures: as in metrics.csv.
         batch_size: images that are grouped together.
         features: D of the encoder.
         groups: k of CLD; None without CLD.
-        batches: how many batches ``group_agreement`` is the mean of; it is not judged by fewer than `BATCHES`.
 
     """
     found = {}
@@ -54,22 +47,18 @@ def symptoms(
         found["instance branch"] = (
             f"the instance branch collapses: its features have effective rank {instance:.1f}: {hint}"
         )
-    if groups is not None and (wrong := _ungrouped(figures, batch_size, groups, batches)):
+    if groups is not None and groups > 2 and (wrong := _ungrouped(figures, batch_size, groups)):
         agreement = f", agreement {100 * figures['group_agreement']:.0f} %" if "group_agreement" in figures else ""
         found["groups"] = f"the groups collapse: {wrong}{agreement}: lower --cld.weight or --lr"
     return found
 
 
-def _ungrouped(figures: Mapping[str, float], batch_size: int, groups: int, batches: int) -> str:
+def _ungrouped(figures: Mapping[str, float], batch_size: int, groups: int) -> str:
     rank, share = figures.get("group_rank"), figures.get("largest_group", 0.0) / batch_size
-    if groups > 2 and share > ONE_GROUP:
+    if share > ONE_GROUP:
         return f"{100 * share:.0f} % of a batch in one of {groups} groups"
     if rank is not None and rank < FEW_DIRECTIONS:
         return f"the group branch's features have effective rank {rank:.1f}"
-    chance = 1 / max(1.0, figures.get("groups_used", groups))
-    most = chance + 2 * math.sqrt(chance * (1 - chance) / (batches * batch_size))
-    if groups > 2 and batches >= BATCHES and figures.get("group_agreement", 1.0) <= most:
-        return f"those of two views agree by chance alone in {batches} batches"
     return ""
 
 
@@ -82,7 +71,6 @@ class CollapseWatch(L.Callback):
     def __init__(self, recorder: Recorder, folder: Path, after: int, console: Console) -> None:
         self.recorder, self.file, self.after, self.console = recorder, folder / WARNINGS, after, console
         self.known: set[str] = set()
-        self.agreements: deque[float] = deque(maxlen=BATCHES)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Of a run that is continued, keep what was seen up to its checkpoint."""
@@ -103,12 +91,7 @@ class CollapseWatch(L.Callback):
         if cld is not None and cld.last is not None:
             images = len(cld.last.a.assignment)
         groups = None if cld is None or cld.last is None else len(cld.last.a.sizes)
-        figures = dict(self.recorder.newest)
-        if groups is not None:
-            self.agreements.append(figures["group_agreement"])
-            figures["group_agreement"] = sum(self.agreements) / len(self.agreements)
-        found = symptoms(figures, images, module.encoder.num_features, groups, len(self.agreements))
-        for kind, line in found.items():
+        for kind, line in symptoms(self.recorder.newest, images, module.encoder.num_features, groups).items():
             if kind not in self.known:
                 self.known.add(kind)
                 self.console.print(f"step {step}: {line}", highlight=False, markup=False)

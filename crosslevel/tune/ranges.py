@@ -173,6 +173,8 @@ def _parser() -> commands.Parser:
 
 
 def _unknown(name: str, types: Mapping[str, Any]) -> str:
+    if name in MACHINE:
+        return f"{name} is not searched: it changes where and how a training runs, not what it learns"
     if name in FIXED:
         return f"{name} is not searched, it is the same for all trials"
     near = difflib.get_close_matches(name, types, 3, 0.7)

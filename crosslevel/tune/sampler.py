@@ -39,8 +39,10 @@ class Fresh(BaseSampler):
     ) -> dict[str, Any]:
         """All parameters' values."""
         others = study.get_trials(deepcopy=False)
-        place = sum("again" not in other.user_attrs for other in others if other.number < trial.number)
-        given = self.plan.start[place] if place < len(self.plan.start) else {}
+        tried = [other.params for other in others if other.number < trial.number and other.params]
+        given = next((point for point in self.plan.start if not any(point.items() <= p.items() for p in tried)), {})
+        if len(tried) > 10 * len(self.plan.start):
+            given = {}  # by now each had its turn, whatever became of it
         point: dict[str, Any] = {}
         for attempt in range(self.tries):
             point = self._draw(study, trial, hash_of(self.plan.seed, trial.number, attempt)) | given

@@ -212,7 +212,8 @@ class Search:
             storage = self.study._storage
             storage.set_trial_user_attr(trial._trial_id, "outcome", "killed")
             storage.set_trial_user_attr(trial._trial_id, "reason", reason)
-            if storage.set_trial_state_values(trial._trial_id, TrialState.FAIL):
+            # Of one without parameters there is nothing to try again: it was lost as it was asked for.
+            if storage.set_trial_state_values(trial._trial_id, TrialState.FAIL) and trial.params:
                 self._again(trial, fault=reason == CUT_OFF[0])
 
     def _is_dead(self, trial: FrozenTrial, owner: str | None) -> bool:

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from crosslevel import commands
 from crosslevel.cld import CrossLevel
@@ -36,6 +37,7 @@ DIVERGED = 3
 
 LOG = "train.log"
 LEAST, MOST = 16, 2000  # held-out images: the rarest things need some, more change the scores little
+FEWEST = 3  # tracks: an image is told from those of other ones
 
 
 class Failed(RuntimeError):
@@ -119,8 +121,8 @@ def _failure(status: int, log: Path) -> Failed:
 def divided(source: Images, seed: int) -> tuple[Images, Images]:
     """The images to train on and those to hold out, whole tracks at a time; neither has labels.
 
-    A track of more than a quarter of what is held out, such as a film, is cut into stretches of so many images: they
-    are the tracks of what is held out. Stretches that are trained on begin where those that are held out end.
+    Where that holds out fewer than 3 tracks or many more images than wanted, as of a few films, long tracks are cut
+    into stretches, which are the tracks of what is held out. What is trained on then begins where a stretch ends.
 
     Raises:
         SourceError: there are too few images.
@@ -131,18 +133,26 @@ def divided(source: Images, seed: int) -> tuple[Images, Images]:
         raise SourceError(f"{source.name}: {len(source)} images are too few to tune on: at least {4 * LEAST}")
     wanted = min(MOST, max(LEAST, len(source) // 10))
     tracks = source.tracks
-    owner = torch.arange(len(source)) if tracks is None else stretches(tracks, wanted // PIECES)
+    owner = torch.arange(len(source)) if tracks is None else tracks.unique(return_inverse=True)[1]
+    order, count = _drawn(owner, wanted, seed)
+    if tracks is not None and (len(owner[order[:count]].unique()) < FEWEST or count > min(MOST, 2 * wanted)):
+        owner = stretches(tracks, wanted // PIECES)
+        order, count = _drawn(owner, wanted, seed)
+    rest, held = (take(source, part.sort().values) for part in (order[count:], order[:count]))
+    if tracks is not None:
+        held.tracks = owner[order[:count].sort().values]
+    return rest, held
+
+
+def _drawn(owner: Tensor, wanted: int, seed: int) -> tuple[Tensor, int]:
+    """The images in an order that keeps tracks together, and how many of the first are held out."""
     place = torch.randperm(int(owner.max()) + 1, generator=torch.Generator().manual_seed(seed))[owner]
     order = place.argsort(stable=True)
     # The track that the last of them is of comes whole, or not at all.
     last = place[order[wanted - 1]]
     count = int((place <= last).sum())
-    if count > MOST:
-        count = int((place < last).sum())
-    rest, held = (take(source, part.sort().values) for part in (order[count:], order[:count]))
-    if tracks is not None:
-        held.tracks = owner[order[:count].sort().values]
-    return rest, held
+    fewer = int((place < last).sum())
+    return order, fewer if count > MOST and fewer else count
 
 
 class HeldOut:

@@ -139,6 +139,7 @@ def test_the_first_frames_of_each_track(tracks, most):
 def test_long_tracks_are_cut_into_stretches_in_their_order():
     tracks = torch.tensor([7, 7, 7, 2, 7, 2, 7, 9])
     assert stretches(tracks, 2).tolist() == [1, 1, 2, 0, 2, 0, 3, 4]
+    assert stretches(tracks, 4).tolist() == [1, 1, 1, 0, 2, 0, 2, 3]
     assert stretches(tracks, 5).tolist() == [1, 1, 1, 0, 1, 0, 1, 2]
     assert stretches(tracks, 0).tolist() == stretches(tracks, 1).tolist() == [2, 3, 4, 0, 5, 1, 6, 7]
 

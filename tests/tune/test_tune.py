@@ -126,7 +126,7 @@ def test_what_is_held_out_is_whole_tracks_and_not_trained_on():
         held.part(take(source, torch.arange(12)))
 
 
-@pytest.mark.parametrize(("films", "frames", "held"), [(1, 100, 16), (3, 300, 90), (20, 300, 600), (4, 20_000, 2000)])
+@pytest.mark.parametrize(("films", "frames", "held"), [(1, 100, 16), (3, 300, 90), (20, 300, 600), (4, 20_001, 2000)])
 def test_of_films_stretches_are_held_out_that_can_be_told_apart(films, frames, held):
     count = films * frames
     source = Packed(torch.zeros(1, 3, 1, 1, dtype=torch.uint8).expand(count, 3, 1, 1), [str(i) for i in range(count)])
@@ -143,6 +143,17 @@ def test_of_films_stretches_are_held_out_that_can_be_told_apart(films, frames, h
         assert torch.equal(own, torch.arange(int(own[0]), int(own[0]) + len(own)))
         assert len((own // frames).unique()) == 1
     assert len(out.tracks.unique()) >= 4
+
+
+@pytest.mark.parametrize(("tracks", "frames"), [(38, 26), (33, 30), (25, 8), (270, 20)])
+def test_tracks_are_not_cut_where_enough_of_them_are_held_out_whole(tracks, frames):
+    count = tracks * frames
+    source = Packed(torch.zeros(1, 3, 1, 1, dtype=torch.uint8).expand(count, 3, 1, 1), [str(i) for i in range(count)])
+    source.tracks = torch.arange(count) // frames
+    rest, out = trial.divided(source, 0)
+    owners = [{int(path) // frames for path in part.paths} for part in (rest, out)]
+    assert not owners[0] & owners[1]
+    assert len(out.tracks.unique()) == len(owners[1]) >= 3
 
 
 def test_scores_do_not_depend_on_a_trials_own_views(tmp_path, monkeypatch):
