@@ -3,10 +3,11 @@
 python benchmarks/tune.py cifar10-lt DATA/train DATA/test --imbalance 100 -- --recipe cifar10-moco-cld --epochs 9
 python benchmarks/tune.py turntable turntable turntable:test -- --epochs 9
 
-Each way (tune: TPE and pruning; random: neither; given: no search) ends in settings, found without labels; with them
-the encoder is trained on all of TRAIN, and judged on TEST, balanced and labelled, by kNN (k = 200) against TRAIN's
-labels (of its long-tailed part where there is --imbalance). What is in benchmarks/results/tune.json is not done
-again, and a search or a training that was killed goes on. What follows ``--`` are options of `crosslevel train`.
+Each way (tune: TPE, pruning and finalists; random: none of them; given: no search) ends in settings, found without
+labels; with them the encoder is trained on all of TRAIN, and judged on TEST, balanced and labelled, by kNN (k = 200)
+against TRAIN's labels (of its long-tailed part where there is --imbalance). What is in benchmarks/results/tune.json is
+not done again, and a search or a training that was killed goes on. What follows ``--`` are options of `crosslevel
+train`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from crosslevel.metrics.knn import weighted_knn
 RESULTS = Path(__file__).parent / "results" / "tune.json"
 WAYS = {
     "given": None,
-    "random": ["--sampler=random", "--pruning=false"],
+    "random": ["--sampler=random", "--pruning=false", "--finalists=0"],
     "tune": ["--sampler=tpe", "--pruning=true"],
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 import threading
@@ -36,6 +37,7 @@ def tune(
     storage: str | None = None,
     sampler: Literal["tpe", "random"] = "tpe",
     pruning: bool = True,
+    finalists: int | None = None,
     *,
     settings: dict[str, Any],
 ) -> Path:
@@ -63,6 +65,9 @@ def tune(
             called with the same --output name. A file in the folder unless given.
         sampler: tpe learns from earlier trials, random does not.
         pruning: stop trials that are behind after a ninth and a third of the epochs (successive halving).
+        finalists: so many of the best trials, and the settings as given, are trained once more with another seed in
+            the end, out of the budget, and the mean score decides: one training's is partly luck. One for every four
+            full trainings of the budget, less one, unless given: 2 of 12.
         settings: of train, as a tree; no option.
 
     Returns:
@@ -71,7 +76,7 @@ def tune(
     """
     study = _study()
     console = Console(soft_wrap=True)
-    plan = _plan(images, search, output, budget, trials, storage, sampler, pruning, settings, console)
+    plan = _plan(images, search, output, budget, trials, storage, sampler, pruning, finalists, settings, console)
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: give at least 1")
     searching = study.Search(plan)
@@ -109,6 +114,7 @@ def _plan(
     storage: str | None,
     sampler: Literal["tpe", "random"],
     pruning: bool,
+    finalists: int | None,
     given: dict[str, Any],
     console: Console,
 ) -> Plan:
@@ -116,6 +122,13 @@ def _plan(
     budget = (12.0 if trials is None else float("inf")) if budget is None else budget
     if not budget >= 1 or (trials is not None and trials < 1) or epochs < 1:
         raise ValueError(f"budget={budget:g}, trials={trials}, epochs={epochs}: give at least one full training")
+    if finalists is None:
+        finalists = max(0, int(budget // 4) - 1) if math.isfinite(budget) else 0
+    if finalists < 0 or (finalists and not math.isfinite(budget)) or finalists + 2 > budget:
+        raise ValueError(
+            f"finalists={finalists}, budget={budget:g}: their trainings, one for the settings as given, and one of the "
+            "search have to fit: give more --budget or fewer --finalists"
+        )
     crops = None if given["crops"] is None else Crops(**given["crops"])
     source = image_sources.open_unlabelled(images, data_root=given["data_root"], crops=crops)
     part, _ = trial.divided(source, given["seed"])
@@ -143,6 +156,7 @@ def _plan(
     return Plan(
         folder=folder, storage=url(storage, folder), space=space, start=starts, epochs=epochs, budget=budget,
         trials=trials, sampler=sampler, pruning=pruning, seed=given["seed"], agreed=agreed, as_given=not beyond,
+        finalists=finalists,
         warmup=max(warmup_of(epochs, given["warmup_epochs"]), epochs / 3),
     )  # fmt: skip
 

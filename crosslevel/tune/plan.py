@@ -18,7 +18,8 @@ class Plan:
     """What all workers of a study agree on, and where they work.
 
     ``start`` are the first trials' parameters; the first of them are the settings as the user gave them if
-    ``as_given``, and as near to them as the ranges allow if not. ``warmup``: epochs in which nothing counts as
+    ``as_given``, and as near to them as the ranges allow if not. ``finalists``: how many of the best trials are trained
+    once more, out of the budget, and the settings as given besides. ``warmup``: epochs in which nothing counts as
     collapsed: in a short training even a network that will be good sees little at first.
     """
 
@@ -34,6 +35,7 @@ class Plan:
     seed: int
     agreed: dict[str, Any]
     as_given: bool = True
+    finalists: int = 0
     warmup: float = 0.0
     stop: threading.Event = field(default_factory=threading.Event)
     beat: float = BEAT

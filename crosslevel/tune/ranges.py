@@ -26,7 +26,9 @@ MACHINE = (
 )  # fmt: skip
 """Settings that may differ between the workers of one study."""
 
-FIXED = (*MACHINE, "run", "resume", "config", "recipe", "epochs", "method", "encoder", "cld", "views", "devices")
+FIXED = (
+    *MACHINE, "seed", "run", "resume", "config", "recipe", "epochs", "method", "encoder", "cld", "views", "devices",
+)  # fmt: skip
 """Settings that are no parameters: what is trained on, where and how long, and whole parts."""
 
 Value = str | float | int

@@ -21,7 +21,7 @@ from crosslevel import images as image_sources
 from crosslevel import report
 from crosslevel import settings as trees
 from crosslevel.report import Block, Cell, cell
-from crosslevel.tune import ranges
+from crosslevel.tune import finals, ranges
 from crosslevel.tune.plan import Plan
 from crosslevel.tune.trials import cost, outcome, spent
 
@@ -48,7 +48,7 @@ def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], conso
     if not trials:
         return
     _write_table(trials, plan)
-    best = _best(trials)
+    best = finals.best(trials, plan)
     if best is not None:
         tree = best_settings(settings, best.params)
         part = plan.folder / f".{BEST}.{os.getpid()}.part"
@@ -111,21 +111,14 @@ def line(trial: FrozenTrial, plan: Plan) -> str:
 
 def verdict(trials: Sequence[FrozenTrial], plan: Plan, best: FrozenTrial) -> str:
     """What the best trial gains, in a sentence."""
-    given = _given(trials, plan)
-    told = f"Trial {best.number} scored best: {best.value:.4f}"
+    given, score = finals.as_given(trials, plan), finals.score(trials, best)
+    twice = ", the mean of two trainings" if any(_whole(t) for t in finals.repeated(trials, best)) else ""
+    told = f"Trial {best.number} scored best: {score:.4f}{twice}"
     if given is None:
         return f"{told}."
     if best.number == given.number:
-        return f"The settings as given scored best: {best.value:.4f}."
-    return f"{told}; the settings as given, trial {given.number}: {given.value:.4f}."
-
-
-def _given(trials: Sequence[FrozenTrial], plan: Plan) -> FrozenTrial | None:
-    """The trial of the settings as given, if it came to its end: the first one, or its repetition."""
-    if not (plan.as_given and plan.start):
-        return None
-    alike = (t for t in trials if t.params == plan.start[0])
-    return next((t for t in alike if _whole(t)), None)
+        return f"The settings as given scored best: {score:.4f}{twice}."
+    return f"{told}; the settings as given, trial {given.number}: {finals.score(trials, given):.4f}."
 
 
 def blocks(trials: Sequence[FrozenTrial], plan: Plan, best: FrozenTrial | None) -> list[Block]:
@@ -262,13 +255,14 @@ def _write_table(trials: Sequence[FrozenTrial], plan: Plan) -> None:
     part = plan.folder / f".{TABLE}.{os.getpid()}.part"
     with part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["trial", "outcome", "epochs", "cost", "seconds", *plan.space, *names, "reason"])
+        writer.writerow(["trial", "outcome", "repeats", "epochs", "cost", "seconds", *plan.space, *names, "reason"])
         for trial in trials:
             about = trial.user_attrs
             writer.writerow(
                 [
-                    trial.number, outcome(trial), trial.last_step or 0, f"{cost(trial, plan.epochs):.4g}",
-                    about.get("seconds", ""), *(trial.params.get(name, "") for name in plan.space),
+                    trial.number, outcome(trial), about.get(finals.REPEATS, ""), trial.last_step or 0,
+                    f"{cost(trial, plan.epochs):.4g}", about.get("seconds", ""),
+                    *(trial.params.get(name, "") for name in plan.space),
                     *(about.get("figures", {}).get(name, "") for name in names), about.get("reason", ""),
                 ]
             )  # fmt: skip
@@ -278,11 +272,6 @@ def _write_table(trials: Sequence[FrozenTrial], plan: Plan) -> None:
 def _whole(trial: FrozenTrial) -> bool:
     """Whether it came to its end; one that was stopped has a value as well, its last score."""
     return trial.state.name == "COMPLETE"
-
-
-def _best(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    whole = [trial for trial in trials if _whole(trial)]
-    return max(whole, key=lambda trial: trial.value or 0.0, default=None)
 
 
 def _score(trial: FrozenTrial) -> float | None:

@@ -19,6 +19,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from crosslevel.tune import finals
 from crosslevel.tune.plan import Plan
 from crosslevel.tune.sampler import distributions
 from crosslevel.tune.storage import locked, locked_file, opened, patiently
@@ -80,42 +81,61 @@ class Search:
         """A trial to train; or none, and for how many seconds to wait, None where there will be no more."""
         self._reclaim()
         trials = self.study.get_trials(deepcopy=False)
-        if not self._is_room(trials):
-            return None, min(1.0, self.plan.beat) if any(t.state == TrialState.RUNNING for t in trials) else None
+        running = any(t.state == TrialState.RUNNING for t in trials)
+        wait = min(1.0, self.plan.beat) if running else None
+        if not self._is_room(trials) or self._exhausted(trials):
+            if any(t.state == TrialState.RUNNING and finals.is_search(t) for t in trials):
+                return None, wait
+            self._repeat(trials)
+            queued = any(t.state == TrialState.WAITING for t in self.study.get_trials(deepcopy=False))
+            if not queued or spent(trials, self.plan.epochs) + 1 > self.plan.budget + 1e-9:
+                return None, wait
         trial = self._asked()
         if trial is not None:
             self.mine.add(trial.number)
-        return trial, None if trial is not None or self._exhausted() else 0.0
+        return trial, 0.0
 
     def _is_room(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Whether one more full training keeps within the budget, when all that run come to their end."""
+        """Whether one more full training keeps within the search's budget, when all that run come to their end."""
+        tried = [t for t in trials if finals.is_search(t)]
         if self.plan.trials is not None:
-            tried = [t for t in trials if t.state != TrialState.WAITING and outcome(t) not in ("killed", "repeated")]
-            if len(tried) >= self.plan.trials:
+            begun = [t for t in tried if t.state != TrialState.WAITING and outcome(t) not in ("killed", "repeated")]
+            if len(begun) >= self.plan.trials:
                 return False
-        return spent(trials, self.plan.epochs) + 1 <= self.plan.budget + 1e-9
+        return spent(tried, self.plan.epochs) + 1 <= self.plan.budget - finals.reserve(self.plan) + 1e-9
+
+    def _repeat(self, trials: Sequence[FrozenTrial]) -> None:
+        """Queue the finalists with another seed, those that are not yet; the search itself is over."""
+        for trial in finals.finalists(trials, self.plan):
+            if not finals.repeated(trials, trial):
+                about = {finals.REPEATS: trial.number, finals.SEED: self.plan.seed + 1}
+                self.study.enqueue_trial(dict(trial.params), user_attrs=about)
 
     def _asked(self) -> Trial | None:
         """A new trial, or one that waits to be tried again; None if all that came is what was tried before."""
         trial = self.study.ask(distributions(self.plan.space))
         trial.set_user_attr("worker", self.worker)
         trial.set_user_attr("began", time.time())
-        twin = _same(self.study.get_trials(deepcopy=False), trial)
+        others = self.study.get_trials(deepcopy=False)
+        repeats = trial.user_attrs.get(finals.REPEATS)
+        twin = _same([t for t in others if t.user_attrs.get(finals.REPEATS) == repeats], trial)
         if twin is None:
             return trial
         self._end(trial, TrialState.FAIL, "repeated", f"the same settings as trial {twin.number}")
         return None
 
-    def _exhausted(self) -> bool:
+    def _exhausted(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether there is nothing new to try: the last trials all repeated others."""
-        last = self.study.get_trials(deepcopy=False)[-3:]
+        last = [t for t in trials if finals.is_search(t)][-3:]
         return len(last) == 3 and all(outcome(trial) == "repeated" for trial in last)
 
     def _attempt(self, trial: Trial, train: Training) -> None:
         began = time.monotonic()
         figures: dict[str, Any] = {}
         state, kind, reason = TrialState.FAIL, "failed", "an error in crosslevel tune"
-        steps, taken = train(trial.number, trial.params), optuna.exceptions.UpdateFinishedTrialError
+        repeats, seed = (trial.user_attrs.get(name) for name in (finals.REPEATS, finals.SEED))
+        parameters = trial.params if repeats is None else {**trial.params, "seed": seed}
+        steps, taken = train(trial.number, parameters), optuna.exceptions.UpdateFinishedTrialError
         try:
             with contextlib.suppress(taken), self._beating(trial), contextlib.closing(steps):  # type: ignore[type-var]
                 for epoch, figures in enumerate(steps, 1):
@@ -129,6 +149,8 @@ class Search:
             state = TrialState.PRUNED if error.kind == "diverged" else TrialState.FAIL
             kind, reason = error.kind, str(error)
         finally:
+            if repeats is not None:
+                reason = "; ".join([f"trial {repeats} once more, with seed {seed}", *([reason] if reason else [])])
             # Taken from us as dead, or ended by Ctrl-C, it is no longer ours to tell of.
             with contextlib.suppress(taken):
                 figures = {name: value for name, value in figures.items() if name not in TOLD}  # in the reason
@@ -145,7 +167,8 @@ class Search:
             return TrialState.PRUNED, "collapsed", f"all features are alike: {rank}"
         if figures.get("collapse") and epoch > self.plan.warmup:
             return TrialState.PRUNED, "collapsed", f"epoch {epoch}: {figures['collapse']}"
-        if epoch < self.plan.epochs and self.plan.pruning and trial.should_prune():
+        search = finals.REPEATS not in trial.user_attrs
+        if epoch < self.plan.epochs and search and self.plan.pruning and trial.should_prune():
             return TrialState.PRUNED, "pruned", f"behind the others after epoch {epoch}"
         return None
 
@@ -166,7 +189,8 @@ class Search:
         """Queue a trial that was cut off, for whichever worker asks next; not for ever where it may be its fault."""
         attempt = trial.user_attrs.get("attempt", 1) + fault
         if attempt <= ATTEMPTS:
-            about = {"attempt": attempt, "again": trial.number}
+            kept = {name: trial.user_attrs[name] for name in (finals.REPEATS, finals.SEED) if name in trial.user_attrs}
+            about = {"attempt": attempt, "again": trial.number, **kept}
             self.study.enqueue_trial(dict(trial.params), user_attrs=about)
 
     def _give_up(self, ended: FrozenTrial) -> None:

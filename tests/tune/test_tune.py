@@ -314,6 +314,8 @@ def test_a_stopped_trial_is_never_the_best(tmp_path):
         (["--search=cld.gruops=2:8"], "did you mean cld.groups"),
         (["--budget=0.5"], "give at least one full training"),
         (["--jobs=0"], "jobs=0"),
+        (["--budget=3", "--finalists=2"], "give more --budget or fewer --finalists"),
+        (["--trials=3", "--finalists=1"], "give more --budget or fewer --finalists"),
         (["--storage=nowhere"], "--storage nowhere: give an address"),
         (["--epoch=3"], "--epoch"),
         (["--run=here"], "--run"),
