@@ -59,7 +59,7 @@ def tune(
             are, unless given.
         budget: how many full trainings the whole search may cost, all workers together; a stopped trial costs its
             share. 12 unless this or trials is given.
-        trials: at most so many trials, stopped ones included.
+        trials: at most so many trials, stopped ones included, the finalists' second trainings not.
         jobs: trials at a time in this call, sharing the processor's cores.
         storage: a database that workers on several machines share, postgresql://USER:PASSWORD@HOST/DATABASE; they are
             called with the same --output name. A file in the folder unless given.
