@@ -4,10 +4,10 @@ python benchmarks/tune.py cifar10-lt DATA/train DATA/test --imbalance 100 -- --r
 python benchmarks/tune.py turntable turntable turntable:test -- --epochs 9
 
 Each way (tune: TPE, pruning and finalists; random: none of them; given: no search) ends in settings, found without
-labels; with them the encoder is trained on all of TRAIN, and judged on TEST, balanced and labelled, by kNN (k = 200)
-against TRAIN's labels (of its long-tailed part where there is --imbalance). What is in benchmarks/results/tune.json is
-not done again, and a search or a training that was killed goes on. What follows ``--`` are options of `crosslevel
-train`.
+labels. With them an encoder is trained on all of TRAIN, ``--trainings`` times with other seeds, since two trainings of
+one setting differ as much as two good settings, and judged on TEST, balanced and labelled, by kNN (k = 200) against
+TRAIN's labels (of its long-tailed part where there is --imbalance). What is in benchmarks/results/tune.json is not done
+again, and a search or a training that was killed goes on. What follows ``--`` are options of `crosslevel train`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ WAYS = {
     "tune": ["--sampler=tpe", "--pruning=true"],
 }
 
+SEEDS_APART = 100  # of the trainings of one cell
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -51,6 +53,8 @@ def main() -> None:
     parser.add_argument("--most", type=int, help="images of the largest class; all of them unless given")
     parser.add_argument("--budget", type=float, default=12)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--trainings", type=int, default=4, help="of the settings of each cell, which are averaged")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--runs", default="runs/tune-benchmark")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
@@ -60,12 +64,14 @@ def main() -> None:
     options = given[place + 1 :]
     source = long_tailed_list(arguments.train, arguments.imbalance, Path(f"{arguments.name}.txt"), arguments.most)
     for seed in arguments.seeds:
-        for way in WAYS:
+        for way in arguments.ways:
             key = f"{arguments.name} {way} {seed}"
-            about = {"options": options, "budget": arguments.budget, "images": about_images(arguments, source)}
+            images = about_images(arguments, source)
+            about = {"options": options, "budget": arguments.budget, "images": images, "trainings": arguments.trainings}
             if read(arguments.output, "cells").get(key, {}).get("about") == about:
                 continue
-            digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]  # other settings, other folders
+            search = {name: about[name] for name in ("options", "budget", "images")}
+            digest = hashlib.sha256(json.dumps(search).encode()).hexdigest()[:8]  # other settings, other folders
             home = Path(arguments.runs) / arguments.name / f"{way}-{seed}-{digest}"
             result = cell(arguments, home, source, way, seed, options)
             told = {"name": arguments.name, "way": way, "seed": seed, "about": about, **result}
@@ -83,7 +89,7 @@ def about_images(arguments: argparse.Namespace, source: str) -> dict[str, Any]:
 def cell(
     arguments: argparse.Namespace, home: Path, source: str, way: str, seed: int, options: list[str]
 ) -> dict[str, Any]:
-    """Search if it is a search, train with what came of it, and judge."""
+    """Search if it is a search, train with what came of it as often as wanted, and judge each."""
     own, result = [source, *options], {"spent": 0.0, "trials": 0}
     if WAYS[way] is not None:
         call("tune", *own, *WAYS[way], f"--budget={arguments.budget}", f"--jobs={arguments.jobs}", f"--seed={seed}",
@@ -93,12 +99,15 @@ def cell(
             trials = list(csv.DictReader(file))
         result = {"spent": sum(float(trial["cost"]) for trial in trials), "trials": len(trials)}
         result["score"] = max(float(t["combined"]) for t in trials if t["outcome"] == "complete")
-    run = home / "run"
-    if not (run / "encoder.safetensors").is_file():
-        resumed = (run / "checkpoints" / "last.ckpt").is_file()
-        call("train", *(["--resume", str(run)] if resumed else [*own, f"--seed={seed}", f"--run={run}",
-                                                                "--report_html=false"]))  # fmt: skip
-    return {**result, "knn": judge(run, source, arguments.test)}
+    accuracies = []
+    for number in range(arguments.trainings):
+        run = home / ("run" if number == 0 else f"run-{number}")
+        if not (run / "encoder.safetensors").is_file():
+            resumed = (run / "checkpoints" / "last.ckpt").is_file()
+            new = [*own, f"--seed={seed + SEEDS_APART * number}", f"--run={run}", "--report_html=false"]
+            call("train", *(["--resume", str(run)] if resumed else new))
+        accuracies.append(judge(run, source, arguments.test))
+    return {**result, "knn": statistics.mean(accuracies), "each": accuracies}
 
 
 def call(*line: str) -> None:

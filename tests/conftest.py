@@ -1,9 +1,11 @@
 """What all tests share: one hypothesis profile, with the same examples every time and no deadline on a busy
-machine, and one thread, because on tensors this small threads wait for each other longer than they work.
+machine, and one thread, also in the processes that tests start, because on tensors this small threads wait for each
+other longer than they work.
 
 This file's place also makes `reference` importable from every test folder.
 """
 
+import os
 import shutil
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import settings
 settings.register_profile("crosslevel", deadline=None, derandomize=True, max_examples=15, print_blob=True)
 settings.load_profile("crosslevel")
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import sqlite3
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
+import sqlalchemy
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from crosslevel.tune.plan import Plan
@@ -74,10 +76,10 @@ def opened(plan: Plan, tries: int = 8) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for attempt in range(tries):
         try:
-            with locked(plan.folder / "study.lock"):
+            with locked(plan.folder / "study.lock"), locked_everywhere(plan):
                 return _made(plan)
         except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-            # Workers on other machines that make the same tables at the same time get in each other's way.
+            # Other studies' workers that make the same tables at the same time get in each other's way.
             if attempt == tries - 1:
                 raise ValueError(f"{shown(plan)}: the study cannot be opened: {_reason(error)}") from error
             time.sleep(0.1 * (attempt + 1))
@@ -119,6 +121,22 @@ def locked(file: Path) -> Iterator[None]:
     """Alone among this machine's workers, threads included."""
     with file.open("a") as opened:
         fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def locked_everywhere(plan: Plan) -> Iterator[None]:
+    """Alone among the study's workers on all machines, where the database has locks to ask for (PostgreSQL).
+
+    A machine that falls silent while it has the lock loses it after a minute, and a call that lasted longer fails.
+    """
+    if not plan.storage.startswith("postgresql"):
+        yield
+        return
+    key = int.from_bytes(hashlib.sha256(plan.folder.name.encode()).digest()[:8], "big", signed=True)
+    with sqlalchemy.create_engine(plan.storage, poolclass=sqlalchemy.NullPool).begin() as connection:
+        connection.execute(sqlalchemy.text("SET LOCAL idle_in_transaction_session_timeout = '60s'"))
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
         yield
 
 

@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from crosslevel.tune import finals
 from crosslevel.tune.plan import Plan
 from crosslevel.tune.sampler import distributions
-from crosslevel.tune.storage import locked, locked_file, opened, patiently
+from crosslevel.tune.storage import locked, locked_everywhere, locked_file, opened, patiently
 from crosslevel.tune.trial import Failed
 from crosslevel.tune.trials import outcome, spent, twin
 
@@ -72,6 +72,8 @@ class Search:
         while not self.plan.stop.is_set():
             with locked(self.plan.folder / "study.lock"):
                 trial, wait = patiently(self.plan, self._looked)
+                if trial is not None:
+                    self.mine.add(trial.number)
             if trial is not None or wait is None:
                 return trial
             self.plan.stop.wait(wait)
@@ -79,6 +81,10 @@ class Search:
 
     def _looked(self) -> tuple[Trial | None, float | None]:
         """A trial to train; or none, and for how many seconds to wait, None where there will be no more."""
+        with locked_everywhere(self.plan):
+            return self._taken()
+
+    def _taken(self) -> tuple[Trial | None, float | None]:
         self._reclaim()
         trials = self.study.get_trials(deepcopy=False)
         running = any(t.state == TrialState.RUNNING for t in trials)
@@ -90,10 +96,7 @@ class Search:
             queued = any(t.state == TrialState.WAITING for t in self.study.get_trials(deepcopy=False))
             if not queued or spent(trials, self.plan.epochs) + 1 > self.plan.budget + 1e-9:
                 return None, wait
-        trial = self._asked()
-        if trial is not None:
-            self.mine.add(trial.number)
-        return trial, 0.0
+        return self._asked(), 0.0
 
     def _is_room(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether one more full training keeps within the search's budget, when all that run come to their end."""
@@ -206,7 +209,7 @@ class Search:
         return next(t for t in self.study.get_trials(deepcopy=False) if t.number == trial.number)
 
     def _reclaim(self) -> None:
-        """Mark the trials whose worker is dead, and queue them again; the caller holds the study's lock."""
+        """Mark the trials whose worker is dead, and queue them again; the caller holds the study's locks."""
         dead: set[str] = set()
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             owner = trial.user_attrs.get("worker")
@@ -226,7 +229,7 @@ class Search:
         self.plan.stop.set()
         # A database that is away hears nothing; the trial is found to be a dead worker's later.
         away = contextlib.suppress(SQLAlchemyError, optuna.exceptions.StorageInternalError)
-        with away, locked(self.plan.folder / "study.lock"):
+        with away, locked(self.plan.folder / "study.lock"), locked_everywhere(self.plan):
             for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if trial.user_attrs.get("worker") == self.worker:
                     self._cut_off(trial, CUT_OFF[1])
