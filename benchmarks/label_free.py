@@ -20,13 +20,14 @@ import os
 import shutil
 import time
 from pathlib import Path
-from statistics import mean
+from statistics import mean, variance
 from typing import Any, NamedTuple
 
 import torch
 from beside import machine
 from records import add, read
 from rich.console import Console
+from torch import Tensor
 
 from crosslevel import images as image_sources
 from crosslevel.cld import CrossLevel
@@ -131,7 +132,10 @@ GOOD = {"uniformity": -1, "alignment": -1, "loss": -1}
 
 
 def tables(runs: dict[str, Any]) -> str:
-    """Of each collection: rank correlation of every score with accuracy, and what choosing by it would have cost."""
+    """Of each collection: rank correlation of every score with accuracy, and what choosing by it would have cost.
+
+    Among all settings, and among those that train on the views of `BASE`, which are the views that are scored.
+    """
     machines = "; ".join(dict.fromkeys(run["machine"] for run in runs.values()))
     about = f"{STEPS} steps of {BATCH} images of {SIZE} pixels in float32, SimCLR, ResNet-18 x 0.25; accuracy in %."
     lines = [f"{machines}; {about}"]
@@ -144,41 +148,61 @@ def tables(runs: dict[str, Any]) -> str:
         if len(judged) < 3:
             continue
         failed = [key for key in settings if key not in judged]
+        alike = {
+            key: r for key, r in judged.items() if r[0]["setting"]["views"] == json.loads(json.dumps(BASE["views"]))
+        }
         knn = [mean(run["knn"] for run in repeats) for repeats in judged.values()]
-        linear = [mean(run["linear"] for run in repeats) for repeats in judged.values()]
         diverged = f"; diverged: {', '.join(failed)}" if failed else ""
         repeats = min(len(repeats) for repeats in judged.values())
         again = f", each trained {repeats} times, which is averaged" if repeats > 1 else ""
-        noise = noise_of(judged) if repeats > 1 else ""
+        noise = noise_of([repeated[:repeats] for repeated in judged.values()]) if repeats > 1 else ""
         head = f"**{name}**: {len(judged)} of {len(SETTINGS)} settings{again}"
         lines += ["", f"{head}; kNN {min(knn):.1f} to {max(knn):.1f}{diverged}{noise}", ""]
+        columns = "Spearman, kNN | linear | its choice | kNN below the best | linear"
         lines += [
-            "| score | Spearman, kNN | Spearman, linear | its choice | kNN below the best | linear below the best |",
-            "|---|---|---|---|---|---|",
+            f"| | all settings | | | | | the {len(alike)} with the views that are scored | | | | |",
+            f"|{'---|' * 11}",
+            f"| **score** | {columns} | {columns} |",
         ]
-        table = [[all_scores(run) for run in repeats] for repeats in judged.values()]
-        for score in table[0][0]:
-            values = [mean(row[score] for row in rows) for rows in table]
-            rho = [correlation(values, figures) for figures in (knn, linear)]
-            best = max(range(len(values)), key=values.__getitem__)
-            lines.append(
-                f"| {score} | {rho[0]:.2f} | {rho[1]:.2f} | {list(judged)[best]} | {max(knn) - knn[best]:.2f} | "
-                f"{max(linear) - linear[best]:.2f} |"
-            )
+        scores = dict.fromkeys(score for repeated in judged.values() for run in repeated for score in all_scores(run))
+        for score in scores:
+            counts = [sum(score in all_scores(run) for run in repeated) for repeated in judged.values()]
+            if min(counts):
+                told = [choice(part, score) for part in (judged, alike)]
+                fewer = f" (of {min(counts)} of {repeats} trainings)" if min(counts) < repeats else ""
+                lines.append(f"| {score}{fewer} | {' | '.join(told)} |")
     return "\n".join(lines) + "\n"
 
 
-def noise_of(judged: dict[str, list[dict[str, Any]]]) -> str:
-    """How far two trainings of one setting differ: what no score can foretell."""
-    first, second = zip(*([run["knn"] for run in repeats[:2]] for repeats in judged.values()), strict=True)
-    spread = math.sqrt(mean((a - b) ** 2 for a, b in zip(first, second, strict=True)) / 2)
-    alike = correlation(list(first), list(second))
-    scores = [[all_scores(run)["combined"] for run in repeats[:2]] for repeats in judged.values()]
+def choice(judged: dict[str, list[dict[str, Any]]], score: str) -> str:
+    """How the score ranks the settings, which one it picks, and how far that lies below the best."""
+    known = [[scores[score] for scores in map(all_scores, repeats) if score in scores] for repeats in judged.values()]
+    values = [mean(row) for row in known]
+    knn, linear = ([mean(run[x] for run in repeats) for repeats in judged.values()] for x in ("knn", "linear"))
+    rho = [correlation(values, figures) for figures in (knn, linear)]
+    best = max(range(len(values)), key=values.__getitem__)
+    lost = [max(figures) - figures[best] for figures in (knn, linear)]
+    return f"{rho[0]:.2f} | {rho[1]:.2f} | {list(judged)[best]} | {lost[0]:.2f} | {lost[1]:.2f}"
+
+
+def noise_of(judged: list[list[dict[str, Any]]]) -> str:
+    """How far trainings of one setting differ, which no score can foretell, and what the score of one is worth."""
+    knn = [[run["knn"] for run in repeats] for repeats in judged]
+    spread = math.sqrt(mean(variance(row) for row in knn))
+    pairs = itertools.combinations(zip(*knn, strict=True), 2)
+    alike = mean(correlation(list(first), list(second)) for first, second in pairs)
+    scores = [[all_scores(run)["combined"] for run in repeats] for repeats in judged]
     better = sorted(scores, key=mean)[len(scores) // 2 :]
-    apart = 100 * math.sqrt(mean(((a - b) / mean((a, b))) ** 2 for a, b in better) / 2)
+    apart = 100 * math.sqrt(mean(variance(row) / mean(row) ** 2 for row in better))
+    single = {}
+    for name in ("knn", "linear"):
+        accuracy = [mean(run[name] for run in repeats) for repeats in judged]
+        single[name] = [correlation(list(column), accuracy) for column in zip(*scores, strict=True)]
+    told = ", ".join(f"{name} {min(rho):.2f} to {max(rho):.2f}" for name, rho in single.items())
     return (
-        f"; of two trainings of a setting kNN differs by {spread:.1f} (standard deviation), with rho {alike:.2f}, and "
-        f"combined, of the better half, by {apart:.0f} %"
+        f"; of trainings of one setting kNN differs by {spread:.1f} (standard deviation), with rho {alike:.2f}, and "
+        f"combined, of the better half, by {apart:.0f} %; Spearman of combined by one training with the averaged "
+        f"accuracies: {told}"
     )
 
 
@@ -212,9 +236,25 @@ def kept_scores(folder: Path) -> dict[str, float]:
     kept = {name: [features[f"cifar/{name}/{view}"].float() for view in "ab"] for name in BRANCHES}
     z_a, z_b = kept["instance"]
     found = label_free.scores(*kept["backbone"], *kept["group"], features["tracks"], instance_a=z_a, instance_b=z_b)
+    strong = [features[f"simclr/backbone/{view}"].float() for view in "ab"]
+    found["mrr, simclr views"] = label_free.retrieval(*strong, features["tracks"])["mrr"]
     if features["tracks"] is not None:
         found["mrr, tracks unknown"] = label_free.retrieval(*kept["backbone"])["mrr"]
+        found["mrr of other frames"] = frames(features["none/backbone/a"].float(), features["tracks"])
     return found
+
+
+def frames(features: Tensor, tracks: Tensor) -> float:
+    """Mean reciprocal rank of the other frames of an image's track, each among the images of other tracks."""
+    unit = torch.nn.functional.normalize(features, dim=1)
+    similarity, own = unit @ unit.T, tracks[:, None] == tracks
+    found = []
+    for i, row in enumerate(similarity):
+        others, mine = row[~own[i]], own[i].clone()
+        mine[i] = False
+        ranks = 1 + (others >= row[mine][:, None]).sum(1)
+        found.append(float((1 / ranks.double()).mean()))
+    return mean(found)
 
 
 def correlation(a: list[float], b: list[float]) -> float:

@@ -153,6 +153,10 @@ def _plan(
         first = f"trial 0 has {start[name]}" if name in start else "trial 0 has one by chance"
         given_one = f"{name} is left open" if values[name] is None else f"{name}={values[name]}"
         _say(console, f"{given_one}, which is not in {ranges.shown(space[name])}: {first}")
+    if searched := [name for name in space if name.startswith("views.")]:
+        _say(
+            console, f"{', '.join(searched)}: the score compares settings with different views less surely than others"
+        )
     return Plan(
         folder=folder, storage=url(storage, folder), space=space, start=starts, epochs=epochs, budget=budget,
         trials=trials, sampler=sampler, pruning=pruning, seed=given["seed"], agreed=agreed, as_given=not beyond,

@@ -19,12 +19,13 @@ SMALL = {"classes": 3, "objects": 9, "frames": 3, "imbalance": 4.0, "size": 16, 
 
 @pytest.fixture(scope="module")
 def train():
-    return Turntable("train")
+    """The default set but for its size: a quarter of the pixels to draw."""
+    return Turntable("train", size=16)
 
 
 @pytest.fixture(scope="module")
 def test():
-    return Turntable("test")
+    return Turntable("test", size=16)
 
 
 def knn_accuracy(bank, labels, queries, truth, k=200, temperature=0.1):
@@ -42,7 +43,12 @@ def knn_accuracy(bank, labels, queries, truth, k=200, temperature=0.1):
     return 100 * right / len(queries)
 
 
-def test_default_set_is_long_tailed_and_its_test_split_balanced(train, test):
+def test_default_set_is_long_tailed_and_its_test_split_balanced(monkeypatch):
+    def undrawn(split, names, owners, shown, stride, size, seed):
+        return torch.zeros(len(owners) * shown, 3, size, size, dtype=torch.uint8)
+
+    monkeypatch.setattr(turntable, "_films", undrawn)
+    train, test = Turntable("train"), Turntable("test")
     assert isinstance(train, Packed)
     assert train.name == "turntable"
     assert train.classes == test.classes == list(FAMILIES)
@@ -58,6 +64,8 @@ def test_default_set_is_long_tailed_and_its_test_split_balanced(train, test):
 
 
 def test_an_object_is_in_one_class_and_in_one_split(train, test):
+    assert (train.data.shape, train.data.dtype) == ((10_800, 3, 16, 16), torch.uint8)
+    assert (test.data.shape, test.data.dtype) == ((12 * 28 * 6, 3, 16, 16), torch.uint8)
     for images in (train, test):
         owner = {}
         for path, track, label in zip(images.paths, images.tracks.tolist(), images.labels.tolist(), strict=True):

@@ -448,7 +448,14 @@ def test_what_is_not_as_given_is_said_and_not_called_so(tmp_path, monkeypatch, c
     tune_(IMAGES, f"--output={tmp_path}/t", "--search=cld.groups=2:8", "--search=optimizer=adamw,sgd")
     out = capsys.readouterr().out
     assert "which is not in" not in out
+    assert "different views" not in out
     assert "The settings as given scored best" in out
+
+
+def test_who_searches_views_is_told_what_the_score_can_do(tmp_path, monkeypatch, capsys):
+    without_trainings(monkeypatch)
+    tune_(IMAGES, f"--output={tmp_path}/s", "--search=views.preset=cifar,simclr", "--search=lr=0.01:0.1")
+    assert "views.preset: the score compares settings with different views less surely" in capsys.readouterr().out
 
 
 def test_ctrl_c_before_anything_is_whole_is_a_stop_and_no_error(tmp_path, monkeypatch, capsys):
