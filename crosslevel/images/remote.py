@@ -10,6 +10,7 @@ import re
 import stat
 import threading
 import zlib
+from itertools import islice
 from typing import Any
 
 from crosslevel.images.braces import expanded
@@ -50,10 +51,12 @@ def expand(pattern: str) -> list[str]:
         SourceError: there is no such file, protocol or package, or it stands for too many.
 
     """
+    too_many = SourceError(f"{pattern}: may stand for at most {_MOST:,} names")
+    written = list(islice(expanded(pattern), _MOST + 1))
+    if len(written) > _MOST:
+        raise too_many
     names: list[str] = []
-    for name in expanded(pattern):
-        if len(names) >= _MOST:
-            raise SourceError(f"{pattern}: may stand for at most {_MOST:,} names")
+    for name in written:
         if not is_remote(name):
             found = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
         else:
@@ -62,6 +65,8 @@ def expand(pattern: str) -> list[str]:
         if not found and "*" in name:
             raise SourceError(f"{name}: no file matches this pattern")
         names += found or [name]
+        if len(names) > _MOST:
+            raise too_many
     for name in names:
         if not is_remote(name) and os.path.exists(name) and not stat.S_ISREG(os.stat(name).st_mode):
             raise SourceError(f"{name}: not a file: each epoch reads its shards anew, so write them to files")

@@ -46,7 +46,8 @@ class Search:
         self.worker = uuid.uuid4().hex
         self.seen: dict[int, tuple[Any, float]] = {}
         self.mine: set[int] = set()  # the trials that this process is at
-        self.alive = locked_file(self._sign(self.worker))
+        with locked(plan.folder / "study.lock"):  # whoever looks for dead workers finds no sign without its lock
+            self.alive = locked_file(self._sign(self.worker))
 
     def close(self) -> None:
         """This process is done: nothing of it can be left behind."""
@@ -210,7 +211,7 @@ class Search:
 
     def _reclaim(self) -> None:
         """Mark the trials whose worker is dead, and queue them again; the caller holds the study's locks."""
-        dead: set[str] = set()
+        left = [sign for sign in (self.plan.folder / "workers").glob("*.lock") if _is_free(sign)]
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             owner = trial.user_attrs.get("worker")
             if owner == self.worker:
@@ -219,9 +220,8 @@ class Search:
                     self._cut_off(trial, CUT_OFF[2])
             elif self._is_dead(trial, owner):
                 self._cut_off(trial, CUT_OFF[0])
-                dead |= {owner} if owner else set()
-        for worker in dead:  # what it left on this machine
-            for file in (self._sign(worker), self._sign(worker).with_suffix(".yaml")):
+        for sign in left:  # of workers that died, at a trial or between two
+            for file in (sign, sign.with_suffix(".yaml")):
                 file.unlink(missing_ok=True)
 
     def abandon(self) -> None:
@@ -246,11 +246,7 @@ class Search:
     def _is_dead(self, trial: FrozenTrial, owner: str | None) -> bool:
         """By its lock, which the system frees, where the worker shares this folder; elsewhere by its silence."""
         if owner is not None and self._sign(owner).exists():
-            try:
-                locked_file(self._sign(owner)).close()
-            except BlockingIOError:
-                return False
-            return True
+            return _is_free(self._sign(owner))
         sign, now = (trial.user_attrs.get("alive"), trial.last_step), time.monotonic()
         if self.seen.get(trial.number, (None, 0.0))[0] != sign:
             self.seen[trial.number] = (sign, now)
@@ -277,6 +273,15 @@ class Search:
 
     def _sign(self, worker: str) -> Path:
         return self.plan.folder / "workers" / f"{worker}.lock"
+
+
+def _is_free(sign: Path) -> bool:
+    """Whether the worker of this file is gone; the system frees its lock."""
+    try:
+        locked_file(sign).close()
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _same(trials: Sequence[FrozenTrial], trial: Trial) -> FrozenTrial | None:

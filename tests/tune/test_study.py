@@ -275,6 +275,32 @@ def test_a_killed_workers_trial_is_marked_and_tried_again(tmp_path, seen):
     assert [outcome(t) for t in again] in (["complete"], ["pruned"])
     assert again[0].user_attrs["again"] == 2
     assert 3 < spent(trials, EPOCHS) <= 4
+    assert not list((folder / "workers").iterdir())
+
+
+def resting(told, flag):
+    search = Search(told)
+    search._sign(search.worker).with_suffix(".yaml").touch()
+    flag.touch()
+    time.sleep(600)
+
+
+def test_what_a_worker_leaves_that_is_killed_between_trials_is_removed(tmp_path):
+    told = plan(tmp_path / "s", trials=1)
+    workers = [FORK.Process(target=resting, args=(told, tmp_path / f"flag{i}")) for i in range(2)]
+    for i, worker in enumerate(workers):
+        worker.start()
+        while not (tmp_path / f"flag{i}").exists():
+            assert worker.is_alive()
+            time.sleep(0.01)
+    workers[0].kill()
+    workers[0].join()
+    searched(told)
+    assert len(list((tmp_path / "s" / "workers").iterdir())) == 2  # of the one that lives
+    workers[1].kill()
+    workers[1].join()
+    searched(told)
+    assert not list((tmp_path / "s" / "workers").iterdir())
 
 
 def test_a_worker_that_lives_keeps_its_trial(tmp_path):
