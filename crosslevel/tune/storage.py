@@ -15,33 +15,37 @@ from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from crosslevel.tune.plan import Plan
 from crosslevel.tune.sampler import Fresh, pruner
 
 PATIENCE = 60.0  # seconds for a database that is away
+SILENT = 60  # seconds until a machine that says nothing loses the lock of all
+# A server that vanishes is noticed in half a minute.
+ALIVE = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 Result = TypeVar("Result")
 """What a call to the study returns."""
 
 
 def patiently(plan: Plan, call: Callable[[], Result], patience: float = PATIENCE) -> Result:
-    """The call's result; it is called again for a while where the database cannot be reached.
+    """The call's result; it is called again where the database cannot be reached, until ``patience`` seconds later.
 
     A call that the database carried out without being able to say so is carried out twice: only for calls that may be.
 
     Raises:
-        ValueError: it stays away.
+        ValueError: it stays away, or the search is to stop.
 
     """
-    began, pause = time.monotonic(), 0.1
+    began, pause = None, 0.1
     while True:
         try:
             return call()
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             if not _is_away(error):
                 raise
-            if time.monotonic() - began + pause > patience:
+            began = time.monotonic() if began is None else began
+            if plan.stop.is_set() or time.monotonic() - began + pause > patience:
                 raise ValueError(f"{shown(plan)}: the study cannot be reached: {_reason(error)}") from error
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
@@ -51,6 +55,8 @@ def _is_away(error: BaseException | None) -> bool:
     """Whether this, or what it came from, says that there was no answer."""
     while error is not None:
         if isinstance(error, OperationalError | InterfaceError):
+            return True
+        if isinstance(error, DBAPIError) and error.connection_invalidated:
             return True
         error = error.__cause__
     return False
@@ -128,14 +134,17 @@ def locked(file: Path) -> Iterator[None]:
 def locked_everywhere(plan: Plan) -> Iterator[None]:
     """Alone among the study's workers on all machines, where the database has locks to ask for (PostgreSQL).
 
-    A machine that falls silent while it has the lock loses it after a minute, and a call that lasted longer fails.
+    A machine that falls silent while it has the lock loses it after `SILENT` seconds, and what it does then fails.
     """
     if not plan.storage.startswith("postgresql"):
         yield
         return
     key = int.from_bytes(hashlib.sha256(plan.folder.name.encode()).digest()[:8], "big", signed=True)
-    with sqlalchemy.create_engine(plan.storage, poolclass=sqlalchemy.NullPool).begin() as connection:
-        connection.execute(sqlalchemy.text("SET LOCAL idle_in_transaction_session_timeout = '60s'"))
+    options = ALIVE if plan.storage.startswith("postgresql+psycopg:") else {}
+    engine = sqlalchemy.create_engine(plan.storage, poolclass=sqlalchemy.NullPool, connect_args=options)
+    with engine.begin() as connection:
+        for name, seconds in (("idle_in_transaction_session_timeout", SILENT), ("lock_timeout", 2 * SILENT)):
+            connection.execute(sqlalchemy.text(f"SET LOCAL {name} = '{seconds}s'"))
         connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
         yield
 

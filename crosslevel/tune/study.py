@@ -83,7 +83,7 @@ class Search:
     def _looked(self) -> tuple[Trial | None, float | None]:
         """A trial to train; or none, and for how many seconds to wait, None where there will be no more."""
         with locked_everywhere(self.plan):
-            return self._taken()
+            return (None, None) if self.plan.stop.is_set() else self._taken()
 
     def _taken(self) -> tuple[Trial | None, float | None]:
         self._reclaim()
@@ -155,13 +155,10 @@ class Search:
         finally:
             if repeats is not None:
                 reason = "; ".join([f"trial {repeats} once more, with seed {seed}", *([reason] if reason else [])])
-            # Taken from us as dead, or ended by Ctrl-C, it is no longer ours to tell of.
-            with contextlib.suppress(taken):
-                figures = {name: value for name, value in figures.items() if name not in TOLD}  # in the reason
-                about = {"seconds": round(time.monotonic() - began, 1), "figures": figures}
-                patiently(self.plan, lambda: self._end(trial, state, kind, reason, **about))
-                if kind == "killed":
-                    patiently(self.plan, lambda: self._again(self._frozen(trial)))
+            figures = {name: value for name, value in figures.items() if name not in TOLD}  # in the reason
+            about = {"seconds": round(time.monotonic() - began, 1), "figures": figures}
+            with locked(self.plan.folder / "study.lock"):
+                patiently(self.plan, lambda: self._finish(trial, state, kind, reason, **about))
 
     def _judged(self, trial: Trial, epoch: int, figures: dict[str, Any]) -> tuple[TrialState, str, str] | None:
         """Why the trial, whose score is noted, ends here, or None."""
@@ -183,6 +180,15 @@ class Search:
             return TrialState.COMPLETE, "complete", figures.get("symptoms", "")
         return TrialState.FAIL, "failed", f"the training ended after {done} of {self.plan.epochs} epochs"
 
+    def _finish(self, trial: Trial, state: TrialState, kind: str, reason: str, **about: Any) -> None:
+        """Tell how a trial ended, and queue it again if it was cut off: one step for other workers."""
+        with locked_everywhere(self.plan):
+            # Told before the database went away, or taken from us as dead, it is no longer ours to tell of.
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                self._end(trial, state, kind, reason, **about)
+            if kind == "killed":
+                self._again(self._frozen(trial))
+
     def _end(self, trial: Trial, state: TrialState, kind: str, reason: str, **about: Any) -> None:
         for name, value in {**about, "reason": reason, "outcome": kind}.items():
             trial.set_user_attr(name, value)
@@ -190,7 +196,12 @@ class Search:
         self.study.tell(trial, values, state, skip_if_finished=True)
 
     def _again(self, trial: FrozenTrial, fault: bool = True) -> None:
-        """Queue a trial that was cut off, for whichever worker asks next; not for ever where it may be its fault."""
+        """Queue a trial that was cut off, for whichever worker asks next; not for ever where it may be its fault.
+
+        Once: one that is queued, or was tried again, stays as it is.
+        """
+        if any(t.user_attrs.get("again") == trial.number for t in self.study.get_trials(deepcopy=False)):
+            return
         attempt = trial.user_attrs.get("attempt", 1) + fault
         if attempt <= ATTEMPTS:
             kept = {name: trial.user_attrs[name] for name in (finals.REPEATS, finals.SEED) if name in trial.user_attrs}
@@ -214,12 +225,15 @@ class Search:
         left = [sign for sign in (self.plan.folder / "workers").glob("*.lock") if _is_free(sign)]
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             owner = trial.user_attrs.get("worker")
-            if owner == self.worker:
+            if owner in (self.worker, None):
                 # Asked for, and then the database went away before it was begun.
                 if trial.number not in self.mine:
                     self._cut_off(trial, CUT_OFF[2])
             elif self._is_dead(trial, owner):
                 self._cut_off(trial, CUT_OFF[0])
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
+            if outcome(trial) == "killed" and trial.params:  # and the database may have gone before it was queued
+                self._again(trial, fault=trial.user_attrs.get("reason") not in CUT_OFF[1:])
         for sign in left:  # of workers that died, at a trial or between two
             for file in (sign, sign.with_suffix(".yaml")):
                 file.unlink(missing_ok=True)

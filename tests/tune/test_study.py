@@ -156,28 +156,56 @@ def test_two_workers_at_once_make_one_study_and_do_no_trial_twice(tmp_path, data
     assert not any(t.state == optuna.trial.TrialState.RUNNING for t in study.trials)
 
 
-def held(told, has_it):
+def held(told, begun, has_it):
+    begun.set()
     with locked_everywhere(told):
         has_it.set()
         time.sleep(60)
 
 
-def test_machines_that_share_a_database_wait_for_each_other_but_not_for_a_dead_one(tmp_path, postgresql):
+@pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
+def test_machines_that_share_a_database_wait_for_each_other_but_not_for_one_that_is_gone(
+    tmp_path, monkeypatch, postgresql, fate
+):
+    """Dead, or cut off from the network: silent, with its connection still open."""
+
     def on(machine, name):
         (tmp_path / machine).mkdir(exist_ok=True)
         return plan(tmp_path / machine / name, storage=url(postgresql, tmp_path))
 
-    has_it, passed = FORK.Event(), FORK.Event()
-    holder = FORK.Process(target=held, args=(on("here", "lock"), has_it))
-    waiter = FORK.Process(target=held, args=(on("there", "lock"), passed))
-    holder.start()
-    assert has_it.wait(30)
-    waiter.start()
-    with locked_everywhere(on("there", "another study")):
-        assert not passed.wait(1)
-    holder.kill()
-    assert passed.wait(30)
-    waiter.kill()
+    monkeypatch.setattr("crosslevel.tune.storage.SILENT", 60 if fate == signal.SIGKILL else 4)
+    begun, has_it, waits, passed = (FORK.Event() for _ in range(4))
+    holder = FORK.Process(target=held, args=(on("here", "lock"), begun, has_it), daemon=True)
+    waiter = FORK.Process(target=held, args=(on("there", "lock"), waits, passed), daemon=True)
+    try:
+        holder.start()
+        assert has_it.wait(30)
+        waiter.start()
+        assert waits.wait(30)
+        with locked_everywhere(on("there", "another study")):
+            assert not passed.wait(1)
+        os.kill(holder.pid, fate)
+        assert passed.wait(30)
+    finally:
+        for process in (holder, waiter):
+            process.kill()
+
+
+def test_a_lock_that_was_lost_counts_as_a_database_that_is_away(tmp_path, monkeypatch, postgresql):
+    monkeypatch.setattr("crosslevel.tune.storage.SILENT", 1)
+    told, tries = plan(tmp_path / "s", storage=url(postgresql, tmp_path)), []
+
+    def call():
+        with locked_everywhere(told):
+            tries.append(len(tries))
+            time.sleep(0 if len(tries) > 1 else 2)
+            return len(tries)
+
+    assert patiently(told, call) == 2
+    tries.clear()
+    told.stop.set()
+    with pytest.raises(ValueError, match="the study cannot be reached"):
+        patiently(told, call)
 
 
 def lucky(number, parameters):
@@ -200,6 +228,7 @@ def test_the_best_and_the_settings_as_given_are_trained_once_more_and_the_mean_d
         worker.start()
     for worker in workers:
         worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0] * len(workers)
     trials = searched(plans[0], lucky)  # which finds nothing left to do
     search = [t for t in trials if finals.is_search(t) and outcome(t) == "complete"]
     again = {t.user_attrs["repeats"]: t for t in trials if not finals.is_search(t) and outcome(t) == "complete"}
@@ -545,8 +574,7 @@ def test_a_trial_that_the_database_lost_before_it_began_is_not_waited_for(tmp_pa
     assert Counter(outcomes) == {"complete": 3, "killed": 1}
     dropped = trials[outcomes.index("killed")]
     assert sum(t.params == dropped.params for t in trials) == 2  # tried again
-    if lost == "began":
-        assert dropped.user_attrs["reason"] == "the database was away"
+    assert dropped.user_attrs["reason"] == "the database was away"
 
 
 def test_the_settings_as_given_are_tried_though_the_database_lost_them_at_once(tmp_path, monkeypatch):
