@@ -154,8 +154,9 @@ def tables(runs: dict[str, Any]) -> str:
         knn = [mean(run["knn"] for run in repeats) for repeats in judged.values()]
         diverged = f"; diverged: {', '.join(failed)}" if failed else ""
         repeats = min(len(repeats) for repeats in judged.values())
+        judged = {key: repeated[:repeats] for key, repeated in judged.items()}  # as many of each
         again = f", each trained {repeats} times, which is averaged" if repeats > 1 else ""
-        noise = noise_of([repeated[:repeats] for repeated in judged.values()]) if repeats > 1 else ""
+        noise = noise_of(list(judged.values())) if repeats > 1 else ""
         head = f"**{name}**: {len(judged)} of {len(SETTINGS)} settings{again}"
         lines += ["", f"{head}; kNN {min(knn):.1f} to {max(knn):.1f}{diverged}{noise}", ""]
         columns = "Spearman, kNN | linear | its choice | kNN below the best | linear"
@@ -186,7 +187,7 @@ def choice(judged: dict[str, list[dict[str, Any]]], score: str) -> str:
 
 
 def noise_of(judged: list[list[dict[str, Any]]]) -> str:
-    """How far trainings of one setting differ, which no score can foretell, and what the score of one is worth."""
+    """How far trainings of one setting differ, and how the score of one ranks with the accuracy of the others."""
     knn = [[run["knn"] for run in repeats] for repeats in judged]
     spread = math.sqrt(mean(variance(row) for row in knn))
     pairs = itertools.combinations(zip(*knn, strict=True), 2)
@@ -196,13 +197,15 @@ def noise_of(judged: list[list[dict[str, Any]]]) -> str:
     apart = 100 * math.sqrt(mean(variance(row) / mean(row) ** 2 for row in better))
     single = {}
     for name in ("knn", "linear"):
-        accuracy = [mean(run[name] for run in repeats) for repeats in judged]
-        single[name] = [correlation(list(column), accuracy) for column in zip(*scores, strict=True)]
+        single[name] = []
+        for i, column in enumerate(zip(*scores, strict=True)):
+            others = [mean(run[name] for j, run in enumerate(repeats) if j != i) for repeats in judged]
+            single[name].append(correlation(list(column), others))
     told = ", ".join(f"{name} {min(rho):.2f} to {max(rho):.2f}" for name, rho in single.items())
     return (
         f"; of trainings of one setting kNN differs by {spread:.1f} (standard deviation), with rho {alike:.2f}, and "
-        f"combined, of the better half, by {apart:.0f} %; Spearman of combined by one training with the averaged "
-        f"accuracies: {told}"
+        f"combined, of the better half, by {apart:.0f} %; Spearman of combined by one training with the accuracy of "
+        f"the others: {told}"
     )
 
 

@@ -69,10 +69,11 @@ def main() -> None:
         for way in arguments.ways:
             key = f"{arguments.name} {way} {seed}"
             images = about_images(arguments, source)
-            about = {"options": options, "budget": arguments.budget, "images": images, "trainings": arguments.trainings}
+            search = {"options": options, "budget": arguments.budget, "images": images}
+            tested = {"trainings": arguments.trainings, "test": len(image_sources.open(arguments.test))}
+            about = {**search, **tested, "neighbours": list(NEIGHBOURS)}
             if read(arguments.output, "cells").get(key, {}).get("about") == about:
                 continue
-            search = {name: about[name] for name in ("options", "budget", "images")}
             digest = hashlib.sha256(json.dumps(search).encode()).hexdigest()[:8]  # other settings, other folders
             home = Path(arguments.runs) / arguments.name / f"{way}-{seed}-{digest}"
             result = cell(arguments, home, source, way, seed, options)
@@ -100,7 +101,6 @@ def cell(
         with (home / "search" / "trials.csv").open(newline="") as file:
             trials = list(csv.DictReader(file))
         result = {"spent": sum(float(trial["cost"]) for trial in trials), "trials": len(trials)}
-        result["score"] = max(float(t["combined"]) for t in trials if t["outcome"] == "complete")
     each: dict[str, list[float]] = {"knn": [], "knn20": []}
     for number in range(arguments.trainings):
         run = home / ("run" if number == 0 else f"run-{number}")
@@ -145,6 +145,7 @@ def markdown(done: dict[str, Any]) -> str:
     for name in dict.fromkeys(c["name"] for c in done["cells"].values()):
         for way in WAYS:
             cells = [c for c in done["cells"].values() if (c["name"], c["way"]) == (name, way)]
+            cells.sort(key=lambda c: c["seed"])
             if cells:
                 columns = ("spent", "trials", "knn", "knn20")
                 spent, trials, knn, few = ([float(c[x]) for c in cells] for x in columns)

@@ -490,6 +490,15 @@ def test_names_are_written_out(tmp_path):
             expand(wrong)
 
 
+def test_a_pattern_may_find_too_many(tmp_path, monkeypatch):
+    shards(tmp_path, range(3))
+    monkeypatch.setattr("crosslevel.images.remote._MOST", 2)
+    assert len(expand(f"{tmp_path}/s-[01].tar")) == 2
+    for pattern in (f"{tmp_path}/*.tar", f"{tmp_path}/s-{{0..2}}.tar", f"{tmp_path}/{{s-0,*}}.tar"):
+        with pytest.raises(SourceError, match="at most 2 names"):
+            expand(pattern)
+
+
 def test_what_is_a_stream(tmp_path, monkeypatch):
     shards(tmp_path, range(3))
     stream = image_sources.open(f"stream:{tmp_path}/s-{{0..0}}.tar", streams=True)

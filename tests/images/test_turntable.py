@@ -158,6 +158,11 @@ def test_an_object_does_not_depend_on_the_number_of_others():
         assert torch.equal(many.data[many.labels == label][: len(mine)], mine)
 
 
+def test_pictures_have_32_pixels_unless_told_otherwise():
+    usual = {name: value for name, value in SMALL.items() if name != "size"}
+    assert Turntable(**usual).data.shape == (27, 3, 32, 32)
+
+
 def test_larger_pictures_show_the_same_objects():
     small, large = Turntable(**SMALL), Turntable(**SMALL | {"size": 96})
     assert large.data.shape == (27, 3, 96, 96)

@@ -577,6 +577,28 @@ def test_a_trial_that_the_database_lost_before_it_began_is_not_waited_for(tmp_pa
     assert dropped.user_attrs["reason"] == "the database was away"
 
 
+def test_a_killed_trial_is_tried_again_though_the_database_went_away_before_it_was_queued(tmp_path, monkeypatch):
+    away = sqlalchemy.exc.OperationalError("select", {}, Exception("server closed the connection"))
+    real, failed = optuna.study.Study.enqueue_trial, []
+
+    def call(self, params, user_attrs=None, **options):
+        if "again" in (user_attrs or {}) and not failed:
+            failed.append(user_attrs["again"])
+            raise optuna.exceptions.StorageInternalError from away
+        return real(self, params, user_attrs, **options)
+
+    def train(number, parameters):
+        if number == 1:
+            raise Failed("killed", "the training was killed by signal 9")
+        yield from made_up(number, parameters)
+
+    monkeypatch.setattr(optuna.study.Study, "enqueue_trial", call)
+    trials = searched(plan(tmp_path / "s", pruning=False, sampler="random", budget=3.0), train)
+    assert failed == [1]
+    assert Counter(outcome(t) for t in trials) == {"complete": 3, "killed": 1}
+    assert [t.params for t in trials if t.user_attrs.get("again") == 1] == [trials[1].params]
+
+
 def test_the_settings_as_given_are_tried_though_the_database_lost_them_at_once(tmp_path, monkeypatch):
     """Before they were stored, so that there is nothing to try again."""
     away = sqlalchemy.exc.OperationalError("select", {}, Exception("server closed the connection"))
