@@ -20,7 +20,7 @@ from crosslevel.pretrain import Pretrain, fit
 
 pytestmark = pytest.mark.slow
 
-STEPS, BATCH, DISTINCT, COPIED = 200, 32, 160, 10
+STEPS, BATCH, DISTINCT, COPIED = 200, 16, 160, 10
 OPTIONS = {"npid": {"negatives": 64}, "moco": {"queue": 128}, "infomin": {"queue": 128}, "byol": {"hidden": 64}}
 
 
