@@ -148,13 +148,13 @@ def tables(runs: dict[str, Any]) -> str:
         if len(judged) < 3:
             continue
         failed = [key for key in settings if key not in judged]
+        repeats = min(len(repeats) for repeats in judged.values())
+        judged = {key: repeated[:repeats] for key, repeated in judged.items()}  # as many of each
         alike = {
             key: r for key, r in judged.items() if r[0]["setting"]["views"] == json.loads(json.dumps(BASE["views"]))
         }
         knn = [mean(run["knn"] for run in repeats) for repeats in judged.values()]
         diverged = f"; diverged: {', '.join(failed)}" if failed else ""
-        repeats = min(len(repeats) for repeats in judged.values())
-        judged = {key: repeated[:repeats] for key, repeated in judged.items()}  # as many of each
         again = f", each trained {repeats} times, which is averaged" if repeats > 1 else ""
         noise = noise_of(list(judged.values())) if repeats > 1 else ""
         head = f"**{name}**: {len(judged)} of {len(SETTINGS)} settings{again}"

@@ -257,9 +257,9 @@ class Search:
             if storage.set_trial_state_values(trial._trial_id, TrialState.FAIL) and trial.params:
                 self._again(trial, fault=reason == CUT_OFF[0])
 
-    def _is_dead(self, trial: FrozenTrial, owner: str | None) -> bool:
+    def _is_dead(self, trial: FrozenTrial, owner: str) -> bool:
         """By its lock, which the system frees, where the worker shares this folder; elsewhere by its silence."""
-        if owner is not None and self._sign(owner).exists():
+        if self._sign(owner).exists():
             return _is_free(self._sign(owner))
         sign, now = (trial.user_attrs.get("alive"), trial.last_step), time.monotonic()
         if self.seen.get(trial.number, (None, 0.0))[0] != sign:
