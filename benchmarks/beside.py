@@ -27,14 +27,21 @@ def noise(count: int, size: int = 32) -> Packed:
 
 
 def beside(
-    encoder: Encoder, method: Method, images: Packed, other: Callable[[], float], *, epochs: int, batch_size: int = 256
+    encoder: Encoder,
+    method: Method,
+    images: Packed,
+    other: Callable[[], float],
+    *,
+    epochs: int,
+    batch_size: int = 256,
+    views: Views | None = None,
 ) -> tuple[list[float], list[float]]:
     """Seconds a step of the whole training run, and ``other``'s own figure, epoch by epoch in alternation.
 
     A step is measured from the end of one epoch's interruption to the beginning of the next: it has the data, the
     views, both branches, the optimizer, the logs and the checkpoint in it. The first epoch warms up.
     """
-    views = Views("cifar", 32)
+    views = views or Views("cifar", 32)
     views.count = method.views
     batches = TrainBatches(images, batch_size, seed=0, bad=BadFiles())
     module = Pretrain(
@@ -46,8 +53,10 @@ def beside(
     resumed = [time.perf_counter()]
 
     def interrupt() -> dict[str, float]:
+        wait()
         ours.append((time.perf_counter() - resumed[0]) / len(batches))
         theirs.append(other())
+        wait()
         resumed[0] = time.perf_counter()
         return {}
 
@@ -55,6 +64,12 @@ def beside(
         quiet = Console(file=io.StringIO())
         fit(module, batches, Path(folder), hardware=choose(), monitor=interrupt, monitor_every=1, console=quiet)
     return ours[1:], theirs[1:]
+
+
+def wait() -> None:
+    """Until a GPU, if that is where things run, has done all that it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def median(values: list[float]) -> float:

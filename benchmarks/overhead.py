@@ -1,12 +1,12 @@
 """What CLD adds to a training step of every method: time and memory, with k-means and with normalized cuts.
 
-python benchmarks/overhead.py [--batch_size 256] [--width 0.25] [--size 32]
+python benchmarks/overhead.py [--batch_size 256] [--backbone resnet18] [--width 0.25] [--size 32]
 
 All variants of a method see the same number of views and take their steps in turn, in an order that rotates; what CLD
 adds is the median over rounds of the ratio within a round, so that a machine whose speed drifts spoils little. Groups
 are as many as by default, three quarters of the batch. Memory is the peak of a process of its own that takes three
-steps, the median of three processes: on a GPU what torch has allocated there, elsewhere the process's resident memory
-beyond what it had before it built anything, in which the allocator's whims are tens of MB.
+steps: on a GPU what torch has allocated there, elsewhere the process's resident memory beyond what it had before it
+built anything, the median of three processes, because the allocator's whims are tens of MB.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from beside import machine, median, noise
+from beside import machine, median, noise, wait
 
 from crosslevel.cld import CrossLevel
 from crosslevel.encoder import Encoder
@@ -37,6 +37,7 @@ LIMITS = {"CLD, k-means": 3.0, "CLD, normalized cuts": 8.0}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=31)
@@ -47,7 +48,9 @@ def main() -> None:
         print(json.dumps(peak(arguments, *json.loads(arguments.memory))))
         return
     print(machine())
-    print(f"batch {arguments.batch_size}, {arguments.size}x{arguments.size}, ResNet-18 x {arguments.width:g}\n")
+    print(
+        f"batch {arguments.batch_size}, {arguments.size}x{arguments.size}, {arguments.backbone} x {arguments.width:g}\n"
+    )
     print("| method | | ms a step | CLD adds, % | at most, % | peak memory, MB |\n|---|---|---|---|---|---|")
     for name in arguments.methods:
         steps = {variant: build(arguments, name, kind) for variant, kind in VARIANTS.items()}
@@ -63,9 +66,11 @@ def main() -> None:
             ratios = [with_cld / without for with_cld, without in zip(seconds[variant], seconds[""], strict=True)]
             added = f"{100 * (median(ratios) - 1):.1f}" if variant else ""
             line = [sys.executable, __file__, *sys.argv[1:], "--memory", json.dumps([name, kind])]
-            peaks = [float(subprocess.run(line, check=True, capture_output=True, text=True).stdout) for _ in range(3)]
+            times = 1 if torch.cuda.is_available() else 3
+            told = [subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout for _ in range(times)]
+            peaks = [float(text) for text in told]
             megabytes = median(peaks) / 1e6
-            shown = f"{1000 * median(seconds[variant]):.0f} | {added} | {LIMITS.get(variant, '')} | {megabytes:,.0f}"
+            shown = f"{1000 * median(seconds[variant]):.1f} | {added} | {LIMITS.get(variant, '')} | {megabytes:,.0f}"
             print(f"| {METHODS[name].__name__} | {variant} | {shown} |", flush=True)
 
 
@@ -73,7 +78,7 @@ def build(arguments: argparse.Namespace, name: str, grouping: str | None) -> Cal
     """One whole training step: views, both branches, backward, optimizer, memories."""
     torch.manual_seed(0)
     hardware = choose()
-    encoder = Encoder("resnet18", arguments.size <= 64, arguments.width)
+    encoder = Encoder(arguments.backbone, arguments.size <= 64, arguments.width)
     method = METHODS[name](encoder, IMAGES)
     method.online = max(2, method.online)
     cld = CrossLevel(encoder.num_features, grouping=grouping) if grouping else None
@@ -105,11 +110,6 @@ def timed(step: Callable[[], None]) -> float:
     step()
     wait()
     return time.perf_counter() - began
-
-
-def wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def peak(arguments: argparse.Namespace, name: str, grouping: str | None) -> int:

@@ -1,6 +1,8 @@
 """Step efficiency: the encoder alone on ready tensors / the whole training step; and CLD's share of that step.
 
-SimCLR on packed 32x32 images, batch 256, ResNet-18 at a quarter of its width.
+python benchmarks/step.py [--backbone resnet18] [--width 0.25] [--size 32] [--batch_size 256]
+
+SimCLR on packed images, on the device and in the precision that `crosslevel train` would take.
 """
 
 from __future__ import annotations
@@ -8,67 +10,93 @@ from __future__ import annotations
 import argparse
 import copy
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from beside import beside, machine, median, noise
+from beside import beside, machine, median, noise, wait
 from torch import nn
 
 from crosslevel import CrossLevel, Encoder
 from crosslevel.hardware import choose
+from crosslevel.images.views import Views
 from crosslevel.methods import SimCLR
 
-BATCH, STEPS = 256, 24
+STEPS = 24
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=8, help="rounds of 24 steps each; the first is not counted")
+    parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--batch_size", type=int, default=256)
     arguments = parser.parse_args()
+    batch, size, device = arguments.batch_size, arguments.size, choose().device
     torch.manual_seed(0)
-    encoder = Encoder("resnet18", True, arguments.width).to(memory_format=torch.channels_last)
+    encoder = Encoder(arguments.backbone, size <= 64, arguments.width).to(memory_format=torch.channels_last)
     method = SimCLR(encoder)
-    alone, cld = copy.deepcopy(encoder), CrossLevel(encoder.num_features, groups=128)
+    alone = copy.deepcopy(encoder).to(device)
+    cld = CrossLevel(encoder.num_features, groups=batch // 2).to(device)
     cld_seconds: list[float] = []
 
     def encoder_alone() -> float:
-        cld_seconds.append(time_cld(cld, encoder.num_features))
-        return time_encoder(alone)
+        cld_seconds.append(time_cld(cld, batch, encoder.num_features))
+        return time_encoder(alone, batch, size)
 
-    whole, bare = beside(encoder, method, noise(BATCH * STEPS), encoder_alone, epochs=arguments.epochs)
+    views = Views("cifar" if size <= 64 else "mocov2", size)
+    images = noise(batch * STEPS, size)
+    options: dict[str, Any] = {"epochs": arguments.epochs, "batch_size": batch, "views": views}
+    whole, bare = beside(encoder, method, images, encoder_alone, **options)
     step, forward_backward, branch = median(whole), median(bare), median(cld_seconds[1:])
     ratios = [b / w for b, w in zip(bare, whole, strict=True)]
     print(machine())
-    print(f"whole training step         {1e3 * step:8.1f} ms  {BATCH / step:8,.0f} images/s")
+    print(f"{arguments.backbone} x {arguments.width:g}, batch {batch} of {size}x{size}, preset {views.preset}")
+    print(f"whole training step         {1e3 * step:8.1f} ms  {batch / step:8,.0f} images/s")
     print(f"encoder alone, same views   {1e3 * forward_backward:8.1f} ms")
-    print(f"CrossLevel, k = 128         {1e3 * branch:8.1f} ms")
+    print(f"CrossLevel, k = {batch // 2:<4}        {1e3 * branch:8.1f} ms")
     print(f"step efficiency             {median(ratios):8.3f}     (rounds: {' '.join(f'{r:.3f}' for r in ratios)})")
     print(f"CLD's share of the step     {100 * branch / step:8.2f} %")
 
 
-def time_encoder(encoder: nn.Module, repeats: int = 12) -> float:
+def time_encoder(encoder: nn.Module, batch: int, size: int, repeats: int = 12) -> float:
     """Seconds of forward and backward of two ready views."""
     place = choose()
-    views = [torch.randn(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last) for _ in range(2)]
-    began = time.perf_counter()
-    for _ in range(repeats):
+    views = [torch.randn(batch, 3, size, size, device=place.device) for _ in range(2)]
+    views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+
+    def step() -> None:
         with place.autocast():
             features = [encoder(view) for view in views]
         torch.stack(features).float().mean().backward()
         encoder.zero_grad()
-    return (time.perf_counter() - began) / repeats
+
+    return seconds_of(step, repeats)
 
 
-def time_cld(cld: CrossLevel, features: int, repeats: int = 20) -> float:
+def time_cld(cld: CrossLevel, batch: int, features: int, repeats: int = 20) -> float:
     """Seconds of the group branch, forward and backward, head included."""
     place = choose()
-    h = [torch.randn(BATCH, features, requires_grad=True) for _ in range(2)]
-    began = time.perf_counter()
-    for _ in range(repeats):
+    h = [torch.randn(batch, features, device=place.device, requires_grad=True) for _ in range(2)]
+
+    def step() -> None:
         with place.autocast():
             loss = cld(*h)
         loss.backward()
         cld.zero_grad()
+
+    return seconds_of(step, repeats)
+
+
+def seconds_of(step: Callable[[], None], repeats: int) -> float:
+    """Of one of ``repeats``, after one that is not counted."""
+    step()
+    wait()
+    began = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    wait()
     return (time.perf_counter() - began) / repeats
 
 

@@ -20,21 +20,26 @@ _SAME = 1e-6  # 1 - cosine at which two float32 unit vectors are one point
 
 
 class Groups(NamedTuple):
-    """k groups of B points.
+    """k groups of B points, of each of V views where there are several.
 
     ``assignment`` Γ: the group of each point. ``centroids`` M: the mean of each group's points, on the
     unit sphere unless asked otherwise; zero for an empty group. ``sizes``: how many points each group
     has. ``solver``: the algorithm that found the groups.
     """
 
-    assignment: Int64[Tensor, " B"]
-    centroids: Float[Tensor, "k d"]
-    sizes: Int64[Tensor, " k"]
+    assignment: Int64[Tensor, "*V B"]
+    centroids: Float[Tensor, "*V k d"]
+    sizes: Int64[Tensor, "*V k"]
     solver: str
+
+    def unbind(self) -> list[Groups]:
+        """The groups of each view."""
+        fields = zip(self.assignment, self.centroids, self.sizes, strict=True)
+        return [Groups(assignment, centroids, sizes, self.solver) for assignment, centroids, sizes in fields]
 
 
 def spherical_kmeans(
-    z: Float[Tensor, "B d"],
+    z: Float[Tensor, "*V B d"],
     groups: int,
     iterations: int = 5,
     init: Init = "first",
@@ -48,7 +53,8 @@ def spherical_kmeans(
     every centroid NaN, so that no loss computed from it can look healthy.
 
     Args:
-        z: the points, unit length (rows of any other length count by their direction).
+        z: the points, unit length (rows of any other length count by their direction). Of (V, B, d) each view's
+            points are grouped by themselves, in one go: a GPU takes as long for all as for one.
         groups: k, at most B.
         iterations: rounds of assignment and mean, at least 1.
         init: the first centroids: the ``first`` k points (the authors' choice, random in a shuffled
@@ -61,14 +67,16 @@ def spherical_kmeans(
 
     """
     _check(z, groups, iterations)
+    views = z if z.ndim == 3 else z.unsqueeze(0)
     with torch.no_grad():
-        unit = F.normalize(z.detach(), dim=1)
+        unit = F.normalize(views.detach(), dim=2)
         assignment = _lloyd(unit, _initial(unit, groups, init, generator), iterations)
-    return _groups(z, assignment, groups, normalize_centroids, f"spherical k-means, {iterations} iterations")
+    found = _groups(views, assignment, groups, normalize_centroids, f"spherical k-means, {iterations} iterations")
+    return found if z.ndim == 3 else found.unbind()[0]
 
 
 def normalized_cut(
-    z: Float[Tensor, "B d"],
+    z: Float[Tensor, "*V B d"],
     groups: int,
     iterations: int = 5,
     init: Init = "first",
@@ -83,7 +91,7 @@ def normalized_cut(
     from subspace iteration, and ``solver`` says so. Degenerate inputs end as in `spherical_kmeans`.
 
     Args:
-        z: the points, unit length.
+        z: the points, unit length; of (V, B, d) each view's points are grouped by themselves.
         groups: k, at most B.
         iterations: rounds of k-means on the embedding.
         init: as in `spherical_kmeans`, on the embedding.
@@ -98,72 +106,85 @@ def normalized_cut(
     _check(z, groups, iterations)
     if bandwidth <= 0:
         raise ValueError(f"bandwidth={bandwidth} must be positive")
+    views = z if z.ndim == 3 else z.unsqueeze(0)
     with torch.no_grad():
-        unit = F.normalize(z.detach(), dim=1)
-        affinity = (unit @ unit.T).sub_(1).div_(bandwidth).exp_()
-        scale = affinity.sum(1).rsqrt()
-        affinity.mul_(scale[:, None]).mul_(scale)
-        if not bool(affinity.isfinite().all()):
-            assignment, solver = torch.zeros(len(z), dtype=torch.long, device=z.device), "none: z has a NaN"
-        else:
-            representative = _first_equal(unit)
-            vectors, solver = _leading_eigenvectors(affinity, groups)
-            # Eigenvectors of the null space tell copies apart; neither their seeds nor their groups may.
-            rows = F.normalize(vectors, dim=1)[representative]
-            seeds = _initial(rows, groups, init, generator, distinct=unit)
-            assignment = _lloyd(rows, seeds, iterations)[representative]
-    return _groups(z, assignment, groups, normalize_centroids, f"normalized cut, {solver}")
+        found = [_cut(view, groups, iterations, init, generator, bandwidth) for view in views.detach()]
+    solver = "; ".join(dict.fromkeys(solver for _, solver in found))
+    assignment = torch.stack([assignment for assignment, _ in found])
+    cut = _groups(views, assignment, groups, normalize_centroids, f"normalized cut, {solver}")
+    return cut if z.ndim == 3 else cut.unbind()[0]
+
+
+def _cut(
+    z: Tensor, groups: int, iterations: int, init: Init, generator: torch.Generator | None, bandwidth: float
+) -> tuple[Tensor, str]:
+    """The assignment (B,) of points (B, d), and what found it."""
+    unit = F.normalize(z, dim=1)
+    affinity = (unit @ unit.T).sub_(1).div_(bandwidth).exp_()
+    scale = affinity.sum(1).rsqrt()
+    affinity.mul_(scale[:, None]).mul_(scale)
+    if not bool(affinity.isfinite().all()):
+        return torch.zeros(len(z), dtype=torch.long, device=z.device), "none: z has a NaN"
+    representative = _first_equal(unit)
+    vectors, solver = _leading_eigenvectors(affinity, groups)
+    # Eigenvectors of the null space tell copies apart; neither their seeds nor their groups may.
+    rows = F.normalize(vectors, dim=1)[representative]
+    seeds = _initial(rows[None], groups, init, generator, distinct=unit[None])
+    return _lloyd(rows[None], seeds, iterations)[0, representative], solver
 
 
 def _check(z: Tensor, groups: int, iterations: int) -> None:
-    if z.ndim != 2:
-        raise ValueError(f"z has shape {tuple(z.shape)}: it must be (images, features)")
+    if z.ndim not in {2, 3}:
+        raise ValueError(f"z has shape {tuple(z.shape)}: it must be (images, features) or (views, images, features)")
     if groups < 1 or iterations < 1:
         raise ValueError(f"groups={groups} and iterations={iterations} must be at least 1")
-    if groups > len(z):
-        raise ValueError(f"groups={groups} exceeds the batch of {len(z)} images: lower groups or raise batch_size")
+    if groups > z.shape[-2]:
+        raise ValueError(f"groups={groups} exceeds the batch of {z.shape[-2]} images: lower groups or raise batch_size")
 
 
 def _groups(z: Tensor, assignment: Tensor, groups: int, normalize: bool, solver: str) -> Groups:
     # A product with the one-hot matrix is deterministic on every device; scatter-adds on a GPU are not.
     member = _one_hot(assignment, groups, z.dtype)
-    sizes = member.sum(0)
-    sums = member.T @ z
-    centroids = F.normalize(sums, dim=1) if normalize else sums / sizes.clamp(min=1)[:, None]
+    sizes = member.sum(1)
+    sums = member.mT @ z
+    centroids = F.normalize(sums, dim=2) if normalize else sums / sizes.clamp(min=1)[..., None]
     return Groups(assignment, centroids, sizes.long(), solver)
 
 
 def _one_hot(assignment: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
-    return (assignment[:, None] == torch.arange(groups, device=assignment.device)).to(dtype)
+    return (assignment[..., None] == torch.arange(groups, device=assignment.device)).to(dtype)
 
 
 class _Seeds(NamedTuple):
-    centroids: Float[Tensor, "k d"]
-    alive: Bool[Tensor, " k"]
+    centroids: Float[Tensor, "V k d"]
+    alive: Bool[Tensor, "V k"]
 
 
 def _initial(
     points: Tensor, groups: int, init: Init, generator: torch.Generator | None, distinct: Tensor | None = None
 ) -> _Seeds:
-    """The first centroids, and which of them are not repetitions of an earlier one.
+    """The first centroids of each view, and which of them are not repetitions of an earlier one.
 
     Without ``alive``, repeated centroids would tie, and rounding would split identical points.
     """
+    distinct = points if distinct is None else distinct
     match init:
         case "first":
-            chosen = torch.arange(groups, device=points.device)
-        case "random":
-            chosen = torch.randperm(len(points), generator=generator)[:groups].to(points.device)
-        case "kmeans++":
-            chosen = _plus_plus(points, groups, generator)
+            first, seen = points[:, :groups], distinct[:, :groups]
+        case "random" | "kmeans++":
+            if init == "random":
+                chosen = [torch.randperm(points.shape[1], generator=generator)[:groups] for _ in points]
+            else:
+                chosen = [_plus_plus(view, groups, generator) for view in points]
+            place = torch.stack(chosen).to(points.device)[..., None]
+            first, seen = points.take_along_dim(place, 1), distinct.take_along_dim(place, 1)
         case _:
             raise ValueError(f"init={init!r} is not one of first, random, kmeans++")
-    seen = (points if distinct is None else distinct)[chosen]
     if seen.device.type != "mps":  # which has no float64
         # Reduced-precision matrix products on a GPU would make neighbours look the same.
         seen = seen.double()
-    repeated = (seen @ seen.T > 1 - _SAME).tril(-1).any(1)
-    return _Seeds(points[chosen], ~repeated)
+    repeated = (seen @ seen.mT > 1 - _SAME).tril(-1).any(2)
+    return _Seeds(first, ~repeated)
 
 
 def _plus_plus(points: Tensor, groups: int, generator: torch.Generator | None) -> Tensor:
@@ -182,15 +203,15 @@ def _plus_plus(points: Tensor, groups: int, generator: torch.Generator | None) -
 
 def _lloyd(points: Tensor, seeds: _Seeds, iterations: int) -> Tensor:
     centroids, alive = seeds
-    dead = torch.where(alive, 0.0, -torch.inf).to(points.dtype)
+    dead = torch.where(alive, 0.0, -torch.inf).to(points.dtype).unsqueeze(1)
     assignment = torch.empty(0)
     for step in range(iterations):
-        assignment = torch.addmm(dead, points, centroids.T).argmax(1)
+        assignment = torch.baddbmm(dead, points, centroids.mT).argmax(2)
         if step + 1 < iterations:
-            sums = _one_hot(assignment, len(centroids), points.dtype).T @ points
+            sums = _one_hot(assignment, centroids.shape[1], points.dtype).mT @ points
+            length = torch.linalg.vector_norm(sums, dim=2, keepdim=True)
             # A group that lost all its points keeps its place, and may win some back.
-            empty = sums.abs().amax(1, keepdim=True) == 0
-            centroids = torch.where(empty, centroids, F.normalize(sums, dim=1))
+            centroids = torch.where(length == 0, centroids, sums / length)
     return assignment
 
 

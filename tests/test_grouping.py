@@ -294,8 +294,8 @@ def test_errors_name_the_value_and_the_remedy(group):
         group(z, 0)
     with pytest.raises(ValueError, match=r"groups=2 and iterations=0 must be at least 1"):
         group(z, 2, iterations=0)
-    with pytest.raises(ValueError, match=r"z has shape \(6, 2, 2\): it must be \(images, features\)"):
-        group(z.view(6, 2, 2), 2)
+    with pytest.raises(ValueError, match=r"z has shape \(6, 1, 2, 2\): it must be \(images, features\) or \(views, i"):
+        group(z.view(6, 1, 2, 2), 2)
     with pytest.raises(ValueError, match=r"init='last' is not one of first, random, kmeans\+\+"):
         group(z, 2, init="last")
 

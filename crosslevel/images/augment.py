@@ -39,8 +39,13 @@ def crop_resize(
     height, width = images.shape[-2:]
     top, left, rows, columns = boxes.to(torch.float32).unbind(1)
     peak = 1.0 if images.is_floating_point() else 255.0
-    down = _interpolation(top, rows, height, size, peak)
-    across = _interpolation(left, columns, width, size, mirror=mirror)
+    if height == width:  # both at once: half as many operations
+        mirror = mirror if mirror is None else torch.cat([torch.zeros_like(mirror), mirror])
+        start, length = torch.cat([top, left]), torch.cat([rows, columns])
+        down, across = _interpolation(start, length, width, size, peak**0.5, mirror).chunk(2)
+    else:
+        down = _interpolation(top, rows, height, size, peak)
+        across = _interpolation(left, columns, width, size, mirror=mirror)
     pixels = images.to(torch.float32).reshape(len(images), 3 * height, width)
     squeezed = torch.bmm(pixels, across.transpose(1, 2)).view(len(images), 3, height, size)
     return torch.matmul(down.unsqueeze(1), squeezed)
@@ -156,8 +161,8 @@ def mix_colors(
 ) -> Float[Tensor, "B 3 H W"]:
     """clamp(matrix x + level · mean colour of x, 0, 1), where x is the colour of a pixel."""
     flat = x.flatten(2)
-    offset = (flat.sum(2) * level).sum(1) / flat.shape[2]
-    return torch.baddbmm(offset.view(-1, 1, 1), matrix, flat).clamp_(0, 1).view_as(x)
+    offset = torch.bmm(level.unsqueeze(1), flat.mean(2, keepdim=True))
+    return torch.baddbmm(offset, matrix, flat).clamp_(0, 1).view_as(x)
 
 
 def rotate_hue_(x: Float[Tensor, "B 3 H W"], sixths: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:

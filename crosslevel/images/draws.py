@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -98,7 +99,7 @@ class Draw:
         levels: of these operations, in [-1, 1].
         solarize: solarized or not.
         erase: erased or not.
-        erase_boxes: (top, left, height, width) in pixels of the view; empty where no box fitted.
+        erase_boxes: (top, left, height, width) in pixels of the view; empty where no box fitted or none is ever erased.
 
     """
 
@@ -115,6 +116,13 @@ class Draw:
     solarize: Bool[Tensor, " B"]
     erase: Bool[Tensor, " B"]
     erase_boxes: Float[Tensor, "B 4"]
+
+    @staticmethod
+    def joined(draws: Sequence[Draw]) -> Draw:
+        """Several draws as one, in this order."""
+        if len(draws) == 1:
+            return draws[0]
+        return Draw(**{field.name: torch.cat([getattr(d, field.name) for d in draws]) for field in fields(Draw)})
 
     def sorted_by(self, index: Int64[Tensor, " B"]) -> Draw:
         """The same draw with the images in another order."""
@@ -143,7 +151,7 @@ def draw(augment: Augment, count: int, height: int, width: int, size: int, gener
         levels=levels,
         solarize=solarize < augment.solarize,
         erase=erase < augment.erase,
-        erase_boxes=_erase_boxes(count, size, generator),
+        erase_boxes=_erase_boxes(count, size, generator, augment.erase > 0),
     )
 
 
@@ -195,7 +203,10 @@ def _largest_box(ratio: tuple[float, float], height: int, width: int) -> tuple[i
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
-def _erase_boxes(count: int, size: int, generator: torch.Generator | None) -> Float[Tensor, "B 4"]:
+def _erase_boxes(count: int, size: int, generator: torch.Generator | None, wanted: bool) -> Float[Tensor, "B 4"]:
+    if not wanted:
+        _chances(count, generator)  # the draws after these shall not depend on it
+        return torch.zeros(count, 4)
     # torchvision takes the ratio of an erased box as height / width, that of a crop as width / height.
     shape, place = _shapes(ERASE_SCALE, ERASE_RATIO, count, size, size, generator)
     shape = shape.flip(2)
@@ -203,6 +214,11 @@ def _erase_boxes(count: int, size: int, generator: torch.Generator | None) -> Fl
     room = size - chosen
     box = torch.cat([((room + 1) * place).floor().minimum(room), chosen], dim=1)
     return torch.where(found.unsqueeze(1), box, torch.zeros((), dtype=box.dtype)).float()
+
+
+def _chances(count: int, generator: torch.Generator | None) -> Float64[Tensor, "B 2*tries+2"]:
+    """The random numbers of one box an image."""
+    return torch.rand(count, 2 * _TRIES + 2, generator=generator, dtype=torch.float64)
 
 
 def _shapes(
@@ -214,7 +230,7 @@ def _shapes(
     generator: torch.Generator | None,
 ) -> tuple[Float64[Tensor, "B tries 2"], Float64[Tensor, "B 2"]]:
     """Tried (height, width) of boxes, in whole pixels; where in the room that is left they lie, in [0, 1)."""
-    chance = torch.rand(count, 2 * _TRIES + 2, generator=generator, dtype=torch.float64)
+    chance = _chances(count, generator)
     area, aspect = chance[:, :_TRIES], chance[:, _TRIES : 2 * _TRIES]
     area = height * width * (area * (scale[1] - scale[0]) + scale[0])
     low, high = math.log(ratio[0]), math.log(ratio[1])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import groupby, pairwise
 from typing import Any, final
 
 import torch
@@ -19,6 +20,9 @@ from crosslevel.images.presets import PLAIN, PRESETS
 
 # Two megabytes of float32: the operations of a chunk then find it in the cache, not in memory.
 _CHUNK = 2**19
+
+# Elsewhere every operation is a kernel to launch, which takes longer than 32x32 pixels do: as few as memory allows.
+_DEVICE_CHUNK = 2**26
 
 
 @final
@@ -133,11 +137,16 @@ class Views(nn.Module):
         """
         cropped = images.ndim == 5
         self._check(images, cropped)
+        height, width = images.shape[-2:]
+        views: list[Tensor] = []
         with _float32_without_gradients(images.device):
-            return [
-                self._view(images[:, v] if cropped else images, self._augment(v), cropped, generator)
-                for v in range(self.count)
-            ]
+            for augment, alike in groupby(map(self._augment, range(self.count))):
+                places = range(len(views), len(views) + len(list(alike)))
+                # A CPU takes view after view, for its cache; elsewhere all that are drawn alike are one batch.
+                for some in [[v] for v in places] if _for_its_cache(images.device) else [list(places)]:
+                    drawn = [draw(augment, len(images), height, width, self.size, generator) for _ in some]
+                    views += self._views(images, some, augment, drawn)
+        return views
 
     def crops(
         self, image: UInt8[Tensor, "3 H W"], generator: torch.Generator | None = None
@@ -183,18 +192,17 @@ class Views(nn.Module):
             crops = ", ".join(map(str, expected))
             raise ValueError(f"images are {images.dtype} {shape}: give uint8 (B, 3, H, W), or crops (B, {crops})")
 
-    def _view(
-        self,
-        images: UInt8[Tensor, "B 3 H W"],
-        augment: Augment,
-        cropped: bool,
-        generator: torch.Generator | None,
-    ) -> Float[Tensor, "B 3 size size"]:
-        height, width = images.shape[-2:]
-        drawn = draw(augment, len(images), height, width, self.size, generator)
-        views = torch.empty(len(images), 3, self.size, self.size, device=images.device)
-        for part in _parts(drawn, _chunk_length(images, self.size), images.device):
-            pixels = images.index_select(0, part.index)
+    def _views(
+        self, images: UInt8[Tensor, "B *V 3 H W"], places: list[int], augment: Augment, drawn: list[Draw]
+    ) -> list[Float[Tensor, "B 3 size size"]]:
+        """The views with the numbers ``places``, all by the same ``augment``."""
+        cropped, count = images.ndim == 5, len(images)
+        most = _chunk_length(images, self.size)
+        views = torch.empty(len(places) * count, 3, self.size, self.size, device=images.device)
+        if cropped:
+            images = images[:, places[0] : places[-1] + 1].transpose(0, 1).flatten(0, 1)
+        for part in _parts(Draw.joined(drawn), most, images.device):
+            pixels = images.index_select(0, part.index if cropped or len(places) == 1 else part.index % count)
             if cropped:
                 x = pixels.to(torch.float32).div_(255)
                 x = op.flip(x, part.flip) if augment.flip > 0 else x
@@ -208,7 +216,7 @@ class Views(nn.Module):
             self._normalize_(x)
             part.on(part.erase, x, op.erase, part.erase_boxes)
             views.index_copy_(0, part.index, x)
-        return views
+        return list(views.split(count))
 
     def _normalize_(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         return x.sub_(self._mean.view(3, 1, 1)).div_(self._std.view(3, 1, 1))
@@ -216,14 +224,15 @@ class Views(nn.Module):
 
 @dataclass(frozen=True)
 class _Part:
-    """Images of a batch that take the same sequence of operations, with their parameters, on the device.
+    """Images of a batch with their parameters, on the device, those with colour jitter first.
 
-    ``hue_round`` says after how many of the three other colour operations hue comes; None: no jitter at all.
-    ``index`` are the images' places in the batch; ``operations`` (RandAugment's), ``grayscale``, ``blur``, ``solarize``
-    and ``erase`` are places in the part.
+    Of these, the later hue comes among the four colour operations, the earlier the image: ``later[r]`` are the images
+    whose hue comes after ``r`` of the others or more, so that ``later[0]`` are all with jitter. ``index`` are the
+    images' places in the batch; ``operations`` (RandAugment's), ``grayscale``, ``blur``, ``solarize`` and ``erase`` are
+    places in the part.
     """
 
-    hue_round: int | None
+    later: list[int]
     index: Int64[Tensor, " n"]
     operations: list[Int64[Tensor, " o"]]
     grayscale: Int64[Tensor, " g"]
@@ -240,17 +249,24 @@ class _Part:
     erase_boxes: Float[Tensor, "n 4"]
 
     def change_colors(self, x: Float[Tensor, "n 3 H W"], augment: Augment) -> Float[Tensor, "n 3 H W"]:
-        """The four jitter operations, in each image's own order."""
-        if self.hue_round is None:
-            return x
-        for step in range(4):
-            if step == self.hue_round and 0 < augment.hue <= 1 / 6:
-                x = op.rotate_hue_(x, 6 * self.shift)
-            elif step == self.hue_round and augment.hue > 0:
-                x = op.adjust_hue(x, self.shift)
-            if step < 3:
-                x = op.mix_colors(x, self.matrix[:, step], self.level[:, step])
+        """The four jitter operations, in each image's own order: what comes before hue, hue, what comes after."""
+        jittered = self.later[0]
+        for step in range(3):
+            x = self._mixed(x, step, 0, self.later[step + 1])
+        if jittered and augment.hue > 1 / 6:
+            x = _replaced(x, 0, jittered, op.adjust_hue(x[:jittered], self.shift[:jittered]))
+        elif jittered and augment.hue > 0:
+            op.rotate_hue_(x[:jittered], 6 * self.shift[:jittered])
+        for step in range(3):
+            x = self._mixed(x, step, self.later[step + 1], jittered)
         return x
+
+    def _mixed(self, x: Float[Tensor, "n 3 H W"], step: int, start: int, stop: int) -> Float[Tensor, "n 3 H W"]:
+        """Brightness, contrast or saturation of images ``start`` to ``stop``, whichever comes as number ``step``."""
+        if start == stop:
+            return x
+        span = slice(start, stop)
+        return _replaced(x, start, stop, op.mix_colors(x[span], self.matrix[span, step], self.level[span, step]))
 
     @staticmethod
     def on(
@@ -264,6 +280,14 @@ class _Part:
             x.index_copy_(0, chosen, operation(*(t.index_select(0, chosen) for t in (x, *parameters))))
 
 
+def _replaced(x: Tensor, start: int, stop: int, part: Tensor) -> Tensor:
+    """``x`` with ``part`` in its rows from ``start`` to ``stop``: no copy where these are all."""
+    if stop - start == len(x):
+        return part
+    x[start:stop] = part
+    return x
+
+
 @contextmanager
 def _float32_without_gradients(device: torch.device) -> Iterator[None]:
     """Whatever autocast the caller is in: a view rounded to bfloat16 has lost half of its gray levels."""
@@ -274,19 +298,25 @@ def _float32_without_gradients(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _chunk_length(images: UInt8[Tensor, "B 3 H W"], size: int) -> int:
+def _chunk_length(images: UInt8[Tensor, "B *V 3 H W"], size: int) -> int:
     pixels = max(images.shape[-2] * images.shape[-1], size**2)
-    return max(1, _CHUNK // (3 * pixels)) if images.device.type == "cpu" else max(1, len(images))
+    return max(1, (_CHUNK if _for_its_cache(images.device) else _DEVICE_CHUNK) // (3 * pixels))
+
+
+def _for_its_cache(device: torch.device) -> bool:
+    """Whether small pieces are best; elsewhere few large ones."""
+    return device.type == "cpu"
 
 
 def _parts(drawn: Draw, most: int, device: torch.device) -> Iterator[_Part]:
     """The batch, sorted by when hue comes, in parts of at most ``most`` images.
 
-    Which images a part holds is decided on the CPU, so that the device is never waited for.
+    Which images a part holds is decided on the CPU, so that the device is never waited for. In small parts hue comes
+    at the same time for all images, so that none is copied for an operation.
     """
     hue_round = (drawn.order == HUE).int().argmax(dim=1)
-    group = torch.where(drawn.jitter, hue_round, 4)
-    order = group.argsort(stable=True)
+    rank = torch.where(drawn.jitter, 3 - hue_round, 4)
+    order = rank.argsort(stable=True)
     drawn = drawn.sorted_by(order)
     matrix, level = _rounds(drawn)
     numbers = [
@@ -300,27 +330,27 @@ def _parts(drawn: Draw, most: int, device: torch.device) -> Iterator[_Part]:
         drawn.erase_boxes,
     ]
     boxes, flip, matrix, level, shift, sigma, levels, erase_boxes = _send(numbers, device)
-    spans, first = [], 0
-    for kind, images in enumerate(torch.bincount(group, minlength=5).tolist()):
-        spans += [(kind, start, min(start + most, first + images)) for start in range(first, first + images, most)]
-        first += images
+    ends = torch.bincount(rank, minlength=5).cumsum(0).tolist()
+    borders = [0, *ends] if _for_its_cache(device) else [0, len(order)]
+    spans = [
+        slice(start, min(start + most, last)) for first, last in pairwise(borders) for start in range(first, last, most)
+    ]
     flags = (drawn.grayscale, drawn.blur, drawn.solarize, drawn.erase)
     places = [
         part
-        for _, start, stop in spans
+        for span in spans
         for part in (
-            order[start:stop],
-            *(flag[start:stop].nonzero()[:, 0] for flag in flags),
-            *randaugment.places(drawn.operations[start:stop]),
+            order[span],
+            *(flag[span].nonzero()[:, 0] for flag in flags),
+            *randaugment.places(drawn.operations[span]),
         )
     ]
     places = _send(places, device)
     each = len(places) // max(1, len(spans))
-    for number, (kind, start, stop) in enumerate(spans):
-        span = slice(start, stop)
+    for number, span in enumerate(spans):
         index, grayscale, blur, solarize, erase, *operations = places[each * number : each * (number + 1)]
         yield _Part(
-            hue_round=None if kind == 4 else kind,
+            later=[min(max(ends[3 - r] - span.start, 0), span.stop - span.start) for r in range(4)],
             index=index,
             operations=operations,
             grayscale=grayscale,

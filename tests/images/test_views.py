@@ -60,6 +60,13 @@ def assert_equal_views(ours: torch.Tensor, theirs: torch.Tensor, solarized: torc
     assert wrong.float().mean() < 1e-3
 
 
+@pytest.fixture(params=[True, False], ids=["in small parts", "all at once"])
+def way(request, monkeypatch):
+    """As a CPU makes views, and as a GPU does: all that are drawn alike in one go."""
+    monkeypatch.setattr("crosslevel.images.views._for_its_cache", lambda device: request.param)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("preset", ["simclr", "mocov2", "byol", "cifar", "none"])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (57, 41)])
 def test_a_view_is_torchvisions_sequence(preset, height, width):
@@ -76,8 +83,10 @@ def test_a_view_is_torchvisions_sequence(preset, height, width):
         assert_equal_views(view, theirs, drawn.solarize)
 
 
-def test_wide_hue_and_large_views_in_several_chunks():
-    """Hue beyond a sixth of the circle takes another path; at 160 pixels a chunk holds six images."""
+@pytest.mark.usefixtures("way")
+def test_wide_hue_and_large_views_in_several_chunks(monkeypatch):
+    """Hue beyond a sixth of the circle takes another path; at 160 pixels a chunk holds six images, or twelve."""
+    monkeypatch.setattr("crosslevel.images.views._DEVICE_CHUNK", 2**20)
     views = Views("simclr", size=160, hue=0.4, blur=1.0)
     images = pixels(20, 3, 170, 130)
     ours = views(images, generator(2))[0]
@@ -86,6 +95,7 @@ def test_wide_hue_and_large_views_in_several_chunks():
     assert_equal_views(ours, theirs, drawn.solarize)
 
 
+@pytest.mark.usefixtures("way")
 def test_crops_are_not_cropped_again():
     views = Views("byol", size=24)
     images = pixels(10, 2, 3, 24, 24)
@@ -145,6 +155,19 @@ def test_a_batch_of_one_and_three_views(preset):
     assert all(view.isfinite().all() for view in out)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("shape", [(40, 3, 36, 36), (40, 5, 3, 32, 32)])
+def test_all_at_once_gives_what_small_parts_give(monkeypatch, preset, shape):
+    """Five views, the last two of them plain: of three kinds for BYOL, in whole images and in crops of them."""
+    views = Views(preset, size=32, erase=0.2)
+    views.count, views.plain = 5, 2
+    one_by_one = views(pixels(*shape), generator(12))
+    monkeypatch.setattr("crosslevel.images.views._for_its_cache", lambda device: False)
+    for a, b in zip(one_by_one, views(pixels(*shape), generator(12)), strict=True):
+        # Where a step jumps, as in solarize and posterize, the last bit decides on which side a pixel falls.
+        assert ((a - b).abs() > 1e-4).float().mean() < (1e-2 if preset == "infomin" else 1e-3)
+
+
 def test_nothing_is_read_back_from_the_device():
     """A meta tensor has no values: any step that waits for the device to decide something would fail."""
     views = Views("byol", hue=0.4, erase=0.5).to("meta")
@@ -162,9 +185,10 @@ def test_autocast_and_gradients_stay_outside():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("preset", ["simclr", "mocov2", "cifar"])
+@pytest.mark.parametrize("preset", ["simclr", "mocov2", "byol", "cifar"])
 def test_a_gpu_draws_the_same_views(preset):
-    views, images = Views(preset, erase=0.3), pixels(64, 3, 40, 32)
+    views, images = Views(preset, erase=0.3, solarize=0.0), pixels(64, 3, 40, 32)
+    views.count, views.plain = 4, 1
     host = views(images, generator(11))
     views.cuda()
     for a, b in zip(host, views(images.cuda(), generator(11)), strict=True):
