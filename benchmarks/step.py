@@ -22,12 +22,11 @@ from crosslevel.hardware import choose
 from crosslevel.images.views import Views
 from crosslevel.methods import SimCLR
 
-STEPS = 24
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=8, help="rounds of 24 steps each; the first is not counted")
+    parser.add_argument("--epochs", type=int, default=8, help="rounds; the first is not counted")
+    parser.add_argument("--steps", type=int, default=24, help="of a round, with a checkpoint in it")
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--size", type=int, default=32)
@@ -46,7 +45,7 @@ def main() -> None:
         return time_encoder(alone, batch, size)
 
     views = Views("cifar" if size <= 64 else "mocov2", size)
-    images = noise(batch * STEPS, size)
+    images = noise(batch * arguments.steps, size)
     options: dict[str, Any] = {"epochs": arguments.epochs, "batch_size": batch, "views": views}
     whole, bare = beside(encoder, method, images, encoder_alone, **options)
     step, forward_backward, branch = median(whole), median(bare), median(cld_seconds[1:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -163,14 +163,16 @@ def draw_boxes(
     Area uniform in ``scale``, log of the aspect ratio uniform; the first of ten tries that fits, else the
     largest centred box whose ratio is allowed.
     """
-    shape, place = _shapes(augment.scale, augment.ratio, count, height, width, generator)
+    chance = _chances(count, generator)
     if not augment.crop:
         side = min(height, width)
         return torch.tensor([(height - side) // 2, (width - side) // 2, side, side]).float().repeat(count, 1)
-    fits = (shape > 0).all(2) & (shape <= torch.tensor([height, width])).all(2)
-    chosen, found = _first(shape, fits)
-    room = torch.tensor([height, width]) - chosen
-    box = torch.cat([((room + 1) * place).floor().minimum(room), chosen], dim=1)
+    limit = torch.tensor([height, width])
+    chosen, found = _first_that_fits(
+        chance, augment.scale, augment.ratio, height * width, lambda shape: ((shape > 0) & (shape <= limit)).all(2)
+    )
+    room = limit - chosen
+    box = torch.cat([((room + 1) * chance[:, -2:]).floor().minimum(room), chosen], dim=1)
     fallback = torch.tensor(_largest_box(augment.ratio, height, width), dtype=box.dtype)
     return torch.where(found.unsqueeze(1), box, fallback).float()
 
@@ -204,46 +206,49 @@ def _largest_box(ratio: tuple[float, float], height: int, width: int) -> tuple[i
 
 
 def _erase_boxes(count: int, size: int, generator: torch.Generator | None, wanted: bool) -> Float[Tensor, "B 4"]:
+    chance = _chances(count, generator)  # in any case: what is drawn next shall not depend on it
     if not wanted:
-        _chances(count, generator)  # the draws after these shall not depend on it
         return torch.zeros(count, 4)
     # torchvision takes the ratio of an erased box as height / width, that of a crop as width / height.
-    shape, place = _shapes(ERASE_SCALE, ERASE_RATIO, count, size, size, generator)
-    shape = shape.flip(2)
-    chosen, found = _first(shape, (shape < size).all(2))
+    shape, found = _first_that_fits(chance, ERASE_SCALE, ERASE_RATIO, size**2, lambda shape: (shape < size).all(2))
+    chosen = shape.flip(1)
     room = size - chosen
-    box = torch.cat([((room + 1) * place).floor().minimum(room), chosen], dim=1)
+    box = torch.cat([((room + 1) * chance[:, -2:]).floor().minimum(room), chosen], dim=1)
     return torch.where(found.unsqueeze(1), box, torch.zeros((), dtype=box.dtype)).float()
 
 
 def _chances(count: int, generator: torch.Generator | None) -> Float64[Tensor, "B 2*tries+2"]:
-    """The random numbers of one box an image."""
+    """The random numbers of one box an image: areas, aspect ratios, and the place in the room that is left."""
     return torch.rand(count, 2 * _TRIES + 2, generator=generator, dtype=torch.float64)
 
 
-def _shapes(
+def _first_that_fits(
+    chance: Float64[Tensor, "B 2*tries+2"],
     scale: tuple[float, float],
     ratio: tuple[float, float],
-    count: int,
-    height: int,
-    width: int,
-    generator: torch.Generator | None,
-) -> tuple[Float64[Tensor, "B tries 2"], Float64[Tensor, "B 2"]]:
-    """Tried (height, width) of boxes, in whole pixels; where in the room that is left they lie, in [0, 1)."""
-    chance = _chances(count, generator)
-    area, aspect = chance[:, :_TRIES], chance[:, _TRIES : 2 * _TRIES]
-    area = height * width * (area * (scale[1] - scale[0]) + scale[0])
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    aspect = torch.exp(aspect * (high - low) + low)
-    return torch.stack([(area / aspect).sqrt().round(), (area * aspect).sqrt().round()], dim=2), chance[:, -2:]
-
-
-def _first(
-    shape: Float64[Tensor, "B tries 2"], fits: Bool[Tensor, "B tries"]
+    pixels: int,
+    fits: Callable[[Tensor], Tensor],
 ) -> tuple[Float64[Tensor, "B 2"], Bool[Tensor, " B"]]:
-    """The first shape that fits, and whether there is one."""
-    first = fits.int().argmax(dim=1)
-    return shape[torch.arange(len(shape)), first], fits.any(dim=1)
+    """Of the tried (height, width) of boxes, in whole pixels, the first that fits, and whether there is one.
+
+    Most often it is the very first: only for the other images are the rest computed.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+
+    def tried(some: Tensor, start: int, stop: int) -> Tensor:
+        area = pixels * (some[:, start:stop] * (scale[1] - scale[0]) + scale[0])
+        aspect = torch.exp(some[:, _TRIES + start : _TRIES + stop] * (high - low) + low)
+        return torch.stack([(area / aspect).sqrt().round(), (area * aspect).sqrt().round()], dim=2)
+
+    shape = tried(chance, 0, 1)
+    found, chosen = fits(shape)[:, 0], shape[:, 0]
+    others = (~found).nonzero()[:, 0]
+    if len(others):
+        shape = tried(chance[others], 1, _TRIES)
+        fitting = fits(shape)
+        first = fitting.int().argmax(dim=1)
+        chosen[others], found[others] = shape[torch.arange(len(others)), first], fitting.any(dim=1)
+    return chosen, found
 
 
 def _factors(augment: Augment, chance: Float[Tensor, "B 4"]) -> Float[Tensor, "B 4"]:
