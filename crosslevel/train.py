@@ -46,8 +46,10 @@ class Watch(Protocol):
     def part(self, source: Images) -> Images:
         """What of ``source``, which has no labels, is trained on."""
 
-    def monitor(self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware) -> Measure | None:
-        """What is measured at the end of an epoch, and logged."""
+    def monitor(
+        self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware, bad: BadFiles
+    ) -> Measure | None:
+        """What is measured at the end of an epoch, and logged; ``bad`` takes what cannot be read."""
 
 
 def train(
@@ -187,7 +189,7 @@ def train(
             module, batches, folder, hardware=hardware, devices=devices, sync_batchnorm=sync_batchnorm,
             log_every=log_every, checkpoint_minutes=checkpoint_minutes, saved=unreadable.keep,
             resume=resume is not None, console=console, monitor_every=every,
-            monitor=_watched(watch, encoder, chosen, branch, hardware) if watch or not every else
+            monitor=_watched(watch, encoder, chosen, branch, hardware, bad) if watch or not every else
             watching(monitor, encoder, chosen, branch, source, hardware, seed),
         )  # fmt: skip
     finally:
@@ -234,9 +236,14 @@ def _keep_images(images: str, source: Images | ImageStream, folder: Path) -> Non
 
 
 def _watched(
-    watch: Watch | None, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware
+    watch: Watch | None,
+    encoder: Encoder,
+    method: Method,
+    cld: CrossLevel | None,
+    hardware: Hardware,
+    bad: BadFiles,
 ) -> Measure | None:
-    return watch.monitor(encoder, method, cld, hardware) if watch else None
+    return watch.monitor(encoder, method, cld, hardware, bad) if watch else None
 
 
 def warmup_of(epochs: int, given: float | None) -> float:

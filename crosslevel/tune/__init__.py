@@ -124,7 +124,7 @@ def _plan(
         raise ValueError(f"budget={budget:g}, trials={trials}, epochs={epochs}: give at least one full training")
     if finalists is None:
         finalists = max(0, int(budget // 4) - 1) if math.isfinite(budget) else 0
-    if finalists < 0 or (finalists and not math.isfinite(budget)) or finalists + 2 > budget:
+    if finalists < 0 or (finalists and not finalists + 2 <= budget < math.inf):
         raise ValueError(
             f"finalists={finalists}, budget={budget:g}: their trainings, one for the settings as given, and one of the "
             "search have to fit: give more --budget or fewer --finalists"
@@ -147,8 +147,9 @@ def _plan(
         "sampler": sampler,
         "pruning": pruning,
     }
-    if source.left_out:
-        _say(console, source.bad_files().summary(len(source)))
+    bad = source.bad_files()
+    if len(bad):
+        _say(console, bad.summary(len(source)))
     for name in beyond:
         first = f"trial 0 has {start[name]}" if name in start else "trial 0 has one by chance"
         given_one = f"{name} is left open" if values[name] is None else f"{name}={values[name]}"
@@ -161,7 +162,7 @@ def _plan(
         folder=folder, storage=url(storage, folder), space=space, start=starts, epochs=epochs, budget=budget,
         trials=trials, sampler=sampler, pruning=pruning, seed=given["seed"], agreed=agreed, as_given=not beyond,
         finalists=finalists,
-        warmup=max(warmup_of(epochs, given["warmup_epochs"]), epochs / 3),
+        warmup=max(warmup_of(epochs, given["warmup_epochs"]), epochs / 3), images=len(source), bad=bad,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from crosslevel.images import BadFiles
 from crosslevel.tune.ranges import Range
 
 Sampler = Literal["tpe", "random"]
@@ -20,7 +21,8 @@ class Plan:
     ``start`` are the first trials' parameters; the first of them are the settings as the user gave them if
     ``as_given``, and as near to them as the ranges allow if not. ``finalists``: how many of the best trials are trained
     once more, out of the budget, and the settings as given besides. ``warmup``: epochs in which nothing counts as
-    collapsed: in a short training even a network that will be good sees little at first.
+    collapsed: in a short training even a network that will be good sees little at first. ``images``: how many there
+    are; ``bad``: what of them cannot be read, as far as known.
     """
 
     folder: Path
@@ -37,6 +39,8 @@ class Plan:
     as_given: bool = True
     finalists: int = 0
     warmup: float = 0.0
+    images: int = 0
+    bad: BadFiles = field(default_factory=BadFiles)
     stop: threading.Event = field(default_factory=threading.Event)
     beat: float = BEAT
     grace: float = GRACE

@@ -20,6 +20,7 @@ from rich.table import Table
 from crosslevel import images as image_sources
 from crosslevel import report
 from crosslevel import settings as trees
+from crosslevel.folder import BAD_FILES
 from crosslevel.report import Block, Cell, cell
 from crosslevel.tune import finals, ranges
 from crosslevel.tune.plan import Plan
@@ -44,6 +45,7 @@ def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], conso
         ValueError: trials have ended, and none of them well.
 
     """
+    _tell_unread(plan, console)
     trials = ended(study)
     if not trials:
         return
@@ -67,6 +69,16 @@ def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], conso
         raise ValueError(f"no trial came to its end ({kinds}), the last one: {last}; {plan.folder / TABLE} has all")
     for line in (f"{verdict(trials, plan, best)} {page} shows more; next:", f"  {following(plan)}"):
         console.print(line, highlight=False, markup=False)
+
+
+def _tell_unread(plan: Plan, console: Console) -> None:
+    """What this machine's trials could not read, once for all of them: in training or among the held-out images."""
+    known = len(plan.bad)
+    for file in sorted((plan.folder / "trials").glob(f"*/*{BAD_FILES}")):
+        plan.bad.read(file)
+    if len(plan.bad) > known:
+        plan.bad.write(plan.folder / BAD_FILES)
+        console.print(plan.bad.summary(plan.images), highlight=False, markup=False)
 
 
 def ended(study: Study) -> list[FrozenTrial]:

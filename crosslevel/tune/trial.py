@@ -172,10 +172,12 @@ class HeldOut:
         rest, self.held = divided(source, self.seed)
         return rest
 
-    def monitor(self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware) -> Any:
+    def monitor(
+        self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware, bad: BadFiles
+    ) -> Any:
         """Score the held-out images at the end of an epoch, tell, and wait for the answer."""
         assert self.held is not None
-        shown = pack(self.held, encoder.view.size, bad=BadFiles())
+        shown = pack(self.held, encoder.view.size, bad=bad)
         tracks = told_apart(shown) if self.held.tracks is None else shown.tracks
 
         def measure() -> dict[str, float]:
