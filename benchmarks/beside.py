@@ -70,6 +70,8 @@ def wait() -> None:
     """Until a GPU, if that is where things run, has done all that it was told."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    elif torch.backends.mps.is_available():
+        torch.mps.synchronize()
 
 
 def median(values: list[float]) -> float:

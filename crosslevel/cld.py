@@ -123,8 +123,7 @@ class CrossLevel(nn.Module):
             )
             # Each view's images are to find their groups of the other view.
             wanted = self._mine(groups).flip(0).flatten()
-            each = F.cross_entropy(logits.flatten(0, 1), wanted, reduction="none")
-            loss = each.view(2, -1).mean(1).mean()
+            loss = F.cross_entropy(logits.flatten(0, 1), wanted)
         with torch.no_grad():
             agreement = (logits.detach().flatten(0, 1).argmax(1) == wanted).float().mean()
             a, b = groups.unbind()
@@ -139,9 +138,7 @@ class CrossLevel(nn.Module):
 
     def group(self, z: Float[Tensor, "*V B d"]) -> Groups:
         """The local groups of each view's batch (of all ranks' batches with ``gather``)."""
-        points = z
-        if self.gather:
-            points = gather_rows(z) if z.ndim == 2 else torch.stack([gather_rows(view) for view in z])
+        points = gather_rows(z.movedim(-2, 0)).movedim(0, -2) if self.gather else z
         k = self.groups or max(2, round(0.75 * points.shape[-2]))
         method = spherical_kmeans if self.grouping == "kmeans" else normalized_cut
         return method(points, k, self.iterations, self.init, self.generator, self.normalize_centroids)

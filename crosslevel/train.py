@@ -47,9 +47,9 @@ class Watch(Protocol):
         """What of ``source``, which has no labels, is trained on."""
 
     def monitor(
-        self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware, bad: BadFiles
+        self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware, unreadable: Unreadable
     ) -> Measure | None:
-        """What is measured at the end of an epoch, and logged; ``bad`` takes what cannot be read."""
+        """What is measured at the end of an epoch, and logged; ``unreadable`` takes what cannot be read for it."""
 
 
 def train(
@@ -189,7 +189,7 @@ def train(
             module, batches, folder, hardware=hardware, devices=devices, sync_batchnorm=sync_batchnorm,
             log_every=log_every, checkpoint_minutes=checkpoint_minutes, saved=unreadable.keep,
             resume=resume is not None, console=console, monitor_every=every,
-            monitor=_watched(watch, encoder, chosen, branch, hardware, bad) if watch or not every else
+            monitor=_watched(watch, encoder, chosen, branch, hardware, unreadable) if watch or not every else
             watching(monitor, encoder, chosen, branch, source, hardware, seed),
         )  # fmt: skip
     finally:
@@ -241,9 +241,9 @@ def _watched(
     method: Method,
     cld: CrossLevel | None,
     hardware: Hardware,
-    bad: BadFiles,
+    unreadable: Unreadable,
 ) -> Measure | None:
-    return watch.monitor(encoder, method, cld, hardware, bad) if watch else None
+    return watch.monitor(encoder, method, cld, hardware, unreadable) if watch else None
 
 
 def warmup_of(epochs: int, given: float | None) -> float:

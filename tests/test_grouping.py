@@ -286,6 +286,19 @@ def test_one_bad_number_spoils_every_centroid(group, init, problem, row):
 
 
 @BOTH
+@pytest.mark.parametrize("init", ["first", "random", "kmeans++"])
+def test_views_are_grouped_by_themselves(group, init):
+    z = torch.stack([normal(seed, 40, 8) for seed in (3, 4, 5)])
+    together, same = group(z, 9, 3, init, generator(2)), generator(2)
+    for view, found in zip(z, together.unbind(), strict=True):
+        alone = group(view, 9, 3, init, same)
+        assert torch.equal(found.assignment, alone.assignment)
+        assert torch.equal(found.sizes, alone.sizes)
+        torch.testing.assert_close(found.centroids, alone.centroids)
+        assert found.solver == alone.solver
+
+
+@BOTH
 def test_errors_name_the_value_and_the_remedy(group):
     z = normal(0, 6, 4)
     with pytest.raises(ValueError, match=r"groups=7 exceeds the batch of 6 images: lower groups or raise batch_size"):

@@ -38,14 +38,14 @@ def crop_resize(
     """
     height, width = images.shape[-2:]
     top, left, rows, columns = boxes.to(torch.float32).unbind(1)
-    peak = 1.0 if images.is_floating_point() else 255.0
     if height == width:  # both at once: half as many operations
         mirror = mirror if mirror is None else torch.cat([torch.zeros_like(mirror), mirror])
         start, length = torch.cat([top, left]), torch.cat([rows, columns])
-        down, across = _interpolation(start, length, width, size, peak**0.5, mirror).chunk(2)
+        down, across = _interpolation(start, length, width, size, mirror).chunk(2)
     else:
-        down = _interpolation(top, rows, height, size, peak)
-        across = _interpolation(left, columns, width, size, mirror=mirror)
+        down, across = _interpolation(top, rows, height, size), _interpolation(left, columns, width, size, mirror)
+    if not images.is_floating_point():
+        down.div_(255)
     pixels = images.to(torch.float32).reshape(len(images), 3 * height, width)
     squeezed = torch.bmm(pixels, across.transpose(1, 2)).view(len(images), 3, height, size)
     return torch.matmul(down.unsqueeze(1), squeezed)
@@ -220,10 +220,9 @@ def _interpolation(
     length: Float[Tensor, " B"],
     source: int,
     target: int,
-    peak: float = 1.0,
     mirror: Bool[Tensor, " B"] | None = None,
 ) -> Float[Tensor, "B target source"]:
-    """Weights that resize pixels [start, start + length) of ``source`` to ``target``, divided by ``peak``.
+    """Weights that resize pixels [start, start + length) of ``source`` to ``target``.
 
     A triangle around each target pixel's centre, as wide as the larger of a source and a target pixel
     (antialiased bilinear, as in Pillow and torchvision), cut at the box and brought to sum 1.
@@ -240,4 +239,4 @@ def _interpolation(
     pixel = (pixel * sharpness).masked_fill_(outside, -1e6)
     weights = (pixel.unsqueeze(1) - centre.unsqueeze(2)).abs_()
     weights = torch.rsub(weights, 1).clamp_(min=0)
-    return weights.div_(weights.sum(2, keepdim=True).mul_(peak))
+    return weights.div_(weights.sum(2, keepdim=True))

@@ -78,7 +78,9 @@ class BadFiles:
         file names that are not UTF-8 keep their bytes.
         """
         lines = (f"{escaped(path)}\t{escaped(reason)}\n" for path, reason in sorted(self.reasons.items()))
-        Path(file).write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
+        part = Path(f"{os.fspath(file)}.{os.getpid()}.part")
+        part.write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
+        part.replace(file)  # others may write the same file
         self._file = os.fspath(file)
 
     def summary(self, total: int | None) -> str:

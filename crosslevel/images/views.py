@@ -21,7 +21,7 @@ from crosslevel.images.presets import PLAIN, PRESETS
 # Two megabytes of float32: the operations of a chunk then find it in the cache, not in memory.
 _CHUNK = 2**19
 
-# Elsewhere every operation is a kernel to launch, which takes longer than 32x32 pixels do: as few as memory allows.
+# Elsewhere every operation is a kernel to launch, which takes longer than 32x32 pixels do: 256 megabytes at a time.
 _DEVICE_CHUNK = 2**26
 
 
@@ -216,7 +216,8 @@ class Views(nn.Module):
             self._normalize_(x)
             part.on(part.erase, x, op.erase, part.erase_boxes)
             views.index_copy_(0, part.index, x)
-        return list(views.split(count))
+        # Tensors of their own: what is done to one in place is no business of the others, nor of autograd.
+        return [view.data for view in views.unflatten(0, (len(places), count)).unbind()]
 
     def _normalize_(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         return x.sub_(self._mean.view(3, 1, 1)).div_(self._std.view(3, 1, 1))

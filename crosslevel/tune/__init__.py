@@ -124,7 +124,9 @@ def _plan(
         raise ValueError(f"budget={budget:g}, trials={trials}, epochs={epochs}: give at least one full training")
     if finalists is None:
         finalists = max(0, int(budget // 4) - 1) if math.isfinite(budget) else 0
-    if finalists < 0 or (finalists and not finalists + 2 <= budget < math.inf):
+    if finalists and not math.isfinite(budget):
+        raise ValueError(f"finalists={finalists}: they are trained out of a budget: give --budget")
+    if finalists < 0 or (finalists and finalists + 2 > budget):
         raise ValueError(
             f"finalists={finalists}, budget={budget:g}: their trainings, one for the settings as given, and one of the "
             "search have to fit: give more --budget or fewer --finalists"

@@ -76,8 +76,10 @@ def _tell_unread(plan: Plan, console: Console) -> None:
     known = len(plan.bad)
     for file in sorted((plan.folder / "trials").glob(f"*/*{BAD_FILES}")):
         plan.bad.read(file)
+    if not len(plan.bad):
+        return
+    plan.bad.write(plan.folder / BAD_FILES)
     if len(plan.bad) > known:
-        plan.bad.write(plan.folder / BAD_FILES)
         console.print(plan.bad.summary(plan.images), highlight=False, markup=False)
 
 

@@ -23,8 +23,9 @@ from torch import Tensor
 from crosslevel import commands
 from crosslevel.cld import CrossLevel
 from crosslevel.encoder import Encoder
+from crosslevel.folder import Unreadable
 from crosslevel.hardware import Hardware
-from crosslevel.images import BadFiles, Images, SourceError, pack
+from crosslevel.images import Images, SourceError, pack
 from crosslevel.images.subsets import stretches, take, unlabelled
 from crosslevel.methods import Method
 from crosslevel.monitor import PIECES, scored, told_apart
@@ -173,11 +174,11 @@ class HeldOut:
         return rest
 
     def monitor(
-        self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware, bad: BadFiles
+        self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware, unreadable: Unreadable
     ) -> Any:
         """Score the held-out images at the end of an epoch, tell, and wait for the answer."""
         assert self.held is not None
-        shown = pack(self.held, encoder.view.size, bad=bad)
+        shown = pack(self.held, encoder.view.size, bad=unreadable.bad)
         tracks = told_apart(shown) if self.held.tracks is None else shown.tracks
 
         def measure() -> dict[str, float]:
@@ -186,6 +187,7 @@ class HeldOut:
                 raise NotFinite("the features of the held-out images are not finite: the training diverged")
             found = _symptoms(figures, encoder, cld)
             collapse = found.pop("features", "")
+            unreadable.keep()  # the answer may be this process's end
             self.channel.tell({**figures, "collapse": collapse, "symptoms": "; ".join(found.values())})
             return {}
 

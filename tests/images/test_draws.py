@@ -94,6 +94,24 @@ def test_blur_sigma_is_uniform():
     assert stats.kstest(drawn(Augment(blur_sigma=(0.5, 3.0))).sigma, stats.uniform(0.5, 2.5).cdf).pvalue > CHANCE
 
 
+def test_what_is_never_erased_takes_as_many_random_numbers():
+    states = []
+    for erase in (0.0, 1.0):
+        same = generator(5)
+        draw(Augment(erase=erase), 50, 32, 32, size=32, generator=same)
+        states.append(same.get_state())
+    assert torch.equal(*states)
+
+
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.9, 1.0)])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (20, 60), (70, 31)])
+def test_boxes_of_a_batch_are_those_of_its_images(scale, height, width):
+    """With large crops of long images, most of which fit at a later try or never."""
+    augment, same = Augment(scale=scale), generator(6)
+    boxes = draw_boxes(augment, 200, height, width, generator(6))
+    assert boxes.int().tolist() == [list(draw_box(augment, height, width, same)) for _ in range(200)]
+
+
 def test_erased_boxes_follow_torchvision():
     with torch.random.fork_rng():
         torch.manual_seed(3)

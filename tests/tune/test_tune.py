@@ -315,7 +315,7 @@ def test_a_stopped_trial_is_never_the_best(tmp_path):
         (["--budget=0.5"], "give at least one full training"),
         (["--jobs=0"], "jobs=0"),
         (["--budget=3", "--finalists=2"], "give more --budget or fewer --finalists"),
-        (["--trials=3", "--finalists=1"], "give more --budget or fewer --finalists"),
+        (["--trials=3", "--finalists=1"], "finalists=1: they are trained out of a budget: give --budget"),
         (["--storage=nowhere"], "--storage nowhere: give an address"),
         (["--epoch=3"], "--epoch"),
         (["--run=here"], "--run"),
