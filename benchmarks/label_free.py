@@ -19,6 +19,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, variance
 from typing import Any, NamedTuple
@@ -272,11 +273,11 @@ def folder_of(home: Path, key: str) -> Path:
     return home / collection / "~".join([setting, *number])
 
 
-def train_all(arguments: argparse.Namespace, record: Path) -> None:
+def train_all(arguments: argparse.Namespace, record: Path, only: Sequence[str] = tuple(SETTINGS)) -> None:
     """Train and judge every setting on every collection, those that are not in the record."""
     opened: dict[str, Collection] = {}
     # In steps through the list, what is done of a killed benchmark has good and bad settings of every kind.
-    order = [setting for start in range(7) for setting in list(SETTINGS)[start::7]]
+    order = [setting for start in range(7) for setting in list(SETTINGS)[start::7] if setting in only]
     for setting, name in itertools.product(order, arguments.collections):
         done = read(record, "runs")
         key = f"{name}/{setting}" + (f"/{arguments.repeat}" if arguments.repeat else "")

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import json
 import os
+import re
 import signal
 import sys
 import warnings
@@ -31,8 +32,16 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the line, and where help is; exit status 2."""
         lines = [line.strip() for line in message.splitlines() if line.strip()]
-        print(f"{self.prog}: {' '.join(lines)} (see {self.prog} --help)", file=sys.stderr)
+        hint = self._nearest(message)
+        print(f"{self.prog}: {' '.join(lines)}{hint} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
+
+    def _nearest(self, message: str) -> str:
+        """What an option that there is not was probably meant to be."""
+        unknown = re.search(r"unrecognized arguments:.*?(--[\w.]+)", message, re.IGNORECASE | re.DOTALL)
+        known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        near = difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.7) if unknown else []
+        return f": did you mean {near[0]}?" if near else ""
 
 
 def with_options_of(other: Callable[..., Any], but: tuple[str, ...]) -> Callable[[Callable[..., Any]], Any]:

@@ -104,6 +104,22 @@ def test_a_configs_unknown_method_names_the_nearest(tmp_path, text, capsys):
     assert "is unknown: did you mean SimCLR?" in said
 
 
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        (["--epohcs", "2"], "did you mean --epochs?"),
+        (["--cld.wieght=3"], "did you mean --cld.weight?"),
+        (["--zzzz=1"], "arguments: --zzzz=1 (see crosslevel train --help)"),
+    ],
+)
+def test_an_option_that_there_is_not_names_the_nearest(option, hint, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(train, ["photos", *option])
+    said = capsys.readouterr().err
+    assert (stop.value.code, said.count("\n")) == (2, 1)
+    assert hint in said
+
+
 def test_the_overview_and_the_version(capsys):
     cli.main(["--help"])
     said = capsys.readouterr().out

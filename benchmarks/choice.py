@@ -1,0 +1,68 @@
+"""Did the score's choices lose by chance? Trainings of their own for the choices of `label_free.py` and what was best.
+
+python benchmarks/choice.py -o benchmarks/results/choice --cifar TRAIN TEST
+
+The best of thirty settings in hindsight is partly the luckiest one. Here the settings that the score chose, among all
+and among those with the views that are scored, and those that were best or nearly so are trained with seeds that took
+no part in choosing any of them. A training that is in OUTPUT.json is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from label_free import COLLECTIONS, train_all
+from records import read
+
+SETTINGS = {
+    "cifar": ["mild", "weight 1", "temperature 5", "lr 0.03"],
+    "turntable": ["mild", "temperature 0.05"],
+    "turntable, imbalance 5, seed 1": ["mild", "weight 1", "temperature 0.05"],
+}
+SEEDS = {"cifar": range(3, 9)}
+"""Of the other collections 3 to 6."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", default="benchmarks/results/choice")
+    parser.add_argument("--cifar", nargs=2, metavar=("TRAIN", "TEST"))
+    parser.add_argument("--collections", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--runs", default="runs/choice", help="where features go")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    record = Path(arguments.output).with_suffix(".json")
+    record.parent.mkdir(parents=True, exist_ok=True)
+    for collection in arguments.collections:
+        for seed in SEEDS.get(collection, range(3, 7)):
+            given = {**vars(arguments), "collections": [collection], "repeat": seed}
+            train_all(argparse.Namespace(**given), record, SETTINGS[collection])
+    text = table(read(record, "runs"))
+    record.with_suffix(".md").write_text(text)
+    print(text)
+
+
+def table(runs: dict[str, Any]) -> str:
+    """Mean and standard deviation of accuracy, and the mean score, of every setting."""
+    lines = [f"{'; '.join(dict.fromkeys(run['machine'] for run in runs.values()))}; mean (standard deviation), %.", ""]
+    lines += ["| collection | setting | trainings | kNN | linear | combined |", "|---|---|---|---|---|---|"]
+    for collection in COLLECTIONS:
+        for setting in SETTINGS.get(collection, []):
+            own = [run for run in runs.values() if (run["collection"], run["name"]) == (collection, setting)]
+            if len(own) < 2:
+                continue
+            told = [
+                f"{mean(values):.1f} ({stdev(values):.1f})"
+                for values in ([run["knn"] for run in own], [run["linear"] for run in own])
+            ]
+            score = mean(run["scores"]["combined"] for run in own)
+            lines.append(f"| {collection} | {setting} | {len(own)} | {' | '.join(told)} | {score:.3f} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
