@@ -20,8 +20,8 @@ from records import read
 
 SETTINGS = {
     "cifar": ["mild", "weight 1", "temperature 5", "lr 0.03"],
-    "turntable": ["mild", "temperature 0.05"],
-    "turntable, imbalance 5, seed 1": ["mild", "weight 1", "temperature 0.05"],
+    "turntable": ["mild", "temperature 0.05", "all gray", "colour alone"],
+    "turntable, imbalance 5, seed 1": ["mild", "weight 1", "temperature 0.05", "all gray", "colour alone"],
 }
 SEEDS = {"cifar": range(3, 9)}
 """Of the other collections 3 to 6."""
