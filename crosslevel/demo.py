@@ -6,19 +6,26 @@ import shlex
 import time
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from crosslevel import commands, pages, report
-from crosslevel.encoder import load_encoder, untrained
+from crosslevel import images as image_sources
+from crosslevel.encoder import Encoder, load_encoder, untrained
 from crosslevel.evaluate import labelled_pair
 from crosslevel.features import Place
 from crosslevel.folder import load_cld
-from crosslevel.hardware import Device, Precision, choose
+from crosslevel.hardware import Device, Hardware, Precision, choose
 from crosslevel.protocols import PIXELS, Kind, Row, Subject, knn
 from crosslevel.results import COLUMNS, columns, measured, print_table
 from crosslevel.train import train
 
 RUNS = {"MoCo": "moco", "MoCo + CLD": "moco-cld"}
+
+MINUTES, LEAST, MOST = 4, 2, 6
+"""What both trainings may take, and the bounds of their epochs."""
+
+TIMED = 4  # steps, of which a slow machine does a few in a second
 
 # A thousand steps are few: AdamW, a fast moving average and a short queue learn in them what the recipes' SGD, 0.999
 # and 4,096 keys learn in many thousands. Both runs have all of it.
@@ -39,7 +46,7 @@ def demo(
     images: str = "turntable",
     test: str = "turntable:test",
     folder: str = "runs/demo",
-    epochs: int = 6,
+    epochs: int | None = None,
     batch_size: int = 64,
     width: float = 0.25,
     weight: float = 0.25,
@@ -58,7 +65,8 @@ def demo(
         images: labelled images; their labels serve the comparison only.
         test: labelled images to classify.
         folder: where both runs and the page go; an earlier demo there is kept and the next gets a number.
-        epochs: passes over the images, of each run.
+        epochs: passes over the images, of each run; as many as both can do in four minutes unless given, by a
+            measurement of a few steps: 2 to 6.
         batch_size: images a step.
         width: of the ResNet-18.
         weight: of the group branch.
@@ -71,7 +79,14 @@ def demo(
         the page.
     """
     console, began = Console(soft_wrap=True), time.monotonic()
-    home = _free(Path(folder))
+    home, hardware = _free(Path(folder)), choose(device, precision)
+    if epochs is None:
+        source = image_sources.open(images)
+        rate = images_per_second(hardware, batch_size, width)
+        epochs = affordable(rate, len(source))
+        more = f"; --epochs {MOST} takes longer and shows more" if epochs < MOST else ""
+        speed = f"this machine trains about {rate:,.0f} images a second"
+        console.print(f"{epochs} epochs: {speed}{more}", highlight=False, markup=False)
     shared = [images, *SHORT, "--report_html=false"]
     shared += [f"--epochs={epochs}", f"--batch_size={batch_size}", f"--encoder.width={width}", f"--seed={seed}"]
     shared += [f"--device={device}", f"--precision={precision}"]
@@ -82,7 +97,6 @@ def demo(
         console.print(f"crosslevel train {shlex.join(line)}", highlight=False, markup=False, style="dim")
         commands.run(train, line)
     console.rule("kNN")
-    hardware = choose(device, precision)
     encoders = {name: load_encoder(home / place) for name, place in RUNS.items()}
     first = encoders["MoCo"]
     kinds: dict[str, Kind] = {"raw pixels": PIXELS, "untrained encoder": untrained(first, seed), **encoders}
@@ -100,6 +114,31 @@ def demo(
     page = report.page(home / "report.html", "MoCo with and without CLD", [*told, *shown], subtitle)
     console.print(f"{minutes:.1f} minutes; look at {page}, then: crosslevel train PATH-TO-YOUR-IMAGES", highlight=False)
     return page
+
+
+def images_per_second(hardware: Hardware, batch_size: int, width: float) -> float:
+    """What a training takes for an image of 32 pixels: two views forward and backward and one forward, no more."""
+    encoder = Encoder("resnet18", True, width).to(hardware.device).to(memory_format=torch.channels_last)
+    view = torch.randn(batch_size, 3, 32, 32, device=hardware.device).contiguous(memory_format=torch.channels_last)
+
+    def step() -> float:
+        with hardware.autocast():
+            loss = torch.stack([encoder(view).float().square().mean() for _ in range(2)]).mean()
+            with torch.no_grad():
+                key = encoder(view).float().mean()
+        loss.backward()
+        return float(key)  # and so waits for the device
+
+    step()
+    began = time.perf_counter()
+    for _ in range(TIMED):
+        step()
+    return TIMED * batch_size / (time.perf_counter() - began)
+
+
+def affordable(rate: float, images: int) -> int:
+    """Epochs of two runs in `MINUTES`, at least `LEAST` and at most `MOST`."""
+    return max(LEAST, min(MOST, int(60 * MINUTES * rate / (2 * images))))
 
 
 def _free(folder: Path) -> Path:

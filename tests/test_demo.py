@@ -1,6 +1,7 @@
 """The demo, at a size for tests, and its page in a real browser."""
 
 import csv
+import sys
 
 import pytest
 import torch
@@ -58,6 +59,24 @@ def test_the_page_has_the_table_and_every_picture(shown):
 def test_whichever_wins_is_said(with_cld, without, sentence):
     figures = {"MoCo": Judged({"balanced": without}), "MoCo + CLD": Judged({"balanced": with_cld})}
     assert sentence in demo._verdict(figures)
+
+
+@pytest.mark.parametrize(("rate", "epochs"), [(1, 2), (160, 2), (300, 3), (400, 4), (540, 6), (20_000, 6)])
+def test_a_slow_machine_is_given_fewer_epochs(rate, epochs):
+    """Of the default images; at 300 a second two runs of three epochs take 216 seconds."""
+    assert demo.affordable(rate, 10_800) == epochs
+
+
+def test_a_demo_without_a_number_of_epochs_says_how_many_it_does(monkeypatch, tmp_path, capsys):
+    seen = []
+    monkeypatch.setattr(demo.commands, "run", lambda function, line: seen.append(line) or sys.exit(9))
+    with pytest.raises(SystemExit):
+        demo.demo(f"{IMAGES}", TEST, str(tmp_path / "demo"), width=0.0625, device="cpu")
+    [epochs] = [option for option in seen[0] if option.startswith("--epochs=")]
+    said = capsys.readouterr().out
+    assert f"{epochs.partition('=')[2]} epochs: this machine trains about " in said
+    # So few images are done six times on any machine.
+    assert epochs == "--epochs=6"
 
 
 def test_an_earlier_demo_is_kept(shown):
