@@ -15,7 +15,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from label_free import COLLECTIONS, train_all
+from label_free import COLLECTIONS, options, train_all
 from records import read
 
 SETTINGS = {
@@ -28,12 +28,7 @@ SEEDS = {"cifar": range(3, 9)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", default="benchmarks/results/choice")
-    parser.add_argument("--cifar", nargs=2, metavar=("TRAIN", "TEST"))
-    parser.add_argument("--collections", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--runs", default="runs/choice", help="where features go")
-    arguments = parser.parse_args()
+    arguments = options(__doc__, "choice", list(SETTINGS)).parse_args()
     torch.set_num_threads(1)
     record = Path(arguments.output).with_suffix(".json")
     record.parent.mkdir(parents=True, exist_ok=True)

@@ -105,12 +105,18 @@ def collected(images: Packed, test: Packed) -> Collection:
     return Collection(images, test, part, held, epochs=math.ceil(STEPS * BATCH / len(part)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", default="benchmarks/results/label_free")
+def options(about: str | None, name: str, collections: Sequence[str]) -> argparse.ArgumentParser:
+    """What programs with these trainings are told, by default under ``name``."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", default=f"benchmarks/results/{name}")
     parser.add_argument("--cifar", nargs=2, metavar=("TRAIN", "TEST"))
-    parser.add_argument("--collections", nargs="+", default=list(COLLECTIONS), choices=list(COLLECTIONS))
-    parser.add_argument("--runs", default="runs/label_free", help="where features go")
+    parser.add_argument("--collections", nargs="*", default=list(collections), choices=list(collections))
+    parser.add_argument("--runs", default=f"runs/{name}", help="where features go")
+    return parser
+
+
+def main() -> None:
+    parser = options(__doc__, "label_free", list(COLLECTIONS))
     parser.add_argument("--repeat", type=int, default=0, help="number of a training of the same settings, by its seed")
     parser.add_argument("--scores", action="store_true", help="compute scores and tables of what is there")
     arguments = parser.parse_args()
