@@ -32,7 +32,7 @@ from crosslevel.images import (
 )
 from crosslevel.images.lists import write_list
 from crosslevel.images.views import Views
-from crosslevel.methods import Method, MoCo
+from crosslevel.methods import METHODS, Method, MoCo
 from crosslevel.monitor import Measure, Which
 from crosslevel.pretrain import Optimizer, Outcome, Pretrain, fit
 
@@ -206,7 +206,7 @@ def train(
             say(console, bad.summary(total))
         if outcome.finished and report_html:
             _write_report(folder, encoder, branch, source, hardware, seed, following)
-        _farewell(folder, following, outcome, module.steps, time.monotonic() - began, console)
+        _farewell(folder, chosen, following, outcome, module.steps, time.monotonic() - began, console)
     if outcome.signal is not None:
         sys.exit(128 + outcome.signal)
     return folder
@@ -355,14 +355,15 @@ def _feature_blocks(
 
 
 def _farewell(
-    folder: Path, following: list[str], outcome: Outcome, steps: int, seconds: float, console: Console
+    folder: Path, method: Method, following: list[str], outcome: Outcome, steps: int, seconds: float, console: Console
 ) -> None:
     if not outcome.finished:
         say(
             console,
             f"stopped at step {outcome.steps:,} of {steps:,}; the encoder so far is {folder / FILE}; to go on:",
         )
-        say(console, f"  crosslevel train --resume {shlex.quote(str(folder))}")
+        own = "" if type(method) in METHODS.values() else f" --method {_described(method)['class_path']}"
+        say(console, f"  crosslevel train --resume {shlex.quote(str(folder))}{own}")
         return
     left = [folder / FILE, *folder.glob("report.html")]
     say(console, f"done in {seconds / 60:.1f} min: {', '.join(map(str, left))}; next:")

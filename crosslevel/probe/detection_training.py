@@ -21,6 +21,7 @@ from torchvision.models.detection import FasterRCNN
 
 from crosslevel.images import BadFiles, BadImage, SourceError
 from crosslevel.images.annotations import Annotated, Objects
+from crosslevel.tensors import load_tensors
 
 BATCH = 16
 """Images an iteration for which the learning rate is given."""
@@ -108,7 +109,7 @@ class Checkpoint:
         """How many iterations are done; model and optimizer are as they were after them."""
         if self.file is None or not self.file.is_file():
             return 0
-        state = torch.load(self.file, map_location="cpu", weights_only=True)
+        state = load_tensors(self.file)
         if state["key"] != self.key:
             return 0
         model.load_state_dict(state["model"])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from rich.console import Console
 
-from crosslevel import commands, settings
+from crosslevel import commands, settings, trust
 from crosslevel import images as image_sources
 from crosslevel.images import Crops, Images
 from crosslevel.train import train, warmup_of
@@ -197,7 +197,8 @@ def _work(searching: Search, images: str, given: dict[str, Any], jobs: int, cons
     failures: list[BaseException] = []
 
     def one(number: int, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        options = [f"--{name}={value}" for name, value in parameters.items()]
+        own = trust.option_for(given["method"]["class_path"])
+        options = [*own, *(f"--{name}={value}" for name, value in parameters.items())]
         return trial.training(images, base, options, plan.folder / "trials" / f"{number:04}", threads)
 
     def work() -> None:
