@@ -17,7 +17,8 @@ from crosslevel.evaluation.results import COLUMNS, columns, measured, print_tabl
 from crosslevel.features.extract import Runtime
 from crosslevel.models.encoder import Encoder, load_encoder, untrained
 from crosslevel.runs import load_cld
-from crosslevel.settings import parser as commands
+from crosslevel.settings.command import Command
+from crosslevel.settings.parser import call, prepared
 from crosslevel.training import report as pages
 from crosslevel.training.train import train
 from crosslevel.utils.device import Device, Hardware, Precision, choose
@@ -97,7 +98,7 @@ def demo(
         line = [*shared, *own, f"--run={home / place}"]
         console.rule(name)
         console.print(f"crosslevel train {shlex.join(line)}", highlight=False, markup=False, style="dim")
-        commands.run(train, line)
+        _trained(line)
     console.rule("kNN")
     encoders = {name: load_encoder(home / place) for name, place in RUNS.items()}
     first = encoders["MoCo"]
@@ -116,6 +117,14 @@ def demo(
     page = report.page(home / "report.html", "MoCo with and without CLD", [*told, *shown], subtitle)
     console.print(f"{minutes:.1f} minutes; look at {page}, then: crosslevel train PATH-TO-YOUR-IMAGES", highlight=False)
     return page
+
+
+def _trained(line: list[str]) -> None:
+    """One training with the settings of a command line."""
+    command = Command.of_function(train)
+    settings = prepared(command, line)
+    assert settings is not None
+    call(command, train, settings)
 
 
 def images_per_second(hardware: Hardware, batch_size: int, width: float) -> float:

@@ -6,12 +6,14 @@ Both return `Groups`. No gradient flows through the assignment; it does flow thr
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int64
 
 Init = Literal["first", "random", "kmeans++"]
 

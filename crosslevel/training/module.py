@@ -76,7 +76,7 @@ class Pretrain(L.LightningModule):
         online = views[: self.method.online]
         features = [encode_in_parts(self.encoder, view, self.method.splits) for view in online]
         instance = self.method(views, features, batch.index)
-        group = self.cld(features[0], features[1]) if self.cld is not None else instance.new_zeros(())
+        group = self.cld.weight * self.cld(*features[:2]) if self.cld is not None else instance.new_zeros(())
         loss: Tensor = instance + group
         self.seen = {"loss": loss.detach(), "instance_loss": instance.detach()}
         if self.cld is not None:

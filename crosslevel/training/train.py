@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from rich.console import Console
 from torch import nn
 
@@ -27,6 +28,8 @@ from crosslevel.methods import METHODS, Method, MoCo
 from crosslevel.models.encoder import FILE, Encoder
 from crosslevel.runs import Unreadable, changed_images, claim, keep_images, next_commands, save_branches
 from crosslevel.settings import describe as settings
+from crosslevel.settings.marks import usual
+from crosslevel.settings.parts import made
 from crosslevel.training import report as pages
 from crosslevel.training.fit import Outcome, fit
 from crosslevel.training.inputs import (
@@ -63,11 +66,15 @@ class Watch(Protocol):
         """What is measured at the end of an epoch, and logged; ``unreadable`` takes what cannot be read for it."""
 
 
-def train(
+@usual(
+    "method", "run", "epochs", "batch_size", "recipe", "config", "resume", "encoder.name", "views.preset", "views.size",
+    "cld.weight", "lr", "device", "devices", "seed",
+)  # fmt: skip
+def train(  # noqa: PLR0915
     images: str,
-    encoder: Encoder,
-    cld: CrossLevel,
-    views: Views,
+    encoder: Callable[[], Encoder] = Encoder,
+    cld: Callable[[int], CrossLevel] | None = CrossLevel,
+    views: Callable[[], Views] = Views,
     method: Callable[[nn.Module, int | None], Method] | None = None,
     run: str | None = None,
     epochs: int = 100,
@@ -148,7 +155,10 @@ def train(
         the run's folder.
 
     """
+    torch.manual_seed(seed)
     given, began = dict(locals()), time.monotonic()
+    encoder, cld, views = _parts(encoder, cld, views)
+    given |= {"encoder": encoder, "cld": cld, "views": views}
     console = Console(soft_wrap=True)
     hardware = choose(device, precision)
     _announce(console, hardware, encoder)
@@ -221,6 +231,13 @@ def train(
     if outcome.signal is not None:
         sys.exit(128 + outcome.signal)
     return folder
+
+
+def _parts(encoder: Any, cld: Any, views: Any) -> tuple[Encoder, CrossLevel, Views]:
+    """The parts, made in this order: torch's random numbers go to the encoder first."""
+    network = made(Encoder, encoder, name="encoder")
+    branch = made(CrossLevel, cld, network.num_features, name="cld")
+    return network, branch, made(Views, views, name="views")
 
 
 def _opened(images: str, data_root: str | None, crops: Crops | None, watch: Watch | None) -> Images | ImageStream:

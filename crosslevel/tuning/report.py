@@ -96,7 +96,7 @@ def best_settings(settings: Mapping[str, Any], parameters: Mapping[str, Any]) ->
     for name, value in parameters.items():
         part, _, last = name.rpartition(".")
         place = tree if not part else tree[part].setdefault("init_args", {}) if part == "method" else tree[part]
-        place[last] = ranges.read(value) if isinstance(value, str) else value
+        place[last] = ranges.written(value) if isinstance(value, str) else value
     return tree
 
 

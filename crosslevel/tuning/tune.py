@@ -19,8 +19,8 @@ from crosslevel.data.images import Images
 from crosslevel.data.open import NAMED, open_unlabelled
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.settings import describe as settings
-from crosslevel.settings import parser as commands
 from crosslevel.settings import trust
+from crosslevel.settings.marks import usual, with_options_of
 from crosslevel.training.train import train, warmup_of
 from crosslevel.tuning import report as results
 from crosslevel.tuning import search_space as ranges
@@ -31,7 +31,11 @@ if TYPE_CHECKING:
     from crosslevel.tuning.study import Search
 
 
-@commands.with_options_of(train, but=("images", "run", "resume"))
+@with_options_of(train, but=("images", "run", "resume"))
+@usual(
+    "search", "output", "budget", "trials", "jobs", "storage", "finalists", "method", "recipe", "config", "epochs",
+    "batch_size", "encoder.name", "device", "seed",
+)  # fmt: skip
 def tune(
     images: str,
     search: list[str] | None = None,
