@@ -12,6 +12,7 @@ from PIL import Image
 from crosslevel import Encoder, embed, load_encoder
 from crosslevel.commands import run
 from crosslevel.encoder import View
+from crosslevel.pieces import Pieces, text
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +86,16 @@ def test_images_without_labels_have_no_label_column(trained, tmp_path):
 def test_a_killed_run_continues_and_ends_in_the_same_table(trained, photos, tmp_path, monkeypatch, capsys, suffix):
     monkeypatch.setattr(embed, "ROWS", 8)
     embedded(trained, photos, tmp_path / f"whole{suffix}", "--batch_size=4")
-    write, encoded = embed._Parts.write, []
+    write, encoded = Pieces.write, []
 
-    def dying(self, rows, bad):
+    def dying(self, first, rows, bad):
         if len(encoded) == 2:
             raise KeyboardInterrupt
         encoded.append(len(rows.places))
-        return write(self, rows, bad)
+        return write(self, first, rows, bad)
 
     with monkeypatch.context() as patch:
-        patch.setattr(embed._Parts, "write", dying)
+        patch.setattr(Pieces, "write", dying)
         with pytest.raises(SystemExit) as stop:
             embedded(trained, photos, tmp_path / f"cut{suffix}", "--batch_size=4")
     assert stop.value.code == 130
@@ -112,7 +113,7 @@ def test_a_killed_run_continues_and_ends_in_the_same_table(trained, photos, tmp_
 
 def test_pieces_of_other_images_are_not_continued(trained, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(embed, "ROWS", 8)
-    monkeypatch.setattr(embed._Parts, "finish", lambda self: 1 / 0)
+    monkeypatch.setattr(Pieces, "join", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         embedded(trained, photos, tmp_path / "f.parquet", "--batch_size=4")
     monkeypatch.undo()
@@ -155,5 +156,5 @@ def test_wrong_use_ends_in_one_line(trained, photos, tmp_path, monkeypatch, caps
 
 
 def test_a_file_name_that_is_no_unicode_is_kept_as_escapes():
-    assert embed._text("gr\udcfcn.png") == "gr\\xfcn.png"
-    assert io.StringIO(embed._text("日本.png")).read() == "日本.png"
+    assert text("gr\udcfcn.png") == "gr\\xfcn.png"
+    assert io.StringIO(text("日本.png")).read() == "日本.png"
