@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from crosslevel.cld import CrossLevel
 from crosslevel.encoder import FILE
+from crosslevel.files import write, write_tensors
 from crosslevel.heads import rebuilt_head
 from crosslevel.images import BadFiles, Crops, Images, ImageStream
 from crosslevel.images.suffixes import FILES, split
@@ -75,7 +76,7 @@ def next_commands(
 def keep_images(folder: Path, images: Images | ImageStream) -> None:
     """Note which images a run begins with; of a stream nobody knows."""
     if isinstance(images, Images):
-        (folder / IMAGES_FILE).write_text(json.dumps(_known(images)), encoding="utf-8")
+        write(folder / IMAGES_FILE, json.dumps(_known(images)))
 
 
 def changed_images(folder: Path, images: Images | ImageStream) -> str:
@@ -100,9 +101,9 @@ def _known(images: Images) -> dict[str, Any]:
 
 def save_branches(folder: Path, instance: nn.Sequential, head: str, cld: CrossLevel | None) -> None:
     """Keep both branches' heads beside the encoder: published figures are of the instance branch's features."""
-    save_file(dict(instance.state_dict()), folder / INSTANCE_FILE, metadata={"head": head})
+    write_tensors(folder / INSTANCE_FILE, dict(instance.state_dict()), {"head": head})
     if cld is not None:
-        save_file(cld.state_dict(), folder / CLD_FILE)
+        write_tensors(folder / CLD_FILE, cld.state_dict())
 
 
 def load_cld(folder: Path) -> CrossLevel:

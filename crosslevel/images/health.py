@@ -20,6 +20,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from crosslevel.files import write
+
 PIXEL_LIMIT = 178_956_970
 """More pixels are taken for a decompression bomb: where Pillow too refuses (half a GiB of RGB)."""
 
@@ -78,9 +80,7 @@ class BadFiles:
         file names that are not UTF-8 keep their bytes.
         """
         lines = (f"{escaped(path)}\t{escaped(reason)}\n" for path, reason in sorted(self.reasons.items()))
-        part = Path(f"{os.fspath(file)}.{os.getpid()}.part")
-        part.write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
-        part.replace(file)  # others may write the same file
+        write(file, "".join(lines).encode("utf-8", "surrogateescape"))  # others may write the same file
         self._file = os.fspath(file)
 
     def summary(self, total: int | None) -> str:
