@@ -5,13 +5,18 @@ BIN := .venv/bin
 # process that starts would do it anew where nothing may be written later.
 INSTALL := $(if $(shell command -v uv),VIRTUAL_ENV=.venv uv pip install --quiet --compile-bytecode,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test faults lint bench clean
 
 demo: .venv/installed
 	$(BIN)/crosslevel demo
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# Kills at every change of a file, half-written and failing writes: a table of how many were tried and survived.
+faults: .venv/installed-test
+	$(BIN)/python tests/faults/kills.py
+	$(BIN)/python tests/faults/kills.py --faults kill,half --twice --seed 1
 
 lint: .venv/installed-lint
 	$(BIN)/ruff check .
