@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALL := $(if $(shell command -v uv),VIRTUAL_ENV=.venv uv pip install --quiet --compile-bytecode,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-fast check coverage lint docs bench clean
+.PHONY: help demo test test-fast check coverage faults lint docs bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -24,6 +24,10 @@ check: lint test-fast ## the inner loop: lint, types, layers, fast tests
 
 coverage: .venv/installed-test ## which branches no test takes
 	$(BIN)/python -m pytest $(PARALLEL) --cov=crosslevel --cov-branch --cov-report=term-missing:skip-covered
+
+faults: .venv/installed-test ## kills at every change of a file, half-written and failing writes: what survived
+	$(BIN)/python tests/faults/kills.py
+	$(BIN)/python tests/faults/kills.py --faults kill,half --twice --seed 1
 
 lint: .venv/installed-lint ## style, types, layers
 	$(BIN)/ruff check .
