@@ -36,6 +36,7 @@ from crosslevel.data.sources.packed import (
 from crosslevel.data.subsets.suffixes import split
 from crosslevel.utils.errors import BadImage, SourceError
 from crosslevel.utils.files import is_unfinished, sweep, write, write_tensors
+from crosslevel.utils.marks import verb
 
 IMAGES_A_PART = 2048  # what a killed run loses at most
 SHARD = 2**29  # bytes after which another shard begins, unless all images have one square size
@@ -43,6 +44,7 @@ BAD_FILES = "bad_files.txt"
 _LOOKED_AT = 32  # images, to estimate the size
 
 
+@verb()
 def pack(
     images: str,
     output: str = "packed",
@@ -50,6 +52,7 @@ def pack(
     workers: int | None = None,
     data_root: str | None = None,
     crops: Crops | None = None,
+    quiet: bool = False,
 ) -> Path:
     """Decode and resize images once, into a folder that every command takes as images and reads at memory speed.
 
@@ -64,6 +67,7 @@ def pack(
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
+        quiet: print nothing.
 
     Returns:
         the folder.
@@ -71,7 +75,7 @@ def pack(
     """
     if size < 1:
         raise ValueError(f"--size {size}: give at least 1 pixel")
-    console, began = Console(soft_wrap=True), time.monotonic()
+    console, began = Console(soft_wrap=True, quiet=quiet), time.monotonic()
     folder = Path(output)
     _check_place(folder, images)
     source = open_images(images, data_root=data_root, crops=crops)

@@ -13,11 +13,19 @@ from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets.lists import write_list
 from crosslevel.data.subsets.suffixes import split, with_list
+from crosslevel.utils.marks import verb
 
 SHOWN = 20  # classes that are counted one by one
 
 
-def subset(images: str, output: str = "subset.txt", data_root: str | None = None, crops: Crops | None = None) -> Path:
+@verb()
+def subset(
+    images: str,
+    output: str = "subset.txt",
+    data_root: str | None = None,
+    crops: Crops | None = None,
+    quiet: bool = False,
+) -> Path:
     """Write which images a source and its suffixes name: a path, a tab and a label a line.
 
     Args:
@@ -28,12 +36,13 @@ def subset(images: str, output: str = "subset.txt", data_root: str | None = None
         output: the file to write.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
+        quiet: print nothing.
 
     Returns:
         the file.
 
     """
-    console, file = Console(soft_wrap=True), Path(output)
+    console, file = Console(soft_wrap=True, quiet=quiet), Path(output)
     whole, suffixes = split(images)
     for read in (whole, *(suffix.value for suffix in suffixes)):
         if file.exists() and os.path.exists(read) and file.samefile(read):

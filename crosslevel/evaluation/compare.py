@@ -12,6 +12,7 @@ from rich.table import Table
 from crosslevel import report
 from crosslevel.evaluation.results import COLUMNS, FILE, measured, read_results
 from crosslevel.report import Cell, Measured, cell
+from crosslevel.utils.marks import verb
 
 TRAINED, PIXELS = "trained encoder", "raw pixels"
 
@@ -25,7 +26,8 @@ class Comparison(NamedTuple):
     rows: list[tuple[str, list[Cell]]]
 
 
-def compare(runs: list[str], output: str = "comparison") -> list[Comparison]:
+@verb()
+def compare(runs: list[str], output: str = "comparison", quiet: bool = False) -> list[Comparison]:
     """Put the evaluations of several runs side by side, with the best value of each column marked.
 
     Only what `crosslevel evaluate` found on the same images under the same settings stands in one table.
@@ -33,6 +35,7 @@ def compare(runs: list[str], output: str = "comparison") -> list[Comparison]:
     Args:
         runs: folders of runs, or their evaluation files.
         output: where the tables are written, as OUTPUT.md and OUTPUT.html.
+        quiet: print nothing.
 
     Returns:
         the tables.
@@ -40,7 +43,7 @@ def compare(runs: list[str], output: str = "comparison") -> list[Comparison]:
     if len(runs) < 2:
         raise ValueError(f"{len(runs)} run: give at least two to compare")
     tables = comparisons({name: read_results(_file(run)) for name, run in _named(runs).items()})
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, quiet=quiet)
     for table in tables:
         console.print(_printed(table))
         console.print(table.note, highlight=False, markup=False)

@@ -24,10 +24,12 @@ from crosslevel.inspection.scan import Found, ScanResult, find, known_features, 
 from crosslevel.inspection.summary import page_blocks, summary, tables
 from crosslevel.models.encoder import load_encoder
 from crosslevel.utils.device import Device, Precision, choose
+from crosslevel.utils.marks import verb
 
 SHOWN_BROKEN = 20
 
 
+@verb()
 def inspect(
     images: str,
     run: str | None = None,
@@ -41,6 +43,7 @@ def inspect(
     workers: int | None = None,
     data_root: str | None = None,
     crops: Crops | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Say what is in a collection: sizes, broken files, duplicates and their tracks, the long tail; no label is read.
 
@@ -58,13 +61,14 @@ def inspect(
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
+        quiet: print nothing.
 
     Returns:
         what the JSON file has.
     """
     if batch_size < 2 or sample < 2:
         raise ValueError(f"batch_size={batch_size}, sample={sample}: give at least 2 each")
-    console, written = Console(soft_wrap=True), None if output is None else _file(Path(output))
+    console, written = Console(soft_wrap=True, quiet=quiet), None if output is None else _file(Path(output))
     encoder, hardware = None if run is None else load_encoder(run), choose(device, precision)
     source = open_images(images, data_root=data_root, crops=crops)
     bad, total, generator = source.bad_files(), len(source), torch.Generator().manual_seed(seed)

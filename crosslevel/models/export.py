@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crosslevel.models.encoder import FILE, Encoder, load_encoder
+from crosslevel.utils.errors import UserError
+from crosslevel.utils.marks import verb
 
 Format = Literal["torchvision", "timm", "detectron2", "onnx"]
 
@@ -32,12 +34,14 @@ SHARED = (
 """The models that timm and torchvision build alike, and call alike."""
 
 
+@verb()
 def export(
     run: str,
-    format: Format | None = None,
+    format: Format = "timm",
     output: str | None = None,
     normalize: bool = False,
     seed: int = 0,
+    quiet: bool = False,
 ) -> Path:
     """Write an encoder for torchvision, timm, detectron2 or ONNX runtimes.
 
@@ -48,18 +52,18 @@ def export(
 
     Args:
         run: the folder of a run, or its encoder.safetensors.
-        format: torchvision, timm, detectron2 or onnx.
+        format: what is to read the file: torchvision, timm, detectron2 or onnx.
         output: the file: .pth or .pt; for timm also .safetensors; .pkl for detectron2; .onnx. A name beside the
             encoder unless given.
         normalize: for onnx: take RGB in [0, 1] and normalize inside; otherwise the images are normalized already.
         seed: of the random images.
+        quiet: print nothing.
 
     Returns:
         the file.
     """
-    if format is None or format not in _FORMATS:
-        asked = "--format is missing" if format is None else f"--format {format} is unknown"
-        raise ValueError(f"{asked}: give {', '.join(_FORMATS)}")
+    if format not in _FORMATS:
+        raise UserError(f"--format {format} is unknown: give {', '.join(_FORMATS)}")
     if normalize and format != "onnx":
         raise ValueError(f"--normalize is for onnx: a file for {format} holds weights only")
     endings, write = _FORMATS[format]
@@ -78,7 +82,7 @@ def export(
         os.replace(unfinished, file)
     finally:
         unfinished.unlink(missing_ok=True)
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, quiet=quiet)
     console.print(f"{encoder.name}, {encoder.num_features} features: {file}", highlight=False, markup=False)
     console.print(how, highlight=False, markup=False)
     return file

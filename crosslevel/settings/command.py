@@ -31,7 +31,7 @@ class Command:
         self.arguments = (*own.arguments, *others)
         self.names = {argument.name for argument in self.arguments}
         self.positional = tuple(a for a in own.arguments if isinstance(a, Option) and a.default is REQUIRED)
-        self.defaults = _literals(own.marks.get("on_command_line"))
+        self.defaults = _literals(own.marks.get("verb"))
 
     @classmethod
     def of(cls, module: str, name: str) -> Command:

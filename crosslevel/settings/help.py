@@ -72,7 +72,7 @@ def of_method(name: str) -> str:
 
 def usual_options(command: Command) -> list[str]:
     """The names that the command's mark has."""
-    mark = command.signature.marks.get("usual")
+    mark = command.signature.marks.get("verb")
     return [] if mark is None else [str(ast.literal_eval(argument)) for argument in mark.args]
 
 

@@ -11,8 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from importlib import import_module
 from typing import Any, NoReturn
 
 import yaml
@@ -22,8 +20,9 @@ from crosslevel.settings import trust
 from crosslevel.settings.command import Command, Settings, config_of, recipe_file
 from crosslevel.settings.describe import plain
 from crosslevel.settings.kinds import FALSE, NOTHING, TRUE, is_list, takes
-from crosslevel.settings.signature import Argument, Choice, Group
-from crosslevel.utils.errors import CrosslevelError, NotFinite, Stopped, UserError, nearest
+from crosslevel.settings.parts import made
+from crosslevel.settings.signature import Group
+from crosslevel.utils.errors import CrosslevelError, Interrupted, NotFinite, UserError, nearest
 
 SOFTWARE = 70  # sysexits.h: the program's own fault
 REFUSED = 2
@@ -209,19 +208,8 @@ def run(function: Callable[..., Any], arguments: Sequence[str], **more: Any) -> 
 def call(command: Command, function: Callable[..., Any], settings: dict[str, Any], **more: Any) -> Any:
     """Call a verb with its settings; those that it has of another verb are one argument, a tree."""
     others = {argument.name: plain(settings[argument.name]) for argument in command.others}
-    own = {a.name: _made(a, settings[a.name]) for a in command.signature.arguments if a.name in settings}
+    own = {a.name: made(a, settings[a.name]) for a in command.signature.arguments if a.name in settings}
     return function(**own, **({"settings": others} if others else {}), **more)
-
-
-def _made(argument: Argument, value: Any) -> Any:
-    """What a command takes for a setting: a part, or what makes it, in place of the part's settings."""
-    if isinstance(argument, Choice):
-        return partial(trust.imported(value["class_path"]), **value["init_args"])
-    if not isinstance(argument, Group) or value is None:
-        return value
-    module, name = argument.made_of
-    kind = getattr(import_module(module), name)
-    return partial(kind, **value) if argument.later else kind(**value)
 
 
 @contextmanager
@@ -235,8 +223,8 @@ def ending(prog: str) -> Iterator[None]:
         _end(f"{prog}: stopped", 128 + signal.SIGINT)
     except BrokenPipeError:
         raise
-    except Stopped as error:
-        _end(f"{prog}: {_one_line(error)}", error.status)
+    except Interrupted as error:  # it has said so, and how to go on
+        sys.exit(error.status)
     except CrosslevelError as error:
         _raise_if_asked()
         _end(f"{prog}: {_one_line(error)}", 1 if isinstance(error, NotFinite) else REFUSED)

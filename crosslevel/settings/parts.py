@@ -1,49 +1,87 @@
-"""Parts of a command that are objects: given as settings, as an object, or as what makes one."""
+"""A verb called from Python: its arguments checked as on the command line, and its parts in any of their forms."""
 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
+from functools import partial, wraps
+from importlib import import_module
 from typing import Any, TypeVar, cast
 
+from crosslevel.settings import trust
+from crosslevel.settings.command import Command
+from crosslevel.settings.kinds import read
+from crosslevel.settings.signature import Argument, Choice, Option, of_method
 from crosslevel.utils.errors import UserError, did_you_mean
 
-T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def made(
-    kind: Callable[..., T], given: T | Mapping[str, Any] | Callable[..., T] | None, *arguments: Any, name: str
-) -> T:
-    """The part itself.
+def public(function: F) -> F:
+    """A verb as Python has it: the same names, defaults and errors as on the command line.
 
-    Args:
-        kind: its class.
-        given: an object, which is taken as it is; settings; or a function of ``arguments``; None takes all defaults.
-        arguments: what comes before the settings, such as the size of the features.
-        name: of the part, for errors.
+    A part may be given as an object, as a dictionary of its settings or as what makes it, a method by its name, a path
+    as an object; a value that does not fit is refused as on the command line.
+    """
+
+    @wraps(function)
+    def called(*given: Any, **named: Any) -> Any:
+        return function(**completed(function, given, named))
+
+    return cast(F, called)
+
+
+def completed(function: Callable[..., Any], given: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments by name, as ``function`` takes them.
 
     Raises:
-        UserError: settings that the class does not have, or something else altogether.
+        TypeError: an argument that it does not have, or one that is missing, as for any function.
+        UserError: a value that does not fit, or a setting that a part does not have.
 
     """
-    if isinstance(kind, type) and isinstance(given, kind):
-        return cast(T, given)
-    if given is None or isinstance(given, Mapping):
-        return kind(*arguments, **checked(kind, given or {}, name))
-    if callable(given):
-        return given(*arguments)
-    raise UserError(f"{name}={given!r}: give a {getattr(kind, '__name__', name)}, or its settings as a dictionary")
+    bound = inspect.signature(function).bind(*given, **named)
+    arguments = {argument.name: argument for argument in Command.of(function.__module__, function.__name__).arguments}
+    return {
+        name: made(arguments[name], value) if name in arguments else value for name, value in bound.arguments.items()
+    }
 
 
-def checked(kind: Callable[..., Any], settings: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The settings, if ``kind`` has them all.
+def made(argument: Argument, value: Any) -> Any:
+    """One argument as the verb takes it."""
+    if isinstance(argument, Option):
+        return _value(argument, value)
+    if isinstance(argument, Choice):
+        return _method(value)
+    if isinstance(value, bool) and argument.optional:
+        value = {} if value else None
+    if not isinstance(value, Mapping):
+        return value
+    module, name = argument.made_of
+    kind, settings = getattr(import_module(module), name), _checked(argument.name, argument.options, value)
+    return partial(kind, **settings) if argument.later else kind(**settings)
 
-    Raises:
-        UserError: with the name that it has not, and the nearest that it has.
 
-    """
-    known = [name for name in inspect.signature(kind).parameters if name != "self"]
-    for setting in settings:
-        if setting not in known:
-            raise UserError(f"{name} has no setting {setting!r}: {did_you_mean(setting, known)}")
-    return dict(settings)
+def _value(option: Option, value: Any) -> Any:
+    shown = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return read(option.kind, shown, f"{option.name}={shown!r}")
+
+
+def _method(value: Any) -> Any:
+    """What makes a method: of its name, of its name and settings, or as it was given."""
+    if not isinstance(value, str | Mapping):
+        return value
+    tree: Mapping[str, Any] = {"class_path": value} if isinstance(value, str) else value
+    name, settings = tree.get("class_path"), tree.get("init_args", {})
+    if set(tree) - {"class_path", "init_args"} or name is None:
+        raise UserError(f"method={value!r}: give a name, or {{'class_path': name, 'init_args': its settings}}")
+    path = trust.method_class(name, trust.named_on([str(name)]))
+    return partial(trust.imported(path), **_checked("method", of_method(path), settings))
+
+
+def _checked(part: str, options: tuple[Option, ...], settings: Mapping[str, Any]) -> dict[str, Any]:
+    known = {option.name: option for option in options}
+    for name in settings:
+        if name not in known:
+            raise UserError(f"{part} has no setting {name!r}: {did_you_mean(str(name), known)}")
+    return {name: read(known[name].kind, value, f"{part}.{name}={value!r}") for name, value in settings.items()}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,8 +28,6 @@ from crosslevel.methods import METHODS, Method, MoCo
 from crosslevel.models.encoder import FILE, Encoder
 from crosslevel.runs import Unreadable, changed_images, claim, keep_images, next_commands, save_branches
 from crosslevel.settings import describe as settings
-from crosslevel.settings.marks import usual
-from crosslevel.settings.parts import made
 from crosslevel.training import report as pages
 from crosslevel.training.fit import Outcome, fit
 from crosslevel.training.inputs import (
@@ -48,7 +46,8 @@ from crosslevel.training.monitor import Measure, Which
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Device, Hardware, Precision, choose
 from crosslevel.utils.distributed import wait
-from crosslevel.utils.errors import SourceError
+from crosslevel.utils.errors import Interrupted, SourceError
+from crosslevel.utils.marks import verb
 
 BASE_RATES = {"adamw": 1e-3, "lars": 0.3}  # at 256 images a batch; SGD's is the method's own
 BASE_DECAYS = {"sgd": 5e-4, "adamw": 0.05, "lars": 1e-6}
@@ -66,7 +65,7 @@ class Watch(Protocol):
         """What is measured at the end of an epoch, and logged; ``unreadable`` takes what cannot be read for it."""
 
 
-@usual(
+@verb(
     "method", "run", "epochs", "batch_size", "recipe", "config", "resume", "encoder.name", "views.preset", "views.size",
     "cld.weight", "lr", "device", "devices", "seed",
 )  # fmt: skip
@@ -101,6 +100,7 @@ def train(  # noqa: PLR0915
     checkpoint_minutes: float = 10,
     report_html: bool = True,
     resume: str | None = None,
+    quiet: bool = False,
     *,
     watch: Watch | None = None,
 ) -> Path:
@@ -149,6 +149,7 @@ def train(  # noqa: PLR0915
         checkpoint_minutes: most minutes between checkpoints within an epoch.
         report_html: write report.html at the end.
         resume: folder of a run to continue, with its own settings.
+        quiet: print nothing.
         watch: what is trained on, and what is measured in place of kNN accuracies; no option.
 
     Returns:
@@ -159,7 +160,7 @@ def train(  # noqa: PLR0915
     given, began = dict(locals()), time.monotonic()
     encoder, cld, views = _parts(encoder, cld, views)
     given |= {"encoder": encoder, "cld": cld, "views": views}
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, quiet=quiet)
     hardware = choose(device, precision)
     _announce(console, hardware, encoder)
     opened = source = _opened(images, data_root, crops, watch)
@@ -229,15 +230,15 @@ def train(  # noqa: PLR0915
             _write_report(folder, encoder, branch, source, hardware, seed, following)
         _farewell(folder, chosen, following, outcome, module.steps, time.monotonic() - began, console)
     if outcome.signal is not None:
-        sys.exit(128 + outcome.signal)
+        raise Interrupted(outcome.signal, str(folder))
     return folder
 
 
 def _parts(encoder: Any, cld: Any, views: Any) -> tuple[Encoder, CrossLevel, Views]:
     """The parts, made in this order: torch's random numbers go to the encoder first."""
-    network = made(Encoder, encoder, name="encoder")
-    branch = made(CrossLevel, cld, network.num_features, name="cld")
-    return network, branch, made(Views, views, name="views")
+    network = encoder if isinstance(encoder, Encoder) else encoder()
+    branch = cld if isinstance(cld, CrossLevel) else (cld or partial(CrossLevel, weight=0.0))(network.num_features)
+    return network, branch, views if isinstance(views, Views) else views()
 
 
 def _opened(images: str, data_root: str | None, crops: Crops | None, watch: Watch | None) -> Images | ImageStream:
@@ -336,7 +337,7 @@ def _rates(
 def _tree(values: dict[str, Any]) -> dict[str, Any]:
     """The run's settings as the command line has them, with everything that was chosen filled in."""
     return {
-        **{k: v for k, v in values.items() if k not in ("run", "resume", "watch")},
+        **{k: v for k, v in values.items() if k not in ("run", "resume", "quiet", "watch")},
         "crops": None if values["crops"] is None else settings.describe(values["crops"]),
         "encoder": settings.describe(values["encoder"]),
         "cld": settings.describe(values["cld"], skip=("in_features",)),

@@ -20,19 +20,19 @@ from crosslevel.data.open import NAMED, open_unlabelled
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.settings import describe as settings
 from crosslevel.settings import trust
-from crosslevel.settings.marks import usual, with_options_of
 from crosslevel.training.train import train, warmup_of
 from crosslevel.tuning import report as results
 from crosslevel.tuning import search_space as ranges
 from crosslevel.tuning import trial
 from crosslevel.tuning.plan import Plan, url
+from crosslevel.utils.marks import verb, with_options_of
 
 if TYPE_CHECKING:
     from crosslevel.tuning.study import Search
 
 
 @with_options_of(train, but=("images", "run", "resume"))
-@usual(
+@verb(
     "search", "output", "budget", "trials", "jobs", "storage", "finalists", "method", "recipe", "config", "epochs",
     "batch_size", "encoder.name", "device", "seed",
 )  # fmt: skip

@@ -33,12 +33,21 @@ class NotFinite(CrosslevelError, RuntimeError):
     """The loss is no longer a number; the message says what was seen."""
 
 
-class Stopped(CrosslevelError):
-    """A signal asked for the end, and everything is kept; ``status`` is what a process ends with."""
+class FolderInUse(UserError):
+    """Another process writes to the folder; the message names it."""
 
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
+
+class Interrupted(CrosslevelError, RuntimeError):
+    """A signal ended a run after it had saved what it had: ``signal`` is its number, ``folder`` the run's."""
+
+    def __init__(self, signal: int, folder: str) -> None:
+        super().__init__(f"stopped by signal {signal}: crosslevel train --resume {folder} goes on")
+        self.signal, self.folder = signal, folder
+
+    @property
+    def status(self) -> int:
+        """The exit status that a command ends with."""
+        return 128 + self.signal
 
 
 class BadImage(CrosslevelError):

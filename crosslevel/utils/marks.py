@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def usual(*options: str) -> Callable[[F], F]:
-    """The options that ``--help`` shows; ``--help all`` has the rest."""
-    return lambda function: function
+def verb(*usual: str, **defaults: Any) -> Callable[[F], F]:
+    """Mark a verb of the command line; the function stays as it is.
 
+    Args:
+        usual: the options that ``--help`` shows; ``--help all`` has the rest. All of them, if none is named.
+        defaults: those of the command line where a Python caller has others: a file in place of returned arrays.
 
-def on_command_line(**defaults: Any) -> Callable[[F], F]:
-    """Defaults of the command line where a Python caller has others, such as a file in place of a returned array."""
+    """
     return lambda function: function
 
 
