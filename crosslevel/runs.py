@@ -109,11 +109,19 @@ def save_branches(folder: Path, instance: nn.Sequential, head: str, cld: CrossLe
 
 
 def load_cld(folder: Path) -> CrossLevel:
-    """The group branch that a run trained beside its encoder."""
-    built = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["cld"]
+    """The group branch that a run trained beside its encoder.
+
+    Raises:
+        ValueError: config.yaml and cld.safetensors do not fit.
+
+    """
     state = load_file(folder / CLD_FILE)
-    cld = CrossLevel(state["branch.0.weight"].shape[1], **built)
-    cld.load_state_dict(state)
+    try:
+        built = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["cld"]
+        cld = CrossLevel(state["branch.0.weight"].shape[1], **built)
+        cld.load_state_dict(state)
+    except (yaml.YAMLError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{folder}/config.yaml does not say how to build {CLD_FILE}: {error}") from error
     return cld.eval()
 
 

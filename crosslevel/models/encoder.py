@@ -15,11 +15,13 @@ import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from crosslevel.utils.tensors import load_tensors
 
 SMALL = 64  # pixels: up to this size a ResNet's usual stem would throw most of the image away
 FILE = "encoder.safetensors"
@@ -291,9 +293,9 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return dict(load_file(file))
-        read = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"encoder.weights={file}: not a file of weights ({type(error).__name__})") from error
+        read = load_tensors(file)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"encoder.weights={file}: not a file of weights: {error}") from error
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(read, dict) and isinstance(read.get(key), dict):
             read = read[key]

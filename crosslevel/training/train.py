@@ -19,14 +19,14 @@ from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
 from crosslevel.data.loaders.streams import ImageStream
+from crosslevel.data.open import absolute, open_images, open_unlabelled
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets import suffixes
 from crosslevel.data.subsets.lists import write_list
-from crosslevel.methods import Method, MoCo
+from crosslevel.methods import METHODS, Method, MoCo
 from crosslevel.models.encoder import FILE, Encoder
 from crosslevel.runs import Unreadable, changed_images, claim, keep_images, next_commands, save_branches
 from crosslevel.settings import describe as settings
-from crosslevel.training import fit as pretrain
 from crosslevel.training import report as pages
 from crosslevel.training.fit import Outcome, fit
 from crosslevel.training.inputs import (
@@ -40,7 +40,7 @@ from crosslevel.training.inputs import (
     usual_monitor,
     watching,
 )
-from crosslevel.training.module import Optimizer, Pretrain
+from crosslevel.training.module import Optimizer, Pretrain, share_hidden
 from crosslevel.training.monitor import Measure, Which
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Device, Hardware, Precision, choose
@@ -176,7 +176,7 @@ def train(
         say(console, changed_images(folder, opened))
     elif rank == 0:
         resolved = {
-            "images": image_sources.absolute(images),
+            "images": absolute(images),
             "workers": workers,
             "monitor": monitor or usual_monitor(source),
             "monitor_every": every,
@@ -217,7 +217,7 @@ def train(
             say(console, bad.summary(total))
         if outcome.finished and report_html:
             _write_report(folder, encoder, branch, source, hardware, seed, following)
-        _farewell(folder, following, outcome, module.steps, time.monotonic() - began, console)
+        _farewell(folder, chosen, following, outcome, module.steps, time.monotonic() - began, console)
     if outcome.signal is not None:
         sys.exit(128 + outcome.signal)
     return folder
@@ -225,8 +225,8 @@ def train(
 
 def _opened(images: str, data_root: str | None, crops: Crops | None, watch: Watch | None) -> Images | ImageStream:
     if watch is not None:
-        return watch.part(image_sources.open_unlabelled(images, data_root=data_root, crops=crops))
-    return image_sources.open(images, data_root=data_root, crops=crops, streams=True)
+        return watch.part(open_unlabelled(images, data_root=data_root, crops=crops))
+    return open_images(images, data_root=data_root, crops=crops, streams=True)
 
 
 def _announce(console: Console, hardware: Hardware, encoder: Encoder) -> None:
@@ -264,7 +264,7 @@ def warmup_of(epochs: int, given: float | None) -> float:
 
 def _share(method: Method, cld: CrossLevel | None, wanted: bool) -> None:
     if wanted and cld is not None:
-        pretrain.share_hidden(method, cld)
+        share_hidden(method, cld)
 
 
 def _check(encoder: Encoder, cld: CrossLevel | None, method: Method, views: Views, batch: int, devices: int) -> None:
@@ -366,14 +366,15 @@ def _feature_blocks(
 
 
 def _farewell(
-    folder: Path, following: list[str], outcome: Outcome, steps: int, seconds: float, console: Console
+    folder: Path, method: Method, following: list[str], outcome: Outcome, steps: int, seconds: float, console: Console
 ) -> None:
     if not outcome.finished:
         say(
             console,
             f"stopped at step {outcome.steps:,} of {steps:,}; the encoder so far is {folder / FILE}; to go on:",
         )
-        say(console, f"  crosslevel train --resume {shlex.quote(str(folder))}")
+        own = "" if type(method) in METHODS.values() else f" --method {_described(method)['class_path']}"
+        say(console, f"  crosslevel train --resume {shlex.quote(str(folder))}{own}")
         return
     left = [folder / FILE, *folder.glob("report.html")]
     say(console, f"done in {seconds / 60:.1f} min: {', '.join(map(str, left))}; next:")

@@ -16,9 +16,11 @@ import torch
 from rich.console import Console
 
 from crosslevel.data.images import Images
+from crosslevel.data.open import NAMED, open_unlabelled
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.settings import describe as settings
 from crosslevel.settings import parser as commands
+from crosslevel.settings import trust
 from crosslevel.training.train import train, warmup_of
 from crosslevel.tuning import report as results
 from crosslevel.tuning import search_space as ranges
@@ -135,7 +137,7 @@ def _plan(
             "search have to fit: give more --budget or fewer --finalists"
         )
     crops = None if given["crops"] is None else Crops(**given["crops"])
-    source = image_sources.open_unlabelled(images, data_root=given["data_root"], crops=crops)
+    source = open_unlabelled(images, data_root=given["data_root"], crops=crops)
     part, _ = trial.divided(source, given["seed"])
     space = ranges.parse(search, given) if search else ranges.usual(given, len(part))
     whose = _whose(images, source)
@@ -178,7 +180,7 @@ def _whose(images: str, source: Images) -> str:
     may differ between machines with the same images does.
     """
     digest = hashlib.sha256("\n".join(source.paths).encode(errors="surrogateescape"))
-    if re.split("[:,@+]", images)[0] in image_sources.NAMED:
+    if re.split("[:,@+]", images)[0] in NAMED:
         digest.update(images.encode())
     return f"{len(source)} images, {digest.hexdigest()[:12]}"
 
@@ -200,7 +202,8 @@ def _work(searching: Search, images: str, given: dict[str, Any], jobs: int, cons
     failures: list[BaseException] = []
 
     def one(number: int, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        options = [f"--{name}={value}" for name, value in parameters.items()]
+        own = trust.option_for(given["method"]["class_path"])
+        options = [*own, *(f"--{name}={value}" for name, value in parameters.items())]
         return trial.training(images, base, options, plan.folder / "trials" / f"{number:04}", threads)
 
     def work() -> None:

@@ -1,0 +1,31 @@
+"""Files of tensors that may come from anybody."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def load_tensors(file: Path, mmap: bool = False) -> Any:
+    """What `torch.save` wrote, if it is tensors and plain values; a file that would run code is not read.
+
+    Args:
+        file: the file.
+        mmap: leave the tensors on the disk until they are used; for files in PyTorch's format since 1.6 only.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is damaged, or asks for more than tensors and plain values.
+
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file fails in any way
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {asked[1]}, which could run code" if asked else f"damaged ({type(error).__name__})"
+        raise ValueError(f"{file} is not read: {reason}; only tensors and plain values are") from error
