@@ -372,7 +372,7 @@ def test_no_name_of_a_file_steers_the_terminal(tmp_path, capsys):
     said = capsys.readouterr()
     assert "\x1b" not in said.out + said.err
     assert "r\\x1b[2J" in said.out
-    assert "pho\\x1b[31mtos" in refused([photos, *FAST, "--epochs=1", f"--run={tmp_path}/r\x1b[2J", "--lr=x"], capsys)
+    assert "pho\\x1b[31mtos" in refused([photos / "nowhere", *FAST, f"--run={tmp_path}/s"], capsys)
 
 
 SMALL = {"views": partial(Views, size=16), "cld": partial(CrossLevel, weight=0.25)}
