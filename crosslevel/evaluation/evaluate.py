@@ -13,8 +13,10 @@ from rich.console import Console
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
+from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.annotations import annotated
 from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.data.uri import parse
 from crosslevel.evaluation import protocols
 from crosslevel.evaluation.detection import benchmark as probe
 from crosslevel.evaluation.detection.model import Sizes
@@ -208,7 +210,7 @@ def _detection(
     console: Console,
 ) -> dict[str, Row]:
     """Detectors from random and from trained weights, trained alike."""
-    train, queries = annotated(how.images or images), annotated(how.test or test or "")
+    train, queries = annotated(parse(how.images or images)), annotated(parse(how.test or test or ""))
     plan = probe.published(train)
     schedule = plan.schedule._replace(batch_size=how.batch_size, rate=how.rate)
     if how.iterations is not None:
@@ -245,7 +247,7 @@ def _asked(protocol: str) -> list[str]:
 
 def _place(source: str | None) -> str | None:
     """A source as any other call would find it."""
-    return None if source is None else image_sources.absolute(source)
+    return None if source is None else parse(source).absolute().text
 
 
 def labelled_pair(
@@ -265,7 +267,7 @@ def labelled_pair(
 
 
 def _labelled(source: str, data_root: str | None, crops: Crops | None) -> Images:
-    images = image_sources.open(source, data_root=data_root, crops=crops)
+    images = open_images(source, data_root=data_root, crops=crops)
     if images.labels is None:
         raise SourceError(f"{source} has no labels: put each class into a folder of its own to evaluate on it")
     return images

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.data.bad_files import BadFiles
-from crosslevel.data.images import Images
+from crosslevel.data.images import Images, ImageView
 from crosslevel.data.loaders.batches import EvalBatches, pack
 from crosslevel.data.subsets.select import sample, take
 from crosslevel.features.cache import FeatureCache
@@ -177,17 +177,15 @@ def known_features(
     return features, calibrated(encoder, shown, features[some], place.hardware, seed)
 
 
-class _Unlabelled(Images):
+class _Unlabelled(ImageView):
     """The images ``places`` of a source, without labels and tracks."""
 
     def __init__(self, source: Images, places: Int64[Tensor, " M"]) -> None:
-        self.source, self.places, self.name = source, places, source.name
-        self.paths = source.paths if len(places) == len(source) else [source.paths[i] for i in places.tolist()]
+        super().__init__(source, places)
+        self.labels = self.classes = self.tracks = None
+        self.places = places
 
-    def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
-        return self.source[int(self.places[i])][0], -1
-
-    def _content(self) -> Iterable[bytes | memoryview]:
-        # Not the identity of the source, which looks at its labels.
-        yield from self.source._content()
+    def content(self) -> Iterable[bytes | memoryview]:
+        """Not the identity of the source, which looks at its labels."""
+        yield from self.images.content()
         yield self.places.numpy().tobytes()

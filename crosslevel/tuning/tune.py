@@ -16,7 +16,9 @@ import torch
 from rich.console import Console
 
 from crosslevel.data.images import Images
+from crosslevel.data.open import open_unlabelled
 from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.data.uri import parse
 from crosslevel.settings import describe as settings
 from crosslevel.settings import parser as commands
 from crosslevel.training.train import train, warmup_of
@@ -135,7 +137,7 @@ def _plan(
             "search have to fit: give more --budget or fewer --finalists"
         )
     crops = None if given["crops"] is None else Crops(**given["crops"])
-    source = image_sources.open_unlabelled(images, data_root=given["data_root"], crops=crops)
+    source = open_unlabelled(images, data_root=given["data_root"], crops=crops)
     part, _ = trial.divided(source, given["seed"])
     space = ranges.parse(search, given) if search else ranges.usual(given, len(part))
     whose = _whose(images, source)
@@ -178,7 +180,7 @@ def _whose(images: str, source: Images) -> str:
     may differ between machines with the same images does.
     """
     digest = hashlib.sha256("\n".join(source.paths).encode(errors="surrogateescape"))
-    if re.split("[:,@+]", images)[0] in image_sources.NAMED:
+    if parse(images).kind == "name":
         digest.update(images.encode())
     return f"{len(source)} images, {digest.hexdigest()[:12]}"
 

@@ -53,7 +53,7 @@ class Files(Images):
         image = read_image(os.path.join(self.root, self.paths[i]), self.paths[i], self.max_pixels)
         return image, -1 if self.labels is None else int(self.labels[i])
 
-    def _content(self) -> Iterable[bytes | memoryview]:
+    def content(self) -> Iterable[bytes | memoryview]:
         """Names, sizes and times of change: reading every file would take as long as decoding it."""
         for path in self.paths:
             try:

@@ -30,7 +30,8 @@ from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.data.images import Images, InMemoryImages
 from crosslevel.data.index_cache import Paths
-from crosslevel.data.loaders.batches import _ahead, _loader, _worth_workers
+from crosslevel.data.loaders.batches import worth_workers
+from crosslevel.data.loaders.workers import ahead, loader
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError
 
@@ -96,7 +97,8 @@ class Pack(Images):
         pixels = self.shards[shard][stop - 3 * rows * columns : stop].view(rows, columns, 3)
         return pixels.permute(2, 0, 1), -1 if self.labels is None else int(self.labels[i])
 
-    def _content(self) -> Iterable[bytes | memoryview]:
+    def content(self) -> Iterable[bytes | memoryview]:
+        """What the pixels follow from: hashing them would read the whole pack."""
         return [self._made_of]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -119,7 +121,8 @@ class SquarePack(InMemoryImages):
         side = self.data.shape[-1]
         return self.flat.index_select(0, index).view(-1, side, side, 3).permute(0, 3, 1, 2)
 
-    def _content(self) -> Iterable[bytes | memoryview]:
+    def content(self) -> Iterable[bytes | memoryview]:
+        """What the pixels follow from: hashing them would read the whole pack."""
         return [self._made_of]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -143,12 +146,12 @@ class Decoded(NamedTuple):
 def decoded(images: Images, size: int, places: range, workers: int | None) -> Iterator[Decoded]:
     """The images of ``places`` in order, brought to ``size``; ``workers`` as `EvalBatches` has them."""
     job = _PackJob(images, size)
-    workers = _worth_workers(images, size) if workers is None else workers
+    workers = worth_workers(images, size) if workers is None else workers
     keys = [places[first : first + READ_AT_ONCE] for first in range(0, len(places), READ_AT_ONCE)]
     if workers:
-        yield from _loader(job, keys, workers, persistent=False)
+        yield from loader(job, keys, workers, persistent=False)
     else:
-        yield from _ahead(job.__getitem__, keys)
+        yield from ahead(job.__getitem__, keys)
 
 
 def shrunk(image: UInt8[Tensor, "3 H W"], size: int) -> UInt8[Tensor, "3 h w"]:

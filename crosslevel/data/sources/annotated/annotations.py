@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from crosslevel.data.decode import read_image
 from crosslevel.data.sources.folder import EXTENSIONS
+from crosslevel.data.uri import Part, Source
 from crosslevel.utils.errors import BadImage, SourceError
 
 Ignored = Literal["difficult", "crowd"]
@@ -120,7 +121,7 @@ class Annotated(Dataset[tuple[Tensor, Objects]]):
         return Annotated(self.name, files, objects, classes, self.ignored, sizes, self.origin)
 
 
-def annotated(source: str) -> Annotated:
+def annotated(source: Source) -> Annotated:
     """The annotated images of ``source``.
 
     - Pascal VOC: ``VOCdevkit/VOC2007:trainval``, a folder with JPEGImages, Annotations and ImageSets/Main, and the
@@ -139,14 +140,14 @@ def annotated(source: str) -> Annotated:
             impossible, or there is nothing in it; one line that names it and says what to do.
 
     """
-    parts = [_part(text) for text in source.split("+")] if not os.path.exists(source) else [_part(source)]
+    parts = list(map(_opened, source.parts))
     kinds = {part.ignored for part in parts}
     if len(kinds) > 1:
-        raise SourceError(f"{source}: parts in the layouts of VOC and COCO cannot be joined by +")
+        raise SourceError(f"{source.whole}: parts in the layouts of VOC and COCO cannot be joined by +")
     classes = list(dict.fromkeys(name for part in parts for name in part.classes))
     # VOC has no order of classes but the alphabet; COCO's is that of its categories.
     classes = classes if parts[0].ignored == "crowd" else sorted(classes)
-    whole = Annotated(source, [], [], classes, parts[0].ignored, [])
+    whole = Annotated(source.whole, [], [], classes, parts[0].ignored, [])
     place = {name: c for c, name in enumerate(classes)}
     for part in parts:
         number = torch.tensor([place[name] for name in part.classes], dtype=torch.int64)
@@ -155,18 +156,17 @@ def annotated(source: str) -> Annotated:
         whole.origin += part.origin
         whole.objects += [found._replace(labels=number[found.labels]) for found in part.objects]
     if not any(len(found.labels) for found in whole.objects):
-        raise SourceError(f"{source}: not one object in its {len(whole)} images")
+        raise SourceError(f"{source.whole}: not one object in its {len(whole)} images")
     return whole
 
 
-def _part(text: str) -> Annotated:
-    path, colon, rest = (text, "", "") if os.path.exists(text) else text.rpartition(":")
-    if os.path.isfile(path) and path.lower().endswith(".json"):
-        return _coco(Path(path), Path(rest) if colon else None)
-    if os.path.isdir(path):
-        return _voc(Path(path), rest, text)
+def _opened(part: Part) -> Annotated:
+    if os.path.isfile(part.path) and part.path.lower().endswith(".json"):
+        return _coco(Path(part.path), Path(part.rest) if part.rest else None)
+    if os.path.isdir(part.path):
+        return _voc(Path(part.path), part.rest, str(part))
     raise SourceError(
-        f"{text}: there is no such folder or file: give a VOC folder and the name of a list, VOC2007:trainval, "
+        f"{part}: there is no such folder or file: give a VOC folder and the name of a list, VOC2007:trainval, "
         "or COCO's instances and their images, instances_val2017.json:val2017"
     )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from crosslevel.data.images import Images
 from crosslevel.data.index_cache import Paths
 from crosslevel.data.sources.annotated.annotations import Annotated, annotated
+from crosslevel.data.uri import Source
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError
 
@@ -134,7 +135,8 @@ class ObjectCrops(Images):
         """Without the image that was decoded last: a worker process begins with its own."""
         return {**self.__dict__, "_last": None}
 
-    def _content(self) -> Iterable[bytes | memoryview]:
+    def content(self) -> Iterable[bytes | memoryview]:
+        """What is cut out, and names, sizes and times of change of the images."""
         yield self.windows.numpy().tobytes()
         yield self.image.numpy().tobytes()
         for place in self.image.unique_consecutive().tolist():
@@ -147,37 +149,21 @@ class ObjectCrops(Images):
             yield f"{os.path.basename(file)}\0{state}\0".encode(errors="surrogateescape")
 
 
-def object_crops(source: str, crops: Crops) -> ObjectCrops:
+def object_crops(source: Source, crops: Crops) -> ObjectCrops:
     """The objects of the annotated images of ``source``, as `annotated` takes it.
 
     Raises:
         SourceError: there are no annotations, they are wrong, or fewer than 2 objects are large enough.
 
     """
-    for part in _parts(source):
-        if not _has_annotations(part):
+    for part in source.parts:
+        if not part.annotated:
             raise SourceError(
                 f"{part}: there are no annotated objects to crop: give a VOC folder and the name of a list, "
                 "VOC2007:trainval, or COCO's instances and their images, instances_val2017.json:val2017, "
                 "or leave --crops out"
             )
     return ObjectCrops(annotated(source), crops)
-
-
-def is_annotated(source: str) -> bool:
-    """Whether `object_crops` would look for objects in ``source``."""
-    return all(map(_has_annotations, _parts(source)))
-
-
-def _parts(source: str) -> list[str]:
-    return [source] if os.path.exists(source) else source.split("+")
-
-
-def _has_annotations(part: str) -> bool:
-    """Whether this is a VOC folder, with or without a list, or a file of COCO's kind, with or without its images."""
-    path = part if os.path.exists(part) else part.rpartition(":")[0]
-    voc = path and os.path.isdir(os.path.join(path, "ImageSets", "Main"))
-    return bool(voc) or (os.path.isfile(path) and path.lower().endswith(".json"))
 
 
 def _names(files: list[str], image: Int64[Tensor, " N"], number: Int64[Tensor, " N"]) -> Iterator[str]:

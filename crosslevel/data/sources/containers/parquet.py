@@ -120,7 +120,7 @@ class Parquet(Images):
         except _FAILURES as error:
             return f"row group {g} of its file cannot be read: {_first_line(error)}"
 
-    def _content(self) -> Iterable[bytes | memoryview]:
+    def content(self) -> Iterable[bytes | memoryview]:
         """Names, sizes and times of change of the files, and which column is meant."""
         yield f"{self.column}\0{self.label}\0".encode(errors="surrogateescape")
         for name, state in zip(self._names, self._states, strict=True):

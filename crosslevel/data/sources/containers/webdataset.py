@@ -90,7 +90,7 @@ class Shards(Images):
             raise BadImage(path, f"truncated: the shard gave {got:,} of {size:,} bytes")
         return decode(data, path, self.max_pixels), -1 if self.labels is None else int(self.labels[i])
 
-    def _content(self) -> Iterable[bytes | memoryview]:
+    def content(self) -> Iterable[bytes | memoryview]:
         """Names, sizes and times of change of the shards: reading them would take as long as decoding."""
         for name, state in zip(self._names, self._states, strict=True):
             yield f"{name}\0{state}\0".encode(errors="surrogateescape")

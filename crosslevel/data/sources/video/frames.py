@@ -6,7 +6,6 @@ import difflib
 import glob
 import itertools
 import os
-import re
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,17 +17,13 @@ from torch import Tensor
 
 from crosslevel.data.images import Images
 from crosslevel.data.index_cache import Paths
-from crosslevel.data.sources.folder import EXTENSIONS as IMAGES
+from crosslevel.data.sources.folder import EXTENSIONS
 from crosslevel.data.sources.labels import below, labels_of
 from crosslevel.data.sources.video.decoder import BadVideo, Decoder, Timeline, timeline
+from crosslevel.data.uri import VIDEOS, Source, is_video
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError
 
-EXTENSIONS = frozenset(
-    ("3gp", "avi", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "webm", "wmv")
-)  # not ts: those are mostly TypeScript
-
-_SETTING = re.compile(r"(?s)(.*),\s*(\w+)=([^,/]*)")
 _LOOKED_AT = 20_000  # entries of a folder of images in which videos are looked for, only to name them
 
 
@@ -163,7 +158,8 @@ class Videos(Images):
             warnings.warn(f"{line_of}; it is left out", stacklevel=4)
         return found
 
-    def _content(self) -> Iterable[bytes | memoryview]:
+    def content(self) -> Iterable[bytes | memoryview]:
+        """The frames' times, and names, sizes and times of change of the videos."""
         yield self.pts.numpy().tobytes()
         for file in self.files:
             try:
@@ -188,64 +184,56 @@ class _State:
         self.decoder = None
 
 
-def open_videos(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Videos | None:
+def open_videos(source: Source) -> Videos | None:
     """The frames of the videos that ``source`` names; None where it names something else.
 
-    A video, a folder of videos, a pattern with ``*``, ``?`` or ``[...]``, a sequence of videos or a ``.txt`` file that
-    names one a line; all but a sequence may end in ``,fps=2`` or ``,stride=10``.
+    A video, a folder of videos, a pattern with ``*``, ``?`` or ``[...]``, or a ``.txt`` file that names a video a line;
+    all with ``,fps=2`` or ``,stride=10`` if wanted.
 
     Raises:
-        SourceError: no video in it can be read, or a setting is wrong.
+        SourceError: no video in it can be read, or an option is wrong.
 
     """
-    if not isinstance(source, str | os.PathLike):
-        files = [os.fspath(file) for file in source]
-        return Videos("", files, name=f"a list of {len(files):,} videos") if _all_videos(files) else None
-    name = os.fspath(source)
-    place, settings = _apart(name)
-    if os.path.isdir(place):
-        return _in_folder(place, settings, name)
-    if os.path.isfile(place):
-        return _of_file(place, settings, name)
-    files = sorted(file for file in glob.glob(place, recursive=True) if _is_video(file))
+    if os.path.isdir(source.path):
+        return _in_folder(source)
+    if os.path.isfile(source.path):
+        return _of_file(source)
+    files = sorted(file for file in glob.glob(source.path, recursive=True) if is_video(file))
     if files:
-        return Videos("", files, _pace(name, settings), name=name)
-    if _is_video(place):
-        raise SourceError(f"{place}: no such video: give a path, or a pattern that matches some")
+        return Videos("", files, _pace(source), name=source.whole)
+    if is_video(source.path):
+        raise SourceError(f"{source.path}: no such video: give a path, or a pattern that matches some")
     return None
 
 
-def _apart(source: str) -> tuple[str, list[tuple[str, str]]]:
-    """The path and the settings after it; what exists is a path, whatever its name."""
-    place, settings = source, list[tuple[str, str]]()
-    while not os.path.exists(place) and (found := _SETTING.fullmatch(place)):
-        place = found[1]
-        settings.insert(0, (found[2], found[3]))
-    return place, settings
+def listed_videos(files: Sequence[str]) -> Videos | None:
+    """The frames of these files, one a second; None where they are not all videos."""
+    return Videos("", files, name=f"a list of {len(files):,} videos") if _all_videos(files) else None
 
 
-def _pace(source: str, settings: list[tuple[str, str]]) -> Pace:
+def _pace(source: Source) -> Pace:
     kinds = {"fps": float, "stride": int}
     given: dict[str, float | int] = {}
-    for key, value in settings:
+    for key, value in source.options:
         if key not in kinds:
             near = difflib.get_close_matches(key, kinds, 1)
             hint = f"did you mean {near[0]}?" if near else "keys: fps (frames a second) and stride (every n-th frame)"
-            raise SourceError(f"{source}: videos have no setting {key}={value}: {hint}")
+            raise SourceError(f"{source.whole}: videos have no setting {key}={value}: {hint}")
         try:
-            given[key] = kinds[key](value)
+            given[key] = kinds[key](value or "")
         except ValueError as error:
             kind = {"fps": "number", "stride": "whole number"}[key]
-            raise SourceError(f"{source}: {key}={value}: needs a {kind}") from error
+            raise SourceError(f"{source.whole}: {key}={value}: needs a {kind}") from error
     try:
         return Pace(**given)  # type: ignore[arg-type]
     except ValueError as error:
-        raise SourceError(f"{source}: {error}") from error
+        raise SourceError(f"{source.whole}: {error}") from error
 
 
-def _of_file(file: str, settings: list[tuple[str, str]], name: str) -> Videos | None:
-    if _is_video(file):
-        return Videos(os.path.dirname(file), [os.path.basename(file)], _pace(name, settings), name=name)
+def _of_file(source: Source) -> Videos | None:
+    file = source.path
+    if is_video(file):
+        return Videos(os.path.dirname(file), [os.path.basename(file)], _pace(source), name=source.whole)
     if not file.lower().endswith(".txt"):
         return None
     try:
@@ -256,33 +244,35 @@ def _of_file(file: str, settings: list[tuple[str, str]], name: str) -> Videos | 
             lines += [line.rstrip("\n") for line in text if line.strip()]
     except OSError:
         return None  # named where it is read as a list of images
-    return Videos(os.path.dirname(file), lines, _pace(name, settings), name=name)
+    return Videos(os.path.dirname(file), lines, _pace(source), name=source.whole)
 
 
-def _in_folder(folder: str, settings: list[tuple[str, str]], name: str) -> Videos | None:
+def _in_folder(source: Source) -> Videos | None:
     """The videos of a folder, unless it holds images and nothing asks for frames."""
-    if settings:
+    folder = source.path
+    if source.options:
         files = sorted(file for file, kind in _walked(folder) if kind == "video")
         if not files:
-            known = ", ".join(sorted(EXTENSIONS))
-            raise SourceError(f"{folder}: no video found in this folder or below it (looked for {known})")
-        return _below(folder, files, _pace(name, settings), name)
-    seen = list(itertools.islice(_walked(folder), _LOOKED_AT))
-    videos = sorted(file for file, kind in seen if kind == "video")
+            looked_for = ", ".join(sorted(VIDEOS))
+            raise SourceError(f"{folder}: no video found in this folder or below it (looked for {looked_for})")
+        return _below(source, files)
+    first = list(itertools.islice(_walked(folder), _LOOKED_AT))
+    videos = sorted(file for file, kind in first if kind == "video")
     if not videos:
         return None
-    if any(kind == "image" for _, kind in seen):
+    if any(kind == "image" for _, kind in first):
         warnings.warn(
             f"{folder}: images are taken; its videos, such as {videos[0]}, are left out: {folder},fps=1 takes those",
             stacklevel=3,
         )
         return None
-    return _below(folder, sorted(file for file, kind in _walked(folder) if kind == "video"), None, name)
+    return _below(source, sorted(file for file, kind in _walked(folder) if kind == "video"))
 
 
-def _below(folder: str, files: list[str], pace: Pace | None, name: str) -> Videos:
+def _below(source: Source, files: list[str]) -> Videos:
     """All videos of a folder: one that comes later is a change."""
-    videos = Videos(folder, files, pace, name=name)
+    folder = source.path
+    videos = Videos(folder, files, _pace(source), name=source.whole)
     videos.watch = Watch.of_files([os.path.join(folder, file) for file in files], folder)
     return videos
 
@@ -303,16 +293,12 @@ def _walked(root: str) -> Iterator[tuple[str, str]]:
         for name in files:
             if not name.startswith("."):
                 ending = name.rpartition(".")[2].lower()
-                kind = "video" if ending in EXTENSIONS else "image" if ending in IMAGES else "other"
+                kind = "video" if ending in VIDEOS else "image" if ending in EXTENSIONS else "other"
                 yield os.path.relpath(os.path.join(folder, name), root), kind
 
 
-def _is_video(file: str) -> bool:
-    return file.rpartition(".")[2].lower() in EXTENSIONS and "." in file
-
-
 def _all_videos(files: Sequence[str]) -> bool:
-    return bool(files) and all(map(_is_video, files))
+    return bool(files) and all(map(is_video, files))
 
 
 def _ends(tracks: Int64[Tensor, " N"], groups: Int64[Tensor, " N"]) -> Int64[Tensor, " B"]:
