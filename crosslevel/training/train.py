@@ -27,7 +27,6 @@ from crosslevel.methods import Method, MoCo
 from crosslevel.models.encoder import FILE, Encoder
 from crosslevel.runs import Unreadable, changed_images, claim, keep_images, next_commands, save_branches
 from crosslevel.settings import describe as settings
-from crosslevel.training import fit as pretrain
 from crosslevel.training import report as pages
 from crosslevel.training.fit import Outcome, fit
 from crosslevel.training.inputs import (
@@ -41,7 +40,7 @@ from crosslevel.training.inputs import (
     usual_monitor,
     watching,
 )
-from crosslevel.training.module import Optimizer, Pretrain
+from crosslevel.training.module import Optimizer, Pretrain, share_hidden
 from crosslevel.training.monitor import Measure, Which
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Device, Hardware, Precision, choose
@@ -265,7 +264,7 @@ def warmup_of(epochs: int, given: float | None) -> float:
 
 def _share(method: Method, cld: CrossLevel | None, wanted: bool) -> None:
     if wanted and cld is not None:
-        pretrain.share_hidden(method, cld)
+        share_hidden(method, cld)
 
 
 def _check(encoder: Encoder, cld: CrossLevel | None, method: Method, views: Views, batch: int, devices: int) -> None:

@@ -270,8 +270,8 @@ def test_an_error_of_the_program_is_not_taken_for_a_bad_file():
 LOOP = """
 import signal, sys
 from crosslevel.data.loaders.batches import EvalBatches, TrainBatches
-from crosslevel.images.health import BadFiles
-from crosslevel.images.sources import Files
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.sources.folder import Files
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
     images = Files.from_folder(sys.argv[1])
