@@ -96,26 +96,20 @@ class PackWriter:
             SourceError: fewer than 2 images can be read.
 
         """
-        rows, columns, places = (
-            torch.cat([part.table[name] for part in self.parts]) for name in ("rows", "columns", "places")
-        )
         if len(self.bad):
             self.bad.write(self.folder / BAD_FILES)
-        if len(rows) < 2:
+        table = _index_of(self.parts, self.source)
+        count = len(table["rows"])
+        if count < 2:
             raise SourceError(
-                f"{self.source.name}: needs at least 2 images, only {len(rows)} of {len(self.source)} can be read "
+                f"{self.source.name}: needs at least 2 images, only {count} of {len(self.source)} can be read "
                 f"(see {self.folder / BAD_FILES})"
             )
-        table = {"rows": rows, "columns": columns, **_columns("paths", taken(self.source.paths, places))}
-        for name in ("labels", "tracks"):
-            column: Tensor | None = getattr(self.source, name)
-            if column is not None:
-                table[name] = column[places]
-        self._write_index(table | _watched(self.source))
-        whole = {"images": len(rows), "classes": self.source.classes, "shards": self._lengths()}
+        _write_index(self.folder, table)
+        whole = {"images": count, "classes": self.source.classes, "shards": self._lengths()}
         _write(self.folder / ABOUT, {**self.about, **whole})
         self.tidy()
-        return len(rows)
+        return count
 
     def renew(self) -> None:
         """The same images may have other times now, or lie elsewhere: from now on, a change is one of these."""
@@ -125,15 +119,9 @@ class PackWriter:
             return  # whoever opens the pack says that it is damaged
         watched = _watched(self.source)
         if any(name not in table or not torch.equal(table[name], column) for name, column in watched.items()):
-            self._write_index(table | watched)
+            _write_index(self.folder, table | watched)
         if about != about | self.about:
             _write(self.folder / ABOUT, about | self.about)
-
-    def _write_index(self, table: dict[str, Tensor]) -> None:
-        save_file(table, self.folder / f"{INDEX}.tmp")
-        # safetensors makes files for their owner alone; who may read the pixels may read this.
-        shutil.copymode(self.folder / shard_name(0), self.folder / f"{INDEX}.tmp")
-        os.replace(self.folder / f"{INDEX}.tmp", self.folder / INDEX)
 
     def tidy(self) -> None:
         """Delete what only an unfinished pack needs."""
@@ -170,6 +158,23 @@ class PackWriter:
     def _lengths(self) -> list[int]:
         """Bytes of each shard."""
         return list({part.shard: part.stop for part in self.parts}.values())
+
+
+def _index_of(parts: list[_Part], source: Images) -> dict[str, Tensor]:
+    """What is known of each image: its size and path, its label and track where there are any, and what to watch."""
+    rows, columns, places = (torch.cat([part.table[name] for part in parts]) for name in ("rows", "columns", "places"))
+    table = {"rows": rows, "columns": columns, **_columns("paths", taken(source.paths, places)), **_watched(source)}
+    for name, column in (("labels", source.labels), ("tracks", source.tracks)):
+        if column is not None:
+            table[name] = column[places]
+    return table
+
+
+def _write_index(folder: Path, table: dict[str, Tensor]) -> None:
+    save_file(table, folder / f"{INDEX}.tmp")
+    # safetensors makes files for their owner alone; who may read the pixels may read this.
+    shutil.copymode(folder / shard_name(0), folder / f"{INDEX}.tmp")
+    os.replace(folder / f"{INDEX}.tmp", folder / INDEX)
 
 
 def clear(folder: Path) -> None:

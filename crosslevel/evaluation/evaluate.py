@@ -14,8 +14,8 @@ from rich.console import Console
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
-from crosslevel.data.sources.annotated.annotations import annotated
 from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.data.sources.annotated.open import annotated
 from crosslevel.data.uri import parse
 from crosslevel.evaluation import protocols
 from crosslevel.evaluation.detection import benchmark as probe

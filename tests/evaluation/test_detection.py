@@ -10,7 +10,8 @@ from rich.console import Console
 from torch import nn
 
 from crosslevel.data.bad_files import BadFiles
-from crosslevel.data.sources.annotated.annotations import Objects, annotated
+from crosslevel.data.sources.annotated.annotations import Objects
+from crosslevel.data.sources.annotated.open import annotated
 from crosslevel.data.uri import parse
 from crosslevel.evaluation.detection import benchmark as protocol
 from crosslevel.evaluation.detection.benchmark import Settings, average_precision, detection, published

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -18,7 +17,7 @@ from torchvision.transforms.v2 import functional as tvf
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images, ImageView, InMemoryImages
 from crosslevel.data.loaders.order import natural, permuted, share
-from crosslevel.data.loaders.workers import Keys, ahead, cores, loader
+from crosslevel.data.loaders.workers import Keys, ahead, loader, worth_workers
 from crosslevel.utils.errors import BadImage, SourceError
 from crosslevel.utils.rng import generator
 
@@ -142,7 +141,7 @@ class EvalBatches:
         if isinstance(self.images, InMemoryImages):
             return (self._packed(self.images, key) for key in keys)
         job = _EvalJob(self.images, self.size)
-        workers = worth_workers(self.images, self.size) if self.workers is None else self.workers
+        workers = worth_workers(job, len(self.images)) if self.workers is None else self.workers
         if not workers:
             return delivered(ahead(job.__getitem__, keys), self.bad)
         return delivered(loader(job, keys, workers, persistent=False), self.bad)
@@ -303,15 +302,3 @@ def delivered(results: Iterable[Done], bad: BadFiles) -> Iterator[Batch]:
             raise SourceError(done.failure)
         if done.batch is not None:
             yield done.batch
-
-
-def worth_workers(images: Images, size: int) -> int:
-    """Processes to decode all ``images``: none if one thread takes seconds, as processes start as slowly."""
-    job = _EvalJob(images, size)
-    job[range(1)]  # the first image pays for what is loaded only once
-    sample = range(0, len(images), max(1, len(images) // 16))
-    began = time.perf_counter()
-    for i in sample:
-        job[range(i, i + 1)]
-    estimate = (time.perf_counter() - began) / max(1, len(sample)) * len(images)
-    return cores() if estimate > 5 else 0

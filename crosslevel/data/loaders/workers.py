@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -82,3 +83,17 @@ def leave_interrupts(worker: int) -> None:
 def cores() -> int:
     """The processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worth_workers(job: Dataset[Any], count: int) -> int:
+    """Processes for a job on ``count`` images: none if one thread takes seconds, as processes start as slowly.
+
+    ``job`` takes a range of images; it is tried with some.
+    """
+    job[range(1)]  # the first image pays for what is loaded only once
+    sample = range(0, count, max(1, count // 16))
+    began = time.perf_counter()
+    for i in sample:
+        job[range(i, i + 1)]
+    estimate = (time.perf_counter() - began) / max(1, len(sample)) * count
+    return cores() if estimate > 5 else 0

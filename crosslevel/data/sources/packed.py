@@ -30,8 +30,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.data.images import Images, InMemoryImages
 from crosslevel.data.index_cache import Paths
-from crosslevel.data.loaders.batches import worth_workers
-from crosslevel.data.loaders.workers import ahead, loader
+from crosslevel.data.loaders.workers import ahead, loader, worth_workers
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError
 
@@ -146,7 +145,7 @@ class Decoded(NamedTuple):
 def decoded(images: Images, size: int, places: range, workers: int | None) -> Iterator[Decoded]:
     """The images of ``places`` in order, brought to ``size``; ``workers`` as `EvalBatches` has them."""
     job = _PackJob(images, size)
-    workers = worth_workers(images, size) if workers is None else workers
+    workers = worth_workers(job, len(images)) if workers is None else workers
     keys = [places[first : first + READ_AT_ONCE] for first in range(0, len(places), READ_AT_ONCE)]
     if workers:
         yield from loader(job, keys, workers, persistent=False)

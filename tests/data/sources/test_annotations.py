@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from crosslevel.data.sources.annotated.annotations import annotated
+from crosslevel.data.sources.annotated.open import annotated
 from crosslevel.data.uri import parse
 from crosslevel.utils.errors import BadImage, SourceError
 

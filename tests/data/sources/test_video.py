@@ -20,7 +20,7 @@ from crosslevel import cli
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.loaders.batches import TrainBatches
 from crosslevel.data.open import open_images
-from crosslevel.data.sources.video import decoder
+from crosslevel.data.sources.video import decoder, timeline
 from crosslevel.data.sources.video.frames import Pace
 from crosslevel.data.uri import parse
 from crosslevel.utils.errors import BadImage, SourceError
@@ -386,8 +386,8 @@ def test_where_the_frames_are_is_found_out_once(tmp_path, monkeypatch):
     file = write(tmp_path / "film.mp4", 26)
     assert len(open_images(file)) == 2
     calls = []
-    found = decoder._demuxed
-    monkeypatch.setattr(decoder, "_demuxed", lambda path: calls.append(path) or found(path))
+    found = timeline._demuxed
+    monkeypatch.setattr(timeline, "_demuxed", lambda path: calls.append(path) or found(path))
     assert seen(open_images(f"{file},stride=3"), 2) == 6
     assert calls == []
     write(file, 51)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from crosslevel.data.images import Images
 from crosslevel.data.index_cache import Paths
-from crosslevel.data.sources.annotated.annotations import Annotated, annotated
+from crosslevel.data.sources.annotated.annotations import Annotated
+from crosslevel.data.sources.annotated.open import annotated
 from crosslevel.data.uri import Source
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError

@@ -19,7 +19,9 @@ from crosslevel.data.images import Images
 from crosslevel.data.index_cache import Paths
 from crosslevel.data.sources.folder import EXTENSIONS
 from crosslevel.data.sources.labels import below, labels_of
-from crosslevel.data.sources.video.decoder import BadVideo, Decoder, Timeline, timeline
+from crosslevel.data.sources.video.container import BadVideo
+from crosslevel.data.sources.video.decoder import Decoder
+from crosslevel.data.sources.video.timeline import Timeline, timeline
 from crosslevel.data.uri import VIDEOS, Source, is_video
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError
