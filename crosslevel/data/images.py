@@ -21,10 +21,10 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     ``name`` is the source as the user wrote it; ``paths[i]`` names image i relative to the source;
     ``labels`` is None where the source has none; ``classes[c]`` names label c; images of one track, such as the
-    frames of one film, have the same number in ``tracks``, which is None where nothing is known of any. ``blocks``
+    frames of one video, have the same number in ``tracks``, which is None where nothing is known of any. ``blocks``
     are the runs of images that are read together far faster than one by one, such as those compressed as one; they
     cover all images in order, and are None where any order is as fast. ``left_out`` says of files whose images are
-    missing, all or some of them, why: a shard that is cut off, a film that cannot be decoded. ``watch`` tells later
+    missing, all or some of them, why: a shard that is cut off, a video that cannot be decoded. ``watch`` tells later
     whether the source has changed since it was opened, and is None where nothing could.
     """
 

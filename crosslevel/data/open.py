@@ -57,7 +57,7 @@ def open_images(
     - a folder, searched recursively; class-per-folder layouts give labels;
     - a pack, made by ``crosslevel pack``;
     - a sequence of image files, or a ``.txt`` file that names one a line, relative to its own folder;
-    - a video, a folder of videos, a pattern such as ``films/*.mp4``, or a list of videos: their frames, one a second
+    - a video, a folder of videos, a pattern such as ``videos/*.mp4``, or a list of videos: their frames, one a second
       unless ``,fps=2`` or ``,stride=10`` (every tenth) follows; each video is a track;
     - with ``crops``, annotated images in the layout of Pascal VOC or COCO: one image for each object;
     - WebDataset shards: a ``.tar`` file, ``train-{000..009}.tar``, ``data/*.tar``, or a folder of them;

@@ -69,16 +69,16 @@ def pack(
     source = open_images(origin, data_root=data_root, crops=crops)
     _check_watched(folder, source)
     identity = source.identity()
-    found = _about(folder)
-    if found is not None and (found["identity"], found["size"]) != (identity, size):
-        _say(console, f"{folder}: {_difference(found, size, crops, source)}: packed anew")
+    former = _about(folder)
+    if former is not None and (former["identity"], former["size"]) != (identity, size):
+        _say(console, f"{folder}: {_difference(former, size, crops, source)}: packed anew")
         clear(folder)
-        found = None
+        former = None
     writer = PackWriter(folder, source, {**_origin(images, crops, source), "identity": identity, "size": size})
-    if found is not None and (folder / ABOUT).is_file():
+    if former is not None and (folder / ABOUT).is_file():
         writer.tidy()
         writer.renew()
-        _say(console, f"{folder} is complete: {found['images']:,} images of {images}, nothing has changed")
+        _say(console, f"{folder} is complete: {former['images']:,} images of {images}, nothing has changed")
         return folder
     _say(console, _space(folder, source, size, writer.start()))
     if writer.done:
@@ -130,11 +130,11 @@ def _about(folder: Path) -> dict[str, Any] | None:
     """What the pack in ``folder`` was made of, None where there is none."""
     for name in (ABOUT, UNFINISHED):
         try:
-            told: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+            content: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if told.get("version") == VERSION:
-            return told
+        if content.get("version") == VERSION:
+            return content
     return None
 
 
@@ -145,12 +145,12 @@ def _origin(images: str, crops: Crops | None, source: Images) -> dict[str, Any]:
     return {"version": VERSION, "source": images, "where": where, **cut, **watched}
 
 
-def _difference(found: dict[str, Any], size: int, crops: Crops | None, source: Images) -> str:
-    if found["size"] != size:
-        return f"it was packed with --size {found['size']}"
-    if found.get("crops") != (None if crops is None else asdict(crops)):
-        return f"it was packed with {Crops(**found['crops']).options() if 'crops' in found else 'no --crops'}"
-    then = f" ({found['images']:,} readable images then, {len(source):,} files now)" if "images" in found else ""
+def _difference(former: dict[str, Any], size: int, crops: Crops | None, source: Images) -> str:
+    if former["size"] != size:
+        return f"it was packed with --size {former['size']}"
+    if former.get("crops") != (None if crops is None else asdict(crops)):
+        return f"it was packed with {Crops(**former['crops']).options() if 'crops' in former else 'no --crops'}"
+    then = f" ({former['images']:,} readable images then, {len(source):,} files now)" if "images" in former else ""
     return f"{source.name} has changed since{then}"
 
 

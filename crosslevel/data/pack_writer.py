@@ -25,7 +25,7 @@ BAD_FILES = "bad_files.txt"
 
 
 class _Part(NamedTuple):
-    """What is known of the images of one part: their sizes, places, where their pixels are, and the bad ones."""
+    """The images of one part: their sizes, their numbers in the source, where their pixels are, and the bad ones."""
 
     table: dict[str, Tensor]  # rows, columns, places
     shard: int
@@ -80,14 +80,14 @@ class PackWriter:
     def write(self, pieces: Iterator[Decoded]) -> Iterator[int]:
         """Store all the pieces; tells after each how many images are done."""
         waiting: list[Decoded] = []
-        seen = self.done
+        asked = self.done
         for piece in pieces:
             waiting.append(piece)
-            seen = min(seen + piece.asked, len(self.source))
-            if seen - self.done >= IMAGES_A_PART or seen == len(self.source):
-                self._store(waiting, seen)
+            asked = min(asked + piece.asked, len(self.source))
+            if asked - self.done >= IMAGES_A_PART or asked == len(self.source):
+                self._store(waiting, asked)
                 waiting = []
-            yield seen
+            yield asked
 
     def finish(self) -> int:
         """Write the index, and at last the file that makes the pack whole; return the number of images.
@@ -141,7 +141,7 @@ class PackWriter:
             stop = file.tell()
             os.fsync(file.fileno())
         bad = {path: reason for piece in pieces for path, reason in piece.bad}
-        table = {"rows": rows.int(), "columns": columns.int(), "places": torch.cat([p.places for p in pieces])}
+        table = {"rows": rows.int(), "columns": columns.int(), "places": torch.cat([p.numbers for p in pieces])}
         part = _Part(table, shard, stop, done, square, bad)
         _write_part(self._part_file(), part)
         self._count(part)
@@ -201,8 +201,8 @@ def _append(file: BinaryIO, pixels: Tensor) -> None:
 
 
 def _write_part(file: Path, part: _Part) -> None:
-    told = {name: getattr(part, name) for name in ("shard", "stop", "done", "square", "bad")}
-    save_file(part.table, file.with_suffix(".tmp"), metadata={"part": json.dumps(told)})
+    fields = {name: getattr(part, name) for name in ("shard", "stop", "done", "square", "bad")}
+    save_file(part.table, file.with_suffix(".tmp"), metadata={"part": json.dumps(fields)})
     os.replace(file.with_suffix(".tmp"), file)
 
 

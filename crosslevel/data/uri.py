@@ -215,8 +215,8 @@ def _local(whole: str) -> Source:
         return Source(whole, "annotated", whole, parts=parts)
     head, *rest = whole.split(",")
     name, colon, split = head.partition(":")
-    found = (option.partition("=") for option in rest)
-    options = tuple(Option(key, value if equals else None) for key, equals, value in found)
+    pairs = (option.partition("=") for option in rest)
+    options = tuple(Option(key, value if equals else None) for key, equals, value in pairs)
     return Source(whole, "name", name, options, split=split if colon else None, parts=parts)
 
 
@@ -229,29 +229,29 @@ def _part(text: str) -> Part:
 def _without_options(whole: str) -> tuple[str, tuple[Option, ...]]:
     """The path and the options after it. Only those of what is surely a path may have slashes."""
     path, options = whole, list[Option]()
-    while not os.path.lexists(path) and (found := _OPTION.fullmatch(path)):
-        if "/" in found["value"] and not (os.path.lexists(found["path"]) or CONTAINER.search(found["path"])):
+    while not os.path.lexists(path) and (match := _OPTION.fullmatch(path)):
+        if "/" in match["value"] and not (os.path.lexists(match["path"]) or CONTAINER.search(match["path"])):
             break
-        path = found["path"]
-        options.insert(0, Option(found["key"], found["value"]))
+        path = match["path"]
+        options.insert(0, Option(match["key"], match["value"]))
     return path, tuple(options)
 
 
 def _on_hub(whole: str) -> Source:
     """``hf://owner/name[/config][@revision][:split]``, or ``hf:///folder[:split]``, whose folder may have any name."""
     head, options = whole, list[Option]()
-    while found := _OPTION.fullmatch(head):
-        head = found["path"]
-        options.insert(0, Option(found["key"], found["value"]))
+    while match := _OPTION.fullmatch(head):
+        head = match["path"]
+        options.insert(0, Option(match["key"], match["value"]))
     address, parts = head.removeprefix("hf://"), (Part(whole, ""),)
     if address.startswith("/"):
         ends = [len(address), *(colon.start() for colon in re.finditer(":", address))]
         end = max((end for end in ends if os.path.isdir(address[:end])), default=len(address))
         return Source(whole, "hub", address[:end], tuple(options), split=address[end + 1 :] or None, parts=parts)
-    found = _HUB.fullmatch(address)
-    if not found or found["path"].strip("/").count("/") > 2:
+    match = _HUB.fullmatch(address)
+    if not match or match["path"].strip("/").count("/") > 2:
         raise SourceError(f"{head}: write it as hf://owner/name[/config][@revision][:split]")
-    path, revision, split = found["path"].strip("/"), found["revision"], found["split"]
+    path, revision, split = match["path"].strip("/"), match["revision"], match["split"]
     return Source(whole, "hub", path, tuple(options), split=split, revision=revision, parts=parts)
 
 
@@ -275,12 +275,12 @@ def _apart(text: str) -> tuple[str, tuple[Suffix, ...]]:
     """
     if os.path.exists(text):
         return text, ()
-    found = list(re.finditer(rf"@({'|'.join(KEYS)})=", text))
-    existing = [i for i, match in enumerate(found) if os.path.exists(text[: match.start()])]
-    found = found[existing[-1] if existing else 0 :]
-    whole = text[: found[0].start()] if found else text
-    ends = [match.start() for match in found[1:]] + [len(text)]
-    suffixes = [Suffix(match[1], text[match.end() : end]) for match, end in zip(found, ends, strict=False)]
+    matches = list(re.finditer(rf"@({'|'.join(KEYS)})=", text))
+    existing = [i for i, match in enumerate(matches) if os.path.exists(text[: match.start()])]
+    matches = matches[existing[-1] if existing else 0 :]
+    whole = text[: matches[0].start()] if matches else text
+    ends = [match.start() for match in matches[1:]] + [len(text)]
+    suffixes = [Suffix(match[1], text[match.end() : end]) for match, end in zip(matches, ends, strict=False)]
     for part in (whole, *(suffix.value for suffix in suffixes if suffix.key not in FILES)):
         _refuse_misspelled(text, part)
     return whole, tuple(suffixes)
@@ -299,12 +299,12 @@ def _refuse_misspelled(text: str, part: str) -> None:
 
 def expanded(pattern: str) -> Iterator[str]:
     """The names that ``{000..009}`` and ``{a,b}`` in a name stand for, as shells and WebDataset expand them."""
-    found = _BRACES.search(pattern)
-    if not found:
+    braces = _BRACES.search(pattern)
+    if not braces:
         yield pattern
         return
-    head, tail = pattern[: found.start()], pattern[found.end() :]
-    for choice in _choices(found):
+    head, tail = pattern[: braces.start()], pattern[braces.end() :]
+    for choice in _choices(braces):
         yield from (f"{head}{choice}{rest}" for rest in expanded(tail))
 
 

@@ -105,12 +105,12 @@ class TrainBatches:
 
     def order(self, epoch: int) -> Int64[Tensor, " N"]:
         """The images of this rank in the order of ``epoch``."""
-        draws, total = generator(self.seed, epoch), len(self.images)
+        rng, total = generator(self.seed, epoch), len(self.images)
         if self.natural:
-            return share(natural(total, draws), self.rank, self.world)
+            return share(natural(total, rng), self.rank, self.world)
         if self.images.blocks is not None:
-            return share(permuted(self.images.blocks, draws), self.rank, self.world)
-        return torch.randperm(total, generator=draws)[: self._share * self.world][self.rank :: self.world]
+            return share(permuted(self.images.blocks, rng), self.rank, self.world)
+        return torch.randperm(total, generator=rng)[: self._share * self.world][self.rank :: self.world]
 
 
 class EvalBatches:
@@ -242,10 +242,10 @@ class _TrainJob(Dataset[Done]):
         pictures, labels, index = [], [], []
         bad: list[tuple[str, str]] = []
         for i in wanted.tolist():
-            found = self._readable(epoch, i, bad)
-            if found is None:
+            readable = self._readable(epoch, i, bad)
+            if readable is None:
                 return Done(None, bad, f"{self.images.name}: none of its {len(self.images)} images can be read")
-            picture, label, j = found
+            picture, label, j = readable
             picture = picture if self.resize is None else fit(picture, self.resize)
             # Crops stay as they lie in memory, (V, s, s, 3): the device turns them faster than a worker.
             cut = None if self.crops is None else self.crops(picture, generator(self.seed, epoch, i))
@@ -258,7 +258,7 @@ class _TrainJob(Dataset[Done]):
         return Done(Batch(stacked, torch.tensor(labels), torch.tensor(index)), bad)
 
     def _readable(self, epoch: int, i: int, bad: list[tuple[str, str]]) -> tuple[Tensor, int, int] | None:
-        """Image i with its label and place, or else another one; None if there is none."""
+        """Image i with its label and number, or else another one; None if there is none."""
         for j in chain((i,), self._substitutes(epoch, i)):
             try:
                 return *self.images[j], j
@@ -283,8 +283,8 @@ def _stacked(pictures: list[Tensor]) -> Tensor:
         # Private memory would be copied once more on its way.
         storage = torch.UntypedStorage._new_shared(math.prod(shape))
         stacked = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-    for place, picture in zip(stacked, pictures, strict=True):
-        place.copy_(picture)
+    for row, picture in zip(stacked, pictures, strict=True):
+        row.copy_(picture)
     return stacked
 
 

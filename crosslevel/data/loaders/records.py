@@ -62,16 +62,16 @@ class _Job(Dataset[_Part]):
     find: Callable[[Tensor], Any]
 
     def __getitem__(self, key: range) -> _Part:
-        found, numbers, bad = [], [], []
+        rows, numbers, bad = [], [], []
         for i in key:
             try:
                 image = self.images[i][0]
             except BadImage as error:
                 bad.append((error.path, error.reason))
                 continue
-            found.append(self.find(image))
+            rows.append(self.find(image))
             numbers.append(i)
-        if not found:
+        if not rows:
             return _Part(None, bad)
-        columns = type(found[0])(*map(torch.stack, zip(*found, strict=True)))
+        columns = type(rows[0])(*map(torch.stack, zip(*rows, strict=True)))
         return _Part(Records(torch.tensor(numbers), columns), bad)

@@ -127,19 +127,19 @@ class StreamBatches:
     def _wanted(self, epoch: int, start: int, closing: threading.Event) -> Generator[_Key, None, None]:
         """What to decode for each batch from ``start`` on, without end."""
         troubles: list[tuple[str, str]] = []
-        told, size = 0, self.batch_size
+        reported, size = 0, self.batch_size
         images = self._numbered(epoch, troubles, closing)
         try:
             deque(islice(images, start * size), maxlen=0)
             window = list(islice(images, size + _SPARE))
             while True:
-                fresh = troubles[told:]
-                told += len(fresh)
+                fresh = troubles[reported:]
+                reported += len(fresh)
                 yield _Key(epoch, window[:size], window[size:], fresh)
                 window = window[size:] + list(islice(images, size))
         except SourceError as error:
             while True:
-                yield _Key(epoch, [], [], troubles[told:], str(error))
+                yield _Key(epoch, [], [], troubles[reported:], str(error))
 
     def _numbered(self, epoch: int, troubles: list[tuple[str, str]], closing: threading.Event) -> Iterator[_Sample]:
         """This rank's images, pass after pass, with their numbers in the epoch: r, r + world, ..."""
@@ -147,8 +147,8 @@ class StreamBatches:
         for turn in itertools.count():
             parts = [Part(shard) for shard in range(len(self.images.shards))] if lost else self.parts(epoch, turn)
             number = -1
-            draws = generator(self.seed, epoch, turn, self.rank, 2)
-            for path, data in _shuffled(self.images.read(parts, troubles, closing), self.buffer, draws):
+            rng = generator(self.seed, epoch, turn, self.rank, 2)
+            for path, data in _shuffled(self.images.read(parts, troubles, closing), self.buffer, rng):
                 number = next(numbers)
                 yield _Sample(number, path, data)
             if number < 0 and lost:
@@ -190,23 +190,23 @@ class _StreamJob(Dataset[Done]):
         if key.failure:
             return Done(None, bad, key.failure)
         views: dict[int, Tensor] = {}
-        shown: dict[int, _Sample] = {}
+        used: dict[int, _Sample] = {}
         for image in key.images:
             for candidate in chain((image,), spare):
                 picture = _decoded(candidate, bad)
                 if picture is not None:
                     views[image.number] = self._crop(picture, key.epoch, image.number)
-                    shown[image.number] = candidate
+                    used[image.number] = candidate
                     break
-        if not shown:
+        if not used:
             return Done(None, bad)
-        readable = itertools.cycle(list(shown.values()))
+        readable = itertools.cycle(list(used.values()))
         for image in key.images:
-            if image.number not in shown:  # more are bad than there are spare ones: this batch's own come again
-                again = shown[image.number] = next(readable)
+            if image.number not in used:  # more are bad than there are spare ones: this batch's own come again
+                again = used[image.number] = next(readable)
                 views[image.number] = self._crop(decode(bytearray(again.data), again.path), key.epoch, image.number)
         numbers = [image.number for image in key.images]
-        index = torch.tensor([shown[number].number for number in numbers])
+        index = torch.tensor([used[number].number for number in numbers])
         return Done(Batch(torch.stack([views[n] for n in numbers]), torch.full_like(index, -1), index), bad)
 
     def _crop(self, picture: UInt8[Tensor, "3 H W"], epoch: int, number: int) -> UInt8[Tensor, "V 3 s s"]:
@@ -221,12 +221,12 @@ def _decoded(image: _Sample, bad: list[tuple[str, str]]) -> UInt8[Tensor, "3 H W
         return None
 
 
-def _shuffled(images: Iterator[tuple[str, bytes]], size: int, draws: torch.Generator) -> Iterator[tuple[str, bytes]]:
+def _shuffled(images: Iterator[tuple[str, bytes]], size: int, rng: torch.Generator) -> Iterator[tuple[str, bytes]]:
     """Each image once, drawn at random from ``size`` that wait."""
     waiting = list(islice(images, size))
     for image in images:
-        place = int(torch.randint(len(waiting), (), generator=draws))
-        yield waiting[place]
-        waiting[place] = image
-    for place in torch.randperm(len(waiting), generator=draws).tolist():
-        yield waiting[place]
+        i = int(torch.randint(len(waiting), (), generator=rng))
+        yield waiting[i]
+        waiting[i] = image
+    for i in torch.randperm(len(waiting), generator=rng).tolist():
+        yield waiting[i]

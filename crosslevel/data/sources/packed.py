@@ -55,16 +55,16 @@ def open_pack(folder: str) -> Images:
         SourceError: it is not finished, damaged, or of another version.
 
     """
-    place = Path(folder)
-    if not (place / ABOUT).is_file():
+    path = Path(folder)
+    if not (path / ABOUT).is_file():
         raise SourceError(f"{folder}: this pack is not finished: run the same crosslevel pack again, it continues")
     try:
-        about: dict[str, Any] = json.loads((place / ABOUT).read_text(encoding="utf-8"))
+        about: dict[str, Any] = json.loads((path / ABOUT).read_text(encoding="utf-8"))
         if about["version"] != VERSION:
             raise SourceError(f"{folder}: a pack of version {about['version']}, this is {VERSION}: pack again")
-        index = load_file(place / INDEX)
+        index = load_file(path / INDEX)
         rows, columns = index["rows"].long(), index["columns"].long()
-        shards = [_mapped(place / shard_name(s), size) for s, size in enumerate(about["shards"])]
+        shards = [_mapped(path / shard_name(s), size) for s, size in enumerate(about["shards"])]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         if isinstance(error, SourceError):
             raise
@@ -129,7 +129,7 @@ class SquarePack(InMemoryImages):
 
 
 class Decoded(NamedTuple):
-    """Images one after the other, as shards hold them, with their sizes and places in the source.
+    """Images one after the other, as shards hold them, with their sizes and their numbers in the source.
 
     ``asked`` counts those that could be read and those that could not.
     """
@@ -137,16 +137,16 @@ class Decoded(NamedTuple):
     pixels: UInt8[Tensor, " L"]
     rows: Int64[Tensor, " N"]
     columns: Int64[Tensor, " N"]
-    places: Int64[Tensor, " N"]
+    numbers: Int64[Tensor, " N"]
     asked: int
     bad: list[tuple[str, str]]
 
 
-def decoded(images: Images, size: int, places: range, workers: int | None) -> Iterator[Decoded]:
-    """The images of ``places`` in order, brought to ``size``; ``workers`` as `EvalBatches` has them."""
+def decoded(images: Images, size: int, numbers: range, workers: int | None) -> Iterator[Decoded]:
+    """The images ``numbers`` in order, brought to ``size``; ``workers`` as `EvalBatches` has them."""
     job = _PackJob(images, size)
     workers = worth_workers(job, len(images)) if workers is None else workers
-    keys = [places[first : first + READ_AT_ONCE] for first in range(0, len(places), READ_AT_ONCE)]
+    keys = [numbers[first : first + READ_AT_ONCE] for first in range(0, len(numbers), READ_AT_ONCE)]
     if workers:
         yield from loader(job, keys, workers, persistent=False)
     else:
@@ -172,17 +172,17 @@ class _PackJob(Dataset[Decoded]):
     size: int
 
     def __getitem__(self, key: range) -> Decoded:
-        pictures, places, bad = [], [], []
+        pictures, numbers, bad = [], [], []
         for i in key:
             try:
                 pictures.append(shrunk(self.images[i][0], self.size))
-                places.append(i)
+                numbers.append(i)
             except BadImage as error:
                 bad.append((error.path, error.reason))
         sizes = torch.tensor([picture.shape[1:] for picture in pictures], dtype=torch.int64).view(-1, 2)
         flat = [picture.permute(1, 2, 0).reshape(-1) for picture in pictures]
         pixels = torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8)
-        return Decoded(pixels, sizes[:, 0], sizes[:, 1], torch.tensor(places, dtype=torch.int64), len(key), bad)
+        return Decoded(pixels, sizes[:, 0], sizes[:, 1], torch.tensor(numbers, dtype=torch.int64), len(key), bad)
 
 
 def _describe(images: Images, folder: str, about: dict[str, Any], index: dict[str, Tensor]) -> None:

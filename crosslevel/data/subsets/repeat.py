@@ -106,5 +106,5 @@ def _offset(path: str, seed: int, shift: int) -> tuple[int, int]:
 def reflected(shift: int, size: int) -> Int64[Tensor, " size"]:
     """Where the pixels of a row of ``size`` come from when it moves by ``shift``, mirrored at its first and last."""
     around = max(1, 2 * (size - 1))
-    place = (torch.arange(size) - shift) % around
-    return torch.minimum(place, around - place) if size > 1 else torch.zeros(1, dtype=torch.long)
+    position = (torch.arange(size) - shift) % around
+    return torch.minimum(position, around - position) if size > 1 else torch.zeros(1, dtype=torch.long)

@@ -153,16 +153,16 @@ def first_frames(tracks: Int64[Tensor, " N"], most: int) -> Int64[Tensor, " M"]:
 def stretches(tracks: Int64[Tensor, " N"], longest: int) -> Int64[Tensor, " N"]:
     """The tracks, numbered from 0, those of more than ``longest`` images cut into even stretches of at most so many.
 
-    A stretch has images that follow each other within the track. A film is one track, and what it shows an hour later
-    is something else.
+    A stretch has images that follow each other within the track. A video is one track, and what it shows an
+    hour later is something else.
     """
     _, owner = tracks.unique(return_inverse=True)
     order = owner.argsort(stable=True)
     counts = owner.bincount()
-    place = torch.empty_like(owner)
-    place[order] = torch.arange(len(owner)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    position = torch.empty_like(owner)
+    position[order] = torch.arange(len(owner)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
     pieces = -(-counts // max(1, longest))
-    stretch = place * pieces[owner] // counts[owner]
+    stretch = position * pieces[owner] // counts[owner]
     cut: Tensor = (owner * len(owner) + stretch).unique(return_inverse=True)[1]
     return cut
 
@@ -193,5 +193,5 @@ def _first(groups: Int64[Tensor, " N"], wanted: Int64[Tensor, " G"], order: Int6
     """Of each group g the first ``wanted[g]`` images in ``order``, in ascending order."""
     grouped = order[groups[order].argsort(stable=True)]
     counts = groups.bincount(minlength=len(wanted))
-    place = torch.arange(len(groups)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    return grouped[place < wanted[groups[grouped]]].sort().values
+    position = torch.arange(len(groups)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return grouped[position < wanted[groups[grouped]]].sort().values

@@ -78,7 +78,7 @@ def _labels(images: Images) -> torch.Tensor:
 
 def _tracks(images: Images) -> torch.Tensor:
     if images.tracks is None:
-        raise ValueError("there are no tracks: films, turntable and @repeat have some")
+        raise ValueError("there are no tracks: videos, turntable and @repeat have some")
     return images.tracks
 
 

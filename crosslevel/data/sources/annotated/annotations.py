@@ -71,13 +71,13 @@ class Annotated(Dataset[tuple[Tensor, Objects]]):
         """
         image, size = read_image(self.files[i]), self.sizes[i]
         if tuple(image.shape[1:]) != size:
-            found = "{2}x{1}".format(*image.shape)
-            raise BadImage(self.files[i], f"its annotation says {size[1]}x{size[0]} pixels, the image has {found}")
+            read = "{2}x{1}".format(*image.shape)
+            raise BadImage(self.files[i], f"its annotation says {size[1]}x{size[0]} pixels, the image has {read}")
         return image, self.objects[i]
 
     def names(self) -> set[str]:
         """The classes of which there is an object that is not ignored."""
-        used = {int(label) for found in self.objects for label in found.usable.labels}
+        used = {int(label) for objects in self.objects for label in objects.usable.labels}
         return {self.classes[label] for label in used}
 
     def with_examples(self) -> Annotated:
@@ -87,7 +87,7 @@ class Annotated(Dataset[tuple[Tensor, Objects]]):
             SourceError: there are none.
 
         """
-        keep = [i for i, found in enumerate(self.objects) if not found.ignored.all()]
+        keep = [i for i, objects in enumerate(self.objects) if not objects.ignored.all()]
         if not keep:
             raise SourceError(f"{self.name}: not one of its {len(self)} images has an object that is not ignored")
         return self._replaced([self.files[i] for i in keep], [self.objects[i] for i in keep], self.classes, keep)
@@ -103,14 +103,15 @@ class Annotated(Dataset[tuple[Tensor, Objects]]):
         if unknown:
             named = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
             raise SourceError(f"{self.name} has classes that {train.name} lacks: {named}")
-        place = {name: c for c, name in enumerate(train.classes)}
+        number_of = {name: c for c, name in enumerate(train.classes)}
         # A class without number has ignored objects only: there is nothing to find.
-        number = torch.tensor([place.get(name, -1) for name in self.classes], dtype=torch.int64)
-        objects = []
-        for found in self.objects:
-            labels = number[found.labels]
-            objects.append(Objects(found.boxes[labels >= 0], labels[labels >= 0], found.ignored[labels >= 0]))
-        return self._replaced(self.files, objects, train.classes, range(len(self)))
+        number = torch.tensor([number_of.get(name, -1) for name in self.classes], dtype=torch.int64)
+        renumbered = []
+        for objects in self.objects:
+            labels = number[objects.labels]
+            kept = labels >= 0
+            renumbered.append(Objects(objects.boxes[kept], labels[kept], objects.ignored[kept]))
+        return self._replaced(self.files, renumbered, train.classes, range(len(self)))
 
     def _replaced(self, files: list[str], objects: list[Objects], classes: list[str], keep: Sequence[int]) -> Annotated:
         sizes = [self.sizes[i] for i in keep]

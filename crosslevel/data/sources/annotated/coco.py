@@ -35,18 +35,18 @@ def open_coco(file: Path, images: Path | None) -> Annotated:
 
 def _rows(file: Path, folder: Path, content: dict[str, Any]) -> Annotated:
     categories = sorted(content["categories"], key=lambda entry: entry["id"])
-    place = {entry["id"]: c for c, entry in enumerate(categories)}
+    number_of = {entry["id"]: c for c, entry in enumerate(categories)}
     pictures = file_names(folder)
     entries = {entry["id"]: entry for entry in content["images"]}
     rows: dict[Any, list[Row]] = {key: [] for key in entries}
     for entry in content["annotations"]:
         key = entry["image_id"]
-        if key not in entries or entry["category_id"] not in place:
+        if key not in entries or entry["category_id"] not in number_of:
             lost = f"image {key}" if key not in entries else f"category {entry['category_id']}"
             raise SourceError(f"{file}: annotation {entry['id']} points at {lost}, which the file does not list")
         x, y, width, height = entry["bbox"]
         corners = (x, y, x + width, y + height)
-        rows[key].append(Row(corners, place[entry["category_id"]], bool(entry.get("iscrowd", 0)), entry["id"]))
+        rows[key].append(Row(corners, number_of[entry["category_id"]], bool(entry.get("iscrowd", 0)), entry["id"]))
     files, objects, sizes = [], [], []
     for key, entry in entries.items():
         if entry["file_name"] not in pictures and not (folder / entry["file_name"]).is_file():
@@ -64,9 +64,9 @@ def _rows(file: Path, folder: Path, content: dict[str, Any]) -> Annotated:
 def _folder(file: Path, images: list[dict[str, Any]]) -> Path:
     """Where the images are in the official layout, or beside the file."""
     split = file.stem.removeprefix("instances_")
-    places = [file.parent.parent / split, file.parent / split, file.parent, file.parent / "images"]
+    folders = [file.parent.parent / split, file.parent / split, file.parent, file.parent / "images"]
     first = str(images[0].get("file_name", "")) if images else ""
-    return next((place for place in places if (place / first).is_file()), places[0])
+    return next((folder for folder in folders if (folder / first).is_file()), folders[0])
 
 
 def _json(file: Path) -> dict[str, Any]:

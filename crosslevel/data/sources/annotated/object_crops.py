@@ -92,7 +92,7 @@ class ObjectCrops(Images):
 
         """
         self.images, self.crops, self.name = images, crops, images.name
-        counts = torch.tensor([len(found.labels) for found in images.objects], dtype=torch.int64)
+        counts = torch.tensor([len(objects.labels) for objects in images.objects], dtype=torch.int64)
         boxes, labels, ignored = (torch.cat(column) for column in zip(*images.objects, strict=True))
         usable = ~ignored
         sides = (boxes[:, 2:] - boxes[:, :2]).amin(1)
@@ -123,10 +123,10 @@ class ObjectCrops(Images):
 
     def _whole(self, i: int) -> Tensor:
         """The image that object i is in."""
-        place, last = int(self.image[i]), self._last
-        if last is None or last[0] != place:
+        number, last = int(self.image[i]), self._last
+        if last is None or last[0] != number:
             try:
-                last = place, self.images[place][0]
+                last = number, self.images[number][0]
             except BadImage as error:
                 raise BadImage(self.paths[i], error.reason) from error
             self._last = last
@@ -140,11 +140,11 @@ class ObjectCrops(Images):
         """What is cut out, and names, sizes and times of change of the images."""
         yield self.windows.numpy().tobytes()
         yield self.image.numpy().tobytes()
-        for place in self.image.unique_consecutive().tolist():
-            file = self.images.files[place]
+        for number in self.image.unique_consecutive().tolist():
+            file = self.images.files[number]
             try:
-                found = os.stat(file)
-                state = f"{found.st_size} {found.st_mtime_ns}"
+                status = os.stat(file)
+                state = f"{status.st_size} {status.st_mtime_ns}"
             except OSError as error:
                 state = str(error.errno)
             yield f"{os.path.basename(file)}\0{state}\0".encode(errors="surrogateescape")
@@ -171,8 +171,8 @@ def _names(files: list[str], image: Int64[Tensor, " N"], number: Int64[Tensor, "
     """``image.jpg#k``; with folders where the images lie in several."""
     folders = {os.path.dirname(file) for file in files}
     shared = os.path.commonpath(folders)
-    for place, k in zip(image.tolist(), number.tolist(), strict=True):
-        yield f"{os.path.relpath(files[place], shared)}#{k + 1}"
+    for i, k in zip(image.tolist(), number.tolist(), strict=True):
+        yield f"{os.path.relpath(files[i], shared)}#{k + 1}"
 
 
 def _too_few(images: Annotated, crops: Crops, sides: Tensor, usable: Tensor, left: int) -> str:

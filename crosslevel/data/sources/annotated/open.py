@@ -41,14 +41,14 @@ def annotated(source: Source) -> Annotated:
     # VOC has no order of classes but the alphabet; COCO's is that of its categories.
     classes = classes if parts[0].ignored == "crowd" else sorted(classes)
     whole = Annotated(source.whole, [], [], classes, parts[0].ignored, [])
-    place = {name: c for c, name in enumerate(classes)}
+    number_of = {name: c for c, name in enumerate(classes)}
     for part in parts:
-        number = torch.tensor([place[name] for name in part.classes], dtype=torch.int64)
+        number = torch.tensor([number_of[name] for name in part.classes], dtype=torch.int64)
         whole.files += part.files
         whole.sizes += part.sizes
         whole.origin += part.origin
-        whole.objects += [found._replace(labels=number[found.labels]) for found in part.objects]
-    if not any(len(found.labels) for found in whole.objects):
+        whole.objects += [objects._replace(labels=number[objects.labels]) for objects in part.objects]
+    if not any(len(objects.labels) for objects in whole.objects):
         raise SourceError(f"{source.whole}: not one object in its {len(whole)} images")
     return whole
 

@@ -20,8 +20,8 @@ def open_voc(root: Path, split: str, name: str) -> Annotated:
     """
     lists = root / "ImageSets" / "Main"
     if not split:
-        known = ", ".join(sorted(file.stem for file in lists.glob("*.txt"))[:8]) or "none"
-        raise SourceError(f"{name}: the name of a list is missing, as {root}:trainval; there are: {known}")
+        names = ", ".join(sorted(file.stem for file in lists.glob("*.txt"))[:8]) or "none"
+        raise SourceError(f"{name}: the name of a list is missing, as {root}:trainval; there are: {names}")
     listed = [line.split()[0] for line in _text(lists / f"{split}.txt").splitlines() if line.strip()]
     if not listed:
         raise SourceError(f"{lists / split}.txt: an empty list: name one image a line, without .jpg")
@@ -89,8 +89,8 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        known = ", ".join(sorted(other.stem for other in file.parent.glob(f"*{file.suffix}"))[:8]) or "none"
-        raise SourceError(f"{file}: {getattr(error, 'strerror', None) or error}; there are: {known}") from error
+        names = ", ".join(sorted(other.stem for other in file.parent.glob(f"*{file.suffix}"))[:8]) or "none"
+        raise SourceError(f"{file}: {getattr(error, 'strerror', None) or error}; there are: {names}") from error
 
 
 def _xml(file: Path) -> ElementTree.Element:

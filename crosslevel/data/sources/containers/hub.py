@@ -104,11 +104,11 @@ def _library(source: str) -> ModuleType:
 
 def _loaded(library: ModuleType, source: Source) -> tuple[Any, str]:
     """The rows, and the name of their split."""
-    place, split = source.path, source.split
-    owner, _, config = place.rpartition("/") if place.count("/") == 2 and not _is_local(source) else (place, "", None)
+    path, split = source.path, source.split
+    owner, _, config = path.rpartition("/") if path.count("/") == 2 and not _is_local(source) else (path, "", None)
     try:
-        if any(os.path.isfile(os.path.join(place, file)) for file in _SAVED):
-            loaded = library.load_from_disk(place)
+        if any(os.path.isfile(os.path.join(path, file)) for file in _SAVED):
+            loaded = library.load_from_disk(path)
         else:
             loaded = library.load_dataset(owner, config, revision=source.revision, split=split)
     except Exception as error:
@@ -173,7 +173,7 @@ def _chosen(
         if wanted not in columns:
             raise SourceError(f"{source}: no column {wanted!r}; it has {', '.join(columns)}")
         return wanted
-    found = [name for name in usual if name in fitting] or fitting
-    if len(found) > 1 and key == "column":
-        raise SourceError(f"{source}: several columns hold images: {', '.join(found)}: name one: {key}=NAME")
-    return found[0] if len(found) == 1 or (found and found[0] in usual) else None
+    candidates = [name for name in usual if name in fitting] or fitting
+    if len(candidates) > 1 and key == "column":
+        raise SourceError(f"{source}: several columns hold images: {', '.join(candidates)}: name one: {key}=NAME")
+    return candidates[0] if len(candidates) == 1 or (candidates and candidates[0] in usual) else None

@@ -43,13 +43,13 @@ def expand(pattern: str) -> list[str]:
     names: list[str] = []
     for name in written:
         if not is_remote(name):
-            found = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+            files = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
         else:
-            found = _remote_files(name)
+            files = _remote_files(name)
         # What no pattern names is named where it is missed, like a file that vanishes later.
-        if not found and "*" in name:
+        if not files and "*" in name:
             raise SourceError(f"{name}: no file matches this pattern")
-        names += found or [name]
+        names += files or [name]
         if len(names) > _MOST:
             raise too_many
     for name in names:
@@ -148,7 +148,7 @@ def _remote_files(name: str) -> list[str]:
     if "*" not in name.partition("?")[0]:
         return [name]
     try:
-        return sorted(system.unstrip_protocol(found) for found in system.glob(path))
+        return sorted(system.unstrip_protocol(file) for file in system.glob(path))
     except Exception as error:
         raise SourceError(f"{name}: cannot be listed: {_reason(error)}") from error
 

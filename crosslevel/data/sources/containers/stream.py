@@ -97,9 +97,9 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
             try:
                 while slots:
                     images, future = slots.popleft()
-                    found = future.result()
-                    slots += [(images, pool.submit(_chunk, images))] if found else map(begin, islice(waiting, 1))
-                    yield from found
+                    samples = future.result()
+                    slots += [(images, pool.submit(_chunk, images))] if samples else map(begin, islice(waiting, 1))
+                    yield from samples
             finally:
                 if closing is None:
                     ended.set()
@@ -116,9 +116,9 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
         order = torch.randperm(len(self.shards), generator=generator(0)).tolist()
         troubles: list[tuple[str, str]] = []
         for few in (order[:_OPEN], order[_OPEN : 4 * _OPEN]):
-            found = list(islice(self.read(map(Part, few), troubles), count))
-            if found:
-                return _ScannedShard(found, self.name)
+            samples = list(islice(self.read(map(Part, few), troubles), count))
+            if samples:
+                return _ScannedShard(samples, self.name)
         raise self.unreadable(troubles, 4 * _OPEN)
 
     def unreadable(self, troubles: list[tuple[str, str]], tried: int | None = None) -> SourceError:

@@ -94,8 +94,8 @@ class _Reader:
             frames = self._stream.codec_context.decode(None)
         except errors():
             return []
-        shown = [f for f in frames if f.pts is not None and f.pts >= first and not f.is_corrupt]
-        return [f for f in shown if failed is not None and f.pts < failed]
+        good = [f for f in frames if f.pts is not None and f.pts >= first and not f.is_corrupt]
+        return [f for f in good if failed is not None and f.pts < failed]
 
 
 class _Memory:
@@ -176,11 +176,11 @@ class Decoder:
             with contextlib.suppress(BadVideo):  # the defect may lie before this group
                 return self._picture(self._forward(pts, group, set(block)))
         self._begin(group)
-        found = self._forward(pts, group, set(block))
+        frame = self._forward(pts, group, set(block))
         if whole:
             with contextlib.suppress(BadVideo):  # named when it is asked for
                 self._forward(block[-1], group, set(block))
-        return self._picture(found)
+        return self._picture(frame)
 
     def _forward(self, pts: int, group: int, block: set[int]) -> Frame:
         """Decode from where we are up to the frame at ``pts``."""
@@ -192,7 +192,7 @@ class Decoder:
                 if self._at.pts in block:
                     self._kept.add(group, self._at.pts, self._at)
         except (StopIteration, BadVideo) as error:
-            reason = str(error) or "truncated: the film ends before this frame"
+            reason = str(error) or "truncated: the video ends before this frame"
             if fresh:
                 self._defects[group] = (-(2**63) if self._at is None else self._at.pts, reason)
             self._at, self._frames = None, iter(())
@@ -206,7 +206,7 @@ class Decoder:
         self._at, self._frames = None, self._reader.frames(group)
 
     def _picture(self, frame: Frame) -> Tensor:
-        """RGB (3, H, W), turned as the film says."""
+        """RGB (3, H, W), turned as the video says."""
         if frame.width * frame.height > PIXEL_LIMIT:
             raise BadVideo(f"{frame.width} x {frame.height} are more than {PIXEL_LIMIT:,} pixels")
         # frame.to_ndarray would make a converter of some megabytes for each frame, and keep it with the frame.
@@ -215,12 +215,12 @@ class Decoder:
         turns = round(frame.rotation / 90) % 4
         return (torch.rot90(image, turns) if turns else image).permute(2, 0, 1).contiguous()
 
-    def _check_gap(self, wanted: int, found: int) -> None:
+    def _check_gap(self, wanted: int, following: int) -> None:
         """Some formats list pictures that are never shown: the frame beside stands for them, but not the next one."""
         gaps = self.line.pts.diff()
-        if found - wanted >= (int(gaps.median()) if len(gaps) else 0):
+        if following - wanted >= (int(gaps.median()) if len(gaps) else 0):
             raise BadVideo(
-                f"there is no frame here: the next one comes {(found - wanted) * self.line.tick:.2f} s later"
+                f"there is no frame here: the next one comes {(following - wanted) * self.line.tick:.2f} s later"
             )
 
 

@@ -26,7 +26,7 @@ from crosslevel.data.uri import VIDEOS, Source, is_video
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError
 
-_LOOKED_AT = 20_000  # entries of a folder of images in which videos are looked for, only to name them
+_FIRST = 20_000  # entries of a folder of images in which videos are looked for, only to name them
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class Pace:
 class Videos(Images):
     """The frames of video files, decoded when they are asked for.
 
-    ``paths[i]`` is ``film.mp4#t=12.040``, with the seconds since the film's first frame; ``tracks`` numbers the films;
-    folders below the one that all films share give ``labels``.
+    ``paths[i]`` is ``video.mp4#t=12.040``, with the seconds since the video's first frame. ``tracks`` numbers the
+    videos. Folders below the one that all videos share give ``labels``.
 
     ``blocks`` are the frames between two keyframes: any of them can only be decoded after those before it. So a process
-    keeps one film open and goes on from where it is, and keeps the frames that were asked for on the way (at most 128
+    keeps one video open and goes on from where it is, and keeps the frames that were asked for on the way (at most 128
     MB): their own order is the fast one, that of whole blocks nearly as fast.
 
     ``files`` are relative to ``root``. Those that are no videos are left out with a warning; ``left_out`` has
@@ -82,20 +82,20 @@ class Videos(Images):
 
     def __init__(self, root: str, files: Sequence[str], pace: Pace | None = None, *, name: str) -> None:
         self.root, self.pace, self.name = root, Pace() if pace is None else pace, name
-        films = self._timelines(files)
+        videos = self._timelines(files)
         self.watch = Watch.of_files([os.path.join(root, file) for file in files])
-        self.files = [file for file, _ in films]
-        places = [self.pace.chosen(line.seconds) for _, line in films]
-        counts = torch.tensor([len(place) for place in places])
-        self.pts = torch.cat([line.pts[place] for (_, line), place in zip(films, places, strict=True)])
-        self.tracks = track = torch.arange(len(films)).repeat_interleave(counts)
-        groups = [line.groups[place] for (_, line), place in zip(films, places, strict=True)]
+        self.files = [file for file, _ in videos]
+        chosen = [self.pace.chosen(line.seconds) for _, line in videos]
+        counts = torch.tensor([len(frames) for frames in chosen])
+        self.pts = torch.cat([line.pts[frames] for (_, line), frames in zip(videos, chosen, strict=True)])
+        self.tracks = track = torch.arange(len(videos)).repeat_interleave(counts)
+        groups = [line.groups[frames] for (_, line), frames in zip(videos, chosen, strict=True)]
         self.groups = torch.cat(groups)
         self._track, self._ends = track, _ends(track, self.groups)
         # Single frames are no blocks: any order is as fast.
         many = len(self._ends) < len(self.pts)
         self.blocks = [range(*pair) for pair in itertools.pairwise([0, *self._ends.tolist()])] if many else None
-        self.paths = Paths.of(_names((f, line.seconds[p]) for (f, line), p in zip(films, places, strict=True)))
+        self.paths = Paths.of(_names((f, line.seconds[p]) for (f, line), p in zip(videos, chosen, strict=True)))
         labels, self.classes = labels_of(below(self.files))
         self.labels = None if labels is None else labels[track]
         if len(self.pts) < 2:
@@ -106,12 +106,12 @@ class Videos(Images):
         """Frame i, upright, and its label (-1 without labels).
 
         Raises:
-            BadImage: the film cannot be decoded there.
+            BadImage: the video cannot be decoded there.
 
         """
         i = range(len(self))[i]
         if self._state.process != os.getpid():
-            self._state = _State()  # a forked process must not move its parent's place in the file
+            self._state = _State()  # a forked process must not move its parent's position in the file
         with self._state.lock:
             image = self._frame(i, self._state)
         labels = self.labels
@@ -129,7 +129,7 @@ class Videos(Images):
             raise BadImage(self.paths[i], str(error)) from error
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the open film: a worker process opens its own."""
+        """Without the open video: a worker process opens its own."""
         return {**self.__dict__, "_state": None}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -138,7 +138,7 @@ class Videos(Images):
 
     def _timelines(self, files: Sequence[str]) -> list[tuple[str, Timeline]]:
         """The videos that can be read, in the order given."""
-        found: list[tuple[str, Timeline]] = []
+        timelines: list[tuple[str, Timeline]] = []
         bad: list[str] = []
         self.left_out = left_out = dict[str, str]()
         for file in files:
@@ -152,21 +152,21 @@ class Videos(Images):
             if line.ends_early:
                 warnings.warn(f"{path}: {line.ends_early}", stacklevel=4)
                 left_out[file] = line.ends_early
-            found.append((file, line))
-        if not found:
+            timelines.append((file, line))
+        if not timelines:
             more = f" ({len(bad) - 1} more cannot be read either)" if len(bad) > 1 else ""
             raise SourceError(f"{bad[0]}{more}" if bad else f"{self.name}: no video")
         for line_of in bad:
             warnings.warn(f"{line_of}; it is left out", stacklevel=4)
-        return found
+        return timelines
 
     def content(self) -> Iterable[bytes | memoryview]:
         """The frames' times, and names, sizes and times of change of the videos."""
         yield self.pts.numpy().tobytes()
         for file in self.files:
             try:
-                found = os.stat(os.path.join(self.root, file))
-                state = f"{found.st_size} {found.st_mtime_ns}"
+                status = os.stat(os.path.join(self.root, file))
+                state = f"{status.st_size} {status.st_mtime_ns}"
             except OSError as error:
                 state = str(error.errno)
             yield f"{file}\0{state}\0".encode(errors="surrogateescape")
@@ -258,7 +258,7 @@ def _in_folder(source: Source) -> Videos | None:
             looked_for = ", ".join(sorted(VIDEOS))
             raise SourceError(f"{folder}: no video found in this folder or below it (looked for {looked_for})")
         return _below(source, files)
-    first = list(itertools.islice(_walked(folder), _LOOKED_AT))
+    first = list(itertools.islice(_walked(folder), _FIRST))
     videos = sorted(file for file, kind in first if kind == "video")
     if not videos:
         return None
@@ -309,9 +309,9 @@ def _ends(tracks: Int64[Tensor, " N"], groups: Int64[Tensor, " N"]) -> Int64[Ten
     return torch.cat([new.nonzero().squeeze(1) + 1, torch.tensor([len(tracks)])])
 
 
-def _names(films: Iterable[tuple[str, Tensor]]) -> Iterator[str]:
-    """``film.mp4#t=12.040``: milliseconds, or microseconds where frames are closer."""
-    for file, seconds in films:
+def _names(videos: Iterable[tuple[str, Tensor]]) -> Iterator[str]:
+    """``video.mp4#t=12.040``: milliseconds, or microseconds where frames are closer."""
+    for file, seconds in videos:
         digits = 3 if not len(seconds) or float(seconds.diff().min() if len(seconds) > 1 else 1) >= 0.001 else 6
         for second in seconds.tolist():
             yield f"{file}#t={second:.{digits}f}"

@@ -68,10 +68,10 @@ def timeline(file: str) -> Timeline:
 
     """
     try:
-        found = os.stat(file)
+        status = os.stat(file)
     except OSError as error:
         raise BadVideo(f"cannot be opened: {error.strerror or error}") from error
-    state = f"{_TABLE} {found.st_size} {found.st_mtime_ns}"
+    state = f"{_TABLE} {status.st_size} {status.st_mtime_ns}"
     table = remembered("video", os.path.abspath(file), state, lambda: _demuxed(file))
     (tick, length), (last, is_open) = table["clock"].tolist(), table["told"].tolist()
     return Timeline(table["pts"], table["keys"], table["seeks"], table["sizes"], tick, last, bool(is_open), length)
@@ -103,8 +103,8 @@ def _demuxed(file: str) -> dict[str, Tensor]:
         if missing and len(pts) > 1:
             step = int(pts.diff().median())
             pts = torch.cat([pts, last + step * torch.arange(1, missing + 1)])
-        told = (container.duration or 0) / 1e6
-        clock = torch.tensor([float(stream.time_base), told], dtype=torch.float64)
+        length = (container.duration or 0) / 1e6
+        clock = torch.tensor([float(stream.time_base), length], dtype=torch.float64)
     _check_order(file)
     keyed = dict(zip(("keys", "seeks", "sizes"), starts.T.contiguous(), strict=True))
     return {"pts": pts, **keyed, "told": torch.tensor([last, int(is_open)]), "clock": clock}
@@ -114,12 +114,12 @@ def _has_idr(packet: Packet, stream: Any) -> bool:
     """Whether a keyframe of H.264 ends all references to what was before it (ITU H.264, 7.4.1.2.4: NAL unit type 5)."""
     data, header = bytes(packet), bytes(stream.codec_context.extradata or b"")
     if header[:1] != b"\x01":  # start codes between the units (annex B)
-        return any(data[found.end()] & 31 == 5 for found in re.finditer(rb"\x00\x00\x01(?=.)", data, re.DOTALL))
-    width, place = (header[4] & 3) + 1, 0  # lengths before the units (ISO 14496-15)
-    while place + width < len(data):
-        if data[place + width] & 31 == 5:
+        return any(data[match.end()] & 31 == 5 for match in re.finditer(rb"\x00\x00\x01(?=.)", data, re.DOTALL))
+    width, at = (header[4] & 3) + 1, 0  # lengths before the units (ISO 14496-15)
+    while at + width < len(data):
+        if data[at + width] & 31 == 5:
             return True
-        place += width + int.from_bytes(data[place : place + width])
+        at += width + int.from_bytes(data[at : at + width])
     return False
 
 
