@@ -106,7 +106,7 @@ def find(
     """Duplicates, tracks and groups: from pixels alone, or by the features of a run as well.
 
     By pixels as in `duplicates.alike_pairs`. Features add pairs that are among each other's nearest, have a cosine of
-    at least ``threshold``, and differ by at most twice as much. A chain of near-duplicates, such as a film, is one
+    at least ``threshold``, and differ by at most twice as much. A chain of near-duplicates, such as a video, is one
     track.
     """
     pictures, count = looked.pictures, len(looked.places)
