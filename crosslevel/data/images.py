@@ -19,13 +19,15 @@ from crosslevel.data.watch import Watch
 class Images(Dataset[tuple[Tensor, int]]):
     """N images as uint8 (3, H, W), with labels only where the source has them.
 
-    ``name`` is the source as the user wrote it; ``paths[i]`` names image i relative to the source;
-    ``labels`` is None where the source has none; ``classes[c]`` names label c; images of one track, such as the
-    frames of one video, have the same number in ``tracks``, which is None where nothing is known of any. ``blocks``
-    are the runs of images that are read together far faster than one by one, such as those compressed as one; they
-    cover all images in order, and are None where any order is as fast. ``left_out`` says of files whose images are
-    missing, all or some of them, why: a shard that is cut off, a video that cannot be decoded. ``watch`` tells later
-    whether the source has changed since it was opened, and is None where nothing could.
+    - ``name``: the source as the user wrote it.
+    - ``paths[i]``: the name of image i, relative to the source.
+    - ``labels``, ``classes``: the label of each image, and the name of each label; None where the source has none.
+    - ``tracks``: the same number for images of one track, such as the frames of one video; None if there are no tracks.
+    - ``blocks``: consecutive images that are read together far faster than one by one, such as those of one compressed
+      group; they cover all images in order. None if every order is equally fast.
+    - ``left_out``: files that were damaged when the source was opened, and why; some or all of their images are
+      missing.
+    - ``watch``: whether the source has changed since it was opened; None if that cannot be known.
     """
 
     name: str
@@ -74,8 +76,8 @@ class Images(Dataset[tuple[Tensor, int]]):
 class ImageView(Images):
     """The images ``index`` of another source in that order, or all of them, with what is known of that source.
 
-    Names, labels, classes, tracks, blocks, what is left out and what watches for a change are carried along here, and
-    nowhere else: whoever makes a view changes only what differs. ``paths`` are the source's own unless given.
+    Everything that `Images` have is carried over here, and nowhere else; whoever makes a view then changes only what
+    differs. ``paths`` are the source's own unless given.
     """
 
     def __init__(

@@ -36,10 +36,10 @@ class _Part(NamedTuple):
 
 
 class PackWriter:
-    """Shards that grow part by part.
+    """Writes shards part by part, so that a kill at any moment loses at most one part.
 
-    The pixels of a part are on disk before the small file that counts it, so that a kill at any moment loses at most
-    one part; what lies behind the last one counted is cut off. Where parts and shards end depends on the images alone.
+    First the pixels of a part are on disk, then the small file that counts the part. When a killed run continues, what
+    follows the last counted part of a shard is cut off. Where parts and shards end depends on the images alone.
     """
 
     def __init__(self, folder: Path, source: Images, about: dict[str, Any]) -> None:

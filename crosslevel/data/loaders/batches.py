@@ -33,19 +33,19 @@ class TrainBatches:
 
     ``epoch`` chooses the order, drawn from (``seed``, ``epoch``) alike on all ranks:
 
-    - ``shuffled``: a permutation, of which rank r takes every ``world``-th image from the r-th on. Sources with
-      ``blocks`` are shuffled some blocks at a time (`orders.permuted`), and each rank takes a run of that order;
-    - ``natural``: the order of the source, as a camera delivers it. Each batch goes on where the one before ended,
-      from a random start and around the end; each rank has a run of its own.
+    - ``shuffled``: a random permutation; rank r takes images r, r + ``world``, r + 2 ``world``, ... of it. Sources with
+      ``blocks`` are shuffled some blocks at a time (`order.permuted`), and each rank takes a consecutive part;
+    - ``natural``: the order of the source, as a camera delivers it, from a random image on and around the end. Batches
+      are consecutive, and each rank has a consecutive part.
 
-    ``start`` is the first batch to deliver, back to 0 once an iteration has begun: so a run resumes within an epoch
-    without reading what it had.
+    ``start`` is the first batch to deliver, so that a run resumes within an epoch without reading earlier batches;
+    it is 0 again once an iteration has begun.
 
     ``InMemoryImages`` images come as (B, 3, S, S) by one index operation. Others are decoded in ``workers``
     processes (0: one thread), brought to ``resize`` x ``resize`` pixels if given, and cut into views by
     ``crops``, whose generator is seeded by (``seed``, ``epoch``, image): (B, V, 3, s, s), the same for any
-    number of workers. An unreadable image goes to ``bad`` and another one, drawn from (``seed``, ``epoch``,
-    image) as well, takes its place, so that batches keep their size on all ranks.
+    number of workers. An unreadable image goes to ``bad``; another one, drawn from (``seed``, ``epoch``, image),
+    is used instead, so that batches keep their size on all ranks.
 
     The last, smaller batch is dropped, unless it is the only one.
 
@@ -117,9 +117,9 @@ class EvalBatches:
     """Every image once, in order, as (B, 3, ``size``, ``size``); unreadable ones go to ``bad``.
 
     The shorter side is resized to ``size`` with antialiasing, then the centre is cut out; ``Batch.index``
-    tells which images are there. ``start`` is the first image, to continue a run. One thread decodes two
-    batches ahead, or ``workers`` processes do (None: one for each core if a first look says that it pays, as
-    it does for large files). Memory does not grow with the number of images.
+    says which images a batch has. ``start`` is the first image, to continue a run. One thread decodes two
+    batches ahead, or ``workers`` processes do (None: one process a core if decoding some images shows that all would
+    take seconds). Memory does not grow with the number of images.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ def pack(
 ) -> InMemoryImages:
     """Decode all images into one tensor of ``size`` x ``size`` pixels, as ``fit`` does; bad ones are dropped.
 
-    ``workers`` are processes (0: one thread; None: one for each core if a first look says that it pays).
+    ``workers`` are processes, as `EvalBatches` has them.
     ``progress`` is called with the images done and their total. Images that are already packed at this
     size are returned as they are.
 

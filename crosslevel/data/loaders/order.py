@@ -20,8 +20,8 @@ def natural(count: int, generator: torch.Generator) -> Int64[Tensor, " N"]:
 def permuted(blocks: Sequence[range], generator: torch.Generator) -> Int64[Tensor, " N"]:
     """All images in random order, those of `WINDOW` randomly chosen blocks at a time.
 
-    As random as any order across blocks that hold random images, and within a window; images of blocks in different
-    windows never meet in a batch, but for the one at the border.
+    Images of one window are in random order. Images of different windows are never in one batch, except in the batch at
+    the border of two windows. If blocks hold random images, this is as good as a random order of all images.
     """
     order = torch.randperm(len(blocks), generator=generator).tolist()
     windows = []

@@ -34,20 +34,19 @@ _PATIENCE = 100  # batches without a single readable image before an epoch is gi
 class StreamBatches:
     """Batches of a stream, ``epoch_size`` images an epoch over all ranks; usable wherever `TrainBatches` is.
 
-    A pass reads the shards in an order drawn from (``seed``, ``epoch``, pass). The ranks share the shards out among
-    themselves; those left over, where the ranks do not divide the shards, are read by all ranks, and rank r takes every
-    ``world``-th image from the r-th on. So a pass has every image exactly once. A rank that is through before the epoch
-    is begins another pass, in another order, so that all ranks have the same number of steps; what a pass has beyond
-    the epoch is left out. Shards of about equal length make both rare.
+    One pass reads every image of all shards exactly once, in an order of shards drawn from (``seed``, ``epoch``, pass).
+    Each rank reads an equal number of shards. If shards are left over, all ranks read these, and rank r uses images
+    r, r + ``world``, r + 2 ``world``, ... of them. A rank that ends its pass before the epoch ends begins another pass
+    in another order; if the epoch ends first, the rest of the pass is not used. So all ranks have as many steps.
 
-    Threads read some shards ahead, and images are drawn at random from a buffer of ``buffer``, by which neither workers
-    nor the speed of a network change anything. ``workers`` processes decode (0: one thread) and cut views by ``crops``,
-    whose generator is seeded by (``seed``, ``epoch``, number): (B, V, 3, s, s). ``Batch.index`` is that number, the
-    running number of the image in the epoch: it names no image, as it does for sources of known length.
+    Threads read some shards ahead. Images are drawn at random from a buffer of ``buffer`` images; the draw depends
+    neither on the number of workers nor on the speed of the network. ``workers`` processes (0: one thread) decode and
+    cut views by ``crops``, whose generator is seeded by (``seed``, ``epoch``, number): (B, V, 3, s, s). ``Batch.index``
+    is that number: it counts the images of the epoch, and does not say which image of the source it is.
 
-    An unreadable image goes to ``bad``, as "shard.tar/member", and the next one of the stream takes its place. A shard
-    that is truncated, or that cannot be read after several attempts, goes there too, and the epoch goes on without the
-    rest of it. ``start`` is the first batch to deliver, as in `TrainBatches`: what comes before is read, not decoded.
+    An unreadable image goes to ``bad``, as "shard.tar/member"; the next image of the stream is used instead. A shard
+    that is truncated, or cannot be read after several attempts, goes to ``bad`` too; its remaining images are missing.
+    ``start`` is the first batch to deliver, as in `TrainBatches`: images before it are read, but not decoded.
 
     Raises:
         ValueError: an epoch of fewer images than ranks, or a rank or batch size that cannot be.

@@ -86,9 +86,9 @@ def cores() -> int:
 
 
 def worth_workers(job: Dataset[Any], count: int) -> int:
-    """Processes for a job on ``count`` images: none if one thread takes seconds, as processes start as slowly.
+    """How many processes to use for ``job`` on ``count`` images: one a core, or 0 if one thread needs less than 5 s.
 
-    ``job`` takes a range of images; it is tried with some.
+    ``job`` takes a range of images; its time is measured on 17 of them. Processes take seconds to start.
     """
     job[range(1)]  # the first image pays for what is loaded only once
     sample = range(0, count, max(1, count // 16))

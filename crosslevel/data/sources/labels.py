@@ -58,7 +58,7 @@ class RowNames(Names):
 def known_labels(
     labels: Int64[Tensor, " N"], names: list[str] | None, source: str
 ) -> tuple[Int64[Tensor, " N"] | None, list[str] | None]:
-    """Labels and the names of their classes; none of both unless every image has one.
+    """Labels and the names of their classes; both are None unless every image has a label.
 
     Negative labels are missing ones. Without ``names`` a class is named by its number; numbers too large to be
     those of classes are renumbered in ascending order.

@@ -47,9 +47,9 @@ def is_pack(folder: str) -> bool:
 def open_pack(folder: str) -> Images:
     """The images of a pack: ``SquarePack`` where all have one square size, else ``Pack``.
 
-    Warns if the images that it was made of have come, gone or been renamed since. Only their folders are looked at, and
-    shards, Parquet files, videos, annotations and data sets of the hub as they lie on this disk: that the file of one
-    image was written again under its name, or that the hub has a newer revision, is noticed by packing again.
+    Warns if the source has changed since: if images were added, removed or renamed, or if a shard, a Parquet file, a
+    video, an annotation or a local copy of a data set of the hub was changed. An image file with new content under its
+    old name, and a newer revision on the hub, are only noticed by packing again.
 
     Raises:
         SourceError: it is not finished, damaged, or of another version.

@@ -37,8 +37,8 @@ def listed(images: Images, file: str) -> Images:
     """The images that a file names, in its order, with its labels.
 
     A line is ``path label``, as in the lists of ImageNet-LT and Places-LT (Liu et al., CVPR 2019), with spaces or a tab
-    between them, or only a path. Without labels the source's hold. Where all labels are the source's own, so are the
-    classes; elsewhere their names are the numbers, so that lists to train and to test on agree.
+    between them, or only a path. A list without labels leaves the source's. If all labels are those of the source, its
+    class names are kept; otherwise a class is named by its number, so that lists to train and to test on agree.
 
     Raises:
         SourceError: the file cannot be read, names fewer than 2 images or one that the source lacks, or only some

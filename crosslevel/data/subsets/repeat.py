@@ -19,9 +19,9 @@ IN_MEMORY = 1e9  # bytes: copies of packed images beyond this are made when they
 class Repeated(ImageView):
     """``times`` copies of every image, one after the other, each shifted by up to ``shift`` pixels.
 
-    The shift is uniform in [-shift, shift] down and across, drawn from (``seed``, the image's path, copy): the same
-    image has the same copies in any part of the source. What leaves the frame is replaced by reflection. Copy j of
-    ``a.jpg`` has the path ``a.jpg#j``. ``tracks`` are the source's or, where it has none, the originals' places.
+    The shift is uniform in [-shift, shift] down and across, drawn from (``seed``, the image's path, copy): an image has
+    the same copies in any part of the source. Pixels that move out are replaced by reflection. Copy j of ``a.jpg`` has
+    the path ``a.jpg#j``. ``tracks`` are the source's; if it has none, the copies of one image are a track.
 
     Raises:
         ValueError: fewer than one copy, or a negative shift.

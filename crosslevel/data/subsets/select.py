@@ -81,10 +81,10 @@ def pareto(
     """Indices of a long-tailed part whose class sizes are the quantiles of a Pareto distribution.
 
     ImageNet-LT and Places-LT (Liu et al., CVPR 2019) have class sizes from such a distribution, ImageNet-LT with power
-    6 and 1,280 to 5 images a class. Theirs were drawn at random, and which class is frequent too; here class c has the
-    c-th of `pareto_counts`, which need no draw: for ImageNet-LT's figures 121,449 images, where the published list has
-    115,846. For that very list, read it with ``@list=FILE``. A class with fewer images than its size is kept whole;
-    labels without images do not count as classes.
+    6 and 1,280 to 5 images a class. There, sizes and their order over the classes were drawn at random; here, class c
+    has the c-th of `pareto_counts`. For ImageNet-LT's figures that is 121,449 images; the published list, which
+    ``@list=FILE`` reads, has 115,846. A class with fewer images than its size is kept whole; labels without images do
+    not count as classes.
 
     Args:
         labels: of all images, in [0, C).
@@ -151,10 +151,10 @@ def first_frames(tracks: Int64[Tensor, " N"], most: int) -> Int64[Tensor, " M"]:
 
 
 def stretches(tracks: Int64[Tensor, " N"], longest: int) -> Int64[Tensor, " N"]:
-    """The tracks, numbered from 0, those of more than ``longest`` images cut into even stretches of at most so many.
+    """Tracks in which each has at most ``longest`` images, numbered from 0: longer ones are cut into equal stretches.
 
-    A stretch has images that follow each other within the track. A video is one track, and what it shows an
-    hour later is something else.
+    A stretch has consecutive images of its track. A long video is one track, but what it shows an hour later is
+    something else.
     """
     _, owner = tracks.unique(return_inverse=True)
     order = owner.argsort(stable=True)

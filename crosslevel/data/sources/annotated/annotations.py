@@ -23,7 +23,8 @@ class Objects(NamedTuple):
     """The K annotated objects of one image.
 
     ``boxes`` are (x1, y1, x2, y2) in pixels, from the upper left corner of the image; ``labels`` are numbers of
-    classes; ``ignored`` ones (VOC: difficult, COCO: a crowd) are no examples, and no mistakes where they are found.
+    classes. ``ignored`` objects (VOC: difficult, COCO: a crowd) are not trained on, and detections of
+    them do not count.
     """
 
     boxes: Float[Tensor, "K 4"]

@@ -64,9 +64,9 @@ class Crops:
 
 
 def _squared(low: Tensor, high: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
-    """The shorter sides widened about their centre, moved where that reaches over an edge; at most the image.
+    """The shorter side widened to the longer one, about its centre; moved into the image where it would leave it.
 
-    In whole pixels, so that rounding cannot make the sides differ again.
+    Computed in whole pixels, so that rounding cannot make the sides differ. A side is never longer than the image's.
     """
     low, high = low.floor(), high.ceil()
     side = torch.minimum((high - low).amax(1, keepdim=True), limit)
@@ -78,10 +78,10 @@ def _squared(low: Tensor, high: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
 class ObjectCrops(Images):
     """N annotated objects, each cut out of its image when it is asked for.
 
-    ``paths[i]`` is ``image.jpg#k`` for the k-th object of an image, counted from 1 in the order of its annotation, with
-    those that are left out; ``labels`` are the objects' classes, and ``classes`` those of which there are any. They are
-    in the order of the images, and the image decoded last is kept: so in their order each image is decoded once.
-    Objects of one image are no track: they are different things.
+    ``paths[i]`` is ``image.jpg#k`` for the k-th object in an image's annotation; objects that are left out are counted
+    too. ``labels`` are the objects' classes, and ``classes`` the classes that have an object. The objects are in the
+    order of the images, and the last decoded image is kept, so that each image is decoded once if they are read in
+    order. Objects of one image are not a track, as they are different things.
     """
 
     def __init__(self, images: Annotated, crops: Crops) -> None:

@@ -28,8 +28,8 @@ class Hub(Images):
     """The images of a data set that the ``datasets`` library loads: downloaded once, then read from disk.
 
     ``address`` is ``hf://owner/name[/config][@revision][:split]``, or ``hf:///folder[:split]`` for a folder that
-    ``save_to_disk`` wrote or that holds a data set's files. Images are taken as they were encoded and decoded here,
-    so that damage is found. ``paths[i]`` is ``split/row``.
+    ``save_to_disk`` wrote or that holds a data set's files. Images are read encoded and decoded by `decode`, so
+    that damage is noticed. ``paths[i]`` is ``split/row``.
 
     Args:
         address: the data set's. Without a split it is ``train``, or the only one there is.
@@ -123,10 +123,10 @@ def _loaded(library: ModuleType, source: Source) -> tuple[Any, str]:
 
 
 def _watch(source: Source, rows: Any) -> Watch | None:
-    """What changes with the data set: the files of a local one, or what the library keeps of one from the hub.
+    """The files to watch: those of a local data set, or the library's copy of one from the hub.
 
-    The library keeps one folder for each revision that was loaded here, side by side: another one is a change, unless
-    the address says which revision is meant. Nobody asks the hub whether it has a newer one.
+    The library keeps a folder for each revision that was loaded on this machine. A new folder there is a change, unless
+    the address names a revision. The hub itself is not asked for newer revisions.
     """
     kept = [entry["filename"] for entry in rows.cache_files]
     if _is_local(source):

@@ -61,8 +61,8 @@ def expand(pattern: str) -> list[str]:
 class Tape:
     """A file that is read once, from its beginning to its end; ``.gz`` and ``.tgz`` are unpacked on the way.
 
-    A read that fails is tried again after each of ``PAUSES``, from the same place of the file opened anew; ``closing``
-    ends the pauses.
+    If a read fails, the file is opened again and read from the same byte, after each of the ``PAUSES``; setting
+    ``closing`` ends a pause.
     """
 
     def __init__(self, name: str, closing: threading.Event) -> None:

@@ -33,10 +33,10 @@ _SHARDS = (".tar", ".tar.gz", ".tgz")
 
 
 class ImageStream(IterableDataset[tuple[Tensor, int]]):
-    """The images of tar shards, without a number, an order or labels known before they are read.
+    """The images of tar shards, which are only read from beginning to end.
 
-    It has no length and no image i: it is iterated, shard after shard, giving (3, H, W) uint8 and -1 for the label;
-    what cannot be read is left out. ``shards`` are the files' paths and addresses, ``titles`` their short names.
+    There is no length and no image i. Iterating gives (3, H, W) uint8 and the label -1, shard after shard, without the
+    images that cannot be read. ``shards`` are the files' paths and addresses, ``titles`` their short names.
 
     Args:
         shards: the files' paths and addresses.

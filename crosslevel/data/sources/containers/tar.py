@@ -34,10 +34,10 @@ class Member(NamedTuple):
 
 
 class BadTar(Exception):
-    """Where a tar file can be read no further, and why; ``member`` is what is cut off, where that is known.
+    """A tar file is damaged at byte ``at``; ``member`` is the name of the damaged member, if it is known.
 
-    ``what`` is "header": at ``at`` there is none; "end": the file ends; "pax" or "long": an extended header is broken
-    or longer than any; "sparse": a member with holes.
+    ``what`` is "header" (no valid header there), "end" (the file ends), "pax" (a broken extended header), "long" (an
+    extended header longer than `LONGEST`) or "sparse" (a member with holes, which cannot be read).
     """
 
     def __init__(self, what: Literal["header", "end", "pax", "long", "sparse"], at: int, member: bytes = b"") -> None:
@@ -46,9 +46,10 @@ class BadTar(Exception):
 
 
 def members(tape: Tape) -> Iterator[Member]:
-    """Each regular file (POSIX.1-1988 and pax, with GNU's long names and sizes), while the tape stands at its data.
+    """The regular files (POSIX.1-1988 and pax, with GNU's long names and sizes), each with the tape at its data.
 
-    What is not read of the data is passed over. `tarfile` takes damage after the first header for the end.
+    The caller may read the data or a part of it; the rest is skipped. `tarfile` is not used, as it takes damage after
+    the first header for the end of the file.
 
     Raises:
         BadTar: after all members before the damage.

@@ -66,7 +66,7 @@ class _Reader:
     def _decoded(self, packets: Iterator[Packet], first: int) -> Iterator[Frame]:
         """The frames from ``first`` on, in the order of their times.
 
-        Those before it may refer to what was never read: what they are, or whether they fail, says nothing.
+        Frames before it may refer to frames that were not read, so they are not used, and their errors are ignored.
         """
         while True:
             try:
@@ -133,8 +133,8 @@ class _Memory:
 class Decoder:
     """One open video.
 
-    A frame is decoded from the last keyframe before it. If a picture fails on the way, it and all after it up to the
-    next keyframe are bad: a decoder would fill them with what it guesses.
+    A frame is decoded from the last keyframe before it. If a frame on the way cannot be decoded, it and all frames up
+    to the next keyframe are bad, as the decoder would only guess their content.
     """
 
     def __init__(self, file: str) -> None:

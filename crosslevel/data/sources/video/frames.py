@@ -67,9 +67,9 @@ class Videos(Images):
     ``paths[i]`` is ``video.mp4#t=12.040``, with the seconds since the video's first frame. ``tracks`` numbers the
     videos. Folders below the one that all videos share give ``labels``.
 
-    ``blocks`` are the frames between two keyframes: any of them can only be decoded after those before it. So a process
-    keeps one video open and goes on from where it is, and keeps the frames that were asked for on the way (at most 128
-    MB): their own order is the fast one, that of whole blocks nearly as fast.
+    ``blocks`` are the frames from one keyframe to the next; to decode one, all frames of its block before it must be
+    decoded. A process keeps one video open, continues from the last decoded frame, and keeps the wanted frames that it
+    passes (at most 128 MB). Reading in order is fastest; reading block by block is nearly as fast.
 
     ``files`` are relative to ``root``. Those that are no videos are left out with a warning; ``left_out`` has
     them, and those that end early.

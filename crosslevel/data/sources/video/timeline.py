@@ -25,9 +25,9 @@ _FIRST = 32  # frames that are decoded to see whether a file's times can be reli
 class Timeline(NamedTuple):
     """When the N frames of a video are shown, in ticks of ``tick`` seconds, ascending, and its G keyframes.
 
-    ``seeks`` are the keyframes' times of decoding, ``sizes`` their bytes. Frames after ``last`` are promised by the
-    file's header, but the file ends before them. ``open`` says that what
-    follows a keyframe may refer to what was before it, as in H.264 without IDR pictures.
+    ``seeks`` are the keyframes' times of decoding, ``sizes`` their bytes. Frames after ``last`` are in the file's
+    header, but the file ends before them. ``open``: frames after a keyframe may refer to frames before it,
+    as in H.264 without IDR pictures.
     """
 
     pts: Int64[Tensor, " N"]
