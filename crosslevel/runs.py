@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +19,8 @@ from torch import nn
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
-from crosslevel.data.loaders.streams import ImageStream
 from crosslevel.data.sources.annotated.object_crops import Crops
-from crosslevel.data.subsets.suffixes import FILES, split
+from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.models.encoder import FILE, Encoder, load_encoder
 from crosslevel.models.heads import rebuilt_head
 from crosslevel.utils import files
@@ -159,13 +157,12 @@ class Run:
 
 
 @contextmanager
-def claimed(run: str | None, images: str, kind: str, resume: str | None, rank: int) -> Iterator[Run]:
+def claimed(run: str | None, name: str, resume: str | None, rank: int) -> Iterator[Run]:
     """A run's folder while this process, and no other, writes to it.
 
     Args:
-        run: the folder of a new run; runs/ and a free name made of source and ``kind`` unless given.
-        images: the source, as it is named.
-        kind: a word for what is trained.
+        run: the folder of a new run; below runs/ unless given.
+        name: of that one, if it is free; else it gets a number.
         resume: the folder of a run to continue instead.
         rank: of this process; the first one holds the folder for all.
 
@@ -178,7 +175,7 @@ def claimed(run: str | None, images: str, kind: str, resume: str | None, rank: i
         # The other ranks are started by the first one, after it has chosen.
         yield Run(os.environ[RUN_VARIABLE] if resume is None else resume)
         return
-    chosen = Run(resume) if resume is not None else Run(run) if run is not None else _free(images, kind)
+    chosen = Run(resume) if resume is not None else Run(run) if run is not None else _free(name)
     if resume is None:
         _refuse_used(chosen)
     with folder_lock(chosen.path, "crosslevel train"):
@@ -203,13 +200,7 @@ def _refuse_used(run: Run) -> None:
         raise ValueError(f"--run {run}: it already holds a run: give another folder, or --resume {run}")
 
 
-def _free(images: str, kind: str) -> Run:
-    whole, parts = split(images)
-    named = os.path.basename(whole.split(",", maxsplit=1)[0])
-    place = Path(whole).resolve().stem if os.path.exists(whole) else named
-    place += "".join(f"-{part.key}" + ("" if part.key in FILES else part.value) for part in parts)
-    source = re.sub(r"[^\w.-]+", "-", place).strip("-.") or "images"
-    name = f"{source}-{kind}"
+def _free(name: str) -> Run:
     tries = (Run(Path("runs") / (name if n == 1 else f"{name}-{n}")) for n in range(1, 10_000))
     return next(run for run in tries if not run.holds_something() and holder(run.path) is None)
 

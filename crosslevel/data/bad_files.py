@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from crosslevel.utils import files
+from crosslevel.utils.files import write
 
 
 class BadFiles:
-    """The images, and the shards and films, that could not be read, each once, with the reason."""
+    """The images, and the shards and videos, that could not be read, each once, with the reason."""
 
     def __init__(self) -> None:
         self.reasons: dict[str, str] = {}
@@ -49,7 +49,7 @@ class BadFiles:
         file names that are not UTF-8 keep their bytes.
         """
         lines = (f"{escaped(path)}\t{escaped(reason)}\n" for path, reason in sorted(self.reasons.items()))
-        files.write(file, "".join(lines).encode("utf-8", "surrogateescape"))
+        write(file, "".join(lines).encode("utf-8", "surrogateescape"))  # others may write the same file
         self._file = os.fspath(file)
 
     def summary(self, total: int | None) -> str:

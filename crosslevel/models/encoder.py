@@ -21,7 +21,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from crosslevel.utils import files
+from crosslevel.utils.files import write_tensors
 from crosslevel.utils.tensors import load_tensors
 
 SMALL = 64  # pixels: up to this size a ResNet's usual stem would throw most of the image away
@@ -141,7 +141,7 @@ class Encoder(nn.Module):
         built = {k: getattr(self, k) for k in ("name", "small_images", "width", "zero_init_last", "image_size")}
         built["view"] = self.view._asdict()
         state = {k: v.detach().contiguous().cpu() for k, v in self.backbone.state_dict().items()}
-        files.write_tensors(path, state, {"format": "pt", "crosslevel": json.dumps(built)})
+        write_tensors(path, state, {"format": "pt", "crosslevel": json.dumps(built)})
         return Path(path)
 
 

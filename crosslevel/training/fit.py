@@ -17,8 +17,9 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from rich.console import Console
 
-from crosslevel.data.loaders.batches import TrainBatches, worker_trouble
+from crosslevel.data.loaders.batches import TrainBatches
 from crosslevel.data.loaders.streams import StreamBatches
+from crosslevel.data.loaders.workers import worker_trouble
 from crosslevel.models.sync_batchnorm import synchronize
 from crosslevel.runs import Run
 from crosslevel.training import checkpoints

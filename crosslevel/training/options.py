@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from crosslevel.data.open import absolute
 from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.data.uri import Source
 from crosslevel.methods import Method
 from crosslevel.settings.describe import describe
 from crosslevel.training.inputs import Order
@@ -24,7 +24,7 @@ BASE_DECAYS = {"sgd": 5e-4, "adamw": 0.05, "lars": 1e-6}
 class Data:
     """What is read, and how."""
 
-    images: str
+    images: Source
     data_root: str | None
     crops: Crops | None
     epoch_size: int | None
@@ -121,7 +121,7 @@ def tree(
 ) -> dict[str, Any]:
     """All settings of a run as the command line has them, with what was chosen: enough to repeat it."""
     return {
-        "images": absolute(data.images),
+        "images": data.images.absolute().text,
         **{name: parts.settings[name] for name in ("encoder", "cld", "views", "method")},
         "epochs": steps.epochs,
         "epoch_size": data.epoch_size,

@@ -15,7 +15,7 @@ from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images, InMemoryImages
 from crosslevel.data.loaders.batches import pack
-from crosslevel.data.loaders.streams import ImageStream
+from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.subsets.select import sample, take
 from crosslevel.features.extract import extract
 from crosslevel.models.encoder import Encoder

@@ -15,11 +15,11 @@ from torch import nn
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
-from crosslevel.data.loaders.streams import ImageStream
 from crosslevel.data.open import open_images, open_unlabelled
 from crosslevel.data.sources.annotated.object_crops import Crops
-from crosslevel.data.subsets import suffixes
+from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.subsets.lists import write_list
+from crosslevel.data.uri import parse
 from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run, Unreadable, claimed
@@ -166,7 +166,7 @@ def train(
 
     """
     began, console, rank = time.monotonic(), Console(soft_wrap=True), local_rank()
-    data = Data(images, data_root, crops, epoch_size, order, memory, workers_of(workers))
+    data = Data(parse(images), data_root, crops, epoch_size, order, memory, workers_of(workers))
     wanted = Optimization(epochs, batch_size, optimizer, lr, weight_decay, warmup_epochs)
     runtime = Runtime(device, choose(device, precision), devices, sync_batchnorm, seed, rank)
     refuse_tasks()
@@ -181,11 +181,11 @@ def train(
         log_every, monitor or usual_monitor(feed.source), figures_every(epochs, monitor_every), checkpoint_minutes,
         report_html,
     )  # fmt: skip
-    with claimed(run, getattr(feed.source, "short", images), parts.kind, resume, rank) as folder:
+    with claimed(run, f"{data.images.short}-{parts.kind}", resume, rank) as folder:
         if resume is not None:
             say(console, _continued(folder, feed, parts))
         elif rank == 0:
-            _keep(folder, feed, images, tree(data, steps, runtime, logging, parts, share_hidden))
+            _keep(folder, feed, data, tree(data, steps, runtime, logging, parts, share_hidden))
         say(console, _overview(feed, parts, batches, folder))
         unreadable = Unreadable(feed.bad, folder.path, rank, resume is not None)
         measure = _measure(watch, monitor, logging, parts, feed, runtime, unreadable)
@@ -242,11 +242,11 @@ def _continued(folder: Run, feed: Feed, parts: Parts) -> str:
     return changed and f"{changed}: it goes on with those of now, not as it would have"
 
 
-def _keep(folder: Run, feed: Feed, images: str, settings: dict[str, Any]) -> None:
+def _keep(folder: Run, feed: Feed, data: Data, settings: dict[str, Any]) -> None:
     """Note the settings and the images that the run begins with, and of a part the list: its source may change."""
     describe.write(settings, folder.config)
     folder.keep_images(feed.opened)
-    if isinstance(feed.opened, Images) and suffixes.split(images)[1]:
+    if isinstance(feed.opened, Images) and data.images.has_subset:
         write_list(feed.opened, folder.subset)
 
 
@@ -345,7 +345,7 @@ def _farewell(
 
 
 def _following(folder: Run, feed: Feed, data: Data) -> list[str]:
-    named = "IMAGES" if feed.total is None else data.images
+    named = "IMAGES" if feed.total is None else data.images.text
     return folder.next_commands(named, feed.source.labels is not None, data.data_root, data.crops)
 
 
