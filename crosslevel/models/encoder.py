@@ -153,12 +153,20 @@ def load_encoder(path: str | Path) -> Encoder:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: the file was not written by `Encoder.save`.
+        ValueError: the file is damaged, or was not written by `Encoder.save`.
 
     """
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"{path} has no {FILE}: give the folder of a run that `crosslevel train` finished")
+    try:
+        return _loaded(file)
+    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"{file} is damaged ({said}): crosslevel train --resume RUN writes it again") from error
+
+
+def _loaded(file: Path) -> Encoder:
     with safe_open(file, framework="pt") as opened:
         built = (opened.metadata() or {}).get("crosslevel")
     if built is None:

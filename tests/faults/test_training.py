@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -202,6 +203,32 @@ def test_several_tasks_of_slurm_are_refused(photos, tmp_path, monkeypatch, capsy
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize(("number", "status", "queued"), [("USR1", 0, "requeue 7\n"), ("TERM", 143, "")])
+def test_the_sbatch_file_queues_a_stopped_training_again(tmp_path, number, status, queued):
+    """With the command and SLURM's own played by scripts."""
+    script = Path(__file__).parents[2] / "examples" / "slurm.sbatch"
+    command = (
+        f'echo "$@" >> {tmp_path}/called\ntrap "exit 138" USR1\ntrap "exit 143" TERM\nwhile :; do sleep 0.05; done'
+    )
+    for name, does in (("crosslevel", command), ("scontrol", f'echo "$@" >> {tmp_path}/queued')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    called = tmp_path / "called"
+    for begun, where in ((0, "--run"), (1, "--resume")):
+        job = subprocess.Popen(["bash", script, "my photos", "r", "--epochs=9"], env=environment, cwd=tmp_path)
+        while not (called.exists() and called.read_text().count("\n") > begun):
+            time.sleep(0.02)
+        while job.poll() is None:  # a script may miss a signal that comes while it begins
+            job.send_signal(getattr(signal, f"SIG{number}"))
+            time.sleep(0.3)
+        assert job.returncode == status
+        assert called.read_text().splitlines()[-1] == f"train my photos {where} r --devices 1 --epochs=9"
+        (tmp_path / "r" / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "r" / "checkpoints" / "last.ckpt").touch()
+    assert (tmp_path / "queued").read_text() == 2 * queued if queued else not (tmp_path / "queued").exists()
+
+
 HEAD = "step,epoch,loss,instance_loss,lr\n"
 ROWS = "".join(f"{n},{n / 3:.6g},{1 / n:.6g},{1 / n:.6g},0.1\n" for n in range(1, 6))
 
@@ -373,6 +400,15 @@ def test_no_name_of_a_file_steers_the_terminal(tmp_path, capsys):
     assert "\x1b" not in said.out + said.err
     assert "r\\x1b[2J" in said.out
     assert "pho\\x1b[31mtos" in refused([photos / "nowhere", *FAST, f"--run={tmp_path}/s"], capsys)
+
+
+def test_a_damaged_encoder_is_named(copied):
+    """Cut anywhere, or with another header."""
+    whole = copied.encoder.read_bytes()
+    for damaged in (b"", whole[:5], whole[:400], whole[:-1], whole.replace(b"conv1", b"conv7", 1)):
+        copied.encoder.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"encoder\.safetensors is damaged \("):
+            copied.load_encoder()
 
 
 SMALL = {"views": partial(Views, size=16), "cld": partial(CrossLevel, weight=0.25)}
