@@ -15,6 +15,7 @@ from crosslevel.cld.grouping import Groups, Init, normalized_cut, spherical_kmea
 from crosslevel.models.heads import Head, projection_head
 from crosslevel.utils.distributed import gather as gather_rows
 from crosslevel.utils.distributed import rank, world_size
+from crosslevel.utils.errors import UserError
 
 if TYPE_CHECKING:  # shapes are for readers: the add-on needs torch alone
     from jaxtyping import Float
@@ -86,11 +87,11 @@ class CrossLevel(nn.Module):
         """
         super().__init__()
         if groups is not None and groups < 2:
-            raise ValueError(f"groups={groups} leaves nothing to tell apart: give at least 2")
+            raise UserError(f"groups={groups} leaves nothing to tell apart: give at least 2")
         if temperature <= 0:
-            raise ValueError(f"temperature={temperature} must be positive")
+            raise UserError(f"temperature={temperature} must be positive")
         if grouping not in get_args(Grouping):
-            raise ValueError(f"grouping={grouping!r} is not one of {', '.join(get_args(Grouping))}")
+            raise UserError(f"grouping={grouping!r} is not one of {', '.join(get_args(Grouping))}")
         self.in_features, self.groups, self.temperature, self.weight = (
             in_features,
             groups,
@@ -117,7 +118,7 @@ class CrossLevel(nn.Module):
 
         """
         if h_a.shape != h_b.shape:
-            raise ValueError(f"the views' features differ: {tuple(h_a.shape)} and {tuple(h_b.shape)}")
+            raise UserError(f"the views' features differ: {tuple(h_a.shape)} and {tuple(h_b.shape)}")
         with torch.autocast(h_a.device.type, enabled=False):
             # Both views at once: on a GPU the many small steps of grouping take as long for two as for one.
             z = self.project(torch.cat([h_a, h_b])).unflatten(0, (2, len(h_a)))

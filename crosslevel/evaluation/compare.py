@@ -12,6 +12,7 @@ from rich.table import Table
 from crosslevel import report
 from crosslevel.evaluation.results import COLUMNS, FILE, measured, read_results
 from crosslevel.report import Cell, Measured, cell
+from crosslevel.utils.errors import NotThere, UserError
 from crosslevel.utils.marks import verb
 
 TRAINED, PIXELS = "trained encoder", "raw pixels"
@@ -41,7 +42,7 @@ def compare(runs: list[str], output: str = "comparison", quiet: bool = False) ->
         the tables.
     """
     if len(runs) < 2:
-        raise ValueError(f"{len(runs)} run: give at least two to compare")
+        raise UserError(f"{len(runs)} run: give at least two to compare")
     tables = comparisons({name: read_results(_file(run)) for name, run in _named(runs).items()})
     console = Console(soft_wrap=True, quiet=quiet)
     for table in tables:
@@ -74,7 +75,7 @@ def comparisons(results: dict[str, list[dict[str, Any]]]) -> list[Comparison]:
             found.setdefault(key, {})[run] = result
     tables = [_table(by_run) for by_run in found.values() if len(by_run) > 1]
     if not tables:
-        raise ValueError(
+        raise UserError(
             f"{', '.join(results)} have no evaluation in common: call crosslevel evaluate on each with the same "
             "images, --test and settings"
         )
@@ -145,7 +146,7 @@ def markdown(table: Comparison) -> str:
 def _file(run: str) -> Path:
     file = Path(run) / FILE if Path(run).is_dir() else Path(run)
     if not file.is_file():
-        raise FileNotFoundError(f"{run} has no {FILE}: call crosslevel evaluate {run} first")
+        raise NotThere(f"{run} has no {FILE}: call crosslevel evaluate {run} first")
     return file
 
 

@@ -18,12 +18,13 @@ from crosslevel import report
 from crosslevel.data.bad_files import escaped
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
-from crosslevel.data.subsets import select as subsets
+from crosslevel.data.subsets import select
 from crosslevel.features.extract import Runtime
 from crosslevel.inspection.scan import Found, ScanResult, find, known_features, look
 from crosslevel.inspection.summary import page_blocks, summary, tables
 from crosslevel.models.encoder import load_encoder
 from crosslevel.utils.device import Device, Precision, choose
+from crosslevel.utils.errors import UserError
 from crosslevel.utils.marks import verb
 
 SHOWN_BROKEN = 20
@@ -67,12 +68,12 @@ def inspect(
         what the JSON file has.
     """
     if batch_size < 2 or sample < 2:
-        raise ValueError(f"batch_size={batch_size}, sample={sample}: give at least 2 each")
+        raise UserError(f"batch_size={batch_size}, sample={sample}: give at least 2 each")
     console, written = Console(soft_wrap=True, quiet=quiet), None if output is None else _file(Path(output))
     encoder, hardware = None if run is None else load_encoder(run), choose(device, precision)
     source = open_images(images, data_root=data_root, crops=crops)
     bad, total, generator = source.bad_files(), len(source), torch.Generator().manual_seed(seed)
-    part = source if total <= sample else subsets.take(source, subsets.sample(source, sample, generator))
+    part = source if total <= sample else select.take(source, select.sample(source, sample, generator))
     with _bar(console) as bar:
         task = bar.add_task("looking at images", total=len(part))
         looked = look(part, bad, workers, lambda done: bar.update(task, completed=done))
@@ -112,14 +113,14 @@ def _file(output: Path) -> Path:
 
     """
     if output.suffix in (".html", ".htm", ".csv", ".txt") and not output.is_dir():
-        raise ValueError(f"--output {output}: give a folder, or a file that ends in .json")
+        raise UserError(f"--output {output}: give a folder, or a file that ends in .json")
     file = output if output.suffix == ".json" else output / "inspect.json"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--output {output}: {error.filename}: {error.strerror}") from error
+        raise UserError(f"--output {output}: {error.filename}: {error.strerror}") from error
     if file.is_dir() or not os.access(file.parent, os.W_OK):
-        raise ValueError(f"--output {output}: {file} cannot be written")
+        raise UserError(f"--output {output}: {file} cannot be written")
     return file
 
 

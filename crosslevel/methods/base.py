@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from crosslevel.models.heads import Head, projection_head
+from crosslevel.utils.errors import UserError
 
 
 class Method(nn.Module):
@@ -45,6 +46,9 @@ class Method(nn.Module):
     sgd_rate: ClassVar[float] = 0.06
     """A learning rate for SGD at 256 images a batch that suits the method's temperature."""
 
+    per_image: ClassVar[bool] = False
+    """Whether it keeps something for each image of the source: then a run cannot go on with other images."""
+
     def __init__(
         self, encoder: nn.Module, head: Head, out_features: int, hidden: int | None, batch_norm: bool = False
     ) -> None:
@@ -63,6 +67,23 @@ class Method(nn.Module):
     def views(self) -> int:
         """How many views of each image the method needs."""
         return self.online + self.extra_views
+
+    def check(self, batch: int, devices: int) -> None:
+        """Refuse, before anything is trained, batches that would fail in the first step.
+
+        Args:
+            batch: images a step, on each device.
+            devices: how many of them.
+
+        Raises:
+            ValueError: with what to change.
+
+        """
+        if batch < 2 * self.splits:
+            raise UserError(
+                f"method.splits={self.splits} leaves some parts of the batch of {batch} images less than 2: lower "
+                "splits or raise batch_size"
+            )
 
     def piece_size(self, view: int) -> int | None:
         """Pixels of the pieces that the method cuts out of views of ``view`` pixels and encodes; None without any."""
@@ -111,7 +132,7 @@ def encode_in_parts(
 def check_splits(splits: int) -> None:
     """Refuse a number of parts that is not positive."""
     if splits < 1:
-        raise ValueError(f"splits={splits} must be at least 1")
+        raise UserError(f"splits={splits} must be at least 1")
 
 
 def feature_size(encoder: nn.Module) -> int:
@@ -125,4 +146,4 @@ def feature_size(encoder: nn.Module) -> int:
 def check_temperature(temperature: float) -> None:
     """Refuse a temperature that is not positive."""
     if temperature <= 0:
-        raise ValueError(f"temperature={temperature} must be positive")
+        raise UserError(f"temperature={temperature} must be positive")

@@ -22,6 +22,7 @@ from crosslevel.methods.memory import KeyQueue, MomentumCopy
 from crosslevel.methods.moco import contrast, encode_keys
 from crosslevel.models.heads import Head, projection_head
 from crosslevel.utils.distributed import gather
+from crosslevel.utils.errors import UserError
 
 GRID = 3  # patches a side
 
@@ -66,7 +67,7 @@ class InfoMin(Method):
         super().__init__(encoder, head, out_features, hidden)
         check_temperature(temperature)
         if not 0 <= jigsaw < 1:
-            raise ValueError(f"jigsaw={jigsaw} must be in [0, 1): it is the jigsaw branch's share of the loss")
+            raise UserError(f"jigsaw={jigsaw} must be in [0, 1): it is the jigsaw branch's share of the loss")
         check_splits(splits)
         self.temperature, self.queue, self.momentum, self.jigsaw = temperature, queue, momentum, jigsaw
         self.online, self.shuffle, self.splits = online, shuffle, splits
@@ -102,6 +103,14 @@ class InfoMin(Method):
 
     def _contrast(self, query: Float[Tensor, "B d"], key: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
         return contrast(query, key, self.negatives, self.temperature)
+
+    def check(self, batch: int, devices: int) -> None:
+        """The queue takes a whole step's keys at once."""
+        super().check(batch, devices)
+        if self.queue < batch * devices:
+            raise UserError(
+                f"method.queue={self.queue} is smaller than the batch of {batch * devices}: raise the queue"
+            )
 
     def after_step(self, progress: float = 0.0) -> None:
         """Enqueue this step's keys, of all ranks, and move the key network."""

@@ -21,6 +21,7 @@ from crosslevel.methods.base import Method, check_splits, check_temperature, enc
 from crosslevel.methods.memory import KeyQueue, MomentumCopy
 from crosslevel.models.heads import Head
 from crosslevel.utils.distributed import gather, shuffled, world_size
+from crosslevel.utils.errors import UserError
 
 
 class MoCo(Method):
@@ -84,6 +85,14 @@ class MoCo(Method):
             contrast(self.project(h), positive, self.negatives, self.temperature) for h in features[: self.online]
         ]
         return torch.stack(losses).mean()
+
+    def check(self, batch: int, devices: int) -> None:
+        """The queue takes a whole step's keys at once."""
+        super().check(batch, devices)
+        if self.queue < batch * devices:
+            raise UserError(
+                f"method.queue={self.queue} is smaller than the batch of {batch * devices}: raise the queue"
+            )
 
     def encode_key(self, view: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B d"]:
         """The momentum network's unit features."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crosslevel.metrics import descriptor
 from crosslevel.metrics.nearest import nearest
+from crosslevel.utils.errors import UserError
 
 RADIUS = 8  # of 64 bits
 ALIKE = 0.05  # root mean square difference of near-duplicates, of the range of a pixel
@@ -37,7 +38,7 @@ def perceptual_hash(images: UInt8[Tensor, "B 3 32 32"]) -> Int64[Tensor, " B"]:
 
     """
     if images.dtype != torch.uint8 or images.shape[1:] != (3, SIDE, SIDE):
-        raise ValueError(f"images are {images.dtype} {tuple(images.shape)}: give uint8 (B, 3, {SIDE}, {SIDE})")
+        raise UserError(f"images are {images.dtype} {tuple(images.shape)}: give uint8 (B, 3, {SIDE}, {SIDE})")
     gray = torch.einsum("bchw,c->bhw", images.double(), torch.tensor(_LUMA, dtype=torch.float64, device=images.device))
     place = torch.arange(SIDE, dtype=torch.float64, device=images.device)
     waves = torch.cos(math.pi / (2 * SIDE) * (2 * place + 1) * place[1:9].unsqueeze(1))
@@ -82,7 +83,7 @@ def near_pairs(
 
     """
     if not 0 <= radius <= 16:
-        raise ValueError(f"radius={radius}: choose 0 to 16 of the 64 bits")
+        raise UserError(f"radius={radius}: choose 0 to 16 of the 64 bits")
     unique, owner = hashes.unique(return_inverse=True)
     order = owner.argsort(stable=True)
     first = torch.ones(len(order), dtype=torch.bool)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crosslevel.utils.errors import UserError
+
 if TYPE_CHECKING:
     from jaxtyping import Float
 
@@ -34,7 +36,7 @@ def projection_head(
 
     """
     if kind not in get_args(Head):
-        raise ValueError(f"head={kind!r} is not one of {', '.join(get_args(Head))}")
+        raise UserError(f"head={kind!r} is not one of {', '.join(get_args(Head))}")
     width = hidden or in_features
     first: list[nn.Module] = []
     if kind.endswith("mlp"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from crosslevel.settings.kinds import plain
 from crosslevel.utils import files
 
 
@@ -23,15 +24,6 @@ def describe(thing: object, skip: tuple[str, ...] = ()) -> dict[str, Any]:
         return {name: plain(value) for name, value in thing.arguments().items() if name not in skip}
     names = [n for n in inspect.signature(type(thing).__init__).parameters if n not in ("self", *skip)]
     return {name: plain(getattr(thing, name)) for name in names}
-
-
-def plain(value: Any) -> Any:
-    """``value`` as YAML has it: tuples become lists, paths strings."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def write(tree: dict[str, Any], file: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -62,6 +63,15 @@ def read(kind: Kind, value: Any, where: str) -> Any:
         if done:
             return found
     raise UserError(f"{where}: needs {describe(kind)}{_hint(kind, value)}")
+
+
+def plain(value: Any) -> Any:
+    """``value`` as YAML has it: tuples become lists, paths strings."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def describe(kind: Kind) -> str:

@@ -18,10 +18,10 @@ import yaml
 from crosslevel.settings import help as texts
 from crosslevel.settings import trust
 from crosslevel.settings.command import Command, Settings, config_of, recipe_file
-from crosslevel.settings.describe import plain
-from crosslevel.settings.kinds import FALSE, NOTHING, TRUE, is_list, takes
+from crosslevel.settings.kinds import FALSE, NOTHING, TRUE, is_list, plain, takes
 from crosslevel.settings.parts import made
 from crosslevel.settings.signature import Group
+from crosslevel.utils.console import printable
 from crosslevel.utils.errors import CrosslevelError, Interrupted, NotFinite, UserError, nearest
 
 SOFTWARE = 70  # sysexits.h: the program's own fault
@@ -228,10 +228,8 @@ def ending(prog: str) -> Iterator[None]:
     except CrosslevelError as error:
         _raise_if_asked()
         _end(f"{prog}: {_one_line(error)}", 1 if isinstance(error, NotFinite) else REFUSED)
-    except OSError as error:
+    except OSError as error:  # the machine's, not this program's: a full disk, a lost network, a folder without access
         _raise_if_asked()
-        if error.errno is None:
-            _fault(prog, error)
         _end(f"{prog}: {_one_line(error)}", REFUSED)
     except Exception as error:
         _raise_if_asked()
@@ -260,4 +258,4 @@ def _end(line: str, status: int) -> NoReturn:
 
 
 def _one_line(error: BaseException | str) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split()) or type(error).__name__)

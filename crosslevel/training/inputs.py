@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from rich.console import Console
@@ -15,30 +14,49 @@ from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images, InMemoryImages
 from crosslevel.data.loaders.batches import TrainBatches, pack
-from crosslevel.data.loaders.streams import ImageStream, StreamBatches
+from crosslevel.data.loaders.streams import StreamBatches
+from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder, View
 from crosslevel.training.monitor import Which, monitor_of
 from crosslevel.transforms.views import Views
+from crosslevel.utils.console import say
 from crosslevel.utils.device import Hardware
-from crosslevel.utils.errors import BadImage
+from crosslevel.utils.errors import BadImage, UserError
 
 Order = Literal["shuffled", "natural"]
 LARGEST_VIEW = 224  # pixels: the usual size, where the images are larger
 LOOKED_AT = 1500  # images of a stream that the report and the monitor see
 
 
+class Feed(NamedTuple):
+    """What is trained on: as it was ``opened``, as it is read, and what could not be read.
+
+    ``total`` is the number of images that were opened, ``known`` that of those that are read; None for a stream.
+    """
+
+    opened: Images | ImageStream
+    source: Images | ImageStream
+    bad: BadFiles
+    total: int | None
+
+    @property
+    def known(self) -> int | None:
+        """N."""
+        return len(self.source) if isinstance(self.source, Images) else None
+
+
 def length(source: Images | ImageStream, epoch_size: int | None) -> int | None:
     """The number of images; None for a stream, which needs ``epoch_size`` instead."""
     if isinstance(source, Images):
         if epoch_size is not None:
-            raise ValueError(
+            raise UserError(
                 f"epoch_size={epoch_size} is for streams: an epoch of {source.name} is all of its {len(source):,} "
                 "images: leave it out"
             )
         return len(source)
     if epoch_size is None:
-        raise ValueError(
+        raise UserError(
             f"{source.name}: nobody knows how many images a stream has before they are read: "
             "give --epoch_size N, the images that count as one epoch"
         )
@@ -52,7 +70,7 @@ def prepared(
     side, square = _typical_shape(source.some(32) if isinstance(source, ImageStream) else source)
     views.adapt(encoder.fixed_size or min(LARGEST_VIEW, max(32, side // 32 * 32)))
     if encoder.fixed_size not in (None, views.size):
-        raise ValueError(
+        raise UserError(
             f"views.size={views.size} does not suit {encoder.name}, which is built for {encoder.fixed_size} pixels: "
             "leave it out, or give encoder.image_size"
         )
@@ -84,7 +102,7 @@ def batches_of(
     """
     if isinstance(source, ImageStream):
         if order != "shuffled":
-            raise ValueError(f"order={order}: the images of a stream come in an order of their own: leave it out")
+            raise UserError(f"order={order}: the images of a stream come in an order of their own: leave it out")
         return StreamBatches(source, batch_size, epoch_size or 0, crops=views.crops, **how)
     crops = None if isinstance(source, InMemoryImages) else views.crops
     return TrainBatches(source, batch_size, crops=crops, order=order, **how)
@@ -117,12 +135,6 @@ def watching(
         return None
     shown = source.some(LOOKED_AT) if isinstance(source, ImageStream) else source
     return monitor_of(which, encoder, method, cld, shown, hardware, seed)
-
-
-def say(console: Console, line: str) -> None:
-    """Print a line, once for all ranks."""
-    if line and int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        console.print(line, highlight=False, markup=False)
 
 
 def _typical_shape(source: Images, looked_at: int = 32) -> tuple[int, bool]:

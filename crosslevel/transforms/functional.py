@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
+from crosslevel.utils.errors import UserError
+
 LUMA = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in a gray value (ITU-R 601, as in torchvision)."""
 
@@ -111,7 +113,7 @@ def gaussian_blur(
     taps = blur_taps(min(height, width)) if taps is None else taps
     reach = taps // 2
     if taps % 2 == 0 or reach >= min(height, width):
-        raise ValueError(
+        raise UserError(
             f"taps={taps} for images of {height}x{width}: choose an odd number below {2 * min(height, width)}"
         )
     steps = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)

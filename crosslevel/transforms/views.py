@@ -18,6 +18,7 @@ from crosslevel.transforms import grouped as parts
 from crosslevel.transforms import randaugment
 from crosslevel.transforms.parameters import Augment, Draw, draw, draw_box
 from crosslevel.transforms.presets import PLAIN, PRESETS
+from crosslevel.utils.errors import UserError
 
 
 @final
@@ -81,9 +82,9 @@ class Views(nn.Module):
         super().__init__()
         if preset not in PRESETS:
             nearest = get_close_matches(preset, PRESETS, n=1, cutoff=0.0)[0]
-            raise ValueError(f"preset={preset!r} is unknown: did you mean {nearest!r}? One of {', '.join(PRESETS)}")
+            raise UserError(f"preset={preset!r} is unknown: did you mean {nearest!r}? One of {', '.join(PRESETS)}")
         if (size is not None and size < 4) or min(std) <= 0:
-            raise ValueError(f"size={size}, std={std}: a view needs 4 pixels or more, and every std above 0")
+            raise UserError(f"size={size}, std={std}: a view needs 4 pixels or more, and every std above 0")
         given: dict[str, Any] = {
             "scale": scale,
             "flip": flip,
@@ -185,7 +186,7 @@ class Views(nn.Module):
         expected = (self.count, 3, self.size, self.size)
         if images.dtype != torch.uint8 or (shape[1:] != expected if cropped else shape[1:2] != (3,)):
             crops = ", ".join(map(str, expected))
-            raise ValueError(f"images are {images.dtype} {shape}: give uint8 (B, 3, H, W), or crops (B, {crops})")
+            raise UserError(f"images are {images.dtype} {shape}: give uint8 (B, 3, H, W), or crops (B, {crops})")
 
     def _views(
         self, images: UInt8[Tensor, "B *V 3 H W"], places: list[int], augment: Augment, drawn: list[Draw]

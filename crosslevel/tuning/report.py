@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from crosslevel import report
-from crosslevel.data.open import absolute
+from crosslevel.data.uri import parse
 from crosslevel.report import Block, Cell, cell
 from crosslevel.runs import BAD_FILES
 from crosslevel.settings import describe as trees
@@ -26,6 +26,7 @@ from crosslevel.tuning import finals
 from crosslevel.tuning import search_space as ranges
 from crosslevel.tuning.plan import Plan
 from crosslevel.tuning.trials import cost, outcome, spent
+from crosslevel.utils.errors import UserError
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -56,7 +57,7 @@ def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], conso
     if best is not None:
         tree = best_settings(settings, best.params)
         part = plan.folder / f".{BEST}.{os.getpid()}.part"
-        trees.write({**tree, "images": absolute(images)}, part)
+        trees.write({**tree, "images": parse(images).absolute().text}, part)
         part.replace(plan.folder / BEST)
     console.print(_printed(trials, plan))
     page = report.page(
@@ -68,7 +69,7 @@ def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], conso
     if best is None:
         kinds = ", ".join(f"{n} {kind}" for kind, n in _counts(trials).items())
         last = trials[-1].user_attrs.get("reason", "")
-        raise ValueError(f"no trial came to its end ({kinds}), the last one: {last}; {plan.folder / TABLE} has all")
+        raise UserError(f"no trial came to its end ({kinds}), the last one: {last}; {plan.folder / TABLE} has all")
     for line in (f"{verdict(trials, plan, best)} {page} shows more; next:", f"  {following(plan)}"):
         console.print(line, highlight=False, markup=False)
 

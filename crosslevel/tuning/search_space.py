@@ -14,7 +14,8 @@ import yaml
 from crosslevel.settings import signature, trust
 from crosslevel.settings.command import Command
 from crosslevel.settings.kinds import Kind, read, takes
-from crosslevel.training.train import BASE_RATES, train
+from crosslevel.training.options import BASE_RATES
+from crosslevel.training.train import train
 from crosslevel.utils.errors import UserError
 
 FORMS = "LOW:HIGH, LOW:HIGH:log or A,B,C"

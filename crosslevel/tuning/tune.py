@@ -16,15 +16,18 @@ import torch
 from rich.console import Console
 
 from crosslevel.data.images import Images
-from crosslevel.data.open import NAMED, open_unlabelled
+from crosslevel.data.open import open_unlabelled
 from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.data.uri import parse
 from crosslevel.settings import describe as settings
 from crosslevel.settings import trust
-from crosslevel.training.train import train, warmup_of
+from crosslevel.training.options import warmup_of
+from crosslevel.training.train import train
 from crosslevel.tuning import report as results
 from crosslevel.tuning import search_space as ranges
 from crosslevel.tuning import trial
 from crosslevel.tuning.plan import Plan, url
+from crosslevel.utils.errors import MissingExtra, UserError
 from crosslevel.utils.marks import verb, with_options_of
 
 if TYPE_CHECKING:
@@ -87,7 +90,7 @@ def tune(
     console = Console(soft_wrap=True)
     plan = _plan(images, search, output, budget, trials, storage, sampler, pruning, finalists, settings, console)
     if jobs < 1:
-        raise ValueError(f"jobs={jobs}: give at least 1")
+        raise UserError(f"jobs={jobs}: give at least 1")
     searching = study.Search(plan)
     try:
         _say(console, f"{plan.folder}: {results.summary(searching.study, plan)}")
@@ -110,7 +113,7 @@ def _study() -> Any:
     try:
         from crosslevel.tuning import study  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise ImportError(f"{error.name} is missing: pip install 'crosslevel[tune]'") from error
+        raise MissingExtra(f"{error.name} is missing: pip install 'crosslevel[tune]'") from error
     return study
 
 
@@ -130,13 +133,13 @@ def _plan(
     epochs = given["epochs"]
     budget = (12.0 if trials is None else float("inf")) if budget is None else budget
     if not budget >= 1 or (trials is not None and trials < 1) or epochs < 1:
-        raise ValueError(f"budget={budget:g}, trials={trials}, epochs={epochs}: give at least one full training")
+        raise UserError(f"budget={budget:g}, trials={trials}, epochs={epochs}: give at least one full training")
     if finalists is None:
         finalists = max(0, int(budget // 4) - 1) if math.isfinite(budget) else 0
     if finalists and not math.isfinite(budget):
-        raise ValueError(f"finalists={finalists}: they are trained out of a budget: give --budget")
+        raise UserError(f"finalists={finalists}: they are trained out of a budget: give --budget")
     if finalists < 0 or (finalists and finalists + 2 > budget):
-        raise ValueError(
+        raise UserError(
             f"finalists={finalists}, budget={budget:g}: their trainings, one for the settings as given, and one of the "
             "search have to fit: give more --budget or fewer --finalists"
         )
@@ -184,7 +187,7 @@ def _whose(images: str, source: Images) -> str:
     may differ between machines with the same images does.
     """
     digest = hashlib.sha256("\n".join(source.paths).encode(errors="surrogateescape"))
-    if re.split("[:,@+]", images)[0] in NAMED:
+    if parse(images).kind == "name":
         digest.update(images.encode())
     return f"{len(source)} images, {digest.hexdigest()[:12]}"
 

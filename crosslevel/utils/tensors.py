@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from crosslevel.utils.errors import UserError
+
 
 def load_tensors(file: Path, mmap: bool = False) -> Any:
     """What `torch.save` wrote, if it is tensors and plain values; a file that would run code is not read.
@@ -28,4 +30,4 @@ def load_tensors(file: Path, mmap: bool = False) -> Any:
     except Exception as error:  # a damaged file fails in any way
         asked = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks for {asked[1]}, which could run code" if asked else f"damaged ({type(error).__name__})"
-        raise ValueError(f"{file} is not read: {reason}; only tensors and plain values are") from error
+        raise UserError(f"{file} is not read: {reason}; only tensors and plain values are") from error
