@@ -100,7 +100,7 @@ def test_nothing_is_printed_by_a_quiet_verb(photos, trained, tmp_path, capsys):
     table = crosslevel.embed(trained, photos, device="cpu", quiet=True)
     figures = crosslevel.evaluate(trained, photos, test=photos, k=3, device="cpu", quiet=True, workers=0)
     assert capsys.readouterr() == ("", "")
-    assert table.features.shape == (16, 32)
+    assert table.features.shape == (32, 32)
     assert np.isfinite(table.features).all()
     assert 0 <= figures["kNN, k = 3, T = 0.1"]["trained encoder"]["top1"] <= 100
 
@@ -143,4 +143,4 @@ def test_a_verb_works_where_the_main_module_is_no_file(photos):
         "import sys, crosslevel; print(crosslevel.inspect(sys.argv[1], device='cpu', workers=1, quiet=True)['count'])"
     )
     done = subprocess.run([sys.executable, "-", str(photos)], input=code, capture_output=True, text=True, check=False)
-    assert done.stdout == "16\n", done.stderr
+    assert done.stdout == "32\n", done.stderr
