@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -93,6 +94,7 @@ def pack(
     _say(console, f"{count:,} images in {folder}, {writer.bytes() / 1e9:.2f} GB, {len(source) / seconds:,.0f} images/s")
     if len(writer.bad):
         _say(console, writer.bad.summary(len(source)))
+    _say(console, f"next: crosslevel train {shlex.quote(str(folder))}")
     return folder
 
 

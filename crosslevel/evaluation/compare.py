@@ -57,7 +57,7 @@ def compare(runs: list[str], output: str = "comparison", quiet: bool = False) ->
         for table in tables
     ]  # fmt: skip
     page = report.page(home.with_name(f"{home.name}.html"), "Runs side by side", blocks, ", ".join(_named(runs)))
-    console.print(f"written to {home}.md and {page}", highlight=False, markup=False)
+    console.print(f"written to {home}.md and {page}; next: look at {page}", highlight=False, markup=False)
     return tables
 
 
