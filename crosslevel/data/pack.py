@@ -30,6 +30,7 @@ from crosslevel.data.sources.packed import (
 )
 from crosslevel.data.uri import Source, parse
 from crosslevel.utils.errors import BadImage
+from crosslevel.utils.files import is_unfinished
 
 _LOOKED_AT = 32  # images, to estimate the size
 
@@ -106,7 +107,8 @@ def _write(writer: PackWriter, pieces: Iterator[Decoded], console: Console) -> N
 
 def _check_place(folder: Path, origin: Source) -> None:
     """Refuse a folder that holds something else, and one inside the source, which would change by being packed."""
-    if folder.is_dir() and any(folder.iterdir()) and not is_pack(str(folder)):
+    others = [file for file in folder.iterdir() if not is_unfinished(file.name)] if folder.is_dir() else []
+    if others and not is_pack(str(folder)):
         raise ValueError(f"--output {folder}: there is something else in it: give another folder")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder}: it is a file: give a folder")

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from crosslevel.data.images import Images
 from crosslevel.data.index_cache import Paths, taken
 from crosslevel.data.sources.packed import ABOUT, INDEX, UNFINISHED, Decoded, shard_name
 from crosslevel.utils.errors import SourceError
+from crosslevel.utils.files import sweep, write, write_tensors
 
 IMAGES_A_PART = 2048  # what a killed run loses at most
 SHARD = 2**29  # bytes after which another shard begins, unless all images have one square size
@@ -105,7 +105,7 @@ class PackWriter:
                 f"{self.source.name}: needs at least 2 images, only {count} of {len(self.source)} can be read "
                 f"(see {self.folder / BAD_FILES})"
             )
-        _write_index(self.folder, table)
+        write_tensors(self.folder / INDEX, table)
         whole = {"images": count, "classes": self.source.classes, "shards": self._lengths()}
         _write(self.folder / ABOUT, {**self.about, **whole})
         self.tidy()
@@ -119,7 +119,7 @@ class PackWriter:
             return  # whoever opens the pack says that it is damaged
         watched = _watched(self.source)
         if any(name not in table or not torch.equal(table[name], column) for name, column in watched.items()):
-            _write_index(self.folder, table | watched)
+            write_tensors(self.folder / INDEX, table | watched)
         if about != about | self.about:
             _write(self.folder / ABOUT, about | self.about)
 
@@ -127,6 +127,7 @@ class PackWriter:
         """Delete what only an unfinished pack needs."""
         for file in (*self.folder.glob("part-*"), *self.folder.glob("*.tmp"), self.folder / UNFINISHED):
             file.unlink(missing_ok=True)
+        sweep(self.folder)
 
     def _store(self, pieces: list[Decoded], done: int) -> None:
         rows, columns = torch.cat([p.rows for p in pieces]), torch.cat([p.columns for p in pieces])
@@ -170,13 +171,6 @@ def _index_of(parts: list[_Part], source: Images) -> dict[str, Tensor]:
     return table
 
 
-def _write_index(folder: Path, table: dict[str, Tensor]) -> None:
-    save_file(table, folder / f"{INDEX}.tmp")
-    # safetensors makes files for their owner alone; who may read the pixels may read this.
-    shutil.copymode(folder / shard_name(0), folder / f"{INDEX}.tmp")
-    os.replace(folder / f"{INDEX}.tmp", folder / INDEX)
-
-
 def clear(folder: Path) -> None:
     """Delete a pack."""
     # A kill in between leaves an unfinished pack, and not one that is taken for whole.
@@ -202,8 +196,7 @@ def _append(file: BinaryIO, pixels: Tensor) -> None:
 
 def _write_part(file: Path, part: _Part) -> None:
     fields = {name: getattr(part, name) for name in ("shard", "stop", "done", "square", "bad")}
-    save_file(part.table, file.with_suffix(".tmp"), metadata={"part": json.dumps(fields)})
-    os.replace(file.with_suffix(".tmp"), file)
+    write_tensors(file, part.table, {"part": json.dumps(fields)})
 
 
 def _read_part(file: Path) -> _Part:
@@ -213,9 +206,7 @@ def _read_part(file: Path) -> _Part:
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+    write(file, json.dumps(content, indent=1) + "\n")
 
 
 def _columns(name: str, strings: Any) -> dict[str, Tensor]:
