@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from crosslevel.cld import CrossLevel
@@ -20,6 +19,7 @@ from crosslevel.encoder import FILE
 from crosslevel.heads import rebuilt_head
 from crosslevel.images import BadFiles, Crops, Images, ImageStream
 from crosslevel.images.suffixes import FILES, split
+from crosslevel.tensors import load_safetensors
 
 INSTANCE_FILE, CLD_FILE = "instance.safetensors", "cld.safetensors"
 RUN_VARIABLE = "CROSSLEVEL_RUN"
@@ -112,7 +112,7 @@ def load_cld(folder: Path) -> CrossLevel:
         ValueError: config.yaml and cld.safetensors do not fit.
 
     """
-    state = load_file(folder / CLD_FILE)
+    state, _ = load_safetensors(folder / CLD_FILE)
     try:
         built = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["cld"]
         cld = CrossLevel(state["branch.0.weight"].shape[1], **built)
@@ -126,9 +126,10 @@ def load_branches(folder: Path) -> dict[str, nn.Module]:
     """The heads of the branches that a run kept, by name: features (B, D) to what its losses compare."""
     found: dict[str, nn.Module] = {}
     if (folder / INSTANCE_FILE).is_file():
-        with safe_open(folder / INSTANCE_FILE, framework="pt") as opened:
-            head = (opened.metadata() or {})["head"]
-        found["instance branch"] = rebuilt_head(head, load_file(folder / INSTANCE_FILE))
+        state, about = load_safetensors(folder / INSTANCE_FILE)
+        if "head" not in about:
+            raise ValueError(f"{folder / INSTANCE_FILE} does not say which head it holds: Crosslevel did not write it")
+        found["instance branch"] = rebuilt_head(about["head"], state)
     if (folder / CLD_FILE).is_file():
         found["group branch"] = load_cld(folder).branch
     return found

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 
 
 def load_tensors(file: Path, mmap: bool = False) -> Any:
@@ -29,3 +32,19 @@ def load_tensors(file: Path, mmap: bool = False) -> Any:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks for {asked[1]}, which could run code" if asked else f"damaged ({type(error).__name__})"
         raise ValueError(f"{file} is not read: {reason}; only tensors and plain values are") from error
+
+
+def load_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and its metadata.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is damaged, or something else.
+
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            about = dict(opened.metadata() or {})
+        return load_file(file), about
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not read: it is damaged, or no safetensors file ({error})") from error
