@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from safetensors.torch import save_file
@@ -16,7 +16,7 @@ from torch import nn
 
 from crosslevel.cld import CrossLevel
 from crosslevel.encoder import FILE
-from crosslevel.heads import rebuilt_head
+from crosslevel.heads import Head, rebuilt_head
 from crosslevel.images import BadFiles, Crops, Images, ImageStream
 from crosslevel.images.suffixes import FILES, split
 from crosslevel.tensors import load_safetensors
@@ -127,9 +127,10 @@ def load_branches(folder: Path) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     if (folder / INSTANCE_FILE).is_file():
         state, about = load_safetensors(folder / INSTANCE_FILE)
-        if "head" not in about:
+        kind = next((head for head in get_args(Head) if head == about.get("head")), None)
+        if kind is None:
             raise ValueError(f"{folder / INSTANCE_FILE} does not say which head it holds: Crosslevel did not write it")
-        found["instance branch"] = rebuilt_head(about["head"], state)
+        found["instance branch"] = rebuilt_head(kind, state)
     if (folder / CLD_FILE).is_file():
         found["group branch"] = load_cld(folder).branch
     return found
