@@ -33,7 +33,11 @@ def load_tensors(file: Path, mmap: bool = False) -> Any:
         raise
     except Exception as error:  # a damaged file fails in any way
         asked = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {asked[1]}, which could run code" if asked else f"damaged ({type(error).__name__})"
+        reason = (
+            f"it asks for {asked[1]}, which could run code"
+            if asked
+            else f"damaged, or none of PyTorch's ({type(error).__name__})"
+        )
         raise ValueError(f"{file} is not read: {reason}; only tensors and plain values are") from error
 
 
