@@ -12,24 +12,27 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from crosslevel.encoder import Encoder
-from crosslevel.hardware import choose
-from crosslevel.images import BadFiles, Packed, TrainBatches
-from crosslevel.images.views import Views
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import InMemoryImages
+from crosslevel.data.loaders.batches import TrainBatches
 from crosslevel.methods import Method
-from crosslevel.pretrain import Pretrain, fit
+from crosslevel.models.encoder import Encoder
+from crosslevel.training.fit import fit
+from crosslevel.training.module import Pretrain
+from crosslevel.transforms.views import Views
+from crosslevel.utils.device import choose
 
 
-def noise(count: int, size: int = 32) -> Packed:
+def noise(count: int, size: int = 32) -> InMemoryImages:
     """Images for timing: what they show does not matter."""
     data = torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Packed(data, [str(i) for i in range(count)])
+    return InMemoryImages(data, [str(i) for i in range(count)])
 
 
 def beside(
     encoder: Encoder,
     method: Method,
-    images: Packed,
+    images: InMemoryImages,
     other: Callable[[], float],
     *,
     epochs: int,

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import tempfile
 
-from crosslevel.commands import run
-from crosslevel.evaluate import evaluate
-from crosslevel.train import train
+from crosslevel.evaluation.evaluate import evaluate
+from crosslevel.settings.parser import run
+from crosslevel.training.train import train
 
 
 def main() -> None:

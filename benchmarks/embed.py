@@ -16,11 +16,12 @@ import torch
 from beside import machine, median
 
 from crosslevel import Encoder, load_encoder
-from crosslevel import images as image_sources
-from crosslevel.embed import embed
-from crosslevel.features import normalize
-from crosslevel.hardware import choose
-from crosslevel.images import BadFiles, EvalBatches
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.loaders.batches import EvalBatches
+from crosslevel.data.open import open_images
+from crosslevel.features.embed import embed
+from crosslevel.features.extract import normalize
+from crosslevel.utils.device import choose
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="of the narrow network; the other has a third")
     arguments = parser.parse_args()
     print(machine())
-    count = len(image_sources.open(arguments.folder))
+    count = len(open_images(arguments.folder))
     for width, times in ((0.25, arguments.rounds), (1.0, max(1, arguments.rounds // 3))):
         with tempfile.TemporaryDirectory() as folder:
             run = Encoder("resnet18", True, width).save(Path(folder) / "encoder.safetensors")
@@ -49,7 +50,7 @@ def one_round(run: Path, folder: str, count: int) -> tuple[float, float, float]:
         embed(str(run), folder, f"{out}/features.parquet")
         whole = time.perf_counter() - began
     began = time.perf_counter()
-    for _ in EvalBatches(image_sources.open(folder), 256, 32, bad=BadFiles()):
+    for _ in EvalBatches(open_images(folder), 256, 32, bad=BadFiles()):
         pass
     decode = time.perf_counter() - began
     encoder, place = load_encoder(run).to(memory_format=torch.channels_last), choose()

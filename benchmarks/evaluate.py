@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from beside import machine, median
 
+from crosslevel.evaluation.linear import Linear, train_sweep
 from crosslevel.metrics.knn import weighted_knn
-from crosslevel.probe.linear import Linear, train_sweep
 
 SIZE, CLASSES, TILE = 512, 1000, 4096
 

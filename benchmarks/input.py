@@ -27,11 +27,13 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from crosslevel import Encoder
-from crosslevel import images as image_sources
-from crosslevel.hardware import choose
-from crosslevel.images import BadFiles, Images, Packed, TrainBatches
-from crosslevel.images.views import Views
-from crosslevel.pack import pack
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import Images, InMemoryImages
+from crosslevel.data.loaders.batches import TrainBatches
+from crosslevel.data.open import open_images
+from crosslevel.data.pack import pack
+from crosslevel.transforms.views import Views
+from crosslevel.utils.device import choose
 
 SIZE, BATCH = 224, 64
 
@@ -46,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root, workers = Path(folder), arguments.workers
-        size = photographs(root / "photos", image_sources.open(arguments.cifar), arguments.photos)
+        size = photographs(root / "photos", open_images(arguments.cifar), arguments.photos)
         print(machine())
         print(f"{arguments.photos} JPEG files of 500 x 375 pixels, {size / 1e3:.0f} kB each; {workers} workers")
         epochs = sources(root, workers)
@@ -68,13 +70,13 @@ def sources(root: Path, workers: int) -> dict[str, Callable[[], object]]:
         pack(str(square), f"{square}.packed", workers=workers)
     epochs: dict[str, Callable[[], object]] = {
         "torchvision": drained(torchvision_loader(photos, workers)),
-        "JPEG files": drained(ours(image_sources.open(photos), workers)),
-        "packed": drained(ours(image_sources.open(packed), workers)),
-        "packed, square: batches of whole images": drained(ours(image_sources.open(f"{square}.packed"), workers)),
+        "JPEG files": drained(ours(open_images(photos), workers)),
+        "packed": drained(ours(open_images(packed), workers)),
+        "packed, square: batches of whole images": drained(ours(open_images(f"{square}.packed"), workers)),
     }
     for name, make in (("shards", shards), ("parquet", parquet)):
         if find_spec(f"crosslevel.images.{name}") is not None:
-            epochs[name] = drained(ours(image_sources.open(make(photos, root)), workers))
+            epochs[name] = drained(ours(open_images(make(photos, root)), workers))
     return epochs
 
 
@@ -92,7 +94,7 @@ def in_turns(epochs: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
 
 def ours(images: Images, workers: int) -> TrainBatches:
     views = Views("mocov2", SIZE)
-    crops = None if isinstance(images, Packed) else views.crops
+    crops = None if isinstance(images, InMemoryImages) else views.crops
     return TrainBatches(images, BATCH, seed=0, bad=BadFiles(), crops=crops, workers=workers)
 
 

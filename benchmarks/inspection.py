@@ -27,7 +27,7 @@ from million import Memory
 from PIL import Image
 from torch import Tensor
 
-from crosslevel import inspect as verb
+from crosslevel.inspection import inspect as verb
 from crosslevel.metrics import descriptor, duplicates, long_tail
 
 FEW = 2000

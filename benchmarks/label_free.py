@@ -30,20 +30,24 @@ from records import add, read
 from rich.console import Console
 from torch import Tensor
 
-from crosslevel import images as image_sources
-from crosslevel.cld import CrossLevel
-from crosslevel.encoder import Encoder, View
-from crosslevel.features import extract
-from crosslevel.hardware import Hardware
-from crosslevel.images import BadFiles, Images, Packed, TrainBatches, pack
-from crosslevel.images.subsets import long_tailed, take
-from crosslevel.images.views import Views
+from crosslevel.cld.loss import CrossLevel
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import Images, InMemoryImages
+from crosslevel.data.loaders.batches import TrainBatches, pack
+from crosslevel.data.open import open_images
+from crosslevel.data.subsets.select import long_tailed, take
+from crosslevel.features.extract import extract
 from crosslevel.methods import SimCLR
 from crosslevel.metrics import label_free
 from crosslevel.metrics.knn import weighted_knn
-from crosslevel.pretrain import NotFinite, Pretrain, fit
+from crosslevel.models.encoder import Encoder, View
 from crosslevel.report import read_metrics
-from crosslevel.tune.trial import divided
+from crosslevel.training.fit import fit
+from crosslevel.training.module import Pretrain
+from crosslevel.transforms.views import Views
+from crosslevel.tuning.trial import divided
+from crosslevel.utils.device import Hardware
+from crosslevel.utils.errors import NotFinite
 
 BATCH, SIZE, STEPS = 128, 24, 300
 HARDWARE = Hardware(torch.device("cpu"), "fp32", "one thread")
@@ -93,14 +97,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 class Collection(NamedTuple):
     """``images`` and ``test``: what the labels judge; ``part``, without labels, is trained on, and ``held`` scored."""
 
-    images: Packed
-    test: Packed
+    images: InMemoryImages
+    test: InMemoryImages
     part: Images
     held: Images
     epochs: int
 
 
-def collected(images: Packed, test: Packed) -> Collection:
+def collected(images: InMemoryImages, test: InMemoryImages) -> Collection:
     part, held = divided(images, seed=0)
     return Collection(images, test, part, held, epochs=math.ceil(STEPS * BATCH / len(part)))
 
@@ -368,7 +372,7 @@ def cifar(arguments: argparse.Namespace, imbalance: float, seed: int = 0) -> Col
     """CIFAR-10 made long-tailed, judged on half of the test set, balanced as all of it."""
     if not arguments.cifar:
         raise SystemExit("--cifar TRAIN TEST: name the folders of CIFAR-10's images")
-    whole, test = (image_sources.open(place) for place in arguments.cifar)
+    whole, test = (open_images(place) for place in arguments.cifar)
     assert whole.labels is not None
     part = take(whole, long_tailed(whole.labels, imbalance, torch.Generator().manual_seed(seed)))
     images = pack(part, SIZE, bad=BadFiles())
@@ -379,11 +383,11 @@ def cifar(arguments: argparse.Namespace, imbalance: float, seed: int = 0) -> Col
 def turntable(arguments: argparse.Namespace, imbalance: float, seed: int = 0) -> Collection:
     """Turntable, judged on other objects than those trained on."""
     images, test = (
-        image_sources.open(f"turntable:{split},imbalance={imbalance:g},seed={seed},size={SIZE},test_objects=60")
+        open_images(f"turntable:{split},imbalance={imbalance:g},seed={seed},size={SIZE},test_objects=60")
         for split in ("train", "test")
     )
-    assert isinstance(images, Packed)
-    assert isinstance(test, Packed)
+    assert isinstance(images, InMemoryImages)
+    assert isinstance(test, InMemoryImages)
     return collected(images, test)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from crosslevel.cld import CrossLevel
-from crosslevel.images.views import Views
+from crosslevel.cld.loss import CrossLevel
+from crosslevel.transforms.views import Views
 
 FREE = {
     "view", "_unsafe_view", "slice", "select", "split", "split_with_sizes", "unbind", "expand", "t", "transpose",

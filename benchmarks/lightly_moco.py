@@ -24,9 +24,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from crosslevel import Encoder
-from crosslevel import images as image_sources
-from crosslevel.images import BadFiles, pack
-from crosslevel.images.subsets import take
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.loaders.batches import pack
+from crosslevel.data.open import open_images
+from crosslevel.data.subsets.select import take
 from crosslevel.methods import MoCo
 
 BATCH, STEPS = 256, 24
@@ -83,7 +84,7 @@ def main() -> None:
     peer = Peer(arguments.folder)
     encoder = Encoder("resnet18", True, 0.25)
     method: nn.Module = MoCo(encoder)
-    source = image_sources.open(arguments.folder)
+    source = open_images(arguments.folder)
     some = take(source, torch.randperm(len(source))[: BATCH * STEPS])
     ours, theirs = beside(encoder, method, pack(some, 32, bad=BadFiles()), peer.seconds, epochs=arguments.epochs)
     print(machine())

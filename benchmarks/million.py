@@ -23,13 +23,15 @@ from PIL import Image
 from rich.console import Console
 
 from crosslevel import CrossLevel, Encoder
-from crosslevel import images as image_sources
-from crosslevel.hardware import choose
-from crosslevel.images import BadFiles, TrainBatches
-from crosslevel.images.indexes import cache_folder
-from crosslevel.images.views import Views
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.index_cache import cache_folder
+from crosslevel.data.loaders.batches import TrainBatches
+from crosslevel.data.open import open_images
 from crosslevel.methods import MoCo
-from crosslevel.pretrain import Pretrain, fit
+from crosslevel.training.fit import fit
+from crosslevel.training.module import Pretrain
+from crosslevel.transforms.views import Views
+from crosslevel.utils.device import choose
 
 FOLDERS, WORKERS, BATCH, STEPS = 1000, 2, 64, 10
 FEW = 2000
@@ -91,7 +93,7 @@ def measure(root: str) -> None:
     seconds = []
     for _ in range(2):
         began = time.perf_counter()
-        source = image_sources.open(root)
+        source = open_images(root)
         seconds.append(time.perf_counter() - began)
     encoder = Encoder("resnet18", True, 0.25)
     method, cld = MoCo(encoder, len(source)), CrossLevel(encoder.num_features, 16)

@@ -39,19 +39,22 @@ from scipy.stats import spearmanr
 from sklearn.cluster import KMeans
 from torchvision.io import write_png
 
-from crosslevel import images as image_sources
 from crosslevel import load_encoder
-from crosslevel.collection import find, known_features, look
-from crosslevel.commands import run as command
-from crosslevel.contents import summary
-from crosslevel.encoder import Encoder, View
-from crosslevel.features import Place
-from crosslevel.hardware import choose
-from crosslevel.images import BadFiles, Images, Packed, Turntable, pack
-from crosslevel.images.subsets import long_tailed, take
-from crosslevel.images.views import Views
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import Images, InMemoryImages
+from crosslevel.data.loaders.batches import pack
+from crosslevel.data.open import open_images
+from crosslevel.data.sources.turntable.dataset import Turntable
+from crosslevel.data.subsets.select import long_tailed, take
+from crosslevel.features.extract import Runtime
+from crosslevel.inspection.scan import find, known_features, look
+from crosslevel.inspection.summary import summary
 from crosslevel.metrics import long_tail
-from crosslevel.train import train
+from crosslevel.models.encoder import Encoder, View
+from crosslevel.settings.parser import run as command
+from crosslevel.training.train import train
+from crosslevel.transforms.views import Views
+from crosslevel.utils.device import choose
 
 BATCH = 256
 # objects, frames, imbalance; images of the largest class, copies, imbalance.
@@ -78,7 +81,7 @@ SETTINGS = [
 """Of each run: as on the command line."""
 
 
-class Unlabelled(Packed):
+class Unlabelled(InMemoryImages):
     """Pixels and nothing else: asking for labels, classes or tracks fails."""
 
     def __init__(self, data: torch.Tensor, name: str) -> None:
@@ -188,7 +191,7 @@ def collections(folder: str) -> Iterator[Made]:
     for seed, (objects, frames, imbalance) in enumerate(TURNTABLES, 100):
         made = Turntable(objects=objects, frames=frames, imbalance=imbalance, seed=seed)
         yield Made(f"turntable, {objects} objects x {frames}, {imbalance}", made.data, made.labels, made.tracks)
-    cifar = pack(image_sources.open(folder), 32, bad=BadFiles(), workers=0)
+    cifar = pack(open_images(folder), 32, bad=BadFiles(), workers=0)
     for seed, (most, copies, imbalance) in enumerate(CIFARS, 200):
         draws = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(cifar), generator=draws)
@@ -202,7 +205,7 @@ def collections(folder: str) -> Iterator[Made]:
 
 def trained(folder: str, home: Path) -> Iterator[tuple[Made, Path]]:
     """The collections of `TRAINED`, each with the run that was trained on it."""
-    cifar = pack(image_sources.open(folder), 32, bad=BadFiles(), workers=0)
+    cifar = pack(open_images(folder), 32, bad=BadFiles(), workers=0)
     for source, classes, objects, frames, imbalance, seed in TRAINED:
         name = f"{source}, {classes} classes, {objects} x {frames}, {imbalance}"
         if source == "turntable":
@@ -250,7 +253,7 @@ def measured(name: str, data: torch.Tensor, labels: torch.Tensor, tracks: torch.
     bad, features, threshold, accuracy = BadFiles(), None, 1.0, None
     looked = look(source, bad, 0)
     if run is not None:
-        features, threshold = known_features(load_encoder(run), source, looked, Place(choose(), 0), None, bad, 0)
+        features, threshold = known_features(load_encoder(run), source, looked, Runtime(choose(), 0), None, bad, 0)
         accuracy = neighbours(features, labels, tracks)
     found = find(looked, features, threshold)
     told = summary(name, len(source), source, looked, found, bad, BATCH, None if run is None else str(run))

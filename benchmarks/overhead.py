@@ -22,12 +22,12 @@ from pathlib import Path
 import torch
 from beside import machine, median, noise, wait
 
-from crosslevel.cld import CrossLevel
-from crosslevel.encoder import Encoder
-from crosslevel.hardware import choose
-from crosslevel.images.views import Views
+from crosslevel.cld.loss import CrossLevel
 from crosslevel.methods import METHODS
-from crosslevel.pretrain.module import parameter_groups
+from crosslevel.models.encoder import Encoder
+from crosslevel.training.module import parameter_groups
+from crosslevel.transforms.views import Views
+from crosslevel.utils.device import choose
 
 VARIANTS = {"": None, "CLD, k-means": "kmeans", "CLD, normalized cuts": "normalized-cut"}
 IMAGES = 12_800

@@ -29,17 +29,18 @@ from typing import Any
 import torch
 from beside import machine
 
-from crosslevel import images as image_sources
-from crosslevel.commands import run
-from crosslevel.encoder import load_encoder
-from crosslevel.evaluate import labelled_pair
-from crosslevel.features import extract
-from crosslevel.folder import load_branches
-from crosslevel.hardware import choose
-from crosslevel.images import BadFiles, pack
-from crosslevel.images.subsets import long_tailed
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.loaders.batches import pack
+from crosslevel.data.open import open_images
+from crosslevel.data.subsets.select import long_tailed
+from crosslevel.evaluation.evaluate import labelled_pair
+from crosslevel.features.extract import extract
 from crosslevel.metrics.knn import weighted_knn
-from crosslevel.train import train
+from crosslevel.models.encoder import load_encoder
+from crosslevel.runs import load_branches
+from crosslevel.settings.parser import run
+from crosslevel.training.train import train
+from crosslevel.utils.device import choose
 
 # What the authors' CIFAR-10 recipes set; SimCLR and BYOL with CLD are no recipe of theirs.
 WITH_CLD = {
@@ -94,7 +95,7 @@ def grid(arguments: argparse.Namespace) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     source = long_tailed_list(arguments.train, arguments.imbalance, output.with_suffix(".txt"))
     home = Path(arguments.runs) / output.name
-    counts = [len(image_sources.open(place)) for place in (source, arguments.test)]
+    counts = [len(open_images(place)) for place in (source, arguments.test)]
     data = {"imbalance": arguments.imbalance, "images": counts[0], "test_images": counts[1]}
     cells = [
         cell(arguments, source, home, *key) | {"data": data}
@@ -228,7 +229,7 @@ def long_tailed_list(source: str, imbalance: float, file: Path, most: int | None
     """``source`` itself, or a list of its long-tailed part's files, of the largest class at most ``most``."""
     if imbalance == 1 and most is None:
         return source
-    images = image_sources.open(source)
+    images = open_images(source)
     if images.labels is None or not os.path.isdir(source):
         sys.exit(f"{source}: --imbalance needs a folder with one sub-folder a class")
     some = torch.arange(len(images))

@@ -18,9 +18,9 @@ from beside import beside, machine, median, noise, wait
 from torch import nn
 
 from crosslevel import CrossLevel, Encoder
-from crosslevel.hardware import choose
-from crosslevel.images.views import Views
 from crosslevel.methods import SimCLR
+from crosslevel.transforms.views import Views
+from crosslevel.utils.device import choose
 
 
 def main() -> None:

@@ -28,12 +28,13 @@ from beside import machine
 from paper import long_tailed_list
 from records import add, read
 
-from crosslevel import images as image_sources
-from crosslevel.encoder import load_encoder
-from crosslevel.evaluate import labelled_pair
-from crosslevel.features import extract
-from crosslevel.images import BadFiles, pack
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.loaders.batches import pack
+from crosslevel.data.open import open_images
+from crosslevel.evaluation.evaluate import labelled_pair
+from crosslevel.features.extract import extract
 from crosslevel.metrics.knn import weighted_knn
+from crosslevel.models.encoder import load_encoder
 
 RESULTS = Path(__file__).parent / "results" / "tune.json"
 WAYS = {
@@ -70,7 +71,7 @@ def main() -> None:
             key = f"{arguments.name} {way} {seed}"
             images = about_images(arguments, source)
             search = {"options": options, "budget": arguments.budget, "images": images}
-            tested = {"trainings": arguments.trainings, "test": len(image_sources.open(arguments.test))}
+            tested = {"trainings": arguments.trainings, "test": len(open_images(arguments.test))}
             about = {**search, **tested, "neighbours": list(NEIGHBOURS)}
             if read(arguments.output, "cells").get(key, {}).get("about") == about:
                 continue
@@ -86,7 +87,7 @@ def main() -> None:
 
 def about_images(arguments: argparse.Namespace, source: str) -> dict[str, Any]:
     """What the cells of a table have in common, apart from where the images lie."""
-    return {"imbalance": arguments.imbalance, "count": len(image_sources.open(source))}
+    return {"imbalance": arguments.imbalance, "count": len(open_images(source))}
 
 
 def cell(

@@ -16,8 +16,8 @@ from importlib.util import find_spec
 import torch
 from torchvision.transforms import v2
 
-from crosslevel.images.draws import Augment
-from crosslevel.images.views import Views
+from crosslevel.transforms.parameters import Augment
+from crosslevel.transforms.views import Views
 
 CASES = [("cifar", 32, 256), ("simclr", 32, 256), ("mocov2", 224, 64)]
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

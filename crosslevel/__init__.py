@@ -1,7 +1,7 @@
 """Crosslevel: visual features from natural, unlabelled images, by cross-level discrimination (CLD)."""
 
-from crosslevel.cld import CrossLevel
-from crosslevel.encoder import Encoder, load_encoder
+from crosslevel.cld.loss import CrossLevel
+from crosslevel.models.encoder import Encoder, load_encoder
 
 __version__ = "0.1.0"
 

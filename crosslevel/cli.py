@@ -13,22 +13,25 @@ COMMANDS = {
         "crosslevel.demo",
         "MoCo with and without CLD on generated images, and a page that shows both",
     ),
-    "train": ("crosslevel.train", "images without labels in, a trained encoder out"),
-    "tune": ("crosslevel.tune", "better settings for images without labels, found without labels"),
+    "train": ("crosslevel.training.train", "images without labels in, a trained encoder out"),
+    "tune": ("crosslevel.tuning.tune", "better settings for images without labels, found without labels"),
     "evaluate": (
-        "crosslevel.evaluate",
+        "crosslevel.evaluation.evaluate",
         "what the features are good for: kNN, linear, semi-supervised, transfer, detection, ...",
     ),
-    "compare": ("crosslevel.compare", "the evaluations of several runs side by side"),
+    "compare": ("crosslevel.evaluation.compare", "the evaluations of several runs side by side"),
     "inspect": (
-        "crosslevel.inspect",
+        "crosslevel.inspection.inspect",
         "what is in a collection: sizes, damage, duplicates, the long tail; settings for it",
     ),
-    "recipes": ("crosslevel.recipes", "the settings of published results, and their figures"),
-    "export": ("crosslevel.export", "the encoder's weights for torchvision, timm, detectron2 or ONNX"),
-    "pack": ("crosslevel.pack", "images decoded and resized once, to be read at memory speed"),
-    "embed": ("crosslevel.embed", "a table of features, one row an image"),
-    "subset": ("crosslevel.subset", "a long-tailed, listed or otherwise chosen part of a source, written to a file"),
+    "recipes": ("crosslevel.settings.recipes", "the settings of published results, and their figures"),
+    "export": ("crosslevel.models.export", "the encoder's weights for torchvision, timm, detectron2 or ONNX"),
+    "pack": ("crosslevel.data.pack", "images decoded and resized once, to be read at memory speed"),
+    "embed": ("crosslevel.features.embed", "a table of features, one row an image"),
+    "subset": (
+        "crosslevel.data.subset",
+        "a long-tailed, listed or otherwise chosen part of a source, written to a file",
+    ),
 }
 
 
@@ -47,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     # Each verb is imported when it is used: --help of one need not wait for the rest.
     function: Callable[..., Any] = getattr(import_module(COMMANDS[verb][0]), verb)
-    import_module("crosslevel.commands").run(function, given[1:])
+    import_module("crosslevel.settings.parser").run(function, given[1:])
 
 
 def _overview() -> str:

@@ -9,16 +9,18 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from crosslevel import commands, pages, report
-from crosslevel import images as image_sources
-from crosslevel.encoder import Encoder, load_encoder, untrained
-from crosslevel.evaluate import labelled_pair
-from crosslevel.features import Place
-from crosslevel.folder import load_cld
-from crosslevel.hardware import Device, Hardware, Precision, choose
-from crosslevel.protocols import PIXELS, Kind, Row, Subject, knn
-from crosslevel.results import COLUMNS, columns, measured, print_table
-from crosslevel.train import train
+from crosslevel import report
+from crosslevel.data.open import open_images
+from crosslevel.evaluation.evaluate import labelled_pair
+from crosslevel.evaluation.protocols import PIXELS, Kind, Row, Subject, knn
+from crosslevel.evaluation.results import COLUMNS, columns, measured, print_table
+from crosslevel.features.extract import Runtime
+from crosslevel.models.encoder import Encoder, load_encoder, untrained
+from crosslevel.runs import load_cld
+from crosslevel.settings import parser as commands
+from crosslevel.training import report as pages
+from crosslevel.training.train import train
+from crosslevel.utils.device import Device, Hardware, Precision, choose
 
 RUNS = {"MoCo": "moco", "MoCo + CLD": "moco-cld"}
 
@@ -81,7 +83,7 @@ def demo(
     console, began = Console(soft_wrap=True), time.monotonic()
     home, hardware = _free(Path(folder)), choose(device, precision)
     if epochs is None:
-        source = image_sources.open(images)
+        source = open_images(images)
         rate = images_per_second(hardware, batch_size, width)
         epochs = affordable(rate, len(source))
         more = f"; --epochs {MOST} takes longer and shows more" if epochs < MOST else ""
@@ -101,7 +103,7 @@ def demo(
     first = encoders["MoCo"]
     kinds: dict[str, Kind] = {"raw pixels": PIXELS, "untrained encoder": untrained(first, seed), **encoders}
     bank, queries = labelled_pair(images, test)
-    subject = Subject(kinds, bank, queries, Place(hardware), console=console)
+    subject = Subject(kinds, bank, queries, Runtime(hardware), console=console)
     row = knn(subject).popitem()[1]
     print_table(console, f"kNN accuracy (k = 200; {len(queries):,} test images)", row)
     limits = "" if subject.split is None else subject.split.describe()

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from crosslevel import demo, load_encoder
-from crosslevel.commands import run
-from crosslevel.probe.judged import Judged
+from crosslevel.evaluation.scores import Scores
+from crosslevel.settings.parser import run
 
 IMAGES = "turntable,classes=4,objects=24,frames=6,size=16,imbalance=4"
 TEST = "turntable:test,classes=4,objects=24,size=16,imbalance=4,test_objects=3,test_frames=4"
@@ -57,7 +57,7 @@ def test_the_page_has_the_table_and_every_picture(shown):
     [(61.0, 58.0, "3.0 points higher"), (55.5, 58.0, "2.5 points lower"), (58.01, 58.0, "is the same")],
 )
 def test_whichever_wins_is_said(with_cld, without, sentence):
-    figures = {"MoCo": Judged({"balanced": without}), "MoCo + CLD": Judged({"balanced": with_cld})}
+    figures = {"MoCo": Scores({"balanced": without}), "MoCo + CLD": Scores({"balanced": with_cld})}
     assert sentence in demo._verdict(figures)
 
 

@@ -12,11 +12,11 @@ from torch import nn
 from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel import CrossLevel
-from crosslevel.images.views import Views
-from crosslevel.memory import KeyQueue
 from crosslevel.methods.byol import distance
+from crosslevel.methods.memory import KeyQueue
 from crosslevel.methods.moco import contrast
 from crosslevel.methods.simclr import nt_xent
+from crosslevel.transforms.views import Views
 
 pytest.importorskip("lightly", reason="needs lightly: pip install lightly")
 from lightly.loss import NegativeCosineSimilarity, NTXentLoss

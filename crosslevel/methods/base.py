@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.heads import Head, projection_head
+from crosslevel.models.heads import Head, projection_head
 
 
 class Method(nn.Module):
@@ -23,7 +23,7 @@ class Method(nn.Module):
     Args:
         encoder: the network that is trained, with ``num_features`` D. It is not registered as a part of
             the method: the loop owns it.
-        head: kind of the instance head (`crosslevel.heads.projection_head`).
+        head: kind of the instance head (`crosslevel.models.heads.projection_head`).
         out_features: d, the size of the compared features.
         hidden: units of the hidden layer of an MLP head.
         batch_norm: normalize the hidden layer's batch.

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.heads import Head, projection_head
-from crosslevel.memory import MomentumCopy
 from crosslevel.methods.base import Method, feature_size
+from crosslevel.methods.memory import MomentumCopy
+from crosslevel.models.heads import Head, projection_head
 
 
 class BYOL(Method):

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.distributed import gather
-from crosslevel.heads import Head, projection_head
-from crosslevel.memory import KeyQueue, MomentumCopy
 from crosslevel.methods.base import Method, check_splits, check_temperature, encode_in_parts, feature_size
+from crosslevel.methods.memory import KeyQueue, MomentumCopy
 from crosslevel.methods.moco import contrast, encode_keys
+from crosslevel.models.heads import Head, projection_head
+from crosslevel.utils.distributed import gather
 
 GRID = 3  # patches a side
 

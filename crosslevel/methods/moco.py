@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.distributed import gather, shuffled, world_size
-from crosslevel.heads import Head
-from crosslevel.memory import KeyQueue, MomentumCopy
 from crosslevel.methods.base import Method, check_splits, check_temperature, encode_in_parts
+from crosslevel.methods.memory import KeyQueue, MomentumCopy
+from crosslevel.models.heads import Head
+from crosslevel.utils.distributed import gather, shuffled, world_size
 
 
 class MoCo(Method):

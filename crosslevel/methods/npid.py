@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.distributed import gather
-from crosslevel.heads import Head
-from crosslevel.memory import InstanceBank
-from crosslevel.methods.bank import ShardedBank
 from crosslevel.methods.base import Method, check_temperature
+from crosslevel.methods.memory import InstanceBank, ShardedBank
+from crosslevel.models.heads import Head
+from crosslevel.utils.distributed import gather
 
 
 class NPID(Method):

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.distributed import gather, rank
-from crosslevel.heads import Head
 from crosslevel.methods.base import Method, check_temperature
+from crosslevel.models.heads import Head
+from crosslevel.utils.distributed import gather, rank
 
 
 class SimCLR(Method):

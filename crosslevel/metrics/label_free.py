@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
-from crosslevel.grouping import spherical_kmeans
+from crosslevel.cld.grouping import spherical_kmeans
 from crosslevel.metrics.spectrum import alpha_req, effective_rank, lidar, rankme
 
 CLUSTERS = (8, 16, 32, 64, 128)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from crosslevel.hardware import multiplies_bfloat16
+from crosslevel.utils.device import multiplies_bfloat16
 
 TILE = 4096  # keys a matrix product: its result is still in the cache when its maxima are taken
 MEMORY = 6 * 2**30  # bytes of similarities at a time

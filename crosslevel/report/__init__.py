@@ -8,11 +8,11 @@ CSS variables, so that they follow light and dark mode.
 from __future__ import annotations
 
 from crosslevel.report.charts import Series, bars, curves
-from crosslevel.report.choose import group_rows, neighbour_rows, project
-from crosslevel.report.metrics import read_metrics
+from crosslevel.report.metrics_csv import read_metrics
 from crosslevel.report.page import Best, Block, Cell, Measured, cell, commands, page, settings, table, text
 from crosslevel.report.pictures import MAP_POINTS, THUMBNAIL, ImageRow, image_rows, map2d
-from crosslevel.report.search import Axis, history, parallel
+from crosslevel.report.search_charts import Axis, history, parallel
+from crosslevel.report.selection import group_rows, neighbour_rows, project
 
 __all__ = [
     "MAP_POINTS",

@@ -8,7 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
-from crosslevel.commands import run
+from crosslevel.settings.parser import run
 
 TINY = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=8", "--epochs=1", "--device=cpu"]
 TINY += ["--report_html=false", "--monitor_every=0", "--workers=0", "--precision=fp32"]

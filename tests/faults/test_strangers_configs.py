@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import yaml
 from PIL import Image
 from strangers import TINY, refused
 
-from crosslevel.commands import run
-from crosslevel.evaluate import evaluate
-from crosslevel.train import train
+from crosslevel.cli import COMMANDS
+from crosslevel.evaluation.evaluate import evaluate
+from crosslevel.settings.parser import run
+from crosslevel.training.train import train
 
 # What each would do if it were called: {c} is the canary, {v} a victim that is there.
 CALLABLES = {
@@ -76,8 +78,8 @@ CALLABLES = {
     "antigravity.geohash": {},
     "stranger.Method": {},
     "stranger": {},
-    "crosslevel.trust.set_parsing_settings": {"import_path_allowlist": ["os.system"]},
-    "crosslevel.train.os.system": {"command": "touch {c}"},
+    "crosslevel.settings.trust.set_parsing_settings": {"import_path_allowlist": ["os.system"]},
+    "crosslevel.training.train.os.system": {"command": "touch {c}"},
     "crosslevel.methods.os.system": {"command": "touch {c}"},
     "crosslevel.methods.base.Method": {},
     "jsonargparse.set_parsing_settings": {"import_path_allowlist": ["os.system"]},
@@ -87,7 +89,7 @@ CALLABLES = {
 
 def ways(scene, tree):
     """The command lines that read ``tree`` from a file."""
-    from crosslevel.tune import tune
+    from crosslevel.tuning.tune import tune
 
     (scene.folder / "r").mkdir(exist_ok=True)
     for file in ("config.yaml", "r/config.yaml"):
@@ -183,7 +185,7 @@ def test_no_part_is_read_from_a_file_that_names_a_class(scene, capsys):
     (scene.folder / "config.yaml").write_text("method:\n  class_path: stranger.Method\n")
     refused(train, ["photos", "--conf", "config.yaml", *TINY], capsys)
     for name in ("embed", "export", "inspect", "pack", "subset"):
-        command = getattr(__import__(f"crosslevel.{name}", fromlist=[name]), name)
+        command = getattr(import_module(COMMANDS[name][0]), name)
         refused(command, ["photos", "photos", "--config", "config.yaml"][0 if name == "embed" else 1 :], capsys)
     refused(evaluate, ["r", "photos", "--config", "config.yaml"], capsys)
 
@@ -233,10 +235,11 @@ def test_the_command_line_names_methods_only(scene, own, name, capsys):
     assert f"method='{name}'" in said
 
 
+@pytest.mark.slow
 def test_a_search_trains_a_method_of_the_users_own(scene, own, capsys, monkeypatch):
     """Its trials are processes of their own, which read the settings from a file that the search writes."""
     pytest.importorskip("optuna")
-    from crosslevel.tune import tune
+    from crosslevel.tuning.tune import tune
 
     scene.before.add("mine")
     for i in range(64):

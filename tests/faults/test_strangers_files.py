@@ -13,15 +13,15 @@ from PIL import Image
 from safetensors import SafetensorError
 from strangers import TINY, Evil, refused
 
-from crosslevel import images as image_sources
-from crosslevel.commands import run
-from crosslevel.embed import embed
-from crosslevel.encoder import Encoder, load_encoder
-from crosslevel.folder import load_branches
-from crosslevel.images.cifar import Cifar10
-from crosslevel.images.sources import SourceError
-from crosslevel.tensors import load_tensors
-from crosslevel.train import train
+from crosslevel.data.open import open_images
+from crosslevel.data.sources.cifar import Cifar10
+from crosslevel.features.embed import embed
+from crosslevel.models.encoder import Encoder, load_encoder
+from crosslevel.runs import load_branches
+from crosslevel.settings.parser import run
+from crosslevel.training.train import train
+from crosslevel.utils.errors import SourceError
+from crosslevel.utils.tensors import load_tensors
 
 
 @pytest.fixture(scope="module")
@@ -152,23 +152,23 @@ def test_no_table_runs_code(scene):
     pq.write_table(table, scene.folder / "r" / "x.parquet")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        source = image_sources.open(f"{scene.folder}/r/x.parquet")
+        source = open_images(f"{scene.folder}/r/x.parquet")
         assert len(source) == 3
         assert source[1][0].shape == (3, 16, 16)
     pq.write_table(pa.table({"image": [evil] * 3}), scene.folder / "r" / "x.parquet")
     with pytest.raises(Exception, match=r"x\.parquet"):
-        _ = image_sources.open(f"{scene.folder}/r/x.parquet")[0]
+        _ = open_images(f"{scene.folder}/r/x.parquet")[0]
 
 
 @pytest.mark.parametrize("content", ["pickle", "npy", "torch"])
 def test_no_index_and_no_pack_runs_code(scene, content, monkeypatch):
     """Each file of a pack and of the cache in turn is a stranger's: it is refused or made anew, never run."""
-    from crosslevel.pack import pack
+    from crosslevel.data.pack import pack
 
     monkeypatch.setenv("CROSSLEVEL_CACHE", str(scene.folder / "r"))
     scene.before.add("packed")
     pack(str(scene.folder / "photos"), str(scene.folder / "packed"), workers=0)
-    image_sources.open(str(scene.folder / "packed"))
+    open_images(str(scene.folder / "packed"))
     files = [f for root in ("packed", "r") for f in (scene.folder / root).rglob("*") if f.is_file()]
     assert files
     for file in files:
@@ -181,7 +181,7 @@ def test_no_index_and_no_pack_runs_code(scene, content, monkeypatch):
         else:
             torch.save({"x": Evil(scene.canary)}, file)
         try:
-            source = image_sources.open(str(scene.folder / "packed"))
+            source = open_images(str(scene.folder / "packed"))
             _ = [source[i] for i in range(len(source))]
         except (ValueError, OSError, SafetensorError):
             assert file.exists()  # it is refused, and left for its owner to look at
@@ -197,7 +197,7 @@ def test_an_address_of_a_config_only_reads_bytes(scene, address):
     """fsspec has protocols that render templates, run services or unpickle what a file brings along."""
     pytest.importorskip("fsspec")
     with pytest.raises(SourceError, match=r"is not read: give https|no such folder, file or data set"):
-        image_sources.open(address.replace("{v}", str(scene.victim)), streams=True)
+        open_images(address.replace("{v}", str(scene.victim)), streams=True)
 
 
 def test_an_encoder_of_any_name_is_built_from_timms_list_alone(scene):

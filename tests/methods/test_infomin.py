@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from reference import gradient, info_nce, linear, normal, numpy, unit
 from torch import nn
 
-from crosslevel.images.views import Views
 from crosslevel.methods import InfoMin
 from crosslevel.methods.infomin import patch_size, patches
+from crosslevel.transforms.views import Views
 
 seeds = st.integers(0, 2**31 - 1)
 

@@ -7,15 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import hypergeom
 
-from crosslevel.metrics.label_free import (
-    alignment,
-    clusterings,
-    combine,
-    partitions,
-    retrieval,
-    scores,
-    uniformity,
-)
+from crosslevel.metrics.label_free import alignment, clusterings, combine, partitions, retrieval, scores, uniformity
 
 
 def views(seed=0, images=60, clusters=6, size=8, spread=0.3, noise=0.2):

@@ -1,0 +1,154 @@
+"""CLD, cross-level discrimination between instances and local instance groups, as an add-on.
+
+Wang, Liu, Yu, "Unsupervised Feature Learning by Cross-Level Instance-Group Discrimination", CVPR 2021.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, final, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from crosslevel.cld.grouping import Groups, Init, normalized_cut, spherical_kmeans
+from crosslevel.models.heads import Head, projection_head
+from crosslevel.utils.distributed import gather as gather_rows
+from crosslevel.utils.distributed import rank, world_size
+
+Grouping = Literal["kmeans", "normalized-cut"]
+
+
+class StepStats(NamedTuple):
+    """What the last step saw, detached, for logs and pictures.
+
+    ``a``, ``b``: the groups of either view. ``agreement``: the share of instances, in [0, 1], whose most
+    similar group in the other view is the one that the view's own grouping put them in.
+    """
+
+    a: Groups
+    b: Groups
+    agreement: Float[Tensor, ""]
+
+
+@final
+class CrossLevel(nn.Module):
+    """The group branch: attract each instance to its other view's group, repel it from the rest.
+
+    L_G = 1/2 [CE(z_a M_b^T / T, Γ_b) + CE(z_b M_a^T / T, Γ_a)], z = l2_normalize(head(h)), with groups Γ and
+    centroids M found in each view's own batch (Wang, Liu, Yu 2021, eq. 5). Empty groups are no negatives.
+    In any training loop, two lines::
+
+        cld = crosslevel.CrossLevel(in_features=512, groups=128, temperature=0.2)
+        loss = instance_loss + 0.25 * cld(h_a, h_b)
+
+    ``last`` holds what the last step saw (`StepStats`); None before the first.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        groups: int | None = None,
+        temperature: float = 0.2,
+        weight: float = 1.0,
+        head: Head = "norm-linear",
+        out_features: int = 128,
+        hidden: int | None = None,
+        grouping: Grouping = "kmeans",
+        iterations: int = 5,
+        init: Init = "first",
+        normalize_centroids: bool = True,
+        gather: bool = False,
+    ) -> None:
+        """Build the group branch.
+
+        Args:
+            in_features: D, the size of the shared features h.
+            groups: k, the number of groups in a batch; three quarters of the batch unless given. Many small
+                groups merge near-duplicates; few large ones merge what belongs apart. As many groups as
+                images is cross-view instance discrimination.
+            temperature: T, of the group branch.
+            weight: λ; the returned loss is already multiplied by it.
+            head: linear, mlp, norm-linear or norm-mlp, the group branch's own.
+            out_features: d, the size of the group features z.
+            hidden: units of an MLP head's hidden layer; in_features unless given.
+            grouping: kmeans (spherical k-means) or normalized-cut.
+            iterations: rounds of k-means.
+            init: first centroids of k-means: first, random or kmeans++.
+            normalize_centroids: false gives the authors' code's plain means.
+            gather: group the batches of all ranks of a distributed run together.
+
+        """
+        super().__init__()
+        if groups is not None and groups < 2:
+            raise ValueError(f"groups={groups} leaves nothing to tell apart: give at least 2")
+        if temperature <= 0:
+            raise ValueError(f"temperature={temperature} must be positive")
+        if grouping not in get_args(Grouping):
+            raise ValueError(f"grouping={grouping!r} is not one of {', '.join(get_args(Grouping))}")
+        self.in_features, self.groups, self.temperature, self.weight = (
+            in_features,
+            groups,
+            temperature,
+            weight,
+        )
+        self.out_features, self.hidden, self.grouping, self.iterations = (
+            out_features,
+            hidden,
+            grouping,
+            iterations,
+        )
+        self.init, self.normalize_centroids, self.gather = init, normalize_centroids, gather
+        self.branch = projection_head(head, in_features, out_features, hidden)
+        self.head = head
+        self.last: StepStats | None = None
+        self.generator: torch.Generator | None = None
+
+    def forward(self, h_a: Float[Tensor, "B D"], h_b: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+        """``weight`` * L_G of two views' shared features, float32 under any autocast.
+
+        Raises:
+            ValueError: the views differ in shape, or there are more groups than images.
+
+        """
+        if h_a.shape != h_b.shape:
+            raise ValueError(f"the views' features differ: {tuple(h_a.shape)} and {tuple(h_b.shape)}")
+        with torch.autocast(h_a.device.type, enabled=False):
+            # Both views at once: on a GPU the many small steps of grouping take as long for two as for one.
+            z = self.project(torch.cat([h_a, h_b])).unflatten(0, (2, len(h_a)))
+            groups = self.group(z)
+            logits = (z @ groups.centroids.flip(0).mT / self.temperature).masked_fill(
+                (groups.sizes == 0).flip(0).unsqueeze(1), -torch.inf
+            )
+            # Each view's images are to find their groups of the other view.
+            wanted = self._mine(groups).flip(0).flatten()
+            loss = F.cross_entropy(logits.flatten(0, 1), wanted)
+        with torch.no_grad():
+            agreement = (logits.detach().flatten(0, 1).argmax(1) == wanted).float().mean()
+            a, b = groups.unbind()
+            self.last = StepStats(_detached(a), _detached(b), agreement)
+        return self.weight * loss
+
+    def project(self, h: Float[Tensor, "B D"]) -> Float[Tensor, "B d"]:
+        """The group features z, unit length."""
+        dtype = torch.float64 if h.dtype == torch.float64 else torch.float32
+        z: Tensor = self.branch(h.to(dtype))
+        return F.normalize(z, dim=1)
+
+    def group(self, z: Float[Tensor, "*V B d"]) -> Groups:
+        """The local groups of each view's batch (of all ranks' batches with ``gather``)."""
+        points = gather_rows(z.movedim(-2, 0)).movedim(0, -2) if self.gather else z
+        k = self.groups or max(2, round(0.75 * points.shape[-2]))
+        method = spherical_kmeans if self.grouping == "kmeans" else normalized_cut
+        return method(points, k, self.iterations, self.init, self.generator, self.normalize_centroids)
+
+    def _mine(self, groups: Groups) -> Tensor:
+        """This rank's part of a gathered assignment."""
+        if not self.gather:
+            return groups.assignment
+        return groups.assignment.chunk(world_size(), dim=-1)[rank()]
+
+
+def _detached(groups: Groups) -> Groups:
+    return groups._replace(centroids=groups.centroids.detach())

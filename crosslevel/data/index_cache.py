@@ -1,0 +1,142 @@
+"""What was found out about a source, kept for the next time, and lists of paths that fit in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+Table = dict[str, Tensor]
+
+
+class Names(Sequence[str]):
+    """N strings that are made when they are asked for: a subclass says how many, and what string i is."""
+
+    def name(self, i: int) -> str:
+        """String i, 0 <= i < N."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        places = range(len(self))[place]
+        return self.name(places) if isinstance(places, int) else [self.name(i) for i in places]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as lists have none
+
+
+class Paths(Names):
+    """N strings in one tensor of bytes: a million paths take what their letters take, not a Python object each.
+
+    ``text`` holds them one after the other in UTF-8 (file names of other encodings keep their bytes), string i at
+    ``ends[i - 1]`` to ``ends[i]``.
+    """
+
+    def __init__(self, text: UInt8[Tensor, " L"], ends: Int64[Tensor, " N"]) -> None:
+        self.text, self.ends = text, ends
+
+    @classmethod
+    def of(cls, strings: Iterable[str]) -> Paths:
+        """These strings, read once."""
+        text, ends = bytearray(), []
+        for string in strings:
+            text += string.encode("utf-8", "surrogateescape")
+            ends.append(len(text))
+        return cls(torch.frombuffer(text or bytearray(1), dtype=torch.uint8)[: len(text)], torch.tensor(ends).long())
+
+    def take(self, index: Int64[Tensor, " M"]) -> Paths:
+        """The strings of ``index``, in that order."""
+        return Paths.of(self[i] for i in index.tolist())
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def name(self, i: int) -> str:
+        """String i, 0 <= i < N."""
+        return self._decoded(int(self.ends[i - 1]) if i else 0, int(self.ends[i]))
+
+    def __iter__(self) -> Iterator[str]:
+        first = 0
+        for end in self.ends.tolist():
+            yield self._decoded(first, end)
+            first = end
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Paths):
+            return torch.equal(self.ends, other.ends) and torch.equal(self.text, other.text)
+        return super().__eq__(other)
+
+    __hash__ = None  # as lists have none
+
+    def __repr__(self) -> str:
+        return f"Paths({len(self):,} strings, {len(self.text):,} bytes)"
+
+    def _decoded(self, first: int, end: int) -> str:
+        data: np.ndarray[tuple[int], np.dtype[np.uint8]] = self.text[first:end].numpy()
+        return data.tobytes().decode("utf-8", "surrogateescape")
+
+
+def cache_folder() -> Path:
+    """Where indexes are kept: ``$CROSSLEVEL_CACHE``, or ``crosslevel`` in ``$XDG_CACHE_HOME``, by default ~/.cache."""
+    given = os.environ.get("CROSSLEVEL_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crosslevel"
+
+
+def taken(strings: Sequence[str], index: Int64[Tensor, " M"]) -> Sequence[str]:
+    """The strings of ``index``, in that order: those of compact lists in a compact list."""
+    return strings.take(index) if isinstance(strings, Paths) else [strings[i] for i in index.tolist()]
+
+
+def remembered(
+    kind: str, key: str, state: str, make: Callable[[], Table], holds: Callable[[Table], bool] | None = None
+) -> Table:
+    """``make()``, or what it gave before if ``state`` is what it was then.
+
+    A cache that cannot be read is made anew, one that cannot be written is done without: it only saves time.
+
+    Args:
+        kind: what is remembered, such as ``shard``: part of the file's name.
+        key: which one, such as the absolute path of a file.
+        state: changes when what is remembered no longer holds, such as a file's size and time of change.
+        make: finds it out; tensors by name.
+        holds: looks whether what was found before still holds, where the state alone cannot tell.
+
+    """
+    digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
+    file = cache_folder() / f"{kind}-{digest[:24]}.safetensors"
+    name = state.encode(errors="backslashreplace").decode()
+    try:
+        with safe_open(file, framework="pt") as opened:
+            if (opened.metadata() or {}).get("state") == name:
+                names = opened.keys()  # it cannot be iterated over itself
+                found = {part: opened.get_tensor(part) for part in names}
+                if holds is None or holds(found):
+                    return found
+    except (OSError, SafetensorError):
+        pass
+    table = make()
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    with contextlib.suppress(OSError, SafetensorError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({part: tensor.contiguous() for part, tensor in table.items()}, temporary, metadata={"state": name})
+        os.replace(temporary, file)
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
+    return table

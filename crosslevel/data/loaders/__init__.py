@@ -1,0 +1,1 @@
+"""From images to batches: in memory, through worker processes, or as a stream."""

@@ -1,0 +1,394 @@
+"""Batches of images: packed once in memory, in random order to train, in order to evaluate."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torchvision.transforms.v2 import functional as tvf
+
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import Images, InMemoryImages
+from crosslevel.data.index_cache import taken
+from crosslevel.data.loaders.order import natural, permuted, share
+from crosslevel.utils.errors import BadImage, SourceError
+
+Crops = Callable[[UInt8[Tensor, "3 H W"], torch.Generator], UInt8[Tensor, "V 3 s s"]]
+Key = TypeVar("Key")
+Result = TypeVar("Result")
+
+
+class Batch(NamedTuple("_Batch", [("images", Tensor), ("labels", Tensor), ("index", Tensor)])):
+    """``images`` (B, 3, S, S) or (B, V, 3, s, s) uint8, ``labels`` (B,) (-1 without), ``index`` (B,) in the source."""
+
+
+class TrainBatches:
+    """Every image once an epoch, in random or natural order; usable wherever a DataLoader is.
+
+    ``epoch`` chooses the order, drawn from (``seed``, ``epoch``) alike on all ranks:
+
+    - ``shuffled``: a permutation, of which rank r takes every ``world``-th image from the r-th on. Sources with
+      ``blocks`` are shuffled some blocks at a time (`orders.permuted`), and each rank takes a run of that order;
+    - ``natural``: the order of the source, as a camera delivers it. Each batch goes on where the one before ended,
+      from a random start and around the end; each rank has a run of its own.
+
+    ``start`` is the first batch to deliver, back to 0 once an iteration has begun: so a run resumes within an epoch
+    without reading what it had.
+
+    ``InMemoryImages`` images come as (B, 3, S, S) by one index operation. Others are decoded in ``workers``
+    processes (0: one thread), brought to ``resize`` x ``resize`` pixels if given, and cut into views by
+    ``crops``, whose generator is seeded by (``seed``, ``epoch``, image): (B, V, 3, s, s), the same for any
+    number of workers. An unreadable image goes to ``bad`` and another one, drawn from (``seed``, ``epoch``,
+    image) as well, takes its place, so that batches keep their size on all ranks.
+
+    The last, smaller batch is dropped, unless it is the only one.
+
+    Raises:
+        SourceError: fewer images than ranks; while iterating, if no image at all can be read.
+
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        batch_size: int,
+        *,
+        seed: int,
+        bad: BadFiles,
+        crops: Crops | None = None,
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        resize: int | None = None,
+        order: Literal["shuffled", "natural"] = "shuffled",
+    ) -> None:
+        if not 0 <= rank < world:
+            raise ValueError(f"rank={rank} is not one of the {world} ranks: 0 to {world - 1}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: at least 1")
+        if order not in ("shuffled", "natural"):
+            raise ValueError(f"order={order!r}: use shuffled or natural")
+        if isinstance(images, InMemoryImages) and (crops or resize not in (None, images.data.shape[-1])):
+            raise ValueError("crops and resize are for streamed images: views of packed ones are drawn by batch")
+        self._share = len(images) // world
+        if not self._share:
+            raise SourceError(f"{images.name}: {len(images)} images for {world} ranks: use fewer ranks")
+        self.images, self.seed, self.bad, self.workers = images, seed, bad, workers
+        self.batch_size, self.rank, self.world = min(batch_size, self._share), rank, world
+        self.epoch, self.start, self.natural = 0, 0, order == "natural"
+        self._job = _TrainJob(images, seed, crops, resize)
+        self._keys: _Keys[tuple[int, Tensor]] = _Keys([])
+        self._loader: DataLoader[_Done] | None = None
+
+    def __len__(self) -> int:
+        """Batches an epoch on this rank."""
+        return self._share // self.batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, start, self.start = self.epoch, self.start, 0
+        batches = self.order(epoch).split(self.batch_size)[start : len(self)]
+        if isinstance(self.images, InMemoryImages):
+            return (_packed_batch(self.images, index) for index in batches)
+        keys = [(epoch, index) for index in batches]
+        if not self.workers:
+            return _delivered(_ahead(self._job.__getitem__, keys), self.bad)
+        self._keys.keys = keys
+        if self._loader is None:
+            self._loader = _loader(self._job, self._keys, self.workers, persistent=True)
+        return _delivered(self._loader, self.bad)
+
+    def order(self, epoch: int) -> Int64[Tensor, " N"]:
+        """The images of this rank in the order of ``epoch``."""
+        draws, total = _generator(self.seed, epoch), len(self.images)
+        if self.natural:
+            return share(natural(total, draws), self.rank, self.world)
+        if self.images.blocks is not None:
+            return share(permuted(self.images.blocks, draws), self.rank, self.world)
+        return torch.randperm(total, generator=draws)[: self._share * self.world][self.rank :: self.world]
+
+
+class EvalBatches:
+    """Every image once, in order, as (B, 3, ``size``, ``size``); unreadable ones go to ``bad``.
+
+    The shorter side is resized to ``size`` with antialiasing, then the centre is cut out; ``Batch.index``
+    tells which images are there. ``start`` is the first image, to continue a run. One thread decodes two
+    batches ahead, or ``workers`` processes do (None: one for each core if a first look says that it pays, as
+    it does for large files). Memory does not grow with the number of images.
+    """
+
+    def __init__(
+        self, images: Images, batch_size: int, size: int, *, bad: BadFiles, workers: int | None = 0, start: int = 0
+    ) -> None:
+        if batch_size < 1 or size < 1:
+            raise ValueError(f"batch_size={batch_size}, size={size}: at least 1 each")
+        self.images, self.batch_size, self.size = images, batch_size, size
+        self.bad, self.workers, self.start = bad, workers, start
+
+    def __len__(self) -> int:
+        """Batches, if every image can be read (one without any readable image is left out)."""
+        return math.ceil(max(0, len(self.images) - self.start) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        total = len(self.images)
+        firsts = range(self.start, total, self.batch_size)
+        keys = _Keys([range(first, min(first + self.batch_size, total)) for first in firsts])
+        if isinstance(self.images, InMemoryImages):
+            return (self._packed(self.images, key) for key in keys)
+        job = _EvalJob(self.images, self.size)
+        workers = _worth_workers(self.images, self.size) if self.workers is None else self.workers
+        if not workers:
+            return _delivered(_ahead(job.__getitem__, keys), self.bad)
+        return _delivered(_loader(job, keys, workers, persistent=False), self.bad)
+
+    def _packed(self, images: InMemoryImages, key: range) -> Batch:
+        batch = _packed_batch(images, torch.arange(key.start, key.stop))
+        return batch._replace(images=fit(batch.images, self.size))
+
+
+def pack(
+    images: Images,
+    size: int,
+    *,
+    bad: BadFiles,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> InMemoryImages:
+    """Decode all images into one tensor of ``size`` x ``size`` pixels, as ``fit`` does; bad ones are dropped.
+
+    ``workers`` are processes (0: one thread; None: one for each core if a first look says that it pays).
+    ``progress`` is called with the images done and their total. Images that are already packed at this
+    size are returned as they are.
+
+    Raises:
+        SourceError: fewer than 2 images can be read.
+
+    """
+    if isinstance(images, InMemoryImages) and images.data.shape[-2:] == (size, size):
+        return images
+    total = len(images)
+    data = torch.empty((total, 3, size, size), dtype=torch.uint8)
+    kept: list[Tensor] = []
+    count = 0
+    for batch in EvalBatches(images, 256, size, workers=workers, bad=bad):
+        data[count : count + len(batch.index)] = batch.images
+        count += len(batch.index)
+        kept.append(batch.index)
+        if progress:
+            progress(int(batch.index[-1]) + 1, total)
+    if count < 2:
+        first = next(iter(bad.reasons.items()), None)
+        why = f" (the first: {first[0]}: {first[1]})" if first else ""
+        raise SourceError(f"{images.name}: needs at least 2 images, only {count} of {total} can be read{why}")
+    if progress:
+        progress(total, total)
+    index = torch.cat(kept)
+    paths = images.paths if count == total else taken(images.paths, index)
+    labels = None if images.labels is None else images.labels[index]
+    packed = InMemoryImages(data[:count], paths, labels, images.classes, images.name)
+    packed.tracks = None if images.tracks is None else images.tracks[index]
+    return packed
+
+
+def fit(image: UInt8[Tensor, "*B 3 H W"], size: int) -> UInt8[Tensor, "*B 3 size size"]:
+    """The shorter side resized to ``size`` (bilinear, antialiased), then the centre; as it is if it fits."""
+    if image.shape[-2:] == (size, size):
+        return image
+    if min(image.shape[-2:]) != size:
+        image = tvf.resize(image, [size], antialias=True)
+    cropped: Tensor = tvf.center_crop(image, [size, size])
+    return cropped
+
+
+class _Done(NamedTuple):
+    """What a worker gives back; without a batch, ``failure`` ends the run if it is not empty."""
+
+    batch: Batch | None
+    bad: list[tuple[str, str]]
+    failure: str = ""
+
+
+@dataclass
+class _EvalJob(Dataset[_Done]):
+    images: Images
+    size: int
+
+    def __getitem__(self, key: range) -> _Done:
+        pictures, labels, index, bad = [], [], [], []
+        for i in key:
+            try:
+                picture, label = self.images[i]
+            except BadImage as error:
+                bad.append((error.path, error.reason))
+                continue
+            pictures.append(fit(picture, self.size))
+            labels.append(label)
+            index.append(i)
+        if not index:
+            return _Done(None, bad)
+        return _Done(Batch(_stacked(pictures), torch.tensor(labels), torch.tensor(index)), bad)
+
+
+@dataclass
+class _TrainJob(Dataset[_Done]):
+    images: Images
+    seed: int
+    crops: Crops | None
+    resize: int | None
+
+    def __getitem__(self, key: tuple[int, Tensor]) -> _Done:
+        epoch, wanted = key
+        pictures, labels, index = [], [], []
+        bad: list[tuple[str, str]] = []
+        for i in wanted.tolist():
+            found = self._readable(epoch, i, bad)
+            if found is None:
+                return _Done(None, bad, f"{self.images.name}: none of its {len(self.images)} images can be read")
+            picture, label, j = found
+            picture = picture if self.resize is None else fit(picture, self.resize)
+            # Crops stay as they lie in memory, (V, s, s, 3): the device turns them faster than a worker.
+            cut = None if self.crops is None else self.crops(picture, _generator(self.seed, epoch, i))
+            pictures.append(picture if cut is None else cut.movedim(1, -1))
+            labels.append(label)
+            index.append(j)
+        if len({picture.shape for picture in pictures}) > 1:
+            return _Done(None, bad, f"{self.images.name}: the images differ in size: give resize or crops")
+        stacked = _stacked(pictures) if self.crops is None else _stacked(pictures).movedim(-1, 2)
+        return _Done(Batch(stacked, torch.tensor(labels), torch.tensor(index)), bad)
+
+    def _readable(self, epoch: int, i: int, bad: list[tuple[str, str]]) -> tuple[Tensor, int, int] | None:
+        """Image i with its label and place, or else another one; None if there is none."""
+        for j in chain((i,), self._substitutes(epoch, i)):
+            try:
+                return *self.images[j], j
+            except BadImage as error:
+                bad.append((error.path, error.reason))
+        return None
+
+    def _substitutes(self, epoch: int, i: int) -> Iterator[int]:
+        """Random images, then, if it must be, all of them."""
+        count = len(self.images)
+        # Not the stream of the crops: their draws shall not depend on a file being bad.
+        yield from torch.randint(count, (64,), generator=_generator(self.seed, epoch, i, 1)).tolist()
+        yield from range(count)
+
+
+@dataclass
+class _Keys(Dataset[Key]):
+    """What to decode, batch by batch: the only thing that changes for workers that live on."""
+
+    keys: Iterable[Key]
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self.keys)
+
+
+def _stacked(pictures: list[Tensor]) -> Tensor:
+    """One contiguous tensor, whatever the memory of the pictures; in a worker, where the main process reads it."""
+    shape = (len(pictures), *pictures[0].shape)
+    if get_worker_info() is None:
+        stacked = torch.empty(shape, dtype=torch.uint8)
+    else:
+        # Private memory would be copied once more on its way.
+        storage = torch.UntypedStorage._new_shared(math.prod(shape))
+        stacked = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+    for place, picture in zip(stacked, pictures, strict=True):
+        place.copy_(picture)
+    return stacked
+
+
+def _packed_batch(images: InMemoryImages, index: Tensor) -> Batch:
+    labels = torch.full_like(index, -1) if images.labels is None else images.labels[index]
+    return Batch(images.batch(index), labels, index)
+
+
+def _delivered(results: Iterable[_Done], bad: BadFiles) -> Iterator[Batch]:
+    """The batches, with what could not be read recorded on the way."""
+    for done in results:
+        for path, reason in done.bad:
+            bad.add(path, reason)
+        if done.failure:
+            raise SourceError(done.failure)
+        if done.batch is not None:
+            yield done.batch
+
+
+def _ahead(job: Callable[[Key], Result], keys: Iterable[Key], depth: int = 2) -> Generator[Result, None, None]:
+    """Results in order, computed by one thread while the caller works on earlier ones."""
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(1, "crosslevel-decode") as pool:
+        try:
+            for key in keys:
+                waiting.append(pool.submit(job, key))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _loader(job: Dataset[Result], keys: Iterable[object], workers: int, persistent: bool) -> DataLoader[Result]:
+    # Without a batch size each key makes one whole batch in the worker: collating single small images in
+    # the main process costs more than decoding them.
+    return DataLoader(
+        job,
+        batch_size=None,
+        sampler=keys,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_leave_interrupts,
+        persistent_workers=persistent,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _unchanged(done: Any) -> Any:
+    return done
+
+
+def _leave_interrupts(worker: int) -> None:
+    # Ctrl-C reaches the whole process group; the main process ends its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    report = sys.excepthook
+
+    def hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        # Interrupted while it takes over a batch, the main process hangs up: that is no news for anybody.
+        if not issubclass(kind, EOFError | ConnectionError):
+            report(kind, error, trace)
+
+    sys.excepthook = hung_up
+
+
+def _generator(*seeds: int) -> torch.Generator:
+    """A generator for these numbers, independent of those for any others."""
+    state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def _worth_workers(images: Images, size: int) -> int:
+    """Processes to decode all ``images``: none if one thread takes seconds, as processes start as slowly."""
+    job = _EvalJob(images, size)
+    job[range(1)]  # the first image pays for what is loaded only once
+    sample = range(0, len(images), max(1, len(images) // 16))
+    began = time.perf_counter()
+    for i in sample:
+        job[range(i, i + 1)]
+    estimate = (time.perf_counter() - began) / max(1, len(sample)) * len(images)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if estimate > 5 else 0

@@ -1,0 +1,1 @@
+"""Objects cut out of annotated images (Pascal VOC, COCO)."""

@@ -1,0 +1,193 @@
+"""Data sets of the Hugging Face hub, or saved by its ``datasets`` library, as images."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from crosslevel.data.decode import PIXEL_LIMIT, decode, read_image
+from crosslevel.data.images import Images
+from crosslevel.data.sources.folder import EXTENSIONS
+from crosslevel.data.sources.labels import RowNames, known_labels
+from crosslevel.data.watch import Watch
+from crosslevel.utils.errors import BadImage, SourceError
+
+_ADDRESS = re.compile(r"(?P<place>[^@:]+)(?:@(?P<revision>[^:]+))?(?::(?P<split>.+))?")
+_SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves behind
+
+
+class Hub(Images):
+    """The images of a data set that the ``datasets`` library loads: downloaded once, then read from disk.
+
+    ``source`` is ``hf://owner/name[/config][@revision][:split]``, or ``hf:///folder[:split]`` for a folder that
+    ``save_to_disk`` wrote or that holds a data set's files. Images are taken as they were encoded and decoded here,
+    so that damage is found. ``paths[i]`` is ``split/row``.
+
+    Args:
+        source: the data set's address. Without a split it is ``train``, or the only one there is.
+        column: the image column; the only one of type Image unless given.
+        label: the label column; ``label`` or ``labels``, or the only one of type ClassLabel, unless given.
+        max_pixels: an image with more pixels is bad.
+
+    Raises:
+        SourceError: the library is missing, the data set cannot be loaded, or it has no such column.
+
+    """
+
+    def __init__(
+        self, source: str, *, column: str | None = None, label: str | None = None, max_pixels: int = PIXEL_LIMIT
+    ) -> None:
+        self.name, self.max_pixels = source, max_pixels
+        library = _library(source)
+        rows, split = _loaded(library, source)
+        features = rows.features
+        images = [key for key, feature in features.items() if isinstance(feature, library.Image)]
+        self.column = _chosen(source, "column", column, images, list(features), ("image",))
+        if self.column is None:
+            raise SourceError(f"{source}: no column of images among {', '.join(features)}: name it: column=NAME")
+        named = [key for key, feature in features.items() if isinstance(feature, library.ClassLabel)]
+        usual = ("label", "labels")
+        numbers = [key for key in features if str(getattr(features[key], "dtype", "")).startswith(("int", "uint"))]
+        self.label = _chosen(source, "label", label, named or list(set(numbers) & set(usual)), list(features), usual)
+        if self.label is not None and self.label not in numbers:
+            raise SourceError(f"{source}: label={self.label} is {features[self.label]}: it needs whole numbers")
+        self.watch = _watch(source, rows)
+        self._fingerprint = f"{rows._fingerprint} {self.column} {self.label}"
+        try:  # columns of plain bytes or of paths can be cast too
+            self._rows = rows.select_columns([self.column]).cast_column(self.column, library.Image(decode=False))
+        except Exception as error:
+            raise SourceError(f"{source}: column={self.column} holds no images: {_why(error)}") from error
+        self.paths = RowNames([split], [len(rows)])
+        if len(rows) < 2:
+            raise SourceError(f"{source}: needs at least 2 images, has {len(rows)}")
+        if self.label is not None:
+            read = rows.select_columns([self.label]).with_format("numpy")[:][self.label]
+            classes = getattr(features[self.label], "names", None)
+            self.labels, self.classes = known_labels(torch.from_numpy(np.asarray(read, np.int64)), classes, source)
+
+    def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
+        """Image i in its own size, and its label (-1 without labels).
+
+        Raises:
+            BadImage: the image cannot be read or decoded.
+
+        """
+        path = self.paths[i]  # an IndexError ends loops over all images
+        cell = self._rows[i % len(self)][self.column]
+        label = -1 if self.labels is None else int(self.labels[i])
+        if cell is None or (cell["bytes"] is None and not cell["path"]):
+            raise BadImage(path, "no image in this row")
+        if cell["bytes"] is None:
+            return read_image(cell["path"], path, self.max_pixels), label
+        return decode(bytearray(cell["bytes"]), path, self.max_pixels), label
+
+    def _content(self) -> Iterable[bytes | memoryview]:
+        """The fingerprint that the library gives to the rows, and which column is meant."""
+        yield self._fingerprint.encode(errors="surrogateescape")
+
+
+def _library(source: str) -> ModuleType:
+    try:
+        return importlib.import_module("datasets")
+    except ImportError as error:
+        raise SourceError(f"{source}: needs the datasets library: pip install 'crosslevel[hub]'") from error
+
+
+def _loaded(library: ModuleType, source: str) -> tuple[Any, str]:
+    """The rows, and the name of their split."""
+    place, revision, split = _parts(source)
+    owner, _, config = place.rpartition("/") if place.count("/") == 2 and not _local(place) else (place, "", None)
+    try:
+        if any(os.path.isfile(os.path.join(place, file)) for file in _SAVED):
+            found = library.load_from_disk(place)
+        else:
+            found = library.load_dataset(owner, config, revision=revision, split=split)
+    except Exception as error:
+        # The library and its network client raise errors of many kinds.
+        raise SourceError(f"{source}: {_why(error)}") from error
+    if not isinstance(found, Mapping):
+        return found, split or str(found.split or "train")
+    split = split or ("train" if "train" in found or len(found) != 1 else next(iter(found)))
+    if split not in found:
+        raise SourceError(f"{source}: no split {split!r}: use :{' or :'.join(found)}")
+    return found[split], split
+
+
+def _watch(source: str, rows: Any) -> Watch | None:
+    """What changes with the data set: the files of a local one, or what the library keeps of one from the hub.
+
+    That is one folder for each revision that was loaded here, side by side: another one is a change, unless the address
+    says which revision is meant. Nobody asks the hub whether it has a newer one.
+    """
+    place, revision, _ = _parts(source)
+    kept = [entry["filename"] for entry in rows.cache_files]
+    if _local(place):
+        saved = kept and any(os.path.isfile(os.path.join(place, file)) for file in _SAVED)
+        return Watch.of_files(list(_below(os.path.dirname(kept[0]) if saved else place)))
+    if not kept:
+        return None
+    return Watch.of_files(kept, None if revision else os.path.dirname(os.path.dirname(kept[0])))
+
+
+def _below(folder: str) -> Iterator[str]:
+    """A folder, those in it, and all files that are no single images."""
+    for place, _, names in os.walk(folder):
+        yield place
+        for name in names:
+            if name.rpartition(".")[2].lower() not in EXTENSIONS:
+                yield os.path.join(place, name)
+
+
+def _local(place: str) -> bool:
+    return place.startswith("/")
+
+
+def _parts(source: str) -> tuple[str, str | None, str | None]:
+    """Place, revision and split of an address; in a local one the folder may have any name."""
+    address = source.removeprefix("hf://")
+    if _local(address):
+        ends = [len(address), *(found.start() for found in re.finditer(":", address))]
+        end = max((end for end in ends if os.path.isdir(address[:end])), default=len(address))
+        return address[:end], None, address[end + 1 :] or None
+    found = _ADDRESS.fullmatch(address)
+    if not found or found["place"].strip("/").count("/") > 2:
+        raise SourceError(f"{source}: write it as hf://owner/name[/config][@revision][:split]")
+    return found["place"].strip("/"), found["revision"], found["split"]
+
+
+def _why(error: Exception) -> str:
+    """One line, beginning with what to do where the hub was not reached."""
+    text = (str(error).strip().split("\n") or [""])[0] or type(error).__name__
+    causes = [type(cause).__name__ for cause in _chain(error)]
+    if any("Connect" in name or "Timeout" in name or "Offline" in name for name in causes):
+        return f"the hub cannot be reached: check the network, or copy the data set here and use hf:///folder ({text})"
+    return text
+
+
+def _chain(error: BaseException | None) -> Iterable[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _chosen(
+    source: str, key: str, wanted: str | None, fitting: list[str], columns: list[str], usual: tuple[str, ...]
+) -> str | None:
+    """The column ``wanted``, or else the one with a usual name, or the only one, among the ``fitting``."""
+    if wanted is not None:
+        if wanted not in columns:
+            raise SourceError(f"{source}: no column {wanted!r}; it has {', '.join(columns)}")
+        return wanted
+    found = [name for name in usual if name in fitting] or fitting
+    if len(found) > 1 and key == "column":
+        raise SourceError(f"{source}: several columns hold images: {', '.join(found)}: name one: {key}=NAME")
+    return found[0] if len(found) == 1 or (found and found[0] in usual) else None

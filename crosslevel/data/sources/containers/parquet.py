@@ -1,0 +1,280 @@
+"""Images in the rows of Parquet files, in the layout of the Hugging Face hub or as plain bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from crosslevel.data.decode import PIXEL_LIMIT, decode
+from crosslevel.data.images import Images
+from crosslevel.data.sources.labels import RowNames, below_shared_folder, known_labels, one_line, state_of
+from crosslevel.data.watch import Watch
+from crosslevel.utils.errors import BadImage, SourceError
+
+MEMORY = 256 * 2**20
+"""Bytes of row groups that a process keeps (one group is kept whatever its size)."""
+
+# What a damaged file makes Arrow raise: ArrowInvalid is a ValueError, a failed read an OSError.
+_FAILURES = (pa.ArrowException, OSError, ValueError, RuntimeError)
+
+
+class Parquet(Images):
+    """The images of one column of Parquet files.
+
+    The column holds encoded images, as struct<bytes: binary, path: string> (the layout of the Hugging Face hub) or
+    as binary. Rows are read by row group, and a process keeps the groups it read last, up to ``memory`` bytes:
+    ``blocks`` are the row groups, and an order that goes block by block reads each once. Labels are the whole numbers
+    or the strings of ``label``. ``paths[i]`` is ``file.parquet/row``.
+
+    Args:
+        files: the files, in order.
+        name: the source as the user wrote it.
+        column: the image column; found by its type unless given.
+        label: the label column; ``label`` or ``labels``, or the only one with named classes, unless given.
+        max_pixels: an image with more pixels is bad.
+        memory: bytes of row groups to keep.
+
+    Raises:
+        SourceError: a file cannot be read, has no such column, or there are fewer than 2 rows.
+
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        name: str,
+        *,
+        column: str | None = None,
+        label: str | None = None,
+        max_pixels: int = PIXEL_LIMIT,
+        memory: int = MEMORY,
+    ) -> None:
+        self.name, self.max_pixels = name, max_pixels
+        self.files = [os.path.abspath(file) for file in files]
+        self._names, self.watch = below_shared_folder(self.files), Watch.of_files(self.files)
+        self._states, footers = zip(*(_footer(file) for file in self.files), strict=True)
+        features = _features(footers[0].schema.to_arrow_schema())
+        self.column = _image_column(self.files, footers, features, column)
+        self.label = _label_column(self.files, footers, features, label)
+        self._groups = [(f, g) for f, footer in enumerate(footers) for g in range(footer.num_row_groups)]
+        self._ends = list(accumulate(footers[f].row_group(g).num_rows for f, g in self._groups))
+        self.paths = RowNames(self._names, [footer.num_rows for footer in footers])
+        if len(self.paths) < 2:
+            raise SourceError(f"{name}: needs at least 2 images, has {len(self.paths)}")
+        self.blocks = [range(*pair) for pair in pairwise((0, *self._ends)) if pair[0] < pair[1]]
+        if self.label is not None:
+            classes = features.get(self.label, {}).get("names")
+            self.labels, self.classes = known_labels(*_labels(self.files, self.label, classes), name)
+        self._kept = _Kept(memory)
+
+    def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
+        """Image i in its own size, and its label (-1 without labels).
+
+        Raises:
+            BadImage: its row group cannot be read, or the image cannot be decoded.
+
+        """
+        path = self.paths[i]  # an IndexError ends loops over all images
+        i %= len(self)
+        group = bisect_right(self._ends, i)
+        rows = self._kept.get(group)
+        if rows is None:
+            rows = self._read(group)
+            self._kept.add(group, rows)
+        if isinstance(rows, str):
+            raise BadImage(path, rows)
+        data = rows[i - (self._ends[group - 1] if group else 0)].as_buffer()
+        if data is None:
+            raise BadImage(path, "no bytes of an image in this row")
+        if len(data) > 8 * self.max_pixels:
+            raise BadImage(path, f"{len(data):,} bytes, more than {self.max_pixels:,} pixels can need")
+        return decode(bytearray(data), path, self.max_pixels), -1 if self.labels is None else int(self.labels[i])
+
+    def _read(self, group: int) -> pa.ChunkedArray | str:
+        """The encoded images of a row group, or why they cannot be read."""
+        f, g = self._groups[group]
+        try:
+            if state_of(self.files[f]) != self._states[f]:
+                return "its file has changed since this run began"
+            file = _opened(self.files[f], self._states[f], os.getpid(), threading.get_ident())
+            struct = pa.types.is_struct(file.schema_arrow.field(self.column).type)
+            leaf = f"{self.column}.bytes" if struct else self.column
+            # Threads of Arrow's would compete with the workers.
+            cells = file.read_row_group(g, columns=[leaf], use_threads=False).column(self.column)
+            return pc.struct_field(cells, "bytes") if struct else cells
+        except _FAILURES as error:
+            return f"row group {g} of its file cannot be read: {_first_line(error)}"
+
+    def _content(self) -> Iterable[bytes | memoryview]:
+        """Names, sizes and times of change of the files, and which column is meant."""
+        yield f"{self.column}\0{self.label}\0".encode(errors="surrogateescape")
+        for name, state in zip(self._names, self._states, strict=True):
+            yield f"{name}\0{state}\0".encode(errors="surrogateescape")
+
+
+class _Kept:
+    """The row groups read last, up to ``memory`` bytes, each process its own."""
+
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+        self._begin()
+
+    def _begin(self) -> None:
+        self._groups: OrderedDict[int, Any] = OrderedDict()
+        self._bytes, self._owner, self._lock = 0, os.getpid(), threading.Lock()
+
+    def __getstate__(self) -> int:
+        return self.memory
+
+    def __setstate__(self, memory: int) -> None:
+        self.__init__(memory)  # type: ignore[misc]
+
+    def get(self, group: int) -> Any:
+        """What was added as ``group``, if it is still there."""
+        if self._owner != os.getpid():  # forked: another thread of the parent may have held the lock
+            self._begin()
+        with self._lock:
+            if group in self._groups:
+                self._groups.move_to_end(group)
+            return self._groups.get(group)
+
+    def add(self, group: int, rows: Any) -> None:
+        """Keep ``rows``, and as many of the others as there is memory for."""
+        with self._lock:
+            if group in self._groups:
+                return
+            self._groups[group] = rows
+            self._bytes += _bytes(rows)
+            while self._bytes > self.memory and len(self._groups) > 1:
+                self._bytes -= _bytes(self._groups.popitem(last=False)[1])
+
+
+def _bytes(rows: Any) -> int:
+    return 0 if isinstance(rows, str) else rows.nbytes
+
+
+# Parsing the footer of a file of many groups takes longer than reading one of them. A reader is used by the thread
+# that opened it alone.
+@lru_cache(maxsize=8)
+def _opened(file: str, state: str, process: int, thread: int) -> pq.ParquetFile:
+    return pq.ParquetFile(file, page_checksum_verification=True)
+
+
+def _footer(file: str) -> tuple[str, pq.FileMetaData]:
+    try:
+        return state_of(file), pq.read_metadata(file)
+    except _FAILURES as error:
+        reason = getattr(error, "strerror", None) or f"not a Parquet file, or cut off: {_first_line(error)}"
+        raise SourceError(f"{file}: {reason}") from error
+
+
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    """What the Hugging Face layout says of the columns, by name."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):
+        return {}
+    return {key: value for key, value in features.items() if isinstance(value, dict)}
+
+
+def _image_column(
+    files: Sequence[str], footers: Sequence[pq.FileMetaData], features: dict[str, Any], wanted: str | None
+) -> str:
+    """The column ``wanted``, or else the only one that holds images."""
+    schema = footers[0].schema.to_arrow_schema()
+    fitting = [field.name for field in schema if _of_images(field.type)]
+    named = [key for key in fitting if features.get(key, {}).get("_type") == "Image"]
+    structs = [key for key in fitting if pa.types.is_struct(schema.field(key).type)]
+    found = [wanted] if wanted is not None else named or structs or fitting
+    if len(found) > 1 and "image" in found:
+        found = ["image"]
+    if len(found) != 1:
+        problem = f"several columns hold images: {_listed(found)}" if found else f"no images in {_listed(schema.names)}"
+        raise SourceError(f"{files[0]}: {problem}: name one that does: {os.path.basename(files[0])},column=NAME")
+    for file, footer in zip(files, footers, strict=True):
+        columns = footer.schema.to_arrow_schema()
+        _needs(file, columns, found[0])
+        if not _of_images(columns.field(found[0]).type):
+            kind = columns.field(found[0]).type
+            raise SourceError(f"{file}: column={found[0]} is {kind}: it needs binary or struct<bytes: binary>")
+    return found[0]
+
+
+def _label_column(
+    files: Sequence[str], footers: Sequence[pq.FileMetaData], features: dict[str, Any], wanted: str | None
+) -> str | None:
+    """The column ``wanted``, or else one that says by its name or type that it holds classes."""
+    schemas = [footer.schema.to_arrow_schema() for footer in footers]
+    if wanted is None:
+        fitting = [key for key in schemas[0].names if all(_labels_in(schema, key) for schema in schemas)]
+        named = [key for key in fitting if features.get(key, {}).get("_type") == "ClassLabel"]
+        usual = [key for key in ("label", "labels") if key in fitting]
+        return next(iter(usual), named[0] if len(named) == 1 else None)
+    for file, schema in zip(files, schemas, strict=True):
+        _needs(file, schema, wanted)
+        if not _labels_in(schema, wanted):
+            kind = schema.field(wanted).type
+            raise SourceError(f"{file}: label={wanted} is {kind}: it needs whole numbers or strings")
+    return wanted
+
+
+def _needs(file: str, schema: pa.Schema, column: str) -> None:
+    if column not in schema.names:
+        raise SourceError(f"{file}: no column {column!r}; it has {_listed(schema.names)}")
+
+
+def _listed(columns: Sequence[str]) -> str:
+    return one_line(", ".join(columns)) or "no columns"
+
+
+def _of_images(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _labels_in(schema: pa.Schema, column: str) -> bool:
+    if schema.names.count(column) != 1:
+        return False
+    kind = schema.field(column).type
+    return bool(pa.types.is_integer(kind) or _of_strings(kind))
+
+
+def _of_strings(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _labels(files: Sequence[str], column: str, names: list[str] | None) -> tuple[Int64[Tensor, " N"], list[str] | None]:
+    """The labels of all rows (-1: none), and the classes' names where the file has any."""
+    try:
+        read = [pq.read_table(file, columns=[column], partitioning=None).column(column) for file in files]
+        if not _of_strings(read[0].type):
+            numbers = [pc.fill_null(cells.cast(pa.int64()), -1).to_numpy() for cells in read]
+            return torch.from_numpy(np.concatenate(numbers)), names
+    except _FAILURES as error:
+        raise SourceError(f"{files[0]}: the labels in {column!r} cannot be read: {_first_line(error)}") from error
+    words = [pc.fill_null(cells.cast(pa.string()), "").to_numpy(zero_copy_only=False) for cells in read]
+    classes, labels = np.unique(np.concatenate(words).astype(str), return_inverse=True)
+    shift = 1 if len(classes) and not classes[0] else 0  # the empty word comes first
+    return torch.from_numpy(labels.astype(np.int64)) - shift, classes[shift:].tolist()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().split("\n") or [""])[0] or type(error).__name__

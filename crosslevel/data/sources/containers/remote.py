@@ -1,0 +1,196 @@
+"""Files wherever they are: names with patterns, and one file read from its beginning to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import gzip
+import os
+import re
+import stat
+import threading
+import zlib
+from itertools import islice
+from typing import Any
+
+from crosslevel.data.sources.containers.open import expanded
+from crosslevel.utils.errors import SourceError
+
+PAUSES = (1.0, 2.0, 4.0, 8.0)
+"""Seconds before each new attempt at a read that failed."""
+
+PREFIX = "stream:"
+PROTOCOLS = (
+    "https", "http", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oci", "ftp", "sftp", "ssh", "file",
+    "memory", "hdfs", "webhdfs",
+)  # fmt: skip
+"""Of fsspec's those that only read bytes; others run templates or code that a file brings along."""
+INSTALL = "pip install 'crosslevel[remote]'"
+_BLOCK = 8 * 2**20  # bytes a request: fewer would wait for the network more often than they read
+_MOST = 1_000_000  # names that one pattern may stand for
+# No later attempt finds what is not there or may not be read.
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+class Damage(Exception):
+    """A file that cannot be read to its end, and why."""
+
+
+def is_remote(name: str) -> bool:
+    """Whether ``name`` is an address, ``protocol://...``."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", name, re.IGNORECASE) is not None
+
+
+def lasting(source: str) -> str:
+    """``source`` as it can be opened from any working directory."""
+    pattern = source.removeprefix(PREFIX)
+    if source.startswith(PREFIX) and not is_remote(pattern):
+        return PREFIX + os.path.abspath(pattern)
+    return os.path.abspath(source) if os.path.exists(source) else source
+
+
+def expand(pattern: str) -> list[str]:
+    """The files that ``pattern`` names: ``{000..009}`` and ``{a,b}`` written out, in order; ``*`` looked up, sorted.
+
+    Raises:
+        SourceError: there is no such file, protocol or package, or it stands for too many.
+
+    """
+    too_many = SourceError(f"{pattern}: may stand for at most {_MOST:,} names")
+    written = list(islice(expanded(pattern), _MOST + 1))
+    if len(written) > _MOST:
+        raise too_many
+    names: list[str] = []
+    for name in written:
+        if not is_remote(name):
+            found = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+        else:
+            found = _remote_files(name)
+        # What no pattern names is named where it is missed, like a file that vanishes later.
+        if not found and "*" in name:
+            raise SourceError(f"{name}: no file matches this pattern")
+        names += found or [name]
+        if len(names) > _MOST:
+            raise too_many
+    for name in names:
+        if not is_remote(name) and os.path.exists(name) and not stat.S_ISREG(os.stat(name).st_mode):
+            raise SourceError(f"{name}: not a file: each epoch reads its shards anew, so write them to files")
+    return names
+
+
+class Tape:
+    """A file that is read once, from its beginning to its end; ``.gz`` and ``.tgz`` are unpacked on the way.
+
+    A read that fails is tried again after each of ``PAUSES``, from the same place of the file opened anew; ``closing``
+    ends the pauses.
+    """
+
+    def __init__(self, name: str, closing: threading.Event) -> None:
+        self.name, self.closing, self.at = name, closing, 0
+        self._file: Any = None
+        self._in_blocks = True
+
+    def read(self, count: int) -> bytes:
+        """The next ``count`` bytes; fewer only at the end.
+
+        Raises:
+            Damage: it cannot be opened or read.
+
+        """
+        pauses = iter(PAUSES)
+        while True:
+            try:
+                data = self._read(count)
+            except _FINAL as error:
+                raise Damage(f"cannot be opened: {_reason(error)}") from error
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise Damage(f"damaged or truncated: {_reason(error)}") from error
+            except Exception as error:  # every protocol has exceptions of its own
+                self.close()
+                if self._in_blocks and isinstance(error, ValueError):
+                    self._in_blocks = False  # a server that knows no ranges sends the file as a whole
+                    continue
+                pause = next(pauses, None)
+                if pause is None or self.closing.wait(pause):
+                    raise Damage(f"cannot be read, tried {len(PAUSES) + 1} times: {_reason(error)}") from error
+                continue
+            self.at += len(data)
+            return data
+
+    def skip(self, count: int) -> int:
+        """Leave out the next ``count`` bytes; the number of those that were there."""
+        return sum(len(self.read(size)) for size in _pieces(count))
+
+    def close(self) -> None:
+        """Let the file go, whatever state it is in."""
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(Exception):
+                file.close()
+
+    def _read(self, count: int) -> bytes:
+        if self._file is None:
+            self._file = _opened(self.name, self._in_blocks)
+            for size in _pieces(self.at):  # not all of them can seek
+                _all_of(self._file, size)
+        return _all_of(self._file, count)
+
+
+def _all_of(file: Any, count: int) -> bytes:
+    parts, missing = [], count
+    while missing:
+        part = file.read(missing)
+        if not part:
+            break
+        parts.append(part)
+        missing -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _pieces(count: int) -> list[int]:
+    whole, rest = divmod(count, 2**20)
+    return [2**20] * whole + [rest] * (rest > 0)
+
+
+def _opened(name: str, in_blocks: bool) -> Any:
+    if is_remote(name):
+        system, path = _system(name)
+        block = _BLOCK if in_blocks or not name.lower().startswith("http") else 0
+        file = system.open(path, "rb", block_size=block, cache_type="readahead" if block else "none")
+    else:
+        file = open(name, "rb")  # noqa: SIM115 - the tape closes it
+    return gzip.GzipFile(fileobj=file) if name.partition("?")[0].lower().endswith((".gz", ".tgz")) else file
+
+
+def _remote_files(name: str) -> list[str]:
+    """What an address with ``*`` stands for; protocol and package are checked for any."""
+    system, path = _system(name)
+    if "*" not in name.partition("?")[0]:
+        return [name]
+    try:
+        return sorted(system.unstrip_protocol(found) for found in system.glob(path))
+    except Exception as error:
+        raise SourceError(f"{name}: cannot be listed: {_reason(error)}") from error
+
+
+def _system(name: str) -> tuple[Any, str]:
+    try:
+        import fsspec  # noqa: PLC0415
+    except ImportError as error:
+        raise SourceError(f"{name}: reading remote files needs fsspec: {INSTALL}") from error
+    protocol = name.partition("://")[0].lower()
+    if "::" in name or (protocol not in PROTOCOLS and protocol in fsspec.available_protocols()):
+        raise SourceError(f"{name}: {'::' if '::' in name else protocol} is not read: give {', '.join(PROTOCOLS)}")
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        raise SourceError(f"{name}: {_reason(error).rstrip('.')}: {INSTALL}") from error
+    except ValueError as error:
+        raise SourceError(f"{name}: {_reason(error)}") from error
+    system, path = fsspec.core.url_to_fs(name)
+    return system, path
+
+
+def _reason(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__

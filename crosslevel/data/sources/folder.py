@@ -1,0 +1,239 @@
+"""Which image files lie in a folder, found once: kept in the user's cache until a folder of the tree changes."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from crosslevel.data.decode import PIXEL_LIMIT, read_image
+from crosslevel.data.images import Images
+from crosslevel.data.index_cache import Paths, Table, remembered
+from crosslevel.data.sources.labels import below, labels_of
+from crosslevel.data.watch import Watch, _time
+from crosslevel.utils.errors import SourceError
+
+
+class Files(Images):
+    """Image files, decoded when they are asked for.
+
+    ``files`` are relative to ``root`` (absolute ones stand for themselves); a file with more than
+    ``max_pixels`` pixels is bad.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        files: Sequence[str],
+        labels: Int64[Tensor, " N"] | None = None,
+        classes: list[str] | None = None,
+        *,
+        name: str | None = None,
+        max_pixels: int = PIXEL_LIMIT,
+    ) -> None:
+        if labels is not None and len(labels) != len(files):
+            raise ValueError(f"{len(files)} files, {len(labels)} labels: the lengths must agree")
+        self.root, self.paths, self.labels, self.classes = root, files, labels, classes
+        self.name, self.max_pixels = root if name is None else name, max_pixels
+
+    def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
+        """Image i in its own size, and its label (-1 without labels).
+
+        Raises:
+            BadImage: the file cannot be opened or decoded.
+
+        """
+        image = read_image(os.path.join(self.root, self.paths[i]), self.paths[i], self.max_pixels)
+        return image, -1 if self.labels is None else int(self.labels[i])
+
+    def _content(self) -> Iterable[bytes | memoryview]:
+        """Names, sizes and times of change: reading every file would take as long as decoding it."""
+        for path in self.paths:
+            try:
+                found = os.stat(os.path.join(self.root, path))
+                state = f"{found.st_size} {found.st_mtime_ns}"
+            except OSError as error:
+                state = str(error.errno)
+            yield f"{path}\0{state}\0".encode(errors="surrogateescape")
+
+    @classmethod
+    def from_folder(cls, root: str) -> Files:
+        """Every image under ``root``, sorted by path; its classes where the layout has them.
+
+        If every image lies in a sub-folder, and at least two top-level sub-folders hold images, the
+        top-level sub-folder is the class. The list is kept in the user's cache until a folder in the tree changes: then
+        no file is looked at.
+
+        Raises:
+            SourceError: ``root`` cannot be listed, or holds fewer than 2 images.
+
+        """
+        found = folder(root)
+        if not found.files:
+            known = ", ".join(sorted(EXTENSIONS))
+            raise SourceError(f"{root}: no image found in this folder or below it (looked for {known})")
+        if len(found.files) < 2:
+            raise SourceError(f"{root}: needs at least 2 images, found only {found.files[0]}")
+        images = cls(root, found.files, found.labels, found.classes)
+        images.watch = found.watch
+        return images
+
+    @classmethod
+    def from_list(cls, files: Sequence[str | os.PathLike[str]]) -> Files:
+        """The listed files, in the order given, relative to the working directory.
+
+        Raises:
+            SourceError: fewer than 2 files.
+
+        """
+        if len(files) < 2:
+            raise SourceError(f"a list of {len(files)} files: needs at least 2 images")
+        return cls("", [os.fspath(file) for file in files], name=f"a list of {len(files):,} files")
+
+    @classmethod
+    def from_text(cls, file: str) -> Files:
+        """The files that a text file names, one a line, relative to its own folder.
+
+        Classes come from the folders below the one that all files share, as in `from_folder`.
+
+        Raises:
+            SourceError: the text file cannot be read, or names fewer than 2 files.
+
+        """
+        try:
+            text = Path(file).read_text("utf-8-sig", "surrogateescape")
+        except OSError as error:
+            raise SourceError(f"{file}: {error.strerror or error}") from error
+        lines = [line for line in text.split("\n") if line.strip()]
+        if len(lines) < 2:
+            raise SourceError(f"{file}: needs at least 2 images, one path a line; it names {len(lines)}")
+        images = cls(os.path.dirname(file), Paths.of(lines), *labels_of(below(lines)), name=file)
+        images.watch = Watch.of(os.path.abspath(file), [""])
+        return images
+
+
+# Files of other kinds get their labels by the same rule.
+
+EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "pbm"))
+
+# File systems write times in steps of up to two seconds: a folder that changed as lately may change again unseen.
+SETTLED = 2_000_000_000  # nanoseconds
+
+
+class Listing(NamedTuple):
+    """The image files of a folder, relative to it, their labels and classes where it has them, and what to watch."""
+
+    files: Paths
+    labels: Int64[Tensor, " N"] | None
+    classes: list[str] | None
+    watch: Watch
+
+
+def folder(root: str) -> Listing:
+    """Every image under ``root``, sorted by path, "/" between folders.
+
+    Linked folders come after all real ones, and no folder is entered twice: so links cannot make loops, and a link to
+    a folder inside the source does not list its images again.
+
+    Raises:
+        SourceError: ``root`` cannot be listed.
+
+    """
+    place = os.path.abspath(root)
+    table = remembered("folder", place, "1", lambda: _listed(root), lambda found: _still(place, found))
+    classes = list(_paths(table, "classes")) if "labels" in table else None
+    watch = Watch(place, _paths(table, "watched"), table["times"])
+    return Listing(_paths(table, "files"), table.get("labels"), classes, watch)
+
+
+def _still(place: str, found: Table) -> bool:
+    """Whether what was listed is there unchanged, and had not changed just before it was listed."""
+    settled = int(found["times"].max()) + SETTLED < int(found["begun"]) and not found["left_out"]
+    return settled and Watch(place, _paths(found, "watched"), found["times"]).holds()
+
+
+def _listed(root: str) -> Table:
+    begun = time.time_ns()
+    search = _Search(root)
+    files = Paths.of(sorted(search.found))
+    labels, classes = labels_of(files)
+    table = {
+        "begun": torch.tensor(begun),
+        "times": torch.tensor(search.times, dtype=torch.int64),
+        "left_out": torch.tensor(search.left_out),
+        **_columns("files", files),
+        **_columns("watched", Paths.of(search.watched)),
+    }
+    if labels is not None and classes is not None:
+        table |= {"labels": labels, **_columns("classes", Paths.of(classes))}
+    return table
+
+
+def _columns(name: str, paths: Paths) -> Table:
+    return {f"{name}.text": paths.text, f"{name}.ends": paths.ends}
+
+
+def _paths(table: Table, name: str) -> Paths:
+    return Paths(table[f"{name}.text"], table[f"{name}.ends"])
+
+
+class _Search:
+    """One walk through a tree; no system call for a single file."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.found: list[str] = []
+        self.left_out = False
+        self.watched: list[str] = []
+        self.times: list[int] = []
+        self._seen: set[tuple[int, int]] = set()
+        self._folders: list[str] = [""]
+        self._links: list[str] = []
+        while self._folders or self._links:
+            self._enter(self._folders.pop() if self._folders else self._links.pop())
+
+    def _enter(self, prefix: str) -> None:
+        try:
+            status = os.stat(os.path.join(self.root, prefix))
+            # The time before the listing: what comes during it makes the folder newer than that.
+            self.watched.append(prefix)
+            self.times.append(status.st_mtime_ns)
+            if (status.st_dev, status.st_ino) in self._seen:
+                return
+            self._seen.add((status.st_dev, status.st_ino))
+            with os.scandir(os.path.join(self.root, prefix)) as entries:
+                for entry in entries:
+                    self._sort_in(entry, prefix)
+        except OSError as error:
+            if not prefix:
+                raise SourceError(f"{self.root}: {error.strerror or error}") from error
+            self.left_out = True
+            warnings.warn(f"{self.root}/{prefix} is left out: {error.strerror or error}", stacklevel=8)
+
+    def _sort_in(self, entry: os.DirEntry[str], prefix: str) -> None:
+        name = entry.name
+        if name.startswith("."):
+            return
+        if entry.is_dir(follow_symlinks=False):
+            self._folders.append(f"{prefix}{name}/")
+        elif name.rpartition(".")[2].lower() in EXTENSIONS and "." in name:
+            # A link that leads nowhere is listed, so that it is named among the bad files.
+            if entry.is_file(follow_symlinks=False) or entry.is_symlink():
+                self.found.append(prefix + name)
+        elif entry.is_symlink():
+            if os.path.isdir(entry.path):  # entry.is_dir() raises on a link to itself
+                self._links.append(f"{prefix}{name}/")
+            else:
+                self._watch_link(entry, f"{prefix}{name}/")
+
+    def _watch_link(self, entry: os.DirEntry[str], path: str) -> None:
+        """A link to no folder may lead to one later, without any change in this tree."""
+        self.watched.append(path)
+        self.times.append(_time(f"{entry.path}/"))

@@ -1,0 +1,1 @@
+"""Turntable: generated images of objects that turn, correlated and long-tailed."""

@@ -1,0 +1,329 @@
+"""Video files as images: the frames that were asked for, each video a track."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import itertools
+import os
+import re
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from crosslevel.data.images import Images
+from crosslevel.data.index_cache import Paths
+from crosslevel.data.sources.folder import EXTENSIONS as IMAGES
+from crosslevel.data.sources.labels import below, labels_of
+from crosslevel.data.sources.video.decoder import BadVideo, Decoder, Timeline, timeline
+from crosslevel.data.watch import Watch
+from crosslevel.utils.errors import BadImage, SourceError
+
+EXTENSIONS = frozenset(
+    ("3gp", "avi", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "webm", "wmv")
+)  # not ts: those are mostly TypeScript
+
+_SETTING = re.compile(r"(?s)(.*),\s*(\w+)=([^,/]*)")
+_LOOKED_AT = 20_000  # entries of a folder of images in which videos are looked for, only to name them
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Which frames of a video are taken: the nearest to every 1 / ``fps`` s, or every ``stride``-th; 1 a second unless
+    given.
+
+    Raises:
+        ValueError: both, or one that is not above 0.
+
+    """
+
+    fps: float | None = None
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and self.stride is not None:
+            raise ValueError(f"fps={self.fps:g} and stride={self.stride}: give one of them")
+        if self.fps is not None and not 0 < self.fps < float("inf"):
+            raise ValueError(f"fps={self.fps:g}: give how many frames a second, above 0")
+        if self.stride is not None and self.stride < 1:
+            raise ValueError(f"stride={self.stride}: 1 takes every frame, 10 every tenth")
+
+    def chosen(self, seconds: Tensor) -> Int64[Tensor, " M"]:
+        """Which of the frames at ``seconds`` (N,), ascending from 0."""
+        if self.stride is not None or len(seconds) < 2:
+            return torch.arange(0, len(seconds), self.stride or 1)
+        fps = self.fps or 1.0
+        # A container's clock may round times down, so the last frame counts although it comes a little early.
+        wanted = torch.arange(int(float(seconds[-1]) * fps + 0.05) + 1, dtype=torch.float64) / fps
+        nearest: Tensor = torch.searchsorted((seconds[1:] + seconds[:-1]) / 2, wanted).unique()
+        return nearest
+
+
+class Videos(Images):
+    """The frames of video files, decoded when they are asked for.
+
+    ``paths[i]`` is ``film.mp4#t=12.040``, with the seconds since the film's first frame; ``tracks`` numbers the films;
+    folders below the one that all films share give ``labels``.
+
+    ``blocks`` are the frames between two keyframes: any of them can only be decoded after those before it. So a process
+    keeps one film open and goes on from where it is, and keeps the frames that were asked for on the way (at most 128
+    MB): their own order is the fast one, that of whole blocks nearly as fast.
+
+    ``files`` are relative to ``root``. Those that are no videos are left out with a warning; ``left_out`` has
+    them, and those that end early.
+
+    Raises:
+        SourceError: fewer than 2 frames.
+        ImportError: PyAV is missing.
+
+    """
+
+    def __init__(self, root: str, files: Sequence[str], pace: Pace | None = None, *, name: str) -> None:
+        self.root, self.pace, self.name = root, Pace() if pace is None else pace, name
+        films = self._timelines(files)
+        self.watch = Watch.of_files([os.path.join(root, file) for file in files])
+        self.files = [file for file, _ in films]
+        places = [self.pace.chosen(line.seconds) for _, line in films]
+        counts = torch.tensor([len(place) for place in places])
+        self.pts = torch.cat([line.pts[place] for (_, line), place in zip(films, places, strict=True)])
+        self.tracks = track = torch.arange(len(films)).repeat_interleave(counts)
+        groups = [line.groups[place] for (_, line), place in zip(films, places, strict=True)]
+        self.groups = torch.cat(groups)
+        self._track, self._ends = track, _ends(track, self.groups)
+        # Single frames are no blocks: any order is as fast.
+        many = len(self._ends) < len(self.pts)
+        self.blocks = [range(*pair) for pair in itertools.pairwise([0, *self._ends.tolist()])] if many else None
+        self.paths = Paths.of(_names((f, line.seconds[p]) for (f, line), p in zip(films, places, strict=True)))
+        labels, self.classes = labels_of(below(self.files))
+        self.labels = None if labels is None else labels[track]
+        if len(self.pts) < 2:
+            raise SourceError(f"{name}: needs at least 2 frames, there is only one: raise fps or lower stride")
+        self._state = _State()
+
+    def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
+        """Frame i, upright, and its label (-1 without labels).
+
+        Raises:
+            BadImage: the film cannot be decoded there.
+
+        """
+        i = range(len(self))[i]
+        if self._state.process != os.getpid():
+            self._state = _State()  # a forked process must not move its parent's place in the file
+        with self._state.lock:
+            image = self._frame(i, self._state)
+        labels = self.labels
+        return image, -1 if labels is None else int(labels[i])
+
+    def _frame(self, i: int, state: _State) -> Tensor:
+        block = int(torch.searchsorted(self._ends, i, right=True))
+        track, (first, end) = int(self._track[i]), (int(self._ends[block - 1]) if block else 0, int(self._ends[block]))
+        try:
+            if state.decoder is None or state.track != track:
+                state.close()
+                state.decoder, state.track = Decoder(os.path.join(self.root, self.files[track])), track
+            return state.decoder.frame(int(self.pts[i]), int(self.groups[i]), self.pts[first:end].tolist())
+        except BadVideo as error:
+            raise BadImage(self.paths[i], str(error)) from error
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the open film: a worker process opens its own."""
+        return {**self.__dict__, "_state": None}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._state = _State()
+
+    def _timelines(self, files: Sequence[str]) -> list[tuple[str, Timeline]]:
+        """The videos that can be read, in the order given."""
+        found: list[tuple[str, Timeline]] = []
+        bad: list[str] = []
+        self.left_out = left_out = dict[str, str]()
+        for file in files:
+            path = os.path.join(self.root, file)
+            try:
+                line = timeline(path)
+            except BadVideo as error:
+                bad.append(f"{path}: {error}")
+                left_out[file] = str(error)
+                continue
+            if line.ends_early:
+                warnings.warn(f"{path}: {line.ends_early}", stacklevel=4)
+                left_out[file] = line.ends_early
+            found.append((file, line))
+        if not found:
+            more = f" ({len(bad) - 1} more cannot be read either)" if len(bad) > 1 else ""
+            raise SourceError(f"{bad[0]}{more}" if bad else f"{self.name}: no video")
+        for line_of in bad:
+            warnings.warn(f"{line_of}; it is left out", stacklevel=4)
+        return found
+
+    def _content(self) -> Iterable[bytes | memoryview]:
+        yield self.pts.numpy().tobytes()
+        for file in self.files:
+            try:
+                found = os.stat(os.path.join(self.root, file))
+                state = f"{found.st_size} {found.st_mtime_ns}"
+            except OSError as error:
+                state = str(error.errno)
+            yield f"{file}\0{state}\0".encode(errors="surrogateescape")
+
+
+class _State:
+    """What one process has open."""
+
+    def __init__(self) -> None:
+        self.process, self.lock = os.getpid(), threading.Lock()
+        self.decoder: Decoder | None = None
+        self.track = -1
+
+    def close(self) -> None:
+        if self.decoder is not None:
+            self.decoder.close()
+        self.decoder = None
+
+
+def open_videos(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Videos | None:
+    """The frames of the videos that ``source`` names; None where it names something else.
+
+    A video, a folder of videos, a pattern with ``*``, ``?`` or ``[...]``, a sequence of videos or a ``.txt`` file that
+    names one a line; all but a sequence may end in ``,fps=2`` or ``,stride=10``.
+
+    Raises:
+        SourceError: no video in it can be read, or a setting is wrong.
+
+    """
+    if not isinstance(source, str | os.PathLike):
+        files = [os.fspath(file) for file in source]
+        return Videos("", files, name=f"a list of {len(files):,} videos") if _all_videos(files) else None
+    name = os.fspath(source)
+    place, settings = _apart(name)
+    if os.path.isdir(place):
+        return _in_folder(place, settings, name)
+    if os.path.isfile(place):
+        return _of_file(place, settings, name)
+    files = sorted(file for file in glob.glob(place, recursive=True) if _is_video(file))
+    if files:
+        return Videos("", files, _pace(name, settings), name=name)
+    if _is_video(place):
+        raise SourceError(f"{place}: no such video: give a path, or a pattern that matches some")
+    return None
+
+
+def _apart(source: str) -> tuple[str, list[tuple[str, str]]]:
+    """The path and the settings after it; what exists is a path, whatever its name."""
+    place, settings = source, list[tuple[str, str]]()
+    while not os.path.exists(place) and (found := _SETTING.fullmatch(place)):
+        place = found[1]
+        settings.insert(0, (found[2], found[3]))
+    return place, settings
+
+
+def _pace(source: str, settings: list[tuple[str, str]]) -> Pace:
+    kinds = {"fps": float, "stride": int}
+    given: dict[str, float | int] = {}
+    for key, value in settings:
+        if key not in kinds:
+            near = difflib.get_close_matches(key, kinds, 1)
+            hint = f"did you mean {near[0]}?" if near else "keys: fps (frames a second) and stride (every n-th frame)"
+            raise SourceError(f"{source}: videos have no setting {key}={value}: {hint}")
+        try:
+            given[key] = kinds[key](value)
+        except ValueError as error:
+            kind = {"fps": "number", "stride": "whole number"}[key]
+            raise SourceError(f"{source}: {key}={value}: needs a {kind}") from error
+    try:
+        return Pace(**given)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise SourceError(f"{source}: {error}") from error
+
+
+def _of_file(file: str, settings: list[tuple[str, str]], name: str) -> Videos | None:
+    if _is_video(file):
+        return Videos(os.path.dirname(file), [os.path.basename(file)], _pace(name, settings), name=name)
+    if not file.lower().endswith(".txt"):
+        return None
+    try:
+        with open(file, encoding="utf-8-sig", errors="surrogateescape") as text:
+            lines = [line.rstrip("\n") for line in itertools.islice(text, 1)]
+            if not _all_videos(lines):
+                return None
+            lines += [line.rstrip("\n") for line in text if line.strip()]
+    except OSError:
+        return None  # named where it is read as a list of images
+    return Videos(os.path.dirname(file), lines, _pace(name, settings), name=name)
+
+
+def _in_folder(folder: str, settings: list[tuple[str, str]], name: str) -> Videos | None:
+    """The videos of a folder, unless it holds images and nothing asks for frames."""
+    if settings:
+        files = sorted(file for file, kind in _walked(folder) if kind == "video")
+        if not files:
+            known = ", ".join(sorted(EXTENSIONS))
+            raise SourceError(f"{folder}: no video found in this folder or below it (looked for {known})")
+        return _below(folder, files, _pace(name, settings), name)
+    seen = list(itertools.islice(_walked(folder), _LOOKED_AT))
+    videos = sorted(file for file, kind in seen if kind == "video")
+    if not videos:
+        return None
+    if any(kind == "image" for _, kind in seen):
+        warnings.warn(
+            f"{folder}: images are taken; its videos, such as {videos[0]}, are left out: {folder},fps=1 takes those",
+            stacklevel=3,
+        )
+        return None
+    return _below(folder, sorted(file for file, kind in _walked(folder) if kind == "video"), None, name)
+
+
+def _below(folder: str, files: list[str], pace: Pace | None, name: str) -> Videos:
+    """All videos of a folder: one that comes later is a change."""
+    videos = Videos(folder, files, pace, name=name)
+    videos.watch = Watch.of_files([os.path.join(folder, file) for file in files], folder)
+    return videos
+
+
+def _walked(root: str) -> Iterator[tuple[str, str]]:
+    """Files under ``root``, relative to it, and what they are: image, video or other; none that is hidden.
+
+    No folder is entered twice, so links cannot make loops.
+    """
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            if not name.startswith("."):
+                ending = name.rpartition(".")[2].lower()
+                kind = "video" if ending in EXTENSIONS else "image" if ending in IMAGES else "other"
+                yield os.path.relpath(os.path.join(folder, name), root), kind
+
+
+def _is_video(file: str) -> bool:
+    return file.rpartition(".")[2].lower() in EXTENSIONS and "." in file
+
+
+def _all_videos(files: Sequence[str]) -> bool:
+    return bool(files) and all(map(_is_video, files))
+
+
+def _ends(tracks: Int64[Tensor, " N"], groups: Int64[Tensor, " N"]) -> Int64[Tensor, " B"]:
+    """Where the frames of each keyframe end."""
+    new = (tracks.diff() != 0) | (groups.diff() != 0)
+    return torch.cat([new.nonzero().squeeze(1) + 1, torch.tensor([len(tracks)])])
+
+
+def _names(films: Iterable[tuple[str, Tensor]]) -> Iterator[str]:
+    """``film.mp4#t=12.040``: milliseconds, or microseconds where frames are closer."""
+    for file, seconds in films:
+        digits = 3 if not len(seconds) or float(seconds.diff().min() if len(seconds) > 1 else 1) >= 0.001 else 6
+        for second in seconds.tolist():
+            yield f"{file}#t={second:.{digits}f}"

@@ -1,0 +1,65 @@
+"""``crosslevel subset``: a part of a source as a file that any verb reads."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+
+from crosslevel.data.images import Images
+from crosslevel.data.open import open_images
+from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.data.subsets.lists import write_list
+from crosslevel.data.subsets.suffixes import split, with_list
+
+SHOWN = 20  # classes that are counted one by one
+
+
+def subset(images: str, output: str = "subset.txt", data_root: str | None = None, crops: Crops | None = None) -> Path:
+    """Write which images a source and its suffixes name: a path, a tab and a label a line.
+
+    Args:
+        images: a source with suffixes, of which each takes what the one before left: @imbalance=100[,seed=0] (classes
+            decay exponentially), @pareto=6[,most=1280,least=5,seed=0], @list=FILE (lines of path and label),
+            @classes=FILE (names of classes), @frames=5 (the first of each track), @tracks=50[,seed=0], and
+            @repeat=10[,shift=2,seed=0] (copies shifted by some pixels).
+        output: the file to write.
+        data_root: folder with the official files of cifar10, cifar100 and stl10.
+        crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
+
+    Returns:
+        the file.
+
+    """
+    console, file = Console(soft_wrap=True), Path(output)
+    whole, suffixes = split(images)
+    for read in (whole, *(suffix.value for suffix in suffixes)):
+        if file.exists() and os.path.exists(read) and file.samefile(read):
+            raise ValueError(f"--output {output} is what {images} is read from: give another file")
+    source = open_images(images, data_root=data_root, crops=crops)
+    write_list(source, file)
+    for line in [f"{len(source):,} images of {images} in {file}", *_counts(source)]:
+        console.print(line, highlight=False, markup=False)
+    use, where = with_list(images, str(file)), "" if data_root is None else f" --data-root {shlex.quote(data_root)}"
+    where += "" if crops is None else f" {crops.options()}"
+    console.print(f"use it: crosslevel train {shlex.quote(use)}{where}", highlight=False, markup=False)
+    return file
+
+
+def _counts(source: Images) -> list[str]:
+    """Images a class, for the user; nothing without labels."""
+    if source.labels is None:
+        return []
+    classes = source.classes or [str(c) for c in range(int(source.labels.max()) + 1)]
+    counts = dict(zip(classes, source.labels.bincount(minlength=len(classes)).tolist(), strict=True))
+    there = {name: count for name, count in counts.items() if count}
+    largest, smallest = max(there, key=there.__getitem__), min(reversed(there), key=there.__getitem__)
+    absent = f"; {len(counts) - len(there):,} without images" if len(there) < len(counts) else ""
+    summary = (
+        f"{len(there):,} classes: largest {largest} {there[largest]:,}, smallest {smallest} {there[smallest]:,}, "
+        f"imbalance {there[largest] / there[smallest]:.4g}{absent}"
+    )
+    each = [", ".join(f"{name} {count:,}" for name, count in counts.items())] if len(counts) <= SHOWN else []
+    return [summary, *each]

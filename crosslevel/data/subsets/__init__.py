@@ -1,0 +1,1 @@
+"""Parts of any source: long tails, lists, repetitions, frames and tracks."""

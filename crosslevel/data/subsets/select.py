@@ -1,0 +1,249 @@
+"""Parts of a source: which images stay, from labels and tracks alone.
+
+What is drawn is drawn by the ``torch.Generator`` that is passed in, on the CPU: the same seed gives the same part on
+every machine with the same release of torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from crosslevel.data.images import Images, InMemoryImages
+from crosslevel.data.index_cache import Paths
+
+
+class Subset(Images):
+    """The images ``index`` of another source, in that order.
+
+    ``labels`` and ``classes`` are the source's unless given.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        index: Int64[Tensor, " M"],
+        labels: Int64[Tensor, " M"] | None = None,
+        classes: list[str] | None = None,
+    ) -> None:
+        self.images, self.index, self.name = images, index, images.name
+        self.paths = _taken(images.paths, index)
+        if labels is None:
+            self.labels, self.classes = None if images.labels is None else images.labels[index], images.classes
+        else:
+            self.labels, self.classes = labels, classes
+        self.tracks = None if images.tracks is None else images.tracks[index]
+        self.blocks = None if images.blocks is None else _blocks(images.blocks, index)
+
+    def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
+        """Image i of the subset and its label (-1 without labels)."""
+        image, _ = self.images[int(self.index[i])]
+        return image, -1 if self.labels is None else int(self.labels[i])
+
+    def _content(self) -> Iterable[bytes | memoryview]:
+        return [self.images.identity().encode(), self.index.numpy().tobytes()]
+
+
+def take(
+    images: Images,
+    index: Int64[Tensor, " M"],
+    labels: Int64[Tensor, " M"] | None = None,
+    classes: list[str] | None = None,
+) -> Images:
+    """The images ``index``, with the source's labels or these: packed images stay packed."""
+    part = Subset(images, index, labels, classes)
+    if not isinstance(images, InMemoryImages):
+        return part
+    packed = InMemoryImages(images.batch(index), part.paths, part.labels, part.classes, part.name)
+    packed.tracks = part.tracks
+    return packed
+
+
+def unlabelled(images: Images) -> Images:
+    """The same images without labels and classes; what is known of tracks stays."""
+    bare = copy.copy(images)
+    bare.labels = bare.classes = None
+    if isinstance(bare, Subset):
+        bare.images = unlabelled(bare.images)
+    return bare
+
+
+def sample(images: Images, most: int, generator: torch.Generator) -> Int64[Tensor, " M"]:
+    """At most ``most`` different indices, drawn uniformly, in ascending order."""
+    return torch.randperm(len(images), generator=generator)[:most].sort().values
+
+
+def long_tailed(
+    labels: Int64[Tensor, " N"], imbalance: float, generator: torch.Generator | None = None
+) -> Int64[Tensor, " M"]:
+    """Indices of a long-tailed part: class c of C keeps n * imbalance^(-c / (C - 1)) images, n the largest class's.
+
+    The convention of the long-tailed CIFAR sets (Cui et al., CVPR 2019, section 5.1): at imbalance 100, 12,406
+    of CIFAR-10's training images. Labels without images do not count as classes.
+
+    Args:
+        labels: of all images, in [0, C).
+        imbalance: how many times larger the largest class is than the smallest, at least 1.
+        generator: draws which images stay.
+
+    Raises:
+        ValueError: an imbalance below 1, or one that leaves a class empty.
+
+    """
+    if not 1 <= imbalance < float("inf"):
+        raise ValueError(f"imbalance={imbalance} must be at least 1")
+    counts = torch.bincount(labels)
+    present = counts.nonzero()[:, 0]
+    most, last = int(counts.max()), max(1, len(present) - 1)
+    wanted = torch.zeros_like(counts)
+    for rank, c in enumerate(present.tolist()):
+        # Rounded first: a whole number must stay one.
+        wanted[c] = min(int(counts[c]), math.floor(round(most * imbalance ** (-rank / last), 6)))
+        if not wanted[c]:
+            raise ValueError(f"imbalance={imbalance} leaves nothing of class {c}: lower it")
+    return _drawn(labels, wanted, generator)
+
+
+def pareto(
+    labels: Int64[Tensor, " N"], power: float, most: int, least: int, generator: torch.Generator | None = None
+) -> Int64[Tensor, " M"]:
+    """Indices of a long-tailed part whose class sizes are the quantiles of a Pareto distribution.
+
+    ImageNet-LT and Places-LT (Liu et al., CVPR 2019) have class sizes from such a distribution, ImageNet-LT with power
+    6 and 1,280 to 5 images a class. Theirs were drawn at random, and which class is frequent too; here class c has the
+    c-th of `pareto_counts`, which need no draw: for ImageNet-LT's figures 121,449 images, where the published list has
+    115,846. For that very list, read it with ``@list=FILE``. A class with fewer images than its size is kept whole;
+    labels without images do not count as classes.
+
+    Args:
+        labels: of all images, in [0, C).
+        power: of the distribution; the smaller, the heavier the head.
+        most: images of class 0.
+        least: images of class C - 1.
+        generator: draws which images stay.
+
+    Raises:
+        ValueError: a power that is not positive, or not most >= least >= 1.
+
+    """
+    wanted = torch.bincount(labels)
+    present = wanted.nonzero()[:, 0]
+    wanted[present] = pareto_counts(len(present), power, most, least)
+    return _drawn(labels, wanted, generator)
+
+
+def pareto_counts(classes: int, power: float, most: int, least: int) -> Int64[Tensor, " C"]:
+    """Sizes of C classes, never increasing, from ``most`` to ``least``.
+
+    The class of rank r = 1 ... C has the Pareto quantile q(r) = (r / C)^(-1 / power); sizes are linear in q, rounded
+    down: least + (most - least) * (q(r) - 1) / (q(1) - 1).
+
+    Raises:
+        ValueError: a power that is not positive, or not most >= least >= 1.
+
+    """
+    if not 0 < power < float("inf"):
+        raise ValueError(f"pareto={power} must be a positive number: ImageNet-LT has 6")
+    if not 1 <= least <= most:
+        raise ValueError(f"most={most}, least={least}: needs most >= least >= 1")
+    rank = torch.arange(1, classes + 1, dtype=torch.float64)
+    above = (rank / classes) ** (-1 / power) - 1
+    # Rounded first: the last bits of a power differ between machines, and a whole number must stay one.
+    sizes = least + (most - least) * above / max(float(above[0]), 1e-300)
+    counts = (sizes * 1e6).round().div(1e6).floor().long()
+    counts[0] = most
+    return counts
+
+
+def of_classes(labels: Int64[Tensor, " N"], chosen: Sequence[int]) -> tuple[Int64[Tensor, " M"], Int64[Tensor, " M"]]:
+    """Indices of the images of the ``chosen`` classes, and their labels in the order of ``chosen``."""
+    number = torch.full((int(labels.max()) + 1,), -1)
+    for new, old in enumerate(chosen):
+        if old < len(number):
+            number[old] = new
+    renumbered = number[labels]
+    index = (renumbered >= 0).nonzero()[:, 0]
+    return index, renumbered[index]
+
+
+def first_frames(tracks: Int64[Tensor, " N"], most: int) -> Int64[Tensor, " M"]:
+    """Indices of the first ``most`` images of each track, in ascending order.
+
+    Raises:
+        ValueError: fewer than one.
+
+    """
+    if most < 1:
+        raise ValueError(f"frames={most}: at least 1")
+    _, owner = tracks.unique(return_inverse=True)
+    return _first(owner, torch.full((int(owner.max()) + 1,), most), torch.arange(len(tracks)))
+
+
+def stretches(tracks: Int64[Tensor, " N"], longest: int) -> Int64[Tensor, " N"]:
+    """The tracks, numbered from 0, those of more than ``longest`` images cut into even stretches of at most so many.
+
+    A stretch has images that follow each other within the track. A film is one track, and what it shows an hour later
+    is something else.
+    """
+    _, owner = tracks.unique(return_inverse=True)
+    order = owner.argsort(stable=True)
+    counts = owner.bincount()
+    place = torch.empty_like(owner)
+    place[order] = torch.arange(len(owner)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    pieces = -(-counts // max(1, longest))
+    stretch = place * pieces[owner] // counts[owner]
+    cut: Tensor = (owner * len(owner) + stretch).unique(return_inverse=True)[1]
+    return cut
+
+
+def some_tracks(tracks: Int64[Tensor, " N"], count: int, generator: torch.Generator) -> Int64[Tensor, " M"]:
+    """Indices of all images of ``count`` tracks, drawn uniformly, in ascending order.
+
+    Raises:
+        ValueError: there are not so many, or fewer than one is asked for.
+
+    """
+    names, owner = tracks.unique(return_inverse=True)
+    if not 1 <= count <= len(names):
+        raise ValueError(f"tracks={count}: choose 1 to {len(names)}, which is how many there are")
+    kept = torch.zeros(len(names), dtype=torch.bool)
+    kept[torch.randperm(len(names), generator=generator)[:count]] = True
+    return kept[owner].nonzero()[:, 0]
+
+
+def _drawn(
+    labels: Int64[Tensor, " N"], wanted: Int64[Tensor, " C"], generator: torch.Generator | None
+) -> Int64[Tensor, " M"]:
+    """Indices of ``wanted[c]`` images of each class c, drawn uniformly, or of all where it has fewer; ascending."""
+    return _first(labels, wanted, torch.randperm(len(labels), generator=generator))
+
+
+def _first(groups: Int64[Tensor, " N"], wanted: Int64[Tensor, " G"], order: Int64[Tensor, " N"]) -> Int64[Tensor, " M"]:
+    """Of each group g the first ``wanted[g]`` images in ``order``, in ascending order."""
+    grouped = order[groups[order].argsort(stable=True)]
+    counts = groups.bincount(minlength=len(wanted))
+    place = torch.arange(len(groups)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return grouped[place < wanted[groups[grouped]]].sort().values
+
+
+def _taken(paths: Sequence[str], index: Int64[Tensor, " M"]) -> Sequence[str]:
+    return paths.take(index) if isinstance(paths, Paths) else [paths[i] for i in index.tolist()]
+
+
+def _blocks(blocks: Sequence[range], index: Int64[Tensor, " M"]) -> list[range] | None:
+    """What is left of each block; None where ``index`` goes back and forth between them."""
+    if (index.diff() < 0).any():
+        return None
+    return list(_left(blocks, index))
+
+
+def _left(blocks: Sequence[range], index: Int64[Tensor, " M"]) -> Iterator[range]:
+    ends = torch.searchsorted(index, torch.tensor([block.stop for block in blocks])).tolist()
+    for first, end in zip([0, *ends], ends, strict=False):
+        if first < end:
+            yield range(first, end)

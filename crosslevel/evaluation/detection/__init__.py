@@ -1,0 +1,1 @@
+"""Detection with Faster R-CNN on the encoder."""

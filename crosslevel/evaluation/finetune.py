@@ -1,0 +1,249 @@
+"""Classifiers trained on images: on the frozen encoder's views, or with the whole network fine-tuned."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import Images
+from crosslevel.data.subsets.select import take
+from crosslevel.evaluation.linear import SCHEDULES, Linear
+from crosslevel.evaluation.supervised import Progress, Training, diverged, place_of, train_classifier
+from crosslevel.features.extract import Runtime, extract
+from crosslevel.models.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """How a whole network is fine-tuned.
+
+    Args:
+        epochs: passes over the labelled images.
+        batch_size: images a step.
+        lr: rate of the encoder, at any batch size.
+        lr_classifier: rate of the new linear classifier.
+        weight_decay: of both.
+        schedule: both rates fall along a cosine, or tenfold after 60 % and 80 % of the epochs.
+
+    Raises:
+        ValueError: a number out of its range.
+
+    """
+
+    epochs: int = 20
+    batch_size: int = 256
+    lr: float = 0.01
+    lr_classifier: float = 0.2
+    weight_decay: float = 0.0
+    schedule: str = "step"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 2 or self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"epochs={self.epochs}, batch_size={self.batch_size}, schedule={self.schedule!r}: give 1 epoch "
+                f"of 2 images at least, and one of {', '.join(SCHEDULES)}"
+            )
+
+
+@dataclass(frozen=True)
+class Semi(FineTune):
+    """Semi-supervised: fine-tuning with few labels (Wang et al. 2021, sec. 4; He et al. 2020, as the field does it).
+
+    The rates are SwAV's for 10 % of ImageNet's labels (Caron et al. 2020); for 1 % it takes 0.02 and 5.
+
+    Args:
+        fractions: shares of the labels; each is a training of its own.
+        list_file: text file that names the labelled images, such as ImageNet's lists of 1 % and 10 %, instead.
+        epochs: passes over the labelled images.
+        batch_size: images a step.
+        lr: rate of the encoder.
+        lr_classifier: rate of the new linear classifier.
+        weight_decay: of both.
+        schedule: both rates fall along a cosine, or tenfold after 60 % and 80 % of the epochs.
+
+    Raises:
+        ValueError: a number out of its range.
+
+    """
+
+    fractions: tuple[float, ...] = (0.01, 0.1)
+    list_file: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.fractions or not all(0 < share <= 1 for share in self.fractions):
+            raise ValueError(f"semi.fractions={self.fractions}: give shares above 0 and up to 1")
+
+
+def fine_tuned(
+    encoder: Encoder,
+    images: Images,
+    classes: int,
+    queries: Images,
+    how: FineTune,
+    place: Runtime,
+    bad: BadFiles,
+    *,
+    seed: int = 0,
+    home: Path | None = None,
+    key: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Float[Tensor, "Q C"], Int64[Tensor, " Q"]]:
+    """Logits of the queries after fine-tuning a copy of the encoder on labelled images, and their labels.
+
+    Args:
+        encoder: left as it is.
+        images: labelled in [0, classes).
+        classes: C.
+        queries: to classify.
+        how: epochs and rates.
+        place: where it runs.
+        bad: collects what could not be read.
+        seed: of batches, views and the classifier.
+        home: the run's folder: a killed training continues there.
+        key: what the training depends on beyond ``how`` and ``seed``: the encoder's and the images' identity.
+        progress: told how many of how many epochs are done.
+
+    """
+    device = place.hardware.device
+    network = copy.deepcopy(encoder).to(device).to(memory_format=torch.channels_last).train().requires_grad_(True)
+    classifier = new_classifier(encoder.num_features, classes, seed).to(device)
+    # Which images are labelled is in their identity, and not in how they were chosen.
+    told = {name: value for name, value in asdict(how).items() if name in FineTune.__dataclass_fields__}
+    folder = place_of(home, name="fine-tuned", how=told, seed=seed, **(key or {}))
+    training = Training(how.epochs, how.batch_size, how.schedule, how.weight_decay, seed, folder)
+    groups = [
+        {"params": list(network.parameters()), "lr": how.lr},
+        {"params": list(classifier.parameters()), "lr": how.lr_classifier},
+    ]
+    modules = nn.ModuleList([network, classifier])
+    train_classifier(
+        lambda views: classifier(network(views).float()), groups, modules, images, encoder, training, place, bad,
+        progress,
+    )  # fmt: skip
+    found = extract(
+        network, queries, batch_size=place.batch_size, workers=place.workers, hardware=place.hardware, bad=bad
+    )
+    with torch.no_grad():
+        scores: Tensor = classifier.cpu()(found.features)
+    if not bool(scores.isfinite().all()):
+        # The last step's loss is that of the weights before it.
+        raise diverged(how.epochs, [how.lr, how.lr_classifier])
+    return scores, found.labels
+
+
+def on_views(
+    encoder: Encoder,
+    images: Images,
+    classes: int,
+    how: Linear,
+    place: Runtime,
+    bad: BadFiles,
+    *,
+    seed: int = 0,
+    home: Path | None = None,
+    key: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> nn.Linear:
+    """A linear classifier trained on the frozen encoder's features of random crops and flips.
+
+    The arguments are those of `fine_tuned`; the encoder stays in evaluation mode, so its batch statistics do not move.
+    """
+    device = place.hardware.device
+    network = copy.deepcopy(encoder).to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    classifier = new_classifier(encoder.num_features, classes, seed).to(device)
+    settings = replace(how, lrs=(1.0,), weight_decays=(0.0,))  # what takes no part here
+    folder = place_of(home, name="linear", how=asdict(settings), seed=seed, **(key or {}))
+    training = Training(how.epochs, how.batch_size, how.schedule, how.weight_decay, seed, folder)
+
+    def logits(views: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = network(views)
+        scores: Tensor = classifier(features.float())
+        return scores
+
+    groups = [{"params": list(classifier.parameters()), "lr": how.lr}]
+    train_classifier(logits, groups, nn.ModuleList([classifier]), images, encoder, training, place, bad, progress)
+    return classifier.cpu()
+
+
+def new_classifier(features: int, classes: int, seed: int) -> nn.Linear:
+    """MoCo's start: weights of deviation 0.01, bias 0 (He et al. 2020, the authors' code)."""
+    classifier = nn.Linear(features, classes)
+    nn.init.normal_(classifier.weight, std=0.01, generator=torch.Generator().manual_seed(seed))
+    nn.init.zeros_(classifier.bias)
+    return classifier
+
+
+def labelled_share(labels: Int64[Tensor, " N"], fraction: float, generator: torch.Generator) -> Int64[Tensor, " M"]:
+    """Indices of ``fraction`` of each class, drawn at random; at least one image of a class.
+
+    Args:
+        labels: of all images.
+        fraction: in (0, 1].
+        generator: the same draws the same images.
+
+    """
+    order = torch.randperm(len(labels), generator=generator)
+    kept = []
+    for c in labels.unique():
+        own = order[labels[order] == c]
+        kept.append(own[: max(1, round(fraction * len(own)))])
+    return torch.cat(kept).sort().values
+
+
+def listed(images: Images, file: str) -> Int64[Tensor, " M"]:
+    """Indices of the images that a text file names, one a line: by their path, or their file name alone.
+
+    Raises:
+        ValueError: the file cannot be read, names an image that is not there, or one that several have.
+
+    """
+    try:
+        text = Path(file).read_text("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise ValueError(f"semi.list_file={file}: {error.strerror or error}") from error
+    places: dict[str, int] = {}
+    for i, path in enumerate(images.paths):
+        name = path.rpartition("/")[2]
+        places[name] = -1 if name in places else i
+    places |= {path: i for i, path in enumerate(images.paths)}
+    # A label may follow the path, as in some lists; a path may have spaces.
+    whole = [line.strip() for line in text.split("\n") if line.strip()]
+    lines = [line if line in places else line.split()[0] for line in whole]
+    missing = [line for line in lines if places.get(line, -1) < 0]
+    if missing or not lines:
+        what = f"{len(missing)} of its {len(lines)} lines, {missing[0]} first, name" if missing else "it names"
+        raise ValueError(f"semi.list_file={file}: {what} no image of {images.name} (or several)")
+    return torch.tensor(sorted({places[line] for line in lines}))
+
+
+def few_labels(images: Images, how: Semi, seed: int) -> dict[str, Images]:
+    """The labelled part of ``images``, or one for each fraction, by a name for the table.
+
+    Raises:
+        ValueError: fewer labels than classes.
+
+    """
+    assert images.labels is not None
+    classes = len(images.classes or [])
+    if how.list_file is not None:
+        parts = {f"labels of {Path(how.list_file).name}": listed(images, how.list_file)}
+    else:
+        parts = {
+            f"{100 * fraction:.10g} % of labels": labelled_share(
+                images.labels, fraction, torch.Generator().manual_seed(seed)
+            )
+            for fraction in how.fractions
+        }
+    for name, index in parts.items():
+        if len(index) < classes:
+            raise ValueError(f"{name}: {len(index)} labelled images for {classes} classes: give more labels")
+    return {name: take(images, index) for name, index in parts.items()}

@@ -1,0 +1,244 @@
+"""The protocols that `crosslevel evaluate` knows, each for several kinds of features on the same images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import Images
+from crosslevel.evaluation.finetune import FineTune, Semi, few_labels, fine_tuned, on_views
+from crosslevel.evaluation.linear import Linear, choose
+from crosslevel.evaluation.scores import Scores, Truth, truth
+from crosslevel.features.cache import CachedFeatures, FeatureCache
+from crosslevel.features.extract import Runtime, pixels
+from crosslevel.metrics.bootstrap import intervals
+from crosslevel.metrics.clustering import agreement, clusters, matching
+from crosslevel.metrics.knn import weighted_knn
+from crosslevel.metrics.retrieval import mean_figures, ranked
+from crosslevel.metrics.shots import Shots, split_by_frequency
+from crosslevel.models.encoder import Encoder
+
+PIXELS: Literal["pixels"] = "pixels"
+"""The kind of features that are the pixels themselves, at `PIXEL_SIZE`."""
+
+PIXEL_SIZE = 32
+
+Kind = Encoder | Literal["pixels"]
+Row = dict[str, Scores]
+"""What a protocol found, by kind of features."""
+
+MEAN_PER_CLASS = ("aircraft", "aircrafts", "caltech", "flower", "flowers", "pet", "pets")
+"""Data sets whose papers report the mean of the classes' accuracies (Kornblith et al., CVPR 2019, table 1)."""
+
+
+@dataclass
+class Subject:
+    """What is judged, on which images.
+
+    ``kinds`` are encoders by name, or `PIXELS`; ``bank`` are the labelled images to learn from and ``queries`` those to
+    classify; ``home`` is the run's folder, where features and unfinished trainings are kept; ``branches`` are heads on
+    the last encoder's features, for protocols that need features alone.
+    """
+
+    kinds: dict[str, Kind]
+    bank: Images
+    queries: Images
+    place: Runtime
+    bad: BadFiles = field(default_factory=BadFiles)
+    home: Path | None = None
+    branches: dict[str, nn.Module] = field(default_factory=dict)
+    console: Console | None = None
+    shots: tuple[int, int] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.cache = FeatureCache(self.home, self.place, self.bad)
+        self._pixels: dict[int, CachedFeatures] = {}
+
+    @property
+    def encoders(self) -> dict[str, Encoder]:
+        """The kinds that can be trained."""
+        return {name: kind for name, kind in self.kinds.items() if isinstance(kind, Encoder)}
+
+    @property
+    def split(self) -> Shots | None:
+        """Many-, medium- and few-shot classes of the bank."""
+        assert self.bank.labels is not None
+        return split_by_frequency(torch.bincount(self.bank.labels, minlength=len(self.bank.classes or [])), self.shots)
+
+    @property
+    def names(self) -> list[str]:
+        """All that has features."""
+        return [*self.kinds, *self.branches]
+
+    def known(self, name: str) -> tuple[CachedFeatures, CachedFeatures]:
+        """Features of the bank and of the queries."""
+        if name in self.branches:
+            bank, queries = self.known(list(self.encoders)[-1])
+            with torch.no_grad():
+                heads = [self.branches[name](part.features) for part in (bank, queries)]
+            return bank._replace(features=heads[0]), queries._replace(features=heads[1])
+        kind = self.kinds[name]
+        return self._known(name, kind, self.bank), self._known(name, kind, self.queries)
+
+    def _known(self, name: str, kind: Kind, images: Images) -> CachedFeatures:
+        if isinstance(kind, Encoder):
+            with self.progress(name) as told:
+                return self.cache.features(name, kind, images, told)
+        if id(images) not in self._pixels:
+            size = max([encoder.view.size for encoder in self.encoders.values()], default=PIXEL_SIZE)
+            shown = self.cache.decoded(images, size)
+            found = pixels(shown, PIXEL_SIZE, workers=self.place.workers, bad=self.bad)
+            tracks = None if shown.tracks is None else shown.tracks[found.places]
+            self._pixels[id(images)] = CachedFeatures(found.features, found.labels, tracks)
+        return self._pixels[id(images)]
+
+    def truth(self, known: CachedFeatures, asked: CachedFeatures) -> Truth:
+        """The labels that both sets of features came with."""
+        return truth(known.labels, self.bank.classes or [], asked.labels, self.queries.classes or [], self.shots)
+
+    def key(self, name: str, images: Images) -> dict[str, str]:
+        """What a training of encoder ``name`` on ``images`` depends on."""
+        return {"features": self.cache.key(self.encoders[name], images)}
+
+    def draws(self) -> torch.Generator:
+        """A new generator from the seed."""
+        return torch.Generator().manual_seed(self.seed)
+
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Callable[[int, int], None] | None]:
+        """A bar, where there is a console."""
+        if self.console is None or not self.console.is_terminal:
+            yield None
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, of: bar.update(task, completed=done, total=of)
+
+
+def knn(subject: Subject, k: int = 200, temperature: float = 0.1) -> dict[str, Row]:
+    """The temperature-weighted nearest neighbours' vote (Wu et al., CVPR 2018, sec. 3.4)."""
+    row = {}
+    for name in subject.names:
+        known, asked = subject.known(name)
+        found = subject.truth(known, asked)
+        votes = weighted_knn(known.features, known.labels, asked.features, len(found.counts), k, temperature)
+        row[name] = found.judge(votes)
+    return {f"kNN, k = {k}, T = {temperature}": row}
+
+
+def linear(subject: Subject, how: Linear) -> dict[str, Row]:
+    """A linear classifier on frozen features: the best of a sweep, or the classic one on random views."""
+    row = {}
+    for name in subject.encoders if how.augmented else subject.names:
+        known, asked = subject.known(name)
+        found = subject.truth(known, asked)
+        with subject.progress(f"linear classifier, {name}") as told:
+            if how.augmented:
+                row[name] = found.judge(_classic(subject, name, how, asked, told))
+                continue
+            best = choose(known.features, known.labels, len(found.counts), how, subject.draws(), told)
+        chosen = {"lr": best.lr, "weight_decay": best.weight_decay, "held_out": 100 * best.held_out_accuracy}
+        row[name] = found.judge(best.classifier.scores(asked.features)[:, 0], chosen)
+    return {"linear, on views" if how.augmented else "linear": row}
+
+
+def _classic(
+    subject: Subject, name: str, how: Linear, asked: CachedFeatures, told: Callable[[int, int], None] | None
+) -> Tensor:
+    encoder, classes = subject.encoders[name], len(subject.bank.classes or [])
+    classifier = on_views(
+        encoder, _trained_on(subject, encoder, subject.bank), classes, how, subject.place, subject.bad,
+        seed=subject.seed, home=subject.home, key=subject.key(name, subject.bank), progress=told,
+    )  # fmt: skip
+    with torch.no_grad():
+        scores: Tensor = classifier(asked.features)
+    return scores
+
+
+def semi(subject: Subject, how: Semi) -> dict[str, Row]:
+    """The whole network fine-tuned with few labels, beside the same network trained with them from scratch."""
+    parts = few_labels(subject.bank, how, subject.seed)
+    return {f"semi-supervised, {title}": _fine_tuned(subject, part, how, title) for title, part in parts.items()}
+
+
+def transfer(subject: Subject, how: FineTune, sweep: Linear) -> dict[str, Row]:
+    """What the features are worth on this data set: under a linear classifier, and fine-tuned."""
+    return {
+        "transfer, linear": linear(subject, sweep).popitem()[1],
+        "transfer, fine-tuned": _fine_tuned(subject, subject.bank, how, "all labels"),
+    }
+
+
+def _fine_tuned(subject: Subject, images: Images, how: FineTune, title: str) -> Row:
+    row, classes = {}, subject.bank.classes or []
+    assert images.labels is not None
+    for name, encoder in subject.encoders.items():
+        shown = _trained_on(subject, encoder, images)
+        with subject.progress(f"fine-tuning, {title}, {name}") as told:
+            scores, labels = fine_tuned(
+                encoder, shown, len(classes), subject.cache.decoded(subject.queries, encoder.view.size), how,
+                subject.place, subject.bad, seed=subject.seed, home=subject.home, key=subject.key(name, images),
+                progress=told,
+            )  # fmt: skip
+        found = truth(images.labels, classes, labels, subject.queries.classes or [], subject.shots)
+        row[name] = found.judge(scores)
+    return row
+
+
+def _trained_on(subject: Subject, encoder: Encoder, images: Images) -> Images:
+    """Small images decoded once; of large ones each crop is cut from the file."""
+    size = encoder.view.size
+    return subject.cache.decoded(images, size) if size <= 64 else images
+
+
+def retrieval(subject: Subject) -> dict[str, Row]:
+    """Which test images are nearest to each test image, by class and, where there are tracks, by track.
+
+    By class, images of the query's own track take no part.
+    """
+    asked = {name: subject.known(name)[1] for name in subject.names}
+    tables = {
+        "retrieval, by class": {name: _ranked(subject, a.features, a.labels, a.tracks) for name, a in asked.items()}
+    }
+    if all(a.tracks is not None for a in asked.values()):
+        tables["retrieval, by track"] = {
+            name: _ranked(subject, a.features, a.tracks, None) for name, a in asked.items() if a.tracks is not None
+        }
+    return tables
+
+
+def _ranked(subject: Subject, features: Tensor, labels: Tensor, tracks: Tensor | None) -> Scores:
+    table = ranked(features, labels, tracks)
+    spread = {name: intervals(column, generator=subject.draws()) for name, column in table.items()}
+    return Scores(mean_figures(table), spread)
+
+
+def clustering(subject: Subject, count: int | None = None) -> dict[str, Row]:
+    """K-means on the test images' features, held against their labels; as many clusters as classes unless given."""
+    row = {}
+    for name in subject.names:
+        _, asked = subject.known(name)
+        wanted = count or len(asked.labels.unique())
+        found = clusters(asked.features, wanted, seed=subject.seed)
+        right = matching(found, asked.labels)[found] == asked.labels
+        spread = {"accuracy": intervals(right, generator=subject.draws())}
+        row[name] = Scores(agreement(found, asked.labels), spread)
+    return {"clustering": row}
+
+
+def convention(name: str) -> Literal["balanced", "top1"]:
+    """The accuracy that papers report for the data set ``name``."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return "balanced" if any(word in MEAN_PER_CLASS for word in words) else "top1"

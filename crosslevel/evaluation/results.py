@@ -1,0 +1,73 @@
+"""Figures as tables, and as a file that later calls add to and `crosslevel compare` reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from crosslevel.evaluation.protocols import Row
+from crosslevel.report import Cell, Measured, cell
+
+FILE = "evaluation.json"
+
+COLUMNS = {
+    "top1": "top-1", "top5": "top-5", "balanced": "balanced", "many": "many", "medium": "medium", "few": "few",
+    "recall@1": "recall@1", "recall@5": "recall@5", "recall@10": "recall@10", "map": "mAP",
+    "nmi": "NMI", "ari": "ARI", "accuracy": "accuracy", "AP": "AP", "AP50": "AP50", "AP75": "AP75",
+}  # fmt: skip
+"""The figures that tables show, in their order."""
+
+
+def print_table(console: Console, title: str, row: Row) -> None:
+    """The figures, one row a kind of features; behind each the half width of its interval."""
+    table = Table(title=f"{title}; in %, ± half of the 95 % interval")
+    names = columns(row)
+    table.add_column("features")
+    for name in names:
+        table.add_column(COLUMNS[name], justify="right")
+    for kind, judged in row.items():
+        table.add_row(kind, *(cell(measured(judged.figures, judged.intervals, name), 1) for name in names))
+    console.print(table)
+    for kind, judged in row.items():
+        if judged.chosen:
+            text = ", ".join(f"{name} {value:.4g}" for name, value in judged.chosen.items())
+            console.print(f"{kind}: chosen on held-out training images: {text}", highlight=False)
+
+
+def measured(figures: dict[str, float], intervals: Mapping[str, Sequence[float]] | None, name: str) -> Cell:
+    """One figure for a table, with half of its interval if it has one."""
+    if name not in figures:
+        return None
+    low, high = (intervals or {}).get(name, (0.0, 0.0))
+    return Measured(figures[name], (high - low) / 2) if high > low else figures[name]
+
+
+def columns(row: Row) -> list[str]:
+    """Which figures there are, in the table's order."""
+    return [name for name in COLUMNS if any(name in judged.figures for judged in row.values())]
+
+
+def keep(file: Path, about: dict[str, Any], row: Row) -> None:
+    """Add a result to the file, in place of an earlier one of the same protocol, images and settings."""
+    results: list[dict[str, Any]] = read_results(file) if file.is_file() else []
+    new = json.loads(json.dumps(about))
+    new["accuracy_percent"] = {kind: judged.figures for kind, judged in row.items()}
+    new["interval_percent"] = {kind: judged.intervals for kind, judged in row.items() if judged.intervals}
+    new["chosen"] = {kind: judged.chosen for kind, judged in row.items() if judged.chosen}
+    same = ("protocol", "images", "test", "crops", "settings")
+    results = [old for old in results if any(old.get(name) != new.get(name) for name in same)]
+    text = json.dumps({"results": [*results, new]}, indent=2) + "\n"
+    file.with_suffix(".tmp").write_text(text, encoding="utf-8")
+    os.replace(file.with_suffix(".tmp"), file)
+
+
+def read_results(file: Path) -> list[dict[str, Any]]:
+    """The results in an evaluation.json; none of a file from before it had several."""
+    results: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")).get("results", [])
+    return results

@@ -1,0 +1,163 @@
+"""A plain training loop on labelled images, that a killed run continues: what all probes of a network share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import Images, InMemoryImages
+from crosslevel.data.loaders.batches import TrainBatches
+from crosslevel.evaluation.linear import SCHEDULES
+from crosslevel.features.extract import Runtime
+from crosslevel.models.encoder import Encoder
+from crosslevel.transforms.views import Views
+from crosslevel.utils.tensors import load_tensors
+
+SMALL = 64  # pixels: smaller images lose their object in crops of a twelfth
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Training:
+    """One training of a classifier: everything that decides how it ends.
+
+    ``rates`` has a rate for each of the optimizer's groups of parameters; ``schedule`` multiplies them.
+    """
+
+    epochs: int
+    batch_size: int
+    schedule: str
+    weight_decay: float
+    seed: int
+    folder: Path | None = None
+
+
+def train_classifier(
+    network: Callable[[Tensor], Tensor],
+    groups: list[dict[str, Any]],
+    modules: nn.ModuleList,
+    images: Images,
+    encoder: Encoder,
+    how: Training,
+    place: Runtime,
+    bad: BadFiles,
+    progress: Progress | None = None,
+) -> None:
+    """Train ``network`` by cross-entropy on random crops and flips, with SGD of momentum 0.9.
+
+    After each epoch everything is kept in ``how.folder``, where the same call continues.
+
+    Args:
+        network: normalized views (B, 3, s, s) to logits (B, C).
+        groups: parameters and their rate, as PyTorch's optimizers take them.
+        modules: whatever changes while training.
+        images: with labels.
+        encoder: says what its views look like.
+        how: epochs, batch size, schedule.
+        place: where it runs.
+        bad: collects what could not be read.
+        progress: told how many of how many epochs are done.
+
+    Raises:
+        ValueError: the loss is no number.
+
+    """
+    views = crops_and_flips(encoder).to(place.hardware.device)
+    batches = TrainBatches(
+        images, how.batch_size, seed=how.seed, bad=bad,
+        crops=None if isinstance(images, InMemoryImages) else views.crops, workers=place.workers or 0,
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.9, weight_decay=how.weight_decay)
+    base = [group["lr"] for group in optimizer.param_groups]
+    kept = None if how.folder is None else how.folder / "last.ckpt"
+    start = _resume(kept, modules, optimizer)
+    factor = SCHEDULES[how.schedule]
+    for epoch in range(start, how.epochs):
+        batches.epoch = epoch
+        total = torch.zeros((), device=place.hardware.device)
+        for step, batch in enumerate(batches):
+            done = (epoch + step / len(batches)) / how.epochs
+            for group, rate in zip(optimizer.param_groups, base, strict=True):
+                group["lr"] = rate * factor(done)
+            total += _step(network, views, batch.images, batch.labels, optimizer, place, (how.seed, epoch, step))
+        if not bool(total.isfinite()) or not all(bool(p.isfinite().all()) for p in modules.parameters()):
+            raise diverged(epoch + 1, base)
+        if kept is not None:
+            state = {"modules": modules.state_dict(), "epoch": epoch + 1}
+            if epoch + 1 < how.epochs:
+                state["optimizer"] = optimizer.state_dict()
+            torch.save(state, kept.with_suffix(".tmp"))
+            os.replace(kept.with_suffix(".tmp"), kept)
+        if progress is not None:
+            progress(epoch + 1, how.epochs)
+
+
+def _step(
+    network: Callable[[Tensor], Tensor],
+    views: Views,
+    images: Tensor,
+    labels: Tensor,
+    optimizer: torch.optim.Optimizer,
+    place: Runtime,
+    seeds: tuple[int, ...],
+) -> Float[Tensor, ""]:
+    device = place.hardware.device
+    draws = torch.Generator().manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]))
+    view = views(images.to(device, non_blocking=True), draws)[0].contiguous(memory_format=torch.channels_last)
+    with place.hardware.autocast():
+        logits = network(view)
+    loss = F.cross_entropy(logits.float(), labels.to(device))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def _resume(kept: Path | None, modules: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """The first epoch to do, after everything is as it was left."""
+    if kept is None:
+        return 0
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    if not kept.is_file():
+        return 0
+    state = load_tensors(kept)
+    modules.load_state_dict(state["modules"])
+    if "optimizer" in state:  # there is none of a training that is done
+        optimizer.load_state_dict(state["optimizer"])
+    return int(state["epoch"])
+
+
+def diverged(epoch: int, rates: list[float]) -> ValueError:
+    """The error of a training that left no numbers."""
+    told = ", ".join(f"{rate:g}" for rate in rates)
+    return ValueError(f"the loss is no longer a number in epoch {epoch}: lower the learning rates ({told})")
+
+
+def crops_and_flips(encoder: Encoder) -> Views:
+    """The views of supervised training: crops of 8 % of the image and more (20 % of small images), flips."""
+    size, mean, std = encoder.view
+    least = 0.2 if size <= SMALL else 0.08
+    views = Views("cifar", size=size, scale=(least, 1.0), jitter=0.0, grayscale=0.0, mean=mean, std=std)
+    views.count = 1
+    return views
+
+
+def place_of(home: Path | None, *, name: str, **settings: Any) -> Path | None:
+    """A folder of its own for each training, by everything that it depends on."""
+    if home is None:
+        return None
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+    return home / "probe" / f"{name}-{digest[:12]}"

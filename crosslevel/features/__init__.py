@@ -1,0 +1,1 @@
+"""Features of images: computed, kept, and written as a table."""

@@ -1,0 +1,169 @@
+"""Features that are computed once: kept in the run's folder until the encoder or the images change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import Images
+from crosslevel.data.loaders.batches import pack
+from crosslevel.data.subsets.select import take
+from crosslevel.features.extract import Features, Runtime, stream
+from crosslevel.models.encoder import Encoder
+from crosslevel.utils.errors import SourceError
+
+FOLDER, COMPLETE = "features", "complete"
+ROWS = 65_536  # images a file: what a killed call loses at most
+DECODED_ONCE = 2e9  # bytes: smaller sources stay in memory for all encoders
+
+Progress = Callable[[int, int], None]
+Columns = dict[str, Tensor]
+
+
+class CachedFeatures(NamedTuple):
+    """Features of M images in float32, their labels (-1: none), and their tracks where the source has any."""
+
+    features: Float[Tensor, "M D"]
+    labels: Int64[Tensor, " M"]
+    tracks: Int64[Tensor, " M"] | None
+
+
+class FeatureCache:
+    """Features of images by encoders, computed at most once for the same weights, images and precision.
+
+    Args:
+        home: the run's folder, where they are kept; None keeps them in memory alone.
+        place: where encoders run.
+        bad: collects what could not be read, now or when the features were computed.
+
+    """
+
+    def __init__(self, home: Path | None, place: Runtime, bad: BadFiles) -> None:
+        self.home, self.place, self.bad = home, place, bad
+        self._known: dict[str, CachedFeatures] = {}
+        self._decoded: dict[tuple[str, int], tuple[Images, dict[str, str]]] = {}
+
+    def features(self, name: str, encoder: Encoder, images: Images, progress: Progress | None = None) -> CachedFeatures:
+        """Features of all readable images.
+
+        Args:
+            name: of the encoder. Features of the same images by an encoder that had this name before are deleted.
+            encoder: the network.
+            images: the source.
+            progress: told how many of how many images are done.
+
+        Raises:
+            SourceError: not one image can be read.
+
+        """
+        key = self.key(encoder, images)
+        if key not in self._known:
+            folder = None if self.home is None else self._folder(name, images, key)
+            parts = self._kept(folder) if folder is not None else []
+            if folder is None or not (folder / COMPLETE).exists():
+                parts += self._computed(encoder, images, len(parts), folder, progress)
+            parts = [part for part in parts if len(part["labels"])]
+            if not parts:
+                raise SourceError(f"{images.name}: none of its {len(images)} images can be read")
+            tracks = None if images.tracks is None else torch.cat([part["tracks"] for part in parts])
+            features, labels = (torch.cat([part[name] for part in parts]) for name in ("features", "labels"))
+            self._known[key] = CachedFeatures(features, labels, tracks)
+        return self._known[key]
+
+    def decoded(self, images: Images, size: int) -> Images:
+        """The images in memory at ``size`` pixels, where they are few enough, decoded once for all who ask."""
+        if len(images) * 3 * size**2 >= DECODED_ONCE:
+            return images
+        key = (_identity(images), size)
+        if key not in self._decoded:
+            bad = BadFiles()
+            self._decoded[key] = pack(images, size, bad=bad, workers=self.place.workers), bad.reasons
+            self._remember(bad.reasons)
+        return self._decoded[key][0]
+
+    def key(self, encoder: Encoder, images: Images) -> str:
+        """What the features depend on."""
+        parts = (encoder.identity(), _identity(images), self.place.hardware.precision)
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    def _folder(self, name: str, images: Images, key: str) -> Path:
+        assert self.home is not None
+        slug = "".join(letter if letter.isalnum() else "-" for letter in name)
+        stem = f"{slug}-{_identity(images)[:12]}"
+        folder = self.home / FOLDER / f"{stem}-{key[:12]}"
+        for other in (self.home / FOLDER).glob(f"{stem}-*"):
+            if other != folder:
+                shutil.rmtree(other)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _computed(
+        self, encoder: Encoder, images: Images, done: int, folder: Path | None, progress: Progress | None
+    ) -> Iterator[Columns]:
+        """What follows the first ``done`` pieces, each on disk before the next is begun."""
+        where = self.place
+        shown = self.decoded(images, encoder.view.size)
+        _, reasons = self._decoded.get((_identity(images), encoder.view.size), (None, {}))
+        for first in range(done * ROWS, len(shown), ROWS):
+            bad = BadFiles()
+            part = take(shown, torch.arange(first, min(first + ROWS, len(shown))))
+            batches = stream(
+                encoder, part, batch_size=where.batch_size, workers=where.workers, hardware=where.hardware, bad=bad
+            )
+            columns = _joined(batches, part, first, len(shown), progress)
+            if folder is not None:
+                file = folder / f"{first:012}.safetensors"
+                # Every piece names what could not be read of it; the first also what was dropped before.
+                named = {**(reasons if first == 0 else {}), **bad.reasons}
+                save_file(columns, file.with_suffix(".tmp"), metadata={"bad": json.dumps(named)})
+                os.replace(file.with_suffix(".tmp"), file)
+            self._remember(bad.reasons)
+            yield columns
+        if folder is not None:
+            (folder / COMPLETE).touch()
+
+    def _kept(self, folder: Path) -> list[Columns]:
+        """The pieces on disk, in order."""
+        files = sorted(folder.glob("*.safetensors"))
+        for file in files:
+            with safe_open(file, framework="pt") as opened:
+                self._remember(json.loads((opened.metadata() or {}).get("bad", "{}")))
+        return [dict(load_file(file)) for file in files]
+
+    def _remember(self, reasons: dict[str, str]) -> None:
+        for path, reason in reasons.items():
+            self.bad.add(path, reason)
+
+
+def _joined(batches: Iterator[Features], images: Images, before: int, total: int, progress: Progress | None) -> Columns:
+    """One piece: all features of ``images``, their labels and tracks."""
+    parts = []
+    for part in batches:
+        parts.append(part)
+        if progress is not None:
+            progress(before + int(part.places[-1]) + 1, total)
+    if not parts:
+        return {"features": torch.zeros(0, 0), "labels": torch.zeros(0, dtype=torch.long)}
+    features, labels, places = (torch.cat(column).contiguous() for column in zip(*parts, strict=True))
+    columns = {"features": features, "labels": labels}
+    return columns if images.tracks is None else columns | {"tracks": images.tracks[places]}
+
+
+def _identity(images: Images) -> str:
+    """The source's identity, asked for once: it looks at every file."""
+    known: str | None = getattr(images, "_known_identity", None)
+    if known is None:
+        known = images._known_identity = images.identity()  # type: ignore[attr-defined]
+    return known

@@ -1,0 +1,142 @@
+"""Images through an encoder: features, batch by batch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import Images
+from crosslevel.data.loaders.batches import Batch, EvalBatches
+from crosslevel.models.encoder import Encoder, View, frozen
+from crosslevel.utils.device import Hardware, choose
+from crosslevel.utils.errors import SourceError
+
+_PIECE = 64  # images a core encodes at a time: few enough that small ones stay in its cache
+
+
+class Runtime(NamedTuple):
+    """Where and how an encoder runs: ``workers`` processes decode (chosen by a first look unless given)."""
+
+    hardware: Hardware
+    workers: int | None = None
+    batch_size: int = 256
+
+
+class Features(NamedTuple):
+    """Features of M images on the CPU in float32, their labels (-1: none), and their places in the source."""
+
+    features: Float[Tensor, "M D"]
+    labels: Int64[Tensor, " M"]
+    places: Int64[Tensor, " M"]
+
+
+def stream(
+    encoder: Encoder,
+    images: Images,
+    *,
+    batch_size: int = 256,
+    workers: int | None = None,
+    hardware: Hardware | None = None,
+    bad: BadFiles | None = None,
+    start: int = 0,
+) -> Iterator[Features]:
+    """Features of ``images`` in order, some at a time: memory does not grow with the number of images.
+
+    A copy of the encoder in evaluation mode is used, so that it is left as it was found. Images that cannot be
+    read are recorded in ``bad`` and left out.
+
+    Args:
+        encoder: the network; its ``view`` says how images are prepared.
+        images: the source.
+        batch_size: images at a time.
+        workers: processes that decode; 0: one thread; None: chosen by a first look at the images.
+        hardware: device and precision; the best there is unless given.
+        bad: collects what could not be read.
+        start: the first image, to continue an interrupted pass.
+
+    """
+    place = hardware or choose()
+    batches = EvalBatches(
+        images,
+        batch_size,
+        encoder.view.size,
+        workers=workers,
+        bad=bad if bad is not None else BadFiles(),
+        start=start,
+    )
+    network = frozen(encoder).to(place.device).to(memory_format=torch.channels_last)
+
+    def encode(batch: Batch) -> Features:
+        with torch.inference_mode(), place.autocast():
+            shown = batch.images.to(place.device, non_blocking=True)
+            features = network(normalize(shown, encoder.view))
+            return Features(features.float().cpu(), batch.labels, batch.index)
+
+    if place.device.type != "cpu":
+        yield from map(encode, batches)
+        return
+    pieces = (Batch(*part) for batch in batches for part in zip(*(t.split(_PIECE) for t in batch), strict=True))
+    yield from _on_all_cores(encode, pieces)
+
+
+def _on_all_cores(encode: Callable[[Batch], Features], batches: Iterable[Batch]) -> Iterator[Features]:
+    """Results in order, each batch on one core.
+
+    The threads of one operation wait for each other, and so for whatever else runs: here the decoder.
+    """
+    cores = torch.get_num_threads()
+    waiting: deque[Future[Features]] = deque()
+    with ThreadPoolExecutor(cores, "crosslevel-encode", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            for batch in batches:
+                waiting.append(pool.submit(encode, batch))
+                if len(waiting) > cores:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+            torch.set_num_threads(cores)  # what the pool's threads set is also what new threads start with
+
+
+def extract(
+    encoder: Encoder,
+    images: Images,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    batch_size: int = 256,
+    workers: int | None = None,
+    hardware: Hardware | None = None,
+    bad: BadFiles | None = None,
+) -> Features:
+    """All features of ``images`` at once; ``progress`` is told how many of how many are done."""
+    parts = []
+    for part in stream(encoder, images, batch_size=batch_size, workers=workers, hardware=hardware, bad=bad):
+        parts.append(part)
+        if progress is not None:
+            progress(int(part.places[-1]) + 1, len(images))
+    if not parts:
+        raise SourceError(f"{images.name}: none of its {len(images)} images can be read")
+    return Features(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def pixels(images: Images, size: int, *, workers: int | None = None, bad: BadFiles | None = None) -> Features:
+    """Raw pixels as features, D = 3 * size * size, centred on mid-grey: what any encoder has to beat."""
+    batches = EvalBatches(images, 1024, size, workers=workers, bad=bad if bad is not None else BadFiles())
+    parts = [Features(b.images.flatten(1).float() / 127.5 - 1, b.labels, b.index) for b in batches]
+    return Features(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def normalize(images: UInt8[Tensor, "B 3 s s"], view: View) -> Float[Tensor, "B 3 s s"]:
+    """Bytes to the numbers that the encoder was trained on, channels last."""
+    mean = torch.tensor(view.mean, device=images.device).view(1, 3, 1, 1) * 255
+    scale = 1 / (torch.tensor(view.std, device=images.device).view(1, 3, 1, 1) * 255)
+    return ((images - mean) * scale).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,1 @@
+"""What is in a collection: sizes, damage, duplicates, the long tail, and what to do about it."""

@@ -1,0 +1,1 @@
+"""The networks: backbone, projection heads, normalization over devices, export."""

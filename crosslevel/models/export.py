@@ -1,0 +1,281 @@
+"""``crosslevel export``: an encoder's weights in the files that other programs read."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torchvision
+from jaxtyping import Float
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from crosslevel.models.encoder import FILE, Encoder, load_encoder
+
+Format = Literal["torchvision", "timm", "detectron2", "onnx"]
+
+TOLERANCE = 1e-4
+"""Largest difference between the features of an ONNX file and the encoder's, relative where they exceed 1."""
+
+SHARED = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
+    "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
+)  # fmt: skip
+"""The models that timm and torchvision build alike, and call alike."""
+
+
+def export(
+    run: str,
+    format: Format | None = None,
+    output: str | None = None,
+    normalize: bool = False,
+    seed: int = 0,
+) -> Path:
+    """Write an encoder for torchvision, timm, detectron2 or ONNX runtimes.
+
+    torchvision: the state of the model of the same name without its classifier, for load_state_dict(strict=False).
+    timm: the state of the timm model (num_classes=0). detectron2: a pickle with the names that the public converter of
+    MoCo's models writes. onnx: the pooled features, checked with onnxruntime on random images before the file is put in
+    place.
+
+    Args:
+        run: the folder of a run, or its encoder.safetensors.
+        format: torchvision, timm, detectron2 or onnx.
+        output: the file: .pth or .pt; for timm also .safetensors; .pkl for detectron2; .onnx. A name beside the
+            encoder unless given.
+        normalize: for onnx: take RGB in [0, 1] and normalize inside; otherwise the images are normalized already.
+        seed: of the random images.
+
+    Returns:
+        the file.
+    """
+    if format is None or format not in _FORMATS:
+        asked = "--format is missing" if format is None else f"--format {format} is unknown"
+        raise ValueError(f"{asked}: give {', '.join(_FORMATS)}")
+    if normalize and format != "onnx":
+        raise ValueError(f"--normalize is for onnx: a file for {format} holds weights only")
+    endings, write = _FORMATS[format]
+    beside = Path(run) if Path(run).is_dir() else Path(run).parent
+    file = Path(output) if output else beside / f"encoder-{format}{endings[0]}"
+    if file.suffix not in endings:
+        raise ValueError(f"--output {file}: a file for {format} ends in {' or '.join(endings)}")
+    if file.resolve() == (beside / FILE).resolve():
+        raise ValueError(f"--output {file} is the encoder itself: give another name")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"--output {file}: there is no folder {file.parent}")
+    encoder = load_encoder(run)
+    unfinished = file.with_name(f".{file.stem}.unfinished{file.suffix}")
+    try:
+        how = write(encoder, unfinished, normalize, seed)
+        os.replace(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    console = Console(soft_wrap=True)
+    console.print(f"{encoder.name}, {encoder.num_features} features: {file}", highlight=False, markup=False)
+    console.print(how, highlight=False, markup=False)
+    return file
+
+
+def for_torchvision(encoder: Encoder) -> dict[str, Tensor]:
+    """The state of torchvision's model of the same name, without its classifier.
+
+    Raises:
+        ValueError: torchvision cannot build this network.
+
+    """
+    name = _plain(encoder, "torchvision")
+    if encoder.width != 1.0:
+        raise _full_width_only("torchvision", encoder)
+    with torch.device("meta"):
+        theirs = torchvision.models.get_model(name, weights=None).state_dict()
+    state = _state(encoder)
+    wanted = {key: tuple(value.shape) for key, value in theirs.items() if not key.startswith("fc.")}
+    other = sorted(
+        key for key in wanted.keys() | state.keys() if key not in state or wanted.get(key) != tuple(state[key].shape)
+    )
+    if other:
+        raise ValueError(f"{encoder.name} is not torchvision's {name}: {other[0]} differs: export to timm or onnx")
+    return state
+
+
+def for_detectron2(encoder: Encoder) -> dict[str, Any]:
+    """What detectron2 reads: NumPy arrays under the names that MoCo's public converter gives them.
+
+    The stem's parts get the prefix ``stem``; ``layer1`` to ``layer4`` are ``res2`` to ``res5``; ``bn1`` to ``bn3`` are
+    the ``norm`` of their convolution; a projection ``shortcut`` and its ``norm`` replace ``downsample``.
+
+    Raises:
+        ValueError: detectron2's ResNet does not fit.
+
+    """
+    if _plain(encoder, "detectron2") in ("resnet18", "resnet34") and encoder.width != 1.0:
+        raise _full_width_only("detectron2", encoder)
+    weights = {_detectron2_name(key): value.numpy() for key, value in _state(encoder).items()}
+    return {"model": weights, "__author__": "Crosslevel", "matching_heuristics": True}
+
+
+def _detectron2_name(key: str) -> str:
+    """``layer1.0.bn2.weight`` is ``res2.0.conv2.norm.weight``."""
+    first, *rest = key.split(".")
+    parts = [f"res{int(first[-1]) + 1}", *rest] if first.startswith("layer") else ["stem", first, *rest]
+    joined = ".".join(parts).replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+    for n in "123":
+        joined = joined.replace(f".bn{n}.", f".conv{n}.norm.")
+    return joined
+
+
+def _plain(encoder: Encoder, program: str) -> str:
+    """The name of a ResNet that ``program`` has too."""
+    name = encoder.name.split(".", maxsplit=1)[0]
+    if name not in SHARED:
+        raise ValueError(f"{encoder.name} has no counterpart in {program}: export it to timm or onnx")
+    if encoder.small_images:
+        raise ValueError(
+            f"{program}'s {name} has no stem for small images: export to timm or onnx, "
+            "or train with --encoder.small_images false"
+        )
+    return name
+
+
+def _full_width_only(program: str, encoder: Encoder) -> ValueError:
+    width = f"encoder.width={encoder.width}"
+    return ValueError(f"{program} builds {encoder.name} in full width only, not {width}: export to timm or onnx")
+
+
+def _state(encoder: Encoder) -> dict[str, Tensor]:
+    return {key: value.detach().cpu().contiguous() for key, value in encoder.backbone.state_dict().items()}
+
+
+def _write_torchvision(encoder: Encoder, file: Path, normalize: bool, seed: int) -> str:
+    torch.save(for_torchvision(encoder), file)
+    name = encoder.name.split(".", maxsplit=1)[0]
+    return (
+        f"torchvision.models.{name}().load_state_dict(torch.load(file), strict=False) lacks only fc; {_inputs(encoder)}"
+    )
+
+
+def _write_timm(encoder: Encoder, file: Path, normalize: bool, seed: int) -> str:
+    if file.suffix == ".safetensors":
+        save_file(_state(encoder), file, metadata={"format": "pt"})
+    else:
+        torch.save(_state(encoder), file)
+    own = encoder.width != 1.0 or encoder.small_images
+    size = "" if encoder.image_size is None else f", img_size={encoder.image_size}"
+    call = f"timm.create_model({encoder.name!r}, num_classes=0{size}, checkpoint_path=file)"
+    if own:
+        call = f"Encoder({encoder.name!r}, {bool(encoder.small_images)}, {encoder.width}, weights=file), not timm alone"
+    return f"{call}; {_inputs(encoder)}"
+
+
+def _write_detectron2(encoder: Encoder, file: Path, normalize: bool, seed: int) -> str:
+    with file.open("wb") as stream:
+        # Protocol 4: arrays in later ones need NumPy 2 to be read.
+        pickle.dump(for_detectron2(encoder), stream, protocol=4)
+    mean, std = ([round(255 * v, 3) for v in values] for values in (encoder.view.mean, encoder.view.std))
+    return (
+        f"MODEL.WEIGHTS file; INPUT.FORMAT RGB; MODEL.PIXEL_MEAN {mean}; MODEL.PIXEL_STD {std}; "
+        f"MODEL.RESNETS: {_detectron2_network(encoder)}"
+    )
+
+
+def _detectron2_network(encoder: Encoder) -> str:
+    """What detectron2 has to be told to build the same network."""
+    backbone: Any = encoder.backbone
+    block, depth = backbone.layer1[0], re.search(r"resne[xt]+(\d+)", encoder.name)
+    assert depth is not None
+    settings: dict[str, int | bool] = {"DEPTH": int(depth[1]), "STRIDE_IN_1X1": False}
+    settings["STEM_OUT_CHANNELS"] = backbone.conv1.out_channels
+    settings["RES2_OUT_CHANNELS"] = (getattr(block, "conv3", None) or block.conv2).out_channels
+    if hasattr(block, "conv3"):
+        groups = block.conv2.groups
+        settings |= {"NUM_GROUPS": groups, "WIDTH_PER_GROUP": block.conv2.out_channels // groups}
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
+
+
+class _Normalized(nn.Module):
+    """Pooled features of images in [0, 1]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("mean", torch.tensor(encoder.view.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(encoder.view.std).view(1, 3, 1, 1))
+
+    def forward(self, images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B D"]:
+        """The pooled features."""
+        features: Tensor = self.encoder((images - self.mean) / self.std)
+        return features
+
+
+def _write_onnx(encoder: Encoder, file: Path, normalize: bool, seed: int) -> str:
+    onnx, runtime = _needed("onnx"), _needed("onnxruntime")
+    _needed("onnxscript")
+    network: nn.Module = (_Normalized(encoder) if normalize else encoder).eval()
+    size = encoder.view.size if encoder.fixed_size is None else encoder.fixed_size
+    example = torch.zeros(2, 3, size, size)
+    batch = torch.export.Dim("batch", min=1)
+    torch.onnx.export(
+        network, (example,), file, input_names=["images"], output_names=["features"], dynamo=True, verbose=False,
+        dynamic_shapes=({0: batch},), external_data=False,
+    )  # fmt: skip
+    model = onnx.load(file)
+    scale = "RGB in [0, 1]" if normalize else _inputs(encoder)
+    says = {
+        "input": f"images: float32 (batch, 3, {size}, {size}), {scale}",
+        "output": f"features: float32 (batch, {encoder.num_features}), pooled",
+        "encoder": encoder.name,
+        "view": json.dumps(encoder.view._asdict()),
+    }
+    onnx.helper.set_model_props(model, says)
+    onnx.save(model, file)
+    difference = _difference(runtime, network, file, size, seed)
+    if not difference <= TOLERANCE:
+        raise ValueError(f"{file}: its features differ from the encoder's by {difference:.1e}: it is not kept")
+    return f"{says['input']}; features differ from the encoder's by at most {difference:.1e}"
+
+
+@torch.no_grad()
+def _difference(runtime: Any, network: nn.Module, file: Path, size: int, seed: int) -> float:
+    """The largest difference on random images, in batches of two sizes."""
+    session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    generator, apart = torch.Generator().manual_seed(seed), []
+    for count in (1, 5):
+        images = torch.rand(count, 3, size, size, generator=generator)
+        if not isinstance(network, _Normalized):
+            images = 4 * images - 2  # about what normalized images are
+        expected = network(images)
+        found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        apart.append((found - expected).abs().div(expected.abs().clamp(min=1)).max())
+    return float(torch.stack(apart).max())
+
+
+def _inputs(encoder: Encoder) -> str:
+    return f"RGB in [0, 1] minus {encoder.view.mean}, divided by {encoder.view.std}"
+
+
+def _needed(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ImportError(f"--format onnx needs {module}: pip install 'crosslevel[export]'") from error
+
+
+_Writer = Callable[[Encoder, Path, bool, int], str]
+
+_FORMATS: dict[str, tuple[tuple[str, ...], _Writer]] = {
+    "torchvision": ((".pth", ".pt"), _write_torchvision),
+    "timm": ((".safetensors", ".pth", ".pt"), _write_timm),
+    "detectron2": ((".pkl",), _write_detectron2),
+    "onnx": ((".onnx",), _write_onnx),
+}

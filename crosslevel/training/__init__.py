@@ -1,0 +1,1 @@
+"""Training without labels, from a source to a run's folder."""

@@ -1,0 +1,104 @@
+"""Collapse, recognized and named while it happens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+
+from crosslevel.data.loaders.batches import Batch
+from crosslevel.training.callbacks import Recorder
+
+WARNINGS = "warnings.txt"
+FEW_DIRECTIONS = 2.0  # untrained networks, the narrowest too, have more than 4
+ONE_GROUP = 0.9  # of a batch's images
+
+
+def symptoms(figures: Mapping[str, float], batch_size: int, features: int, groups: int | None) -> dict[str, str]:
+    """What is wrong with a run by the newest figures of its log: by kind, one line with what to change.
+
+    ``features``: `effective_rank` (`metrics.spectrum`) below `FEW_DIRECTIONS`: all images look alike to the encoder.
+    ``instance branch``: likewise what its loss compares, where a collapse begins.
+    ``groups``: of 3 groups or more, one has more than `ONE_GROUP` of a batch, as the mean of both views, which then
+    agree for nothing; or the rank of the group branch's features is as low: those that are alike but for noise fall
+    into groups of equal size.
+
+    Args:
+        figures: as in metrics.csv.
+        batch_size: images that are grouped together.
+        features: D of the encoder.
+        groups: k of CLD; None without CLD.
+
+    """
+    found = {}
+    rate = f" (now {figures['lr']:.3g})" if "lr" in figures else ""
+    hint = (
+        f"lower --lr{rate} or raise --warmup_epochs; for BYOL raise --method.momentum, elsewhere lower "
+        "--method.temperature"
+    )
+    rank, instance = figures.get("effective_rank"), figures.get("instance_rank")
+    if rank is not None and rank < FEW_DIRECTIONS:
+        found["features"] = f"the features collapse: effective rank {rank:.1f} of {features}: {hint}"
+    if instance is not None and instance < FEW_DIRECTIONS:
+        found["instance branch"] = (
+            f"the instance branch collapses: its features have effective rank {instance:.1f}: {hint}"
+        )
+    if groups is not None and groups > 2 and (wrong := _ungrouped(figures, batch_size, groups)):
+        agreement = f", agreement {100 * figures['group_agreement']:.0f} %" if "group_agreement" in figures else ""
+        found["groups"] = f"the groups collapse: {wrong}{agreement}: lower --cld.weight or --lr"
+    return found
+
+
+def _ungrouped(figures: Mapping[str, float], batch_size: int, groups: int) -> str:
+    rank, share = figures.get("group_rank"), figures.get("largest_group", 0.0) / batch_size
+    if share > ONE_GROUP:
+        return f"{100 * share:.0f} % of a batch in one of {groups} groups"
+    if rank is not None and rank < FEW_DIRECTIONS:
+        return f"the group branch's features have effective rank {rank:.1f}"
+    return ""
+
+
+class CollapseWatch(L.Callback):
+    """One line on the console and in warnings.txt for each kind of collapse, once; comes after all that measure.
+
+    What the first ``after`` steps show is not judged: a network that has hardly begun is allowed to see little.
+    """
+
+    def __init__(self, recorder: Recorder, folder: Path, after: int, console: Console) -> None:
+        self.recorder, self.file, self.after, self.console = recorder, folder / WARNINGS, after, console
+        self.known: set[str] = set()
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Of a run that is continued, keep what was seen up to its checkpoint."""
+        if not trainer.is_global_zero or not self.file.exists():
+            return
+        lines = self.file.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _step(line) <= trainer.global_step and trainer.global_step]
+        kinds = ("features", "instance branch", "groups")
+        self.known = {kind for kind in kinds for line in kept if f"the {kind} collapse" in line}
+        self.file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Look where there are new figures."""
+        step = trainer.global_step
+        if not trainer.is_global_zero or step <= self.after or self.recorder.recorded != step:
+            return
+        cld, images = module.cld, len(batch.index)
+        if cld is not None and cld.last is not None:
+            images = len(cld.last.a.assignment)
+        groups = None if cld is None or cld.last is None else len(cld.last.a.sizes)
+        for kind, line in symptoms(self.recorder.newest, images, module.encoder.num_features, groups).items():
+            if kind not in self.known:
+                self.known.add(kind)
+                self.console.print(f"step {step}: {line}", highlight=False, markup=False)
+                with self.file.open("a", encoding="utf-8") as file:
+                    file.write(f"step {step}: {line}\n")
+
+
+def _step(line: str) -> int:
+    found = re.match(r"step (\d+)", line)
+    return int(found[1]) if found else 0

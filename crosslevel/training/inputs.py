@@ -1,0 +1,139 @@
+"""What a training is fed with: any source, prepared for its views, as batches; and what watches its features."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from crosslevel.cld.loss import CrossLevel
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import Images, InMemoryImages
+from crosslevel.data.loaders.batches import TrainBatches, pack
+from crosslevel.data.loaders.streams import ImageStream, StreamBatches
+from crosslevel.methods import Method
+from crosslevel.models.encoder import Encoder, View
+from crosslevel.training.monitor import Which, monitor_of
+from crosslevel.transforms.views import Views
+from crosslevel.utils.device import Hardware
+from crosslevel.utils.errors import BadImage
+
+Order = Literal["shuffled", "natural"]
+LARGEST_VIEW = 224  # pixels: the usual size, where the images are larger
+LOOKED_AT = 1500  # images of a stream that the report and the monitor see
+
+
+def length(source: Images | ImageStream, epoch_size: int | None) -> int | None:
+    """The number of images; None for a stream, which needs ``epoch_size`` instead."""
+    if isinstance(source, Images):
+        if epoch_size is not None:
+            raise ValueError(
+                f"epoch_size={epoch_size} is for streams: an epoch of {source.name} is all of its {len(source):,} "
+                "images: leave it out"
+            )
+        return len(source)
+    if epoch_size is None:
+        raise ValueError(
+            f"{source.name}: nobody knows how many images a stream has before they are read: "
+            "give --epoch_size N, the images that count as one epoch"
+        )
+    return None
+
+
+def prepared(
+    source: Images | ImageStream, encoder: Encoder, views: Views, memory: float, bad: BadFiles, console: Console
+) -> Images | ImageStream:
+    """Choose the views' size and the stem by the images' size; pack square images no larger than a view."""
+    side, square = _typical_shape(source.some(32) if isinstance(source, ImageStream) else source)
+    views.adapt(encoder.fixed_size or min(LARGEST_VIEW, max(32, side // 32 * 32)))
+    if encoder.fixed_size not in (None, views.size):
+        raise ValueError(
+            f"views.size={views.size} does not suit {encoder.name}, which is built for {encoder.fixed_size} pixels: "
+            "leave it out, or give encoder.image_size"
+        )
+    encoder.adapt(views.size)
+    encoder.view = View(views.size, views.mean, views.std)
+    # Packing keeps the centre square: of an oblong image the views would never see the rest.
+    if isinstance(source, InMemoryImages | ImageStream) or side > views.size or not square:
+        return source
+    needed = len(source) * 3 * views.size**2 / 1e9
+    if needed > memory:
+        say(
+            console,
+            f"decoded images would take {needed:.1f} GB, over --memory {memory}: they are decoded in each epoch",
+        )
+        return source
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("decoding images", total=len(source))
+        return pack(source, views.size, bad=bad, progress=lambda done, of: bar.update(task, completed=done, total=of))
+
+
+def batches_of(
+    source: Images | ImageStream, views: Views, batch_size: int, epoch_size: int | None, order: Order, **how: Any
+) -> TrainBatches | StreamBatches:
+    """The batches of a whole training.
+
+    Raises:
+        ValueError: a stream in another order than its own.
+
+    """
+    if isinstance(source, ImageStream):
+        if order != "shuffled":
+            raise ValueError(f"order={order}: the images of a stream come in an order of their own: leave it out")
+        return StreamBatches(source, batch_size, epoch_size or 0, crops=views.crops, **how)
+    crops = None if isinstance(source, InMemoryImages) else views.crops
+    return TrainBatches(source, batch_size, crops=crops, order=order, **how)
+
+
+def counted(source: Images | ImageStream) -> str:
+    """How much there is, in words."""
+    return f"{len(source):,} images" if isinstance(source, Images) else f"{len(source.shards):,} shards"
+
+
+def usual_monitor(source: Images | ImageStream) -> Which | None:
+    """None for streams: their first images would be read a second time."""
+    if isinstance(source, ImageStream):
+        return None
+    return "label_free" if source.labels is None else "knn"
+
+
+def watching(
+    which: Which | None,
+    encoder: Encoder,
+    method: Method,
+    cld: CrossLevel | None,
+    source: Images | ImageStream,
+    hardware: Hardware,
+    seed: int,
+) -> Callable[[], dict[str, float]] | None:
+    """What measures the features during the training; None where nothing is to be measured."""
+    which = which or usual_monitor(source)
+    if which is None:
+        return None
+    shown = source.some(LOOKED_AT) if isinstance(source, ImageStream) else source
+    return monitor_of(which, encoder, method, cld, shown, hardware, seed)
+
+
+def say(console: Console, line: str) -> None:
+    """Print a line, once for all ranks."""
+    if line and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        console.print(line, highlight=False, markup=False)
+
+
+def _typical_shape(source: Images, looked_at: int = 32) -> tuple[int, bool]:
+    """Of some images the median of the shorter sides in pixels, and whether all are square (to a tenth)."""
+    places = torch.linspace(0, len(source) - 1, min(looked_at, len(source))).long().tolist()
+    sides, square = [], True
+    for i in places:
+        try:
+            short, long = sorted(source[i][0].shape[1:])
+        except BadImage:
+            continue  # named when it is met in training
+        sides.append(short)
+        square = square and long <= 1.1 * short
+    return (int(statistics.median(sides)) if sides else LARGEST_VIEW), square

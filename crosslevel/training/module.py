@@ -1,0 +1,196 @@
+"""The one place where encoder, method, CLD and views meet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from timm.optim import Lars
+from torch import Tensor, nn
+
+from crosslevel.cld.loss import CrossLevel
+from crosslevel.data.loaders.batches import Batch
+from crosslevel.methods import Method
+from crosslevel.methods.base import encode_in_parts
+from crosslevel.models.encoder import Encoder
+from crosslevel.transforms.views import Views
+from crosslevel.utils.errors import NotFinite
+
+Optimizer = Literal["sgd", "adamw", "lars"]
+
+
+class Pretrain(L.LightningModule):
+    """One training step: L = L_I + λ L_G on a shared encoder.
+
+    Everything random in step n is drawn from (seed, n, rank), so that a continued run repeats an uninterrupted one.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        method: Method,
+        cld: CrossLevel | None,
+        views: Views,
+        *,
+        steps: int,
+        warmup_steps: int,
+        optimizer: Optimizer,
+        lr: float,
+        weight_decay: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.method, self.cld, self.views = encoder, method, cld, views
+        self.steps, self.warmup_steps, self.seed = steps, warmup_steps, seed
+        self.optimizer_name, self.lr, self.weight_decay = optimizer, lr, weight_decay
+        self.stream: Callable[[], Iterable[Batch]] = tuple
+        self.draws, self.shared_draws = torch.Generator(), torch.Generator()
+        self.seen: dict[str, Tensor] = {}
+        self.defect: Tensor | None = None
+        # What a method remembers is the same on all ranks, or meant to differ: DDP need not send it in every step.
+        self._ddp_params_and_buffers_to_ignore = remembered(method, "method")
+        if cld is not None:
+            # Groups over all ranks must start from the same points on each of them.
+            cld.generator = self.shared_draws
+
+    def train_dataloader(self) -> Iterable[Batch]:
+        """All batches; asked for after a checkpoint has said at which step the run continues."""
+        return self.stream()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed the step, and set its learning rate."""
+        seed = step_seed(self.seed, self.global_step, self.global_rank)
+        torch.manual_seed(seed)
+        self.draws.manual_seed(seed)
+        self.shared_draws.manual_seed(step_seed(self.seed, self.global_step, -1))
+        rate = cosine(self.global_step, self.steps, self.warmup_steps)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.lr * rate
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one batch; its online views are normalized in as many parts as the method asks for."""
+        views = [v.contiguous(memory_format=torch.channels_last) for v in self.views(batch.images, self.draws)]
+        online = views[: self.method.online]
+        features = [encode_in_parts(self.encoder, view, self.method.splits) for view in online]
+        instance = self.method(views, features, batch.index)
+        group = self.cld(features[0], features[1]) if self.cld is not None else instance.new_zeros(())
+        loss: Tensor = instance + group
+        self.seen = {"loss": loss.detach(), "instance_loss": instance.detach()}
+        if self.cld is not None:
+            self.seen["group_loss"] = group.detach()
+        self._remember_first_defect()
+        return loss
+
+    def _remember_first_defect(self) -> None:
+        """Keep the losses of the first step whose loss is no number, on the device: no step waits for it."""
+        losses = torch.stack([value.float() for value in self.seen.values()])
+        now = torch.cat([losses, losses.new_full((1,), self.global_step + 1)])
+        if self.defect is None:
+            self.defect = torch.full_like(now, torch.nan)
+        found = self.defect[-1].isnan() & ~losses[0].isfinite()
+        self.defect = torch.where(found, now, self.defect)
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Step, then update the method's memory: before any checkpoint of this step is written."""
+        super().optimizer_step(*arguments, **options)
+        self.method.after_step(min(1.0, (self.global_step + 1) / self.steps))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimizer named on the command line; weight decay as its field applies it."""
+        groups = parameter_groups(self, self.weight_decay, everything=self.optimizer_name == "sgd")
+        if self.optimizer_name == "sgd":
+            return torch.optim.SGD(groups, lr=self.lr, momentum=0.9)
+        if self.optimizer_name == "adamw":
+            return torch.optim.AdamW(groups, lr=self.lr)
+        # Without decay timm's LARS is plain SGD unless told to adapt; what is excluded from decay stays plain SGD.
+        groups[0]["always_adapt"] = True
+        return Lars(groups, lr=self.lr, momentum=0.9)
+
+    def values(self) -> dict[str, float]:
+        """What the last step saw, as numbers, for the log."""
+        out = {name: float(value) for name, value in self.seen.items()}
+        out["lr"] = self.lr * cosine(max(self.global_step - 1, 0), self.steps, self.warmup_steps)
+        if self.cld is not None and self.cld.last is not None:
+            sizes = torch.stack([self.cld.last.a.sizes, self.cld.last.b.sizes])
+            out["group_agreement"] = float(self.cld.last.agreement)
+            out["groups_used"] = float((sizes > 0).sum(1).float().mean())
+            out["largest_group"] = float(sizes.amax(1).float().mean())
+        return out
+
+    def check_finite(self) -> None:
+        """Stop the run on a loss that is no number.
+
+        Raises:
+            NotFinite: with everything that was seen.
+
+        """
+        if self.defect is None or bool(self.defect[-1].isnan()):
+            return
+        *losses, step = self.defect.tolist()
+        first = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.seen, losses, strict=True))
+        broken = [name for name, p in self.named_parameters() if not bool(p.isfinite().all())]
+        where = f"{len(broken)} parameters are not finite, {broken[0]} first" if broken else "all parameters are finite"
+        rate = self.lr * cosine(int(step) - 1, self.steps, self.warmup_steps)
+        raise NotFinite(
+            f"the loss is no longer a number from step {step:.0f} on: {first}, lr {rate:.4g}; {where} at step "
+            f"{self.global_step}. Lower --lr or raise --warmup_epochs; if that does not help, try --precision fp32"
+        )
+
+
+def share_hidden(method: Method, cld: CrossLevel) -> None:
+    """Let both heads have the hidden layer in common and fork at the last one.
+
+    Raises:
+        ValueError: their heads have no such layer, or of different size.
+
+    """
+    a, b = method.branch, cld.branch
+    same = len(a) == len(b) == 3 and a[0].weight.shape == b[0].weight.shape
+    if not same:
+        raise ValueError(
+            f"share_hidden needs two MLP heads alike: method.head={method.head} has {_layers(a)}, cld.head={cld.head} "
+            f"has {_layers(b)}"
+        )
+    b[0] = a[0]
+
+
+def _layers(head: nn.Sequential) -> str:
+    return " > ".join(type(layer).__name__ for layer in head)
+
+
+def remembered(method: Method, prefix: str) -> list[str]:
+    """The names of a method's buffers, without the statistics of batch normalization."""
+    return [
+        f"{prefix}.{place}.{name}"
+        for place, module in method.named_modules()
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for name, _ in module.named_buffers(recurse=False)
+    ]
+
+
+def cosine(step: int, steps: int, warmup: int) -> float:
+    """The learning rate's factor: linear from 1/100 over ``warmup`` steps, then half a cosine to 0."""
+    if step < warmup:
+        return 0.01 + 0.99 * step / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed for one step of one rank; neighbouring arguments give unrelated seeds."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    return (mixed ^ (mixed >> 31)) & 0x7FFFFFFFFFFFFFFF
+
+
+def parameter_groups(module: nn.Module, weight_decay: float, everything: bool) -> list[dict[str, Any]]:
+    """Trained parameters; biases and normalization weights are decayed only with ``everything``."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if everything:
+        return [{"params": trained, "weight_decay": weight_decay}]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]

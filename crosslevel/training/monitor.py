@@ -1,0 +1,178 @@
+"""Figures that are logged during training and never influence it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tvf
+
+from crosslevel.cld.loss import CrossLevel
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import Images, InMemoryImages
+from crosslevel.data.loaders.batches import pack
+from crosslevel.data.subsets.select import sample, stretches, take
+from crosslevel.features.extract import extract
+from crosslevel.methods import Method
+from crosslevel.metrics import descriptor, duplicates, label_free
+from crosslevel.metrics.knn import weighted_knn
+from crosslevel.metrics.spectrum import effective_rank
+from crosslevel.models.encoder import Encoder, frozen
+from crosslevel.transforms.views import Views
+from crosslevel.utils.device import Hardware
+from crosslevel.utils.errors import SourceError
+
+Which = Literal["knn", "label_free", "both"]
+Measure = Callable[[], dict[str, float]]
+
+PROBED, PIXELS = 2000, 50_000_000  # images that scores are of, and how many pixels they may have together
+PIECES = 4  # into at least so many a track is cut that would leave too little to tell its images from
+
+
+def monitor_of(
+    which: Which | None,
+    encoder: Encoder,
+    method: Method | None,
+    cld: CrossLevel | None,
+    source: Images,
+    hardware: Hardware,
+    seed: int,
+) -> Measure | None:
+    """The figures that ``which`` asks for; of the kNN accuracy, None where the source has no labels.
+
+    Raises:
+        ValueError: kNN accuracy is asked for and cannot be.
+
+    """
+    if which is not None and which != "label_free" and source.labels is None:
+        raise ValueError(f"--monitor {which} needs labels, {source.name} has none: give --monitor label_free")
+    if which is None:
+        which = "label_free" if source.labels is None else "knn"
+    measures = []
+    if which != "label_free":
+        measures.append(knn_monitor(encoder, source, hardware, seed))
+    if which != "knn":
+        measures.append(label_free_monitor(encoder, method, cld, source, hardware, seed))
+    found = [measure for measure in measures if measure is not None]
+    return (lambda: {name: value for measure in found for name, value in measure().items()}) if found else None
+
+
+def label_free_monitor(
+    encoder: Encoder, method: Method | None, cld: CrossLevel | None, source: Images, hardware: Hardware, seed: int
+) -> Measure | None:
+    """`scored` of up to 2,000 images, fewer large ones: the same each time. They are among those trained on.
+
+    Where no tracks are known, near-duplicates by pixels are taken for some; long ones are cut (`told_apart`).
+    ``instance_rank`` and ``group_rank`` are the effective ranks of ``method``'s and ``cld``'s features.
+    """
+    size = encoder.view.size
+    draws = torch.Generator().manual_seed(seed)
+    chosen = sample(source, min(PROBED, PIXELS // size**2), draws)
+    try:
+        part = pack(take(source, chosen), size, bad=BadFiles())
+    except SourceError:
+        return None  # none of them can be read; the training says so
+    if len(part) < 4:
+        return None
+    tracks = told_apart(part)
+    return lambda: scored(encoder, method, cld, part, hardware, seed, tracks)
+
+
+@torch.inference_mode()
+def scored(
+    encoder: Encoder,
+    method: Method | None,
+    cld: CrossLevel | None,
+    images: InMemoryImages,
+    hardware: Hardware,
+    seed: int,
+    tracks: Int64[Tensor, " N"] | None,
+) -> dict[str, float]:
+    """`metrics.label_free.scores` of two views of the images, drawn alike each time, and the ranks of the branches.
+
+    The views are those of the preset ``cifar``, whatever the run trains on, so that runs with different views can be
+    compared. Nothing where the features are not finite.
+    """
+    network = frozen(encoder).to(hardware.device)
+    views = Views("cifar", encoder.view.size, mean=encoder.view.mean, std=encoder.view.std).to(hardware.device)
+    draws = torch.Generator().manual_seed(seed)
+    seen: list[list[Tensor]] = [[], []]
+    for part in images.data.split(256):
+        for features, view in zip(seen, views(part.to(hardware.device), draws), strict=True):
+            with hardware.autocast():
+                features.append(network(view.contiguous(memory_format=torch.channels_last)).float())
+    a, b = (torch.cat(features) for features in seen)
+    if not bool(a.isfinite().all() & b.isfinite().all()):
+        return {}
+    own = [] if method is None else [_projected(method, h) for h in (a, b)]
+    found = {"instance_rank": effective_rank(own[0])} if own else {}
+    clusters = torch.Generator().manual_seed(seed)
+    if cld is None:
+        return found | label_free.scores(a, b, tracks=tracks, generator=clusters)
+    instance_a, instance_b = own or (None, None)
+    group_a, group_b = cld.project(a), cld.project(b)
+    found["group_rank"] = effective_rank(group_a)
+    return found | label_free.scores(
+        a, b, group_a, group_b, tracks, clusters, instance_a=instance_a, instance_b=instance_b
+    )
+
+
+def told_apart(images: InMemoryImages) -> Int64[Tensor, " N"]:
+    """The tracks, or near-duplicates by pixels where none are known; where one has over half of the images, cut up."""
+    known = near_tracks(images) if images.tracks is None else images.tracks
+    largest = int(known.unique(return_counts=True)[1].max())
+    return known if 2 * largest <= len(images) else stretches(known, len(images) // PIECES)
+
+
+def near_tracks(images: InMemoryImages) -> Int64[Tensor, " N"]:
+    """Which images are near-duplicates by their pixels, for images whose tracks nobody knows."""
+    small = tvf.resize(images.data, [duplicates.SIDE, duplicates.SIDE], antialias=True)
+    pairs = duplicates.alike_pairs(small, duplicates.perceptual_hash(small), descriptor.describe(small))
+    return duplicates.tracks(len(images), pairs)
+
+
+def _projected(method: Method, features: Tensor) -> Tensor:
+    """The instance features; of a copy, so that running statistics and modes stay as they are."""
+    z: Tensor = copy.deepcopy(method.branch).eval()(features)
+    return z
+
+
+def knn_monitor(encoder: Encoder, source: Images, hardware: Hardware, seed: int) -> Measure | None:
+    """KNN accuracy of 1,000 images among 5,000 others, no track on both sides, and their rank; None if not."""
+    if source.labels is None or len(source) < 20:
+        return None
+    draws = torch.Generator().manual_seed(seed)
+    tracks = getattr(source, "tracks", None)
+    queries, others = _apart(torch.arange(len(source)) if tracks is None else tracks, draws)
+    if not len(queries):
+        return None
+    part, classes = take(source, torch.cat([queries, others])), int(source.labels.max()) + 1
+
+    def measure() -> dict[str, float]:
+        found = extract(encoder, part, hardware=hardware)
+        asked = found.places < len(queries)
+        votes = weighted_knn(
+            found.features[~asked],
+            found.labels[~asked],
+            found.features[asked],
+            classes,
+            k=min(200, len(part) // 10),
+        )
+        accuracy = 100 * float((votes.argmax(1) == found.labels[asked]).float().mean())
+        finite = bool(found.features.isfinite().all())
+        return {"knn": accuracy, **({"effective_rank": effective_rank(found.features[:2000])} if finite else {})}
+
+    return measure
+
+
+def _apart(tracks: Int64[Tensor, " N"], draws: torch.Generator) -> tuple[Int64[Tensor, " Q"], Int64[Tensor, " M"]]:
+    """Some images of every sixth track, and some of the others: at most 1,000 and 5,000."""
+    names, owner = tracks.unique(return_inverse=True)
+    place = torch.randperm(len(names), generator=draws)[owner]
+    order = torch.randperm(len(tracks), generator=draws)
+    asked = place[order] < len(names) // 6
+    return order[asked][:1000], order[~asked][:5000]

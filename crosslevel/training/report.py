@@ -1,0 +1,123 @@
+"""What a run's page shows: curves, the groups that CLD found, neighbours, a map of the features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from crosslevel import report
+from crosslevel.cld.loss import CrossLevel
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import Images, InMemoryImages
+from crosslevel.data.loaders.batches import pack
+from crosslevel.data.subsets.select import sample, take
+from crosslevel.features.extract import extract
+from crosslevel.models.encoder import Encoder
+from crosslevel.utils.device import Hardware
+
+SHOWN = 1500  # images on the map: t-SNE of them takes seconds
+BATCH = 256  # images that CLD's groups are shown for, as in training
+
+
+def warning_blocks(folder: Path) -> list[report.Block]:
+    """What the run warned of, if anything."""
+    file = folder / "warnings.txt"
+    lines = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    return [report.text("Warnings", lines)] if lines else []
+
+
+def curve_blocks(runs: dict[str, Path]) -> list[report.Block]:
+    """Loss and kNN curves of one or several runs, read from each folder's metrics.csv."""
+    metrics = {name: report.read_metrics(folder / "metrics.csv") for name, folder in runs.items()}
+    several = len(runs) > 1
+    blocks = []
+    for column, heading, label in (
+        ("instance_loss" if several else "loss", "Instance loss" if several else "Loss", "loss"),
+        ("knn", "kNN accuracy during training", "%"),
+        ("combined", "Label-free score during training", "score"),
+        ("effective_rank", "Effective rank of the features", "directions"),
+        ("group_agreement", "Agreement of the two views' groups", "share of images"),
+    ):
+        series = {name: m[column] for name, m in metrics.items() if m.get(column)}
+        if column == "loss" and "group_loss" in next(iter(metrics.values())):
+            only = next(iter(metrics.values()))
+            series = {
+                "total": only["loss"],
+                "instance branch": only["instance_loss"],
+                "group branch": only["group_loss"],
+            }
+        if column == "combined" and series and not several:
+            only = next(iter(metrics.values()))
+            series = {label: only[name] for name, label in PARTS.items() if only.get(name)}
+        if series:
+            blocks.append(report.curves(heading, series, "epoch", label, NOTES.get(column, "")))
+    return blocks
+
+
+PARTS = {
+    "combined": "combined", "mrr": "retrieval of the other view", "ami": "agreement of clusterings, views",
+    "ami_levels": "agreement of clusterings, branches",
+}  # fmt: skip
+NOTES = {
+    "combined": "Of two views of the same images, without labels: how surely one is found by the other (mean "
+    "reciprocal rank) times a root of the share of directions in which features differ (effective rank); our "
+    "own. Beside it, how far clusterings of both views, and of both branches, agree (adjusted mutual information).",
+    "effective_rank": "In how many directions the features differ; near 1 they have collapsed.",
+    "knn": "A monitor on a sample of the training images; it never influences the training. Near-duplicates that are "
+    "not known as frames of one track make it higher than the accuracy on new images.",
+    "group_agreement": "How often an image's most similar group in its other view is that view's own group for it.",
+}
+
+
+def feature_blocks(
+    encoder: Encoder, cld: CrossLevel | None, images: Images, hardware: Hardware, seed: int = 0
+) -> list[report.Block]:
+    """Groups, neighbours and map of a random sample of ``images``."""
+    draws = torch.Generator().manual_seed(seed)
+    chosen = sample(images, SHOWN, draws)
+    shown = pack(take(images, chosen), encoder.view.size, bad=BadFiles())
+    features = extract(encoder, shown, hardware=hardware).features
+    blocks = []
+    if cld is not None:
+        blocks.append(_groups(cld, shown, features, draws))
+    queries = torch.randperm(len(shown), generator=draws)[:8].tolist()
+    tracks = _tracks(images, chosen) if len(shown) == len(chosen) else None
+    rows = report.neighbour_rows(
+        shown.data, features, queries, labels=shown.labels, classes=shown.classes, exclude=tracks
+    )
+    apart = " Other frames of the query's own track are left out." if tracks is not None else ""
+    blocks.append(report.image_rows("Nearest neighbours", rows, f"By cosine similarity of the features.{apart}"))
+    blocks.append(
+        report.map2d(
+            "Map of the features",
+            report.project(features, seed=seed),
+            shown.data,
+            shown.labels,
+            shown.classes,
+            note=f"t-SNE of {len(shown):,} images: near each other means similar features.",
+        )
+    )
+    return blocks
+
+
+def _groups(cld: CrossLevel, shown: InMemoryImages, features: Tensor, draws: torch.Generator) -> report.Block:
+    batch = torch.randperm(len(shown), generator=draws)[:BATCH].sort().values
+    device = next(cld.parameters()).device
+    with torch.no_grad():
+        z = cld.project(features[batch].to(device))
+        found = cld.group(z)
+        similarity = (z * found.centroids[found.assignment]).sum(1)
+    rows = report.group_rows(shown.data[batch], found.assignment.cpu(), similarity.cpu())
+    note = (
+        f"One batch of {len(batch)} images in {int((found.sizes > 0).sum())} groups by {found.solver}: the local "
+        "groups that each image's other view is compared with."
+    )
+    return report.image_rows("Groups that CLD finds", rows, note)
+
+
+def _tracks(images: Images, chosen: Int64[Tensor, " M"]) -> Int64[Tensor, " M"] | None:
+    tracks = getattr(images, "tracks", None)
+    return None if tracks is None else tracks[chosen]

@@ -1,0 +1,257 @@
+"""What is random in a view: the settings of an augmentation, and one draw of its parameters per image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor
+
+from crosslevel.transforms.randaugment import draw_operations
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+"""The columns of ``Draw.factors`` and the values of ``Draw.order``."""
+
+ERASE_SCALE, ERASE_RATIO = (0.02, 0.33), (0.3, 3.3)
+"""Area and aspect ratio of an erased box (Zhong et al. 2017, as in torchvision)."""
+
+_TRIES = 10  # torchvision's number of attempts to fit a box into the image
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How one view of an image is drawn. Operations happen in the order of the fields, but colour is dropped after the
+    blur, with which it commutes, and after RandAugment.
+
+    Attributes:
+        scale: smallest and largest area of the crop, as a share of the image.
+        ratio: smallest and largest width / height of the crop.
+        flip: probability of a horizontal flip.
+        jitter: probability of the colour jitter: the next four, in a random order for each image.
+        brightness: factor uniform in [1 - brightness, 1 + brightness], never negative.
+        contrast: likewise.
+        saturation: likewise.
+        hue: shift uniform in [-hue, hue] of the circle; at most 0.5.
+        grayscale: probability of dropping the colour.
+        blur: probability of a Gaussian blur; the kernel is the odd number next to a tenth of the size.
+        blur_sigma: smallest and largest standard deviation of the blur in pixels.
+        randaugment: operations of RandAugment an image, after the blur and before the colour is dropped.
+        magnitude: of RandAugment's operations, in [0, 10].
+        solarize: probability of inverting values from 0.5 up (128 of 255 and up in whole levels).
+        erase: probability of erasing a box, after normalization, to 0: the data set's mean colour.
+        crop: False takes the largest centred square in place of a random crop.
+
+    Raises:
+        ValueError: a setting is outside its range; the message names it.
+
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    grayscale: float = 0.2
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    randaugment: int = 0
+    magnitude: float = 10.0
+    solarize: float = 0.0
+    erase: float = 0.0
+    crop: bool = True
+
+    def __post_init__(self) -> None:
+        unit = (0.0, 1.0)
+        ranges = dict.fromkeys(("flip", "jitter", "grayscale", "blur", "solarize", "erase"), unit)
+        strengths = dict.fromkeys(("brightness", "contrast", "saturation"), (0.0, math.inf))
+        for name, (low, high) in {**ranges, **strengths, "hue": (0.0, 0.5), "magnitude": (0.0, 10.0)}.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name}={value} is outside its range: choose a number in [{low}, {high}]")
+        if self.randaugment < 0:
+            raise ValueError(f"randaugment={self.randaugment}: give the number of operations, 0 for none")
+        for name, most in (("scale", 1.0), ("ratio", math.inf), ("blur_sigma", math.inf)):
+            first, last = getattr(self, name)
+            if not 0 < first <= last <= most:
+                raise ValueError(f"{name}=({first}, {last}): give smallest and largest, above 0 and at most {most}")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The parameters of one view of B images, on the CPU.
+
+    Attributes:
+        boxes: crop (top, left, height, width) in pixels, whole numbers.
+        flip: mirrored or not.
+        jitter: colours jittered or not.
+        factors: of brightness, contrast and saturation, and the shift of hue.
+        order: which of the four comes first, second, third, last.
+        grayscale: colour dropped or not.
+        blur: blurred or not.
+        sigma: standard deviation of the blur in pixels.
+        operations: of RandAugment, by their number; -1 for none.
+        levels: of these operations, in [-1, 1].
+        solarize: solarized or not.
+        erase: erased or not.
+        erase_boxes: (top, left, height, width) in pixels of the view; empty where no box fitted or none is ever erased.
+
+    """
+
+    boxes: Float[Tensor, "B 4"]
+    flip: Bool[Tensor, " B"]
+    jitter: Bool[Tensor, " B"]
+    factors: Float[Tensor, "B 4"]
+    order: Int64[Tensor, "B 4"]
+    grayscale: Bool[Tensor, " B"]
+    blur: Bool[Tensor, " B"]
+    sigma: Float[Tensor, " B"]
+    operations: Int64[Tensor, "B N"]
+    levels: Float[Tensor, "B N"]
+    solarize: Bool[Tensor, " B"]
+    erase: Bool[Tensor, " B"]
+    erase_boxes: Float[Tensor, "B 4"]
+
+    @staticmethod
+    def joined(draws: Sequence[Draw]) -> Draw:
+        """Several draws as one, in this order."""
+        if len(draws) == 1:
+            return draws[0]
+        return Draw(**{field.name: torch.cat([getattr(d, field.name) for d in draws]) for field in fields(Draw)})
+
+    def sorted_by(self, index: Int64[Tensor, " B"]) -> Draw:
+        """The same draw with the images in another order."""
+        return Draw(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+
+def draw(augment: Augment, count: int, height: int, width: int, size: int, generator: torch.Generator | None) -> Draw:
+    """Parameters of a view of (size, size) pixels for ``count`` images of (height, width), independent.
+
+    Every call takes the same number of random numbers for each N of RandAugment, whatever the other settings.
+    """
+    chance = torch.rand(count, 6, generator=generator)
+    flip, jitter, grayscale, blur, solarize, erase = chance.unbind(1)
+    low, high = augment.blur_sigma
+    operations, levels = draw_operations(count, augment.randaugment, augment.magnitude / 10, generator)
+    return Draw(
+        boxes=draw_boxes(augment, count, height, width, generator),
+        flip=flip < augment.flip,
+        jitter=jitter < augment.jitter,
+        factors=_factors(augment, torch.rand(count, 4, generator=generator)),
+        order=torch.rand(count, 4, generator=generator).argsort(dim=1),
+        grayscale=grayscale < augment.grayscale,
+        blur=blur < augment.blur,
+        sigma=torch.rand(count, generator=generator) * (high - low) + low,
+        operations=operations,
+        levels=levels,
+        solarize=solarize < augment.solarize,
+        erase=erase < augment.erase,
+        erase_boxes=_erase_boxes(count, size, generator, augment.erase > 0),
+    )
+
+
+def draw_boxes(
+    augment: Augment, count: int, height: int, width: int, generator: torch.Generator | None
+) -> Float[Tensor, "B 4"]:
+    """Crops (top, left, height, width) by the law of torchvision's RandomResizedCrop.
+
+    Area uniform in ``scale``, log of the aspect ratio uniform; the first of ten tries that fits, else the
+    largest centred box whose ratio is allowed.
+    """
+    chance = _chances(count, generator)
+    if not augment.crop:
+        side = min(height, width)
+        return torch.tensor([(height - side) // 2, (width - side) // 2, side, side]).float().repeat(count, 1)
+    limit = torch.tensor([height, width])
+    chosen, found = _first_that_fits(
+        chance, augment.scale, augment.ratio, height * width, lambda shape: ((shape > 0) & (shape <= limit)).all(2)
+    )
+    room = limit - chosen
+    box = torch.cat([((room + 1) * chance[:, -2:]).floor().minimum(room), chosen], dim=1)
+    fallback = torch.tensor(_largest_box(augment.ratio, height, width), dtype=box.dtype)
+    return torch.where(found.unsqueeze(1), box, fallback).float()
+
+
+def draw_box(augment: Augment, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int, int, int]:
+    """One crop (top, left, height, width), the same as ``draw_boxes`` draws for one image, in a tenth of its time."""
+    chance: list[float] = torch.rand(2 * _TRIES + 2, generator=generator, dtype=torch.float64).tolist()
+    if not augment.crop:
+        side = min(height, width)
+        return (height - side) // 2, (width - side) // 2, side, side
+    (smallest, largest), (low, high) = augment.scale, map(math.log, augment.ratio)
+    for share, turn in zip(chance[:_TRIES], chance[_TRIES : 2 * _TRIES], strict=True):
+        area = height * width * (share * (largest - smallest) + smallest)
+        aspect = math.exp(turn * (high - low) + low)
+        rows, columns = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if 0 < rows <= height and 0 < columns <= width:
+            below, beside = height - rows, width - columns
+            top, left = int((below + 1) * chance[-2]), int((beside + 1) * chance[-1])
+            return min(top, below), min(left, beside), rows, columns
+    return _largest_box(augment.ratio, height, width)
+
+
+def _largest_box(ratio: tuple[float, float], height: int, width: int) -> tuple[int, int, int, int]:
+    if width / height < ratio[0]:
+        rows, columns = round(width / ratio[0]), width
+    elif width / height > ratio[1]:
+        rows, columns = height, round(height * ratio[1])
+    else:
+        rows, columns = height, width
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def _erase_boxes(count: int, size: int, generator: torch.Generator | None, wanted: bool) -> Float[Tensor, "B 4"]:
+    chance = _chances(count, generator)  # in any case: what is drawn next shall not depend on it
+    if not wanted:
+        return torch.zeros(count, 4)
+    # torchvision takes the ratio of an erased box as height / width, that of a crop as width / height.
+    shape, found = _first_that_fits(chance, ERASE_SCALE, ERASE_RATIO, size**2, lambda shape: (shape < size).all(2))
+    chosen = shape.flip(1)
+    room = size - chosen
+    box = torch.cat([((room + 1) * chance[:, -2:]).floor().minimum(room), chosen], dim=1)
+    return torch.where(found.unsqueeze(1), box, torch.zeros((), dtype=box.dtype)).float()
+
+
+def _chances(count: int, generator: torch.Generator | None) -> Float64[Tensor, "B 2*tries+2"]:
+    """The random numbers of one box an image: areas, aspect ratios, and the place in the room that is left."""
+    return torch.rand(count, 2 * _TRIES + 2, generator=generator, dtype=torch.float64)
+
+
+def _first_that_fits(
+    chance: Float64[Tensor, "B 2*tries+2"],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    pixels: int,
+    fits: Callable[[Tensor], Tensor],
+) -> tuple[Float64[Tensor, "B 2"], Bool[Tensor, " B"]]:
+    """Of the tried (height, width) of boxes, in whole pixels, the first that fits, and whether there is one.
+
+    Most often it is the very first: only for the other images are the rest computed.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+
+    def tried(some: Tensor, start: int, stop: int) -> Tensor:
+        area = pixels * (some[:, start:stop] * (scale[1] - scale[0]) + scale[0])
+        aspect = torch.exp(some[:, _TRIES + start : _TRIES + stop] * (high - low) + low)
+        return torch.stack([(area / aspect).sqrt().round(), (area * aspect).sqrt().round()], dim=2)
+
+    shape = tried(chance, 0, 1)
+    found, chosen = fits(shape)[:, 0], shape[:, 0]
+    others = (~found).nonzero()[:, 0]
+    if len(others):
+        shape = tried(chance[others], 1, _TRIES)
+        fitting = fits(shape)
+        first = fitting.int().argmax(dim=1)
+        chosen[others], found[others] = shape[torch.arange(len(others)), first], fitting.any(dim=1)
+    return chosen, found
+
+
+def _factors(augment: Augment, chance: Float[Tensor, "B 4"]) -> Float[Tensor, "B 4"]:
+    ends = [(max(0.0, 1 - s), 1 + s) for s in (augment.brightness, augment.contrast, augment.saturation)]
+    low, high = torch.tensor([*ends, (-augment.hue, augment.hue)]).unbind(1)
+    return chance * (high - low) + low

@@ -1,0 +1,29 @@
+"""The views of published methods, as augmentations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from crosslevel.transforms.parameters import Augment
+
+_BYOL = Augment(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
+
+PRESETS: dict[str, tuple[Augment, ...]] = {
+    # Chen et al. 2020, app. A, strength s = 1
+    "simclr": (Augment(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5),),
+    # Chen et al. 2020 (MoCo v2), sec. 3
+    "mocov2": (Augment(scale=(0.2, 1.0), blur=0.5),),
+    # Grill et al. 2020, table 6: two views of different strength
+    "byol": (_BYOL, replace(_BYOL, blur=0.1, solarize=0.2)),
+    # Tian et al. 2020 (InfoMin), as in the authors' code
+    "infomin": (
+        Augment(scale=(0.2, 1.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5, randaugment=2),
+    ),
+    # Wang et al. 2021, the authors' CIFAR recipe
+    "cifar": (Augment(scale=(0.2, 1.0)),),
+    "none": (Augment(crop=False, flip=0.0, jitter=0.0, grayscale=0.0),),
+}
+"""What one view, or several different views in turn, of a published method look like."""
+
+PLAIN = Augment(scale=(0.6, 1.0), jitter=0.0, grayscale=0.0)
+"""A view whose colours stay: of it a jigsaw is cut (Misra and van der Maaten 2020)."""

@@ -1,0 +1,228 @@
+"""Random views of a whole batch at once, on the batch's own device; parameters differ from image to image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from difflib import get_close_matches
+from itertools import groupby
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from crosslevel.transforms import functional as op
+from crosslevel.transforms import grouped as parts
+from crosslevel.transforms import randaugment
+from crosslevel.transforms.parameters import Augment, Draw, draw, draw_box
+from crosslevel.transforms.presets import PLAIN, PRESETS
+
+
+@final
+class Views(nn.Module):
+    """Random views of a whole batch at once, on the batch's own device.
+
+    Every image of every view gets parameters of its own, drawn on the CPU, so that one seed gives the same
+    parameters on every device. View v takes entry v (modulo their number) of the preset, with the settings
+    given here in place of the preset's. ``count``, the number of views, is 2 unless set; the last ``plain`` of them,
+    0 unless set, are large crops and flips without any change of colour.
+
+    Args:
+        preset: ``simclr``, ``mocov2``, ``byol``, ``infomin``, ``cifar`` or ``none`` (no randomness: a centred square).
+        size: height and width of a view in pixels. Default: 32, or what ``adapt`` is told.
+        scale: smallest and largest area of the crop, as a share of the image. Default: the preset's.
+        flip: probability of a horizontal flip. Default: the preset's.
+        jitter: probability of the colour jitter. Default: the preset's.
+        brightness: strength of the jitter, as in torchvision's ColorJitter. Default: the preset's.
+        contrast: likewise.
+        saturation: likewise.
+        hue: likewise, at most 0.5.
+        grayscale: probability of dropping the colour. Default: the preset's.
+        blur: probability of a Gaussian blur. Default: the preset's.
+        blur_sigma: smallest and largest standard deviation of the blur, in pixels. Default: the preset's.
+        randaugment: operations of RandAugment an image. Default: the preset's.
+        magnitude: of RandAugment's operations, in [0, 10]. Default: the preset's.
+        solarize: probability of inverting values from 0.5 up. Default: the preset's.
+        erase: probability of erasing a box. Default: the preset's.
+        mean: mean of red, green and blue that normalization subtracts, for values in [0, 1].
+        std: standard deviation of red, green and blue that normalization divides by.
+
+    Raises:
+        ValueError: the preset is unknown, or a setting is outside its range.
+
+    """
+
+    _mean: Tensor
+    _std: Tensor
+
+    def __init__(
+        self,
+        preset: str = "cifar",
+        size: int | None = None,
+        scale: tuple[float, float] | None = None,
+        flip: float | None = None,
+        jitter: float | None = None,
+        brightness: float | None = None,
+        contrast: float | None = None,
+        saturation: float | None = None,
+        hue: float | None = None,
+        grayscale: float | None = None,
+        blur: float | None = None,
+        blur_sigma: tuple[float, float] | None = None,
+        randaugment: int | None = None,
+        magnitude: float | None = None,
+        solarize: float | None = None,
+        erase: float | None = None,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+    ) -> None:
+        super().__init__()
+        if preset not in PRESETS:
+            nearest = get_close_matches(preset, PRESETS, n=1, cutoff=0.0)[0]
+            raise ValueError(f"preset={preset!r} is unknown: did you mean {nearest!r}? One of {', '.join(PRESETS)}")
+        if (size is not None and size < 4) or min(std) <= 0:
+            raise ValueError(f"size={size}, std={std}: a view needs 4 pixels or more, and every std above 0")
+        given: dict[str, Any] = {
+            "scale": scale,
+            "flip": flip,
+            "jitter": jitter,
+            "brightness": brightness,
+            "contrast": contrast,
+            "saturation": saturation,
+            "hue": hue,
+            "grayscale": grayscale,
+            "blur": blur,
+            "blur_sigma": blur_sigma,
+            "randaugment": randaugment,
+            "magnitude": magnitude,
+            "solarize": solarize,
+            "erase": erase,
+        }
+        changes = {name: value for name, value in given.items() if value is not None}
+        self.augments = tuple(replace(augment, **changes) for augment in PRESETS[preset])
+        self.preset, self.mean, self.std, self.count, self.plain = preset, mean, std, 2, 0
+        self._given, self.size, self._open = given, size or 32, size is None
+        self.register_buffer("_mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("_std", torch.tensor(std), persistent=False)
+
+    def adapt(self, size: int) -> None:
+        """Draw views of ``size`` pixels, where the size was left open."""
+        if self._open:
+            self.size, self._open = size, False
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that build these views again; None where the preset decides."""
+        return {"preset": self.preset, "size": self.size, **self._given, "mean": self.mean, "std": self.std}
+
+    def forward(
+        self, images: UInt8[Tensor, "B *V 3 H W"], generator: torch.Generator | None = None
+    ) -> list[Float[Tensor, "B 3 size size"]]:
+        """``count`` views of every image, normalized.
+
+        Args:
+            images: whole images (B, 3, H, W), or crops of them (B, V, 3, size, size) as ``crops`` makes
+                them: then crop v becomes view v, and only the crop is skipped.
+            generator: a CPU generator; None takes torch's own.
+
+        Raises:
+            ValueError: the images are not uint8 of one of these shapes.
+
+        """
+        cropped = images.ndim == 5
+        self._check(images, cropped)
+        height, width = images.shape[-2:]
+        views: list[Tensor] = []
+        with _float32_without_gradients(images.device):
+            for augment, alike in groupby(map(self._augment, range(self.count))):
+                places = range(len(views), len(views) + len(list(alike)))
+                # A CPU takes view after view, for its cache; elsewhere all that are drawn alike are one batch.
+                for some in [[v] for v in places] if parts.for_its_cache(images.device) else [list(places)]:
+                    drawn = [draw(augment, len(images), height, width, self.size, generator) for _ in some]
+                    views += self._views(images, some, augment, drawn)
+        return views
+
+    def crops(
+        self, image: UInt8[Tensor, "3 H W"], generator: torch.Generator | None = None
+    ) -> UInt8[Tensor, "V 3 size size"]:
+        """The random crops of one decoded image, one a view: what a loader's worker does of a view.
+
+        The same pixels as torchvision's resized_crop. Fastest for an image whose memory is (H, W, 3), as decoders
+        leave it; so is the memory of the views.
+        """
+        height, width = image.shape[-2:]
+        size, whole = [self.size, self.size], image.unsqueeze(0)
+        views = image.new_empty(self.count, *size, 3).permute(0, 3, 1, 2)
+        for v in range(self.count):
+            top, left, rows, columns = draw_box(self._augment(v), height, width, generator)
+            part = whole[..., top : top + rows, left : left + columns]
+            # The operation that torchvision's resize ends in: around it half of the time would be checks and copies.
+            torch.ops.aten._upsample_bilinear2d_aa.out(part, size, False, None, None, out=views[v : v + 1])
+        return views
+
+    def center(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 size size"]:
+        """The view for evaluation: the largest centred square, resized where needed, normalized."""
+        height, width = images.shape[-2:]
+        if height == width == self.size:
+            return self._normalize_(images.to(torch.float32).div_(255))
+        side = min(height, width)
+        box = torch.tensor([(height - side) // 2, (width - side) // 2, side, side])
+        views = []
+        with _float32_without_gradients(images.device):
+            for chunk in images.split(parts.chunk_length(images, self.size)):
+                boxes = box.repeat(len(chunk), 1).to(images.device, non_blocking=True)
+                views.append(self._normalize_(op.crop_resize(chunk, boxes, self.size)))
+        return torch.cat(views)
+
+    def _augment(self, view: int) -> Augment:
+        if view >= self.count - self.plain and self.augments[0].crop:
+            return PLAIN
+        return self.augments[view % len(self.augments)]
+
+    def _check(self, images: Tensor, cropped: bool) -> None:
+        shape = tuple(images.shape)
+        expected = (self.count, 3, self.size, self.size)
+        if images.dtype != torch.uint8 or (shape[1:] != expected if cropped else shape[1:2] != (3,)):
+            crops = ", ".join(map(str, expected))
+            raise ValueError(f"images are {images.dtype} {shape}: give uint8 (B, 3, H, W), or crops (B, {crops})")
+
+    def _views(
+        self, images: UInt8[Tensor, "B *V 3 H W"], places: list[int], augment: Augment, drawn: list[Draw]
+    ) -> list[Float[Tensor, "B 3 size size"]]:
+        """The views with the numbers ``places``, all by the same ``augment``."""
+        cropped, count = images.ndim == 5, len(images)
+        most = parts.chunk_length(images, self.size)
+        views = torch.empty(len(places) * count, 3, self.size, self.size, device=images.device)
+        if cropped:
+            images = images[:, places[0] : places[-1] + 1].transpose(0, 1).flatten(0, 1)
+        for part in parts.divided(Draw.joined(drawn), most, images.device):
+            pixels = images.index_select(0, part.index if cropped or len(places) == 1 else part.index % count)
+            if cropped:
+                x = pixels.to(torch.float32).div_(255)
+                x = op.flip(x, part.flip) if augment.flip > 0 else x
+            else:
+                x = op.crop_resize(pixels, part.boxes, self.size, part.flip)
+            x = part.change_colors(x, augment)
+            part.on(part.blur, x, op.gaussian_blur, part.sigma)
+            randaugment.apply_(x, part.operations, part.levels, self._mean)
+            part.on(part.grayscale, x, op.to_grayscale)
+            part.on(part.solarize, x, lambda chosen: op.solarize(chosen, chosen.new_full((len(chosen),), 0.5)))
+            self._normalize_(x)
+            part.on(part.erase, x, op.erase, part.erase_boxes)
+            views.index_copy_(0, part.index, x)
+        # Tensors of their own: what is done to one in place is no business of the others, nor of autograd.
+        return [view.data for view in views.unflatten(0, (len(places), count)).unbind()]
+
+    def _normalize_(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+        return x.sub_(self._mean.view(3, 1, 1)).div_(self._std.view(3, 1, 1))
+
+
+@contextmanager
+def _float32_without_gradients(device: torch.device) -> Iterator[None]:
+    """Whatever autocast the caller is in: a view rounded to bfloat16 has lost half of its gray levels."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if torch.amp.is_autocast_available(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield

@@ -1,0 +1,1 @@
+"""Better settings, found without labels."""

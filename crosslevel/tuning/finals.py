@@ -1,0 +1,70 @@
+"""Which settings win: the best trials are trained once more, because one training's score is partly luck."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from crosslevel.tuning.plan import Plan
+from crosslevel.tuning.trials import outcome
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+
+REPEATS = "repeats"  # the trial that another one repeats with the seed `SEED`
+SEED = "seed"
+
+
+def is_search(trial: FrozenTrial) -> bool:
+    """Whether it tried something, and repeats no other trial."""
+    return REPEATS not in trial.user_attrs
+
+
+def finalists(trials: Sequence[FrozenTrial], plan: Plan) -> list[FrozenTrial]:
+    """The best ``plan.finalists`` trials of the search that came to their end, and the settings as given."""
+    if not plan.finalists:
+        return []
+    whole = [trial for trial in trials if is_search(trial) and outcome(trial) == "complete"]
+    best = sorted(whole, key=lambda trial: (-(trial.value or 0.0), trial.number))[: plan.finalists]
+    given = as_given(trials, plan)
+    return best if given is None or given in best else [*best, given]
+
+
+def as_given(trials: Sequence[FrozenTrial], plan: Plan) -> FrozenTrial | None:
+    """The trial of the settings as given, if it came to its end: the first one, or what was tried in its place."""
+    if not (plan.as_given and plan.start):
+        return None
+    alike = (trial for trial in trials if is_search(trial) and trial.params == plan.start[0])
+    return next((trial for trial in alike if outcome(trial) == "complete"), None)
+
+
+def repeated(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> list[FrozenTrial]:
+    """The trials that repeat this one, however they ended, but for those that were cut off."""
+    return [t for t in trials if t.user_attrs.get(REPEATS) == trial.number and outcome(t) != "killed"]
+
+
+def score(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> float:
+    """The mean of the trial's score and of its repetitions'."""
+    again = [t.value for t in repeated(trials, trial) if outcome(t) == "complete" and t.value is not None]
+    return mean([trial.value or 0.0, *again])
+
+
+def best(trials: Sequence[FrozenTrial], plan: Plan) -> FrozenTrial | None:
+    """The trial whose settings win: of the finalists that were repeated to the end, by the mean score.
+
+    Until all of them have been, and where none are wanted, by its one score.
+    """
+    whole = [trial for trial in trials if is_search(trial) and outcome(trial) == "complete"]
+    last = finalists(trials, plan)
+    done = [any(again.state.is_finished() for again in repeated(trials, trial)) for trial in last]
+    sure = [t for t in last if any(outcome(again) == "complete" for again in repeated(trials, t))]
+    if sure and all(done):
+        return max(sure, key=lambda trial: (score(trials, trial), -trial.number))
+    return max(whole, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
+
+
+def reserve(plan: Plan) -> int:
+    """The full trainings that are kept for repetitions."""
+    return plan.finalists + 1 if plan.finalists else 0

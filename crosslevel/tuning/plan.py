@@ -1,0 +1,56 @@
+"""What all workers of a study agree on."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.tuning.search_space import Range
+
+Sampler = Literal["tpe", "random"]
+BEAT, GRACE = 20.0, 120.0  # seconds between signs of life, and without one until a worker counts as dead
+
+
+@dataclass
+class Plan:
+    """What all workers of a study agree on, and where they work.
+
+    ``start`` are the first trials' parameters; the first of them are the settings as the user gave them if
+    ``as_given``, and as near to them as the ranges allow if not. ``finalists``: how many of the best trials are trained
+    once more, out of the budget, and the settings as given besides. ``warmup``: epochs in which nothing counts as
+    collapsed: in a short training even a network that will be good sees little at first. ``images``: how many there
+    are; ``bad``: what of them cannot be read, as far as known.
+    """
+
+    folder: Path
+    storage: str
+    space: dict[str, Range]
+    start: list[dict[str, Any]]
+    epochs: int
+    budget: float
+    trials: int | None
+    sampler: Sampler
+    pruning: bool
+    seed: int
+    agreed: dict[str, Any]
+    as_given: bool = True
+    finalists: int = 0
+    warmup: float = 0.0
+    images: int = 0
+    bad: BadFiles = field(default_factory=BadFiles)
+    stop: threading.Event = field(default_factory=threading.Event)
+    beat: float = BEAT
+    grace: float = GRACE
+
+
+def url(storage: str | None, folder: Path) -> str:
+    """The database's address as SQLAlchemy wants it: a file in the folder, or PostgreSQL by psycopg."""
+    if storage is None:
+        return f"sqlite:///{(folder / 'study.db').resolve()}"
+    scheme, mark, rest = storage.partition("://")
+    if not mark:
+        raise ValueError(f"--storage {storage}: give an address such as postgresql://user:password@host/database")
+    return f"postgresql+psycopg://{rest}" if scheme in ("postgresql", "postgres") else storage

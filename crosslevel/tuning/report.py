@@ -1,0 +1,309 @@
+"""What a search leaves: the best settings, the table of trials, and a page."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import os
+import shlex
+import time
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from crosslevel import report
+from crosslevel.data.open import absolute
+from crosslevel.report import Block, Cell, cell
+from crosslevel.runs import BAD_FILES
+from crosslevel.settings import describe as trees
+from crosslevel.tuning import finals
+from crosslevel.tuning import search_space as ranges
+from crosslevel.tuning.plan import Plan
+from crosslevel.tuning.trials import cost, outcome, spent
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+
+BEST, TABLE, PAGE = "config.yaml", "trials.csv", "report.html"
+FIGURES = {"top1": "retrieval", "mrr": "MRR", "nmi": "NMI", "ami": "AMI", "effective_rank": "rank"}
+NOTE = (
+    "The combined score is how surely an image's other view is found among all held-out images (mean reciprocal rank), "
+    "times a root of the share of directions in which the features differ (effective rank). No label was read."
+)
+
+
+def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], console: Console) -> None:
+    """Write all three, and print the table.
+
+    Raises:
+        ValueError: trials have ended, and none of them well.
+
+    """
+    _tell_unread(plan, console)
+    trials = ended(study)
+    if not trials:
+        return
+    _write_table(trials, plan)
+    best = finals.best(trials, plan)
+    if best is not None:
+        tree = best_settings(settings, best.params)
+        part = plan.folder / f".{BEST}.{os.getpid()}.part"
+        trees.write({**tree, "images": absolute(images)}, part)
+        part.replace(plan.folder / BEST)
+    console.print(_printed(trials, plan))
+    page = report.page(
+        plan.folder / PAGE,
+        f"Search {plan.folder.name}",
+        blocks(trials, plan, best),
+        f"{images} · {summary(study, plan)} · {time.strftime('%Y-%m-%d')}",
+    )
+    if best is None:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in _counts(trials).items())
+        last = trials[-1].user_attrs.get("reason", "")
+        raise ValueError(f"no trial came to its end ({kinds}), the last one: {last}; {plan.folder / TABLE} has all")
+    for line in (f"{verdict(trials, plan, best)} {page} shows more; next:", f"  {following(plan)}"):
+        console.print(line, highlight=False, markup=False)
+
+
+def _tell_unread(plan: Plan, console: Console) -> None:
+    """What this machine's trials could not read, once for all of them: in training or among the held-out images."""
+    known = len(plan.bad)
+    for file in sorted((plan.folder / "trials").glob(f"*/*{BAD_FILES}")):
+        plan.bad.read(file)
+    if not len(plan.bad):
+        return
+    plan.bad.write(plan.folder / BAD_FILES)
+    if len(plan.bad) > known:
+        console.print(plan.bad.summary(plan.images), highlight=False, markup=False)
+
+
+def ended(study: Study) -> list[FrozenTrial]:
+    """All trials that are over."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+
+
+def best_settings(settings: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of settings with a trial's parameters in their places."""
+    tree: dict[str, Any] = copy.deepcopy(dict(settings))
+    for name, value in parameters.items():
+        part, _, last = name.rpartition(".")
+        place = tree if not part else tree[part].setdefault("init_args", {}) if part == "method" else tree[part]
+        place[last] = ranges.read(value) if isinstance(value, str) else value
+    return tree
+
+
+def following(plan: Plan) -> str:
+    """What a user would do next."""
+    return f"crosslevel train --config {shlex.quote(str(plan.folder / BEST))}"
+
+
+def summary(study: Study, plan: Plan) -> str:
+    """How far the search is."""
+    trials = ended(study)
+    used = spent(trials, plan.epochs)
+    kinds = ", ".join(f"{n} {kind}" for kind, n in _counts(trials).items()) or "none yet"
+    limits = [f"{plan.budget:g} full trainings"] if plan.budget < float("inf") else []
+    limits += [f"{plan.trials} trials"] if plan.trials is not None else []
+    return f"{used:.1f} full trainings of at most {' and '.join(limits)}; trials: {kinds}"
+
+
+def line(trial: FrozenTrial, plan: Plan) -> str:
+    """A trial that has ended, in one line."""
+    score = _score(trial)
+    shown = "" if score is None else f"  score {score:.4f}"
+    values = ", ".join(f"{name}={_value(value)}" for name, value in trial.params.items())
+    reason = trial.user_attrs.get("reason", "")
+    epochs = f"{trial.last_step or 0}/{plan.epochs} epochs"
+    return f"trial {trial.number}  {outcome(trial)}  {epochs}{shown}  {values}{f'  ({reason})' if reason else ''}"
+
+
+def verdict(trials: Sequence[FrozenTrial], plan: Plan, best: FrozenTrial) -> str:
+    """What the best trial gains, in a sentence."""
+    given, score = finals.as_given(trials, plan), finals.score(trials, best)
+    twice = ", the mean of two trainings" if any(_whole(t) for t in finals.repeated(trials, best)) else ""
+    told = f"Trial {best.number} scored best: {score:.4f}{twice}"
+    if given is None:
+        return f"{told}."
+    if best.number == given.number:
+        return f"The settings as given scored best: {score:.4f}{twice}."
+    return f"{told}; the settings as given, trial {given.number}: {finals.score(trials, given):.4f}."
+
+
+def blocks(trials: Sequence[FrozenTrial], plan: Plan, best: FrozenTrial | None) -> list[Block]:
+    """The page's sections."""
+    out = [report.text("What was searched", [*([verdict(trials, plan, best)] if best else []), NOTE])]
+    if best is not None:
+        out.append(_settings_table(trials, plan, best))
+        out.append(report.commands("Next", [following(plan)]))
+    scored = [trial for trial in trials if _score(trial) is not None]
+    if scored:
+        out.append(_history(scored))
+        out.append(_epochs(scored))
+    out += _importance(scored, plan)
+    if len(scored) > 1:
+        points = [({**t.params}, float(_score(t) or 0.0), _whole(t)) for t in scored]
+        out.append(report.parallel("Parallel coordinates", _axes(plan), points, "score", PARALLEL))
+    out.append(_all_trials(trials, plan))
+    if best is not None:
+        out.append(report.settings("Best settings", (plan.folder / BEST).read_text(encoding="utf-8")))
+    return out
+
+
+PARALLEL = (
+    "A line a trial, from its settings to its score; the darker, the higher. Trials that were stopped are dashed."
+)
+
+
+def _axes(plan: Plan) -> dict[str, report.Axis]:
+    return {
+        name: report.Axis(searched.low, searched.high, searched.log)
+        if isinstance(searched, ranges.Numbers)
+        else report.Axis(choices=searched)
+        for name, searched in plan.space.items()
+    }
+
+
+def _settings_table(trials: Sequence[FrozenTrial], plan: Plan, best: FrozenTrial) -> Block:
+    given = plan.start[0] if plan.as_given and plan.start else {}
+    rows: list[list[Cell]] = [
+        [name, ranges.shown(searched), _value(given.get(name)), _value(best.params[name])]
+        for name, searched in plan.space.items()
+    ]
+    return report.table("Best settings found", ["setting", "searched", "as given", "best"], rows, None)
+
+
+def _history(scored: Sequence[FrozenTrial]) -> Block:
+    points = [(trial.number, float(_score(trial) or 0.0), _whole(trial)) for trial in scored]
+    note = "Filled: trained to the end. Hollow: stopped before, with its last score."
+    return report.history("History", points, "trial", "score", note)
+
+
+def _epochs(scored: Sequence[FrozenTrial], most: int = 8) -> Block:
+    best = sorted(scored, key=lambda t: (_whole(t), _score(t)), reverse=True)[:most]
+    series = {f"trial {t.number}": sorted(t.intermediate_values.items()) for t in best}
+    return report.curves("Score during training", series, "epoch", "score", f"The best {len(best)} trials.")
+
+
+def _importance(scored: Sequence[FrozenTrial], plan: Plan) -> list[Block]:
+    """How much of the differences each parameter explains, at the epoch where most can be said.
+
+    That is the last epoch that at least half of all trials, and no less than 4, have reached: later ones only saw what
+    was good before.
+    """
+    reached = Counter(epoch for trial in scored for epoch in trial.intermediate_values)
+    enough = [epoch for epoch, count in reached.items() if count >= max(4, len(scored) / 2)]
+    if not enough or len(plan.space) < 2:
+        return []
+    epoch = max(enough)
+    values = [(t, t.intermediate_values[epoch]) for t in scored if epoch in t.intermediate_values]
+    shares = importance(values)
+    if not shares:
+        return []
+    note = (
+        f"Share of the differences in score after epoch {epoch} that each setting explains, over the {len(values)} "
+        "trials that came so far (functional ANOVA). With few trials it is rough."
+    )
+    return [report.bars("Importance, %", list(shares), [100 * share for share in shares.values()], note)]
+
+
+def importance(values: Sequence[tuple[FrozenTrial, float]]) -> dict[str, float]:
+    """Shares by parameter, the largest first; nothing where all scores are equal."""
+    import optuna  # noqa: PLC0415
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # noqa: PLC0415
+
+    if len({value for _, value in values}) < 2:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(direction="maximize")
+        for trial, value in values:
+            study.add_trial(optuna.create_trial(params=trial.params, distributions=trial.distributions, value=value))
+        found: dict[str, float] = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    return found
+
+
+def _all_trials(trials: Sequence[FrozenTrial], plan: Plan) -> Block:
+    columns = ["trial", "outcome", "epochs", "score", *FIGURES.values(), *plan.space, "reason"]
+    rows: list[list[Cell]] = [_row(trial, plan) for trial in trials]
+    marks = [None, None, None, "max", *[None] * (len(columns) - 4)]
+    return report.table("All trials", columns, rows, marks, digits=4)  # type: ignore[arg-type]
+
+
+def _row(trial: FrozenTrial, plan: Plan) -> list[Cell]:
+    figures = trial.user_attrs.get("figures", {})
+    return [
+        trial.number,
+        outcome(trial),
+        trial.last_step or 0,
+        _score(trial),
+        *(figures.get(name) for name in FIGURES),
+        *(_value(trial.params.get(name)) for name in plan.space),
+        trial.user_attrs.get("reason", ""),
+    ]
+
+
+def _printed(trials: Sequence[FrozenTrial], plan: Plan, most: int = 10) -> Table:
+    """The best trials; the rest is in the file."""
+    shown = sorted(trials, key=lambda t: (_whole(t), _score(t) or 0.0), reverse=True)[:most]
+    table = Table(title=f"The best {len(shown)} of {len(trials)} trials" if len(trials) > most else "Trials")
+    for column in ("trial", "outcome", "epochs", "score"):
+        table.add_column(column, justify="left" if column == "outcome" else "right", no_wrap=True)
+    table.add_column("settings", overflow="fold")
+    for trial in shown:
+        number, kind, epochs, score, *rest = _row(trial, plan)
+        values = rest[len(FIGURES) : len(FIGURES) + len(plan.space)]
+        found = ", ".join(f"{name} {cell(value, 4)}" for name, value in zip(plan.space, values, strict=True))
+        table.add_row(*(cell(value, 4) for value in (number, kind, epochs, score)), found)
+    return table
+
+
+def _write_table(trials: Sequence[FrozenTrial], plan: Plan) -> None:
+    names = sorted({name for trial in trials for name in trial.user_attrs.get("figures", {})})
+    names = ["combined", *(name for name in names if name != "combined")]
+    part = plan.folder / f".{TABLE}.{os.getpid()}.part"
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["trial", "outcome", "repeats", "epochs", "cost", "seconds", *plan.space, *names, "reason"])
+        for trial in trials:
+            about = trial.user_attrs
+            writer.writerow(
+                [
+                    trial.number, outcome(trial), about.get(finals.REPEATS, ""), trial.last_step or 0,
+                    f"{cost(trial, plan.epochs):.4g}", about.get("seconds", ""),
+                    *(trial.params.get(name, "") for name in plan.space),
+                    *(about.get("figures", {}).get(name, "") for name in names), about.get("reason", ""),
+                ]
+            )  # fmt: skip
+    part.replace(plan.folder / TABLE)
+
+
+def _whole(trial: FrozenTrial) -> bool:
+    """Whether it came to its end; one that was stopped has a value as well, its last score."""
+    return trial.state.name == "COMPLETE"
+
+
+def _score(trial: FrozenTrial) -> float | None:
+    """The last score."""
+    return trial.intermediate_values[trial.last_step] if trial.last_step is not None else None
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "–" if value is None else str(value)
+
+
+def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    return dict(Counter(outcome(trial) for trial in trials))
+
+
+def read_best(folder: Path) -> dict[str, Any]:
+    """The best settings that a search left."""
+    tree: dict[str, Any] = yaml.safe_load((folder / BEST).read_text(encoding="utf-8"))
+    return tree

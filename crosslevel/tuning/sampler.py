@@ -1,0 +1,108 @@
+"""Which settings are tried next, and which trials go on: drawn so that any number of workers agree."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial
+
+from crosslevel.tuning.plan import Plan
+from crosslevel.tuning.search_space import Numbers, Range
+from crosslevel.tuning.trials import twin
+
+REDUCTION = 3  # successive halving goes on with one in so many
+
+
+class Fresh(BaseSampler):
+    """TPE or random search over one known space, from given points on, that avoids what was tried.
+
+    Every trial is drawn from (seed, number): any number of workers draw different trials, and the same ones again.
+    Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NeurIPS 2011.
+    """
+
+    def __init__(self, plan: Plan, tries: int = 20) -> None:
+        self.plan, self.space, self.tries = plan, distributions(plan.space), tries
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All parameters, from the first trial on."""
+        return self.space
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """All parameters' values."""
+        others = study.get_trials(deepcopy=False)
+        tried = [other.params for other in others if other.number < trial.number and other.params]
+        given = next((point for point in self.plan.start if not any(point.items() <= p.items() for p in tried)), {})
+        if len(tried) > 10 * len(self.plan.start):
+            given = {}  # by now each had its turn, whatever became of it
+        point: dict[str, Any] = {}
+        for attempt in range(self.tries):
+            point = self._draw(study, trial, hash_of(self.plan.seed, trial.number, attempt)) | given
+            if twin(others, point, trial.number) is None:
+                break
+        return point
+
+    def _draw(self, study: optuna.Study, trial: FrozenTrial, seed: int) -> dict[str, Any]:
+        by_chance = RandomSampler(seed)
+        point = {name: by_chance.sample_independent(study, trial, name, d) for name, d in self.space.items()}
+        if self.plan.sampler == "random":
+            return point
+        with _quiet():
+            return point | TPESampler(multivariate=True, constant_liar=True, seed=seed).sample_relative(
+                study, trial, self.space
+            )
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """By chance; nothing is drawn alone but what the given points had out of range."""
+        seed = hash_of(self.plan.seed, trial.number, len(param_name))
+        return RandomSampler(seed).sample_independent(study, trial, param_name, param_distribution)
+
+
+def distributions(space: Mapping[str, Range]) -> dict[str, BaseDistribution]:
+    """The ranges as Optuna has them."""
+    out: dict[str, BaseDistribution] = {}
+    for name, searched in space.items():
+        if not isinstance(searched, Numbers):
+            out[name] = CategoricalDistribution(searched)
+        elif searched.whole:
+            out[name] = IntDistribution(int(searched.low), int(searched.high), log=searched.log)
+        else:
+            out[name] = FloatDistribution(searched.low, searched.high, log=searched.log)
+    return out
+
+
+def pruner(epochs: int, wanted: bool) -> BasePruner:
+    """Successive halving with rungs at a ninth and a third of all epochs, rounded up.
+
+    Of the trials that reached a rung, the best third goes on; with fewer than three there, the best one does (Li et
+    al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020).
+    """
+    if not wanted:
+        return NopPruner()
+    return SuccessiveHalvingPruner(min_resource=-(-epochs // REDUCTION**2), reduction_factor=REDUCTION)
+
+
+def hash_of(*numbers: int) -> int:
+    """A seed of 32 bits that differs between neighbours."""
+    mixed = 0x9E3779B9
+    for number in numbers:
+        mixed = (mixed ^ number) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        mixed ^= mixed >> 31
+    return mixed & 0xFFFFFFFF
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield

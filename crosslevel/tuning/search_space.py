@@ -1,0 +1,258 @@
+"""What is searched: ``--search NAME=RANGE``, checked against the settings of `crosslevel train`."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from crosslevel.settings import parser as commands
+from crosslevel.settings import trust
+from crosslevel.training.train import BASE_RATES, train
+
+FORMS = "LOW:HIGH, LOW:HIGH:log or A,B,C"
+MACHINE = (
+    "images", "device", "precision", "workers", "memory", "data_root", "log_every", "monitor", "monitor_every",
+    "checkpoint_minutes", "report_html",
+)  # fmt: skip
+"""Settings that may differ between the workers of one study."""
+
+FIXED = (
+    *MACHINE, "seed", "run", "resume", "config", "recipe", "epochs", "method", "encoder", "cld", "views", "devices",
+)  # fmt: skip
+"""Settings that are no parameters: what is trained on, where and how long, and whole parts."""
+
+Value = str | float | int
+
+
+class Numbers(NamedTuple):
+    """All numbers from ``low`` to ``high``, whole ones with ``whole``, evenly or, with ``log``, by their logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+
+Range = Numbers | tuple[str, ...]
+"""Numbers, or the choices as the command line has them."""
+
+
+def parse(texts: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Range]:
+    """The ranges by the names of their parameters.
+
+    Args:
+        texts: such as ``cld.weight=0:1``, ``lr=1e-4:1e-1:log`` and ``views.preset=cifar,simclr``.
+        settings: of `train`, as a tree.
+
+    Raises:
+        ValueError: an unknown parameter, with the nearest names; a range that is none, or that `train` does not take.
+
+    """
+    types, found = parameters(settings), {}
+    for text in texts:
+        name, equals, told = text.partition("=")
+        name = name.strip().removeprefix("--")
+        if not equals or not told.strip():
+            raise ValueError(f"--search {text}: give NAME=RANGE, where the range is {FORMS}")
+        if name not in types:
+            raise ValueError(f"--search {text}: {_unknown(name, types)}")
+        if name in found:
+            raise ValueError(f"--search {text}: {name} is searched twice: give one range for it")
+        found[name] = _range(text, told.strip(), types[name])
+        _check(text, name, found[name], settings)
+    return found
+
+
+def parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Every parameter of `train` that can be searched, those of the chosen method included, and its type."""
+    known = {
+        action.dest: getattr(action, "_typehint", None)
+        for action in _parser()._actions
+        if getattr(action, "_typehint", None) is not None and not action.dest.endswith(".help")
+    }
+    hints = get_type_hints(chosen(settings).__init__)
+    names = list(inspect.signature(chosen(settings)).parameters)[2:]
+    known |= {f"method.{name}": hints.get(name, str) for name in names}
+    return {name: kind for name, kind in known.items() if name not in FIXED}
+
+
+def chosen(settings: Mapping[str, Any]) -> Any:
+    """The class of the settings' method."""
+    return trust.chosen(settings)
+
+
+def value_at(settings: Mapping[str, Any], name: str) -> Any:
+    """What the settings have for a parameter; a group count and a learning rate that were left open as train sets them.
+
+    None where the setting is open and the rule is the training's own.
+    """
+    part, _, last = name.rpartition(".")
+    tree: Any = settings.get(part, {}) if part else settings
+    value = (tree.get("init_args") or {}).get(last) if part == "method" else tree.get(last)
+    batch = settings["batch_size"]
+    if value is None and name == "cld.groups":
+        return max(2, round(0.75 * batch))
+    if value is None and name == "lr":
+        rate = BASE_RATES.get(settings["optimizer"], chosen(settings).sgd_rate)
+        return rate * batch * settings["devices"] / 256
+    return value
+
+
+def usual(settings: Mapping[str, Any], images: int) -> dict[str, Range]:
+    """What is searched where nothing is named, around the settings that were given.
+
+    The weight of the group branch, its groups (a sixteenth of the batch to all of it) and its temperature, the
+    method's temperature if it has one, and the learning rate (a tenth to ten times).
+    """
+    lr, weight = float(value_at(settings, "lr")), float(value_at(settings, "cld.weight"))
+    groups = int(value_at(settings, "cld.groups"))
+    batch = min(settings["batch_size"], images)
+    found: dict[str, Range] = {
+        "cld.weight": Numbers(0.0, max(1.0, weight)),
+        "cld.groups": Numbers(min(max(2, batch // 16), groups), batch, log=True, whole=True),
+    }
+    for name in ("cld.temperature", "method.temperature"):
+        if name in parameters(settings):
+            given = float(value_at(settings, name))
+            found[name] = Numbers(min(0.05, given), max(1.0, given), log=True)
+    return {**found, "lr": Numbers(lr / 10, lr * 10, log=True)}
+
+
+def nearest(space: Mapping[str, Range], point: Mapping[str, Any]) -> dict[str, Any]:
+    """``point``, or what in the space is nearest to it, as the study keeps it: a choice as it is written.
+
+    What is no number, and none of the choices, is left out: nothing is near to it.
+    """
+    out: dict[str, Any] = {}
+    for name, value in point.items():
+        searched = space.get(name)
+        if isinstance(searched, Numbers):
+            if isinstance(value, int | float):
+                inside = min(max(value, searched.low), searched.high)
+                out[name] = int(inside) if searched.whole else float(inside)
+        elif (choice := next((c for c in searched or () if matches(c, value)), None)) is not None:
+            out[name] = choice
+    return out
+
+
+def outside(space: Mapping[str, Range], point: Mapping[str, Any]) -> list[str]:
+    """The names of the searched parameters whose values in ``point`` the space does not have."""
+    return [
+        name
+        for name, searched in space.items()
+        if not (
+            point[name] in searched
+            if isinstance(searched, Numbers)
+            else any(matches(choice, point[name]) for choice in searched)
+        )
+    ]
+
+
+def shown(searched: Range) -> str:
+    """A range as it is written."""
+    if isinstance(searched, Numbers):
+        return f"{searched.low:.6g}:{searched.high:.6g}{':log' if searched.log else ''}"
+    return ",".join(searched)
+
+
+@cache
+def _parser() -> commands.Parser:
+    return commands.build(train)
+
+
+def _unknown(name: str, types: Mapping[str, Any]) -> str:
+    if name in MACHINE:
+        return f"{name} is not searched: it changes where and how a training runs, not what it learns"
+    if name in FIXED:
+        return f"{name} is not searched, it is the same for all trials"
+    near = difflib.get_close_matches(name, types, 3, 0.7)
+    near += [other for other in types if other.rpartition(".")[2] == name and other not in near]
+    hint = f"did you mean {' or '.join(near)}?" if near else "crosslevel train --help lists the names"
+    return f"train has no setting {name!r}: {hint}"
+
+
+def _range(text: str, told: str, kind: Any) -> Range:
+    whole = _takes(kind, int) and not _takes(kind, float)
+    if ":" not in told:
+        choices = tuple(choice.strip() for choice in _apart(told) if choice.strip())
+        if len(set(choices)) < 2 or len(set(choices)) < len(choices):
+            raise ValueError(f"--search {text}: give at least two different choices, or {FORMS}")
+        return choices
+    low, high, *more = told.split(":")
+    if not (_takes(kind, int) or _takes(kind, float)):
+        raise ValueError(f"--search {text}: it is no number: give choices, A,B,C")
+    try:
+        first, last = (int(n) if whole else float(n) for n in (low, high))
+    except ValueError as error:
+        raise ValueError(f"--search {text}: the ends must be {'whole ' if whole else ''}numbers: {FORMS}") from error
+    numbers = Numbers(first, last, more == ["log"], whole)
+    if more not in ([], ["log"]):
+        raise ValueError(f"--search {text}: {':'.join(more)!r} is not log: give {FORMS}")
+    if not (math.isfinite(numbers.low) and math.isfinite(numbers.high) and numbers.low < numbers.high):
+        raise ValueError(f"--search {text}: the first number must be smaller than the second")
+    if numbers.log and numbers.low <= 0:
+        raise ValueError(f"--search {text}: a logarithmic range begins above 0")
+    return numbers
+
+
+def _apart(told: str) -> list[str]:
+    """Split at the commas that are in no brackets."""
+    parts, depth = [""], 0
+    for letter in told:
+        depth += (letter in "[(") - (letter in "])")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def _takes(kind: Any, wanted: type) -> bool:
+    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return wanted in members
+
+
+def _check(text: str, name: str, searched: Range, settings: Mapping[str, Any]) -> None:
+    """Whether train's own parser takes the ends, or every choice."""
+    values = [str(number) for number in searched[:2]] if isinstance(searched, Numbers) else list(searched)
+    method = settings["method"]["class_path"]
+    for value in values:
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                _parser().parse_args(["--method", method, f"--{name}={value}", "--", "images"])
+        except SystemExit as error:
+            why = (
+                said.getvalue()
+                .strip()
+                .removeprefix("crosslevel train: ")
+                .removesuffix(" (see crosslevel train --help)")
+            )
+            raise ValueError(f"--search {text}: {value}: {why}") from error
+
+
+def matches(choice: str, value: object) -> bool:
+    """Whether a choice, as it is written, is this value."""
+    return bool(read(choice) == value)
+
+
+def read(choice: str) -> Any:
+    """A choice as the value that it is: YAML as the command line reads it, where 1e-3 is a number."""
+    try:
+        value = yaml.safe_load(choice)
+        return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value) else value
+    except yaml.YAMLError:
+        return choice

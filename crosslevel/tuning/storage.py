@@ -1,0 +1,161 @@
+"""Where a study is kept: a database, and a folder with locks that workers on one machine see."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import optuna
+import sqlalchemy
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+
+from crosslevel.tuning.plan import Plan
+from crosslevel.tuning.sampler import Fresh, pruner
+
+PATIENCE = 60.0  # seconds for a database that is away
+SILENT = 60  # seconds until a machine that says nothing loses the lock of all
+# A server that vanishes is noticed in half a minute.
+ALIVE = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+Result = TypeVar("Result")
+"""What a call to the study returns."""
+
+
+def patiently(plan: Plan, call: Callable[[], Result], patience: float = PATIENCE) -> Result:
+    """The call's result; it is called again where the database cannot be reached, until ``patience`` seconds later.
+
+    A call that the database carried out without being able to say so is carried out twice: only for calls that may be.
+
+    Raises:
+        ValueError: it stays away, or the search is to stop.
+
+    """
+    began, pause = None, 0.1
+    while True:
+        try:
+            return call()
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            if not _is_away(error):
+                raise
+            began = time.monotonic() if began is None else began
+            if plan.stop.is_set() or time.monotonic() - began + pause > patience:
+                raise ValueError(f"{shown(plan)}: the study cannot be reached: {_reason(error)}") from error
+        time.sleep(pause)
+        pause = min(2 * pause, 5.0)
+
+
+def _is_away(error: BaseException | None) -> bool:
+    """Whether this, or what it came from, says that there was no answer."""
+    while error is not None:
+        if isinstance(error, OperationalError | InterfaceError):
+            return True
+        if isinstance(error, DBAPIError) and error.connection_invalidated:
+            return True
+        error = error.__cause__
+    return False
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error.__cause__ or error).split())
+
+
+def shown(plan: Plan) -> str:
+    """The database's address without its password."""
+    return plan.storage.rpartition("@")[2]
+
+
+def opened(plan: Plan, tries: int = 8) -> optuna.Study:
+    """The study, made by whichever worker comes first.
+
+    Raises:
+        ValueError: there is one of other settings, or the database cannot be reached.
+
+    """
+    (plan.folder / "workers").mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for attempt in range(tries):
+        try:
+            with locked(plan.folder / "study.lock"), locked_everywhere(plan):
+                return _made(plan)
+        except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+            # Other studies' workers that make the same tables at the same time get in each other's way.
+            if attempt == tries - 1:
+                raise ValueError(f"{shown(plan)}: the study cannot be opened: {_reason(error)}") from error
+            time.sleep(0.1 * (attempt + 1))
+        except ModuleNotFoundError as error:
+            raise ImportError(f"{error.name} is missing: pip install 'crosslevel[tune]'") from error
+    raise AssertionError("unreachable")
+
+
+def _made(plan: Plan) -> optuna.Study:
+    name = plan.folder.name
+    own = {"connect_args": {"timeout": 60, "factory": _File}}
+    options = own if plan.storage.startswith("sqlite") else {"pool_pre_ping": True}
+    study = optuna.create_study(
+        storage=optuna.storages.RDBStorage(plan.storage, engine_kwargs=options),
+        study_name=name, direction="maximize", load_if_exists=True,
+        sampler=Fresh(plan), pruner=pruner(plan.epochs, plan.pruning),
+    )  # fmt: skip
+    before = study.user_attrs.get("agreed")
+    if before is None:
+        study.set_user_attr("agreed", plan.agreed)
+    elif before != json.loads(json.dumps(plan.agreed)):
+        names = [k for k in sorted({*before, *plan.agreed}) if before.get(k) != plan.agreed.get(k)]
+        told = ", ".join(f"{k}={before.get(k)}, not {plan.agreed.get(k)}" for k in names)
+        raise ValueError(f"{plan.folder}: its study began with other settings: {told}: give another --output")
+    return study
+
+
+class _File(sqlite3.Connection):
+    """A database that waits for the disk at times, not at every figure: a kill loses nothing, a power cut little."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.execute("PRAGMA journal_mode=WAL")
+        self.execute("PRAGMA synchronous=NORMAL")
+
+
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Alone among this machine's workers, threads included."""
+    with file.open("a") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def locked_everywhere(plan: Plan) -> Iterator[None]:
+    """Alone among the study's workers on all machines, where the database has locks to ask for (PostgreSQL).
+
+    A machine that falls silent while it has the lock loses it after `SILENT` seconds, and what it does then fails.
+    """
+    if not plan.storage.startswith("postgresql"):
+        yield
+        return
+    key = int.from_bytes(hashlib.sha256(plan.folder.name.encode()).digest()[:8], "big", signed=True)
+    options = ALIVE if plan.storage.startswith("postgresql+psycopg:") else {}
+    engine = sqlalchemy.create_engine(plan.storage, poolclass=sqlalchemy.NullPool, connect_args=options)
+    with engine.begin() as connection:
+        for name, seconds in (("idle_in_transaction_session_timeout", SILENT), ("lock_timeout", 2 * SILENT)):
+            connection.execute(sqlalchemy.text(f"SET LOCAL {name} = '{seconds}s'"))
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+        yield
+
+
+def locked_file(file: Path) -> Any:
+    """The file, locked for as long as this process lives; BlockingIOError if another's is."""
+    opened = file.open("a")
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        opened.close()
+        raise
+    os.set_inheritable(opened.fileno(), False)
+    return opened

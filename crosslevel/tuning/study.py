@@ -1,0 +1,302 @@
+"""The study: what is tried next, by whichever worker asks, within a budget; and what became of every trial.
+
+Any number of workers share one study in a database. Each asks for a trial, trains, reports after every epoch, and
+tells how it ended. A worker that dies leaves a trial that another one, or the next call, marks and tries again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from crosslevel.tuning import finals
+from crosslevel.tuning.plan import Plan
+from crosslevel.tuning.sampler import distributions
+from crosslevel.tuning.storage import locked, locked_everywhere, locked_file, opened, patiently
+from crosslevel.tuning.trial import Failed
+from crosslevel.tuning.trials import outcome, spent, twin
+
+Training = Callable[[int, dict[str, Any]], Iterator[dict[str, Any]]]
+"""A trial's number and parameters to the scores after each epoch; raises `Failed`. Closing it stops it."""
+
+SCORE = "combined"
+ATTEMPTS = 3  # a trial whose worker died as often may be what kills it
+COLLAPSED = 1.01  # effective rank: features that are all but equal
+ABANDONED = 5  # failures in a row that end the search: no setting is the cause
+TOLD = ("collapse", "symptoms")
+CUT_OFF = ("its worker died", "stopped", "the database was away")
+
+
+class Search:
+    """One process's part in a study; `work` may run in several threads of it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.study = opened(plan)
+        self.worker = uuid.uuid4().hex
+        self.seen: dict[int, tuple[Any, float]] = {}
+        self.mine: set[int] = set()  # the trials that this process is at
+        with locked(plan.folder / "study.lock"):  # whoever looks for dead workers finds no sign without its lock
+            self.alive = locked_file(self._sign(self.worker))
+
+    def close(self) -> None:
+        """This process is done: nothing of it can be left behind."""
+        self._sign(self.worker).unlink(missing_ok=True)
+        self.alive.close()
+
+    def work(self, train: Training, told: Callable[[FrozenTrial], None] = lambda trial: None) -> None:
+        """Take trial after trial until the budget is spent; ``told`` gets each that has ended.
+
+        Raises:
+            ValueError: the first trial, the settings as given, is refused, or trial after trial fails.
+
+        """
+        while (trial := self._next()) is not None:
+            self._attempt(trial, train)
+            self.mine.discard(trial.number)
+            ended = patiently(self.plan, partial(self._frozen, trial))
+            told(ended)
+            patiently(self.plan, partial(self._give_up, ended))
+
+    def _next(self) -> Trial | None:
+        """The next trial to train, or None when there is none; waits where that hangs on what others still do."""
+        while not self.plan.stop.is_set():
+            with locked(self.plan.folder / "study.lock"):
+                trial, wait = patiently(self.plan, self._looked)
+                if trial is not None:
+                    self.mine.add(trial.number)
+            if trial is not None or wait is None:
+                return trial
+            self.plan.stop.wait(wait)
+        return None
+
+    def _looked(self) -> tuple[Trial | None, float | None]:
+        """A trial to train; or none, and for how many seconds to wait, None where there will be no more."""
+        with locked_everywhere(self.plan):
+            return (None, None) if self.plan.stop.is_set() else self._taken()
+
+    def _taken(self) -> tuple[Trial | None, float | None]:
+        self._reclaim()
+        trials = self.study.get_trials(deepcopy=False)
+        running = any(t.state == TrialState.RUNNING for t in trials)
+        wait = min(1.0, self.plan.beat) if running else None
+        if not self._is_room(trials) or self._exhausted(trials):
+            if any(t.state == TrialState.RUNNING and finals.is_search(t) for t in trials):
+                return None, wait
+            self._repeat(trials)
+            queued = any(t.state == TrialState.WAITING for t in self.study.get_trials(deepcopy=False))
+            if not queued or spent(trials, self.plan.epochs) + 1 > self.plan.budget + 1e-9:
+                return None, wait
+        return self._asked(), 0.0
+
+    def _is_room(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether one more full training keeps within the search's budget, when all that run come to their end."""
+        tried = [t for t in trials if finals.is_search(t)]
+        if self.plan.trials is not None:
+            begun = [t for t in tried if t.state != TrialState.WAITING and outcome(t) not in ("killed", "repeated")]
+            if len(begun) >= self.plan.trials:
+                return False
+        return spent(tried, self.plan.epochs) + 1 <= self.plan.budget - finals.reserve(self.plan) + 1e-9
+
+    def _repeat(self, trials: Sequence[FrozenTrial]) -> None:
+        """Queue the finalists with another seed, those that are not yet; the search itself is over."""
+        for trial in finals.finalists(trials, self.plan):
+            if not finals.repeated(trials, trial):
+                about = {finals.REPEATS: trial.number, finals.SEED: self.plan.seed + 1}
+                self.study.enqueue_trial(dict(trial.params), user_attrs=about)
+
+    def _asked(self) -> Trial | None:
+        """A new trial, or one that waits to be tried again; None if all that came is what was tried before."""
+        trial = self.study.ask(distributions(self.plan.space))
+        trial.set_user_attr("worker", self.worker)
+        trial.set_user_attr("began", time.time())
+        others = self.study.get_trials(deepcopy=False)
+        repeats = trial.user_attrs.get(finals.REPEATS)
+        twin = _same([t for t in others if t.user_attrs.get(finals.REPEATS) == repeats], trial)
+        if twin is None:
+            return trial
+        self._end(trial, TrialState.FAIL, "repeated", f"the same settings as trial {twin.number}")
+        return None
+
+    def _exhausted(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether there is nothing new to try: the last trials all repeated others."""
+        last = [t for t in trials if finals.is_search(t)][-3:]
+        return len(last) == 3 and all(outcome(trial) == "repeated" for trial in last)
+
+    def _attempt(self, trial: Trial, train: Training) -> None:
+        began = time.monotonic()
+        figures: dict[str, Any] = {}
+        state, kind, reason = TrialState.FAIL, "failed", "an error in crosslevel tune"
+        repeats, seed = (trial.user_attrs.get(name) for name in (finals.REPEATS, finals.SEED))
+        parameters = trial.params if repeats is None else {**trial.params, "seed": seed}
+        steps, taken = train(trial.number, parameters), optuna.exceptions.UpdateFinishedTrialError
+        try:
+            with contextlib.suppress(taken), self._beating(trial), contextlib.closing(steps):  # type: ignore[type-var]
+                for epoch, figures in enumerate(steps, 1):
+                    if (verdict := patiently(self.plan, partial(self._judged, trial, epoch, figures))) is not None:
+                        state, kind, reason = verdict
+                        break
+                else:
+                    state, kind, reason = patiently(self.plan, partial(self._whole, trial, figures))
+        except Failed as error:
+            # What diverged is a bad setting, and the sampler learns from it; what failed otherwise says nothing.
+            state = TrialState.PRUNED if error.kind == "diverged" else TrialState.FAIL
+            kind, reason = error.kind, str(error)
+        finally:
+            if repeats is not None:
+                reason = "; ".join([f"trial {repeats} once more, with seed {seed}", *([reason] if reason else [])])
+            figures = {name: value for name, value in figures.items() if name not in TOLD}  # in the reason
+            about = {"seconds": round(time.monotonic() - began, 1), "figures": figures}
+            with locked(self.plan.folder / "study.lock"):
+                patiently(self.plan, lambda: self._finish(trial, state, kind, reason, **about))
+
+    def _judged(self, trial: Trial, epoch: int, figures: dict[str, Any]) -> tuple[TrialState, str, str] | None:
+        """Why the trial, whose score is noted, ends here, or None."""
+        trial.report(figures[SCORE], epoch)
+        if figures["effective_rank"] < COLLAPSED:
+            rank = f"effective rank {figures['effective_rank']:.3f} after epoch {epoch}"
+            return TrialState.PRUNED, "collapsed", f"all features are alike: {rank}"
+        if figures.get("collapse") and epoch > self.plan.warmup:
+            return TrialState.PRUNED, "collapsed", f"epoch {epoch}: {figures['collapse']}"
+        search = finals.REPEATS not in trial.user_attrs
+        if epoch < self.plan.epochs and search and self.plan.pruning and trial.should_prune():
+            return TrialState.PRUNED, "pruned", f"behind the others after epoch {epoch}"
+        return None
+
+    def _whole(self, trial: Trial, figures: dict[str, Any]) -> tuple[TrialState, str, str]:
+        done = self._frozen(trial).last_step or 0
+        if done >= self.plan.epochs:
+            # One branch that sees nothing leaves the other one: the features may be good, and the score says so.
+            return TrialState.COMPLETE, "complete", figures.get("symptoms", "")
+        return TrialState.FAIL, "failed", f"the training ended after {done} of {self.plan.epochs} epochs"
+
+    def _finish(self, trial: Trial, state: TrialState, kind: str, reason: str, **about: Any) -> None:
+        """Tell how a trial ended, and queue it again if it was cut off: one step for other workers."""
+        with locked_everywhere(self.plan):
+            # Told before the database went away, or taken from us as dead, it is no longer ours to tell of.
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                self._end(trial, state, kind, reason, **about)
+            if kind == "killed":
+                self._again(self._frozen(trial))
+
+    def _end(self, trial: Trial, state: TrialState, kind: str, reason: str, **about: Any) -> None:
+        for name, value in {**about, "reason": reason, "outcome": kind}.items():
+            trial.set_user_attr(name, value)
+        values = [self._frozen(trial).intermediate_values[self.plan.epochs]] if state == TrialState.COMPLETE else None
+        self.study.tell(trial, values, state, skip_if_finished=True)
+
+    def _again(self, trial: FrozenTrial, fault: bool = True) -> None:
+        """Queue a trial that was cut off, for whichever worker asks next; not for ever where it may be its fault.
+
+        Once: one that is queued, or was tried again, stays as it is.
+        """
+        if any(t.user_attrs.get("again") == trial.number for t in self.study.get_trials(deepcopy=False)):
+            return
+        attempt = trial.user_attrs.get("attempt", 1) + fault
+        if attempt <= ATTEMPTS:
+            kept = {name: trial.user_attrs[name] for name in (finals.REPEATS, finals.SEED) if name in trial.user_attrs}
+            about = {"attempt": attempt, "again": trial.number, **kept}
+            self.study.enqueue_trial(dict(trial.params), user_attrs=about)
+
+    def _give_up(self, ended: FrozenTrial) -> None:
+        if ended.number == 0 and outcome(ended) == "refused":
+            raise ValueError(ended.user_attrs["reason"])
+        done = [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and outcome(t) != "repeated"]
+        last = [(outcome(t), t.user_attrs.get("reason")) for t in done[-ABANDONED:]]
+        bad = [kind in ("failed", "refused") or (kind == "killed" and why not in CUT_OFF) for kind, why in last]
+        if len(bad) == ABANDONED and all(bad):
+            raise ValueError(f"{ABANDONED} trials in a row failed, the last one: {ended.user_attrs.get('reason')}")
+
+    def _frozen(self, trial: Trial) -> FrozenTrial:
+        return next(t for t in self.study.get_trials(deepcopy=False) if t.number == trial.number)
+
+    def _reclaim(self) -> None:
+        """Mark the trials whose worker is dead, and queue them again; the caller holds the study's locks."""
+        left = [sign for sign in (self.plan.folder / "workers").glob("*.lock") if _is_free(sign)]
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            owner = trial.user_attrs.get("worker")
+            if owner in (self.worker, None):
+                # Asked for, and then the database went away before it was begun.
+                if trial.number not in self.mine:
+                    self._cut_off(trial, CUT_OFF[2])
+            elif self._is_dead(trial, owner):
+                self._cut_off(trial, CUT_OFF[0])
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
+            if outcome(trial) == "killed" and trial.params:  # and the database may have gone before it was queued
+                self._again(trial, fault=trial.user_attrs.get("reason") not in CUT_OFF[1:])
+        for sign in left:  # of workers that died, at a trial or between two
+            for file in (sign, sign.with_suffix(".yaml")):
+                file.unlink(missing_ok=True)
+
+    def abandon(self) -> None:
+        """Ctrl-C: what this process was at is marked, and waits for the next call."""
+        self.plan.stop.set()
+        # A database that is away hears nothing; the trial is found to be a dead worker's later.
+        away = contextlib.suppress(SQLAlchemyError, optuna.exceptions.StorageInternalError)
+        with away, locked(self.plan.folder / "study.lock"), locked_everywhere(self.plan):
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if trial.user_attrs.get("worker") == self.worker:
+                    self._cut_off(trial, CUT_OFF[1])
+
+    def _cut_off(self, trial: FrozenTrial, reason: str) -> None:
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            storage = self.study._storage
+            storage.set_trial_user_attr(trial._trial_id, "outcome", "killed")
+            storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+            # Of one without parameters there is nothing to try again: it was lost as it was asked for.
+            if storage.set_trial_state_values(trial._trial_id, TrialState.FAIL) and trial.params:
+                self._again(trial, fault=reason == CUT_OFF[0])
+
+    def _is_dead(self, trial: FrozenTrial, owner: str) -> bool:
+        """By its lock, which the system frees, where the worker shares this folder; elsewhere by its silence."""
+        if self._sign(owner).exists():
+            return _is_free(self._sign(owner))
+        sign, now = (trial.user_attrs.get("alive"), trial.last_step), time.monotonic()
+        if self.seen.get(trial.number, (None, 0.0))[0] != sign:
+            self.seen[trial.number] = (sign, now)
+        return now - self.seen[trial.number][1] > self.plan.grace
+
+    @contextlib.contextmanager
+    def _beating(self, trial: Trial) -> Iterator[None]:
+        """Signs of life in the study, for those who cannot see this process."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(self.plan.beat):
+                # A database that is busy or away for a moment is asked again at the next beat.
+                with contextlib.suppress(SQLAlchemyError, optuna.exceptions.OptunaError):
+                    trial.set_user_attr("alive", time.time())
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _sign(self, worker: str) -> Path:
+        return self.plan.folder / "workers" / f"{worker}.lock"
+
+
+def _is_free(sign: Path) -> bool:
+    """Whether the worker of this file is gone; the system frees its lock."""
+    try:
+        locked_file(sign).close()
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _same(trials: Sequence[FrozenTrial], trial: Trial) -> FrozenTrial | None:
+    return twin(trials, trial.params, trial.number)

@@ -1,0 +1,258 @@
+"""One trial: a training in a process of its own that tells its scores after each epoch, and may be stopped there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from crosslevel.cld.loss import CrossLevel
+from crosslevel.data.images import Images
+from crosslevel.data.loaders.batches import pack
+from crosslevel.data.subsets.select import stretches, take, unlabelled
+from crosslevel.methods import Method
+from crosslevel.models.encoder import Encoder
+from crosslevel.runs import Unreadable
+from crosslevel.settings import parser as commands
+from crosslevel.training.collapse import symptoms
+from crosslevel.training.monitor import PIECES, scored, told_apart
+from crosslevel.training.train import train
+from crosslevel.utils.device import Hardware
+from crosslevel.utils.errors import NotFinite, SourceError
+
+DIVERGED = 3
+"""Exit status of a training whose loss or features are no longer numbers."""
+
+LOG = "train.log"
+LEAST, MOST = 16, 2000  # held-out images: the rarest things need some, more change the scores little
+FEWEST = 3  # tracks: an image is told from those of other ones
+
+
+class Failed(RuntimeError):
+    """A training that came to no end: ``kind`` is diverged, refused (its settings), failed or killed."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+def training(
+    images: str, base: Path, options: list[str], folder: Path, threads: int | None
+) -> Iterator[dict[str, Any]]:
+    """Train in another process; yield the scores after each epoch. It waits meanwhile, and closing this ends it.
+
+    Args:
+        images: the source.
+        base: a YAML file with the settings that all trials have in common.
+        options: those of this one, as on the command line of `crosslevel train`.
+        folder: of the run.
+        threads: for the process's arithmetic; torch's choice unless given.
+
+    Raises:
+        Failed: with what the process said last.
+
+    """
+    if (folder / LOG).exists():
+        shutil.rmtree(folder)  # of a study that is gone
+    folder.mkdir(parents=True, exist_ok=True)
+    line = [sys.executable, "-m", "crosslevel.tuning", images, str(base), str(folder), *options]
+    environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    with (folder / LOG).open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        for told in process.stdout:
+            yield json.loads(told)
+            try:
+                process.stdin.write("on\n")
+                process.stdin.flush()
+            except BrokenPipeError:
+                break
+        if process.wait():
+            raise _failure(process.returncode, folder / LOG)
+    finally:
+        _kill(process)
+        for pipe in (process.stdin, process.stdout):
+            _close(pipe)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # large, and no trial is continued
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """The process and what it started: one for each device."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _close(pipe: IO[str]) -> None:
+    try:
+        pipe.close()
+    except BrokenPipeError:
+        return  # what it still held is for nobody
+
+
+def _failure(status: int, log: Path) -> Failed:
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    last = lines[-1].strip().removeprefix("crosslevel train: ") if lines else "it said nothing"
+    if status < 0:
+        return Failed("killed", f"the training was killed by signal {-status}")
+    if os.strerror(errno.ENOSPC) in last:
+        return Failed("failed", last)  # not of the settings
+    kinds = {DIVERGED: "diverged", 2: "refused"}
+    return Failed(kinds.get(status, "failed"), last)
+
+
+def divided(source: Images, seed: int) -> tuple[Images, Images]:
+    """The images to train on and those to hold out, whole tracks at a time; neither has labels.
+
+    Where that holds out fewer than 3 tracks or many more images than wanted, as of a few films, long tracks are cut
+    into stretches, which are the tracks of what is held out. What is trained on then begins where a stretch ends.
+
+    Raises:
+        SourceError: there are too few images.
+
+    """
+    source = unlabelled(source)
+    if len(source) < 4 * LEAST:
+        raise SourceError(f"{source.name}: {len(source)} images are too few to tune on: at least {4 * LEAST}")
+    wanted = min(MOST, max(LEAST, len(source) // 10))
+    tracks = source.tracks
+    owner = torch.arange(len(source)) if tracks is None else tracks.unique(return_inverse=True)[1]
+    order, count = _drawn(owner, wanted, seed)
+    if tracks is not None and (len(owner[order[:count]].unique()) < FEWEST or count > min(MOST, 2 * wanted)):
+        owner = stretches(tracks, wanted // PIECES)
+        order, count = _drawn(owner, wanted, seed)
+    rest, held = (take(source, part.sort().values) for part in (order[count:], order[:count]))
+    if tracks is not None:
+        held.tracks = owner[order[:count].sort().values]
+    return rest, held
+
+
+def _drawn(owner: Tensor, wanted: int, seed: int) -> tuple[Tensor, int]:
+    """The images in an order that keeps tracks together, and how many of the first are held out."""
+    place = torch.randperm(int(owner.max()) + 1, generator=torch.Generator().manual_seed(seed))[owner]
+    order = place.argsort(stable=True)
+    # The track that the last of them is of comes whole, or not at all.
+    last = place[order[wanted - 1]]
+    count = int((place <= last).sum())
+    fewer = int((place < last).sum())
+    return order, fewer if count > MOST and fewer else count
+
+
+class HeldOut:
+    """What a trial does not train on, and how its features are scored, without a label anywhere.
+
+    The images are the same in all trials, a tenth of all and at most 2,000, whole tracks at a time where tracks are
+    known (`divided`); where not, near-duplicates by pixels count as tracks in the scores. So are their views, which are
+    no trial's own: with weaker ones it could make its task easier.
+    """
+
+    def __init__(self, seed: int, channel: Channel) -> None:
+        self.seed, self.channel = seed, channel
+        self.held: Images | None = None
+
+    def part(self, source: Images) -> Images:
+        """All but the held-out images; no labels."""
+        rest, self.held = divided(source, self.seed)
+        return rest
+
+    def monitor(
+        self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware, unreadable: Unreadable
+    ) -> Any:
+        """Score the held-out images at the end of an epoch, tell, and wait for the answer."""
+        assert self.held is not None
+        shown = pack(self.held, encoder.view.size, bad=unreadable.bad)
+        tracks = told_apart(shown) if self.held.tracks is None else shown.tracks
+
+        def measure() -> dict[str, float]:
+            figures = scored(encoder, method, cld, shown, hardware, self.seed, tracks)
+            if not figures:
+                raise NotFinite("the features of the held-out images are not finite: the training diverged")
+            found = _symptoms(figures, encoder, cld)
+            collapse = found.pop("features", "")
+            unreadable.keep()  # the answer may be this process's end
+            self.channel.tell({**figures, "collapse": collapse, "symptoms": "; ".join(found.values())})
+            return {}
+
+        return measure
+
+
+def _symptoms(figures: dict[str, float], encoder: Encoder, cld: CrossLevel | None) -> dict[str, str]:
+    """What has collapsed, by the held-out images and by the groups of the last batch."""
+    if cld is None or cld.last is None:
+        return symptoms(figures, 1, encoder.num_features, None)
+    largest = max(float(view.sizes.max()) for view in (cld.last.a, cld.last.b))
+    found = {**figures, "largest_group": largest}
+    return symptoms(found, len(cld.last.a.assignment), encoder.num_features, len(cld.last.a.sizes))
+
+
+class Channel:
+    """A line to the process that started this one: figures out, leave to go on in."""
+
+    def __init__(self, out: IO[str], answers: IO[str] | None) -> None:
+        self.out = out
+        self.waiting: queue.Queue[str] = queue.Queue()
+        if answers is not None:
+            threading.Thread(target=self._listen, args=(answers,), daemon=True).start()
+
+    def tell(self, figures: dict[str, Any]) -> None:
+        """Send the figures; return when the training may go on."""
+        self.out.write(json.dumps(figures) + "\n")
+        self.out.flush()
+        self.waiting.get()
+
+    def _listen(self, answers: IO[str]) -> None:
+        for line in answers:
+            self.waiting.put(line)
+        os.killpg(os.getpgrp(), signal.SIGKILL)  # the other process is gone: nobody wants the rest
+
+
+def main(arguments: list[str]) -> None:
+    """In the trial's own process: IMAGES BASE FOLDER OPTIONS."""
+    images, base, folder, *options = arguments
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # of several devices' processes the one that measures
+    channel = Channel(os.fdopen(os.dup(1), "w", encoding="utf-8"), _answers() if first else None)
+    os.dup2(2, 1)  # what the training prints goes into its log
+    try:
+        trained(images, Path(base), Path(folder), options, channel)
+    except SystemExit as stop:
+        sys.exit(DIVERGED if stop.code == 1 else stop.code)
+
+
+def _answers() -> IO[str]:
+    """Standard input, which is nobody's from here on.
+
+    A process that is forked to read images closes its own, and would wait for ever for the thread that reads it here.
+    """
+    answers = os.fdopen(os.dup(0), encoding="utf-8")
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    sys.stdin = os.fdopen(0, closefd=False, encoding="utf-8")
+    return answers
+
+
+def trained(images: str, base: Path, folder: Path, options: list[str], channel: Channel) -> Path:
+    """One training of `train`, watched, with every score sent through ``channel``."""
+    settings = yaml.safe_load(base.read_text(encoding="utf-8"))
+    own = ["--report_html=false", "--monitor_every=1", f"--run={folder}"]
+    watch = HeldOut(settings["seed"], channel)
+    run: Path = commands.run(train, [images, "--config", str(base), *options, *own], watch=watch)
+    return run

@@ -1,0 +1,232 @@
+"""``crosslevel tune``: better settings for a collection that nobody labelled, found without labels."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from rich.console import Console
+
+from crosslevel.data.images import Images
+from crosslevel.data.open import NAMED, open_unlabelled
+from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.settings import describe as settings
+from crosslevel.settings import parser as commands
+from crosslevel.settings import trust
+from crosslevel.training.train import train, warmup_of
+from crosslevel.tuning import report as results
+from crosslevel.tuning import search_space as ranges
+from crosslevel.tuning import trial
+from crosslevel.tuning.plan import Plan, url
+
+if TYPE_CHECKING:
+    from crosslevel.tuning.study import Search
+
+
+@commands.with_options_of(train, but=("images", "run", "resume"))
+def tune(
+    images: str,
+    search: list[str] | None = None,
+    output: str | None = None,
+    budget: float | None = None,
+    trials: int | None = None,
+    jobs: int = 1,
+    storage: str | None = None,
+    sampler: Literal["tpe", "random"] = "tpe",
+    pruning: bool = True,
+    finalists: int | None = None,
+    *,
+    settings: dict[str, Any],
+) -> Path:
+    """Search for better settings of crosslevel train, without labels.
+
+    Every trial is a training on nine tenths of the images. After each epoch its features of two views of the other
+    tenth are scored, without labels; trials that fall behind are stopped. All options of crosslevel train are options
+    here too, and hold for all trials. The first trial has the settings as they are given, or the nearest that the
+    ranges have; the second one has them without CLD. The same command continues a search that was killed, and called
+    several times at once it shares the work. Leaves in the folder: config.yaml (the best settings, for crosslevel train
+    --config), trials.csv, report.html, study.db, and trials/ with a run each.
+
+    Args:
+        images: as for crosslevel train; labels are not read.
+        search: a setting of train and its range, NAME=LOW:HIGH, NAME=LOW:HIGH:log or NAME=A,B,C; may be given several
+            times, such as --search cld.weight=0:1 --search lr=1e-3:1:log --search views.preset=cifar,simclr. Unless
+            given: cld.weight, cld.groups, cld.temperature, method.temperature and lr, around the settings given.
+        output: the search's folder (-o); runs/tune/ and a name made of source and method, and of which images these
+            are, unless given.
+        budget: how many full trainings the whole search may cost, all workers together; a stopped trial costs its
+            share. 12 unless this or trials is given.
+        trials: at most so many trials, stopped ones included, the finalists' second trainings not.
+        jobs: trials at a time in this call, sharing the processor's cores.
+        storage: a database that workers on several machines share, postgresql://USER:PASSWORD@HOST/DATABASE; they are
+            called with the same --output name. A file in the folder unless given.
+        sampler: tpe learns from earlier trials, random does not.
+        pruning: stop trials that are behind after a ninth and a third of the epochs (successive halving).
+        finalists: so many of the best trials, and the settings as given, are trained once more with another seed in
+            the end, out of the budget, and the mean score decides: one training's is partly luck. One for every four
+            full trainings of the budget, less one, unless given: 2 of 12.
+        settings: of train, as a tree; no option.
+
+    Returns:
+        the folder.
+
+    """
+    study = _study()
+    console = Console(soft_wrap=True)
+    plan = _plan(images, search, output, budget, trials, storage, sampler, pruning, finalists, settings, console)
+    if jobs < 1:
+        raise ValueError(f"jobs={jobs}: give at least 1")
+    searching = study.Search(plan)
+    try:
+        _say(console, f"{plan.folder}: {results.summary(searching.study, plan)}")
+        for name, searched in plan.space.items():
+            _say(console, f"  {name}={ranges.shown(searched)}")
+        try:
+            _work(searching, images, settings, jobs, console)
+        except BaseException:
+            # What there is is shown, whatever ended the search.
+            with contextlib.suppress(ValueError):
+                results.leave(searching.study, plan, images, settings, console)
+            raise
+        results.leave(searching.study, plan, images, settings, console)
+    finally:
+        searching.close()
+    return plan.folder
+
+
+def _study() -> Any:
+    try:
+        from crosslevel.tuning import study  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error.name} is missing: pip install 'crosslevel[tune]'") from error
+    return study
+
+
+def _plan(
+    images: str,
+    search: list[str] | None,
+    output: str | None,
+    budget: float | None,
+    trials: int | None,
+    storage: str | None,
+    sampler: Literal["tpe", "random"],
+    pruning: bool,
+    finalists: int | None,
+    given: dict[str, Any],
+    console: Console,
+) -> Plan:
+    epochs = given["epochs"]
+    budget = (12.0 if trials is None else float("inf")) if budget is None else budget
+    if not budget >= 1 or (trials is not None and trials < 1) or epochs < 1:
+        raise ValueError(f"budget={budget:g}, trials={trials}, epochs={epochs}: give at least one full training")
+    if finalists is None:
+        finalists = max(0, int(budget // 4) - 1) if math.isfinite(budget) else 0
+    if finalists and not math.isfinite(budget):
+        raise ValueError(f"finalists={finalists}: they are trained out of a budget: give --budget")
+    if finalists < 0 or (finalists and finalists + 2 > budget):
+        raise ValueError(
+            f"finalists={finalists}, budget={budget:g}: their trainings, one for the settings as given, and one of the "
+            "search have to fit: give more --budget or fewer --finalists"
+        )
+    crops = None if given["crops"] is None else Crops(**given["crops"])
+    source = open_unlabelled(images, data_root=given["data_root"], crops=crops)
+    part, _ = trial.divided(source, given["seed"])
+    space = ranges.parse(search, given) if search else ranges.usual(given, len(part))
+    whose = _whose(images, source)
+    folder = Path(output) if output else Path("runs") / "tune" / f"{_name(images, given)}-{whose[-6:]}"
+    values = {name: ranges.value_at(given, name) for name in space}
+    start, beyond = ranges.nearest(space, values), ranges.outside(space, values)
+    starts = [start]
+    if isinstance(space.get("cld.weight"), ranges.Numbers) and 0.0 in space["cld.weight"]:
+        starts.append({**start, "cld.weight": 0.0})
+    agreed = {
+        **{name: value for name, value in given.items() if name not in ranges.MACHINE},
+        "images": whose,
+        "search": {name: ranges.shown(searched) for name, searched in space.items()},
+        "sampler": sampler,
+        "pruning": pruning,
+    }
+    bad = source.bad_files()
+    if len(bad):
+        _say(console, bad.summary(len(source)))
+    for name in beyond:
+        first = f"trial 0 has {start[name]}" if name in start else "trial 0 has one by chance"
+        given_one = f"{name} is left open" if values[name] is None else f"{name}={values[name]}"
+        _say(console, f"{given_one}, which is not in {ranges.shown(space[name])}: {first}")
+    if searched := [name for name in space if name.startswith("views.")]:
+        _say(
+            console, f"{', '.join(searched)}: the score compares settings with different views less surely than others"
+        )
+    return Plan(
+        folder=folder, storage=url(storage, folder), space=space, start=starts, epochs=epochs, budget=budget,
+        trials=trials, sampler=sampler, pruning=pruning, seed=given["seed"], agreed=agreed, as_given=not beyond,
+        finalists=finalists,
+        warmup=max(warmup_of(epochs, given["warmup_epochs"]), epochs / 3), images=len(source), bad=bad,
+    )  # fmt: skip
+
+
+def _whose(images: str, source: Images) -> str:
+    """What tells this collection from others: the number of its images, and a hash of their names.
+
+    Of a data set by name, which has the same file names whatever its settings, the name counts as well. Nothing that
+    may differ between machines with the same images does.
+    """
+    digest = hashlib.sha256("\n".join(source.paths).encode(errors="surrogateescape"))
+    if re.split("[:,@+]", images)[0] in NAMED:
+        digest.update(images.encode())
+    return f"{len(source)} images, {digest.hexdigest()[:12]}"
+
+
+def _name(images: str, given: dict[str, Any]) -> str:
+    place = Path(images).resolve().stem if os.path.exists(images) else images.split(",", maxsplit=1)[0]
+    source = re.sub(r"[^\w.-]+", "-", place).strip("-.") or "images"
+    return f"{source}-{ranges.chosen(given).__name__.lower()}"
+
+
+def _work(searching: Search, images: str, given: dict[str, Any], jobs: int, console: Console) -> None:
+    """Trial after trial in ``jobs`` threads; each waits for a training in another process."""
+    plan = searching.plan
+    base = plan.folder / "workers" / f"{searching.worker}.yaml"
+    settings.write(
+        {k: v for k, v in given.items() if k not in ("images", "monitor", "monitor_every", "report_html")}, base
+    )
+    threads = None if jobs == 1 else max(1, torch.get_num_threads() // jobs)
+    failures: list[BaseException] = []
+
+    def one(number: int, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        own = trust.option_for(given["method"]["class_path"])
+        options = [*own, *(f"--{name}={value}" for name, value in parameters.items())]
+        return trial.training(images, base, options, plan.folder / "trials" / f"{number:04}", threads)
+
+    def work() -> None:
+        try:
+            searching.work(one, lambda ended: _say(console, results.line(ended, plan)))
+        except BaseException as error:
+            failures.append(error)
+            plan.stop.set()
+
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(jobs)]
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    except KeyboardInterrupt:
+        searching.abandon()
+        raise
+    finally:
+        base.unlink(missing_ok=True)
+    if failures:
+        raise failures[0]
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False)

@@ -1,0 +1,88 @@
+"""What a loss has to know of a distributed run: the world's size, and every rank's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """The number of ranks; 1 outside a distributed run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's rank; 0 outside a distributed run."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather(rows: Tensor) -> Tensor:
+    """The rows of all ranks in rank order, (B, ...) -> (world * B, ...), with gradients to every rank.
+
+    Each rank must bring the same number of rows. The backward pass sums what all ranks send back, so
+    that a loss averaged over ranks has the gradient of the same loss on one process.
+    """
+    if world_size() == 1:
+        return rows
+    gathered: Tensor = _Gather.apply(rows)
+    return gathered
+
+
+@torch.no_grad()
+def add(values: Tensor) -> Tensor:
+    """The sum over all ranks; no gradient passes."""
+    if world_size() == 1:
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+@torch.no_grad()
+def broadcast(values: Tensor) -> Tensor:
+    """Rank 0's values."""
+    if world_size() > 1:
+        dist.broadcast(values, 0)
+    return values
+
+
+def wait() -> None:
+    """Return when all ranks are here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+@torch.no_grad()
+def shuffled(rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """As many rows as given, drawn without repetition from those of all ranks, and how to bring results home.
+
+    The second is a function: of what was computed from the drawn rows (B, ...) it returns, in their order,
+    the results of the rows that this rank gave. No gradient passes. The draw is rank 0's.
+    """
+    order = broadcast(torch.randperm(len(rows) * world_size(), device=rows.device))
+
+    @torch.no_grad()
+    def home(results: Tensor) -> Tensor:
+        return gather(results)[order.argsort().chunk(world_size())[rank()]]
+
+    return gather(rows)[order.chunk(world_size())[rank()]], home
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        rows = rows.contiguous()
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        # A copy: other terms of the loss may have been handed the same gradient.
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(world_size())[rank()]

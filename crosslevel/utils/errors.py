@@ -1,0 +1,22 @@
+"""Errors that a user meets: one line each that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+
+class NotFinite(RuntimeError):
+    """The loss is no longer a number; the message says what was seen."""
+
+
+class SourceError(ValueError):
+    """A source that gives no images: what is wrong with it and what to do, in one line."""
+
+
+class BadImage(Exception):
+    """One image that cannot be read: ``path`` names it, ``reason`` says why."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"

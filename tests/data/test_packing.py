@@ -1,0 +1,364 @@
+"""``crosslevel pack``: whole after a kill, anew after a change, and survivor of what real folders hold."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from crosslevel.data import pack
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.loaders.batches import TrainBatches
+from crosslevel.data.open import open_images
+from crosslevel.settings.parser import run
+from crosslevel.utils.errors import SourceError
+
+ODD = ["with space.png", "😀 ü.png", "new\nline.png"]
+
+
+def write(root, count=24, seed=0):
+    draws = np.random.default_rng(seed)
+    for n in range(count):
+        file = root / "ab"[n % 2] / f"{n:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draws.integers(0, 256, (30 + n % 7, 40, 3), np.uint8)).save(file)
+    return root
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return write(tmp_path / "photos")
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(pack, "IMAGES_A_PART", 4)
+    monkeypatch.setattr("crosslevel.data.sources.packed.READ_AT_ONCE", 2)
+    monkeypatch.setattr(pack, "SHARD", 15_000)
+
+
+def packed(source, folder, *options):
+    return run(pack.pack, [str(source), "-o", str(folder), "--size=20", "--workers=0", *options])
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+
+
+def test_the_command_line(photos, tmp_path):
+    import crosslevel
+
+    code = "from crosslevel.cli import main; main()"
+    command = [sys.executable, "-c", code, "pack", str(photos), "-o", str(tmp_path / "p"), "--size", "20"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(crosslevel.__file__).parents[1])}
+    told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    assert "24 images: needs about 0.00 GB" in told
+    assert f"24 images in {tmp_path}/p" in told
+    assert sorted(contents(tmp_path / "p")) == ["00000.bin", "index.safetensors", "pack.json"]
+    assert len(open_images(tmp_path / "p")) == 24
+
+
+# Runs in a process of its own: every piece takes a while, so that a kill falls between and into parts.
+SLOW = """
+import sys, time
+from crosslevel import pack
+from crosslevel.images import packs
+pack.IMAGES_A_PART, packs.READ_AT_ONCE, pack.SHARD = 4, 2, 15_000
+append = pack._append
+def slowly(file, pixels):
+    append(file, pixels)
+    file.flush()
+    print("written", flush=True)
+    time.sleep(0.02)
+pack._append = slowly
+pack.pack(sys.argv[1], sys.argv[2], 20, workers=0)
+"""
+
+
+def test_killed_at_any_moment_it_ends_in_the_same_bytes(photos, tmp_path, small_parts, capsys):
+    packed(photos, tmp_path / "whole")
+    want = contents(tmp_path / "whole")
+    assert len([name for name in want if name.endswith(".bin")]) > 1
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(photos), str(tmp_path / "cut")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(pack.__file__).parents[1])},
+    )
+    for line in process.stdout:
+        if line == "written\n" and len(list((tmp_path / "cut").glob("part-*.safetensors"))) == 3:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "cut" / "pack.json").exists()
+    with pytest.raises(SourceError, match="not finished: run the same crosslevel pack again"):
+        open_images(tmp_path / "cut")
+    capsys.readouterr()
+    packed(photos, tmp_path / "cut")
+    assert "continuing at image 12" in capsys.readouterr().out
+    assert contents(tmp_path / "cut") == want
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of the program's own code gets to act on it."""
+
+
+@pytest.mark.parametrize("at", range(0, 40, 3))
+def test_killed_before_any_step_on_disk(photos, tmp_path, small_parts, monkeypatch, at):
+    """Whatever the last file was that was put in its place, deleted or written to."""
+    packed(photos, tmp_path / "whole")
+    steps = [0]
+
+    def dying(function):
+        def step(*arguments, **options):
+            steps[0] += 1
+            if steps[0] > at:
+                raise Killed
+            return function(*arguments, **options)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        for module, name in ((os, "replace"), (Path, "unlink"), (os, "fsync"), (pack, "save_file")):
+            patch.setattr(module, name, dying(getattr(module, name)))
+        try:
+            packed(photos, tmp_path / "cut")
+        except Killed:
+            assert steps[0] > at
+    packed(photos, tmp_path / "cut")
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_bytes_behind_the_last_part_and_parts_without_bytes_are_dropped(photos, tmp_path, small_parts, monkeypatch):
+    packed(photos, tmp_path / "whole")
+    monkeypatch.setattr(pack._Writer, "finish", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        packed(photos, tmp_path / "cut")
+    monkeypatch.undo()
+    monkeypatch.setattr(pack, "IMAGES_A_PART", 4)
+    monkeypatch.setattr("crosslevel.data.sources.packed.READ_AT_ONCE", 2)
+    monkeypatch.setattr(pack, "SHARD", 15_000)
+    shards = sorted((tmp_path / "cut").glob("*.bin"))
+    os.truncate(shards[0], shards[0].stat().st_size - 10)
+    packed(photos, tmp_path / "cut")
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_number_of_workers_gives_the_same_bytes(photos, tmp_path, small_parts, workers):
+    packed(photos, tmp_path / "one")
+    packed(photos, tmp_path / "two", f"--workers={workers}")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_nothing_is_done_twice_and_a_change_is_noticed(photos, tmp_path, capsys):
+    packed(photos, tmp_path / "p")
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "p").iterdir()}
+    capsys.readouterr()
+    packed(photos, tmp_path / "p")
+    assert "is complete: 24 images" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "p").iterdir()} == before
+    Image.new("RGB", (40, 30), (1, 2, 3)).save(photos / "a" / "000.png")  # the same name: its folder has not changed
+    packed(photos, tmp_path / "p")
+    assert "has changed since (24 readable images then, 24 files now): packed anew" in capsys.readouterr().out
+    assert open_images(tmp_path / "p")[0][0][:, 0, 0].tolist() == [1, 2, 3]
+    run(pack.pack, [str(photos), f"--output={tmp_path}/p", "--size=10", "--workers=0"])
+    assert "it was packed with --size 20: packed anew" in capsys.readouterr().out
+    assert min(open_images(tmp_path / "p")[0][0].shape[1:]) == 10
+
+
+def test_what_is_packed_again_without_a_change_is_not_told_of_again(photos, tmp_path, capsys):
+    packed(photos, tmp_path / "p")
+    pixels = (tmp_path / "p" / "00000.bin").stat().st_mtime_ns
+    (photos / "a" / "new.png").touch()
+    (photos / "a" / "new.png").unlink()  # the folder is another, the images are the same
+    with pytest.warns(UserWarning, match="has changed since it was packed: crosslevel pack again"):
+        open_images(tmp_path / "p")
+    packed(photos, tmp_path / "p")
+    assert "is complete: 24 images" in capsys.readouterr().out
+    assert (tmp_path / "p" / "00000.bin").stat().st_mtime_ns == pixels
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(open_images(tmp_path / "p")) == 24
+
+
+def test_a_source_that_has_moved_is_watched_where_it_is(photos, tmp_path, capsys):
+    packed(photos, tmp_path / "p")
+    moved = photos.rename(tmp_path / "moved")
+    packed(moved, tmp_path / "p")
+    assert "is complete: 24 images" in capsys.readouterr().out
+    (moved / "a" / "000.png").unlink()
+    with pytest.warns(UserWarning, match="moved has changed since it was packed: crosslevel pack again"):
+        open_images(tmp_path / "p")
+
+
+def test_an_unfinished_pack_of_other_images_is_begun_again(photos, tmp_path, small_parts, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(pack._Writer, "finish", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            packed(photos, tmp_path / "p")
+    (photos / "a" / "000.png").unlink()
+    capsys.readouterr()
+    packed(photos, tmp_path / "p")
+    told = capsys.readouterr().out
+    assert "has changed since: packed anew" in told
+    assert "continuing" not in told
+    packed(photos, tmp_path / "fresh")
+    assert contents(tmp_path / "p") == contents(tmp_path / "fresh")
+
+
+def test_ctrl_c_says_how_to_go_on(photos, tmp_path, small_parts, monkeypatch, capsys):
+    count, store = pack._Writer._count, []
+
+    def stopping(self, part):
+        store.append(part)
+        if len(store) == 3:
+            raise KeyboardInterrupt
+        count(self, part)
+
+    monkeypatch.setattr(pack._Writer, "_count", stopping)
+    with pytest.raises(SystemExit) as stop:
+        packed(photos, tmp_path / "p")
+    assert stop.value.code == 130
+    assert "8 images are done; the same command continues there" in capsys.readouterr().out
+
+
+def bomb(file):
+    """A PNG of a few bytes that says it has 10 billion pixels."""
+
+    def chunk(kind, body):
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    header = (100_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+    pixels = chunk(b"IDAT", zlib.compress(bytes(1000)))
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b""))
+
+
+def damaged(root):
+    """Pictures with odd names, and in their midst all that must be survived; returns the names of the bad ones."""
+    write(root)
+    for name in ODD:
+        Image.new("RGB", (40, 30), (9, 8, 7)).save(root / "a" / name)
+        (root / "b" / f"broken {name}").write_bytes(b"no picture")
+    bomb(root / "b" / "bomb.png")
+    (root / "a" / "vanishing.png").symlink_to(root.parent / "gone.png")
+    (root / "b" / "loop").symlink_to(root)
+    (root / "b" / "self.png").symlink_to(root / "b" / "self.png")
+    return sorted(["a/vanishing.png", "b/bomb.png", "b/self.png", *(f"b/broken {name}" for name in ODD)])
+
+
+def named(file):
+    bad = BadFiles()
+    bad.read(file)
+    return sorted(bad.reasons), bad.reasons
+
+
+def test_pack_names_and_survives_damage(tmp_path, capsys):
+    bad = damaged(tmp_path / "photos")
+    packed(tmp_path / "photos", tmp_path / "p")
+    names, reasons = named(tmp_path / "p" / "bad_files.txt")
+    assert names == bad
+    assert "100000 x 100000" in reasons["b/bomb.png"]
+    assert "No such file" in reasons["a/vanishing.png"]
+    assert "skipped 6 of 33 images" in capsys.readouterr().out
+    found = open_images(tmp_path / "p")
+    source = open_images(tmp_path / "photos")
+    assert list(found.paths) == [path for path in source.paths if path not in bad]
+    assert set(found.paths) >= {f"a/{name}" for name in ODD}
+    place = found.paths.index("a/new\nline.png")
+    assert torch.equal(found[place][0], torch.tensor([9, 8, 7], dtype=torch.uint8).view(3, 1, 1).expand(3, 20, 26))
+
+
+def test_train_names_and_survives_damage(tmp_path):
+    from crosslevel.training.train import train
+
+    bad = damaged(tmp_path / "photos")
+    options = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=8", "--device=cpu", "--report_html=false"]
+    run(train, [str(tmp_path / "photos"), *options, "--epochs=1", "--workers=2", f"--run={tmp_path}/r"])
+    assert named(tmp_path / "r" / "bad_files.txt")[0] == bad
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_embed_names_and_survives_damage(tmp_path, workers):
+    import pyarrow.parquet as pq
+
+    from crosslevel import Encoder
+    from crosslevel.features.embed import embed
+    from crosslevel.models.encoder import View
+
+    bad = damaged(tmp_path / "photos")
+    encoder = Encoder("resnet18", True, 0.0625)
+    encoder.view = View(16)
+    encoder.save(tmp_path / "encoder.safetensors")
+    arguments = [str(tmp_path / "encoder.safetensors"), str(tmp_path / "photos"), f"--output={tmp_path}/f.parquet"]
+    table = pq.read_table(run(embed, [*arguments, "--device=cpu", f"--workers={workers}"]))
+    assert named(tmp_path / "f.bad_files.txt")[0] == bad
+    assert len(table) == 27
+    assert set(table["path"].to_pylist()) >= {f"a/{name}" for name in ODD}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_vanishes_during_the_epoch_is_named(photos, workers):
+    bad, source = BadFiles(), open_images(photos)
+    batches = TrainBatches(source, 4, seed=0, bad=bad, resize=16, workers=workers)
+    gone = int(batches.order(0)[-1])
+    read = 0
+    for batch in batches:
+        if read == 0:
+            (photos / source.paths[gone]).unlink()
+            time.sleep(0.05)
+        assert len(batch.index) == 4
+        read += 1
+    assert read == 6
+    batches.epoch = 1
+    assert all(gone not in batch.index for batch in batches)
+    assert list(bad.reasons) == [source.paths[gone]]
+    assert bad.reasons[source.paths[gone]] == "cannot be opened: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--size=0", "--size 0: give at least 1 pixel"),
+        ("--output=PHOTOS/packed", "lies inside"),
+        ("--output=FULL", "there is something else in it"),
+        ("--output=FILE", "it is a file: give a folder"),
+        ("--output=BROKEN", "needs at least 2 images, only 1 of 3 can be read"),
+    ],
+)
+def test_wrong_use_ends_in_one_line(photos, tmp_path, capsys, option, says):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    (tmp_path / "file").touch()
+    broken = write(tmp_path / "broken", 1)
+    for n in range(2):
+        (broken / f"{n}.png").touch()
+    places = {"PHOTOS": photos, "FULL": tmp_path / "full", "FILE": tmp_path / "file"}
+    given = re.sub("PHOTOS|FULL|FILE", lambda found: str(places[found[0]]), option)
+    source = broken if "BROKEN" in option else photos
+    given = given.replace("BROKEN", str(tmp_path / "p"))
+    for part in ("", "@repeat=2") if says == "lies inside" else ("",):
+        with pytest.raises(SystemExit) as stop:
+            run(pack.pack, [f"{source}{part}", "--workers=0", given])
+        assert stop.value.code == 2
+        told = capsys.readouterr().err
+        assert says in told
+        assert told.count("\n") == 1
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_full_disk_is_noticed_before(photos, tmp_path, monkeypatch, capsys):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(pack.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(SystemExit):
+        packed(photos, tmp_path / "p")
+    assert "24 images: needs about 0.00 GB" in capsys.readouterr().err

@@ -1,0 +1,160 @@
+"""A table of features: right, in order, whole after a kill."""
+
+import csv
+import io
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from crosslevel import Encoder, load_encoder
+from crosslevel.features import embed
+from crosslevel.models.encoder import View
+from crosslevel.settings.parser import run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run's folder with an encoder of random weights."""
+    torch.manual_seed(0)
+    encoder = Encoder("resnet18", True, 0.0625)
+    encoder.view = View(16)
+    folder = tmp_path_factory.mktemp("run")
+    encoder.save(folder / "encoder.safetensors")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(30):
+        folder = tmp_path / "photos" / ("b" if i % 3 else "a ü")
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    return tmp_path / "photos"
+
+
+def expected(trained, photos):
+    """Path and feature of each image, one at a time, in float32, by hand."""
+    encoder = load_encoder(trained)
+    out = {}
+    for file in sorted(photos.rglob("*.png")):
+        x = np.asarray(Image.open(file)).transpose(2, 0, 1) / 255
+        mean, std = np.array([[[0.485]], [[0.456]], [[0.406]]]), np.array([[[0.229]], [[0.224]], [[0.225]]])
+        with torch.no_grad():
+            x = torch.tensor((x - mean) / std, dtype=torch.float32)
+            out[file.relative_to(photos).as_posix()] = encoder(x[None])[0].numpy()
+    return out
+
+
+def embedded(trained, photos, output, *options):
+    return run(embed.embed, [str(trained), str(photos), "-o", str(output), "--device=cpu", *options])
+
+
+def test_parquet_has_path_label_class_and_feature(trained, photos, tmp_path):
+    file = embedded(trained, photos, tmp_path / "f.parquet", "--precision=fp32", "--batch_size=7")
+    table = pq.read_table(file).to_pydict()
+    truth = expected(trained, photos)
+    assert table["path"] == list(truth)
+    np.testing.assert_allclose(np.array(table["feature"]), np.array(list(truth.values())), rtol=1e-4, atol=1e-5)
+    assert table["class"] == [path.split("/")[0] for path in truth]
+    assert table["label"] == [0 if path.startswith("a") else 1 for path in truth]
+    assert {p.name for p in tmp_path.iterdir()} == {"photos", "f.parquet"}
+
+
+def test_npy_has_the_same_rows_and_a_manifest(trained, photos, tmp_path):
+    embedded(trained, photos, tmp_path / "f.npy", "--precision=fp32")
+    truth = expected(trained, photos)
+    np.testing.assert_allclose(np.load(tmp_path / "f.npy"), np.array(list(truth.values())), rtol=1e-4, atol=1e-5)
+    with (tmp_path / "f.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == list(truth)
+    assert [row["class"] for row in rows] == [path.split("/")[0] for path in truth]
+
+
+def test_images_without_labels_have_no_label_column(trained, tmp_path):
+    for i in range(3):
+        Image.new("RGB", (16, 16), (80 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    file = embedded(trained, tmp_path, tmp_path / "f.parquet")
+    assert pq.read_schema(file).names == ["path", "feature"]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".npy"])
+def test_a_killed_run_continues_and_ends_in_the_same_table(trained, photos, tmp_path, monkeypatch, capsys, suffix):
+    monkeypatch.setattr(embed, "ROWS", 8)
+    embedded(trained, photos, tmp_path / f"whole{suffix}", "--batch_size=4")
+    write, encoded = embed._Parts.write, []
+
+    def dying(self, rows, bad):
+        if len(encoded) == 2:
+            raise KeyboardInterrupt
+        encoded.append(len(rows.places))
+        return write(self, rows, bad)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed._Parts, "write", dying)
+        with pytest.raises(SystemExit) as stop:
+            embedded(trained, photos, tmp_path / f"cut{suffix}", "--batch_size=4")
+    assert stop.value.code == 130
+    assert "16 images are done; the same command continues there" in capsys.readouterr().out
+    assert not (tmp_path / f"cut{suffix}").exists()
+    capsys.readouterr()
+    embedded(trained, photos, tmp_path / f"cut{suffix}", "--batch_size=4")
+    assert "continuing at image 16" in capsys.readouterr().out
+    if suffix == ".npy":
+        assert np.array_equal(np.load(tmp_path / "cut.npy"), np.load(tmp_path / "whole.npy"))
+        assert (tmp_path / "cut.csv").read_text() == (tmp_path / "whole.csv").read_text()
+    else:
+        assert pq.read_table(tmp_path / "cut.parquet").equals(pq.read_table(tmp_path / "whole.parquet"))
+
+
+def test_pieces_of_other_images_are_not_continued(trained, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(embed, "ROWS", 8)
+    monkeypatch.setattr(embed._Parts, "finish", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        embedded(trained, photos, tmp_path / "f.parquet", "--batch_size=4")
+    monkeypatch.undo()
+    (photos / "b" / "01.png").rename(photos / "b" / "99.png")
+    capsys.readouterr()
+    file = embedded(trained, photos, tmp_path / "f.parquet")
+    assert "continuing" not in capsys.readouterr().out
+    assert pq.read_table(file)["path"].to_pylist()[-1] == "b/99.png"
+
+
+def test_unreadable_files_are_left_out_and_named(trained, photos, tmp_path, capsys):
+    (photos / "b" / "zz.png").write_bytes(b"\x89PNG broken")
+    (photos / "a ü" / "00.png").write_bytes(b"")
+    file = embedded(trained, photos, tmp_path / "f.parquet", "--batch_size=4")
+    table = pq.read_table(file)
+    assert len(table) == 29
+    assert "a ü/00.png" not in table["path"].to_pylist()
+    named = (tmp_path / "f.bad_files.txt").read_text()
+    assert [line.split("\t")[0] for line in named.splitlines()] == ["a ü/00.png", "b/zz.png"]
+    assert "2 of 31" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["RUN", "PHOTOS", "--output=f.txt"], ".parquet or .npy"),
+        (["nowhere", "PHOTOS"], "nowhere"),
+        (["RUN", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_use_ends_in_one_line(trained, photos, tmp_path, monkeypatch, capsys, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    given = [{"RUN": str(trained), "PHOTOS": str(photos)}.get(a, a) for a in arguments]
+    with pytest.raises(SystemExit) as stop:
+        run(embed.embed, given)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said.count("\n") == 1
+    assert named in said
+
+
+def test_a_file_name_that_is_no_unicode_is_kept_as_escapes():
+    assert embed._text("gr\udcfcn.png") == "gr\\xfcn.png"
+    assert io.StringIO(embed._text("日本.png")).read() == "日本.png"

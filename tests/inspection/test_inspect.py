@@ -1,0 +1,120 @@
+"""What is in a collection: by the command line, on images whose truth is known."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from crosslevel import Encoder
+from crosslevel.inspection.inspect import inspect
+from crosslevel.inspection.summary import trust
+from crosslevel.models.encoder import View
+from crosslevel.settings.parser import run
+
+
+def smooth(rng, size=48):
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    return np.array(coarse.resize((size, size), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """24 different images; of the first 3 another copy each, of the next 4 a shifted one; one broken file."""
+    home, rng = tmp_path_factory.mktemp("data") / "my <b>photos", np.random.default_rng(0)
+    home.mkdir()
+    for i in range(24):
+        picture = smooth(rng)
+        Image.fromarray(picture).save(home / f"{i:02}.png")
+        if i < 3:
+            Image.fromarray(picture).save(home / f"{i:02}-copy.bmp")
+        elif i < 7:
+            Image.fromarray(np.roll(picture, (2, -1), (0, 1))).save(home / f"{i:02}-moved.png")
+    Image.fromarray(smooth(rng, 300)[:150]).save(home / "wide.jpg")
+    (home / "x<script>.png").write_bytes(b"\x89PNG nothing")
+    return home
+
+
+def test_counts_sizes_damage_and_duplicates_by_the_command_line(photos, tmp_path, capsys):
+    told = run(inspect, [str(photos), "-o", str(tmp_path / "out"), "--device=cpu", "--workers=0", "--batch_size=8"])
+    assert (told["count"], told["readable"]) == (33, 32)
+    assert list(told["broken"]) == ["x<script>.png"]
+    assert told["formats"] == {"png": 28, "bmp": 3, "jpg": 1}
+    assert told["width"] == [48, 48, 48, 48, 300]
+    assert told["height"][4] == 150
+    assert told["shorter_side"] == {"32 to 63": 31, "128 to 255": 1}
+    assert told["exact_duplicates"] == {"sets": 3, "superfluous": 3}
+    near = told["near_duplicates"]
+    assert (near["tracks"], near["images_in_tracks_of_several"], near["largest_track"]) == (25, 14, 2)
+    assert told["batch"]["duplicate_share"] == pytest.approx(14 / 32 * 7 / 31)
+    assert json.loads((tmp_path / "out" / "inspect.json").read_text()) == told
+    said = capsys.readouterr().out
+    assert "x<script>.png: " in said
+    assert "3 in 3 sets" in said
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [("a.html", "ends in .json"), ("FILE/x", "Not a directory"), ("FOLDER.json", "FOLDER.json cannot be written")],
+)
+def test_where_nothing_can_be_written_is_said_before_the_work(photos, tmp_path, capsys, output, says, monkeypatch):
+    (tmp_path / "FILE").touch()
+    (tmp_path / "FOLDER.json").mkdir()
+    monkeypatch.setattr("crosslevel.inspection.inspect.look", None)
+    with pytest.raises(SystemExit) as stop:
+        run(inspect, [str(photos), "-o", str(tmp_path / output), "--device=cpu"])
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert says in told
+    assert told.count("\n") == 1
+
+
+def test_the_page_escapes_names_and_shows_pictures(photos, tmp_path):
+    run(inspect, [str(photos), "-o", str(tmp_path / "a.json"), "--device=cpu", "--workers=0"])
+    page = (tmp_path / "a.html").read_text()
+    assert "x<script>.png" not in page
+    assert "x&lt;script&gt;.png" in page
+    assert "<b>photos" not in page
+    assert page.count("data:image/png") > 14
+    for heading in ("Near-duplicates", "Estimated groups, the largest first", "Broken files", "Suggested settings"):
+        assert heading in page
+
+
+def test_a_run_adds_its_features(photos, tmp_path, capsys):
+    torch.manual_seed(0)
+    encoder = Encoder("resnet18", True, 0.0625)
+    encoder.view = View(32)
+    encoder.save(tmp_path / "encoder.safetensors")
+    told = run(inspect, [str(photos), f"--run={tmp_path}", "--device=cpu", "--workers=0", "--precision=fp32"])
+    assert str(tmp_path) in told["long_tail"]["features"]
+    assert 0 < told["near_duplicates"]["cosine_threshold"] <= 1
+    assert told["near_duplicates"]["pairs_by_features"] >= 3
+    assert told["near_duplicates"]["tracks"] <= 25
+    assert list((tmp_path / "features").glob("inspect-*/complete"))
+
+
+def test_groups_that_run_into_one_another_are_not_to_be_trusted(photos, capsys):
+    told = run(inspect, [str(photos), "--workers=0", "--device=cpu", "--groups=3"])["long_tail"]
+    assert len(told["by_track"]["sizes"]) <= 3
+    assert told["trust"] == trust(told["separation"])
+    assert trust(0.249).startswith("Not at all")
+    assert trust(0.25).startswith("The groups lie apart")
+
+
+def test_a_sample_is_said_to_be_one(photos, capsys):
+    told = run(inspect, [str(photos), "--sample=10", "--workers=0", "--device=cpu"])
+    assert (told["count"], told["looked_at"]) == (33, 10)
+    assert "10 of them looked at" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "named"), [(["nowhere"], "nowhere"), (["PHOTOS", "--batch_size=1"], "batch_size=1")]
+)
+def test_wrong_use_ends_in_one_line(photos, capsys, options, named):
+    with pytest.raises(SystemExit) as stop:
+        run(inspect, [str(photos) if o == "PHOTOS" else o for o in options])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert named in said
+    assert said.count("\n") == 1

@@ -1,0 +1,221 @@
+"""A function's signature is its command line."""
+
+import subprocess
+import sys
+import warnings
+from importlib.metadata import version
+
+import pytest
+import yaml
+
+from crosslevel import cli
+from crosslevel.settings.parser import build, method_class, run
+from crosslevel.training.train import train
+
+
+def test_every_setting_of_every_part_is_an_option():
+    text = build(train).format_help()
+    for option in ("--epochs", "--encoder.small_images", "--cld.groups", "--views.blur", "--method", "--resume"):
+        assert option in text
+    assert "passes over the images" in text
+    assert "--cld.in_features" not in text.split("Linked arguments")[0]
+
+
+@pytest.mark.parametrize("name", ["MoCo", "moco", "MOCO"])
+def test_a_method_is_found_in_any_case(name):
+    assert method_class(name) == "crosslevel.methods.moco.MoCo"
+
+
+def test_an_unknown_method_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean NPID"):
+        method_class("npd")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], {"class": "MoCo", "temperature": 0.2}),
+        (["--method.temperature", "0.3"], {"class": "MoCo", "temperature": 0.3}),
+        (["--method", "simclr"], {"class": "SimCLR", "temperature": 0.5}),
+        (["--method=npid"], {"class": "NPID", "temperature": 0.1}),
+        (["--method", "simclr", "--method.temperature=0.4"], {"class": "SimCLR", "temperature": 0.4}),
+    ],
+)
+def test_a_method_has_its_own_defaults(arguments, expected, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(train, ["photos", *arguments, "--print_config"])
+    assert stop.value.code == 0
+    method = yaml.safe_load(capsys.readouterr().out)["method"]
+    assert method["class_path"].rsplit(".", 1)[1] == expected["class"]
+    assert method["init_args"]["temperature"] == expected["temperature"]
+
+
+def test_a_config_with_another_method_does_not_inherit_the_default_ones_settings(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("method:\n  class_path: crosslevel.methods.SimCLR\n")
+    with pytest.raises(SystemExit):
+        run(train, ["photos", f"--config={tmp_path}/c.yaml", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["method"]["init_args"]["temperature"] == 0.5
+
+
+@pytest.mark.parametrize("source", ["--recipe=cifar10-moco-cld", "--config={c}"])
+@pytest.mark.parametrize("named", [["--method", "simclr"], ["--method=crosslevel.methods.SimCLR"]])
+def test_another_method_does_not_inherit_a_configs_settings(tmp_path, source, named, capsys):
+    """Neither temperature nor head of the config's MoCo; what is not the method's stays."""
+    (tmp_path / "c.yaml").write_text("method:\n  class_path: moco\n  init_args: {temperature: 0.07, head: linear}\n")
+    given = source.format(c=tmp_path / "c.yaml")
+    told = resolved(["photos", given, *named, "--method.out_features=64"], capsys)
+    assert told["method"]["class_path"].endswith("SimCLR")
+    assert told["method"]["init_args"] == {"temperature": 0.5, "head": "mlp", "out_features": 64, "hidden": None}
+    assert told["weight_decay"] == (0.0008 if "recipe" in source else None)
+    same = resolved(["photos", given, "--method=moco"], capsys)["method"]["init_args"]
+    assert (same["temperature"], same["head"]) == (0.07, "linear")
+
+
+def test_of_several_methods_the_last_one_counts(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("method:\n  class_path: NPID\n")
+    told = resolved(["photos", "--recipe=cifar10-moco-cld", f"--config={tmp_path}/c.yaml"], capsys)["method"]
+    assert (told["class_path"].rsplit(".", 1)[1], told["init_args"]["temperature"]) == ("NPID", 0.1)
+    assert told["init_args"]["online"] == 1
+    told = resolved(["photos", "--method=simclr", f"--config={tmp_path}/c.yaml"], capsys)["method"]
+    assert (told["class_path"].rsplit(".", 1)[1], told["init_args"]["temperature"]) == ("NPID", 0.1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["method: simclr", "method:\n  class_path: SIMCLR\n", "method: {class_path: crosslevel.methods.simclr.simclr}"],
+)
+def test_a_config_names_a_method_as_the_command_line_does(tmp_path, text, capsys):
+    (tmp_path / "c.yaml").write_text(f"{text}\nweight_decay: 1e-6\n".replace("\n\n", "\n"))
+    told = resolved(["photos", f"--config={tmp_path}/c.yaml", "--method.hidden=7"], capsys)
+    assert told["method"]["class_path"].endswith(".SimCLR")
+    assert told["method"]["init_args"] == {"temperature": 0.5, "head": "mlp", "out_features": 128, "hidden": 7}
+    assert told["weight_decay"] == 1e-6
+
+
+@pytest.mark.parametrize(
+    "text", ["method: simcrl", "method: {class_path: simcrl}", "method: {class_path: crosslevel.methods.SimCRL}"]
+)
+def test_a_configs_unknown_method_names_the_nearest(tmp_path, text, capsys):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        run(train, ["photos", f"--config={tmp_path}/c.yaml"])
+    said = capsys.readouterr().err
+    assert (stop.value.code, said.count("\n")) == (2, 1)
+    assert "is unknown: did you mean SimCLR?" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        (["--epohcs", "2"], "did you mean --epochs?"),
+        (["--cld.wieght=3"], "did you mean --cld.weight?"),
+        (["--zzzz=1"], "arguments: --zzzz=1 (see crosslevel train --help)"),
+    ],
+)
+def test_an_option_that_there_is_not_names_the_nearest(option, hint, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(train, ["photos", *option])
+    said = capsys.readouterr().err
+    assert (stop.value.code, said.count("\n")) == (2, 1)
+    assert hint in said
+
+
+def test_the_overview_and_the_version(capsys):
+    cli.main(["--help"])
+    said = capsys.readouterr().out
+    assert all(verb in said for verb in ("train", "evaluate", "embed", "demo"))
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"crosslevel {version('crosslevel')}\n"
+
+
+def test_an_unknown_command_ends_in_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["trian"])
+    assert stop.value.code == 2
+    assert "trian" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "embed", "demo"])
+def test_every_command_has_help(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([verb, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: crosslevel {verb}" in capsys.readouterr().out
+
+
+def test_the_installed_command_answers():
+    out = subprocess.run(
+        [sys.executable, "-c", "from crosslevel.cli import main; main(['embed'])"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert out.returncode == 2
+    assert out.stderr.count("\n") == 1
+    assert "required: run" in out.stderr
+
+
+def resolved(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(train, [*arguments, "--print_config"])
+    assert stop.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("spelling", [["--data-root=d"], ["--data-root", "d"], ["--data_root", "d"]])
+def test_an_option_may_be_written_with_dashes(spelling, capsys):
+    assert resolved(["cifar10", *spelling], capsys)["data_root"] == "d"
+
+
+def test_a_value_keeps_its_dashes(capsys):
+    assert resolved(["photos", "--cld.grouping=normalized-cut"], capsys)["cld"]["grouping"] == "normalized-cut"
+    assert resolved(["photos", "--cld.head", "norm-mlp"], capsys)["cld"]["head"] == "norm-mlp"
+
+
+def echo(images: str, epochs: int = 1, resume: str | None = None) -> tuple[str, int]:
+    """Show what arrives."""
+    return images, epochs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "images"),
+    [
+        (["--config", "{c}"], "here"),
+        (["--config={c}", "--epochs", "3"], "here"),
+        (["--config={c}", "there"], "there"),
+        (["there", "--config={c}"], "there"),
+        (["--resume={d}"], "here"),
+        (["there", "--resume", "{d}"], "there"),
+        (["--epochs", "3", "there", "--resume", "{d}"], "there"),
+    ],
+)
+def test_a_config_names_the_images_unless_the_command_line_does(tmp_path, arguments, images):
+    (tmp_path / "config.yaml").write_text("images: here\nepochs: 2\n")
+    given = [a.format(c=tmp_path / "config.yaml", d=tmp_path) for a in arguments]
+    assert run(echo, given) == (images, 3 if "3" in given else 2)
+
+
+def test_a_warning_is_one_line_without_its_place_in_the_code(monkeypatch, capsys):
+    def careless(images: str) -> None:
+        """Warn."""
+        warnings.warn(f"{images}: its\nlabels are left out", stacklevel=1)
+
+    def shown(*told):
+        print(warnings.formatwarning(*told), end="", file=sys.stderr)
+
+    before = warnings.formatwarning
+    monkeypatch.setattr(warnings, "showwarning", shown)  # pytest's own would only record
+    run(careless, ["photos"])
+    assert capsys.readouterr().err == "crosslevel careless: warning: photos: its labels are left out\n"
+    assert warnings.formatwarning is before
+
+
+def test_ctrl_c_ends_in_one_line(capsys):
+    def interrupted(images: str) -> None:
+        """Wait for ever."""
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        run(interrupted, ["photos"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "crosslevel interrupted: stopped\n"

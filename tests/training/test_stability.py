@@ -1,0 +1,79 @@
+"""Two hundred steps of every method in bfloat16, half of the images copies of a few: finite, and not collapsed."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from crosslevel import CrossLevel
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import InMemoryImages
+from crosslevel.data.loaders.batches import TrainBatches
+from crosslevel.data.sources.turntable.dataset import Turntable
+from crosslevel.data.subsets.select import take
+from crosslevel.features.extract import extract
+from crosslevel.methods import METHODS
+from crosslevel.models.encoder import Encoder
+from crosslevel.training.fit import fit
+from crosslevel.training.module import Pretrain
+from crosslevel.transforms.views import Views
+from crosslevel.utils.device import Hardware
+
+pytestmark = pytest.mark.slow
+
+STEPS, BATCH, DISTINCT, COPIED = 200, 16, 160, 10
+OPTIONS = {"npid": {"negatives": 64}, "moco": {"queue": 128}, "infomin": {"queue": 128}, "byol": {"hidden": 64}}
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Frames of turntable objects, and as many copies of a few of them."""
+    source = Turntable(classes=8, objects=40, frames=8, size=16, imbalance=4)
+    distinct = torch.linspace(0, len(source) - 1, DISTINCT).long()
+    return take(source, torch.cat([distinct, distinct[:COPIED].repeat(DISTINCT // COPIED)]))
+
+
+def effective_rank(features):
+    """exp of the entropy of the singular values' shares (Roy and Vetterli 2007), of unit, centred features."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    values = np.linalg.svd(unit - unit.mean(0), compute_uv=False)
+    share = values[values > 0] / values.sum()
+    return math.exp(-(share * np.log(share)).sum())
+
+
+@pytest.mark.parametrize("grouping", [None, "kmeans", "normalized-cut"])
+@pytest.mark.parametrize("name", METHODS)
+def test_two_hundred_steps_on_duplicates(images, tmp_path, name, grouping):
+    torch.manual_seed(0)
+    encoder = Encoder("resnet18", small_images=False, width=0.0625)
+    method = METHODS[name](encoder, len(images), out_features=32, **OPTIONS.get(name, {}))
+    cld = CrossLevel(encoder.num_features, weight=0.5, out_features=32, grouping=grouping) if grouping else None
+    method.online = max(method.online, 2) if cld else method.online
+    views = Views("cifar", size=16)
+    views.count, views.plain = method.views, method.plain_views
+    batches = TrainBatches(images, BATCH, seed=0, bad=BadFiles())
+    module = Pretrain(
+        encoder, method, cld, views, steps=STEPS, warmup_steps=10, optimizer="sgd", lr=0.06, weight_decay=5e-4, seed=0
+    )
+    hardware = Hardware(torch.device("cpu"), "bf16", "test")
+    done = fit(module, batches, tmp_path, hardware=hardware, console=Console(file=io.StringIO()), checkpoint_minutes=9)
+    assert (done.steps, done.finished) == (STEPS, True)
+    module.check_finite()
+    assert all(bool(torch.isfinite(p).all()) for p in module.state_dict().values() if p.is_floating_point())
+    if cld:
+        assert module.values()["groups_used"] >= 2
+    shown = take(images, torch.arange(DISTINCT))
+    assert isinstance(shown, InMemoryImages)
+    encoder.view = encoder.view._replace(size=16)
+    assert effective_rank(extract(encoder, shown, hardware=hardware).features.numpy()) > 5
+
+
+def test_a_collapsed_network_would_be_noticed():
+    """The measure itself: one direction, two directions, all of them."""
+    rng = np.random.default_rng(0)
+    line = rng.normal(size=(50, 1)) @ rng.normal(size=(1, 16))
+    assert effective_rank(line + 1e-9) < 1.01
+    assert effective_rank(rng.normal(size=(5000, 16))) > 15.9
