@@ -20,8 +20,10 @@ from crosslevel.training.callbacks import Checkpoints, Clock, Display, Monitor, 
 from crosslevel.training.collapse import CollapseWatch
 from crosslevel.training.module import Pretrain
 from crosslevel.utils.device import Hardware
+from crosslevel.utils.tensors import load_tensors
 
 LAST = "last.ckpt"
+_PARTS = {"state_dict", "optimizer_states", "loops", "callbacks", "epoch", "global_step"}
 PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
 
@@ -69,13 +71,15 @@ def fit(
     Raises:
         NotFinite: the loss is no longer a number.
         FileNotFoundError: there is no checkpoint to continue from.
-        ValueError: a batch normalization that cannot be synchronized.
+        ValueError: a batch normalization that cannot be synchronized, or no checkpoint of tensors and plain values.
 
     """
     checkpoints_folder = folder / "checkpoints"
     last = checkpoints_folder / LAST
     if resume and not last.is_file():
         raise FileNotFoundError(f"{last} does not exist: there is nothing to resume; start the run anew")
+    if resume:
+        _check(last)
     checkpoints_folder.mkdir(parents=True, exist_ok=True)
     console = console or Console()
     epoch, clock = len(batches), Clock()
@@ -108,7 +112,7 @@ def fit(
     module.to(memory_format=torch.channels_last)
     module.stream = lambda: _stream(batches, trainer, clock)
     try:
-        trainer.fit(module, ckpt_path=last if resume else None, weights_only=False if resume else None)
+        trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
     finally:
         display.release()
         stopper.release()
@@ -118,6 +122,14 @@ def fit(
 def _stream(batches: TrainBatches | StreamBatches, trainer: L.Trainer, clock: Clock) -> Stream:
     clock.stream = Stream(batches, trainer.global_step)
     return clock.stream
+
+
+def _check(checkpoint: Path) -> None:
+    """Refuse a checkpoint that Lightning could not take up, before anything is built for it."""
+    state = load_tensors(checkpoint, mmap=True)
+    lacks = _PARTS - state.keys() if isinstance(state, dict) else _PARTS
+    if lacks:
+        raise ValueError(f"{checkpoint} is no checkpoint of a run: it lacks {', '.join(sorted(lacks))}")
 
 
 def _quiet() -> None:
