@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from crosslevel.utils import files
+
 
 def describe(thing: object, skip: tuple[str, ...] = ()) -> dict[str, Any]:
     """The arguments that would build ``thing`` again: it keeps each one as an attribute of the same name, or
@@ -35,5 +37,5 @@ def plain(value: Any) -> Any:
 def write(tree: dict[str, Any], file: Path) -> str:
     """Write ``tree`` to ``file``, and return its text."""
     text: str = yaml.safe_dump(plain(tree), sort_keys=False, allow_unicode=True)
-    file.write_text(text, encoding="utf-8")
+    files.write(file, text)
     return text
