@@ -196,7 +196,7 @@ def test_no_index_and_no_pack_runs_code(scene, content, monkeypatch):
 def test_an_address_of_a_config_only_reads_bytes(scene, address):
     """fsspec has protocols that render templates, run services or unpickle what a file brings along."""
     pytest.importorskip("fsspec")
-    with pytest.raises(SourceError, match=r"is not read: give https|no such folder, file or data set"):
+    with pytest.raises(SourceError, match=r"is not read: give https|no such file"):
         open_images(address.replace("{v}", str(scene.victim)), streams=True)
 
 
