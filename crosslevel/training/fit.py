@@ -15,6 +15,7 @@ from rich.console import Console
 
 from crosslevel.data.loaders.batches import TrainBatches
 from crosslevel.data.loaders.streams import StreamBatches
+from crosslevel.models.numerics import avoid_faults, glance, tell
 from crosslevel.models.sync_batchnorm import synchronize
 from crosslevel.training.callbacks import Checkpoints, Clock, Display, Monitor, Recorder, StopOnSignal, Stream
 from crosslevel.training.collapse import CollapseWatch
@@ -110,6 +111,9 @@ def fit(
         default_root_dir=folder,
     )
     module.to(memory_format=torch.channels_last)
+    view = module.views.size
+    sizes = (view, module.method.piece_size(view) or view)
+    tell(console, avoid_faults(module.encoder, lambda: glance(module.encoder, *sizes), hardware, whole=module))
     module.stream = lambda: _stream(batches, trainer, clock)
     try:
         trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
