@@ -1,4 +1,4 @@
-"""A run's folder: which one, and what is kept there beside logs and checkpoints."""
+"""A run's folder: the one place that knows what is kept in it, and under which name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,74 +19,191 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.sources.containers.stream import ImageStream
-from crosslevel.models.encoder import FILE
+from crosslevel.models.encoder import FILE, Encoder, load_encoder
 from crosslevel.models.heads import Head, rebuilt_head
-from crosslevel.utils.files import write, write_tensors
+from crosslevel.utils import files
+from crosslevel.utils.locks import folder_lock, holder
 from crosslevel.utils.tensors import load_safetensors
 
-INSTANCE_FILE, CLD_FILE = "instance.safetensors", "cld.safetensors"
 RUN_VARIABLE = "CROSSLEVEL_RUN"
-BAD_FILES, IMAGES_FILE = "bad_files.txt", "images.json"
+BAD_FILES = "bad_files.txt"
 
 
-def claim(run: str | None, source: str, kind: str, rank: int) -> Path:
-    """The folder of a new run, made: ``run``, or runs/ and a free name made of ``source``, a word, and ``kind``.
+class Run:
+    """The files of one run.
+
+    Attributes:
+        path: the folder.
+        config: the whole tree of settings.
+        metrics: one row a logged step.
+        checkpoints: folder of ``last``, what a run goes on from, ``previous``, the one before, and ``best``, that of
+            the epoch with the lowest loss.
+        encoder: the network; ``instance`` and ``cld`` are the branches' heads.
+        images: which images the run began with; ``subset`` lists them where they are a part of a source.
+        bad_files: what could not be read, and why.
+        warnings: what was wrong during the training.
+        report: the page.
+
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config, self.metrics = self.path / "config.yaml", self.path / "metrics.csv"
+        self.tensorboard = self.path / "tensorboard"
+        self.checkpoints = self.path / "checkpoints"
+        self.last, self.previous, self.best = (
+            self.checkpoints / f"{name}.ckpt" for name in ("last", "previous", "best")
+        )
+        self.encoder = self.path / FILE
+        self.instance, self.cld = self.path / "instance.safetensors", self.path / "cld.safetensors"
+        self.images, self.subset = self.path / "images.json", self.path / "subset.txt"
+        self.bad_files, self.warnings = self.path / BAD_FILES, self.path / "warnings.txt"
+        self.report = self.path / "report.html"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def holds_something(self) -> bool:
+        """Whether there is something to lose; a run that ended before its first checkpoint left nothing."""
+        return any(self.checkpoints.glob("*.ckpt")) or self.encoder.exists()
+
+    def settings(self) -> dict[str, Any]:
+        """The tree of config.yaml.
+
+        Raises:
+            ValueError: there is none, or it is no tree.
+
+        """
+        try:
+            tree = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ValueError(f"{self.config} cannot be read: {' '.join(str(error).split())}") from error
+        if not isinstance(tree, dict):
+            raise ValueError(f"{self.config} holds no settings")
+        return tree
+
+    def sweep(self) -> None:
+        """Remove what killed writers left: what a write was not done with is of no use."""
+        for folder in (self.path, self.checkpoints):
+            files.sweep(folder)
+        # Former versions wrote under this name.
+        self.last.with_suffix(".tmp").unlink(missing_ok=True)
+
+    def keep_images(self, images: Images | ImageStream) -> None:
+        """Note which images the run begins with; of a stream nobody knows."""
+        if isinstance(images, Images):
+            files.write(self.images, json.dumps(_known(images)))
+
+    def changed_images(self, images: Images | ImageStream) -> str:
+        """How the images differ from those that the run began with; empty where they do not."""
+        if not (isinstance(images, Images) and self.images.is_file()):
+            return ""
+        before, now = json.loads(self.images.read_text(encoding="utf-8")), _known(images)
+        if before == now:
+            return ""
+        return (
+            f"{images.name} has changed since the run began ({before['images']:,} images then, {now['images']:,} now)"
+        )
+
+    def save_branches(self, instance: nn.Sequential, head: str, cld: CrossLevel | None) -> None:
+        """Keep both branches' heads beside the encoder: published figures are of the instance branch's features."""
+        files.write_tensors(self.instance, dict(instance.state_dict()), {"head": head})
+        if cld is not None:
+            files.write_tensors(self.cld, cld.state_dict())
+
+    def load_encoder(self) -> Encoder:
+        """The trained encoder, in evaluation mode; errors as in `load_encoder`."""
+        return load_encoder(self.path)
+
+    def load_cld(self) -> CrossLevel:
+        """The group branch that the run trained beside its encoder.
+
+        Raises:
+            ValueError: config.yaml and cld.safetensors do not fit.
+
+        """
+        state, _ = load_safetensors(self.cld)
+        try:
+            built = self.settings()["cld"]
+            cld = CrossLevel(state["branch.0.weight"].shape[1], **built)
+            cld.load_state_dict(state)
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{self.config} does not say how to build {self.cld.name}: {error}") from error
+        return cld.eval()
+
+    def load_branches(self) -> dict[str, nn.Module]:
+        """The heads of the branches that the run kept, by name: features (B, D) to what its losses compare."""
+        found: dict[str, nn.Module] = {}
+        if self.instance.is_file():
+            state, about = load_safetensors(self.instance)
+            kind = next((head for head in get_args(Head) if head == about.get("head")), None)
+            if kind is None:
+                raise ValueError(f"{self.instance} does not say which head it holds: Crosslevel did not write it")
+            found["instance branch"] = rebuilt_head(kind, state)
+        if self.cld.is_file():
+            found["group branch"] = self.load_cld().branch
+        return found
+
+    def next_commands(
+        self, images: str, labelled: bool, data_root: str | None, crops: Crops | None = None
+    ) -> list[str]:
+        """What a user would do with the run."""
+        run, source = shlex.quote(str(self)), shlex.quote(images)
+        where = "" if data_root is None else f" --data-root {shlex.quote(data_root)}"
+        where += "" if crops is None else f" {crops.options()}"
+        return [
+            f"crosslevel embed {run} {source} -o features.parquet{where}",
+            f"crosslevel evaluate {run} {source if labelled else 'LABELLED_IMAGES'} --test LABELLED_TEST_IMAGES{where}",
+        ]
+
+
+@contextmanager
+def claimed(run: str | None, name: str, resume: str | None, rank: int) -> Iterator[Run]:
+    """A run's folder while this process, and no other, writes to it.
+
+    Args:
+        run: the folder of a new run; below runs/ unless given.
+        name: of that one, if it is free; else it gets a number.
+        resume: the folder of a run to continue instead.
+        rank: of this process; the first one holds the folder for all.
 
     Raises:
-        ValueError: there is a run in it.
+        FolderInUse: another process writes to it.
+        ValueError: there is a run in it already.
 
     """
     if rank > 0:
         # The other ranks are started by the first one, after it has chosen.
-        return Path(os.environ[RUN_VARIABLE])
-    if run is not None:
-        folder = Path(run)
-        if holds_a_run(folder):
-            raise ValueError(f"--run {run}: it already holds a run: give another folder, or --resume {run}")
-    else:
-        name = f"{source}-{kind}"
-        tries = [Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000)]
-        folder = next(f for f in tries if not holds_a_run(f))
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ[RUN_VARIABLE] = str(folder)
-    return folder
+        yield Run(os.environ[RUN_VARIABLE] if resume is None else resume)
+        return
+    chosen = Run(resume) if resume is not None else Run(run) if run is not None else _free(name)
+    if resume is None:
+        _refuse_used(chosen)
+    with folder_lock(chosen.path, "crosslevel train"):
+        if resume is None:
+            _refuse_used(chosen)  # by who held it until now
+        os.environ[RUN_VARIABLE] = str(chosen)
+        yield chosen
 
 
-def holds_a_run(folder: Path) -> bool:
-    """Whether there is something to lose; a run that ended before its first checkpoint left nothing."""
-    return any((folder / "checkpoints").glob("*.ckpt")) or (folder / FILE).exists()
+def load_cld(folder: str | os.PathLike[str]) -> CrossLevel:
+    """`Run.load_cld` of a folder."""
+    return Run(folder).load_cld()
 
 
-def next_commands(
-    folder: Path, images: str, labelled: bool, data_root: str | None, crops: Crops | None = None
-) -> list[str]:
-    """What a user would do with a run."""
-    run, source = shlex.quote(str(folder)), shlex.quote(images)
-    where = "" if data_root is None else f" --data-root {shlex.quote(data_root)}"
-    where += "" if crops is None else f" {crops.options()}"
-    return [
-        f"crosslevel embed {run} {source} -o features.parquet{where}",
-        f"crosslevel evaluate {run} {source if labelled else 'LABELLED_IMAGES'} --test LABELLED_TEST_IMAGES{where}",
-    ]
+def load_branches(folder: str | os.PathLike[str]) -> dict[str, nn.Module]:
+    """`Run.load_branches` of a folder."""
+    return Run(folder).load_branches()
 
 
-def keep_images(folder: Path, images: Images | ImageStream) -> None:
-    """Note which images a run begins with; of a stream nobody knows."""
-    if isinstance(images, Images):
-        write(folder / IMAGES_FILE, json.dumps(_known(images)))
+def _refuse_used(run: Run) -> None:
+    if run.holds_something():
+        raise ValueError(f"--run {run}: it already holds a run: give another folder, or --resume {run}")
 
 
-def changed_images(folder: Path, images: Images | ImageStream) -> str:
-    """What is to be said where a run goes on with other images than it began with; empty where it does not."""
-    if not (isinstance(images, Images) and (folder / IMAGES_FILE).is_file()):
-        return ""
-    before, now = json.loads((folder / IMAGES_FILE).read_text(encoding="utf-8")), _known(images)
-    if before == now:
-        return ""
-    return (
-        f"{images.name} has changed since the run began ({before['images']:,} images then, {now['images']:,} now): "
-        "it goes on with those of now, not as it would have"
-    )
+def _free(name: str) -> Run:
+    tries = (Run(Path("runs") / (name if n == 1 else f"{name}-{n}")) for n in range(1, 10_000))
+    return next(run for run in tries if not run.holds_something() and holder(run.path) is None)
 
 
 def _known(images: Images) -> dict[str, Any]:
@@ -92,44 +211,6 @@ def _known(images: Images) -> dict[str, Any]:
     for path in images.paths:
         digest.update(f"{path}\0".encode(errors="surrogateescape"))
     return {"images": len(images), "paths": digest.hexdigest()}
-
-
-def save_branches(folder: Path, instance: nn.Sequential, head: str, cld: CrossLevel | None) -> None:
-    """Keep both branches' heads beside the encoder: published figures are of the instance branch's features."""
-    write_tensors(folder / INSTANCE_FILE, dict(instance.state_dict()), {"head": head})
-    if cld is not None:
-        write_tensors(folder / CLD_FILE, cld.state_dict())
-
-
-def load_cld(folder: Path) -> CrossLevel:
-    """The group branch that a run trained beside its encoder.
-
-    Raises:
-        ValueError: config.yaml and cld.safetensors do not fit.
-
-    """
-    state, _ = load_safetensors(folder / CLD_FILE)
-    try:
-        built = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["cld"]
-        cld = CrossLevel(state["branch.0.weight"].shape[1], **built)
-        cld.load_state_dict(state)
-    except (yaml.YAMLError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{folder}/config.yaml does not say how to build {CLD_FILE}: {error}") from error
-    return cld.eval()
-
-
-def load_branches(folder: Path) -> dict[str, nn.Module]:
-    """The heads of the branches that a run kept, by name: features (B, D) to what its losses compare."""
-    found: dict[str, nn.Module] = {}
-    if (folder / INSTANCE_FILE).is_file():
-        state, about = load_safetensors(folder / INSTANCE_FILE)
-        kind = next((head for head in get_args(Head) if head == about.get("head")), None)
-        if kind is None:
-            raise ValueError(f"{folder / INSTANCE_FILE} does not say which head it holds: Crosslevel did not write it")
-        found["instance branch"] = rebuilt_head(kind, state)
-    if (folder / CLD_FILE).is_file():
-        found["group branch"] = load_cld(folder).branch
-    return found
 
 
 class Unreadable:

@@ -45,6 +45,9 @@ class Method(nn.Module):
     sgd_rate: ClassVar[float] = 0.06
     """A learning rate for SGD at 256 images a batch that suits the method's temperature."""
 
+    per_image: ClassVar[bool] = False
+    """Whether it keeps something for each image of the source: then a run cannot go on with other images."""
+
     def __init__(
         self, encoder: nn.Module, head: Head, out_features: int, hidden: int | None, batch_norm: bool = False
     ) -> None:
@@ -63,6 +66,23 @@ class Method(nn.Module):
     def views(self) -> int:
         """How many views of each image the method needs."""
         return self.online + self.extra_views
+
+    def check(self, batch: int, devices: int) -> None:
+        """Refuse, before anything is trained, batches that would fail in the first step.
+
+        Args:
+            batch: images a step, on each device.
+            devices: how many of them.
+
+        Raises:
+            ValueError: with what to change.
+
+        """
+        if batch < 2 * self.splits:
+            raise ValueError(
+                f"method.splits={self.splits} leaves some parts of the batch of {batch} images less than 2: lower "
+                "splits or raise batch_size"
+            )
 
     def piece_size(self, view: int) -> int | None:
         """Pixels of the pieces that the method cuts out of views of ``view`` pixels and encodes; None without any."""

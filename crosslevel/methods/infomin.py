@@ -103,6 +103,14 @@ class InfoMin(Method):
     def _contrast(self, query: Float[Tensor, "B d"], key: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
         return contrast(query, key, self.negatives, self.temperature)
 
+    def check(self, batch: int, devices: int) -> None:
+        """The queue takes a whole step's keys at once."""
+        super().check(batch, devices)
+        if self.queue < batch * devices:
+            raise ValueError(
+                f"method.queue={self.queue} is smaller than the batch of {batch * devices}: raise the queue"
+            )
+
     def after_step(self, progress: float = 0.0) -> None:
         """Enqueue this step's keys, of all ranks, and move the key network."""
         for keys in self._waiting:

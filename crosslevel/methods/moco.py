@@ -85,6 +85,14 @@ class MoCo(Method):
         ]
         return torch.stack(losses).mean()
 
+    def check(self, batch: int, devices: int) -> None:
+        """The queue takes a whole step's keys at once."""
+        super().check(batch, devices)
+        if self.queue < batch * devices:
+            raise ValueError(
+                f"method.queue={self.queue} is smaller than the batch of {batch * devices}: raise the queue"
+            )
+
     def encode_key(self, view: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B d"]:
         """The momentum network's unit features."""
         return encode_keys(self.key, view, self.splits, self.shuffle)

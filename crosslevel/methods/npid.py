@@ -26,6 +26,8 @@ from crosslevel.utils.distributed import gather
 class NPID(Method):
     """One or more views against the memory bank of all images."""
 
+    per_image = True
+
     def __init__(
         self,
         encoder: nn.Module,

@@ -12,8 +12,9 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
@@ -21,7 +22,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from crosslevel.settings.recipes import find
 from crosslevel.settings.trust import check, method_class, named_on
-from crosslevel.utils.errors import NotFinite
+from crosslevel.utils.console import printable
+from crosslevel.utils.errors import Interrupted, NotFinite
 
 __all__ = ["Parser", "build", "method_class", "run", "with_options_of"]
 
@@ -65,7 +67,8 @@ def run(function: Callable[..., Any], arguments: Sequence[str], **more: Any) -> 
     built. ``more`` is what has no option: the function's keyword-only arguments. Warnings are one line each.
 
     Raises:
-        SystemExit: status 2 for what the user can mend, 1 for a loss that is no number; one line on stderr.
+        SystemExit: status 2 for what the user can mend, 1 for a loss that is no number, one line on stderr; 128 and the
+            number of a signal that ended a run which was saved.
 
     """
     parser = build(function)
@@ -79,10 +82,14 @@ def run(function: Callable[..., Any], arguments: Sequence[str], **more: Any) -> 
             built = parser.instantiate(settings)
             built.pop("config", None)
             built.pop("recipe", None)
+            for name, (kind, _) in factories(function).items():
+                built[name] = partial(kind, **built[name].as_dict())
             return function(**built, **more)
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except Interrupted as end:
+        sys.exit(end.status)
     except (ValueError, OSError, NotFinite, ImportError) as error:
         if os.environ.get("CROSSLEVEL_TRACEBACK"):
             raise
@@ -94,21 +101,37 @@ def build(function: Callable[..., Any]) -> Parser:
     """The parser of one command."""
     parser = Parser(prog=f"crosslevel {function.__name__}", description=(function.__doc__ or "").split("\n\n")[0])
     parser.add_argument("--config", action="config", help="YAML file with any part of these settings")
-    parser.add_function_arguments(function, as_positional=True, fail_untyped=True, skip=_hidden(function))
+    _add(parser, function, as_positional=True)
     if BORROWED in vars(function):
         other, but = vars(function)[BORROWED]
-        parser.add_function_arguments(other, fail_untyped=True, skip={*but, *_hidden(other)})
+        _add(parser, other, but=but)
     if {"encoder", "cld"} <= _names(function):
         parser.add_argument("--recipe", type=str, help="settings of a published result; crosslevel recipes lists them")
         # Alone, the add-on leaves the weight to the loop that it is added to; here it is the loop's.
         parser.set_defaults({"cld.weight": 0.25})
-        parser.link_arguments(
-            "encoder",
-            "cld.in_features",
-            compute_fn=lambda encoder: encoder.num_features,
-            apply_on="instantiate",
-        )
     return parser
+
+
+def _add(parser: Parser, function: Callable[..., Any], but: Sequence[str] = (), as_positional: bool = False) -> None:
+    """The function's options; those of a part that it makes itself are that part's own."""
+    made = factories(function)
+    skip = {*but, *_hidden(function), *made}
+    parser.add_function_arguments(function, as_positional=as_positional, fail_untyped=True, skip=skip)
+    for name, (kind, given) in made.items():
+        parser.add_class_arguments(kind, name, fail_untyped=True, instantiate=False, skip=given)
+
+
+def factories(function: Callable[..., Any]) -> dict[str, tuple[type, set[str | int]]]:
+    """The parameters whose default is a class: it is what the function makes when it is time, and what of its arguments
+    the function gives itself, by the parameter's type (``Callable[[int], CrossLevel]``: the first).
+    """
+    hints, out = get_type_hints(function), dict[str, tuple[type, set[str | int]]]()
+    for name, parameter in inspect.signature(function).parameters.items():
+        if isinstance(parameter.default, type) and parameter.default is not parameter.empty:
+            types = [hints[name], *get_args(hints[name])]
+            arguments = next(get_args(kind)[0] for kind in types if get_origin(kind) is Callable)
+            out[name] = parameter.default, set(list(inspect.signature(parameter.default).parameters)[: len(arguments)])
+    return out
 
 
 def _names(function: Callable[..., Any]) -> set[str]:
@@ -292,4 +315,4 @@ def _short_warnings(prog: str) -> Iterator[None]:
 
 
 def _one_line(error: BaseException | str) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split()) or type(error).__name__)

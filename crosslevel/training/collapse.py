@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import lightning as L
 from rich.console import Console
 
-from crosslevel.data.loaders.batches import Batch
-from crosslevel.training.callbacks import Recorder
+from crosslevel.runs import Run
+from crosslevel.training.log import Log
+from crosslevel.training.module import Pretrain
+from crosslevel.utils import files
+from crosslevel.utils.console import say
 
-WARNINGS = "warnings.txt"
 FEW_DIRECTIONS = 2.0  # untrained networks, the narrowest too, have more than 4
 ONE_GROUP = 0.9  # of a batch's images
 
@@ -62,39 +61,35 @@ def _ungrouped(figures: Mapping[str, float], batch_size: int, groups: int) -> st
     return ""
 
 
-class CollapseWatch(L.Callback):
-    """One line on the console and in warnings.txt for each kind of collapse, once; comes after all that measure.
+class CollapseWatch:
+    """One line on the console and in warnings.txt for each kind of collapse, once.
 
-    What the first ``after`` steps show is not judged: a network that has hardly begun is allowed to see little.
+    What the steps of the warm-up show is not judged: a network that has hardly begun is allowed to see little. Of a run
+    that is continued, what was seen up to its checkpoint is kept.
     """
 
-    def __init__(self, recorder: Recorder, folder: Path, after: int, console: Console) -> None:
-        self.recorder, self.file, self.after, self.console = recorder, folder / WARNINGS, after, console
+    def __init__(self, log: Log, run: Run, module: Pretrain, console: Console) -> None:
+        self.log, self.file, self.module, self.console = log, run.warnings, module, console
         self.known: set[str] = set()
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Of a run that is continued, keep what was seen up to its checkpoint."""
-        if not trainer.is_global_zero or not self.file.exists():
+        if not self.file.exists():
             return
         lines = self.file.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _step(line) <= trainer.global_step and trainer.global_step]
+        kept = [line for line in lines if _step(line) <= module.step and module.step]
         kinds = ("features", "instance branch", "groups")
         self.known = {kind for kind in kinds for line in kept if f"the {kind} collapse" in line}
-        self.file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        files.write(self.file, "".join(f"{line}\n" for line in kept))
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Look where there are new figures."""
-        step = trainer.global_step
-        if not trainer.is_global_zero or step <= self.after or self.recorder.recorded != step:
+    def look(self, batch: int) -> None:
+        """Judge the newest figures, if they are of this step, whose ``batch`` had so many images."""
+        step, cld = self.module.step, self.module.cld
+        if step <= self.module.warmup_steps or self.log.recorded != step:
             return
-        cld, images = module.cld, len(batch.index)
-        if cld is not None and cld.last is not None:
-            images = len(cld.last.a.assignment)
+        images = batch if cld is None or cld.last is None else len(cld.last.a.assignment)
         groups = None if cld is None or cld.last is None else len(cld.last.a.sizes)
-        for kind, line in symptoms(self.recorder.newest, images, module.encoder.num_features, groups).items():
+        for kind, line in symptoms(self.log.newest, images, self.module.encoder.num_features, groups).items():
             if kind not in self.known:
                 self.known.add(kind)
-                self.console.print(f"step {step}: {line}", highlight=False, markup=False)
+                say(self.console, f"step {step}: {line}")
                 with self.file.open("a", encoding="utf-8") as file:
                     file.write(f"step {step}: {line}\n")
 

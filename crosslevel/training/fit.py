@@ -1,31 +1,39 @@
-"""Pretraining: the training step, and the loop around it. The only training room that knows Lightning."""
+"""The loop around the training step. Devices, precision and distribution are Lightning Fabric's; the order of things is
+in `_steps`, on one page.
+"""
 
 from __future__ import annotations
 
 import logging
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
 from rich.console import Console
 
 from crosslevel.data.loaders.batches import TrainBatches
 from crosslevel.data.loaders.streams import StreamBatches
+from crosslevel.data.loaders.workers import worker_trouble
 from crosslevel.models.numerics import avoid_faults, glance, tell
 from crosslevel.models.sync_batchnorm import synchronize
-from crosslevel.training.callbacks import Checkpoints, Clock, Display, Monitor, Recorder, StopOnSignal, Stream
+from crosslevel.runs import Run
+from crosslevel.training import checkpoints
 from crosslevel.training.collapse import CollapseWatch
+from crosslevel.training.log import Clock, Display, Log, Stream
 from crosslevel.training.module import Pretrain
+from crosslevel.utils.console import say
 from crosslevel.utils.device import Hardware
-from crosslevel.utils.tensors import load_tensors
+from crosslevel.utils.processes import StopRequest
 
-LAST = "last.ckpt"
-_PARTS = {"state_dict", "optimizer_states", "loops", "callbacks", "epoch", "global_step"}
 PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
+SCALER = "MixedPrecision"  # where a checkpoint keeps float16's scale, as former versions did
+Batches = TrainBatches | StreamBatches
 
 
 class Outcome(NamedTuple):
@@ -36,9 +44,19 @@ class Outcome(NamedTuple):
     signal: int | None
 
 
+class Schedule(NamedTuple):
+    """When what is done: a row every ``log_every`` steps, figures every ``monitor_every`` epochs, a checkpoint after
+    each epoch and at most ``checkpoint_minutes`` after the one before.
+    """
+
+    log_every: int
+    monitor_every: int
+    checkpoint_minutes: float
+
+
 def fit(
     module: Pretrain,
-    batches: TrainBatches | StreamBatches,
+    batches: Batches,
     folder: Path,
     *,
     hardware: Hardware,
@@ -53,6 +71,8 @@ def fit(
     console: Console | None = None,
 ) -> Outcome:
     """Train ``module`` on ``batches`` up to its number of steps, leaving logs and checkpoints in ``folder``.
+
+    A signal that asks the process to end (`StopRequest`) ends the training after the step, with a checkpoint.
 
     Args:
         module: the training step.
@@ -72,78 +92,178 @@ def fit(
     Raises:
         NotFinite: the loss is no longer a number.
         FileNotFoundError: there is no checkpoint to continue from.
-        ValueError: a batch normalization that cannot be synchronized, or no checkpoint of tensors and plain values.
+        ValueError: a batch normalization that cannot be synchronized, or a checkpoint that is damaged or does not fit.
+        OSError: a file cannot be written, or a process that decodes images has died.
 
     """
-    checkpoints_folder = folder / "checkpoints"
-    last = checkpoints_folder / LAST
-    if resume and not last.is_file():
-        raise FileNotFoundError(f"{last} does not exist: there is nothing to resume; start the run anew")
-    if resume:
-        _check(last)
-    checkpoints_folder.mkdir(parents=True, exist_ok=True)
-    console = console or Console()
-    epoch, clock = len(batches), Clock()
-    recorder = Recorder(folder, epoch, log_every, clock)
-    display = Display(recorder, console)
-    checkpoints = Checkpoints(checkpoints_folder, epoch, checkpoint_minutes, clock, saved)
-    stopper = StopOnSignal(checkpoints, console)
-    callbacks: list[L.Callback] = [recorder]
-    if monitor is not None:
-        callbacks.append(Monitor(monitor, monitor_every, epoch, recorder))
-    callbacks += [CollapseWatch(recorder, folder, module.warmup_steps, console), display, checkpoints, stopper]
-    _quiet()
-    on_gpu = hardware.device.type == "cuda"
+    run, console = Run(folder), console or Console()
+    state = checkpoints.read(run) if resume else None
     if sync_batchnorm:
-        synchronize(module, on_gpu)  # Lightning's conversion would drop the activations in timm's normalizations
-    trainer = L.Trainer(
+        synchronize(module, hardware.device.type == "cuda")
+    fabric = _fabric(hardware, devices)
+    loop = _Loop(fabric, module, batches, run, Schedule(log_every, monitor_every, checkpoint_minutes), saved)
+    with _all_ranks_end(fabric), worker_trouble(), StopRequest(lambda number: _tell(console)) as stop:
+        loop.prepare(state, hardware, console)
+        loop.train(monitor, stop, console)
+    module.cpu()
+    return Outcome(module.step, module.step >= module.steps, loop.signal or None)
+
+
+class _Loop:
+    """One training: its parts on their device, and how far it is."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        module: Pretrain,
+        batches: Batches,
+        run: Run,
+        schedule: Schedule,
+        saved: Callable[[], None],
+    ) -> None:
+        self.fabric, self.module, self.batches, self.run = fabric, module, batches, run
+        self.schedule, self.after_save = schedule, saved
+        self.signal, self.best = 0, checkpoints.BestEpoch()
+
+    def prepare(self, state: dict[str, Any] | None, hardware: Hardware, console: Console) -> None:
+        """Bring everything to the device, and to where the checkpoint left it."""
+        self.fabric.launch()
+        module = self.module.to(memory_format=torch.channels_last)
+        view = module.views.size
+        sizes = (view, module.method.piece_size(view) or view)
+        wrong = avoid_faults(module.encoder, lambda: glance(module.encoder, *sizes), hardware, whole=module)
+        tell(console, wrong)
+        module.rank = self.fabric.global_rank
+        self.optimizer = module.configure_optimizer()
+        self.step_module, self.step_optimizer = self.fabric.setup(module, self.optimizer)
+        if self.fabric.is_global_zero:
+            self.run.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.run.sweep()
+        if state is not None:
+            self._restore(state)
+        self.saved_at = time.monotonic()
+        self.stream = Stream(self.batches, module.step)
+        self.clock = Clock(self.stream)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        checkpoints.fill(self.module, state["state_dict"], self.run.last)
+        self.optimizer.load_state_dict(state["optimizer_states"][0])
+        self.module.step = state["global_step"]
+        self.best = checkpoints.BestEpoch(state["callbacks"][checkpoints.COUNT])
+        if SCALER in state:
+            self.fabric.strategy.precision.load_state_dict(state[SCALER])
+
+    def train(self, monitor: Callable[[], dict[str, float]] | None, stop: StopRequest, console: Console) -> None:
+        """All steps that are left, with rows, figures, warnings and progress on the first rank."""
+        if not self.fabric.is_global_zero:
+            for _ in self._steps(stop):
+                pass
+            return
+        module, epoch = self.module, len(self.batches)
+        log = Log(self.run, epoch, module.step)
+        watch = CollapseWatch(log, self.run, module, console)
+        display = Display(log, console, module.step, module.steps)
+        try:
+            for images in self._steps(stop):
+                last = module.step == module.steps
+                if self._is_logged():
+                    log.record(module.step, {**module.values(), **self.clock.read()})
+                    self.clock.restart()
+                if monitor is not None and (module.step % (self.schedule.monitor_every * epoch) == 0 or last):
+                    log.record(module.step, monitor())
+                    self.clock.restart()
+                watch.look(images)
+                display.update(module.step)
+        finally:
+            display.close()
+            log.close()
+
+    def _steps(self, stop: StopRequest) -> Iterator[int]:
+        """One step after another; what is done with each one, and then its checkpoint. Yields its images."""
+        module, epoch = self.module, len(self.batches)
+        source = iter(self.stream)
+        while module.step < module.steps:
+            batch = self.fabric.to_device(next(source))
+            module.begin_step(self.optimizer)
+            loss = self.step_module(batch)
+            self.step_optimizer.zero_grad()
+            self.fabric.backward(loss)
+            self.step_optimizer.step()
+            module.end_step()
+            self.best.add(module.seen["loss"])
+            self.clock.images += len(batch.index) * self.fabric.world_size
+            if self._is_logged():
+                module.check_finite()
+            yield len(batch.index)
+            late, self.signal = self._agreed(
+                time.monotonic() - self.saved_at > 60 * self.schedule.checkpoint_minutes, stop.number
+            )
+            ended = module.step % epoch == 0
+            if ended or late or self.signal or module.step == module.steps:
+                module.check_finite()
+                self._save(best=ended and self.best.end())
+            if self.signal:
+                break
+
+    def _is_logged(self) -> bool:
+        step = self.module.step
+        return step % self.schedule.log_every == 0 or step % len(self.batches) == 0 or step == self.module.steps
+
+    def _agreed(self, late: bool, signal: int) -> tuple[bool, int]:
+        """What any rank wants: all must save, and stop, after the same step."""
+        if self.fabric.world_size == 1:
+            return late, signal
+        wishes = torch.tensor([int(late), signal], device=self.fabric.device)
+        torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX)
+        late_somewhere, number = wishes.tolist()
+        return bool(late_somewhere), number
+
+    def _save(self, best: bool) -> None:
+        """A checkpoint; every rank takes part, since memories may lie in parts."""
+        state = {
+            "epoch": self.module.step // len(self.batches),
+            "global_step": self.module.step,
+            "state_dict": self.module.state_dict(),
+            "optimizer_states": [self.optimizer.state_dict()],
+            "callbacks": {checkpoints.COUNT: self.best.state()},
+        }
+        scale = self.fabric.strategy.precision.state_dict()
+        if scale:
+            state[SCALER] = scale
+        if self.fabric.is_global_zero:
+            checkpoints.write(self.run, state, best)
+        self.after_save()
+        self.saved_at = time.monotonic()
+        self.clock.restart()
+
+
+def _fabric(hardware: Hardware, devices: int) -> Fabric:
+    """Where the training runs; it starts its own processes, whatever a cluster's variables say."""
+    on_gpu = hardware.device.type == "cuda"
+    if on_gpu:
+        torch.backends.cudnn.benchmark = True
+    # Lightning's banners are for its own users; ours get one line about device and precision.
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
+    return Fabric(
         accelerator="gpu" if on_gpu else hardware.device.type,
         devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
         precision=PRECISIONS[hardware.precision],
-        max_steps=module.steps,
-        logger=TensorBoardLogger(folder, name="tensorboard", version=""),
-        callbacks=callbacks,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        benchmark=on_gpu,
-        default_root_dir=folder,
+        plugins=[LightningEnvironment()],
     )
-    module.to(memory_format=torch.channels_last)
-    view = module.views.size
-    sizes = (view, module.method.piece_size(view) or view)
-    tell(console, avoid_faults(module.encoder, lambda: glance(module.encoder, *sizes), hardware, whole=module))
-    module.stream = lambda: _stream(batches, trainer, clock)
+
+
+@contextmanager
+def _all_ranks_end(fabric: Fabric) -> Iterator[None]:
+    """When the first rank fails, the processes that it started would wait for it for ever."""
     try:
-        trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
-    finally:
-        display.release()
-        stopper.release()
-    return Outcome(trainer.global_step, trainer.global_step >= module.steps, stopper.requested)
+        yield
+    except BaseException:
+        for process in getattr(fabric.strategy.launcher, "procs", ()):
+            process.kill()
+        raise
 
 
-def _stream(batches: TrainBatches | StreamBatches, trainer: L.Trainer, clock: Clock) -> Stream:
-    clock.stream = Stream(batches, trainer.global_step)
-    return clock.stream
-
-
-def _check(checkpoint: Path) -> None:
-    """Refuse a checkpoint that Lightning could not take up, before anything is built for it."""
-    state = load_tensors(checkpoint, mmap=True)
-    lacks = _PARTS - state.keys() if isinstance(state, dict) else _PARTS
-    if lacks:
-        raise ValueError(f"{checkpoint} is no checkpoint of a run: it lacks {', '.join(sorted(lacks))}")
-
-
-def _quiet() -> None:
-    """Lightning's banners and advice are for its own users; ours get one line about device and precision."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for text in (
-        ".*does not have many workers.*",
-        ".*Checkpoint directory.*",
-        ".*not resumable.*",
-        ".*isinstance.treespec.*",
-    ):
-        warnings.filterwarnings("ignore", message=text)
+def _tell(console: Console) -> None:
+    say(console, "stopping after this step; Ctrl-C once more to stop at once")

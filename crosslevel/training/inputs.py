@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from rich.console import Console
@@ -21,12 +20,30 @@ from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder, View
 from crosslevel.training.monitor import Which, monitor_of
 from crosslevel.transforms.views import Views
+from crosslevel.utils.console import say
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import BadImage
 
 Order = Literal["shuffled", "natural"]
 LARGEST_VIEW = 224  # pixels: the usual size, where the images are larger
 LOOKED_AT = 1500  # images of a stream that the report and the monitor see
+
+
+class Feed(NamedTuple):
+    """What is trained on: as it was ``opened``, as it is read, and what could not be read.
+
+    ``total`` is the number of images that were opened, ``known`` that of those that are read; None for a stream.
+    """
+
+    opened: Images | ImageStream
+    source: Images | ImageStream
+    bad: BadFiles
+    total: int | None
+
+    @property
+    def known(self) -> int | None:
+        """N."""
+        return len(self.source) if isinstance(self.source, Images) else None
 
 
 def length(source: Images | ImageStream, epoch_size: int | None) -> int | None:
@@ -118,12 +135,6 @@ def watching(
         return None
     shown = source.some(LOOKED_AT) if isinstance(source, ImageStream) else source
     return monitor_of(which, encoder, method, cld, shown, hardware, seed)
-
-
-def say(console: Console, line: str) -> None:
-    """Print a line, once for all ranks."""
-    if line and int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        console.print(line, highlight=False, markup=False)
 
 
 def _typical_shape(source: Images, looked_at: int = 32) -> tuple[int, bool]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from timm.optim import Lars
 from torch import Tensor, nn
@@ -22,10 +20,15 @@ from crosslevel.utils.errors import NotFinite
 Optimizer = Literal["sgd", "adamw", "lars"]
 
 
-class Pretrain(L.LightningModule):
+class Pretrain(nn.Module):
     """One training step: L = L_I + λ L_G on a shared encoder.
 
     Everything random in step n is drawn from (seed, n, rank), so that a continued run repeats an uninterrupted one.
+
+    Attributes:
+        step: how many steps are done.
+        rank: which of the processes of a distributed run this is.
+
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class Pretrain(L.LightningModule):
         self.encoder, self.method, self.cld, self.views = encoder, method, cld, views
         self.steps, self.warmup_steps, self.seed = steps, warmup_steps, seed
         self.optimizer_name, self.lr, self.weight_decay = optimizer, lr, weight_decay
-        self.stream: Callable[[], Iterable[Batch]] = tuple
+        self.step, self.rank = 0, 0
         self.draws, self.shared_draws = torch.Generator(), torch.Generator()
         self.seen: dict[str, Tensor] = {}
         self.defect: Tensor | None = None
@@ -56,21 +59,16 @@ class Pretrain(L.LightningModule):
             # Groups over all ranks must start from the same points on each of them.
             cld.generator = self.shared_draws
 
-    def train_dataloader(self) -> Iterable[Batch]:
-        """All batches; asked for after a checkpoint has said at which step the run continues."""
-        return self.stream()
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def begin_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Seed the step, and set its learning rate."""
-        seed = step_seed(self.seed, self.global_step, self.global_rank)
+        seed = step_seed(self.seed, self.step, self.rank)
         torch.manual_seed(seed)
         self.draws.manual_seed(seed)
-        self.shared_draws.manual_seed(step_seed(self.seed, self.global_step, -1))
-        rate = cosine(self.global_step, self.steps, self.warmup_steps)
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.lr * rate
+        self.shared_draws.manual_seed(step_seed(self.seed, self.step, -1))
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr * cosine(self.step, self.steps, self.warmup_steps)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """The loss of one batch; its online views are normalized in as many parts as the method asks for."""
         views = [v.contiguous(memory_format=torch.channels_last) for v in self.views(batch.images, self.draws)]
         online = views[: self.method.online]
@@ -87,18 +85,18 @@ class Pretrain(L.LightningModule):
     def _remember_first_defect(self) -> None:
         """Keep the losses of the first step whose loss is no number, on the device: no step waits for it."""
         losses = torch.stack([value.float() for value in self.seen.values()])
-        now = torch.cat([losses, losses.new_full((1,), self.global_step + 1)])
+        now = torch.cat([losses, losses.new_full((1,), self.step + 1)])
         if self.defect is None:
             self.defect = torch.full_like(now, torch.nan)
         found = self.defect[-1].isnan() & ~losses[0].isfinite()
         self.defect = torch.where(found, now, self.defect)
 
-    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
-        """Step, then update the method's memory: before any checkpoint of this step is written."""
-        super().optimizer_step(*arguments, **options)
-        self.method.after_step(min(1.0, (self.global_step + 1) / self.steps))
+    def end_step(self) -> None:
+        """Count the step, and update the method's memory: before any checkpoint of this step is written."""
+        self.step += 1
+        self.method.after_step(min(1.0, self.step / self.steps))
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer named on the command line; weight decay as its field applies it."""
         groups = parameter_groups(self, self.weight_decay, everything=self.optimizer_name == "sgd")
         if self.optimizer_name == "sgd":
@@ -112,7 +110,7 @@ class Pretrain(L.LightningModule):
     def values(self) -> dict[str, float]:
         """What the last step saw, as numbers, for the log."""
         out = {name: float(value) for name, value in self.seen.items()}
-        out["lr"] = self.lr * cosine(max(self.global_step - 1, 0), self.steps, self.warmup_steps)
+        out["lr"] = self.lr * cosine(max(self.step - 1, 0), self.steps, self.warmup_steps)
         if self.cld is not None and self.cld.last is not None:
             sizes = torch.stack([self.cld.last.a.sizes, self.cld.last.b.sizes])
             out["group_agreement"] = float(self.cld.last.agreement)
@@ -136,7 +134,7 @@ class Pretrain(L.LightningModule):
         rate = self.lr * cosine(int(step) - 1, self.steps, self.warmup_steps)
         raise NotFinite(
             f"the loss is no longer a number from step {step:.0f} on: {first}, lr {rate:.4g}; {where} at step "
-            f"{self.global_step}. Lower --lr or raise --warmup_epochs; if that does not help, try --precision fp32"
+            f"{self.step}. Lower --lr or raise --warmup_epochs; if that does not help, try --precision fp32"
         )
 
 

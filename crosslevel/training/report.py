@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -13,25 +15,61 @@ from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images, InMemoryImages
 from crosslevel.data.loaders.batches import pack
+from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.subsets.select import sample, take
 from crosslevel.features.extract import extract
 from crosslevel.models.encoder import Encoder
+from crosslevel.runs import Run
+from crosslevel.training.inputs import LOOKED_AT, counted
 from crosslevel.utils.device import Hardware
+from crosslevel.utils.errors import SourceError
 
 SHOWN = 1500  # images on the map: t-SNE of them takes seconds
 BATCH = 256  # images that CLD's groups are shown for, as in training
 
 
+def write(
+    run: Run,
+    encoder: Encoder,
+    cld: CrossLevel | None,
+    source: Images | ImageStream,
+    hardware: Hardware,
+    seed: int,
+    following: list[str],
+) -> None:
+    """The run's page: warnings, curves, what the encoder sees in a sample of the images, and ``following`` commands."""
+    blocks = [
+        *warning_blocks(run.path),
+        *curve_blocks({"run": run.path}),
+        *_sampled_blocks(encoder, cld, source, hardware, seed),
+        report.commands("Next", following),
+        report.settings("Settings", run.config.read_text(encoding="utf-8")),
+    ]
+    subtitle = f"{counted(source)} of {source.name} · {hardware.why} · {time.strftime('%Y-%m-%d')}"
+    report.page(run.report, f"Training run {run.path.name}", blocks, subtitle)
+
+
+def _sampled_blocks(
+    encoder: Encoder, cld: CrossLevel | None, source: Images | ImageStream, hardware: Hardware, seed: int
+) -> list[report.Block]:
+    try:
+        shown = source.some(LOOKED_AT) if isinstance(source, ImageStream) else source
+    except SourceError as error:
+        warnings.warn(f"report.html goes without pictures: {error}", stacklevel=2)
+        return []
+    return feature_blocks(encoder, cld, shown, hardware, seed)
+
+
 def warning_blocks(folder: Path) -> list[report.Block]:
     """What the run warned of, if anything."""
-    file = folder / "warnings.txt"
+    file = Run(folder).warnings
     lines = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
     return [report.text("Warnings", lines)] if lines else []
 
 
 def curve_blocks(runs: dict[str, Path]) -> list[report.Block]:
     """Loss and kNN curves of one or several runs, read from each folder's metrics.csv."""
-    metrics = {name: report.read_metrics(folder / "metrics.csv") for name, folder in runs.items()}
+    metrics = {name: report.read_metrics(Run(folder).metrics) for name, folder in runs.items()}
     several = len(runs) > 1
     blocks = []
     for column, heading, label in (

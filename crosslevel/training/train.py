@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import copy
 import shlex
-import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +12,6 @@ from typing import Any, Protocol
 from rich.console import Console
 from torch import nn
 
-from crosslevel import report
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
@@ -22,33 +19,43 @@ from crosslevel.data.open import open_images, open_unlabelled
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.subsets.lists import write_list
-from crosslevel.data.uri import Source, parse
-from crosslevel.methods import METHODS, Method, MoCo
-from crosslevel.models.encoder import FILE, Encoder
-from crosslevel.runs import Unreadable, changed_images, claim, keep_images, next_commands, save_branches
-from crosslevel.settings import describe as settings
+from crosslevel.data.uri import parse
+from crosslevel.methods import Method
+from crosslevel.models.encoder import Encoder
+from crosslevel.runs import Run, Unreadable, claimed
+from crosslevel.settings import describe
 from crosslevel.training import report as pages
-from crosslevel.training.fit import Outcome, fit
+from crosslevel.training.fit import Batches, Outcome, fit
 from crosslevel.training.inputs import (
-    LOOKED_AT,
+    Feed,
     Order,
     batches_of,
     counted,
     length,
     prepared,
-    say,
     usual_monitor,
     watching,
 )
-from crosslevel.training.module import Optimizer, Pretrain, share_hidden
+from crosslevel.training.module import Optimizer, Pretrain
 from crosslevel.training.monitor import Measure, Which
+from crosslevel.training.options import (
+    Data,
+    Logging,
+    Optimization,
+    Resolved,
+    Runtime,
+    figures_every,
+    resolve,
+    tree,
+    workers_of,
+)
+from crosslevel.training.parts import Bases, Parts, assemble, bases
 from crosslevel.transforms.views import Views
+from crosslevel.utils.console import say
 from crosslevel.utils.device import Device, Hardware, Precision, choose
 from crosslevel.utils.distributed import wait
-from crosslevel.utils.errors import SourceError
-
-BASE_RATES = {"adamw": 1e-3, "lars": 0.3}  # at 256 images a batch; SGD's is the method's own
-BASE_DECAYS = {"sgd": 5e-4, "adamw": 0.05, "lars": 1e-6}
+from crosslevel.utils.errors import Interrupted
+from crosslevel.utils.processes import local_rank, refuse_tasks
 
 
 class Watch(Protocol):
@@ -65,9 +72,9 @@ class Watch(Protocol):
 
 def train(
     images: str,
-    encoder: Encoder,
-    cld: CrossLevel,
-    views: Views,
+    encoder: Callable[[], Encoder] = Encoder,
+    cld: Callable[[int], CrossLevel] | None = CrossLevel,
+    views: Callable[[], Views] = Views,
     method: Callable[[nn.Module, int | None], Method] | None = None,
     run: str | None = None,
     epochs: int = 100,
@@ -144,239 +151,203 @@ def train(
         resume: folder of a run to continue, with its own settings.
         watch: what is trained on, and what is measured in place of kNN accuracies; no option.
 
+    From Python, ``encoder``, ``cld`` and ``views`` are what makes these parts, such as
+    ``functools.partial(Encoder, "resnet50")``, so that ``seed`` decides their first weights; a part itself is taken as
+    it is, and copied.
+
     Returns:
         the run's folder.
 
+    Raises:
+        Interrupted: a signal ended the run; it is saved, and can be resumed.
+        NotFinite: the loss is no longer a number.
+        ValueError: settings or images that do not fit, with what to change.
+        OSError: something cannot be read or written.
+
     """
-    given, began, origin = dict(locals()), time.monotonic(), parse(images)
-    console = Console(soft_wrap=True)
-    hardware = choose(device, precision)
-    _announce(console, hardware, encoder)
-    opened = source = _opened(origin, data_root, crops, watch)
-    bad = BadFiles() if isinstance(source, ImageStream) else source.bad_files()
-    total = length(source, epoch_size)
-    workers = min(8, os.cpu_count() or 1) if workers is None else workers
-    source = prepared(source, encoder, views, memory, bad, console)
-    known, branch = len(source) if isinstance(source, Images) else None, cld if cld.weight else None
-    chosen = (method or MoCo)(encoder, known)
-    described = _described(chosen)
-    if branch is not None:
-        chosen.online = max(chosen.online, 2)  # CLD compares two views that the trained network has seen
-    views.count, views.plain = chosen.views, chosen.plain_views
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
-    batches = batches_of(
-        source, views, batch_size, epoch_size, order, seed=seed, bad=bad, workers=workers, rank=rank, world=devices
-    )
-    _share(chosen, branch, share_hidden)
-    _check(encoder, branch, chosen, views, batches.batch_size, devices)
-    rates = _rates(optimizer, chosen.sgd_rate, batch_size * devices, epochs, lr, weight_decay, warmup_epochs)
-    every = max(1, epochs // 10) if monitor_every is None else monitor_every
-    folder = Path(resume) if resume else claim(run, origin.short, _kind(chosen, branch), rank)
-    if resume:
-        say(console, changed_images(folder, opened))
-    elif rank == 0:
-        resolved = {
-            "images": origin.absolute().text,
-            "workers": workers,
-            "monitor": monitor or usual_monitor(source),
-            "monitor_every": every,
-            "precision": hardware.precision,
-        }
-        settings.write(_tree({**given, **rates, **resolved, "method": described}), folder / "config.yaml")
-        _keep_images(origin, opened, folder)
-    module = Pretrain(
-        encoder, chosen, branch, views, steps=epochs * len(batches),
-        warmup_steps=round(rates["warmup_epochs"] * len(batches)),
-        optimizer=optimizer, lr=rates["lr"], weight_decay=rates["weight_decay"], seed=seed,
+    began, console, rank = time.monotonic(), Console(soft_wrap=True), local_rank()
+    data = Data(parse(images), data_root, crops, epoch_size, order, memory, workers_of(workers))
+    wanted = Optimization(epochs, batch_size, optimizer, lr, weight_decay, warmup_epochs)
+    runtime = Runtime(device, choose(device, precision), devices, sync_batchnorm, seed, rank)
+    refuse_tasks()
+    made = bases(encoder, cld, views, seed)
+    _announce(console, runtime, made)
+    feed = _feed(data, made, watch, console)
+    parts = assemble(made, method, feed.known, share_hidden)
+    batches = _batches(feed, parts, data, batch_size, runtime)
+    parts.check(batches.batch_size, devices)
+    steps = resolve(wanted, parts.method, devices)
+    logging = Logging(
+        log_every, monitor or usual_monitor(feed.source), figures_every(epochs, monitor_every), checkpoint_minutes,
+        report_html,
     )  # fmt: skip
-    say(
-        console,
-        f"{counted(source)}, {len(batches):,} steps an epoch, {views.count} views of {views.size} pixels; "
-        f"{type(chosen).__name__}{' + CLD' if branch else ''} on {encoder.name}; run: {folder}",
-    )
-    unreadable = Unreadable(bad, folder, rank, resume is not None)
-    try:
-        outcome = fit(
-            module, batches, folder, hardware=hardware, devices=devices, sync_batchnorm=sync_batchnorm,
-            log_every=log_every, checkpoint_minutes=checkpoint_minutes, saved=unreadable.keep,
-            resume=resume is not None, console=console, monitor_every=every,
-            monitor=_watched(watch, encoder, chosen, branch, hardware, unreadable) if watch or not every else
-            watching(monitor, encoder, chosen, branch, source, hardware, seed),
-        )  # fmt: skip
-    finally:
-        unreadable.keep()
-    wait()
-    following = next_commands(
-        folder, "IMAGES" if total is None else images, source.labels is not None, data_root, crops
-    )
-    if rank == 0:
-        encoder.save(folder / FILE)
-        save_branches(folder, chosen.branch, chosen.head, branch)
-        unreadable.merge()
-        if len(bad):
-            say(console, bad.summary(total))
-        if outcome.finished and report_html:
-            _write_report(folder, encoder, branch, source, hardware, seed, following)
-        _farewell(folder, chosen, following, outcome, module.steps, time.monotonic() - began, console)
-    if outcome.signal is not None:
-        sys.exit(128 + outcome.signal)
-    return folder
+    with claimed(run, f"{data.images.short}-{parts.kind}", resume, rank) as folder:
+        if resume is not None:
+            say(console, _continued(folder, feed, parts))
+        elif rank == 0:
+            _keep(folder, feed, data, tree(data, steps, runtime, logging, parts, share_hidden))
+        say(console, _overview(feed, parts, batches, folder))
+        unreadable = Unreadable(feed.bad, folder.path, rank, resume is not None)
+        measure = _measure(watch, monitor, logging, parts, feed, runtime, unreadable)
+        module = _module(parts, batches, steps, runtime)
+        outcome = _fit(module, parts, batches, runtime, logging, folder, unreadable, measure, resume, console)
+        wait()
+        if rank == 0:
+            _finish(folder, parts, feed, data, runtime, logging, outcome, unreadable, console)
+            _farewell(folder, parts, feed, data, outcome, (time.monotonic() - began) / 60, console)
+    if outcome.signal is not None and not outcome.finished:
+        raise Interrupted(outcome.signal, str(folder))
+    return folder.path
 
 
-def _opened(images: Source, data_root: str | None, crops: Crops | None, watch: Watch | None) -> Images | ImageStream:
+def _announce(console: Console, runtime: Runtime, made: Bases) -> None:
+    say(console, f"device: {runtime.hardware.why}")
+    if made.encoder.weights is not None:
+        say(console, f"{made.encoder.weights}: {made.encoder.loaded}")
+
+
+def _feed(data: Data, made: Bases, watch: Watch | None, console: Console) -> Feed:
+    """Open the source; fit encoder and views to the size of its images; pack small ones."""
     if watch is not None:
-        return watch.part(open_unlabelled(images, data_root=data_root, crops=crops))
-    return open_images(images, data_root=data_root, crops=crops, streams=True)
+        opened: Images | ImageStream = watch.part(
+            open_unlabelled(data.images, data_root=data.data_root, crops=data.crops)
+        )
+    else:
+        opened = open_images(data.images, data_root=data.data_root, crops=data.crops, streams=True)
+    bad = BadFiles() if isinstance(opened, ImageStream) else opened.bad_files()
+    total = length(opened, data.epoch_size)
+    return Feed(opened, prepared(opened, made.encoder, made.views, data.memory, bad, console), bad, total)
 
 
-def _announce(console: Console, hardware: Hardware, encoder: Encoder) -> None:
-    say(console, f"device: {hardware.why}")
-    if encoder.weights is not None:
-        say(console, f"{encoder.weights}: {encoder.loaded}")
+def _batches(feed: Feed, parts: Parts, data: Data, batch_size: int, runtime: Runtime) -> Batches:
+    return batches_of(
+        feed.source, parts.views, batch_size, data.epoch_size, data.order, seed=runtime.seed, bad=feed.bad,
+        workers=data.workers, rank=runtime.rank, world=runtime.devices,
+    )  # fmt: skip
 
 
-def _kind(method: Method, cld: CrossLevel | None) -> str:
-    return f"{type(method).__name__.lower()}{'' if cld is None else '-cld'}"
+def _continued(folder: Run, feed: Feed, parts: Parts) -> str:
+    """What is to be said where a run goes on with other images than it began with.
+
+    Raises:
+        ValueError: the method keeps something for each of them.
+
+    """
+    changed = folder.changed_images(feed.opened)
+    if changed and parts.method.per_image:
+        raise ValueError(
+            f"{changed}: {type(parts.method).__name__} remembers each image, and cannot go on with others: bring them "
+            "back, or start a new run"
+        )
+    return changed and f"{changed}: it goes on with those of now, not as it would have"
 
 
-def _keep_images(images: Source, source: Images | ImageStream, folder: Path) -> None:
-    """Note which images the run begins with, and of a part the list: it outlives a change of what it is drawn from."""
-    keep_images(folder, source)
-    if isinstance(source, Images) and images.has_subset:
-        write_list(source, folder / "subset.txt")
+def _keep(folder: Run, feed: Feed, data: Data, settings: dict[str, Any]) -> None:
+    """Note the settings and the images that the run begins with, and of a part the list: its source may change."""
+    describe.write(settings, folder.config)
+    folder.keep_images(feed.opened)
+    if isinstance(feed.opened, Images) and data.images.has_subset:
+        write_list(feed.opened, folder.subset)
 
 
-def _watched(
+def _overview(feed: Feed, parts: Parts, batches: Batches, folder: Run) -> str:
+    views = f"{parts.views.count} views of {parts.views.size} pixels"
+    return f"{counted(feed.source)}, {len(batches):,} steps an epoch, {views}; {parts.described}; run: {folder}"
+
+
+def _measure(
     watch: Watch | None,
-    encoder: Encoder,
-    method: Method,
-    cld: CrossLevel | None,
-    hardware: Hardware,
+    monitor: Which | None,
+    logging: Logging,
+    parts: Parts,
+    feed: Feed,
+    runtime: Runtime,
     unreadable: Unreadable,
 ) -> Measure | None:
-    return watch.monitor(encoder, method, cld, hardware, unreadable) if watch else None
+    if watch is not None:
+        return watch.monitor(parts.encoder, parts.method, parts.cld, runtime.hardware, unreadable)
+    if not logging.monitor_every:
+        return None
+    return watching(monitor, parts.encoder, parts.method, parts.cld, feed.source, runtime.hardware, runtime.seed)
 
 
-def warmup_of(epochs: int, given: float | None) -> float:
-    """The epochs in which the learning rate rises: a tenth of all, at most 5, unless given."""
-    return min(5.0, epochs / 10) if given is None else given
+def _module(parts: Parts, batches: Batches, steps: Resolved, runtime: Runtime) -> Pretrain:
+    return Pretrain(
+        parts.encoder, parts.method, parts.cld, parts.views, steps=steps.epochs * len(batches),
+        warmup_steps=round(steps.warmup_epochs * len(batches)), optimizer=steps.optimizer, lr=steps.lr,
+        weight_decay=steps.weight_decay, seed=runtime.seed,
+    )  # fmt: skip
 
 
-def _share(method: Method, cld: CrossLevel | None, wanted: bool) -> None:
-    if wanted and cld is not None:
-        share_hidden(method, cld)
-
-
-def _check(encoder: Encoder, cld: CrossLevel | None, method: Method, views: Views, batch: int, devices: int) -> None:
-    """Refuse, before anything is trained, what would fail in the first step."""
-    if batch < 2:
-        raise ValueError(f"batch_size={batch} leaves nothing to compare with: give at least 2")
-    if batch < 2 * method.splits:
-        raise ValueError(
-            f"method.splits={method.splits} leaves some parts of the batch of {batch} images less than 2: lower splits "
-            "or raise batch_size"
-        )
-    piece = method.piece_size(views.size)
-    if piece is not None and encoder.fixed_size not in (None, piece):
-        raise ValueError(
-            f"{type(method).__name__}'s patches are {piece} pixels, {encoder.name} is built for {encoder.fixed_size}: "
-            "give --method.jigsaw 0 or a convolutional encoder"
-        )
-    points = batch * (devices if cld is not None and cld.gather else 1)
-    if cld is not None and cld.groups is not None and cld.groups > points:
-        raise ValueError(
-            f"cld.groups={cld.groups} exceeds the batch of {points} images: lower groups or raise batch_size"
-        )
-    needed, drawn = method.views - method.plain_views, len(views.augments)
-    if 1 < drawn < needed:
-        raise ValueError(
-            f"views.preset={views.preset} has {drawn} different views, {type(method).__name__} "
-            f"{'with CLD ' if cld is not None else ''}needs {needed}: choose a preset of one, such as mocov2"
-        )
-    queue = getattr(method, "queue", None)
-    if queue is not None and queue < batch * devices:
-        raise ValueError(f"method.queue={queue} is smaller than the batch of {batch * devices}: raise the queue")
-
-
-def _rates(
-    optimizer: Optimizer,
-    sgd: float,
-    batch: int,
-    epochs: int,
-    lr: float | None,
-    decay: float | None,
-    warmup: float | None,
-) -> dict[str, float]:
-    if epochs < 1 or (warmup is not None and not 0 <= warmup <= epochs):
-        raise ValueError(f"epochs={epochs}, warmup_epochs={warmup}: give at least one epoch, and no longer a warm-up")
-    return {
-        "lr": BASE_RATES.get(optimizer, sgd) * batch / 256 if lr is None else lr,
-        "weight_decay": BASE_DECAYS[optimizer] if decay is None else decay,
-        "warmup_epochs": warmup_of(epochs, warmup),
-    }
-
-
-def _tree(values: dict[str, Any]) -> dict[str, Any]:
-    """The run's settings as the command line has them, with everything that was chosen filled in."""
-    return {
-        **{k: v for k, v in values.items() if k not in ("run", "resume", "watch")},
-        "crops": None if values["crops"] is None else settings.describe(values["crops"]),
-        "encoder": settings.describe(values["encoder"]),
-        "cld": settings.describe(values["cld"], skip=("in_features",)),
-        "views": settings.describe(values["views"]),
-    }
-
-
-def _described(method: Method) -> dict[str, Any]:
-    arguments = settings.describe(method, skip=("encoder", "images"))
-    return {"class_path": f"{type(method).__module__}.{type(method).__name__}", "init_args": arguments}
-
-
-def _write_report(
-    folder: Path,
-    encoder: Encoder,
-    cld: CrossLevel | None,
-    source: Images | ImageStream,
-    hardware: Hardware,
-    seed: int,
-    following: list[str],
-) -> None:
-    if cld is not None:
-        cld.gather = False  # the other ranks are not here
-    blocks = [
-        *pages.warning_blocks(folder),
-        *pages.curve_blocks({"run": folder}),
-        *_feature_blocks(encoder, cld, source, hardware, seed),
-        report.commands("Next", following),
-        report.settings("Settings", (folder / "config.yaml").read_text(encoding="utf-8")),
-    ]
-    subtitle = f"{counted(source)} of {source.name} · {hardware.why} · {time.strftime('%Y-%m-%d')}"
-    report.page(folder / "report.html", f"Training run {folder.name}", blocks, subtitle)
-
-
-def _feature_blocks(
-    encoder: Encoder, cld: CrossLevel | None, source: Images | ImageStream, hardware: Hardware, seed: int
-) -> list[report.Block]:
+def _fit(
+    module: Pretrain,
+    parts: Parts,
+    batches: Batches,
+    runtime: Runtime,
+    logging: Logging,
+    folder: Run,
+    unreadable: Unreadable,
+    measure: Measure | None,
+    resume: str | None,
+    console: Console,
+) -> Outcome:
     try:
-        shown = source.some(LOOKED_AT) if isinstance(source, ImageStream) else source
-    except SourceError as error:
-        warnings.warn(f"report.html goes without pictures: {error}", stacklevel=2)
-        return []
-    return pages.feature_blocks(encoder, cld, shown, hardware, seed)
+        return fit(
+            module, batches, folder.path, hardware=runtime.hardware, devices=runtime.devices,
+            sync_batchnorm=runtime.sync_batchnorm, log_every=logging.log_every,
+            checkpoint_minutes=logging.checkpoint_minutes, monitor=measure, monitor_every=logging.monitor_every,
+            resume=resume is not None, saved=unreadable.keep, console=console,
+        )  # fmt: skip
+    except OSError:
+        if module.step and folder.last.exists():
+            say(console, f"what was saved goes on with: {_resume(folder, parts)}")
+        raise
+    finally:
+        unreadable.keep()
+
+
+def _finish(
+    folder: Run,
+    parts: Parts,
+    feed: Feed,
+    data: Data,
+    runtime: Runtime,
+    logging: Logging,
+    outcome: Outcome,
+    unreadable: Unreadable,
+    console: Console,
+) -> None:
+    """Leave the encoder, the branches' heads, the list of unreadable files and, of a whole run, the page."""
+    parts.encoder.save(folder.encoder)
+    folder.save_branches(parts.method.branch, parts.method.head, parts.cld)
+    unreadable.merge()
+    if len(feed.bad):
+        say(console, feed.bad.summary(feed.total))
+    if outcome.finished and logging.report_html:
+        cld = None if parts.cld is None else copy.copy(parts.cld)
+        if cld is not None:
+            cld.gather = False  # the other ranks are not here
+        following = _following(folder, feed, data)
+        pages.write(folder, parts.encoder, cld, feed.source, runtime.hardware, runtime.seed, following)
 
 
 def _farewell(
-    folder: Path, method: Method, following: list[str], outcome: Outcome, steps: int, seconds: float, console: Console
+    folder: Run, parts: Parts, feed: Feed, data: Data, outcome: Outcome, minutes: float, console: Console
 ) -> None:
     if not outcome.finished:
-        say(
-            console,
-            f"stopped at step {outcome.steps:,} of {steps:,}; the encoder so far is {folder / FILE}; to go on:",
-        )
-        own = "" if type(method) in METHODS.values() else f" --method {_described(method)['class_path']}"
-        say(console, f"  crosslevel train --resume {shlex.quote(str(folder))}{own}")
+        say(console, f"stopped after step {outcome.steps:,}; the encoder so far is {folder.encoder}; to go on:")
+        say(console, f"  {_resume(folder, parts)}")
         return
-    left = [folder / FILE, *folder.glob("report.html")]
-    say(console, f"done in {seconds / 60:.1f} min: {', '.join(map(str, left))}; next:")
-    for line in following:
+    left = [folder.encoder, *([folder.report] if folder.report.exists() else [])]
+    say(console, f"done in {minutes:.1f} min: {', '.join(map(str, left))}; next:")
+    for line in _following(folder, feed, data):
         say(console, f"  {line}")
+
+
+def _following(folder: Run, feed: Feed, data: Data) -> list[str]:
+    named = "IMAGES" if feed.total is None else data.images.text
+    return folder.next_commands(named, feed.source.labels is not None, data.data_root, data.crops)
+
+
+def _resume(folder: Run, parts: Parts) -> str:
+    return f"crosslevel train --resume {shlex.quote(str(folder))}{parts.method_option}"

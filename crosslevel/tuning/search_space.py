@@ -17,7 +17,8 @@ import yaml
 
 from crosslevel.settings import parser as commands
 from crosslevel.settings import trust
-from crosslevel.training.train import BASE_RATES, train
+from crosslevel.training.options import BASE_RATES
+from crosslevel.training.train import train
 
 FORMS = "LOW:HIGH, LOW:HIGH:log or A,B,C"
 MACHINE = (

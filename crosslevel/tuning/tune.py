@@ -22,7 +22,8 @@ from crosslevel.data.uri import parse
 from crosslevel.settings import describe as settings
 from crosslevel.settings import parser as commands
 from crosslevel.settings import trust
-from crosslevel.training.train import train, warmup_of
+from crosslevel.training.options import warmup_of
+from crosslevel.training.train import train
 from crosslevel.tuning import report as results
 from crosslevel.tuning import search_space as ranges
 from crosslevel.tuning import trial

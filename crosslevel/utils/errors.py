@@ -20,3 +20,20 @@ class BadImage(Exception):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+class FolderInUse(ValueError):
+    """Another process writes to the folder; the message names it."""
+
+
+class Interrupted(RuntimeError):
+    """A signal ended a run after it had saved what it had: ``signal`` is its number, ``folder`` the run's."""
+
+    def __init__(self, signal: int, folder: str) -> None:
+        super().__init__(f"stopped by signal {signal}: crosslevel train --resume {folder} goes on")
+        self.signal, self.folder = signal, folder
+
+    @property
+    def status(self) -> int:
+        """The exit status that a command ends with."""
+        return 128 + self.signal

@@ -18,7 +18,12 @@ from PIL import Image
 from crosslevel import Encoder
 from crosslevel.features import embed as embedding
 from crosslevel.models.encoder import View
+from crosslevel.runs import Run
 from crosslevel.settings.parser import run
+from crosslevel.training import log as logging
+from crosslevel.training.checkpoints import damage_of
+from crosslevel.training.train import train
+from crosslevel.utils.tensors import load_tensors
 
 torch.set_num_threads(1)
 embedding.load_encoder = functools.cache(embedding.load_encoder)
@@ -93,11 +98,53 @@ class Embed(Job):
         return None
 
 
+class Train(Job):
+    """A training of two epochs with a checkpoint after every step; killed, it is resumed, or begun anew where nothing
+    was saved yet. Its page is left out (it is drawn, and takes seconds), and TensorBoard's files are their library's.
+    """
+
+    def prepare(self, inputs: Path) -> None:
+        pictures(inputs / "photos", 12)
+        (inputs / "photos" / "b" / "bad.png").unlink()
+        os.environ["CROSSLEVEL_CACHE"] = str(inputs / "cache")
+        logging.TensorBoardLogger = _NoBoard
+
+    def run(self, inputs: Path, out: Path) -> None:
+        small = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=6", "--precision=fp32", "--device=cpu"]
+        often = ["--log_every=1", "--checkpoint_minutes=0", "--workers=0", "--monitor_every=0", "--report_html=false"]
+        if Run(out / "r").holds_something():
+            run(train, [f"--resume={out / 'r'}"])
+        else:
+            run(train, [str(inputs / "photos"), *small, *often, "--method=NPID", "--epochs=2", f"--run={out / 'r'}"])
+
+    def outcome(self, inputs: Path, out: Path) -> Any:
+        left = Run(out / "r")
+        with left.metrics.open(newline="") as file:
+            rows = [[row[name] for name in ("step", "loss", "lr")] for row in csv.DictReader(file)]
+        weights = [_digest(file.read_bytes()) for file in (left.encoder, left.instance, left.cld)]
+        state = load_tensors(left.last)["state_dict"]
+        return [rows, weights, _digest({name: value.tolist() for name, value in state.items()})]
+
+    def check(self, inputs: Path, out: Path) -> str | None:
+        """What `--resume` reads is whole."""
+        last = Run(out / "r").last
+        return damage_of(last) or None if last.exists() else None
+
+
+class _NoBoard:
+    def __init__(self, *where: Any, **how: Any) -> None: ...
+
+    def log_metrics(self, *row: Any) -> None: ...
+
+    def finalize(self, how: str) -> None: ...
+
+
 def _digest(thing: object) -> str:
     return hashlib.sha256(repr(thing).encode()).hexdigest()[:16]
 
 
 JOBS: dict[str, Job] = {
+    "train": Train(),
     "embed.parquet": Embed(".parquet"),
     "embed.npy": Embed(".npy"),
     "embed.parquet, in place of an older table": Embed(".parquet", older=True),

@@ -32,7 +32,7 @@ def module(optimizer, lr=0.3, weight_decay=0.01):
 def test_lars_adapts_and_decays_matrices_alone(steps, decay):
     """You et al. 2017: a layer's rate is 0.001 |w| / (|g| + decay |w|); biases and normalization take plain SGD."""
     trained = module("lars", weight_decay=decay)
-    optimizer = trained.configure_optimizers()
+    optimizer = trained.configure_optimizer()
     before = {name: p.detach().double().clone() for name, p in trained.named_parameters()}
     momentum = {name: torch.zeros_like(p) for name, p in before.items()}
     for step in range(steps):
@@ -53,7 +53,7 @@ def test_lars_adapts_and_decays_matrices_alone(steps, decay):
 
 @pytest.mark.parametrize(("optimizer", "decayed"), [("sgd", {1, 2}), ("adamw", {2}), ("lars", {2})])
 def test_which_parameters_are_decayed(optimizer, decayed):
-    groups = module(optimizer).configure_optimizers().param_groups
+    groups = module(optimizer).configure_optimizer().param_groups
     assert {p.ndim for group in groups if group["weight_decay"] for p in group["params"]} == decayed
     assert sum(len(group["params"]) for group in groups) == len(list(module(optimizer).parameters()))
 
@@ -96,7 +96,7 @@ def test_split_statistics_keep_queries_apart(method, splits, reached):
         encoder, chosen, cld, views, steps=10, warmup_steps=0, optimizer="sgd", lr=0.1, weight_decay=0.0, seed=0
     )
     images = torch.randint(0, 256, (8, views.count, 3, 32, 32), dtype=torch.uint8)
-    trained.training_step(Batch(images, torch.zeros(8, dtype=torch.long), torch.arange(8)), 0)
+    trained(Batch(images, torch.zeros(8, dtype=torch.long), torch.arange(8)))
     assert [len(features) for features in seen] == [8, 8]
     for v, features in enumerate(seen):
         slope = torch.autograd.grad(features[0].square().sum(), views.drawn[v], retain_graph=True)[0]

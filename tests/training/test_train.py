@@ -1,7 +1,6 @@
 """The main job, end to end, on small images and a small network."""
 
 import signal
-from importlib import import_module
 
 import pytest
 import torch
@@ -17,12 +16,11 @@ from crosslevel.models.encoder import Encoder
 from crosslevel.models.sync_batchnorm import SyncBatchNormAct
 from crosslevel.runs import load_branches, load_cld
 from crosslevel.settings.parser import run
-from crosslevel.training import callbacks, monitor
+from crosslevel.training import checkpoints, monitor
 from crosslevel.training import inputs as feed
+from crosslevel.training.log import Log
 from crosslevel.training.module import remembered, share_hidden
 from crosslevel.training.train import train
-
-train_file = import_module("crosslevel.training.train")
 
 TINY = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=8", "--log_every=1", "--device=cpu"]
 FAST = [*TINY, "--report_html=false"]
@@ -48,14 +46,14 @@ class Killed(Exception):
 
 def kill_at(monkeypatch, step):
     """Every step is saved, and the process 'dies' after ``step``."""
-    save = callbacks.Checkpoints.on_train_batch_end
+    write = checkpoints.write
 
-    def dying(self, trainer, *rest):
-        save(self, trainer, *rest)
-        if trainer.global_step == step:
+    def dying(run, state, best):
+        write(run, state, best)
+        if state["global_step"] == step:
             raise Killed
 
-    monkeypatch.setattr(callbacks.Checkpoints, "on_train_batch_end", dying)
+    monkeypatch.setattr(checkpoints, "write", dying)
 
 
 @pytest.mark.parametrize("method", ["MoCo", "SimCLR", "NPID", "BYOL", "InfoMin"])
@@ -68,7 +66,7 @@ def test_a_run_leaves_an_encoder_logs_and_settings(photos, tmp_path, method, wei
     assert rows[-1]["epoch"] == "2"
     assert all((r["group_loss"] != "") == (weight > 0) for r in rows if r["loss"])
     assert any(r["knn"] for r in rows)
-    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
     assert list((folder / "tensorboard").iterdir())
     assert not (folder / "bad_files.txt").exists()
     assert load_encoder(folder)(torch.zeros(2, 3, 16, 16)).shape == (2, 32)
@@ -105,18 +103,18 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(tmp_path, monkeypatch
     assert same_weights(tmp_path / "cut", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_ends_the_run_with_a_usable_checkpoint(photos, tmp_path, monkeypatch, capsys, number):
-    record = callbacks.Recorder.record
+    record = Log.record
 
-    def interrupting(self, trainer, values):
-        record(self, trainer, values)
-        if trainer.global_step == 2:
+    def interrupting(self, step, values):
+        record(self, step, values)
+        if step == 2:
             signal.raise_signal(number)
 
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks.Recorder, "record", interrupting)
+        patch.setattr(Log, "record", interrupting)
         with pytest.raises(SystemExit) as stop:
             run(train, [str(photos), *FAST, "--epochs=4", f"--run={tmp_path}/r"])
     assert stop.value.code == 128 + number

@@ -15,7 +15,7 @@ from PIL import Image
 from crosslevel import load_encoder
 from crosslevel.cli import main
 from crosslevel.data.sources.containers import remote
-from crosslevel.training import callbacks
+from crosslevel.training import checkpoints
 
 TINY = [
     "--encoder.width=0.0625",
@@ -114,15 +114,15 @@ class Killed(Exception):
 def test_a_run_killed_within_an_epoch_continues_with_other_workers(source, tmp_path, monkeypatch):
     options = [source, *TINY, "--epoch_size=32", "--epochs=2", "--checkpoint_minutes=0"]
     train(*options, f"--run={tmp_path}/whole")
-    save = callbacks.Checkpoints.on_train_batch_end
+    write = checkpoints.write
 
-    def dying(self, trainer, *rest):
-        save(self, trainer, *rest)
-        if trainer.global_step == 6:
+    def dying(run, state, best):
+        write(run, state, best)
+        if state["global_step"] == 6:
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks.Checkpoints, "on_train_batch_end", dying)
+        patch.setattr(checkpoints, "write", dying)
         with pytest.raises(Killed):
             train(*options, f"--run={tmp_path}/cut")
     train("--resume", tmp_path / "cut", "--workers=2")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-import signal
+import re
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+from crosslevel.utils.processes import leave_to_parent
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
@@ -68,8 +71,8 @@ def _unchanged(done: Any) -> Any:
 
 def leave_interrupts(worker: int) -> None:
     """Let a worker process be ended by its main process alone."""
-    # Ctrl-C reaches the whole process group; the main process ends its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and a cluster's signals reach the whole process group; the main process ends its workers itself.
+    leave_to_parent()
     report = sys.excepthook
 
     def hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -78,6 +81,28 @@ def leave_interrupts(worker: int) -> None:
             report(kind, error, trace)
 
     sys.excepthook = hung_up
+
+
+@contextmanager
+def worker_trouble() -> Iterator[None]:
+    """Say in one line why a process that decodes images died.
+
+    Raises:
+        ChildProcessError: one did, or could not hand over what it had.
+
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        killed = re.search(r"DataLoader worker .*?(is killed by signal: [\w ]+|exited unexpectedly)", said)
+        if "No space left on device" in said or "out of shared memory" in said or "Bus error" in said:
+            reason = "/dev/shm is full: enlarge it (docker run --shm-size=8g), or give --workers 0 or fewer"
+        elif killed:
+            reason = f"it {killed[1].rstrip(' .')}; if memory is short, give --workers 0 or fewer"
+        else:
+            raise
+        raise ChildProcessError(f"a process that decodes images has died: {reason}") from error
 
 
 def cores() -> int:

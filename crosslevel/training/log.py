@@ -1,0 +1,183 @@
+"""What a run tells of its steps: rows of metrics.csv and TensorBoard, and progress on the console."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from crosslevel.data.loaders.batches import Batch, TrainBatches
+from crosslevel.data.loaders.streams import StreamBatches
+from crosslevel.metrics.label_free import NAMES
+from crosslevel.runs import Run
+from crosslevel.utils import files
+from crosslevel.utils.console import say
+
+COLUMNS = (
+    "step", "epoch", "loss", "instance_loss", "group_loss", "lr", "group_agreement", "groups_used", "largest_group",
+    "images_per_second", "waiting", "knn", "instance_rank", "group_rank", *NAMES,
+)  # fmt: skip
+"""Of metrics.csv; a cell is empty where a row has no such figure."""
+
+
+class Stream:
+    """All batches of a run from step ``start`` on, epoch after epoch, and how long the loop waited for them."""
+
+    def __init__(self, batches: TrainBatches | StreamBatches, start: int) -> None:
+        self.batches, self.start, self.waited = batches, start, 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, first = divmod(self.start, len(self.batches))
+        while True:
+            self.batches.epoch, self.batches.start = epoch, first
+            source = iter(self.batches)
+            while True:
+                began = time.perf_counter()
+                batch = next(source, None)
+                self.waited += time.perf_counter() - began
+                if batch is None:
+                    break
+                yield batch
+            epoch, first = epoch + 1, 0
+
+
+class Clock:
+    """Images a second and the share of time spent waiting for data, over the steps since the last reading."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was measured; after anything that is no step."""
+        self.images, self.began, self.waited = 0, time.perf_counter(), self.stream.waited
+
+    def read(self) -> dict[str, float]:
+        """Both figures."""
+        seconds = max(time.perf_counter() - self.began, 1e-9)
+        return {"images_per_second": self.images / seconds, "waiting": (self.stream.waited - self.waited) / seconds}
+
+
+class Log:
+    """The rows of metrics.csv and of TensorBoard, one a logged step.
+
+    Args:
+        run: the run's folder.
+        steps_per_epoch: steps.
+        step: the one that the run goes on after: rows beyond it are not its own.
+
+    """
+
+    def __init__(self, run: Run, steps_per_epoch: int, step: int) -> None:
+        self.file, self.steps_per_epoch = run.metrics, steps_per_epoch
+        self.newest: dict[str, float] = {}
+        self.recorded = -1  # the step of the newest figures
+        kept = read_rows(run.metrics, step) if step and run.metrics.exists() else []
+        files.write(run.metrics, "".join(map(_line, [dict(zip(COLUMNS, COLUMNS, strict=True)), *kept])))
+        self.board = TensorBoardLogger(run.path, name=run.tensorboard.name, version="")
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Write one row."""
+        if step % self.steps_per_epoch == 0 and step != self.recorded:
+            for name in ("knn", "instance_rank", "group_rank", *NAMES):
+                self.newest.pop(name, None)  # an earlier epoch's
+        self.newest.update(values)
+        self.recorded = step
+        shown = {name: f"{value:.6g}" for name, value in {"epoch": step / self.steps_per_epoch, **values}.items()}
+        with self.file.open("ab") as file:
+            file.write(_line({"step": str(step), **shown}).encode())
+        self.board.log_metrics(values, step)
+
+    def close(self) -> None:
+        """Write what TensorBoard still holds."""
+        self.board.finalize("success")
+
+
+def read_rows(file: Path, step: int) -> list[dict[str, str]]:
+    """The whole rows of a metrics.csv up to ``step``.
+
+    A row that a kill cut off, zeros that a cut of power left, and whatever else is no row of numbers is left out.
+
+    Raises:
+        ValueError: the file does not begin with the names of its columns.
+
+    """
+    head, *lines = file.read_bytes().split(b"\n")
+    names = head.decode(errors="replace").rstrip("\r").split(",")
+    if "step" not in names:
+        raise ValueError(f"{file} has no columns of a run's figures in its first line: move it away to go on")
+    rows = []
+    for line in lines[:-1]:  # what comes after the last end of a line is no line
+        cells = line.decode(errors="replace").rstrip("\r").split(",")
+        row = dict(zip(names, cells, strict=False))
+        if len(cells) == len(names) and row["step"].isdecimal() and all(map(_is_number, filter(None, cells))):
+            rows.append({name: row.get(name, "") for name in COLUMNS})
+    return [row for row in rows if int(row["step"]) <= step]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _line(row: Mapping[str, str]) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, COLUMNS).writerow(row)
+    return text.getvalue()
+
+
+class Display:
+    """The progress: a bar on a terminal, elsewhere a line an epoch."""
+
+    def __init__(self, log: Log, console: Console, step: int, steps: int) -> None:
+        self.log, self.console, self.steps = log, console, steps
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            _Figures(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=steps, completed=step, figures={})
+        self.bar.start()
+
+    def update(self, step: int) -> None:
+        """Show the newest figures."""
+        epoch = self.log.steps_per_epoch
+        name = f"epoch {(step - 1) // epoch + 1}/{self.steps // epoch}"
+        self.bar.update(self.task, completed=step, description=name, figures=self.log.newest)
+        if step % epoch == 0 and not self.console.is_terminal:
+            say(self.console, f"{name}  {_figures(self.log.newest)}")
+
+    def close(self) -> None:
+        """Leave the terminal as it was, whatever ended the run."""
+        self.bar.stop()
+
+
+class _Figures(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(_figures(task.fields["figures"]))
+
+
+def _figures(row: Mapping[str, Any]) -> str:
+    if not row:
+        return ""
+    knn = f"  kNN {row['knn']:.1f} %" if "knn" in row else ""
+    score = f"  score {row['combined']:.3f}" if "combined" in row else ""
+    return (
+        f"loss {row['loss']:.3f}  {row.get('images_per_second', 0):,.0f} images/s  "
+        f"waiting for data {100 * row.get('waiting', 0):.0f} %{knn}{score}"
+    )

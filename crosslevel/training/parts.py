@@ -1,0 +1,149 @@
+"""What a training consists of: encoder, method, group branch and views, each made anew for it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from crosslevel.cld.loss import CrossLevel
+from crosslevel.methods import METHODS, Method, MoCo
+from crosslevel.models.encoder import Encoder
+from crosslevel.settings import describe as settings
+from crosslevel.training.module import share_hidden as share
+from crosslevel.transforms.views import Views
+
+MakeEncoder = Callable[[], Encoder]
+MakeCLD = Callable[[int], CrossLevel]
+MakeViews = Callable[[], Views]
+MakeMethod = Callable[[nn.Module, int | None], Method]
+Part = TypeVar("Part", bound=nn.Module)
+
+
+@dataclass
+class Bases:
+    """What is made before the images are known; ``cld`` is there even where its weight turns it off."""
+
+    encoder: Encoder
+    cld: CrossLevel | None
+    views: Views
+
+
+@dataclass
+class Parts:
+    """All parts of one training, and the ``settings`` that would build them again."""
+
+    encoder: Encoder
+    method: Method
+    cld: CrossLevel | None
+    views: Views
+    settings: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """A word for a run's name."""
+        return f"{type(self.method).__name__.lower()}{'' if self.cld is None else '-cld'}"
+
+    @property
+    def described(self) -> str:
+        """The losses and the network, for people."""
+        branch = "" if self.cld is None else " + CLD"
+        return f"{type(self.method).__name__}{branch} on {self.encoder.name}"
+
+    @property
+    def method_option(self) -> str:
+        """What a command line needs, besides the run's settings, to name a method that is not Crosslevel's."""
+        return "" if type(self.method) in METHODS.values() else f" --method {self.settings['method']['class_path']}"
+
+    def check(self, batch: int, devices: int) -> None:
+        """Refuse, before anything is trained, what would fail in the first step.
+
+        Args:
+            batch: images a step, on each device.
+            devices: how many of them.
+
+        Raises:
+            ValueError: parts that do not fit each other or the batch, with what to change.
+
+        """
+        if batch < 2:
+            raise ValueError(f"batch_size={batch} leaves nothing to compare with: give at least 2")
+        self.method.check(batch, devices)
+        name, piece = type(self.method).__name__, self.method.piece_size(self.views.size)
+        if piece is not None and self.encoder.fixed_size not in (None, piece):
+            raise ValueError(
+                f"{name}'s patches are {piece} pixels, {self.encoder.name} is built for {self.encoder.fixed_size}: "
+                "give --method.jigsaw 0 or a convolutional encoder"
+            )
+        points = batch * (devices if self.cld is not None and self.cld.gather else 1)
+        if self.cld is not None and self.cld.groups is not None and self.cld.groups > points:
+            raise ValueError(
+                f"cld.groups={self.cld.groups} exceeds the batch of {points} images: lower groups or raise batch_size"
+            )
+        needed, drawn = self.method.views - self.method.plain_views, len(self.views.augments)
+        if 1 < drawn < needed:
+            raise ValueError(
+                f"views.preset={self.views.preset} has {drawn} different views, {name} "
+                f"{'with CLD ' if self.cld is not None else ''}needs {needed}: choose a preset of one, such as mocov2"
+            )
+
+
+def bases(
+    encoder: Encoder | MakeEncoder, cld: CrossLevel | MakeCLD | None, views: Views | MakeViews, seed: int
+) -> Bases:
+    """Seed, then make the parts: a seed decides their first weights, whoever asks for them.
+
+    Args:
+        encoder: what makes the network, or one to start from, which stays as it is.
+        cld: likewise the group branch, for features of a size; None for none.
+        views: likewise what draws views.
+        seed: of torch's random numbers.
+
+    """
+    torch.manual_seed(seed)
+    network = _own(encoder) if isinstance(encoder, Encoder) else encoder()
+    if cld is None or isinstance(cld, CrossLevel):
+        branch = None if cld is None else _own(cld)
+    else:
+        branch = cld(network.num_features)
+    return Bases(network, branch, _own(views) if isinstance(views, Views) else views())
+
+
+def assemble(made: Bases, method: MakeMethod | None, images: int | None, share_hidden: bool) -> Parts:
+    """Add the method, MoCo unless given, and fit all parts to each other.
+
+    Args:
+        made: the other parts; ``encoder`` and ``views`` know the size of the views by now.
+        method: what makes the method for an encoder and a number of images.
+        images: N; None where nobody knows.
+        share_hidden: let both heads have their hidden layer in common.
+
+    Raises:
+        ValueError: heads that cannot share a layer, or settings that a part refuses.
+
+    """
+    chosen = (method or MoCo)(made.encoder, images)
+    branch = made.cld if made.cld is not None and made.cld.weight else None
+    tree = {
+        "encoder": settings.describe(made.encoder),
+        "cld": {"weight": 0.0} if made.cld is None else settings.describe(made.cld, skip=("in_features",)),
+        "views": settings.describe(made.views),
+        "method": {
+            "class_path": f"{type(chosen).__module__}.{type(chosen).__name__}",
+            "init_args": settings.describe(chosen, skip=("encoder", "images")),
+        },
+    }
+    if branch is not None:
+        chosen.online = max(chosen.online, 2)  # CLD compares two views that the trained network has seen
+    made.views.count, made.views.plain = chosen.views, chosen.plain_views
+    if share_hidden and branch is not None:
+        share(chosen, branch)
+    return Parts(made.encoder, chosen, branch, made.views, tree)
+
+
+def _own(part: Part) -> Part:
+    return copy.deepcopy(part)

@@ -1,0 +1,18 @@
+"""What is printed: one place, so that a file's name can neither style a line nor steer a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from crosslevel.utils.processes import local_rank
+
+
+def say(console: Console, line: str) -> None:
+    """Print one line as it is, without markup, once for all ranks; nothing where it is empty."""
+    if line and local_rank() == 0:
+        console.print(printable(line), highlight=False, markup=False, emoji=False)
+
+
+def printable(text: str) -> str:
+    r"""``text`` with what steers a terminal, ends a line or is no character written as ``\x1b``, ``\n``, ``\udcff``."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,78 @@
+"""One writer a folder: a lock that its process holds, told by name, and free as soon as that process is gone."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from crosslevel.utils.console import printable
+from crosslevel.utils.errors import FolderInUse
+
+LOCK = ".crosslevel.lock"
+_DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
+_UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@contextmanager
+def folder_lock(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Hold a folder while the block runs, so that no other process writes there.
+
+    The lock is the operating system's (`flock`) on a file that stays in the folder: who is killed holds it no longer.
+    Where a file system has no locks, or the folder cannot be written, a warning says so and the block runs without.
+
+    Args:
+        path: the folder; it is made where it is missing.
+        what: who holds it, such as ``train``: others are told this name and the process's number.
+
+    Raises:
+        FolderInUse: another process holds it.
+
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        who = _written(folder) or "another process"
+        raise FolderInUse(f"{folder} is in use by {who}: wait until it has ended, or take another folder") from None
+    except OSError as error:
+        if error.errno not in (*_DENIED, *_UNKNOWN):
+            raise
+        warnings.warn(
+            f"{folder} cannot be locked ({error.strerror}): make sure that no other process writes there", stacklevel=3
+        )
+        yield
+        return
+    try:
+        (folder / LOCK).write_text(f"{what} (process {os.getpid()} on {socket.gethostname()})\n", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def holder(path: str | os.PathLike[str]) -> str | None:
+    """Who holds a folder just now, as it told; None where nobody does."""
+    folder = Path(path)
+    if not (folder / LOCK).exists():
+        return None
+    lock = FileLock(folder / LOCK, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return _written(folder) or "another process"
+    except OSError:
+        return None  # where there are no locks, nobody holds one
+    lock.release()
+    return None
+
+
+def _written(folder: Path) -> str:
+    return printable((folder / LOCK).read_text(encoding="utf-8", errors="replace").strip())

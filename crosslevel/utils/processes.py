@@ -1,0 +1,84 @@
+"""How the processes of one command live together: which one this is, and who answers signals that ask it to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+ENDING = tuple(
+    number
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if (number := getattr(signal, name, None)) is not None
+)
+"""Ctrl-C, `kill`, systemd and Kubernetes (TERM), a closed terminal (HUP), SLURM's --signal (USR1, USR2)."""
+
+
+def local_rank() -> int:
+    """Which of the processes that one command started this is, also before they know each other; the first is 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def refuse_tasks() -> None:
+    """Refuse to be one of several tasks that SLURM started: a training starts its own processes.
+
+    Raises:
+        ValueError: with what to ask SLURM for.
+
+    """
+    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
+        tasks = os.environ.get(name, "")
+        if tasks.isdecimal() and int(tasks) > 1:
+            raise ValueError(
+                f"{name}={tasks}: SLURM is to start this command once, and it starts a process for each device itself: "
+                f"give sbatch --ntasks=1, and crosslevel train --devices {tasks}"
+            )
+        if tasks:
+            return
+
+
+class StopRequest:
+    """While the block runs, a signal of `ENDING` is a wish, noted in ``number``, that is carried out where it suits.
+
+    A second Ctrl-C ends the process at once. Others may come several times, to the process and to its group.
+    Outside the main thread nothing is noted: Python has signals only there.
+    """
+
+    def __init__(self, told: Callable[[int], None] = lambda number: None) -> None:
+        self.told = told
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            listened = [number for number in ENDING if not _is_nohup(number)]
+            self._before = {number: signal.signal(number, self._note) for number in listened}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number and number == signal.SIGINT:
+            sys.exit(128 + number)
+        if not self.number:
+            self.number = number
+            self.told(number)
+
+
+def _is_nohup(number: int) -> bool:
+    """Whether the process was started to outlive its terminal, as `nohup` does it."""
+    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN
+
+
+def leave_to_parent() -> None:
+    """In a process that works for another: what asks the whole group to end is for the other one to answer."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
