@@ -23,6 +23,7 @@ from crosslevel.features.extract import Runtime
 from crosslevel.models.encoder import Encoder
 from crosslevel.transforms.views import Views
 from crosslevel.utils.rng import generator
+from crosslevel.utils.tensors import load_tensors
 
 SMALL = 64  # pixels: smaller images lose their object in crops of a twelfth
 
@@ -132,7 +133,7 @@ def _resume(kept: Path | None, modules: nn.Module, optimizer: torch.optim.Optimi
     kept.parent.mkdir(parents=True, exist_ok=True)
     if not kept.is_file():
         return 0
-    state = torch.load(kept, map_location="cpu", weights_only=True)
+    state = load_tensors(kept)
     modules.load_state_dict(state["modules"])
     if "optimizer" in state:  # there is none of a training that is done
         optimizer.load_state_dict(state["optimizer"])

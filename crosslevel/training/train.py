@@ -23,7 +23,7 @@ from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.subsets.lists import write_list
 from crosslevel.data.uri import Source, parse
-from crosslevel.methods import Method, MoCo
+from crosslevel.methods import METHODS, Method, MoCo
 from crosslevel.models.encoder import FILE, Encoder
 from crosslevel.runs import Unreadable, changed_images, claim, keep_images, next_commands, save_branches
 from crosslevel.settings import describe as settings
@@ -217,7 +217,7 @@ def train(
             say(console, bad.summary(total))
         if outcome.finished and report_html:
             _write_report(folder, encoder, branch, source, hardware, seed, following)
-        _farewell(folder, following, outcome, module.steps, time.monotonic() - began, console)
+        _farewell(folder, chosen, following, outcome, module.steps, time.monotonic() - began, console)
     if outcome.signal is not None:
         sys.exit(128 + outcome.signal)
     return folder
@@ -366,14 +366,15 @@ def _feature_blocks(
 
 
 def _farewell(
-    folder: Path, following: list[str], outcome: Outcome, steps: int, seconds: float, console: Console
+    folder: Path, method: Method, following: list[str], outcome: Outcome, steps: int, seconds: float, console: Console
 ) -> None:
     if not outcome.finished:
         say(
             console,
             f"stopped at step {outcome.steps:,} of {steps:,}; the encoder so far is {folder / FILE}; to go on:",
         )
-        say(console, f"  crosslevel train --resume {shlex.quote(str(folder))}")
+        own = "" if type(method) in METHODS.values() else f" --method {_described(method)['class_path']}"
+        say(console, f"  crosslevel train --resume {shlex.quote(str(folder))}{own}")
         return
     left = [folder / FILE, *folder.glob("report.html")]
     say(console, f"done in {seconds / 60:.1f} min: {', '.join(map(str, left))}; next:")

@@ -21,6 +21,7 @@ from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.uri import parse
 from crosslevel.settings import describe as settings
 from crosslevel.settings import parser as commands
+from crosslevel.settings import trust
 from crosslevel.training.train import train, warmup_of
 from crosslevel.tuning import report as results
 from crosslevel.tuning import search_space as ranges
@@ -202,7 +203,8 @@ def _work(searching: Search, images: str, given: dict[str, Any], jobs: int, cons
     failures: list[BaseException] = []
 
     def one(number: int, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        options = [f"--{name}={value}" for name, value in parameters.items()]
+        own = trust.option_for(given["method"]["class_path"])
+        options = [*own, *(f"--{name}={value}" for name, value in parameters.items())]
         return trial.training(images, base, options, plan.folder / "trials" / f"{number:04}", threads)
 
     def work() -> None:

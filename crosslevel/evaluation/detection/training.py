@@ -22,6 +22,7 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.sources.annotated.annotations import Annotated, Objects
 from crosslevel.utils.errors import BadImage, SourceError
 from crosslevel.utils.rng import mixed
+from crosslevel.utils.tensors import load_tensors
 
 BATCH = 16
 """Images an iteration for which the learning rate is given."""
@@ -109,7 +110,7 @@ class Checkpoint:
         """How many iterations are done; model and optimizer are as they were after them."""
         if self.file is None or not self.file.is_file():
             return 0
-        state = torch.load(self.file, map_location="cpu", weights_only=True)
+        state = load_tensors(self.file)
         if state["key"] != self.key:
             return 0
         model.load_state_dict(state["model"])

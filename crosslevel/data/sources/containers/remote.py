@@ -18,6 +18,11 @@ from crosslevel.utils.errors import SourceError
 PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds before each new attempt at a read that failed."""
 
+PROTOCOLS = (
+    "https", "http", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oci", "ftp", "sftp", "ssh", "file",
+    "memory", "hdfs", "webhdfs",
+)  # fmt: skip
+"""Of fsspec's those that only read bytes; others run templates or code that a file brings along."""
 INSTALL = "pip install 'crosslevel[remote]'"
 _BLOCK = 8 * 2**20  # bytes a request: fewer would wait for the network more often than they read
 _MOST = 1_000_000  # names that one pattern may stand for
@@ -158,8 +163,11 @@ def _system(name: str) -> tuple[Any, str]:
         import fsspec  # noqa: PLC0415
     except ImportError as error:
         raise SourceError(f"{name}: reading remote files needs fsspec: {INSTALL}") from error
+    protocol = name.partition("://")[0].lower()
+    if "::" in name or (protocol not in PROTOCOLS and protocol in fsspec.available_protocols()):
+        raise SourceError(f"{name}: {'::' if '::' in name else protocol} is not read: give {', '.join(PROTOCOLS)}")
     try:
-        fsspec.get_filesystem_class(name.partition("://")[0].lower())
+        fsspec.get_filesystem_class(protocol)
     except ImportError as error:
         raise SourceError(f"{name}: {_reason(error).rstrip('.')}: {INSTALL}") from error
     except ValueError as error:
