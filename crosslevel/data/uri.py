@@ -54,6 +54,11 @@ class Suffix(NamedTuple):
     def __str__(self) -> str:
         return f"@{self.key}={self.value}"
 
+    def parts(self) -> tuple[str, tuple[Option, ...]]:
+        """What stands before the first comma of the value, and the ``key=value`` after it."""
+        first, *others = self.value.split(",")
+        return first, _options(others)
+
 
 class Option(NamedTuple):
     """``,key=value``; the value is None where there is no ``=``."""
@@ -215,9 +220,12 @@ def _local(whole: str) -> Source:
         return Source(whole, "annotated", whole, parts=parts)
     head, *rest = whole.split(",")
     name, colon, split = head.partition(":")
-    pairs = (option.partition("=") for option in rest)
-    options = tuple(Option(key, value if equals else None) for key, equals, value in pairs)
-    return Source(whole, "name", name, options, split=split if colon else None, parts=parts)
+    return Source(whole, "name", name, _options(rest), split=split if colon else None, parts=parts)
+
+
+def _options(texts: Sequence[str]) -> tuple[Option, ...]:
+    pairs = (text.partition("=") for text in texts)
+    return tuple(Option(key, value if equals else None) for key, equals, value in pairs)
 
 
 def _part(text: str) -> Part:

@@ -89,12 +89,12 @@ def _arguments(make: Callable[..., Images], suffix: Suffix) -> list[Any]:
         if not suffix.value:
             raise ValueError(f"@{suffix.key}= names no file")
         return [suffix.value]
-    number, *assignments = suffix.value.split(",")
+    number, options = suffix.parts()
     given: dict[str, str] = {}
-    for key, _, text in (assignment.partition("=") for assignment in assignments):
+    for key, text in options:
         if key in given:
             raise ValueError(f"@{suffix.key} has {key} twice: give it once")
-        given[key] = text
+        given[key] = text or ""
     names = [parameter.name for parameter in others]
     for key in given:
         if key not in names:
