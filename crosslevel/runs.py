@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ from torch import nn
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
-from crosslevel.data.loaders.streams import ImageStream
 from crosslevel.data.sources.annotated.object_crops import Crops
-from crosslevel.data.subsets.suffixes import FILES, split
+from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.models.encoder import FILE
 from crosslevel.models.heads import rebuilt_head
 
@@ -29,8 +27,8 @@ RUN_VARIABLE = "CROSSLEVEL_RUN"
 BAD_FILES, IMAGES_FILE = "bad_files.txt", "images.json"
 
 
-def claim(run: str | None, images: str, kind: str, rank: int) -> Path:
-    """The folder of a new run, made: ``run``, or runs/ and a free name made of source and ``kind``.
+def claim(run: str | None, source: str, kind: str, rank: int) -> Path:
+    """The folder of a new run, made: ``run``, or runs/ and a free name made of ``source``, a word, and ``kind``.
 
     Raises:
         ValueError: there is a run in it.
@@ -44,11 +42,6 @@ def claim(run: str | None, images: str, kind: str, rank: int) -> Path:
         if holds_a_run(folder):
             raise ValueError(f"--run {run}: it already holds a run: give another folder, or --resume {run}")
     else:
-        whole, parts = split(images)
-        named = os.path.basename(whole.split(",", maxsplit=1)[0])
-        place = Path(whole).resolve().stem if os.path.exists(whole) else named
-        place += "".join(f"-{part.key}" + ("" if part.key in FILES else part.value) for part in parts)
-        source = re.sub(r"[^\w.-]+", "-", place).strip("-.") or "images"
         name = f"{source}-{kind}"
         tries = [Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000)]
         folder = next(f for f in tries if not holds_a_run(f))

@@ -27,12 +27,12 @@ class Names(Sequence[str]):
         raise NotImplementedError
 
     @overload
-    def __getitem__(self, place: int) -> str: ...
+    def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        places = range(len(self))[place]
-        return self.name(places) if isinstance(places, int) else [self.name(i) for i in places]
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        numbers = range(len(self))[index]
+        return self.name(numbers) if isinstance(numbers, int) else [self.name(i) for i in numbers]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)
@@ -126,9 +126,9 @@ def remembered(
         with safe_open(file, framework="pt") as opened:
             if (opened.metadata() or {}).get("state") == name:
                 names = opened.keys()  # it cannot be iterated over itself
-                found = {part: opened.get_tensor(part) for part in names}
-                if holds is None or holds(found):
-                    return found
+                table = {part: opened.get_tensor(part) for part in names}
+                if holds is None or holds(table):
+                    return table
     except (OSError, SafetensorError):
         pass
     table = make()

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -23,6 +22,7 @@ from crosslevel.evaluation.linear import SCHEDULES
 from crosslevel.features.extract import Runtime
 from crosslevel.models.encoder import Encoder
 from crosslevel.transforms.views import Views
+from crosslevel.utils.rng import generator
 
 SMALL = 64  # pixels: smaller images lose their object in crops of a twelfth
 
@@ -114,7 +114,7 @@ def _step(
     seeds: tuple[int, ...],
 ) -> Float[Tensor, ""]:
     device = place.hardware.device
-    draws = torch.Generator().manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]))
+    draws = generator(*seeds)
     view = views(images.to(device, non_blocking=True), draws)[0].contiguous(memory_format=torch.channels_last)
     with place.hardware.autocast():
         logits = network(view)

@@ -18,11 +18,11 @@ from crosslevel import report
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
-from crosslevel.data.loaders.streams import ImageStream
-from crosslevel.data.open import absolute, open_images, open_unlabelled
+from crosslevel.data.open import open_images, open_unlabelled
 from crosslevel.data.sources.annotated.object_crops import Crops
-from crosslevel.data.subsets import suffixes
+from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.subsets.lists import write_list
+from crosslevel.data.uri import Source, parse
 from crosslevel.methods import Method, MoCo
 from crosslevel.models.encoder import FILE, Encoder
 from crosslevel.runs import Unreadable, changed_images, claim, keep_images, next_commands, save_branches
@@ -148,11 +148,11 @@ def train(
         the run's folder.
 
     """
-    given, began = dict(locals()), time.monotonic()
+    given, began, origin = dict(locals()), time.monotonic(), parse(images)
     console = Console(soft_wrap=True)
     hardware = choose(device, precision)
     _announce(console, hardware, encoder)
-    opened = source = _opened(images, data_root, crops, watch)
+    opened = source = _opened(origin, data_root, crops, watch)
     bad = BadFiles() if isinstance(source, ImageStream) else source.bad_files()
     total = length(source, epoch_size)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
@@ -171,19 +171,19 @@ def train(
     _check(encoder, branch, chosen, views, batches.batch_size, devices)
     rates = _rates(optimizer, chosen.sgd_rate, batch_size * devices, epochs, lr, weight_decay, warmup_epochs)
     every = max(1, epochs // 10) if monitor_every is None else monitor_every
-    folder = Path(resume) if resume else claim(run, getattr(source, "short", images), _kind(chosen, branch), rank)
+    folder = Path(resume) if resume else claim(run, origin.short, _kind(chosen, branch), rank)
     if resume:
         say(console, changed_images(folder, opened))
     elif rank == 0:
         resolved = {
-            "images": absolute(images),
+            "images": origin.absolute().text,
             "workers": workers,
             "monitor": monitor or usual_monitor(source),
             "monitor_every": every,
             "precision": hardware.precision,
         }
         settings.write(_tree({**given, **rates, **resolved, "method": described}), folder / "config.yaml")
-        _keep_images(images, opened, folder)
+        _keep_images(origin, opened, folder)
     module = Pretrain(
         encoder, chosen, branch, views, steps=epochs * len(batches),
         warmup_steps=round(rates["warmup_epochs"] * len(batches)),
@@ -223,7 +223,7 @@ def train(
     return folder
 
 
-def _opened(images: str, data_root: str | None, crops: Crops | None, watch: Watch | None) -> Images | ImageStream:
+def _opened(images: Source, data_root: str | None, crops: Crops | None, watch: Watch | None) -> Images | ImageStream:
     if watch is not None:
         return watch.part(open_unlabelled(images, data_root=data_root, crops=crops))
     return open_images(images, data_root=data_root, crops=crops, streams=True)
@@ -239,10 +239,10 @@ def _kind(method: Method, cld: CrossLevel | None) -> str:
     return f"{type(method).__name__.lower()}{'' if cld is None else '-cld'}"
 
 
-def _keep_images(images: str, source: Images | ImageStream, folder: Path) -> None:
+def _keep_images(images: Source, source: Images | ImageStream, folder: Path) -> None:
     """Note which images the run begins with, and of a part the list: it outlives a change of what it is drawn from."""
     keep_images(folder, source)
-    if isinstance(source, Images) and suffixes.split(images)[1]:
+    if isinstance(source, Images) and images.has_subset:
         write_list(source, folder / "subset.txt")
 
 

@@ -16,8 +16,9 @@ import torch
 from rich.console import Console
 
 from crosslevel.data.images import Images
-from crosslevel.data.open import NAMED, open_unlabelled
+from crosslevel.data.open import open_unlabelled
 from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.data.uri import parse
 from crosslevel.settings import describe as settings
 from crosslevel.settings import parser as commands
 from crosslevel.training.train import train, warmup_of
@@ -179,7 +180,7 @@ def _whose(images: str, source: Images) -> str:
     may differ between machines with the same images does.
     """
     digest = hashlib.sha256("\n".join(source.paths).encode(errors="surrogateescape"))
-    if re.split("[:,@+]", images)[0] in NAMED:
+    if parse(images).kind == "name":
         digest.update(images.encode())
     return f"{len(source)} images, {digest.hexdigest()[:12]}"
 

@@ -75,9 +75,9 @@ def _cifar_folder(source: str, folder: str, archive: str, data_root: str | None)
     if data_root is None:
         raise SourceError(f"{source}: --data-root is missing: the folder that holds {folder}/ (from {get})")
     root = Path(data_root)
-    for place in (root / folder, root):
-        if place.name == folder and place.is_dir():
-            return place
+    for path in (root / folder, root):
+        if path.name == folder and path.is_dir():
+            return path
     if (root / archive).is_file():
         raise SourceError(f"{source}: {root / archive} is still packed: tar -xzf {archive} in {root}")
     raise SourceError(f"{source}: {root / folder} is not there: unpack {get} in {root}")

@@ -49,19 +49,19 @@ def listed(images: Images, file: str) -> Images:
     if len(lines) < 2:
         raise SourceError(f"{file}: needs at least 2 images, one a line; it names {len(lines)}")
     wanted = {name for line in lines for name in (line.whole, line.path)}
-    places: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for i, path in enumerate(images.paths):
         if path in wanted:
-            places.setdefault(path, i)
+            numbers.setdefault(path, i)
     # A name that ends in a number is a name if the source has it.
-    lines = [line.without_label() if line.whole in places else line for line in lines]
-    missing = [line.path for line in lines if line.path not in places]
+    lines = [line.without_label() if line.whole in numbers else line for line in lines]
+    missing = [line.path for line in lines if line.path not in numbers]
     if missing:
         raise SourceError(
             f"{file}: {len(missing):,} of its {len(lines):,} lines name no image of {images.name}, {missing[0]} first; "
             f"its own are named like {images.paths[0]}"
         )
-    index = torch.tensor([places[line.path] for line in lines])
+    index = torch.tensor([numbers[line.path] for line in lines])
     return take(images, index, *_labels(images, index, [line.label for line in lines], file))
 
 
