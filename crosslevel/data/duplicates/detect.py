@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
@@ -62,7 +63,7 @@ class Pairs(NamedTuple):
         return Pairs(*(column[chosen] for column in self))
 
 
-def duplicate_pairs(pictures: Pictures) -> Pairs:
+def duplicate_pairs(pictures: Pictures, first: int | None = None) -> Pairs:
     """Copies, edited copies and near-duplicates, by pixels alone.
 
     Candidates are the nearest by their `outline`, mirrored too, and pictures with nearly the same perceptual hash. A
@@ -73,17 +74,23 @@ def duplicate_pairs(pictures: Pictures) -> Pairs:
     than what is around each of the two, the neighbours of rank 17 to 32 (after Lowe 2004, section 7.1, whose second
     neighbour would be another copy here). No pixel tells look-alikes of one distance from a film whose frames all
     differ by as much as they do: neither are near-duplicates here.
+
+    Args:
+        pictures: small ones, of all images.
+        first: of two collections one after the other, the images of the first: then only pairs of one with another are
+            looked for, and pairs of equal pictures.
+
     """
-    owner, first = _distinct(pictures)
-    found = _pairs(pictures[first]) if len(first) > 1 else _none()
+    owner, leading = _distinct(pictures)
+    beside = None if first is None else leading >= first
+    pairs = _pairs(pictures[leading], beside) if len(leading) > 1 else _none()
     again = torch.ones(len(pictures), dtype=torch.bool)
-    again[first] = False
-    same = torch.stack([first[owner[again]], again.nonzero()[:, 0]], dim=1)
-    ends = first[found.index].sort(dim=1).values
+    again[leading] = False
+    same = torch.stack([leading[owner[again]], again.nonzero()[:, 0]], dim=1)
     return Pairs(
-        torch.cat([same, ends]),
-        torch.cat([torch.full((len(same),), Kind.COPY.value), found.kind]),
-        torch.cat([torch.zeros(len(same)), found.distance]),
+        torch.cat([same, leading[pairs.index].sort(dim=1).values]),
+        torch.cat([torch.full((len(same),), Kind.COPY.value), pairs.kind]),
+        torch.cat([torch.zeros(len(same)), pairs.distance]),
     )
 
 
@@ -104,20 +111,44 @@ def _distinct(pictures: Pictures) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " 
     return owner, torch.tensor(first)
 
 
-def _pairs(pictures: Pictures) -> Pairs:
+def _pairs(pictures: Pictures, beside: Bool[Tensor, " N"] | None) -> Pairs:
+    """All pairs of different pictures, or those with one of the two ``beside``."""
     outlines = in_parts(outline, pictures)
     crowd = _Crowd(pictures, outlines)
-    close = crowd.nearest(_COMPARED)
+    candidates = _candidates(crowd, outlines, beside)
+    close = candidates.nearest
     near = _near(pictures, close[alike(pictures, close, NEAR)], crowd)
-    hashes = in_parts(perceptual_hash, pictures)
-    hashed = near_pairs(hashes, RADIUS, tracks(len(pictures), near.index))
+    hashed = near_pairs(in_parts(perceptual_hash, pictures), RADIUS, tracks(len(pictures), near.index))
+    if beside is not None:
+        hashed = hashed[beside[hashed[:, 0]] != beside[hashed[:, 1]]]
     near = _joined(near, _near(pictures, hashed[alike(pictures, hashed, NEAR)], crowd))
-    known = tracks(len(pictures), near.of(near.kind == Kind.COPY).index)
-    aligned = torch.cat([crowd.nearest(_ALIGNED), hashed]).unique(dim=0)
-    aligned = aligned[known[aligned[:, 0]] != known[aligned[:, 1]]]
+    copies = tracks(len(pictures), near.of(near.kind == Kind.COPY).index)
+    aligned = torch.cat([candidates.aligned, hashed]).unique(dim=0)
+    aligned = aligned[copies[aligned[:, 0]] != copies[aligned[:, 1]]]
     edited = _edited(pictures, aligned, crowd, mirror=False)
-    turned = _edited(pictures, _mirrored(outlines), crowd, mirror=True)
-    return _joined(near, edited, turned)
+    turned = _edited(pictures, candidates.mirrored, crowd, mirror=True)
+    return _hanging_together(_joined(near, edited, turned), outlines, crowd)
+
+
+class _Candidates(NamedTuple):
+    """Pairs whose pixels are compared, whose edges are, and whose edges are with one of the two mirrored."""
+
+    nearest: Index
+    aligned: Index
+    mirrored: Index
+
+
+def _candidates(crowd: _Crowd, outlines: Float[Tensor, "N 64"], beside: Bool[Tensor, " N"] | None) -> _Candidates:
+    everything = torch.arange(len(outlines))
+    if beside is None:
+        asked, keys, places = everything, everything, crowd.places
+    else:
+        asked, keys = everything[beside], everything[~beside]
+        places = keys[neighbours(outlines[asked], outlines[keys], _COMPARED).places] if len(keys) else asked[:0, None]
+    turned = neighbours(mirrored(outlines[asked]), outlines[keys], 3)
+    through = torch.where(turned.values >= MIRRORED, turned.places, -1)
+    through = torch.where(through >= 0, keys[through.clamp(min=0)], -1)
+    return _Candidates(*(_once(asked, some) for some in (places[:, :_COMPARED], places[:, :_ALIGNED], through)))
 
 
 def _near(pictures: Pictures, index: Index, crowd: _Crowd) -> Pairs:
@@ -144,22 +175,53 @@ def _edited(pictures: Pictures, index: Index, crowd: _Crowd, mirror: bool) -> Pa
     return Pairs(index, torch.full((len(index),), Kind.EDITED.value), distance).of(distance.sqrt() <= limit)
 
 
-def _mirrored(outlines: Float[Tensor, "N 64"]) -> Index:
-    """Pairs whose one outline is close to the other's mirror image."""
-    values, places = neighbours(mirrored(outlines), outlines, 3)
-    row = torch.arange(len(outlines)).unsqueeze(1).expand_as(places)
-    kept = (values >= MIRRORED) & (places != row) & (places >= 0)
-    return _once(row[kept], places[kept])
-
-
 def _joined(*parts: Pairs) -> Pairs:
-    """All pairs, each once: the first part that has it counts, and a copy before all."""
+    """All pairs, each once, as the closest kind that it was found to be."""
     index, kind, distance = (torch.cat(columns) for columns in zip(*parts, strict=True))
     unique, owner = index.unique(dim=0, return_inverse=True)
-    order = kind.where(kind != Kind.NEAR, Kind.NEAR.value).argsort(stable=True).flip(0)
-    first = torch.empty(len(unique), dtype=torch.long)
-    first[owner[order]] = order  # written last is the closest kind
-    return Pairs(unique, kind[first], distance[first])
+    order = kind.argsort(stable=True)
+    order = order[owner[order].argsort(stable=True)]
+    starts = torch.ones(len(order), dtype=torch.bool)
+    starts[1:] = owner[order[1:]] != owner[order[:-1]]
+    closest = order[starts]
+    return Pairs(unique, kind[closest], distance[closest])
+
+
+def _hanging_together(pairs: Pairs, outlines: Float[Tensor, "N 64"], crowd: _Crowd) -> Pairs:
+    """The pairs without those that alone hold different things together.
+
+    Single links chain: of a track of three or more, the images have to be as close to each other, on average, as each
+    is to what surrounds it. Where they are not, average linkage cuts the track at that distance (Sokal and Michener
+    1958); of more than `_LINKED` images, the longer half of the links goes first.
+    """
+    while True:
+        members = tracks(len(outlines), pairs.index)[pairs.index[:, 0]]
+        names, size = members.unique(return_counts=True)
+        kept = torch.ones(len(members), dtype=torch.bool)
+        crowded = False
+        for name in names[size > 1].tolist():
+            links = (members == name).nonzero()[:, 0]
+            inside = pairs.index[links].unique()
+            if len(inside) > _LINKED:
+                crowded = True
+                kept[links[pairs.distance[links] > pairs.distance[links].median()]] = False
+                continue
+            owner = torch.full((len(outlines),), -1)
+            owner[inside] = _linked(outlines[inside], crowd.around(inside, outlines))
+            kept[links] = owner[pairs.index[links, 0]] == owner[pairs.index[links, 1]]
+        pairs = pairs.of(kept)
+        if not crowded or kept.all():
+            return pairs
+
+
+def _linked(outlines: Float[Tensor, "n 64"], limit: float) -> Int64[Tensor, " n"]:
+    """Clusters by average linkage of distances between outlines, or between one and the other's mirror image."""
+    agree = torch.maximum(outlines @ outlines.T, outlines @ mirrored(outlines).T)
+    apart = (2 - 2 * torch.maximum(agree, agree.T)).clamp(min=0).sqrt().double().numpy()
+    upper = apart[np.triu_indices(len(apart), 1)]
+    if upper.mean() <= limit:
+        return torch.zeros(len(outlines), dtype=torch.long)
+    return torch.from_numpy(fcluster(linkage(upper, "average"), limit, "distance")).long()
 
 
 class _Crowd:
@@ -175,12 +237,6 @@ class _Crowd:
         own[~own.any(1), -1] = True
         self.places = places[~own].view(count, -1)
 
-    def nearest(self, k: int) -> Index:
-        """Each picture with its k nearest, each pair once."""
-        places = self.places[:, :k]
-        row = torch.arange(len(places)).unsqueeze(1).expand_as(places)
-        return _once(row[places >= 0], places[places >= 0])
-
     def distance(self, index: Index, measure: Callable[[Index], Tensor]) -> Float[Tensor, " P"]:
         """How far what surrounds a pair is, of the closer side: infinite where there are too few images to say."""
         if not self.rank or not len(index):
@@ -192,8 +248,19 @@ class _Crowd:
         apart = measure(pairs).view_as(others).masked_fill(others < 0, torch.inf)
         return apart.median(1).values[place].min(1).values
 
+    def around(self, images: Int64[Tensor, " n"], outlines: Float[Tensor, "N 64"]) -> float:
+        """The mean distance of ``outlines`` to those that surround the images; infinite where there are too few."""
+        if not self.rank:
+            return math.inf
+        others = self.places[images][:, self.rank // 2 : self.rank]
+        agree = torch.einsum("nd,nkd->nk", outlines[images], outlines[others.clamp(min=0)])
+        return float((2 - 2 * agree).clamp(min=0).sqrt()[others >= 0].mean())
 
-def _once(i: Int64[Tensor, " P"], j: Int64[Tensor, " P"]) -> Index:
+
+def _once(asked: Int64[Tensor, " Q"], places: Int64[Tensor, "Q k"]) -> Index:
+    """Each one asked with each of its places (-1: none), as pairs (i, j), i < j, each once."""
+    row = asked.unsqueeze(1).expand_as(places)
+    i, j = row[(places >= 0) & (places != row)], places[(places >= 0) & (places != row)]
     return torch.stack([torch.minimum(i, j), torch.maximum(i, j)], dim=1).unique(dim=0)
 
 

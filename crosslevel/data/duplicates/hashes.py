@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from crosslevel.data.duplicates.descriptor import LUMA, SIDE

@@ -61,7 +61,9 @@ def _centres(keys: Float[Tensor, "N d"]) -> Float[Tensor, "C d"]:
         owner = _nearest_cells(sample, centres, 1)[:, 0]
         sums = torch.zeros_like(centres).index_add_(0, owner, sample)
         # A cell that lost all its points stays where it was.
-        centres = torch.where(sums.norm(dim=1, keepdim=True) > 1e-6, torch.nn.functional.normalize(sums, dim=1), centres)
+        centres = torch.where(
+            sums.norm(dim=1, keepdim=True) > 1e-6, torch.nn.functional.normalize(sums, dim=1), centres
+        )
     return centres
 
 
