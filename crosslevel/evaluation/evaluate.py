@@ -22,6 +22,7 @@ from crosslevel.evaluation.detection import benchmark
 from crosslevel.evaluation.detection.model import Sizes
 from crosslevel.evaluation.finetune import FineTune, Semi
 from crosslevel.evaluation.linear import Linear
+from crosslevel.evaluation.overlap import in_training
 from crosslevel.evaluation.protocols import PIXELS, Kind, Row, Subject
 from crosslevel.evaluation.results import FILE, keep, print_table
 from crosslevel.evaluation.scores import Scores
@@ -137,7 +138,7 @@ def evaluate(
     where: dict[str, Any] = {"images": _place(images), "test": _place(test), "data_root": data_root, "seed": seed}
     if crops is not None:
         where["crops"] = asdict(crops)
-    bad, total = BadFiles(), 0
+    bad, total, subject = BadFiles(), 0, None
     calls: Calls = {
         "detection": (
             asdict(detection),
@@ -170,6 +171,8 @@ def evaluate(
             keep(file, {"protocol": title, **where, "settings": given, "skipped": bad.reasons}, row)
             figures[title] = {kind: judged.figures for kind, judged in row.items()}
     _explain(console, names, images, where.get("shots"))
+    if subject is not None and (warning := in_training(subject)):
+        console.print(warning, highlight=False, markup=False)
     if len(bad):
         console.print(bad.summary(total), highlight=False, markup=False)
     console.print(f"{time.monotonic() - began:.1f} s; written to {file}", highlight=False, markup=False)

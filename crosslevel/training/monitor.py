@@ -13,12 +13,14 @@ from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.duplicates import detect
+from crosslevel.data.duplicates.descriptor import SIDE
 from crosslevel.data.images import Images, InMemoryImages
 from crosslevel.data.loaders.batches import pack
 from crosslevel.data.subsets.select import sample, stretches, take
 from crosslevel.features.extract import extract
 from crosslevel.methods import Method
-from crosslevel.metrics import descriptor, duplicates, label_free
+from crosslevel.metrics import label_free
 from crosslevel.metrics.knn import weighted_knn
 from crosslevel.metrics.spectrum import effective_rank
 from crosslevel.models.encoder import Encoder, frozen
@@ -130,9 +132,8 @@ def told_apart(images: InMemoryImages) -> Int64[Tensor, " N"]:
 
 def near_tracks(images: InMemoryImages) -> Int64[Tensor, " N"]:
     """Which images are near-duplicates by their pixels, for images whose tracks nobody knows."""
-    small = tvf.resize(images.data, [duplicates.SIDE, duplicates.SIDE], antialias=True)
-    pairs = duplicates.alike_pairs(small, duplicates.perceptual_hash(small), descriptor.describe(small))
-    return duplicates.tracks(len(images), pairs)
+    small = tvf.resize(images.data, [SIDE, SIDE], antialias=True)
+    return detect.tracks(len(images), detect.duplicate_pairs(small).index)
 
 
 def _projected(method: Method, features: Tensor) -> Tensor:
