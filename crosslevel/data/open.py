@@ -104,7 +104,7 @@ def open_images(
 
 
 def open_unlabelled(source: str, *, data_root: str | None = None, crops: Crops | None = None) -> Images:
-    """`open_images`, with what is known of labels dropped before any part is taken, and so are those in a file of ``@list``.
+    """`open_images` without labels: they are dropped before any part is taken, those in a file of ``@list`` too.
 
     Raises:
         SourceError: as from `open_images`, or a part that is chosen by labels.

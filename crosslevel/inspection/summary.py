@@ -39,8 +39,8 @@ class Tail:
 
 
 def summary(
-    name: str, total: int, part: Images, looked: ScanResult, found: Found, bad: BadFiles, batch_size: int, run: str | None,
-    threshold: float | None = None,
+    name: str, total: int, part: Images, looked: ScanResult, found: Found, bad: BadFiles, batch_size: int,
+    run: str | None, threshold: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """All figures, as the JSON file has them."""
     by_track = found.tracks.unique(return_inverse=True)[1]

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 import yaml
-from training.test_train import losses, write_images
+from run_samples import losses, write_images
 
 from crosslevel import CrossLevel
 from crosslevel.cli import main

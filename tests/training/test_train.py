@@ -1,14 +1,12 @@
 """The main job, end to end, on small images and a small network."""
 
-import csv
 import signal
 from importlib import import_module
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from run_samples import losses, metrics, write_images
 
 from crosslevel import CrossLevel, load_encoder
 from crosslevel.data.images import InMemoryImages
@@ -30,29 +28,9 @@ TINY = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=8", "--log_ev
 FAST = [*TINY, "--report_html=false"]
 
 
-def write_images(folder, count=12, size=(16, 16), classes=("cat", "dog"), seed=0):
-    """``count`` noisy pictures in each class's folder, of one colour a class."""
-    rng = np.random.default_rng(seed)
-    for c, name in enumerate(classes):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for i in range(count):
-            pixels = rng.integers(0, 120, (*size, 3)) + np.array([120 * (c == 0), 60, 120 * (c == 1)])
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i:03}.png")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("photos"))
-
-
-def metrics(folder):
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def losses(folder):
-    return {int(row["step"]): row["loss"] for row in metrics(folder) if row["loss"]}
 
 
 def weights(folder):
