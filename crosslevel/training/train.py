@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,12 +23,14 @@ from crosslevel.data.loaders.streams import ImageStream
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets import suffixes
 from crosslevel.data.subsets.lists import write_list
-from crosslevel.methods import Method, MoCo
+from crosslevel.methods import METHODS, USUAL, Method
 from crosslevel.models.encoder import FILE, Encoder
 from crosslevel.runs import Unreadable, changed_images, claim, keep_images, next_commands, save_branches
 from crosslevel.settings import describe as settings
+from crosslevel.training import defaults
 from crosslevel.training import fit as pretrain
 from crosslevel.training import report as pages
+from crosslevel.training.budget import budget
 from crosslevel.training.fit import Outcome, fit
 from crosslevel.training.inputs import (
     LOOKED_AT,
@@ -46,9 +49,6 @@ from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Device, Hardware, Precision, choose
 from crosslevel.utils.distributed import wait
 from crosslevel.utils.errors import SourceError
-
-BASE_RATES = {"adamw": 1e-3, "lars": 0.3}  # at 256 images a batch; SGD's is the method's own
-BASE_DECAYS = {"sgd": 5e-4, "adamw": 0.05, "lars": 1e-6}
 
 
 class Watch(Protocol):
@@ -70,9 +70,10 @@ def train(
     views: Views,
     method: Callable[[nn.Module, int | None], Method] | None = None,
     run: str | None = None,
-    epochs: int = 100,
+    epochs: float | None = None,
+    minutes: float | None = None,
     epoch_size: int | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     optimizer: Optimizer = "sgd",
     lr: float | None = None,
     weight_decay: float | None = None,
@@ -111,12 +112,15 @@ def train(
         encoder: the network.
         cld: the group branch (CLD); --cld.weight 0 turns it off.
         views: how random views are drawn.
-        method: the instance branch: MoCo (the default), InfoMin, SimCLR, BYOL or NPID; --method.help MoCo lists its
+        method: the instance branch: SimCLR (the default), MoCo, InfoMin, BYOL or NPID; --method.help MoCo lists its
             settings.
         run: the run's folder; runs/ and a name made of source and method unless given.
-        epochs: passes over the images.
+        epochs: passes over the images, or a part of one; chosen by their number unless given (as is all that has no
+            default here: the first lines say what was chosen and why, and so does config.yaml).
+        minutes: in place of epochs, how long the training may take; a few steps on this machine tell how many epochs
+            that is.
         epoch_size: images that count as an epoch of a stream, which has no known number of images.
-        batch_size: images a step, on each device.
+        batch_size: images a step, on each device; at most 256, fewer of a small collection, unless given.
         optimizer: sgd (momentum 0.9), adamw or lars.
         lr: the highest learning rate; all devices' batch / 256 times 0.001 (adamw), 0.3 (lars), or for sgd 0.06 (as in
             the recipes of Wang et al. 2021; SimCLR: 0.5), unless given.
@@ -158,19 +162,31 @@ def train(
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     source = prepared(source, encoder, views, memory, bad, console)
     known, branch = len(source) if isinstance(source, Images) else None, cld if cld.weight else None
-    chosen = (method or MoCo)(encoder, known)
-    described = _described(chosen)
+    chosen, rules = (method or METHODS[USUAL])(encoder, known), defaults.Chosen()
+    batch_size = rules(batch_size, defaults.batch_size(known or epoch_size or 0, devices))
+    own_views = chosen.online
     if branch is not None:
         chosen.online = max(chosen.online, 2)  # CLD compares two views that the trained network has seen
     views.count, views.plain = chosen.views, chosen.plain_views
     rank = int(os.environ.get("LOCAL_RANK", "0"))
-    batches = batches_of(
-        source, views, batch_size, epoch_size, order, seed=seed, bad=bad, workers=workers, rank=rank, world=devices
-    )
+    made = partial(
+        batches_of, source, views, batch_size, epoch_size, order, seed=seed, bad=bad, workers=workers, rank=rank,
+        world=devices,
+    )  # fmt: skip
+    batches = made()
     _share(chosen, branch, share_hidden)
+    if epochs is None or minutes is not None:
+        epochs = rules(None, budget(minutes, known or epoch_size or 0, encoder, views, made, hardware, rank))
+    steps = max(1, round(epochs * len(batches)))
+    _settle(chosen, rules, known, steps, batches.batch_size * devices)
+    described = _described(chosen, own_views)
     _check(encoder, branch, chosen, views, batches.batch_size, devices)
-    rates = _rates(optimizer, chosen.sgd_rate, batch_size * devices, epochs, lr, weight_decay, warmup_epochs)
-    every = max(1, epochs // 10) if monitor_every is None else monitor_every
+    if branch is not None:
+        rules(branch.groups, defaults.groups(batches.batch_size * (devices if branch.gather else 1)))
+    rates = _rates(
+        rules, optimizer, chosen.sgd_rate, batches.batch_size * devices, epochs, lr, weight_decay, warmup_epochs
+    )
+    every = max(1, int(epochs) // 10) if monitor_every is None else monitor_every
     folder = Path(resume) if resume else claim(run, getattr(source, "short", images), _kind(chosen, branch), rank)
     if resume:
         say(console, changed_images(folder, opened))
@@ -182,10 +198,11 @@ def train(
             "monitor_every": every,
             "precision": hardware.precision,
         }
-        settings.write(_tree({**given, **rates, **resolved, "method": described}), folder / "config.yaml")
+        told = {"epochs": epochs, "minutes": None, "batch_size": batch_size, **rates, **resolved, "method": described}
+        settings.write(_tree({**given, **told}), folder / "config.yaml", [str(choice) for choice in rules.made])
         _keep_images(images, opened, folder)
     module = Pretrain(
-        encoder, chosen, branch, views, steps=epochs * len(batches),
+        encoder, chosen, branch, views, steps=steps,
         warmup_steps=round(rates["warmup_epochs"] * len(batches)),
         optimizer=optimizer, lr=rates["lr"], weight_decay=rates["weight_decay"], seed=seed,
     )  # fmt: skip
@@ -194,6 +211,8 @@ def train(
         f"{counted(source)}, {len(batches):,} steps an epoch, {views.count} views of {views.size} pixels; "
         f"{type(chosen).__name__}{' + CLD' if branch else ''} on {encoder.name}; run: {folder}",
     )
+    for choice in rules.made if not resume else ():
+        say(console, f"chosen: {choice}")
     unreadable = Unreadable(bad, folder, rank, resume is not None)
     try:
         outcome = fit(
@@ -257,11 +276,6 @@ def _watched(
     return watch.monitor(encoder, method, cld, hardware, unreadable) if watch else None
 
 
-def warmup_of(epochs: int, given: float | None) -> float:
-    """The epochs in which the learning rate rises: a tenth of all, at most 5, unless given."""
-    return min(5.0, epochs / 10) if given is None else given
-
-
 def _share(method: Method, cld: CrossLevel | None, wanted: bool) -> None:
     if wanted and cld is not None:
         pretrain.share_hidden(method, cld)
@@ -298,21 +312,30 @@ def _check(encoder: Encoder, cld: CrossLevel | None, method: Method, views: View
         raise ValueError(f"method.queue={queue} is smaller than the batch of {batch * devices}: raise the queue")
 
 
+def _settle(method: Any, rules: defaults.Chosen, images: int | None, steps: int, batch: int) -> None:
+    """What a method leaves open until the number of steps is known."""
+    if getattr(method, "momentum", 0) is None:
+        method.momentum = rules(None, defaults.momentum(steps))
+    if getattr(method, "queue", 0) is None:
+        method.set_queue(rules(None, defaults.queue(images, batch)))
+
+
 def _rates(
+    rules: defaults.Chosen,
     optimizer: Optimizer,
     sgd: float,
     batch: int,
-    epochs: int,
+    epochs: float,
     lr: float | None,
     decay: float | None,
     warmup: float | None,
 ) -> dict[str, float]:
-    if epochs < 1 or (warmup is not None and not 0 <= warmup <= epochs):
-        raise ValueError(f"epochs={epochs}, warmup_epochs={warmup}: give at least one epoch, and no longer a warm-up")
+    if epochs <= 0 or (warmup is not None and not 0 <= warmup <= epochs):
+        raise ValueError(f"epochs={epochs:g}, warmup_epochs={warmup}: give more than no epoch, and no longer a warm-up")
     return {
-        "lr": BASE_RATES.get(optimizer, sgd) * batch / 256 if lr is None else lr,
-        "weight_decay": BASE_DECAYS[optimizer] if decay is None else decay,
-        "warmup_epochs": warmup_of(epochs, warmup),
+        "lr": rules(lr, defaults.learning_rate(optimizer, sgd, batch)),
+        "weight_decay": rules(decay, defaults.weight_decay(optimizer)),
+        "warmup_epochs": rules(warmup, defaults.warmup_epochs(epochs)),
     }
 
 
@@ -327,8 +350,11 @@ def _tree(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _described(method: Method) -> dict[str, Any]:
+def _described(method: Method, online: int) -> dict[str, Any]:
+    """The method as its options would build it again; ``online`` as they were given."""
     arguments = settings.describe(method, skip=("encoder", "images"))
+    if "online" in arguments:
+        arguments["online"] = online
     return {"class_path": f"{type(method).__module__}.{type(method).__name__}", "init_args": arguments}
 
 
