@@ -20,6 +20,7 @@ from torch import Tensor
 
 from crosslevel.data.images import Images
 from crosslevel.data.index_cache import Paths, taken
+from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.sources.packed import (
     ABOUT,
@@ -72,7 +73,7 @@ def pack(
     console, began = Console(soft_wrap=True), time.monotonic()
     folder = Path(output)
     _check_place(folder, images)
-    source = image_sources.open(images, data_root=data_root, crops=crops)
+    source = open_images(images, data_root=data_root, crops=crops)
     _check_watched(folder, source)
     identity = source.identity()
     found = _about(folder)

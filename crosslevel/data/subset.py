@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from crosslevel.data.images import Images
+from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets.lists import write_list
 from crosslevel.data.subsets.suffixes import split, with_list
@@ -37,7 +38,7 @@ def subset(images: str, output: str = "subset.txt", data_root: str | None = None
     for read in (whole, *(suffix.value for suffix in suffixes)):
         if file.exists() and os.path.exists(read) and file.samefile(read):
             raise ValueError(f"--output {output} is what {images} is read from: give another file")
-    source = image_sources.open(images, data_root=data_root, crops=crops)
+    source = open_images(images, data_root=data_root, crops=crops)
     write_list(source, file)
     for line in [f"{len(source):,} images of {images} in {file}", *_counts(source)]:
         console.print(line, highlight=False, markup=False)

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
+from crosslevel.data.open import absolute, open_images
 from crosslevel.data.sources.annotated.annotations import annotated
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.evaluation import protocols
@@ -245,7 +246,7 @@ def _asked(protocol: str) -> list[str]:
 
 def _place(source: str | None) -> str | None:
     """A source as any other call would find it."""
-    return None if source is None else image_sources.absolute(source)
+    return None if source is None else absolute(source)
 
 
 def labelled_pair(
@@ -265,7 +266,7 @@ def labelled_pair(
 
 
 def _labelled(source: str, data_root: str | None, crops: Crops | None) -> Images:
-    images = image_sources.open(source, data_root=data_root, crops=crops)
+    images = open_images(source, data_root=data_root, crops=crops)
     if images.labels is None:
         raise SourceError(f"{source} has no labels: put each class into a folder of its own to evaluate on it")
     return images

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
+from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.features.extract import Features, stream
 from crosslevel.models.encoder import FILE, load_encoder
@@ -68,7 +69,7 @@ def embed(
         raise ValueError(f"--output {output}: the name must end in .parquet or .npy")
     hardware = choose(device, precision)
     encoder = load_encoder(run)
-    source = image_sources.open(images, data_root=data_root, crops=crops)
+    source = open_images(images, data_root=data_root, crops=crops)
     console.print(f"device: {hardware.why}; {len(source):,} images", highlight=False)
     began, bad = time.monotonic(), source.bad_files()
     parts = _Parts(file, _fingerprint(run, images if crops is None else f"{images} {crops}", source), source)

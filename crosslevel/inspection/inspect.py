@@ -16,6 +16,7 @@ from rich.table import Table
 
 from crosslevel import report
 from crosslevel.data.bad_files import escaped
+from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets import select as subsets
 from crosslevel.features.extract import Runtime
@@ -65,7 +66,7 @@ def inspect(
         raise ValueError(f"batch_size={batch_size}, sample={sample}: give at least 2 each")
     console, written = Console(soft_wrap=True), None if output is None else _file(Path(output))
     encoder, hardware = None if run is None else load_encoder(run), choose(device, precision)
-    source = image_sources.open(images, data_root=data_root, crops=crops)
+    source = open_images(images, data_root=data_root, crops=crops)
     bad, total, generator = source.bad_files(), len(source), torch.Generator().manual_seed(seed)
     part = source if total <= sample else subsets.take(source, subsets.sample(source, sample, generator))
     with _bar(console) as bar:

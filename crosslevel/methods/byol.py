@@ -22,7 +22,6 @@ from crosslevel.methods.base import Method, feature_size
 from crosslevel.methods.memory import MomentumCopy
 from crosslevel.models.heads import Head, projection_head
 
-
 MOMENTUM = 0.996
 
 

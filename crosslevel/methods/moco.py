@@ -22,7 +22,6 @@ from crosslevel.methods.memory import KeyQueue, MomentumCopy
 from crosslevel.models.heads import Head
 from crosslevel.utils.distributed import gather, shuffled, world_size
 
-
 MOMENTUM, QUEUE = 0.999, 4096
 
 

@@ -20,7 +20,6 @@ from crosslevel.methods.base import Method, check_temperature, feature_size
 from crosslevel.models.heads import Head
 from crosslevel.utils.distributed import gather, rank
 
-
 WIDTH = 512  # units of the hidden layer of an encoder that has fewer features
 
 

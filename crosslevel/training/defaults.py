@@ -95,7 +95,7 @@ def warmup_epochs(epochs: float) -> Choice:
 
 
 def momentum(steps: int) -> Choice:
-    """Of the moving average of MoCo, InfoMin and BYOL: it spans a thirtieth of the run, as 0.999 does of 30,000 steps."""
+    """Of MoCo's, InfoMin's and BYOL's moving average: it spans a thirtieth of the run, as 0.999 does of 30,000 steps."""
     span = max(10.0, min(1000.0, steps / 30))
     return Choice("method.momentum", 1 - 1 / span, f"the average spans {span:.0f} of {steps:,} steps")
 

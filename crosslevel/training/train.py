@@ -8,7 +8,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,17 +19,16 @@ from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
 from crosslevel.data.loaders.streams import ImageStream
+from crosslevel.data.open import absolute, open_images, open_unlabelled
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets import suffixes
 from crosslevel.data.subsets.lists import write_list
-from crosslevel.methods import METHODS, USUAL, Method
+from crosslevel.methods import Method
 from crosslevel.models.encoder import FILE, Encoder
 from crosslevel.runs import Unreadable, changed_images, claim, keep_images, next_commands, save_branches
 from crosslevel.settings import describe as settings
-from crosslevel.training import defaults
-from crosslevel.training import fit as pretrain
 from crosslevel.training import report as pages
-from crosslevel.training.budget import budget
+from crosslevel.training.assemble import assemble
 from crosslevel.training.fit import Outcome, fit
 from crosslevel.training.inputs import (
     LOOKED_AT,
@@ -161,57 +159,41 @@ def train(
     total = length(source, epoch_size)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     source = prepared(source, encoder, views, memory, bad, console)
-    known, branch = len(source) if isinstance(source, Images) else None, cld if cld.weight else None
-    chosen, rules = (method or METHODS[USUAL])(encoder, known), defaults.Chosen()
-    batch_size = rules(batch_size, defaults.batch_size(known or epoch_size or 0, devices))
-    own_views = chosen.online
-    if branch is not None:
-        chosen.online = max(chosen.online, 2)  # CLD compares two views that the trained network has seen
-    views.count, views.plain = chosen.views, chosen.plain_views
     rank = int(os.environ.get("LOCAL_RANK", "0"))
-    made = partial(
-        batches_of, source, views, batch_size, epoch_size, order, seed=seed, bad=bad, workers=workers, rank=rank,
-        world=devices,
+    plan = assemble(
+        source, encoder, cld, views, method, epoch_size=epoch_size, epochs=epochs, minutes=minutes,
+        batch_size=batch_size, optimizer=optimizer, lr=lr, weight_decay=weight_decay, warmup_epochs=warmup_epochs,
+        devices=devices, share=share_hidden, hardware=hardware, rank=rank,
+        made=lambda size: batches_of(
+            source, views, size, epoch_size, order, seed=seed, bad=bad, workers=workers, rank=rank, world=devices
+        ),
     )  # fmt: skip
-    batches = made()
-    _share(chosen, branch, share_hidden)
-    if epochs is None or minutes is not None:
-        epochs = rules(None, budget(minutes, known or epoch_size or 0, encoder, views, made, hardware, rank))
-    steps = max(1, round(epochs * len(batches)))
-    _settle(chosen, rules, known, steps, batches.batch_size * devices)
-    described = _described(chosen, own_views)
-    _check(encoder, branch, chosen, views, batches.batch_size, devices)
-    if branch is not None:
-        rules(branch.groups, defaults.groups(batches.batch_size * (devices if branch.gather else 1)))
-    rates = _rates(
-        rules, optimizer, chosen.sgd_rate, batches.batch_size * devices, epochs, lr, weight_decay, warmup_epochs
-    )
-    every = max(1, int(epochs) // 10) if monitor_every is None else monitor_every
+    chosen, branch, batches = plan.method, plan.cld, plan.batches
+    every = max(1, int(plan.settings["epochs"]) // 10) if monitor_every is None else monitor_every
     folder = Path(resume) if resume else claim(run, getattr(source, "short", images), _kind(chosen, branch), rank)
     if resume:
         say(console, changed_images(folder, opened))
     elif rank == 0:
         resolved = {
-            "images": image_sources.absolute(images),
+            "images": absolute(images),
             "workers": workers,
             "monitor": monitor or usual_monitor(source),
             "monitor_every": every,
             "precision": hardware.precision,
         }
-        told = {"epochs": epochs, "minutes": None, "batch_size": batch_size, **rates, **resolved, "method": described}
-        settings.write(_tree({**given, **told}), folder / "config.yaml", [str(choice) for choice in rules.made])
+        tree = _tree({**given, **plan.settings, **resolved})
+        settings.write(tree, folder / "config.yaml", [f"chosen: {choice}" for choice in plan.choices])
         _keep_images(images, opened, folder)
     module = Pretrain(
-        encoder, chosen, branch, views, steps=steps,
-        warmup_steps=round(rates["warmup_epochs"] * len(batches)),
-        optimizer=optimizer, lr=rates["lr"], weight_decay=rates["weight_decay"], seed=seed,
+        encoder, chosen, branch, views, steps=plan.steps, warmup_steps=plan.warmup_steps, optimizer=optimizer,
+        lr=plan.settings["lr"], weight_decay=plan.settings["weight_decay"], seed=seed,
     )  # fmt: skip
     say(
         console,
         f"{counted(source)}, {len(batches):,} steps an epoch, {views.count} views of {views.size} pixels; "
         f"{type(chosen).__name__}{' + CLD' if branch else ''} on {encoder.name}; run: {folder}",
     )
-    for choice in rules.made if not resume else ():
+    for choice in () if resume else plan.choices:
         say(console, f"chosen: {choice}")
     unreadable = Unreadable(bad, folder, rank, resume is not None)
     try:
@@ -244,8 +226,8 @@ def train(
 
 def _opened(images: str, data_root: str | None, crops: Crops | None, watch: Watch | None) -> Images | ImageStream:
     if watch is not None:
-        return watch.part(image_sources.open_unlabelled(images, data_root=data_root, crops=crops))
-    return image_sources.open(images, data_root=data_root, crops=crops, streams=True)
+        return watch.part(open_unlabelled(images, data_root=data_root, crops=crops))
+    return open_images(images, data_root=data_root, crops=crops, streams=True)
 
 
 def _announce(console: Console, hardware: Hardware, encoder: Encoder) -> None:
@@ -276,69 +258,6 @@ def _watched(
     return watch.monitor(encoder, method, cld, hardware, unreadable) if watch else None
 
 
-def _share(method: Method, cld: CrossLevel | None, wanted: bool) -> None:
-    if wanted and cld is not None:
-        pretrain.share_hidden(method, cld)
-
-
-def _check(encoder: Encoder, cld: CrossLevel | None, method: Method, views: Views, batch: int, devices: int) -> None:
-    """Refuse, before anything is trained, what would fail in the first step."""
-    if batch < 2:
-        raise ValueError(f"batch_size={batch} leaves nothing to compare with: give at least 2")
-    if batch < 2 * method.splits:
-        raise ValueError(
-            f"method.splits={method.splits} leaves some parts of the batch of {batch} images less than 2: lower splits "
-            "or raise batch_size"
-        )
-    piece = method.piece_size(views.size)
-    if piece is not None and encoder.fixed_size not in (None, piece):
-        raise ValueError(
-            f"{type(method).__name__}'s patches are {piece} pixels, {encoder.name} is built for {encoder.fixed_size}: "
-            "give --method.jigsaw 0 or a convolutional encoder"
-        )
-    points = batch * (devices if cld is not None and cld.gather else 1)
-    if cld is not None and cld.groups is not None and cld.groups > points:
-        raise ValueError(
-            f"cld.groups={cld.groups} exceeds the batch of {points} images: lower groups or raise batch_size"
-        )
-    needed, drawn = method.views - method.plain_views, len(views.augments)
-    if 1 < drawn < needed:
-        raise ValueError(
-            f"views.preset={views.preset} has {drawn} different views, {type(method).__name__} "
-            f"{'with CLD ' if cld is not None else ''}needs {needed}: choose a preset of one, such as mocov2"
-        )
-    queue = getattr(method, "queue", None)
-    if queue is not None and queue < batch * devices:
-        raise ValueError(f"method.queue={queue} is smaller than the batch of {batch * devices}: raise the queue")
-
-
-def _settle(method: Any, rules: defaults.Chosen, images: int | None, steps: int, batch: int) -> None:
-    """What a method leaves open until the number of steps is known."""
-    if getattr(method, "momentum", 0) is None:
-        method.momentum = rules(None, defaults.momentum(steps))
-    if getattr(method, "queue", 0) is None:
-        method.set_queue(rules(None, defaults.queue(images, batch)))
-
-
-def _rates(
-    rules: defaults.Chosen,
-    optimizer: Optimizer,
-    sgd: float,
-    batch: int,
-    epochs: float,
-    lr: float | None,
-    decay: float | None,
-    warmup: float | None,
-) -> dict[str, float]:
-    if epochs <= 0 or (warmup is not None and not 0 <= warmup <= epochs):
-        raise ValueError(f"epochs={epochs:g}, warmup_epochs={warmup}: give more than no epoch, and no longer a warm-up")
-    return {
-        "lr": rules(lr, defaults.learning_rate(optimizer, sgd, batch)),
-        "weight_decay": rules(decay, defaults.weight_decay(optimizer)),
-        "warmup_epochs": rules(warmup, defaults.warmup_epochs(epochs)),
-    }
-
-
 def _tree(values: dict[str, Any]) -> dict[str, Any]:
     """The run's settings as the command line has them, with everything that was chosen filled in."""
     return {
@@ -348,14 +267,6 @@ def _tree(values: dict[str, Any]) -> dict[str, Any]:
         "cld": settings.describe(values["cld"], skip=("in_features",)),
         "views": settings.describe(values["views"]),
     }
-
-
-def _described(method: Method, online: int) -> dict[str, Any]:
-    """The method as its options would build it again; ``online`` as they were given."""
-    arguments = settings.describe(method, skip=("encoder", "images"))
-    if "online" in arguments:
-        arguments["online"] = online
-    return {"class_path": f"{type(method).__module__}.{type(method).__name__}", "init_args": arguments}
 
 
 def _write_report(

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from crosslevel.data.images import Images
+from crosslevel.data.open import NAMED, open_unlabelled
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.settings import describe as settings
 from crosslevel.settings import parser as commands
@@ -138,7 +139,7 @@ def _plan(
             "search have to fit: give more --budget or fewer --finalists"
         )
     crops = None if given["crops"] is None else Crops(**given["crops"])
-    source = image_sources.open_unlabelled(images, data_root=given["data_root"], crops=crops)
+    source = open_unlabelled(images, data_root=given["data_root"], crops=crops)
     part, _ = trial.divided(source, given["seed"])
     # All trials have these in common: they are chosen once, by the number of images that a trial trains on.
     given["batch_size"] = given["batch_size"] or defaults.batch_size(len(part), given["devices"]).value
@@ -186,7 +187,7 @@ def _whose(images: str, source: Images) -> str:
     may differ between machines with the same images does.
     """
     digest = hashlib.sha256("\n".join(source.paths).encode(errors="surrogateescape"))
-    if re.split("[:,@+]", images)[0] in image_sources.NAMED:
+    if re.split("[:,@+]", images)[0] in NAMED:
         digest.update(images.encode())
     return f"{len(source)} images, {digest.hexdigest()[:12]}"
 
