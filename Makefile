@@ -1,25 +1,44 @@
-# Each target sets up what it needs in .venv, then does its job.
+# Each target sets up what it needs in .venv, then does its job. `make help` lists them.
 PYTHON ?= python3
 BIN := .venv/bin
 # uv installs the same packages several times faster where it is present; told to, it compiles them as pip does: every
 # process that starts would do it anew where nothing may be written later.
 INSTALL := $(if $(shell command -v uv),VIRTUAL_ENV=.venv uv pip install --quiet --compile-bytecode,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint bench clean
+.PHONY: help demo test test-fast check coverage faults lint docs bench clean
 
-demo: .venv/installed
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: .venv/installed ## the first look: trains, compares, writes runs/demo/report.html
 	$(BIN)/crosslevel demo
 
-test: .venv/installed-test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+test: .venv/installed-test ## all tests
+	$(BIN)/python -m pytest $(PARALLEL)
 
-lint: .venv/installed-lint
+test-fast: .venv/installed-test ## the tests that are not slow
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not browser"
+
+check: lint test-fast ## the inner loop: lint, types, layers, fast tests
+
+coverage: .venv/installed-test ## which branches no test takes
+	$(BIN)/python -m pytest $(PARALLEL) --cov=crosslevel --cov-branch --cov-report=term-missing:skip-covered
+
+faults: .venv/installed-test ## kills at every change of a file, half-written and failing writes: what survived
+	$(BIN)/python tests/faults/kills.py
+	$(BIN)/python tests/faults/kills.py --faults kill,half --twice --seed 1
+
+lint: .venv/installed-lint ## style, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/installed
+docs: .venv/installed-docs ## the documentation as a site, in site/
+	$(BIN)/mkdocs build --strict
+
+bench: .venv/installed ## the speed of a step and of views
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/views.py
 
@@ -30,13 +49,9 @@ bench: .venv/installed
 	$(INSTALL) -c constraints.txt -e .
 	touch $@
 
-.venv/installed-test: .venv/installed
-	$(INSTALL) -c constraints.txt -e ".[test]"
+.venv/installed-%: .venv/installed
+	$(INSTALL) -c constraints.txt -e ".[$*]"
 	touch $@
 
-.venv/installed-lint: .venv/installed
-	$(INSTALL) -c constraints.txt -e ".[lint]"
-	touch $@
-
-clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean: ## what any of these made
+	rm -rf .venv build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

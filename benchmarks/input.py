@@ -15,7 +15,6 @@ import io
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +74,7 @@ def sources(root: Path, workers: int) -> dict[str, Callable[[], object]]:
         "packed, square: batches of whole images": drained(ours(open_images(f"{square}.packed"), workers)),
     }
     for name, make in (("shards", shards), ("parquet", parquet)):
-        if find_spec(f"crosslevel.images.{name}") is not None:
-            epochs[name] = drained(ours(open_images(make(photos, root)), workers))
+        epochs[name] = drained(ours(open_images(make(photos, root)), workers))
     return epochs
 
 

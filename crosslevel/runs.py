@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from crosslevel.cld.loss import CrossLevel
@@ -23,6 +23,7 @@ from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets.suffixes import FILES, split
 from crosslevel.models.encoder import FILE
 from crosslevel.models.heads import rebuilt_head
+from crosslevel.utils.files import write, write_tensors
 
 INSTANCE_FILE, CLD_FILE = "instance.safetensors", "cld.safetensors"
 RUN_VARIABLE = "CROSSLEVEL_RUN"
@@ -78,7 +79,7 @@ def next_commands(
 def keep_images(folder: Path, images: Images | ImageStream) -> None:
     """Note which images a run begins with; of a stream nobody knows."""
     if isinstance(images, Images):
-        (folder / IMAGES_FILE).write_text(json.dumps(_known(images)), encoding="utf-8")
+        write(folder / IMAGES_FILE, json.dumps(_known(images)))
 
 
 def changed_images(folder: Path, images: Images | ImageStream) -> str:
@@ -103,9 +104,9 @@ def _known(images: Images) -> dict[str, Any]:
 
 def save_branches(folder: Path, instance: nn.Sequential, head: str, cld: CrossLevel | None) -> None:
     """Keep both branches' heads beside the encoder: published figures are of the instance branch's features."""
-    save_file(dict(instance.state_dict()), folder / INSTANCE_FILE, metadata={"head": head})
+    write_tensors(folder / INSTANCE_FILE, dict(instance.state_dict()), {"head": head})
     if cld is not None:
-        save_file(cld.state_dict(), folder / CLD_FILE)
+        write_tensors(folder / CLD_FILE, cld.state_dict())
 
 
 def load_cld(folder: Path) -> CrossLevel:

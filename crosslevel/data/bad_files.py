@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from crosslevel.utils.files import write
+
 
 class BadFiles:
     """The images, and the shards and films, that could not be read, each once, with the reason."""
@@ -47,9 +49,7 @@ class BadFiles:
         file names that are not UTF-8 keep their bytes.
         """
         lines = (f"{escaped(path)}\t{escaped(reason)}\n" for path, reason in sorted(self.reasons.items()))
-        part = Path(f"{os.fspath(file)}.{os.getpid()}.part")
-        part.write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
-        part.replace(file)  # others may write the same file
+        write(file, "".join(lines).encode("utf-8", "surrogateescape"))  # others may write the same file
         self._file = os.fspath(file)
 
     def summary(self, total: int | None) -> str:

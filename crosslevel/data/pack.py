@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from crosslevel.data.images import Images
@@ -35,6 +35,7 @@ from crosslevel.data.sources.packed import (
 )
 from crosslevel.data.subsets.suffixes import split
 from crosslevel.utils.errors import BadImage, SourceError
+from crosslevel.utils.files import is_unfinished, sweep, write, write_tensors
 
 IMAGES_A_PART = 2048  # what a killed run loses at most
 SHARD = 2**29  # bytes after which another shard begins, unless all images have one square size
@@ -212,15 +213,13 @@ class _Writer:
             _write(self.folder / ABOUT, about | self.about)
 
     def _write_index(self, table: dict[str, Tensor]) -> None:
-        save_file(table, self.folder / f"{INDEX}.tmp")
-        # safetensors makes files for their owner alone; who may read the pixels may read this.
-        shutil.copymode(self.folder / shard_name(0), self.folder / f"{INDEX}.tmp")
-        os.replace(self.folder / f"{INDEX}.tmp", self.folder / INDEX)
+        write_tensors(self.folder / INDEX, table)
 
     def tidy(self) -> None:
         """Delete what only an unfinished pack needs."""
         for file in (*self.folder.glob("part-*"), *self.folder.glob("*.tmp"), self.folder / UNFINISHED):
             file.unlink(missing_ok=True)
+        sweep(self.folder)
 
     def _store(self, pieces: list[Decoded], done: int) -> None:
         rows, columns = torch.cat([p.rows for p in pieces]), torch.cat([p.columns for p in pieces])
@@ -269,8 +268,7 @@ def _append(file: BinaryIO, pixels: Tensor) -> None:
 
 def _write_part(file: Path, part: _Part) -> None:
     told = {name: getattr(part, name) for name in ("shard", "stop", "done", "square", "bad")}
-    save_file(part.table, file.with_suffix(".tmp"), metadata={"part": json.dumps(told)})
-    os.replace(file.with_suffix(".tmp"), file)
+    write_tensors(file, part.table, {"part": json.dumps(told)})
 
 
 def _read_part(file: Path) -> _Part:
@@ -280,9 +278,7 @@ def _read_part(file: Path) -> _Part:
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+    write(file, json.dumps(content, indent=1) + "\n")
 
 
 def _columns(name: str, strings: Any) -> dict[str, Tensor]:
@@ -301,7 +297,8 @@ def _watched(source: Images) -> dict[str, Tensor]:
 
 def _check_place(folder: Path, images: str) -> None:
     """Refuse a folder that holds something else, and one inside the source, which would change by being packed."""
-    if folder.is_dir() and any(folder.iterdir()) and not is_pack(str(folder)):
+    others = [file for file in folder.iterdir() if not is_unfinished(file.name)] if folder.is_dir() else []
+    if others and not is_pack(str(folder)):
         raise ValueError(f"--output {folder}: there is something else in it: give another folder")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder}: it is a file: give a folder")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from crosslevel.data.bad_files import BadFiles
@@ -23,6 +22,7 @@ from crosslevel.data.subsets.select import take
 from crosslevel.features.extract import Features, Runtime, stream
 from crosslevel.models.encoder import Encoder
 from crosslevel.utils.errors import SourceError
+from crosslevel.utils.files import sweep, write, write_tensors
 
 FOLDER, COMPLETE = "features", "complete"
 ROWS = 65_536  # images a file: what a killed call loses at most
@@ -72,7 +72,7 @@ class FeatureCache:
         if key not in self._known:
             folder = None if self.home is None else self._folder(name, images, key)
             parts = self._kept(folder) if folder is not None else []
-            if folder is None or not (folder / COMPLETE).exists():
+            if folder is None or not _is_complete(folder, len(parts)):
                 parts += self._computed(encoder, images, len(parts), folder, progress)
             parts = [part for part in parts if len(part["labels"])]
             if not parts:
@@ -105,6 +105,8 @@ class FeatureCache:
         folder = self.home / FOLDER / f"{stem}-{key[:12]}"
         for other in (self.home / FOLDER).glob(f"{stem}-*"):
             if other != folder:
+                # First what says that all is there: a kill in between leaves a part.
+                (other / COMPLETE).unlink(missing_ok=True)
                 shutil.rmtree(other)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -127,24 +129,36 @@ class FeatureCache:
                 file = folder / f"{first:012}.safetensors"
                 # Every piece names what could not be read of it; the first also what was dropped before.
                 named = {**(reasons if first == 0 else {}), **bad.reasons}
-                save_file(columns, file.with_suffix(".tmp"), metadata={"bad": json.dumps(named)})
-                os.replace(file.with_suffix(".tmp"), file)
+                write_tensors(file, columns, {"bad": json.dumps(named)})
             self._remember(bad.reasons)
             yield columns
         if folder is not None:
-            (folder / COMPLETE).touch()
+            write(folder / COMPLETE, f"{len(range(0, len(shown), ROWS))}\n")
+            sweep(folder)
 
     def _kept(self, folder: Path) -> list[Columns]:
-        """The pieces on disk, in order."""
-        files = sorted(folder.glob("*.safetensors"))
-        for file in files:
-            with safe_open(file, framework="pt") as opened:
-                self._remember(json.loads((opened.metadata() or {}).get("bad", "{}")))
-        return [dict(load_file(file)) for file in files]
+        """The pieces on disk, in order, up to the first that is missing or damaged."""
+        parts: list[Columns] = []
+        while (file := folder / f"{len(parts) * ROWS:012}.safetensors").is_file():
+            try:
+                part = dict(load_file(file))
+                with safe_open(file, framework="pt") as opened:
+                    bad = json.loads((opened.metadata() or {}).get("bad", "{}"))
+            except (OSError, SafetensorError):
+                break  # it is computed again
+            self._remember(bad)
+            parts.append(part)
+        return parts
 
     def _remember(self, reasons: dict[str, str]) -> None:
         for path, reason in reasons.items():
             self.bad.add(path, reason)
+
+
+def _is_complete(folder: Path, parts: int) -> bool:
+    """Whether these are all parts: the mark holds how many there were."""
+    mark = folder / COMPLETE
+    return mark.is_file() and mark.read_text(encoding="utf-8") == f"{parts}\n"
 
 
 def _joined(batches: Iterator[Features], images: Images, before: int, total: int, progress: Progress | None) -> Columns:

@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from crosslevel.utils.files import write_tensors
 
 SMALL = 64  # pixels: up to this size a ResNet's usual stem would throw most of the image away
 FILE = "encoder.safetensors"
@@ -138,7 +140,7 @@ class Encoder(nn.Module):
         built = {k: getattr(self, k) for k in ("name", "small_images", "width", "zero_init_last", "image_size")}
         built["view"] = self.view._asdict()
         state = {k: v.detach().contiguous().cpu() for k, v in self.backbone.state_dict().items()}
-        save_file(state, path, metadata={"format": "pt", "crosslevel": json.dumps(built)})
+        write_tensors(path, state, {"format": "pt", "crosslevel": json.dumps(built)})
         return Path(path)
 
 

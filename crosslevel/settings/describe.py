@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from crosslevel.utils import files
+
 
 def describe(thing: object, skip: tuple[str, ...] = ()) -> dict[str, Any]:
     """The arguments that would build ``thing`` again: it keeps each one as an attribute of the same name, or
@@ -37,5 +39,5 @@ def write(tree: dict[str, Any], file: Path, notes: Sequence[str] = ()) -> str:
     """Write ``tree`` to ``file``, after ``notes`` as comments, and return its text."""
     text: str = yaml.safe_dump(plain(tree), sort_keys=False, allow_unicode=True)
     told = "".join(f"# {' '.join(note.split())}\n" for note in notes)
-    file.write_text(told + text, encoding="utf-8")
+    files.write(file, told + text)
     return text

@@ -65,7 +65,7 @@ def seconds_a_step(encoder: Encoder, views: Views, batches: Batches, hardware: H
             optimizer.zero_grad()
             torch.stack([h.float().square().mean() for h in features]).sum().backward()
             optimizer.step()
-            float(features[0].flatten()[0])  # waits for the device
+            float(features[0].detach().flatten()[0])  # waits for the device
             ends.append(time.perf_counter())
             if len(ends) > TIMED or (len(ends) > 2 and ends[-1] - ends[0] > ENOUGH):
                 break

@@ -128,7 +128,7 @@ def test_killed_before_any_step_on_disk(photos, tmp_path, small_parts, monkeypat
         return step
 
     with monkeypatch.context() as patch:
-        for module, name in ((os, "replace"), (Path, "unlink"), (os, "fsync"), (pack, "save_file")):
+        for module, name in ((os, "replace"), (Path, "unlink"), (os, "fsync"), (pack, "write_tensors")):
             patch.setattr(module, name, dying(getattr(module, name)))
         try:
             packed(photos, tmp_path / "cut")

@@ -224,6 +224,21 @@ def test_a_kill_before_the_last_word_loses_no_piece(encoder, photos, tmp_path, e
     assert sum(encoded) == 12
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut", "empty"])
+def test_a_missing_or_damaged_piece_is_computed_again(encoder, photos, tmp_path, monkeypatch, encoded, damage):
+    """So for instance if a kill came while the features of an earlier encoder were deleted."""
+    monkeypatch.setattr(cache, "ROWS", 5)
+    whole, _ = computed(encoder, photos, tmp_path / "run")
+    last = sorted((tmp_path / "run").rglob("*.safetensors"))[-1]
+    if damage == "gone":
+        last.unlink()
+    else:
+        last.write_bytes(last.read_bytes()[:-5] if damage == "cut" else b"")
+    encoded.clear()
+    assert same(computed(encoder, photos, tmp_path / "run")[0], whole)
+    assert sum(encoded) == 2
+
+
 def test_pieces_of_other_images_are_not_continued(encoder, photos, tmp_path, monkeypatch, encoded):
     monkeypatch.setattr(cache, "ROWS", 4)
     encoded.most = 8

@@ -11,6 +11,7 @@ from PIL import Image
 
 from crosslevel import Encoder, load_encoder
 from crosslevel.features import embed
+from crosslevel.features.pieces import Pieces, text
 from crosslevel.models.encoder import View
 from crosslevel.settings.parser import run
 
@@ -86,16 +87,16 @@ def test_images_without_labels_have_no_label_column(trained, tmp_path):
 def test_a_killed_run_continues_and_ends_in_the_same_table(trained, photos, tmp_path, monkeypatch, capsys, suffix):
     monkeypatch.setattr(embed, "ROWS", 8)
     embedded(trained, photos, tmp_path / f"whole{suffix}", "--batch_size=4")
-    write, encoded = embed._Parts.write, []
+    write, encoded = Pieces.write, []
 
-    def dying(self, rows, bad):
+    def dying(self, first, rows, bad):
         if len(encoded) == 2:
             raise KeyboardInterrupt
         encoded.append(len(rows.places))
-        return write(self, rows, bad)
+        return write(self, first, rows, bad)
 
     with monkeypatch.context() as patch:
-        patch.setattr(embed._Parts, "write", dying)
+        patch.setattr(Pieces, "write", dying)
         with pytest.raises(SystemExit) as stop:
             embedded(trained, photos, tmp_path / f"cut{suffix}", "--batch_size=4")
     assert stop.value.code == 130
@@ -111,16 +112,63 @@ def test_a_killed_run_continues_and_ends_in_the_same_table(trained, photos, tmp_
         assert pq.read_table(tmp_path / "cut.parquet").equals(pq.read_table(tmp_path / "whole.parquet"))
 
 
+def damaged(piece, how):
+    content = bytearray(piece.read_bytes())
+    if how == "flipped":
+        content[len(content) // 3] ^= 1
+    piece.write_bytes({"flipped": content, "short": content[:-9], "empty": b"", "zeros": bytes(len(content))}[how])
+
+
+@pytest.mark.parametrize("how", ["flipped", "short", "empty", "zeros"])
+def test_a_damaged_piece_is_computed_again_and_said_so(trained, photos, tmp_path, monkeypatch, capsys, how):
+    monkeypatch.setattr(embed, "ROWS", 8)
+    whole = pq.read_table(embedded(trained, photos, tmp_path / "whole.parquet", "--batch_size=4"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Pieces, "join", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            embedded(trained, photos, tmp_path / "f.parquet", "--batch_size=4")
+    damaged(tmp_path / "f.parquet.parts" / "000000000008.parquet", how)
+    computed, write = [], Pieces.write
+    monkeypatch.setattr(Pieces, "write", lambda *given: computed.append(given[1]) or write(*given))
+    capsys.readouterr()
+    table = pq.read_table(embedded(trained, photos, tmp_path / "f.parquet", "--batch_size=4"))
+    said = capsys.readouterr().out
+    assert "000000000008.parquet is damaged" in said
+    assert "continuing at image 8" in said
+    assert computed == [8]
+    assert table.equals(whole)
+
+
+def test_a_call_that_was_killed_while_it_cleaned_up_computes_nothing_again(
+    trained, photos, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(embed, "ROWS", 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(Pieces, "remove", lambda self: sorted(self.folder.glob("0*"))[1].unlink() or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            embedded(trained, photos, tmp_path / "f.parquet", "--batch_size=4")
+    before = (tmp_path / "f.parquet").read_bytes()
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(Pieces, "write", lambda *given: 1 / 0)
+        embedded(trained, photos, tmp_path / "f.parquet", "--batch_size=4")
+    assert "30 features of 32" in capsys.readouterr().out
+    assert (tmp_path / "f.parquet").read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir()} == {"photos", "f.parquet"}
+
+
 def test_pieces_of_other_images_are_not_continued(trained, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(embed, "ROWS", 8)
-    monkeypatch.setattr(embed._Parts, "finish", lambda self: 1 / 0)
+    monkeypatch.setattr(Pieces, "join", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         embedded(trained, photos, tmp_path / "f.parquet", "--batch_size=4")
     monkeypatch.undo()
     (photos / "b" / "01.png").rename(photos / "b" / "99.png")
     capsys.readouterr()
     file = embedded(trained, photos, tmp_path / "f.parquet")
-    assert "continuing" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "continuing" not in said
+    assert "4 finished pieces are of other images" in said
     assert pq.read_table(file)["path"].to_pylist()[-1] == "b/99.png"
 
 
@@ -156,5 +204,5 @@ def test_wrong_use_ends_in_one_line(trained, photos, tmp_path, monkeypatch, caps
 
 
 def test_a_file_name_that_is_no_unicode_is_kept_as_escapes():
-    assert embed._text("gr\udcfcn.png") == "gr\\xfcn.png"
-    assert io.StringIO(embed._text("日本.png")).read() == "日本.png"
+    assert text("gr\udcfcn.png") == "gr\\xfcn.png"
+    assert io.StringIO(text("日本.png")).read() == "日本.png"

@@ -34,9 +34,9 @@ def test_an_unknown_method_names_the_nearest():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], {"class": "MoCo", "temperature": 0.2}),
-        (["--method.temperature", "0.3"], {"class": "MoCo", "temperature": 0.3}),
-        (["--method", "simclr"], {"class": "SimCLR", "temperature": 0.5}),
+        ([], {"class": "SimCLR", "temperature": 0.2}),
+        (["--method.temperature", "0.3"], {"class": "SimCLR", "temperature": 0.3}),
+        (["--method", "moco"], {"class": "MoCo", "temperature": 0.2}),
         (["--method=npid"], {"class": "NPID", "temperature": 0.1}),
         (["--method", "simclr", "--method.temperature=0.4"], {"class": "SimCLR", "temperature": 0.4}),
     ],
@@ -51,10 +51,12 @@ def test_a_method_has_its_own_defaults(arguments, expected, capsys):
 
 
 def test_a_config_with_another_method_does_not_inherit_the_default_ones_settings(tmp_path, capsys):
-    (tmp_path / "c.yaml").write_text("method:\n  class_path: crosslevel.methods.SimCLR\n")
+    (tmp_path / "c.yaml").write_text("method:\n  class_path: crosslevel.methods.NPID\n")
     with pytest.raises(SystemExit):
         run(train, ["photos", f"--config={tmp_path}/c.yaml", "--print_config"])
-    assert yaml.safe_load(capsys.readouterr().out)["method"]["init_args"]["temperature"] == 0.5
+    told = yaml.safe_load(capsys.readouterr().out)["method"]["init_args"]
+    assert told["temperature"] == 0.1
+    assert "batch_norm" not in told
 
 
 @pytest.mark.parametrize("source", ["--recipe=cifar10-moco-cld", "--config={c}"])

@@ -1,0 +1,212 @@
+"""A table of features that is made piece by piece, so that a kill loses at most one of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import Images
+from crosslevel.features.extract import Features
+from crosslevel.utils.errors import SourceError
+from crosslevel.utils.files import replacing, sweep, sync_folder, write
+
+SUFFIXES = (".parquet", ".npy")
+_ABOUT, _JOINED = b"crosslevel", "joined.json"
+_FORMER = ("state.json", "state.tmp", "joined.parquet", "joined.npy", "joined.csv")  # left by the first version
+_REPEATED = ["label", "class"]  # columns with few different values; looking for some among features takes time
+
+
+class Piece(NamedTuple):
+    """A finished piece of a table: of which images, and which images up to there could not be read."""
+
+    file: Path
+    first: int
+    stop: int
+    bad: dict[str, str]
+
+
+class Pieces:
+    """Finished pieces of a table, in a folder beside it, until they are all there and joined.
+
+    Each piece holds what it is a piece of, and appears at once when it is whole, so that a kill at any moment loses at
+    most one. Nothing else says what is done, but for the mark that the table is in its place: it comes before the first
+    piece is removed and goes after the last, so that a table is never joined from what was left of them.
+    """
+
+    def __init__(self, file: Path, fingerprint: str, source: Images) -> None:
+        self.file, self.fingerprint, self.source = file, fingerprint, source
+        self.folder = file.with_name(f"{file.name}.parts")
+        self.pieces: list[Piece] = []
+        self.bad: dict[str, str] = {}
+        self.joined: int | None = None  # rows of the finished table
+
+    @property
+    def done(self) -> int:
+        """How many images are done."""
+        return sum(piece.stop - piece.first for piece in self.pieces)
+
+    def start(self) -> list[str]:
+        """Find what earlier calls left, remove what is of no use, and return lines that say so."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        mark = self._mark()
+        if mark is not None:
+            self.joined, self.bad = mark["rows"], mark["bad"]
+            return []
+        for file in self._leftovers():
+            file.unlink()
+        said, other = [], 0
+        for file in sorted(self.folder.glob("[0-9]*.parquet")):
+            try:
+                piece = self._read(file)
+            except (pa.ArrowException, OSError, ValueError) as error:
+                said.append(f"{file} is damaged ({str(error).splitlines()[0]}): its images are computed again")
+                piece = None
+            else:
+                other += piece is None
+            if piece is None:
+                file.unlink()
+            else:
+                self._count(piece)
+        if other:
+            said.append(f"{self.folder}: {other:,} finished pieces are of other images or settings: computed anew")
+        if self.pieces:
+            said.append(f"continuing at image {[*self.missing(), range(len(self.source), 0)][0].start:,}")
+        return said
+
+    def missing(self) -> list[range]:
+        """The images that no piece covers."""
+        ends = [0, *(piece.stop for piece in self.pieces)]
+        begins = [*(piece.first for piece in self.pieces), len(self.source)]
+        return [range(end, begin) for end, begin in zip(ends, begins, strict=True) if end < begin]
+
+    def write(self, first: int, rows: Features, bad: BadFiles) -> int:
+        """Store the piece that begins with image ``first``, and return the first image after it."""
+        self.bad.update(bad.reasons)
+        piece = Piece(self.folder / f"{first:012}.parquet", first, int(rows.places[-1]) + 1, dict(self.bad))
+        told = {"fingerprint": self.fingerprint, "first": piece.first, "stop": piece.stop, "bad": piece.bad}
+        table = self._table(rows).replace_schema_metadata({_ABOUT: json.dumps(told)})
+        with replacing(piece.file) as file:
+            pq.write_table(table, file, use_dictionary=_REPEATED, write_page_checksum=True)
+        self._count(piece)
+        return piece.stop
+
+    def join(self) -> None:
+        """Join the pieces into the file, put it in place at once, and note that it is there.
+
+        Raises:
+            SourceError: not one image could be read.
+
+        """
+        if not self.pieces:
+            self.remove()
+            raise SourceError(f"{self.source.name}: none of its {len(self.source)} images can be read")
+        files = [piece.file for piece in self.pieces]
+        if self.file.suffix == ".parquet":
+            with replacing(self.file) as table:
+                self.joined = _join_parquet(files, table)
+        else:
+            manifest = self.file.with_suffix(".csv")
+            with replacing(manifest) as lines, replacing(self.file) as array:
+                self.joined = _join_npy(files, array, lines)
+                # The array comes first: a manifest that is there is never that of another array.
+                manifest.unlink(missing_ok=True)
+        mark = {"fingerprint": self.fingerprint, "rows": self.joined, "bad": self.bad, "table": self._known()}
+        write(self.folder / _JOINED, json.dumps(mark))
+
+    def remove(self) -> None:
+        """Remove the pieces of a table that is complete, and the mark last."""
+        for file in [*self.folder.glob("[0-9]*.parquet"), *self._leftovers()]:
+            file.unlink()
+        sync_folder(self.folder)
+        (self.folder / _JOINED).unlink(missing_ok=True)
+        with suppress(OSError):  # somebody keeps something else in it
+            self.folder.rmdir()
+
+    def _mark(self) -> dict[str, Any] | None:
+        """What is known of a table that was joined from the same images, if it is still there as it was."""
+        try:
+            mark: dict[str, Any] = json.loads((self.folder / _JOINED).read_text(encoding="utf-8"))
+            return mark if (mark["fingerprint"], mark["table"]) == (self.fingerprint, self._known()) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _known(self) -> list[list[int]]:
+        """Size and time of the finished files."""
+        files = [self.file] if self.file.suffix == ".parquet" else [self.file, self.file.with_suffix(".csv")]
+        return [[file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+    def _leftovers(self) -> list[Path]:
+        """Files of killed calls that are no pieces."""
+        sweep(self.folder)
+        return [file for name in _FORMER if (file := self.folder / name).is_file()]
+
+    def _read(self, file: Path) -> Piece | None:
+        """A piece that is whole, None if it is of other images or another encoder.
+
+        Raises:
+            ArrowException, OSError, ValueError: it is damaged.
+
+        """
+        told = json.loads((pq.read_schema(file).metadata or {}).get(_ABOUT, b"{}"))
+        if told.get("fingerprint") != self.fingerprint:
+            return None
+        pq.read_table(file, page_checksum_verification=True)
+        return Piece(file, told["first"], told["stop"], told["bad"])
+
+    def _count(self, piece: Piece) -> None:
+        self.pieces = sorted([*self.pieces, piece], key=lambda piece: piece.first)
+        self.bad.update(piece.bad)
+
+    def _table(self, rows: Features) -> pa.Table:
+        flat = pa.array(rows.features.numpy().ravel())
+        columns: dict[str, Any] = {"path": [text(self.source.paths[i]) for i in rows.places.tolist()]}
+        if self.source.labels is not None:
+            columns["label"] = rows.labels.numpy()
+            if self.source.classes is not None:
+                columns["class"] = [self.source.classes[label] for label in rows.labels.tolist()]
+        columns["feature"] = pa.FixedSizeListArray.from_arrays(flat, rows.features.shape[1])
+        return pa.table(columns)
+
+
+def _join_parquet(pieces: list[Path], file: BinaryIO) -> int:
+    count = 0
+    schema = pq.read_schema(pieces[0]).remove_metadata()
+    with pq.ParquetWriter(file, schema, use_dictionary=_REPEATED) as writer:
+        for piece in pieces:
+            table = pq.read_table(piece).replace_schema_metadata(None)
+            writer.write_table(table)
+            count += len(table)
+    return count
+
+
+def _join_npy(pieces: list[Path], array: BinaryIO, manifest: BinaryIO) -> int:
+    """Features as one array (rows, D) of float32, and a manifest of the other columns in the same order."""
+    count = sum(pq.read_metadata(piece).num_rows for piece in pieces)
+    width = pq.read_schema(pieces[0]).field("feature").type.list_size
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
+    np.lib.format.write_array_header_1_0(array, header | {"shape": (count, width)})
+    lines = io.TextIOWrapper(manifest, encoding="utf-8", newline="")
+    writer = csv.writer(lines)
+    writer.writerow(name for name in pq.read_schema(pieces[0]).names if name != "feature")
+    for piece in pieces:
+        table = pq.read_table(piece)
+        others = table.drop_columns("feature")
+        writer.writerows(zip(*(column.to_pylist() for column in others.columns), strict=True))
+        array.write(table["feature"].combine_chunks().flatten().to_numpy().data)
+    lines.flush()
+    lines.detach()
+    return count
+
+
+def text(path: str) -> str:
+    """A file name that is not valid UTF-8 keeps its bytes as escapes: tables hold Unicode only."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

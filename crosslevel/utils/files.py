@@ -1,0 +1,126 @@
+"""Files that are whole or not there at all: after a kill, an error, a full disk.
+
+What is written appears under its name only when all of it is on disk. Until then it lies beside it under a name of its
+own, ``.NAME.xxxxxxxx.part`` with eight random digits, which is locked while its writer lives: what a killed one left is
+told from what is being written, and removed by the next writer of the same name.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from safetensors.torch import save
+from torch import Tensor
+
+_UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)
+
+
+@contextmanager
+def replacing(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write that takes ``target``'s place when the block ends, and is removed when the block fails.
+
+    Its mode is what the umask says. It never follows a link: a link in ``target``'s place is replaced as well. File and
+    folder are synced, so that a power cut leaves the old content or the new one.
+
+    Raises:
+        OSError: it cannot be written; ``target`` is as it was.
+
+    """
+    target = Path(target)
+    sweep(target.parent, target.name)
+    with _beside(target) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, target)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(file.name)
+            raise
+    sync_folder(target.parent)
+
+
+def write(target: str | os.PathLike[str], content: str | bytes) -> None:
+    """Put ``content``, text as UTF-8, in ``target``'s place."""
+    with replacing(target) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_tensors(
+    target: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Put a safetensors file in ``target``'s place; the same content is always the same bytes.
+
+    safetensors itself orders ``metadata`` anew in each process, and makes files that only their owner can read.
+    """
+    whole = memoryview(save(tensors, metadata=None if metadata is None else dict(metadata)))
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(bytes(whole[8:begin]))
+    if metadata:
+        header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8
+    with replacing(target) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(whole[begin:])
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what killed writers of ``name``, or of any file, left in ``folder``."""
+    try:
+        entries = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if is_unfinished(entry, name):
+            _remove_if_left(folder / entry)
+
+
+def is_unfinished(entry: str, name: str | None = None) -> bool:
+    """Whether a file of this name is one that is being written, or was when its writer was killed."""
+    matched = _UNFINISHED.fullmatch(entry)
+    return matched is not None and name in (None, matched[1])
+
+
+def sync_folder(folder: Path) -> None:
+    """Make sure that the names in ``folder`` are on disk."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that know no syncing of folders
+            raise
+    finally:
+        os.close(opened)
+
+
+def _beside(target: Path) -> BinaryIO:
+    """A new file, locked by this process."""
+    while True:
+        # "x" opens nothing that is there already, and so no link either.
+        file = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part").open("x+b")
+        with suppress(OSError):  # where there are no locks, nobody sweeps either
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file.fileno()).st_nlink:  # not swept away before it was locked
+            return file
+        file.close()
+
+
+def _remove_if_left(file: Path) -> None:
+    with suppress(OSError):  # gone, locked by its writer, or not ours to remove: whoever writes does not need it
+        opened = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(file)
+        finally:
+            os.close(opened)

@@ -1,0 +1,309 @@
+"""Kills a command at every change of a file, and looks whether the same command then ends as if nothing had been.
+
+    survey(["embed.parquet"], ("kill", "half"), every=5)
+
+A `Job` (see jobs.py, where more are added) says what is run, and what has to be equal afterwards. It runs in a process
+that a shim (shim.c, compiled here with gcc, `LD_PRELOAD`) watches; imports are done once, then each try is a fork:
+
+1. an empty folder `out`; the command runs, and at its n-th change of a file below `out` the fault strikes;
+2. `Job.check` looks at what a user finds then;
+3. the command runs again, undisturbed: it must end well, `Job.outcome` must be as without the fault, and no other files
+   may lie in `out`. What runs again can be killed a second time (`twice`), at a random change.
+
+Faults: "kill" before the n-th change (creating, writing, renaming, removing ...; SIGKILL to the process group); "half":
+killed when half of the n-th write is written; "once": the n-th write fails for want of space; "full": all writes from
+the n-th on do. After the last two the command must say so in plain words, without a traceback, unless it ends well and
+the outcome is right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import json
+import mmap
+import os
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+FAULTS = ("kill", "half", "once", "full")
+_CODES = {"count": 1, **{name: code for code, name in enumerate(FAULTS, 2)}}
+_CONTROL = struct.Struct("@5l4096s")
+_TOO_LONG = 300  # seconds
+
+
+class Job:
+    """One command under test. Where things lie: `inputs` is made once and only read, `out` is watched."""
+
+    def prepare(self, inputs: Path) -> None:
+        """Make what the command reads."""
+
+    def before(self, inputs: Path, out: Path) -> None:
+        """Put something into the empty `out`, unwatched: what an earlier call left, for instance."""
+
+    def run(self, inputs: Path, out: Path) -> Any:
+        """The command, as a user would type it, and type again after a kill."""
+        raise NotImplementedError
+
+    def outcome(self, inputs: Path, out: Path) -> Any:
+        """What must be equal in the end: plain values or a digest."""
+        raise NotImplementedError
+
+    def check(self, inputs: Path, out: Path) -> str | None:
+        """What is wrong in `out` right after the fault, None if nothing is."""
+        return None
+
+
+@dataclass
+class Counts:
+    """Of one fault: how many points there are, were tried and survived; how the others were lost."""
+
+    points: int = 0
+    tried: int = 0
+    survived: int = 0
+    lost: list[str] = field(default_factory=list)
+    unreached: int = 0  # tries in which the command made fewer changes than in the count
+
+
+class Ended(NamedTuple):
+    """How a forked call ended."""
+
+    code: int  # negative: the signal
+    said: str
+    value: Any
+
+
+def missing() -> str | None:
+    """Why nothing can be tried on this machine, None if it can."""
+    return None if sys.platform == "linux" and shutil.which("gcc") else "needs Linux and gcc, for the shim"
+
+
+def compiled(folder: Path) -> Path:
+    """The shim, compiled into `folder`."""
+    if (why := missing()) is not None:
+        raise RuntimeError(why)
+    shim = folder / "shim.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", shim, HERE / "shim.c", "-ldl"], check=True)
+    return shim
+
+
+def survey(
+    jobs: Sequence[str], faults: Sequence[str] = FAULTS, every: int = 1, seed: int = 0, twice: bool = False
+) -> dict[str, dict[str, Counts]]:
+    """Try every `every`-th point of each fault, beginning at a random one, on `jobs` of jobs.py (none: all).
+
+    Returns:
+        counts by job and fault.
+
+    Raises:
+        RuntimeError: there is no gcc (look with `missing` first), or a command fails undisturbed.
+
+    """
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # thousands of syncs take minutes on a disk
+    with tempfile.TemporaryDirectory(dir=memory) as made:
+        folder = Path(made)
+        shim, control = compiled(folder), folder / "control"
+        control.write_bytes(bytes(_CONTROL.size))
+        asked = [f"--every={every}", f"--seed={seed}", f"--faults={','.join(faults)}", *(["--twice"] if twice else [])]
+        ended = subprocess.run(
+            [sys.executable, __file__, *jobs, *asked, f"--watched={folder}"],
+            env={**os.environ, "LD_PRELOAD": str(shim), "FAULTS_CONTROL": str(control), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if ended.returncode:
+            raise RuntimeError(ended.stderr)
+        found = json.loads((folder / "counts.json").read_text())
+    return {job: {fault: Counts(**counts) for fault, counts in row.items()} for job, row in found.items()}
+
+
+def table(found: dict[str, dict[str, Counts]]) -> str:
+    """Counts as Markdown, and below it what was lost."""
+    lines = ["| command | fault | points | tried | survived | lost |", "|---|---|---:|---:|---:|---:|"]
+    rows = [(job, fault, counts) for job, row in found.items() for fault, counts in row.items()]
+    for job, fault, c in rows:
+        lines.append(f"| {job} | {fault} | {c.points} | {c.tried} | {c.survived} | {len(c.lost)} |")
+    tried, survived = sum(c.tried for *_, c in rows), sum(c.survived for *_, c in rows)
+    lines.append(f"| all | | {sum(c.points for *_, c in rows)} | {tried} | {survived} | {tried - survived} |")
+    return "\n".join([*lines, "", *(f"{job}: {line}" for job, _, c in rows for line in c.lost)])
+
+
+class _Control:
+    """The memory that the shim shares with this process."""
+
+    def __init__(self, file: Path, root: Path) -> None:
+        with file.open("r+b") as opened:
+            self.memory, self.root = mmap.mmap(opened.fileno(), _CONTROL.size), os.fsencode(root.resolve())
+
+    def set(self, fault: str | None, at: int = 0) -> None:
+        self.memory[:] = _CONTROL.pack(0 if fault is None else _CODES[fault], at, 0, 0, 0, self.root)
+
+    def seen(self) -> tuple[int, int, int]:
+        """Changes, writes among them, shared writable maps."""
+        return _CONTROL.unpack(self.memory[:])[2:5]
+
+
+class _Survey:
+    def __init__(self, job: Job, folder: Path, control: Path, seed: int, twice: bool) -> None:
+        self.job, self.inputs, self.out, self.twice = job, folder / "inputs", folder / "out", twice
+        self.said, self.value = folder / "said", folder / "value"
+        self.control, self.rng = _Control(control, self.out), random.Random(seed)
+
+    def all(self, faults: Sequence[str], every: int) -> dict[str, Counts]:
+        self.inputs.mkdir()
+        self.job.prepare(self.inputs)
+        expected, changes, writes = self._undisturbed()
+        counts = {}
+        for fault in faults:
+            points = changes if fault == "kill" else writes
+            counts[fault] = Counts(points)
+            for at in range(1 + self.rng.randrange(min(every, points)), points + 1, every):
+                lost, reached = self._lost(fault, at, expected, changes)
+                counts[fault].tried += 1
+                counts[fault].unreached += not reached
+                if lost is None:
+                    counts[fault].survived += 1
+                else:
+                    counts[fault].lost.append(f"{fault} {at}: {lost}")
+        return counts
+
+    def _undisturbed(self) -> tuple[Any, int, int]:
+        self._empty()
+        ended = self._forked(self._run_and_modules, "count")
+        changes, writes, mapped = self.control.seen()
+        if ended.code:
+            raise RuntimeError(f"undisturbed, the command fails: {ended.said}")
+        if mapped:
+            raise RuntimeError(f"it writes {mapped} files through memory, which no fault reaches")
+        for module in ended.value:  # what the command imports is imported once, and not in each fork
+            with suppress(Exception):
+                importlib.import_module(module)
+        gc.freeze()  # the collector would touch, and so copy, every page that a fork shares
+        found = self._forked(self._found)
+        if found.code:
+            raise RuntimeError(f"its outcome cannot be read: {found.said}")
+        return found.value, changes, writes
+
+    def _run_and_modules(self, inputs: Path, out: Path) -> list[str]:
+        before = set(sys.modules)
+        self.job.run(inputs, out)
+        return [name for name in sys.modules if name not in before]
+
+    def _lost(self, fault: str, at: int, expected: Any, changes: int) -> tuple[str | None, bool]:
+        """What went wrong, and whether the fault was reached."""
+        self._empty()
+        ended = self._forked(self.job.run, fault, at)
+        reached = self.control.seen()[0 if fault == "kill" else 1] >= at
+        if reached and fault in ("kill", "half") and ended.code != -signal.SIGKILL:
+            return f"ended with {ended.code} instead of being killed: {ended.said}", reached
+        if "Traceback" in ended.said:
+            return f"traceback: {ended.said[-400:]}", reached
+        if ended.code == 0:
+            found = self._forked(self._found)
+            if found.code or found.value[0] != expected[0]:
+                return f"SILENT: exit 0 and another outcome {found.value or found.said}", reached
+        if self.twice:
+            self._forked(self.job.run, "kill", self.rng.randrange(1, changes + 1))
+        again = self._forked(self._again)
+        if again.code:
+            return f"run again: exit {again.code}: {again.said[-400:]}", reached
+        complaint, outcome, files = again.value
+        if complaint is not None:
+            return f"found after it: {complaint}", reached
+        if outcome != expected[0]:
+            return f"SILENT: run again: exit 0 and another outcome {outcome}: {again.said[-400:]}", reached
+        if files != expected[1]:
+            return f"run again: files {files} instead of {expected[1]}", reached
+        return None, reached
+
+    def _again(self, inputs: Path, out: Path) -> list[Any]:
+        """One fork for what a user finds after the fault, running the command again, and what is there then."""
+        complaint = self.job.check(inputs, out)
+        self.job.run(inputs, out)
+        return [complaint, *self._found(inputs, out)]
+
+    def _found(self, inputs: Path, out: Path) -> list[Any]:
+        return [self.job.outcome(inputs, out), sorted(str(file.relative_to(out)) for file in out.rglob("*"))]
+
+    def _empty(self) -> None:
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.out.mkdir()
+        self.job.before(self.inputs, self.out)
+
+    def _forked(self, function: Callable[[Path, Path], Any], fault: str | None = None, at: int = 0) -> Ended:
+        """Call `function` in a fork of this process, with a fault that strikes at a change or write."""
+        sys.stdout.flush()
+        self.control.set(None)
+        child = os.fork()
+        if child == 0:
+            self._child(function, fault, at)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said = self.said.read_text(errors="replace")
+        return Ended(code, said, json.loads(self.value.read_text()) if code == 0 else None)
+
+    def _child(self, function: Callable[[Path, Path], Any], fault: str | None, at: int) -> None:
+        code = 1
+        try:
+            os.setpgid(0, 0)
+            signal.alarm(_TOO_LONG)
+            told = os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(told, 1)
+            os.dup2(told, 2)
+            if fault is not None:
+                self.control.set(fault, at)
+            value = function(self.inputs, self.out)
+            self.value.write_text(json.dumps(value, default=str))
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("jobs", nargs="*", help="of jobs.py; all unless given")
+    parser.add_argument("--faults", default=",".join(FAULTS))
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--twice", action="store_true", help="kill the second call as well")
+    parser.add_argument("--watched", type=Path, help=argparse.SUPPRESS)  # this process is the one that forks
+    asked = parser.parse_args()
+    faults = asked.faults.split(",")
+    if asked.watched is None:
+        found = survey(asked.jobs, faults, asked.every, asked.seed, asked.twice)
+        print(table(found))
+        sys.exit(any(counts.lost for row in found.values() for counts in row.values()))
+    from jobs import JOBS
+
+    counted = {}
+    for number, job in enumerate(asked.jobs or JOBS):
+        folder = asked.watched / str(number)
+        folder.mkdir()
+        counted[job] = _Survey(JOBS[job], folder, asked.watched / "control", asked.seed, asked.twice).all(
+            faults, asked.every
+        )
+    text = json.dumps({job: {name: asdict(counts) for name, counts in row.items()} for job, row in counted.items()})
+    (asked.watched / "counts.json").write_text(text)
+    os._exit(0)  # what was imported says a lot when it goes
+
+
+if __name__ == "__main__":
+    main()
