@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import os
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.images import Images
-from crosslevel.data.loaders.streams import ImageStream
+from crosslevel.data.loaders.batches import TrainBatches
+from crosslevel.data.loaders.streams import ImageStream, StreamBatches
 from crosslevel.methods import METHODS, USUAL, Method
 from crosslevel.models.encoder import Encoder
 from crosslevel.settings import describe as settings
 from crosslevel.training import defaults
-from crosslevel.training.budget import Batches, budget
 from crosslevel.training.module import Optimizer, share_hidden
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
+
+Batches = TrainBatches | StreamBatches
+
+MEASURED = "CROSSLEVEL_IMAGES_A_SECOND"
+"""What the first process of a distributed run measured; the others, which it starts later, need the same."""
+
+MEASURED_WITH = 128  # images a step
+TIMED, ENOUGH = 10, 5.0  # steps, and seconds after which fewer do
 
 
 class Plan(NamedTuple):
@@ -63,15 +76,18 @@ def assemble(
     build: Callable[..., Method] = method or METHODS[USUAL]
     chosen, rules = build(encoder, known), defaults.Chosen()
     images, given_online = known or epoch_size or 0, chosen.online
-    size = rules(batch_size, defaults.batch_size(images, devices))
     if branch is not None:
         chosen.online = max(chosen.online, 2)  # CLD compares two views that the trained network has seen
     views.count, views.plain = chosen.views, chosen.plain_views
-    batches = made(size)
     if share and branch is not None:
         share_hidden(chosen, branch)
-    if minutes is not None or epochs is None:
-        epochs = rules(None, budget(minutes, images, encoder, views, lambda: made(size), hardware, rank))
+    if minutes is not None:
+        tried = made(batch_size or min(MEASURED_WITH, max(2, images // devices)))
+        rate = devices * _images_a_second(encoder, views, tried, hardware, rank)
+        epochs = rules(None, defaults.affordable_epochs(minutes, rate, images))
+    epochs = rules(epochs, defaults.epochs(images))
+    size = rules(batch_size, defaults.batch_size(images, epochs, devices, hardware.device.type))
+    batches = made(size)
     steps, batch = max(1, round(epochs * len(batches))), batches.batch_size * devices
     _settle(chosen, rules, known, steps, batch)
     _check(encoder, branch, chosen, views, batches.batch_size, devices)
@@ -146,3 +162,35 @@ def _check(encoder: Encoder, cld: CrossLevel | None, method: Method, views: View
     queue = getattr(method, "queue", None)
     if queue is not None and queue < batch * devices:
         raise ValueError(f"method.queue={queue} is smaller than the batch of {batch * devices}: raise the queue")
+
+
+def _images_a_second(encoder: Encoder, views: Views, batches: Batches, hardware: Hardware, rank: int) -> float:
+    """Of one device, in a step; measured by the first process alone."""
+    if rank == 0:
+        os.environ[MEASURED] = str(batches.batch_size / seconds_a_step(encoder, views, batches, hardware))
+    return float(os.environ[MEASURED])
+
+
+def seconds_a_step(encoder: Encoder, views: Views, batches: Batches, hardware: Hardware) -> float:
+    """What reading a batch, drawing its views, and a step of a copy of the encoder on all of them take.
+
+    The encoder stays as it is, and so does the state of torch's random numbers. Heads, losses and memories are not
+    measured: beside an encoder they are little.
+    """
+    with torch.random.fork_rng(devices=[]):
+        network = copy.deepcopy(encoder).train().to(hardware.device).to(memory_format=torch.channels_last)
+        draw = copy.deepcopy(views).to(hardware.device)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+        ends: list[float] = []
+        for batch in itertools.chain.from_iterable(itertools.repeat(batches)):
+            shown = draw(batch.images.to(hardware.device))
+            with hardware.autocast():
+                features = [network(view.contiguous(memory_format=torch.channels_last)) for view in shown]
+            optimizer.zero_grad()
+            torch.stack([h.float().square().mean() for h in features]).sum().backward()
+            optimizer.step()
+            float(features[0].detach().flatten()[0])  # waits for the device
+            ends.append(time.perf_counter())
+            if len(ends) > TIMED or (len(ends) > 2 and ends[-1] - ends[0] > ENOUGH):
+                break
+    return (ends[-1] - ends[0]) / (len(ends) - 1)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 RATES = {"adamw": 1e-3, "lars": 0.3}  # at 256 images a batch; SGD's is the method's own
 DECAYS = {"sgd": 5e-4, "adamw": 0.05, "lars": 1e-6}
 LARGE_VIEW = 64  # pixels: up to this size views are drawn as in the authors' CIFAR recipes
-BATCHES = (16, 32, 64, 128, 256)
 
 
 class Choice(NamedTuple):
@@ -41,16 +40,25 @@ class Chosen:
         return choice.value
 
 
-def batch_size(images: int, devices: int = 1) -> Choice:
-    """Images a step on each device: 256, or fewer where an epoch would have less than `STEPS_AN_EPOCH` steps."""
-    share = images / devices / STEPS_AN_EPOCH
-    fitting = [size for size in BATCHES if size <= share]
-    size = max(fitting, default=min(BATCHES))
-    why = f"an epoch of {images:,} images has {images // (size * devices):,} steps"
-    return Choice("batch_size", max(2, min(size, images // devices)), why)
+def batch_size(images: int, epochs: float, devices: int = 1, device: str = "cpu") -> Choice:
+    """Images a step on each device, by how many the run sees in all.
+
+    Seen once each, S images make S / B steps with B - 1 others to tell each from: both are needed. Of 50,000 images
+    seen, 128 a step were better than 256 and than 64; B grows with the root of S, up to 256. A GPU is not filled by
+    less than `GPU_LEAST`. An epoch has at least `STEPS_AN_EPOCH` steps where that leaves a batch of 16.
+    """
+    seen, share = images * epochs, images / devices
+    wanted = LARGEST * math.sqrt(seen / SEEN_FOR_LARGEST)
+    if device != "cpu":
+        wanted = max(wanted, GPU_LEAST)
+    wanted = min(wanted, max(16.0, share / STEPS_AN_EPOCH))
+    size = min(BATCHES, key=lambda size: abs(math.log(size / wanted)))
+    why = f"{seen:,.0f} images are seen in all, {images:,} in an epoch"
+    return Choice("batch_size", max(2, min(size, int(share))), why)
 
 
-STEPS_AN_EPOCH = 32
+BATCHES, LARGEST = (16, 32, 64, 128, 256), 256
+SEEN_FOR_LARGEST, GPU_LEAST, STEPS_AN_EPOCH = 200_000, 128, 4
 
 
 def epochs(images: int) -> Choice:
@@ -59,8 +67,8 @@ def epochs(images: int) -> Choice:
     return Choice("epochs", max(20, min(400, wanted)), f"of {images:,} images; --minutes M sets a time instead")
 
 
-def affordable_epochs(minutes: float, seconds_a_step: float, steps_an_epoch: int) -> Choice:
-    """As many epochs as ``minutes`` have time for, or the part of one: never less than a step.
+def affordable_epochs(minutes: float, images_a_second: float, images: int) -> Choice:
+    """As many epochs as ``minutes`` have time for, whole ones where there is time for one.
 
     Raises:
         ValueError: no time at all.
@@ -68,11 +76,9 @@ def affordable_epochs(minutes: float, seconds_a_step: float, steps_an_epoch: int
     """
     if minutes <= 0:
         raise ValueError(f"minutes={minutes} must be positive")
-    steps = max(1, int(60 * minutes * SHARE_FOR_STEPS / seconds_a_step))
-    whole = steps // steps_an_epoch
-    value = whole if whole else steps / steps_an_epoch
-    why = f"{minutes:g} minutes at {seconds_a_step:.2g} seconds a step, as measured on this machine"
-    return Choice("epochs", value, why)
+    exact = 60 * minutes * SHARE_FOR_STEPS * images_a_second / images
+    why = f"{minutes:g} minutes at {images_a_second:,.0f} images a second, as measured on this machine"
+    return Choice("epochs", float(int(exact)) if exact >= 1 else exact, why)
 
 
 SHARE_FOR_STEPS = 0.9  # of the time; the rest goes to figures, checkpoints and the report
@@ -95,7 +101,7 @@ def warmup_epochs(epochs: float) -> Choice:
 
 
 def momentum(steps: int) -> Choice:
-    """Of MoCo's, InfoMin's and BYOL's moving average: it spans a thirtieth of the run, as 0.999 does of 30,000 steps."""
+    """Of MoCo's, InfoMin's and BYOL's average: it spans a thirtieth of the run, as 0.999 does of 30,000 steps."""
     span = max(10.0, min(1000.0, steps / 30))
     return Choice("method.momentum", 1 - 1 / span, f"the average spans {span:.0f} of {steps:,} steps")
 

@@ -43,6 +43,7 @@ from crosslevel.training.inputs import (
 )
 from crosslevel.training.module import Optimizer, Pretrain
 from crosslevel.training.monitor import Measure, Which
+from crosslevel.training.verdict import verdict
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Device, Hardware, Precision, choose
 from crosslevel.utils.distributed import wait
@@ -216,6 +217,8 @@ def train(
         unreadable.merge()
         if len(bad):
             say(console, bad.summary(total))
+        if outcome.finished and watch is None:
+            _say_the_truth(encoder, source, hardware, seed, console)
         if outcome.finished and report_html:
             _write_report(folder, encoder, branch, source, hardware, seed, following)
         _farewell(folder, following, outcome, module.steps, time.monotonic() - began, console)
@@ -289,6 +292,19 @@ def _write_report(
     ]
     subtitle = f"{counted(source)} of {source.name} · {hardware.why} · {time.strftime('%Y-%m-%d')}"
     report.page(folder / "report.html", f"Training run {folder.name}", blocks, subtitle)
+
+
+def _say_the_truth(
+    encoder: Encoder, source: Images | ImageStream, hardware: Hardware, seed: int, console: Console
+) -> None:
+    try:
+        shown = source.some(LOOKED_AT) if isinstance(source, ImageStream) else source
+        found = verdict(encoder, shown, hardware, seed)
+    except SourceError as error:
+        warnings.warn(f"the features are not compared with raw pixels: {error}", stacklevel=2)
+        return
+    if found is not None:
+        say(console, found.line())
 
 
 def _feature_blocks(

@@ -26,6 +26,7 @@ from crosslevel.tuning import report as results
 from crosslevel.tuning import search_space as ranges
 from crosslevel.tuning import trial
 from crosslevel.tuning.plan import Plan, url
+from crosslevel.utils.device import choose
 
 if TYPE_CHECKING:
     from crosslevel.tuning.study import Search
@@ -142,8 +143,9 @@ def _plan(
     source = open_unlabelled(images, data_root=given["data_root"], crops=crops)
     part, _ = trial.divided(source, given["seed"])
     # All trials have these in common: they are chosen once, by the number of images that a trial trains on.
-    given["batch_size"] = given["batch_size"] or defaults.batch_size(len(part), given["devices"]).value
     given["epochs"] = epochs = math.ceil(epochs or defaults.epochs(len(part)).value)
+    batch = defaults.batch_size(len(part), epochs, given["devices"], choose(given["device"]).device.type)
+    given["batch_size"] = given["batch_size"] or batch.value
     warmup = given["warmup_epochs"]
     space = ranges.parse(search, given) if search else ranges.usual(given, len(part))
     whose = _whose(images, source)

@@ -12,6 +12,9 @@ from crosslevel import cli
 from crosslevel.settings.parser import build, method_class, run
 from crosslevel.training.train import train
 
+ITS_OWN = {"temperature": 0.2, "head": "mlp", "out_features": 128, "hidden": None, "batch_norm": True}
+"""SimCLR's settings where none are given."""
+
 
 def test_every_setting_of_every_part_is_an_option():
     text = build(train).format_help()
@@ -67,7 +70,7 @@ def test_another_method_does_not_inherit_a_configs_settings(tmp_path, source, na
     given = source.format(c=tmp_path / "c.yaml")
     told = resolved(["photos", given, *named, "--method.out_features=64"], capsys)
     assert told["method"]["class_path"].endswith("SimCLR")
-    assert told["method"]["init_args"] == {"temperature": 0.5, "head": "mlp", "out_features": 64, "hidden": None}
+    assert told["method"]["init_args"] == {**ITS_OWN, "out_features": 64}
     assert told["weight_decay"] == (0.0008 if "recipe" in source else None)
     same = resolved(["photos", given, "--method=moco"], capsys)["method"]["init_args"]
     assert (same["temperature"], same["head"]) == (0.07, "linear")
@@ -90,7 +93,7 @@ def test_a_config_names_a_method_as_the_command_line_does(tmp_path, text, capsys
     (tmp_path / "c.yaml").write_text(f"{text}\nweight_decay: 1e-6\n".replace("\n\n", "\n"))
     told = resolved(["photos", f"--config={tmp_path}/c.yaml", "--method.hidden=7"], capsys)
     assert told["method"]["class_path"].endswith(".SimCLR")
-    assert told["method"]["init_args"] == {"temperature": 0.5, "head": "mlp", "out_features": 128, "hidden": 7}
+    assert told["method"]["init_args"] == {**ITS_OWN, "hidden": 7}
     assert told["weight_decay"] == 1e-6
 
 
