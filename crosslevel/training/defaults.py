@@ -51,8 +51,8 @@ def batch_size(images: int, epochs: float, devices: int = 1, device: str = "cpu"
     wanted = LARGEST * math.sqrt(seen / SEEN_FOR_LARGEST)
     if device != "cpu":
         wanted = max(wanted, GPU_LEAST)
-    wanted = min(wanted, max(16.0, share / STEPS_AN_EPOCH))
-    size = min(BATCHES, key=lambda size: abs(math.log(size / wanted)))
+    fitting = [size for size in BATCHES if size <= share / STEPS_AN_EPOCH] or [min(BATCHES)]
+    size = min(fitting, key=lambda size: abs(math.log(size / wanted)))
     why = f"{seen:,.0f} images are seen in all, {images:,} in an epoch"
     return Choice("batch_size", max(2, min(size, int(share))), why)
 
