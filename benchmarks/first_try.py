@@ -1,6 +1,6 @@
-"""What `crosslevel train FOLDER` gives on any collection, with nothing else given: the standing benchmark of defaults.
+"""What `crosslevel train FOLDER` gives with nothing else given, on many collections: the defaults' standing benchmark.
 
-python benchmarks/first_try.py DATA [--budgets 1 4 16] [--seeds 0 1] [--only clothing turntable] [--voc VOC2007:trainval]
+python benchmarks/first_try.py DATA [--budgets 1 4 16] [--seeds 0 1] [--only clothing] [--voc VOC2007:trainval]
 
 DATA holds cifar10-jpeg/train, cifar10-jpeg/test and clothing/train, clothing/test. A budget is 100,000 images seen (a
 few minutes of two cores), four times and sixteen times that; the second seed is trained at the smallest. Every cell is
@@ -66,7 +66,9 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("-o", "--output", default="benchmarks/results/first_try")
     parser.add_argument("--budgets", nargs="+", type=int, default=[1, 4, 16])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="all at the smallest budget, the first at all")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1], help="all at the smallest budget, the first at all"
+    )
     parser.add_argument("--only", nargs="+", help="names of collections")
     parser.add_argument("--voc", help="annotated images with --crops, as crosslevel train takes them")
     parser.add_argument("--voc_test")
@@ -84,7 +86,10 @@ def main() -> None:
         found = Path(cell["folder"]).with_suffix(".json")
         found.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run([sys.executable, __file__, "-", "--one", json.dumps({**cell, "to": str(found)})], check=True)
-        result = {**json.loads(found.read_text()), **{k: cell[k] for k in ("collection", "budget", "column", "seed", "line")}}
+        result = {
+            **json.loads(found.read_text()),
+            **{k: cell[k] for k in ("collection", "budget", "column", "seed", "line")},
+        }
         records.add(record, "cells", cell["name"], result, {"machine": machine()})
         record.with_suffix(".md").write_text(table(records.read(record, "cells")))
         print(cell["name"], {k: round(result[k], 1) for k in FIGURES if k in result}, flush=True)
@@ -147,8 +152,8 @@ def cells(known: dict[str, Collection], arguments: argparse.Namespace) -> Iterat
     for budget, seed in itertools.product(sorted(arguments.budgets), arguments.seeds):
         if seed != arguments.seeds[0] and budget != smallest:
             continue
-        for (name, c), (column, extra) in itertools.product(known.items(), COLUMNS.items()):
-            extra = BEST.get(name) if column == "best" else extra
+        for (name, c), (column, usual) in itertools.product(known.items(), COLUMNS.items()):
+            extra = BEST.get(name) if column == "best" else usual
             if extra is None and (column == "best" or budget != smallest or seed != arguments.seeds[0]):
                 continue  # no training: one figure for all budgets
             images = len(open_images(c.train))
@@ -198,11 +203,12 @@ def one(cell: dict[str, Any]) -> None:
 
 def any_encoder(cell: dict[str, Any]) -> Any:
     """The network that the default command would train, before its first step."""
+    from rich.console import Console
+
     from crosslevel import Encoder
     from crosslevel.models.encoder import View
     from crosslevel.training.inputs import prepared
     from crosslevel.transforms.views import Views
-    from rich.console import Console
 
     given = next((int(o.split("=")[1]) for o in cell["line"] if o.startswith("--views.size=")), None)
     encoder, views = Encoder("resnet18", width=0.25), Views(size=given)
@@ -222,7 +228,9 @@ def judged(known: Features, asked: Features) -> dict[str, float]:
     for name, predicted in (("knn", votes.argmax(1)), ("linear", scores.argmax(1))):
         right = (predicted == asked.labels).double()
         out[name] = 100 * float(right.mean())
-        out[f"{name}_balanced"] = 100 * statistics.mean(float(right[asked.labels == c].mean()) for c in asked.labels.unique())
+        out[f"{name}_balanced"] = 100 * statistics.mean(
+            float(right[asked.labels == c].mean()) for c in asked.labels.unique()
+        )
     return out | {"few_shot": few_shot(known, asked, classes)}
 
 
@@ -235,8 +243,13 @@ def few_shot(known: Features, asked: Features, classes: int) -> float:
         chosen = [order[known.labels[order] == c][:SHOTS] for c in range(classes)]
         means = torch.stack([a[some].mean(0) if len(some) else a.new_zeros(a.shape[1]) for some in chosen])
         right = ((b @ torch.nn.functional.normalize(means, dim=1).T).argmax(1) == asked.labels).double()
-        found.append(statistics.mean(float(right[asked.labels == c].mean()) for c in asked.labels.unique()))
-    return 100 * statistics.mean(found)
+        found.append(balanced(right, asked.labels))
+    return statistics.mean(found)
+
+
+def balanced(right: torch.Tensor, labels: torch.Tensor) -> float:
+    """The mean of the classes' accuracies, in percent."""
+    return 100 * statistics.mean(float(right[labels == c].mean()) for c in labels.unique())
 
 
 def lightly_tutorial(images: Images, seconds: float, seed: int) -> Any:
@@ -280,8 +293,8 @@ def table(cells: dict[str, Any]) -> str:
     """One row a collection and budget: balanced kNN, linear and few-shot by column, means over seeds."""
     names = [*COLUMNS, "lightly"]
     lines = [
-        f"{machine()}; ResNet-18 x 0.25; test accuracy in %, balanced: kNN / linear / 5 labels a class; a budget of 1 is "
-        f"{IMAGES_SEEN:,} images seen; means over seeds",
+        f"{machine()}; ResNet-18 x 0.25; test accuracy in %, balanced: kNN / linear / 5 labels a class; a budget of 1 "
+        f"is {IMAGES_SEEN:,} images seen; means over seeds",
         "",
         "| collection | budget | " + " | ".join(names) + " | CLD adds (kNN) |",
         "|---|---|" + "---|" * (len(names) + 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable
@@ -85,12 +86,16 @@ def assemble(
         tried = made(batch_size or min(MEASURED_WITH, max(2, images // devices)))
         rate = devices * _images_a_second(encoder, views, tried, hardware, rank)
         epochs = rules(None, defaults.affordable_epochs(minutes, rate, images))
-    epochs = rules(epochs, defaults.epochs(images))
+    epochs = float(rules(epochs, defaults.epochs(images)))
+    if epochs <= 0 or (warmup_epochs is not None and not 0 <= warmup_epochs <= epochs):
+        raise ValueError(
+            f"epochs={epochs:g}, warmup_epochs={warmup_epochs}: give more than no epoch, and no longer a warm-up"
+        )
     size = rules(batch_size, defaults.batch_size(images, epochs, devices, hardware.device.type))
     batches = made(size)
     steps, batch = max(1, round(epochs * len(batches))), batches.batch_size * devices
     _settle(chosen, rules, known, steps, batch)
-    _check(encoder, branch, chosen, views, batches.batch_size, devices)
+    _check(encoder, branch, chosen, views, batches.batch_size, devices, known)
     if branch is not None:
         rules(branch.groups, defaults.groups(batch if branch.gather else batches.batch_size))
     rates = _rates(rules, optimizer, chosen.sgd_rate, batch, epochs, lr, weight_decay, warmup_epochs)
@@ -124,8 +129,6 @@ def _rates(
     decay: float | None,
     warmup: float | None,
 ) -> dict[str, float]:
-    if epochs <= 0 or (warmup is not None and not 0 <= warmup <= epochs):
-        raise ValueError(f"epochs={epochs:g}, warmup_epochs={warmup}: give more than no epoch, and no longer a warm-up")
     return {
         "lr": rules(lr, defaults.learning_rate(optimizer, sgd, batch)),
         "weight_decay": rules(decay, defaults.weight_decay(optimizer)),
@@ -133,7 +136,9 @@ def _rates(
     }
 
 
-def _check(encoder: Encoder, cld: CrossLevel | None, method: Method, views: Views, batch: int, devices: int) -> None:
+def _check(
+    encoder: Encoder, cld: CrossLevel | None, method: Method, views: Views, batch: int, devices: int, images: int | None
+) -> None:
     """Refuse, before anything is trained, what would fail in the first step."""
     if batch < 2:
         raise ValueError(f"batch_size={batch} leaves nothing to compare with: give at least 2")
@@ -160,7 +165,8 @@ def _check(encoder: Encoder, cld: CrossLevel | None, method: Method, views: View
             f"{'with CLD ' if cld is not None else ''}needs {needed}: choose a preset of one, such as mocov2"
         )
     queue = getattr(method, "queue", None)
-    if queue is not None and queue < batch * devices:
+    # Of a collection of few batches, what is not in this one is enough.
+    if queue is not None and queue < min(batch * devices, (images or math.inf) - batch * devices):
         raise ValueError(f"method.queue={queue} is smaller than the batch of {batch * devices}: raise the queue")
 
 
