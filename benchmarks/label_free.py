@@ -246,7 +246,7 @@ def all_scores(run: dict[str, Any]) -> dict[str, float]:
 
 def kept_scores(folder: Path) -> dict[str, float]:
     """Of the kept features, with known tracks left out of the ranking and, apart, with them in it."""
-    features = torch.load(folder / "features.pt")
+    features = torch.load(folder / "features.pt", weights_only=True)
     kept = {name: [features[f"cifar/{name}/{view}"].float() for view in "ab"] for name in BRANCHES}
     z_a, z_b = kept["instance"]
     found = label_free.scores(*kept["backbone"], *kept["group"], features["tracks"], instance_a=z_a, instance_b=z_b)

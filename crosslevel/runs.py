@@ -5,33 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import nn
 
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
-from crosslevel.data.loaders.streams import ImageStream
 from crosslevel.data.sources.annotated.object_crops import Crops
-from crosslevel.data.subsets.suffixes import FILES, split
+from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.models.encoder import FILE
-from crosslevel.models.heads import rebuilt_head
+from crosslevel.models.heads import Head, rebuilt_head
 from crosslevel.utils.files import write, write_tensors
+from crosslevel.utils.tensors import load_safetensors
 
 INSTANCE_FILE, CLD_FILE = "instance.safetensors", "cld.safetensors"
 RUN_VARIABLE = "CROSSLEVEL_RUN"
 BAD_FILES, IMAGES_FILE = "bad_files.txt", "images.json"
 
 
-def claim(run: str | None, images: str, kind: str, rank: int) -> Path:
-    """The folder of a new run, made: ``run``, or runs/ and a free name made of source and ``kind``.
+def claim(run: str | None, source: str, kind: str, rank: int) -> Path:
+    """The folder of a new run, made: ``run``, or runs/ and a free name made of ``source``, a word, and ``kind``.
 
     Raises:
         ValueError: there is a run in it.
@@ -45,11 +42,6 @@ def claim(run: str | None, images: str, kind: str, rank: int) -> Path:
         if holds_a_run(folder):
             raise ValueError(f"--run {run}: it already holds a run: give another folder, or --resume {run}")
     else:
-        whole, parts = split(images)
-        named = os.path.basename(whole.split(",", maxsplit=1)[0])
-        place = Path(whole).resolve().stem if os.path.exists(whole) else named
-        place += "".join(f"-{part.key}" + ("" if part.key in FILES else part.value) for part in parts)
-        source = re.sub(r"[^\w.-]+", "-", place).strip("-.") or "images"
         name = f"{source}-{kind}"
         tries = [Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000)]
         folder = next(f for f in tries if not holds_a_run(f))
@@ -110,11 +102,19 @@ def save_branches(folder: Path, instance: nn.Sequential, head: str, cld: CrossLe
 
 
 def load_cld(folder: Path) -> CrossLevel:
-    """The group branch that a run trained beside its encoder."""
-    built = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["cld"]
-    state = load_file(folder / CLD_FILE)
-    cld = CrossLevel(state["branch.0.weight"].shape[1], **built)
-    cld.load_state_dict(state)
+    """The group branch that a run trained beside its encoder.
+
+    Raises:
+        ValueError: config.yaml and cld.safetensors do not fit.
+
+    """
+    state, _ = load_safetensors(folder / CLD_FILE)
+    try:
+        built = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["cld"]
+        cld = CrossLevel(state["branch.0.weight"].shape[1], **built)
+        cld.load_state_dict(state)
+    except (yaml.YAMLError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{folder}/config.yaml does not say how to build {CLD_FILE}: {error}") from error
     return cld.eval()
 
 
@@ -122,9 +122,11 @@ def load_branches(folder: Path) -> dict[str, nn.Module]:
     """The heads of the branches that a run kept, by name: features (B, D) to what its losses compare."""
     found: dict[str, nn.Module] = {}
     if (folder / INSTANCE_FILE).is_file():
-        with safe_open(folder / INSTANCE_FILE, framework="pt") as opened:
-            head = (opened.metadata() or {})["head"]
-        found["instance branch"] = rebuilt_head(head, load_file(folder / INSTANCE_FILE))
+        state, about = load_safetensors(folder / INSTANCE_FILE)
+        kind = next((head for head in get_args(Head) if head == about.get("head")), None)
+        if kind is None:
+            raise ValueError(f"{folder / INSTANCE_FILE} does not say which head it holds: Crosslevel did not write it")
+        found["instance branch"] = rebuilt_head(kind, state)
     if (folder / CLD_FILE).is_file():
         found["group branch"] = load_cld(folder).branch
     return found

@@ -11,7 +11,7 @@ from crosslevel.utils.files import write
 
 
 class BadFiles:
-    """The images, and the shards and films, that could not be read, each once, with the reason."""
+    """The images, and the shards and videos, that could not be read, each once, with the reason."""
 
     def __init__(self) -> None:
         self.reasons: dict[str, str] = {}

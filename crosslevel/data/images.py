@@ -12,19 +12,22 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.index_cache import taken
 from crosslevel.data.watch import Watch
 
 
 class Images(Dataset[tuple[Tensor, int]]):
     """N images as uint8 (3, H, W), with labels only where the source has them.
 
-    ``name`` is the source as the user wrote it; ``paths[i]`` names image i relative to the source;
-    ``labels`` is None where the source has none; ``classes[c]`` names label c; images of one track, such as the
-    frames of one film, have the same number in ``tracks``, which is None where nothing is known of any. ``blocks``
-    are the runs of images that are read together far faster than one by one, such as those compressed as one; they
-    cover all images in order, and are None where any order is as fast. ``left_out`` says of files whose images are
-    missing, all or some of them, why: a shard that is cut off, a film that cannot be decoded. ``watch`` tells later
-    whether the source has changed since it was opened, and is None where nothing could.
+    - ``name``: the source as the user wrote it.
+    - ``paths[i]``: the name of image i, relative to the source.
+    - ``labels``, ``classes``: the label of each image, and the name of each label; None where the source has none.
+    - ``tracks``: the same number for images of one track, such as the frames of one video; None if there are no tracks.
+    - ``blocks``: consecutive images that are read together far faster than one by one, such as those of one compressed
+      group; they cover all images in order. None if every order is equally fast.
+    - ``left_out``: files that were damaged when the source was opened, and why; some or all of their images are
+      missing.
+    - ``watch``: whether the source has changed since it was opened; None if that cannot be known.
     """
 
     name: str
@@ -55,7 +58,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         for column in (self.labels, self.tracks):
             digest.update(b"-" if column is None else column.numpy().tobytes())
         digest.update("\n".join(self.classes or []).encode(errors="surrogateescape"))
-        for part in self._content():
+        for part in self.content():
             digest.update(part)
         return digest.hexdigest()
 
@@ -65,9 +68,48 @@ class Images(Dataset[tuple[Tensor, int]]):
         bad.leave_out(self.left_out)
         return bad
 
-    def _content(self) -> Iterable[bytes | memoryview]:
-        """What tells these images from others."""
+    def content(self) -> Iterable[bytes | memoryview]:
+        """What tells these images from others, whatever their labels, tracks and classes."""
         raise NotImplementedError
+
+
+class ImageView(Images):
+    """The images ``index`` of another source in that order, or all of them, with what is known of that source.
+
+    Everything that `Images` have is carried over here, and nowhere else; whoever makes a view then changes only what
+    differs. ``paths`` are the source's own unless given.
+    """
+
+    def __init__(
+        self, images: Images, index: Int64[Tensor, " M"] | None = None, *, paths: Sequence[str] | None = None
+    ) -> None:
+        self.images, self.index = images, index
+        self.name, self.classes = images.name, images.classes
+        self.left_out, self.watch = images.left_out, images.watch
+        if index is None:
+            self.paths = images.paths if paths is None else paths
+            self.labels, self.tracks, self.blocks = images.labels, images.tracks, images.blocks
+            return
+        self.paths = taken(images.paths, index) if paths is None else paths
+        self.labels, self.tracks = (None if c is None else c[index] for c in (images.labels, images.tracks))
+        self.blocks = None if images.blocks is None else _blocks_of(images.blocks, index)
+
+    def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
+        """Image i of the view and its label (-1 without labels)."""
+        image, _ = self.images[i if self.index is None else int(self.index[i])]
+        return image, -1 if self.labels is None else int(self.labels[i])
+
+    def content(self) -> Iterable[bytes | memoryview]:
+        """The source's identity, and which of its images."""
+        return [self.images.identity().encode(), b"" if self.index is None else self.index.numpy().tobytes()]
+
+
+def _blocks_of(blocks: Sequence[range], index: Int64[Tensor, " M"]) -> list[range] | None:
+    """What is left of each block; None where ``index`` goes back and forth between them."""
+    if (index.diff() < 0).any():
+        return None
+    ends = torch.searchsorted(index, torch.tensor([block.stop for block in blocks])).tolist()
+    return [range(first, end) for first, end in zip([0, *ends], ends, strict=False) if first < end]
 
 
 class InMemoryImages(Images):
@@ -85,6 +127,13 @@ class InMemoryImages(Images):
             raise ValueError(f"{len(data)} images, {len(paths)} paths: the lengths must agree")
         self.data, self.paths, self.labels, self.classes, self.name = data, paths, labels, classes, name
 
+    @staticmethod
+    def of(data: UInt8[Tensor, "N 3 S S"], images: Images) -> InMemoryImages:
+        """``data`` in place of what ``images`` would read, with all that is known of these."""
+        made = InMemoryImages(data, images.paths, images.labels, images.classes, images.name)
+        made.tracks, made.left_out, made.watch = images.tracks, images.left_out, images.watch
+        return made
+
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 S S"], int]:
         """Image i and its label (-1 without labels)."""
         return self.data[i], -1 if self.labels is None else int(self.labels[i])
@@ -93,6 +142,7 @@ class InMemoryImages(Images):
         """The images of ``index``, copied once."""
         return torch.index_select(self.data, 0, index)
 
-    def _content(self) -> Iterable[bytes | memoryview]:
+    def content(self) -> Iterable[bytes | memoryview]:
+        """All pixels."""
         for chunk in self.data.split(4096):
             yield memoryview(chunk.contiguous().numpy()).cast("B")

@@ -27,12 +27,12 @@ class Names(Sequence[str]):
         raise NotImplementedError
 
     @overload
-    def __getitem__(self, place: int) -> str: ...
+    def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        places = range(len(self))[place]
-        return self.name(places) if isinstance(places, int) else [self.name(i) for i in places]
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        numbers = range(len(self))[index]
+        return self.name(numbers) if isinstance(numbers, int) else [self.name(i) for i in numbers]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)
@@ -107,16 +107,17 @@ def taken(strings: Sequence[str], index: Int64[Tensor, " M"]) -> Sequence[str]:
 def remembered(
     kind: str, key: str, state: str, make: Callable[[], Table], holds: Callable[[Table], bool] | None = None
 ) -> Table:
-    """``make()``, or what it gave before if ``state`` is what it was then.
+    """The result of ``make()``, kept in a file of the cache until ``state`` changes.
 
-    A cache that cannot be read is made anew, one that cannot be written is done without: it only saves time.
+    The cache only saves time: if its file cannot be read, ``make`` runs again; if it cannot be written, nothing is
+    kept.
 
     Args:
-        kind: what is remembered, such as ``shard``: part of the file's name.
-        key: which one, such as the absolute path of a file.
-        state: changes when what is remembered no longer holds, such as a file's size and time of change.
-        make: finds it out; tensors by name.
-        holds: looks whether what was found before still holds, where the state alone cannot tell.
+        kind: what is kept, such as ``shard``; a part of the file's name.
+        key: of which source, such as the absolute path of a file.
+        state: changes when the result is no longer valid, such as a file's size and time of change.
+        make: computes the result, tensors by name.
+        holds: whether a kept result is still valid, where the state alone cannot tell.
 
     """
     digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
@@ -126,9 +127,9 @@ def remembered(
         with safe_open(file, framework="pt") as opened:
             if (opened.metadata() or {}).get("state") == name:
                 names = opened.keys()  # it cannot be iterated over itself
-                found = {part: opened.get_tensor(part) for part in names}
-                if holds is None or holds(found):
-                    return found
+                table = {part: opened.get_tensor(part) for part in names}
+                if holds is None or holds(table):
+                    return table
     except (OSError, SafetensorError):
         pass
     table = make()

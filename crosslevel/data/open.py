@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import glob
 import inspect
 import os
 import types
@@ -12,19 +11,18 @@ from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, overload
 
 from crosslevel.data.images import Images, InMemoryImages
-from crosslevel.data.loaders.streams import ImageStream, is_stream
-from crosslevel.data.sources.annotated.object_crops import Crops, is_annotated, object_crops
+from crosslevel.data.sources.annotated.object_crops import Crops, object_crops
 from crosslevel.data.sources.cifar import Cifar10, Cifar100
-from crosslevel.data.sources.containers import open as containers
-from crosslevel.data.sources.containers.open import open_container
-from crosslevel.data.sources.containers.remote import lasting
+from crosslevel.data.sources.containers.open import open_container, open_hub
+from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.sources.folder import Files
 from crosslevel.data.sources.packed import is_pack, open_pack
 from crosslevel.data.sources.stl10 import Stl10
 from crosslevel.data.sources.turntable.dataset import Turntable
-from crosslevel.data.sources.video.frames import open_videos
+from crosslevel.data.sources.video.frames import listed_videos, open_videos
 from crosslevel.data.subsets.select import unlabelled
-from crosslevel.data.subsets.suffixes import BY_LABEL, PICKS, Suffix, applied, located, split, with_list
+from crosslevel.data.subsets.suffixes import applied
+from crosslevel.data.uri import BY_LABEL, PICKS, Option, Source, parse
 from crosslevel.utils.errors import SourceError
 
 NAMED: dict[str, type[InMemoryImages]] = {
@@ -38,28 +36,28 @@ _ANNOTATED = "--crops takes the objects of annotated images"
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+Given = Source | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 @overload
-def open_images(source: Source, *, data_root: str | None = None, crops: Crops | None = None) -> Images: ...
+def open_images(source: Given, *, data_root: str | None = None, crops: Crops | None = None) -> Images: ...
 
 
 @overload
 def open_images(
-    source: Source, *, data_root: str | None = None, crops: Crops | None = None, streams: bool
+    source: Given, *, data_root: str | None = None, crops: Crops | None = None, streams: bool
 ) -> Images | ImageStream: ...
 
 
 def open_images(
-    source: Source, *, data_root: str | None = None, crops: Crops | None = None, streams: bool = False
+    source: Given, *, data_root: str | None = None, crops: Crops | None = None, streams: bool = False
 ) -> Images | ImageStream:
     """The images of ``source``.
 
     - a folder, searched recursively; class-per-folder layouts give labels;
     - a pack, made by ``crosslevel pack``;
     - a sequence of image files, or a ``.txt`` file that names one a line, relative to its own folder;
-    - a video, a folder of videos, a pattern such as ``films/*.mp4``, or a list of videos: their frames, one a second
+    - a video, a folder of videos, a pattern such as ``videos/*.mp4``, or a list of videos: their frames, one a second
       unless ``,fps=2`` or ``,stride=10`` (every tenth) follows; each video is a track;
     - with ``crops``, annotated images in the layout of Pascal VOC or COCO: one image for each object;
     - WebDataset shards: a ``.tar`` file, ``train-{000..009}.tar``, ``data/*.tar``, or a folder of them;
@@ -80,123 +78,113 @@ def open_images(
         SourceError: there are no images; one line that says what is wrong and what to do.
 
     """
-    if not isinstance(source, str | os.PathLike):
+    if not isinstance(source, Source | str | os.PathLike):
         return _listed(source, crops)
-    source = os.fspath(source)
-    whole, parts = split(source)
-    if parts and is_stream(whole):
-        raise SourceError(
-            f"{source}: a stream has no known images to take a part of: leave {parts[0]} out, or give files"
-        )
-    if parts:
-        return _part(open_images(whole, data_root=data_root, crops=crops), parts, source)
+    source = parse(source)
+    if source.subset:
+        if source.is_stream:
+            raise SourceError(
+                f"{source.text}: a stream has no known images to take a part of: leave {source.subset[0]} out, "
+                "or give files"
+            )
+        return applied(open_images(source.base, data_root=data_root, crops=crops), source.subset, source.text)
     if crops is not None:
         return object_crops(source, crops)
-    if is_stream(source):
+    if source.is_stream:
         if not streams:
-            raise SourceError(f"{source}: a stream has no known number of images, only train can use one: give files")
+            raise SourceError(
+                f"{source.text}: a stream has no known number of images, only train can use one: give files"
+            )
         return ImageStream.open(source)
-    for known in (_pack, open_videos, open_container, _folder_or_list):
-        found = known(source)
-        if found is not None:
-            return found
-    return _named(source, data_root)
+    return _opened(source, data_root)
 
 
-def open_unlabelled(source: str, *, data_root: str | None = None, crops: Crops | None = None) -> Images:
+def open_unlabelled(
+    source: Source | str | os.PathLike[str], *, data_root: str | None = None, crops: Crops | None = None
+) -> Images:
     """`open_images` without labels: they are dropped before any part is taken, those in a file of ``@list`` too.
 
     Raises:
         SourceError: as from `open_images`, or a part that is chosen by labels.
 
     """
-    whole, parts = split(source)
-    for part in parts:
-        if part.key in BY_LABEL:
+    source = parse(source)
+    for suffix in source.subset:
+        if suffix.key in BY_LABEL:
+            instead = source.with_list("part.txt", (*PICKS, *BY_LABEL))
             raise SourceError(
-                f"{source}: no label is read here, and {part} chooses images by labels: write a list with crosslevel "
-                f"subset '{source}' -o part.txt, and give {with_list(source, 'part.txt', (*PICKS, *BY_LABEL))}"
+                f"{source.text}: no label is read here, and {suffix} chooses images by labels: write a list with "
+                f"crosslevel subset '{source.text}' -o part.txt, and give {instead.text}"
             )
-    images = unlabelled(open_images(whole, data_root=data_root, crops=crops))
-    return unlabelled(_part(images, parts, source)) if parts else images
+    images = unlabelled(open_images(source.base, data_root=data_root, crops=crops))
+    return unlabelled(applied(images, source.subset, source.text)) if source.subset else images
 
 
-def _part(images: Images, parts: list[Suffix], name: str) -> Images:
-    part = applied(images, parts, name)
-    part.left_out, part.watch = images.left_out, images.watch
-    return part
+def _opened(source: Source, data_root: str | None) -> Images:
+    if source.kind == "name":
+        return _named(source, data_root)
+    if source.kind == "hub":
+        return open_hub(source)
+    for opener in (_pack, open_videos, open_container, _folder_or_list):
+        images = opener(source)
+        if images is not None:
+            return images
+    raise _unknown(source)
 
 
 def _listed(files: Sequence[str | os.PathLike[str]], crops: Crops | None) -> Images:
     if crops is not None:
         raise SourceError(f"a list of {len(files)} files has no annotated objects to crop: leave crops out")
-    return open_videos(files) or Files.from_list(files)
+    paths = [os.fspath(file) for file in files]
+    return listed_videos(paths) or Files.from_list(paths)
 
 
-def _pack(source: str) -> Images | None:
-    return open_pack(source) if is_pack(source) else None
+def _pack(source: Source) -> Images | None:
+    return open_pack(source.path) if is_pack(source.whole) else None
 
 
-def _folder_or_list(source: str) -> Images | None:
-    if os.path.isdir(source):
-        return Files.from_folder(source)
-    if source.lower().endswith(".txt") and os.path.exists(source):
-        return Files.from_text(source)
-    if os.path.exists(source):
-        hint = _ANNOTATED if is_annotated(source) else "give a folder, or a .txt file with one image path a line"
-        raise SourceError(f"{source}: a single file: {hint}")
+def _folder_or_list(source: Source) -> Images | None:
+    if source.options:
+        return None
+    if os.path.isdir(source.path):
+        return Files.from_folder(source.path)
+    if source.path.lower().endswith(".txt") and os.path.exists(source.path):
+        return Files.from_text(source.path)
+    if os.path.exists(source.path):
+        hint = _ANNOTATED if source.is_annotated else "give a folder, or a .txt file with one image path a line"
+        raise SourceError(f"{source.text}: a single file: {hint}")
     return None
 
 
-def absolute(source: str) -> str:
-    """``source`` as any working directory finds it: its paths made absolute, the name of a data set as it is."""
-    return located(source, _absolute)
-
-
-def _absolute(source: str) -> str:
-    if is_stream(source) or "://" in source:
-        return lasting(source)
-    if os.path.exists(source) or glob.glob(source):
-        return os.path.abspath(source)
-    if (contained := containers.absolute(source)) != source:
-        return contained
-    if source.partition(",")[0].partition(":")[0] in NAMED:
-        return source
-    for mark in ("+", ",", ":"):
-        head, found, tail = source.rpartition(mark)
-        if found and (made := _absolute(head)) != head:
-            return f"{made}{mark}{tail if mark == ',' else _absolute(tail)}"
-    return source
+def _unknown(source: Source) -> SourceError:
+    near = difflib.get_close_matches(source.path.lower(), NAMED, 1)
+    hint = f"did you mean {near[0]}?" if near else f"give a path, or one of {', '.join(NAMED)}"
+    hint = _ANNOTATED if source.is_annotated else hint
+    return SourceError(f"{source.text!r}: no such folder, file or data set: {hint}")
 
 
 # Opened again by the same process, a named source is not rendered or read again.
 @lru_cache(maxsize=2)
-def _named(source: str, data_root: str | None) -> Images:
-    head, *assignments = source.split(",")
-    name, colon, split = head.partition(":")
+def _named(source: Source, data_root: str | None) -> Images:
+    name = source.path
     if name not in NAMED:
-        near = difflib.get_close_matches(name.lower(), NAMED, 1)
-        hint = f"did you mean {near[0]}?" if near else f"give a path, or one of {', '.join(NAMED)}"
-        hint = _ANNOTATED if is_annotated(source) else hint
-        raise SourceError(f"{source!r}: no such folder, file or data set: {hint}")
+        raise _unknown(source)
     parameters = _parameters(NAMED[name])
     arguments: dict[str, Any] = {"data_root": data_root} if "data_root" in parameters else {}
-    if colon:
-        assignments.insert(0, f"split={split}")
-    for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        if key not in parameters or not equals:
+    split = () if source.split is None else (Option("split", source.split),)
+    for key, value in (*split, *source.options):
+        if key not in parameters or value is None:
             near = difflib.get_close_matches(key, parameters, 1)
             hint = f"did you mean {near[0]}={value or '...'}?" if near else f"keys: {', '.join(parameters)}"
-            raise SourceError(f"{source}: {name} has no key={value or '...'} named {key!r}: {hint}")
-        arguments[key] = _converted(source, key, value, parameters[key])
+            raise SourceError(f"{source.text}: {name} has no key={value or '...'} named {key!r}: {hint}")
+        arguments[key] = _converted(source.text, key, value, parameters[key])
     try:
         images = NAMED[name](**arguments)
     except SourceError:
         raise
     except ValueError as error:
-        raise SourceError(f"{source}: {error}") from error
-    images.name = source
+        raise SourceError(f"{source.text}: {error}") from error
+    images.name = source.text
     return images
 
 

@@ -9,37 +9,29 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor
 
 from crosslevel.data.images import Images
-from crosslevel.data.index_cache import Paths, taken
 from crosslevel.data.open import open_images
+from crosslevel.data.pack_writer import PackWriter, clear
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.sources.packed import (
     ABOUT,
-    INDEX,
     UNFINISHED,
     VERSION,
     Decoded,
     decoded,
     is_pack,
-    shard_name,
     shrunk,
 )
-from crosslevel.data.subsets.suffixes import split
-from crosslevel.utils.errors import BadImage, SourceError
-from crosslevel.utils.files import is_unfinished, sweep, write, write_tensors
+from crosslevel.data.uri import Source, parse
+from crosslevel.utils.errors import BadImage
+from crosslevel.utils.files import is_unfinished
 
-IMAGES_A_PART = 2048  # what a killed run loses at most
-SHARD = 2**29  # bytes after which another shard begins, unless all images have one square size
-BAD_FILES = "bad_files.txt"
 _LOOKED_AT = 32  # images, to estimate the size
 
 
@@ -73,33 +65,26 @@ def pack(
         raise ValueError(f"--size {size}: give at least 1 pixel")
     console, began = Console(soft_wrap=True), time.monotonic()
     folder = Path(output)
-    _check_place(folder, images)
-    source = open_images(images, data_root=data_root, crops=crops)
+    origin = parse(images)
+    _check_place(folder, origin)
+    source = open_images(origin, data_root=data_root, crops=crops)
     _check_watched(folder, source)
     identity = source.identity()
-    found = _about(folder)
-    if found is not None and (found["identity"], found["size"]) != (identity, size):
-        _say(console, f"{folder}: {_difference(found, size, crops, source)}: packed anew")
-        _clear(folder)
-        found = None
-    writer = _Writer(folder, source, {**_origin(images, crops, source), "identity": identity, "size": size})
-    if found is not None and (folder / ABOUT).is_file():
+    former = _about(folder)
+    if former is not None and (former["identity"], former["size"]) != (identity, size):
+        _say(console, f"{folder}: {_difference(former, size, crops, source)}: packed anew")
+        clear(folder)
+        former = None
+    writer = PackWriter(folder, source, {**_origin(images, crops, source), "identity": identity, "size": size})
+    if former is not None and (folder / ABOUT).is_file():
         writer.tidy()
         writer.renew()
-        _say(console, f"{folder} is complete: {found['images']:,} images of {images}, nothing has changed")
+        _say(console, f"{folder} is complete: {former['images']:,} images of {images}, nothing has changed")
         return folder
     _say(console, _space(folder, source, size, writer.start()))
     if writer.done:
         _say(console, f"continuing at image {writer.done:,}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("packing", total=len(source), completed=writer.done)
-        try:
-            for done in writer.write(decoded(source, size, range(writer.done, len(source)), workers)):
-                bar.update(task, completed=done)
-        except KeyboardInterrupt:
-            _say(console, f"{writer.done:,} images are done; the same command continues there")
-            raise
+    _write(writer, decoded(source, size, range(writer.done, len(source)), workers), console)
     count, seconds = writer.finish(), max(time.monotonic() - began, 1e-9)
     _say(console, f"{count:,} images in {folder}, {writer.bytes() / 1e9:.2f} GB, {len(source) / seconds:,.0f} images/s")
     if len(writer.bad):
@@ -107,203 +92,27 @@ def pack(
     return folder
 
 
-class _Part(NamedTuple):
-    """What is known of the images of one part: their sizes, places, where their pixels are, and the bad ones."""
-
-    table: dict[str, Tensor]  # rows, columns, places
-    shard: int
-    stop: int  # bytes of the shard that are written with this part
-    done: int  # the first image after it
-    square: int  # the side that all images so far have, 0 if they differ
-    bad: dict[str, str]
-
-
-class _Writer:
-    """Shards that grow part by part.
-
-    The pixels of a part are on disk before the small file that counts it, so that a kill at any moment loses at most
-    one part; what lies behind the last one counted is cut off. Where parts and shards end depends on the images alone.
-    """
-
-    def __init__(self, folder: Path, source: Images, about: dict[str, Any]) -> None:
-        self.folder, self.source, self.about = folder, source, about
-        self.bad, self.parts = source.bad_files(), list[_Part]()
-
-    @property
-    def done(self) -> int:
-        """The first image that is still to do."""
-        return self.parts[-1].done if self.parts else 0
-
-    def bytes(self) -> int:
-        """The pixels that are written."""
-        return sum(self._lengths())
-
-    def start(self) -> int:
-        """Go back to the last finished part, and return the bytes that are written."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / UNFINISHED, self.about)
-        while (file := self._part_file()).is_file():
-            part = _read_part(file)
-            shard = self.folder / shard_name(part.shard)
-            if not shard.is_file() or shard.stat().st_size < part.stop:
-                break  # the pixels never arrived
-            self._count(part)
-        for file in self.folder.glob("part-*"):
-            if file >= self._part_file():
-                file.unlink()
-        lengths = self._lengths()
-        for file in self.folder.glob("*.bin"):
-            number = int(file.stem)
-            if number < len(lengths):
-                os.truncate(file, lengths[number])
-            else:
-                file.unlink()
-        return sum(lengths)
-
-    def write(self, pieces: Iterator[Decoded]) -> Iterator[int]:
-        """Store all the pieces; tells after each how many images are done."""
-        waiting: list[Decoded] = []
-        seen = self.done
-        for piece in pieces:
-            waiting.append(piece)
-            seen = min(seen + piece.asked, len(self.source))
-            if seen - self.done >= IMAGES_A_PART or seen == len(self.source):
-                self._store(waiting, seen)
-                waiting = []
-            yield seen
-
-    def finish(self) -> int:
-        """Write the index, and at last the file that makes the pack whole; return the number of images.
-
-        Raises:
-            SourceError: fewer than 2 images can be read.
-
-        """
-        rows, columns, places = (
-            torch.cat([part.table[name] for part in self.parts]) for name in ("rows", "columns", "places")
-        )
-        if len(self.bad):
-            self.bad.write(self.folder / BAD_FILES)
-        if len(rows) < 2:
-            raise SourceError(
-                f"{self.source.name}: needs at least 2 images, only {len(rows)} of {len(self.source)} can be read "
-                f"(see {self.folder / BAD_FILES})"
-            )
-        table = {"rows": rows, "columns": columns, **_columns("paths", taken(self.source.paths, places))}
-        for name in ("labels", "tracks"):
-            column: Tensor | None = getattr(self.source, name)
-            if column is not None:
-                table[name] = column[places]
-        self._write_index(table | _watched(self.source))
-        whole = {"images": len(rows), "classes": self.source.classes, "shards": self._lengths()}
-        _write(self.folder / ABOUT, {**self.about, **whole})
-        self.tidy()
-        return len(rows)
-
-    def renew(self) -> None:
-        """The same images may have other times now, or lie elsewhere: from now on, a change is one of these."""
+def _write(writer: PackWriter, pieces: Iterator[Decoded], console: Console) -> None:
+    """Store all the pieces, and show how many images are done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("packing", total=len(writer.source), completed=writer.done)
         try:
-            table, about = load_file(self.folder / INDEX), json.loads((self.folder / ABOUT).read_text("utf-8"))
-        except (OSError, SafetensorError):
-            return  # whoever opens the pack says that it is damaged
-        watched = _watched(self.source)
-        if any(name not in table or not torch.equal(table[name], column) for name, column in watched.items()):
-            self._write_index(table | watched)
-        if about != about | self.about:
-            _write(self.folder / ABOUT, about | self.about)
-
-    def _write_index(self, table: dict[str, Tensor]) -> None:
-        write_tensors(self.folder / INDEX, table)
-
-    def tidy(self) -> None:
-        """Delete what only an unfinished pack needs."""
-        for file in (*self.folder.glob("part-*"), *self.folder.glob("*.tmp"), self.folder / UNFINISHED):
-            file.unlink(missing_ok=True)
-        sweep(self.folder)
-
-    def _store(self, pieces: list[Decoded], done: int) -> None:
-        rows, columns = torch.cat([p.rows for p in pieces]), torch.cat([p.columns for p in pieces])
-        last = self.parts[-1] if self.parts else None
-        shard, stop = (last.shard, last.stop) if last else (0, 0)
-        square = _common(rows, columns, last.square if last else None)
-        if stop >= SHARD and not square:
-            shard, stop = shard + 1, 0
-        with (self.folder / shard_name(shard)).open("ab") as file:
-            for piece in pieces:
-                _append(file, piece.pixels)
-            stop = file.tell()
-            os.fsync(file.fileno())
-        bad = {path: reason for piece in pieces for path, reason in piece.bad}
-        table = {"rows": rows.int(), "columns": columns.int(), "places": torch.cat([p.places for p in pieces])}
-        part = _Part(table, shard, stop, done, square, bad)
-        _write_part(self._part_file(), part)
-        self._count(part)
-
-    def _count(self, part: _Part) -> None:
-        self.parts.append(part)
-        for path, reason in part.bad.items():
-            self.bad.add(path, reason)
-
-    def _part_file(self) -> Path:
-        """The file of the next part."""
-        return self.folder / f"part-{len(self.parts):06}.safetensors"
-
-    def _lengths(self) -> list[int]:
-        """Bytes of each shard."""
-        return list({part.shard: part.stop for part in self.parts}.values())
+            for done in writer.write(pieces):
+                bar.update(task, completed=done)
+        except KeyboardInterrupt:
+            _say(console, f"{writer.done:,} images are done; the same command continues there")
+            raise
 
 
-def _common(rows: Tensor, columns: Tensor, before: int | None) -> int:
-    """The one square size of these images and of those before (None: there are none), 0 if they differ."""
-    if not len(rows):
-        return -1 if before is None else before
-    side = int(rows[0])
-    same = bool((rows == side).all() and (columns == side).all()) and before in (None, -1, side)
-    return side if same else 0
-
-
-def _append(file: BinaryIO, pixels: Tensor) -> None:
-    file.write(pixels.numpy().data)
-
-
-def _write_part(file: Path, part: _Part) -> None:
-    told = {name: getattr(part, name) for name in ("shard", "stop", "done", "square", "bad")}
-    write_tensors(file, part.table, {"part": json.dumps(told)})
-
-
-def _read_part(file: Path) -> _Part:
-    with safe_open(file, framework="pt") as opened:
-        table = {name: opened.get_tensor(name) for name in ("rows", "columns", "places")}
-        return _Part(table, **json.loads((opened.metadata() or {})["part"]))
-
-
-def _write(file: Path, content: dict[str, Any]) -> None:
-    write(file, json.dumps(content, indent=1) + "\n")
-
-
-def _columns(name: str, strings: Any) -> dict[str, Tensor]:
-    paths = strings if isinstance(strings, Paths) else Paths.of(strings)
-    return {f"{name}.text": paths.text, f"{name}.ends": paths.ends}
-
-
-def _watched(source: Images) -> dict[str, Tensor]:
-    """What tells later whether the source has changed, as columns of the index."""
-    watch = source.watch
-    if watch is None:
-        return {}
-    sizes = {} if watch.sizes is None else {"sizes": watch.sizes}
-    return {"times": watch.times, **_columns("watched", watch.paths), **sizes}
-
-
-def _check_place(folder: Path, images: str) -> None:
+def _check_place(folder: Path, origin: Source) -> None:
     """Refuse a folder that holds something else, and one inside the source, which would change by being packed."""
     others = [file for file in folder.iterdir() if not is_unfinished(file.name)] if folder.is_dir() else []
     if others and not is_pack(str(folder)):
         raise ValueError(f"--output {folder}: there is something else in it: give another folder")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder}: it is a file: give a folder")
-    whole = split(images)[0]
-    read = whole if os.path.exists(whole) else whole.partition(",")[0]
+    read = origin.path
     if os.path.isdir(read) and folder.resolve().is_relative_to(Path(read).resolve()):
         raise ValueError(f"--output {folder} lies inside {read}: give a folder outside of it")
 
@@ -323,11 +132,11 @@ def _about(folder: Path) -> dict[str, Any] | None:
     """What the pack in ``folder`` was made of, None where there is none."""
     for name in (ABOUT, UNFINISHED):
         try:
-            told: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+            content: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if told.get("version") == VERSION:
-            return told
+        if content.get("version") == VERSION:
+            return content
     return None
 
 
@@ -338,22 +147,13 @@ def _origin(images: str, crops: Crops | None, source: Images) -> dict[str, Any]:
     return {"version": VERSION, "source": images, "where": where, **cut, **watched}
 
 
-def _difference(found: dict[str, Any], size: int, crops: Crops | None, source: Images) -> str:
-    if found["size"] != size:
-        return f"it was packed with --size {found['size']}"
-    if found.get("crops") != (None if crops is None else asdict(crops)):
-        return f"it was packed with {Crops(**found['crops']).options() if 'crops' in found else 'no --crops'}"
-    then = f" ({found['images']:,} readable images then, {len(source):,} files now)" if "images" in found else ""
+def _difference(former: dict[str, Any], size: int, crops: Crops | None, source: Images) -> str:
+    if former["size"] != size:
+        return f"it was packed with --size {former['size']}"
+    if former.get("crops") != (None if crops is None else asdict(crops)):
+        return f"it was packed with {Crops(**former['crops']).options() if 'crops' in former else 'no --crops'}"
+    then = f" ({former['images']:,} readable images then, {len(source):,} files now)" if "images" in former else ""
     return f"{source.name} has changed since{then}"
-
-
-def _clear(folder: Path) -> None:
-    # A kill in between leaves an unfinished pack, and not one that is taken for whole.
-    if (folder / ABOUT).is_file():
-        os.replace(folder / ABOUT, folder / UNFINISHED)
-    for pattern in (INDEX, "*.tmp", "part-*", "*.bin", BAD_FILES):
-        for file in folder.glob(pattern):
-            file.unlink()
 
 
 def _space(folder: Path, source: Images, size: int, written: int) -> str:

@@ -12,7 +12,7 @@ from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets.lists import write_list
-from crosslevel.data.subsets.suffixes import split, with_list
+from crosslevel.data.uri import parse
 
 SHOWN = 20  # classes that are counted one by one
 
@@ -34,15 +34,15 @@ def subset(images: str, output: str = "subset.txt", data_root: str | None = None
 
     """
     console, file = Console(soft_wrap=True), Path(output)
-    whole, suffixes = split(images)
-    for read in (whole, *(suffix.value for suffix in suffixes)):
+    parsed = parse(images)
+    for read in (parsed.whole, *(suffix.value for suffix in parsed.subset)):
         if file.exists() and os.path.exists(read) and file.samefile(read):
             raise ValueError(f"--output {output} is what {images} is read from: give another file")
-    source = open_images(images, data_root=data_root, crops=crops)
+    source = open_images(parsed, data_root=data_root, crops=crops)
     write_list(source, file)
     for line in [f"{len(source):,} images of {images} in {file}", *_counts(source)]:
         console.print(line, highlight=False, markup=False)
-    use, where = with_list(images, str(file)), "" if data_root is None else f" --data-root {shlex.quote(data_root)}"
+    use, where = parsed.with_list(str(file)).text, "" if data_root is None else f" --data-root {shlex.quote(data_root)}"
     where += "" if crops is None else f" {crops.options()}"
     console.print(f"use it: crosslevel train {shlex.quote(use)}{where}", highlight=False, markup=False)
     return file

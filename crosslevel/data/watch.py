@@ -16,9 +16,9 @@ from crosslevel.data.index_cache import Paths
 class Watch(NamedTuple):
     """Paths below ``root`` and when each changed (``st_mtime_ns``; -1 where there is nothing).
 
-    A folder's time changes when anything in it comes, goes or is renamed: looking at the folders alone tells whether
-    a list of files still holds. What it does not tell is that a file was written again under its name: files that are
-    watched themselves have ``sizes`` in bytes too (-1 where there is nothing; of a folder, 0).
+    A folder's time changes when something in it is added, removed or renamed, so the folders alone tell whether a list
+    of files is still valid. They do not tell that a file has new content under its old name: files that are watched
+    themselves have ``sizes`` in bytes too (-1 if there is no such file, 0 for a folder).
     """
 
     root: str

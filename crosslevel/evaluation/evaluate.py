@@ -13,11 +13,12 @@ from rich.console import Console
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
-from crosslevel.data.open import absolute, open_images
-from crosslevel.data.sources.annotated.annotations import annotated
+from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.data.sources.annotated.open import annotated
+from crosslevel.data.uri import parse
 from crosslevel.evaluation import protocols
-from crosslevel.evaluation.detection import benchmark as probe
+from crosslevel.evaluation.detection import benchmark
 from crosslevel.evaluation.detection.model import Sizes
 from crosslevel.evaluation.finetune import FineTune, Semi
 from crosslevel.evaluation.linear import Linear
@@ -209,15 +210,15 @@ def _detection(
     console: Console,
 ) -> dict[str, Row]:
     """Detectors from random and from trained weights, trained alike."""
-    train, queries = annotated(how.images or images), annotated(how.test or test or "")
-    plan = probe.published(train)
+    train, queries = annotated(parse(how.images or images)), annotated(parse(how.test or test or ""))
+    plan = benchmark.published(train)
     schedule = plan.schedule._replace(batch_size=how.batch_size, rate=how.rate)
     if how.iterations is not None:
         schedule = schedule._replace(iterations=how.iterations)
     plan = plan._replace(schedule=schedule, kind=how.kind, batchnorm=how.batchnorm)
     if how.short_side is not None:
         plan = plan._replace(sizes=Sizes((how.short_side,), how.short_side, 2 * how.short_side))
-    figures = probe.detection(
+    figures = benchmark.detection(
         encoder, train, queries, settings=plan, hardware=hardware, seed=seed,
         workers=4 if workers is None else workers, folder=None if home is None else home / "probe" / "detection",
         bad=bad, console=console,
@@ -246,7 +247,7 @@ def _asked(protocol: str) -> list[str]:
 
 def _place(source: str | None) -> str | None:
     """A source as any other call would find it."""
-    return None if source is None else absolute(source)
+    return None if source is None else parse(source).absolute().text
 
 
 def labelled_pair(

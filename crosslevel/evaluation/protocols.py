@@ -190,7 +190,7 @@ def _fine_tuned(subject: Subject, images: Images, how: FineTune, title: str) -> 
             scores, labels = fine_tuned(
                 encoder, shown, len(classes), subject.cache.decoded(subject.queries, encoder.view.size), how,
                 subject.place, subject.bad, seed=subject.seed, home=subject.home, key=subject.key(name, images),
-                progress=told,
+                progress=told, console=subject.console,
             )  # fmt: skip
         found = truth(images.labels, classes, labels, subject.queries.classes or [], subject.shots)
         row[name] = found.judge(scores)

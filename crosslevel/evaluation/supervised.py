@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -23,6 +22,8 @@ from crosslevel.evaluation.linear import SCHEDULES
 from crosslevel.features.extract import Runtime
 from crosslevel.models.encoder import Encoder
 from crosslevel.transforms.views import Views
+from crosslevel.utils.rng import generator
+from crosslevel.utils.tensors import load_tensors
 
 SMALL = 64  # pixels: smaller images lose their object in crops of a twelfth
 
@@ -114,7 +115,7 @@ def _step(
     seeds: tuple[int, ...],
 ) -> Float[Tensor, ""]:
     device = place.hardware.device
-    draws = torch.Generator().manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]))
+    draws = generator(*seeds)
     view = views(images.to(device, non_blocking=True), draws)[0].contiguous(memory_format=torch.channels_last)
     with place.hardware.autocast():
         logits = network(view)
@@ -132,7 +133,7 @@ def _resume(kept: Path | None, modules: nn.Module, optimizer: torch.optim.Optimi
     kept.parent.mkdir(parents=True, exist_ok=True)
     if not kept.is_file():
         return 0
-    state = torch.load(kept, map_location="cpu", weights_only=True)
+    state = load_tensors(kept)
     modules.load_state_dict(state["modules"])
     if "optimizer" in state:  # there is none of a training that is done
         optimizer.load_state_dict(state["optimizer"])

@@ -18,7 +18,7 @@ from crosslevel import report
 from crosslevel.data.bad_files import escaped
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
-from crosslevel.data.subsets import select as subsets
+from crosslevel.data.subsets import select
 from crosslevel.features.extract import Runtime
 from crosslevel.inspection.scan import Found, ScanResult, find, known_features, look
 from crosslevel.inspection.summary import page_blocks, summary, tables
@@ -68,7 +68,7 @@ def inspect(
     encoder, hardware = None if run is None else load_encoder(run), choose(device, precision)
     source = open_images(images, data_root=data_root, crops=crops)
     bad, total, generator = source.bad_files(), len(source), torch.Generator().manual_seed(seed)
-    part = source if total <= sample else subsets.take(source, subsets.sample(source, sample, generator))
+    part = source if total <= sample else select.take(source, select.sample(source, sample, generator))
     with _bar(console) as bar:
         task = bar.add_task("looking at images", total=len(part))
         looked = look(part, bad, workers, lambda done: bar.update(task, completed=done))

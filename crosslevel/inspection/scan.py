@@ -15,8 +15,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.data.bad_files import BadFiles
-from crosslevel.data.images import Images
-from crosslevel.data.loaders.batches import EvalBatches, pack
+from crosslevel.data.images import Images, ImageView
+from crosslevel.data.loaders.batches import pack
+from crosslevel.data.loaders.records import records
 from crosslevel.data.subsets.select import sample, take
 from crosslevel.features.cache import FeatureCache
 from crosslevel.features.extract import Runtime
@@ -35,8 +36,8 @@ CALIBRATED_ON = 512  # images of which two views are compared
 class ScanResult(NamedTuple):
     """What one pass over M readable images has found.
 
-    ``pictures`` are all of one small size, whatever the images'; ``shape`` is height and width in pixels; equal
-    ``content`` (of pixels, in the image's own size) means equal images; ``places`` are those in the source.
+    ``pictures`` are all of one small size, whatever the images'; ``shape`` is height and width in pixels;
+    ``content`` is a checksum of all pixels; ``places`` are those in the source.
     """
 
     pictures: UInt8[Tensor, "M 3 32 32"]
@@ -70,34 +71,29 @@ def look(
 
     """
     total, count = len(source), 0
-    pictures = torch.empty(total, 3, SIDE, SIDE, dtype=torch.uint8)
-    codes, places = torch.empty(total, dtype=torch.int64), torch.empty(total, dtype=torch.int64)
-    for batch in EvalBatches(_Coded(source), 256, SIDE, bad=bad, workers=workers):
-        new = slice(count, count + len(batch.index))
-        pictures[new], codes[new], places[new] = batch.images, batch.labels, batch.index
+    pictures, shape = torch.empty(total, 3, SIDE, SIDE, dtype=torch.uint8), torch.empty(total, 2, dtype=torch.int64)
+    content, places = torch.empty(total, dtype=torch.int64), torch.empty(total, dtype=torch.int64)
+    for numbers, glance in records(source, _glance, 256, bad=bad, workers=workers):
+        new = slice(count, count + len(numbers))
+        pictures[new], shape[new], content[new], places[new] = *glance, numbers
         count = new.stop
-        progress(int(batch.index[-1]) + 1)
+        progress(int(numbers[-1]) + 1)
     if count < 2:
         raise SourceError(f"{source.name}: needs at least 2 images, only {count} of {total} can be read")
-    codes = codes[:count]
-    shape = torch.stack([codes >> 47 & 0xFFFF, codes >> 31 & 0xFFFF], dim=1)
-    return ScanResult(pictures[:count], shape, codes, places[:count])
+    return ScanResult(pictures[:count], shape[:count], content[:count], places[:count])
 
 
-class _Coded(Images):
-    """A small picture of each image; in place of its label, the height and width (16 bits each) and 31 bits of a CRC.
+class _Glance(NamedTuple):
+    """What stays of one image: a small picture, height and width in pixels, and a checksum of all its pixels."""
 
-    So what a look needs comes through any number of workers, and no label does.
-    """
+    picture: UInt8[Tensor, "3 32 32"]
+    shape: Int64[Tensor, 2]
+    content: Int64[Tensor, ""]
 
-    def __init__(self, source: Images) -> None:
-        self.source, self.name, self.paths = source, source.name, source.paths
 
-    def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 32 32"], int]:
-        image, _ = self.source[i]
-        height, width = (min(side, 0xFFFF) for side in image.shape[1:])
-        content = zlib.crc32(image.contiguous().numpy().tobytes()) & 0x7FFFFFFF
-        return tvf.resize(image, [SIDE, SIDE], antialias=True), height << 47 | width << 31 | content
+def _glance(image: UInt8[Tensor, "3 H W"]) -> _Glance:
+    content = torch.tensor(zlib.crc32(image.contiguous().numpy().tobytes()))
+    return _Glance(tvf.resize(image, [SIDE, SIDE], antialias=True), torch.tensor(image.shape[1:]), content)
 
 
 def find(
@@ -110,7 +106,7 @@ def find(
     """Duplicates, tracks and groups: from pixels alone, or by the features of a run as well.
 
     By pixels as in `duplicates.alike_pairs`. Features add pairs that are among each other's nearest, have a cosine of
-    at least ``threshold``, and differ by at most twice as much. A chain of near-duplicates, such as a film, is one
+    at least ``threshold``, and differ by at most twice as much. A chain of near-duplicates, such as a video, is one
     track.
     """
     pictures, count = looked.pictures, len(looked.places)
@@ -121,8 +117,9 @@ def find(
         close = duplicates.mutual_pairs(features, threshold, duplicates.NEIGHBOURS)
         close = close[descriptor.alike(pictures, close, ALIKE_IN_FEATURES)]
     tracks = duplicates.tracks(count, torch.cat([alike, close]))
-    # A CRC of 31 bits may agree by chance, but hardly together with the size and the small picture.
-    exact = torch.stack([looked.content, hashes], dim=1).unique(dim=0, return_inverse=True)[1]
+    # A CRC of 32 bits may agree by chance, but hardly together with the size and the small picture.
+    alike_in_all = torch.column_stack([looked.content, looked.shape, hashes])
+    exact = alike_in_all.unique(dim=0, return_inverse=True)[1]
     described = plain if features is None else features
     found = long_tail.grouped(described, tracks, groups, seed)
     return Found(exact, tracks, found.groups, len(alike), len(close), described, found.separation)
@@ -177,17 +174,15 @@ def known_features(
     return features, calibrated(encoder, shown, features[some], place.hardware, seed)
 
 
-class _Unlabelled(Images):
+class _Unlabelled(ImageView):
     """The images ``places`` of a source, without labels and tracks."""
 
     def __init__(self, source: Images, places: Int64[Tensor, " M"]) -> None:
-        self.source, self.places, self.name = source, places, source.name
-        self.paths = source.paths if len(places) == len(source) else [source.paths[i] for i in places.tolist()]
+        super().__init__(source, places)
+        self.labels = self.classes = self.tracks = None
+        self.places = places
 
-    def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
-        return self.source[int(self.places[i])][0], -1
-
-    def _content(self) -> Iterable[bytes | memoryview]:
-        # Not the identity of the source, which looks at its labels.
-        yield from self.source._content()
+    def content(self) -> Iterable[bytes | memoryview]:
+        """Not the identity of the source, which looks at its labels."""
+        yield from self.images.content()
         yield self.places.numpy().tobytes()

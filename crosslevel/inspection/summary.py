@@ -203,7 +203,7 @@ def _histogram(sides: Int64[Tensor, " M"]) -> dict[str, int]:
 
 
 def _formats(part: Images, places: Int64[Tensor, " M"]) -> dict[str, int]:
-    """Suffixes of the readable images' names, or of the films that they are of, the most frequent first."""
+    """Suffixes of the readable images' names, or of the videos that they are of, the most frequent first."""
     names = (_COPY.sub("", part.paths[i]) for i in places.tolist())
     suffixes = (os.path.splitext(name)[1].lower().lstrip(".") or "not in the name" for name in names)
     return dict(Counter(suffixes).most_common())

@@ -139,7 +139,7 @@ def grouped(
     Jordan 2006, likewise), which leaves components empty that it does not need. K-means would cut large groups to make
     sizes even.
 
-    A track counts once, so that a film of a thousand frames does not get a group of its own; its images share a group.
+    A track counts once, so that a video of a thousand frames does not get a group of its own; its images share a group.
     Features are centred: where all of them point the same way, their directions would not tell them apart. Groups are
     found in their `DIMENSIONS` leading principal components.
 

@@ -19,9 +19,12 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from crosslevel.methods import METHODS, USUAL
+from crosslevel.methods import USUAL
 from crosslevel.settings.recipes import find
+from crosslevel.settings.trust import check, method_class, named_on
 from crosslevel.utils.errors import NotFinite
+
+__all__ = ["Parser", "build", "method_class", "run", "with_options_of"]
 
 BORROWED = "crosslevel_options"
 
@@ -109,25 +112,6 @@ def build(function: Callable[..., Any]) -> Parser:
     return parser
 
 
-def method_class(name: str) -> str:
-    """The import path of a method, by its name in any case, alone or after ``crosslevel.methods``.
-
-    Raises:
-        ValueError: there is no such method; the message has the nearest names.
-
-    """
-    if "." in name and not name.startswith("crosslevel.methods."):
-        return name
-    short = name.rsplit(".", 1)[-1].lower()
-    found = METHODS.get(short)
-    if found is None:
-        known = [method.__name__ for method in METHODS.values()]
-        near = difflib.get_close_matches(short, METHODS, n=1)
-        hint = f"did you mean {METHODS[near[0]].__name__}?" if near else f"there are {', '.join(known)}"
-        raise ValueError(f"method={name!r} is unknown: {hint}")
-    return f"{found.__module__}.{found.__name__}"
-
-
 def _names(function: Callable[..., Any]) -> set[str]:
     """All arguments of a command, its own and those that it has of another."""
     other, but = vars(function).get(BORROWED, (None, ()))
@@ -150,7 +134,7 @@ def _borrowed(function: Callable[..., Any], parser: Parser, settings: Namespace)
 def _prepared(function: Callable[..., Any], arguments: list[str], parser: Parser) -> list[str]:
     """What argparse cannot do: --resume as a config, method names in any case, a default method's options."""
     names = _names(function)
-    arguments = _apart([_spelled(argument) for argument in arguments], ("--config", "--method"))
+    arguments = given = _apart([_spelled(argument) for argument in arguments], ("--config", "--method"))
     if "crops" in names:
         arguments = _with_crops(arguments)
     if "search" in names:
@@ -159,17 +143,20 @@ def _prepared(function: Callable[..., Any], arguments: list[str], parser: Parser
         arguments = _with_images(_resumed(_with_recipe(arguments)))
     if "runs" in names:
         arguments = _as_list(arguments)
-    return _with_method(arguments) if "method" in names else arguments
+    named = named_on(given) if "method" in names else {}
+    for file in (arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a == "--config"):
+        check(_read(file), file, {*named, *named.values()})
+    return _with_method(arguments, named) if "method" in names else arguments
 
 
-def _with_method(arguments: list[str]) -> list[str]:
+def _with_method(arguments: list[str], known: dict[str, str]) -> list[str]:
     """One method, by its import path: of several the last one named, the usual one of none.
 
     A method that is not the last one goes with all of its settings: those would be inherited by their names.
     """
     places = [i for i, a in enumerate(arguments[:-1]) if a in ("--config", "--method")]
     trees = {i: _read(arguments[i + 1]) for i in places if arguments[i] == "--config"}
-    named = {i: _named(trees[i]) if i in trees else method_class(arguments[i + 1]) for i in places}
+    named = {i: _named(trees[i], known) if i in trees else method_class(arguments[i + 1], known) for i in places}
     chosen = next((name for name in reversed(named.values()) if name), None)
     kept: dict[int, list[str]] = {}
     for i, name in named.items():
@@ -185,11 +172,11 @@ def _with_method(arguments: list[str]) -> list[str]:
     return out
 
 
-def _named(tree: dict[str, Any]) -> str | None:
+def _named(tree: dict[str, Any], known: dict[str, str]) -> str | None:
     """The import path of the method that a config names: ``method: NAME`` or ``method: {class_path: NAME, ...}``."""
     told = tree.get("method")
     name = told.get("class_path") if isinstance(told, dict) else told
-    return method_class(name) if isinstance(name, str) else None
+    return method_class(name, known) if isinstance(name, str) else None
 
 
 def _settings(told: str | dict[str, Any], name: str) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from torch import nn
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.images import Images
 from crosslevel.data.loaders.batches import TrainBatches
-from crosslevel.data.loaders.streams import ImageStream, StreamBatches
+from crosslevel.data.loaders.streams import StreamBatches
+from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.methods import METHODS, USUAL, Method
 from crosslevel.models.encoder import Encoder
 from crosslevel.settings import describe as settings

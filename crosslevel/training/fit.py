@@ -15,13 +15,16 @@ from rich.console import Console
 
 from crosslevel.data.loaders.batches import TrainBatches
 from crosslevel.data.loaders.streams import StreamBatches
+from crosslevel.models.numerics import avoid_faults, glance, tell
 from crosslevel.models.sync_batchnorm import synchronize
 from crosslevel.training.callbacks import Checkpoints, Clock, Display, Monitor, Recorder, StopOnSignal, Stream
 from crosslevel.training.collapse import CollapseWatch
 from crosslevel.training.module import Pretrain
 from crosslevel.utils.device import Hardware
+from crosslevel.utils.tensors import load_tensors
 
 LAST = "last.ckpt"
+_PARTS = {"state_dict", "optimizer_states", "loops", "callbacks", "epoch", "global_step"}
 PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
 
@@ -69,13 +72,15 @@ def fit(
     Raises:
         NotFinite: the loss is no longer a number.
         FileNotFoundError: there is no checkpoint to continue from.
-        ValueError: a batch normalization that cannot be synchronized.
+        ValueError: a batch normalization that cannot be synchronized, or no checkpoint of tensors and plain values.
 
     """
     checkpoints_folder = folder / "checkpoints"
     last = checkpoints_folder / LAST
     if resume and not last.is_file():
         raise FileNotFoundError(f"{last} does not exist: there is nothing to resume; start the run anew")
+    if resume:
+        _check(last)
     checkpoints_folder.mkdir(parents=True, exist_ok=True)
     console = console or Console()
     epoch, clock = len(batches), Clock()
@@ -106,9 +111,12 @@ def fit(
         default_root_dir=folder,
     )
     module.to(memory_format=torch.channels_last)
+    view = module.views.size
+    sizes = (view, module.method.piece_size(view) or view)
+    tell(console, avoid_faults(module.encoder, lambda: glance(module.encoder, *sizes), hardware, whole=module))
     module.stream = lambda: _stream(batches, trainer, clock)
     try:
-        trainer.fit(module, ckpt_path=last if resume else None, weights_only=False if resume else None)
+        trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
     finally:
         display.release()
         stopper.release()
@@ -118,6 +126,14 @@ def fit(
 def _stream(batches: TrainBatches | StreamBatches, trainer: L.Trainer, clock: Clock) -> Stream:
     clock.stream = Stream(batches, trainer.global_step)
     return clock.stream
+
+
+def _check(checkpoint: Path) -> None:
+    """Refuse a checkpoint that Lightning could not take up, before anything is built for it."""
+    state = load_tensors(checkpoint, mmap=True)
+    lacks = _PARTS - state.keys() if isinstance(state, dict) else _PARTS
+    if lacks:
+        raise ValueError(f"{checkpoint} is no checkpoint of a run: it lacks {', '.join(sorted(lacks))}")
 
 
 def _quiet() -> None:

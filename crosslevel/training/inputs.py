@@ -15,7 +15,8 @@ from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images, InMemoryImages
 from crosslevel.data.loaders.batches import TrainBatches, pack
-from crosslevel.data.loaders.streams import ImageStream, StreamBatches
+from crosslevel.data.loaders.streams import StreamBatches
+from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder, View
 from crosslevel.training.monitor import Which, monitor_of

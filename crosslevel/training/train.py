@@ -18,12 +18,12 @@ from crosslevel import report
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
-from crosslevel.data.loaders.streams import ImageStream
-from crosslevel.data.open import absolute, open_images, open_unlabelled
+from crosslevel.data.open import open_images, open_unlabelled
 from crosslevel.data.sources.annotated.object_crops import Crops
-from crosslevel.data.subsets import suffixes
+from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.subsets.lists import write_list
-from crosslevel.methods import Method
+from crosslevel.data.uri import Source, parse
+from crosslevel.methods import METHODS, Method
 from crosslevel.models.encoder import FILE, Encoder
 from crosslevel.runs import Unreadable, changed_images, claim, keep_images, next_commands, save_branches
 from crosslevel.settings import describe as settings
@@ -151,11 +151,11 @@ def train(
         the run's folder.
 
     """
-    given, began = dict(locals()), time.monotonic()
+    given, began, origin = dict(locals()), time.monotonic(), parse(images)
     console = Console(soft_wrap=True)
     hardware = choose(device, precision)
     _announce(console, hardware, encoder)
-    opened = source = _opened(images, data_root, crops, watch)
+    opened = source = _opened(origin, data_root, crops, watch)
     bad = BadFiles() if isinstance(source, ImageStream) else source.bad_files()
     total = length(source, epoch_size)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
@@ -171,12 +171,12 @@ def train(
     )  # fmt: skip
     chosen, branch, batches = plan.method, plan.cld, plan.batches
     every = max(1, int(plan.settings["epochs"]) // 10) if monitor_every is None else monitor_every
-    folder = Path(resume) if resume else claim(run, getattr(source, "short", images), _kind(chosen, branch), rank)
+    folder = Path(resume) if resume else claim(run, origin.short, _kind(chosen, branch), rank)
     if resume:
         say(console, changed_images(folder, opened))
     elif rank == 0:
         resolved = {
-            "images": absolute(images),
+            "images": origin.absolute().text,
             "workers": workers,
             "monitor": monitor or usual_monitor(source),
             "monitor_every": every,
@@ -184,7 +184,7 @@ def train(
         }
         tree = _tree({**given, **plan.settings, **resolved})
         settings.write(tree, folder / "config.yaml", [f"chosen: {choice}" for choice in plan.choices])
-        _keep_images(images, opened, folder)
+        _keep_images(origin, opened, folder)
     module = Pretrain(
         encoder, chosen, branch, views, steps=plan.steps, warmup_steps=plan.warmup_steps, optimizer=optimizer,
         lr=plan.settings["lr"], weight_decay=plan.settings["weight_decay"], seed=seed,
@@ -221,13 +221,13 @@ def train(
             _say_the_truth(encoder, source, hardware, seed, console)
         if outcome.finished and report_html:
             _write_report(folder, encoder, branch, source, hardware, seed, following)
-        _farewell(folder, following, outcome, module.steps, time.monotonic() - began, console)
+        _farewell(folder, chosen, following, outcome, module.steps, time.monotonic() - began, console)
     if outcome.signal is not None:
         sys.exit(128 + outcome.signal)
     return folder
 
 
-def _opened(images: str, data_root: str | None, crops: Crops | None, watch: Watch | None) -> Images | ImageStream:
+def _opened(images: Source, data_root: str | None, crops: Crops | None, watch: Watch | None) -> Images | ImageStream:
     if watch is not None:
         return watch.part(open_unlabelled(images, data_root=data_root, crops=crops))
     return open_images(images, data_root=data_root, crops=crops, streams=True)
@@ -243,10 +243,10 @@ def _kind(method: Method, cld: CrossLevel | None) -> str:
     return f"{type(method).__name__.lower()}{'' if cld is None else '-cld'}"
 
 
-def _keep_images(images: str, source: Images | ImageStream, folder: Path) -> None:
+def _keep_images(images: Source, source: Images | ImageStream, folder: Path) -> None:
     """Note which images the run begins with, and of a part the list: it outlives a change of what it is drawn from."""
     keep_images(folder, source)
-    if isinstance(source, Images) and suffixes.split(images)[1]:
+    if isinstance(source, Images) and images.has_subset:
         write_list(source, folder / "subset.txt")
 
 
@@ -319,14 +319,15 @@ def _feature_blocks(
 
 
 def _farewell(
-    folder: Path, following: list[str], outcome: Outcome, steps: int, seconds: float, console: Console
+    folder: Path, method: Method, following: list[str], outcome: Outcome, steps: int, seconds: float, console: Console
 ) -> None:
     if not outcome.finished:
         say(
             console,
             f"stopped at step {outcome.steps:,} of {steps:,}; the encoder so far is {folder / FILE}; to go on:",
         )
-        say(console, f"  crosslevel train --resume {shlex.quote(str(folder))}")
+        own = "" if type(method) in METHODS.values() else f" --method {type(method).__module__}.{type(method).__name__}"
+        say(console, f"  crosslevel train --resume {shlex.quote(str(folder))}{own}")
         return
     left = [folder / FILE, *folder.glob("report.html")]
     say(console, f"done in {seconds / 60:.1f} min: {', '.join(map(str, left))}; next:")

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from crosslevel import report
-from crosslevel.data.open import absolute
+from crosslevel.data.uri import parse
 from crosslevel.report import Block, Cell, cell
 from crosslevel.runs import BAD_FILES
 from crosslevel.settings import describe as trees
@@ -56,7 +56,7 @@ def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], conso
     if best is not None:
         tree = best_settings(settings, best.params)
         part = plan.folder / f".{BEST}.{os.getpid()}.part"
-        trees.write({**tree, "images": absolute(images)}, part)
+        trees.write({**tree, "images": parse(images).absolute().text}, part)
         part.replace(plan.folder / BEST)
     console.print(_printed(trials, plan))
     page = report.page(

@@ -10,13 +10,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib import import_module
 from types import UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from crosslevel.settings import parser as commands
+from crosslevel.settings import trust
 from crosslevel.training import defaults
 from crosslevel.training.train import train
 
@@ -92,8 +92,7 @@ def parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def chosen(settings: Mapping[str, Any]) -> Any:
     """The class of the settings' method."""
-    module, name = settings["method"]["class_path"].rsplit(".", 1)
-    return getattr(import_module(module), name)
+    return trust.chosen(settings)
 
 
 def value_at(settings: Mapping[str, Any], name: str) -> Any:

@@ -16,10 +16,12 @@ import torch
 from rich.console import Console
 
 from crosslevel.data.images import Images
-from crosslevel.data.open import NAMED, open_unlabelled
+from crosslevel.data.open import open_unlabelled
 from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.data.uri import parse
 from crosslevel.settings import describe as settings
 from crosslevel.settings import parser as commands
+from crosslevel.settings import trust
 from crosslevel.training import defaults
 from crosslevel.training.train import train
 from crosslevel.tuning import report as results
@@ -189,7 +191,7 @@ def _whose(images: str, source: Images) -> str:
     may differ between machines with the same images does.
     """
     digest = hashlib.sha256("\n".join(source.paths).encode(errors="surrogateescape"))
-    if re.split("[:,@+]", images)[0] in NAMED:
+    if parse(images).kind == "name":
         digest.update(images.encode())
     return f"{len(source)} images, {digest.hexdigest()[:12]}"
 
@@ -211,7 +213,8 @@ def _work(searching: Search, images: str, given: dict[str, Any], jobs: int, cons
     failures: list[BaseException] = []
 
     def one(number: int, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        options = [f"--{name}={value}" for name, value in parameters.items()]
+        own = trust.option_for(given["method"]["class_path"])
+        options = [*own, *(f"--{name}={value}" for name, value in parameters.items())]
         return trial.training(images, base, options, plan.folder / "trials" / f"{number:04}", threads)
 
     def work() -> None:

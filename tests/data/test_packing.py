@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from crosslevel.data import pack
+from crosslevel.data import pack, pack_writer
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.loaders.batches import TrainBatches
 from crosslevel.data.open import open_images
@@ -41,9 +41,9 @@ def photos(tmp_path):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(pack, "IMAGES_A_PART", 4)
+    monkeypatch.setattr(pack_writer, "IMAGES_A_PART", 4)
     monkeypatch.setattr("crosslevel.data.sources.packed.READ_AT_ONCE", 2)
-    monkeypatch.setattr(pack, "SHARD", 15_000)
+    monkeypatch.setattr(pack_writer, "SHARD", 15_000)
 
 
 def packed(source, folder, *options):
@@ -70,16 +70,16 @@ def test_the_command_line(photos, tmp_path):
 # Runs in a process of its own: every piece takes a while, so that a kill falls between and into parts.
 SLOW = """
 import sys, time
-from crosslevel import pack
-from crosslevel.images import packs
-pack.IMAGES_A_PART, packs.READ_AT_ONCE, pack.SHARD = 4, 2, 15_000
-append = pack._append
+from crosslevel.data import pack, pack_writer
+from crosslevel.data.sources import packed
+pack_writer.IMAGES_A_PART, packed.READ_AT_ONCE, pack_writer.SHARD = 4, 2, 15_000
+append = pack_writer._append
 def slowly(file, pixels):
     append(file, pixels)
     file.flush()
     print("written", flush=True)
     time.sleep(0.02)
-pack._append = slowly
+pack_writer._append = slowly
 pack.pack(sys.argv[1], sys.argv[2], 20, workers=0)
 """
 
@@ -92,7 +92,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(photos, tmp_path, small_
         [sys.executable, "-c", SLOW, str(photos), str(tmp_path / "cut")],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(pack.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(pack.__file__).parents[2])},
     )
     for line in process.stdout:
         if line == "written\n" and len(list((tmp_path / "cut").glob("part-*.safetensors"))) == 3:
@@ -128,7 +128,7 @@ def test_killed_before_any_step_on_disk(photos, tmp_path, small_parts, monkeypat
         return step
 
     with monkeypatch.context() as patch:
-        for module, name in ((os, "replace"), (Path, "unlink"), (os, "fsync"), (pack, "write_tensors")):
+        for module, name in ((os, "replace"), (Path, "unlink"), (os, "fsync"), (pack_writer, "write_tensors")):
             patch.setattr(module, name, dying(getattr(module, name)))
         try:
             packed(photos, tmp_path / "cut")
@@ -140,13 +140,13 @@ def test_killed_before_any_step_on_disk(photos, tmp_path, small_parts, monkeypat
 
 def test_bytes_behind_the_last_part_and_parts_without_bytes_are_dropped(photos, tmp_path, small_parts, monkeypatch):
     packed(photos, tmp_path / "whole")
-    monkeypatch.setattr(pack._Writer, "finish", lambda self: 1 / 0)
+    monkeypatch.setattr(pack_writer.PackWriter, "finish", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         packed(photos, tmp_path / "cut")
     monkeypatch.undo()
-    monkeypatch.setattr(pack, "IMAGES_A_PART", 4)
+    monkeypatch.setattr(pack_writer, "IMAGES_A_PART", 4)
     monkeypatch.setattr("crosslevel.data.sources.packed.READ_AT_ONCE", 2)
-    monkeypatch.setattr(pack, "SHARD", 15_000)
+    monkeypatch.setattr(pack_writer, "SHARD", 15_000)
     shards = sorted((tmp_path / "cut").glob("*.bin"))
     os.truncate(shards[0], shards[0].stat().st_size - 10)
     packed(photos, tmp_path / "cut")
@@ -203,7 +203,7 @@ def test_a_source_that_has_moved_is_watched_where_it_is(photos, tmp_path, capsys
 
 def test_an_unfinished_pack_of_other_images_is_begun_again(photos, tmp_path, small_parts, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(pack._Writer, "finish", lambda self: 1 / 0)
+        patch.setattr(pack_writer.PackWriter, "finish", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             packed(photos, tmp_path / "p")
     (photos / "a" / "000.png").unlink()
@@ -217,7 +217,7 @@ def test_an_unfinished_pack_of_other_images_is_begun_again(photos, tmp_path, sma
 
 
 def test_ctrl_c_says_how_to_go_on(photos, tmp_path, small_parts, monkeypatch, capsys):
-    count, store = pack._Writer._count, []
+    count, store = pack_writer.PackWriter._count, []
 
     def stopping(self, part):
         store.append(part)
@@ -225,7 +225,7 @@ def test_ctrl_c_says_how_to_go_on(photos, tmp_path, small_parts, monkeypatch, ca
             raise KeyboardInterrupt
         count(self, part)
 
-    monkeypatch.setattr(pack._Writer, "_count", stopping)
+    monkeypatch.setattr(pack_writer.PackWriter, "_count", stopping)
     with pytest.raises(SystemExit) as stop:
         packed(photos, tmp_path / "p")
     assert stop.value.code == 130

@@ -10,7 +10,9 @@ from rich.console import Console
 from torch import nn
 
 from crosslevel.data.bad_files import BadFiles
-from crosslevel.data.sources.annotated.annotations import Objects, annotated
+from crosslevel.data.sources.annotated.annotations import Objects
+from crosslevel.data.sources.annotated.open import annotated
+from crosslevel.data.uri import parse
 from crosslevel.evaluation.detection import benchmark as protocol
 from crosslevel.evaluation.detection.benchmark import Settings, average_precision, detection, published
 from crosslevel.evaluation.detection.model import Sizes, detector
@@ -93,7 +95,7 @@ def shapes(tmp_path_factory):
     root = tmp_path_factory.mktemp("VOC")
     write_voc(root, "train", 100, 0)
     write_voc(root, "test", 30, 1)
-    return annotated(f"{root}:train"), annotated(f"{root}:test")
+    return annotated(parse(f"{root}:train")), annotated(parse(f"{root}:test"))
 
 
 def narrow(seed=0):
@@ -383,7 +385,7 @@ def test_unreadable_images_are_recorded_and_others_take_their_place(tmp_path, py
     for key in ("train001", "test002"):
         (tmp_path / "JPEGImages" / f"{key}.png").write_bytes(b"no picture")
     bad = BadFiles()
-    train, test = annotated(f"{tmp_path}:train"), annotated(f"{tmp_path}:test")
+    train, test = annotated(parse(f"{tmp_path}:train")), annotated(parse(f"{tmp_path}:test"))
     known = sorted(train.names() & test.names())
     test.objects = [keep(o, [test.classes.index(name) for name in known]) for o in test.objects]
     figures = detection(narrow(), train, test, settings=QUICK, hardware=CPU, bad=bad)

@@ -19,10 +19,10 @@ from rich.console import Console
 
 optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'crosslevel[tune]'")
 
-from crosslevel.data.images import Images, InMemoryImages
+from crosslevel.data.images import Images, ImageView, InMemoryImages
 from crosslevel.data.open import _named, open_images
 from crosslevel.data.sources.turntable.dataset import Turntable
-from crosslevel.data.subsets.select import Subset, take, unlabelled
+from crosslevel.data.subsets.select import take, unlabelled
 from crosslevel.models.encoder import load_encoder
 from crosslevel.settings.parser import run
 from crosslevel.training.train import train
@@ -111,7 +111,7 @@ def test_unlabelled_images_are_the_same_images():
     assert torch.equal(bare.tracks, source.tracks)
     assert torch.equal(bare[5][0], source[5][0])
     assert bare[5][1] == -1
-    assert unlabelled(Subset(source, torch.tensor([3])))[0][1] == -1
+    assert unlabelled(ImageView(source, torch.tensor([3])))[0][1] == -1
 
 
 def test_what_is_held_out_is_whole_tracks_and_not_trained_on():

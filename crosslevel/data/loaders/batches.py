@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import sys
-import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from types import TracebackType
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
@@ -23,14 +15,13 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.data.bad_files import BadFiles
-from crosslevel.data.images import Images, InMemoryImages
-from crosslevel.data.index_cache import taken
+from crosslevel.data.images import Images, ImageView, InMemoryImages
 from crosslevel.data.loaders.order import natural, permuted, share
+from crosslevel.data.loaders.workers import Keys, ahead, loader, worth_workers
 from crosslevel.utils.errors import BadImage, SourceError
+from crosslevel.utils.rng import generator
 
 Crops = Callable[[UInt8[Tensor, "3 H W"], torch.Generator], UInt8[Tensor, "V 3 s s"]]
-Key = TypeVar("Key")
-Result = TypeVar("Result")
 
 
 class Batch(NamedTuple("_Batch", [("images", Tensor), ("labels", Tensor), ("index", Tensor)])):
@@ -42,19 +33,19 @@ class TrainBatches:
 
     ``epoch`` chooses the order, drawn from (``seed``, ``epoch``) alike on all ranks:
 
-    - ``shuffled``: a permutation, of which rank r takes every ``world``-th image from the r-th on. Sources with
-      ``blocks`` are shuffled some blocks at a time (`orders.permuted`), and each rank takes a run of that order;
-    - ``natural``: the order of the source, as a camera delivers it. Each batch goes on where the one before ended,
-      from a random start and around the end; each rank has a run of its own.
+    - ``shuffled``: a random permutation; rank r takes images r, r + ``world``, r + 2 ``world``, ... of it. Sources with
+      ``blocks`` are shuffled some blocks at a time (`order.permuted`), and each rank takes a consecutive part;
+    - ``natural``: the order of the source, as a camera delivers it, from a random image on and around the end. Batches
+      are consecutive, and each rank has a consecutive part.
 
-    ``start`` is the first batch to deliver, back to 0 once an iteration has begun: so a run resumes within an epoch
-    without reading what it had.
+    ``start`` is the first batch to deliver, so that a run resumes within an epoch without reading earlier batches;
+    it is 0 again once an iteration has begun.
 
     ``InMemoryImages`` images come as (B, 3, S, S) by one index operation. Others are decoded in ``workers``
     processes (0: one thread), brought to ``resize`` x ``resize`` pixels if given, and cut into views by
     ``crops``, whose generator is seeded by (``seed``, ``epoch``, image): (B, V, 3, s, s), the same for any
-    number of workers. An unreadable image goes to ``bad`` and another one, drawn from (``seed``, ``epoch``,
-    image) as well, takes its place, so that batches keep their size on all ranks.
+    number of workers. An unreadable image goes to ``bad``; another one, drawn from (``seed``, ``epoch``, image),
+    is used instead, so that batches keep their size on all ranks.
 
     The last, smaller batch is dropped, unless it is the only one.
 
@@ -92,8 +83,8 @@ class TrainBatches:
         self.batch_size, self.rank, self.world = min(batch_size, self._share), rank, world
         self.epoch, self.start, self.natural = 0, 0, order == "natural"
         self._job = _TrainJob(images, seed, crops, resize)
-        self._keys: _Keys[tuple[int, Tensor]] = _Keys([])
-        self._loader: DataLoader[_Done] | None = None
+        self._keys: Keys[tuple[int, Tensor]] = Keys([])
+        self._loader: DataLoader[Done] | None = None
 
     def __len__(self) -> int:
         """Batches an epoch on this rank."""
@@ -106,29 +97,29 @@ class TrainBatches:
             return (_packed_batch(self.images, index) for index in batches)
         keys = [(epoch, index) for index in batches]
         if not self.workers:
-            return _delivered(_ahead(self._job.__getitem__, keys), self.bad)
+            return delivered(ahead(self._job.__getitem__, keys), self.bad)
         self._keys.keys = keys
         if self._loader is None:
-            self._loader = _loader(self._job, self._keys, self.workers, persistent=True)
-        return _delivered(self._loader, self.bad)
+            self._loader = loader(self._job, self._keys, self.workers, persistent=True)
+        return delivered(self._loader, self.bad)
 
     def order(self, epoch: int) -> Int64[Tensor, " N"]:
         """The images of this rank in the order of ``epoch``."""
-        draws, total = _generator(self.seed, epoch), len(self.images)
+        rng, total = generator(self.seed, epoch), len(self.images)
         if self.natural:
-            return share(natural(total, draws), self.rank, self.world)
+            return share(natural(total, rng), self.rank, self.world)
         if self.images.blocks is not None:
-            return share(permuted(self.images.blocks, draws), self.rank, self.world)
-        return torch.randperm(total, generator=draws)[: self._share * self.world][self.rank :: self.world]
+            return share(permuted(self.images.blocks, rng), self.rank, self.world)
+        return torch.randperm(total, generator=rng)[: self._share * self.world][self.rank :: self.world]
 
 
 class EvalBatches:
     """Every image once, in order, as (B, 3, ``size``, ``size``); unreadable ones go to ``bad``.
 
     The shorter side is resized to ``size`` with antialiasing, then the centre is cut out; ``Batch.index``
-    tells which images are there. ``start`` is the first image, to continue a run. One thread decodes two
-    batches ahead, or ``workers`` processes do (None: one for each core if a first look says that it pays, as
-    it does for large files). Memory does not grow with the number of images.
+    says which images a batch has. ``start`` is the first image, to continue a run. One thread decodes two
+    batches ahead, or ``workers`` processes do (None: one process a core if decoding some images shows that all would
+    take seconds). Memory does not grow with the number of images.
     """
 
     def __init__(
@@ -146,14 +137,14 @@ class EvalBatches:
     def __iter__(self) -> Iterator[Batch]:
         total = len(self.images)
         firsts = range(self.start, total, self.batch_size)
-        keys = _Keys([range(first, min(first + self.batch_size, total)) for first in firsts])
+        keys = Keys([range(first, min(first + self.batch_size, total)) for first in firsts])
         if isinstance(self.images, InMemoryImages):
             return (self._packed(self.images, key) for key in keys)
         job = _EvalJob(self.images, self.size)
-        workers = _worth_workers(self.images, self.size) if self.workers is None else self.workers
+        workers = worth_workers(job, len(self.images)) if self.workers is None else self.workers
         if not workers:
-            return _delivered(_ahead(job.__getitem__, keys), self.bad)
-        return _delivered(_loader(job, keys, workers, persistent=False), self.bad)
+            return delivered(ahead(job.__getitem__, keys), self.bad)
+        return delivered(loader(job, keys, workers, persistent=False), self.bad)
 
     def _packed(self, images: InMemoryImages, key: range) -> Batch:
         batch = _packed_batch(images, torch.arange(key.start, key.stop))
@@ -170,7 +161,7 @@ def pack(
 ) -> InMemoryImages:
     """Decode all images into one tensor of ``size`` x ``size`` pixels, as ``fit`` does; bad ones are dropped.
 
-    ``workers`` are processes (0: one thread; None: one for each core if a first look says that it pays).
+    ``workers`` are processes, as `EvalBatches` has them.
     ``progress`` is called with the images done and their total. Images that are already packed at this
     size are returned as they are.
 
@@ -197,11 +188,7 @@ def pack(
     if progress:
         progress(total, total)
     index = torch.cat(kept)
-    paths = images.paths if count == total else taken(images.paths, index)
-    labels = None if images.labels is None else images.labels[index]
-    packed = InMemoryImages(data[:count], paths, labels, images.classes, images.name)
-    packed.tracks = None if images.tracks is None else images.tracks[index]
-    return packed
+    return InMemoryImages.of(data[:count], images if count == total else ImageView(images, index))
 
 
 def fit(image: UInt8[Tensor, "*B 3 H W"], size: int) -> UInt8[Tensor, "*B 3 size size"]:
@@ -214,7 +201,7 @@ def fit(image: UInt8[Tensor, "*B 3 H W"], size: int) -> UInt8[Tensor, "*B 3 size
     return cropped
 
 
-class _Done(NamedTuple):
+class Done(NamedTuple):
     """What a worker gives back; without a batch, ``failure`` ends the run if it is not empty."""
 
     batch: Batch | None
@@ -223,11 +210,11 @@ class _Done(NamedTuple):
 
 
 @dataclass
-class _EvalJob(Dataset[_Done]):
+class _EvalJob(Dataset[Done]):
     images: Images
     size: int
 
-    def __getitem__(self, key: range) -> _Done:
+    def __getitem__(self, key: range) -> Done:
         pictures, labels, index, bad = [], [], [], []
         for i in key:
             try:
@@ -239,39 +226,39 @@ class _EvalJob(Dataset[_Done]):
             labels.append(label)
             index.append(i)
         if not index:
-            return _Done(None, bad)
-        return _Done(Batch(_stacked(pictures), torch.tensor(labels), torch.tensor(index)), bad)
+            return Done(None, bad)
+        return Done(Batch(_stacked(pictures), torch.tensor(labels), torch.tensor(index)), bad)
 
 
 @dataclass
-class _TrainJob(Dataset[_Done]):
+class _TrainJob(Dataset[Done]):
     images: Images
     seed: int
     crops: Crops | None
     resize: int | None
 
-    def __getitem__(self, key: tuple[int, Tensor]) -> _Done:
+    def __getitem__(self, key: tuple[int, Tensor]) -> Done:
         epoch, wanted = key
         pictures, labels, index = [], [], []
         bad: list[tuple[str, str]] = []
         for i in wanted.tolist():
-            found = self._readable(epoch, i, bad)
-            if found is None:
-                return _Done(None, bad, f"{self.images.name}: none of its {len(self.images)} images can be read")
-            picture, label, j = found
+            readable = self._readable(epoch, i, bad)
+            if readable is None:
+                return Done(None, bad, f"{self.images.name}: none of its {len(self.images)} images can be read")
+            picture, label, j = readable
             picture = picture if self.resize is None else fit(picture, self.resize)
             # Crops stay as they lie in memory, (V, s, s, 3): the device turns them faster than a worker.
-            cut = None if self.crops is None else self.crops(picture, _generator(self.seed, epoch, i))
+            cut = None if self.crops is None else self.crops(picture, generator(self.seed, epoch, i))
             pictures.append(picture if cut is None else cut.movedim(1, -1))
             labels.append(label)
             index.append(j)
         if len({picture.shape for picture in pictures}) > 1:
-            return _Done(None, bad, f"{self.images.name}: the images differ in size: give resize or crops")
+            return Done(None, bad, f"{self.images.name}: the images differ in size: give resize or crops")
         stacked = _stacked(pictures) if self.crops is None else _stacked(pictures).movedim(-1, 2)
-        return _Done(Batch(stacked, torch.tensor(labels), torch.tensor(index)), bad)
+        return Done(Batch(stacked, torch.tensor(labels), torch.tensor(index)), bad)
 
     def _readable(self, epoch: int, i: int, bad: list[tuple[str, str]]) -> tuple[Tensor, int, int] | None:
-        """Image i with its label and place, or else another one; None if there is none."""
+        """Image i with its label and number, or else another one; None if there is none."""
         for j in chain((i,), self._substitutes(epoch, i)):
             try:
                 return *self.images[j], j
@@ -283,18 +270,8 @@ class _TrainJob(Dataset[_Done]):
         """Random images, then, if it must be, all of them."""
         count = len(self.images)
         # Not the stream of the crops: their draws shall not depend on a file being bad.
-        yield from torch.randint(count, (64,), generator=_generator(self.seed, epoch, i, 1)).tolist()
+        yield from torch.randint(count, (64,), generator=generator(self.seed, epoch, i, 1)).tolist()
         yield from range(count)
-
-
-@dataclass
-class _Keys(Dataset[Key]):
-    """What to decode, batch by batch: the only thing that changes for workers that live on."""
-
-    keys: Iterable[Key]
-
-    def __iter__(self) -> Iterator[Key]:
-        return iter(self.keys)
 
 
 def _stacked(pictures: list[Tensor]) -> Tensor:
@@ -306,8 +283,8 @@ def _stacked(pictures: list[Tensor]) -> Tensor:
         # Private memory would be copied once more on its way.
         storage = torch.UntypedStorage._new_shared(math.prod(shape))
         stacked = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-    for place, picture in zip(stacked, pictures, strict=True):
-        place.copy_(picture)
+    for row, picture in zip(stacked, pictures, strict=True):
+        row.copy_(picture)
     return stacked
 
 
@@ -316,7 +293,7 @@ def _packed_batch(images: InMemoryImages, index: Tensor) -> Batch:
     return Batch(images.batch(index), labels, index)
 
 
-def _delivered(results: Iterable[_Done], bad: BadFiles) -> Iterator[Batch]:
+def delivered(results: Iterable[Done], bad: BadFiles) -> Iterator[Batch]:
     """The batches, with what could not be read recorded on the way."""
     for done in results:
         for path, reason in done.bad:
@@ -325,70 +302,3 @@ def _delivered(results: Iterable[_Done], bad: BadFiles) -> Iterator[Batch]:
             raise SourceError(done.failure)
         if done.batch is not None:
             yield done.batch
-
-
-def _ahead(job: Callable[[Key], Result], keys: Iterable[Key], depth: int = 2) -> Generator[Result, None, None]:
-    """Results in order, computed by one thread while the caller works on earlier ones."""
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(1, "crosslevel-decode") as pool:
-        try:
-            for key in keys:
-                waiting.append(pool.submit(job, key))
-                if len(waiting) > depth:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def _loader(job: Dataset[Result], keys: Iterable[object], workers: int, persistent: bool) -> DataLoader[Result]:
-    # Without a batch size each key makes one whole batch in the worker: collating single small images in
-    # the main process costs more than decoding them.
-    return DataLoader(
-        job,
-        batch_size=None,
-        sampler=keys,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        worker_init_fn=_leave_interrupts,
-        persistent_workers=persistent,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _unchanged(done: Any) -> Any:
-    return done
-
-
-def _leave_interrupts(worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the main process ends its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    report = sys.excepthook
-
-    def hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        # Interrupted while it takes over a batch, the main process hangs up: that is no news for anybody.
-        if not issubclass(kind, EOFError | ConnectionError):
-            report(kind, error, trace)
-
-    sys.excepthook = hung_up
-
-
-def _generator(*seeds: int) -> torch.Generator:
-    """A generator for these numbers, independent of those for any others."""
-    state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
-
-
-def _worth_workers(images: Images, size: int) -> int:
-    """Processes to decode all ``images``: none if one thread takes seconds, as processes start as slowly."""
-    job = _EvalJob(images, size)
-    job[range(1)]  # the first image pays for what is loaded only once
-    sample = range(0, len(images), max(1, len(images) // 16))
-    began = time.perf_counter()
-    for i in sample:
-        job[range(i, i + 1)]
-    estimate = (time.perf_counter() - began) / max(1, len(sample)) * len(images)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if estimate > 5 else 0

@@ -12,23 +12,23 @@ WINDOW = 8
 """Blocks that are shuffled as one: so many are open at a time, and a batch has images of so many."""
 
 
-def natural(count: int, draws: torch.Generator) -> Int64[Tensor, " N"]:
+def natural(count: int, generator: torch.Generator) -> Int64[Tensor, " N"]:
     """All images as they follow each other in the source, from a random one on and around its end."""
-    return torch.arange(count).roll(-int(torch.randint(count, (), generator=draws)))
+    return torch.arange(count).roll(-int(torch.randint(count, (), generator=generator)))
 
 
-def permuted(blocks: Sequence[range], draws: torch.Generator) -> Int64[Tensor, " N"]:
+def permuted(blocks: Sequence[range], generator: torch.Generator) -> Int64[Tensor, " N"]:
     """All images in random order, those of `WINDOW` randomly chosen blocks at a time.
 
-    As random as any order across blocks that hold random images, and within a window; images of blocks in different
-    windows never meet in a batch, but for the one at the border.
+    Images of one window are in random order. Images of different windows are never in one batch, except in the batch at
+    the border of two windows. If blocks hold random images, this is as good as a random order of all images.
     """
-    order = torch.randperm(len(blocks), generator=draws).tolist()
+    order = torch.randperm(len(blocks), generator=generator).tolist()
     windows = []
     for first in range(0, len(order), WINDOW):
         chosen = (blocks[b] for b in order[first : first + WINDOW])
         window = torch.cat([torch.arange(block.start, block.stop) for block in chosen])
-        windows.append(window[torch.randperm(len(window), generator=draws)])
+        windows.append(window[torch.randperm(len(window), generator=generator)])
     return torch.cat(windows)
 
 

@@ -1,1 +1,1 @@
-"""One file for each kind of source: folders, packs, data sets by name, containers, films, annotations."""
+"""One file for each kind of source: folders, packs, data sets by name, containers, videos, annotations."""

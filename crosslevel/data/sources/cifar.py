@@ -75,9 +75,9 @@ def _cifar_folder(source: str, folder: str, archive: str, data_root: str | None)
     if data_root is None:
         raise SourceError(f"{source}: --data-root is missing: the folder that holds {folder}/ (from {get})")
     root = Path(data_root)
-    for place in (root / folder, root):
-        if place.name == folder and place.is_dir():
-            return place
+    for path in (root / folder, root):
+        if path.name == folder and path.is_dir():
+            return path
     if (root / archive).is_file():
         raise SourceError(f"{source}: {root / archive} is still packed: tar -xzf {archive} in {root}")
     raise SourceError(f"{source}: {root / folder} is not there: unpack {get} in {root}")
@@ -102,15 +102,39 @@ def _read_cifar(
     return torch.cat(images).view(-1, 3, 32, 32), torch.tensor(labels), [name.decode() for name in names]
 
 
+class _Dtype:
+    """In the place of a pickled dtype, whose flags could make NumPy take bytes for the addresses of objects."""
+
+    def __init__(self, code: str | bytes, *_: object) -> None:
+        if code not in ("u1", b"u1"):
+            raise pickle.UnpicklingError(f"an array of {code!r}, where only uint8 is read")
+
+    def __setstate__(self, state: object) -> None:
+        """Nothing: single bytes have no order."""
+
+
+class _Array:
+    """In the place of a pickled array: of uint8, from its bytes."""
+
+    array: np.ndarray
+
+    def __setstate__(self, state: tuple[int, tuple[int, ...], _Dtype, bool, bytes]) -> None:
+        """Of what NumPy writes: version, shape, dtype, whether columns come first, bytes."""
+        _, shape, _, columns_first, data = state
+        self.array = np.frombuffer(data, np.uint8).reshape(shape, order="F" if columns_first else "C").copy()
+
+
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles plain values and NumPy arrays: a CIFAR file from anywhere cannot run code."""
+    """Unpickles plain values and arrays of uint8: a CIFAR file from anywhere cannot run code."""
 
     def find_class(self, module: str, name: str) -> object:
         """The few names that an array's pickle needs."""
-        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return getattr(np, name)
+        if (module, name) == ("numpy", "ndarray"):
+            return _Array
+        if (module, name) == ("numpy", "dtype"):
+            return _Dtype
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return np.empty(0).__reduce__()[0]
+            return lambda *_: _Array()
         if (module, name) == ("_codecs", "encode"):
             return codecs.encode
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file needs")
@@ -128,4 +152,7 @@ def _unpickled(file: Path) -> dict[bytes, object]:
     if not isinstance(content, dict):
         raise SourceError(f"{file}: not an official CIFAR file")
     # Files written by Python 3 have str keys where the official ones have bytes.
-    return {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}
+    return {
+        key.encode() if isinstance(key, str) else key: value.array if isinstance(value, _Array) else value
+        for key, value in content.items()
+    }

@@ -53,12 +53,12 @@ class Files(Images):
         image = read_image(os.path.join(self.root, self.paths[i]), self.paths[i], self.max_pixels)
         return image, -1 if self.labels is None else int(self.labels[i])
 
-    def _content(self) -> Iterable[bytes | memoryview]:
+    def content(self) -> Iterable[bytes | memoryview]:
         """Names, sizes and times of change: reading every file would take as long as decoding it."""
         for path in self.paths:
             try:
-                found = os.stat(os.path.join(self.root, path))
-                state = f"{found.st_size} {found.st_mtime_ns}"
+                status = os.stat(os.path.join(self.root, path))
+                state = f"{status.st_size} {status.st_mtime_ns}"
             except OSError as error:
                 state = str(error.errno)
             yield f"{path}\0{state}\0".encode(errors="surrogateescape")
@@ -75,14 +75,14 @@ class Files(Images):
             SourceError: ``root`` cannot be listed, or holds fewer than 2 images.
 
         """
-        found = folder(root)
-        if not found.files:
+        listing = folder(root)
+        if not listing.files:
             known = ", ".join(sorted(EXTENSIONS))
             raise SourceError(f"{root}: no image found in this folder or below it (looked for {known})")
-        if len(found.files) < 2:
-            raise SourceError(f"{root}: needs at least 2 images, found only {found.files[0]}")
-        images = cls(root, found.files, found.labels, found.classes)
-        images.watch = found.watch
+        if len(listing.files) < 2:
+            raise SourceError(f"{root}: needs at least 2 images, found only {listing.files[0]}")
+        images = cls(root, listing.files, listing.labels, listing.classes)
+        images.watch = listing.watch
         return images
 
     @classmethod
@@ -146,17 +146,17 @@ def folder(root: str) -> Listing:
         SourceError: ``root`` cannot be listed.
 
     """
-    place = os.path.abspath(root)
-    table = remembered("folder", place, "1", lambda: _listed(root), lambda found: _still(place, found))
+    path = os.path.abspath(root)
+    table = remembered("folder", path, "1", lambda: _listed(root), lambda table: _still(path, table))
     classes = list(_paths(table, "classes")) if "labels" in table else None
-    watch = Watch(place, _paths(table, "watched"), table["times"])
+    watch = Watch(path, _paths(table, "watched"), table["times"])
     return Listing(_paths(table, "files"), table.get("labels"), classes, watch)
 
 
-def _still(place: str, found: Table) -> bool:
+def _still(path: str, table: Table) -> bool:
     """Whether what was listed is there unchanged, and had not changed just before it was listed."""
-    settled = int(found["times"].max()) + SETTLED < int(found["begun"]) and not found["left_out"]
-    return settled and Watch(place, _paths(found, "watched"), found["times"]).holds()
+    settled = int(table["times"].max()) + SETTLED < int(table["begun"]) and not table["left_out"]
+    return settled and Watch(path, _paths(table, "watched"), table["times"]).holds()
 
 
 def _listed(root: str) -> Table:

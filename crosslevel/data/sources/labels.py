@@ -41,10 +41,10 @@ _DENSE = 100_000  # label numbers below are kept as they are
 
 
 class RowNames(Names):
-    """``place/row`` for the rows of several places one after the other: a million names take no memory."""
+    """``file/row`` for the rows of several files one after the other: a million names take no memory."""
 
-    def __init__(self, places: Sequence[str], rows: Sequence[int]) -> None:
-        self.places, self.ends = list(places), list(accumulate(rows))
+    def __init__(self, files: Sequence[str], rows: Sequence[int]) -> None:
+        self.files, self.ends = list(files), list(accumulate(rows))
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -52,13 +52,13 @@ class RowNames(Names):
     def name(self, i: int) -> str:
         """Of row i of all."""
         k = bisect_right(self.ends, i)
-        return f"{self.places[k]}/{i - (self.ends[k - 1] if k else 0)}"
+        return f"{self.files[k]}/{i - (self.ends[k - 1] if k else 0)}"
 
 
 def known_labels(
     labels: Int64[Tensor, " N"], names: list[str] | None, source: str
 ) -> tuple[Int64[Tensor, " N"] | None, list[str] | None]:
-    """Labels and the names of their classes; none of both unless every image has one.
+    """Labels and the names of their classes; both are None unless every image has a label.
 
     Negative labels are missing ones. Without ``names`` a class is named by its number; numbers too large to be
     those of classes are renumbered in ascending order.
@@ -91,8 +91,8 @@ def state_of(file: str | int) -> str:
         OSError: there is no such file.
 
     """
-    found = os.stat(file)
-    return f"{found.st_size} {found.st_mtime_ns}"
+    status = os.stat(file)
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def one_line(text: str) -> str:

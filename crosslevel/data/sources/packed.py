@@ -30,7 +30,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.data.images import Images, InMemoryImages
 from crosslevel.data.index_cache import Paths
-from crosslevel.data.loaders.batches import _ahead, _loader, _worth_workers
+from crosslevel.data.loaders.workers import ahead, loader, worth_workers
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError
 
@@ -47,24 +47,24 @@ def is_pack(folder: str) -> bool:
 def open_pack(folder: str) -> Images:
     """The images of a pack: ``SquarePack`` where all have one square size, else ``Pack``.
 
-    Warns if the images that it was made of have come, gone or been renamed since. Only their folders are looked at, and
-    shards, Parquet files, videos, annotations and data sets of the hub as they lie on this disk: that the file of one
-    image was written again under its name, or that the hub has a newer revision, is noticed by packing again.
+    Warns if the source has changed since: if images were added, removed or renamed, or if a shard, a Parquet file, a
+    video, an annotation or a local copy of a data set of the hub was changed. An image file with new content under its
+    old name, and a newer revision on the hub, are only noticed by packing again.
 
     Raises:
         SourceError: it is not finished, damaged, or of another version.
 
     """
-    place = Path(folder)
-    if not (place / ABOUT).is_file():
+    path = Path(folder)
+    if not (path / ABOUT).is_file():
         raise SourceError(f"{folder}: this pack is not finished: run the same crosslevel pack again, it continues")
     try:
-        about: dict[str, Any] = json.loads((place / ABOUT).read_text(encoding="utf-8"))
+        about: dict[str, Any] = json.loads((path / ABOUT).read_text(encoding="utf-8"))
         if about["version"] != VERSION:
             raise SourceError(f"{folder}: a pack of version {about['version']}, this is {VERSION}: pack again")
-        index = load_file(place / INDEX)
+        index = load_file(path / INDEX)
         rows, columns = index["rows"].long(), index["columns"].long()
-        shards = [_mapped(place / shard_name(s), size) for s, size in enumerate(about["shards"])]
+        shards = [_mapped(path / shard_name(s), size) for s, size in enumerate(about["shards"])]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         if isinstance(error, SourceError):
             raise
@@ -96,7 +96,8 @@ class Pack(Images):
         pixels = self.shards[shard][stop - 3 * rows * columns : stop].view(rows, columns, 3)
         return pixels.permute(2, 0, 1), -1 if self.labels is None else int(self.labels[i])
 
-    def _content(self) -> Iterable[bytes | memoryview]:
+    def content(self) -> Iterable[bytes | memoryview]:
+        """What the pixels follow from: hashing them would read the whole pack."""
         return [self._made_of]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -119,7 +120,8 @@ class SquarePack(InMemoryImages):
         side = self.data.shape[-1]
         return self.flat.index_select(0, index).view(-1, side, side, 3).permute(0, 3, 1, 2)
 
-    def _content(self) -> Iterable[bytes | memoryview]:
+    def content(self) -> Iterable[bytes | memoryview]:
+        """What the pixels follow from: hashing them would read the whole pack."""
         return [self._made_of]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -127,7 +129,7 @@ class SquarePack(InMemoryImages):
 
 
 class Decoded(NamedTuple):
-    """Images one after the other, as shards hold them, with their sizes and places in the source.
+    """Images one after the other, as shards hold them, with their sizes and their numbers in the source.
 
     ``asked`` counts those that could be read and those that could not.
     """
@@ -135,20 +137,20 @@ class Decoded(NamedTuple):
     pixels: UInt8[Tensor, " L"]
     rows: Int64[Tensor, " N"]
     columns: Int64[Tensor, " N"]
-    places: Int64[Tensor, " N"]
+    numbers: Int64[Tensor, " N"]
     asked: int
     bad: list[tuple[str, str]]
 
 
-def decoded(images: Images, size: int, places: range, workers: int | None) -> Iterator[Decoded]:
-    """The images of ``places`` in order, brought to ``size``; ``workers`` as `EvalBatches` has them."""
+def decoded(images: Images, size: int, numbers: range, workers: int | None) -> Iterator[Decoded]:
+    """The images ``numbers`` in order, brought to ``size``; ``workers`` as `EvalBatches` has them."""
     job = _PackJob(images, size)
-    workers = _worth_workers(images, size) if workers is None else workers
-    keys = [places[first : first + READ_AT_ONCE] for first in range(0, len(places), READ_AT_ONCE)]
+    workers = worth_workers(job, len(images)) if workers is None else workers
+    keys = [numbers[first : first + READ_AT_ONCE] for first in range(0, len(numbers), READ_AT_ONCE)]
     if workers:
-        yield from _loader(job, keys, workers, persistent=False)
+        yield from loader(job, keys, workers, persistent=False)
     else:
-        yield from _ahead(job.__getitem__, keys)
+        yield from ahead(job.__getitem__, keys)
 
 
 def shrunk(image: UInt8[Tensor, "3 H W"], size: int) -> UInt8[Tensor, "3 h w"]:
@@ -170,17 +172,17 @@ class _PackJob(Dataset[Decoded]):
     size: int
 
     def __getitem__(self, key: range) -> Decoded:
-        pictures, places, bad = [], [], []
+        pictures, numbers, bad = [], [], []
         for i in key:
             try:
                 pictures.append(shrunk(self.images[i][0], self.size))
-                places.append(i)
+                numbers.append(i)
             except BadImage as error:
                 bad.append((error.path, error.reason))
         sizes = torch.tensor([picture.shape[1:] for picture in pictures], dtype=torch.int64).view(-1, 2)
         flat = [picture.permute(1, 2, 0).reshape(-1) for picture in pictures]
         pixels = torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8)
-        return Decoded(pixels, sizes[:, 0], sizes[:, 1], torch.tensor(places, dtype=torch.int64), len(key), bad)
+        return Decoded(pixels, sizes[:, 0], sizes[:, 1], torch.tensor(numbers, dtype=torch.int64), len(key), bad)
 
 
 def _describe(images: Images, folder: str, about: dict[str, Any], index: dict[str, Tensor]) -> None:

@@ -57,9 +57,9 @@ def _folder(data_root: str | None) -> Path:
     if data_root is None:
         raise SourceError(f"stl10: --data-root is missing: the folder that holds {FOLDER}/ (from {ADDRESS})")
     root = Path(data_root)
-    for place in (root / FOLDER, root):
-        if place.name == FOLDER and place.is_dir():
-            return place
+    for folder in (root / FOLDER, root):
+        if folder.name == FOLDER and folder.is_dir():
+            return folder
     if (root / ARCHIVE).is_file():
         raise SourceError(f"stl10: {root / ARCHIVE} is still packed: tar -xzf {ARCHIVE} in {root}")
     raise SourceError(f"stl10: {root / FOLDER} is not there: unpack {ADDRESS} in {root}")

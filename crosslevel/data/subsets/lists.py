@@ -37,8 +37,8 @@ def listed(images: Images, file: str) -> Images:
     """The images that a file names, in its order, with its labels.
 
     A line is ``path label``, as in the lists of ImageNet-LT and Places-LT (Liu et al., CVPR 2019), with spaces or a tab
-    between them, or only a path. Without labels the source's hold. Where all labels are the source's own, so are the
-    classes; elsewhere their names are the numbers, so that lists to train and to test on agree.
+    between them, or only a path. A list without labels leaves the source's. If all labels are those of the source, its
+    class names are kept; otherwise a class is named by its number, so that lists to train and to test on agree.
 
     Raises:
         SourceError: the file cannot be read, names fewer than 2 images or one that the source lacks, or only some
@@ -49,19 +49,19 @@ def listed(images: Images, file: str) -> Images:
     if len(lines) < 2:
         raise SourceError(f"{file}: needs at least 2 images, one a line; it names {len(lines)}")
     wanted = {name for line in lines for name in (line.whole, line.path)}
-    places: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for i, path in enumerate(images.paths):
         if path in wanted:
-            places.setdefault(path, i)
+            numbers.setdefault(path, i)
     # A name that ends in a number is a name if the source has it.
-    lines = [line.without_label() if line.whole in places else line for line in lines]
-    missing = [line.path for line in lines if line.path not in places]
+    lines = [line.without_label() if line.whole in numbers else line for line in lines]
+    missing = [line.path for line in lines if line.path not in numbers]
     if missing:
         raise SourceError(
             f"{file}: {len(missing):,} of its {len(lines):,} lines name no image of {images.name}, {missing[0]} first; "
             f"its own are named like {images.paths[0]}"
         )
-    index = torch.tensor([places[line.path] for line in lines])
+    index = torch.tensor([numbers[line.path] for line in lines])
     return take(images, index, *_labels(images, index, [line.label for line in lines], file))
 
 

@@ -10,18 +10,18 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from crosslevel.data.images import Images, InMemoryImages
+from crosslevel.data.images import Images, ImageView, InMemoryImages
 from crosslevel.data.index_cache import Names
 
 IN_MEMORY = 1e9  # bytes: copies of packed images beyond this are made when they are asked for
 
 
-class Repeated(Images):
+class Repeated(ImageView):
     """``times`` copies of every image, one after the other, each shifted by up to ``shift`` pixels.
 
-    The shift is uniform in [-shift, shift] down and across, drawn from (``seed``, the image's path, copy): the same
-    image has the same copies in any part of the source. What leaves the frame is replaced by reflection. Copy j of
-    ``a.jpg`` has the path ``a.jpg#j``. ``tracks`` are the source's or, where it has none, the originals' places.
+    The shift is uniform in [-shift, shift] down and across, drawn from (``seed``, the image's path, copy): an image has
+    the same copies in any part of the source. Pixels that move out are replaced by reflection. Copy j of ``a.jpg`` has
+    the path ``a.jpg#j``. ``tracks`` are the source's; if it has none, the copies of one image are a track.
 
     Raises:
         ValueError: fewer than one copy, or a negative shift.
@@ -33,9 +33,8 @@ class Repeated(Images):
             raise ValueError(f"repeat={times}, shift={shift}: needs at least 1 copy and 0 pixels")
         if times * len(images) >= 2**31:
             raise ValueError(f"repeat={times} makes {times * len(images):,} of {len(images):,} images: fewer than 2^31")
-        self.images, self.times, self.shift, self.seed = images, times, shift, seed
-        self.name, self.classes = images.name, images.classes
-        self.paths = _Copies(images.paths, times)
+        super().__init__(images, paths=_Copies(images.paths, times))
+        self.times, self.shift, self.seed = times, shift, seed
         self.labels = None if images.labels is None else images.labels.repeat_interleave(times)
         owners = torch.arange(len(images.paths)) if images.tracks is None else images.tracks
         self.tracks = owners.repeat_interleave(times)
@@ -51,7 +50,8 @@ class Repeated(Images):
         """How many pixels copy i is shifted down and across."""
         return _offset(self.paths[i], self.seed, self.shift)
 
-    def _content(self) -> Iterable[bytes | memoryview]:
+    def content(self) -> Iterable[bytes | memoryview]:
+        """The source's identity, how it is repeated, and the names that the shifts are drawn from."""
         yield f"{self.images.identity()} {self.times} {self.shift} {self.seed}\0".encode()
         for path in self.images.paths:
             yield f"{path}\0".encode(errors="surrogateescape")
@@ -76,9 +76,7 @@ def repeat(images: Images, times: int, shift: int = 2, seed: int = 0) -> Images:
     copies = Repeated(images, times, shift, seed)
     if not isinstance(images, InMemoryImages) or images.data.numel() * times > IN_MEMORY:
         return copies
-    packed = InMemoryImages(_copied(images, copies), copies.paths, copies.labels, copies.classes, copies.name)
-    packed.tracks = copies.tracks
-    return packed
+    return InMemoryImages.of(_copied(images, copies), copies)
 
 
 def _copied(images: InMemoryImages, copies: Repeated) -> UInt8[Tensor, "M 3 S S"]:
@@ -108,5 +106,5 @@ def _offset(path: str, seed: int, shift: int) -> tuple[int, int]:
 def reflected(shift: int, size: int) -> Int64[Tensor, " size"]:
     """Where the pixels of a row of ``size`` come from when it moves by ``shift``, mirrored at its first and last."""
     around = max(1, 2 * (size - 1))
-    place = (torch.arange(size) - shift) % around
-    return torch.minimum(place, around - place) if size > 1 else torch.zeros(1, dtype=torch.long)
+    position = (torch.arange(size) - shift) % around
+    return torch.minimum(position, around - position) if size > 1 else torch.zeros(1, dtype=torch.long)

@@ -8,45 +8,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 from torch import Tensor
 
-from crosslevel.data.images import Images, InMemoryImages
-from crosslevel.data.index_cache import Paths
-
-
-class Subset(Images):
-    """The images ``index`` of another source, in that order.
-
-    ``labels`` and ``classes`` are the source's unless given.
-    """
-
-    def __init__(
-        self,
-        images: Images,
-        index: Int64[Tensor, " M"],
-        labels: Int64[Tensor, " M"] | None = None,
-        classes: list[str] | None = None,
-    ) -> None:
-        self.images, self.index, self.name = images, index, images.name
-        self.paths = _taken(images.paths, index)
-        if labels is None:
-            self.labels, self.classes = None if images.labels is None else images.labels[index], images.classes
-        else:
-            self.labels, self.classes = labels, classes
-        self.tracks = None if images.tracks is None else images.tracks[index]
-        self.blocks = None if images.blocks is None else _blocks(images.blocks, index)
-
-    def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
-        """Image i of the subset and its label (-1 without labels)."""
-        image, _ = self.images[int(self.index[i])]
-        return image, -1 if self.labels is None else int(self.labels[i])
-
-    def _content(self) -> Iterable[bytes | memoryview]:
-        return [self.images.identity().encode(), self.index.numpy().tobytes()]
+from crosslevel.data.images import Images, ImageView, InMemoryImages
 
 
 def take(
@@ -56,19 +24,17 @@ def take(
     classes: list[str] | None = None,
 ) -> Images:
     """The images ``index``, with the source's labels or these: packed images stay packed."""
-    part = Subset(images, index, labels, classes)
-    if not isinstance(images, InMemoryImages):
-        return part
-    packed = InMemoryImages(images.batch(index), part.paths, part.labels, part.classes, part.name)
-    packed.tracks = part.tracks
-    return packed
+    part = ImageView(images, index)
+    if labels is not None:
+        part.labels, part.classes = labels, classes
+    return InMemoryImages.of(images.batch(index), part) if isinstance(images, InMemoryImages) else part
 
 
 def unlabelled(images: Images) -> Images:
     """The same images without labels and classes; what is known of tracks stays."""
     bare = copy.copy(images)
     bare.labels = bare.classes = None
-    if isinstance(bare, Subset):
+    if isinstance(bare, ImageView):
         bare.images = unlabelled(bare.images)
     return bare
 
@@ -115,10 +81,10 @@ def pareto(
     """Indices of a long-tailed part whose class sizes are the quantiles of a Pareto distribution.
 
     ImageNet-LT and Places-LT (Liu et al., CVPR 2019) have class sizes from such a distribution, ImageNet-LT with power
-    6 and 1,280 to 5 images a class. Theirs were drawn at random, and which class is frequent too; here class c has the
-    c-th of `pareto_counts`, which need no draw: for ImageNet-LT's figures 121,449 images, where the published list has
-    115,846. For that very list, read it with ``@list=FILE``. A class with fewer images than its size is kept whole;
-    labels without images do not count as classes.
+    6 and 1,280 to 5 images a class. There, sizes and their order over the classes were drawn at random; here, class c
+    has the c-th of `pareto_counts`. For ImageNet-LT's figures that is 121,449 images; the published list, which
+    ``@list=FILE`` reads, has 115,846. A class with fewer images than its size is kept whole; labels without images do
+    not count as classes.
 
     Args:
         labels: of all images, in [0, C).
@@ -185,18 +151,18 @@ def first_frames(tracks: Int64[Tensor, " N"], most: int) -> Int64[Tensor, " M"]:
 
 
 def stretches(tracks: Int64[Tensor, " N"], longest: int) -> Int64[Tensor, " N"]:
-    """The tracks, numbered from 0, those of more than ``longest`` images cut into even stretches of at most so many.
+    """Tracks in which each has at most ``longest`` images, numbered from 0: longer ones are cut into equal stretches.
 
-    A stretch has images that follow each other within the track. A film is one track, and what it shows an hour later
-    is something else.
+    A stretch has consecutive images of its track. A long video is one track, but what it shows an hour later is
+    something else.
     """
     _, owner = tracks.unique(return_inverse=True)
     order = owner.argsort(stable=True)
     counts = owner.bincount()
-    place = torch.empty_like(owner)
-    place[order] = torch.arange(len(owner)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    position = torch.empty_like(owner)
+    position[order] = torch.arange(len(owner)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
     pieces = -(-counts // max(1, longest))
-    stretch = place * pieces[owner] // counts[owner]
+    stretch = position * pieces[owner] // counts[owner]
     cut: Tensor = (owner * len(owner) + stretch).unique(return_inverse=True)[1]
     return cut
 
@@ -227,23 +193,5 @@ def _first(groups: Int64[Tensor, " N"], wanted: Int64[Tensor, " G"], order: Int6
     """Of each group g the first ``wanted[g]`` images in ``order``, in ascending order."""
     grouped = order[groups[order].argsort(stable=True)]
     counts = groups.bincount(minlength=len(wanted))
-    place = torch.arange(len(groups)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    return grouped[place < wanted[groups[grouped]]].sort().values
-
-
-def _taken(paths: Sequence[str], index: Int64[Tensor, " M"]) -> Sequence[str]:
-    return paths.take(index) if isinstance(paths, Paths) else [paths[i] for i in index.tolist()]
-
-
-def _blocks(blocks: Sequence[range], index: Int64[Tensor, " M"]) -> list[range] | None:
-    """What is left of each block; None where ``index`` goes back and forth between them."""
-    if (index.diff() < 0).any():
-        return None
-    return list(_left(blocks, index))
-
-
-def _left(blocks: Sequence[range], index: Int64[Tensor, " M"]) -> Iterator[range]:
-    ends = torch.searchsorted(index, torch.tensor([block.stop for block in blocks])).tolist()
-    for first, end in zip([0, *ends], ends, strict=False):
-        if first < end:
-            yield range(first, end)
+    position = torch.arange(len(groups)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return grouped[position < wanted[groups[grouped]]].sort().values

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import os
-import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -15,51 +13,11 @@ from crosslevel.data.images import Images
 from crosslevel.data.subsets.lists import classes_of, listed
 from crosslevel.data.subsets.repeat import repeat
 from crosslevel.data.subsets.select import first_frames, long_tailed, pareto, some_tracks, take
+from crosslevel.data.uri import FILES, Suffix
 from crosslevel.utils.errors import SourceError
 
-FILES = ("list", "classes")
-"""Suffixes whose value is a file: all of what follows the ``=``, commas included."""
 
-PICKS = ("imbalance", "pareto", "frames", "tracks")
-"""Suffixes that only leave images out: a list of what is left stands for them."""
-
-BY_LABEL = ("imbalance", "pareto", "classes")
-"""Suffixes that choose images by their labels."""
-
-
-class Suffix(NamedTuple):
-    """``@key=value``; ``value`` may hold more keys."""
-
-    key: str
-    value: str
-
-    def __str__(self) -> str:
-        return f"@{self.key}={self.value}"
-
-
-def split(source: str) -> tuple[str, list[Suffix]]:
-    """A source and its suffixes, in the order in which they hold.
-
-    What exists as a path is no suffix, and no part of one; an ``@`` that no known key follows belongs to the source.
-
-    Raises:
-        SourceError: a key that is nearly one of those known.
-
-    """
-    if os.path.exists(source):
-        return source, []
-    found = list(re.finditer(rf"@({'|'.join(SUFFIXES)})=", source))
-    existing = [i for i, match in enumerate(found) if os.path.exists(source[: match.start()])]
-    found = found[existing[-1] if existing else 0 :]
-    head = source[: found[0].start()] if found else source
-    ends = [match.start() for match in found[1:]] + [len(source)]
-    suffixes = [Suffix(match[1], source[match.end() : end]) for match, end in zip(found, ends, strict=False)]
-    for part in (head, *(suffix.value for suffix in suffixes if suffix.key not in FILES)):
-        _refuse_misspelled(source, part)
-    return head, suffixes
-
-
-def applied(images: Images, suffixes: list[Suffix], name: str) -> Images:
+def applied(images: Images, suffixes: Sequence[Suffix], name: str) -> Images:
     """The part of ``images`` that the ``suffixes`` leave, one after the other; it is called ``name``.
 
     Raises:
@@ -78,19 +36,6 @@ def applied(images: Images, suffixes: list[Suffix], name: str) -> Images:
             raise SourceError(f"{name}: {suffix} leaves {len(images)} images: needs at least 2")
     images.name = name
     return images
-
-
-def located(source: str, absolute: Callable[[str], str]) -> str:
-    """``source`` with every path in it made absolute: what it names from any folder."""
-    head, suffixes = split(source)
-    files = (s._replace(value=os.path.abspath(s.value)) if s.key in FILES else s for s in suffixes)
-    return absolute(head) + "".join(map(str, files))
-
-
-def with_list(source: str, file: str, without: Sequence[str] = PICKS) -> str:
-    """The source that reads back a list of the images of ``source``: the same images, labels and classes."""
-    head, suffixes = split(source)
-    return head + "".join(str(suffix) for suffix in suffixes if suffix.key not in without) + f"@list={file}"
 
 
 def _imbalance(images: Images, imbalance: float, seed: int = 0) -> Images:
@@ -133,7 +78,7 @@ def _labels(images: Images) -> torch.Tensor:
 
 def _tracks(images: Images) -> torch.Tensor:
     if images.tracks is None:
-        raise ValueError("there are no tracks: films, turntable and @repeat have some")
+        raise ValueError("there are no tracks: videos, turntable and @repeat have some")
     return images.tracks
 
 
@@ -172,14 +117,3 @@ def _number(key: str, text: str, wanted: Callable[[str], float]) -> float:
     if wanted is int and abs(number) >= 2**31:
         raise ValueError(f"{key}={text}: needs a number below 2^31")
     return number
-
-
-def _refuse_misspelled(source: str, part: str) -> None:
-    """An ``@key=`` at the end of ``part`` was meant as a suffix, unless it is in a path or an address."""
-    at = re.search(r"@([^@=/]*)=[^@/]*$", part)
-    if at is None or os.path.exists(part):
-        return
-    near = difflib.get_close_matches(at[1], SUFFIXES, 1)
-    if near or "://" not in part:
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SUFFIXES)}"
-        raise SourceError(f"{source}: no part of a source is called @{at[1]}: {hint}")

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -22,6 +21,8 @@ from torchvision.models.detection import FasterRCNN
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.sources.annotated.annotations import Annotated, Objects
 from crosslevel.utils.errors import BadImage, SourceError
+from crosslevel.utils.rng import mixed
+from crosslevel.utils.tensors import load_tensors
 
 BATCH = 16
 """Images an iteration for which the learning rate is given."""
@@ -81,7 +82,7 @@ class TrainingData:
         rest: list[int] = []
         while True:
             while len(rest) < self.batch_size:
-                generator = torch.Generator().manual_seed(_number(self.seed, 1, epoch))
+                generator = torch.Generator().manual_seed(mixed(self.seed, 1, epoch))
                 rest += torch.randperm(len(self.images), generator=generator).tolist()[offset:]
                 epoch, offset = epoch + 1, 0
             yield rest[: self.batch_size]
@@ -109,7 +110,7 @@ class Checkpoint:
         """How many iterations are done; model and optimizer are as they were after them."""
         if self.file is None or not self.file.is_file():
             return 0
-        state = torch.load(self.file, map_location="cpu", weights_only=True)
+        state = load_tensors(self.file)
         if state["key"] != self.key:
             return 0
         model.load_state_dict(state["model"])
@@ -195,11 +196,7 @@ def own_random_numbers(device: torch.device) -> Iterator[None]:
 
 def reseed(*numbers: int) -> None:
     """Start torch's generators anew, for these numbers independently of any others."""
-    torch.manual_seed(_number(*numbers))
-
-
-def _number(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+    torch.manual_seed(mixed(*numbers))
 
 
 def _groups(model: nn.Module) -> list[dict[str, Any]]:

@@ -15,7 +15,8 @@ from picture_samples import Numbered, is_bad
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import InMemoryImages
-from crosslevel.data.loaders.batches import EvalBatches, TrainBatches, _leave_interrupts, fit
+from crosslevel.data.loaders.batches import EvalBatches, TrainBatches, fit
+from crosslevel.data.loaders.workers import leave_interrupts
 from crosslevel.utils.errors import SourceError
 
 
@@ -268,9 +269,9 @@ def test_an_error_of_the_program_is_not_taken_for_a_bad_file():
 
 LOOP = """
 import signal, sys
-from crosslevel.images.batches import EvalBatches, TrainBatches
-from crosslevel.images.health import BadFiles
-from crosslevel.images.sources import Files
+from crosslevel.data.loaders.batches import EvalBatches, TrainBatches
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.sources.folder import Files
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
     images = Files.from_folder(sys.argv[1])
@@ -290,7 +291,7 @@ def test_a_worker_is_silent_only_where_the_main_process_hung_up(monkeypatch):
     monkeypatch.setattr(sys, "excepthook", lambda kind, *rest: told.append(kind))
     before = signal.getsignal(signal.SIGINT)
     try:
-        _leave_interrupts(0)
+        leave_interrupts(0)
     finally:
         signal.signal(signal.SIGINT, before)
     for error in (EOFError(), BrokenPipeError(), ConnectionResetError(), ValueError(), OSError()):

@@ -21,12 +21,14 @@ from PIL import Image
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.loaders import streams
-from crosslevel.data.loaders.batches import _generator
-from crosslevel.data.loaders.streams import ImageStream, Part, StreamBatches
+from crosslevel.data.loaders.streams import StreamBatches
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.containers import remote
-from crosslevel.data.sources.containers.remote import Damage, Tape, expand, lasting
+from crosslevel.data.sources.containers.remote import Damage, Tape, expand
+from crosslevel.data.sources.containers.stream import ImageStream, Part
+from crosslevel.data.uri import parse
 from crosslevel.utils.errors import SourceError
+from crosslevel.utils.rng import generator
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +61,7 @@ def archive(numbers, format=tarfile.PAX_FORMAT, others=True, name="{:04}.png", b
 def shards(folder, *parts, **how):
     for i, numbers in enumerate(parts):
         (folder / f"s-{i}.tar").write_bytes(archive(numbers, **how))
-    return ImageStream.open(f"stream:{folder}/s-*.tar")
+    return ImageStream.open(parse(f"stream:{folder}/s-*.tar"))
 
 
 def crops(image, generator):
@@ -102,12 +104,12 @@ def test_a_pass_has_every_image_once_over_all_ranks(sizes, world, buffer, epoch,
     for i, (first, last) in enumerate(itertools.pairwise(ends)):
         with fsspec.open(f"{place}/{i}.tar", "wb") as file:
             file.write(archive(range(first, last), others=False))
-    stream, total = ImageStream.open(f"{place}/*.tar"), int(ends[-1])
+    stream, total = ImageStream.open(parse(f"{place}/*.tar")), int(ends[-1])
     parts, found = [], []
     for rank in range(world):
         rank_batches = batches(stream, 4, max(total, world), seed=seed, rank=rank, world=world, buffer=buffer)
         parts += rank_batches.parts(epoch)
-        samples = list(streams._shuffled(stream.read(rank_batches.parts(epoch), []), buffer, _generator(seed)))
+        samples = list(streams._shuffled(stream.read(rank_batches.parts(epoch), []), buffer, generator(seed)))
         found += [path for path, _ in samples]
     assert len(found) == len(set(found)) == total
     # Shards that the ranks divide are read by one of them only.
@@ -180,7 +182,7 @@ def test_crops_are_drawn_by_seed_epoch_and_number(tmp_path):
     some.epoch = 3
     for batch in some:
         for number, views in zip(batch.index.tolist(), batch.images, strict=True):
-            assert torch.equal(views, crops(views[0], _generator(5, 3, number)))
+            assert torch.equal(views, crops(views[0], generator(5, 3, number)))
 
 
 def test_a_stream_that_ends_early_begins_again_in_another_order(tmp_path):
@@ -287,7 +289,7 @@ def test_other_damages_are_named_and_survived(tmp_path):
     (tmp_path / "header.tar").write_bytes(good[:3584] + b"\1" * 512 + good[4096:])
     (tmp_path / "cut.tar.gz").write_bytes(gzip.compress(good, 0)[:4000])
     (tmp_path / "broken.tgz").write_bytes(gzip.compress(good)[:60] + b"\0" * 200)
-    stream = ImageStream.open(f"stream:{tmp_path}/*.t*")
+    stream = ImageStream.open(parse(f"stream:{tmp_path}/*.t*"))
     (tmp_path / "empty.tar").unlink()
     some = batches(stream, 5, 40)
     assert len(list(some)) == 8
@@ -340,7 +342,7 @@ def test_members_are_those_that_tarfile_finds(tmp_path, format):
         want = [
             (f"x.tar/{m.name}", tar.extractfile(m).read()) for m in tar if m.isfile() and m.name.lower().endswith("jpg")
         ]
-    stream, troubles = ImageStream.open(f"stream:{file}"), []
+    stream, troubles = ImageStream.open(parse(f"stream:{file}")), []
     assert list(stream.read([Part(0)], troubles)) == want
     assert len(want) == 5
     assert not troubles
@@ -350,7 +352,7 @@ def test_members_are_those_that_tarfile_finds(tmp_path, format):
 def test_compressed_shards_are_unpacked(tmp_path):
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(archive(range(8))))
     (tmp_path / "b.tgz").write_bytes(gzip.compress(archive(range(8, 16))))
-    assert sorted(seen(batches(ImageStream.open(f"stream:{tmp_path}/*"), 4, 16))) == list(range(16))
+    assert sorted(seen(batches(ImageStream.open(parse(f"stream:{tmp_path}/*")), 4, 16))) == list(range(16))
 
 
 class Flaky:
@@ -433,7 +435,7 @@ def web(tmp_path):
 def test_shards_over_http(tmp_path, web, monkeypatch, ranges):
     monkeypatch.setattr(remote, "_BLOCK", 2048)  # several requests a shard
     shards(tmp_path, range(10), range(10, 20), range(20, 30))
-    stream = ImageStream.open(web.address + "/s-{0..2}.tar")
+    stream = ImageStream.open(parse(web.address + "/s-{0..2}.tar"))
     assert stream.titles == ["s-0.tar", "s-1.tar", "s-2.tar"]
     web.failures, web.ranges = 2, ranges
     some = batches(stream, 5, 30)
@@ -459,7 +461,7 @@ def test_a_bucket_is_listed_and_read(monkeypatch):
 
     monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "s3", Bucket)
     Bucket().pipe({f"/bucket/train-{i}.tar": archive(range(5 * i, 5 * i + 5)) for i in range(3)})
-    stream = ImageStream.open("s3://bucket/train-*.tar")
+    stream = ImageStream.open(parse("s3://bucket/train-*.tar"))
     assert [shard.rpartition("/")[2] for shard in stream.shards] == stream.titles
     assert stream.titles == ["train-0.tar", "train-1.tar", "train-2.tar"]
     assert sorted(seen(batches(stream, 5, 15))) == list(range(15))
@@ -469,10 +471,10 @@ def test_a_missing_package_is_named_with_its_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     with pytest.raises(SourceError, match=r"^s3://b/x.tar: Install s3fs .*: pip install 'crosslevel\[remote\]'$"):
-        ImageStream.open("s3://b/x.tar")
+        ImageStream.open(parse("s3://b/x.tar"))
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(SourceError, match=r"needs fsspec: pip install 'crosslevel\[remote\]'"):
-        ImageStream.open("https://host/x.tar")
+        ImageStream.open(parse("https://host/x.tar"))
 
 
 # Names
@@ -507,8 +509,8 @@ def test_what_is_a_stream(tmp_path, monkeypatch):
     stream = open_images(f"stream:{tmp_path}/s-{{0..0}}.tar", streams=True)
     assert isinstance(stream, ImageStream)
     assert stream.labels is None
-    assert stream.short == "s"
-    assert ImageStream.open("https://h/photos/{00..01}.tar?key=a").short == "photos"
+    assert parse(stream.name).short == "s"
+    assert parse("https://h/photos/{00..01}.tar?key=a").short == "photos"
     for verb in ("https://host/x.tar", f"stream:{tmp_path}/s-0.tar"):
         with pytest.raises(SourceError, match="a stream has no known number of images, only train can use one"):
             open_images(verb)
@@ -519,10 +521,10 @@ def test_what_is_a_stream(tmp_path, monkeypatch):
         with pytest.raises(SourceError, match=says):
             open_images(wrong, streams=True)
     monkeypatch.chdir(tmp_path)
-    assert lasting("stream:s-*.tar") == f"stream:{tmp_path}/s-*.tar"
-    assert lasting("s-0.tar") == f"{tmp_path}/s-0.tar"
-    assert lasting("https://h/x.tar") == "https://h/x.tar"
-    assert lasting("stream:https://h/x.tar") == "stream:https://h/x.tar"
+    assert parse("stream:s-*.tar").absolute().text == f"stream:{tmp_path}/s-*.tar"
+    assert parse("s-0.tar").absolute().text == f"{tmp_path}/s-0.tar"
+    assert parse("https://h/x.tar").absolute().text == "https://h/x.tar"
+    assert parse("stream:https://h/x.tar").absolute().text == "stream:https://h/x.tar"
 
 
 def test_a_stream_has_no_parts():

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from crosslevel.data.sources.annotated.annotations import annotated
+from crosslevel.data.sources.annotated.open import annotated
+from crosslevel.data.uri import parse
 from crosslevel.utils.errors import BadImage, SourceError
 
 
@@ -76,7 +77,7 @@ def coco(tmp_path):
 
 
 def test_voc_says_what_its_files_say(voc):
-    found = annotated(f"{voc[0]}:trainval")
+    found = annotated(parse(f"{voc[0]}:trainval"))
     assert found.classes == ["ant", "cat", "dog"]
     assert len(found) == 3
     for i, key in enumerate(VOC07):
@@ -92,7 +93,7 @@ def test_voc_says_what_its_files_say(voc):
 
 
 def test_several_years_are_joined(voc):
-    found = annotated(f"{voc[0]}:trainval+{voc[1]}:trainval")
+    found = annotated(parse(f"{voc[0]}:trainval+{voc[1]}:trainval"))
     assert found.classes == ["ant", "bee", "cat", "dog"]
     assert len(found) == 4
     assert [found.classes[c] for c in found[3][1].labels] == ["bee", "cat"]
@@ -100,13 +101,13 @@ def test_several_years_are_joined(voc):
 
 
 def test_a_box_over_the_edge_by_a_pixel_is_clipped(voc):
-    objects = annotated(f"{voc[1]}:trainval")[0][1]
+    objects = annotated(parse(f"{voc[1]}:trainval"))[0][1]
     assert objects.boxes[1].tolist() == [0, 0, 20, 8]
 
 
 def test_coco_says_what_its_file_says(coco):
     file = coco()
-    found = annotated(str(file))
+    found = annotated(parse(str(file)))
     assert found.classes == ["person", "unused", "toothbrush"]
     assert found.ignored == "crowd"
     first, second = found[0], found[1]
@@ -118,21 +119,21 @@ def test_coco_says_what_its_file_says(coco):
     assert second[1].ignored.tolist() == [False, False]
     elsewhere = file.parent.parent / "elsewhere"
     (file.parent.parent / "val2017").rename(elsewhere)
-    assert annotated(f"{file}:{elsewhere}").files == [str(elsewhere / "b.jpg"), str(elsewhere / "a.jpg")]
+    assert annotated(parse(f"{file}:{elsewhere}")).files == [str(elsewhere / "b.jpg"), str(elsewhere / "a.jpg")]
 
 
 def test_ignored_objects_are_no_examples(voc, coco):
-    train = annotated(f"{voc[0]}:trainval")
+    train = annotated(parse(f"{voc[0]}:trainval"))
     assert train.names() == {"cat", "dog"}
     assert train[0][1].usable.labels.tolist() == [1]
     assert len(train.with_examples()) == 2
-    assert annotated(str(coco())).with_examples().files[0].endswith("a.jpg")
+    assert annotated(parse(str(coco()))).with_examples().files[0].endswith("a.jpg")
 
 
 def test_the_test_set_gets_the_numbers_of_the_training_set(voc, tmp_path):
-    train = annotated(f"{voc[0]}:trainval+{voc[1]}:trainval")
+    train = annotated(parse(f"{voc[0]}:trainval+{voc[1]}:trainval"))
     other = {"t": ((30, 30), [("dog", (1, 1, 9, 9), 0), ("cat", (1, 1, 8, 8), 0), ("yak", (3, 3, 9, 9), 1)])}
-    test = annotated(f"{write_voc(tmp_path / 'test', other)}:trainval").numbered_as(train)
+    test = annotated(parse(f"{write_voc(tmp_path / 'test', other)}:trainval")).numbered_as(train)
     assert test.classes == train.classes
     # Only a difficult object has a class that training lacks: there is nothing to find.
     assert [train.classes[c] for c in test[0][1].labels] == ["dog", "cat"]
@@ -142,7 +143,7 @@ def test_a_box_without_area_is_left_out_and_named(coco):
     content = coco_content()
     content["annotations"][0]["bbox"][2] = 0
     with pytest.warns(UserWarning, match=r"annotation 1: box \(2.5, 3, 2.5, 23.25\) has no area"):
-        found = annotated(str(coco(content)))
+        found = annotated(parse(str(coco(content))))
     assert found[1][1].labels.tolist() == [2]
 
 
@@ -150,13 +151,13 @@ def test_an_image_of_another_size_than_its_annotation_says_is_bad(voc):
     file = voc[1] / "JPEGImages" / "2012_1.jpg"
     Image.new("RGB", (25, 20)).save(file)
     with pytest.raises(BadImage, match="says 20x20 pixels, the image has 25x20"):
-        annotated(f"{voc[1]}:trainval")[0]
+        annotated(parse(f"{voc[1]}:trainval"))[0]
 
 
 def test_an_annotation_without_size_takes_the_image_s(voc):
     file = voc[1] / "Annotations" / "2012_1.xml"
     file.write_text(file.read_text().replace("<width>20</width>", "<width>0</width>"))
-    assert annotated(f"{voc[1]}:trainval").sizes == [(20, 20)]
+    assert annotated(parse(f"{voc[1]}:trainval")).sizes == [(20, 20)]
 
 
 def edit(file, old, new):
@@ -187,7 +188,7 @@ def test_faults_in_voc_end_in_one_line(voc, fault):
     spoil, named = VOC_FAULTS[fault]
     spoil(voc[0])
     with pytest.raises(SourceError) as caught:
-        annotated(f"{voc[0]}:trainval")
+        annotated(parse(f"{voc[0]}:trainval"))
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -218,7 +219,7 @@ COCO_FAULTS = {
 def test_faults_in_coco_end_in_one_line(coco, fault):
     change, named = COCO_FAULTS[fault]
     with pytest.raises(SourceError) as caught:
-        annotated(str(coco({**coco_content(), **change})))
+        annotated(parse(str(coco({**coco_content(), **change}))))
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -234,13 +235,13 @@ def test_other_wrong_uses_end_in_one_line(voc, coco, tmp_path):
     }
     for source, named in wrong.items():
         with pytest.raises(SourceError) as caught:
-            annotated(source)
+            annotated(parse(source))
         assert named in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
 def test_a_class_that_training_lacks_is_named(voc):
-    first, second = (annotated(f"{root}:trainval") for root in voc)
+    first, second = (annotated(parse(f"{root}:trainval")) for root in voc)
     with pytest.raises(SourceError, match=r"VOC2012:trainval has classes that .*VOC2007:trainval lacks: bee"):
         second.numbered_as(first)
     only_ignored = first.numbered_as(first)

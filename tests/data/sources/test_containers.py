@@ -11,9 +11,9 @@ from container_samples import flat, labelled, write_tar
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosslevel.data.open import absolute, open_images
-from crosslevel.data.sources.containers.open import expanded
+from crosslevel.data.open import open_images
 from crosslevel.data.sources.folder import Files
+from crosslevel.data.uri import expanded, parse
 from crosslevel.features import embed
 from crosslevel.settings.parser import run
 from crosslevel.utils.errors import SourceError
@@ -94,9 +94,9 @@ def test_sources_as_any_folder_can_open_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.mkdir("rows")
     for source in ("x-{0..3}.tar", "a/*.parquet,column=b", "rows", "rows,label=c", "x.tar"):
-        assert absolute(source) == f"{tmp_path}/{source}"
+        assert parse(source).absolute().text == f"{tmp_path}/{source}"
     for source in ("turntable:test,classes=3", "cifar10", "hf://a/b:c", "https://a/x-{0..3}.tar", "nowhere"):
-        assert absolute(source) == source
+        assert parse(source).absolute().text == source
 
 
 def test_train_and_embed_through_the_command_line(tmp_path, monkeypatch, capsys):

@@ -15,9 +15,10 @@ from PIL import Image
 
 from crosslevel import cli
 from crosslevel.data import pack
-from crosslevel.data.open import absolute, open_images
+from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated import annotations
 from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.data.uri import parse
 from crosslevel.settings.parser import run
 from crosslevel.utils.errors import BadImage, SourceError
 
@@ -138,13 +139,13 @@ def test_coco_and_several_parts(tmp_path):
 
 def test_sources_are_made_absolute(tmp_path, monkeypatch, voc):
     monkeypatch.chdir(tmp_path)
-    assert absolute("VOC:trainval") == voc
+    assert parse("VOC:trainval").absolute().text == voc
     (tmp_path / "a.json").touch()
     (tmp_path / "pictures").mkdir()
-    assert absolute("a.json:pictures") == f"{tmp_path}/a.json:{tmp_path}/pictures"
-    assert absolute("VOC:train+VOC:val") == f"{tmp_path}/VOC:train+{tmp_path}/VOC:val"
-    assert absolute("cifar10:test") == "cifar10:test"
-    assert absolute("nothing:here") == "nothing:here"
+    assert parse("a.json:pictures").absolute().text == f"{tmp_path}/a.json:{tmp_path}/pictures"
+    assert parse("VOC:train+VOC:val").absolute().text == f"{tmp_path}/VOC:train+{tmp_path}/VOC:val"
+    assert parse("cifar10:test").absolute().text == "cifar10:test"
+    assert parse("nothing:here").absolute().text == "nothing:here"
 
 
 def test_identity_changes_with_the_windows_and_the_files(voc, tmp_path):

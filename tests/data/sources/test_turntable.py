@@ -47,7 +47,7 @@ def test_default_set_is_long_tailed_and_its_test_split_balanced(monkeypatch):
     def undrawn(split, names, owners, shown, stride, size, seed):
         return torch.zeros(len(owners) * shown, 3, size, size, dtype=torch.uint8)
 
-    monkeypatch.setattr(turntable, "_films", undrawn)
+    monkeypatch.setattr(turntable, "_videos", undrawn)
     train, test = Turntable("train"), Turntable("test")
     assert isinstance(train, InMemoryImages)
     assert train.name == "turntable"

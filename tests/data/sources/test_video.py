@@ -19,9 +19,10 @@ from PIL import Image
 from crosslevel import cli
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.loaders.batches import TrainBatches
-from crosslevel.data.open import absolute, open_images
-from crosslevel.data.sources.video import decoder
+from crosslevel.data.open import open_images
+from crosslevel.data.sources.video import decoder, timeline
 from crosslevel.data.sources.video.frames import Pace
+from crosslevel.data.uri import parse
 from crosslevel.utils.errors import BadImage, SourceError
 
 av = pytest.importorskip("av", reason="needs PyAV: pip install 'crosslevel[video]'")
@@ -221,9 +222,9 @@ def test_patterns_lists_and_odd_names(tmp_path, monkeypatch):
     assert open_images(names).files == names
     (tmp_path / "list.txt").write_text("a b.mp4\n\n😀.mp4\n", "utf-8")
     assert open_images(str(tmp_path / "list.txt") + ",stride=5").tracks.tolist() == [0] * 6 + [1] * 6
-    assert absolute("a b.mp4,fps=3") == f"{tmp_path}/a b.mp4,fps=3"
-    assert absolute("*.mp4,stride=25") == f"{tmp_path}/*.mp4,stride=25"
-    assert absolute("turntable:test,classes=3") == "turntable:test,classes=3"
+    assert parse("a b.mp4,fps=3").absolute().text == f"{tmp_path}/a b.mp4,fps=3"
+    assert parse("*.mp4,stride=25").absolute().text == f"{tmp_path}/*.mp4,stride=25"
+    assert parse("turntable:test,classes=3").absolute().text == "turntable:test,classes=3"
 
 
 def test_a_folder_of_images_and_videos(tmp_path):
@@ -385,8 +386,8 @@ def test_where_the_frames_are_is_found_out_once(tmp_path, monkeypatch):
     file = write(tmp_path / "film.mp4", 26)
     assert len(open_images(file)) == 2
     calls = []
-    found = decoder._demuxed
-    monkeypatch.setattr(decoder, "_demuxed", lambda path: calls.append(path) or found(path))
+    found = timeline._demuxed
+    monkeypatch.setattr(timeline, "_demuxed", lambda path: calls.append(path) or found(path))
     assert seen(open_images(f"{file},stride=3"), 2) == 6
     assert calls == []
     write(file, 51)

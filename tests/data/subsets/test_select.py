@@ -9,9 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosslevel.data.images import InMemoryImages
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import Images, ImageView, InMemoryImages
+from crosslevel.data.loaders.batches import pack
+from crosslevel.data.subsets.repeat import Repeated
 from crosslevel.data.subsets.select import (
-    Subset,
     first_frames,
     long_tailed,
     of_classes,
@@ -21,7 +23,9 @@ from crosslevel.data.subsets.select import (
     some_tracks,
     stretches,
     take,
+    unlabelled,
 )
+from crosslevel.data.watch import Watch
 
 
 def generator(seed=0):
@@ -69,7 +73,7 @@ def test_packed_images_stay_packed_and_others_are_looked_up():
     part = take(images, index)
     assert isinstance(part, InMemoryImages)
     assert torch.equal(part.data, data[index])
-    lazy = Subset(images, index)
+    lazy = ImageView(images, index)
     for chosen in (part, lazy):
         assert (list(chosen.paths), chosen.labels.tolist(), chosen.classes) == (["e", "b"], [0, 1], ["x", "y"])
         assert torch.equal(chosen[1][0], data[1])
@@ -86,11 +90,11 @@ def test_a_sample_has_no_repetition():
 def test_parts_keep_tracks_and_differ_in_identity():
     whole = InMemoryImages(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), list("abcd"))
     whole.tracks = torch.tensor([5, 5, 6, 6])
-    for part in (take(whole, torch.tensor([1, 2])), Subset(whole, torch.tensor([1, 2]))):
+    for part in (take(whole, torch.tensor([1, 2])), ImageView(whole, torch.tensor([1, 2]))):
         assert part.tracks.tolist() == [5, 6]
-    first = Subset(whole, torch.tensor([1, 2])).identity()
-    assert Subset(whole, torch.tensor([1, 2])).identity() == first
-    assert Subset(whole, torch.tensor([2, 1])).identity() != first
+    first = ImageView(whole, torch.tensor([1, 2])).identity()
+    assert ImageView(whole, torch.tensor([1, 2])).identity() == first
+    assert ImageView(whole, torch.tensor([2, 1])).identity() != first
 
 
 def test_pareto_sizes_are_the_quantiles_of_the_distribution():
@@ -171,7 +175,7 @@ def test_a_part_has_its_own_labels():
     whole = InMemoryImages(torch.arange(48).view(4, 3, 2, 2).to(torch.uint8), list("abcd"), torch.tensor([0, 1, 2, 1]))
     whole.classes = ["x", "y", "z"]
     index, labels = torch.tensor([3, 2]), torch.tensor([0, 1])
-    for part in (take(whole, index, labels, ["y", "z"]), Subset(whole, index, labels, ["y", "z"])):
+    for part in (take(whole, index, labels, ["y", "z"]), take(ImageView(whole), index, labels, ["y", "z"])):
         assert [part[i][1] for i in range(2)] == part.labels.tolist() == [0, 1]
         assert part.classes == ["y", "z"]
         assert torch.equal(part[0][0], whole.data[3])
@@ -180,9 +184,9 @@ def test_a_part_has_its_own_labels():
 def test_a_part_keeps_what_is_left_of_blocks():
     whole = InMemoryImages(torch.zeros(9, 3, 2, 2, dtype=torch.uint8), [str(i) for i in range(9)])
     whole.blocks = [range(0, 4), range(4, 6), range(6, 9)]
-    assert Subset(whole, torch.tensor([1, 3, 6, 7])).blocks == [range(0, 2), range(2, 4)]
-    assert Subset(whole, torch.tensor([0, 4, 5, 8])).blocks == [range(0, 1), range(1, 3), range(3, 4)]
-    assert Subset(whole, torch.tensor([6, 1])).blocks is None
+    assert ImageView(whole, torch.tensor([1, 3, 6, 7])).blocks == [range(0, 2), range(2, 4)]
+    assert ImageView(whole, torch.tensor([0, 4, 5, 8])).blocks == [range(0, 1), range(1, 3), range(3, 4)]
+    assert ImageView(whole, torch.tensor([6, 1])).blocks is None
 
 
 def test_labels_without_images_are_no_classes():
@@ -208,3 +212,72 @@ def test_one_image_may_be_left(count):
     """count * count^-1 is below 1 in floating point for these."""
     labels = torch.tensor([0] * count + [1] * count)
     assert torch.bincount(labels[long_tailed(labels, count)]).tolist() == [count, 1]
+
+
+class Everything(Images):
+    """Six images of which everything is known that can be."""
+
+    def __init__(self):
+        self.name, self.paths, self.classes = "all", [f"f/{i}" for i in range(6)], ["x", "y"]
+        self.labels, self.tracks = torch.tensor([0, 1, 0, 1, 0, 1]), torch.tensor([0, 0, 1, 1, 2, 2])
+        self.blocks, self.left_out = [range(0, 2), range(2, 6)], {"f.tar": "cut off"}
+        self.watch = Watch.of("/", [""])
+
+    def __getitem__(self, i):
+        return torch.full((3, 2, 2), i, dtype=torch.uint8), -1 if self.labels is None else int(self.labels[i])
+
+    def content(self):
+        return [b"everything"]
+
+
+INDEX = torch.tensor([1, 2, 5])
+
+
+@pytest.mark.parametrize(
+    ("make", "index", "carried"),
+    [
+        (ImageView, range(6), {"labels", "tracks", "blocks"}),
+        (lambda whole: take(whole, INDEX), [1, 2, 5], {"labels", "tracks", "blocks"}),
+        (lambda whole: take(ImageView(ImageView(whole)), INDEX), [1, 2, 5], {"labels", "tracks", "blocks"}),
+        (unlabelled, range(6), {"tracks", "blocks"}),
+        (lambda whole: unlabelled(take(whole, INDEX)), [1, 2, 5], {"tracks", "blocks"}),
+        (lambda whole: Repeated(whole, 2), [i for i in range(6) for _ in range(2)], {"labels", "tracks", "blocks"}),
+        (lambda whole: pack(whole, 2, bad=BadFiles(), workers=0), range(6), {"labels", "tracks"}),
+        (lambda whole: take(pack(whole, 2, bad=BadFiles(), workers=0), INDEX), [1, 2, 5], {"labels", "tracks"}),
+    ],
+)
+def test_whatever_stands_before_a_source_carries_what_is_known_of_it(make, index, carried):
+    whole, index = Everything(), list(index)
+    view = make(whole)
+    assert len(view) == len(index)
+    assert [int(view[i][0][0, 0, 0]) for i in range(len(view))] == index
+    assert [path.split("#")[0] for path in view.paths] == [f"f/{i}" for i in index]
+    assert view.left_out == {"f.tar": "cut off"}
+    assert view.watch is whole.watch
+    assert view.name == "all"
+    assert view.tracks.tolist() == whole.tracks[index].tolist()
+    if "labels" in carried:
+        assert view.classes == ["x", "y"]
+        assert view.labels.tolist() == [view[i][1] for i in range(len(view))] == whole.labels[index].tolist()
+    else:
+        assert view.labels is None
+        assert view.classes is None
+        assert {view[i][1] for i in range(len(view))} == {-1}
+    if "blocks" in carried:
+        want = [[k for k, i in enumerate(index) if i in block] for block in whole.blocks]
+        assert [list(block) for block in view.blocks] == want
+
+
+def test_labels_that_are_dropped_tell_nothing():
+    """Not even a part of a part, or copies of it, depends on them."""
+    one, other = Everything(), Everything()
+    other.labels = 1 - other.labels
+    for make in (
+        lambda i: i,
+        lambda i: take(i, INDEX),
+        lambda i: take(take(i, INDEX), INDEX[:1]),
+        lambda i: Repeated(i, 2),
+    ):
+        assert make(one).identity() != make(other).identity()
+        assert unlabelled(make(one)).identity() == unlabelled(make(other)).identity()
+    assert one.labels.tolist() == [0, 1, 0, 1, 0, 1]

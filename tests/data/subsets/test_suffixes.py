@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from crosslevel.data.images import InMemoryImages
-from crosslevel.data.open import absolute, open_images
+from crosslevel.data.open import open_images
 from crosslevel.data.subsets.lists import write_list
-from crosslevel.data.subsets.suffixes import split, with_list
+from crosslevel.data.uri import parse
 from crosslevel.evaluation.evaluate import labelled_pair
 from crosslevel.utils.errors import SourceError
 
@@ -23,8 +23,8 @@ def write(root, *names):
 
 
 def parts(source):
-    head, suffixes = split(source)
-    return head, [str(suffix) for suffix in suffixes]
+    parsed = parse(source)
+    return parsed.whole, [str(suffix) for suffix in parsed.subset]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_written_part_is_read_back_with_labels_classes_and_pixels(tmp_path, su
     source = SMALL + suffixes.format(c=tmp_path / "c")
     part, file = open_images(source), tmp_path / "subset.txt"
     write_list(part, file)
-    again = open_images(with_list(source, str(file)))
+    again = open_images(parse(source).with_list(str(file)))
     assert list(again.paths) == list(part.paths)
     assert torch.equal(again.data, part.data)
     assert torch.equal(again.labels, part.labels)
@@ -151,7 +151,7 @@ def test_a_list_of_a_list(tmp_path):
     part = open_images(source)
     assert part.labels.bincount().tolist() == [3, 1]
     write_list(part, tmp_path / "two.txt")
-    again = open_images(with_list(source, str(tmp_path / "two.txt")))
+    again = open_images(parse(source).with_list(str(tmp_path / "two.txt")))
     assert (list(again.paths), again.labels.tolist(), again.classes) == (
         list(part.paths),
         part.labels.tolist(),
@@ -180,11 +180,11 @@ def test_imagenet_100_by_folder_and_class_list(tmp_path):
 def test_paths_in_a_source_are_made_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "photos/x.png", "photos/y.png")
-    assert absolute("photos@list=l.txt@frames=2") == f"{tmp_path}/photos@list={tmp_path}/l.txt@frames=2"
-    assert absolute("photos") == f"{tmp_path}/photos"
-    assert absolute("cifar10@imbalance=100") == "cifar10@imbalance=100"
-    assert absolute("cifar10") == "cifar10"
-    assert os.path.exists(absolute("photos"))
+    assert parse("photos@list=l.txt@frames=2").absolute().text == f"{tmp_path}/photos@list={tmp_path}/l.txt@frames=2"
+    assert parse("photos").absolute().text == f"{tmp_path}/photos"
+    assert parse("cifar10@imbalance=100").absolute().text == "cifar10@imbalance=100"
+    assert parse("cifar10").absolute().text == "cifar10"
+    assert os.path.exists(parse("photos").absolute().text)
 
 
 @pytest.mark.skipif("CROSSLEVEL_DATA" not in os.environ, reason="CROSSLEVEL_DATA names no folder with cifar10-jpeg")

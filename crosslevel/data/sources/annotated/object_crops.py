@@ -13,7 +13,9 @@ from torch import Tensor
 
 from crosslevel.data.images import Images
 from crosslevel.data.index_cache import Paths
-from crosslevel.data.sources.annotated.annotations import Annotated, annotated
+from crosslevel.data.sources.annotated.annotations import Annotated
+from crosslevel.data.sources.annotated.open import annotated
+from crosslevel.data.uri import Source
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError
 
@@ -62,9 +64,9 @@ class Crops:
 
 
 def _squared(low: Tensor, high: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
-    """The shorter sides widened about their centre, moved where that reaches over an edge; at most the image.
+    """The shorter side widened to the longer one, about its centre; moved into the image where it would leave it.
 
-    In whole pixels, so that rounding cannot make the sides differ again.
+    Computed in whole pixels, so that rounding cannot make the sides differ. A side is never longer than the image's.
     """
     low, high = low.floor(), high.ceil()
     side = torch.minimum((high - low).amax(1, keepdim=True), limit)
@@ -76,10 +78,10 @@ def _squared(low: Tensor, high: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
 class ObjectCrops(Images):
     """N annotated objects, each cut out of its image when it is asked for.
 
-    ``paths[i]`` is ``image.jpg#k`` for the k-th object of an image, counted from 1 in the order of its annotation, with
-    those that are left out; ``labels`` are the objects' classes, and ``classes`` those of which there are any. They are
-    in the order of the images, and the image decoded last is kept: so in their order each image is decoded once.
-    Objects of one image are no track: they are different things.
+    ``paths[i]`` is ``image.jpg#k`` for the k-th object in an image's annotation; objects that are left out are counted
+    too. ``labels`` are the objects' classes, and ``classes`` the classes that have an object. The objects are in the
+    order of the images, and the last decoded image is kept, so that each image is decoded once if they are read in
+    order. Objects of one image are not a track, as they are different things.
     """
 
     def __init__(self, images: Annotated, crops: Crops) -> None:
@@ -90,7 +92,7 @@ class ObjectCrops(Images):
 
         """
         self.images, self.crops, self.name = images, crops, images.name
-        counts = torch.tensor([len(found.labels) for found in images.objects], dtype=torch.int64)
+        counts = torch.tensor([len(objects.labels) for objects in images.objects], dtype=torch.int64)
         boxes, labels, ignored = (torch.cat(column) for column in zip(*images.objects, strict=True))
         usable = ~ignored
         sides = (boxes[:, 2:] - boxes[:, :2]).amin(1)
@@ -121,10 +123,10 @@ class ObjectCrops(Images):
 
     def _whole(self, i: int) -> Tensor:
         """The image that object i is in."""
-        place, last = int(self.image[i]), self._last
-        if last is None or last[0] != place:
+        number, last = int(self.image[i]), self._last
+        if last is None or last[0] != number:
             try:
-                last = place, self.images[place][0]
+                last = number, self.images[number][0]
             except BadImage as error:
                 raise BadImage(self.paths[i], error.reason) from error
             self._last = last
@@ -134,28 +136,29 @@ class ObjectCrops(Images):
         """Without the image that was decoded last: a worker process begins with its own."""
         return {**self.__dict__, "_last": None}
 
-    def _content(self) -> Iterable[bytes | memoryview]:
+    def content(self) -> Iterable[bytes | memoryview]:
+        """What is cut out, and names, sizes and times of change of the images."""
         yield self.windows.numpy().tobytes()
         yield self.image.numpy().tobytes()
-        for place in self.image.unique_consecutive().tolist():
-            file = self.images.files[place]
+        for number in self.image.unique_consecutive().tolist():
+            file = self.images.files[number]
             try:
-                found = os.stat(file)
-                state = f"{found.st_size} {found.st_mtime_ns}"
+                status = os.stat(file)
+                state = f"{status.st_size} {status.st_mtime_ns}"
             except OSError as error:
                 state = str(error.errno)
             yield f"{os.path.basename(file)}\0{state}\0".encode(errors="surrogateescape")
 
 
-def object_crops(source: str, crops: Crops) -> ObjectCrops:
+def object_crops(source: Source, crops: Crops) -> ObjectCrops:
     """The objects of the annotated images of ``source``, as `annotated` takes it.
 
     Raises:
         SourceError: there are no annotations, they are wrong, or fewer than 2 objects are large enough.
 
     """
-    for part in _parts(source):
-        if not _has_annotations(part):
+    for part in source.parts:
+        if not part.annotated:
             raise SourceError(
                 f"{part}: there are no annotated objects to crop: give a VOC folder and the name of a list, "
                 "VOC2007:trainval, or COCO's instances and their images, instances_val2017.json:val2017, "
@@ -164,28 +167,12 @@ def object_crops(source: str, crops: Crops) -> ObjectCrops:
     return ObjectCrops(annotated(source), crops)
 
 
-def is_annotated(source: str) -> bool:
-    """Whether `object_crops` would look for objects in ``source``."""
-    return all(map(_has_annotations, _parts(source)))
-
-
-def _parts(source: str) -> list[str]:
-    return [source] if os.path.exists(source) else source.split("+")
-
-
-def _has_annotations(part: str) -> bool:
-    """Whether this is a VOC folder, with or without a list, or a file of COCO's kind, with or without its images."""
-    path = part if os.path.exists(part) else part.rpartition(":")[0]
-    voc = path and os.path.isdir(os.path.join(path, "ImageSets", "Main"))
-    return bool(voc) or (os.path.isfile(path) and path.lower().endswith(".json"))
-
-
 def _names(files: list[str], image: Int64[Tensor, " N"], number: Int64[Tensor, " N"]) -> Iterator[str]:
     """``image.jpg#k``; with folders where the images lie in several."""
     folders = {os.path.dirname(file) for file in files}
     shared = os.path.commonpath(folders)
-    for place, k in zip(image.tolist(), number.tolist(), strict=True):
-        yield f"{os.path.relpath(files[place], shared)}#{k + 1}"
+    for i, k in zip(image.tolist(), number.tolist(), strict=True):
+        yield f"{os.path.relpath(files[i], shared)}#{k + 1}"
 
 
 def _too_few(images: Annotated, crops: Crops, sides: Tensor, usable: Tensor, left: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -18,22 +17,22 @@ from crosslevel.data.decode import PIXEL_LIMIT, decode, read_image
 from crosslevel.data.images import Images
 from crosslevel.data.sources.folder import EXTENSIONS
 from crosslevel.data.sources.labels import RowNames, known_labels
+from crosslevel.data.uri import Source
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError
 
-_ADDRESS = re.compile(r"(?P<place>[^@:]+)(?:@(?P<revision>[^:]+))?(?::(?P<split>.+))?")
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves behind
 
 
 class Hub(Images):
     """The images of a data set that the ``datasets`` library loads: downloaded once, then read from disk.
 
-    ``source`` is ``hf://owner/name[/config][@revision][:split]``, or ``hf:///folder[:split]`` for a folder that
-    ``save_to_disk`` wrote or that holds a data set's files. Images are taken as they were encoded and decoded here,
-    so that damage is found. ``paths[i]`` is ``split/row``.
+    ``address`` is ``hf://owner/name[/config][@revision][:split]``, or ``hf:///folder[:split]`` for a folder that
+    ``save_to_disk`` wrote or that holds a data set's files. Images are read encoded and decoded by `decode`, so
+    that damage is noticed. ``paths[i]`` is ``split/row``.
 
     Args:
-        source: the data set's address. Without a split it is ``train``, or the only one there is.
+        address: the data set's. Without a split it is ``train``, or the only one there is.
         column: the image column; the only one of type Image unless given.
         label: the label column; ``label`` or ``labels``, or the only one of type ClassLabel, unless given.
         max_pixels: an image with more pixels is bad.
@@ -44,11 +43,12 @@ class Hub(Images):
     """
 
     def __init__(
-        self, source: str, *, column: str | None = None, label: str | None = None, max_pixels: int = PIXEL_LIMIT
+        self, address: Source, *, column: str | None = None, label: str | None = None, max_pixels: int = PIXEL_LIMIT
     ) -> None:
+        source = address.head
         self.name, self.max_pixels = source, max_pixels
         library = _library(source)
-        rows, split = _loaded(library, source)
+        rows, split = _loaded(library, address)
         features = rows.features
         images = [key for key, feature in features.items() if isinstance(feature, library.Image)]
         self.column = _chosen(source, "column", column, images, list(features), ("image",))
@@ -60,7 +60,7 @@ class Hub(Images):
         self.label = _chosen(source, "label", label, named or list(set(numbers) & set(usual)), list(features), usual)
         if self.label is not None and self.label not in numbers:
             raise SourceError(f"{source}: label={self.label} is {features[self.label]}: it needs whole numbers")
-        self.watch = _watch(source, rows)
+        self.watch = _watch(address, rows)
         self._fingerprint = f"{rows._fingerprint} {self.column} {self.label}"
         try:  # columns of plain bytes or of paths can be cast too
             self._rows = rows.select_columns([self.column]).cast_column(self.column, library.Image(decode=False))
@@ -90,7 +90,7 @@ class Hub(Images):
             return read_image(cell["path"], path, self.max_pixels), label
         return decode(bytearray(cell["bytes"]), path, self.max_pixels), label
 
-    def _content(self) -> Iterable[bytes | memoryview]:
+    def content(self) -> Iterable[bytes | memoryview]:
         """The fingerprint that the library gives to the rows, and which column is meant."""
         yield self._fingerprint.encode(errors="surrogateescape")
 
@@ -102,66 +102,52 @@ def _library(source: str) -> ModuleType:
         raise SourceError(f"{source}: needs the datasets library: pip install 'crosslevel[hub]'") from error
 
 
-def _loaded(library: ModuleType, source: str) -> tuple[Any, str]:
+def _loaded(library: ModuleType, source: Source) -> tuple[Any, str]:
     """The rows, and the name of their split."""
-    place, revision, split = _parts(source)
-    owner, _, config = place.rpartition("/") if place.count("/") == 2 and not _local(place) else (place, "", None)
+    path, split = source.path, source.split
+    owner, _, config = path.rpartition("/") if path.count("/") == 2 and not _is_local(source) else (path, "", None)
     try:
-        if any(os.path.isfile(os.path.join(place, file)) for file in _SAVED):
-            found = library.load_from_disk(place)
+        if any(os.path.isfile(os.path.join(path, file)) for file in _SAVED):
+            loaded = library.load_from_disk(path)
         else:
-            found = library.load_dataset(owner, config, revision=revision, split=split)
+            loaded = library.load_dataset(owner, config, revision=source.revision, split=split)
     except Exception as error:
         # The library and its network client raise errors of many kinds.
-        raise SourceError(f"{source}: {_why(error)}") from error
-    if not isinstance(found, Mapping):
-        return found, split or str(found.split or "train")
-    split = split or ("train" if "train" in found or len(found) != 1 else next(iter(found)))
-    if split not in found:
-        raise SourceError(f"{source}: no split {split!r}: use :{' or :'.join(found)}")
-    return found[split], split
+        raise SourceError(f"{source.head}: {_why(error)}") from error
+    if not isinstance(loaded, Mapping):
+        return loaded, split or str(loaded.split or "train")
+    split = split or ("train" if "train" in loaded or len(loaded) != 1 else next(iter(loaded)))
+    if split not in loaded:
+        raise SourceError(f"{source.head}: no split {split!r}: use :{' or :'.join(loaded)}")
+    return loaded[split], split
 
 
-def _watch(source: str, rows: Any) -> Watch | None:
-    """What changes with the data set: the files of a local one, or what the library keeps of one from the hub.
+def _watch(source: Source, rows: Any) -> Watch | None:
+    """The files to watch: those of a local data set, or the library's copy of one from the hub.
 
-    That is one folder for each revision that was loaded here, side by side: another one is a change, unless the address
-    says which revision is meant. Nobody asks the hub whether it has a newer one.
+    The library keeps a folder for each revision that was loaded on this machine. A new folder there is a change, unless
+    the address names a revision. The hub itself is not asked for newer revisions.
     """
-    place, revision, _ = _parts(source)
     kept = [entry["filename"] for entry in rows.cache_files]
-    if _local(place):
-        saved = kept and any(os.path.isfile(os.path.join(place, file)) for file in _SAVED)
-        return Watch.of_files(list(_below(os.path.dirname(kept[0]) if saved else place)))
+    if _is_local(source):
+        saved = kept and any(os.path.isfile(os.path.join(source.path, file)) for file in _SAVED)
+        return Watch.of_files(list(_below(os.path.dirname(kept[0]) if saved else source.path)))
     if not kept:
         return None
-    return Watch.of_files(kept, None if revision else os.path.dirname(os.path.dirname(kept[0])))
+    return Watch.of_files(kept, None if source.revision else os.path.dirname(os.path.dirname(kept[0])))
+
+
+def _is_local(source: Source) -> bool:
+    return source.path.startswith("/")
 
 
 def _below(folder: str) -> Iterator[str]:
     """A folder, those in it, and all files that are no single images."""
-    for place, _, names in os.walk(folder):
-        yield place
+    for path, _, names in os.walk(folder):
+        yield path
         for name in names:
             if name.rpartition(".")[2].lower() not in EXTENSIONS:
-                yield os.path.join(place, name)
-
-
-def _local(place: str) -> bool:
-    return place.startswith("/")
-
-
-def _parts(source: str) -> tuple[str, str | None, str | None]:
-    """Place, revision and split of an address; in a local one the folder may have any name."""
-    address = source.removeprefix("hf://")
-    if _local(address):
-        ends = [len(address), *(found.start() for found in re.finditer(":", address))]
-        end = max((end for end in ends if os.path.isdir(address[:end])), default=len(address))
-        return address[:end], None, address[end + 1 :] or None
-    found = _ADDRESS.fullmatch(address)
-    if not found or found["place"].strip("/").count("/") > 2:
-        raise SourceError(f"{source}: write it as hf://owner/name[/config][@revision][:split]")
-    return found["place"].strip("/"), found["revision"], found["split"]
+                yield os.path.join(path, name)
 
 
 def _why(error: Exception) -> str:
@@ -187,7 +173,7 @@ def _chosen(
         if wanted not in columns:
             raise SourceError(f"{source}: no column {wanted!r}; it has {', '.join(columns)}")
         return wanted
-    found = [name for name in usual if name in fitting] or fitting
-    if len(found) > 1 and key == "column":
-        raise SourceError(f"{source}: several columns hold images: {', '.join(found)}: name one: {key}=NAME")
-    return found[0] if len(found) == 1 or (found and found[0] in usual) else None
+    candidates = [name for name in usual if name in fitting] or fitting
+    if len(candidates) > 1 and key == "column":
+        raise SourceError(f"{source}: several columns hold images: {', '.join(candidates)}: name one: {key}=NAME")
+    return candidates[0] if len(candidates) == 1 or (candidates and candidates[0] in usual) else None

@@ -120,7 +120,7 @@ class Parquet(Images):
         except _FAILURES as error:
             return f"row group {g} of its file cannot be read: {_first_line(error)}"
 
-    def _content(self) -> Iterable[bytes | memoryview]:
+    def content(self) -> Iterable[bytes | memoryview]:
         """Names, sizes and times of change of the files, and which column is meant."""
         yield f"{self.column}\0{self.label}\0".encode(errors="surrogateescape")
         for name, state in zip(self._names, self._states, strict=True):
@@ -200,19 +200,20 @@ def _image_column(
     fitting = [field.name for field in schema if _of_images(field.type)]
     named = [key for key in fitting if features.get(key, {}).get("_type") == "Image"]
     structs = [key for key in fitting if pa.types.is_struct(schema.field(key).type)]
-    found = [wanted] if wanted is not None else named or structs or fitting
-    if len(found) > 1 and "image" in found:
-        found = ["image"]
-    if len(found) != 1:
-        problem = f"several columns hold images: {_listed(found)}" if found else f"no images in {_listed(schema.names)}"
+    candidates = [wanted] if wanted is not None else named or structs or fitting
+    if len(candidates) > 1 and "image" in candidates:
+        candidates = ["image"]
+    if len(candidates) != 1:
+        several, none = f"several columns hold images: {_listed(candidates)}", f"no images in {_listed(schema.names)}"
+        problem = several if candidates else none
         raise SourceError(f"{files[0]}: {problem}: name one that does: {os.path.basename(files[0])},column=NAME")
     for file, footer in zip(files, footers, strict=True):
         columns = footer.schema.to_arrow_schema()
-        _needs(file, columns, found[0])
-        if not _of_images(columns.field(found[0]).type):
-            kind = columns.field(found[0]).type
-            raise SourceError(f"{file}: column={found[0]} is {kind}: it needs binary or struct<bytes: binary>")
-    return found[0]
+        _needs(file, columns, candidates[0])
+        if not _of_images(columns.field(candidates[0]).type):
+            kind = columns.field(candidates[0]).type
+            raise SourceError(f"{file}: column={candidates[0]} is {kind}: it needs binary or struct<bytes: binary>")
+    return candidates[0]
 
 
 def _label_column(

@@ -6,20 +6,23 @@ import contextlib
 import glob
 import gzip
 import os
-import re
 import stat
 import threading
 import zlib
 from itertools import islice
 from typing import Any
 
-from crosslevel.data.sources.containers.open import expanded
+from crosslevel.data.uri import expanded, is_remote
 from crosslevel.utils.errors import SourceError
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds before each new attempt at a read that failed."""
 
-PREFIX = "stream:"
+PROTOCOLS = (
+    "https", "http", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oci", "ftp", "sftp", "ssh", "file",
+    "memory", "hdfs", "webhdfs",
+)  # fmt: skip
+"""Of fsspec's those that only read bytes; others run templates or code that a file brings along."""
 INSTALL = "pip install 'crosslevel[remote]'"
 _BLOCK = 8 * 2**20  # bytes a request: fewer would wait for the network more often than they read
 _MOST = 1_000_000  # names that one pattern may stand for
@@ -29,19 +32,6 @@ _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryEr
 
 class Damage(Exception):
     """A file that cannot be read to its end, and why."""
-
-
-def is_remote(name: str) -> bool:
-    """Whether ``name`` is an address, ``protocol://...``."""
-    return re.match(r"[a-z][a-z0-9+.-]*://", name, re.IGNORECASE) is not None
-
-
-def lasting(source: str) -> str:
-    """``source`` as it can be opened from any working directory."""
-    pattern = source.removeprefix(PREFIX)
-    if source.startswith(PREFIX) and not is_remote(pattern):
-        return PREFIX + os.path.abspath(pattern)
-    return os.path.abspath(source) if os.path.exists(source) else source
 
 
 def expand(pattern: str) -> list[str]:
@@ -58,13 +48,13 @@ def expand(pattern: str) -> list[str]:
     names: list[str] = []
     for name in written:
         if not is_remote(name):
-            found = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+            files = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
         else:
-            found = _remote_files(name)
+            files = _remote_files(name)
         # What no pattern names is named where it is missed, like a file that vanishes later.
-        if not found and "*" in name:
+        if not files and "*" in name:
             raise SourceError(f"{name}: no file matches this pattern")
-        names += found or [name]
+        names += files or [name]
         if len(names) > _MOST:
             raise too_many
     for name in names:
@@ -76,8 +66,8 @@ def expand(pattern: str) -> list[str]:
 class Tape:
     """A file that is read once, from its beginning to its end; ``.gz`` and ``.tgz`` are unpacked on the way.
 
-    A read that fails is tried again after each of ``PAUSES``, from the same place of the file opened anew; ``closing``
-    ends the pauses.
+    If a read fails, the file is opened again and read from the same byte, after each of the ``PAUSES``; setting
+    ``closing`` ends a pause.
     """
 
     def __init__(self, name: str, closing: threading.Event) -> None:
@@ -163,7 +153,7 @@ def _remote_files(name: str) -> list[str]:
     if "*" not in name.partition("?")[0]:
         return [name]
     try:
-        return sorted(system.unstrip_protocol(found) for found in system.glob(path))
+        return sorted(system.unstrip_protocol(file) for file in system.glob(path))
     except Exception as error:
         raise SourceError(f"{name}: cannot be listed: {_reason(error)}") from error
 
@@ -173,8 +163,11 @@ def _system(name: str) -> tuple[Any, str]:
         import fsspec  # noqa: PLC0415
     except ImportError as error:
         raise SourceError(f"{name}: reading remote files needs fsspec: {INSTALL}") from error
+    protocol = name.partition("://")[0].lower()
+    if "::" in name or (protocol not in PROTOCOLS and protocol in fsspec.available_protocols()):
+        raise SourceError(f"{name}: {'::' if '::' in name else protocol} is not read: give {', '.join(PROTOCOLS)}")
     try:
-        fsspec.get_filesystem_class(name.partition("://")[0].lower())
+        fsspec.get_filesystem_class(protocol)
     except ImportError as error:
         raise SourceError(f"{name}: {_reason(error).rstrip('.')}: {INSTALL}") from error
     except ValueError as error:

@@ -34,10 +34,10 @@ class Member(NamedTuple):
 
 
 class BadTar(Exception):
-    """Where a tar file can be read no further, and why; ``member`` is what is cut off, where that is known.
+    """A tar file is damaged at byte ``at``; ``member`` is the name of the damaged member, if it is known.
 
-    ``what`` is "header": at ``at`` there is none; "end": the file ends; "pax" or "long": an extended header is broken
-    or longer than any; "sparse": a member with holes.
+    ``what`` is "header" (no valid header there), "end" (the file ends), "pax" (a broken extended header), "long" (an
+    extended header longer than `LONGEST`) or "sparse" (a member with holes, which cannot be read).
     """
 
     def __init__(self, what: Literal["header", "end", "pax", "long", "sparse"], at: int, member: bytes = b"") -> None:
@@ -46,15 +46,16 @@ class BadTar(Exception):
 
 
 def members(tape: Tape) -> Iterator[Member]:
-    """Each regular file (POSIX.1-1988 and pax, with GNU's long names and sizes), while the tape stands at its data.
+    """The regular files (POSIX.1-1988 and pax, with GNU's long names and sizes), each with the tape at its data.
 
-    What is not read of the data is passed over. `tarfile` takes damage after the first header for the end.
+    The caller may read the data or a part of it; the rest is skipped. `tarfile` is not used, as it takes damage after
+    the first header for the end of the file.
 
     Raises:
         BadTar: after all members before the damage.
 
     """
-    told: dict[bytes, bytes] = {}  # of the next member, in headers before it
+    extended: dict[bytes, bytes] = {}  # of the next member, in headers before it
     while True:
         at, header = tape.at, tape.read(BLOCK)
         if len(header) < BLOCK:
@@ -64,13 +65,13 @@ def members(tape: Tape) -> Iterator[Member]:
         kind, size = header[156:157], _size_of(header)
         if size is None:
             raise BadTar("header", at)
-        size = 0 if kind in _NO_DATA else int(told.get(b"size", size))
+        size = 0 if kind in _NO_DATA else int(extended.get(b"size", size))
         end = tape.at + -(-size // BLOCK) * BLOCK
-        name = told.get(b"path", _name_of(header))
+        name = extended.get(b"path", _name_of(header))
         if kind in (b"L", b"x"):
-            told |= _extended(tape, at, kind, size)
+            extended |= _extended(tape, at, kind, size)
         elif kind not in (b"K", b"g"):
-            told = {}
+            extended = {}
             if kind == b"S":
                 raise BadTar("sparse", at, name)
             if kind in _WITH_DATA:
@@ -110,14 +111,14 @@ def _extended(tape: Tape, at: int, kind: bytes, size: int) -> dict[bytes, bytes]
         raise BadTar("end", tape.at)
     if kind == b"L":
         return {b"path": data.split(b"\0", 1)[0]}
-    told: dict[bytes, bytes] = {}
+    extended: dict[bytes, bytes] = {}
     while data.strip(b"\0"):
         length, _, record = data.partition(b" ")
         if not length.isdigit() or not len(length) < int(length) <= len(data):
             raise BadTar("pax", at)
         key, _, value = record[: int(length) - len(length) - 2].partition(b"=")
-        told[key] = value
+        extended[key] = value
         data = data[int(length) :]
-    if not told.get(b"size", b"0").isdigit():
+    if not extended.get(b"size", b"0").isdigit():
         raise BadTar("pax", at)
-    return {key: value for key, value in told.items() if key in (b"path", b"size")}
+    return {key: value for key, value in extended.items() if key in (b"path", b"size")}

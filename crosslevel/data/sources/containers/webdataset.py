@@ -18,6 +18,7 @@ from torch import Tensor
 from crosslevel.data.decode import PIXEL_LIMIT, decode
 from crosslevel.data.images import Images
 from crosslevel.data.index_cache import Paths, Table, remembered
+from crosslevel.data.sources.containers.random_file import RandomFile
 from crosslevel.data.sources.containers.tar import BLOCK, BadTar, Member, members
 from crosslevel.data.sources.folder import EXTENSIONS
 from crosslevel.data.sources.labels import below_shared_folder, known_labels, one_line, state_of
@@ -60,8 +61,8 @@ class Shards(Images):
                 warnings.warn(f"{one_line(file)}: {left_out[name_of]}", stacklevel=3)
         self._ends = list(accumulate(len(table["offset"]) for table in tables))
         if self._ends[-1] < 2:
-            known = ", ".join(sorted(EXTENSIONS))
-            raise SourceError(f"{name}: needs at least 2 images, found {self._ends[-1]} (looked for {known})")
+            looked_for = ", ".join(sorted(EXTENSIONS))
+            raise SourceError(f"{name}: needs at least 2 images, found {self._ends[-1]} (looked for {looked_for})")
         # One number of an array is had far faster than one of a tensor.
         self._offset, self._size = (torch.cat([table[key] for table in tables]).numpy() for key in ("offset", "size"))
         self.paths = _prefixed(self._names, tables)
@@ -83,38 +84,27 @@ class Shards(Images):
         shard = bisect_right(self._ends, i)
         data = bytearray(size)
         try:
-            got = os.preadv(_opened(self.files[shard], self._states[shard]).number, [data], int(self._offset[i]))
+            got = _opened(self.files[shard], self._states[shard]).read_into(data, int(self._offset[i]))
         except OSError as error:
             raise BadImage(path, f"the shard cannot be read: {error.strerror or error}") from error
         if got < size:
             raise BadImage(path, f"truncated: the shard gave {got:,} of {size:,} bytes")
         return decode(data, path, self.max_pixels), -1 if self.labels is None else int(self.labels[i])
 
-    def _content(self) -> Iterable[bytes | memoryview]:
+    def content(self) -> Iterable[bytes | memoryview]:
         """Names, sizes and times of change of the shards: reading them would take as long as decoding."""
         for name, state in zip(self._names, self._states, strict=True):
             yield f"{name}\0{state}\0".encode(errors="surrogateescape")
 
 
-class _Handle:
-    """An open file, closed when nothing refers to it any more."""
-
-    def __init__(self, file: str) -> None:
-        self.number = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-
-    def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
-
-
 # One cache a process. A worker that was forked may go on using the files of its parent: reads at an offset
 # share no position.
 @lru_cache(maxsize=_OPEN)
-def _opened(file: str, state: str) -> _Handle:
-    handle = _Handle(file)
-    if state_of(handle.number) != state:
+def _opened(file: str, state: str) -> RandomFile:
+    opened = RandomFile(file)
+    if state_of(opened.number) != state:
         raise OSError("it has changed since this run began")
-    return handle
+    return opened
 
 
 def _prefixed(names: Sequence[str], tables: Sequence[Table]) -> Paths:
@@ -153,12 +143,12 @@ def _index(file: str) -> Table:
     """
     images: list[Member] = []
     labels: dict[bytes, int] = {}
-    damage, last, handle = "", b"", _Handle(file)
+    damage, last, opened = "", b"", RandomFile(file)
     try:
-        for member in _members(handle.number):
+        for member in _members(opened):
             last, extension = _key(member.name)
             if extension in (b"cls", b"json"):
-                label = _label(os.pread(handle.number, member.size, member.offset), extension)
+                label = _label(opened.read(member.size, member.offset), extension)
                 if label is not None and (extension == b"cls" or last not in labels):
                     labels[last] = label
             elif extension.decode("ascii", "replace") in EXTENSIONS:
@@ -214,11 +204,11 @@ class _Damage(Exception):
 class _Headers:
     """A file as a tape: what is passed over is not read."""
 
-    def __init__(self, number: int) -> None:
-        self.number, self.at, self.length = number, 0, os.fstat(number).st_size
+    def __init__(self, file: RandomFile) -> None:
+        self.file, self.at, self.length = file, 0, os.fstat(file.number).st_size
 
     def read(self, count: int) -> bytes:
-        data = os.pread(self.number, count, self.at)
+        data = self.file.read(count, self.at)
         self.at += len(data)
         return data
 
@@ -228,14 +218,14 @@ class _Headers:
         return there
 
 
-def _members(number: int) -> Iterator[Member]:
+def _members(file: RandomFile) -> Iterator[Member]:
     """The regular files of a tar file, by its headers alone.
 
     Raises:
         _Damage: after all whole members; at byte 0 if this is no tar file at all.
 
     """
-    tape = _Headers(number)
+    tape = _Headers(file)
     if not tape.length:
         raise _Damage(0, "an empty file, not a tar file")
     try:

@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from crosslevel.data.images import InMemoryImages
-from crosslevel.data.sources.turntable.rays import LENS, Film, Paint, Studio, render, scene
+from crosslevel.data.sources.turntable.rays import LENS, Motion, Paint, Studio, render, scene
 from crosslevel.data.sources.turntable.shapes import FAMILIES, Array, Solid, Uniform, centred
 
 _SPLITS = ("train", "test")
@@ -46,7 +46,7 @@ class Turntable(InMemoryImages):
         imbalance: objects in the most frequent class over those in the least frequent, at least 1.
         size: height and width in pixels, 8 to 512.
         test_objects: test objects a class.
-        test_frames: frames of each test object, spread over as long a film as a training object's.
+        test_frames: frames of each test object, spread over as long a video as a training object's.
         seed: draws everything.
 
     Raises:
@@ -79,43 +79,43 @@ class Turntable(InMemoryImages):
             if not low <= value <= high:
                 raise ValueError(f"{name}={value} is out of range: choose {low} to {high}")
         counts = _power_law(classes, objects, imbalance)
-        names, first, shown, stride = list(FAMILIES)[:classes], 0, frames, 1.0
+        names, first, per_object, stride = list(FAMILIES)[:classes], 0, frames, 1.0
         if split == "test":
-            counts, first, shown, stride = (
+            counts, first, per_object, stride = (
                 [test_objects] * classes,
                 objects,
                 test_frames,
                 frames / test_frames,
             )
         owners = [(c, k) for c, count in enumerate(counts) for k in range(count)]
-        data = _films(split, names, owners, shown, stride, size, seed)
+        data = _videos(split, names, owners, per_object, stride, size, seed)
         paths = [
             f"{split}/{names[c]}/object-{first + i:04d}/frame-{f:02d}.png"
             for i, (c, _) in enumerate(owners)
-            for f in range(shown)
+            for f in range(per_object)
         ]
-        labels = torch.tensor([c for c, _ in owners]).repeat_interleave(shown)
+        labels = torch.tensor([c for c, _ in owners]).repeat_interleave(per_object)
         super().__init__(data, paths, labels, names, "turntable")
-        self.tracks = torch.arange(first, first + len(owners)).repeat_interleave(shown)
+        self.tracks = torch.arange(first, first + len(owners)).repeat_interleave(per_object)
 
 
-def _films(
-    split: str, names: list[str], owners: list[tuple[int, int]], shown: int, stride: float, size: int, seed: int
+def _videos(
+    split: str, names: list[str], owners: list[tuple[int, int]], per_object: int, stride: float, size: int, seed: int
 ) -> UInt8[Tensor, "N 3 size size"]:
-    """``shown`` frames of each object, an object being the k-th of class c."""
+    """``per_object`` frames of each object, an object being the k-th of class c."""
     shared = np.random.default_rng((seed, len(_SPLITS)))
     schemes = [_colours(shared, 4, 0.75) for _ in range(_SCHEMES)]
     studios = [_draw_studio(shared) for _ in range(_STUDIOS)]
-    data = torch.empty(len(owners) * shown, 3, size, size, dtype=torch.uint8)
+    data = torch.empty(len(owners) * per_object, 3, size, size, dtype=torch.uint8)
 
-    def film(i: int) -> None:
+    def render_video(i: int) -> None:
         c, k = owners[i]
         rng = np.random.default_rng((seed, _SPLITS.index(split), c, k))
-        frames = _film_object(FAMILIES[names[c]], rng, schemes, studios, shown, stride, size)
-        data[i * shown : (i + 1) * shown] = frames
+        frames = _video_of(FAMILIES[names[c]], rng, schemes, studios, per_object, stride, size)
+        data[i * per_object : (i + 1) * per_object] = frames
 
     with ThreadPoolExecutor(min(_WORKERS, torch.get_num_threads())) as pool:
-        list(pool.map(film, range(len(owners))))
+        list(pool.map(render_video, range(len(owners))))
     return data
 
 
@@ -137,7 +137,7 @@ def _power_law(classes: int, objects: int, imbalance: float) -> list[int]:
     return counts
 
 
-def _film_object(
+def _video_of(
     family: Callable[[Uniform], list[Solid]],
     rng: np.random.Generator,
     schemes: list[Array],
@@ -149,11 +149,11 @@ def _film_object(
     """All frames of the one object that ``rng`` draws."""
     solids, floor = centred(family(rng.uniform))
     studio, paint = studios[rng.integers(len(studios))], _draw_paint(rng, schemes)
-    film = _draw_film(rng, frames, stride)
+    motion = _draw_motion(rng, frames, stride)
     noise = torch.from_numpy(rng.standard_normal((frames, 3, size, size), dtype=np.float32)).mul_(rng.uniform(*_NOISE))
     step = max(1, _RAYS_AT_ONCE // (4 * size * size))
     for i in range(0, frames, step):
-        some = Film(*(track[i : i + step] for track in film))
+        some = Motion(*(track[i : i + step] for track in motion))
         colour, cover = render(solids, floor, paint, some, size)
         noise[i : i + step] += colour + (1 - cover) * scene(solids, floor, studio, some, size)
     return noise.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
@@ -198,7 +198,7 @@ def _draw_studio(rng: np.random.Generator) -> Studio:
     )
 
 
-def _draw_film(rng: np.random.Generator, frames: int, stride: float) -> Film:
+def _draw_motion(rng: np.random.Generator, frames: int, stride: float) -> Motion:
     time = np.arange(frames) * stride
 
     def drift(low: float, high: float, swing: float) -> Array:
@@ -222,7 +222,7 @@ def _draw_film(rng: np.random.Generator, frames: int, stride: float) -> Film:
     azimuth, height = yaw + np.radians(drift(-90, 90, 20)), np.radians(drift(25, 65, 8))
     sun = np.stack([np.cos(height) * np.cos(azimuth), np.sin(height), np.cos(height) * np.sin(azimuth)], 1)
     warmth = drift(-0.08, 0.08, 0.04)[:, None] * np.array([1, 0, -1])
-    return Film(
+    return Motion(
         eye=aside - ahead / (LENS * fill),
         basis=np.stack([right, up, ahead], 1),
         sun=sun,

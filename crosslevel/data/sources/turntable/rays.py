@@ -1,4 +1,4 @@
-"""Ray casting in closed form: pictures of solids on a turntable, all frames of a film at once."""
+"""Ray casting in closed form: pictures of solids on a turntable, all frames of a video at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Map = Float[Tensor, "F H W"]
 _Vector = Sequence[Tensor]  # its three coordinates
 
 
-class Film(NamedTuple):
+class Motion(NamedTuple):
     """What changes from frame to frame, in the object's coordinates (which turn with the table)."""
 
     eye: Array  # (F, 3)
@@ -66,30 +66,30 @@ def _dot(a: _Vector, b: _Vector) -> Tensor:
 
 
 def render(
-    solids: list[Solid], floor: float, paint: Paint, film: Film, size: int
+    solids: list[Solid], floor: float, paint: Paint, motion: Motion, size: int
 ) -> tuple[Float[Tensor, "F 3 S S"], Float[Tensor, "F 1 S S"]]:
     """The object alone, sampled at 2 x 2 points a pixel: colour times cover, and cover in [0, 1]."""
     fine = ((torch.arange(2 * size) + 0.5) / size - 1) * LENS
-    depth, normal, slot = _cast(solids, film, fine)
+    depth, normal, slot = _cast(solids, motion, fine)
     hit = depth < torch.inf
-    rays = _directions(film.basis, fine, -fine)
-    colour = _shade(torch.where(hit, depth, 0), normal, slot, rays, paint, film, floor)
+    rays = _directions(motion.basis, fine, -fine)
+    colour = _shade(torch.where(hit, depth, 0), normal, slot, rays, paint, motion, floor)
     return F.avg_pool2d(colour.mul_(hit[:, None]), 2), F.avg_pool2d(hit[:, None].float(), 2)
 
 
-def _cast(solids: list[Solid], film: Film, fine: Tensor) -> tuple[_Map, Float[Tensor, "3 F H W"], Tensor]:
+def _cast(solids: list[Solid], motion: Motion, fine: Tensor) -> tuple[_Map, Float[Tensor, "3 F H W"], Tensor]:
     """Distance to the nearest solid along each ray (inf: none), the normal there (any length), and its slot."""
-    shape = (len(film.eye), len(fine), len(fine))
+    shape = (len(motion.eye), len(fine), len(fine))
     depth, normal, slot = (
         torch.full(shape, torch.inf),
         torch.zeros(3, *shape),
         torch.zeros(shape, dtype=torch.int64),
     )
     for solid in solids:
-        rows, columns = _window(solid, film, len(fine))
+        rows, columns = _window(solid, motion, len(fine))
         inverse = np.linalg.inv(solid.place[:, :3])
-        origin = _column(np.einsum("ij,fj->fi", inverse, film.eye - solid.place[:, 3])).unbind(1)
-        rays = _directions(np.einsum("ij,fkj->fki", inverse, film.basis), fine[columns], -fine[rows])
+        origin = _column(np.einsum("ij,fj->fi", inverse, motion.eye - solid.place[:, 3])).unbind(1)
+        rays = _directions(np.einsum("ij,fkj->fki", inverse, motion.basis), fine[columns], -fine[rows])
         t, gradient = HITS[solid.kind](origin, rays, solid)
         view = (slice(None), rows, columns)
         nearer = t < depth[view]
@@ -101,9 +101,9 @@ def _cast(solids: list[Solid], film: Film, fine: Tensor) -> tuple[_Map, Float[Te
     return depth, normal, slot
 
 
-def _window(solid: Solid, film: Film, pixels: int) -> tuple[slice, slice]:
+def _window(solid: Solid, motion: Motion, pixels: int) -> tuple[slice, slice]:
     """The rows and columns of the picture that ``solid`` can touch in any of the frames."""
-    seen = np.einsum("fij,fcj->fci", film.basis, corners(solid) - film.eye[:, None])
+    seen = np.einsum("fij,fcj->fci", motion.basis, corners(solid) - motion.eye[:, None])
     across = (seen[..., :2] / seen[..., 2:] / LENS * [1, -1] + 1) / 2 * pixels
     low, high = np.floor(across.min((0, 1))) - 1, np.ceil(across.max((0, 1))) + 1
     (x0, y0), (x1, y1) = np.clip(low, 0, pixels - 1).astype(int), np.clip(high, 1, pixels).astype(int)
@@ -171,11 +171,11 @@ def _shade(
     slot: Tensor,
     rays: _Vector,
     paint: Paint,
-    film: Film,
+    motion: Motion,
     floor: float,
 ) -> Float[Tensor, "F 3 H W"]:
     """Lambert and Phong, darker towards the floor."""
-    eye, sun, key, fill = (_column(track).unbind(1) for track in (film.eye, film.sun, film.key, film.fill))
+    eye, sun, key, fill = (_column(track).unbind(1) for track in (motion.eye, motion.sun, motion.key, motion.fill))
     at = [eye[i] + t * rays[i] for i in range(3)]
     towards = normal.unbind()
     facing = _dot(towards, rays)
@@ -213,14 +213,14 @@ def _pattern(at: list[Tensor], paint: Paint) -> _Map:
     return torch.sigmoid(4 * value)
 
 
-def scene(solids: list[Solid], floor: float, studio: Studio, film: Film, size: int) -> Float[Tensor, "F 3 S S"]:
+def scene(solids: list[Solid], floor: float, studio: Studio, motion: Motion, size: int) -> Float[Tensor, "F 3 S S"]:
     """What is behind the object: the turntable on a table with the object's shadow, and a blurred backdrop."""
     coarse = ((torch.arange(size) + 0.5) * 2 / size - 1) * LENS
-    rays = _directions(film.basis, coarse, -coarse)
-    eye, sun, key, fill = (_column(track).unbind(1) for track in (film.eye, film.sun, film.key, film.fill))
+    rays = _directions(motion.basis, coarse, -coarse)
+    eye, sun, key, fill = (_column(track).unbind(1) for track in (motion.eye, motion.sun, motion.key, motion.fill))
     t = (floor - eye[1]) / rays[1].clamp_max(-1e-3)
     x, z = eye[0] + t * rays[0], eye[2] + t * rays[2]
-    ahead = _column(film.basis[:, 2] / np.linalg.norm(film.basis[:, 2, ::2], axis=1, keepdims=True)).unbind(1)
+    ahead = _column(motion.basis[:, 2] / np.linalg.norm(motion.basis[:, 2, ::2], axis=1, keepdims=True)).unbind(1)
     deep, aside = x * ahead[0] + z * ahead[2], x * ahead[2] - z * ahead[0]
     on_table = ((studio.edge - deep) * 8).sigmoid_()
     radius = (x * x + z * z).sqrt()
@@ -230,12 +230,12 @@ def scene(solids: list[Solid], floor: float, studio: Studio, film: Film, size: i
     ).sigmoid_()
     depth, slow, fast = studio.grain.tolist()
     wood = 1 + depth * (fast * aside + (slow * deep).sin() * 2).sin()
-    lit = _shadow(solids, floor, film, x, z).mul_(sun[1])
+    lit = _shadow(solids, floor, motion, x, z).mul_(sun[1])
     grid = torch.stack(
         [(coarse / LENS * 0.5).expand(size, size), (coarse / LENS * 0.5)[:, None].expand(size, size)], -1
     )
     wall = torch.from_numpy(studio.backdrop).float().expand(len(t), -1, -1, -1)
-    wall = F.grid_sample(wall, grid + torch.from_numpy(film.pan).float()[:, None, None], align_corners=False)
+    wall = F.grid_sample(wall, grid + torch.from_numpy(motion.pan).float()[:, None, None], align_corners=False)
     table, disc, marks = studio.ground.tolist()
     planes = []
     for c in range(3):
@@ -247,12 +247,12 @@ def scene(solids: list[Solid], floor: float, studio: Studio, film: Film, size: i
     return torch.stack(planes, 1)
 
 
-def _shadow(solids: list[Solid], floor: float, film: Film, x: _Map, z: _Map) -> _Map:
+def _shadow(solids: list[Solid], floor: float, motion: Motion, x: _Map, z: _Map) -> _Map:
     """The share of light that reaches the floor, in [0, 1]: each solid dims where the way to the sun nears it."""
     light = torch.ones_like(x)
     for solid in solids:
         inverse = np.linalg.inv(solid.place[:, :3])
-        towards = _column(np.einsum("ij,fj->fi", inverse, film.sun)).unbind(1)
+        towards = _column(np.einsum("ij,fj->fi", inverse, motion.sun)).unbind(1)
         start = (inverse @ (np.array([0, floor, 0]) - solid.place[:, 3])).tolist()
         at = [start[i] + float(inverse[i, 0]) * x + float(inverse[i, 2]) * z for i in range(3)]
         along = (-_dot(at, towards) / _dot(towards, towards)).clamp_min(0)

@@ -6,7 +6,6 @@ import difflib
 import glob
 import itertools
 import os
-import re
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,18 +17,16 @@ from torch import Tensor
 
 from crosslevel.data.images import Images
 from crosslevel.data.index_cache import Paths
-from crosslevel.data.sources.folder import EXTENSIONS as IMAGES
+from crosslevel.data.sources.folder import EXTENSIONS
 from crosslevel.data.sources.labels import below, labels_of
-from crosslevel.data.sources.video.decoder import BadVideo, Decoder, Timeline, timeline
+from crosslevel.data.sources.video.container import BadVideo
+from crosslevel.data.sources.video.decoder import Decoder
+from crosslevel.data.sources.video.timeline import Timeline, timeline
+from crosslevel.data.uri import VIDEOS, Source, is_video
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError
 
-EXTENSIONS = frozenset(
-    ("3gp", "avi", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "webm", "wmv")
-)  # not ts: those are mostly TypeScript
-
-_SETTING = re.compile(r"(?s)(.*),\s*(\w+)=([^,/]*)")
-_LOOKED_AT = 20_000  # entries of a folder of images in which videos are looked for, only to name them
+_FIRST = 20_000  # entries of a folder of images in which videos are looked for, only to name them
 
 
 @dataclass(frozen=True)
@@ -67,12 +64,12 @@ class Pace:
 class Videos(Images):
     """The frames of video files, decoded when they are asked for.
 
-    ``paths[i]`` is ``film.mp4#t=12.040``, with the seconds since the film's first frame; ``tracks`` numbers the films;
-    folders below the one that all films share give ``labels``.
+    ``paths[i]`` is ``video.mp4#t=12.040``, with the seconds since the video's first frame. ``tracks`` numbers the
+    videos. Folders below the one that all videos share give ``labels``.
 
-    ``blocks`` are the frames between two keyframes: any of them can only be decoded after those before it. So a process
-    keeps one film open and goes on from where it is, and keeps the frames that were asked for on the way (at most 128
-    MB): their own order is the fast one, that of whole blocks nearly as fast.
+    ``blocks`` are the frames from one keyframe to the next; to decode one, all frames of its block before it must be
+    decoded. A process keeps one video open, continues from the last decoded frame, and keeps the wanted frames that it
+    passes (at most 128 MB). Reading in order is fastest; reading block by block is nearly as fast.
 
     ``files`` are relative to ``root``. Those that are no videos are left out with a warning; ``left_out`` has
     them, and those that end early.
@@ -85,20 +82,20 @@ class Videos(Images):
 
     def __init__(self, root: str, files: Sequence[str], pace: Pace | None = None, *, name: str) -> None:
         self.root, self.pace, self.name = root, Pace() if pace is None else pace, name
-        films = self._timelines(files)
+        videos = self._timelines(files)
         self.watch = Watch.of_files([os.path.join(root, file) for file in files])
-        self.files = [file for file, _ in films]
-        places = [self.pace.chosen(line.seconds) for _, line in films]
-        counts = torch.tensor([len(place) for place in places])
-        self.pts = torch.cat([line.pts[place] for (_, line), place in zip(films, places, strict=True)])
-        self.tracks = track = torch.arange(len(films)).repeat_interleave(counts)
-        groups = [line.groups[place] for (_, line), place in zip(films, places, strict=True)]
+        self.files = [file for file, _ in videos]
+        chosen = [self.pace.chosen(line.seconds) for _, line in videos]
+        counts = torch.tensor([len(frames) for frames in chosen])
+        self.pts = torch.cat([line.pts[frames] for (_, line), frames in zip(videos, chosen, strict=True)])
+        self.tracks = track = torch.arange(len(videos)).repeat_interleave(counts)
+        groups = [line.groups[frames] for (_, line), frames in zip(videos, chosen, strict=True)]
         self.groups = torch.cat(groups)
         self._track, self._ends = track, _ends(track, self.groups)
         # Single frames are no blocks: any order is as fast.
         many = len(self._ends) < len(self.pts)
         self.blocks = [range(*pair) for pair in itertools.pairwise([0, *self._ends.tolist()])] if many else None
-        self.paths = Paths.of(_names((f, line.seconds[p]) for (f, line), p in zip(films, places, strict=True)))
+        self.paths = Paths.of(_names((f, line.seconds[p]) for (f, line), p in zip(videos, chosen, strict=True)))
         labels, self.classes = labels_of(below(self.files))
         self.labels = None if labels is None else labels[track]
         if len(self.pts) < 2:
@@ -109,12 +106,12 @@ class Videos(Images):
         """Frame i, upright, and its label (-1 without labels).
 
         Raises:
-            BadImage: the film cannot be decoded there.
+            BadImage: the video cannot be decoded there.
 
         """
         i = range(len(self))[i]
         if self._state.process != os.getpid():
-            self._state = _State()  # a forked process must not move its parent's place in the file
+            self._state = _State()  # a forked process must not move its parent's position in the file
         with self._state.lock:
             image = self._frame(i, self._state)
         labels = self.labels
@@ -132,7 +129,7 @@ class Videos(Images):
             raise BadImage(self.paths[i], str(error)) from error
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the open film: a worker process opens its own."""
+        """Without the open video: a worker process opens its own."""
         return {**self.__dict__, "_state": None}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -141,7 +138,7 @@ class Videos(Images):
 
     def _timelines(self, files: Sequence[str]) -> list[tuple[str, Timeline]]:
         """The videos that can be read, in the order given."""
-        found: list[tuple[str, Timeline]] = []
+        timelines: list[tuple[str, Timeline]] = []
         bad: list[str] = []
         self.left_out = left_out = dict[str, str]()
         for file in files:
@@ -155,20 +152,21 @@ class Videos(Images):
             if line.ends_early:
                 warnings.warn(f"{path}: {line.ends_early}", stacklevel=4)
                 left_out[file] = line.ends_early
-            found.append((file, line))
-        if not found:
+            timelines.append((file, line))
+        if not timelines:
             more = f" ({len(bad) - 1} more cannot be read either)" if len(bad) > 1 else ""
             raise SourceError(f"{bad[0]}{more}" if bad else f"{self.name}: no video")
         for line_of in bad:
             warnings.warn(f"{line_of}; it is left out", stacklevel=4)
-        return found
+        return timelines
 
-    def _content(self) -> Iterable[bytes | memoryview]:
+    def content(self) -> Iterable[bytes | memoryview]:
+        """The frames' times, and names, sizes and times of change of the videos."""
         yield self.pts.numpy().tobytes()
         for file in self.files:
             try:
-                found = os.stat(os.path.join(self.root, file))
-                state = f"{found.st_size} {found.st_mtime_ns}"
+                status = os.stat(os.path.join(self.root, file))
+                state = f"{status.st_size} {status.st_mtime_ns}"
             except OSError as error:
                 state = str(error.errno)
             yield f"{file}\0{state}\0".encode(errors="surrogateescape")
@@ -188,64 +186,56 @@ class _State:
         self.decoder = None
 
 
-def open_videos(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Videos | None:
+def open_videos(source: Source) -> Videos | None:
     """The frames of the videos that ``source`` names; None where it names something else.
 
-    A video, a folder of videos, a pattern with ``*``, ``?`` or ``[...]``, a sequence of videos or a ``.txt`` file that
-    names one a line; all but a sequence may end in ``,fps=2`` or ``,stride=10``.
+    A video, a folder of videos, a pattern with ``*``, ``?`` or ``[...]``, or a ``.txt`` file that names a video a line;
+    all with ``,fps=2`` or ``,stride=10`` if wanted.
 
     Raises:
-        SourceError: no video in it can be read, or a setting is wrong.
+        SourceError: no video in it can be read, or an option is wrong.
 
     """
-    if not isinstance(source, str | os.PathLike):
-        files = [os.fspath(file) for file in source]
-        return Videos("", files, name=f"a list of {len(files):,} videos") if _all_videos(files) else None
-    name = os.fspath(source)
-    place, settings = _apart(name)
-    if os.path.isdir(place):
-        return _in_folder(place, settings, name)
-    if os.path.isfile(place):
-        return _of_file(place, settings, name)
-    files = sorted(file for file in glob.glob(place, recursive=True) if _is_video(file))
+    if os.path.isdir(source.path):
+        return _in_folder(source)
+    if os.path.isfile(source.path):
+        return _of_file(source)
+    files = sorted(file for file in glob.glob(source.path, recursive=True) if is_video(file))
     if files:
-        return Videos("", files, _pace(name, settings), name=name)
-    if _is_video(place):
-        raise SourceError(f"{place}: no such video: give a path, or a pattern that matches some")
+        return Videos("", files, _pace(source), name=source.whole)
+    if is_video(source.path):
+        raise SourceError(f"{source.path}: no such video: give a path, or a pattern that matches some")
     return None
 
 
-def _apart(source: str) -> tuple[str, list[tuple[str, str]]]:
-    """The path and the settings after it; what exists is a path, whatever its name."""
-    place, settings = source, list[tuple[str, str]]()
-    while not os.path.exists(place) and (found := _SETTING.fullmatch(place)):
-        place = found[1]
-        settings.insert(0, (found[2], found[3]))
-    return place, settings
+def listed_videos(files: Sequence[str]) -> Videos | None:
+    """The frames of these files, one a second; None where they are not all videos."""
+    return Videos("", files, name=f"a list of {len(files):,} videos") if _all_videos(files) else None
 
 
-def _pace(source: str, settings: list[tuple[str, str]]) -> Pace:
+def _pace(source: Source) -> Pace:
     kinds = {"fps": float, "stride": int}
     given: dict[str, float | int] = {}
-    for key, value in settings:
+    for key, value in source.options:
         if key not in kinds:
             near = difflib.get_close_matches(key, kinds, 1)
             hint = f"did you mean {near[0]}?" if near else "keys: fps (frames a second) and stride (every n-th frame)"
-            raise SourceError(f"{source}: videos have no setting {key}={value}: {hint}")
+            raise SourceError(f"{source.whole}: videos have no setting {key}={value}: {hint}")
         try:
-            given[key] = kinds[key](value)
+            given[key] = kinds[key](value or "")
         except ValueError as error:
             kind = {"fps": "number", "stride": "whole number"}[key]
-            raise SourceError(f"{source}: {key}={value}: needs a {kind}") from error
+            raise SourceError(f"{source.whole}: {key}={value}: needs a {kind}") from error
     try:
         return Pace(**given)  # type: ignore[arg-type]
     except ValueError as error:
-        raise SourceError(f"{source}: {error}") from error
+        raise SourceError(f"{source.whole}: {error}") from error
 
 
-def _of_file(file: str, settings: list[tuple[str, str]], name: str) -> Videos | None:
-    if _is_video(file):
-        return Videos(os.path.dirname(file), [os.path.basename(file)], _pace(name, settings), name=name)
+def _of_file(source: Source) -> Videos | None:
+    file = source.path
+    if is_video(file):
+        return Videos(os.path.dirname(file), [os.path.basename(file)], _pace(source), name=source.whole)
     if not file.lower().endswith(".txt"):
         return None
     try:
@@ -256,33 +246,35 @@ def _of_file(file: str, settings: list[tuple[str, str]], name: str) -> Videos | 
             lines += [line.rstrip("\n") for line in text if line.strip()]
     except OSError:
         return None  # named where it is read as a list of images
-    return Videos(os.path.dirname(file), lines, _pace(name, settings), name=name)
+    return Videos(os.path.dirname(file), lines, _pace(source), name=source.whole)
 
 
-def _in_folder(folder: str, settings: list[tuple[str, str]], name: str) -> Videos | None:
+def _in_folder(source: Source) -> Videos | None:
     """The videos of a folder, unless it holds images and nothing asks for frames."""
-    if settings:
+    folder = source.path
+    if source.options:
         files = sorted(file for file, kind in _walked(folder) if kind == "video")
         if not files:
-            known = ", ".join(sorted(EXTENSIONS))
-            raise SourceError(f"{folder}: no video found in this folder or below it (looked for {known})")
-        return _below(folder, files, _pace(name, settings), name)
-    seen = list(itertools.islice(_walked(folder), _LOOKED_AT))
-    videos = sorted(file for file, kind in seen if kind == "video")
+            looked_for = ", ".join(sorted(VIDEOS))
+            raise SourceError(f"{folder}: no video found in this folder or below it (looked for {looked_for})")
+        return _below(source, files)
+    first = list(itertools.islice(_walked(folder), _FIRST))
+    videos = sorted(file for file, kind in first if kind == "video")
     if not videos:
         return None
-    if any(kind == "image" for _, kind in seen):
+    if any(kind == "image" for _, kind in first):
         warnings.warn(
             f"{folder}: images are taken; its videos, such as {videos[0]}, are left out: {folder},fps=1 takes those",
             stacklevel=3,
         )
         return None
-    return _below(folder, sorted(file for file, kind in _walked(folder) if kind == "video"), None, name)
+    return _below(source, sorted(file for file, kind in _walked(folder) if kind == "video"))
 
 
-def _below(folder: str, files: list[str], pace: Pace | None, name: str) -> Videos:
+def _below(source: Source, files: list[str]) -> Videos:
     """All videos of a folder: one that comes later is a change."""
-    videos = Videos(folder, files, pace, name=name)
+    folder = source.path
+    videos = Videos(folder, files, _pace(source), name=source.whole)
     videos.watch = Watch.of_files([os.path.join(folder, file) for file in files], folder)
     return videos
 
@@ -303,16 +295,12 @@ def _walked(root: str) -> Iterator[tuple[str, str]]:
         for name in files:
             if not name.startswith("."):
                 ending = name.rpartition(".")[2].lower()
-                kind = "video" if ending in EXTENSIONS else "image" if ending in IMAGES else "other"
+                kind = "video" if ending in VIDEOS else "image" if ending in EXTENSIONS else "other"
                 yield os.path.relpath(os.path.join(folder, name), root), kind
 
 
-def _is_video(file: str) -> bool:
-    return file.rpartition(".")[2].lower() in EXTENSIONS and "." in file
-
-
 def _all_videos(files: Sequence[str]) -> bool:
-    return bool(files) and all(map(_is_video, files))
+    return bool(files) and all(map(is_video, files))
 
 
 def _ends(tracks: Int64[Tensor, " N"], groups: Int64[Tensor, " N"]) -> Int64[Tensor, " B"]:
@@ -321,9 +309,9 @@ def _ends(tracks: Int64[Tensor, " N"], groups: Int64[Tensor, " N"]) -> Int64[Ten
     return torch.cat([new.nonzero().squeeze(1) + 1, torch.tensor([len(tracks)])])
 
 
-def _names(films: Iterable[tuple[str, Tensor]]) -> Iterator[str]:
-    """``film.mp4#t=12.040``: milliseconds, or microseconds where frames are closer."""
-    for file, seconds in films:
+def _names(videos: Iterable[tuple[str, Tensor]]) -> Iterator[str]:
+    """``video.mp4#t=12.040``: milliseconds, or microseconds where frames are closer."""
+    for file, seconds in videos:
         digits = 3 if not len(seconds) or float(seconds.diff().min() if len(seconds) > 1 else 1) >= 0.001 else 6
         for second in seconds.tolist():
             yield f"{file}#t={second:.{digits}f}"

@@ -1,0 +1,77 @@
+"""One record for every image that can be read: what a function finds in it, such as its size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import Images
+from crosslevel.data.loaders.workers import Keys, ahead, loader, worth_workers
+from crosslevel.utils.errors import BadImage
+
+Record = TypeVar("Record", bound=tuple[Any, ...])
+
+
+class Records(NamedTuple, Generic[Record]):
+    """The records of the images ``numbers`` as one record, with a first dimension B in each of its tensors."""
+
+    numbers: Int64[Tensor, " B"]
+    columns: Record
+
+
+def records(
+    images: Images,
+    find: Callable[[UInt8[Tensor, "3 H W"]], Record],
+    batch_size: int,
+    *,
+    bad: BadFiles,
+    workers: int | None = None,
+) -> Iterator[Records[Record]]:
+    """What ``find`` makes of each image, in order: a named tuple of tensors of the same shape for all images.
+
+    No label is read. Images that cannot be read go to ``bad``, and have no record; ``workers`` as `EvalBatches` has
+    them.
+    """
+    job, total = _Job(images, find), len(images)
+    keys = Keys([range(first, min(first + batch_size, total)) for first in range(0, total, batch_size)])
+    workers = worth_workers(job, total) if workers is None else workers
+    for part in loader(job, keys, workers, persistent=False) if workers else ahead(job.__getitem__, keys):
+        for path, reason in part.bad:
+            bad.add(path, reason)
+        if part.records is not None:
+            yield part.records
+
+
+class _Part(NamedTuple):
+    """What a worker gives back."""
+
+    records: Records[Any] | None
+    bad: list[tuple[str, str]]
+
+
+@dataclass
+class _Job(Dataset[_Part]):
+    images: Images
+    find: Callable[[Tensor], Any]
+
+    def __getitem__(self, key: range) -> _Part:
+        rows, numbers, bad = [], [], []
+        for i in key:
+            try:
+                image = self.images[i][0]
+            except BadImage as error:
+                bad.append((error.path, error.reason))
+                continue
+            rows.append(self.find(image))
+            numbers.append(i)
+        if not rows:
+            return _Part(None, bad)
+        columns = type(rows[0])(*map(torch.stack, zip(*rows, strict=True)))
+        return _Part(Records(torch.tensor(numbers), columns), bad)

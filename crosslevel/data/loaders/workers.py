@@ -1,0 +1,99 @@
+"""Work done ahead of who needs it: by one thread, or by worker processes; its results come in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+Key = TypeVar("Key")
+Result = TypeVar("Result")
+
+
+@dataclass
+class Keys(Dataset[Key]):
+    """What to decode, batch by batch: the only thing that changes for workers that live on."""
+
+    keys: Iterable[Key]
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self.keys)
+
+
+def ahead(job: Callable[[Key], Result], keys: Iterable[Key], depth: int = 2) -> Generator[Result, None, None]:
+    """Results in order, computed by one thread while the caller works on earlier ones."""
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(1, "crosslevel-decode") as pool:
+        try:
+            for key in keys:
+                waiting.append(pool.submit(job, key))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def loader(job: Dataset[Result], keys: Iterable[object], workers: int, persistent: bool) -> DataLoader[Result]:
+    """What ``job`` makes of each of the ``keys``, in ``workers`` processes, which live on if ``persistent``."""
+    # Without a batch size each key makes one whole batch in the worker: collating single small images in
+    # the main process costs more than decoding them.
+    return DataLoader(
+        job,
+        batch_size=None,
+        sampler=keys,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=leave_interrupts,
+        persistent_workers=persistent,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _unchanged(done: Any) -> Any:
+    return done
+
+
+def leave_interrupts(worker: int) -> None:
+    """Let a worker process be ended by its main process alone."""
+    # Ctrl-C reaches the whole process group; the main process ends its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    report = sys.excepthook
+
+    def hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        # Interrupted while it takes over a batch, the main process hangs up: that is no news for anybody.
+        if not issubclass(kind, EOFError | ConnectionError):
+            report(kind, error, trace)
+
+    sys.excepthook = hung_up
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worth_workers(job: Dataset[Any], count: int) -> int:
+    """How many processes to use for ``job`` on ``count`` images: one a core, or 0 if one thread needs less than 5 s.
+
+    ``job`` takes a range of images; its time is measured on 17 of them. Processes take seconds to start.
+    """
+    job[range(1)]  # the first image pays for what is loaded only once
+    sample = range(0, count, max(1, count // 16))
+    began = time.perf_counter()
+    for i in sample:
+        job[range(i, i + 1)]
+    estimate = (time.perf_counter() - began) / max(1, len(sample)) * count
+    return cores() if estimate > 5 else 0

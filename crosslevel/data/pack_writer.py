@@ -1,0 +1,223 @@
+"""A pack being written: shards that grow part by part, and an index at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from crosslevel.data.images import Images
+from crosslevel.data.index_cache import Paths, taken
+from crosslevel.data.sources.packed import ABOUT, INDEX, UNFINISHED, Decoded, shard_name
+from crosslevel.utils.errors import SourceError
+from crosslevel.utils.files import sweep, write, write_tensors
+
+IMAGES_A_PART = 2048  # what a killed run loses at most
+SHARD = 2**29  # bytes after which another shard begins, unless all images have one square size
+BAD_FILES = "bad_files.txt"
+
+
+class _Part(NamedTuple):
+    """The images of one part: their sizes, their numbers in the source, where their pixels are, and the bad ones."""
+
+    table: dict[str, Tensor]  # rows, columns, places
+    shard: int
+    stop: int  # bytes of the shard that are written with this part
+    done: int  # the first image after it
+    square: int  # the side that all images so far have, 0 if they differ
+    bad: dict[str, str]
+
+
+class PackWriter:
+    """Writes shards part by part, so that a kill at any moment loses at most one part.
+
+    First the pixels of a part are on disk, then the small file that counts the part. When a killed run continues, what
+    follows the last counted part of a shard is cut off. Where parts and shards end depends on the images alone.
+    """
+
+    def __init__(self, folder: Path, source: Images, about: dict[str, Any]) -> None:
+        self.folder, self.source, self.about = folder, source, about
+        self.bad, self.parts = source.bad_files(), list[_Part]()
+
+    @property
+    def done(self) -> int:
+        """The first image that is still to do."""
+        return self.parts[-1].done if self.parts else 0
+
+    def bytes(self) -> int:
+        """The pixels that are written."""
+        return sum(self._lengths())
+
+    def start(self) -> int:
+        """Go back to the last finished part, and return the bytes that are written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write(self.folder / UNFINISHED, self.about)
+        while (file := self._part_file()).is_file():
+            part = _read_part(file)
+            shard = self.folder / shard_name(part.shard)
+            if not shard.is_file() or shard.stat().st_size < part.stop:
+                break  # the pixels never arrived
+            self._count(part)
+        for file in self.folder.glob("part-*"):
+            if file >= self._part_file():
+                file.unlink()
+        lengths = self._lengths()
+        for file in self.folder.glob("*.bin"):
+            number = int(file.stem)
+            if number < len(lengths):
+                os.truncate(file, lengths[number])
+            else:
+                file.unlink()
+        return sum(lengths)
+
+    def write(self, pieces: Iterator[Decoded]) -> Iterator[int]:
+        """Store all the pieces; tells after each how many images are done."""
+        waiting: list[Decoded] = []
+        asked = self.done
+        for piece in pieces:
+            waiting.append(piece)
+            asked = min(asked + piece.asked, len(self.source))
+            if asked - self.done >= IMAGES_A_PART or asked == len(self.source):
+                self._store(waiting, asked)
+                waiting = []
+            yield asked
+
+    def finish(self) -> int:
+        """Write the index, and at last the file that makes the pack whole; return the number of images.
+
+        Raises:
+            SourceError: fewer than 2 images can be read.
+
+        """
+        if len(self.bad):
+            self.bad.write(self.folder / BAD_FILES)
+        table = _index_of(self.parts, self.source)
+        count = len(table["rows"])
+        if count < 2:
+            raise SourceError(
+                f"{self.source.name}: needs at least 2 images, only {count} of {len(self.source)} can be read "
+                f"(see {self.folder / BAD_FILES})"
+            )
+        write_tensors(self.folder / INDEX, table)
+        whole = {"images": count, "classes": self.source.classes, "shards": self._lengths()}
+        _write(self.folder / ABOUT, {**self.about, **whole})
+        self.tidy()
+        return count
+
+    def renew(self) -> None:
+        """The same images may have other times now, or lie elsewhere: from now on, a change is one of these."""
+        try:
+            table, about = load_file(self.folder / INDEX), json.loads((self.folder / ABOUT).read_text("utf-8"))
+        except (OSError, SafetensorError):
+            return  # whoever opens the pack says that it is damaged
+        watched = _watched(self.source)
+        if any(name not in table or not torch.equal(table[name], column) for name, column in watched.items()):
+            write_tensors(self.folder / INDEX, table | watched)
+        if about != about | self.about:
+            _write(self.folder / ABOUT, about | self.about)
+
+    def tidy(self) -> None:
+        """Delete what only an unfinished pack needs."""
+        for file in (*self.folder.glob("part-*"), *self.folder.glob("*.tmp"), self.folder / UNFINISHED):
+            file.unlink(missing_ok=True)
+        sweep(self.folder)
+
+    def _store(self, pieces: list[Decoded], done: int) -> None:
+        rows, columns = torch.cat([p.rows for p in pieces]), torch.cat([p.columns for p in pieces])
+        last = self.parts[-1] if self.parts else None
+        shard, stop = (last.shard, last.stop) if last else (0, 0)
+        square = _common(rows, columns, last.square if last else None)
+        if stop >= SHARD and not square:
+            shard, stop = shard + 1, 0
+        with (self.folder / shard_name(shard)).open("ab") as file:
+            for piece in pieces:
+                _append(file, piece.pixels)
+            stop = file.tell()
+            os.fsync(file.fileno())
+        bad = {path: reason for piece in pieces for path, reason in piece.bad}
+        table = {"rows": rows.int(), "columns": columns.int(), "places": torch.cat([p.numbers for p in pieces])}
+        part = _Part(table, shard, stop, done, square, bad)
+        _write_part(self._part_file(), part)
+        self._count(part)
+
+    def _count(self, part: _Part) -> None:
+        self.parts.append(part)
+        for path, reason in part.bad.items():
+            self.bad.add(path, reason)
+
+    def _part_file(self) -> Path:
+        """The file of the next part."""
+        return self.folder / f"part-{len(self.parts):06}.safetensors"
+
+    def _lengths(self) -> list[int]:
+        """Bytes of each shard."""
+        return list({part.shard: part.stop for part in self.parts}.values())
+
+
+def _index_of(parts: list[_Part], source: Images) -> dict[str, Tensor]:
+    """What is known of each image: its size and path, its label and track where there are any, and what to watch."""
+    rows, columns, places = (torch.cat([part.table[name] for part in parts]) for name in ("rows", "columns", "places"))
+    table = {"rows": rows, "columns": columns, **_columns("paths", taken(source.paths, places)), **_watched(source)}
+    for name, column in (("labels", source.labels), ("tracks", source.tracks)):
+        if column is not None:
+            table[name] = column[places]
+    return table
+
+
+def clear(folder: Path) -> None:
+    """Delete a pack."""
+    # A kill in between leaves an unfinished pack, and not one that is taken for whole.
+    if (folder / ABOUT).is_file():
+        os.replace(folder / ABOUT, folder / UNFINISHED)
+    for pattern in (INDEX, "*.tmp", "part-*", "*.bin", BAD_FILES):
+        for file in folder.glob(pattern):
+            file.unlink()
+
+
+def _common(rows: Tensor, columns: Tensor, before: int | None) -> int:
+    """The one square size of these images and of those before (None: there are none), 0 if they differ."""
+    if not len(rows):
+        return -1 if before is None else before
+    side = int(rows[0])
+    same = bool((rows == side).all() and (columns == side).all()) and before in (None, -1, side)
+    return side if same else 0
+
+
+def _append(file: BinaryIO, pixels: Tensor) -> None:
+    file.write(pixels.numpy().data)
+
+
+def _write_part(file: Path, part: _Part) -> None:
+    fields = {name: getattr(part, name) for name in ("shard", "stop", "done", "square", "bad")}
+    write_tensors(file, part.table, {"part": json.dumps(fields)})
+
+
+def _read_part(file: Path) -> _Part:
+    with safe_open(file, framework="pt") as opened:
+        table = {name: opened.get_tensor(name) for name in ("rows", "columns", "places")}
+        return _Part(table, **json.loads((opened.metadata() or {})["part"]))
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    write(file, json.dumps(content, indent=1) + "\n")
+
+
+def _columns(name: str, strings: Any) -> dict[str, Tensor]:
+    paths = strings if isinstance(strings, Paths) else Paths.of(strings)
+    return {f"{name}.text": paths.text, f"{name}.ends": paths.ends}
+
+
+def _watched(source: Images) -> dict[str, Tensor]:
+    """What tells later whether the source has changed, as columns of the index."""
+    watch = source.watch
+    if watch is None:
+        return {}
+    sizes = {} if watch.sizes is None else {"sizes": watch.sizes}
+    return {"times": watch.times, **_columns("watched", watch.paths), **sizes}

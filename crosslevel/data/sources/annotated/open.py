@@ -1,0 +1,64 @@
+"""Annotated images, in the layouts of Pascal VOC and COCO."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from crosslevel.data.sources.annotated.annotations import Annotated
+from crosslevel.data.sources.annotated.coco import open_coco
+from crosslevel.data.sources.annotated.voc import open_voc
+from crosslevel.data.uri import Part, Source
+from crosslevel.utils.errors import SourceError
+
+
+def annotated(source: Source) -> Annotated:
+    """The annotated images of ``source``.
+
+    - Pascal VOC: ``VOCdevkit/VOC2007:trainval``, a folder with JPEGImages, Annotations and ImageSets/Main, and the
+      name of a list there;
+    - COCO: ``annotations/instances_val2017.json:val2017``, a file of instances and the folder of its images, which
+      may be left out where the folders are named as in the official data set;
+    - several of one kind, joined by ``+``: ``VOC2007:trainval+VOC2012:trainval``.
+
+    Coordinates become zero-based: VOC's xmin and ymin count from 1 and its xmax and ymax include the last pixel, so
+    the former are lowered by one, as usual. A box that reaches over the edge of its image by up to one pixel is
+    clipped, by more is an error, as is one that ends before it begins. A box without any area, of which COCO has a
+    few, is left out with a warning.
+
+    Raises:
+        SourceError: a file is missing or is not what it should be, an annotation points at a missing image, a box is
+            impossible, or there is nothing in it; one line that names it and says what to do.
+
+    """
+    parts = list(map(_opened, source.parts))
+    kinds = {part.ignored for part in parts}
+    if len(kinds) > 1:
+        raise SourceError(f"{source.whole}: parts in the layouts of VOC and COCO cannot be joined by +")
+    classes = list(dict.fromkeys(name for part in parts for name in part.classes))
+    # VOC has no order of classes but the alphabet; COCO's is that of its categories.
+    classes = classes if parts[0].ignored == "crowd" else sorted(classes)
+    whole = Annotated(source.whole, [], [], classes, parts[0].ignored, [])
+    number_of = {name: c for c, name in enumerate(classes)}
+    for part in parts:
+        number = torch.tensor([number_of[name] for name in part.classes], dtype=torch.int64)
+        whole.files += part.files
+        whole.sizes += part.sizes
+        whole.origin += part.origin
+        whole.objects += [objects._replace(labels=number[objects.labels]) for objects in part.objects]
+    if not any(len(objects.labels) for objects in whole.objects):
+        raise SourceError(f"{source.whole}: not one object in its {len(whole)} images")
+    return whole
+
+
+def _opened(part: Part) -> Annotated:
+    if os.path.isfile(part.path) and part.path.lower().endswith(".json"):
+        return open_coco(Path(part.path), Path(part.rest) if part.rest else None)
+    if os.path.isdir(part.path):
+        return open_voc(Path(part.path), part.rest, str(part))
+    raise SourceError(
+        f"{part}: there is no such folder or file: give a VOC folder and the name of a list, VOC2007:trainval, "
+        "or COCO's instances and their images, instances_val2017.json:val2017"
+    )

@@ -1,0 +1,209 @@
+"""Tar shards (WebDataset), local or remote, whose number of images nobody knows before they have been read.
+
+A shard is read from its beginning to its end, without an index. Every member with an image's extension is an image;
+the others, such as labels and captions, are passed over.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from crosslevel.data.decode import PIXEL_LIMIT, decode
+from crosslevel.data.images import Images
+from crosslevel.data.sources.containers.remote import Damage, Tape, expand
+from crosslevel.data.sources.containers.tar import BadTar, members
+from crosslevel.data.sources.folder import EXTENSIONS
+from crosslevel.data.uri import Source, is_remote
+from crosslevel.utils.errors import BadImage, SourceError
+from crosslevel.utils.rng import generator
+
+_OPEN, _CHUNK = 4, 16  # shards that are read at once, and images of one before the next one's turn
+_SHARDS = (".tar", ".tar.gz", ".tgz")
+
+
+class ImageStream(IterableDataset[tuple[Tensor, int]]):
+    """The images of tar shards, which are only read from beginning to end.
+
+    There is no length and no image i. Iterating gives (3, H, W) uint8 and the label -1, shard after shard, without the
+    images that cannot be read. ``shards`` are the files' paths and addresses, ``titles`` their short names.
+
+    Args:
+        shards: the files' paths and addresses.
+        name: the source as the user wrote it.
+
+    """
+
+    labels: None = None
+    classes: None = None
+    tracks: None = None
+
+    def __init__(self, shards: list[str], name: str) -> None:
+        self.shards, self.name = shards, name
+        short = [os.path.basename(shard.partition("?")[0] if is_remote(shard) else shard) for shard in shards]
+        twice = {title for title, count in Counter(short).items() if count > 1}
+        self.titles = [shard if title in twice else title for shard, title in zip(shards, short, strict=True)]
+
+    @classmethod
+    def open(cls, source: Source) -> ImageStream:
+        """The stream of ``https://host/train-{000..009}.tar``, ``s3://bucket/train-*.tar``, ``stream:data/*.tar``.
+
+        Raises:
+            SourceError: no shard has such a name, or a package is missing.
+
+        """
+        shards = expand(source.path)
+        for shard in shards:
+            if not shard.partition("?")[0].lower().endswith(_SHARDS):
+                raise SourceError(f"{shard}: only tar shards can be streamed ({', '.join(_SHARDS)})")
+        if len(set(shards)) < len(shards):
+            raise SourceError(f"{source.whole}: it names a shard more than once")
+        return cls(shards, source.whole)
+
+    def __iter__(self) -> Iterator[tuple[UInt8[Tensor, "3 H W"], int]]:
+        for shard in range(len(self.shards)):
+            for path, data in self.read([Part(shard)], []):
+                try:
+                    yield decode(bytearray(data), path), -1
+                except BadImage:
+                    continue
+
+    def read(
+        self, parts: Iterable[Part], troubles: list[tuple[str, str]], closing: threading.Event | None = None
+    ) -> Iterator[tuple[str, bytes]]:
+        """Name and encoded data of the images of ``parts``, of several shards by turns, read ahead by threads.
+
+        The order does not depend on how fast a shard is read. ``troubles`` takes what could not be read, a shard or a
+        member, and why; ``closing``, once set, ends what waits for a network.
+        """
+        ended, waiting = closing or threading.Event(), iter(parts)
+        with ThreadPoolExecutor(_OPEN, "crosslevel-read") as pool:
+
+            def begin(part: Part) -> _Slot:
+                images = _images(self.shards[part.shard], self.titles[part.shard], part, troubles, ended)
+                return images, pool.submit(_chunk, images)
+
+            slots = deque(begin(part) for part in islice(waiting, _OPEN))
+            try:
+                while slots:
+                    images, future = slots.popleft()
+                    samples = future.result()
+                    slots += [(images, pool.submit(_chunk, images))] if samples else map(begin, islice(waiting, 1))
+                    yield from samples
+            finally:
+                if closing is None:
+                    ended.set()
+                for _, future in slots:
+                    future.cancel()
+
+    def some(self, count: int) -> Images:
+        """The first ``count`` images of a few shards, always the same, to be looked at.
+
+        Raises:
+            SourceError: there is not one, not even in the first 16 of these shards.
+
+        """
+        order = torch.randperm(len(self.shards), generator=generator(0)).tolist()
+        troubles: list[tuple[str, str]] = []
+        for few in (order[:_OPEN], order[_OPEN : 4 * _OPEN]):
+            samples = list(islice(self.read(map(Part, few), troubles), count))
+            if samples:
+                return _ScannedShard(samples, self.name)
+        raise self.unreadable(troubles, 4 * _OPEN)
+
+    def unreadable(self, troubles: list[tuple[str, str]], tried: int | None = None) -> SourceError:
+        """What to raise when there is no image in any of the shards that were ``tried``, all unless given."""
+        why = f" (the first: {': '.join(troubles[0])})" if troubles else ""
+        which = "its" if tried is None or tried >= len(self.shards) else f"{tried} of its"
+        return SourceError(f"{self.name}: none of {which} {len(self.shards):,} shards can be read{why}")
+
+
+class Part(NamedTuple):
+    """Of shard number ``shard`` every ``of``-th image, from the ``first``-th on."""
+
+    shard: int
+    first: int = 0
+    of: int = 1
+
+
+class _ScannedShard(Images):
+    """Encoded images in memory."""
+
+    def __init__(self, images: list[tuple[str, bytes]], name: str) -> None:
+        self.name, self.paths, self._data = name, [path for path, _ in images], [data for _, data in images]
+
+    def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
+        return decode(bytearray(self._data[i]), self.paths[i]), -1
+
+    def content(self) -> Iterable[bytes]:
+        """The encoded images."""
+        yield from self._data
+
+
+_Slot = tuple[Iterator[tuple[str, bytes]], Future[list[tuple[str, bytes]]]]
+
+
+def _chunk(images: Iterator[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    return list(islice(images, _CHUNK))
+
+
+def _images(
+    shard: str, title: str, part: Part, troubles: list[tuple[str, str]], closing: threading.Event
+) -> Iterator[tuple[str, bytes]]:
+    """Name and encoded data of the images of one shard, until its end or the damage that ends it."""
+    tape, count = Tape(shard, closing), 0
+    try:
+        for name, size in _members(tape):
+            path = f"{title}/{name}"
+            if size > 8 * PIXEL_LIMIT:
+                troubles.append((path, f"it has {size:,} bytes, more than {PIXEL_LIMIT:,} pixels can need"))
+                continue
+            mine = count % part.of == part.first
+            data = tape.read(size) if mine else b""
+            if (len(data) if mine else tape.skip(size)) < size:
+                raise Damage(f"truncated inside {name}")
+            count += 1
+            if mine:
+                yield path, data
+        if not count:
+            troubles.append((title, f"no image in it (looked for {', '.join(sorted(EXTENSIONS))})"))
+    except Damage as damage:
+        if not closing.is_set():
+            troubles.append((title, f"{damage}; the {count:,} images before are used" if count else str(damage)))
+    finally:
+        tape.close()
+
+
+def _members(tape: Tape) -> Iterator[tuple[str, int]]:
+    """Name and size of each image in a tar file, at its data."""
+    try:
+        for member in members(tape):
+            name = member.name.decode("utf-8", "surrogateescape")
+            if _is_image(name):
+                yield name, member.size
+    except BadTar as error:
+        where = error.member.decode("utf-8", "surrogateescape")
+        raise Damage(
+            {
+                "header": f"damaged: no member begins at byte {error.at:,}",
+                "end": f"truncated inside {where}" if where else "truncated: the end of the archive is missing",
+                "pax": "damaged: a broken pax header",
+                "long": "damaged: a header that is too long",
+                "sparse": f"{where} is sparse and cannot be read: make the shard without --sparse",
+            }[error.what]
+        ) from error
+
+
+def _is_image(name: str) -> bool:
+    last = name.rpartition("/")[2]
+    return not last.startswith(".") and "." in last and last.rpartition(".")[2].lower() in EXTENSIONS

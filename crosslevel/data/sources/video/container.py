@@ -1,0 +1,58 @@
+"""Video files as PyAV opens them, and what it raises where one is broken."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import Any
+
+
+class BadVideo(Exception):
+    """What is wrong with a video, or with one frame of it, in a few words."""
+
+
+def opened(file: str) -> Any:
+    """The container.
+
+    Raises:
+        BadVideo: it cannot be opened.
+        ImportError: PyAV is missing.
+
+    """
+    try:
+        # With its protocol: a file name may begin like one, such as http:.
+        return _av().open(f"file:{os.path.abspath(file)}", metadata_errors="ignore")
+    except errors() as error:
+        raise BadVideo(reason(error)) from error
+
+
+def stream_of(container: Any) -> Any:
+    """The stream of pictures.
+
+    Raises:
+        BadVideo: there is none.
+
+    """
+    stream = container.streams.best("video")
+    if stream is None:
+        raise BadVideo("there is no picture in it")
+    return stream
+
+
+def errors() -> tuple[type[Exception], ...]:
+    """What PyAV raises for files that are broken."""
+    return (_av().FFmpegError, OSError, ValueError)
+
+
+def _av() -> Any:
+    """PyAV: only videos need it."""
+    try:
+        return import_module("av")
+    except ImportError as error:
+        raise ImportError("videos need PyAV: pip install 'crosslevel[video]'") from error
+
+
+def reason(error: Exception) -> str:
+    """Why something cannot be decoded, in a few words."""
+    strerror = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"cannot be decoded: {strerror}".split("\n", maxsplit=1)[0]

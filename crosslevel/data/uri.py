@@ -1,0 +1,319 @@
+"""Where images come from, as a user writes it: parsed once into a `Source`, which travels from there on.
+
+What exists as a path is taken as one, whatever characters it has; only what follows it has a meaning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from crosslevel.utils.errors import SourceError
+
+FILES = ("list", "classes")
+"""Suffixes whose value is a file: all of what follows the ``=``, commas included."""
+
+PICKS = ("imbalance", "pareto", "frames", "tracks")
+"""Suffixes that only leave images out: a list of what is left stands for them."""
+
+BY_LABEL = ("imbalance", "pareto", "classes")
+"""Suffixes that choose images by their labels."""
+
+KEYS = ("imbalance", "pareto", "list", "classes", "repeat", "frames", "tracks")
+"""All suffixes."""
+
+VIDEOS = frozenset(
+    ("3gp", "avi", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "webm", "wmv")
+)  # not ts: those are mostly TypeScript
+"""Endings of video files."""
+
+STREAM = "stream:"
+CONTAINER = re.compile(r"\.(?:tar|parquet|tar\.(?:gz|bz2|xz|zst)|tgz|tbz2|txz|tzst)$", re.IGNORECASE)
+"""The end of the name of a file of several images."""
+
+_OPTION = re.compile(r"(?s)(?P<path>.*),\s*(?P<key>\w+)=(?P<value>[^,]*)")
+_BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<choices>[^{}]*,[^{}]*))\}")
+_HUB = re.compile(r"(?P<path>[^@:]+)(?:@(?P<revision>[^:]+))?(?::(?P<split>.+))?")
+
+Kind = Literal["path", "pattern", "annotated", "hub", "stream", "name"]
+
+
+class Suffix(NamedTuple):
+    """``@key=value``; ``value`` may hold more keys."""
+
+    key: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"@{self.key}={self.value}"
+
+
+class Option(NamedTuple):
+    """``,key=value``; the value is None where there is no ``=``."""
+
+    key: str
+    value: str | None
+
+    def __str__(self) -> str:
+        return f",{self.key}" if self.value is None else f",{self.key}={self.value}"
+
+
+class Part(NamedTuple):
+    """One of several sources joined by ``+``: a path, and what follows its last colon (empty if there is none)."""
+
+    path: str
+    rest: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.rest}" if self.rest else self.path
+
+    @property
+    def annotated(self) -> bool:
+        """Whether the path is a folder in the layout of Pascal VOC, or a JSON file such as COCO's."""
+        if os.path.isdir(os.path.join(self.path, "ImageSets", "Main")):
+            return True
+        return os.path.isfile(self.path) and self.path.lower().endswith(".json")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source of images, parsed.
+
+    Args:
+        whole: what was written, without its suffixes.
+        kind: ``path``: something that exists; ``pattern``: names with ``*``, ``?``, ``[...]`` or braces, and files of
+            videos or containers that do not exist; ``annotated``: VOC folders or COCO files with what follows their
+            colons; ``hub``: a data set of the Hugging Face hub; ``stream``: shards that are read from beginning to
+            end; ``name``: a data set by its name.
+        path: the path, the pattern, the address without its protocol ``hf://`` or ``stream:``, or the name.
+        options: the ``,key=value`` after the path, in order.
+        subset: the ``@key=value`` at the end, in the order in which they hold.
+        split: what follows the colon of a name or of a data set of the hub.
+        revision: what follows the ``@`` of a data set of the hub.
+        parts: the sources that ``+`` joins.
+
+    """
+
+    whole: str
+    kind: Kind
+    path: str
+    options: tuple[Option, ...] = ()
+    subset: tuple[Suffix, ...] = ()
+    split: str | None = None
+    revision: str | None = None
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The source as it is written."""
+        return self.whole + "".join(map(str, self.subset))
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether its number of images is not known before they have been read."""
+        return self.kind == "stream"
+
+    @property
+    def is_annotated(self) -> bool:
+        """Whether all its parts have annotated objects."""
+        return all(part.annotated for part in self.parts)
+
+    @property
+    def has_subset(self) -> bool:
+        """Whether only a part of the images is meant."""
+        return bool(self.subset)
+
+    @property
+    def base(self) -> Source:
+        """The source without its suffixes."""
+        return dataclasses.replace(self, subset=())
+
+    @property
+    def short(self) -> str:
+        """A word for it, such as for the name of a run."""
+        if self.is_stream:
+            word = _word_of_stream(self.path)
+        elif os.path.exists(self.whole):
+            word = Path(self.whole).resolve().stem
+        else:
+            word = os.path.basename(self.head)
+        word += "".join(f"-{suffix.key}" + ("" if suffix.key in FILES else suffix.value) for suffix in self.subset)
+        return re.sub(r"[^\w.-]+", "-", word).strip("-.") or "images"
+
+    def absolute(self) -> Source:
+        """The source as any working directory finds it: paths made absolute, names and addresses as they are."""
+        subset = tuple(s._replace(value=os.path.abspath(s.value)) if s.key in FILES else s for s in self.subset)
+        made = dataclasses.replace(self, subset=subset)
+        if self.kind in ("name", "hub") or (self.is_stream and is_remote(self.path)):
+            return made
+        parts = tuple(map(_absolute, self.parts))
+        path = "+".join(map(str, parts)) if self.kind == "annotated" else os.path.abspath(self.path)
+        made = dataclasses.replace(made, path=path, parts=parts)
+        made = dataclasses.replace(made, whole=made.head + "".join(map(str, self.options)))
+        return dataclasses.replace(made, parts=(Part(made.whole, ""),)) if self.is_stream else made
+
+    def with_list(self, file: str, without: Sequence[str] = PICKS) -> Source:
+        """The source that reads back a list of its images: the same images, labels and classes."""
+        kept = (suffix for suffix in self.subset if suffix.key not in without)
+        return dataclasses.replace(self, subset=(*kept, Suffix("list", file)))
+
+    @property
+    def head(self) -> str:
+        """What is written before the options."""
+        if self.is_stream:
+            return STREAM * self.whole.startswith(STREAM) + self.path
+        revision = "" if self.revision is None else f"@{self.revision}"
+        split = "" if self.split is None else f":{self.split}"
+        return f"{'hf://' if self.kind == 'hub' else ''}{self.path}{revision}{split}"
+
+
+def parse(text: str | os.PathLike[str] | Source) -> Source:
+    """What ``text`` means as a source of images; a `Source` is returned as it is.
+
+    Raises:
+        SourceError: a key of a suffix that is nearly one of those known, or an address that none on the hub can be.
+
+    """
+    if isinstance(text, Source):
+        return text
+    whole, subset = _apart(os.fspath(text))
+    if whole.startswith("hf://"):
+        source = _on_hub(whole)
+    elif whole.startswith(STREAM) or is_remote(whole):
+        source = Source(whole, "stream", whole.removeprefix(STREAM), parts=(Part(whole, ""),))
+    else:
+        source = _local(whole)
+    return dataclasses.replace(source, subset=subset)
+
+
+def is_remote(name: str) -> bool:
+    """Whether ``name`` is an address, ``protocol://...``."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", name, re.IGNORECASE) is not None
+
+
+def is_video(file: str) -> bool:
+    """Whether a file has the ending of a video."""
+    return file.rpartition(".")[2].lower() in VIDEOS and "." in file
+
+
+def _local(whole: str) -> Source:
+    """A path, a pattern, annotated images or a name, in this order."""
+    path, options = _without_options(whole)
+    parts = (Part(whole, ""),) if os.path.exists(whole) else tuple(map(_part, whole.split("+")))
+    if os.path.lexists(path):
+        return Source(whole, "path", path, options, parts=parts)
+    if glob.has_magic(path) or _BRACES.search(path) or CONTAINER.search(path) or is_video(path):
+        return Source(whole, "pattern", path, options, parts=parts)
+    if all(part.annotated for part in parts):
+        return Source(whole, "annotated", whole, parts=parts)
+    head, *rest = whole.split(",")
+    name, colon, split = head.partition(":")
+    pairs = (option.partition("=") for option in rest)
+    options = tuple(Option(key, value if equals else None) for key, equals, value in pairs)
+    return Source(whole, "name", name, options, split=split if colon else None, parts=parts)
+
+
+def _part(text: str) -> Part:
+    """``path:rest``; what exists is a path."""
+    path, _, rest = (text, "", "") if os.path.exists(text) else text.rpartition(":")
+    return Part(path, rest) if path else Part(text, "")
+
+
+def _without_options(whole: str) -> tuple[str, tuple[Option, ...]]:
+    """The path and the options after it. Only those of what is surely a path may have slashes."""
+    path, options = whole, list[Option]()
+    while not os.path.lexists(path) and (match := _OPTION.fullmatch(path)):
+        if "/" in match["value"] and not (os.path.lexists(match["path"]) or CONTAINER.search(match["path"])):
+            break
+        path = match["path"]
+        options.insert(0, Option(match["key"], match["value"]))
+    return path, tuple(options)
+
+
+def _on_hub(whole: str) -> Source:
+    """``hf://owner/name[/config][@revision][:split]``, or ``hf:///folder[:split]``, whose folder may have any name."""
+    head, options = whole, list[Option]()
+    while match := _OPTION.fullmatch(head):
+        head = match["path"]
+        options.insert(0, Option(match["key"], match["value"]))
+    address, parts = head.removeprefix("hf://"), (Part(whole, ""),)
+    if address.startswith("/"):
+        ends = [len(address), *(colon.start() for colon in re.finditer(":", address))]
+        end = max((end for end in ends if os.path.isdir(address[:end])), default=len(address))
+        return Source(whole, "hub", address[:end], tuple(options), split=address[end + 1 :] or None, parts=parts)
+    match = _HUB.fullmatch(address)
+    if not match or match["path"].strip("/").count("/") > 2:
+        raise SourceError(f"{head}: write it as hf://owner/name[/config][@revision][:split]")
+    path, revision, split = match["path"].strip("/"), match["revision"], match["split"]
+    return Source(whole, "hub", path, tuple(options), split=split, revision=revision, parts=parts)
+
+
+def _absolute(part: Part) -> Part:
+    """Only beside a JSON file is what follows a path, the folder of its images."""
+    folder = part.rest and os.path.isfile(part.path)
+    return Part(os.path.abspath(part.path), os.path.abspath(part.rest) if folder else part.rest)
+
+
+def _word_of_stream(path: str) -> str:
+    """What the names of its shards begin with, or their folder."""
+    *folders, last = path.partition("?")[0].split("/")
+    word = re.split(r"[{*\[]", re.sub(r"(\.tar)?(\.gz)?$|\.tgz$", "", last), maxsplit=1)[0].strip("-_.")
+    return word or (folders[-1] if folders else "") or "stream"
+
+
+def _apart(text: str) -> tuple[str, tuple[Suffix, ...]]:
+    """What is written before the suffixes, and these.
+
+    What exists as a path is no suffix, and no part of one; an ``@`` that no known key follows belongs to the source.
+    """
+    if os.path.exists(text):
+        return text, ()
+    matches = list(re.finditer(rf"@({'|'.join(KEYS)})=", text))
+    existing = [i for i, match in enumerate(matches) if os.path.exists(text[: match.start()])]
+    matches = matches[existing[-1] if existing else 0 :]
+    whole = text[: matches[0].start()] if matches else text
+    ends = [match.start() for match in matches[1:]] + [len(text)]
+    suffixes = [Suffix(match[1], text[match.end() : end]) for match, end in zip(matches, ends, strict=False)]
+    for part in (whole, *(suffix.value for suffix in suffixes if suffix.key not in FILES)):
+        _refuse_misspelled(text, part)
+    return whole, tuple(suffixes)
+
+
+def _refuse_misspelled(text: str, part: str) -> None:
+    """An ``@key=`` at the end of ``part`` was meant as a suffix, unless it is in a path or an address."""
+    at = re.search(r"@([^@=/]*)=[^@/]*$", part)
+    if at is None or os.path.exists(part):
+        return
+    near = difflib.get_close_matches(at[1], KEYS, 1)
+    if near or "://" not in part:
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(KEYS)}"
+        raise SourceError(f"{text}: no part of a source is called @{at[1]}: {hint}")
+
+
+def expanded(pattern: str) -> Iterator[str]:
+    """The names that ``{000..009}`` and ``{a,b}`` in a name stand for, as shells and WebDataset expand them."""
+    braces = _BRACES.search(pattern)
+    if not braces:
+        yield pattern
+        return
+    head, tail = pattern[: braces.start()], pattern[braces.end() :]
+    for choice in _choices(braces):
+        yield from (f"{head}{choice}{rest}" for rest in expanded(tail))
+
+
+def _choices(braces: re.Match[str]) -> Iterator[str]:
+    if braces["choices"] is not None:
+        yield from braces["choices"].split(",")
+        return
+    first, last = int(braces["first"]), int(braces["last"])
+    padded = any(len(end) > 1 and end.startswith("0") for end in (braces["first"], braces["last"]))
+    width = max(len(braces["first"]), len(braces["last"])) if padded else 0
+    step = 1 if first <= last else -1
+    yield from (f"{number:0{width}}" for number in range(first, last + step, step))

@@ -1,0 +1,61 @@
+"""Records of images: one for each that can be read, whoever reads them."""
+
+import zlib
+from typing import NamedTuple
+
+import pytest
+import torch
+from picture_samples import Numbered
+from torch import Tensor
+
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.loaders.records import records
+from crosslevel.inspection.scan import look
+from crosslevel.utils.errors import SourceError
+
+
+class Facts(NamedTuple):
+    shape: Tensor
+    total: Tensor
+
+
+def facts(image):
+    return Facts(torch.tensor(image.shape), image.sum())
+
+
+class Growing(Numbered):
+    """Image i is i + 1 pixels high."""
+
+    def __getitem__(self, i):
+        return super().__getitem__(i)[0].repeat(1, i + 1, 1)[:, : i + 1], 7
+
+
+@pytest.mark.parametrize("workers", [0, 2, None])
+def test_each_readable_image_has_one_record_in_order(workers):
+    images, bad = Growing(11, bad=(0, 4, 5)), BadFiles()
+    parts = list(records(images, facts, 3, bad=bad, workers=workers))
+    readable = [1, 2, 3, 6, 7, 8, 9, 10]
+    assert torch.cat([part.numbers for part in parts]).tolist() == readable
+    columns = [Facts(*map(torch.cat, zip(*(part.columns for part in parts), strict=True)))][0]
+    assert columns.shape.tolist() == [[3, i + 1, 5] for i in readable]
+    assert columns.total.tolist() == [3 * (i + 1) * 5 * i for i in readable]
+    assert all(isinstance(part.columns, Facts) for part in parts)
+    assert sorted(bad.reasons) == ["n/0", "n/4", "n/5"]
+
+
+def test_a_part_without_any_readable_image_is_left_out():
+    parts = list(records(Growing(6, bad=(0, 1, 2)), facts, 3, bad=BadFiles(), workers=0))
+    assert [part.numbers.tolist() for part in parts] == [[3, 4, 5]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_look_has_sizes_and_checksums_and_reads_no_label(workers):
+    images = Growing(9, bad=(3,))
+    scan = look(images, BadFiles(), workers)
+    readable = [i for i in range(9) if i != 3]
+    assert scan.places.tolist() == readable
+    assert scan.shape.tolist() == [[i + 1, 5] for i in readable]
+    assert scan.content.tolist() == [zlib.crc32(bytes([i]) * (3 * (i + 1) * 5)) for i in readable]
+    assert scan.pictures[:, 0, 0, 0].tolist() == readable
+    with pytest.raises(SourceError, match="needs at least 2 images, only 1 of 2"):
+        look(Growing(2, bad=(1,)), BadFiles(), 0)
