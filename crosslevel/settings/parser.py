@@ -20,6 +20,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from crosslevel.methods import USUAL
 from crosslevel.settings.recipes import find
 from crosslevel.settings.trust import check, method_class, named_on
 from crosslevel.utils.console import printable
@@ -172,7 +173,7 @@ def _prepared(function: Callable[..., Any], arguments: list[str], parser: Parser
 
 
 def _with_method(arguments: list[str], known: dict[str, str]) -> list[str]:
-    """One method, by its import path: of several the last one named, MoCo of none.
+    """One method, by its import path: of several the last one named, the usual one of none.
 
     A method that is not the last one goes with all of its settings: those would be inherited by their names.
     """
@@ -188,7 +189,7 @@ def _with_method(arguments: list[str], known: dict[str, str]) -> list[str]:
             told = _settings(trees[i]["method"], name) if name == chosen else {}
             tree = {**{k: v for k, v in trees[i].items() if k != "method"}, **told}
             kept[i] = ["--config", yaml.safe_dump(tree, allow_unicode=True)]
-    out = [] if chosen else ["--method", method_class("moco")]
+    out = [] if chosen else ["--method", method_class(USUAL)]
     for i, argument in enumerate(arguments):
         out += kept.get(i, [] if i - 1 in kept else [argument])
     return out

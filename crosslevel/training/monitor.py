@@ -146,9 +146,7 @@ def knn_monitor(encoder: Encoder, source: Images, hardware: Hardware, seed: int)
     """KNN accuracy of 1,000 images among 5,000 others, no track on both sides, and their rank; None if not."""
     if source.labels is None or len(source) < 20:
         return None
-    draws = torch.Generator().manual_seed(seed)
-    tracks = getattr(source, "tracks", None)
-    queries, others = _apart(torch.arange(len(source)) if tracks is None else tracks, draws)
+    queries, others = held_apart(source, seed)
     if not len(queries):
         return None
     part, classes = take(source, torch.cat([queries, others])), int(source.labels.max()) + 1
@@ -170,8 +168,10 @@ def knn_monitor(encoder: Encoder, source: Images, hardware: Hardware, seed: int)
     return measure
 
 
-def _apart(tracks: Int64[Tensor, " N"], draws: torch.Generator) -> tuple[Int64[Tensor, " Q"], Int64[Tensor, " M"]]:
+def held_apart(images: Images, seed: int) -> tuple[Int64[Tensor, " Q"], Int64[Tensor, " M"]]:
     """Some images of every sixth track, and some of the others: at most 1,000 and 5,000."""
+    draws = torch.Generator().manual_seed(seed)
+    tracks = torch.arange(len(images)) if images.tracks is None else images.tracks
     names, owner = tracks.unique(return_inverse=True)
     place = torch.randperm(len(names), generator=draws)[owner]
     order = torch.randperm(len(tracks), generator=draws)

@@ -17,7 +17,7 @@ import yaml
 
 from crosslevel.settings import parser as commands
 from crosslevel.settings import trust
-from crosslevel.training.options import BASE_RATES
+from crosslevel.training import defaults
 from crosslevel.training.train import train
 
 FORMS = "LOW:HIGH, LOW:HIGH:log or A,B,C"
@@ -105,10 +105,10 @@ def value_at(settings: Mapping[str, Any], name: str) -> Any:
     value = (tree.get("init_args") or {}).get(last) if part == "method" else tree.get(last)
     batch = settings["batch_size"]
     if value is None and name == "cld.groups":
-        return max(2, round(0.75 * batch))
+        return defaults.groups(batch).value
     if value is None and name == "lr":
-        rate = BASE_RATES.get(settings["optimizer"], chosen(settings).sgd_rate)
-        return rate * batch * settings["devices"] / 256
+        rate = chosen(settings).sgd_rate
+        return defaults.learning_rate(settings["optimizer"], rate, batch * settings["devices"]).value
     return value
 
 
