@@ -27,7 +27,7 @@ coverage: .venv/installed-test ## which branches no test takes
 
 faults: .venv/installed-test ## kills at every change of a file, half-written and failing writes: what survived
 	$(BIN)/python tests/faults/kills.py
-	$(BIN)/python tests/faults/kills.py --faults kill,half --twice --seed 1
+	$(BIN)/python tests/faults/kills.py --faults kill,half --twice --seed 1 --disk
 
 lint: .venv/installed-lint ## style, types, layers
 	$(BIN)/ruff check .

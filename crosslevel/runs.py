@@ -9,11 +9,9 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import nn
 
 from crosslevel.cld.loss import CrossLevel
@@ -22,10 +20,11 @@ from crosslevel.data.images import Images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.models.encoder import FILE, Encoder, load_encoder
-from crosslevel.models.heads import rebuilt_head
+from crosslevel.models.heads import Head, rebuilt_head
 from crosslevel.utils import files
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.locks import folder_lock, holder
+from crosslevel.utils.tensors import load_safetensors
 
 RUN_VARIABLE = "CROSSLEVEL_RUN"
 BAD_FILES = "bad_files.txt"
@@ -124,12 +123,12 @@ class Run:
             ValueError: config.yaml and cld.safetensors do not fit.
 
         """
+        state, _ = load_safetensors(self.cld)
         try:
-            state = load_file(self.cld)
             built = self.settings()["cld"]
             cld = CrossLevel(state["branch.0.weight"].shape[1], **built)
             cld.load_state_dict(state)
-        except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"{self.config} does not say how to build {self.cld.name}: {error}") from error
         return cld.eval()
 
@@ -137,9 +136,11 @@ class Run:
         """The heads of the branches that the run kept, by name: features (B, D) to what its losses compare."""
         found: dict[str, nn.Module] = {}
         if self.instance.is_file():
-            with safe_open(self.instance, framework="pt") as opened:
-                head = (opened.metadata() or {})["head"]
-            found["instance branch"] = rebuilt_head(head, load_file(self.instance))
+            state, about = load_safetensors(self.instance)
+            kind = next((head for head in get_args(Head) if head == about.get("head")), None)
+            if kind is None:
+                raise UserError(f"{self.instance} does not say which head it holds: Crosslevel did not write it")
+            found["instance branch"] = rebuilt_head(kind, state)
         if self.cld.is_file():
             found["group branch"] = self.load_cld().branch
         return found

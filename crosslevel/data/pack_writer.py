@@ -105,7 +105,7 @@ class PackWriter:
                 f"{self.source.name}: needs at least 2 images, only {count} of {len(self.source)} can be read "
                 f"(see {self.folder / BAD_FILES})"
             )
-        _write_index(self.folder, table)
+        write_tensors(self.folder / INDEX, table)
         whole = {"images": count, "classes": self.source.classes, "shards": self._lengths()}
         _write(self.folder / ABOUT, {**self.about, **whole})
         self.tidy()
@@ -119,7 +119,7 @@ class PackWriter:
             return  # whoever opens the pack says that it is damaged
         watched = _watched(self.source)
         if any(name not in table or not torch.equal(table[name], column) for name, column in watched.items()):
-            _write_index(self.folder, table | watched)
+            write_tensors(self.folder / INDEX, table | watched)
         if about != about | self.about:
             _write(self.folder / ABOUT, about | self.about)
 
@@ -169,10 +169,6 @@ def _index_of(parts: list[_Part], source: Images) -> dict[str, Tensor]:
         if column is not None:
             table[name] = column[places]
     return table
-
-
-def _write_index(folder: Path, table: dict[str, Tensor]) -> None:
-    write_tensors(folder / INDEX, table)
 
 
 def clear(folder: Path) -> None:

@@ -17,17 +17,20 @@ from typing import Literal, NamedTuple
 
 from crosslevel.utils.errors import SourceError
 
-FILES = ("list", "classes")
+FILES = ("list", "classes", "unique")
 """Suffixes whose value is a file: all of what follows the ``=``, commas included."""
 
-PICKS = ("imbalance", "pareto", "frames", "tracks")
+PICKS = ("imbalance", "pareto", "frames", "tracks", "unique")
 """Suffixes that only leave images out: a list of what is left stands for them."""
 
 BY_LABEL = ("imbalance", "pareto", "classes")
 """Suffixes that choose images by their labels."""
 
-KEYS = ("imbalance", "pareto", "list", "classes", "repeat", "frames", "tracks")
+KEYS = ("imbalance", "pareto", "list", "classes", "repeat", "frames", "tracks", "unique")
 """All suffixes."""
+
+ALONE = ("unique",)
+"""Suffixes that need no value: ``@unique``."""
 
 VIDEOS = frozenset(
     ("3gp", "avi", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "webm", "wmv")
@@ -52,7 +55,12 @@ class Suffix(NamedTuple):
     value: str
 
     def __str__(self) -> str:
-        return f"@{self.key}={self.value}"
+        return f"@{self.key}={self.value}" if self.value or self.key not in ALONE else f"@{self.key}"
+
+    def parts(self) -> tuple[str, tuple[Option, ...]]:
+        """What stands before the first comma of the value, and the ``key=value`` after it."""
+        first, *others = self.value.split(",")
+        return first, _options(others)
 
 
 class Option(NamedTuple):
@@ -149,7 +157,9 @@ class Source:
 
     def absolute(self) -> Source:
         """The source as any working directory finds it: paths made absolute, names and addresses as they are."""
-        subset = tuple(s._replace(value=os.path.abspath(s.value)) if s.key in FILES else s for s in self.subset)
+        subset = tuple(
+            s._replace(value=os.path.abspath(s.value)) if s.key in FILES and s.value else s for s in self.subset
+        )
         made = dataclasses.replace(self, subset=subset)
         if self.kind in ("name", "hub") or (self.is_stream and is_remote(self.path)):
             return made
@@ -215,9 +225,12 @@ def _local(whole: str) -> Source:
         return Source(whole, "annotated", whole, parts=parts)
     head, *rest = whole.split(",")
     name, colon, split = head.partition(":")
-    pairs = (option.partition("=") for option in rest)
-    options = tuple(Option(key, value if equals else None) for key, equals, value in pairs)
-    return Source(whole, "name", name, options, split=split if colon else None, parts=parts)
+    return Source(whole, "name", name, _options(rest), split=split if colon else None, parts=parts)
+
+
+def _options(texts: Sequence[str]) -> tuple[Option, ...]:
+    pairs = (text.partition("=") for text in texts)
+    return tuple(Option(key, value if equals else None) for key, equals, value in pairs)
 
 
 def _part(text: str) -> Part:
@@ -275,12 +288,14 @@ def _apart(text: str) -> tuple[str, tuple[Suffix, ...]]:
     """
     if os.path.exists(text):
         return text, ()
-    matches = list(re.finditer(rf"@({'|'.join(KEYS)})=", text))
+    matches = list(re.finditer(rf"@(?:({'|'.join(KEYS)})=|({'|'.join(ALONE)})(?=@|$))", text))
     existing = [i for i, match in enumerate(matches) if os.path.exists(text[: match.start()])]
     matches = matches[existing[-1] if existing else 0 :]
     whole = text[: matches[0].start()] if matches else text
     ends = [match.start() for match in matches[1:]] + [len(text)]
-    suffixes = [Suffix(match[1], text[match.end() : end]) for match, end in zip(matches, ends, strict=False)]
+    suffixes = [
+        Suffix(match[1] or match[2], text[match.end() : end]) for match, end in zip(matches, ends, strict=False)
+    ]
     for part in (whole, *(suffix.value for suffix in suffixes if suffix.key not in FILES)):
         _refuse_misspelled(text, part)
     return whole, tuple(suffixes)

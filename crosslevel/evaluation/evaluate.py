@@ -23,6 +23,7 @@ from crosslevel.evaluation.detection import benchmark
 from crosslevel.evaluation.detection.model import Sizes
 from crosslevel.evaluation.finetune import FineTune, Semi
 from crosslevel.evaluation.linear import Linear
+from crosslevel.evaluation.overlap import in_training
 from crosslevel.evaluation.protocols import PIXELS, Kind, Row, Subject
 from crosslevel.evaluation.results import FILE, keep, print_table
 from crosslevel.evaluation.scores import Scores
@@ -197,6 +198,8 @@ def evaluate(
             keep(session.file, {"protocol": title, **about, "settings": given, "skipped": session.bad.reasons}, row)
             figures[title] = {kind: judged.figures for kind, judged in row.items()}
     _explain(session.console, settings.names, images, about.get("shots"))
+    if subject is not None and (warning := in_training(subject)):
+        session.console.print(warning, highlight=False, markup=False)
     total = 0 if subject is None else len(subject.bank) + len(subject.queries)
     _farewell(session, total, time.monotonic() - began)
     return figures

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
+from rich.console import Console
 from torch import Tensor, nn
 
 from crosslevel.data.bad_files import BadFiles
@@ -18,6 +19,7 @@ from crosslevel.evaluation.linear import SCHEDULES, Linear
 from crosslevel.evaluation.supervised import Progress, Training, diverged, place_of, train_classifier
 from crosslevel.features.extract import Runtime, extract
 from crosslevel.models.encoder import Encoder
+from crosslevel.models.numerics import avoid_faults, glance, tell
 from crosslevel.utils.errors import UserError
 
 
@@ -96,6 +98,7 @@ def fine_tuned(
     home: Path | None = None,
     key: dict[str, Any] | None = None,
     progress: Progress | None = None,
+    console: Console | None = None,
 ) -> tuple[Float[Tensor, "Q C"], Int64[Tensor, " Q"]]:
     """Logits of the queries after fine-tuning a copy of the encoder on labelled images, and their labels.
 
@@ -111,10 +114,13 @@ def fine_tuned(
         home: the run's folder: a killed training continues there.
         key: what the training depends on beyond ``how`` and ``seed``: the encoder's and the images' identity.
         progress: told how many of how many epochs are done.
+        console: told which layers are computed in float32 since this machine gets them wrong in lower precision.
 
     """
     device = place.hardware.device
     network = copy.deepcopy(encoder).to(device).to(memory_format=torch.channels_last).train().requires_grad_(True)
+    wrong = avoid_faults(network, lambda: glance(network, encoder.view.size), place.hardware)
+    tell(console, wrong)
     classifier = new_classifier(encoder.num_features, classes, seed).to(device)
     # Which images are labelled is in their identity, and not in how they were chosen.
     told = {name: value for name, value in asdict(how).items() if name in FineTune.__dataclass_fields__}

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -41,6 +42,13 @@ MEAN_PER_CLASS = ("aircraft", "aircrafts", "caltech", "flower", "flowers", "pet"
 """Data sets whose papers report the mean of the classes' accuracies (Kornblith et al., CVPR 2019, table 1)."""
 
 
+class SmallPictures(NamedTuple):
+    """Readable images at `PIXEL_SIZE`, and their names."""
+
+    data: UInt8[Tensor, "M 3 32 32"]
+    paths: list[str]
+
+
 @dataclass
 class Subject:
     """What is judged, on which images.
@@ -64,6 +72,7 @@ class Subject:
     def __post_init__(self) -> None:
         self.cache = FeatureCache(self.home, self.place, self.bad)
         self._pixels: dict[int, CachedFeatures] = {}
+        self._shown: dict[int, Tensor] = {}
 
     @property
     def encoders(self) -> dict[str, Encoder]:
@@ -99,9 +108,21 @@ class Subject:
             size = max([encoder.view.size for encoder in self.encoders.values()], default=PIXEL_SIZE)
             shown = self.cache.decoded(images, size)
             found = pixels(shown, PIXEL_SIZE, workers=self.place.workers, bad=self.bad)
+            self._shown[id(images)] = found.places
             tracks = None if shown.tracks is None else shown.tracks[found.places]
             self._pixels[id(images)] = CachedFeatures(found.features, found.labels, tracks)
         return self._pixels[id(images)]
+
+    def small_pictures(self) -> tuple[SmallPictures, SmallPictures] | None:
+        """The bank and the queries at `PIXEL_SIZE`, where a protocol has judged their pixels; else None."""
+        if not {id(self.bank), id(self.queries)} <= set(self._pixels):
+            return None
+        return self._small(self.bank), self._small(self.queries)
+
+    def _small(self, images: Images) -> SmallPictures:
+        values = self._pixels[id(images)].features
+        data = ((values + 1) * 127.5).round().clamp(0, 255).byte().view(-1, 3, PIXEL_SIZE, PIXEL_SIZE)
+        return SmallPictures(data, [images.paths[i] for i in self._shown[id(images)].tolist()])
 
     def truth(self, known: CachedFeatures, asked: CachedFeatures) -> Truth:
         """The labels that both sets of features came with."""
@@ -190,7 +211,7 @@ def _fine_tuned(subject: Subject, images: Images, how: FineTune, title: str) -> 
             scores, labels = fine_tuned(
                 encoder, shown, len(classes), subject.cache.decoded(subject.queries, encoder.view.size), how,
                 subject.place, subject.bad, seed=subject.seed, home=subject.home, key=subject.key(name, images),
-                progress=told,
+                progress=told, console=subject.console,
             )  # fmt: skip
         found = truth(images.labels, classes, labels, subject.queries.classes or [], subject.shots)
         row[name] = found.judge(scores)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +15,35 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import Tensor
 
 from crosslevel import report
-from crosslevel.data.bad_files import escaped
+from crosslevel.data.bad_files import BadFiles, escaped
+from crosslevel.data.duplicates.across import Match, matches
+from crosslevel.data.duplicates.scan import ScanResult, scan
+from crosslevel.data.duplicates.sets import NAMES, duplicate_sets, write_csv, write_rows
+from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets import select
 from crosslevel.features.extract import Runtime
-from crosslevel.inspection.scan import Found, ScanResult, find, known_features, look
-from crosslevel.inspection.summary import page_blocks, summary, tables
-from crosslevel.models.encoder import load_encoder
+from crosslevel.inspection.page import beside_block, page_blocks
+from crosslevel.inspection.scan import run_features, structure
+from crosslevel.inspection.summary import summary, tables
+from crosslevel.models.encoder import Encoder, load_encoder
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.marks import verb
 
 SHOWN_BROKEN = 20
+DUPLICATES, BESIDE = "duplicates.csv", "beside.csv"
 
 
 @verb()
 def inspect(
     images: str,
     run: str | None = None,
+    beside: str | None = None,
     output: str | None = None,
     batch_size: int = 256,
     sample: int = 100_000,
@@ -52,7 +62,9 @@ def inspect(
         images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, videos, annotations (with
             --crops), cifar10, cifar100, stl10 or turntable; a suffix such as @imbalance=100 or @list=FILE takes a part.
         run: the folder of a run, or its encoder.safetensors: near-duplicates and groups by its features as well.
-        output: a .json file, or a folder for inspect.json and inspect.html; none is written unless given.
+        beside: another source, such as the images to test on: which of its images are in this one as well.
+        output: a .json file, or a folder for inspect.json, inspect.html and duplicates.csv (and beside.csv); none is
+            written unless given.
         batch_size: of the training that settings are suggested for.
         sample: the most images to look at; of more, that many are drawn.
         seed: of all draws.
@@ -70,35 +82,95 @@ def inspect(
     if batch_size < 2 or sample < 2:
         raise UserError(f"batch_size={batch_size}, sample={sample}: give at least 2 each")
     console, written = Console(soft_wrap=True, quiet=quiet), None if output is None else _file(Path(output))
-    encoder, hardware = None if run is None else load_encoder(run), choose(device, precision)
-    source = open_images(images, data_root=data_root, crops=crops)
-    bad, total, generator = source.bad_files(), len(source), torch.Generator().manual_seed(seed)
-    part = source if total <= sample else select.take(source, select.sample(source, sample, generator))
+    encoder = None if run is None else load_encoder(run)
+    generator = torch.Generator().manual_seed(seed)
+    own = _part(open_images(images, data_root=data_root, crops=crops), sample, generator)
+    other = None if beside is None else _part(open_images(beside, data_root=data_root, crops=crops), sample, generator)
+    runtime, threshold = Runtime(choose(device, precision), workers), None
     with _bar(console) as bar:
-        task = bar.add_task("looking at images", total=len(part))
-        looked = look(part, bad, workers, lambda done: bar.update(task, completed=done))
-        task = bar.add_task("comparing", total=None)
-        features, threshold = None, 1.0
+        scanned = _scanned(own, workers, bar)
+        task, features = bar.add_task("comparing", total=None), None
         if encoder is not None and run is not None:
-            home = Path(run) if Path(run).is_dir() else Path(run).parent
-            features, threshold = known_features(encoder, part, looked, Runtime(hardware, workers), home, bad, seed)
-        found = find(looked, features, threshold, groups, seed)
+            features, threshold = _features(encoder, run, own, scanned, runtime, seed)
+        common = structure(scanned, features, 1.0 if threshold is None else threshold, groups, seed)
         bar.update(task, total=1, completed=1)
-    limit = None if features is None else threshold
-    told = summary(source.name, total, part, looked, found, bad, batch_size, run, limit)
-    _print(console, told)
+        scanned_beside = None if other is None else _scanned(other, workers, bar)
+    members = duplicate_sets(scanned, common.pairs, own.part.paths)
+    figures = summary(
+        own.images.name, len(own.images), own.part, scanned, common, members, own.bad, batch_size, run, threshold
+    )
+    matched = [] if scanned_beside is None else matches(scanned, scanned_beside)
+    if other is not None and scanned_beside is not None:
+        figures["beside"] = _beside(own, scanned, other, scanned_beside, matched)
+    _print(console, figures)
     if written is not None:
-        _write(written, told, looked, found, console)
-    return told
+        blocks = page_blocks(figures, scanned, common, members, own.part.paths)
+        if other is not None and scanned_beside is not None:
+            blocks.insert(2, beside_block(other.images.name, matched, scanned, scanned_beside, figures))
+        write_csv(written.with_name(DUPLICATES), members, scanned, own.part.paths)
+        _write(written, figures, blocks, console)
+    return figures
 
 
-def _print(console: Console, told: dict[str, Any]) -> None:
-    for heading, rows in tables(told):
+@dataclass
+class _Collection:
+    """A source, the part of it that is looked at, and what of it cannot be read."""
+
+    images: Images
+    part: Images
+    bad: BadFiles
+
+
+def _part(images: Images, most: int, generator: torch.Generator) -> _Collection:
+    few = len(images) <= most
+    part = images if few else select.take(images, select.sample(images, most, generator))
+    return _Collection(images, part, images.bad_files())
+
+
+def _scanned(collection: _Collection, workers: int | None, bar: Progress) -> ScanResult:
+    task = bar.add_task("looking at images", total=len(collection.part))
+    return scan(collection.part, collection.bad, workers, lambda done: bar.update(task, completed=done))
+
+
+def _features(
+    encoder: Encoder, run: str, own: _Collection, scanned: ScanResult, runtime: Runtime, seed: int
+) -> tuple[Tensor, float]:
+    """The run's features of the readable images, and the threshold for them."""
+    run_dir = Path(run) if Path(run).is_dir() else Path(run).parent
+    return run_features(encoder, own.part, scanned, runtime, run_dir, own.bad, seed)
+
+
+def _beside(
+    own: _Collection, scanned: ScanResult, other: _Collection, scanned_beside: ScanResult, matched: list[Match]
+) -> dict[str, Any]:
+    """What of the collection is in the one beside it, by name."""
+    kinds = Counter(NAMES[match.kind] for match in matched)
+    rows = [
+        {
+            "path": own.part.paths[int(scanned.numbers[match.own])],
+            "beside": other.part.paths[int(scanned_beside.numbers[match.other])],
+            "kind": NAMES[match.kind],
+            "distance": round(match.distance, 4),
+        }
+        for match in matched
+    ]
+    return {
+        "images": other.images.name,
+        "count": len(other.images),
+        "looked_at": len(other.part),
+        "broken": dict(sorted(other.bad.reasons.items())),
+        "copies": {name: kinds[name] for name in NAMES.values()},
+        "matches": rows,
+    }
+
+
+def _print(console: Console, figures: dict[str, Any]) -> None:
+    for heading, rows in tables(figures):
         table = Table(title=heading, show_header=False, title_justify="left")
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))
         console.print(table)
-    broken = list(told["broken"].items())
+    broken = list(figures["broken"].items())
     for path, reason in broken[:SHOWN_BROKEN]:
         console.print(f"{escaped(path)}: {reason}", highlight=False, markup=False)
     if len(broken) > SHOWN_BROKEN:
@@ -124,16 +196,19 @@ def _file(output: Path) -> Path:
     return file
 
 
-def _write(file: Path, told: dict[str, Any], looked: ScanResult, found: Found, console: Console) -> None:
-    """The JSON file and the page beside it, each whole or not at all."""
+def _write(file: Path, figures: dict[str, Any], blocks: list[report.Block], console: Console) -> None:
+    """The JSON file, the page and the tables beside it, each whole or not at all."""
     # File names that are not valid UTF-8 become escapes.
-    text = json.dumps(told, indent=2) + "\n"
+    text = json.dumps(figures, indent=2) + "\n"
     file.with_suffix(".tmp").write_text(text, encoding="utf-8")
     os.replace(file.with_suffix(".tmp"), file)
-    subtitle = f"{told['count']:,} images · {time.strftime('%Y-%m-%d')}"
-    title, blocks = f"What is in {told['images']}", page_blocks(told, looked, found)
-    page = report.page(file.with_suffix(".html"), title, blocks, subtitle)
-    console.print(f"written: {file}, {page}", highlight=False, markup=False)
+    names = [str(file), str(file.with_name(DUPLICATES))]
+    if "beside" in figures:
+        write_rows(file.with_name(BESIDE), ("path", "beside", "kind", "distance"), figures["beside"]["matches"])
+        names.append(str(file.with_name(BESIDE)))
+    subtitle = f"{figures['count']:,} images · {time.strftime('%Y-%m-%d')}"
+    page = report.page(file.with_suffix(".html"), f"What is in {figures['images']}", blocks, subtitle)
+    console.print(f"written: {', '.join([*names, str(page)])}", highlight=False, markup=False)
 
 
 def _bar(console: Console) -> Progress:

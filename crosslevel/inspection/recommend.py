@@ -23,14 +23,14 @@ class Advice:
     reason: str
 
 
-def advise(tracks: Int64[Tensor, " T"], exact: Int64[Tensor, " E"], batch_size: int) -> list[Advice]:
+def advise(tracks: Int64[Tensor, " T"], copies: Int64[Tensor, " E"], batch_size: int) -> list[Advice]:
     """Settings that the sizes of tracks suggest.
 
     Every reason says whose rule it is, and what was measured here where that speaks against it.
 
     Args:
         tracks: images in each track.
-        exact: images in each set of equal ones.
+        copies: images in each set of copies, edited ones too.
         batch_size: of the training.
 
     """
@@ -42,27 +42,31 @@ def advise(tracks: Int64[Tensor, " T"], exact: Int64[Tensor, " E"], batch_size: 
             "cld.weight", 0.25,
             "The default, as published for CIFAR-100 and ImageNet: nothing found here speaks for more or less.",
         ),
-        _de_duplicate(tracks, exact),
+        _de_duplicate(tracks, copies),
     ]  # fmt: skip
 
 
 def _batch_size(tracks: Int64[Tensor, " T"], batch_size: int) -> Advice:
-    shares = {b: long_tail.duplicate_share(tracks, b) for b in (batch_size, 512, 256, 128, 64, 32) if b <= batch_size}
+    """The largest batch, of those at most as large as asked for and as the collection, with few near-duplicates."""
+    count = int(tracks.sum())
+    asked = min(batch_size, 2 ** (count.bit_length() - 1) if count < batch_size else batch_size)
+    shares = {b: long_tail.duplicate_share(tracks, b) for b in (asked, 512, 256, 128, 64, 32) if b <= asked}
     fitting = [b for b, share in shares.items() if share <= CROWDED]
-    said = f"{100 * shares[batch_size]:.1f} % of a random batch of {batch_size} have a near-duplicate in it"
+    said = f"{100 * shares[asked]:.1f} % of a random batch of {asked} have a near-duplicate in it"
+    if asked < batch_size:
+        said = f"There are {count} images, so no batch of {batch_size}; {said}"
     ours = "The limit of a quarter is ours, and not measured."
-    if batch_size in fitting:
-        return Advice("batch_size", batch_size, f"{said}: few enough for instances to be told apart.")
+    if asked in fitting:
+        return Advice("batch_size", asked, f"{said}: few enough for instances to be told apart.")
     if not fitting:
-        why = f"{said}; only batches below 32 would avoid it, which are too small to learn from. {ours}"
-        return Advice("batch_size", batch_size, why)
+        why = f"{said}; only smaller batches would avoid it, which are too small to learn from. {ours}"
+        return Advice("batch_size", asked, why)
     why = f"{said}, which an instance loss pushes apart; of {fitting[0]} at most a quarter have. {ours}"
     return Advice("batch_size", fitting[0], why)
 
 
 def _groups(tracks: Int64[Tensor, " T"], batch: int) -> Advice:
-    drawn = min(batch, int(tracks.sum()))
-    different, share = long_tail.distinct_tracks(tracks, drawn), long_tail.duplicate_share(tracks, drawn)
+    different, share = long_tail.distinct_tracks(tracks, batch), long_tail.duplicate_share(tracks, batch)
     few, many = max(2, batch // 8), max(2, 3 * batch // 4)
     chosen = max(2, round(0.75 * different))
     held = f"Three quarters, as by default, of the {different:.0f} different tracks that a batch of {batch} holds."
@@ -84,10 +88,10 @@ def _groups(tracks: Int64[Tensor, " T"], batch: int) -> Advice:
     return Advice("cld.groups", chosen, f"{held} {rule} {both}")
 
 
-def _de_duplicate(tracks: Int64[Tensor, " T"], exact: Int64[Tensor, " E"]) -> Advice:
+def _de_duplicate(tracks: Int64[Tensor, " T"], copies: Int64[Tensor, " E"]) -> Advice:
     count, different = int(tracks.sum()), len(tracks)
-    superfluous, near = int((exact - 1).clamp(min=0).sum()), count - different
-    drop: Literal["no", "exact copies", "one image a track"] = "no"
+    superfluous, near = int((copies - 1).clamp(min=0).sum()), count - different
+    drop: Literal["no", "copies", "one image a track"] = "no"
     why = "There is next to nothing to remove."
     if near > count / 2 and different >= 10_000:
         drop, why = (
@@ -95,7 +99,10 @@ def _de_duplicate(tracks: Int64[Tensor, " T"], exact: Int64[Tensor, " E"]) -> Ad
             f"{different:,} different tracks are enough (from 10,000 on: our rule, not measured).",
         )
     elif superfluous > count / 100:
-        drop, why = "exact copies", f"{superfluous:,} images teach nothing that their copies do not."
+        drop, why = (
+            "copies",
+            f"{superfluous:,} images teach nothing that their copies do not: 'IMAGES@unique' leaves them out.",
+        )
     elif near > count / 100:
         why = f"Near-duplicates are views that no augmentation makes, and {different:,} tracks alone would be few."
     return Advice("de-duplicate", drop, why)

@@ -1,9 +1,8 @@
-"""What a look at a collection finds without its labels: pictures, sizes, near-duplicates, tracks and groups."""
+"""What images have in common without their labels: duplicates, tracks and groups, by pixels or a run's features."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,127 +11,65 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.duplicates.descriptor import alike, describe
+from crosslevel.data.duplicates.detect import Pairs, duplicate_pairs, in_parts, tracks
+from crosslevel.data.duplicates.scan import ScanResult
+from crosslevel.data.duplicates.sets import with_exact
 from crosslevel.data.images import Images, ImageView
 from crosslevel.data.loaders.batches import pack
-from crosslevel.data.loaders.records import records
 from crosslevel.data.subsets.select import sample, take
 from crosslevel.features.cache import FeatureCache
 from crosslevel.features.extract import Runtime
-from crosslevel.metrics import descriptor, duplicates, long_tail
+from crosslevel.metrics import long_tail
+from crosslevel.metrics.nearest import mutual_pairs
 from crosslevel.models.encoder import Encoder, frozen
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
-from crosslevel.utils.errors import SourceError
 
-SIDE = descriptor.SIDE
 ALIKE_IN_FEATURES = 0.1  # root mean square difference of near-duplicates where the run's features say so as well
-PART = 256  # pictures described at a time
+NEIGHBOURS = 6  # in features, of which both of a pair have to name the other
 CALIBRATED_ON = 512  # images of which two views are compared
 
 
-class ScanResult(NamedTuple):
-    """What one pass over M readable images has found.
+class Structure(NamedTuple):
+    """What M pictures have in common; ``tracks`` numbers the images that belong together.
 
-    ``pictures`` are all of one small size, whatever the images'; ``shape`` is height and width in pixels;
-    ``content`` is a checksum of all pixels; ``places`` are those in the source.
-    """
-
-    pictures: UInt8[Tensor, "M 3 32 32"]
-    shape: Int64[Tensor, "M 2"]
-    content: Int64[Tensor, " M"]
-    places: Int64[Tensor, " M"]
-
-
-class Found(NamedTuple):
-    """What the pictures have in common; ``exact`` and ``tracks`` number the images that belong together.
-
+    ``pairs`` are the duplicates and near-duplicates by pixels, ``by_features`` counts those that features add;
     ``groups`` and their ``separation`` are `long_tail.grouped`'s.
     """
 
-    exact: Int64[Tensor, " M"]
+    pairs: Pairs
     tracks: Int64[Tensor, " M"]
     groups: Int64[Tensor, " M"]
-    by_pixels: int
     by_features: int
     features: Float[Tensor, "M D"]
     separation: float
 
 
-def look(
-    source: Images, bad: BadFiles, workers: int | None = None, progress: Callable[[int], None] = lambda done: None
-) -> ScanResult:
-    """One pass over the images, some at a time: what stays of each are 3 KB.
-
-    Raises:
-        SourceError: fewer than 2 images can be read.
-
-    """
-    total, count = len(source), 0
-    pictures, shape = torch.empty(total, 3, SIDE, SIDE, dtype=torch.uint8), torch.empty(total, 2, dtype=torch.int64)
-    content, places = torch.empty(total, dtype=torch.int64), torch.empty(total, dtype=torch.int64)
-    for numbers, glance in records(source, _glance, 256, bad=bad, workers=workers):
-        new = slice(count, count + len(numbers))
-        pictures[new], shape[new], content[new], places[new] = *glance, numbers
-        count = new.stop
-        progress(int(numbers[-1]) + 1)
-    if count < 2:
-        raise SourceError(f"{source.name}: needs at least 2 images, only {count} of {total} can be read")
-    return ScanResult(pictures[:count], shape[:count], content[:count], places[:count])
-
-
-class _Glance(NamedTuple):
-    """What stays of one image: a small picture, height and width in pixels, and a checksum of all its pixels."""
-
-    picture: UInt8[Tensor, "3 32 32"]
-    shape: Int64[Tensor, 2]
-    content: Int64[Tensor, ""]
-
-
-def _glance(image: UInt8[Tensor, "3 H W"]) -> _Glance:
-    content = torch.tensor(zlib.crc32(image.contiguous().numpy().tobytes()))
-    return _Glance(tvf.resize(image, [SIDE, SIDE], antialias=True), torch.tensor(image.shape[1:]), content)
-
-
-def find(
-    looked: ScanResult,
+def structure(
+    scanned: ScanResult,
     features: Float[Tensor, "M D"] | None = None,
     threshold: float = 1.0,
     groups: int | None = None,
     seed: int = 0,
-) -> Found:
+) -> Structure:
     """Duplicates, tracks and groups: from pixels alone, or by the features of a run as well.
 
-    By pixels as in `duplicates.alike_pairs`. Features add pairs that are among each other's nearest, have a cosine of
-    at least ``threshold``, and differ by at most twice as much. A chain of near-duplicates, such as a video, is one
-    track.
+    By pixels as in `duplicate_pairs`. Features add pairs that are among each other's nearest, have a cosine of at least
+    ``threshold``, and differ by at most twice as much in pixels.
     """
-    pictures, count = looked.pictures, len(looked.places)
-    hashes, plain = _in_parts(duplicates.perceptual_hash, pictures), _in_parts(descriptor.describe, pictures)
-    alike = duplicates.alike_pairs(pictures, hashes, plain)
-    close = alike[:0]
+    pictures, count = scanned.pictures, len(scanned.numbers)
+    plain, pairs = in_parts(describe, pictures), with_exact(scanned, duplicate_pairs(pictures))
+    close = pairs.index[:0]
     if features is not None:
-        close = duplicates.mutual_pairs(features, threshold, duplicates.NEIGHBOURS)
-        close = close[descriptor.alike(pictures, close, ALIKE_IN_FEATURES)]
-    tracks = duplicates.tracks(count, torch.cat([alike, close]))
-    # A CRC of 32 bits may agree by chance, but hardly together with the size and the small picture.
-    alike_in_all = torch.column_stack([looked.content, looked.shape, hashes])
-    exact = alike_in_all.unique(dim=0, return_inverse=True)[1]
+        close = mutual_pairs(features, threshold, NEIGHBOURS)
+        close = close[alike(pictures, close, ALIKE_IN_FEATURES)]
+    tracked = tracks(count, torch.cat([pairs.index, close]))
     described = plain if features is None else features
-    found = long_tail.grouped(described, tracks, groups, seed)
-    return Found(exact, tracks, found.groups, len(alike), len(close), described, found.separation)
-
-
-def _in_parts(function: Callable[[Tensor], Tensor], pictures: UInt8[Tensor, "M 3 32 32"]) -> Tensor:
-    """What ``function`` tells of each picture, of some at a time."""
-    first = function(pictures[:PART])
-    found = first.new_empty(len(pictures), *first.shape[1:])
-    # Kept one by one, small results would lie between what has been freed, and hold its pages: gigabytes.
-    for part, place in zip(pictures.split(PART), found.split(PART), strict=True):
-        place.copy_(function(part))
-    return found
+    grouped = long_tail.grouped(described, tracked, groups, seed)
+    return Structure(pairs, tracked, grouped.groups, len(close), described, grouped.separation)
 
 
 def calibrated(
@@ -151,38 +88,38 @@ def calibrated(
         seed: of the crops.
 
     """
-    view, draws = encoder.view, torch.Generator().manual_seed(seed)
+    view, generator = encoder.view, torch.Generator().manual_seed(seed)
     views = Views(
         "cifar", view.size, scale=(0.8, 1.0), flip=0.0, jitter=0.0, grayscale=0.0, mean=view.mean, std=view.std
     )
     network = frozen(encoder).to(hardware.device)
     with torch.inference_mode(), hardware.autocast():
-        a, b = (F.normalize(network(x.to(hardware.device)).float().cpu(), dim=1) for x in views(shown, draws))
+        a, b = (F.normalize(network(x.to(hardware.device)).float().cpu(), dim=1) for x in views(shown, generator))
     unit = F.normalize(features, dim=1)
     others = (unit @ unit.T)[~torch.eye(len(unit), dtype=torch.bool)]
     return min(0.999, max(float((a * b).sum(1).median()), float(np.quantile(others.numpy(), 0.999))))
 
 
-def known_features(
-    encoder: Encoder, part: Images, looked: ScanResult, place: Runtime, home: Path, bad: BadFiles, seed: int
+def run_features(
+    encoder: Encoder, part: Images, scanned: ScanResult, runtime: Runtime, run_dir: Path, bad: BadFiles, seed: int
 ) -> tuple[Float[Tensor, "M D"], float]:
-    """Features of the readable images, from the run's folder where they are known, and the threshold for them."""
-    readable = _Unlabelled(part, looked.places)
-    features = FeatureCache(home, place, bad).features("inspect", encoder, readable).features
+    """Features of the readable images, from the run's folder where they are kept, and the threshold for them."""
+    readable = _Unlabelled(part, scanned.numbers)
+    features = FeatureCache(run_dir, runtime, bad).features("inspect", encoder, readable).features
     some = sample(readable, CALIBRATED_ON, torch.Generator().manual_seed(seed))
     shown = pack(take(readable, some), encoder.view.size, bad=bad, workers=0).data
-    return features, calibrated(encoder, shown, features[some], place.hardware, seed)
+    return features, calibrated(encoder, shown, features[some], runtime.hardware, seed)
 
 
 class _Unlabelled(ImageView):
-    """The images ``places`` of a source, without labels and tracks."""
+    """The images ``numbers`` of a source, without labels and tracks."""
 
-    def __init__(self, source: Images, places: Int64[Tensor, " M"]) -> None:
-        super().__init__(source, places)
+    def __init__(self, source: Images, numbers: Int64[Tensor, " M"]) -> None:
+        super().__init__(source, numbers)
         self.labels = self.classes = self.tracks = None
-        self.places = places
+        self.numbers = numbers
 
     def content(self) -> Iterable[bytes | memoryview]:
         """Not the identity of the source, which looks at its labels."""
         yield from self.images.content()
-        yield self.places.numpy().tobytes()
+        yield self.numbers.numpy().tobytes()

@@ -1,10 +1,11 @@
-"""What is in a collection: all figures, the tables that show them, and the blocks of a page."""
+"""What is in a collection: all figures, and the tables that show them."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,11 +14,13 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from crosslevel import report
 from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.duplicates.detect import Kind, tracks
+from crosslevel.data.duplicates.scan import ScanResult
+from crosslevel.data.duplicates.sets import NAMES, Member, described
 from crosslevel.data.images import Images
 from crosslevel.inspection.recommend import advise
-from crosslevel.inspection.scan import Found, ScanResult
+from crosslevel.inspection.scan import Structure
 from crosslevel.metrics import long_tail
 
 _COPY = re.compile(r"#(?:t=[\d.]+|\d+)$")  # a copy, an object or a frame of what is named before it
@@ -39,31 +42,45 @@ class Tail:
 
 
 def summary(
-    name: str, total: int, part: Images, looked: ScanResult, found: Found, bad: BadFiles, batch_size: int,
-    run: str | None, threshold: float | None = None,
+    name: str, total: int, part: Images, scanned: ScanResult, structure: Structure, members: list[Member],
+    bad: BadFiles, batch_size: int, run: str | None, threshold: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """All figures, as the JSON file has them."""
-    by_track = found.tracks.unique(return_inverse=True)[1]
+    """All figures, as the JSON file has them.
+
+    Args:
+        name: of the source.
+        total: its images.
+        part: those of them that were scanned.
+        scanned: what stays of each.
+        structure: what they have in common.
+        members: the sets of duplicates.
+        bad: what cannot be read.
+        batch_size: of the training that settings are suggested for; at most the readable images.
+        run: whose features were used.
+        threshold: of the cosine of near-duplicates by these.
+
+    """
+    by_track = structure.tracks.unique(return_inverse=True)[1]
     sizes = torch.bincount(by_track)
-    exact = torch.bincount(found.exact)
-    share = long_tail.duplicate_share(sizes, batch_size)
+    copied = copy_sizes(len(scanned.numbers), structure)
     first = torch.full((len(sizes),), len(by_track)).scatter_reduce_(0, by_track, torch.arange(len(by_track)), "amin")
-    tails = {"by_image": _tail(found.groups), "by_track": _tail(found.groups[first])}
+    tails = {"by_image": _tail(structure.groups), "by_track": _tail(structure.groups[first])}
     which = f"the features of {run}" if run else "an untrained descriptor: colours and edges"
+    batch = min(batch_size, len(by_track))
     return {
         "images": name,
         "count": total,
         "looked_at": len(part),
-        "readable": len(looked.places),
+        "readable": len(scanned.numbers),
         "broken": dict(sorted(bad.reasons.items())),
-        "width": _quartiles(looked.shape[:, 1]),
-        "height": _quartiles(looked.shape[:, 0]),
-        "shorter_side": _histogram(looked.shape.min(1).values),
-        "formats": _formats(part, looked.places),
-        "exact_duplicates": {"sets": int((exact > 1).sum()), "superfluous": int((exact - 1).clamp(min=0).sum())},
+        "width": _quartiles(scanned.shape[:, 1]),
+        "height": _quartiles(scanned.shape[:, 0]),
+        "shorter_side": _histogram(scanned.shape.min(1).values),
+        "formats": _formats(part, scanned.numbers),
+        **_duplicates(scanned, members, part.paths),
         "near_duplicates": {
-            "pairs_by_pixels": found.by_pixels,
-            "pairs_by_features": found.by_features if run else None,
+            "pairs_by_pixels": len(structure.pairs.index),
+            "pairs_by_features": structure.by_features if run else None,
             "cosine_threshold": threshold,
             "tracks": len(sizes),
             "images_in_tracks_of_several": int(sizes[sizes > 1].sum()),
@@ -72,117 +89,96 @@ def summary(
         },
         "long_tail": {
             "features": which,
-            "separation": found.separation,
-            "trust": trust(found.separation),
+            "separation": structure.separation,
+            "trust": trust(structure.separation),
             **{kind: asdict(tail) for kind, tail in tails.items()},
         },
-        "batch": {"batch_size": batch_size, "duplicate_share": share},
-        "advice": [asdict(advice) for advice in advise(sizes, exact, batch_size)],
+        "batch": {"batch_size": batch, "duplicate_share": long_tail.duplicate_share(sizes, batch)},
+        "advice": [asdict(advice) for advice in advise(sizes, copied, batch_size)],
+    }
+
+
+def copy_sizes(count: int, structure: Structure) -> Int64[Tensor, " S"]:
+    """Images in each set of copies; 1 for each image that has none."""
+    copies = structure.pairs.of(structure.pairs.kind <= Kind.EDITED)
+    return tracks(count, copies.index).bincount()
+
+
+def _duplicates(scanned: ScanResult, members: list[Member], paths: Sequence[str]) -> dict[str, Any]:
+    """How many images are copies, by kind, and all sets by name."""
+    exact = scanned.content.unique(return_counts=True)[1]
+    kinds = Counter(NAMES[member.kind] for member in members if member.kind is not None)
+    sets: dict[int, list[dict[str, Any]]] = {}
+    for member in members:
+        sets.setdefault(member.set, []).append(described(member, scanned, paths))
+    return {
+        "exact_duplicates": {"sets": int((exact > 1).sum()), "superfluous": int((exact - 1).sum())},
+        "duplicates": {
+            "copies": {name: kinds[name] for name in NAMES.values()},
+            "superfluous": sum(not member.keep for member in members),
+            "sets": list(sets.values()),
+        },
     }
 
 
 def trust(separation: float) -> str:
-    """What the groups' mean silhouette says about their sizes."""
+    """What the groups' mean silhouette says about their sizes, on one line."""
     if separation < APART:
-        return (
-            f"Not at all, so no figure is given: the groups run into one another (separation {separation:.2f}, below "
-            f"{APART}). On collections of known imbalance, the sizes of such groups did not rank the truth. It takes "
-            "features that tell apart what images show."
-        )
-    return (
-        f"The groups lie apart (separation {separation:.2f}, {APART} or more). The sizes of such groups ranked the "
-        "true imbalance of generated images; whether a group is what you call a thing, the page's pictures show."
-    )
+        return f"no figure: the groups overlap (separation {separation:.2f}, below {APART})"
+    return f"the groups lie apart (separation {separation:.2f}): look at their pictures"
 
 
-def tables(told: dict[str, Any]) -> list[tuple[str, list[tuple[str, ...]]]]:
+def tables(figures: dict[str, Any]) -> list[tuple[str, list[tuple[str, ...]]]]:
     """The tables of the terminal and of the page: headings, and rows of text."""
-    near, tail, exact = told["near_duplicates"], told["long_tail"], told["exact_duplicates"]
-    pixels = {kind: " ".join(f"{value:,.0f}" for value in told[kind]) for kind in ("width", "height")}
-    whole = told["count"] == told["looked_at"]
+    pixels = {kind: " ".join(f"{value:,.0f}" for value in figures[kind]) for kind in ("width", "height")}
+    whole = figures["count"] == figures["looked_at"]
+    images = [
+        ("images", f"{figures['count']:,}" + ("" if whole else f", {figures['looked_at']:,} of them looked at")),
+        ("broken", f"{len(figures['broken']):,}"),
+        ("width: least, quartiles, most", pixels["width"]),
+        ("height", pixels["height"]),
+        ("formats", ", ".join(f"{name} {n:,}" for name, n in figures["formats"].items())),
+    ]
+    return [
+        ("Images", images),
+        ("Duplicates", _duplicate_rows(figures)),
+        (f"Long tail, estimated by {figures['long_tail']['features']}", _tail_rows(figures["long_tail"])),
+        ("Suggested settings", [(a["setting"], str(a["value"]), a["reason"]) for a in figures["advice"]]),
+    ]
+
+
+def _duplicate_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
+    near, exact, copies = figures["near_duplicates"], figures["exact_duplicates"], figures["duplicates"]["copies"]
+    of_kind = [(f"{name} copies", f"{copies[name]:,}") for name in (NAMES[Kind.COPY], NAMES[Kind.EDITED])]
+    rows = [
+        ("exact copies", f"{exact['superfluous']:,} in {exact['sets']:,} sets"),
+        *of_kind,
+        ("near-duplicates", f"{near['images_in_tracks_of_several']:,} images in tracks of several"),
+        (
+            "tracks",
+            f"{near['tracks']:,}, of {near['mean_track']:.1f} images, the largest of {near['largest_track']:,}",
+        ),
+        (
+            f"of a random batch of {figures['batch']['batch_size']}",
+            f"{100 * figures['batch']['duplicate_share']:.1f} % have a near-duplicate in it",
+        ),
+    ]
+    if "beside" in figures:
+        beside = figures["beside"]
+        kinds = ", ".join(f"{name} {n:,}" for name, n in beside["copies"].items())
+        rows.append((f"also in {beside['images']}", f"{len(beside['matches']):,}: {kinds}"))
+    return rows
+
+
+def _tail_rows(tail: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Figures where there are some to give, else one line."""
+    if tail["separation"] < APART:
+        return [("imbalance", tail["trust"])]
     both = [(name.replace("_", " "), tail[name]) for name in ("by_image", "by_track")]
     return [
-        (
-            "Images",
-            [
-                ("images", f"{told['count']:,}" + ("" if whole else f", {told['looked_at']:,} of them looked at")),
-                ("broken", f"{len(told['broken']):,}"),
-                ("width: least, quartiles, most", pixels["width"]),
-                ("height", pixels["height"]),
-                ("formats", ", ".join(f"{name} {n:,}" for name, n in told["formats"].items())),
-            ],
-        ),
-        (
-            "Duplicates",
-            [
-                ("exact copies", f"{exact['superfluous']:,} in {exact['sets']:,} sets"),
-                ("near-duplicates", f"{near['images_in_tracks_of_several']:,} images in tracks of several"),
-                ("tracks", f"{near['tracks']:,}, of {near['mean_track']:.1f} images, the largest of "
-                 f"{near['largest_track']:,}"),
-                (f"of a random batch of {told['batch']['batch_size']}",
-                 f"{100 * told['batch']['duplicate_share']:.1f} % have a near-duplicate in it"),
-            ],
-        ),
-        (
-            f"Long tail, estimated by {tail['features']}",
-            [
-                *((name, f"imbalance factor {found['imbalance']:.1f}, Gini index {found['gini']:.2f}")
-                  for name, found in both if tail["separation"] >= APART),
-                ("how far to trust it", tail["trust"]),
-            ],
-        ),
-        ("Suggested settings", [(a["setting"], str(a["value"]), a["reason"]) for a in told["advice"]]),
-    ]  # fmt: skip
-
-
-def page_blocks(told: dict[str, Any], looked: ScanResult, found: Found) -> list[report.Block]:
-    """The tables, and pictures of tracks and groups."""
-    blocks = []
-    for heading, rows in tables(told):
-        columns = ["setting", "value", "reason"] if len(rows[0]) == 3 else ["", ""]
-        blocks.append(report.table(heading, columns, rows, None))
-    histogram, tail = told["shorter_side"], told["long_tail"]["by_track"]
-    blocks.append(report.bars("Sizes: the shorter side in pixels", list(histogram), list(histogram.values())))
-    names = [str(i + 1) for i in range(len(tail["sizes"]))]
-    blocks.append(report.bars("Estimated groups: tracks in each", names, tail["sizes"], told["long_tail"]["trust"]))
-    blocks.append(
-        report.image_rows(
-            "Near-duplicates: the largest tracks, and some of two images or more", _track_rows(looked, found)
-        )
-    )
-    blocks.append(report.image_rows("Estimated groups, the largest first", _group_rows(looked, found)))
-    if told["broken"]:
-        shown = list(told["broken"].items())[:200]
-        note = f"{len(shown):,} of {len(told['broken']):,}" if len(shown) < len(told["broken"]) else ""
-        blocks.append(report.table("Broken files", ["file", "why"], shown, None, note=note))
-    return blocks
-
-
-def _track_rows(looked: ScanResult, found: Found) -> list[report.ImageRow]:
-    names, sizes = found.tracks.unique(return_counts=True)
-    order = sizes.argsort(descending=True, stable=True)
-    order = order[: int((sizes > 1).sum())]
-    some = torch.linspace(0, len(order) - 1, min(len(order), 12)).long().unique()
-    rows = []
-    for track, size in zip(names[order[some]].tolist(), sizes[order[some]].tolist(), strict=True):
-        members = (found.tracks == track).nonzero().squeeze(1)
-        shown = members[torch.linspace(0, len(members) - 1, min(len(members), 10)).long()]
-        rows.append(report.ImageRow(f"{size:,} images", list(looked.pictures[shown])))
-    return rows
-
-
-def _group_rows(looked: ScanResult, found: Found) -> list[report.ImageRow]:
-    """Of each group some tracks, one image each."""
-    rows = []
-    for group in range(min(int(found.groups.max()) + 1, 30)):
-        members = (found.groups == group).nonzero().squeeze(1)
-        own = found.tracks[members].unique(return_inverse=True)[1]
-        count = int(own.max()) + 1
-        first = torch.full((count,), len(own)).scatter_reduce_(0, own, torch.arange(len(own)), "amin")
-        shown = members[first[torch.linspace(0, count - 1, min(count, 10)).long()]]
-        caption = f"Group {group + 1}: {count:,} tracks, {len(members):,} images"
-        rows.append(report.ImageRow(caption, list(looked.pictures[shown])))
-    return rows
+        *((name, f"imbalance factor {one['imbalance']:.1f}, Gini index {one['gini']:.2f}") for name, one in both),
+        ("how far to trust it", tail["trust"]),
+    ]
 
 
 def _tail(groups: Int64[Tensor, " n"]) -> Tail:
@@ -202,8 +198,8 @@ def _histogram(sides: Int64[Tensor, " M"]) -> dict[str, int]:
     return {f"{2**p} to {2 ** (p + 1) - 1}": n for p, n in zip(powers.tolist(), counts.tolist(), strict=True)}
 
 
-def _formats(part: Images, places: Int64[Tensor, " M"]) -> dict[str, int]:
+def _formats(part: Images, numbers: Int64[Tensor, " M"]) -> dict[str, int]:
     """Suffixes of the readable images' names, or of the videos that they are of, the most frequent first."""
-    names = (_COPY.sub("", part.paths[i]) for i in places.tolist())
+    names = (_COPY.sub("", part.paths[i]) for i in numbers.tolist())
     suffixes = (os.path.splitext(name)[1].lower().lstrip(".") or "not in the name" for name in names)
     return dict(Counter(suffixes).most_common())

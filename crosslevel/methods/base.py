@@ -68,12 +68,13 @@ class Method(nn.Module):
         """How many views of each image the method needs."""
         return self.online + self.extra_views
 
-    def check(self, batch: int, devices: int) -> None:
+    def check(self, batch: int, devices: int, images: int | None = None) -> None:
         """Refuse, before anything is trained, batches that would fail in the first step.
 
         Args:
             batch: images a step, on each device.
             devices: how many of them.
+            images: of the collection; None where nobody knows.
 
         Raises:
             ValueError: with what to change.

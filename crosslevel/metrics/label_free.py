@@ -122,13 +122,25 @@ def retrieval(
         ValueError: tracks of other images, or a single one: nothing would be left to tell an image from.
 
     """
+    ranks = torch.cat([retrieval_ranks(a, b, tracks, chunk), retrieval_ranks(b, a, tracks, chunk)]).double()
+    return {"top1": float((ranks == 1).double().mean()), "mrr": float((1 / ranks).mean())}
+
+
+def retrieval_ranks(
+    a: Float[Tensor, "N d"], b: Float[Tensor, "N d"], tracks: Int64[Tensor, " N"] | None = None, chunk: int = 1024
+) -> Int64[Tensor, " N"]:
+    """The rank of each image's view ``b`` among all images' by similarity to its view ``a``, as `retrieval` has it.
+
+    Raises:
+        ValueError: as from `retrieval`.
+
+    """
     a, b = _pair(a, b)
     if tracks is not None and len(tracks) != len(a):
         raise UserError(f"{len(tracks)} tracks for {len(a)} images: give one an image")
     if tracks is not None and bool((tracks == tracks[0]).all()):
         raise UserError("all images are of one track: nothing is left to tell an image from")
-    ranks = torch.cat([_ranks(a, b, tracks, chunk), _ranks(b, a, tracks, chunk)]).double()
-    return {"top1": float((ranks == 1).double().mean()), "mrr": float((1 / ranks).mean())}
+    return _ranks(a, b, tracks, chunk)
 
 
 def _ranks(queries: Tensor, keys: Tensor, tracks: Tensor | None, chunk: int) -> Tensor:

@@ -15,6 +15,9 @@ from crosslevel.utils.device import multiplies_bfloat16
 
 TILE = 4096  # keys a matrix product: its result is still in the cache when its maxima are taken
 MEMORY = 6 * 2**30  # bytes of similarities at a time
+CROWD = 32  # neighbours that say how alike the images around one are
+IN_A_CROWD = 0.5  # of their distance, at most which a pair is apart
+_QUERIES = 1024  # compared with all others at a time: 400 MB among 100,000
 FEW = 4096  # keys: among fewer, selecting costs little
 SPARE = 3  # times k candidates are at hand where similarities were rounded; usual are less than two
 
@@ -58,6 +61,31 @@ def nearest(queries: Float[Tensor, "Q d"], keys: Float[Tensor, "N d"], k: int, c
     if on_cpu and dtype == torch.float32 and len(keys) > FEW and multiplies_bfloat16():
         return _rounded_first(unit, keys, lengths, k, chunk)
     return _searched(unit, keys, lengths, k, chunk)
+
+
+def mutual_pairs(features: Float[Tensor, "N d"], threshold: float, k: int = 8) -> Int64[Tensor, "P 2"]:
+    """Pairs (i, j), i < j, with a cosine of at least ``threshold``, each among the other's k nearest, far from others.
+
+    That both have to name each other keeps a dense crowd of different images from hanging together by one of them; so
+    does that a pair is at most half as far apart as the neighbours of rank 17 to 32 of each are. Among fewer than 8
+    nothing is known of such a crowd.
+    """
+    count = len(features)
+    rank = min(CROWD, (count - 1) // 3) if count >= 8 else 0
+    values, index = nearest(features, features, max(k, rank) + 1, _QUERIES)
+    row = torch.arange(count).unsqueeze(1).expand_as(index)
+    apart = (2 - 2 * values.float().cpu()).clamp(min=0).sqrt()
+    limit = (
+        IN_A_CROWD * apart[:, rank // 2 + 1 : rank + 1].median(1).values if rank else torch.full((count,), torch.inf)
+    )
+    index, values = index[:, : k + 1].cpu(), values[:, : k + 1].cpu()
+    row, apart = row[:, : k + 1], apart[:, : k + 1]
+    named = (values >= threshold) & (index != row) & (apart <= torch.minimum(limit[row], limit[index]))
+    i, j = row[named], index[named]
+    both, times = torch.cat([i * count + j, j * count + i]).unique(return_counts=True)
+    both = both[times == 2]
+    pairs = torch.stack([both // count, both % count], dim=1)
+    return pairs[pairs[:, 0] < pairs[:, 1]]
 
 
 def _searched(

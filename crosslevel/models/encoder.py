@@ -15,15 +15,13 @@ import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from crosslevel.utils.errors import NotThere, UserError
 from crosslevel.utils.files import write_tensors
-from crosslevel.utils.tensors import load_tensors
+from crosslevel.utils.tensors import load_safetensors, load_tensors
 
 SMALL = 64  # pixels: up to this size a ResNet's usual stem would throw most of the image away
 FILE = "encoder.safetensors"
@@ -154,28 +152,23 @@ def load_encoder(path: str | Path) -> Encoder:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: the file is damaged, or was not written by `Encoder.save`.
+        ValueError: the file was not written by `Encoder.save`, or is damaged.
 
     """
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise NotThere(f"{path} has no {FILE}: give the folder of a run that `crosslevel train` finished")
-    try:
-        return _loaded(file)
-    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"{file} is damaged ({said}): crosslevel train --resume RUN writes it again") from error
-
-
-def _loaded(file: Path) -> Encoder:
-    with safe_open(file, framework="pt") as opened:
-        built = (opened.metadata() or {}).get("crosslevel")
+    weights, about = load_safetensors(file)
+    built = about.get("crosslevel")
     if built is None:
         raise UserError(f"{file} does not say how to build its network: it was not written by Crosslevel")
-    settings = json.loads(built)
-    view = settings.pop("view")
-    encoder = _filled(settings, load_file(file))
-    encoder.view = View(view["size"], tuple(view["mean"]), tuple(view["std"]))
+    try:
+        settings = json.loads(built)
+        view = settings.pop("view")
+        encoder = _filled(settings, weights)
+        encoder.view = View(view["size"], tuple(view["mean"]), tuple(view["std"]))
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{file} says how to build another network than it holds: {error}") from error
     return encoder.eval()
 
 
@@ -302,9 +295,9 @@ _THIN = 16  # float32 in the longest vector
 def _read(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
-            return dict(load_file(file))
+            return load_safetensors(file)[0]
         read = load_tensors(file)
-    except (SafetensorError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"encoder.weights={file}: not a file of weights: {error}") from error
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(read, dict) and isinstance(read.get(key), dict):

@@ -16,7 +16,6 @@ from crosslevel.settings.recipes import find
 from crosslevel.settings.signature import REQUIRED, Argument, Choice, Group, Option, Signature
 from crosslevel.utils.errors import UserError, did_you_mean, nearest
 
-DEFAULT_METHOD = "crosslevel.methods.moco.MoCo"
 FILES = (
     Option("config", ("str",), None, "YAML file with any of these settings; those after it count more"),
     Option("recipe", ("None", "str"), None, "settings of a published result; crosslevel recipes lists them"),
@@ -192,7 +191,7 @@ class Settings:
         for argument in self.command.arguments:
             name = argument.name
             if isinstance(argument, Choice):
-                path = self.method or DEFAULT_METHOD
+                path = self.method or trust.method_class(signature.usual_method())
                 out[name] = {"class_path": path, "init_args": self._method_settings(path)}
             elif isinstance(argument, Group):
                 given = self.tree.get(name)

@@ -146,6 +146,14 @@ def methods() -> dict[str, str]:
     return {name: f"{owner[0].module}.{name}" for name, owner in zip(names, owners, strict=True) if owner}
 
 
+def usual_method() -> str:
+    """The name of the method that is taken where none is named."""
+    found = scope(NAMES[0])
+    where = None if found is None else found.find("USUAL")
+    assert where is not None
+    return str(_value(*where))
+
+
 def _of_function(own: Scope, node: ast.FunctionDef) -> Signature:
     doc = ast.get_docstring(node) or ""
     helps = _arguments_of(doc)

@@ -20,6 +20,7 @@ from rich.console import Console
 from crosslevel.data.loaders.batches import TrainBatches
 from crosslevel.data.loaders.streams import StreamBatches
 from crosslevel.data.loaders.workers import worker_trouble
+from crosslevel.models.numerics import avoid_faults, glance, tell
 from crosslevel.models.sync_batchnorm import synchronize
 from crosslevel.runs import Run
 from crosslevel.training import checkpoints
@@ -102,7 +103,7 @@ def fit(
     fabric = _fabric(hardware, devices)
     loop = _Loop(fabric, module, batches, run, Schedule(log_every, monitor_every, checkpoint_minutes), saved)
     with _all_ranks_end(fabric), worker_trouble(), StopRequest(lambda number: _tell(console)) as stop:
-        loop.prepare(state)
+        loop.prepare(state, hardware, console)
         loop.train(monitor, stop, console)
     module.cpu()
     return Outcome(module.step, module.step >= module.steps, loop.signal or None)
@@ -124,10 +125,14 @@ class _Loop:
         self.schedule, self.after_save = schedule, saved
         self.signal, self.best = 0, checkpoints.BestEpoch()
 
-    def prepare(self, state: dict[str, Any] | None) -> None:
+    def prepare(self, state: dict[str, Any] | None, hardware: Hardware, console: Console) -> None:
         """Bring everything to the device, and to where the checkpoint left it."""
         self.fabric.launch()
         module = self.module.to(memory_format=torch.channels_last)
+        view = module.views.size
+        sizes = (view, module.method.piece_size(view) or view)
+        wrong = avoid_faults(module.encoder, lambda: glance(module.encoder, *sizes), hardware, whole=module)
+        tell(console, wrong)
         module.rank = self.fabric.global_rank
         self.optimizer = module.configure_optimizer()
         self.step_module, self.step_optimizer = self.fabric.setup(module, self.optimizer)

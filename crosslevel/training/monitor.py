@@ -13,12 +13,14 @@ from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.duplicates import detect
+from crosslevel.data.duplicates.descriptor import SIDE
 from crosslevel.data.images import Images, InMemoryImages
 from crosslevel.data.loaders.batches import pack
 from crosslevel.data.subsets.select import sample, stretches, take
 from crosslevel.features.extract import extract
 from crosslevel.methods import Method
-from crosslevel.metrics import descriptor, duplicates, label_free
+from crosslevel.metrics import label_free
 from crosslevel.metrics.knn import weighted_knn
 from crosslevel.metrics.spectrum import effective_rank
 from crosslevel.models.encoder import Encoder, frozen
@@ -130,9 +132,8 @@ def told_apart(images: InMemoryImages) -> Int64[Tensor, " N"]:
 
 def near_tracks(images: InMemoryImages) -> Int64[Tensor, " N"]:
     """Which images are near-duplicates by their pixels, for images whose tracks nobody knows."""
-    small = tvf.resize(images.data, [duplicates.SIDE, duplicates.SIDE], antialias=True)
-    pairs = duplicates.alike_pairs(small, duplicates.perceptual_hash(small), descriptor.describe(small))
-    return duplicates.tracks(len(images), pairs)
+    small = tvf.resize(images.data, [SIDE, SIDE], antialias=True)
+    return detect.tracks(len(images), detect.duplicate_pairs(small).index)
 
 
 def _projected(method: Method, features: Tensor) -> Tensor:
@@ -145,9 +146,7 @@ def knn_monitor(encoder: Encoder, source: Images, hardware: Hardware, seed: int)
     """KNN accuracy of 1,000 images among 5,000 others, no track on both sides, and their rank; None if not."""
     if source.labels is None or len(source) < 20:
         return None
-    draws = torch.Generator().manual_seed(seed)
-    tracks = getattr(source, "tracks", None)
-    queries, others = _apart(torch.arange(len(source)) if tracks is None else tracks, draws)
+    queries, others = held_apart(source, seed)
     if not len(queries):
         return None
     part, classes = take(source, torch.cat([queries, others])), int(source.labels.max()) + 1
@@ -169,8 +168,10 @@ def knn_monitor(encoder: Encoder, source: Images, hardware: Hardware, seed: int)
     return measure
 
 
-def _apart(tracks: Int64[Tensor, " N"], draws: torch.Generator) -> tuple[Int64[Tensor, " Q"], Int64[Tensor, " M"]]:
+def held_apart(images: Images, seed: int) -> tuple[Int64[Tensor, " Q"], Int64[Tensor, " M"]]:
     """Some images of every sixth track, and some of the others: at most 1,000 and 5,000."""
+    draws = torch.Generator().manual_seed(seed)
+    tracks = torch.arange(len(images)) if images.tracks is None else images.tracks
     names, owner = tracks.unique(return_inverse=True)
     place = torch.randperm(len(names), generator=draws)[owner]
     order = torch.randperm(len(tracks), generator=draws)

@@ -37,7 +37,7 @@ class Augment:
         saturation: likewise.
         hue: shift uniform in [-hue, hue] of the circle; at most 0.5.
         grayscale: probability of dropping the colour.
-        blur: probability of a Gaussian blur; the kernel is the odd number next to a tenth of the size.
+        blur: probability of a Gaussian blur; its kernel holds four standard deviations to either side.
         blur_sigma: smallest and largest standard deviation of the blur in pixels.
         randaugment: operations of RandAugment an image, after the blur and before the colour is dropped.
         magnitude: of RandAugment's operations, in [0, 10].

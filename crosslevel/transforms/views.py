@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from itertools import groupby
 from typing import Any, final
 
@@ -194,6 +195,7 @@ class Views(nn.Module):
         """The views with the numbers ``places``, all by the same ``augment``."""
         cropped, count = images.ndim == 5, len(images)
         most = parts.chunk_length(images, self.size)
+        blurred = partial(op.gaussian_blur, taps=op.blur_taps(self.size, augment.blur_sigma[1]))
         views = torch.empty(len(places) * count, 3, self.size, self.size, device=images.device)
         if cropped:
             images = images[:, places[0] : places[-1] + 1].transpose(0, 1).flatten(0, 1)
@@ -205,7 +207,7 @@ class Views(nn.Module):
             else:
                 x = op.crop_resize(pixels, part.boxes, self.size, part.flip)
             x = part.change_colors(x, augment)
-            part.on(part.blur, x, op.gaussian_blur, part.sigma)
+            part.on(part.blur, x, blurred, part.sigma)
             randaugment.apply_(x, part.operations, part.levels, self._mean)
             part.on(part.grayscale, x, op.to_grayscale)
             part.on(part.solarize, x, lambda chosen: op.solarize(chosen, chosen.new_full((len(chosen),), 0.5)))

@@ -14,7 +14,7 @@ import yaml
 from crosslevel.settings import signature, trust
 from crosslevel.settings.command import Command
 from crosslevel.settings.kinds import Kind, read, takes
-from crosslevel.training.options import BASE_RATES
+from crosslevel.training import defaults
 from crosslevel.training.train import train
 from crosslevel.utils.errors import UserError
 
@@ -97,10 +97,10 @@ def value_at(settings: Mapping[str, Any], name: str) -> Any:
     value = (tree.get("init_args") or {}).get(last) if part == "method" else tree.get(last)
     batch = settings["batch_size"]
     if value is None and name == "cld.groups":
-        return max(2, round(0.75 * batch))
+        return defaults.groups(batch).value
     if value is None and name == "lr":
-        rate = BASE_RATES.get(settings["optimizer"], chosen(settings).sgd_rate)
-        return rate * batch * settings["devices"] / 256
+        rate = chosen(settings).sgd_rate
+        return defaults.learning_rate(settings["optimizer"], rate, batch * settings["devices"]).value
     return value
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 
 from crosslevel.utils.errors import UserError
 
@@ -24,10 +28,32 @@ def load_tensors(file: Path, mmap: bool = False) -> Any:
 
     """
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # what is refused is told in one line
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError:
         raise
     except Exception as error:  # a damaged file fails in any way
         asked = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {asked[1]}, which could run code" if asked else f"damaged ({type(error).__name__})"
+        reason = (
+            f"it asks for {asked[1]}, which could run code"
+            if asked
+            else f"damaged, or none of PyTorch's ({type(error).__name__})"
+        )
         raise UserError(f"{file} is not read: {reason}; only tensors and plain values are") from error
+
+
+def load_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and its metadata.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is damaged, or something else.
+
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            about = dict(opened.metadata() or {})
+        return load_file(file), about
+    except SafetensorError as error:
+        raise UserError(f"{file} is not read: it is damaged, or no safetensors file ({error})") from error

@@ -90,6 +90,7 @@ def test_parts_of_annotated_images(here):
 def test_subsets_in_the_order_in_which_they_hold(here):
     source = parse("photos,fps=2@tracks=9,seed=1@list=my list, 2.txt")
     assert source.subset == (Suffix("tracks", "9,seed=1"), Suffix("list", "my list, 2.txt"))
+    assert source.subset[0].parts() == ("9", (Option("seed", "1"),))
     assert source.base == parse("photos,fps=2")
     assert source.text == "photos,fps=2@tracks=9,seed=1@list=my list, 2.txt"
     assert source.absolute().text == f"{here}/photos,fps=2@tracks=9,seed=1@list={here}/my list, 2.txt"

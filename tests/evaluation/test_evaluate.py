@@ -134,6 +134,19 @@ def test_fine_tuning_protocols_stand_beside_training_from_scratch(trained, sourc
         assert list(found[title]) == ["untrained encoder", "trained encoder"]
 
 
+def test_test_images_that_are_in_the_training_set_are_told(trained, sources, tmp_path, capsys):
+    call(trained, sources, f"--output={tmp_path / 'a.json'}")
+    assert "copies of images to learn from" not in capsys.readouterr().out
+    mixed = tmp_path / "test"
+    shutil.copytree(sources[1], mixed)
+    shutil.copy(sources[0] / "ant" / "03.png", mixed / "ant" / "copy.png")
+    call(trained, (sources[0], mixed), f"--output={tmp_path / 'b.json'}")
+    out = capsys.readouterr().out
+    assert "1 of 46 test images are copies of images to learn from, 0 nearly" in out
+    assert "ant/copy.png and ant/03.png" in out
+    assert out.count("copies of images to learn from") == 1
+
+
 def test_an_untrained_encoder_has_other_weights_and_leaves_the_random_numbers_alone(trained):
     encoder = load_encoder(trained)
     state = torch.get_rng_state()

@@ -101,9 +101,24 @@ def compiled(folder: Path) -> Path:
 
 
 def survey(
-    jobs: Sequence[str], faults: Sequence[str] = FAULTS, every: int = 1, seed: int = 0, twice: bool = False
+    jobs: Sequence[str],
+    faults: Sequence[str] = FAULTS,
+    every: int = 1,
+    seed: int = 0,
+    twice: bool = False,
+    at: int | None = None,
+    disk: bool = False,
 ) -> dict[str, dict[str, Counts]]:
     """Try every `every`-th point of each fault, beginning at a random one, on `jobs` of jobs.py (none: all).
+
+    Args:
+        jobs: names in `jobs.JOBS`.
+        faults: of `FAULTS`.
+        every: leaves out points.
+        seed: of the first point, and of the second kill.
+        twice: kill the second call as well.
+        at: the first point, to look at one again.
+        disk: write to the disk and not to memory: slower, but folders are listed, and cleared, in another order.
 
     Returns:
         counts by job and fault.
@@ -112,12 +127,13 @@ def survey(
         RuntimeError: there is no gcc (look with `missing` first), or a command fails undisturbed.
 
     """
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # thousands of syncs take minutes on a disk
+    memory = None if disk or not os.access("/dev/shm", os.W_OK) else "/dev/shm"  # on a disk, syncs take minutes
     with tempfile.TemporaryDirectory(dir=memory) as made:
         folder = Path(made)
         shim, control = compiled(folder), folder / "control"
         control.write_bytes(bytes(_CONTROL.size))
         asked = [f"--every={every}", f"--seed={seed}", f"--faults={','.join(faults)}", *(["--twice"] if twice else [])]
+        asked += [] if at is None else [f"--at={at}"]
         ended = subprocess.run(
             [sys.executable, __file__, *jobs, *asked, f"--watched={folder}"],
             env={**os.environ, "LD_PRELOAD": str(shim), "FAULTS_CONTROL": str(control), "OMP_NUM_THREADS": "1"},
@@ -163,7 +179,7 @@ class _Survey:
         self.said, self.value = folder / "said", folder / "value"
         self.control, self.rng = _Control(control, self.out), random.Random(seed)
 
-    def all(self, faults: Sequence[str], every: int) -> dict[str, Counts]:
+    def all(self, faults: Sequence[str], every: int, first: int | None) -> dict[str, Counts]:
         self.inputs.mkdir()
         self.job.prepare(self.inputs)
         expected, changes, writes = self._undisturbed()
@@ -171,7 +187,8 @@ class _Survey:
         for fault in faults:
             points = changes if fault == "kill" else writes
             counts[fault] = Counts(points)
-            for at in range(1 + self.rng.randrange(min(every, points)), points + 1, every):
+            begin = first or 1 + self.rng.randrange(min(every, points))
+            for at in range(begin, points + 1, every):
                 lost, reached = self._lost(fault, at, expected, changes)
                 counts[fault].tried += 1
                 counts[fault].unreached += not reached
@@ -284,11 +301,13 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--twice", action="store_true", help="kill the second call as well")
+    parser.add_argument("--at", type=int, help="the first point")
+    parser.add_argument("--disk", action="store_true", help="write to the disk and not to memory")
     parser.add_argument("--watched", type=Path, help=argparse.SUPPRESS)  # this process is the one that forks
     asked = parser.parse_args()
     faults = asked.faults.split(",")
     if asked.watched is None:
-        found = survey(asked.jobs, faults, asked.every, asked.seed, asked.twice)
+        found = survey(asked.jobs, faults, asked.every, asked.seed, asked.twice, asked.at, asked.disk)
         print(table(found))
         sys.exit(any(counts.lost for row in found.values() for counts in row.values()))
     from jobs import JOBS
@@ -298,7 +317,7 @@ def main() -> None:
         folder = asked.watched / str(number)
         folder.mkdir()
         counted[job] = _Survey(JOBS[job], folder, asked.watched / "control", asked.seed, asked.twice).all(
-            faults, asked.every
+            faults, asked.every, asked.at
         )
     text = json.dumps({job: {name: asdict(counts) for name, counts in row.items()} for job, row in counted.items()})
     (asked.watched / "counts.json").write_text(text)

@@ -1,5 +1,6 @@
 """What is in a collection: by the command line, on images whose truth is known."""
 
+import csv
 import json
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_counts_sizes_damage_and_duplicates_by_the_command_line(photos, tmp_path
 def test_where_nothing_can_be_written_is_said_before_the_work(photos, tmp_path, capsys, output, says, monkeypatch):
     (tmp_path / "FILE").touch()
     (tmp_path / "FOLDER.json").mkdir()
-    monkeypatch.setattr("crosslevel.inspection.inspect.look", None)
+    monkeypatch.setattr("crosslevel.inspection.inspect.scan", None)
     with pytest.raises(SystemExit) as stop:
         run(inspect, [str(photos), "-o", str(tmp_path / output), "--device=cpu"])
     assert stop.value.code == 2
@@ -77,8 +78,54 @@ def test_the_page_escapes_names_and_shows_pictures(photos, tmp_path):
     assert "x&lt;script&gt;.png" in page
     assert "<b>photos" not in page
     assert page.count("data:image/png") > 14
-    for heading in ("Near-duplicates", "Estimated groups, the largest first", "Broken files", "Suggested settings"):
+    for heading in ("Near-duplicates", "Copies: the image to keep is framed", "Broken files", "Suggested settings"):
         assert heading in page
+
+
+def test_no_group_is_drawn_that_is_not_to_be_trusted(photos, tmp_path, monkeypatch):
+    run(inspect, [str(photos), "-o", str(tmp_path / "a.json"), "--device=cpu", "--workers=0"])
+    assert "Estimated groups" not in (tmp_path / "a.html").read_text()
+    for module in ("summary", "page"):
+        monkeypatch.setattr(f"crosslevel.inspection.{module}.APART", -1.0)
+    run(inspect, [str(photos), "-o", str(tmp_path / "b.json"), "--device=cpu", "--workers=0"])
+    page = (tmp_path / "b.html").read_text()
+    assert "Estimated groups: tracks in each" in page
+    assert "Estimated groups, the largest first" in page
+
+
+def test_duplicates_are_named(photos, tmp_path, capsys):
+    told = run(inspect, [str(photos), "-o", str(tmp_path), "--device=cpu", "--workers=0"])
+    with open(tmp_path / "duplicates.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    gone = {row["path"]: row["kind"] for row in rows if row["keep"] == "no"}
+    assert {f"{i:02}-copy.bmp" for i in range(3)} == {path for path, kind in gone.items() if kind == "exact"}
+    assert [row["path"] for part in told["duplicates"]["sets"] for row in part] == [row["path"] for row in rows]
+    assert told["duplicates"]["superfluous"] == len(gone)
+    assert "00-copy.bmp" in (tmp_path / "inspect.html").read_text()
+    assert "duplicates.csv" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_what_is_in_another_source_as_well_is_named(photos, tmp_path, capsys):
+    (tmp_path / "test").mkdir()
+    rng = np.random.default_rng(7)
+    for i in range(6):
+        Image.fromarray(smooth(rng)).save(tmp_path / "test" / f"new-{i}.png")
+    Image.open(photos / "09.png").save(tmp_path / "test" / "old.png")
+    told = run(inspect, [str(photos), f"--beside={tmp_path / 'test'}", "-o", str(tmp_path / "out"), "--workers=0"])
+    assert told["beside"]["matches"] == [{"path": "09.png", "beside": "old.png", "kind": "exact", "distance": 0.0}]
+    assert told["beside"]["count"] == 7
+    assert (tmp_path / "out" / "beside.csv").read_text() == "path,beside,kind,distance\n09.png,old.png,exact,0.0\n"
+    assert "has as well" in (tmp_path / "out" / "inspect.html").read_text()
+    assert "exact 1" in capsys.readouterr().out
+
+
+def test_where_no_figure_of_the_tail_is_given_one_line_says_so(photos, capsys):
+    told = run(inspect, [str(photos), "--workers=0", "--device=cpu"])
+    assert told["long_tail"]["separation"] < 0.25
+    out = capsys.readouterr().out
+    part = out[out.index("Long tail") : out.index("Suggested settings")]
+    assert sum("│" in line for line in part.splitlines()) == 1
+    assert "no figure" in part
 
 
 def test_a_run_adds_its_features(photos, tmp_path, capsys):
@@ -98,8 +145,8 @@ def test_groups_that_run_into_one_another_are_not_to_be_trusted(photos, capsys):
     told = run(inspect, [str(photos), "--workers=0", "--device=cpu", "--groups=3"])["long_tail"]
     assert len(told["by_track"]["sizes"]) <= 3
     assert told["trust"] == trust(told["separation"])
-    assert trust(0.249).startswith("Not at all")
-    assert trust(0.25).startswith("The groups lie apart")
+    assert trust(0.249).startswith("no figure")
+    assert trust(0.25).startswith("the groups lie apart")
 
 
 def test_a_sample_is_said_to_be_one(photos, capsys):

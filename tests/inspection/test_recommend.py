@@ -27,7 +27,17 @@ def test_settings_follow_from_the_tracks():
     many = {a.setting: a.value for a in advise(torch.full((20_000,), 20), torch.ones(400_000).long(), 256)}
     assert many["de-duplicate"] == "one image a track"
     copies = {a.setting: a.value for a in advise(torch.full((500,), 2), torch.full((500,), 2), 32)}
-    assert copies["de-duplicate"] == "exact copies"
+    assert copies["de-duplicate"] == "copies"
+
+
+@pytest.mark.parametrize("count", [2, 3, 31, 48, 255, 256])
+def test_no_batch_is_larger_than_the_collection(count):
+    found = {a.setting: a for a in advise(torch.ones(count).long(), torch.ones(count).long(), 256)}
+    assert found["batch_size"].value <= count
+    assert found["batch_size"].value > count / 2
+    assert found["cld.groups"].value <= max(2, count)
+    if count < 256:
+        assert f"There are {count} images" in found["batch_size"].reason
 
 
 def test_reasons_say_whose_rule_it_is_and_what_speaks_against_it():

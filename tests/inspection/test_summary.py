@@ -1,9 +1,11 @@
 """Figures of a collection, on images whose truth is known."""
 
 from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.duplicates.scan import scan
+from crosslevel.data.duplicates.sets import duplicate_sets
 from crosslevel.data.images import InMemoryImages
 from crosslevel.data.sources.turntable.dataset import Turntable
-from crosslevel.inspection import scan as collection
+from crosslevel.inspection.scan import structure
 from crosslevel.inspection.summary import summary
 
 
@@ -21,17 +23,18 @@ class Unlabelled(InMemoryImages):
         return self.data[i], -1
 
 
-def told_of(data, batch_size):
-    bad = BadFiles()
-    source = Unlabelled(data)
-    looked = collection.look(source, bad, 0)
-    return summary("made", len(data), source, looked, collection.find(looked), bad, batch_size, None)
+def figures_of(data, batch_size):
+    bad, source = BadFiles(), Unlabelled(data)
+    scanned = scan(source, bad, 0)
+    common = structure(scanned)
+    members = duplicate_sets(scanned, common.pairs, source.paths)
+    return summary("made", len(data), source, scanned, common, members, bad, batch_size, None)
 
 
 def test_estimated_shares_of_duplicates_rank_the_true_ones_without_any_label():
     shares = []
     for frames, objects in ((1, 40), (3, 24), (12, 12)):
         made = Turntable(classes=4, objects=objects, frames=frames, imbalance=2, size=32, seed=frames)
-        shares.append(told_of(made.data, 32)["batch"]["duplicate_share"])
+        shares.append(figures_of(made.data, 32)["batch"]["duplicate_share"])
     assert shares == sorted(shares)
     assert shares[0] < 0.05 < 0.5 < shares[2]

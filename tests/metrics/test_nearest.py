@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crosslevel.metrics import nearest as module
-from crosslevel.metrics.nearest import nearest
+from crosslevel.metrics.nearest import mutual_pairs, nearest
 
 
 def draw(seed, *shape):
@@ -132,3 +132,29 @@ def test_the_bound_holds_for_every_pair():
         assert (rough.gather(1, near) >= limit.unsqueeze(1)).all()
     # Nor is it so wide that it says nothing.
     assert error < 2**-8
+
+
+def test_mutual_pairs_name_each_other_and_are_far_from_others():
+    features = draw(0, 80, 3)
+    unit = F.normalize(features.double(), dim=1)
+    cosine = (unit @ unit.T).fill_diagonal_(-2)
+    near = cosine.topk(26, dim=1)
+    apart = (2 - 2 * near.values).sqrt()
+    limit = apart[:, 13:26].sort(dim=1).values[:, 6] / 2
+    wanted = {
+        (i, j) for i in range(80) for j in range(i + 1, 80)
+        if j in near.indices[i, :3].tolist() and i in near.indices[j, :3].tolist() and cosine[i, j] >= 0.9
+        and (2 - 2 * cosine[i, j]).sqrt() <= min(limit[i], limit[j])
+    }  # fmt: skip
+    assert len(wanted) > 5
+    assert {tuple(p) for p in mutual_pairs(features, 0.9, 3).tolist()} == wanted
+
+
+def test_a_dense_crowd_has_no_mutual_pairs():
+    """Different things whose features lie close together, and copies of some, far closer."""
+    crowd = F.normalize(torch.ones(1, 32) + 0.1 * draw(0, 400, 32), dim=1)
+    copies = F.normalize(crowd[:20] + 0.005 * draw(1, 20, 32), dim=1)
+    assert float((crowd @ crowd.T).min()) > 0.9
+    assert len(mutual_pairs(crowd, 0.9, 6)) == 0
+    found = {tuple(pair) for pair in mutual_pairs(torch.cat([crowd, copies]), 0.9, 6).tolist()}
+    assert found == {(i, 400 + i) for i in range(20)}

@@ -19,6 +19,9 @@ from crosslevel.settings.trust import method_class
 from crosslevel.training.train import train
 from crosslevel.utils.errors import NotFinite, UserError
 
+ITS_OWN = {"temperature": 0.2, "head": "mlp", "out_features": 128, "hidden": None, "batch_norm": True}
+"""SimCLR's settings where none are given."""
+
 
 def test_every_setting_of_every_part_is_an_option():
     text = of_command(Command.of_function(train), "all")
@@ -41,9 +44,9 @@ def test_an_unknown_method_names_the_nearest():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], {"class": "MoCo", "temperature": 0.2}),
-        (["--method.temperature", "0.3"], {"class": "MoCo", "temperature": 0.3}),
-        (["--method", "simclr"], {"class": "SimCLR", "temperature": 0.5}),
+        ([], {"class": "SimCLR", "temperature": 0.2}),
+        (["--method.temperature", "0.3"], {"class": "SimCLR", "temperature": 0.3}),
+        (["--method", "moco"], {"class": "MoCo", "temperature": 0.2}),
         (["--method=npid"], {"class": "NPID", "temperature": 0.1}),
         (["--method", "simclr", "--method.temperature=0.4"], {"class": "SimCLR", "temperature": 0.4}),
     ],
@@ -58,10 +61,12 @@ def test_a_method_has_its_own_defaults(arguments, expected, capsys):
 
 
 def test_a_config_with_another_method_does_not_inherit_the_default_ones_settings(tmp_path, capsys):
-    (tmp_path / "c.yaml").write_text("method:\n  class_path: crosslevel.methods.SimCLR\n")
+    (tmp_path / "c.yaml").write_text("method:\n  class_path: crosslevel.methods.NPID\n")
     with pytest.raises(SystemExit):
         run(train, ["photos", f"--config={tmp_path}/c.yaml", "--print_config"])
-    assert yaml.safe_load(capsys.readouterr().out)["method"]["init_args"]["temperature"] == 0.5
+    told = yaml.safe_load(capsys.readouterr().out)["method"]["init_args"]
+    assert told["temperature"] == 0.1
+    assert "batch_norm" not in told
 
 
 @pytest.mark.parametrize("source", ["--recipe=cifar10-moco-cld", "--config={c}"])
@@ -72,7 +77,7 @@ def test_another_method_does_not_inherit_a_configs_settings(tmp_path, source, na
     given = source.format(c=tmp_path / "c.yaml")
     told = resolved(["photos", given, *named, "--method.out_features=64"], capsys)
     assert told["method"]["class_path"].endswith("SimCLR")
-    assert told["method"]["init_args"] == {"temperature": 0.5, "head": "mlp", "out_features": 64, "hidden": None}
+    assert told["method"]["init_args"] == {**ITS_OWN, "out_features": 64}
     assert told["weight_decay"] == (0.0008 if "recipe" in source else None)
     same = resolved(["photos", given, "--method=moco"], capsys)["method"]["init_args"]
     assert (same["temperature"], same["head"]) == (0.07, "linear")
@@ -95,7 +100,7 @@ def test_a_config_names_a_method_as_the_command_line_does(tmp_path, text, capsys
     (tmp_path / "c.yaml").write_text(f"{text}\nweight_decay: 1e-6\n".replace("\n\n", "\n"))
     told = resolved(["photos", f"--config={tmp_path}/c.yaml", "--method.hidden=7"], capsys)
     assert told["method"]["class_path"].endswith(".SimCLR")
-    assert told["method"]["init_args"] == {"temperature": 0.5, "head": "mlp", "out_features": 128, "hidden": 7}
+    assert told["method"]["init_args"] == {**ITS_OWN, "hidden": 7}
     assert told["weight_decay"] == 1e-6
 
 

@@ -41,7 +41,7 @@ def one_view(image: torch.Tensor, drawn, i: int, size: int, crop: bool) -> torch
     if drawn.grayscale[i]:
         x = reference.rgb_to_grayscale(x, num_output_channels=3)
     if drawn.blur[i]:
-        taps = max(size // 10 | 1, 3)
+        taps = 2 * min(8, size - 1) + 1  # four deviations of the presets' largest blur, 2 pixels
         x = reference.gaussian_blur(x, [taps, taps], [float(drawn.sigma[i])] * 2)
     if drawn.solarize[i]:
         x = reference.solarize(x, 0.5)

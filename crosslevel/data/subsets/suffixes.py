@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from crosslevel.data.duplicates.sets import unique
 from crosslevel.data.images import Images
 from crosslevel.data.subsets.lists import classes_of, listed
 from crosslevel.data.subsets.repeat import repeat
 from crosslevel.data.subsets.select import first_frames, long_tailed, pareto, some_tracks, take
-from crosslevel.data.uri import FILES, Suffix
+from crosslevel.data.uri import ALONE, FILES, Suffix
 from crosslevel.utils.errors import SourceError, UserError
 
 
@@ -63,6 +64,7 @@ SUFFIXES: dict[str, Callable[..., Images]] = {
     "repeat": repeat,
     "frames": _frames,
     "tracks": _some_tracks,
+    "unique": unique,
 }
 
 
@@ -86,15 +88,15 @@ def _arguments(make: Callable[..., Images], suffix: Suffix) -> list[Any]:
     """What the text of a suffix says, in the order of ``make``'s parameters after the images."""
     _, first, *others = inspect.signature(make, eval_str=True).parameters.values()
     if suffix.key in FILES:
-        if not suffix.value:
+        if not suffix.value and suffix.key not in ALONE:
             raise UserError(f"@{suffix.key}= names no file")
         return [suffix.value]
-    number, *assignments = suffix.value.split(",")
+    number, options = suffix.parts()
     given: dict[str, str] = {}
-    for key, _, text in (assignment.partition("=") for assignment in assignments):
+    for key, text in options:
         if key in given:
             raise UserError(f"@{suffix.key} has {key} twice: give it once")
-        given[key] = text
+        given[key] = text or ""
     names = [parameter.name for parameter in others]
     for key in given:
         if key not in names:

@@ -31,7 +31,7 @@ from torchvision.models.detection import FasterRCNN
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.sources.annotated.annotations import Annotated, Ignored, Objects
-from crosslevel.evaluation.detection.model import BatchNorm, Kind, Sizes, detector
+from crosslevel.evaluation.detection.model import BatchNorm, Kind, Sizes, detector, glance
 from crosslevel.evaluation.detection.training import (
     Checkpoint,
     Schedule,
@@ -42,6 +42,7 @@ from crosslevel.evaluation.detection.training import (
     settle,
 )
 from crosslevel.models.encoder import Encoder, untrained
+from crosslevel.models.numerics import avoid_faults, tell
 from crosslevel.utils.device import Hardware, choose
 from crosslevel.utils.errors import BadImage, MissingExtra, SourceError, UserError
 
@@ -218,6 +219,8 @@ def _fine_tuned(
     options = settings._asdict()
     schedule = options.pop("schedule")
     model = detector(start, len(data.images.classes), **options, hardware=place).to(place.device)
+    wrong = avoid_faults(model, lambda: glance(model, min(settings.sizes.train)), place)
+    tell(bar.console, wrong)
     fine_tune(model, data, schedule, name=name, seed=seed, device=place.device, checkpoint=checkpoint, show=bar.show)
     settle(model, data, schedule, seed, place.device)
     model.transform.min_size = (settings.sizes.test,)

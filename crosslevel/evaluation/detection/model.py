@@ -7,6 +7,7 @@ each region, and a batch normalization follows it. FPN (Lin et al. 2017) takes t
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -90,6 +91,18 @@ def detector(
         model.rpn.head = _Mixed(model.rpn.head, hardware)
         model.roi_heads.box_head = _Mixed(model.roi_heads.box_head, hardware)
     return model
+
+
+def glance(model: FasterRCNN, side: int) -> None:
+    """Call each part with zeros: a lying and a standing image, the shorter side of ``side`` pixels, and two regions."""
+    whole = model.transform.size_divisible
+    short, long = (math.ceil(pixels / whole) * whole for pixels in (side, 2 * side))
+    for shape in ((short, long), (long, short)):
+        maps = model.backbone(torch.zeros(1, 3, *shape))
+        levels = list(maps.values()) if isinstance(maps, dict) else [maps]
+        model.rpn.head(levels)
+    pooled = model.roi_heads.box_roi_pool.output_size
+    model.roi_heads.box_head(torch.zeros(2, levels[0].shape[1], *pooled))
 
 
 def freeze_batchnorm(network: nn.Module) -> None:

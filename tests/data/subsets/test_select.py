@@ -224,7 +224,7 @@ class Everything(Images):
         self.watch = Watch.of("/", [""])
 
     def __getitem__(self, i):
-        return torch.full((3, 2, 2), i, dtype=torch.uint8), int(self.labels[i])
+        return torch.full((3, 2, 2), i, dtype=torch.uint8), -1 if self.labels is None else int(self.labels[i])
 
     def content(self):
         return [b"everything"]

@@ -1,4 +1,4 @@
-"""Near-duplicates: perceptual hashes, pairs of similar images without comparing all with all, and their tracks."""
+"""Perceptual hashes, and pairs of similar ones without comparing all with all."""
 
 from __future__ import annotations
 
@@ -7,24 +7,17 @@ import math
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
-from crosslevel.metrics import descriptor
-from crosslevel.metrics.nearest import nearest
+from crosslevel.data.duplicates.descriptor import LUMA, SIDE
 from crosslevel.utils.errors import UserError
 
 RADIUS = 8  # of 64 bits
-ALIKE = 0.05  # root mean square difference of near-duplicates, of the range of a pixel
-NEIGHBOURS = 6
 BITS = 64
-SIDE = 32  # pixels of the image that is hashed
-_LUMA = (0.299, 0.587, 0.114)
 CROWD = 128  # hashes that one is compared with where many share what is looked for
 _PAIRS = 2**20  # pairs compared at a time: about 50 MB
-_QUERIES = 1024  # compared with all others at a time: 400 MB among 100,000
+MANY = 2**17  # hashes from which on they have to share one piece more
 
 
 def perceptual_hash(images: UInt8[Tensor, "B 3 32 32"]) -> Int64[Tensor, " B"]:
@@ -39,7 +32,7 @@ def perceptual_hash(images: UInt8[Tensor, "B 3 32 32"]) -> Int64[Tensor, " B"]:
     """
     if images.dtype != torch.uint8 or images.shape[1:] != (3, SIDE, SIDE):
         raise UserError(f"images are {images.dtype} {tuple(images.shape)}: give uint8 (B, 3, {SIDE}, {SIDE})")
-    gray = torch.einsum("bchw,c->bhw", images.double(), torch.tensor(_LUMA, dtype=torch.float64, device=images.device))
+    gray = torch.einsum("bchw,c->bhw", images.double(), torch.tensor(LUMA, dtype=torch.float64, device=images.device))
     place = torch.arange(SIDE, dtype=torch.float64, device=images.device)
     waves = torch.cos(math.pi / (2 * SIDE) * (2 * place + 1) * place[1:9].unsqueeze(1))
     frequencies = (waves @ gray @ waves.T).flatten(1)
@@ -69,7 +62,8 @@ def near_pairs(
     """Pairs (i, j), i < j, whose hashes differ in at most ``radius`` bits; equal hashes as a chain, not all pairs.
 
     The 64 bits are cut into radius + 2 pieces: two hashes that differ in ``radius`` bits agree in at least two
-    (Norouzi, Punjani and Fleet, CVPR 2012, have one of radius + 1). So only hashes that share two pieces are compared.
+    (Norouzi, Punjani and Fleet, CVPR 2012, have one of radius + 1). So only hashes that share two pieces are compared;
+    of more than `MANY`, three of radius + 3, which leaves a hash few to be compared with.
     Where crowds share them, as frames of a fixed camera do, a hash is compared with the `CROWD` that follow it in
     order: all with all would be quadratic.
 
@@ -100,17 +94,20 @@ def near_pairs(
 
 def _close(hashes: Int64[Tensor, " U"], radius: int) -> Iterator[tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]]:
     """Places of different hashes that differ in at most ``radius`` bits, each pair once, some at a time."""
-    edges = torch.linspace(0, BITS, radius + 3).round().long().tolist()
+    shared = 2 if len(hashes) <= MANY else 3
+    edges = torch.linspace(0, BITS, radius + shared + 1).round().long().tolist()
     pieces = [(low, (1 << (high - low)) - 1) for low, high in itertools.pairwise(edges)]
-    for p, q in itertools.combinations(range(len(pieces)), 2):
-        (low, mask), (second, other) = pieces[p], pieces[q]
-        for i, j in _within((hashes >> low & mask) << 32 | hashes >> second & other):
+    for chosen in itertools.combinations(range(len(pieces)), shared):
+        key = torch.zeros_like(hashes)
+        for low, mask in (pieces[piece] for piece in chosen):
+            key = key * (mask + 1) + (hashes >> low & mask)
+        for i, j in _within(key):
             near = hamming(hashes[i], hashes[j]) <= radius
             a, b = i[near], j[near]
             bits = hashes[a] ^ hashes[b]
-            # Who agrees in more than two pieces is found by the first two.
-            before = sum((bits >> low & mask == 0 for low, mask in pieces[:q]), torch.zeros_like(bits))
-            yield a[before == 1], b[before == 1]
+            # Who agrees in more pieces is found by the first of them.
+            before = sum((bits >> low & mask == 0 for low, mask in pieces[: chosen[-1]]), torch.zeros_like(bits))
+            yield a[before == shared - 1], b[before == shared - 1]
 
 
 def _within(key: Int64[Tensor, " N"]) -> Iterator[tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]]:
@@ -130,55 +127,3 @@ def _within(key: Int64[Tensor, " N"]) -> Iterator[tuple[Int64[Tensor, " P"], Int
         step = torch.arange(len(i)) - (some.cumsum(0) - some).repeat_interleave(some)
         yield order[i], order[i + 1 + step]
         start = stop
-
-
-def alike_pairs(
-    images: UInt8[Tensor, "N 3 32 32"], hashes: Int64[Tensor, " N"], described: Float[Tensor, "N 192"]
-) -> Int64[Tensor, "P 2"]:
-    """Near-duplicates by their pixels alone, as pairs (i, j), i < j: not all, but enough to connect each track.
-
-    Candidates are the nearest by an untrained descriptor, and images with nearly the same perceptual hash that are not
-    connected by then; they are near-duplicates if their pixels agree up to a small shift.
-
-    Args:
-        images: small pictures.
-        hashes: their `perceptual_hash`.
-        described: their `descriptor.describe`.
-
-    """
-    nearby = neighbour_pairs(described, NEIGHBOURS)
-    nearby = nearby[descriptor.alike(images, nearby, ALIKE)]
-    others = near_pairs(hashes, RADIUS, tracks(len(images), nearby))
-    return torch.cat([nearby, others[descriptor.alike(images, others, ALIKE)]])
-
-
-def mutual_pairs(features: Float[Tensor, "N d"], threshold: float, k: int = 8) -> Int64[Tensor, "P 2"]:
-    """Pairs (i, j), i < j, with a cosine of at least ``threshold``, each among the other's k nearest.
-
-    That both have to name each other keeps a dense crowd of different images from hanging together by one of them.
-    """
-    values, index = nearest(features, features, k + 1, _QUERIES)
-    row = torch.arange(len(features)).unsqueeze(1).expand_as(index)
-    named = (values >= threshold) & (index != row)
-    i, j = row[named], index[named].cpu()
-    code = torch.cat([i * len(features) + j, j * len(features) + i])
-    both, times = code.unique(return_counts=True)
-    both = both[times == 2]
-    pairs = torch.stack([both // len(features), both % len(features)], dim=1)
-    return pairs[pairs[:, 0] < pairs[:, 1]]
-
-
-def neighbour_pairs(features: Float[Tensor, "N d"], k: int) -> Int64[Tensor, "P 2"]:
-    """Each one with its k nearest by cosine, as pairs (i, j), i < j, each once."""
-    index = nearest(features, features, k + 1, _QUERIES)[1].cpu()
-    row = torch.arange(len(features)).unsqueeze(1).expand_as(index)
-    low, high = torch.minimum(row, index), torch.maximum(row, index)
-    code = (low * len(features) + high)[index != row].unique()
-    return torch.stack([code // len(features), code % len(features)], dim=1)
-
-
-def tracks(count: int, pairs: Int64[Tensor, "P 2"]) -> Int64[Tensor, " count"]:
-    """The track of each image: images that pairs connect, directly or over others, share one; numbered from 0."""
-    i, j = pairs.cpu().numpy().T
-    graph = coo_array(([True] * len(i), (i, j)), shape=(count, count))
-    return torch.from_numpy(connected_components(graph, directed=False)[1]).long()

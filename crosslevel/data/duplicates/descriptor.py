@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 SIDE = 32  # pixels of the images that are described and compared
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in the luminance (ITU-R BT.601)
 _LEVELS, _ORIENTATIONS, _CELLS = 4, 8, 4
 _PIECE = 1024  # pairs compared at a time: in the cache, as far as grays are
 
@@ -34,6 +35,22 @@ def describe(images: UInt8[Tensor, "B 3 32 32"]) -> Float[Tensor, "B 192"]:
     edges = F.adaptive_avg_pool2d((1 - apart).clamp(min=0) * strength.unsqueeze(1), _CELLS).flatten(1)
     # The constant keeps the noise of flat images from counting as edges.
     return torch.cat([share.sqrt(), edges / (edges.norm(dim=1, keepdim=True) + 0.05)], dim=1)
+
+
+def outline(images: UInt8[Tensor, "B 3 32 32"]) -> Float[Tensor, "B 64"]:
+    """The luminance at 8 x 8 pixels, of mean 0 and length 1: neither brightness nor contrast nor colour changes it.
+
+    The product of two is their correlation. Zero for an image without any contrast.
+    """
+    gray = torch.einsum("bchw,c->bhw", images.float() / 255, torch.tensor(LUMA, device=images.device)).unsqueeze(1)
+    coarse = F.avg_pool2d(gray, SIDE // 8).flatten(1)
+    coarse = coarse - coarse.mean(1, keepdim=True)
+    return torch.where(coarse.norm(dim=1, keepdim=True) < 1e-3, 0.0, F.normalize(coarse, dim=1))
+
+
+def mirrored(outlines: Float[Tensor, "B 64"]) -> Float[Tensor, "B 64"]:
+    """The outlines of the images seen in a mirror."""
+    return outlines.view(-1, 8, 8).flip(2).flatten(1)
 
 
 def difference(images: UInt8[Tensor, "N 3 32 32"], pairs: Int64[Tensor, "P 2"], reach: int = 2) -> Float[Tensor, " P"]:

@@ -1,0 +1,1 @@
+"""Copies and near-duplicates among images, from pixels alone: found, graded, named."""

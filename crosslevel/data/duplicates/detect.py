@@ -1,0 +1,281 @@
+"""Pairs of duplicates and near-duplicates among small pictures, each with its kind and distance, and their tracks."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from crosslevel.data.duplicates.alignment import agreement
+from crosslevel.data.duplicates.descriptor import alike, difference, mirrored, outline
+from crosslevel.data.duplicates.hashes import near_pairs, perceptual_hash
+from crosslevel.data.duplicates.neighbours import neighbours
+
+RADIUS = 8  # of the 64 bits of a hash
+COPY = 0.02  # root mean square difference of copies, unshifted, of the range of a pixel
+NEAR = 0.05  # of near-duplicates, at the best shift
+NOISE = 0.008  # from here down two pictures are one, whatever crowd they stand in
+EDITED = 0.96  # correlation of edges
+COLOURS = 0.9  # correlation of colours, of edited copies
+CROWD = 32  # neighbours that say how alike the images around one are
+IN_A_CROWD, EDITED_IN_A_CROWD = 0.3, 0.25  # a duplicate is at most this far, of the distance of the crowd
+MIRRORED = 0.8  # correlation of outlines from which on a mirrored pair is compared
+_COMPARED, _ALIGNED = 8, 3  # nearest neighbours whose pixels, and whose edges, are compared
+_LINKED = 2000  # images of a track up to which all are compared with all
+_PART = 256  # pictures at a time
+
+Pictures = UInt8[Tensor, "N 3 32 32"]
+Index = Int64[Tensor, "P 2"]
+
+
+class Kind(IntEnum):
+    """How a pair belongs together, the closest first."""
+
+    EXACT = 0
+    COPY = 1
+    EDITED = 2
+    NEAR = 3
+
+
+class Pairs(NamedTuple):
+    """Pairs (i, j), i < j, each once: not all there are, but enough to connect each set.
+
+    ``distance`` is 0 for equal pictures, of an edited copy 1 less the correlation of edges, of the others the root mean
+    square difference of pixels, 0 to 1, at the best small shift.
+    """
+
+    index: Index
+    kind: Int64[Tensor, " P"]
+    distance: Float[Tensor, " P"]
+
+    def of(self, chosen: Bool[Tensor, " P"]) -> Pairs:
+        """The ``chosen`` pairs."""
+        return Pairs(*(column[chosen] for column in self))
+
+
+def duplicate_pairs(pictures: Pictures, first: int | None = None) -> Pairs:
+    """Copies, edited copies and near-duplicates, by pixels alone.
+
+    Candidates are the nearest by their `outline`, mirrored too, and pictures with nearly the same perceptual hash. A
+    copy differs hardly in any pixel; a near-duplicate by little after a small shift; an edited copy has the edges and
+    colours of its original after brightness, contrast, colour, crop and mirror are taken out.
+
+    Where look-alikes abound, as among product shots of one kind, as little is no evidence: a pair has to be far closer
+    than what is around each of the two, the neighbours of rank 17 to 32 (after Lowe 2004, section 7.1, whose second
+    neighbour would be another copy here). No pixel tells look-alikes of one distance from a film whose frames all
+    differ by as much as they do: neither are near-duplicates here.
+
+    Args:
+        pictures: small ones, of all images.
+        first: of two collections one after the other, the images of the first: then only pairs of one with another are
+            looked for, and pairs of equal pictures.
+
+    """
+    owner, leading = _distinct(pictures)
+    beside = None if first is None else leading >= first
+    pairs = _pairs(pictures[leading], beside) if len(leading) > 1 else _none()
+    again = torch.ones(len(pictures), dtype=torch.bool)
+    again[leading] = False
+    same = torch.stack([leading[owner[again]], again.nonzero()[:, 0]], dim=1)
+    return Pairs(
+        torch.cat([same, leading[pairs.index].sort(dim=1).values]),
+        torch.cat([torch.full((len(same),), Kind.COPY.value), pairs.kind]),
+        torch.cat([torch.zeros(len(same)), pairs.distance]),
+    )
+
+
+def _none() -> Pairs:
+    return Pairs(torch.empty(0, 2, dtype=torch.long), torch.empty(0, dtype=torch.long), torch.empty(0))
+
+
+def _distinct(pictures: Pictures) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " U"]]:
+    """Which of the different pictures each one is, and the first of each."""
+    numbers: dict[bytes, int] = {}
+    first: list[int] = []
+    owner = torch.empty(len(pictures), dtype=torch.long)
+    for i, picture in enumerate(pictures.contiguous().numpy()):
+        number = numbers.setdefault(hashlib.blake2b(picture, digest_size=16).digest(), len(first))
+        if number == len(first):
+            first.append(i)
+        owner[i] = number
+    return owner, torch.tensor(first)
+
+
+def _pairs(pictures: Pictures, beside: Bool[Tensor, " N"] | None) -> Pairs:
+    """All pairs of different pictures, or those with one of the two ``beside``."""
+    outlines = in_parts(outline, pictures)
+    crowd = _Crowd(pictures, outlines)
+    candidates = _candidates(crowd, outlines, beside)
+    close = candidates.nearest
+    near = _near(pictures, close[alike(pictures, close, NEAR)], crowd)
+    hashed = near_pairs(in_parts(perceptual_hash, pictures), RADIUS, tracks(len(pictures), near.index))
+    if beside is not None:
+        hashed = hashed[beside[hashed[:, 0]] != beside[hashed[:, 1]]]
+    near = _joined(near, _near(pictures, hashed[alike(pictures, hashed, NEAR)], crowd))
+    copies = tracks(len(pictures), near.of(near.kind == Kind.COPY).index)
+    aligned = torch.cat([candidates.aligned, hashed]).unique(dim=0)
+    aligned = aligned[copies[aligned[:, 0]] != copies[aligned[:, 1]]]
+    edited = _edited(pictures, aligned, crowd, mirror=False)
+    turned = _edited(pictures, candidates.mirrored, crowd, mirror=True)
+    return _hanging_together(_joined(near, edited, turned), outlines, crowd)
+
+
+class _Candidates(NamedTuple):
+    """Pairs whose pixels are compared, whose edges are, and whose edges are with one of the two mirrored."""
+
+    nearest: Index
+    aligned: Index
+    mirrored: Index
+
+
+def _candidates(crowd: _Crowd, outlines: Float[Tensor, "N 64"], beside: Bool[Tensor, " N"] | None) -> _Candidates:
+    everything = torch.arange(len(outlines))
+    if beside is None:
+        asked, keys, places = everything, everything, crowd.places
+    else:
+        asked, keys = everything[beside], everything[~beside]
+        places = keys[neighbours(outlines[asked], outlines[keys], _COMPARED).places] if len(keys) else asked[:0, None]
+    turned = neighbours(mirrored(outlines[asked]), outlines[keys], 3)
+    through = torch.where(turned.values >= MIRRORED, turned.places, -1)
+    through = torch.where(through >= 0, keys[through.clamp(min=0)], -1)
+    return _Candidates(*(_once(asked, some) for some in (places[:, :_COMPARED], places[:, :_ALIGNED], through)))
+
+
+def _near(pictures: Pictures, index: Index, crowd: _Crowd) -> Pairs:
+    """Those that are copies or near-duplicates, of pairs that are alike."""
+    shifted, apart = difference(pictures, index), difference(pictures, index, reach=0)
+    limit = IN_A_CROWD * crowd.distance(index, lambda pairs: difference(pictures, pairs))
+    kind = torch.where(apart <= COPY, Kind.COPY.value, Kind.NEAR.value)
+    return Pairs(index, kind, shifted).of((apart <= NOISE) | (shifted <= limit))
+
+
+def _edited(pictures: Pictures, index: Index, crowd: _Crowd, mirror: bool) -> Pairs:
+    """Those that are edited copies."""
+    i, j = index.T
+    edges, colours = agreement(pictures[i], pictures[j].flip(3) if mirror else pictures[j])
+    good = (edges >= EDITED) & (colours >= COLOURS)
+    index, edges = index[good], edges[good]
+
+    def apart(pairs: Index) -> Tensor:
+        # A root: distances between images, as those of pixels are, and not their squares.
+        return (1 - agreement(pictures[pairs[:, 0]], pictures[pairs[:, 1]]).edges).clamp(min=0).sqrt()
+
+    limit = EDITED_IN_A_CROWD * crowd.distance(index, apart)
+    distance = (1 - edges).clamp(min=0)
+    return Pairs(index, torch.full((len(index),), Kind.EDITED.value), distance).of(distance.sqrt() <= limit)
+
+
+def _joined(*parts: Pairs) -> Pairs:
+    """All pairs, each once, as the closest kind that it was found to be."""
+    index, kind, distance = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    unique, owner = index.unique(dim=0, return_inverse=True)
+    order = kind.argsort(stable=True)
+    order = order[owner[order].argsort(stable=True)]
+    starts = torch.ones(len(order), dtype=torch.bool)
+    starts[1:] = owner[order[1:]] != owner[order[:-1]]
+    closest = order[starts]
+    return Pairs(unique, kind[closest], distance[closest])
+
+
+def _hanging_together(pairs: Pairs, outlines: Float[Tensor, "N 64"], crowd: _Crowd) -> Pairs:
+    """The pairs without those that alone hold different things together.
+
+    Single links chain: of a track of three or more, the images have to be as close to each other, on average, as each
+    is to what surrounds it. Where they are not, average linkage cuts the track at that distance (Sokal and Michener
+    1958); of more than `_LINKED` images, the longer half of the links goes first.
+    """
+    while True:
+        members = tracks(len(outlines), pairs.index)[pairs.index[:, 0]]
+        names, size = members.unique(return_counts=True)
+        kept = torch.ones(len(members), dtype=torch.bool)
+        crowded = False
+        for name in names[size > 1].tolist():
+            links = (members == name).nonzero()[:, 0]
+            inside = pairs.index[links].unique()
+            if len(inside) > _LINKED:
+                crowded = True
+                kept[links[pairs.distance[links] > pairs.distance[links].median()]] = False
+                continue
+            owner = torch.full((len(outlines),), -1)
+            owner[inside] = _linked(outlines[inside], crowd.around(inside, outlines))
+            kept[links] = owner[pairs.index[links, 0]] == owner[pairs.index[links, 1]]
+        pairs = pairs.of(kept)
+        if not crowded or kept.all():
+            return pairs
+
+
+def _linked(outlines: Float[Tensor, "n 64"], limit: float) -> Int64[Tensor, " n"]:
+    """Clusters by average linkage of distances between outlines, or between one and the other's mirror image."""
+    agree = torch.maximum(outlines @ outlines.T, outlines @ mirrored(outlines).T)
+    apart = (2 - 2 * torch.maximum(agree, agree.T)).clamp(min=0).sqrt().double().numpy()
+    upper = apart[np.triu_indices(len(apart), 1)]
+    if upper.mean() <= limit:
+        return torch.zeros(len(outlines), dtype=torch.long)
+    return torch.from_numpy(fcluster(linkage(upper, "average"), limit, "distance")).long()
+
+
+class _Crowd:
+    """The neighbours of each picture, and how far those are that surround it."""
+
+    def __init__(self, pictures: Pictures, outlines: Float[Tensor, "N 64"]) -> None:
+        count = len(pictures)
+        # Of few images a third: the others may be copies of it, or another thing.
+        self.rank = min(CROWD, (count - 1) // 3) if count >= 8 else 0
+        places = neighbours(outlines, outlines, max(self.rank, min(_COMPARED, count - 1)) + 1).places
+        own = places == torch.arange(count).unsqueeze(1)
+        # Where many are equal it may itself be missing: then the last one goes.
+        own[~own.any(1), -1] = True
+        self.places = places[~own].view(count, -1)
+
+    def distance(self, index: Index, measure: Callable[[Index], Tensor]) -> Float[Tensor, " P"]:
+        """How far what surrounds a pair is, of the closer side: infinite where there are too few images to say."""
+        if not self.rank or not len(index):
+            return torch.full((len(index),), torch.inf)
+        asked, place = index.unique(return_inverse=True)
+        ranks = torch.linspace(self.rank // 2, self.rank - 1, 5).long().unique()
+        others = self.places[asked][:, ranks]
+        pairs = torch.stack([asked.unsqueeze(1).expand_as(others), others.clamp(min=0)], dim=2).flatten(0, 1)
+        apart = measure(pairs).view_as(others).masked_fill(others < 0, torch.inf)
+        return apart.median(1).values[place].min(1).values
+
+    def around(self, images: Int64[Tensor, " n"], outlines: Float[Tensor, "N 64"]) -> float:
+        """The mean distance of ``outlines`` to those that surround the images; infinite where there are too few."""
+        if not self.rank:
+            return math.inf
+        others = self.places[images][:, self.rank // 2 : self.rank]
+        agree = torch.einsum("nd,nkd->nk", outlines[images], outlines[others.clamp(min=0)])
+        return float((2 - 2 * agree).clamp(min=0).sqrt()[others >= 0].mean())
+
+
+def _once(asked: Int64[Tensor, " Q"], places: Int64[Tensor, "Q k"]) -> Index:
+    """Each one asked with each of its places (-1: none), as pairs (i, j), i < j, each once."""
+    row = asked.unsqueeze(1).expand_as(places)
+    i, j = row[(places >= 0) & (places != row)], places[(places >= 0) & (places != row)]
+    return torch.stack([torch.minimum(i, j), torch.maximum(i, j)], dim=1).unique(dim=0)
+
+
+def in_parts(function: Callable[[Tensor], Tensor], pictures: Pictures) -> Tensor:
+    """What ``function`` makes of each picture, of some at a time."""
+    first = function(pictures[:_PART])
+    result = first.new_empty(len(pictures), *first.shape[1:])
+    # Kept one by one, small results would lie between what has been freed, and hold its pages: gigabytes.
+    for part, place in zip(pictures.split(_PART), result.split(_PART), strict=True):
+        place.copy_(function(part))
+    return result
+
+
+def tracks(count: int, index: Index) -> Int64[Tensor, " count"]:
+    """The track of each image: images that pairs connect, directly or over others, share one; numbered from 0."""
+    i, j = index.cpu().numpy().T
+    graph = coo_array(([True] * len(i), (i, j)), shape=(count, count))
+    return torch.from_numpy(connected_components(graph, directed=False)[1]).long()

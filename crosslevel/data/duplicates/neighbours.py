@@ -1,0 +1,77 @@
+"""Nearest neighbours among many outlines, in time that grows far slower than the square of their number."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+ALL = 20_000  # points up to which all are compared with all
+_PROBED = 8  # cells that a query is compared with
+_POINTS = 512  # of a cell, on average
+_ROUNDS = 4  # of k-means
+_QUERIES = 2048  # at a time: 160 MB of similarities at most
+
+
+class Neighbours(NamedTuple):
+    """The k largest products of each query, in descending order, and the keys they are with (-1: none)."""
+
+    values: Float[Tensor, "Q k"]
+    places: Int64[Tensor, "Q k"]
+
+
+def neighbours(queries: Float[Tensor, "Q d"], keys: Float[Tensor, "N d"], k: int) -> Neighbours:
+    """The k keys nearest to each query, both of length 1 or 0.
+
+    Among more than `ALL` keys, only those in the cells nearest to the query are looked at (an inverted file: Jegou,
+    Douze and Schmid, PAMI 2011, section IV; cells by spherical k-means on a sample): near-duplicates lie in one cell
+    or in two that touch, and what is farther is found at times only.
+
+    Args:
+        queries: what to look up.
+        keys: among which.
+        k: neighbours; -1 stands where a query meets fewer.
+
+    """
+    k = min(k, len(keys))
+    if len(keys) <= ALL:
+        parts = [(part @ keys.T).topk(k) for part in queries.split(_QUERIES)]
+        return Neighbours(torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts]))
+    centres = _centres(keys)
+    members = _members(_nearest_cells(keys, centres, 1)[:, 0], len(centres))
+    probed = _nearest_cells(centres, centres, _PROBED)
+    values, places = torch.full((len(queries), k), -1.0), torch.full((len(queries), k), -1)
+    for cell, asking in enumerate(_members(_nearest_cells(queries, centres, 1)[:, 0], len(centres))):
+        near = torch.cat([members[other] for other in probed[cell].tolist()])
+        held = min(k, len(near))
+        for some in asking.split(_QUERIES):
+            best = (queries[some] @ keys[near].T).topk(held)
+            values[some, :held], places[some, :held] = best.values, near[best.indices]
+    return Neighbours(values, places)
+
+
+def _centres(keys: Float[Tensor, "N d"]) -> Float[Tensor, "C d"]:
+    """Directions of cells of about equal size, from keys at even steps: the same for the same keys."""
+    count = len(keys) // _POINTS
+    sample = keys[:: max(1, len(keys) // (32 * count))]
+    centres = sample[:: max(1, len(sample) // count)][:count].clone()
+    for _ in range(_ROUNDS):
+        owner = _nearest_cells(sample, centres, 1)[:, 0]
+        sums = torch.zeros_like(centres).index_add_(0, owner, sample)
+        # A cell that lost all its points stays where it was.
+        centres = torch.where(
+            sums.norm(dim=1, keepdim=True) > 1e-6, torch.nn.functional.normalize(sums, dim=1), centres
+        )
+    return centres
+
+
+def _nearest_cells(points: Float[Tensor, "N d"], centres: Float[Tensor, "C d"], count: int) -> Int64[Tensor, "N count"]:
+    count = min(count, len(centres))
+    return torch.cat([(part @ centres.T).topk(count).indices for part in points.split(_QUERIES)])
+
+
+def _members(owner: Int64[Tensor, " N"], cells: int) -> tuple[Int64[Tensor, " n"], ...]:
+    """The points of each cell."""
+    return owner.argsort(stable=True).split(owner.bincount(minlength=cells).tolist())

@@ -1,0 +1,75 @@
+"""One pass over images: what stays of each to find its copies by, and to say what is in a collection."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tvf
+
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.duplicates.descriptor import SIDE
+from crosslevel.data.images import Images
+from crosslevel.data.loaders.records import records
+from crosslevel.utils.errors import SourceError
+
+_AT_A_TIME = 256
+
+
+class ScanResult(NamedTuple):
+    """What one pass over M readable images has found.
+
+    ``pictures`` are all of one small size, whatever the images'; ``shape`` is height and width in pixels; ``content``
+    is a checksum of all pixels and of the shape; ``numbers`` are those of the images in the source.
+    """
+
+    pictures: UInt8[Tensor, "M 3 32 32"]
+    shape: Int64[Tensor, "M 2"]
+    content: Int64[Tensor, " M"]
+    numbers: Int64[Tensor, " M"]
+
+
+def scan(
+    images: Images, bad: BadFiles, workers: int | None = None, progress: Callable[[int], None] = lambda done: None
+) -> ScanResult:
+    """One pass over the images, some at a time: what stays of each are 3 KB.
+
+    Raises:
+        SourceError: fewer than 2 images can be read.
+
+    """
+    total, count = len(images), 0
+    pictures, shape = torch.empty(total, 3, SIDE, SIDE, dtype=torch.uint8), torch.empty(total, 2, dtype=torch.int64)
+    content, numbers = torch.empty(total, dtype=torch.int64), torch.empty(total, dtype=torch.int64)
+    for batch, glance in records(images, _glance, _AT_A_TIME, bad=bad, workers=workers):
+        new = slice(count, count + len(batch))
+        pictures[new], shape[new], content[new], numbers[new] = *glance, batch
+        count = new.stop
+        progress(int(batch[-1]) + 1)
+    if count < 2:
+        raise SourceError(f"{images.name}: needs at least 2 images, only {count} of {total} can be read")
+    return ScanResult(pictures[:count], shape[:count], content[:count], numbers[:count])
+
+
+class _Glance(NamedTuple):
+    """What stays of one image: a small picture, height and width in pixels, and a checksum of all its pixels."""
+
+    picture: UInt8[Tensor, "3 32 32"]
+    shape: Int64[Tensor, 2]
+    content: Int64[Tensor, ""]
+
+
+def _glance(image: UInt8[Tensor, "3 H W"]) -> _Glance:
+    small = tvf.resize(image, [SIDE, SIDE], antialias=True)
+    return _Glance(small, torch.tensor(image.shape[1:]), torch.tensor(content_of(image)))
+
+
+def content_of(image: UInt8[Tensor, "3 H W"]) -> int:
+    """A checksum of 64 bits of the pixels and of the shape."""
+    shape = "x".join(map(str, image.shape[1:])).encode()
+    digest = hashlib.blake2b(image.contiguous().numpy(), digest_size=8, person=shape).digest()
+    return int.from_bytes(digest, "little", signed=True)

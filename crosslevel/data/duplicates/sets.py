@@ -1,0 +1,231 @@
+"""Sets of duplicates that can be acted on: which image of each to keep and why, in ``duplicates.csv`` and from it."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from crosslevel.data.bad_files import BadFiles, escaped, unescaped
+from crosslevel.data.duplicates.alignment import agreement
+from crosslevel.data.duplicates.descriptor import difference
+from crosslevel.data.duplicates.detect import COPY, Kind, Pairs, duplicate_pairs, tracks
+from crosslevel.data.duplicates.scan import ScanResult, scan
+from crosslevel.data.images import Images
+from crosslevel.data.subsets.select import take
+from crosslevel.utils.errors import SourceError
+
+COLUMNS = ("set", "path", "kind", "distance", "keep", "why")
+NAMES = {Kind.EXACT: "exact", Kind.COPY: "recompressed or resized", Kind.EDITED: "edited", Kind.NEAR: "near"}
+KEPT = "kept"  # stands for a kind in the row of the image that the others of a set are compared with
+_LOSSLESS = (".png", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+_SHOWS_COLOUR = 0.015  # mean difference of a picture's channels, of the range of a pixel
+
+
+class Member(NamedTuple):
+    """An image of a set of duplicates; ``number`` is that in the scan, kind and distance are to the image kept."""
+
+    set: int
+    number: int
+    kind: Kind | None
+    distance: float
+    keep: bool
+    why: str
+
+
+def with_exact(scanned: ScanResult, pairs: Pairs) -> Pairs:
+    """The pairs, and all images of equal pixels as a chain of exact ones."""
+    order = scanned.content.argsort(stable=True)
+    same = scanned.content[order[1:]] == scanned.content[order[:-1]]
+    exact = torch.stack([order[:-1], order[1:]], dim=1)[same]
+    return Pairs(
+        torch.cat([exact, pairs.index]),
+        torch.cat([torch.full((len(exact),), Kind.EXACT.value), pairs.kind]),
+        torch.cat([torch.zeros(len(exact)), pairs.distance]),
+    )
+
+
+def duplicate_sets(scanned: ScanResult, pairs: Pairs, paths: Sequence[str]) -> list[Member]:
+    """All sets of two images or more: of copies first, then of near-duplicates, which are all to be kept.
+
+    Of copies the one with most pixels is kept; of these one with colours, then what most of them look like, then a
+    format without loss, and the first.
+    Of a set of near-duplicates each set of copies gives the image that is kept. Nobody can see which of two edits was
+    there first.
+
+    Args:
+        scanned: the pass over the images.
+        pairs: all that were found, the exact ones among them.
+        paths: of all images of the source.
+
+    """
+    count, copies = len(scanned.numbers), pairs.of(pairs.kind <= Kind.EDITED)
+    sets = _several(tracks(count, copies.index))
+    result = [member for number, members in enumerate(sets, 1) for member in _copies(scanned, number, members, paths)]
+    best = {member.set: member.number for member in result if member.keep}
+    kept = torch.arange(count)
+    for member in result:
+        kept[member.number] = best[member.set]
+    views = _several(tracks(count, kept[pairs.of(pairs.kind == Kind.NEAR).index]))
+    for number, members in enumerate(views, len(sets) + 1):
+        result += _views(scanned, number, members)
+    return result
+
+
+def _several(owner: Int64[Tensor, " N"]) -> list[Int64[Tensor, " n"]]:
+    """The members of each set of two or more, in the order of their first."""
+    sizes = owner.bincount()
+    parts = owner.argsort(stable=True).split(sizes.tolist())
+    return sorted((part for part in parts if len(part) > 1), key=lambda part: int(part[0]))
+
+
+class _Worth(NamedTuple):
+    """What speaks for an image of a set, the first most."""
+
+    pixels: int
+    colours: bool
+    typical: int
+    lossless: bool
+
+
+_REASONS = ("most pixels: {} x {}", "has colours", "most like the others", "a format without loss")
+
+
+def _worths(scanned: ScanResult, members: Int64[Tensor, " n"], paths: Sequence[str]) -> list[_Worth]:
+    """Pixels, colours, how near to what most of them show (in steps of 5 % of a pixel's range), no loss."""
+    pictures = scanned.pictures[members].float() / 255
+    usual = torch.from_numpy(np.median(pictures.numpy(), axis=0))
+    typical = -((pictures - usual).square().flatten(1).mean(1).sqrt() / 0.05).round().long()
+    colours = (pictures.amax(1) - pictures.amin(1)).mean((1, 2)) > _SHOWS_COLOUR
+    names = [paths[i] for i in scanned.numbers[members].tolist()]
+    lossless = [os.path.splitext(name)[1].lower() in _LOSSLESS for name in names]
+    columns = (scanned.shape[members].prod(1).tolist(), colours.tolist(), typical.tolist(), lossless)
+    return [_Worth(*row) for row in zip(*columns, strict=True)]
+
+
+def _copies(scanned: ScanResult, number: int, members: Tensor, paths: Sequence[str]) -> Iterator[Member]:
+    """The one to keep, then its copies."""
+    worths = _worths(scanned, members, paths)
+    place = max(range(len(worths)), key=lambda i: (*worths[i], -i))
+    best = int(members[place])
+    # What another has less of, first, decided between them.
+    behind = [k for k, values in enumerate(zip(*worths, strict=True)) if min(values) < values[place]]
+    height, width = scanned.shape[best].tolist()
+    why = _REASONS[behind[0]].format(width, height) if behind else "the first of its equals"
+    yield Member(number, best, None, 0.0, True, why)
+    others = members[members != best]
+    for i, (kind, distance) in zip(others.tolist(), graded(scanned, best, others), strict=True):
+        yield Member(number, i, kind, distance, False, f"a copy of {paths[int(scanned.numbers[best])]}")
+
+
+def _views(scanned: ScanResult, number: int, members: Tensor) -> Iterator[Member]:
+    """Near-duplicates: the first, and how far the others are from it."""
+    first, others = int(members[0]), members[1:]
+    yield Member(number, first, None, 0.0, True, "the first of its views")
+    pairs = torch.stack([torch.full_like(others, first), others], dim=1)
+    for i, distance in zip(others.tolist(), difference(scanned.pictures, pairs).tolist(), strict=True):
+        yield Member(number, i, Kind.NEAR, distance, True, "another view: no augmentation makes it")
+
+
+def graded(scanned: ScanResult, kept: int, others: Int64[Tensor, " n"]) -> Iterator[tuple[Kind, float]]:
+    """How each of the ``others`` differs from the image ``kept``, of which all are copies: kind and distance."""
+    pictures = scanned.pictures
+    pairs = torch.stack([torch.full_like(others, kept), others], dim=1)
+    shifted, apart = difference(pictures, pairs).tolist(), difference(pictures, pairs, reach=0).tolist()
+    turned = torch.stack([edge_distance(pictures[kept : kept + 1].expand_as(pictures[others]), side)
+                          for side in (pictures[others], pictures[others].flip(3))]).amin(0).tolist()  # fmt: skip
+    for i, plain, moved, edited in zip(others.tolist(), apart, shifted, turned, strict=True):
+        if scanned.content[i] == scanned.content[kept]:
+            yield Kind.EXACT, 0.0
+        elif plain <= COPY:
+            yield Kind.COPY, moved
+        else:
+            yield Kind.EDITED, edited
+
+
+def edge_distance(a: Tensor, b: Tensor) -> Tensor:
+    """1 less the correlation of edges, at least 0."""
+    return (1 - agreement(a, b).edges).clamp(min=0)
+
+
+def described(member: Member, scanned: ScanResult, paths: Sequence[str]) -> dict[str, Any]:
+    """A member of a set under the names of `COLUMNS`."""
+    return {
+        "set": member.set,
+        "path": paths[int(scanned.numbers[member.number])],
+        "kind": KEPT if member.kind is None else NAMES[member.kind],
+        "distance": round(member.distance, 4),
+        "keep": "yes" if member.keep else "no",
+        "why": member.why,
+    }
+
+
+def write_csv(file: Path, members: Sequence[Member], scanned: ScanResult, paths: Sequence[str]) -> None:
+    """The sets, one image a line: `COLUMNS`, the path escaped as in lists (`subsets.lists`)."""
+    rows = [described(member, scanned, paths) for member in members]
+    write_rows(file, COLUMNS, rows)
+
+
+def write_rows(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """A table of named columns, whole or not at all; names of files are escaped as in lists (`subsets.lists`)."""
+    part = file.with_name(f"{file.name}.tmp")
+    with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: escaped(value) if isinstance(value, str) else value for key, value in row.items()})
+    os.replace(part, file)
+
+
+def unique(images: Images, file: str = "") -> Images:
+    """The images without copies: exact, recompressed, resized and edited ones; near-duplicates stay.
+
+    Args:
+        images: a source.
+        file: a ``duplicates.csv`` as `write_csv` writes it: what it says not to keep goes. Unless given, the images are
+            looked at, which takes as long as `crosslevel inspect` does.
+
+    Raises:
+        SourceError: the file cannot be read, or names an image that the source lacks.
+
+    """
+    gone = _by_file(images, file) if file else _by_pixels(images)
+    return take(images, (~gone).nonzero()[:, 0]) if gone.any() else images
+
+
+def _by_pixels(images: Images) -> Bool[Tensor, " N"]:
+    """Which images are copies; one that cannot be read is none."""
+    scanned = scan(images, BadFiles())
+    pairs = with_exact(scanned, duplicate_pairs(scanned.pictures))
+    gone = torch.zeros(len(images), dtype=torch.bool)
+    gone[[int(scanned.numbers[m.number]) for m in duplicate_sets(scanned, pairs, images.paths) if not m.keep]] = True
+    return gone
+
+
+def _by_file(images: Images, file: str) -> Bool[Tensor, " N"]:
+    """Which images a file says not to keep."""
+    try:
+        with open(file, encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+    except OSError as error:
+        raise SourceError(f"{file}: {error.strerror or error}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(f"{file}: is no duplicates.csv: {error}") from error
+    if any(row.get("path") is None or row.get("keep") not in ("yes", "no") for row in rows):
+        raise SourceError(f"{file}: is no duplicates.csv: each line needs a path, and yes or no in the column keep")
+    gone = {unescaped(row["path"]) for row in rows if row["keep"] == "no"}
+    flags = torch.tensor([path in gone for path in images.paths], dtype=torch.bool)
+    missing = gone - set(images.paths) if int(flags.sum()) < len(gone) else set()
+    if missing:
+        raise SourceError(
+            f"{file}: {len(missing):,} of its {len(gone):,} copies name no image of {images.name}, {min(missing)} "
+            f"first; its own are named like {images.paths[0]}"
+        )
+    return flags

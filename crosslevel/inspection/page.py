@@ -1,0 +1,111 @@
+"""The page of a collection: its figures, pictures of duplicates, and of groups that can be trusted."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from crosslevel import report
+from crosslevel.data.duplicates.across import Match
+from crosslevel.data.duplicates.scan import ScanResult
+from crosslevel.data.duplicates.sets import NAMES, Member
+from crosslevel.inspection.scan import Structure
+from crosslevel.inspection.summary import APART, tables
+
+SETS = 100  # of duplicates, shown with pictures; duplicates.csv has all
+A_ROW = 10  # pictures
+GROUPS = 30
+BROKEN = 200
+
+
+def page_blocks(
+    figures: dict[str, Any], scanned: ScanResult, structure: Structure, members: Sequence[Member], paths: Sequence[str]
+) -> list[report.Block]:
+    """The tables, and pictures of duplicates, tracks and groups."""
+    blocks = []
+    for heading, rows in tables(figures):
+        columns = ["setting", "value", "reason"] if len(rows[0]) == 3 else ["", ""]
+        blocks.append(report.table(heading, columns, rows, None))
+    histogram = figures["shorter_side"]
+    blocks.append(report.bars("Sizes: the shorter side in pixels", list(histogram), list(histogram.values())))
+    blocks += _sets(scanned, members, paths)
+    blocks.append(
+        report.image_rows(
+            "Near-duplicates: the largest tracks, and some of two images or more", _track_rows(scanned, structure)
+        )
+    )
+    if figures["long_tail"]["separation"] >= APART:
+        sizes = figures["long_tail"]["by_track"]["sizes"]
+        names = [str(i + 1) for i in range(len(sizes))]
+        blocks.append(report.bars("Estimated groups: tracks in each", names, sizes, figures["long_tail"]["trust"]))
+        blocks.append(report.image_rows("Estimated groups, the largest first", _group_rows(scanned, structure)))
+    if figures["broken"]:
+        shown = list(figures["broken"].items())[:BROKEN]
+        note = f"{len(shown):,} of {len(figures['broken']):,}" if len(shown) < len(figures["broken"]) else ""
+        blocks.append(report.table("Broken files", ["file", "why"], shown, None, note=note))
+    return blocks
+
+
+def beside_block(name: str, matched: Sequence[Match], own: ScanResult, other: ScanResult, figures: dict[str, Any]) -> (
+    report.Block
+):  # fmt: skip
+    """Pairs of an image and the one beside it that is the same or nearly."""
+    rows = []
+    for match, row in zip(matched[:SETS], figures["beside"]["matches"], strict=False):
+        marks = [os.path.basename(row["path"]), os.path.basename(row["beside"])]
+        pictures = [own.pictures[match.own], other.pictures[match.other]]
+        rows.append(report.ImageRow(f"{row['kind']}, distance {row['distance']}", pictures, marks))
+    note = f"the first {SETS} of {len(matched):,}; beside.csv has all" if len(matched) > SETS else ""
+    return report.image_rows(f"Images that {name} has as well", rows, note)
+
+
+def _sets(scanned: ScanResult, members: Sequence[Member], paths: Sequence[str]) -> list[report.Block]:
+    """Pictures and names of the sets of copies: the one to keep is framed."""
+    rows, total = [], 0
+    for _, several in itertools.groupby(members, lambda member: member.set):
+        some = list(several)
+        if all(member.keep for member in some):
+            continue  # views, shown with the tracks
+        total += 1
+        if total > SETS:
+            continue
+        kept, shown = some[0], some[:A_ROW]
+        names = [os.path.basename(paths[int(scanned.numbers[member.number])]) for member in shown]
+        kinds = ["keep" if member.kind is None else NAMES[member.kind] for member in shown]
+        marks = [f"{name}: {kind}" for name, kind in zip(names, kinds, strict=True)]
+        outlines = ["query" if member.kind is None else None for member in shown]
+        caption = f"{len(some):,} images; keep {paths[int(scanned.numbers[kept.number])]} ({kept.why})"
+        rows.append(report.ImageRow(caption, [scanned.pictures[m.number] for m in shown], marks, outlines))
+    note = f"the first {SETS} of {total:,} sets; duplicates.csv has all" if total > SETS else ""
+    return [report.image_rows("Copies: the image to keep is framed", rows, note)] if rows else []
+
+
+def _track_rows(scanned: ScanResult, structure: Structure) -> list[report.ImageRow]:
+    names, sizes = structure.tracks.unique(return_counts=True)
+    order = sizes.argsort(descending=True, stable=True)
+    order = order[: int((sizes > 1).sum())]
+    some = torch.linspace(0, len(order) - 1, min(len(order), 12)).long().unique()
+    rows = []
+    for track, size in zip(names[order[some]].tolist(), sizes[order[some]].tolist(), strict=True):
+        members = (structure.tracks == track).nonzero().squeeze(1)
+        shown = members[torch.linspace(0, len(members) - 1, min(len(members), A_ROW)).long()]
+        rows.append(report.ImageRow(f"{size:,} images", list(scanned.pictures[shown])))
+    return rows
+
+
+def _group_rows(scanned: ScanResult, structure: Structure) -> list[report.ImageRow]:
+    """Of each group some tracks, one image each."""
+    rows = []
+    for group in range(min(int(structure.groups.max()) + 1, GROUPS)):
+        members = (structure.groups == group).nonzero().squeeze(1)
+        own = structure.tracks[members].unique(return_inverse=True)[1]
+        count = int(own.max()) + 1
+        first = torch.full((count,), len(own)).scatter_reduce_(0, own, torch.arange(len(own)), "amin")
+        shown = members[first[torch.linspace(0, count - 1, min(count, A_ROW)).long()]]
+        caption = f"Group {group + 1}: {count:,} tracks, {len(members):,} images"
+        rows.append(report.ImageRow(caption, list(scanned.pictures[shown])))
+    return rows

@@ -1,0 +1,206 @@
+"""Whether this machine computes a network's layers right in low precision, measured; float32 for those it gets wrong.
+
+Libraries of fast kernels have faults that depend on the processor, and on shapes that nobody tested. In oneDNN the
+weight gradient of a strided convolution over a map of one pixel is memory that nobody wrote (docs/numerics.md). A
+training does not tell: its loss falls, rises, or is no number a hundred steps later.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from crosslevel.utils.device import Hardware
+
+LIMIT = 0.05
+"""The largest error of a tensor, relative to its norm: rounding to bfloat16 makes 0.003, what is wrong 0.03 to inf."""
+
+_IMAGES = 8  # at most, of a measured layer: the faults that are known do not depend on it (measured from 1 to 512)
+_WORK = 3e7  # products: a layer that takes more is measured on fewer images, and of a large map on its upper rows
+_M_PERTURB, _FILL = -6, 0x80  # of glibc's malloc.h; memory is handed out full of the complement, 0x7f
+
+
+class Fault(NamedTuple):
+    """A layer's ``name`` in its network, the ``shape`` of its input without the batch, and ``what`` is wrong there."""
+
+    name: str
+    shape: tuple[int, ...]
+    what: str
+
+
+def avoid_faults(
+    network: nn.Module, run: Callable[[], object], hardware: Hardware, *, whole: nn.Module | None = None
+) -> str:
+    """Measure every convolution and linear layer at its own shapes; those that are wrong are set to compute in float32.
+
+    On a CPU in low precision only: nothing is done elsewhere. Weights, statistics, gradients and torch's random numbers
+    stay as they are.
+
+    Args:
+        network: as it will be trained, on the CPU.
+        run: calls the network with images of each size that it will be trained on; two of zeros suffice.
+        hardware: the device and the precision of the training.
+        whole: what holds copies of the network too, such as a momentum twin; their layers are set as well.
+
+    Returns:
+        one line for the user; empty where all is right.
+
+    """
+    if hardware.device.type != "cpu" or hardware.precision == "fp32":
+        return ""
+    found, layers = _measured(network, run, hardware), dict(network.named_modules())
+    wrong = {_settings(layers[fault.name]) for fault in found}
+    for layer in (whole or network).modules():
+        # At every shape: images of a detector have sizes of their own, and such layers are few and small.
+        if isinstance(layer, _LAYERS) and _settings(layer) in wrong:
+            layer.forward = functools.partial(_in_float32, layer)  # type: ignore[method-assign]
+    return _told(found, hardware.precision)
+
+
+def glance(encoder: Callable[[Tensor], object], *sizes: int) -> None:
+    """Encode two images of zeros of each size (pixels)."""
+    for size in sizes:
+        encoder(torch.zeros(2, 3, size, size).contiguous(memory_format=torch.channels_last))
+
+
+@functools.cache
+def tell(console: Console | None, line: str) -> None:
+    """Print a line that is not empty, once on each console, and once for all ranks."""
+    if console is not None and line and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+_LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+
+
+def _in_float32(layer: nn.Module, x: Tensor) -> Tensor:
+    """The layer's output, computed in float32 whatever autocast says, in the type that autocast would give it."""
+    plain: Any = type(layer).forward
+    if not torch.is_autocast_enabled("cpu"):
+        out: Tensor = plain(layer, x)
+        return out
+    with torch.autocast("cpu", enabled=False):
+        out = plain(layer, x.float())
+    return out.to(torch.get_autocast_dtype("cpu"))
+
+
+def _measured(network: nn.Module, run: Callable[[], object], hardware: Hardware) -> list[Fault]:
+    found: list[Fault] = []
+    known: dict[str, str] = {}
+    for name, layer, shape, last in _calls(network, run):
+        key = (_settings(layer), [p.requires_grad for p in layer.parameters()], shape, last)
+        if repr(key) not in known:
+            known[repr(key)] = _wrong(layer, _numbers(layer, shape, last), hardware)
+        if known[repr(key)]:
+            found.append(Fault(name, shape, known[repr(key)]))
+    return found
+
+
+def _calls(network: nn.Module, run: Callable[[], object]) -> list[tuple[str, nn.Module, tuple[int, ...], bool]]:
+    """Every layer, once for each shape (without the batch) that it is called with, and whether channels are last."""
+    seen: dict[tuple[str, tuple[int, ...]], tuple[nn.Module, bool]] = {}
+
+    def record(name: str, layer: nn.Module, given: tuple[Any, ...]) -> None:
+        x = given[0]
+        seen[name, tuple(x.shape[1:])] = (layer, x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+    hooks = [
+        layer.register_forward_pre_hook(functools.partial(record, name))
+        for name, layer in network.named_modules()
+        if isinstance(layer, _LAYERS)
+    ]
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        with torch.no_grad():
+            network.eval()
+            run()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for hook in hooks:
+            hook.remove()
+    return [(name, layer, shape, last) for (name, shape), (layer, last) in seen.items()]
+
+
+def _numbers(layer: nn.Module, shape: tuple[int, ...], channels_last: bool) -> Tensor:
+    """Random input of a shape without the batch: so many images, and so much of them, as is cheap."""
+    weight: Any = layer.weight
+    places = math.prod(shape[:-1] if isinstance(layer, nn.Linear) else shape[1:])
+    images = max(1, min(_IMAGES, int(_WORK / (weight.numel() * places))))
+    if isinstance(layer, nn.Conv2d):
+        rows = max(2 * weight.shape[-2], int(2 * _WORK / (weight.numel() * shape[2])))
+        shape = (shape[0], min(shape[1], rows), shape[2])
+    x = torch.randn(images, *shape, generator=torch.Generator().manual_seed(0))
+    return x.contiguous(memory_format=torch.channels_last) if channels_last else x
+
+
+def _wrong(layer: nn.Module, x: Tensor, hardware: Hardware) -> str:
+    """What of the layer's output and gradients is wrong in low precision; empty if nothing is."""
+    right = _results(layer, x)
+    with hardware.autocast(), _dirty_memory():
+        found = _results(layer, x)
+    return " and ".join(
+        name
+        for (name, a), (_, b) in zip(found, right, strict=True)
+        # Written so that a NaN is wrong.
+        if not bool((a.float() - b).norm() <= LIMIT * b.norm())
+    )
+
+
+def _results(layer: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
+    """The layer's output, and the gradients of its input and of those of its parameters that are trained."""
+    x = x.clone().requires_grad_()
+    trained = {f"{name} gradient": p for name, p in layer.named_parameters() if p.requires_grad}
+    wanted, plain = {"input gradient": x, **trained}, type(layer).forward
+    with torch.enable_grad():
+        out = plain(layer, x)
+        upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+        gradients = torch.autograd.grad(out, list(wanted.values()), upstream)
+    return [("output", out.detach()), *zip(wanted, gradients, strict=True)]
+
+
+@contextmanager
+def _dirty_memory() -> Iterator[None]:
+    """Memory is handed out full of large numbers, where the C library can do so (glibc).
+
+    New memory is mostly zeros, and zeros are what a kernel that forgets to write would have had to write: without this,
+    the measure would miss a fault now and then that the training then meets.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        yield
+        return
+    mallopt(_M_PERTURB, _FILL)
+    try:
+        yield
+    finally:
+        mallopt(_M_PERTURB, 0)
+
+
+def _settings(layer: nn.Module) -> tuple[Any, ...]:
+    """What two layers have in common that are computed by the same kernel."""
+    weight: Any = layer.weight
+    names = ("stride", "padding", "dilation", "groups")
+    return (type(layer), tuple(weight.shape), *(getattr(layer, name, None) for name in names))
+
+
+def _told(found: list[Fault], precision: str) -> str:
+    if not found:
+        return ""
+    (name, shape, what), layers = found[0], len({fault.name for fault in found})
+    more = "" if layers == 1 else f" and of {layers - 1} more layer{'s' if layers > 2 else ''}"
+    size = "x".join(str(side) for side in shape)
+    return (
+        f"{precision} is wrong on this processor: the {what} of {name} (input {size}){more}; computed in float32 "
+        "instead, see docs/numerics.md"
+    )
