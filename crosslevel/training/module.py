@@ -15,7 +15,7 @@ from crosslevel.methods import Method
 from crosslevel.methods.base import encode_in_parts
 from crosslevel.models.encoder import Encoder
 from crosslevel.transforms.views import Views
-from crosslevel.utils.errors import NotFinite
+from crosslevel.utils.errors import NotFinite, UserError
 
 Optimizer = Literal["sgd", "adamw", "lars"]
 
@@ -142,13 +142,13 @@ def share_hidden(method: Method, cld: CrossLevel) -> None:
     """Let both heads have the hidden layer in common and fork at the last one.
 
     Raises:
-        ValueError: their heads have no such layer, or of different size.
+        UserError: their heads have no such layer, or of different size.
 
     """
     a, b = method.branch, cld.branch
     same = len(a) == len(b) == 3 and a[0].weight.shape == b[0].weight.shape
     if not same:
-        raise ValueError(
+        raise UserError(
             f"share_hidden needs two MLP heads alike: method.head={method.head} has {_layers(a)}, cld.head={cld.head} "
             f"has {_layers(b)}"
         )

@@ -24,7 +24,7 @@ from crosslevel.metrics.spectrum import effective_rank
 from crosslevel.models.encoder import Encoder, frozen
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
-from crosslevel.utils.errors import SourceError
+from crosslevel.utils.errors import SourceError, UserError
 
 Which = Literal["knn", "label_free", "both"]
 Measure = Callable[[], dict[str, float]]
@@ -45,11 +45,11 @@ def monitor_of(
     """The figures that ``which`` asks for; of the kNN accuracy, None where the source has no labels.
 
     Raises:
-        ValueError: kNN accuracy is asked for and cannot be.
+        UserError: kNN accuracy is asked for and cannot be.
 
     """
     if which is not None and which != "label_free" and source.labels is None:
-        raise ValueError(f"--monitor {which} needs labels, {source.name} has none: give --monitor label_free")
+        raise UserError(f"--monitor {which} needs labels, {source.name} has none: give --monitor label_free")
     if which is None:
         which = "label_free" if source.labels is None else "knn"
     measures = []

@@ -15,6 +15,7 @@ from crosslevel.training.module import Optimizer
 from crosslevel.training.monitor import Which
 from crosslevel.training.parts import Parts
 from crosslevel.utils.device import Device, Hardware
+from crosslevel.utils.errors import UserError
 
 BASE_RATES = {"adamw": 1e-3, "lars": 0.3}  # at 256 images a batch; SGD's is the method's own
 BASE_DECAYS = {"sgd": 5e-4, "adamw": 0.05, "lars": 1e-6}
@@ -84,12 +85,12 @@ def resolve(wanted: Optimization, method: Method, devices: int) -> Resolved:
     """Choose what was left open, by what is known before the training.
 
     Raises:
-        ValueError: epochs and warm-up that cannot be.
+        UserError: epochs and warm-up that cannot be.
 
     """
     epochs, warmup = wanted.epochs, wanted.warmup_epochs
     if epochs < 1 or (warmup is not None and not 0 <= warmup <= epochs):
-        raise ValueError(f"epochs={epochs}, warmup_epochs={warmup}: give at least one epoch, and no longer a warm-up")
+        raise UserError(f"epochs={epochs}, warmup_epochs={warmup}: give at least one epoch, and no longer a warm-up")
     rate = BASE_RATES.get(wanted.optimizer, method.sgd_rate) * wanted.batch_size * devices / 256
     return Resolved(
         epochs,

@@ -16,6 +16,7 @@ from crosslevel.models.encoder import Encoder
 from crosslevel.settings import describe as settings
 from crosslevel.training.module import share_hidden as share
 from crosslevel.transforms.views import Views
+from crosslevel.utils.errors import UserError
 
 MakeEncoder = Callable[[], Encoder]
 MakeCLD = Callable[[int], CrossLevel]
@@ -67,26 +68,26 @@ class Parts:
             devices: how many of them.
 
         Raises:
-            ValueError: parts that do not fit each other or the batch, with what to change.
+            UserError: parts that do not fit each other or the batch, with what to change.
 
         """
         if batch < 2:
-            raise ValueError(f"batch_size={batch} leaves nothing to compare with: give at least 2")
+            raise UserError(f"batch_size={batch} leaves nothing to compare with: give at least 2")
         self.method.check(batch, devices)
         name, piece = type(self.method).__name__, self.method.piece_size(self.views.size)
         if piece is not None and self.encoder.fixed_size not in (None, piece):
-            raise ValueError(
+            raise UserError(
                 f"{name}'s patches are {piece} pixels, {self.encoder.name} is built for {self.encoder.fixed_size}: "
                 "give --method.jigsaw 0 or a convolutional encoder"
             )
         points = batch * (devices if self.cld is not None and self.cld.gather else 1)
         if self.cld is not None and self.cld.groups is not None and self.cld.groups > points:
-            raise ValueError(
+            raise UserError(
                 f"cld.groups={self.cld.groups} exceeds the batch of {points} images: lower groups or raise batch_size"
             )
         needed, drawn = self.method.views - self.method.plain_views, len(self.views.augments)
         if 1 < drawn < needed:
-            raise ValueError(
+            raise UserError(
                 f"views.preset={self.views.preset} has {drawn} different views, {name} "
                 f"{'with CLD ' if self.cld is not None else ''}needs {needed}: choose a preset of one, such as mocov2"
             )
@@ -123,7 +124,7 @@ def assemble(made: Bases, method: MakeMethod | None, images: int | None, share_h
         share_hidden: let both heads have their hidden layer in common.
 
     Raises:
-        ValueError: heads that cannot share a layer, or settings that a part refuses.
+        UserError: heads that cannot share a layer, or settings that a part refuses.
 
     """
     chosen = (method or MoCo)(made.encoder, images)

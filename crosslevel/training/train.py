@@ -54,7 +54,7 @@ from crosslevel.transforms.views import Views
 from crosslevel.utils.console import say
 from crosslevel.utils.device import Device, Hardware, Precision, choose
 from crosslevel.utils.distributed import wait
-from crosslevel.utils.errors import Interrupted
+from crosslevel.utils.errors import Interrupted, UserError
 from crosslevel.utils.processes import local_rank, refuse_tasks
 
 
@@ -161,7 +161,7 @@ def train(
     Raises:
         Interrupted: a signal ended the run; it is saved, and can be resumed.
         NotFinite: the loss is no longer a number.
-        ValueError: settings or images that do not fit, with what to change.
+        UserError: settings or images that do not fit, with what to change.
         OSError: something cannot be read or written.
 
     """
@@ -230,12 +230,12 @@ def _continued(folder: Run, feed: Feed, parts: Parts) -> str:
     """What is to be said where a run goes on with other images than it began with.
 
     Raises:
-        ValueError: the method keeps something for each of them.
+        UserError: the method keeps something for each of them.
 
     """
     changed = folder.changed_images(feed.opened)
     if changed and parts.method.per_image:
-        raise ValueError(
+        raise UserError(
             f"{changed}: {type(parts.method).__name__} remembers each image, and cannot go on with others: bring them "
             "back, or start a new run"
         )

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 
-class NotFinite(RuntimeError):
+class CrosslevelError(Exception):
+    """What Crosslevel itself has to say; the message is whole as it stands."""
+
+
+class UserError(CrosslevelError, ValueError):
+    """Something that was asked for cannot be done: what, which value, and what to do."""
+
+
+class MachineError(CrosslevelError, OSError):
+    """A file that cannot be written, or a process that died: nothing that a setting did."""
+
+
+class NotFinite(CrosslevelError, RuntimeError):
     """The loss is no longer a number; the message says what was seen."""
 
 
-class SourceError(ValueError):
+class SourceError(UserError):
     """A source that gives no images: what is wrong with it and what to do, in one line."""
 
 
-class BadImage(Exception):
+class BadImage(CrosslevelError):
     """One image that cannot be read: ``path`` names it, ``reason`` says why."""
 
     def __init__(self, path: str, reason: str) -> None:
@@ -22,11 +34,11 @@ class BadImage(Exception):
         return f"{self.path}: {self.reason}"
 
 
-class FolderInUse(ValueError):
+class FolderInUse(UserError):
     """Another process writes to the folder; the message names it."""
 
 
-class Interrupted(RuntimeError):
+class Interrupted(CrosslevelError, RuntimeError):
     """A signal ended a run after it had saved what it had: ``signal`` is its number, ``folder`` the run's."""
 
     def __init__(self, signal: int, folder: str) -> None:
