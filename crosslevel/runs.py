@@ -72,7 +72,7 @@ class Run:
         """The tree of config.yaml.
 
         Raises:
-            ValueError: there is none, or it is no tree.
+            UserError: there is none, or it is no tree.
 
         """
         try:
@@ -120,7 +120,7 @@ class Run:
         """The group branch that the run trained beside its encoder.
 
         Raises:
-            ValueError: config.yaml and cld.safetensors do not fit.
+            UserError: config.yaml and cld.safetensors do not fit.
 
         """
         state, _ = load_safetensors(self.cld)
@@ -170,7 +170,7 @@ def claimed(run: str | None, name: str, resume: str | None, rank: int) -> Iterat
 
     Raises:
         FolderInUse: another process writes to it.
-        ValueError: there is a run in it already.
+        UserError: there is a run in it already.
 
     """
     if rank > 0:

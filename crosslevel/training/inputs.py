@@ -97,7 +97,7 @@ def batches_of(
     """The batches of a whole training.
 
     Raises:
-        ValueError: a stream in another order than its own.
+        UserError: a stream in another order than its own.
 
     """
     if isinstance(source, ImageStream):

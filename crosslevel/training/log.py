@@ -108,7 +108,7 @@ def read_rows(file: Path, step: int) -> list[dict[str, str]]:
     A row that a kill cut off, zeros that a cut of power left, and whatever else is no row of numbers is left out.
 
     Raises:
-        ValueError: the file does not begin with the names of its columns.
+        UserError: the file does not begin with the names of its columns.
 
     """
     head, *lines = file.read_bytes().split(b"\n")

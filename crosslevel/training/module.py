@@ -142,7 +142,7 @@ def share_hidden(method: Method, cld: CrossLevel) -> None:
     """Let both heads have the hidden layer in common and fork at the last one.
 
     Raises:
-        ValueError: their heads have no such layer, or of different size.
+        UserError: their heads have no such layer, or of different size.
 
     """
     a, b = method.branch, cld.branch

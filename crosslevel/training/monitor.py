@@ -47,7 +47,7 @@ def monitor_of(
     """The figures that ``which`` asks for; of the kNN accuracy, None where the source has no labels.
 
     Raises:
-        ValueError: kNN accuracy is asked for and cannot be.
+        UserError: kNN accuracy is asked for and cannot be.
 
     """
     if which is not None and which != "label_free" and source.labels is None:

@@ -21,6 +21,10 @@ class NotThere(UserError, FileNotFoundError):
     """A file or folder that was named is not there."""
 
 
+class MachineError(CrosslevelError, OSError):
+    """A file that cannot be written, or a process that died: nothing that a setting did."""
+
+
 class MissingExtra(UserError, ImportError):
     """An optional part is not installed; the message has the command that installs it."""
 

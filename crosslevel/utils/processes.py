@@ -29,7 +29,7 @@ def refuse_tasks() -> None:
     """Refuse to be one of several tasks that SLURM started: a training starts its own processes.
 
     Raises:
-        ValueError: with what to ask SLURM for.
+        UserError: with what to ask SLURM for.
 
     """
     for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
