@@ -27,21 +27,25 @@ from million import Memory
 from PIL import Image
 from torch import Tensor
 
+from crosslevel.data.duplicates import detect
 from crosslevel.inspection import inspect as verb
-from crosslevel.metrics import descriptor, duplicates, long_tail
+from crosslevel.inspection import scan
+from crosslevel.metrics import long_tail
 
 FEW = 2000
 SIZE, ROOM, FOLDERS = 64, 4, 100
 # Of a hundred images: 80 different ones, 5 of these once more as they are, 5 of them in 3 frames more.
 DIFFERENT, COPIED, FILMED, FRAMES = 80, 5, 5, 3
 PARTS = {
-    "decoding": (verb, "look"),
-    "hashes": (duplicates, "perceptual_hash"),
-    "near hashes": (duplicates, "near_pairs"),
-    "descriptors": (descriptor, "describe"),
-    "neighbours": (duplicates, "neighbour_pairs"),
-    "pixels": (descriptor, "alike"),
+    "decoding": (verb, "scan"),
+    "hashes": (detect, "perceptual_hash"),
+    "near hashes": (detect, "near_pairs"),
+    "descriptors": (scan, "describe"),
+    "neighbours": (detect, "neighbours"),
+    "pixels": (detect, "alike"),
+    "edges": (detect, "agreement"),
     "groups": (long_tail, "grouped"),
+    "sets": (verb, "duplicate_sets"),
     "page": (verb, "_write"),
 }
 

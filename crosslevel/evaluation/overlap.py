@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
+from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.data.duplicates.across import matches
+from crosslevel.data.duplicates.descriptor import SIDE
 from crosslevel.data.duplicates.detect import Kind
 from crosslevel.data.duplicates.scan import ScanResult, content_of
 from crosslevel.evaluation.protocols import Subject
@@ -37,6 +39,7 @@ def in_training(subject: Subject) -> str | None:
     )
 
 
-def _scan(data: UInt8[Tensor, "M 3 32 32"]) -> ScanResult:
+def _scan(data: UInt8[Tensor, "M 3 s s"]) -> ScanResult:
     content = torch.tensor([content_of(picture) for picture in data])
-    return ScanResult(data, torch.full((len(data), 2), data.shape[-1]), content, torch.arange(len(data)))
+    small = data if data.shape[-1] == SIDE else tvf.resize(data, [SIDE, SIDE], antialias=True)
+    return ScanResult(small, torch.full((len(data), 2), data.shape[-1]), content, torch.arange(len(data)))

@@ -45,7 +45,7 @@ MEAN_PER_CLASS = ("aircraft", "aircrafts", "caltech", "flower", "flowers", "pet"
 class SmallPictures(NamedTuple):
     """Readable images at `PIXEL_SIZE`, and their names."""
 
-    data: UInt8[Tensor, "M 3 32 32"]
+    data: UInt8[Tensor, "M 3 s s"]
     paths: list[str]
 
 

@@ -98,7 +98,7 @@ def test_duplicates_are_named(photos, tmp_path, capsys):
     with open(tmp_path / "duplicates.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     gone = {row["path"]: row["kind"] for row in rows if row["keep"] == "no"}
-    assert {f"{i:02}-copy.bmp" for i in range(3)} == {path for path, kind in gone.items() if kind == "exact"}
+    assert {f"{i:02}.png" for i in range(3)} == {path for path, kind in gone.items() if kind == "exact"}
     assert [row["path"] for part in told["duplicates"]["sets"] for row in part] == [row["path"] for row in rows]
     assert told["duplicates"]["superfluous"] == len(gone)
     assert "00-copy.bmp" in (tmp_path / "inspect.html").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -143,8 +144,16 @@ def _gray(x: Planes) -> Float[Tensor, "P 1 32 32"]:
 
 
 def _edges(gray: Float[Tensor, "P 1 32 32"]) -> Float[Tensor, "P 1 32 32"]:
-    """The luminance less its mean over 5 x 5 pixels."""
-    return gray - F.avg_pool2d(F.pad(gray, (2, 2, 2, 2), mode="reflect"), 5, 1)
+    """The luminance less its mean over 5 x 5 pixels, mirrored at the border."""
+    mean = _mean_of_five()
+    return gray - mean @ gray @ mean.T
+
+
+@cache
+def _mean_of_five() -> Float[Tensor, "32 32"]:
+    """As a product of matrices, several times as fast as pooling."""
+    line = F.pad(torch.eye(SIDE).unsqueeze(0), (2, 2), mode="reflect")
+    return F.avg_pool1d(line, 5, 1)[0].T.contiguous()
 
 
 def _colours(x: Planes) -> Float[Tensor, "P 2 32 32"]:

@@ -213,12 +213,13 @@ def _by_file(images: Images, file: str) -> Bool[Tensor, " N"]:
     """Which images a file says not to keep."""
     try:
         with open(file, encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            rows = list(csv.DictReader(stream))
+            reader = csv.DictReader(stream)
+            rows, named = list(reader), set(reader.fieldnames or ())
     except OSError as error:
         raise SourceError(f"{file}: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{file}: is no duplicates.csv: {error}") from error
-    if any(row.get("path") is None or row.get("keep") not in ("yes", "no") for row in rows):
+    if not {"path", "keep"} <= named or any(row["path"] is None or row["keep"] not in ("yes", "no") for row in rows):
         raise SourceError(f"{file}: is no duplicates.csv: each line needs a path, and yes or no in the column keep")
     gone = {unescaped(row["path"]) for row in rows if row["keep"] == "no"}
     flags = torch.tensor([path in gone for path in images.paths], dtype=torch.bool)
