@@ -81,6 +81,8 @@ def assemble(
     if branch is not None:
         chosen.online = max(chosen.online, 2)  # CLD compares two views that the trained network has seen
     views.count, views.plain = chosen.views, chosen.plain_views
+    if not views.chosen:
+        views.choose(rules(None, defaults.preset(views.size)))
     if share and branch is not None:
         share_hidden(chosen, branch)
     if minutes is not None:
