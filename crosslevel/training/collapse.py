@@ -16,6 +16,7 @@ from crosslevel.training.callbacks import Recorder
 WARNINGS = "warnings.txt"
 FEW_DIRECTIONS = 2.0  # untrained networks, the narrowest too, have more than 4
 ONE_GROUP = 0.9  # of a batch's images
+SETTLING = 20  # steps: where an epoch is one step, the warm-up may be shorter than what a network needs to begin
 
 
 def symptoms(figures: Mapping[str, float], batch_size: int, features: int, groups: int | None) -> dict[str, str]:
@@ -65,11 +66,12 @@ def _ungrouped(figures: Mapping[str, float], batch_size: int, groups: int) -> st
 class CollapseWatch(L.Callback):
     """One line on the console and in warnings.txt for each kind of collapse, once; comes after all that measure.
 
-    What the first ``after`` steps show is not judged: a network that has hardly begun is allowed to see little.
+    What the first ``after`` steps show, at least `SETTLING`, is not judged: a network that has hardly begun is allowed
+    to see little.
     """
 
     def __init__(self, recorder: Recorder, folder: Path, after: int, console: Console) -> None:
-        self.recorder, self.file, self.after, self.console = recorder, folder / WARNINGS, after, console
+        self.recorder, self.file, self.after, self.console = recorder, folder / WARNINGS, max(after, SETTLING), console
         self.known: set[str] = set()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
