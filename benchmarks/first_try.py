@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,20 +100,21 @@ def collections(data: Path, home: Path, arguments: argparse.Namespace) -> dict[s
     cifar, cifar_test = (str(data / "cifar10-jpeg" / part) for part in ("train", "test"))
     clothing, clothing_test = (str(data / "clothing" / part) for part in ("train", "test"))
     repeated = f"{cifar}@imbalance=100@repeat=8,shift=2@tracks=1500"
-    known = {
-        "CIFAR-10 (JPEG)": Collection(cifar, cifar, cifar_test),
-        "long-tailed": Collection(f"{cifar}@imbalance=100", f"{cifar}@imbalance=100", cifar_test),
-        "clothing, 64 pixels": Collection(clothing, clothing, clothing_test, ("--views.size=64",)),
-        "clothing": Collection(clothing, clothing, clothing_test),
-        "turntable": Collection("turntable", "turntable", "turntable:test"),
-        "turntable, natural order": Collection("turntable", "turntable", "turntable:test", ("--order=natural",)),
-        "repeated images": Collection(repeated, repeated, cifar_test),
-        "films": Collection(f"{films(home / 'films')},stride=1", "turntable", "turntable:test"),
-        "500 images": Collection(*2 * (few(cifar, home / "few.txt", 500),), cifar_test),
+    photographs, table = (clothing, clothing, clothing_test), ("turntable", "turntable:test")
+    known: dict[str, Callable[[], Collection]] = {
+        "CIFAR-10 (JPEG)": lambda: Collection(cifar, cifar, cifar_test),
+        "long-tailed": lambda: Collection(f"{cifar}@imbalance=100", f"{cifar}@imbalance=100", cifar_test),
+        "clothing, 64 pixels": lambda: Collection(*photographs, ("--views.size=64",)),
+        "clothing": lambda: Collection(*photographs),
+        "turntable": lambda: Collection("turntable", *table),
+        "turntable, natural order": lambda: Collection("turntable", *table, ("--order=natural",)),
+        "repeated images": lambda: Collection(repeated, repeated, cifar_test),
+        "films": lambda: Collection(f"{films(home / 'films')},stride=1", *table),
+        "500 images": lambda: Collection(*2 * (few(cifar, home / "few.txt", 500),), cifar_test),
     }
     if arguments.voc:
-        known["VOC crops"] = Collection(arguments.voc, arguments.voc, arguments.voc_test, ("--crops",))
-    return {name: value for name, value in known.items() if not arguments.only or name in arguments.only}
+        known["VOC crops"] = lambda: Collection(arguments.voc, arguments.voc, arguments.voc_test, ("--crops",))
+    return {name: made() for name, made in known.items() if not arguments.only or name in arguments.only}
 
 
 def films(folder: Path, rate: int = 10) -> Path:

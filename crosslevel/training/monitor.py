@@ -133,7 +133,7 @@ def told_apart(images: InMemoryImages) -> Int64[Tensor, " N"]:
 def near_tracks(images: InMemoryImages) -> Int64[Tensor, " N"]:
     """Which images are near-duplicates by their pixels, for images whose tracks nobody knows."""
     small = tvf.resize(images.data, [SIDE, SIDE], antialias=True)
-    return detect.tracks(len(images), detect.duplicate_pairs(small).index)
+    return detect.tracks(len(images), detect.duplicate_pairs(small).images)
 
 
 def _projected(method: Method, features: Tensor) -> Tensor:

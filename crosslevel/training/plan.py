@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from crosslevel.models.encoder import Encoder
+from crosslevel.settings.describe import describe
 from crosslevel.training import defaults
 from crosslevel.training.fit import Batches
 from crosslevel.training.inputs import Feed
@@ -56,6 +57,9 @@ def settle(
     """
     rules, devices = defaults.Chosen(), runtime.devices
     images = feed.known or wanted.epoch_size or 0
+    if not parts.views.chosen:
+        parts.views.choose(rules(None, defaults.preset(parts.views.size)))
+        parts.settings["views"] = describe(parts.views)
     epochs = wanted.epochs
     if wanted.minutes is not None:
         tried = batches_of_size(wanted.batch_size or min(MEASURED_WITH, max(2, images // devices)))

@@ -33,6 +33,7 @@ class Views(nn.Module):
 
     Args:
         preset: ``simclr``, ``mocov2``, ``byol``, ``infomin``, ``cifar`` or ``none`` (no randomness: a centred square).
+            Default: cifar, or what ``choose`` is told.
         size: height and width of a view in pixels. Default: 32, or what ``adapt`` is told.
         scale: smallest and largest area of the crop, as a share of the image. Default: the preset's.
         flip: probability of a horizontal flip. Default: the preset's.
@@ -61,7 +62,7 @@ class Views(nn.Module):
 
     def __init__(
         self,
-        preset: str = "cifar",
+        preset: str | None = None,
         size: int | None = None,
         scale: tuple[float, float] | None = None,
         flip: float | None = None,
@@ -81,9 +82,6 @@ class Views(nn.Module):
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
     ) -> None:
         super().__init__()
-        if preset not in PRESETS:
-            nearest = get_close_matches(preset, PRESETS, n=1, cutoff=0.0)[0]
-            raise UserError(f"preset={preset!r} is unknown: did you mean {nearest!r}? One of {', '.join(PRESETS)}")
         if (size is not None and size < 4) or min(std) <= 0:
             raise UserError(f"size={size}, std={std}: a view needs 4 pixels or more, and every std above 0")
         given: dict[str, Any] = {
@@ -103,11 +101,25 @@ class Views(nn.Module):
             "erase": erase,
         }
         changes = {name: value for name, value in given.items() if value is not None}
-        self.augments = tuple(replace(augment, **changes) for augment in PRESETS[preset])
-        self.preset, self.mean, self.std, self.count, self.plain = preset, mean, std, 2, 0
+        self._changes, self.chosen = changes, preset is not None
+        self.choose(preset or "cifar", self.chosen)
+        self.mean, self.std, self.count, self.plain = mean, std, 2, 0
         self._given, self.size, self._open = given, size or 32, size is None
         self.register_buffer("_mean", torch.tensor(mean), persistent=False)
         self.register_buffer("_std", torch.tensor(std), persistent=False)
+
+    def choose(self, preset: str, chosen: bool = True) -> None:
+        """Draw views as ``preset`` does, but for the settings that were given; ``chosen`` says whether that is settled.
+
+        Raises:
+            ValueError: the preset is unknown, or does not allow the settings.
+
+        """
+        if preset not in PRESETS:
+            nearest = get_close_matches(preset, PRESETS, n=1, cutoff=0.0)[0]
+            raise UserError(f"preset={preset!r} is unknown: did you mean {nearest!r}? One of {', '.join(PRESETS)}")
+        self.augments = tuple(replace(augment, **self._changes) for augment in PRESETS[preset])
+        self.preset, self.chosen = preset, chosen
 
     def adapt(self, size: int) -> None:
         """Draw views of ``size`` pixels, where the size was left open."""

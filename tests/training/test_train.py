@@ -315,7 +315,9 @@ def test_an_epochs_line_has_no_older_epochs_knn(photos, tmp_path, capsys):
 
 def test_no_track_is_on_both_sides_of_the_monitor():
     tracks = torch.arange(40).repeat_interleave(7)
-    queries, others = monitor._apart(tracks, torch.Generator().manual_seed(0))
+    source = InMemoryImages(torch.zeros(280, 3, 1, 1, dtype=torch.uint8), [str(i) for i in range(280)])
+    source.tracks = tracks
+    queries, others = monitor.held_apart(source, seed=0)
     assert len(queries) == 6 * 7
     assert len(queries) + len(others) == 280
     assert not set(tracks[queries].tolist()) & set(tracks[others].tolist())

@@ -252,3 +252,14 @@ def test_errors_say_what_to_do():
         Views()(torch.rand(2, 3, 32, 32))
     with pytest.raises(ValueError, match=r"\(2, 2, 3, 16, 16\): give uint8 .* crops \(B, 2, 3, 32, 32\)"):
         Views()(pixels(2, 2, 3, 16, 16))
+
+
+def test_a_preset_that_was_left_open_is_chosen_later_with_what_was_given():
+    open_one, given = Views(size=16, hue=0.3), Views("cifar", 16)
+    assert (open_one.preset, open_one.chosen, given.chosen) == ("cifar", False, True)
+    open_one.choose("mocov2")
+    assert open_one.chosen
+    assert open_one.augments == Views("mocov2", 16, hue=0.3).augments
+    assert open_one.arguments() == Views("mocov2", 16, hue=0.3).arguments()
+    with pytest.raises(ValueError, match="did you mean 'simclr'"):
+        open_one.choose("simclear")
