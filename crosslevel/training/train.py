@@ -7,7 +7,7 @@ import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from torch import nn
@@ -37,7 +37,7 @@ from crosslevel.training.inputs import (
     watching,
 )
 from crosslevel.training.module import Optimizer, Pretrain
-from crosslevel.training.monitor import Measure, Which
+from crosslevel.training.monitor import Measure, Watch, Which
 from crosslevel.training.options import (
     Data,
     Logging,
@@ -52,22 +52,10 @@ from crosslevel.training.options import (
 from crosslevel.training.parts import Bases, Parts, assemble, bases
 from crosslevel.transforms.views import Views
 from crosslevel.utils.console import say
-from crosslevel.utils.device import Device, Hardware, Precision, choose
+from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.distributed import wait
 from crosslevel.utils.errors import Interrupted, UserError
 from crosslevel.utils.processes import local_rank, refuse_tasks
-
-
-class Watch(Protocol):
-    """Another program's eye on a run."""
-
-    def part(self, source: Images) -> Images:
-        """What of ``source``, which has no labels, is trained on."""
-
-    def monitor(
-        self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware, unreadable: Unreadable
-    ) -> Measure | None:
-        """What is measured at the end of an epoch, and logged; ``unreadable`` takes what cannot be read for it."""
 
 
 def train(
