@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Int64
@@ -24,6 +24,7 @@ from crosslevel.metrics import label_free
 from crosslevel.metrics.knn import weighted_knn
 from crosslevel.metrics.spectrum import effective_rank
 from crosslevel.models.encoder import Encoder, frozen
+from crosslevel.runs import Unreadable
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import SourceError, UserError
@@ -33,6 +34,18 @@ Measure = Callable[[], dict[str, float]]
 
 PROBED, PIXELS = 2000, 50_000_000  # images that scores are of, and how many pixels they may have together
 PIECES = 4  # into at least so many a track is cut that would leave too little to tell its images from
+
+
+class Watch(Protocol):
+    """Another program's eye on a run."""
+
+    def part(self, source: Images) -> Images:
+        """What of ``source``, which has no labels, is trained on."""
+
+    def monitor(
+        self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware, unreadable: Unreadable
+    ) -> Measure | None:
+        """What is measured at the end of an epoch, and logged; ``unreadable`` takes what cannot be read for it."""
 
 
 def monitor_of(

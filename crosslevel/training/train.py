@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from torch import nn
@@ -39,7 +39,7 @@ from crosslevel.training.inputs import (
     watching,
 )
 from crosslevel.training.module import Optimizer, Pretrain
-from crosslevel.training.monitor import Measure, Which
+from crosslevel.training.monitor import Measure, Watch, Which
 from crosslevel.training.options import (
     Data,
     Logging,
@@ -54,23 +54,11 @@ from crosslevel.training.plan import Plan, settle
 from crosslevel.training.verdict import verdict
 from crosslevel.transforms.views import Views
 from crosslevel.utils.console import say
-from crosslevel.utils.device import Device, Hardware, Precision, choose
+from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.distributed import wait
 from crosslevel.utils.errors import Interrupted, SourceError, UserError
 from crosslevel.utils.marks import verb
 from crosslevel.utils.processes import local_rank, refuse_tasks
-
-
-class Watch(Protocol):
-    """Another program's eye on a run."""
-
-    def part(self, source: Images) -> Images:
-        """What of ``source``, which has no labels, is trained on."""
-
-    def monitor(
-        self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware, unreadable: Unreadable
-    ) -> Measure | None:
-        """What is measured at the end of an epoch, and logged; ``unreadable`` takes what cannot be read for it."""
 
 
 @verb(
