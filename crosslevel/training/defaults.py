@@ -60,7 +60,7 @@ def batch_size(images: int, epochs: float, devices: int = 1, device: str = "cpu"
 
 
 BATCHES, LARGEST = (16, 32, 64, 128, 256), 256
-SEEN_FOR_LARGEST, GPU_LEAST, STEPS_AN_EPOCH = 200_000, 128, 4
+SEEN_FOR_LARGEST, GPU_LEAST, STEPS_AN_EPOCH = 300_000, 128, 4
 
 
 def epochs(images: int) -> Choice:
