@@ -69,7 +69,7 @@ def test_a_part_is_given_in_any_form(photos, tmp_path, parts):
 @pytest.mark.parametrize(
     ("verb", "arguments", "what"),
     [
-        ("train", {"epochs": "many"}, "epochs='many': needs a whole number"),
+        ("train", {"seed": "many"}, "seed='many': needs a whole number"),
         ("train", {"method": "simcrl"}, "did you mean SimCLR"),
         ("train", {"encoder": {"widht": 1}}, "encoder has no setting 'widht': did you mean width"),
         ("train", {"encoder": {"width": "wide"}}, "encoder.width='wide': needs a number"),

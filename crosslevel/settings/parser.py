@@ -221,8 +221,6 @@ def ending(prog: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _end(f"{prog}: stopped", 128 + signal.SIGINT)
-    except BrokenPipeError:
-        raise
     except Interrupted as error:  # it has said so, and how to go on
         sys.exit(error.status)
     except CrosslevelError as error:

@@ -236,13 +236,14 @@ def test_ctrl_c_ends_in_one_line(capsys):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (["train", "photos", "--epochs", "abc"], "--epochs abc: needs a whole number"),
-        (["train", "photos", "--epochs=1.5"], "--epochs 1.5: needs a whole number"),
+        (["train", "photos", "--epochs", "abc"], "--epochs abc: needs a number"),
+        (["train", "photos", "--batch-size", "abc"], "--batch_size abc: needs a whole number"),
+        (["train", "photos", "--seed=1.5"], "--seed 1.5: needs a whole number"),
         (["train", "photos", "--lr=fast"], "--lr fast: needs a number"),
         (["train", "photos", "--report_html=maybe"], "'maybe' is one too many"),
         (["train", "photos", "--views.scale=[0.1]"], "--views.scale [0.1]: needs [a number, a number]"),
         (["train", "photos", "--optimizer", "adam"], "needs one of sgd, adamw, lars: did you mean adamw?"),
-        (["train", "photos", "--method.queue=many"], "--method.queue many: needs a whole number"),
+        (["train", "photos", "--method=moco", "--method.queue=many"], "--method.queue many: needs a whole number"),
         (["train", "photos", "--method=simclr", "--method.queue=3"], "SimCLR has no setting 'queue': there are temp"),
         (["train", "photos", "--epochs"], "--epochs: give a value"),
         (["train"], "IMAGES is missing: a folder, a .txt list of files"),
@@ -291,7 +292,7 @@ def test_a_methods_settings_are_listed_with_images_given(line, capsys):
     said = capsys.readouterr().out
     assert stop.value.code == 0
     assert "--method.queue N" in said
-    assert "(default: 4096)" in said
+    assert "(default: mlp)" in said
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -41,7 +41,7 @@ def settings(*options):
     ],
 )
 def test_a_range_is_read_as_it_is_written(text, name, expected):
-    assert ranges.parse([text], settings()) == {name: expected}
+    assert ranges.parse([text], settings("--method=moco")) == {name: expected}
 
 
 @pytest.mark.parametrize(
