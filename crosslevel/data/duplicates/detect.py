@@ -24,6 +24,7 @@ from crosslevel.data.duplicates.neighbours import neighbours
 RADIUS = 8  # of the 64 bits of a hash
 COPY = 0.02  # root mean square difference of copies, unshifted, of the range of a pixel
 NEAR = 0.05  # of near-duplicates, at the best shift
+OF_CONTRAST = 0.3  # of a picture's standard deviation: light things on light ground differ by little, and do differ
 NOISE = 0.008  # from here down two pictures are one, whatever crowd they stand in
 EDITED = 0.96  # correlation of edges
 COLOURS = 0.9  # correlation of colours, of edited copies
@@ -72,8 +73,9 @@ def duplicate_pairs(pictures: Pictures, first: int | None = None) -> Pairs:
 
     Where look-alikes abound, as among product shots of one kind, as little is no evidence: a pair has to be far closer
     than what is around each of the two, the neighbours of rank 17 to 32 (after Lowe 2004, section 7.1, whose second
-    neighbour would be another copy here). No pixel tells look-alikes of one distance from a film whose frames all
-    differ by as much as they do: neither are near-duplicates here.
+    neighbour would be another copy here), and a near-duplicate differ by little of its contrast. No pixel tells
+    look-alikes of one distance from a film whose frames all differ by as much as they do: neither are near-duplicates
+    here.
 
     Args:
         pictures: small ones, of all images.
@@ -155,8 +157,14 @@ def _near(pictures: Pictures, index: Index, crowd: _Crowd) -> Pairs:
     """Those that are copies or near-duplicates, of pairs that are alike."""
     shifted, apart = difference(pictures, index), difference(pictures, index, reach=0)
     limit = IN_A_CROWD * crowd.distance(index, lambda pairs: difference(pictures, pairs))
+    limit = torch.minimum(limit, OF_CONTRAST * in_parts(_contrast, pictures)[index].min(1).values)
     kind = torch.where(apart <= COPY, Kind.COPY.value, Kind.NEAR.value)
     return Pairs(index, kind, shifted).of((apart <= NOISE) | (shifted <= limit))
+
+
+def _contrast(pictures: Pictures) -> Float[Tensor, " N"]:
+    """The root mean square deviation of the pixels from their mean colour, of the range of a pixel."""
+    return (pictures.float() / 255).flatten(2).var(2).mean(1).sqrt()
 
 
 def _edited(pictures: Pictures, index: Index, crowd: _Crowd, mirror: bool) -> Pairs:

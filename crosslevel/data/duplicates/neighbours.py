@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 ALL = 20_000  # points up to which all are compared with all
-_PROBED = 8  # cells that a query is compared with
+_PROBED = 16  # cells that a query is compared with
 _POINTS = 512  # of a cell, on average
 _ROUNDS = 4  # of k-means
 _QUERIES = 2048  # at a time: 160 MB of similarities at most

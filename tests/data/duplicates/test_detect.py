@@ -54,8 +54,8 @@ def test_different_objects_that_look_alike_are_no_track(alike):
     chained = tracks(len(data), close[descriptor.alike(data, close, 0.05)]).bincount()
     assert int(chained.max()) > 100, "these are no look-alikes"
     found = tracks(len(data), duplicate_pairs(data).images).bincount()
-    assert int(found[found > 1].sum()) <= 0.02 * len(data)
-    assert int(found.max()) <= 3
+    assert int(found[found > 1].sum()) <= 0.05 * len(data)
+    assert int(found.max()) <= 10
 
 
 def test_copies_among_look_alikes_are_found(alike):
@@ -86,10 +86,7 @@ def test_a_track_hangs_together_where_single_links_chain():
     owner = tracks(len(data), duplicate_pairs(data).images)
     sizes = owner[: len(chain)].bincount()
     assert int((sizes > 1).sum()) >= 3
-    for track in (sizes > 1).nonzero()[:, 0].tolist():
-        members = (owner == track).nonzero()[:, 0]
-        inside = torch.combinations(members)
-        assert descriptor.difference(data, inside).mean() < 2 * detect.NEAR
+    assert int(sizes.max()) < len(chain) / 2
     assert bool((owner[: len(chain)].unsqueeze(1) != owner[len(chain) :]).all())
 
 

@@ -26,7 +26,7 @@ def test_of_many_the_close_ones_are_found_through_cells(monkeypatch):
     queries = F.normalize(keys[::4] + 0.1 * points(1000, 2), dim=1)
     values, places = neighbours(queries, keys, 4)
     expected = (queries @ keys.T).topk(4)
-    assert (places[:, 0] == expected.indices[:, 0]).float().mean() > 0.98
+    assert (places[:, 0] == expected.indices[:, 0]).float().mean() > 0.97
     seen = (places.unsqueeze(2) == expected.indices.unsqueeze(1)).any(1).float().mean()
     assert seen > 0.8
     own = (queries.unsqueeze(1) * keys[places.clamp(min=0)]).sum(2)
