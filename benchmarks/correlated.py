@@ -54,7 +54,8 @@ def grid(arguments: argparse.Namespace) -> None:
         key = f"{name}, {order}, CLD {groups}, seed {seed}"
         line = [f"--epochs={arguments.epochs}", f"--batch_size={arguments.batch_size}", f"--order={order}"]
         line += [f"--encoder.width={arguments.width}", f"--seed={seed}", "--report_html=false", "--monitor_every=0"]
-        line += ["--optimizer=adamw", "--lr=0.002", "--encoder.zero_init_last=false", "--method.momentum=0.99"]
+        line += ["--optimizer=adamw", "--lr=0.002", "--encoder.zero_init_last=false", "--method=MoCo"]
+        line += ["--method.momentum=0.99", "--method.queue=4096"]
         share = GROUPS[groups]
         line += ["--cld.weight=0"] if share is None else [f"--cld.groups={round(share * arguments.batch_size)}"]
         if share is None:

@@ -66,7 +66,7 @@ def three_ways(data: Tensor, hashes: list[imagehash.ImageHash]) -> list[Tensor]:
     every = torch.combinations(torch.arange(len(data))) if len(data) <= 100 else near_pairs(codes, RADIUS)
     candidates = torch.cat([every, nearest(data)]).unique(dim=0)
     apart = (bits[every[:, 0]] != bits[every[:, 1]]).sum(1)
-    return [duplicate_pairs(data).index, every[apart <= RADIUS], candidates[alike(data, candidates, FORMER)]]
+    return [duplicate_pairs(data).images, every[apart <= RADIUS], candidates[alike(data, candidates, FORMER)]]
 
 
 def nearest(data: Tensor) -> Tensor:

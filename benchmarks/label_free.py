@@ -312,7 +312,7 @@ def one_run(setting: dict[str, Any], collection: Collection, folder: Path, seed:
     encoder = Encoder("resnet18", small_images=False, width=0.25)
     views = Views(size=SIZE, **setting["views"])
     encoder.view = View(SIZE, views.mean, views.std)
-    method = SimCLR(encoder, temperature=setting["temperature"])
+    method = SimCLR(encoder, temperature=setting["temperature"], hidden=encoder.num_features, batch_norm=False)
     cld = CrossLevel(
         encoder.num_features, setting["groups"], setting["group_temperature"], setting["weight"]
     )  # fmt: skip

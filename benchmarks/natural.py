@@ -76,7 +76,8 @@ CONSTRUCTED = [(1, 10), (2, 12), (4, 6), (8, 8), (16, 10), (32, 12), (64, 6), (1
 SETTINGS = [
     "--method=SimCLR", "--encoder.width=0.25", "--encoder.small_images=false", "--encoder.zero_init_last=false",
     "--batch_size=128", "--epochs=32", "--optimizer=adamw", "--lr=0.002", "--cld.groups=64", "--cld.weight=0.5",
-    "--monitor_every=0", "--report_html=false",
+    "--monitor_every=0", "--report_html=false", "--method.temperature=0.5", "--method.hidden=128",
+    "--method.batch_norm=false",
 ]  # fmt: skip
 """Of each run: as on the command line."""
 

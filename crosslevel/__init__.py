@@ -1,8 +1,59 @@
 """Crosslevel: visual features from natural, unlabelled images, by cross-level discrimination (CLD)."""
 
-from crosslevel.cld.loss import CrossLevel
-from crosslevel.models.encoder import Encoder, load_encoder
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crosslevel.cld.loss import CrossLevel
+    from crosslevel.data.pack import pack
+    from crosslevel.data.subset import subset
+    from crosslevel.evaluation.compare import compare
+    from crosslevel.evaluation.evaluate import evaluate
+    from crosslevel.features.embed import embed
+    from crosslevel.features.load import load
+    from crosslevel.inspection.inspect import inspect
+    from crosslevel.models.encoder import Encoder, load_encoder
+    from crosslevel.models.export import export
+    from crosslevel.training.train import train
 
 __version__ = "0.1.0"
 
-__all__ = ["CrossLevel", "Encoder", "__version__", "load_encoder"]
+__all__ = [
+    "CrossLevel", "Encoder", "__version__", "compare", "embed", "evaluate", "export", "inspect", "load", "load_encoder",
+    "pack", "subset", "train",
+]  # fmt: skip
+
+_PLACES = {
+    "CrossLevel": "crosslevel.cld.loss",
+    "Encoder": "crosslevel.models.encoder",
+    "compare": "crosslevel.evaluation.compare",
+    "embed": "crosslevel.features.embed",
+    "evaluate": "crosslevel.evaluation.evaluate",
+    "export": "crosslevel.models.export",
+    "inspect": "crosslevel.inspection.inspect",
+    "load": "crosslevel.features.load",
+    "load_encoder": "crosslevel.models.encoder",
+    "pack": "crosslevel.data.pack",
+    "subset": "crosslevel.data.subset",
+    "train": "crosslevel.training.train",
+}
+"""Where each name is, imported when it is first used: ``import crosslevel`` waits for nothing."""
+
+
+_VERBS = ("compare", "embed", "evaluate", "export", "inspect", "pack", "subset", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'crosslevel' has no attribute {name!r}")
+    value = getattr(import_module(_PLACES[name]), name)
+    if name in _VERBS:
+        value = import_module("crosslevel.settings.parts").public(value)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})

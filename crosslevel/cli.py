@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import version
-from typing import Any
+
+from crosslevel import __version__
 
 COMMANDS = {
     "demo": (
@@ -33,29 +32,62 @@ COMMANDS = {
         "a long-tailed, listed or otherwise chosen part of a source, written to a file",
     ),
 }
+COMPLETION = "completion"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command: ``crosslevel VERB ...``."""
     given = sys.argv[1:] if arguments is None else arguments
-    if given and given[0] == "--version":
-        print(f"crosslevel {version('crosslevel')}")
+    if given and given[0] in ("--version", "-V"):
+        print(f"crosslevel {__version__}")
         return
     verb = given[0] if given else "--help"
-    if verb in ("-h", "--help"):
+    if verb in ("-h", "--help", "help"):
         print(_overview())
         return
-    if verb not in COMMANDS:
-        print(f"crosslevel: there is no command {verb!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
-        sys.exit(2)
-    # Each verb is imported when it is used: --help of one need not wait for the rest.
-    function: Callable[..., Any] = getattr(import_module(COMMANDS[verb][0]), verb)
-    import_module("crosslevel.settings.parser").run(function, given[1:])
+    if verb not in COMMANDS and verb != COMPLETION:
+        _unknown(verb)
+    from crosslevel.settings.command import Command  # noqa: PLC0415
+    from crosslevel.settings.parser import call, ending, prepared  # noqa: PLC0415
+
+    with ending(f"crosslevel {verb}"):
+        if verb == COMPLETION:
+            _completion(given[1:])
+            return
+        module = COMMANDS[verb][0]
+        command = Command.of(module, verb)
+        settings = prepared(command, given[1:])
+        if settings is None:
+            sys.exit(0)
+        # Imported when the settings are known to be right: help and refusals wait for nothing.
+        call(command, getattr(import_module(module), verb), settings)
+
+
+def _completion(rest: list[str]) -> None:
+    from crosslevel.settings.completion import HOW, script  # noqa: PLC0415
+
+    if rest[:1] in ([], ["--help"], ["-h"]):
+        print("usage: crosslevel completion bash|zsh|fish\n")
+        print("\n".join(f"  {line}" for line in HOW.values()))
+        return
+    print(script(rest[0], COMMANDS))
+
+
+def _unknown(verb: str) -> None:
+    from crosslevel.utils.errors import nearest  # noqa: PLC0415
+
+    near = nearest(verb, COMMANDS)
+    hint = f"did you mean {near}?" if near else f"there are {', '.join(COMMANDS)}"
+    print(f"crosslevel: there is no command {verb!r}: {hint}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {verb:<{width}}  {what}" for verb, (_, what) in COMMANDS.items()]
+    width = max(map(len, [*COMMANDS, COMPLETION]))
+    about = [(verb, what) for verb, (_, what) in COMMANDS.items()]
+    lines = [
+        f"  {verb:<{width}}  {what}" for verb, what in [*about, (COMPLETION, "verbs and options for a shell's Tab")]
+    ]
     return "\n".join(
         [
             "usage: crosslevel COMMAND ...",

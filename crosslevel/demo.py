@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from pathlib import Path
@@ -10,38 +11,29 @@ import torch
 from rich.console import Console
 
 from crosslevel import report
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.loaders.batches import TrainBatches, pack
 from crosslevel.data.open import open_images
 from crosslevel.evaluation.evaluate import labelled_pair
 from crosslevel.evaluation.protocols import PIXELS, Kind, Row, Subject, knn
 from crosslevel.evaluation.results import COLUMNS, columns, measured, print_table
+from crosslevel.evaluation.scores import Scores
 from crosslevel.features.extract import Runtime
 from crosslevel.models.encoder import Encoder, load_encoder, untrained
 from crosslevel.runs import load_cld
-from crosslevel.settings import parser as commands
+from crosslevel.settings.command import Command
+from crosslevel.settings.parser import call, prepared
+from crosslevel.training import defaults
 from crosslevel.training import report as pages
+from crosslevel.training.plan import MEASURED_WITH, seconds_a_step
 from crosslevel.training.train import train
+from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Device, Hardware, Precision, choose
 
-RUNS = {"MoCo": "moco", "MoCo + CLD": "moco-cld"}
+RUNS = {"without CLD": "plain", "with CLD": "cld"}
 
-MINUTES, LEAST, MOST = 4, 2, 6
+MINUTES, LEAST, MOST = 4, 2, 12
 """What both trainings may take, and the bounds of their epochs."""
-
-TIMED = 4  # steps, of which a slow machine does a few in a second
-
-# A thousand steps are few: AdamW, a fast moving average and a short queue learn in them what the recipes' SGD, 0.999
-# and 4,096 keys learn in many thousands. Both runs have all of it.
-SHORT = [
-    "--method=moco",
-    "--method.online=2",
-    "--method.queue=1024",
-    "--method.momentum=0.99",
-    "--method.temperature=0.1",
-    "--optimizer=adamw",
-    "--lr=0.002",
-    "--encoder.zero_init_last=false",
-    "--views.scale=[0.4,1]",
-]
 
 
 def demo(
@@ -49,30 +41,25 @@ def demo(
     test: str = "turntable:test",
     folder: str = "runs/demo",
     epochs: int | None = None,
-    batch_size: int = 64,
     width: float = 0.25,
-    weight: float = 0.25,
-    groups: int | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
     seed: int = 0,
 ) -> Path:
-    """Train MoCo and MoCo + CLD with the same budget, and show what each is good for.
+    """Train with and without CLD with the same budget, and show what each is good for.
 
-    Both runs see the same views of the same images in the same steps, on equal networks; they differ in the group
-    branch alone. One table compares them with raw pixels and an untrained encoder, and one page, report.html, shows
-    curves, groups, neighbours and a map. Whichever wins is printed.
+    Both runs are the command that is printed, and nothing else: crosslevel train with its defaults, for a few epochs,
+    on a narrow network. They see the same views of the same images in the same steps, on equal networks; they differ in
+    the group branch alone. One table compares them with raw pixels and an untrained encoder, and one page,
+    report.html, shows curves, groups, neighbours and a map. Whichever wins is printed.
 
     Args:
         images: labelled images; their labels serve the comparison only.
         test: labelled images to classify.
         folder: where both runs and the page go; an earlier demo there is kept and the next gets a number.
         epochs: passes over the images, of each run; as many as both can do in four minutes unless given, by a
-            measurement of a few steps: 2 to 6.
-        batch_size: images a step.
+            measurement of a few steps: 2 to 12.
         width: of the ResNet-18.
-        weight: of the group branch.
-        groups: of the group branch; three quarters of the batch unless given.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: auto takes bfloat16 where the hardware computes it.
         seed: of both runs.
@@ -83,24 +70,20 @@ def demo(
     console, began = Console(soft_wrap=True), time.monotonic()
     home, hardware = _free(Path(folder)), choose(device, precision)
     if epochs is None:
-        source = open_images(images)
-        rate = images_per_second(hardware, batch_size, width)
-        epochs = affordable(rate, len(source))
+        epochs, rate = affordable(images, width, hardware)
         more = f"; --epochs {MOST} takes longer and shows more" if epochs < MOST else ""
         speed = f"this machine trains about {rate:,.0f} images a second"
         console.print(f"{epochs} epochs: {speed}{more}", highlight=False, markup=False)
-    shared = [images, *SHORT, "--report_html=false"]
-    shared += [f"--epochs={epochs}", f"--batch_size={batch_size}", f"--encoder.width={width}", f"--seed={seed}"]
-    shared += [f"--device={device}", f"--precision={precision}"]
+    shared = [images, f"--epochs={epochs}", f"--encoder.width={width}", f"--seed={seed}", f"--device={device}"]
+    shared += [f"--precision={precision}", "--report_html=false"]
     for name, place in RUNS.items():
-        own = ["--cld.weight=0"] if place == "moco" else [f"--cld.weight={weight}", f"--cld.groups={groups or 'null'}"]
-        line = [*shared, *own, f"--run={home / place}"]
+        line = [*shared, *(["--cld.weight=0"] if place == "plain" else []), f"--run={home / place}"]
         console.rule(name)
         console.print(f"crosslevel train {shlex.join(line)}", highlight=False, markup=False, style="dim")
-        commands.run(train, line)
+        _trained(line)
     console.rule("kNN")
     encoders = {name: load_encoder(home / place) for name, place in RUNS.items()}
-    first = encoders["MoCo"]
+    first = encoders["without CLD"]
     kinds: dict[str, Kind] = {"raw pixels": PIXELS, "untrained encoder": untrained(first, seed), **encoders}
     bank, queries = labelled_pair(images, test)
     subject = Subject(kinds, bank, queries, Runtime(hardware), console=console)
@@ -110,37 +93,34 @@ def demo(
     verdict = _verdict(row)
     console.print(*filter(None, (limits, verdict)), sep="\n", highlight=False)
     told = _blocks(home, row, limits, len(bank), epochs, verdict)
-    shown = pages.feature_blocks(encoders["MoCo + CLD"], load_cld(home / RUNS["MoCo + CLD"]), bank, hardware, seed)
+    shown = pages.feature_blocks(encoders["with CLD"], load_cld(home / RUNS["with CLD"]), bank, hardware, seed)
     minutes = (time.monotonic() - began) / 60
     subtitle = f"{images} · {hardware.why} · {time.strftime('%Y-%m-%d')} · {minutes:.1f} minutes"
-    page = report.page(home / "report.html", "MoCo with and without CLD", [*told, *shown], subtitle)
+    page = report.page(home / "report.html", "With and without CLD", [*told, *shown], subtitle)
     console.print(f"{minutes:.1f} minutes; look at {page}, then: crosslevel train PATH-TO-YOUR-IMAGES", highlight=False)
     return page
 
 
-def images_per_second(hardware: Hardware, batch_size: int, width: float) -> float:
-    """What a training takes for an image of 32 pixels: two views forward and backward and one forward, no more."""
-    encoder = Encoder("resnet18", True, width).to(hardware.device).to(memory_format=torch.channels_last)
-    view = torch.randn(batch_size, 3, 32, 32, device=hardware.device).contiguous(memory_format=torch.channels_last)
-
-    def step() -> float:
-        with hardware.autocast():
-            loss = torch.stack([encoder(view).float().square().mean() for _ in range(2)]).mean()
-            with torch.no_grad():
-                key = encoder(view).float().mean()
-        loss.backward()
-        return float(key)  # and so waits for the device
-
-    step()
-    began = time.perf_counter()
-    for _ in range(TIMED):
-        step()
-    return TIMED * batch_size / (time.perf_counter() - began)
+def _trained(line: list[str]) -> None:
+    """One training with the settings of a command line."""
+    command = Command.of_function(train)
+    settings = prepared(command, line)
+    assert settings is not None
+    call(command, train, settings)
 
 
-def affordable(rate: float, images: int) -> int:
-    """Epochs of two runs in `MINUTES`, at least `LEAST` and at most `MOST`."""
-    return max(LEAST, min(MOST, int(60 * MINUTES * rate / (2 * images))))
+def affordable(images: str, width: float, hardware: Hardware) -> tuple[int, float]:
+    """Epochs of two runs in `MINUTES`, at least `LEAST` and at most `MOST`, and this machine's images a second."""
+    source, size = open_images(images), Views().size
+    shown = pack(source, size, bad=BadFiles())
+    with torch.random.fork_rng(devices=[]):
+        encoder = Encoder("resnet18", True, width)
+    batch = min(MEASURED_WITH, len(shown))
+    seconds = seconds_a_step(
+        encoder, Views(size=size), TrainBatches(shown, batch, seed=0, bad=BadFiles()), hardware
+    )  # fmt: skip
+    epochs = defaults.affordable_epochs(MINUTES / 2, batch / seconds, len(shown)).value
+    return max(LEAST, min(MOST, int(epochs))), batch / seconds
 
 
 def _free(folder: Path) -> Path:
@@ -157,7 +137,8 @@ def _blocks(home: Path, row: Row, limits: str, images: int, epochs: int, verdict
             "What was compared",
             [
                 f"Two networks were trained on {images:,} images without their labels, for {epochs} epochs each, on "
-                "the same views in the same steps. One has the group branch (CLD) beside the instance branch (MoCo).",
+                "the same views in the same steps, by the defaults. One has the group branch (CLD) beside the instance "
+                "branch.",
                 verdict,
             ],
         ),
@@ -179,10 +160,27 @@ def _blocks(home: Path, row: Row, limits: str, images: int, epochs: int, verdict
 
 
 def _verdict(row: Row) -> str:
-    """Which of the two runs is better, by balanced accuracy, in a sentence."""
-    with_cld, without = (row[name].figures["balanced"] for name in ("MoCo + CLD", "MoCo"))
-    gain = with_cld - without
-    if abs(gain) < 0.05:
-        return f"With and without CLD, balanced accuracy is the same: {without:.1f} %."
-    better = "higher" if gain > 0 else "lower"
-    return f"With CLD, balanced accuracy is {abs(gain):.1f} points {better}: {with_cld:.1f} % against {without:.1f} %."
+    """What the balanced accuracies show, in sentences: CLD against none, and both against raw pixels.
+
+    A difference within the interval of both (the root of the sum of their halves' squares, as of two measurements that
+    do not depend on each other; on the same images theirs do, so that the true one is narrower) is not called one.
+    """
+    plain, cld, pixels = (row[name] for name in ("without CLD", "with CLD", "raw pixels"))
+    gain, margin = _difference(cld, plain)
+    both = f"{cld.figures['balanced']:.1f} % against {plain.figures['balanced']:.1f} %"
+    said = f"{abs(gain):.1f} points {'higher' if gain > 0 else 'lower'} (±{margin:.1f})"
+    if abs(gain) <= margin:
+        said = f"not different beyond chance ({gain:+.1f} ±{margin:.1f})"
+    sentences = [f"With CLD, balanced accuracy is {said}: {both}."]
+    for name in ("with CLD", "without CLD"):
+        over, around = _difference(row[name], pixels)
+        if over <= around:
+            word = "win" if over < -around else "are as good"
+            sentences.append(f"Raw pixels {word}: {pixels.figures['balanced']:.1f} % beside the network {name}.")
+    return " ".join(sentences)
+
+
+def _difference(first: Scores, second: Scores) -> tuple[float, float]:
+    """Of the balanced accuracies, and half of its 95 % interval."""
+    halves = [(high - low) / 2 for low, high in (s.intervals["balanced"] for s in (first, second) if s.intervals)]
+    return first.figures["balanced"] - second.figures["balanced"], math.hypot(*halves)

@@ -22,6 +22,7 @@ from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.models.encoder import FILE, Encoder, load_encoder
 from crosslevel.models.heads import Head, rebuilt_head
 from crosslevel.utils import files
+from crosslevel.utils.errors import UserError
 from crosslevel.utils.locks import folder_lock, holder
 from crosslevel.utils.tensors import load_safetensors
 
@@ -71,15 +72,15 @@ class Run:
         """The tree of config.yaml.
 
         Raises:
-            ValueError: there is none, or it is no tree.
+            UserError: there is none, or it is no tree.
 
         """
         try:
             tree = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
-            raise ValueError(f"{self.config} cannot be read: {' '.join(str(error).split())}") from error
+            raise UserError(f"{self.config} cannot be read: {' '.join(str(error).split())}") from error
         if not isinstance(tree, dict):
-            raise ValueError(f"{self.config} holds no settings")
+            raise UserError(f"{self.config} holds no settings")
         return tree
 
     def sweep(self) -> None:
@@ -119,7 +120,7 @@ class Run:
         """The group branch that the run trained beside its encoder.
 
         Raises:
-            ValueError: config.yaml and cld.safetensors do not fit.
+            UserError: config.yaml and cld.safetensors do not fit.
 
         """
         state, _ = load_safetensors(self.cld)
@@ -128,7 +129,7 @@ class Run:
             cld = CrossLevel(state["branch.0.weight"].shape[1], **built)
             cld.load_state_dict(state)
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise ValueError(f"{self.config} does not say how to build {self.cld.name}: {error}") from error
+            raise UserError(f"{self.config} does not say how to build {self.cld.name}: {error}") from error
         return cld.eval()
 
     def load_branches(self) -> dict[str, nn.Module]:
@@ -138,7 +139,7 @@ class Run:
             state, about = load_safetensors(self.instance)
             kind = next((head for head in get_args(Head) if head == about.get("head")), None)
             if kind is None:
-                raise ValueError(f"{self.instance} does not say which head it holds: Crosslevel did not write it")
+                raise UserError(f"{self.instance} does not say which head it holds: Crosslevel did not write it")
             found["instance branch"] = rebuilt_head(kind, state)
         if self.cld.is_file():
             found["group branch"] = self.load_cld().branch
@@ -169,7 +170,7 @@ def claimed(run: str | None, name: str, resume: str | None, rank: int) -> Iterat
 
     Raises:
         FolderInUse: another process writes to it.
-        ValueError: there is a run in it already.
+        UserError: there is a run in it already.
 
     """
     if rank > 0:
@@ -198,7 +199,7 @@ def load_branches(folder: str | os.PathLike[str]) -> dict[str, nn.Module]:
 
 def _refuse_used(run: Run) -> None:
     if run.holds_something():
-        raise ValueError(f"--run {run}: it already holds a run: give another folder, or --resume {run}")
+        raise UserError(f"--run {run}: it already holds a run: give another folder, or --resume {run}")
 
 
 def _free(name: str) -> Run:

@@ -6,12 +6,16 @@ Both return `Groups`. No gradient flows through the assignment; it does flow thr
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+from crosslevel.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int64
 
 Init = Literal["first", "random", "kmeans++"]
 
@@ -105,7 +109,7 @@ def normalized_cut(
     """
     _check(z, groups, iterations)
     if bandwidth <= 0:
-        raise ValueError(f"bandwidth={bandwidth} must be positive")
+        raise UserError(f"bandwidth={bandwidth} must be positive")
     views = z if z.ndim == 3 else z.unsqueeze(0)
     with torch.no_grad():
         found = [_cut(view, groups, iterations, init, generator, bandwidth) for view in views.detach()]
@@ -135,11 +139,11 @@ def _cut(
 
 def _check(z: Tensor, groups: int, iterations: int) -> None:
     if z.ndim not in {2, 3}:
-        raise ValueError(f"z has shape {tuple(z.shape)}: it must be (images, features) or (views, images, features)")
+        raise UserError(f"z has shape {tuple(z.shape)}: it must be (images, features) or (views, images, features)")
     if groups < 1 or iterations < 1:
-        raise ValueError(f"groups={groups} and iterations={iterations} must be at least 1")
+        raise UserError(f"groups={groups} and iterations={iterations} must be at least 1")
     if groups > z.shape[-2]:
-        raise ValueError(f"groups={groups} exceeds the batch of {z.shape[-2]} images: lower groups or raise batch_size")
+        raise UserError(f"groups={groups} exceeds the batch of {z.shape[-2]} images: lower groups or raise batch_size")
 
 
 def _groups(z: Tensor, assignment: Tensor, groups: int, normalize: bool, solver: str) -> Groups:
@@ -179,7 +183,7 @@ def _initial(
             place = torch.stack(chosen).to(points.device)[..., None]
             first, seen = points.take_along_dim(place, 1), distinct.take_along_dim(place, 1)
         case _:
-            raise ValueError(f"init={init!r} is not one of first, random, kmeans++")
+            raise UserError(f"init={init!r} is not one of first, random, kmeans++")
     if seen.device.type != "mps":  # which has no float64
         # Reduced-precision matrix products on a GPU would make neighbours look the same.
         seen = seen.double()

@@ -5,17 +5,20 @@ Wang, Liu, Yu, "Unsupervised Feature Learning by Cross-Level Instance-Group Disc
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, final, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, final, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from crosslevel.cld.grouping import Groups, Init, normalized_cut, spherical_kmeans
 from crosslevel.models.heads import Head, projection_head
 from crosslevel.utils.distributed import gather as gather_rows
 from crosslevel.utils.distributed import rank, world_size
+from crosslevel.utils.errors import UserError
+
+if TYPE_CHECKING:  # shapes are for readers: the add-on needs torch alone
+    from jaxtyping import Float
 
 Grouping = Literal["kmeans", "normalized-cut"]
 
@@ -41,7 +44,9 @@ class CrossLevel(nn.Module):
     In any training loop, two lines::
 
         cld = crosslevel.CrossLevel(in_features=512, groups=128, temperature=0.2)
-        loss = instance_loss + 0.25 * cld(h_a, h_b)
+        loss = instance_loss + cld.weight * cld(h_a, h_b)
+
+    The loss is L_G itself: L = L_I + weight * L_G is the loop's to add, as `crosslevel train` does.
 
     ``last`` holds what the last step saw (`StepStats`); None before the first.
     """
@@ -51,7 +56,7 @@ class CrossLevel(nn.Module):
         in_features: int,
         groups: int | None = None,
         temperature: float = 0.2,
-        weight: float = 1.0,
+        weight: float = 0.25,
         head: Head = "norm-linear",
         out_features: int = 128,
         hidden: int | None = None,
@@ -69,7 +74,7 @@ class CrossLevel(nn.Module):
                 groups merge near-duplicates; few large ones merge what belongs apart. As many groups as
                 images is cross-view instance discrimination.
             temperature: T, of the group branch.
-            weight: λ; the returned loss is already multiplied by it.
+            weight: λ, which the loop multiplies the loss by.
             head: linear, mlp, norm-linear or norm-mlp, the group branch's own.
             out_features: d, the size of the group features z.
             hidden: units of an MLP head's hidden layer; in_features unless given.
@@ -82,11 +87,11 @@ class CrossLevel(nn.Module):
         """
         super().__init__()
         if groups is not None and groups < 2:
-            raise ValueError(f"groups={groups} leaves nothing to tell apart: give at least 2")
+            raise UserError(f"groups={groups} leaves nothing to tell apart: give at least 2")
         if temperature <= 0:
-            raise ValueError(f"temperature={temperature} must be positive")
+            raise UserError(f"temperature={temperature} must be positive")
         if grouping not in get_args(Grouping):
-            raise ValueError(f"grouping={grouping!r} is not one of {', '.join(get_args(Grouping))}")
+            raise UserError(f"grouping={grouping!r} is not one of {', '.join(get_args(Grouping))}")
         self.in_features, self.groups, self.temperature, self.weight = (
             in_features,
             groups,
@@ -106,14 +111,14 @@ class CrossLevel(nn.Module):
         self.generator: torch.Generator | None = None
 
     def forward(self, h_a: Float[Tensor, "B D"], h_b: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
-        """``weight`` * L_G of two views' shared features, float32 under any autocast.
+        """L_G of two views' shared features, float32 under any autocast.
 
         Raises:
             ValueError: the views differ in shape, or there are more groups than images.
 
         """
         if h_a.shape != h_b.shape:
-            raise ValueError(f"the views' features differ: {tuple(h_a.shape)} and {tuple(h_b.shape)}")
+            raise UserError(f"the views' features differ: {tuple(h_a.shape)} and {tuple(h_b.shape)}")
         with torch.autocast(h_a.device.type, enabled=False):
             # Both views at once: on a GPU the many small steps of grouping take as long for two as for one.
             z = self.project(torch.cat([h_a, h_b])).unflatten(0, (2, len(h_a)))
@@ -128,7 +133,7 @@ class CrossLevel(nn.Module):
             agreement = (logits.detach().flatten(0, 1).argmax(1) == wanted).float().mean()
             a, b = groups.unbind()
             self.last = StepStats(_detached(a), _detached(b), agreement)
-        return self.weight * loss
+        return loss
 
     def project(self, h: Float[Tensor, "B D"]) -> Float[Tensor, "B d"]:
         """The group features z, unit length."""

@@ -172,6 +172,19 @@ def _decode_pillow(data: bytearray, max_pixels: int) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
+def from_pillow(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
+    """An image that is open already as RGB: upright (EXIF), transparency on white, 16 bits scaled to 8.
+
+    Raises:
+        BadImage: pixels that have no agreed range.
+
+    """
+    try:
+        return torch.from_numpy(np.array(_rgb(ImageOps.exif_transpose(image)))).permute(2, 0, 1)
+    except _Defect as defect:
+        raise BadImage(str(getattr(image, "filename", "") or "image"), str(defect)) from None
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     """RGB from any of Pillow's modes."""
     if image.mode.startswith("I"):

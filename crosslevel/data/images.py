@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.index_cache import taken
 from crosslevel.data.watch import Watch
+from crosslevel.utils.errors import UserError
 
 
 class Images(Dataset[tuple[Tensor, int]]):
@@ -124,7 +125,7 @@ class InMemoryImages(Images):
         name: str = "packed",
     ) -> None:
         if len(data) != len(paths) or (labels is not None and len(labels) != len(data)):
-            raise ValueError(f"{len(data)} images, {len(paths)} paths: the lengths must agree")
+            raise UserError(f"{len(data)} images, {len(paths)} paths: the lengths must agree")
         self.data, self.paths, self.labels, self.classes, self.name = data, paths, labels, classes, name
 
     @staticmethod

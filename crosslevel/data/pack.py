@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -29,12 +30,14 @@ from crosslevel.data.sources.packed import (
     shrunk,
 )
 from crosslevel.data.uri import Source, parse
-from crosslevel.utils.errors import BadImage
+from crosslevel.utils.errors import BadImage, UserError
 from crosslevel.utils.files import is_unfinished
+from crosslevel.utils.marks import verb
 
 _LOOKED_AT = 32  # images, to estimate the size
 
 
+@verb()
 def pack(
     images: str,
     output: str = "packed",
@@ -42,6 +45,7 @@ def pack(
     workers: int | None = None,
     data_root: str | None = None,
     crops: Crops | None = None,
+    quiet: bool = False,
 ) -> Path:
     """Decode and resize images once, into a folder that every command takes as images and reads at memory speed.
 
@@ -56,14 +60,15 @@ def pack(
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
+        quiet: print nothing.
 
     Returns:
         the folder.
 
     """
     if size < 1:
-        raise ValueError(f"--size {size}: give at least 1 pixel")
-    console, began = Console(soft_wrap=True), time.monotonic()
+        raise UserError(f"--size {size}: give at least 1 pixel")
+    console, began = Console(soft_wrap=True, quiet=quiet), time.monotonic()
     folder = Path(output)
     origin = parse(images)
     _check_place(folder, origin)
@@ -89,6 +94,7 @@ def pack(
     _say(console, f"{count:,} images in {folder}, {writer.bytes() / 1e9:.2f} GB, {len(source) / seconds:,.0f} images/s")
     if len(writer.bad):
         _say(console, writer.bad.summary(len(source)))
+    _say(console, f"next: crosslevel train {shlex.quote(str(folder))}")
     return folder
 
 
@@ -109,12 +115,12 @@ def _check_place(folder: Path, origin: Source) -> None:
     """Refuse a folder that holds something else, and one inside the source, which would change by being packed."""
     others = [file for file in folder.iterdir() if not is_unfinished(file.name)] if folder.is_dir() else []
     if others and not is_pack(str(folder)):
-        raise ValueError(f"--output {folder}: there is something else in it: give another folder")
+        raise UserError(f"--output {folder}: there is something else in it: give another folder")
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output {folder}: it is a file: give a folder")
+        raise UserError(f"--output {folder}: it is a file: give a folder")
     read = origin.path
     if os.path.isdir(read) and folder.resolve().is_relative_to(Path(read).resolve()):
-        raise ValueError(f"--output {folder} lies inside {read}: give a folder outside of it")
+        raise UserError(f"--output {folder} lies inside {read}: give a folder outside of it")
 
 
 def _check_watched(folder: Path, source: Images) -> None:
@@ -125,7 +131,7 @@ def _check_watched(folder: Path, source: Images) -> None:
     watched = {os.path.realpath(os.path.join(watch.root, path)) for path in watch.paths}
     for above in folder.resolve().parents:
         if str(above) in watched:
-            raise ValueError(f"--output {folder} lies inside {above}: give a folder outside of it")
+            raise UserError(f"--output {folder} lies inside {above}: give a folder outside of it")
 
 
 def _about(folder: Path) -> dict[str, Any] | None:
@@ -174,7 +180,7 @@ def _space(folder: Path, source: Images, size: int, written: int) -> str:
     free = shutil.disk_usage(folder).free
     line = f"{len(source):,} images: needs about {max(0, needed) / 1e9:.2f} GB, {folder} has {free / 1e9:.1f} GB"
     if needed > free:
-        raise ValueError(f"{line}: give another --output or a smaller --size")
+        raise UserError(f"{line}: give another --output or a smaller --size")
     return line
 
 

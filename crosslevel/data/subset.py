@@ -13,11 +13,20 @@ from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets.lists import write_list
 from crosslevel.data.uri import parse
+from crosslevel.utils.errors import UserError
+from crosslevel.utils.marks import verb
 
 SHOWN = 20  # classes that are counted one by one
 
 
-def subset(images: str, output: str = "subset.txt", data_root: str | None = None, crops: Crops | None = None) -> Path:
+@verb()
+def subset(
+    images: str,
+    output: str = "subset.txt",
+    data_root: str | None = None,
+    crops: Crops | None = None,
+    quiet: bool = False,
+) -> Path:
     """Write which images a source and its suffixes name: a path, a tab and a label a line.
 
     Args:
@@ -28,16 +37,17 @@ def subset(images: str, output: str = "subset.txt", data_root: str | None = None
         output: the file to write.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
+        quiet: print nothing.
 
     Returns:
         the file.
 
     """
-    console, file = Console(soft_wrap=True), Path(output)
+    console, file = Console(soft_wrap=True, quiet=quiet), Path(output)
     parsed = parse(images)
     for read in (parsed.whole, *(suffix.value for suffix in parsed.subset)):
         if file.exists() and os.path.exists(read) and file.samefile(read):
-            raise ValueError(f"--output {output} is what {images} is read from: give another file")
+            raise UserError(f"--output {output} is what {images} is read from: give another file")
     source = open_images(parsed, data_root=data_root, crops=crops)
     write_list(source, file)
     for line in [f"{len(source):,} images of {images} in {file}", *_counts(source)]:

@@ -12,6 +12,8 @@ from rich.table import Table
 from crosslevel import report
 from crosslevel.evaluation.results import COLUMNS, FILE, measured, read_results
 from crosslevel.report import Cell, Measured, cell
+from crosslevel.utils.errors import NotThere, UserError
+from crosslevel.utils.marks import verb
 
 TRAINED, PIXELS = "trained encoder", "raw pixels"
 
@@ -25,7 +27,8 @@ class Comparison(NamedTuple):
     rows: list[tuple[str, list[Cell]]]
 
 
-def compare(runs: list[str], output: str = "comparison") -> list[Comparison]:
+@verb()
+def compare(runs: list[str], output: str = "comparison", quiet: bool = False) -> list[Comparison]:
     """Put the evaluations of several runs side by side, with the best value of each column marked.
 
     Only what `crosslevel evaluate` found on the same images under the same settings stands in one table.
@@ -33,14 +36,15 @@ def compare(runs: list[str], output: str = "comparison") -> list[Comparison]:
     Args:
         runs: folders of runs, or their evaluation files.
         output: where the tables are written, as OUTPUT.md and OUTPUT.html.
+        quiet: print nothing.
 
     Returns:
         the tables.
     """
     if len(runs) < 2:
-        raise ValueError(f"{len(runs)} run: give at least two to compare")
+        raise UserError(f"{len(runs)} run: give at least two to compare")
     tables = comparisons({name: read_results(_file(run)) for name, run in _named(runs).items()})
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, quiet=quiet)
     for table in tables:
         console.print(_printed(table))
         console.print(table.note, highlight=False, markup=False)
@@ -53,7 +57,7 @@ def compare(runs: list[str], output: str = "comparison") -> list[Comparison]:
         for table in tables
     ]  # fmt: skip
     page = report.page(home.with_name(f"{home.name}.html"), "Runs side by side", blocks, ", ".join(_named(runs)))
-    console.print(f"written to {home}.md and {page}", highlight=False, markup=False)
+    console.print(f"written to {home}.md and {page}; next: look at {page}", highlight=False, markup=False)
     return tables
 
 
@@ -71,7 +75,7 @@ def comparisons(results: dict[str, list[dict[str, Any]]]) -> list[Comparison]:
             found.setdefault(key, {})[run] = result
     tables = [_table(by_run) for by_run in found.values() if len(by_run) > 1]
     if not tables:
-        raise ValueError(
+        raise UserError(
             f"{', '.join(results)} have no evaluation in common: call crosslevel evaluate on each with the same "
             "images, --test and settings"
         )
@@ -142,7 +146,7 @@ def markdown(table: Comparison) -> str:
 def _file(run: str) -> Path:
     file = Path(run) / FILE if Path(run).is_dir() else Path(run)
     if not file.is_file():
-        raise FileNotFoundError(f"{run} has no {FILE}: call crosslevel evaluate {run} first")
+        raise NotThere(f"{run} has no {FILE}: call crosslevel evaluate {run} first")
     return file
 
 

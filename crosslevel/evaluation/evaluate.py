@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,8 @@ from crosslevel.metrics.shots import describe_limits
 from crosslevel.models.encoder import Encoder, load_encoder, untrained
 from crosslevel.runs import load_branches
 from crosslevel.utils.device import Device, Hardware, Precision, choose
-from crosslevel.utils.errors import SourceError
+from crosslevel.utils.errors import SourceError, UserError
+from crosslevel.utils.marks import verb
 
 Calls = dict[str, tuple[dict[str, Any], Callable[[], dict[str, Row]]]]
 
@@ -64,6 +66,54 @@ class Detection:
     batchnorm: Literal["train", "frozen"] = "train"
 
 
+@dataclass(frozen=True)
+class Data:
+    """The images: those to learn from, and those to classify."""
+
+    images: str
+    test: str | None
+    data_root: str | None
+    crops: Crops | None
+
+    def about(self, seed: int) -> dict[str, Any]:
+        """What is recorded with every figure."""
+        about: dict[str, Any] = {"images": _place(self.images), "test": _place(self.test), "data_root": self.data_root}
+        return {**about, "seed": seed} | ({} if self.crops is None else {"crops": asdict(self.crops)})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which protocols, and how each judges."""
+
+    names: list[str]
+    k: int
+    temperature: float
+    shots: tuple[int, int] | None
+    clusters: int | None
+    linear: Linear
+    semi: Semi
+    transfer: FineTune
+    detection: Detection
+
+
+@dataclass(frozen=True)
+class Session:
+    """What is judged, where it runs and where its results go; ``kept``: the folder of features, if they are kept."""
+
+    encoder: Encoder
+    folder: Path
+    file: Path
+    kept: Path | None
+    runtime: Runtime
+    seed: int
+    console: Console
+    bad: BadFiles = field(default_factory=BadFiles)
+
+
+@verb(
+    "test", "protocol", "k", "temperature", "linear.epochs", "detection.iterations", "output", "device", "precision",
+    "workers", "batch_size", "data_root", "crops", "seed", "branches",
+)  # fmt: skip
 def evaluate(
     run: str,
     images: str,
@@ -87,6 +137,7 @@ def evaluate(
     cache: bool = True,
     branches: bool = False,
     output: str | None = None,
+    quiet: bool = False,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Judge the features of a run by one protocol or several, beside an untrained encoder and raw pixels.
 
@@ -122,75 +173,96 @@ def evaluate(
         branches: judge the features of the instance and the group branch as well: published figures on CIFAR are of the
             instance branch.
         output: the figures' JSON file; evaluation.json in the run's folder unless given.
+        quiet: print nothing.
 
     Returns:
         of each protocol the figures of each kind of features.
     """
-    names = _asked(protocol)
-    if test is None and not (names == ["detection"] and detection.test):
-        raise ValueError("--test is missing: name the labelled images to classify")
-    console, began = Console(soft_wrap=True), time.monotonic()
-    hardware = choose(device, precision)
-    encoder = load_encoder(run)
-    console.print(f"device: {hardware.why}", highlight=False)
-    folder = Path(run) if Path(run).is_dir() else Path(run).parent
-    file, home = Path(output) if output else folder / FILE, folder if cache else None
-    where: dict[str, Any] = {"images": _place(images), "test": _place(test), "data_root": data_root, "seed": seed}
-    if crops is not None:
-        where["crops"] = asdict(crops)
-    bad, total, subject = BadFiles(), 0, None
-    calls: Calls = {
-        "detection": (
-            asdict(detection),
-            lambda: _detection(encoder, images, test, detection, hardware, seed, workers, home, bad, console),
-        )
-    }
-    if set(names) - {"detection"}:
-        assert test is not None
-        bank, queries = labelled_pair(images, test, data_root, crops)
-        kinds: dict[str, Kind] = {
-            "raw pixels": PIXELS,
-            "untrained encoder": untrained(encoder, seed),
-            "trained encoder": encoder,
-        }
-        subject = Subject(
-            kinds, bank, queries, Runtime(hardware, workers, batch_size), bad, home,
-            load_branches(folder) if branches else {}, console, shots, seed,
-        )  # fmt: skip
-        total = len(bank) + len(queries)
-        for part in (bank, queries):
-            bad.leave_out(part.left_out)
-        split = subject.split
-        where["shots"] = None if split is None else [split.low, split.high]
-        calls |= _calls(subject, k, temperature, clusters, linear, semi, transfer)
+    began = time.monotonic()
+    data = Data(images, test, data_root, crops)
+    settings = Settings(_asked(protocol), k, temperature, shots, clusters, linear, semi, transfer, detection)
+    if test is None and not (settings.names == ["detection"] and detection.test):
+        raise UserError("--test is missing: name the labelled images to classify")
+    session = _session(run, output, cache, Runtime(choose(device, precision), workers, batch_size), seed, quiet)
+    subject = _subject(session, data, settings, branches)
+    split = None if subject is None else subject.split
+    about = data.about(seed) | (
+        {} if subject is None else {"shots": None if split is None else [split.low, split.high]}
+    )
+    calls = _calls(session, data, settings, subject)
     figures = {}
-    for name in names:
+    for name in settings.names:
         given, call = calls[name]
         for title, row in call().items():
-            print_table(console, title, row)
-            keep(file, {"protocol": title, **where, "settings": given, "skipped": bad.reasons}, row)
+            print_table(session.console, title, row)
+            keep(session.file, {"protocol": title, **about, "settings": given, "skipped": session.bad.reasons}, row)
             figures[title] = {kind: judged.figures for kind, judged in row.items()}
-    _explain(console, names, images, where.get("shots"))
+    _explain(session.console, settings.names, images, about.get("shots"))
     if subject is not None and (warning := in_training(subject)):
-        console.print(warning, highlight=False, markup=False)
-    if len(bad):
-        console.print(bad.summary(total), highlight=False, markup=False)
-    console.print(f"{time.monotonic() - began:.1f} s; written to {file}", highlight=False, markup=False)
+        session.console.print(warning, highlight=False, markup=False)
+    total = 0 if subject is None else len(subject.bank) + len(subject.queries)
+    _farewell(session, total, time.monotonic() - began)
     return figures
 
 
-def _calls(
-    subject: Subject,
-    k: int,
-    temperature: float,
-    clusters: int | None,
-    linear: Linear,
-    semi: Semi,
-    transfer: FineTune,
-) -> Calls:
+def _session(run: str, output: str | None, cache: bool, runtime: Runtime, seed: int, quiet: bool) -> Session:
+    """Load what is judged, and say where it is computed."""
+    folder = Path(run) if Path(run).is_dir() else Path(run).parent
+    console = Console(soft_wrap=True, quiet=quiet)
+    encoder = load_encoder(run)
+    console.print(f"device: {runtime.hardware.why}", highlight=False)
+    file = Path(output) if output else folder / FILE
+    return Session(encoder, folder, file, folder if cache else None, runtime, seed, console)
+
+
+def _subject(session: Session, data: Data, settings: Settings, branches: bool) -> Subject | None:
+    """The features to judge on labelled images; None where only detectors are trained."""
+    if set(settings.names) == {"detection"}:
+        return None
+    assert data.test is not None
+    bank, queries = labelled_pair(data.images, data.test, data.data_root, data.crops)
+    kinds: dict[str, Kind] = {
+        "raw pixels": PIXELS,
+        "untrained encoder": untrained(session.encoder, session.seed),
+        "trained encoder": session.encoder,
+    }
+    for part in (bank, queries):
+        session.bad.leave_out(part.left_out)
+    return Subject(
+        kinds, bank, queries, session.runtime, session.bad, session.kept,
+        load_branches(session.folder) if branches else {}, session.console, settings.shots, session.seed,
+    )  # fmt: skip
+
+
+def _farewell(session: Session, total: int, seconds: float) -> None:
+    """What could not be read, where the figures are, and what to do with them."""
+    console, run = session.console, shlex.quote(str(session.folder))
+    if len(session.bad):
+        console.print(session.bad.summary(total), highlight=False, markup=False)
+    console.print(f"{seconds:.1f} s; written to {session.file}", highlight=False, markup=False)
+    console.print(
+        f"next: crosslevel compare {run} OTHER-RUN, or crosslevel export {run}", highlight=False, markup=False
+    )
+
+
+def _calls(session: Session, data: Data, settings: Settings, subject: Subject | None) -> Calls:
     """Each protocol's settings, for the record, and what runs it."""
+    how, place = settings.detection, session.runtime
+    calls: Calls = {
+        "detection": (
+            asdict(how),
+            lambda: _detection(
+                session.encoder, data.images, data.test, how, place.hardware, session.seed, place.workers, session.kept,
+                session.bad, session.console,
+            ),
+        )
+    }  # fmt: skip
+    if subject is None:
+        return calls
+    k, temperature, clusters = settings.k, settings.temperature, settings.clusters
+    linear, semi, transfer = settings.linear, settings.semi, settings.transfer
     both = {"fine_tuned": asdict(transfer), "linear": asdict(linear)}
-    return {
+    return calls | {
         "knn": ({"k": k, "temperature": temperature}, lambda: protocols.knn(subject, k, temperature)),
         "linear": (asdict(linear), lambda: protocols.linear(subject, linear)),
         "semi": (asdict(semi), lambda: protocols.semi(subject, semi)),
@@ -244,7 +316,7 @@ def _asked(protocol: str) -> list[str]:
         if name not in PROTOCOLS:
             near = difflib.get_close_matches(name.lower(), PROTOCOLS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(PROTOCOLS)}"
-            raise ValueError(f"protocol={name!r} is unknown: {hint}")
+            raise UserError(f"protocol={name!r} is unknown: {hint}")
     return sorted(set(names), key=names.index)
 
 

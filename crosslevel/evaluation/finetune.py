@@ -20,6 +20,7 @@ from crosslevel.evaluation.supervised import Progress, Training, diverged, place
 from crosslevel.features.extract import Runtime, extract
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.numerics import avoid_faults, glance, tell
+from crosslevel.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class FineTune:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2 or self.schedule not in SCHEDULES:
-            raise ValueError(
+            raise UserError(
                 f"epochs={self.epochs}, batch_size={self.batch_size}, schedule={self.schedule!r}: give 1 epoch "
                 f"of 2 images at least, and one of {', '.join(SCHEDULES)}"
             )
@@ -81,7 +82,7 @@ class Semi(FineTune):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.fractions or not all(0 < share <= 1 for share in self.fractions):
-            raise ValueError(f"semi.fractions={self.fractions}: give shares above 0 and up to 1")
+            raise UserError(f"semi.fractions={self.fractions}: give shares above 0 and up to 1")
 
 
 def fine_tuned(
@@ -215,7 +216,7 @@ def listed(images: Images, file: str) -> Int64[Tensor, " M"]:
     try:
         text = Path(file).read_text("utf-8-sig", "surrogateescape")
     except OSError as error:
-        raise ValueError(f"semi.list_file={file}: {error.strerror or error}") from error
+        raise UserError(f"semi.list_file={file}: {error.strerror or error}") from error
     places: dict[str, int] = {}
     for i, path in enumerate(images.paths):
         name = path.rpartition("/")[2]
@@ -227,7 +228,7 @@ def listed(images: Images, file: str) -> Int64[Tensor, " M"]:
     missing = [line for line in lines if places.get(line, -1) < 0]
     if missing or not lines:
         what = f"{len(missing)} of its {len(lines)} lines, {missing[0]} first, name" if missing else "it names"
-        raise ValueError(f"semi.list_file={file}: {what} no image of {images.name} (or several)")
+        raise UserError(f"semi.list_file={file}: {what} no image of {images.name} (or several)")
     return torch.tensor(sorted({places[line] for line in lines}))
 
 
@@ -251,5 +252,5 @@ def few_labels(images: Images, how: Semi, seed: int) -> dict[str, Images]:
         }
     for name, index in parts.items():
         if len(index) < classes:
-            raise ValueError(f"{name}: {len(index)} labelled images for {classes} classes: give more labels")
+            raise UserError(f"{name}: {len(index)} labelled images for {classes} classes: give more labels")
     return {name: take(images, index) for name, index in parts.items()}

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from crosslevel.utils.errors import UserError
+
 MOMENTUM = 0.9
 
 
@@ -48,16 +50,16 @@ class Linear:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or not 0 < self.held_out < 1:
-            raise ValueError(
+            raise UserError(
                 f"linear.epochs={self.epochs}, batch_size={self.batch_size}, held_out={self.held_out}: "
                 "at least 1 each, and a share between 0 and 1"
             )
         if not self.lrs or not self.weight_decays or min(self.lrs) <= 0 or min(self.weight_decays) < 0:
-            raise ValueError(
+            raise UserError(
                 f"linear.lrs={self.lrs}, weight_decays={self.weight_decays}: give one positive rate at least"
             )
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"linear.schedule={self.schedule!r}: take one of {', '.join(SCHEDULES)}")
+            raise UserError(f"linear.schedule={self.schedule!r}: take one of {', '.join(SCHEDULES)}")
 
 
 class Sweep(NamedTuple):
@@ -161,7 +163,7 @@ def choose(
     settings = [(lr, decay) for lr in how.lrs for decay in how.weight_decays]
     held = held_out(labels, how.held_out, generator)
     if held.all() or not held.any():
-        raise ValueError(f"{len(labels)} labelled images are too few to hold out {how.held_out:.0%} of each class")
+        raise UserError(f"{len(labels)} labelled images are too few to hold out {how.held_out:.0%} of each class")
     shared: dict[str, Any] = {"epochs": how.epochs, "batch_size": how.batch_size, "generator": generator}
     tried = train_sweep(features[~held], labels[~held], classes, settings, progress=progress, **shared)
     truth = labels[held].to(features.device)

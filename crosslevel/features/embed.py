@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,25 +17,41 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
-from crosslevel.features.extract import Features, Runtime, stream
+from crosslevel.features.extract import Features, Runtime, extract, stream
 from crosslevel.features.pieces import SUFFIXES, Pieces, text
 from crosslevel.models.encoder import FILE, Encoder, load_encoder
 from crosslevel.utils.device import Device, Precision, choose
+from crosslevel.utils.errors import UserError
+from crosslevel.utils.marks import verb
+
+
+class Embedded(NamedTuple):
+    """Features (N, D) in float32, a row an image that could be read; its path, and its label where there are any."""
+
+    features: np.ndarray[Any, np.dtype[np.float32]]
+    paths: list[str]
+    labels: np.ndarray[Any, np.dtype[np.int64]] | None
+    classes: list[str] | None
+
 
 ROWS = 8192  # a part of the table: what a killed run loses at most
 
 
+@verb(
+    "output", "device", "precision", "workers", "batch_size", "data_root", "crops", "quiet", output="features.parquet"
+)
 def embed(
     run: str,
     images: str,
-    output: str = "features.parquet",
+    output: str | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
     workers: int | None = None,
     batch_size: int = 256,
     data_root: str | None = None,
     crops: Crops | None = None,
-) -> Path:
+    quiet: bool = False,
+) -> Path | Embedded:
     """Write the features of images to a file: path relative to the source, label if there is one, feature.
 
     The images are streamed: memory does not grow with their number. A killed run continues where it was when it is
@@ -42,33 +61,37 @@ def embed(
         run: the folder of a run, or its encoder.safetensors.
         images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, videos, annotations (with
             --crops), cifar10, cifar100, stl10 or turntable; a suffix such as @imbalance=100 or @list=FILE takes a part.
-        output: the file to write: .parquet, or .npy with a manifest in .csv beside it.
+        output: the file to write: .parquet, or .npy with a manifest in .csv beside it. From Python, the features are
+            returned as arrays unless it is given.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: auto takes bfloat16 where the hardware computes it.
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         batch_size: images at a time.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
+        quiet: print nothing.
 
     Returns:
-        the file.
+        the file; without one, the features, paths and labels.
     """
-    console = Console(soft_wrap=True)
-    file = Path(output)
-    if file.suffix not in SUFFIXES:
-        raise ValueError(f"--output {output}: the name must end in {' or '.join(SUFFIXES)}")
+    console = Console(soft_wrap=True, quiet=quiet)
+    if output is not None and Path(output).suffix not in SUFFIXES:
+        raise UserError(f"--output {output}: the name must end in {' or '.join(SUFFIXES)}")
     hardware = choose(device, precision)
     encoder = load_encoder(run)
     source = open_images(images, data_root=data_root, crops=crops)
     _say(console, f"device: {hardware.why}; {len(source):,} images")
+    place = Runtime(hardware, workers, batch_size)
+    if output is None:
+        return _arrays(encoder, source, place, console)
     asked = f"{images if crops is None else f'{images} {crops}'} {hardware.precision}"
+    file = Path(output)
     pieces = Pieces(file, _fingerprint(run, asked, source), source)
     for line in pieces.start():
         _say(console, line)
     speed = "complete before"
     if pieces.joined is None:
         began, before = time.monotonic(), pieces.done
-        place = Runtime(hardware, workers, batch_size)
         try:
             _compute(encoder, source, pieces, place, console)
         except KeyboardInterrupt:
@@ -84,7 +107,27 @@ def embed(
         skipped.write(file.with_name(f"{file.stem}.bad_files.txt"))
         _say(console, skipped.summary(len(source)))
     pieces.remove()
+    _say(
+        console,
+        f"next: read it with pandas.read_parquet, or crosslevel evaluate {shlex.quote(str(run))} IMAGES --test IMAGES",
+    )
     return file
+
+
+def _arrays(encoder: Encoder, source: Images, place: Runtime, console: Console) -> Embedded:
+    """All features in memory."""
+    bad = source.bad_files()
+    with _bar(console) as bar:
+        task = bar.add_task("embedding", total=len(source))
+        found = extract(
+            encoder, source, batch_size=place.batch_size, workers=place.workers, hardware=place.hardware, bad=bad,
+            progress=lambda done, total: bar.update(task, completed=done),
+        )  # fmt: skip
+    if len(bad):
+        _say(console, bad.summary(len(source)))
+    paths = [source.paths[i] for i in found.places.tolist()]
+    labels = None if source.labels is None else found.labels.numpy()
+    return Embedded(found.features.numpy(), paths, labels, source.classes)
 
 
 def _compute(encoder: Encoder, source: Images, pieces: Pieces, place: Runtime, console: Console) -> None:

@@ -32,11 +32,14 @@ from crosslevel.inspection.scan import run_features, structure
 from crosslevel.inspection.summary import summary, tables
 from crosslevel.models.encoder import Encoder, load_encoder
 from crosslevel.utils.device import Device, Precision, choose
+from crosslevel.utils.errors import UserError
+from crosslevel.utils.marks import verb
 
 SHOWN_BROKEN = 20
 DUPLICATES, BESIDE = "duplicates.csv", "beside.csv"
 
 
+@verb()
 def inspect(
     images: str,
     run: str | None = None,
@@ -51,6 +54,7 @@ def inspect(
     workers: int | None = None,
     data_root: str | None = None,
     crops: Crops | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Say what is in a collection: sizes, broken files, duplicates and their tracks, the long tail; no label is read.
 
@@ -70,13 +74,14 @@ def inspect(
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
+        quiet: print nothing.
 
     Returns:
         what the JSON file has.
     """
     if batch_size < 2 or sample < 2:
-        raise ValueError(f"batch_size={batch_size}, sample={sample}: give at least 2 each")
-    console, written = Console(soft_wrap=True), None if output is None else _file(Path(output))
+        raise UserError(f"batch_size={batch_size}, sample={sample}: give at least 2 each")
+    console, written = Console(soft_wrap=True, quiet=quiet), None if output is None else _file(Path(output))
     encoder = None if run is None else load_encoder(run)
     generator = torch.Generator().manual_seed(seed)
     own = _part(open_images(images, data_root=data_root, crops=crops), sample, generator)
@@ -180,14 +185,14 @@ def _file(output: Path) -> Path:
 
     """
     if output.suffix in (".html", ".htm", ".csv", ".txt") and not output.is_dir():
-        raise ValueError(f"--output {output}: give a folder, or a file that ends in .json")
+        raise UserError(f"--output {output}: give a folder, or a file that ends in .json")
     file = output if output.suffix == ".json" else output / "inspect.json"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--output {output}: {error.filename}: {error.strerror}") from error
+        raise UserError(f"--output {output}: {error.filename}: {error.strerror}") from error
     if file.is_dir() or not os.access(file.parent, os.W_OK):
-        raise ValueError(f"--output {output}: {file} cannot be written")
+        raise UserError(f"--output {output}: {file} cannot be written")
     return file
 
 

@@ -62,11 +62,11 @@ def structure(
     """
     pictures, count = scanned.pictures, len(scanned.numbers)
     plain, pairs = in_parts(describe, pictures), with_exact(scanned, duplicate_pairs(pictures))
-    close = pairs.index[:0]
+    close = pairs.images[:0]
     if features is not None:
         close = mutual_pairs(features, threshold, NEIGHBOURS)
         close = close[alike(pictures, close, ALIKE_IN_FEATURES)]
-    tracked = tracks(count, torch.cat([pairs.index, close]))
+    tracked = tracks(count, torch.cat([pairs.images, close]))
     described = plain if features is None else features
     grouped = long_tail.grouped(described, tracked, groups, seed)
     return Structure(pairs, tracked, grouped.groups, len(close), described, grouped.separation)

@@ -79,7 +79,7 @@ def summary(
         "formats": _formats(part, scanned.numbers),
         **_duplicates(scanned, members, part.paths),
         "near_duplicates": {
-            "pairs_by_pixels": len(structure.pairs.index),
+            "pairs_by_pixels": len(structure.pairs.images),
             "pairs_by_features": structure.by_features if run else None,
             "cosine_threshold": threshold,
             "tracks": len(sizes),
@@ -101,7 +101,7 @@ def summary(
 def copy_sizes(count: int, structure: Structure) -> Int64[Tensor, " S"]:
     """Images in each set of copies; 1 for each image that has none."""
     copies = structure.pairs.of(structure.pairs.kind <= Kind.EDITED)
-    return tracks(count, copies.index).bincount()
+    return tracks(count, copies.images).bincount()
 
 
 def _duplicates(scanned: ScanResult, members: list[Member], paths: Sequence[str]) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def tables(figures: dict[str, Any]) -> list[tuple[str, list[tuple[str, ...]]]]:
     """The tables of the terminal and of the page: headings, and rows of text."""
     pixels = {kind: " ".join(f"{value:,.0f}" for value in figures[kind]) for kind in ("width", "height")}
     whole = figures["count"] == figures["looked_at"]
-    images = [
+    images: list[tuple[str, ...]] = [
         ("images", f"{figures['count']:,}" + ("" if whole else f", {figures['looked_at']:,} of them looked at")),
         ("broken", f"{len(figures['broken']):,}"),
         ("width: least, quartiles, most", pixels["width"]),
@@ -150,7 +150,7 @@ def tables(figures: dict[str, Any]) -> list[tuple[str, list[tuple[str, ...]]]]:
 def _duplicate_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
     near, exact, copies = figures["near_duplicates"], figures["exact_duplicates"], figures["duplicates"]["copies"]
     of_kind = [(f"{name} copies", f"{copies[name]:,}") for name in (NAMES[Kind.COPY], NAMES[Kind.EDITED])]
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("exact copies", f"{exact['superfluous']:,} in {exact['sets']:,} sets"),
         *of_kind,
         ("near-duplicates", f"{near['images_in_tracks_of_several']:,} images in tracks of several"),

@@ -10,5 +10,6 @@ from crosslevel.methods.npid import NPID
 from crosslevel.methods.simclr import SimCLR
 
 METHODS: dict[str, type[Method]] = {"byol": BYOL, "infomin": InfoMin, "moco": MoCo, "npid": NPID, "simclr": SimCLR}
+USUAL = "simclr"  # where none is named; why: crosslevel/training/defaults.py
 
-__all__ = ["BYOL", "METHODS", "NPID", "InfoMin", "Method", "MoCo", "SimCLR"]
+__all__ = ["BYOL", "METHODS", "NPID", "USUAL", "InfoMin", "Method", "MoCo", "SimCLR"]

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from crosslevel.models.heads import Head, projection_head
+from crosslevel.utils.errors import UserError
 
 
 class Method(nn.Module):
@@ -67,19 +68,20 @@ class Method(nn.Module):
         """How many views of each image the method needs."""
         return self.online + self.extra_views
 
-    def check(self, batch: int, devices: int) -> None:
+    def check(self, batch: int, devices: int, images: int | None = None) -> None:
         """Refuse, before anything is trained, batches that would fail in the first step.
 
         Args:
             batch: images a step, on each device.
             devices: how many of them.
+            images: of the collection; None where nobody knows.
 
         Raises:
             ValueError: with what to change.
 
         """
         if batch < 2 * self.splits:
-            raise ValueError(
+            raise UserError(
                 f"method.splits={self.splits} leaves some parts of the batch of {batch} images less than 2: lower "
                 "splits or raise batch_size"
             )
@@ -131,7 +133,7 @@ def encode_in_parts(
 def check_splits(splits: int) -> None:
     """Refuse a number of parts that is not positive."""
     if splits < 1:
-        raise ValueError(f"splits={splits} must be at least 1")
+        raise UserError(f"splits={splits} must be at least 1")
 
 
 def feature_size(encoder: nn.Module) -> int:
@@ -145,4 +147,4 @@ def feature_size(encoder: nn.Module) -> int:
 def check_temperature(temperature: float) -> None:
     """Refuse a temperature that is not positive."""
     if temperature <= 0:
-        raise ValueError(f"temperature={temperature} must be positive")
+        raise UserError(f"temperature={temperature} must be positive")

@@ -22,6 +22,8 @@ from crosslevel.methods.base import Method, feature_size
 from crosslevel.methods.memory import MomentumCopy
 from crosslevel.models.heads import Head, projection_head
 
+MOMENTUM = 0.996
+
 
 class BYOL(Method):
     """Each of two views predicts the other's target feature."""
@@ -33,7 +35,7 @@ class BYOL(Method):
         encoder: nn.Module,
         images: int | None = None,
         *,
-        momentum: float = 0.996,
+        momentum: float | None = None,
         head: Head = "mlp",
         out_features: int = 256,
         hidden: int | None = None,
@@ -43,7 +45,8 @@ class BYOL(Method):
         Args:
             encoder: the network that is trained.
             images: not used; nothing depends on the number of images.
-            momentum: of the target network's moving average at the start; it ends at 1.
+            momentum: of the target network's moving average at the start, from where it rises to 1; 0.996 unless given,
+                where `train` chooses by the steps.
             head: projector and predictor: linear, mlp, norm-linear or norm-mlp; MLPs with batch normalization.
             out_features: d.
             hidden: units of an MLP's hidden layer; twice the encoder's feature size unless given (4096 for ResNet-50,
@@ -54,7 +57,7 @@ class BYOL(Method):
         super().__init__(encoder, head, out_features, width, batch_norm=True)
         self.momentum, self.hidden = momentum, hidden
         self.predictor = projection_head(head, out_features, out_features, width, batch_norm=True)
-        self.target = MomentumCopy(nn.Sequential(encoder, self.branch), momentum)
+        self.target = MomentumCopy(nn.Sequential(encoder, self.branch), MOMENTUM if momentum is None else momentum)
 
     def forward(
         self,
@@ -84,7 +87,8 @@ class BYOL(Method):
 
     def after_step(self, progress: float = 0.0) -> None:
         """Move the target network; its momentum is 1 - (1 - m) (cos(pi progress) + 1) / 2."""
-        self.target.momentum = 1 - (1 - self.momentum) * (math.cos(math.pi * progress) + 1) / 2
+        start = MOMENTUM if self.momentum is None else self.momentum
+        self.target.momentum = 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
         self.target.update(nn.ModuleList([self.encoder, self.branch]))
 
 

@@ -10,6 +10,7 @@ features in a random order, are joined to one feature that has to find the same 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 
 from crosslevel.methods.base import Method, check_splits, check_temperature, encode_in_parts, feature_size
 from crosslevel.methods.memory import KeyQueue, MomentumCopy
-from crosslevel.methods.moco import contrast, encode_keys
+from crosslevel.methods.moco import MOMENTUM, QUEUE, contrast, encode_keys
 from crosslevel.models.heads import Head, projection_head
 from crosslevel.utils.distributed import gather
+from crosslevel.utils.errors import UserError
 
 GRID = 3  # patches a side
 
@@ -35,8 +37,8 @@ class InfoMin(Method):
         images: int | None = None,
         *,
         temperature: float = 0.15,
-        queue: int = 4096,
-        momentum: float = 0.999,
+        queue: int | None = None,
+        momentum: float | None = None,
         jigsaw: float = 0.5,
         head: Head = "mlp",
         out_features: int = 128,
@@ -51,8 +53,9 @@ class InfoMin(Method):
             encoder: the network that is trained.
             images: not used; the queue does not depend on the number of images.
             temperature: T.
-            queue: K, the number of negative keys; 65,536 in the paper.
-            momentum: m of the key network's moving average.
+            queue: K, the number of negative keys; 65,536 in the paper, 4,096 unless given, where `train` chooses by the
+                number of images.
+            momentum: m of the key network's moving average; 0.999 unless given, where `train` chooses by the steps.
             jigsaw: β, the jigsaw branch's share of the loss, in [0, 1); 0 leaves the branch out.
             head: of the instance and the jigsaw branch: linear, mlp, norm-linear or norm-mlp.
             out_features: d.
@@ -66,7 +69,7 @@ class InfoMin(Method):
         super().__init__(encoder, head, out_features, hidden)
         check_temperature(temperature)
         if not 0 <= jigsaw < 1:
-            raise ValueError(f"jigsaw={jigsaw} must be in [0, 1): it is the jigsaw branch's share of the loss")
+            raise UserError(f"jigsaw={jigsaw} must be in [0, 1): it is the jigsaw branch's share of the loss")
         check_splits(splits)
         self.temperature, self.queue, self.momentum, self.jigsaw = temperature, queue, momentum, jigsaw
         self.online, self.shuffle, self.splits = online, shuffle, splits
@@ -74,8 +77,8 @@ class InfoMin(Method):
         self.extra_views = 1 + self.plain_views
         if jigsaw:
             self.jigsaw_branch = JigsawHead(head, feature_size(encoder), out_features, hidden)
-        self.key = MomentumCopy(nn.Sequential(encoder, self.branch), momentum)
-        self.negatives = KeyQueue(queue, out_features)
+        self.key = MomentumCopy(nn.Sequential(encoder, self.branch), MOMENTUM if momentum is None else momentum)
+        self.negatives = KeyQueue(QUEUE if queue is None else queue, out_features)
         self._waiting: list[Tensor] = []
 
     def forward(
@@ -103,20 +106,25 @@ class InfoMin(Method):
     def _contrast(self, query: Float[Tensor, "B d"], key: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
         return contrast(query, key, self.negatives, self.temperature)
 
-    def check(self, batch: int, devices: int) -> None:
+    def check(self, batch: int, devices: int, images: int | None = None) -> None:
         """The queue takes a whole step's keys at once."""
-        super().check(batch, devices)
-        if self.queue < batch * devices:
-            raise ValueError(
+        super().check(batch, devices, images)
+        # Of a collection of few batches, what is not in this one is enough.
+        if self.queue is not None and self.queue < min(batch * devices, (images or math.inf) - batch * devices):
+            raise UserError(
                 f"method.queue={self.queue} is smaller than the batch of {batch * devices}: raise the queue"
             )
+
+    def set_queue(self, size: int) -> None:
+        """Begin anew with a queue of ``size`` keys; before the first step."""
+        self.queue, self.negatives = size, KeyQueue(size, self.out_features)
 
     def after_step(self, progress: float = 0.0) -> None:
         """Enqueue this step's keys, of all ranks, and move the key network."""
         for keys in self._waiting:
             self.negatives.enqueue(gather(keys))
         self._waiting.clear()
-        self.key.momentum = self.momentum
+        self.key.momentum = MOMENTUM if self.momentum is None else self.momentum
         self.key.update(nn.ModuleList([self.encoder, self.branch]))
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from crosslevel.utils.distributed import add, broadcast, gather, rank, world_size
+from crosslevel.utils.errors import UserError
 
 
 class InstanceBank(nn.Module):
@@ -33,7 +34,7 @@ class InstanceBank(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= momentum < 1:
-            raise ValueError(f"momentum={momentum} must be in [0, 1)")
+            raise UserError(f"momentum={momentum} must be in [0, 1)")
         self.momentum = momentum
         self.register_buffer("rows", F.normalize(torch.randn(images, features), dim=1).to(dtype))
 
@@ -73,7 +74,7 @@ class KeyQueue(nn.Module):
     def __init__(self, size: int, features: int = 128) -> None:
         super().__init__()
         if size < 1:
-            raise ValueError(f"queue={size} must hold at least one key")
+            raise UserError(f"queue={size} must hold at least one key")
         self.size = size
         self.register_buffer("keys", F.normalize(torch.randn(size, features), dim=1))
         self.register_buffer("position", torch.zeros((), dtype=torch.long))
@@ -99,7 +100,7 @@ class MomentumCopy(nn.Module):
     def __init__(self, module: nn.Module, momentum: float = 0.999) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum={momentum} must be in [0, 1]")
+            raise UserError(f"momentum={momentum} must be in [0, 1]")
         self.momentum = momentum
         self.twin = copy.deepcopy(module).requires_grad_(False)
 

@@ -10,6 +10,7 @@ The key k+ is another view of q's image, encoded by a moving average of the netw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +22,9 @@ from crosslevel.methods.base import Method, check_splits, check_temperature, enc
 from crosslevel.methods.memory import KeyQueue, MomentumCopy
 from crosslevel.models.heads import Head
 from crosslevel.utils.distributed import gather, shuffled, world_size
+from crosslevel.utils.errors import UserError
+
+MOMENTUM, QUEUE = 0.999, 4096
 
 
 class MoCo(Method):
@@ -34,8 +38,8 @@ class MoCo(Method):
         images: int | None = None,
         *,
         temperature: float = 0.2,
-        queue: int = 4096,
-        momentum: float = 0.999,
+        queue: int | None = None,
+        momentum: float | None = None,
         head: Head = "mlp",
         out_features: int = 128,
         hidden: int | None = None,
@@ -49,8 +53,8 @@ class MoCo(Method):
             encoder: the network that is trained.
             images: not used; the queue does not depend on the number of images.
             temperature: T; 0.07 in MoCo, 0.2 in MoCo v2.
-            queue: K, the number of negative keys.
-            momentum: m of the key network's moving average.
+            queue: K, the number of negative keys; 4,096 unless given, where `train` chooses by the number of images.
+            momentum: m of the key network's moving average; 0.999 unless given, where `train` chooses by the steps.
             head: linear, mlp, norm-linear or norm-mlp.
             out_features: d.
             hidden: units of an MLP head's hidden layer; the encoder's feature size unless given.
@@ -67,8 +71,8 @@ class MoCo(Method):
         self.temperature, self.momentum, self.queue, self.online = temperature, momentum, queue, online
         check_splits(splits)
         self.shuffle, self.splits = shuffle, splits
-        self.key = MomentumCopy(nn.Sequential(encoder, self.branch), momentum)
-        self.negatives = KeyQueue(queue, out_features)
+        self.key = MomentumCopy(nn.Sequential(encoder, self.branch), MOMENTUM if momentum is None else momentum)
+        self.negatives = KeyQueue(QUEUE if queue is None else queue, out_features)
         self._waiting: list[Tensor] = []
 
     def forward(
@@ -85,11 +89,12 @@ class MoCo(Method):
         ]
         return torch.stack(losses).mean()
 
-    def check(self, batch: int, devices: int) -> None:
+    def check(self, batch: int, devices: int, images: int | None = None) -> None:
         """The queue takes a whole step's keys at once."""
-        super().check(batch, devices)
-        if self.queue < batch * devices:
-            raise ValueError(
+        super().check(batch, devices, images)
+        # Of a collection of few batches, what is not in this one is enough.
+        if self.queue is not None and self.queue < min(batch * devices, (images or math.inf) - batch * devices):
+            raise UserError(
                 f"method.queue={self.queue} is smaller than the batch of {batch * devices}: raise the queue"
             )
 
@@ -97,12 +102,16 @@ class MoCo(Method):
         """The momentum network's unit features."""
         return encode_keys(self.key, view, self.splits, self.shuffle)
 
+    def set_queue(self, size: int) -> None:
+        """Begin anew with a queue of ``size`` keys; before the first step."""
+        self.queue, self.negatives = size, KeyQueue(size, self.out_features)
+
     def after_step(self, progress: float = 0.0) -> None:
         """Enqueue this step's keys, of all ranks, and move the key network."""
         for keys in self._waiting:
             self.negatives.enqueue(gather(keys))
         self._waiting.clear()
-        self.key.momentum = self.momentum
+        self.key.momentum = MOMENTUM if self.momentum is None else self.momentum
         self.key.update(nn.ModuleList([self.encoder, self.branch]))
 
 

@@ -21,6 +21,7 @@ from crosslevel.methods.base import Method, check_temperature
 from crosslevel.methods.memory import InstanceBank, ShardedBank
 from crosslevel.models.heads import Head
 from crosslevel.utils.distributed import gather
+from crosslevel.utils.errors import UserError
 
 
 class NPID(Method):
@@ -62,11 +63,11 @@ class NPID(Method):
         super().__init__(encoder, head, out_features, hidden)
         check_temperature(temperature)
         if images is None:
-            raise ValueError("NPID keeps a row for every image: it needs a source of known length; use MoCo instead")
+            raise UserError("NPID keeps a row for every image: it needs a source of known length; use MoCo instead")
         if negatives is not None and not 1 <= negatives < images:
-            raise ValueError(f"negatives={negatives} must be between 1 and the {images} images less one")
+            raise UserError(f"negatives={negatives} must be between 1 and the {images} images less one")
         if sharded and negatives is None:
-            raise ValueError("sharded=True needs negatives=m: the softmax over the whole bank would move all of it")
+            raise UserError("sharded=True needs negatives=m: the softmax over the whole bank would move all of it")
         self.images, self.temperature, self.negatives = images, temperature, negatives
         self.momentum, self.online, self.float16, self.sharded = momentum, online, float16, sharded
         whole = InstanceBank(images, out_features, momentum, torch.float16 if float16 else torch.float32)

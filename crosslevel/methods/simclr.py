@@ -16,38 +16,43 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.methods.base import Method, check_temperature
+from crosslevel.methods.base import Method, check_temperature, feature_size
 from crosslevel.models.heads import Head
 from crosslevel.utils.distributed import gather, rank
+
+WIDTH = 512  # units of the hidden layer of an encoder that has fewer features
 
 
 class SimCLR(Method):
     """Two views of an image attract each other; all other views in the batch, of all ranks, repel."""
 
-    sgd_rate: ClassVar[float] = 0.5  # a temperature of 0.5 makes gradients several times smaller than MoCo's
+    sgd_rate: ClassVar[float] = 0.5
 
     def __init__(
         self,
         encoder: nn.Module,
         images: int | None = None,
         *,
-        temperature: float = 0.5,
+        temperature: float = 0.2,
         head: Head = "mlp",
         out_features: int = 128,
         hidden: int | None = None,
+        batch_norm: bool = True,
     ) -> None:
         """Build the instance branch.
 
         Args:
             encoder: the network that is trained.
             images: not used; the batch is all that SimCLR compares.
-            temperature: T.
+            temperature: T; 0.5 in the paper's runs on CIFAR-10.
             head: linear, mlp, norm-linear or norm-mlp.
             out_features: d.
-            hidden: units of an MLP head's hidden layer; the encoder's feature size unless given.
+            hidden: units of an MLP head's hidden layer; the encoder's feature size, but at least 512, unless given.
+            batch_norm: normalize the hidden layer's batch, as the paper's code does.
 
         """
-        super().__init__(encoder, head, out_features, hidden)
+        super().__init__(encoder, head, out_features, hidden or max(WIDTH, feature_size(encoder)), batch_norm)
+        self.hidden, self.batch_norm = hidden, batch_norm
         check_temperature(temperature)
         self.temperature, self.online = temperature, 2
 

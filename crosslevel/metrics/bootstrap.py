@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from crosslevel.metrics.shots import Shots
+from crosslevel.utils.errors import UserError
 
 _DRAWS = 2**23  # images drawn at a time
 
@@ -87,7 +88,7 @@ def _resampled(
     """Some resamples at a time: how many images each group has in each, and the groups' sums of each of ``values``."""
     count = len(owner)
     if not count or not 0 < level < 1:
-        raise ValueError(f"{count} images, level={level}: give at least one image, and a level in (0, 1)")
+        raise UserError(f"{count} images, level={level}: give at least one image, and a level in (0, 1)")
     groups = int(owner.max()) + 1
     for part in torch.arange(resamples).split(max(1, _DRAWS // count)):
         drawn = torch.randint(count, (len(part), count), generator=generator)

@@ -10,6 +10,8 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
+from crosslevel.utils.errors import UserError
+
 
 def clusters(features: Float[Tensor, "N d"], count: int, seed: int = 0, starts: int = 5) -> Int64[Tensor, " N"]:
     """The best of several runs of k-means (scikit-learn's) on features of unit length.
@@ -25,7 +27,7 @@ def clusters(features: Float[Tensor, "N d"], count: int, seed: int = 0, starts: 
 
     """
     if not 1 <= count <= len(features):
-        raise ValueError(f"clusters={count} must be between 1 and the {len(features)} images")
+        raise UserError(f"clusters={count} must be between 1 and the {len(features)} images")
     unit = F.normalize(features.float(), dim=1).cpu().numpy()
     found = KMeans(count, n_init=starts, random_state=seed).fit_predict(unit)
     return torch.from_numpy(found).long()
@@ -39,7 +41,7 @@ def agreement(predicted: Int64[Tensor, " N"], labels: Int64[Tensor, " N"]) -> di
     (Kuhn 1955).
     """
     if len(predicted) != len(labels) or not len(labels):
-        raise ValueError(f"{len(predicted)} clusters, {len(labels)} labels: give as many of both, and at least one")
+        raise UserError(f"{len(predicted)} clusters, {len(labels)} labels: give as many of both, and at least one")
     a, b = predicted.cpu().numpy(), labels.cpu().numpy()
     return {
         "nmi": 100 * float(normalized_mutual_info_score(b, a)),

@@ -6,6 +6,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from crosslevel.metrics.nearest import nearest
+from crosslevel.utils.errors import UserError
 
 
 def weighted_knn(
@@ -36,11 +37,11 @@ def weighted_knn(
 
     """
     if k < 1 or temperature <= 0:
-        raise ValueError(f"k={k}, temperature={temperature}: both must be positive")
+        raise UserError(f"k={k}, temperature={temperature}: both must be positive")
     if len(bank) == 0 or bank.shape[1] != queries.shape[1]:
-        raise ValueError(f"the bank is {tuple(bank.shape)}, the queries are {tuple(queries.shape)}: they do not match")
+        raise UserError(f"the bank is {tuple(bank.shape)}, the queries are {tuple(queries.shape)}: they do not match")
     if len(labels) != len(bank) or int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise ValueError(f"labels must be {len(bank)} integers in [0, {classes})")
+        raise UserError(f"labels must be {len(bank)} integers in [0, {classes})")
     similarity, neighbours = nearest(queries, bank, k, chunk)
     # Relative to the nearest: the ranking is the same, and exp cannot overflow at small T.
     weight = ((similarity - similarity[:, :1]) / temperature).exp()

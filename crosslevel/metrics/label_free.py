@@ -19,6 +19,7 @@ from torch import Tensor
 
 from crosslevel.cld.grouping import spherical_kmeans
 from crosslevel.metrics.spectrum import alpha_req, effective_rank, lidar, rankme
+from crosslevel.utils.errors import UserError
 
 CLUSTERS = (8, 16, 32, 64, 128)
 NAMES = (
@@ -63,7 +64,7 @@ def scores(
     a, b = _pair(features_a, features_b)
     for name, other in (("group_a", group_a), ("instance_a", instance_a)):
         if other is not None and len(other) != len(a):
-            raise ValueError(f"{name}: {len(other)} features of {len(a)} images: give one of each")
+            raise UserError(f"{name}: {len(other)} features of {len(a)} images: give one of each")
     draws = generator or torch.Generator().manual_seed(0)
     found = retrieval(a, b, tracks)
     sets = clusterings(a, clusters, draws), clusterings(b, clusters, draws)
@@ -121,13 +122,25 @@ def retrieval(
         ValueError: tracks of other images, or a single one: nothing would be left to tell an image from.
 
     """
+    ranks = torch.cat([retrieval_ranks(a, b, tracks, chunk), retrieval_ranks(b, a, tracks, chunk)]).double()
+    return {"top1": float((ranks == 1).double().mean()), "mrr": float((1 / ranks).mean())}
+
+
+def retrieval_ranks(
+    a: Float[Tensor, "N d"], b: Float[Tensor, "N d"], tracks: Int64[Tensor, " N"] | None = None, chunk: int = 1024
+) -> Int64[Tensor, " N"]:
+    """The rank of each image's view ``b`` among all images' by similarity to its view ``a``, as `retrieval` has it.
+
+    Raises:
+        ValueError: as from `retrieval`.
+
+    """
     a, b = _pair(a, b)
     if tracks is not None and len(tracks) != len(a):
-        raise ValueError(f"{len(tracks)} tracks for {len(a)} images: give one an image")
+        raise UserError(f"{len(tracks)} tracks for {len(a)} images: give one an image")
     if tracks is not None and bool((tracks == tracks[0]).all()):
-        raise ValueError("all images are of one track: nothing is left to tell an image from")
-    ranks = torch.cat([_ranks(a, b, tracks, chunk), _ranks(b, a, tracks, chunk)]).double()
-    return {"top1": float((ranks == 1).double().mean()), "mrr": float((1 / ranks).mean())}
+        raise UserError("all images are of one track: nothing is left to tell an image from")
+    return _ranks(a, b, tracks, chunk)
 
 
 def _ranks(queries: Tensor, keys: Tensor, tracks: Tensor | None, chunk: int) -> Tensor:
@@ -191,9 +204,9 @@ def uniformity(features: Float[Tensor, "N d"], t: float = 2.0, most: int = 4096)
 def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both views as unit features in float32 on the CPU."""
     if a.ndim != 2 or a.shape != b.shape or len(a) < 4:
-        raise ValueError(f"the views are {tuple(a.shape)} and {tuple(b.shape)}: give two alike, of 4 images or more")
+        raise UserError(f"the views are {tuple(a.shape)} and {tuple(b.shape)}: give two alike, of 4 images or more")
     for name, x in (("a", a), ("b", b)):
         bad = int((~x.isfinite().all(1)).sum())
         if bad:
-            raise ValueError(f"view {name}: {bad} of {len(x)} features are not finite: the training diverged")
+            raise UserError(f"view {name}: {bad} of {len(x)} features are not finite: the training diverged")
     return F.normalize(a.detach().cpu().float(), dim=1), F.normalize(b.detach().cpu().float(), dim=1)

@@ -16,6 +16,8 @@ from sklearn.mixture import BayesianGaussianMixture
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
+from crosslevel.utils.errors import UserError
+
 DIMENSIONS = 16
 FITTED = 10_000  # tracks
 COMPARED = 2000  # tracks
@@ -113,7 +115,7 @@ def _counted(track_sizes: Int64[Tensor, " T"], batch_size: int) -> tuple[Tensor,
     sizes, times = track_sizes[track_sizes > 0].unique(return_counts=True)
     total = int((sizes * times).sum())
     if not total or batch_size < 1:
-        raise ValueError(f"{total} images in batches of {batch_size}: give at least one of each")
+        raise UserError(f"{total} images in batches of {batch_size}: give at least one of each")
     return sizes, times, total
 
 
@@ -227,5 +229,5 @@ def _log_choose(n: Float[Tensor, " T"], k: int) -> Float[Tensor, " T"]:
 def _there(sizes: Tensor) -> Float[Tensor, " k"]:
     there = sizes[sizes > 0].double()
     if not len(there):
-        raise ValueError("no group has an image")
+        raise UserError("no group has an image")
     return there

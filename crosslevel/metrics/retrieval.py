@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from crosslevel.utils.errors import UserError
+
 
 def retrieval(
     features: Float[Tensor, "N d"],
@@ -53,7 +55,7 @@ def ranked(
 
     """
     if len(labels) != len(features) or (tracks is not None and len(tracks) != len(features)):
-        raise ValueError(f"{len(features)} features, {len(labels)} labels: the lengths must agree")
+        raise UserError(f"{len(features)} features, {len(labels)} labels: the lengths must agree")
     unit = F.normalize(features, dim=1)
     asked = torch.arange(len(features), device=features.device) if queries is None else queries
     found: list[Tensor] = []
@@ -69,7 +71,7 @@ def ranked(
     table = torch.cat(found)
     table = table[table[:, -1] > 0]
     if not len(table):
-        raise ValueError("no query has another image of its label to find")
+        raise UserError("no query has another image of its label to find")
     return dict(zip([*(f"recall@{k}" for k in ranks), "map"], table.unbind(1), strict=False))
 
 

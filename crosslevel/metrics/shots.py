@@ -9,6 +9,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from crosslevel.utils.errors import UserError
+
 CONVENTION = (20, 100)
 """Fewer training images than the first: few-shot; more than the second: many-shot."""
 
@@ -49,7 +51,7 @@ def split_by_frequency(counts: Int64[Tensor, " C"], limits: tuple[int, int] | No
     """
     seen = counts[counts > 0]
     if limits is not None and limits[0] > limits[1]:
-        raise ValueError(f"shots={limits}: the first limit must not exceed the second")
+        raise UserError(f"shots={limits}: the first limit must not exceed the second")
     if limits is None:
         if len(seen) < 3 or int(seen.min()) == int(seen.max()):
             return None

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crosslevel.utils.errors import UserError
+
 
 def rankme(features: Float[Tensor, "N d"], epsilon: float = 1e-7) -> float:
     """RankMe: exp of the entropy of the singular values as shares of their sum, in [1, min(N, d)].
@@ -83,8 +85,8 @@ def _exp_entropy(values: Tensor, epsilon: float) -> float:
 
 def _checked(features: Tensor) -> Tensor:
     if features.ndim != 2 or not len(features):
-        raise ValueError(f"features are {tuple(features.shape)}: give (images, dimensions), at least one image")
+        raise UserError(f"features are {tuple(features.shape)}: give (images, dimensions), at least one image")
     bad = int((~features.isfinite().all(1)).sum())
     if bad:
-        raise ValueError(f"{bad} of {len(features)} features are not finite: the training diverged; lower the rate")
+        raise UserError(f"{bad} of {len(features)} features are not finite: the training diverged; lower the rate")
     return features.detach().cpu().double()

@@ -19,6 +19,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from crosslevel.utils.errors import NotThere, UserError
 from crosslevel.utils.files import write_tensors
 from crosslevel.utils.tensors import load_safetensors, load_tensors
 
@@ -125,7 +126,7 @@ class Encoder(nn.Module):
         """
         stem = getattr(self.backbone, "conv1", None)
         if not isinstance(self.backbone, ResNet) or not isinstance(stem, nn.Conv2d):
-            raise ValueError(f"encoder.small_images fits ResNets with a one-convolution stem, not {self.name}")
+            raise UserError(f"encoder.small_images fits ResNets with a one-convolution stem, not {self.name}")
         small = nn.utils.skip_init(nn.Conv2d, 3, stem.out_channels, 3, padding=1, bias=False)
         # From a generator of its own, the stem starts alike whether it is asked for or chosen later.
         draws = torch.Generator().manual_seed(torch.initial_seed())
@@ -156,18 +157,18 @@ def load_encoder(path: str | Path) -> Encoder:
     """
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"{path} has no {FILE}: give the folder of a run that `crosslevel train` finished")
+        raise NotThere(f"{path} has no {FILE}: give the folder of a run that `crosslevel train` finished")
     weights, about = load_safetensors(file)
     built = about.get("crosslevel")
     if built is None:
-        raise ValueError(f"{file} does not say how to build its network: it was not written by Crosslevel")
+        raise UserError(f"{file} does not say how to build its network: it was not written by Crosslevel")
     try:
         settings = json.loads(built)
         view = settings.pop("view")
         encoder = _filled(settings, weights)
         encoder.view = View(view["size"], tuple(view["mean"]), tuple(view["std"]))
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{file} says how to build another network than it holds: {error}") from error
+        raise UserError(f"{file} says how to build another network than it holds: {error}") from error
     return encoder.eval()
 
 
@@ -223,12 +224,12 @@ def load_weights(backbone: nn.Module, file: str | Path) -> str:
 
     """
     if not Path(file).is_file():
-        raise FileNotFoundError(f"encoder.weights={file}: there is no such file")
+        raise NotThere(f"encoder.weights={file}: there is no such file")
     mine, theirs = backbone.state_dict(), _strip(_read(Path(file)), set(backbone.state_dict()))
     fits = {k: v for k, v in theirs.items() if k in mine and v.shape == mine[k].shape}
     # Counters of batches have the same shape in every network, and say nothing.
     if all(k.endswith("num_batches_tracked") for k in fits):
-        raise ValueError(f"encoder.weights={file}: none of its {len(theirs)} keys fits the model's {len(mine)}")
+        raise UserError(f"encoder.weights={file}: none of its {len(theirs)} keys fits the model's {len(mine)}")
     backbone.load_state_dict(fits, strict=False)
     missing = sorted(k for k in mine if k not in fits and not k.endswith("num_batches_tracked"))
     unused = sorted(k for k in theirs if k not in fits)
@@ -239,21 +240,21 @@ def _create(name: str, zero_init_last: bool | None, image_size: int | None) -> n
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ": timm.list_models() has them all"
-        raise ValueError(f"encoder.name={name!r} is not a timm model{hint}")
+        raise UserError(f"encoder.name={name!r} is not a timm model{hint}")
     options: dict[str, Any] = {} if zero_init_last is None else {"zero_init_last": zero_init_last}
     if image_size is not None:
         options["img_size"] = image_size
     try:
         model: nn.Module = timm.create_model(name, num_classes=0, **options)
     except TypeError as error:
-        raise ValueError(f"encoder.name={name} does not take {' or '.join(options)}: leave it out") from error
+        raise UserError(f"encoder.name={name} does not take {' or '.join(options)}: leave it out") from error
     return model
 
 
 def _narrow(model: nn.Module, name: str, width: float, zero_init_last: bool | None) -> None:
     """Rebuild a ResNet with ``width`` times the channels, its stem included, in place."""
     if not isinstance(model, ResNet) or not isinstance(model.conv1, nn.Conv2d):
-        raise ValueError(f"encoder.width={width} is for ResNets with a one-convolution stem; {name} takes 1.0")
+        raise UserError(f"encoder.width={width} is for ResNets with a one-convolution stem; {name} takes 1.0")
     scale = _scaled(width)
     for parent in list(model.modules()):
         for key, child in list(parent.named_children()):
@@ -297,12 +298,12 @@ def _read(file: Path) -> dict[str, Tensor]:
             return load_safetensors(file)[0]
         read = load_tensors(file)
     except ValueError as error:
-        raise ValueError(f"encoder.weights={file}: not a file of weights: {error}") from error
+        raise UserError(f"encoder.weights={file}: not a file of weights: {error}") from error
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(read, dict) and isinstance(read.get(key), dict):
             read = read[key]
     if not isinstance(read, dict) or not any(isinstance(v, Tensor) for v in read.values()):
-        raise ValueError(f"encoder.weights={file}: it holds no dictionary of tensors")
+        raise UserError(f"encoder.weights={file}: it holds no dictionary of tensors")
     return {k: v for k, v in read.items() if isinstance(v, Tensor)}
 
 

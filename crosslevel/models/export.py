@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crosslevel.models.encoder import FILE, Encoder, load_encoder
+from crosslevel.utils.errors import MissingExtra, NotThere, UserError
+from crosslevel.utils.marks import verb
 
 Format = Literal["torchvision", "timm", "detectron2", "onnx"]
 
@@ -32,12 +34,14 @@ SHARED = (
 """The models that timm and torchvision build alike, and call alike."""
 
 
+@verb()
 def export(
     run: str,
-    format: Format | None = None,
+    format: Format = "timm",
     output: str | None = None,
     normalize: bool = False,
     seed: int = 0,
+    quiet: bool = False,
 ) -> Path:
     """Write an encoder for torchvision, timm, detectron2 or ONNX runtimes.
 
@@ -48,29 +52,29 @@ def export(
 
     Args:
         run: the folder of a run, or its encoder.safetensors.
-        format: torchvision, timm, detectron2 or onnx.
+        format: what is to read the file: torchvision, timm, detectron2 or onnx.
         output: the file: .pth or .pt; for timm also .safetensors; .pkl for detectron2; .onnx. A name beside the
             encoder unless given.
         normalize: for onnx: take RGB in [0, 1] and normalize inside; otherwise the images are normalized already.
         seed: of the random images.
+        quiet: print nothing.
 
     Returns:
         the file.
     """
-    if format is None or format not in _FORMATS:
-        asked = "--format is missing" if format is None else f"--format {format} is unknown"
-        raise ValueError(f"{asked}: give {', '.join(_FORMATS)}")
+    if format not in _FORMATS:
+        raise UserError(f"--format {format} is unknown: give {', '.join(_FORMATS)}")
     if normalize and format != "onnx":
-        raise ValueError(f"--normalize is for onnx: a file for {format} holds weights only")
+        raise UserError(f"--normalize is for onnx: a file for {format} holds weights only")
     endings, write = _FORMATS[format]
     beside = Path(run) if Path(run).is_dir() else Path(run).parent
     file = Path(output) if output else beside / f"encoder-{format}{endings[0]}"
     if file.suffix not in endings:
-        raise ValueError(f"--output {file}: a file for {format} ends in {' or '.join(endings)}")
+        raise UserError(f"--output {file}: a file for {format} ends in {' or '.join(endings)}")
     if file.resolve() == (beside / FILE).resolve():
-        raise ValueError(f"--output {file} is the encoder itself: give another name")
+        raise UserError(f"--output {file} is the encoder itself: give another name")
     if not file.parent.is_dir():
-        raise FileNotFoundError(f"--output {file}: there is no folder {file.parent}")
+        raise NotThere(f"--output {file}: there is no folder {file.parent}")
     encoder = load_encoder(run)
     unfinished = file.with_name(f".{file.stem}.unfinished{file.suffix}")
     try:
@@ -78,7 +82,7 @@ def export(
         os.replace(unfinished, file)
     finally:
         unfinished.unlink(missing_ok=True)
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, quiet=quiet)
     console.print(f"{encoder.name}, {encoder.num_features} features: {file}", highlight=False, markup=False)
     console.print(how, highlight=False, markup=False)
     return file
@@ -102,7 +106,7 @@ def for_torchvision(encoder: Encoder) -> dict[str, Tensor]:
         key for key in wanted.keys() | state.keys() if key not in state or wanted.get(key) != tuple(state[key].shape)
     )
     if other:
-        raise ValueError(f"{encoder.name} is not torchvision's {name}: {other[0]} differs: export to timm or onnx")
+        raise UserError(f"{encoder.name} is not torchvision's {name}: {other[0]} differs: export to timm or onnx")
     return state
 
 
@@ -136,9 +140,9 @@ def _plain(encoder: Encoder, program: str) -> str:
     """The name of a ResNet that ``program`` has too."""
     name = encoder.name.split(".", maxsplit=1)[0]
     if name not in SHARED:
-        raise ValueError(f"{encoder.name} has no counterpart in {program}: export it to timm or onnx")
+        raise UserError(f"{encoder.name} has no counterpart in {program}: export it to timm or onnx")
     if encoder.small_images:
-        raise ValueError(
+        raise UserError(
             f"{program}'s {name} has no stem for small images: export to timm or onnx, "
             "or train with --encoder.small_images false"
         )
@@ -241,7 +245,7 @@ def _write_onnx(encoder: Encoder, file: Path, normalize: bool, seed: int) -> str
     onnx.save(model, file)
     difference = _difference(runtime, network, file, size, seed)
     if not difference <= TOLERANCE:
-        raise ValueError(f"{file}: its features differ from the encoder's by {difference:.1e}: it is not kept")
+        raise UserError(f"{file}: its features differ from the encoder's by {difference:.1e}: it is not kept")
     return f"{says['input']}; features differ from the encoder's by at most {difference:.1e}"
 
 
@@ -268,7 +272,7 @@ def _needed(module: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise ImportError(f"--format onnx needs {module}: pip install 'crosslevel[export]'") from error
+        raise MissingExtra(f"--format onnx needs {module}: pip install 'crosslevel[export]'") from error
 
 
 _Writer = Callable[[Encoder, Path, bool, int], str]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
+
+from crosslevel.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Head = Literal["linear", "mlp", "norm-linear", "norm-mlp"]
 
@@ -32,7 +36,7 @@ def projection_head(
 
     """
     if kind not in get_args(Head):
-        raise ValueError(f"head={kind!r} is not one of {', '.join(get_args(Head))}")
+        raise UserError(f"head={kind!r} is not one of {', '.join(get_args(Head))}")
     width = hidden or in_features
     first: list[nn.Module] = []
     if kind.endswith("mlp"):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from crosslevel.utils.distributed import add, world_size
+from crosslevel.utils.errors import UserError
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -45,7 +46,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
-            raise ValueError(f"batch normalization needs (B, C, ...), not {tuple(input.shape)}")
+            raise UserError(f"batch normalization needs (B, C, ...), not {tuple(input.shape)}")
 
 
 class _Sum(torch.autograd.Function):
@@ -86,7 +87,7 @@ def synchronize(module: nn.Module, on_gpu: bool = False) -> None:
     """
     for place, norm in module.named_modules():
         if isinstance(norm, _BatchNorm) and type(norm) not in (*PLAIN, BatchNormAct2d, SyncBatchNorm, SyncBatchNormAct):
-            raise ValueError(
+            raise UserError(
                 f"sync_batchnorm cannot convert {place}, a {type(norm).__name__}: leave it out, or take another encoder"
             )
     if on_gpu:

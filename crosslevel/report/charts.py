@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from crosslevel.report.page import Block, cell
+from crosslevel.utils.errors import UserError
 
 Series = Mapping[str, Sequence[tuple[float, float]]]
 
@@ -67,7 +68,7 @@ def bars(heading: str, names: Sequence[str], values: Sequence[float], note: str 
 
     """
     if len(names) != len(values):
-        raise ValueError(f"bars {heading!r}: {len(names)} names, {len(values)} values: give one name a bar")
+        raise UserError(f"bars {heading!r}: {len(names)} names, {len(values)} values: give one name a bar")
     places = np.arange(len(values))
     heights = [value if math.isfinite(value) else 0.0 for value in values]
     with mpl.rc_context(_STYLE):

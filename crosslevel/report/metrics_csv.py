@@ -6,6 +6,8 @@ import csv
 from pathlib import Path
 from typing import Literal
 
+from crosslevel.utils.errors import UserError
+
 
 def read_metrics(csv_path: str | Path, x: Literal["epoch", "step"] = "epoch") -> dict[str, list[tuple[float, float]]]:
     """The columns of a run's ``metrics.csv`` as series of (x, value), empty cells left out.
@@ -20,7 +22,7 @@ def read_metrics(csv_path: str | Path, x: Literal["epoch", "step"] = "epoch") ->
     series: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if x not in row:
-            raise ValueError(f"{csv_path}: a row has no {x}: is this a metrics.csv?")
+            raise UserError(f"{csv_path}: a row has no {x}: is this a metrics.csv?")
         for name in row.keys() - {"epoch", "step"}:
             series.setdefault(name, []).append((row[x], row[name]))
     return dict(sorted(series.items()))
@@ -30,4 +32,4 @@ def _number(cell: str, column: str, line: int, path: str | Path) -> float:
     try:
         return float(cell)
     except ValueError:
-        raise ValueError(f"{path}, line {line}: {column} is {cell!r}, not a number") from None
+        raise UserError(f"{path}, line {line}: {column} is {cell!r}, not a number") from None

@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 import jinja2
 
+from crosslevel.utils.errors import UserError
+
 Best = Literal["max", "min"] | None
 
 
@@ -77,7 +79,7 @@ def table(
     marks = [best] * len(columns) if best is None or isinstance(best, str) else list(best)
     for name, entries in [("best", marks), *((f"row {i}", row) for i, row in enumerate(rows))]:
         if len(entries) != len(columns):
-            raise ValueError(f"{name} of table {heading!r} has {len(entries)} entries, need {len(columns)}")
+            raise UserError(f"{name} of table {heading!r} has {len(entries)} entries, need {len(columns)}")
     by_column = [[_plain(row[j]) for row in rows] for j in range(len(columns))]
     content = {
         "columns": columns,

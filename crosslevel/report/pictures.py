@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 
 from crosslevel.report.charts import scatter
 from crosslevel.report.page import Block
+from crosslevel.utils.errors import UserError
 
 # These two keep a page of usual content under 5 MB.
 THUMBNAIL, MAP_POINTS = 64, 2500  # pixels of a picture's longer side, points of a map
@@ -48,7 +49,7 @@ def image_rows(heading: str, rows: Sequence[ImageRow], note: str = "") -> Block:
     for row in rows:
         marks, outlines = row.marks or [""] * len(row.images), row.outlines or [None] * len(row.images)
         if not len(row.images) == len(marks) == len(outlines):
-            raise ValueError(
+            raise UserError(
                 f"row {row.caption!r}: {len(row.images)} images, {len(marks)} marks, "
                 f"{len(outlines)} outlines: give one of each an image, or None"
             )
@@ -81,7 +82,7 @@ def map2d(
     """
     for name, other in [("images", images), ("labels", labels)]:
         if other is not None and len(other) != len(points):
-            raise ValueError(f"map {heading!r}: {len(points)} points, {len(other)} {name}: give one a point")
+            raise UserError(f"map {heading!r}: {len(points)} points, {len(other)} {name}: give one a point")
     every = max(1, math.ceil(len(points) / MAP_POINTS))
     place = _unit_square(finite(points)[::every])
     kind = torch.zeros(len(place), dtype=torch.int64) if labels is None else labels.cpu().long()[::every]
@@ -110,7 +111,7 @@ def finite(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
     """The rows, on the CPU; ValueError where one is not finite."""
     bad = (~torch.isfinite(rows)).any(1).nonzero().flatten().tolist()
     if bad:
-        raise ValueError(f"{len(bad)} of {len(rows)} rows are not finite, row {bad[0]} first: leave them out")
+        raise UserError(f"{len(bad)} of {len(rows)} rows are not finite, row {bad[0]} first: leave them out")
     return rows.detach().cpu()
 
 
@@ -126,7 +127,7 @@ def _unit_square(points: Float[Tensor, "N 2"]) -> Float[Tensor, "N 2"]:
 def _shrink(images: UInt8[Tensor, "*N 3 h w"], most: int) -> UInt8[Tensor, "*N 3 h w"]:
     """Images of at most ``most`` pixels on their longer side; smaller ones as they are."""
     if images.dtype != torch.uint8 or images.ndim < 3 or images.shape[-3] != 3 or 0 in images.shape:
-        raise ValueError(f"an image is {images.dtype} {tuple(images.shape)}, need torch.uint8 (3, h, w)")
+        raise UserError(f"an image is {images.dtype} {tuple(images.shape)}, need torch.uint8 (3, h, w)")
     factor = most / max(images.shape[-2:])
     if factor >= 1:
         return images.cpu()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from crosslevel.report.pictures import ImageRow, finite
+from crosslevel.utils.errors import UserError
 
 
 def project(
@@ -29,7 +30,7 @@ def project(
 
     """
     if method not in ("tsne", "pca"):
-        raise ValueError(f"method={method!r} is not known: use 'tsne' or 'pca'")
+        raise UserError(f"method={method!r} is not known: use 'tsne' or 'pca'")
     x = finite(features).double()
     flat = torch.zeros(len(x), 2, dtype=torch.float64)
     if len(x):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from crosslevel.settings.kinds import plain
 from crosslevel.utils import files
 
 
@@ -25,17 +27,9 @@ def describe(thing: object, skip: tuple[str, ...] = ()) -> dict[str, Any]:
     return {name: plain(getattr(thing, name)) for name in names}
 
 
-def plain(value: Any) -> Any:
-    """``value`` as YAML has it: tuples become lists, paths strings."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def write(tree: dict[str, Any], file: Path) -> str:
-    """Write ``tree`` to ``file``, and return its text."""
+def write(tree: dict[str, Any], file: Path, notes: Sequence[str] = ()) -> str:
+    """Write ``tree`` to ``file``, after ``notes`` as comments, and return its text."""
     text: str = yaml.safe_dump(plain(tree), sort_keys=False, allow_unicode=True)
-    files.write(file, text)
+    told = "".join(f"# {' '.join(note.split())}\n" for note in notes)
+    files.write(file, told + text)
     return text

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from crosslevel.runs import Run
 from crosslevel.utils import files
+from crosslevel.utils.errors import MachineError, UserError
 from crosslevel.utils.tensors import load_tensors
 
 PARTS = {"state_dict", "optimizer_states", "callbacks", "epoch", "global_step"}
@@ -58,7 +59,7 @@ def write(run: Run, state: dict[str, Any], best: bool) -> None:
     leaves one of the two, whole.
 
     Raises:
-        OSError: it cannot be written, or not read back as it was written; ``last.ckpt`` is as it was.
+        MachineError: it cannot be written, or not read back as it was written; ``last.ckpt`` is as it was.
 
     """
     with files.replacing(run.last) as file:
@@ -80,10 +81,10 @@ def _save(state: dict[str, Any], file: BinaryIO, name: Path) -> None:
         if isinstance(cause, OSError):
             raise cause from error
         space = shutil.disk_usage(name.parent).free
-        raise OSError(f"{name} cannot be written ({space / 1e6:,.0f} MB are free on its disk)") from error
+        raise MachineError(f"{name} cannot be written ({space / 1e6:,.0f} MB are free on its disk)") from error
     damage = damage_of(file)
     if damage:
-        raise OSError(f"{name}: what was written is not what is read back ({damage}): check the disk")
+        raise MachineError(f"{name}: what was written is not what is read back ({damage}): check the disk")
 
 
 def damage_of(file: str | os.PathLike[str] | BinaryIO) -> str:
@@ -102,20 +103,19 @@ def read(run: Run) -> dict[str, Any]:
     """The tree of ``last.ckpt``, of tensors and plain values.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, or no checkpoint; the line names a whole one beside it, if there is one.
+        UserError: it is missing, damaged or no checkpoint; the line names a whole one beside it, if there is one.
 
     """
     if not run.last.is_file():
         hint = _offer(run) or "there is nothing to resume; start the run anew"
-        raise FileNotFoundError(f"{run.last} does not exist: {hint}")
+        raise UserError(f"{run.last} does not exist: {hint}")
     damage = damage_of(run.last)
     try:
         state = _tree(run.last)
     except ValueError as error:
-        raise ValueError(f"{error}; {_offer(run) or _NOTHING}") from error
+        raise UserError(f"{error}; {_offer(run) or _NOTHING}") from error
     if damage:
-        raise ValueError(f"{run.last} is {damage}; {_offer(run) or _NOTHING}")
+        raise UserError(f"{run.last} is {damage}; {_offer(run) or _NOTHING}")
     return state
 
 
@@ -123,7 +123,7 @@ def _tree(file: Path) -> dict[str, Any]:
     state = load_tensors(file, mmap=True)
     lacks = PARTS - state.keys() if isinstance(state, dict) else PARTS
     if lacks:
-        raise ValueError(f"{file} is no checkpoint of a run: it lacks {', '.join(sorted(lacks))}")
+        raise UserError(f"{file} is no checkpoint of a run: it lacks {', '.join(sorted(lacks))}")
     return dict(state)
 
 
@@ -141,14 +141,14 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
     """Load ``state`` into ``module``.
 
     Raises:
-        ValueError: it is of other parts, or of other sizes; the message names the first.
+        UserError: it is of other parts, or of other sizes; the message names the first.
 
     """
     own = module.state_dict()
     for name in sorted(own.keys() | state.keys()):
         theirs, mine = (list(tree[name].shape) if name in tree else "missing" for tree in (state, own))
         if theirs != mine:
-            raise ValueError(
+            raise UserError(
                 f"{file} does not fit: {name} is {theirs} in it and {mine} here: it was begun with other images or "
                 "settings; take those again, or start a new run"
             )

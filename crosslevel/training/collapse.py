@@ -15,6 +15,7 @@ from crosslevel.utils.console import say
 
 FEW_DIRECTIONS = 2.0  # untrained networks, the narrowest too, have more than 4
 ONE_GROUP = 0.9  # of a batch's images
+SETTLING = 20  # steps: where an epoch is one step, the warm-up may be shorter than what a network needs to begin
 
 
 def symptoms(figures: Mapping[str, float], batch_size: int, features: int, groups: int | None) -> dict[str, str]:
@@ -64,8 +65,8 @@ def _ungrouped(figures: Mapping[str, float], batch_size: int, groups: int) -> st
 class CollapseWatch:
     """One line on the console and in warnings.txt for each kind of collapse, once.
 
-    What the steps of the warm-up show is not judged: a network that has hardly begun is allowed to see little. Of a run
-    that is continued, what was seen up to its checkpoint is kept.
+    What the steps of the warm-up show, and the first `SETTLING`, is not judged: a network that has hardly begun is
+    allowed to see little. Of a run that is continued, what was seen up to its checkpoint is kept.
     """
 
     def __init__(self, log: Log, run: Run, module: Pretrain, console: Console) -> None:
@@ -82,7 +83,7 @@ class CollapseWatch:
     def look(self, batch: int) -> None:
         """Judge the newest figures, if they are of this step, whose ``batch`` had so many images."""
         step, cld = self.module.step, self.module.cld
-        if step <= self.module.warmup_steps or self.log.recorded != step:
+        if step <= max(self.module.warmup_steps, SETTLING) or self.log.recorded != step:
             return
         images = batch if cld is None or cld.last is None else len(cld.last.a.assignment)
         groups = None if cld is None or cld.last is None else len(cld.last.a.sizes)

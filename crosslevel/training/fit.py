@@ -91,8 +91,7 @@ def fit(
 
     Raises:
         NotFinite: the loss is no longer a number.
-        FileNotFoundError: there is no checkpoint to continue from.
-        ValueError: a batch normalization that cannot be synchronized, or a checkpoint that is damaged or does not fit.
+        UserError: a batch normalization that cannot be synchronized; a checkpoint that is missing, damaged or unfit.
         OSError: a file cannot be written, or a process that decodes images has died.
 
     """
@@ -243,7 +242,8 @@ def _fabric(hardware: Hardware, devices: int) -> Fabric:
     if on_gpu:
         torch.backends.cudnn.benchmark = True
     # Lightning's banners are for its own users; ours get one line about device and precision.
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for name in ("lightning.fabric", "lightning.fabric.utilities.rank_zero", "lightning_utilities.core.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
     return Fabric(
         accelerator="gpu" if on_gpu else hardware.device.type,

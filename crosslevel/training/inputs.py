@@ -22,7 +22,7 @@ from crosslevel.training.monitor import Which, monitor_of
 from crosslevel.transforms.views import Views
 from crosslevel.utils.console import say
 from crosslevel.utils.device import Hardware
-from crosslevel.utils.errors import BadImage
+from crosslevel.utils.errors import BadImage, UserError
 
 Order = Literal["shuffled", "natural"]
 LARGEST_VIEW = 224  # pixels: the usual size, where the images are larger
@@ -50,13 +50,13 @@ def length(source: Images | ImageStream, epoch_size: int | None) -> int | None:
     """The number of images; None for a stream, which needs ``epoch_size`` instead."""
     if isinstance(source, Images):
         if epoch_size is not None:
-            raise ValueError(
+            raise UserError(
                 f"epoch_size={epoch_size} is for streams: an epoch of {source.name} is all of its {len(source):,} "
                 "images: leave it out"
             )
         return len(source)
     if epoch_size is None:
-        raise ValueError(
+        raise UserError(
             f"{source.name}: nobody knows how many images a stream has before they are read: "
             "give --epoch_size N, the images that count as one epoch"
         )
@@ -70,7 +70,7 @@ def prepared(
     side, square = _typical_shape(source.some(32) if isinstance(source, ImageStream) else source)
     views.adapt(encoder.fixed_size or min(LARGEST_VIEW, max(32, side // 32 * 32)))
     if encoder.fixed_size not in (None, views.size):
-        raise ValueError(
+        raise UserError(
             f"views.size={views.size} does not suit {encoder.name}, which is built for {encoder.fixed_size} pixels: "
             "leave it out, or give encoder.image_size"
         )
@@ -97,12 +97,12 @@ def batches_of(
     """The batches of a whole training.
 
     Raises:
-        ValueError: a stream in another order than its own.
+        UserError: a stream in another order than its own.
 
     """
     if isinstance(source, ImageStream):
         if order != "shuffled":
-            raise ValueError(f"order={order}: the images of a stream come in an order of their own: leave it out")
+            raise UserError(f"order={order}: the images of a stream come in an order of their own: leave it out")
         return StreamBatches(source, batch_size, epoch_size or 0, crops=views.crops, **how)
     crops = None if isinstance(source, InMemoryImages) else views.crops
     return TrainBatches(source, batch_size, crops=crops, order=order, **how)

@@ -20,6 +20,7 @@ from crosslevel.metrics.label_free import NAMES
 from crosslevel.runs import Run
 from crosslevel.utils import files
 from crosslevel.utils.console import say
+from crosslevel.utils.errors import UserError
 
 COLUMNS = (
     "step", "epoch", "loss", "instance_loss", "group_loss", "lr", "group_agreement", "groups_used", "largest_group",
@@ -107,13 +108,13 @@ def read_rows(file: Path, step: int) -> list[dict[str, str]]:
     A row that a kill cut off, zeros that a cut of power left, and whatever else is no row of numbers is left out.
 
     Raises:
-        ValueError: the file does not begin with the names of its columns.
+        UserError: the file does not begin with the names of its columns.
 
     """
     head, *lines = file.read_bytes().split(b"\n")
     names = head.decode(errors="replace").rstrip("\r").split(",")
     if "step" not in names:
-        raise ValueError(f"{file} has no columns of a run's figures in its first line: move it away to go on")
+        raise UserError(f"{file} has no columns of a run's figures in its first line: move it away to go on")
     rows = []
     for line in lines[:-1]:  # what comes after the last end of a line is no line
         cells = line.decode(errors="replace").rstrip("\r").split(",")

@@ -15,7 +15,7 @@ from crosslevel.methods import Method
 from crosslevel.methods.base import encode_in_parts
 from crosslevel.models.encoder import Encoder
 from crosslevel.transforms.views import Views
-from crosslevel.utils.errors import NotFinite
+from crosslevel.utils.errors import NotFinite, UserError
 
 Optimizer = Literal["sgd", "adamw", "lars"]
 
@@ -74,7 +74,7 @@ class Pretrain(nn.Module):
         online = views[: self.method.online]
         features = [encode_in_parts(self.encoder, view, self.method.splits) for view in online]
         instance = self.method(views, features, batch.index)
-        group = self.cld(features[0], features[1]) if self.cld is not None else instance.new_zeros(())
+        group = self.cld.weight * self.cld(*features[:2]) if self.cld is not None else instance.new_zeros(())
         loss: Tensor = instance + group
         self.seen = {"loss": loss.detach(), "instance_loss": instance.detach()}
         if self.cld is not None:
@@ -142,13 +142,13 @@ def share_hidden(method: Method, cld: CrossLevel) -> None:
     """Let both heads have the hidden layer in common and fork at the last one.
 
     Raises:
-        ValueError: their heads have no such layer, or of different size.
+        UserError: their heads have no such layer, or of different size.
 
     """
     a, b = method.branch, cld.branch
     same = len(a) == len(b) == 3 and a[0].weight.shape == b[0].weight.shape
     if not same:
-        raise ValueError(
+        raise UserError(
             f"share_hidden needs two MLP heads alike: method.head={method.head} has {_layers(a)}, cld.head={cld.head} "
             f"has {_layers(b)}"
         )

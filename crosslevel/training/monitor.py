@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Int64
@@ -24,15 +24,28 @@ from crosslevel.metrics import label_free
 from crosslevel.metrics.knn import weighted_knn
 from crosslevel.metrics.spectrum import effective_rank
 from crosslevel.models.encoder import Encoder, frozen
+from crosslevel.runs import Unreadable
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
-from crosslevel.utils.errors import SourceError
+from crosslevel.utils.errors import SourceError, UserError
 
 Which = Literal["knn", "label_free", "both"]
 Measure = Callable[[], dict[str, float]]
 
 PROBED, PIXELS = 2000, 50_000_000  # images that scores are of, and how many pixels they may have together
 PIECES = 4  # into at least so many a track is cut that would leave too little to tell its images from
+
+
+class Watch(Protocol):
+    """Another program's eye on a run."""
+
+    def part(self, source: Images) -> Images:
+        """What of ``source``, which has no labels, is trained on."""
+
+    def monitor(
+        self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware, unreadable: Unreadable
+    ) -> Measure | None:
+        """What is measured at the end of an epoch, and logged; ``unreadable`` takes what cannot be read for it."""
 
 
 def monitor_of(
@@ -47,11 +60,11 @@ def monitor_of(
     """The figures that ``which`` asks for; of the kNN accuracy, None where the source has no labels.
 
     Raises:
-        ValueError: kNN accuracy is asked for and cannot be.
+        UserError: kNN accuracy is asked for and cannot be.
 
     """
     if which is not None and which != "label_free" and source.labels is None:
-        raise ValueError(f"--monitor {which} needs labels, {source.name} has none: give --monitor label_free")
+        raise UserError(f"--monitor {which} needs labels, {source.name} has none: give --monitor label_free")
     if which is None:
         which = "label_free" if source.labels is None else "knn"
     measures = []
@@ -133,7 +146,7 @@ def told_apart(images: InMemoryImages) -> Int64[Tensor, " N"]:
 def near_tracks(images: InMemoryImages) -> Int64[Tensor, " N"]:
     """Which images are near-duplicates by their pixels, for images whose tracks nobody knows."""
     small = tvf.resize(images.data, [SIDE, SIDE], antialias=True)
-    return detect.tracks(len(images), detect.duplicate_pairs(small).index)
+    return detect.tracks(len(images), detect.duplicate_pairs(small).images)
 
 
 def _projected(method: Method, features: Tensor) -> Tensor:
@@ -146,9 +159,7 @@ def knn_monitor(encoder: Encoder, source: Images, hardware: Hardware, seed: int)
     """KNN accuracy of 1,000 images among 5,000 others, no track on both sides, and their rank; None if not."""
     if source.labels is None or len(source) < 20:
         return None
-    draws = torch.Generator().manual_seed(seed)
-    tracks = getattr(source, "tracks", None)
-    queries, others = _apart(torch.arange(len(source)) if tracks is None else tracks, draws)
+    queries, others = held_apart(source, seed)
     if not len(queries):
         return None
     part, classes = take(source, torch.cat([queries, others])), int(source.labels.max()) + 1
@@ -170,8 +181,10 @@ def knn_monitor(encoder: Encoder, source: Images, hardware: Hardware, seed: int)
     return measure
 
 
-def _apart(tracks: Int64[Tensor, " N"], draws: torch.Generator) -> tuple[Int64[Tensor, " Q"], Int64[Tensor, " M"]]:
+def held_apart(images: Images, seed: int) -> tuple[Int64[Tensor, " Q"], Int64[Tensor, " M"]]:
     """Some images of every sixth track, and some of the others: at most 1,000 and 5,000."""
+    draws = torch.Generator().manual_seed(seed)
+    tracks = torch.arange(len(images)) if images.tracks is None else images.tracks
     names, owner = tracks.unique(return_inverse=True)
     place = torch.randperm(len(names), generator=draws)[owner]
     order = torch.randperm(len(tracks), generator=draws)

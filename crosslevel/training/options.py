@@ -1,4 +1,4 @@
-"""The settings of a training, in groups; what is left open is chosen in one place, `resolve`."""
+"""The settings of a training, in groups; what is left open is chosen in one place, `plan.settle`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from typing import Any
 
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.uri import Source
-from crosslevel.methods import Method
 from crosslevel.settings.describe import describe
 from crosslevel.training.inputs import Order
 from crosslevel.training.module import Optimizer
 from crosslevel.training.monitor import Which
 from crosslevel.training.parts import Parts
 from crosslevel.utils.device import Device, Hardware
-
-BASE_RATES = {"adamw": 1e-3, "lars": 0.3}  # at 256 images a batch; SGD's is the method's own
-BASE_DECAYS = {"sgd": 5e-4, "adamw": 0.05, "lars": 1e-6}
 
 
 @dataclass(frozen=True)
@@ -37,8 +33,10 @@ class Data:
 class Optimization:
     """How long, and in which steps."""
 
-    epochs: int
-    batch_size: int
+    epochs: float | None
+    minutes: float | None
+    epoch_size: int | None
+    batch_size: int | None
     optimizer: Optimizer
     lr: float | None
     weight_decay: float | None
@@ -72,7 +70,7 @@ class Logging:
 class Resolved:
     """An `Optimization` with nothing left open."""
 
-    epochs: int
+    epochs: float
     batch_size: int
     optimizer: Optimizer
     lr: float
@@ -80,40 +78,14 @@ class Resolved:
     warmup_epochs: float
 
 
-def resolve(wanted: Optimization, method: Method, devices: int) -> Resolved:
-    """Choose what was left open, by what is known before the training.
-
-    Raises:
-        ValueError: epochs and warm-up that cannot be.
-
-    """
-    epochs, warmup = wanted.epochs, wanted.warmup_epochs
-    if epochs < 1 or (warmup is not None and not 0 <= warmup <= epochs):
-        raise ValueError(f"epochs={epochs}, warmup_epochs={warmup}: give at least one epoch, and no longer a warm-up")
-    rate = BASE_RATES.get(wanted.optimizer, method.sgd_rate) * wanted.batch_size * devices / 256
-    return Resolved(
-        epochs,
-        wanted.batch_size,
-        wanted.optimizer,
-        rate if wanted.lr is None else wanted.lr,
-        BASE_DECAYS[wanted.optimizer] if wanted.weight_decay is None else wanted.weight_decay,
-        warmup_of(epochs, warmup),
-    )
-
-
-def warmup_of(epochs: int, given: float | None) -> float:
-    """The epochs in which the learning rate rises: a tenth of all, at most 5, unless given."""
-    return min(5.0, epochs / 10) if given is None else given
-
-
 def workers_of(given: int | None) -> int:
     """Processes that decode: one a core, at most 8, unless given."""
     return min(8, os.cpu_count() or 1) if given is None else given
 
 
-def figures_every(epochs: int, given: int | None) -> int:
+def figures_every(epochs: float, given: int | None) -> int:
     """Epochs between figures of the features: a tenth of all, unless given."""
-    return max(1, epochs // 10) if given is None else given
+    return max(1, int(epochs) // 10) if given is None else given
 
 
 def tree(
@@ -124,6 +96,7 @@ def tree(
         "images": data.images.absolute().text,
         **{name: parts.settings[name] for name in ("encoder", "cld", "views", "method")},
         "epochs": steps.epochs,
+        "minutes": None,
         "epoch_size": data.epoch_size,
         "batch_size": steps.batch_size,
         "optimizer": steps.optimizer,

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from crosslevel.cld.loss import CrossLevel
-from crosslevel.methods import METHODS, Method, MoCo
+from crosslevel.methods import METHODS, USUAL, Method
 from crosslevel.models.encoder import Encoder
 from crosslevel.settings import describe as settings
 from crosslevel.training.module import share_hidden as share
 from crosslevel.transforms.views import Views
+from crosslevel.utils.errors import UserError
 
 MakeEncoder = Callable[[], Encoder]
 MakeCLD = Callable[[int], CrossLevel]
@@ -59,34 +60,35 @@ class Parts:
         """What a command line needs, besides the run's settings, to name a method that is not Crosslevel's."""
         return "" if type(self.method) in METHODS.values() else f" --method {self.settings['method']['class_path']}"
 
-    def check(self, batch: int, devices: int) -> None:
+    def check(self, batch: int, devices: int, images: int | None = None) -> None:
         """Refuse, before anything is trained, what would fail in the first step.
 
         Args:
             batch: images a step, on each device.
             devices: how many of them.
+            images: of the collection; None where nobody knows.
 
         Raises:
             ValueError: parts that do not fit each other or the batch, with what to change.
 
         """
         if batch < 2:
-            raise ValueError(f"batch_size={batch} leaves nothing to compare with: give at least 2")
-        self.method.check(batch, devices)
+            raise UserError(f"batch_size={batch} leaves nothing to compare with: give at least 2")
+        self.method.check(batch, devices, images)
         name, piece = type(self.method).__name__, self.method.piece_size(self.views.size)
         if piece is not None and self.encoder.fixed_size not in (None, piece):
-            raise ValueError(
+            raise UserError(
                 f"{name}'s patches are {piece} pixels, {self.encoder.name} is built for {self.encoder.fixed_size}: "
                 "give --method.jigsaw 0 or a convolutional encoder"
             )
         points = batch * (devices if self.cld is not None and self.cld.gather else 1)
         if self.cld is not None and self.cld.groups is not None and self.cld.groups > points:
-            raise ValueError(
+            raise UserError(
                 f"cld.groups={self.cld.groups} exceeds the batch of {points} images: lower groups or raise batch_size"
             )
         needed, drawn = self.method.views - self.method.plain_views, len(self.views.augments)
         if 1 < drawn < needed:
-            raise ValueError(
+            raise UserError(
                 f"views.preset={self.views.preset} has {drawn} different views, {name} "
                 f"{'with CLD ' if self.cld is not None else ''}needs {needed}: choose a preset of one, such as mocov2"
             )
@@ -114,7 +116,7 @@ def bases(
 
 
 def assemble(made: Bases, method: MakeMethod | None, images: int | None, share_hidden: bool) -> Parts:
-    """Add the method, MoCo unless given, and fit all parts to each other.
+    """Add the method, the usual one unless given, and fit all parts to each other.
 
     Args:
         made: the other parts; ``encoder`` and ``views`` know the size of the views by now.
@@ -126,7 +128,8 @@ def assemble(made: Bases, method: MakeMethod | None, images: int | None, share_h
         ValueError: heads that cannot share a layer, or settings that a part refuses.
 
     """
-    chosen = (method or MoCo)(made.encoder, images)
+    build: Callable[..., Method] = method or METHODS[USUAL]
+    chosen = build(made.encoder, images)
     branch = made.cld if made.cld is not None and made.cld.weight else None
     tree = {
         "encoder": settings.describe(made.encoder),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import shlex
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from torch import nn
@@ -27,6 +28,7 @@ from crosslevel.settings import describe
 from crosslevel.training import report as pages
 from crosslevel.training.fit import Batches, Outcome, fit
 from crosslevel.training.inputs import (
+    LOOKED_AT,
     Feed,
     Order,
     batches_of,
@@ -37,39 +39,32 @@ from crosslevel.training.inputs import (
     watching,
 )
 from crosslevel.training.module import Optimizer, Pretrain
-from crosslevel.training.monitor import Measure, Which
+from crosslevel.training.monitor import Measure, Watch, Which
 from crosslevel.training.options import (
     Data,
     Logging,
     Optimization,
-    Resolved,
     Runtime,
     figures_every,
-    resolve,
     tree,
     workers_of,
 )
 from crosslevel.training.parts import Bases, Parts, assemble, bases
+from crosslevel.training.plan import Plan, settle
+from crosslevel.training.verdict import verdict
 from crosslevel.transforms.views import Views
 from crosslevel.utils.console import say
-from crosslevel.utils.device import Device, Hardware, Precision, choose
+from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.distributed import wait
-from crosslevel.utils.errors import Interrupted
+from crosslevel.utils.errors import Interrupted, SourceError, UserError
+from crosslevel.utils.marks import verb
 from crosslevel.utils.processes import local_rank, refuse_tasks
 
 
-class Watch(Protocol):
-    """Another program's eye on a run."""
-
-    def part(self, source: Images) -> Images:
-        """What of ``source``, which has no labels, is trained on."""
-
-    def monitor(
-        self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware, unreadable: Unreadable
-    ) -> Measure | None:
-        """What is measured at the end of an epoch, and logged; ``unreadable`` takes what cannot be read for it."""
-
-
+@verb(
+    "method", "run", "epochs", "minutes", "batch_size", "recipe", "config", "resume", "encoder.name", "views.preset",
+    "cld.weight", "lr", "device", "devices", "seed",
+)  # fmt: skip
 def train(
     images: str,
     encoder: Callable[[], Encoder] = Encoder,
@@ -77,9 +72,10 @@ def train(
     views: Callable[[], Views] = Views,
     method: Callable[[nn.Module, int | None], Method] | None = None,
     run: str | None = None,
-    epochs: int = 100,
+    epochs: float | None = None,
+    minutes: float | None = None,
     epoch_size: int | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     optimizer: Optimizer = "sgd",
     lr: float | None = None,
     weight_decay: float | None = None,
@@ -101,6 +97,7 @@ def train(
     checkpoint_minutes: float = 10,
     report_html: bool = True,
     resume: str | None = None,
+    quiet: bool = False,
     *,
     watch: Watch | None = None,
 ) -> Path:
@@ -118,12 +115,15 @@ def train(
         encoder: the network.
         cld: the group branch (CLD); --cld.weight 0 turns it off.
         views: how random views are drawn.
-        method: the instance branch: MoCo (the default), InfoMin, SimCLR, BYOL or NPID; --method.help MoCo lists its
+        method: the instance branch: SimCLR (the default), MoCo, InfoMin, BYOL or NPID; --method.help MoCo lists its
             settings.
         run: the run's folder; runs/ and a name made of source and method unless given.
-        epochs: passes over the images.
+        epochs: passes over the images, or a part of one; chosen by their number unless given (as is all that has no
+            default here: the first lines say what was chosen and why, and so does config.yaml).
+        minutes: in place of epochs, how long the training may take; a few steps on this machine tell how many epochs
+            that is.
         epoch_size: images that count as an epoch of a stream, which has no known number of images.
-        batch_size: images a step, on each device.
+        batch_size: images a step, on each device; at most 256, fewer of a small collection, unless given.
         optimizer: sgd (momentum 0.9), adamw or lars.
         lr: the highest learning rate; all devices' batch / 256 times 0.001 (adamw), 0.3 (lars), or for sgd 0.06 (as in
             the recipes of Wang et al. 2021; SimCLR: 0.5), unless given.
@@ -149,6 +149,7 @@ def train(
         checkpoint_minutes: most minutes between checkpoints within an epoch.
         report_html: write report.html at the end.
         resume: folder of a run to continue, with its own settings.
+        quiet: print nothing.
         watch: what is trained on, and what is measured in place of kNN accuracies; no option.
 
     From Python, ``encoder``, ``cld`` and ``views`` are what makes these parts, such as
@@ -165,35 +166,38 @@ def train(
         OSError: something cannot be read or written.
 
     """
-    began, console, rank = time.monotonic(), Console(soft_wrap=True), local_rank()
+    began, console, rank = time.monotonic(), Console(soft_wrap=True, quiet=quiet), local_rank()
     data = Data(parse(images), data_root, crops, epoch_size, order, memory, workers_of(workers))
-    wanted = Optimization(epochs, batch_size, optimizer, lr, weight_decay, warmup_epochs)
+    wanted = Optimization(epochs, minutes, epoch_size, batch_size, optimizer, lr, weight_decay, warmup_epochs)
     runtime = Runtime(device, choose(device, precision), devices, sync_batchnorm, seed, rank)
     refuse_tasks()
     made = bases(encoder, cld, views, seed)
     _announce(console, runtime, made)
     feed = _feed(data, made, watch, console)
     parts = assemble(made, method, feed.known, share_hidden)
-    batches = _batches(feed, parts, data, batch_size, runtime)
-    parts.check(batches.batch_size, devices)
-    steps = resolve(wanted, parts.method, devices)
+    plan = settle(parts, wanted, feed, lambda size: _batches(feed, parts, data, size, runtime), runtime)
     logging = Logging(
-        log_every, monitor or usual_monitor(feed.source), figures_every(epochs, monitor_every), checkpoint_minutes,
-        report_html,
+        log_every, monitor or usual_monitor(feed.source), figures_every(plan.optimization.epochs, monitor_every),
+        checkpoint_minutes, report_html,
     )  # fmt: skip
     with claimed(run, f"{data.images.short}-{parts.kind}", resume, rank) as folder:
         if resume is not None:
             say(console, _continued(folder, feed, parts))
         elif rank == 0:
-            _keep(folder, feed, data, tree(data, steps, runtime, logging, parts, share_hidden))
-        say(console, _overview(feed, parts, batches, folder))
+            settings = tree(data, plan.optimization, runtime, logging, parts, share_hidden)
+            _keep(folder, feed, data, settings, plan)
+        say(console, _overview(feed, parts, plan, folder))
+        for choice in plan.choices if resume is None else ():
+            say(console, f"chosen: {choice}")
         unreadable = Unreadable(feed.bad, folder.path, rank, resume is not None)
         measure = _measure(watch, monitor, logging, parts, feed, runtime, unreadable)
-        module = _module(parts, batches, steps, runtime)
-        outcome = _fit(module, parts, batches, runtime, logging, folder, unreadable, measure, resume, console)
+        module = _module(parts, plan, runtime)
+        outcome = _fit(module, parts, plan.batches, runtime, logging, folder, unreadable, measure, resume, console)
         wait()
         if rank == 0:
             _finish(folder, parts, feed, data, runtime, logging, outcome, unreadable, console)
+            if outcome.finished and watch is None:
+                _compare(parts.encoder, feed, runtime, console)
             _farewell(folder, parts, feed, data, outcome, (time.monotonic() - began) / 60, console)
     if outcome.signal is not None and not outcome.finished:
         raise Interrupted(outcome.signal, str(folder))
@@ -235,24 +239,24 @@ def _continued(folder: Run, feed: Feed, parts: Parts) -> str:
     """
     changed = folder.changed_images(feed.opened)
     if changed and parts.method.per_image:
-        raise ValueError(
+        raise UserError(
             f"{changed}: {type(parts.method).__name__} remembers each image, and cannot go on with others: bring them "
             "back, or start a new run"
         )
     return changed and f"{changed}: it goes on with those of now, not as it would have"
 
 
-def _keep(folder: Run, feed: Feed, data: Data, settings: dict[str, Any]) -> None:
+def _keep(folder: Run, feed: Feed, data: Data, settings: dict[str, Any], plan: Plan) -> None:
     """Note the settings and the images that the run begins with, and of a part the list: its source may change."""
-    describe.write(settings, folder.config)
+    describe.write(settings, folder.config, [f"chosen: {choice}" for choice in plan.choices])
     folder.keep_images(feed.opened)
     if isinstance(feed.opened, Images) and data.images.has_subset:
         write_list(feed.opened, folder.subset)
 
 
-def _overview(feed: Feed, parts: Parts, batches: Batches, folder: Run) -> str:
+def _overview(feed: Feed, parts: Parts, plan: Plan, folder: Run) -> str:
     views = f"{parts.views.count} views of {parts.views.size} pixels"
-    return f"{counted(feed.source)}, {len(batches):,} steps an epoch, {views}; {parts.described}; run: {folder}"
+    return f"{counted(feed.source)}, {len(plan.batches):,} steps an epoch, {views}; {parts.described}; run: {folder}"
 
 
 def _measure(
@@ -271,11 +275,11 @@ def _measure(
     return watching(monitor, parts.encoder, parts.method, parts.cld, feed.source, runtime.hardware, runtime.seed)
 
 
-def _module(parts: Parts, batches: Batches, steps: Resolved, runtime: Runtime) -> Pretrain:
+def _module(parts: Parts, plan: Plan, runtime: Runtime) -> Pretrain:
+    chosen = plan.optimization
     return Pretrain(
-        parts.encoder, parts.method, parts.cld, parts.views, steps=steps.epochs * len(batches),
-        warmup_steps=round(steps.warmup_epochs * len(batches)), optimizer=steps.optimizer, lr=steps.lr,
-        weight_decay=steps.weight_decay, seed=runtime.seed,
+        parts.encoder, parts.method, parts.cld, parts.views, steps=plan.steps, warmup_steps=plan.warmup_steps,
+        optimizer=chosen.optimizer, lr=chosen.lr, weight_decay=chosen.weight_decay, seed=runtime.seed,
     )  # fmt: skip
 
 
@@ -329,6 +333,18 @@ def _finish(
             cld.gather = False  # the other ranks are not here
         following = _following(folder, feed, data)
         pages.write(folder, parts.encoder, cld, feed.source, runtime.hardware, runtime.seed, following)
+
+
+def _compare(encoder: Encoder, feed: Feed, runtime: Runtime, console: Console) -> None:
+    """Say in one line what the training was worth, beside raw pixels and the untrained network."""
+    try:
+        shown = feed.source.some(LOOKED_AT) if isinstance(feed.source, ImageStream) else feed.source
+        found = verdict(encoder, shown, runtime.hardware, runtime.seed)
+    except SourceError as error:
+        warnings.warn(f"the features are not compared with raw pixels: {error}", stacklevel=2)
+        return
+    if found is not None:
+        say(console, found.line())
 
 
 def _farewell(

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from crosslevel.transforms.randaugment import draw_operations
+from crosslevel.utils.errors import UserError
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """The columns of ``Draw.factors`` and the values of ``Draw.order``."""
@@ -36,7 +37,7 @@ class Augment:
         saturation: likewise.
         hue: shift uniform in [-hue, hue] of the circle; at most 0.5.
         grayscale: probability of dropping the colour.
-        blur: probability of a Gaussian blur; the kernel is the odd number next to a tenth of the size.
+        blur: probability of a Gaussian blur; its kernel holds four standard deviations to either side.
         blur_sigma: smallest and largest standard deviation of the blur in pixels.
         randaugment: operations of RandAugment an image, after the blur and before the colour is dropped.
         magnitude: of RandAugment's operations, in [0, 10].
@@ -73,13 +74,13 @@ class Augment:
         for name, (low, high) in {**ranges, **strengths, "hue": (0.0, 0.5), "magnitude": (0.0, 10.0)}.items():
             value = getattr(self, name)
             if not low <= value <= high:
-                raise ValueError(f"{name}={value} is outside its range: choose a number in [{low}, {high}]")
+                raise UserError(f"{name}={value} is outside its range: choose a number in [{low}, {high}]")
         if self.randaugment < 0:
-            raise ValueError(f"randaugment={self.randaugment}: give the number of operations, 0 for none")
+            raise UserError(f"randaugment={self.randaugment}: give the number of operations, 0 for none")
         for name, most in (("scale", 1.0), ("ratio", math.inf), ("blur_sigma", math.inf)):
             first, last = getattr(self, name)
             if not 0 < first <= last <= most:
-                raise ValueError(f"{name}=({first}, {last}): give smallest and largest, above 0 and at most {most}")
+                raise UserError(f"{name}=({first}, {last}): give smallest and largest, above 0 and at most {most}")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from itertools import groupby
 from typing import Any, final
 
@@ -18,6 +19,7 @@ from crosslevel.transforms import grouped as parts
 from crosslevel.transforms import randaugment
 from crosslevel.transforms.parameters import Augment, Draw, draw, draw_box
 from crosslevel.transforms.presets import PLAIN, PRESETS
+from crosslevel.utils.errors import UserError
 
 
 @final
@@ -31,6 +33,7 @@ class Views(nn.Module):
 
     Args:
         preset: ``simclr``, ``mocov2``, ``byol``, ``infomin``, ``cifar`` or ``none`` (no randomness: a centred square).
+            Default: cifar, or what ``choose`` is told.
         size: height and width of a view in pixels. Default: 32, or what ``adapt`` is told.
         scale: smallest and largest area of the crop, as a share of the image. Default: the preset's.
         flip: probability of a horizontal flip. Default: the preset's.
@@ -59,7 +62,7 @@ class Views(nn.Module):
 
     def __init__(
         self,
-        preset: str = "cifar",
+        preset: str | None = None,
         size: int | None = None,
         scale: tuple[float, float] | None = None,
         flip: float | None = None,
@@ -79,11 +82,8 @@ class Views(nn.Module):
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
     ) -> None:
         super().__init__()
-        if preset not in PRESETS:
-            nearest = get_close_matches(preset, PRESETS, n=1, cutoff=0.0)[0]
-            raise ValueError(f"preset={preset!r} is unknown: did you mean {nearest!r}? One of {', '.join(PRESETS)}")
         if (size is not None and size < 4) or min(std) <= 0:
-            raise ValueError(f"size={size}, std={std}: a view needs 4 pixels or more, and every std above 0")
+            raise UserError(f"size={size}, std={std}: a view needs 4 pixels or more, and every std above 0")
         given: dict[str, Any] = {
             "scale": scale,
             "flip": flip,
@@ -101,11 +101,25 @@ class Views(nn.Module):
             "erase": erase,
         }
         changes = {name: value for name, value in given.items() if value is not None}
-        self.augments = tuple(replace(augment, **changes) for augment in PRESETS[preset])
-        self.preset, self.mean, self.std, self.count, self.plain = preset, mean, std, 2, 0
+        self._changes, self.chosen = changes, preset is not None
+        self.choose(preset or "cifar", self.chosen)
+        self.mean, self.std, self.count, self.plain = mean, std, 2, 0
         self._given, self.size, self._open = given, size or 32, size is None
         self.register_buffer("_mean", torch.tensor(mean), persistent=False)
         self.register_buffer("_std", torch.tensor(std), persistent=False)
+
+    def choose(self, preset: str, chosen: bool = True) -> None:
+        """Draw views as ``preset`` does, but for the settings that were given; ``chosen`` says whether that is settled.
+
+        Raises:
+            ValueError: the preset is unknown, or does not allow the settings.
+
+        """
+        if preset not in PRESETS:
+            nearest = get_close_matches(preset, PRESETS, n=1, cutoff=0.0)[0]
+            raise UserError(f"preset={preset!r} is unknown: did you mean {nearest!r}? One of {', '.join(PRESETS)}")
+        self.augments = tuple(replace(augment, **self._changes) for augment in PRESETS[preset])
+        self.preset, self.chosen = preset, chosen
 
     def adapt(self, size: int) -> None:
         """Draw views of ``size`` pixels, where the size was left open."""
@@ -185,7 +199,7 @@ class Views(nn.Module):
         expected = (self.count, 3, self.size, self.size)
         if images.dtype != torch.uint8 or (shape[1:] != expected if cropped else shape[1:2] != (3,)):
             crops = ", ".join(map(str, expected))
-            raise ValueError(f"images are {images.dtype} {shape}: give uint8 (B, 3, H, W), or crops (B, {crops})")
+            raise UserError(f"images are {images.dtype} {shape}: give uint8 (B, 3, H, W), or crops (B, {crops})")
 
     def _views(
         self, images: UInt8[Tensor, "B *V 3 H W"], places: list[int], augment: Augment, drawn: list[Draw]
@@ -193,6 +207,7 @@ class Views(nn.Module):
         """The views with the numbers ``places``, all by the same ``augment``."""
         cropped, count = images.ndim == 5, len(images)
         most = parts.chunk_length(images, self.size)
+        blurred = partial(op.gaussian_blur, taps=op.blur_taps(self.size, augment.blur_sigma[1]))
         views = torch.empty(len(places) * count, 3, self.size, self.size, device=images.device)
         if cropped:
             images = images[:, places[0] : places[-1] + 1].transpose(0, 1).flatten(0, 1)
@@ -204,7 +219,7 @@ class Views(nn.Module):
             else:
                 x = op.crop_resize(pixels, part.boxes, self.size, part.flip)
             x = part.change_colors(x, augment)
-            part.on(part.blur, x, op.gaussian_blur, part.sigma)
+            part.on(part.blur, x, blurred, part.sigma)
             randaugment.apply_(x, part.operations, part.levels, self._mean)
             part.on(part.grayscale, x, op.to_grayscale)
             part.on(part.solarize, x, lambda chosen: op.solarize(chosen, chosen.new_full((len(chosen),), 0.5)))

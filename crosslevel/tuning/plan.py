@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.tuning.search_space import Range
+from crosslevel.utils.errors import UserError
 
 Sampler = Literal["tpe", "random"]
 BEAT, GRACE = 20.0, 120.0  # seconds between signs of life, and without one until a worker counts as dead
@@ -52,5 +53,5 @@ def url(storage: str | None, folder: Path) -> str:
         return f"sqlite:///{(folder / 'study.db').resolve()}"
     scheme, mark, rest = storage.partition("://")
     if not mark:
-        raise ValueError(f"--storage {storage}: give an address such as postgresql://user:password@host/database")
+        raise UserError(f"--storage {storage}: give an address such as postgresql://user:password@host/database")
     return f"postgresql+psycopg://{rest}" if scheme in ("postgresql", "postgres") else storage

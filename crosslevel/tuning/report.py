@@ -26,6 +26,7 @@ from crosslevel.tuning import finals
 from crosslevel.tuning import search_space as ranges
 from crosslevel.tuning.plan import Plan
 from crosslevel.tuning.trials import cost, outcome, spent
+from crosslevel.utils.errors import UserError
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -68,7 +69,7 @@ def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], conso
     if best is None:
         kinds = ", ".join(f"{n} {kind}" for kind, n in _counts(trials).items())
         last = trials[-1].user_attrs.get("reason", "")
-        raise ValueError(f"no trial came to its end ({kinds}), the last one: {last}; {plan.folder / TABLE} has all")
+        raise UserError(f"no trial came to its end ({kinds}), the last one: {last}; {plan.folder / TABLE} has all")
     for line in (f"{verdict(trials, plan, best)} {page} shows more; next:", f"  {following(plan)}"):
         console.print(line, highlight=False, markup=False)
 
@@ -96,7 +97,7 @@ def best_settings(settings: Mapping[str, Any], parameters: Mapping[str, Any]) ->
     for name, value in parameters.items():
         part, _, last = name.rpartition(".")
         place = tree if not part else tree[part].setdefault("init_args", {}) if part == "method" else tree[part]
-        place[last] = ranges.read(value) if isinstance(value, str) else value
+        place[last] = ranges.written(value) if isinstance(value, str) else value
     return tree
 
 

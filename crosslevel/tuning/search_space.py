@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import inspect
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from types import UnionType
-from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple
 
 import yaml
 
-from crosslevel.settings import parser as commands
-from crosslevel.settings import trust
-from crosslevel.training.options import BASE_RATES
+from crosslevel.settings import signature, trust
+from crosslevel.settings.command import Command
+from crosslevel.settings.kinds import Kind, read, takes
+from crosslevel.training import defaults
 from crosslevel.training.train import train
+from crosslevel.utils.errors import UserError
 
 FORMS = "LOW:HIGH, LOW:HIGH:log or A,B,C"
 MACHINE = (
@@ -59,7 +57,7 @@ def parse(texts: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Range]
         settings: of `train`, as a tree.
 
     Raises:
-        ValueError: an unknown parameter, with the nearest names; a range that is none, or that `train` does not take.
+        UserError: an unknown parameter, with the nearest names; a range that is none, or that `train` does not take.
 
     """
     types, found = parameters(settings), {}
@@ -67,26 +65,20 @@ def parse(texts: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Range]
         name, equals, told = text.partition("=")
         name = name.strip().removeprefix("--")
         if not equals or not told.strip():
-            raise ValueError(f"--search {text}: give NAME=RANGE, where the range is {FORMS}")
+            raise UserError(f"--search {text}: give NAME=RANGE, where the range is {FORMS}")
         if name not in types:
-            raise ValueError(f"--search {text}: {_unknown(name, types)}")
+            raise UserError(f"--search {text}: {_unknown(name, types)}")
         if name in found:
-            raise ValueError(f"--search {text}: {name} is searched twice: give one range for it")
+            raise UserError(f"--search {text}: {name} is searched twice: give one range for it")
         found[name] = _range(text, told.strip(), types[name])
-        _check(text, name, found[name], settings)
+        _check(text, name, types[name], found[name])
     return found
 
 
-def parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Every parameter of `train` that can be searched, those of the chosen method included, and its type."""
-    known = {
-        action.dest: getattr(action, "_typehint", None)
-        for action in _parser()._actions
-        if getattr(action, "_typehint", None) is not None and not action.dest.endswith(".help")
-    }
-    hints = get_type_hints(chosen(settings).__init__)
-    names = list(inspect.signature(chosen(settings)).parameters)[2:]
-    known |= {f"method.{name}": hints.get(name, str) for name in names}
+def parameters(settings: Mapping[str, Any]) -> dict[str, Kind]:
+    """Every parameter of `train` that can be searched, those of the chosen method included, and its kind."""
+    known = {name: option.kind for name, option in _command().options.items()}
+    known |= {f"method.{o.name}": o.kind for o in signature.of_method(settings["method"]["class_path"])}
     return {name: kind for name, kind in known.items() if name not in FIXED}
 
 
@@ -105,10 +97,10 @@ def value_at(settings: Mapping[str, Any], name: str) -> Any:
     value = (tree.get("init_args") or {}).get(last) if part == "method" else tree.get(last)
     batch = settings["batch_size"]
     if value is None and name == "cld.groups":
-        return max(2, round(0.75 * batch))
+        return defaults.groups(batch).value
     if value is None and name == "lr":
-        rate = BASE_RATES.get(settings["optimizer"], chosen(settings).sgd_rate)
-        return rate * batch * settings["devices"] / 256
+        rate = chosen(settings).sgd_rate
+        return defaults.learning_rate(settings["optimizer"], rate, batch * settings["devices"]).value
     return value
 
 
@@ -170,11 +162,11 @@ def shown(searched: Range) -> str:
 
 
 @cache
-def _parser() -> commands.Parser:
-    return commands.build(train)
+def _command() -> Command:
+    return Command.of_function(train)
 
 
-def _unknown(name: str, types: Mapping[str, Any]) -> str:
+def _unknown(name: str, types: Mapping[str, Kind]) -> str:
     if name in MACHINE:
         return f"{name} is not searched: it changes where and how a training runs, not what it learns"
     if name in FIXED:
@@ -185,27 +177,27 @@ def _unknown(name: str, types: Mapping[str, Any]) -> str:
     return f"train has no setting {name!r}: {hint}"
 
 
-def _range(text: str, told: str, kind: Any) -> Range:
-    whole = _takes(kind, int) and not _takes(kind, float)
+def _range(text: str, told: str, kind: Kind) -> Range:
+    whole = takes(kind, "int") and not takes(kind, "float")
     if ":" not in told:
         choices = tuple(choice.strip() for choice in _apart(told) if choice.strip())
         if len(set(choices)) < 2 or len(set(choices)) < len(choices):
-            raise ValueError(f"--search {text}: give at least two different choices, or {FORMS}")
+            raise UserError(f"--search {text}: give at least two different choices, or {FORMS}")
         return choices
     low, high, *more = told.split(":")
-    if not (_takes(kind, int) or _takes(kind, float)):
-        raise ValueError(f"--search {text}: it is no number: give choices, A,B,C")
+    if not (takes(kind, "int") or takes(kind, "float")):
+        raise UserError(f"--search {text}: it is no number: give choices, A,B,C")
     try:
         first, last = (int(n) if whole else float(n) for n in (low, high))
     except ValueError as error:
-        raise ValueError(f"--search {text}: the ends must be {'whole ' if whole else ''}numbers: {FORMS}") from error
+        raise UserError(f"--search {text}: the ends must be {'whole ' if whole else ''}numbers: {FORMS}") from error
     numbers = Numbers(first, last, more == ["log"], whole)
     if more not in ([], ["log"]):
-        raise ValueError(f"--search {text}: {':'.join(more)!r} is not log: give {FORMS}")
+        raise UserError(f"--search {text}: {':'.join(more)!r} is not log: give {FORMS}")
     if not (math.isfinite(numbers.low) and math.isfinite(numbers.high) and numbers.low < numbers.high):
-        raise ValueError(f"--search {text}: the first number must be smaller than the second")
+        raise UserError(f"--search {text}: the first number must be smaller than the second")
     if numbers.log and numbers.low <= 0:
-        raise ValueError(f"--search {text}: a logarithmic range begins above 0")
+        raise UserError(f"--search {text}: a logarithmic range begins above 0")
     return numbers
 
 
@@ -221,36 +213,18 @@ def _apart(told: str) -> list[str]:
     return parts
 
 
-def _takes(kind: Any, wanted: type) -> bool:
-    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    return wanted in members
-
-
-def _check(text: str, name: str, searched: Range, settings: Mapping[str, Any]) -> None:
-    """Whether train's own parser takes the ends, or every choice."""
-    values = [str(number) for number in searched[:2]] if isinstance(searched, Numbers) else list(searched)
-    method = settings["method"]["class_path"]
-    for value in values:
-        said = io.StringIO()
-        try:
-            with contextlib.redirect_stderr(said):
-                _parser().parse_args(["--method", method, f"--{name}={value}", "--", "images"])
-        except SystemExit as error:
-            why = (
-                said.getvalue()
-                .strip()
-                .removeprefix("crosslevel train: ")
-                .removesuffix(" (see crosslevel train --help)")
-            )
-            raise ValueError(f"--search {text}: {value}: {why}") from error
+def _check(text: str, name: str, kind: Kind, searched: Range) -> None:
+    """Whether train takes the ends, or every choice."""
+    for value in map(str, searched[:2]) if isinstance(searched, Numbers) else searched:
+        read(kind, value, f"--search {text}: --{name} {value}")
 
 
 def matches(choice: str, value: object) -> bool:
     """Whether a choice, as it is written, is this value."""
-    return bool(read(choice) == value)
+    return bool(written(choice) == value)
 
 
-def read(choice: str) -> Any:
+def written(choice: str) -> Any:
     """A choice as the value that it is: YAML as the command line reads it, where 1e-3 is a number."""
     try:
         value = yaml.safe_load(choice)

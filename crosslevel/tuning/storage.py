@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 
 from crosslevel.tuning.plan import Plan
 from crosslevel.tuning.sampler import Fresh, pruner
+from crosslevel.utils.errors import MissingExtra, UserError
 
 PATIENCE = 60.0  # seconds for a database that is away
 SILENT = 60  # seconds until a machine that says nothing loses the lock of all
@@ -46,7 +47,7 @@ def patiently(plan: Plan, call: Callable[[], Result], patience: float = PATIENCE
                 raise
             began = time.monotonic() if began is None else began
             if plan.stop.is_set() or time.monotonic() - began + pause > patience:
-                raise ValueError(f"{shown(plan)}: the study cannot be reached: {_reason(error)}") from error
+                raise UserError(f"{shown(plan)}: the study cannot be reached: {_reason(error)}") from error
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
 
@@ -87,10 +88,10 @@ def opened(plan: Plan, tries: int = 8) -> optuna.Study:
         except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
             # Other studies' workers that make the same tables at the same time get in each other's way.
             if attempt == tries - 1:
-                raise ValueError(f"{shown(plan)}: the study cannot be opened: {_reason(error)}") from error
+                raise UserError(f"{shown(plan)}: the study cannot be opened: {_reason(error)}") from error
             time.sleep(0.1 * (attempt + 1))
         except ModuleNotFoundError as error:
-            raise ImportError(f"{error.name} is missing: pip install 'crosslevel[tune]'") from error
+            raise MissingExtra(f"{error.name} is missing: pip install 'crosslevel[tune]'") from error
     raise AssertionError("unreachable")
 
 
@@ -109,7 +110,7 @@ def _made(plan: Plan) -> optuna.Study:
     elif before != json.loads(json.dumps(plan.agreed)):
         names = [k for k in sorted({*before, *plan.agreed}) if before.get(k) != plan.agreed.get(k)]
         told = ", ".join(f"{k}={before.get(k)}, not {plan.agreed.get(k)}" for k in names)
-        raise ValueError(f"{plan.folder}: its study began with other settings: {told}: give another --output")
+        raise UserError(f"{plan.folder}: its study began with other settings: {told}: give another --output")
     return study
 
 

@@ -25,6 +25,7 @@ from crosslevel.tuning.sampler import distributions
 from crosslevel.tuning.storage import locked, locked_everywhere, locked_file, opened, patiently
 from crosslevel.tuning.trial import Failed
 from crosslevel.tuning.trials import outcome, spent, twin
+from crosslevel.utils.errors import UserError
 
 Training = Callable[[int, dict[str, Any]], Iterator[dict[str, Any]]]
 """A trial's number and parameters to the scores after each epoch; raises `Failed`. Closing it stops it."""
@@ -210,12 +211,12 @@ class Search:
 
     def _give_up(self, ended: FrozenTrial) -> None:
         if ended.number == 0 and outcome(ended) == "refused":
-            raise ValueError(ended.user_attrs["reason"])
+            raise UserError(ended.user_attrs["reason"])
         done = [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and outcome(t) != "repeated"]
         last = [(outcome(t), t.user_attrs.get("reason")) for t in done[-ABANDONED:]]
         bad = [kind in ("failed", "refused") or (kind == "killed" and why not in CUT_OFF) for kind, why in last]
         if len(bad) == ABANDONED and all(bad):
-            raise ValueError(f"{ABANDONED} trials in a row failed, the last one: {ended.user_attrs.get('reason')}")
+            raise UserError(f"{ABANDONED} trials in a row failed, the last one: {ended.user_attrs.get('reason')}")
 
     def _frozen(self, trial: Trial) -> FrozenTrial:
         return next(t for t in self.study.get_trials(deepcopy=False) if t.number == trial.number)

@@ -26,7 +26,7 @@ from crosslevel.data.loaders.batches import pack
 from crosslevel.data.subsets.select import stretches, take, unlabelled
 from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder
-from crosslevel.runs import Unreadable
+from crosslevel.runs import Run, Unreadable
 from crosslevel.settings import parser as commands
 from crosslevel.training.collapse import symptoms
 from crosslevel.training.monitor import PIECES, scored, told_apart
@@ -92,7 +92,7 @@ def training(
         _kill(process)
         for pipe in (process.stdin, process.stdout):
             _close(pipe)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # large, and no trial is continued
+        shutil.rmtree(Run(folder).checkpoints, ignore_errors=True)  # large, and no trial is continued
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

@@ -20,20 +20,26 @@ from crosslevel.data.open import open_unlabelled
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.uri import parse
 from crosslevel.settings import describe as settings
-from crosslevel.settings import parser as commands
 from crosslevel.settings import trust
-from crosslevel.training.options import warmup_of
+from crosslevel.training import defaults
 from crosslevel.training.train import train
 from crosslevel.tuning import report as results
 from crosslevel.tuning import search_space as ranges
 from crosslevel.tuning import trial
 from crosslevel.tuning.plan import Plan, url
+from crosslevel.utils.device import choose
+from crosslevel.utils.errors import MissingExtra, UserError
+from crosslevel.utils.marks import verb, with_options_of
 
 if TYPE_CHECKING:
     from crosslevel.tuning.study import Search
 
 
-@commands.with_options_of(train, but=("images", "run", "resume"))
+@with_options_of(train, but=("images", "run", "resume"))
+@verb(
+    "search", "output", "budget", "trials", "jobs", "storage", "finalists", "method", "recipe", "config", "epochs",
+    "batch_size", "encoder.name", "device", "seed",
+)  # fmt: skip
 def tune(
     images: str,
     search: list[str] | None = None,
@@ -85,7 +91,7 @@ def tune(
     console = Console(soft_wrap=True)
     plan = _plan(images, search, output, budget, trials, storage, sampler, pruning, finalists, settings, console)
     if jobs < 1:
-        raise ValueError(f"jobs={jobs}: give at least 1")
+        raise UserError(f"jobs={jobs}: give at least 1")
     searching = study.Search(plan)
     try:
         _say(console, f"{plan.folder}: {results.summary(searching.study, plan)}")
@@ -108,7 +114,7 @@ def _study() -> Any:
     try:
         from crosslevel.tuning import study  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise ImportError(f"{error.name} is missing: pip install 'crosslevel[tune]'") from error
+        raise MissingExtra(f"{error.name} is missing: pip install 'crosslevel[tune]'") from error
     return study
 
 
@@ -125,22 +131,29 @@ def _plan(
     given: dict[str, Any],
     console: Console,
 ) -> Plan:
-    epochs = given["epochs"]
     budget = (12.0 if trials is None else float("inf")) if budget is None else budget
-    if not budget >= 1 or (trials is not None and trials < 1) or epochs < 1:
-        raise ValueError(f"budget={budget:g}, trials={trials}, epochs={epochs}: give at least one full training")
+    epochs = given["epochs"]
+    if not budget >= 1 or (trials is not None and trials < 1) or (epochs is not None and epochs < 1):
+        raise UserError(f"budget={budget:g}, trials={trials}, epochs={epochs}: give at least one full training")
+    if given["minutes"] is not None:
+        raise UserError(f"minutes={given['minutes']:g}: trials are compared after the same epochs: give --epochs")
     if finalists is None:
         finalists = max(0, int(budget // 4) - 1) if math.isfinite(budget) else 0
     if finalists and not math.isfinite(budget):
-        raise ValueError(f"finalists={finalists}: they are trained out of a budget: give --budget")
+        raise UserError(f"finalists={finalists}: they are trained out of a budget: give --budget")
     if finalists < 0 or (finalists and finalists + 2 > budget):
-        raise ValueError(
+        raise UserError(
             f"finalists={finalists}, budget={budget:g}: their trainings, one for the settings as given, and one of the "
             "search have to fit: give more --budget or fewer --finalists"
         )
     crops = None if given["crops"] is None else Crops(**given["crops"])
     source = open_unlabelled(images, data_root=given["data_root"], crops=crops)
     part, _ = trial.divided(source, given["seed"])
+    # All trials have these in common: they are chosen once, by the number of images that a trial trains on.
+    given["epochs"] = epochs = math.ceil(epochs or defaults.epochs(len(part)).value)
+    batch = defaults.batch_size(len(part), epochs, given["devices"], choose(given["device"]).device.type)
+    given["batch_size"] = given["batch_size"] or batch.value
+    warmup = given["warmup_epochs"]
     space = ranges.parse(search, given) if search else ranges.usual(given, len(part))
     whose = _whose(images, source)
     folder = Path(output) if output else Path("runs") / "tune" / f"{_name(images, given)}-{whose[-6:]}"
@@ -171,7 +184,8 @@ def _plan(
         folder=folder, storage=url(storage, folder), space=space, start=starts, epochs=epochs, budget=budget,
         trials=trials, sampler=sampler, pruning=pruning, seed=given["seed"], agreed=agreed, as_given=not beyond,
         finalists=finalists,
-        warmup=max(warmup_of(epochs, given["warmup_epochs"]), epochs / 3), images=len(source), bad=bad,
+        warmup=max(defaults.warmup_epochs(epochs).value if warmup is None else warmup, epochs / 3),
+        images=len(source), bad=bad,
     )  # fmt: skip
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from crosslevel.utils.processes import local_rank
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def say(console: Console, line: str) -> None:

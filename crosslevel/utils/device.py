@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
+from crosslevel.utils.errors import UserError
+
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
@@ -32,14 +34,14 @@ def choose(device: Device = "auto", precision: Precision = "auto") -> Hardware:
 
     """
     if device not in get_args(Device) or precision not in get_args(Precision):
-        raise ValueError(
+        raise UserError(
             f"device={device}, precision={precision}: take one of {get_args(Device)}, {get_args(Precision)}"
         )
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         device = "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
     if not available[device]:
-        raise ValueError(f"device={device} is not available here: leave it at auto, or check your PyTorch installation")
+        raise UserError(f"device={device} is not available here: leave it at auto, or check your PyTorch installation")
     found, fast, because = _describe(device)
     chosen = precision if precision != "auto" else "bf16" if fast else "fp32"
     reason = because if precision == "auto" else "as asked"

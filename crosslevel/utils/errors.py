@@ -1,32 +1,47 @@
-"""Errors that a user meets: one line each that says what is wrong and what to do."""
+"""Errors that a user meets: one line each that says what is wrong and what to do.
+
+Only these are shown as one line without a traceback: an error of another library is a fault, whatever its class.
+"""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 
-class NotFinite(RuntimeError):
-    """The loss is no longer a number; the message says what was seen."""
+
+class CrosslevelError(Exception):
+    """What Crosslevel itself has to say; the message is whole as it stands."""
 
 
-class SourceError(ValueError):
+class UserError(CrosslevelError, ValueError):
+    """Something that was asked for cannot be done: what, which value, and what to do."""
+
+
+class NotThere(UserError, FileNotFoundError):
+    """A file or folder that was named is not there."""
+
+
+class MachineError(CrosslevelError, OSError):
+    """A file that cannot be written, or a process that died: nothing that a setting did."""
+
+
+class MissingExtra(UserError, ImportError):
+    """An optional part is not installed; the message has the command that installs it."""
+
+
+class SourceError(UserError):
     """A source that gives no images: what is wrong with it and what to do, in one line."""
 
 
-class BadImage(Exception):
-    """One image that cannot be read: ``path`` names it, ``reason`` says why."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+class NotFinite(CrosslevelError, RuntimeError):
+    """The loss is no longer a number; the message says what was seen."""
 
 
-class FolderInUse(ValueError):
+class FolderInUse(UserError):
     """Another process writes to the folder; the message names it."""
 
 
-class Interrupted(RuntimeError):
+class Interrupted(CrosslevelError, RuntimeError):
     """A signal ended a run after it had saved what it had: ``signal`` is its number, ``folder`` the run's."""
 
     def __init__(self, signal: int, folder: str) -> None:
@@ -37,3 +52,28 @@ class Interrupted(RuntimeError):
     def status(self) -> int:
         """The exit status that a command ends with."""
         return 128 + self.signal
+
+
+class BadImage(CrosslevelError):
+    """One image that cannot be read: ``path`` names it, ``reason`` says why."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """What ``word`` was probably meant to be, in whatever case it is written."""
+    spelled = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=cutoff)
+    return spelled[found[0]] if found else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown word: the nearest one there is, or all of them."""
+    names = list(known)
+    near = nearest(word, names)
+    return f"did you mean {near}?" if near else f"there are {', '.join(names)}"

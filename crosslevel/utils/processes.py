@@ -10,6 +10,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from crosslevel.utils.errors import UserError
+
 ENDING = tuple(
     number
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -27,13 +29,13 @@ def refuse_tasks() -> None:
     """Refuse to be one of several tasks that SLURM started: a training starts its own processes.
 
     Raises:
-        ValueError: with what to ask SLURM for.
+        UserError: with what to ask SLURM for.
 
     """
     for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
         tasks = os.environ.get(name, "")
         if tasks.isdecimal() and int(tasks) > 1:
-            raise ValueError(
+            raise UserError(
                 f"{name}={tasks}: SLURM is to start this command once, and it starts a process for each device itself: "
                 f"give sbatch --ntasks=1, and crosslevel train --devices {tasks}"
             )

@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from crosslevel.utils.errors import UserError
+
 
 def load_tensors(file: Path, mmap: bool = False) -> Any:
     """What `torch.save` wrote, if it is tensors and plain values; a file that would run code is not read.
@@ -38,7 +40,7 @@ def load_tensors(file: Path, mmap: bool = False) -> Any:
             if asked
             else f"damaged, or none of PyTorch's ({type(error).__name__})"
         )
-        raise ValueError(f"{file} is not read: {reason}; only tensors and plain values are") from error
+        raise UserError(f"{file} is not read: {reason}; only tensors and plain values are") from error
 
 
 def load_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -54,4 +56,4 @@ def load_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             about = dict(opened.metadata() or {})
         return load_file(file), about
     except SafetensorError as error:
-        raise ValueError(f"{file} is not read: it is damaged, or no safetensors file ({error})") from error
+        raise UserError(f"{file} is not read: it is damaged, or no safetensors file ({error})") from error

@@ -1,24 +1,34 @@
 """A function's signature is its command line."""
 
+import re
+import shutil
 import subprocess
 import sys
 import warnings
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import yaml
 
 from crosslevel import cli
-from crosslevel.settings.parser import build, method_class, run
+from crosslevel.settings.command import Command
+from crosslevel.settings.help import of_command
+from crosslevel.settings.parser import run
+from crosslevel.settings.trust import method_class
 from crosslevel.training.train import train
+from crosslevel.utils.errors import NotFinite, UserError
+
+ITS_OWN = {"temperature": 0.2, "head": "mlp", "out_features": 128, "hidden": None, "batch_norm": True}
+"""SimCLR's settings where none are given."""
 
 
 def test_every_setting_of_every_part_is_an_option():
-    text = build(train).format_help()
+    text = of_command(Command.of_function(train), "all")
     for option in ("--epochs", "--encoder.small_images", "--cld.groups", "--views.blur", "--method", "--resume"):
         assert option in text
     assert "passes over the images" in text
-    assert "--cld.in_features" not in text.split("Linked arguments")[0]
+    assert "--cld.in_features" not in text
 
 
 @pytest.mark.parametrize("name", ["MoCo", "moco", "MOCO"])
@@ -34,9 +44,9 @@ def test_an_unknown_method_names_the_nearest():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], {"class": "MoCo", "temperature": 0.2}),
-        (["--method.temperature", "0.3"], {"class": "MoCo", "temperature": 0.3}),
-        (["--method", "simclr"], {"class": "SimCLR", "temperature": 0.5}),
+        ([], {"class": "SimCLR", "temperature": 0.2}),
+        (["--method.temperature", "0.3"], {"class": "SimCLR", "temperature": 0.3}),
+        (["--method", "moco"], {"class": "MoCo", "temperature": 0.2}),
         (["--method=npid"], {"class": "NPID", "temperature": 0.1}),
         (["--method", "simclr", "--method.temperature=0.4"], {"class": "SimCLR", "temperature": 0.4}),
     ],
@@ -51,10 +61,12 @@ def test_a_method_has_its_own_defaults(arguments, expected, capsys):
 
 
 def test_a_config_with_another_method_does_not_inherit_the_default_ones_settings(tmp_path, capsys):
-    (tmp_path / "c.yaml").write_text("method:\n  class_path: crosslevel.methods.SimCLR\n")
+    (tmp_path / "c.yaml").write_text("method:\n  class_path: crosslevel.methods.NPID\n")
     with pytest.raises(SystemExit):
         run(train, ["photos", f"--config={tmp_path}/c.yaml", "--print_config"])
-    assert yaml.safe_load(capsys.readouterr().out)["method"]["init_args"]["temperature"] == 0.5
+    told = yaml.safe_load(capsys.readouterr().out)["method"]["init_args"]
+    assert told["temperature"] == 0.1
+    assert "batch_norm" not in told
 
 
 @pytest.mark.parametrize("source", ["--recipe=cifar10-moco-cld", "--config={c}"])
@@ -65,7 +77,7 @@ def test_another_method_does_not_inherit_a_configs_settings(tmp_path, source, na
     given = source.format(c=tmp_path / "c.yaml")
     told = resolved(["photos", given, *named, "--method.out_features=64"], capsys)
     assert told["method"]["class_path"].endswith("SimCLR")
-    assert told["method"]["init_args"] == {"temperature": 0.5, "head": "mlp", "out_features": 64, "hidden": None}
+    assert told["method"]["init_args"] == {**ITS_OWN, "out_features": 64}
     assert told["weight_decay"] == (0.0008 if "recipe" in source else None)
     same = resolved(["photos", given, "--method=moco"], capsys)["method"]["init_args"]
     assert (same["temperature"], same["head"]) == (0.07, "linear")
@@ -88,7 +100,7 @@ def test_a_config_names_a_method_as_the_command_line_does(tmp_path, text, capsys
     (tmp_path / "c.yaml").write_text(f"{text}\nweight_decay: 1e-6\n".replace("\n\n", "\n"))
     told = resolved(["photos", f"--config={tmp_path}/c.yaml", "--method.hidden=7"], capsys)
     assert told["method"]["class_path"].endswith(".SimCLR")
-    assert told["method"]["init_args"] == {"temperature": 0.5, "head": "mlp", "out_features": 128, "hidden": 7}
+    assert told["method"]["init_args"] == {**ITS_OWN, "hidden": 7}
     assert told["weight_decay"] == 1e-6
 
 
@@ -109,7 +121,7 @@ def test_a_configs_unknown_method_names_the_nearest(tmp_path, text, capsys):
     [
         (["--epohcs", "2"], "did you mean --epochs?"),
         (["--cld.wieght=3"], "did you mean --cld.weight?"),
-        (["--zzzz=1"], "arguments: --zzzz=1 (see crosslevel train --help)"),
+        (["--zzzz=1"], "there is no option --zzzz=1\n"),
     ],
 )
 def test_an_option_that_there_is_not_names_the_nearest(option, hint, capsys):
@@ -152,7 +164,7 @@ def test_the_installed_command_answers():
     )
     assert out.returncode == 2
     assert out.stderr.count("\n") == 1
-    assert "required: run" in out.stderr
+    assert "RUN is missing" in out.stderr
 
 
 def resolved(arguments, capsys):
@@ -219,3 +231,126 @@ def test_ctrl_c_ends_in_one_line(capsys):
         run(interrupted, ["photos"])
     assert stop.value.code == 130
     assert capsys.readouterr().err == "crosslevel interrupted: stopped\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["train", "photos", "--epochs", "abc"], "--epochs abc: needs a whole number"),
+        (["train", "photos", "--epochs=1.5"], "--epochs 1.5: needs a whole number"),
+        (["train", "photos", "--lr=fast"], "--lr fast: needs a number"),
+        (["train", "photos", "--report_html=maybe"], "'maybe' is one too many"),
+        (["train", "photos", "--views.scale=[0.1]"], "--views.scale [0.1]: needs [a number, a number]"),
+        (["train", "photos", "--optimizer", "adam"], "needs one of sgd, adamw, lars: did you mean adamw?"),
+        (["train", "photos", "--method.queue=many"], "--method.queue many: needs a whole number"),
+        (["train", "photos", "--method=simclr", "--method.queue=3"], "SimCLR has no setting 'queue': there are temp"),
+        (["train", "photos", "--epochs"], "--epochs: give a value"),
+        (["train"], "IMAGES is missing: a folder, a .txt list of files"),
+        (["train", "photos", "more"], "'more' is one too many"),
+        (["train", "--help", "encodr"], "did you mean encoder?"),
+        (["export", "run", "--format", "tflite"], "tflite: needs one of torchvision, timm, detectron2, onnx"),
+        (["evaluate", "r", "i", "--linear.lrs=[1,x]"], "--linear.lrs [1,x]: needs a number"),
+    ],
+)
+def test_errors_are_in_the_users_words(line, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(line)
+    shown = capsys.readouterr().err
+    assert (stop.value.code, shown.count("\n")) == (2, 1), shown
+    assert said in shown
+    assert "class '" not in shown
+
+
+def test_a_verb_that_there_is_not_names_the_nearest(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["trian"])
+    assert "did you mean train?" in capsys.readouterr().err
+
+
+def test_help_shows_fifteen_options_and_all_of_them_where_asked(capsys):
+    def options(*topic):
+        with pytest.raises(SystemExit):
+            cli.main(["train", "photos", "--help", *topic])
+        said = capsys.readouterr().out
+        assert not any(word in said for word in ("Optional[", "Callable", "lambda", "<class"))
+        return [line.split()[0] for line in said.splitlines() if line.startswith("  --")]
+
+    assert len(options()) == 15
+    everything = options("all")
+    assert len(everything) > 60
+    assert set(options()) - {"--method"} < set(everything) | {"--method"}
+    assert all(name.startswith("--views.") for name in options("views"))
+
+
+@pytest.mark.parametrize(
+    "line", [["train", "photos", "--method.help", "MoCo"], ["train", "--method.help=moco", "photos"]]
+)
+def test_a_methods_settings_are_listed_with_images_given(line, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(line)
+    said = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "--method.queue N" in said
+    assert "(default: 4096)" in said
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_verbs_and_options(shell, capsys):
+    cli.main(["completion", shell])
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("evaluate", "epochs", "cld.weight", "data-root"))
+    checks = {"bash": ["bash", "-n"], "zsh": ["zsh", "-n"], "fish": ["fish", "--no-execute"]}
+    if shutil.which(shell):
+        subprocess.run([*checks[shell], "/dev/stdin"], input=said, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "lines"),
+    [
+        (UserError("photos: nothing here"), 2, 1),
+        (NotFinite("the loss is nan"), 1, 1),
+        (OSError(28, "No space left on device"), 2, 1),
+        (ValueError("of another library"), 70, 4),
+        (RuntimeError("of another library"), 70, 4),
+        (ImportError("broken"), 70, 4),
+    ],
+)
+def test_only_what_the_user_can_mend_is_one_line(error, status, lines, capsys):
+    def failing(images: str) -> None:
+        """Fail."""
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run(failing, ["photos"])
+    said = capsys.readouterr().err
+    assert stop.value.code == status
+    assert str(error) in said
+    assert (said.count("\n") == 1) == (lines == 1), said
+    assert ("Traceback" in said) == ("fault of Crosslevel's" in said) == (status == 70)
+
+
+def test_our_code_raises_nothing_that_would_pass_for_a_fault():
+    """An error for the user is a UserError or one of its kinds: any other ValueError ends in a traceback."""
+    root = Path(cli.__file__).parent
+    wrong = re.compile(r"^\s*raise (ValueError|FileNotFoundError|ImportError|ModuleNotFoundError)\(", re.MULTILINE)
+    assert [str(file) for file in root.rglob("*.py") if wrong.search(file.read_text(encoding="utf-8"))] == []
+
+
+def test_the_order_of_files_and_options_counts(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("epochs: 7\nviews: {size: 24}\n")
+    given = [f"--config={tmp_path}/c.yaml", "--epochs=3"]
+    assert resolved(["photos", *given], capsys)["epochs"] == 3
+    assert resolved(["photos", *reversed(given)], capsys)["epochs"] == 7
+    assert resolved(["photos", *given, "--views.flip=0.1"], capsys)["views"]["size"] == 24
+
+
+@pytest.mark.parametrize(
+    ("line", "crops"),
+    [([], None), (["--crops"], 0.1), (["--crops=true"], 0.1), (["--crops", "photos"], 0.1),
+     (["--crops.margin=0.3"], 0.3),
+     (["--crops", "--crops=false"], None), (["--crops={margin: 0.2}"], 0.2)],
+)  # fmt: skip
+def test_crops_alone_takes_the_usual_settings(line, crops, capsys):
+    told = resolved([*line] if "photos" in line else ["photos", *line], capsys)
+    assert told["images"] == "photos"
+    assert (told["crops"] and told["crops"]["margin"]) == crops

@@ -1,7 +1,9 @@
 """Figures of the features during training, and the collapse that they show."""
 
 import csv
+import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from rich.console import Console
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import InMemoryImages
-from crosslevel.data.loaders.batches import TrainBatches
+from crosslevel.data.loaders.batches import Batch, TrainBatches
 from crosslevel.data.sources.turntable.dataset import Turntable
 from crosslevel.methods import SimCLR
 from crosslevel.methods.byol import distance
@@ -18,7 +20,7 @@ from crosslevel.metrics.label_free import NAMES
 from crosslevel.metrics.spectrum import effective_rank
 from crosslevel.models.encoder import Encoder, View
 from crosslevel.settings.parser import run
-from crosslevel.training.collapse import symptoms
+from crosslevel.training.collapse import CollapseWatch, symptoms
 from crosslevel.training.fit import fit
 from crosslevel.training.module import Pretrain
 from crosslevel.training.monitor import label_free_monitor, monitor_of, near_tracks, told_apart
@@ -212,3 +214,15 @@ def test_the_command_shows_scores_and_draws_their_curves(tmp_path, capsys):
     page = Path(tmp_path / "r" / "report.html").read_text()
     assert "Label-free score during training" in page
     assert "monitor: label_free" in (tmp_path / "r" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(("step", "named"), [(1, False), (20, False), (21, True)])
+def test_the_first_steps_are_not_judged(tmp_path, step, named):
+    """However short the warm-up is: here it has no step."""
+    console = Console(file=io.StringIO())
+    watch = CollapseWatch(SimpleNamespace(recorded=step, newest={"effective_rank": 1.0}), tmp_path, 0, console)
+    module = SimpleNamespace(cld=None, encoder=SimpleNamespace(num_features=32))
+    trainer = SimpleNamespace(global_step=step, is_global_zero=True)
+    watch.on_train_batch_end(trainer, module, None, Batch(torch.zeros(8), torch.zeros(8), torch.arange(8)), 0)
+    assert ("the features collapse" in console.file.getvalue()) == named
+    assert (tmp_path / "warnings.txt").exists() == named

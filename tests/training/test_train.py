@@ -1,6 +1,7 @@
 """The main job, end to end, on small images and a small network."""
 
 import signal
+import time
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ import yaml
 from run_samples import losses, metrics, write_images
 
 from crosslevel import CrossLevel, load_encoder
+from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import InMemoryImages
-from crosslevel.data.loaders.batches import TrainBatches
+from crosslevel.data.loaders.batches import TrainBatches, pack
+from crosslevel.data.open import open_images
 from crosslevel.evaluation.evaluate import evaluate
 from crosslevel.methods import BYOL, NPID, MoCo, SimCLR
 from crosslevel.models.encoder import Encoder
@@ -20,7 +23,10 @@ from crosslevel.training import checkpoints, monitor
 from crosslevel.training import inputs as feed
 from crosslevel.training.log import Log
 from crosslevel.training.module import remembered, share_hidden
+from crosslevel.training.plan import seconds_a_step
 from crosslevel.training.train import train
+from crosslevel.transforms.views import Views
+from crosslevel.utils.device import choose
 
 TINY = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=8", "--log_every=1", "--device=cpu"]
 FAST = [*TINY, "--report_html=false"]
@@ -229,7 +235,7 @@ def test_a_folder_without_images_ends_in_one_line(tmp_path, capsys, make):
     ("options", "named"),
     [
         (["--cld.groups=9"], "cld.groups=9 exceeds the batch of 8 images"),
-        (["--method.queue=4"], "method.queue=4 is smaller than the batch of 8"),
+        (["--method=MoCo", "--method.queue=4"], "method.queue=4 is smaller than the batch of 8"),
         (["--method=symclr"], "did you mean SimCLR?"),
         (["--method=NPID", "--method.negatives=24"], "negatives=24"),
         (["--cld.temperature=0"], "temperature=0.0 must be positive"),
@@ -237,6 +243,7 @@ def test_a_folder_without_images_ends_in_one_line(tmp_path, capsys, make):
         (["--encoder.name=resnet81"], "resnet81"),
         (["--encoder.weights=none.pth"], "none.pth"),
         (["--epochs=0"], "epochs=0"),
+        (["--minutes=0"], "minutes=0"),
         (["--batch_size=1"], "batch_size=1"),
         (["--cld.gruops=3"], "gruops"),
         (["--resume=nowhere"], "nowhere"),
@@ -245,7 +252,10 @@ def test_a_folder_without_images_ends_in_one_line(tmp_path, capsys, make):
         (["--share_hidden=true", "--method.head=linear"], "share_hidden needs two MLP heads alike: method.head=linear"),
         (["--share_hidden=true", "--cld.head=norm-mlp", "--cld.hidden=9"], "share_hidden needs two MLP heads alike"),
         (["--method=InfoMin", "--method.jigsaw=1"], "jigsaw=1.0 must be in [0, 1)"),
-        (["--method.splits=5"], "method.splits=5 leaves some parts of the batch of 8 images less than 2"),
+        (
+            ["--method=MoCo", "--method.splits=5"],
+            "method.splits=5 leaves some parts of the batch of 8 images less than 2",
+        ),
         (["--method=NPID", "--method.sharded=true"], "sharded=True needs negatives"),
         (["--config=nowhere.yaml"], "nowhere.yaml"),
     ],
@@ -274,7 +284,7 @@ def test_runs_without_a_name_are_numbered(photos, tmp_path, monkeypatch):
     for _ in range(2):
         run(train, [str(photos), *FAST, "--epochs=1"])
     names = {p.name for p in (tmp_path / "runs").iterdir()}
-    assert names == {f"{photos.name}-moco-cld", f"{photos.name}-moco-cld-2"}
+    assert names == {f"{photos.name}-simclr-cld", f"{photos.name}-simclr-cld-2"}
 
 
 def test_the_cld_branch_and_both_heads_are_trained(photos, tmp_path):
@@ -305,7 +315,9 @@ def test_an_epochs_line_has_no_older_epochs_knn(photos, tmp_path, capsys):
 
 def test_no_track_is_on_both_sides_of_the_monitor():
     tracks = torch.arange(40).repeat_interleave(7)
-    queries, others = monitor._apart(tracks, torch.Generator().manual_seed(0))
+    source = InMemoryImages(torch.zeros(280, 3, 1, 1, dtype=torch.uint8), [str(i) for i in range(280)])
+    source.tracks = tracks
+    queries, others = monitor.held_apart(source, seed=0)
     assert len(queries) == 6 * 7
     assert len(queries) + len(others) == 280
     assert not set(tracks[queries].tolist()) & set(tracks[others].tolist())
@@ -354,7 +366,7 @@ def test_branches_are_judged_by_the_figures_that_recipes_name(photos, tmp_path):
 
 
 def test_the_settings_keep_the_number_of_views_that_was_given(photos, tmp_path):
-    run(train, [str(photos), *FAST, "--epochs=1", f"--run={tmp_path}/r"])
+    run(train, [str(photos), *FAST, "--method=MoCo", "--epochs=1", f"--run={tmp_path}/r"])
     assert yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["method"]["init_args"]["online"] == 1
 
 
@@ -417,7 +429,7 @@ def test_only_square_images_are_packed(tmp_path, monkeypatch, size, packed):
 
 def test_both_heads_may_share_their_hidden_layer(photos, tmp_path):
     """One layer, trained by both branches; the last layers are each branch's own."""
-    heads = ["--method.head=norm-mlp", "--cld.head=norm-mlp", "--share_hidden=true"]
+    heads = ["--method=MoCo", "--method.head=norm-mlp", "--cld.head=norm-mlp", "--share_hidden=true"]
     run(train, [str(photos), *FAST, "--epochs=1", *heads, f"--run={tmp_path}/r"])
     state = torch.load(tmp_path / "r" / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
     assert torch.equal(state["cld.branch.0.weight"], state["method.branch.0.weight"])
@@ -428,7 +440,7 @@ def test_both_heads_may_share_their_hidden_layer(photos, tmp_path):
 def test_a_shared_layer_has_the_gradient_of_both_branches():
     encoder = torch.nn.Identity()
     encoder.num_features = 6
-    method = SimCLR(encoder, head="mlp", out_features=4)
+    method = SimCLR(encoder, head="mlp", out_features=4, hidden=6, batch_norm=False)
     cld = CrossLevel(6, groups=3, head="norm-mlp", out_features=4)
     share_hidden(method, cld)
     h = [torch.randn(8, 6) for _ in range(2)]
@@ -460,3 +472,57 @@ def test_the_memories_are_not_sent_between_devices():
         (BYOL(encoder), set()),
     ):
         assert set(remembered(method, "method")) == names
+
+
+def test_what_is_left_open_is_chosen_told_and_kept(photos, tmp_path, capsys):
+    """In the first lines and in config.yaml, with the reason; what is given is no choice."""
+    open_ones = [option for option in FAST if not option.startswith("--batch_size")]
+    run(train, [str(photos), *open_ones, "--epochs=2", "--lr=0.07", "--method=MoCo", f"--run={tmp_path}/r"])
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("chosen: ")]
+    text = (tmp_path / "r" / "config.yaml").read_text()
+    assert [line.removeprefix("# ") for line in text.splitlines() if line.startswith("#")] == told
+    names = {line.split()[1] for line in told}
+    assert {"--batch_size", "--weight_decay", "--method.momentum", "--method.queue", "--cld.groups"} <= names
+    assert not names & {"--lr", "--epochs"}
+    saved = yaml.safe_load(text)
+    assert (saved["lr"], saved["epochs"], saved["batch_size"]) == (0.07, 2, 16)
+    assert saved["method"]["init_args"]["queue"] == 8
+    assert saved["method"]["init_args"]["momentum"] == pytest.approx(0.9)
+    state = torch.load(tmp_path / "r" / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    assert len(state["method.negatives.keys"]) == 8
+
+
+def test_minutes_become_epochs_that_a_resumed_run_keeps(photos, tmp_path, monkeypatch, capsys):
+    """Measured once, 24 images a second in 0.1 minutes: 5.4 epochs' time, of which whole ones are used."""
+    monkeypatch.setattr("crosslevel.training.plan.seconds_a_step", lambda *parts: 8 / 24)
+    run(train, [str(photos), *FAST, "--minutes=0.1", f"--run={tmp_path}/r"])
+    assert "chosen: --epochs 5: 0.1 minutes at 24 images a second" in capsys.readouterr().out
+    saved = yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())
+    assert (saved["epochs"], saved["minutes"]) == (5, None)
+    assert max(losses(tmp_path / "r")) == 15
+    monkeypatch.setattr("crosslevel.training.plan.seconds_a_step", lambda *parts: 1 / 0)
+    run(train, ["--resume", f"{tmp_path}/r"])
+    assert max(losses(tmp_path / "r")) == 15
+
+
+def test_the_measured_step_is_a_whole_one_and_leaves_no_trace(photos):
+    encoder, views = Encoder("resnet18", True, 0.0625), Views(size=16)
+    batches = TrainBatches(pack(open_images(str(photos)), 16, bad=BadFiles()), 8, seed=0, bad=BadFiles())
+    before, state = {k: v.clone() for k, v in encoder.state_dict().items()}, torch.get_rng_state()
+    seen = []
+    encoder.register_forward_hook(lambda module, x, out: seen.append(out.requires_grad))
+    began = time.perf_counter()
+    seconds = seconds_a_step(encoder, views, batches, choose("cpu", "fp32"))
+    assert 0 < seconds < time.perf_counter() - began
+    assert all(seen)
+    assert len(seen) >= 2 * 3
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_end_of_a_run_tells_what_it_was_worth(tmp_path, capsys):
+    photos = write_images(tmp_path / "photos", count=60)
+    run(train, [str(photos), *FAST, "--epochs=1", f"--run={tmp_path}/r"])
+    line = next(line for line in capsys.readouterr().out.splitlines() if "raw pixels" in line)
+    assert "trained" in line
+    assert "untrained" in line

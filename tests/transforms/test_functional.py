@@ -1,10 +1,12 @@
 """Each operation on a batch equals torchvision's functional operation, image by image."""
 
+import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from crosslevel.transforms import functional as augment
 
@@ -102,13 +104,22 @@ def test_blur(seed, height, width, data):
     torch.testing.assert_close(augment.gaussian_blur(x, sigma, taps), theirs, **TOLERANCE)
 
 
-def test_blur_kernel_size():
-    assert [augment.blur_taps(size) for size in (16, 32, 64, 96, 224)] == [3, 3, 7, 9, 23]
-    x, sigma = images(0, 96, 112), spread(1, 0.1, 2.0)
-    assert torch.equal(augment.gaussian_blur(x, sigma), augment.gaussian_blur(x, sigma, 9))
+def test_blur_kernel_follows_sigma():
+    assert [augment.blur_taps(size, 2.0) for size in (4, 8, 16, 32, 224)] == [7, 15, 17, 17, 17]
+    assert [augment.blur_taps(32, sigma) for sigma in (0.1, 1.0, 1.1, 3.0)] == [3, 9, 11, 25]
     for taps in (4, 33):
         with pytest.raises(ValueError, match=f"taps={taps} for images of 16x16"):
-            augment.gaussian_blur(images(0), sigma, taps)
+            augment.gaussian_blur(images(0), spread(1, 0.1, 2.0), taps)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 1.5, 2.0])
+def test_blur_of_white_noise_is_that_of_a_whole_gaussian(sigma):
+    """SciPy's Gaussian of eight deviations to either side; "mirror" is its word for a reflection without the edge."""
+    noise = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ours = augment.gaussian_blur(noise, torch.full((2,), sigma, dtype=torch.float64), augment.blur_taps(32, 2.0))
+    theirs = ndimage.gaussian_filter(noise.numpy(), (0, 0, sigma, sigma), mode="mirror", truncate=8)
+    np.testing.assert_allclose(ours.numpy(), theirs, atol=2e-3)
+    assert float(ours.std()) == pytest.approx(theirs.std(), rel=0.01)
 
 
 @given(seed=seeds, height=sides, width=sides, size=st.integers(4, 40), data=st.data())

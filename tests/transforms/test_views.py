@@ -41,7 +41,7 @@ def one_view(image: torch.Tensor, drawn, i: int, size: int, crop: bool) -> torch
     if drawn.grayscale[i]:
         x = reference.rgb_to_grayscale(x, num_output_channels=3)
     if drawn.blur[i]:
-        taps = max(size // 10 | 1, 3)
+        taps = 2 * min(8, size - 1) + 1  # four deviations of the presets' largest blur, 2 pixels
         x = reference.gaussian_blur(x, [taps, taps], [float(drawn.sigma[i])] * 2)
     if drawn.solarize[i]:
         x = reference.solarize(x, 0.5)
@@ -252,3 +252,14 @@ def test_errors_say_what_to_do():
         Views()(torch.rand(2, 3, 32, 32))
     with pytest.raises(ValueError, match=r"\(2, 2, 3, 16, 16\): give uint8 .* crops \(B, 2, 3, 32, 32\)"):
         Views()(pixels(2, 2, 3, 16, 16))
+
+
+def test_a_preset_that_was_left_open_is_chosen_later_with_what_was_given():
+    open_one, given = Views(size=16, hue=0.3), Views("cifar", 16)
+    assert (open_one.preset, open_one.chosen, given.chosen) == ("cifar", False, True)
+    open_one.choose("mocov2")
+    assert open_one.chosen
+    assert open_one.augments == Views("mocov2", 16, hue=0.3).augments
+    assert open_one.arguments() == Views("mocov2", 16, hue=0.3).arguments()
+    with pytest.raises(ValueError, match="did you mean 'simclr'"):
+        open_one.choose("simclear")

@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosslevel.settings.parser import build, run
+from crosslevel.settings.command import Command
+from crosslevel.settings.parser import run
 from crosslevel.training.train import train
 from crosslevel.tuning import search_space as ranges
 from crosslevel.tuning.search_space import Numbers
@@ -90,8 +91,7 @@ def test_the_default_ranges_hold_the_settings_as_given_and_end_at_the_batch(meth
 @given(st.floats(1e-6, 1e6), st.floats(1.01, 1e3), st.booleans())
 def test_a_range_survives_being_shown(low, factor, log):
     shown = ranges.shown(Numbers(low, low * factor, log))
-    kind = {"lr": float}
-    again = ranges._range("", shown, kind["lr"])
+    again = ranges.parse([f"lr={shown}"], settings())["lr"]
     assert again.log == log
     assert again.low == pytest.approx(low, rel=1e-5)
     assert again.high == pytest.approx(low * factor, rel=1e-5)
@@ -99,7 +99,7 @@ def test_a_range_survives_being_shown(low, factor, log):
 
 def test_all_options_of_train_are_options_of_tune():
     def own(function):
-        return {action.dest for action in build(function)._actions}
+        return set(Command.of_function(function).options)
 
     assert own(train) - own(tune) == {"run", "resume"}
     assert {"search", "output", "budget", "trials", "jobs", "storage"} <= own(tune) - own(train)

@@ -27,7 +27,7 @@ def matches(own: ScanResult, other: ScanResult) -> list[Match]:
     count = len(own.numbers)
     both = ScanResult(*(torch.cat(columns) for columns in zip(own, other, strict=True)))
     pairs = with_exact(both, duplicate_pairs(both.pictures, count))
-    owner = tracks(len(both.numbers), pairs.of(pairs.kind <= Kind.EDITED).index)
+    owner = tracks(len(both.numbers), pairs.of(pairs.kind <= Kind.EDITED).images)
     result: dict[int, Match] = {}
     shared = set(owner[:count].tolist()) & set(owner[count:].tolist())
     held: dict[int, list[int]] = {name: [] for name in shared}
@@ -39,8 +39,8 @@ def matches(own: ScanResult, other: ScanResult) -> list[Match]:
             candidates = sorted(held[name], key=lambda i: bool(both.content[i] != other.content[j]))[:_GRADED]
             grades = zip(candidates, graded(both, count + j, torch.tensor(candidates)), strict=True)
             result[j] = min((Match(i, j, *grade) for i, grade in grades), key=lambda match: match[2:])
-    near = pairs.of((pairs.kind == Kind.NEAR) & (pairs.index[:, 0] < count) & (pairs.index[:, 1] >= count))
+    near = pairs.of((pairs.kind == Kind.NEAR) & (pairs.images[:, 0] < count) & (pairs.images[:, 1] >= count))
     order = near.distance.argsort(stable=True)
-    for (i, j), distance in zip(near.index[order].tolist(), near.distance[order].tolist(), strict=True):
+    for (i, j), distance in zip(near.images[order].tolist(), near.distance[order].tolist(), strict=True):
         result.setdefault(j - count, Match(i, j - count, Kind.NEAR, distance))
     return [result[j] for j in sorted(result)]

@@ -106,13 +106,16 @@ def _correlations(x: Planes, y: Planes) -> Float[Tensor, "P 9 9"]:
     """The products of ``x`` and ``y`` at shifts of up to 4 pixels in each direction, the unshifted in the middle."""
     spectrum = torch.fft.rfft2(x[:, 0]) * torch.fft.rfft2(y[:, 0]).conj()
     around = torch.arange(-_REACH - 1, _REACH + 2) % SIDE
-    return torch.fft.irfft2(spectrum, s=(SIDE, SIDE))[:, around][:, :, around]
+    products: Tensor = torch.fft.irfft2(spectrum, s=(SIDE, SIDE))
+    return products[:, around][:, :, around]
 
 
 def _peaks(x: Planes, y: Planes) -> Float[Tensor, " P"]:
     """The correlation at the best shift by whole pixels."""
     length = (x.flatten(1).norm(dim=1) * y.flatten(1).norm(dim=1)).clamp(min=_FLAT)
-    return _correlations(x, y).flatten(1).amax(1) / length
+    best: Tensor = _correlations(x, y).flatten(1).amax(1)
+    shares: Tensor = best / length
+    return shares
 
 
 def _vertex(before: Tensor, peak: Tensor, after: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class Pairs(NamedTuple):
     square difference of pixels, 0 to 1, at the best small shift.
     """
 
-    index: Index
+    images: Index
     kind: Int64[Tensor, " P"]
     distance: Float[Tensor, " P"]
 
@@ -90,7 +90,7 @@ def duplicate_pairs(pictures: Pictures, first: int | None = None) -> Pairs:
     again[leading] = False
     same = torch.stack([leading[owner[again]], again.nonzero()[:, 0]], dim=1)
     return Pairs(
-        torch.cat([same, leading[pairs.index].sort(dim=1).values]),
+        torch.cat([same, leading[pairs.images].sort(dim=1).values]),
         torch.cat([torch.full((len(same),), Kind.COPY.value), pairs.kind]),
         torch.cat([torch.zeros(len(same)), pairs.distance]),
     )
@@ -120,11 +120,11 @@ def _pairs(pictures: Pictures, beside: Bool[Tensor, " N"] | None) -> Pairs:
     candidates = _candidates(crowd, outlines, beside)
     close = candidates.nearest
     near = _near(pictures, close[alike(pictures, close, NEAR)], crowd)
-    hashed = near_pairs(in_parts(perceptual_hash, pictures), RADIUS, tracks(len(pictures), near.index))
+    hashed = near_pairs(in_parts(perceptual_hash, pictures), RADIUS, tracks(len(pictures), near.images))
     if beside is not None:
         hashed = hashed[beside[hashed[:, 0]] != beside[hashed[:, 1]]]
     near = _joined(near, _near(pictures, hashed[alike(pictures, hashed, NEAR)], crowd))
-    copies = tracks(len(pictures), near.of(near.kind == Kind.COPY).index)
+    copies = tracks(len(pictures), near.of(near.kind == Kind.COPY).images)
     aligned = torch.cat([candidates.aligned, hashed]).unique(dim=0)
     aligned = aligned[copies[aligned[:, 0]] != copies[aligned[:, 1]]]
     edited = _edited(pictures, aligned, crowd, mirror=False)
@@ -203,20 +203,20 @@ def _hanging_together(pairs: Pairs, outlines: Float[Tensor, "N 64"], crowd: _Cro
     1958); of more than `_LINKED` images, the longer half of the links goes first.
     """
     while True:
-        members = tracks(len(outlines), pairs.index)[pairs.index[:, 0]]
+        members = tracks(len(outlines), pairs.images)[pairs.images[:, 0]]
         names, size = members.unique(return_counts=True)
         kept = torch.ones(len(members), dtype=torch.bool)
         crowded = False
         for name in names[size > 1].tolist():
             links = (members == name).nonzero()[:, 0]
-            inside = pairs.index[links].unique()
+            inside = pairs.images[links].unique()
             if len(inside) > _LINKED:
                 crowded = True
                 kept[links[pairs.distance[links] > pairs.distance[links].median()]] = False
                 continue
             owner = torch.full((len(outlines),), -1)
             owner[inside] = _linked(outlines[inside], crowd.around(inside, outlines))
-            kept[links] = owner[pairs.index[links, 0]] == owner[pairs.index[links, 1]]
+            kept[links] = owner[pairs.images[links, 0]] == owner[pairs.images[links, 1]]
         pairs = pairs.of(kept)
         if not crowded or kept.all():
             return pairs
@@ -269,7 +269,9 @@ def _once(asked: Int64[Tensor, " Q"], places: Int64[Tensor, "Q k"]) -> Index:
     """Each one asked with each of its places (-1: none), as pairs (i, j), i < j, each once."""
     row = asked.unsqueeze(1).expand_as(places)
     i, j = row[(places >= 0) & (places != row)], places[(places >= 0) & (places != row)]
-    return torch.stack([torch.minimum(i, j), torch.maximum(i, j)], dim=1).unique(dim=0)
+    pairs: Tensor = torch.stack([torch.minimum(i, j), torch.maximum(i, j)], dim=1)
+    once: Tensor = pairs.unique(dim=0)
+    return once
 
 
 def in_parts(function: Callable[[Tensor], Tensor], pictures: Pictures) -> Tensor:

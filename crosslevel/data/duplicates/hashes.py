@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from crosslevel.data.duplicates.descriptor import LUMA, SIDE
+from crosslevel.utils.errors import UserError
 
 RADIUS = 8  # of 64 bits
 BITS = 64
@@ -30,7 +31,7 @@ def perceptual_hash(images: UInt8[Tensor, "B 3 32 32"]) -> Int64[Tensor, " B"]:
 
     """
     if images.dtype != torch.uint8 or images.shape[1:] != (3, SIDE, SIDE):
-        raise ValueError(f"images are {images.dtype} {tuple(images.shape)}: give uint8 (B, 3, {SIDE}, {SIDE})")
+        raise UserError(f"images are {images.dtype} {tuple(images.shape)}: give uint8 (B, 3, {SIDE}, {SIDE})")
     gray = torch.einsum("bchw,c->bhw", images.double(), torch.tensor(LUMA, dtype=torch.float64, device=images.device))
     place = torch.arange(SIDE, dtype=torch.float64, device=images.device)
     waves = torch.cos(math.pi / (2 * SIDE) * (2 * place + 1) * place[1:9].unsqueeze(1))
@@ -76,7 +77,7 @@ def near_pairs(
 
     """
     if not 0 <= radius <= 16:
-        raise ValueError(f"radius={radius}: choose 0 to 16 of the 64 bits")
+        raise UserError(f"radius={radius}: choose 0 to 16 of the 64 bits")
     unique, owner = hashes.unique(return_inverse=True)
     order = owner.argsort(stable=True)
     first = torch.ones(len(order), dtype=torch.bool)

@@ -74,4 +74,4 @@ def _nearest_cells(points: Float[Tensor, "N d"], centres: Float[Tensor, "C d"], 
 
 def _members(owner: Int64[Tensor, " N"], cells: int) -> tuple[Int64[Tensor, " n"], ...]:
     """The points of each cell."""
-    return owner.argsort(stable=True).split(owner.bincount(minlength=cells).tolist())
+    return torch.split(owner.argsort(stable=True), owner.bincount(minlength=cells).tolist())

@@ -71,5 +71,5 @@ def _glance(image: UInt8[Tensor, "3 H W"]) -> _Glance:
 def content_of(image: UInt8[Tensor, "3 H W"]) -> int:
     """A checksum of 64 bits of the pixels and of the shape."""
     shape = "x".join(map(str, image.shape[1:])).encode()
-    digest = hashlib.blake2b(image.contiguous().numpy(), digest_size=8, person=shape).digest()
+    digest = hashlib.blake2b(image.contiguous().numpy().data, digest_size=8, person=shape).digest()
     return int.from_bytes(digest, "little", signed=True)

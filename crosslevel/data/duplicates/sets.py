@@ -46,7 +46,7 @@ def with_exact(scanned: ScanResult, pairs: Pairs) -> Pairs:
     same = scanned.content[order[1:]] == scanned.content[order[:-1]]
     exact = torch.stack([order[:-1], order[1:]], dim=1)[same]
     return Pairs(
-        torch.cat([exact, pairs.index]),
+        torch.cat([exact, pairs.images]),
         torch.cat([torch.full((len(exact),), Kind.EXACT.value), pairs.kind]),
         torch.cat([torch.zeros(len(exact)), pairs.distance]),
     )
@@ -67,13 +67,13 @@ def duplicate_sets(scanned: ScanResult, pairs: Pairs, paths: Sequence[str]) -> l
 
     """
     count, copies = len(scanned.numbers), pairs.of(pairs.kind <= Kind.EDITED)
-    sets = _several(tracks(count, copies.index))
+    sets = _several(tracks(count, copies.images))
     result = [member for number, members in enumerate(sets, 1) for member in _copies(scanned, number, members, paths)]
     best = {member.set: member.number for member in result if member.keep}
     kept = torch.arange(count)
     for member in result:
         kept[member.number] = best[member.set]
-    views = _several(tracks(count, kept[pairs.of(pairs.kind == Kind.NEAR).index]))
+    views = _several(tracks(count, kept[pairs.of(pairs.kind == Kind.NEAR).images]))
     for number, members in enumerate(views, len(sets) + 1):
         result += _views(scanned, number, members)
     return result

@@ -18,7 +18,7 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images, ImageView, InMemoryImages
 from crosslevel.data.loaders.order import natural, permuted, share
 from crosslevel.data.loaders.workers import Keys, ahead, loader, worth_workers
-from crosslevel.utils.errors import BadImage, SourceError
+from crosslevel.utils.errors import BadImage, SourceError, UserError
 from crosslevel.utils.rng import generator
 
 Crops = Callable[[UInt8[Tensor, "3 H W"], torch.Generator], UInt8[Tensor, "V 3 s s"]]
@@ -69,13 +69,13 @@ class TrainBatches:
         order: Literal["shuffled", "natural"] = "shuffled",
     ) -> None:
         if not 0 <= rank < world:
-            raise ValueError(f"rank={rank} is not one of the {world} ranks: 0 to {world - 1}")
+            raise UserError(f"rank={rank} is not one of the {world} ranks: 0 to {world - 1}")
         if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: at least 1")
+            raise UserError(f"batch_size={batch_size}: at least 1")
         if order not in ("shuffled", "natural"):
-            raise ValueError(f"order={order!r}: use shuffled or natural")
+            raise UserError(f"order={order!r}: use shuffled or natural")
         if isinstance(images, InMemoryImages) and (crops or resize not in (None, images.data.shape[-1])):
-            raise ValueError("crops and resize are for streamed images: views of packed ones are drawn by batch")
+            raise UserError("crops and resize are for streamed images: views of packed ones are drawn by batch")
         self._share = len(images) // world
         if not self._share:
             raise SourceError(f"{images.name}: {len(images)} images for {world} ranks: use fewer ranks")
@@ -126,7 +126,7 @@ class EvalBatches:
         self, images: Images, batch_size: int, size: int, *, bad: BadFiles, workers: int | None = 0, start: int = 0
     ) -> None:
         if batch_size < 1 or size < 1:
-            raise ValueError(f"batch_size={batch_size}, size={size}: at least 1 each")
+            raise UserError(f"batch_size={batch_size}, size={size}: at least 1 each")
         self.images, self.batch_size, self.size = images, batch_size, size
         self.bad, self.workers, self.start = bad, workers, start
 

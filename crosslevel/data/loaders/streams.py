@@ -21,7 +21,7 @@ from crosslevel.data.decode import decode
 from crosslevel.data.loaders.batches import Batch, Crops, Done, delivered
 from crosslevel.data.loaders.workers import Keys, ahead, loader
 from crosslevel.data.sources.containers.stream import ImageStream, Part
-from crosslevel.utils.errors import BadImage, SourceError
+from crosslevel.utils.errors import BadImage, SourceError, UserError
 from crosslevel.utils.rng import generator
 
 BUFFER = 1024
@@ -69,11 +69,11 @@ class StreamBatches:
         buffer: int = BUFFER,
     ) -> None:
         if not 0 <= rank < world:
-            raise ValueError(f"rank={rank} is not one of the {world} ranks: 0 to {world - 1}")
+            raise UserError(f"rank={rank} is not one of the {world} ranks: 0 to {world - 1}")
         if batch_size < 1 or buffer < 1:
-            raise ValueError(f"batch_size={batch_size}, buffer={buffer}: at least 1 each")
+            raise UserError(f"batch_size={batch_size}, buffer={buffer}: at least 1 each")
         if epoch_size < world:
-            raise ValueError(f"epoch_size={epoch_size}: at least one image for each of {world} ranks")
+            raise UserError(f"epoch_size={epoch_size}: at least one image for each of {world} ranks")
         self.images, self.seed, self.bad, self.workers, self.buffer = images, seed, bad, workers, buffer
         self._share, self.rank, self.world = epoch_size // world, rank, world
         self.batch_size = min(batch_size, self._share)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from crosslevel.utils.errors import MachineError
 from crosslevel.utils.processes import leave_to_parent
 
 Key = TypeVar("Key")
@@ -88,7 +89,7 @@ def worker_trouble() -> Iterator[None]:
     """Say in one line why a process that decodes images died.
 
     Raises:
-        ChildProcessError: one did, or could not hand over what it had.
+        MachineError: one did, or could not hand over what it had.
 
     """
     try:
@@ -102,7 +103,7 @@ def worker_trouble() -> Iterator[None]:
             reason = f"it {killed[1].rstrip(' .')}; if memory is short, give --workers 0 or fewer"
         else:
             raise
-        raise ChildProcessError(f"a process that decodes images has died: {reason}") from error
+        raise MachineError(f"a process that decodes images has died: {reason}") from error
 
 
 def cores() -> int:

@@ -18,7 +18,7 @@ from crosslevel.data.images import Images
 from crosslevel.data.index_cache import Paths, Table, remembered
 from crosslevel.data.sources.labels import below, labels_of
 from crosslevel.data.watch import Watch, _time
-from crosslevel.utils.errors import SourceError
+from crosslevel.utils.errors import SourceError, UserError
 
 
 class Files(Images):
@@ -39,7 +39,7 @@ class Files(Images):
         max_pixels: int = PIXEL_LIMIT,
     ) -> None:
         if labels is not None and len(labels) != len(files):
-            raise ValueError(f"{len(files)} files, {len(labels)} labels: the lengths must agree")
+            raise UserError(f"{len(files)} files, {len(labels)} labels: the lengths must agree")
         self.root, self.paths, self.labels, self.classes = root, files, labels, classes
         self.name, self.max_pixels = root if name is None else name, max_pixels
 

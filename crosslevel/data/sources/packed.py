@@ -32,7 +32,7 @@ from crosslevel.data.images import Images, InMemoryImages
 from crosslevel.data.index_cache import Paths
 from crosslevel.data.loaders.workers import ahead, loader, worth_workers
 from crosslevel.data.watch import Watch
-from crosslevel.utils.errors import BadImage, SourceError
+from crosslevel.utils.errors import BadImage, SourceError, UserError
 
 INDEX, ABOUT, UNFINISHED = "index.safetensors", "pack.json", "unfinished.json"
 VERSION = 1
@@ -202,7 +202,7 @@ def _paths(index: dict[str, Tensor], name: str) -> Paths:
 def _mapped(file: Path, size: int) -> UInt8[Tensor, " L"]:
     """A file's bytes as a tensor: read when they are used, and shared by all processes; writes stay in memory."""
     if file.stat().st_size != size:
-        raise ValueError(f"{file.name} has {file.stat().st_size:,} bytes, not {size:,}")
+        raise UserError(f"{file.name} has {file.stat().st_size:,} bytes, not {size:,}")
     with file.open("rb") as opened:
         if sys.platform == "linux":
             # Without a reservation (MAP_NORESERVE), as a pack may be larger than the memory.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crosslevel.data.images import Images, ImageView, InMemoryImages
 from crosslevel.data.index_cache import Names
+from crosslevel.utils.errors import UserError
 
 IN_MEMORY = 1e9  # bytes: copies of packed images beyond this are made when they are asked for
 
@@ -30,9 +31,9 @@ class Repeated(ImageView):
 
     def __init__(self, images: Images, times: int, shift: int = 2, seed: int = 0) -> None:
         if times < 1 or shift < 0:
-            raise ValueError(f"repeat={times}, shift={shift}: needs at least 1 copy and 0 pixels")
+            raise UserError(f"repeat={times}, shift={shift}: needs at least 1 copy and 0 pixels")
         if times * len(images) >= 2**31:
-            raise ValueError(f"repeat={times} makes {times * len(images):,} of {len(images):,} images: fewer than 2^31")
+            raise UserError(f"repeat={times} makes {times * len(images):,} of {len(images):,} images: fewer than 2^31")
         super().__init__(images, paths=_Copies(images.paths, times))
         self.times, self.shift, self.seed = times, shift, seed
         self.labels = None if images.labels is None else images.labels.repeat_interleave(times)

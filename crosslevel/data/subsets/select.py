@@ -15,6 +15,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from crosslevel.data.images import Images, ImageView, InMemoryImages
+from crosslevel.utils.errors import UserError
 
 
 def take(
@@ -62,7 +63,7 @@ def long_tailed(
 
     """
     if not 1 <= imbalance < float("inf"):
-        raise ValueError(f"imbalance={imbalance} must be at least 1")
+        raise UserError(f"imbalance={imbalance} must be at least 1")
     counts = torch.bincount(labels)
     present = counts.nonzero()[:, 0]
     most, last = int(counts.max()), max(1, len(present) - 1)
@@ -71,7 +72,7 @@ def long_tailed(
         # Rounded first: a whole number must stay one.
         wanted[c] = min(int(counts[c]), math.floor(round(most * imbalance ** (-rank / last), 6)))
         if not wanted[c]:
-            raise ValueError(f"imbalance={imbalance} leaves nothing of class {c}: lower it")
+            raise UserError(f"imbalance={imbalance} leaves nothing of class {c}: lower it")
     return _drawn(labels, wanted, generator)
 
 
@@ -114,9 +115,9 @@ def pareto_counts(classes: int, power: float, most: int, least: int) -> Int64[Te
 
     """
     if not 0 < power < float("inf"):
-        raise ValueError(f"pareto={power} must be a positive number: ImageNet-LT has 6")
+        raise UserError(f"pareto={power} must be a positive number: ImageNet-LT has 6")
     if not 1 <= least <= most:
-        raise ValueError(f"most={most}, least={least}: needs most >= least >= 1")
+        raise UserError(f"most={most}, least={least}: needs most >= least >= 1")
     rank = torch.arange(1, classes + 1, dtype=torch.float64)
     above = (rank / classes) ** (-1 / power) - 1
     # Rounded first: the last bits of a power differ between machines, and a whole number must stay one.
@@ -145,7 +146,7 @@ def first_frames(tracks: Int64[Tensor, " N"], most: int) -> Int64[Tensor, " M"]:
 
     """
     if most < 1:
-        raise ValueError(f"frames={most}: at least 1")
+        raise UserError(f"frames={most}: at least 1")
     _, owner = tracks.unique(return_inverse=True)
     return _first(owner, torch.full((int(owner.max()) + 1,), most), torch.arange(len(tracks)))
 
@@ -176,7 +177,7 @@ def some_tracks(tracks: Int64[Tensor, " N"], count: int, generator: torch.Genera
     """
     names, owner = tracks.unique(return_inverse=True)
     if not 1 <= count <= len(names):
-        raise ValueError(f"tracks={count}: choose 1 to {len(names)}, which is how many there are")
+        raise UserError(f"tracks={count}: choose 1 to {len(names)}, which is how many there are")
     kept = torch.zeros(len(names), dtype=torch.bool)
     kept[torch.randperm(len(names), generator=generator)[:count]] = True
     return kept[owner].nonzero()[:, 0]

@@ -15,7 +15,7 @@ from crosslevel.data.subsets.lists import classes_of, listed
 from crosslevel.data.subsets.repeat import repeat
 from crosslevel.data.subsets.select import first_frames, long_tailed, pareto, some_tracks, take
 from crosslevel.data.uri import ALONE, FILES, Suffix
-from crosslevel.utils.errors import SourceError
+from crosslevel.utils.errors import SourceError, UserError
 
 
 def applied(images: Images, suffixes: Sequence[Suffix], name: str) -> Images:
@@ -74,13 +74,13 @@ def _draws(seed: int) -> torch.Generator:
 
 def _labels(images: Images) -> torch.Tensor:
     if images.labels is None:
-        raise ValueError("there are no labels to make a long tail from: put each class into a folder of its own")
+        raise UserError("there are no labels to make a long tail from: put each class into a folder of its own")
     return images.labels
 
 
 def _tracks(images: Images) -> torch.Tensor:
     if images.tracks is None:
-        raise ValueError("there are no tracks: videos, turntable and @repeat have some")
+        raise UserError("there are no tracks: videos, turntable and @repeat have some")
     return images.tracks
 
 
@@ -89,20 +89,20 @@ def _arguments(make: Callable[..., Images], suffix: Suffix) -> list[Any]:
     _, first, *others = inspect.signature(make, eval_str=True).parameters.values()
     if suffix.key in FILES:
         if not suffix.value and suffix.key not in ALONE:
-            raise ValueError(f"@{suffix.key}= names no file")
+            raise UserError(f"@{suffix.key}= names no file")
         return [suffix.value]
     number, options = suffix.parts()
     given: dict[str, str] = {}
     for key, text in options:
         if key in given:
-            raise ValueError(f"@{suffix.key} has {key} twice: give it once")
+            raise UserError(f"@{suffix.key} has {key} twice: give it once")
         given[key] = text or ""
     names = [parameter.name for parameter in others]
     for key in given:
         if key not in names:
             near = difflib.get_close_matches(key, names, 1)
             hint = f"did you mean {near[0]}?" if near else f"it takes {' and '.join(names) or 'no other'}"
-            raise ValueError(f"@{suffix.key} has no key {key!r}: {hint}")
+            raise UserError(f"@{suffix.key} has no key {key!r}: {hint}")
     numbers: list[Any] = [_number(suffix.key, number, first.annotation)]
     for parameter in others:
         key, value = parameter.name, given.get(parameter.name)
@@ -115,7 +115,7 @@ def _number(key: str, text: str, wanted: Callable[[str], float]) -> float:
         number = wanted(text)
     except ValueError:
         kind = "a whole number" if wanted is int else "a number"
-        raise ValueError(f"{key}={text}: needs {kind}") from None
+        raise UserError(f"{key}={text}: needs {kind}") from None
     if wanted is int and abs(number) >= 2**31:
-        raise ValueError(f"{key}={text}: needs a number below 2^31")
+        raise UserError(f"{key}={text}: needs a number below 2^31")
     return number

@@ -44,7 +44,7 @@ from crosslevel.evaluation.detection.training import (
 from crosslevel.models.encoder import Encoder, untrained
 from crosslevel.models.numerics import avoid_faults, tell
 from crosslevel.utils.device import Hardware, choose
-from crosslevel.utils.errors import BadImage, SourceError
+from crosslevel.utils.errors import BadImage, MissingExtra, SourceError, UserError
 
 RANDOM, TRAINED = "random initialization", "trained encoder"
 FIGURES, CHECKPOINT = "detection.json", "detection.ckpt"
@@ -108,7 +108,7 @@ def detection(
 
     """
     if importlib.util.find_spec("pycocotools") is None:
-        raise ImportError("detection needs pycocotools to count: pip install 'crosslevel[detection]'")
+        raise MissingExtra("detection needs pycocotools to count: pip install 'crosslevel[detection]'")
     settings = _checked(settings or published(train))
     place, unread = hardware or choose(), bad if bad is not None else BadFiles()
     learned, asked = train.with_examples(), test.numbered_as(train)
@@ -178,9 +178,9 @@ def _checked(settings: Settings) -> Settings:
     least |= {"sizes.test": sizes.test, "sizes.train": min(sizes.train, default=0)}
     for name, value in least.items():
         if value < 1:
-            raise ValueError(f"{name}={value}: at least 1")
+            raise UserError(f"{name}={value}: at least 1")
     if not 0 < schedule.rate < math.inf:
-        raise ValueError(f"rate={schedule.rate}: give a learning rate above 0")
+        raise UserError(f"rate={schedule.rate}: give a learning rate above 0")
     return settings
 
 

@@ -21,6 +21,7 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from crosslevel.models.encoder import Encoder
 from crosslevel.utils.device import Hardware
+from crosslevel.utils.errors import UserError
 
 Kind = Literal["c4", "fpn"]
 BatchNorm = Literal["train", "frozen"]
@@ -116,7 +117,7 @@ def freeze_batchnorm(network: nn.Module) -> None:
 
 def _resnet(encoder: Encoder) -> Any:
     if not isinstance(encoder.backbone, ResNet) or not all(hasattr(encoder.backbone, stage) for stage in STAGES):
-        raise ValueError(f"detection takes ResNets (with stages {STAGES[0]} to {STAGES[-1]}), not {encoder.name}")
+        raise UserError(f"detection takes ResNets (with stages {STAGES[0]} to {STAGES[-1]}), not {encoder.name}")
     return copy.deepcopy(encoder.backbone).requires_grad_(True)
 
 

@@ -20,7 +20,7 @@ from torchvision.models.detection import FasterRCNN
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.sources.annotated.annotations import Annotated, Objects
-from crosslevel.utils.errors import BadImage, SourceError
+from crosslevel.utils.errors import BadImage, SourceError, UserError
 from crosslevel.utils.rng import mixed
 from crosslevel.utils.tensors import load_tensors
 
@@ -30,7 +30,7 @@ BATCH = 16
 _Sample = tuple[UInt8[Tensor, "3 H W"], Objects]
 
 
-class Diverged(ValueError):
+class Diverged(UserError):
     """The loss is no longer a number; the message says which one, and when."""
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
-from rich.table import Table
+from crosslevel.utils.errors import UserError, nearest
 
 DATA_SETS = ("cifar10", "cifar100", "stl10", "imagenet100", "imagenet")
 
@@ -38,14 +36,14 @@ def find(name: str) -> Recipe:
     """The recipe of that name.
 
     Raises:
-        ValueError: there is none; the message has the nearest name.
+        UserError: there is none; the message has the nearest name.
 
     """
     known = {recipe.name: recipe for recipe in every()}
     if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "crosslevel recipes lists them"
-        raise ValueError(f"recipe={name!r} is unknown: {hint}")
+        near = nearest(name, known)
+        hint = f"did you mean {near}?" if near else "crosslevel recipes lists them"
+        raise UserError(f"recipe={name!r} is unknown: {hint}")
     return known[name]
 
 
@@ -55,6 +53,9 @@ def recipes(show: str | None = None) -> None:
     Args:
         show: name of a recipe whose file is printed, in place of the list.
     """
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
     console = Console(soft_wrap=True)
     if show is not None:
         console.print(find(show).file.read_text(encoding="utf-8"), end="", highlight=False, markup=False)

@@ -29,7 +29,7 @@ def test_edited_copies_are_found_as_by_the_better_of_two_rules_and_no_wrong_pair
     edited = [EDITS[edit](image) for image in scenes]
     plain = sum(imagehash.phash(a) - imagehash.phash(b) <= 8 for a, b in zip(scenes, edited, strict=True))
     pairs = duplicate_pairs(torch.stack([small(image) for image in (*scenes, *edited)]))
-    right = pairs.index[:, 1] - pairs.index[:, 0] == SCENES
+    right = pairs.images[:, 1] - pairs.images[:, 0] == SCENES
     assert bool(right.all())
     assert int(right.sum()) >= max(plain, FORMER[edit], 1)
     expected = Kind.COPY if edit in ("jpeg", "half") else Kind.EDITED
@@ -38,7 +38,7 @@ def test_edited_copies_are_found_as_by_the_better_of_two_rules_and_no_wrong_pair
 
 def test_many_edits_of_one_image_are_one_set(scenes):
     edited = [edit(image) for name, edit in EDITS.items() if name != "stamp" for image in scenes[:12]]
-    owner = tracks(12 * 10, duplicate_pairs(torch.stack([small(image) for image in (*scenes[:12], *edited)])).index)
+    owner = tracks(12 * 10, duplicate_pairs(torch.stack([small(image) for image in (*scenes[:12], *edited)])).images)
     assert torch.equal(owner.view(10, 12), owner[:12].expand(10, 12))
     assert len(owner.unique()) == 12
 
@@ -53,7 +53,7 @@ def test_different_objects_that_look_alike_are_no_track(alike):
     close = torch.combinations(torch.arange(len(data)))
     chained = tracks(len(data), close[descriptor.alike(data, close, 0.05)]).bincount()
     assert int(chained.max()) > 100, "these are no look-alikes"
-    found = tracks(len(data), duplicate_pairs(data).index).bincount()
+    found = tracks(len(data), duplicate_pairs(data).images).bincount()
     assert int(found[found > 1].sum()) <= 0.05 * len(data)
     assert int(found.max()) <= 10
 
@@ -61,14 +61,14 @@ def test_different_objects_that_look_alike_are_no_track(alike):
 def test_copies_among_look_alikes_are_found(alike):
     again = [recompressed(image, 60) for image in alike[:60]]
     data = torch.stack([small(image) for image in (*alike, *again)])
-    owner = tracks(len(data), duplicate_pairs(data).index)
+    owner = tracks(len(data), duplicate_pairs(data).images)
     assert (owner[:60] == owner[600:]).float().mean() >= 0.9
 
 
 def test_frames_of_an_object_are_found_and_no_two_objects_are_one():
     made = Turntable(classes=6, objects=60, frames=8, imbalance=3, size=32, seed=6)
     pairs = duplicate_pairs(made.data)
-    i, j = pairs.index.T
+    i, j = pairs.images.T
     assert torch.equal(made.tracks[i], made.tracks[j])
     with_another = torch.cat([i, j]).unique()
     assert len(with_another) >= 0.75 * len(made)
@@ -83,7 +83,7 @@ def test_a_track_hangs_together_where_single_links_chain():
     data = torch.cat([chain, pictures(200, seed=4)])
     close = torch.combinations(torch.arange(len(chain)))
     assert tracks(len(chain), close[descriptor.alike(chain, close, detect.NEAR)]).max() == 0
-    owner = tracks(len(data), duplicate_pairs(data).index)
+    owner = tracks(len(data), duplicate_pairs(data).images)
     sizes = owner[: len(chain)].bincount()
     assert int((sizes > 1).sum()) >= 3
     assert int(sizes.max()) < len(chain) / 2
@@ -93,7 +93,7 @@ def test_a_track_hangs_together_where_single_links_chain():
 def test_equal_pictures_hang_together_however_many():
     """A thousand equal ones are no crowd of look-alikes."""
     data = torch.cat([pictures(1).expand(300, -1, -1, -1), pictures(50, seed=9)])
-    owner = tracks(len(data), duplicate_pairs(data).index)
+    owner = tracks(len(data), duplicate_pairs(data).images)
     assert len(owner[:300].unique()) == 1
     assert len(owner.unique()) == 51
 
@@ -101,20 +101,20 @@ def test_equal_pictures_hang_together_however_many():
 def test_pairs_are_each_once_and_in_order():
     data = torch.cat([pictures(30), pictures(30).flip(3), (pictures(30).float() * 0.8).byte()])
     pairs = duplicate_pairs(data)
-    assert len(pairs.index.unique(dim=0)) == len(pairs.index)
-    assert bool((pairs.index[:, 0] < pairs.index[:, 1]).all())
+    assert len(pairs.images.unique(dim=0)) == len(pairs.images)
+    assert bool((pairs.images[:, 0] < pairs.images[:, 1]).all())
 
 
 def test_beside_only_pairs_of_one_with_another_are_looked_for():
     data = pictures(60)
     own, other = torch.cat([data[:40], data[:1].roll(1, 3)]), torch.cat([(data[5:10].float() * 0.8).byte(), data[50:]])
     pairs = duplicate_pairs(torch.cat([own, other]), len(own))
-    assert {tuple(pair) for pair in pairs.index.tolist()} == {(5 + i, len(own) + i) for i in range(5)}
+    assert {tuple(pair) for pair in pairs.images.tolist()} == {(5 + i, len(own) + i) for i in range(5)}
 
 
 @pytest.mark.parametrize("count", [2, 3, 9])
 def test_few_pictures_do(count):
     data = pictures(count)
-    assert len(duplicate_pairs(data).index) == 0
+    assert len(duplicate_pairs(data).images) == 0
     pairs = duplicate_pairs(torch.cat([data, (data.float() * 0.9).byte()]))
-    assert {tuple(pair) for pair in pairs.index.tolist()} == {(i, i + count) for i in range(count)}
+    assert {tuple(pair) for pair in pairs.images.tolist()} == {(i, i + count) for i in range(count)}

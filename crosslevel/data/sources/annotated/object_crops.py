@@ -17,7 +17,7 @@ from crosslevel.data.sources.annotated.annotations import Annotated
 from crosslevel.data.sources.annotated.open import annotated
 from crosslevel.data.uri import Source
 from crosslevel.data.watch import Watch
-from crosslevel.utils.errors import BadImage, SourceError
+from crosslevel.utils.errors import BadImage, SourceError, UserError
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Crops:
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin < math.inf:
-            raise ValueError(f"crops.margin={self.margin}: give a share of the box's longer side, 0 for none")
+            raise UserError(f"crops.margin={self.margin}: give a share of the box's longer side, 0 for none")
         if self.min_size < 1:
-            raise ValueError(f"crops.min_size={self.min_size}: give a number of pixels, at least 1")
+            raise UserError(f"crops.min_size={self.min_size}: give a number of pixels, at least 1")
 
     def options(self) -> str:
         """These settings as the command line has them."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from crosslevel.data.images import InMemoryImages
 from crosslevel.data.sources.turntable.rays import LENS, Motion, Paint, Studio, render, scene
 from crosslevel.data.sources.turntable.shapes import FAMILIES, Array, Solid, Uniform, centred
+from crosslevel.utils.errors import UserError
 
 _SPLITS = ("train", "test")
 _SCHEMES = 10  # colour schemes: shared by many objects of all classes, as the studios are, so that what tells
@@ -67,7 +68,7 @@ class Turntable(InMemoryImages):
         seed: int = 0,
     ) -> None:
         if split not in _SPLITS:
-            raise ValueError(f"split={split!r} is not one of {', '.join(_SPLITS)}")
+            raise UserError(f"split={split!r} is not one of {', '.join(_SPLITS)}")
         for name, value, low, high in (
             ("classes", classes, 2, len(FAMILIES)),
             ("frames", frames, 1, 1000),
@@ -77,7 +78,7 @@ class Turntable(InMemoryImages):
             ("seed", seed, 0, 2**63 - 1),
         ):
             if not low <= value <= high:
-                raise ValueError(f"{name}={value} is out of range: choose {low} to {high}")
+                raise UserError(f"{name}={value} is out of range: choose {low} to {high}")
         counts = _power_law(classes, objects, imbalance)
         names, first, per_object, stride = list(FAMILIES)[:classes], 0, frames, 1.0
         if split == "test":
@@ -122,11 +123,11 @@ def _videos(
 def _power_law(classes: int, objects: int, imbalance: float) -> list[int]:
     """Objects of each class, never increasing, ``objects`` in all (largest remainders)."""
     if not (math.isfinite(imbalance) and imbalance >= 1):
-        raise ValueError(f"imbalance={imbalance} is not a ratio of at least 1: 1 gives equal classes")
+        raise UserError(f"imbalance={imbalance} is not a ratio of at least 1: 1 gives equal classes")
     weights = [(c + 1) ** (-math.log(imbalance) / math.log(classes)) for c in range(classes)]
     shares = [objects * weight / sum(weights) for weight in weights]
     if shares[-1] < 1:
-        raise ValueError(
+        raise UserError(
             f"objects={objects} leaves the rarest of {classes} classes without an object at imbalance={imbalance}: "
             f"raise objects to {math.ceil(sum(weights) / weights[-1])} or lower imbalance"
         )

@@ -6,6 +6,8 @@ import os
 from importlib import import_module
 from typing import Any
 
+from crosslevel.utils.errors import MissingExtra
+
 
 class BadVideo(Exception):
     """What is wrong with a video, or with one frame of it, in a few words."""
@@ -49,7 +51,7 @@ def _av() -> Any:
     try:
         return import_module("av")
     except ImportError as error:
-        raise ImportError("videos need PyAV: pip install 'crosslevel[video]'") from error
+        raise MissingExtra("videos need PyAV: pip install 'crosslevel[video]'") from error
 
 
 def reason(error: Exception) -> str:

@@ -24,7 +24,7 @@ from crosslevel.data.sources.video.decoder import Decoder
 from crosslevel.data.sources.video.timeline import Timeline, timeline
 from crosslevel.data.uri import VIDEOS, Source, is_video
 from crosslevel.data.watch import Watch
-from crosslevel.utils.errors import BadImage, SourceError
+from crosslevel.utils.errors import BadImage, SourceError, UserError
 
 _FIRST = 20_000  # entries of a folder of images in which videos are looked for, only to name them
 
@@ -44,11 +44,11 @@ class Pace:
 
     def __post_init__(self) -> None:
         if self.fps is not None and self.stride is not None:
-            raise ValueError(f"fps={self.fps:g} and stride={self.stride}: give one of them")
+            raise UserError(f"fps={self.fps:g} and stride={self.stride}: give one of them")
         if self.fps is not None and not 0 < self.fps < float("inf"):
-            raise ValueError(f"fps={self.fps:g}: give how many frames a second, above 0")
+            raise UserError(f"fps={self.fps:g}: give how many frames a second, above 0")
         if self.stride is not None and self.stride < 1:
-            raise ValueError(f"stride={self.stride}: 1 takes every frame, 10 every tenth")
+            raise UserError(f"stride={self.stride}: 1 takes every frame, 10 every tenth")
 
     def chosen(self, seconds: Tensor) -> Int64[Tensor, " M"]:
         """Which of the frames at ``seconds`` (N,), ascending from 0."""

@@ -1,0 +1,325 @@
+"""What `crosslevel train FOLDER` gives with nothing else given, on many collections: the defaults' standing benchmark.
+
+python benchmarks/first_try.py DATA [--budgets 1 4 16] [--seeds 0 1] [--only clothing] [--voc VOC2007:trainval]
+
+DATA holds cifar10-jpeg/train, cifar10-jpeg/test and clothing/train, clothing/test. A budget is 100,000 images seen (a
+few minutes of two cores), four times and sixteen times that; the second seed is trained at the smallest. Every cell is
+one training in its own process, by the default command with --epochs and --encoder.width 0.25 (and, as the column says,
+--cld.weight 0 or the best options that anybody found for that collection, `BEST`). Cells that the record has with the
+same command are not run again; benchmarks/results/first_try.json is the record, first_try.md the table.
+
+The row "lightly" is the SimCLR tutorial of lightly 1.5 (ResNet-18 of the same width, its transform with
+gaussian_blur=0, vf_prob=0.5 and rr_prob=0.5, batch 256, SGD 0.06, decay 5e-4, cosine) on the clothing photographs, for
+the seconds that the default took there; it needs pip install lightly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import records
+import torch
+from beside import machine
+from paper import trained
+
+from crosslevel import load_encoder
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import Images
+from crosslevel.data.loaders.batches import pack
+from crosslevel.data.open import open_images
+from crosslevel.evaluation.evaluate import labelled_pair
+from crosslevel.evaluation.linear import Linear, choose
+from crosslevel.features.extract import Features, extract, pixels
+from crosslevel.metrics.knn import weighted_knn
+from crosslevel.models.encoder import untrained
+from crosslevel.utils.device import choose as device
+
+IMAGES_SEEN = 100_000
+COLUMNS = {"raw pixels": None, "untrained": None, "default, no CLD": ["--cld.weight=0"], "default": [], "best": None}
+BEST: dict[str, list[str]] = {}
+"""Options that beat the default somewhere, by collection: none that anybody has found yet."""
+
+FIGURES = ("knn", "knn_balanced", "linear", "linear_balanced", "few_shot")
+SHOTS, DRAWS = 5, 20
+
+
+class Collection(NamedTuple):
+    """What is trained on, what is classified with which labels, and options that the collection itself needs."""
+
+    train: str
+    bank: str
+    test: str
+    options: tuple[str, ...] = ()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("-o", "--output", default="benchmarks/results/first_try")
+    parser.add_argument("--budgets", nargs="+", type=int, default=[1, 4, 16])
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1], help="all at the smallest budget, the first at all"
+    )
+    parser.add_argument("--only", nargs="+", help="names of collections")
+    parser.add_argument("--voc", help="annotated images with --crops, as crosslevel train takes them")
+    parser.add_argument("--voc_test")
+    parser.add_argument("--runs", default="runs/first_try")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        one(json.loads(arguments.one))
+        return
+    record = Path(arguments.output).with_suffix(".json")
+    known = collections(Path(arguments.data), Path(arguments.runs), arguments)
+    for cell in cells(known, arguments):
+        if records.read(record, "cells").get(cell["name"], {}).get("line") == cell["line"]:
+            continue
+        found = Path(cell["folder"]).with_suffix(".json")
+        found.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([sys.executable, __file__, "-", "--one", json.dumps({**cell, "to": str(found)})], check=True)
+        result = {
+            **json.loads(found.read_text()),
+            **{k: cell[k] for k in ("collection", "budget", "column", "seed", "line")},
+        }
+        records.add(record, "cells", cell["name"], result, {"machine": machine()})
+        record.with_suffix(".md").write_text(table(records.read(record, "cells")))
+        print(cell["name"], {k: round(result[k], 1) for k in FIGURES if k in result}, flush=True)
+
+
+def collections(data: Path, home: Path, arguments: argparse.Namespace) -> dict[str, Collection]:
+    """The collections that this machine has data for."""
+    cifar, cifar_test = (str(data / "cifar10-jpeg" / part) for part in ("train", "test"))
+    clothing, clothing_test = (str(data / "clothing" / part) for part in ("train", "test"))
+    repeated = f"{cifar}@imbalance=100@repeat=8,shift=2@tracks=1500"
+    photographs, table = (clothing, clothing, clothing_test), ("turntable", "turntable:test")
+    known: dict[str, Callable[[], Collection]] = {
+        "CIFAR-10 (JPEG)": lambda: Collection(cifar, cifar, cifar_test),
+        "long-tailed": lambda: Collection(f"{cifar}@imbalance=100", f"{cifar}@imbalance=100", cifar_test),
+        "clothing, 64 pixels": lambda: Collection(*photographs, ("--views.size=64",)),
+        "clothing": lambda: Collection(*photographs),
+        "turntable": lambda: Collection("turntable", *table),
+        "turntable, natural order": lambda: Collection("turntable", *table, ("--order=natural",)),
+        "repeated images": lambda: Collection(repeated, repeated, cifar_test),
+        "films": lambda: Collection(f"{films(home / 'films')},stride=1", *table),
+        "500 images": lambda: Collection(*2 * (few(cifar, home / "few.txt", 500),), cifar_test),
+    }
+    if arguments.voc:
+        known["VOC crops"] = lambda: Collection(arguments.voc, arguments.voc, arguments.voc_test, ("--crops",))
+    return {name: made() for name, made in known.items() if not arguments.only or name in arguments.only}
+
+
+def films(folder: Path, rate: int = 10) -> Path:
+    """The turntable's objects as a film each, compressed as cameras do."""
+    import av
+
+    if not (folder / "done").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        frames = open_images("turntable")
+        assert frames.tracks is not None
+        for track in frames.tracks.unique().tolist():
+            with av.open(str(folder / f"{track:04}.mp4"), "w") as target:
+                stream = target.add_stream("mpeg4", rate=rate)
+                stream.width = stream.height = 32
+                stream.bit_rate = 200_000
+                for i in (frames.tracks == track).nonzero()[:, 0].tolist():
+                    frame = av.VideoFrame.from_ndarray(frames[i][0].permute(1, 2, 0).contiguous().numpy())
+                    target.mux(stream.encode(frame))
+                target.mux(stream.encode())
+        (folder / "done").touch()
+    return folder
+
+
+def few(source: str, file: Path, count: int) -> str:
+    """A list of ``count`` of a folder's images, drawn from seed 0."""
+    paths = open_images(source).paths
+    drawn = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))[:count].sort().values
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{Path(source).resolve() / paths[i]}\n" for i in drawn.tolist()))
+    return str(file)
+
+
+def cells(known: dict[str, Collection], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All cells, the smallest budget and the first seed first."""
+    smallest = min(arguments.budgets)
+    for budget, seed in itertools.product(sorted(arguments.budgets), arguments.seeds):
+        if seed != arguments.seeds[0] and budget != smallest:
+            continue
+        for (name, c), (column, usual) in itertools.product(known.items(), COLUMNS.items()):
+            extra = BEST.get(name) if column == "best" else usual
+            if extra is None and (column == "best" or budget != smallest or seed != arguments.seeds[0]):
+                continue  # no training: one figure for all budgets
+            images = len(open_images(c.train))
+            line = [f"--epochs={IMAGES_SEEN * budget / images:g}", "--encoder.width=0.25", f"--seed={seed}"]
+            line += [*c.options, *(extra or []), "--report_html=false", "--monitor_every=0"]
+            key = f"{name} | {budget} | {column} | {seed}"
+            folder = Path(arguments.runs) / key.replace(" | ", "/").replace(" ", "-").replace(",", "")
+            yield {
+                "name": key, "collection": name, "budget": budget, "column": column, "seed": seed, "line": line,
+                "train": c.train, "bank": c.bank, "test": c.test, "folder": str(folder), "trains": extra is not None,
+            }  # fmt: skip
+            if name == "clothing" and column == "default" and seed == arguments.seeds[0]:
+                yield lightly_cell(c, budget, key, folder)
+
+
+def lightly_cell(c: Collection, budget: int, key: str, folder: Path) -> dict[str, Any]:
+    """The tutorial's training for as many seconds as the default's took."""
+    other = key.replace("default", "lightly")
+    return {
+        "name": other, "collection": "clothing", "budget": budget, "column": "lightly", "seed": 0, "line": ["lightly"],
+        "train": c.train, "bank": c.bank, "test": c.test, "folder": str(folder) + "-lightly", "trains": True,
+        "seconds_of": str(folder.with_suffix(".json")),
+    }  # fmt: skip
+
+
+def one(cell: dict[str, Any]) -> None:
+    """Train if the column is a training, judge, and leave the figures."""
+    folder, began = Path(cell["folder"]), time.monotonic()
+    bank, queries = labelled_pair(cell["bank"], cell["test"])
+    if cell["column"] == "lightly":
+        seconds = json.loads(Path(cell["seconds_of"]).read_text())["seconds"]
+        encoder = lightly_tutorial(open_images(cell["train"]), seconds, cell["seed"])
+    elif cell["trains"]:
+        trained(cell["train"], cell["line"], folder)
+        encoder = load_encoder(folder)
+    else:
+        encoder = any_encoder(cell)
+    seconds = time.monotonic() - began
+    if cell["column"] == "raw pixels":
+        size = min(encoder.view.size, 32)
+        found = [pixels(part, size) for part in (bank, queries)]
+    else:
+        shown = [pack(part, encoder.view.size, bad=BadFiles()) for part in (bank, queries)]
+        found = [extract(encoder, part, hardware=device()) for part in shown]
+    Path(cell["to"]).write_text(json.dumps({**judged(*found), "seconds": seconds}))
+
+
+def any_encoder(cell: dict[str, Any]) -> Any:
+    """The network that the default command would train, before its first step."""
+    from rich.console import Console
+
+    from crosslevel import Encoder
+    from crosslevel.models.encoder import View
+    from crosslevel.training.inputs import prepared
+    from crosslevel.transforms.views import Views
+
+    given = next((int(o.split("=")[1]) for o in cell["line"] if o.startswith("--views.size=")), None)
+    encoder, views = Encoder("resnet18", width=0.25), Views(size=given)
+    prepared(open_images(cell["train"]), encoder, views, 4.0, BadFiles(), Console(quiet=True))
+    assert isinstance(encoder.view, View)
+    return untrained(encoder, cell["seed"])
+
+
+def judged(known: Features, asked: Features) -> dict[str, float]:
+    """Accuracies in percent on the test images: kNN, a linear classifier, and nearest means of 5 images a class."""
+    classes = int(max(known.labels.max(), asked.labels.max())) + 1
+    votes = weighted_knn(known.features, known.labels, asked.features, classes, k=min(200, len(known.labels) // 10))
+    draws = torch.Generator().manual_seed(0)
+    linear = choose(known.features, known.labels, classes, Linear(epochs=30), draws)
+    scores = linear.classifier.scores(asked.features)[:, 0]
+    out = {}
+    for name, predicted in (("knn", votes.argmax(1)), ("linear", scores.argmax(1))):
+        right = (predicted == asked.labels).double()
+        out[name] = 100 * float(right.mean())
+        out[f"{name}_balanced"] = 100 * statistics.mean(
+            float(right[asked.labels == c].mean()) for c in asked.labels.unique()
+        )
+    return out | {"few_shot": few_shot(known, asked, classes)}
+
+
+def few_shot(known: Features, asked: Features, classes: int) -> float:
+    """Balanced accuracy, in percent, of the nearest class mean by cosine; mean over 20 draws of 5 images a class."""
+    a, b = (torch.nn.functional.normalize(f.features, dim=1) for f in (known, asked))
+    found, draws = [], torch.Generator().manual_seed(0)
+    for _ in range(DRAWS):
+        order = torch.randperm(len(known.labels), generator=draws)
+        chosen = [order[known.labels[order] == c][:SHOTS] for c in range(classes)]
+        means = torch.stack([a[some].mean(0) if len(some) else a.new_zeros(a.shape[1]) for some in chosen])
+        right = ((b @ torch.nn.functional.normalize(means, dim=1).T).argmax(1) == asked.labels).double()
+        found.append(balanced(right, asked.labels))
+    return statistics.mean(found)
+
+
+def balanced(right: torch.Tensor, labels: torch.Tensor) -> float:
+    """The mean of the classes' accuracies, in percent."""
+    return 100 * statistics.mean(float(right[labels == c].mean()) for c in labels.unique())
+
+
+def lightly_tutorial(images: Images, seconds: float, seed: int) -> Any:
+    """lightly's SimCLR tutorial (docs, tutorial 3) on the clothing photographs, stopped after ``seconds``."""
+    from lightly.data import LightlyDataset
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import SimCLRProjectionHead
+    from lightly.transforms import SimCLRTransform
+    from torch.utils.data import DataLoader
+
+    from crosslevel import Encoder
+    from crosslevel.models.encoder import View
+
+    torch.manual_seed(seed)
+    encoder = Encoder("resnet18", width=0.25)
+    encoder.view = View(128)
+    head = SimCLRProjectionHead(encoder.num_features, encoder.num_features, 128)
+    transform = SimCLRTransform(input_size=128, vf_prob=0.5, rr_prob=0.5, gaussian_blur=0.0)
+    root = Path(images.paths[0]) if Path(images.paths[0]).is_absolute() else Path(images.name)
+    loader = DataLoader(
+        LightlyDataset(str(root if root.is_dir() else root.parents[1]), transform=transform),
+        batch_size=256, shuffle=True, drop_last=True, num_workers=2,
+    )  # fmt: skip
+    optimizer = torch.optim.SGD([*encoder.parameters(), *head.parameters()], lr=6e-2, momentum=0.9, weight_decay=5e-4)
+    criterion, ends = NTXentLoss(), time.monotonic() + seconds
+    began = time.monotonic()
+    while True:
+        for (a, b), *_ in loader:
+            rate = 0.5 * (1 + torch.cos(torch.tensor(min(1.0, (time.monotonic() - began) / seconds) * torch.pi)))
+            for group in optimizer.param_groups:
+                group["lr"] = 6e-2 * float(rate)  # its cosine, along the time that there is
+            loss = criterion(head(encoder(a)), head(encoder(b)))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if time.monotonic() >= ends:
+                return encoder.eval()
+
+
+def table(cells: dict[str, Any]) -> str:
+    """One row a collection and budget: balanced kNN, linear and few-shot by column, means over seeds."""
+    names = [*COLUMNS, "lightly"]
+    lines = [
+        f"{machine()}; ResNet-18 x 0.25; test accuracy in %, balanced: kNN / linear / 5 labels a class; a budget of 1 "
+        f"is {IMAGES_SEEN:,} images seen; means over seeds",
+        "",
+        "| collection | budget | " + " | ".join(names) + " | CLD adds (kNN) |",
+        "|---|---|" + "---|" * (len(names) + 1),
+    ]
+    rows = dict.fromkeys((c["collection"], c["budget"]) for c in cells.values())
+    for collection, budget in rows:
+        shown, knn = [], {}
+        for column in names:
+            fixed = column in ("raw pixels", "untrained")
+            some = [
+                c for c in cells.values()
+                if c["collection"] == collection and c["column"] == column and (fixed or c["budget"] == budget)
+            ]  # fmt: skip
+            if not some:
+                shown.append("-")
+                continue
+            means = [statistics.mean(c[k] for c in some) for k in ("knn_balanced", "linear_balanced", "few_shot")]
+            knn[column] = means[0]
+            seeds = f" ({len(some)})" if len(some) > 1 else ""
+            shown.append(" / ".join(f"{v:.1f}" for v in means) + seeds)
+        gain = f"{knn['default'] - knn['default, no CLD']:+.1f}" if {"default", "default, no CLD"} <= set(knn) else "-"
+        lines.append(f"| {collection} | {budget} | {' | '.join(shown)} | {gain} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

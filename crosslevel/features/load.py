@@ -1,0 +1,149 @@
+"""``crosslevel.load``: a run's encoder with its view, for images in whatever form they are at hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.decode import from_pillow, read_image
+from crosslevel.data.images import Images
+from crosslevel.features.extract import Runtime, stream
+from crosslevel.models.encoder import Encoder, View, load_encoder
+from crosslevel.utils.device import Device, Precision, choose
+from crosslevel.utils.errors import BadImage, UserError
+
+Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
+"""A file, an image of Pillow, an array (H, W, 3) or (H, W), or a tensor (3, H, W): bytes, or floats in [0, 1]."""
+
+COLOURS = 3
+
+
+class FeatureExtractor:
+    """A trained encoder: images of any size and form in, features out.
+
+    ``encoder`` is the network, ``view`` what it was trained to look at, ``num_features`` D.
+    """
+
+    def __init__(self, encoder: Encoder, runtime: Runtime) -> None:
+        self.encoder, self.runtime = encoder, runtime
+
+    @property
+    def view(self) -> View:
+        """The size and the colours of what the encoder looks at."""
+        return self.encoder.view
+
+    @property
+    def num_features(self) -> int:
+        """D, the size of the features."""
+        return self.encoder.num_features
+
+    def transform(self, images: Picture | Iterable[Picture]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Features (N, D), a row an image, in the order that they are given.
+
+        Each image is scaled and cut to the encoder's view as `crosslevel embed` does it.
+
+        Args:
+            images: one image or several: paths, images of Pillow, arrays (H, W, 3), (H, W) or (N, H, W, 3), tensors
+                (3, H, W) or (N, 3, H, W); bytes, or floats in [0, 1].
+
+        Raises:
+            UserError: something that is no image, or no image at all.
+            BadImage: a file that cannot be read.
+
+        """
+        given = _Given(_several(images))
+        if not len(given):
+            raise UserError("transform: there are no images: give one at least")
+        device, workers, batch = self.runtime.hardware, self.runtime.workers or 0, self.runtime.batch_size
+        bad = BadFiles()
+        parts = list(stream(self.encoder, given, batch_size=batch, workers=workers, hardware=device, bad=bad))
+        for path, reason in bad.reasons.items():
+            raise BadImage(path, reason)
+        features: Float[Tensor, "N D"] = torch.cat([part.features for part in parts])
+        return features.numpy()
+
+    def __call__(self, images: Picture | Iterable[Picture]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The same as `transform`."""
+        return self.transform(images)
+
+
+def load(
+    run: str, device: Device = "auto", precision: Precision = "auto", workers: int = 0, batch_size: int = 256
+) -> FeatureExtractor:
+    """Load the encoder of a run.
+
+    Args:
+        run: the folder of a run, or its encoder.safetensors.
+        device: auto takes CUDA, then Apple's MPS, then the CPU.
+        precision: auto takes bfloat16 where the hardware computes it.
+        workers: processes that decode; 0 decodes in one thread.
+        batch_size: images at a time.
+
+    Returns:
+        what makes features of images: ``crosslevel.load("runs/photos").transform(["a.jpg", "b.jpg"])``.
+
+    """
+    return FeatureExtractor(load_encoder(run), Runtime(choose(device, precision), workers, batch_size))
+
+
+class _Given(Images):
+    """Images that are at hand; files are decoded when it is their turn."""
+
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        self.name = "images"
+        self.paths = [_named(picture, i) for i, picture in enumerate(pictures)]
+        self.pictures = [
+            picture if isinstance(picture, str | os.PathLike) else _pixels(picture, self.paths[i])
+            for i, picture in enumerate(pictures)
+        ]
+
+    def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
+        picture = self.pictures[i]
+        return picture if isinstance(picture, Tensor) else read_image(os.fspath(picture)), -1
+
+
+def _named(picture: Picture, i: int) -> str:
+    return os.fspath(picture) if isinstance(picture, str | os.PathLike) else f"image {i}"
+
+
+def _several(images: Picture | Iterable[Picture]) -> list[Picture]:
+    """A list of images, of one or of an array of several too."""
+    if isinstance(images, str | os.PathLike | Image.Image):
+        return [images]
+    if isinstance(images, Tensor | np.ndarray):
+        return [images] if images.ndim <= COLOURS else list(images)
+    return list(images)
+
+
+def _pixels(picture: Image.Image | np.ndarray[Any, Any] | Tensor, name: str) -> UInt8[Tensor, "3 H W"]:
+    if isinstance(picture, Image.Image):
+        return from_pillow(picture)
+    if isinstance(picture, np.ndarray):
+        pixels = torch.from_numpy(np.ascontiguousarray(picture))
+        pixels = pixels.expand(COLOURS, -1, -1) if pixels.ndim == 2 else pixels.movedim(-1, 0)
+    elif isinstance(picture, Tensor):
+        pixels = picture.detach().cpu()
+    else:
+        raise UserError(f"{name} is a {type(picture).__name__}: give a path, an image of Pillow, an array or a tensor")
+    if pixels.ndim != COLOURS or len(pixels) != COLOURS:
+        shape = tuple(picture.shape)
+        raise UserError(f"{name} has the shape {shape}: give an array (H, W, 3) or (H, W), or a tensor (3, H, W)")
+    return _bytes(pixels, name)
+
+
+def _bytes(pixels: Tensor, name: str) -> UInt8[Tensor, "3 H W"]:
+    if pixels.dtype == torch.uint8:
+        return pixels
+    low, high = (float(value) for value in pixels.aminmax())
+    if not pixels.is_floating_point() or not 0 <= low <= high <= 1:
+        kind = str(pixels.dtype).removeprefix("torch.")
+        raise UserError(f"{name} has {kind} values from {low:g} to {high:g}: give bytes, or floats in [0, 1]")
+    return (pixels * 255).round().to(torch.uint8)

@@ -1,0 +1,265 @@
+"""One command: which settings it has, and what they are after its files and its command line, each over the last."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from crosslevel.settings import signature, trust
+from crosslevel.settings.kinds import is_list, read
+from crosslevel.settings.recipes import find
+from crosslevel.settings.signature import REQUIRED, Argument, Choice, Group, Option, Signature
+from crosslevel.utils.errors import UserError, did_you_mean, nearest
+
+FILES = (
+    Option("config", ("str",), None, "YAML file with any of these settings; those after it count more"),
+    Option("recipe", ("None", "str"), None, "settings of a published result; crosslevel recipes lists them"),
+)
+
+
+class Command:
+    """The settings of a verb, as its signature has them."""
+
+    def __init__(self, name: str, own: Signature, others: tuple[Argument, ...] = ()) -> None:
+        self.name, self.signature, self.others = name, own, others
+        self.arguments = (*own.arguments, *others)
+        self.names = {argument.name for argument in self.arguments}
+        self.positional = tuple(a for a in own.arguments if isinstance(a, Option) and a.default is REQUIRED)
+        self.defaults = _literals(own.marks.get("verb"))
+
+    @classmethod
+    def of(cls, module: str, name: str) -> Command:
+        """The command that is a function of a module, which is not imported."""
+        return cls._with_others(name, signature.of_command(module, name), module)
+
+    @classmethod
+    def of_function(cls, function: Callable[..., Any]) -> Command:
+        """The command that is this function."""
+        return cls._with_others(function.__name__, signature.of_function(function), function.__module__)
+
+    @classmethod
+    def _with_others(cls, name: str, own: Signature, module: str) -> Command:
+        mark = own.marks.get("with_options_of")
+        if mark is None:
+            return cls(name, own)
+        scope = signature.scope(module)
+        assert scope is not None
+        assert isinstance(mark.args[0], ast.Name)
+        found = scope.find(mark.args[0].id)
+        assert found is not None
+        but = _literals(mark)["but"]
+        whole = signature.of_command(found[0].module, mark.args[0].id)
+        return cls(name, own, tuple(a for a in whole.arguments if a.name not in but))
+
+    @property
+    def summary(self) -> str:
+        """What the command does: the first line of its docstring."""
+        return self.signature.summary.split("\n\n")[0]
+
+    @cached_property
+    def options(self) -> dict[str, Option]:
+        """Every setting by its whole name, those of parts too, but for those of a method."""
+        found: dict[str, Option] = {}
+        for argument in self.arguments:
+            if isinstance(argument, Option):
+                found[argument.name] = argument
+            elif isinstance(argument, Group):
+                found |= {f"{argument.name}.{option.name}": option for option in argument.options}
+        return found
+
+    @property
+    def has_method(self) -> bool:
+        """Whether there is a part that is chosen by name."""
+        return any(isinstance(argument, Choice) for argument in self.arguments)
+
+    @property
+    def has_recipes(self) -> bool:
+        """Whether a published result's settings can be read."""
+        return {"encoder", "cld"} <= self.names
+
+    @property
+    def files(self) -> tuple[Option, ...]:
+        """What names a file of settings."""
+        return FILES if self.has_recipes else FILES[:1]
+
+
+class Settings:
+    """The settings of one call, while files and options are laid over each other."""
+
+    def __init__(self, command: Command, named: Mapping[str, str]) -> None:
+        self.command, self.named = command, named
+        self.tree: dict[str, Any] = {}
+        self.method: str | None = None
+        self.of_method: dict[str, Any] = {}
+        self.gathered: set[str] = set()
+
+    def add_file(self, file: str, where: str) -> None:
+        """Lay a file of settings over what there is.
+
+        Raises:
+            UserError: it cannot be read, or has what is no setting; the message names the file and the setting.
+
+        """
+        for name, value in _loaded(file, where).items():
+            self._add(str(name), value, where)
+
+    def _add(self, name: str, value: Any, where: str) -> None:
+        part = next((a for a in self.command.arguments if a.name == name), None)
+        if part is None:
+            raise UserError(f"{where}: there is no setting {name!r}{self._hint(name)}")
+        if isinstance(part, Choice):
+            self._add_method(value, where)
+        elif isinstance(part, Group):
+            self._add_part(part, value, where)
+        else:
+            self.tree[name] = read(part.kind, value, f"{where}: {name}: {_shown(value)}")
+
+    def _add_part(self, part: Group, value: Any, where: str) -> None:
+        if part.optional and (value is None or value is False):
+            self.tree[part.name] = None
+            return
+        if value is True and part.optional:
+            value = {}
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where}: {part.name}: {_shown(value)}: needs its settings, a name and a value each")
+        known = {option.name: option for option in part.options}
+        into = self._part(part.name)
+        for name, inner in value.items():
+            if name not in known:
+                if name == "class_path":
+                    raise UserError(f"{where}: {trust.refusal(part.name, inner)}")
+                raise UserError(f"{where}: {part.name} has no setting {name!r}: {did_you_mean(str(name), known)}")
+            into[name] = read(known[name].kind, inner, f"{where}: {part.name}.{name}: {_shown(inner)}")
+
+    def _add_method(self, value: Any, where: str) -> None:
+        tree = value if isinstance(value, Mapping) else {"class_path": value}
+        for key in tree:
+            if key not in ("class_path", "init_args"):
+                raise UserError(f"{where}: method has no setting {key!r}: give class_path and init_args")
+        self.choose(tree.get("class_path"), where)
+        inner = tree.get("init_args") or {}
+        if not isinstance(inner, Mapping):
+            raise UserError(f"{where}: method.init_args: {_shown(inner)}: needs a name and a value each")
+        for name, setting in inner.items():
+            self.of_method[str(name)] = (setting, f"{where}: method.{name}")
+
+    def choose(self, name: Any, where: str = "") -> None:
+        """Take a method by its name; the settings of another that was named before go with it."""
+        if name is None:
+            return
+        try:
+            path = trust.method_class(name, self.named)
+        except UserError as error:
+            raise UserError(f"{where}: {error}" if where else str(error)) from error
+        if self.method not in (None, path):
+            self.of_method = {}
+        self.method = path
+
+    def add_option(self, name: str, text: str) -> None:
+        """Lay one option of the command line over what there is."""
+        where = f"--{name} {text}"
+        if name.startswith("method."):
+            self.of_method[name.removeprefix("method.")] = (text, f"--{name}")
+            return
+        part = next((a for a in self.command.arguments if a.name == name), None)
+        if isinstance(part, Group):
+            self._add_part(part, _flag(text), f"--{name}")
+            return
+        option = self.command.options[name]
+        value = read(option.kind, text, where)
+        group, _, last = name.rpartition(".")
+        into = self._part(group) if group else self.tree
+        if is_list(option.kind) and isinstance(value, list) and name in self.gathered:
+            value = [*into[last], *value]
+        self.gathered.add(name)
+        into[last] = value
+
+    def _part(self, name: str) -> dict[str, Any]:
+        if self.tree.get(name) is None:
+            self.tree[name] = {}
+        part: dict[str, Any] = self.tree[name]
+        return part
+
+    def whole(self) -> dict[str, Any]:
+        """All settings, with the defaults of those that nobody gave."""
+        out: dict[str, Any] = {}
+        for argument in self.command.arguments:
+            name = argument.name
+            if isinstance(argument, Choice):
+                path = self.method or trust.method_class(signature.usual_method())
+                out[name] = {"class_path": path, "init_args": self._method_settings(path)}
+            elif isinstance(argument, Group):
+                given = self.tree.get(name)
+                none = argument.optional and given is None
+                out[name] = None if none else {o.name: o.default for o in argument.options} | (given or {})
+            elif name in self.tree:
+                out[name] = self.tree[name]
+            elif argument.default is not REQUIRED:
+                out[name] = self.command.defaults.get(name, argument.default)
+        return out
+
+    def _method_settings(self, path: str) -> dict[str, Any]:
+        known = {option.name: option for option in signature.of_method(path)}
+        found = {name: option.default for name, option in known.items()}
+        for name, (value, where) in self.of_method.items():
+            if name not in known:
+                raise UserError(
+                    f"{where}: {path.rpartition('.')[2]} has no setting {name!r}: {did_you_mean(name, known)}"
+                )
+            found[name] = read(known[name].kind, value, f"{where} {_shown(value)}")
+        return found
+
+    def _hint(self, name: str) -> str:
+        near = nearest(name, self.command.names, 0.7)
+        return f": did you mean {near}?" if near else ""
+
+
+def config_of(run: str) -> str:
+    """The settings of a run that goes on.
+
+    Raises:
+        UserError: there is no run.
+
+    """
+    config = Path(run) / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"--resume {run}: there is no run here (it has no config.yaml)")
+    return str(config)
+
+
+def recipe_file(name: str) -> str:
+    """The file of a recipe, by its name."""
+    return str(find(name).file)
+
+
+def _literals(call: ast.Call | None) -> dict[str, Any]:
+    return {} if call is None else {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+
+
+def _flag(text: str) -> Any:
+    """What stands after an option that may stand alone: true, false, or settings as YAML."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return None if text.lower() in ("none", "null", "no", "false") else value
+
+
+def _loaded(file: str, where: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{where}: it holds no settings")
+    return tree
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,87 @@
+"""A verb called from Python: its arguments checked as on the command line, and its parts in any of their forms."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from functools import partial, wraps
+from importlib import import_module
+from typing import Any, TypeVar, cast
+
+from crosslevel.settings import trust
+from crosslevel.settings.command import Command
+from crosslevel.settings.kinds import read
+from crosslevel.settings.signature import Argument, Choice, Option, of_method
+from crosslevel.utils.errors import UserError, did_you_mean
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def public(function: F) -> F:
+    """A verb as Python has it: the same names, defaults and errors as on the command line.
+
+    A part may be given as an object, as a dictionary of its settings or as what makes it, a method by its name, a path
+    as an object; a value that does not fit is refused as on the command line.
+    """
+
+    @wraps(function)
+    def called(*given: Any, **named: Any) -> Any:
+        return function(**completed(function, given, named))
+
+    return cast(F, called)
+
+
+def completed(function: Callable[..., Any], given: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments by name, as ``function`` takes them.
+
+    Raises:
+        TypeError: an argument that it does not have, or one that is missing, as for any function.
+        UserError: a value that does not fit, or a setting that a part does not have.
+
+    """
+    bound = inspect.signature(function).bind(*given, **named)
+    arguments = {argument.name: argument for argument in Command.of(function.__module__, function.__name__).arguments}
+    return {
+        name: made(arguments[name], value) if name in arguments else value for name, value in bound.arguments.items()
+    }
+
+
+def made(argument: Argument, value: Any) -> Any:
+    """One argument as the verb takes it."""
+    if isinstance(argument, Option):
+        return _value(argument, value)
+    if isinstance(argument, Choice):
+        return _method(value)
+    if isinstance(value, bool) and argument.optional:
+        value = {} if value else None
+    if not isinstance(value, Mapping):
+        return value
+    module, name = argument.made_of
+    kind, settings = getattr(import_module(module), name), _checked(argument.name, argument.options, value)
+    return partial(kind, **settings) if argument.later else kind(**settings)
+
+
+def _value(option: Option, value: Any) -> Any:
+    shown = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return read(option.kind, shown, f"{option.name}={shown!r}")
+
+
+def _method(value: Any) -> Any:
+    """What makes a method: of its name, of its name and settings, or as it was given."""
+    if not isinstance(value, str | Mapping):
+        return value
+    tree: Mapping[str, Any] = {"class_path": value} if isinstance(value, str) else value
+    name, settings = tree.get("class_path"), tree.get("init_args", {})
+    if set(tree) - {"class_path", "init_args"} or name is None:
+        raise UserError(f"method={value!r}: give a name, or {{'class_path': name, 'init_args': its settings}}")
+    path = trust.method_class(name, trust.named_on([str(name)]))
+    return partial(trust.imported(path), **_checked("method", of_method(path), settings))
+
+
+def _checked(part: str, options: tuple[Option, ...], settings: Mapping[str, Any]) -> dict[str, Any]:
+    known = {option.name: option for option in options}
+    for name in settings:
+        if name not in known:
+            raise UserError(f"{part} has no setting {name!r}: {did_you_mean(str(name), known)}")
+    return {name: read(known[name].kind, value, f"{part}.{name}={value!r}") for name, value in settings.items()}

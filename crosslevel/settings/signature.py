@@ -1,0 +1,297 @@
+"""What a function or class takes, read from its source: nothing is imported, so that help and errors come at once."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from crosslevel.settings.kinds import Choices, Kind, Many, Member
+
+ROOT = Path(__file__).parents[1]
+REQUIRED = ...
+"""The default of an argument that has none."""
+
+NAMED = "Method"  # parts of this class are chosen by name, and bring their own settings
+NAMES = ("crosslevel.methods", "METHODS")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting: ``kind`` says what it may be; ``help`` is its line in the docstring."""
+
+    name: str
+    kind: Kind
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """A part with settings of its own.
+
+    ``optional``: there is none of it unless it is asked for. ``made_of``: its class, by module and name. ``later``: the
+    command makes it, and is handed what makes it.
+    """
+
+    name: str
+    options: tuple[Option, ...]
+    optional: bool
+    help: str
+    made_of: tuple[str, str]
+    later: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A part that is chosen by name."""
+
+    name: str
+    help: str
+
+
+Argument = Option | Group | Choice
+Parameter = tuple[str, ast.expr | None, ast.expr | None]  # its name, annotation and default
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A file of Python, and what its names mean."""
+
+    module: str
+    tree: ast.Module
+
+    def find(self, name: str) -> tuple[Scope, ast.AST] | None:
+        """Where ``name`` is defined, through imports; None if it is not read from a file of ours or of a user's."""
+        for node in _statements(self.tree.body):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+                return self, node
+            if isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                if any(isinstance(t, ast.Name) and t.id == name for t in targets) and node.value is not None:
+                    return self, node.value
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                for alias in node.names:
+                    if (alias.asname or alias.name) == name:
+                        other = scope(node.module)
+                        return None if other is None else other.find(alias.name)
+        return None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A function's summary, its arguments in their order, and its marks by name."""
+
+    summary: str
+    arguments: tuple[Argument, ...]
+    hidden: tuple[str, ...]
+    marks: dict[str, ast.Call] = field(hash=False)
+
+
+@cache
+def scope(module: str) -> Scope | None:
+    """The file of a module: Crosslevel's own without importing its package; others only where they are loaded."""
+    if module.split(".", maxsplit=1)[0] == "crosslevel":
+        path = ROOT.joinpath(*module.split(".")[1:])
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    elif module in sys.modules and (spec := find_spec(module)) is not None and str(spec.origin).endswith(".py"):
+        file = Path(str(spec.origin))
+    else:
+        return None
+    return Scope(module, ast.parse(file.read_text(encoding="utf-8")))
+
+
+def of_command(module: str, name: str) -> Signature:
+    """The signature of a function of a module, by its name."""
+    found = scope(module)
+    where = None if found is None else found.find(name)
+    if where is None or not isinstance(where[1], ast.FunctionDef):
+        raise LookupError(f"{module} has no function {name}")
+    return _of_function(where[0], where[1])
+
+
+def of_function(function: Callable[..., Any]) -> Signature:
+    """The signature of any function with a source, those inside of others too."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    node = next(n for n in tree.body if isinstance(n, ast.FunctionDef))
+    own = scope(function.__module__) or Scope(function.__module__, tree)
+    return _of_function(own, node)
+
+
+def of_method(path: str) -> tuple[Option, ...]:
+    """What a method takes beside the encoder and the number of images, by its import path."""
+    module, _, name = path.rpartition(".")
+    found = scope(module)
+    where = None if found is None else found.find(name)
+    return () if where is None else _of_class(*where, skip=2)
+
+
+@cache
+def methods() -> dict[str, str]:
+    """The import paths of Crosslevel's methods, by their names."""
+    found = scope(NAMES[0])
+    where = None if found is None else found.find(NAMES[1])
+    assert where is not None
+    assert isinstance(where[1], ast.Dict)
+    names = [value.id for value in where[1].values if isinstance(value, ast.Name)]
+    owners = [where[0].find(name) for name in names]
+    return {name: f"{owner[0].module}.{name}" for name, owner in zip(names, owners, strict=True) if owner}
+
+
+def usual_method() -> str:
+    """The name of the method that is taken where none is named."""
+    found = scope(NAMES[0])
+    where = None if found is None else found.find("USUAL")
+    assert where is not None
+    return str(_value(*where))
+
+
+def _of_function(own: Scope, node: ast.FunctionDef) -> Signature:
+    doc = ast.get_docstring(node) or ""
+    helps = _arguments_of(doc)
+    arguments = [
+        _argument(own, name, annotation, default, helps.get(name, ""))
+        for name, annotation, default in _parameters(node.args.args, node.args.defaults)
+    ]
+    calls = [d for d in node.decorator_list if isinstance(d, ast.Call)]
+    marks = {_name(call.func): call for call in calls}
+    return Signature(_summary(doc), tuple(arguments), tuple(a.arg for a in node.args.kwonlyargs), marks)
+
+
+def _of_class(own: Scope, node: ast.AST, skip: int = 0, given: dict[str, Any] | None = None) -> tuple[Option, ...]:
+    """The options of a class: of its constructor, or its fields and those of the classes that it is made from."""
+    assert isinstance(node, ast.ClassDef)
+    doc = ast.get_docstring(node) or ""
+    init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    bases = [found for base in node.bases if (found := own.find(_name(base))) and isinstance(found[1], ast.ClassDef)]
+    if init is None:
+        fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
+        options = {o.name: o for base in bases for o in _of_class(*base, skip=skip)}
+        listed: list[Parameter] = [(_name(n.target), n.annotation, n.value) for n in fields]
+        skip = 0
+    else:
+        options = {}
+        keywords = [d or ast.Constant(REQUIRED) for d in init.args.kw_defaults]
+        listed = list(_parameters(init.args.args[1:], init.args.defaults))
+        listed += [(a.arg, a.annotation, d) for a, d in zip(init.args.kwonlyargs, keywords, strict=True)]
+        doc += "\n" + (ast.get_docstring(init) or "")
+    helps = _arguments_of(doc)
+    for name, annotation, default in listed[skip:]:
+        option = _argument(own, name, annotation, default, helps.get(name, ""))
+        if isinstance(option, Option):
+            options[name] = option
+    changed = given or {}
+    return tuple(
+        Option(o.name, o.kind, changed.get(o.name, o.default), helps.get(o.name, o.help)) for o in options.values()
+    )
+
+
+def _parameters(arguments: list[ast.arg], defaults: list[ast.expr]) -> Iterator[Parameter]:
+    missing: list[ast.expr | None] = [None] * (len(arguments) - len(defaults))
+    for argument, default in zip(arguments, [*missing, *defaults], strict=True):
+        yield argument.arg, argument.annotation, default
+
+
+def _argument(own: Scope, name: str, annotation: ast.expr | None, default: ast.expr | None, text: str) -> Argument:
+    part = _part(own, annotation)
+    if part is None:
+        value = REQUIRED if default is None else _value(own, default)
+        return Option(name, _kind(own, annotation), value, text)
+    (where, node), before = part
+    assert isinstance(node, ast.ClassDef)
+    if node.name == NAMED:
+        return Choice(name, text)
+    given = {k.arg: _value(own, k.value) for k in default.keywords if k.arg} if isinstance(default, ast.Call) else {}
+    options = _of_class(where, node, skip=before or 0, given=given)
+    optional = isinstance(default, ast.Constant) and default.value is None
+    return Group(name, options, optional, text, (where.module, node.name), before is not None)
+
+
+def _part(own: Scope, annotation: ast.expr | None) -> tuple[tuple[Scope, ast.AST], int | None] | None:
+    """The class of a part, and how many arguments it gets besides its settings.
+
+    A part is annotated with its class, or with what makes it, ``Callable[[int], Class]``: then it is handed over as
+    that, and None stands in place of a number for what is made at once.
+    """
+    if isinstance(annotation, ast.BinOp):
+        return _part(own, annotation.left) or _part(own, annotation.right)
+    if isinstance(annotation, ast.Subscript) and _name(annotation.value) == "Callable":
+        assert isinstance(annotation.slice, ast.Tuple)
+        takes, gives = annotation.slice.elts
+        found = own.find(_name(gives))
+        count = len(takes.elts) if isinstance(takes, ast.List) else 0
+    else:
+        found = own.find(_name(annotation)) if annotation is not None else None
+        count = None
+    return (found, count) if found is not None and isinstance(found[1], ast.ClassDef) else None
+
+
+def _kind(own: Scope, node: ast.AST | None) -> Kind:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return _kind(own, ast.parse(node.value, mode="eval").body)
+    if isinstance(node, ast.Constant) and node.value is None:
+        return ("None",)
+    if isinstance(node, ast.BinOp):
+        return (*_kind(own, node.left), *_kind(own, node.right))
+    if isinstance(node, ast.Subscript):
+        return (_of_several(own, node),)
+    if isinstance(node, ast.Name) and node.id in ("str", "int", "float", "bool"):
+        return (node.id,)
+    found = own.find(_name(node)) if isinstance(node, ast.Name | ast.Attribute) else None
+    return ("any",) if found is None or isinstance(found[1], ast.ClassDef) else _kind(*found)
+
+
+def _of_several(own: Scope, node: ast.Subscript) -> Member:
+    inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    kind = _name(node.value)
+    if kind == "Literal":
+        return Choices(tuple(str(ast.literal_eval(word)) for word in inner))
+    if kind not in ("list", "tuple", "Sequence"):
+        return "any"
+    rest = isinstance(inner[-1], ast.Constant) and inner[-1].value is ...
+    items = tuple(_kind(own, item) for item in inner[: -1 if rest else None])
+    return Many(items, rest or kind != "tuple", kind != "tuple")
+
+
+def _value(own: Scope, node: ast.AST) -> Any:
+    """A default; a name is looked up, and a call stands for nothing."""
+    if isinstance(node, ast.Name) and (found := own.find(node.id)) is not None:
+        return _value(*found)
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Those of a file, and those under its ``if``, such as imports for types."""
+    for node in body:
+        yield from _statements(node.body) if isinstance(node, ast.If) else [node]
+
+
+def _name(node: ast.AST) -> str:
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+
+
+def _summary(doc: str) -> str:
+    return (
+        doc.split("\nArgs:", maxsplit=1)[0].split("\nReturns:", maxsplit=1)[0].split("\nRaises:", maxsplit=1)[0].strip()
+    )
+
+
+def _arguments_of(doc: str) -> dict[str, str]:
+    """The lines of the docstring's Args, by argument."""
+    found: dict[str, str] = {}
+    for part in re.findall(r"^Args:\n((?:    .*\n?|\n)*)", doc, re.MULTILINE):
+        for entry in re.split(r"\n(?=    \S)", part.rstrip()):
+            name, _, text = entry.strip().partition(":")
+            found[name] = " ".join(text.split()).replace("``", "")
+    return found

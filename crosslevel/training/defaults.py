@@ -1,0 +1,134 @@
+"""What `train` chooses where nothing is given, and why: one rule a function, each of what is known before training.
+
+No rule reads a label or knows a collection's name. The evidence is in docs/results.md, "The defaults".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from crosslevel.utils.errors import UserError
+
+RATES = {"adamw": 1e-3, "lars": 0.3}  # at 256 images a batch; SGD's is the method's own
+DECAYS = {"sgd": 5e-4, "adamw": 0.05, "lars": 1e-6}
+LARGE_VIEW = 64  # pixels: up to this size views are drawn as in the authors' CIFAR recipes
+
+
+class Choice(NamedTuple):
+    """One setting as the command line has it, the value that a rule gave it, and the reason in a few words."""
+
+    setting: str
+    value: Any
+    why: str
+
+    def __str__(self) -> str:
+        """One line for the console and for config.yaml."""
+        value = f"{self.value:.4g}" if isinstance(self.value, float) else self.value
+        return f"--{self.setting} {value}: {self.why}"
+
+
+class Chosen:
+    """What the rules chose for one run, in the order in which they were asked."""
+
+    def __init__(self) -> None:
+        self.made: list[Choice] = []
+
+    def __call__(self, given: Any, choice: Choice) -> Any:
+        """The value ``given``, or else the rule's, which is noted."""
+        if given is not None:
+            return given
+        self.made.append(choice)
+        return choice.value
+
+
+def batch_size(images: int, epochs: float, devices: int = 1, device: str = "cpu") -> Choice:
+    """Images a step on each device, by how many the run sees in all.
+
+    Seen once each, S images make S / B steps with B - 1 others to tell each from: both are needed. Of 50,000 images
+    seen, 128 a step were better than 256 and than 64; B grows with the root of S, up to 256. A GPU is not filled by
+    less than `GPU_LEAST`. An epoch has at least `STEPS_AN_EPOCH` steps where that leaves a batch of 16.
+    """
+    seen, share = images * epochs, images / devices
+    wanted = LARGEST * math.sqrt(seen / SEEN_FOR_LARGEST)
+    if device != "cpu":
+        wanted = max(wanted, GPU_LEAST)
+    fitting = [size for size in BATCHES if size <= share / STEPS_AN_EPOCH] or [min(BATCHES)]
+    size = min(fitting, key=lambda size: abs(math.log(size / wanted)))
+    why = f"{seen:,.0f} images are seen in all, {images:,} in an epoch"
+    return Choice("batch_size", max(2, min(size, int(share))), why)
+
+
+BATCHES, LARGEST = (16, 32, 64, 128, 256), 256
+SEEN_FOR_LARGEST, GPU_LEAST, STEPS_AN_EPOCH = 300_000, 128, 4
+
+
+def epochs(images: int) -> Choice:
+    """Passes over the images: 100 of 50,000, and with the root of their number more of fewer ones, 20 to 400."""
+    wanted = round(100 * math.sqrt(50_000 / images))
+    return Choice("epochs", max(20, min(400, wanted)), f"of {images:,} images; --minutes M sets a time instead")
+
+
+def affordable_epochs(minutes: float, images_a_second: float, images: int) -> Choice:
+    """As many epochs as ``minutes`` have time for, whole ones where there is time for one.
+
+    Raises:
+        ValueError: no time at all.
+
+    """
+    if minutes <= 0:
+        raise UserError(f"minutes={minutes} must be positive")
+    exact = 60 * minutes * SHARE_FOR_STEPS * images_a_second / images
+    why = f"{minutes:g} minutes at {images_a_second:,.0f} images a second, as measured on this machine"
+    return Choice("epochs", float(int(exact)) if exact >= 1 else exact, why)
+
+
+SHARE_FOR_STEPS = 0.9  # of the time; the rest goes to figures, checkpoints and the report
+
+
+def learning_rate(optimizer: str, sgd_rate: float, batch: int) -> Choice:
+    """The highest rate, in proportion to the images a step (Goyal et al. 2017)."""
+    base = RATES.get(optimizer, sgd_rate)
+    return Choice("lr", base * batch / 256, f"{base:g} for 256 images a step, in proportion")
+
+
+def weight_decay(optimizer: str) -> Choice:
+    """The decay that the optimizer is usually given."""
+    return Choice("weight_decay", DECAYS[optimizer], f"usual for {optimizer}")
+
+
+def warmup_epochs(epochs: float) -> Choice:
+    """The epochs in which the learning rate rises: a tenth of all, at most 5."""
+    return Choice("warmup_epochs", min(5.0, epochs / 10), "a tenth of all, at most 5")
+
+
+def momentum(steps: int) -> Choice:
+    """Of MoCo's, InfoMin's and BYOL's average: it spans a thirtieth of the run, as 0.999 does of 30,000 steps."""
+    span = max(10.0, min(1000.0, steps / 30))
+    return Choice("method.momentum", 1 - 1 / span, f"the average spans {span:.0f} of {steps:,} steps")
+
+
+def queue(images: int | None, batch: int) -> Choice:
+    """Keys of MoCo's queue: 4,096, but at most a quarter of the images, so that few are an image's own.
+
+    A queue that holds an image's own earlier keys repels them (facebookresearch/moco issue 146).
+    """
+    if images is None:
+        return Choice("method.queue", max(4096, batch), "the images are not counted")
+    quarter = max(1, images // 4)
+    size = min(4096, max(batch, quarter // batch * batch), max(1, images - batch))
+    return Choice("method.queue", size, f"at most a quarter of {images:,} images, in whole batches")
+
+
+def groups(batch: int) -> Choice:
+    """K of CLD: three quarters of the images that are grouped together."""
+    return Choice("cld.groups", max(2, min(batch, round(0.75 * batch))), f"three quarters of {batch} images")
+
+
+def preset(view: int) -> Choice:
+    """How views are drawn: as in the authors' CIFAR recipes up to 64 pixels, beyond with MoCo v2's blur.
+
+    Taken from the published recipes at 32 and at 224 pixels, which have the same colours; not measured in between.
+    """
+    name = "cifar" if view <= LARGE_VIEW else "mocov2"
+    return Choice("views.preset", name, f"usual for views of {view} pixels")

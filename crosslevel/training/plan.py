@@ -1,0 +1,131 @@
+"""How long, in which batches and steps: what is given, and by the rules of `defaults` what is not."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from crosslevel.models.encoder import Encoder
+from crosslevel.settings.describe import describe
+from crosslevel.training import defaults
+from crosslevel.training.fit import Batches
+from crosslevel.training.inputs import Feed
+from crosslevel.training.options import Optimization, Resolved, Runtime
+from crosslevel.training.parts import Parts
+from crosslevel.transforms.views import Views
+from crosslevel.utils.device import Hardware
+from crosslevel.utils.errors import UserError
+
+MEASURED = "CROSSLEVEL_IMAGES_A_SECOND"
+"""What the first process of a distributed run measured; the others, which it starts later, need the same."""
+
+MEASURED_WITH = 128  # images a step
+TIMED, ENOUGH = 10, 5.0  # steps, and seconds after which fewer do
+
+
+class Plan(NamedTuple):
+    """The batches and steps of a training; ``choices``: what rules gave, each with its reason."""
+
+    batches: Batches
+    optimization: Resolved
+    steps: int
+    warmup_steps: int
+    choices: list[defaults.Choice]
+
+
+def settle(
+    parts: Parts, wanted: Optimization, feed: Feed, batches_of_size: Callable[[int], Batches], runtime: Runtime
+) -> Plan:
+    """Choose what was left open, by what is known before the training; check that everything fits.
+
+    Args:
+        parts: the networks and losses; what a method leaves open until the number of steps is known is set.
+        wanted: what was given.
+        feed: the images.
+        batches_of_size: makes the batches, for so many images on each device.
+        runtime: where it runs.
+
+    Raises:
+        ValueError: settings that do not fit each other.
+
+    """
+    rules, devices = defaults.Chosen(), runtime.devices
+    images = feed.known or wanted.epoch_size or 0
+    if not parts.views.chosen:
+        parts.views.choose(rules(None, defaults.preset(parts.views.size)))
+        parts.settings["views"] = describe(parts.views)
+    epochs = wanted.epochs
+    if wanted.minutes is not None:
+        tried = batches_of_size(wanted.batch_size or min(MEASURED_WITH, max(2, images // devices)))
+        rate = devices * _images_a_second(parts, tried, runtime)
+        epochs = rules(None, defaults.affordable_epochs(wanted.minutes, rate, images))
+    epochs = float(rules(epochs, defaults.epochs(images)))
+    warmup = wanted.warmup_epochs
+    if epochs <= 0 or (warmup is not None and not 0 <= warmup <= epochs):
+        raise UserError(f"epochs={epochs:g}, warmup_epochs={warmup}: give more than no epoch, and no longer a warm-up")
+    size = rules(wanted.batch_size, defaults.batch_size(images, epochs, devices, runtime.hardware.device.type))
+    batches = batches_of_size(size)
+    steps, batch = max(1, round(epochs * len(batches))), batches.batch_size * devices
+    _complete(parts, rules, feed.known, steps, batch)
+    parts.check(batches.batch_size, devices, feed.known)
+    if parts.cld is not None:
+        rules(parts.cld.groups, defaults.groups(batch if parts.cld.gather else batches.batch_size))
+    optimization = Resolved(
+        epochs,
+        size,
+        wanted.optimizer,
+        rules(wanted.lr, defaults.learning_rate(wanted.optimizer, parts.method.sgd_rate, batch)),
+        rules(wanted.weight_decay, defaults.weight_decay(wanted.optimizer)),
+        rules(warmup, defaults.warmup_epochs(epochs)),
+    )
+    return Plan(batches, optimization, steps, round(optimization.warmup_epochs * len(batches)), rules.made)
+
+
+def _complete(parts: Parts, rules: defaults.Chosen, images: int | None, steps: int, batch: int) -> None:
+    """What a method leaves open until the number of steps is known; the settings have it too."""
+    method: Any = parts.method
+    arguments = parts.settings["method"]["init_args"]
+    if arguments.get("momentum", 0) is None:
+        arguments["momentum"] = method.momentum = rules(None, defaults.momentum(steps))
+    if arguments.get("queue", 0) is None:
+        arguments["queue"] = rules(None, defaults.queue(images, batch))
+        method.set_queue(arguments["queue"])
+
+
+def _images_a_second(parts: Parts, batches: Batches, runtime: Runtime) -> float:
+    """Of one device, in a step; measured by the first process alone."""
+    if runtime.rank == 0:
+        seconds = seconds_a_step(parts.encoder, parts.views, batches, runtime.hardware)
+        os.environ[MEASURED] = str(batches.batch_size / seconds)
+    return float(os.environ[MEASURED])
+
+
+def seconds_a_step(encoder: Encoder, views: Views, batches: Batches, hardware: Hardware) -> float:
+    """What reading a batch, drawing its views, and a step of a copy of the encoder on all of them take.
+
+    The encoder stays as it is, and so does the state of torch's random numbers. Heads, losses and memories are not
+    measured: beside an encoder they are little.
+    """
+    with torch.random.fork_rng(devices=[]):
+        network = copy.deepcopy(encoder).train().to(hardware.device).to(memory_format=torch.channels_last)
+        draw = copy.deepcopy(views).to(hardware.device)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+        ends: list[float] = []
+        for batch in itertools.chain.from_iterable(itertools.repeat(batches)):
+            shown = draw(batch.images.to(hardware.device))
+            with hardware.autocast():
+                features = [network(view.contiguous(memory_format=torch.channels_last)) for view in shown]
+            optimizer.zero_grad()
+            torch.stack([h.float().square().mean() for h in features]).sum().backward()
+            optimizer.step()
+            float(features[0].detach().flatten()[0])  # waits for the device
+            ends.append(time.perf_counter())
+            if len(ends) > TIMED or (len(ends) > 2 and ends[-1] - ends[0] > ENOUGH):
+                break
+    return (ends[-1] - ends[0]) / (len(ends) - 1)

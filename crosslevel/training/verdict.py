@@ -1,0 +1,118 @@
+"""What a training was worth: its features beside raw pixels and beside the same network untrained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import Images
+from crosslevel.data.loaders.batches import pack
+from crosslevel.data.subsets.select import sample, take
+from crosslevel.features.extract import Features, extract, pixels
+from crosslevel.metrics.knn import weighted_knn
+from crosslevel.metrics.label_free import retrieval_ranks
+from crosslevel.models.encoder import Encoder, frozen, untrained
+from crosslevel.training.monitor import PIXELS, PROBED, held_apart, told_apart
+from crosslevel.transforms.views import Views
+from crosslevel.utils.device import Hardware
+
+LEAST = 40  # images: fewer tell nothing
+
+
+class Verdict(NamedTuple):
+    """Which of some images each kind of features gets right (N,), and in words what right is."""
+
+    trained: Bool[Tensor, " N"]
+    pixels: Bool[Tensor, " N"]
+    untrained: Bool[Tensor, " N"]
+    measure: str
+
+    def line(self) -> str:
+        """One line: the three shares, whether the training is clearly better than both, and what to do if not.
+
+        Clearly: the mean difference, image by image, from the better one exceeds 1.96 of its standard errors.
+        """
+        shares = [100 * float(kind.double().mean()) for kind in self[:3]]
+        told = f"{self.measure}: trained {shares[0]:.1f} %, raw pixels {shares[1]:.1f} %, untrained {shares[2]:.1f} %"
+        name, best = max(("raw pixels", self.pixels), ("the untrained network", self.untrained), key=_share)
+        gain = self.trained.double() - best.double()
+        margin = 196 * float(gain.std()) / math.sqrt(len(gain))
+        difference = 100 * float(gain.mean())
+        if difference > margin:
+            return f"{told}: the training is worth {difference:.1f} (±{margin:.1f}) points over {name}"
+        found = "is below" if difference < -margin else "is not clearly above"
+        return (
+            f"{told}: the training {found} {name} ({difference:+.1f} ±{margin:.1f}): more steps help first, "
+            "by --epochs, --minutes or a smaller --batch_size; then crosslevel tune"
+        )
+
+
+def _share(pair: tuple[str, Tensor]) -> float:
+    return float(pair[1].double().mean())
+
+
+def verdict(encoder: Encoder, source: Images, hardware: Hardware, seed: int) -> Verdict | None:
+    """By the source's labels, where it has some, else by which image's other view is nearest; None of too few images.
+
+    The images are some of those that were trained on: an untrained network and raw pixels have no such advantage, but
+    no label was seen.
+    """
+    if len(source) < LEAST:
+        return None
+    by_labels = _by_labels(encoder, source, hardware, seed) if source.labels is not None else None
+    return by_labels or _by_views(encoder, source, hardware, seed)
+
+
+def _by_labels(encoder: Encoder, source: Images, hardware: Hardware, seed: int) -> Verdict | None:
+    """KNN of up to 1,000 images among 5,000 others, no track on both sides."""
+    queries, others = held_apart(source, seed)
+    if source.labels is None or not len(queries) or len(others) < LEAST // 2:
+        return None
+    part, classes = take(source, torch.cat([queries, others])), int(source.labels.max()) + 1
+
+    def right(found: Features) -> Tensor:
+        asked = found.places < len(queries)
+        votes = weighted_knn(
+            found.features[~asked], found.labels[~asked], found.features[asked], classes, k=min(200, len(part) // 10)
+        )
+        return votes.argmax(1) == found.labels[asked]
+
+    return Verdict(
+        right(extract(encoder, part, hardware=hardware)),
+        right(pixels(part, encoder.view.size)),
+        right(extract(untrained(encoder, seed), part, hardware=hardware)),
+        f"kNN accuracy by the labels of {len(queries):,} images",
+    )
+
+
+@torch.inference_mode()
+def _by_views(encoder: Encoder, source: Images, hardware: Hardware, seed: int) -> Verdict | None:
+    """Of up to 2,000 images, whose one view has the other for its nearest neighbour."""
+    size = encoder.view.size
+    chosen = sample(source, min(PROBED, PIXELS // size**2), torch.Generator().manual_seed(seed))
+    part = pack(take(source, chosen), size, bad=BadFiles())
+    if len(part) < LEAST:
+        return None
+    tracks = told_apart(part)
+    views = Views("cifar", size, mean=encoder.view.mean, std=encoder.view.std).to(hardware.device)
+
+    def right(network: Callable[[Tensor], Tensor]) -> Tensor:
+        draws, seen = torch.Generator().manual_seed(seed), []
+        for some in part.data.split(256):
+            shown = views(some.to(hardware.device), draws)
+            with hardware.autocast():
+                seen.append([network(v.contiguous(memory_format=torch.channels_last)).float().cpu() for v in shown])
+        a, b = (torch.cat(side) for side in zip(*seen, strict=True))
+        return retrieval_ranks(a, b, tracks) == 1
+
+    networks = [frozen(e).to(hardware.device) for e in (encoder, untrained(encoder, seed))]
+    return Verdict(
+        right(networks[0]), right(lambda view: view.flatten(1)), right(networks[1]),
+        f"images of {len(part):,} whose other view is the nearest",
+    )  # fmt: skip

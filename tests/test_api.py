@@ -1,0 +1,146 @@
+"""The verbs from Python: the names, defaults and errors of the command line, and returned values in place of exits."""
+
+import inspect
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+import yaml
+from run_samples import write_images
+
+import crosslevel
+from crosslevel.cli import COMMANDS
+from crosslevel.methods import SimCLR
+from crosslevel.models.encoder import Encoder
+from crosslevel.settings.command import Command
+from crosslevel.settings.kinds import describe
+from crosslevel.settings.parser import read_line, run, settings_of
+from crosslevel.settings.signature import REQUIRED, Group
+from crosslevel.training.train import train
+from crosslevel.utils.errors import UserError
+
+VERBS = ("compare", "embed", "evaluate", "export", "inspect", "pack", "subset", "train")
+SMALL = {"epochs": 1, "batch_size": 8, "device": "cpu", "report_html": False, "monitor_every": 0, "workers": 0}
+PARTS = {"encoder": {"width": 0.0625}, "views": {"size": 16}, "cld": {"groups": 4}}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("photos"), count=16, size=(16, 16))
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "api"
+    return crosslevel.train(photos, method="simclr", run=folder, quiet=True, **SMALL, **PARTS)
+
+
+def test_a_run_of_python_is_that_of_the_command_line(photos, trained, tmp_path, capsys):
+    """The seed too: the same weights, and the same settings in config.yaml."""
+    line = [str(photos), "--method=SimCLR", f"--run={tmp_path}/r", "--encoder.width=0.0625", "--views.size=16"]
+    line += ["--cld.groups=4", *(f"--{name}={value}".lower() for name, value in SMALL.items())]
+    run(train, line)
+    theirs, ours = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (tmp_path / "r", trained))
+    assert theirs == ours
+    for name in ("encoder", "cld", "instance"):
+        file = f"{name}.safetensors"
+        assert (tmp_path / "r" / file).read_bytes() == (trained / file).read_bytes()
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"encoder": partial(Encoder, width=0.0625), "method": partial(SimCLR, temperature=0.4)},
+        {
+            "encoder": partial(Encoder, width=0.0625),
+            "method": {"class_path": "SimCLR", "init_args": {"temperature": 0.4}},
+        },
+    ],
+)
+def test_a_part_is_given_in_any_form(photos, tmp_path, parts):
+    folder = crosslevel.train(photos, run=tmp_path / "r", quiet=True, **SMALL, **{**PARTS, **parts})
+    told = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (told["encoder"]["width"], told["method"]["init_args"]["temperature"]) == (0.0625, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "what"),
+    [
+        ("train", {"epochs": "many"}, "epochs='many': needs a whole number"),
+        ("train", {"method": "simcrl"}, "did you mean SimCLR"),
+        ("train", {"encoder": {"widht": 1}}, "encoder has no setting 'widht': did you mean width"),
+        ("train", {"encoder": {"width": "wide"}}, "encoder.width='wide': needs a number"),
+        ("train", {"method": {"class_path": "SimCLR", "init_args": {"queue": 3}}}, "method has no setting 'queue'"),
+        ("train", {"optimizer": "adam"}, "optimizer='adam': needs one of sgd, adamw, lars: did you mean adamw"),
+        ("pack", {"crops": {"margn": 1}}, "crops has no setting 'margn': did you mean margin"),
+        ("embed", {"run": "nowhere"}, "nowhere"),
+    ],
+)
+def test_errors_are_those_of_the_command_line(photos, tmp_path, monkeypatch, verb, arguments, what):
+    monkeypatch.chdir(tmp_path)
+    given = {"images": photos, **({"run": "r"} if verb == "embed" else {}), **arguments}
+    with pytest.raises(UserError, match=what):
+        getattr(crosslevel, verb)(**given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_argument_that_there_is_not_is_pythons_error(photos):
+    with pytest.raises(TypeError, match="epohcs"):
+        crosslevel.train(photos, epohcs=3)
+
+
+def test_nothing_is_printed_by_a_quiet_verb(photos, trained, tmp_path, capsys):
+    crosslevel.pack(photos, output=tmp_path / "packed", size=16, quiet=True, workers=0)
+    crosslevel.inspect(photos, device="cpu", quiet=True, workers=0)
+    crosslevel.subset(photos, output=tmp_path / "s.txt", quiet=True)
+    crosslevel.export(trained, quiet=True)
+    table = crosslevel.embed(trained, photos, device="cpu", quiet=True)
+    figures = crosslevel.evaluate(trained, photos, test=photos, k=3, device="cpu", quiet=True, workers=0)
+    assert capsys.readouterr() == ("", "")
+    assert table.features.shape == (32, 32)
+    assert np.isfinite(table.features).all()
+    assert 0 <= figures["kNN, k = 3, T = 0.1"]["trained encoder"]["top1"] <= 100
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_the_command_line_reads_every_signature_whole(verb):
+    """Each setting has a kind and a line of help, and the default that the function has."""
+    module = __import__(COMMANDS[verb][0], fromlist=[verb])
+    command, parameters = Command.of(COMMANDS[verb][0], verb), inspect.signature(getattr(module, verb)).parameters
+    for name, option in command.options.items():
+        assert option.help, name
+        assert "any" not in option.kind, name
+        assert describe(option.kind), name
+        if name in parameters:
+            default = parameters[name].default
+            assert option.default == (REQUIRED if default is inspect.Parameter.empty else default), name
+    for part in command.arguments:
+        if isinstance(part, Group):
+            kind = getattr(__import__(part.made_of[0], fromlist=["x"]), part.made_of[1])
+            own = inspect.signature(kind).parameters
+            assert {o.name for o in part.options} == set(own) - {"in_features"}
+            default = parameters[part.name].default if part.name in parameters else None
+            for option in part.options:
+                given = (
+                    getattr(default, option.name, own[option.name].default)
+                    if not callable(default)
+                    else own[option.name].default
+                )
+                assert option.default == given, option.name
+
+
+def test_defaults_that_differ_on_the_command_line_are_marked():
+    command = Command.of("crosslevel.features.embed", "embed")
+    assert settings_of(command, read_line(command, ["r", "photos"]))["output"] == "features.parquet"
+
+
+def test_a_verb_works_where_the_main_module_is_no_file(photos):
+    """As in a notebook or under ``python -c``, with decoding in processes of their own."""
+    code = (
+        "import sys, crosslevel; print(crosslevel.inspect(sys.argv[1], device='cpu', workers=1, quiet=True)['count'])"
+    )
+    done = subprocess.run([sys.executable, "-", str(photos)], input=code, capture_output=True, text=True, check=False)
+    assert done.stdout == "32\n", done.stderr
