@@ -17,8 +17,8 @@ from crosslevel.data.images import InMemoryImages
 from crosslevel.data.loaders.batches import TrainBatches
 from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder
-from crosslevel.training.fit import fit
-from crosslevel.training.module import Pretrain
+from crosslevel.training.loop.fit import fit
+from crosslevel.training.loop.module import Pretrain
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import choose
 

@@ -42,8 +42,8 @@ from crosslevel.metrics import label_free
 from crosslevel.metrics.knn import weighted_knn
 from crosslevel.models.encoder import Encoder, View
 from crosslevel.report import read_metrics
-from crosslevel.training.fit import fit
-from crosslevel.training.module import Pretrain
+from crosslevel.training.loop.fit import fit
+from crosslevel.training.loop.module import Pretrain
 from crosslevel.transforms.views import Views
 from crosslevel.tuning.trial import divided
 from crosslevel.utils.device import Hardware

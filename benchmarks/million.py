@@ -28,8 +28,8 @@ from crosslevel.data.index_cache import cache_folder
 from crosslevel.data.loaders.batches import TrainBatches
 from crosslevel.data.open import open_images
 from crosslevel.methods import MoCo
-from crosslevel.training.fit import fit
-from crosslevel.training.module import Pretrain
+from crosslevel.training.loop.fit import fit
+from crosslevel.training.loop.module import Pretrain
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import choose
 

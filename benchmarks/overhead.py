@@ -25,7 +25,7 @@ from beside import machine, median, noise, wait
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.methods import METHODS
 from crosslevel.models.encoder import Encoder
-from crosslevel.training.module import parameter_groups
+from crosslevel.training.loop.module import parameter_groups
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import choose
 

@@ -10,7 +10,7 @@ from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.uri import Source
 from crosslevel.settings.describe import describe
 from crosslevel.training.inputs import Order
-from crosslevel.training.module import Optimizer
+from crosslevel.training.loop.module import Optimizer
 from crosslevel.training.monitor import Which
 from crosslevel.training.parts import Parts
 from crosslevel.utils.device import Device, Hardware

@@ -14,7 +14,7 @@ from crosslevel.cld.loss import CrossLevel
 from crosslevel.methods import METHODS, USUAL, Method
 from crosslevel.models.encoder import Encoder
 from crosslevel.settings import describe as settings
-from crosslevel.training.module import share_hidden as share
+from crosslevel.training.loop.module import share_hidden as share
 from crosslevel.transforms.views import Views
 from crosslevel.utils.errors import UserError
 

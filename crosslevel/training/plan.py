@@ -14,8 +14,8 @@ import torch
 from crosslevel.models.encoder import Encoder
 from crosslevel.settings.describe import describe
 from crosslevel.training import defaults
-from crosslevel.training.fit import Batches
 from crosslevel.training.inputs import Feed
+from crosslevel.training.loop.fit import Batches
 from crosslevel.training.options import Optimization, Resolved, Runtime
 from crosslevel.training.parts import Parts
 from crosslevel.transforms.views import Views

@@ -26,7 +26,6 @@ from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run, Unreadable, claimed
 from crosslevel.settings import describe
 from crosslevel.training import report as pages
-from crosslevel.training.fit import Batches, Outcome, fit
 from crosslevel.training.inputs import (
     LOOKED_AT,
     Feed,
@@ -38,7 +37,8 @@ from crosslevel.training.inputs import (
     usual_monitor,
     watching,
 )
-from crosslevel.training.module import Optimizer, Pretrain
+from crosslevel.training.loop.fit import Batches, Outcome, fit
+from crosslevel.training.loop.module import Optimizer, Pretrain
 from crosslevel.training.monitor import Measure, Watch, Which
 from crosslevel.training.options import (
     Data,

@@ -28,7 +28,7 @@ from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run, Unreadable
 from crosslevel.settings import parser as commands
-from crosslevel.training.collapse import symptoms
+from crosslevel.training.loop.collapse import symptoms
 from crosslevel.training.monitor import PIECES, scored, told_apart
 from crosslevel.training.train import train
 from crosslevel.utils.device import Hardware

@@ -20,8 +20,8 @@ from crosslevel.features import embed as embedding
 from crosslevel.models.encoder import View
 from crosslevel.runs import Run
 from crosslevel.settings.parser import run
-from crosslevel.training import log as logging
-from crosslevel.training.checkpoints import damage_of
+from crosslevel.training.loop import log as logging
+from crosslevel.training.loop.checkpoints import damage_of
 from crosslevel.training.train import train
 from crosslevel.utils.tensors import load_tensors
 

@@ -22,8 +22,8 @@ from run_samples import losses, metrics, write_images
 from crosslevel import CrossLevel, Encoder
 from crosslevel.runs import Run
 from crosslevel.settings.parser import run
-from crosslevel.training import checkpoints
-from crosslevel.training.log import Log
+from crosslevel.training.loop import checkpoints
+from crosslevel.training.loop.log import Log
 from crosslevel.training.train import train
 from crosslevel.transforms.views import Views
 from crosslevel.utils import files, locks

@@ -14,7 +14,7 @@ from crosslevel.data.loaders.batches import Batch
 from crosslevel.methods import InfoMin, MoCo, SimCLR
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.sync_batchnorm import SyncBatchNorm, synchronize
-from crosslevel.training.module import Pretrain, cosine, step_seed
+from crosslevel.training.loop.module import Pretrain, cosine, step_seed
 from crosslevel.transforms.views import Views
 
 

@@ -20,9 +20,9 @@ from crosslevel.metrics.label_free import NAMES
 from crosslevel.metrics.spectrum import effective_rank
 from crosslevel.models.encoder import Encoder, View
 from crosslevel.settings.parser import run
-from crosslevel.training.collapse import CollapseWatch, symptoms
-from crosslevel.training.fit import fit
-from crosslevel.training.module import Pretrain
+from crosslevel.training.loop.collapse import CollapseWatch, symptoms
+from crosslevel.training.loop.fit import fit
+from crosslevel.training.loop.module import Pretrain
 from crosslevel.training.monitor import label_free_monitor, monitor_of, near_tracks, told_apart
 from crosslevel.training.train import train
 from crosslevel.transforms.views import Views

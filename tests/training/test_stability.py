@@ -17,8 +17,8 @@ from crosslevel.data.subsets.select import take
 from crosslevel.features.extract import extract
 from crosslevel.methods import METHODS
 from crosslevel.models.encoder import Encoder
-from crosslevel.training.fit import fit
-from crosslevel.training.module import Pretrain
+from crosslevel.training.loop.fit import fit
+from crosslevel.training.loop.module import Pretrain
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
 

@@ -19,10 +19,11 @@ from crosslevel.models.encoder import Encoder
 from crosslevel.models.sync_batchnorm import SyncBatchNormAct
 from crosslevel.runs import load_branches, load_cld
 from crosslevel.settings.parser import run
-from crosslevel.training import checkpoints, monitor
 from crosslevel.training import inputs as feed
-from crosslevel.training.log import Log
-from crosslevel.training.module import remembered, share_hidden
+from crosslevel.training import monitor
+from crosslevel.training.loop import checkpoints
+from crosslevel.training.loop.log import Log
+from crosslevel.training.loop.module import remembered, share_hidden
 from crosslevel.training.plan import seconds_a_step
 from crosslevel.training.train import train
 from crosslevel.transforms.views import Views

@@ -15,7 +15,7 @@ from PIL import Image
 from crosslevel import load_encoder
 from crosslevel.cli import main
 from crosslevel.data.sources.containers import remote
-from crosslevel.training import checkpoints
+from crosslevel.training.loop import checkpoints
 
 TINY = [
     "--encoder.width=0.0625",

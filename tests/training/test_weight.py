@@ -9,7 +9,7 @@ from crosslevel.methods import SimCLR
 from crosslevel.models.encoder import Encoder
 from crosslevel.settings.command import Command
 from crosslevel.settings.parser import read_line, settings_of
-from crosslevel.training.module import Pretrain
+from crosslevel.training.loop.module import Pretrain
 from crosslevel.training.train import train
 from crosslevel.transforms.views import Views
 

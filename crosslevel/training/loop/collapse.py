@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from rich.console import Console
 
 from crosslevel.runs import Run
-from crosslevel.training.log import Log
-from crosslevel.training.module import Pretrain
+from crosslevel.training.loop.log import Log
+from crosslevel.training.loop.module import Pretrain
 from crosslevel.utils import files
 from crosslevel.utils.console import say
 

@@ -23,10 +23,10 @@ from crosslevel.data.loaders.workers import worker_trouble
 from crosslevel.models.numerics import avoid_faults, glance, tell
 from crosslevel.models.sync_batchnorm import synchronize
 from crosslevel.runs import Run
-from crosslevel.training import checkpoints
-from crosslevel.training.collapse import CollapseWatch
-from crosslevel.training.log import Clock, Display, Log, Stream
-from crosslevel.training.module import Pretrain
+from crosslevel.training.loop import checkpoints
+from crosslevel.training.loop.collapse import CollapseWatch
+from crosslevel.training.loop.log import Clock, Display, Log, Stream
+from crosslevel.training.loop.module import Pretrain
 from crosslevel.utils.console import say
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.processes import StopRequest
