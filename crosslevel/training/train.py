@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import shlex
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +22,8 @@ from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run, Unreadable, claimed
 from crosslevel.settings import describe
-from crosslevel.training import report as pages
+from crosslevel.training.ending import compare, farewell, finish, resume_command
 from crosslevel.training.inputs import (
-    LOOKED_AT,
     Feed,
     Order,
     batches_of,
@@ -51,12 +47,11 @@ from crosslevel.training.options import (
 )
 from crosslevel.training.parts import Bases, Parts, assemble, bases
 from crosslevel.training.plan import Plan, settle
-from crosslevel.training.verdict import verdict
 from crosslevel.transforms.views import Views
 from crosslevel.utils.console import say
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.distributed import wait
-from crosslevel.utils.errors import Interrupted, SourceError, UserError
+from crosslevel.utils.errors import Interrupted, UserError
 from crosslevel.utils.marks import verb
 from crosslevel.utils.processes import local_rank, refuse_tasks
 
@@ -195,10 +190,10 @@ def train(
         outcome = _fit(module, parts, plan.batches, runtime, logging, folder, unreadable, measure, resume, console)
         wait()
         if rank == 0:
-            _finish(folder, parts, feed, data, runtime, logging, outcome, unreadable, console)
+            finish(folder, parts, feed, data, runtime, logging, outcome, unreadable, console)
             if outcome.finished and watch is None:
-                _compare(parts.encoder, feed, runtime, console)
-            _farewell(folder, parts, feed, data, outcome, (time.monotonic() - began) / 60, console)
+                compare(parts.encoder, feed, runtime, console)
+            farewell(folder, parts, feed, data, outcome, (time.monotonic() - began) / 60, console)
     if outcome.signal is not None and not outcome.finished:
         raise Interrupted(outcome.signal, str(folder))
     return folder.path
@@ -304,66 +299,7 @@ def _fit(
         )  # fmt: skip
     except OSError:
         if module.step and folder.last.exists():
-            say(console, f"what was saved goes on with: {_resume(folder, parts)}")
+            say(console, f"what was saved goes on with: {resume_command(folder, parts)}")
         raise
     finally:
         unreadable.keep()
-
-
-def _finish(
-    folder: Run,
-    parts: Parts,
-    feed: Feed,
-    data: Data,
-    runtime: Runtime,
-    logging: Logging,
-    outcome: Outcome,
-    unreadable: Unreadable,
-    console: Console,
-) -> None:
-    """Leave the encoder, the branches' heads, the list of unreadable files and, of a whole run, the page."""
-    parts.encoder.save(folder.encoder)
-    folder.save_branches(parts.method.branch, parts.method.head, parts.cld)
-    unreadable.merge()
-    if len(feed.bad):
-        say(console, feed.bad.summary(feed.total))
-    if outcome.finished and logging.report_html:
-        cld = None if parts.cld is None else copy.copy(parts.cld)
-        if cld is not None:
-            cld.gather = False  # the other ranks are not here
-        following = _following(folder, feed, data)
-        pages.write(folder, parts.encoder, cld, feed.source, runtime.hardware, runtime.seed, following)
-
-
-def _compare(encoder: Encoder, feed: Feed, runtime: Runtime, console: Console) -> None:
-    """Say in one line what the training was worth, beside raw pixels and the untrained network."""
-    try:
-        shown = feed.source.some(LOOKED_AT) if isinstance(feed.source, ImageStream) else feed.source
-        found = verdict(encoder, shown, runtime.hardware, runtime.seed)
-    except SourceError as error:
-        warnings.warn(f"the features are not compared with raw pixels: {error}", stacklevel=2)
-        return
-    if found is not None:
-        say(console, found.line())
-
-
-def _farewell(
-    folder: Run, parts: Parts, feed: Feed, data: Data, outcome: Outcome, minutes: float, console: Console
-) -> None:
-    if not outcome.finished:
-        say(console, f"stopped after step {outcome.steps:,}; the encoder so far is {folder.encoder}; to go on:")
-        say(console, f"  {_resume(folder, parts)}")
-        return
-    left = [folder.encoder, *([folder.report] if folder.report.exists() else [])]
-    say(console, f"done in {minutes:.1f} min: {', '.join(map(str, left))}; next:")
-    for line in _following(folder, feed, data):
-        say(console, f"  {line}")
-
-
-def _following(folder: Run, feed: Feed, data: Data) -> list[str]:
-    named = "IMAGES" if feed.total is None else data.images.text
-    return folder.next_commands(named, feed.source.labels is not None, data.data_root, data.crops)
-
-
-def _resume(folder: Run, parts: Parts) -> str:
-    return f"crosslevel train --resume {shlex.quote(str(folder))}{parts.method_option}"
