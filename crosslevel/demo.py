@@ -19,6 +19,7 @@ from crosslevel.evaluation.protocols import PIXELS, Kind, Row, Subject, knn
 from crosslevel.evaluation.results import COLUMNS, columns, measured, print_table
 from crosslevel.evaluation.scores import Scores
 from crosslevel.features.extract import Runtime
+from crosslevel.metrics.knn import neighbours
 from crosslevel.models.encoder import Encoder, load_encoder, untrained
 from crosslevel.runs import load_cld
 from crosslevel.settings.command import Command
@@ -88,7 +89,7 @@ def demo(
     bank, queries = labelled_pair(images, test)
     subject = Subject(kinds, bank, queries, Runtime(hardware), console=console)
     row = knn(subject).popitem()[1]
-    print_table(console, f"kNN accuracy (k = 200; {len(queries):,} test images)", row)
+    print_table(console, f"kNN accuracy (k = {neighbours(len(bank))}; {len(queries):,} test images)", row)
     limits = "" if subject.split is None else subject.split.describe()
     verdict = _verdict(row)
     console.print(*filter(None, (limits, verdict)), sep="\n", highlight=False)

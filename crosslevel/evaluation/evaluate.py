@@ -28,6 +28,7 @@ from crosslevel.evaluation.protocols import PIXELS, Kind, Row, Subject
 from crosslevel.evaluation.results import FILE, keep, print_table
 from crosslevel.evaluation.scores import Scores
 from crosslevel.features.extract import Runtime
+from crosslevel.metrics.knn import neighbours
 from crosslevel.metrics.shots import describe_limits
 from crosslevel.models.encoder import Encoder, load_encoder, untrained
 from crosslevel.runs import load_branches
@@ -86,7 +87,7 @@ class Settings:
     """Which protocols, and how each judges."""
 
     names: list[str]
-    k: int
+    k: int | None
     temperature: float
     shots: tuple[int, int] | None
     clusters: int | None
@@ -119,7 +120,7 @@ def evaluate(
     images: str,
     test: str | None = None,
     protocol: str = "knn",
-    k: int = 200,
+    k: int | None = None,
     temperature: float = 0.1,
     shots: tuple[int, int] | None = None,
     clusters: int | None = None,
@@ -153,7 +154,7 @@ def evaluate(
             @imbalance=100, @list=FILE or @classes=FILE takes a part.
         test: labelled images to classify.
         protocol: which of the protocols; several joined by commas.
-        k: knn: how many neighbours vote.
+        k: knn: how many neighbours vote; 200 unless given, but at most a tenth of the images to learn from.
         temperature: knn: T; a neighbour's vote is exp(cosine / T).
         shots: few-shot classes have fewer training images than the first, many-shot ones more than the second; 20 and
             100 where that leaves none empty, thirds of the classes elsewhere.
@@ -259,7 +260,8 @@ def _calls(session: Session, data: Data, settings: Settings, subject: Subject | 
     }  # fmt: skip
     if subject is None:
         return calls
-    k, temperature, clusters = settings.k, settings.temperature, settings.clusters
+    k = settings.k or neighbours(len(subject.bank))
+    temperature, clusters = settings.temperature, settings.clusters
     linear, semi, transfer = settings.linear, settings.semi, settings.transfer
     both = {"fine_tuned": asdict(transfer), "linear": asdict(linear)}
     return calls | {

@@ -24,7 +24,7 @@ from crosslevel.features.cache import CachedFeatures, FeatureCache
 from crosslevel.features.extract import Runtime, pixels
 from crosslevel.metrics.bootstrap import intervals
 from crosslevel.metrics.clustering import agreement, clusters, matching
-from crosslevel.metrics.knn import weighted_knn
+from crosslevel.metrics.knn import neighbours, weighted_knn
 from crosslevel.metrics.retrieval import mean_figures, ranked
 from crosslevel.metrics.shots import Shots, split_by_frequency
 from crosslevel.models.encoder import Encoder
@@ -148,9 +148,9 @@ class Subject:
             yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
-def knn(subject: Subject, k: int = 200, temperature: float = 0.1) -> dict[str, Row]:
-    """The temperature-weighted nearest neighbours' vote (Wu et al., CVPR 2018, sec. 3.4)."""
-    row = {}
+def knn(subject: Subject, k: int | None = None, temperature: float = 0.1) -> dict[str, Row]:
+    """The temperature-weighted nearest neighbours' vote (Wu et al., CVPR 2018, sec. 3.4), `neighbours` unless given."""
+    row, k = {}, k or neighbours(len(subject.bank))
     for name in subject.names:
         known, asked = subject.known(name)
         found = subject.truth(known, asked)

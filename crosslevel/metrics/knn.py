@@ -9,6 +9,11 @@ from crosslevel.metrics.nearest import nearest
 from crosslevel.utils.errors import UserError
 
 
+def neighbours(images: int) -> int:
+    """How many of ``images`` vote: 200, as is usual, but at most a tenth, lest most of a small bank do."""
+    return max(1, min(200, images // 10))
+
+
 def weighted_knn(
     bank: Float[Tensor, "N d"],
     labels: Int64[Tensor, " N"],

@@ -21,7 +21,7 @@ from crosslevel.data.subsets.select import sample, stretches, take
 from crosslevel.features.extract import extract
 from crosslevel.methods import Method
 from crosslevel.metrics import label_free
-from crosslevel.metrics.knn import weighted_knn
+from crosslevel.metrics.knn import neighbours, weighted_knn
 from crosslevel.metrics.spectrum import effective_rank
 from crosslevel.models.encoder import Encoder, frozen
 from crosslevel.runs import Unreadable
@@ -172,7 +172,7 @@ def knn_monitor(encoder: Encoder, source: Images, hardware: Hardware, seed: int)
             found.labels[~asked],
             found.features[asked],
             classes,
-            k=min(200, len(part) // 10),
+            k=neighbours(len(part)),
         )
         accuracy = 100 * float((votes.argmax(1) == found.labels[asked]).float().mean())
         finite = bool(found.features.isfinite().all())

@@ -15,7 +15,7 @@ from crosslevel.data.images import Images
 from crosslevel.data.loaders.batches import pack
 from crosslevel.data.subsets.select import sample, take
 from crosslevel.features.extract import Features, extract, pixels
-from crosslevel.metrics.knn import weighted_knn
+from crosslevel.metrics.knn import neighbours, weighted_knn
 from crosslevel.metrics.label_free import retrieval_ranks
 from crosslevel.models.encoder import Encoder, frozen, untrained
 from crosslevel.training.monitor import PIXELS, PROBED, held_apart, told_apart
@@ -79,7 +79,7 @@ def _by_labels(encoder: Encoder, source: Images, hardware: Hardware, seed: int) 
     def right(found: Features) -> Tensor:
         asked = found.places < len(queries)
         votes = weighted_knn(
-            found.features[~asked], found.labels[~asked], found.features[asked], classes, k=min(200, len(part) // 10)
+            found.features[~asked], found.labels[~asked], found.features[asked], classes, k=neighbours(len(part))
         )
         return votes.argmax(1) == found.labels[asked]
 

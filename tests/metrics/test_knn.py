@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reference import normal, numpy, unit
 from sklearn.neighbors import KNeighborsClassifier
 
-from crosslevel.metrics.knn import weighted_knn
+from crosslevel.metrics.knn import neighbours, weighted_knn
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -87,3 +87,7 @@ def test_inputs_that_do_not_match(bank, labels, queries, message):
 def test_no_neighbours_or_no_temperature_is_refused(k, temperature):
     with pytest.raises(ValueError, match="both must be positive"):
         weighted_knn(torch.eye(3), torch.arange(3), torch.eye(3), 3, k=k, temperature=temperature)
+
+
+def test_of_few_images_few_vote():
+    assert [neighbours(images) for images in (1, 9, 50, 250, 1_999, 2_000, 50_000)] == [1, 1, 5, 25, 199, 200, 200]
