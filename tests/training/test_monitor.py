@@ -12,13 +12,14 @@ from rich.console import Console
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import InMemoryImages
-from crosslevel.data.loaders.batches import Batch, TrainBatches
+from crosslevel.data.loaders.batches import TrainBatches
 from crosslevel.data.sources.turntable.dataset import Turntable
 from crosslevel.methods import SimCLR
 from crosslevel.methods.byol import distance
 from crosslevel.metrics.label_free import NAMES
 from crosslevel.metrics.spectrum import effective_rank
 from crosslevel.models.encoder import Encoder, View
+from crosslevel.runs import Run
 from crosslevel.settings.parser import run
 from crosslevel.training.loop.collapse import CollapseWatch, symptoms
 from crosslevel.training.loop.fit import fit
@@ -184,7 +185,7 @@ def test_copies_in_a_folder_without_tracks_do_not_count_as_wrong(images):
     known = InMemoryImages(whole.data, whole.paths)
     known.tracks = torch.arange(2 * half)  # as if all were different
     fooled = label_free_monitor(encoder, None, None, known, CPU, 0)()
-    assert fooled["top1"] < seen["top1"]
+    assert fooled["mrr"] < seen["mrr"]
 
 
 def test_without_labels_the_scores_are_the_default_and_knn_is_refused(images):
@@ -220,9 +221,8 @@ def test_the_command_shows_scores_and_draws_their_curves(tmp_path, capsys):
 def test_the_first_steps_are_not_judged(tmp_path, step, named):
     """However short the warm-up is: here it has no step."""
     console = Console(file=io.StringIO())
-    watch = CollapseWatch(SimpleNamespace(recorded=step, newest={"effective_rank": 1.0}), tmp_path, 0, console)
-    module = SimpleNamespace(cld=None, encoder=SimpleNamespace(num_features=32))
-    trainer = SimpleNamespace(global_step=step, is_global_zero=True)
-    watch.on_train_batch_end(trainer, module, None, Batch(torch.zeros(8), torch.zeros(8), torch.arange(8)), 0)
+    module = SimpleNamespace(step=step, warmup_steps=0, cld=None, encoder=SimpleNamespace(num_features=32))
+    log = SimpleNamespace(recorded=step, newest={"effective_rank": 1.0})
+    CollapseWatch(log, Run(tmp_path), module, console).look(8)
     assert ("the features collapse" in console.file.getvalue()) == named
     assert (tmp_path / "warnings.txt").exists() == named
