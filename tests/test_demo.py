@@ -57,7 +57,7 @@ def test_the_page_has_the_table_and_every_picture(shown):
 def test_nothing_is_hidden(monkeypatch, tmp_path):
     """The command of both runs is the default one, for a few epochs, on a narrow network."""
     seen = []
-    monkeypatch.setattr(demo.commands, "run", lambda function, line: seen.append(line))
+    monkeypatch.setattr(demo, "_trained", seen.append)
     with pytest.raises(FileNotFoundError):  # as no run has left an encoder
         demo.demo(IMAGES, TEST, str(tmp_path / "demo"), epochs=2, device="cpu")
     names = [{option.partition("=")[0] for option in line[1:]} for line in seen]
@@ -103,7 +103,7 @@ def test_a_slow_machine_is_given_fewer_epochs(monkeypatch, seconds, epochs):
 
 def test_a_demo_without_a_number_of_epochs_says_how_many_it_does(monkeypatch, tmp_path, capsys):
     seen = []
-    monkeypatch.setattr(demo.commands, "run", lambda function, line: seen.append(line) or sys.exit(9))
+    monkeypatch.setattr(demo, "_trained", lambda line: seen.append(line) or sys.exit(9))
     with pytest.raises(SystemExit):
         demo.demo(f"{IMAGES}", TEST, str(tmp_path / "demo"), width=0.0625, device="cpu")
     [epochs] = [option for option in seen[0] if option.startswith("--epochs=")]
