@@ -223,7 +223,9 @@ def judged(known: Features, asked: Features) -> dict[str, float]:
     classes = int(max(known.labels.max(), asked.labels.max())) + 1
     votes = weighted_knn(known.features, known.labels, asked.features, classes, k=min(200, len(known.labels) // 10))
     draws = torch.Generator().manual_seed(0)
-    linear = choose(known.features, known.labels, classes, Linear(epochs=30), draws)
+    # Of thousands of pixels twelve classifiers take longer than a training: fewer passes.
+    how = Linear(epochs=30 if known.features.shape[1] <= 1024 else 6)
+    linear = choose(known.features, known.labels, classes, how, draws)
     scores = linear.classifier.scores(asked.features)[:, 0]
     out = {}
     for name, predicted in (("knn", votes.argmax(1)), ("linear", scores.argmax(1))):
