@@ -81,6 +81,22 @@ def _is_nohup(number: int) -> bool:
 
 
 def leave_to_parent() -> None:
-    """In a process that works for another: what asks the whole group to end is for the other one to answer."""
+    """In a process that works for another: what asks the whole group to end is for the other one to answer.
+
+    SIGTERM from that other one still ends this process: so does Python end what is left of its processes, and it waits
+    for them. Only where the system says who sent a signal (Linux) can both be had; elsewhere SIGTERM ends it whoever
+    sends it.
+    """
     for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        # Blocked in all threads that this one starts, it reaches the thread that waits for it, and no handler.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for_parent, daemon=True, name="crosslevel-signals").start()
+
+
+def _end_for_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)  # anything else torch takes for a worker that died
