@@ -1,5 +1,6 @@
 """Detection: the encoder's weights in torchvision's detector, training that learns and continues, COCO's counting."""
 
+import io
 import json
 
 import numpy as np
@@ -25,6 +26,7 @@ from crosslevel.evaluation.detection.training import (
     own_random_numbers,
     reseed,
 )
+from crosslevel.models import numerics
 from crosslevel.models.encoder import Encoder, View
 from crosslevel.models.export import export
 from crosslevel.utils.device import Hardware
@@ -377,6 +379,30 @@ def test_bfloat16_stays_inside_the_network(trained):
     assert found.dtype == torch.float32
     assert not torch.equal(found, expected)
     assert (found - expected).norm() < 0.03 * expected.norm()
+
+
+@pytest.mark.parametrize("kind", ["c4", "fpn"])
+def test_layers_that_bfloat16_gets_wrong_are_told_once_for_both_detectors(tmp_path, pycocotools, monkeypatch, kind):
+    write_voc(tmp_path, "train", 2, 0)
+    measured, avoided = set(), set()
+
+    def wrong(layer, x, hardware):
+        measured.add(layer)
+        return "output" if tuple(layer.weight.shape[:2]) == (64, 64) else ""
+
+    monkeypatch.setattr(numerics, "_wrong", wrong)
+    monkeypatch.setattr(numerics, "_in_float32", lambda layer, x: avoided.add(layer) or type(layer).forward(layer, x))
+    console = Console(file=io.StringIO(), width=500)
+    figures = detection(
+        narrow(), annotated(f"{tmp_path}:train"), annotated(f"{tmp_path}:train"), console=console, workers=1,
+        settings=QUICK._replace(kind=kind, schedule=Schedule(1, 2, 0.1)),
+        hardware=Hardware(torch.device("cpu"), "bf16", ""),
+    )  # fmt: skip
+    assert console.file.getvalue().count("bf16 is wrong on this processor: the output of ") == 1
+    assert {tuple(layer.weight.shape[:2]) for layer in avoided} == {(64, 64)}
+    assert len(avoided) == 2 * 3  # conv5's last three, in each detector
+    assert len(measured) > 20
+    assert len(figures) == 2
 
 
 def test_unreadable_images_are_recorded_and_others_take_their_place(tmp_path, pycocotools):
