@@ -217,9 +217,12 @@ def test_the_sbatch_file_queues_a_stopped_training_again(tmp_path, number, statu
     called = tmp_path / "called"
     for begun, where in ((0, "--run"), (1, "--resume")):
         job = subprocess.Popen(["bash", script, "my photos", "r", "--epochs=9"], env=environment, cwd=tmp_path)
+        patience = time.monotonic() + 60
         while not (called.exists() and called.read_text().count("\n") > begun):
+            assert time.monotonic() < patience
             time.sleep(0.02)
         while job.poll() is None:  # a script may miss a signal that comes while it begins
+            assert time.monotonic() < patience or job.kill()
             job.send_signal(getattr(signal, f"SIG{number}"))
             time.sleep(0.3)
         assert job.returncode == status
