@@ -19,8 +19,8 @@ from crosslevel.features.extract import Runtime
 from crosslevel.methods import InfoMin
 from crosslevel.models import numerics
 from crosslevel.models.encoder import Encoder, View
-from crosslevel.training.fit import fit
-from crosslevel.training.module import Pretrain
+from crosslevel.training.loop.fit import fit
+from crosslevel.training.loop.module import Pretrain
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
 
