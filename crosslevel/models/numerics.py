@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from crosslevel.utils.console import say
 from crosslevel.utils.device import Hardware
 
 LIMIT = 0.05
@@ -75,9 +75,9 @@ def glance(encoder: Callable[[Tensor], object], *sizes: int) -> None:
 
 @functools.cache
 def tell(console: Console | None, line: str) -> None:
-    """Print a line that is not empty, once on each console, and once for all ranks."""
-    if console is not None and line and int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    """Say a line once on each console, and do not break it."""
+    if console is not None:
+        say(console, line, whole=True)
 
 
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def say(console: Console, line: str) -> None:
-    """Print one line as it is, without markup, once for all ranks; nothing where it is empty."""
+def say(console: Console, line: str, *, whole: bool = False) -> None:
+    """Print one line as it is, without markup, once for all ranks; nothing where it is empty; ``whole``: unbroken."""
     if line and local_rank() == 0:
-        console.print(printable(line), highlight=False, markup=False, emoji=False)
+        console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=whole or None)
 
 
 def printable(text: str) -> str:

@@ -65,7 +65,7 @@ def test_what_cannot_be_ends_in_one_line(here, source, says, capsys):
 def test_a_run_on_a_part_keeps_its_list_and_names_it(here, capsys):
     main(["train", f"{SMALL}@imbalance=4@frames=2", *TINY, "--epochs=1", "--order=natural"])
     (run,) = (here / "runs").iterdir()
-    assert run.name == "turntable-train-imbalance4-frames2-moco-cld"
+    assert run.name == "turntable-train-imbalance4-frames2-simclr-cld"
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert saved["images"] == f"{SMALL}@imbalance=4@frames=2"
     assert saved["order"] == "natural"

@@ -384,6 +384,7 @@ def test_bfloat16_stays_inside_the_network(trained):
 @pytest.mark.parametrize("kind", ["c4", "fpn"])
 def test_layers_that_bfloat16_gets_wrong_are_told_once_for_both_detectors(tmp_path, pycocotools, monkeypatch, kind):
     write_voc(tmp_path, "train", 2, 0)
+    data = annotated(parse(f"{tmp_path}:train"))
     measured, avoided = set(), set()
 
     def wrong(layer, x, hardware):
@@ -394,7 +395,7 @@ def test_layers_that_bfloat16_gets_wrong_are_told_once_for_both_detectors(tmp_pa
     monkeypatch.setattr(numerics, "_in_float32", lambda layer, x: avoided.add(layer) or type(layer).forward(layer, x))
     console = Console(file=io.StringIO(), width=500)
     figures = detection(
-        narrow(), annotated(f"{tmp_path}:train"), annotated(f"{tmp_path}:train"), console=console, workers=1,
+        narrow(), data, data, console=console, workers=1,
         settings=QUICK._replace(kind=kind, schedule=Schedule(1, 2, 0.1)),
         hardware=Hardware(torch.device("cpu"), "bf16", ""),
     )  # fmt: skip

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from crosslevel.training.fit import fit
-from crosslevel.training.module import Pretrain
 from rich.console import Console
 
 from crosslevel.data.bad_files import BadFiles
@@ -21,6 +19,8 @@ from crosslevel.features.extract import Runtime
 from crosslevel.methods import InfoMin
 from crosslevel.models import numerics
 from crosslevel.models.encoder import Encoder, View
+from crosslevel.training.loop.fit import fit
+from crosslevel.training.loop.module import Pretrain
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
 
