@@ -47,7 +47,7 @@ def same_weights(a, b):
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-class Killed(Exception):
+class Killed(BaseException):
     """Stands for a kill: nothing of the run's own code gets to act on it."""
 
 

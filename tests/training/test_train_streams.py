@@ -96,7 +96,7 @@ def test_the_config_alone_repeats_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = ["--epoch_size=24", "--epochs=1"]
     train("stream:data/*.tar", *TINY[:-1], *run)
-    folder = tmp_path / "runs" / "data-moco-cld"
+    folder = tmp_path / "runs" / "data-simclr-cld"
     monkeypatch.chdir(tmp_path / "runs")
     train("--config", folder / "config.yaml", f"--run={tmp_path}/b", "--report_html=false")
     assert losses(folder) == losses(tmp_path / "b")
@@ -107,7 +107,7 @@ def test_the_config_alone_repeats_the_run(tmp_path, monkeypatch):
     assert "kNN" not in page
 
 
-class Killed(Exception):
+class Killed(BaseException):
     """Stands for a kill: nothing of the run's own code gets to act on it."""
 
 
