@@ -43,8 +43,8 @@ def test_two_processes_train_one_run(tmp_path):
     process = train(tmp_path, *TINY, "--epochs=2", "--cld.gather=true")
     error = process.communicate(timeout=300)[1]
     assert process.returncode == 0, error
-    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["turntable-moco-cld"]
-    folder = tmp_path / "runs" / "turntable-moco-cld"
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["turntable-simclr-cld"]
+    folder = tmp_path / "runs" / "turntable-simclr-cld"
     rows = logged(folder)
     # 144 images in two shares of 72: four batches of 16 each an epoch.
     assert [int(row["step"]) for row in rows] == list(range(1, 9))
