@@ -167,9 +167,9 @@ def test_a_folder_has_one_writer_and_a_dead_one_holds_it_no_longer(photos, tmp_p
 
 def test_runs_without_a_name_avoid_one_that_is_being_written(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with locks.folder_lock(Path("runs") / f"{photos.name}-simclr-cld", "another"):
+    with locks.folder_lock(Path("runs") / f"{photos.name}-moco-cld", "another"):
         run(train, [str(photos), *FAST, "--method=MoCo", "--epochs=1"])
-    assert (tmp_path / "runs" / f"{photos.name}-simclr-cld-2" / "metrics.csv").exists()
+    assert (tmp_path / "runs" / f"{photos.name}-moco-cld-2" / "metrics.csv").exists()
 
 
 def test_a_lock_is_told_by_name_and_free_after_its_block(tmp_path):

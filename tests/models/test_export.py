@@ -180,7 +180,6 @@ def test_wrong_use_ends_in_one_line(resnet18, narrow, tmp_path, capsys):
     half = save(tmp_path / "half", "resnet18", False, 0.5)
     out = str(tmp_path / "weights.pth")
     wrong = [
-        ([resnet18], "--format is missing"),
         ([resnet18, "--format=tensorflow"], "tensorflow"),
         ([resnet18, "--format=timm", "-o", str(tmp_path / "x.bin")], "ends in .safetensors or .pth"),
         ([resnet18, "--format=timm", "-o", str(tmp_path / "nowhere" / "x.pth")], "there is no folder"),
