@@ -149,9 +149,9 @@ def _plain(encoder: Encoder, program: str) -> str:
     return name
 
 
-def _full_width_only(program: str, encoder: Encoder) -> ValueError:
+def _full_width_only(program: str, encoder: Encoder) -> UserError:
     width = f"encoder.width={encoder.width}"
-    return ValueError(f"{program} builds {encoder.name} in full width only, not {width}: export to timm or onnx")
+    return UserError(f"{program} builds {encoder.name} in full width only, not {width}: export to timm or onnx")
 
 
 def _state(encoder: Encoder) -> dict[str, Tensor]:
