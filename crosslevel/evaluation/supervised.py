@@ -22,6 +22,7 @@ from crosslevel.evaluation.linear import SCHEDULES
 from crosslevel.features.extract import Runtime
 from crosslevel.models.encoder import Encoder
 from crosslevel.transforms.views import Views
+from crosslevel.utils.errors import UserError
 from crosslevel.utils.rng import generator
 from crosslevel.utils.tensors import load_tensors
 
@@ -140,10 +141,10 @@ def _resume(kept: Path | None, modules: nn.Module, optimizer: torch.optim.Optimi
     return int(state["epoch"])
 
 
-def diverged(epoch: int, rates: list[float]) -> ValueError:
+def diverged(epoch: int, rates: list[float]) -> UserError:
     """The error of a training that left no numbers."""
     told = ", ".join(f"{rate:g}" for rate in rates)
-    return ValueError(f"the loss is no longer a number in epoch {epoch}: lower the learning rates ({told})")
+    return UserError(f"the loss is no longer a number in epoch {epoch}: lower the learning rates ({told})")
 
 
 def crops_and_flips(encoder: Encoder) -> Views:
