@@ -60,6 +60,8 @@ def length(source: Images | ImageStream, epoch_size: int | None) -> int | None:
             f"{source.name}: nobody knows how many images a stream has before they are read: "
             "give --epoch_size N, the images that count as one epoch"
         )
+    if epoch_size < 1:
+        raise UserError(f"epoch_size={epoch_size}: at least one image")
     return None
 
 

@@ -38,6 +38,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from forks import fork
+
 HERE = Path(__file__).parent
 FAULTS = ("kill", "half", "once", "full")
 _CODES = {"count": 1, **{name: code for code, name in enumerate(FAULTS, 2)}}
@@ -265,7 +267,7 @@ class _Survey:
         """Call `function` in a fork of this process, with a fault that strikes at a change or write."""
         sys.stdout.flush()
         self.control.set(None)
-        child = os.fork()
+        child = fork()
         if child == 0:
             self._child(function, fault, at)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import fork
 from run_samples import losses, metrics, write_images
 
 from crosslevel import CrossLevel, Encoder
@@ -40,7 +41,7 @@ class Training:
 
     def __init__(self, folder, arguments, environment=None, limit=None):
         self.run, self.said = Run(folder), folder.with_name(f"{folder.name}.said")
-        self.pid = os.fork()
+        self.pid = fork()
         if self.pid == 0:
             self._child([*arguments, f"--run={folder}"], environment or {}, limit)
 

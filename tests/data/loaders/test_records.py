@@ -1,6 +1,6 @@
 """Records of images: one for each that can be read, whoever reads them."""
 
-import zlib
+import hashlib
 from typing import NamedTuple
 
 import pytest
@@ -9,8 +9,8 @@ from picture_samples import Numbered
 from torch import Tensor
 
 from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.duplicates.scan import scan
 from crosslevel.data.loaders.records import records
-from crosslevel.inspection.scan import look
 from crosslevel.utils.errors import SourceError
 
 
@@ -49,13 +49,18 @@ def test_a_part_without_any_readable_image_is_left_out():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_look_has_sizes_and_checksums_and_reads_no_label(workers):
+def test_a_scan_has_sizes_and_checksums_and_reads_no_label(workers):
     images = Growing(9, bad=(3,))
-    scan = look(images, BadFiles(), workers)
+    scanned = scan(images, BadFiles(), workers)
     readable = [i for i in range(9) if i != 3]
-    assert scan.places.tolist() == readable
-    assert scan.shape.tolist() == [[i + 1, 5] for i in readable]
-    assert scan.content.tolist() == [zlib.crc32(bytes([i]) * (3 * (i + 1) * 5)) for i in readable]
-    assert scan.pictures[:, 0, 0, 0].tolist() == readable
+    assert scanned.numbers.tolist() == readable
+    assert scanned.shape.tolist() == [[i + 1, 5] for i in readable]
+    assert scanned.content.tolist() == [checksum(bytes([i]) * (3 * (i + 1) * 5), f"{i + 1}x5") for i in readable]
+    assert scanned.pictures[:, 0, 0, 0].tolist() == readable
     with pytest.raises(SourceError, match="needs at least 2 images, only 1 of 2"):
-        look(Growing(2, bad=(1,)), BadFiles(), 0)
+        scan(Growing(2, bad=(1,)), BadFiles(), 0)
+
+
+def checksum(pixels, shape):
+    digest = hashlib.blake2b(pixels, digest_size=8, person=shape.encode()).digest()
+    return int.from_bytes(digest, "little", signed=True)
