@@ -177,9 +177,11 @@ def _images(
                 yield path, data
         if not count:
             troubles.append((title, f"no image in it (looked for {', '.join(sorted(EXTENSIONS))})"))
-    except Damage as damage:
+    except Exception as error:
+        # Whatever a stranger has written into a shard costs this shard at most, and never the run.
+        damage = str(error) if isinstance(error, Damage) else f"damaged: {_in_a_line(error)}"
         if not closing.is_set():
-            troubles.append((title, f"{damage}; the {count:,} images before are used" if count else str(damage)))
+            troubles.append((title, f"{damage}; the {count:,} images before are used" if count else damage))
     finally:
         tape.close()
 
@@ -199,9 +201,14 @@ def _members(tape: Tape) -> Iterator[tuple[str, int]]:
                 "end": f"truncated inside {where}" if where else "truncated: the end of the archive is missing",
                 "pax": "damaged: a broken pax header",
                 "long": "damaged: a header that is too long",
+                "size": f"damaged: {where} is said to have more bytes than any shard",
                 "sparse": f"{where} is sparse and cannot be read: make the shard without --sparse",
             }[error.what]
         ) from error
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__} {' '.join(str(error).split())[:200]}".rstrip()
 
 
 def _is_image(name: str) -> bool:
