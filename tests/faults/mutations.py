@@ -4,7 +4,7 @@ import numpy as np
 
 
 def mutated(data, rng):
-    """``data`` with one to four changes: bits, bytes, runs of zeros, pieces cut out, doubled or moved, or an end cut off."""
+    """``data`` with one to four changes: bits, bytes, runs of zeros, pieces cut out or doubled, the end cut off."""
     made = bytearray(data)
     for _ in range(int(rng.integers(1, 5))):
         at = int(rng.integers(len(made))) if made else 0

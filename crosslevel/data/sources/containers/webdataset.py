@@ -56,7 +56,7 @@ class Shards(Images):
         indexes = [_indexed(file) for file in self.files]
         self._states, tables = [state for state, _ in indexes], [table for _, table in indexes]
         self.left_out = left_out = dict[str, str]()
-        for file, name_of, table in zip(self.files, self._names, tables, strict=True):
+        for name_of, table in zip(self._names, tables, strict=True):
             if len(table["damage"]):
                 damage = table["damage"].numpy().tobytes().decode("utf-8", "replace")
                 left_out[name_of] = f"{damage}: {len(table['offset']):,} images are left"
