@@ -90,8 +90,8 @@ class Hub(Images):
         if cell is None or (cell["bytes"] is None and not cell["path"]):
             raise BadImage(path, "no image in this row")
         if cell["bytes"] is None:
-            return read_image(cell["path"], path, self.max_pixels), label
-        return decode(bytearray(cell["bytes"]), path, self.max_pixels), label
+            return read_image(cell["path"], path, self.max_pixels, self.reading), label
+        return decode(bytearray(cell["bytes"]), path, self.max_pixels, self.reading), label
 
     def content(self) -> Iterable[bytes | memoryview]:
         """The fingerprint that the library gives to the rows, and which column is meant."""

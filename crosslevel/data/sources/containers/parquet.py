@@ -106,7 +106,8 @@ class Parquet(Images):
             raise BadImage(path, "no bytes of an image in this row")
         if len(data) > 8 * self.max_pixels:
             raise BadImage(path, f"{len(data):,} bytes, more than {self.max_pixels:,} pixels can need")
-        return decode(bytearray(data), path, self.max_pixels), -1 if self.labels is None else int(self.labels[i])
+        image = decode(bytearray(data), path, self.max_pixels, self.reading)
+        return image, -1 if self.labels is None else int(self.labels[i])
 
     def _read(self, group: int) -> pa.ChunkedArray | str:
         """The encoded images of a row group, or why they cannot be read."""

@@ -92,7 +92,7 @@ class Shards(Images):
             raise BadImage(path, f"the shard cannot be read: {error.strerror or error}") from error
         if got < size:
             raise BadImage(path, f"truncated: the shard gave {got:,} of {size:,} bytes")
-        return decode(data, path, self.max_pixels), -1 if self.labels is None else int(self.labels[i])
+        return decode(data, path, self.max_pixels, self.reading), -1 if self.labels is None else int(self.labels[i])
 
     def content(self) -> Iterable[bytes | memoryview]:
         """Names, sizes and times of change of the shards: reading them would take as long as decoding."""
