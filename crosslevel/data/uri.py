@@ -208,12 +208,7 @@ def parse(text: str | os.PathLike[str] | Source) -> Source:
 
 
 def read_as(text: str, reading: Mapping[str, str]) -> str:
-    """A source that is read as ``reading`` says, such as ``{"damaged": "keep"}``.
-
-    Raises:
-        SourceError: as from `parse`, or a value that there is not.
-
-    """
+    """A source that is read as ``reading`` says, such as ``{"damaged": "keep"}``; errors are those of `parse`."""
     source = parse(text)
     _, wanted = apart("".join(f",{name}={value}" for name, value in reading.items()))
     changes = {name: getattr(wanted, name) for name in reading}
