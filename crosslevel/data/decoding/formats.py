@@ -123,7 +123,7 @@ def readable(data: bytes | bytearray) -> tuple[str, ...]:
 
     """
     name = format_of(bytes(data[:HEAD]))
-    if name not in _EXTRA:
+    if name is None or name not in _EXTRA:
         return PILLOW
     module, extra = _EXTRA[name]
     if not _has_plugin(module):

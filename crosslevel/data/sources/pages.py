@@ -24,6 +24,8 @@ class Pages(Images):
     Which files have several is found once, here: those that may are opened, and their headers are read.
     """
 
+    paths: _PageNames
+
     def __init__(self, files: Files) -> None:
         self.files = files
         self.name, self.classes, self.watch, self.left_out = files.name, files.classes, files.watch, files.left_out
