@@ -31,7 +31,7 @@ SIDE = 13_300  # just below the pixel limit
 
 
 def peak(work, small):
-    """Bytes that ``work`` takes at most in a fork of this process, which has done ``small`` work, and what it returns."""
+    """Bytes that ``work`` takes at most in a fork of this process, which has done ``small``; and what it returns."""
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:

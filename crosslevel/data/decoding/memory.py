@@ -42,7 +42,8 @@ def too_many_bytes(size: int, max_pixels: int, what: str) -> str:
     if size > 8 * max_pixels:
         return f"{what} has {size:,} bytes, more than {max_pixels:,} pixels can need"
     if size > most() // 2:
-        return f"{what} has {size:,} bytes, more than decoding has memory for: set CROSSLEVEL_DECODE_MB={-(-size // 2**19)}"
+        wanted = -(-size // 2**19)
+        return f"{what} has {size:,} bytes, more than decoding has memory for: set CROSSLEVEL_DECODE_MB={wanted}"
     return ""
 
 
@@ -73,9 +74,17 @@ def check(need: int, size: tuple[int, int], format: str) -> None:
         )
 
 
+def _in_common() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("crosslevel-decoding")
+    number, name = tempfile.mkstemp()
+    os.unlink(name)
+    return number
+
+
 # A file in memory that forked processes have in common. Locks on its bytes belong to a process and end with it, however
 # it ends. The first byte is the turnstile; each of the others stands for a slot.
-_file = os.memfd_create("crosslevel-decoding") if hasattr(os, "memfd_create") else tempfile.TemporaryFile().fileno()
+_file = _in_common()
 _thread = threading.Lock()
 
 
