@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from crosslevel.data.bad_files import _Defect
+from crosslevel.data.decoding import trace
 from crosslevel.data.decoding.complaints import Complaints, heard
 from crosslevel.data.decoding.formats import HEAD, format_of, readable, size_of_webp
 from crosslevel.data.decoding.jpeg import JpegHeader, decoded_jpeg, jpeg_header, needed_for_jpeg
@@ -79,6 +80,18 @@ def decode(
     """
     if not data:
         raise BadImage(path, "empty file")
+    if path in trace.refused:
+        raise BadImage(path, trace.refused[path])
+    trace.begin(path)
+    try:
+        return _decoded_or_kept(data, path, max_pixels, reading, page)
+    finally:
+        trace.end()
+
+
+def _decoded_or_kept(
+    data: bytearray, path: str, max_pixels: int, reading: Reading, page: int
+) -> UInt8[Tensor, "3 H W"]:
     keep = reading.damaged == "keep"
     image, complaint = _heard(data, path, max_pixels, keep, page)
     if complaint:
@@ -87,7 +100,7 @@ def decode(
     if complaint and not keep:
         raise BadImage(path, f"damaged: {complaint}")
     if complaint:
-        warnings.warn(f"{printable(path)}: damaged, and kept: {complaint}", stacklevel=2)
+        warnings.warn(f"{printable(path)}: damaged, and kept: {complaint}", stacklevel=3)
     return image
 
 

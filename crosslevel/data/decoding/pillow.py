@@ -34,7 +34,7 @@ def noted_warnings(complaints: Complaints) -> Iterator[None]:
 
 
 def upright(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
-    """RGB, turned as EXIF says, transparency on white, 16 bits scaled to 8; smaller where it has more than `LARGEST` pixels.
+    """RGB, turned as EXIF says, transparency on white, 16 bits scaled to 8; smaller above `LARGEST` pixels.
 
     Raises:
         _Defect: pixels that have no agreed range.

@@ -11,13 +11,14 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images, ImageView, InMemoryImages
 from crosslevel.data.loaders.order import natural, permuted, share
-from crosslevel.data.loaders.workers import Keys, ahead, loader, worth_workers
+from crosslevel.data.loaders.pool import Pool
+from crosslevel.data.loaders.workers import Keys, ahead, worth_workers
 from crosslevel.utils.errors import BadImage, SourceError, UserError
 from crosslevel.utils.rng import generator
 
@@ -84,7 +85,7 @@ class TrainBatches:
         self.epoch, self.start, self.natural = 0, 0, order == "natural"
         self._job = _TrainJob(images, seed, crops, resize)
         self._keys: Keys[tuple[int, Tensor]] = Keys([])
-        self._loader: DataLoader[Done] | None = None
+        self._pool: Pool[Done] | None = None
 
     def __len__(self) -> int:
         """Batches an epoch on this rank."""
@@ -99,9 +100,9 @@ class TrainBatches:
         if not self.workers:
             return delivered(ahead(self._job.__getitem__, keys), self.bad)
         self._keys.keys = keys
-        if self._loader is None:
-            self._loader = loader(self._job, self._keys, self.workers, persistent=True)
-        return delivered(self._loader, self.bad)
+        if self._pool is None:
+            self._pool = Pool(self._job, self._keys, self.workers, persistent=True)
+        return delivered(self._pool, self.bad)
 
     def order(self, epoch: int) -> Int64[Tensor, " N"]:
         """The images of this rank in the order of ``epoch``."""
@@ -144,7 +145,7 @@ class EvalBatches:
         workers = worth_workers(job, len(self.images)) if self.workers is None else self.workers
         if not workers:
             return delivered(ahead(job.__getitem__, keys), self.bad)
-        return delivered(loader(job, keys, workers, persistent=False), self.bad)
+        return delivered(Pool(job, keys, workers, persistent=False), self.bad)
 
     def _packed(self, images: InMemoryImages, key: range) -> Batch:
         batch = _packed_batch(images, torch.arange(key.start, key.stop))
