@@ -70,7 +70,7 @@ def settle(
     if epochs <= 0:
         raise UserError(f"epochs={epochs:g} must be positive")
     if warmup is not None and not 0 <= warmup <= epochs:
-        raise UserError(f"warmup_epochs={warmup:g} must be from 0 to epochs={epochs:g}: give --warmup_epochs or --epochs")
+        raise UserError(f"warmup_epochs={warmup:g} must be from 0 to epochs={epochs:g}: lower it or raise epochs")
     size = rules(wanted.batch_size, defaults.batch_size(images, epochs, devices, runtime.hardware.device.type))
     batches = batches_of_size(size)
     steps, batch = max(1, round(epochs * len(batches))), batches.batch_size * devices
