@@ -89,14 +89,22 @@ def open_images(
             )
         return applied(open_images(source.base, data_root=data_root, crops=crops), source.subset, source.text)
     if crops is not None:
-        return object_crops(source, crops)
+        return _read_as(object_crops(source, crops), source)
     if source.is_stream:
         if not streams:
             raise SourceError(
                 f"{source.text}: a stream has no known number of images, only train can use one: give files"
             )
         return ImageStream.open(source)
-    return _opened(source, data_root)
+    return _read_as(_opened(source, data_root), source)
+
+
+def _read_as(images: Images, source: Source) -> Images:
+    """The one place where sources are told how to decode their images."""
+    if source.reading != images.reading and not isinstance(images, InMemoryImages):
+        images.reading = source.reading
+        images.name += source.reading.text
+    return images
 
 
 def open_unlabelled(

@@ -147,7 +147,8 @@ def _about(folder: Path) -> dict[str, Any] | None:
 
 
 def _origin(images: str, crops: Crops | None, source: Images) -> dict[str, Any]:
-    where = os.path.abspath(images) if os.path.exists(images) else None
+    read = parse(images)
+    where = os.path.abspath(read.whole) if not read.has_subset and os.path.exists(read.whole) else None
     cut = {} if crops is None else {"crops": asdict(crops)}
     watched = {} if source.watch is None else {"watched": source.watch.root}
     return {"version": VERSION, "source": images, "where": where, **cut, **watched}

@@ -50,7 +50,7 @@ class Files(Images):
             BadImage: the file cannot be opened or decoded.
 
         """
-        image = read_image(os.path.join(self.root, self.paths[i]), self.paths[i], self.max_pixels)
+        image = read_image(os.path.join(self.root, self.paths[i]), self.paths[i], self.max_pixels, self.reading)
         return image, -1 if self.labels is None else int(self.labels[i])
 
     def content(self) -> Iterable[bytes | memoryview]:

@@ -216,7 +216,9 @@ def test_a_resumed_epoch_equals_the_rest_of_the_whole_one(tmp_path, start, worke
 def test_what_is_skipped_is_not_decoded(tmp_path, monkeypatch):
     decoded = []
     decode = streams.decode
-    monkeypatch.setattr(streams, "decode", lambda data, path: decoded.append(path) or decode(data, path))
+    monkeypatch.setattr(
+        streams, "decode", lambda data, path, **more: decoded.append(path) or decode(data, path, **more)
+    )
     resumed = batches(shards(tmp_path, range(60)), 5, 60)
     resumed.start = 10
     assert len(list(resumed)) == 2

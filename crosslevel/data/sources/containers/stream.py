@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from crosslevel.data.decode import PIXEL_LIMIT, decode
+from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.images import Images
 from crosslevel.data.sources.containers.remote import Damage, Tape, expand
 from crosslevel.data.sources.containers.tar import BadTar, members
@@ -47,6 +48,7 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
     labels: None = None
     classes: None = None
     tracks: None = None
+    reading: Reading = USUAL
 
     def __init__(self, shards: list[str], name: str) -> None:
         self.shards, self.name = shards, name
@@ -68,13 +70,15 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
                 raise SourceError(f"{shard}: only tar shards can be streamed ({', '.join(_SHARDS)})")
         if len(set(shards)) < len(shards):
             raise SourceError(f"{source.whole}: it names a shard more than once")
-        return cls(shards, source.whole)
+        stream = cls(shards, source.whole)
+        stream.reading = source.reading
+        return stream
 
     def __iter__(self) -> Iterator[tuple[UInt8[Tensor, "3 H W"], int]]:
         for shard in range(len(self.shards)):
             for path, data in self.read([Part(shard)], []):
                 try:
-                    yield decode(bytearray(data), path), -1
+                    yield decode(bytearray(data), path, reading=self.reading), -1
                 except BadImage:
                     continue
 
@@ -118,7 +122,7 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
         for few in (order[:_OPEN], order[_OPEN : 4 * _OPEN]):
             samples = list(islice(self.read(map(Part, few), troubles), count))
             if samples:
-                return _ScannedShard(samples, self.name)
+                return _ScannedShard(samples, self.name, self.reading)
         raise self.unreadable(troubles, 4 * _OPEN)
 
     def unreadable(self, troubles: list[tuple[str, str]], tried: int | None = None) -> SourceError:
@@ -139,11 +143,12 @@ class Part(NamedTuple):
 class _ScannedShard(Images):
     """Encoded images in memory."""
 
-    def __init__(self, images: list[tuple[str, bytes]], name: str) -> None:
-        self.name, self.paths, self._data = name, [path for path, _ in images], [data for _, data in images]
+    def __init__(self, images: list[tuple[str, bytes]], name: str, reading: Reading) -> None:
+        self.name, self.reading = name, reading
+        self.paths, self._data = [path for path, _ in images], [data for _, data in images]
 
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
-        return decode(bytearray(self._data[i]), self.paths[i]), -1
+        return decode(bytearray(self._data[i]), self.paths[i], reading=self.reading), -1
 
     def content(self) -> Iterable[bytes]:
         """The encoded images."""
@@ -177,9 +182,11 @@ def _images(
                 yield path, data
         if not count:
             troubles.append((title, f"no image in it (looked for {', '.join(sorted(EXTENSIONS))})"))
-    except Damage as damage:
+    except Exception as error:
+        # Whatever a stranger has written into a shard costs this shard at most, and never the run.
+        damage = str(error) if isinstance(error, Damage) else f"damaged: {_in_a_line(error)}"
         if not closing.is_set():
-            troubles.append((title, f"{damage}; the {count:,} images before are used" if count else str(damage)))
+            troubles.append((title, f"{damage}; the {count:,} images before are used" if count else damage))
     finally:
         tape.close()
 
@@ -199,9 +206,14 @@ def _members(tape: Tape) -> Iterator[tuple[str, int]]:
                 "end": f"truncated inside {where}" if where else "truncated: the end of the archive is missing",
                 "pax": "damaged: a broken pax header",
                 "long": "damaged: a header that is too long",
+                "size": f"damaged: {where} is said to have more bytes than any shard",
                 "sparse": f"{where} is sparse and cannot be read: make the shard without --sparse",
             }[error.what]
         ) from error
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__} {' '.join(str(error).split())[:200]}".rstrip()
 
 
 def _is_image(name: str) -> bool:
