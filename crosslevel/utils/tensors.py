@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import mmap
 import re
 import warnings
 from pathlib import Path
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.files import CHECKSUM, checksum
 
 
 def load_tensors(file: Path, mmap: bool = False) -> Any:
@@ -44,7 +47,7 @@ def load_tensors(file: Path, mmap: bool = False) -> Any:
 
 
 def load_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, and its metadata.
+    """The tensors of a safetensors file, and its metadata; its checksum is looked at where it has one.
 
     Raises:
         OSError: it cannot be opened.
@@ -54,6 +57,18 @@ def load_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(file, framework="pt") as opened:
             about = dict(opened.metadata() or {})
+        written = about.pop(CHECKSUM, None)
+        if written is not None and written != _checksum_of(file):
+            raise UserError(f"{file} is not read: it is damaged: its checksum is not that of its content")
         return load_file(file), about
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{file} is not read: it is damaged, or no safetensors file ({error})") from error
+
+
+def _checksum_of(file: Path) -> str:
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        with memoryview(mapped) as whole:
+            begin = 8 + int.from_bytes(whole[:8], "little")
+            return checksum(json.loads(bytes(whole[8:begin])), whole[begin:])
