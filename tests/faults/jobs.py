@@ -207,7 +207,8 @@ class Tune(Job):
 
         def told(line: list[str], env: dict[str, str], **options: Any) -> Any:
             unwatched = {name: value for name, value in env.items() if name not in ("LD_PRELOAD", "FAULTS_CONTROL")}
-            return started([sys.executable, "-S", "-E", str(inputs / "training.py"), *line[3:]], env=unwatched, **options)
+            instead = [sys.executable, "-S", "-E", str(inputs / "training.py")]
+            return started([*instead, *line[3:]], env=unwatched, **options)
 
         trial.subprocess = types.SimpleNamespace(Popen=told, PIPE=trial.subprocess.PIPE)
         storage.patiently.__defaults__ = (0.5,)
@@ -254,7 +255,8 @@ with open(os.path.join(folder, "checkpoints", "last.ckpt"), "w") as file:
     file.write("large")
 score = int(hashlib.sha256(repr(options).encode()).hexdigest()[:6], 16) / 0xFFFFFF
 for epoch in (1, 2):
-    print(json.dumps({"combined": score * epoch / 2, "effective_rank": 5.0, "collapse": "", "symptoms": ""}), flush=True)
+    figures = {"combined": score * epoch / 2, "effective_rank": 5.0, "collapse": "", "symptoms": ""}
+    print(json.dumps(figures), flush=True)
     if not sys.stdin.readline():
         sys.exit(1)
 """

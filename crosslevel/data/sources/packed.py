@@ -260,7 +260,9 @@ class _PackJob(Dataset[Decoded]):
         flat = [picture.permute(1, 2, 0).reshape(-1) for picture in pictures]
         checks = torch.tensor([zlib.crc32(pixels.numpy().data) for pixels in flat], dtype=torch.int64)
         pixels = torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8)
-        return Decoded(pixels, checks, sizes[:, 0], sizes[:, 1], torch.tensor(numbers, dtype=torch.int64), len(key), bad)
+        return Decoded(
+            pixels, checks, sizes[:, 0], sizes[:, 1], torch.tensor(numbers, dtype=torch.int64), len(key), bad
+        )
 
 
 def _describe(images: Images, folder: str, about: dict[str, Any], index: dict[str, Tensor]) -> None:
