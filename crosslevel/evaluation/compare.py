@@ -13,6 +13,7 @@ from crosslevel import report
 from crosslevel.evaluation.results import COLUMNS, FILE, measured, read_results
 from crosslevel.report import Cell, Measured, cell
 from crosslevel.utils.errors import NotThere, UserError
+from crosslevel.utils.files import write
 from crosslevel.utils.marks import verb
 
 TRAINED, PIXELS = "trained encoder", "raw pixels"
@@ -50,7 +51,7 @@ def compare(runs: list[str], output: str = "comparison", quiet: bool = False) ->
         console.print(table.note, highlight=False, markup=False)
     home = Path(output)
     home.parent.mkdir(parents=True, exist_ok=True)
-    home.with_name(f"{home.name}.md").write_text("\n".join(map(markdown, tables)), encoding="utf-8")
+    write(home.with_name(f"{home.name}.md"), "\n".join(map(markdown, tables)).encode("utf-8", "surrogateescape"))
     blocks = [
         report.table(table.title, ["run", *(COLUMNS[c] for c in table.columns)], [[n, *r] for n, r in table.rows],
                      note=f"{table.note} ±: half of the 95 % interval.")

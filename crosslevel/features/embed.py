@@ -22,6 +22,7 @@ from crosslevel.features.pieces import SUFFIXES, Pieces, text
 from crosslevel.models.encoder import FILE, Encoder, load_encoder
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.locks import folder_lock
 from crosslevel.utils.marks import verb
 
 
@@ -87,6 +88,18 @@ def embed(
     asked = f"{images if crops is None else f'{images} {crops}'} {hardware.precision}"
     file = Path(output)
     pieces = Pieces(file, _fingerprint(run, asked, source), source)
+    with folder_lock(pieces.folder, "crosslevel embed", keep=False):
+        _write(encoder, source, pieces, place, console)
+    _say(
+        console,
+        f"next: read it with pandas.read_parquet, or crosslevel evaluate {shlex.quote(str(run))} IMAGES --test IMAGES",
+    )
+    return file
+
+
+def _write(encoder: Encoder, source: Images, pieces: Pieces, place: Runtime, console: Console) -> None:
+    """Compute what is missing of a table, join it, and clear up; the folder of pieces is this process's own."""
+    file = pieces.file
     for line in pieces.start():
         _say(console, line)
     speed = "complete before"
@@ -107,11 +120,6 @@ def embed(
         skipped.write(file.with_name(f"{file.stem}.bad_files.txt"))
         _say(console, skipped.summary(len(source)))
     pieces.remove()
-    _say(
-        console,
-        f"next: read it with pandas.read_parquet, or crosslevel evaluate {shlex.quote(str(run))} IMAGES --test IMAGES",
-    )
-    return file
 
 
 def _arrays(encoder: Encoder, source: Images, place: Runtime, console: Console) -> Embedded:

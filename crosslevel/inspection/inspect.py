@@ -33,6 +33,7 @@ from crosslevel.inspection.summary import summary, tables
 from crosslevel.models.encoder import Encoder, load_encoder
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.files import write
 from crosslevel.utils.marks import verb
 
 SHOWN_BROKEN = 20
@@ -200,8 +201,7 @@ def _write(file: Path, figures: dict[str, Any], blocks: list[report.Block], cons
     """The JSON file, the page and the tables beside it, each whole or not at all."""
     # File names that are not valid UTF-8 become escapes.
     text = json.dumps(figures, indent=2) + "\n"
-    file.with_suffix(".tmp").write_text(text, encoding="utf-8")
-    os.replace(file.with_suffix(".tmp"), file)
+    write(file, text)
     names = [str(file), str(file.with_name(DUPLICATES))]
     if "beside" in figures:
         write_rows(file.with_name(BESIDE), ("path", "beside", "kind", "distance"), figures["beside"]["matches"])

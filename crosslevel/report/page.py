@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -13,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jinja2
 
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.files import write
 
 Best = Literal["max", "min"] | None
 
@@ -43,13 +43,8 @@ def page(path: str | Path, title: str, blocks: Sequence[Block], subtitle: str = 
     template = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     html = environment.from_string(template).render(title=title, subtitle=subtitle, blocks=blocks)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        # A file name that is not valid UTF-8 reaches Python with surrogates, which cannot be encoded.
-        part.write_bytes(html.encode("utf-8", "replace"))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    # A file name that is not valid UTF-8 reaches Python with surrogates, which cannot be encoded.
+    write(path, html.encode("utf-8", "replace"))
     return path
 
 

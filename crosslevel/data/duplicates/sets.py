@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from crosslevel.data.duplicates.scan import ScanResult, scan
 from crosslevel.data.images import Images
 from crosslevel.data.subsets.select import take
 from crosslevel.utils.errors import SourceError
+from crosslevel.utils.files import write
 
 COLUMNS = ("set", "path", "kind", "distance", "keep", "why")
 NAMES = {Kind.EXACT: "exact", Kind.COPY: "recompressed or resized", Kind.EDITED: "edited", Kind.NEAR: "near"}
@@ -175,13 +177,12 @@ def write_csv(file: Path, members: Sequence[Member], scanned: ScanResult, paths:
 
 def write_rows(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """A table of named columns, whole or not at all; names of files are escaped as in lists (`subsets.lists`)."""
-    part = file.with_name(f"{file.name}.tmp")
-    with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        writer = csv.DictWriter(stream, columns, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: escaped(value) if isinstance(value, str) else value for key, value in row.items()})
-    os.replace(part, file)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: escaped(value) if isinstance(value, str) else value for key, value in row.items()})
+    write(file, table.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def unique(images: Images, file: str = "") -> Images:
