@@ -60,10 +60,11 @@ def test_a_run_of_python_is_that_of_the_command_line(photos, trained, tmp_path, 
         },
     ],
 )
-def test_a_part_is_given_in_any_form(photos, tmp_path, parts):
+def test_a_part_is_given_in_any_form(photos, tmp_path, parts, capsys, caplog):
     folder = crosslevel.train(photos, run=tmp_path / "r", quiet=True, **SMALL, **{**PARTS, **parts})
     told = yaml.safe_load((folder / "config.yaml").read_text())
     assert (told["encoder"]["width"], told["method"]["init_args"]["temperature"]) == (0.0625, 0.4)
+    assert (*capsys.readouterr(), caplog.records) == ("", "", [])  # as quiet=True has it
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ def _fabric(hardware: Hardware, devices: int) -> Fabric:
     if on_gpu:
         torch.backends.cudnn.benchmark = True
     # Lightning's banners are for its own users; ours get one line about device and precision.
-    for name in ("lightning.fabric", "lightning.fabric.utilities.rank_zero", "lightning_utilities.core.rank_zero"):
+    for name in ("lightning.fabric", "lightning.pytorch.utilities.rank_zero"):  # Fabric logs as either
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
     return Fabric(
