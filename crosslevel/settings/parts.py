@@ -27,7 +27,13 @@ def public(function: F) -> F:
 
     @wraps(function)
     def called(*given: Any, **named: Any) -> Any:
-        return function(**completed(function, given, named))
+        arguments = completed(function, given, named)
+        if arguments.get("devices", 1) > 1:
+            raise UserError(
+                f"devices={arguments['devices']}: from Python a training has one device, because each further one starts "
+                f"the whole program anew: run crosslevel {function.__name__} IMAGES --devices {arguments['devices']}"
+            )
+        return function(**arguments)
 
     return cast(F, called)
 
