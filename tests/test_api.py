@@ -1,8 +1,6 @@
 """The verbs from Python: the names, defaults and errors of the command line, and returned values in place of exits."""
 
 import inspect
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
@@ -136,25 +134,6 @@ def test_the_command_line_reads_every_signature_whole(verb):
 def test_defaults_that_differ_on_the_command_line_are_marked():
     command = Command.of("crosslevel.features.embed", "embed")
     assert settings_of(command, read_line(command, ["r", "photos"]))["output"] == "features.parquet"
-
-
-SPAWNED = """
-import multiprocessing, sys, crosslevel
-multiprocessing.set_start_method("spawn")
-photos, folder = sys.argv[1:]
-small = {"epochs": 1, "batch_size": 8, "device": "cpu", "report_html": False, "monitor_every": 0, "memory": 0}
-crosslevel.train(photos, run=folder, workers=1, quiet=True, encoder={"width": 0.0625}, views={"size": 16}, **small)
-print(crosslevel.embed(folder, photos, device="cpu", workers=0, quiet=True).features.shape)
-"""
-
-
-def test_verbs_work_under_spawn_where_the_main_module_cannot_be_imported(photos, tmp_path):
-    """As from a notebook or a pipe, with decoding in a process of its own; and as from a script without a guard."""
-    done = subprocess.run(
-        [sys.executable, "-", str(photos), str(tmp_path / "r")], input=SPAWNED, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert (done.stdout, done.stderr) == ("(32, 32)\n", "")
 
 
 def test_several_devices_are_the_commands(photos, tmp_path):

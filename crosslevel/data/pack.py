@@ -30,6 +30,7 @@ from crosslevel.data.sources.packed import (
     shrunk,
 )
 from crosslevel.data.uri import Source, parse
+from crosslevel.utils.console import printer
 from crosslevel.utils.errors import BadImage, UserError
 from crosslevel.utils.files import is_unfinished
 from crosslevel.utils.marks import verb
@@ -68,7 +69,7 @@ def pack(
     """
     if size < 1:
         raise UserError(f"--size {size}: give at least 1 pixel")
-    console, began = Console(soft_wrap=True, quiet=quiet), time.monotonic()
+    console, began = printer(quiet), time.monotonic()
     folder = Path(output)
     origin = parse(images)
     _check_place(folder, origin)

@@ -14,11 +14,11 @@ from typing import Any, Literal
 import torch
 import torchvision
 from jaxtyping import Float
-from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crosslevel.models.encoder import FILE, Encoder, load_encoder
+from crosslevel.utils.console import printer
 from crosslevel.utils.errors import MissingExtra, NotThere, UserError
 from crosslevel.utils.marks import verb
 
@@ -82,7 +82,7 @@ def export(
         os.replace(unfinished, file)
     finally:
         unfinished.unlink(missing_ok=True)
-    console = Console(soft_wrap=True, quiet=quiet)
+    console = printer(quiet)
     console.print(f"{encoder.name}, {encoder.num_features} features: {file}", highlight=False, markup=False)
     console.print(how, highlight=False, markup=False)
     return file

@@ -28,10 +28,11 @@ def public(function: F) -> F:
     @wraps(function)
     def called(*given: Any, **named: Any) -> Any:
         arguments = completed(function, given, named)
-        if arguments.get("devices", 1) > 1:
+        devices = arguments.get("devices", 1)
+        if devices > 1:
             raise UserError(
-                f"devices={arguments['devices']}: from Python a training has one device, because each further one starts "
-                f"the whole program anew: run crosslevel {function.__name__} IMAGES --devices {arguments['devices']}"
+                f"devices={devices}: from Python a training has one device, because each further one starts the whole "
+                f"program anew: run crosslevel {function.__name__} IMAGES --devices {devices}"
             )
         return function(**arguments)
 

@@ -12,6 +12,7 @@ from typing import Any
 from lightning.fabric.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from crosslevel.data.loaders.batches import Batch, TrainBatches
@@ -147,7 +148,7 @@ class Display:
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TaskProgressColumn(),
-            _Figures(),
+            _Figures(console),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -169,16 +170,29 @@ class Display:
 
 
 class _Figures(ProgressColumn):
+    """The newest figures, as many of them as the line has room for."""
+
+    ELSE = 34  # columns of what stands beside them: the epoch, a short bar, the share done, the time left
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(Column(no_wrap=True))
+        self.console = console
+
     def render(self, task: Task) -> Text:
-        return Text(_figures(task.fields["figures"]))
+        """What fits."""
+        return Text(_figures(task.fields["figures"], self.console.width - self.ELSE))
 
 
-def _figures(row: Mapping[str, Any]) -> str:
+def _figures(row: Mapping[str, Any], width: int | None = None) -> str:
+    """The loss, the features' figures and the speed, in this order, within ``width`` characters."""
     if not row:
         return ""
-    knn = f"  kNN {row['knn']:.1f} %" if "knn" in row else ""
-    score = f"  score {row['combined']:.3f}" if "combined" in row else ""
-    return (
-        f"loss {row['loss']:.3f}  {row.get('images_per_second', 0):,.0f} images/s  "
-        f"waiting for data {100 * row.get('waiting', 0):.0f} %{knn}{score}"
-    )
+    parts = [f"loss {row['loss']:.3f}"]
+    if "knn" in row:
+        parts.append(f"kNN {row['knn']:.1f} %")
+    if "combined" in row:
+        parts.append(f"score {row['combined']:.3f} (higher is better)")
+    parts.append(f"{row.get('images_per_second', 0):,.0f} images/s")
+    parts.append(f"waiting for data {100 * row.get('waiting', 0):.0f} %")
+    fitting = parts if width is None else [p for i, p in enumerate(parts) if len("  ".join(parts[: i + 1])) <= width]
+    return "  ".join(fitting)
