@@ -73,9 +73,7 @@ def test_the_notebook_of_first_steps(tmp_path):
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     text = "".join(output.text for output in shown if output.output_type == "stream" and output.name == "stdout")
     told = [output.text for output in shown if output.get("name") == "stderr"]
-    assert not [
-        line for line in told if "tqdm" not in line
-    ]  # of others, where ipywidgets is missing
+    assert not [line for line in told if "tqdm" not in line]  # of others, where ipywidgets is missing
     frames = [re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", frame) for frame in re.split(r"[\r\n]", text)]
     bar = [re.fullmatch(r"epoch (\d)/3 [━╸╺]+ +(\d+)% (?:loss [\d.]+ )?.*", frame) for frame in frames]
     shown = [(int(found[1]), int(found[2])) for found in bar if found]

@@ -98,9 +98,9 @@ def train(
 ) -> Path:
     """Train an encoder on images without labels.
 
-    Leaves in the run's folder: config.yaml (the whole tree of settings), metrics.csv and tensorboard/, checkpoints/,
-    encoder.safetensors, report.html, bad_files.txt where a file could not be read, and subset.txt where the source
-    has suffixes: the images of that part, which @list=FILE reads back.
+    Leaves in the run's folder: config.yaml (the whole tree of settings), metrics.csv, tensorboard/ where it is
+    installed, checkpoints/, encoder.safetensors, report.html, bad_files.txt where a file could not be read, and
+    subset.txt where the source has suffixes: the images of that part, which @list=FILE reads back.
 
     Args:
         images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, videos, annotations (with

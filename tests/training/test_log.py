@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from crosslevel.runs import Run
-from crosslevel.training.loop.log import Display, Log
+from crosslevel.training.loop.log import Display, Log, read_rows
 
 FIGURES = {"loss": 12.345, "images_per_second": 123456.0, "waiting": 1.0}
 
@@ -39,3 +39,12 @@ def test_progress_stays_in_its_line(tmp_path, width, more):
 def test_the_score_has_a_name_and_a_direction_from_80_columns_on(tmp_path):
     assert "score 0.456 (higher is better)" in frames(tmp_path / "a", 80, combined=0.456)[-1]
     assert "waiting for data 100 %" in frames(tmp_path / "b", 140, combined=0.456)[-1]
+
+
+def test_a_log_needs_no_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setattr("crosslevel.training.loop.log.find_spec", lambda name: None)
+    log = Log(Run(tmp_path), 2, 0)
+    log.record(1, {"loss": 0.5})
+    log.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
+    assert [row["loss"] for row in read_rows(log.file, 1)] == ["0.5"]

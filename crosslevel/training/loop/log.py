@@ -6,6 +6,7 @@ import csv
 import io
 import time
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class Clock:
 
 
 class Log:
-    """The rows of metrics.csv and of TensorBoard, one a logged step.
+    """The rows of metrics.csv, and of TensorBoard where it is installed, one a logged step.
 
     Args:
         run: the run's folder.
@@ -84,7 +85,9 @@ class Log:
         self.recorded = -1  # the step of the newest figures
         kept = read_rows(run.metrics, step) if step and run.metrics.exists() else []
         files.write(run.metrics, "".join(map(_line, [dict(zip(COLUMNS, COLUMNS, strict=True)), *kept])))
-        self.board = TensorBoardLogger(run.path, name=run.tensorboard.name, version="")
+        # An extra: who looks at runs in TensorBoard has it.
+        there = find_spec("tensorboard") is not None
+        self.board = TensorBoardLogger(run.path, name=run.tensorboard.name, version="") if there else None
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """Write one row."""
@@ -96,11 +99,13 @@ class Log:
         shown = {name: f"{value:.6g}" for name, value in {"epoch": step / self.steps_per_epoch, **values}.items()}
         with self.file.open("ab") as file:
             file.write(_line({"step": str(step), **shown}).encode())
-        self.board.log_metrics(values, step)
+        if self.board is not None:
+            self.board.log_metrics(values, step)
 
     def close(self) -> None:
         """Write what TensorBoard still holds."""
-        self.board.finalize("success")
+        if self.board is not None:
+            self.board.finalize("success")
 
 
 def read_rows(file: Path, step: int) -> list[dict[str, str]]:
