@@ -1,8 +1,6 @@
 """The verbs from Python: the names, defaults and errors of the command line, and returned values in place of exits."""
 
 import inspect
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
@@ -60,10 +58,11 @@ def test_a_run_of_python_is_that_of_the_command_line(photos, trained, tmp_path, 
         },
     ],
 )
-def test_a_part_is_given_in_any_form(photos, tmp_path, parts):
+def test_a_part_is_given_in_any_form(photos, tmp_path, parts, capsys, caplog):
     folder = crosslevel.train(photos, run=tmp_path / "r", quiet=True, **SMALL, **{**PARTS, **parts})
     told = yaml.safe_load((folder / "config.yaml").read_text())
     assert (told["encoder"]["width"], told["method"]["init_args"]["temperature"]) == (0.0625, 0.4)
+    assert (*capsys.readouterr(), caplog.records) == ("", "", [])  # as quiet=True has it
 
 
 @pytest.mark.parametrize(
@@ -137,10 +136,7 @@ def test_defaults_that_differ_on_the_command_line_are_marked():
     assert settings_of(command, read_line(command, ["r", "photos"]))["output"] == "features.parquet"
 
 
-def test_a_verb_works_where_the_main_module_is_no_file(photos):
-    """As in a notebook or under ``python -c``, with decoding in processes of their own."""
-    code = (
-        "import sys, crosslevel; print(crosslevel.inspect(sys.argv[1], device='cpu', workers=1, quiet=True)['count'])"
-    )
-    done = subprocess.run([sys.executable, "-", str(photos)], input=code, capture_output=True, text=True, check=False)
-    assert done.stdout == "32\n", done.stderr
+def test_several_devices_are_the_commands(photos, tmp_path):
+    with pytest.raises(UserError, match="run crosslevel train IMAGES --devices 2"):
+        crosslevel.train(photos, run=tmp_path / "r", devices=2, **SMALL)
+    assert not list(tmp_path.iterdir())

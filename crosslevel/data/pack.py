@@ -32,6 +32,7 @@ from crosslevel.data.sources.packed import (
     shrunk,
 )
 from crosslevel.data.uri import Source, parse
+from crosslevel.utils.console import printer
 from crosslevel.utils.errors import BadImage, UserError
 from crosslevel.utils.files import is_unfinished
 from crosslevel.utils.locks import LOCK, folder_lock
@@ -71,7 +72,7 @@ def pack(
     """
     if size < 1:
         raise UserError(f"--size {size}: give at least 1 pixel")
-    console, folder = Console(soft_wrap=True, quiet=quiet), Path(output)
+    console, folder = printer(quiet), Path(output)
     origin = parse(images)
     _check_place(folder, origin)
     source = open_images(origin, data_root=data_root, crops=crops)

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 
 from crosslevel import report
 from crosslevel.evaluation.results import COLUMNS, FILE, measured, read_results
 from crosslevel.report import Cell, Measured, cell
+from crosslevel.utils.console import printer
 from crosslevel.utils.errors import NotThere, UserError
 from crosslevel.utils.files import write
 from crosslevel.utils.marks import verb
@@ -45,7 +45,7 @@ def compare(runs: list[str], output: str = "comparison", quiet: bool = False) ->
     if len(runs) < 2:
         raise UserError(f"{len(runs)} run: give at least two to compare")
     tables = comparisons({name: read_results(_file(run)) for name, run in _named(runs).items()})
-    console = Console(soft_wrap=True, quiet=quiet)
+    console = printer(quiet)
     for table in tables:
         console.print(_printed(table))
         console.print(table.note, highlight=False, markup=False)

@@ -31,6 +31,7 @@ from crosslevel.inspection.page import beside_block, page_blocks
 from crosslevel.inspection.scan import run_features, structure
 from crosslevel.inspection.summary import summary, tables
 from crosslevel.models.encoder import Encoder, load_encoder
+from crosslevel.utils.console import printer
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.files import write
@@ -82,7 +83,7 @@ def inspect(
     """
     if batch_size < 2 or sample < 2:
         raise UserError(f"batch_size={batch_size}, sample={sample}: give at least 2 each")
-    console, written = Console(soft_wrap=True, quiet=quiet), None if output is None else _file(Path(output))
+    console, written = printer(quiet), None if output is None else _file(Path(output))
     encoder = None if run is None else load_encoder(run)
     generator = torch.Generator().manual_seed(seed)
     own = _part(open_images(images, data_root=data_root, crops=crops), sample, generator)

@@ -27,7 +27,14 @@ def public(function: F) -> F:
 
     @wraps(function)
     def called(*given: Any, **named: Any) -> Any:
-        return function(**completed(function, given, named))
+        arguments = completed(function, given, named)
+        devices = arguments.get("devices", 1)
+        if devices > 1:
+            raise UserError(
+                f"devices={devices}: from Python a training has one device, because each further one starts the whole "
+                f"program anew: run crosslevel {function.__name__} IMAGES --devices {devices}"
+            )
+        return function(**arguments)
 
     return cast(F, called)
 

@@ -48,7 +48,7 @@ from crosslevel.training.options import (
 from crosslevel.training.parts import Bases, Parts, assemble, bases
 from crosslevel.training.plan import Plan, settle
 from crosslevel.transforms.views import Views
-from crosslevel.utils.console import say
+from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.distributed import wait
 from crosslevel.utils.errors import Interrupted, UserError
@@ -98,9 +98,9 @@ def train(
 ) -> Path:
     """Train an encoder on images without labels.
 
-    Leaves in the run's folder: config.yaml (the whole tree of settings), metrics.csv and tensorboard/, checkpoints/,
-    encoder.safetensors, report.html, bad_files.txt where a file could not be read, and subset.txt where the source
-    has suffixes: the images of that part, which @list=FILE reads back.
+    Leaves in the run's folder: config.yaml (the whole tree of settings), metrics.csv, tensorboard/ where it is
+    installed, checkpoints/, encoder.safetensors, report.html, bad_files.txt where a file could not be read, and
+    subset.txt where the source has suffixes: the images of that part, which @list=FILE reads back.
 
     Args:
         images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, videos, annotations (with
@@ -161,7 +161,7 @@ def train(
         OSError: something cannot be read or written.
 
     """
-    began, console, rank = time.monotonic(), Console(soft_wrap=True, quiet=quiet), local_rank()
+    began, console, rank = time.monotonic(), printer(quiet), local_rank()
     data = Data(parse(images), data_root, crops, epoch_size, order, memory, workers_of(workers))
     wanted = Optimization(epochs, minutes, epoch_size, batch_size, optimizer, lr, weight_decay, warmup_epochs)
     runtime = Runtime(device, choose(device, precision), devices, sync_batchnorm, seed, rank)

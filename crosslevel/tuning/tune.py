@@ -27,6 +27,7 @@ from crosslevel.tuning import report as results
 from crosslevel.tuning import search_space as ranges
 from crosslevel.tuning import trial
 from crosslevel.tuning.plan import Plan, url
+from crosslevel.utils.console import printer
 from crosslevel.utils.device import choose
 from crosslevel.utils.errors import MissingExtra, UserError
 from crosslevel.utils.marks import verb, with_options_of
@@ -88,7 +89,7 @@ def tune(
 
     """
     study = _study()
-    console = Console(soft_wrap=True)
+    console = printer()
     plan = _plan(images, search, output, budget, trials, storage, sampler, pruning, finalists, settings, console)
     if jobs < 1:
         raise UserError(f"jobs={jobs}: give at least 1")

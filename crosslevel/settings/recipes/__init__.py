@@ -56,7 +56,9 @@ def recipes(show: str | None = None) -> None:
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    console = Console(soft_wrap=True)
+    from crosslevel.utils.console import printer  # noqa: PLC0415
+
+    console = printer()
     if show is not None:
         console.print(find(show).file.read_text(encoding="utf-8"), end="", highlight=False, markup=False)
         return
