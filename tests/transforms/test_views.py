@@ -64,7 +64,7 @@ def assert_equal_views(ours: torch.Tensor, theirs: torch.Tensor, solarized: torc
 @pytest.fixture(params=[True, False], ids=["in small parts", "all at once"])
 def way(request, monkeypatch):
     """As a CPU makes views, and as a GPU does: all that are drawn alike in one go."""
-    monkeypatch.setattr("crosslevel.transforms.grouped.for_its_cache", lambda device: request.param)
+    monkeypatch.setattr("crosslevel.transforms.parameters.for_its_cache", lambda device: request.param)
 
 
 @pytest.mark.usefixtures("way")
@@ -87,7 +87,7 @@ def test_a_view_is_torchvisions_sequence(preset, height, width):
 @pytest.mark.usefixtures("way")
 def test_wide_hue_and_large_views_in_several_chunks(monkeypatch):
     """Hue beyond a sixth of the circle takes another path; at 160 pixels a chunk holds six images, or thirteen."""
-    monkeypatch.setattr("crosslevel.transforms.grouped._DEVICE_CHUNK", 2**20)
+    monkeypatch.setattr("crosslevel.transforms.masked.CHUNK", 2**20)
     views = Views("simclr", size=160, hue=0.4, blur=1.0)
     images = pixels(20, 3, 170, 130)
     ours = views(images, generator(2))[0]
@@ -163,7 +163,7 @@ def test_all_at_once_gives_what_small_parts_give(monkeypatch, preset, shape):
     views = Views(preset, size=32, erase=0.2)
     views.count, views.plain = 5, 2
     one_by_one = views(pixels(*shape), generator(12))
-    monkeypatch.setattr("crosslevel.transforms.grouped.for_its_cache", lambda device: False)
+    monkeypatch.setattr("crosslevel.transforms.parameters.for_its_cache", lambda device: False)
     for a, b in zip(one_by_one, views(pixels(*shape), generator(12)), strict=True):
         torch.testing.assert_close(b, a, atol=1e-4, rtol=0)
 
