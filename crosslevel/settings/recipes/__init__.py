@@ -8,7 +8,10 @@ from typing import NamedTuple
 
 from crosslevel.utils.errors import UserError, nearest
 
-DATA_SETS = ("cifar10", "cifar100", "stl10", "imagenet100", "imagenet")
+DATA_SETS = (
+    "cifar10", "cifar100", "cifar10lt", "cifar100lt", "kitchen", "stl10", "imagenet100", "imagenetlt", "imagenet",
+    "films",
+)  # fmt: skip
 
 
 class Recipe(NamedTuple):
