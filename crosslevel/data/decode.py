@@ -15,6 +15,7 @@ from torch import Tensor
 
 from crosslevel.data.bad_files import _Defect
 from crosslevel.data.decoding.complaints import Complaints, heard
+from crosslevel.data.decoding.formats import HEAD, format_of, readable
 from crosslevel.data.decoding.jpeg import decoded_jpeg, jpeg_header
 from crosslevel.data.decoding.pillow import noted_warnings, upright
 from crosslevel.data.decoding.reading import USUAL, Reading
@@ -24,15 +25,16 @@ from crosslevel.utils.errors import BadImage
 PIXEL_LIMIT = 178_956_970
 """More pixels are taken for a decompression bomb: where Pillow too refuses (half a GiB of RGB)."""
 
-# Only formats that are pictures: Pillow would otherwise also hand files to Ghostscript and the like.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF")
+MOST_PAGES = 100_000
+"""Frames or pages that a file may have."""
+
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
 def read_image(
-    file: str, path: str | None = None, max_pixels: int = PIXEL_LIMIT, reading: Reading = USUAL
+    file: str, path: str | None = None, max_pixels: int = PIXEL_LIMIT, reading: Reading = USUAL, page: int = 0
 ) -> UInt8[Tensor, "3 H W"]:
-    """Read and decode one image file; ``path`` is its name in errors (default: ``file``).
+    """Read and decode one image file, or a ``page`` of it; ``path`` is its name in errors (default: ``file``).
 
     Raises:
         BadImage: it cannot be opened or decoded.
@@ -50,7 +52,7 @@ def read_image(
             data = bytearray(stream.read())  # torch takes no read-only buffers
     except OSError as error:
         raise BadImage(path, f"cannot be opened: {error.strerror or error}") from error
-    return decode(data, path, max_pixels, reading)
+    return decode(data, path, max_pixels, reading, page)
 
 
 def _unblocked(file: str, flags: int) -> int:
@@ -59,12 +61,13 @@ def _unblocked(file: str, flags: int) -> int:
 
 
 def decode(
-    data: bytearray, path: str, max_pixels: int = PIXEL_LIMIT, reading: Reading = USUAL
+    data: bytearray, path: str, max_pixels: int = PIXEL_LIMIT, reading: Reading = USUAL, page: int = 0
 ) -> UInt8[Tensor, "3 H W"]:
     """Decode an encoded image to RGB, upright (EXIF), transparency on white, 16 bits scaled to 8.
 
-    JPEG, PNG, WebP, BMP, TIFF, PPM and GIF (the first frame of several), told by content and not by name. In
-    memory the three values of a pixel lie together, as decoders write them and crops are fastest, unless EXIF turns it.
+    All of `formats.PILLOW`, and HEIC and JPEG XL with their packages, told by content and not by name; of several
+    frames or pages the one that ``page`` counts from 0. In memory the three values of a pixel lie together, as decoders
+    write them and crops are fastest, unless EXIF turns it.
 
     What decoders say of damage is never printed: the image is bad, or with ``reading.damaged`` "keep" it is kept as far
     as it goes, with a warning that names it.
@@ -76,10 +79,10 @@ def decode(
     if not data:
         raise BadImage(path, "empty file")
     keep = reading.damaged == "keep"
-    image, complaint = _heard(data, path, max_pixels, keep)
+    image, complaint = _heard(data, path, max_pixels, keep, page)
     if complaint:
         # What another thread of this process said would be taken for this image's.
-        image, complaint = _heard(data, path, max_pixels, keep)
+        image, complaint = _heard(data, path, max_pixels, keep, page)
     if complaint and not keep:
         raise BadImage(path, f"damaged: {complaint}")
     if complaint:
@@ -87,7 +90,7 @@ def decode(
     return image
 
 
-def _heard(data: bytearray, path: str, max_pixels: int, keep: bool) -> tuple[UInt8[Tensor, "3 H W"], str]:
+def _heard(data: bytearray, path: str, max_pixels: int, keep: bool, page: int) -> tuple[UInt8[Tensor, "3 H W"], str]:
     """The image, and what its decoder said of damage; empty if nothing.
 
     Raises:
@@ -97,7 +100,7 @@ def _heard(data: bytearray, path: str, max_pixels: int, keep: bool) -> tuple[UIn
     complaints = Complaints()
     try:
         with heard() as said:
-            image = _decoded(data, max_pixels, keep, complaints)
+            image = _decoded(data, max_pixels, keep, page, complaints)
         complaints.add(said.text)
         return image, complaints.text
     except _Defect as defect:
@@ -112,7 +115,7 @@ def _heard(data: bytearray, path: str, max_pixels: int, keep: bool) -> tuple[UIn
         raise BadImage(path, _reason(error, said.text)) from error
 
 
-def _decoded(data: bytearray, max_pixels: int, keep: bool, complaints: Complaints) -> Tensor:
+def _decoded(data: bytearray, max_pixels: int, keep: bool, page: int, complaints: Complaints) -> Tensor:
     if data.startswith(_JPEG):
         return _decode_jpeg(data, max_pixels, keep, complaints)
     if data.startswith(_PNG):
@@ -120,7 +123,7 @@ def _decoded(data: bytearray, max_pixels: int, keep: bool, complaints: Complaint
         if damage and not keep:
             raise _Defect(damage)
         complaints.add(damage)
-    return _decode_pillow(data, max_pixels, complaints)
+    return _decode_pillow(data, max_pixels, complaints, page)
 
 
 def _decode_jpeg(data: bytearray, max_pixels: int, keep: bool, complaints: Complaints) -> Tensor:
@@ -164,11 +167,28 @@ def _damage_of_png(data: bytearray, max_pixels: int) -> str:
     return "truncated: the end chunk is missing"
 
 
-def _decode_pillow(data: bytearray, max_pixels: int, complaints: Complaints) -> Tensor:
-    with noted_warnings(complaints), Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+def _decode_pillow(data: bytearray, max_pixels: int, complaints: Complaints, page: int = 0) -> Tensor:
+    with noted_warnings(complaints), Image.open(io.BytesIO(data), formats=readable(data)) as opened:
         _check_size(*opened.size, max_pixels)
+        if page:
+            opened.seek(page)
+            _check_size(*opened.size, max_pixels)
         opened.load()
         return upright(opened)
+
+
+def count_pages(file: str) -> int:
+    """How many frames or pages an image file has; 1 where it cannot be read, which decoding it will tell."""
+    try:
+        with heard(), noted_warnings(Complaints()), open(file, "rb", opener=_unblocked) as stream:
+            head = stream.read(HEAD)
+            if format_of(head) in (None, "JPEG"):  # of a JPEG, more pages are previews
+                return 1
+            stream.seek(0)
+            with Image.open(stream, formats=readable(head)) as opened:
+                return min(MOST_PAGES, max(1, getattr(opened, "n_frames", 1)))
+    except Exception:  # decoders fail in any way, and the file is read again
+        return 1
 
 
 def from_pillow(image: Image.Image) -> UInt8[Tensor, "3 H W"]:

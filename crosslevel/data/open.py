@@ -17,6 +17,7 @@ from crosslevel.data.sources.containers.open import open_container, open_hub
 from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.sources.folder import Files
 from crosslevel.data.sources.packed import is_pack, open_pack
+from crosslevel.data.sources.pages import Pages
 from crosslevel.data.sources.stl10 import Stl10
 from crosslevel.data.sources.turntable.dataset import Turntable
 from crosslevel.data.sources.video.frames import listed_videos, open_videos
@@ -101,9 +102,14 @@ def open_images(
 
 def _read_as(images: Images, source: Source) -> Images:
     """The one place where sources are told how to decode their images."""
-    if source.reading != images.reading and not isinstance(images, InMemoryImages):
-        images.reading = source.reading
-        images.name += source.reading.text
+    if source.reading == images.reading or isinstance(images, InMemoryImages):
+        return images
+    images.reading = source.reading
+    images.name += source.reading.text
+    if source.reading.pages == "all":
+        if not isinstance(images, Files):
+            raise SourceError(f"{source.text}: pages=all is for folders and lists of image files: leave it out")
+        return Pages(images)
     return images
 
 

@@ -298,7 +298,7 @@ def test_other_damages_are_named_and_survived(tmp_path):
     begins = {
         "garbage.tar": "damaged: no member begins at byte 0",
         "empty.tar": "cannot be opened: No such file or directory",
-        "none.tar": "no image in it (looked for bmp, ",
+        "none.tar": "no image in it (looked for apng, ",
         "header.tar": "damaged: no member begins at byte 3,584; the 2 images before",
         "cut.tar.gz": "damaged or truncated: Compressed file ended",
         "broken.tgz": "damaged or truncated: ",

@@ -14,8 +14,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from crosslevel.data.decode import PIXEL_LIMIT, decode, read_image
+from crosslevel.data.decoding.formats import EXTENSIONS
 from crosslevel.data.images import Images
-from crosslevel.data.sources.folder import EXTENSIONS
 from crosslevel.data.sources.labels import RowNames, known_labels
 from crosslevel.data.uri import Source
 from crosslevel.data.watch import Watch

@@ -1,7 +1,7 @@
 """Tar shards (WebDataset), local or remote, whose number of images nobody knows before they have been read.
 
-A shard is read from its beginning to its end, without an index. Every member with an image's extension is an image;
-the others, such as labels and captions, are passed over.
+A shard is read from its beginning to its end, without an index. Every member with an image's extension is an image, and
+so is one of an unknown extension that begins like an image; the others, such as labels and captions, are passed over.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from crosslevel.data.decode import PIXEL_LIMIT, decode
+from crosslevel.data.decoding.formats import EXTENSIONS, HEAD, can_be_image, format_of
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.images import Images
 from crosslevel.data.sources.containers.remote import Damage, Tape, expand
 from crosslevel.data.sources.containers.tar import BadTar, members
-from crosslevel.data.sources.folder import EXTENSIONS
 from crosslevel.data.uri import Source, is_remote
 from crosslevel.utils.errors import BadImage, SourceError
 from crosslevel.utils.rng import generator
@@ -168,14 +168,15 @@ def _images(
     """Name and encoded data of the images of one shard, until its end or the damage that ends it."""
     tape, count = Tape(shard, closing), 0
     try:
-        for name, size in _members(tape):
+        for name, size, head in _members(tape):
             path = f"{title}/{name}"
             if size > 8 * PIXEL_LIMIT:
                 troubles.append((path, f"it has {size:,} bytes, more than {PIXEL_LIMIT:,} pixels can need"))
                 continue
             mine = count % part.of == part.first
-            data = tape.read(size) if mine else b""
-            if (len(data) if mine else tape.skip(size)) < size:
+            left = size - len(head)
+            data = head + tape.read(left) if mine else b""
+            if (len(data) < size) if mine else (tape.skip(left) < left):
                 raise Damage(f"truncated inside {name}")
             count += 1
             if mine:
@@ -191,13 +192,15 @@ def _images(
         tape.close()
 
 
-def _members(tape: Tape) -> Iterator[tuple[str, int]]:
-    """Name and size of each image in a tar file, at its data."""
+def _members(tape: Tape) -> Iterator[tuple[str, int, bytes]]:
+    """Name and size of each image in a tar file, at its data; and what was read of these to tell that it is one."""
     try:
         for member in members(tape):
             name = member.name.decode("utf-8", "surrogateescape")
-            if _is_image(name):
-                yield name, member.size
+            said = False if name.rpartition("/")[2].startswith(".") else can_be_image(name)
+            head = tape.read(min(HEAD, member.size)) if said is None else b""
+            if said or format_of(head) is not None:
+                yield name, member.size, head
     except BadTar as error:
         where = error.member.decode("utf-8", "surrogateescape")
         raise Damage(
@@ -214,8 +217,3 @@ def _members(tape: Tape) -> Iterator[tuple[str, int]]:
 
 def _in_a_line(error: Exception) -> str:
     return f"{type(error).__name__} {' '.join(str(error).split())[:200]}".rstrip()
-
-
-def _is_image(name: str) -> bool:
-    last = name.rpartition("/")[2]
-    return not last.startswith(".") and "." in last and last.rpartition(".")[2].lower() in EXTENSIONS

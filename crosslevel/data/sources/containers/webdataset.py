@@ -16,11 +16,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from crosslevel.data.decode import PIXEL_LIMIT, decode
+from crosslevel.data.decoding.formats import EXTENSIONS, HEAD, can_be_image, format_of
 from crosslevel.data.images import Images
 from crosslevel.data.index_cache import Paths, Table, remembered
 from crosslevel.data.sources.containers.random_file import RandomFile
 from crosslevel.data.sources.containers.tar import BLOCK, BadTar, Member, members
-from crosslevel.data.sources.folder import EXTENSIONS
 from crosslevel.data.sources.labels import below_shared_folder, known_labels, one_line, state_of
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError
@@ -155,7 +155,7 @@ def _index(file: str) -> Table:
                 label = _label(opened.read(min(member.size, _LABEL), member.offset), extension)
                 if label is not None and (extension == b"cls" or last not in labels):
                     labels[last] = label
-            elif extension.decode("ascii", "replace") in EXTENSIONS:
+            elif _is_image(opened, member):
                 images.append(member)
     except _Damage as error:
         damage = f"{error.reason} at byte {error.at:,}" if error.at else error.reason
@@ -171,6 +171,15 @@ def _index(file: str) -> Table:
         "ends": names.ends,
         "damage": torch.tensor(list(damage.encode()), dtype=torch.uint8),
     }
+
+
+def _is_image(file: RandomFile, member: Member) -> bool:
+    """By the ending of its name, or by its first bytes where that says nothing."""
+    name = member.name.decode("utf-8", "surrogateescape")
+    if name.rpartition("/")[2].startswith("."):
+        return False
+    said = can_be_image(name)
+    return format_of(file.read(min(HEAD, member.size), member.offset)) is not None if said is None else said
 
 
 def _key(name: bytes) -> tuple[bytes, bytes]:
