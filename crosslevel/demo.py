@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from crosslevel import report
 from crosslevel.data.bad_files import BadFiles
@@ -30,6 +29,7 @@ from crosslevel.training.plan import MEASURED_WITH, seconds_a_step
 from crosslevel.training.train import train
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Device, Hardware, Precision, choose
+from crosslevel.utils.terminal import Terminal
 
 RUNS = {"without CLD": "plain", "with CLD": "cld"}
 
@@ -68,7 +68,7 @@ def demo(
     Returns:
         the page.
     """
-    console, began = Console(soft_wrap=True), time.monotonic()
+    console, began = Terminal(), time.monotonic()
     home, hardware = _free(Path(folder)), choose(device, precision)
     if epochs is None:
         epochs, rate = affordable(images, width, hardware)

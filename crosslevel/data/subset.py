@@ -6,8 +6,6 @@ import os
 import shlex
 from pathlib import Path
 
-from rich.console import Console
-
 from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
@@ -15,6 +13,7 @@ from crosslevel.data.subsets.lists import write_list
 from crosslevel.data.uri import parse
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.marks import verb
+from crosslevel.utils.terminal import Terminal
 
 SHOWN = 20  # classes that are counted one by one
 
@@ -43,7 +42,7 @@ def subset(
         the file.
 
     """
-    console, file = Console(soft_wrap=True, quiet=quiet), Path(output)
+    console, file = Terminal(quiet=quiet), Path(output)
     parsed = parse(images)
     for read in (parsed.whole, *(suffix.value for suffix in parsed.subset)):
         if file.exists() and os.path.exists(read) and file.samefile(read):

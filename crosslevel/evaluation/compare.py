@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 
 from crosslevel import report
@@ -15,6 +14,7 @@ from crosslevel.report import Cell, Measured, cell
 from crosslevel.utils.errors import NotThere, UserError
 from crosslevel.utils.files import write
 from crosslevel.utils.marks import verb
+from crosslevel.utils.terminal import Terminal
 
 TRAINED, PIXELS = "trained encoder", "raw pixels"
 
@@ -45,7 +45,7 @@ def compare(runs: list[str], output: str = "comparison", quiet: bool = False) ->
     if len(runs) < 2:
         raise UserError(f"{len(runs)} run: give at least two to compare")
     tables = comparisons({name: read_results(_file(run)) for name, run in _named(runs).items()})
-    console = Console(soft_wrap=True, quiet=quiet)
+    console = Terminal(quiet=quiet)
     for table in tables:
         console.print(_printed(table))
         console.print(table.note, highlight=False, markup=False)

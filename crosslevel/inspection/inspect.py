@@ -35,6 +35,7 @@ from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.files import write
 from crosslevel.utils.marks import verb
+from crosslevel.utils.terminal import Terminal
 
 SHOWN_BROKEN = 20
 DUPLICATES, BESIDE = "duplicates.csv", "beside.csv"
@@ -82,7 +83,7 @@ def inspect(
     """
     if batch_size < 2 or sample < 2:
         raise UserError(f"batch_size={batch_size}, sample={sample}: give at least 2 each")
-    console, written = Console(soft_wrap=True, quiet=quiet), None if output is None else _file(Path(output))
+    console, written = Terminal(quiet=quiet), None if output is None else _file(Path(output))
     encoder = None if run is None else load_encoder(run)
     generator = torch.Generator().manual_seed(seed)
     own = _part(open_images(images, data_root=data_root, crops=crops), sample, generator)

@@ -13,7 +13,6 @@ from typing import Any, BinaryIO, Literal
 import torch
 import torchvision
 from jaxtyping import Float
-from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from crosslevel.utils.errors import MissingExtra, NotThere, UserError
 from crosslevel.utils.files import replacing
 from crosslevel.utils.marks import verb
 from crosslevel.utils.tensors import save_to
+from crosslevel.utils.terminal import Terminal
 
 Format = Literal["torchvision", "timm", "detectron2", "onnx"]
 
@@ -79,7 +79,7 @@ def export(
     encoder = load_encoder(run)
     with replacing(file) as stream:
         how = write(encoder, stream, file, normalize, seed)
-    console = Console(soft_wrap=True, quiet=quiet)
+    console = Terminal(quiet=quiet)
     console.print(f"{encoder.name}, {encoder.num_features} features: {file}", highlight=False, markup=False)
     console.print(how, highlight=False, markup=False)
     return file

@@ -54,6 +54,7 @@ from crosslevel.utils.distributed import wait
 from crosslevel.utils.errors import Interrupted, UserError
 from crosslevel.utils.marks import verb
 from crosslevel.utils.processes import local_rank, refuse_tasks
+from crosslevel.utils.terminal import Terminal
 
 
 @verb(
@@ -161,7 +162,7 @@ def train(
         OSError: something cannot be read or written.
 
     """
-    began, console, rank = time.monotonic(), Console(soft_wrap=True, quiet=quiet), local_rank()
+    began, console, rank = time.monotonic(), Terminal(quiet=quiet), local_rank()
     data = Data(parse(images), data_root, crops, epoch_size, order, memory, workers_of(workers))
     wanted = Optimization(epochs, minutes, epoch_size, batch_size, optimizer, lr, weight_decay, warmup_epochs)
     runtime = Runtime(device, choose(device, precision), devices, sync_batchnorm, seed, rank)

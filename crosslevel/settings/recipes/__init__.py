@@ -53,10 +53,11 @@ def recipes(show: str | None = None) -> None:
     Args:
         show: name of a recipe whose file is printed, in place of the list.
     """
-    from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    console = Console(soft_wrap=True)
+    from crosslevel.utils.terminal import Terminal  # noqa: PLC0415
+
+    console = Terminal()
     if show is not None:
         console.print(find(show).file.read_text(encoding="utf-8"), end="", highlight=False, markup=False)
         return
@@ -70,7 +71,7 @@ def recipes(show: str | None = None) -> None:
             table.add_section()
         section = data
         table.add_row(recipe.name, recipe.title, recipe.published)
-    Console().print(table)
+    Terminal(soft_wrap=False).print(table)
     console.print("crosslevel recipes --show NAME prints one; any value can be overridden after it", highlight=False)
 
 

@@ -30,6 +30,7 @@ from crosslevel.training.loop.module import Pretrain
 from crosslevel.utils.console import say
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.processes import StopRequest
+from crosslevel.utils.terminal import Terminal
 
 PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 SCALER = "MixedPrecision"  # where a checkpoint keeps float16's scale, as former versions did
@@ -95,7 +96,7 @@ def fit(
         OSError: a file cannot be written, or a process that decodes images has died.
 
     """
-    run, console = Run(folder), console or Console()
+    run, console = Run(folder), console or Terminal(soft_wrap=False)
     state = checkpoints.read(run) if resume else None
     if sync_batchnorm:
         synchronize(module, hardware.device.type == "cuda")
