@@ -32,7 +32,7 @@ from crosslevel.data.sources.packed import (
     shrunk,
 )
 from crosslevel.data.uri import Source, parse
-from crosslevel.utils.console import printer
+from crosslevel.utils.console import printer, say
 from crosslevel.utils.errors import BadImage, UserError
 from crosslevel.utils.files import is_unfinished
 from crosslevel.utils.locks import LOCK, folder_lock
@@ -92,24 +92,24 @@ def _pack(
     if former is not None and (former["identity"], former["size"]) != (about["identity"], size):
         why = _difference(former, size, crops, source)
     if why:
-        _say(console, f"{folder}: {why}: packed anew")
+        say(console, f"{folder}: {why}: packed anew")
         clear(folder)
         former = None
     writer = PackWriter(folder, source, about)
     if former is not None and (folder / ABOUT).is_file():
         writer.tidy()
         writer.renew()
-        _say(console, f"{folder} is complete: {former['images']:,} images of {about['source']}, nothing has changed")
+        say(console, f"{folder} is complete: {former['images']:,} images of {about['source']}, nothing has changed")
         return
-    _say(console, _space(folder, source, size, writer.start()))
+    say(console, _space(folder, source, size, writer.start()))
     if writer.done:
-        _say(console, f"continuing at image {writer.done:,}")
+        say(console, f"continuing at image {writer.done:,}")
     _write(writer, decoded(source, size, range(writer.done, len(source)), workers), console)
     count, seconds = writer.finish(), max(time.monotonic() - began, 1e-9)
-    _say(console, f"{count:,} images in {folder}, {writer.bytes() / 1e9:.2f} GB, {len(source) / seconds:,.0f} images/s")
+    say(console, f"{count:,} images in {folder}, {writer.bytes() / 1e9:.2f} GB, {len(source) / seconds:,.0f} images/s")
     if len(writer.bad):
-        _say(console, writer.bad.summary(len(source)))
-    _say(console, f"next: crosslevel train {shlex.quote(str(folder))}")
+        say(console, writer.bad.summary(len(source)))
+    say(console, f"next: crosslevel train {shlex.quote(str(folder))}")
 
 
 def _write(writer: PackWriter, pieces: Iterator[Decoded], console: Console) -> None:
@@ -121,7 +121,7 @@ def _write(writer: PackWriter, pieces: Iterator[Decoded], console: Console) -> N
             for done in writer.write(pieces):
                 bar.update(task, completed=done)
         except KeyboardInterrupt:
-            _say(console, f"{writer.done:,} images are done; the same command continues there")
+            say(console, f"{writer.done:,} images are done; the same command continues there")
             raise
 
 
@@ -204,7 +204,3 @@ def _space(folder: Path, source: Images, size: int, written: int) -> str:
     if needed > free:
         raise UserError(f"{line}: give another --output or a smaller --size")
     return line
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False)
