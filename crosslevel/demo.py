@@ -93,11 +93,11 @@ def demo(
     limits = "" if subject.split is None else subject.split.describe()
     verdict = _verdict(row)
     console.print(*filter(None, (limits, verdict)), sep="\n", highlight=False)
-    told = _blocks(home, row, limits, len(bank), epochs, verdict)
+    compared = _blocks(home, row, limits, len(bank), epochs)
     shown = pages.feature_blocks(encoders["with CLD"], load_cld(home / RUNS["with CLD"]), bank, hardware, seed)
     minutes = (time.monotonic() - began) / 60
     subtitle = f"{images} · {hardware.why} · {time.strftime('%Y-%m-%d')} · {minutes:.1f} minutes"
-    page = report.page(home / "report.html", "With and without CLD", [*told, *shown], subtitle)
+    page = report.page(home / "report.html", "With and without CLD", [*compared, *shown], subtitle, verdict)
     console.print(f"{minutes:.1f} minutes; look at {page}, then: crosslevel train PATH-TO-YOUR-IMAGES", highlight=False)
     return page
 
@@ -130,18 +130,14 @@ def _free(folder: Path) -> Path:
     return next(place for place in tries if not place.exists())
 
 
-def _blocks(home: Path, row: Row, limits: str, images: int, epochs: int, verdict: str) -> list[report.Block]:
+def _blocks(home: Path, row: Row, limits: str, images: int, epochs: int) -> list[report.Block]:
     """What was compared, the table, the curves, and what to do next."""
     names = columns(row)
     return [
         report.text(
             "What was compared",
-            [
-                f"Two networks were trained on {images:,} images without their labels, for {epochs} epochs each, on "
-                "the same views in the same steps, by the defaults. One has the group branch (CLD) beside the instance "
-                "branch.",
-                verdict,
-            ],
+            f"Two networks were trained on {images:,} images without their labels, for {epochs} epochs each, on the "
+            "same views in the same steps, by the defaults. One has the group branch (CLD) beside the instance branch.",
         ),
         report.table(
             "kNN accuracy, %",
