@@ -46,6 +46,7 @@ def demo(
     device: Device = "auto",
     precision: Precision = "auto",
     seed: int = 0,
+    quiet: bool = False,
 ) -> Path:
     """Train with and without CLD with the same budget, and show what each is good for.
 
@@ -64,11 +65,12 @@ def demo(
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: auto takes bfloat16 where the hardware computes it.
         seed: of both runs.
+        quiet: print nothing.
 
     Returns:
         the page.
     """
-    console, began = printer(), time.monotonic()
+    console, began = printer(quiet), time.monotonic()
     home, hardware = _free(Path(folder)), choose(device, precision)
     if epochs is None:
         epochs, rate = affordable(images, width, hardware)
@@ -81,7 +83,7 @@ def demo(
         line = [*shared, *(["--cld.weight=0"] if place == "plain" else []), f"--run={home / place}"]
         console.rule(name)
         console.print(f"crosslevel train {shlex.join(line)}", highlight=False, markup=False, style="dim")
-        _trained(line)
+        _trained([*line, "--quiet"] if quiet else line)
     console.rule("kNN")
     encoders = {name: load_encoder(home / place) for name, place in RUNS.items()}
     first = encoders["without CLD"]
