@@ -13,13 +13,15 @@ from crosslevel.cli import COMMANDS
 from crosslevel.methods import SimCLR
 from crosslevel.models.encoder import Encoder
 from crosslevel.settings.command import Command
-from crosslevel.settings.kinds import describe
-from crosslevel.settings.parser import read_line, run, settings_of
+from crosslevel.settings.kinds import describe, plain
+from crosslevel.settings.parser import prepared, read_line, run, settings_of
+from crosslevel.settings.parts import completed
 from crosslevel.settings.signature import REQUIRED, Group
 from crosslevel.training.train import train
+from crosslevel.tuning.tune import tune
 from crosslevel.utils.errors import UserError
 
-VERBS = ("compare", "embed", "evaluate", "export", "inspect", "pack", "subset", "train")
+VERBS = ("compare", "embed", "evaluate", "export", "inspect", "pack", "subset", "train", "tune")
 SMALL = {"epochs": 1, "batch_size": 8, "device": "cpu", "report_html": False, "monitor_every": 0, "workers": 0}
 PARTS = {"encoder": {"width": 0.0625}, "views": {"size": 16}, "cld": {"groups": 4}}
 
@@ -84,6 +86,22 @@ def test_errors_are_those_of_the_command_line(photos, tmp_path, monkeypatch, ver
     with pytest.raises(UserError, match=what):
         getattr(crosslevel, verb)(**given)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_search_takes_the_settings_of_train_as_arguments_of_its_own(photos):
+    """The same tree as on the command line, and the same errors."""
+    command = Command.of("crosslevel.tuning.tune", "tune")
+    line = [str(photos), "--budget=3", "--epochs=2", "--method=MoCo", "--method.queue=64", "--encoder.width=0.5"]
+    settings = prepared(command, line)
+    theirs = {argument.name: plain(settings[argument.name]) for argument in command.others}
+    method = {"class_path": "MoCo", "init_args": {"queue": 64}}
+    ours = completed(tune, (photos,), {"budget": 3, "epochs": 2, "method": method, "encoder": {"width": 0.5}})
+    assert ours.pop("settings") == theirs
+    assert ours == {"images": str(photos), "budget": 3}
+    with pytest.raises(UserError, match="epochs: many: needs a number"):
+        crosslevel.tune(photos, epochs="many")
+    with pytest.raises(UserError, match="encoder has no setting 'widht': did you mean width"):
+        crosslevel.tune(photos, encoder={"widht": 1})
 
 
 def test_an_argument_that_there_is_not_is_pythons_error(photos):

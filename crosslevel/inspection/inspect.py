@@ -27,7 +27,7 @@ from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets import select
 from crosslevel.features.extract import Runtime
-from crosslevel.inspection.page import beside_block, page_blocks
+from crosslevel.inspection.page import beside_block, headline, page_blocks
 from crosslevel.inspection.scan import run_features, structure
 from crosslevel.inspection.summary import summary, tables
 from crosslevel.models.encoder import Encoder, load_encoder
@@ -106,7 +106,7 @@ def inspect(
         figures["beside"] = _beside(own, scanned, other, scanned_beside, matched)
     _print(console, figures)
     if written is not None:
-        blocks = page_blocks(figures, scanned, common, members, own.part.paths)
+        blocks = page_blocks(figures, scanned, common, members, own.part)
         if other is not None and scanned_beside is not None:
             blocks.insert(2, beside_block(other.images.name, matched, scanned, scanned_beside, figures))
         write_csv(written.with_name(DUPLICATES), members, scanned, own.part.paths)
@@ -208,7 +208,9 @@ def _write(file: Path, figures: dict[str, Any], blocks: list[report.Block], cons
         write_rows(file.with_name(BESIDE), ("path", "beside", "kind", "distance"), figures["beside"]["matches"])
         names.append(str(file.with_name(BESIDE)))
     subtitle = f"{figures['count']:,} images · {time.strftime('%Y-%m-%d')}"
-    page = report.page(file.with_suffix(".html"), f"What is in {figures['images']}", blocks, subtitle)
+    page = report.page(
+        file.with_suffix(".html"), f"What is in {figures['images']}", blocks, subtitle, headline(figures)
+    )
     console.print(f"written: {', '.join([*names, str(page)])}", highlight=False, markup=False)
 
 

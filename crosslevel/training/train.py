@@ -22,7 +22,7 @@ from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run, Unreadable, claimed
 from crosslevel.settings import describe
-from crosslevel.training.ending import compare, farewell, finish, resume_command
+from crosslevel.training.ending import farewell, finish, resume_command
 from crosslevel.training.inputs import (
     Feed,
     Order,
@@ -190,9 +190,7 @@ def train(
         outcome = _fit(module, parts, plan.batches, runtime, logging, folder, unreadable, measure, resume, console)
         wait()
         if rank == 0:
-            finish(folder, parts, feed, data, runtime, logging, outcome, unreadable, console)
-            if outcome.finished and watch is None:
-                compare(parts.encoder, feed, runtime, console)
+            finish(folder, parts, feed, data, runtime, logging, outcome, unreadable, console, compared=watch is None)
             farewell(folder, parts, feed, data, outcome, (time.monotonic() - began) / 60, console)
     if outcome.signal is not None and not outcome.finished:
         raise Interrupted(outcome.signal, str(folder))

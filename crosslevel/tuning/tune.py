@@ -82,14 +82,14 @@ def tune(
         finalists: so many of the best trials, and the settings as given, are trained once more with another seed in
             the end, out of the budget, and the mean score decides: one training's is partly luck. One for every four
             full trainings of the budget, less one, unless given: 2 of 12.
-        settings: of train, as a tree; no option.
+        settings: of train, as a tree; no option. From Python each of them is an argument of its own, as in train().
 
     Returns:
         the folder.
 
     """
     study = _study()
-    console = printer()
+    console = printer(settings.get("quiet", False))
     plan = _plan(images, search, output, budget, trials, storage, sampler, pruning, finalists, settings, console)
     if jobs < 1:
         raise UserError(f"jobs={jobs}: give at least 1")
