@@ -31,8 +31,9 @@ def subset(
     Args:
         images: a source with suffixes, of which each takes what the one before left: @imbalance=100[,seed=0] (classes
             decay exponentially), @pareto=6[,most=1280,least=5,seed=0], @list=FILE (lines of path and label),
-            @classes=FILE (names of classes), @frames=5 (the first of each track), @tracks=50[,seed=0], and
-            @repeat=10[,shift=2,seed=0] (copies shifted by some pixels).
+            @classes=FILE (names of classes), @frames=5 (the first of each track), @tracks=50[,seed=0],
+            @unique[=duplicates.csv] (one of each set of copies), @repeat=10[,shift=2,seed=0] (copies shifted by some
+            pixels) and @bursts[=duplicates.csv] (the images of one folder, or of one set, are a track).
         output: the file to write.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.

@@ -83,6 +83,7 @@ def train(
     workers: int | None = None,
     memory: float = 4.0,
     order: Order = "shuffled",
+    track_positives: float = 0.0,
     data_root: str | None = None,
     crops: Crops | None = None,
     seed: int = 0,
@@ -133,6 +134,9 @@ def train(
         workers: processes that decode images larger than a view; one a core, at most 8, unless given.
         memory: gigabytes that decoded images may take; more are decoded anew in each epoch.
         order: shuffled, or natural: batches are runs of consecutive images, as a camera delivers them.
+        track_positives: probability that the second view of an image is drawn from another image of its track
+            (Pantazis et al. 2021); films, turntable and @repeat have tracks, @bursts makes some of folders or of a
+            duplicates.csv.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
         seed: of everything random: the same seed gives the same run.
@@ -162,7 +166,7 @@ def train(
 
     """
     began, console, rank = time.monotonic(), printer(quiet), local_rank()
-    data = Data(parse(images), data_root, crops, epoch_size, order, memory, workers_of(workers))
+    data = Data(parse(images), data_root, crops, epoch_size, order, track_positives, memory, workers_of(workers))
     wanted = Optimization(epochs, minutes, epoch_size, batch_size, optimizer, lr, weight_decay, warmup_epochs)
     runtime = Runtime(device, choose(device, precision), devices, sync_batchnorm, seed, rank)
     refuse_tasks()
@@ -218,8 +222,8 @@ def _feed(data: Data, made: Bases, watch: Watch | None, console: Console) -> Fee
 
 def _batches(feed: Feed, parts: Parts, data: Data, batch_size: int, runtime: Runtime) -> Batches:
     return batches_of(
-        feed.source, parts.views, batch_size, data.epoch_size, data.order, seed=runtime.seed, bad=feed.bad,
-        workers=data.workers, rank=runtime.rank, world=runtime.devices,
+        feed.source, parts.views, batch_size, data.epoch_size, data.order, data.track_positives,
+        seed=runtime.seed, bad=feed.bad, workers=data.workers, rank=runtime.rank, world=runtime.devices,
     )  # fmt: skip
 
 
