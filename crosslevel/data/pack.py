@@ -32,12 +32,11 @@ from crosslevel.data.sources.packed import (
     shrunk,
 )
 from crosslevel.data.uri import Source, parse
-from crosslevel.utils.console import say
+from crosslevel.utils.console import printer, say
 from crosslevel.utils.errors import BadImage, UserError
 from crosslevel.utils.files import is_unfinished
 from crosslevel.utils.locks import LOCK, folder_lock
 from crosslevel.utils.marks import verb
-from crosslevel.utils.terminal import Terminal
 
 _LOOKED_AT = 32  # images, to estimate the size
 
@@ -73,7 +72,7 @@ def pack(
     """
     if size < 1:
         raise UserError(f"--size {size}: give at least 1 pixel")
-    console, folder = Terminal(quiet=quiet), Path(output)
+    console, folder = printer(quiet), Path(output)
     origin = parse(images)
     _check_place(folder, origin)
     source = open_images(origin, data_root=data_root, crops=crops)
@@ -169,7 +168,8 @@ def _former(folder: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def _origin(images: str, crops: Crops | None, source: Images) -> dict[str, Any]:
-    where = os.path.abspath(images) if os.path.exists(images) else None
+    read = parse(images)
+    where = os.path.abspath(read.whole) if not read.has_subset and os.path.exists(read.whole) else None
     cut = {} if crops is None else {"crops": asdict(crops)}
     watched = {} if source.watch is None else {"watched": source.watch.root}
     return {"version": VERSION, "source": images, "where": where, **cut, **watched}

@@ -20,12 +20,11 @@ from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.features.extract import Features, Runtime, extract, stream
 from crosslevel.features.pieces import SUFFIXES, Pieces, text
 from crosslevel.models.encoder import FILE, Encoder, load_encoder
-from crosslevel.utils.console import say
+from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.locks import folder_lock
 from crosslevel.utils.marks import verb
-from crosslevel.utils.terminal import Terminal
 
 
 class Embedded(NamedTuple):
@@ -77,7 +76,7 @@ def embed(
     Returns:
         the file; without one, the features, paths and labels.
     """
-    console = Terminal(quiet=quiet)
+    console = printer(quiet)
     if output is not None and Path(output).suffix not in SUFFIXES:
         raise UserError(f"--output {output}: the name must end in {' or '.join(SUFFIXES)}")
     hardware = choose(device, precision)

@@ -163,7 +163,8 @@ def patches(view: Float[Tensor, "B 3 s s"]) -> Float[Tensor, "9B 3 p p"]:
     images, side = len(view), view.shape[-1]
     cell, size = side // GRID, patch_size(side)
     corner = torch.arange(GRID, device=view.device) * cell
-    first = torch.stack([corner.repeat_interleave(GRID), corner.repeat(GRID)])  # (2, 9): top and left
+    rows = corner.unsqueeze(1).expand(-1, GRID).flatten()
+    first = torch.stack([rows, corner.repeat(GRID)])  # (2, 9): top and left
     room = torch.randint(cell - size + 1, (2, images, GRID**2), device=view.device)
     places = (first.unsqueeze(1) + room).unsqueeze(3) + torch.arange(size, device=view.device)  # (2, B, 9, p)
     image = torch.arange(images, device=view.device).view(-1, 1, 1, 1)

@@ -17,11 +17,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from crosslevel.models.encoder import FILE, Encoder, load_encoder
+from crosslevel.utils.console import printer
 from crosslevel.utils.errors import MissingExtra, NotThere, UserError
 from crosslevel.utils.files import replacing
 from crosslevel.utils.marks import verb
 from crosslevel.utils.tensors import save_to
-from crosslevel.utils.terminal import Terminal
 
 Format = Literal["torchvision", "timm", "detectron2", "onnx"]
 
@@ -79,7 +79,7 @@ def export(
     encoder = load_encoder(run)
     with replacing(file) as stream:
         how = write(encoder, stream, file, normalize, seed)
-    console = Terminal(quiet=quiet)
+    console = printer(quiet)
     console.print(f"{encoder.name}, {encoder.num_features} features: {file}", highlight=False, markup=False)
     console.print(how, highlight=False, markup=False)
     return file

@@ -17,9 +17,10 @@ from typing import Any, NoReturn
 
 import yaml
 
+from crosslevel.data.uri import read_as
 from crosslevel.settings import help as texts
 from crosslevel.settings import trust
-from crosslevel.settings.command import Command, Settings, config_of, recipe_file
+from crosslevel.settings.command import SOURCES, Command, Settings, config_of, recipe_file
 from crosslevel.settings.kinds import FALSE, NOTHING, TRUE, is_list, plain, takes
 from crosslevel.settings.parts import made
 from crosslevel.settings.signature import Group
@@ -78,7 +79,7 @@ class Words(argparse.ArgumentParser):
         for name, option in command.options.items():
             if option not in command.positional:
                 self.take(name, option.help, takes(option.kind, "bool"))
-        for option in command.files:
+        for option in (*command.files, *command.reading):
             self.take(option.name, option.help)
         for argument in command.arguments:
             if isinstance(argument, Group) and argument.optional:
@@ -152,10 +153,19 @@ def settings_of(command: Command, line: Line) -> dict[str, Any]:
             told.add_file(text, text)
         elif name == "method":
             told.choose(text)
-        elif name != "recipe":
+        elif name not in ("recipe", *(option.name for option in command.reading)):
             told.add_option(name, text)
     _place(command, line, told)
-    return told.whole()
+    return _read_as(told.whole(), {option.name: line.values(option.name)[-1:] for option in command.reading})
+
+
+def _read_as(settings: dict[str, Any], given: dict[str, list[str]]) -> dict[str, Any]:
+    """The settings with what was ``given`` on reading images written after each source: one place for all verbs."""
+    chosen = {name: value for name, values in given.items() for value in values}
+    for name in SOURCES:
+        if chosen and isinstance(settings.get(name), str):
+            settings[name] = read_as(settings[name], chosen)
+    return settings
 
 
 def _place(command: Command, line: Line, told: Settings) -> None:

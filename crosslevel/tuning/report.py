@@ -64,6 +64,7 @@ def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], conso
         f"Search {plan.folder.name}",
         blocks(trials, plan, best),
         f"{images} · {summary(study, plan)} · {time.strftime('%Y-%m-%d')}",
+        verdict(trials, plan, best) if best is not None else "No trial came to its end.",
     )
     if best is None:
         kinds = ", ".join(f"{n} {kind}" for kind, n in _counts(trials).items())
@@ -139,7 +140,7 @@ def verdict(trials: Sequence[FrozenTrial], plan: Plan, best: FrozenTrial) -> str
 
 def blocks(trials: Sequence[FrozenTrial], plan: Plan, best: FrozenTrial | None) -> list[Block]:
     """The page's sections."""
-    out = [report.text("What was searched", [*([verdict(trials, plan, best)] if best else []), NOTE])]
+    out = [report.text("What was searched", NOTE)]
     if best is not None:
         out.append(_settings_table(trials, plan, best))
         out.append(report.commands("Next", [following(plan)]))

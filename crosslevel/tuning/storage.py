@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
+from filelock import FileLock
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from crosslevel.tuning.plan import Plan
@@ -133,8 +134,7 @@ class _File(sqlite3.Connection):
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
     """Alone among this machine's workers, threads included."""
-    with file.open("a") as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX)
+    with FileLock(file):
         yield
 
 

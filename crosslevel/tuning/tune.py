@@ -27,11 +27,10 @@ from crosslevel.tuning import report as results
 from crosslevel.tuning import search_space as ranges
 from crosslevel.tuning import trial
 from crosslevel.tuning.plan import Plan, url
-from crosslevel.utils.console import say
+from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import choose
 from crosslevel.utils.errors import MissingExtra, UserError
 from crosslevel.utils.marks import verb, with_options_of
-from crosslevel.utils.terminal import Terminal
 
 if TYPE_CHECKING:
     from crosslevel.tuning.study import Search
@@ -83,14 +82,14 @@ def tune(
         finalists: so many of the best trials, and the settings as given, are trained once more with another seed in
             the end, out of the budget, and the mean score decides: one training's is partly luck. One for every four
             full trainings of the budget, less one, unless given: 2 of 12.
-        settings: of train, as a tree; no option.
+        settings: of train, as a tree; no option. From Python each of them is an argument of its own, as in train().
 
     Returns:
         the folder.
 
     """
     study = _study()
-    console = Terminal()
+    console = printer(settings.get("quiet", False))
     plan = _plan(images, search, output, budget, trials, storage, sampler, pruning, finalists, settings, console)
     if jobs < 1:
         raise UserError(f"jobs={jobs}: give at least 1")

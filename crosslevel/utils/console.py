@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+def printer(quiet: bool = False) -> Console:
+    """Where a verb prints, and where its progress is shown; nothing at all where it is ``quiet``.
+
+    Lines are never broken, so that a path can be copied; in a notebook they are text, as in a file.
+    """
+    from crosslevel.utils.terminal import Terminal  # noqa: PLC0415
+
+    return Terminal(quiet)
+
+
 def say(console: Console, line: str, *, whole: bool = False) -> None:
     """Print one line as it is, without markup, once for all ranks; nothing where it is empty; ``whole``: unbroken."""
     if line and local_rank() == 0:

@@ -21,7 +21,8 @@ class Terminal(Console):
     """
 
     def __init__(self, quiet: bool = False, **options: Any) -> None:
-        super().__init__(**({"soft_wrap": True, "quiet": quiet, "markup": False, "emoji": False} | options))
+        usual = {"soft_wrap": True, "quiet": quiet, "markup": False, "emoji": False, "force_jupyter": False}
+        super().__init__(**(usual | options))
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Text before it is measured."""

@@ -210,8 +210,13 @@ def _by_pixels(images: Images) -> Bool[Tensor, " N"]:
     return gone
 
 
-def _by_file(images: Images, file: str) -> Bool[Tensor, " N"]:
-    """Which images a file says not to keep."""
+def rows_of(file: str, column: str) -> list[tuple[str, str]]:
+    """What a ``duplicates.csv`` has in ``column``, and the path of the image, line by line.
+
+    Raises:
+        SourceError: it cannot be read, or has no such column.
+
+    """
     try:
         with open(file, encoding="utf-8", errors="surrogateescape", newline="") as stream:
             reader = csv.DictReader(stream)
@@ -220,9 +225,17 @@ def _by_file(images: Images, file: str) -> Bool[Tensor, " N"]:
         raise SourceError(f"{file}: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{file}: is no duplicates.csv: {error}") from error
-    if not {"path", "keep"} <= named or any(row["path"] is None or row["keep"] not in ("yes", "no") for row in rows):
-        raise SourceError(f"{file}: is no duplicates.csv: each line needs a path, and yes or no in the column keep")
-    gone = {unescaped(row["path"]) for row in rows if row["keep"] == "no"}
+    if not {"path", column} <= named or any(not row["path"] or not row[column] for row in rows):
+        raise SourceError(f"{file}: is no duplicates.csv: each line needs a path, and something in the column {column}")
+    return [(row[column], unescaped(row["path"])) for row in rows]
+
+
+def _by_file(images: Images, file: str) -> Bool[Tensor, " N"]:
+    """Which images a file says not to keep."""
+    rows = rows_of(file, "keep")
+    if any(keep not in ("yes", "no") for keep, _ in rows):
+        raise SourceError(f"{file}: is no duplicates.csv: the column keep says yes or no")
+    gone = {path for keep, path in rows if keep == "no"}
     flags = torch.tensor([path in gone for path in images.paths], dtype=torch.bool)
     missing = gone - set(images.paths) if int(flags.sum()) < len(gone) else set()
     if missing:

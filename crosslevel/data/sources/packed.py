@@ -3,8 +3,8 @@
 A pack is a folder. Its shards ``00000.bin``, ... hold the pixels of one image after the other, uncompressed, each as
 (H, W, 3) bytes: the order in memory that crops are fastest from. ``index.safetensors`` has a row for every image and
 ``pack.json`` says what the images were; it is written last, so that a folder with it is whole. Each image has a
-checksum in the index, which is looked at when the image is first read; index and pack.json have one of their own.
-Packs of former versions have none, and are read without.
+checksum in the index, which is looked at when the image is first read; index and pack.json have one of their own. Packs
+of former versions have none, and are read without.
 
 Uncompressed pixels take several times the space of JPEG (a 256 x 341 image 262 kB), and reading them takes nothing
 but memory's time; anything that is smaller would have to be decoded again in every epoch.

@@ -8,7 +8,10 @@ from typing import NamedTuple
 
 from crosslevel.utils.errors import UserError, nearest
 
-DATA_SETS = ("cifar10", "cifar100", "stl10", "imagenet100", "imagenet")
+DATA_SETS = (
+    "cifar10", "cifar100", "cifar10lt", "cifar100lt", "kitchen", "stl10", "imagenet100", "imagenetlt", "imagenet",
+    "films",
+)  # fmt: skip
 
 
 class Recipe(NamedTuple):
@@ -55,9 +58,9 @@ def recipes(show: str | None = None) -> None:
     """
     from rich.table import Table  # noqa: PLC0415
 
-    from crosslevel.utils.terminal import Terminal  # noqa: PLC0415
+    from crosslevel.utils.console import printer  # noqa: PLC0415
 
-    console = Terminal()
+    console = printer()
     if show is not None:
         console.print(find(show).file.read_text(encoding="utf-8"), end="", highlight=False, markup=False)
         return
@@ -71,7 +74,7 @@ def recipes(show: str | None = None) -> None:
             table.add_section()
         section = data
         table.add_row(recipe.name, recipe.title, recipe.published)
-    Terminal(soft_wrap=False).print(table)
+    console.print(table, soft_wrap=False)
     console.print("crosslevel recipes --show NAME prints one; any value can be overridden after it", highlight=False)
 
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -107,7 +108,9 @@ def _tree(file: Path) -> dict[str, Any]:
 def _offer(run: Run) -> str:
     """Which other checkpoint is whole, and how to go on from it."""
     for file in (run.previous, run.best):
-        if file.is_file() and not damage_of(file):
+        if not file.is_file() or damage_of(file):
+            continue
+        with suppress(UserError):
             step = _tree(file)["global_step"]
             move = f"cp {shlex.quote(str(file))} {shlex.quote(str(run.last))}"
             return f"{file.name} beside it is whole (step {step:,}); to go on from there: {move}, then --resume again"

@@ -27,10 +27,9 @@ from crosslevel.training.loop import checkpoints
 from crosslevel.training.loop.collapse import CollapseWatch
 from crosslevel.training.loop.log import Clock, Display, Log, Stream
 from crosslevel.training.loop.module import Pretrain
-from crosslevel.utils.console import say
+from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.processes import StopRequest
-from crosslevel.utils.terminal import Terminal
 
 PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 SCALER = "MixedPrecision"  # where a checkpoint keeps float16's scale, as former versions did
@@ -96,7 +95,7 @@ def fit(
         OSError: a file cannot be written, or a process that decodes images has died.
 
     """
-    run, console = Run(folder), console or Terminal(soft_wrap=False)
+    run, console = Run(folder), console or printer()
     state = checkpoints.read(run) if resume else None
     if sync_batchnorm:
         synchronize(module, hardware.device.type == "cuda")
@@ -243,7 +242,7 @@ def _fabric(hardware: Hardware, devices: int) -> Fabric:
     if on_gpu:
         torch.backends.cudnn.benchmark = True
     # Lightning's banners are for its own users; ours get one line about device and precision.
-    for name in ("lightning.fabric", "lightning.fabric.utilities.rank_zero", "lightning_utilities.core.rank_zero"):
+    for name in ("lightning.fabric", "lightning.pytorch.utilities.rank_zero"):  # Fabric logs as either
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
     return Fabric(

@@ -16,6 +16,7 @@ from crosslevel.methods.base import encode_in_parts
 from crosslevel.models.encoder import Encoder
 from crosslevel.transforms.views import Views
 from crosslevel.utils.errors import NotFinite, UserError
+from crosslevel.utils.philox import Counted
 
 Optimizer = Literal["sgd", "adamw", "lars"]
 
@@ -23,7 +24,8 @@ Optimizer = Literal["sgd", "adamw", "lars"]
 class Pretrain(nn.Module):
     """One training step: L = L_I + λ L_G on a shared encoder.
 
-    Everything random in step n is drawn from (seed, n, rank), so that a continued run repeats an uninterrupted one.
+    The views of image i in step n are drawn from (seed, n, i), on any device, by any number of ranks; what else is
+    random in that step, from (seed, n, rank). So a continued run repeats an uninterrupted one.
 
     Attributes:
         step: how many steps are done.
@@ -50,7 +52,7 @@ class Pretrain(nn.Module):
         self.steps, self.warmup_steps, self.seed = steps, warmup_steps, seed
         self.optimizer_name, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.step, self.rank = 0, 0
-        self.draws, self.shared_draws = torch.Generator(), torch.Generator()
+        self.shared_draws = torch.Generator()
         self.seen: dict[str, Tensor] = {}
         self.defect: Tensor | None = None
         # What a method remembers is the same on all ranks, or meant to differ: DDP need not send it in every step.
@@ -61,16 +63,17 @@ class Pretrain(nn.Module):
 
     def begin_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Seed the step, and set its learning rate."""
-        seed = step_seed(self.seed, self.step, self.rank)
-        torch.manual_seed(seed)
-        self.draws.manual_seed(seed)
+        torch.manual_seed(step_seed(self.seed, self.step, self.rank))
         self.shared_draws.manual_seed(step_seed(self.seed, self.step, -1))
         for group in optimizer.param_groups:
             group["lr"] = self.lr * cosine(self.step, self.steps, self.warmup_steps)
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss of one batch; its online views are normalized in as many parts as the method asks for."""
-        views = [v.contiguous(memory_format=torch.channels_last) for v in self.views(batch.images, self.draws)]
+        numbers = Counted(self.seed, self.step, batch.index)
+        views = [
+            v.contiguous(memory_format=torch.channels_last) for v in self.views(batch.images, numbers, batch.partners)
+        ]
         online = views[: self.method.online]
         features = [encode_in_parts(self.encoder, view, self.method.splits) for view in online]
         instance = self.method(views, features, batch.index)
