@@ -10,6 +10,7 @@ from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.uri import Source
 from crosslevel.settings.describe import describe
 from crosslevel.training.inputs import Order
+from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.module import Optimizer
 from crosslevel.training.monitor import Which
 from crosslevel.training.parts import Parts
@@ -55,6 +56,7 @@ class Runtime:
     sync_batchnorm: bool
     seed: int
     rank: int
+    compile: Compile = "auto"
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def tree(
         "share_hidden": share_hidden,
         "sync_batchnorm": runtime.sync_batchnorm,
         "precision": runtime.hardware.precision,
+        "compile": runtime.compile,
         "workers": data.workers,
         "memory": data.memory,
         "order": data.order,

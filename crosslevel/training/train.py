@@ -36,6 +36,7 @@ from crosslevel.training.inputs import (
     watching,
 )
 from crosslevel.training.loop.fit import Batches, Outcome, fit
+from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.module import Optimizer, Pretrain
 from crosslevel.training.monitor import Measure, Watch, Which
 from crosslevel.training.options import (
@@ -82,6 +83,7 @@ def train(
     share_hidden: bool = False,
     sync_batchnorm: bool = False,
     precision: Precision = "auto",
+    compile: Compile = "auto",
     workers: int | None = None,
     memory: float = 4.0,
     order: Order = "shuffled",
@@ -134,6 +136,8 @@ def train(
             recipes.
         sync_batchnorm: normalize over the batches of all devices.
         precision: auto takes bfloat16 where the hardware computes it.
+        compile: auto makes the step one CUDA graph, with a compiled encoder, on one CUDA device in a run that is long
+            enough to pay for it; on compiles in any case (on a CPU the encoder), off never does.
         workers: processes that decode images larger than a view; one a core, at most 8, unless given.
         memory: gigabytes that decoded images may take; more are decoded anew in each epoch.
         order: shuffled, or natural: batches are runs of consecutive images, as a camera delivers them.
@@ -176,7 +180,7 @@ def train(
         parse(images), data_root, crops, epoch_size, order, track_positives, given, memory, workers_of(workers)
     )  # fmt: skip
     wanted = Optimization(epochs, minutes, epoch_size, batch_size, optimizer, lr, weight_decay, warmup_epochs)
-    runtime = Runtime(device, choose(device, precision), devices, sync_batchnorm, seed, rank)
+    runtime = Runtime(device, choose(device, precision), devices, sync_batchnorm, seed, rank, compile)
     refuse_tasks()
     made = bases(encoder, cld, views, seed)
     _announce(console, runtime, made)
@@ -308,7 +312,7 @@ def _fit(
             module, batches, folder.path, hardware=runtime.hardware, devices=runtime.devices,
             sync_batchnorm=runtime.sync_batchnorm, log_every=logging.log_every,
             checkpoint_minutes=logging.checkpoint_minutes, monitor=measure, monitor_every=logging.monitor_every,
-            resume=resume is not None, saved=unreadable.keep, console=console,
+            resume=resume is not None, saved=unreadable.keep, console=console, compile=runtime.compile,
         )  # fmt: skip
     except OSError:
         if module.step and folder.last.exists():
