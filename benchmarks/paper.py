@@ -181,8 +181,11 @@ def one_cell(wanted: dict[str, Any]) -> None:
     (folder / "figures.json").write_text(json.dumps({**record, "figures": figures}))
 
 
-def trained(source: str, line: list[str], folder: Path) -> None:
-    """Train in ``folder``, or go on there with the same training; what another one left is deleted."""
+def trained(source: str, line: list[str], folder: Path, **more: Any) -> None:
+    """Train in ``folder``, or go on there with the same training; what another one left is deleted.
+
+    ``more`` is what `train` takes and no command line gives it.
+    """
     begun, ended = (folder.with_name(f"{folder.name}.{word}") for word in ("begun", "ended"))
     asked = shlex.join([source, *line])
     if not begun.is_file() or begun.read_text() != asked:
@@ -192,7 +195,7 @@ def trained(source: str, line: list[str], folder: Path) -> None:
         begun.write_text(asked)
     if not ended.is_file():  # a training that is stopped leaves an encoder as well
         started = (folder / "checkpoints" / "last.ckpt").is_file()
-        run(train, [source, *(["--resume", str(folder)] if started else [*line, "--run", str(folder)])])
+        run(train, [source, *(["--resume", str(folder)] if started else [*line, "--run", str(folder)])], **more)
         ended.touch()
 
 

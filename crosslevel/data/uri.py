@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from crosslevel.data.decoding.reading import USUAL, Reading, apart
 from crosslevel.utils.errors import SourceError
 
-FILES = ("list", "classes", "unique")
+FILES = ("list", "classes", "unique", "bursts")
 """Suffixes whose value is a file: all of what follows the ``=``, commas included."""
 
 PICKS = ("imbalance", "pareto", "frames", "tracks", "unique")
@@ -27,10 +27,10 @@ PICKS = ("imbalance", "pareto", "frames", "tracks", "unique")
 BY_LABEL = ("imbalance", "pareto", "classes")
 """Suffixes that choose images by their labels."""
 
-KEYS = ("imbalance", "pareto", "list", "classes", "repeat", "frames", "tracks", "unique")
+KEYS = ("imbalance", "pareto", "list", "classes", "repeat", "frames", "tracks", "unique", "bursts")
 """All suffixes."""
 
-ALONE = ("unique",)
+ALONE = ("unique", "bursts")
 """Suffixes that need no value: ``@unique``."""
 
 VIDEOS = frozenset(

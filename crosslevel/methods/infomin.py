@@ -119,7 +119,7 @@ class InfoMin(Method):
         """Begin anew with a queue of ``size`` keys; before the first step."""
         self.queue, self.negatives = size, KeyQueue(size, self.out_features)
 
-    def after_step(self, progress: float = 0.0) -> None:
+    def after_step(self, progress: float | Tensor = 0.0) -> None:
         """Enqueue this step's keys, of all ranks, and move the key network."""
         for keys in self._waiting:
             self.negatives.enqueue(gather(keys))
@@ -163,7 +163,8 @@ def patches(view: Float[Tensor, "B 3 s s"]) -> Float[Tensor, "9B 3 p p"]:
     images, side = len(view), view.shape[-1]
     cell, size = side // GRID, patch_size(side)
     corner = torch.arange(GRID, device=view.device) * cell
-    first = torch.stack([corner.repeat_interleave(GRID), corner.repeat(GRID)])  # (2, 9): top and left
+    rows = corner.unsqueeze(1).expand(-1, GRID).flatten()
+    first = torch.stack([rows, corner.repeat(GRID)])  # (2, 9): top and left
     room = torch.randint(cell - size + 1, (2, images, GRID**2), device=view.device)
     places = (first.unsqueeze(1) + room).unsqueeze(3) + torch.arange(size, device=view.device)  # (2, B, 9, p)
     image = torch.arange(images, device=view.device).view(-1, 1, 1, 1)

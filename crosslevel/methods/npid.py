@@ -37,6 +37,7 @@ class NPID(Method):
         temperature: float = 0.1,
         negatives: int | None = None,
         momentum: float = 0.5,
+        per_view: bool = False,
         float16: bool = False,
         sharded: bool = False,
         head: Head = "linear",
@@ -52,6 +53,8 @@ class NPID(Method):
             temperature: T.
             negatives: m rows drawn anew for each step, uniformly; all rows of the bank unless given.
             momentum: how much of a bank's row stays when its image is seen.
+            per_view: move the row once for each view in turn, as the authors of CLD do in the backward pass, and not
+                once towards the views' mean; of two views 60 degrees apart nearly as a momentum of 0.27 does.
             float16: keep the bank in float16, at half the memory.
             sharded: spread the bank over the devices of a distributed run; needs ``negatives``.
             head: linear, mlp, norm-linear or norm-mlp.
@@ -70,6 +73,7 @@ class NPID(Method):
             raise UserError("sharded=True needs negatives=m: the softmax over the whole bank would move all of it")
         self.images, self.temperature, self.negatives = images, temperature, negatives
         self.momentum, self.online, self.float16, self.sharded = momentum, online, float16, sharded
+        self.per_view = per_view
         whole = InstanceBank(images, out_features, momentum, torch.float16 if float16 else torch.float32)
         self.bank = ShardedBank(whole) if sharded else whole
         self._waiting: list[tuple[Tensor, Tensor]] = []
@@ -85,7 +89,8 @@ class NPID(Method):
         drawn = None if self.negatives is None else self.bank.draw(self.negatives)
         with torch.autocast(index.device.type, enabled=False):
             losses = [self.discriminate(z, index, drawn) for z in projected]
-        self._waiting.append((index, torch.stack([z.detach() for z in projected]).mean(0)))
+        seen = torch.stack([z.detach() for z in projected])
+        self._waiting.append((index, seen if self.per_view else seen.mean(0, keepdim=True)))
         return torch.stack(losses).mean()
 
     def discriminate(
@@ -100,8 +105,10 @@ class NPID(Method):
         others = others.masked_fill(drawn == index[:, None], -torch.inf)
         return F.cross_entropy(torch.cat([own, others], dim=1) / self.temperature, torch.zeros_like(index))
 
-    def after_step(self, progress: float = 0.0) -> None:
-        """Move the bank's rows of this step's images, of all ranks, towards their views' mean feature."""
-        for index, z in self._waiting:
-            self.bank.update(gather(index), F.normalize(gather(z), dim=1))
+    def after_step(self, progress: float | Tensor = 0.0) -> None:
+        """Move the bank's rows of this step's images, of all ranks, towards their views' features."""
+        for index, seen in self._waiting:
+            everyone = gather(index)
+            for z in seen:
+                self.bank.update(everyone, F.normalize(gather(z), dim=1))
         self._waiting.clear()

@@ -119,7 +119,11 @@ class Settings:
             UserError: it cannot be read, or has what is no setting; the message names the file and the setting.
 
         """
-        for name, value in _loaded(file, where).items():
+        self.add(_loaded(file, where), where)
+
+    def add(self, values: Mapping[str, Any], where: str) -> None:
+        """Lay settings, as a file has them, over what there is."""
+        for name, value in values.items():
             self._add(str(name), value, where)
 
     def _add(self, name: str, value: Any, where: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import re
 import signal
 import sys
 import traceback
@@ -238,9 +240,13 @@ def ending(prog: str) -> Iterator[None]:
         _end(f"{prog}: {_one_line(error)}", 1 if isinstance(error, NotFinite) else REFUSED)
     except OSError as error:  # the machine's, not this program's: a full disk, a lost network, a folder without access
         _raise_if_asked()
-        _end(f"{prog}: {_one_line(error)}", REFUSED)
+        hint = _HINTS.get(error.errno or 0, "")
+        _end(f"{prog}: {_one_line(error)}{hint and f': {hint}'}", REFUSED)
     except Exception as error:
         _raise_if_asked()
+        trouble = _of_workers(error)
+        if trouble:
+            _end(f"{prog}: {trouble}", REFUSED)
         _fault(prog, error)
     finally:
         warnings.formatwarning = before
@@ -253,7 +259,7 @@ def _raise_if_asked() -> None:
 
 def _fault(prog: str, error: BaseException) -> NoReturn:
     """Say that it is ours, and show where, for whoever reports it."""
-    traceback.print_exception(error)
+    print(printable("".join(traceback.format_exception(error)), lines=True), end="", file=sys.stderr)
     _end(
         f"{prog}: {type(error).__name__}: {_one_line(error)}: this is a fault of Crosslevel's: please report it",
         SOFTWARE,
@@ -265,5 +271,25 @@ def _end(line: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
+_HINTS = {
+    errno.ENOSPC: "free some space there, or write elsewhere",
+    errno.EDQUOT: "free some of your space there, or write elsewhere",
+    errno.EROFS: "nothing can be written there: give a folder of your own",
+    errno.EACCES: "ask for leave to read and write there, or give a folder of your own",
+}
+_OF_WORKER = re.compile(r"Caught \w+ in .*\nOriginal Traceback .*\n[\w.]+: (.+)", re.DOTALL)
+
+
+def _of_workers(error: Exception) -> str:
+    """Why a process that decodes images died, if it was that; whoever starts them has imported it."""
+    if not isinstance(error, RuntimeError):
+        return ""
+    from crosslevel.data.loaders.workers import trouble  # noqa: PLC0415
+
+    return trouble(error)
+
+
 def _one_line(error: BaseException | str) -> str:
-    return printable(" ".join(str(error).split()) or type(error).__name__)
+    told = str(error)
+    found = _OF_WORKER.match(told)  # a process that decodes images sends its whole traceback along
+    return printable(" ".join((found[1] if found else told).split()) or type(error).__name__)

@@ -34,39 +34,56 @@ class Verdict(NamedTuple):
     measure: str
 
     def line(self) -> str:
-        """One line: the three shares, whether the training is clearly better than both, and what to do if not.
+        """One line: the three shares, whether the training is clearly better than both, and what to do if not."""
+        found, advice = self._found()
+        return f"{self._shares()}: the training {found}{advice and ': ' + advice}"
+
+    def headline(self) -> str:
+        """The same as sentences, what was found first."""
+        found, advice = self._found()
+        sentences = [
+            f"The training {found}.",
+            f"{self._shares()}.",
+            *([f"{advice[0].upper()}{advice[1:]}."] if advice else []),
+        ]
+        return " ".join(sentences)
+
+    def _shares(self) -> str:
+        shares = [100 * float(kind.double().mean()) for kind in self[:3]]
+        return f"{self.measure}: trained {shares[0]:.1f} %, raw pixels {shares[1]:.1f} %, untrained {shares[2]:.1f} %"
+
+    def _found(self) -> tuple[str, str]:
+        """What the training is, and what to do.
 
         Clearly: the mean difference, image by image, from the better one exceeds 1.96 of its standard errors.
         """
-        shares = [100 * float(kind.double().mean()) for kind in self[:3]]
-        told = f"{self.measure}: trained {shares[0]:.1f} %, raw pixels {shares[1]:.1f} %, untrained {shares[2]:.1f} %"
         name, best = max(("raw pixels", self.pixels), ("the untrained network", self.untrained), key=_share)
         gain = self.trained.double() - best.double()
         margin = 196 * float(gain.std()) / math.sqrt(len(gain))
         difference = 100 * float(gain.mean())
         if difference > margin:
-            return f"{told}: the training is worth {difference:.1f} (±{margin:.1f}) points over {name}"
+            return f"is worth {difference:.1f} (±{margin:.1f}) points over {name}", ""
         found = "is below" if difference < -margin else "is not clearly above"
-        return (
-            f"{told}: the training {found} {name} ({difference:+.1f} ±{margin:.1f}): more steps help first, "
-            "by --epochs, --minutes or a smaller --batch_size; then crosslevel tune"
-        )
+        advice = "more steps help first, by --epochs, --minutes or a smaller --batch_size; then crosslevel tune"
+        return f"{found} {name} ({difference:+.1f} ±{margin:.1f})", advice
 
 
 def _share(pair: tuple[str, Tensor]) -> float:
     return float(pair[1].double().mean())
 
 
-def verdict(encoder: Encoder, source: Images, hardware: Hardware, seed: int) -> Verdict | None:
+def verdict(
+    encoder: Encoder, source: Images, hardware: Hardware, seed: int, held: Images | None = None
+) -> Verdict | None:
     """By the source's labels, where it has some, else by which image's other view is nearest; None of too few images.
 
-    The images are some of those that were trained on: an untrained network and raw pixels have no such advantage, but
-    no label was seen.
+    Images that were ``held`` out decide that; where there are none, some of those that were trained on, which an
+    untrained network and raw pixels have no use of, and the line says so. Of labels none was seen in training.
     """
     if len(source) < LEAST:
         return None
     by_labels = _by_labels(encoder, source, hardware, seed) if source.labels is not None else None
-    return by_labels or _by_views(encoder, source, hardware, seed)
+    return by_labels or _by_views(encoder, held or source, hardware, seed, held is not None)
 
 
 def _by_labels(encoder: Encoder, source: Images, hardware: Hardware, seed: int) -> Verdict | None:
@@ -92,7 +109,7 @@ def _by_labels(encoder: Encoder, source: Images, hardware: Hardware, seed: int) 
 
 
 @torch.inference_mode()
-def _by_views(encoder: Encoder, source: Images, hardware: Hardware, seed: int) -> Verdict | None:
+def _by_views(encoder: Encoder, source: Images, hardware: Hardware, seed: int, held: bool) -> Verdict | None:
     """Of up to 2,000 images, whose one view has the other for its nearest neighbour."""
     size = encoder.view.size
     chosen = sample(source, min(PROBED, PIXELS // size**2), torch.Generator().manual_seed(seed))
@@ -114,5 +131,5 @@ def _by_views(encoder: Encoder, source: Images, hardware: Hardware, seed: int) -
     networks = [frozen(e).to(hardware.device) for e in (encoder, untrained(encoder, seed))]
     return Verdict(
         right(networks[0]), right(lambda view: view.flatten(1)), right(networks[1]),
-        f"images of {len(part):,} whose other view is the nearest",
+        f"of {len(part):,} images {'held out' if held else 'trained on'}, those whose other view is the nearest",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A batch in parts whose images are made into views together, with their parameters on the device."""
+"""A batch in parts that a CPU finds in its cache, cut as the draws have it; `masked` is the way of other devices."""
 
 from __future__ import annotations
 
@@ -17,13 +17,10 @@ from crosslevel.transforms.parameters import CONTRAST, HUE, SATURATION, Augment,
 # Two megabytes of float32: the operations of a chunk then find it in the cache, not in memory.
 _CHUNK = 2**19
 
-# Elsewhere every operation is a kernel to launch, which takes longer than 32x32 pixels do: 256 megabytes at a time.
-_DEVICE_CHUNK = 2**26
-
 
 @dataclass(frozen=True)
 class Part:
-    """Images of a batch with their parameters, on the device, those with colour jitter first.
+    """Images of a batch with their parameters, those with colour jitter first.
 
     Of these, the later hue comes among the four colour operations, the earlier the image: ``later[r]`` are the images
     whose hue comes after ``r`` of the others or more, so that ``later[0]`` are all with jitter. ``index`` are the
@@ -90,71 +87,44 @@ def _replaced(x: Tensor, start: int, stop: int, part: Tensor) -> Tensor:
 def chunk_length(images: UInt8[Tensor, "B *V 3 H W"], size: int) -> int:
     """How many of these images at a time become views of ``size`` pixels."""
     pixels = max(images.shape[-2] * images.shape[-1], size**2)
-    return max(1, (_CHUNK if for_its_cache(images.device) else _DEVICE_CHUNK) // (3 * pixels))
+    return max(1, _CHUNK // (3 * pixels))
 
 
-def for_its_cache(device: torch.device) -> bool:
-    """Whether small pieces are best; elsewhere few large ones."""
-    return device.type == "cpu"
-
-
-def divided(drawn: Draw, most: int, device: torch.device) -> Iterator[Part]:
+def divided(drawn: Draw, most: int) -> Iterator[Part]:
     """The batch, sorted by when hue comes, in parts of at most ``most`` images.
 
-    Which images a part holds is decided on the CPU, so that the device is never waited for. In small parts hue comes
-    at the same time for all images, so that none is copied for an operation.
+    In a part hue comes at the same time for all images, so that none is copied for an operation.
     """
     hue_round = (drawn.order == HUE).int().argmax(dim=1)
     rank = torch.where(drawn.jitter, 3 - hue_round, 4)
     order = rank.argsort(stable=True)
     drawn = drawn.sorted_by(order)
     matrix, level = _rounds(drawn)
-    numbers = [
-        drawn.boxes,
-        drawn.flip.float(),
-        matrix,
-        level,
-        drawn.factors[:, HUE],
-        drawn.sigma,
-        drawn.levels,
-        drawn.erase_boxes,
-    ]
-    boxes, flip, matrix, level, shift, sigma, levels, erase_boxes = _send(numbers, device)
     ends = torch.bincount(rank, minlength=5).cumsum(0).tolist()
-    borders = [0, *ends] if for_its_cache(device) else [0, len(order)]
     spans = [
-        slice(start, min(start + most, last)) for first, last in pairwise(borders) for start in range(first, last, most)
+        slice(start, min(start + most, last))
+        for first, last in pairwise([0, *ends])
+        for start in range(first, last, most)
     ]
-    flags = (drawn.grayscale, drawn.blur, drawn.solarize, drawn.erase)
-    places = [
-        part
-        for span in spans
-        for part in (
-            order[span],
-            *(flag[span].nonzero()[:, 0] for flag in flags),
-            *randaugment.places(drawn.operations[span]),
-        )
-    ]
-    places = _send(places, device)
-    each = len(places) // max(1, len(spans))
-    for number, span in enumerate(spans):
-        index, grayscale, blur, solarize, erase, *operations = places[each * number : each * (number + 1)]
+    for span in spans:
+        flags = (drawn.grayscale, drawn.blur, drawn.solarize, drawn.erase)
+        grayscale, blur, solarize, erase = (flag[span].nonzero()[:, 0] for flag in flags)
         yield Part(
             later=[min(max(ends[3 - r] - span.start, 0), span.stop - span.start) for r in range(4)],
-            index=index,
-            operations=operations,
+            index=order[span],
+            operations=list(randaugment.places(drawn.operations[span])),
             grayscale=grayscale,
             blur=blur,
             solarize=solarize,
             erase=erase,
-            boxes=boxes[span],
-            flip=flip[span] > 0,
+            boxes=drawn.boxes[span],
+            flip=drawn.flip[span],
             matrix=matrix[span],
             level=level[span],
-            shift=shift[span],
-            sigma=sigma[span],
-            levels=levels[span],
-            erase_boxes=erase_boxes[span],
+            shift=drawn.factors[span, HUE],
+            sigma=drawn.sigma[span],
+            levels=drawn.levels[span],
+            erase_boxes=drawn.erase_boxes[span],
         )
 
 
@@ -163,12 +133,3 @@ def _rounds(drawn: Draw) -> tuple[Float[Tensor, "B 3 3 3"], Float[Tensor, "B 3 3
     kind = drawn.order[drawn.order != HUE].view(-1, 3)
     factor = drawn.factors.gather(1, kind)
     return op.mixing(factor, (1 - factor) * (kind == SATURATION), (1 - factor) * (kind == CONTRAST))
-
-
-def _send(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
-    """Tensors of one type, on the device, by one copy that the CPU does not wait for."""
-    if device.type == "cpu":
-        return tensors
-    sent = torch.cat([tensor.flatten() for tensor in tensors]).to(device, non_blocking=True)
-    pieces = sent.split([tensor.numel() for tensor in tensors])
-    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]

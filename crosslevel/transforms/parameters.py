@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from crosslevel.transforms.randaugment import draw_operations
+from crosslevel.transforms.randaugment import draw_operations, operations_of
+from crosslevel.utils import philox
 from crosslevel.utils.errors import UserError
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -85,7 +87,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class Draw:
-    """The parameters of one view of B images, on the CPU.
+    """The parameters of one view of B images.
 
     Attributes:
         boxes: crop (top, left, height, width) in pixels, whole numbers.
@@ -121,38 +123,111 @@ class Draw:
     @staticmethod
     def joined(draws: Sequence[Draw]) -> Draw:
         """Several draws as one, in this order."""
-        if len(draws) == 1:
-            return draws[0]
         return Draw(**{field.name: torch.cat([getattr(d, field.name) for d in draws]) for field in fields(Draw)})
+
+    def part(self, first: int, count: int) -> Draw:
+        """The draw of some images in sequence."""
+        return Draw(**{field.name: getattr(self, field.name)[first : first + count] for field in fields(self)})
+
+    def to(self, device: torch.device) -> Draw:
+        """The same draw there, by copies that the CPU does not wait for."""
+        return Draw(**{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)})
 
     def sorted_by(self, index: Int64[Tensor, " B"]) -> Draw:
         """The same draw with the images in another order."""
         return Draw(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
 
-def draw(augment: Augment, count: int, height: int, width: int, size: int, generator: torch.Generator | None) -> Draw:
+class Numbers(Protocol):
+    """Where the random numbers of one view of B images come from."""
+
+    def uniform(self, place: int, columns: int) -> Float[Tensor, "B columns"]:
+        """Numbers in [0, 1), for what stands at ``place`` of `WORDS`."""
+
+    def box(self, place: int) -> Float64[Tensor, "B 2*tries+2"]:
+        """The random numbers of one box an image: areas, aspect ratios, and the place in the room that is left."""
+
+    def operations(self, layers: int, magnitude: float) -> tuple[Int64[Tensor, "B N"], Float[Tensor, "B N"]]:
+        """RandAugment's operations and levels, as `draw_operations` has them."""
+
+
+CHANCE, FACTORS, ORDER, SIGMA, BOX, ERASE, OPERATIONS = 0, 6, 10, 14, 16, 40, 64
+"""At which word of a view the random numbers of what begin."""
+
+
+class InTurn(NamedTuple):
+    """Numbers from a generator on the CPU, in the order in which they are asked for."""
+
+    images: int
+    generator: torch.Generator | None
+
+    def uniform(self, place: int, columns: int) -> Float[Tensor, "B columns"]:
+        """The next ones."""
+        return torch.rand(self.images, columns, generator=self.generator)
+
+    def box(self, place: int) -> Float64[Tensor, "B 2*tries+2"]:
+        """The next ones."""
+        return torch.rand(self.images, 2 * _TRIES + 2, generator=self.generator, dtype=torch.float64)
+
+    def operations(self, layers: int, magnitude: float) -> tuple[Int64[Tensor, "B N"], Float[Tensor, "B N"]]:
+        """The next ones."""
+        return draw_operations(self.images, layers, magnitude, self.generator)
+
+
+class Words(NamedTuple):
+    """Numbers made of an image's own words of 32 bits, on the words' device; see `utils.philox`."""
+
+    words: Int64[Tensor, "B n"]
+
+    @staticmethod
+    def needed(augment: Augment) -> int:
+        """How many words an image."""
+        if augment.randaugment:
+            return OPERATIONS + 4 * augment.randaugment
+        return OPERATIONS if augment.erase > 0 else ERASE
+
+    def uniform(self, place: int, columns: int) -> Float[Tensor, "B columns"]:
+        """Those of the words at ``place``."""
+        return philox.unit(self.words[:, place : place + columns])
+
+    def box(self, place: int) -> Float64[Tensor, "B 2*tries+2"]:
+        """Those of the words at ``place``."""
+        return philox.fine_unit(self.words[:, place : place + 2 * _TRIES + 2])
+
+    def operations(self, layers: int, magnitude: float) -> tuple[Int64[Tensor, "B N"], Float[Tensor, "B N"]]:
+        """Those of the last words."""
+        words = self.words[:, OPERATIONS : OPERATIONS + 4 * layers].unflatten(1, (4, layers))
+        kind, skipped, negative, noise = words.unbind(1)
+        return operations_of(kind, skipped, negative, noise, magnitude)
+
+
+def draw(
+    augment: Augment, count: int, height: int, width: int, size: int, generator: torch.Generator | Words | None
+) -> Draw:
     """Parameters of a view of (size, size) pixels for ``count`` images of (height, width), independent.
 
-    Every call takes the same number of random numbers for each N of RandAugment, whatever the other settings.
+    From a generator every call takes the same number of random numbers for each N of RandAugment, whatever the other
+    settings. From an image's words each parameter takes its own, and nothing waits for their device.
     """
-    chance = torch.rand(count, 6, generator=generator)
-    flip, jitter, grayscale, blur, solarize, erase = chance.unbind(1)
+    numbers: Numbers = generator if isinstance(generator, Words) else InTurn(count, generator)
+    flip, jitter, grayscale, blur, solarize, erase = numbers.uniform(CHANCE, 6).unbind(1)
     low, high = augment.blur_sigma
-    operations, levels = draw_operations(count, augment.randaugment, augment.magnitude / 10, generator)
+    operations, levels = numbers.operations(augment.randaugment, augment.magnitude / 10)
     return Draw(
-        boxes=draw_boxes(augment, count, height, width, generator),
+        boxes=_boxes(augment, numbers.box(BOX), height, width),
         flip=flip < augment.flip,
         jitter=jitter < augment.jitter,
-        factors=_factors(augment, torch.rand(count, 4, generator=generator)),
-        order=torch.rand(count, 4, generator=generator).argsort(dim=1),
+        factors=_factors(augment, numbers.uniform(FACTORS, 4)),
+        order=numbers.uniform(ORDER, 4).argsort(dim=1, stable=True),
         grayscale=grayscale < augment.grayscale,
         blur=blur < augment.blur,
-        sigma=torch.rand(count, generator=generator) * (high - low) + low,
+        sigma=numbers.uniform(SIGMA, 1)[:, 0] * (high - low) + low,
         operations=operations,
         levels=levels,
         solarize=solarize < augment.solarize,
         erase=erase < augment.erase,
-        erase_boxes=_erase_boxes(count, size, generator, augment.erase > 0),
+        # From a generator in any case: what is drawn next shall not depend on it.
+        erase_boxes=_erase_boxes(numbers, count, size, augment.erase > 0, flip.device),
     )
 
 
@@ -164,18 +239,35 @@ def draw_boxes(
     Area uniform in ``scale``, log of the aspect ratio uniform; the first of ten tries that fits, else the
     largest centred box whose ratio is allowed.
     """
-    chance = _chances(count, generator)
+    return _boxes(augment, InTurn(count, generator).box(BOX), height, width)
+
+
+def _boxes(augment: Augment, chance: Float64[Tensor, "B 2*tries+2"], height: int, width: int) -> Float[Tensor, "B 4"]:
     if not augment.crop:
         side = min(height, width)
-        return torch.tensor([(height - side) // 2, (width - side) // 2, side, side]).float().repeat(count, 1)
-    limit = torch.tensor([height, width])
-    chosen, found = _first_that_fits(
-        chance, augment.scale, augment.ratio, height * width, lambda shape: ((shape > 0) & (shape <= limit)).all(2)
-    )
-    room = limit - chosen
-    box = torch.cat([((room + 1) * chance[:, -2:]).floor().minimum(room), chosen], dim=1)
-    fallback = torch.tensor(_largest_box(augment.ratio, height, width), dtype=box.dtype)
-    return torch.where(found.unsqueeze(1), box, fallback).float()
+        return _constant(((height - side) // 2, (width - side) // 2, side, side), chance)
+
+    def fits(rows: Tensor, columns: Tensor) -> Tensor:
+        return (rows > 0) & (rows <= height) & (columns > 0) & (columns <= width)
+
+    rows, columns, found = _first_that_fits(chance, augment.scale, augment.ratio, height * width, fits)
+    box = _placed(rows, columns, height, width, chance)
+    return torch.where(found.unsqueeze(1), box, _constant(_largest_box(augment.ratio, height, width), chance))
+
+
+def _placed(
+    rows: Float64[Tensor, " B"], columns: Float64[Tensor, " B"], height: int, width: int, chance: Tensor
+) -> Float[Tensor, "B 4"]:
+    """Boxes of this size, somewhere in the picture."""
+    below, beside = height - rows, width - columns
+    top = ((below + 1) * chance[:, -2]).floor().minimum(below)
+    left = ((beside + 1) * chance[:, -1]).floor().minimum(beside)
+    return torch.stack([top, left, rows, columns], dim=1).float()
+
+
+def _constant(box: tuple[int, int, int, int], like: Tensor) -> Float[Tensor, "B 4"]:
+    """The same box for all images, without a copy from the host."""
+    return torch.stack([torch.full((len(like),), float(v), device=like.device) for v in box], dim=1)
 
 
 def draw_box(augment: Augment, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int, int, int]:
@@ -206,21 +298,19 @@ def _largest_box(ratio: tuple[float, float], height: int, width: int) -> tuple[i
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
-def _erase_boxes(count: int, size: int, generator: torch.Generator | None, wanted: bool) -> Float[Tensor, "B 4"]:
-    chance = _chances(count, generator)  # in any case: what is drawn next shall not depend on it
+def _erase_boxes(numbers: Numbers, count: int, size: int, wanted: bool, device: torch.device) -> Float[Tensor, "B 4"]:
     if not wanted:
-        return torch.zeros(count, 4)
+        if isinstance(numbers, InTurn):
+            numbers.box(ERASE)
+        return torch.zeros(count, 4, device=device)
+    chance = numbers.box(ERASE)
+
+    def fits(a: Tensor, b: Tensor) -> Tensor:
+        return (a < size) & (b < size)
+
     # torchvision takes the ratio of an erased box as height / width, that of a crop as width / height.
-    shape, found = _first_that_fits(chance, ERASE_SCALE, ERASE_RATIO, size**2, lambda shape: (shape < size).all(2))
-    chosen = shape.flip(1)
-    room = size - chosen
-    box = torch.cat([((room + 1) * chance[:, -2:]).floor().minimum(room), chosen], dim=1)
-    return torch.where(found.unsqueeze(1), box, torch.zeros((), dtype=box.dtype)).float()
-
-
-def _chances(count: int, generator: torch.Generator | None) -> Float64[Tensor, "B 2*tries+2"]:
-    """The random numbers of one box an image: areas, aspect ratios, and the place in the room that is left."""
-    return torch.rand(count, 2 * _TRIES + 2, generator=generator, dtype=torch.float64)
+    columns, rows, found = _first_that_fits(chance, ERASE_SCALE, ERASE_RATIO, size**2, fits)
+    return _placed(rows, columns, size, size, chance) * found.unsqueeze(1)
 
 
 def _first_that_fits(
@@ -228,31 +318,42 @@ def _first_that_fits(
     scale: tuple[float, float],
     ratio: tuple[float, float],
     pixels: int,
-    fits: Callable[[Tensor], Tensor],
-) -> tuple[Float64[Tensor, "B 2"], Bool[Tensor, " B"]]:
-    """Of the tried (height, width) of boxes, in whole pixels, the first that fits, and whether there is one.
+    fits: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Float64[Tensor, " B"], Float64[Tensor, " B"], Bool[Tensor, " B"]]:
+    """Of the tried heights and widths of boxes, in whole pixels, the first that fit, and whether there are some.
 
-    Most often it is the very first: only for the other images are the rest computed.
+    Most often it is the very first: on a CPU the rest are computed for the other images only.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
 
-    def tried(some: Tensor, start: int, stop: int) -> Tensor:
+    def tried(some: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
         area = pixels * (some[:, start:stop] * (scale[1] - scale[0]) + scale[0])
         aspect = torch.exp(some[:, _TRIES + start : _TRIES + stop] * (high - low) + low)
-        return torch.stack([(area / aspect).sqrt().round(), (area * aspect).sqrt().round()], dim=2)
+        return (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
 
-    shape = tried(chance, 0, 1)
-    found, chosen = fits(shape)[:, 0], shape[:, 0]
+    def first(some: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        rows, columns = tried(some, start, _TRIES)
+        fitting = fits(rows, columns)
+        place = fitting.int().argmax(dim=1, keepdim=True)
+        return rows.gather(1, place)[:, 0], columns.gather(1, place)[:, 0], fitting.any(dim=1)
+
+    if not for_its_cache(chance.device):
+        return first(chance, 0)
+    rows, columns = (shape[:, 0] for shape in tried(chance, 0, 1))
+    found = fits(rows, columns)
     others = (~found).nonzero()[:, 0]
     if len(others):
-        shape = tried(chance[others], 1, _TRIES)
-        fitting = fits(shape)
-        first = fitting.int().argmax(dim=1)
-        chosen[others], found[others] = shape[torch.arange(len(others)), first], fitting.any(dim=1)
-    return chosen, found
+        rows[others], columns[others], found[others] = first(chance[others], 1)
+    return rows, columns, found
 
 
 def _factors(augment: Augment, chance: Float[Tensor, "B 4"]) -> Float[Tensor, "B 4"]:
     ends = [(max(0.0, 1 - s), 1 + s) for s in (augment.brightness, augment.contrast, augment.saturation)]
-    low, high = torch.tensor([*ends, (-augment.hue, augment.hue)]).unbind(1)
-    return chance * (high - low) + low
+    ends.append((-augment.hue, augment.hue))
+    columns = zip(chance.unbind(1), ends, strict=True)
+    return torch.stack([column * (high - low) + low for column, (low, high) in columns], dim=1)
+
+
+def for_its_cache(device: torch.device) -> bool:
+    """Whether a device is best given small pieces, cut as the draws have it; elsewhere nothing waits for the draws."""
+    return device.type == "cpu"

@@ -46,11 +46,36 @@ def draw_operations(
     return torch.where(skipped, SKIP, kind), torch.where(negative, -level, level)
 
 
+def operations_of(
+    kind: Int64[Tensor, "B N"],
+    skipped: Int64[Tensor, "B N"],
+    negative: Int64[Tensor, "B N"],
+    noise: Int64[Tensor, "B N"],
+    magnitude: float,
+) -> tuple[Int64[Tensor, "B N"], Float[Tensor, "B N"]]:
+    """`draw_operations` of given random words of 32 bits, on their device: which, whether, the sign, and the noise."""
+    number = (kind * len(OPERATIONS)) >> 32
+    normal = torch.special.ndtri((noise.double() + 0.5) * 2.0**-32).float()
+    level = (magnitude + NOISE * normal).clamp(0, 1)
+    half = 2**31
+    return torch.where(skipped < half, SKIP, number), torch.where(negative < half, -level, level)
+
+
 def places(kind: Int64[Tensor, "B N"]) -> Iterator[Int64[Tensor, " n"]]:
     """The images of each operation: those of the first round in the order of `OPERATIONS`, then the next round's."""
     for layer in kind.unbind(1):
         for number in range(len(OPERATIONS)):
             yield (layer == number).nonzero()[:, 0]
+
+
+def apply_everywhere(
+    x: Float[Tensor, "B 3 H W"], kind: Int64[Tensor, "B N"], level: Float[Tensor, "B N"], fill: Float[Tensor, " 3"]
+) -> Float[Tensor, "B 3 H W"]:
+    """The operations ``kind`` of each image; every one is computed for all images, and kept where it was drawn."""
+    for layer, size in zip(kind.unbind(1), level.unbind(1), strict=True):
+        for number, operation in enumerate(OPERATIONS):
+            x = torch.where((layer == number).view(-1, 1, 1, 1), operation(x, size, fill), x)
+    return x
 
 
 def apply_(
@@ -76,9 +101,10 @@ def apply_(
 
 
 def autocontrast(x: Tensor, level: Tensor, fill: Tensor) -> Tensor:
-    """Each channel stretched to [0, 1]."""
-    out: Tensor = torchvision.autocontrast(x)
-    return out
+    """Each channel stretched to [0, 1]; one of a single value stays."""
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    room = high - low
+    return torch.where(room > 0, (x - low) / torch.where(room > 0, room, 1), x)
 
 
 def equalize(x: Tensor, level: Tensor, fill: Tensor) -> Tensor:
@@ -185,7 +211,7 @@ def _moved(
 ) -> Float[Tensor, "B 3 H W"]:
     """Each pixel fetched, bilinearly, from where the two rows of an affine map say, in units of half the image."""
     rows = [
-        torch.stack([torch.as_tensor(v, dtype=x.dtype, device=x.device).expand(len(x)) for v in row], dim=1)
+        torch.stack([v if isinstance(v, Tensor) else x.new_full((len(x),), v) for v in row], dim=1)
         for row in (first, second)
     ]
     grid = F.affine_grid(torch.stack(rows, dim=1), list(x.shape), align_corners=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
@@ -16,20 +16,21 @@ from torch import Tensor, nn
 
 from crosslevel.transforms import functional as op
 from crosslevel.transforms import grouped as parts
-from crosslevel.transforms import randaugment
-from crosslevel.transforms.parameters import Augment, Draw, draw, draw_box
+from crosslevel.transforms import masked, parameters, randaugment
+from crosslevel.transforms.parameters import Augment, Draw, Words, draw, draw_box
 from crosslevel.transforms.presets import PLAIN, PRESETS
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.philox import Counted
 
 
 @final
 class Views(nn.Module):
     """Random views of a whole batch at once, on the batch's own device.
 
-    Every image of every view gets parameters of its own, drawn on the CPU, so that one seed gives the same
-    parameters on every device. View v takes entry v (modulo their number) of the preset, with the settings
-    given here in place of the preset's. ``count``, the number of views, is 2 unless set; the last ``plain`` of them,
-    0 unless set, are large crops and flips without any change of colour.
+    Every image of every view gets parameters of its own, the same on every device: from a generator they are drawn on
+    the CPU, from `Counted` where the images are. View v takes entry v (modulo their number) of the preset, with the
+    settings given here in place of the preset's. ``count``, the number of views, is 2 unless set; the last ``plain`` of
+    them, 0 unless set, are large crops and flips without any change of colour.
 
     Args:
         preset: ``simclr``, ``mocov2``, ``byol``, ``infomin``, ``cifar`` or ``none`` (no randomness: a centred square).
@@ -105,6 +106,10 @@ class Views(nn.Module):
         self.choose(preset or "cifar", self.chosen)
         self.mean, self.std, self.count, self.plain = mean, std, 2, 0
         self._given, self.size, self._open = given, size or 32, size is None
+        # What a captured step has compiled in their place.
+        self.make: Callable[..., Tensor] = masked.view
+        self.draw: Callable[..., Draw] = draw
+        self.words: Callable[..., Tensor] = Counted.words
         self.register_buffer("_mean", torch.tensor(mean), persistent=False)
         self.register_buffer("_std", torch.tensor(std), persistent=False)
 
@@ -131,14 +136,21 @@ class Views(nn.Module):
         return {"preset": self.preset, "size": self.size, **self._given, "mean": self.mean, "std": self.std}
 
     def forward(
-        self, images: UInt8[Tensor, "B *V 3 H W"], generator: torch.Generator | None = None
+        self,
+        images: UInt8[Tensor, "B *V 3 H W"],
+        generator: torch.Generator | Counted | None = None,
+        partners: UInt8[Tensor, "B 3 H W"] | None = None,
     ) -> list[Float[Tensor, "B 3 size size"]]:
         """``count`` views of every image, normalized.
+
+        A CPU takes view after view, in parts that its cache holds; elsewhere shapes are fixed, and nothing waits for
+        what was drawn. Equal draws give equal views either way.
 
         Args:
             images: whole images (B, 3, H, W), or crops of them (B, V, 3, size, size) as ``crops`` makes
                 them: then crop v becomes view v, and only the crop is skipped.
-            generator: a CPU generator; None takes torch's own.
+            generator: a CPU generator, or the numbers of these images in a step; None takes torch's own generator.
+            partners: whole images that every second view is drawn from, in place of ``images``.
 
         Raises:
             ValueError: the images are not uint8 of one of these shapes.
@@ -146,16 +158,63 @@ class Views(nn.Module):
         """
         cropped = images.ndim == 5
         self._check(images, cropped)
-        height, width = images.shape[-2:]
+        if partners is not None and (cropped or partners.shape != images.shape):
+            raise UserError(f"partners {tuple(partners.shape)} of images {tuple(images.shape)}: give whole ones alike")
         views: list[Tensor] = []
         with _float32_without_gradients(images.device):
-            for augment, alike in groupby(map(self._augment, range(self.count))):
-                places = range(len(views), len(views) + len(list(alike)))
-                # A CPU takes view after view, for its cache; elsewhere all that are drawn alike are one batch.
-                for some in [[v] for v in places] if parts.for_its_cache(images.device) else [list(places)]:
-                    drawn = [draw(augment, len(images), height, width, self.size, generator) for _ in some]
-                    views += self._views(images, some, augment, drawn)
+            sources = self._sources(generator, images.device)
+            if parameters.for_its_cache(images.device):
+                return [
+                    self._in_parts(images[:, v] if cropped else _of_view(v, images, partners), cropped, v, s)
+                    for v, s in enumerate(sources)
+                ]
+            # All that are drawn alike are one batch: as many operations as for a single one.
+            for _, alike in groupby(range(self.count), self._augment):
+                places = list(alike)
+                views += self._masked(images, partners, cropped, places, [sources[v] for v in places])
         return views
+
+    def _sources(
+        self, generator: torch.Generator | Counted | None, device: torch.device
+    ) -> list[torch.Generator | Words | None]:
+        """Where each view's random numbers come from."""
+        if not isinstance(generator, Counted):
+            return [generator] * self.count
+        needed = max(Words.needed(self._augment(v)) for v in range(self.count))
+        # Apple's GPUs have no float64, in which boxes are drawn.
+        place = torch.device("cpu") if device.type == "mps" else device
+        return [Words(words) for words in self.words(generator, range(self.count), needed, place)]
+
+    def _masked(
+        self,
+        images: UInt8[Tensor, "B *V 3 H W"],
+        partners: UInt8[Tensor, "B 3 H W"] | None,
+        cropped: bool,
+        places: list[int],
+        sources: list[torch.Generator | Words | None],
+    ) -> list[Float[Tensor, "B 3 size size"]]:
+        """The views with the numbers ``places``, all drawn alike, with fixed shapes."""
+        augment, count, (height, width) = self._augment(places[0]), len(images), images.shape[-2:]
+        words = [source.words for source in sources if isinstance(source, Words)]
+        if words:
+            drawn = self.draw(augment, count * len(places), height, width, self.size, Words(torch.cat(words)))
+        else:
+            drawn = Draw.joined([draw(augment, count, height, width, self.size, source) for source in sources])
+        drawn = drawn.to(images.device)
+        if cropped:
+            images = images[:, places[0] : places[-1] + 1].transpose(0, 1).flatten(0, 1)
+        elif partners is not None:
+            images = torch.cat([_of_view(v, images, partners) for v in places])
+        elif len(places) > 1:
+            images = images.repeat(len(places), 1, 1, 1)
+        most = max(1, masked.CHUNK // (3 * max(height * width, self.size**2)))
+        made = [
+            self.make(some, cropped, drawn.part(first, most), augment, self.size, self._mean, self._std)
+            for first, some in zip(range(0, len(images), most), images.split(most), strict=True)
+        ]
+        # Tensors of their own: what is done to one in place is no business of the others, nor of autograd.
+        views = made[0] if len(made) == 1 else torch.cat(made)
+        return [view.data for view in views.unflatten(0, (len(places), count)).unbind()]
 
     def crops(
         self, image: UInt8[Tensor, "3 H W"], generator: torch.Generator | None = None
@@ -201,18 +260,17 @@ class Views(nn.Module):
             crops = ", ".join(map(str, expected))
             raise UserError(f"images are {images.dtype} {shape}: give uint8 (B, 3, H, W), or crops (B, {crops})")
 
-    def _views(
-        self, images: UInt8[Tensor, "B *V 3 H W"], places: list[int], augment: Augment, drawn: list[Draw]
-    ) -> list[Float[Tensor, "B 3 size size"]]:
-        """The views with the numbers ``places``, all by the same ``augment``."""
-        cropped, count = images.ndim == 5, len(images)
+    def _in_parts(
+        self, images: UInt8[Tensor, "B 3 H W"], cropped: bool, v: int, source: torch.Generator | Words | None
+    ) -> Float[Tensor, "B 3 size size"]:
+        """View v, part by part."""
+        augment, (height, width) = self._augment(v), images.shape[-2:]
+        drawn = draw(augment, len(images), height, width, self.size, source)
         most = parts.chunk_length(images, self.size)
         blurred = partial(op.gaussian_blur, taps=op.blur_taps(self.size, augment.blur_sigma[1]))
-        views = torch.empty(len(places) * count, 3, self.size, self.size, device=images.device)
-        if cropped:
-            images = images[:, places[0] : places[-1] + 1].transpose(0, 1).flatten(0, 1)
-        for part in parts.divided(Draw.joined(drawn), most, images.device):
-            pixels = images.index_select(0, part.index if cropped or len(places) == 1 else part.index % count)
+        views = torch.empty(len(images), 3, self.size, self.size)
+        for part in parts.divided(drawn, most):
+            pixels = images.index_select(0, part.index)
             if cropped:
                 x = pixels.to(torch.float32).div_(255)
                 x = op.flip(x, part.flip) if augment.flip > 0 else x
@@ -226,11 +284,14 @@ class Views(nn.Module):
             self._normalize_(x)
             part.on(part.erase, x, op.erase, part.erase_boxes)
             views.index_copy_(0, part.index, x)
-        # Tensors of their own: what is done to one in place is no business of the others, nor of autograd.
-        return [view.data for view in views.unflatten(0, (len(places), count)).unbind()]
+        return views
 
     def _normalize_(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         return x.sub_(self._mean.view(3, 1, 1)).div_(self._std.view(3, 1, 1))
+
+
+def _of_view(v: int, images: Tensor, partners: Tensor | None) -> Tensor:
+    return images if partners is None or v % 2 == 0 else partners
 
 
 @contextmanager

@@ -109,6 +109,19 @@ def test_bank_follows_its_recurrence_over_fifty_steps(online):
     assert torch.equal(method.bank.rows, after)
 
 
+def test_the_bank_may_move_once_for_each_view():
+    """As in the backward pass of CLD's authors: to the first view, then on to the second."""
+    method = build(online=2, momentum=0.5, per_view=True)
+    index = torch.tensor([3, 7])
+    row = numpy(method.bank.rows)[index.numpy()]
+    h = [normal(i, 2, 5) for i in range(2)]
+    method([], h, index)
+    method.after_step()
+    for v in h:
+        row = unit(0.5 * row + 0.5 * unit(linear(numpy(v), method.branch)))
+    np.testing.assert_allclose(numpy(method.bank.rows)[index.numpy()], row, atol=1e-6)
+
+
 def test_it_needs_the_number_of_images():
     with pytest.raises(ValueError, match="it needs a source of known length; use MoCo instead"):
         NPID(TinyEncoder())

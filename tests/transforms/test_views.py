@@ -7,9 +7,12 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as reference
 
-from crosslevel.transforms.parameters import Augment, draw, draw_boxes
+from crosslevel.transforms import parameters
+from crosslevel.transforms.parameters import Augment, Words, draw, draw_boxes
 from crosslevel.transforms.presets import PRESETS
 from crosslevel.transforms.views import Views
+from crosslevel.utils.errors import UserError
+from crosslevel.utils.philox import Counted
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -64,7 +67,7 @@ def assert_equal_views(ours: torch.Tensor, theirs: torch.Tensor, solarized: torc
 @pytest.fixture(params=[True, False], ids=["in small parts", "all at once"])
 def way(request, monkeypatch):
     """As a CPU makes views, and as a GPU does: all that are drawn alike in one go."""
-    monkeypatch.setattr("crosslevel.transforms.grouped.for_its_cache", lambda device: request.param)
+    monkeypatch.setattr("crosslevel.transforms.parameters.for_its_cache", lambda device: request.param)
 
 
 @pytest.mark.usefixtures("way")
@@ -87,7 +90,7 @@ def test_a_view_is_torchvisions_sequence(preset, height, width):
 @pytest.mark.usefixtures("way")
 def test_wide_hue_and_large_views_in_several_chunks(monkeypatch):
     """Hue beyond a sixth of the circle takes another path; at 160 pixels a chunk holds six images, or thirteen."""
-    monkeypatch.setattr("crosslevel.transforms.grouped._DEVICE_CHUNK", 2**20)
+    monkeypatch.setattr("crosslevel.transforms.masked.CHUNK", 2**20)
     views = Views("simclr", size=160, hue=0.4, blur=1.0)
     images = pixels(20, 3, 170, 130)
     ours = views(images, generator(2))[0]
@@ -163,9 +166,66 @@ def test_all_at_once_gives_what_small_parts_give(monkeypatch, preset, shape):
     views = Views(preset, size=32, erase=0.2)
     views.count, views.plain = 5, 2
     one_by_one = views(pixels(*shape), generator(12))
-    monkeypatch.setattr("crosslevel.transforms.grouped.for_its_cache", lambda device: False)
+    monkeypatch.setattr("crosslevel.transforms.parameters.for_its_cache", lambda device: False)
     for a, b in zip(one_by_one, views(pixels(*shape), generator(12)), strict=True):
         torch.testing.assert_close(b, a, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("preset", ["cifar", "byol", "infomin"])
+def test_equal_draws_give_equal_views_on_every_device(monkeypatch, preset):
+    """By parts, as a CPU makes them, and with fixed shapes, as a GPU does: values in [0, 1] within 1e-5."""
+    views = Views(preset, size=16, erase=0.5, solarize=0.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    images, numbers = pixels(64, 3, 24, 20), Counted(5, 9, torch.arange(64) + 100)
+    here = views(images, numbers)
+    monkeypatch.setattr("crosslevel.transforms.parameters.for_its_cache", lambda device: False)
+    for a, b in zip(here, views(images, numbers), strict=True):
+        # RandAugment's thresholds and whole levels jump where the last bit decides, and an equalized image moves whole.
+        wrong = ((a - b).abs() > 1e-5).flatten(1).any(1)
+        assert wrong.float().mean() <= (0.05 if preset == "infomin" else 0)
+
+
+@pytest.mark.usefixtures("way")
+def test_an_images_views_do_not_depend_on_the_batch_that_it_comes_in():
+    """One process of 8 images a step, two of 4, or any other: the views of image i in step n are the same."""
+    views, images, index = (
+        Views("mocov2", size=16, erase=0.5),
+        pixels(8, 3, 20, 20),
+        torch.tensor([9, 2, 7, 4, 1, 0, 3, 8]),
+    )
+    whole = views(images, Counted(5, 9, index))
+    for part in (index.argsort(), torch.tensor([5]), torch.arange(0, 8, 2)):
+        for a, b in zip(whole, views(images[part], Counted(5, 9, index[part])), strict=True):
+            torch.testing.assert_close(b, a[part], atol=1e-5, rtol=0)
+    other = views(images, Counted(5, 10, index))
+    assert all((a != b).flatten(1).any(1).all() for a, b in zip(whole, other, strict=True))
+
+
+def test_numbers_of_an_image_follow_the_law_of_the_generator():
+    """The parameters drawn from words have the distributions of those drawn from a generator."""
+    augment = replace(PRESETS["infomin"][0], erase=0.3)
+    words = Words(Counted(3, 1, torch.arange(20_000)).words([0], Words.needed(augment), torch.device("cpu"))[0])
+    ours, theirs = draw(augment, 20_000, 40, 30, 32, words), draw(augment, 20_000, 40, 30, 32, generator(1))
+    for name in (
+        "boxes",
+        "flip",
+        "jitter",
+        "factors",
+        "grayscale",
+        "blur",
+        "sigma",
+        "levels",
+        "solarize",
+        "erase_boxes",
+    ):
+        a, b = (getattr(drawn, name).float() for drawn in (ours, theirs))
+        deviation = torch.maximum(a.std(0), b.std(0))
+        assert ((a.mean(0) - b.mean(0)).abs() <= 0.05 * deviation).all(), name  # five standard errors
+        assert ((a.std(0) - b.std(0)).abs() <= 0.05 * deviation).all(), name
+    assert torch.equal(ours.order.sort(1).values, torch.arange(4).expand(20_000, 4))
+    for a, b in ((ours.order, theirs.order), (ours.operations + 1, theirs.operations + 1)):
+        for x, y in zip(a.unbind(1), b.unbind(1), strict=True):
+            counts = x.bincount(minlength=16) - y.bincount(minlength=16)
+            assert (counts.abs() < 600).all()
 
 
 @pytest.mark.usefixtures("way")
@@ -263,3 +323,18 @@ def test_a_preset_that_was_left_open_is_chosen_later_with_what_was_given():
     assert open_one.arguments() == Views("mocov2", 16, hue=0.3).arguments()
     with pytest.raises(ValueError, match="did you mean 'simclr'"):
         open_one.choose("simclear")
+
+
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_partners_are_the_images_of_every_second_view(monkeypatch, fixed_shapes):
+    monkeypatch.setattr(parameters, "for_its_cache", lambda device: not fixed_shapes)
+    images, partners = (torch.randint(0, 256, (6, 3, 20, 20), dtype=torch.uint8) for _ in range(2))
+    views = Views("cifar", size=16)
+    views.count = 3
+    numbers = Counted(0, 4, torch.arange(6))
+    both = views(images, numbers, partners)
+    own, others = views(images, numbers), views(partners, numbers)
+    assert [torch.equal(both[v], (others if v == 1 else own)[v]) for v in range(3)] == [True] * 3
+    assert not torch.equal(both[1], own[1])
+    with pytest.raises(UserError, match="give whole ones alike"):
+        views(images, numbers, partners[:, :, :10])

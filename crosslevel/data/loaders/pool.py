@@ -19,6 +19,7 @@ from crosslevel.data.decoding.memory import limit_process
 from crosslevel.data.loaders.workers import Keys, leave_interrupts
 from crosslevel.utils.console import printable
 from crosslevel.utils.errors import MachineError
+from crosslevel.utils.processes import without_main
 
 Result = TypeVar("Result")
 
@@ -79,7 +80,8 @@ class Pool(Generic[Result]):
         # torch would raise that a process has died wherever this one is, such as in the middle of a step; without its
         # handler it raises where results are waited for.
         before = signal.getsignal(signal.SIGCHLD)
-        iterator = iter(self._loader)
+        with without_main():  # whatever the main module is
+            iterator = iter(self._loader)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
         self._processes = getattr(iterator, "_workers", [])

@@ -74,15 +74,23 @@ def worker_trouble() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = " ".join(str(error).split())
-        killed = re.search(r"DataLoader worker .*?(is killed by signal: [\w ]+|exited unexpectedly)", said)
-        if "No space left on device" in said or "out of shared memory" in said or "Bus error" in said:
-            reason = "/dev/shm is full: enlarge it (docker run --shm-size=8g), or give --workers 0 or fewer"
-        elif killed:
-            reason = f"it {killed[1].rstrip(' .')}; if memory is short, give --workers 0 or fewer"
-        else:
+        told = trouble(error)
+        if not told:
             raise
-        raise MachineError(f"a process that decodes images has died: {reason}") from error
+        raise MachineError(told) from error
+
+
+def trouble(error: RuntimeError) -> str:
+    """Why a process that decodes images died, in one line; empty if the error is another one."""
+    said = " ".join(str(error).split())
+    killed = re.search(r"DataLoader worker .*?(is killed by signal: [\w ]+|exited unexpectedly)", said)
+    if "No space left on device" in said or "out of shared memory" in said or "Bus error" in said:
+        reason = "/dev/shm is full: enlarge it (docker run --shm-size=8g), or give --workers 0 or fewer"
+    elif killed:
+        reason = f"it {killed[1].rstrip(' .')}; if memory is short, give --workers 0 or fewer"
+    else:
+        return ""
+    return f"a process that decodes images has died: {reason}"
 
 
 def cores() -> int:

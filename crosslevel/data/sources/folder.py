@@ -23,6 +23,13 @@ from crosslevel.data.watch import Watch, _time
 from crosslevel.utils.errors import SourceError, UserError
 
 
+def files_of(images: Images) -> list[tuple[str, str | None]]:
+    """Each image's name, and the file that it is; None where it lies in something else, or cannot be found."""
+    root = images.name.partition("@")[0]
+    files = [os.path.join(root, path) for path in images.paths]
+    return [(path, file if os.path.isfile(file) else None) for path, file in zip(images.paths, files, strict=True)]
+
+
 class Files(Images):
     """Image files, decoded when they are asked for.
 

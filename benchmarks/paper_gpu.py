@@ -1,0 +1,284 @@
+"""The paper's table for CIFAR-10 on one GPU: NPID and MoCo, each with and without CLD, 200 epochs by the recipes.
+
+python benchmarks/paper_gpu.py DATA --cells next --minutes 8 [-o OUTPUT] [--runs RUNS] [-- options of crosslevel train]
+
+DATA is a folder with one sub-folder a class in train/ and in test/, or a tar of it (cifar10-jpeg.tar.xz). A cell is one
+`crosslevel train --recipe cifar10-NAME` in its own process. After so many minutes it is asked to stop, writes its
+checkpoint, and goes on from there in the next call; a cell that is whole is not trained again. Every 20 epochs the
+test images are classified by weighted kNN (k = 200, T as the recipe's head says) among the training images, on the
+instance branch's features (the published figure), the group branch's, and the shared ones. OUTPUT.json has all of
+these with the card and the date, OUTPUT.md the table of the newest. The labels judge, and do nothing else.
+
+Cells: npid, npid-cld, moco, moco-cld, further ones by a recipe's name; `next` is the first that is not whole, `all`
+are these four, each for so many minutes. --until 50 stops a cell after 50 of its epochs; without a GPU the first
+quarter of two cells at a quarter of the width is
+
+    python benchmarks/paper_gpu.py DATA --cells npid npid-cld --minutes 600 --until 50 -- --encoder.width=0.25
+
+Beside PyTorch it needs torchvision, timm, lightning, torchmetrics, pyarrow, pyyaml, rich, filelock (4.2 or later),
+jaxtyping, jinja2, matplotlib, numpy, pillow, safetensors, scikit-learn, scipy, shtab and tensorboard (with absl-py,
+grpcio, markdown, protobuf, tensorboard-data-server and werkzeug). Where nothing can be downloaded, those that
+`python benchmarks/paper_gpu.py --missing` prints must be carried as wheels. Crosslevel itself need not be installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.metadata
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tarfile
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import records
+
+ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED = {"npid": 80.8, "npid-cld": 86.7, "moco": 82.1, "moco-cld": 87.5}
+"""Wang, Liu, Yu 2021, on the official files; the best epoch by test accuracy."""
+
+BRANCHES = ("instance", "group", "shared")
+EVERY = 20  # epochs
+GRACE = 60  # seconds in which a cell that was asked to stop has to write its checkpoint
+VOTE = {"MoCo": 0.07, "NPID": 0.1}  # T of the kNN's votes in the authors' programs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="?")
+    parser.add_argument("--cells", nargs="+", default=["next"])
+    parser.add_argument("--minutes", type=float, default=8.0, help="of one cell in this call")
+    parser.add_argument("--until", type=int, help="stop a cell after so many of its epochs")
+    parser.add_argument("-o", "--output", default="benchmarks/results/paper_gpu")
+    parser.add_argument("--runs", default="runs/paper_gpu")
+    parser.add_argument("--missing", action="store_true", help="only print which packages are missing")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    given = sys.argv[1:]
+    place = given.index("--") if "--" in given else len(given)
+    arguments = parser.parse_args(given[:place])
+    if arguments.missing:
+        print(" ".join(missing()) or "nothing is missing")
+        return
+    if arguments.one:
+        train_cell(json.loads(arguments.one))
+        return
+    if not arguments.data:
+        parser.error("DATA: give the folder with train/ and test/, or a tar of it")
+    grid(arguments, given[place + 1 :])
+
+
+def missing() -> list[str]:
+    """The packages, as pyproject.toml names them, that are not here in the version that is needed."""
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    lacks = []
+    for requirement in wanted:
+        name, _, least = requirement.partition(">=")
+        try:
+            here = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            here = ""
+        if not here or _numbers(here) < _numbers(least):
+            lacks.append(requirement)
+    return lacks
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version.partition("+")[0])]
+
+
+def grid(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """Each wanted cell in its turn, for its minutes; the table after each."""
+    record = Path(arguments.output).with_suffix(".json")
+    cells = {name: cell(name, arguments, rest, record) for name in wanted(arguments.cells, record, rest)}
+    places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
+    for name, one in cells.items():
+        began = time.monotonic()
+        process = subprocess.Popen([sys.executable, __file__, "--one", json.dumps(one)], env=environment)
+        try:
+            process.wait(60 * arguments.minutes)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        print(f"{name}: {(time.monotonic() - began) / 60:.1f} minutes, exit status {process.returncode}", flush=True)
+    table = markdown(records.read(record, "cells"))
+    record.with_suffix(".md").write_text(table)
+    print(table)
+
+
+def wanted(named: list[str], record: Path, rest: list[str]) -> list[str]:
+    """The cells to run: those that are named, `next` or `all`, without what the record has whole."""
+    known = records.read(record, "cells")
+    left = [name for name in PUBLISHED if not whole(known.get(name), rest)]
+    chosen = left[:1] if named == ["next"] else left if named == ["all"] else named
+    return [name for name in chosen if not whole(known.get(name), rest)]
+
+
+def whole(known: dict[str, Any] | None, rest: list[str]) -> bool:
+    """Whether a recorded cell was trained to its end, with these options."""
+    return known is not None and known["options"] == rest and known["epochs_done"] >= known["epochs"]
+
+
+def cell(name: str, arguments: argparse.Namespace, rest: list[str], record: Path) -> dict[str, Any]:
+    """What the cell's own process is told."""
+    return {
+        "name": name, "recipe": f"cifar10-{name}" if name in PUBLISHED else name, "data": arguments.data,
+        "runs": arguments.runs, "record": str(record), "until": arguments.until, "options": rest,
+    }  # fmt: skip
+
+
+def train_cell(wanted: dict[str, Any]) -> None:
+    """Train, or go on with, one cell, and record its figures; in a process of its own."""
+    import torch
+    from paper import trained
+
+    from crosslevel.data.pack import pack
+
+    data, runs = unpacked(Path(wanted["data"]), Path(wanted["runs"])), Path(wanted["runs"])
+    packs = {part: runs / f"{part}.pack" for part in ("train", "test")}
+    for part, place in packs.items():
+        pack(str(data / part), str(place), size=32, quiet=True)
+    line = ["--recipe", wanted["recipe"], f"--monitor_every={EVERY}", "--report_html=false", *wanted["options"]]
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+    trained(str(packs["train"]), line, runs / wanted["name"], watch=Judge(wanted, packs, card))
+
+
+def unpacked(data: Path, runs: Path) -> Path:
+    """The folder with train/ and test/; of a tar, what it holds, below ``runs``."""
+    if data.is_dir():
+        return data
+    target = runs / data.name.split(".")[0]
+    if not (target / ".whole").is_file():
+        with tarfile.open(data) as tar:
+            tar.extractall(target, filter="data")
+        (target / ".whole").touch()
+    return next(folder.parent for folder in sorted(target.rglob("train")) if folder.is_dir())
+
+
+class Judge:
+    """A `Watch` that classifies the test images after every 20th epoch and the last, and keeps the record."""
+
+    def __init__(self, wanted: dict[str, Any], packs: dict[str, Path], card: str) -> None:
+        self.wanted, self.packs, self.card = wanted, packs, card
+        self.file, self.began = Path(wanted["runs"]) / wanted["name"], time.monotonic()
+
+    def part(self, source: Any) -> Any:
+        """All images are trained on."""
+        return source
+
+    def monitor(self, encoder: Any, method: Any, cld: Any, hardware: Any, unreadable: Any) -> Any:
+        """What is called at the end of an epoch."""
+        import yaml
+
+        from crosslevel.data.bad_files import BadFiles
+        from crosslevel.data.loaders.batches import pack
+        from crosslevel.data.open import open_images
+
+        bank, queries = (pack(open_images(str(p)), encoder.view.size, bad=BadFiles()) for p in self.packs.values())
+        settings = yaml.safe_load((self.file / "config.yaml").read_text())
+        every, total = settings["monitor_every"], settings["epochs"]
+        known = records.read(Path(self.wanted["record"]), "cells").get(self.wanted["name"], {})
+        mine = known if known.get("options") == self.wanted["options"] else {}
+        done = self._epochs_done()
+        curve = {k: v for k, v in mine.get("figures", {}).items() if int(k) <= done}
+        temperature = VOTE.get(type(method).__name__, 0.1)
+        epoch = [done // every * every]
+
+        def measure() -> dict[str, float]:
+            epoch[0] = min(epoch[0] + every, int(total))
+            figures = accuracies(encoder, method, cld, bank, queries, hardware, temperature)
+            curve[str(epoch[0])] = figures
+            self._keep(curve, epoch[0], int(total), temperature, settings)
+            print(f"{self.wanted['name']}: epoch {epoch[0]}: {figures}", flush=True)
+            if self.wanted["until"] is not None and self.wanted["until"] <= epoch[0] < total:
+                os.kill(os.getpid(), signal.SIGTERM)  # the training ends with a checkpoint
+            return {"knn": figures["shared"]}
+
+        return measure
+
+    def _epochs_done(self) -> int:
+        """Whole epochs in the checkpoint that the training goes on from."""
+        from crosslevel.runs import Run
+        from crosslevel.training.loop import checkpoints
+
+        run = Run(self.file)
+        return int(checkpoints.read(run)["epoch"]) if run.last.is_file() else 0
+
+    def _keep(self, curve: dict[str, Any], epoch: int, total: int, vote: float, settings: dict[str, Any]) -> None:
+        import torch
+
+        with (self.file / "metrics.csv").open() as file:
+            rates = [float(row["images_per_second"]) for row in csv.DictReader(file) if row["images_per_second"]]
+        value = {
+            "recipe": self.wanted["recipe"], "options": self.wanted["options"], "epochs": total, "epochs_done": epoch,
+            "figures": curve, "vote_temperature": vote, "precision": settings["precision"],
+            "images_per_second": statistics.median(rates) if rates else None, "card": self.card,
+            "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
+        }  # fmt: skip
+        records.add(Path(self.wanted["record"]), "cells", self.wanted["name"], value, {"program": Path(__file__).name})
+
+
+def accuracies(
+    encoder: Any, method: Any, cld: Any, bank: Any, queries: Any, hardware: Any, temperature: float
+) -> dict[str, float]:
+    """Weighted kNN (k = 200) of the test images, in percent, by each branch's features and the shared ones."""
+    import torch
+
+    from crosslevel.features.extract import extract
+    from crosslevel.metrics.knn import weighted_knn
+
+    known, asked = (extract(encoder, part, hardware=hardware) for part in (bank, queries))
+    features = [part.features.to(hardware.device) for part in (known, asked)]
+    labels, wanted = (part.labels.to(hardware.device) for part in (known, asked))
+    project = {"instance": method.project, "group": None if cld is None else cld.project, "shared": lambda h: h}
+    found = {}
+    with torch.no_grad():
+        for name in BRANCHES:
+            branch = project[name]
+            if branch is None:
+                continue
+            a, b = (branch(h) for h in features)
+            votes = weighted_knn(a, labels, b, int(labels.max()) + 1, k=200, temperature=temperature)
+            found[name] = round(100 * float((votes.argmax(1) == wanted).float().mean()), 2)
+    return found
+
+
+def markdown(cells: dict[str, dict[str, Any]]) -> str:
+    """The newest figures of every cell as a table."""
+    lines = [
+        "Weighted kNN (k = 200) of CIFAR-10's test images, top-1 in %, at the last epoch measured (the published "
+        "figures are their best epoch's by test accuracy, on the official files).",
+        "",
+        "| cell | published | epochs | instance | group | shared | images/s | where, when |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in [*PUBLISHED, *(name for name in cells if name not in PUBLISHED)]:
+        one, published = cells.get(name), PUBLISHED.get(name, "-")
+        if one is None or not one["figures"]:
+            lines.append(f"| {name} | {published} | not run | - | - | - | - | - |")
+            continue
+        newest = one["figures"][max(one["figures"], key=int)]
+        shown = " | ".join(f"{newest[branch]:.1f}" if branch in newest else "-" for branch in BRANCHES)
+        rate = "-" if one["images_per_second"] is None else f"{one['images_per_second']:,.0f}"
+        options = f" ({' '.join(one['options'])})" if one["options"] else ""
+        lines.append(
+            f"| {name}{options} | {published} | {one['epochs_done']} of {one['epochs']} | {shown} | {rate} | "
+            f"{one['card']}, {one['precision']}, {one['date']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The training step is told in advance: no value of a tensor decides anything on the host, and none is copied there."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from crosslevel.cld.loss import CrossLevel
+from crosslevel.data.loaders.batches import Batch
+from crosslevel.methods import METHODS
+from crosslevel.models.encoder import Encoder
+from crosslevel.training.loop.module import Pretrain
+from crosslevel.transforms.views import Views
+
+WAITS = {
+    "_local_scalar_dense", "nonzero", "nonzero_static", "masked_select", "equal", "is_nonzero", "bincount", "unique",
+    "_unique2", "unique_dim", "repeat_interleave",
+}  # fmt: skip
+INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
+COPIES = {"_to_copy", "copy_", "_copy_from"}
+ARGUMENTS = {"moco": {"queue": 16}, "infomin": {"queue": 16}, "npid": {"momentum": 0.5}, "byol": {"hidden": 16}}
+
+
+class Refuses(TorchDispatchMode):
+    """Fails at an operation for which the host would wait for the device, or that has a shape decided by values."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        assert name not in WAITS, f"{name} waits for the device"
+        if name in INDEXED:
+            assert not any(t.dtype in (torch.bool, torch.uint8) for t in tree_leaves(args[1]) if t is not None), name
+        out = function(*args, **(kwargs or {}))
+        if name in COPIES:
+            places = {t.device.type for t in [*tensors, *tree_leaves(out)] if isinstance(t, torch.Tensor)}
+            assert len(places) == 1, f"{name} between {places}"
+        return out
+
+
+@pytest.mark.parametrize(
+    "operation", [lambda x: float(x.sum()), lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: x.unique()]
+)
+def test_what_waits_is_refused(operation):
+    with pytest.raises(AssertionError), Refuses():
+        operation(torch.arange(4.0))
+
+
+def training(name, with_cld, batch, optimizer="sgd"):
+    encoder = Encoder("resnet18", small_images=True, width=0.0625)
+    method = METHODS[name](encoder, 20, **ARGUMENTS.get(name, {}))
+    method.online = max(method.online, 2) if with_cld else method.online
+    views = Views(
+        "infomin" if name == "infomin" else "byol" if name == "byol" else "cifar", size=12, erase=0.5, blur=0.5
+    )
+    views.count, views.plain = method.views, method.plain_views
+    cld = CrossLevel(encoder.num_features, groups=batch // 2) if with_cld else None
+    return Pretrain(
+        encoder, method, cld, views, steps=10, warmup_steps=0, optimizer=optimizer, lr=0.1, weight_decay=1e-4, seed=0
+    )
+
+
+def batch_of(count, device="cpu"):
+    images = torch.randint(256, (count, 3, 16, 16), dtype=torch.uint8, device=device)
+    index = torch.arange(count, device=device)
+    return Batch(images, index, index)
+
+
+@pytest.fixture
+def _as_elsewhere(monkeypatch):
+    """As on a device that is not a CPU."""
+    monkeypatch.setattr("crosslevel.transforms.parameters.for_its_cache", lambda device: False)
+
+
+@pytest.mark.usefixtures("_as_elsewhere")
+@pytest.mark.parametrize("with_cld", [True, False], ids=["with CLD", "alone"])
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_no_step_waits_for_the_device(name, with_cld):
+    """Views, forward, losses, backward, optimizer and what the method remembers."""
+    module, batch = training(name, with_cld, 8), batch_of(8)
+    optimizer = module.configure_optimizer()
+    for _ in range(2):
+        module.begin_step(optimizer)
+        with Refuses():
+            loss = module(batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            module.end_step()
+    module.check_finite()
+
+
+@pytest.mark.usefixtures("_as_elsewhere")
+@pytest.mark.parametrize("name", ["infomin", "npid"])
+def test_no_step_copies_to_or_from_the_host(name):
+    """On pretended tensors of a GPU, which have a place and a shape, and no values."""
+    pretended = FakeTensorMode()
+    module = training(name, True, 8)
+    with pretended:
+        batch = batch_of(8, "cuda")
+        for part in module.modules():
+            for own in (part._parameters, part._buffers):
+                for key, value in own.items():
+                    if value is not None:
+                        there = torch.empty(value.shape, dtype=value.dtype, device="cuda")
+                        own[key] = torch.nn.Parameter(there) if value.requires_grad else there
+    with pretended, Refuses():
+        loss = module(batch)
+        module.end_step()
+    assert loss.device.type == "cuda"
