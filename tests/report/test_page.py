@@ -4,7 +4,6 @@ import math
 import re
 from html import unescape
 from html.parser import HTMLParser
-from pathlib import Path
 
 import jinja2
 import numpy as np
