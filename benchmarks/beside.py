@@ -18,6 +18,7 @@ from crosslevel.data.loaders.batches import TrainBatches
 from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder
 from crosslevel.training.loop.fit import fit
+from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import choose
@@ -38,11 +39,13 @@ def beside(
     epochs: int,
     batch_size: int = 256,
     views: Views | None = None,
+    compile: Compile = "off",
 ) -> tuple[list[float], list[float]]:
     """Seconds a step of the whole training run, and ``other``'s own figure, epoch by epoch in alternation.
 
     A step is measured from the end of one epoch's interruption to the beginning of the next: it has the data, the
-    views, both branches, the optimizer, the logs and the checkpoint in it. The first epoch warms up.
+    views, both branches, the optimizer, the logs and the checkpoint in it. The first epoch warms up, and compiles where
+    that is asked for.
     """
     views = views or Views("cifar", 32)
     views.count = method.views
@@ -65,7 +68,10 @@ def beside(
 
     with tempfile.TemporaryDirectory() as folder:
         quiet = Console(file=io.StringIO())
-        fit(module, batches, Path(folder), hardware=choose(), monitor=interrupt, monitor_every=1, console=quiet)
+        fit(
+            module, batches, Path(folder), hardware=choose(), monitor=interrupt, monitor_every=1, console=quiet,
+            compile=compile,
+        )  # fmt: skip
     return ours[1:], theirs[1:]
 
 

@@ -2,7 +2,7 @@
 
 Views are counted on meta tensors, which take the way of a GPU and compute nothing, CLD on the CPU, where it takes the
 same way; operations that move no numbers (views of a tensor, empty ones) are left out. On a GPU an operation is one
-kernel to launch or a few.
+kernel to launch or a few; in a captured step all of them are one launch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.transforms.views import Views
+from crosslevel.utils import philox
 
 FREE = {
     "view", "_unsafe_view", "slice", "select", "split", "split_with_sizes", "unbind", "expand", "t", "transpose",
@@ -49,7 +50,8 @@ def of_views(preset: str, size: int, count: int, batch: int = 256) -> int:
     views = Views(preset, size).to("meta")
     views.count = count
     images = torch.zeros(batch, 3, size, size, dtype=torch.uint8, device="meta")
-    return counted(lambda: views(images, torch.Generator().manual_seed(0)), "meta")
+    numbers = philox.Counted(0, 0, torch.arange(batch, device="meta"))  # as a training step draws
+    return counted(lambda: views(images, numbers), "meta")
 
 
 def of_cld(batch: int = 256) -> int:

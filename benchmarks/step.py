@@ -2,7 +2,9 @@
 
 python benchmarks/step.py [--backbone resnet18] [--width 0.25] [--size 32] [--batch_size 256]
 
-SimCLR on packed images, on the device and in the precision that `crosslevel train` would take.
+SimCLR on packed images, on the device and in the precision that `crosslevel train` would take. On a GPU both are
+compiled and each is one CUDA graph (--compile on); --compile off compares what is neither. The compiled comparison has
+not been run on a GPU yet: benchmarks/results/step_gpu.txt is of the step before.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--compile", choices=["on", "off"], default="on" if torch.cuda.is_available() else "off")
     arguments = parser.parse_args()
     batch, size, device = arguments.batch_size, arguments.size, choose().device
     torch.manual_seed(0)
@@ -38,20 +41,31 @@ def main() -> None:
     method = SimCLR(encoder)
     alone = copy.deepcopy(encoder).to(device)
     cld = CrossLevel(encoder.num_features, groups=batch // 2).to(device)
+    captured = arguments.compile == "on" and device.type == "cuda"
+    if arguments.compile == "on":
+        alone.compile(dynamic=False)
     cld_seconds: list[float] = []
 
     def encoder_alone() -> float:
         cld_seconds.append(time_cld(cld, batch, encoder.num_features))
-        return time_encoder(alone, batch, size)
+        return time_encoder(alone, batch, size, captured=captured)
 
     views = Views("cifar" if size <= 64 else "mocov2", size)
     images = noise(batch * arguments.steps, size)
-    options: dict[str, Any] = {"epochs": arguments.epochs, "batch_size": batch, "views": views}
+    options: dict[str, Any] = {
+        "epochs": arguments.epochs,
+        "batch_size": batch,
+        "views": views,
+        "compile": arguments.compile,
+    }
     whole, bare = beside(encoder, method, images, encoder_alone, **options)
     step, forward_backward, branch = median(whole), median(bare), median(cld_seconds[1:])
     ratios = [b / w for b, w in zip(bare, whole, strict=True)]
     print(machine())
-    print(f"{arguments.backbone} x {arguments.width:g}, batch {batch} of {size}x{size}, preset {views.preset}")
+    print(
+        f"{arguments.backbone} x {arguments.width:g}, batch {batch} of {size}x{size}, preset {views.preset}, "
+        f"compile {arguments.compile}"
+    )
     print(f"whole training step         {1e3 * step:8.1f} ms  {batch / step:8,.0f} images/s")
     print(f"encoder alone, same views   {1e3 * forward_backward:8.1f} ms")
     print(f"CrossLevel, k = {batch // 2:<4}        {1e3 * branch:8.1f} ms")
@@ -59,8 +73,8 @@ def main() -> None:
     print(f"CLD's share of the step     {100 * branch / step:8.2f} %")
 
 
-def time_encoder(encoder: nn.Module, batch: int, size: int, repeats: int = 12) -> float:
-    """Seconds of forward and backward of two ready views."""
+def time_encoder(encoder: nn.Module, batch: int, size: int, repeats: int = 12, captured: bool = False) -> float:
+    """Seconds of forward and backward of two ready views; ``captured``: as one CUDA graph."""
     place = choose()
     views = [torch.randn(batch, 3, size, size, device=place.device) for _ in range(2)]
     views = [view.contiguous(memory_format=torch.channels_last) for view in views]
@@ -71,7 +85,18 @@ def time_encoder(encoder: nn.Module, batch: int, size: int, repeats: int = 12) -
         torch.stack(features).float().mean().backward()
         encoder.zero_grad()
 
-    return seconds_of(step, repeats)
+    if not captured:
+        return seconds_of(step, repeats)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return seconds_of(graph.replay, repeats)
 
 
 def time_cld(cld: CrossLevel, batch: int, features: int, repeats: int = 20) -> float:

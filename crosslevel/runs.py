@@ -20,7 +20,7 @@ from crosslevel.data.images import Images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.models.encoder import FILE, Encoder, load_encoder
-from crosslevel.models.heads import Head, rebuilt_head
+from crosslevel.models.heads import Head, rebuilt_head, stacked
 from crosslevel.utils import files
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.locks import folder_lock, holder
@@ -132,7 +132,12 @@ class Run:
         state, _ = load_safetensors(self.cld)
         try:
             built = self.settings()["cld"]
-            cld = CrossLevel(state["branch.0.weight"].shape[1], **built)
+            if built.get("on") == "instance":
+                instance = self._instance_head()
+                cld = CrossLevel(len(next(instance[-1].parameters())), **built)
+                cld.branch = stacked(instance, cld.branch)
+            else:
+                cld = CrossLevel(state["branch.0.weight"].shape[1], **built)
             cld.load_state_dict(state)
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"{self.config} does not say how to build {self.cld.name}: {error}") from error
@@ -142,14 +147,17 @@ class Run:
         """The heads of the branches that the run kept, by name: features (B, D) to what its losses compare."""
         found: dict[str, nn.Module] = {}
         if self.instance.is_file():
-            state, about = load_safetensors(self.instance)
-            kind = next((head for head in get_args(Head) if head == about.get("head")), None)
-            if kind is None:
-                raise UserError(f"{self.instance} does not say which head it holds: Crosslevel did not write it")
-            found["instance branch"] = rebuilt_head(kind, state)
+            found["instance branch"] = self._instance_head()
         if self.cld.is_file():
             found["group branch"] = self.load_cld().branch
         return found
+
+    def _instance_head(self) -> nn.Sequential:
+        state, about = load_safetensors(self.instance)
+        kind = next((head for head in get_args(Head) if head == about.get("head")), None)
+        if kind is None:
+            raise UserError(f"{self.instance} does not say which head it holds: Crosslevel did not write it")
+        return rebuilt_head(kind, state)
 
     def next_commands(
         self, images: str, labelled: bool, data_root: str | None, crops: Crops | None = None

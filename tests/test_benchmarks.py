@@ -98,12 +98,12 @@ def test_rows_are_of_the_wanted_cells_alone(paper, tmp_path):
 
 @pytest.mark.parametrize("preset", ["cifar", "simclr", "byol"])
 def test_a_gpu_is_told_little_more_for_several_views_than_for_one(monkeypatch, preset):
-    """But for BYOL, whose two views are drawn each in its own way. Every operation is done to all images, once."""
+    """But for BYOL, whose two views are drawn each in its own way. What a captured step launches once is in it."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     launches = importlib.import_module("launches")
     one, three = (launches.of_views(preset, 32, count, batch=64) for count in (1, 3))
-    assert 50 < one < 200
-    assert three <= one + 1 if preset != "byol" else one < three < 3.5 * one
+    assert 100 < one < 450
+    assert three <= one + 5 if preset != "byol" else one < three < 3.5 * one
     assert launches.of_cld(64) < 170
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # shapes are for readers: the add-on needs torch alone
     from jaxtyping import Float
 
 Grouping = Literal["kmeans", "normalized-cut"]
+On = Literal["own", "instance", "shared"]
 
 
 class StepStats(NamedTuple):
@@ -65,6 +66,7 @@ class CrossLevel(nn.Module):
         init: Init = "first",
         normalize_centroids: bool = True,
         gather: bool = False,
+        on: On = "own",
     ) -> None:
         """Build the group branch.
 
@@ -83,6 +85,9 @@ class CrossLevel(nn.Module):
             init: first centroids of k-means: first, random or kmeans++.
             normalize_centroids: false gives the authors' code's plain means.
             gather: group the batches of all ranks of a distributed run together.
+            on: own, as published, derives the group features from the shared ones by a head of their own; instance, an
+                ablation, by a head on the instance features; shared, another one, takes the instance features
+                themselves. It is `crosslevel train` that connects them.
 
         """
         super().__init__()
@@ -104,7 +109,9 @@ class CrossLevel(nn.Module):
             grouping,
             iterations,
         )
-        self.init, self.normalize_centroids, self.gather = init, normalize_centroids, gather
+        if on not in get_args(On):
+            raise UserError(f"on={on!r} is not one of {', '.join(get_args(On))}")
+        self.init, self.normalize_centroids, self.gather, self.on = init, normalize_centroids, gather, on
         self.branch = projection_head(head, in_features, out_features, hidden)
         self.head = head
         self.last: StepStats | None = None

@@ -106,11 +106,11 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def after_step(self, progress: float = 0.0) -> None:
+    def after_step(self, progress: float | Tensor = 0.0) -> None:
         """Update what the method remembers, after the optimizer's step.
 
         Args:
-            progress: the share of all steps that are done, in [0, 1].
+            progress: the share of all steps that are done, in [0, 1]; a tensor where the step is captured.
 
         """
 

@@ -85,10 +85,11 @@ class BYOL(Method):
             z: Tensor = branch(h.to(torch.promote_types(h.dtype, torch.float32)))
         return z
 
-    def after_step(self, progress: float = 0.0) -> None:
+    def after_step(self, progress: float | Tensor = 0.0) -> None:
         """Move the target network; its momentum is 1 - (1 - m) (cos(pi progress) + 1) / 2."""
         start = MOMENTUM if self.momentum is None else self.momentum
-        self.target.momentum = 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
+        done = torch.cos(math.pi * progress) if isinstance(progress, Tensor) else math.cos(math.pi * progress)
+        self.target.momentum = 1 - (1 - start) * (done + 1) / 2
         self.target.update(nn.ModuleList([self.encoder, self.branch]))
 
 

@@ -119,7 +119,7 @@ class InfoMin(Method):
         """Begin anew with a queue of ``size`` keys; before the first step."""
         self.queue, self.negatives = size, KeyQueue(size, self.out_features)
 
-    def after_step(self, progress: float = 0.0) -> None:
+    def after_step(self, progress: float | Tensor = 0.0) -> None:
         """Enqueue this step's keys, of all ranks, and move the key network."""
         for keys in self._waiting:
             self.negatives.enqueue(gather(keys))

@@ -93,15 +93,16 @@ class KeyQueue(nn.Module):
 class MomentumCopy(nn.Module):
     """An exponential moving average of a module, without gradients (He et al., CVPR 2020, eq. 2).
 
-    ``momentum`` m may change between steps. Parameters follow twin <- m * twin + (1 - m) * module; buffers
-    (batch statistics) are the twin's own, updated by its own forward passes.
+    ``momentum`` m may change between steps, and be a tensor where the step is captured. Parameters follow
+    twin <- m * twin + (1 - m) * module; buffers (batch statistics) are the twin's own, updated by its own forward
+    passes.
     """
 
     def __init__(self, module: nn.Module, momentum: float = 0.999) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
             raise UserError(f"momentum={momentum} must be in [0, 1]")
-        self.momentum = momentum
+        self.momentum: float | Tensor = momentum
         self.twin = copy.deepcopy(module).requires_grad_(False)
 
     @torch.no_grad()
@@ -115,7 +116,12 @@ class MomentumCopy(nn.Module):
         """One step of the average towards ``module``."""
         mine: list[Tensor] = list(self.twin.parameters())
         theirs = [p.detach() for p in module.parameters()]
-        torch._foreach_lerp_(mine, theirs, 1 - self.momentum)
+        if isinstance(self.momentum, Tensor):
+            way = torch._foreach_sub(theirs, mine)
+            torch._foreach_mul_(way, 1 - self.momentum)
+            torch._foreach_add_(mine, way)
+        else:
+            torch._foreach_lerp_(mine, theirs, 1 - self.momentum)
 
 
 class ShardedBank(nn.Module):

@@ -105,7 +105,7 @@ class NPID(Method):
         others = others.masked_fill(drawn == index[:, None], -torch.inf)
         return F.cross_entropy(torch.cat([own, others], dim=1) / self.temperature, torch.zeros_like(index))
 
-    def after_step(self, progress: float = 0.0) -> None:
+    def after_step(self, progress: float | Tensor = 0.0) -> None:
         """Move the bank's rows of this step's images, of all ranks, towards their views' features."""
         for index, seen in self._waiting:
             everyone = gather(index)

@@ -57,6 +57,19 @@ def rebuilt_head(kind: Head, state: Mapping[str, Tensor]) -> nn.Sequential:
     return head.eval()
 
 
+def stacked(instance: nn.Sequential, group: nn.Sequential) -> nn.Sequential:
+    """The group head on the unit features of the instance head."""
+    return nn.Sequential(*instance, Unit(), *group)
+
+
+class Unit(nn.Module):
+    """Rows at unit length."""
+
+    def forward(self, x: Float[Tensor, "B d"]) -> Float[Tensor, "B d"]:
+        """Divided by their length."""
+        return F.normalize(x, dim=-1)
+
+
 class NormLinear(nn.Module):
     """Cosine of the input and each weight vector: both are L2-normalized, and there is no bias.
 

@@ -10,6 +10,7 @@ from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.uri import Source
 from crosslevel.settings.describe import describe
 from crosslevel.training.inputs import Order
+from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.module import Optimizer
 from crosslevel.training.monitor import Which
 from crosslevel.training.parts import Parts
@@ -26,6 +27,7 @@ class Data:
     epoch_size: int | None
     order: Order
     track_positives: float
+    hold_out: int | None
     memory: float
     workers: int
 
@@ -54,6 +56,7 @@ class Runtime:
     sync_batchnorm: bool
     seed: int
     rank: int
+    compile: Compile = "auto"
 
 
 @dataclass(frozen=True)
@@ -109,10 +112,12 @@ def tree(
         "share_hidden": share_hidden,
         "sync_batchnorm": runtime.sync_batchnorm,
         "precision": runtime.hardware.precision,
+        "compile": runtime.compile,
         "workers": data.workers,
         "memory": data.memory,
         "order": data.order,
         "track_positives": data.track_positives,
+        "hold_out": data.hold_out,
         "data_root": data.data_root,
         "crops": None if data.crops is None else describe(data.crops),
         "seed": runtime.seed,

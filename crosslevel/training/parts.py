@@ -14,6 +14,7 @@ from crosslevel.cld.loss import CrossLevel
 from crosslevel.methods import METHODS, USUAL, Method
 from crosslevel.models.encoder import Encoder
 from crosslevel.settings import describe as settings
+from crosslevel.training.loop.module import connect
 from crosslevel.training.loop.module import share_hidden as share
 from crosslevel.transforms.views import Views
 from crosslevel.utils.errors import UserError
@@ -131,6 +132,8 @@ def assemble(made: Bases, method: MakeMethod | None, images: int | None, share_h
     build: Callable[..., Method] = method or METHODS[USUAL]
     chosen = build(made.encoder, images)
     branch = made.cld if made.cld is not None and made.cld.weight else None
+    if branch is not None:
+        connect(chosen, branch)
     tree = {
         "encoder": settings.describe(made.encoder),
         "cld": {"weight": 0.0} if made.cld is None else settings.describe(made.cld, skip=("in_features",)),

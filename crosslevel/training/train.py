@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from crosslevel.training.ending import farewell, finish, resume_command
 from crosslevel.training.inputs import (
     Feed,
     Order,
+    apart,
     batches_of,
     counted,
     length,
@@ -34,6 +36,7 @@ from crosslevel.training.inputs import (
     watching,
 )
 from crosslevel.training.loop.fit import Batches, Outcome, fit
+from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.module import Optimizer, Pretrain
 from crosslevel.training.monitor import Measure, Watch, Which
 from crosslevel.training.options import (
@@ -80,10 +83,12 @@ def train(
     share_hidden: bool = False,
     sync_batchnorm: bool = False,
     precision: Precision = "auto",
+    compile: Compile = "auto",
     workers: int | None = None,
     memory: float = 4.0,
     order: Order = "shuffled",
     track_positives: float = 0.0,
+    hold_out: int | None = None,
     data_root: str | None = None,
     crops: Crops | None = None,
     seed: int = 0,
@@ -131,12 +136,16 @@ def train(
             recipes.
         sync_batchnorm: normalize over the batches of all devices.
         precision: auto takes bfloat16 where the hardware computes it.
+        compile: auto makes the step one CUDA graph, with a compiled encoder, on one CUDA device in a run that is long
+            enough to pay for it; on compiles in any case (on a CPU the encoder), off never does.
         workers: processes that decode images larger than a view; one a core, at most 8, unless given.
         memory: gigabytes that decoded images may take; more are decoded anew in each epoch.
         order: shuffled, or natural: batches are runs of consecutive images, as a camera delivers them.
         track_positives: probability that the second view of an image is drawn from another image of its track
             (Pantazis et al. 2021); films, turntable and @repeat have tracks, @bursts makes some of folders or of a
             duplicates.csv.
+        hold_out: images that are not trained on, to judge the features by at the end; unless given, a twentieth, at
+            most 500, of 1,000 images or more without labels, else none. Tracks stay together.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
         seed: of everything random: the same seed gives the same run.
@@ -166,13 +175,17 @@ def train(
 
     """
     began, console, rank = time.monotonic(), printer(quiet), local_rank()
-    data = Data(parse(images), data_root, crops, epoch_size, order, track_positives, memory, workers_of(workers))
+    given = 0 if hold_out is None and (resume is not None or watch is not None) else hold_out
+    data = Data(
+        parse(images), data_root, crops, epoch_size, order, track_positives, given, memory, workers_of(workers)
+    )  # fmt: skip
     wanted = Optimization(epochs, minutes, epoch_size, batch_size, optimizer, lr, weight_decay, warmup_epochs)
-    runtime = Runtime(device, choose(device, precision), devices, sync_batchnorm, seed, rank)
+    runtime = Runtime(device, choose(device, precision), devices, sync_batchnorm, seed, rank, compile)
     refuse_tasks()
     made = bases(encoder, cld, views, seed)
     _announce(console, runtime, made)
-    feed = _feed(data, made, watch, console)
+    feed = _feed(data, made, watch, seed, console)
+    data = replace(data, hold_out=0 if feed.held is None else len(feed.held))
     parts = assemble(made, method, feed.known, share_hidden)
     plan = settle(parts, wanted, feed, lambda size: _batches(feed, parts, data, size, runtime), runtime)
     logging = Logging(
@@ -207,7 +220,7 @@ def _announce(console: Console, runtime: Runtime, made: Bases) -> None:
         say(console, f"{made.encoder.weights}: {made.encoder.loaded}")
 
 
-def _feed(data: Data, made: Bases, watch: Watch | None, console: Console) -> Feed:
+def _feed(data: Data, made: Bases, watch: Watch | None, seed: int, console: Console) -> Feed:
     """Open the source; fit encoder and views to the size of its images; pack small ones."""
     if watch is not None:
         opened: Images | ImageStream = watch.part(
@@ -217,7 +230,9 @@ def _feed(data: Data, made: Bases, watch: Watch | None, console: Console) -> Fee
         opened = open_images(data.images, data_root=data.data_root, crops=data.crops, streams=True)
     bad = BadFiles() if isinstance(opened, ImageStream) else opened.bad_files()
     total = length(opened, data.epoch_size)
-    return Feed(opened, prepared(opened, made.encoder, made.views, data.memory, bad, console), bad, total)
+    shown, held, choices = apart(opened, data.hold_out, seed)
+    source = prepared(shown, made.encoder, made.views, data.memory, bad, console)
+    return Feed(opened, source, bad, total, held, choices)
 
 
 def _batches(feed: Feed, parts: Parts, data: Data, batch_size: int, runtime: Runtime) -> Batches:
@@ -297,7 +312,7 @@ def _fit(
             module, batches, folder.path, hardware=runtime.hardware, devices=runtime.devices,
             sync_batchnorm=runtime.sync_batchnorm, log_every=logging.log_every,
             checkpoint_minutes=logging.checkpoint_minutes, monitor=measure, monitor_every=logging.monitor_every,
-            resume=resume is not None, saved=unreadable.keep, console=console,
+            resume=resume is not None, saved=unreadable.keep, console=console, compile=runtime.compile,
         )  # fmt: skip
     except OSError:
         if module.step and folder.last.exists():

@@ -155,24 +155,23 @@ CHANCE, FACTORS, ORDER, SIGMA, BOX, ERASE, OPERATIONS = 0, 6, 10, 14, 16, 40, 64
 """At which word of a view the random numbers of what begin."""
 
 
-@dataclass(frozen=True)
-class InTurn:
+class InTurn(NamedTuple):
     """Numbers from a generator on the CPU, in the order in which they are asked for."""
 
-    count: int
+    images: int
     generator: torch.Generator | None
 
     def uniform(self, place: int, columns: int) -> Float[Tensor, "B columns"]:
         """The next ones."""
-        return torch.rand(self.count, columns, generator=self.generator)
+        return torch.rand(self.images, columns, generator=self.generator)
 
     def box(self, place: int) -> Float64[Tensor, "B 2*tries+2"]:
         """The next ones."""
-        return torch.rand(self.count, 2 * _TRIES + 2, generator=self.generator, dtype=torch.float64)
+        return torch.rand(self.images, 2 * _TRIES + 2, generator=self.generator, dtype=torch.float64)
 
     def operations(self, layers: int, magnitude: float) -> tuple[Int64[Tensor, "B N"], Float[Tensor, "B N"]]:
         """The next ones."""
-        return draw_operations(self.count, layers, magnitude, self.generator)
+        return draw_operations(self.images, layers, magnitude, self.generator)
 
 
 class Words(NamedTuple):
@@ -197,8 +196,9 @@ class Words(NamedTuple):
 
     def operations(self, layers: int, magnitude: float) -> tuple[Int64[Tensor, "B N"], Float[Tensor, "B N"]]:
         """Those of the last words."""
-        a, b, c, d = self.words[:, OPERATIONS : OPERATIONS + 4 * layers].unflatten(1, (4, layers)).unbind(1)
-        return operations_of(a, b, c, d, magnitude)
+        words = self.words[:, OPERATIONS : OPERATIONS + 4 * layers].unflatten(1, (4, layers))
+        kind, skipped, negative, noise = words.unbind(1)
+        return operations_of(kind, skipped, negative, noise, magnitude)
 
 
 def draw(

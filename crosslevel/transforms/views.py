@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
@@ -106,6 +106,10 @@ class Views(nn.Module):
         self.choose(preset or "cifar", self.chosen)
         self.mean, self.std, self.count, self.plain = mean, std, 2, 0
         self._given, self.size, self._open = given, size or 32, size is None
+        # What a captured step has compiled in their place.
+        self.make: Callable[..., Tensor] = masked.view
+        self.draw: Callable[..., Draw] = draw
+        self.words: Callable[..., Tensor] = Counted.words
         self.register_buffer("_mean", torch.tensor(mean), persistent=False)
         self.register_buffer("_std", torch.tensor(std), persistent=False)
 
@@ -179,7 +183,7 @@ class Views(nn.Module):
         needed = max(Words.needed(self._augment(v)) for v in range(self.count))
         # Apple's GPUs have no float64, in which boxes are drawn.
         place = torch.device("cpu") if device.type == "mps" else device
-        return [Words(words) for words in generator.words(range(self.count), needed, place)]
+        return [Words(words) for words in self.words(generator, range(self.count), needed, place)]
 
     def _masked(
         self,
@@ -193,7 +197,7 @@ class Views(nn.Module):
         augment, count, (height, width) = self._augment(places[0]), len(images), images.shape[-2:]
         words = [source.words for source in sources if isinstance(source, Words)]
         if words:
-            drawn = draw(augment, count * len(places), height, width, self.size, Words(torch.cat(words)))
+            drawn = self.draw(augment, count * len(places), height, width, self.size, Words(torch.cat(words)))
         else:
             drawn = Draw.joined([draw(augment, count, height, width, self.size, source) for source in sources])
         drawn = drawn.to(images.device)
@@ -205,7 +209,7 @@ class Views(nn.Module):
             images = images.repeat(len(places), 1, 1, 1)
         most = max(1, masked.CHUNK // (3 * max(height * width, self.size**2)))
         made = [
-            masked.view(some, cropped, drawn.part(first, most), augment, self.size, self._mean, self._std)
+            self.make(some, cropped, drawn.part(first, most), augment, self.size, self._mean, self._std)
             for first, some in zip(range(0, len(images), most), images.split(most), strict=True)
         ]
         # Tensors of their own: what is done to one in place is no business of the others, nor of autograd.

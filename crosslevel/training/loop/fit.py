@@ -17,14 +17,15 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from rich.console import Console
 
-from crosslevel.data.loaders.batches import TrainBatches
+from crosslevel.data.loaders.batches import Batch, TrainBatches
 from crosslevel.data.loaders.streams import StreamBatches
 from crosslevel.data.loaders.workers import worker_trouble
 from crosslevel.models.numerics import avoid_faults, glance, tell
 from crosslevel.models.sync_batchnorm import synchronize
 from crosslevel.runs import Run
-from crosslevel.training.loop import checkpoints
+from crosslevel.training.loop import checkpoints, graph
 from crosslevel.training.loop.collapse import CollapseWatch
+from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.log import Clock, Display, Log, Stream
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.utils.console import printer, say
@@ -69,6 +70,7 @@ def fit(
     resume: bool = False,
     saved: Callable[[], None] = lambda: None,
     console: Console | None = None,
+    compile: Compile = "off",
 ) -> Outcome:
     """Train ``module`` on ``batches`` up to its number of steps, leaving logs and checkpoints in ``folder``.
 
@@ -88,6 +90,7 @@ def fit(
         saved: called after each checkpoint.
         resume: continue from ``folder``'s last checkpoint.
         console: where progress is shown.
+        compile: the encoder and, on CUDA, the whole step (`graph`): auto where the run is long enough to pay for it.
 
     Raises:
         NotFinite: the loss is no longer a number.
@@ -103,6 +106,7 @@ def fit(
     loop = _Loop(fabric, module, batches, run, Schedule(log_every, monitor_every, checkpoint_minutes), saved)
     with _all_ranks_end(fabric), worker_trouble(), StopRequest(lambda number: _tell(console)) as stop:
         loop.prepare(state, hardware, console)
+        loop.compile(compile, hardware, devices, console)
         loop.train(monitor, stop, console)
     module.cpu()
     return Outcome(module.step, module.step >= module.steps, loop.signal or None)
@@ -123,6 +127,7 @@ class _Loop:
         self.fabric, self.module, self.batches, self.run = fabric, module, batches, run
         self.schedule, self.after_save = schedule, saved
         self.signal, self.best = 0, checkpoints.BestEpoch()
+        self.step: graph.Step = self._usual_step
 
     def prepare(self, state: dict[str, Any] | None, hardware: Hardware, console: Console) -> None:
         """Bring everything to the device, and to where the checkpoint left it."""
@@ -144,9 +149,31 @@ class _Loop:
         self.stream = Stream(self.batches, module.step)
         self.clock = Clock(self.stream)
 
+    def compile(self, wanted: Compile, hardware: Hardware, devices: int, console: Console) -> None:
+        """Choose how a step is taken; what is compiled is told in one line."""
+        module = self.module
+        choice = graph.choose(wanted, module.steps - module.step, module, hardware, devices, self.batches)
+        say(console, choice.line)
+        if choice.graph:
+            self.step = graph.Captured(module, self.optimizer, hardware, console, self._usual_step)
+        elif choice.encoder:
+            self.step = graph.Compiled(self._usual_step, module, console)
+
+    def _usual_step(self, batch: Batch) -> None:
+        """One step, one operation after the other."""
+        self.module.begin_step(self.optimizer)
+        loss = self.step_module(batch)
+        self.step_optimizer.zero_grad()
+        self.fabric.backward(loss)
+        self.step_optimizer.step()
+        self.module.end_step()
+
     def _restore(self, state: dict[str, Any]) -> None:
         checkpoints.fill(self.module, state["state_dict"], self.run.last)
+        own = graph.flags(self.optimizer)
         self.optimizer.load_state_dict(state["optimizer_states"][0])
+        for group, mine in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(mine)
         self.module.step = state["global_step"]
         self.best = checkpoints.BestEpoch(state["callbacks"][checkpoints.COUNT])
         if SCALER in state:
@@ -183,12 +210,7 @@ class _Loop:
         source = iter(self.stream)
         while module.step < module.steps:
             batch = self.fabric.to_device(next(source))
-            module.begin_step(self.optimizer)
-            loss = self.step_module(batch)
-            self.step_optimizer.zero_grad()
-            self.fabric.backward(loss)
-            self.step_optimizer.step()
-            module.end_step()
+            self.step(batch)
             self.best.add(module.seen["loss"])
             self.clock.images += len(batch.index) * self.fabric.world_size
             if self._is_logged():

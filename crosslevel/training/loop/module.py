@@ -14,6 +14,7 @@ from crosslevel.data.loaders.batches import Batch
 from crosslevel.methods import Method
 from crosslevel.methods.base import encode_in_parts
 from crosslevel.models.encoder import Encoder
+from crosslevel.models.heads import projection_head, stacked
 from crosslevel.transforms.views import Views
 from crosslevel.utils.errors import NotFinite, UserError
 from crosslevel.utils.philox import Counted
@@ -55,6 +56,7 @@ class Pretrain(nn.Module):
         self.shared_draws = torch.Generator()
         self.seen: dict[str, Tensor] = {}
         self.defect: Tensor | None = None
+        self.now: Tensor | None = None  # the step's number where the step is captured
         # What a method remembers is the same on all ranks, or meant to differ: DDP need not send it in every step.
         self._ddp_params_and_buffers_to_ignore = remembered(method, "method")
         if cld is not None:
@@ -65,12 +67,24 @@ class Pretrain(nn.Module):
         """Seed the step, and set its learning rate."""
         torch.manual_seed(step_seed(self.seed, self.step, self.rank))
         self.shared_draws.manual_seed(step_seed(self.seed, self.step, -1))
+        rate = self.lr * cosine(self.step, self.steps, self.warmup_steps)
         for group in optimizer.param_groups:
-            group["lr"] = self.lr * cosine(self.step, self.steps, self.warmup_steps)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        if self.now is not None:
+            self.now.fill_(self.step)
+
+    def keep_on(self, device: torch.device, optimizer: torch.optim.Optimizer) -> None:
+        """Have in tensors what changes from step to step, so that a captured step can be repeated."""
+        self.now = torch.full((), self.step, device=device)
+        for group in optimizer.param_groups:
+            group["lr"], group["fused"], group["foreach"] = torch.full((), self.lr, device=device), True, False
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss of one batch; its online views are normalized in as many parts as the method asks for."""
-        numbers = Counted(self.seed, self.step, batch.index)
+        numbers = Counted(self.seed, self.step if self.now is None else self.now, batch.index)
         views = [
             v.contiguous(memory_format=torch.channels_last) for v in self.views(batch.images, numbers, batch.partners)
         ]
@@ -88,16 +102,24 @@ class Pretrain(nn.Module):
     def _remember_first_defect(self) -> None:
         """Keep the losses of the first step whose loss is no number, on the device: no step waits for it."""
         losses = torch.stack([value.float() for value in self.seen.values()])
-        now = torch.cat([losses, losses.new_full((1,), self.step + 1)])
+        step = losses.new_full((1,), self.step) if self.now is None else self.now.to(losses.dtype).view(1)
+        now = torch.cat([losses, step + 1])
         if self.defect is None:
             self.defect = torch.full_like(now, torch.nan)
         found = self.defect[-1].isnan() & ~losses[0].isfinite()
-        self.defect = torch.where(found, now, self.defect)
+        self.defect.copy_(torch.where(found, now, self.defect))
 
     def end_step(self) -> None:
         """Count the step, and update the method's memory: before any checkpoint of this step is written."""
+        self.remember()
         self.step += 1
-        self.method.after_step(min(1.0, self.step / self.steps))
+
+    def remember(self) -> None:
+        """Update the method's memory after the step that is under way."""
+        if self.now is None:
+            self.method.after_step(min(1.0, (self.step + 1) / self.steps))
+        else:
+            self.method.after_step((self.now + 1) / self.steps)
 
     def configure_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer named on the command line; weight decay as its field applies it."""
@@ -156,6 +178,26 @@ def share_hidden(method: Method, cld: CrossLevel) -> None:
             f"has {_layers(b)}"
         )
     b[0] = a[0]
+
+
+def connect(method: Method, cld: CrossLevel) -> None:
+    """Let the group branch derive its features from what ``cld.on`` says; both heads learn together where they meet.
+
+    Raises:
+        UserError: the instance head cannot be the group branch's as well.
+
+    """
+    if cld.on == "instance":
+        cld.in_features = method.out_features
+        own = projection_head(cld.head, method.out_features, cld.out_features, cld.hidden)
+        cld.branch = stacked(method.branch, own)
+    elif cld.on == "shared":
+        if any(isinstance(layer, nn.BatchNorm1d) for layer in method.branch):
+            raise UserError(
+                f"cld.on=shared: the head of {type(method).__name__} normalizes its batch: take NPID, MoCo or InfoMin"
+            )
+        cld.head, cld.out_features, cld.hidden = method.head, method.out_features, method.hidden
+        cld.branch = method.branch
 
 
 def _layers(head: nn.Sequential) -> str:

@@ -1,0 +1,282 @@
+"""The paper's abstract, claim by claim, at a size that two cores can do; docs/claims.md is what this program writes.
+
+python benchmarks/claims.py DATA [--only NAME ...] [--seeds 0 1 2] [--minutes M]   train what is missing, and write
+python benchmarks/claims.py --list                                                 the claims and their commands
+python benchmarks/claims.py --write                                                docs/claims.md from the record alone
+
+DATA holds cifar10-jpeg/train, cifar10-jpeg/test and clothing/train, clothing/test. A claim is a few arms, each a
+training with options of its own, compared with the first arm over the same seeds; arms that several claims have in
+common are trained once. A training that was killed goes on where it was; benchmarks/results/claims.json has every one,
+and none is done twice. --minutes ends the program after the training in which they are over. Intervals are of 95 %, by
+Student's t over seeds: of each arm's mean, and of the difference to the first arm, paired by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import records
+from claims_list import CLAIMS, ELSEWHERE, FIGURES, Claim
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORD, PAGE = ROOT / "benchmarks/results/claims.json", ROOT / "docs/claims.md"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="?")
+    parser.add_argument("--only", nargs="+", choices=list(CLAIMS), default=list(CLAIMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--images", type=int, default=10_000, help="of CIFAR-10, before a long tail is made of them")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--minutes", type=float, default=math.inf)
+    parser.add_argument("--runs", default="runs/claims")
+    parser.add_argument("--record", default=str(RECORD))
+    parser.add_argument("--page", default=str(PAGE))
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.list:
+        for name, claim in CLAIMS.items():
+            print(f"{name}: {claim.says} ({FIGURES[claim.figure]}; {claim.source})")
+            for arm, line in claim.arms.items():
+                print(f"    {arm}: crosslevel train ... {line}")
+        return
+    if not arguments.write:
+        if not arguments.data:
+            parser.error("DATA: give the folder with cifar10-jpeg and clothing")
+        train_missing(arguments)
+    Path(arguments.page).write_text(page(records.read(Path(arguments.record), "cells")))
+
+
+def size_of(arguments: argparse.Namespace) -> str:
+    """What all trainings have in common."""
+    return (
+        f"--epochs={arguments.epochs} --batch_size={arguments.batch_size} --encoder.width={arguments.width:g} "
+        f"--monitor_every=0 --report_html=false"
+    )
+
+
+def key_of(source: str, line: str, seed: int) -> str:
+    """A training's name in the record: claims that ask for the same have the same."""
+    return f"{source} | {line} | {seed}"
+
+
+def train_missing(arguments: argparse.Namespace) -> None:
+    """Every training and figure that the claims need and the record lacks, seed by seed."""
+    began, record, size = time.monotonic(), Path(arguments.record), size_of(arguments)
+    for seed in arguments.seeds:
+        for name in arguments.only:
+            claim = CLAIMS[name]
+            for line in claim.arms.values():
+                key = key_of(claim.source, line, seed)
+                known = records.read(record, "cells").get(key)
+                if (
+                    known is not None
+                    and known["size"] == size
+                    and claim.figure in {*known["figures"], *known["failed"]}
+                ):
+                    continue
+                if time.monotonic() - began > 60 * arguments.minutes:
+                    return
+                done = known if known is not None and known["size"] == size else {"figures": {}, "failed": {}}
+                value = one(arguments, claim, line, seed, key) | {"size": size, "images": arguments.images}
+                value = {**value, "figures": {**done["figures"], **value["figures"]}}
+                records.add(record, "cells", key, value, {"program": Path(__file__).name})
+                print(f"{key}: {value['figures'] or value['failed']}", flush=True)
+
+
+def one(arguments: argparse.Namespace, claim: Claim, line: str, seed: int, key: str) -> dict[str, Any]:
+    """Train one arm with one seed, and measure the claim's figure."""
+    import hashlib
+
+    from beside import machine
+    from paper import trained
+
+    source, folder = (
+        source_of(arguments, claim.source),
+        hashlib.sha256(f"{key}{size_of(arguments)}".encode()).hexdigest(),
+    )
+    folder = Path(arguments.runs) / folder[:16]
+    options = [*shlex.split(size_of(arguments)), *shlex.split(line), f"--seed={seed}"]
+    about = {"machine": machine(), "date": time.strftime("%Y-%m-%d")}
+    try:
+        trained(source, options, folder)
+    except SystemExit as stop:
+        if stop.code != 1:  # 1: the loss is no longer a number, which is a result
+            raise
+        return {**about, "figures": {}, "failed": dict.fromkeys(FIGURES, "the loss is no longer a number")}
+    return {**about, "figures": measured(arguments, folder, claim.figure, seed), "failed": {}}
+
+
+def source_of(arguments: argparse.Namespace, kind: str) -> str:
+    """A collection to train on, as the command line names it: balanced, long-tailed or correlated."""
+    from paper import long_tailed_list
+
+    whole, most = f"{arguments.data}/cifar10-jpeg/train", arguments.images // 10
+    if kind == "long-tailed":
+        return long_tailed_list(whole, 20, Path(f"claims-tail-{most}.txt"), most)
+    balanced = long_tailed_list(whole, 1, Path(f"claims-{most}.txt"), most)
+    return balanced if kind == "balanced" else f"{balanced}@repeat=4,shift=2"
+
+
+def measured(arguments: argparse.Namespace, folder: Path, figure: str, seed: int) -> dict[str, float]:
+    """The figure of a run, and those that come with it."""
+    from crosslevel import evaluate
+
+    bank, test = source_of(arguments, "balanced"), f"{arguments.data}/cifar10-jpeg/test"
+    if figure in ("contrast", "agreement"):
+        return of_views(folder, test)
+    protocol, images = ("knn", bank) if figure == "knn" else (figure.split(maxsplit=1)[0], bank)
+    more: dict[str, Any] = {}
+    if protocol == "linear":
+        place = figure.split()[1]
+        images, test = (
+            ("turntable", "turntable:test") if place == "turntable"
+            else tuple(f"{arguments.data}/{place}/{part}" for part in ("train", "test"))
+        )  # fmt: skip
+    if protocol == "semi":
+        from crosslevel.evaluation.finetune import Semi
+
+        more["semi"] = Semi(fractions=(float(figure.split()[1]) / 100,))
+    found = evaluate(str(folder), images, test, protocol, seed=seed, quiet=True, **more)
+    rows = next(rows for name, rows in found.items() if name.startswith(protocol))
+    return {figure: rows["trained encoder"]["top1"]}
+
+
+def of_views(folder: Path, test: str) -> dict[str, float]:
+    """What two views of 1,000 test images, the same for all runs, are to the instance branch."""
+    import torch
+    import torch.nn.functional as F
+
+    from crosslevel.data.bad_files import BadFiles
+    from crosslevel.data.loaders.batches import pack
+    from crosslevel.data.open import open_images
+    from crosslevel.data.subsets.select import take
+    from crosslevel.models.encoder import load_encoder
+    from crosslevel.runs import load_branches
+    from crosslevel.transforms.views import Views
+    from crosslevel.utils.philox import Counted
+
+    encoder, head = load_encoder(folder), load_branches(folder)["instance branch"]
+    images = open_images(test)
+    some = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:1000]
+    shown = pack(take(images, some.sort().values), encoder.view.size, bad=BadFiles())
+    views = Views("cifar", encoder.view.size, mean=encoder.view.mean, std=encoder.view.std)
+    with torch.inference_mode():
+        a, b = (
+            F.normalize(head(torch.cat([encoder(part) for part in view.split(250)])), dim=1)
+            for view in views(shown.data, Counted(0, 0, torch.arange(len(shown))))
+        )
+        cosine = a @ b.T
+        own = cosine.diagonal()
+        others = cosine.masked_fill(torch.eye(len(cosine), dtype=torch.bool), -1).amax(1)
+    return {"contrast": float((own - others).mean()), "agreement": 100 * float((own > others).float().mean())}
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """The mean, and half of its interval of 95 %; infinite for a single one."""
+    if len(values) < 2:
+        return statistics.mean(values), math.inf
+    from scipy.stats import t
+
+    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values), float(half)
+
+
+def page(cells: dict[str, dict[str, Any]]) -> str:
+    """The record as a page: a section a claim."""
+    lines = [
+        "# The abstract, claim by claim", "",
+        "Written by `python benchmarks/claims.py` from `benchmarks/results/claims.json`. Small trainings on a CPU:",
+        "which way a claim points at this size, not the published figures. Intervals are of 95 % over seeds.", "",
+    ]  # fmt: skip
+    sizes = sorted({f"{cell['images']:,} images, `{cell['size']}`; {cell['machine']}" for cell in cells.values()})
+    lines += [f"Trained with: {size}." for size in sizes] + [""] * bool(sizes)
+    for name, claim in CLAIMS.items():
+        lines += [
+            f"## {claim.says[0].upper()}{claim.says[1:]}",
+            "",
+            f"`python benchmarks/claims.py DATA --only {name}`",
+            "",
+        ]
+        lines += section(claim, cells)
+    for title, text in ELSEWHERE.items():
+        lines += [f"## {title}", "", text, ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def section(claim: Claim, cells: dict[str, dict[str, Any]]) -> list[str]:
+    """A claim's sentence and table; or that it was not run."""
+    arms: dict[str, dict[int, float]] = {}
+    failed: dict[str, int] = {}
+    for arm, line in claim.arms.items():
+        mine = [(int(key.rsplit(" | ", 1)[1]), cell) for key, cell in cells.items()
+                if key.rsplit(" | ", 1)[0] == f"{claim.source} | {line}"]  # fmt: skip
+        arms[arm] = {seed: cell["figures"][claim.figure] for seed, cell in mine if claim.figure in cell["figures"]}
+        failed[arm] = sum(claim.figure in cell["failed"] for _, cell in mine)
+    if not any(arms.values()) and not any(failed.values()):
+        return ["Not run yet.", ""]
+    first = next(iter(arms))
+    rows, verdicts = [], []
+    for arm, found in arms.items():
+        both = sorted(found.keys() & arms[first].keys())
+        shown = spread(list(found.values())) if found else "-"
+        shown += f" ({failed[arm]} of {failed[arm] + len(found)} diverged)" if failed[arm] else ""
+        difference = "-"
+        if arm != first and both:
+            mean, half = interval([found[seed] - arms[first][seed] for seed in both])
+            difference = f"{mean:+.2f}" + ("" if math.isinf(half) else f" ± {half:.2f}")
+            verdicts.append(verdict(claim, arm, first, mean, half, found, arms[first]))
+        rows.append(f"| {arm} | {len(found)} | {shown} | {difference} |")
+    if claim.rule == "trains":
+        verdicts = [trains(arms, failed)]
+    head = [f"| arm | seeds | {FIGURES[claim.figure]} | difference to {first} |", "|---|---|---|---|"]
+    return [*verdicts, "", *head, *rows, ""]
+
+
+def spread(values: list[float]) -> str:
+    """A mean with its interval."""
+    mean, half = interval(values)
+    return f"{mean:.2f}" + ("" if math.isinf(half) else f" ± {half:.2f}")
+
+
+def verdict(
+    claim: Claim, arm: str, first: str, mean: float, half: float, found: dict[int, float], base: dict[int, float]
+) -> str:
+    """What was found, in a sentence."""
+    if claim.rule == "spread":
+        if min(len(found), len(base)) < 2:
+            return "One seed has no spread."
+        ours, theirs = (statistics.stdev(values.values()) for values in (found, base))
+        return f"Deviation over {len(found)} seeds: {ours:.2f} {arm}, {theirs:.2f} {first}: too few to tell them apart."
+    if math.isinf(half):
+        return f"{arm} against {first}: {mean:+.2f} with one seed, which decides nothing."
+    if abs(mean) <= half:
+        return f"{arm} against {first}: {mean:+.2f} ± {half:.2f}, not told apart from nothing."
+    return f"{arm} against {first}: {mean:+.2f} ± {half:.2f}, {'better' if mean > 0 else 'worse'}."
+
+
+def trains(arms: dict[str, dict[int, float]], failed: dict[str, int]) -> str:
+    """The largest rates at which every seed trains: a finite loss, and at least half of the best arm's figure."""
+    best = max((statistics.mean(found.values()) for found in arms.values() if found), default=0.0)
+    largest: dict[str, str] = {}
+    for arm, found in arms.items():
+        name, rate = arm.split(", rate ")
+        if found and not failed[arm] and min(found.values()) >= best / 2:
+            largest[name] = rate
+    names = {arm.split(", rate ")[0] for arm in arms}
+    return "Largest rate that still trains: " + ", ".join(f"{largest.get(n, 'none')} {n}" for n in sorted(names)) + "."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""The claims of the paper's abstract, each as trainings to compare; `claims.py` runs them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+OFF = "--cld.weight=0"
+CLD = "--cld.weight=0.25"
+
+
+class Claim(NamedTuple):
+    """What the abstract ``says``, the ``arms``' options by name (the first is compared with), and by which ``figure``.
+
+    ``rule``: whether arms are compared by their mean (difference), by their deviation over seeds (spread), or by
+    whether they train at all (trains).
+    """
+
+    says: str
+    arms: dict[str, str]
+    source: str = "balanced"
+    figure: str = "knn"
+    rule: str = "difference"
+
+
+def on_and_off(method: str, more: str = "") -> dict[str, str]:
+    """A method alone, and with CLD; both with two views that the trained network encodes."""
+    online = " --method.online=2" if method in ("NPID", "MoCo", "InfoMin") else ""
+    line = f"--method={method}{online}{more}"
+    return {"alone": f"{line} {OFF}", "with CLD": f"{line} {CLD}"}
+
+
+def varied(option: str, values: list[str], method: str = "MoCo") -> dict[str, str]:
+    """A method with CLD, and one option at several values."""
+    return {value: f"--method={method} --method.online=2 {CLD} {option}={value}" for value in values}
+
+
+RATES = {
+    f"{name}, rate {rate}": f"{line} --lr={rate}" for rate in ("0.06", "0.5", "2", "8")
+    for name, line in on_and_off("NPID").items()
+}  # fmt: skip
+CLAIMS = {
+    "npid": Claim("an add-on that improves NPID", on_and_off("NPID")),
+    "moco": Claim("an add-on that improves MoCo", on_and_off("MoCo")),
+    "infomin": Claim("an add-on that improves InfoMin", on_and_off("InfoMin", " --views.preset=infomin")),
+    "byol": Claim("an add-on that improves BYOL", on_and_off("BYOL")),
+    "long-tail": Claim("better on long-tailed collections", on_and_off("MoCo"), "long-tailed"),
+    "correlated": Claim("better on highly correlated collections", on_and_off("MoCo"), "correlated"),
+    "balanced": Claim("better on balanced collections", on_and_off("MoCo")),
+    "stable-seeds": Claim("more stable: less spread over seeds", on_and_off("NPID"), rule="spread"),
+    "stable-rate": Claim("more stable: trains at higher rates", RATES, rule="trains"),
+    "stable-order": Claim("more stable: in natural order", on_and_off("MoCo", " --order=natural"), "correlated"),
+    "ratio": Claim("a better ratio of positives to negatives", on_and_off("MoCo"), figure="contrast"),
+    "invariance": Claim("features that agree more between views", on_and_off("MoCo"), figure="agreement"),
+    "derived": Claim(
+        "group features derived separately from instance features",
+        {on: f"--method=MoCo --method.online=2 {CLD} --cld.on={on} --method.head=linear --cld.head=linear"
+         for on in ("own", "instance", "shared")},
+    ),
+    "heads": Claim(
+        "normalized projection heads",
+        {head: f"--method=MoCo --method.online=2 {CLD} --method.head={head} --cld.head={head}"
+         for head in ("linear", "norm-linear", "mlp", "norm-mlp")},
+    ),
+    "groups": Claim("how many groups", varied("--cld.groups", ["10", "32", "64", "96", "128"])),
+    "temperature": Claim("the temperature of groups", varied("--cld.temperature", ["0.2", "0.07", "0.4", "0.8"])),
+    "weight": Claim("the weight of the group branch", varied("--cld.weight", ["0.25", "0.1", "0.5", "1", "2"])),
+    "centroids": Claim("plain or normalized centroids", varied("--cld.normalize_centroids", ["true", "false"])),
+    "grouping": Claim("k-means or normalized cut", varied("--cld.grouping", ["kmeans", "normalized-cut"])),
+    "init": Claim("how k-means begins", varied("--cld.init", ["first", "random", "kmeans++"])),
+    "semi-1": Claim("semi-supervised, 1 % of the labels", on_and_off("MoCo"), figure="semi 1"),
+    "semi-10": Claim("semi-supervised, 10 % of the labels", on_and_off("MoCo"), figure="semi 10"),
+    "transfer-clothing": Claim("transfer to clothing", on_and_off("MoCo"), figure="linear clothing"),
+    "transfer-turntable": Claim("transfer to turntable", on_and_off("MoCo"), figure="linear turntable"),
+}  # fmt: skip
+FIGURES = {
+    "knn": "kNN accuracy of the shared features, %",
+    "contrast": "cosine of two views of an image, less that of its nearest other image's (instance features)",
+    "agreement": "images whose nearest other view is their own, % of 1,000 (instance features)",
+    "semi 1": "fine-tuned with 1 % of the labels, %",
+    "semi 10": "fine-tuned with 10 % of the labels, %",
+    "linear clothing": "linear classifier on frozen features of photographs of clothing, %",
+    "linear turntable": "linear classifier on frozen features of the turntable, %",
+}
+ELSEWHERE = {
+    "Object detection": "Not run: `crosslevel evaluate RUN VOC --protocol detection` needs annotated photographs.",
+    "Settings chosen without labels": "By `benchmarks/tune.py`; its figures are in `benchmarks/results/tune.md`.",
+}

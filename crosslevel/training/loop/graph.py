@@ -1,0 +1,202 @@
+"""The training step compiled: the encoder and the views by torch.compile, and on CUDA the whole step as one CUDA graph.
+
+A step of small images is hundreds of short kernels, which a GPU ends faster than Python can name them. Captured once,
+all of them, from the views to the optimizer and to what the method remembers, are one launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from crosslevel.data.loaders.batches import Batch, TrainBatches
+from crosslevel.training.loop.module import Pretrain
+from crosslevel.transforms import masked
+from crosslevel.transforms.parameters import draw
+from crosslevel.utils.console import say
+from crosslevel.utils.device import Hardware
+from crosslevel.utils.philox import Counted
+
+Compile = Literal["auto", "on", "off"]
+
+PAYS = 2000  # steps from which on half a minute of compiling is earned back at 32 pixels, by some 20 ms a step
+WARM = 3  # steps before the capture: they compile, choose algorithms, and fill the optimizer's memory
+BACKEND = "inductor"
+Step = Callable[[Batch], None]
+
+
+class Choice(NamedTuple):
+    """What is compiled: the ``encoder`` (with the views), the whole step as a ``graph``; and one line, or none."""
+
+    encoder: bool
+    graph: bool
+    line: str
+
+
+def choose(wanted: Compile, steps: int, module: Pretrain, hardware: Hardware, devices: int, batches: Any) -> Choice:
+    """What to compile of a run that has so many steps left."""
+    kind = hardware.device.type
+    if wanted == "off" or (wanted == "auto" and kind != "cuda"):
+        return Choice(False, False, "")
+    if wanted == "auto" and steps < PAYS:
+        return Choice(False, False, f"not compiled: {steps:,} steps earn too little ({PAYS:,} or more pay for it)")
+    if devices > 1:
+        return Choice(False, False, f"not compiled: {devices} devices wait for each other within a step")
+    if kind == "mps":
+        return Choice(False, False, "not compiled: torch.compile on Apple's GPUs is not tried here")
+    against = "it needs CUDA" if kind != "cuda" else obstacle(module, hardware, batches)
+    if against:
+        return Choice(True, False, f"compiled: the encoder and the views; no CUDA graph of the step: {against}")
+    return Choice(True, True, f"compiled: the step as one CUDA graph, in about half a minute, for {steps:,} steps")
+
+
+def obstacle(module: Pretrain, hardware: Hardware, batches: Any) -> str:
+    """Why the step cannot be captured; empty if it can."""
+    cld, method, name = module.cld, module.method, module.optimizer_name
+    reasons = {
+        "a stream's batches may differ in shape": not isinstance(batches, TrainBatches),
+        f"the optimizer {name} decides on the host": name != "sgd",
+        "float16's scale is decided on the host": hardware.precision == "fp16",
+        f"cld.grouping={cld and cld.grouping} decides on the host": cld is not None and cld.grouping != "kmeans",
+        f"cld.init={cld and cld.init} is drawn on the host": cld is not None and cld.init != "first",
+        f"method.splits={method.splits} deals out the keys on the host": method.splits > 1,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def compiled(module: Pretrain, draws: bool = False) -> None:
+    """Compile the encoder in place, and how views are made; names and weights stay as they are.
+
+    ``draws``: how they are drawn, too, for which the step's number must be a tensor.
+    """
+    how: dict[str, Any] = {"backend": BACKEND, "dynamic": False}
+    module.encoder.compile(**how)
+    module.views.make = torch.compile(masked.view, **how)
+    if draws:
+        module.views.draw = torch.compile(draw, **how)
+        module.views.words = torch.compile(Counted.words, **how)
+
+
+def as_before(module: Pretrain) -> None:
+    """Undo `compiled`."""
+    module.encoder._compiled_call_impl = None
+    module.views.make, module.views.draw, module.views.words = masked.view, draw, Counted.words
+
+
+class Compiled:
+    """A step that is tried compiled, and is what it was before where that fails: one line says why."""
+
+    def __init__(self, step: Step, module: Pretrain, console: Console) -> None:
+        self.step, self.module, self.console = step, module, console
+        self.tried = False
+        compiled(module)
+
+    def __call__(self, batch: Batch) -> None:
+        """One step."""
+        if self.tried:
+            self.step(batch)
+            return
+        done = self.module.step
+        try:
+            self.step(batch)
+        except Exception as error:
+            # What fails here fails before the optimizer's step: compiling is the first thing that is done.
+            if self.module.step != done or not _of_compiler(error):
+                raise
+            as_before(self.module)
+            say(self.console, f"not compiled: {_reason(error)}")
+            self.step(batch)
+        self.tried = True
+
+
+class Captured:
+    """The step as one CUDA graph, from the views to what the method remembers.
+
+    The first `WARM` steps are taken one kernel after the other, the next is captured, and from then on replayed: what
+    differs from step to step (images, indices, the rate, the step's number) is written into tensors that stay.
+    """
+
+    def __init__(
+        self, module: Pretrain, optimizer: torch.optim.Optimizer, hardware: Hardware, console: Console, usual: Step
+    ) -> None:
+        self.module, self.optimizer, self.hardware, self.console, self.usual = (
+            module, optimizer, hardware, console, usual
+        )  # fmt: skip
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.batch: Batch | None = None
+        self.taken, self.failed = 0, False
+        module.keep_on(hardware.device, optimizer)
+        compiled(module, draws=True)
+
+    def __call__(self, batch: Batch) -> None:
+        """One step."""
+        if self.failed or (self.batch is not None and self.batch.images.shape != batch.images.shape):
+            self.usual(batch)
+            return
+        if self.batch is None:
+            partners = None if batch.partners is None else batch.partners.clone()
+            self.batch = Batch(batch.images.clone(), batch.labels.clone(), batch.index.clone(), partners)
+        for mine, new in zip(self.batch, batch, strict=True):
+            if mine is not None and new is not None:
+                mine.copy_(new, non_blocking=True)
+        self.module.begin_step(self.optimizer)
+        if self.taken < WARM:
+            self._aside()
+        else:
+            self._replay()
+        self.taken += 1
+        self.module.step += 1
+
+    def _aside(self) -> None:
+        """A step on another stream, as a capture needs it before."""
+        stream, here = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream):
+            self._work()
+        here.wait_stream(stream)
+
+    def _replay(self) -> None:
+        if self.graph is None:
+            try:
+                graph = torch.cuda.CUDAGraph()
+                # A capture computes nothing: if it fails, nothing has happened yet.
+                with torch.cuda.graph(graph):
+                    self._work()
+            except Exception as error:
+                self.failed = True
+                as_before(self.module)
+                say(self.console, f"no CUDA graph of the step: {_reason(error)}")
+                self._work()
+                return
+            self.graph = graph
+        self.graph.replay()
+
+    def _work(self) -> None:
+        """All that a step computes."""
+        module, precision = self.module, self.hardware.precision
+        assert self.batch is not None
+        # Casts that autocast remembers would outlive the graph that they belong to.
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+            loss = module(self.batch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        module.remember()
+
+
+def _of_compiler(error: Exception) -> bool:
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+
+
+def _reason(error: Exception) -> str:
+    """What was raised, in one line: a compiler's first line says who failed, its second why."""
+    return " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
+
+
+def flags(optimizer: torch.optim.Optimizer) -> list[dict[str, Tensor | bool | None]]:
+    """How each group's step is computed here, which no checkpoint of another device decides."""
+    return [{name: group[name] for name in ("fused", "lr") if name in group} for group in optimizer.param_groups]
