@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 
 def read(record: Path, key: str) -> dict[str, Any]:
@@ -18,13 +19,9 @@ def read(record: Path, key: str) -> dict[str, Any]:
 def add(record: Path, key: str, name: str, value: Any, about: dict[str, Any]) -> dict[str, Any]:
     """``value`` as ``name`` under ``key``, beside what others have added meanwhile; all of it, with ``about``."""
     record.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(record.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+    with FileLock(record.with_suffix(".lock")):
         whole = {**about, key: {**read(record, key), name: value}}
         temporary = record.with_suffix(".tmp")
         temporary.write_text(json.dumps(whole, indent=1) + "\n")
         os.replace(temporary, record)
-    finally:
-        os.close(folder)  # and the lock with it
     return whole

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from crosslevel.models.encoder import Encoder, load_encoder
     from crosslevel.models.export import export
     from crosslevel.training.train import train
+    from crosslevel.tuning.tune import tune
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CrossLevel", "Encoder", "__version__", "compare", "embed", "evaluate", "export", "inspect", "load", "load_encoder",
-    "pack", "subset", "train",
+    "pack", "subset", "train", "tune",
 ]  # fmt: skip
 
 _PLACES = {
@@ -38,11 +39,12 @@ _PLACES = {
     "pack": "crosslevel.data.pack",
     "subset": "crosslevel.data.subset",
     "train": "crosslevel.training.train",
+    "tune": "crosslevel.tuning.tune",
 }
 """Where each name is, imported when it is first used: ``import crosslevel`` waits for nothing."""
 
 
-_VERBS = ("compare", "embed", "evaluate", "export", "inspect", "pack", "subset", "train")
+_VERBS = ("compare", "embed", "evaluate", "export", "inspect", "pack", "subset", "train", "tune")
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from crosslevel import report
 from crosslevel.data.bad_files import BadFiles
@@ -29,6 +28,7 @@ from crosslevel.training import report as pages
 from crosslevel.training.plan import MEASURED_WITH, seconds_a_step
 from crosslevel.training.train import train
 from crosslevel.transforms.views import Views
+from crosslevel.utils.console import printer
 from crosslevel.utils.device import Device, Hardware, Precision, choose
 
 RUNS = {"without CLD": "plain", "with CLD": "cld"}
@@ -46,6 +46,7 @@ def demo(
     device: Device = "auto",
     precision: Precision = "auto",
     seed: int = 0,
+    quiet: bool = False,
 ) -> Path:
     """Train with and without CLD with the same budget, and show what each is good for.
 
@@ -64,11 +65,12 @@ def demo(
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: auto takes bfloat16 where the hardware computes it.
         seed: of both runs.
+        quiet: print nothing.
 
     Returns:
         the page.
     """
-    console, began = Console(soft_wrap=True), time.monotonic()
+    console, began = printer(quiet), time.monotonic()
     home, hardware = _free(Path(folder)), choose(device, precision)
     if epochs is None:
         epochs, rate = affordable(images, width, hardware)
@@ -81,7 +83,7 @@ def demo(
         line = [*shared, *(["--cld.weight=0"] if place == "plain" else []), f"--run={home / place}"]
         console.rule(name)
         console.print(f"crosslevel train {shlex.join(line)}", highlight=False, markup=False, style="dim")
-        _trained(line)
+        _trained([*line, "--quiet"] if quiet else line)
     console.rule("kNN")
     encoders = {name: load_encoder(home / place) for name, place in RUNS.items()}
     first = encoders["without CLD"]
@@ -93,11 +95,11 @@ def demo(
     limits = "" if subject.split is None else subject.split.describe()
     verdict = _verdict(row)
     console.print(*filter(None, (limits, verdict)), sep="\n", highlight=False)
-    told = _blocks(home, row, limits, len(bank), epochs, verdict)
+    compared = _blocks(home, row, limits, len(bank), epochs)
     shown = pages.feature_blocks(encoders["with CLD"], load_cld(home / RUNS["with CLD"]), bank, hardware, seed)
     minutes = (time.monotonic() - began) / 60
     subtitle = f"{images} · {hardware.why} · {time.strftime('%Y-%m-%d')} · {minutes:.1f} minutes"
-    page = report.page(home / "report.html", "With and without CLD", [*told, *shown], subtitle)
+    page = report.page(home / "report.html", "With and without CLD", [*compared, *shown], subtitle, verdict)
     console.print(f"{minutes:.1f} minutes; look at {page}, then: crosslevel train PATH-TO-YOUR-IMAGES", highlight=False)
     return page
 
@@ -130,18 +132,14 @@ def _free(folder: Path) -> Path:
     return next(place for place in tries if not place.exists())
 
 
-def _blocks(home: Path, row: Row, limits: str, images: int, epochs: int, verdict: str) -> list[report.Block]:
+def _blocks(home: Path, row: Row, limits: str, images: int, epochs: int) -> list[report.Block]:
     """What was compared, the table, the curves, and what to do next."""
     names = columns(row)
     return [
         report.text(
             "What was compared",
-            [
-                f"Two networks were trained on {images:,} images without their labels, for {epochs} epochs each, on "
-                "the same views in the same steps, by the defaults. One has the group branch (CLD) beside the instance "
-                "branch.",
-                verdict,
-            ],
+            f"Two networks were trained on {images:,} images without their labels, for {epochs} epochs each, on the "
+            "same views in the same steps, by the defaults. One has the group branch (CLD) beside the instance branch.",
         ),
         report.table(
             "kNN accuracy, %",

@@ -77,7 +77,7 @@ class Run:
         """
         try:
             tree = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{self.config} cannot be read: {' '.join(str(error).split())}") from error
         if not isinstance(tree, dict):
             raise UserError(f"{self.config} holds no settings")
@@ -99,12 +99,18 @@ class Run:
         """How the images differ from those that the run began with; empty where they do not."""
         if not (isinstance(images, Images) and self.images.is_file()):
             return ""
-        before, now = json.loads(self.images.read_text(encoding="utf-8")), _known(images)
+        now = _known(images)
+        try:
+            before = json.loads(self.images.read_text(encoding="utf-8"))
+            then = f"{before['images']:,}"
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.images} is damaged: which images the run began with is not known; if they are these, delete "
+                "it, then --resume again"
+            ) from error
         if before == now:
             return ""
-        return (
-            f"{images.name} has changed since the run began ({before['images']:,} images then, {now['images']:,} now)"
-        )
+        return f"{images.name} has changed since the run began ({then} images then, {now['images']:,} now)"
 
     def save_branches(self, instance: nn.Sequential, head: str, cld: CrossLevel | None) -> None:
         """Keep both branches' heads beside the encoder: published figures are of the instance branch's features."""

@@ -1,8 +1,6 @@
 """The verbs from Python: the names, defaults and errors of the command line, and returned values in place of exits."""
 
 import inspect
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
@@ -15,13 +13,15 @@ from crosslevel.cli import COMMANDS
 from crosslevel.methods import SimCLR
 from crosslevel.models.encoder import Encoder
 from crosslevel.settings.command import Command
-from crosslevel.settings.kinds import describe
-from crosslevel.settings.parser import read_line, run, settings_of
+from crosslevel.settings.kinds import describe, plain
+from crosslevel.settings.parser import prepared, read_line, run, settings_of
+from crosslevel.settings.parts import completed
 from crosslevel.settings.signature import REQUIRED, Group
 from crosslevel.training.train import train
+from crosslevel.tuning.tune import tune
 from crosslevel.utils.errors import UserError
 
-VERBS = ("compare", "embed", "evaluate", "export", "inspect", "pack", "subset", "train")
+VERBS = ("compare", "embed", "evaluate", "export", "inspect", "pack", "subset", "train", "tune")
 SMALL = {"epochs": 1, "batch_size": 8, "device": "cpu", "report_html": False, "monitor_every": 0, "workers": 0}
 PARTS = {"encoder": {"width": 0.0625}, "views": {"size": 16}, "cld": {"groups": 4}}
 
@@ -60,10 +60,11 @@ def test_a_run_of_python_is_that_of_the_command_line(photos, trained, tmp_path, 
         },
     ],
 )
-def test_a_part_is_given_in_any_form(photos, tmp_path, parts):
+def test_a_part_is_given_in_any_form(photos, tmp_path, parts, capsys, caplog):
     folder = crosslevel.train(photos, run=tmp_path / "r", quiet=True, **SMALL, **{**PARTS, **parts})
     told = yaml.safe_load((folder / "config.yaml").read_text())
     assert (told["encoder"]["width"], told["method"]["init_args"]["temperature"]) == (0.0625, 0.4)
+    assert (*capsys.readouterr(), caplog.records) == ("", "", [])  # as quiet=True has it
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,22 @@ def test_errors_are_those_of_the_command_line(photos, tmp_path, monkeypatch, ver
     with pytest.raises(UserError, match=what):
         getattr(crosslevel, verb)(**given)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_search_takes_the_settings_of_train_as_arguments_of_its_own(photos):
+    """The same tree as on the command line, and the same errors."""
+    command = Command.of("crosslevel.tuning.tune", "tune")
+    line = [str(photos), "--budget=3", "--epochs=2", "--method=MoCo", "--method.queue=64", "--encoder.width=0.5"]
+    settings = prepared(command, line)
+    theirs = {argument.name: plain(settings[argument.name]) for argument in command.others}
+    method = {"class_path": "MoCo", "init_args": {"queue": 64}}
+    ours = completed(tune, (photos,), {"budget": 3, "epochs": 2, "method": method, "encoder": {"width": 0.5}})
+    assert ours.pop("settings") == theirs
+    assert ours == {"images": str(photos), "budget": 3}
+    with pytest.raises(UserError, match="epochs: many: needs a number"):
+        crosslevel.tune(photos, epochs="many")
+    with pytest.raises(UserError, match="encoder has no setting 'widht': did you mean width"):
+        crosslevel.tune(photos, encoder={"widht": 1})
 
 
 def test_an_argument_that_there_is_not_is_pythons_error(photos):
@@ -137,10 +154,7 @@ def test_defaults_that_differ_on_the_command_line_are_marked():
     assert settings_of(command, read_line(command, ["r", "photos"]))["output"] == "features.parquet"
 
 
-def test_a_verb_works_where_the_main_module_is_no_file(photos):
-    """As in a notebook or under ``python -c``, with decoding in processes of their own."""
-    code = (
-        "import sys, crosslevel; print(crosslevel.inspect(sys.argv[1], device='cpu', workers=1, quiet=True)['count'])"
-    )
-    done = subprocess.run([sys.executable, "-", str(photos)], input=code, capture_output=True, text=True, check=False)
-    assert done.stdout == "32\n", done.stderr
+def test_several_devices_are_the_commands(photos, tmp_path):
+    with pytest.raises(UserError, match="run crosslevel train IMAGES --devices 2"):
+        crosslevel.train(photos, run=tmp_path / "r", devices=2, **SMALL)
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Which image files can be read: decoding that detects every defect, and the list of the bad ones."""
+"""Which image files can be read: decoding that detects every defect."""
 
 from __future__ import annotations
 
@@ -8,28 +8,33 @@ import stat
 import struct
 import warnings
 import zlib
-from dataclasses import dataclass
 
-import numpy as np
-import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from crosslevel.data.bad_files import _Defect
+from crosslevel.data.decoding.complaints import Complaints, heard
+from crosslevel.data.decoding.formats import HEAD, format_of, readable
+from crosslevel.data.decoding.jpeg import decoded_jpeg, jpeg_header
+from crosslevel.data.decoding.pillow import noted_warnings, upright
+from crosslevel.data.decoding.reading import USUAL, Reading
+from crosslevel.utils.console import printable
 from crosslevel.utils.errors import BadImage
 
 PIXEL_LIMIT = 178_956_970
 """More pixels are taken for a decompression bomb: where Pillow too refuses (half a GiB of RGB)."""
 
-# Only formats that are pictures: Pillow would otherwise also hand files to Ghostscript and the like.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF")
+MOST_PAGES = 100_000
+"""Frames or pages that a file may have."""
+
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
-def read_image(file: str, path: str | None = None, max_pixels: int = PIXEL_LIMIT) -> UInt8[Tensor, "3 H W"]:
-    """Read and decode one image file; ``path`` is its name in errors (default: ``file``).
+def read_image(
+    file: str, path: str | None = None, max_pixels: int = PIXEL_LIMIT, reading: Reading = USUAL, page: int = 0
+) -> UInt8[Tensor, "3 H W"]:
+    """Read and decode one image file, or a ``page`` of it; ``path`` is its name in errors (default: ``file``).
 
     Raises:
         BadImage: it cannot be opened or decoded.
@@ -47,7 +52,7 @@ def read_image(file: str, path: str | None = None, max_pixels: int = PIXEL_LIMIT
             data = bytearray(stream.read())  # torch takes no read-only buffers
     except OSError as error:
         raise BadImage(path, f"cannot be opened: {error.strerror or error}") from error
-    return decode(data, path, max_pixels)
+    return decode(data, path, max_pixels, reading, page)
 
 
 def _unblocked(file: str, flags: int) -> int:
@@ -55,11 +60,17 @@ def _unblocked(file: str, flags: int) -> int:
     return os.open(file, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def decode(data: bytearray, path: str, max_pixels: int = PIXEL_LIMIT) -> UInt8[Tensor, "3 H W"]:
+def decode(
+    data: bytearray, path: str, max_pixels: int = PIXEL_LIMIT, reading: Reading = USUAL, page: int = 0
+) -> UInt8[Tensor, "3 H W"]:
     """Decode an encoded image to RGB, upright (EXIF), transparency on white, 16 bits scaled to 8.
 
-    JPEG, PNG, WebP, BMP, TIFF, PPM and GIF (the first frame of several), told by content and not by name. In
-    memory the three values of a pixel lie together, as decoders write them and crops are fastest, unless EXIF turns it.
+    All of `formats.PILLOW`, and HEIC and JPEG XL with their packages, told by content and not by name; of several
+    frames or pages the one that ``page`` counts from 0. In memory the three values of a pixel lie together, as decoders
+    write them and crops are fastest, unless EXIF turns it.
+
+    What decoders say of damage is never printed: the image is bad, or with ``reading.damaged`` "keep" it is kept as far
+    as it goes, with a warning that names it.
 
     Raises:
         BadImage: empty, broken, truncated, not an image, or more than ``max_pixels``; named ``path``.
@@ -67,12 +78,31 @@ def decode(data: bytearray, path: str, max_pixels: int = PIXEL_LIMIT) -> UInt8[T
     """
     if not data:
         raise BadImage(path, "empty file")
+    keep = reading.damaged == "keep"
+    image, complaint = _heard(data, path, max_pixels, keep, page)
+    if complaint:
+        # What another thread of this process said would be taken for this image's.
+        image, complaint = _heard(data, path, max_pixels, keep, page)
+    if complaint and not keep:
+        raise BadImage(path, f"damaged: {complaint}")
+    if complaint:
+        warnings.warn(f"{printable(path)}: damaged, and kept: {complaint}", stacklevel=2)
+    return image
+
+
+def _heard(data: bytearray, path: str, max_pixels: int, keep: bool, page: int) -> tuple[UInt8[Tensor, "3 H W"], str]:
+    """The image, and what its decoder said of damage; empty if nothing.
+
+    Raises:
+        BadImage: as from `decode`.
+
+    """
+    complaints = Complaints()
     try:
-        if data.startswith(_JPEG):
-            return _decode_jpeg(data, max_pixels)
-        if data.startswith(_PNG):
-            return _decode_png(data, max_pixels)
-        return _decode_pillow(data, max_pixels)
+        with heard() as said:
+            image = _decoded(data, max_pixels, keep, page, complaints)
+        complaints.add(said.text)
+        return image, complaints.text
     except _Defect as defect:
         raise BadImage(path, str(defect)) from None
     except UnidentifiedImageError:
@@ -82,59 +112,39 @@ def decode(data: bytearray, path: str, max_pixels: int = PIXEL_LIMIT) -> UInt8[T
     except Exception as error:
         # A damaged file makes decoders fail in any way (struct.error, SyntaxError, IndexError, ...), and
         # none of them may stop a run of a week.
-        raise BadImage(path, _reason(error)) from error
+        raise BadImage(path, _reason(error, said.text)) from error
 
 
-@dataclass(slots=True)
-class _JpegHeader:
-    components: int
-    plain: bool  # baseline or progressive Huffman coding with 8 bits, and EXIF where torchvision looks for it
-    exif: bool
-    scan: int  # where the first scan begins
+def _decoded(data: bytearray, max_pixels: int, keep: bool, page: int, complaints: Complaints) -> Tensor:
+    if data.startswith(_JPEG):
+        return _decode_jpeg(data, max_pixels, keep, complaints)
+    if data.startswith(_PNG):
+        damage = _damage_of_png(data, max_pixels)
+        if damage and not keep:
+            raise _Defect(damage)
+        complaints.add(damage)
+    return _decode_pillow(data, max_pixels, complaints, page)
 
 
-def _decode_jpeg(data: bytearray, max_pixels: int) -> Tensor:
-    header = _jpeg_header(data, max_pixels)
+def _decode_jpeg(data: bytearray, max_pixels: int, keep: bool, complaints: Complaints) -> Tensor:
+    header = jpeg_header(data)
+    _check_size(header.width, header.height, max_pixels)
     # libjpeg fills what is missing with gray and only warns. Inside scans the two bytes of the end marker
     # cannot occur, so without them the file was cut (or cut and padded with zeros).
     if data.rfind(b"\xff\xd9") < header.scan:
-        raise _Defect("truncated: the end-of-image marker is missing")
+        if not keep:
+            raise _Defect("truncated: the end-of-image marker is missing")
+        complaints.add("truncated: the end-of-image marker is missing")
+        data = data + b"\xff\xd9"
     if header.plain and header.components in (1, 3):
-        encoded = torch.frombuffer(data, dtype=torch.uint8)
-        image: Tensor = decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=header.exif)
-        return image
-    return _decode_pillow(data, max_pixels)
+        return decoded_jpeg(data, header.exif)
+    if header.huffman and header.components == 4:
+        decoded_jpeg(data)  # for what libjpeg says of damage: Pillow does not pass it on
+    return _decode_pillow(data, max_pixels, complaints)
 
 
-def _jpeg_header(data: bytearray, max_pixels: int) -> _JpegHeader:
-    """Walk the segments before the first scan (ITU T.81, annex B)."""
-    position, components, plain, application = 2, 0, False, 0
-    exif, exif_first = False, True
-    while True:
-        while data[position : position + 2] == b"\xff\xff":  # fill bytes
-            position += 1
-        if position + 4 > len(data):
-            raise _Defect("truncated: it ends before the picture begins")
-        if data[position] != 0xFF:
-            raise _Defect("broken: no marker where a JPEG segment must begin")
-        marker = data[position + 1]
-        if marker == 0xDA:
-            if not components:
-                raise _Defect("broken: a scan without a frame header")
-            return _JpegHeader(components, plain and exif_first, exif, position)
-        if marker == 0xE1:
-            application += 1
-            if data[position + 4 : position + 10] == b"Exif\0\0":
-                exif, exif_first = True, exif_first and application == 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            precision, height, width, components = struct.unpack_from(">BHHB", data, position + 4)
-            _check_size(width, height, max_pixels)
-            plain = precision == 8 and marker <= 0xC2
-        position += 2 + (data[position + 2] << 8 | data[position + 3])
-
-
-def _decode_png(data: bytearray, max_pixels: int) -> Tensor:
-    """Check a PNG's chunks (W3C PNG, section 5.3), then decode it.
+def _damage_of_png(data: bytearray, max_pixels: int) -> str:
+    """What is wrong with a PNG's chunks (W3C PNG, section 5.3); empty if nothing.
 
     torchvision's decoder crashes the process on damaged data, so Pillow decodes. Pillow skips checksums,
     and would take a part filled with zeros for a picture, so they are checked here.
@@ -150,55 +160,49 @@ def _decode_png(data: bytearray, max_pixels: int) -> Tensor:
             break
         critical = not kind[0] & 0x20
         if critical and zlib.crc32(view[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            raise _Defect(f"broken: wrong checksum in chunk {kind.decode('ascii', 'replace')}")
+            return f"broken: wrong checksum in chunk {kind.decode('ascii', 'replace')}"
         if kind == b"IEND":
-            return _decode_pillow(data, max_pixels)
+            return ""
         position = end + 4
-    raise _Defect("truncated: the end chunk is missing")
+    return "truncated: the end chunk is missing"
 
 
-def _open(data: bytearray) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=_FORMATS)
-
-
-def _decode_pillow(data: bytearray, max_pixels: int) -> Tensor:
-    # Pillow warns of damaged metadata and of large pictures; what counts here is raised.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with _open(data) as opened:
+def _decode_pillow(data: bytearray, max_pixels: int, complaints: Complaints, page: int = 0) -> Tensor:
+    with noted_warnings(complaints), Image.open(io.BytesIO(data), formats=readable(data)) as opened:
+        _check_size(*opened.size, max_pixels)
+        if page:
+            opened.seek(page)
             _check_size(*opened.size, max_pixels)
-            opened.load()
-            image = _rgb(ImageOps.exif_transpose(opened))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        opened.load()
+        return upright(opened)
+
+
+def count_pages(file: str) -> int:
+    """How many frames or pages an image file has; 1 where it cannot be read, which decoding it will tell."""
+    try:
+        with heard(), noted_warnings(Complaints()), open(file, "rb", opener=_unblocked) as stream:
+            head = stream.read(HEAD)
+            if format_of(head) in (None, "JPEG"):  # of a JPEG, more pages are previews
+                return 1
+            stream.seek(0)
+            with Image.open(stream, formats=readable(head)) as opened:
+                return min(MOST_PAGES, max(1, getattr(opened, "n_frames", 1)))
+    except Exception:  # decoders fail in any way, and the file is read again
+        return 1
 
 
 def from_pillow(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
     """An image that is open already as RGB: upright (EXIF), transparency on white, 16 bits scaled to 8.
 
     Raises:
-        BadImage: pixels that have no agreed range.
+        BadImage: pixels that have no agreed range, or none that can be decoded.
 
     """
+    name = str(getattr(image, "filename", "") or "image")
     try:
-        return torch.from_numpy(np.array(_rgb(ImageOps.exif_transpose(image)))).permute(2, 0, 1)
+        return upright(image)
     except _Defect as defect:
-        raise BadImage(str(getattr(image, "filename", "") or "image"), str(defect)) from None
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """RGB from any of Pillow's modes."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-            raise _Defect("32-bit or signed pixels have no agreed range: convert it to 8 or 16 bits")
-        # Exact rounding of v * 255 / 65535.
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise _Defect("floating-point pixels have no agreed range: convert it to 8 or 16 bits")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        raise BadImage(name, str(defect)) from None
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -208,10 +212,11 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise _Defect(f"{width} x {height} are more than {max_pixels:,} pixels")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, said: str = "") -> str:
     text = str(error).strip().split("\n")[0]
     # torchvision begins with the place in its own source.
     text = text.rsplit(": ", 1)[-1] if ".cpp" in text else text
+    text = f"{text} ({said})" if said and said not in text else text
     if "truncated" in text.lower() or "incomplete" in text.lower():
         return f"truncated: {text}"
     return f"cannot be decoded: {text or type(error).__name__}"

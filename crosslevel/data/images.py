@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.index_cache import taken
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import UserError
@@ -28,6 +29,7 @@ class Images(Dataset[tuple[Tensor, int]]):
       group; they cover all images in order. None if every order is equally fast.
     - ``left_out``: files that were damaged when the source was opened, and why; some or all of their images are
       missing.
+    - ``reading``: how its images are decoded.
     - ``watch``: whether the source has changed since it was opened; None if that cannot be known.
     """
 
@@ -39,6 +41,7 @@ class Images(Dataset[tuple[Tensor, int]]):
     blocks: Sequence[range] | None = None
     left_out: Mapping[str, str] = MappingProxyType({})
     watch: Watch | None = None
+    reading: Reading = USUAL
 
     def __len__(self) -> int:
         """The number of images, N."""
@@ -55,7 +58,7 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     def identity(self) -> str:
         """Changes when an image, its label or the order does; the same wherever the source lies."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self.reading.text.encode())
         for column in (self.labels, self.tracks):
             digest.update(b"-" if column is None else column.numpy().tobytes())
         digest.update("\n".join(self.classes or []).encode(errors="surrogateescape"))

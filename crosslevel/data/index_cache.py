@@ -12,9 +12,11 @@ from typing import overload
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from crosslevel.utils.errors import UserError
+from crosslevel.utils.files import write_tensors
+from crosslevel.utils.tensors import load_safetensors
 
 Table = dict[str, Tensor]
 
@@ -124,20 +126,13 @@ def remembered(
     file = cache_folder() / f"{kind}-{digest[:24]}.safetensors"
     name = state.encode(errors="backslashreplace").decode()
     try:
-        with safe_open(file, framework="pt") as opened:
-            if (opened.metadata() or {}).get("state") == name:
-                names = opened.keys()  # it cannot be iterated over itself
-                table = {part: opened.get_tensor(part) for part in names}
-                if holds is None or holds(table):
-                    return table
-    except (OSError, SafetensorError):
-        pass
+        table, about = load_safetensors(file)
+        if about.get("state") == name and (holds is None or holds(table)):
+            return table
+    except (OSError, UserError):
+        pass  # it is made anew
     table = make()
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    with contextlib.suppress(OSError, SafetensorError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({part: tensor.contiguous() for part, tensor in table.items()}, temporary, metadata={"state": name})
-        os.replace(temporary, file)
     with contextlib.suppress(OSError):
-        temporary.unlink(missing_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(file, table, {"state": name})
     return table

@@ -17,6 +17,7 @@ from crosslevel.data.sources.containers.open import open_container, open_hub
 from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.sources.folder import Files
 from crosslevel.data.sources.packed import is_pack, open_pack
+from crosslevel.data.sources.pages import Pages
 from crosslevel.data.sources.stl10 import Stl10
 from crosslevel.data.sources.turntable.dataset import Turntable
 from crosslevel.data.sources.video.frames import listed_videos, open_videos
@@ -89,14 +90,27 @@ def open_images(
             )
         return applied(open_images(source.base, data_root=data_root, crops=crops), source.subset, source.text)
     if crops is not None:
-        return object_crops(source, crops)
+        return _read_as(object_crops(source, crops), source)
     if source.is_stream:
         if not streams:
             raise SourceError(
                 f"{source.text}: a stream has no known number of images, only train can use one: give files"
             )
         return ImageStream.open(source)
-    return _opened(source, data_root)
+    return _read_as(_opened(source, data_root), source)
+
+
+def _read_as(images: Images, source: Source) -> Images:
+    """The one place where sources are told how to decode their images."""
+    if source.reading == images.reading or isinstance(images, InMemoryImages):
+        return images
+    images.reading = source.reading
+    images.name += source.reading.text
+    if source.reading.pages == "all":
+        if not isinstance(images, Files):
+            raise SourceError(f"{source.text}: pages=all is for folders and lists of image files: leave it out")
+        return Pages(images)
+    return images
 
 
 def open_unlabelled(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -27,11 +27,15 @@ from crosslevel.data.sources.packed import (
     Decoded,
     decoded,
     is_pack,
+    open_pack,
+    read_about,
     shrunk,
 )
 from crosslevel.data.uri import Source, parse
+from crosslevel.utils.console import printer, say
 from crosslevel.utils.errors import BadImage, UserError
 from crosslevel.utils.files import is_unfinished
+from crosslevel.utils.locks import LOCK, folder_lock
 from crosslevel.utils.marks import verb
 
 _LOOKED_AT = 32  # images, to estimate the size
@@ -68,34 +72,44 @@ def pack(
     """
     if size < 1:
         raise UserError(f"--size {size}: give at least 1 pixel")
-    console, began = Console(soft_wrap=True, quiet=quiet), time.monotonic()
-    folder = Path(output)
+    console, folder = printer(quiet), Path(output)
     origin = parse(images)
     _check_place(folder, origin)
     source = open_images(origin, data_root=data_root, crops=crops)
     _check_watched(folder, source)
-    identity = source.identity()
-    former = _about(folder)
-    if former is not None and (former["identity"], former["size"]) != (identity, size):
-        _say(console, f"{folder}: {_difference(former, size, crops, source)}: packed anew")
+    about = {**_origin(images, crops, source), "identity": source.identity(), "size": size}
+    with folder_lock(folder, "crosslevel pack", keep=False):
+        _pack(folder, source, about, crops, workers, console)
+    return folder
+
+
+def _pack(
+    folder: Path, source: Images, about: dict[str, Any], crops: Crops | None, workers: int | None, console: Console
+) -> None:
+    """Write the pack into a folder that is this process's own, or find that it is complete."""
+    began, size = time.monotonic(), about["size"]
+    former, why = _former(folder)
+    if former is not None and (former["identity"], former["size"]) != (about["identity"], size):
+        why = _difference(former, size, crops, source)
+    if why:
+        say(console, f"{folder}: {why}: packed anew")
         clear(folder)
         former = None
-    writer = PackWriter(folder, source, {**_origin(images, crops, source), "identity": identity, "size": size})
+    writer = PackWriter(folder, source, about)
     if former is not None and (folder / ABOUT).is_file():
         writer.tidy()
         writer.renew()
-        _say(console, f"{folder} is complete: {former['images']:,} images of {images}, nothing has changed")
-        return folder
-    _say(console, _space(folder, source, size, writer.start()))
+        say(console, f"{folder} is complete: {former['images']:,} images of {about['source']}, nothing has changed")
+        return
+    say(console, _space(folder, source, size, writer.start()))
     if writer.done:
-        _say(console, f"continuing at image {writer.done:,}")
+        say(console, f"continuing at image {writer.done:,}")
     _write(writer, decoded(source, size, range(writer.done, len(source)), workers), console)
     count, seconds = writer.finish(), max(time.monotonic() - began, 1e-9)
-    _say(console, f"{count:,} images in {folder}, {writer.bytes() / 1e9:.2f} GB, {len(source) / seconds:,.0f} images/s")
+    say(console, f"{count:,} images in {folder}, {writer.bytes() / 1e9:.2f} GB, {len(source) / seconds:,.0f} images/s")
     if len(writer.bad):
-        _say(console, writer.bad.summary(len(source)))
-    _say(console, f"next: crosslevel train {shlex.quote(str(folder))}")
-    return folder
+        say(console, writer.bad.summary(len(source)))
+    say(console, f"next: crosslevel train {shlex.quote(str(folder))}")
 
 
 def _write(writer: PackWriter, pieces: Iterator[Decoded], console: Console) -> None:
@@ -107,13 +121,14 @@ def _write(writer: PackWriter, pieces: Iterator[Decoded], console: Console) -> N
             for done in writer.write(pieces):
                 bar.update(task, completed=done)
         except KeyboardInterrupt:
-            _say(console, f"{writer.done:,} images are done; the same command continues there")
+            say(console, f"{writer.done:,} images are done; the same command continues there")
             raise
 
 
 def _check_place(folder: Path, origin: Source) -> None:
     """Refuse a folder that holds something else, and one inside the source, which would change by being packed."""
-    others = [file for file in folder.iterdir() if not is_unfinished(file.name)] if folder.is_dir() else []
+    found = folder.iterdir() if folder.is_dir() else []
+    others = [file for file in found if file.name != LOCK and not is_unfinished(file.name)]
     if others and not is_pack(str(folder)):
         raise UserError(f"--output {folder}: there is something else in it: give another folder")
     if folder.exists() and not folder.is_dir():
@@ -134,20 +149,27 @@ def _check_watched(folder: Path, source: Images) -> None:
             raise UserError(f"--output {folder} lies inside {above}: give a folder outside of it")
 
 
-def _about(folder: Path) -> dict[str, Any] | None:
-    """What the pack in ``folder`` was made of, None where there is none."""
-    for name in (ABOUT, UNFINISHED):
-        try:
-            content: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if content.get("version") == VERSION:
-            return content
-    return None
+def _former(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """What the pack in ``folder`` was made of, None where there is none; and why it is of no use, if it is damaged."""
+    name = ABOUT if (folder / ABOUT).is_file() else UNFINISHED
+    if not (folder / name).is_file():
+        return None, ""
+    try:
+        if name == ABOUT:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that the source has changed is seen, and said, here
+                open_pack(str(folder))
+        content = read_about(folder / name)
+    except (OSError, ValueError) as error:
+        return None, f"what is in it cannot be continued ({error})"
+    if content.get("version") != VERSION:
+        return None, f"what is in it is of version {content.get('version')}"
+    return content, ""
 
 
 def _origin(images: str, crops: Crops | None, source: Images) -> dict[str, Any]:
-    where = os.path.abspath(images) if os.path.exists(images) else None
+    read = parse(images)
+    where = os.path.abspath(read.whole) if not read.has_subset and os.path.exists(read.whole) else None
     cut = {} if crops is None else {"crops": asdict(crops)}
     watched = {} if source.watch is None else {"watched": source.watch.root}
     return {"version": VERSION, "source": images, "where": where, **cut, **watched}
@@ -182,7 +204,3 @@ def _space(folder: Path, source: Images, size: int, written: int) -> str:
     if needed > free:
         raise UserError(f"{line}: give another --output or a smaller --size")
     return line
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False)

@@ -9,25 +9,27 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from crosslevel.data.images import Images
 from crosslevel.data.index_cache import Paths, taken
-from crosslevel.data.sources.packed import ABOUT, INDEX, UNFINISHED, Decoded, shard_name
+from crosslevel.data.sources.packed import ABOUT, INDEX, UNFINISHED, Decoded, check_of, read_about, shard_name
 from crosslevel.utils.errors import SourceError
-from crosslevel.utils.files import sweep, write, write_tensors
+from crosslevel.utils.files import sweep, sync_folder, write, write_tensors
+from crosslevel.utils.tensors import load_safetensors
 
 IMAGES_A_PART = 2048  # what a killed run loses at most
 SHARD = 2**29  # bytes after which another shard begins, unless all images have one square size
 BAD_FILES = "bad_files.txt"
 
 
+_COLUMNS = ("rows", "columns", "places", "checks")
+
+
 class _Part(NamedTuple):
     """The images of one part: their sizes, their numbers in the source, where their pixels are, and the bad ones."""
 
-    table: dict[str, Tensor]  # rows, columns, places
+    table: dict[str, Tensor]  # of `_COLUMNS`
     shard: int
     stop: int  # bytes of the shard that are written with this part
     done: int  # the first image after it
@@ -57,10 +59,8 @@ class PackWriter:
 
     def start(self) -> int:
         """Go back to the last finished part, and return the bytes that are written."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         _write(self.folder / UNFINISHED, self.about)
-        while (file := self._part_file()).is_file():
-            part = _read_part(file)
+        while (part := _read_part(self._part_file())) is not None:
             shard = self.folder / shard_name(part.shard)
             if not shard.is_file() or shard.stat().st_size < part.stop:
                 break  # the pixels never arrived
@@ -113,10 +113,7 @@ class PackWriter:
 
     def renew(self) -> None:
         """The same images may have other times now, or lie elsewhere: from now on, a change is one of these."""
-        try:
-            table, about = load_file(self.folder / INDEX), json.loads((self.folder / ABOUT).read_text("utf-8"))
-        except (OSError, SafetensorError):
-            return  # whoever opens the pack says that it is damaged
+        table, about = load_safetensors(self.folder / INDEX)[0], read_about(self.folder / ABOUT)
         watched = _watched(self.source)
         if any(name not in table or not torch.equal(table[name], column) for name, column in watched.items()):
             write_tensors(self.folder / INDEX, table | watched)
@@ -142,7 +139,8 @@ class PackWriter:
             stop = file.tell()
             os.fsync(file.fileno())
         bad = {path: reason for piece in pieces for path, reason in piece.bad}
-        table = {"rows": rows.int(), "columns": columns.int(), "places": torch.cat([p.numbers for p in pieces])}
+        places, checks = (torch.cat([getattr(p, name) for p in pieces]) for name in ("numbers", "checks"))
+        table = dict(zip(_COLUMNS, (rows.int(), columns.int(), places, checks), strict=True))
         part = _Part(table, shard, stop, done, square, bad)
         _write_part(self._part_file(), part)
         self._count(part)
@@ -163,8 +161,9 @@ class PackWriter:
 
 def _index_of(parts: list[_Part], source: Images) -> dict[str, Tensor]:
     """What is known of each image: its size and path, its label and track where there are any, and what to watch."""
-    rows, columns, places = (torch.cat([part.table[name] for part in parts]) for name in ("rows", "columns", "places"))
-    table = {"rows": rows, "columns": columns, **_columns("paths", taken(source.paths, places)), **_watched(source)}
+    rows, columns, places, checks = (torch.cat([part.table[name] for part in parts]) for name in _COLUMNS)
+    table = {"rows": rows, "columns": columns, "checks": checks}
+    table |= _columns("paths", taken(source.paths, places)) | _watched(source)
     for name, column in (("labels", source.labels), ("tracks", source.tracks)):
         if column is not None:
             table[name] = column[places]
@@ -176,6 +175,7 @@ def clear(folder: Path) -> None:
     # A kill in between leaves an unfinished pack, and not one that is taken for whole.
     if (folder / ABOUT).is_file():
         os.replace(folder / ABOUT, folder / UNFINISHED)
+        sync_folder(folder)
     for pattern in (INDEX, "*.tmp", "part-*", "*.bin", BAD_FILES):
         for file in folder.glob(pattern):
             file.unlink()
@@ -199,14 +199,17 @@ def _write_part(file: Path, part: _Part) -> None:
     write_tensors(file, part.table, {"part": json.dumps(fields)})
 
 
-def _read_part(file: Path) -> _Part:
-    with safe_open(file, framework="pt") as opened:
-        table = {name: opened.get_tensor(name) for name in ("rows", "columns", "places")}
-        return _Part(table, **json.loads((opened.metadata() or {})["part"]))
+def _read_part(file: Path) -> _Part | None:
+    """A finished part; None where there is none, or what is there is damaged or of a former version."""
+    try:
+        table, about = load_safetensors(file)
+        return _Part({name: table[name] for name in _COLUMNS}, **json.loads(about["part"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
-    write(file, json.dumps(content, indent=1) + "\n")
+    write(file, json.dumps({**content, "check": check_of(content)}, indent=1) + "\n")
 
 
 def _columns(name: str, strings: Any) -> dict[str, Tensor]:

@@ -6,13 +6,12 @@ import os
 import shlex
 from pathlib import Path
 
-from rich.console import Console
-
 from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets.lists import write_list
 from crosslevel.data.uri import parse
+from crosslevel.utils.console import printer
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.marks import verb
 
@@ -32,8 +31,9 @@ def subset(
     Args:
         images: a source with suffixes, of which each takes what the one before left: @imbalance=100[,seed=0] (classes
             decay exponentially), @pareto=6[,most=1280,least=5,seed=0], @list=FILE (lines of path and label),
-            @classes=FILE (names of classes), @frames=5 (the first of each track), @tracks=50[,seed=0], and
-            @repeat=10[,shift=2,seed=0] (copies shifted by some pixels).
+            @classes=FILE (names of classes), @frames=5 (the first of each track), @tracks=50[,seed=0],
+            @unique[=duplicates.csv] (one of each set of copies), @repeat=10[,shift=2,seed=0] (copies shifted by some
+            pixels) and @bursts[=duplicates.csv] (the images of one folder, or of one set, are a track).
         output: the file to write.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
@@ -43,7 +43,7 @@ def subset(
         the file.
 
     """
-    console, file = Console(soft_wrap=True, quiet=quiet), Path(output)
+    console, file = printer(quiet), Path(output)
     parsed = parse(images)
     for read in (parsed.whole, *(suffix.value for suffix in parsed.subset)):
         if file.exists() and os.path.exists(read) and file.samefile(read):

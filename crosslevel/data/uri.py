@@ -10,14 +10,15 @@ import difflib
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from crosslevel.data.decoding.reading import USUAL, Reading, apart
 from crosslevel.utils.errors import SourceError
 
-FILES = ("list", "classes", "unique")
+FILES = ("list", "classes", "unique", "bursts")
 """Suffixes whose value is a file: all of what follows the ``=``, commas included."""
 
 PICKS = ("imbalance", "pareto", "frames", "tracks", "unique")
@@ -26,10 +27,10 @@ PICKS = ("imbalance", "pareto", "frames", "tracks", "unique")
 BY_LABEL = ("imbalance", "pareto", "classes")
 """Suffixes that choose images by their labels."""
 
-KEYS = ("imbalance", "pareto", "list", "classes", "repeat", "frames", "tracks", "unique")
+KEYS = ("imbalance", "pareto", "list", "classes", "repeat", "frames", "tracks", "unique", "bursts")
 """All suffixes."""
 
-ALONE = ("unique",)
+ALONE = ("unique", "bursts")
 """Suffixes that need no value: ``@unique``."""
 
 VIDEOS = frozenset(
@@ -106,6 +107,7 @@ class Source:
         split: what follows the colon of a name or of a data set of the hub.
         revision: what follows the ``@`` of a data set of the hub.
         parts: the sources that ``+`` joins.
+        reading: how its images are read: ``,damaged=keep`` and the like, written after all but the suffixes.
 
     """
 
@@ -117,11 +119,12 @@ class Source:
     split: str | None = None
     revision: str | None = None
     parts: tuple[Part, ...] = ()
+    reading: Reading = USUAL
 
     @property
     def text(self) -> str:
         """The source as it is written."""
-        return self.whole + "".join(map(str, self.subset))
+        return self.whole + self.reading.text + "".join(map(str, self.subset))
 
     @property
     def is_stream(self) -> bool:
@@ -194,13 +197,22 @@ def parse(text: str | os.PathLike[str] | Source) -> Source:
     if isinstance(text, Source):
         return text
     whole, subset = _apart(os.fspath(text))
+    whole, reading = (whole, USUAL) if os.path.lexists(whole) else apart(whole)
     if whole.startswith("hf://"):
         source = _on_hub(whole)
     elif whole.startswith(STREAM) or is_remote(whole):
         source = Source(whole, "stream", whole.removeprefix(STREAM), parts=(Part(whole, ""),))
     else:
         source = _local(whole)
-    return dataclasses.replace(source, subset=subset)
+    return dataclasses.replace(source, subset=subset, reading=reading)
+
+
+def read_as(text: str, reading: Mapping[str, str]) -> str:
+    """A source that is read as ``reading`` says, such as ``{"damaged": "keep"}``; errors are those of `parse`."""
+    source = parse(text)
+    _, wanted = apart("".join(f",{name}={value}" for name, value in reading.items()))
+    changes = {name: getattr(wanted, name) for name in reading}
+    return dataclasses.replace(source, reading=dataclasses.replace(source.reading, **changes)).text
 
 
 def is_remote(name: str) -> bool:

@@ -3,35 +3,62 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
+import yaml
 from rich.table import Table
 
 from crosslevel import report
 from crosslevel.evaluation.results import COLUMNS, FILE, measured, read_results
-from crosslevel.report import Cell, Measured, cell
+from crosslevel.report import Cell, Measured, cell, ties
+from crosslevel.utils.console import printer
 from crosslevel.utils.errors import NotThere, UserError
+from crosslevel.utils.files import write
 from crosslevel.utils.marks import verb
 
-TRAINED, PIXELS = "trained encoder", "raw pixels"
+TRAINED, UNTRAINED, PIXELS = "trained encoder", "untrained encoder", "raw pixels"
+NOTE = "±: half of the 95 % interval. ≈: tied with the best, as the difference lies within the interval of both."
 
 
 class Comparison(NamedTuple):
-    """One protocol on the same images under the same settings: a row a run."""
+    """One protocol on the same images under the same settings: a row a run, then what they are compared with."""
 
     title: str
     note: str
     columns: list[str]
     rows: list[tuple[str, list[Cell]]]
 
+    def best(self, column: int) -> set[int]:
+        """The rows whose figure is, as it is shown, the column's highest."""
+        numbers = {i: _number(row[column]) for i, (_, row) in enumerate(self.rows) if row[column] is not None}
+        if len(numbers) < 2:
+            return set()
+        return {i for i, number in numbers.items() if number == max(numbers.values())}
+
+    def ties(self, column: int) -> set[int]:
+        """The rows that are behind the best by no more than the interval of both."""
+        return ties([row[column] for _, row in self.rows], "max")
+
+    def verdict(self) -> str:
+        """Which row is the best by the first column, or which ones share that place."""
+        best, tied = sorted(self.best(0)), sorted(self.ties(0))
+        name, figure = COLUMNS[self.columns[0]], cell(self.rows[best[0]][1][0], 1) if best else "–"
+        named = [self.rows[i][0] for i in (*best, *tied)]
+        if len(named) < 2:
+            return f"{self.title}: {named[0] if named else 'no row'} is best, with {name} {figure} %."
+        return (
+            f"{self.title}: no difference beyond chance between {', '.join(named)}; the highest {name} is {figure} %."
+        )
+
 
 @verb()
 def compare(runs: list[str], output: str = "comparison", quiet: bool = False) -> list[Comparison]:
-    """Put the evaluations of several runs side by side, with the best value of each column marked.
+    """Put the evaluations of several runs side by side, with the best value of each column, and its ties, marked.
 
-    Only what `crosslevel evaluate` found on the same images under the same settings stands in one table.
+    Only what `crosslevel evaluate` found on the same images under the same settings stands in one table. A further
+    table has the settings in which the runs differ.
 
     Args:
         runs: folders of runs, or their evaluation files.
@@ -43,20 +70,23 @@ def compare(runs: list[str], output: str = "comparison", quiet: bool = False) ->
     """
     if len(runs) < 2:
         raise UserError(f"{len(runs)} run: give at least two to compare")
-    tables = comparisons({name: read_results(_file(run)) for name, run in _named(runs).items()})
-    console = Console(soft_wrap=True, quiet=quiet)
+    named = _named(runs)
+    tables, differing = comparisons({name: read_results(_file(run)) for name, run in named.items()}), _differing(named)
+    console = printer(quiet)
     for table in tables:
         console.print(_printed(table))
-        console.print(table.note, highlight=False, markup=False)
+        console.print(table.verdict(), table.note, highlight=False, markup=False)
+    for name, values in differing.items():
+        console.print(f"{name}: {', '.join(map('{}: {}'.format, named, values))}", highlight=False, markup=False)
     home = Path(output)
     home.parent.mkdir(parents=True, exist_ok=True)
-    home.with_name(f"{home.name}.md").write_text("\n".join(map(markdown, tables)), encoding="utf-8")
-    blocks = [
-        report.table(table.title, ["run", *(COLUMNS[c] for c in table.columns)], [[n, *r] for n, r in table.rows],
-                     note=f"{table.note} ±: half of the 95 % interval.")
-        for table in tables
-    ]  # fmt: skip
-    page = report.page(home.with_name(f"{home.name}.html"), "Runs side by side", blocks, ", ".join(_named(runs)))
+    written = [*map(markdown, tables), *([_settings_markdown(differing, list(named))] if differing else [])]
+    write(home.with_name(f"{home.name}.md"), "\n".join(written).encode("utf-8", "surrogateescape"))
+    verdict = " ".join(table.verdict() for table in tables)
+    page = report.page(
+        home.with_name(f"{home.name}.html"), "Runs side by side", _blocks(tables, differing, list(named)),
+        ", ".join(named), verdict,
+    )  # fmt: skip
     console.print(f"written to {home}.md and {page}; next: look at {page}", highlight=False, markup=False)
     return tables
 
@@ -83,25 +113,48 @@ def comparisons(results: dict[str, list[dict[str, Any]]]) -> list[Comparison]:
 
 
 def _table(by_run: dict[str, dict[str, Any]]) -> Comparison:
-    kinds = {run: (result, TRAINED) for run, result in by_run.items()}
-    first = next(iter(by_run.values()))
-    if PIXELS in first["accuracy_percent"]:
-        kinds[PIXELS] = (first, PIXELS)
+    kinds = {run: (result, TRAINED) for run, result in by_run.items()} | _baselines(by_run)
     figures = {name: result["accuracy_percent"][kind] for name, (result, kind) in kinds.items()}
     columns = [name for name in COLUMNS if any(name in row for row in figures.values())]
     rows = [
         (name, [measured(figures[name], result["interval_percent"].get(kind), column) for column in columns])
         for name, (result, kind) in kinds.items()
     ]
-    return Comparison(first["protocol"], f"{first['images']}, tested on {first['test']}.", columns, rows)
+    first = next(iter(by_run.values()))
+    note = f"{first['images']}, tested on {first['test']}."
+    return Comparison(first["protocol"], note, columns, rows)
 
 
-def _best(table: Comparison, column: int) -> set[int]:
-    """The rows whose figure is, as it is shown, the column's highest."""
-    numbers = {i: _number(row[column]) for i, (_, row) in enumerate(table.rows) if row[column] is not None}
-    if len(numbers) < 2:
-        return set()
-    return {i for i, number in numbers.items() if number == max(numbers.values())}
+def _baselines(by_run: dict[str, dict[str, Any]]) -> dict[str, tuple[dict[str, Any], str]]:
+    """Raw pixels once, and untrained networks once where all runs' are the same, each run's where they are not."""
+    have = {run: result for run, result in by_run.items() if UNTRAINED in result["accuracy_percent"]}
+    different = {json.dumps(result["accuracy_percent"][UNTRAINED], sort_keys=True) for result in have.values()}
+    rows = {f"{UNTRAINED}, {run}" if len(different) > 1 else UNTRAINED: (r, UNTRAINED) for run, r in have.items()}
+    pixels = [result for result in by_run.values() if PIXELS in result["accuracy_percent"]]
+    return rows | ({PIXELS: (pixels[0], PIXELS)} if pixels else {})
+
+
+def _differing(named: Mapping[str, str]) -> dict[str, list[str]]:
+    """The settings in which the runs differ, one value a run; of runs without a config.yaml nothing is known."""
+    flat = []
+    for run in named.values():
+        config = (Path(run) if Path(run).is_dir() else Path(run).parent) / "config.yaml"
+        flat.append(_flat(yaml.safe_load(config.read_text(encoding="utf-8"))) if config.is_file() else {})
+    if not all(flat):
+        return {}
+    names = list(dict.fromkeys(name for settings in flat for name in settings))
+    values = {name: [str(settings.get(name, "–")) for settings in flat] for name in names}
+    return {name: own for name, own in values.items() if len(set(own)) > 1}
+
+
+def _flat(tree: Any, before: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {before: tree}
+    out: dict[str, Any] = {}
+    for name, value in tree.items():
+        step = "" if name == "init_args" else name
+        out |= _flat(value, ".".join(filter(None, (before, step))))
+    return out
 
 
 def _number(value: Cell) -> float:
@@ -110,16 +163,18 @@ def _number(value: Cell) -> float:
 
 
 def _marked(table: Comparison, before: str, after: str) -> list[list[str]]:
-    """Every row as text, the best of each column between two marks."""
-    best = [_best(table, j) for j in range(len(table.columns))]
-    return [
-        [name, *(f"{before}{cell(v, 1)}{after}" if i in best[j] else cell(v, 1) for j, v in enumerate(row))]
-        for i, (name, row) in enumerate(table.rows)
-    ]
+    """Every row as text, the best of each column between two marks, its ties behind a third."""
+    best, tied = ([pick(j) for j in range(len(table.columns))] for pick in (table.best, table.ties))
+
+    def shown(value: Cell, i: int, j: int) -> str:
+        text = cell(value, 1)
+        return f"{before}{text}{after}" if i in best[j] else f"≈ {text}" if i in tied[j] else text
+
+    return [[name, *(shown(v, i, j) for j, v in enumerate(row))] for i, (name, row) in enumerate(table.rows)]
 
 
 def _printed(table: Comparison) -> Table:
-    shown = Table(title=f"{table.title}; in %, * is best, ± half of the 95 % interval")
+    shown = Table(title=f"{table.title}; in %, * is best, ≈ tied with it, ± half of the 95 % interval")
     shown.add_column("run")
     for name in table.columns:
         shown.add_column(COLUMNS[name], justify="right")
@@ -128,19 +183,33 @@ def _printed(table: Comparison) -> Table:
     return shown
 
 
+def _blocks(tables: list[Comparison], differing: Mapping[str, list[str]], runs: list[str]) -> list[report.Block]:
+    blocks = [
+        report.table(table.title, ["run", *(COLUMNS[c] for c in table.columns)], [[n, *r] for n, r in table.rows],
+                     note=f"{table.note} ±: half of the 95 % interval.")
+        for table in tables
+    ]  # fmt: skip
+    if differing:
+        rows: list[list[Cell]] = [[name, *values] for name, values in differing.items()]
+        blocks.append(report.table("Settings in which they differ", ["setting", *runs], rows, None))
+    return blocks
+
+
 def markdown(table: Comparison) -> str:
-    """One table for a document, the best in bold."""
+    """One table for a document, the best in bold, its ties marked."""
     names = ["run", *(COLUMNS[column] for column in table.columns)]
-    lines = [
-        f"## {table.title}",
-        "",
-        table.note,
-        "",
-        f"| {' | '.join(names)} |",
-        "|---" + "|---:" * len(table.columns) + "|",
-    ]
-    lines += [f"| {' | '.join(row)} |" for row in _marked(table, "**", "**")]
-    return "\n".join([*lines, ""])
+    head = [f"## {table.title}", "", table.verdict(), "", f"{table.note} {NOTE}", ""]
+    return "\n".join([*head, *_rows(names, _marked(table, "**", "**")), ""])
+
+
+def _settings_markdown(differing: Mapping[str, list[str]], runs: list[str]) -> str:
+    rows = [[name, *values] for name, values in differing.items()]
+    return "\n".join(["## Settings in which they differ", "", *_rows(["setting", *runs], rows), ""])
+
+
+def _rows(names: list[str], rows: list[list[str]]) -> list[str]:
+    rule = "|---" + "|---:" * (len(names) - 1) + "|"
+    return [f"| {' | '.join(names)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def _file(run: str) -> Path:

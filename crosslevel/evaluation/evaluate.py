@@ -32,6 +32,7 @@ from crosslevel.metrics.knn import neighbours
 from crosslevel.metrics.shots import describe_limits
 from crosslevel.models.encoder import Encoder, load_encoder, untrained
 from crosslevel.runs import load_branches
+from crosslevel.utils.console import printer
 from crosslevel.utils.device import Device, Hardware, Precision, choose
 from crosslevel.utils.errors import SourceError, UserError
 from crosslevel.utils.marks import verb
@@ -209,7 +210,7 @@ def evaluate(
 def _session(run: str, output: str | None, cache: bool, runtime: Runtime, seed: int, quiet: bool) -> Session:
     """Load what is judged, and say where it is computed."""
     folder = Path(run) if Path(run).is_dir() else Path(run).parent
-    console = Console(soft_wrap=True, quiet=quiet)
+    console = printer(quiet)
     encoder = load_encoder(run)
     console.print(f"device: {runtime.hardware.why}", highlight=False)
     file = Path(output) if output else folder / FILE

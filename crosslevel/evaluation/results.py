@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from rich.table import Table
 
 from crosslevel.evaluation.protocols import Row
 from crosslevel.report import Cell, Measured, cell
+from crosslevel.utils.errors import UserError
+from crosslevel.utils.files import write
 
 FILE = "evaluation.json"
 
@@ -63,11 +64,21 @@ def keep(file: Path, about: dict[str, Any], row: Row) -> None:
     same = ("protocol", "images", "test", "crops", "settings")
     results = [old for old in results if any(old.get(name) != new.get(name) for name in same)]
     text = json.dumps({"results": [*results, new]}, indent=2) + "\n"
-    file.with_suffix(".tmp").write_text(text, encoding="utf-8")
-    os.replace(file.with_suffix(".tmp"), file)
+    write(file, text)
 
 
 def read_results(file: Path) -> list[dict[str, Any]]:
-    """The results in an evaluation.json; none of a file from before it had several."""
-    results: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")).get("results", [])
-    return results
+    """The results in an evaluation.json; none of a file from before it had several.
+
+    Raises:
+        UserError: it is damaged, or something else.
+
+    """
+    try:
+        results: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")).get("results", [])
+        if all({"protocol", "accuracy_percent", "interval_percent"} <= result.keys() for result in results):
+            return results
+        reason = "a result lacks its figures"
+    except (ValueError, AttributeError, TypeError) as error:
+        reason = str(error)
+    raise UserError(f"{file} is damaged, or not of crosslevel evaluate ({reason}): delete it, and evaluate again")

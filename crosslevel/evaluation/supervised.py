@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from crosslevel.models.encoder import Encoder
 from crosslevel.transforms.views import Views
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.rng import generator
-from crosslevel.utils.tensors import load_tensors
+from crosslevel.utils.tensors import load_saved, write_saved
 
 SMALL = 64  # pixels: smaller images lose their object in crops of a twelfth
 
@@ -100,8 +99,7 @@ def train_classifier(
             state = {"modules": modules.state_dict(), "epoch": epoch + 1}
             if epoch + 1 < how.epochs:
                 state["optimizer"] = optimizer.state_dict()
-            torch.save(state, kept.with_suffix(".tmp"))
-            os.replace(kept.with_suffix(".tmp"), kept)
+            write_saved(kept, state)
         if progress is not None:
             progress(epoch + 1, how.epochs)
 
@@ -134,7 +132,7 @@ def _resume(kept: Path | None, modules: nn.Module, optimizer: torch.optim.Optimi
     kept.parent.mkdir(parents=True, exist_ok=True)
     if not kept.is_file():
         return 0
-    state = load_tensors(kept)
+    state = load_saved(kept)
     modules.load_state_dict(state["modules"])
     if "optimizer" in state:  # there is none of a training that is done
         optimizer.load_state_dict(state["optimizer"])

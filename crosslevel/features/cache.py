@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from crosslevel.data.bad_files import BadFiles
@@ -21,8 +20,9 @@ from crosslevel.data.loaders.batches import pack
 from crosslevel.data.subsets.select import take
 from crosslevel.features.extract import Features, Runtime, stream
 from crosslevel.models.encoder import Encoder
-from crosslevel.utils.errors import SourceError
+from crosslevel.utils.errors import SourceError, UserError
 from crosslevel.utils.files import sweep, write, write_tensors
+from crosslevel.utils.tensors import load_safetensors
 
 FOLDER, COMPLETE = "features", "complete"
 ROWS = 65_536  # images a file: what a killed call loses at most
@@ -141,12 +141,11 @@ class FeatureCache:
         parts: list[Columns] = []
         while (file := folder / f"{len(parts) * ROWS:012}.safetensors").is_file():
             try:
-                part = dict(load_file(file))
-                with safe_open(file, framework="pt") as opened:
-                    bad = json.loads((opened.metadata() or {}).get("bad", "{}"))
-            except (OSError, SafetensorError):
-                break  # it is computed again
-            self._remember(bad)
+                part, about = load_safetensors(file)
+            except (OSError, UserError) as error:
+                warnings.warn(f"{error}: these features, and those after them, are computed again", stacklevel=2)
+                break
+            self._remember(json.loads(about.get("bad", "{}")))
             parts.append(part)
         return parts
 

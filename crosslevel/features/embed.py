@@ -20,8 +20,10 @@ from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.features.extract import Features, Runtime, extract, stream
 from crosslevel.features.pieces import SUFFIXES, Pieces, text
 from crosslevel.models.encoder import FILE, Encoder, load_encoder
+from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.locks import folder_lock
 from crosslevel.utils.marks import verb
 
 
@@ -74,44 +76,51 @@ def embed(
     Returns:
         the file; without one, the features, paths and labels.
     """
-    console = Console(soft_wrap=True, quiet=quiet)
+    console = printer(quiet)
     if output is not None and Path(output).suffix not in SUFFIXES:
         raise UserError(f"--output {output}: the name must end in {' or '.join(SUFFIXES)}")
     hardware = choose(device, precision)
     encoder = load_encoder(run)
     source = open_images(images, data_root=data_root, crops=crops)
-    _say(console, f"device: {hardware.why}; {len(source):,} images")
+    say(console, f"device: {hardware.why}; {len(source):,} images")
     place = Runtime(hardware, workers, batch_size)
     if output is None:
         return _arrays(encoder, source, place, console)
     asked = f"{images if crops is None else f'{images} {crops}'} {hardware.precision}"
     file = Path(output)
     pieces = Pieces(file, _fingerprint(run, asked, source), source)
+    with folder_lock(pieces.folder, "crosslevel embed", keep=False):
+        _write(encoder, source, pieces, place, console)
+    say(
+        console,
+        f"next: read it with pandas.read_parquet, or crosslevel evaluate {shlex.quote(str(run))} IMAGES --test IMAGES",
+    )
+    return file
+
+
+def _write(encoder: Encoder, source: Images, pieces: Pieces, place: Runtime, console: Console) -> None:
+    """Compute what is missing of a table, join it, and clear up; the folder of pieces is this process's own."""
+    file = pieces.file
     for line in pieces.start():
-        _say(console, line)
+        say(console, line)
     speed = "complete before"
     if pieces.joined is None:
         began, before = time.monotonic(), pieces.done
         try:
             _compute(encoder, source, pieces, place, console)
         except KeyboardInterrupt:
-            _say(console, f"{pieces.done:,} images are done; the same command continues there")
+            say(console, f"{pieces.done:,} images are done; the same command continues there")
             raise
         pieces.join()
         speed = f"{(len(source) - before) / max(time.monotonic() - began, 1e-9):,.0f} images/s"
-    _say(console, f"{pieces.joined:,} features of {encoder.num_features} in {file}, {speed}")
+    say(console, f"{pieces.joined:,} features of {encoder.num_features} in {file}, {speed}")
     if pieces.bad:
         skipped = source.bad_files()
         for path, reason in pieces.bad.items():
             skipped.add(path, reason)
         skipped.write(file.with_name(f"{file.stem}.bad_files.txt"))
-        _say(console, skipped.summary(len(source)))
+        say(console, skipped.summary(len(source)))
     pieces.remove()
-    _say(
-        console,
-        f"next: read it with pandas.read_parquet, or crosslevel evaluate {shlex.quote(str(run))} IMAGES --test IMAGES",
-    )
-    return file
 
 
 def _arrays(encoder: Encoder, source: Images, place: Runtime, console: Console) -> Embedded:
@@ -124,7 +133,7 @@ def _arrays(encoder: Encoder, source: Images, place: Runtime, console: Console) 
             progress=lambda done, total: bar.update(task, completed=done),
         )  # fmt: skip
     if len(bad):
-        _say(console, bad.summary(len(source)))
+        say(console, bad.summary(len(source)))
     paths = [source.paths[i] for i in found.places.tolist()]
     labels = None if source.labels is None else found.labels.numpy()
     return Embedded(found.features.numpy(), paths, labels, source.classes)
@@ -185,10 +194,6 @@ def _fingerprint(run: str, images: str, source: Images) -> str:
     for path in source.paths:
         digest.update(text(path).encode())
     return digest.hexdigest()
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False)
 
 
 def _bar(console: Console) -> Progress:

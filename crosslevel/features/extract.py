@@ -82,7 +82,7 @@ def stream(
     if place.device.type != "cpu":
         yield from map(encode, batches)
         return
-    pieces = (Batch(*part) for batch in batches for part in zip(*(t.split(_PIECE) for t in batch), strict=True))
+    pieces = (Batch(*part) for batch in batches for part in zip(*(t.split(_PIECE) for t in batch[:3]), strict=True))
     yield from _on_all_cores(encode, pieces)
 
 

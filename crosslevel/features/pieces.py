@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -56,7 +55,6 @@ class Pieces:
 
     def start(self) -> list[str]:
         """Find what earlier calls left, remove what is of no use, and return lines that say so."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         mark = self._mark()
         if mark is not None:
             self.joined, self.bad = mark["rows"], mark["bad"]
@@ -128,8 +126,6 @@ class Pieces:
             file.unlink()
         sync_folder(self.folder)
         (self.folder / _JOINED).unlink(missing_ok=True)
-        with suppress(OSError):  # somebody keeps something else in it
-            self.folder.rmdir()
 
     def _mark(self) -> dict[str, Any] | None:
         """What is known of a table that was joined from the same images, if it is still there as it was."""

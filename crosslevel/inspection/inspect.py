@@ -27,12 +27,14 @@ from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets import select
 from crosslevel.features.extract import Runtime
-from crosslevel.inspection.page import beside_block, page_blocks
+from crosslevel.inspection.page import beside_block, headline, page_blocks
 from crosslevel.inspection.scan import run_features, structure
 from crosslevel.inspection.summary import summary, tables
 from crosslevel.models.encoder import Encoder, load_encoder
+from crosslevel.utils.console import printer
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.files import write
 from crosslevel.utils.marks import verb
 
 SHOWN_BROKEN = 20
@@ -81,7 +83,7 @@ def inspect(
     """
     if batch_size < 2 or sample < 2:
         raise UserError(f"batch_size={batch_size}, sample={sample}: give at least 2 each")
-    console, written = Console(soft_wrap=True, quiet=quiet), None if output is None else _file(Path(output))
+    console, written = printer(quiet), None if output is None else _file(Path(output))
     encoder = None if run is None else load_encoder(run)
     generator = torch.Generator().manual_seed(seed)
     own = _part(open_images(images, data_root=data_root, crops=crops), sample, generator)
@@ -104,7 +106,7 @@ def inspect(
         figures["beside"] = _beside(own, scanned, other, scanned_beside, matched)
     _print(console, figures)
     if written is not None:
-        blocks = page_blocks(figures, scanned, common, members, own.part.paths)
+        blocks = page_blocks(figures, scanned, common, members, own.part)
         if other is not None and scanned_beside is not None:
             blocks.insert(2, beside_block(other.images.name, matched, scanned, scanned_beside, figures))
         write_csv(written.with_name(DUPLICATES), members, scanned, own.part.paths)
@@ -200,14 +202,15 @@ def _write(file: Path, figures: dict[str, Any], blocks: list[report.Block], cons
     """The JSON file, the page and the tables beside it, each whole or not at all."""
     # File names that are not valid UTF-8 become escapes.
     text = json.dumps(figures, indent=2) + "\n"
-    file.with_suffix(".tmp").write_text(text, encoding="utf-8")
-    os.replace(file.with_suffix(".tmp"), file)
+    write(file, text)
     names = [str(file), str(file.with_name(DUPLICATES))]
     if "beside" in figures:
         write_rows(file.with_name(BESIDE), ("path", "beside", "kind", "distance"), figures["beside"]["matches"])
         names.append(str(file.with_name(BESIDE)))
     subtitle = f"{figures['count']:,} images · {time.strftime('%Y-%m-%d')}"
-    page = report.page(file.with_suffix(".html"), f"What is in {figures['images']}", blocks, subtitle)
+    page = report.page(
+        file.with_suffix(".html"), f"What is in {figures['images']}", blocks, subtitle, headline(figures)
+    )
     console.print(f"written: {', '.join([*names, str(page)])}", highlight=False, markup=False)
 
 

@@ -13,6 +13,8 @@ from crosslevel import report
 from crosslevel.data.duplicates.across import Match
 from crosslevel.data.duplicates.scan import ScanResult
 from crosslevel.data.duplicates.sets import NAMES, Member
+from crosslevel.data.images import Images
+from crosslevel.data.sources.folder import files_of
 from crosslevel.inspection.scan import Structure
 from crosslevel.inspection.summary import APART, tables
 
@@ -20,34 +22,52 @@ SETS = 100  # of duplicates, shown with pictures; duplicates.csv has all
 A_ROW = 10  # pictures
 GROUPS = 30
 BROKEN = 200
+Named = Sequence[tuple[str, str | None]]
+"""Of each readable image its name, and its file, if it is one."""
 
 
 def page_blocks(
-    figures: dict[str, Any], scanned: ScanResult, structure: Structure, members: Sequence[Member], paths: Sequence[str]
+    figures: dict[str, Any], scanned: ScanResult, structure: Structure, members: Sequence[Member], part: Images
 ) -> list[report.Block]:
-    """The tables, and pictures of duplicates, tracks and groups."""
-    blocks = []
+    """The tables, and pictures of duplicates, tracks and groups, each with its file."""
+    whole, blocks = files_of(part), []
+    files = [whole[i] for i in scanned.numbers.tolist()]
     for heading, rows in tables(figures):
         columns = ["setting", "value", "reason"] if len(rows[0]) == 3 else ["", ""]
         blocks.append(report.table(heading, columns, rows, None))
     histogram = figures["shorter_side"]
     blocks.append(report.bars("Sizes: the shorter side in pixels", list(histogram), list(histogram.values())))
-    blocks += _sets(scanned, members, paths)
+    blocks += _sets(scanned, members, files)
     blocks.append(
         report.image_rows(
-            "Near-duplicates: the largest tracks, and some of two images or more", _track_rows(scanned, structure)
+            "Near-duplicates: the largest tracks, and some of two images or more",
+            _track_rows(scanned, structure, files),
         )
     )
     if figures["long_tail"]["separation"] >= APART:
         sizes = figures["long_tail"]["by_track"]["sizes"]
         names = [str(i + 1) for i in range(len(sizes))]
         blocks.append(report.bars("Estimated groups: tracks in each", names, sizes, figures["long_tail"]["trust"]))
-        blocks.append(report.image_rows("Estimated groups, the largest first", _group_rows(scanned, structure)))
+        blocks.append(report.image_rows("Estimated groups, the largest first", _group_rows(scanned, structure, files)))
     if figures["broken"]:
         shown = list(figures["broken"].items())[:BROKEN]
         note = f"{len(shown):,} of {len(figures['broken']):,}" if len(shown) < len(figures["broken"]) else ""
         blocks.append(report.table("Broken files", ["file", "why"], shown, None, note=note))
     return blocks
+
+
+def headline(figures: dict[str, Any]) -> str:
+    """What is in the collection, in two sentences."""
+    near, copies = figures["near_duplicates"], sum(figures["duplicates"]["copies"].values())
+    broken, readable = len(figures["broken"]), figures["readable"]
+    share = 100 * near["images_in_tracks_of_several"] / max(1, readable)
+    damage = f", {broken:,} cannot" if broken else ""
+    many = (
+        f"{share:.0f} % of the images have near-duplicates, in {near['tracks']:,} tracks"
+        if near["images_in_tracks_of_several"]
+        else "No two images are near-duplicates"
+    )
+    return f"{readable:,} images can be read{damage}. {many}; {copies:,} are copies of another one."
 
 
 def beside_block(name: str, matched: Sequence[Match], own: ScanResult, other: ScanResult, figures: dict[str, Any]) -> (
@@ -63,7 +83,7 @@ def beside_block(name: str, matched: Sequence[Match], own: ScanResult, other: Sc
     return report.image_rows(f"Images that {name} has as well", rows, note)
 
 
-def _sets(scanned: ScanResult, members: Sequence[Member], paths: Sequence[str]) -> list[report.Block]:
+def _sets(scanned: ScanResult, members: Sequence[Member], files: Named) -> list[report.Block]:
     """Pictures and names of the sets of copies: the one to keep is framed."""
     rows, total = [], 0
     for _, several in itertools.groupby(members, lambda member: member.set):
@@ -74,17 +94,18 @@ def _sets(scanned: ScanResult, members: Sequence[Member], paths: Sequence[str]) 
         if total > SETS:
             continue
         kept, shown = some[0], some[:A_ROW]
-        names = [os.path.basename(paths[int(scanned.numbers[member.number])]) for member in shown]
+        names = [os.path.basename(files[member.number][0]) for member in shown]
         kinds = ["keep" if member.kind is None else NAMES[member.kind] for member in shown]
         marks = [f"{name}: {kind}" for name, kind in zip(names, kinds, strict=True)]
         outlines = ["query" if member.kind is None else None for member in shown]
-        caption = f"{len(some):,} images; keep {paths[int(scanned.numbers[kept.number])]} ({kept.why})"
-        rows.append(report.ImageRow(caption, [scanned.pictures[m.number] for m in shown], marks, outlines))
+        caption = f"{len(some):,} images; keep {files[kept.number][0]} ({kept.why})"
+        pictures = [scanned.pictures[member.number] for member in shown]
+        rows.append(report.ImageRow(caption, pictures, marks, outlines, [files[member.number] for member in shown]))
     note = f"the first {SETS} of {total:,} sets; duplicates.csv has all" if total > SETS else ""
     return [report.image_rows("Copies: the image to keep is framed", rows, note)] if rows else []
 
 
-def _track_rows(scanned: ScanResult, structure: Structure) -> list[report.ImageRow]:
+def _track_rows(scanned: ScanResult, structure: Structure, files: Named) -> list[report.ImageRow]:
     names, sizes = structure.tracks.unique(return_counts=True)
     order = sizes.argsort(descending=True, stable=True)
     order = order[: int((sizes > 1).sum())]
@@ -93,11 +114,12 @@ def _track_rows(scanned: ScanResult, structure: Structure) -> list[report.ImageR
     for track, size in zip(names[order[some]].tolist(), sizes[order[some]].tolist(), strict=True):
         members = (structure.tracks == track).nonzero().squeeze(1)
         shown = members[torch.linspace(0, len(members) - 1, min(len(members), A_ROW)).long()]
-        rows.append(report.ImageRow(f"{size:,} images", list(scanned.pictures[shown])))
+        named = [files[i] for i in shown.tolist()]
+        rows.append(report.ImageRow(f"{size:,} images: {named[0][0]} ...", list(scanned.pictures[shown]), files=named))
     return rows
 
 
-def _group_rows(scanned: ScanResult, structure: Structure) -> list[report.ImageRow]:
+def _group_rows(scanned: ScanResult, structure: Structure, files: Named) -> list[report.ImageRow]:
     """Of each group some tracks, one image each."""
     rows = []
     for group in range(min(int(structure.groups.max()) + 1, GROUPS)):
@@ -107,5 +129,6 @@ def _group_rows(scanned: ScanResult, structure: Structure) -> list[report.ImageR
         first = torch.full((count,), len(own)).scatter_reduce_(0, own, torch.arange(len(own)), "amin")
         shown = members[first[torch.linspace(0, count - 1, min(count, A_ROW)).long()]]
         caption = f"Group {group + 1}: {count:,} tracks, {len(members):,} images"
-        rows.append(report.ImageRow(caption, list(scanned.pictures[shown])))
+        named = [files[i] for i in shown.tolist()]
+        rows.append(report.ImageRow(caption, list(scanned.pictures[shown]), files=named))
     return rows

@@ -167,7 +167,7 @@ def load_encoder(path: str | Path) -> Encoder:
         view = settings.pop("view")
         encoder = _filled(settings, weights)
         encoder.view = View(view["size"], tuple(view["mean"]), tuple(view["std"]))
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise UserError(f"{file} says how to build another network than it holds: {error}") from error
     return encoder.eval()
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 import torchvision
 from jaxtyping import Float
-from rich.console import Console
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from crosslevel.models.encoder import FILE, Encoder, load_encoder
+from crosslevel.utils.console import printer
 from crosslevel.utils.errors import MissingExtra, NotThere, UserError
+from crosslevel.utils.files import replacing
 from crosslevel.utils.marks import verb
+from crosslevel.utils.tensors import save_to
 
 Format = Literal["torchvision", "timm", "detectron2", "onnx"]
 
@@ -76,13 +77,9 @@ def export(
     if not file.parent.is_dir():
         raise NotThere(f"--output {file}: there is no folder {file.parent}")
     encoder = load_encoder(run)
-    unfinished = file.with_name(f".{file.stem}.unfinished{file.suffix}")
-    try:
-        how = write(encoder, unfinished, normalize, seed)
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    console = Console(soft_wrap=True, quiet=quiet)
+    with replacing(file) as stream:
+        how = write(encoder, stream, file, normalize, seed)
+    console = printer(quiet)
     console.print(f"{encoder.name}, {encoder.num_features} features: {file}", highlight=False, markup=False)
     console.print(how, highlight=False, markup=False)
     return file
@@ -158,19 +155,19 @@ def _state(encoder: Encoder) -> dict[str, Tensor]:
     return {key: value.detach().cpu().contiguous() for key, value in encoder.backbone.state_dict().items()}
 
 
-def _write_torchvision(encoder: Encoder, file: Path, normalize: bool, seed: int) -> str:
-    torch.save(for_torchvision(encoder), file)
+def _write_torchvision(encoder: Encoder, stream: BinaryIO, file: Path, normalize: bool, seed: int) -> str:
+    save_to(stream, for_torchvision(encoder), file)
     name = encoder.name.split(".", maxsplit=1)[0]
     return (
         f"torchvision.models.{name}().load_state_dict(torch.load(file), strict=False) lacks only fc; {_inputs(encoder)}"
     )
 
 
-def _write_timm(encoder: Encoder, file: Path, normalize: bool, seed: int) -> str:
+def _write_timm(encoder: Encoder, stream: BinaryIO, file: Path, normalize: bool, seed: int) -> str:
     if file.suffix == ".safetensors":
-        save_file(_state(encoder), file, metadata={"format": "pt"})
+        stream.write(save(_state(encoder), {"format": "pt"}))
     else:
-        torch.save(_state(encoder), file)
+        save_to(stream, _state(encoder), file)
     own = encoder.width != 1.0 or encoder.small_images
     size = "" if encoder.image_size is None else f", img_size={encoder.image_size}"
     call = f"timm.create_model({encoder.name!r}, num_classes=0{size}, checkpoint_path=file)"
@@ -179,10 +176,9 @@ def _write_timm(encoder: Encoder, file: Path, normalize: bool, seed: int) -> str
     return f"{call}; {_inputs(encoder)}"
 
 
-def _write_detectron2(encoder: Encoder, file: Path, normalize: bool, seed: int) -> str:
-    with file.open("wb") as stream:
-        # Protocol 4: arrays in later ones need NumPy 2 to be read.
-        pickle.dump(for_detectron2(encoder), stream, protocol=4)
+def _write_detectron2(encoder: Encoder, stream: BinaryIO, file: Path, normalize: bool, seed: int) -> str:
+    # Protocol 4: arrays in later ones need NumPy 2 to be read.
+    pickle.dump(for_detectron2(encoder), stream, protocol=4)
     mean, std = ([round(255 * v, 3) for v in values] for values in (encoder.view.mean, encoder.view.std))
     return (
         f"MODEL.WEIGHTS file; INPUT.FORMAT RGB; MODEL.PIXEL_MEAN {mean}; MODEL.PIXEL_STD {std}; "
@@ -222,18 +218,19 @@ class _Normalized(nn.Module):
         return features
 
 
-def _write_onnx(encoder: Encoder, file: Path, normalize: bool, seed: int) -> str:
+def _write_onnx(encoder: Encoder, stream: BinaryIO, file: Path, normalize: bool, seed: int) -> str:
     onnx, runtime = _needed("onnx"), _needed("onnxruntime")
+    path = Path(stream.name)
     _needed("onnxscript")
     network: nn.Module = (_Normalized(encoder) if normalize else encoder).eval()
     size = encoder.view.size if encoder.fixed_size is None else encoder.fixed_size
     example = torch.zeros(2, 3, size, size)
     batch = torch.export.Dim("batch", min=1)
     torch.onnx.export(
-        network, (example,), file, input_names=["images"], output_names=["features"], dynamo=True, verbose=False,
+        network, (example,), path, input_names=["images"], output_names=["features"], dynamo=True, verbose=False,
         dynamic_shapes=({0: batch},), external_data=False,
     )  # fmt: skip
-    model = onnx.load(file)
+    model = onnx.load(path)
     scale = "RGB in [0, 1]" if normalize else _inputs(encoder)
     says = {
         "input": f"images: float32 (batch, 3, {size}, {size}), {scale}",
@@ -242,8 +239,8 @@ def _write_onnx(encoder: Encoder, file: Path, normalize: bool, seed: int) -> str
         "view": json.dumps(encoder.view._asdict()),
     }
     onnx.helper.set_model_props(model, says)
-    onnx.save(model, file)
-    difference = _difference(runtime, network, file, size, seed)
+    onnx.save(model, path)
+    difference = _difference(runtime, network, path, size, seed)
     if not difference <= TOLERANCE:
         raise UserError(f"{file}: its features differ from the encoder's by {difference:.1e}: it is not kept")
     return f"{says['input']}; features differ from the encoder's by at most {difference:.1e}"
@@ -275,7 +272,7 @@ def _needed(module: str) -> Any:
         raise MissingExtra(f"--format onnx needs {module}: pip install 'crosslevel[export]'") from error
 
 
-_Writer = Callable[[Encoder, Path, bool, int], str]
+_Writer = Callable[[Encoder, BinaryIO, Path, bool, int], str]
 
 _FORMATS: dict[str, tuple[tuple[str, ...], _Writer]] = {
     "torchvision": ((".pth", ".pt"), _write_torchvision),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from crosslevel.report.charts import Series, bars, curves
 from crosslevel.report.metrics_csv import read_metrics
-from crosslevel.report.page import Best, Block, Cell, Measured, cell, commands, page, settings, table, text
+from crosslevel.report.page import Best, Block, Cell, Measured, cell, commands, page, settings, table, text, ties
 from crosslevel.report.pictures import MAP_POINTS, THUMBNAIL, ImageRow, image_rows, map2d
 from crosslevel.report.search_charts import Axis, history, parallel
 from crosslevel.report.selection import group_rows, neighbour_rows, project
@@ -40,4 +40,5 @@ __all__ = [
     "settings",
     "table",
     "text",
+    "ties",
 ]

@@ -16,11 +16,13 @@ import numpy as np
 from jaxtyping import Float, Int
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from crosslevel.report.page import Block, cell
 from crosslevel.utils.errors import UserError
 
+WIDTH = 9.6  # inches of a chart, which fills the page: letters are then as large as the text beside them
 Series = Mapping[str, Sequence[tuple[float, float]]]
 
 _MARKERS = {"●": "o", "■": "s", "▲": "^", "◆": "D", "▼": "v", "✚": "P"}  # in the legend: in matplotlib
@@ -31,7 +33,7 @@ _VARIABLES = {colour: f"var(--c{i})" for i, colour in enumerate(_COLOURS)} | {
     _INK: "var(--ink)", _SOFT: "var(--soft)", _RULE: "var(--rule)",
 }  # fmt: skip
 _STYLE: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "crosslevel", "text.parse_math": False, "font.size": 9.5,
+    "svg.fonttype": "none", "svg.hashsalt": "crosslevel", "text.parse_math": False, "font.size": 10.5,
     "text.color": _INK, "axes.edgecolor": _SOFT, "axes.labelcolor": _SOFT, "xtick.color": _SOFT,
     "ytick.color": _SOFT, "axes.facecolor": "none", "figure.facecolor": "none", "grid.color": _RULE,
     "axes.linewidth": 0.8, "grid.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
@@ -42,9 +44,11 @@ _STYLE: Any = {
 def curves(heading: str, series: Series, x_label: str, y_label: str, note: str = "") -> Block:
     """A line a series of (x, y): a y that is not finite leaves a gap, the legend has the last finite one."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.0, 3.0), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
         axes = figure.add_subplot(xlabel=_short(x_label, 60), ylabel=_short(y_label, 40))
         axes.grid(axis="y")
+        if x_label == "epoch":  # whole ones: a reader looks for the end of one
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend = []
         for i, (name, points) in enumerate(series.items()):
             x, y = _thin(points).T
@@ -73,7 +77,7 @@ def bars(heading: str, names: Sequence[str], values: Sequence[float], note: str 
     heights = [value if math.isfinite(value) else 0.0 for value in values]
     with mpl.rc_context(_STYLE):
         lying = len(values) <= 24
-        figure = Figure(figsize=(5.0, 0.3 + 0.24 * len(values) if lying else 2.6), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 0.3 + 0.26 * len(values) if lying else 2.6), layout="constrained")
         axes = figure.add_subplot()
         if lying:
             drawn = axes.barh(places, heights, color=_COLOURS[0], height=0.7)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -13,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jinja2
 
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.files import write
 
 Best = Literal["max", "min"] | None
 
@@ -36,20 +36,15 @@ class Block:
     content: Mapping[str, Any]
 
 
-def page(path: str | Path, title: str, blocks: Sequence[Block], subtitle: str = "") -> Path:
-    """Write ``blocks`` as one HTML file, whole or not at all, and return its path."""
+def page(path: str | Path, title: str, blocks: Sequence[Block], subtitle: str = "", verdict: str = "") -> Path:
+    """Write ``blocks`` as one HTML file, whole or not at all, and return its path; ``verdict`` stands above all."""
     path = Path(path)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
-    html = environment.from_string(template).render(title=title, subtitle=subtitle, blocks=blocks)
+    html = environment.from_string(template).render(title=title, subtitle=subtitle, verdict=verdict, blocks=blocks)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        # A file name that is not valid UTF-8 reaches Python with surrogates, which cannot be encoded.
-        part.write_bytes(html.encode("utf-8", "replace"))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    # A file name that is not valid UTF-8 reaches Python with surrogates, which cannot be encoded.
+    write(path, html.encode("utf-8", "replace"))
     return path
 
 
@@ -70,7 +65,7 @@ def table(
     """A table whose best numbers are marked, for each column by ``best`` (one for all, or one a column).
 
     Floats are shown to ``digits`` decimals; None and NaN as a dash. Numbers that look equal share the mark; a
-    column with fewer than two finite numbers has none.
+    column with fewer than two finite numbers has none. A `Measured` one that is not clearly behind the best is a tie.
 
     Raises:
         ValueError: a row, or ``best``, has not as many entries as there are columns.
@@ -85,6 +80,7 @@ def table(
         "columns": columns,
         "rows": [[cell(value, digits) for value in row] for row in rows],
         "best": [_best(column, mark, digits) for column, mark in zip(by_column, marks, strict=True)],
+        "tied": [ties([row[j] for row in rows], mark, digits) for j, mark in enumerate(marks)],
         "numeric": [any(isinstance(value, Real) for value in column) for column in by_column],
         "note": note,
     }
@@ -123,3 +119,21 @@ def _best(column: Sequence[Any], mark: Best, digits: int) -> set[int]:
         return set()
     top = (max if mark == "max" else min)(numbers, key=lambda i: numbers[i])
     return {i for i in numbers if cell(column[i], digits) == cell(column[top], digits)}
+
+
+def ties(column: Sequence[Cell], mark: Best, digits: int = 1) -> set[int]:
+    """The rows that are behind the best of the column by no more than the interval of both, the best ones apart.
+
+    As of two measurements that do not depend on each other: the root of the sum of their halves' squares.
+    """
+    best = _best([_plain(value) for value in column], mark, digits)
+    tops = [top for i in best if isinstance(top := column[i], Measured)]
+    if not tops:
+        return set()
+    return {
+        i
+        for i, value in enumerate(column)
+        if i not in best
+        and isinstance(value, Measured)
+        and any(abs(top.value - value.value) <= math.hypot(top.half, value.half) for top in tops)
+    }

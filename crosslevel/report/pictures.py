@@ -6,8 +6,10 @@ import base64
 import io
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -29,13 +31,15 @@ _TILE, _MONTAGE = 32, 640  # pixels: a picture on a map, the map of pictures
 class ImageRow:
     """Pictures side by side: ``marks[i]`` is printed below picture i, ``outlines[i]`` frames it.
 
-    An outline is "query", "same" or "other" (the neighbour has the query's label, or has not), or None.
+    An outline is "query", "same" or "other" (the neighbour has the query's label, or has not), or None. ``files``: the
+    image's name and where it lies, for a link, or None where it is no file of its own.
     """
 
     caption: str
     images: Sequence[UInt8[Tensor, "3 h w"]]
     marks: Sequence[str] | None = None
     outlines: Sequence[str | None] | None = None
+    files: Sequence[tuple[str, str | None]] | None = None
 
 
 def image_rows(heading: str, rows: Sequence[ImageRow], note: str = "") -> Block:
@@ -48,14 +52,15 @@ def image_rows(heading: str, rows: Sequence[ImageRow], note: str = "") -> Block:
     drawn = []
     for row in rows:
         marks, outlines = row.marks or [""] * len(row.images), row.outlines or [None] * len(row.images)
+        files = row.files or [("", None)] * len(row.images)
         if not len(row.images) == len(marks) == len(outlines):
             raise UserError(
                 f"row {row.caption!r}: {len(row.images)} images, {len(marks)} marks, "
                 f"{len(outlines)} outlines: give one of each an image, or None"
             )
         pictures = [
-            {**_picture(image), "mark": mark, "outline": outline or ""}
-            for image, mark, outline in zip(row.images, marks, outlines, strict=True)
+            {**_picture(image), "mark": mark, "outline": outline or "", "name": name, "link": _link(file)}
+            for image, mark, outline, (name, file) in zip(row.images, marks, outlines, files, strict=True)
         ]
         drawn.append({"caption": row.caption, "pictures": pictures})
     used = {outline for row in rows for outline in row.outlines or ()}
@@ -70,11 +75,12 @@ def map2d(
     classes: Sequence[str] | None = None,
     *,
     note: str = "",
+    paths: Sequence[str] | None = None,
 ) -> Block:
     """A map that ``project`` laid out: points coloured by label and, beside them, pictures where they lie.
 
-    Of pictures that would overlap one is drawn; pointing anywhere shows the nearest image. Of more than 2,500
-    points every n-th is drawn. Labels below 0 are unknown.
+    Of pictures that would overlap one is drawn; pointing anywhere shows the nearest image and its path. Of more than
+    2,500 points every n-th is drawn. Labels below 0 are unknown.
 
     Raises:
         ValueError: a point is not finite, or points, images and labels differ in number.
@@ -89,6 +95,8 @@ def map2d(
     names = {c: "unknown" if c < 0 else classes[c] if classes else f"label {c}" for c in set(kind.tolist())}
     svg, legend = scatter(place, kind, names, f"{heading}: {len(place):,} images as points")
     hover: dict[str, Any] = {"names": names, "kind": kind.tolist()}
+    if paths is not None:
+        hover["paths"] = list(paths[::every])
     hover["points"] = (place * 1000).round().int().tolist()
     content = {
         "svg": svg,
@@ -143,6 +151,14 @@ def _picture(image: UInt8[Tensor, "3 h w"]) -> dict[str, Any]:
     factor = max(1, THUMBNAIL // longest)
     height, width = (side * factor for side in small.shape[1:])
     return {"src": _data_uri(small), "width": width, "height": height, "pixelated": longest < THUMBNAIL}
+
+
+def _link(file: str | None) -> str:
+    """The address of a file; nothing where there is none, or where its name is no text."""
+    try:
+        return "" if file is None else Path(os.path.abspath(file)).as_uri()
+    except UnicodeEncodeError:
+        return ""
 
 
 def _data_uri(image: UInt8[Tensor, "c h w"], kind: Literal["png", "jpeg"] = "png") -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from crosslevel.report.charts import _COLOURS, _STYLE, _VARIABLES, _short, _svg
+from crosslevel.report.charts import _COLOURS, _STYLE, _VARIABLES, WIDTH, _short, _svg
 from crosslevel.report.page import Block
 
 
@@ -38,7 +38,7 @@ def history(
     x, y = np.array([point[:2] for point in points], dtype=np.float64).reshape(-1, 2).T
     best = np.maximum.accumulate(np.where(whole, y, -np.inf))
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.0, 3.0), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
         axes.grid(axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -69,9 +69,11 @@ def parallel(
     low, high = (float(scores.min()), float(scores.max())) if len(scores) else (0.0, 1.0)
     scales = {**axes, score: Axis(low, high)}
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(max(5.0, 1.1 * len(scales)), 3.4), layout="constrained")
+        figure = Figure(figsize=(max(WIDTH, 1.1 * len(scales)), 3.8), layout="constrained")
         plot = figure.add_subplot(xlim=(-0.3, len(scales) - 0.7), ylim=(-0.04, 1.04))
-        plot.set_xticks(range(len(scales)), [_short(name, 20) for name in scales])
+        # Every other name is a line lower: side by side long ones would run into each other.
+        names = ["\n" * (i % 2) + _short(name, 28) for i, name in enumerate(scales)]
+        plot.set_xticks(range(len(scales)), names)
         plot.set_yticks([])
         for spine in plot.spines.values():
             spine.set_visible(False)

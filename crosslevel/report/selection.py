@@ -55,6 +55,7 @@ def group_rows(
     similarity: Float[Tensor, " N"] | None = None,
     most: int = 12,
     per_row: int = 10,
+    files: Sequence[tuple[str, str | None]] | None = None,
 ) -> list[ImageRow]:
     """Rows for ``image_rows``: up to ``most`` groups, two thirds the largest and the rest of middle size.
 
@@ -74,7 +75,9 @@ def group_rows(
             near = similarity.cpu()[members]
             members = members[near.argsort(descending=True, stable=True)]
             caption += f", mean similarity to the centroid {near.mean():.2f}"
-        rows.append(ImageRow(caption, list(images[members[:per_row]])))
+        shown = members[:per_row]
+        named = None if files is None else [files[i] for i in shown.tolist()]
+        rows.append(ImageRow(caption, list(images[shown]), files=named))
     return rows
 
 
@@ -87,11 +90,12 @@ def neighbour_rows(
     labels: Int[Tensor, " N"] | None = None,
     classes: Sequence[str] | None = None,
     exclude: Int[Tensor, " N"] | None = None,
+    files: Sequence[tuple[str, str | None]] | None = None,
 ) -> list[ImageRow]:
     """Rows for ``image_rows``: each query, then its ``k`` nearest other images by cosine similarity.
 
     ``exclude`` numbers the track of each image: a query's own track is passed over, as its near-duplicates
-    would be all that is found.
+    would be all that is found. ``files``: each image's name, and the file that it is, if it is one.
     """
     z = normalize(finite(features).float(), dim=1)
     index = torch.as_tensor(queries, dtype=torch.int64)
@@ -104,12 +108,14 @@ def neighbour_rows(
         values = nearest.values[row, :k]
         values = values[values > -math.inf]
         found = nearest.indices[row, : len(values)]
-        caption, outlines = f"Image {query}", ["query"] + [""] * len(found)
+        caption, outlines = f"Image {query}" if files is None else files[query][0], ["query"] + [""] * len(found)
         if labels is not None:
             same = (labels[found] == labels[query]).tolist()
             outlines[1:] = ["same" if s else "other" for s in same]
             name = classes[int(labels[query])] if classes else f"label {int(labels[query])}"
-            caption = f"{name}: {sum(same)} of {len(same)} neighbours have the same label"
+            of = "" if files is None else f" {files[query][0]}"
+            caption = f"{name}{of}: {sum(same)} of {len(same)} neighbours have the same label"
         marks = ["query", *(f"{value:.2f}" for value in values.tolist())]
-        rows.append(ImageRow(caption, [images[query], *images[found]], marks, outlines))
+        shown = None if files is None else [files[i] for i in (query, *found.tolist())]
+        rows.append(ImageRow(caption, [images[query], *images[found]], marks, outlines, shown))
     return rows

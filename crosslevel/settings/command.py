@@ -20,6 +20,15 @@ FILES = (
     Option("config", ("str",), None, "YAML file with any of these settings; those after it count more"),
     Option("recipe", ("None", "str"), None, "settings of a published result; crosslevel recipes lists them"),
 )
+READING = (
+    Option("damaged", ("str",), None, "refuse leaves out images of which their own decoder reports damage; keep uses "
+           "what it makes of them (default: refuse)"),
+    Option("pages", ("str",), None, "first takes the first of the frames or pages that an image file has; all takes "
+           "each as an image, those of a file as a track (default: first)"),
+)  # fmt: skip
+"""How images are read, whatever the source: written after it, as photos/,damaged=keep, wherever a source is named."""
+SOURCES = ("images", "test", "beside")
+"""The settings that name one."""
 
 
 class Command:
@@ -87,6 +96,11 @@ class Command:
         """What names a file of settings."""
         return FILES if self.has_recipes else FILES[:1]
 
+    @property
+    def reading(self) -> tuple[Option, ...]:
+        """What says how images are read, where any are."""
+        return READING if "images" in self.names else ()
+
 
 class Settings:
     """The settings of one call, while files and options are laid over each other."""
@@ -105,7 +119,11 @@ class Settings:
             UserError: it cannot be read, or has what is no setting; the message names the file and the setting.
 
         """
-        for name, value in _loaded(file, where).items():
+        self.add(_loaded(file, where), where)
+
+    def add(self, values: Mapping[str, Any], where: str) -> None:
+        """Lay settings, as a file has them, over what there is."""
+        for name, value in values.items():
             self._add(str(name), value, where)
 
     def _add(self, name: str, value: Any, where: str) -> None:

@@ -37,7 +37,7 @@ def script(shell: str, commands: Mapping[str, tuple[str, str]], plain: Iterable[
     try:
         import shtab  # noqa: PLC0415
     except ImportError as error:
-        raise MissingExtra("shtab is missing: pip install shtab") from error
+        raise MissingExtra("completion needs shtab: pip install 'crosslevel[completion]'") from error
     parser = argparse.ArgumentParser(prog="crosslevel", add_help=False)
     verbs = parser.add_subparsers(dest="command")
     for name, (module, what) in commands.items():

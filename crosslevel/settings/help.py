@@ -48,6 +48,9 @@ def of_command(command: Command, topic: str = "") -> str:
     lines += ["", "options:"]
     for name in shown:
         lines += _named(command, name)
+    if topic == "all" or not marked:
+        for option in command.reading:
+            lines += _entry(f"--{option.name} {short(option.kind)}", option.help)
     if topic == "all":
         for option in command.files:
             lines += _entry(f"--{option.name} {short(option.kind)}", option.help)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import re
 import signal
 import sys
 import traceback
@@ -15,9 +17,10 @@ from typing import Any, NoReturn
 
 import yaml
 
+from crosslevel.data.uri import read_as
 from crosslevel.settings import help as texts
 from crosslevel.settings import trust
-from crosslevel.settings.command import Command, Settings, config_of, recipe_file
+from crosslevel.settings.command import SOURCES, Command, Settings, config_of, recipe_file
 from crosslevel.settings.kinds import FALSE, NOTHING, TRUE, is_list, plain, takes
 from crosslevel.settings.parts import made
 from crosslevel.settings.signature import Group
@@ -76,7 +79,7 @@ class Words(argparse.ArgumentParser):
         for name, option in command.options.items():
             if option not in command.positional:
                 self.take(name, option.help, takes(option.kind, "bool"))
-        for option in command.files:
+        for option in (*command.files, *command.reading):
             self.take(option.name, option.help)
         for argument in command.arguments:
             if isinstance(argument, Group) and argument.optional:
@@ -150,10 +153,19 @@ def settings_of(command: Command, line: Line) -> dict[str, Any]:
             told.add_file(text, text)
         elif name == "method":
             told.choose(text)
-        elif name != "recipe":
+        elif name not in ("recipe", *(option.name for option in command.reading)):
             told.add_option(name, text)
     _place(command, line, told)
-    return told.whole()
+    return _read_as(told.whole(), {option.name: line.values(option.name)[-1:] for option in command.reading})
+
+
+def _read_as(settings: dict[str, Any], given: dict[str, list[str]]) -> dict[str, Any]:
+    """The settings with what was ``given`` on reading images written after each source: one place for all verbs."""
+    chosen = {name: value for name, values in given.items() for value in values}
+    for name in SOURCES:
+        if chosen and isinstance(settings.get(name), str):
+            settings[name] = read_as(settings[name], chosen)
+    return settings
 
 
 def _place(command: Command, line: Line, told: Settings) -> None:
@@ -228,9 +240,13 @@ def ending(prog: str) -> Iterator[None]:
         _end(f"{prog}: {_one_line(error)}", 1 if isinstance(error, NotFinite) else REFUSED)
     except OSError as error:  # the machine's, not this program's: a full disk, a lost network, a folder without access
         _raise_if_asked()
-        _end(f"{prog}: {_one_line(error)}", REFUSED)
+        hint = _HINTS.get(error.errno or 0, "")
+        _end(f"{prog}: {_one_line(error)}{hint and f': {hint}'}", REFUSED)
     except Exception as error:
         _raise_if_asked()
+        trouble = _of_workers(error)
+        if trouble:
+            _end(f"{prog}: {trouble}", REFUSED)
         _fault(prog, error)
     finally:
         warnings.formatwarning = before
@@ -243,7 +259,7 @@ def _raise_if_asked() -> None:
 
 def _fault(prog: str, error: BaseException) -> NoReturn:
     """Say that it is ours, and show where, for whoever reports it."""
-    traceback.print_exception(error)
+    print(printable("".join(traceback.format_exception(error)), lines=True), end="", file=sys.stderr)
     _end(
         f"{prog}: {type(error).__name__}: {_one_line(error)}: this is a fault of Crosslevel's: please report it",
         SOFTWARE,
@@ -255,5 +271,25 @@ def _end(line: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
+_HINTS = {
+    errno.ENOSPC: "free some space there, or write elsewhere",
+    errno.EDQUOT: "free some of your space there, or write elsewhere",
+    errno.EROFS: "nothing can be written there: give a folder of your own",
+    errno.EACCES: "ask for leave to read and write there, or give a folder of your own",
+}
+_OF_WORKER = re.compile(r"Caught \w+ in .*\nOriginal Traceback .*\n[\w.]+: (.+)", re.DOTALL)
+
+
+def _of_workers(error: Exception) -> str:
+    """Why a process that decodes images died, if it was that; whoever starts them has imported it."""
+    if not isinstance(error, RuntimeError):
+        return ""
+    from crosslevel.data.loaders.workers import trouble  # noqa: PLC0415
+
+    return trouble(error)
+
+
 def _one_line(error: BaseException | str) -> str:
-    return printable(" ".join(str(error).split()) or type(error).__name__)
+    told = str(error)
+    found = _OF_WORKER.match(told)  # a process that decodes images sends its whole traceback along
+    return printable(" ".join((found[1] if found else told).split()) or type(error).__name__)

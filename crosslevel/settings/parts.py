@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import Any, TypeVar, cast
 
 from crosslevel.settings import trust
-from crosslevel.settings.command import Command
-from crosslevel.settings.kinds import read
+from crosslevel.settings.command import Command, Settings
+from crosslevel.settings.kinds import plain, read
 from crosslevel.settings.signature import Argument, Choice, Option, of_method
 from crosslevel.utils.errors import UserError, did_you_mean
 
@@ -27,7 +27,14 @@ def public(function: F) -> F:
 
     @wraps(function)
     def called(*given: Any, **named: Any) -> Any:
-        return function(**completed(function, given, named))
+        arguments = completed(function, given, named)
+        devices = arguments.get("devices", 1)
+        if devices > 1:
+            raise UserError(
+                f"devices={devices}: from Python a training has one device, because each further one starts the whole "
+                f"program anew: run crosslevel {function.__name__} IMAGES --devices {devices}"
+            )
+        return function(**arguments)
 
     return cast(F, called)
 
@@ -40,11 +47,26 @@ def completed(function: Callable[..., Any], given: tuple[Any, ...], named: Mappi
         UserError: a value that does not fit, or a setting that a part does not have.
 
     """
+    command = Command.of(function.__module__, function.__name__)
+    if command.others and "settings" not in named:
+        named = _gathered(command, named)
     bound = inspect.signature(function).bind(*given, **named)
-    arguments = {argument.name: argument for argument in Command.of(function.__module__, function.__name__).arguments}
+    arguments = {argument.name: argument for argument in command.signature.arguments}
     return {
         name: made(arguments[name], value) if name in arguments else value for name, value in bound.arguments.items()
     }
+
+
+def _gathered(command: Command, named: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with those that the command has of another verb as one, ``settings``: a tree, defaults included."""
+    theirs = {argument.name for argument in command.others}
+    given = {name: value for name, value in named.items() if name in theirs}
+    method = given.get("method")
+    settings = Settings(command, trust.named_on([method] if isinstance(method, str) else []))
+    settings.add(given, f"{command.name}()")
+    whole = settings.whole()
+    own = {name: value for name, value in named.items() if name not in theirs}
+    return {**own, "settings": {name: plain(whole[name]) for name in whole if name in theirs}}
 
 
 def made(argument: Argument, value: Any) -> Any:

@@ -23,7 +23,7 @@ from crosslevel.training.options import (
     Runtime,
 )
 from crosslevel.training.parts import Parts
-from crosslevel.training.verdict import verdict
+from crosslevel.training.verdict import Verdict, verdict
 from crosslevel.utils.console import say
 from crosslevel.utils.errors import SourceError
 
@@ -38,31 +38,40 @@ def finish(
     outcome: Outcome,
     unreadable: Unreadable,
     console: Console,
+    compared: bool = True,
 ) -> None:
-    """Leave the encoder, the branches' heads, the list of unreadable files and, of a whole run, the page."""
+    """Leave the encoder, the branches' heads, the list of unreadable files and, of a whole run, the page.
+
+    ``compared``: say what the training was worth, on the console and at the page's top.
+    """
     parts.encoder.save(folder.encoder)
     folder.save_branches(parts.method.branch, parts.method.head, parts.cld)
     unreadable.merge()
     if len(feed.bad):
         say(console, feed.bad.summary(feed.total))
+    found = _compare(parts.encoder, feed, runtime, console) if outcome.finished and compared else None
     if outcome.finished and logging.report_html:
         cld = None if parts.cld is None else copy.copy(parts.cld)
         if cld is not None:
             cld.gather = False  # the other ranks are not here
         next_commands = following(folder, feed, data)
-        pages.write(folder, parts.encoder, cld, feed.source, runtime.hardware, runtime.seed, next_commands)
+        verdict_line = "" if found is None else found.headline()
+        pages.write(
+            folder, parts.encoder, cld, feed.source, runtime.hardware, runtime.seed, next_commands, verdict_line
+        )
 
 
-def compare(encoder: Encoder, feed: Feed, runtime: Runtime, console: Console) -> None:
+def _compare(encoder: Encoder, feed: Feed, runtime: Runtime, console: Console) -> Verdict | None:
     """Say in one line what the training was worth, beside raw pixels and the untrained network."""
     try:
         shown = feed.source.some(LOOKED_AT) if isinstance(feed.source, ImageStream) else feed.source
         found = verdict(encoder, shown, runtime.hardware, runtime.seed)
     except SourceError as error:
         warnings.warn(f"the features are not compared with raw pixels: {error}", stacklevel=2)
-        return
+        return None
     if found is not None:
         say(console, found.line())
+    return found
 
 
 def farewell(

@@ -14,6 +14,7 @@ from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images, InMemoryImages
 from crosslevel.data.loaders.batches import TrainBatches, pack
+from crosslevel.data.loaders.partners import Partners
 from crosslevel.data.loaders.streams import StreamBatches
 from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.methods import Method
@@ -94,20 +95,34 @@ def prepared(
 
 
 def batches_of(
-    source: Images | ImageStream, views: Views, batch_size: int, epoch_size: int | None, order: Order, **how: Any
+    source: Images | ImageStream,
+    views: Views,
+    batch_size: int,
+    epoch_size: int | None,
+    order: Order,
+    track_positives: float,
+    *,
+    seed: int,
+    **how: Any,
 ) -> TrainBatches | StreamBatches:
     """The batches of a whole training.
 
     Raises:
-        UserError: a stream in another order than its own.
+        UserError: a stream in another order than its own; positives from tracks that nobody knows.
 
     """
+    if track_positives and source.tracks is None:
+        raise UserError(
+            f"track_positives={track_positives}: {source.name} has no tracks: films, turntable and @repeat have some, "
+            "and @bursts or @bursts=duplicates.csv makes some of folders or of what crosslevel inspect found"
+        )
     if isinstance(source, ImageStream):
         if order != "shuffled":
             raise UserError(f"order={order}: the images of a stream come in an order of their own: leave it out")
-        return StreamBatches(source, batch_size, epoch_size or 0, crops=views.crops, **how)
+        return StreamBatches(source, batch_size, epoch_size or 0, crops=views.crops, seed=seed, **how)
     crops = None if isinstance(source, InMemoryImages) else views.crops
-    return TrainBatches(source, batch_size, crops=crops, order=order, **how)
+    partners = Partners(source.tracks, track_positives, seed) if track_positives and source.tracks is not None else None
+    return TrainBatches(source, batch_size, crops=crops, order=order, partners=partners, seed=seed, **how)
 
 
 def counted(source: Images | ImageStream) -> str:

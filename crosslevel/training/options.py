@@ -26,6 +26,7 @@ class Data:
     crops: Crops | None
     epoch_size: int | None
     order: Order
+    track_positives: float
     memory: float
     workers: int
 
@@ -114,6 +115,7 @@ def tree(
         "workers": data.workers,
         "memory": data.memory,
         "order": data.order,
+        "track_positives": data.track_positives,
         "data_root": data.data_root,
         "crops": None if data.crops is None else describe(data.crops),
         "seed": runtime.seed,

@@ -67,8 +67,10 @@ def settle(
         epochs = rules(None, defaults.affordable_epochs(wanted.minutes, rate, images))
     epochs = float(rules(epochs, defaults.epochs(images)))
     warmup = wanted.warmup_epochs
-    if epochs <= 0 or (warmup is not None and not 0 <= warmup <= epochs):
-        raise UserError(f"epochs={epochs:g}, warmup_epochs={warmup}: give more than no epoch, and no longer a warm-up")
+    if epochs <= 0:
+        raise UserError(f"epochs={epochs:g} must be positive")
+    if warmup is not None and not 0 <= warmup <= epochs:
+        raise UserError(f"warmup_epochs={warmup:g} must be from 0 to epochs={epochs:g}: lower it or raise epochs")
     size = rules(wanted.batch_size, defaults.batch_size(images, epochs, devices, runtime.hardware.device.type))
     batches = batches_of_size(size)
     steps, batch = max(1, round(epochs * len(batches))), batches.batch_size * devices

@@ -16,6 +16,7 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images, InMemoryImages
 from crosslevel.data.loaders.batches import pack
 from crosslevel.data.sources.containers.stream import ImageStream
+from crosslevel.data.sources.folder import files_of
 from crosslevel.data.subsets.select import sample, take
 from crosslevel.features.extract import extract
 from crosslevel.models.encoder import Encoder
@@ -36,8 +37,9 @@ def write(
     hardware: Hardware,
     seed: int,
     following: list[str],
+    verdict: str = "",
 ) -> None:
-    """The run's page: warnings, curves, what the encoder sees in a sample of the images, and ``following`` commands."""
+    """The run's page: the verdict, warnings, curves, what the encoder sees in some images, ``following`` commands."""
     blocks = [
         *warning_blocks(run.path),
         *curve_blocks({"run": run.path}),
@@ -46,7 +48,7 @@ def write(
         report.settings("Settings", run.config.read_text(encoding="utf-8")),
     ]
     subtitle = f"{counted(source)} of {source.name} · {hardware.why} · {time.strftime('%Y-%m-%d')}"
-    report.page(run.report, f"Training run {run.path.name}", blocks, subtitle)
+    report.page(run.report, f"Training run {run.path.name}", blocks, subtitle, verdict)
 
 
 def _sampled_blocks(
@@ -118,14 +120,15 @@ def feature_blocks(
     chosen = sample(images, SHOWN, draws)
     shown = pack(take(images, chosen), encoder.view.size, bad=BadFiles())
     features = extract(encoder, shown, hardware=hardware).features
-    blocks = []
+    blocks, files = [], files_of(shown)
     if cld is not None:
-        blocks.append(_groups(cld, shown, features, draws))
+        blocks.append(_groups(cld, shown, features, draws, files))
     queries = torch.randperm(len(shown), generator=draws)[:8].tolist()
     tracks = _tracks(images, chosen) if len(shown) == len(chosen) else None
     rows = report.neighbour_rows(
-        shown.data, features, queries, labels=shown.labels, classes=shown.classes, exclude=tracks
-    )
+        shown.data, features, queries, labels=shown.labels, classes=shown.classes, exclude=tracks,
+        files=files,
+    )  # fmt: skip
     apart = " Other frames of the query's own track are left out." if tracks is not None else ""
     blocks.append(report.image_rows("Nearest neighbours", rows, f"By cosine similarity of the features.{apart}"))
     blocks.append(
@@ -136,19 +139,28 @@ def feature_blocks(
             shown.labels,
             shown.classes,
             note=f"t-SNE of {len(shown):,} images: near each other means similar features.",
+            paths=shown.paths,
         )
     )
     return blocks
 
 
-def _groups(cld: CrossLevel, shown: InMemoryImages, features: Tensor, draws: torch.Generator) -> report.Block:
+def _groups(
+    cld: CrossLevel,
+    shown: InMemoryImages,
+    features: Tensor,
+    draws: torch.Generator,
+    files: list[tuple[str, str | None]],
+) -> report.Block:
     batch = torch.randperm(len(shown), generator=draws)[:BATCH].sort().values
     device = next(cld.parameters()).device
     with torch.no_grad():
         z = cld.project(features[batch].to(device))
         found = cld.group(z)
         similarity = (z * found.centroids[found.assignment]).sum(1)
-    rows = report.group_rows(shown.data[batch], found.assignment.cpu(), similarity.cpu())
+    rows = report.group_rows(
+        shown.data[batch], found.assignment.cpu(), similarity.cpu(), files=[files[i] for i in batch.tolist()]
+    )
     note = (
         f"One batch of {len(batch)} images in {int((found.sizes > 0).sum())} groups by {found.solver}: the local "
         "groups that each image's other view is compared with."

@@ -22,7 +22,7 @@ from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run, Unreadable, claimed
 from crosslevel.settings import describe
-from crosslevel.training.ending import compare, farewell, finish, resume_command
+from crosslevel.training.ending import farewell, finish, resume_command
 from crosslevel.training.inputs import (
     Feed,
     Order,
@@ -49,7 +49,7 @@ from crosslevel.training.options import (
 from crosslevel.training.parts import Bases, Parts, assemble, bases
 from crosslevel.training.plan import Plan, settle
 from crosslevel.transforms.views import Views
-from crosslevel.utils.console import say
+from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.distributed import wait
 from crosslevel.utils.errors import Interrupted, UserError
@@ -85,6 +85,7 @@ def train(
     workers: int | None = None,
     memory: float = 4.0,
     order: Order = "shuffled",
+    track_positives: float = 0.0,
     data_root: str | None = None,
     crops: Crops | None = None,
     seed: int = 0,
@@ -100,9 +101,9 @@ def train(
 ) -> Path:
     """Train an encoder on images without labels.
 
-    Leaves in the run's folder: config.yaml (the whole tree of settings), metrics.csv and tensorboard/, checkpoints/,
-    encoder.safetensors, report.html, bad_files.txt where a file could not be read, and subset.txt where the source
-    has suffixes: the images of that part, which @list=FILE reads back.
+    Leaves in the run's folder: config.yaml (the whole tree of settings), metrics.csv, tensorboard/ where it is
+    installed, checkpoints/, encoder.safetensors, report.html, bad_files.txt where a file could not be read, and
+    subset.txt where the source has suffixes: the images of that part, which @list=FILE reads back.
 
     Args:
         images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, videos, annotations (with
@@ -137,6 +138,9 @@ def train(
         workers: processes that decode images larger than a view; one a core, at most 8, unless given.
         memory: gigabytes that decoded images may take; more are decoded anew in each epoch.
         order: shuffled, or natural: batches are runs of consecutive images, as a camera delivers them.
+        track_positives: probability that the second view of an image is drawn from another image of its track
+            (Pantazis et al. 2021); films, turntable and @repeat have tracks, @bursts makes some of folders or of a
+            duplicates.csv.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
         seed: of everything random: the same seed gives the same run.
@@ -165,8 +169,8 @@ def train(
         OSError: something cannot be read or written.
 
     """
-    began, console, rank = time.monotonic(), Console(soft_wrap=True, quiet=quiet), local_rank()
-    data = Data(parse(images), data_root, crops, epoch_size, order, memory, workers_of(workers))
+    began, console, rank = time.monotonic(), printer(quiet), local_rank()
+    data = Data(parse(images), data_root, crops, epoch_size, order, track_positives, memory, workers_of(workers))
     wanted = Optimization(epochs, minutes, epoch_size, batch_size, optimizer, lr, weight_decay, warmup_epochs)
     runtime = Runtime(device, choose(device, precision), devices, sync_batchnorm, seed, rank, compile)
     refuse_tasks()
@@ -194,9 +198,7 @@ def train(
         outcome = _fit(module, parts, plan.batches, runtime, logging, folder, unreadable, measure, resume, console)
         wait()
         if rank == 0:
-            finish(folder, parts, feed, data, runtime, logging, outcome, unreadable, console)
-            if outcome.finished and watch is None:
-                compare(parts.encoder, feed, runtime, console)
+            finish(folder, parts, feed, data, runtime, logging, outcome, unreadable, console, compared=watch is None)
             farewell(folder, parts, feed, data, outcome, (time.monotonic() - began) / 60, console)
     if outcome.signal is not None and not outcome.finished:
         raise Interrupted(outcome.signal, str(folder))
@@ -224,8 +226,8 @@ def _feed(data: Data, made: Bases, watch: Watch | None, console: Console) -> Fee
 
 def _batches(feed: Feed, parts: Parts, data: Data, batch_size: int, runtime: Runtime) -> Batches:
     return batches_of(
-        feed.source, parts.views, batch_size, data.epoch_size, data.order, seed=runtime.seed, bad=feed.bad,
-        workers=data.workers, rank=runtime.rank, world=runtime.devices,
+        feed.source, parts.views, batch_size, data.epoch_size, data.order, data.track_positives,
+        seed=runtime.seed, bad=feed.bad, workers=data.workers, rank=runtime.rank, world=runtime.devices,
     )  # fmt: skip
 
 

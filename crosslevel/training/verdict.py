@@ -34,23 +34,38 @@ class Verdict(NamedTuple):
     measure: str
 
     def line(self) -> str:
-        """One line: the three shares, whether the training is clearly better than both, and what to do if not.
+        """One line: the three shares, whether the training is clearly better than both, and what to do if not."""
+        found, advice = self._found()
+        return f"{self._shares()}: the training {found}{advice and ': ' + advice}"
+
+    def headline(self) -> str:
+        """The same as sentences, what was found first."""
+        found, advice = self._found()
+        sentences = [
+            f"The training {found}.",
+            f"{self._shares()}.",
+            *([f"{advice[0].upper()}{advice[1:]}."] if advice else []),
+        ]
+        return " ".join(sentences)
+
+    def _shares(self) -> str:
+        shares = [100 * float(kind.double().mean()) for kind in self[:3]]
+        return f"{self.measure}: trained {shares[0]:.1f} %, raw pixels {shares[1]:.1f} %, untrained {shares[2]:.1f} %"
+
+    def _found(self) -> tuple[str, str]:
+        """What the training is, and what to do.
 
         Clearly: the mean difference, image by image, from the better one exceeds 1.96 of its standard errors.
         """
-        shares = [100 * float(kind.double().mean()) for kind in self[:3]]
-        told = f"{self.measure}: trained {shares[0]:.1f} %, raw pixels {shares[1]:.1f} %, untrained {shares[2]:.1f} %"
         name, best = max(("raw pixels", self.pixels), ("the untrained network", self.untrained), key=_share)
         gain = self.trained.double() - best.double()
         margin = 196 * float(gain.std()) / math.sqrt(len(gain))
         difference = 100 * float(gain.mean())
         if difference > margin:
-            return f"{told}: the training is worth {difference:.1f} (±{margin:.1f}) points over {name}"
+            return f"is worth {difference:.1f} (±{margin:.1f}) points over {name}", ""
         found = "is below" if difference < -margin else "is not clearly above"
-        return (
-            f"{told}: the training {found} {name} ({difference:+.1f} ±{margin:.1f}): more steps help first, "
-            "by --epochs, --minutes or a smaller --batch_size; then crosslevel tune"
-        )
+        advice = "more steps help first, by --epochs, --minutes or a smaller --batch_size; then crosslevel tune"
+        return f"{found} {name} ({difference:+.1f} ±{margin:.1f})", advice
 
 
 def _share(pair: tuple[str, Tensor]) -> float:

@@ -155,7 +155,8 @@ CHANCE, FACTORS, ORDER, SIGMA, BOX, ERASE, OPERATIONS = 0, 6, 10, 14, 16, 40, 64
 """At which word of a view the random numbers of what begin."""
 
 
-class InTurn(NamedTuple):
+@dataclass(frozen=True)
+class InTurn:
     """Numbers from a generator on the CPU, in the order in which they are asked for."""
 
     images: int
@@ -196,9 +197,8 @@ class Words(NamedTuple):
 
     def operations(self, layers: int, magnitude: float) -> tuple[Int64[Tensor, "B N"], Float[Tensor, "B N"]]:
         """Those of the last words."""
-        words = self.words[:, OPERATIONS : OPERATIONS + 4 * layers].unflatten(1, (4, layers))
-        kind, skipped, negative, noise = words.unbind(1)
-        return operations_of(kind, skipped, negative, noise, magnitude)
+        a, b, c, d = self.words[:, OPERATIONS : OPERATIONS + 4 * layers].unflatten(1, (4, layers)).unbind(1)
+        return operations_of(a, b, c, d, magnitude)
 
 
 def draw(

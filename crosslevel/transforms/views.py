@@ -136,7 +136,10 @@ class Views(nn.Module):
         return {"preset": self.preset, "size": self.size, **self._given, "mean": self.mean, "std": self.std}
 
     def forward(
-        self, images: UInt8[Tensor, "B *V 3 H W"], generator: torch.Generator | Counted | None = None
+        self,
+        images: UInt8[Tensor, "B *V 3 H W"],
+        generator: torch.Generator | Counted | None = None,
+        partners: UInt8[Tensor, "B 3 H W"] | None = None,
     ) -> list[Float[Tensor, "B 3 size size"]]:
         """``count`` views of every image, normalized.
 
@@ -147,6 +150,7 @@ class Views(nn.Module):
             images: whole images (B, 3, H, W), or crops of them (B, V, 3, size, size) as ``crops`` makes
                 them: then crop v becomes view v, and only the crop is skipped.
             generator: a CPU generator, or the numbers of these images in a step; None takes torch's own generator.
+            partners: whole images that every second view is drawn from, in place of ``images``.
 
         Raises:
             ValueError: the images are not uint8 of one of these shapes.
@@ -154,17 +158,20 @@ class Views(nn.Module):
         """
         cropped = images.ndim == 5
         self._check(images, cropped)
+        if partners is not None and (cropped or partners.shape != images.shape):
+            raise UserError(f"partners {tuple(partners.shape)} of images {tuple(images.shape)}: give whole ones alike")
         views: list[Tensor] = []
         with _float32_without_gradients(images.device):
             sources = self._sources(generator, images.device)
             if parameters.for_its_cache(images.device):
                 return [
-                    self._in_parts(images[:, v] if cropped else images, cropped, v, s) for v, s in enumerate(sources)
+                    self._in_parts(images[:, v] if cropped else _of_view(v, images, partners), cropped, v, s)
+                    for v, s in enumerate(sources)
                 ]
             # All that are drawn alike are one batch: as many operations as for a single one.
             for _, alike in groupby(range(self.count), self._augment):
                 places = list(alike)
-                views += self._masked(images, cropped, places, [sources[v] for v in places])
+                views += self._masked(images, partners, cropped, places, [sources[v] for v in places])
         return views
 
     def _sources(
@@ -181,6 +188,7 @@ class Views(nn.Module):
     def _masked(
         self,
         images: UInt8[Tensor, "B *V 3 H W"],
+        partners: UInt8[Tensor, "B 3 H W"] | None,
         cropped: bool,
         places: list[int],
         sources: list[torch.Generator | Words | None],
@@ -195,6 +203,8 @@ class Views(nn.Module):
         drawn = drawn.to(images.device)
         if cropped:
             images = images[:, places[0] : places[-1] + 1].transpose(0, 1).flatten(0, 1)
+        elif partners is not None:
+            images = torch.cat([_of_view(v, images, partners) for v in places])
         elif len(places) > 1:
             images = images.repeat(len(places), 1, 1, 1)
         most = max(1, masked.CHUNK // (3 * max(height * width, self.size**2)))
@@ -278,6 +288,10 @@ class Views(nn.Module):
 
     def _normalize_(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         return x.sub_(self._mean.view(3, 1, 1)).div_(self._std.view(3, 1, 1))
+
+
+def _of_view(v: int, images: Tensor, partners: Tensor | None) -> Tensor:
+    return images if partners is None or v % 2 == 0 else partners
 
 
 @contextmanager

@@ -53,5 +53,6 @@ def url(storage: str | None, folder: Path) -> str:
         return f"sqlite:///{(folder / 'study.db').resolve()}"
     scheme, mark, rest = storage.partition("://")
     if not mark:
-        raise UserError(f"--storage {storage}: give an address such as postgresql://user:password@host/database")
+        told = f"***@{storage.rpartition('@')[2]}" if "@" in storage else storage
+        raise UserError(f"--storage {told}: give an address such as postgresql://user:password@host/database")
     return f"postgresql+psycopg://{rest}" if scheme in ("postgresql", "postgres") else storage

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
-import os
+import io
 import shlex
 import time
 import warnings
@@ -27,6 +27,7 @@ from crosslevel.tuning import search_space as ranges
 from crosslevel.tuning.plan import Plan
 from crosslevel.tuning.trials import cost, outcome, spent
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.files import write
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -56,15 +57,14 @@ def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], conso
     best = finals.best(trials, plan)
     if best is not None:
         tree = best_settings(settings, best.params)
-        part = plan.folder / f".{BEST}.{os.getpid()}.part"
-        trees.write({**tree, "images": parse(images).absolute().text}, part)
-        part.replace(plan.folder / BEST)
+        trees.write({**tree, "images": parse(images).absolute().text}, plan.folder / BEST)
     console.print(_printed(trials, plan))
     page = report.page(
         plan.folder / PAGE,
         f"Search {plan.folder.name}",
         blocks(trials, plan, best),
         f"{images} · {summary(study, plan)} · {time.strftime('%Y-%m-%d')}",
+        verdict(trials, plan, best) if best is not None else "No trial came to its end.",
     )
     if best is None:
         kinds = ", ".join(f"{n} {kind}" for kind, n in _counts(trials).items())
@@ -140,7 +140,7 @@ def verdict(trials: Sequence[FrozenTrial], plan: Plan, best: FrozenTrial) -> str
 
 def blocks(trials: Sequence[FrozenTrial], plan: Plan, best: FrozenTrial | None) -> list[Block]:
     """The page's sections."""
-    out = [report.text("What was searched", [*([verdict(trials, plan, best)] if best else []), NOTE])]
+    out = [report.text("What was searched", NOTE)]
     if best is not None:
         out.append(_settings_table(trials, plan, best))
         out.append(report.commands("Next", [following(plan)]))
@@ -269,21 +269,20 @@ def _printed(trials: Sequence[FrozenTrial], plan: Plan, most: int = 10) -> Table
 def _write_table(trials: Sequence[FrozenTrial], plan: Plan) -> None:
     names = sorted({name for trial in trials for name in trial.user_attrs.get("figures", {})})
     names = ["combined", *(name for name in names if name != "combined")]
-    part = plan.folder / f".{TABLE}.{os.getpid()}.part"
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["trial", "outcome", "repeats", "epochs", "cost", "seconds", *plan.space, *names, "reason"])
-        for trial in trials:
-            about = trial.user_attrs
-            writer.writerow(
-                [
-                    trial.number, outcome(trial), about.get(finals.REPEATS, ""), trial.last_step or 0,
-                    f"{cost(trial, plan.epochs):.4g}", about.get("seconds", ""),
-                    *(trial.params.get(name, "") for name in plan.space),
-                    *(about.get("figures", {}).get(name, "") for name in names), about.get("reason", ""),
-                ]
-            )  # fmt: skip
-    part.replace(plan.folder / TABLE)
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(["trial", "outcome", "repeats", "epochs", "cost", "seconds", *plan.space, *names, "reason"])
+    for trial in trials:
+        about = trial.user_attrs
+        writer.writerow(
+            [
+                trial.number, outcome(trial), about.get(finals.REPEATS, ""), trial.last_step or 0,
+                f"{cost(trial, plan.epochs):.4g}", about.get("seconds", ""),
+                *(trial.params.get(name, "") for name in plan.space),
+                *(about.get("figures", {}).get(name, "") for name in names), about.get("reason", ""),
+            ]
+        )  # fmt: skip
+    write(plan.folder / TABLE, table.getvalue())
 
 
 def _whole(trial: FrozenTrial) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
+from filelock import FileLock
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from crosslevel.tuning.plan import Plan
@@ -47,7 +48,7 @@ def patiently(plan: Plan, call: Callable[[], Result], patience: float = PATIENCE
                 raise
             began = time.monotonic() if began is None else began
             if plan.stop.is_set() or time.monotonic() - began + pause > patience:
-                raise UserError(f"{shown(plan)}: the study cannot be reached: {_reason(error)}") from error
+                raise UserError(f"{shown(plan)}: the study cannot be reached: {_reason(plan, error)}") from error
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
 
@@ -63,8 +64,11 @@ def _is_away(error: BaseException | None) -> bool:
     return False
 
 
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error.__cause__ or error).split())
+def _reason(plan: Plan, error: BaseException) -> str:
+    """What is wrong; a library may repeat the address, or a part of it."""
+    said = " ".join(str(error.__cause__ or error).split())
+    secret = plan.storage.partition("://")[2].rpartition("@")[0].partition(":")[2]
+    return said.replace(secret, "***") if secret else said
 
 
 def shown(plan: Plan) -> str:
@@ -88,8 +92,12 @@ def opened(plan: Plan, tries: int = 8) -> optuna.Study:
         except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
             # Other studies' workers that make the same tables at the same time get in each other's way.
             if attempt == tries - 1:
-                raise UserError(f"{shown(plan)}: the study cannot be opened: {_reason(error)}") from error
+                raise UserError(f"{shown(plan)}: the study cannot be opened: {_reason(plan, error)}") from error
             time.sleep(0.1 * (attempt + 1))
+        except ValueError as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"--storage ***@{shown(plan)}: is no address ({_reason(plan, error)})") from None
         except ModuleNotFoundError as error:
             raise MissingExtra(f"{error.name} is missing: pip install 'crosslevel[tune]'") from error
     raise AssertionError("unreachable")
@@ -126,8 +134,7 @@ class _File(sqlite3.Connection):
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
     """Alone among this machine's workers, threads included."""
-    with file.open("a") as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX)
+    with FileLock(file):
         yield
 
 

@@ -7,6 +7,9 @@ tells how it ended. A worker that dies leaves a trial that another one, or the n
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
+import socket
 import threading
 import time
 import uuid
@@ -22,10 +25,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from crosslevel.tuning import finals
 from crosslevel.tuning.plan import Plan
 from crosslevel.tuning.sampler import distributions
-from crosslevel.tuning.storage import locked, locked_everywhere, locked_file, opened, patiently
+from crosslevel.tuning.storage import locked, locked_everywhere, locked_file, opened, patiently, shown
 from crosslevel.tuning.trial import Failed
 from crosslevel.tuning.trials import outcome, spent, twin
-from crosslevel.utils.errors import UserError
+from crosslevel.utils.console import printable
+from crosslevel.utils.errors import FolderInUse, UserError
 
 Training = Callable[[int, dict[str, Any]], Iterator[dict[str, Any]]]
 """A trial's number and parameters to the scores after each epoch; raises `Failed`. Closing it stops it."""
@@ -48,7 +52,11 @@ class Search:
         self.seen: dict[int, tuple[Any, float]] = {}
         self.mine: set[int] = set()  # the trials that this process is at
         with locked(plan.folder / "study.lock"):  # whoever looks for dead workers finds no sign without its lock
+            self._refuse_other_study()
             self.alive = locked_file(self._sign(self.worker))
+            who = f"crosslevel tune (process {os.getpid()} on {socket.gethostname()})"
+            self.alive.write(f"{_named(plan)} {who}\n")
+            self.alive.flush()
 
     def close(self) -> None:
         """This process is done: nothing of it can be left behind."""
@@ -286,8 +294,28 @@ class Search:
             done.set()
             thread.join()
 
+    def _refuse_other_study(self) -> None:
+        """Workers of one study share its folder; those of another would write over its trials.
+
+        Raises:
+            FolderInUse: one of another database is at work here.
+
+        """
+        for sign in (self.plan.folder / "workers").glob("*.lock"):
+            study, _, who = sign.read_text(encoding="utf-8", errors="replace").strip().partition(" ")
+            if who and study != _named(self.plan) and not _is_free(sign):
+                raise FolderInUse(
+                    f"{self.plan.folder} is in use by {printable(who)}, with another --storage: wait until it has "
+                    "ended, or give another --output"
+                )
+
     def _sign(self, worker: str) -> Path:
         return self.plan.folder / "workers" / f"{worker}.lock"
+
+
+def _named(plan: Plan) -> str:
+    """Which study this is, without a password."""
+    return hashlib.sha256(shown(plan).encode()).hexdigest()[:16]
 
 
 def _is_free(sign: Path) -> bool:

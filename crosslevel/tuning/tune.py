@@ -27,6 +27,7 @@ from crosslevel.tuning import report as results
 from crosslevel.tuning import search_space as ranges
 from crosslevel.tuning import trial
 from crosslevel.tuning.plan import Plan, url
+from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import choose
 from crosslevel.utils.errors import MissingExtra, UserError
 from crosslevel.utils.marks import verb, with_options_of
@@ -81,22 +82,22 @@ def tune(
         finalists: so many of the best trials, and the settings as given, are trained once more with another seed in
             the end, out of the budget, and the mean score decides: one training's is partly luck. One for every four
             full trainings of the budget, less one, unless given: 2 of 12.
-        settings: of train, as a tree; no option.
+        settings: of train, as a tree; no option. From Python each of them is an argument of its own, as in train().
 
     Returns:
         the folder.
 
     """
     study = _study()
-    console = Console(soft_wrap=True)
+    console = printer(settings.get("quiet", False))
     plan = _plan(images, search, output, budget, trials, storage, sampler, pruning, finalists, settings, console)
     if jobs < 1:
         raise UserError(f"jobs={jobs}: give at least 1")
     searching = study.Search(plan)
     try:
-        _say(console, f"{plan.folder}: {results.summary(searching.study, plan)}")
+        say(console, f"{plan.folder}: {results.summary(searching.study, plan)}")
         for name, searched in plan.space.items():
-            _say(console, f"  {name}={ranges.shown(searched)}")
+            say(console, f"  {name}={ranges.shown(searched)}")
         try:
             _work(searching, images, settings, jobs, console)
         except BaseException:
@@ -171,15 +172,13 @@ def _plan(
     }
     bad = source.bad_files()
     if len(bad):
-        _say(console, bad.summary(len(source)))
+        say(console, bad.summary(len(source)))
     for name in beyond:
         first = f"trial 0 has {start[name]}" if name in start else "trial 0 has one by chance"
         given_one = f"{name} is left open" if values[name] is None else f"{name}={values[name]}"
-        _say(console, f"{given_one}, which is not in {ranges.shown(space[name])}: {first}")
+        say(console, f"{given_one}, which is not in {ranges.shown(space[name])}: {first}")
     if searched := [name for name in space if name.startswith("views.")]:
-        _say(
-            console, f"{', '.join(searched)}: the score compares settings with different views less surely than others"
-        )
+        say(console, f"{', '.join(searched)}: the score compares settings with different views less surely than others")
     return Plan(
         folder=folder, storage=url(storage, folder), space=space, start=starts, epochs=epochs, budget=budget,
         trials=trials, sampler=sampler, pruning=pruning, seed=given["seed"], agreed=agreed, as_given=not beyond,
@@ -224,7 +223,7 @@ def _work(searching: Search, images: str, given: dict[str, Any], jobs: int, cons
 
     def work() -> None:
         try:
-            searching.work(one, lambda ended: _say(console, results.line(ended, plan)))
+            searching.work(one, lambda ended: say(console, results.line(ended, plan)))
         except BaseException as error:
             failures.append(error)
             plan.stop.set()
@@ -242,7 +241,3 @@ def _work(searching: Search, images: str, given: dict[str, Any], jobs: int, cons
         base.unlink(missing_ok=True)
     if failures:
         raise failures[0]
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False)

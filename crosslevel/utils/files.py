@@ -13,14 +13,16 @@ import json
 import os
 import re
 import secrets
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from safetensors.torch import save
 from torch import Tensor
 
+CHECKSUM = "crosslevel.crc32"  # its name among the metadata of a safetensors file
 _UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)
 
 
@@ -59,20 +61,30 @@ def write(target: str | os.PathLike[str], content: str | bytes) -> None:
 def write_tensors(
     target: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Put a safetensors file in ``target``'s place; the same content is always the same bytes.
+    """Put a safetensors file in ``target``'s place, with a checksum; the same content is always the same bytes.
 
     safetensors itself orders ``metadata`` anew in each process, and makes files that only their owner can read.
     """
-    whole = memoryview(save(tensors, metadata=None if metadata is None else dict(metadata)))
+    whole = memoryview(save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata or {})))
     begin = 8 + int.from_bytes(whole[:8], "little")
     header = json.loads(bytes(whole[8:begin]))
-    if metadata:
-        header["__metadata__"] = dict(sorted(metadata.items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    header["__metadata__"] = dict(sorted((metadata or {}).items()))
+    header["__metadata__"][CHECKSUM] = checksum(header, whole[begin:])
+    text = _packed(header)
     text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8
     with replacing(target) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.write(whole[begin:])
+
+
+def checksum(header: Mapping[str, Any], data: memoryview | bytes) -> str:
+    """CRC-32 of a safetensors file: of its header without the checksum itself, then of its tensors."""
+    about = {name: text for name, text in header.get("__metadata__", {}).items() if name != CHECKSUM}
+    return f"{zlib.crc32(data, zlib.crc32(_packed({**header, '__metadata__': about}))):08x}"
+
+
+def _packed(header: Mapping[str, Any]) -> bytes:
+    return json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def sweep(folder: Path, name: str | None = None) -> None:

@@ -7,7 +7,7 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -21,25 +21,25 @@ _UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.E
 
 
 @contextmanager
-def folder_lock(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+def folder_lock(path: str | os.PathLike[str], what: str, keep: bool = True) -> Iterator[None]:
     """Hold a folder while the block runs, so that no other process writes there.
 
-    The lock is the operating system's (`flock`) on a file that stays in the folder: who is killed holds it no longer.
+    The lock is the operating system's (`flock`) on a file in the folder: who is killed holds it no longer.
     Where a file system has no locks, or the folder cannot be written, a warning says so and the block runs without.
 
     Args:
         path: the folder; it is made where it is missing.
         what: who holds it, such as ``train``: others are told this name and the process's number.
+        keep: whether the lock's file stays; else it goes, and so does the folder where nothing else is left in it.
 
     Raises:
         FolderInUse: another process holds it.
 
     """
     folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=0, fallback_to_soft=False)
     try:
-        lock.acquire()
+        _acquire(lock, folder)
     except Timeout:
         who = _written(folder) or "another process"
         raise FolderInUse(f"{folder} is in use by {who}: wait until it has ended, or take another folder") from None
@@ -55,7 +55,22 @@ def folder_lock(path: str | os.PathLike[str], what: str) -> Iterator[None]:
         (folder / LOCK).write_text(f"{what} (process {os.getpid()} on {socket.gethostname()})\n", encoding="utf-8")
         yield
     finally:
+        if not keep:
+            # Whoever opened it just before finds that it is no file's name any more, and takes a new one.
+            with suppress(OSError):
+                (folder / LOCK).unlink()
+                folder.rmdir()
         lock.release()
+
+
+def _acquire(lock: FileLock, folder: Path) -> None:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+            return
+        except FileNotFoundError:
+            continue  # who held it until now has just removed the folder
 
 
 def holder(path: str | os.PathLike[str]) -> str | None:

@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -73,6 +74,23 @@ class StopRequest:
         if not self.number:
             self.number = number
             self.told(number)
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """While the block runs, processes that are spawned do not import this one's main module.
+
+    Ours need nothing of it: a script without a guard would begin anew in each of them, and what came from a notebook or
+    a pipe cannot be imported at all.
+    """
+    main = vars(sys.modules["__main__"])
+    kept: dict[str, Any] = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+    main.pop("__file__", None)
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update(kept)
 
 
 def _is_nohup(number: int) -> bool:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import mmap
+import os
 import re
+import shutil
 import warnings
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from crosslevel.utils.errors import UserError
+from crosslevel.utils.errors import MachineError, UserError
+from crosslevel.utils.files import CHECKSUM, checksum, replacing
 
 
 def load_tensors(file: Path, mmap: bool = False) -> Any:
@@ -43,8 +49,63 @@ def load_tensors(file: Path, mmap: bool = False) -> Any:
         raise UserError(f"{file} is not read: {reason}; only tensors and plain values are") from error
 
 
+def write_saved(target: Path, state: Any) -> None:
+    """Put what `torch.save` makes of ``state`` in ``target``'s place, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+
+    """
+    with replacing(target) as file:
+        save_to(file, state, target)
+
+
+def save_to(file: BinaryIO, state: Any, name: Path) -> None:
+    """`torch.save`, synced; what the disk said is not lost as its own writer loses it.
+
+    Raises:
+        OSError: it cannot be written; ``name`` is what the line calls it.
+
+    """
+    try:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    except RuntimeError as error:
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, OSError):
+            raise cause from error
+        space = shutil.disk_usage(name.parent).free
+        raise MachineError(f"{name} cannot be written ({space / 1e6:,.0f} MB are free on its disk)") from error
+
+
+def load_saved(file: Path) -> Any:
+    """What `write_saved` left, when all its checksums hold.
+
+    Raises:
+        UserError: it is damaged; the line says how to begin anew.
+
+    """
+    damage = damage_of(file)
+    if damage:
+        raise UserError(f"{file} is {damage}: delete it, and what it is the state of begins anew")
+    return load_tensors(file)
+
+
+def damage_of(file: str | os.PathLike[str] | BinaryIO) -> str:
+    """What is wrong with the bytes of a file of `torch.save`; empty if nothing: each part has a checksum (CRC-32)."""
+    try:
+        with zipfile.ZipFile(file) as parts:
+            broken = parts.testzip()
+    except OSError:
+        raise
+    except Exception as error:  # whatever a flipped byte makes of a header
+        return f"damaged: {' '.join(str(error).split()) or type(error).__name__}"
+    return f"damaged in {broken}" if broken else ""
+
+
 def load_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, and its metadata.
+    """The tensors of a safetensors file, and its metadata; its checksum is looked at where it has one.
 
     Raises:
         OSError: it cannot be opened.
@@ -54,6 +115,21 @@ def load_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(file, framework="pt") as opened:
             about = dict(opened.metadata() or {})
+        written = about.pop(CHECKSUM, None)
+        if written is not None and written != _checksum_of(file):
+            raise UserError(f"{file} is not read: it is damaged: its checksum is not that of its content")
         return load_file(file), about
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{file} is not read: it is damaged, or no safetensors file ({error})") from error
+
+
+def _checksum_of(file: Path) -> str:
+    with (
+        file.open("rb") as opened,
+        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as whole,
+    ):
+        begin = 8 + int.from_bytes(whole[:8], "little")
+        return checksum(json.loads(bytes(whole[8:begin])), whole[begin:])

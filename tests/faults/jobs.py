@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import hashlib
+import json
 import os
+import shutil
+import sqlite3
+import sys
+import tarfile
+import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+import yaml
 from kills import Job
 from PIL import Image
 
 from crosslevel import Encoder
+from crosslevel.data import pack_writer
+from crosslevel.data.open import open_images
+from crosslevel.data.pack import pack
+from crosslevel.data.sources import packed
 from crosslevel.features import embed as embedding
 from crosslevel.models.encoder import View
 from crosslevel.runs import Run
@@ -23,6 +35,8 @@ from crosslevel.settings.parser import run
 from crosslevel.training.loop import log as logging
 from crosslevel.training.loop.checkpoints import damage_of
 from crosslevel.training.train import train
+from crosslevel.tuning import storage, trial
+from crosslevel.tuning.tune import tune
 from crosslevel.utils.tensors import load_tensors
 
 torch.set_num_threads(1)
@@ -131,6 +145,127 @@ class Train(Job):
         return damage_of(last) or None if last.exists() else None
 
 
+class Pack(Job):
+    """A pack of several parts and shards, with the index of what it was made of in a cache that is watched as well.
+
+    Args:
+        kind: of the source: a folder, or a tar shard, whose index is kept.
+        older: whether there is a finished pack of other images in its place, which is packed anew.
+
+    """
+
+    def __init__(self, kind: str, older: bool = False) -> None:
+        self.kind, self.older = kind, older
+
+    def prepare(self, inputs: Path) -> None:
+        pictures(inputs / "photos", 21)
+        pictures(inputs / "older", 6)
+        with tarfile.open(inputs / "photos.tar", "w") as shard:
+            for number, file in enumerate(sorted((inputs / "photos").rglob("*.png"))):
+                shard.add(file, f"{number:03}.png")
+        pack_writer.IMAGES_A_PART, packed.READ_AT_ONCE, pack_writer.SHARD = 4, 2, 2_000
+        _packed(inputs / "older", inputs / "made")
+
+    def before(self, inputs: Path, out: Path) -> None:
+        os.environ["CROSSLEVEL_CACHE"] = str(out / "cache")
+        if self.older:
+            shutil.copytree(inputs / "made", out / "p")
+
+    def run(self, inputs: Path, out: Path) -> None:
+        _packed(inputs / ("photos.tar" if self.kind == "tar" else "photos"), out / "p")
+
+    def outcome(self, inputs: Path, out: Path) -> Any:
+        made = open_images(out / "p")
+        about = json.loads((out / "p" / "pack.json").read_text())
+        bad = (out / "p" / "bad_files.txt").read_text()
+        return [made.paths[:], _digest([made[i][0].tolist() for i in range(len(made))]), about["shards"], bad]
+
+    def check(self, inputs: Path, out: Path) -> str | None:
+        """A pack that opens is whole: the older one, or the new one."""
+        if not (out / "p" / "pack.json").exists():
+            return None
+        made = open_images(out / "p")
+        for i in range(len(made)):
+            made[i]
+        return None if len(made) in ((21, 6) if self.older else (21,)) else f"{len(made)} images"
+
+
+class Tune(Job):
+    """A search over four settings, until all are tried. Its trainings are told, not done: `train` is a job of its own.
+
+    What runs in their place is a process, as theirs is, which writes unwatched; it is killed with the search, or ends
+    when that is gone.
+    """
+
+    maps = "SQLite's -shm, an index of its log that it makes anew"
+
+    def prepare(self, inputs: Path) -> None:
+        pictures(inputs / "photos", 64)
+        os.environ["CROSSLEVEL_CACHE"] = str(inputs / "cache")
+        (inputs / "training.py").write_text(TRAINING)
+        started = trial.subprocess.Popen
+
+        def told(line: list[str], env: dict[str, str], **options: Any) -> Any:
+            unwatched = {name: value for name, value in env.items() if name not in ("LD_PRELOAD", "FAULTS_CONTROL")}
+            instead = [sys.executable, "-S", "-E", str(inputs / "training.py")]
+            return started([*instead, *line[3:]], env=unwatched, **options)
+
+        trial.subprocess = types.SimpleNamespace(Popen=told, PIPE=trial.subprocess.PIPE)
+        storage.patiently.__defaults__ = (0.5,)
+
+    def run(self, inputs: Path, out: Path) -> None:
+        small = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=8", "--device=cpu", "--epochs=2"]
+        searched = ["--search=lr=0.01,0.1", "--search=cld.weight=0.0,0.5", "--trials=9", "--sampler=random"]
+        run(tune, [str(inputs / "photos"), *searched, *small, "-o", str(out / "t"), "--pruning=false"])
+
+    def outcome(self, inputs: Path, out: Path) -> Any:
+        with (out / "t" / "trials.csv").open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["outcome"] == "complete"]
+        tried = sorted((row["lr"], row["cld.weight"], row["combined"]) for row in rows)
+        best = yaml.safe_load((out / "t" / "config.yaml").read_text())
+        return [tried, best["lr"], best["cld"]["weight"], "</html>" in (out / "t" / "report.html").read_text()]
+
+    def files(self, out: Path) -> list[str]:
+        """A trial that was cut off has a number and a folder of its own, and stays to be looked at."""
+        return sorted({file for file in super().files(out) if not file.startswith("t/trials/")})
+
+    def check(self, inputs: Path, out: Path) -> str | None:
+        """What is in its place is whole; no trial that was told as complete is gone from the study."""
+        best, table, page = (out / "t" / name for name in ("config.yaml", "trials.csv", "report.html"))
+        if best.exists() and "cld" not in yaml.safe_load(best.read_text()):
+            return "a part of the best settings in its place"
+        if page.exists() and not page.read_text().rstrip().endswith("</html>"):
+            return "a part of a page in its place"
+        told = table.read_text().count(",complete,") if table.exists() else 0
+        if not (out / "t" / "study.db").exists():
+            return "the study is gone" if told else None
+        with contextlib.closing(sqlite3.connect(out / "t" / "study.db")) as study:
+            if study.execute("pragma integrity_check").fetchall() != [("ok",)]:
+                return "the study is damaged"
+            made = study.execute("select 1 from sqlite_master where name = 'trials'").fetchall()
+            known = study.execute("select count(*) from trials where state = 'COMPLETE'").fetchone()[0] if made else 0
+        return f"{told} trials told, {known} known" if told > known else None
+
+
+TRAINING = """
+import hashlib, json, os, sys
+folder, options = sys.argv[3], sorted(option for option in sys.argv[4:] if "lr=" in option or "weight=" in option)
+os.makedirs(os.path.join(folder, "checkpoints"), exist_ok=True)
+with open(os.path.join(folder, "checkpoints", "last.ckpt"), "w") as file:
+    file.write("large")
+score = int(hashlib.sha256(repr(options).encode()).hexdigest()[:6], 16) / 0xFFFFFF
+for epoch in (1, 2):
+    figures = {"combined": score * epoch / 2, "effective_rank": 5.0, "collapse": "", "symptoms": ""}
+    print(json.dumps(figures), flush=True)
+    if not sys.stdin.readline():
+        sys.exit(1)
+"""
+
+
+def _packed(source: Path, folder: Path) -> None:
+    run(pack, [str(source), "-o", str(folder), "--size=8", "--workers=0"])
+
+
 class _NoBoard:
     def __init__(self, *where: Any, **how: Any) -> None: ...
 
@@ -145,6 +280,10 @@ def _digest(thing: object) -> str:
 
 JOBS: dict[str, Job] = {
     "train": Train(),
+    "pack": Pack("folder"),
+    "pack of a shard": Pack("tar"),
+    "pack, in place of an older one": Pack("folder", older=True),
+    "tune": Tune(),
     "embed.parquet": Embed(".parquet"),
     "embed.npy": Embed(".npy"),
     "embed.parquet, in place of an older table": Embed(".parquet", older=True),

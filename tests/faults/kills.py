@@ -48,7 +48,12 @@ _TOO_LONG = 300  # seconds
 
 
 class Job:
-    """One command under test. Where things lie: `inputs` is made once and only read, `out` is watched."""
+    """One command under test. Where things lie: `inputs` is made once and only read, `out` is watched.
+
+    ``maps`` names the files that it may write through memory, where no fault reaches, and why that loses nothing.
+    """
+
+    maps = ""
 
     def prepare(self, inputs: Path) -> None:
         """Make what the command reads."""
@@ -63,6 +68,10 @@ class Job:
     def outcome(self, inputs: Path, out: Path) -> Any:
         """What must be equal in the end: plain values or a digest."""
         raise NotImplementedError
+
+    def files(self, out: Path) -> list[str]:
+        """The files that must be there in the end, and no others."""
+        return sorted(str(file.relative_to(out)) for file in out.rglob("*"))
 
     def check(self, inputs: Path, out: Path) -> str | None:
         """What is wrong in `out` right after the fault, None if nothing is."""
@@ -110,6 +119,7 @@ def survey(
     twice: bool = False,
     at: int | None = None,
     disk: bool = False,
+    log: Path | None = None,
 ) -> dict[str, dict[str, Counts]]:
     """Try every `every`-th point of each fault, beginning at a random one, on `jobs` of jobs.py (none: all).
 
@@ -121,6 +131,7 @@ def survey(
         twice: kill the second call as well.
         at: the first point, to look at one again.
         disk: write to the disk and not to memory: slower, but folders are listed, and cleared, in another order.
+        log: a file with a line for each try; what it has already is not tried again, but counted.
 
     Returns:
         counts by job and fault.
@@ -136,6 +147,7 @@ def survey(
         control.write_bytes(bytes(_CONTROL.size))
         asked = [f"--every={every}", f"--seed={seed}", f"--faults={','.join(faults)}", *(["--twice"] if twice else [])]
         asked += [] if at is None else [f"--at={at}"]
+        asked += [] if log is None else [f"--log={log.resolve()}"]
         ended = subprocess.run(
             [sys.executable, __file__, *jobs, *asked, f"--watched={folder}"],
             env={**os.environ, "LD_PRELOAD": str(shim), "FAULTS_CONTROL": str(control), "OMP_NUM_THREADS": "1"},
@@ -175,8 +187,26 @@ class _Control:
         return _CONTROL.unpack(self.memory[:])[2:5]
 
 
+class Log:
+    """What became of each try of one job, kept in a file if there is one."""
+
+    def __init__(self, file: Path | None, job: str) -> None:
+        self.file, self.job = file, job
+        self.known: dict[str, tuple[str | None, bool]] = {}
+        if file is not None and file.exists():
+            lines = [json.loads(line) for line in file.read_text().splitlines()]
+            self.known = {name: (lost, reached) for whose, name, lost, reached in lines if whose == job}
+
+    def add(self, name: str, lost: str | None, reached: bool) -> None:
+        self.known[name] = (lost, reached)
+        if self.file is not None:
+            with self.file.open("a") as opened:
+                opened.write(json.dumps([self.job, name, lost, reached]) + "\n")
+
+
 class _Survey:
-    def __init__(self, job: Job, folder: Path, control: Path, seed: int, twice: bool) -> None:
+    def __init__(self, job: Job, folder: Path, control: Path, seed: int, twice: bool, log: Log) -> None:
+        self.log = log
         self.job, self.inputs, self.out, self.twice = job, folder / "inputs", folder / "out", twice
         self.said, self.value = folder / "said", folder / "value"
         self.control, self.rng = _Control(control, self.out), random.Random(seed)
@@ -191,7 +221,10 @@ class _Survey:
             counts[fault] = Counts(points)
             begin = first or 1 + self.rng.randrange(min(every, points))
             for at in range(begin, points + 1, every):
-                lost, reached = self._lost(fault, at, expected, changes)
+                name = f"{fault} {at}"
+                if name not in self.log.known:
+                    self.log.add(name, *self._lost(fault, at, expected, changes))
+                lost, reached = self.log.known[name]
                 counts[fault].tried += 1
                 counts[fault].unreached += not reached
                 if lost is None:
@@ -206,7 +239,7 @@ class _Survey:
         changes, writes, mapped = self.control.seen()
         if ended.code:
             raise RuntimeError(f"undisturbed, the command fails: {ended.said}")
-        if mapped:
+        if mapped and not self.job.maps:
             raise RuntimeError(f"it writes {mapped} files through memory, which no fault reaches")
         for module in ended.value:  # what the command imports is imported once, and not in each fork
             with suppress(Exception):
@@ -256,7 +289,7 @@ class _Survey:
         return [complaint, *self._found(inputs, out)]
 
     def _found(self, inputs: Path, out: Path) -> list[Any]:
-        return [self.job.outcome(inputs, out), sorted(str(file.relative_to(out)) for file in out.rglob("*"))]
+        return [self.job.outcome(inputs, out), self.job.files(out)]
 
     def _empty(self) -> None:
         shutil.rmtree(self.out, ignore_errors=True)
@@ -305,11 +338,12 @@ def main() -> None:
     parser.add_argument("--twice", action="store_true", help="kill the second call as well")
     parser.add_argument("--at", type=int, help="the first point")
     parser.add_argument("--disk", action="store_true", help="write to the disk and not to memory")
+    parser.add_argument("--log", type=Path, help="a line for each try; what it has is not tried again")
     parser.add_argument("--watched", type=Path, help=argparse.SUPPRESS)  # this process is the one that forks
     asked = parser.parse_args()
     faults = asked.faults.split(",")
     if asked.watched is None:
-        found = survey(asked.jobs, faults, asked.every, asked.seed, asked.twice, asked.at, asked.disk)
+        found = survey(asked.jobs, faults, asked.every, asked.seed, asked.twice, asked.at, asked.disk, asked.log)
         print(table(found))
         sys.exit(any(counts.lost for row in found.values() for counts in row.values()))
     from jobs import JOBS
@@ -318,7 +352,8 @@ def main() -> None:
     for number, job in enumerate(asked.jobs or JOBS):
         folder = asked.watched / str(number)
         folder.mkdir()
-        counted[job] = _Survey(JOBS[job], folder, asked.watched / "control", asked.seed, asked.twice).all(
+        kept = Log(asked.log, f"{job}{', twice' if asked.twice else ''}")
+        counted[job] = _Survey(JOBS[job], folder, asked.watched / "control", asked.seed, asked.twice, kept).all(
             faults, asked.every, asked.at
         )
     text = json.dumps({job: {name: asdict(counts) for name, counts in row.items()} for job, row in counted.items()})

@@ -76,7 +76,7 @@ class SameViews(nn.Module):
 
     count, plain = 3, 0
 
-    def forward(self, images, generator):
+    def forward(self, images, generator, partners=None):
         self.drawn = [(images[:, v].float() / 255).requires_grad_() for v in range(self.count)]
         return self.drawn
 

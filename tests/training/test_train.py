@@ -527,3 +527,27 @@ def test_the_end_of_a_run_tells_what_it_was_worth(tmp_path, capsys):
     line = next(line for line in capsys.readouterr().out.splitlines() if "raw pixels" in line)
     assert "trained" in line
     assert "untrained" in line
+
+
+@pytest.mark.parametrize("how", [["--order=natural"], ["--workers=2"]])
+def test_positives_from_tracks(tmp_path, how):
+    """Kept with the settings, other losses than without, and refused where there are no tracks."""
+    size = (16, 16) if "--order=natural" in how else (24, 40)  # in memory, or decoded as they are needed
+    source = f"{write_images(tmp_path / 'photos', size=size)}@bursts"
+    options = [*FAST, *how, "--monitor_every=0", "--track_positives=0.9"]
+    run(train, [source, *options, "--epochs=2", f"--run={tmp_path}/whole"])
+    run(train, [source, *options, "--epochs=2", "--track_positives=0", f"--run={tmp_path}/without"])
+    run(train, [source, *options, "--epochs=1", "--warmup_epochs=0.2", f"--run={tmp_path}/half"])
+    assert yaml.safe_load((tmp_path / "half" / "config.yaml").read_text())["track_positives"] == 0.9
+    assert losses(tmp_path / "whole").keys() == losses(tmp_path / "without").keys()
+    assert losses(tmp_path / "whole")[1] != losses(tmp_path / "without")[1]
+    assert losses(tmp_path / "half")[1] == losses(tmp_path / "whole")[1]
+
+
+def test_positives_need_tracks(photos, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(train, [str(photos), *FAST, "--track_positives=0.5", f"--run={tmp_path}/r"])
+    assert "has no tracks: films, turntable and @repeat have some, and @bursts" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(train, [f"{photos}@bursts", *FAST, "--track_positives=2", f"--run={tmp_path}/r"])
+    assert "track_positives=2.0 must be from 0 to 1" in capsys.readouterr().err

@@ -7,9 +7,11 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as reference
 
+from crosslevel.transforms import parameters
 from crosslevel.transforms.parameters import Augment, Words, draw, draw_boxes
 from crosslevel.transforms.presets import PRESETS
 from crosslevel.transforms.views import Views
+from crosslevel.utils.errors import UserError
 from crosslevel.utils.philox import Counted
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -321,3 +323,18 @@ def test_a_preset_that_was_left_open_is_chosen_later_with_what_was_given():
     assert open_one.arguments() == Views("mocov2", 16, hue=0.3).arguments()
     with pytest.raises(ValueError, match="did you mean 'simclr'"):
         open_one.choose("simclear")
+
+
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_partners_are_the_images_of_every_second_view(monkeypatch, fixed_shapes):
+    monkeypatch.setattr(parameters, "for_its_cache", lambda device: not fixed_shapes)
+    images, partners = (torch.randint(0, 256, (6, 3, 20, 20), dtype=torch.uint8) for _ in range(2))
+    views = Views("cifar", size=16)
+    views.count = 3
+    numbers = Counted(0, 4, torch.arange(6))
+    both = views(images, numbers, partners)
+    own, others = views(images, numbers), views(partners, numbers)
+    assert [torch.equal(both[v], (others if v == 1 else own)[v]) for v in range(3)] == [True] * 3
+    assert not torch.equal(both[1], own[1])
+    with pytest.raises(UserError, match="give whole ones alike"):
+        views(images, numbers, partners[:, :, :10])

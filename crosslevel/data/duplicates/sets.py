@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from crosslevel.data.duplicates.scan import ScanResult, scan
 from crosslevel.data.images import Images
 from crosslevel.data.subsets.select import take
 from crosslevel.utils.errors import SourceError
+from crosslevel.utils.files import write
 
 COLUMNS = ("set", "path", "kind", "distance", "keep", "why")
 NAMES = {Kind.EXACT: "exact", Kind.COPY: "recompressed or resized", Kind.EDITED: "edited", Kind.NEAR: "near"}
@@ -175,13 +177,12 @@ def write_csv(file: Path, members: Sequence[Member], scanned: ScanResult, paths:
 
 def write_rows(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """A table of named columns, whole or not at all; names of files are escaped as in lists (`subsets.lists`)."""
-    part = file.with_name(f"{file.name}.tmp")
-    with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        writer = csv.DictWriter(stream, columns, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: escaped(value) if isinstance(value, str) else value for key, value in row.items()})
-    os.replace(part, file)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: escaped(value) if isinstance(value, str) else value for key, value in row.items()})
+    write(file, table.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def unique(images: Images, file: str = "") -> Images:
@@ -209,8 +210,13 @@ def _by_pixels(images: Images) -> Bool[Tensor, " N"]:
     return gone
 
 
-def _by_file(images: Images, file: str) -> Bool[Tensor, " N"]:
-    """Which images a file says not to keep."""
+def rows_of(file: str, column: str) -> list[tuple[str, str]]:
+    """What a ``duplicates.csv`` has in ``column``, and the path of the image, line by line.
+
+    Raises:
+        SourceError: it cannot be read, or has no such column.
+
+    """
     try:
         with open(file, encoding="utf-8", errors="surrogateescape", newline="") as stream:
             reader = csv.DictReader(stream)
@@ -219,9 +225,17 @@ def _by_file(images: Images, file: str) -> Bool[Tensor, " N"]:
         raise SourceError(f"{file}: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{file}: is no duplicates.csv: {error}") from error
-    if not {"path", "keep"} <= named or any(row["path"] is None or row["keep"] not in ("yes", "no") for row in rows):
-        raise SourceError(f"{file}: is no duplicates.csv: each line needs a path, and yes or no in the column keep")
-    gone = {unescaped(row["path"]) for row in rows if row["keep"] == "no"}
+    if not {"path", column} <= named or any(not row["path"] or not row[column] for row in rows):
+        raise SourceError(f"{file}: is no duplicates.csv: each line needs a path, and something in the column {column}")
+    return [(row[column], unescaped(row["path"])) for row in rows]
+
+
+def _by_file(images: Images, file: str) -> Bool[Tensor, " N"]:
+    """Which images a file says not to keep."""
+    rows = rows_of(file, "keep")
+    if any(keep not in ("yes", "no") for keep, _ in rows):
+        raise SourceError(f"{file}: is no duplicates.csv: the column keep says yes or no")
+    gone = {path for keep, path in rows if keep == "no"}
     flags = torch.tensor([path in gone for path in images.paths], dtype=torch.bool)
     missing = gone - set(images.paths) if int(flags.sum()) < len(gone) else set()
     if missing:

@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as tvf
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images, ImageView, InMemoryImages
 from crosslevel.data.loaders.order import natural, permuted, share
+from crosslevel.data.loaders.partners import Partners
 from crosslevel.data.loaders.workers import Keys, ahead, loader, worth_workers
 from crosslevel.utils.errors import BadImage, SourceError, UserError
 from crosslevel.utils.rng import generator
@@ -24,8 +25,17 @@ from crosslevel.utils.rng import generator
 Crops = Callable[[UInt8[Tensor, "3 H W"], torch.Generator], UInt8[Tensor, "V 3 s s"]]
 
 
-class Batch(NamedTuple("_Batch", [("images", Tensor), ("labels", Tensor), ("index", Tensor)])):
-    """``images`` (B, 3, S, S) or (B, V, 3, s, s) uint8, ``labels`` (B,) (-1 without), ``index`` (B,) in the source."""
+class Batch(
+    NamedTuple("_Batch", [("images", Tensor), ("labels", Tensor), ("index", Tensor), ("partners", Tensor | None)])
+):
+    """``images`` (B, 3, S, S) or (B, V, 3, s, s) uint8, ``labels`` (B,) (-1 without), ``index`` (B,) in the source.
+
+    ``partners`` (B, 3, S, S) uint8 is what the second views are drawn from, where that is not ``images``.
+    """
+
+    def __new__(cls, images: Tensor, labels: Tensor, index: Tensor, partners: Tensor | None = None) -> Batch:
+        """A batch without partners, unless they are given."""
+        return super().__new__(cls, images, labels, index, partners)
 
 
 class TrainBatches:
@@ -47,6 +57,9 @@ class TrainBatches:
     number of workers. An unreadable image goes to ``bad``; another one, drawn from (``seed``, ``epoch``, image),
     is used instead, so that batches keep their size on all ranks.
 
+    With ``partners`` every second view is drawn from another image of the track: of images in memory the batch has
+    both, of others the crops are made of both.
+
     The last, smaller batch is dropped, unless it is the only one.
 
     Raises:
@@ -67,6 +80,7 @@ class TrainBatches:
         world: int = 1,
         resize: int | None = None,
         order: Literal["shuffled", "natural"] = "shuffled",
+        partners: Partners | None = None,
     ) -> None:
         if not 0 <= rank < world:
             raise UserError(f"rank={rank} is not one of the {world} ranks: 0 to {world - 1}")
@@ -76,14 +90,16 @@ class TrainBatches:
             raise UserError(f"order={order!r}: use shuffled or natural")
         if isinstance(images, InMemoryImages) and (crops or resize not in (None, images.data.shape[-1])):
             raise UserError("crops and resize are for streamed images: views of packed ones are drawn by batch")
+        if partners is not None and crops is None and not isinstance(images, InMemoryImages):
+            raise UserError("partners of streamed images need crops")
         self._share = len(images) // world
         if not self._share:
             raise SourceError(f"{images.name}: {len(images)} images for {world} ranks: use fewer ranks")
         self.images, self.seed, self.bad, self.workers = images, seed, bad, workers
         self.batch_size, self.rank, self.world = min(batch_size, self._share), rank, world
         self.epoch, self.start, self.natural = 0, 0, order == "natural"
-        self._job = _TrainJob(images, seed, crops, resize)
-        self._keys: Keys[tuple[int, Tensor]] = Keys([])
+        self._job, self.partners = _TrainJob(images, seed, crops, resize), partners
+        self._keys: Keys[_TrainKey] = Keys([])
         self._loader: DataLoader[Done] | None = None
 
     def __len__(self) -> int:
@@ -94,14 +110,17 @@ class TrainBatches:
         epoch, start, self.start = self.epoch, self.start, 0
         batches = self.order(epoch).split(self.batch_size)[start : len(self)]
         if isinstance(self.images, InMemoryImages):
-            return (_packed_batch(self.images, index) for index in batches)
-        keys = [(epoch, index) for index in batches]
+            return (_packed_batch(self.images, index, self._partners(epoch, index)) for index in batches)
+        keys = [_TrainKey(epoch, index, self._partners(epoch, index)) for index in batches]
         if not self.workers:
             return delivered(ahead(self._job.__getitem__, keys), self.bad)
         self._keys.keys = keys
         if self._loader is None:
             self._loader = loader(self._job, self._keys, self.workers, persistent=True)
         return delivered(self._loader, self.bad)
+
+    def _partners(self, epoch: int, index: Tensor) -> Tensor | None:
+        return None if self.partners is None else self.partners(epoch, index)
 
     def order(self, epoch: int) -> Int64[Tensor, " N"]:
         """The images of this rank in the order of ``epoch``."""
@@ -230,6 +249,14 @@ class _EvalJob(Dataset[Done]):
         return Done(Batch(_stacked(pictures), torch.tensor(labels), torch.tensor(index)), bad)
 
 
+class _TrainKey(NamedTuple):
+    """A batch of an epoch: its images, and those that their second views are of."""
+
+    epoch: int
+    wanted: Tensor
+    partners: Tensor | None
+
+
 @dataclass
 class _TrainJob(Dataset[Done]):
     images: Images
@@ -237,11 +264,11 @@ class _TrainJob(Dataset[Done]):
     crops: Crops | None
     resize: int | None
 
-    def __getitem__(self, key: tuple[int, Tensor]) -> Done:
-        epoch, wanted = key
+    def __getitem__(self, key: _TrainKey) -> Done:
+        epoch, wanted, partners = key
         pictures, labels, index = [], [], []
         bad: list[tuple[str, str]] = []
-        for i in wanted.tolist():
+        for place, i in enumerate(wanted.tolist()):
             readable = self._readable(epoch, i, bad)
             if readable is None:
                 return Done(None, bad, f"{self.images.name}: none of its {len(self.images)} images can be read")
@@ -249,6 +276,8 @@ class _TrainJob(Dataset[Done]):
             picture = picture if self.resize is None else fit(picture, self.resize)
             # Crops stay as they lie in memory, (V, s, s, 3): the device turns them faster than a worker.
             cut = None if self.crops is None else self.crops(picture, generator(self.seed, epoch, i))
+            if cut is not None and partners is not None and partners[place] != i == j:
+                self._exchange(cut, int(partners[place]), generator(self.seed, epoch, i), bad)
             pictures.append(picture if cut is None else cut.movedim(1, -1))
             labels.append(label)
             index.append(j)
@@ -256,6 +285,16 @@ class _TrainJob(Dataset[Done]):
             return Done(None, bad, f"{self.images.name}: the images differ in size: give resize or crops")
         stacked = _stacked(pictures) if self.crops is None else _stacked(pictures).movedim(-1, 2)
         return Done(Batch(stacked, torch.tensor(labels), torch.tensor(index)), bad)
+
+    def _exchange(self, cut: Tensor, partner: int, draws: torch.Generator, bad: list[tuple[str, str]]) -> None:
+        """Put the partner's crops, by the same draws, in the place of every second one; none if it is unreadable."""
+        try:
+            picture, _ = self.images[partner]
+        except BadImage as error:
+            bad.append((error.path, error.reason))
+            return
+        assert self.crops is not None
+        cut[1::2] = self.crops(picture if self.resize is None else fit(picture, self.resize), draws)[1::2]
 
     def _readable(self, epoch: int, i: int, bad: list[tuple[str, str]]) -> tuple[Tensor, int, int] | None:
         """Image i with its label and number, or else another one; None if there is none."""
@@ -288,9 +327,9 @@ def _stacked(pictures: list[Tensor]) -> Tensor:
     return stacked
 
 
-def _packed_batch(images: InMemoryImages, index: Tensor) -> Batch:
+def _packed_batch(images: InMemoryImages, index: Tensor, partners: Tensor | None = None) -> Batch:
     labels = torch.full_like(index, -1) if images.labels is None else images.labels[index]
-    return Batch(images.batch(index), labels, index)
+    return Batch(images.batch(index), labels, index, None if partners is None else images.batch(partners))
 
 
 def delivered(results: Iterable[Done], bad: BadFiles) -> Iterator[Batch]:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.decode import decode
+from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.loaders.batches import Batch, Crops, Done, delivered
 from crosslevel.data.loaders.workers import Keys, ahead, loader
 from crosslevel.data.sources.containers.stream import ImageStream, Part
@@ -78,7 +79,7 @@ class StreamBatches:
         self._share, self.rank, self.world = epoch_size // world, rank, world
         self.batch_size = min(batch_size, self._share)
         self.epoch, self.start = 0, 0
-        self._job = _StreamJob(images.name, seed, crops)
+        self._job = _StreamJob(images.name, seed, crops, images.reading)
         self._keys: Keys[_Key] = Keys([])
         self._loader: DataLoader[Done] | None = None
         left = len(images.shards) % world
@@ -183,6 +184,7 @@ class _StreamJob(Dataset[Done]):
     name: str
     seed: int
     crops: Crops
+    reading: Reading = USUAL
 
     def __getitem__(self, key: _Key) -> Done:
         bad, spare = list(key.bad), iter(key.spare)
@@ -192,7 +194,7 @@ class _StreamJob(Dataset[Done]):
         used: dict[int, _Sample] = {}
         for image in key.images:
             for candidate in chain((image,), spare):
-                picture = _decoded(candidate, bad)
+                picture = self._decoded(candidate, bad)
                 if picture is not None:
                     views[image.number] = self._crop(picture, key.epoch, image.number)
                     used[image.number] = candidate
@@ -203,7 +205,8 @@ class _StreamJob(Dataset[Done]):
         for image in key.images:
             if image.number not in used:  # more are bad than there are spare ones: this batch's own come again
                 again = used[image.number] = next(readable)
-                views[image.number] = self._crop(decode(bytearray(again.data), again.path), key.epoch, image.number)
+                picture = decode(bytearray(again.data), again.path, reading=self.reading)
+                views[image.number] = self._crop(picture, key.epoch, image.number)
         numbers = [image.number for image in key.images]
         index = torch.tensor([used[number].number for number in numbers])
         return Done(Batch(torch.stack([views[n] for n in numbers]), torch.full_like(index, -1), index), bad)
@@ -211,13 +214,12 @@ class _StreamJob(Dataset[Done]):
     def _crop(self, picture: UInt8[Tensor, "3 H W"], epoch: int, number: int) -> UInt8[Tensor, "V 3 s s"]:
         return self.crops(picture, generator(self.seed, epoch, number))
 
-
-def _decoded(image: _Sample, bad: list[tuple[str, str]]) -> UInt8[Tensor, "3 H W"] | None:
-    try:
-        return decode(bytearray(image.data), image.path)
-    except BadImage as error:
-        bad.append((error.path, error.reason))
-        return None
+    def _decoded(self, image: _Sample, bad: list[tuple[str, str]]) -> UInt8[Tensor, "3 H W"] | None:
+        try:
+            return decode(bytearray(image.data), image.path, reading=self.reading)
+        except BadImage as error:
+            bad.append((error.path, error.reason))
+            return None
 
 
 def _shuffled(images: Iterator[tuple[str, bytes]], size: int, rng: torch.Generator) -> Iterator[tuple[str, bytes]]:

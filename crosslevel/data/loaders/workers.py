@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from crosslevel.utils.errors import MachineError
-from crosslevel.utils.processes import leave_to_parent
+from crosslevel.utils.processes import leave_to_parent, without_main
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
@@ -50,11 +50,19 @@ def ahead(job: Callable[[Key], Result], keys: Iterable[Key], depth: int = 2) -> 
                 future.cancel()
 
 
+class _Loader(DataLoader[Result]):
+    """Workers that start without the main module, whatever it is."""
+
+    def __iter__(self) -> Any:
+        with without_main():
+            return super().__iter__()
+
+
 def loader(job: Dataset[Result], keys: Iterable[object], workers: int, persistent: bool) -> DataLoader[Result]:
     """What ``job`` makes of each of the ``keys``, in ``workers`` processes, which live on if ``persistent``."""
     # Without a batch size each key makes one whole batch in the worker: collating single small images in
     # the main process costs more than decoding them.
-    return DataLoader(
+    return _Loader(
         job,
         batch_size=None,
         sampler=keys,
@@ -95,15 +103,23 @@ def worker_trouble() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = " ".join(str(error).split())
-        killed = re.search(r"DataLoader worker .*?(is killed by signal: [\w ]+|exited unexpectedly)", said)
-        if "No space left on device" in said or "out of shared memory" in said or "Bus error" in said:
-            reason = "/dev/shm is full: enlarge it (docker run --shm-size=8g), or give --workers 0 or fewer"
-        elif killed:
-            reason = f"it {killed[1].rstrip(' .')}; if memory is short, give --workers 0 or fewer"
-        else:
+        told = trouble(error)
+        if not told:
             raise
-        raise MachineError(f"a process that decodes images has died: {reason}") from error
+        raise MachineError(told) from error
+
+
+def trouble(error: RuntimeError) -> str:
+    """Why a process that decodes images died, in one line; empty if the error is another one."""
+    said = " ".join(str(error).split())
+    killed = re.search(r"DataLoader worker .*?(is killed by signal: [\w ]+|exited unexpectedly)", said)
+    if "No space left on device" in said or "out of shared memory" in said or "Bus error" in said:
+        reason = "/dev/shm is full: enlarge it (docker run --shm-size=8g), or give --workers 0 or fewer"
+    elif killed:
+        reason = f"it {killed[1].rstrip(' .')}; if memory is short, give --workers 0 or fewer"
+    else:
+        return ""
+    return f"a process that decodes images has died: {reason}"
 
 
 def cores() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +15,19 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from crosslevel.data.decode import PIXEL_LIMIT, read_image
+from crosslevel.data.decoding.formats import EXTENSIONS, can_be_image, ending_of, is_image_file, left_alone
 from crosslevel.data.images import Images
 from crosslevel.data.index_cache import Paths, Table, remembered
 from crosslevel.data.sources.labels import below, labels_of
 from crosslevel.data.watch import Watch, _time
 from crosslevel.utils.errors import SourceError, UserError
+
+
+def files_of(images: Images) -> list[tuple[str, str | None]]:
+    """Each image's name, and the file that it is; None where it lies in something else, or cannot be found."""
+    root = images.name.partition("@")[0]
+    files = [os.path.join(root, path) for path in images.paths]
+    return [(path, file if os.path.isfile(file) else None) for path, file in zip(images.paths, files, strict=True)]
 
 
 class Files(Images):
@@ -50,7 +59,7 @@ class Files(Images):
             BadImage: the file cannot be opened or decoded.
 
         """
-        image = read_image(os.path.join(self.root, self.paths[i]), self.paths[i], self.max_pixels)
+        image = read_image(os.path.join(self.root, self.paths[i]), self.paths[i], self.max_pixels, self.reading)
         return image, -1 if self.labels is None else int(self.labels[i])
 
     def content(self) -> Iterable[bytes | memoryview]:
@@ -67,6 +76,9 @@ class Files(Images):
     def from_folder(cls, root: str) -> Files:
         """Every image under ``root``, sorted by path; its classes where the layout has them.
 
+        Endings that are known are taken at their word until an image is decoded; of files with other endings, or none,
+        the first bytes are looked at. What is no image is counted by ending in one warning.
+
         If every image lies in a sub-folder, and at least two top-level sub-folders hold images, the
         top-level sub-folder is the class. The list is kept in the user's cache until a folder in the tree changes: then
         no file is looked at.
@@ -76,6 +88,8 @@ class Files(Images):
 
         """
         listing = folder(root)
+        if listing.left_alone:
+            warnings.warn(f"{root}: {left_alone(listing.left_alone)}", stacklevel=2)
         if not listing.files:
             known = ", ".join(sorted(EXTENSIONS))
             raise SourceError(f"{root}: no image found in this folder or below it (looked for {known})")
@@ -119,21 +133,21 @@ class Files(Images):
         return images
 
 
-# Files of other kinds get their labels by the same rule.
-
-EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "pbm"))
-
 # File systems write times in steps of up to two seconds: a folder that changed as lately may change again unseen.
 SETTLED = 2_000_000_000  # nanoseconds
 
 
 class Listing(NamedTuple):
-    """The image files of a folder, relative to it, their labels and classes where it has them, and what to watch."""
+    """The image files of a folder, relative to it, their labels and classes where it has them, and what to watch.
+
+    ``left_alone`` counts files that are no images by their endings.
+    """
 
     files: Paths
     labels: Int64[Tensor, " N"] | None
     classes: list[str] | None
     watch: Watch
+    left_alone: dict[str, int]
 
 
 def folder(root: str) -> Listing:
@@ -147,10 +161,11 @@ def folder(root: str) -> Listing:
 
     """
     path = os.path.abspath(root)
-    table = remembered("folder", path, "1", lambda: _listed(root), lambda table: _still(path, table))
+    table = remembered("folder", path, "2", lambda: _listed(root), lambda table: _still(path, table))
     classes = list(_paths(table, "classes")) if "labels" in table else None
     watch = Watch(path, _paths(table, "watched"), table["times"])
-    return Listing(_paths(table, "files"), table.get("labels"), classes, watch)
+    others = dict(zip(_paths(table, "others"), table["counts"].tolist(), strict=True))
+    return Listing(_paths(table, "files"), table.get("labels"), classes, watch, others)
 
 
 def _still(path: str, table: Table) -> bool:
@@ -170,6 +185,8 @@ def _listed(root: str) -> Table:
         "left_out": torch.tensor(search.left_out),
         **_columns("files", files),
         **_columns("watched", Paths.of(search.watched)),
+        **_columns("others", Paths.of(search.others)),
+        "counts": torch.tensor(list(search.others.values()), dtype=torch.int64),
     }
     if labels is not None and classes is not None:
         table |= {"labels": labels, **_columns("classes", Paths.of(classes))}
@@ -185,11 +202,12 @@ def _paths(table: Table, name: str) -> Paths:
 
 
 class _Search:
-    """One walk through a tree; no system call for a single file."""
+    """One walk through a tree; no system call for a single file whose ending is known."""
 
     def __init__(self, root: str) -> None:
         self.root = root
         self.found: list[str] = []
+        self.others: Counter[str] = Counter()
         self.left_out = False
         self.watched: list[str] = []
         self.times: list[int] = []
@@ -223,15 +241,26 @@ class _Search:
             return
         if entry.is_dir(follow_symlinks=False):
             self._folders.append(f"{prefix}{name}/")
-        elif name.rpartition(".")[2].lower() in EXTENSIONS and "." in name:
+        elif (said := can_be_image(name)) is True:
             # A link that leads nowhere is listed, so that it is named among the bad files.
             if entry.is_file(follow_symlinks=False) or entry.is_symlink():
                 self.found.append(prefix + name)
         elif entry.is_symlink():
             if os.path.isdir(entry.path):  # entry.is_dir() raises on a link to itself
                 self._links.append(f"{prefix}{name}/")
+            elif os.path.isfile(entry.path):
+                self._look(entry, prefix, said)
             else:
                 self._watch_link(entry, f"{prefix}{name}/")
+        elif entry.is_file(follow_symlinks=False):
+            self._look(entry, prefix, said)
+
+    def _look(self, entry: os.DirEntry[str], prefix: str, said: bool | None) -> None:
+        """Look at the first bytes of a file whose ending says nothing."""
+        if said is None and is_image_file(entry.path):
+            self.found.append(prefix + entry.name)
+        else:
+            self.others[ending_of(entry.name)] += 1
 
     def _watch_link(self, entry: os.DirEntry[str], path: str) -> None:
         """A link to no folder may lead to one later, without any change in this tree."""

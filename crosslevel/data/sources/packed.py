@@ -2,7 +2,9 @@
 
 A pack is a folder. Its shards ``00000.bin``, ... hold the pixels of one image after the other, uncompressed, each as
 (H, W, 3) bytes: the order in memory that crops are fastest from. ``index.safetensors`` has a row for every image and
-``pack.json`` says what the images were; it is written last, so that a folder with it is whole.
+``pack.json`` says what the images were; it is written last, so that a folder with it is whole. Each image has a
+checksum in the index, which is looked at when the image is first read; index and pack.json have one of their own. Packs
+of former versions have none, and are read without.
 
 Uncompressed pixels take several times the space of JPEG (a 256 x 341 image 262 kB), and reading them takes nothing
 but memory's time; anything that is smaller would have to be decoded again in every epoch.
@@ -15,6 +17,7 @@ import mmap
 import os
 import sys
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +25,6 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int64, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as tvf
@@ -33,6 +34,7 @@ from crosslevel.data.index_cache import Paths
 from crosslevel.data.loaders.workers import ahead, loader, worth_workers
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError, UserError
+from crosslevel.utils.tensors import load_safetensors
 
 INDEX, ABOUT, UNFINISHED = "index.safetensors", "pack.json", "unfinished.json"
 VERSION = 1
@@ -58,22 +60,86 @@ def open_pack(folder: str) -> Images:
     path = Path(folder)
     if not (path / ABOUT).is_file():
         raise SourceError(f"{folder}: this pack is not finished: run the same crosslevel pack again, it continues")
-    try:
-        about: dict[str, Any] = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-        if about["version"] != VERSION:
-            raise SourceError(f"{folder}: a pack of version {about['version']}, this is {VERSION}: pack again")
-        index = load_file(path / INDEX)
-        rows, columns = index["rows"].long(), index["columns"].long()
-        shards = [_mapped(path / shard_name(s), size) for s, size in enumerate(about["shards"])]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        if isinstance(error, SourceError):
-            raise
-        raise SourceError(f"{folder}: this pack is damaged ({error}): delete it and pack again") from error
+    about, index, shards = _whole(folder)
     _warn_of_changes(folder, about, index)
+    rows, columns = index["rows"], index["columns"]
     common = int(rows[0])
     if len(shards) == 1 and bool((rows == common).all() and (columns == common).all()):
         return SquarePack(folder, about, index, shards[0], common)
     return Pack(folder, about, index, shards)
+
+
+def _whole(folder: str) -> tuple[dict[str, Any], dict[str, Tensor], list[Tensor]]:
+    """What a pack's files hold.
+
+    Raises:
+        SourceError: they are damaged, or of another version.
+
+    """
+    path = Path(folder)
+    try:
+        about = read_about(path / ABOUT)
+        if about["version"] != VERSION:
+            raise SourceError(f"{folder}: a pack of version {about['version']}, this is {VERSION}: pack again")
+        index, _ = load_safetensors(path / INDEX)
+        areas = 3 * index["rows"].long() * index["columns"].long()
+        shards = [_mapped(path / shard_name(s), size) for s, size in enumerate(about["shards"])]
+        lengths = {len(index[name]) for name in ("rows", "columns", "paths.ends", "checks") if name in index}
+        if lengths != {about["images"]} or int(areas.sum()) != sum(map(len, shards)) or int(areas.min()) < 1:
+            raise UserError("its index is not that of its shards")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, SourceError):
+            raise
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise SourceError(f"{folder}: this pack is damaged ({reason}): delete it and pack again") from error
+    return about, index, shards
+
+
+def read_about(file: Path) -> dict[str, Any]:
+    """What pack.json, or that of an unfinished pack, says.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+
+    """
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise UserError(f"{file.name} holds no settings")
+    written = content.pop("check", None)
+    # Of another version it may be made in another way.
+    if content.get("version") == VERSION and written not in (None, check_of(content)):
+        raise UserError(f"{file.name} is not as it was written")
+    return content
+
+
+def check_of(about: dict[str, Any]) -> str:
+    """A checksum (CRC-32) of pack.json's content."""
+    return f"{zlib.crc32(json.dumps(about, sort_keys=True).encode()):08x}"
+
+
+class _Checks:
+    """The checksums of images (CRC-32), each looked at when its image is first read by this process."""
+
+    def __init__(self, folder: str, index: dict[str, Tensor]) -> None:
+        self.folder, self.checks = folder, index.get("checks")
+        self.unread = torch.full((len(index["rows"]) if self.checks is not None else 0,), True)
+
+    def look(self, i: int, pixels: UInt8[Tensor, " L"], path: str) -> None:
+        """Compare an image's bytes.
+
+        Raises:
+            SourceError: they are not those that were written.
+
+        """
+        if self.checks is None or not self.unread[i]:
+            return
+        if zlib.crc32(pixels.numpy().data) != int(self.checks[i]):
+            raise SourceError(
+                f"{self.folder}: this pack is damaged (the pixels of {path} are not those that were written): "
+                "delete it and pack again"
+            )
+        self.unread[i] = False
 
 
 class Pack(Images):
@@ -85,7 +151,7 @@ class Pack(Images):
         self.rows, self.columns = index["rows"].int(), index["columns"].int()
         self.ends = (3 * self.rows.long() * self.columns).cumsum(0)
         self.shard_ends = torch.tensor([len(shard) for shard in shards]).cumsum(0)
-        self._made_of = _made_of(about)
+        self._made_of, self._checks = _made_of(about), _Checks(folder, index)
 
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
         """Image i and its label (-1 without labels); changes to it never reach the file."""
@@ -93,8 +159,9 @@ class Pack(Images):
         rows, columns, end = int(self.rows[i]), int(self.columns[i]), int(self.ends[i])
         shard = int(torch.searchsorted(self.shard_ends, end))
         stop = end - int(self.shard_ends[shard]) + len(self.shards[shard])
-        pixels = self.shards[shard][stop - 3 * rows * columns : stop].view(rows, columns, 3)
-        return pixels.permute(2, 0, 1), -1 if self.labels is None else int(self.labels[i])
+        flat = self.shards[shard][stop - 3 * rows * columns : stop]
+        self._checks.look(i, flat, self.paths[i])
+        return flat.view(rows, columns, 3).permute(2, 0, 1), -1 if self.labels is None else int(self.labels[i])
 
     def content(self) -> Iterable[bytes | memoryview]:
         """What the pixels follow from: hashing them would read the whole pack."""
@@ -113,11 +180,20 @@ class SquarePack(InMemoryImages):
         images = self.flat.view(-1, side, side, 3).permute(0, 3, 1, 2)
         super().__init__(images, _paths(index, "paths"))
         _describe(self, folder, about, index)
-        self.folder, self._made_of = folder, _made_of(about)
+        self.folder, self._made_of, self._checks = folder, _made_of(about), _Checks(folder, index)
+
+    def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 S S"], int]:
+        """Image i and its label (-1 without labels); changes to it never reach the file."""
+        i = range(len(self.flat))[i]
+        self._checks.look(i, self.flat[i], self.paths[i])
+        return super().__getitem__(i)
 
     def batch(self, index: Int64[Tensor, " B"]) -> UInt8[Tensor, "B 3 S S"]:
         """The images of ``index``, copied once."""
         side = self.data.shape[-1]
+        if self._checks.checks is not None:
+            for i in index[self._checks.unread[index]].tolist():
+                self._checks.look(i, self.flat[i], self.paths[i])
         return self.flat.index_select(0, index).view(-1, side, side, 3).permute(0, 3, 1, 2)
 
     def content(self) -> Iterable[bytes | memoryview]:
@@ -131,10 +207,11 @@ class SquarePack(InMemoryImages):
 class Decoded(NamedTuple):
     """Images one after the other, as shards hold them, with their sizes and their numbers in the source.
 
-    ``asked`` counts those that could be read and those that could not.
+    ``checks`` are the images' checksums; ``asked`` counts those that could be read and those that could not.
     """
 
     pixels: UInt8[Tensor, " L"]
+    checks: Int64[Tensor, " N"]
     rows: Int64[Tensor, " N"]
     columns: Int64[Tensor, " N"]
     numbers: Int64[Tensor, " N"]
@@ -181,8 +258,11 @@ class _PackJob(Dataset[Decoded]):
                 bad.append((error.path, error.reason))
         sizes = torch.tensor([picture.shape[1:] for picture in pictures], dtype=torch.int64).view(-1, 2)
         flat = [picture.permute(1, 2, 0).reshape(-1) for picture in pictures]
+        checks = torch.tensor([zlib.crc32(pixels.numpy().data) for pixels in flat], dtype=torch.int64)
         pixels = torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8)
-        return Decoded(pixels, sizes[:, 0], sizes[:, 1], torch.tensor(numbers, dtype=torch.int64), len(key), bad)
+        return Decoded(
+            pixels, checks, sizes[:, 0], sizes[:, 1], torch.tensor(numbers, dtype=torch.int64), len(key), bad
+        )
 
 
 def _describe(images: Images, folder: str, about: dict[str, Any], index: dict[str, Tensor]) -> None:

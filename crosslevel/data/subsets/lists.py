@@ -16,6 +16,7 @@ from crosslevel.data.bad_files import escaped, unescaped
 from crosslevel.data.images import Images
 from crosslevel.data.subsets.select import of_classes, take
 from crosslevel.utils.errors import SourceError
+from crosslevel.utils.files import replacing
 
 MOST_CLASSES = 1_000_000
 """A larger label is a mistake, not a class."""
@@ -28,7 +29,7 @@ def write_list(images: Images, file: str | os.PathLike[str]) -> None:
     are not UTF-8 keep their bytes. `listed` reads it back.
     """
     labels = [-1] * len(images) if images.labels is None else images.labels.tolist()
-    with open(file, "wb") as stream:
+    with replacing(file) as stream:
         for path, label in zip(images.paths, labels, strict=True):
             stream.write(f"{escaped(path)}\t{label}\n".encode("utf-8", "surrogateescape"))
 

@@ -11,6 +11,7 @@ import torch
 
 from crosslevel.data.duplicates.sets import unique
 from crosslevel.data.images import Images
+from crosslevel.data.subsets.bursts import bursts
 from crosslevel.data.subsets.lists import classes_of, listed
 from crosslevel.data.subsets.repeat import repeat
 from crosslevel.data.subsets.select import first_frames, long_tailed, pareto, some_tracks, take
@@ -65,6 +66,7 @@ SUFFIXES: dict[str, Callable[..., Images]] = {
     "frames": _frames,
     "tracks": _some_tracks,
     "unique": unique,
+    "bursts": bursts,
 }
 
 
@@ -80,7 +82,7 @@ def _labels(images: Images) -> torch.Tensor:
 
 def _tracks(images: Images) -> torch.Tensor:
     if images.tracks is None:
-        raise UserError("there are no tracks: videos, turntable and @repeat have some")
+        raise UserError("there are no tracks: videos, turntable and @repeat have some, @bursts makes some")
     return images.tracks
 
 

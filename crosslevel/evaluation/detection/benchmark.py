@@ -45,6 +45,7 @@ from crosslevel.models.encoder import Encoder, untrained
 from crosslevel.models.numerics import avoid_faults, tell
 from crosslevel.utils.device import Hardware, choose
 from crosslevel.utils.errors import BadImage, MissingExtra, SourceError, UserError
+from crosslevel.utils.files import write
 
 RANDOM, TRAINED = "random initialization", "trained encoder"
 FIGURES, CHECKPOINT = "detection.json", "detection.ckpt"
@@ -245,9 +246,7 @@ class _Store:
         if self.file is None:
             return
         text = json.dumps({**self._read(), name: {"key": key, "figures": figures}}, indent=2)
-        unfinished = self.file.with_suffix(".json.tmp")
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        os.replace(unfinished, self.file)
+        write(self.file, text + "\n")
 
     def _read(self) -> dict[str, Any]:
         if self.file is None or not self.file.is_file():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.sources.annotated.annotations import Annotated, Objects
 from crosslevel.utils.errors import BadImage, SourceError, UserError
 from crosslevel.utils.rng import mixed
-from crosslevel.utils.tensors import load_tensors
+from crosslevel.utils.tensors import load_saved, write_saved
 
 BATCH = 16
 """Images an iteration for which the learning rate is given."""
@@ -110,7 +109,7 @@ class Checkpoint:
         """How many iterations are done; model and optimizer are as they were after them."""
         if self.file is None or not self.file.is_file():
             return 0
-        state = load_tensors(self.file)
+        state = load_saved(self.file)
         if state["key"] != self.key:
             return 0
         model.load_state_dict(state["model"])
@@ -122,9 +121,7 @@ class Checkpoint:
         if self.file is None or time.monotonic() - self.saved < 60 * self.minutes:
             return
         state = {"key": self.key, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "done": done}
-        unfinished = self.file.with_suffix(".tmp")
-        torch.save(state, unfinished)
-        os.replace(unfinished, self.file)
+        write_saved(self.file, state)
         self.saved = time.monotonic()
 
     def remove(self) -> None:

@@ -56,10 +56,11 @@ def recipes(show: str | None = None) -> None:
     Args:
         show: name of a recipe whose file is printed, in place of the list.
     """
-    from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    console = Console(soft_wrap=True)
+    from crosslevel.utils.console import printer  # noqa: PLC0415
+
+    console = printer()
     if show is not None:
         console.print(find(show).file.read_text(encoding="utf-8"), end="", highlight=False, markup=False)
         return
@@ -73,7 +74,7 @@ def recipes(show: str | None = None) -> None:
             table.add_section()
         section = data
         table.add_row(recipe.name, recipe.title, recipe.published)
-    Console().print(table)
+    console.print(table, soft_wrap=False)
     console.print("crosslevel recipes --show NAME prints one; any value can be overridden after it", highlight=False)
 
 

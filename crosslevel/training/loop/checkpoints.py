@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from crosslevel.runs import Run
 from crosslevel.utils import files
 from crosslevel.utils.errors import MachineError, UserError
-from crosslevel.utils.tensors import load_tensors
+from crosslevel.utils.tensors import damage_of, load_tensors, save_to
 
 PARTS = {"state_dict", "optimizer_states", "callbacks", "epoch", "global_step"}
 """Of a checkpoint's tree; ``callbacks`` has the best epoch so far, under the name that former versions gave it."""
@@ -71,32 +71,10 @@ def write(run: Run, state: dict[str, Any], best: bool) -> None:
 
 
 def _save(state: dict[str, Any], file: BinaryIO, name: Path) -> None:
-    try:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    except RuntimeError as error:
-        # torch's writer hides why the disk refused.
-        cause = error.__cause__ or error.__context__
-        if isinstance(cause, OSError):
-            raise cause from error
-        space = shutil.disk_usage(name.parent).free
-        raise MachineError(f"{name} cannot be written ({space / 1e6:,.0f} MB are free on its disk)") from error
+    save_to(file, state, name)
     damage = damage_of(file)
     if damage:
         raise MachineError(f"{name}: what was written is not what is read back ({damage}): check the disk")
-
-
-def damage_of(file: str | os.PathLike[str] | BinaryIO) -> str:
-    """What is wrong with a checkpoint's bytes; empty if nothing: each part of it has a checksum (CRC-32)."""
-    try:
-        with zipfile.ZipFile(file) as parts:
-            broken = parts.testzip()
-    except OSError:
-        raise
-    except Exception as error:  # whatever a flipped byte makes of a header
-        return f"damaged: {' '.join(str(error).split()) or type(error).__name__}"
-    return f"damaged in {broken}" if broken else ""
 
 
 def read(run: Run) -> dict[str, Any]:
@@ -130,7 +108,9 @@ def _tree(file: Path) -> dict[str, Any]:
 def _offer(run: Run) -> str:
     """Which other checkpoint is whole, and how to go on from it."""
     for file in (run.previous, run.best):
-        if file.is_file() and not damage_of(file):
+        if not file.is_file() or damage_of(file):
+            continue
+        with suppress(UserError):
             step = _tree(file)["global_step"]
             move = f"cp {shlex.quote(str(file))} {shlex.quote(str(run.last))}"
             return f"{file.name} beside it is whole (step {step:,}); to go on from there: {move}, then --resume again"
@@ -162,5 +142,7 @@ def _also_named(file: Path, name: Path) -> None:
     try:
         os.link(file, part)
     except OSError:
-        shutil.copyfile(file, part)
+        with files.replacing(name) as copy, file.open("rb") as opened:
+            shutil.copyfileobj(opened, copy)
+        return
     os.replace(part, name)

@@ -28,7 +28,7 @@ from crosslevel.training.loop.collapse import CollapseWatch
 from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.log import Clock, Display, Log, Stream
 from crosslevel.training.loop.module import Pretrain
-from crosslevel.utils.console import say
+from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.processes import StopRequest
 
@@ -98,7 +98,7 @@ def fit(
         OSError: a file cannot be written, or a process that decodes images has died.
 
     """
-    run, console = Run(folder), console or Console()
+    run, console = Run(folder), console or printer()
     state = checkpoints.read(run) if resume else None
     if sync_batchnorm:
         synchronize(module, hardware.device.type == "cuda")
@@ -264,7 +264,7 @@ def _fabric(hardware: Hardware, devices: int) -> Fabric:
     if on_gpu:
         torch.backends.cudnn.benchmark = True
     # Lightning's banners are for its own users; ours get one line about device and precision.
-    for name in ("lightning.fabric", "lightning.fabric.utilities.rank_zero", "lightning_utilities.core.rank_zero"):
+    for name in ("lightning.fabric", "lightning.pytorch.utilities.rank_zero"):  # Fabric logs as either
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
     return Fabric(

@@ -138,9 +138,10 @@ class Captured:
             self.usual(batch)
             return
         if self.batch is None:
-            self.batch = Batch(*(part.clone() for part in batch))
+            self.batch = Batch(*(None if part is None else part.clone() for part in batch))
         for mine, new in zip(self.batch, batch, strict=True):
-            mine.copy_(new, non_blocking=True)
+            if mine is not None:
+                mine.copy_(new, non_blocking=True)
         self.module.begin_step(self.optimizer)
         if self.taken < WARM:
             self._aside()

@@ -6,12 +6,14 @@ import csv
 import io
 import time
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from crosslevel.data.loaders.batches import Batch, TrainBatches
@@ -68,7 +70,7 @@ class Clock:
 
 
 class Log:
-    """The rows of metrics.csv and of TensorBoard, one a logged step.
+    """The rows of metrics.csv, and of TensorBoard where it is installed, one a logged step.
 
     Args:
         run: the run's folder.
@@ -83,7 +85,9 @@ class Log:
         self.recorded = -1  # the step of the newest figures
         kept = read_rows(run.metrics, step) if step and run.metrics.exists() else []
         files.write(run.metrics, "".join(map(_line, [dict(zip(COLUMNS, COLUMNS, strict=True)), *kept])))
-        self.board = TensorBoardLogger(run.path, name=run.tensorboard.name, version="")
+        # An extra: who looks at runs in TensorBoard has it.
+        there = find_spec("tensorboard") is not None
+        self.board = TensorBoardLogger(run.path, name=run.tensorboard.name, version="") if there else None
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """Write one row."""
@@ -95,11 +99,13 @@ class Log:
         shown = {name: f"{value:.6g}" for name, value in {"epoch": step / self.steps_per_epoch, **values}.items()}
         with self.file.open("ab") as file:
             file.write(_line({"step": str(step), **shown}).encode())
-        self.board.log_metrics(values, step)
+        if self.board is not None:
+            self.board.log_metrics(values, step)
 
     def close(self) -> None:
         """Write what TensorBoard still holds."""
-        self.board.finalize("success")
+        if self.board is not None:
+            self.board.finalize("success")
 
 
 def read_rows(file: Path, step: int) -> list[dict[str, str]]:
@@ -147,7 +153,7 @@ class Display:
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TaskProgressColumn(),
-            _Figures(),
+            _Figures(console),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -169,16 +175,29 @@ class Display:
 
 
 class _Figures(ProgressColumn):
+    """The newest figures, as many of them as the line has room for."""
+
+    ELSE = 34  # columns of what stands beside them: the epoch, a short bar, the share done, the time left
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(Column(no_wrap=True))
+        self.console = console
+
     def render(self, task: Task) -> Text:
-        return Text(_figures(task.fields["figures"]))
+        """What fits."""
+        return Text(_figures(task.fields["figures"], self.console.width - self.ELSE))
 
 
-def _figures(row: Mapping[str, Any]) -> str:
+def _figures(row: Mapping[str, Any], width: int | None = None) -> str:
+    """The loss, the features' figures and the speed, in this order, within ``width`` characters."""
     if not row:
         return ""
-    knn = f"  kNN {row['knn']:.1f} %" if "knn" in row else ""
-    score = f"  score {row['combined']:.3f}" if "combined" in row else ""
-    return (
-        f"loss {row['loss']:.3f}  {row.get('images_per_second', 0):,.0f} images/s  "
-        f"waiting for data {100 * row.get('waiting', 0):.0f} %{knn}{score}"
-    )
+    parts = [f"loss {row['loss']:.3f}"]
+    if "knn" in row:
+        parts.append(f"kNN {row['knn']:.1f} %")
+    if "combined" in row:
+        parts.append(f"score {row['combined']:.3f} (higher is better)")
+    parts.append(f"{row.get('images_per_second', 0):,.0f} images/s")
+    parts.append(f"waiting for data {100 * row.get('waiting', 0):.0f} %")
+    fitting = parts if width is None else [p for i, p in enumerate(parts) if len("  ".join(parts[: i + 1])) <= width]
+    return "  ".join(fitting)

@@ -216,7 +216,9 @@ def test_a_resumed_epoch_equals_the_rest_of_the_whole_one(tmp_path, start, worke
 def test_what_is_skipped_is_not_decoded(tmp_path, monkeypatch):
     decoded = []
     decode = streams.decode
-    monkeypatch.setattr(streams, "decode", lambda data, path: decoded.append(path) or decode(data, path))
+    monkeypatch.setattr(
+        streams, "decode", lambda data, path, **more: decoded.append(path) or decode(data, path, **more)
+    )
     resumed = batches(shards(tmp_path, range(60)), 5, 60)
     resumed.start = 10
     assert len(list(resumed)) == 2
@@ -296,7 +298,7 @@ def test_other_damages_are_named_and_survived(tmp_path):
     begins = {
         "garbage.tar": "damaged: no member begins at byte 0",
         "empty.tar": "cannot be opened: No such file or directory",
-        "none.tar": "no image in it (looked for bmp, ",
+        "none.tar": "no image in it (looked for apng, ",
         "header.tar": "damaged: no member begins at byte 3,584; the 2 images before",
         "cut.tar.gz": "damaged or truncated: Compressed file ended",
         "broken.tgz": "damaged or truncated: ",

@@ -106,7 +106,7 @@ def test_windows_lie_in_the_image_and_hold_the_box(sizes, margin, square):
 
 def test_in_order_each_image_is_decoded_once(voc, monkeypatch):
     read, calls = annotations.read_image, []
-    monkeypatch.setattr(annotations, "read_image", lambda file: calls.append(file) or read(file))
+    monkeypatch.setattr(annotations, "read_image", lambda file, **more: calls.append(file) or read(file, **more))
     source = open_images(voc, crops=PLAIN)
     for i in range(len(source)):
         source[i]

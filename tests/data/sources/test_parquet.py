@@ -120,7 +120,7 @@ def test_a_file_cut_off_or_of_another_kind(folder):
     for content in (whole[:-3], whole[: len(whole) // 2], b"", b"no Parquet", whole[:-8] + b"\xff" * 4 + b"PAR1"):
         (folder / "train-1.parquet").write_bytes(content)
         with pytest.raises(SourceError, match=r"train-1.parquet: not a Parquet file, or cut off") as caught:
-            open_images(folder)
+            open_images(folder / "train-1.parquet")
         assert "\n" not in str(caught.value)
     write(folder / "train-1.parquet", range(3), photo=cells(range(3)))
     with pytest.raises(SourceError, match=r"train-1.parquet: no column 'image'; it has photo"):

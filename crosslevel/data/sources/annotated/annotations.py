@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from crosslevel.data.decode import read_image
+from crosslevel.data.decoding.reading import USUAL
 from crosslevel.utils.errors import BadImage, SourceError
 
 Ignored = Literal["difficult", "crowd"]
@@ -58,6 +59,7 @@ class Annotated(Dataset[tuple[Tensor, Objects]]):
         self.name, self.files, self.objects, self.classes = name, list(files), list(objects), list(classes)
         self.ignored: Ignored = ignored
         self.sizes, self.origin = list(sizes), list(origin)
+        self.reading = USUAL
 
     def __len__(self) -> int:
         """The number of images, N."""
@@ -70,7 +72,7 @@ class Annotated(Dataset[tuple[Tensor, Objects]]):
             BadImage: the file cannot be decoded, or has another size than its annotation says.
 
         """
-        image, size = read_image(self.files[i]), self.sizes[i]
+        image, size = read_image(self.files[i], reading=self.reading), self.sizes[i]
         if tuple(image.shape[1:]) != size:
             read = "{2}x{1}".format(*image.shape)
             raise BadImage(self.files[i], f"its annotation says {size[1]}x{size[0]} pixels, the image has {read}")
@@ -116,7 +118,9 @@ class Annotated(Dataset[tuple[Tensor, Objects]]):
 
     def _replaced(self, files: list[str], objects: list[Objects], classes: list[str], keep: Sequence[int]) -> Annotated:
         sizes = [self.sizes[i] for i in keep]
-        return Annotated(self.name, files, objects, classes, self.ignored, sizes, self.origin)
+        made = Annotated(self.name, files, objects, classes, self.ignored, sizes, self.origin)
+        made.reading = self.reading
+        return made
 
 
 class Row(NamedTuple):

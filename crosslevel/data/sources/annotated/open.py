@@ -50,6 +50,7 @@ def annotated(source: Source) -> Annotated:
         whole.objects += [objects._replace(labels=number[objects.labels]) for objects in part.objects]
     if not any(len(objects.labels) for objects in whole.objects):
         raise SourceError(f"{source.whole}: not one object in its {len(whole)} images")
+    whole.reading = source.reading
     return whole
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from crosslevel.data.decode import read_image
+from crosslevel.data.decoding.formats import EXTENSIONS
 from crosslevel.data.sources.annotated.annotations import Annotated, Row, file_names, objects_of
-from crosslevel.data.sources.folder import EXTENSIONS
 from crosslevel.utils.errors import BadImage, SourceError
 
 

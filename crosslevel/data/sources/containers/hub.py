@@ -14,8 +14,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from crosslevel.data.decode import PIXEL_LIMIT, decode, read_image
+from crosslevel.data.decoding.formats import EXTENSIONS
 from crosslevel.data.images import Images
-from crosslevel.data.sources.folder import EXTENSIONS
 from crosslevel.data.sources.labels import RowNames, known_labels
 from crosslevel.data.uri import Source
 from crosslevel.data.watch import Watch
@@ -82,13 +82,16 @@ class Hub(Images):
 
         """
         path = self.paths[i]  # an IndexError ends loops over all images
-        cell = self._rows[i % len(self)][self.column]
+        try:
+            cell = self._rows[i % len(self)][self.column]
+        except Exception as error:  # a damaged file of the library's costs its rows at most
+            raise BadImage(path, f"the row cannot be read: {_why(error)}") from error
         label = -1 if self.labels is None else int(self.labels[i])
         if cell is None or (cell["bytes"] is None and not cell["path"]):
             raise BadImage(path, "no image in this row")
         if cell["bytes"] is None:
-            return read_image(cell["path"], path, self.max_pixels), label
-        return decode(bytearray(cell["bytes"]), path, self.max_pixels), label
+            return read_image(cell["path"], path, self.max_pixels, self.reading), label
+        return decode(bytearray(cell["bytes"]), path, self.max_pixels, self.reading), label
 
     def content(self) -> Iterable[bytes | memoryview]:
         """The fingerprint that the library gives to the rows, and which column is meant."""

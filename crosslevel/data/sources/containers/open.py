@@ -6,11 +6,11 @@ import difflib
 import glob
 import os
 
+from crosslevel.data.decoding.formats import EXTENSIONS
 from crosslevel.data.images import Images
 from crosslevel.data.sources.containers.hub import Hub
 from crosslevel.data.sources.containers.parquet import Parquet
 from crosslevel.data.sources.containers.webdataset import Shards
-from crosslevel.data.sources.folder import EXTENSIONS
 from crosslevel.data.uri import CONTAINER, Source, expanded
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import SourceError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import warnings
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -29,9 +30,6 @@ from crosslevel.utils.errors import BadImage, SourceError
 MEMORY = 256 * 2**20
 """Bytes of row groups that a process keeps (one group is kept whatever its size)."""
 
-# What a damaged file makes Arrow raise: ArrowInvalid is a ValueError, a failed read an OSError.
-_FAILURES = (pa.ArrowException, OSError, ValueError, RuntimeError)
-
 
 class Parquet(Images):
     """The images of one column of Parquet files.
@@ -39,7 +37,8 @@ class Parquet(Images):
     The column holds encoded images, as struct<bytes: binary, path: string> (the layout of the Hugging Face hub) or
     as binary. Rows are read by row group, and a process keeps the groups it read last, up to ``memory`` bytes:
     ``blocks`` are the row groups, and an order that goes block by block reads each once. Labels are the whole numbers
-    or the strings of ``label``. ``paths[i]`` is ``file.parquet/row``.
+    or the strings of ``label``. ``paths[i]`` is ``file.parquet/row``. A file that is no Parquet file, or is cut off, is
+    left out where there are others; a warning and ``left_out`` name it.
 
     Args:
         files: the files, in order.
@@ -50,7 +49,7 @@ class Parquet(Images):
         memory: bytes of row groups to keep.
 
     Raises:
-        SourceError: a file cannot be read, has no such column, or there are fewer than 2 rows.
+        SourceError: no file can be read, one has no such column, or there are fewer than 2 rows.
 
     """
 
@@ -65,9 +64,9 @@ class Parquet(Images):
         memory: int = MEMORY,
     ) -> None:
         self.name, self.max_pixels = name, max_pixels
-        self.files = [os.path.abspath(file) for file in files]
-        self._names, self.watch = below_shared_folder(self.files), Watch.of_files(self.files)
-        self._states, footers = zip(*(_footer(file) for file in self.files), strict=True)
+        given = [os.path.abspath(file) for file in files]
+        names, self.watch = below_shared_folder(given), Watch.of_files(given)
+        self.files, self._names, self._states, footers, self.left_out = _whole(given, names)
         features = _features(footers[0].schema.to_arrow_schema())
         self.column = _image_column(self.files, footers, features, column)
         self.label = _label_column(self.files, footers, features, label)
@@ -79,7 +78,8 @@ class Parquet(Images):
         self.blocks = [range(*pair) for pair in pairwise((0, *self._ends)) if pair[0] < pair[1]]
         if self.label is not None:
             classes = features.get(self.label, {}).get("names")
-            self.labels, self.classes = known_labels(*_labels(self.files, self.label, classes), name)
+            rows = [[footer.row_group(g).num_rows for g in range(footer.num_row_groups)] for footer in footers]
+            self.labels, self.classes = known_labels(*_labels(self.files, rows, self.label, classes), name)
         self._kept = _Kept(memory)
 
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
@@ -98,12 +98,16 @@ class Parquet(Images):
             self._kept.add(group, rows)
         if isinstance(rows, str):
             raise BadImage(path, rows)
-        data = rows[i - (self._ends[group - 1] if group else 0)].as_buffer()
+        row = i - (self._ends[group - 1] if group else 0)
+        if row >= len(rows):
+            raise BadImage(path, f"its row group has {len(rows):,} rows, fewer than the file says")
+        data = rows[row].as_buffer()
         if data is None:
             raise BadImage(path, "no bytes of an image in this row")
         if len(data) > 8 * self.max_pixels:
             raise BadImage(path, f"{len(data):,} bytes, more than {self.max_pixels:,} pixels can need")
-        return decode(bytearray(data), path, self.max_pixels), -1 if self.labels is None else int(self.labels[i])
+        image = decode(bytearray(data), path, self.max_pixels, self.reading)
+        return image, -1 if self.labels is None else int(self.labels[i])
 
     def _read(self, group: int) -> pa.ChunkedArray | str:
         """The encoded images of a row group, or why they cannot be read."""
@@ -117,7 +121,8 @@ class Parquet(Images):
             # Threads of Arrow's would compete with the workers.
             cells = file.read_row_group(g, columns=[leaf], use_threads=False).column(self.column)
             return pc.struct_field(cells, "bytes") if struct else cells
-        except _FAILURES as error:
+        except Exception as error:
+            # Whatever a stranger has written into a file costs its rows at most, and never the run.
             return f"row group {g} of its file cannot be read: {_first_line(error)}"
 
     def content(self) -> Iterable[bytes | memoryview]:
@@ -175,12 +180,45 @@ def _opened(file: str, state: str, process: int, thread: int) -> pq.ParquetFile:
     return pq.ParquetFile(file, page_checksum_verification=True)
 
 
-def _footer(file: str) -> tuple[str, pq.FileMetaData]:
-    try:
-        return state_of(file), pq.read_metadata(file)
-    except _FAILURES as error:
-        reason = getattr(error, "strerror", None) or f"not a Parquet file, or cut off: {_first_line(error)}"
-        raise SourceError(f"{file}: {reason}") from error
+def _whole(
+    files: Sequence[str], names: Sequence[str]
+) -> tuple[list[str], list[str], list[str], list[pq.FileMetaData], dict[str, str]]:
+    """Path, name, state and footer of the files that can be read, and why the others cannot.
+
+    Raises:
+        SourceError: there is none, or one cannot be opened at all.
+
+    """
+    whole: list[tuple[str, str, str, pq.FileMetaData]] = []
+    left_out: dict[str, str] = {}
+    for file, name in zip(files, names, strict=True):
+        try:
+            state, footer = state_of(file), pq.read_metadata(file)
+            _check_counts(footer, os.path.getsize(file))
+            whole.append((file, name, state, footer))
+        except Exception as error:
+            if isinstance(error, OSError) and error.strerror:
+                raise SourceError(f"{file}: {error.strerror}") from error
+            left_out[name] = f"not a Parquet file, or cut off: {_first_line(error)}"
+            if len(left_out) == len(files):
+                raise SourceError(f"{file}: {left_out[name]}") from error
+    for file, name in zip(files, names, strict=True):
+        if name in left_out:
+            warnings.warn(f"{one_line(file)}: {left_out[name]}: it is left out", stacklevel=4)
+    paths, kept, states, footers = (list(column) for column in zip(*whole, strict=True))
+    return paths, kept, states, footers, left_out
+
+
+def _check_counts(footer: pq.FileMetaData, size: int) -> None:
+    """Refuse numbers of rows that no file of ``size`` bytes can have.
+
+    Raises:
+        ValueError: there is one.
+
+    """
+    rows = [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
+    if min(rows, default=0) < 0 or sum(rows) > size or footer.num_rows != sum(rows):
+        raise ValueError(f"it says that it has {footer.num_rows:,} rows, and {sum(rows):,} in its groups")
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
@@ -262,19 +300,39 @@ def _of_strings(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _labels(files: Sequence[str], column: str, names: list[str] | None) -> tuple[Int64[Tensor, " N"], list[str] | None]:
-    """The labels of all rows (-1: none), and the classes' names where the file has any."""
-    try:
-        read = [pq.read_table(file, columns=[column], partitioning=None).column(column) for file in files]
-        if not _of_strings(read[0].type):
-            numbers = [pc.fill_null(cells.cast(pa.int64()), -1).to_numpy() for cells in read]
-            return torch.from_numpy(np.concatenate(numbers)), names
-    except _FAILURES as error:
-        raise SourceError(f"{files[0]}: the labels in {column!r} cannot be read: {_first_line(error)}") from error
-    words = [pc.fill_null(cells.cast(pa.string()), "").to_numpy(zero_copy_only=False) for cells in read]
-    classes, labels = np.unique(np.concatenate(words).astype(str), return_inverse=True)
+def _labels(
+    files: Sequence[str], rows: Sequence[Sequence[int]], column: str, names: list[str] | None
+) -> tuple[Int64[Tensor, " N"], list[str] | None]:
+    """The labels of all rows (-1: none, or one that cannot be read), and the classes' names where the file has any.
+
+    ``rows`` are the numbers of rows in each row group of each file.
+    """
+    words = _of_strings(pq.read_schema(files[0]).field(column).type)
+    cells: list[np.ndarray[Any, Any]] = []
+    for file, counts in zip(files, rows, strict=True):
+        for group, count in enumerate(counts):
+            cells.append(_cells(file, group, count, column, words))
+    if not words:
+        return torch.from_numpy(np.concatenate(cells)), names
+    classes, labels = np.unique(np.concatenate(cells).astype(str), return_inverse=True)
     shift = 1 if len(classes) and not classes[0] else 0  # the empty word comes first
     return torch.from_numpy(labels.astype(np.int64)) - shift, classes[shift:].tolist()
+
+
+def _cells(file: str, group: int, count: int, column: str, words: bool) -> np.ndarray[Any, Any]:
+    """The labels of one row group: numbers with -1, or words with "", for those that are missing."""
+    kind, missing = (pa.string(), "") if words else (pa.int64(), -1)
+    found = np.full(count, missing, object if words else np.int64)
+    try:
+        opened = _opened(file, state_of(file), os.getpid(), threading.get_ident())
+        read = opened.read_row_group(group, columns=[column], use_threads=False).column(column)
+        there = pc.fill_null(read.cast(kind), missing).to_numpy(zero_copy_only=False)[:count]
+        found[: len(there)] = there
+    except Exception as error:
+        # A damaged column of labels is no reason to leave images out.
+        text = _first_line(error)
+        warnings.warn(f"{one_line(file)}: the labels in {column!r} cannot be read: {one_line(text)}", stacklevel=5)
+    return found
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ import os
 import stat
 import threading
 import zlib
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -25,6 +26,7 @@ PROTOCOLS = (
 """Of fsspec's those that only read bytes; others run templates or code that a file brings along."""
 INSTALL = "pip install 'crosslevel[remote]'"
 _BLOCK = 8 * 2**20  # bytes a request: fewer would wait for the network more often than they read
+_AT_ONCE = 2**20  # bytes that are read at once, as they are needed
 _MOST = 1_000_000  # names that one pattern may stand for
 # No later attempt finds what is not there or may not be read.
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -104,7 +106,13 @@ class Tape:
 
     def skip(self, count: int) -> int:
         """Leave out the next ``count`` bytes; the number of those that were there."""
-        return sum(len(self.read(size)) for size in _pieces(count))
+        there = 0
+        for size in _pieces(count):
+            got = len(self.read(size))
+            there += got
+            if got < size:  # a damaged shard may say that petabytes follow
+                break
+        return there
 
     def close(self) -> None:
         """Let the file go, whatever state it is in."""
@@ -122,9 +130,10 @@ class Tape:
 
 
 def _all_of(file: Any, count: int) -> bytes:
+    # Piece by piece: what is asked for, a stranger has written, and may be far more than there is.
     parts, missing = [], count
     while missing:
-        part = file.read(missing)
+        part = file.read(min(missing, _AT_ONCE))
         if not part:
             break
         parts.append(part)
@@ -132,9 +141,10 @@ def _all_of(file: Any, count: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _pieces(count: int) -> list[int]:
-    whole, rest = divmod(count, 2**20)
-    return [2**20] * whole + [rest] * (rest > 0)
+def _pieces(count: int) -> Iterator[int]:
+    while count > 0:
+        yield min(count, _AT_ONCE)
+        count -= _AT_ONCE
 
 
 def _opened(name: str, in_blocks: bool) -> Any:

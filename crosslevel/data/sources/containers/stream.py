@@ -1,7 +1,7 @@
 """Tar shards (WebDataset), local or remote, whose number of images nobody knows before they have been read.
 
-A shard is read from its beginning to its end, without an index. Every member with an image's extension is an image;
-the others, such as labels and captions, are passed over.
+A shard is read from its beginning to its end, without an index. Every member with an image's extension is an image, and
+so is one of an unknown extension that begins like an image; the others, such as labels and captions, are passed over.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from crosslevel.data.decode import PIXEL_LIMIT, decode
+from crosslevel.data.decoding.formats import EXTENSIONS, HEAD, can_be_image, format_of
+from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.images import Images
 from crosslevel.data.sources.containers.remote import Damage, Tape, expand
 from crosslevel.data.sources.containers.tar import BadTar, members
-from crosslevel.data.sources.folder import EXTENSIONS
 from crosslevel.data.uri import Source, is_remote
 from crosslevel.utils.errors import BadImage, SourceError
 from crosslevel.utils.rng import generator
@@ -47,6 +48,7 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
     labels: None = None
     classes: None = None
     tracks: None = None
+    reading: Reading = USUAL
 
     def __init__(self, shards: list[str], name: str) -> None:
         self.shards, self.name = shards, name
@@ -68,13 +70,15 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
                 raise SourceError(f"{shard}: only tar shards can be streamed ({', '.join(_SHARDS)})")
         if len(set(shards)) < len(shards):
             raise SourceError(f"{source.whole}: it names a shard more than once")
-        return cls(shards, source.whole)
+        stream = cls(shards, source.whole)
+        stream.reading = source.reading
+        return stream
 
     def __iter__(self) -> Iterator[tuple[UInt8[Tensor, "3 H W"], int]]:
         for shard in range(len(self.shards)):
             for path, data in self.read([Part(shard)], []):
                 try:
-                    yield decode(bytearray(data), path), -1
+                    yield decode(bytearray(data), path, reading=self.reading), -1
                 except BadImage:
                     continue
 
@@ -118,7 +122,7 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
         for few in (order[:_OPEN], order[_OPEN : 4 * _OPEN]):
             samples = list(islice(self.read(map(Part, few), troubles), count))
             if samples:
-                return _ScannedShard(samples, self.name)
+                return _ScannedShard(samples, self.name, self.reading)
         raise self.unreadable(troubles, 4 * _OPEN)
 
     def unreadable(self, troubles: list[tuple[str, str]], tried: int | None = None) -> SourceError:
@@ -139,11 +143,12 @@ class Part(NamedTuple):
 class _ScannedShard(Images):
     """Encoded images in memory."""
 
-    def __init__(self, images: list[tuple[str, bytes]], name: str) -> None:
-        self.name, self.paths, self._data = name, [path for path, _ in images], [data for _, data in images]
+    def __init__(self, images: list[tuple[str, bytes]], name: str, reading: Reading) -> None:
+        self.name, self.reading = name, reading
+        self.paths, self._data = [path for path, _ in images], [data for _, data in images]
 
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
-        return decode(bytearray(self._data[i]), self.paths[i]), -1
+        return decode(bytearray(self._data[i]), self.paths[i], reading=self.reading), -1
 
     def content(self) -> Iterable[bytes]:
         """The encoded images."""
@@ -163,34 +168,39 @@ def _images(
     """Name and encoded data of the images of one shard, until its end or the damage that ends it."""
     tape, count = Tape(shard, closing), 0
     try:
-        for name, size in _members(tape):
+        for name, size, head in _members(tape):
             path = f"{title}/{name}"
             if size > 8 * PIXEL_LIMIT:
                 troubles.append((path, f"it has {size:,} bytes, more than {PIXEL_LIMIT:,} pixels can need"))
                 continue
             mine = count % part.of == part.first
-            data = tape.read(size) if mine else b""
-            if (len(data) if mine else tape.skip(size)) < size:
+            left = size - len(head)
+            data = head + tape.read(left) if mine else b""
+            if (len(data) < size) if mine else (tape.skip(left) < left):
                 raise Damage(f"truncated inside {name}")
             count += 1
             if mine:
                 yield path, data
         if not count:
             troubles.append((title, f"no image in it (looked for {', '.join(sorted(EXTENSIONS))})"))
-    except Damage as damage:
+    except Exception as error:
+        # Whatever a stranger has written into a shard costs this shard at most, and never the run.
+        damage = str(error) if isinstance(error, Damage) else f"damaged: {_in_a_line(error)}"
         if not closing.is_set():
-            troubles.append((title, f"{damage}; the {count:,} images before are used" if count else str(damage)))
+            troubles.append((title, f"{damage}; the {count:,} images before are used" if count else damage))
     finally:
         tape.close()
 
 
-def _members(tape: Tape) -> Iterator[tuple[str, int]]:
-    """Name and size of each image in a tar file, at its data."""
+def _members(tape: Tape) -> Iterator[tuple[str, int, bytes]]:
+    """Name and size of each image in a tar file, at its data; and what was read of these to tell that it is one."""
     try:
         for member in members(tape):
             name = member.name.decode("utf-8", "surrogateescape")
-            if _is_image(name):
-                yield name, member.size
+            said = False if name.rpartition("/")[2].startswith(".") else can_be_image(name)
+            head = tape.read(min(HEAD, member.size)) if said is None else b""
+            if said or format_of(head) is not None:
+                yield name, member.size, head
     except BadTar as error:
         where = error.member.decode("utf-8", "surrogateescape")
         raise Damage(
@@ -199,11 +209,11 @@ def _members(tape: Tape) -> Iterator[tuple[str, int]]:
                 "end": f"truncated inside {where}" if where else "truncated: the end of the archive is missing",
                 "pax": "damaged: a broken pax header",
                 "long": "damaged: a header that is too long",
+                "size": f"damaged: {where} is said to have more bytes than any shard",
                 "sparse": f"{where} is sparse and cannot be read: make the shard without --sparse",
             }[error.what]
         ) from error
 
 
-def _is_image(name: str) -> bool:
-    last = name.rpartition("/")[2]
-    return not last.startswith(".") and "." in last and last.rpartition(".")[2].lower() in EXTENSIONS
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__} {' '.join(str(error).split())[:200]}".rstrip()

@@ -7,8 +7,12 @@ from typing import Literal, NamedTuple, Protocol
 
 BLOCK = 512
 LONGEST = 2**20  # bytes of a header that extends the next one
+LARGEST = 2**50  # bytes of a member: no shard is longer, and larger numbers are the trace of damage, or of malice
 _NO_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # headers only: links, devices, folders, pipes
 _WITH_DATA = (b"0", b"\0", b"7")
+
+
+Damaged = Literal["header", "end", "pax", "long", "size", "sparse"]
 
 
 class Tape(Protocol):
@@ -37,10 +41,11 @@ class BadTar(Exception):
     """A tar file is damaged at byte ``at``; ``member`` is the name of the damaged member, if it is known.
 
     ``what`` is "header" (no valid header there), "end" (the file ends), "pax" (a broken extended header), "long" (an
-    extended header longer than `LONGEST`) or "sparse" (a member with holes, which cannot be read).
+    extended header longer than `LONGEST`), "size" (a member said to be larger than `LARGEST`) or "sparse" (a member
+    with holes, which cannot be read).
     """
 
-    def __init__(self, what: Literal["header", "end", "pax", "long", "sparse"], at: int, member: bytes = b"") -> None:
+    def __init__(self, what: Damaged, at: int, member: bytes = b"") -> None:
         super().__init__(what, at, member)
         self.what, self.at, self.member = what, at, member
 
@@ -66,8 +71,10 @@ def members(tape: Tape) -> Iterator[Member]:
         if size is None:
             raise BadTar("header", at)
         size = 0 if kind in _NO_DATA else int(extended.get(b"size", size))
-        end = tape.at + -(-size // BLOCK) * BLOCK
         name = extended.get(b"path", _name_of(header))
+        if size > LARGEST:
+            raise BadTar("size", at, name)
+        end = tape.at + -(-size // BLOCK) * BLOCK
         if kind in (b"L", b"x"):
             extended |= _extended(tape, at, kind, size)
         elif kind not in (b"K", b"g"):
@@ -114,11 +121,16 @@ def _extended(tape: Tape, at: int, kind: bytes, size: int) -> dict[bytes, bytes]
     extended: dict[bytes, bytes] = {}
     while data.strip(b"\0"):
         length, _, record = data.partition(b" ")
-        if not length.isdigit() or not len(length) < int(length) <= len(data):
+        if not _is_number(length) or not len(length) < int(length) <= len(data):
             raise BadTar("pax", at)
         key, _, value = record[: int(length) - len(length) - 2].partition(b"=")
         extended[key] = value
         data = data[int(length) :]
-    if not extended.get(b"size", b"0").isdigit():
+    if not _is_number(extended.get(b"size", b"0")):
         raise BadTar("pax", at)
     return {key: value for key, value in extended.items() if key in (b"path", b"size")}
+
+
+def _is_number(text: bytes) -> bool:
+    """Whether these are digits, and so few that Python makes a number of them: it refuses thousands."""
+    return text.isdigit() and len(text) <= 32

@@ -16,17 +16,18 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from crosslevel.data.decode import PIXEL_LIMIT, decode
+from crosslevel.data.decoding.formats import EXTENSIONS, HEAD, can_be_image, format_of
 from crosslevel.data.images import Images
 from crosslevel.data.index_cache import Paths, Table, remembered
 from crosslevel.data.sources.containers.random_file import RandomFile
 from crosslevel.data.sources.containers.tar import BLOCK, BadTar, Member, members
-from crosslevel.data.sources.folder import EXTENSIONS
 from crosslevel.data.sources.labels import below_shared_folder, known_labels, one_line, state_of
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError
 
 _OPEN = 32  # shards kept open by a process
-_FORMAT = "1"  # of the remembered index
+_LABEL = 2**24  # bytes of a member with a label: a longer one is something else
+_FORMAT = "2"  # of the remembered index
 
 
 class Shards(Images):
@@ -35,7 +36,8 @@ class Shards(Images):
     The headers of a shard are walked once and remembered until it changes. Labels are those of the WebDataset
     convention: a member of the same key (the name up to the first dot) that ends in ``.cls`` and holds a whole
     number, or one that ends in ``.json`` and has such a "label". ``paths[i]`` is ``shard.tar/member``; ``blocks``
-    are the shards. Of a shard that is cut off the whole members are used; a warning and ``left_out`` name it.
+    are the shards. Of a shard that is damaged the whole members before the damage are used; a warning and ``left_out``
+    name it.
 
     Args:
         files: the shards, in order.
@@ -43,7 +45,7 @@ class Shards(Images):
         max_pixels: an image with more pixels is bad.
 
     Raises:
-        SourceError: a shard cannot be read or is no tar file, or there are fewer than 2 images.
+        SourceError: a shard cannot be opened, or there are fewer than 2 images.
 
     """
 
@@ -54,15 +56,16 @@ class Shards(Images):
         indexes = [_indexed(file) for file in self.files]
         self._states, tables = [state for state, _ in indexes], [table for _, table in indexes]
         self.left_out = left_out = dict[str, str]()
-        for file, name_of, table in zip(self.files, self._names, tables, strict=True):
+        for name_of, table in zip(self._names, tables, strict=True):
             if len(table["damage"]):
                 damage = table["damage"].numpy().tobytes().decode("utf-8", "replace")
                 left_out[name_of] = f"{damage}: {len(table['offset']):,} images are left"
-                warnings.warn(f"{one_line(file)}: {left_out[name_of]}", stacklevel=3)
         self._ends = list(accumulate(len(table["offset"]) for table in tables))
         if self._ends[-1] < 2:
-            looked_for = ", ".join(sorted(EXTENSIONS))
-            raise SourceError(f"{name}: needs at least 2 images, found {self._ends[-1]} (looked for {looked_for})")
+            raise _too_few(name, self._ends[-1], left_out)
+        for file, name_of in zip(self.files, self._names, strict=True):
+            if name_of in left_out:
+                warnings.warn(f"{one_line(file)}: {left_out[name_of]}", stacklevel=3)
         # One number of an array is had far faster than one of a tensor.
         self._offset, self._size = (torch.cat([table[key] for table in tables]).numpy() for key in ("offset", "size"))
         self.paths = _prefixed(self._names, tables)
@@ -89,7 +92,7 @@ class Shards(Images):
             raise BadImage(path, f"the shard cannot be read: {error.strerror or error}") from error
         if got < size:
             raise BadImage(path, f"truncated: the shard gave {got:,} of {size:,} bytes")
-        return decode(data, path, self.max_pixels), -1 if self.labels is None else int(self.labels[i])
+        return decode(data, path, self.max_pixels, self.reading), -1 if self.labels is None else int(self.labels[i])
 
     def content(self) -> Iterable[bytes | memoryview]:
         """Names, sizes and times of change of the shards: reading them would take as long as decoding."""
@@ -105,6 +108,12 @@ def _opened(file: str, state: str) -> RandomFile:
     if state_of(opened.number) != state:
         raise OSError("it has changed since this run began")
     return opened
+
+
+def _too_few(name: str, found: int, left_out: dict[str, str]) -> SourceError:
+    looked_for = f"looked for {', '.join(sorted(EXTENSIONS))}"
+    damaged = "; ".join(f"{one_line(file)}: {why}" for file, why in list(left_out.items())[:1])
+    return SourceError(f"{one_line(name)}: needs at least 2 images, found {found} ({damaged or looked_for})")
 
 
 def _prefixed(names: Sequence[str], tables: Sequence[Table]) -> Paths:
@@ -135,12 +144,7 @@ def _indexed(file: str) -> tuple[str, Table]:
 
 
 def _index(file: str) -> Table:
-    """Offset, size, label (-1: none) and name of every image, and ``damage``, a text that is empty if there is none.
-
-    Raises:
-        SourceError: this is no tar file, or an empty one.
-
-    """
+    """Offset, size, label (-1: none) and name of every image, and ``damage``, a text that is empty if there is none."""
     images: list[Member] = []
     labels: dict[bytes, int] = {}
     damage, last, opened = "", b"", RandomFile(file)
@@ -148,15 +152,13 @@ def _index(file: str) -> Table:
         for member in _members(opened):
             last, extension = _key(member.name)
             if extension in (b"cls", b"json"):
-                label = _label(opened.read(member.size, member.offset), extension)
+                label = _label(opened.read(min(member.size, _LABEL), member.offset), extension)
                 if label is not None and (extension == b"cls" or last not in labels):
                     labels[last] = label
-            elif extension.decode("ascii", "replace") in EXTENSIONS:
+            elif _is_image(opened, member):
                 images.append(member)
     except _Damage as error:
-        if error.at == 0:
-            raise SourceError(f"{file}: {error.reason}") from None
-        damage = f"{error.reason} at byte {error.at:,}"
+        damage = f"{error.reason} at byte {error.at:,}" if error.at else error.reason
         # The last sample's label may have been in what is missing.
         while labels and images and _key(images[-1].name)[0] == last and last not in labels:
             images.pop()
@@ -169,6 +171,15 @@ def _index(file: str) -> Table:
         "ends": names.ends,
         "damage": torch.tensor(list(damage.encode()), dtype=torch.uint8),
     }
+
+
+def _is_image(file: RandomFile, member: Member) -> bool:
+    """By the ending of its name, or by its first bytes where that says nothing."""
+    name = member.name.decode("utf-8", "surrogateescape")
+    if name.rpartition("/")[2].startswith("."):
+        return False
+    said = can_be_image(name)
+    return format_of(file.read(min(HEAD, member.size), member.offset)) is not None if said is None else said
 
 
 def _key(name: bytes) -> tuple[bytes, bytes]:
@@ -191,6 +202,7 @@ _REASONS = {
     "end": "truncated: it ends",
     "pax": "damaged: an extended header is broken",
     "long": "damaged: an extended header is too long",
+    "size": "damaged: a member is said to have more bytes than any shard",
     "sparse": "sparse members cannot be read: make it without --sparse: one is",
 }
 
@@ -237,4 +249,9 @@ def _members(file: RandomFile) -> Iterator[Member]:
         if error.what == "end" and tape.length >= BLOCK:
             raise _Damage(tape.length, _REASONS["end"]) from error
         at = 0 if error.what == "end" else error.at
-        raise _Damage(at, _REASONS[error.what] if at else "not a tar file") from error
+        raise _Damage(
+            at, "not a tar file" if not at and error.what in ("header", "end") else _REASONS[error.what]
+        ) from error
+    except (ValueError, ArithmeticError, LookupError, TypeError, MemoryError) as error:
+        # What a stranger writes into a header costs this shard at most.
+        raise _Damage(tape.at, f"damaged: {type(error).__name__}") from error

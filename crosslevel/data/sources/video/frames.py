@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from crosslevel.data.decoding.formats import EXTENSIONS
 from crosslevel.data.images import Images
 from crosslevel.data.index_cache import Paths
-from crosslevel.data.sources.folder import EXTENSIONS
 from crosslevel.data.sources.labels import below, labels_of
 from crosslevel.data.sources.video.container import BadVideo
 from crosslevel.data.sources.video.decoder import Decoder

@@ -1,0 +1,113 @@
+"""What the C libraries that decode images say on stderr, heard instead of printed: there it would have no file's name.
+
+libjpeg and libtiff fill in what is damaged and only print a line about it. While an image is decoded, the C library's
+``stderr`` is a stream in memory. Python's own is another one, and is left alone. Where the C library cannot be reached
+like this, nothing is heard.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_NAMES = ("stderr", "__stderrp")  # glibc and musl; macOS
+_LONGEST = 200  # letters of a complaint
+
+
+class _Ear:
+    """The C library's stderr, and a stream in memory to put in its place."""
+
+    def __init__(self) -> None:
+        self.library = library = ctypes.CDLL(None)
+        self.stderr = self._found(library)
+        self.own = self.stderr.value
+        self._text, self._size = ctypes.c_char_p(), ctypes.c_size_t()
+        library.open_memstream.restype = ctypes.c_void_p
+        library.open_memstream.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        for function in (library.fflush, library.rewind):
+            function.argtypes = [ctypes.c_void_p]
+        self._stream = library.open_memstream(ctypes.byref(self._text), ctypes.byref(self._size))
+        if not self._stream:
+            raise OSError("no stream in memory")
+
+    @staticmethod
+    def _found(library: Any) -> Any:
+        for name in _NAMES:
+            try:
+                return ctypes.c_void_p.in_dll(library, name)
+            except ValueError:
+                continue
+        raise OSError("no stderr in the C library")
+
+    def begin(self) -> None:
+        self.stderr.value = self._stream
+
+    def end(self) -> str:
+        """What was said."""
+        self.stderr.value = self.own
+        self.library.fflush(self._stream)
+        size = self._size.value
+        if not size:
+            return ""
+        said = ctypes.string_at(self._text, size).decode("utf-8", "replace")
+        self.library.rewind(self._stream)
+        return said
+
+
+class Complaints:
+    """What was said about one image; empty if nothing."""
+
+    text: str = ""
+
+    def add(self, said: str) -> None:
+        """Keep the first line that was said."""
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        if lines and not self.text:
+            self.text = lines[0].removeprefix("tempfile.tif: ")[:_LONGEST]
+
+
+_lock = threading.Lock()
+_ear: _Ear | None = None
+_deaf = False
+
+
+@contextmanager
+def heard() -> Iterator[Complaints]:
+    """Collects what decoders say while the block runs; one thread at a time."""
+    found = Complaints()
+    with _lock:
+        ear = _listener()
+        if ear is None:
+            yield found
+            return
+        ear.begin()
+        try:
+            yield found
+        finally:
+            found.add(ear.end())
+
+
+def _listener() -> _Ear | None:
+    global _ear, _deaf  # noqa: PLW0603 - one C library a process
+    if _ear is None and not _deaf:
+        try:
+            _ear = _Ear()
+        except (OSError, AttributeError, TypeError):
+            _deaf = True
+    return _ear
+
+
+def _after_fork() -> None:
+    """Another thread of the parent may have been decoding."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+    if _ear is not None:
+        _ear.stderr.value = _ear.own
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

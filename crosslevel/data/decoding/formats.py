@@ -1,0 +1,144 @@
+"""Formats of images, told by content: by the ending of a name only what is not worth a look."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+
+from crosslevel.data.bad_files import _Defect
+
+EXTENSIONS = frozenset(
+    (
+        "apng", "avif", "avifs", "bmp", "dib", "gif", "heic", "heif", "hif", "ico", "j2c", "j2k", "jfif", "jp2", "jpc",
+        "jpe", "jpeg", "jpf", "jpg", "jpx", "jxl", "pbm", "pgm", "pjp", "pjpeg", "png", "pnm", "ppm", "qoi", "tif",
+        "tiff", "webp",
+    )
+)  # fmt: skip
+"""Endings of images: files that have one are images until they are decoded."""
+
+OTHERS = frozenset(
+    (
+        # text, tables, code
+        "txt", "md", "rst", "csv", "tsv", "json", "jsonl", "ndjson", "xml", "html", "htm", "yaml", "yml", "toml", "ini",
+        "cfg", "log", "py", "ipynb", "sh", "js", "css", "sql", "tex", "srt", "vtt", "cls", "cls2", "lst", "svg",
+        # data, archives, programs
+        "db", "sqlite", "sqlite3", "npy", "npz", "pt", "pth", "ckpt", "pkl", "pickle", "safetensors", "h5", "hdf5",
+        "mat", "arrow", "parquet", "feather", "bin", "dat", "idx", "tar", "tgz", "gz", "bz2", "xz", "zst", "zip", "7z",
+        "rar", "exe", "dll", "so", "pdf", "doc", "docx", "xls", "xlsx", "ppt", "pptx", "lnk", "url", "xmp", "aae",
+        # sound and films
+        "mp3", "wav", "flac", "ogg", "m4a", "3gp", "avi", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts",
+        "ogv", "webm", "wmv",
+        # what begins like TIFF, but holds the raw values of a sensor and a small preview; what needs its own program
+        "3fr", "arw", "cr2", "cr3", "dng", "nef", "nrw", "orf", "pef", "raf", "rw2", "srw", "psd", "psb", "ai", "eps",
+    )
+)  # fmt: skip
+"""Endings that are not worth a look: files that have one are no images."""
+
+SEVERAL = frozenset(("apng", "avif", "avifs", "gif", "heic", "heif", "hif", "jxl", "png", "tif", "tiff", "webp"))
+"""Endings of files that may hold several frames or pages."""
+
+PILLOW = (
+    "JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF", "AVIF", "JPEG2000", "QOI", "ICO",
+)  # fmt: skip
+"""Formats that Pillow reads. Only pictures: it would otherwise also hand files to Ghostscript and the like."""
+
+HEAD = 32
+"""Bytes that a format is told by."""
+
+_EXTRA: Mapping[str, tuple[str, str]] = {"HEIF": ("pillow_heif", "heic"), "JXL": ("pillow_jxl", "jxl")}
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys(
+    (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"), "HEIF"
+)
+_STARTS = (
+    (b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF87a", "GIF"), (b"GIF89a", "GIF"),
+    (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"II+\0", "TIFF"), (b"MM\0+", "TIFF"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"), (b"\xff\x4f\xff\x51", "JPEG2000"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL"), (b"\xff\x0a", "JXL"), (b"qoif", "QOI"),
+)  # fmt: skip
+
+
+def format_of(head: bytes) -> str | None:
+    """The format that begins with ``head``, as Pillow calls it; None where no image does.
+
+    Formats whose beginning may stand in other files too are told by more of it.
+    """
+    for start, name in _STARTS:
+        if head.startswith(start):
+            return name
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[4:8] == b"ftyp":
+        # AVIF files may have a general brand in the first place, and their own among the compatible ones.
+        own = b"avif" if b"avif" in head[16:] and head[8:12] in (b"mif1", b"msf1") else head[8:12]
+        return _BRANDS.get(own)
+    if head[:2] == b"BM" and head[6:10] == bytes(4) and int.from_bytes(head[14:18], "little") in (12, 40, 108, 124):
+        return "BMP"
+    if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in (b"\n", b" ", b"\r", b"\t") and len(head) > 8:
+        return "PPM" if head[3:4].isdigit() or head[3:4] == b"#" else None
+    return None
+
+
+def can_be_image(name: str) -> bool | None:
+    """What the ending of a name says: an image, none, or (None) that nobody knows."""
+    ending = ending_of(name)
+    return True if ending in EXTENSIONS else False if ending in OTHERS else None
+
+
+def ending_of(name: str) -> str:
+    """In lower case, without the dot; empty where there is none."""
+    stem, dot, ending = name.rpartition("/")[2].rpartition(".")
+    return ending.lower() if dot and stem else ""
+
+
+def is_image_file(file: str) -> bool:
+    """Whether a regular file begins like an image."""
+    try:
+        number = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError:
+        return False
+    try:
+        return stat.S_ISREG(os.fstat(number).st_mode) and format_of(os.read(number, HEAD)) is not None
+    except OSError:
+        return False
+    finally:
+        os.close(number)
+
+
+def left_alone(counts: Mapping[str, int]) -> str:
+    """``left alone: 3 .txt, 1 .db``, the most first; empty where nothing was."""
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    parts = [f"{count:,} .{ending}" if ending else f"{count:,} without an ending" for ending, count in ranked[:8]]
+    rest = sum(count for _, count in ranked[8:])
+    return f"left alone: {', '.join([*parts, *([f'{rest:,} others'] if rest else [])])}" if parts else ""
+
+
+def readable(data: bytes | bytearray) -> tuple[str, ...]:
+    """The formats to try on an image.
+
+    Raises:
+        _Defect: it is of a format whose package is missing; says what to install.
+
+    """
+    name = format_of(bytes(data[:HEAD]))
+    if name is None or name not in _EXTRA:
+        return PILLOW
+    module, extra = _EXTRA[name]
+    if not _has_plugin(module):
+        raise _Defect(f"a {extra.upper()} image: pip install 'crosslevel[{extra}]'")
+    return (name,)
+
+
+@cache
+def _has_plugin(module: str) -> bool:
+    """Whether Pillow has learned a format from a package that is installed."""
+    try:
+        plugin = import_module(module)
+    except ImportError:
+        return False
+    register = getattr(plugin, "register_heif_opener", None)  # the other one registers itself
+    if register is not None:
+        register()
+    return True

@@ -1,0 +1,73 @@
+"""All formats but plain JPEG: decoded by Pillow, brought to RGB some rows at a time."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from crosslevel.data.bad_files import _Defect
+from crosslevel.data.decoding.complaints import Complaints
+
+_BAND = 2**20  # pixels that are converted at once
+_ORIENTATION = 0x0112  # the tag of EXIF
+
+
+@contextmanager
+def noted_warnings(complaints: Complaints) -> Iterator[None]:
+    """What Pillow warns of: that data are cut off is damage; the rest is about metadata, and large pictures."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            for warning in caught:
+                if "truncated" in str(warning.message).lower():
+                    complaints.add(str(warning.message))
+
+
+def upright(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
+    """RGB, turned as EXIF says, transparency on white, 16 bits scaled to 8.
+
+    Raises:
+        _Defect: pixels that have no agreed range.
+
+    """
+    # exif_transpose copies what it does not turn.
+    turned = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+    return torch.from_numpy(_rgb(turned)).permute(2, 0, 1)
+
+
+def _rgb(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """(H, W, 3) from any of Pillow's modes, a band of rows after the other: conversions of the whole take gigabytes."""
+    width, height = image.size
+    rows = max(1, _BAND // width)
+    if rows >= height:
+        return np.array(_converted(image))
+    image.load()
+    made = np.empty((height, width, 3), np.uint8)
+    for first in range(0, height, rows):
+        last = min(height, first + rows)
+        made[first:last] = np.asarray(_converted(image.crop((0, first, width, last))))
+    return made
+
+
+def _converted(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+            raise _Defect("32-bit or signed pixels have no agreed range: convert it to 8 or 16 bits")
+        # Exact rounding of v * 255 / 65535.
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise _Defect("floating-point pixels have no agreed range: convert it to 8 or 16 bits")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

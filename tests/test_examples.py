@@ -1,0 +1,84 @@
+"""What stands in examples/ does what it says."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from run_samples import metrics, write_images
+
+import crosslevel
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TINY = {"epochs": 1, "batch_size": 8, "device": "cpu", "report_html": False, "monitor_every": 0, "quiet": True}
+
+
+def program(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_cld_in_a_loop_of_ones_own(capsys):
+    losses = program("own_loop").main()
+    assert losses[-1] < 0.8 * losses[0]
+    assert re.search(r"loss \d\.\d\d -> \d\.\d\d", capsys.readouterr().out)
+
+
+def test_a_method_of_ones_own(tmp_path):
+    run = program("own_method").main(run=tmp_path / "r", **{**TINY, "batch_size": 32, "log_every": 1})
+    method = yaml.safe_load((run / "config.yaml").read_text())["method"]
+    assert method["class_path"].endswith("own_method.BarlowTwins")
+    assert method["init_args"]["weight"] == 0.01
+    assert float(metrics(run)[0]["loss"]) > 0
+
+
+def test_an_image_is_its_own_nearest_neighbour(tmp_path):
+    photos = write_images(tmp_path / "photos", count=8)
+    run = crosslevel.train(photos, run=tmp_path / "r", encoder={"width": 0.0625}, views={"size": 16}, **TINY)
+    query = photos / "dog" / "003.png"
+    (first, similarity), *others = program("neighbours").neighbours(run, photos, str(query), count=3)
+    assert Path(first).name == query.name
+    assert Path(first).parent.name == "dog"
+    assert similarity == pytest.approx(1, abs=1e-3)
+    assert len(others) == 2
+    assert others[0][1] >= others[1][1]
+
+
+SPAWNED = """
+import __main__, multiprocessing
+__main__.__file__ = "<stdin>"  # as it is where a program comes through a pipe
+multiprocessing.set_start_method("spawn")
+small = {"epochs": 1, "batch_size": 8, "device": "cpu", "report_html": False, "monitor_every": 0, "memory": 0}
+run = crosslevel.train(PHOTOS, run="r", workers=1, quiet=True, encoder={"width": 0.0625}, views={"size": 16}, **small)
+print("spawned:", crosslevel.embed(run, PHOTOS, device="cpu", workers=0, quiet=True).features.shape)
+"""
+
+
+def test_the_notebook_of_first_steps(tmp_path):
+    """In a kernel of its own: every cell runs, the bar moves on in one line, and nothing is on standard error.
+
+    Then a training with a process that decodes, under the start method spawn, where the main module cannot be imported.
+    """
+    nbclient = pytest.importorskip("nbclient", reason="needs nbclient and ipykernel: pip install nbclient ipykernel")
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(EXAMPLES / "first_steps.ipynb", as_version=4)
+    for cell in notebook.cells:
+        assert not cell.get("outputs"), "outputs are not kept in the repository"
+    photos = write_images(tmp_path / "photos", size=(20, 20))
+    notebook.cells.append(nbformat.v4.new_code_cell(SPAWNED.replace("PHOTOS", repr(str(photos)))))
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    text = "".join(output.text for output in shown if output.output_type == "stream" and output.name == "stdout")
+    told = [output.text for output in shown if output.get("name") == "stderr"]
+    assert not [line for line in told if "tqdm" not in line]  # of others, where ipywidgets is missing
+    frames = [re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", frame) for frame in re.split(r"[\r\n]", text)]
+    bar = [re.fullmatch(r"epoch (\d)/3 [━╸╺]+ +(\d+)% (?:loss [\d.]+ )?.*", frame) for frame in frames]
+    shown = [(int(found[1]), int(found[2])) for found in bar if found]
+    assert shown == sorted(shown)
+    assert shown[-1] == (3, 100)
+    assert any("kNN" in frame for frame in frames if frame.startswith("epoch 3/3"))
+    assert "spawned: (24, 32)" in text
+    assert (tmp_path / "runs" / "first" / "report.html").exists()

@@ -1,0 +1,73 @@
+"""No text steers the terminal, and no password is told."""
+
+import io
+
+import pytest
+from rich.progress import Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from crosslevel.utils.console import hidden, say
+from crosslevel.utils.terminal import Terminal
+
+HOSTILE = "a\x1b]0;owned\x07\x1b[2J\r\x9b31m\u202eb[/red]:smile:"
+
+
+def screen(**options):
+    return Terminal(file=io.StringIO(), width=200, **options)
+
+
+def table(text):
+    made = Table(title=text)
+    made.add_column(text)
+    made.add_row(text)
+    return made
+
+
+@pytest.mark.parametrize("form", [str, Text, table], ids=["line", "text", "table"])
+def test_no_form_of_text_steers_the_terminal(form):
+    console = screen(force_terminal=False)
+    console.print(form(HOSTILE), "second\tline\nthird")
+    printed = console.file.getvalue()
+    assert all(c.isprintable() or c in "\n\t" for c in printed)
+    assert r"\x1b]0;owned" in printed
+    assert r"\u202eb[/red]:smile:" in printed
+    assert "third" in printed.splitlines()[-1]
+
+
+def test_a_bar_and_colours_keep_the_consoles_own_codes_alone():
+    console = screen(force_terminal=True)
+    with Progress(TextColumn("{task.fields[name]}", markup=False), console=console) as bar:
+        bar.add_task("", name=HOSTILE)
+    console.print(HOSTILE, style="red")
+    printed = console.file.getvalue()
+    assert "\x1b[31m" in printed
+    assert not any(code in printed for code in ("\x1b]0;", "\x1b[2J", "\x9b", "\u202e", "\x07"))
+
+
+def test_a_file_name_that_is_no_unicode_can_be_printed():
+    console = screen()
+    say(console, "photos/\udcff.png")
+    console.print("photos/\udcff.png")
+    assert console.file.getvalue() == "photos/\\udcff.png\n" * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://bob:PW@h/d", "postgresql://bob:***@h/d"),
+        ("--storage postgres//bob:PW@h: give", "--storage postgres//bob:***@h: give"),
+        ("postgres:bob:PW@h", "postgres:bob:***@h"),
+        ("mysql+pymysql://a:P@W@c/d", "mysql+pymysql://a:***@c/d"),
+        ("s3://key:P/W+@bucket/x.tar@list=f", "s3://key:***@bucket/x.tar@list=f"),
+        ("https://h:8080/x.tar@list=f", None),
+        ("s3://bucket/x.tar@repeat=2", None),
+        ("VOC2007:trainval@unique", None),
+        ("turntable:train,classes=2@imbalance=9", None),
+    ],
+)
+def test_passwords_of_addresses_are_hidden(text, shown):
+    assert hidden(text) == (text if shown is None else shown)
+    console = screen()
+    console.print(table(text))
+    assert "PW" not in console.file.getvalue()
