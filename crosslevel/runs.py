@@ -134,7 +134,7 @@ class Run:
             built = self.settings()["cld"]
             if built.get("on") == "instance":
                 instance = self._instance_head()
-                cld = CrossLevel(instance[-1].weight.shape[0], **built)
+                cld = CrossLevel(len(next(instance[-1].parameters())), **built)
                 cld.branch = stacked(instance, cld.branch)
             else:
                 cld = CrossLevel(state["branch.0.weight"].shape[1], **built)

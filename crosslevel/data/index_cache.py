@@ -135,4 +135,6 @@ def remembered(
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(file, table, {"state": name})
+        for left in file.parent.glob(f"{file.stem}.*.tmp"):  # by a killed call of a former version
+            left.unlink()
     return table

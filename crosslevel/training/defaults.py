@@ -125,6 +125,18 @@ def groups(batch: int) -> Choice:
     return Choice("cld.groups", max(2, min(batch, round(0.75 * batch))), f"three quarters of {batch} images")
 
 
+def hold_out(images: int) -> Choice:
+    """Images without labels that are kept from the training, to judge it by: a twentieth, at most 500.
+
+    Of fewer than 1,000 images all are trained on: 50 would tell little, and are missed more.
+    """
+    count = min(500, images // 20) if images >= LEAST_TO_HOLD_OUT else 0
+    return Choice("hold_out", count, f"of {images:,} images without labels, to judge the features by at the end")
+
+
+LEAST_TO_HOLD_OUT = 1000
+
+
 def preset(view: int) -> Choice:
     """How views are drawn: as in the authors' CIFAR recipes up to 64 pixels, beyond with MoCo v2's blur.
 

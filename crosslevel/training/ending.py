@@ -65,7 +65,7 @@ def _compare(encoder: Encoder, feed: Feed, runtime: Runtime, console: Console) -
     """Say in one line what the training was worth, beside raw pixels and the untrained network."""
     try:
         shown = feed.source.some(LOOKED_AT) if isinstance(feed.source, ImageStream) else feed.source
-        found = verdict(encoder, shown, runtime.hardware, runtime.seed)
+        found = verdict(encoder, shown, runtime.hardware, runtime.seed, feed.held)
     except SourceError as error:
         warnings.warn(f"the features are not compared with raw pixels: {error}", stacklevel=2)
         return None

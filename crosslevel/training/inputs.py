@@ -17,13 +17,16 @@ from crosslevel.data.loaders.batches import TrainBatches, pack
 from crosslevel.data.loaders.partners import Partners
 from crosslevel.data.loaders.streams import StreamBatches
 from crosslevel.data.sources.containers.stream import ImageStream
+from crosslevel.data.subsets.select import held_out, take
 from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder, View
+from crosslevel.training import defaults
 from crosslevel.training.monitor import Which, monitor_of
 from crosslevel.transforms.views import Views
 from crosslevel.utils.console import say
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import BadImage, UserError
+from crosslevel.utils.rng import generator
 
 Order = Literal["shuffled", "natural"]
 LARGEST_VIEW = 224  # pixels: the usual size, where the images are larger
@@ -34,12 +37,15 @@ class Feed(NamedTuple):
     """What is trained on: as it was ``opened``, as it is read, and what could not be read.
 
     ``total`` is the number of images that were opened, ``known`` that of those that are read; None for a stream.
+    ``held`` are images that are not trained on, to judge the features by; ``choices`` says who chose how many.
     """
 
     opened: Images | ImageStream
     source: Images | ImageStream
     bad: BadFiles
     total: int | None
+    held: Images | None
+    choices: tuple[defaults.Choice, ...]
 
     @property
     def known(self) -> int | None:
@@ -64,6 +70,32 @@ def length(source: Images | ImageStream, epoch_size: int | None) -> int | None:
     if epoch_size < 1:
         raise UserError(f"epoch_size={epoch_size}: at least one image")
     return None
+
+
+def apart(
+    opened: Images | ImageStream, wanted: int | None, seed: int
+) -> tuple[Images | ImageStream, Images | None, tuple[defaults.Choice, ...]]:
+    """What is trained on, what is held out, and the choice, if it was left open.
+
+    Raises:
+        UserError: too many, or of a stream.
+
+    """
+    if isinstance(opened, ImageStream) or wanted == 0:
+        if wanted:
+            raise UserError(f"hold_out={wanted}: of a stream no image can be held out: leave it out")
+        return opened, None, ()
+    choices = () if wanted is not None or opened.labels is not None else (defaults.hold_out(len(opened)),)
+    count = choices[0].value if choices else wanted or 0
+    if count < 0:
+        raise UserError(f"hold_out={count}: 0 or more")
+    if not count:
+        return opened, None, ()
+    held, rest = held_out(opened, count, generator(seed, _HELD))
+    return take(opened, rest), take(opened, held), choices
+
+
+_HELD = 3  # of the seed: other random numbers than the training's
 
 
 def prepared(

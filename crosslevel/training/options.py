@@ -27,6 +27,7 @@ class Data:
     epoch_size: int | None
     order: Order
     track_positives: float
+    hold_out: int | None
     memory: float
     workers: int
 
@@ -116,6 +117,7 @@ def tree(
         "memory": data.memory,
         "order": data.order,
         "track_positives": data.track_positives,
+        "hold_out": data.hold_out,
         "data_root": data.data_root,
         "crops": None if data.crops is None else describe(data.crops),
         "seed": runtime.seed,

@@ -56,6 +56,7 @@ def settle(
 
     """
     rules, devices = defaults.Chosen(), runtime.devices
+    rules.made += feed.choices
     images = feed.known or wanted.epoch_size or 0
     if not parts.views.chosen:
         parts.views.choose(rules(None, defaults.preset(parts.views.size)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from crosslevel.training.ending import farewell, finish, resume_command
 from crosslevel.training.inputs import (
     Feed,
     Order,
+    apart,
     batches_of,
     counted,
     length,
@@ -86,6 +88,7 @@ def train(
     memory: float = 4.0,
     order: Order = "shuffled",
     track_positives: float = 0.0,
+    hold_out: int | None = None,
     data_root: str | None = None,
     crops: Crops | None = None,
     seed: int = 0,
@@ -141,6 +144,8 @@ def train(
         track_positives: probability that the second view of an image is drawn from another image of its track
             (Pantazis et al. 2021); films, turntable and @repeat have tracks, @bursts makes some of folders or of a
             duplicates.csv.
+        hold_out: images that are not trained on, to judge the features by at the end; unless given, a twentieth, at
+            most 500, of 1,000 images or more without labels, else none. Tracks stay together.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
         seed: of everything random: the same seed gives the same run.
@@ -170,13 +175,17 @@ def train(
 
     """
     began, console, rank = time.monotonic(), printer(quiet), local_rank()
-    data = Data(parse(images), data_root, crops, epoch_size, order, track_positives, memory, workers_of(workers))
+    given = 0 if hold_out is None and (resume is not None or watch is not None) else hold_out
+    data = Data(
+        parse(images), data_root, crops, epoch_size, order, track_positives, given, memory, workers_of(workers)
+    )  # fmt: skip
     wanted = Optimization(epochs, minutes, epoch_size, batch_size, optimizer, lr, weight_decay, warmup_epochs)
     runtime = Runtime(device, choose(device, precision), devices, sync_batchnorm, seed, rank, compile)
     refuse_tasks()
     made = bases(encoder, cld, views, seed)
     _announce(console, runtime, made)
-    feed = _feed(data, made, watch, console)
+    feed = _feed(data, made, watch, seed, console)
+    data = replace(data, hold_out=0 if feed.held is None else len(feed.held))
     parts = assemble(made, method, feed.known, share_hidden)
     plan = settle(parts, wanted, feed, lambda size: _batches(feed, parts, data, size, runtime), runtime)
     logging = Logging(
@@ -211,7 +220,7 @@ def _announce(console: Console, runtime: Runtime, made: Bases) -> None:
         say(console, f"{made.encoder.weights}: {made.encoder.loaded}")
 
 
-def _feed(data: Data, made: Bases, watch: Watch | None, console: Console) -> Feed:
+def _feed(data: Data, made: Bases, watch: Watch | None, seed: int, console: Console) -> Feed:
     """Open the source; fit encoder and views to the size of its images; pack small ones."""
     if watch is not None:
         opened: Images | ImageStream = watch.part(
@@ -221,7 +230,9 @@ def _feed(data: Data, made: Bases, watch: Watch | None, console: Console) -> Fee
         opened = open_images(data.images, data_root=data.data_root, crops=data.crops, streams=True)
     bad = BadFiles() if isinstance(opened, ImageStream) else opened.bad_files()
     total = length(opened, data.epoch_size)
-    return Feed(opened, prepared(opened, made.encoder, made.views, data.memory, bad, console), bad, total)
+    shown, held, choices = apart(opened, data.hold_out, seed)
+    source = prepared(shown, made.encoder, made.views, data.memory, bad, console)
+    return Feed(opened, source, bad, total, held, choices)
 
 
 def _batches(feed: Feed, parts: Parts, data: Data, batch_size: int, runtime: Runtime) -> Batches:

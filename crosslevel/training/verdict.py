@@ -72,16 +72,18 @@ def _share(pair: tuple[str, Tensor]) -> float:
     return float(pair[1].double().mean())
 
 
-def verdict(encoder: Encoder, source: Images, hardware: Hardware, seed: int) -> Verdict | None:
+def verdict(
+    encoder: Encoder, source: Images, hardware: Hardware, seed: int, held: Images | None = None
+) -> Verdict | None:
     """By the source's labels, where it has some, else by which image's other view is nearest; None of too few images.
 
-    The images are some of those that were trained on: an untrained network and raw pixels have no such advantage, but
-    no label was seen.
+    Images that were ``held`` out decide that; where there are none, some of those that were trained on, which an
+    untrained network and raw pixels have no use of, and the line says so. Of labels none was seen in training.
     """
     if len(source) < LEAST:
         return None
     by_labels = _by_labels(encoder, source, hardware, seed) if source.labels is not None else None
-    return by_labels or _by_views(encoder, source, hardware, seed)
+    return by_labels or _by_views(encoder, held or source, hardware, seed, held is not None)
 
 
 def _by_labels(encoder: Encoder, source: Images, hardware: Hardware, seed: int) -> Verdict | None:
@@ -107,7 +109,7 @@ def _by_labels(encoder: Encoder, source: Images, hardware: Hardware, seed: int) 
 
 
 @torch.inference_mode()
-def _by_views(encoder: Encoder, source: Images, hardware: Hardware, seed: int) -> Verdict | None:
+def _by_views(encoder: Encoder, source: Images, hardware: Hardware, seed: int, held: bool) -> Verdict | None:
     """Of up to 2,000 images, whose one view has the other for its nearest neighbour."""
     size = encoder.view.size
     chosen = sample(source, min(PROBED, PIXELS // size**2), torch.Generator().manual_seed(seed))
@@ -129,5 +131,5 @@ def _by_views(encoder: Encoder, source: Images, hardware: Hardware, seed: int) -
     networks = [frozen(e).to(hardware.device) for e in (encoder, untrained(encoder, seed))]
     return Verdict(
         right(networks[0]), right(lambda view: view.flatten(1)), right(networks[1]),
-        f"images of {len(part):,} whose other view is the nearest",
+        f"of {len(part):,} images {'held out' if held else 'trained on'}, those whose other view is the nearest",
     )  # fmt: skip

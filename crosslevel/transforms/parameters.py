@@ -155,8 +155,7 @@ CHANCE, FACTORS, ORDER, SIGMA, BOX, ERASE, OPERATIONS = 0, 6, 10, 14, 16, 40, 64
 """At which word of a view the random numbers of what begin."""
 
 
-@dataclass(frozen=True)
-class InTurn:
+class InTurn(NamedTuple):
     """Numbers from a generator on the CPU, in the order in which they are asked for."""
 
     images: int
@@ -197,8 +196,9 @@ class Words(NamedTuple):
 
     def operations(self, layers: int, magnitude: float) -> tuple[Int64[Tensor, "B N"], Float[Tensor, "B N"]]:
         """Those of the last words."""
-        a, b, c, d = self.words[:, OPERATIONS : OPERATIONS + 4 * layers].unflatten(1, (4, layers)).unbind(1)
-        return operations_of(a, b, c, d, magnitude)
+        words = self.words[:, OPERATIONS : OPERATIONS + 4 * layers].unflatten(1, (4, layers))
+        kind, skipped, negative, noise = words.unbind(1)
+        return operations_of(kind, skipped, negative, noise, magnitude)
 
 
 def draw(

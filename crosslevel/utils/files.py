@@ -24,6 +24,7 @@ from torch import Tensor
 
 CHECKSUM = "crosslevel.crc32"  # its name among the metadata of a safetensors file
 _UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)
+_FORMER = re.compile(r"\.tmp[A-Za-z0-9]{6}|\..+\.\d+\.part", re.DOTALL)
 
 
 @contextmanager
@@ -88,13 +89,16 @@ def _packed(header: Mapping[str, Any]) -> bytes:
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove what killed writers of ``name``, or of any file, left in ``folder``."""
+    """Remove what killed writers of ``name`` left in ``folder``; without a name, all that any writer left there.
+
+    That is for a folder that is all ours: what former versions, and safetensors, left has no name of its own.
+    """
     try:
         entries = os.listdir(folder)
     except FileNotFoundError:
         return
     for entry in entries:
-        if is_unfinished(entry, name):
+        if is_unfinished(entry, name) or (name is None and _FORMER.fullmatch(entry)):
             _remove_if_left(folder / entry)
 
 

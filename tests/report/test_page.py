@@ -4,7 +4,6 @@ import math
 import re
 from html import unescape
 from html.parser import HTMLParser
-from pathlib import Path
 
 import jinja2
 import numpy as np
@@ -75,7 +74,7 @@ def test_failed_page_leaves_the_old_one_and_no_part(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr("crosslevel.utils.files.os.replace", full)
     with pytest.raises(OSError, match="no space"):
         report.page(path, "new", [])
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]

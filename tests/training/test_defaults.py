@@ -111,6 +111,13 @@ def test_views_are_blurred_where_there_are_pixels_to_blur(view):
     assert defaults.preset(view).value == ("cifar" if view <= 64 else "mocov2")
 
 
+@pytest.mark.parametrize(
+    ("images", "held"), [(2, 0), (50, 0), (999, 0), (1000, 50), (5000, 250), (10_000, 500), (1_000_000, 500)]
+)
+def test_few_images_are_held_out(images, held):
+    assert defaults.hold_out(images).value == held
+
+
 def test_what_was_given_is_kept_and_what_was_not_is_told():
     rules = defaults.Chosen()
     assert rules(17, defaults.epochs(500)) == 17

@@ -19,8 +19,8 @@ from crosslevel.models.encoder import Encoder
 from crosslevel.models.sync_batchnorm import SyncBatchNormAct
 from crosslevel.runs import load_branches, load_cld
 from crosslevel.settings.parser import run
+from crosslevel.training import defaults, monitor
 from crosslevel.training import inputs as feed
-from crosslevel.training import monitor
 from crosslevel.training.loop import checkpoints
 from crosslevel.training.loop.log import Log
 from crosslevel.training.loop.module import remembered, share_hidden
@@ -551,3 +551,29 @@ def test_positives_need_tracks(photos, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(train, [f"{photos}@bursts", *FAST, "--track_positives=2", f"--run={tmp_path}/r"])
     assert "track_positives=2.0 must be from 0 to 1" in capsys.readouterr().err
+
+
+def test_images_that_are_held_out_judge_and_are_not_trained_on(tmp_path, capsys):
+    """Their number is a choice that is told and kept; a run of before, whose settings lack it, goes on with all."""
+    photos = write_images(tmp_path / "photos", count=100, classes=(".",))
+    run(train, [str(photos), *FAST, "--epochs=1", "--hold_out=44", f"--run={tmp_path}/r"])
+    said = capsys.readouterr().out
+    assert "56 images, 7 steps an epoch" in said
+    assert "of 44 images held out, those whose other view is the nearest: trained" in said
+    config = tmp_path / "r" / "config.yaml"
+    assert yaml.safe_load(config.read_text())["hold_out"] == 44
+    run(train, [f"--resume={tmp_path}/r", "--epochs=2"])
+    assert "56 images, 7 steps an epoch" in capsys.readouterr().out
+    config.write_text("".join(line for line in config.open() if not line.startswith("hold_out")))
+    run(train, [f"--resume={tmp_path}/r", "--epochs=3"])
+    assert "100 images, 12 steps an epoch" in capsys.readouterr().out
+
+
+def test_a_twentieth_is_held_out_unless_there_are_labels(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(defaults, "LEAST_TO_HOLD_OUT", 60)
+    for name, classes, said in (("plain", (".",), "57 images"), ("labelled", ("a", "b"), "60 images")):
+        photos = write_images(tmp_path / name, count=60 // len(classes), classes=classes)
+        run(train, [str(photos), *FAST, "--epochs=0.2", "--monitor_every=0", f"--run={tmp_path}/{name}-run"])
+        out = capsys.readouterr().out
+        assert said in out
+        assert ("chosen: --hold_out 3: of 60 images without labels" in out) == (name == "plain")

@@ -70,6 +70,17 @@ def test_what_a_killed_writer_left_goes_and_what_a_living_one_writes_stays(tmp_p
     assert not is_unfinished("a.txt.0123abcd.part")
 
 
+@pytest.mark.parametrize("name", [".tmpa1B2c3", ".report.html.4711.part"])
+def test_what_former_versions_left_goes_from_a_folder_that_is_all_ours(tmp_path, name):
+    for kept in ("a.tmp", ".tmpa1B2c3d", ".hidden.part", "x"):
+        (tmp_path / kept).touch()
+    (tmp_path / name).touch()
+    sweep(tmp_path, "report.html")
+    assert (tmp_path / name).exists()
+    sweep(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".hidden.part", ".tmpa1B2c3d", "a.tmp", "x"]
+
+
 def test_equal_tensors_are_equal_bytes_whatever_the_order_of_metadata(tmp_path):
     tensors = {
         "b": torch.arange(5, dtype=torch.uint8),

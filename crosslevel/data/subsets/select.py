@@ -196,3 +196,23 @@ def _first(groups: Int64[Tensor, " N"], wanted: Int64[Tensor, " G"], order: Int6
     counts = groups.bincount(minlength=len(wanted))
     position = torch.arange(len(groups)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
     return grouped[position < wanted[groups[grouped]]].sort().values
+
+
+def held_out(images: Images, count: int, generator: torch.Generator) -> tuple[Int64[Tensor, " H"], Int64[Tensor, " M"]]:
+    """At least ``count`` images drawn at random, and all others, both in ascending order; tracks stay together.
+
+    Raises:
+        UserError: fewer than 2 would be left.
+
+    """
+    total = len(images)
+    owner = torch.arange(total) if images.tracks is None else images.tracks.unique(return_inverse=True)[1]
+    sizes = owner.bincount()
+    order = torch.randperm(len(sizes), generator=generator)
+    taken = int(torch.searchsorted(sizes[order].cumsum(0), count)) + 1 if count else 0
+    held = torch.zeros(len(sizes), dtype=torch.bool)
+    held[order[:taken]] = True
+    inside = held[owner]
+    if total - int(inside.sum()) < 2:
+        raise UserError(f"hold_out={count} leaves {total - int(inside.sum())} of {total} images to train on")
+    return inside.nonzero()[:, 0], (~inside).nonzero()[:, 0]

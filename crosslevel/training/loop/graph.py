@@ -139,9 +139,10 @@ class Captured:
             self.usual(batch)
             return
         if self.batch is None:
-            self.batch = Batch(*(None if part is None else part.clone() for part in batch))
+            partners = None if batch.partners is None else batch.partners.clone()
+            self.batch = Batch(batch.images.clone(), batch.labels.clone(), batch.index.clone(), partners)
         for mine, new in zip(self.batch, batch, strict=True):
-            if mine is not None:
+            if mine is not None and new is not None:
                 mine.copy_(new, non_blocking=True)
         self.module.begin_step(self.optimizer)
         if self.taken == 0 and WARM:

@@ -85,8 +85,9 @@ class Pretrain(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """The loss of one batch; its online views are normalized in as many parts as the method asks for."""
         numbers = Counted(self.seed, self.step if self.now is None else self.now, batch.index)
-        drawn = self.views(batch.images, numbers, batch.partners)
-        views = [v.contiguous(memory_format=torch.channels_last) for v in drawn]
+        views = [
+            v.contiguous(memory_format=torch.channels_last) for v in self.views(batch.images, numbers, batch.partners)
+        ]
         online = views[: self.method.online]
         features = [encode_in_parts(self.encoder, view, self.method.splits) for view in online]
         instance = self.method(views, features, batch.index)

@@ -15,6 +15,7 @@ from crosslevel.data.loaders.batches import pack
 from crosslevel.data.subsets.repeat import Repeated
 from crosslevel.data.subsets.select import (
     first_frames,
+    held_out,
     long_tailed,
     of_classes,
     pareto,
@@ -26,6 +27,7 @@ from crosslevel.data.subsets.select import (
     unlabelled,
 )
 from crosslevel.data.watch import Watch
+from crosslevel.utils.errors import UserError
 
 
 def generator(seed=0):
@@ -281,3 +283,23 @@ def test_labels_that_are_dropped_tell_nothing():
         assert make(one).identity() != make(other).identity()
         assert unlabelled(make(one)).identity() == unlabelled(make(other)).identity()
     assert one.labels.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@given(st.lists(st.integers(0, 5), min_size=4, max_size=40), st.integers(0, 3), st.integers(0, 9))
+def test_whole_tracks_are_held_out(tracks, count, seed):
+    images = InMemoryImages(torch.zeros(len(tracks), 3, 2, 2, dtype=torch.uint8), [str(i) for i in range(len(tracks))])
+    images.tracks = torch.tensor(tracks)
+    largest = max(Counter(tracks).values())
+    if count + largest > len(tracks) - 2:
+        return
+    held, rest = held_out(images, count, torch.Generator().manual_seed(seed))
+    assert sorted([*held.tolist(), *rest.tolist()]) == list(range(len(tracks)))
+    assert held.tolist() == sorted(held.tolist())
+    assert not {tracks[i] for i in held.tolist()} & {tracks[i] for i in rest.tolist()}
+    assert (len(held) == 0) if count == 0 else (count <= len(held) < count + largest)
+
+
+def test_something_is_left_when_images_are_held_out():
+    images = InMemoryImages(torch.zeros(5, 3, 2, 2, dtype=torch.uint8), list("abcde"))
+    with pytest.raises(UserError, match="hold_out=4 leaves 1 of 5 images to train on"):
+        held_out(images, 4, torch.Generator().manual_seed(0))
