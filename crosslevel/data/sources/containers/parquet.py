@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from crosslevel.data.bad_files import _Defect
 from crosslevel.data.decode import PIXEL_LIMIT, decode
 from crosslevel.data.decoding.memory import too_many_bytes
 from crosslevel.data.images import Images
@@ -214,12 +215,12 @@ def _check_counts(footer: pq.FileMetaData, size: int) -> None:
     """Refuse numbers of rows that no file of ``size`` bytes can have.
 
     Raises:
-        ValueError: there is one.
+        _Defect: there is one.
 
     """
     rows = [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
     if min(rows, default=0) < 0 or sum(rows) > size or footer.num_rows != sum(rows):
-        raise ValueError(f"it says that it has {footer.num_rows:,} rows, and {sum(rows):,} in its groups")
+        raise _Defect(f"it says that it has {footer.num_rows:,} rows, and {sum(rows):,} in its groups")
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
