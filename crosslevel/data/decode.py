@@ -14,10 +14,12 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from crosslevel.data.bad_files import _Defect
+from crosslevel.data.decoding import trace
 from crosslevel.data.decoding.complaints import Complaints, heard
-from crosslevel.data.decoding.formats import HEAD, format_of, readable
-from crosslevel.data.decoding.jpeg import decoded_jpeg, jpeg_header
-from crosslevel.data.decoding.pillow import noted_warnings, upright
+from crosslevel.data.decoding.formats import HEAD, format_of, readable, size_of_webp
+from crosslevel.data.decoding.jpeg import JpegHeader, decoded_jpeg, jpeg_header, needed_for_jpeg
+from crosslevel.data.decoding.memory import check, halvings, most, needed, room, too_many_bytes
+from crosslevel.data.decoding.pillow import is_turned, noted_warnings, upright
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.utils.console import printable
 from crosslevel.utils.errors import BadImage
@@ -25,6 +27,7 @@ from crosslevel.utils.errors import BadImage
 PIXEL_LIMIT = 178_956_970
 """More pixels are taken for a decompression bomb: where Pillow too refuses (half a GiB of RGB)."""
 
+_TILES = (322, 323)  # tags of TIFF: the width and height of tiles, which may be larger than the image
 MOST_PAGES = 100_000
 """Frames or pages that a file may have."""
 
@@ -46,9 +49,8 @@ def read_image(
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise BadImage(path, "not a file, but a pipe or a device")
-            size = status.st_size
-            if size > 8 * max_pixels:
-                raise BadImage(path, f"the file has {size:,} bytes, more than {max_pixels:,} pixels can need")
+            if too_large := too_many_bytes(status.st_size, max_pixels, "the file"):
+                raise BadImage(path, too_large)
             data = bytearray(stream.read())  # torch takes no read-only buffers
     except OSError as error:
         raise BadImage(path, f"cannot be opened: {error.strerror or error}") from error
@@ -78,6 +80,18 @@ def decode(
     """
     if not data:
         raise BadImage(path, "empty file")
+    if path in trace.refused:
+        raise BadImage(path, trace.refused[path])
+    trace.begin(path)
+    try:
+        return _decoded_or_kept(data, path, max_pixels, reading, page)
+    finally:
+        trace.end()
+
+
+def _decoded_or_kept(
+    data: bytearray, path: str, max_pixels: int, reading: Reading, page: int
+) -> UInt8[Tensor, "3 H W"]:
     keep = reading.damaged == "keep"
     image, complaint = _heard(data, path, max_pixels, keep, page)
     if complaint:
@@ -86,7 +100,7 @@ def decode(
     if complaint and not keep:
         raise BadImage(path, f"damaged: {complaint}")
     if complaint:
-        warnings.warn(f"{printable(path)}: damaged, and kept: {complaint}", stacklevel=2)
+        warnings.warn(f"{printable(path)}: damaged, and kept: {complaint}", stacklevel=3)
     return image
 
 
@@ -136,11 +150,30 @@ def _decode_jpeg(data: bytearray, max_pixels: int, keep: bool, complaints: Compl
             raise _Defect("truncated: the end-of-image marker is missing")
         complaints.add("truncated: the end-of-image marker is missing")
         data = data + b"\xff\xd9"
+    need, size = needed_for_jpeg(header, len(data)), (header.width, header.height)
+    if need > most() or halvings(size[0] * size[1]) > 1:
+        return _decode_smaller(data, header, complaints)
     if header.plain and header.components in (1, 3):
-        return decoded_jpeg(data, header.exif)
+        with room(need):
+            return decoded_jpeg(data, header.exif)
     if header.huffman and header.components == 4:
-        decoded_jpeg(data)  # for what libjpeg says of damage: Pillow does not pass it on
+        with room(need):
+            decoded_jpeg(data)  # for what libjpeg says of damage: Pillow does not pass it on
     return _decode_pillow(data, max_pixels, complaints)
+
+
+def _decode_smaller(data: bytearray, header: JpegHeader, complaints: Complaints) -> Tensor:
+    """A JPEG at a half, a quarter or an eighth of its size, which libjpeg makes without the whole."""
+    size = header.width, header.height
+    for scale in (2, 4, 8):
+        pixels = size[0] * size[1] // scale**2
+        need = 11 * pixels + 2 * header.coefficients + 2 * len(data)
+        if need <= most() and halvings(pixels) == 1:
+            break
+    check(need, size, "JPEG")
+    with room(need), noted_warnings(complaints), Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
+        opened.draft(None, (-(-size[0] // scale), -(-size[1] // scale)))
+        return upright(opened)
 
 
 def _damage_of_png(data: bytearray, max_pixels: int) -> str:
@@ -168,13 +201,31 @@ def _damage_of_png(data: bytearray, max_pixels: int) -> str:
 
 
 def _decode_pillow(data: bytearray, max_pixels: int, complaints: Complaints, page: int = 0) -> Tensor:
+    if format_of(data[:HEAD]) == "WEBP":
+        _check_memory("WEBP", size_of_webp(data), len(data), False)
     with noted_warnings(complaints), Image.open(io.BytesIO(data), formats=readable(data)) as opened:
         _check_size(*opened.size, max_pixels)
         if page:
             opened.seek(page)
             _check_size(*opened.size, max_pixels)
-        opened.load()
-        return upright(opened)
+        tiles = getattr(opened, "tag_v2", {})
+        width, height = (max(side, int(tiles.get(tag, 0))) for side, tag in zip(opened.size, _TILES, strict=True))
+        need = _check_memory(opened.format or "image", (width, height), len(data), is_turned(opened))
+        with room(need):
+            opened.load()
+            return upright(opened)
+
+
+def _check_memory(format: str, size: tuple[int, int], encoded: int, turned: bool) -> int:
+    """The bytes that an image takes to decode.
+
+    Raises:
+        _Defect: too many.
+
+    """
+    need = needed(format, size, encoded, turned)
+    check(need, size, format)
+    return need
 
 
 def count_pages(file: str) -> int:
@@ -213,6 +264,8 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _reason(error: Exception, said: str = "") -> str:
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
     text = str(error).strip().split("\n")[0]
     # torchvision begins with the place in its own source.
     text = text.rsplit(": ", 1)[-1] if ".cpp" in text else text

@@ -14,7 +14,7 @@ from strangers import refused
 from crosslevel.data import index_cache, pack_writer
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import InMemoryImages
-from crosslevel.data.loaders import workers
+from crosslevel.data.loaders import pool
 from crosslevel.data.loaders.batches import pack as in_memory
 from crosslevel.data.open import open_images
 from crosslevel.data.pack import pack
@@ -249,7 +249,7 @@ def test_what_the_machine_refuses_is_one_line_with_what_to_do(error, said, capsy
 def test_a_worker_that_finds_damage_tells_it_in_one_line(made, capsys):
     flip(made / "00000.bin", 5)
     source = open_images(made)
-    loader = workers.loader(_Read(source), [0], 1, persistent=False)
+    loader = pool.Pool(_Read(source), [0], 1, persistent=False)
     with pytest.raises(SystemExit, match="2"), ending("crosslevel embed"):
         list(loader)
     said = capsys.readouterr().err

@@ -12,7 +12,7 @@ from crosslevel.data.bad_files import _Defect
 
 EXTENSIONS = frozenset(
     (
-        "apng", "avif", "avifs", "bmp", "dib", "gif", "heic", "heif", "hif", "ico", "j2c", "j2k", "jfif", "jp2", "jpc",
+        "apng", "avif", "avifs", "bmp", "dib", "gif", "heic", "heif", "hif", "j2c", "j2k", "jfif", "jp2", "jpc",
         "jpe", "jpeg", "jpf", "jpg", "jpx", "jxl", "pbm", "pgm", "pjp", "pjpeg", "png", "pnm", "ppm", "qoi", "tif",
         "tiff", "webp",
     )
@@ -33,6 +33,7 @@ OTHERS = frozenset(
         "ogv", "webm", "wmv",
         # what begins like TIFF, but holds the raw values of a sensor and a small preview; what needs its own program
         "3fr", "arw", "cr2", "cr3", "dng", "nef", "nrw", "orf", "pef", "raf", "rw2", "srw", "psd", "psb", "ai", "eps",
+        "ico",  # pictures of programs
     )
 )  # fmt: skip
 """Endings that are not worth a look: files that have one are no images."""
@@ -41,7 +42,7 @@ SEVERAL = frozenset(("apng", "avif", "avifs", "gif", "heic", "heif", "hif", "jxl
 """Endings of files that may hold several frames or pages."""
 
 PILLOW = (
-    "JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF", "AVIF", "JPEG2000", "QOI", "ICO",
+    "JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF", "AVIF", "JPEG2000", "QOI",
 )  # fmt: skip
 """Formats that Pillow reads. Only pictures: it would otherwise also hand files to Ghostscript and the like."""
 
@@ -60,11 +61,12 @@ _STARTS = (
 )  # fmt: skip
 
 
-def format_of(head: bytes) -> str | None:
+def format_of(head: bytes | bytearray) -> str | None:
     """The format that begins with ``head``, as Pillow calls it; None where no image does.
 
     Formats whose beginning may stand in other files too are told by more of it.
     """
+    head = bytes(head)
     for start, name in _STARTS:
         if head.startswith(start):
             return name
@@ -79,6 +81,17 @@ def format_of(head: bytes) -> str | None:
     if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in (b"\n", b" ", b"\r", b"\t") and len(head) > 8:
         return "PPM" if head[3:4].isdigit() or head[3:4] == b"#" else None
     return None
+
+
+def size_of_webp(data: bytes | bytearray) -> tuple[int, int]:
+    """Width and height by the header (RFC 9649): Pillow takes memory for all pixels when it opens a file."""
+    head = bytes(data[12:30])
+    if head[:4] == b"VP8X":
+        return 1 + int.from_bytes(head[12:15], "little"), 1 + int.from_bytes(head[15:18], "little")
+    if head[:4] == b"VP8L":
+        bits = int.from_bytes(head[9:13], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(head[14:16], "little") & 0x3FFF, int.from_bytes(head[16:18], "little") & 0x3FFF
 
 
 def can_be_image(name: str) -> bool | None:
@@ -122,7 +135,7 @@ def readable(data: bytes | bytearray) -> tuple[str, ...]:
         _Defect: it is of a format whose package is missing; says what to install.
 
     """
-    name = format_of(bytes(data[:HEAD]))
+    name = format_of(data[:HEAD])
     if name is None or name not in _EXTRA:
         return PILLOW
     module, extra = _EXTRA[name]

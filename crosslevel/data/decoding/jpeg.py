@@ -75,6 +75,11 @@ def _header(frame: bytes, kind: int, exif: bool, exif_first: bool, scan: int) ->
     return JpegHeader(width, height, components, huffman and exif_first, huffman, exif, scan, coefficients)
 
 
+def needed_for_jpeg(header: JpegHeader, encoded: int) -> int:
+    """Bytes that torchvision takes at most: the result, a turned copy, a progressive image's coefficients."""
+    return (6 if header.exif else 3) * header.width * header.height + 2 * header.coefficients + 2 * encoded
+
+
 def decoded_jpeg(data: bytearray, exif: bool = False) -> UInt8[Tensor, "3 H W"]:
     """The pixels of a plain JPEG."""
     image: Tensor = decode_jpeg(

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from crosslevel.data.bad_files import _Defect
 from crosslevel.data.decoding.complaints import Complaints
+from crosslevel.data.decoding.memory import halvings
 
-_BAND = 2**20  # pixels that are converted at once
+_AT_ONCE, _BAND = 2**20, 2**18  # pixels that are converted at once: of small images all, of others so many
 _ORIENTATION = 0x0112  # the tag of EXIF
 
 
@@ -33,28 +34,35 @@ def noted_warnings(complaints: Complaints) -> Iterator[None]:
 
 
 def upright(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
-    """RGB, turned as EXIF says, transparency on white, 16 bits scaled to 8.
+    """RGB, turned as EXIF says, transparency on white, 16 bits scaled to 8; smaller above `LARGEST` pixels.
 
     Raises:
         _Defect: pixels that have no agreed range.
 
     """
     # exif_transpose copies what it does not turn.
-    turned = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+    turned = ImageOps.exif_transpose(image) if is_turned(image) else image
     return torch.from_numpy(_rgb(turned)).permute(2, 0, 1)
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether EXIF says that an image lies on its side."""
+    return bool(image.getexif().get(_ORIENTATION, 1) != 1)
 
 
 def _rgb(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """(H, W, 3) from any of Pillow's modes, a band of rows after the other: conversions of the whole take gigabytes."""
     width, height = image.size
-    rows = max(1, _BAND // width)
-    if rows >= height:
+    scale = halvings(width * height)
+    rows = scale * max(1, _BAND // width // scale)
+    if width * height <= _AT_ONCE and scale == 1:
         return np.array(_converted(image))
     image.load()
-    made = np.empty((height, width, 3), np.uint8)
+    made = np.empty((-(-height // scale), -(-width // scale), 3), np.uint8)
     for first in range(0, height, rows):
-        last = min(height, first + rows)
-        made[first:last] = np.asarray(_converted(image.crop((0, first, width, last))))
+        band = _converted(image.crop((0, first, width, min(height, first + rows))))
+        smaller = np.asarray(band if scale == 1 else band.reduce(scale))
+        made[first // scale : first // scale + len(smaller)] = smaller
     return made
 
 

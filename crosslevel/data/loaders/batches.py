@@ -11,14 +11,15 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images, ImageView, InMemoryImages
 from crosslevel.data.loaders.order import natural, permuted, share
 from crosslevel.data.loaders.partners import Partners
-from crosslevel.data.loaders.workers import Keys, ahead, loader, worth_workers
+from crosslevel.data.loaders.pool import Pool
+from crosslevel.data.loaders.workers import Keys, ahead, worth_workers
 from crosslevel.utils.errors import BadImage, SourceError, UserError
 from crosslevel.utils.rng import generator
 
@@ -100,7 +101,7 @@ class TrainBatches:
         self.epoch, self.start, self.natural = 0, 0, order == "natural"
         self._job, self.partners = _TrainJob(images, seed, crops, resize), partners
         self._keys: Keys[_TrainKey] = Keys([])
-        self._loader: DataLoader[Done] | None = None
+        self._pool: Pool[Done] | None = None
 
     def __len__(self) -> int:
         """Batches an epoch on this rank."""
@@ -115,9 +116,9 @@ class TrainBatches:
         if not self.workers:
             return delivered(ahead(self._job.__getitem__, keys), self.bad)
         self._keys.keys = keys
-        if self._loader is None:
-            self._loader = loader(self._job, self._keys, self.workers, persistent=True)
-        return delivered(self._loader, self.bad)
+        if self._pool is None:
+            self._pool = Pool(self._job, self._keys, self.workers, persistent=True)
+        return delivered(self._pool, self.bad)
 
     def _partners(self, epoch: int, index: Tensor) -> Tensor | None:
         return None if self.partners is None else self.partners(epoch, index)
@@ -163,7 +164,7 @@ class EvalBatches:
         workers = worth_workers(job, len(self.images)) if self.workers is None else self.workers
         if not workers:
             return delivered(ahead(job.__getitem__, keys), self.bad)
-        return delivered(loader(job, keys, workers, persistent=False), self.bad)
+        return delivered(Pool(job, keys, workers, persistent=False), self.bad)
 
     def _packed(self, images: InMemoryImages, key: range) -> Batch:
         batch = _packed_batch(images, torch.arange(key.start, key.stop))

@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
-from crosslevel.data.loaders.workers import Keys, ahead, loader, worth_workers
+from crosslevel.data.loaders.pool import Pool
+from crosslevel.data.loaders.workers import Keys, ahead, worth_workers
 from crosslevel.utils.errors import BadImage
 
 Record = TypeVar("Record", bound=tuple[Any, ...])
@@ -42,7 +43,7 @@ def records(
     job, total = _Job(images, find), len(images)
     keys = Keys([range(first, min(first + batch_size, total)) for first in range(0, total, batch_size)])
     workers = worth_workers(job, total) if workers is None else workers
-    for part in loader(job, keys, workers, persistent=False) if workers else ahead(job.__getitem__, keys):
+    for part in Pool(job, keys, workers, persistent=False) if workers else ahead(job.__getitem__, keys):
         for path, reason in part.bad:
             bad.add(path, reason)
         if part.records is not None:

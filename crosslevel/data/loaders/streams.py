@@ -14,13 +14,14 @@ from typing import NamedTuple
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.decode import decode
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.loaders.batches import Batch, Crops, Done, delivered
-from crosslevel.data.loaders.workers import Keys, ahead, loader
+from crosslevel.data.loaders.pool import Pool
+from crosslevel.data.loaders.workers import Keys, ahead
 from crosslevel.data.sources.containers.stream import ImageStream, Part
 from crosslevel.utils.errors import BadImage, SourceError, UserError
 from crosslevel.utils.rng import generator
@@ -81,7 +82,7 @@ class StreamBatches:
         self.epoch, self.start = 0, 0
         self._job = _StreamJob(images.name, seed, crops, images.reading)
         self._keys: Keys[_Key] = Keys([])
-        self._loader: DataLoader[Done] | None = None
+        self._pool: Pool[Done] | None = None
         left = len(images.shards) % world
         if left and not rank:
             warnings.warn(
@@ -120,9 +121,9 @@ class StreamBatches:
         if not self.workers:
             return ahead(self._job.__getitem__, keys)
         self._keys.keys = keys
-        if self._loader is None:
-            self._loader = loader(self._job, self._keys, self.workers, persistent=True)
-        return self._loader
+        if self._pool is None:
+            self._pool = Pool(self._job, self._keys, self.workers, persistent=True)
+        return self._pool
 
     def _wanted(self, epoch: int, start: int, closing: threading.Event) -> Generator[_Key, None, None]:
         """What to decode for each batch from ``start`` on, without end."""

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from crosslevel.utils.errors import MachineError
-from crosslevel.utils.processes import leave_to_parent, without_main
+from crosslevel.utils.processes import leave_to_parent
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
@@ -48,34 +47,6 @@ def ahead(job: Callable[[Key], Result], keys: Iterable[Key], depth: int = 2) -> 
         finally:
             for future in waiting:
                 future.cancel()
-
-
-class _Loader(DataLoader[Result]):
-    """Workers that start without the main module, whatever it is."""
-
-    def __iter__(self) -> Any:
-        with without_main():
-            return super().__iter__()
-
-
-def loader(job: Dataset[Result], keys: Iterable[object], workers: int, persistent: bool) -> DataLoader[Result]:
-    """What ``job`` makes of each of the ``keys``, in ``workers`` processes, which live on if ``persistent``."""
-    # Without a batch size each key makes one whole batch in the worker: collating single small images in
-    # the main process costs more than decoding them.
-    return _Loader(
-        job,
-        batch_size=None,
-        sampler=keys,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        worker_init_fn=leave_interrupts,
-        persistent_workers=persistent,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _unchanged(done: Any) -> Any:
-    return done
 
 
 def leave_interrupts(worker: int) -> None:

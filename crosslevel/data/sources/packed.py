@@ -31,7 +31,8 @@ from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.data.images import Images, InMemoryImages
 from crosslevel.data.index_cache import Paths
-from crosslevel.data.loaders.workers import ahead, loader, worth_workers
+from crosslevel.data.loaders.pool import Pool
+from crosslevel.data.loaders.workers import ahead, worth_workers
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError, UserError
 from crosslevel.utils.tensors import load_safetensors
@@ -232,7 +233,7 @@ def decoded(images: Images, size: int, numbers: range, workers: int | None) -> I
     workers = worth_workers(job, len(images)) if workers is None else workers
     keys = [numbers[first : first + READ_AT_ONCE] for first in range(0, len(numbers), READ_AT_ONCE)]
     if workers:
-        yield from loader(job, keys, workers, persistent=False)
+        yield from Pool(job, keys, workers, persistent=False)
     else:
         yield from ahead(job.__getitem__, keys)
 

@@ -22,6 +22,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from crosslevel.data.decode import PIXEL_LIMIT, decode
+from crosslevel.data.decoding.memory import too_many_bytes
 from crosslevel.data.images import Images
 from crosslevel.data.sources.labels import RowNames, below_shared_folder, known_labels, one_line, state_of
 from crosslevel.data.watch import Watch
@@ -104,8 +105,8 @@ class Parquet(Images):
         data = rows[row].as_buffer()
         if data is None:
             raise BadImage(path, "no bytes of an image in this row")
-        if len(data) > 8 * self.max_pixels:
-            raise BadImage(path, f"{len(data):,} bytes, more than {self.max_pixels:,} pixels can need")
+        if too_large := too_many_bytes(len(data), self.max_pixels, "it"):
+            raise BadImage(path, too_large)
         image = decode(bytearray(data), path, self.max_pixels, self.reading)
         return image, -1 if self.labels is None else int(self.labels[i])
 

@@ -21,6 +21,7 @@ from torch.utils.data import IterableDataset
 
 from crosslevel.data.decode import PIXEL_LIMIT, decode
 from crosslevel.data.decoding.formats import EXTENSIONS, HEAD, can_be_image, format_of
+from crosslevel.data.decoding.memory import too_many_bytes
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.images import Images
 from crosslevel.data.sources.containers.remote import Damage, Tape, expand
@@ -170,8 +171,8 @@ def _images(
     try:
         for name, size, head in _members(tape):
             path = f"{title}/{name}"
-            if size > 8 * PIXEL_LIMIT:
-                troubles.append((path, f"it has {size:,} bytes, more than {PIXEL_LIMIT:,} pixels can need"))
+            if too_large := too_many_bytes(size, PIXEL_LIMIT, "it"):
+                troubles.append((path, too_large))
                 continue
             mine = count % part.of == part.first
             left = size - len(head)

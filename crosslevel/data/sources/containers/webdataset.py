@@ -17,6 +17,7 @@ from torch import Tensor
 
 from crosslevel.data.decode import PIXEL_LIMIT, decode
 from crosslevel.data.decoding.formats import EXTENSIONS, HEAD, can_be_image, format_of
+from crosslevel.data.decoding.memory import too_many_bytes
 from crosslevel.data.images import Images
 from crosslevel.data.index_cache import Paths, Table, remembered
 from crosslevel.data.sources.containers.random_file import RandomFile
@@ -82,8 +83,8 @@ class Shards(Images):
         path = self.paths[i]  # an IndexError ends loops over all images
         i %= len(self)
         size = int(self._size[i])
-        if size > 8 * self.max_pixels:
-            raise BadImage(path, f"the member has {size:,} bytes, more than {self.max_pixels:,} pixels can need")
+        if too_large := too_many_bytes(size, self.max_pixels, "the member"):
+            raise BadImage(path, too_large)
         shard = bisect_right(self._ends, i)
         data = bytearray(size)
         try:

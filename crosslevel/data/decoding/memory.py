@@ -1,0 +1,163 @@
+"""How much memory decoding may take: of one image, and of all processes of a command at once."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from crosslevel.data.bad_files import _Defect
+
+LARGEST = 50_000_000
+"""Pixels of an image that is handed on; a larger one is read at a half, a quarter or an eighth of its size."""
+
+_USUAL = 768  # MiB
+_SLOT = 64 * 2**20  # bytes; what all processes may take together is dealt out in pieces of this size
+_SMALL = 32 * 2**20  # bytes that nobody waits for
+_PATIENCE = 60.0  # seconds for a turn: a process that was stopped shall not stop the others
+_RUNAWAY = 4 * 2**30  # bytes that a process may take beside what it has when it begins to decode
+
+# Bytes for each pixel at the peak: the decoder's own buffers, Pillow's image and its copies. Measured, and rounded up.
+_PER_PIXEL = {"TIFF": 16, "GIF": 12, "WEBP": 22, "HEIF": 16, "AVIF": 20, "JPEG2000": 32, "JXL": 40}
+_PLAIN = 4  # of all others, beside the result
+_RGB = 3
+_TURNED = 4
+_FIXED = 8 * 2**20  # of any image
+
+
+def most() -> int:
+    """Bytes that decoding may take, all processes of a command together: 768 MiB, or $CROSSLEVEL_DECODE_MB."""
+    given = os.environ.get("CROSSLEVEL_DECODE_MB", "")
+    return (int(given) if given.isdecimal() and int(given) else _USUAL) * 2**20
+
+
+def too_many_bytes(size: int, max_pixels: int, what: str) -> str:
+    """Why an encoded image of ``size`` bytes is not read; empty if it is."""
+    if size > 8 * max_pixels:
+        return f"{what} has {size:,} bytes, more than {max_pixels:,} pixels can need"
+    if size > most() // 2:
+        wanted = -(-size // 2**19)
+        return f"{what} has {size:,} bytes, more than decoding has memory for: set CROSSLEVEL_DECODE_MB={wanted}"
+    return ""
+
+
+def halvings(pixels: int) -> int:
+    """By how much width and height are divided so that at most `LARGEST` pixels are left: 1, 2, 4 or 8."""
+    return next((scale for scale in (1, 2, 4) if pixels <= LARGEST * scale**2), 8)
+
+
+def needed(format: str, size: tuple[int, int], encoded: int, turned: bool) -> int:
+    """Bytes that Pillow takes at most to decode an image of a format, and to bring it to RGB."""
+    pixels = size[0] * size[1]
+    result = _RGB * pixels // halvings(pixels) ** 2
+    each = _PER_PIXEL.get(format, _PLAIN) + (_TURNED if turned else 0)
+    return each * pixels + result + 2 * encoded + (_FIXED if pixels > 2**20 else 0)
+
+
+def check(need: int, size: tuple[int, int], format: str) -> None:
+    """Refuse what would take more than `most`.
+
+    Raises:
+        _Defect: it would.
+
+    """
+    if need > most():
+        raise _Defect(
+            f"{size[0]:,} x {size[1]:,} pixels of {format} take about {need / 1e9:.1f} GB to decode, more than "
+            f"{most() / 1e9:.1f} GB: make it smaller, or set CROSSLEVEL_DECODE_MB={-(-need // 2**20)}"
+        )
+
+
+def _in_common() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("crosslevel-decoding")
+    number, name = tempfile.mkstemp()
+    os.unlink(name)
+    return number
+
+
+# A file in memory that forked processes have in common. Locks on its bytes belong to a process and end with it, however
+# it ends. The first byte is the turnstile; each of the others stands for a slot.
+_file = _in_common()
+_thread = threading.Lock()
+
+
+@contextmanager
+def room(need: int) -> Iterator[None]:
+    """Waits until there is memory for ``need`` bytes more, over all processes; small images never wait."""
+    if need <= _SMALL:
+        yield
+        return
+    with _thread:
+        slots = _taken(-(-min(need, most()) // _SLOT))
+        try:
+            yield
+        finally:
+            for slot in slots:
+                fcntl.lockf(_file, fcntl.LOCK_UN, 1, slot)
+
+
+def _taken(count: int) -> list[int]:
+    """``count`` free slots. Who waits for some keeps the others from beginning to wait: nobody waits in a circle."""
+    slots: list[int] = []
+    fcntl.lockf(_file, fcntl.LOCK_EX, 1, 0)
+    try:
+        until = time.monotonic() + _PATIENCE
+        while True:
+            for slot in range(1, 1 + most() // _SLOT):
+                if len(slots) < count and slot not in slots and _is_free(slot):
+                    slots.append(slot)
+            if len(slots) >= count or time.monotonic() > until:
+                return slots
+            time.sleep(0.005)
+    finally:
+        fcntl.lockf(_file, fcntl.LOCK_UN, 1, 0)
+
+
+def _is_free(slot: int) -> bool:
+    """Whether a slot is this process's from now on."""
+    try:
+        fcntl.lockf(_file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, slot)
+    except OSError:
+        return False
+    return True
+
+
+def _after_fork() -> None:
+    global _thread  # noqa: PLW0603 - another thread of the parent may hold it
+    _thread = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def limit_process() -> None:
+    """In a process that only decodes: no more memory of its own than `_RUNAWAY` beside what it has, and no core dumps.
+
+    A decoder that is led astray then fails, instead of the machine. Memory that processes share, such as finished
+    batches, and files that are mapped do not count.
+    """
+    _lower(resource.RLIMIT_CORE, 0)
+    held = _data_now()
+    if held is not None:
+        _lower(resource.RLIMIT_DATA, held + _RUNAWAY + most())
+
+
+def _data_now() -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:")), None)
+
+
+def _lower(kind: int, value: int) -> None:
+    soft, hard = resource.getrlimit(kind)
+    allowed = [value, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
+    resource.setrlimit(kind, (min(allowed), hard))

@@ -1,0 +1,59 @@
+"""Which image a process is decoding, where its parent can read it after the process has died."""
+
+from __future__ import annotations
+
+import mmap
+
+ROW = 4096  # bytes for the name of one image
+
+
+class Board:
+    """A row for each process, in memory that forked processes have in common."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows: mmap.mmap | None = mmap.mmap(-1, rows * ROW)
+
+    def row(self, number: int) -> memoryview | None:
+        """Where process ``number`` writes."""
+        return None if self._rows is None else memoryview(self._rows)[number * ROW : (number + 1) * ROW]
+
+    def read(self, number: int) -> str | None:
+        """What process ``number`` was decoding; None if nothing, or if nobody knows."""
+        row = self.row(number)
+        length = 0 if row is None else int.from_bytes(row[:2], "little")
+        return None if row is None or not length else bytes(row[2 : 2 + length]).decode("utf-8", "surrogateescape")
+
+    def clear(self, number: int) -> None:
+        """Forget what process ``number`` was decoding."""
+        if (row := self.row(number)) is not None:
+            row[:2] = bytes(2)
+
+    def __getstate__(self) -> dict[str, object]:
+        """A process that is not forked has no part in it."""
+        return {"_rows": None}
+
+
+refused: dict[str, str] = {}
+"""Images that crashed a process, and how: they are not decoded again. Forked processes begin with their parent's."""
+
+_mine: memoryview | None = None
+
+
+def enter(board: Board, number: int) -> None:
+    """Write to the board from now on, as process ``number``."""
+    global _mine  # noqa: PLW0603 - one a process
+    _mine = board.row(number)
+
+
+def begin(path: str) -> None:
+    """Say what is decoded now."""
+    if _mine is not None:
+        name = path.encode("utf-8", "surrogateescape")[: ROW - 2]
+        _mine[2 : 2 + len(name)] = name
+        _mine[:2] = len(name).to_bytes(2, "little")
+
+
+def end() -> None:
+    """Say that it is done."""
+    if _mine is not None:
+        _mine[:2] = bytes(2)

@@ -1,0 +1,148 @@
+"""Processes that decode images: one that crashes costs the image that crashed it, and not the run."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from crosslevel.data.decoding import trace
+from crosslevel.data.decoding.memory import limit_process
+from crosslevel.data.loaders.workers import Keys, leave_interrupts
+from crosslevel.utils.console import printable
+from crosslevel.utils.errors import MachineError
+from crosslevel.utils.processes import without_main
+
+Result = TypeVar("Result")
+
+MOST_CRASHES = 20
+"""Images that may crash the processes of one loader before a run ends: then it is not the images."""
+
+# What a fault in a decoder ends a process with. SIGKILL is not among them: somebody, or the system, had a reason.
+_FAULTS = frozenset((signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGSYS))
+
+
+class Pool(Generic[Result]):
+    """What ``job`` makes of each of the ``keys``, in order, in ``workers`` processes, which live on if ``persistent``.
+
+    Each process has a limit of memory of its own. If one dies of a fault while it decodes an image, that image is bad
+    from then on (`trace.refused`), the processes are started again, and what had not been delivered is made anew.
+
+    Raises:
+        MachineError: while iterating, if a process was killed while it decoded, or too many images crash.
+        RuntimeError: likewise, if one died otherwise; `worker_trouble` says why.
+
+    """
+
+    def __init__(self, job: Dataset[Result], keys: Iterable[Any], workers: int, persistent: bool) -> None:
+        self.job, self.keys, self.workers, self.persistent = job, keys, workers, persistent
+        self._feed: Keys[Any] = Keys([])
+        self._board = trace.Board(workers)
+        self._loader: DataLoader[Result] | None = None
+        self._crashed: list[str] = []
+        self._processes: list[Any] = []
+
+    def __iter__(self) -> Iterator[Result]:
+        source, waiting = iter(self.keys), deque[Any]()
+        while True:
+            self._feed.keys = _noted(list(waiting), source, waiting)
+            try:
+                for result in self._begun():
+                    waiting.popleft()
+                    yield result
+                return
+            except RuntimeError as error:
+                self._loader = None
+                self._answer(error)
+
+    def _begun(self) -> Iterator[Result]:
+        if self._loader is None:
+            # Without a batch size each key makes one whole batch in the worker: collating single small images in
+            # the main process costs more than decoding them.
+            self._loader = DataLoader(
+                self.job,
+                batch_size=None,
+                sampler=self._feed,
+                num_workers=self.workers,
+                collate_fn=_unchanged,
+                worker_init_fn=_Begin(self._board),
+                persistent_workers=self.persistent,
+                pin_memory=torch.cuda.is_available(),
+            )
+        # torch would raise that a process has died wherever this one is, such as in the middle of a step; without its
+        # handler it raises where results are waited for.
+        before = signal.getsignal(signal.SIGCHLD)
+        with without_main():  # whatever the main module is
+            iterator = iter(self._loader)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+        self._processes = getattr(iterator, "_workers", [])
+        return iterator
+
+    def _answer(self, error: RuntimeError) -> None:
+        """Go on without the image that crashed a process.
+
+        Raises:
+            MachineError: as from this class.
+            RuntimeError: the error itself, or what killed the process.
+
+        """
+        died = [(i, process) for i, process in enumerate(self._processes) if (process.exitcode or 0) < 0]
+        if not died:
+            raise error
+        for i, process in died:
+            number, path = -process.exitcode, self._board.read(i)
+            self._board.clear(i)
+            said = signal.strsignal(number) or f"signal {number}"
+            if path is None:
+                raise RuntimeError(f"DataLoader worker (pid {process.pid}) is killed by signal: {said}. ") from error
+            name = printable(path)
+            if number not in _FAULTS:
+                raise MachineError(
+                    f"a process that decodes images has died: it is killed by signal: {said}, while it decoded {name}; "
+                    "if memory is short, give --workers 0 or fewer"
+                ) from error
+            self._crashed.append(path)
+            if len(self._crashed) > MOST_CRASHES or path in trace.refused:
+                raise MachineError(
+                    f"{len(self._crashed)} images crashed the processes that decode, the last one {name} ({said}): "
+                    "leave them out, or install the decoders anew: pip install -U pillow torchvision"
+                ) from error
+            trace.refused[path] = f"its decoder crashed the process that read it: {said}"
+            warnings.warn(f"{name}: its decoder crashed the process that read it ({said}): left out", stacklevel=2)
+
+
+@dataclass
+class _Begin:
+    """What a process does first."""
+
+    board: trace.Board
+    refused: dict[str, str] = field(default_factory=lambda: trace.refused)
+
+    def __call__(self, worker: int) -> None:
+        leave_interrupts(worker)
+        limit_process()
+        trace.refused.update(self.refused)
+        trace.enter(self.board, worker)
+        for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):
+            signal.signal(number, signal.SIG_DFL)  # torch's handlers only print a line without a name
+
+
+def _noted(again: list[Any], source: Iterator[Any], waiting: deque[Any]) -> Iterator[Any]:
+    """The keys that are to be done ``again``, then the rest of ``source``, each noted until its result comes."""
+    waiting.clear()
+    for key in chain(again, source):
+        waiting.append(key)
+        yield key
+
+
+def _unchanged(done: Any) -> Any:
+    return done

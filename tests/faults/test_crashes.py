@@ -1,0 +1,109 @@
+"""A decode that crashes, or runs out of memory, in a process of its own: the image is named, and the rest goes on."""
+
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+
+from crosslevel.data import decode as decoding
+from crosslevel.data.decoding import trace
+from crosslevel.data.loaders import pool
+from crosslevel.data.loaders.batches import EvalBatches, TrainBatches
+from crosslevel.data.open import open_images
+from crosslevel.utils.errors import MachineError
+
+
+@pytest.fixture(autouse=True)
+def _decoders(monkeypatch):
+    """Decoders that fail as those in C do, where an image has bad luck written into it."""
+    own = decoding._decode_pillow
+
+    def decode(data, *rest):
+        for word, number in ((b"SEGFAULT", signal.SIGSEGV), (b"ABORT", signal.SIGABRT), (b"KILLED", signal.SIGKILL)):
+            if word in data:
+                os.kill(os.getpid(), number)
+        if b"HUNGRY" in data:
+            return np.ones(12 * 2**30, np.uint8)  # more than a process may have
+        return own(data, *rest)
+
+    monkeypatch.setattr(decoding, "_decode_pillow", decode)
+    monkeypatch.setattr(trace, "refused", {})
+
+
+def write(folder, **luck):
+    for i in range(12):
+        image = Image.fromarray(np.full((8, 8, 3), i, np.uint8))
+        image.save(folder / f"{i:02}.bmp")
+        with open(folder / f"{i:02}.bmp", "ab") as file:
+            file.write(luck.get(f"n{i}", b""))
+    return open_images(folder)
+
+
+def evaluated(images):
+    bad = images.bad_files()
+    return [int(i) for batch in EvalBatches(images, 2, 8, bad=bad, workers=2) for i in batch.index], bad.reasons
+
+
+def test_images_that_crash_their_decoder_are_left_out_and_named(tmp_path):
+    images = write(tmp_path, n3=b"SEGFAULT", n7=b"ABORT")
+    with pytest.warns(UserWarning, match="crashed the process") as caught:
+        index, bad = evaluated(images)
+    assert index == [i for i in range(12) if i not in (3, 7)]
+    assert bad == {
+        "03.bmp": "its decoder crashed the process that read it: Segmentation fault",
+        "07.bmp": "its decoder crashed the process that read it: Aborted",
+    }
+    assert len([line for line in caught if "left out" in str(line.message)]) == 2
+    assert evaluated(images) == (index, bad)  # known now: nothing crashes again
+
+
+@pytest.mark.filterwarnings("ignore:.*crashed the process")
+def test_a_training_goes_on_with_the_batches_of_one_that_knew(tmp_path):
+    images = write(tmp_path, n5=b"SEGFAULT")
+
+    def epochs():
+        bad = images.bad_files()
+        batches = TrainBatches(images, 4, seed=0, bad=bad, workers=2)
+        found = []
+        for batches.epoch in range(2):
+            found += [batch.index.tolist() for batch in batches]
+        return found, bad.reasons
+
+    first = epochs()
+    assert list(first[1]) == ["05.bmp"]
+    assert all(5 not in batch and len(batch) == 4 for batch in first[0])
+    assert epochs() == first
+
+
+def test_a_process_may_not_take_all_memory(tmp_path):
+    images = write(tmp_path, n2=b"HUNGRY")
+    index, bad = evaluated(images)
+    assert index == [i for i in range(12) if i != 2]
+    assert bad == {"02.bmp": "not enough memory to decode it"}
+
+
+def test_one_that_is_killed_ends_the_run_in_a_line_that_names_the_image(tmp_path):
+    images = write(tmp_path, n4=b"KILLED")
+    with pytest.raises(MachineError, match=r"it is killed by signal: Killed, while it decoded 04.bmp; if memory"):
+        evaluated(images)
+
+
+def test_where_everything_crashes_the_run_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "MOST_CRASHES", 0)
+    images = write(tmp_path, n1=b"SEGFAULT")
+    with pytest.raises(MachineError, match=r"1 images crashed .* the last one 01.bmp \(Segmentation fault\)"):
+        evaluated(images)
+
+
+def test_other_errors_of_a_process_are_what_they_were(tmp_path, monkeypatch):
+    images = write(tmp_path)
+    monkeypatch.setattr(type(images), "__getitem__", lambda self, i: exec("raise RuntimeError('a fault of ours')"))
+    with warnings.catch_warnings(), pytest.raises(RuntimeError, match="a fault of ours"):
+        evaluated(images)

@@ -1,0 +1,247 @@
+"""The worst images: a few bytes that ask for gigabytes. Decoded in children with a limit, all of them together."""
+
+import contextlib
+import ctypes
+import fcntl
+import io
+import os
+import signal
+import struct
+import sys
+import time
+import traceback
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+
+from picture_samples import encoded as whole
+
+from crosslevel.data import decode as decoding
+from crosslevel.data.decode import decode
+from crosslevel.data.decoding import formats, memory
+from crosslevel.utils.errors import BadImage
+
+SIDE = 13_300  # just below the pixel limit
+
+
+def peak(work, small):
+    """Bytes that ``work`` takes at most in a fork of this process, which has done ``small``; and what it returns."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.close(reading)
+            # What was freed before is given back, and nothing large is taken from it.
+            ctypes.CDLL(None).mallopt(-3, 2**17)
+            small()
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
+            before = _status("VmRSS")
+            said = work()
+            os.write(writing, f"{_status('VmHWM') - before}\n{said}".encode())
+        except BaseException:
+            os.write(writing, b"-1\n" + traceback.format_exc().encode()[-2000:])
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, encoding="utf-8") as pipe:
+        taken, _, said = pipe.read().partition("\n")
+    os.waitpid(pid, 0)
+    assert taken not in ("", "-1"), said
+    return int(taken), said
+
+
+def _status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(side, depth, color):
+    """A PNG whose header asks for ``side`` squared pixels, with hardly any data."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, depth, color, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+def encoded(format, mode="RGB", patch=None, **options):
+    """A small image, with the bytes of its size replaced."""
+    stream = io.BytesIO()
+    Image.new(mode, (16, 16), 9 if mode in ("L", "P", "I;16") else None).save(stream, format, **options)
+    data = bytearray(stream.getvalue())
+    if patch:
+        patch(data)
+    return bytes(data)
+
+
+def webp(data):
+    data[21:25] = ((SIDE - 1) | (SIDE - 1) << 14).to_bytes(4, "little")
+
+
+def gif(data):
+    size = struct.pack("<HH", SIDE, SIDE)
+    data[6:10] = size
+    at = data.index(b",", 13 + 3 * 2 ** ((data[10] & 7) + 1))
+    data[at + 5 : at + 9] = size
+
+
+def tiff(data):
+    count = struct.unpack_from("<H", data, int.from_bytes(data[4:8], "little"))[0]
+    for i in range(count):
+        at = int.from_bytes(data[4:8], "little") + 2 + 12 * i
+        if int.from_bytes(data[at : at + 2], "little") in (256, 257, 278):
+            data[at + 2 : at + 12] = struct.pack("<HII", 4, 1, SIDE)
+
+
+def jpeg(data):
+    at = next(i for i in range(len(data)) if data[i] == 0xFF and data[i + 1] in (0xC0, 0xC2))
+    data[at + 5 : at + 9] = struct.pack(">HH", SIDE, SIDE)
+
+
+WORST = {
+    "webp": lambda: encoded("WEBP", patch=webp, lossless=True),
+    "16-bit png": lambda: png(SIDE, 16, 0),
+    "16-bit rgba png": lambda: png(SIDE, 16, 6),
+    "rgba png": lambda: png(SIDE, 8, 6),
+    "16-bit tiff": lambda: encoded("TIFF", "I;16", patch=tiff),
+    "lzw tiff": lambda: encoded("TIFF", "RGBA", patch=tiff, compression="tiff_lzw"),
+    "gif": lambda: encoded("GIF", "P", patch=gif),
+    "progressive cmyk jpeg": lambda: encoded("JPEG", "CMYK", patch=jpeg, progressive=True, subsampling=0),
+    "jpeg": lambda: encoded("JPEG", patch=jpeg),
+}
+
+
+def read_all():
+    said = []
+    for kind, made in WORST.items():
+        try:
+            said.append(f"{kind}: {tuple(decode(bytearray(made()), kind).shape)}")
+        except BadImage as error:
+            said.append(str(error))
+    return "\n".join(said)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_image_takes_more_than_decoding_may_and_what_is_refused_is_named():
+    taken, said = peak(read_all, lambda: [decode(bytearray(encoded(f)), "x") for f in ("PNG", "JPEG", "TIFF", "GIF")])
+    assert taken < memory.most() + 150 * 2**20, f"{taken / 1e9:.2f} GB\n{said}"
+    lines = dict(line.split(": ", 1) for line in said.splitlines())
+    assert set(lines) == set(WORST)
+    for kind in ("webp", "lzw tiff", "gif", "progressive cmyk jpeg"):
+        assert "GB to decode, more than 0.8 GB: make it smaller, or set CROSSLEVEL_DECODE_MB=" in lines[kind], lines[
+            kind
+        ]
+    shape = lines["jpeg"]
+    assert shape == f"(3, {SIDE // 2}, {SIDE // 2})" or "decoded" in shape or "truncated" in shape, shape
+
+
+KINDS = {
+    "JPEG": ("RGB", {}),
+    "progressive JPEG": ("RGB", {"progressive": True, "subsampling": 0}),
+    "turned JPEG": ("RGB", {"exif": True}),
+    "CMYK JPEG": ("CMYK", {"progressive": True}),
+    "PNG": ("RGB", {}),
+    "RGBA PNG": ("RGBA", {}),
+    "palette PNG": ("P", {}),
+    "16-bit PNG": ("I;16", {}),
+    "16-bit TIFF": ("I;16", {"compression": "tiff_lzw"}),
+    "RGBA TIFF": ("RGBA", {"compression": "tiff_deflate"}),
+    "GIF": ("P", {}),
+    "BMP": ("RGB", {}),
+    "WEBP": ("RGB", {"lossless": True, "method": 0}),
+    "RGBA WEBP": ("RGBA", {"lossless": True, "method": 0}),
+    "JPEG2000": ("RGBA", {}),
+    "AVIF": ("RGB", {"speed": 10}),
+    "HEIF": ("RGB", {}),
+    "JXL": ("RGB", {"lossless": True, "effort": 1}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_decoder_takes_more_than_is_reckoned_with(kind, monkeypatch):
+    (mode, options), format = KINDS[kind], kind.split()[-1]
+    if format in formats._EXTRA and not formats._has_plugin(formats._EXTRA[format][0]):
+        pytest.skip(f"needs {formats._EXTRA[format][0]}")
+    side = int((40 * 2**20 / (memory._PER_PIXEL.get(format, 9) + 3)) ** 0.5)
+    image = Image.new(mode, (side, side), 9 if mode in ("P", "I;16") else None)
+    if "exif" in options:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        options = {"exif": exif.tobytes()}
+    data = bytearray(whole(image, format, **options))
+    reckoned = []
+
+    @contextlib.contextmanager
+    def room(need):
+        reckoned.append(need)
+        yield
+
+    monkeypatch.setattr(decoding, "room", room)
+    small = bytearray(whole(image.resize((600, 600)), format, **options))
+    decode(data, "x")
+    taken, _ = peak(lambda: decode(data, "x").shape, lambda: decode(small, "x"))
+    assert taken < max(reckoned) + 6 * 2**20, (
+        f"{taken / side**2:.1f} bytes a pixel, {max(reckoned) / side**2:.1f} reckoned"
+    )
+
+
+def test_large_images_are_read_at_a_reduced_size(monkeypatch):
+    rows = np.linspace(0, 255, 400, dtype=np.uint8)
+    image = Image.fromarray(np.stack([np.tile(rows, (300, 1))] * 3, -1))
+    for format, options in (("PNG", {}), ("JPEG", {"quality": 95}), ("JPEG", {"progressive": True}), ("TIFF", {})):
+        stream = io.BytesIO()
+        image.save(stream, format, **options)
+        whole = decode(bytearray(stream.getvalue()), "x").float()
+        assert whole.shape == (3, 300, 400)
+        for limit, scale in ((60_000, 2), (10_000, 4), (3_000, 8)):
+            with monkeypatch.context() as patch:
+                patch.setattr(memory, "LARGEST", limit)
+                smaller = decode(bytearray(stream.getvalue()), "x").float()
+            assert smaller.shape == (3, -(-300 // scale), -(-400 // scale))
+            want = torch.nn.functional.adaptive_avg_pool2d(whole, smaller.shape[1:])
+            assert (smaller - want).abs().mean() < 2
+
+
+def test_what_is_refused_can_be_allowed(monkeypatch):
+    stream = io.BytesIO()
+    Image.new("RGB", (900, 700)).save(stream, "PNG")
+    monkeypatch.setenv("CROSSLEVEL_DECODE_MB", "1")
+    with pytest.raises(
+        BadImage, match=r"900 x 700 pixels of PNG take about 0.0 GB .* set CROSSLEVEL_DECODE_MB=5"
+    ) as told:
+        decode(bytearray(stream.getvalue()), "x")
+    monkeypatch.setenv("CROSSLEVEL_DECODE_MB", str(told.value).rpartition("=")[2])
+    assert decode(bytearray(stream.getvalue()), "x").shape == (3, 700, 900)
+
+
+def test_large_images_of_several_processes_wait_for_each_other(monkeypatch, tmp_path):
+    """Slots that a killed process held are free again."""
+    monkeypatch.setattr(memory, "_PATIENCE", 0.2)
+
+    total, pid = memory.most() // memory._SLOT, os.fork()
+    if not pid:
+        with memory.room((total - 2) * memory._SLOT):
+            (tmp_path / "held").touch()
+            signal.pause()
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    assert len(_slots(2)) == 2
+    assert len(_slots(3)) == 2  # the third one's turn does not come
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert len(_slots(total)) == total
+
+
+def _slots(count):
+    slots = memory._taken(count)
+    for slot in slots:
+        fcntl.lockf(memory._file, fcntl.LOCK_UN, 1, slot)
+    return slots
