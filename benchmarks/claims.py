@@ -164,8 +164,8 @@ def of_views(folder: Path, test: str) -> dict[str, float]:
     from crosslevel.data.subsets.select import take
     from crosslevel.models.encoder import load_encoder
     from crosslevel.runs import load_branches
+    from crosslevel.transforms.philox import Counted
     from crosslevel.transforms.views import Views
-    from crosslevel.utils.philox import Counted
 
     encoder, head = load_encoder(folder), load_branches(folder)["instance branch"]
     images = open_images(test)

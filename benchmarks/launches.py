@@ -14,8 +14,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from crosslevel.cld.loss import CrossLevel
+from crosslevel.transforms import philox
 from crosslevel.transforms.views import Views
-from crosslevel.utils import philox
 
 FREE = {
     "view", "_unsafe_view", "slice", "select", "split", "split_with_sizes", "unbind", "expand", "t", "transpose",

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from crosslevel.transforms import philox
 from crosslevel.transforms.randaugment import draw_operations, operations_of
-from crosslevel.utils import philox
 from crosslevel.utils.errors import UserError
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -175,7 +175,7 @@ class InTurn(NamedTuple):
 
 
 class Words(NamedTuple):
-    """Numbers made of an image's own words of 32 bits, on the words' device; see `utils.philox`."""
+    """Numbers made of an image's own words of 32 bits, on the words' device; see `transforms.philox`."""
 
     words: Int64[Tensor, "B n"]
 

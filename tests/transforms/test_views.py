@@ -9,10 +9,10 @@ import torchvision.transforms.v2.functional as reference
 
 from crosslevel.transforms import parameters
 from crosslevel.transforms.parameters import Augment, Words, draw, draw_boxes
+from crosslevel.transforms.philox import Counted
 from crosslevel.transforms.presets import PRESETS
 from crosslevel.transforms.views import Views
 from crosslevel.utils.errors import UserError
-from crosslevel.utils.philox import Counted
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

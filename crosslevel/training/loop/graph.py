@@ -17,9 +17,9 @@ from crosslevel.data.loaders.batches import Batch, TrainBatches
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.transforms import masked
 from crosslevel.transforms.parameters import draw
+from crosslevel.transforms.philox import Counted
 from crosslevel.utils.console import say
 from crosslevel.utils.device import Hardware
-from crosslevel.utils.philox import Counted
 
 Compile = Literal["auto", "on", "off"]
 

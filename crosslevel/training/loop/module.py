@@ -15,9 +15,9 @@ from crosslevel.methods import Method
 from crosslevel.methods.base import encode_in_parts
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.heads import projection_head, stacked
+from crosslevel.transforms.philox import Counted
 from crosslevel.transforms.views import Views
 from crosslevel.utils.errors import NotFinite, UserError
-from crosslevel.utils.philox import Counted
 
 Optimizer = Literal["sgd", "adamw", "lars"]
 

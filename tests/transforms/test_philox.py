@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from crosslevel.utils.philox import Counted, fine_unit, philox, unit
+from crosslevel.transforms.philox import Counted, fine_unit, philox, unit
 
 CPU = torch.device("cpu")
 # Random123's known answers for philox4x32-10 (Salmon et al. 2011): counter, key, result.
