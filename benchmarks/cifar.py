@@ -5,8 +5,9 @@ python benchmarks/cifar.py FOLDER   # holds train/ and test/, class-per-folder
 
 from __future__ import annotations
 
-import argparse
 import tempfile
+
+import records
 
 from crosslevel.evaluation.evaluate import evaluate
 from crosslevel.settings.parser import run
@@ -14,7 +15,7 @@ from crosslevel.training.train import train
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.options(__doc__)
     parser.add_argument("folder")
     parser.add_argument("--method", default="SimCLR")
     parser.add_argument("--epochs", type=int, default=8)

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import records
 from beside import machine
 from paper import judge, trained
 
@@ -26,7 +27,7 @@ FIGURES = {"knn": "kNN, backbone", "linear": "linear, backbone"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.options(__doc__)
     parser.add_argument("train")
     parser.add_argument("test")
     parser.add_argument("-o", "--output", default="benchmarks/results/correlated")

@@ -9,13 +9,13 @@ python benchmarks/duplicates.py --seeds 101 102 103
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
 import imagehash
 import numpy as np
+import records
 import torch
 from beside import machine
 from PIL import Image
@@ -34,7 +34,7 @@ FORMER, RADIUS = 0.05, 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.options(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103])
     parser.add_argument("--look_alikes", type=int, default=900)
     parser.add_argument("--objects", type=int, default=100, help="of ten frames each")

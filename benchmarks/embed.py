@@ -5,13 +5,13 @@ python benchmarks/embed.py FOLDER   # about 10,000 images
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import tempfile
 import time
 from pathlib import Path
 
+import records
 import torch
 from beside import machine, median
 
@@ -25,7 +25,7 @@ from crosslevel.utils.device import choose
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.options(__doc__)
     parser.add_argument("folder")
     parser.add_argument("--rounds", type=int, default=9, help="of the narrow network; the other has a third")
     arguments = parser.parse_args()

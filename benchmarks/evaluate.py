@@ -5,11 +5,11 @@ python benchmarks/evaluate.py [--queries 10000] [--bank 1281167] [--rounds 1]   
 
 from __future__ import annotations
 
-import argparse
 import resource
 import time
 from collections.abc import Callable
 
+import records
 import torch
 import torch.nn.functional as F
 from beside import machine, median
@@ -21,7 +21,7 @@ SIZE, CLASSES, TILE = 512, 1000, 4096
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.options(__doc__)
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--bank", type=int, default=1_281_167)
     parser.add_argument("--rounds", type=int, default=1)

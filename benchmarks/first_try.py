@@ -62,7 +62,7 @@ class Collection(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.options(__doc__)
     parser.add_argument("data")
     parser.add_argument("-o", "--output", default="benchmarks/results/first_try")
     parser.add_argument("--budgets", nargs="+", type=int, default=[1, 4, 16])

@@ -9,7 +9,6 @@ python benchmarks/input.py --cifar FOLDER_OF_SMALL_IMAGES
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import tempfile
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import records
 import torch
 from beside import machine, median
 from PIL import Image
@@ -38,7 +38,7 @@ SIZE, BATCH = 224, 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.options(__doc__)
     parser.add_argument("--cifar", required=True, help="a folder of small images that the photographs are made of")
     parser.add_argument("--photos", type=int, default=640)
     parser.add_argument("--rounds", type=int, default=7)

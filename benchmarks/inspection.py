@@ -11,8 +11,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -20,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import records
 import torch
 from beside import machine
 from jaxtyping import Float, UInt8
@@ -51,7 +50,7 @@ PARTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.options(__doc__)
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--where", default=None, help="a folder to make the images in, removed at the end")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
@@ -61,12 +60,11 @@ def main() -> None:
         return
     place = Path(tempfile.mkdtemp(dir=arguments.where))
     try:
-        environment = {**os.environ, "CROSSLEVEL_CACHE": str(place / "cache")}
+        environment = {"CROSSLEVEL_CACHE": str(place / "cache")}
         told = []
         for count in (FEW, arguments.images):
             generate(place / str(count), count)
-            command = [sys.executable, __file__, "--measure", str(place / str(count))]
-            answer = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+            answer = records.again(__file__, "--measure", str(place / str(count)), environment=environment)
             told.append(json.loads(answer.splitlines()[-1]))
         print(f"{machine()}; JPEG files of {SIZE} x {SIZE}; OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}")
         print(table(told))

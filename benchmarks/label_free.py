@@ -24,6 +24,7 @@ from pathlib import Path
 from statistics import mean, variance
 from typing import Any, NamedTuple
 
+import records
 import torch
 from beside import machine
 from records import add, read
@@ -111,7 +112,7 @@ def collected(images: InMemoryImages, test: InMemoryImages) -> Collection:
 
 def options(about: str | None, name: str, collections: Sequence[str]) -> argparse.ArgumentParser:
     """What programs with these trainings are told, by default under ``name``."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.options(about)
     parser.add_argument("-o", "--output", default=f"benchmarks/results/{name}")
     parser.add_argument("--cifar", nargs=2, metavar=("TRAIN", "TEST"))
     parser.add_argument("--collections", nargs="*", default=list(collections), choices=list(collections))

@@ -8,11 +8,11 @@ lightly with its transform in 2 loader workers and float32, Crosslevel with its 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import time
 from collections.abc import Iterator
 
+import records
 import torch
 from beside import beside, machine, median
 from lightly.data import LightlyDataset
@@ -76,7 +76,7 @@ class Peer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.options(__doc__)
     parser.add_argument("folder")
     parser.add_argument("--epochs", type=int, default=6, help="rounds; the first is not counted")
     arguments = parser.parse_args()

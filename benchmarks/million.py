@@ -10,13 +10,12 @@ import io
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
+import records
 import torch
 from beside import machine
 from PIL import Image
@@ -39,7 +38,7 @@ LINKS = 30_000  # to one file: ext4 allows 65,000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.options(__doc__)
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--where", default=None, help="a folder to make the files in, removed at the end")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
@@ -49,15 +48,14 @@ def main() -> None:
         return
     place = Path(tempfile.mkdtemp(dir=arguments.where))
     try:
-        environment = {**os.environ, "CROSSLEVEL_CACHE": str(place / "cache")}
+        environment = {"CROSSLEVEL_CACHE": str(place / "cache")}
         print(machine())
         print(f"{'files':>9}  first listing  cached listing  steps  peak memory  of it parent  in the cache")
         peaks = []
         for count in (FEW, arguments.files):
             generate(place / str(count), count)
             time.sleep(2.5)  # a folder that has just changed is not taken from the cache
-            command = [sys.executable, __file__, "--measure", str(place / str(count))]
-            told = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+            told = records.again(__file__, "--measure", str(place / str(count)), environment=environment)
             first, cached, peak, parent, kept = map(float, told.splitlines()[-1].split())
             peaks.append(peak)
             print(

@@ -27,12 +27,12 @@ what lies outside given to the nearest 0.99.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import records
 import torch
 from beside import machine
 from scipy.stats import spearmanr
@@ -118,7 +118,7 @@ class Row(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.options(__doc__)
     parser.add_argument("folder", nargs="?")
     parser.add_argument("--good", action="store_true", help="by the features of an encoder trained with labels")
     parser.add_argument("--runs", default="runs/natural", help="where collections and their runs go")

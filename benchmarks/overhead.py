@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import records
 import torch
 from beside import machine, median, noise, wait
 
@@ -35,7 +35,7 @@ LIMITS = {"CLD, k-means": 3.0, "CLD, normalized cuts": 8.0}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.options(__doc__)
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--width", type=float, default=0.25)
@@ -65,9 +65,9 @@ def main() -> None:
         for variant, kind in VARIANTS.items():
             ratios = [with_cld / without for with_cld, without in zip(seconds[variant], seconds[""], strict=True)]
             added = f"{100 * (median(ratios) - 1):.1f}" if variant else ""
-            line = [sys.executable, __file__, *sys.argv[1:], "--memory", json.dumps([name, kind])]
+            line = [__file__, *sys.argv[1:], "--memory", json.dumps([name, kind])]
             times = 1 if torch.cuda.is_available() else 3
-            told = [subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout for _ in range(times)]
+            told = [records.again(*line) for _ in range(times)]
             peaks = [float(text) for text in told]
             megabytes = median(peaks) / 1e6
             shown = f"{1000 * median(seconds[variant]):.1f} | {added} | {LIMITS.get(variant, '')} | {megabytes:,.0f}"

@@ -26,6 +26,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import records
 import torch
 from beside import machine
 
@@ -61,7 +62,7 @@ FIGURES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.options(__doc__)
     parser.add_argument("train")
     parser.add_argument("test")
     parser.add_argument("-o", "--output", default="benchmarks/results/paper")

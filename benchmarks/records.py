@@ -1,13 +1,28 @@
-"""Results that several processes of a benchmark add to, one file for all."""
+"""What benchmarks share: their command line, themselves in another process, and one file of results for several."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+
+def options(about: str | None) -> argparse.ArgumentParser:
+    """The command line of a benchmark, whose help is its docstring as it stands."""
+    return argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def again(file: str, *words: str, environment: Mapping[str, str] | None = None) -> str:
+    """What the same program prints, called with other words in a process of its own: memory and time are its alone."""
+    line, own = [sys.executable, file, *words], None if environment is None else {**os.environ, **environment}
+    return subprocess.run(line, env=own, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def read(record: Path, key: str) -> dict[str, Any]:

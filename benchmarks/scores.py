@@ -6,11 +6,11 @@ features are made: 100 classes, two noisy views. Speed alone; the parts are time
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import records
 import torch
 from beside import machine, median
 
@@ -23,7 +23,7 @@ LIMIT = 20.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.options(__doc__)
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
     draws = torch.Generator().manual_seed(0)

@@ -9,12 +9,12 @@ not been run on a GPU yet: benchmarks/results/step_gpu.txt is of the step before
 
 from __future__ import annotations
 
-import argparse
 import copy
 import time
 from collections.abc import Callable
 from typing import Any
 
+import records
 import torch
 from beside import beside, machine, median, noise, wait
 from torch import nn
@@ -26,7 +26,7 @@ from crosslevel.utils.device import choose
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.options(__doc__)
     parser.add_argument("--epochs", type=int, default=8, help="rounds; the first is not counted")
     parser.add_argument("--steps", type=int, default=24, help="of a round, with a checkpoint in it")
     parser.add_argument("--backbone", default="resnet18")

@@ -23,6 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import records
 import torch
 from beside import machine
 from paper import long_tailed_list
@@ -48,7 +49,7 @@ NEIGHBOURS = (200, 20)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.options(__doc__)
     parser.add_argument("name", help="of the collection, in the table")
     parser.add_argument("train")
     parser.add_argument("test")

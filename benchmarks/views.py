@@ -7,12 +7,12 @@ the rounds, and each contestant's share of ours. CPU time, with --threads 1, als
 more threads it counts their waiting for each other).
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
 
+import records
 import torch
 from torchvision.transforms import v2
 
@@ -89,7 +89,7 @@ def rates(preset: str, size: int, batch: int, rounds: int) -> dict[str, tuple[fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.options(__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     settings = parser.parse_args()

@@ -38,3 +38,15 @@ def test_published_results_are_what_the_benchmarks_wrote():
     assert named >= {file.name for file in publish.RESULTS.glob("*.txt")}
     assert publish.published(page) == page
     assert publish.published(page.replace("views/s", "frames/s")) == page
+
+
+def test_the_readme_shows_measured_figures_alone():
+    """Each figure of its table stands in the table that the benchmark wrote; and it is short."""
+    text = (ROOT / "README.md").read_text()
+    assert text.count("\n") < 120
+    wrote = (ROOT / "benchmarks" / "results" / "cifar10-lt.md").read_text()
+    table = text.partition("## Measured")[2].partition("\n\n## ")[0]
+    figures = re.findall(r"\d+\.\d ± \d\.\d", table)
+    assert len(figures) == 8
+    assert all(figure in wrote or figure.replace(" ± ", " ±") in wrote for figure in figures)
+    assert (ROOT / "docs" / "demo.webp").stat().st_size < 150_000
