@@ -39,8 +39,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import records
-
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = {"npid": 80.8, "npid-cld": 86.7, "moco": 82.1, "moco-cld": 87.5}
 """Wang, Liu, Yu 2021, on the official files; the best epoch by test accuracy."""
@@ -95,7 +93,9 @@ def _numbers(version: str) -> list[int]:
 
 
 def grid(arguments: argparse.Namespace, rest: list[str]) -> None:
-    """Each wanted cell in its turn, for its minutes; the table after each."""
+    """Each wanted cell in its turn, for its minutes; then the table."""
+    import records  # after --missing, which tells that filelock is
+
     record = Path(arguments.output).with_suffix(".json")
     cells = {name: cell(name, arguments, rest, record) for name in wanted(arguments.cells, record, rest)}
     places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -120,6 +120,8 @@ def grid(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 def wanted(named: list[str], record: Path, rest: list[str]) -> list[str]:
     """The cells to run: those that are named, `next` or `all`, without what the record has whole."""
+    import records
+
     known = records.read(record, "cells")
     left = [name for name in PUBLISHED if not whole(known.get(name), rest)]
     chosen = left[:1] if named == ["next"] else left if named == ["all"] else named
@@ -180,6 +182,7 @@ class Judge:
 
     def monitor(self, encoder: Any, method: Any, cld: Any, hardware: Any, unreadable: Any) -> Any:
         """What is called at the end of an epoch."""
+        import records
         import yaml
 
         from crosslevel.data.bad_files import BadFiles
@@ -217,6 +220,7 @@ class Judge:
         return int(checkpoints.read(run)["epoch"]) if run.last.is_file() else 0
 
     def _keep(self, curve: dict[str, Any], epoch: int, total: int, vote: float, settings: dict[str, Any]) -> None:
+        import records
         import torch
 
         with (self.file / "metrics.csv").open() as file:

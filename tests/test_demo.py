@@ -125,7 +125,8 @@ def test_the_page_in_a_browser(shown, browser):
     assert len(pictures) > 50
     assert all(complete and width > 0 for complete, width in pictures)
     charts = browser.execute_script(
-        "return [...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().width)"
+        "return [...document.querySelectorAll('svg')].filter(s => s.checkVisibility())"
+        ".map(s => s.getBoundingClientRect().width)"
     )
     assert len(charts) >= 3
     assert min(charts) > 100

@@ -146,6 +146,14 @@ class InMemoryImages(Images):
         """The images of ``index``, copied once."""
         return torch.index_select(self.data, 0, index)
 
+    def check(self) -> None:
+        """Before ``data`` is read as a whole: where it lies on a disk, whether it is what was written there.
+
+        Raises:
+            SourceError: it is damaged.
+
+        """
+
     def content(self) -> Iterable[bytes | memoryview]:
         """All pixels."""
         for chunk in self.data.split(4096):

@@ -47,7 +47,7 @@ class Comparison(NamedTuple):
         name, figure = COLUMNS[self.columns[0]], cell(self.rows[best[0]][1][0], 1) if best else "–"
         named = [self.rows[i][0] for i in (*best, *tied)]
         if len(named) < 2:
-            return f"{self.title}: {named[0] if named else 'no row'} is best, with {name} {figure} %."
+            return f"{self.title}: best is {named[0] if named else 'no row'}, with {name} {figure} %."
         return (
             f"{self.title}: no difference beyond chance between {', '.join(named)}; the highest {name} is {figure} %."
         )

@@ -210,8 +210,7 @@ def evaluate(
 def _session(run: str, output: str | None, cache: bool, runtime: Runtime, seed: int, quiet: bool) -> Session:
     """Load what is judged, and say where it is computed."""
     folder = Path(run) if Path(run).is_dir() else Path(run).parent
-    console = printer(quiet)
-    encoder = load_encoder(run)
+    console, encoder = printer(quiet), load_encoder(run)
     console.print(f"device: {runtime.hardware.why}", highlight=False)
     file = Path(output) if output else folder / FILE
     return Session(encoder, folder, file, folder if cache else None, runtime, seed, console)

@@ -114,6 +114,10 @@ class Method(nn.Module):
 
         """
 
+    def discard(self) -> None:
+        """Forget what a step that did not come to its end has left for `after_step`."""
+        getattr(self, "_waiting", []).clear()
+
     def project(self, h: Float[Tensor, "B D"]) -> Float[Tensor, "B d"]:
         """The instance features, unit length, float32 (float64 for float64 input) under any autocast."""
         with torch.autocast(h.device.type, enabled=False):

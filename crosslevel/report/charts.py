@@ -23,6 +23,7 @@ from crosslevel.report.page import Block, cell
 from crosslevel.utils.errors import UserError
 
 WIDTH = 9.6  # inches of a chart, which fills the page: letters are then as large as the text beside them
+NARROW = 4.8  # likewise, of a page of 400 pixels
 Series = Mapping[str, Sequence[tuple[float, float]]]
 
 _MARKERS = {"●": "o", "■": "s", "▲": "^", "◆": "D", "▼": "v", "✚": "P"}  # in the legend: in matplotlib
@@ -61,7 +62,7 @@ def curves(heading: str, series: Series, x_label: str, y_label: str, note: str =
             symbol = "━" if dash == "-" else "╍"
             legend.append({"name": name, "symbol": symbol, "colour": _VARIABLES[colour], "value": last})
         label = f"{heading}: {y_label} over {x_label}"
-        return Block("chart", heading, {"svg": _svg(figure, label), "legend": legend, "note": note})
+        return Block("chart", heading, {**both(figure, label), "legend": legend, "note": note})
 
 
 def bars(heading: str, names: Sequence[str], values: Sequence[float], note: str = "") -> Block:
@@ -94,7 +95,7 @@ def bars(heading: str, names: Sequence[str], values: Sequence[float], note: str 
             axes.set_xticks(some, [_short(names[i], 9) for i in some])
             axes.margins(x=0.01)
             axes.grid(axis="y")
-        return Block("chart", heading, {"svg": _svg(figure, heading), "legend": [], "note": note})
+        return Block("chart", heading, {**both(figure, heading), "legend": [], "note": note})
 
 
 def scatter(
@@ -114,6 +115,13 @@ def scatter(
             name = "further classes" if c == last else names[c]
             legend.append({"name": name, "symbol": symbol, "colour": _VARIABLES[colour], "value": f"{len(x):,}"})
         return _svg(figure, label), legend
+
+
+def both(figure: Figure, label: str) -> dict[str, Markup]:
+    """The figure for a page as wide as it is, and the same again for a telephone, whose letters would be too small."""
+    wide, height = _svg(figure, label), figure.get_figheight()
+    figure.set_size_inches(NARROW, max(2.6, height))
+    return {"svg": wide, "narrow": _svg(figure, label)}
 
 
 def _short(name: str, most: int) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from crosslevel.report.charts import _COLOURS, _STYLE, _VARIABLES, WIDTH, _short, _svg
+from crosslevel.report.charts import _COLOURS, _STYLE, _VARIABLES, WIDTH, _short, _svg, both
 from crosslevel.report.page import Block
 
 
@@ -50,7 +50,7 @@ def history(
             {"name": "trials", "symbol": "●", "colour": _VARIABLES[_COLOURS[0]], "value": f"{len(points):,}"},
             {"name": "best so far", "symbol": "━", "colour": _VARIABLES[_COLOURS[1]], "value": last},
         ]
-        return Block("chart", heading, {"svg": _svg(figure, f"{heading}: {y_label} by {x_label}"), "legend": legend,
+        return Block("chart", heading, {**both(figure, f"{heading}: {y_label} by {x_label}"), "legend": legend,
                                         "note": note})  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def parallel(
             plot.plot(range(len(scales)), heights, "-" if whole else "--", color=_COLOURS[0],
                       alpha=0.15 + 0.85 * rank**2, linewidth=0.8 + 1.2 * rank)  # fmt: skip
         label = f"{heading}: the settings of {len(lines)} trials and their {score}"
-        return Block("chart", heading, {"svg": _svg(figure, label), "legend": [], "note": note})
+        return Block("chart", heading, {"svg": _svg(figure, label), "narrow": "", "legend": [], "note": note})
 
 
 def _draw(plot: Any, x: int, scale: Axis) -> None:

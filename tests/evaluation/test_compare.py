@@ -77,7 +77,7 @@ def test_ties_within_the_interval_are_marked_and_the_verdict_names_them(tmp_path
 
 def test_the_best_alone_is_named(tmp_path):
     runs = [write(tmp_path, name, value) for name, value in (("a", 60.0), ("b", 50.0))]
-    assert compare(runs, str(tmp_path / "out"), quiet=True)[0].verdict() == "kNN: a is best, with top-1 60.0 ±1.0 %."
+    assert compare(runs, str(tmp_path / "out"), quiet=True)[0].verdict() == "kNN: best is a, with top-1 60.0 ±1.0 %."
 
 
 def test_untrained_networks_have_a_row_each_where_they_differ(tmp_path):

@@ -197,6 +197,7 @@ class Tune(Job):
     when that is gone.
     """
 
+    slow = 40
     maps = "SQLite's -shm, an index of its log that it makes anew"
 
     def prepare(self, inputs: Path) -> None:

@@ -12,7 +12,10 @@ from safetensors.torch import load_file, save_file
 from strangers import refused
 
 from crosslevel.data import index_cache, pack_writer
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import InMemoryImages
 from crosslevel.data.loaders import pool
+from crosslevel.data.loaders.batches import pack as in_memory
 from crosslevel.data.open import open_images
 from crosslevel.data.pack import pack
 from crosslevel.data.sources import packed as packs
@@ -55,12 +58,26 @@ def packed(photos, folder):
     return run(pack, [str(photos), "-o", str(folder), "--size=12", "--workers=0"])
 
 
+READERS = {
+    "one by one": lambda images: [images[i][0].clone() for i in range(len(images))],
+    "in batches": lambda images: list(images.batch(torch.arange(len(images)))),
+    "as a whole": lambda images: list(in_memory(images, 12, bad=BadFiles()).data),
+}
+
+
 def read(folder):
-    """All pixels, as training and as evaluation read them."""
-    images = open_images(folder)
-    if hasattr(images, "batch"):
-        images.batch(torch.arange(len(images)))
-    return [images[i][0].clone() for i in range(len(images))]
+    """All pixels, in every way that there is: each of them finds what the others find."""
+    found, error = [], None
+    for how in READERS if isinstance(open_images(folder), InMemoryImages) else ["one by one"]:
+        try:
+            found.append(READERS[how](open_images(folder)))
+        except SourceError as said:
+            error = said
+    if error is not None:
+        assert not found
+        raise error
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+    return found[0]
 
 
 @pytest.mark.parametrize("name", ["00000.bin", "index.safetensors", "pack.json"])

@@ -23,7 +23,8 @@ def clusters(n, seed=0):
 def blocks(name):
     """Every kind of block, with ``name`` wherever a user can put one."""
     images, (features, labels) = random_images(40), clusters(40)
-    rows = report.neighbour_rows(images, features, [0, 1], k=4, labels=labels, classes=[name] * 4)
+    rows = report.neighbour_rows(images, features, [0, 1], k=4, labels=labels, classes=[name] * 4,
+                                 files=[(name, f"/photos/{name}/{i}.png") for i in range(40)])  # fmt: skip
     return [
         report.text(name, [name]),
         report.table(name, [name, "kNN"], [[name, 61.25], ["other", 70.04]], note=name),
@@ -31,7 +32,7 @@ def blocks(name):
         report.settings(name, f"name: {name}"),
         report.commands(name, [f"crosslevel train {name}"]),
         report.image_rows(name, [*rows, report.ImageRow(name, list(images[:2]), [name, name])], note=name),
-        report.map2d(name, features[:, :2], images, labels, [name] * 4, note=name),
+        report.map2d(name, features[:, :2], images, labels, [name] * 4, note=name, paths=[name] * 40),
         report.bars(name, [name, "b"], [3, 4.5], note=name),
         report.bars(name, [name] * 30, list(range(30)), note=name),
     ]

@@ -18,7 +18,7 @@ def opened(browser, path, width=1200):
 @pytest.mark.parametrize("name", ["name", HOSTILE, "a" * 300])
 @pytest.mark.parametrize("width", [390, 1200])
 def test_browser_draws_all_and_nothing_overflows(browser, tmp_path, name, width):
-    opened(browser, report.page(tmp_path / "r.html", name, blocks(name), subtitle=name), width)
+    opened(browser, report.page(tmp_path / "r.html", name, blocks(name), subtitle=name, verdict=name), width)
     assert browser.get_log("browser") == []
     script = "return [...document.images].map(i => i.complete ? i.naturalWidth : 0)"
     widths = browser.execute_script(script)
@@ -26,11 +26,20 @@ def test_browser_draws_all_and_nothing_overflows(browser, tmp_path, name, width)
     assert min(widths) > 0
     boxes = browser.execute_script(
         "return [...document.querySelectorAll('svg')]"
+        ".filter(s => s.checkVisibility())"
         ".map(s => [s.clientWidth, s.clientHeight, s.getBBox().width, s.getBBox().height])"
     )
     assert len(boxes) == 4
     assert min(side for box in boxes for side in box) > 50
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    charts = browser.execute_script(
+        "const page = document.querySelector('section').clientWidth;"
+        "return [...document.querySelectorAll('.chart svg')].filter(s => s.checkVisibility())"
+        ".map(s => [s.clientWidth / page, s.querySelector('text').getBoundingClientRect().height])"
+    )
+    assert all(share > 0.98 and letters >= 10 for share, letters in charts)  # whole width, and to be read
+    verdict, nav = (browser.find_element("css selector", f"header > {part}").rect["y"] for part in (".verdict", "nav"))
+    assert verdict < nav
 
 
 @pytest.mark.browser
@@ -52,7 +61,7 @@ def test_browser_opens_the_settings_and_hover_shows_the_nearest_picture(browser,
             move.perform()
             assert tip.is_displayed()
             assert int(tip.get_attribute("data-point")) == point
-            assert tip.text == "name"
+            assert tip.text == "name\nname"  # its path, and its class
             script = "return [...arguments[0].querySelectorAll('.window, img')].map(e => e.getBoundingClientRect())"
             window, atlas = browser.execute_script(script, tip)
             row, column = divmod(point, hover["columns"])

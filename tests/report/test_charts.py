@@ -41,3 +41,11 @@ def test_long_curves_are_means_of_neighbours():
     thin = charts._thin(list(zip(x, x**2, strict=True)))
     assert np.allclose(thin, np.stack([x, x**2], 1).reshape(600, 10, 2).mean(1))
     assert np.isnan(charts._thin([(i, math.nan) for i in range(2000)])[:, 1]).all()
+
+
+def test_an_axis_of_epochs_has_whole_ones_alone():
+    """Three epochs would have ticks at every half."""
+    svg = report.curves("c", {"a": [(1, 2.0), (2, 1.0), (3, 1.5)]}, "epoch", "loss").content["svg"]
+    ticks = re.findall(r">(\d+\.?\d*)</text>", svg.partition('id="matplotlib.axis_2"')[0].partition("epoch</text>")[0])
+    assert "1.5" not in ticks[:3]
+    assert ticks[:3] == ["1", "2", "3"]

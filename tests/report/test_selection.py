@@ -91,3 +91,15 @@ def test_groups_shown_are_the_largest_and_some_of_middle_size():
         assert f"{sizes[group]:,} image" in row.caption
         assert f"{similarity[members].mean():.2f}" in row.caption
     assert len(report.group_rows(images, assignment % 3)) == 3
+
+
+def test_rows_name_and_link_the_files():
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    features = torch.tensor([[1.0, 0], [1, 0.1], [0, 1], [0.1, 1]])
+    files = [(f"cats/{i}.jpg", f"/photos/cats/{i}.jpg" if i != 1 else None) for i in range(4)]
+    (row,) = report.neighbour_rows(images, features, [0], k=2, files=files)
+    assert row.caption == "cats/0.jpg"
+    pictures = report.image_rows("n", [row]).content["rows"][0]["pictures"]
+    assert [(p["name"], p["link"]) for p in pictures] == [
+        ("cats/0.jpg", "file:///photos/cats/0.jpg"), ("cats/1.jpg", ""), ("cats/3.jpg", "file:///photos/cats/3.jpg"),
+    ]  # fmt: skip

@@ -190,6 +190,7 @@ def pack(
 
     """
     if isinstance(images, InMemoryImages) and images.data.shape[-2:] == (size, size):
+        images.check()
         return images
     total = len(images)
     data = torch.empty((total, 3, size, size), dtype=torch.uint8)

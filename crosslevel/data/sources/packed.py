@@ -192,10 +192,17 @@ class SquarePack(InMemoryImages):
     def batch(self, index: Int64[Tensor, " B"]) -> UInt8[Tensor, "B 3 S S"]:
         """The images of ``index``, copied once."""
         side = self.data.shape[-1]
+        self._look(index)
+        return self.flat.index_select(0, index).view(-1, side, side, 3).permute(0, 3, 1, 2)
+
+    def check(self) -> None:
+        """Compare the checksums of all images that were not read yet."""
+        self._look(torch.arange(len(self.flat)))
+
+    def _look(self, index: Int64[Tensor, " B"]) -> None:
         if self._checks.checks is not None:
             for i in index[self._checks.unread[index]].tolist():
                 self._checks.look(i, self.flat[i], self.paths[i])
-        return self.flat.index_select(0, index).view(-1, side, side, 3).permute(0, 3, 1, 2)
 
     def content(self) -> Iterable[bytes | memoryview]:
         """What the pixels follow from: hashing them would read the whole pack."""

@@ -108,6 +108,7 @@ class Compiled:
             if self.module.step != done or not _of_compiler(error):
                 raise
             as_before(self.module)
+            self.module.method.discard()
             say(self.console, f"not compiled: {_reason(error)}")
             self.step(batch)
         self.tried = True
@@ -144,12 +145,27 @@ class Captured:
             if mine is not None and new is not None:
                 mine.copy_(new, non_blocking=True)
         self.module.begin_step(self.optimizer)
-        if self.taken < WARM:
+        if self.taken == 0 and WARM:
+            self._tried(self._aside)
+        elif self.taken < WARM:
             self._aside()
-        else:
-            self._replay()
+        elif self.graph is None:
+            self._tried(self._capture)
+        if self.graph is not None:
+            self.graph.replay()
         self.taken += 1
         self.module.step += 1
+
+    def _tried(self, what: Callable[[], None]) -> None:
+        """Do it, or else the step as it was before, and say why: both fail before anything has changed."""
+        try:
+            what()
+        except Exception as error:
+            self.failed = True
+            as_before(self.module)
+            self.module.method.discard()
+            say(self.console, f"no CUDA graph of the step: {_reason(error)}")
+            self._work()
 
     def _aside(self) -> None:
         """A step on another stream, as a capture needs it before."""
@@ -159,21 +175,12 @@ class Captured:
             self._work()
         here.wait_stream(stream)
 
-    def _replay(self) -> None:
-        if self.graph is None:
-            try:
-                graph = torch.cuda.CUDAGraph()
-                # A capture computes nothing: if it fails, nothing has happened yet.
-                with torch.cuda.graph(graph):
-                    self._work()
-            except Exception as error:
-                self.failed = True
-                as_before(self.module)
-                say(self.console, f"no CUDA graph of the step: {_reason(error)}")
-                self._work()
-                return
-            self.graph = graph
-        self.graph.replay()
+    def _capture(self) -> None:
+        """Record the step; this computes nothing."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._work()
+        self.graph = graph
 
     def _work(self) -> None:
         """All that a step computes."""
