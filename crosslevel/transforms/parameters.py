@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from crosslevel.transforms import philox
-from crosslevel.transforms.randaugment import draw_operations, operations_of
+from crosslevel.transforms.numbers import BOX, CHANCE, ERASE, FACTORS, ORDER, SIGMA, TRIES, InTurn, Numbers, Words
 from crosslevel.utils.errors import UserError
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -20,8 +18,6 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 ERASE_SCALE, ERASE_RATIO = (0.02, 0.33), (0.3, 3.3)
 """Area and aspect ratio of an erased box (Zhong et al. 2017, as in torchvision)."""
-
-_TRIES = 10  # torchvision's number of attempts to fit a box into the image
 
 
 @dataclass(frozen=True)
@@ -138,69 +134,6 @@ class Draw:
         return Draw(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
 
-class Numbers(Protocol):
-    """Where the random numbers of one view of B images come from."""
-
-    def uniform(self, place: int, columns: int) -> Float[Tensor, "B columns"]:
-        """Numbers in [0, 1), for what stands at ``place`` of `WORDS`."""
-
-    def box(self, place: int) -> Float64[Tensor, "B 2*tries+2"]:
-        """The random numbers of one box an image: areas, aspect ratios, and the place in the room that is left."""
-
-    def operations(self, layers: int, magnitude: float) -> tuple[Int64[Tensor, "B N"], Float[Tensor, "B N"]]:
-        """RandAugment's operations and levels, as `draw_operations` has them."""
-
-
-CHANCE, FACTORS, ORDER, SIGMA, BOX, ERASE, OPERATIONS = 0, 6, 10, 14, 16, 40, 64
-"""At which word of a view the random numbers of what begin."""
-
-
-class InTurn(NamedTuple):
-    """Numbers from a generator on the CPU, in the order in which they are asked for."""
-
-    images: int
-    generator: torch.Generator | None
-
-    def uniform(self, place: int, columns: int) -> Float[Tensor, "B columns"]:
-        """The next ones."""
-        return torch.rand(self.images, columns, generator=self.generator)
-
-    def box(self, place: int) -> Float64[Tensor, "B 2*tries+2"]:
-        """The next ones."""
-        return torch.rand(self.images, 2 * _TRIES + 2, generator=self.generator, dtype=torch.float64)
-
-    def operations(self, layers: int, magnitude: float) -> tuple[Int64[Tensor, "B N"], Float[Tensor, "B N"]]:
-        """The next ones."""
-        return draw_operations(self.images, layers, magnitude, self.generator)
-
-
-class Words(NamedTuple):
-    """Numbers made of an image's own words of 32 bits, on the words' device; see `transforms.philox`."""
-
-    words: Int64[Tensor, "B n"]
-
-    @staticmethod
-    def needed(augment: Augment) -> int:
-        """How many words an image."""
-        if augment.randaugment:
-            return OPERATIONS + 4 * augment.randaugment
-        return OPERATIONS if augment.erase > 0 else ERASE
-
-    def uniform(self, place: int, columns: int) -> Float[Tensor, "B columns"]:
-        """Those of the words at ``place``."""
-        return philox.unit(self.words[:, place : place + columns])
-
-    def box(self, place: int) -> Float64[Tensor, "B 2*tries+2"]:
-        """Those of the words at ``place``."""
-        return philox.fine_unit(self.words[:, place : place + 2 * _TRIES + 2])
-
-    def operations(self, layers: int, magnitude: float) -> tuple[Int64[Tensor, "B N"], Float[Tensor, "B N"]]:
-        """Those of the last words."""
-        words = self.words[:, OPERATIONS : OPERATIONS + 4 * layers].unflatten(1, (4, layers))
-        kind, skipped, negative, noise = words.unbind(1)
-        return operations_of(kind, skipped, negative, noise, magnitude)
-
-
 def draw(
     augment: Augment, count: int, height: int, width: int, size: int, generator: torch.Generator | Words | None
 ) -> Draw:
@@ -272,12 +205,12 @@ def _constant(box: tuple[int, int, int, int], like: Tensor) -> Float[Tensor, "B 
 
 def draw_box(augment: Augment, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int, int, int]:
     """One crop (top, left, height, width), the same as ``draw_boxes`` draws for one image, in a tenth of its time."""
-    chance: list[float] = torch.rand(2 * _TRIES + 2, generator=generator, dtype=torch.float64).tolist()
+    chance: list[float] = torch.rand(2 * TRIES + 2, generator=generator, dtype=torch.float64).tolist()
     if not augment.crop:
         side = min(height, width)
         return (height - side) // 2, (width - side) // 2, side, side
     (smallest, largest), (low, high) = augment.scale, map(math.log, augment.ratio)
-    for share, turn in zip(chance[:_TRIES], chance[_TRIES : 2 * _TRIES], strict=True):
+    for share, turn in zip(chance[:TRIES], chance[TRIES : 2 * TRIES], strict=True):
         area = height * width * (share * (largest - smallest) + smallest)
         aspect = math.exp(turn * (high - low) + low)
         rows, columns = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
@@ -328,11 +261,11 @@ def _first_that_fits(
 
     def tried(some: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
         area = pixels * (some[:, start:stop] * (scale[1] - scale[0]) + scale[0])
-        aspect = torch.exp(some[:, _TRIES + start : _TRIES + stop] * (high - low) + low)
+        aspect = torch.exp(some[:, TRIES + start : TRIES + stop] * (high - low) + low)
         return (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
 
     def first(some: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        rows, columns = tried(some, start, _TRIES)
+        rows, columns = tried(some, start, TRIES)
         fitting = fits(rows, columns)
         place = fitting.int().argmax(dim=1, keepdim=True)
         return rows.gather(1, place)[:, 0], columns.gather(1, place)[:, 0], fitting.any(dim=1)

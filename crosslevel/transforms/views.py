@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from crosslevel.transforms import functional as op
 from crosslevel.transforms import grouped as parts
 from crosslevel.transforms import masked, parameters, randaugment
-from crosslevel.transforms.parameters import Augment, Draw, Words, draw, draw_box
+from crosslevel.transforms.numbers import Words
+from crosslevel.transforms.parameters import Augment, Draw, draw, draw_box
 from crosslevel.transforms.philox import Counted
 from crosslevel.transforms.presets import PLAIN, PRESETS
 from crosslevel.utils.errors import UserError

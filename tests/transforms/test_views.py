@@ -8,7 +8,8 @@ import torch
 import torchvision.transforms.v2.functional as reference
 
 from crosslevel.transforms import parameters
-from crosslevel.transforms.parameters import Augment, Words, draw, draw_boxes
+from crosslevel.transforms.numbers import Words
+from crosslevel.transforms.parameters import Augment, draw, draw_boxes
 from crosslevel.transforms.philox import Counted
 from crosslevel.transforms.presets import PRESETS
 from crosslevel.transforms.views import Views

@@ -1,0 +1,80 @@
+"""Where the random numbers of a view come from: a generator, or words of each image's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from crosslevel.transforms import philox
+from crosslevel.transforms.randaugment import draw_operations, operations_of
+
+if TYPE_CHECKING:
+    from crosslevel.transforms.parameters import Augment
+
+TRIES = 10  # torchvision's number of attempts to fit a box into the image
+
+
+class Numbers(Protocol):
+    """Where the random numbers of one view of B images come from."""
+
+    def uniform(self, place: int, columns: int) -> Float[Tensor, "B columns"]:
+        """Numbers in [0, 1), for what stands at ``place`` of `WORDS`."""
+
+    def box(self, place: int) -> Float64[Tensor, "B 2*tries+2"]:
+        """The random numbers of one box an image: areas, aspect ratios, and the place in the room that is left."""
+
+    def operations(self, layers: int, magnitude: float) -> tuple[Int64[Tensor, "B N"], Float[Tensor, "B N"]]:
+        """RandAugment's operations and levels, as `draw_operations` has them."""
+
+
+CHANCE, FACTORS, ORDER, SIGMA, BOX, ERASE, OPERATIONS = 0, 6, 10, 14, 16, 40, 64
+"""At which word of a view the random numbers of what begin."""
+
+
+class InTurn(NamedTuple):
+    """Numbers from a generator on the CPU, in the order in which they are asked for."""
+
+    images: int
+    generator: torch.Generator | None
+
+    def uniform(self, place: int, columns: int) -> Float[Tensor, "B columns"]:
+        """The next ones."""
+        return torch.rand(self.images, columns, generator=self.generator)
+
+    def box(self, place: int) -> Float64[Tensor, "B 2*tries+2"]:
+        """The next ones."""
+        return torch.rand(self.images, 2 * TRIES + 2, generator=self.generator, dtype=torch.float64)
+
+    def operations(self, layers: int, magnitude: float) -> tuple[Int64[Tensor, "B N"], Float[Tensor, "B N"]]:
+        """The next ones."""
+        return draw_operations(self.images, layers, magnitude, self.generator)
+
+
+class Words(NamedTuple):
+    """Numbers made of an image's own words of 32 bits, on the words' device; see `transforms.philox`."""
+
+    words: Int64[Tensor, "B n"]
+
+    @staticmethod
+    def needed(augment: Augment) -> int:
+        """How many words an image."""
+        if augment.randaugment:
+            return OPERATIONS + 4 * augment.randaugment
+        return OPERATIONS if augment.erase > 0 else ERASE
+
+    def uniform(self, place: int, columns: int) -> Float[Tensor, "B columns"]:
+        """Those of the words at ``place``."""
+        return philox.unit(self.words[:, place : place + columns])
+
+    def box(self, place: int) -> Float64[Tensor, "B 2*tries+2"]:
+        """Those of the words at ``place``."""
+        return philox.fine_unit(self.words[:, place : place + 2 * TRIES + 2])
+
+    def operations(self, layers: int, magnitude: float) -> tuple[Int64[Tensor, "B N"], Float[Tensor, "B N"]]:
+        """Those of the last words."""
+        words = self.words[:, OPERATIONS : OPERATIONS + 4 * layers].unflatten(1, (4, layers))
+        kind, skipped, negative, noise = words.unbind(1)
+        return operations_of(kind, skipped, negative, noise, magnitude)
