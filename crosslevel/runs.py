@@ -132,7 +132,7 @@ class Run:
         state, _ = load_safetensors(self.cld)
         try:
             built = self.settings()["cld"]
-            if built.get("on") == "instance":
+            if isinstance(built, dict) and built.get("on") == "instance":
                 instance = self._instance_head()
                 cld = CrossLevel(len(next(instance[-1].parameters())), **built)
                 cld.branch = stacked(instance, cld.branch)

@@ -86,7 +86,7 @@ def test_a_resumed_epoch_equals_the_rest_in_any_order(order, workers):
     assert len(whole) == 4
     assert len(rest) == 2
     for one, other in zip(whole[2:], rest, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
 
 
 @given(cuts(), st.integers(0, 2**40))
