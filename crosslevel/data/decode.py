@@ -151,15 +151,14 @@ def _decode_jpeg(data: bytearray, max_pixels: int, keep: bool, complaints: Compl
         complaints.add("truncated: the end-of-image marker is missing")
         data = data + b"\xff\xd9"
     need, size = needed_for_jpeg(header, len(data)), (header.width, header.height)
-    if need > most() or halvings(size[0] * size[1]) > 1:
-        return _decode_smaller(data, header, complaints)
-    if header.plain and header.components in (1, 3):
+    smaller = need > most() or halvings(size[0] * size[1]) > 1
+    if header.plain and header.components in (1, 3) and not smaller:
         with room(need):
             return decoded_jpeg(data, header.exif)
-    if header.huffman and header.components == 4:
+    if header.huffman and header.components in (1, 3, 4) and need <= most():
         with room(need):
             decoded_jpeg(data)  # for what libjpeg says of damage: Pillow does not pass it on
-    return _decode_pillow(data, max_pixels, complaints)
+    return _decode_smaller(data, header, complaints) if smaller else _decode_pillow(data, max_pixels, complaints)
 
 
 def _decode_smaller(data: bytearray, header: JpegHeader, complaints: Complaints) -> Tensor:

@@ -153,10 +153,13 @@ class Pieces:
 
         """
         told = json.loads((pq.read_schema(file).metadata or {}).get(_ABOUT, b"{}"))
-        if told.get("fingerprint") != self.fingerprint:
+        if not isinstance(told, dict) or told.get("fingerprint") != self.fingerprint:
             return None
         pq.read_table(file, page_checksum_verification=True)
-        return Piece(file, told["first"], told["stop"], told["bad"])
+        try:
+            return Piece(file, int(told["first"]), int(told["stop"]), dict(told["bad"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{file} does not say which images it holds: {error}") from error
 
     def _count(self, piece: Piece) -> None:
         self.pieces = sorted([*self.pieces, piece], key=lambda piece: piece.first)
@@ -176,7 +179,7 @@ class Pieces:
 def _join_parquet(pieces: list[Path], file: BinaryIO) -> int:
     count = 0
     schema = pq.read_schema(pieces[0]).remove_metadata()
-    with pq.ParquetWriter(file, schema, use_dictionary=_REPEATED) as writer:
+    with pq.ParquetWriter(file, schema, use_dictionary=_REPEATED, write_page_checksum=True) as writer:
         for piece in pieces:
             table = pq.read_table(piece).replace_schema_metadata(None)
             writer.write_table(table)

@@ -44,7 +44,7 @@ _PASSWORD = re.compile(
     # scheme, slashes (any number: it may be mistyped) and name
     rf"((?:\b(?:{_SCHEMES})(?:\+\w+)?:/{{0,2}}|//)[^\s/:@]*):"
     # not a port; up to the last @ that begins no part of a source
-    r"(?!\d+/)\S*@(?!\w+=)"
+    r"(?!\d+/(?!\S*@))\S*@(?!\w+=)"
 )
 
 

@@ -12,7 +12,7 @@ from picture_samples import RGB, encoded
 from PIL import Image
 
 from crosslevel.data.decode import decode
-from crosslevel.data.decoding import complaints
+from crosslevel.data.decoding import complaints, memory
 from crosslevel.data.decoding.reading import Reading
 from crosslevel.data.loaders.batches import EvalBatches
 from crosslevel.data.open import open_images
@@ -30,6 +30,16 @@ def huffman(mode):
     middle = (data.rfind(b"\xff\xda") + len(data)) // 2
     data[middle : middle + 40] = b"\xff\x00\x55\xaa" * 10
     return data
+
+
+def described_first():
+    """XMP stands before EXIF, as some editors leave it: Pillow decodes it, and does not tell what libjpeg says."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = huffman("RGB")
+    parts = [b"http://ns.adobe.com/xap/1.0/\0<x/>", b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")]
+    segments = b"".join(b"\xff\xe1" + (len(part) + 2).to_bytes(2, "big") + part for part in parts)
+    return data[:2] + segments + data[2:]
 
 
 def fax():
@@ -53,6 +63,7 @@ DAMAGED = {
     "jpeg": (lambda: huffman("RGB"), "damaged: .*Corrupt JPEG data"),
     "gray jpeg": (lambda: huffman("L"), "damaged: .*Corrupt JPEG data"),
     "cmyk jpeg": (lambda: huffman("CMYK"), "damaged: .*Corrupt JPEG data"),
+    "jpeg with XMP before EXIF": (described_first, "damaged: .*Corrupt JPEG data"),
     "tiff": (fax, "damaged: Fax4Decode: Bad code word"),
     "png": (checksum, "wrong checksum"),
     "cut jpeg": (cut, "truncated: the end-of-image marker is missing"),
@@ -183,3 +194,11 @@ def test_noise_in_scans_is_told(capfd):
             silent += 1
     assert silent < 60
     assert capfd.readouterr().err == ""
+
+
+def test_damage_is_heard_where_an_image_is_read_at_a_reduced_size(monkeypatch):
+    monkeypatch.setattr(memory, "LARGEST", RGB.shape[0] * RGB.shape[1] // 2)
+    whole = bytearray(encoded(Image.fromarray(RGB), "JPEG", quality=95))
+    assert decode(whole, "x").shape[1] < RGB.shape[0]
+    with pytest.raises(BadImage, match="Corrupt JPEG data"):
+        decode(huffman("RGB"), "x")

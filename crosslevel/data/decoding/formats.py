@@ -26,8 +26,8 @@ OTHERS = frozenset(
         "cfg", "log", "py", "ipynb", "sh", "js", "css", "sql", "tex", "srt", "vtt", "cls", "cls2", "lst", "svg",
         # data, archives, programs
         "db", "sqlite", "sqlite3", "npy", "npz", "pt", "pth", "ckpt", "pkl", "pickle", "safetensors", "h5", "hdf5",
-        "mat", "arrow", "parquet", "feather", "bin", "dat", "idx", "tar", "tgz", "gz", "bz2", "xz", "zst", "zip", "7z",
-        "rar", "exe", "dll", "so", "pdf", "doc", "docx", "xls", "xlsx", "ppt", "pptx", "lnk", "url", "xmp", "aae",
+        "mat", "arrow", "parquet", "feather", "idx", "tar", "tgz", "gz", "bz2", "xz", "zst", "zip", "7z",
+        "rar", "exe", "dll", "so", "pdf", "doc", "docx", "xls", "xlsx", "ppt", "pptx", "lnk", "xmp", "aae",
         # sound and films
         "mp3", "wav", "flac", "ogg", "m4a", "3gp", "avi", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts",
         "ogv", "webm", "wmv",

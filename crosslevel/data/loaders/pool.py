@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
+import sys
 import threading
 import warnings
 from collections import deque
@@ -28,6 +30,12 @@ MOST_CRASHES = 20
 
 # What a fault in a decoder ends a process with. SIGKILL is not among them: somebody, or the system, had a reason.
 _FAULTS = frozenset((signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGSYS))
+
+
+def _start() -> str | None:
+    """How processes start: forked where nobody chose otherwise, as they share a limit of memory and a board then."""
+    forks = sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) is None
+    return "fork" if forks else None
 
 
 class Pool(Generic[Result]):
@@ -74,6 +82,7 @@ class Pool(Generic[Result]):
                 num_workers=self.workers,
                 collate_fn=_unchanged,
                 worker_init_fn=_Begin(self._board),
+                multiprocessing_context=_start(),
                 persistent_workers=self.persistent,
                 pin_memory=torch.cuda.is_available(),
             )
