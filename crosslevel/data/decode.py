@@ -54,7 +54,7 @@ def read_image(
             data = bytearray(stream.read())  # torch takes no read-only buffers
     except OSError as error:
         raise BadImage(path, f"cannot be opened: {error.strerror or error}") from error
-    return decode(data, path, max_pixels, reading, page)
+    return decode(data, path, max_pixels, reading, page, file)
 
 
 def _unblocked(file: str, flags: int) -> int:
@@ -63,13 +63,20 @@ def _unblocked(file: str, flags: int) -> int:
 
 
 def decode(
-    data: bytearray, path: str, max_pixels: int = PIXEL_LIMIT, reading: Reading = USUAL, page: int = 0
+    data: bytearray,
+    path: str,
+    max_pixels: int = PIXEL_LIMIT,
+    reading: Reading = USUAL,
+    page: int = 0,
+    place: str | None = None,
 ) -> UInt8[Tensor, "3 H W"]:
     """Decode an encoded image to RGB, upright (EXIF), transparency on white, 16 bits scaled to 8.
 
     All of `formats.PILLOW`, and HEIC and JPEG XL with their packages, told by content and not by name; of several
     frames or pages the one that ``page`` counts from 0. In memory the three values of a pixel lie together, as decoders
     write them and crops are fastest, unless EXIF turns it.
+
+    An image that has crashed a process is not decoded again: the one at ``place`` (a file), or else of this ``path``.
 
     What decoders say of damage is never printed: the image is bad, or with ``reading.damaged`` "keep" it is kept as far
     as it goes, with a warning that names it.
@@ -80,9 +87,10 @@ def decode(
     """
     if not data:
         raise BadImage(path, "empty file")
-    if path in trace.refused:
-        raise BadImage(path, trace.refused[path])
-    trace.begin(path)
+    place = path if place is None else place
+    if place in trace.refused:
+        raise BadImage(path, trace.refused[place])
+    trace.begin(place)
     try:
         return _decoded_or_kept(data, path, max_pixels, reading, page)
     finally:
@@ -171,7 +179,7 @@ def _decode_smaller(data: bytearray, header: JpegHeader, complaints: Complaints)
             break
     check(need, size, "JPEG")
     with room(need), noted_warnings(complaints), Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
-        opened.draft(None, (-(-size[0] // scale), -(-size[1] // scale)))
+        opened.draft(None, (size[0] // scale, size[1] // scale))  # rounded up, it would take the next larger one
         return upright(opened)
 
 
@@ -234,6 +242,8 @@ def count_pages(file: str) -> int:
             head = stream.read(HEAD)
             if format_of(head) in (None, "JPEG"):  # of a JPEG, more pages are previews
                 return 1
+            if format_of(head) == "WEBP":
+                _check_memory("WEBP", size_of_webp(head), 0, False)
             stream.seek(0)
             with Image.open(stream, formats=readable(head)) as opened:
                 return min(MOST_PAGES, max(1, getattr(opened, "n_frames", 1)))

@@ -83,7 +83,7 @@ def train(
     share_hidden: bool = False,
     sync_batchnorm: bool = False,
     precision: Precision = "auto",
-    compile: Compile = "auto",
+    compile: Compile = "off",
     workers: int | None = None,
     memory: float = 4.0,
     order: Order = "shuffled",
@@ -136,8 +136,9 @@ def train(
             recipes.
         sync_batchnorm: normalize over the batches of all devices.
         precision: auto takes bfloat16 where the hardware computes it.
-        compile: auto makes the step one CUDA graph, with a compiled encoder, on one CUDA device in a run that is long
-            enough to pay for it; on compiles in any case (on a CPU the encoder), off never does.
+        compile: off, until a GPU has shown that nothing changes; auto makes the step one CUDA graph, with a compiled
+            encoder, on one CUDA device in a run that is long enough to pay for it; on compiles in any case (on a CPU
+            the encoder).
         workers: processes that decode images larger than a view; one a core, at most 8, unless given.
         memory: gigabytes that decoded images may take; more are decoded anew in each epoch.
         order: shuffled, or natural: batches are runs of consecutive images, as a camera delivers them.

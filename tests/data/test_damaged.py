@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import threading
+import time
 import warnings
 
 import numpy as np
@@ -11,8 +12,8 @@ import torch
 from picture_samples import RGB, encoded
 from PIL import Image
 
-from crosslevel.data.decode import decode
-from crosslevel.data.decoding import complaints, memory
+from crosslevel.data.decode import decode, read_image
+from crosslevel.data.decoding import complaints, memory, trace
 from crosslevel.data.decoding.reading import Reading
 from crosslevel.data.loaders.batches import EvalBatches
 from crosslevel.data.open import open_images
@@ -202,3 +203,43 @@ def test_damage_is_heard_where_an_image_is_read_at_a_reduced_size(monkeypatch):
     assert decode(whole, "x").shape[1] < RGB.shape[0]
     with pytest.raises(BadImage, match="Corrupt JPEG data"):
         decode(huffman("RGB"), "x")
+
+
+@pytest.mark.parametrize("odd", [0, 1])
+def test_an_odd_side_is_read_at_the_same_reduced_size(monkeypatch, odd):
+    monkeypatch.setattr(memory, "LARGEST", 200 * 200 // 3)
+    side = 200 + odd
+    image = bytearray(encoded(Image.new("RGB", (side, side), "red"), "JPEG"))
+    assert decode(image, "x").shape == (3, 100 + odd, 100 + odd)
+
+
+def test_decoding_leaves_the_warnings_of_other_threads_alone():
+    """`warnings.catch_warnings` would take them, and could leave its filters behind for good."""
+    filters, data = list(warnings.filters), bytearray(encoded(Image.fromarray(RGB), "PNG"))
+    stop = threading.Event()
+
+    def decoding():
+        while not stop.is_set():
+            decode(data, "x")
+
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        thread = threading.Thread(target=decoding)
+        thread.start()
+        for i in range(300):
+            warnings.warn(f"number {i}", stacklevel=1)
+            time.sleep(0)
+        stop.set()
+        thread.join()
+    assert [str(w.message) for w in heard if "number" in str(w.message)] == [f"number {i}" for i in range(300)]
+    assert list(warnings.filters) == filters
+
+
+def test_what_has_crashed_in_one_folder_is_read_in_another(tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(encoded(Image.fromarray(RGB), "PNG"))
+    monkeypatch.setitem(trace.refused, str(tmp_path / "a" / "1.png"), "it crashed")
+    with pytest.raises(BadImage, match=r"^1\.png: it crashed"):
+        read_image(str(tmp_path / "a" / "1.png"), "1.png")
+    assert read_image(str(tmp_path / "b" / "1.png"), "1.png").shape[0] == 3

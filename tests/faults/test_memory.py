@@ -139,8 +139,7 @@ def test_no_image_takes_more_than_decoding_may_and_what_is_refused_is_named():
         assert "GB to decode, more than 0.8 GB: make it smaller, or set CROSSLEVEL_DECODE_MB=" in lines[kind], lines[
             kind
         ]
-    shape = lines["jpeg"]
-    assert shape == f"(3, {SIDE // 2}, {SIDE // 2})" or "decoded" in shape or "truncated" in shape, shape
+    assert lines["jpeg"] == "damaged: Corrupt JPEG data: premature end of data segment"
 
 
 KINDS = {

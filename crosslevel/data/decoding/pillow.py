@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 from torch import Tensor
 
 from crosslevel.data.bad_files import _Defect
@@ -23,14 +25,46 @@ _ORIENTATION = 0x0112  # the tag of EXIF
 @contextmanager
 def noted_warnings(complaints: Complaints) -> Iterator[None]:
     """What Pillow warns of: that data are cut off is damage; the rest is about metadata, and large pictures."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            yield
-        finally:
-            for warning in caught:
-                if "truncated" in str(warning.message).lower():
-                    complaints.add(str(warning.message))
+    messages: list[str] = []
+    _heard.messages = messages
+    try:
+        yield
+    finally:
+        _heard.messages = None
+        for message in messages:
+            if "truncated" in message.lower():
+                complaints.add(message)
+
+
+class _Heard(threading.local):
+    """What Pillow has warned of in this thread; None while nobody listens."""
+
+    messages: list[str] | None = None
+
+
+_heard = _Heard()
+
+
+class _Warnings:
+    """Pillow's ``warnings``: the module itself, but for a thread that decodes.
+
+    `warnings.catch_warnings` is no way: it is of the whole process, and images are decoded beside other work.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(warnings, name)
+
+    @staticmethod
+    def warn(message: Warning | str, category: type[Warning] | None = None, stacklevel: int = 1, **how: Any) -> None:
+        """As `warnings.warn`, or kept for the thread's `noted_warnings`."""
+        if _heard.messages is None:
+            warnings.warn(message, category, stacklevel + 1, **how)
+        else:
+            _heard.messages.append(str(message))
+
+
+for _module in (Image, TiffImagePlugin, PngImagePlugin, JpegImagePlugin):
+    _module.warnings = _Warnings()  # type: ignore[attr-defined]
 
 
 def upright(image: Image.Image) -> UInt8[Tensor, "3 H W"]:

@@ -42,6 +42,7 @@ _mine: memoryview | None = None
 def enter(board: Board, number: int) -> None:
     """Write to the board from now on, as process ``number``."""
     global _mine  # noqa: PLW0603 - one a process
+    board.clear(number)  # one that was here before may have ended in the middle
     _mine = board.row(number)
 
 

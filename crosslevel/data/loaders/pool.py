@@ -92,7 +92,8 @@ class Pool(Generic[Result]):
         with without_main():  # whatever the main module is
             iterator = iter(self._loader)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+            torchs = getattr(before, "__module__", "").startswith("torch.utils.data")  # of another loader
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None or torchs else before)
         self._processes = getattr(iterator, "_workers", [])
         return iterator
 

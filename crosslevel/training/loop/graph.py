@@ -171,9 +171,11 @@ class Captured:
         """A step on another stream, as a capture needs it before."""
         stream, here = torch.cuda.Stream(), torch.cuda.current_stream()
         stream.wait_stream(here)
-        with torch.cuda.stream(stream):
-            self._work()
-        here.wait_stream(stream)
+        try:
+            with torch.cuda.stream(stream):
+                self._work()
+        finally:
+            here.wait_stream(stream)
 
     def _capture(self) -> None:
         """Record the step; this computes nothing."""
