@@ -163,10 +163,13 @@ def _decode_jpeg(data: bytearray, max_pixels: int, keep: bool, complaints: Compl
     if header.plain and header.components in (1, 3) and not smaller:
         with room(need):
             return decoded_jpeg(data, header.exif)
-    if header.huffman and header.components in (1, 3, 4) and need <= most():
+    heard_first = header.huffman and header.components in (1, 3, 4) and need <= most()
+    if heard_first:
         with room(need):
             decoded_jpeg(data)  # for what libjpeg says of damage: Pillow does not pass it on
-    return _decode_smaller(data, header, complaints) if smaller else _decode_pillow(data, max_pixels, complaints)
+    if smaller:
+        return _decode_smaller(data, header, complaints)
+    return _decode_pillow(data, max_pixels, complaints, held=need if heard_first else 0)
 
 
 def _decode_smaller(data: bytearray, header: JpegHeader, complaints: Complaints) -> Tensor:
@@ -207,7 +210,8 @@ def _damage_of_png(data: bytearray, max_pixels: int) -> str:
     return "truncated: the end chunk is missing"
 
 
-def _decode_pillow(data: bytearray, max_pixels: int, complaints: Complaints, page: int = 0) -> Tensor:
+def _decode_pillow(data: bytearray, max_pixels: int, complaints: Complaints, page: int = 0, held: int = 0) -> Tensor:
+    """``held``: bytes that were taken for the image before, and that the C library may not have given back."""
     if format_of(data[:HEAD]) == "WEBP":
         _check_memory("WEBP", size_of_webp(data), len(data), False)
     with noted_warnings(complaints), Image.open(io.BytesIO(data), formats=readable(data)) as opened:
@@ -218,7 +222,7 @@ def _decode_pillow(data: bytearray, max_pixels: int, complaints: Complaints, pag
         tiles = getattr(opened, "tag_v2", {})
         width, height = (max(side, int(tiles.get(tag, 0))) for side, tag in zip(opened.size, _TILES, strict=True))
         need = _check_memory(opened.format or "image", (width, height), len(data), is_turned(opened))
-        with room(need):
+        with room(min(need + held, most())):
             opened.load()
             return upright(opened)
 

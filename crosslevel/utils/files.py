@@ -70,7 +70,8 @@ def write_tensors(
     begin = 8 + int.from_bytes(whole[:8], "little")
     header = json.loads(bytes(whole[8:begin]))
     header["__metadata__"] = dict(sorted((metadata or {}).items()))
-    header["__metadata__"][CHECKSUM] = checksum(header, whole[begin:])
+    told = {**header["__metadata__"], CHECKSUM: checksum(header, whole[begin:])}
+    header["__metadata__"] = dict(sorted(told.items()))
     text = _packed(header)
     text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8
     with replacing(target) as file:

@@ -66,11 +66,12 @@ def pretrained(folder, images, method, encoder, lr, cld=None):
 
 
 @pytest.mark.parametrize(
-    ("method", "lr", "kind"),
-    [(Alignment, 0.5, "the instance branch collapses"), (SimCLR, 50.0, "the features collapse")],
+    ("method", "lr", "seed", "kind"),
+    # Of SimCLR either may come first; at this seed it is the features for every rate from 50 to 400.
+    [(Alignment, 0.5, 0, "the instance branch collapses"), (SimCLR, 400.0, 3, "the features collapse")],
 )
-def test_a_collapse_is_named_once_while_it_happens(tmp_path, images, method, lr, kind):
-    torch.manual_seed(0)
+def test_a_collapse_is_named_once_while_it_happens(tmp_path, images, method, lr, seed, kind):
+    torch.manual_seed(seed)
     encoder = small()
     log = pretrained(tmp_path, images, method(encoder, head="mlp"), encoder, lr=lr)
     lines = [line for line in (tmp_path / "warnings.txt").read_text().splitlines() if kind in line]

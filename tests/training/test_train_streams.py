@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import tarfile
 import uuid
 
@@ -101,7 +102,7 @@ def test_the_config_alone_repeats_the_run(tmp_path, monkeypatch):
     train("--config", folder / "config.yaml", f"--run={tmp_path}/b", "--report_html=false")
     assert losses(folder) == losses(tmp_path / "b")
     assert same_weights(folder, tmp_path / "b")
-    page = (folder / "report.html").read_text()
+    page = re.sub(r"base64,[\w+/=]*", "", (folder / "report.html").read_text())  # letters of pictures say nothing
     assert "3 shards of stream:data/*.tar" in page
     assert "Nearest neighbours" in page
     assert "kNN" not in page
