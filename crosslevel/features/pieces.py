@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
 from crosslevel.features.extract import Features
-from crosslevel.utils.errors import SourceError
+from crosslevel.utils.errors import SourceError, UserError
 from crosslevel.utils.files import replacing, sweep, sync_folder, write
 
 SUFFIXES = (".parquet", ".npy")
@@ -159,7 +159,7 @@ class Pieces:
         try:
             return Piece(file, int(told["first"]), int(told["stop"]), dict(told["bad"]))
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{file} does not say which images it holds: {error}") from error
+            raise UserError(f"{file} does not say which images it holds: {error}") from error
 
     def _count(self, piece: Piece) -> None:
         self.pieces = sorted([*self.pieces, piece], key=lambda piece: piece.first)
