@@ -529,7 +529,7 @@ def test_the_end_of_a_run_tells_what_it_was_worth(tmp_path, capsys):
     assert "untrained" in line
 
 
-@pytest.mark.parametrize("how", [["--order=natural"], ["--workers=2"]])
+@pytest.mark.parametrize("how", [["--order=natural"], ["--workers=0"]])
 def test_positives_from_tracks(tmp_path, how):
     """Kept with the settings, other losses than without, and refused where there are no tracks."""
     size = (16, 16) if "--order=natural" in how else (24, 40)  # in memory, or decoded as they are needed
