@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -212,6 +213,8 @@ def _write(file: Path, figures: dict[str, Any], blocks: list[report.Block], cons
         file.with_suffix(".html"), f"What is in {figures['images']}", blocks, subtitle, headline(figures)
     )
     console.print(f"written: {', '.join([*names, str(page)])}", highlight=False, markup=False)
+    following = f"crosslevel train {shlex.quote(figures['images'])}"
+    console.print(f"look at {page}; next: {following}", highlight=False, markup=False)
 
 
 def _bar(console: Console) -> Progress:
