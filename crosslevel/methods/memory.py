@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -122,6 +123,12 @@ class MomentumCopy(nn.Module):
             torch._foreach_add_(mine, way)
         else:
             torch._foreach_lerp_(mine, theirs, 1 - self.momentum)
+
+
+def rising(start: float, progress: float | Tensor) -> float | Tensor:
+    """A momentum that rises to 1: 1 - (1 - start) (cos(pi progress) + 1) / 2 (Grill et al. 2020, app. A)."""
+    done = torch.cos(math.pi * progress) if isinstance(progress, Tensor) else math.cos(math.pi * progress)
+    return 1 - (1 - start) * (done + 1) / 2
 
 
 class ShardedBank(nn.Module):

@@ -98,7 +98,7 @@ def tree(
     """All settings of a run as the command line has them, with what was chosen: enough to repeat it."""
     return {
         "images": data.images.absolute().text,
-        **{name: parts.settings[name] for name in ("encoder", "cld", "views", "method")},
+        **{name: parts.settings[name] for name in ("encoder", "cld", "gh", "views", "method")},
         "epochs": steps.epochs,
         "minutes": None,
         "epoch_size": data.epoch_size,

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
+from crosslevel.cld.harmonization import Harmonization
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
@@ -99,6 +100,7 @@ def train(
     report_html: bool = True,
     resume: str | None = None,
     quiet: bool = False,
+    gh: Callable[[int], Harmonization] | None = Harmonization,
     *,
     watch: Watch | None = None,
 ) -> Path:
@@ -116,8 +118,8 @@ def train(
         encoder: the network.
         cld: the group branch (CLD); --cld.weight 0 turns it off.
         views: how random views are drawn.
-        method: the instance branch: SimCLR (the default), MoCo, InfoMin, BYOL or NPID; --method.help MoCo lists its
-            settings.
+        method: the instance branch: SimCLR (the default), MoCo, InfoMin, BYOL, NPID, SimSiam, VICReg, SwAV or DINO;
+            --method.help MoCo lists its settings.
         run: the run's folder; runs/ and a name made of source and method unless given.
         epochs: passes over the images, or a part of one; chosen by their number unless given (as is all that has no
             default here: the first lines say what was chosen and why, and so does config.yaml).
@@ -159,9 +161,11 @@ def train(
         report_html: write report.html at the end.
         resume: folder of a run to continue, with its own settings.
         quiet: print nothing.
+        gh: geometric harmonization of the instance features, for a long tail (Zhou et al. 2023), beside CLD or alone;
+            off unless --gh.weight is given, 1 in the paper.
         watch: what is trained on, and what is measured in place of kNN accuracies; no option.
 
-    From Python, ``encoder``, ``cld`` and ``views`` are what makes these parts, such as
+    From Python, ``encoder``, ``cld``, ``gh`` and ``views`` are what makes these parts, such as
     ``functools.partial(Encoder, "resnet50")``, so that ``seed`` decides their first weights; a part itself is taken as
     it is, and copied.
 
@@ -187,7 +191,7 @@ def train(
     _announce(console, runtime, made)
     feed = _feed(data, made, watch, seed, console)
     data = replace(data, hold_out=0 if feed.held is None else len(feed.held))
-    parts = assemble(made, method, feed.known, share_hidden)
+    parts = assemble(made, method, feed.known, share_hidden, gh)
     plan = settle(parts, wanted, feed, lambda size: _batches(feed, parts, data, size, runtime), runtime)
     logging = Logging(
         log_every, monitor or usual_monitor(feed.source), figures_every(plan.optimization.epochs, monitor_every),
@@ -268,7 +272,8 @@ def _keep(folder: Run, feed: Feed, data: Data, settings: dict[str, Any], plan: P
 
 
 def _overview(feed: Feed, parts: Parts, plan: Plan, folder: Run) -> str:
-    views = f"{parts.views.count} views of {parts.views.size} pixels"
+    views = f"{parts.views.count - parts.views.small} views of {parts.views.size} pixels"
+    views += f" and {parts.views.small} of {parts.views.small_side}" if parts.views.small else ""
     return f"{counted(feed.source)}, {len(plan.batches):,} steps an epoch, {views}; {parts.described}; run: {folder}"
 
 
@@ -293,6 +298,7 @@ def _module(parts: Parts, plan: Plan, runtime: Runtime) -> Pretrain:
     return Pretrain(
         parts.encoder, parts.method, parts.cld, parts.views, steps=plan.steps, warmup_steps=plan.warmup_steps,
         optimizer=chosen.optimizer, lr=chosen.lr, weight_decay=chosen.weight_decay, seed=runtime.seed,
+        epoch_steps=len(plan.batches), gh=parts.gh,
     )  # fmt: skip
 
 

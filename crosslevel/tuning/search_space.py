@@ -26,7 +26,8 @@ MACHINE = (
 """Settings that may differ between the workers of one study."""
 
 FIXED = (
-    *MACHINE, "seed", "run", "resume", "config", "recipe", "epochs", "method", "encoder", "cld", "views", "devices",
+    *MACHINE, "seed", "run", "resume", "config", "recipe", "epochs", "method", "encoder", "cld", "gh", "views",
+    "devices",
 )  # fmt: skip
 """Settings that are no parameters: what is trained on, where and how long, and whole parts."""
 
