@@ -14,7 +14,6 @@ follow a power law, k^-prior. Small crops predict the assignments of both large 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +35,6 @@ class SwAV(Method):
     """Views predict each other's assignment to prototypes, whose shares are given."""
 
     online = 2
-    sgd_rate: ClassVar[float] = 0.6
 
     shares: Tensor
     filled: Tensor

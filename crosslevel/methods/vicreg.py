@@ -15,7 +15,6 @@ There are no negatives and no moving average. Two things are as in the authors' 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +32,6 @@ class VICReg(Method):
     """Two views' features agree; variances and covariances are kept, over the batches of all ranks."""
 
     online = 2
-    sgd_rate: ClassVar[float] = 0.06
 
     def __init__(
         self,

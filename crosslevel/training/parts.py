@@ -13,6 +13,7 @@ from torch import nn
 from crosslevel.cld.harmonization import Harmonization
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.methods import METHODS, USUAL, Method
+from crosslevel.models.any_size import take_any_size
 from crosslevel.models.encoder import Encoder
 from crosslevel.settings import describe as settings
 from crosslevel.training.loop.module import connect
@@ -81,12 +82,8 @@ class Parts:
             raise UserError(f"batch_size={batch} leaves nothing to compare with: give at least 2")
         self.method.check(batch, devices, images)
         name, piece = type(self.method).__name__, self.method.piece_size(self.views.size)
-        if self.views.small and self.encoder.fixed_size not in (None, self.views.small_side):
-            built = self.encoder.fixed_size
-            raise UserError(
-                f"{name}'s small crops are {self.views.small_side} pixels, {self.encoder.name} is built for {built}: "
-                f"give --method.small_views 0 or --views.small_size {built}"
-            )
+        if self.views.small:
+            _check_small(name, self.encoder, self.views.small_side)
         if piece is not None and self.encoder.fixed_size not in (None, piece):
             raise UserError(
                 f"{name}'s patches are {piece} pixels, {self.encoder.name} is built for {self.encoder.fixed_size}: "
@@ -155,6 +152,8 @@ def assemble(
     harmony = _own(gh) if isinstance(gh, Harmonization) else None if gh is None else gh(chosen.out_features)
     if harmony is not None and not harmony.weight:
         harmony = None
+    if chosen.small_views:
+        _fit_small(made.encoder, made.views)
     tree = {
         "encoder": settings.describe(made.encoder),
         "cld": {"weight": 0.0} if made.cld is None else settings.describe(made.cld, skip=("in_features",)),
@@ -171,6 +170,27 @@ def assemble(
     if share_hidden and branch is not None:
         share(chosen, branch)
     return Parts(made.encoder, chosen, branch, made.views, tree, harmony)
+
+
+def _fit_small(encoder: Encoder, views: Views) -> None:
+    """Let a network that is built for one size take small crops, in whole patches."""
+    patch = take_any_size(encoder.backbone) if encoder.fixed_size is not None else None
+    if patch is not None and views.small_size is None:
+        views.small_size = max(patch, round(views.small_side / patch) * patch)
+
+
+def _check_small(name: str, encoder: Encoder, side: int) -> None:
+    """Refuse small crops that the encoder cannot take."""
+    if encoder.fixed_size in (None, side):
+        return
+    patch = take_any_size(encoder.backbone)
+    if patch is None:
+        raise UserError(
+            f"{name}'s small crops are {side} pixels, {encoder.name} takes {encoder.fixed_size} alone: give "
+            f"--method.small_views 0 or --views.small_size {encoder.fixed_size}"
+        )
+    if side % patch:
+        raise UserError(f"views.small_size={side}: {encoder.name} needs a multiple of its patches' {patch} pixels")
 
 
 def _own(part: Part) -> Part:

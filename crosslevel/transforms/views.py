@@ -254,6 +254,8 @@ class Views(nn.Module):
         for v in range(self.count):
             top, left, rows, columns = draw_box(self._augment(v), height, width, generator)
             part, side = whole[..., top : top + rows, left : left + columns], self._layout.side(v)
+            if part.is_contiguous():  # a whole image: PyTorch fails on it where the output's memory is (H, W, 3)
+                part = part.contiguous(memory_format=torch.channels_last)
             # The operation that torchvision's resize ends in: around it half of the time would be checks and copies.
             if side == self.size:
                 slot = self._layout.picture(v)

@@ -99,7 +99,7 @@ def test_no_step_waits_for_the_device(name, with_cld):
 
 
 @pytest.mark.usefixtures("_as_elsewhere")
-@pytest.mark.parametrize("name", ["infomin", "npid"])
+@pytest.mark.parametrize("name", ["infomin", "npid", "swav", "dino", "vicreg"])
 def test_no_step_copies_to_or_from_the_host(name):
     """On pretended tensors of a GPU, which have a place and a shape, and no values."""
     pretended = FakeTensorMode()
