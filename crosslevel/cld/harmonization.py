@@ -55,9 +55,9 @@ class Harmonization(nn.Module):
         temperature: float = 0.1,
         sharpness: float = 20.0,
         iterations: int = 300,
-        update_epochs: float = 20.0,
+        update_epochs: float | None = None,
         warmup_epochs: float | None = None,
-        ramp_epochs: float = 10.0,
+        ramp_epochs: float | None = None,
     ) -> None:
         """Build the categories' directions; nothing here is trained.
 
@@ -68,11 +68,12 @@ class Harmonization(nn.Module):
             temperature: T of the predictions; 0.1 in the paper.
             sharpness: λ of the surrogate labels; 20 in the paper.
             iterations: of Sinkhorn's scaling; 300 in the paper.
-            update_epochs: epochs after which the categories' shares are those of the images seen since; 20 in the
-                paper.
+            update_epochs: epochs after which the categories' shares are those of the images seen since; 20 of 1,000 in
+                the paper, a fiftieth of the run, but at least 1, unless given.
             warmup_epochs: epochs without the loss; 500 of 1,000 in the authors' code for CIFAR-100, half of the run
                 unless given.
-            ramp_epochs: epochs in which the loss comes in after that; 10 in the authors' code.
+            ramp_epochs: epochs in which the loss comes in after that; 10 of 1,000 in the authors' code, a hundredth of
+                the run unless given.
 
         """
         super().__init__()
@@ -83,10 +84,12 @@ class Harmonization(nn.Module):
                 f"gh.categories={count} must be from 2 to {in_features + 1}: so many directions of "
                 f"{in_features} features are equally far apart: lower it or raise method.out_features"
             )
-        if sharpness <= 0 or iterations < 1 or update_epochs <= 0 or ramp_epochs < 0:
+        times = (update_epochs or 0.0, warmup_epochs or 0.0, ramp_epochs or 0.0)
+        if sharpness <= 0 or iterations < 1 or update_epochs == 0 or min(times) < 0:
             raise UserError(
                 f"gh.sharpness={sharpness}, gh.iterations={iterations}, gh.update_epochs={update_epochs}, "
-                f"gh.ramp_epochs={ramp_epochs}: above 0, at least 1, above 0, at least 0"
+                f"gh.warmup_epochs={warmup_epochs}, gh.ramp_epochs={ramp_epochs}: above 0, at least 1, above 0, at "
+                "least 0, at least 0"
             )
         self.in_features, self.weight, self.categories, self.temperature = in_features, weight, count, temperature
         self.sharpness, self.iterations, self.update_epochs = sharpness, iterations, update_epochs
@@ -100,9 +103,10 @@ class Harmonization(nn.Module):
     @torch.no_grad()
     def begin_step(self, epoch: float | Tensor) -> None:
         """How much the loss counts, and whether a span of counting is over."""
-        done = (epoch - (self.warmup_epochs or 0.0)) / max(self.ramp_epochs, 1e-9)
+        ramp = RAMP if self.ramp_epochs is None else self.ramp_epochs
+        done = (epoch - (self.warmup_epochs or 0.0)) / max(ramp, 1e-9)
         self.ramp = done.clamp(0.0, 1.0) if isinstance(done, Tensor) else min(1.0, max(0.0, done))
-        whole = epoch / self.update_epochs
+        whole = epoch / (self.update_epochs or UPDATE)
         span = whole.floor() if isinstance(whole, Tensor) else float(math.floor(whole))
         # On the device: no step reads whether a span ended.
         over = (self.span < span) & (self.counted.sum() > 0)
@@ -135,6 +139,7 @@ class Harmonization(nn.Module):
         self.counted.add_(nearest.sum(0))
 
 
+UPDATE, RAMP = 20.0, 10.0  # epochs, the paper's, where no run tells how long it is
 EMPTY = 1e-6  # the share of a category without images, beside those that have some
 
 
@@ -149,4 +154,5 @@ def simplex(categories: int, features: int) -> Float[Tensor, "K d"]:
     values, vectors = torch.linalg.eigh(centred)
     corners = vectors[:, 1:] * values[1:].sqrt()
     turned = torch.linalg.qr(torch.randn(features, categories - 1, generator=draws, dtype=torch.float64)).Q
-    return (corners @ turned.T * math.sqrt(categories / (categories - 1))).float()
+    directions: Tensor = corners @ turned.T * math.sqrt(categories / (categories - 1))
+    return directions.float()

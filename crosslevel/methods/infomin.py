@@ -32,6 +32,8 @@ GRID = 3  # patches a side
 class InfoMin(Method):
     """Query views and a jigsaw of another view against one key view and a queue of earlier keys."""
 
+    schedule: Temperature
+
     def __init__(
         self,
         encoder: nn.Module,

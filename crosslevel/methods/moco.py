@@ -32,6 +32,7 @@ class MoCo(Method):
     """One or more query views against one key view and a queue of earlier keys."""
 
     extra_views = 1
+    schedule: Temperature
 
     def __init__(
         self,

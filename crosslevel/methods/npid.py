@@ -29,6 +29,7 @@ class NPID(Method):
     """One or more views against the memory bank of all images."""
 
     per_image = True
+    schedule: Temperature
 
     def __init__(
         self,

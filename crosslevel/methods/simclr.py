@@ -28,6 +28,7 @@ class SimCLR(Method):
     """Two views of an image attract each other; all other views in the batch, of all ranks, repel."""
 
     sgd_rate: ClassVar[float] = 0.5
+    schedule: Temperature
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ class SwAV(Method):
     """Views predict each other's assignment to prototypes, whose shares are given."""
 
     online = 2
+    schedule: Temperature
 
     shares: Tensor
     filled: Tensor
@@ -143,7 +144,7 @@ class SwAV(Method):
         self._waiting.append(own)
         mass, everyone = torch.ones(len(own[0]), device=own[0].device), torch.stack(own)
         if len(self.earlier):
-            older = torch.stack([queue.keys.to(everyone.dtype) for queue in self.earlier])
+            older = torch.stack([queue.keys.to(everyone.dtype) for queue in self._queues()])
             there = torch.arange(older.shape[1], device=mass.device) < self.filled
             everyone = torch.cat([everyone, older], dim=1)
             mass = torch.cat([mass, there * self.queue_counts])
@@ -151,10 +152,13 @@ class SwAV(Method):
         first = rank() * batch
         return [view[first : first + batch] for view in codes]
 
+    def _queues(self) -> list[KeyQueue]:
+        return [queue for queue in self.earlier if isinstance(queue, KeyQueue)]
+
     def after_step(self, progress: float | Tensor = 0.0) -> None:
         """Remember this step's features, of all ranks."""
         for step in self._waiting:
-            for queue, rows in zip(self.earlier, step, strict=False):
+            for queue, rows in zip(self._queues(), step, strict=False):
                 queue.enqueue(rows)
             self.filled.copy_((self.filled + len(step[0])).clamp(max=self.queue or QUEUE))
         self._waiting.clear()

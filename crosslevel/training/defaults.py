@@ -161,6 +161,14 @@ def teacher_warmup(epochs: float) -> Choice:
     return Choice("method.teacher_warmup", epochs / 10, "a tenth of the run, as in Caron et al. 2021")
 
 
-def harmonization_warmup(epochs: float) -> Choice:
-    """Epochs before geometric harmonization begins: half of the run, as 500 of 1,000 in the authors' code."""
-    return Choice("gh.warmup_epochs", epochs / 2, "half of the run, as in Zhou et al. 2023")
+def harmonization(epochs: float) -> tuple[Choice, ...]:
+    """When geometric harmonization begins, comes in and counts: in the authors' code after 500 of 1,000, in 10, every 20.
+
+    Each image is counted at least once.
+    """
+    why = "the share of the run that it is in Zhou et al. 2023"
+    return (
+        Choice("gh.warmup_epochs", epochs / 2, why),
+        Choice("gh.ramp_epochs", epochs / 100, why),
+        Choice("gh.update_epochs", max(1.0, epochs / 50), why),
+    )

@@ -120,9 +120,11 @@ def _time(parts: Parts, rules: defaults.Chosen, epochs: float) -> None:
         if arguments.get(name, 0) is None:
             arguments[name] = rules(None, rule(epochs))
             setattr(method, name, arguments[name])
-    if parts.gh is not None and parts.gh.warmup_epochs is None:
-        parts.gh.warmup_epochs = rules(None, defaults.harmonization_warmup(epochs))
-        parts.settings["gh"]["warmup_epochs"] = parts.gh.warmup_epochs
+    for choice in () if parts.gh is None else defaults.harmonization(epochs):
+        name = choice.setting.removeprefix("gh.")
+        if getattr(parts.gh, name) is None:
+            parts.settings["gh"][name] = rules(None, choice)
+            setattr(parts.gh, name, choice.value)
 
 
 def _images_a_second(parts: Parts, batches: Batches, runtime: Runtime) -> float:
