@@ -21,6 +21,6 @@ def take_any_size(backbone: nn.Module) -> int | None:
     if not isinstance(backbone, VisionTransformer) or type(backbone.patch_embed) is not PatchEmbed:
         return None
     patches = backbone.patch_embed
-    backbone.dynamic_img_size, patches.strict_img_size = True, False
-    patches.flatten, patches.output_fmt = False, Format.NHWC
+    vars(backbone)["dynamic_img_size"] = True  # which timm declares final, for TorchScript
+    patches.strict_img_size, patches.flatten, patches.output_fmt = False, False, Format.NHWC
     return int(patches.patch_size[0])

@@ -162,7 +162,7 @@ def teacher_warmup(epochs: float) -> Choice:
 
 
 def harmonization(epochs: float) -> tuple[Choice, ...]:
-    """When geometric harmonization begins, comes in and counts: in the authors' code after 500 of 1,000, in 10, every 20.
+    """When harmonization begins, comes in and counts: after 500 of 1,000 in the authors' code, in 10, every 20.
 
     Each image is counted at least once.
     """

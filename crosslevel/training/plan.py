@@ -113,7 +113,6 @@ def _time(parts: Parts, rules: defaults.Chosen, epochs: float) -> None:
         if schedule is not None and schedule.high is not None and schedule.period is None:
             choice = defaults.temperature_period(epochs)
             schedule.period = rules(None, choice._replace(setting=f"{name}.{choice.setting}"))
-            branch.temperature_period = schedule.period
             arguments["temperature_period"] = schedule.period
     method, arguments = parts.method, parts.settings["method"]["init_args"]
     for name, rule in (("queue_start", defaults.queue_start), ("teacher_warmup", defaults.teacher_warmup)):

@@ -130,7 +130,7 @@ def test_what_was_given_is_kept_and_what_was_not_is_told():
 
 @pytest.mark.parametrize("epochs", [1e-3, 1.0, 20.0, 400.0, 1e5])
 def test_what_depends_on_time_is_the_published_share_of_the_run(epochs):
-    """400 of 2,000 epochs, 15 of 200, 30 of 300, and 500, 10 and 20 of 1,000; images are counted for an epoch or more."""
+    """400 of 2,000 epochs, 15 of 200, 30 of 300, and 500, 10 and 20 of 1,000; a span has an epoch or more."""
     assert defaults.temperature_period(epochs).value == pytest.approx(epochs * 400 / 2000)
     assert defaults.queue_start(epochs).value == pytest.approx(epochs * 15 / 200)
     assert defaults.teacher_warmup(epochs).value == pytest.approx(epochs * 30 / 300)
