@@ -206,6 +206,9 @@ def train(
         say(console, _overview(feed, parts, plan, folder))
         for choice in plan.choices if resume is None else ():
             say(console, f"chosen: {choice}")
+        rise = parts.method.early_rise(plan.batches.batch_size * devices, len(plan.batches))
+        if rise and resume is None:
+            say(console, rise)
         unreadable = Unreadable(feed.bad, folder.path, rank, resume is not None)
         measure = _measure(watch, monitor, logging, parts, feed, runtime, unreadable)
         module = _module(parts, plan, runtime)
