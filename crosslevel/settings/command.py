@@ -119,7 +119,7 @@ class Settings:
             UserError: it cannot be read, or has what is no setting; the message names the file and the setting.
 
         """
-        self.add(_loaded(file, where), where)
+        self.add(loaded(file, where), where)
 
     def add(self, values: Mapping[str, Any], where: str) -> None:
         """Lay settings, as a file has them, over what there is."""
@@ -268,7 +268,13 @@ def _flag(text: str) -> Any:
     return None if text.lower() in ("none", "null", "no", "false") else value
 
 
-def _loaded(file: str, where: str) -> dict[str, Any]:
+def loaded(file: str, where: str) -> dict[str, Any]:
+    """The tree of a file of settings; ``where`` begins the message of an error.
+
+    Raises:
+        UserError: it cannot be read, or holds none.
+
+    """
     try:
         tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
