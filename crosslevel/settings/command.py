@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import reprlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from crosslevel.settings.kinds import is_list, read
 from crosslevel.settings.recipes import find
 from crosslevel.settings.signature import REQUIRED, Argument, Choice, Group, Option, Signature
 from crosslevel.utils.errors import UserError, did_you_mean, nearest
+from crosslevel.utils.trees import regular, yaml_tree
 
 FILES = (
     Option("config", ("str",), None, "YAML file with any of these settings; those after it count more"),
@@ -262,7 +264,7 @@ def _literals(call: ast.Call | None) -> dict[str, Any]:
 def _flag(text: str) -> Any:
     """What stands after an option that may stand alone: true, false, or settings as YAML."""
     try:
-        value = yaml.safe_load(text)
+        value = yaml_tree(text)
     except yaml.YAMLError:
         return text
     return None if text.lower() in ("none", "null", "no", "false") else value
@@ -276,8 +278,8 @@ def loaded(file: str, where: str) -> dict[str, Any]:
 
     """
     try:
-        tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = yaml_tree(regular(file).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValueError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{where}: it holds no settings")
@@ -285,5 +287,5 @@ def loaded(file: str, where: str) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else str(value)
+    text = value if isinstance(value, str) else reprlib.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -127,6 +127,7 @@ class _File(sqlite3.Connection):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.execute("PRAGMA trusted_schema=OFF")  # a stranger's triggers and views call no function
         self.execute("PRAGMA journal_mode=WAL")
         self.execute("PRAGMA synchronous=NORMAL")
 

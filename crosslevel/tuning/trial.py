@@ -66,7 +66,9 @@ def training(
         Failed: with what the process said last.
 
     """
-    if (folder / LOG).exists():
+    if folder.is_symlink():
+        folder.unlink()
+    elif (folder / LOG).exists():
         shutil.rmtree(folder)  # of a study that is gone
     folder.mkdir(parents=True, exist_ok=True)
     line = [sys.executable, "-m", "crosslevel.tuning", images, str(base), str(folder), *options]
