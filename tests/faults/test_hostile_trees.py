@@ -353,3 +353,13 @@ def test_bad_files_of_a_stranger_are_text(tmp_path):
     bad.read(tmp_path / "b.txt")
     assert bad.reasons == {"a\nb": "x\ty", "\udcff": "\x1b[2J", "": ""}
     assert unescaped("\\") == "\\"
+
+
+@pytest.mark.parametrize(
+    "name", ["x-{0..999999999999}.tar", "x-{0..99999}-{0..99999}.tar", "{0..9}" * 18 + ".tar", "{a,b}" * 5000 + ".tar"]
+)
+def test_no_braces_stand_for_more_names_than_there_is_memory(name):
+    for source in (name, f"stream:{name}", f"https://h/{name}"):
+        with pytest.raises(SourceError, match=r"braces|no such file") as told:
+            open_images(source, streams=True)
+        assert len(str(told.value)) < 31_000
