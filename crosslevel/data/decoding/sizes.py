@@ -96,4 +96,4 @@ def part_bytes(image: Image.Image) -> int:
     rows = max(1, min(height, int(tags.get(_STRIP_ROWS, height))))
     tile = int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_ROWS, 0))
     bits = tags.get(_BITS, (1,))
-    return max(width * rows, tile) * max(bits) * max(len(bits), int(tags.get(_SAMPLES, 1))) // 8
+    return int(max(width * rows, tile) * max(bits) * max(len(bits), int(tags.get(_SAMPLES, 1)))) // 8
