@@ -10,7 +10,7 @@ from crosslevel.utils.errors import SourceError
 
 BRACES = re.compile(r"\{(?:(?P<first>\d{1,18})\.\.(?P<last>\d{1,18})|(?P<choices>[^{}]*,[^{}]*))\}")
 
-MOST_NAMES, MOST_BRACES = 100_000, 20
+MOST_NAMES, MOST_BRACES = 100_000, 10
 
 
 def expanded(pattern: str) -> Iterator[str]:

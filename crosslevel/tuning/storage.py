@@ -21,7 +21,7 @@ from filelock import FileLock
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from crosslevel.tuning.plan import FILE, Plan, url
-from crosslevel.tuning.sampler import Fresh, pruner
+from crosslevel.tuning.sampler import Fresh, distributions, pruner
 from crosslevel.utils.errors import MissingExtra, UserError
 from crosslevel.utils.files import sync_folder
 
@@ -123,7 +123,25 @@ def _made(plan: Plan) -> optuna.Study:
         names = [k for k in sorted({*before, *plan.agreed}) if before.get(k) != plan.agreed.get(k)]
         told = ", ".join(f"{k}={before.get(k)}, not {plan.agreed.get(k)}" for k in names)
         raise UserError(f"{plan.folder}: its study began with other settings: {told}: give another --output")
+    _refuse_foreign(study, plan)
     return study
+
+
+def _refuse_foreign(study: optuna.Study, plan: Plan) -> None:
+    """A study may be a stranger's: its trials have what this search gives, and nothing else.
+
+    Raises:
+        UserError: one has not.
+
+    """
+    own = distributions(plan.space)
+    for trial in study.get_trials(deepcopy=False):
+        for name, searched in trial.distributions.items():
+            if searched != own.get(name):
+                raise UserError(
+                    f"{plan.folder}: trial {trial.number} of its study has {name!r}, which is not searched, or not in "
+                    "this range: it is not this search's: give another --output"
+                )
 
 
 def _make_whole(file: Path) -> None:

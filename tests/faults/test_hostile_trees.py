@@ -1,10 +1,12 @@
 """Files of a stranger that are small and ask for much, lead elsewhere, or never end: each is refused in one line."""
 
+import dataclasses
 import io
 import json
 import os
 import sqlite3
 import struct
+import tarfile
 import zipfile
 
 import numpy as np
@@ -32,7 +34,7 @@ from crosslevel.utils import trees
 from crosslevel.utils.errors import SourceError, UserError
 from crosslevel.utils.tensors import damage_of, load_safetensors, load_tensors
 
-DEEP = "[" * 100_000
+DEEP = "[" * 20_000
 LAUGHS = "a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
     f"a{i}: &a{i} [{', '.join(10 * [f'*a{i - 1}'])}]\n" for i in range(1, 12)
 )
@@ -76,8 +78,8 @@ def test_no_heads_are_built_by_a_laughing_config(scene):
     (scene.folder / "r").rename(scene.folder / "t")
     (scene.folder / "r").mkdir()
     (scene.folder / "t").rename(scene.folder / "r" / "cld.safetensors")
-    for text in YAML.values():
-        (scene.folder / "r" / "config.yaml").write_text(text)
+    for kind in ("a billion laughs", "itself", "deep", "NULs"):
+        (scene.folder / "r" / "config.yaml").write_text(YAML[kind])
         with pytest.raises(UserError) as told:
             load_branches(scene.folder / "r")
         assert len(str(told.value)) < 1000
@@ -292,30 +294,37 @@ def test_a_study_of_a_stranger_trains_only_what_is_searched(tmp_path):
         folder=tmp_path / "s", storage=url(None, tmp_path / "s"), space=space, start=[given], epochs=1, budget=9.0,
         trials=5, sampler="random", pruning=False, seed=0, agreed={},
     )  # fmt: skip
-    Search(plan).close()
+    search, trained = Search(plan), []
     study = optuna.load_study(study_name="s", storage=plan.storage)
-    choices = optuna.distributions.CategoricalDistribution
-    for name, values in (("method", ["stranger.Method"]), ("run", ["/victim"]), ("optimizer", ["<script>=x\x1b[2J"])):
-        waiting = optuna.trial.create_trial(
-            state=optuna.trial.TrialState.WAITING, params={name: values[0]}, distributions={name: choices(values)}
-        )
-        study.add_trial(waiting)
-    trained = []
+
+    def add(name, value):
+        choices = {name: optuna.distributions.CategoricalDistribution([value])}
+        state = optuna.trial.TrialState.WAITING
+        study.add_trial(optuna.trial.create_trial(state=state, params={name: value}, distributions=choices))
 
     def training(number, parameters):
         trained.append(parameters)
         yield {"combined": 1.0, "effective_rank": 5.0}
 
-    search = Search(plan)
+    add("method", "stranger.Method")
+    add("run", "/victim")
     try:
-        with pytest.raises(UserError, match="'method', which is not searched"):
+        with pytest.raises(UserError, match="its study has 'method', which is not searched"):
             search.work(training)
         search.work(training)
         kinds = [outcome(trial) for trial in search.study.get_trials()]
     finally:
         search.close()
-    assert kinds[:3] == ["refused"] * 3
+    assert kinds[:2] == ["refused"] * 2
     assert all(set(parameters) == set(space) for parameters in trained)
+    with pytest.raises(UserError, match="trial 0 of its study has 'method', which is not searched"):
+        Search(plan)
+    other = dataclasses.replace(plan, folder=tmp_path / "o", storage=url(None, tmp_path / "o"))
+    Search(other).close()
+    study = optuna.load_study(study_name="o", storage=other.storage)
+    add("optimizer", "<script>=x\x1b[2J")
+    with pytest.raises(UserError, match="'optimizer', which is not searched, or not in this range"):
+        Search(other)
 
 
 def test_no_trigger_of_a_study_calls_a_function(tmp_path):
@@ -363,3 +372,26 @@ def test_no_braces_stand_for_more_names_than_there_is_memory(name):
         with pytest.raises(SourceError, match=r"braces|no such file") as told:
             open_images(source, streams=True)
         assert len(str(told.value)) < 31_000
+
+
+def test_members_of_a_tar_that_are_no_files_are_left_alone_and_no_name_leads_anywhere(scene):
+    """Devices, pipes, links of both kinds, absolute names, names that go up, and names of several lines."""
+    picture = (scene.folder / "photos" / "1.png").read_bytes()
+    names = ["../../up.png", f"{scene.folder}/absolute.png", "two\nlines.png", "a\x1b[2J\u202egnp.png", "./dot.png"]
+    with tarfile.open(scene.folder / "r", "w") as shard:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = len(picture)
+            shard.addfile(member, io.BytesIO(picture))
+        for number, kind in enumerate(b"12346"):  # hard and symbolic links, devices, pipes
+            member = tarfile.TarInfo(f"{number}.png")
+            member.type, member.linkname, member.devmajor, member.devminor = bytes([kind]), str(scene.victim), 1, 5
+            shard.addfile(member)
+    (scene.folder / "r").rename(scene.folder / "runs")
+    os.mkdir(scene.folder / "r")
+    (scene.folder / "runs").rename(scene.folder / "r" / "x.tar")
+    source = open_images(str(scene.folder / "r" / "x.tar"))
+    assert len(source) == len(names)
+    assert all(source[i][0].shape == (3, 16, 16) for i in range(len(names)))
+    assert not (scene.folder.parent.parent / "up.png").exists()
+    assert not (scene.folder / "absolute.png").exists()
