@@ -17,7 +17,7 @@ MOST = 100_000
 
 
 def regular(file: str | os.PathLike[str]) -> Path:
-    """The path of a file that can be read to its end.
+    """The path of a file that can be read to its end, or that a shell has opened (``<(...)``).
 
     Raises:
         OSError: there is none.
@@ -25,6 +25,8 @@ def regular(file: str | os.PathLike[str]) -> Path:
 
     """
     mode = os.stat(file).st_mode
+    if os.fspath(file).startswith(("/dev/fd/", "/dev/stdin")):
+        return Path(file)
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode) or stat.S_ISBLK(mode):
         raise UserError(f"{os.fspath(file)} is not a file, but a pipe or a device")
     return Path(file)

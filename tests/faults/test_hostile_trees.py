@@ -73,6 +73,16 @@ def test_what_is_usual_in_yaml_is_read_as_before():
         trees.yaml_tree("!!python/name:os.system")
 
 
+def test_a_config_may_come_from_a_shell(capsys):
+    reading, writing = os.pipe()
+    os.write(writing, b"epochs: 7\n")
+    os.close(writing)
+    with pytest.raises(SystemExit, match="0"):
+        run(train, ["photos", f"--config=/dev/fd/{reading}", "--print_config"])
+    os.close(reading)
+    assert yaml.safe_load(capsys.readouterr().out)["epochs"] == 7
+
+
 def test_no_heads_are_built_by_a_laughing_config(scene):
     Encoder("resnet18", True, 0.0625).save(scene.folder / "r")
     (scene.folder / "r").rename(scene.folder / "t")
