@@ -52,7 +52,8 @@ def warn_of_annotated(console: Console, train: Annotated, test: Annotated, worke
     """The same for images with objects."""
     if console.quiet:
         return
-    if found := _by_pass(*(Files("", part.files, name=part.name) for part in (train, test)), workers=workers):
+    bank, queries = (Files("", part.files, name=part.name) for part in (train, test))
+    if found := _by_pass(bank, queries, workers):
         console.print(found, highlight=False, markup=False)
 
 
