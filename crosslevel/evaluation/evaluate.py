@@ -23,7 +23,7 @@ from crosslevel.evaluation.detection import benchmark
 from crosslevel.evaluation.detection.model import Sizes
 from crosslevel.evaluation.finetune import FineTune, Semi
 from crosslevel.evaluation.linear import Linear
-from crosslevel.evaluation.overlap import in_training
+from crosslevel.evaluation.overlap import warn, warn_of_annotated
 from crosslevel.evaluation.protocols import PIXELS, Kind, Row, Subject
 from crosslevel.evaluation.results import FILE, keep, print_table
 from crosslevel.evaluation.scores import Scores
@@ -200,8 +200,8 @@ def evaluate(
             keep(session.file, {"protocol": title, **about, "settings": given, "skipped": session.bad.reasons}, row)
             figures[title] = {kind: judged.figures for kind, judged in row.items()}
     _explain(session.console, settings.names, images, about.get("shots"))
-    if subject is not None and (warning := in_training(subject)):
-        session.console.print(warning, highlight=False, markup=False)
+    if subject is not None:
+        warn(session.console, subject)
     total = 0 if subject is None else len(subject.bank) + len(subject.queries)
     _farewell(session, total, time.monotonic() - began)
     return figures
@@ -289,9 +289,8 @@ def _detection(
     """Detectors from random and from trained weights, trained alike."""
     train, queries = annotated(parse(how.images or images)), annotated(parse(how.test or test or ""))
     plan = benchmark.published(train)
-    schedule = plan.schedule._replace(batch_size=how.batch_size, rate=how.rate)
-    if how.iterations is not None:
-        schedule = schedule._replace(iterations=how.iterations)
+    iterations = plan.schedule.iterations if how.iterations is None else how.iterations
+    schedule = plan.schedule._replace(batch_size=how.batch_size, rate=how.rate, iterations=iterations)
     plan = plan._replace(schedule=schedule, kind=how.kind, batchnorm=how.batchnorm)
     if how.short_side is not None:
         plan = plan._replace(sizes=Sizes((how.short_side,), how.short_side, 2 * how.short_side))
@@ -300,6 +299,7 @@ def _detection(
         workers=4 if workers is None else workers, folder=None if home is None else home / "probe" / "detection",
         bad=bad, console=console,
     )  # fmt: skip
+    warn_of_annotated(console, train, queries, workers)
     title = f"detection, {how.kind}, {plan.schedule.iterations:,} iterations"
     return {title: {name: Scores(row) for name, row in figures.items()}}
 

@@ -17,6 +17,7 @@ from crosslevel.settings.kinds import Kind, read, takes
 from crosslevel.training import defaults
 from crosslevel.training.train import train
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.trees import yaml_tree
 
 FORMS = "LOW:HIGH, LOW:HIGH:log or A,B,C"
 MACHINE = (
@@ -155,6 +156,16 @@ def outside(space: Mapping[str, Range], point: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def foreign(space: Mapping[str, Range], parameters: Mapping[str, Any]) -> str:
+    """What a trial of the study has that the search never gives one; empty if nothing."""
+    for name, value in parameters.items():
+        if name not in space:
+            return f"its study has {name!r}, which is not searched"
+        if value not in space[name]:
+            return f"its study has {name}={value!r}, which is not in {shown(space[name])}"
+    return ""
+
+
 def shown(searched: Range) -> str:
     """A range as it is written."""
     if isinstance(searched, Numbers):
@@ -228,7 +239,7 @@ def matches(choice: str, value: object) -> bool:
 def written(choice: str) -> Any:
     """A choice as the value that it is: YAML as the command line reads it, where 1e-3 is a number."""
     try:
-        value = yaml.safe_load(choice)
+        value = yaml_tree(choice)
         return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value) else value
     except yaml.YAMLError:
         return choice
