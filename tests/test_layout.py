@@ -22,6 +22,20 @@ def test_no_folder_has_more_than_twelve_files():
         assert len(files) <= FOLDER, folder
 
 
+@pytest.mark.parametrize(
+    ("name", "home"),
+    [
+        ("difflib", "utils/errors.py"),
+        ("SeedSequence", "utils/rng.py"),
+        ("BarColumn", "utils/console.py"),
+        ("token_hex", "utils/files.py"),
+    ],
+)
+def test_what_many_need_is_written_once(name, home):
+    """Nearest names, mixed seeds, bars of progress, files that are whole or not there."""
+    assert [file for file in FILES if name in file.read_text()] == [ROOT / "crosslevel" / home]
+
+
 @pytest.mark.parametrize("folder", ["crosslevel", "examples"])
 def test_no_file_and_no_function_is_too_long(folder):
     too_long = []

@@ -21,8 +21,8 @@ from crosslevel.data.decoding.jpeg import JpegHeader, decoded_jpeg, jpeg_header,
 from crosslevel.data.decoding.memory import check, halvings, most, needed, room, too_many_bytes
 from crosslevel.data.decoding.pillow import is_turned, noted_warnings, upright
 from crosslevel.data.decoding.reading import USUAL, Reading
-from crosslevel.utils.console import printable
 from crosslevel.utils.errors import BadImage
+from crosslevel.utils.text import printable
 
 PIXEL_LIMIT = 178_956_970
 """More pixels are taken for a decompression bomb: where Pillow too refuses (half a GiB of RGB)."""

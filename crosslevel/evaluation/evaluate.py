@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shlex
 import time
 from collections.abc import Callable
@@ -34,7 +33,7 @@ from crosslevel.models.encoder import Encoder, load_encoder, untrained
 from crosslevel.runs import load_branches
 from crosslevel.utils.console import printer
 from crosslevel.utils.device import Device, Hardware, Precision, choose
-from crosslevel.utils.errors import SourceError, UserError
+from crosslevel.utils.errors import SourceError, UserError, did_you_mean
 from crosslevel.utils.marks import verb
 
 Calls = dict[str, tuple[dict[str, Any], Callable[[], dict[str, Row]]]]
@@ -316,9 +315,7 @@ def _asked(protocol: str) -> list[str]:
     names = [name.strip() for name in protocol.split(",")]
     for name in names:
         if name not in PROTOCOLS:
-            near = difflib.get_close_matches(name.lower(), PROTOCOLS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(PROTOCOLS)}"
-            raise UserError(f"protocol={name!r} is unknown: {hint}")
+            raise UserError(f"protocol={name!r} is unknown: {did_you_mean(name, PROTOCOLS)}")
     return sorted(set(names), key=names.index)
 
 

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
-from crosslevel.data.subsets.select import take
-from crosslevel.evaluation.linear import SCHEDULES, Linear
+from crosslevel.data.subsets.select import of_each_class, take
+from crosslevel.evaluation.linear import Linear
 from crosslevel.evaluation.supervised import Progress, Training, diverged, place_of, train_classifier
 from crosslevel.features.extract import Runtime, extract
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.numerics import avoid_faults, glance, tell
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.schedules import SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -198,12 +199,8 @@ def labelled_share(labels: Int64[Tensor, " N"], fraction: float, generator: torc
         generator: the same draws the same images.
 
     """
-    order = torch.randperm(len(labels), generator=generator)
-    kept = []
-    for c in labels.unique():
-        own = order[labels[order] == c]
-        kept.append(own[: max(1, round(fraction * len(own)))])
-    return torch.cat(kept).sort().values
+    wanted = [max(1, round(fraction * n)) for n in labels.bincount().tolist()]
+    return of_each_class(labels, torch.tensor(wanted), generator)
 
 
 def listed(images: Images, file: str) -> Int64[Tensor, " M"]:

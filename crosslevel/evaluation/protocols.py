@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import UInt8
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from crosslevel.data.bad_files import BadFiles
@@ -28,6 +27,7 @@ from crosslevel.metrics.knn import neighbours, weighted_knn
 from crosslevel.metrics.retrieval import mean_figures, ranked
 from crosslevel.metrics.shots import Shots, split_by_frequency
 from crosslevel.models.encoder import Encoder
+from crosslevel.utils.console import progress_bar
 
 PIXELS: Literal["pixels"] = "pixels"
 """The kind of features that are the pixels themselves, at `PIXEL_SIZE`."""
@@ -137,13 +137,9 @@ class Subject:
         return torch.Generator().manual_seed(self.seed)
 
     @contextmanager
-    def progress(self, what: str) -> Iterator[Callable[[int, int], None] | None]:
+    def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
         """A bar, where there is a console."""
-        if self.console is None or not self.console.is_terminal:
-            yield None
-            return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True) as bar:
+        with progress_bar(self.console) as bar:
             task = bar.add_task(what, total=None)
             yield lambda done, of: bar.update(task, completed=done, total=of)
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images, InMemoryImages
 from crosslevel.data.loaders.batches import TrainBatches
-from crosslevel.evaluation.linear import SCHEDULES
 from crosslevel.features.extract import Runtime
 from crosslevel.models.encoder import Encoder
 from crosslevel.transforms.views import Views
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.rng import generator
+from crosslevel.utils.schedules import SCHEDULES
 from crosslevel.utils.tensors import load_saved, write_saved
 
 SMALL = 64  # pixels: smaller images lose their object in crops of a twelfth

@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
@@ -23,7 +22,7 @@ from crosslevel.models.encoder import Encoder, View
 from crosslevel.training import defaults
 from crosslevel.training.monitor import Which, monitor_of
 from crosslevel.transforms.views import Views
-from crosslevel.utils.console import say
+from crosslevel.utils.console import progress_bar, say
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import BadImage, UserError
 from crosslevel.utils.rng import generator
@@ -121,7 +120,7 @@ def prepared(
             f"decoded images would take {needed:.1f} GB, over --memory {memory}: they are decoded in each epoch",
         )
         return source
-    with Progress(console=console, transient=True) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("decoding images", total=len(source))
         return pack(source, views.size, bad=bad, progress=lambda done, of: bar.update(task, completed=done, total=of))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from crosslevel.settings.command import Command
 from crosslevel.settings.kinds import Kind, read, takes
 from crosslevel.training import defaults
 from crosslevel.training.train import train
-from crosslevel.utils.errors import UserError
+from crosslevel.utils.errors import UserError, near_names
 
 FORMS = "LOW:HIGH, LOW:HIGH:log or A,B,C"
 MACHINE = (
@@ -171,7 +170,7 @@ def _unknown(name: str, types: Mapping[str, Kind]) -> str:
         return f"{name} is not searched: it changes where and how a training runs, not what it learns"
     if name in FIXED:
         return f"{name} is not searched, it is the same for all trials"
-    near = difflib.get_close_matches(name, types, 3, 0.7)
+    near = near_names(name, types, 0.7, 3)
     near += [other for other in types if other.rpartition(".")[2] == name and other not in near]
     hint = f"did you mean {' or '.join(near)}?" if near else "crosslevel train --help lists the names"
     return f"train has no setting {name!r}: {hint}"

@@ -28,8 +28,8 @@ from crosslevel.tuning.sampler import distributions
 from crosslevel.tuning.storage import locked, locked_everywhere, locked_file, opened, patiently, shown
 from crosslevel.tuning.trial import Failed
 from crosslevel.tuning.trials import outcome, spent, twin
-from crosslevel.utils.console import printable
 from crosslevel.utils.errors import FolderInUse, UserError
+from crosslevel.utils.text import printable
 
 Training = Callable[[int, dict[str, Any]], Iterator[dict[str, Any]]]
 """A trial's number and parameters to the scores after each epoch; raises `Failed`. Closing it stops it."""

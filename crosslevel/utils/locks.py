@@ -12,8 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from crosslevel.utils.console import printable
 from crosslevel.utils.errors import FolderInUse
+from crosslevel.utils.text import printable
 
 LOCK = ".crosslevel.lock"
 _DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)

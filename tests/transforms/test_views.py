@@ -303,7 +303,7 @@ def test_settings_replace_the_presets():
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(ValueError, match=r"preset='mocov3' is unknown: did you mean 'mocov2'\? One of simclr"):
+    with pytest.raises(ValueError, match=r"preset='mocov3' is unknown: did you mean mocov2\? One of simclr"):
         Views("mocov3")
     with pytest.raises(ValueError, match=r"hue=0\.7 is outside its range"):
         Views(hue=0.7)
@@ -322,7 +322,7 @@ def test_a_preset_that_was_left_open_is_chosen_later_with_what_was_given():
     assert open_one.chosen
     assert open_one.augments == Views("mocov2", 16, hue=0.3).augments
     assert open_one.arguments() == Views("mocov2", 16, hue=0.3).arguments()
-    with pytest.raises(ValueError, match="did you mean 'simclr'"):
+    with pytest.raises(ValueError, match="did you mean simclr"):
         open_one.choose("simclear")
 
 

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from crosslevel.data.decoding import trace
 from crosslevel.data.decoding.memory import limit_process
 from crosslevel.data.loaders.workers import Keys, leave_interrupts
-from crosslevel.utils.console import printable
 from crosslevel.utils.errors import MachineError
 from crosslevel.utils.processes import without_main
+from crosslevel.utils.text import printable
 
 Result = TypeVar("Result")
 

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
@@ -43,6 +42,7 @@ from crosslevel.evaluation.detection.training import (
 )
 from crosslevel.models.encoder import Encoder, untrained
 from crosslevel.models.numerics import avoid_faults, tell
+from crosslevel.utils.console import progress_bar
 from crosslevel.utils.device import Hardware, choose
 from crosslevel.utils.errors import BadImage, MissingExtra, SourceError, UserError
 from crosslevel.utils.files import write
@@ -281,9 +281,7 @@ class _Bar:
 
     def __init__(self, console: Console | None, name: str, total: int) -> None:
         self.console, self.name, self.total = console, name, total
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        hidden = console is None or not console.is_terminal
-        self.progress = Progress(*columns, console=console, transient=True, disable=hidden)
+        self.progress = progress_bar(console)
         self.task = self.progress.add_task(name, total=total)
         self.began, self.first = time.monotonic(), 0
 
