@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -128,15 +129,14 @@ def prepared(
 def batches_of(
     source: Images | ImageStream,
     views: Views,
-    batch_size: int,
     epoch_size: int | None,
     order: Order,
     track_positives: float,
     *,
     seed: int,
-    **how: Any,
-) -> TrainBatches | StreamBatches:
-    """The batches of a whole training.
+    **options: Any,
+) -> Callable[[int], TrainBatches | StreamBatches]:
+    """What makes the batches of a whole training, for a number of images on each device.
 
     Raises:
         UserError: a stream in another order than its own; positives from tracks that nobody knows.
@@ -150,10 +150,10 @@ def batches_of(
     if isinstance(source, ImageStream):
         if order != "shuffled":
             raise UserError(f"order={order}: the images of a stream come in an order of their own: leave it out")
-        return StreamBatches(source, batch_size, epoch_size or 0, crops=views.crops, seed=seed, **how)
+        return partial(StreamBatches, source, epoch_size=epoch_size or 0, crops=views.crops, seed=seed, **options)
     crops = None if isinstance(source, InMemoryImages) else views.crops
     partners = Partners(source.tracks, track_positives, seed) if track_positives and source.tracks is not None else None
-    return TrainBatches(source, batch_size, crops=crops, order=order, partners=partners, seed=seed, **how)
+    return partial(TrainBatches, source, crops=crops, order=order, partners=partners, seed=seed, **options)
 
 
 def counted(source: Images | ImageStream) -> str:

@@ -123,7 +123,7 @@ def usual(settings: Mapping[str, Any], images: int) -> dict[str, Range]:
     return {**found, "lr": Numbers(lr / 10, lr * 10, log=True)}
 
 
-def nearest(space: Mapping[str, Range], point: Mapping[str, Any]) -> dict[str, Any]:
+def clipped(space: Mapping[str, Range], point: Mapping[str, Any]) -> dict[str, Any]:
     """``point``, or what in the space is nearest to it, as the study keeps it: a choice as it is written.
 
     What is no number, and none of the choices, is left out: nothing is near to it.
