@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers import TensorBoardLogger
+from lightning_fabric.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import ProgressColumn, Task, TaskProgressColumn
 from rich.table import Column
