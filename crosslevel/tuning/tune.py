@@ -30,6 +30,7 @@ from crosslevel.tuning.plan import Effort, Plan, url
 from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import choose
 from crosslevel.utils.errors import MissingExtra, UserError
+from crosslevel.utils.locks import HAS_LOCKS
 from crosslevel.utils.marks import verb, with_options_of
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def tune(
     try:
         say(console, f"{plan.folder}: {results.summary(searching.study, plan)}")
         for name, searched in plan.space.items():
-            say(console, f"  {name}={ranges.shown(searched)}")
+            say(console, f"  {name}={ranges.range_text(searched)}")
         try:
             _work(searching, images, settings, jobs, console)
         except BaseException:
@@ -113,6 +114,8 @@ def tune(
 
 
 def _study() -> Any:
+    if not HAS_LOCKS:
+        raise UserError("crosslevel tune tells living workers by the locks of Linux and macOS: run it on one of them")
     try:
         from crosslevel.tuning import study  # noqa: PLC0415
     except ModuleNotFoundError as error:
@@ -143,7 +146,7 @@ def _plan(
     agreed = {
         **{name: value for name, value in given.items() if name not in ranges.MACHINE},
         "images": collection,
-        "search": {name: ranges.shown(searched) for name, searched in space.items()},
+        "search": {name: ranges.range_text(searched) for name, searched in space.items()},
         "sampler": effort.sampler,
         "pruning": effort.pruning,
     }
@@ -174,7 +177,7 @@ def _starts(
     for name in beyond:
         first = f"trial 0 has {start[name]}" if name in start else "trial 0 has one by chance"
         given_one = f"{name} is left open" if values[name] is None else f"{name}={values[name]}"
-        say(console, f"{given_one}, which is not in {ranges.shown(space[name])}: {first}")
+        say(console, f"{given_one}, which is not in {ranges.range_text(space[name])}: {first}")
     if searched := [name for name in space if name.startswith("views.")]:
         say(console, f"{', '.join(searched)}: the score compares settings with different views less surely than others")
     starts = [start]
