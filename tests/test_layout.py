@@ -1,6 +1,7 @@
 """The house's measures: what a newcomer can read in one go."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,13 @@ def test_no_file_and_no_function_is_too_long(folder):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and lines(node) > FUNCTION:
                 too_long.append(f"{file.relative_to(ROOT)}: {node.name} has {lines(node)} lines")
     assert not too_long
+
+
+def test_the_architecture_is_one_page_with_one_picture():
+    """At 300 words a minute, and a few seconds for the picture."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    text, picture, rest = page.partition("```mermaid")[0], page.count("```mermaid"), page.rpartition("```")[2]
+    assert picture == 1
+    assert len((text + rest).split()) < 300
+    for name in re.findall(r"`([a-z_/]+\.py)`", rest):
+        assert any(str(file).endswith(f"/{name}") for file in FILES), name
