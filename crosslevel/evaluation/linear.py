@@ -115,11 +115,11 @@ def train_sweep(
     """
     mean, deviation = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
     x = (features - mean) / deviation
-    place: dict[str, Any] = {"dtype": x.dtype, "device": x.device}
-    weight = torch.zeros(x.shape[1], len(settings) * classes, **place)
-    bias = torch.zeros(len(settings) * classes, **place)
+    options: dict[str, Any] = {"dtype": x.dtype, "device": x.device}
+    weight = torch.zeros(x.shape[1], len(settings) * classes, **options)
+    bias = torch.zeros(len(settings) * classes, **options)
     # One entry a column, so that a step needs no loop over settings.
-    rate, decay = (torch.tensor(v, **place).repeat_interleave(classes) for v in zip(*settings, strict=True))
+    rate, decay = (torch.tensor(v, **options).repeat_interleave(classes) for v in zip(*settings, strict=True))
     speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)
     batch_size = min(batch_size, len(x))
     steps, step = epochs * (len(x) // batch_size), 0
@@ -149,7 +149,7 @@ def choose(
     features: Float[Tensor, "N D"],
     labels: Int64[Tensor, " N"],
     classes: int,
-    how: Linear,
+    config: Linear,
     generator: torch.Generator,
     progress: Callable[[int, int], None] | None = None,
 ) -> Chosen:
@@ -161,11 +161,11 @@ def choose(
         ValueError: so few images that none can be held out.
 
     """
-    settings = [(lr, decay) for lr in how.lrs for decay in how.weight_decays]
-    held = held_out(labels, how.held_out, generator)
+    settings = [(lr, decay) for lr in config.lrs for decay in config.weight_decays]
+    held = held_out(labels, config.held_out, generator)
     if held.all() or not held.any():
-        raise UserError(f"{len(labels)} labelled images are too few to hold out {how.held_out:.0%} of each class")
-    shared: dict[str, Any] = {"epochs": how.epochs, "batch_size": how.batch_size, "generator": generator}
+        raise UserError(f"{len(labels)} labelled images are too few to hold out {config.held_out:.0%} of each class")
+    shared: dict[str, Any] = {"epochs": config.epochs, "batch_size": config.batch_size, "generator": generator}
     tried = train_sweep(features[~held], labels[~held], classes, settings, progress=progress, **shared)
     truth = labels[held].to(features.device)
     accuracy, loss = [], []

@@ -82,13 +82,13 @@ def distributions(space: Mapping[str, Range]) -> dict[str, BaseDistribution]:
     return out
 
 
-def pruner(epochs: int, wanted: bool) -> BasePruner:
+def pruner(epochs: int, enabled: bool) -> BasePruner:
     """Successive halving with rungs at a ninth and a third of all epochs, rounded up.
 
     Of the trials that reached a rung, the best third goes on; with fewer than three there, the best one does (Li et
     al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020).
     """
-    if not wanted:
+    if not enabled:
         return NopPruner()
     return SuccessiveHalvingPruner(min_resource=-(-epochs // REDUCTION**2), reduction_factor=REDUCTION)
 

@@ -61,15 +61,15 @@ def parse(texts: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Range]
     """
     types, found = parameters(settings), {}
     for text in texts:
-        name, equals, told = text.partition("=")
+        name, equals, bounds = text.partition("=")
         name = name.strip().removeprefix("--")
-        if not equals or not told.strip():
+        if not equals or not bounds.strip():
             raise UserError(f"--search {text}: give NAME=RANGE, where the range is {FORMS}")
         if name not in types:
             raise UserError(f"--search {text}: {_unknown(name, types)}")
         if name in found:
             raise UserError(f"--search {text}: {name} is searched twice: give one range for it")
-        found[name] = _range(text, told.strip(), types[name])
+        found[name] = _range(text, bounds.strip(), types[name])
         _check(text, name, types[name], found[name])
     return found
 
@@ -153,7 +153,7 @@ def outside(space: Mapping[str, Range], point: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def shown(searched: Range) -> str:
+def range_text(searched: Range) -> str:
     """A range as it is written."""
     if isinstance(searched, Numbers):
         return f"{searched.low:.6g}:{searched.high:.6g}{':log' if searched.log else ''}"
@@ -176,14 +176,14 @@ def _unknown(name: str, types: Mapping[str, Kind]) -> str:
     return f"train has no setting {name!r}: {hint}"
 
 
-def _range(text: str, told: str, kind: Kind) -> Range:
+def _range(text: str, bounds: str, kind: Kind) -> Range:
     whole = takes(kind, "int") and not takes(kind, "float")
-    if ":" not in told:
-        choices = tuple(choice.strip() for choice in _apart(told) if choice.strip())
+    if ":" not in bounds:
+        choices = tuple(choice.strip() for choice in _apart(bounds) if choice.strip())
         if len(set(choices)) < 2 or len(set(choices)) < len(choices):
             raise UserError(f"--search {text}: give at least two different choices, or {FORMS}")
         return choices
-    low, high, *more = told.split(":")
+    low, high, *more = bounds.split(":")
     if not (takes(kind, "int") or takes(kind, "float")):
         raise UserError(f"--search {text}: it is no number: give choices, A,B,C")
     try:
@@ -200,10 +200,10 @@ def _range(text: str, told: str, kind: Kind) -> Range:
     return numbers
 
 
-def _apart(told: str) -> list[str]:
+def _apart(bounds: str) -> list[str]:
     """Split at the commas that are in no brackets."""
     parts, depth = [""], 0
-    for letter in told:
+    for letter in bounds:
         depth += (letter in "[(") - (letter in "])")
         if letter == "," and depth == 0:
             parts.append("")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from crosslevel.tuning.plan import Plan
 from crosslevel.tuning.sampler import Fresh, pruner
 from crosslevel.utils.errors import MissingExtra, UserError
+from crosslevel.utils.locks import hold
 
 PATIENCE = 60.0  # seconds for a database that is away
 SILENT = 60  # seconds until a machine that says nothing loses the lock of all
@@ -48,7 +48,7 @@ def patiently(plan: Plan, call: Callable[[], Result], patience: float = PATIENCE
                 raise
             began = time.monotonic() if began is None else began
             if plan.stop.is_set() or time.monotonic() - began + pause > patience:
-                raise UserError(f"{shown(plan)}: the study cannot be reached: {_reason(plan, error)}") from error
+                raise UserError(f"{address(plan)}: the study cannot be reached: {_reason(plan, error)}") from error
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
 
@@ -71,7 +71,7 @@ def _reason(plan: Plan, error: BaseException) -> str:
     return said.replace(secret, "***") if secret else said
 
 
-def shown(plan: Plan) -> str:
+def address(plan: Plan) -> str:
     """The database's address without its password."""
     return plan.storage.rpartition("@")[2]
 
@@ -92,12 +92,12 @@ def opened(plan: Plan, tries: int = 8) -> optuna.Study:
         except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
             # Other studies' workers that make the same tables at the same time get in each other's way.
             if attempt == tries - 1:
-                raise UserError(f"{shown(plan)}: the study cannot be opened: {_reason(plan, error)}") from error
+                raise UserError(f"{address(plan)}: the study cannot be opened: {_reason(plan, error)}") from error
             time.sleep(0.1 * (attempt + 1))
         except ValueError as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"--storage ***@{shown(plan)}: is no address ({_reason(plan, error)})") from None
+            raise UserError(f"--storage ***@{address(plan)}: is no address ({_reason(plan, error)})") from None
         except ModuleNotFoundError as error:
             raise MissingExtra(f"{error.name} is missing: pip install 'crosslevel[tune]'") from error
     raise AssertionError("unreachable")
@@ -161,7 +161,7 @@ def locked_file(file: Path) -> Any:
     """The file, locked for as long as this process lives; BlockingIOError if another's is."""
     opened = file.open("a")
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        hold(opened.fileno())
     except OSError:
         opened.close()
         raise

@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from crosslevel.tuning import finals
 from crosslevel.tuning.plan import Plan
 from crosslevel.tuning.sampler import distributions
-from crosslevel.tuning.storage import locked, locked_everywhere, locked_file, opened, patiently, shown
+from crosslevel.tuning.storage import address, locked, locked_everywhere, locked_file, opened, patiently
 from crosslevel.tuning.trial import Failed
 from crosslevel.tuning.trials import outcome, spent, twin
 from crosslevel.utils.errors import FolderInUse, UserError
@@ -38,7 +38,7 @@ SCORE = "combined"
 ATTEMPTS = 3  # a trial whose worker died as often may be what kills it
 COLLAPSED = 1.01  # effective rank: features that are all but equal
 ABANDONED = 5  # failures in a row that end the search: no setting is the cause
-TOLD = ("collapse", "symptoms")
+NOTED = ("collapse", "symptoms")
 CUT_OFF = ("its worker died", "stopped", "the database was away")
 
 
@@ -63,8 +63,8 @@ class Search:
         self._sign(self.worker).unlink(missing_ok=True)
         self.alive.close()
 
-    def work(self, train: Training, told: Callable[[FrozenTrial], None] = lambda trial: None) -> None:
-        """Take trial after trial until the budget is spent; ``told`` gets each that has ended.
+    def work(self, train: Training, on_end: Callable[[FrozenTrial], None] = lambda trial: None) -> None:
+        """Take trial after trial until the budget is spent; ``on_end`` gets each that has ended.
 
         Raises:
             ValueError: the first trial, the settings as given, is refused, or trial after trial fails.
@@ -74,7 +74,7 @@ class Search:
             self._attempt(trial, train)
             self.mine.discard(trial.number)
             ended = patiently(self.plan, partial(self._frozen, trial))
-            told(ended)
+            on_end(ended)
             patiently(self.plan, partial(self._give_up, ended))
 
     def _next(self) -> Trial | None:
@@ -164,7 +164,7 @@ class Search:
         finally:
             if repeats is not None:
                 reason = "; ".join([f"trial {repeats} once more, with seed {seed}", *([reason] if reason else [])])
-            figures = {name: value for name, value in figures.items() if name not in TOLD}  # in the reason
+            figures = {name: value for name, value in figures.items() if name not in NOTED}  # in the reason
             about = {"seconds": round(time.monotonic() - began, 1), "figures": figures}
             with locked(self.plan.folder / "study.lock"):
                 patiently(self.plan, lambda: self._finish(trial, state, kind, reason, **about))
@@ -315,7 +315,7 @@ class Search:
 
 def _named(plan: Plan) -> str:
     """Which study this is, without a password."""
-    return hashlib.sha256(shown(plan).encode()).hexdigest()[:16]
+    return hashlib.sha256(address(plan).encode()).hexdigest()[:16]
 
 
 def _is_free(sign: Path) -> bool:

@@ -120,7 +120,7 @@ def test_knn_is_scikit_learns_classifier(subject, k, temperature):
     found = knn(subject, k, temperature)
     assert list(found) == [f"kNN, k = {k}, T = {temperature}"]
     for name, judged in found.popitem()[1].items():
-        known, asked = subject.known(name)
+        known, asked = subject.features_of(name)
         model = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / temperature))
         model.fit(known.features.double().numpy(), named(subject.bank))
         predicted = model.predict(asked.features.double().numpy())
@@ -216,7 +216,7 @@ def test_retrieval_is_scikit_learns(subject):
     found = retrieval(subject)
     assert list(found) == ["retrieval, by class"]  # nothing is known of tracks
     for name, judged in found["retrieval, by class"].items():
-        asked = subject.known(name)[1]
+        asked = subject.features_of(name)[1]
         assert judged.figures == pytest.approx(expected_retrieval(asked.features, subject.queries.labels), abs=ROUNDING)
         assert within(judged) == set(judged.figures) - {"queries"}
 
@@ -226,7 +226,7 @@ def test_retrieval_by_class_leaves_the_own_track_out(encoder):
     frames = film(60, 3)
     found = retrieval(Subject({"raw pixels": PIXELS, "encoder": encoder}, bank(), frames, PLACE))
     assert list(found) == ["retrieval, by class", "retrieval, by track"]
-    asked = Subject({"encoder": encoder}, bank(), frames, PLACE).known("encoder")[1]
+    asked = Subject({"encoder": encoder}, bank(), frames, PLACE).features_of("encoder")[1]
     by_class, by_track = (found[f"retrieval, by {what}"] for what in ("class", "track"))
     wanted = expected_retrieval(asked.features, frames.labels, frames.tracks)
     assert by_class["encoder"].figures == pytest.approx(wanted, abs=ROUNDING)
@@ -248,7 +248,7 @@ def best_matching(labels, found):
 
 def test_clustering_is_scikit_learns(subject):
     for name, judged in clustering(subject)["clustering"].items():
-        asked = subject.known(name)[1]
+        asked = subject.features_of(name)[1]
         directions = unit(asked.features).astype(np.float32)
         predicted = KMeans(3, n_init=5, random_state=0).fit_predict(directions)
         labels = subject.queries.labels.numpy()
@@ -263,7 +263,7 @@ def test_clustering_is_scikit_learns(subject):
 @pytest.mark.parametrize("count", [2, 5])
 def test_clusters_may_be_more_or_fewer_than_classes(subject, count):
     judged = clustering(subject, count)["clustering"]["raw pixels"]
-    features = unit(subject.known("raw pixels")[1].features).astype(np.float32)
+    features = unit(subject.features_of("raw pixels")[1].features).astype(np.float32)
     predicted = KMeans(count, n_init=5, random_state=0).fit_predict(features)
     labels = subject.queries.labels.numpy()
     assert judged.figures["ari"] == pytest.approx(100 * adjusted_rand_score(labels, predicted), abs=ROUNDING)
@@ -344,7 +344,7 @@ def test_a_word_within_a_word_is_no_data_set(name):
 
 def test_what_the_convention_names_is_the_mean_per_class_accuracy(subject):
     judged = knn(subject, 9)["kNN, k = 9, T = 0.1"]["raw pixels"]
-    known, asked = subject.known("raw pixels")
+    known, asked = subject.features_of("raw pixels")
     model = KNeighborsClassifier(9, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.1))
     predicted = model.fit(known.features.double().numpy(), named(subject.bank)).predict(asked.features.double().numpy())
     expected = 100 * recall_score(named(subject.queries), predicted, labels=["ant", "bee", "cow"], average="macro")
