@@ -5,6 +5,9 @@ import csv
 import numpy as np
 from PIL import Image
 
+from crosslevel.data import pack_writer
+from crosslevel.data.sources import packed
+
 
 def write_images(folder, count=12, size=(16, 16), classes=("cat", "dog"), seed=0):
     """``count`` noisy pictures in each class's folder, of one colour a class."""
@@ -24,3 +27,13 @@ def metrics(folder):
 
 def losses(folder):
     return {int(row["step"]): row["loss"] for row in metrics(folder) if row["loss"]}
+
+
+def pack_in_small_parts(monkeypatch, images=4, read=2, shard=15_000):
+    """Packs of a few images get several parts, of ``images``, and several files, of ``shard`` bytes."""
+    for module, name, value in (
+        (pack_writer, "IMAGES_A_PART", images),
+        (packed, "READ_AT_ONCE", read),
+        (pack_writer, "SHARD", shard),
+    ):
+        monkeypatch.setattr(module, name, value)
