@@ -90,6 +90,16 @@ class Method(nn.Module):
         """Pixels of the pieces that the method cuts out of views of ``view`` pixels and encodes; None without any."""
         return None
 
+    def early_rise(self, batch: int, steps: int) -> str:
+        """Why the loss rises at first by construction, in one line; empty where it does not.
+
+        Args:
+            batch: images a step, of all devices.
+            steps: of an epoch.
+
+        """
+        return ""
+
     def forward(
         self,
         views: Sequence[Float[Tensor, "B 3 h w"]],

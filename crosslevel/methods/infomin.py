@@ -115,6 +115,10 @@ class InfoMin(Method):
                 f"method.queue={self.queue} is smaller than the batch of {batch * devices}: raise the queue"
             )
 
+    def early_rise(self, batch: int, steps: int) -> str:
+        """While the queue fills."""
+        return self.negatives.early_rise(batch)
+
     def set_queue(self, size: int) -> None:
         """Begin anew with a queue of ``size`` keys; before the first step."""
         self.queue, self.negatives = size, KeyQueue(size, self.out_features)

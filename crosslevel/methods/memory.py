@@ -79,6 +79,14 @@ class KeyQueue(nn.Module):
         self.register_buffer("keys", F.normalize(torch.randn(size, features), dim=1))
         self.register_buffer("position", torch.zeros((), dtype=torch.long))
 
+    def early_rise(self, batch: int) -> str:
+        """Why the loss rises while the queue fills, for ``batch`` keys a step (facebookresearch/moco issue 146)."""
+        steps = -(-self.size // batch)
+        return (
+            f"the loss rises for about {steps:,} steps, until the queue's {self.size:,} random keys are replaced by "
+            "images' keys, which are harder to tell apart"
+        )
+
     @torch.no_grad()
     def enqueue(self, keys: Float[Tensor, "B d"]) -> None:
         """Put ``keys`` in the place of the oldest ones."""

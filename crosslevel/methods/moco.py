@@ -102,6 +102,10 @@ class MoCo(Method):
         """The momentum network's unit features."""
         return encode_keys(self.key, view, self.splits, self.shuffle)
 
+    def early_rise(self, batch: int, steps: int) -> str:
+        """While the queue fills."""
+        return self.negatives.early_rise(batch)
+
     def set_queue(self, size: int) -> None:
         """Begin anew with a queue of ``size`` keys; before the first step."""
         self.queue, self.negatives = size, KeyQueue(size, self.out_features)

@@ -105,6 +105,13 @@ class NPID(Method):
         others = others.masked_fill(drawn == index[:, None], -torch.inf)
         return F.cross_entropy(torch.cat([own, others], dim=1) / self.temperature, torch.zeros_like(index))
 
+    def early_rise(self, batch: int, steps: int) -> str:
+        """While the bank fills."""
+        return (
+            f"the loss rises in the first epoch, {steps:,} steps, until the bank's random rows are replaced by images' "
+            "features, which are harder to tell apart"
+        )
+
     def after_step(self, progress: float | Tensor = 0.0) -> None:
         """Move the bank's rows of this step's images, of all ranks, towards their views' features."""
         for index, seen in self._waiting:

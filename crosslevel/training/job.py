@@ -56,6 +56,13 @@ class Job:
             f"{counted(self.feed.source)}, {len(self.plan.batches):,} steps an epoch, {views}; {self.parts.described}"
         )
 
+    @property
+    def notes(self) -> list[str]:
+        """What rules chose, and why; how long the loss may rise at first."""
+        batches = self.plan.batches
+        rise = self.parts.method.early_rise(batches.batch_size * self.runtime.devices, len(batches))
+        return [*(f"chosen: {choice}" for choice in self.plan.choices), *([rise] if rise else [])]
+
     def changed_images(self, folder: Run) -> str:
         """What is to be said where a run goes on with other images than it began with; else nothing.
 

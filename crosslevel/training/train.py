@@ -176,8 +176,8 @@ def _begin(job: Job, folder: Run) -> Unreadable:
     elif job.runtime.rank == 0:
         keep_settings(job, folder)
     say(job.console, f"{job.overview}; run: {folder}")
-    for choice in () if job.resumed else job.plan.choices:
-        say(job.console, f"chosen: {choice}")
+    for line in () if job.resumed else job.notes:
+        say(job.console, line)
     return Unreadable(job.feed.bad, folder.path, job.runtime.rank, job.resumed)
 
 
