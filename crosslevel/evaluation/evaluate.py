@@ -85,7 +85,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Settings:
-    """Which protocols, and how each judges."""
+    """The protocols, and the settings of each."""
 
     names: list[str]
     k: int | None

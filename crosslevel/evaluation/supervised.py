@@ -126,7 +126,7 @@ def _step(
 
 
 def _resume(checkpoint: Path | None, modules: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """The first epoch to do, after everything is as it was left."""
+    """Restore everything as it was left; the first epoch that is still to do."""
     if checkpoint is None:
         return 0
     checkpoint.parent.mkdir(parents=True, exist_ok=True)

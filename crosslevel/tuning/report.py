@@ -43,7 +43,7 @@ NOTE = (
 
 
 def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], console: Console) -> None:
-    """Write all three, and print the table.
+    """Write the best settings, the table of trials and the page; print the table.
 
     Raises:
         ValueError: trials have ended, and none of them well.

@@ -64,7 +64,7 @@ class Fresh(BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """By chance; nothing is drawn alone but what the given points had out of range."""
+        """A random value; drawn alone are only parameters whose given value is out of range."""
         seed = _seed(self.plan.seed, trial.number, len(param_name))
         return RandomSampler(seed).sample_independent(study, trial, param_name, param_distribution)
 

@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 def patiently(plan: Plan, call: Callable[[], Result], patience: float = PATIENCE) -> Result:
     """The call's result; it is called again where the database cannot be reached, until ``patience`` seconds later.
 
-    A call that the database carried out without being able to say so is carried out twice: only for calls that may be.
+    Only for calls that may be made twice: the database may have carried one out when the connection broke.
 
     Raises:
         ValueError: it stays away, or the search is to stop.
@@ -123,7 +123,7 @@ def _made(plan: Plan) -> optuna.Study:
 
 
 class _File(sqlite3.Connection):
-    """A database that waits for the disk at times, not at every figure: a kill loses nothing, a power cut little."""
+    """An SQLite file that is synced now and then, not for every figure: a kill loses nothing, a power cut little."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -133,14 +133,14 @@ class _File(sqlite3.Connection):
 
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Alone among this machine's workers, threads included."""
+    """While the block runs, no other worker or thread of this machine is in one."""
     with FileLock(file):
         yield
 
 
 @contextlib.contextmanager
 def locked_everywhere(plan: Plan) -> Iterator[None]:
-    """Alone among the study's workers on all machines, where the database has locks to ask for (PostgreSQL).
+    """While the block runs, no other worker of the study is in one, on any machine, if the database is PostgreSQL.
 
     A machine that falls silent while it has the lock loses it after `SILENT` seconds, and what it does then fails.
     """

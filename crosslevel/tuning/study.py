@@ -59,7 +59,7 @@ class Search:
             self.alive.flush()
 
     def close(self) -> None:
-        """This process is done: nothing of it can be left behind."""
+        """End this process's part in the study, and remove its sign of life."""
         self._sign(self.worker).unlink(missing_ok=True)
         self.alive.close()
 
@@ -78,7 +78,7 @@ class Search:
             patiently(self.plan, partial(self._give_up, ended))
 
     def _next(self) -> Trial | None:
-        """The next trial to train, or None when there is none; waits where that hangs on what others still do."""
+        """The next trial to train; None when there is none. Waits while other workers may still leave one."""
         while not self.plan.stop.is_set():
             with locked(self.plan.folder / "study.lock"):
                 trial, wait = patiently(self.plan, self._looked)
@@ -90,7 +90,7 @@ class Search:
         return None
 
     def _looked(self) -> tuple[Trial | None, float | None]:
-        """A trial to train; or none, and for how many seconds to wait, None where there will be no more."""
+        """A trial to train; or none, and the seconds until asking again is of use (None: never)."""
         with locked_everywhere(self.plan):
             return (None, None) if self.plan.stop.is_set() else self._taken()
 
@@ -109,7 +109,7 @@ class Search:
         return self._asked(), 0.0
 
     def _is_room(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Whether one more full training keeps within the search's budget, when all that run come to their end."""
+        """Whether the budget has room for one more full training, if all running ones come to their end."""
         tried = [t for t in trials if finals.is_search(t)]
         if self.plan.trials is not None:
             begun = [t for t in tried if t.state != TrialState.WAITING and outcome(t) not in ("killed", "repeated")]
@@ -170,7 +170,7 @@ class Search:
                 patiently(self.plan, lambda: self._finish(trial, state, kind, reason, **about))
 
     def _judged(self, trial: Trial, epoch: int, figures: dict[str, Any]) -> tuple[TrialState, str, str] | None:
-        """Why the trial, whose score is noted, ends here, or None."""
+        """Why a trial is stopped after the score that was just noted; None if it goes on."""
         trial.report(figures[SCORE], epoch)
         if figures["effective_rank"] < COLLAPSED:
             rank = f"effective rank {figures['effective_rank']:.3f} after epoch {epoch}"
@@ -205,7 +205,7 @@ class Search:
         self.study.tell(trial, values, state, skip_if_finished=True)
 
     def _again(self, trial: FrozenTrial, fault: bool = True) -> None:
-        """Queue a trial that was cut off, for whichever worker asks next; not for ever where it may be its fault.
+        """Queue a trial that was cut off, for whichever worker asks next; a few times at most, as it may be its fault.
 
         Once: one that is queued, or was tried again, stays as it is.
         """
@@ -248,7 +248,7 @@ class Search:
                 file.unlink(missing_ok=True)
 
     def abandon(self) -> None:
-        """Ctrl-C: what this process was at is marked, and waits for the next call."""
+        """After Ctrl-C: mark the trials that this process was training, so that the next call takes them up."""
         self.plan.stop.set()
         # A database that is away hears nothing; the trial is found to be a dead worker's later.
         away = contextlib.suppress(SQLAlchemyError, optuna.exceptions.StorageInternalError)
@@ -267,7 +267,7 @@ class Search:
                 self._again(trial, fault=reason == CUT_OFF[0])
 
     def _is_dead(self, trial: FrozenTrial, owner: str) -> bool:
-        """By its lock, which the system frees, where the worker shares this folder; elsewhere by its silence."""
+        """Whether a worker is dead: in this folder by its lock, which the system frees; elsewhere by its silence."""
         if self._sign(owner).exists():
             return _is_free(self._sign(owner))
         sign, now = (trial.user_attrs.get("alive"), trial.last_step), time.monotonic()
