@@ -102,5 +102,6 @@ def test_a_study_is_refused_with_what_to_do_or_goes_on(left, capsys):
 def test_the_settings_of_a_study_and_of_a_run_are_read(left, capsys):
     """The best settings were written for ``train --config``; both name MoCo where it was then."""
     for file in ("study/config.yaml", "run/config.yaml"):
-        run(train, ["photos", "--config", file, "--print_config"])
+        with pytest.raises(SystemExit, match="0"):
+            run(train, ["photos", "--config", file, "--print_config"])
         assert "crosslevel.methods.moco.MoCo" in capsys.readouterr().out

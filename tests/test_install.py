@@ -33,7 +33,7 @@ print("features", *features.shape, file=sys.stderr)
 SMALL = "--encoder.width=0.0625 --views.size=16 --batch_size=8 --epochs=1 --device=cpu --workers=0"
 LINES = [
     "inspect photos --device cpu",
-    "pack photos packed --size 16",
+    "pack photos --output packed --size 16",
     f"train packed --run run {SMALL}",
     "embed run photos --device cpu",
     "evaluate run photos --test photos --protocol knn,linear,clustering,retrieval --linear.epochs=1 --device cpu",

@@ -31,8 +31,9 @@ class Machine:
 
     def has(self, device: str) -> bool:
         """Whether there is such a device."""
-        present = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-        return device == "cpu" or bool(present[device]())
+        if device == "cuda":
+            return torch.cuda.is_available()
+        return device == "cpu" or torch.backends.mps.is_available()
 
     def gpu(self) -> tuple[str, int]:
         """The name of the CUDA device, and the first number of its compute capability."""

@@ -13,7 +13,8 @@ NAMES = {
 CODE = f"""
 import importlib, os, pkgutil, signal, sys
 import filelock, lightning_fabric, matplotlib.figure, optuna, pyarrow.parquet, sqlalchemy, timm, torch, torchvision
-for name in {MODULES}:
+kept = {{name: importlib.import_module(name) for name in {MODULES}}}
+for name in kept:
     sys.modules[name] = None
 for module, names in {NAMES}.items():
     for name in names:
@@ -23,6 +24,7 @@ import crosslevel
 for module in pkgutil.walk_packages(crosslevel.__path__, "crosslevel."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
+sys.modules.update(kept)  # for other libraries, which have their own ways elsewhere
 crosslevel.pack("photos", output="packed", size=16, quiet=True)
 encoder = crosslevel.Encoder("resnet18", width=0.0625)
 encoder.adapt(32)
