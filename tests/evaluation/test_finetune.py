@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from run_samples import watching_encoders
 
 from crosslevel import Encoder
 from crosslevel.data.bad_files import BadFiles
@@ -163,20 +164,19 @@ def test_a_killed_training_continues_to_exactly_the_same_scores(encoder, tmp_pat
     assert torch.equal(continued, whole)
 
 
-def test_a_kill_within_an_epoch_costs_that_epoch_alone(encoder, tmp_path, monkeypatch):
+def test_a_kill_within_an_epoch_costs_that_epoch_alone(encoder, tmp_path):
     source, queries = drawn(24, 0), drawn(8, 5)
-    whole, steps, forward = tuned(encoder, source, queries, SHORT), [], Encoder.forward
+    whole, steps = tuned(encoder, source, queries, SHORT), []
 
-    def dying(self, views):
-        steps.append(self.training)
+    def dying(network, views):
+        steps.append(network.training)
         if len(steps) == 8:  # the second of three steps of the third epoch
             raise Killed
-        return forward(self, views)
 
-    monkeypatch.setattr(Encoder, "forward", dying)
-    with pytest.raises(Killed):
-        tuned(encoder, source, queries, SHORT, run_dir=tmp_path)
-    assert torch.equal(tuned(encoder, source, queries, SHORT, run_dir=tmp_path), whole)
+    with watching_encoders(dying):
+        with pytest.raises(Killed):
+            tuned(encoder, source, queries, SHORT, run_dir=tmp_path)
+        assert torch.equal(tuned(encoder, source, queries, SHORT, run_dir=tmp_path), whole)
     assert sum(steps[8:]) == 6
     del steps[8:]
     assert torch.equal(tuned(encoder, source, queries, SHORT, run_dir=tmp_path), whole)
@@ -244,37 +244,34 @@ def test_a_classifier_on_views_is_pytorchs_plain_loop(encoder, schedule):
     assert not torch.allclose(found.weight, new_classifier(encoder.num_features, 4, 3).weight, atol=1e-3)
 
 
-def test_on_views_the_encoder_and_its_batch_statistics_do_not_move(encoder, monkeypatch):
-    seen, before, forward = [], encoder.state_dict(), Encoder.forward
+def test_on_views_the_encoder_and_its_batch_statistics_do_not_move(encoder):
+    seen, before = [], encoder.state_dict()
 
-    def watched(self, views):
-        features = forward(self, views)
-        moved = [name for name, value in self.state_dict().items() if not torch.equal(value, before[name])]
-        seen.append((moved, self.training, features.requires_grad))
-        return features
+    def watched(network, views, features):
+        moved = [name for name, value in network.state_dict().items() if not torch.equal(value, before[name])]
+        seen.append((moved, network.training, features.requires_grad))
 
-    monkeypatch.setattr(Encoder, "forward", watched)
     config = Linear(epochs=3, batch_size=8, lr=1.0)
-    classifier = on_views(encoder, drawn(24, 0), 4, config, PLACE, BadFiles(), seed=1)
+    with watching_encoders(after=watched):
+        classifier = on_views(encoder, drawn(24, 0), 4, config, PLACE, BadFiles(), seed=1)
     assert seen == 9 * [([], False, False)]
     assert not torch.equal(classifier.weight, new_classifier(encoder.num_features, 4, 1).weight)
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(encoder, monkeypatch, frozen):
-    source, shown, forward = drawn(24, 0, noise=0), [], Encoder.forward
+def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(encoder, frozen):
+    source, shown = drawn(24, 0, noise=0), []
     colours = normalized(source)[:, :, 0, 0]
     assert len(colours.unique(dim=0)) == 24
 
-    def watched(self, views):
+    def watched(network, views):
         shown.extend(torch.cdist(views[:, :, 8, 8], colours).argmin(1).tolist())
-        return forward(self, views)
 
-    monkeypatch.setattr(Encoder, "forward", watched)
-    if frozen:
-        on_views(encoder, source, 4, Linear(epochs=4, batch_size=8), PLACE, BadFiles(), seed=1)
-    else:
-        tuned(encoder, source, drawn(8, 5), SHORT, seed=1)
+    with watching_encoders(watched):
+        if frozen:
+            on_views(encoder, source, 4, Linear(epochs=4, batch_size=8), PLACE, BadFiles(), seed=1)
+        else:
+            tuned(encoder, source, drawn(8, 5), SHORT, seed=1)
     epochs = [tuple(shown[first : first + 24]) for first in range(0, 96, 24)]
     assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
     assert len(set(epochs)) == 4

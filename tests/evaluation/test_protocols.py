@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from run_samples import watching_encoders
 from sklearn.cluster import KMeans
 from sklearn.metrics import (
     accuracy_score,
@@ -381,12 +382,13 @@ def test_semi_is_a_row_for_each_fraction_in_the_whole_sets_numbering(subject, en
         within(row["encoder"])
 
 
-def test_a_repeated_protocol_trains_nothing_again(encoder, tmp_path, monkeypatch):
+def test_a_repeated_protocol_trains_nothing_again(encoder, tmp_path):
     """Features and finished trainings are there for the next call, and it finds the same."""
     how, sweep = FineTune(2, 16, 0.05, 0.2), Linear(epochs=2, batch_size=16)
     whole = transfer(Subject({"encoder": encoder}, bank(), queries(), PLACE), how, sweep)
-    assert transfer(Subject({"encoder": encoder}, bank(), queries(), PLACE, home=tmp_path), how, sweep) == whole
-    trained, forward = [], Encoder.forward
-    monkeypatch.setattr(Encoder, "forward", lambda self, x: trained.append(self.training) or forward(self, x))
-    assert transfer(Subject({"encoder": encoder}, bank(), queries(), PLACE, home=tmp_path), how, sweep) == whole
+    assert transfer(Subject({"encoder": encoder}, bank(), queries(), PLACE, run_dir=tmp_path), how, sweep) == whole
+    trained = []
+    with watching_encoders(lambda network, images: trained.append(network.training)):
+        again = transfer(Subject({"encoder": encoder}, bank(), queries(), PLACE, run_dir=tmp_path), how, sweep)
+    assert again == whole
     assert trained == 2 * [False]  # only the fine-tuned network looks at the test images again, 32 at a time
