@@ -57,7 +57,9 @@ CLAIMS = {
     ),
     "dino": Claim("an add-on to DINO (not in the paper)", on_and_off("DINO", " --views.preset=dino")),
     "harmonization": Claim(
-        "an add-on beside geometric harmonization (not in the paper)", on_and_off("SimCLR", " --gh.weight=1"), "long-tailed"
+        "an add-on beside geometric harmonization (not in the paper)",
+        on_and_off("SimCLR", " --gh.weight=1"),
+        "long-tailed",
     ),
     "long-tail": Claim("better on long-tailed collections", on_and_off("MoCo"), "long-tailed"),
     "correlated": Claim("better on highly correlated collections", on_and_off("MoCo"), "correlated"),

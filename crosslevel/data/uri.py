@@ -6,7 +6,6 @@ What exists as a path is taken as one, whatever characters it has; only what fol
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import glob
 import os
 import re
@@ -17,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from crosslevel.data.braces import BRACES
 from crosslevel.data.decoding.reading import USUAL, Reading, apart
-from crosslevel.utils.errors import SourceError
+from crosslevel.utils.errors import SourceError, did_you_mean, near_names
 
 FILES = ("list", "classes", "unique", "bursts")
 """Suffixes whose value is a file: all of what follows the ``=``, commas included."""
@@ -318,7 +317,5 @@ def _refuse_misspelled(text: str, part: str) -> None:
     at = re.search(r"@([^@=/]*)=[^@/]*$", part)
     if at is None or os.path.exists(part):
         return
-    near = difflib.get_close_matches(at[1], KEYS, 1)
-    if near or "://" not in part:
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(KEYS)}"
-        raise SourceError(f"{text}: no part of a source is called @{at[1]}: {hint}")
+    if near_names(at[1], KEYS) or "://" not in part:
+        raise SourceError(f"{text}: no part of a source is called @{at[1]}: {did_you_mean(at[1], KEYS)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from crosslevel.utils.distributed import add, broadcast, gather, rank, world_size
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.schedules import half_cosine
 
 
 class InstanceBank(nn.Module):
@@ -135,8 +135,7 @@ class MomentumCopy(nn.Module):
 
 def rising(start: float, progress: float | Tensor) -> float | Tensor:
     """A momentum that rises to 1: 1 - (1 - start) (cos(pi progress) + 1) / 2 (Grill et al. 2020, app. A)."""
-    done = torch.cos(math.pi * progress) if isinstance(progress, Tensor) else math.cos(math.pi * progress)
-    return 1 - (1 - start) * (done + 1) / 2
+    return 1 - (1 - start) * half_cosine(progress)
 
 
 class ShardedBank(nn.Module):

@@ -15,7 +15,7 @@ from crosslevel.settings import signature, trust
 from crosslevel.settings.kinds import is_list, read
 from crosslevel.settings.recipes import find
 from crosslevel.settings.signature import REQUIRED, Argument, Choice, Group, Option, Signature
-from crosslevel.utils.errors import UserError, did_you_mean, nearest
+from crosslevel.utils.errors import UserError, did_you_mean, near_hint
 from crosslevel.utils.trees import regular, yaml_tree
 
 FILES = (
@@ -131,7 +131,7 @@ class Settings:
     def _add(self, name: str, value: Any, where: str) -> None:
         part = next((a for a in self.command.arguments if a.name == name), None)
         if part is None:
-            raise UserError(f"{where}: there is no setting {name!r}{self._hint(name)}")
+            raise UserError(f"{where}: there is no setting {name!r}{near_hint(name, self.command.names, 0.7)}")
         if isinstance(part, Choice):
             self._add_method(value, where)
         elif isinstance(part, Group):
@@ -233,10 +233,6 @@ class Settings:
                 )
             found[name] = read(known[name].kind, value, f"{where} {_shown(value)}")
         return found
-
-    def _hint(self, name: str) -> str:
-        near = nearest(name, self.command.names, 0.7)
-        return f": did you mean {near}?" if near else ""
 
 
 def config_of(run: str) -> str:

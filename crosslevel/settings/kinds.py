@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from crosslevel.utils.errors import UserError, nearest
+from crosslevel.utils.errors import UserError, near_hint
 from crosslevel.utils.trees import yaml_tree
 
 NUMBERS = {"int": "a whole number", "float": "a number"}
@@ -159,5 +159,4 @@ def _word(member: Member) -> str:
 
 def _hint(kind: Kind, value: Any) -> str:
     words = [word for member in kind if isinstance(member, Choices) for word in member.words]
-    near = nearest(str(value), words)
-    return f": did you mean {near}?" if near else ""
+    return near_hint(str(value), words)

@@ -23,9 +23,9 @@ from crosslevel.settings.command import SOURCES, Command, Settings, config_of, r
 from crosslevel.settings.kinds import FALSE, NOTHING, TRUE, is_list, plain, takes
 from crosslevel.settings.parts import made
 from crosslevel.settings.signature import Group
-from crosslevel.utils.console import printable
-from crosslevel.utils.errors import CrosslevelError, Interrupted, NotFinite, UserError, nearest
+from crosslevel.utils.errors import CrosslevelError, Interrupted, NotFinite, UserError, near_hint
 from crosslevel.utils.processes import Stopped, raising_stopped
+from crosslevel.utils.text import printable
 
 SOFTWARE = 70  # sysexits.h: the program's own fault
 REFUSED = 2
@@ -130,8 +130,7 @@ def read_line(command: Command, arguments: Sequence[str]) -> Line:
         ) from error
     for word in left:
         if word.startswith("-") and len(word) > 1:
-            near = nearest(word.partition("=")[0], parser.spellings, 0.7)
-            raise UserError(f"there is no option {word}{f': did you mean {near}?' if near else ''}")
+            raise UserError(f"there is no option {word}{near_hint(word.partition('=')[0], parser.spellings, 0.7)}")
     line.alone = [*left, *line.alone, *after]
     return line
 

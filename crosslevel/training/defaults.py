@@ -28,20 +28,6 @@ class Choice(NamedTuple):
         return f"--{self.setting} {value}: {self.why}"
 
 
-class Chosen:
-    """What the rules chose for one run, in the order in which they were asked."""
-
-    def __init__(self) -> None:
-        self.made: list[Choice] = []
-
-    def __call__(self, given: Any, choice: Choice) -> Any:
-        """The value ``given``, or else the rule's, which is noted."""
-        if given is not None:
-            return given
-        self.made.append(choice)
-        return choice.value
-
-
 def batch_size(images: int, epochs: float, devices: int = 1, device: str = "cpu") -> Choice:
     """Images a step on each device, by how many the run sees in all.
 

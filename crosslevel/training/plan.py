@@ -29,6 +29,20 @@ MEASURED_WITH = 128  # images a step
 TIMED, ENOUGH = 10, 5.0  # steps, and seconds after which fewer do
 
 
+class Chosen:
+    """What the rules chose for one run, in the order in which they were asked."""
+
+    def __init__(self) -> None:
+        self.made: list[defaults.Choice] = []
+
+    def __call__(self, given: Any, choice: defaults.Choice) -> Any:
+        """The value ``given``, or else the rule's, which is noted."""
+        if given is not None:
+            return given
+        self.made.append(choice)
+        return choice.value
+
+
 class Plan(NamedTuple):
     """The batches and steps of a training; ``choices``: what rules gave, each with its reason."""
 
@@ -55,7 +69,7 @@ def settle(
         ValueError: settings that do not fit each other.
 
     """
-    rules, devices = defaults.Chosen(), runtime.devices
+    rules, devices = Chosen(), runtime.devices
     rules.made += feed.choices
     images = feed.known or wanted.epoch_size or 0
     if not parts.views.chosen:
@@ -91,7 +105,7 @@ def settle(
     return Plan(batches, optimization, steps, round(optimization.warmup_epochs * len(batches)), rules.made)
 
 
-def _complete(parts: Parts, rules: defaults.Chosen, images: int | None, steps: int, batch: int) -> None:
+def _complete(parts: Parts, rules: Chosen, images: int | None, steps: int, batch: int) -> None:
     """What a method leaves open until the number of steps is known; the settings have it too."""
     method: Any = parts.method
     arguments = parts.settings["method"]["init_args"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from itertools import groupby
 from typing import Any, final
@@ -22,7 +21,7 @@ from crosslevel.transforms.parameters import Augment, Draw, draw, draw_box
 from crosslevel.transforms.philox import Counted
 from crosslevel.transforms.presets import PLAIN, PRESETS, SMALL_SIDE, small_of
 from crosslevel.transforms.random_numbers import Words
-from crosslevel.utils.errors import UserError
+from crosslevel.utils.errors import UserError, did_you_mean
 
 
 @final
@@ -133,8 +132,8 @@ class Views(nn.Module):
 
         """
         if preset not in PRESETS:
-            nearest = get_close_matches(preset, PRESETS, n=1, cutoff=0.0)[0]
-            raise UserError(f"preset={preset!r} is unknown: did you mean {nearest!r}? One of {', '.join(PRESETS)}")
+            hint = did_you_mean(preset, PRESETS, cutoff=0.0)
+            raise UserError(f"preset={preset!r} is unknown: {hint} One of {', '.join(PRESETS)}")
         self.augments = tuple(replace(augment, **self._changes) for augment in PRESETS[preset])
         self.preset, self.chosen = preset, chosen
         usual = small_of(preset, self.augments[0].scale)

@@ -43,7 +43,7 @@ NOTE = (
 
 
 def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], console: Console) -> None:
-    """Write all three, and print the table.
+    """Write the best settings, the table of trials and the page; print the table.
 
     Raises:
         ValueError: trials have ended, and none of them well.
@@ -175,7 +175,7 @@ def _axes(plan: Plan) -> dict[str, report.Axis]:
 def _settings_table(trials: Sequence[FrozenTrial], plan: Plan, best: FrozenTrial) -> Block:
     given = plan.start[0] if plan.as_given and plan.start else {}
     rows: list[list[Cell]] = [
-        [name, ranges.shown(searched), _value(given.get(name)), _value(best.params[name])]
+        [name, ranges.range_text(searched), _value(given.get(name)), _value(best.params[name])]
         for name, searched in plan.space.items()
     ]
     return report.table("Best settings found", ["setting", "searched", "as given", "best"], rows, None)

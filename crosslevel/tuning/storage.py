@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from crosslevel.tuning.plan import FILE, Plan, url
 from crosslevel.tuning.sampler import Fresh, distributions, pruner
 from crosslevel.utils.errors import MissingExtra, UserError
 from crosslevel.utils.files import sync_folder
+from crosslevel.utils.locks import hold
 
 PATIENCE = 60.0  # seconds for a database that is away
 SILENT = 60  # seconds until a machine that says nothing loses the lock of all
@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 def patiently(plan: Plan, call: Callable[[], Result], patience: float = PATIENCE) -> Result:
     """The call's result; it is called again where the database cannot be reached, until ``patience`` seconds later.
 
-    A call that the database carried out without being able to say so is carried out twice: only for calls that may be.
+    Only for calls that may be made twice: the database may have carried one out when the connection broke.
 
     Raises:
         ValueError: it stays away, or the search is to stop.
@@ -51,7 +51,7 @@ def patiently(plan: Plan, call: Callable[[], Result], patience: float = PATIENCE
                 raise
             began = time.monotonic() if began is None else began
             if plan.stop.is_set() or time.monotonic() - began + pause > patience:
-                raise UserError(f"{shown(plan)}: the study cannot be reached: {_reason(plan, error)}") from error
+                raise UserError(f"{address(plan)}: the study cannot be reached: {_reason(plan, error)}") from error
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
 
@@ -74,7 +74,7 @@ def _reason(plan: Plan, error: BaseException) -> str:
     return said.replace(secret, "***") if secret else said
 
 
-def shown(plan: Plan) -> str:
+def address(plan: Plan) -> str:
     """The database's address without its password."""
     return plan.storage.rpartition("@")[2]
 
@@ -95,12 +95,12 @@ def opened(plan: Plan, tries: int = 8) -> optuna.Study:
         except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
             # Other studies' workers that make the same tables at the same time get in each other's way.
             if attempt == tries - 1:
-                raise UserError(f"{shown(plan)}: the study cannot be opened: {_reason(plan, error)}") from error
+                raise UserError(f"{address(plan)}: the study cannot be opened: {_reason(plan, error)}") from error
             time.sleep(0.1 * (attempt + 1))
         except ValueError as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"--storage ***@{shown(plan)}: is no address ({_reason(plan, error)})") from None
+            raise UserError(f"--storage ***@{address(plan)}: is no address ({_reason(plan, error)})") from None
         except ModuleNotFoundError as error:
             raise MissingExtra(f"{error.name} is missing: pip install 'crosslevel[tune]'") from error
     raise AssertionError("unreachable")
@@ -174,7 +174,7 @@ def _engine() -> dict[str, Any]:
 
 
 class _File(sqlite3.Connection):
-    """A database that waits for the disk at times, not at every figure: a kill loses nothing, a power cut little."""
+    """An SQLite file that is synced now and then, not for every figure: a kill loses nothing, a power cut little."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -185,14 +185,14 @@ class _File(sqlite3.Connection):
 
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Alone among this machine's workers, threads included."""
+    """While the block runs, no other worker or thread of this machine is in one."""
     with FileLock(file):
         yield
 
 
 @contextlib.contextmanager
 def locked_everywhere(plan: Plan) -> Iterator[None]:
-    """Alone among the study's workers on all machines, where the database has locks to ask for (PostgreSQL).
+    """While the block runs, no other worker of the study is in one, on any machine, if the database is PostgreSQL.
 
     A machine that falls silent while it has the lock loses it after `SILENT` seconds, and what it does then fails.
     """
@@ -213,7 +213,7 @@ def locked_file(file: Path) -> Any:
     """The file, locked for as long as this process lives; BlockingIOError if another's is."""
     opened = file.open("a")
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        hold(opened.fileno())
     except OSError:
         opened.close()
         raise

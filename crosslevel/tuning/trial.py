@@ -39,11 +39,11 @@ DIVERGED = 3
 
 LOG = "train.log"
 LEAST, MOST = 16, 2000  # held-out images: the rarest things need some, more change the scores little
-FEWEST = 3  # tracks: an image is told from those of other ones
+FEWEST = 3  # held-out tracks: the scores compare an image with those of other tracks
 
 
 class Failed(RuntimeError):
-    """A training that came to no end: ``kind`` is diverged, refused (its settings), failed or killed."""
+    """A training that did not finish: ``kind`` is diverged, refused (its settings), failed or killed."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -207,7 +207,7 @@ def _symptoms(figures: dict[str, float], encoder: Encoder, cld: CrossLevel | Non
 
 
 class Channel:
-    """A line to the process that started this one: figures out, leave to go on in."""
+    """The connection to the process that started this one: figures go out, an answer says that training may go on."""
 
     def __init__(self, out: IO[str], answers: IO[str] | None) -> None:
         self.out = out

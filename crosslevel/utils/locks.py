@@ -12,8 +12,16 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from crosslevel.utils.console import printable
 from crosslevel.utils.errors import FolderInUse
+from crosslevel.utils.text import printable
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+HAS_LOCKS = fcntl is not None
+"""Whether an open file can be locked for as long as its process lives."""
 
 LOCK = ".crosslevel.lock"
 _DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -73,6 +81,20 @@ def _acquire(lock: FileLock, folder: Path) -> None:
             return
         except FileNotFoundError:
             continue  # who held it until now has just removed the folder
+
+
+def hold(number: int) -> None:
+    """Lock an open file, by its number, while this process lives: at once, or not at all.
+
+    On Windows nothing happens: there a file that is open cannot be removed or replaced by another process.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the file system has no locks.
+
+    """
+    if HAS_LOCKS:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def holder(path: str | os.PathLike[str]) -> str | None:

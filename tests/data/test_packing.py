@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_samples import pack_in_small_parts
 
 from crosslevel.data import pack, pack_writer
 from crosslevel.data.bad_files import BadFiles
@@ -41,9 +42,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(pack_writer, "IMAGES_A_PART", 4)
-    monkeypatch.setattr("crosslevel.data.sources.packed.READ_AT_ONCE", 2)
-    monkeypatch.setattr(pack_writer, "SHARD", 15_000)
+    pack_in_small_parts(monkeypatch)
 
 
 def packed(source, folder, *options):
@@ -144,9 +143,7 @@ def test_bytes_behind_the_last_part_and_parts_without_bytes_are_dropped(photos, 
     with pytest.raises(SystemExit, match="70"):
         packed(photos, tmp_path / "cut")
     monkeypatch.undo()
-    monkeypatch.setattr(pack_writer, "IMAGES_A_PART", 4)
-    monkeypatch.setattr("crosslevel.data.sources.packed.READ_AT_ONCE", 2)
-    monkeypatch.setattr(pack_writer, "SHARD", 15_000)
+    pack_in_small_parts(monkeypatch)
     shards = sorted((tmp_path / "cut").glob("*.bin"))
     os.truncate(shards[0], shards[0].stat().st_size - 10)
     packed(photos, tmp_path / "cut")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from run_samples import watching_encoders
 from sklearn.cluster import KMeans
 from sklearn.metrics import (
     accuracy_score,
@@ -120,7 +121,7 @@ def test_knn_is_scikit_learns_classifier(subject, k, temperature):
     found = knn(subject, k, temperature)
     assert list(found) == [f"kNN, k = {k}, T = {temperature}"]
     for name, judged in found.popitem()[1].items():
-        known, asked = subject.known(name)
+        known, asked = subject.features_of(name)
         model = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / temperature))
         model.fit(known.features.double().numpy(), named(subject.bank))
         predicted = model.predict(asked.features.double().numpy())
@@ -216,7 +217,7 @@ def test_retrieval_is_scikit_learns(subject):
     found = retrieval(subject)
     assert list(found) == ["retrieval, by class"]  # nothing is known of tracks
     for name, judged in found["retrieval, by class"].items():
-        asked = subject.known(name)[1]
+        asked = subject.features_of(name)[1]
         assert judged.figures == pytest.approx(expected_retrieval(asked.features, subject.queries.labels), abs=ROUNDING)
         assert within(judged) == set(judged.figures) - {"queries"}
 
@@ -226,7 +227,7 @@ def test_retrieval_by_class_leaves_the_own_track_out(encoder):
     frames = film(60, 3)
     found = retrieval(Subject({"raw pixels": PIXELS, "encoder": encoder}, bank(), frames, PLACE))
     assert list(found) == ["retrieval, by class", "retrieval, by track"]
-    asked = Subject({"encoder": encoder}, bank(), frames, PLACE).known("encoder")[1]
+    asked = Subject({"encoder": encoder}, bank(), frames, PLACE).features_of("encoder")[1]
     by_class, by_track = (found[f"retrieval, by {what}"] for what in ("class", "track"))
     wanted = expected_retrieval(asked.features, frames.labels, frames.tracks)
     assert by_class["encoder"].figures == pytest.approx(wanted, abs=ROUNDING)
@@ -248,7 +249,7 @@ def best_matching(labels, found):
 
 def test_clustering_is_scikit_learns(subject):
     for name, judged in clustering(subject)["clustering"].items():
-        asked = subject.known(name)[1]
+        asked = subject.features_of(name)[1]
         directions = unit(asked.features).astype(np.float32)
         predicted = KMeans(3, n_init=5, random_state=0).fit_predict(directions)
         labels = subject.queries.labels.numpy()
@@ -263,7 +264,7 @@ def test_clustering_is_scikit_learns(subject):
 @pytest.mark.parametrize("count", [2, 5])
 def test_clusters_may_be_more_or_fewer_than_classes(subject, count):
     judged = clustering(subject, count)["clustering"]["raw pixels"]
-    features = unit(subject.known("raw pixels")[1].features).astype(np.float32)
+    features = unit(subject.features_of("raw pixels")[1].features).astype(np.float32)
     predicted = KMeans(count, n_init=5, random_state=0).fit_predict(features)
     labels = subject.queries.labels.numpy()
     assert judged.figures["ari"] == pytest.approx(100 * adjusted_rand_score(labels, predicted), abs=ROUNDING)
@@ -344,7 +345,7 @@ def test_a_word_within_a_word_is_no_data_set(name):
 
 def test_what_the_convention_names_is_the_mean_per_class_accuracy(subject):
     judged = knn(subject, 9)["kNN, k = 9, T = 0.1"]["raw pixels"]
-    known, asked = subject.known("raw pixels")
+    known, asked = subject.features_of("raw pixels")
     model = KNeighborsClassifier(9, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.1))
     predicted = model.fit(known.features.double().numpy(), named(subject.bank)).predict(asked.features.double().numpy())
     expected = 100 * recall_score(named(subject.queries), predicted, labels=["ant", "bee", "cow"], average="macro")
@@ -381,12 +382,13 @@ def test_semi_is_a_row_for_each_fraction_in_the_whole_sets_numbering(subject, en
         within(row["encoder"])
 
 
-def test_a_repeated_protocol_trains_nothing_again(encoder, tmp_path, monkeypatch):
+def test_a_repeated_protocol_trains_nothing_again(encoder, tmp_path):
     """Features and finished trainings are there for the next call, and it finds the same."""
     how, sweep = FineTune(2, 16, 0.05, 0.2), Linear(epochs=2, batch_size=16)
     whole = transfer(Subject({"encoder": encoder}, bank(), queries(), PLACE), how, sweep)
-    assert transfer(Subject({"encoder": encoder}, bank(), queries(), PLACE, home=tmp_path), how, sweep) == whole
-    trained, forward = [], Encoder.forward
-    monkeypatch.setattr(Encoder, "forward", lambda self, x: trained.append(self.training) or forward(self, x))
-    assert transfer(Subject({"encoder": encoder}, bank(), queries(), PLACE, home=tmp_path), how, sweep) == whole
+    assert transfer(Subject({"encoder": encoder}, bank(), queries(), PLACE, run_dir=tmp_path), how, sweep) == whole
+    trained = []
+    with watching_encoders(lambda network, images: trained.append(network.training)):
+        again = transfer(Subject({"encoder": encoder}, bank(), queries(), PLACE, run_dir=tmp_path), how, sweep)
+    assert again == whole
     assert trained == 2 * [False]  # only the fine-tuned network looks at the test images again, 32 at a time

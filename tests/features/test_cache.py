@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_samples import watching_encoders
 
 from crosslevel import Encoder
 from crosslevel.data.bad_files import BadFiles
@@ -38,23 +39,21 @@ def photos(tmp_path):
 
 
 @pytest.fixture
-def encoded(monkeypatch):
+def encoded():
     """How many images went through an encoder, pass by pass; ``encoded.most`` of them kill the process."""
 
     class Encoded(list):
         most = None
 
     counts = Encoded()
-    forward = Encoder.forward
 
-    def counting(self, shown):
+    def counting(encoder, shown):
         if counts.most is not None and sum(counts) + len(shown) > counts.most:
             raise Killed
         counts.append(len(shown))
-        return forward(self, shown)
 
-    monkeypatch.setattr(Encoder, "forward", counting)
-    return counts
+    with watching_encoders(counting):
+        yield counts
 
 
 class Killed(BaseException):
@@ -70,11 +69,11 @@ def draw(folder, count, seed):
     return folder
 
 
-def computed(encoder, source, home, name="trained", place=PLACE, bad=None):
+def computed(encoder, source, home, name="trained", place=PLACE, bad=None, **sizes):
     """What a new process finds: nothing but the folder is shared between calls."""
     source = open_images(source) if not isinstance(source, Images) else source
     bad = BadFiles() if bad is None else bad
-    return FeatureCache(home, place, bad).features(name, encoder, source), bad
+    return FeatureCache(home, place, bad, **sizes).features(name, encoder, source), bad
 
 
 def by_hand(encoder, source):
@@ -106,14 +105,13 @@ def folders(home):
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_each_readable_image_has_its_own_feature_and_label(encoder, photos, tmp_path, monkeypatch, in_memory):
-    monkeypatch.setattr(cache, "DECODED_ONCE", 1e9 if in_memory else 0)
-    monkeypatch.setattr(cache, "ROWS", 5)
+def test_each_readable_image_has_its_own_feature_and_label(encoder, photos, tmp_path, in_memory):
+    sizes = {"decoded_once": 1e9 if in_memory else 0, "rows": 5}
     (photos / "a" / "04.png").write_bytes(b"\x89PNG broken")
     expected = by_hand(encoder, photos)
     assert len(expected) == 11
     for home in (None, tmp_path / "run", tmp_path / "run"):
-        known, bad = computed(encoder, photos, home)
+        known, bad = computed(encoder, photos, home, **sizes)
         features, labels = zip(*expected.values(), strict=True)
         torch.testing.assert_close(known.features, torch.stack(features), rtol=1e-4, atol=1e-5)
         assert known.labels.tolist() == list(labels)
@@ -196,18 +194,17 @@ def test_a_source_that_was_moved_is_still_the_same(encoder, photos, tmp_path, en
 @pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.parametrize("most", [0, 3, 5, 9, 10])
 def test_a_killed_extraction_continues_and_is_the_uninterrupted_one(
-    encoder, photos, tmp_path, monkeypatch, encoded, most, in_memory
+    encoder, photos, tmp_path, encoded, most, in_memory
 ):
-    monkeypatch.setattr(cache, "DECODED_ONCE", 1e9 if in_memory else 0)
-    monkeypatch.setattr(cache, "ROWS", 5)
-    whole, _ = computed(encoder, photos, None)
+    sizes = {"decoded_once": 1e9 if in_memory else 0, "rows": 5}
+    whole, _ = computed(encoder, photos, None, **sizes)
     encoded.clear()
     encoded.most = most
     with pytest.raises(Killed):
-        computed(encoder, photos, tmp_path / "run")
+        computed(encoder, photos, tmp_path / "run", **sizes)
     encoded.clear()
     encoded.most = None
-    continued, _ = computed(encoder, photos, tmp_path / "run")
+    continued, _ = computed(encoder, photos, tmp_path / "run", **sizes)
     assert same(continued, whole)
     assert sum(encoded) == 12 - most // 5 * 5  # nothing that was on disk is computed again
 
@@ -225,31 +222,31 @@ def test_a_kill_before_the_last_word_loses_no_piece(encoder, photos, tmp_path, e
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "empty"])
-def test_a_missing_or_damaged_piece_is_computed_again(encoder, photos, tmp_path, monkeypatch, encoded, damage):
+def test_a_missing_or_damaged_piece_is_computed_again(encoder, photos, tmp_path, encoded, damage):
     """So for instance if a kill came while the features of an earlier encoder were deleted."""
-    monkeypatch.setattr(cache, "ROWS", 5)
-    whole, _ = computed(encoder, photos, tmp_path / "run")
+    sizes = {"rows": 5}
+    whole, _ = computed(encoder, photos, tmp_path / "run", **sizes)
     last = sorted((tmp_path / "run").rglob("*.safetensors"))[-1]
     if damage == "gone":
         last.unlink()
     else:
         last.write_bytes(last.read_bytes()[:-5] if damage == "cut" else b"")
     encoded.clear()
-    assert same(computed(encoder, photos, tmp_path / "run")[0], whole)
+    assert same(computed(encoder, photos, tmp_path / "run", **sizes)[0], whole)
     assert sum(encoded) == 2
 
 
-def test_pieces_of_other_images_are_not_continued(encoder, photos, tmp_path, monkeypatch, encoded):
-    monkeypatch.setattr(cache, "ROWS", 4)
+def test_pieces_of_other_images_are_not_continued(encoder, photos, tmp_path, encoded):
+    sizes = {"rows": 4}
     encoded.most = 8
     with pytest.raises(Killed):
-        computed(encoder, photos, tmp_path / "run")
+        computed(encoder, photos, tmp_path / "run", **sizes)
     encoded.clear()
     encoded.most = None
     Image.new("RGB", (16, 16)).save(photos / "a" / "00.png")
-    known, _ = computed(encoder, photos, tmp_path / "run")
+    known, _ = computed(encoder, photos, tmp_path / "run", **sizes)
     assert sum(encoded) == 12
-    assert same(known, computed(encoder, photos, None)[0])
+    assert same(known, computed(encoder, photos, None, **sizes)[0])
 
 
 def broken(photos):
@@ -259,27 +256,26 @@ def broken(photos):
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_unreadable_files_are_named_again_from_the_cache(encoder, photos, tmp_path, monkeypatch, encoded, in_memory):
-    monkeypatch.setattr(cache, "DECODED_ONCE", 1e9 if in_memory else 0)
+def test_unreadable_files_are_named_again_from_the_cache(encoder, photos, tmp_path, encoded, in_memory):
+    sizes = {"decoded_once": 1e9 if in_memory else 0}
     expected = broken(photos)
-    assert computed(encoder, photos, tmp_path / "run")[1].reasons == expected
+    assert computed(encoder, photos, tmp_path / "run", **sizes)[1].reasons == expected
     assert sum(encoded) == 10
-    assert computed(encoder, photos, tmp_path / "run")[1].reasons == expected
+    assert computed(encoder, photos, tmp_path / "run", **sizes)[1].reasons == expected
     assert sum(encoded) == 10
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_unreadable_files_are_named_after_a_kill_too(encoder, photos, tmp_path, monkeypatch, encoded, in_memory):
+def test_unreadable_files_are_named_after_a_kill_too(encoder, photos, tmp_path, encoded, in_memory):
     """The file was met before the kill, in a piece that is not computed again."""
-    monkeypatch.setattr(cache, "DECODED_ONCE", 1e9 if in_memory else 0)
-    monkeypatch.setattr(cache, "ROWS", 4)
+    sizes = {"decoded_once": 1e9 if in_memory else 0, "rows": 4}
     expected = broken(photos)
     encoded.most = 4
     with pytest.raises(Killed):
-        computed(encoder, photos, tmp_path / "run")
+        computed(encoder, photos, tmp_path / "run", **sizes)
     encoded.most = None
     for _ in ("continued", "cached"):
-        assert computed(encoder, photos, tmp_path / "run")[1].reasons == expected
+        assert computed(encoder, photos, tmp_path / "run", **sizes)[1].reasons == expected
 
 
 def test_a_bad_file_is_not_held_against_another_source_with_a_file_of_its_name(encoder, photos, tmp_path):
@@ -295,23 +291,21 @@ def test_a_bad_file_is_not_held_against_another_source_with_a_file_of_its_name(e
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_nothing_readable_is_one_error(encoder, photos, tmp_path, monkeypatch, in_memory):
-    monkeypatch.setattr(cache, "DECODED_ONCE", 1e9 if in_memory else 0)
-    monkeypatch.setattr(cache, "ROWS", 5)
+def test_nothing_readable_is_one_error(encoder, photos, tmp_path, in_memory):
+    sizes = {"decoded_once": 1e9 if in_memory else 0, "rows": 5}
     for file in photos.rglob("*.png"):
         file.write_bytes(b"\x89PNG broken")
     for _ in range(2):
         with pytest.raises(SourceError, match=r"of .*12.* can be read") as error:
-            computed(encoder, photos, tmp_path / "run")
+            computed(encoder, photos, tmp_path / "run", **sizes)
         assert str(error.value).startswith(str(photos))
         assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_tracks_and_labels_stay_with_their_images(encoder, photos, tmp_path, monkeypatch, in_memory):
+def test_tracks_and_labels_stay_with_their_images(encoder, photos, tmp_path, in_memory):
     """Every image has a track and a label of its own, and whole pieces may be unreadable."""
-    monkeypatch.setattr(cache, "DECODED_ONCE", 1e9 if in_memory else 0)
-    monkeypatch.setattr(cache, "ROWS", 2)
+    sizes = {"decoded_once": 1e9 if in_memory else 0, "rows": 2}
     source = open_images(photos)
     for i in (0, 1, 4, 11):
         (photos / source.paths[i]).write_bytes(b"\x89PNG broken")
@@ -320,7 +314,7 @@ def test_tracks_and_labels_stay_with_their_images(encoder, photos, tmp_path, mon
     readable = [i for i in range(12) if i not in (0, 1, 4, 11)]
     expected = by_hand(encoder, photos)
     for _ in ("computed", "cached"):
-        known, _ = computed(encoder, source, tmp_path / "run")
+        known, _ = computed(encoder, source, tmp_path / "run", **sizes)
         assert known.tracks.tolist() == [100 + i for i in readable]
         assert known.labels.tolist() == [11 - i for i in readable]
         features = torch.stack([expected[source.paths[i]][0] for i in readable])
@@ -364,14 +358,14 @@ def test_small_images_are_decoded_once_for_all_encoders(encoder, photos, monkeyp
     np.testing.assert_array_equal(packed.data.numpy(), np.stack(pixels))
 
 
-def test_progress_counts_the_images_of_the_whole_source(encoder, photos, tmp_path, monkeypatch, encoded):
-    monkeypatch.setattr(cache, "ROWS", 5)
+def test_progress_counts_the_images_of_the_whole_source(encoder, photos, tmp_path, encoded):
+    sizes = {"rows": 5}
     told = []
     encoded.most = 5
     with pytest.raises(Killed):
-        computed(encoder, photos, tmp_path / "run")
+        computed(encoder, photos, tmp_path / "run", **sizes)
     encoded.most = None
-    FeatureCache(tmp_path / "run", PLACE, BadFiles()).features(
+    FeatureCache(tmp_path / "run", PLACE, BadFiles(), **sizes).features(
         "trained", encoder, open_images(photos), lambda done, of: told.append((done, of))
     )
     assert told == [(9, 12), (10, 12), (12, 12)]

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from crosslevel.training import defaults
+from crosslevel.training.plan import Chosen
 
 IMAGES = (2, 50, 500, 5_000, 1_000_000)
 BATCHES = (8, 32, 256, 4_096)
@@ -119,7 +120,7 @@ def test_few_images_are_held_out(images, held):
 
 
 def test_what_was_given_is_kept_and_what_was_not_is_told():
-    rules = defaults.Chosen()
+    rules = Chosen()
     assert rules(17, defaults.epochs(500)) == 17
     assert rules.made == []
     chosen = rules(None, defaults.epochs(500))

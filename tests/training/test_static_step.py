@@ -12,6 +12,7 @@ from crosslevel.data.loaders.batches import Batch
 from crosslevel.methods import METHODS
 from crosslevel.models.encoder import Encoder
 from crosslevel.training.loop.module import Pretrain
+from crosslevel.transforms.parameters import in_pieces
 from crosslevel.transforms.views import Views
 
 WAITS = {
@@ -75,9 +76,10 @@ def batch_of(count, device="cpu"):
 
 
 @pytest.fixture
-def _as_elsewhere(monkeypatch):
+def _as_elsewhere():
     """As on a device that is not a CPU."""
-    monkeypatch.setattr("crosslevel.transforms.parameters.for_its_cache", lambda device: False)
+    with in_pieces(False):
+        yield
 
 
 @pytest.mark.usefixtures("_as_elsewhere")

@@ -90,7 +90,7 @@ def test_the_default_ranges_hold_the_settings_as_given_and_end_at_the_batch(meth
 
 @given(st.floats(1e-6, 1e6), st.floats(1.01, 1e3), st.booleans())
 def test_a_range_survives_being_shown(low, factor, log):
-    shown = ranges.shown(Numbers(low, low * factor, log))
+    shown = ranges.range_text(Numbers(low, low * factor, log))
     again = ranges.parse([f"lr={shown}"], settings())["lr"]
     assert again.log == log
     assert again.low == pytest.approx(low, rel=1e-5)

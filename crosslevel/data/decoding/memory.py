@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import resource
 import tempfile
 import threading
 import time
@@ -14,6 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from crosslevel.data.bad_files import _Defect
+
+try:
+    import fcntl
+    import resource
+except ImportError:  # Windows: each process has the limit for itself, and may take what the machine has
+    fcntl = resource = None  # type: ignore[assignment]
 
 LARGEST = 50_000_000
 """Pixels of an image that is handed on; a larger one is read at a half, a quarter or an eighth of its size."""
@@ -81,6 +85,8 @@ def check(need: int, size: tuple[int, int], format: str) -> None:
 
 
 def _in_common() -> int:
+    if fcntl is None:
+        return -1
     if hasattr(os, "memfd_create"):
         return os.memfd_create("crosslevel-decoding")
     number, name = tempfile.mkstemp()
@@ -101,6 +107,9 @@ def room(need: int) -> Iterator[None]:
         yield
         return
     with _thread:
+        if fcntl is None:
+            yield
+            return
         slots = _taken(-(-min(need, most()) // _SLOT))
         try:
             yield
@@ -153,7 +162,8 @@ def _after_fork() -> None:
     _thread = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def limit_process() -> None:
@@ -162,6 +172,8 @@ def limit_process() -> None:
     A decoder that is led astray then fails, instead of the machine. Memory that processes share, such as finished
     batches, and files that are mapped do not count.
     """
+    if resource is None:
+        return
     _lower(resource.RLIMIT_CORE, 0)
     held = _data_now()
     if held is not None:

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from crosslevel.data.decoding import trace
 from crosslevel.data.decoding.memory import limit_process
 from crosslevel.data.loaders.workers import Keys, hand_over_or_end, leave_interrupts
-from crosslevel.utils.console import printable
 from crosslevel.utils.errors import MachineError
 from crosslevel.utils.processes import without_main
+from crosslevel.utils.text import printable
 
 Result = TypeVar("Result")
 
@@ -29,7 +29,11 @@ MOST_CRASHES = 20
 """Images that may crash the processes of one loader before a run ends: then it is not the images."""
 
 # What a fault in a decoder ends a process with. SIGKILL is not among them: somebody, or the system, had a reason.
-_FAULTS = frozenset((signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGSYS))
+_FAULTS = frozenset(
+    getattr(signal, name)
+    for name in ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE", "SIGSYS")
+    if hasattr(signal, name)  # Windows has fewer
+)
 
 
 def _start() -> str | None:
@@ -88,12 +92,13 @@ class Pool(Generic[Result]):
             )
         # torch would raise that a process has died wherever this one is, such as in the middle of a step; without its
         # handler it raises where results are waited for.
-        before = signal.getsignal(signal.SIGCHLD)
+        ended = getattr(signal, "SIGCHLD", None)
+        before = None if ended is None else signal.getsignal(ended)
         with without_main():  # whatever the main module is
             iterator = iter(self._loader)
-        if threading.current_thread() is threading.main_thread():
+        if ended is not None and threading.current_thread() is threading.main_thread():
             torchs = getattr(before, "__module__", "").startswith("torch.utils.data")  # of another loader
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None or torchs else before)
+            signal.signal(ended, signal.SIG_DFL if before is None or torchs else before)
         self._processes = getattr(iterator, "_workers", [])
         return iterator
 
@@ -147,7 +152,7 @@ class _Begin:
         limit_process()
         trace.refused.update(self.refused)
         trace.enter(self.board, worker)
-        for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):
+        for number in _FAULTS & {getattr(signal, name, None) for name in ("SIGSEGV", "SIGBUS", "SIGFPE")}:
             signal.signal(number, signal.SIG_DFL)  # torch's handlers only print a line without a name
 
 

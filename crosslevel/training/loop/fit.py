@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 from rich.console import Console
 
 from crosslevel.data.loaders.batches import Batch, TrainBatches
@@ -264,8 +264,7 @@ def _fabric(hardware: Hardware, devices: int) -> Fabric:
     if on_gpu:
         torch.backends.cudnn.benchmark = True
     # Lightning's banners are for its own users; ours get one line about device and precision.
-    for name in ("lightning.fabric", "lightning.pytorch.utilities.rank_zero"):  # Fabric logs as either
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
     return Fabric(
         accelerator="gpu" if on_gpu else hardware.device.type,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -19,6 +18,8 @@ from crosslevel.models.heads import projection_head, stacked
 from crosslevel.transforms.philox import Counted
 from crosslevel.transforms.views import Views
 from crosslevel.utils.errors import NotFinite, UserError
+from crosslevel.utils.rng import step_seed
+from crosslevel.utils.schedules import warmed_up
 
 Optimizer = Literal["sgd", "adamw", "lars"]
 
@@ -74,7 +75,7 @@ class Pretrain(nn.Module):
         """Seed the step, and set its learning rate."""
         torch.manual_seed(step_seed(self.seed, self.step, self.rank))
         self.shared_draws.manual_seed(step_seed(self.seed, self.step, -1))
-        rate = self.lr * cosine(self.step, self.steps, self.warmup_steps)
+        rate = self.lr * warmed_up(self.step, self.steps, self.warmup_steps)
         for group in optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
@@ -155,7 +156,7 @@ class Pretrain(nn.Module):
     def values(self) -> dict[str, float]:
         """What the last step saw, as numbers, for the log."""
         out = {name: float(value) for name, value in self.seen.items()}
-        out["lr"] = self.lr * cosine(max(self.step - 1, 0), self.steps, self.warmup_steps)
+        out["lr"] = self.lr * warmed_up(max(self.step - 1, 0), self.steps, self.warmup_steps)
         for name, branch in (("temperature", self.method), ("group_temperature", self.cld)):
             if branch is not None and branch.schedule is not None and branch.schedule.high is not None:
                 out[name] = float(branch.schedule.value)
@@ -179,7 +180,7 @@ class Pretrain(nn.Module):
         first = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.seen, losses, strict=True))
         broken = [name for name, p in self.named_parameters() if not bool(p.isfinite().all())]
         where = f"{len(broken)} parameters are not finite, {broken[0]} first" if broken else "all parameters are finite"
-        rate = self.lr * cosine(int(step) - 1, self.steps, self.warmup_steps)
+        rate = self.lr * warmed_up(int(step) - 1, self.steps, self.warmup_steps)
         raise NotFinite(
             f"the loss is no longer a number from step {step:.0f} on: {first}, lr {rate:.4g}; {where} at step "
             f"{self.step}. Lower --lr or raise --warmup_epochs; if that does not help, try --precision fp32"
@@ -235,20 +236,6 @@ def remembered(method: nn.Module, prefix: str) -> list[str]:
         if not isinstance(module, nn.modules.batchnorm._BatchNorm)
         for name, _ in module.named_buffers(recurse=False)
     ]
-
-
-def cosine(step: int, steps: int, warmup: int) -> float:
-    """The learning rate's factor: linear from 1/100 over ``warmup`` steps, then half a cosine to 0."""
-    if step < warmup:
-        return 0.01 + 0.99 * step / warmup
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """A seed for one step of one rank; neighbouring arguments give unrelated seeds."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    return (mixed ^ (mixed >> 31)) & 0x7FFFFFFFFFFFFFFF
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, everything: bool) -> list[dict[str, Any]]:
