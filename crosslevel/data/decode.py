@@ -184,7 +184,9 @@ def _decode_smaller(data: bytearray, header: JpegHeader, complaints: Complaints)
     check(need, size, "JPEG")
     with room(need), noted_warnings(complaints), Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
         opened.draft(None, (size[0] // scale, size[1] // scale))  # rounded up, it would take the next larger one
-        return upright(opened)
+        image = upright(opened)
+        opened.close()
+        return image
 
 
 def _damage_of_png(data: bytearray, max_pixels: int) -> str:
@@ -232,7 +234,9 @@ def _decode_pillow(data: bytearray, max_pixels: int, complaints: Complaints, pag
         if ahead is None:
             stack.enter_context(room(min(need + held, most())))
         opened.load()
-        return upright(opened)
+        image = upright(opened)
+        opened.close()  # what it holds is free before another process takes its own
+        return image
 
 
 def _check_memory(format: str, size: tuple[int, int], encoded: int, turned: bool, part: int = 0) -> int:

@@ -1,16 +1,8 @@
 """The worst images: a few bytes that ask for gigabytes. Decoded in children with a limit, all of them together."""
 
 import contextlib
-import ctypes
-import fcntl
 import io
-import os
-import signal
-import struct
 import sys
-import time
-import traceback
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,104 +13,12 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
 from picture_samples import encoded as whole
+from worst_samples import SIDE, WORST, encoded, peak
 
 from crosslevel.data import decode as decoding
 from crosslevel.data.decode import decode
 from crosslevel.data.decoding import formats, memory, sizes
-from crosslevel.data.loaders.batches import EvalBatches
-from crosslevel.data.open import open_images
 from crosslevel.utils.errors import BadImage
-
-SIDE = 13_300  # just below the pixel limit
-
-
-def peak(work, small):
-    """Bytes that ``work`` takes at most in a fork of this process, which has done ``small``; and what it returns."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            os.close(reading)
-            # What was freed before is given back, and nothing large is taken from it.
-            ctypes.CDLL(None).mallopt(-3, 2**17)
-            small()
-            ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")
-            before = _status("VmRSS")
-            said = work()
-            os.write(writing, f"{_status('VmHWM') - before}\n{said}".encode())
-        except BaseException:
-            os.write(writing, b"-1\n" + traceback.format_exc().encode()[-2000:])
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with open(reading, encoding="utf-8") as pipe:
-        taken, _, said = pipe.read().partition("\n")
-    os.waitpid(pid, 0)
-    assert taken not in ("", "-1"), said
-    return int(taken), said
-
-
-def _status(name):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
-
-
-def chunk(kind, body):
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def png(side, depth, color):
-    """A PNG whose header asks for ``side`` squared pixels, with hardly any data."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, depth, color, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-
-
-def encoded(format, mode="RGB", patch=None, **options):
-    """A small image, with the bytes of its size replaced."""
-    stream = io.BytesIO()
-    Image.new(mode, (16, 16), 9 if mode in ("L", "P", "I;16") else None).save(stream, format, **options)
-    data = bytearray(stream.getvalue())
-    if patch:
-        patch(data)
-    return bytes(data)
-
-
-def webp(data):
-    data[21:25] = ((SIDE - 1) | (SIDE - 1) << 14).to_bytes(4, "little")
-
-
-def gif(data):
-    size = struct.pack("<HH", SIDE, SIDE)
-    data[6:10] = size
-    at = data.index(b",", 13 + 3 * 2 ** ((data[10] & 7) + 1))
-    data[at + 5 : at + 9] = size
-
-
-def tiff(data):
-    count = struct.unpack_from("<H", data, int.from_bytes(data[4:8], "little"))[0]
-    for i in range(count):
-        at = int.from_bytes(data[4:8], "little") + 2 + 12 * i
-        if int.from_bytes(data[at : at + 2], "little") in (256, 257, 278):
-            data[at + 2 : at + 12] = struct.pack("<HII", 4, 1, SIDE)
-
-
-def jpeg(data):
-    at = next(i for i in range(len(data)) if data[i] == 0xFF and data[i + 1] in (0xC0, 0xC2))
-    data[at + 5 : at + 9] = struct.pack(">HH", SIDE, SIDE)
-
-
-WORST = {
-    "webp": lambda: encoded("WEBP", patch=webp, lossless=True),
-    "16-bit png": lambda: png(SIDE, 16, 0),
-    "16-bit rgba png": lambda: png(SIDE, 16, 6),
-    "rgba png": lambda: png(SIDE, 8, 6),
-    "16-bit tiff": lambda: encoded("TIFF", "I;16", patch=tiff),
-    "lzw tiff": lambda: encoded("TIFF", "RGBA", patch=tiff, compression="tiff_lzw"),
-    "gif": lambda: encoded("GIF", "P", patch=gif),
-    "progressive cmyk jpeg": lambda: encoded("JPEG", "CMYK", patch=jpeg, progressive=True, subsampling=0),
-    "jpeg": lambda: encoded("JPEG", patch=jpeg),
-}
 
 
 def read_all():
@@ -251,71 +151,6 @@ def test_the_size_of_a_jpeg_xl_is_known_before_it_is_opened():
         decode(large, "x")
 
 
-def written(folder):
-    """The worst images: those that are refused, and the largest that are not, with pixels in all of them."""
-    for kind, made in WORST.items():
-        (folder / f"{kind}.img").write_bytes(made())
-    side, compressor = 12_500, zlib.compressobj(1)
-    row = bytes([0]) + bytes(range(250)) * (side * 3 // 250)
-    packed = b"".join(compressor.compress(row) for _ in range(side)) + compressor.flush()
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-    largest = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
-    ramp = Image.linear_gradient("L").convert("RGB")
-    others = {
-        "a.webp": whole(ramp.resize((5400, 5400)), "WEBP", lossless=True, method=0),
-        "b.tif": whole(ramp.resize((7000, 7000)), "TIFF", compression="tiff_lzw", strip_size=2**30),
-        "c.jpg": whole(ramp.resize((8000, 8000)), "JPEG", progressive=True, subsampling=0),
-    }
-    for name, data in {"0.png": largest, "1.png": largest, **others}.items():
-        (folder / name).write_bytes(data)
-
-
-def tree_of(pid):
-    """A process and all that it has started."""
-    children = Path(f"/proc/{pid}/task").glob("*/children")
-    return [pid, *(child for file in children for number in file.read_text().split() for child in tree_of(int(number)))]
-
-
-def in_all(pid):
-    """Bytes that a process and its children have in memory; what they share counts once."""
-    total = 0
-    for one in tree_of(pid):
-        with contextlib.suppress(OSError):
-            lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
-            total += next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return total
-
-
-@pytest.mark.slow
-def test_the_worst_images_take_less_than_a_gigabyte_and_a_half_in_all_processes_together(tmp_path):
-    """Two processes decode; a third of it is Python and PyTorch, which the test's own process has as well."""
-    (tmp_path / "images").mkdir()
-    written(tmp_path / "images")
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            images = open_images(tmp_path / "images")
-            bad = images.bad_files()
-            read = sum(len(batch.index) for batch in EvalBatches(images, 1, 32, bad=bad, workers=2))
-            os.write(writing, "\n".join([str(read), *sorted(bad.reasons)]).encode())
-        except BaseException:
-            os.write(writing, traceback.format_exc().encode()[-4000:])
-        finally:
-            os._exit(0)
-    os.close(writing)
-    own, most = in_all(pid), 0
-    while os.waitpid(pid, os.WNOHANG)[0] == 0:
-        with contextlib.suppress(OSError, StopIteration):
-            most = max(most, in_all(pid))
-        time.sleep(0.01)
-    with open(reading, encoding="utf-8") as pipe:
-        count, *refused = pipe.read().splitlines()
-    assert count == "5", (count, refused)
-    assert refused == sorted(f"{kind}.img" for kind in WORST)
-    assert own < most < 1.5e9, f"{own / 1e9:.2f}, {most / 1e9:.2f} GB"
-
-
 def test_what_is_refused_can_be_allowed(monkeypatch):
     stream = io.BytesIO()
     Image.new("RGB", (900, 700)).save(stream, "PNG")
@@ -326,43 +161,3 @@ def test_what_is_refused_can_be_allowed(monkeypatch):
         decode(bytearray(stream.getvalue()), "x")
     monkeypatch.setenv("CROSSLEVEL_DECODE_MB", str(told.value).rpartition("=")[2])
     assert decode(bytearray(stream.getvalue()), "x").shape == (3, 700, 900)
-
-
-def test_large_images_of_several_processes_wait_for_each_other(monkeypatch, tmp_path):
-    """Slots that a killed process held are free again."""
-    monkeypatch.setattr(memory, "_PATIENCE", 0.2)
-
-    total, pid = memory.most() // memory._SLOT, os.fork()
-    if not pid:
-        with memory.room((total - 2) * memory._SLOT):
-            (tmp_path / "held").touch()
-            signal.pause()
-    while not (tmp_path / "held").exists():
-        time.sleep(0.01)
-    assert len(_slots(2)) == 2
-    with pytest.warns(UserWarning, match="waited 0 s for memory to decode an image: another process of this command"):
-        assert len(_slots(3)) == 2  # the third one's turn does not come
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    assert len(_slots(total)) == total
-
-
-def test_a_process_that_was_stopped_in_the_turnstile_does_not_stop_the_others(monkeypatch):
-    monkeypatch.setattr(memory, "_PATIENCE", 0.2)
-    total, pid = memory.most() // memory._SLOT, os.fork()
-    if not pid:
-        fcntl.lockf(memory._file, fcntl.LOCK_EX, 1, memory._TURNSTILE)
-        os.kill(os.getpid(), signal.SIGSTOP)
-        os._exit(0)
-    os.waitpid(pid, os.WUNTRACED)
-    assert len(_slots(2)) == 2  # all are free
-    os.kill(pid, signal.SIGCONT)
-    os.waitpid(pid, 0)
-    assert len(_slots(total)) == total
-
-
-def _slots(count):
-    slots = memory._taken(count)
-    for slot in slots:
-        fcntl.lockf(memory._file, fcntl.LOCK_UN, 1, slot)
-    return slots
