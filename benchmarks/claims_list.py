@@ -43,6 +43,22 @@ CLAIMS = {
     "moco": Claim("an add-on that improves MoCo", on_and_off("MoCo")),
     "infomin": Claim("an add-on that improves InfoMin", on_and_off("InfoMin", " --views.preset=infomin")),
     "byol": Claim("an add-on that improves BYOL", on_and_off("BYOL")),
+    "simclr": Claim("an add-on to SimCLR (not in the paper)", on_and_off("SimCLR")),
+    "simclr-schedule": Claim(
+        "an add-on to SimCLR with a temperature schedule (not in the paper)",
+        on_and_off("SimCLR", " --method.temperature=0.1 --method.temperature_max=1"), "long-tailed",
+    ),
+    "vicreg": Claim("an add-on to VICReg (not in the paper)", on_and_off("VICReg")),
+    "simsiam": Claim("an add-on to SimSiam (not in the paper)", on_and_off("SimSiam")),
+    "swav": Claim("an add-on to SwAV (not in the paper)", on_and_off("SwAV", " --views.preset=swav")),
+    "swav-prior": Claim(
+        "an add-on to SwAV whose prototypes' shares follow a power law (not in the paper)",
+        on_and_off("SwAV", " --views.preset=swav --method.prior=0.25"), "long-tailed",
+    ),
+    "dino": Claim("an add-on to DINO (not in the paper)", on_and_off("DINO", " --views.preset=dino")),
+    "harmonization": Claim(
+        "an add-on beside geometric harmonization (not in the paper)", on_and_off("SimCLR", " --gh.weight=1"), "long-tailed"
+    ),
     "long-tail": Claim("better on long-tailed collections", on_and_off("MoCo"), "long-tailed"),
     "correlated": Claim("better on highly correlated collections", on_and_off("MoCo"), "correlated"),
     "balanced": Claim("better on balanced collections", on_and_off("MoCo")),

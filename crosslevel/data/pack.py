@@ -36,6 +36,7 @@ from crosslevel.utils.errors import BadImage, UserError
 from crosslevel.utils.files import is_unfinished
 from crosslevel.utils.locks import LOCK, folder_lock
 from crosslevel.utils.marks import verb
+from crosslevel.utils.processes import keeping
 
 _LOOKED_AT = 32  # images, to estimate the size
 
@@ -115,12 +116,9 @@ def _write(writer: PackWriter, pieces: Iterator[Decoded], console: Console) -> N
     """Store all the pieces, and show how many images are done."""
     with progress_bar(console) as bar:
         task = bar.add_task("packing", total=len(writer.source), completed=writer.done)
-        try:
+        with keeping(lambda: f"{writer.done:,} images are done; the same command continues there"):
             for done in writer.write(pieces):
                 bar.update(task, completed=done)
-        except KeyboardInterrupt:
-            say(console, f"{writer.done:,} images are done; the same command continues there")
-            raise
 
 
 def _check_place(folder: Path, origin: Source) -> None:

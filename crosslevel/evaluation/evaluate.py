@@ -22,7 +22,7 @@ from crosslevel.evaluation.detection import benchmark
 from crosslevel.evaluation.detection.model import Sizes
 from crosslevel.evaluation.finetune import FineTune, Semi
 from crosslevel.evaluation.linear import Linear
-from crosslevel.evaluation.overlap import in_training
+from crosslevel.evaluation.overlap import warn, warn_of_annotated
 from crosslevel.evaluation.protocols import PIXELS, Kind, Row, Subject
 from crosslevel.evaluation.results import FILE, keep, print_table
 from crosslevel.evaluation.scores import Scores
@@ -254,8 +254,8 @@ def _explain(session: Session, data: Data, settings: Settings, subject: Subject 
         console.print(describe_limits(subject.split.low, subject.split.high), highlight=False)
     if "transfer" in settings.names and protocols.convention(data.images) == "balanced":
         console.print("papers report this data set's mean per-class accuracy: the balanced column", highlight=False)
-    if subject is not None and (warning := in_training(subject)):
-        console.print(warning, highlight=False, markup=False)
+    if subject is not None:
+        warn(console, subject)
 
 
 def _farewell(session: Session, subject: Subject | None, seconds: float) -> None:
@@ -299,12 +299,12 @@ def _detection(session: Session, data: Data, config: Detection) -> dict[str, Row
     plan = plan._replace(schedule=schedule, kind=config.kind, batchnorm=config.batchnorm)
     if config.short_side is not None:
         plan = plan._replace(sizes=Sizes((config.short_side,), config.short_side, 2 * config.short_side))
-    workers = 4 if session.runtime.workers is None else session.runtime.workers
+    workers, folder = session.runtime.workers, None if session.kept is None else session.kept / "probe" / "detection"
     figures = benchmark.detection(
         session.encoder, train, queries, settings=plan, hardware=session.runtime.hardware, seed=session.seed,
-        workers=workers, folder=None if session.kept is None else session.kept / "probe" / "detection",
-        bad=session.bad, console=session.console,
+        workers=4 if workers is None else workers, folder=folder, bad=session.bad, console=session.console,
     )  # fmt: skip
+    warn_of_annotated(session.console, train, queries, workers)
     title = f"detection, {config.kind}, {plan.schedule.iterations:,} iterations"
     return {title: {name: Scores(row) for name, row in figures.items()}}
 

@@ -23,6 +23,7 @@ from crosslevel.models.encoder import Encoder
 from crosslevel.utils.errors import SourceError, UserError
 from crosslevel.utils.files import sweep, write, write_tensors
 from crosslevel.utils.tensors import load_safetensors
+from crosslevel.utils.trees import json_tree
 
 FOLDER, COMPLETE = "features", "complete"
 ROWS, DECODED_ONCE = 65_536, 2e9
@@ -154,7 +155,7 @@ class FeatureCache:
             except (OSError, UserError) as error:
                 warnings.warn(f"{error}: these features, and those after them, are computed again", stacklevel=2)
                 break
-            self._remember(json.loads(about.get("bad", "{}")))
+            self._remember(json_tree(about.get("bad", "{}")))
             parts.append(part)
         return parts
 

@@ -24,6 +24,7 @@ from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.locks import folder_lock
 from crosslevel.utils.marks import verb
+from crosslevel.utils.processes import keeping
 
 
 class Embedded(NamedTuple):
@@ -105,12 +106,9 @@ def _write(encoder: Encoder, source: Images, pieces: Pieces, place: Runtime, con
     speed = "complete before"
     if pieces.joined is None:
         began, before = time.monotonic(), pieces.done
-        try:
+        with keeping(lambda: f"{pieces.done:,} images are done; the same command continues there"):
             _compute(encoder, source, pieces, place, console)
-        except KeyboardInterrupt:
-            say(console, f"{pieces.done:,} images are done; the same command continues there")
-            raise
-        pieces.join()
+            pieces.join()
         speed = f"{(len(source) - before) / max(time.monotonic() - began, 1e-9):,.0f} images/s"
     say(console, f"{pieces.joined:,} features of {encoder.num_features} in {file}, {speed}")
     if pieces.bad:

@@ -18,9 +18,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from crosslevel.methods.base import Method, feature_size
-from crosslevel.methods.memory import MomentumCopy
+from crosslevel.methods.memory import MomentumCopy, rising
 from crosslevel.models.heads import Head, projection_head
-from crosslevel.utils.schedules import half_cosine
 
 MOMENTUM = 0.996
 
@@ -87,8 +86,7 @@ class BYOL(Method):
 
     def after_step(self, progress: float | Tensor = 0.0) -> None:
         """Move the target network; its momentum is 1 - (1 - m) (cos(pi progress) + 1) / 2."""
-        start = MOMENTUM if self.momentum is None else self.momentum
-        self.target.momentum = 1 - (1 - start) * half_cosine(progress)
+        self.target.momentum = rising(MOMENTUM if self.momentum is None else self.momentum, progress)
         self.target.update(nn.ModuleList([self.encoder, self.branch]))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from crosslevel.utils.distributed import add, broadcast, gather, rank, world_size
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.schedules import half_cosine
 
 
 class InstanceBank(nn.Module):
@@ -130,6 +131,11 @@ class MomentumCopy(nn.Module):
             torch._foreach_add_(mine, way)
         else:
             torch._foreach_lerp_(mine, theirs, 1 - self.momentum)
+
+
+def rising(start: float, progress: float | Tensor) -> float | Tensor:
+    """A momentum that rises to 1: 1 - (1 - start) (cos(pi progress) + 1) / 2 (Grill et al. 2020, app. A)."""
+    return 1 - (1 - start) * half_cosine(progress)
 
 
 class ShardedBank(nn.Module):

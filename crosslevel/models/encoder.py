@@ -136,11 +136,15 @@ class Encoder(nn.Module):
 
     def save(self, path: str | Path) -> Path:
         """Write the backbone's weights under timm's own key names, and how to build it, to ``path``."""
-        built = {k: getattr(self, k) for k in ("name", "small_images", "width", "zero_init_last", "image_size")}
+        built = {k: getattr(self, k) for k in _BUILT}
         built["view"] = self.view._asdict()
         state = {k: v.detach().contiguous().cpu() for k, v in self.backbone.state_dict().items()}
         write_tensors(path, state, {"format": "pt", "crosslevel": json.dumps(built)})
         return Path(path)
+
+
+_BUILT = ("name", "small_images", "width", "zero_init_last", "image_size")
+"""How a network is built, as its file says; what else `Encoder` takes, such as weights, no file names."""
 
 
 def load_encoder(path: str | Path) -> Encoder:
@@ -164,6 +168,8 @@ def load_encoder(path: str | Path) -> Encoder:
     try:
         settings = json.loads(built)
         view = settings.pop("view")
+        if unknown := settings.keys() - set(_BUILT):
+            raise KeyError(min(unknown))
         encoder = _filled(settings, weights)
         encoder.view = View(view["size"], tuple(view["mean"]), tuple(view["std"]))
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:

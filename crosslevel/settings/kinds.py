@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from crosslevel.utils.errors import UserError, near_hint
+from crosslevel.utils.trees import yaml_tree
 
 NUMBERS = {"int": "a whole number", "float": "a number"}
 TRUE, FALSE, NOTHING = ("true", "yes", "on"), ("false", "no", "off"), ("null", "none", "~")
@@ -142,7 +143,7 @@ def _loaded(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return yaml.safe_load(value.replace("(", "[").replace(")", "]") if value[:1] == "(" else value)
+        return yaml_tree(value.replace("(", "[").replace(")", "]") if value[:1] == "(" else value)
     except yaml.YAMLError:
         return value
 

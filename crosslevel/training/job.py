@@ -51,10 +51,10 @@ class Job:
     @property
     def overview(self) -> str:
         """Images, steps, views and networks, for people."""
-        views = f"{self.parts.views.count} views of {self.parts.views.size} pixels"
-        return (
-            f"{counted(self.feed.source)}, {len(self.plan.batches):,} steps an epoch, {views}; {self.parts.described}"
-        )
+        views, steps = self.parts.views, f"{len(self.plan.batches):,} steps an epoch"
+        drawn = f"{views.count - views.small} views of {views.size} pixels"
+        drawn += f" and {views.small} of {views.small_side}" if views.small else ""
+        return f"{counted(self.feed.source)}, {steps}, {drawn}; {self.parts.described}"
 
     @property
     def notes(self) -> list[str]:
@@ -115,7 +115,7 @@ def prepare(
     data = replace(data, workers=workers_of(data.workers))
     feed = _feed(data, made.encoder, made.views, watch, runtime.seed, console)
     data = replace(data, hold_out=0 if feed.held is None else len(feed.held))
-    parts = assemble(made, makers.method, feed.known, makers.share_hidden)
+    parts = assemble(made, makers.method, feed.known, makers.share_hidden, makers.gh)
     plan = settle(parts, steps, feed, _batches(feed, parts.views, data, runtime), runtime)
     monitor_every = figures_every(plan.optimization.epochs, logging.monitor_every)
     logging = replace(logging, monitor=logging.monitor or usual_monitor(feed.source), monitor_every=monitor_every)

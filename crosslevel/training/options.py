@@ -13,7 +13,7 @@ from crosslevel.training.inputs import Order
 from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.module import Optimizer
 from crosslevel.training.monitor import Which
-from crosslevel.training.parts import MakeCLD, MakeEncoder, MakeMethod, MakeViews, Parts
+from crosslevel.training.parts import MakeCLD, MakeEncoder, MakeGH, MakeMethod, MakeViews, Parts
 from crosslevel.utils.device import Device, Hardware
 
 
@@ -78,6 +78,7 @@ class Makers:
     cld: MakeCLD | None
     views: MakeViews
     method: MakeMethod | None
+    gh: MakeGH | None
     share_hidden: bool
 
 
@@ -109,7 +110,7 @@ def tree(
     """All settings of a run as the command line has them, with what was chosen: enough to repeat it."""
     return {
         "images": data.images.absolute().text,
-        **{name: parts.settings[name] for name in ("encoder", "cld", "views", "method")},
+        **{name: parts.settings[name] for name in ("encoder", "cld", "gh", "views", "method")},
         "epochs": steps.epochs,
         "minutes": None,
         "epoch_size": data.epoch_size,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from crosslevel.cld.harmonization import Harmonization
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.uri import parse
@@ -70,6 +71,7 @@ def train(
     report_html: bool = True,
     resume: str | None = None,
     quiet: bool = False,
+    gh: Callable[[int], Harmonization] | None = Harmonization,
     *,
     watch: Watch | None = None,
 ) -> Path:
@@ -87,8 +89,8 @@ def train(
         encoder: the network.
         cld: the group branch (CLD); --cld.weight 0 turns it off.
         views: how random views are drawn.
-        method: the instance branch: SimCLR (the default), MoCo, InfoMin, BYOL or NPID; --method.help MoCo lists its
-            settings.
+        method: the instance branch: SimCLR (the default), MoCo, InfoMin, BYOL, NPID, SimSiam, VICReg, SwAV or DINO;
+            --method.help MoCo lists its settings.
         run: the run's folder; runs/ and a name made of source and method unless given.
         epochs: passes over the images, or a part of one; chosen by their number unless given (as is all that has no
             default here: the first lines say what was chosen and why, and so does config.yaml).
@@ -98,7 +100,7 @@ def train(
         batch_size: images a step, on each device; at most 256, fewer of a small collection, unless given.
         optimizer: sgd (momentum 0.9), adamw or lars.
         lr: the highest learning rate; all devices' batch / 256 times 0.001 (adamw), 0.3 (lars), or for sgd 0.06 (as in
-            the recipes of Wang et al. 2021; SimCLR: 0.5), unless given.
+            the recipes of Wang et al. 2021; SimCLR: 0.5, SimSiam: 0.05, DINO: 0.03), unless given.
         weight_decay: 0.0005 (sgd), 0.05 (adamw) or 0.000001 (lars) unless given.
         warmup_epochs: epochs of linear warm-up; a tenth of all, at most 5, unless given.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
@@ -130,9 +132,11 @@ def train(
         report_html: write report.html at the end.
         resume: folder of a run to continue, with its own settings.
         quiet: print nothing.
+        gh: geometric harmonization of the instance features, for a long tail (Zhou et al. 2023), beside CLD or alone;
+            off unless --gh.weight is given, 1 in the paper.
         watch: what is trained on, and what is measured in place of kNN accuracies; no option.
 
-    From Python, ``encoder``, ``cld`` and ``views`` are what makes these parts, such as
+    From Python, ``encoder``, ``cld``, ``gh`` and ``views`` are what makes these parts, such as
     ``functools.partial(Encoder, "resnet50")``, so that ``seed`` decides their first weights; a part itself is taken as
     it is, and copied.
 
@@ -150,7 +154,7 @@ def train(
     steps = Optimization(epochs, minutes, epoch_size, batch_size, optimizer, lr, weight_decay, warmup_epochs)
     runtime = Runtime(device, choose(device, precision), devices, sync_batchnorm, seed, local_rank(), compile)
     logging = Logging(log_every, monitor, monitor_every, checkpoint_minutes, report_html)
-    makers = Makers(encoder, cld, views, method, share_hidden)
+    makers = Makers(encoder, cld, views, method, gh, share_hidden)
     refuse_tasks()
     job = prepare(data, steps, runtime, logging, makers, watch, printer(quiet), resume is not None)
     with claimed(run, job.name, resume, runtime.rank) as folder:
@@ -217,4 +221,5 @@ def _module(job: Job) -> Pretrain:
     return Pretrain(
         parts.encoder, parts.method, parts.cld, parts.views, steps=plan.steps, warmup_steps=plan.warmup_steps,
         optimizer=chosen.optimizer, lr=chosen.lr, weight_decay=chosen.weight_decay, seed=job.runtime.seed,
+        epoch_steps=len(plan.batches), gh=parts.gh,
     )  # fmt: skip

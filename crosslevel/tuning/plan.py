@@ -13,6 +13,7 @@ from crosslevel.tuning.search_space import Range
 from crosslevel.utils.errors import UserError
 
 Sampler = Literal["tpe", "random"]
+FILE = "study.db"  # of a study that is kept in its folder
 BEAT, GRACE = 20.0, 120.0  # seconds between signs of life, and without one until a worker counts as dead
 
 
@@ -92,7 +93,7 @@ class Plan:
 def url(storage: str | None, folder: Path) -> str:
     """The database's address as SQLAlchemy wants it: a file in the folder, or PostgreSQL by psycopg."""
     if storage is None:
-        return f"sqlite:///{(folder / 'study.db').resolve()}"
+        return f"sqlite:///{(folder / FILE).resolve()}"
     scheme, mark, rest = storage.partition("://")
     if not mark:
         told = f"***@{storage.rpartition('@')[2]}" if "@" in storage else storage

@@ -16,6 +16,7 @@ from crosslevel.settings.kinds import Kind, read, takes
 from crosslevel.training import defaults
 from crosslevel.training.train import train
 from crosslevel.utils.errors import UserError, near_names
+from crosslevel.utils.trees import yaml_tree
 
 FORMS = "LOW:HIGH, LOW:HIGH:log or A,B,C"
 MACHINE = (
@@ -25,7 +26,8 @@ MACHINE = (
 """Settings that may differ between the workers of one study."""
 
 FIXED = (
-    *MACHINE, "seed", "run", "resume", "config", "recipe", "epochs", "method", "encoder", "cld", "views", "devices",
+    *MACHINE, "seed", "run", "resume", "config", "recipe", "epochs", "method", "encoder", "cld", "gh", "views",
+    "devices",
 )  # fmt: skip
 """Settings that are no parameters: what is trained on, where and how long, and whole parts."""
 
@@ -153,6 +155,16 @@ def outside(space: Mapping[str, Range], point: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def foreign(space: Mapping[str, Range], parameters: Mapping[str, Any]) -> str:
+    """What a trial of the study has that the search never gives one; empty if nothing."""
+    for name, value in parameters.items():
+        if name not in space:
+            return f"its study has {name!r}, which is not searched"
+        if value not in space[name]:
+            return f"its study has {name}={value!r}, which is not in {range_text(space[name])}"
+    return ""
+
+
 def range_text(searched: Range) -> str:
     """A range as it is written."""
     if isinstance(searched, Numbers):
@@ -226,7 +238,7 @@ def matches(choice: str, value: object) -> bool:
 def written(choice: str) -> Any:
     """A choice as the value that it is: YAML as the command line reads it, where 1e-3 is a number."""
     try:
-        value = yaml.safe_load(choice)
+        value = yaml_tree(choice)
         return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value) else value
     except yaml.YAMLError:
         return choice

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +19,10 @@ import sqlalchemy
 from filelock import FileLock
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
-from crosslevel.tuning.plan import Plan
-from crosslevel.tuning.sampler import Fresh, pruner
+from crosslevel.tuning.plan import FILE, Plan, url
+from crosslevel.tuning.sampler import Fresh, distributions, pruner
 from crosslevel.utils.errors import MissingExtra, UserError
+from crosslevel.utils.files import sync_folder
 from crosslevel.utils.locks import hold
 
 PATIENCE = 60.0  # seconds for a database that is away
@@ -105,8 +108,9 @@ def opened(plan: Plan, tries: int = 8) -> optuna.Study:
 
 def _made(plan: Plan) -> optuna.Study:
     name = plan.folder.name
-    own = {"connect_args": {"timeout": 60, "factory": _File}}
-    options = own if plan.storage.startswith("sqlite") else {"pool_pre_ping": True}
+    if plan.storage == url(None, plan.folder):
+        _make_whole(plan.folder / FILE)
+    options = _engine() if plan.storage.startswith("sqlite") else {"pool_pre_ping": True}
     study = optuna.create_study(
         storage=optuna.storages.RDBStorage(plan.storage, engine_kwargs=options),
         study_name=name, direction="maximize", load_if_exists=True,
@@ -119,7 +123,54 @@ def _made(plan: Plan) -> optuna.Study:
         names = [k for k in sorted({*before, *plan.agreed}) if before.get(k) != plan.agreed.get(k)]
         told = ", ".join(f"{k}={before.get(k)}, not {plan.agreed.get(k)}" for k in names)
         raise UserError(f"{plan.folder}: its study began with other settings: {told}: give another --output")
+    _refuse_foreign(study, plan)
     return study
+
+
+def _refuse_foreign(study: optuna.Study, plan: Plan) -> None:
+    """A study may be a stranger's: its trials have what this search gives, and nothing else.
+
+    Raises:
+        UserError: one has not.
+
+    """
+    own = distributions(plan.space)
+    for trial in study.get_trials(deepcopy=False):
+        for name, searched in trial.distributions.items():
+            if searched != own.get(name):
+                raise UserError(
+                    f"{plan.folder}: trial {trial.number} of its study has {name!r}, which is not searched, or not in "
+                    "this range: it is not this search's: give another --output"
+                )
+
+
+def _make_whole(file: Path) -> None:
+    """A file with all its tables, or none: made at once they are not, and what lacks an index takes a study twice.
+
+    The caller holds the folder's lock.
+    """
+    for left in file.parent.glob(f".{file.name}.*.part*"):
+        left.unlink()
+    if file.exists():
+        return
+    part = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
+    try:
+        made = optuna.storages.RDBStorage(f"sqlite:///{part.resolve()}", engine_kwargs=_engine())
+        made.remove_session()
+        made.engine.dispose()  # the last one who closes it brings its log into it
+        with part.open("rb+") as written:
+            os.fsync(written.fileno())
+        if part.with_name(f"{part.name}-wal").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        os.replace(part, file)
+    finally:
+        for left in file.parent.glob(f"{part.name}*"):
+            left.unlink()
+    sync_folder(file.parent)
+
+
+def _engine() -> dict[str, Any]:
+    return {"connect_args": {"timeout": 60, "factory": _File}}
 
 
 class _File(sqlite3.Connection):
@@ -127,6 +178,7 @@ class _File(sqlite3.Connection):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.execute("PRAGMA trusted_schema=OFF")  # a stranger's triggers and views call no function
         self.execute("PRAGMA journal_mode=WAL")
         self.execute("PRAGMA synchronous=NORMAL")
 

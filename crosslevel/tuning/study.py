@@ -25,11 +25,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from crosslevel.tuning import finals
 from crosslevel.tuning.plan import Plan
 from crosslevel.tuning.sampler import distributions
+from crosslevel.tuning.search_space import foreign
 from crosslevel.tuning.storage import address, locked, locked_everywhere, locked_file, opened, patiently
 from crosslevel.tuning.trial import Failed
 from crosslevel.tuning.trials import outcome, spent, twin
-from crosslevel.utils.errors import FolderInUse, UserError
-from crosslevel.utils.text import printable
+from crosslevel.utils.errors import FolderInUse, UserError, printable
 
 Training = Callable[[int, dict[str, Any]], Iterator[dict[str, Any]]]
 """A trial's number and parameters to the scores after each epoch; raises `Failed`. Closing it stops it."""
@@ -150,6 +150,8 @@ class Search:
         parameters = trial.params if repeats is None else {**trial.params, "seed": seed}
         steps, taken = train(trial.number, parameters), optuna.exceptions.UpdateFinishedTrialError
         try:
+            if strange := foreign(self.plan.space, trial.params):
+                raise Failed("refused", strange)
             with contextlib.suppress(taken), self._beating(trial), contextlib.closing(steps):  # type: ignore[type-var]
                 for epoch, figures in enumerate(steps, 1):
                     if (verdict := patiently(self.plan, partial(self._judged, trial, epoch, figures))) is not None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from crosslevel.cld.loss import CrossLevel
@@ -28,6 +27,7 @@ from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run, Unreadable
 from crosslevel.settings import parser as commands
+from crosslevel.settings.command import loaded
 from crosslevel.training.loop.collapse import symptoms
 from crosslevel.training.monitor import PIECES, scored, told_apart
 from crosslevel.training.train import train
@@ -66,7 +66,9 @@ def training(
         Failed: with what the process said last.
 
     """
-    if (folder / LOG).exists():
+    if folder.is_symlink():
+        folder.unlink()
+    elif (folder / LOG).exists():
         shutil.rmtree(folder)  # of a study that is gone
     folder.mkdir(parents=True, exist_ok=True)
     line = [sys.executable, "-m", "crosslevel.tuning", images, str(base), str(folder), *options]
@@ -251,8 +253,9 @@ def _answers() -> IO[str]:
 
 def trained(images: str, base: Path, folder: Path, options: list[str], channel: Channel) -> Path:
     """One training of `train`, watched, with every score sent through ``channel``."""
-    settings = yaml.safe_load(base.read_text(encoding="utf-8"))
+    with commands.ending("crosslevel train"):
+        seed = loaded(str(base), str(base)).get("seed", 0)
     own = ["--report_html=false", "--monitor_every=1", f"--run={folder}"]
-    watch = HeldOut(settings["seed"], channel)
+    watch = HeldOut(seed, channel)
     run: Path = commands.run(train, [images, "--config", str(base), *options, *own], watch=watch)
     return run

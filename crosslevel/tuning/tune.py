@@ -32,6 +32,7 @@ from crosslevel.utils.device import choose
 from crosslevel.utils.errors import MissingExtra, UserError
 from crosslevel.utils.locks import HAS_LOCKS
 from crosslevel.utils.marks import verb, with_options_of
+from crosslevel.utils.processes import keeping
 
 if TYPE_CHECKING:
     from crosslevel.tuning.study import Search
@@ -100,17 +101,27 @@ def tune(
         say(console, f"{plan.folder}: {results.summary(searching.study, plan)}")
         for name, searched in plan.space.items():
             say(console, f"  {name}={ranges.range_text(searched)}")
-        try:
-            _work(searching, images, settings, jobs, console)
-        except BaseException:
-            # What there is is shown, whatever ended the search.
-            with contextlib.suppress(ValueError):
-                results.leave(searching.study, plan, images, settings, console)
-            raise
-        results.leave(searching.study, plan, images, settings, console)
+        with keeping(lambda: _kept(searching)):
+            try:
+                _work(searching, images, settings, jobs, console)
+            except BaseException:
+                # What there is is shown, whatever ended the search.
+                with contextlib.suppress(ValueError):
+                    results.leave(searching.study, plan, images, settings, console)
+                raise
+            results.leave(searching.study, plan, images, settings, console)
     finally:
         searching.close()
     return plan.folder
+
+
+def _kept(searching: Search) -> str:
+    """What a stopped search has; nothing is said of a database that is away."""
+    try:
+        ended = len(results.ended(searching.study))
+    except Exception:  # of any library behind the study, and the search ends anyway
+        return "the same command goes on"
+    return f"{ended:,} trials have ended and are kept; the same command goes on"
 
 
 def _study() -> Any:

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from crosslevel.utils.errors import FolderInUse
-from crosslevel.utils.text import printable
+from crosslevel.utils.errors import FolderInUse, printable
 
 try:
     import fcntl
@@ -33,7 +32,8 @@ def folder_lock(path: str | os.PathLike[str], what: str, keep: bool = True) -> I
     """Hold a folder while the block runs, so that no other process writes there.
 
     The lock is the operating system's (`flock`) on a file in the folder: who is killed holds it no longer.
-    Where a file system has no locks, or the folder cannot be written, a warning says so and the block runs without.
+    Where a file system has no locks, or a folder that is there cannot be written, a warning says so and the block runs
+    without.
 
     Args:
         path: the folder; it is made where it is missing.
@@ -42,6 +42,7 @@ def folder_lock(path: str | os.PathLike[str], what: str, keep: bool = True) -> I
 
     Raises:
         FolderInUse: another process holds it.
+        OSError: it is not there, and cannot be made.
 
     """
     folder = Path(path)
@@ -52,7 +53,7 @@ def folder_lock(path: str | os.PathLike[str], what: str, keep: bool = True) -> I
         who = _written(folder) or "another process"
         raise FolderInUse(f"{folder} is in use by {who}: wait until it has ended, or take another folder") from None
     except OSError as error:
-        if error.errno not in (*_DENIED, *_UNKNOWN):
+        if error.errno not in (*_DENIED, *_UNKNOWN) or not folder.is_dir():
             raise
         warnings.warn(
             f"{folder} cannot be locked ({error.strerror}): make sure that no other process writes there", stacklevel=3

@@ -226,7 +226,7 @@ def test_ctrl_c_says_how_to_go_on(photos, tmp_path, small_parts, monkeypatch, ca
     with pytest.raises(SystemExit) as stop:
         packed(photos, tmp_path / "p")
     assert stop.value.code == 130
-    assert "8 images are done; the same command continues there" in capsys.readouterr().out
+    assert "8 images are done; the same command continues there\n" in capsys.readouterr().err
 
 
 def bomb(file):

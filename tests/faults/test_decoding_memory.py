@@ -24,7 +24,9 @@ from picture_samples import encoded as whole
 
 from crosslevel.data import decode as decoding
 from crosslevel.data.decode import decode
-from crosslevel.data.decoding import formats, memory
+from crosslevel.data.decoding import formats, memory, sizes
+from crosslevel.data.loaders.batches import EvalBatches
+from crosslevel.data.open import open_images
 from crosslevel.utils.errors import BadImage
 
 SIDE = 13_300  # just below the pixel limit
@@ -153,6 +155,7 @@ KINDS = {
     "16-bit PNG": ("I;16", {}),
     "16-bit TIFF": ("I;16", {"compression": "tiff_lzw"}),
     "RGBA TIFF": ("RGBA", {"compression": "tiff_deflate"}),
+    "one-strip TIFF": ("RGBA", {"compression": "tiff_lzw", "strip_size": 2**30}),
     "GIF": ("P", {}),
     "BMP": ("RGB", {}),
     "WEBP": ("RGB", {"lossless": True, "method": 0}),
@@ -209,6 +212,110 @@ def test_large_images_are_read_at_a_reduced_size(monkeypatch):
             assert (smaller - want).abs().mean() < 2
 
 
+def test_a_tiff_in_strips_takes_no_more_than_one_of_them_beside_its_pixels(monkeypatch):
+    """One in a single strip, or with a tile that is larger than the picture, is refused by its name."""
+    monkeypatch.setenv("CROSSLEVEL_DECODE_MB", "22")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 9, (40, 40, 3), np.uint8)).resize((1300, 1000), 0)
+    strips, single = (whole(image, "TIFF", compression="tiff_lzw", strip_size=size) for size in (2**16, 2**30))
+    assert (decode(bytearray(strips), "x").permute(1, 2, 0).numpy() == np.asarray(image)).all()
+    with pytest.raises(BadImage, match=r"1,300 x 1,000 pixels of TIFF take about 0\.0 GB"):
+        decode(bytearray(single), "x")
+    tiled = Image.open(io.BytesIO(strips))
+    assert sizes.part_bytes(tiled) <= 2**16
+    tiled.tag_v2[322], tiled.tag_v2[323] = 40_000, 40_000
+    assert sizes.part_bytes(tiled) == 3 * 40_000**2
+
+
+def test_the_size_of_a_jpeg_xl_is_known_before_it_is_opened():
+    """Bare and in a container, of small and large sides, of one ratio and another; cut, it is damaged."""
+    pytest.importorskip("pillow_jxl", reason="needs pillow_jxl: pip install 'crosslevel[jxl]'")
+    for size in ((1, 1), (8, 8), (264, 176), (300, 200), (160, 90), (37, 52), (9000, 2), (2, 600), (256, 256)):
+        image = Image.new("RGB", size)
+        exif = b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0" + bytes(300)
+        for data in (whole(image, "JXL"), whole(image, "JXL", exif=exif)):
+            assert sizes.size_ahead("JXL", data) == size
+    stream, box = whole(image, "JXL"), data[:32]  # signature and ftyp
+    assert stream[:2] == b"\xff\x0a"
+    for parts in ([stream], [stream[:3], stream[3:]], [b"", stream]):
+        split = b"".join(
+            (len(part) + 12).to_bytes(4, "big") + b"jxlp" + i.to_bytes(4, "big") + part for i, part in enumerate(parts)
+        )
+        assert sizes.size_ahead("JXL", box + split) == size
+    for cut in (2, 12, 20, 32, 40):
+        with pytest.raises(BadImage, match="x: "):
+            decode(bytearray(data[:cut]), "x")
+    large = bytearray(whole(Image.new("RGB", (16, 16)), "JXL"))
+    # small: no; height of 18 bits and more, ratio 1: as wide.
+    large[2:8] = (0 | 2 << 1 | (SIDE - 1) << 3 | 1 << 21).to_bytes(6, "little")
+    with pytest.raises(BadImage, match=r"13,300 x 13,300 pixels of JXL take about 7\.2 GB to decode"):
+        decode(large, "x")
+
+
+def written(folder):
+    """The worst images: those that are refused, and the largest that are not, with pixels in all of them."""
+    for kind, made in WORST.items():
+        (folder / f"{kind}.img").write_bytes(made())
+    side, compressor = 12_500, zlib.compressobj(1)
+    row = bytes([0]) + bytes(range(250)) * (side * 3 // 250)
+    packed = b"".join(compressor.compress(row) for _ in range(side)) + compressor.flush()
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    largest = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    ramp = Image.linear_gradient("L").convert("RGB")
+    others = {
+        "a.webp": whole(ramp.resize((5400, 5400)), "WEBP", lossless=True, method=0),
+        "b.tif": whole(ramp.resize((7000, 7000)), "TIFF", compression="tiff_lzw", strip_size=2**30),
+        "c.jpg": whole(ramp.resize((8000, 8000)), "JPEG", progressive=True, subsampling=0),
+    }
+    for name, data in {"0.png": largest, "1.png": largest, **others}.items():
+        (folder / name).write_bytes(data)
+
+
+def tree_of(pid):
+    """A process and all that it has started."""
+    children = Path(f"/proc/{pid}/task").glob("*/children")
+    return [pid, *(child for file in children for number in file.read_text().split() for child in tree_of(int(number)))]
+
+
+def in_all(pid):
+    """Bytes that a process and its children have in memory; what they share counts once."""
+    total = 0
+    for one in tree_of(pid):
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
+            total += next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return total
+
+
+@pytest.mark.slow
+def test_the_worst_images_take_less_than_a_gigabyte_and_a_half_in_all_processes_together(tmp_path):
+    """Two processes decode; a third of it is Python and PyTorch, which the test's own process has as well."""
+    (tmp_path / "images").mkdir()
+    written(tmp_path / "images")
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            images = open_images(tmp_path / "images")
+            bad = images.bad_files()
+            read = sum(len(batch.index) for batch in EvalBatches(images, 1, 32, bad=bad, workers=2))
+            os.write(writing, "\n".join([str(read), *sorted(bad.reasons)]).encode())
+        except BaseException:
+            os.write(writing, traceback.format_exc().encode()[-4000:])
+        finally:
+            os._exit(0)
+    os.close(writing)
+    own, most = in_all(pid), 0
+    while os.waitpid(pid, os.WNOHANG)[0] == 0:
+        with contextlib.suppress(OSError, StopIteration):
+            most = max(most, in_all(pid))
+        time.sleep(0.01)
+    with open(reading, encoding="utf-8") as pipe:
+        count, *refused = pipe.read().splitlines()
+    assert count == "5", (count, refused)
+    assert refused == sorted(f"{kind}.img" for kind in WORST)
+    assert own < most < 1.5e9, f"{own / 1e9:.2f}, {most / 1e9:.2f} GB"
+
+
 def test_what_is_refused_can_be_allowed(monkeypatch):
     stream = io.BytesIO()
     Image.new("RGB", (900, 700)).save(stream, "PNG")
@@ -233,8 +340,23 @@ def test_large_images_of_several_processes_wait_for_each_other(monkeypatch, tmp_
     while not (tmp_path / "held").exists():
         time.sleep(0.01)
     assert len(_slots(2)) == 2
-    assert len(_slots(3)) == 2  # the third one's turn does not come
+    with pytest.warns(UserWarning, match="waited 0 s for memory to decode an image: another process of this command"):
+        assert len(_slots(3)) == 2  # the third one's turn does not come
     os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert len(_slots(total)) == total
+
+
+def test_a_process_that_was_stopped_in_the_turnstile_does_not_stop_the_others(monkeypatch):
+    monkeypatch.setattr(memory, "_PATIENCE", 0.2)
+    total, pid = memory.most() // memory._SLOT, os.fork()
+    if not pid:
+        fcntl.lockf(memory._file, fcntl.LOCK_EX, 1, memory._TURNSTILE)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    os.waitpid(pid, os.WUNTRACED)
+    assert len(_slots(2)) == 2  # all are free
+    os.kill(pid, signal.SIGCONT)
     os.waitpid(pid, 0)
     assert len(_slots(total)) == total
 

@@ -106,7 +106,7 @@ def test_a_killed_run_continues_and_ends_in_the_same_table(trained, photos, tmp_
         with pytest.raises(SystemExit) as stop:
             embedded(trained, photos, tmp_path / f"cut{suffix}", "--batch_size=4")
     assert stop.value.code == 130
-    assert "16 images are done; the same command continues there" in capsys.readouterr().out
+    assert "16 images are done; the same command continues there\n" in capsys.readouterr().err
     assert not (tmp_path / f"cut{suffix}").exists()
     capsys.readouterr()
     embedded(trained, photos, tmp_path / f"cut{suffix}", "--batch_size=4")

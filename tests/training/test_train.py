@@ -63,7 +63,7 @@ def kill_at(monkeypatch, step):
     monkeypatch.setattr(checkpoints, "write", dying)
 
 
-@pytest.mark.parametrize("method", ["MoCo", "SimCLR", "NPID", "BYOL", "InfoMin"])
+@pytest.mark.parametrize("method", ["MoCo", "SimCLR", "NPID", "BYOL", "InfoMin", "VICReg", "SimSiam", "SwAV", "DINO"])
 @pytest.mark.parametrize("weight", [0.25, 0.0])
 def test_a_run_leaves_an_encoder_logs_and_settings(photos, tmp_path, method, weight):
     run(train, [str(photos), *FAST, "--method", method, "--epochs=2", f"--cld.weight={weight}", f"--run={tmp_path}/r"])
@@ -82,6 +82,35 @@ def test_a_run_leaves_an_encoder_logs_and_settings(photos, tmp_path, method, wei
     assert saved["method"]["class_path"].endswith(method)
     assert saved["cld"]["weight"] == weight
     assert saved["encoder"]["small_images"] is True
+
+
+@pytest.mark.parametrize("method", ["SwAV", "DINO", "SimCLR"])
+@pytest.mark.parametrize("size", [16, 40])
+def test_a_killed_run_with_schedules_and_memories_continues_as_if_nothing_had_happened(
+    tmp_path, monkeypatch, method, size
+):
+    """Small crops, queues, centres, rising temperatures, frozen layers, shares of categories, in mid-period."""
+    photos = write_images(tmp_path / "photos", size=(size, size))
+    own = {
+        "SwAV": ["--method.small_views=2", "--method.prototypes=12", "--method.queue=16", "--method.temperature_max=1"],
+        "DINO": ["--method.small_views=2", "--method.outputs=12", "--method.teacher_warmup=2.5"],
+        "SimCLR": ["--method.temperature_max=1", "--method.out_features=16"],
+    }[method]
+    harmony = ["--gh.weight=1", "--gh.update_epochs=1", "--gh.warmup_epochs=1", "--gh.iterations=9"]
+    options = [*FAST, "--method", method, *own, *harmony, "--epochs=3", "--workers=0", "--checkpoint_minutes=0"]
+    options += ["--cld.temperature_max=0.5", "--cld.temperature_period=2"]
+    run(train, [str(photos), *options, f"--run={tmp_path}/whole"])
+    with monkeypatch.context() as patch:
+        kill_at(patch, step=5)
+        with pytest.raises(Killed):
+            run(train, [str(photos), *options, f"--run={tmp_path}/cut"])
+    run(train, ["--resume", f"{tmp_path}/cut"])
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
+    rows = [row for row in metrics(tmp_path / "cut") if row["loss"]]
+    assert all(float(row["harmonization_loss"]) == 0 for row in rows[:4])
+    assert all(float(row["harmonization_loss"]) > 0 for row in rows[4:])
+    assert len({row["group_temperature"] for row in rows}) > 3
 
 
 def test_the_config_alone_repeats_the_run(photos, tmp_path):
@@ -379,6 +408,21 @@ def test_a_network_for_one_size_gets_views_of_that_size(photos, tmp_path, capsys
     with pytest.raises(SystemExit):
         run(train, [str(photos), *options, *name, "--views.size=32", f"--run={tmp_path}/s"])
     assert "views.size=32 does not suit test_vit" in capsys.readouterr().err
+
+
+def test_a_network_for_one_size_takes_small_crops_in_whole_patches(photos, tmp_path, capsys):
+    options = [str(photos), "--batch_size=12", "--log_every=1", "--device=cpu", "--report_html=false", "--epochs=1"]
+    options += ["--encoder.name=test_vit", "--encoder.image_size=80", "--method=dino", "--method.outputs=12"]
+    with pytest.raises(SystemExit) as stop:
+        run(train, [*options, "--views.small_size=20", f"--run={tmp_path}/r"])
+    said = capsys.readouterr().err
+    assert (stop.value.code, said.count("\n")) == (2, 1)
+    assert "views.small_size=20: test_vit needs a multiple of its patches' 16 pixels" in said
+    run(train, [*options, f"--run={tmp_path}/r"])
+    assert yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["views"]["small_size"] == 32
+    assert "2 views of 80 pixels and 8 of 32" in capsys.readouterr().out
+    assert len(losses(tmp_path / "r")) == 2
+    assert load_encoder(tmp_path / "r").fixed_size == 80
 
 
 def test_a_jigsaw_needs_a_network_for_patches(photos, tmp_path, capsys):

@@ -48,7 +48,7 @@ def test_a_range_is_read_as_it_is_written(text, name, expected):
     ("text", "said"),
     [
         ("cld.gruops=2:8", "train has no setting 'cld.gruops': did you mean cld.groups or cld.grouping?"),
-        ("temperature=0.1:1", "did you mean cld.temperature or method.temperature?"),
+        ("temperature=0.1:1", "did you mean gh.temperature or cld.temperature or method.temperature?"),
         ("method.tau=0.9:1", "train has no setting 'method.tau'"),
         ("epochs=1:9", "epochs is not searched"),
         ("lr", "give NAME=RANGE"),

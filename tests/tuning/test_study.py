@@ -644,3 +644,30 @@ def test_a_database_that_stays_away_is_named_without_its_password(tmp_path, monk
     assert "secret" not in str(error.value)
     with pytest.raises(ZeroDivisionError):
         patiently(told, lambda: 1 / 0)
+
+
+def test_a_study_that_could_not_be_made_whole_is_made_anew(tmp_path, monkeypatch):
+    """The second of its tables' statements fails: what was made of it by then does not stay."""
+    from crosslevel.tuning import storage
+
+    failing = []
+
+    class Failing(storage._File):
+        def cursor(self, *kinds):
+            return super().cursor(Cursor)
+
+    class Cursor(storage.sqlite3.Cursor):
+        def execute(self, statement, *more):
+            if "CREATE UNIQUE INDEX" in statement and not failing:
+                failing.append(statement)
+                raise storage.sqlite3.OperationalError("database or disk is full")
+            return super().execute(statement, *more)
+
+    monkeypatch.setattr(storage, "_File", Failing)
+    for _ in range(2):
+        assert len(searched(plan(tmp_path / "s", trials=2, budget=9.0))) == 2
+    assert failing
+    with storage.sqlite3.connect(tmp_path / "s" / "study.db") as study:
+        assert study.execute("select count(*) from studies").fetchone() == (1,)
+        assert study.execute("select count(*) from sqlite_master where name like 'ix_studies%'").fetchone() == (1,)
+    assert not list((tmp_path / "s").glob(".study.db*"))

@@ -6,6 +6,7 @@ import os
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,14 +26,16 @@ _USUAL = 768  # MiB
 _SLOT = 64 * 2**20  # bytes; what all processes may take together is dealt out in pieces of this size
 _SMALL = 32 * 2**20  # bytes that nobody waits for
 _PATIENCE = 60.0  # seconds for a turn: a process that was stopped shall not stop the others
+_TURNSTILE = 0
 _RUNAWAY = 4 * 2**30  # bytes that a process may take beside what it has when it begins to decode
 
 # Bytes for each pixel at the peak: the decoder's own buffers, Pillow's image and its copies. Measured, and rounded up.
-_PER_PIXEL = {"TIFF": 16, "GIF": 12, "WEBP": 22, "HEIF": 16, "AVIF": 20, "JPEG2000": 32, "JXL": 40}
+_PER_PIXEL = {"GIF": 12, "WEBP": 22, "HEIF": 16, "AVIF": 20, "JPEG2000": 32, "JXL": 40}
 _PLAIN = 4  # of all others, beside the result
 _RGB = 3
 _TURNED = 4
 _FIXED = 8 * 2**20  # of any image
+_PARTS = 2  # of a TIFF: its largest strip or tile, and what its codec has of it
 
 
 def most() -> int:
@@ -56,12 +59,15 @@ def halvings(pixels: int) -> int:
     return next((scale for scale in (1, 2, 4) if pixels <= LARGEST * scale**2), 8)
 
 
-def needed(format: str, size: tuple[int, int], encoded: int, turned: bool) -> int:
-    """Bytes that Pillow takes at most to decode an image of a format, and to bring it to RGB."""
+def needed(format: str, size: tuple[int, int], encoded: int, turned: bool, part: int = 0) -> int:
+    """Bytes that Pillow takes at most to decode an image of a format, and to bring it to RGB.
+
+    ``part``: those of its largest strip or tile, if it is decoded in such.
+    """
     pixels = size[0] * size[1]
     result = _RGB * pixels // halvings(pixels) ** 2
     each = _PER_PIXEL.get(format, _PLAIN) + (_TURNED if turned else 0)
-    return each * pixels + result + 2 * encoded + (_FIXED if pixels > 2**20 else 0)
+    return each * pixels + result + _PARTS * part + 2 * encoded + (_FIXED if pixels > 2**20 else 0)
 
 
 def check(need: int, size: tuple[int, int], format: str) -> None:
@@ -113,24 +119,37 @@ def room(need: int) -> Iterator[None]:
 
 
 def _taken(count: int) -> list[int]:
-    """``count`` free slots. Who waits for some keeps the others from beginning to wait: nobody waits in a circle."""
+    """``count`` free slots. Who waits for some keeps the others from beginning to wait: nobody waits in a circle.
+
+    A process that was stopped may have what is waited for: after `_PATIENCE` a warning says so, and what is free is all
+    there is.
+    """
     slots: list[int] = []
-    fcntl.lockf(_file, fcntl.LOCK_EX, 1, 0)
+    until = time.monotonic() + _PATIENCE
+    while not (first := _is_free(_TURNSTILE)) and time.monotonic() < until:
+        time.sleep(0.005)
     try:
-        until = time.monotonic() + _PATIENCE
         while True:
             for slot in range(1, 1 + most() // _SLOT):
                 if len(slots) < count and slot not in slots and _is_free(slot):
                     slots.append(slot)
-            if len(slots) >= count or time.monotonic() > until:
+            if len(slots) >= count:
+                return slots
+            if time.monotonic() >= until:
+                warnings.warn(
+                    f"waited {_PATIENCE:.0f} s for memory to decode an image: another process of this command has it, "
+                    "perhaps one that was stopped; it is decoded beside it, and both may take more than they should",
+                    stacklevel=3,
+                )
                 return slots
             time.sleep(0.005)
     finally:
-        fcntl.lockf(_file, fcntl.LOCK_UN, 1, 0)
+        if first:
+            fcntl.lockf(_file, fcntl.LOCK_UN, 1, _TURNSTILE)
 
 
 def _is_free(slot: int) -> bool:
-    """Whether a slot is this process's from now on."""
+    """Whether a slot, or the turnstile, is this process's from now on."""
     try:
         fcntl.lockf(_file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, slot)
     except OSError:

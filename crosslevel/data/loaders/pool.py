@@ -18,10 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from crosslevel.data.decoding import trace
 from crosslevel.data.decoding.memory import limit_process
-from crosslevel.data.loaders.workers import Keys, leave_interrupts
-from crosslevel.utils.errors import MachineError
+from crosslevel.data.loaders.workers import Keys, hand_over_or_end, leave_interrupts
+from crosslevel.utils.errors import MachineError, printable
 from crosslevel.utils.processes import without_main
-from crosslevel.utils.text import printable
 
 Result = TypeVar("Result")
 
@@ -57,7 +56,7 @@ class Pool(Generic[Result]):
     def __init__(self, job: Dataset[Result], keys: Iterable[Any], workers: int, persistent: bool) -> None:
         self.job, self.keys, self.workers, self.persistent = job, keys, workers, persistent
         self._feed: Keys[Any] = Keys([])
-        self._board = trace.Board(workers)
+        self._board, self._lost = trace.Board(workers), trace.Board(workers)
         self._loader: DataLoader[Result] | None = None
         self._crashed: list[str] = []
         self._processes: list[Any] = []
@@ -85,7 +84,7 @@ class Pool(Generic[Result]):
                 sampler=self._feed,
                 num_workers=self.workers,
                 collate_fn=_unchanged,
-                worker_init_fn=_Begin(self._board),
+                worker_init_fn=_Begin(self._board, self._lost),
                 multiprocessing_context=_start(),
                 persistent_workers=self.persistent,
                 pin_memory=torch.cuda.is_available(),
@@ -110,6 +109,9 @@ class Pool(Generic[Result]):
             RuntimeError: the error itself, or what killed the process.
 
         """
+        lost = [said for i in range(len(self._processes)) if (said := self._lost.read(i))]
+        if lost:
+            raise RuntimeError(f"DataLoader worker could not hand over a batch: {lost[0]}") from error
         died = [(i, process) for i, process in enumerate(self._processes) if (process.exitcode or 0) < 0]
         if not died:
             raise error
@@ -140,10 +142,12 @@ class _Begin:
     """What a process does first."""
 
     board: trace.Board
+    lost: trace.Board
     refused: dict[str, str] = field(default_factory=lambda: trace.refused)
 
     def __call__(self, worker: int) -> None:
         leave_interrupts(worker)
+        hand_over_or_end(lambda said: self.lost.write(worker, said))
         limit_process()
         trace.refused.update(self.refused)
         trace.enter(self.board, worker)

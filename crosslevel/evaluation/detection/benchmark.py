@@ -46,6 +46,7 @@ from crosslevel.utils.console import progress_bar
 from crosslevel.utils.device import Hardware, choose
 from crosslevel.utils.errors import BadImage, MissingExtra, SourceError, UserError
 from crosslevel.utils.files import write
+from crosslevel.utils.trees import json_tree
 
 RANDOM, TRAINED = "random initialization", "trained encoder"
 FIGURES, CHECKPOINT = "detection.json", "detection.ckpt"
@@ -252,7 +253,7 @@ class _Store:
         if self.file is None or not self.file.is_file():
             return {}
         try:
-            return dict(json.loads(self.file.read_text(encoding="utf-8")))
+            return dict(json_tree(self.file.read_text(encoding="utf-8")))
         except ValueError:
             return {}
 

@@ -134,7 +134,7 @@ class _Loop:
         self.fabric.launch()
         module = self.module.to(memory_format=torch.channels_last)
         view = module.views.size
-        sizes = (view, module.method.piece_size(view) or view)
+        sizes = (view, module.method.piece_size(view) or (module.views.small_side if module.views.small else view))
         wrong = avoid_faults(module.encoder, lambda: glance(module.encoder, *sizes), hardware, whole=module)
         tell(console, wrong)
         module.rank = self.fabric.global_rank

@@ -27,6 +27,7 @@ from crosslevel.utils.errors import UserError
 COLUMNS = (
     "step", "epoch", "loss", "instance_loss", "group_loss", "lr", "group_agreement", "groups_used", "largest_group",
     "images_per_second", "waiting", "knn", "instance_rank", "group_rank", *NAMES,
+    "temperature", "group_temperature", "harmonization_loss",
 )  # fmt: skip
 """Of metrics.csv; a cell is empty where a row has no such figure."""
 

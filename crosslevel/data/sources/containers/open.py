@@ -5,12 +5,13 @@ from __future__ import annotations
 import glob
 import os
 
+from crosslevel.data.braces import expanded
 from crosslevel.data.decoding.formats import EXTENSIONS
 from crosslevel.data.images import Images
 from crosslevel.data.sources.containers.hub import Hub
 from crosslevel.data.sources.containers.parquet import Parquet
 from crosslevel.data.sources.containers.webdataset import Shards
-from crosslevel.data.uri import CONTAINER, Source, expanded
+from crosslevel.data.uri import CONTAINER, Source
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import SourceError, did_you_mean
 

@@ -1,0 +1,407 @@
+"""Files of a stranger that are small and ask for much, lead elsewhere, or never end: each is refused in one line."""
+
+import dataclasses
+import io
+import json
+import os
+import sqlite3
+import struct
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save
+from strangers import TINY, refused
+
+from crosslevel.data import pack_writer
+from crosslevel.data.bad_files import BadFiles, unescaped
+from crosslevel.data.duplicates.sets import rows_of, write_rows
+from crosslevel.data.open import open_images
+from crosslevel.data.pack import pack
+from crosslevel.data.sources.annotated.open import annotated
+from crosslevel.data.uri import parse
+from crosslevel.evaluation.compare import compare
+from crosslevel.features.embed import embed
+from crosslevel.models.encoder import Encoder, View, load_encoder
+from crosslevel.runs import Run, load_branches
+from crosslevel.settings.parser import run
+from crosslevel.training.train import train
+from crosslevel.utils import trees
+from crosslevel.utils.errors import SourceError, UserError
+from crosslevel.utils.tensors import damage_of, load_safetensors, load_tensors
+
+DEEP = "[" * 20_000
+LAUGHS = "a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join(10 * [f'*a{i - 1}'])}]\n" for i in range(1, 12)
+)
+YAML = {
+    "a billion laughs": f"{LAUGHS}epochs: *a11\n",
+    "a billion laughs in a name": f"{LAUGHS}method: {{class_path: *a11}}\n",
+    "a billion laughs in a key": f"{LAUGHS}? *a11\n: 1\n",
+    "merged a billion times": "a0: &a0 {x: 1}\n"
+    + "".join(f"a{i}: &a{i} {{<<: [{', '.join(10 * [f'*a{i - 1}'])}]}}\n" for i in range(1, 12)),
+    "itself": "epochs: &x [*x]\n",
+    "deep": f"epochs: {DEEP}",
+    "deep in a text": f"views: {{scale: '{DEEP}'}}",
+    "laughing in a text": "views:\n  scale: |\n    [" + LAUGHS.replace("\n", "\n    "),
+    "a date that is none": "epochs: 2001-99-99\n",
+    "binary": "epochs: !!binary ///\n",
+    "a number of a million digits": f"epochs: {'9' * 1_000_000}\n",
+    "NULs": "epochs: \0\n",
+}
+
+
+@pytest.mark.parametrize("kind", YAML)
+@pytest.mark.parametrize("way", ["config", "resume"])
+def test_no_config_is_larger_than_it_looks(scene, capsys, kind, way):
+    (scene.folder / "r").mkdir()
+    for file in ("config.yaml", "r/config.yaml"):
+        (scene.folder / file).write_text(YAML[kind])
+    said = refused(train, ["photos", "--config=config.yaml" if way == "config" else "--resume=r", *TINY], capsys)
+    assert len(said) < 1000
+
+
+def test_what_is_usual_in_yaml_is_read_as_before():
+    text = "a: &x {b: [1, 2.5, null, 'x']}\nc: *x\nd: {<<: *x, e: 2001-01-01}\n"
+    assert trees.yaml_tree(text) == yaml.safe_load(text)
+    assert trees.yaml_tree("") is None
+    with pytest.raises(yaml.YAMLError):
+        trees.yaml_tree("!!python/name:os.system")
+
+
+def test_a_config_may_come_from_a_shell(capsys):
+    reading, writing = os.pipe()
+    os.write(writing, b"epochs: 7\n")
+    os.close(writing)
+    with pytest.raises(SystemExit, match="0"):
+        run(train, ["photos", f"--config=/dev/fd/{reading}", "--print_config"])
+    os.close(reading)
+    assert yaml.safe_load(capsys.readouterr().out)["epochs"] == 7
+
+
+def test_no_heads_are_built_by_a_laughing_config(scene):
+    Encoder("resnet18", True, 0.0625).save(scene.folder / "r")
+    (scene.folder / "r").rename(scene.folder / "t")
+    (scene.folder / "r").mkdir()
+    (scene.folder / "t").rename(scene.folder / "r" / "cld.safetensors")
+    for kind in ("a billion laughs", "itself", "deep", "NULs"):
+        (scene.folder / "r" / "config.yaml").write_text(YAML[kind])
+        with pytest.raises(UserError) as told:
+            load_branches(scene.folder / "r")
+        assert len(str(told.value)) < 1000
+
+
+@pytest.fixture
+def tiny(scene):
+    encoder = Encoder("resnet18", True, 0.0625)
+    encoder.view = View(16)
+    encoder.save(scene.folder / "runs")
+    return scene.folder / "runs"
+
+
+def test_deep_json_is_refused_wherever_it_is_read(scene, tiny, capsys, monkeypatch):
+    """A pack, an evaluation, the notes of a run, an encoder's metadata, annotations, marks of pieces."""
+    monkeypatch.setenv("CROSSLEVEL_CACHE", str(scene.folder / "t"))
+    folder = scene.folder / "r"
+    pack("photos", str(folder), workers=0)
+    (folder / "pack.json").write_text(DEEP)
+    with pytest.raises(SourceError, match="nested too deeply"):
+        open_images(str(folder))
+    for name in ("evaluation.json", "config.yaml"):
+        (folder / name).write_text(DEEP)
+    assert "evaluation.json is damaged" in refused(compare, [str(folder), str(folder)], capsys)
+    with pytest.raises(SourceError, match="not a JSON file"):
+        annotated(parse(f"{folder}/evaluation.json"))
+    (folder / "deep.safetensors").write_bytes(save({"x": torch.zeros(1)}, {"crosslevel": DEEP}))
+    with pytest.raises(UserError, match="says how to build another network"):
+        load_encoder(folder / "deep.safetensors")
+    (folder / "f.parquet.parts").mkdir()
+    (folder / "f.parquet.parts" / "joined.json").write_text(DEEP)
+    run(embed, [str(tiny), "photos", "-o", str(folder / "f.parquet"), "--device=cpu", "--workers=0"])
+    assert (folder / "f.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        5, {"a": 1}, [5], [[]], "x",
+        [{"protocol": 1, "accuracy_percent": 5, "interval_percent": {}}],
+        [{"protocol": "p", "accuracy_percent": {"trained encoder": {"top1": "x"}}, "interval_percent": {}}],
+        [{"protocol": "p", "accuracy_percent": {"trained encoder": 5}, "interval_percent": {}}],
+        [{"protocol": "p", "accuracy_percent": {}, "interval_percent": 5}],
+        [{"protocol": "p", "accuracy_percent": {}, "interval_percent": {"trained encoder": {"top1": [1]}}}],
+        [{"protocol": "p", "accuracy_percent": {}, "interval_percent": {"trained encoder": {"top1": "ab"}}}],
+    ],
+)  # fmt: skip
+def test_no_result_of_a_stranger_ends_in_a_traceback(scene, capsys, results):
+    for name in ("r", "t"):
+        (scene.folder / name).mkdir()
+        (scene.folder / name / "evaluation.json").write_text(json.dumps({"results": results}))
+    said = refused(compare, ["r", "t", "-o", "runs"], capsys)
+    assert "evaluation.json is damaged" in said or "no evaluation in common" in said
+
+
+def test_an_encoder_says_only_how_its_network_is_built(scene):
+    whole = {"name": "resnet18", "view": {"size": 16, "mean": [0, 0, 0], "std": [1, 1, 1]}}
+    for more in ({"weights": str(scene.folder / "evil.pkl")}, {"pretrained": True}, {"self": 1}, {"width": 1e18}):
+        (scene.folder / "r").write_bytes(save({"x": torch.zeros(1)}, {"crosslevel": json.dumps(whole | more)}))
+        with pytest.raises(UserError, match="says how to build another network"):
+            load_encoder(scene.folder / "r")
+        (scene.folder / "r").unlink()
+
+
+def headed(tree, length=None):
+    """A safetensors file with nothing but a header."""
+    head = tree if isinstance(tree, bytes) else json.dumps({"x": tree}).encode()
+    return struct.pack("<Q", len(head) if length is None else length) + head
+
+
+HEADERS = {
+    "a header of 2 GB": headed(b"{" + bytes(100), 2**31),
+    "a header of 2^63": headed(b"{}", 2**63),
+    "a deep header": headed(DEEP.encode()),
+    "a tensor of 2^60": headed({"dtype": "F32", "shape": [2**58], "data_offsets": [0, 2**60]}),
+    "a shape that overflows": headed({"dtype": "F32", "shape": [2**33, 2**33, 0], "data_offsets": [0, 0]}),
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_a_safetensors_header_that_lies_is_refused(scene, capsys, kind):
+    (scene.folder / "r").mkdir()
+    (scene.folder / "r" / "encoder.safetensors").write_bytes(HEADERS[kind])
+    said = refused(embed, ["r", "photos", "-o", "t.parquet", "--device=cpu"], capsys)
+    assert "encoder.safetensors" in said
+
+
+def archive(file, change):
+    """A checkpoint whose archive was changed."""
+    whole = io.BytesIO()
+    torch.save({"state_dict": {"conv1.weight": torch.zeros(64, 3, 7, 7)}}, whole)
+    with zipfile.ZipFile(whole) as before, zipfile.ZipFile(file, "w") as after:
+        for part in before.infolist():
+            after.writestr(*change(part, before.read(part)))
+
+
+def test_a_checkpoint_with_a_bomb_in_it_is_refused_unread(scene, capsys):
+    """Parts that are compressed, or lie on each other, hold more than the file has bytes; PyTorch writes none."""
+    file = scene.folder / "r"
+    archive(file, lambda part, data: (part.filename, bytes(10**8) if "data/0" in part.filename else data, 8))
+    assert file.stat().st_size < 10**6
+    assert damage_of(file) == "damaged: it has compressed parts"
+    with pytest.raises(UserError, match="it has compressed parts"):
+        load_tensors(file)
+    assert "compressed parts" in refused(train, ["photos", "--encoder.weights=r", *TINY], capsys)
+    with zipfile.ZipFile(file, "w") as bomb:
+        bomb.writestr("a/data.pkl", bytes(10**5))
+        kernel = bomb.infolist()[0]
+        for i in range(50):
+            again = zipfile.ZipInfo(f"a/data/{i}")
+            for name in ("header_offset", "CRC", "compress_size", "file_size"):
+                setattr(again, name, getattr(kernel, name))
+            bomb.filelist.append(again)
+            bomb.NameToInfo[again.filename] = again
+        bomb._didModify = True
+    assert "lie on each other" in damage_of(file)
+
+
+LARGER = {  # opcodes of the pickle: numbers of elements, a stride, an offset
+    "storage": (b"M\xe8\x03", b"J\0\0\0\x7f"),
+    "stride": (b"K\x01\x85", b"J\0\0\0\x7f\x85"),
+    "offset": (b"K\0M", b"J\0\0\0\x7fM"),
+}
+
+
+@pytest.mark.parametrize("what", LARGER)
+def test_a_tensor_that_is_larger_than_its_file_is_refused(scene, what):
+    file, whole = scene.folder / "r", io.BytesIO()
+    torch.save({"x": torch.zeros(1000)}, whole)
+    with zipfile.ZipFile(whole) as before, zipfile.ZipFile(file, "w") as after:
+        for part in before.infolist():
+            data = before.read(part)
+            if part.filename.endswith("data.pkl"):
+                assert LARGER[what][0] in data
+                data = data.replace(*LARGER[what])
+            after.writestr(part.filename, data)
+    for mapped in (False, True):
+        with pytest.raises(UserError, match="damaged, or none of PyTorch's"):
+            load_tensors(file, mmap=mapped)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "encoder.safetensors", "checkpoints/last.ckpt", "cld.safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_nothing_in_a_run_is_read_that_never_ends(scene, tiny, capsys, name, kind):
+    folder = scene.folder / "r"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text("images: photos\n")
+    (folder / "cld.safetensors").write_bytes(tiny.read_bytes())
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name) if kind == "pipe" else (folder / name).symlink_to("/dev/zero")
+    if name == "encoder.safetensors":
+        assert "has no encoder.safetensors" in refused(embed, ["r", "photos", "-o", "t.parquet"], capsys)
+        assert "encoder.weights=" in refused(train, ["photos", f"--encoder.weights={folder / name}", *TINY], capsys)
+    elif name == "checkpoints/last.ckpt":
+        assert "last.ckpt does not exist" in refused(train, ["photos", "--resume=r", *TINY], capsys)
+        with pytest.raises(UserError, match="pipe or a device"):
+            load_tensors(folder / name)
+    else:
+        with pytest.raises(UserError, match="pipe or a device"):
+            Run(folder).settings() if name == "config.yaml" else load_safetensors(folder / name)
+        assert "pipe or a device" in refused(train, ["photos", f"--config=r/{name}", *TINY], capsys)
+
+
+def test_links_in_a_folder_of_a_stranger_lead_nowhere(scene, tiny, capsys, monkeypatch):
+    """A lock, the shards of an unfinished pack, the pieces of a table: what they point at stays as it is."""
+    monkeypatch.setenv("CROSSLEVEL_CACHE", str(scene.folder / "runs.cache"))
+    scene.before.add("runs.cache")
+    folder = scene.folder / "r"
+    folder.mkdir()
+    (folder / ".crosslevel.lock").symlink_to(scene.victim)
+    said = refused(train, ["photos", *TINY, "--run=r"], capsys)
+    assert "symbolic link" in said
+    for name in ("metrics.csv", "config.yaml", "warnings.txt", "images.json", "report.html"):
+        (folder / name).symlink_to(scene.victim)
+    (folder / ".crosslevel.lock").unlink()
+    run(train, ["photos", *TINY, "--run=r"])
+    assert scene.victim.read_text() == "here"
+    monkeypatch.setattr(pack_writer, "IMAGES_A_PART", 4)
+    (scene.folder / "t").mkdir()
+    for name in ("00000.bin", "part-000000.safetensors", "unfinished.json", "index.safetensors"):
+        (scene.folder / "t" / name).symlink_to(scene.victim)
+    (scene.folder / "t" / "pack.json").write_text('{"version": 0}')
+    run(pack, ["photos", "-o", "t", "--workers=0"])
+    assert len(open_images("t")) == 16
+    assert scene.victim.read_text() == "here"
+    (scene.folder / "data").mkdir()
+    scene.before.add("data")
+    (scene.folder / "data" / "00000.parquet").write_text("mine")
+    (folder / "f.parquet.parts").symlink_to(scene.folder / "data")
+    said = refused(embed, [str(tiny), "photos", "-o", "r/f.parquet", "--device=cpu", "--workers=0"], capsys)
+    assert "f.parquet.parts is a link" in said
+    assert os.listdir(scene.folder / "data") == ["00000.parquet"]
+
+
+def test_a_folder_that_holds_itself_ends(scene):
+    (scene.folder / "photos" / "again").symlink_to(scene.folder / "photos")
+    (scene.folder / "photos" / "up").symlink_to(scene.folder)
+    assert len(open_images(str(scene.folder / "photos"))) == 16
+
+
+def test_a_study_of_a_stranger_trains_only_what_is_searched(tmp_path):
+    """A trial that waits in it, with a method, or with a value that the search does not have."""
+    optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'crosslevel[tune]'")
+    from crosslevel.tuning.plan import Plan, url
+    from crosslevel.tuning.search_space import Numbers
+    from crosslevel.tuning.study import Search
+    from crosslevel.tuning.trials import outcome
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space, given = {"lr": Numbers(0.1, 1.0), "optimizer": ("sgd", "adamw")}, {"lr": 0.2, "optimizer": "sgd"}
+    plan = Plan(
+        folder=tmp_path / "s", storage=url(None, tmp_path / "s"), space=space, start=[given], epochs=1, budget=9.0,
+        trials=5, sampler="random", pruning=False, seed=0, agreed={},
+    )  # fmt: skip
+    search, trained = Search(plan), []
+    study = optuna.load_study(study_name="s", storage=plan.storage)
+
+    def add(name, value):
+        choices = {name: optuna.distributions.CategoricalDistribution([value])}
+        state = optuna.trial.TrialState.WAITING
+        study.add_trial(optuna.trial.create_trial(state=state, params={name: value}, distributions=choices))
+
+    def training(number, parameters):
+        trained.append(parameters)
+        yield {"combined": 1.0, "effective_rank": 5.0}
+
+    add("method", "stranger.Method")
+    add("run", "/victim")
+    try:
+        with pytest.raises(UserError, match="its study has 'method', which is not searched"):
+            search.work(training)
+        search.work(training)
+        kinds = [outcome(trial) for trial in search.study.get_trials()]
+    finally:
+        search.close()
+    assert kinds[:2] == ["refused"] * 2
+    assert all(set(parameters) == set(space) for parameters in trained)
+    with pytest.raises(UserError, match="trial 0 of its study has 'method', which is not searched"):
+        Search(plan)
+    other = dataclasses.replace(plan, folder=tmp_path / "o", storage=url(None, tmp_path / "o"))
+    Search(other).close()
+    study = optuna.load_study(study_name="o", storage=other.storage)
+    add("optimizer", "<script>=x\x1b[2J")
+    with pytest.raises(UserError, match="'optimizer', which is not searched, or not in this range"):
+        Search(other)
+
+
+def test_no_trigger_of_a_study_calls_a_function(tmp_path):
+    from crosslevel.tuning.storage import _File
+
+    with sqlite3.connect(tmp_path / "study.db", factory=_File) as study:
+        assert study.execute("PRAGMA trusted_schema").fetchone() == (0,)
+
+
+def test_no_cell_of_a_table_is_a_formula(tmp_path):
+    names = ["=HYPERLINK('http://x','y').png", "+1.png", "-2.png", "@sum.png", "\t=1.png", "a=b.png", "\\x.png"]
+    rows = [{"path": name, "kind": "near"} for name in names]
+    write_rows(tmp_path / "d.csv", ("path", "kind"), rows)
+    lines = (tmp_path / "d.csv").read_text().splitlines()[1:]
+    assert not [line for line in lines if line.lstrip('"')[:1] in ("=", "+", "-", "@", "\t")]
+    assert [path for _, path in rows_of(str(tmp_path / "d.csv"), "kind")] == names
+
+
+def test_an_annotation_with_a_billion_laughs_is_refused(tmp_path):
+    for name in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("a\n")
+    entities = "".join(f'<!ENTITY l{i} "{10 * f"&l{i - 1};"}">' for i in range(1, 12))
+    head = f'<!DOCTYPE x [<!ENTITY l0 "lol">{entities}<!ENTITY f SYSTEM "file:///etc/passwd">]>'
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "JPEGImages" / "a.png")
+    for inside in ("&l11;", "&f;"):
+        (tmp_path / "Annotations" / "a.xml").write_text(f"{head}<annotation><filename>{inside}</filename></annotation>")
+        with pytest.raises(SourceError, match=r"a\.xml"):
+            annotated(parse(f"{tmp_path}:train"))
+
+
+def test_bad_files_of_a_stranger_are_text(tmp_path):
+    (tmp_path / "b.txt").write_bytes(b"a\\nb\tx\\ty\n\xff\t\x1b[2J\n" + b"x" * 10**6 + b"\nno tab\n\t\n")
+    bad = BadFiles()
+    bad.read(tmp_path / "b.txt")
+    assert bad.reasons == {"a\nb": "x\ty", "\udcff": "\x1b[2J", "": ""}
+    assert unescaped("\\") == "\\"
+
+
+@pytest.mark.parametrize(
+    "name", ["x-{0..999999999999}.tar", "x-{0..99999}-{0..99999}.tar", "{0..9}" * 18 + ".tar", "{a,b}" * 5000 + ".tar"]
+)
+def test_no_braces_stand_for_more_names_than_there_is_memory(name):
+    for source in (name, f"stream:{name}", f"https://h/{name}"):
+        with pytest.raises(SourceError, match=r"braces|no such file") as told:
+            open_images(source, streams=True)
+        assert len(str(told.value)) < 31_000
+
+
+def test_members_of_a_tar_that_are_no_files_are_left_alone_and_no_name_leads_anywhere(scene):
+    """Devices, pipes, links of both kinds, absolute names, names that go up, and names of several lines."""
+    picture = (scene.folder / "photos" / "1.png").read_bytes()
+    names = ["../../up.png", f"{scene.folder}/absolute.png", "two\nlines.png", "a\x1b[2J\u202egnp.png", "./dot.png"]
+    with tarfile.open(scene.folder / "r", "w") as shard:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = len(picture)
+            shard.addfile(member, io.BytesIO(picture))
+        for number, kind in enumerate(b"12346"):  # hard and symbolic links, devices, pipes
+            member = tarfile.TarInfo(f"{number}.png")
+            member.type, member.linkname, member.devmajor, member.devminor = bytes([kind]), str(scene.victim), 1, 5
+            shard.addfile(member)
+    (scene.folder / "r").rename(scene.folder / "runs")
+    os.mkdir(scene.folder / "r")
+    (scene.folder / "runs").rename(scene.folder / "r" / "x.tar")
+    source = open_images(str(scene.folder / "r" / "x.tar"))
+    assert len(source) == len(names)
+    assert all(source[i][0].shape == (3, 16, 16) for i in range(len(names)))
+    assert not (scene.folder.parent.parent / "up.png").exists()
+    assert not (scene.folder / "absolute.png").exists()
