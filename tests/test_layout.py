@@ -37,7 +37,7 @@ def test_no_folder_has_more_than_twelve_files():
         ("difflib", "utils/errors.py"),
         ("SeedSequence", "utils/rng.py"),
         ("BarColumn", "utils/console.py"),
-        ("token_hex", "utils/files.py"),
+        ('"x+b"', "utils/files.py"),
     ],
 )
 def test_what_many_need_is_written_once(name, home):

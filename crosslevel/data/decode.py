@@ -23,8 +23,7 @@ from crosslevel.data.decoding.memory import check, halvings, most, needed, room,
 from crosslevel.data.decoding.pillow import is_turned, noted_warnings, upright
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.decoding.sizes import part_bytes, size_ahead
-from crosslevel.utils.errors import BadImage
-from crosslevel.utils.text import printable
+from crosslevel.utils.errors import BadImage, printable
 
 PIXEL_LIMIT = 178_956_970
 """More pixels are taken for a decompression bomb: where Pillow too refuses (half a GiB of RGB)."""

@@ -299,11 +299,10 @@ def _detection(session: Session, data: Data, config: Detection) -> dict[str, Row
     plan = plan._replace(schedule=schedule, kind=config.kind, batchnorm=config.batchnorm)
     if config.short_side is not None:
         plan = plan._replace(sizes=Sizes((config.short_side,), config.short_side, 2 * config.short_side))
-    workers = 4 if session.runtime.workers is None else session.runtime.workers
+    workers, folder = session.runtime.workers, None if session.kept is None else session.kept / "probe" / "detection"
     figures = benchmark.detection(
         session.encoder, train, queries, settings=plan, hardware=session.runtime.hardware, seed=session.seed,
-        workers=workers, folder=None if session.kept is None else session.kept / "probe" / "detection",
-        bad=session.bad, console=session.console,
+        workers=4 if workers is None else workers, folder=folder, bad=session.bad, console=session.console,
     )  # fmt: skip
     warn_of_annotated(session.console, train, queries, workers)
     title = f"detection, {config.kind}, {plan.schedule.iterations:,} iterations"

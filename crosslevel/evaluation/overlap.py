@@ -37,7 +37,7 @@ def warn(console: Console, subject: Subject) -> None:
         return
     pictures, sources = subject.small_pictures(), (subject.bank, subject.queries)
     if pictures is None:
-        found = _by_pass(*sources, subject.place.workers)
+        found = _by_pass(*sources, subject.runtime.workers)
     else:
         bank, queries = pictures
         asked = slice(None, None, _step(len(queries.paths), LOOKED_AT))

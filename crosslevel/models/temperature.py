@@ -11,12 +11,10 @@ continued run needs no state of it.
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
 
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.schedules import half_cosine
 
 
 class Temperature:
@@ -60,9 +58,8 @@ class Temperature:
         if self.period is None:
             raise UserError("temperature_max needs temperature_period, in epochs")
         # The phase first: of a large number of epochs float32 has few digits after the point.
-        phase = 2 * math.pi * ((epoch / self.period) % 1.0)
-        share = (1 + (torch.cos(phase) if isinstance(phase, Tensor) else math.cos(phase))) / 2
-        self.value = self.low + (self.high - self.low) * share
+        phase = 2 * ((epoch / self.period) % 1.0)
+        self.value = self.low + (self.high - self.low) * half_cosine(phase)
 
 
 def check_temperature(temperature: float, name: str = "temperature") -> None:

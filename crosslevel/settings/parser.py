@@ -23,9 +23,8 @@ from crosslevel.settings.command import SOURCES, Command, Settings, config_of, r
 from crosslevel.settings.kinds import FALSE, NOTHING, TRUE, is_list, plain, takes
 from crosslevel.settings.parts import made
 from crosslevel.settings.signature import Group
-from crosslevel.utils.errors import CrosslevelError, Interrupted, NotFinite, UserError, near_hint
+from crosslevel.utils.errors import CrosslevelError, Interrupted, NotFinite, UserError, near_hint, printable
 from crosslevel.utils.processes import Stopped, raising_stopped
-from crosslevel.utils.text import printable
 
 SOFTWARE = 70  # sysexits.h: the program's own fault
 REFUSED = 2

@@ -51,12 +51,10 @@ class Job:
     @property
     def overview(self) -> str:
         """Images, steps, views and networks, for people."""
-        shown = self.parts.views
-        views = f"{shown.count - shown.small} views of {shown.size} pixels"
-        views += f" and {shown.small} of {shown.small_side}" if shown.small else ""
-        return (
-            f"{counted(self.feed.source)}, {len(self.plan.batches):,} steps an epoch, {views}; {self.parts.described}"
-        )
+        views, steps = self.parts.views, f"{len(self.plan.batches):,} steps an epoch"
+        drawn = f"{views.count - views.small} views of {views.size} pixels"
+        drawn += f" and {views.small} of {views.small_side}" if views.small else ""
+        return f"{counted(self.feed.source)}, {steps}, {drawn}; {self.parts.described}"
 
     @property
     def notes(self) -> list[str]:

@@ -78,6 +78,7 @@ class Makers:
     cld: MakeCLD | None
     views: MakeViews
     method: MakeMethod | None
+    gh: MakeGH | None
     share_hidden: bool
     gh: MakeGH | None
 

@@ -116,7 +116,7 @@ def _complete(parts: Parts, rules: Chosen, images: int | None, steps: int, batch
         method.set_queue(arguments["queue"])
 
 
-def _time(parts: Parts, rules: defaults.Chosen, epochs: float) -> None:
+def _time(parts: Parts, rules: Chosen, epochs: float) -> None:
     """The periods of schedules that were left open."""
     branches = (
         ("method", parts.method, parts.settings["method"]["init_args"]),

@@ -154,7 +154,7 @@ def train(
     steps = Optimization(epochs, minutes, epoch_size, batch_size, optimizer, lr, weight_decay, warmup_epochs)
     runtime = Runtime(device, choose(device, precision), devices, sync_batchnorm, seed, local_rank(), compile)
     logging = Logging(log_every, monitor, monitor_every, checkpoint_minutes, report_html)
-    makers = Makers(encoder, cld, views, method, share_hidden, gh)
+    makers = Makers(encoder, cld, views, method, gh, share_hidden)
     refuse_tasks()
     job = prepare(data, steps, runtime, logging, makers, watch, printer(quiet), resume is not None)
     with claimed(run, job.name, resume, runtime.rank) as folder:

@@ -29,8 +29,7 @@ from crosslevel.tuning.search_space import foreign
 from crosslevel.tuning.storage import address, locked, locked_everywhere, locked_file, opened, patiently
 from crosslevel.tuning.trial import Failed
 from crosslevel.tuning.trials import outcome, spent, twin
-from crosslevel.utils.errors import FolderInUse, UserError
-from crosslevel.utils.text import printable
+from crosslevel.utils.errors import FolderInUse, UserError, printable
 
 Training = Callable[[int, dict[str, Any]], Iterator[dict[str, Any]]]
 """A trial's number and parameters to the scores after each epoch; raises `Failed`. Closing it stops it."""

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.segment import Segment
 from rich.text import Text
 
+from crosslevel.utils.errors import printable
 from crosslevel.utils.processes import local_rank
-from crosslevel.utils.text import printable
 
 
 class Terminal(Console):

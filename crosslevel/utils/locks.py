@@ -12,8 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from crosslevel.utils.errors import FolderInUse
-from crosslevel.utils.text import printable
+from crosslevel.utils.errors import FolderInUse, printable
 
 try:
     import fcntl

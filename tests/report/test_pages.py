@@ -16,7 +16,7 @@ OVERFLOW = """
 const width = document.documentElement.clientWidth;
 return [document.documentElement.scrollWidth - width, ...[...document.querySelectorAll('body *')]
     .filter(e => e.checkVisibility() && ['hidden', 'clip'].includes(getComputedStyle(e).overflowX)
-                 && e.scrollWidth > e.clientWidth + 1 && !e.closest('svg'))
+                 && e.scrollWidth > e.clientWidth + 1 && !e.closest('svg, .unseen'))  // which only a reader's voice has
     .map(e => e.outerHTML.slice(0, 120))];
 """
 CHARTS = """

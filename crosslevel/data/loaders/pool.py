@@ -19,9 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from crosslevel.data.decoding import trace
 from crosslevel.data.decoding.memory import limit_process
 from crosslevel.data.loaders.workers import Keys, hand_over_or_end, leave_interrupts
-from crosslevel.utils.errors import MachineError
+from crosslevel.utils.errors import MachineError, printable
 from crosslevel.utils.processes import without_main
-from crosslevel.utils.text import printable
 
 Result = TypeVar("Result")
 
