@@ -2,9 +2,9 @@
 
     python benchmarks/search.py --rows 1000000 --libraries usearch,faiss -o benchmarks/results/search.md
 
-Features are generated: a latent of 32 numbers in 2,000 clusters of unequal sizes goes through two random layers, and its
-384 outputs have length 1. Queries are 1,000 more of the same. One thread; times are the processor's, so that what else
-runs on the machine counts little. Of each library the least setting is taken that finds 99 % of the 10 nearest.
+Features are generated: a latent of 32 numbers in 2,000 clusters of unequal sizes goes through two random layers, and
+its 384 outputs have length 1. Queries are 1,000 more of the same. One thread; times are the processor's, so that what
+else runs on the machine counts little. Of each library the least setting is taken that finds 99 % of the 10 nearest.
 """
 
 from __future__ import annotations

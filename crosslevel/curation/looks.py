@@ -50,6 +50,7 @@ def looks(
     features: Float[Tensor, "N D"],
     pictures: Pictures,
     threshold: float | None = None,
+    rows: Int64[Tensor, " N"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Looks:
     """Near-duplicates, broken looks and outliers.
@@ -63,19 +64,20 @@ def looks(
         features: of any length.
         pictures: of the rows.
         threshold: the cosine from which on two rows can be near-duplicates; estimated unless given.
+        rows: of which rows of the table the features are; all of them unless given.
         progress: told how many of how many pictures have been looked at.
 
     """
     unit = F.normalize(features, dim=1)
     near = nearest(unit, unit, CROWD + 1)
     pairs = mutual_pairs(unit, rare_cosine(unit) if threshold is None else threshold, NEIGHBOURS, near)
-    rows = torch.arange(len(unit)) if pictures.has_thumbnails else pairs.unique()
-    small, there = _small(pictures, rows, progress)
+    looked = torch.arange(len(unit)) if pictures.has_thumbnails else pairs.unique()
+    small, there = _small(pictures, looked if rows is None else rows[looked], progress)
     found = Looks(torch.full((len(unit),), -1), near, seen=pictures.has_thumbnails)
     if pictures.has_thumbnails:
-        found.broken = {int(row): why for row, why in zip(rows, map(broken, small), strict=True) if why}
+        found.broken = {int(row): why for row, why in zip(looked, map(broken, small), strict=True) if why}
     place = torch.full((len(unit),), -1)
-    place[rows] = torch.where(there, torch.arange(len(rows)), -1)
+    place[looked] = torch.where(there, torch.arange(len(looked)), -1)
     compared = (place[pairs] >= 0).all(1)
     agree = torch.ones(len(pairs), dtype=torch.bool)
     if compared.any():

@@ -28,6 +28,7 @@ KIND = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 """As the Hugging Face hub has images in Parquet; what reads those, reads these."""
 
 SMALLEST, LARGEST = 16, 1024
+SMALL = 65_536  # bytes of a picture that is handed on as it is
 
 
 def check(size: int | None) -> None:
@@ -90,7 +91,10 @@ class Pictures:
         return path if os.path.isfile(path) else None
 
     def jpeg(self, row: int, size: int) -> bytes | None:
-        """A row's picture as JPEG, at most ``size`` pixels; None where there is none."""
+        """A row's picture as JPEG, at most ``size`` pixels but for thumbnails; None where there is none."""
+        data = self._thumbnail(row) if self.has_thumbnails else None
+        if data is not None and len(data) < SMALL and data.startswith(b"\xff\xd8\xff"):
+            return bytes(data)
         picture = self[row]
         return None if picture is None else encoded(picture, size)
 

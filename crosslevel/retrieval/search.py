@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -92,11 +93,14 @@ def search(
     runtime = Runtime(choose(device, precision), workers, batch_size)
     searched, run = _table(table, run, images, runtime, console)
     asked = _queries(searched, query, run, runtime, console)
+    wanted = min(k + any(row >= 0 for row in asked.rows), searched.rows)  # a query that is a row finds itself
+    find = _finder(searched, index, console)
     began = time.monotonic()
-    found = _nearest(searched, asked, k, index, console)
+    found = find(asked.features, wanted)
     took, results = time.monotonic() - began, _results(searched, asked, found, k)
     _print(console, results)
-    say(console, f"{len(results):,} queries among {searched.rows:,} images, {1000 * took / len(results):,.1f} ms each")
+    many = f"{len(results):,} {'query' if len(results) == 1 else 'queries'}"
+    say(console, f"{many} among {searched.rows:,} images, {1000 * took / len(results):,.1f} ms each")
     if written is not None:
         pictures = Pictures(searched, images)
         for line in write_results(written, searched, results, asked.pictures, pictures):
@@ -193,12 +197,13 @@ def _unreadable(source: Files) -> str:
     return ""
 
 
-def _nearest(table: FeatureTable, asked: Queries, k: int, index: str, console: Console) -> Neighbours:
-    """The nearest rows of each query, one more than wanted where a query is a row itself."""
-    wanted = min(k + any(row >= 0 for row in asked.rows), table.rows)
+def _finder(table: FeatureTable, index: str, console: Console) -> Callable[[Tensor, int], Neighbours]:
+    """What finds the k nearest rows of queries; all that it needs is read."""
     if index == "on" or (index == "auto" and table.rows > EXACT):
-        return opened_index(table, console).search(F.normalize(asked.features, dim=1), wanted)
-    return exact(asked.features, table.features, wanted)
+        made = opened_index(table, console)
+        return lambda queries, k: made.search(F.normalize(queries, dim=1), k)
+    features = table.features
+    return lambda queries, k: exact(queries, features, k)
 
 
 def exact(queries: Float[Tensor, "Q D"], features: Float[Tensor, "N D"], k: int) -> Neighbours:
