@@ -84,8 +84,8 @@ def embed(
         batch_size: images at a time.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
-        thumbnails: pixels of the longer side of small pictures, such as 96, in a column named image: explore, search
-            and curate show them, and so do Embedding Atlas and other programs; none unless given.
+        thumbnails: pixels of the longer side of small pictures, such as 96, in a column named image, as the Hugging
+            Face hub has them: explore, search and curate show them; none unless given.
         quiet: print nothing.
 
     Returns:

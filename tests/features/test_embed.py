@@ -245,3 +245,12 @@ def test_thumbnails_that_cannot_be_are_refused(trained, photos, tmp_path, monkey
     with pytest.raises(SystemExit):
         run(embed.embed, [str(trained), str(photos), *options])
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_datasets_library_opens_a_table_with_its_pictures(trained, photos, tmp_path):
+    datasets = pytest.importorskip("datasets", reason="needs datasets: pip install 'crosslevel[hub]'")
+    file = embedded(trained, photos, tmp_path / "f.parquet", "--thumbnails=96")
+    opened = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
+    row = opened.cast_column("image", datasets.Image())[4]
+    assert row["image"].size == (16, 16)
+    assert len(row["feature"]) == 32
