@@ -77,7 +77,9 @@ def curate(
     pictures = Pictures(opened, images)
     with _bar(console) as bar:
         task = bar.add_task("looking at pictures", total=None)
-        seen = looks(opened.features, pictures, threshold, lambda done, of: bar.update(task, completed=done, total=of))
+        seen = looks(
+            opened.features, pictures, threshold, progress=lambda done, of: bar.update(task, completed=done, total=of)
+        )
         bar.update(task, description="choosing")
         why = _left_out(opened, seen, outliers == "drop", duplicates == "drop")
         left = torch.tensor([row for row in range(opened.rows) if row not in why])

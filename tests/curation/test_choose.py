@@ -20,7 +20,7 @@ def test_as_many_as_asked_for_each_once(how, n):
     rows = choose(features, n, how)
     assert len(rows) == min(n, 90)
     assert len(rows.unique()) == len(rows)
-    assert torch.equal(rows, choose(3 * features, n, how))
+    assert torch.equal(rows, choose(4 * features, n, how))
 
 
 @pytest.mark.parametrize("how", ["balanced", "diverse", "covering"])
