@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from crosslevel import __version__
 from crosslevel.data.images import Images
 from crosslevel.models.encoder import Encoder
 from crosslevel.utils.console import hidden
@@ -35,8 +35,6 @@ def about(encoder: Encoder, run: str, images: Images, source: str, precision: st
     ``encoder`` is the checksum of its weights and view (`Encoder.identity`): features of another one say nothing beside
     these. ``root`` is the folder that the images lie in, if they lie in one.
     """
-    import timm  # noqa: PLC0415
-
     root = images.name.partition("@")[0].partition(",")[0]
     return {
         "encoder": encoder.identity(),
@@ -47,7 +45,7 @@ def about(encoder: Encoder, run: str, images: Images, source: str, precision: st
         "precision": precision,
         "images": hidden(source),
         "root": os.path.abspath(root) if os.path.isdir(root) else None,
-        "versions": {"crosslevel": __version__, "torch": torch.__version__, "timm": timm.__version__},
+        "versions": {name: _version(name) for name in ("crosslevel", "torch", "timm")},
     }
 
 
@@ -214,3 +212,10 @@ def _width(opened: pq.ParquetFile, kind: pa.DataType, rows: int) -> int | None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a checkout that nobody installed
+        return "unknown"
