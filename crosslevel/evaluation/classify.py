@@ -78,7 +78,7 @@ def classify(
     reject: float = 0.05,
     k: int | None = None,
     device: Device = "auto",
-    precision: Precision = "auto",
+    precision: Precision = "fp32",
     workers: int | None = None,
     batch_size: int = 256,
     data_root: str | None = None,
@@ -103,7 +103,8 @@ def classify(
             found; 0 calls none so.
         k: neighbours that vote; 200 unless given, but at most a tenth of the labelled images.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
-        precision: auto takes bfloat16 where the hardware computes it.
+        precision: fp32, so that features are the same wherever they are made; auto takes bfloat16 where the hardware
+            computes it.
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         batch_size: images at a time.
         data_root: folder with the official files of cifar10, cifar100 and stl10.

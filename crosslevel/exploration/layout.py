@@ -13,6 +13,7 @@ from crosslevel.utils.errors import MissingExtra
 
 SMALL = 3000  # points that scikit-learn's t-SNE lays out in seconds; more need openTSNE, whose time grows with N alone
 ATTRACTED = 15  # nearest neighbours, each alike: as good as perplexities, and faster (Böhm, Berens and Kobak 2022)
+FEW = 2000  # points whose repulsion a tree computes sooner than a grid
 EARLY, LATE, EXAGGERATION = 250, 500, 12.0  # steps of t-SNE (van der Maaten 2014)
 
 
@@ -53,7 +54,12 @@ def lay_out(
     start = start / start[:, 0].std().clamp(min=1e-12) * 1e-4
     start += 1e-6 * torch.randn(start.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     made = TSNEEmbedding(
-        start.numpy(), attraction, negative_gradient_method="fft", n_jobs=jobs, random_state=seed, learning_rate="auto"
+        start.numpy(),
+        attraction,
+        negative_gradient_method="bh" if len(unit) <= FEW else "fft",
+        n_jobs=jobs,
+        random_state=seed,
+        learning_rate="auto",
     )
     with threadpool_limits(jobs):
         made.optimize(EARLY, exaggeration=EXAGGERATION, momentum=0.5, inplace=True)

@@ -57,7 +57,7 @@ def search(
     index: Literal["auto", "on", "off"] = "auto",
     output: str | None = None,
     device: Device = "auto",
-    precision: Precision = "auto",
+    precision: Precision = "fp32",
     workers: int | None = None,
     batch_size: int = 256,
     quiet: bool = False,
@@ -79,7 +79,8 @@ def search(
         output: a .json file, or a folder for search.json and search.html, a page of pictures; none is written unless
             given.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
-        precision: auto takes bfloat16 where the hardware computes it.
+        precision: fp32, so that features are the same wherever they are made; auto takes bfloat16 where the hardware
+            computes it.
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         batch_size: images at a time.
         quiet: print nothing.

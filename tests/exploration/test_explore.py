@@ -21,6 +21,7 @@ import crosslevel
 from crosslevel.cli import main
 from crosslevel.data.open import open_images
 from crosslevel.exploration.explore import explore, gather
+from crosslevel.exploration.export import export_page
 from crosslevel.exploration.layout import lay_out
 from crosslevel.exploration.server import Server
 from crosslevel.metrics.nearest import nearest
@@ -210,12 +211,14 @@ def loaded(browser, selector):
     until(lambda: browser.execute_script(script, selector), selector)
 
 
+@pytest.fixture(scope="module")
+def exported(collection, tmp_path_factory):
+    return export_page(collection, str(tmp_path_factory.mktemp("page")))
+
+
 @pytest.fixture(params=["served", "exported"])
-def page(request, browser, server, home, tmp_path):
-    if request.param == "served":
-        opened(browser, server.address)
-    else:
-        opened(browser, Path(explore(str(home / "f.parquet"), export=str(tmp_path / "out"), quiet=True)).as_uri())
+def page(request, browser, server, exported):
+    opened(browser, server.address if request.param == "served" else exported.as_uri())
     return browser
 
 
