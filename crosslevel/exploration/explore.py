@@ -68,6 +68,7 @@ def explore(
         say(console, f"look at {server.address} (Ctrl-C ends)", whole=True)
         if browser and not _opened(server.address):
             say(console, "no browser could be started here: open the address yourself")
+        console.file.flush()  # whoever reads along is to know the address now
         try:
             server.serve_forever()
         except KeyboardInterrupt:
