@@ -6,6 +6,7 @@ import hashlib
 import shlex
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,10 @@ from rich.console import Console
 from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.features import thumbnails as small
 from crosslevel.features.extract import Features, Runtime, extract, stream
 from crosslevel.features.pieces import SUFFIXES, Pieces, text
+from crosslevel.features.table import about
 from crosslevel.models.encoder import FILE, Encoder, load_encoder
 from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.device import Device, Precision, choose
@@ -40,7 +43,16 @@ ROWS = 8192  # a part of the table: what a killed run loses at most
 
 
 @verb(
-    "output", "device", "precision", "workers", "batch_size", "data_root", "crops", "quiet", output="features.parquet"
+    "output",
+    "thumbnails",
+    "device",
+    "precision",
+    "workers",
+    "batch_size",
+    "data_root",
+    "crops",
+    "quiet",
+    output="features.parquet",
 )
 def embed(
     run: str,
@@ -52,6 +64,7 @@ def embed(
     batch_size: int = 256,
     data_root: str | None = None,
     crops: Crops | None = None,
+    thumbnails: int | None = None,
     quiet: bool = False,
 ) -> Path | Embedded:
     """Write the features of images to a file: path relative to the source, label if there is one, feature.
@@ -71,6 +84,8 @@ def embed(
         batch_size: images at a time.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
+        thumbnails: pixels of the longer side of small pictures, such as 96, in a column named image, as the Hugging
+            Face hub has them: explore, search and curate show them; none unless given.
         quiet: print nothing.
 
     Returns:
@@ -79,6 +94,9 @@ def embed(
     console = printer(quiet)
     if output is not None and Path(output).suffix not in SUFFIXES:
         raise UserError(f"--output {output}: the name must end in {' or '.join(SUFFIXES)}")
+    small.check(thumbnails)
+    if thumbnails is not None and Path(output or "").suffix != ".parquet":
+        raise UserError(f"--thumbnails {thumbnails}: pictures need a Parquet table: --output features.parquet")
     hardware = choose(device, precision)
     encoder = load_encoder(run)
     source = open_images(images, data_root=data_root, crops=crops)
@@ -87,8 +105,10 @@ def embed(
     if output is None:
         return _arrays(encoder, source, place, console)
     asked = f"{images if crops is None else f'{images} {crops}'} {hardware.precision}"
-    file = Path(output)
-    pieces = Pieces(file, _fingerprint(run, asked, source), source)
+    asked += "" if thumbnails is None else f" {thumbnails}"
+    file, told = Path(output), about(encoder, run, source, images, hardware.precision)
+    pictures = None if thumbnails is None else partial(small.column, source, size=thumbnails, workers=workers)
+    pieces = Pieces(file, _fingerprint(run, asked, source), source, told, pictures)
     with folder_lock(pieces.folder, "crosslevel embed", keep=False):
         _write(encoder, source, pieces, place, console)
     say(

@@ -63,16 +63,21 @@ def nearest(queries: Float[Tensor, "Q d"], keys: Float[Tensor, "N d"], k: int, c
     return _searched(unit, keys, lengths, k, chunk)
 
 
-def mutual_pairs(features: Float[Tensor, "N d"], threshold: float, k: int = 8) -> Int64[Tensor, "P 2"]:
+def mutual_pairs(
+    features: Float[Tensor, "N d"], threshold: float, k: int = 8, known: Neighbours | None = None
+) -> Int64[Tensor, "P 2"]:
     """Pairs (i, j), i < j, with a cosine of at least ``threshold``, each among the other's k nearest, far from others.
 
     That both have to name each other keeps a dense crowd of different images from hanging together by one of them; so
     does that a pair is at most half as far apart as the neighbours of rank 17 to 32 of each are. Among fewer than 8
-    nothing is known of such a crowd.
+    nothing is known of such a crowd. ``known``: each feature's nearest ones among them, `CROWD` + 1 or all, where they
+    have been found already.
     """
     count = len(features)
     rank = min(CROWD, (count - 1) // 3) if count >= 8 else 0
-    values, index = nearest(features, features, max(k, rank) + 1, _QUERIES)
+    wanted = max(k, rank) + 1
+    found = known if known is not None else nearest(features, features, wanted, _QUERIES)
+    values, index = found.values[:, :wanted], found.places[:, :wanted]
     row = torch.arange(count).unsqueeze(1).expand_as(index)
     apart = (2 - 2 * values.float().cpu()).clamp(min=0).sqrt()
     limit = (

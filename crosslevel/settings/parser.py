@@ -96,7 +96,7 @@ class Words(argparse.ArgumentParser):
     def take(self, name: str, text: str, alone: bool = False) -> None:
         """Take an option; ``alone`` where it may have no value."""
         spellings = [
-            *(["-o"] if name == "output" else []),
+            *(["-o"] if name == "output" else [f"-{name}"] if len(name) == 1 else []),
             *dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")),
         ]
         more: dict[str, Any] = {"action": _NoteFlag, "nargs": "?"} if alone else {"action": _Note}
