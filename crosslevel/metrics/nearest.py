@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from crosslevel.data.duplicates import neighbours as cells
 from crosslevel.utils.device import multiplies_bfloat16
 
 TILE = 4096  # keys a matrix product: its result is still in the cache when its maxima are taken
@@ -18,6 +19,7 @@ MEMORY = 6 * 2**30  # bytes of similarities at a time
 CROWD = 32  # neighbours that say how alike the images around one are
 IN_A_CROWD = 0.5  # of their distance, at most which a pair is apart
 _QUERIES = 1024  # compared with all others at a time: 400 MB among 100,000
+MANY = 50_000  # features, of which on pairs are not looked for among all
 FEW = 4096  # keys: among fewer, selecting costs little
 SPARE = 3  # times k candidates are at hand where similarities were rounded; usual are less than two
 
@@ -69,10 +71,17 @@ def mutual_pairs(features: Float[Tensor, "N d"], threshold: float, k: int = 8) -
     That both have to name each other keeps a dense crowd of different images from hanging together by one of them; so
     does that a pair is at most half as far apart as the neighbours of rank 17 to 32 of each are. Among fewer than 8
     nothing is known of such a crowd.
+
+    Among more than `MANY` features, neighbours are looked for in the cells around each (`cells.neighbours`), in time
+    that grows far slower than the square of their number; a pair as close as this is in one cell or in two that touch.
     """
     count = len(features)
     rank = min(CROWD, (count - 1) // 3) if count >= 8 else 0
-    values, index = nearest(features, features, max(k, rank) + 1, _QUERIES)
+    if count > MANY:
+        unit = F.normalize(features.float(), dim=1).cpu()
+        values, index = cells.neighbours(unit, unit, max(k, rank) + 1)
+    else:
+        values, index = nearest(features, features, max(k, rank) + 1, _QUERIES)
     row = torch.arange(count).unsqueeze(1).expand_as(index)
     apart = (2 - 2 * values.float().cpu()).clamp(min=0).sqrt()
     limit = (

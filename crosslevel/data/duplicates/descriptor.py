@@ -98,8 +98,13 @@ def _least(a: Float[Tensor, "P c 32 32"], b: Float[Tensor, "P c 32 32"], reach: 
 
 
 def _halves(x: Float[Tensor, "P c 32 32"]) -> dict[tuple[int, int], Tensor]:
-    """At half the size, beginning at pixel 0 or 1 in each direction: all that shifts need."""
-    return {(v, u): F.avg_pool2d(x[:, :, v:, u:], 2) for v in (0, 1) for u in (0, 1)}
+    """At half the size, beginning at pixel 0 or 1 in each direction: all that shifts need.
+
+    Means of 2 x 2 pixels by sums of rows, then of columns: a third of what four poolings take.
+    """
+    rows = x[:, :, 1:] + x[:, :, :-1]
+    fours = (rows[..., 1:] + rows[..., :-1]) / 4
+    return {(v, u): fours[:, :, v::2, u::2].contiguous() for v in (0, 1) for u in (0, 1)}
 
 
 def _apart(
