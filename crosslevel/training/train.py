@@ -21,7 +21,7 @@ from crosslevel.data.subsets.lists import write_list
 from crosslevel.data.uri import parse
 from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder
-from crosslevel.runs import Run, Unreadable, claimed
+from crosslevel.runs import Run, Unreadable, claimed, restarted
 from crosslevel.settings import describe
 from crosslevel.training.ending import farewell, finish, resume_command
 from crosslevel.training.inputs import (
@@ -56,12 +56,12 @@ from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.distributed import wait
 from crosslevel.utils.errors import Interrupted, UserError
 from crosslevel.utils.marks import verb
-from crosslevel.utils.processes import local_rank, refuse_tasks
+from crosslevel.utils.processes import world
 
 
 @verb(
     "method", "run", "epochs", "minutes", "batch_size", "recipe", "config", "resume", "encoder.name", "views.preset",
-    "cld.weight", "lr", "device", "devices", "seed",
+    "cld.weight", "lr", "device", "devices", "nodes", "seed",
 )  # fmt: skip
 def train(
     images: str,
@@ -80,6 +80,7 @@ def train(
     warmup_epochs: float | None = None,
     device: Device = "auto",
     devices: int = 1,
+    nodes: int = 1,
     share_hidden: bool = False,
     sync_batchnorm: bool = False,
     precision: Precision = "auto",
@@ -131,7 +132,9 @@ def train(
         weight_decay: 0.0005 (sgd), 0.05 (adamw) or 0.000001 (lars) unless given.
         warmup_epochs: epochs of linear warm-up; a tenth of all, at most 5, unless given.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
-        devices: how many of them; several train distributed.
+        devices: how many of them on each machine; several train distributed.
+        nodes: machines, each with one such command, which find each other by SLURM's variables, or by NODE_RANK,
+            MASTER_ADDR and MASTER_PORT; under torchrun leave both out. Name the run (--run), on a disk that all share.
         share_hidden: the instance and the group head, both MLPs, have their hidden layer in common, as in the ImageNet
             recipes.
         sync_batchnorm: normalize over the batches of all devices.
@@ -175,14 +178,14 @@ def train(
         OSError: something cannot be read or written.
 
     """
-    began, console, rank = time.monotonic(), printer(quiet), local_rank()
+    began, console, ranks = time.monotonic(), printer(quiet), world(devices, nodes)
+    rank, resume = ranks.rank, restarted(run, resume, ranks)
     given = 0 if hold_out is None and (resume is not None or watch is not None) else hold_out
     data = Data(
         parse(images), data_root, crops, epoch_size, order, track_positives, given, memory, workers_of(workers)
     )  # fmt: skip
     wanted = Optimization(epochs, minutes, epoch_size, batch_size, optimizer, lr, weight_decay, warmup_epochs)
-    runtime = Runtime(device, choose(device, precision), devices, sync_batchnorm, seed, rank, compile)
-    refuse_tasks()
+    runtime = Runtime(device, choose(device, precision), ranks, sync_batchnorm, seed, compile)
     made = bases(encoder, cld, views, seed)
     _announce(console, runtime, made)
     feed = _feed(data, made, watch, seed, console)
@@ -239,7 +242,7 @@ def _feed(data: Data, made: Bases, watch: Watch | None, seed: int, console: Cons
 def _batches(feed: Feed, parts: Parts, data: Data, batch_size: int, runtime: Runtime) -> Batches:
     return batches_of(
         feed.source, parts.views, batch_size, data.epoch_size, data.order, data.track_positives,
-        seed=runtime.seed, bad=feed.bad, workers=data.workers, rank=runtime.rank, world=runtime.devices,
+        seed=runtime.seed, bad=feed.bad, workers=data.workers, rank=runtime.world.rank, world=runtime.world.size,
     )  # fmt: skip
 
 
@@ -310,7 +313,7 @@ def _fit(
 ) -> Outcome:
     try:
         return fit(
-            module, batches, folder.path, hardware=runtime.hardware, devices=runtime.devices,
+            module, batches, folder.path, hardware=runtime.hardware, ranks=runtime.world,
             sync_batchnorm=runtime.sync_batchnorm, log_every=logging.log_every,
             checkpoint_minutes=logging.checkpoint_minutes, monitor=measure, monitor_every=logging.monitor_every,
             resume=resume is not None, saved=unreadable.keep, console=console, compile=runtime.compile,

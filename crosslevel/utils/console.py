@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from crosslevel.utils.processes import local_rank
+from crosslevel.utils.processes import is_first
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +25,7 @@ def printer(quiet: bool = False) -> Console:
 
 def say(console: Console, line: str, *, whole: bool = False) -> None:
     """Print one line as it is, without markup, once for all ranks; nothing where it is empty; ``whole``: unbroken."""
-    if line and local_rank() == 0:
+    if line and is_first():
         console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=whole or None)
 
 

@@ -80,11 +80,16 @@ def alike(
     """
     found = []
     for i, j in (part.T for part in pairs.split(_PIECE)):
-        a, b = (images[side].float().mean(1, keepdim=True) / 255 for side in (i, j))
+        a, b = (_mean_of_colours(images[side]) for side in (i, j))
         found.append(_least(a, b, reach) <= limit + 1e-6)
     possible = torch.cat(found)
     possible[possible.clone()] = difference(images, pairs[possible], reach) <= limit
     return possible
+
+
+def _mean_of_colours(images: UInt8[Tensor, "P 3 32 32"]) -> Float[Tensor, "P 1 32 32"]:
+    red, green, blue = images.float().unbind(1)
+    return (red + green + blue).unsqueeze(1) / (3 * 255)
 
 
 def _least(a: Float[Tensor, "P c 32 32"], b: Float[Tensor, "P c 32 32"], reach: int) -> Float[Tensor, " P"]:
