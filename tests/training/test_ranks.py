@@ -37,7 +37,7 @@ from crosslevel.utils.processes import world
 
 pytestmark = pytest.mark.slow
 
-IMAGES, BATCH, STEPS, SIZE = 40, 16, 4, 16
+IMAGES, BATCH, STEPS, SIZE = 64, 16, 4, 16
 METHODS = {
     "SimCLR": lambda encoder: SimCLR(encoder, out_features=8, hidden=16),
     "MoCo": lambda encoder: MoCo(encoder, IMAGES, out_features=8, queue=32, momentum=0.9),
@@ -145,6 +145,7 @@ def found(tmp_path_factory):
 def main(folder):
     """In a process of its own, which imports once: those of 2 and 4 are its forks, before it trains itself."""
     torch.set_num_threads(1)
+    sys.modules["torch.utils.tensorboard"] = None  # takes as long as a case
     for count in (2, 4):
         mp.start_processes(run, (count, free_port(), folder), nprocs=count, start_method="fork")
     torch.save(every_case(Path(folder), world(1, 1)), f"{folder}/1.pt")
