@@ -244,7 +244,7 @@ def _decode_pillow(data: bytearray, max_pixels: int, complaints: Complaints, pag
 
 
 def _may_be_turned(opened: Image.Image, data: bytearray) -> bool:
-    """Whether EXIF may say that an image lies on its side: to look in a PNG, Pillow decodes it, before there is room."""
+    """Whether EXIF may say that an image lies on its side; to look in a PNG, Pillow would decode it before its turn."""
     return b"eXIf" in data or b"rientation" in data if opened.format == "PNG" else is_turned(opened)
 
 
