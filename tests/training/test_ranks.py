@@ -13,10 +13,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from container_samples import labelled, write_tar
+from container_samples import write_tar
+from picture_samples import encoded
+from PIL import Image
 from rich.console import Console
 
 from crosslevel.cld.loss import CrossLevel
@@ -39,8 +42,8 @@ pytestmark = pytest.mark.slow
 IMAGES, BATCH, STEPS, SIZE = 64, 16, 4, 16
 METHODS = {
     "SimCLR": lambda encoder: SimCLR(encoder, out_features=8, hidden=16),
-    "MoCo": lambda encoder: MoCo(encoder, IMAGES, out_features=8, queue=32, momentum=0.9),
-    "InfoMin": lambda encoder: InfoMin(encoder, IMAGES, out_features=8, queue=32, momentum=0.9),
+    "MoCo": lambda encoder: MoCo(encoder, IMAGES, out_features=8, queue=32, momentum=0.9, shuffle=False),
+    "InfoMin": lambda encoder: InfoMin(encoder, IMAGES, out_features=8, queue=32, momentum=0.9, shuffle=False),
     "BYOL": lambda encoder: BYOL(encoder, out_features=8, hidden=16),
     "NPID": lambda encoder: NPID(encoder, IMAGES, out_features=8),
 }
@@ -128,8 +131,11 @@ def free_port():
 def found(tmp_path_factory):
     """The losses of all cases on 1, 2 and 4 processes."""
     folder = tmp_path_factory.mktemp("ranks")
+    draws = np.random.default_rng(0)
     for i in range(2):
-        write_tar(folder / f"s-{i}.tar", labelled(range(30 * i, 30 * i + 30)))
+        pictures = draws.integers(0, 256, (30, 20, 20, 3), np.uint8)
+        members = [(f"{n:03}.png", encoded(Image.fromarray(picture), "PNG")) for n, picture in enumerate(pictures)]
+        write_tar(folder / f"s-{i}.tar", members)
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     subprocess.run([sys.executable, __file__, str(folder)], check=True, env={**os.environ, "PYTHONPATH": path})
     return {count: torch.load(folder / f"{count}.pt") for count in (1, 2, 4)}
