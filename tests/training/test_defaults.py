@@ -7,8 +7,8 @@ import math
 import pytest
 
 from crosslevel.training import defaults
-from crosslevel.transforms.views import Views
 from crosslevel.training.plan import Chosen
+from crosslevel.transforms.views import Views
 
 IMAGES = (2, 50, 500, 5_000, 1_000_000)
 BATCHES = (8, 32, 256, 4_096)
