@@ -34,3 +34,9 @@ def test_no_file_and_no_function_is_too_long(folder):
             if isinstance(node, ast.FunctionDef) and body(node) > FUNCTION:
                 too_long.append(f"{file.relative_to(ROOT)}: {node.name} has {body(node)} lines")
     assert not too_long
+
+
+def test_no_file_of_tests_or_benchmarks_is_too_long():
+    files = [file for folder in ("tests", "benchmarks") for file in sorted((ROOT / folder).rglob("*.py"))]
+    assert files
+    assert not [str(file.relative_to(ROOT)) for file in files if file.read_text().count("\n") > LINES]
