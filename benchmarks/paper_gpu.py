@@ -15,7 +15,7 @@ quarter of two cells at a quarter of the width is
 
     python benchmarks/paper_gpu.py DATA --cells npid npid-cld --minutes 600 --until 50 -- --encoder.width=0.25
 
-Beside PyTorch it needs torchvision, timm, lightning, torchmetrics, pyarrow, pyyaml, rich, filelock (4.2 or later),
+Beside PyTorch it needs torchvision, timm, lightning-fabric, pyarrow, pyyaml, rich, filelock (4.2 or later),
 jaxtyping, jinja2, matplotlib, numpy, pillow, safetensors, scikit-learn, scipy, shtab and tensorboard (with absl-py,
 grpcio, markdown, protobuf, tensorboard-data-server and werkzeug). Where nothing can be downloaded, those that
 `python benchmarks/paper_gpu.py --missing` prints must be carried as wheels. Crosslevel itself need not be installed.

@@ -74,11 +74,9 @@ def _completion(rest: list[str]) -> None:
 
 
 def _unknown(verb: str) -> None:
-    from crosslevel.utils.errors import nearest  # noqa: PLC0415
+    from crosslevel.utils.errors import did_you_mean  # noqa: PLC0415
 
-    near = nearest(verb, COMMANDS)
-    hint = f"did you mean {near}?" if near else f"there are {', '.join(COMMANDS)}"
-    print(f"crosslevel: there is no command {verb!r}: {hint}", file=sys.stderr)
+    print(f"crosslevel: there is no command {verb!r}: {did_you_mean(verb, COMMANDS)}", file=sys.stderr)
     sys.exit(2)
 
 

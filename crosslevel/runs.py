@@ -25,6 +25,7 @@ from crosslevel.utils import files
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.locks import folder_lock, holder
 from crosslevel.utils.tensors import load_safetensors
+from crosslevel.utils.trees import json_tree, regular, yaml_tree
 
 RUN_VARIABLE = "CROSSLEVEL_RUN"
 BAD_FILES = "bad_files.txt"
@@ -76,7 +77,7 @@ class Run:
 
         """
         try:
-            tree = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            tree = yaml_tree(regular(self.config).read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{self.config} cannot be read: {' '.join(str(error).split())}") from error
         if not isinstance(tree, dict):
@@ -101,7 +102,7 @@ class Run:
             return ""
         now = _known(images)
         try:
-            before = json.loads(self.images.read_text(encoding="utf-8"))
+            before = json_tree(self.images.read_text(encoding="utf-8"))
             then = f"{before['images']:,}"
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(

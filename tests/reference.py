@@ -123,6 +123,41 @@ def linear(x, head):
     return unit(x @ numpy(head[0].weight).T + numpy(head[0].bias))
 
 
+def through(x, head):
+    """A head's output, its batch normalization in training mode, from its float64 weights."""
+    for layer in head:
+        if isinstance(layer, nn.Linear):
+            x = x @ numpy(layer.weight).T + (0 if layer.bias is None else numpy(layer.bias))
+        elif isinstance(layer, nn.BatchNorm1d):
+            centred = x - x.mean(0)
+            x = centred / np.sqrt((centred**2).mean(0) + layer.eps)
+            x = x * numpy(layer.weight) + numpy(layer.bias) if layer.affine else x
+        else:
+            x = np.where(x.real > 0, x, 0)
+    return x
+
+
+def log_softmax(logits):
+    """Of each row."""
+    top = logits.real.max(-1, keepdims=True)
+    return logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
+
+
+def sinkhorn(scores, epsilon, iterations, prior, mass=None):
+    """Assignments in turns, one sample and one prototype after the other (Caron et al. 2020, eq. 3 to 5)."""
+    plan = np.exp((scores - scores.max()) / epsilon)
+    mass = np.ones(len(plan)) if mass is None else mass
+    mass = mass / mass.sum()
+    plan = plan * mass[:, None]  # a sample without mass has none to give
+    for _ in range(iterations):
+        for k in range(plan.shape[1]):
+            plan[:, k] *= prior[k] / plan[:, k].sum()
+        for i in range(len(plan)):
+            if mass[i]:
+                plan[i] *= mass[i] / plan[i].sum()
+    return plan / np.where(mass == 0, 1, plan.sum(1))[:, None]
+
+
 def numpy(tensor):
     return tensor.detach().cpu().numpy()
 

@@ -1,9 +1,15 @@
 """Small folders of images, and what a run left, as several tests need them."""
 
 import csv
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from crosslevel.data import pack_writer
+from crosslevel.data.sources import packed
+from crosslevel.models.encoder import Encoder
 
 
 def write_images(folder, count=12, size=(16, 16), classes=("cat", "dog"), seed=0):
@@ -24,3 +30,31 @@ def metrics(folder):
 
 def losses(folder):
     return {int(row["step"]): row["loss"] for row in metrics(folder) if row["loss"]}
+
+
+def pack_in_small_parts(monkeypatch, images=4, read=2, shard=15_000):
+    """Packs of a few images get several parts, of ``images``, and several files, of ``shard`` bytes."""
+    for module, name, value in (
+        (pack_writer, "IMAGES_A_PART", images),
+        (packed, "READ_AT_ONCE", read),
+        (pack_writer, "SHARD", shard),
+    ):
+        monkeypatch.setattr(module, name, value)
+
+
+@contextmanager
+def watching_encoders(before=None, after=None):
+    """``before(encoder, images)`` and ``after(encoder, images, features)`` see each pass through an encoder."""
+    handles = [
+        register_module_forward_pre_hook(
+            lambda module, given: before(module, given[0]) if before and isinstance(module, Encoder) else None
+        ),
+        register_module_forward_hook(
+            lambda module, given, out: after(module, given[0], out) if after and isinstance(module, Encoder) else None
+        ),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from crosslevel.cld.grouping import Groups, Init, normalized_cut, spherical_kmeans
 from crosslevel.models.heads import Head, projection_head
+from crosslevel.models.temperature import Temperature
 from crosslevel.utils.distributed import gather as gather_rows
 from crosslevel.utils.distributed import rank, world_size
 from crosslevel.utils.errors import UserError
@@ -67,6 +68,8 @@ class CrossLevel(nn.Module):
         normalize_centroids: bool = True,
         gather: bool = False,
         on: On = "own",
+        temperature_max: float | None = None,
+        temperature_period: float | None = None,
     ) -> None:
         """Build the group branch.
 
@@ -88,13 +91,14 @@ class CrossLevel(nn.Module):
             on: own, as published, derives the group features from the shared ones by a head of their own; instance, an
                 ablation, by a head on the instance features; shared, another one, takes the instance features
                 themselves. It is `crosslevel train` that connects them.
+            temperature_max: where a cosine schedule of T begins, from there to ``temperature`` and back (Kukleva et al.
+                2023); constant unless given. Another loop calls `begin_step` with its epoch before each step.
+            temperature_period: epochs of the schedule's period; a fifth of the run unless given.
 
         """
         super().__init__()
         if groups is not None and groups < 2:
             raise UserError(f"groups={groups} leaves nothing to tell apart: give at least 2")
-        if temperature <= 0:
-            raise UserError(f"temperature={temperature} must be positive")
         if grouping not in get_args(Grouping):
             raise UserError(f"grouping={grouping!r} is not one of {', '.join(get_args(Grouping))}")
         self.in_features, self.groups, self.temperature, self.weight = (
@@ -112,10 +116,16 @@ class CrossLevel(nn.Module):
         if on not in get_args(On):
             raise UserError(f"on={on!r} is not one of {', '.join(get_args(On))}")
         self.init, self.normalize_centroids, self.gather, self.on = init, normalize_centroids, gather, on
+        self.temperature_max, self.temperature_period = temperature_max, temperature_period
+        self.schedule = Temperature(temperature, temperature_max, temperature_period)
         self.branch = projection_head(head, in_features, out_features, hidden)
         self.head = head
         self.last: StepStats | None = None
         self.generator: torch.Generator | None = None
+
+    def begin_step(self, epoch: float | Tensor) -> None:
+        """Set the temperature of a point in time, in epochs, where it follows a schedule."""
+        self.schedule.follow(epoch)
 
     def forward(self, h_a: Float[Tensor, "B D"], h_b: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """L_G of two views' shared features, float32 under any autocast.
@@ -130,7 +140,7 @@ class CrossLevel(nn.Module):
             # Both views at once: on a GPU the many small steps of grouping take as long for two as for one.
             z = self.project(torch.cat([h_a, h_b])).unflatten(0, (2, len(h_a)))
             groups = self.group(z)
-            logits = (z @ groups.centroids.flip(0).mT / self.temperature).masked_fill(
+            logits = (z @ groups.centroids.flip(0).mT / self.schedule.value).masked_fill(
                 (groups.sizes == 0).flip(0).unsqueeze(1), -torch.inf
             )
             # Each view's images are to find their groups of the other view.

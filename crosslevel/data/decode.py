@@ -8,6 +8,7 @@ import stat
 import struct
 import warnings
 import zlib
+from contextlib import ExitStack
 
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
@@ -16,18 +17,17 @@ from torch import Tensor
 from crosslevel.data.bad_files import _Defect
 from crosslevel.data.decoding import trace
 from crosslevel.data.decoding.complaints import Complaints, heard
-from crosslevel.data.decoding.formats import HEAD, format_of, readable, size_of_webp
+from crosslevel.data.decoding.formats import HEAD, format_of, readable
 from crosslevel.data.decoding.jpeg import JpegHeader, decoded_jpeg, jpeg_header, needed_for_jpeg
 from crosslevel.data.decoding.memory import check, halvings, most, needed, room, too_many_bytes
 from crosslevel.data.decoding.pillow import is_turned, noted_warnings, upright
 from crosslevel.data.decoding.reading import USUAL, Reading
-from crosslevel.utils.console import printable
-from crosslevel.utils.errors import BadImage
+from crosslevel.data.decoding.sizes import part_bytes, size_ahead
+from crosslevel.utils.errors import BadImage, printable
 
 PIXEL_LIMIT = 178_956_970
 """More pixels are taken for a decompression bomb: where Pillow too refuses (half a GiB of RGB)."""
 
-_TILES = (322, 323)  # tags of TIFF: the width and height of tiles, which may be larger than the image
 MOST_PAGES = 100_000
 """Frames or pages that a file may have."""
 
@@ -183,7 +183,9 @@ def _decode_smaller(data: bytearray, header: JpegHeader, complaints: Complaints)
     check(need, size, "JPEG")
     with room(need), noted_warnings(complaints), Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
         opened.draft(None, (size[0] // scale, size[1] // scale))  # rounded up, it would take the next larger one
-        return upright(opened)
+        image = upright(opened)
+        opened.close()
+        return image
 
 
 def _damage_of_png(data: bytearray, max_pixels: int) -> str:
@@ -212,29 +214,38 @@ def _damage_of_png(data: bytearray, max_pixels: int) -> str:
 
 def _decode_pillow(data: bytearray, max_pixels: int, complaints: Complaints, page: int = 0, held: int = 0) -> Tensor:
     """``held``: bytes that were taken for the image before, and that the C library may not have given back."""
-    if format_of(data[:HEAD]) == "WEBP":
-        _check_memory("WEBP", size_of_webp(data), len(data), False)
-    with noted_warnings(complaints), Image.open(io.BytesIO(data), formats=readable(data)) as opened:
+    formats, format = readable(data), format_of(data[:HEAD]) or "image"
+    ahead = size_ahead(format, data)
+    with ExitStack() as stack:
+        if ahead is not None:
+            _check_size(*ahead, max_pixels)
+            _check_memory(format, ahead, len(data), False)
+            # Whether it is turned, nobody knows yet.
+            stack.enter_context(room(min(needed(format, ahead, len(data), True) + held, most())))
+        stack.enter_context(noted_warnings(complaints))
+        opened = stack.enter_context(Image.open(io.BytesIO(data), formats=formats))
         _check_size(*opened.size, max_pixels)
         if page:
             opened.seek(page)
             _check_size(*opened.size, max_pixels)
-        tiles = getattr(opened, "tag_v2", {})
-        width, height = (max(side, int(tiles.get(tag, 0))) for side, tag in zip(opened.size, _TILES, strict=True))
-        need = _check_memory(opened.format or "image", (width, height), len(data), is_turned(opened))
-        with room(min(need + held, most())):
-            opened.load()
-            return upright(opened)
+        turned, part = is_turned(opened), part_bytes(opened)
+        need = _check_memory(opened.format or format, opened.size, len(data), turned, part)
+        if ahead is None:
+            stack.enter_context(room(min(need + held, most())))
+        opened.load()
+        image = upright(opened)
+        opened.close()  # what it holds is free before another process takes its own
+        return image
 
 
-def _check_memory(format: str, size: tuple[int, int], encoded: int, turned: bool) -> int:
+def _check_memory(format: str, size: tuple[int, int], encoded: int, turned: bool, part: int = 0) -> int:
     """The bytes that an image takes to decode.
 
     Raises:
         _Defect: too many.
 
     """
-    need = needed(format, size, encoded, turned)
+    need = needed(format, size, encoded, turned, part)
     check(need, size, format)
     return need
 
@@ -244,10 +255,13 @@ def count_pages(file: str) -> int:
     try:
         with heard(), noted_warnings(Complaints()), open(file, "rb", opener=_unblocked) as stream:
             head = stream.read(HEAD)
-            if format_of(head) in (None, "JPEG"):  # of a JPEG, more pages are previews
+            format = format_of(head)
+            if format is None or format == "JPEG":  # of a JPEG, more pages are previews
                 return 1
-            if format_of(head) == "WEBP":
-                _check_memory("WEBP", size_of_webp(head), 0, False)
+            # Only a JPEG XL's size may stand further back, behind what a camera says.
+            size = size_ahead(format, head + stream.read(most() // 2) if format == "JXL" else head)
+            if size is not None:
+                _check_memory(format, size, os.fstat(stream.fileno()).st_size, False)
             stream.seek(0)
             with Image.open(stream, formats=readable(head)) as opened:
                 return min(MOST_PAGES, max(1, getattr(opened, "n_frames", 1)))

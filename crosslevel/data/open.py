@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import types
@@ -24,7 +23,7 @@ from crosslevel.data.sources.video.frames import listed_videos, open_videos
 from crosslevel.data.subsets.select import unlabelled
 from crosslevel.data.subsets.suffixes import applied
 from crosslevel.data.uri import BY_LABEL, PICKS, Option, Source, parse
-from crosslevel.utils.errors import SourceError
+from crosslevel.utils.errors import SourceError, did_you_mean
 
 NAMED: dict[str, type[InMemoryImages]] = {
     "cifar10": Cifar10,
@@ -171,8 +170,7 @@ def _folder_or_list(source: Source) -> Images | None:
 
 
 def _unknown(source: Source) -> SourceError:
-    near = difflib.get_close_matches(source.path.lower(), NAMED, 1)
-    hint = f"did you mean {near[0]}?" if near else f"give a path, or one of {', '.join(NAMED)}"
+    hint = did_you_mean(source.path, NAMED, f"give a path, or one of {', '.join(NAMED)}")
     hint = _ANNOTATED if source.is_annotated else hint
     return SourceError(f"{source.text!r}: no such folder, file or data set: {hint}")
 
@@ -188,8 +186,7 @@ def _named(source: Source, data_root: str | None) -> Images:
     split = () if source.split is None else (Option("split", source.split),)
     for key, value in (*split, *source.options):
         if key not in parameters or value is None:
-            near = difflib.get_close_matches(key, parameters, 1)
-            hint = f"did you mean {near[0]}={value or '...'}?" if near else f"keys: {', '.join(parameters)}"
+            hint = did_you_mean(key, parameters, f"keys: {', '.join(parameters)}", value=f"={value or '...'}")
             raise SourceError(f"{source.text}: {name} has no key={value or '...'} named {key!r}: {hint}")
         arguments[key] = _converted(source.text, key, value, parameters[key])
     try:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
@@ -32,11 +31,12 @@ from crosslevel.data.sources.packed import (
     shrunk,
 )
 from crosslevel.data.uri import Source, parse
-from crosslevel.utils.console import printer, say
+from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.errors import BadImage, UserError
 from crosslevel.utils.files import is_unfinished
 from crosslevel.utils.locks import LOCK, folder_lock
 from crosslevel.utils.marks import verb
+from crosslevel.utils.processes import keeping
 
 _LOOKED_AT = 32  # images, to estimate the size
 
@@ -114,15 +114,11 @@ def _pack(
 
 def _write(writer: PackWriter, pieces: Iterator[Decoded], console: Console) -> None:
     """Store all the pieces, and show how many images are done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("packing", total=len(writer.source), completed=writer.done)
-        try:
+        with keeping(lambda: f"{writer.done:,} images are done; the same command continues there"):
             for done in writer.write(pieces):
                 bar.update(task, completed=done)
-        except KeyboardInterrupt:
-            say(console, f"{writer.done:,} images are done; the same command continues there")
-            raise
 
 
 def _check_place(folder: Path, origin: Source) -> None:

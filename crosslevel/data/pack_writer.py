@@ -17,6 +17,7 @@ from crosslevel.data.sources.packed import ABOUT, INDEX, UNFINISHED, Decoded, ch
 from crosslevel.utils.errors import SourceError
 from crosslevel.utils.files import sweep, sync_folder, write, write_tensors
 from crosslevel.utils.tensors import load_safetensors
+from crosslevel.utils.trees import json_tree
 
 IMAGES_A_PART = 2048  # what a killed run loses at most
 SHARD = 2**29  # bytes after which another shard begins, unless all images have one square size
@@ -59,6 +60,9 @@ class PackWriter:
 
     def start(self) -> int:
         """Go back to the last finished part, and return the bytes that are written."""
+        for file in self.folder.iterdir():
+            if file.is_symlink():
+                file.unlink()  # what is written, or cut, is never what it names
         _write(self.folder / UNFINISHED, self.about)
         while (part := _read_part(self._part_file())) is not None:
             shard = self.folder / shard_name(part.shard)
@@ -203,7 +207,7 @@ def _read_part(file: Path) -> _Part | None:
     """A finished part; None where there is none, or what is there is damaged or of a former version."""
     try:
         table, about = load_safetensors(file)
-        return _Part({name: table[name] for name in _COLUMNS}, **json.loads(about["part"]))
+        return _Part({name: table[name] for name in _COLUMNS}, **json_tree(about["part"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

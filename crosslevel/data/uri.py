@@ -6,17 +6,17 @@ What exists as a path is taken as one, whatever characters it has; only what fol
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import glob
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from crosslevel.data.braces import BRACES
 from crosslevel.data.decoding.reading import USUAL, Reading, apart
-from crosslevel.utils.errors import SourceError
+from crosslevel.utils.errors import SourceError, did_you_mean, near_names
 
 FILES = ("list", "classes", "unique", "bursts")
 """Suffixes whose value is a file: all of what follows the ``=``, commas included."""
@@ -43,7 +43,6 @@ CONTAINER = re.compile(r"\.(?:tar|parquet|tar\.(?:gz|bz2|xz|zst)|tgz|tbz2|txz|tz
 """The end of the name of a file of several images."""
 
 _OPTION = re.compile(r"(?s)(?P<path>.*),\s*(?P<key>\w+)=(?P<value>[^,]*)")
-_BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<choices>[^{}]*,[^{}]*))\}")
 _HUB = re.compile(r"(?P<path>[^@:]+)(?:@(?P<revision>[^:]+))?(?::(?P<split>.+))?")
 
 Kind = Literal["path", "pattern", "annotated", "hub", "stream", "name"]
@@ -231,7 +230,7 @@ def _local(whole: str) -> Source:
     parts = (Part(whole, ""),) if os.path.exists(whole) else tuple(map(_part, whole.split("+")))
     if os.path.lexists(path):
         return Source(whole, "path", path, options, parts=parts)
-    if glob.has_magic(path) or _BRACES.search(path) or CONTAINER.search(path) or is_video(path):
+    if glob.has_magic(path) or BRACES.search(path) or CONTAINER.search(path) or is_video(path):
         return Source(whole, "pattern", path, options, parts=parts)
     if all(part.annotated for part in parts):
         return Source(whole, "annotated", whole, parts=parts)
@@ -318,29 +317,5 @@ def _refuse_misspelled(text: str, part: str) -> None:
     at = re.search(r"@([^@=/]*)=[^@/]*$", part)
     if at is None or os.path.exists(part):
         return
-    near = difflib.get_close_matches(at[1], KEYS, 1)
-    if near or "://" not in part:
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(KEYS)}"
-        raise SourceError(f"{text}: no part of a source is called @{at[1]}: {hint}")
-
-
-def expanded(pattern: str) -> Iterator[str]:
-    """The names that ``{000..009}`` and ``{a,b}`` in a name stand for, as shells and WebDataset expand them."""
-    braces = _BRACES.search(pattern)
-    if not braces:
-        yield pattern
-        return
-    head, tail = pattern[: braces.start()], pattern[braces.end() :]
-    for choice in _choices(braces):
-        yield from (f"{head}{choice}{rest}" for rest in expanded(tail))
-
-
-def _choices(braces: re.Match[str]) -> Iterator[str]:
-    if braces["choices"] is not None:
-        yield from braces["choices"].split(",")
-        return
-    first, last = int(braces["first"]), int(braces["last"])
-    padded = any(len(end) > 1 and end.startswith("0") for end in (braces["first"], braces["last"]))
-    width = max(len(braces["first"]), len(braces["last"])) if padded else 0
-    step = 1 if first <= last else -1
-    yield from (f"{number:0{width}}" for number in range(first, last + step, step))
+    if near_names(at[1], KEYS) or "://" not in part:
+        raise SourceError(f"{text}: no part of a source is called @{at[1]}: {did_you_mean(at[1], KEYS)}")

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from rich.table import Table
 
 from crosslevel import report
 from crosslevel.evaluation.results import COLUMNS, FILE, measured, read_results
 from crosslevel.report import Cell, Measured, cell, ties
+from crosslevel.runs import Run
 from crosslevel.utils.console import printer
 from crosslevel.utils.errors import NotThere, UserError
 from crosslevel.utils.files import write
@@ -101,7 +101,7 @@ def comparisons(results: dict[str, list[dict[str, Any]]]) -> list[Comparison]:
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for run, own in results.items():
         for result in own:
-            key = json.dumps([result[name] for name in ("protocol", "images", "test", "settings")], sort_keys=True)
+            key = json.dumps([result.get(name) for name in ("protocol", "images", "test", "settings")], sort_keys=True)
             found.setdefault(key, {})[run] = result
     tables = [_table(by_run) for by_run in found.values() if len(by_run) > 1]
     if not tables:
@@ -114,15 +114,15 @@ def comparisons(results: dict[str, list[dict[str, Any]]]) -> list[Comparison]:
 
 def _table(by_run: dict[str, dict[str, Any]]) -> Comparison:
     kinds = {run: (result, TRAINED) for run, result in by_run.items()} | _baselines(by_run)
-    figures = {name: result["accuracy_percent"][kind] for name, (result, kind) in kinds.items()}
+    figures = {name: result["accuracy_percent"].get(kind, {}) for name, (result, kind) in kinds.items()}
     columns = [name for name in COLUMNS if any(name in row for row in figures.values())]
     rows = [
         (name, [measured(figures[name], result["interval_percent"].get(kind), column) for column in columns])
         for name, (result, kind) in kinds.items()
     ]
     first = next(iter(by_run.values()))
-    note = f"{first['images']}, tested on {first['test']}."
-    return Comparison(first["protocol"], note, columns, rows)
+    note = f"{first.get('images')}, tested on {first.get('test')}."
+    return Comparison(str(first["protocol"]), note, columns, rows)
 
 
 def _baselines(by_run: dict[str, dict[str, Any]]) -> dict[str, tuple[dict[str, Any], str]]:
@@ -139,7 +139,7 @@ def _differing(named: Mapping[str, str]) -> dict[str, list[str]]:
     flat = []
     for run in named.values():
         config = (Path(run) if Path(run).is_dir() else Path(run).parent) / "config.yaml"
-        flat.append(_flat(yaml.safe_load(config.read_text(encoding="utf-8"))) if config.is_file() else {})
+        flat.append(_flat(Run(config.parent).settings()) if config.is_file() else {})
     if not all(flat):
         return {}
     names = list(dict.fromkeys(name for settings in flat for name in settings))

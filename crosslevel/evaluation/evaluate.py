@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shlex
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from crosslevel.evaluation.detection import benchmark
 from crosslevel.evaluation.detection.model import Sizes
 from crosslevel.evaluation.finetune import FineTune, Semi
 from crosslevel.evaluation.linear import Linear
-from crosslevel.evaluation.overlap import in_training
+from crosslevel.evaluation.overlap import warn, warn_of_annotated
 from crosslevel.evaluation.protocols import PIXELS, Kind, Row, Subject
 from crosslevel.evaluation.results import FILE, keep, print_table
 from crosslevel.evaluation.scores import Scores
@@ -33,8 +32,8 @@ from crosslevel.metrics.shots import describe_limits
 from crosslevel.models.encoder import Encoder, load_encoder, untrained
 from crosslevel.runs import load_branches
 from crosslevel.utils.console import printer
-from crosslevel.utils.device import Device, Hardware, Precision, choose
-from crosslevel.utils.errors import SourceError, UserError
+from crosslevel.utils.device import Device, Precision, choose
+from crosslevel.utils.errors import SourceError, UserError, did_you_mean
 from crosslevel.utils.marks import verb
 
 Calls = dict[str, tuple[dict[str, Any], Callable[[], dict[str, Row]]]]
@@ -79,13 +78,14 @@ class Data:
 
     def about(self, seed: int) -> dict[str, Any]:
         """What is recorded with every figure."""
-        about: dict[str, Any] = {"images": _place(self.images), "test": _place(self.test), "data_root": self.data_root}
-        return {**about, "seed": seed} | ({} if self.crops is None else {"crops": asdict(self.crops)})
+        sources = {"images": _absolute(self.images), "test": _absolute(self.test)}
+        crops = {} if self.crops is None else {"crops": asdict(self.crops)}
+        return {**sources, "data_root": self.data_root, "seed": seed, **crops}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Which protocols, and how each judges."""
+    """The protocols, and the settings of each."""
 
     names: list[str]
     k: int | None
@@ -96,6 +96,16 @@ class Settings:
     semi: Semi
     transfer: FineTune
     detection: Detection
+
+    def check(self, data: Data) -> None:
+        """Refuse protocols that ``data`` has too little for.
+
+        Raises:
+            UserError: there are no images to classify.
+
+        """
+        if data.test is None and not (self.names == ["detection"] and self.detection.test):
+            raise UserError("--test is missing: name the labelled images to classify")
 
 
 @dataclass(frozen=True)
@@ -182,28 +192,13 @@ def evaluate(
     """
     began = time.monotonic()
     data = Data(images, test, data_root, crops)
-    settings = Settings(_asked(protocol), k, temperature, shots, clusters, linear, semi, transfer, detection)
-    if test is None and not (settings.names == ["detection"] and detection.test):
-        raise UserError("--test is missing: name the labelled images to classify")
+    settings = Settings(_names(protocol), k, temperature, shots, clusters, linear, semi, transfer, detection)
+    settings.check(data)
     session = _session(run, output, cache, Runtime(choose(device, precision), workers, batch_size), seed, quiet)
     subject = _subject(session, data, settings, branches)
-    split = None if subject is None else subject.split
-    about = data.about(seed) | (
-        {} if subject is None else {"shots": None if split is None else [split.low, split.high]}
-    )
-    calls = _calls(session, data, settings, subject)
-    figures = {}
-    for name in settings.names:
-        given, call = calls[name]
-        for title, row in call().items():
-            print_table(session.console, title, row)
-            keep(session.file, {"protocol": title, **about, "settings": given, "skipped": session.bad.reasons}, row)
-            figures[title] = {kind: judged.figures for kind, judged in row.items()}
-    _explain(session.console, settings.names, images, about.get("shots"))
-    if subject is not None and (warning := in_training(subject)):
-        session.console.print(warning, highlight=False, markup=False)
-    total = 0 if subject is None else len(subject.bank) + len(subject.queries)
-    _farewell(session, total, time.monotonic() - began)
+    figures = _figures(session, data, settings, subject)
+    _explain(session, data, settings, subject)
+    _farewell(session, subject, time.monotonic() - began)
     return figures
 
 
@@ -235,9 +230,38 @@ def _subject(session: Session, data: Data, settings: Settings, branches: bool) -
     )  # fmt: skip
 
 
-def _farewell(session: Session, total: int, seconds: float) -> None:
+def _figures(
+    session: Session, data: Data, settings: Settings, subject: Subject | None
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Judge by one protocol after the other; each is printed and kept as soon as it is done."""
+    about, calls = data.about(session.seed), _calls(session, data, settings, subject)
+    if subject is not None:
+        about["shots"] = None if subject.split is None else [subject.split.low, subject.split.high]
+    figures = {}
+    for name in settings.names:
+        given, call = calls[name]
+        for title, row in call().items():
+            print_table(session.console, title, row)
+            keep(session.file, {"protocol": title, **about, "settings": given, "skipped": session.bad.reasons}, row)
+            figures[title] = {kind: scores.figures for kind, scores in row.items()}
+    return figures
+
+
+def _explain(session: Session, data: Data, settings: Settings, subject: Subject | None) -> None:
+    """What a reader of the tables has to know."""
+    console = session.console
+    if subject is not None and subject.split is not None:
+        console.print(describe_limits(subject.split.low, subject.split.high), highlight=False)
+    if "transfer" in settings.names and protocols.convention(data.images) == "balanced":
+        console.print("papers report this data set's mean per-class accuracy: the balanced column", highlight=False)
+    if subject is not None:
+        warn(console, subject)
+
+
+def _farewell(session: Session, subject: Subject | None, seconds: float) -> None:
     """What could not be read, where the figures are, and what to do with them."""
     console, run = session.console, shlex.quote(str(session.folder))
+    total = 0 if subject is None else len(subject.bank) + len(subject.queries)
     if len(session.bad):
         console.print(session.bad.summary(total), highlight=False, markup=False)
     console.print(f"{seconds:.1f} s; written to {session.file}", highlight=False, markup=False)
@@ -248,16 +272,7 @@ def _farewell(session: Session, total: int, seconds: float) -> None:
 
 def _calls(session: Session, data: Data, settings: Settings, subject: Subject | None) -> Calls:
     """Each protocol's settings, for the record, and what runs it."""
-    how, place = settings.detection, session.runtime
-    calls: Calls = {
-        "detection": (
-            asdict(how),
-            lambda: _detection(
-                session.encoder, data.images, data.test, how, place.hardware, session.seed, place.workers, session.kept,
-                session.bad, session.console,
-            ),
-        )
-    }  # fmt: skip
+    calls: Calls = {"detection": (asdict(settings.detection), lambda: _detection(session, data, settings.detection))}
     if subject is None:
         return calls
     k = settings.k or neighbours(len(subject.bank))
@@ -274,55 +289,35 @@ def _calls(session: Session, data: Data, settings: Settings, subject: Subject | 
     }
 
 
-def _detection(
-    encoder: Encoder,
-    images: str,
-    test: str | None,
-    how: Detection,
-    hardware: Hardware,
-    seed: int,
-    workers: int | None,
-    home: Path | None,
-    bad: BadFiles,
-    console: Console,
-) -> dict[str, Row]:
+def _detection(session: Session, data: Data, config: Detection) -> dict[str, Row]:
     """Detectors from random and from trained weights, trained alike."""
-    train, queries = annotated(parse(how.images or images)), annotated(parse(how.test or test or ""))
+    train, queries = annotated(parse(config.images or data.images)), annotated(parse(config.test or data.test or ""))
     plan = benchmark.published(train)
-    schedule = plan.schedule._replace(batch_size=how.batch_size, rate=how.rate)
-    if how.iterations is not None:
-        schedule = schedule._replace(iterations=how.iterations)
-    plan = plan._replace(schedule=schedule, kind=how.kind, batchnorm=how.batchnorm)
-    if how.short_side is not None:
-        plan = plan._replace(sizes=Sizes((how.short_side,), how.short_side, 2 * how.short_side))
+    schedule = plan.schedule._replace(batch_size=config.batch_size, rate=config.rate)
+    if config.iterations is not None:
+        schedule = schedule._replace(iterations=config.iterations)
+    plan = plan._replace(schedule=schedule, kind=config.kind, batchnorm=config.batchnorm)
+    if config.short_side is not None:
+        plan = plan._replace(sizes=Sizes((config.short_side,), config.short_side, 2 * config.short_side))
+    workers, folder = session.runtime.workers, None if session.kept is None else session.kept / "probe" / "detection"
     figures = benchmark.detection(
-        encoder, train, queries, settings=plan, hardware=hardware, seed=seed,
-        workers=4 if workers is None else workers, folder=None if home is None else home / "probe" / "detection",
-        bad=bad, console=console,
+        session.encoder, train, queries, settings=plan, hardware=session.runtime.hardware, seed=session.seed,
+        workers=4 if workers is None else workers, folder=folder, bad=session.bad, console=session.console,
     )  # fmt: skip
-    title = f"detection, {how.kind}, {plan.schedule.iterations:,} iterations"
+    warn_of_annotated(session.console, train, queries, workers)
+    title = f"detection, {config.kind}, {plan.schedule.iterations:,} iterations"
     return {title: {name: Scores(row) for name, row in figures.items()}}
 
 
-def _explain(console: Console, names: list[str], images: str, shots: list[int] | None) -> None:
-    """What a reader of the tables has to know."""
-    if shots is not None:
-        console.print(describe_limits(*shots), highlight=False)
-    if "transfer" in names and protocols.convention(images) == "balanced":
-        console.print("papers report this data set's mean per-class accuracy: the balanced column", highlight=False)
-
-
-def _asked(protocol: str) -> list[str]:
+def _names(protocol: str) -> list[str]:
     names = [name.strip() for name in protocol.split(",")]
     for name in names:
         if name not in PROTOCOLS:
-            near = difflib.get_close_matches(name.lower(), PROTOCOLS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(PROTOCOLS)}"
-            raise UserError(f"protocol={name!r} is unknown: {hint}")
+            raise UserError(f"protocol={name!r} is unknown: {did_you_mean(name, PROTOCOLS)}")
     return sorted(set(names), key=names.index)
 
 
-def _place(source: str | None) -> str | None:
+def _absolute(source: str | None) -> str | None:
     """A source as any other call would find it."""
     return None if source is None else parse(source).absolute().text
 

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
-from crosslevel.data.subsets.select import take
-from crosslevel.evaluation.linear import SCHEDULES, Linear
-from crosslevel.evaluation.supervised import Progress, Training, diverged, place_of, train_classifier
+from crosslevel.data.subsets.select import of_each_class, take
+from crosslevel.evaluation.linear import Linear
+from crosslevel.evaluation.supervised import Progress, Training, diverged, train_classifier, training_folder
 from crosslevel.features.extract import Runtime, extract
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.numerics import avoid_faults, glance, tell
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.schedules import SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,12 @@ def fine_tuned(
     images: Images,
     classes: int,
     queries: Images,
-    how: FineTune,
-    place: Runtime,
+    config: FineTune,
+    runtime: Runtime,
     bad: BadFiles,
     *,
     seed: int = 0,
-    home: Path | None = None,
+    run_dir: Path | None = None,
     key: dict[str, Any] | None = None,
     progress: Progress | None = None,
     console: Console | None = None,
@@ -107,42 +108,42 @@ def fine_tuned(
         images: labelled in [0, classes).
         classes: C.
         queries: to classify.
-        how: epochs and rates.
-        place: where it runs.
+        config: epochs and rates.
+        runtime: where it runs.
         bad: collects what could not be read.
         seed: of batches, views and the classifier.
-        home: the run's folder: a killed training continues there.
-        key: what the training depends on beyond ``how`` and ``seed``: the encoder's and the images' identity.
+        run_dir: the run's folder: a killed training continues there.
+        key: what the training depends on beyond ``config`` and ``seed``: the encoder's and the images' identity.
         progress: told how many of how many epochs are done.
         console: told which layers are computed in float32 since this machine gets them wrong in lower precision.
 
     """
-    device = place.hardware.device
+    device = runtime.hardware.device
     network = copy.deepcopy(encoder).to(device).to(memory_format=torch.channels_last).train().requires_grad_(True)
-    wrong = avoid_faults(network, lambda: glance(network, encoder.view.size), place.hardware)
+    wrong = avoid_faults(network, lambda: glance(network, encoder.view.size), runtime.hardware)
     tell(console, wrong)
     classifier = new_classifier(encoder.num_features, classes, seed).to(device)
     # Which images are labelled is in their identity, and not in how they were chosen.
-    told = {name: value for name, value in asdict(how).items() if name in FineTune.__dataclass_fields__}
-    folder = place_of(home, name="fine-tuned", how=told, seed=seed, **(key or {}))
-    training = Training(how.epochs, how.batch_size, how.schedule, how.weight_decay, seed, folder)
+    chosen = {name: value for name, value in asdict(config).items() if name in FineTune.__dataclass_fields__}
+    folder = training_folder(run_dir, name="fine-tuned", how=chosen, seed=seed, **(key or {}))
+    training = Training(config.epochs, config.batch_size, config.schedule, config.weight_decay, seed, folder)
     groups = [
-        {"params": list(network.parameters()), "lr": how.lr},
-        {"params": list(classifier.parameters()), "lr": how.lr_classifier},
+        {"params": list(network.parameters()), "lr": config.lr},
+        {"params": list(classifier.parameters()), "lr": config.lr_classifier},
     ]
     modules = nn.ModuleList([network, classifier])
     train_classifier(
-        lambda views: classifier(network(views).float()), groups, modules, images, encoder, training, place, bad,
+        lambda views: classifier(network(views).float()), groups, modules, images, encoder, training, runtime, bad,
         progress,
     )  # fmt: skip
     found = extract(
-        network, queries, batch_size=place.batch_size, workers=place.workers, hardware=place.hardware, bad=bad
+        network, queries, batch_size=runtime.batch_size, workers=runtime.workers, hardware=runtime.hardware, bad=bad
     )
     with torch.no_grad():
         scores: Tensor = classifier.cpu()(found.features)
     if not bool(scores.isfinite().all()):
         # The last step's loss is that of the weights before it.
-        raise diverged(how.epochs, [how.lr, how.lr_classifier])
+        raise diverged(config.epochs, [config.lr, config.lr_classifier])
     return scores, found.labels
 
 
@@ -150,12 +151,12 @@ def on_views(
     encoder: Encoder,
     images: Images,
     classes: int,
-    how: Linear,
-    place: Runtime,
+    config: Linear,
+    runtime: Runtime,
     bad: BadFiles,
     *,
     seed: int = 0,
-    home: Path | None = None,
+    run_dir: Path | None = None,
     key: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> nn.Linear:
@@ -163,12 +164,12 @@ def on_views(
 
     The arguments are those of `fine_tuned`; the encoder stays in evaluation mode, so its batch statistics do not move.
     """
-    device = place.hardware.device
+    device = runtime.hardware.device
     network = copy.deepcopy(encoder).to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     classifier = new_classifier(encoder.num_features, classes, seed).to(device)
-    settings = replace(how, lrs=(1.0,), weight_decays=(0.0,))  # what takes no part here
-    folder = place_of(home, name="linear", how=asdict(settings), seed=seed, **(key or {}))
-    training = Training(how.epochs, how.batch_size, how.schedule, how.weight_decay, seed, folder)
+    settings = replace(config, lrs=(1.0,), weight_decays=(0.0,))  # what takes no part here
+    folder = training_folder(run_dir, name="linear", how=asdict(settings), seed=seed, **(key or {}))
+    training = Training(config.epochs, config.batch_size, config.schedule, config.weight_decay, seed, folder)
 
     def logits(views: Tensor) -> Tensor:
         with torch.no_grad():
@@ -176,8 +177,8 @@ def on_views(
         scores: Tensor = classifier(features.float())
         return scores
 
-    groups = [{"params": list(classifier.parameters()), "lr": how.lr}]
-    train_classifier(logits, groups, nn.ModuleList([classifier]), images, encoder, training, place, bad, progress)
+    groups = [{"params": list(classifier.parameters()), "lr": config.lr}]
+    train_classifier(logits, groups, nn.ModuleList([classifier]), images, encoder, training, runtime, bad, progress)
     return classifier.cpu()
 
 
@@ -198,12 +199,8 @@ def labelled_share(labels: Int64[Tensor, " N"], fraction: float, generator: torc
         generator: the same draws the same images.
 
     """
-    order = torch.randperm(len(labels), generator=generator)
-    kept = []
-    for c in labels.unique():
-        own = order[labels[order] == c]
-        kept.append(own[: max(1, round(fraction * len(own)))])
-    return torch.cat(kept).sort().values
+    wanted = [max(1, round(fraction * n)) for n in labels.bincount().tolist()]
+    return of_each_class(labels, torch.tensor(wanted), generator)
 
 
 def listed(images: Images, file: str) -> Int64[Tensor, " M"]:
@@ -232,7 +229,7 @@ def listed(images: Images, file: str) -> Int64[Tensor, " M"]:
     return torch.tensor(sorted({places[line] for line in lines}))
 
 
-def few_labels(images: Images, how: Semi, seed: int) -> dict[str, Images]:
+def few_labels(images: Images, config: Semi, seed: int) -> dict[str, Images]:
     """The labelled part of ``images``, or one for each fraction, by a name for the table.
 
     Raises:
@@ -241,14 +238,14 @@ def few_labels(images: Images, how: Semi, seed: int) -> dict[str, Images]:
     """
     assert images.labels is not None
     classes = len(images.classes or [])
-    if how.list_file is not None:
-        parts = {f"labels of {Path(how.list_file).name}": listed(images, how.list_file)}
+    if config.list_file is not None:
+        parts = {f"labels of {Path(config.list_file).name}": listed(images, config.list_file)}
     else:
         parts = {
             f"{100 * fraction:.10g} % of labels": labelled_share(
                 images.labels, fraction, torch.Generator().manual_seed(seed)
             )
-            for fraction in how.fractions
+            for fraction in config.fractions
         }
     for name, index in parts.items():
         if len(index) < classes:

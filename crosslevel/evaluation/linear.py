@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from crosslevel.data.subsets.select import of_each_class
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.schedules import SCHEDULES, half_cosine
 
 MOMENTUM = 0.9
 
@@ -114,11 +115,11 @@ def train_sweep(
     """
     mean, deviation = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
     x = (features - mean) / deviation
-    place: dict[str, Any] = {"dtype": x.dtype, "device": x.device}
-    weight = torch.zeros(x.shape[1], len(settings) * classes, **place)
-    bias = torch.zeros(len(settings) * classes, **place)
+    options: dict[str, Any] = {"dtype": x.dtype, "device": x.device}
+    weight = torch.zeros(x.shape[1], len(settings) * classes, **options)
+    bias = torch.zeros(len(settings) * classes, **options)
     # One entry a column, so that a step needs no loop over settings.
-    rate, decay = (torch.tensor(v, **place).repeat_interleave(classes) for v in zip(*settings, strict=True))
+    rate, decay = (torch.tensor(v, **options).repeat_interleave(classes) for v in zip(*settings, strict=True))
     speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)
     batch_size = min(batch_size, len(x))
     steps, step = epochs * (len(x) // batch_size), 0
@@ -129,7 +130,7 @@ def train_sweep(
             error = torch.addmm(bias, part, weight).view(batch_size, len(settings), classes).softmax(2)
             error.scatter_add_(2, labels[index].view(-1, 1, 1).expand(-1, len(settings), 1), -torch.ones_like(error))
             error = error.view(batch_size, -1)
-            now = rate * (0.5 * (1 + math.cos(math.pi * step / steps)))
+            now = rate * half_cosine(step / steps)
             _descend(weight, torch.addmm(decay * weight, part.T, error, alpha=1 / batch_size), speed, now)
             _descend(bias, error.mean(0), bias_speed, now)
             step += 1
@@ -148,7 +149,7 @@ def choose(
     features: Float[Tensor, "N D"],
     labels: Int64[Tensor, " N"],
     classes: int,
-    how: Linear,
+    config: Linear,
     generator: torch.Generator,
     progress: Callable[[int, int], None] | None = None,
 ) -> Chosen:
@@ -160,11 +161,11 @@ def choose(
         ValueError: so few images that none can be held out.
 
     """
-    settings = [(lr, decay) for lr in how.lrs for decay in how.weight_decays]
-    held = held_out(labels, how.held_out, generator)
+    settings = [(lr, decay) for lr in config.lrs for decay in config.weight_decays]
+    held = held_out(labels, config.held_out, generator)
     if held.all() or not held.any():
-        raise UserError(f"{len(labels)} labelled images are too few to hold out {how.held_out:.0%} of each class")
-    shared: dict[str, Any] = {"epochs": how.epochs, "batch_size": how.batch_size, "generator": generator}
+        raise UserError(f"{len(labels)} labelled images are too few to hold out {config.held_out:.0%} of each class")
+    shared: dict[str, Any] = {"epochs": config.epochs, "batch_size": config.batch_size, "generator": generator}
     tried = train_sweep(features[~held], labels[~held], classes, settings, progress=progress, **shared)
     truth = labels[held].to(features.device)
     accuracy, loss = [], []
@@ -178,25 +179,8 @@ def choose(
 
 def held_out(labels: Int64[Tensor, " N"], share: float, generator: torch.Generator) -> Tensor:
     """A mask of ``share`` of each class, drawn at random: at least one image of a class of two or more."""
+    counts = labels.bincount()
+    wanted = [0 if n < 2 else max(1, round(share * n)) for n in counts.tolist()]
     mask = torch.zeros(len(labels), dtype=torch.bool)
-    order = torch.randperm(len(labels), generator=generator)
-    shuffled = labels.cpu()[order]
-    for c in shuffled.unique():
-        own = order[shuffled == c]
-        if len(own) > 1:
-            mask[own[: max(1, round(share * len(own)))]] = True
+    mask[of_each_class(labels.cpu(), torch.tensor(wanted), generator)] = True
     return mask
-
-
-def step_schedule(progress: float) -> float:
-    """Tenfold lower after 60 % and after 80 %."""
-    return 1.0 if progress < 0.6 else 0.1 if progress < 0.8 else 0.01
-
-
-def cosine_schedule(progress: float) -> float:
-    """From 1 to 0 along half a cosine."""
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine_schedule, "step": step_schedule}
-"""By how much a rate is multiplied, by how much of the training is done."""

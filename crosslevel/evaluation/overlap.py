@@ -2,41 +2,91 @@
 
 from __future__ import annotations
 
+import shlex
+
 import torch
 from jaxtyping import UInt8
+from rich.console import Console
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
+from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.duplicates.across import matches
 from crosslevel.data.duplicates.descriptor import SIDE
 from crosslevel.data.duplicates.detect import Kind
-from crosslevel.data.duplicates.scan import ScanResult, content_of
+from crosslevel.data.duplicates.scan import ScanResult, content_of, scan
+from crosslevel.data.images import Images
+from crosslevel.data.sources.annotated.annotations import Annotated
+from crosslevel.data.sources.folder import Files
+from crosslevel.data.subsets.select import take
 from crosslevel.evaluation.protocols import Subject
+from crosslevel.utils.errors import SourceError
 
 LOOKED_AT = 2000  # test images: a few seconds
+LEARNED = 100_000  # images to learn from, where none of them is decoded otherwise
 
 
-def in_training(subject: Subject) -> str | None:
-    """One line where test images are copies of, or nearly, images to learn from; None where there are none.
+def warn(console: Console, subject: Subject) -> None:
+    """Say in one line whether test images are copies of, or nearly, images to learn from.
 
-    By the small pictures that raw pixels were judged by: no image is decoded for it. None as well where no protocol
-    judged them. Of more than `LOOKED_AT` test images, some at even steps are looked at.
+    By the small pictures that raw pixels were judged by, for which no image is decoded; where no protocol judged them,
+    by a pass over the images. Of more than `LOOKED_AT` test images, some at even steps are looked at, and for a pass of
+    the others at most `LEARNED`.
     """
-    pictures = subject.small_pictures()
+    if console.quiet:
+        return
+    pictures, sources = subject.small_pictures(), (subject.bank, subject.queries)
     if pictures is None:
-        return None
-    bank, queries = pictures
-    asked = slice(None, None, -(-len(queries.paths) // LOOKED_AT))
-    found = matches(_scan(bank.data), _scan(queries.data[asked]))
-    if not found:
-        return None
-    copies, paths = sum(match.kind <= Kind.EDITED for match in found), queries.paths[asked]
-    first = min(found, key=lambda match: match.kind)
-    return (
-        f"{copies:,} of {len(paths):,} test images are copies of images to learn from, {len(found) - copies:,} nearly "
-        f"({paths[first.other]} and {bank.paths[first.own]}), so the figures are too good: crosslevel inspect "
-        f"{subject.bank.name} --beside {subject.queries.name} -o FOLDER names them"
+        found = _by_pass(*sources, subject.runtime.workers)
+    else:
+        bank, queries = pictures
+        asked = slice(None, None, _step(len(queries.paths), LOOKED_AT))
+        found = _told(_scan(bank.data), bank.paths, _scan(queries.data[asked]), queries.paths[asked])
+    if found:
+        own, other = (shlex.quote(source.name) for source in sources)
+        found += f": crosslevel inspect {own} --beside {other} -o FOLDER names them"
+        console.print(found, highlight=False, markup=False)
+
+
+def warn_of_annotated(console: Console, train: Annotated, test: Annotated, workers: int | None) -> None:
+    """The same for images with objects."""
+    if console.quiet:
+        return
+    bank, queries = (Files("", part.files, name=part.name) for part in (train, test))
+    if found := _by_pass(bank, queries, workers):
+        console.print(found, highlight=False, markup=False)
+
+
+def _by_pass(bank: Images, queries: Images, workers: int | None) -> str:
+    """What is found in the images themselves; nothing where fewer than two of either can be read."""
+    parts = [
+        take(images, torch.arange(0, len(images), _step(len(images), most)))
+        for images, most in ((bank, LEARNED), (queries, LOOKED_AT))
+    ]
+    try:
+        # What cannot be read is named by the protocols, which read all.
+        own, other = (scan(part, BadFiles(), workers) for part in parts)
+    except SourceError:
+        return ""
+    learned, asked = (
+        [part.paths[i] for i in found.numbers.tolist()] for part, found in zip(parts, (own, other), strict=True)
     )
+    return _told(own, learned, other, asked)
+
+
+def _told(own: ScanResult, learned: list[str], other: ScanResult, asked: list[str]) -> str:
+    found = matches(own, other)
+    if not found:
+        return ""
+    copies, first = sum(match.kind <= Kind.EDITED for match in found), min(found, key=lambda match: match.kind)
+    return (
+        f"{copies:,} of {len(asked):,} test images are copies of images to learn from, {len(found) - copies:,} nearly "
+        f"({asked[first.other]} and {learned[first.own]}), so the figures are too good"
+    )
+
+
+def _step(count: int, most: int) -> int:
+    return max(1, -(-count // most))
 
 
 def _scan(data: UInt8[Tensor, "M 3 s s"]) -> ScanResult:

@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import UInt8
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from crosslevel.data.bad_files import BadFiles
@@ -28,6 +27,7 @@ from crosslevel.metrics.knn import neighbours, weighted_knn
 from crosslevel.metrics.retrieval import mean_figures, ranked
 from crosslevel.metrics.shots import Shots, split_by_frequency
 from crosslevel.models.encoder import Encoder
+from crosslevel.utils.console import progress_bar
 
 PIXELS: Literal["pixels"] = "pixels"
 """The kind of features that are the pixels themselves, at `PIXEL_SIZE`."""
@@ -53,24 +53,24 @@ class SmallPictures(NamedTuple):
 class Subject:
     """What is judged, on which images.
 
-    ``kinds`` are encoders by name, or `PIXELS`; ``bank`` are the labelled images to learn from and ``queries`` those to
-    classify; ``home`` is the run's folder, where features and unfinished trainings are kept; ``branches`` are heads on
-    the last encoder's features, for protocols that need features alone.
+    ``kinds`` are encoders by name, or `PIXELS`. ``bank`` has the labelled images to learn from, ``queries`` those to
+    classify. Features and unfinished trainings are kept in ``run_dir``, the run's folder. ``branches`` are heads on the
+    last encoder's features, for protocols that need features alone.
     """
 
     kinds: dict[str, Kind]
     bank: Images
     queries: Images
-    place: Runtime
+    runtime: Runtime
     bad: BadFiles = field(default_factory=BadFiles)
-    home: Path | None = None
+    run_dir: Path | None = None
     branches: dict[str, nn.Module] = field(default_factory=dict)
     console: Console | None = None
     shots: tuple[int, int] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.cache = FeatureCache(self.home, self.place, self.bad)
+        self.cache = FeatureCache(self.run_dir, self.runtime, self.bad)
         self._pixels: dict[int, CachedFeatures] = {}
         self._shown: dict[int, Tensor] = {}
 
@@ -90,24 +90,24 @@ class Subject:
         """All that has features."""
         return [*self.kinds, *self.branches]
 
-    def known(self, name: str) -> tuple[CachedFeatures, CachedFeatures]:
+    def features_of(self, name: str) -> tuple[CachedFeatures, CachedFeatures]:
         """Features of the bank and of the queries."""
         if name in self.branches:
-            bank, queries = self.known(list(self.encoders)[-1])
+            bank, queries = self.features_of(list(self.encoders)[-1])
             with torch.no_grad():
                 heads = [self.branches[name](part.features) for part in (bank, queries)]
             return bank._replace(features=heads[0]), queries._replace(features=heads[1])
         kind = self.kinds[name]
-        return self._known(name, kind, self.bank), self._known(name, kind, self.queries)
+        return self._computed(name, kind, self.bank), self._computed(name, kind, self.queries)
 
-    def _known(self, name: str, kind: Kind, images: Images) -> CachedFeatures:
+    def _computed(self, name: str, kind: Kind, images: Images) -> CachedFeatures:
         if isinstance(kind, Encoder):
-            with self.progress(name) as told:
-                return self.cache.features(name, kind, images, told)
+            with self.progress(name) as progress:
+                return self.cache.features(name, kind, images, progress)
         if id(images) not in self._pixels:
             size = max([encoder.view.size for encoder in self.encoders.values()], default=PIXEL_SIZE)
             shown = self.cache.decoded(images, size)
-            found = pixels(shown, PIXEL_SIZE, workers=self.place.workers, bad=self.bad)
+            found = pixels(shown, PIXEL_SIZE, workers=self.runtime.workers, bad=self.bad)
             self._shown[id(images)] = found.places
             tracks = None if shown.tracks is None else shown.tracks[found.places]
             self._pixels[id(images)] = CachedFeatures(found.features, found.labels, tracks)
@@ -124,9 +124,9 @@ class Subject:
         data = ((values + 1) * 127.5).round().clamp(0, 255).byte().view(-1, 3, PIXEL_SIZE, PIXEL_SIZE)
         return SmallPictures(data, [images.paths[i] for i in self._shown[id(images)].tolist()])
 
-    def truth(self, known: CachedFeatures, asked: CachedFeatures) -> Truth:
+    def truth(self, bank: CachedFeatures, queries: CachedFeatures) -> Truth:
         """The labels that both sets of features came with."""
-        return truth(known.labels, self.bank.classes or [], asked.labels, self.queries.classes or [], self.shots)
+        return truth(bank.labels, self.bank.classes or [], queries.labels, self.queries.classes or [], self.shots)
 
     def key(self, name: str, images: Images) -> dict[str, str]:
         """What a training of encoder ``name`` on ``images`` depends on."""
@@ -137,13 +137,9 @@ class Subject:
         return torch.Generator().manual_seed(self.seed)
 
     @contextmanager
-    def progress(self, what: str) -> Iterator[Callable[[int, int], None] | None]:
+    def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
         """A bar, where there is a console."""
-        if self.console is None or not self.console.is_terminal:
-            yield None
-            return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True) as bar:
+        with progress_bar(self.console) as bar:
             task = bar.add_task(what, total=None)
             yield lambda done, of: bar.update(task, completed=done, total=of)
 
@@ -152,66 +148,66 @@ def knn(subject: Subject, k: int | None = None, temperature: float = 0.1) -> dic
     """The temperature-weighted nearest neighbours' vote (Wu et al., CVPR 2018, sec. 3.4), `neighbours` unless given."""
     row, k = {}, k or neighbours(len(subject.bank))
     for name in subject.names:
-        known, asked = subject.known(name)
-        found = subject.truth(known, asked)
-        votes = weighted_knn(known.features, known.labels, asked.features, len(found.counts), k, temperature)
-        row[name] = found.judge(votes)
+        bank, queries = subject.features_of(name)
+        labels = subject.truth(bank, queries)
+        votes = weighted_knn(bank.features, bank.labels, queries.features, len(labels.counts), k, temperature)
+        row[name] = labels.judge(votes)
     return {f"kNN, k = {k}, T = {temperature}": row}
 
 
-def linear(subject: Subject, how: Linear) -> dict[str, Row]:
+def linear(subject: Subject, config: Linear) -> dict[str, Row]:
     """A linear classifier on frozen features: the best of a sweep, or the classic one on random views."""
     row = {}
-    for name in subject.encoders if how.augmented else subject.names:
-        known, asked = subject.known(name)
-        found = subject.truth(known, asked)
-        with subject.progress(f"linear classifier, {name}") as told:
-            if how.augmented:
-                row[name] = found.judge(_classic(subject, name, how, asked, told))
+    for name in subject.encoders if config.augmented else subject.names:
+        bank, queries = subject.features_of(name)
+        labels = subject.truth(bank, queries)
+        with subject.progress(f"linear classifier, {name}") as progress:
+            if config.augmented:
+                row[name] = labels.judge(_classic(subject, name, config, queries, progress))
                 continue
-            best = choose(known.features, known.labels, len(found.counts), how, subject.draws(), told)
+            best = choose(bank.features, bank.labels, len(labels.counts), config, subject.draws(), progress)
         chosen = {"lr": best.lr, "weight_decay": best.weight_decay, "held_out": 100 * best.held_out_accuracy}
-        row[name] = found.judge(best.classifier.scores(asked.features)[:, 0], chosen)
-    return {"linear, on views" if how.augmented else "linear": row}
+        row[name] = labels.judge(best.classifier.scores(queries.features)[:, 0], chosen)
+    return {"linear, on views" if config.augmented else "linear": row}
 
 
 def _classic(
-    subject: Subject, name: str, how: Linear, asked: CachedFeatures, told: Callable[[int, int], None] | None
+    subject: Subject, name: str, config: Linear, queries: CachedFeatures, progress: Callable[[int, int], None] | None
 ) -> Tensor:
     encoder, classes = subject.encoders[name], len(subject.bank.classes or [])
     classifier = on_views(
-        encoder, _trained_on(subject, encoder, subject.bank), classes, how, subject.place, subject.bad,
-        seed=subject.seed, home=subject.home, key=subject.key(name, subject.bank), progress=told,
+        encoder, _trained_on(subject, encoder, subject.bank), classes, config, subject.runtime, subject.bad,
+        seed=subject.seed, run_dir=subject.run_dir, key=subject.key(name, subject.bank), progress=progress,
     )  # fmt: skip
     with torch.no_grad():
-        scores: Tensor = classifier(asked.features)
+        scores: Tensor = classifier(queries.features)
     return scores
 
 
-def semi(subject: Subject, how: Semi) -> dict[str, Row]:
+def semi(subject: Subject, config: Semi) -> dict[str, Row]:
     """The whole network fine-tuned with few labels, beside the same network trained with them from scratch."""
-    parts = few_labels(subject.bank, how, subject.seed)
-    return {f"semi-supervised, {title}": _fine_tuned(subject, part, how, title) for title, part in parts.items()}
+    parts = few_labels(subject.bank, config, subject.seed)
+    return {f"semi-supervised, {title}": _fine_tuned(subject, part, config, title) for title, part in parts.items()}
 
 
-def transfer(subject: Subject, how: FineTune, sweep: Linear) -> dict[str, Row]:
+def transfer(subject: Subject, config: FineTune, sweep: Linear) -> dict[str, Row]:
     """What the features are worth on this data set: under a linear classifier, and fine-tuned."""
     return {
         "transfer, linear": linear(subject, sweep).popitem()[1],
-        "transfer, fine-tuned": _fine_tuned(subject, subject.bank, how, "all labels"),
+        "transfer, fine-tuned": _fine_tuned(subject, subject.bank, config, "all labels"),
     }
 
 
-def _fine_tuned(subject: Subject, images: Images, how: FineTune, title: str) -> Row:
+def _fine_tuned(subject: Subject, images: Images, config: FineTune, title: str) -> Row:
     row, classes = {}, subject.bank.classes or []
     assert images.labels is not None
     for name, encoder in subject.encoders.items():
         shown = _trained_on(subject, encoder, images)
-        with subject.progress(f"fine-tuning, {title}, {name}") as told:
+        with subject.progress(f"fine-tuning, {title}, {name}") as progress:
             scores, labels = fine_tuned(
-                encoder, shown, len(classes), subject.cache.decoded(subject.queries, encoder.view.size), how,
-                subject.place, subject.bad, seed=subject.seed, home=subject.home, key=subject.key(name, images),
-                progress=told, console=subject.console,
+                encoder, shown, len(classes), subject.cache.decoded(subject.queries, encoder.view.size), config,
+                subject.runtime, subject.bad, seed=subject.seed, run_dir=subject.run_dir, key=subject.key(name, images),
+                progress=progress, console=subject.console,
             )  # fmt: skip
         found = truth(images.labels, classes, labels, subject.queries.classes or [], subject.shots)
         row[name] = found.judge(scores)
@@ -229,13 +225,13 @@ def retrieval(subject: Subject) -> dict[str, Row]:
 
     By class, images of the query's own track take no part.
     """
-    asked = {name: subject.known(name)[1] for name in subject.names}
+    queries = {name: subject.features_of(name)[1] for name in subject.names}
     tables = {
-        "retrieval, by class": {name: _ranked(subject, a.features, a.labels, a.tracks) for name, a in asked.items()}
+        "retrieval, by class": {name: _ranked(subject, a.features, a.labels, a.tracks) for name, a in queries.items()}
     }
-    if all(a.tracks is not None for a in asked.values()):
+    if all(a.tracks is not None for a in queries.values()):
         tables["retrieval, by track"] = {
-            name: _ranked(subject, a.features, a.tracks, None) for name, a in asked.items() if a.tracks is not None
+            name: _ranked(subject, a.features, a.tracks, None) for name, a in queries.items() if a.tracks is not None
         }
     return tables
 
@@ -250,12 +246,12 @@ def clustering(subject: Subject, count: int | None = None) -> dict[str, Row]:
     """K-means on the test images' features, held against their labels; as many clusters as classes unless given."""
     row = {}
     for name in subject.names:
-        _, asked = subject.known(name)
-        wanted = count or len(asked.labels.unique())
-        found = clusters(asked.features, wanted, seed=subject.seed)
-        right = matching(found, asked.labels)[found] == asked.labels
+        _, queries = subject.features_of(name)
+        wanted = count or len(queries.labels.unique())
+        found = clusters(queries.features, wanted, seed=subject.seed)
+        right = matching(found, queries.labels)[found] == queries.labels
         spread = {"accuracy": intervals(right, generator=subject.draws())}
-        row[name] = Scores(agreement(found, asked.labels), spread)
+        row[name] = Scores(agreement(found, queries.labels), spread)
     return {"clustering": row}
 
 

@@ -14,6 +14,7 @@ from crosslevel.evaluation.protocols import Row
 from crosslevel.report import Cell, Measured, cell
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.files import write
+from crosslevel.utils.trees import json_tree
 
 FILE = "evaluation.json"
 
@@ -75,10 +76,20 @@ def read_results(file: Path) -> list[dict[str, Any]]:
 
     """
     try:
-        results: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")).get("results", [])
-        if all({"protocol", "accuracy_percent", "interval_percent"} <= result.keys() for result in results):
+        results: list[dict[str, Any]] = json_tree(file.read_text(encoding="utf-8")).get("results", [])
+        if all(map(_is_result, results)):
             return results
         reason = "a result lacks its figures"
     except (ValueError, AttributeError, TypeError) as error:
         reason = str(error)
     raise UserError(f"{file} is damaged, or not of crosslevel evaluate ({reason}): delete it, and evaluate again")
+
+
+def _is_result(result: dict[str, Any]) -> bool:
+    """Whether it has numbers by name of each kind of features, and two of each for their intervals."""
+    if not {"protocol", "accuracy_percent", "interval_percent"} <= result.keys():
+        return False
+    figures = [figure for row in result["accuracy_percent"].values() for figure in row.values()]
+    ends = [pair for row in result["interval_percent"].values() for pair in row.values()]
+    numbers = [*figures, *(end for pair in ends for end in pair)]
+    return all(isinstance(number, int | float) for number in numbers) and all(len(pair) == 2 for pair in ends)

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images, InMemoryImages
 from crosslevel.data.loaders.batches import TrainBatches
-from crosslevel.evaluation.linear import SCHEDULES
 from crosslevel.features.extract import Runtime
 from crosslevel.models.encoder import Encoder
 from crosslevel.transforms.views import Views
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.rng import generator
+from crosslevel.utils.schedules import SCHEDULES
 from crosslevel.utils.tensors import load_saved, write_saved
 
 SMALL = 64  # pixels: smaller images lose their object in crops of a twelfth
@@ -51,14 +51,14 @@ def train_classifier(
     modules: nn.ModuleList,
     images: Images,
     encoder: Encoder,
-    how: Training,
-    place: Runtime,
+    config: Training,
+    runtime: Runtime,
     bad: BadFiles,
     progress: Progress | None = None,
 ) -> None:
     """Train ``network`` by cross-entropy on random crops and flips, with SGD of momentum 0.9.
 
-    After each epoch everything is kept in ``how.folder``, where the same call continues.
+    After each epoch everything is kept in ``config.folder``, where the same call continues.
 
     Args:
         network: normalized views (B, 3, s, s) to logits (B, C).
@@ -66,8 +66,8 @@ def train_classifier(
         modules: whatever changes while training.
         images: with labels.
         encoder: says what its views look like.
-        how: epochs, batch size, schedule.
-        place: where it runs.
+        config: epochs, batch size, schedule.
+        runtime: where it runs.
         bad: collects what could not be read.
         progress: told how many of how many epochs are done.
 
@@ -75,33 +75,33 @@ def train_classifier(
         ValueError: the loss is no number.
 
     """
-    views = crops_and_flips(encoder).to(place.hardware.device)
+    views = crops_and_flips(encoder).to(runtime.hardware.device)
     batches = TrainBatches(
-        images, how.batch_size, seed=how.seed, bad=bad,
-        crops=None if isinstance(images, InMemoryImages) else views.crops, workers=place.workers or 0,
+        images, config.batch_size, seed=config.seed, bad=bad,
+        crops=None if isinstance(images, InMemoryImages) else views.crops, workers=runtime.workers or 0,
     )  # fmt: skip
-    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.9, weight_decay=how.weight_decay)
+    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.9, weight_decay=config.weight_decay)
     base = [group["lr"] for group in optimizer.param_groups]
-    kept = None if how.folder is None else how.folder / "last.ckpt"
-    start = _resume(kept, modules, optimizer)
-    factor = SCHEDULES[how.schedule]
-    for epoch in range(start, how.epochs):
+    checkpoint = None if config.folder is None else config.folder / "last.ckpt"
+    start = _resume(checkpoint, modules, optimizer)
+    factor = SCHEDULES[config.schedule]
+    for epoch in range(start, config.epochs):
         batches.epoch = epoch
-        total = torch.zeros((), device=place.hardware.device)
+        total = torch.zeros((), device=runtime.hardware.device)
         for step, batch in enumerate(batches):
-            done = (epoch + step / len(batches)) / how.epochs
+            done = (epoch + step / len(batches)) / config.epochs
             for group, rate in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = rate * factor(done)
-            total += _step(network, views, batch.images, batch.labels, optimizer, place, (how.seed, epoch, step))
+            total += _step(network, views, batch.images, batch.labels, optimizer, runtime, (config.seed, epoch, step))
         if not bool(total.isfinite()) or not all(bool(p.isfinite().all()) for p in modules.parameters()):
             raise diverged(epoch + 1, base)
-        if kept is not None:
+        if checkpoint is not None:
             state = {"modules": modules.state_dict(), "epoch": epoch + 1}
-            if epoch + 1 < how.epochs:
+            if epoch + 1 < config.epochs:
                 state["optimizer"] = optimizer.state_dict()
-            write_saved(kept, state)
+            write_saved(checkpoint, state)
         if progress is not None:
-            progress(epoch + 1, how.epochs)
+            progress(epoch + 1, config.epochs)
 
 
 def _step(
@@ -110,13 +110,13 @@ def _step(
     images: Tensor,
     labels: Tensor,
     optimizer: torch.optim.Optimizer,
-    place: Runtime,
+    runtime: Runtime,
     seeds: tuple[int, ...],
 ) -> Float[Tensor, ""]:
-    device = place.hardware.device
+    device = runtime.hardware.device
     draws = generator(*seeds)
     view = views(images.to(device, non_blocking=True), draws)[0].contiguous(memory_format=torch.channels_last)
-    with place.hardware.autocast():
+    with runtime.hardware.autocast():
         logits = network(view)
     loss = F.cross_entropy(logits.float(), labels.to(device))
     optimizer.zero_grad()
@@ -125,14 +125,14 @@ def _step(
     return loss.detach()
 
 
-def _resume(kept: Path | None, modules: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """The first epoch to do, after everything is as it was left."""
-    if kept is None:
+def _resume(checkpoint: Path | None, modules: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Restore everything as it was left; the first epoch that is still to do."""
+    if checkpoint is None:
         return 0
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    if not kept.is_file():
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    if not checkpoint.is_file():
         return 0
-    state = load_saved(kept)
+    state = load_saved(checkpoint)
     modules.load_state_dict(state["modules"])
     if "optimizer" in state:  # there is none of a training that is done
         optimizer.load_state_dict(state["optimizer"])
@@ -141,8 +141,8 @@ def _resume(kept: Path | None, modules: nn.Module, optimizer: torch.optim.Optimi
 
 def diverged(epoch: int, rates: list[float]) -> UserError:
     """The error of a training that left no numbers."""
-    told = ", ".join(f"{rate:g}" for rate in rates)
-    return UserError(f"the loss is no longer a number in epoch {epoch}: lower the learning rates ({told})")
+    given = ", ".join(f"{rate:g}" for rate in rates)
+    return UserError(f"the loss is no longer a number in epoch {epoch}: lower the learning rates ({given})")
 
 
 def crops_and_flips(encoder: Encoder) -> Views:
@@ -154,9 +154,9 @@ def crops_and_flips(encoder: Encoder) -> Views:
     return views
 
 
-def place_of(home: Path | None, *, name: str, **settings: Any) -> Path | None:
+def training_folder(run_dir: Path | None, *, name: str, **settings: Any) -> Path | None:
     """A folder of its own for each training, by everything that it depends on."""
-    if home is None:
+    if run_dir is None:
         return None
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-    return home / "probe" / f"{name}-{digest[:12]}"
+    return run_dir / "probe" / f"{name}-{digest[:12]}"

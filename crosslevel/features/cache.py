@@ -23,10 +23,10 @@ from crosslevel.models.encoder import Encoder
 from crosslevel.utils.errors import SourceError, UserError
 from crosslevel.utils.files import sweep, write, write_tensors
 from crosslevel.utils.tensors import load_safetensors
+from crosslevel.utils.trees import json_tree
 
 FOLDER, COMPLETE = "features", "complete"
-ROWS = 65_536  # images a file: what a killed call loses at most
-DECODED_ONCE = 2e9  # bytes: smaller sources stay in memory for all encoders
+ROWS, DECODED_ONCE = 65_536, 2e9
 
 Progress = Callable[[int, int], None]
 Columns = dict[str, Tensor]
@@ -44,14 +44,24 @@ class FeatureCache:
     """Features of images by encoders, computed at most once for the same weights, images and precision.
 
     Args:
-        home: the run's folder, where they are kept; None keeps them in memory alone.
-        place: where encoders run.
+        run_dir: the run's folder, where they are kept; None keeps them in memory alone.
+        runtime: where encoders run.
         bad: collects what could not be read, now or when the features were computed.
+        rows: images a file: what a killed call loses at most.
+        decoded_once: bytes; smaller sources stay in memory for all encoders.
 
     """
 
-    def __init__(self, home: Path | None, place: Runtime, bad: BadFiles) -> None:
-        self.home, self.place, self.bad = home, place, bad
+    def __init__(
+        self,
+        run_dir: Path | None,
+        runtime: Runtime,
+        bad: BadFiles,
+        rows: int = ROWS,
+        decoded_once: float = DECODED_ONCE,
+    ) -> None:
+        self.run_dir, self.runtime, self.bad = run_dir, runtime, bad
+        self.rows, self.decoded_once = rows, decoded_once
         self._known: dict[str, CachedFeatures] = {}
         self._decoded: dict[tuple[str, int], tuple[Images, dict[str, str]]] = {}
 
@@ -70,7 +80,7 @@ class FeatureCache:
         """
         key = self.key(encoder, images)
         if key not in self._known:
-            folder = None if self.home is None else self._folder(name, images, key)
+            folder = None if self.run_dir is None else self._folder(name, images, key)
             parts = self._kept(folder) if folder is not None else []
             if folder is None or not _is_complete(folder, len(parts)):
                 parts += self._computed(encoder, images, len(parts), folder, progress)
@@ -84,26 +94,26 @@ class FeatureCache:
 
     def decoded(self, images: Images, size: int) -> Images:
         """The images in memory at ``size`` pixels, where they are few enough, decoded once for all who ask."""
-        if len(images) * 3 * size**2 >= DECODED_ONCE:
+        if len(images) * 3 * size**2 >= self.decoded_once:
             return images
         key = (_identity(images), size)
         if key not in self._decoded:
             bad = BadFiles()
-            self._decoded[key] = pack(images, size, bad=bad, workers=self.place.workers), bad.reasons
+            self._decoded[key] = pack(images, size, bad=bad, workers=self.runtime.workers), bad.reasons
             self._remember(bad.reasons)
         return self._decoded[key][0]
 
     def key(self, encoder: Encoder, images: Images) -> str:
         """What the features depend on."""
-        parts = (encoder.identity(), _identity(images), self.place.hardware.precision)
+        parts = (encoder.identity(), _identity(images), self.runtime.hardware.precision)
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def _folder(self, name: str, images: Images, key: str) -> Path:
-        assert self.home is not None
+        assert self.run_dir is not None
         slug = "".join(letter if letter.isalnum() else "-" for letter in name)
         stem = f"{slug}-{_identity(images)[:12]}"
-        folder = self.home / FOLDER / f"{stem}-{key[:12]}"
-        for other in (self.home / FOLDER).glob(f"{stem}-*"):
+        folder = self.run_dir / FOLDER / f"{stem}-{key[:12]}"
+        for other in (self.run_dir / FOLDER).glob(f"{stem}-*"):
             if other != folder:
                 # First what says that all is there: a kill in between leaves a part.
                 (other / COMPLETE).unlink(missing_ok=True)
@@ -115,12 +125,12 @@ class FeatureCache:
         self, encoder: Encoder, images: Images, done: int, folder: Path | None, progress: Progress | None
     ) -> Iterator[Columns]:
         """What follows the first ``done`` pieces, each on disk before the next is begun."""
-        where = self.place
+        where = self.runtime
         shown = self.decoded(images, encoder.view.size)
         _, reasons = self._decoded.get((_identity(images), encoder.view.size), (None, {}))
-        for first in range(done * ROWS, len(shown), ROWS):
+        for first in range(done * self.rows, len(shown), self.rows):
             bad = BadFiles()
-            part = take(shown, torch.arange(first, min(first + ROWS, len(shown))))
+            part = take(shown, torch.arange(first, min(first + self.rows, len(shown))))
             batches = stream(
                 encoder, part, batch_size=where.batch_size, workers=where.workers, hardware=where.hardware, bad=bad
             )
@@ -133,19 +143,19 @@ class FeatureCache:
             self._remember(bad.reasons)
             yield columns
         if folder is not None:
-            write(folder / COMPLETE, f"{len(range(0, len(shown), ROWS))}\n")
+            write(folder / COMPLETE, f"{len(range(0, len(shown), self.rows))}\n")
             sweep(folder)
 
     def _kept(self, folder: Path) -> list[Columns]:
         """The pieces on disk, in order, up to the first that is missing or damaged."""
         parts: list[Columns] = []
-        while (file := folder / f"{len(parts) * ROWS:012}.safetensors").is_file():
+        while (file := folder / f"{len(parts) * self.rows:012}.safetensors").is_file():
             try:
                 part, about = load_safetensors(file)
             except (OSError, UserError) as error:
                 warnings.warn(f"{error}: these features, and those after them, are computed again", stacklevel=2)
                 break
-            self._remember(json.loads(about.get("bad", "{}")))
+            self._remember(json_tree(about.get("bad", "{}")))
             parts.append(part)
         return parts
 

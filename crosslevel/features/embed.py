@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
@@ -20,11 +19,12 @@ from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.features.extract import Features, Runtime, extract, stream
 from crosslevel.features.pieces import SUFFIXES, Pieces, text
 from crosslevel.models.encoder import FILE, Encoder, load_encoder
-from crosslevel.utils.console import printer, say
+from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.locks import folder_lock
 from crosslevel.utils.marks import verb
+from crosslevel.utils.processes import keeping
 
 
 class Embedded(NamedTuple):
@@ -106,12 +106,9 @@ def _write(encoder: Encoder, source: Images, pieces: Pieces, place: Runtime, con
     speed = "complete before"
     if pieces.joined is None:
         began, before = time.monotonic(), pieces.done
-        try:
+        with keeping(lambda: f"{pieces.done:,} images are done; the same command continues there"):
             _compute(encoder, source, pieces, place, console)
-        except KeyboardInterrupt:
-            say(console, f"{pieces.done:,} images are done; the same command continues there")
-            raise
-        pieces.join()
+            pieces.join()
         speed = f"{(len(source) - before) / max(time.monotonic() - began, 1e-9):,.0f} images/s"
     say(console, f"{pieces.joined:,} features of {encoder.num_features} in {file}, {speed}")
     if pieces.bad:
@@ -126,7 +123,7 @@ def _write(encoder: Encoder, source: Images, pieces: Pieces, place: Runtime, con
 def _arrays(encoder: Encoder, source: Images, place: Runtime, console: Console) -> Embedded:
     """All features in memory."""
     bad = source.bad_files()
-    with _bar(console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("embedding", total=len(source))
         found = extract(
             encoder, source, batch_size=place.batch_size, workers=place.workers, hardware=place.hardware, bad=bad,
@@ -142,7 +139,7 @@ def _arrays(encoder: Encoder, source: Images, place: Runtime, console: Console) 
 def _compute(encoder: Encoder, source: Images, pieces: Pieces, place: Runtime, console: Console) -> None:
     """Write all pieces that are missing."""
     bad = source.bad_files()
-    with _bar(console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("embedding", total=len(source), completed=pieces.done)
         for missing in pieces.missing():
             features = stream(
@@ -194,8 +191,3 @@ def _fingerprint(run: str, images: str, source: Images) -> str:
     for path in source.paths:
         digest.update(text(path).encode())
     return digest.hexdigest()
-
-
-def _bar(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True)

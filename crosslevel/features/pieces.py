@@ -17,6 +17,7 @@ from crosslevel.data.images import Images
 from crosslevel.features.extract import Features
 from crosslevel.utils.errors import SourceError, UserError
 from crosslevel.utils.files import replacing, sweep, sync_folder, write
+from crosslevel.utils.trees import json_tree
 
 SUFFIXES = (".parquet", ".npy")
 _ABOUT, _JOINED = b"crosslevel", "joined.json"
@@ -44,6 +45,8 @@ class Pieces:
     def __init__(self, file: Path, fingerprint: str, source: Images) -> None:
         self.file, self.fingerprint, self.source = file, fingerprint, source
         self.folder = file.with_name(f"{file.name}.parts")
+        if self.folder.is_symlink():
+            raise UserError(f"{self.folder} is a link, and pieces that are not ours are removed: remove it")
         self.pieces: list[Piece] = []
         self.bad: dict[str, str] = {}
         self.joined: int | None = None  # rows of the finished table
@@ -130,7 +133,7 @@ class Pieces:
     def _mark(self) -> dict[str, Any] | None:
         """What is known of a table that was joined from the same images, if it is still there as it was."""
         try:
-            mark: dict[str, Any] = json.loads((self.folder / _JOINED).read_text(encoding="utf-8"))
+            mark: dict[str, Any] = json_tree((self.folder / _JOINED).read_text(encoding="utf-8"))
             return mark if (mark["fingerprint"], mark["table"]) == (self.fingerprint, self._known()) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -152,7 +155,7 @@ class Pieces:
             ArrowException, OSError, ValueError: it is damaged.
 
         """
-        told = json.loads((pq.read_schema(file).metadata or {}).get(_ABOUT, b"{}"))
+        told = json_tree((pq.read_schema(file).metadata or {}).get(_ABOUT, b"{}"))
         if not isinstance(told, dict) or told.get("fingerprint") != self.fingerprint:
             return None
         pq.read_table(file, page_checksum_verification=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
@@ -32,7 +32,7 @@ from crosslevel.inspection.page import beside_block, headline, page_blocks
 from crosslevel.inspection.scan import run_features, structure
 from crosslevel.inspection.summary import summary, tables
 from crosslevel.models.encoder import Encoder, load_encoder
-from crosslevel.utils.console import printer
+from crosslevel.utils.console import printer, progress_bar
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.files import write
@@ -90,7 +90,7 @@ def inspect(
     own = _part(open_images(images, data_root=data_root, crops=crops), sample, generator)
     other = None if beside is None else _part(open_images(beside, data_root=data_root, crops=crops), sample, generator)
     runtime, threshold = Runtime(choose(device, precision), workers), None
-    with _bar(console) as bar:
+    with progress_bar(console) as bar:
         scanned = _scanned(own, workers, bar)
         task, features = bar.add_task("comparing", total=None), None
         if encoder is not None and run is not None:
@@ -215,8 +215,3 @@ def _write(file: Path, figures: dict[str, Any], blocks: list[report.Block], cons
     console.print(f"written: {', '.join([*names, str(page)])}", highlight=False, markup=False)
     following = f"crosslevel train {shlex.quote(figures['images'])}"
     console.print(f"look at {page}; next: {following}", highlight=False, markup=False)
-
-
-def _bar(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from crosslevel.models.heads import Head, projection_head
+from crosslevel.models.temperature import Temperature
 from crosslevel.utils.errors import UserError
 
 
@@ -28,6 +29,8 @@ class Method(nn.Module):
         out_features: d, the size of the compared features.
         hidden: units of the hidden layer of an MLP head.
         batch_norm: normalize the hidden layer's batch.
+        hidden_layers: how many of them an MLP has.
+        norm_output: normalize the batch of the head's outputs.
 
     """
 
@@ -36,6 +39,9 @@ class Method(nn.Module):
 
     extra_views: int = 0
     """How many further views the method encodes itself."""
+
+    small_views: int = 0
+    """How many of the extra views, the ones before the plain ones, are small crops of fewer pixels."""
 
     plain_views: int = 0
     """How many of the extra views, the last ones, are crops and flips without any change of colour."""
@@ -49,14 +55,26 @@ class Method(nn.Module):
     per_image: ClassVar[bool] = False
     """Whether it keeps something for each image of the source: then a run cannot go on with other images."""
 
+    schedule: Temperature | None = None
+    """The temperature of its loss, where it may follow a schedule."""
+
     def __init__(
-        self, encoder: nn.Module, head: Head, out_features: int, hidden: int | None, batch_norm: bool = False
+        self,
+        encoder: nn.Module,
+        head: Head,
+        out_features: int,
+        hidden: int | None,
+        batch_norm: bool = False,
+        hidden_layers: int = 1,
+        norm_output: bool = False,
     ) -> None:
         super().__init__()
         # In a tuple, the encoder is no submodule: its weights are neither saved nor optimized twice.
         self._trained = (encoder,)
         self.head, self.out_features, self.hidden = head, out_features, hidden
-        self.branch = projection_head(head, feature_size(encoder), out_features, hidden, batch_norm)
+        self.branch = projection_head(
+            head, feature_size(encoder), out_features, hidden, batch_norm, hidden_layers, norm_output
+        )
 
     @property
     def encoder(self) -> nn.Module:
@@ -90,6 +108,16 @@ class Method(nn.Module):
         """Pixels of the pieces that the method cuts out of views of ``view`` pixels and encodes; None without any."""
         return None
 
+    def early_rise(self, batch: int, steps: int) -> str:
+        """Why the loss rises at first by construction, in one line; empty where it does not.
+
+        Args:
+            batch: images a step, of all devices.
+            steps: of an epoch.
+
+        """
+        return ""
+
     def forward(
         self,
         views: Sequence[Float[Tensor, "B 3 h w"]],
@@ -106,6 +134,16 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    def begin_step(self, epoch: float | Tensor = 0.0) -> None:
+        """Set what depends on how far the training is, such as a temperature on a schedule.
+
+        Args:
+            epoch: how many passes over the images are done; a tensor where the step is captured.
+
+        """
+        if self.schedule is not None:
+            self.schedule.follow(epoch)
+
     def after_step(self, progress: float | Tensor = 0.0) -> None:
         """Update what the method remembers, after the optimizer's step.
 
@@ -117,6 +155,14 @@ class Method(nn.Module):
     def discard(self) -> None:
         """Forget what a step that did not come to its end has left for `after_step`."""
         getattr(self, "_waiting", []).clear()
+
+    def encode_small(self, views: Sequence[Float[Tensor, "B 3 h w"]]) -> list[Float[Tensor, "B D"]]:
+        """The trained network's features of the small views, normalized as one batch; none of none."""
+        small = views[self.views - self.plain_views - self.small_views : self.views - self.plain_views]
+        if not small:
+            return []
+        whole = torch.cat(list(small)).contiguous(memory_format=torch.channels_last)
+        return list(self.encoder(whole).chunk(len(small)))
 
     def project(self, h: Float[Tensor, "B D"]) -> Float[Tensor, "B d"]:
         """The instance features, unit length, float32 (float64 for float64 input) under any autocast."""
@@ -148,7 +194,6 @@ def feature_size(encoder: nn.Module) -> int:
     return features
 
 
-def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that is not positive."""
-    if temperature <= 0:
-        raise UserError(f"temperature={temperature} must be positive")
+def held(weight: Tensor, moving: float | Tensor) -> Tensor:
+    """The weight itself, its gradient times ``moving``: at 0 it learns nothing, and the step stays what it is."""
+    return torch.lerp(weight.detach(), weight, moving)

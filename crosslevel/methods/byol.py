@@ -10,7 +10,6 @@ There are no negatives. The average's momentum grows to 1 over the training (app
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from crosslevel.methods.base import Method, feature_size
-from crosslevel.methods.memory import MomentumCopy
+from crosslevel.methods.memory import MomentumCopy, rising
 from crosslevel.models.heads import Head, projection_head
 
 MOMENTUM = 0.996
@@ -87,9 +86,7 @@ class BYOL(Method):
 
     def after_step(self, progress: float | Tensor = 0.0) -> None:
         """Move the target network; its momentum is 1 - (1 - m) (cos(pi progress) + 1) / 2."""
-        start = MOMENTUM if self.momentum is None else self.momentum
-        done = torch.cos(math.pi * progress) if isinstance(progress, Tensor) else math.cos(math.pi * progress)
-        self.target.momentum = 1 - (1 - start) * (done + 1) / 2
+        self.target.momentum = rising(MOMENTUM if self.momentum is None else self.momentum, progress)
         self.target.update(nn.ModuleList([self.encoder, self.branch]))
 
 

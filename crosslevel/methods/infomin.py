@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.methods.base import Method, check_splits, check_temperature, encode_in_parts, feature_size
+from crosslevel.methods.base import Method, check_splits, encode_in_parts, feature_size
 from crosslevel.methods.memory import KeyQueue, MomentumCopy
 from crosslevel.methods.moco import MOMENTUM, QUEUE, contrast, encode_keys
 from crosslevel.models.heads import Head, projection_head
+from crosslevel.models.temperature import Temperature
 from crosslevel.utils.distributed import gather
 from crosslevel.utils.errors import UserError
 
@@ -31,12 +32,16 @@ GRID = 3  # patches a side
 class InfoMin(Method):
     """Query views and a jigsaw of another view against one key view and a queue of earlier keys."""
 
+    schedule: Temperature
+
     def __init__(
         self,
         encoder: nn.Module,
         images: int | None = None,
         *,
         temperature: float = 0.15,
+        temperature_max: float | None = None,
+        temperature_period: float | None = None,
         queue: int | None = None,
         momentum: float | None = None,
         jigsaw: float = 0.5,
@@ -53,6 +58,10 @@ class InfoMin(Method):
             encoder: the network that is trained.
             images: not used; the queue does not depend on the number of images.
             temperature: T.
+            temperature_max: where a cosine schedule of T begins, from there to ``temperature`` and back (Kukleva et al.
+                2023: from 1 to 0.1, for a long tail); constant unless given.
+            temperature_period: epochs of the schedule's period; 400 of 2,000 in their code, a fifth of the run unless
+                given.
             queue: K, the number of negative keys; 65,536 in the paper, 4,096 unless given, where `train` chooses by the
                 number of images.
             momentum: m of the key network's moving average; 0.999 unless given, where `train` chooses by the steps.
@@ -67,7 +76,8 @@ class InfoMin(Method):
 
         """
         super().__init__(encoder, head, out_features, hidden)
-        check_temperature(temperature)
+        self.schedule = Temperature(temperature, temperature_max, temperature_period)
+        self.temperature_max, self.temperature_period = temperature_max, temperature_period
         if not 0 <= jigsaw < 1:
             raise UserError(f"jigsaw={jigsaw} must be in [0, 1): it is the jigsaw branch's share of the loss")
         check_splits(splits)
@@ -104,7 +114,7 @@ class InfoMin(Method):
         return patch_size(view) if self.jigsaw else None
 
     def _contrast(self, query: Float[Tensor, "B d"], key: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
-        return contrast(query, key, self.negatives, self.temperature)
+        return contrast(query, key, self.negatives, self.schedule.value)
 
     def check(self, batch: int, devices: int, images: int | None = None) -> None:
         """The queue takes a whole step's keys at once."""
@@ -114,6 +124,10 @@ class InfoMin(Method):
             raise UserError(
                 f"method.queue={self.queue} is smaller than the batch of {batch * devices}: raise the queue"
             )
+
+    def early_rise(self, batch: int, steps: int) -> str:
+        """While the queue fills."""
+        return self.negatives.early_rise(batch)
 
     def set_queue(self, size: int) -> None:
         """Begin anew with a queue of ``size`` keys; before the first step."""

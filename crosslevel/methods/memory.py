@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from crosslevel.utils.distributed import add, broadcast, gather, rank, world_size
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.schedules import half_cosine
 
 
 class InstanceBank(nn.Module):
@@ -79,6 +80,14 @@ class KeyQueue(nn.Module):
         self.register_buffer("keys", F.normalize(torch.randn(size, features), dim=1))
         self.register_buffer("position", torch.zeros((), dtype=torch.long))
 
+    def early_rise(self, batch: int) -> str:
+        """Why the loss rises while the queue fills, for ``batch`` keys a step (facebookresearch/moco issue 146)."""
+        steps = -(-self.size // batch)
+        return (
+            f"the loss rises for about {steps:,} steps, until the queue's {self.size:,} random keys are replaced by "
+            "images' keys, which are harder to tell apart"
+        )
+
     @torch.no_grad()
     def enqueue(self, keys: Float[Tensor, "B d"]) -> None:
         """Put ``keys`` in the place of the oldest ones."""
@@ -122,6 +131,11 @@ class MomentumCopy(nn.Module):
             torch._foreach_add_(mine, way)
         else:
             torch._foreach_lerp_(mine, theirs, 1 - self.momentum)
+
+
+def rising(start: float, progress: float | Tensor) -> float | Tensor:
+    """A momentum that rises to 1: 1 - (1 - start) (cos(pi progress) + 1) / 2 (Grill et al. 2020, app. A)."""
+    return 1 - (1 - start) * half_cosine(progress)
 
 
 class ShardedBank(nn.Module):

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.methods.base import Method, check_splits, check_temperature, encode_in_parts
+from crosslevel.methods.base import Method, check_splits, encode_in_parts
 from crosslevel.methods.memory import KeyQueue, MomentumCopy
 from crosslevel.models.heads import Head
+from crosslevel.models.temperature import Temperature
 from crosslevel.utils.distributed import gather, shuffled, world_size
 from crosslevel.utils.errors import UserError
 
@@ -31,6 +32,7 @@ class MoCo(Method):
     """One or more query views against one key view and a queue of earlier keys."""
 
     extra_views = 1
+    schedule: Temperature
 
     def __init__(
         self,
@@ -38,6 +40,8 @@ class MoCo(Method):
         images: int | None = None,
         *,
         temperature: float = 0.2,
+        temperature_max: float | None = None,
+        temperature_period: float | None = None,
         queue: int | None = None,
         momentum: float | None = None,
         head: Head = "mlp",
@@ -53,6 +57,10 @@ class MoCo(Method):
             encoder: the network that is trained.
             images: not used; the queue does not depend on the number of images.
             temperature: T; 0.07 in MoCo, 0.2 in MoCo v2.
+            temperature_max: where a cosine schedule of T begins, from there to ``temperature`` and back (Kukleva et al.
+                2023: from 1 to 0.1, for a long tail); constant unless given.
+            temperature_period: epochs of the schedule's period; 400 of 2,000 in their code, a fifth of the run unless
+                given.
             queue: K, the number of negative keys; 4,096 unless given, where `train` chooses by the number of images.
             momentum: m of the key network's moving average; 0.999 unless given, where `train` chooses by the steps.
             head: linear, mlp, norm-linear or norm-mlp.
@@ -67,7 +75,8 @@ class MoCo(Method):
 
         """
         super().__init__(encoder, head, out_features, hidden)
-        check_temperature(temperature)
+        self.schedule = Temperature(temperature, temperature_max, temperature_period)
+        self.temperature_max, self.temperature_period = temperature_max, temperature_period
         self.temperature, self.momentum, self.queue, self.online = temperature, momentum, queue, online
         check_splits(splits)
         self.shuffle, self.splits = shuffle, splits
@@ -85,7 +94,7 @@ class MoCo(Method):
         positive = self.encode_key(views[self.online])
         self._waiting.append(positive)
         losses = [
-            contrast(self.project(h), positive, self.negatives, self.temperature) for h in features[: self.online]
+            contrast(self.project(h), positive, self.negatives, self.schedule.value) for h in features[: self.online]
         ]
         return torch.stack(losses).mean()
 
@@ -101,6 +110,10 @@ class MoCo(Method):
     def encode_key(self, view: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B d"]:
         """The momentum network's unit features."""
         return encode_keys(self.key, view, self.splits, self.shuffle)
+
+    def early_rise(self, batch: int, steps: int) -> str:
+        """While the queue fills."""
+        return self.negatives.early_rise(batch)
 
     def set_queue(self, size: int) -> None:
         """Begin anew with a queue of ``size`` keys; before the first step."""
@@ -138,7 +151,7 @@ def encode_keys(
 
 
 def contrast(
-    query: Float[Tensor, "B d"], key: Float[Tensor, "B d"], negatives: KeyQueue, temperature: float
+    query: Float[Tensor, "B d"], key: Float[Tensor, "B d"], negatives: KeyQueue, temperature: float | Tensor
 ) -> Float[Tensor, ""]:
     """Eq. 1 for unit vectors: the key of the same row is the positive, the queue has the negatives."""
     attract = (query * key).sum(1, keepdim=True)

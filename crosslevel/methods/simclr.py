@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.methods.base import Method, check_temperature, feature_size
+from crosslevel.methods.base import Method, feature_size
 from crosslevel.models.heads import Head
+from crosslevel.models.temperature import Temperature
 from crosslevel.utils.distributed import gather, rank
 
 WIDTH = 512  # units of the hidden layer of an encoder that has fewer features
@@ -27,6 +28,7 @@ class SimCLR(Method):
     """Two views of an image attract each other; all other views in the batch, of all ranks, repel."""
 
     sgd_rate: ClassVar[float] = 0.5
+    schedule: Temperature
 
     def __init__(
         self,
@@ -34,6 +36,8 @@ class SimCLR(Method):
         images: int | None = None,
         *,
         temperature: float = 0.2,
+        temperature_max: float | None = None,
+        temperature_period: float | None = None,
         head: Head = "mlp",
         out_features: int = 128,
         hidden: int | None = None,
@@ -45,6 +49,10 @@ class SimCLR(Method):
             encoder: the network that is trained.
             images: not used; the batch is all that SimCLR compares.
             temperature: T; 0.5 in the paper's runs on CIFAR-10.
+            temperature_max: where a cosine schedule of T begins, from there to ``temperature`` and back (Kukleva et al.
+                2023: from 1 to 0.1, for a long tail); constant unless given.
+            temperature_period: epochs of the schedule's period; 400 of 2,000 in their code, a fifth of the run unless
+                given.
             head: linear, mlp, norm-linear or norm-mlp.
             out_features: d.
             hidden: units of an MLP head's hidden layer; the encoder's feature size, but at least 512, unless given.
@@ -53,7 +61,8 @@ class SimCLR(Method):
         """
         super().__init__(encoder, head, out_features, hidden or max(WIDTH, feature_size(encoder)), batch_norm)
         self.hidden, self.batch_norm = hidden, batch_norm
-        check_temperature(temperature)
+        self.schedule = Temperature(temperature, temperature_max, temperature_period)
+        self.temperature_max, self.temperature_period = temperature_max, temperature_period
         self.temperature, self.online = temperature, 2
 
     def forward(
@@ -63,10 +72,10 @@ class SimCLR(Method):
         index: Int64[Tensor, " B"],
     ) -> Float[Tensor, ""]:
         """NT-Xent of the first two views."""
-        return nt_xent(self.project(features[0]), self.project(features[1]), self.temperature)
+        return nt_xent(self.project(features[0]), self.project(features[1]), self.schedule.value)
 
 
-def nt_xent(z_a: Float[Tensor, "B d"], z_b: Float[Tensor, "B d"], temperature: float) -> Float[Tensor, ""]:
+def nt_xent(z_a: Float[Tensor, "B d"], z_b: Float[Tensor, "B d"], temperature: float | Tensor) -> Float[Tensor, ""]:
     """NT-Xent of unit vectors; in a distributed run against the views of all ranks."""
     batch, offset = len(z_a), rank() * len(z_a)
     everyone = torch.cat([gather(z_a), gather(z_b)])

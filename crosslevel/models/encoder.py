@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
 import itertools
 import json
@@ -19,7 +18,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from crosslevel.utils.errors import NotThere, UserError
+from crosslevel.utils.errors import NotThere, UserError, did_you_mean
 from crosslevel.utils.files import write_tensors
 from crosslevel.utils.tensors import load_safetensors, load_tensors
 
@@ -137,11 +136,15 @@ class Encoder(nn.Module):
 
     def save(self, path: str | Path) -> Path:
         """Write the backbone's weights under timm's own key names, and how to build it, to ``path``."""
-        built = {k: getattr(self, k) for k in ("name", "small_images", "width", "zero_init_last", "image_size")}
+        built = {k: getattr(self, k) for k in _BUILT}
         built["view"] = self.view._asdict()
         state = {k: v.detach().contiguous().cpu() for k, v in self.backbone.state_dict().items()}
         write_tensors(path, state, {"format": "pt", "crosslevel": json.dumps(built)})
         return Path(path)
+
+
+_BUILT = ("name", "small_images", "width", "zero_init_last", "image_size")
+"""How a network is built, as its file says; what else `Encoder` takes, such as weights, no file names."""
 
 
 def load_encoder(path: str | Path) -> Encoder:
@@ -165,6 +168,8 @@ def load_encoder(path: str | Path) -> Encoder:
     try:
         settings = json.loads(built)
         view = settings.pop("view")
+        if unknown := settings.keys() - set(_BUILT):
+            raise KeyError(min(unknown))
         encoder = _filled(settings, weights)
         encoder.view = View(view["size"], tuple(view["mean"]), tuple(view["std"]))
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
@@ -238,9 +243,8 @@ def load_weights(backbone: nn.Module, file: str | Path) -> str:
 
 def _create(name: str, zero_init_last: bool | None, image_size: int | None) -> nn.Module:
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ": timm.list_models() has them all"
-        raise UserError(f"encoder.name={name!r} is not a timm model{hint}")
+        hint = did_you_mean(name, timm.list_models(), "timm.list_models() has them all", most=3)
+        raise UserError(f"encoder.name={name!r} is not a timm model: {hint}")
     options: dict[str, Any] = {} if zero_init_last is None else {"zero_init_last": zero_init_last}
     if image_size is not None:
         options["img_size"] = image_size

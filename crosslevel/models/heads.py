@@ -19,7 +19,13 @@ Head = Literal["linear", "mlp", "norm-linear", "norm-mlp"]
 
 
 def projection_head(
-    kind: Head, in_features: int, out_features: int = 128, hidden: int | None = None, batch_norm: bool = False
+    kind: Head,
+    in_features: int,
+    out_features: int = 128,
+    hidden: int | None = None,
+    batch_norm: bool = False,
+    hidden_layers: int = 1,
+    norm_output: bool = False,
 ) -> nn.Sequential:
     """A head (B, in_features) -> (B, out_features).
 
@@ -30,6 +36,8 @@ def projection_head(
         out_features: d, the features that are compared.
         hidden: units of the hidden layer; as many as ``in_features`` unless given.
         batch_norm: normalize the hidden layer's batch before the ReLU, as BYOL's heads do.
+        hidden_layers: how many of them an MLP has.
+        norm_output: normalize the batch of the outputs, without weights of its own, as SimSiam's projector does.
 
     Raises:
         ValueError: an unknown kind.
@@ -39,20 +47,23 @@ def projection_head(
         raise UserError(f"head={kind!r} is not one of {', '.join(get_args(Head))}")
     width = hidden or in_features
     first: list[nn.Module] = []
-    if kind.endswith("mlp"):
+    for layer in range(hidden_layers if kind.endswith("mlp") else 0):
         norm = [nn.BatchNorm1d(width)] if batch_norm else []
-        first = [nn.Linear(in_features, width), *norm, nn.ReLU()]
+        first += [nn.Linear(width if layer else in_features, width), *norm, nn.ReLU()]
     fan_in = width if first else in_features
     last = NormLinear(fan_in, out_features) if kind.startswith("norm") else nn.Linear(fan_in, out_features)
-    return nn.Sequential(*first, last)
+    return nn.Sequential(*first, last, *([nn.BatchNorm1d(out_features, affine=False)] if norm_output else []))
 
 
 def rebuilt_head(kind: Head, state: Mapping[str, Tensor]) -> nn.Sequential:
     """The head of ``kind`` that has these weights, in evaluation mode."""
-    matrices = [value for value in state.values() if value.ndim == 2]
-    hidden = matrices[0].shape[0] if len(matrices) > 1 else None
-    batch_norm = any(name.endswith("running_mean") for name in state)
-    head = projection_head(kind, matrices[0].shape[1], matrices[-1].shape[0], hidden, batch_norm)
+    matrices = {int(name.split(".")[0]): value for name, value in state.items() if value.ndim == 2}
+    norms = [int(name.split(".")[0]) for name in state if name.endswith("running_mean")]
+    first, last, hidden_layers = matrices[min(matrices)], max(matrices), len(matrices) - 1
+    head = projection_head(
+        kind, first.shape[1], matrices[last].shape[0], first.shape[0] if hidden_layers else None,
+        any(place < last for place in norms), hidden_layers, any(place > last for place in norms),
+    )  # fmt: skip
     head.load_state_dict(dict(state))
     return head.eval()
 

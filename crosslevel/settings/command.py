@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import reprlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,8 @@ from crosslevel.settings import signature, trust
 from crosslevel.settings.kinds import is_list, read
 from crosslevel.settings.recipes import find
 from crosslevel.settings.signature import REQUIRED, Argument, Choice, Group, Option, Signature
-from crosslevel.utils.errors import UserError, did_you_mean, nearest
+from crosslevel.utils.errors import UserError, did_you_mean, near_hint
+from crosslevel.utils.trees import regular, yaml_tree
 
 FILES = (
     Option("config", ("str",), None, "YAML file with any of these settings; those after it count more"),
@@ -119,7 +121,7 @@ class Settings:
             UserError: it cannot be read, or has what is no setting; the message names the file and the setting.
 
         """
-        self.add(_loaded(file, where), where)
+        self.add(loaded(file, where), where)
 
     def add(self, values: Mapping[str, Any], where: str) -> None:
         """Lay settings, as a file has them, over what there is."""
@@ -129,7 +131,7 @@ class Settings:
     def _add(self, name: str, value: Any, where: str) -> None:
         part = next((a for a in self.command.arguments if a.name == name), None)
         if part is None:
-            raise UserError(f"{where}: there is no setting {name!r}{self._hint(name)}")
+            raise UserError(f"{where}: there is no setting {name!r}{near_hint(name, self.command.names, 0.7)}")
         if isinstance(part, Choice):
             self._add_method(value, where)
         elif isinstance(part, Group):
@@ -232,10 +234,6 @@ class Settings:
             found[name] = read(known[name].kind, value, f"{where} {_shown(value)}")
         return found
 
-    def _hint(self, name: str) -> str:
-        near = nearest(name, self.command.names, 0.7)
-        return f": did you mean {near}?" if near else ""
-
 
 def config_of(run: str) -> str:
     """The settings of a run that goes on.
@@ -262,16 +260,22 @@ def _literals(call: ast.Call | None) -> dict[str, Any]:
 def _flag(text: str) -> Any:
     """What stands after an option that may stand alone: true, false, or settings as YAML."""
     try:
-        value = yaml.safe_load(text)
+        value = yaml_tree(text)
     except yaml.YAMLError:
         return text
     return None if text.lower() in ("none", "null", "no", "false") else value
 
 
-def _loaded(file: str, where: str) -> dict[str, Any]:
+def loaded(file: str, where: str) -> dict[str, Any]:
+    """The tree of a file of settings; ``where`` begins the message of an error.
+
+    Raises:
+        UserError: it cannot be read, or holds none.
+
+    """
     try:
-        tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = yaml_tree(regular(file).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValueError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{where}: it holds no settings")
@@ -279,5 +283,5 @@ def _loaded(file: str, where: str) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else str(value)
+    text = value if isinstance(value, str) else reprlib.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

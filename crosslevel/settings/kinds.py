@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from crosslevel.utils.errors import UserError, nearest
+from crosslevel.utils.errors import UserError, near_hint
+from crosslevel.utils.trees import yaml_tree
 
 NUMBERS = {"int": "a whole number", "float": "a number"}
 TRUE, FALSE, NOTHING = ("true", "yes", "on"), ("false", "no", "off"), ("null", "none", "~")
@@ -142,7 +143,7 @@ def _loaded(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return yaml.safe_load(value.replace("(", "[").replace(")", "]") if value[:1] == "(" else value)
+        return yaml_tree(value.replace("(", "[").replace(")", "]") if value[:1] == "(" else value)
     except yaml.YAMLError:
         return value
 
@@ -158,5 +159,4 @@ def _word(member: Member) -> str:
 
 def _hint(kind: Kind, value: Any) -> str:
     words = [word for member in kind if isinstance(member, Choices) for word in member.words]
-    near = nearest(str(value), words)
-    return f": did you mean {near}?" if near else ""
+    return near_hint(str(value), words)

@@ -6,7 +6,6 @@ import argparse
 import errno
 import os
 import re
-import signal
 import sys
 import traceback
 import warnings
@@ -24,8 +23,8 @@ from crosslevel.settings.command import SOURCES, Command, Settings, config_of, r
 from crosslevel.settings.kinds import FALSE, NOTHING, TRUE, is_list, plain, takes
 from crosslevel.settings.parts import made
 from crosslevel.settings.signature import Group
-from crosslevel.utils.console import printable
-from crosslevel.utils.errors import CrosslevelError, Interrupted, NotFinite, UserError, nearest
+from crosslevel.utils.errors import CrosslevelError, Interrupted, NotFinite, UserError, near_hint, printable
+from crosslevel.utils.processes import Stopped, raising_stopped
 
 SOFTWARE = 70  # sysexits.h: the program's own fault
 REFUSED = 2
@@ -130,8 +129,7 @@ def read_line(command: Command, arguments: Sequence[str]) -> Line:
         ) from error
     for word in left:
         if word.startswith("-") and len(word) > 1:
-            near = nearest(word.partition("=")[0], parser.spellings, 0.7)
-            raise UserError(f"there is no option {word}{f': did you mean {near}?' if near else ''}")
+            raise UserError(f"there is no option {word}{near_hint(word.partition('=')[0], parser.spellings, 0.7)}")
     line.alone = [*left, *line.alone, *after]
     return line
 
@@ -229,10 +227,22 @@ def ending(prog: str) -> Iterator[None]:
     """What a command ends with: one line for what the user can mend, and a traceback for what only we can."""
     before = warnings.formatwarning
     warnings.formatwarning = lambda message, *place, **line: f"{prog}: warning: {_one_line(message)}\n"
+    with raising_stopped():
+        try:
+            with _told(prog):
+                yield
+        finally:
+            warnings.formatwarning = before
+
+
+@contextmanager
+def _told(prog: str) -> Iterator[None]:
+    """End the process with what an error has to say."""
     try:
         yield
-    except KeyboardInterrupt:
-        _end(f"{prog}: stopped", 128 + signal.SIGINT)
+    except KeyboardInterrupt as stop:
+        stopped = stop if isinstance(stop, Stopped) else Stopped()
+        _end(f"{prog}: {_one_line(stopped)}", 128 + stopped.number)
     except Interrupted as error:  # it has said so, and how to go on
         sys.exit(error.status)
     except CrosslevelError as error:
@@ -248,8 +258,6 @@ def ending(prog: str) -> Iterator[None]:
         if trouble:
             _end(f"{prog}: {trouble}", REFUSED)
         _fault(prog, error)
-    finally:
-        warnings.formatwarning = before
 
 
 def _raise_if_asked() -> None:

@@ -28,20 +28,6 @@ class Choice(NamedTuple):
         return f"--{self.setting} {value}: {self.why}"
 
 
-class Chosen:
-    """What the rules chose for one run, in the order in which they were asked."""
-
-    def __init__(self) -> None:
-        self.made: list[Choice] = []
-
-    def __call__(self, given: Any, choice: Choice) -> Any:
-        """The value ``given``, or else the rule's, which is noted."""
-        if given is not None:
-            return given
-        self.made.append(choice)
-        return choice.value
-
-
 def batch_size(images: int, epochs: float, devices: int = 1, device: str = "cpu") -> Choice:
     """Images a step on each device, by how many the run sees in all.
 
@@ -144,3 +130,31 @@ def preset(view: int) -> Choice:
     """
     name = "cifar" if view <= LARGE_VIEW else "mocov2"
     return Choice("views.preset", name, f"usual for views of {view} pixels")
+
+
+def temperature_period(epochs: float) -> Choice:
+    """Epochs of a temperature schedule's period: a fifth of the run, as 400 of 2,000 in the authors' code."""
+    return Choice("temperature_period", epochs / 5, "a fifth of the run, as in Kukleva et al. 2023")
+
+
+def queue_start(epochs: float) -> Choice:
+    """Epochs after which SwAV's queue counts: the share of the run that 15 of 200 are in the authors' code."""
+    return Choice("method.queue_start", 15 * epochs / 200, "the share of the run that it is in Caron et al. 2020")
+
+
+def teacher_warmup(epochs: float) -> Choice:
+    """Epochs in which the temperature of DINO's teacher rises: a tenth, as 30 of 300 in the paper."""
+    return Choice("method.teacher_warmup", epochs / 10, "a tenth of the run, as in Caron et al. 2021")
+
+
+def harmonization(epochs: float) -> tuple[Choice, ...]:
+    """When harmonization begins, comes in and counts: after 500 of 1,000 in the authors' code, in 10, every 20.
+
+    Each image is counted at least once.
+    """
+    why = "the share of the run that it is in Zhou et al. 2023"
+    return (
+        Choice("gh.warmup_epochs", epochs / 2, why),
+        Choice("gh.ramp_epochs", epochs / 100, why),
+        Choice("gh.update_epochs", max(1.0, epochs / 50), why),
+    )

@@ -4,87 +4,75 @@ from __future__ import annotations
 
 import copy
 import shlex
+import time
 import warnings
 
-from rich.console import Console
-
 from crosslevel.data.sources.containers.stream import ImageStream
-from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run, Unreadable
 from crosslevel.training import report as pages
-from crosslevel.training.inputs import (
-    LOOKED_AT,
-    Feed,
-)
+from crosslevel.training.inputs import LOOKED_AT, Feed
+from crosslevel.training.job import Job
 from crosslevel.training.loop.fit import Outcome
-from crosslevel.training.options import (
-    Data,
-    Logging,
-    Runtime,
-)
+from crosslevel.training.options import Data
 from crosslevel.training.parts import Parts
 from crosslevel.training.verdict import Verdict, verdict
 from crosslevel.utils.console import say
 from crosslevel.utils.errors import SourceError
 
 
-def finish(
-    folder: Run,
-    parts: Parts,
-    feed: Feed,
-    data: Data,
-    runtime: Runtime,
-    logging: Logging,
-    outcome: Outcome,
-    unreadable: Unreadable,
-    console: Console,
-    compared: bool = True,
-) -> None:
+def finish(job: Job, folder: Run, outcome: Outcome, unreadable: Unreadable) -> None:
     """Leave the encoder, the branches' heads, the list of unreadable files and, of a whole run, the page.
 
-    ``compared``: say what the training was worth, on the console and at the page's top.
+    What the training was worth, on the console and at the page's top, is not said where another program watches it. At
+    the end stands what there is now, and the commands that come next.
     """
+    parts, feed, console = job.parts, job.feed, job.console
     parts.encoder.save(folder.encoder)
     folder.save_branches(parts.method.branch, parts.method.head, parts.cld)
     unreadable.merge()
     if len(feed.bad):
         say(console, feed.bad.summary(feed.total))
-    found = _compare(parts.encoder, feed, runtime, console) if outcome.finished and compared else None
-    if outcome.finished and logging.report_html:
-        cld = None if parts.cld is None else copy.copy(parts.cld)
-        if cld is not None:
-            cld.gather = False  # the other ranks are not here
-        next_commands = following(folder, feed, data)
-        verdict_line = "" if found is None else found.headline()
-        pages.write(
-            folder, parts.encoder, cld, feed.source, runtime.hardware, runtime.seed, next_commands, verdict_line
-        )
+    found = _compare(job) if outcome.finished and job.watch is None else None
+    if outcome.finished and job.logging.report_html:
+        _write_page(job, folder, "" if found is None else found.headline())
+    _farewell(job, folder, outcome)
 
 
-def _compare(encoder: Encoder, feed: Feed, runtime: Runtime, console: Console) -> Verdict | None:
+def _compare(job: Job) -> Verdict | None:
     """Say in one line what the training was worth, beside raw pixels and the untrained network."""
+    feed, runtime = job.feed, job.runtime
     try:
         shown = feed.source.some(LOOKED_AT) if isinstance(feed.source, ImageStream) else feed.source
-        found = verdict(encoder, shown, runtime.hardware, runtime.seed, feed.held)
+        found = verdict(job.parts.encoder, shown, runtime.hardware, runtime.seed, feed.held)
     except SourceError as error:
         warnings.warn(f"the features are not compared with raw pixels: {error}", stacklevel=2)
         return None
     if found is not None:
-        say(console, found.line())
+        say(job.console, found.line())
     return found
 
 
-def farewell(
-    folder: Run, parts: Parts, feed: Feed, data: Data, outcome: Outcome, minutes: float, console: Console
-) -> None:
+def _write_page(job: Job, folder: Run, headline: str) -> None:
+    cld = None if job.parts.cld is None else copy.copy(job.parts.cld)
+    if cld is not None:
+        cld.gather = False  # the other ranks are not here
+    pages.write(
+        folder, job.parts.encoder, cld, job.feed.source, job.runtime.hardware, job.runtime.seed,
+        following(folder, job.feed, job.data), headline,
+    )  # fmt: skip
+
+
+def _farewell(job: Job, folder: Run, outcome: Outcome) -> None:
     """Say what there is now, and the commands that come next."""
+    console = job.console
     if not outcome.finished:
         say(console, f"stopped after step {outcome.steps:,}; the encoder so far is {folder.encoder}; to go on:")
-        say(console, f"  {resume_command(folder, parts)}")
+        say(console, f"  {resume_command(folder, job.parts)}")
         return
     left = [folder.encoder, *([folder.report] if folder.report.exists() else [])]
+    minutes = (time.monotonic() - job.began) / 60
     say(console, f"done in {minutes:.1f} min: {', '.join(map(str, left))}; next:")
-    for line in following(folder, feed, data):
+    for line in following(folder, job.feed, job.data):
         say(console, f"  {line}")
 
 

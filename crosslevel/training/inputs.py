@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
@@ -23,7 +23,7 @@ from crosslevel.models.encoder import Encoder, View
 from crosslevel.training import defaults
 from crosslevel.training.monitor import Which, monitor_of
 from crosslevel.transforms.views import Views
-from crosslevel.utils.console import say
+from crosslevel.utils.console import progress_bar, say
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import BadImage, UserError
 from crosslevel.utils.rng import generator
@@ -121,7 +121,7 @@ def prepared(
             f"decoded images would take {needed:.1f} GB, over --memory {memory}: they are decoded in each epoch",
         )
         return source
-    with Progress(console=console, transient=True) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("decoding images", total=len(source))
         return pack(source, views.size, bad=bad, progress=lambda done, of: bar.update(task, completed=done, total=of))
 
@@ -129,15 +129,14 @@ def prepared(
 def batches_of(
     source: Images | ImageStream,
     views: Views,
-    batch_size: int,
     epoch_size: int | None,
     order: Order,
     track_positives: float,
     *,
     seed: int,
-    **how: Any,
-) -> TrainBatches | StreamBatches:
-    """The batches of a whole training.
+    **options: Any,
+) -> Callable[[int], TrainBatches | StreamBatches]:
+    """What makes the batches of a whole training, for a number of images on each device.
 
     Raises:
         UserError: a stream in another order than its own; positives from tracks that nobody knows.
@@ -151,10 +150,10 @@ def batches_of(
     if isinstance(source, ImageStream):
         if order != "shuffled":
             raise UserError(f"order={order}: the images of a stream come in an order of their own: leave it out")
-        return StreamBatches(source, batch_size, epoch_size or 0, crops=views.crops, seed=seed, **how)
+        return partial(StreamBatches, source, epoch_size=epoch_size or 0, crops=views.crops, seed=seed, **options)
     crops = None if isinstance(source, InMemoryImages) else views.crops
     partners = Partners(source.tracks, track_positives, seed) if track_positives and source.tracks is not None else None
-    return TrainBatches(source, batch_size, crops=crops, order=order, partners=partners, seed=seed, **how)
+    return partial(TrainBatches, source, crops=crops, order=order, partners=partners, seed=seed, **options)
 
 
 def counted(source: Images | ImageStream) -> str:

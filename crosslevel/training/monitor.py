@@ -33,7 +33,7 @@ Which = Literal["knn", "label_free", "both"]
 Measure = Callable[[], dict[str, float]]
 
 PROBED, PIXELS = 2000, 50_000_000  # images that scores are of, and how many pixels they may have together
-PIECES = 4  # into at least so many a track is cut that would leave too little to tell its images from
+PIECES = 4  # a track with over half of the images is cut, so that no part has over a quarter of all
 
 
 class Watch(Protocol):
@@ -137,7 +137,7 @@ def scored(
 
 
 def told_apart(images: InMemoryImages) -> Int64[Tensor, " N"]:
-    """The tracks, or near-duplicates by pixels where none are known; where one has over half of the images, cut up."""
+    """The tracks, or sets of near-duplicates where none are known; cut up where one has over half of the images."""
     known = near_tracks(images) if images.tracks is None else images.tracks
     largest = int(known.unique(return_counts=True)[1].max())
     return known if 2 * largest <= len(images) else stretches(known, len(images) // PIECES)

@@ -13,7 +13,7 @@ from crosslevel.training.inputs import Order
 from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.module import Optimizer
 from crosslevel.training.monitor import Which
-from crosslevel.training.parts import Parts
+from crosslevel.training.parts import MakeCLD, MakeEncoder, MakeGH, MakeMethod, MakeViews, Parts
 from crosslevel.utils.device import Device, Hardware
 
 
@@ -29,7 +29,7 @@ class Data:
     track_positives: float
     hold_out: int | None
     memory: float
-    workers: int
+    workers: int | None
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,26 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Logging:
-    """What is told of it, and kept."""
+    """What is logged and kept of it."""
 
     log_every: int
     monitor: Which | None
-    monitor_every: int
+    monitor_every: int | None
     checkpoint_minutes: float
     report_html: bool
+
+
+@dataclass(frozen=True)
+class Makers:
+    """What makes its parts."""
+
+    encoder: MakeEncoder
+    cld: MakeCLD | None
+    views: MakeViews
+    method: MakeMethod | None
+    gh: MakeGH | None
+    share_hidden: bool
+    gh: MakeGH | None
 
 
 @dataclass(frozen=True)
@@ -98,7 +111,7 @@ def tree(
     """All settings of a run as the command line has them, with what was chosen: enough to repeat it."""
     return {
         "images": data.images.absolute().text,
-        **{name: parts.settings[name] for name in ("encoder", "cld", "views", "method")},
+        **{name: parts.settings[name] for name in ("encoder", "cld", "gh", "views", "method")},
         "epochs": steps.epochs,
         "minutes": None,
         "epoch_size": data.epoch_size,

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from crosslevel.cld.harmonization import Harmonization
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.methods import METHODS, USUAL, Method
+from crosslevel.models.any_size import take_any_size
 from crosslevel.models.encoder import Encoder
 from crosslevel.settings import describe as settings
 from crosslevel.training.loop.module import connect
@@ -21,6 +23,7 @@ from crosslevel.utils.errors import UserError
 
 MakeEncoder = Callable[[], Encoder]
 MakeCLD = Callable[[int], CrossLevel]
+MakeGH = Callable[[int], Harmonization]
 MakeViews = Callable[[], Views]
 MakeMethod = Callable[[nn.Module, int | None], Method]
 Part = TypeVar("Part", bound=nn.Module)
@@ -44,16 +47,18 @@ class Parts:
     cld: CrossLevel | None
     views: Views
     settings: dict[str, Any]
+    gh: Harmonization | None = None
 
     @property
     def kind(self) -> str:
         """A word for a run's name."""
-        return f"{type(self.method).__name__.lower()}{'' if self.cld is None else '-cld'}"
+        added = ("-cld" if self.cld is not None else "") + ("-gh" if self.gh is not None else "")
+        return type(self.method).__name__.lower() + added
 
     @property
     def described(self) -> str:
         """The losses and the network, for people."""
-        branch = "" if self.cld is None else " + CLD"
+        branch = ("" if self.cld is None else " + CLD") + ("" if self.gh is None else " + GH")
         return f"{type(self.method).__name__}{branch} on {self.encoder.name}"
 
     @property
@@ -77,6 +82,8 @@ class Parts:
             raise UserError(f"batch_size={batch} leaves nothing to compare with: give at least 2")
         self.method.check(batch, devices, images)
         name, piece = type(self.method).__name__, self.method.piece_size(self.views.size)
+        if self.views.small:
+            _check_small(name, self.encoder, self.views.small_side)
         if piece is not None and self.encoder.fixed_size not in (None, piece):
             raise UserError(
                 f"{name}'s patches are {piece} pixels, {self.encoder.name} is built for {self.encoder.fixed_size}: "
@@ -87,7 +94,8 @@ class Parts:
             raise UserError(
                 f"cld.groups={self.cld.groups} exceeds the batch of {points} images: lower groups or raise batch_size"
             )
-        needed, drawn = self.method.views - self.method.plain_views, len(self.views.augments)
+        needed = self.method.views - self.method.plain_views - self.method.small_views
+        drawn = len(self.views.augments)
         if 1 < drawn < needed:
             raise UserError(
                 f"views.preset={self.views.preset} has {drawn} different views, {name} "
@@ -116,7 +124,13 @@ def bases(
     return Bases(network, branch, _own(views) if isinstance(views, Views) else views())
 
 
-def assemble(made: Bases, method: MakeMethod | None, images: int | None, share_hidden: bool) -> Parts:
+def assemble(
+    made: Bases,
+    method: MakeMethod | None,
+    images: int | None,
+    share_hidden: bool,
+    gh: Harmonization | MakeGH | None = None,
+) -> Parts:
     """Add the method, the usual one unless given, and fit all parts to each other.
 
     Args:
@@ -124,6 +138,7 @@ def assemble(made: Bases, method: MakeMethod | None, images: int | None, share_h
         method: what makes the method for an encoder and a number of images.
         images: N; None where nobody knows.
         share_hidden: let both heads have their hidden layer in common.
+        gh: what makes the geometric harmonization of features of a size, or one to copy; None for none.
 
     Raises:
         ValueError: heads that cannot share a layer, or settings that a part refuses.
@@ -134,21 +149,48 @@ def assemble(made: Bases, method: MakeMethod | None, images: int | None, share_h
     branch = made.cld if made.cld is not None and made.cld.weight else None
     if branch is not None:
         connect(chosen, branch)
+    harmony = _own(gh) if isinstance(gh, Harmonization) else None if gh is None else gh(chosen.out_features)
+    if harmony is not None and not harmony.weight:
+        harmony = None
+    if chosen.small_views:
+        _fit_small(made.encoder, made.views)
     tree = {
         "encoder": settings.describe(made.encoder),
         "cld": {"weight": 0.0} if made.cld is None else settings.describe(made.cld, skip=("in_features",)),
+        "gh": {"weight": 0.0} if harmony is None else settings.describe(harmony, skip=("in_features",)),
         "views": settings.describe(made.views),
         "method": {
             "class_path": f"{type(chosen).__module__}.{type(chosen).__name__}",
             "init_args": settings.describe(chosen, skip=("encoder", "images")),
         },
     }
-    if branch is not None:
-        chosen.online = max(chosen.online, 2)  # CLD compares two views that the trained network has seen
-    made.views.count, made.views.plain = chosen.views, chosen.plain_views
+    if branch is not None or harmony is not None:
+        chosen.online = max(chosen.online, 2)  # both compare two views that the trained network has seen
+    made.views.count, made.views.small, made.views.plain = chosen.views, chosen.small_views, chosen.plain_views
     if share_hidden and branch is not None:
         share(chosen, branch)
-    return Parts(made.encoder, chosen, branch, made.views, tree)
+    return Parts(made.encoder, chosen, branch, made.views, tree, harmony)
+
+
+def _fit_small(encoder: Encoder, views: Views) -> None:
+    """Let a network that is built for one size take small crops, in whole patches."""
+    patch = take_any_size(encoder.backbone) if encoder.fixed_size is not None else None
+    if patch is not None and views.small_size is None:
+        views.small_size = max(patch, round(views.small_side / patch) * patch)
+
+
+def _check_small(name: str, encoder: Encoder, side: int) -> None:
+    """Refuse small crops that the encoder cannot take."""
+    if encoder.fixed_size in (None, side):
+        return
+    patch = take_any_size(encoder.backbone)
+    if patch is None:
+        raise UserError(
+            f"{name}'s small crops are {side} pixels, {encoder.name} takes {encoder.fixed_size} alone: give "
+            f"--method.small_views 0 or --views.small_size {encoder.fixed_size}"
+        )
+    if side % patch:
+        raise UserError(f"views.small_size={side}: {encoder.name} needs a multiple of its patches' {patch} pixels")
 
 
 def _own(part: Part) -> Part:

@@ -29,6 +29,20 @@ MEASURED_WITH = 128  # images a step
 TIMED, ENOUGH = 10, 5.0  # steps, and seconds after which fewer do
 
 
+class Chosen:
+    """What the rules chose for one run, in the order in which they were asked."""
+
+    def __init__(self) -> None:
+        self.made: list[defaults.Choice] = []
+
+    def __call__(self, given: Any, choice: defaults.Choice) -> Any:
+        """The value ``given``, or else the rule's, which is noted."""
+        if given is not None:
+            return given
+        self.made.append(choice)
+        return choice.value
+
+
 class Plan(NamedTuple):
     """The batches and steps of a training; ``choices``: what rules gave, each with its reason."""
 
@@ -55,7 +69,7 @@ def settle(
         ValueError: settings that do not fit each other.
 
     """
-    rules, devices = defaults.Chosen(), runtime.devices
+    rules, devices = Chosen(), runtime.devices
     rules.made += feed.choices
     images = feed.known or wanted.epoch_size or 0
     if not parts.views.chosen:
@@ -76,6 +90,7 @@ def settle(
     batches = batches_of_size(size)
     steps, batch = max(1, round(epochs * len(batches))), batches.batch_size * devices
     _complete(parts, rules, feed.known, steps, batch)
+    _time(parts, rules, epochs)
     parts.check(batches.batch_size, devices, feed.known)
     if parts.cld is not None:
         rules(parts.cld.groups, defaults.groups(batch if parts.cld.gather else batches.batch_size))
@@ -90,7 +105,7 @@ def settle(
     return Plan(batches, optimization, steps, round(optimization.warmup_epochs * len(batches)), rules.made)
 
 
-def _complete(parts: Parts, rules: defaults.Chosen, images: int | None, steps: int, batch: int) -> None:
+def _complete(parts: Parts, rules: Chosen, images: int | None, steps: int, batch: int) -> None:
     """What a method leaves open until the number of steps is known; the settings have it too."""
     method: Any = parts.method
     arguments = parts.settings["method"]["init_args"]
@@ -99,6 +114,30 @@ def _complete(parts: Parts, rules: defaults.Chosen, images: int | None, steps: i
     if arguments.get("queue", 0) is None:
         arguments["queue"] = rules(None, defaults.queue(images, batch))
         method.set_queue(arguments["queue"])
+
+
+def _time(parts: Parts, rules: Chosen, epochs: float) -> None:
+    """The periods of schedules that were left open."""
+    branches = (
+        ("method", parts.method, parts.settings["method"]["init_args"]),
+        ("cld", parts.cld, parts.settings["cld"]),
+    )
+    for name, branch, arguments in branches:
+        schedule = None if branch is None else branch.schedule
+        if schedule is not None and schedule.high is not None and schedule.period is None:
+            choice = defaults.temperature_period(epochs)
+            schedule.period = rules(None, choice._replace(setting=f"{name}.{choice.setting}"))
+            arguments["temperature_period"] = schedule.period
+    method, arguments = parts.method, parts.settings["method"]["init_args"]
+    for name, rule in (("queue_start", defaults.queue_start), ("teacher_warmup", defaults.teacher_warmup)):
+        if arguments.get(name, 0) is None:
+            arguments[name] = rules(None, rule(epochs))
+            setattr(method, name, arguments[name])
+    for choice in () if parts.gh is None else defaults.harmonization(epochs):
+        name = choice.setting.removeprefix("gh.")
+        if getattr(parts.gh, name) is None:
+            parts.settings["gh"][name] = rules(None, choice)
+            setattr(parts.gh, name, choice.value)
 
 
 def _images_a_second(parts: Parts, batches: Batches, runtime: Runtime) -> float:

@@ -2,59 +2,31 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
 from torch import nn
 
+from crosslevel.cld.harmonization import Harmonization
 from crosslevel.cld.loss import CrossLevel
-from crosslevel.data.bad_files import BadFiles
-from crosslevel.data.images import Images
-from crosslevel.data.open import open_images, open_unlabelled
 from crosslevel.data.sources.annotated.object_crops import Crops
-from crosslevel.data.sources.containers.stream import ImageStream
-from crosslevel.data.subsets.lists import write_list
 from crosslevel.data.uri import parse
 from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run, Unreadable, claimed
-from crosslevel.settings import describe
-from crosslevel.training.ending import farewell, finish, resume_command
-from crosslevel.training.inputs import (
-    Feed,
-    Order,
-    apart,
-    batches_of,
-    counted,
-    length,
-    prepared,
-    usual_monitor,
-    watching,
-)
-from crosslevel.training.loop.fit import Batches, Outcome, fit
+from crosslevel.training.ending import finish, resume_command
+from crosslevel.training.inputs import Order, watching
+from crosslevel.training.job import Job, keep_settings, prepare
+from crosslevel.training.loop.fit import Outcome, fit
 from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.module import Optimizer, Pretrain
 from crosslevel.training.monitor import Measure, Watch, Which
-from crosslevel.training.options import (
-    Data,
-    Logging,
-    Optimization,
-    Runtime,
-    figures_every,
-    tree,
-    workers_of,
-)
-from crosslevel.training.parts import Bases, Parts, assemble, bases
-from crosslevel.training.plan import Plan, settle
+from crosslevel.training.options import Data, Logging, Makers, Optimization, Runtime
 from crosslevel.transforms.views import Views
 from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.distributed import wait
-from crosslevel.utils.errors import Interrupted, UserError
+from crosslevel.utils.errors import Interrupted
 from crosslevel.utils.marks import verb
 from crosslevel.utils.processes import local_rank, refuse_tasks
 
@@ -99,6 +71,7 @@ def train(
     report_html: bool = True,
     resume: str | None = None,
     quiet: bool = False,
+    gh: Callable[[int], Harmonization] | None = Harmonization,
     *,
     watch: Watch | None = None,
 ) -> Path:
@@ -116,8 +89,8 @@ def train(
         encoder: the network.
         cld: the group branch (CLD); --cld.weight 0 turns it off.
         views: how random views are drawn.
-        method: the instance branch: SimCLR (the default), MoCo, InfoMin, BYOL or NPID; --method.help MoCo lists its
-            settings.
+        method: the instance branch: SimCLR (the default), MoCo, InfoMin, BYOL, NPID, SimSiam, VICReg, SwAV or DINO;
+            --method.help MoCo lists its settings.
         run: the run's folder; runs/ and a name made of source and method unless given.
         epochs: passes over the images, or a part of one; chosen by their number unless given (as is all that has no
             default here: the first lines say what was chosen and why, and so does config.yaml).
@@ -127,7 +100,7 @@ def train(
         batch_size: images a step, on each device; at most 256, fewer of a small collection, unless given.
         optimizer: sgd (momentum 0.9), adamw or lars.
         lr: the highest learning rate; all devices' batch / 256 times 0.001 (adamw), 0.3 (lars), or for sgd 0.06 (as in
-            the recipes of Wang et al. 2021; SimCLR: 0.5), unless given.
+            the recipes of Wang et al. 2021; SimCLR: 0.5, SimSiam: 0.05, DINO: 0.03), unless given.
         weight_decay: 0.0005 (sgd), 0.05 (adamw) or 0.000001 (lars) unless given.
         warmup_epochs: epochs of linear warm-up; a tenth of all, at most 5, unless given.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
@@ -159,9 +132,11 @@ def train(
         report_html: write report.html at the end.
         resume: folder of a run to continue, with its own settings.
         quiet: print nothing.
+        gh: geometric harmonization of the instance features, for a long tail (Zhou et al. 2023), beside CLD or alone;
+            off unless --gh.weight is given, 1 in the paper.
         watch: what is trained on, and what is measured in place of kNN accuracies; no option.
 
-    From Python, ``encoder``, ``cld`` and ``views`` are what makes these parts, such as
+    From Python, ``encoder``, ``cld``, ``gh`` and ``views`` are what makes these parts, such as
     ``functools.partial(Encoder, "resnet50")``, so that ``seed`` decides their first weights; a part itself is taken as
     it is, and copied.
 
@@ -175,149 +150,76 @@ def train(
         OSError: something cannot be read or written.
 
     """
-    began, console, rank = time.monotonic(), printer(quiet), local_rank()
-    given = 0 if hold_out is None and (resume is not None or watch is not None) else hold_out
-    data = Data(
-        parse(images), data_root, crops, epoch_size, order, track_positives, given, memory, workers_of(workers)
-    )  # fmt: skip
-    wanted = Optimization(epochs, minutes, epoch_size, batch_size, optimizer, lr, weight_decay, warmup_epochs)
-    runtime = Runtime(device, choose(device, precision), devices, sync_batchnorm, seed, rank, compile)
+    data = Data(parse(images), data_root, crops, epoch_size, order, track_positives, hold_out, memory, workers)
+    steps = Optimization(epochs, minutes, epoch_size, batch_size, optimizer, lr, weight_decay, warmup_epochs)
+    runtime = Runtime(device, choose(device, precision), devices, sync_batchnorm, seed, local_rank(), compile)
+    logging = Logging(log_every, monitor, monitor_every, checkpoint_minutes, report_html)
+    makers = Makers(encoder, cld, views, method, gh, share_hidden)
     refuse_tasks()
-    made = bases(encoder, cld, views, seed)
-    _announce(console, runtime, made)
-    feed = _feed(data, made, watch, seed, console)
-    data = replace(data, hold_out=0 if feed.held is None else len(feed.held))
-    parts = assemble(made, method, feed.known, share_hidden)
-    plan = settle(parts, wanted, feed, lambda size: _batches(feed, parts, data, size, runtime), runtime)
-    logging = Logging(
-        log_every, monitor or usual_monitor(feed.source), figures_every(plan.optimization.epochs, monitor_every),
-        checkpoint_minutes, report_html,
-    )  # fmt: skip
-    with claimed(run, f"{data.images.short}-{parts.kind}", resume, rank) as folder:
-        if resume is not None:
-            say(console, _continued(folder, feed, parts))
-        elif rank == 0:
-            settings = tree(data, plan.optimization, runtime, logging, parts, share_hidden)
-            _keep(folder, feed, data, settings, plan)
-        say(console, _overview(feed, parts, plan, folder))
-        for choice in plan.choices if resume is None else ():
-            say(console, f"chosen: {choice}")
-        unreadable = Unreadable(feed.bad, folder.path, rank, resume is not None)
-        measure = _measure(watch, monitor, logging, parts, feed, runtime, unreadable)
-        module = _module(parts, plan, runtime)
-        outcome = _fit(module, parts, plan.batches, runtime, logging, folder, unreadable, measure, resume, console)
+    job = prepare(data, steps, runtime, logging, makers, watch, printer(quiet), resume is not None)
+    with claimed(run, job.name, resume, runtime.rank) as folder:
+        unreadable = _begin(job, folder)
+        outcome = _learn(job, folder, unreadable)
         wait()
-        if rank == 0:
-            finish(folder, parts, feed, data, runtime, logging, outcome, unreadable, console, compared=watch is None)
-            farewell(folder, parts, feed, data, outcome, (time.monotonic() - began) / 60, console)
+        if runtime.rank == 0:
+            finish(job, folder, outcome, unreadable)
     if outcome.signal is not None and not outcome.finished:
         raise Interrupted(outcome.signal, str(folder))
     return folder.path
 
 
-def _announce(console: Console, runtime: Runtime, made: Bases) -> None:
-    say(console, f"device: {runtime.hardware.why}")
-    if made.encoder.weights is not None:
-        say(console, f"{made.encoder.weights}: {made.encoder.loaded}")
-
-
-def _feed(data: Data, made: Bases, watch: Watch | None, seed: int, console: Console) -> Feed:
-    """Open the source; fit encoder and views to the size of its images; pack small ones."""
-    if watch is not None:
-        opened: Images | ImageStream = watch.part(
-            open_unlabelled(data.images, data_root=data.data_root, crops=data.crops)
-        )
-    else:
-        opened = open_images(data.images, data_root=data.data_root, crops=data.crops, streams=True)
-    bad = BadFiles() if isinstance(opened, ImageStream) else opened.bad_files()
-    total = length(opened, data.epoch_size)
-    shown, held, choices = apart(opened, data.hold_out, seed)
-    source = prepared(shown, made.encoder, made.views, data.memory, bad, console)
-    return Feed(opened, source, bad, total, held, choices)
-
-
-def _batches(feed: Feed, parts: Parts, data: Data, batch_size: int, runtime: Runtime) -> Batches:
-    return batches_of(
-        feed.source, parts.views, batch_size, data.epoch_size, data.order, data.track_positives,
-        seed=runtime.seed, bad=feed.bad, workers=data.workers, rank=runtime.rank, world=runtime.devices,
-    )  # fmt: skip
-
-
-def _continued(folder: Run, feed: Feed, parts: Parts) -> str:
-    """What is to be said where a run goes on with other images than it began with.
+def _begin(job: Job, folder: Run) -> Unreadable:
+    """Say what is going to happen, and note in a new run's folder what it begins with.
 
     Raises:
-        ValueError: the method keeps something for each of them.
+        UserError: a run that goes on with other images, where that cannot be.
 
     """
-    changed = folder.changed_images(feed.opened)
-    if changed and parts.method.per_image:
-        raise UserError(
-            f"{changed}: {type(parts.method).__name__} remembers each image, and cannot go on with others: bring them "
-            "back, or start a new run"
-        )
-    return changed and f"{changed}: it goes on with those of now, not as it would have"
+    if job.resumed:
+        say(job.console, job.changed_images(folder))
+    elif job.runtime.rank == 0:
+        keep_settings(job, folder)
+    say(job.console, f"{job.overview}; run: {folder}")
+    for line in () if job.resumed else job.notes:
+        say(job.console, line)
+    return Unreadable(job.feed.bad, folder.path, job.runtime.rank, job.resumed)
 
 
-def _keep(folder: Run, feed: Feed, data: Data, settings: dict[str, Any], plan: Plan) -> None:
-    """Note the settings and the images that the run begins with, and of a part the list: its source may change."""
-    describe.write(settings, folder.config, [f"chosen: {choice}" for choice in plan.choices])
-    folder.keep_images(feed.opened)
-    if isinstance(feed.opened, Images) and data.images.has_subset:
-        write_list(feed.opened, folder.subset)
-
-
-def _overview(feed: Feed, parts: Parts, plan: Plan, folder: Run) -> str:
-    views = f"{parts.views.count} views of {parts.views.size} pixels"
-    return f"{counted(feed.source)}, {len(plan.batches):,} steps an epoch, {views}; {parts.described}; run: {folder}"
-
-
-def _measure(
-    watch: Watch | None,
-    monitor: Which | None,
-    logging: Logging,
-    parts: Parts,
-    feed: Feed,
-    runtime: Runtime,
-    unreadable: Unreadable,
-) -> Measure | None:
-    if watch is not None:
-        return watch.monitor(parts.encoder, parts.method, parts.cld, runtime.hardware, unreadable)
-    if not logging.monitor_every:
-        return None
-    return watching(monitor, parts.encoder, parts.method, parts.cld, feed.source, runtime.hardware, runtime.seed)
-
-
-def _module(parts: Parts, plan: Plan, runtime: Runtime) -> Pretrain:
-    chosen = plan.optimization
-    return Pretrain(
-        parts.encoder, parts.method, parts.cld, parts.views, steps=plan.steps, warmup_steps=plan.warmup_steps,
-        optimizer=chosen.optimizer, lr=chosen.lr, weight_decay=chosen.weight_decay, seed=runtime.seed,
-    )  # fmt: skip
-
-
-def _fit(
-    module: Pretrain,
-    parts: Parts,
-    batches: Batches,
-    runtime: Runtime,
-    logging: Logging,
-    folder: Run,
-    unreadable: Unreadable,
-    measure: Measure | None,
-    resume: str | None,
-    console: Console,
-) -> Outcome:
+def _learn(job: Job, folder: Run, unreadable: Unreadable) -> Outcome:
+    """All the steps."""
+    runtime, logging, module = job.runtime, job.logging, _module(job)
     try:
         return fit(
-            module, batches, folder.path, hardware=runtime.hardware, devices=runtime.devices,
+            module, job.plan.batches, folder.path, hardware=runtime.hardware, devices=runtime.devices,
             sync_batchnorm=runtime.sync_batchnorm, log_every=logging.log_every,
-            checkpoint_minutes=logging.checkpoint_minutes, monitor=measure, monitor_every=logging.monitor_every,
-            resume=resume is not None, saved=unreadable.keep, console=console, compile=runtime.compile,
+            checkpoint_minutes=logging.checkpoint_minutes, monitor=_measure(job, unreadable),
+            monitor_every=logging.monitor_every or 0, resume=job.resumed, saved=unreadable.keep, console=job.console,
+            compile=runtime.compile,
         )  # fmt: skip
     except OSError:
         if module.step and folder.last.exists():
-            say(console, f"what was saved goes on with: {resume_command(folder, parts)}")
+            say(job.console, f"what was saved goes on with: {resume_command(folder, job.parts)}")
         raise
     finally:
         unreadable.keep()
+
+
+def _measure(job: Job, unreadable: Unreadable) -> Measure | None:
+    """What is measured between epochs."""
+    parts, runtime = job.parts, job.runtime
+    if job.watch is not None:
+        return job.watch.monitor(parts.encoder, parts.method, parts.cld, runtime.hardware, unreadable)
+    if not job.logging.monitor_every:
+        return None
+    return watching(
+        job.logging.monitor, parts.encoder, parts.method, parts.cld, job.feed.source, runtime.hardware, runtime.seed
+    )
+
+
+def _module(job: Job) -> Pretrain:
+    parts, plan, chosen = job.parts, job.plan, job.plan.optimization
+    return Pretrain(
+        parts.encoder, parts.method, parts.cld, parts.views, steps=plan.steps, warmup_steps=plan.warmup_steps,
+        optimizer=chosen.optimizer, lr=chosen.lr, weight_decay=chosen.weight_decay, seed=job.runtime.seed,
+        epoch_steps=len(plan.batches), gh=parts.gh,
+    )  # fmt: skip

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import torch
@@ -300,4 +301,18 @@ def _factors(augment: Augment, chance: Float[Tensor, "B 4"]) -> Float[Tensor, "B
 
 def for_its_cache(device: torch.device) -> bool:
     """Whether a device is best given small pieces, cut as the draws have it; elsewhere nothing waits for the draws."""
-    return device.type == "cpu"
+    return device.type == "cpu" if _pieces is None else _pieces
+
+
+_pieces: bool | None = None
+
+
+@contextmanager
+def in_pieces(wanted: bool) -> Iterator[None]:
+    """While the block runs, views are made in small pieces on every device, or with fixed shapes on every device."""
+    global _pieces  # noqa: PLW0603
+    before, _pieces = _pieces, wanted
+    try:
+        yield
+    finally:
+        _pieces = before

@@ -21,9 +21,30 @@ PRESETS: dict[str, tuple[Augment, ...]] = {
     ),
     # Wang et al. 2021, the authors' CIFAR recipe
     "cifar": (Augment(scale=(0.2, 1.0)),),
+    # Caron et al. 2021 (DINO), as in the authors' code: BYOL's colours, two large crops of different strength
+    "dino": (replace(_BYOL, scale=(0.4, 1.0)), replace(_BYOL, scale=(0.4, 1.0), blur=0.1, solarize=0.2)),
+    # Caron et al. 2020 (SwAV), as in the authors' code: SimCLR's colours
+    "swav": (Augment(scale=(0.14, 1.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5),),
     "none": (Augment(crop=False, flip=0.0, jitter=0.0, grayscale=0.0),),
 }
 """What one view, or several different views in turn, of a published method look like."""
 
 PLAIN = Augment(scale=(0.6, 1.0), jitter=0.0, grayscale=0.0)
 """A view whose colours stay: of it a jigsaw is cut (Misra and van der Maaten 2020)."""
+
+SMALL = {"dino": replace(_BYOL, blur=0.5)}
+"""What a small crop's colours are like, where they are not those of the preset's first view."""
+
+SMALL_SIDE = 3 / 7
+"""Of a small crop beside a large one, both in pixels: 96 of 224 in SwAV and DINO."""
+
+SMALL_AREA = (0.05, 0.14)
+"""Of a small crop, as a share of the image: it ends where the area of the large ones begins, at 0.14 in SwAV, 0.4 in
+DINO; but at 0.14 at the least, since less would be a few pixels.
+"""
+
+
+def small_of(preset: str, area: tuple[float, float]) -> Augment:
+    """A small crop beside large ones of ``area``: smallest and largest, as a share of the image."""
+    low, high = SMALL_AREA
+    return replace(SMALL.get(preset, PRESETS[preset][0]), scale=(low, max(high, area[0])))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from itertools import groupby
 from typing import Any, final
@@ -17,11 +16,12 @@ from torch import Tensor, nn
 from crosslevel.transforms import functional as op
 from crosslevel.transforms import grouped as parts
 from crosslevel.transforms import masked, parameters, randaugment
+from crosslevel.transforms.layout import Layout
 from crosslevel.transforms.parameters import Augment, Draw, draw, draw_box
 from crosslevel.transforms.philox import Counted
-from crosslevel.transforms.presets import PLAIN, PRESETS
+from crosslevel.transforms.presets import PLAIN, PRESETS, SMALL_SIDE, small_of
 from crosslevel.transforms.random_numbers import Words
-from crosslevel.utils.errors import UserError
+from crosslevel.utils.errors import UserError, did_you_mean
 
 
 @final
@@ -31,11 +31,12 @@ class Views(nn.Module):
     Every image of every view gets parameters of its own, the same on every device: from a generator they are drawn on
     the CPU, from `Counted` where the images are. View v takes entry v (modulo their number) of the preset, with the
     settings given here in place of the preset's. ``count``, the number of views, is 2 unless set; the last ``plain`` of
-    them, 0 unless set, are large crops and flips without any change of colour.
+    them, 0 unless set, are large crops and flips without any change of colour; the ``small`` ones before these, 0
+    unless set, are small crops of ``small_side`` pixels, as multi-crop methods take them (Caron et al. 2020).
 
     Args:
-        preset: ``simclr``, ``mocov2``, ``byol``, ``infomin``, ``cifar`` or ``none`` (no randomness: a centred square).
-            Default: cifar, or what ``choose`` is told.
+        preset: ``simclr``, ``mocov2``, ``byol``, ``infomin``, ``dino``, ``swav``, ``cifar`` or ``none`` (no randomness:
+            a centred square). Default: cifar, or what ``choose`` is told.
         size: height and width of a view in pixels. Default: 32, or what ``adapt`` is told.
         scale: smallest and largest area of the crop, as a share of the image. Default: the preset's.
         flip: probability of a horizontal flip. Default: the preset's.
@@ -53,6 +54,10 @@ class Views(nn.Module):
         erase: probability of erasing a box. Default: the preset's.
         mean: mean of red, green and blue that normalization subtracts, for values in [0, 1].
         std: standard deviation of red, green and blue that normalization divides by.
+        small_size: height and width in pixels of the small crops that DINO and SwAV take beside the large ones.
+            Default: 3/7 of size, as 96 of 224.
+        small_scale: smallest and largest area of a small crop. Default: from 0.05 to the smallest of a large one (0.4
+            in DINO, 0.14 in SwAV), but at least to 0.14.
 
     Raises:
         ValueError: the preset is unknown, or a setting is outside its range.
@@ -82,10 +87,14 @@ class Views(nn.Module):
         erase: float | None = None,
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        small_size: int | None = None,
+        small_scale: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         if (size is not None and size < 4) or min(std) <= 0:
             raise UserError(f"size={size}, std={std}: a view needs 4 pixels or more, and every std above 0")
+        if small_size is not None and small_size < 4:
+            raise UserError(f"small_size={small_size}: a view needs 4 pixels or more")
         given: dict[str, Any] = {
             "scale": scale,
             "flip": flip,
@@ -104,8 +113,9 @@ class Views(nn.Module):
         }
         changes = {name: value for name, value in given.items() if value is not None}
         self._changes, self.chosen = changes, preset is not None
+        self.small_size, self.small_scale = small_size, small_scale
         self.choose(preset or "cifar", self.chosen)
-        self.mean, self.std, self.count, self.plain = mean, std, 2, 0
+        self.mean, self.std, self.count, self.small, self.plain = mean, std, 2, 0, 0
         self._given, self.size, self._open = given, size or 32, size is None
         # What a captured step has compiled in their place.
         self.make: Callable[..., Tensor] = masked.view
@@ -122,10 +132,12 @@ class Views(nn.Module):
 
         """
         if preset not in PRESETS:
-            nearest = get_close_matches(preset, PRESETS, n=1, cutoff=0.0)[0]
-            raise UserError(f"preset={preset!r} is unknown: did you mean {nearest!r}? One of {', '.join(PRESETS)}")
+            hint = did_you_mean(preset, PRESETS, cutoff=0.0)
+            raise UserError(f"preset={preset!r} is unknown: {hint} One of {', '.join(PRESETS)}")
         self.augments = tuple(replace(augment, **self._changes) for augment in PRESETS[preset])
         self.preset, self.chosen = preset, chosen
+        usual = small_of(preset, self.augments[0].scale)
+        self._small = replace(usual, **{**self._changes, "scale": self.small_scale or usual.scale})
 
     def adapt(self, size: int) -> None:
         """Draw views of ``size`` pixels, where the size was left open."""
@@ -134,14 +146,24 @@ class Views(nn.Module):
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that build these views again; None where the preset decides."""
-        return {"preset": self.preset, "size": self.size, **self._given, "mean": self.mean, "std": self.std}
+        small = {"small_size": self.small_size, "small_scale": self.small_scale}
+        return {"preset": self.preset, "size": self.size, **self._given, "mean": self.mean, "std": self.std, **small}
+
+    @property
+    def _layout(self) -> Layout:
+        return Layout(self.count, self.small, self.plain, self.size, self.small_side)
+
+    @property
+    def small_side(self) -> int:
+        """Height and width of a small crop in pixels, at most those of a large one."""
+        return min(self.size, self.small_size or max(4, round(SMALL_SIDE * self.size)))
 
     def forward(
         self,
         images: UInt8[Tensor, "B *V 3 H W"],
         generator: torch.Generator | Counted | None = None,
         partners: UInt8[Tensor, "B 3 H W"] | None = None,
-    ) -> list[Float[Tensor, "B 3 size size"]]:
+    ) -> list[Float[Tensor, "B 3 s s"]]:
         """``count`` views of every image, normalized.
 
         A CPU takes view after view, in parts that its cache holds; elsewhere shapes are fixed, and nothing waits for
@@ -149,7 +171,7 @@ class Views(nn.Module):
 
         Args:
             images: whole images (B, 3, H, W), or crops of them (B, V, 3, size, size) as ``crops`` makes
-                them: then crop v becomes view v, and only the crop is skipped.
+                them: then only the crop is skipped.
             generator: a CPU generator, or the numbers of these images in a step; None takes torch's own generator.
             partners: whole images that every second view is drawn from, in place of ``images``.
 
@@ -166,11 +188,10 @@ class Views(nn.Module):
             sources = self._sources(generator, images.device)
             if parameters.for_its_cache(images.device):
                 return [
-                    self._in_parts(images[:, v] if cropped else _of_view(v, images, partners), cropped, v, s)
-                    for v, s in enumerate(sources)
+                    self._in_parts(self._of_view(v, images, partners), cropped, v, s) for v, s in enumerate(sources)
                 ]
             # All that are drawn alike are one batch: as many operations as for a single one.
-            for _, alike in groupby(range(self.count), self._augment):
+            for _, alike in groupby(range(self.count), lambda v: (self._augment(v), self._layout.side(v))):
                 places = list(alike)
                 views += self._masked(images, partners, cropped, places, [sources[v] for v in places])
         return views
@@ -195,22 +216,21 @@ class Views(nn.Module):
         sources: list[torch.Generator | Words | None],
     ) -> list[Float[Tensor, "B 3 size size"]]:
         """The views with the numbers ``places``, all drawn alike, with fixed shapes."""
-        augment, count, (height, width) = self._augment(places[0]), len(images), images.shape[-2:]
+        augment, side = self._augment(places[0]), self._layout.side(places[0])
+        count, (height, width) = len(images), images.shape[-2:]
         words = [source.words for source in sources if isinstance(source, Words)]
         if words:
-            drawn = self.draw(augment, count * len(places), height, width, self.size, Words(torch.cat(words)))
+            drawn = self.draw(augment, count * len(places), height, width, side, Words(torch.cat(words)))
         else:
-            drawn = Draw.joined([draw(augment, count, height, width, self.size, source) for source in sources])
+            drawn = Draw.joined([draw(augment, count, height, width, side, source) for source in sources])
         drawn = drawn.to(images.device)
-        if cropped:
-            images = images[:, places[0] : places[-1] + 1].transpose(0, 1).flatten(0, 1)
-        elif partners is not None:
-            images = torch.cat([_of_view(v, images, partners) for v in places])
-        elif len(places) > 1:
-            images = images.repeat(len(places), 1, 1, 1)
-        most = max(1, masked.CHUNK // (3 * max(height * width, self.size**2)))
+        if len(places) > 1:
+            images = torch.cat([self._of_view(v, images, partners) for v in places])
+        else:
+            images = self._of_view(places[0], images, partners)
+        most = max(1, masked.CHUNK // (3 * max(height * width, side**2)))
         made = [
-            self.make(some, cropped, drawn.part(first, most), augment, self.size, self._mean, self._std)
+            self.make(some, cropped, drawn.part(first, most), augment, side, self._mean, self._std)
             for first, some in zip(range(0, len(images), most), images.split(most), strict=True)
         ]
         # Tensors of their own: what is done to one in place is no business of the others, nor of autograd.
@@ -222,17 +242,27 @@ class Views(nn.Module):
     ) -> UInt8[Tensor, "V 3 size size"]:
         """The random crops of one decoded image, one a view: what a loader's worker does of a view.
 
-        The same pixels as torchvision's resized_crop. Fastest for an image whose memory is (H, W, 3), as decoders
-        leave it; so is the memory of the views.
+        Small ones lie side by side in the last pictures (`Layout`). The same pixels as torchvision's resized_crop.
+        Fastest for an image whose memory is (H, W, 3), as decoders leave it; so is the memory of the views.
         """
         height, width = image.shape[-2:]
-        size, whole = [self.size, self.size], image.unsqueeze(0)
-        views = image.new_empty(self.count, *size, 3).permute(0, 3, 1, 2)
+        whole = image.unsqueeze(0)
+        # Zeros, where small crops leave some of their room empty: equal draws give equal bytes.
+        make = image.new_zeros if self.small else image.new_empty
+        views = make(self._layout.pictures, self.size, self.size, 3).permute(0, 3, 1, 2)
         for v in range(self.count):
             top, left, rows, columns = draw_box(self._augment(v), height, width, generator)
-            part = whole[..., top : top + rows, left : left + columns]
+            part, side = whole[..., top : top + rows, left : left + columns], self._layout.side(v)
+            if part.is_contiguous():  # a whole image: PyTorch fails on it where the output's memory is (H, W, 3)
+                part = part.contiguous(memory_format=torch.channels_last)
             # The operation that torchvision's resize ends in: around it half of the time would be checks and copies.
-            torch.ops.aten._upsample_bilinear2d_aa.out(part, size, False, None, None, out=views[v : v + 1])
+            if side == self.size:
+                slot = self._layout.picture(v)
+                torch.ops.aten._upsample_bilinear2d_aa.out(
+                    part, [side, side], False, None, None, out=views[slot : slot + 1]
+                )
+            else:
+                self._layout.room(views, v).copy_(torch.ops.aten._upsample_bilinear2d_aa(part, [side, side], False)[0])
         return views
 
     def center(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 size size"]:
@@ -250,33 +280,41 @@ class Views(nn.Module):
         return torch.cat(views)
 
     def _augment(self, view: int) -> Augment:
-        if view >= self.count - self.plain and self.augments[0].crop:
+        if self._layout.is_plain(view) and self.augments[0].crop:
             return PLAIN
+        if self._layout.is_small(view):
+            return self._small
         return self.augments[view % len(self.augments)]
+
+    def _of_view(self, view: int, images: Tensor, partners: Tensor | None) -> Tensor:
+        """The images that a view is drawn from, or its crops."""
+        if images.ndim == 5:
+            return self._layout.room(images, view)
+        return partners if partners is not None and self._layout.picture(view) % 2 else images
 
     def _check(self, images: Tensor, cropped: bool) -> None:
         shape = tuple(images.shape)
-        expected = (self.count, 3, self.size, self.size)
+        expected = (self._layout.pictures, 3, self.size, self.size)
         if images.dtype != torch.uint8 or (shape[1:] != expected if cropped else shape[1:2] != (3,)):
             crops = ", ".join(map(str, expected))
             raise UserError(f"images are {images.dtype} {shape}: give uint8 (B, 3, H, W), or crops (B, {crops})")
 
     def _in_parts(
         self, images: UInt8[Tensor, "B 3 H W"], cropped: bool, v: int, source: torch.Generator | Words | None
-    ) -> Float[Tensor, "B 3 size size"]:
+    ) -> Float[Tensor, "B 3 s s"]:
         """View v, part by part."""
-        augment, (height, width) = self._augment(v), images.shape[-2:]
-        drawn = draw(augment, len(images), height, width, self.size, source)
-        most = parts.chunk_length(images, self.size)
-        blurred = partial(op.gaussian_blur, taps=op.blur_taps(self.size, augment.blur_sigma[1]))
-        views = torch.empty(len(images), 3, self.size, self.size)
+        augment, side, (height, width) = self._augment(v), self._layout.side(v), images.shape[-2:]
+        drawn = draw(augment, len(images), height, width, side, source)
+        most = parts.chunk_length(images, side)
+        blurred = partial(op.gaussian_blur, taps=op.blur_taps(side, augment.blur_sigma[1]))
+        views = torch.empty(len(images), 3, side, side)
         for part in parts.divided(drawn, most):
             pixels = images.index_select(0, part.index)
             if cropped:
                 x = pixels.to(torch.float32).div_(255)
                 x = op.flip(x, part.flip) if augment.flip > 0 else x
             else:
-                x = op.crop_resize(pixels, part.boxes, self.size, part.flip)
+                x = op.crop_resize(pixels, part.boxes, side, part.flip)
             x = part.change_colors(x, augment)
             part.on(part.blur, x, blurred, part.sigma)
             randaugment.apply_(x, part.operations, part.levels, self._mean)
@@ -289,10 +327,6 @@ class Views(nn.Module):
 
     def _normalize_(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         return x.sub_(self._mean.view(3, 1, 1)).div_(self._std.view(3, 1, 1))
-
-
-def _of_view(v: int, images: Tensor, partners: Tensor | None) -> Tensor:
-    return images if partners is None or v % 2 == 0 else partners
 
 
 @contextmanager

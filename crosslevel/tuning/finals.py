@@ -18,7 +18,7 @@ SEED = "seed"
 
 
 def is_search(trial: FrozenTrial) -> bool:
-    """Whether it tried something, and repeats no other trial."""
+    """Whether the trial is one of the search: it has settings of its own, and repeats no other trial."""
     return REPEATS not in trial.user_attrs
 
 
@@ -41,7 +41,7 @@ def as_given(trials: Sequence[FrozenTrial], plan: Plan) -> FrozenTrial | None:
 
 
 def repeated(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> list[FrozenTrial]:
-    """The trials that repeat this one, however they ended, but for those that were cut off."""
+    """The trials that repeat this one, without those that were cut off."""
     return [t for t in trials if t.user_attrs.get(REPEATS) == trial.number and outcome(t) != "killed"]
 
 
@@ -52,9 +52,10 @@ def score(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> float:
 
 
 def best(trials: Sequence[FrozenTrial], plan: Plan) -> FrozenTrial | None:
-    """The trial whose settings win: of the finalists that were repeated to the end, by the mean score.
+    """The trial whose settings win.
 
-    Until all of them have been, and where none are wanted, by its one score.
+    Once all finalists have been trained again, that is the one with the best mean score. Before, and in a search
+    without finalists, it is the trial with the best score.
     """
     whole = [trial for trial in trials if is_search(trial) and outcome(trial) == "complete"]
     last = finalists(trials, plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,49 @@ from crosslevel.tuning.search_space import Range
 from crosslevel.utils.errors import UserError
 
 Sampler = Literal["tpe", "random"]
+FILE = "study.db"  # of a study that is kept in its folder
 BEAT, GRACE = 20.0, 120.0  # seconds between signs of life, and without one until a worker counts as dead
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How many trainings a search may cost, and how their settings are chosen."""
+
+    budget: float | None
+    trials: int | None
+    sampler: Sampler
+    pruning: bool
+    finalists: int | None
+
+    def settled(self, epochs: float | None, minutes: float | None) -> tuple[float, int]:
+        """The budget and the number of finalists, with what was left open.
+
+        Args:
+            epochs: of a training, as far as given.
+            minutes: likewise.
+
+        Raises:
+            UserError: there is nothing to compare.
+
+        """
+        budget = (12.0 if self.trials is None else float("inf")) if self.budget is None else self.budget
+        if not budget >= 1 or (self.trials is not None and self.trials < 1) or (epochs is not None and epochs < 1):
+            raise UserError(
+                f"budget={budget:g}, trials={self.trials}, epochs={epochs}: give at least one full training"
+            )
+        if minutes is not None:
+            raise UserError(f"minutes={minutes:g}: trials are compared after the same epochs: give --epochs")
+        finite, finalists = math.isfinite(budget), self.finalists
+        if finalists is None:
+            finalists = max(0, int(budget // 4) - 1) if finite else 0
+        if finalists and not finite:
+            raise UserError(f"finalists={finalists}: they are trained out of a budget: give --budget")
+        if finalists < 0 or (finalists and finalists + 2 > budget):
+            raise UserError(
+                f"finalists={finalists}, budget={budget:g}: their trainings, one for the settings as given, and one of "
+                "the search have to fit: give more --budget or fewer --finalists"
+            )
+        return budget, finalists
 
 
 @dataclass
@@ -50,7 +93,7 @@ class Plan:
 def url(storage: str | None, folder: Path) -> str:
     """The database's address as SQLAlchemy wants it: a file in the folder, or PostgreSQL by psycopg."""
     if storage is None:
-        return f"sqlite:///{(folder / 'study.db').resolve()}"
+        return f"sqlite:///{(folder / FILE).resolve()}"
     scheme, mark, rest = storage.partition("://")
     if not mark:
         told = f"***@{storage.rpartition('@')[2]}" if "@" in storage else storage

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -28,6 +27,7 @@ from crosslevel.tuning.plan import Plan
 from crosslevel.tuning.trials import cost, outcome, spent
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.files import write
+from crosslevel.utils.trees import yaml_tree
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -43,7 +43,7 @@ NOTE = (
 
 
 def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], console: Console) -> None:
-    """Write all three, and print the table.
+    """Write the best settings, the table of trials and the page; print the table.
 
     Raises:
         ValueError: trials have ended, and none of them well.
@@ -56,7 +56,7 @@ def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], conso
     _write_table(trials, plan)
     best = finals.best(trials, plan)
     if best is not None:
-        tree = best_settings(settings, best.params)
+        tree = best_settings(settings, {name: best.params[name] for name in plan.space if name in best.params})
         trees.write({**tree, "images": parse(images).absolute().text}, plan.folder / BEST)
     console.print(_printed(trials, plan))
     page = report.page(
@@ -175,7 +175,7 @@ def _axes(plan: Plan) -> dict[str, report.Axis]:
 def _settings_table(trials: Sequence[FrozenTrial], plan: Plan, best: FrozenTrial) -> Block:
     given = plan.start[0] if plan.as_given and plan.start else {}
     rows: list[list[Cell]] = [
-        [name, ranges.shown(searched), _value(given.get(name)), _value(best.params[name])]
+        [name, ranges.range_text(searched), _value(given.get(name)), _value(best.params[name])]
         for name, searched in plan.space.items()
     ]
     return report.table("Best settings found", ["setting", "searched", "as given", "best"], rows, None)
@@ -305,5 +305,5 @@ def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
 
 def read_best(folder: Path) -> dict[str, Any]:
     """The best settings that a search left."""
-    tree: dict[str, Any] = yaml.safe_load((folder / BEST).read_text(encoding="utf-8"))
+    tree: dict[str, Any] = yaml_tree((folder / BEST).read_text(encoding="utf-8"))
     return tree

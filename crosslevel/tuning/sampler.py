@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 from crosslevel.tuning.plan import Plan
 from crosslevel.tuning.search_space import Numbers, Range
 from crosslevel.tuning.trials import twin
+from crosslevel.utils.rng import mixed
 
 REDUCTION = 3  # successive halving goes on with one in so many
 
@@ -45,7 +46,7 @@ class Fresh(BaseSampler):
             given = {}  # by now each had its turn, whatever became of it
         point: dict[str, Any] = {}
         for attempt in range(self.tries):
-            point = self._draw(study, trial, hash_of(self.plan.seed, trial.number, attempt)) | given
+            point = self._draw(study, trial, _seed(self.plan.seed, trial.number, attempt)) | given
             if twin(others, point, trial.number) is None:
                 break
         return point
@@ -63,8 +64,8 @@ class Fresh(BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """By chance; nothing is drawn alone but what the given points had out of range."""
-        seed = hash_of(self.plan.seed, trial.number, len(param_name))
+        """A random value; drawn alone are only parameters whose given value is out of range."""
+        seed = _seed(self.plan.seed, trial.number, len(param_name))
         return RandomSampler(seed).sample_independent(study, trial, param_name, param_distribution)
 
 
@@ -81,24 +82,19 @@ def distributions(space: Mapping[str, Range]) -> dict[str, BaseDistribution]:
     return out
 
 
-def pruner(epochs: int, wanted: bool) -> BasePruner:
+def pruner(epochs: int, enabled: bool) -> BasePruner:
     """Successive halving with rungs at a ninth and a third of all epochs, rounded up.
 
     Of the trials that reached a rung, the best third goes on; with fewer than three there, the best one does (Li et
     al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020).
     """
-    if not wanted:
+    if not enabled:
         return NopPruner()
     return SuccessiveHalvingPruner(min_resource=-(-epochs // REDUCTION**2), reduction_factor=REDUCTION)
 
 
-def hash_of(*numbers: int) -> int:
-    """A seed of 32 bits that differs between neighbours."""
-    mixed = 0x9E3779B9
-    for number in numbers:
-        mixed = (mixed ^ number) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-        mixed ^= mixed >> 31
-    return mixed & 0xFFFFFFFF
+def _seed(*numbers: int) -> int:
+    return mixed(*numbers) & 0xFFFFFFFF  # as many bits as NumPy's RandomState takes
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,8 @@ from crosslevel.settings.command import Command
 from crosslevel.settings.kinds import Kind, read, takes
 from crosslevel.training import defaults
 from crosslevel.training.train import train
-from crosslevel.utils.errors import UserError
+from crosslevel.utils.errors import UserError, near_names
+from crosslevel.utils.trees import yaml_tree
 
 FORMS = "LOW:HIGH, LOW:HIGH:log or A,B,C"
 MACHINE = (
@@ -26,7 +26,8 @@ MACHINE = (
 """Settings that may differ between the workers of one study."""
 
 FIXED = (
-    *MACHINE, "seed", "run", "resume", "config", "recipe", "epochs", "method", "encoder", "cld", "views", "devices",
+    *MACHINE, "seed", "run", "resume", "config", "recipe", "epochs", "method", "encoder", "cld", "gh", "views",
+    "devices",
 )  # fmt: skip
 """Settings that are no parameters: what is trained on, where and how long, and whole parts."""
 
@@ -62,15 +63,15 @@ def parse(texts: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Range]
     """
     types, found = parameters(settings), {}
     for text in texts:
-        name, equals, told = text.partition("=")
+        name, equals, bounds = text.partition("=")
         name = name.strip().removeprefix("--")
-        if not equals or not told.strip():
+        if not equals or not bounds.strip():
             raise UserError(f"--search {text}: give NAME=RANGE, where the range is {FORMS}")
         if name not in types:
             raise UserError(f"--search {text}: {_unknown(name, types)}")
         if name in found:
             raise UserError(f"--search {text}: {name} is searched twice: give one range for it")
-        found[name] = _range(text, told.strip(), types[name])
+        found[name] = _range(text, bounds.strip(), types[name])
         _check(text, name, types[name], found[name])
     return found
 
@@ -124,7 +125,7 @@ def usual(settings: Mapping[str, Any], images: int) -> dict[str, Range]:
     return {**found, "lr": Numbers(lr / 10, lr * 10, log=True)}
 
 
-def nearest(space: Mapping[str, Range], point: Mapping[str, Any]) -> dict[str, Any]:
+def clipped(space: Mapping[str, Range], point: Mapping[str, Any]) -> dict[str, Any]:
     """``point``, or what in the space is nearest to it, as the study keeps it: a choice as it is written.
 
     What is no number, and none of the choices, is left out: nothing is near to it.
@@ -154,7 +155,17 @@ def outside(space: Mapping[str, Range], point: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def shown(searched: Range) -> str:
+def foreign(space: Mapping[str, Range], parameters: Mapping[str, Any]) -> str:
+    """What a trial of the study has that the search never gives one; empty if nothing."""
+    for name, value in parameters.items():
+        if name not in space:
+            return f"its study has {name!r}, which is not searched"
+        if value not in space[name]:
+            return f"its study has {name}={value!r}, which is not in {range_text(space[name])}"
+    return ""
+
+
+def range_text(searched: Range) -> str:
     """A range as it is written."""
     if isinstance(searched, Numbers):
         return f"{searched.low:.6g}:{searched.high:.6g}{':log' if searched.log else ''}"
@@ -171,20 +182,20 @@ def _unknown(name: str, types: Mapping[str, Kind]) -> str:
         return f"{name} is not searched: it changes where and how a training runs, not what it learns"
     if name in FIXED:
         return f"{name} is not searched, it is the same for all trials"
-    near = difflib.get_close_matches(name, types, 3, 0.7)
+    near = near_names(name, types, 0.7, 3)
     near += [other for other in types if other.rpartition(".")[2] == name and other not in near]
     hint = f"did you mean {' or '.join(near)}?" if near else "crosslevel train --help lists the names"
     return f"train has no setting {name!r}: {hint}"
 
 
-def _range(text: str, told: str, kind: Kind) -> Range:
+def _range(text: str, bounds: str, kind: Kind) -> Range:
     whole = takes(kind, "int") and not takes(kind, "float")
-    if ":" not in told:
-        choices = tuple(choice.strip() for choice in _apart(told) if choice.strip())
+    if ":" not in bounds:
+        choices = tuple(choice.strip() for choice in _apart(bounds) if choice.strip())
         if len(set(choices)) < 2 or len(set(choices)) < len(choices):
             raise UserError(f"--search {text}: give at least two different choices, or {FORMS}")
         return choices
-    low, high, *more = told.split(":")
+    low, high, *more = bounds.split(":")
     if not (takes(kind, "int") or takes(kind, "float")):
         raise UserError(f"--search {text}: it is no number: give choices, A,B,C")
     try:
@@ -201,10 +212,10 @@ def _range(text: str, told: str, kind: Kind) -> Range:
     return numbers
 
 
-def _apart(told: str) -> list[str]:
+def _apart(bounds: str) -> list[str]:
     """Split at the commas that are in no brackets."""
     parts, depth = [""], 0
-    for letter in told:
+    for letter in bounds:
         depth += (letter in "[(") - (letter in "])")
         if letter == "," and depth == 0:
             parts.append("")
@@ -227,7 +238,7 @@ def matches(choice: str, value: object) -> bool:
 def written(choice: str) -> Any:
     """A choice as the value that it is: YAML as the command line reads it, where 1e-3 is a number."""
     try:
-        value = yaml.safe_load(choice)
+        value = yaml_tree(choice)
         return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value) else value
     except yaml.YAMLError:
         return choice

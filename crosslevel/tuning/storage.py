@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import json
 import os
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +19,11 @@ import sqlalchemy
 from filelock import FileLock
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
-from crosslevel.tuning.plan import Plan
-from crosslevel.tuning.sampler import Fresh, pruner
+from crosslevel.tuning.plan import FILE, Plan, url
+from crosslevel.tuning.sampler import Fresh, distributions, pruner
 from crosslevel.utils.errors import MissingExtra, UserError
+from crosslevel.utils.files import sync_folder
+from crosslevel.utils.locks import hold
 
 PATIENCE = 60.0  # seconds for a database that is away
 SILENT = 60  # seconds until a machine that says nothing loses the lock of all
@@ -33,7 +36,7 @@ Result = TypeVar("Result")
 def patiently(plan: Plan, call: Callable[[], Result], patience: float = PATIENCE) -> Result:
     """The call's result; it is called again where the database cannot be reached, until ``patience`` seconds later.
 
-    A call that the database carried out without being able to say so is carried out twice: only for calls that may be.
+    Only for calls that may be made twice: the database may have carried one out when the connection broke.
 
     Raises:
         ValueError: it stays away, or the search is to stop.
@@ -48,7 +51,7 @@ def patiently(plan: Plan, call: Callable[[], Result], patience: float = PATIENCE
                 raise
             began = time.monotonic() if began is None else began
             if plan.stop.is_set() or time.monotonic() - began + pause > patience:
-                raise UserError(f"{shown(plan)}: the study cannot be reached: {_reason(plan, error)}") from error
+                raise UserError(f"{address(plan)}: the study cannot be reached: {_reason(plan, error)}") from error
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
 
@@ -71,7 +74,7 @@ def _reason(plan: Plan, error: BaseException) -> str:
     return said.replace(secret, "***") if secret else said
 
 
-def shown(plan: Plan) -> str:
+def address(plan: Plan) -> str:
     """The database's address without its password."""
     return plan.storage.rpartition("@")[2]
 
@@ -92,12 +95,12 @@ def opened(plan: Plan, tries: int = 8) -> optuna.Study:
         except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
             # Other studies' workers that make the same tables at the same time get in each other's way.
             if attempt == tries - 1:
-                raise UserError(f"{shown(plan)}: the study cannot be opened: {_reason(plan, error)}") from error
+                raise UserError(f"{address(plan)}: the study cannot be opened: {_reason(plan, error)}") from error
             time.sleep(0.1 * (attempt + 1))
         except ValueError as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"--storage ***@{shown(plan)}: is no address ({_reason(plan, error)})") from None
+            raise UserError(f"--storage ***@{address(plan)}: is no address ({_reason(plan, error)})") from None
         except ModuleNotFoundError as error:
             raise MissingExtra(f"{error.name} is missing: pip install 'crosslevel[tune]'") from error
     raise AssertionError("unreachable")
@@ -105,8 +108,9 @@ def opened(plan: Plan, tries: int = 8) -> optuna.Study:
 
 def _made(plan: Plan) -> optuna.Study:
     name = plan.folder.name
-    own = {"connect_args": {"timeout": 60, "factory": _File}}
-    options = own if plan.storage.startswith("sqlite") else {"pool_pre_ping": True}
+    if plan.storage == url(None, plan.folder):
+        _make_whole(plan.folder / FILE)
+    options = _engine() if plan.storage.startswith("sqlite") else {"pool_pre_ping": True}
     study = optuna.create_study(
         storage=optuna.storages.RDBStorage(plan.storage, engine_kwargs=options),
         study_name=name, direction="maximize", load_if_exists=True,
@@ -119,28 +123,76 @@ def _made(plan: Plan) -> optuna.Study:
         names = [k for k in sorted({*before, *plan.agreed}) if before.get(k) != plan.agreed.get(k)]
         told = ", ".join(f"{k}={before.get(k)}, not {plan.agreed.get(k)}" for k in names)
         raise UserError(f"{plan.folder}: its study began with other settings: {told}: give another --output")
+    _refuse_foreign(study, plan)
     return study
 
 
+def _refuse_foreign(study: optuna.Study, plan: Plan) -> None:
+    """A study may be a stranger's: its trials have what this search gives, and nothing else.
+
+    Raises:
+        UserError: one has not.
+
+    """
+    own = distributions(plan.space)
+    for trial in study.get_trials(deepcopy=False):
+        for name, searched in trial.distributions.items():
+            if searched != own.get(name):
+                raise UserError(
+                    f"{plan.folder}: trial {trial.number} of its study has {name!r}, which is not searched, or not in "
+                    "this range: it is not this search's: give another --output"
+                )
+
+
+def _make_whole(file: Path) -> None:
+    """A file with all its tables, or none: made at once they are not, and what lacks an index takes a study twice.
+
+    The caller holds the folder's lock.
+    """
+    for left in file.parent.glob(f".{file.name}.*.part*"):
+        left.unlink()
+    if file.exists():
+        return
+    part = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
+    try:
+        made = optuna.storages.RDBStorage(f"sqlite:///{part.resolve()}", engine_kwargs=_engine())
+        made.remove_session()
+        made.engine.dispose()  # the last one who closes it brings its log into it
+        with part.open("rb+") as written:
+            os.fsync(written.fileno())
+        if part.with_name(f"{part.name}-wal").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        os.replace(part, file)
+    finally:
+        for left in file.parent.glob(f"{part.name}*"):
+            left.unlink()
+    sync_folder(file.parent)
+
+
+def _engine() -> dict[str, Any]:
+    return {"connect_args": {"timeout": 60, "factory": _File}}
+
+
 class _File(sqlite3.Connection):
-    """A database that waits for the disk at times, not at every figure: a kill loses nothing, a power cut little."""
+    """An SQLite file that is synced now and then, not for every figure: a kill loses nothing, a power cut little."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.execute("PRAGMA trusted_schema=OFF")  # a stranger's triggers and views call no function
         self.execute("PRAGMA journal_mode=WAL")
         self.execute("PRAGMA synchronous=NORMAL")
 
 
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Alone among this machine's workers, threads included."""
+    """While the block runs, no other worker or thread of this machine is in one."""
     with FileLock(file):
         yield
 
 
 @contextlib.contextmanager
 def locked_everywhere(plan: Plan) -> Iterator[None]:
-    """Alone among the study's workers on all machines, where the database has locks to ask for (PostgreSQL).
+    """While the block runs, no other worker of the study is in one, on any machine, if the database is PostgreSQL.
 
     A machine that falls silent while it has the lock loses it after `SILENT` seconds, and what it does then fails.
     """
@@ -161,7 +213,7 @@ def locked_file(file: Path) -> Any:
     """The file, locked for as long as this process lives; BlockingIOError if another's is."""
     opened = file.open("a")
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        hold(opened.fileno())
     except OSError:
         opened.close()
         raise

@@ -25,11 +25,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from crosslevel.tuning import finals
 from crosslevel.tuning.plan import Plan
 from crosslevel.tuning.sampler import distributions
-from crosslevel.tuning.storage import locked, locked_everywhere, locked_file, opened, patiently, shown
+from crosslevel.tuning.search_space import foreign
+from crosslevel.tuning.storage import address, locked, locked_everywhere, locked_file, opened, patiently
 from crosslevel.tuning.trial import Failed
 from crosslevel.tuning.trials import outcome, spent, twin
-from crosslevel.utils.console import printable
-from crosslevel.utils.errors import FolderInUse, UserError
+from crosslevel.utils.errors import FolderInUse, UserError, printable
 
 Training = Callable[[int, dict[str, Any]], Iterator[dict[str, Any]]]
 """A trial's number and parameters to the scores after each epoch; raises `Failed`. Closing it stops it."""
@@ -38,7 +38,7 @@ SCORE = "combined"
 ATTEMPTS = 3  # a trial whose worker died as often may be what kills it
 COLLAPSED = 1.01  # effective rank: features that are all but equal
 ABANDONED = 5  # failures in a row that end the search: no setting is the cause
-TOLD = ("collapse", "symptoms")
+NOTED = ("collapse", "symptoms")
 CUT_OFF = ("its worker died", "stopped", "the database was away")
 
 
@@ -59,12 +59,12 @@ class Search:
             self.alive.flush()
 
     def close(self) -> None:
-        """This process is done: nothing of it can be left behind."""
+        """End this process's part in the study, and remove its sign of life."""
         self._sign(self.worker).unlink(missing_ok=True)
         self.alive.close()
 
-    def work(self, train: Training, told: Callable[[FrozenTrial], None] = lambda trial: None) -> None:
-        """Take trial after trial until the budget is spent; ``told`` gets each that has ended.
+    def work(self, train: Training, on_end: Callable[[FrozenTrial], None] = lambda trial: None) -> None:
+        """Take trial after trial until the budget is spent; ``on_end`` gets each that has ended.
 
         Raises:
             ValueError: the first trial, the settings as given, is refused, or trial after trial fails.
@@ -74,11 +74,11 @@ class Search:
             self._attempt(trial, train)
             self.mine.discard(trial.number)
             ended = patiently(self.plan, partial(self._frozen, trial))
-            told(ended)
+            on_end(ended)
             patiently(self.plan, partial(self._give_up, ended))
 
     def _next(self) -> Trial | None:
-        """The next trial to train, or None when there is none; waits where that hangs on what others still do."""
+        """The next trial to train; None when there is none. Waits while other workers may still leave one."""
         while not self.plan.stop.is_set():
             with locked(self.plan.folder / "study.lock"):
                 trial, wait = patiently(self.plan, self._looked)
@@ -90,7 +90,7 @@ class Search:
         return None
 
     def _looked(self) -> tuple[Trial | None, float | None]:
-        """A trial to train; or none, and for how many seconds to wait, None where there will be no more."""
+        """A trial to train; or none, and the seconds until asking again is of use (None: never)."""
         with locked_everywhere(self.plan):
             return (None, None) if self.plan.stop.is_set() else self._taken()
 
@@ -109,7 +109,7 @@ class Search:
         return self._asked(), 0.0
 
     def _is_room(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Whether one more full training keeps within the search's budget, when all that run come to their end."""
+        """Whether the budget has room for one more full training, if all running ones come to their end."""
         tried = [t for t in trials if finals.is_search(t)]
         if self.plan.trials is not None:
             begun = [t for t in tried if t.state != TrialState.WAITING and outcome(t) not in ("killed", "repeated")]
@@ -150,6 +150,8 @@ class Search:
         parameters = trial.params if repeats is None else {**trial.params, "seed": seed}
         steps, taken = train(trial.number, parameters), optuna.exceptions.UpdateFinishedTrialError
         try:
+            if strange := foreign(self.plan.space, trial.params):
+                raise Failed("refused", strange)
             with contextlib.suppress(taken), self._beating(trial), contextlib.closing(steps):  # type: ignore[type-var]
                 for epoch, figures in enumerate(steps, 1):
                     if (verdict := patiently(self.plan, partial(self._judged, trial, epoch, figures))) is not None:
@@ -164,13 +166,13 @@ class Search:
         finally:
             if repeats is not None:
                 reason = "; ".join([f"trial {repeats} once more, with seed {seed}", *([reason] if reason else [])])
-            figures = {name: value for name, value in figures.items() if name not in TOLD}  # in the reason
+            figures = {name: value for name, value in figures.items() if name not in NOTED}  # in the reason
             about = {"seconds": round(time.monotonic() - began, 1), "figures": figures}
             with locked(self.plan.folder / "study.lock"):
                 patiently(self.plan, lambda: self._finish(trial, state, kind, reason, **about))
 
     def _judged(self, trial: Trial, epoch: int, figures: dict[str, Any]) -> tuple[TrialState, str, str] | None:
-        """Why the trial, whose score is noted, ends here, or None."""
+        """Why a trial is stopped after the score that was just noted; None if it goes on."""
         trial.report(figures[SCORE], epoch)
         if figures["effective_rank"] < COLLAPSED:
             rank = f"effective rank {figures['effective_rank']:.3f} after epoch {epoch}"
@@ -205,7 +207,7 @@ class Search:
         self.study.tell(trial, values, state, skip_if_finished=True)
 
     def _again(self, trial: FrozenTrial, fault: bool = True) -> None:
-        """Queue a trial that was cut off, for whichever worker asks next; not for ever where it may be its fault.
+        """Queue a trial that was cut off, for whichever worker asks next; a few times at most, as it may be its fault.
 
         Once: one that is queued, or was tried again, stays as it is.
         """
@@ -248,7 +250,7 @@ class Search:
                 file.unlink(missing_ok=True)
 
     def abandon(self) -> None:
-        """Ctrl-C: what this process was at is marked, and waits for the next call."""
+        """After Ctrl-C: mark the trials that this process was training, so that the next call takes them up."""
         self.plan.stop.set()
         # A database that is away hears nothing; the trial is found to be a dead worker's later.
         away = contextlib.suppress(SQLAlchemyError, optuna.exceptions.StorageInternalError)
@@ -267,7 +269,7 @@ class Search:
                 self._again(trial, fault=reason == CUT_OFF[0])
 
     def _is_dead(self, trial: FrozenTrial, owner: str) -> bool:
-        """By its lock, which the system frees, where the worker shares this folder; elsewhere by its silence."""
+        """Whether a worker is dead: in this folder by its lock, which the system frees; elsewhere by its silence."""
         if self._sign(owner).exists():
             return _is_free(self._sign(owner))
         sign, now = (trial.user_attrs.get("alive"), trial.last_step), time.monotonic()
@@ -315,7 +317,7 @@ class Search:
 
 def _named(plan: Plan) -> str:
     """Which study this is, without a password."""
-    return hashlib.sha256(shown(plan).encode()).hexdigest()[:16]
+    return hashlib.sha256(address(plan).encode()).hexdigest()[:16]
 
 
 def _is_free(sign: Path) -> bool:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from crosslevel.cld.loss import CrossLevel
@@ -28,6 +27,7 @@ from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run, Unreadable
 from crosslevel.settings import parser as commands
+from crosslevel.settings.command import loaded
 from crosslevel.training.loop.collapse import symptoms
 from crosslevel.training.monitor import PIECES, scored, told_apart
 from crosslevel.training.train import train
@@ -39,11 +39,11 @@ DIVERGED = 3
 
 LOG = "train.log"
 LEAST, MOST = 16, 2000  # held-out images: the rarest things need some, more change the scores little
-FEWEST = 3  # tracks: an image is told from those of other ones
+FEWEST = 3  # held-out tracks: the scores compare an image with those of other tracks
 
 
 class Failed(RuntimeError):
-    """A training that came to no end: ``kind`` is diverged, refused (its settings), failed or killed."""
+    """A training that did not finish: ``kind`` is diverged, refused (its settings), failed or killed."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -66,7 +66,9 @@ def training(
         Failed: with what the process said last.
 
     """
-    if (folder / LOG).exists():
+    if folder.is_symlink():
+        folder.unlink()
+    elif (folder / LOG).exists():
         shutil.rmtree(folder)  # of a study that is gone
     folder.mkdir(parents=True, exist_ok=True)
     line = [sys.executable, "-m", "crosslevel.tuning", images, str(base), str(folder), *options]
@@ -205,7 +207,7 @@ def _symptoms(figures: dict[str, float], encoder: Encoder, cld: CrossLevel | Non
 
 
 class Channel:
-    """A line to the process that started this one: figures out, leave to go on in."""
+    """The connection to the process that started this one: figures go out, an answer says that training may go on."""
 
     def __init__(self, out: IO[str], answers: IO[str] | None) -> None:
         self.out = out
@@ -251,8 +253,9 @@ def _answers() -> IO[str]:
 
 def trained(images: str, base: Path, folder: Path, options: list[str], channel: Channel) -> Path:
     """One training of `train`, watched, with every score sent through ``channel``."""
-    settings = yaml.safe_load(base.read_text(encoding="utf-8"))
+    with commands.ending("crosslevel train"):
+        seed = loaded(str(base), str(base)).get("seed", 0)
     own = ["--report_html=false", "--monitor_every=1", f"--run={folder}"]
-    watch = HeldOut(settings["seed"], channel)
+    watch = HeldOut(seed, channel)
     run: Path = commands.run(train, [images, "--config", str(base), *options, *own], watch=watch)
     return run

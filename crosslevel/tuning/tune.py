@@ -26,11 +26,13 @@ from crosslevel.training.train import train
 from crosslevel.tuning import report as results
 from crosslevel.tuning import search_space as ranges
 from crosslevel.tuning import trial
-from crosslevel.tuning.plan import Plan, url
+from crosslevel.tuning.plan import Effort, Plan, url
 from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import choose
 from crosslevel.utils.errors import MissingExtra, UserError
+from crosslevel.utils.locks import HAS_LOCKS
 from crosslevel.utils.marks import verb, with_options_of
+from crosslevel.utils.processes import keeping
 
 if TYPE_CHECKING:
     from crosslevel.tuning.study import Search
@@ -90,28 +92,41 @@ def tune(
     """
     study = _study()
     console = printer(settings.get("quiet", False))
-    plan = _plan(images, search, output, budget, trials, storage, sampler, pruning, finalists, settings, console)
+    effort = Effort(budget, trials, sampler, pruning, finalists)
+    plan = _plan(images, search, output, storage, effort, settings, console)
     if jobs < 1:
         raise UserError(f"jobs={jobs}: give at least 1")
     searching = study.Search(plan)
     try:
         say(console, f"{plan.folder}: {results.summary(searching.study, plan)}")
         for name, searched in plan.space.items():
-            say(console, f"  {name}={ranges.shown(searched)}")
-        try:
-            _work(searching, images, settings, jobs, console)
-        except BaseException:
-            # What there is is shown, whatever ended the search.
-            with contextlib.suppress(ValueError):
-                results.leave(searching.study, plan, images, settings, console)
-            raise
-        results.leave(searching.study, plan, images, settings, console)
+            say(console, f"  {name}={ranges.range_text(searched)}")
+        with keeping(lambda: _kept(searching)):
+            try:
+                _work(searching, images, settings, jobs, console)
+            except BaseException:
+                # What there is is shown, whatever ended the search.
+                with contextlib.suppress(ValueError):
+                    results.leave(searching.study, plan, images, settings, console)
+                raise
+            results.leave(searching.study, plan, images, settings, console)
     finally:
         searching.close()
     return plan.folder
 
 
+def _kept(searching: Search) -> str:
+    """What a stopped search has; nothing is said of a database that is away."""
+    try:
+        ended = len(results.ended(searching.study))
+    except Exception:  # of any library behind the study, and the search ends anyway
+        return "the same command goes on"
+    return f"{ended:,} trials have ended and are kept; the same command goes on"
+
+
 def _study() -> Any:
+    if not HAS_LOCKS:
+        raise UserError("crosslevel tune tells living workers by the locks of Linux and macOS: run it on one of them")
     try:
         from crosslevel.tuning import study  # noqa: PLC0415
     except ModuleNotFoundError as error:
@@ -123,72 +138,66 @@ def _plan(
     images: str,
     search: list[str] | None,
     output: str | None,
-    budget: float | None,
-    trials: int | None,
     storage: str | None,
-    sampler: Literal["tpe", "random"],
-    pruning: bool,
-    finalists: int | None,
+    effort: Effort,
     given: dict[str, Any],
     console: Console,
 ) -> Plan:
-    budget = (12.0 if trials is None else float("inf")) if budget is None else budget
-    epochs = given["epochs"]
-    if not budget >= 1 or (trials is not None and trials < 1) or (epochs is not None and epochs < 1):
-        raise UserError(f"budget={budget:g}, trials={trials}, epochs={epochs}: give at least one full training")
-    if given["minutes"] is not None:
-        raise UserError(f"minutes={given['minutes']:g}: trials are compared after the same epochs: give --epochs")
-    if finalists is None:
-        finalists = max(0, int(budget // 4) - 1) if math.isfinite(budget) else 0
-    if finalists and not math.isfinite(budget):
-        raise UserError(f"finalists={finalists}: they are trained out of a budget: give --budget")
-    if finalists < 0 or (finalists and finalists + 2 > budget):
-        raise UserError(
-            f"finalists={finalists}, budget={budget:g}: their trainings, one for the settings as given, and one of the "
-            "search have to fit: give more --budget or fewer --finalists"
-        )
+    """All that workers agree on; ``given`` gets the epochs and the batch size that all trials have in common."""
+    budget, finalists = effort.settled(given["epochs"], given["minutes"])
     crops = None if given["crops"] is None else Crops(**given["crops"])
     source = open_unlabelled(images, data_root=given["data_root"], crops=crops)
     part, _ = trial.divided(source, given["seed"])
-    # All trials have these in common: they are chosen once, by the number of images that a trial trains on.
-    given["epochs"] = epochs = math.ceil(epochs or defaults.epochs(len(part)).value)
-    batch = defaults.batch_size(len(part), epochs, given["devices"], choose(given["device"]).device.type)
-    given["batch_size"] = given["batch_size"] or batch.value
-    warmup = given["warmup_epochs"]
+    _choose_length(given, len(part))
+    epochs, warmup = given["epochs"], given["warmup_epochs"]
     space = ranges.parse(search, given) if search else ranges.usual(given, len(part))
-    whose = _whose(images, source)
-    folder = Path(output) if output else Path("runs") / "tune" / f"{_name(images, given)}-{whose[-6:]}"
-    values = {name: ranges.value_at(given, name) for name in space}
-    start, beyond = ranges.nearest(space, values), ranges.outside(space, values)
-    starts = [start]
-    if isinstance(space.get("cld.weight"), ranges.Numbers) and 0.0 in space["cld.weight"]:
-        starts.append({**start, "cld.weight": 0.0})
+    collection = _collection(images, source)
+    folder = Path(output) if output else Path("runs") / "tune" / f"{_name(images, given)}-{collection[-6:]}"
+    starts, as_given = _starts(space, given, console)
     agreed = {
         **{name: value for name, value in given.items() if name not in ranges.MACHINE},
-        "images": whose,
-        "search": {name: ranges.shown(searched) for name, searched in space.items()},
-        "sampler": sampler,
-        "pruning": pruning,
+        "images": collection,
+        "search": {name: ranges.range_text(searched) for name, searched in space.items()},
+        "sampler": effort.sampler,
+        "pruning": effort.pruning,
     }
     bad = source.bad_files()
     if len(bad):
         say(console, bad.summary(len(source)))
-    for name in beyond:
-        first = f"trial 0 has {start[name]}" if name in start else "trial 0 has one by chance"
-        given_one = f"{name} is left open" if values[name] is None else f"{name}={values[name]}"
-        say(console, f"{given_one}, which is not in {ranges.shown(space[name])}: {first}")
-    if searched := [name for name in space if name.startswith("views.")]:
-        say(console, f"{', '.join(searched)}: the score compares settings with different views less surely than others")
     return Plan(
         folder=folder, storage=url(storage, folder), space=space, start=starts, epochs=epochs, budget=budget,
-        trials=trials, sampler=sampler, pruning=pruning, seed=given["seed"], agreed=agreed, as_given=not beyond,
-        finalists=finalists,
+        trials=effort.trials, sampler=effort.sampler, pruning=effort.pruning, seed=given["seed"], agreed=agreed,
+        as_given=as_given, finalists=finalists, images=len(source), bad=bad,
         warmup=max(defaults.warmup_epochs(epochs).value if warmup is None else warmup, epochs / 3),
-        images=len(source), bad=bad,
     )  # fmt: skip
 
 
-def _whose(images: str, source: Images) -> str:
+def _choose_length(given: dict[str, Any], images: int) -> None:
+    """Settle epochs and batch size, by the number of images that a trial trains on: no trial chooses its own."""
+    given["epochs"] = epochs = math.ceil(given["epochs"] or defaults.epochs(images).value)
+    batch = defaults.batch_size(images, epochs, given["devices"], choose(given["device"]).device.type)
+    given["batch_size"] = given["batch_size"] or batch.value
+
+
+def _starts(
+    space: dict[str, ranges.Range], given: dict[str, Any], console: Console
+) -> tuple[list[dict[str, Any]], bool]:
+    """The first trials' parameters: as given, or near them, and without CLD; and whether the first are as given."""
+    values = {name: ranges.value_at(given, name) for name in space}
+    start, beyond = ranges.clipped(space, values), ranges.outside(space, values)
+    for name in beyond:
+        first = f"trial 0 has {start[name]}" if name in start else "trial 0 has one by chance"
+        given_one = f"{name} is left open" if values[name] is None else f"{name}={values[name]}"
+        say(console, f"{given_one}, which is not in {ranges.range_text(space[name])}: {first}")
+    if searched := [name for name in space if name.startswith("views.")]:
+        say(console, f"{', '.join(searched)}: the score compares settings with different views less surely than others")
+    starts = [start]
+    if isinstance(space.get("cld.weight"), ranges.Numbers) and 0.0 in space["cld.weight"]:
+        starts.append({**start, "cld.weight": 0.0})
+    return starts, not beyond
+
+
+def _collection(images: str, source: Images) -> str:
     """What tells this collection from others: the number of its images, and a hash of their names.
 
     Of a data set by name, which has the same file names whatever its settings, the name counts as well. Nothing that

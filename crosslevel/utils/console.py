@@ -1,16 +1,41 @@
-"""What is printed: one place, so that a file's name can neither style a line nor steer a terminal, nor is a password
-in an address told to whoever reads along.
+"""What is printed, and how progress is shown: one place, so that a file's name can neither style a line nor steer a
+terminal, nor is a password in an address told to whoever reads along.
 """
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import Any
 
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.text import Text
+
+from crosslevel.utils.errors import printable
 from crosslevel.utils.processes import local_rank
 
-if TYPE_CHECKING:
-    from rich.console import Console
+
+class Terminal(Console):
+    """Rich's console, on which no text steers the terminal: not in lines, tables or bars, whoever made the name in it.
+
+    Args:
+        quiet: print nothing.
+
+    """
+
+    def __init__(self, quiet: bool = False, **options: Any) -> None:
+        usual = {"soft_wrap": True, "quiet": quiet, "markup": False, "emoji": False, "force_jupyter": False}
+        super().__init__(**(usual | options))
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Text before it is measured."""
+        return super().render_str(printable(text, lines=True), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """What others have made of text: all but the console's own codes."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text, lines=True))
 
 
 def printer(quiet: bool = False) -> Console:
@@ -18,8 +43,6 @@ def printer(quiet: bool = False) -> Console:
 
     Lines are never broken, so that a path can be copied; in a notebook they are text, as in a file.
     """
-    from crosslevel.utils.terminal import Terminal  # noqa: PLC0415
-
     return Terminal(quiet)
 
 
@@ -29,25 +52,18 @@ def say(console: Console, line: str, *, whole: bool = False) -> None:
         console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=whole or None)
 
 
-def printable(text: str, lines: bool = False) -> str:
-    r"""``text`` with what steers a terminal, ends a line or is no character written as ``\x1b``, ``\n``, ``\udcff``.
+def progress_bar(
+    console: Console | None, *figures: ProgressColumn, width: int | None = 40, transient: bool = True
+) -> Progress:
+    """A bar with what is done and how long the rest takes, on a terminal; nothing elsewhere.
 
-    Passwords in addresses are hidden. ``lines``: ends of lines, and tabs, stay.
+    Args:
+        console: where it is shown; None for nowhere.
+        figures: columns in place of the numbers done and to do.
+        width: characters of the bar; None for as many as the line has.
+        transient: whether it goes when it ends.
+
     """
-    kept = "\n\t" if lines else ""
-    text = hidden(text) if "@" in text else text
-    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
-
-
-_SCHEMES = "s3a?|gs|gcs|az|abfss?|https?|s?ftp|hdfs|postgres(?:ql)?|mysql|mariadb|oracle|mssql|redis"
-_PASSWORD = re.compile(
-    # scheme, slashes (any number: it may be mistyped) and name
-    rf"((?:\b(?:{_SCHEMES})(?:\+\w+)?:/{{0,2}}|//)[^\s/:@]*):"
-    # not a port; up to the last @ that begins no part of a source
-    r"(?!\d+/(?!\S*@))\S*@(?!\w+=)"
-)
-
-
-def hidden(text: str) -> str:
-    """``text`` without the passwords of its addresses: ``postgresql://bob:***@host/database``."""
-    return _PASSWORD.sub(r"\1:***@", text)
+    columns = (TextColumn("{task.description}"), BarColumn(width), *(figures or (MofNCompleteColumn(),)))
+    hidden = console is None or not console.is_terminal
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=transient, disable=hidden)

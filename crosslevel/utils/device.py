@@ -26,7 +26,28 @@ class Hardware(NamedTuple):
         return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
 
 
-def choose(device: Device = "auto", precision: Precision = "auto") -> Hardware:
+class Machine:
+    """What PyTorch finds here."""
+
+    def has(self, device: str) -> bool:
+        """Whether there is such a device."""
+        if device == "cuda":
+            return torch.cuda.is_available()
+        return device == "cpu" or torch.backends.mps.is_available()
+
+    def gpu(self) -> tuple[str, int]:
+        """The name of the CUDA device, and the first number of its compute capability."""
+        return torch.cuda.get_device_name(), torch.cuda.get_device_capability()[0]
+
+    def multiplies_bfloat16(self) -> bool:
+        """Whether the processor has instructions for bfloat16, and PyTorch uses them."""
+        return multiplies_bfloat16()
+
+
+HERE = Machine()
+
+
+def choose(device: Device = "auto", precision: Precision = "auto", machine: Machine = HERE) -> Hardware:
     """Take the fastest device there is, and bfloat16 where its hardware computes it.
 
     Raises:
@@ -37,12 +58,11 @@ def choose(device: Device = "auto", precision: Precision = "auto") -> Hardware:
         raise UserError(
             f"device={device}, precision={precision}: take one of {get_args(Device)}, {get_args(Precision)}"
         )
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        device = "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
-    if not available[device]:
+        device = "cuda" if machine.has("cuda") else "mps" if machine.has("mps") else "cpu"
+    if not machine.has(device):
         raise UserError(f"device={device} is not available here: leave it at auto, or check your PyTorch installation")
-    found, fast, because = _describe(device)
+    found, fast, because = _describe(device, machine)
     chosen = precision if precision != "auto" else "bf16" if fast else "fp32"
     reason = because if precision == "auto" else "as asked"
     return Hardware(torch.device(device), chosen, f"{found}, {chosen} ({reason})")
@@ -53,15 +73,15 @@ def multiplies_bfloat16() -> bool:
     return bool(torch.backends.mkldnn.is_available() and _cpu_has_bf16())
 
 
-def _describe(device: str) -> tuple[str, bool, str]:
+def _describe(device: str, machine: Machine) -> tuple[str, bool, str]:
     """What the device is called, whether it computes bfloat16, and how that is known."""
     if device == "cuda":
-        major = torch.cuda.get_device_capability()[0]
+        name, major = machine.gpu()
         known = "tensor cores with bfloat16" if major >= 8 else "no bfloat16 before compute capability 8.0"
-        return f"cuda: {torch.cuda.get_device_name()}", major >= 8, known
+        return f"cuda: {name}", major >= 8, known
     if device == "mps":
         return "mps: Apple GPU", False, "the precision that all of its operations support"
-    fast = multiplies_bfloat16()
+    fast = machine.multiplies_bfloat16()
     known = "the processor has bfloat16 instructions" if fast else "the processor has no bfloat16 instructions"
     return f"cpu, {torch.get_num_threads()} threads", fast, known
 

@@ -1,4 +1,4 @@
-"""Errors that a user meets: one line each that says what is wrong and what to do.
+"""What a user is told: errors of one line each that say what is wrong and what to do, and text that steers no terminal.
 
 Only these are shown as one line without a traceback: an error of another library is a fault, whatever its class.
 """
@@ -6,6 +6,7 @@ Only these are shown as one line without a traceback: an error of another librar
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -65,15 +66,64 @@ class BadImage(CrosslevelError):
         return f"{self.path}: {self.reason}"
 
 
-def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """What ``word`` was probably meant to be, in whatever case it is written."""
+def near_names(word: str, known: Iterable[str], cutoff: float = 0.6, most: int = 1) -> list[str]:
+    """What ``word`` was probably meant to be, in whatever case it is written: ``most`` names, the likeliest first."""
     spelled = {name.lower(): name for name in known}
-    found = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=cutoff)
-    return spelled[found[0]] if found else None
+    return [spelled[name] for name in difflib.get_close_matches(word.lower(), spelled, most, cutoff)]
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown word: the nearest one there is, or all of them."""
+def did_you_mean(
+    word: str,
+    known: Iterable[str],
+    otherwise: str | None = None,
+    *,
+    value: str = "",
+    cutoff: float = 0.6,
+    most: int = 1,
+) -> str:
+    """The end of an error about an unknown word: the nearest there is, else what there is.
+
+    Args:
+        word: as it was given.
+        known: the words that there are.
+        otherwise: what to say where none is near; all words unless given.
+        value: what is written after the word, such as ``=3``.
+        cutoff: how near a word has to be, from 0 (any) to 1 (the same).
+        most: how many are named.
+
+    """
     names = list(known)
-    near = nearest(word, names)
-    return f"did you mean {near}?" if near else f"there are {', '.join(names)}"
+    near = near_names(word, names, cutoff, most)
+    if near:
+        return f"did you mean {' or '.join(name + value for name in near)}?"
+    return f"there are {', '.join(names)}" if otherwise is None else otherwise
+
+
+def near_hint(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """``: did you mean NAME?``, to end an error that says enough without it; nothing where none is near."""
+    hint = did_you_mean(word, known, "", cutoff=cutoff)
+    return hint and f": {hint}"
+
+
+def printable(text: str, lines: bool = False) -> str:
+    r"""``text`` with what steers a terminal, ends a line or is no character written as ``\x1b``, ``\n``, ``\udcff``.
+
+    Passwords in addresses are hidden. ``lines``: ends of lines, and tabs, stay.
+    """
+    kept = "\n\t" if lines else ""
+    text = hidden(text) if "@" in text else text
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
+
+
+_SCHEMES = "s3a?|gs|gcs|az|abfss?|https?|s?ftp|hdfs|postgres(?:ql)?|mysql|mariadb|oracle|mssql|redis"
+_PASSWORD = re.compile(
+    # scheme, slashes (any number: it may be mistyped) and name
+    rf"((?:\b(?:{_SCHEMES})(?:\+\w+)?:/{{0,2}}|//)[^\s/:@]*):"
+    # not a port; up to the last @ that begins no part of a source
+    r"(?!\d+/(?!\S*@))\S*@(?!\w+=)"
+)
+
+
+def hidden(text: str) -> str:
+    """``text`` without the passwords of its addresses: ``postgresql://bob:***@host/database``."""
+    return _PASSWORD.sub(r"\1:***@", text)

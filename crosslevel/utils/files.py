@@ -8,7 +8,6 @@ told from what is being written, and removed by the next writer of the same name
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -21,6 +20,8 @@ from typing import Any, BinaryIO
 
 from safetensors.torch import save
 from torch import Tensor
+
+from crosslevel.utils.locks import hold
 
 CHECKSUM = "crosslevel.crc32"  # its name among the metadata of a safetensors file
 _UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)
@@ -111,6 +112,8 @@ def is_unfinished(entry: str, name: str | None = None) -> bool:
 
 def sync_folder(folder: Path) -> None:
     """Make sure that the names in ``folder`` are on disk."""
+    if os.name == "nt":
+        return  # it opens no folders
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -127,7 +130,7 @@ def _beside(target: Path) -> BinaryIO:
         # "x" opens nothing that is there already, and so no link either.
         file = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part").open("x+b")
         with suppress(OSError):  # where there are no locks, nobody sweeps either
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hold(file.fileno())
         if os.fstat(file.fileno()).st_nlink:  # not swept away before it was locked
             return file
         file.close()
@@ -135,9 +138,9 @@ def _beside(target: Path) -> BinaryIO:
 
 def _remove_if_left(file: Path) -> None:
     with suppress(OSError):  # gone, locked by its writer, or not ours to remove: whoever writes does not need it
-        opened = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        opened = os.open(file, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
         try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hold(opened)
             os.unlink(file)
         finally:
             os.close(opened)

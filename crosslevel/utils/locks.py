@@ -12,8 +12,15 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from crosslevel.utils.console import printable
-from crosslevel.utils.errors import FolderInUse
+from crosslevel.utils.errors import FolderInUse, printable
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+HAS_LOCKS = fcntl is not None
+"""Whether an open file can be locked for as long as its process lives."""
 
 LOCK = ".crosslevel.lock"
 _DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -25,7 +32,8 @@ def folder_lock(path: str | os.PathLike[str], what: str, keep: bool = True) -> I
     """Hold a folder while the block runs, so that no other process writes there.
 
     The lock is the operating system's (`flock`) on a file in the folder: who is killed holds it no longer.
-    Where a file system has no locks, or the folder cannot be written, a warning says so and the block runs without.
+    Where a file system has no locks, or a folder that is there cannot be written, a warning says so and the block runs
+    without.
 
     Args:
         path: the folder; it is made where it is missing.
@@ -34,6 +42,7 @@ def folder_lock(path: str | os.PathLike[str], what: str, keep: bool = True) -> I
 
     Raises:
         FolderInUse: another process holds it.
+        OSError: it is not there, and cannot be made.
 
     """
     folder = Path(path)
@@ -44,7 +53,7 @@ def folder_lock(path: str | os.PathLike[str], what: str, keep: bool = True) -> I
         who = _written(folder) or "another process"
         raise FolderInUse(f"{folder} is in use by {who}: wait until it has ended, or take another folder") from None
     except OSError as error:
-        if error.errno not in (*_DENIED, *_UNKNOWN):
+        if error.errno not in (*_DENIED, *_UNKNOWN) or not folder.is_dir():
             raise
         warnings.warn(
             f"{folder} cannot be locked ({error.strerror}): make sure that no other process writes there", stacklevel=3
@@ -71,6 +80,20 @@ def _acquire(lock: FileLock, folder: Path) -> None:
             return
         except FileNotFoundError:
             continue  # who held it until now has just removed the folder
+
+
+def hold(number: int) -> None:
+    """Lock an open file, by its number, while this process lives: at once, or not at all.
+
+    On Windows nothing happens: there a file that is open cannot be removed or replaced by another process.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the file system has no locks.
+
+    """
+    if HAS_LOCKS:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def holder(path: str | os.PathLike[str]) -> str | None:

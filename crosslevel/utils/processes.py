@@ -76,6 +76,61 @@ class StopRequest:
             self.told(number)
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal that asks the process to end, raised where the main thread is, as Ctrl-C is by Python itself.
+
+    ``number`` is the signal's; ``kept`` says what there is, and how to go on.
+    """
+
+    def __init__(self, number: int = signal.SIGINT, kept: str = "") -> None:
+        self.number, self.kept = number, kept
+        by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+        super().__init__(f"stopped{by}{kept and f': {kept}'}")
+
+
+@contextmanager
+def raising_stopped() -> Iterator[None]:
+    """While the block runs, signals of `ENDING` raise `Stopped`, once: several may come, to the process and its group.
+
+    Ctrl-C is as before. Outside the main thread nothing is raised, and a process that is forked from here ends.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner, raised = os.getpid(), False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal raised
+        if os.getpid() != owner:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif not raised:
+            raised = True
+            raise Stopped(number)
+
+    listened = [number for number in ENDING if number != signal.SIGINT and not _is_nohup(number)]
+    before = {number: signal.signal(number, stop) for number in listened}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def keeping(kept: Callable[[], str]) -> Iterator[None]:
+    """Let what asks the process to end while the block runs say what is kept, and how to go on.
+
+    Raises:
+        Stopped: in the place of any `KeyboardInterrupt`.
+
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise Stopped(getattr(stop, "number", signal.SIGINT), kept()) from None
+
+
 @contextmanager
 def without_main() -> Iterator[None]:
     """While the block runs, processes that are spawned do not import this one's main module.

@@ -14,3 +14,14 @@ def mixed(*seeds: int) -> int:
 def generator(*seeds: int) -> torch.Generator:
     """A generator for these numbers, independent of those for any others."""
     return torch.Generator().manual_seed(mixed(*seeds))
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed of 63 bits for one step of one rank; neighbouring arguments give unrelated seeds.
+
+    SplitMix64's finish in place of `mixed`: ``rank`` may be -1, and a run that began with a former version goes on with
+    the random numbers that it would have had.
+    """
+    bits = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    return (bits ^ (bits >> 31)) & 0x7FFFFFFFFFFFFFFF

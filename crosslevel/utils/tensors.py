@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import re
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from crosslevel.utils.errors import MachineError, UserError
 from crosslevel.utils.files import CHECKSUM, checksum, replacing
+from crosslevel.utils.trees import json_tree, regular
 
 
 def load_tensors(file: Path, mmap: bool = False) -> Any:
@@ -34,10 +34,13 @@ def load_tensors(file: Path, mmap: bool = False) -> Any:
 
     """
     try:
+        with open(regular(file), "rb") as opened:
+            if zipfile.is_zipfile(opened) and (trouble := _unlike_saved(zipfile.ZipFile(opened))):
+                raise UserError(f"{file} is not read: damaged, or none of PyTorch's: {trouble}")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # what is refused is told in one line
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-    except OSError:
+    except (OSError, UserError):
         raise
     except Exception as error:  # a damaged file fails in any way
         asked = re.search(r"GLOBAL (\S+)", str(error))
@@ -96,12 +99,24 @@ def damage_of(file: str | os.PathLike[str] | BinaryIO) -> str:
     """What is wrong with the bytes of a file of `torch.save`; empty if nothing: each part has a checksum (CRC-32)."""
     try:
         with zipfile.ZipFile(file) as parts:
-            broken = parts.testzip()
+            unlike = _unlike_saved(parts)
+            broken = None if unlike else parts.testzip()
     except OSError:
         raise
     except Exception as error:  # whatever a flipped byte makes of a header
         return f"damaged: {' '.join(str(error).split()) or type(error).__name__}"
-    return f"damaged in {broken}" if broken else ""
+    return f"damaged: {unlike}" if unlike else f"damaged in {broken}" if broken else ""
+
+
+def _unlike_saved(parts: zipfile.ZipFile) -> str:
+    """Why an archive is none of `torch.save`'s, and may have more in it than memory; empty if it may be one."""
+    listed = parts.infolist()
+    if any(part.compress_type != zipfile.ZIP_STORED for part in listed):
+        return "it has compressed parts"
+    assert parts.fp is not None
+    if sum(part.file_size for part in listed) > parts.fp.seek(0, os.SEEK_END):
+        return "its parts lie on each other"
+    return ""
 
 
 def load_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -113,7 +128,7 @@ def load_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     """
     try:
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(regular(file), framework="pt") as opened:
             about = dict(opened.metadata() or {})
         written = about.pop(CHECKSUM, None)
         if written is not None and written != _checksum_of(file):
@@ -132,4 +147,4 @@ def _checksum_of(file: Path) -> str:
         memoryview(mapped) as whole,
     ):
         begin = 8 + int.from_bytes(whole[:8], "little")
-        return checksum(json.loads(bytes(whole[8:begin])), whole[begin:])
+        return checksum(json_tree(bytes(whole[8:begin])), whole[begin:])

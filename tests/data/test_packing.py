@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from packing_samples import packed, write
 from PIL import Image
+from run_samples import pack_in_small_parts
 
 from crosslevel.data import pack, pack_writer
 from crosslevel.data.bad_files import BadFiles
@@ -28,9 +29,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(pack_writer, "IMAGES_A_PART", 4)
-    monkeypatch.setattr("crosslevel.data.sources.packed.READ_AT_ONCE", 2)
-    monkeypatch.setattr(pack_writer, "SHARD", 15_000)
+    pack_in_small_parts(monkeypatch)
 
 
 def contents(folder):
@@ -127,9 +126,7 @@ def test_bytes_behind_the_last_part_and_parts_without_bytes_are_dropped(photos, 
     with pytest.raises(SystemExit, match="70"):
         packed(photos, tmp_path / "cut")
     monkeypatch.undo()
-    monkeypatch.setattr(pack_writer, "IMAGES_A_PART", 4)
-    monkeypatch.setattr("crosslevel.data.sources.packed.READ_AT_ONCE", 2)
-    monkeypatch.setattr(pack_writer, "SHARD", 15_000)
+    pack_in_small_parts(monkeypatch)
     shards = sorted((tmp_path / "cut").glob("*.bin"))
     os.truncate(shards[0], shards[0].stat().st_size - 10)
     packed(photos, tmp_path / "cut")
@@ -212,7 +209,7 @@ def test_ctrl_c_says_how_to_go_on(photos, tmp_path, small_parts, monkeypatch, ca
     with pytest.raises(SystemExit) as stop:
         packed(photos, tmp_path / "p")
     assert stop.value.code == 130
-    assert "8 images are done; the same command continues there" in capsys.readouterr().out
+    assert "8 images are done; the same command continues there\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [0, 2])

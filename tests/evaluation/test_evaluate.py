@@ -136,13 +136,18 @@ def test_fine_tuning_protocols_stand_beside_training_from_scratch(trained, sourc
         assert list(found[title]) == ["untrained encoder", "trained encoder"]
 
 
-def test_test_images_that_are_in_the_training_set_are_told(trained, sources, tmp_path, capsys):
-    call(trained, sources, f"--output={tmp_path / 'a.json'}")
+@pytest.mark.parametrize(
+    "options", [[], ["--protocol=semi", "--semi.epochs=1", "--semi.fractions=[0.2]"], ["--protocol=retrieval"]]
+)
+def test_test_images_that_are_in_the_training_set_are_told(trained, sources, tmp_path, capsys, options):
+    """Whether a protocol judges raw pixels or not."""
+    options.append("--cache=false")
+    call(trained, sources, f"--output={tmp_path / 'a.json'}", *options)
     assert "copies of images to learn from" not in capsys.readouterr().out
     mixed = tmp_path / "test"
     shutil.copytree(sources[1], mixed)
     shutil.copy(sources[0] / "ant" / "03.png", mixed / "ant" / "copy.png")
-    call(trained, (sources[0], mixed), f"--output={tmp_path / 'b.json'}")
+    call(trained, (sources[0], mixed), f"--output={tmp_path / 'b.json'}", *options)
     out = capsys.readouterr().out
     assert "1 of 46 test images are copies of images to learn from, 0 nearly" in out
     assert "ant/copy.png and ant/03.png" in out
@@ -187,7 +192,7 @@ def voc(home):
     return home
 
 
-def test_detection_from_random_and_from_trained_weights(trained, tmp_path):
+def test_detection_from_random_and_from_trained_weights(trained, tmp_path, capsys):
     pytest.importorskip("pycocotools", reason="needs pycocotools: pip install 'crosslevel[detection]'")
     shutil.copy(trained / "encoder.safetensors", tmp_path)
     home = voc(tmp_path / "VOC2007")
@@ -200,6 +205,8 @@ def test_detection_from_random_and_from_trained_weights(trained, tmp_path):
     results = json.loads((tmp_path / "evaluation.json").read_text())["results"]
     assert results[0]["accuracy_percent"] == rows
     assert results[0]["settings"]["short_side"] == 64
+    out = " ".join(capsys.readouterr().out.split())
+    assert "2 of 2 test images are copies of images to learn from, 0 nearly" in out
 
 
 def flat_folder(tmp_path):

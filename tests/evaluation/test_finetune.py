@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from finetune_samples import CLASSES, drawn
 from PIL import Image
+from run_samples import watching_encoders
 
 from crosslevel import Encoder
 from crosslevel.data.bad_files import BadFiles
@@ -36,8 +37,8 @@ def encoder():
     return encoder
 
 
-def tuned(encoder, source, queries, how, **more):
-    scores, labels = fine_tuned(encoder, source, 4, queries, how, PLACE, BadFiles(), **more)
+def tuned(encoder, source, queries, config, **more):
+    scores, labels = fine_tuned(encoder, source, 4, queries, config, PLACE, BadFiles(), **more)
     assert torch.equal(labels, queries.labels)
     return scores
 
@@ -46,9 +47,9 @@ def accuracy(scores, source):
     return float((scores.argmax(1) == source.labels).double().mean())
 
 
-def kept(home):
+def kept(run_dir):
     """All that a training has changed."""
-    (file,) = (home / "probe").rglob("last.ckpt")
+    (file,) = (run_dir / "probe").rglob("last.ckpt")
     return torch.load(file)["modules"]
 
 
@@ -73,8 +74,8 @@ def normalized(source):
 def test_it_is_pytorchs_plain_loop(encoder, schedule):
     """Crops and flips of one colour are that colour: so all images in one batch are the same in any order."""
     source, queries = drawn(24, 0, noise=0), drawn(12, 5, noise=0)
-    how = FineTune(5, 24, lr=0.02, lr_classifier=0.5, weight_decay=0.01, schedule=schedule)
-    found = tuned(encoder, source, queries, how, seed=3)
+    config = FineTune(5, 24, lr=0.02, lr_classifier=0.5, weight_decay=0.01, schedule=schedule)
+    found = tuned(encoder, source, queries, config, seed=3)
 
     network, classifier = copy.deepcopy(encoder).train(), torch.nn.Linear(encoder.num_features, 4)
     classifier.load_state_dict(new_classifier(encoder.num_features, 4, 3).state_dict())
@@ -93,8 +94,8 @@ def test_it_is_pytorchs_plain_loop(encoder, schedule):
 
 def test_an_easy_problem_is_learnt_and_only_by_learning(encoder):
     source, queries = drawn(96, 0), drawn(80, 5)
-    how, still = FineTune(12, 16, lr=0.05, lr_classifier=0.2), FineTune(12, 16, lr=0.0, lr_classifier=0.0)
-    assert accuracy(tuned(encoder, source, queries, how), queries) > 0.9
+    config, still = FineTune(12, 16, lr=0.05, lr_classifier=0.2), FineTune(12, 16, lr=0.0, lr_classifier=0.0)
+    assert accuracy(tuned(encoder, source, queries, config), queries) > 0.9
     assert accuracy(tuned(encoder, source, queries, still), queries) < 0.55
 
 
@@ -110,8 +111,8 @@ def test_the_given_encoder_stays_as_it_is(encoder):
 @pytest.mark.parametrize(("lr", "lr_classifier"), [(0.0, 0.2), (0.05, 0.0), (0.05, 0.2)])
 def test_each_part_has_its_own_rate(encoder, tmp_path, lr, lr_classifier):
     """At rate 0 nothing is learnt; a network in training still follows the batches' statistics."""
-    how = FineTune(2, 8, lr, lr_classifier, weight_decay=0.1)
-    tuned(encoder, drawn(24, 0), drawn(8, 5), how, home=tmp_path, seed=2)
+    config = FineTune(2, 8, lr, lr_classifier, weight_decay=0.1)
+    tuned(encoder, drawn(24, 0), drawn(8, 5), config, run_dir=tmp_path, seed=2)
     state, start = kept(tmp_path), {f"0.{k}": v for k, v in encoder.state_dict().items()}
     for name, value in new_classifier(encoder.num_features, 4, 2).state_dict().items():
         assert torch.equal(state[f"1.{name}"], value) == (lr_classifier == 0)
@@ -136,44 +137,43 @@ def test_a_killed_training_continues_to_exactly_the_same_scores(encoder, tmp_pat
     source, queries = drawn(20, 0), drawn(8, 5)
     source = files(tmp_path / "photos", source) if streamed else source
     whole = tuned(encoder, source, queries, SHORT)
-    home, told = tmp_path / "run", []
+    run_dir, told = tmp_path / "run", []
     with pytest.raises(Killed):
-        tuned(encoder, source, queries, SHORT, home=home, progress=killed_after(epochs))
-    continued = tuned(encoder, source, queries, SHORT, home=home, progress=lambda *done: told.append(done))
+        tuned(encoder, source, queries, SHORT, run_dir=run_dir, progress=killed_after(epochs))
+    continued = tuned(encoder, source, queries, SHORT, run_dir=run_dir, progress=lambda *done: told.append(done))
     assert told == [(done, 4) for done in range(epochs + 1, 5)]
     assert torch.equal(continued, whole)
 
 
-def test_a_kill_within_an_epoch_costs_that_epoch_alone(encoder, tmp_path, monkeypatch):
+def test_a_kill_within_an_epoch_costs_that_epoch_alone(encoder, tmp_path):
     source, queries = drawn(24, 0), drawn(8, 5)
-    whole, steps, forward = tuned(encoder, source, queries, SHORT), [], Encoder.forward
+    whole, steps = tuned(encoder, source, queries, SHORT), []
 
-    def dying(self, views):
-        steps.append(self.training)
+    def dying(network, views):
+        steps.append(network.training)
         if len(steps) == 8:  # the second of three steps of the third epoch
             raise Killed
-        return forward(self, views)
 
-    monkeypatch.setattr(Encoder, "forward", dying)
-    with pytest.raises(Killed):
-        tuned(encoder, source, queries, SHORT, home=tmp_path)
-    assert torch.equal(tuned(encoder, source, queries, SHORT, home=tmp_path), whole)
+    with watching_encoders(dying):
+        with pytest.raises(Killed):
+            tuned(encoder, source, queries, SHORT, run_dir=tmp_path)
+        assert torch.equal(tuned(encoder, source, queries, SHORT, run_dir=tmp_path), whole)
     assert sum(steps[8:]) == 6
     del steps[8:]
-    assert torch.equal(tuned(encoder, source, queries, SHORT, home=tmp_path), whole)
+    assert torch.equal(tuned(encoder, source, queries, SHORT, run_dir=tmp_path), whole)
     assert not any(steps[8:])  # a training that is done is not done again
 
 
 def test_another_training_is_not_continued(encoder, tmp_path):
     source, queries = drawn(16, 0), drawn(8, 5)
     with pytest.raises(Killed):
-        tuned(encoder, source, queries, SHORT, home=tmp_path, key={"of": "a"}, progress=killed_after(2))
-    for other in ({"how": FineTune(4, 8, 0.02, 0.31, 1e-3)}, {"seed": 1}, {"key": {"of": "b"}}):
+        tuned(encoder, source, queries, SHORT, run_dir=tmp_path, key={"of": "a"}, progress=killed_after(2))
+    for other in ({"config": FineTune(4, 8, 0.02, 0.31, 1e-3)}, {"seed": 1}, {"key": {"of": "b"}}):
         told = []
-        options = {"how": SHORT, "key": {"of": "a"}, "progress": lambda *done, told=told: told.append(done)} | other
-        found = tuned(encoder, source, queries, home=tmp_path, **options)
+        options = {"config": SHORT, "key": {"of": "a"}, "progress": lambda *done, told=told: told.append(done)} | other
+        found = tuned(encoder, source, queries, run_dir=tmp_path, **options)
         assert told[0] == (1, 4)
-        assert torch.equal(found, tuned(encoder, source, queries, options["how"], seed=options.get("seed", 0)))
+        assert torch.equal(found, tuned(encoder, source, queries, options["config"], seed=options.get("seed", 0)))
 
 
 def test_files_that_cannot_be_read_are_named_and_do_not_stop_it(encoder, tmp_path):
@@ -189,10 +189,10 @@ def test_files_that_cannot_be_read_are_named_and_do_not_stop_it(encoder, tmp_pat
 
 @pytest.mark.parametrize("rates", [(1e20, 0.1), (0.1, 1e38)])
 def test_a_loss_that_is_no_number_is_one_clear_error(encoder, tmp_path, rates):
-    how = FineTune(3, 8, *rates)
+    config = FineTune(3, 8, *rates)
     for _ in range(2):  # nothing of it is kept that a second call would begin with
         with pytest.raises(ValueError, match=r"no longer a number in epoch 1: lower the learning rates") as error:
-            tuned(encoder, drawn(24, 0), drawn(8, 5), how, home=tmp_path)
+            tuned(encoder, drawn(24, 0), drawn(8, 5), config, run_dir=tmp_path)
         assert "\n" not in str(error.value)
         assert all(f"{rate:g}" in str(error.value) for rate in rates)
 
@@ -207,8 +207,8 @@ def test_a_last_step_that_leaves_no_numbers_is_the_same_error(encoder):
 def test_a_classifier_on_views_is_pytorchs_plain_loop(encoder, schedule):
     """Of one colour, all views of an image have the features of the image."""
     source = drawn(24, 0, noise=0)
-    how = Linear(epochs=5, batch_size=24, lr=3.0, weight_decay=0.01, schedule=schedule)
-    found = on_views(encoder, source, 4, how, PLACE, BadFiles(), seed=3)
+    config = Linear(epochs=5, batch_size=24, lr=3.0, weight_decay=0.01, schedule=schedule)
+    found = on_views(encoder, source, 4, config, PLACE, BadFiles(), seed=3)
 
     with torch.no_grad():
         features = copy.deepcopy(encoder).eval()(normalized(source))
@@ -225,37 +225,34 @@ def test_a_classifier_on_views_is_pytorchs_plain_loop(encoder, schedule):
     assert not torch.allclose(found.weight, new_classifier(encoder.num_features, 4, 3).weight, atol=1e-3)
 
 
-def test_on_views_the_encoder_and_its_batch_statistics_do_not_move(encoder, monkeypatch):
-    seen, before, forward = [], encoder.state_dict(), Encoder.forward
+def test_on_views_the_encoder_and_its_batch_statistics_do_not_move(encoder):
+    seen, before = [], encoder.state_dict()
 
-    def watched(self, views):
-        features = forward(self, views)
-        moved = [name for name, value in self.state_dict().items() if not torch.equal(value, before[name])]
-        seen.append((moved, self.training, features.requires_grad))
-        return features
+    def watched(network, views, features):
+        moved = [name for name, value in network.state_dict().items() if not torch.equal(value, before[name])]
+        seen.append((moved, network.training, features.requires_grad))
 
-    monkeypatch.setattr(Encoder, "forward", watched)
-    how = Linear(epochs=3, batch_size=8, lr=1.0)
-    classifier = on_views(encoder, drawn(24, 0), 4, how, PLACE, BadFiles(), seed=1)
+    config = Linear(epochs=3, batch_size=8, lr=1.0)
+    with watching_encoders(after=watched):
+        classifier = on_views(encoder, drawn(24, 0), 4, config, PLACE, BadFiles(), seed=1)
     assert seen == 9 * [([], False, False)]
     assert not torch.equal(classifier.weight, new_classifier(encoder.num_features, 4, 1).weight)
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(encoder, monkeypatch, frozen):
-    source, shown, forward = drawn(24, 0, noise=0), [], Encoder.forward
+def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(encoder, frozen):
+    source, shown = drawn(24, 0, noise=0), []
     colours = normalized(source)[:, :, 0, 0]
     assert len(colours.unique(dim=0)) == 24
 
-    def watched(self, views):
+    def watched(network, views):
         shown.extend(torch.cdist(views[:, :, 8, 8], colours).argmin(1).tolist())
-        return forward(self, views)
 
-    monkeypatch.setattr(Encoder, "forward", watched)
-    if frozen:
-        on_views(encoder, source, 4, Linear(epochs=4, batch_size=8), PLACE, BadFiles(), seed=1)
-    else:
-        tuned(encoder, source, drawn(8, 5), SHORT, seed=1)
+    with watching_encoders(watched):
+        if frozen:
+            on_views(encoder, source, 4, Linear(epochs=4, batch_size=8), PLACE, BadFiles(), seed=1)
+        else:
+            tuned(encoder, source, drawn(8, 5), SHORT, seed=1)
     epochs = [tuple(shown[first : first + 24]) for first in range(0, 96, 24)]
     assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
     assert len(set(epochs)) == 4
@@ -273,12 +270,12 @@ def test_views_of_a_frozen_encoder_teach_a_classifier(encoder):
 
 
 def test_a_killed_classifier_on_views_continues_to_exactly_the_same(encoder, tmp_path):
-    source, how, told = drawn(24, 0), Linear(epochs=4, batch_size=8, lr=3.0), []
-    call = (encoder, source, 4, how, PLACE, BadFiles())
+    source, config, told = drawn(24, 0), Linear(epochs=4, batch_size=8, lr=3.0), []
+    call = (encoder, source, 4, config, PLACE, BadFiles())
     whole = on_views(*call)
     with pytest.raises(Killed):
-        on_views(*call, home=tmp_path, progress=killed_after(2))
-    continued = on_views(*call, home=tmp_path, progress=lambda *done: told.append(done))
+        on_views(*call, run_dir=tmp_path, progress=killed_after(2))
+    continued = on_views(*call, run_dir=tmp_path, progress=lambda *done: told.append(done))
     assert told == [(3, 4), (4, 4)]
     assert torch.equal(continued.weight, whole.weight)
     assert torch.equal(continued.bias, whole.bias)

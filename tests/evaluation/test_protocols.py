@@ -8,13 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from protocol_samples import CLASSES, PLACE, ROUNDING, bank, draws, named, queries, within
+from run_samples import watching_encoders
 from sklearn.metrics import (
     accuracy_score,
     recall_score,
 )
 from sklearn.neighbors import KNeighborsClassifier
 
-from crosslevel import Encoder
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.evaluation.finetune import FineTune, Semi, few_labels, fine_tuned
 from crosslevel.evaluation.linear import Linear
@@ -37,7 +37,7 @@ def test_knn_is_scikit_learns_classifier(subject, k, temperature):
     found = knn(subject, k, temperature)
     assert list(found) == [f"kNN, k = {k}, T = {temperature}"]
     for name, judged in found.popitem()[1].items():
-        known, asked = subject.known(name)
+        known, asked = subject.features_of(name)
         model = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / temperature))
         model.fit(known.features.double().numpy(), named(subject.bank))
         predicted = model.predict(asked.features.double().numpy())
@@ -181,7 +181,7 @@ def test_a_word_within_a_word_is_no_data_set(name):
 
 def test_what_the_convention_names_is_the_mean_per_class_accuracy(subject):
     judged = knn(subject, 9)["kNN, k = 9, T = 0.1"]["raw pixels"]
-    known, asked = subject.known("raw pixels")
+    known, asked = subject.features_of("raw pixels")
     model = KNeighborsClassifier(9, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.1))
     predicted = model.fit(known.features.double().numpy(), named(subject.bank)).predict(asked.features.double().numpy())
     expected = 100 * recall_score(named(subject.queries), predicted, labels=["ant", "bee", "cow"], average="macro")
@@ -218,12 +218,13 @@ def test_semi_is_a_row_for_each_fraction_in_the_whole_sets_numbering(subject, en
         within(row["encoder"])
 
 
-def test_a_repeated_protocol_trains_nothing_again(encoder, tmp_path, monkeypatch):
+def test_a_repeated_protocol_trains_nothing_again(encoder, tmp_path):
     """Features and finished trainings are there for the next call, and it finds the same."""
     how, sweep = FineTune(2, 16, 0.05, 0.2), Linear(epochs=2, batch_size=16)
     whole = transfer(Subject({"encoder": encoder}, bank(), queries(), PLACE), how, sweep)
-    assert transfer(Subject({"encoder": encoder}, bank(), queries(), PLACE, home=tmp_path), how, sweep) == whole
-    trained, forward = [], Encoder.forward
-    monkeypatch.setattr(Encoder, "forward", lambda self, x: trained.append(self.training) or forward(self, x))
-    assert transfer(Subject({"encoder": encoder}, bank(), queries(), PLACE, home=tmp_path), how, sweep) == whole
+    assert transfer(Subject({"encoder": encoder}, bank(), queries(), PLACE, run_dir=tmp_path), how, sweep) == whole
+    trained = []
+    with watching_encoders(lambda network, images: trained.append(network.training)):
+        again = transfer(Subject({"encoder": encoder}, bank(), queries(), PLACE, run_dir=tmp_path), how, sweep)
+    assert again == whole
     assert trained == 2 * [False]  # only the fine-tuned network looks at the test images again, 32 at a time

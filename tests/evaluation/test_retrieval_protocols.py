@@ -45,7 +45,7 @@ def test_retrieval_is_scikit_learns(subject):
     found = retrieval(subject)
     assert list(found) == ["retrieval, by class"]  # nothing is known of tracks
     for name, judged in found["retrieval, by class"].items():
-        asked = subject.known(name)[1]
+        asked = subject.features_of(name)[1]
         assert judged.figures == pytest.approx(expected_retrieval(asked.features, subject.queries.labels), abs=ROUNDING)
         assert within(judged) == set(judged.figures) - {"queries"}
 
@@ -55,7 +55,7 @@ def test_retrieval_by_class_leaves_the_own_track_out(encoder):
     frames = film(60, 3)
     found = retrieval(Subject({"raw pixels": PIXELS, "encoder": encoder}, bank(), frames, PLACE))
     assert list(found) == ["retrieval, by class", "retrieval, by track"]
-    asked = Subject({"encoder": encoder}, bank(), frames, PLACE).known("encoder")[1]
+    asked = Subject({"encoder": encoder}, bank(), frames, PLACE).features_of("encoder")[1]
     by_class, by_track = (found[f"retrieval, by {what}"] for what in ("class", "track"))
     wanted = expected_retrieval(asked.features, frames.labels, frames.tracks)
     assert by_class["encoder"].figures == pytest.approx(wanted, abs=ROUNDING)
@@ -77,7 +77,7 @@ def best_matching(labels, found):
 
 def test_clustering_is_scikit_learns(subject):
     for name, judged in clustering(subject)["clustering"].items():
-        asked = subject.known(name)[1]
+        asked = subject.features_of(name)[1]
         directions = unit(asked.features).astype(np.float32)
         predicted = KMeans(3, n_init=5, random_state=0).fit_predict(directions)
         labels = subject.queries.labels.numpy()
@@ -92,7 +92,7 @@ def test_clustering_is_scikit_learns(subject):
 @pytest.mark.parametrize("count", [2, 5])
 def test_clusters_may_be_more_or_fewer_than_classes(subject, count):
     judged = clustering(subject, count)["clustering"]["raw pixels"]
-    features = unit(subject.known("raw pixels")[1].features).astype(np.float32)
+    features = unit(subject.features_of("raw pixels")[1].features).astype(np.float32)
     predicted = KMeans(count, n_init=5, random_state=0).fit_predict(features)
     labels = subject.queries.labels.numpy()
     assert judged.figures["ari"] == pytest.approx(100 * adjusted_rand_score(labels, predicted), abs=ROUNDING)

@@ -55,9 +55,14 @@ class Scene:
 
 def refused(function, arguments, capsys):
     """The one line with which a command refuses what it is given."""
+    return ended(lambda: run(function, arguments), capsys)
+
+
+def ended(call, capsys):
+    """The one line with which a call of a command ends."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        run(function, arguments)
+        call()
     said = capsys.readouterr().err
     assert (stop.value.code, said.count("\n")) == (2, 1), said
     return said

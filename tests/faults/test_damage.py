@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_samples import pack_in_small_parts
 from safetensors.torch import load_file, save_file
 from strangers import refused
 
@@ -18,7 +19,6 @@ from crosslevel.data.loaders import pool
 from crosslevel.data.loaders.batches import pack as in_memory
 from crosslevel.data.open import open_images
 from crosslevel.data.pack import pack
-from crosslevel.data.sources import packed as packs
 from crosslevel.evaluation.compare import compare
 from crosslevel.evaluation.detection.training import Checkpoint
 from crosslevel.features.embed import embed
@@ -48,9 +48,7 @@ def photos(tmp_path_factory, request):
 
 @pytest.fixture
 def made(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(pack_writer, "IMAGES_A_PART", 4)
-    monkeypatch.setattr(pack_writer, "SHARD", 2_000)
-    monkeypatch.setattr(packs, "READ_AT_ONCE", 2)
+    pack_in_small_parts(monkeypatch, shard=2_000)
     return packed(photos, tmp_path / "p")
 
 

@@ -1,16 +1,8 @@
 """The worst images: a few bytes that ask for gigabytes. Decoded in children with a limit, all of them together."""
 
 import contextlib
-import ctypes
-import fcntl
 import io
-import os
-import signal
-import struct
 import sys
-import time
-import traceback
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,102 +13,12 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
 from picture_samples import encoded as whole
+from worst_samples import SIDE, WORST, encoded, peak
 
 from crosslevel.data import decode as decoding
 from crosslevel.data.decode import decode
-from crosslevel.data.decoding import formats, memory
+from crosslevel.data.decoding import formats, memory, sizes
 from crosslevel.utils.errors import BadImage
-
-SIDE = 13_300  # just below the pixel limit
-
-
-def peak(work, small):
-    """Bytes that ``work`` takes at most in a fork of this process, which has done ``small``; and what it returns."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            os.close(reading)
-            # What was freed before is given back, and nothing large is taken from it.
-            ctypes.CDLL(None).mallopt(-3, 2**17)
-            small()
-            ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")
-            before = _status("VmRSS")
-            said = work()
-            os.write(writing, f"{_status('VmHWM') - before}\n{said}".encode())
-        except BaseException:
-            os.write(writing, b"-1\n" + traceback.format_exc().encode()[-2000:])
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with open(reading, encoding="utf-8") as pipe:
-        taken, _, said = pipe.read().partition("\n")
-    os.waitpid(pid, 0)
-    assert taken not in ("", "-1"), said
-    return int(taken), said
-
-
-def _status(name):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
-
-
-def chunk(kind, body):
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def png(side, depth, color):
-    """A PNG whose header asks for ``side`` squared pixels, with hardly any data."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, depth, color, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-
-
-def encoded(format, mode="RGB", patch=None, **options):
-    """A small image, with the bytes of its size replaced."""
-    stream = io.BytesIO()
-    Image.new(mode, (16, 16), 9 if mode in ("L", "P", "I;16") else None).save(stream, format, **options)
-    data = bytearray(stream.getvalue())
-    if patch:
-        patch(data)
-    return bytes(data)
-
-
-def webp(data):
-    data[21:25] = ((SIDE - 1) | (SIDE - 1) << 14).to_bytes(4, "little")
-
-
-def gif(data):
-    size = struct.pack("<HH", SIDE, SIDE)
-    data[6:10] = size
-    at = data.index(b",", 13 + 3 * 2 ** ((data[10] & 7) + 1))
-    data[at + 5 : at + 9] = size
-
-
-def tiff(data):
-    count = struct.unpack_from("<H", data, int.from_bytes(data[4:8], "little"))[0]
-    for i in range(count):
-        at = int.from_bytes(data[4:8], "little") + 2 + 12 * i
-        if int.from_bytes(data[at : at + 2], "little") in (256, 257, 278):
-            data[at + 2 : at + 12] = struct.pack("<HII", 4, 1, SIDE)
-
-
-def jpeg(data):
-    at = next(i for i in range(len(data)) if data[i] == 0xFF and data[i + 1] in (0xC0, 0xC2))
-    data[at + 5 : at + 9] = struct.pack(">HH", SIDE, SIDE)
-
-
-WORST = {
-    "webp": lambda: encoded("WEBP", patch=webp, lossless=True),
-    "16-bit png": lambda: png(SIDE, 16, 0),
-    "16-bit rgba png": lambda: png(SIDE, 16, 6),
-    "rgba png": lambda: png(SIDE, 8, 6),
-    "16-bit tiff": lambda: encoded("TIFF", "I;16", patch=tiff),
-    "lzw tiff": lambda: encoded("TIFF", "RGBA", patch=tiff, compression="tiff_lzw"),
-    "gif": lambda: encoded("GIF", "P", patch=gif),
-    "progressive cmyk jpeg": lambda: encoded("JPEG", "CMYK", patch=jpeg, progressive=True, subsampling=0),
-    "jpeg": lambda: encoded("JPEG", patch=jpeg),
-}
 
 
 def read_all():
@@ -153,6 +55,7 @@ KINDS = {
     "16-bit PNG": ("I;16", {}),
     "16-bit TIFF": ("I;16", {"compression": "tiff_lzw"}),
     "RGBA TIFF": ("RGBA", {"compression": "tiff_deflate"}),
+    "one-strip TIFF": ("RGBA", {"compression": "tiff_lzw", "strip_size": 2**30}),
     "GIF": ("P", {}),
     "BMP": ("RGB", {}),
     "WEBP": ("RGB", {"lossless": True, "method": 0}),
@@ -209,6 +112,45 @@ def test_large_images_are_read_at_a_reduced_size(monkeypatch):
             assert (smaller - want).abs().mean() < 2
 
 
+def test_a_tiff_in_strips_takes_no_more_than_one_of_them_beside_its_pixels(monkeypatch):
+    """One in a single strip, or with a tile that is larger than the picture, is refused by its name."""
+    monkeypatch.setenv("CROSSLEVEL_DECODE_MB", "22")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 9, (40, 40, 3), np.uint8)).resize((1300, 1000), 0)
+    strips, single = (whole(image, "TIFF", compression="tiff_lzw", strip_size=size) for size in (2**16, 2**30))
+    assert (decode(bytearray(strips), "x").permute(1, 2, 0).numpy() == np.asarray(image)).all()
+    with pytest.raises(BadImage, match=r"1,300 x 1,000 pixels of TIFF take about 0\.0 GB"):
+        decode(bytearray(single), "x")
+    tiled = Image.open(io.BytesIO(strips))
+    assert sizes.part_bytes(tiled) <= 2**16
+    tiled.tag_v2[322], tiled.tag_v2[323] = 40_000, 40_000
+    assert sizes.part_bytes(tiled) == 3 * 40_000**2
+
+
+def test_the_size_of_a_jpeg_xl_is_known_before_it_is_opened():
+    """Bare and in a container, of small and large sides, of one ratio and another; cut, it is damaged."""
+    pytest.importorskip("pillow_jxl", reason="needs pillow_jxl: pip install 'crosslevel[jxl]'")
+    for size in ((1, 1), (8, 8), (264, 176), (300, 200), (160, 90), (37, 52), (9000, 2), (2, 600), (256, 256)):
+        image = Image.new("RGB", size)
+        exif = b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0" + bytes(300)
+        for data in (whole(image, "JXL"), whole(image, "JXL", exif=exif)):
+            assert sizes.size_ahead("JXL", data) == size
+    stream, box = whole(image, "JXL"), data[:32]  # signature and ftyp
+    assert stream[:2] == b"\xff\x0a"
+    for parts in ([stream], [stream[:3], stream[3:]], [b"", stream]):
+        split = b"".join(
+            (len(part) + 12).to_bytes(4, "big") + b"jxlp" + i.to_bytes(4, "big") + part for i, part in enumerate(parts)
+        )
+        assert sizes.size_ahead("JXL", box + split) == size
+    for cut in (2, 12, 20, 32, 40):
+        with pytest.raises(BadImage, match="x: "):
+            decode(bytearray(data[:cut]), "x")
+    large = bytearray(whole(Image.new("RGB", (16, 16)), "JXL"))
+    # small: no; height of 18 bits and more, ratio 1: as wide.
+    large[2:8] = (0 | 2 << 1 | (SIDE - 1) << 3 | 1 << 21).to_bytes(6, "little")
+    with pytest.raises(BadImage, match=r"13,300 x 13,300 pixels of JXL take about 7\.2 GB to decode"):
+        decode(large, "x")
+
+
 def test_what_is_refused_can_be_allowed(monkeypatch):
     stream = io.BytesIO()
     Image.new("RGB", (900, 700)).save(stream, "PNG")
@@ -219,28 +161,3 @@ def test_what_is_refused_can_be_allowed(monkeypatch):
         decode(bytearray(stream.getvalue()), "x")
     monkeypatch.setenv("CROSSLEVEL_DECODE_MB", str(told.value).rpartition("=")[2])
     assert decode(bytearray(stream.getvalue()), "x").shape == (3, 700, 900)
-
-
-def test_large_images_of_several_processes_wait_for_each_other(monkeypatch, tmp_path):
-    """Slots that a killed process held are free again."""
-    monkeypatch.setattr(memory, "_PATIENCE", 0.2)
-
-    total, pid = memory.most() // memory._SLOT, os.fork()
-    if not pid:
-        with memory.room((total - 2) * memory._SLOT):
-            (tmp_path / "held").touch()
-            signal.pause()
-    while not (tmp_path / "held").exists():
-        time.sleep(0.01)
-    assert len(_slots(2)) == 2
-    assert len(_slots(3)) == 2  # the third one's turn does not come
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    assert len(_slots(total)) == total
-
-
-def _slots(count):
-    slots = memory._taken(count)
-    for slot in slots:
-        fcntl.lockf(memory._file, fcntl.LOCK_UN, 1, slot)
-    return slots

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from forks import fork
 from PIL import Image
+from run_samples import pack_in_small_parts
 from strangers import refused
 
 from crosslevel.data import pack_writer
 from crosslevel.data.open import open_images
 from crosslevel.data.pack import pack
-from crosslevel.data.sources import packed as packs
 from crosslevel.features import embed as embedding
 from crosslevel.features import pieces
 from crosslevel.models.encoder import Encoder, View
@@ -58,8 +58,7 @@ def killed(child):
 
 def test_a_folder_is_packed_by_one_process(photos, tmp_path, monkeypatch, capsys):
     """And by another one when the first was killed, from where it was."""
-    monkeypatch.setattr(pack_writer, "IMAGES_A_PART", 4)
-    monkeypatch.setattr(packs, "READ_AT_ONCE", 2)
+    pack_in_small_parts(monkeypatch)
     arguments = [str(photos), "-o", str(tmp_path / "p"), "--size=12", "--workers=0"]
     first = stopped_at(pack_writer.PackWriter, "finish", lambda: run(pack, arguments))
     try:

@@ -2,18 +2,23 @@
 
 import os
 import sys
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from strangers import TINY, refused
+from strangers import TINY, ended, refused
 
 from crosslevel.cli import COMMANDS
 from crosslevel.evaluation.evaluate import evaluate
+from crosslevel.settings import recipes
 from crosslevel.settings.parser import run
 from crosslevel.training.train import train
+from crosslevel.tuning import trial
+from crosslevel.tuning.tune import tune
 
 # What each would do if it were called: {c} is the canary, {v} a victim that is there.
 CALLABLES = {
@@ -87,27 +92,50 @@ CALLABLES = {
 }
 
 
-def ways(scene, tree):
-    """The command lines that read ``tree`` from a file."""
-    from crosslevel.tuning.tune import tune
+WAYS = ["config", "resume", "recipe", "tune", "tune's recipe", "a trial's settings"]
 
+
+@pytest.fixture(autouse=True)
+def _recipes(scene, monkeypatch):
+    """The folder of recipes holds what a stranger put there."""
+    (scene.folder / "recipes").mkdir()
+    scene.before.add("recipes")
+    monkeypatch.setattr(recipes, "files", lambda package: scene.folder / "recipes")
+
+
+def put(scene, text):
+    """Write ``text`` in the place of each file that settings are read from."""
     (scene.folder / "r").mkdir(exist_ok=True)
-    for file in ("config.yaml", "r/config.yaml"):
-        (scene.folder / file).write_text(yaml.safe_dump(tree))
+    head = "# A stranger's\n# Published: nothing\n# Settings: his\n"
+    for file in ("config.yaml", "r/config.yaml", "recipes/cifar10-his.yaml"):
+        (scene.folder / file).write_text(head + text)
+
+
+def ways(scene):
+    """What reads settings from a file that `put` writes."""
     photos, config = str(scene.folder / "photos"), str(scene.folder / "config.yaml")
+    searching = [*TINY, "-o", "t", "--trials=1"]
     return {
-        "config": (train, [photos, "--config", config, *TINY, "--run=r"]),
-        "config=": (train, [photos, *TINY, f"--config={config}", "--run=r"]),
-        "resume": (train, [photos, "--resume=r", *TINY]),
-        "tune": (tune, [photos, f"--config={config}", *TINY, "-o", "t", "--trials=1"]),
+        "config": partial(run, train, [photos, "--config", config, *TINY, "--run=r"]),
+        "resume": partial(run, train, [photos, "--resume=r", *TINY]),
+        "recipe": partial(run, train, [photos, "--recipe=cifar10-his", *TINY, "--run=r"]),
+        "tune": partial(run, tune, [photos, f"--config={config}", *searching]),
+        "tune's recipe": partial(run, tune, [photos, "--recipe=cifar10-his", *searching]),
+        "a trial's settings": partial(trial.trained, photos, Path(config), Path("r"), TINY, trial.Channel(None, None)),
     }
+
+
+def laid(scene, tree):
+    """The same for a tree of settings."""
+    put(scene, yaml.safe_dump(tree))
+    return ways(scene)
 
 
 def test_there_are_as_many_callables_as_were_measured():
     assert len(CALLABLES) >= 46
 
 
-@pytest.mark.parametrize("way", ["config", "resume", "tune"])
+@pytest.mark.parametrize("way", WAYS)
 def test_no_callable_of_a_file_is_run_or_imported(scene, way, capsys):
     """Each is refused by its name in one line, and no module is imported for it."""
     for name, arguments in CALLABLES.items():
@@ -115,14 +143,14 @@ def test_no_callable_of_a_file_is_run_or_imported(scene, way, capsys):
             if form == "stranger":
                 continue  # a method's short name, which is said to be unknown: see below
             before = set(sys.modules)
-            said = refused(*ways(scene, {"method": form})[way], capsys)
+            said = ended(laid(scene, {"method": form})[way], capsys)
             assert repr(name) in said, (name, said)
             imported = {name.rpartition(".")[0]} & (set(sys.modules) - before)
             assert not imported, name
             scene.untouched()
 
 
-@pytest.mark.parametrize("way", ["config", "resume", "tune"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     "tree",
     [
@@ -143,7 +171,7 @@ def test_no_callable_of_a_file_is_run_or_imported(scene, way, capsys):
     ],
 )
 def test_no_other_setting_of_a_file_names_a_class(scene, way, tree, capsys):
-    refused(*ways(scene, tree)[way], capsys)
+    ended(laid(scene, tree)[way], capsys)
 
 
 @pytest.mark.parametrize(
@@ -165,16 +193,22 @@ def test_no_other_setting_of_a_file_names_a_class(scene, way, tree, capsys):
         "method: {class_path: MoCo, init_args: other.yaml}",
     ],
 )
-@pytest.mark.parametrize("way", ["config", "resume", "tune"])
+@pytest.mark.parametrize("way", WAYS)
 def test_no_yaml_text_runs_code(scene, way, text, capsys):
     """Tags, interpolation, and files that a file names."""
-    function, line = ways(scene, {})[way]
     evil = "{class_path: stranger.Method}\n" if ":" in text else ""
     (scene.folder / "other.yaml").write_text(f"method: {evil}class_path: stranger.Method\n")
     scene.before.add("other.yaml")
-    for file in ("config.yaml", "r/config.yaml"):
-        (scene.folder / file).write_text(text.replace("{c}", str(scene.canary)))
-    refused(function, line, capsys)
+    put(scene, text.replace("{c}", str(scene.canary)))
+    ended(ways(scene)[way], capsys)
+
+
+@pytest.mark.parametrize("name", ["os.system", "stranger.Method", "../config", "/etc/passwd", "config.yaml"])
+def test_a_recipe_is_named_and_is_no_file_and_no_callable(scene, name, capsys):
+    put(scene, "method: stranger.Method\n")
+    for verb, more in ((train, ["--run=r"]), (tune, ["-o", "t"])):
+        said = refused(verb, ["photos", f"--recipe={name}", *TINY, *more], capsys)
+        assert f"recipe={name!r} is unknown" in said
 
 
 def test_no_part_is_read_from_a_file_that_names_a_class(scene, capsys):
@@ -239,8 +273,6 @@ def test_the_command_line_names_methods_only(scene, own, name, capsys):
 def test_a_search_trains_a_method_of_the_users_own(scene, own, capsys, monkeypatch):
     """Its trials are processes of their own, which read the settings from a file that the search writes."""
     pytest.importorskip("optuna")
-    from crosslevel.tuning.tune import tune
-
     scene.before.add("mine")
     for i in range(64):
         pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)

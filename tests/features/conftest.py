@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cache_samples import Killed, draw
+from run_samples import watching_encoders
 
 from crosslevel import Encoder
 from crosslevel.models.encoder import View
@@ -23,20 +24,18 @@ def photos(tmp_path):
 
 
 @pytest.fixture
-def encoded(monkeypatch):
+def encoded():
     """How many images went through an encoder, pass by pass; ``encoded.most`` of them kill the process."""
 
     class Encoded(list):
         most = None
 
     counts = Encoded()
-    forward = Encoder.forward
 
-    def counting(self, shown):
+    def counting(encoder, shown):
         if counts.most is not None and sum(counts) + len(shown) > counts.most:
             raise Killed
         counts.append(len(shown))
-        return forward(self, shown)
 
-    monkeypatch.setattr(Encoder, "forward", counting)
-    return counts
+    with watching_encoders(counting):
+        yield counts

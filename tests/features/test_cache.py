@@ -20,14 +20,13 @@ from crosslevel.utils.device import choose
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_each_readable_image_has_its_own_feature_and_label(encoder, photos, tmp_path, monkeypatch, in_memory):
-    monkeypatch.setattr(cache, "DECODED_ONCE", 1e9 if in_memory else 0)
-    monkeypatch.setattr(cache, "ROWS", 5)
+def test_each_readable_image_has_its_own_feature_and_label(encoder, photos, tmp_path, in_memory):
+    sizes = {"decoded_once": 1e9 if in_memory else 0, "rows": 5}
     (photos / "a" / "04.png").write_bytes(b"\x89PNG broken")
     expected = by_hand(encoder, photos)
     assert len(expected) == 11
     for home in (None, tmp_path / "run", tmp_path / "run"):
-        known, bad = computed(encoder, photos, home)
+        known, bad = computed(encoder, photos, home, **sizes)
         features, labels = zip(*expected.values(), strict=True)
         torch.testing.assert_close(known.features, torch.stack(features), rtol=1e-4, atol=1e-5)
         assert known.labels.tolist() == list(labels)
@@ -110,18 +109,17 @@ def test_a_source_that_was_moved_is_still_the_same(encoder, photos, tmp_path, en
 @pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.parametrize("most", [0, 3, 5, 9, 10])
 def test_a_killed_extraction_continues_and_is_the_uninterrupted_one(
-    encoder, photos, tmp_path, monkeypatch, encoded, most, in_memory
+    encoder, photos, tmp_path, encoded, most, in_memory
 ):
-    monkeypatch.setattr(cache, "DECODED_ONCE", 1e9 if in_memory else 0)
-    monkeypatch.setattr(cache, "ROWS", 5)
-    whole, _ = computed(encoder, photos, None)
+    sizes = {"decoded_once": 1e9 if in_memory else 0, "rows": 5}
+    whole, _ = computed(encoder, photos, None, **sizes)
     encoded.clear()
     encoded.most = most
     with pytest.raises(Killed):
-        computed(encoder, photos, tmp_path / "run")
+        computed(encoder, photos, tmp_path / "run", **sizes)
     encoded.clear()
     encoded.most = None
-    continued, _ = computed(encoder, photos, tmp_path / "run")
+    continued, _ = computed(encoder, photos, tmp_path / "run", **sizes)
     assert same(continued, whole)
     assert sum(encoded) == 12 - most // 5 * 5  # nothing that was on disk is computed again
 
@@ -139,31 +137,31 @@ def test_a_kill_before_the_last_word_loses_no_piece(encoder, photos, tmp_path, e
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "empty"])
-def test_a_missing_or_damaged_piece_is_computed_again(encoder, photos, tmp_path, monkeypatch, encoded, damage):
+def test_a_missing_or_damaged_piece_is_computed_again(encoder, photos, tmp_path, encoded, damage):
     """So for instance if a kill came while the features of an earlier encoder were deleted."""
-    monkeypatch.setattr(cache, "ROWS", 5)
-    whole, _ = computed(encoder, photos, tmp_path / "run")
+    sizes = {"rows": 5}
+    whole, _ = computed(encoder, photos, tmp_path / "run", **sizes)
     last = sorted((tmp_path / "run").rglob("*.safetensors"))[-1]
     if damage == "gone":
         last.unlink()
     else:
         last.write_bytes(last.read_bytes()[:-5] if damage == "cut" else b"")
     encoded.clear()
-    assert same(computed(encoder, photos, tmp_path / "run")[0], whole)
+    assert same(computed(encoder, photos, tmp_path / "run", **sizes)[0], whole)
     assert sum(encoded) == 2
 
 
-def test_pieces_of_other_images_are_not_continued(encoder, photos, tmp_path, monkeypatch, encoded):
-    monkeypatch.setattr(cache, "ROWS", 4)
+def test_pieces_of_other_images_are_not_continued(encoder, photos, tmp_path, encoded):
+    sizes = {"rows": 4}
     encoded.most = 8
     with pytest.raises(Killed):
-        computed(encoder, photos, tmp_path / "run")
+        computed(encoder, photos, tmp_path / "run", **sizes)
     encoded.clear()
     encoded.most = None
     Image.new("RGB", (16, 16)).save(photos / "a" / "00.png")
-    known, _ = computed(encoder, photos, tmp_path / "run")
+    known, _ = computed(encoder, photos, tmp_path / "run", **sizes)
     assert sum(encoded) == 12
-    assert same(known, computed(encoder, photos, None)[0])
+    assert same(known, computed(encoder, photos, None, **sizes)[0])
 
 
 def test_a_former_encoders_features_are_deleted_and_no_others(encoder, photos, tmp_path, encoded):
@@ -203,14 +201,14 @@ def test_small_images_are_decoded_once_for_all_encoders(encoder, photos, monkeyp
     np.testing.assert_array_equal(packed.data.numpy(), np.stack(pixels))
 
 
-def test_progress_counts_the_images_of_the_whole_source(encoder, photos, tmp_path, monkeypatch, encoded):
-    monkeypatch.setattr(cache, "ROWS", 5)
+def test_progress_counts_the_images_of_the_whole_source(encoder, photos, tmp_path, encoded):
+    sizes = {"rows": 5}
     told = []
     encoded.most = 5
     with pytest.raises(Killed):
-        computed(encoder, photos, tmp_path / "run")
+        computed(encoder, photos, tmp_path / "run", **sizes)
     encoded.most = None
-    FeatureCache(tmp_path / "run", PLACE, BadFiles()).features(
+    FeatureCache(tmp_path / "run", PLACE, BadFiles(), **sizes).features(
         "trained", encoder, open_images(photos), lambda done, of: told.append((done, of))
     )
     assert told == [(9, 12), (10, 12), (12, 12)]

@@ -83,9 +83,15 @@ def test_images_without_labels_have_no_label_column(trained, tmp_path):
     assert pq.read_schema(file).names == ["path", "feature"]
 
 
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """A piece has eight images."""
+    monkeypatch.setattr(embed, "ROWS", 8)
+
+
+@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("suffix", [".parquet", ".npy"])
 def test_a_killed_run_continues_and_ends_in_the_same_table(trained, photos, tmp_path, monkeypatch, capsys, suffix):
-    monkeypatch.setattr(embed, "ROWS", 8)
     embedded(trained, photos, tmp_path / f"whole{suffix}", "--batch_size=4")
     write, encoded = Pieces.write, []
 
@@ -100,7 +106,7 @@ def test_a_killed_run_continues_and_ends_in_the_same_table(trained, photos, tmp_
         with pytest.raises(SystemExit) as stop:
             embedded(trained, photos, tmp_path / f"cut{suffix}", "--batch_size=4")
     assert stop.value.code == 130
-    assert "16 images are done; the same command continues there" in capsys.readouterr().out
+    assert "16 images are done; the same command continues there\n" in capsys.readouterr().err
     assert not (tmp_path / f"cut{suffix}").exists()
     capsys.readouterr()
     embedded(trained, photos, tmp_path / f"cut{suffix}", "--batch_size=4")
@@ -119,9 +125,9 @@ def damaged(piece, how):
     piece.write_bytes({"flipped": content, "short": content[:-9], "empty": b"", "zeros": bytes(len(content))}[how])
 
 
+@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("how", ["flipped", "short", "empty", "zeros"])
 def test_a_damaged_piece_is_computed_again_and_said_so(trained, photos, tmp_path, monkeypatch, capsys, how):
-    monkeypatch.setattr(embed, "ROWS", 8)
     whole = pq.read_table(embedded(trained, photos, tmp_path / "whole.parquet", "--batch_size=4"))
     with monkeypatch.context() as patch:
         patch.setattr(Pieces, "join", lambda self: 1 / 0)
@@ -139,10 +145,10 @@ def test_a_damaged_piece_is_computed_again_and_said_so(trained, photos, tmp_path
     assert table.equals(whole)
 
 
+@pytest.mark.usefixtures("small_pieces")
 def test_a_call_that_was_killed_while_it_cleaned_up_computes_nothing_again(
     trained, photos, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(embed, "ROWS", 8)
     with monkeypatch.context() as patch:
         patch.setattr(Pieces, "remove", lambda self: sorted(self.folder.glob("0*"))[1].unlink() or 1 / 0)
         with pytest.raises(SystemExit, match="70"):
@@ -157,8 +163,8 @@ def test_a_call_that_was_killed_while_it_cleaned_up_computes_nothing_again(
     assert {p.name for p in tmp_path.iterdir()} == {"photos", "f.parquet"}
 
 
+@pytest.mark.usefixtures("small_pieces")
 def test_pieces_of_other_images_are_not_continued(trained, photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(embed, "ROWS", 8)
     monkeypatch.setattr(Pieces, "join", lambda self: 1 / 0)
     with pytest.raises(SystemExit, match="70"):
         embedded(trained, photos, tmp_path / "f.parquet", "--batch_size=4")

@@ -7,8 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import TinyEncoder, gradient, normal, numpy, unit
-from torch import nn
+from reference import TinyEncoder, gradient, normal, numpy, through, unit
 
 from crosslevel.methods import BYOL
 from crosslevel.methods.byol import distance
@@ -19,19 +18,6 @@ seeds = st.integers(0, 2**31 - 1)
 def equation(predicted, target):
     """Eq. 2, with its squared norm written out; the mean over the batch."""
     return sum(((p - t) ** 2).sum() for p, t in zip(unit(predicted), unit(target), strict=True)) / len(target)
-
-
-def through(x, head):
-    """A head's output in NumPy, its batch normalization in training mode."""
-    for layer in head:
-        if isinstance(layer, nn.Linear):
-            x = x @ numpy(layer.weight).T + numpy(layer.bias)
-        elif isinstance(layer, nn.BatchNorm1d):
-            centred = x - x.mean(0)
-            x = centred / np.sqrt((centred**2).mean(0) + layer.eps) * numpy(layer.weight) + numpy(layer.bias)
-        else:
-            x = np.where(x.real > 0, x, 0)
-    return x
 
 
 @given(seed=seeds, batch=st.integers(1, 6))

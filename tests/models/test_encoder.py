@@ -230,7 +230,7 @@ def test_files_that_hold_no_weights(tmp_path):
 
 
 def test_what_cannot_be_built_says_why():
-    with pytest.raises(ValueError, match=r"encoder.name='resnet19' is not a timm model; did you mean .*resnet1"):
+    with pytest.raises(ValueError, match=r"encoder.name='resnet19' is not a timm model: did you mean .*resnet1"):
         Encoder("resnet19")
     with pytest.raises(ValueError, match=r"encoder.name='\?' is not a timm model: timm.list_models\(\) has them all"):
         Encoder("?")

@@ -18,7 +18,10 @@ from crosslevel.settings.trust import method_class
 from crosslevel.training.train import train
 from crosslevel.utils.errors import NotFinite, UserError
 
-ITS_OWN = {"temperature": 0.2, "head": "mlp", "out_features": 128, "hidden": None, "batch_norm": True}
+ITS_OWN = {
+    "temperature": 0.2, "temperature_max": None, "temperature_period": None, "head": "mlp", "out_features": 128,
+    "hidden": None, "batch_norm": True,
+}  # fmt: skip
 """SimCLR's settings where none are given."""
 
 

@@ -5,7 +5,10 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "torchvision", "lightning", "timm", "sklearn", "scipy", "pandas", "matplotlib", "numpy", "jaxtyping"}
+HEAVY = {
+    "torch", "torchvision", "lightning_fabric", "timm", "sklearn", "scipy", "pandas", "matplotlib", "numpy",
+    "jaxtyping",
+}  # fmt: skip
 SHOW = "import sys; print(*sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)"
 BLOCK = """
 import sys

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from crosslevel.training import defaults
+from crosslevel.training.plan import Chosen
 
 IMAGES = (2, 50, 500, 5_000, 1_000_000)
 BATCHES = (8, 32, 256, 4_096)
@@ -119,10 +120,24 @@ def test_few_images_are_held_out(images, held):
 
 
 def test_what_was_given_is_kept_and_what_was_not_is_told():
-    rules = defaults.Chosen()
+    rules = Chosen()
     assert rules(17, defaults.epochs(500)) == 17
     assert rules.made == []
     chosen = rules(None, defaults.epochs(500))
     assert (chosen, [choice.value for choice in rules.made]) == (400, [400])
     assert str(rules.made[0]).startswith("--epochs 400: of 500 images")
     assert math.isclose(float(str(defaults.momentum(1_000)).split()[1][:-1]), 0.97)
+
+
+@pytest.mark.parametrize("epochs", [1e-3, 1.0, 20.0, 400.0, 1e5])
+def test_what_depends_on_time_is_the_published_share_of_the_run(epochs):
+    """400 of 2,000 epochs, 15 of 200, 30 of 300, and 500, 10 and 20 of 1,000; a span has an epoch or more."""
+    assert defaults.temperature_period(epochs).value == pytest.approx(epochs * 400 / 2000)
+    assert defaults.queue_start(epochs).value == pytest.approx(epochs * 15 / 200)
+    assert defaults.teacher_warmup(epochs).value == pytest.approx(epochs * 30 / 300)
+    found = {choice.setting: choice.value for choice in defaults.harmonization(epochs)}
+    assert found == {
+        "gh.warmup_epochs": pytest.approx(epochs * 500 / 1000),
+        "gh.ramp_epochs": pytest.approx(epochs * 10 / 1000),
+        "gh.update_epochs": pytest.approx(max(1.0, epochs * 20 / 1000)),
+    }

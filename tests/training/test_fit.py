@@ -14,8 +14,10 @@ from crosslevel.data.loaders.batches import Batch
 from crosslevel.methods import InfoMin, MoCo, SimCLR
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.sync_batchnorm import SyncBatchNorm, synchronize
-from crosslevel.training.loop.module import Pretrain, cosine, step_seed
+from crosslevel.training.loop.module import Pretrain
 from crosslevel.transforms.views import Views
+from crosslevel.utils.rng import step_seed
+from crosslevel.utils.schedules import warmed_up
 
 
 def module(optimizer, lr=0.3, weight_decay=0.01):
@@ -60,9 +62,9 @@ def test_which_parameters_are_decayed(optimizer, decayed):
 
 def test_schedule():
     """From a hundredth over the warm-up, then half a cosine to nothing."""
-    assert [cosine(s, 100, 20) for s in (0, 20, 60, 100)] == pytest.approx([0.01, 1, 0.5, 0])
-    assert cosine(10, 100, 20) == pytest.approx(0.505)
-    assert cosine(30, 100, 20) == pytest.approx(0.5 * (1 + math.cos(math.pi / 8)))
+    assert [warmed_up(s, 100, 20) for s in (0, 20, 60, 100)] == pytest.approx([0.01, 1, 0.5, 0])
+    assert warmed_up(10, 100, 20) == pytest.approx(0.505)
+    assert warmed_up(30, 100, 20) == pytest.approx(0.5 * (1 + math.cos(math.pi / 8)))
 
 
 def test_seeds_of_steps_and_ranks_do_not_repeat():

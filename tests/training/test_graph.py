@@ -153,3 +153,23 @@ def test_a_compiled_encoder_gives_the_same_losses(monkeypatch, tmp_path, console
     assert "compiled: the encoder and the views; no CUDA graph of the step: it needs CUDA" in said(console)
     for a, b in zip(*(end.state_dict().values() for end in ends), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_that_fails_after_its_forward_pass_counts_once(console):
+    """As where the backward pass cannot be compiled: batch normalizations have seen the batch by then."""
+    plain, tried = seeded("simclr"), seeded("simclr")
+    first, second = plain.configure_optimizer(), tried.configure_optimizer()
+    forward = tried.method.forward
+
+    def fails(*arguments):
+        tried.method.forward = forward
+        raise torch._dynamo.exc.TorchDynamoException("no backward pass here")
+
+    step = graph.Compiled(usual(tried, second), tried, console)
+    tried.method.forward = fails
+    graph.as_before(tried)  # what was compiled makes no difference here
+    expected = losses_of(usual(plain, first), plain, 2)
+    torch.testing.assert_close(losses_of(step, tried, 2), expected, rtol=1e-4, atol=1e-5)
+    assert said(console) == "not compiled: no backward pass here\n"
+    for a, b in zip(plain.state_dict().values(), tried.state_dict().values(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-5)

@@ -120,7 +120,7 @@ def test_pretraining_measures_views_and_pieces_and_spares_the_twin(strided_is_wr
     encoder = Encoder("resnet18", True, 0.0625)
     method = InfoMin(encoder, queue=16, hidden=8)
     views = Views("cifar", size=24)
-    views.count, views.plain = method.views, method.plain_views
+    views.count, views.small, views.plain = method.views, method.small_views, method.plain_views
     module = Pretrain(
         encoder, method, None, views, steps=1, warmup_steps=0, optimizer="sgd", lr=0.1, weight_decay=0, seed=0
     )

@@ -27,7 +27,14 @@ pytestmark = pytest.mark.slow
 STEPS, BATCH, DISTINCT, COPIED = 200, 16, 160, 10
 BF16 = Hardware(torch.device("cpu"), "bf16", "test")
 RANK = 5
-OPTIONS = {"npid": {"negatives": 64}, "moco": {"queue": 128}, "infomin": {"queue": 128}, "byol": {"hidden": 64}}
+OPTIONS = {
+    "npid": {"negatives": 64},
+    "moco": {"queue": 128},
+    "infomin": {"queue": 128},
+    "byol": {"hidden": 64},
+    "swav": {"prototypes": 64, "queue": 128, "small_views": 2},
+    "dino": {"outputs": 128, "small_views": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +61,7 @@ def trained(images, folder, name, grouping, steps):
     cld = CrossLevel(encoder.num_features, weight=0.5, out_features=32, grouping=grouping) if grouping else None
     method.online = max(method.online, 2) if cld else method.online
     views = Views("cifar", size=16)
-    views.count, views.plain = method.views, method.plain_views
+    views.count, views.small, views.plain = method.views, method.small_views, method.plain_views
     batches = TrainBatches(images, BATCH, seed=0, bad=BadFiles())
     module = Pretrain(
         encoder, method, cld, views, steps=steps, warmup_steps=10, optimizer="sgd", lr=0.06, weight_decay=5e-4, seed=0

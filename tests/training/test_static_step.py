@@ -6,11 +6,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from crosslevel.cld.harmonization import Harmonization
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.loaders.batches import Batch
 from crosslevel.methods import METHODS
 from crosslevel.models.encoder import Encoder
 from crosslevel.training.loop.module import Pretrain
+from crosslevel.transforms.parameters import in_pieces
 from crosslevel.transforms.views import Views
 
 WAITS = {
@@ -19,7 +21,14 @@ WAITS = {
 }  # fmt: skip
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
 COPIES = {"_to_copy", "copy_", "_copy_from"}
-ARGUMENTS = {"moco": {"queue": 16}, "infomin": {"queue": 16}, "npid": {"momentum": 0.5}, "byol": {"hidden": 16}}
+SCHEDULE = {"temperature": 0.1, "temperature_max": 0.5, "temperature_period": 2}
+ARGUMENTS = {
+    "moco": {"queue": 16}, "infomin": {"queue": 16}, "npid": {"momentum": 0.5}, "byol": {"hidden": 16},
+    "simclr": SCHEDULE, "simsiam": {"out_features": 16}, "vicreg": {"out_features": 16},
+    "swav": {"prototypes": 12, "queue": 16, "small_views": 3, "queue_start": 0.1, "freeze": 0.1, "prior": 0.25},
+    "dino": {"outputs": 12, "small_views": 3, "hidden": 16, "teacher_warmup": 0.3, "freeze": 0.1},
+}  # fmt: skip
+VIEWS = {"infomin", "byol", "dino", "swav"}
 
 
 class Refuses(TorchDispatchMode):
@@ -50,14 +59,14 @@ def training(name, with_cld, batch, optimizer="sgd"):
     encoder = Encoder("resnet18", small_images=True, width=0.0625)
     method = METHODS[name](encoder, 20, **ARGUMENTS.get(name, {}))
     method.online = max(method.online, 2) if with_cld else method.online
-    views = Views(
-        "infomin" if name == "infomin" else "byol" if name == "byol" else "cifar", size=12, erase=0.5, blur=0.5
-    )
-    views.count, views.plain = method.views, method.plain_views
-    cld = CrossLevel(encoder.num_features, groups=batch // 2) if with_cld else None
+    views = Views(name if name in VIEWS else "cifar", size=12, erase=0.5, blur=0.5)
+    views.count, views.small, views.plain = method.views, method.small_views, method.plain_views
+    cld = CrossLevel(encoder.num_features, groups=batch // 2, **SCHEDULE) if with_cld else None
+    gh = Harmonization(method.out_features, 0.5, 10, iterations=9, update_epochs=0.2, warmup_epochs=0.1)
     return Pretrain(
-        encoder, method, cld, views, steps=10, warmup_steps=0, optimizer=optimizer, lr=0.1, weight_decay=1e-4, seed=0
-    )
+        encoder, method, cld, views, steps=10, warmup_steps=0, optimizer=optimizer, lr=0.1, weight_decay=1e-4, seed=0,
+        gh=gh if with_cld else None,
+    )  # fmt: skip
 
 
 def batch_of(count, device="cpu"):
@@ -67,9 +76,10 @@ def batch_of(count, device="cpu"):
 
 
 @pytest.fixture
-def _as_elsewhere(monkeypatch):
+def _as_elsewhere():
     """As on a device that is not a CPU."""
-    monkeypatch.setattr("crosslevel.transforms.parameters.for_its_cache", lambda device: False)
+    with in_pieces(False):
+        yield
 
 
 @pytest.mark.usefixtures("_as_elsewhere")
@@ -91,7 +101,7 @@ def test_no_step_waits_for_the_device(name, with_cld):
 
 
 @pytest.mark.usefixtures("_as_elsewhere")
-@pytest.mark.parametrize("name", ["infomin", "npid"])
+@pytest.mark.parametrize("name", ["infomin", "npid", "swav", "dino", "vicreg"])
 def test_no_step_copies_to_or_from_the_host(name):
     """On pretended tensors of a GPU, which have a place and a shape, and no values."""
     pretended = FakeTensorMode()

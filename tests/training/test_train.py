@@ -12,7 +12,7 @@ from crosslevel.settings.parser import run
 from crosslevel.training.train import train
 
 
-@pytest.mark.parametrize("method", ["MoCo", "SimCLR", "NPID", "BYOL", "InfoMin"])
+@pytest.mark.parametrize("method", ["MoCo", "SimCLR", "NPID", "BYOL", "InfoMin", "VICReg", "SimSiam", "SwAV", "DINO"])
 @pytest.mark.parametrize("weight", [0.25, 0.0])
 def test_a_run_leaves_an_encoder_logs_and_settings(photos, tmp_path, method, weight):
     run(train, [str(photos), *FAST, "--method", method, "--epochs=2", f"--cld.weight={weight}", f"--run={tmp_path}/r"])

@@ -63,6 +63,21 @@ def test_a_network_for_one_size_gets_views_of_that_size(photos, tmp_path, capsys
     assert "views.size=32 does not suit test_vit" in capsys.readouterr().err
 
 
+def test_a_network_for_one_size_takes_small_crops_in_whole_patches(photos, tmp_path, capsys):
+    options = [str(photos), "--batch_size=12", "--log_every=1", "--device=cpu", "--report_html=false", "--epochs=1"]
+    options += ["--encoder.name=test_vit", "--encoder.image_size=80", "--method=dino", "--method.outputs=12"]
+    with pytest.raises(SystemExit) as stop:
+        run(train, [*options, "--views.small_size=20", f"--run={tmp_path}/r"])
+    said = capsys.readouterr().err
+    assert (stop.value.code, said.count("\n")) == (2, 1)
+    assert "views.small_size=20: test_vit needs a multiple of its patches' 16 pixels" in said
+    run(train, [*options, f"--run={tmp_path}/r"])
+    assert yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["views"]["small_size"] == 32
+    assert "2 views of 80 pixels and 8 of 32" in capsys.readouterr().out
+    assert len(losses(tmp_path / "r")) == 2
+    assert load_encoder(tmp_path / "r").fixed_size == 80
+
+
 def test_a_jigsaw_needs_a_network_for_patches(photos, tmp_path, capsys):
     options = ["--batch_size=4", "--log_every=1", "--device=cpu", "--report_html=false", "--epochs=1"]
     options += ["--encoder.name=test_vit", "--encoder.image_size=48", "--method=infomin"]

@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from run_samples import losses, write_images
+from run_samples import losses, metrics, write_images
 from train_samples import FAST, same_weights
 
 from crosslevel import load_encoder
@@ -27,6 +27,35 @@ def kill_at(monkeypatch, step):
             raise Killed
 
     monkeypatch.setattr(checkpoints, "write", dying)
+
+
+@pytest.mark.parametrize("method", ["SwAV", "DINO", "SimCLR"])
+@pytest.mark.parametrize("size", [16, 40])
+def test_a_killed_run_with_schedules_and_memories_continues_as_if_nothing_had_happened(
+    tmp_path, monkeypatch, method, size
+):
+    """Small crops, queues, centres, rising temperatures, frozen layers, shares of categories, in mid-period."""
+    photos = write_images(tmp_path / "photos", size=(size, size))
+    own = {
+        "SwAV": ["--method.small_views=2", "--method.prototypes=12", "--method.queue=16", "--method.temperature_max=1"],
+        "DINO": ["--method.small_views=2", "--method.outputs=12", "--method.teacher_warmup=2.5"],
+        "SimCLR": ["--method.temperature_max=1", "--method.out_features=16"],
+    }[method]
+    harmony = ["--gh.weight=1", "--gh.update_epochs=1", "--gh.warmup_epochs=1", "--gh.iterations=9"]
+    options = [*FAST, "--method", method, *own, *harmony, "--epochs=3", "--workers=0", "--checkpoint_minutes=0"]
+    options += ["--cld.temperature_max=0.5", "--cld.temperature_period=2"]
+    run(train, [str(photos), *options, f"--run={tmp_path}/whole"])
+    with monkeypatch.context() as patch:
+        kill_at(patch, step=5)
+        with pytest.raises(Killed):
+            run(train, [str(photos), *options, f"--run={tmp_path}/cut"])
+    run(train, ["--resume", f"{tmp_path}/cut"])
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
+    rows = [row for row in metrics(tmp_path / "cut") if row["loss"]]
+    assert all(float(row["harmonization_loss"]) == 0 for row in rows[:4])
+    assert all(float(row["harmonization_loss"]) > 0 for row in rows[4:])
+    assert len({row["group_temperature"] for row in rows}) > 3
 
 
 @pytest.mark.parametrize("size", [16, 40])

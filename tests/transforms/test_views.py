@@ -10,7 +10,7 @@ import torchvision.transforms.v2.functional as reference
 from crosslevel.transforms import parameters
 from crosslevel.transforms.parameters import Augment, draw, draw_boxes
 from crosslevel.transforms.philox import Counted
-from crosslevel.transforms.presets import PRESETS
+from crosslevel.transforms.presets import PLAIN, PRESETS
 from crosslevel.transforms.random_numbers import Words
 from crosslevel.transforms.views import Views
 from crosslevel.utils.errors import UserError
@@ -66,9 +66,10 @@ def assert_equal_views(ours: torch.Tensor, theirs: torch.Tensor, solarized: torc
 
 
 @pytest.fixture(params=[True, False], ids=["in small parts", "all at once"])
-def way(request, monkeypatch):
+def way(request):
     """As a CPU makes views, and as a GPU does: all that are drawn alike in one go."""
-    monkeypatch.setattr("crosslevel.transforms.parameters.for_its_cache", lambda device: request.param)
+    with parameters.in_pieces(request.param):
+        yield
 
 
 @pytest.mark.usefixtures("way")
@@ -162,24 +163,26 @@ def test_a_batch_of_one_and_three_views(preset):
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("shape", [(40, 3, 36, 36), (40, 5, 3, 32, 32)])
-def test_all_at_once_gives_what_small_parts_give(monkeypatch, preset, shape):
+def test_all_at_once_gives_what_small_parts_give(preset, shape):
     """Five views, the last two of them plain: of three kinds for BYOL, in whole images and in crops of them."""
     views = Views(preset, size=32, erase=0.2)
     views.count, views.plain = 5, 2
     one_by_one = views(pixels(*shape), generator(12))
-    monkeypatch.setattr("crosslevel.transforms.parameters.for_its_cache", lambda device: False)
-    for a, b in zip(one_by_one, views(pixels(*shape), generator(12)), strict=True):
+    with parameters.in_pieces(False):
+        at_once = views(pixels(*shape), generator(12))
+    for a, b in zip(one_by_one, at_once, strict=True):
         torch.testing.assert_close(b, a, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("preset", ["cifar", "byol", "infomin"])
-def test_equal_draws_give_equal_views_on_every_device(monkeypatch, preset):
+def test_equal_draws_give_equal_views_on_every_device(preset):
     """By parts, as a CPU makes them, and with fixed shapes, as a GPU does: values in [0, 1] within 1e-5."""
     views = Views(preset, size=16, erase=0.5, solarize=0.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     images, numbers = pixels(64, 3, 24, 20), Counted(5, 9, torch.arange(64) + 100)
     here = views(images, numbers)
-    monkeypatch.setattr("crosslevel.transforms.parameters.for_its_cache", lambda device: False)
-    for a, b in zip(here, views(images, numbers), strict=True):
+    with parameters.in_pieces(False):
+        elsewhere = views(images, numbers)
+    for a, b in zip(here, elsewhere, strict=True):
         # RandAugment's thresholds and whole levels jump where the last bit decides, and an equalized image moves whole.
         wrong = ((a - b).abs() > 1e-5).flatten(1).any(1)
         assert wrong.float().mean() <= (0.05 if preset == "infomin" else 0)
@@ -288,6 +291,11 @@ def test_presets_are_the_published_ones():
             ((0.08, 1.0), (0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 0.5), 0.1, 0.2),
         ],
         "cifar": [((0.2, 1.0), (0.8, 0.4, 0.4, 0.4, 0.1, 0.2, 0.5), 0.0, 0.0)],
+        "swav": [((0.14, 1.0), (0.8, 0.8, 0.8, 0.8, 0.2, 0.2, 0.5), 0.5, 0.0)],
+        "dino": [
+            ((0.4, 1.0), (0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 0.5), 1.0, 0.0),
+            ((0.4, 1.0), (0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 0.5), 0.1, 0.2),
+        ],
     }
     for name, expected in published.items():
         found = [(a.scale, tuple(getattr(a, k) for k in jitter), a.blur, a.solarize) for a in PRESETS[name]]
@@ -303,7 +311,7 @@ def test_settings_replace_the_presets():
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(ValueError, match=r"preset='mocov3' is unknown: did you mean 'mocov2'\? One of simclr"):
+    with pytest.raises(ValueError, match=r"preset='mocov3' is unknown: did you mean mocov2\? One of simclr"):
         Views("mocov3")
     with pytest.raises(ValueError, match=r"hue=0\.7 is outside its range"):
         Views(hue=0.7)
@@ -322,20 +330,71 @@ def test_a_preset_that_was_left_open_is_chosen_later_with_what_was_given():
     assert open_one.chosen
     assert open_one.augments == Views("mocov2", 16, hue=0.3).augments
     assert open_one.arguments() == Views("mocov2", 16, hue=0.3).arguments()
-    with pytest.raises(ValueError, match="did you mean 'simclr'"):
+    with pytest.raises(ValueError, match="did you mean simclr"):
         open_one.choose("simclear")
 
 
 @pytest.mark.parametrize("fixed_shapes", [False, True])
-def test_partners_are_the_images_of_every_second_view(monkeypatch, fixed_shapes):
-    monkeypatch.setattr(parameters, "for_its_cache", lambda device: not fixed_shapes)
+def test_partners_are_the_images_of_every_second_view(fixed_shapes):
     images, partners = (torch.randint(0, 256, (6, 3, 20, 20), dtype=torch.uint8) for _ in range(2))
     views = Views("cifar", size=16)
     views.count = 3
     numbers = Counted(0, 4, torch.arange(6))
-    both = views(images, numbers, partners)
-    own, others = views(images, numbers), views(partners, numbers)
+    with parameters.in_pieces(not fixed_shapes):
+        both = views(images, numbers, partners)
+        own, others = views(images, numbers), views(partners, numbers)
     assert [torch.equal(both[v], (others if v == 1 else own)[v]) for v in range(3)] == [True] * 3
     assert not torch.equal(both[1], own[1])
     with pytest.raises(UserError, match="give whole ones alike"):
         views(images, numbers, partners[:, :, :10])
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("preset", ["dino", "swav", "cifar"])
+def test_small_crops_are_views_of_their_own_size_and_area(preset):
+    """Two large views, five small ones, one plain: each is torchvision's sequence of its own settings."""
+    views = Views(preset, size=28, small_size=12, erase=0.3)
+    views.count, views.small, views.plain = 8, 5, 1
+    images, same = pixels(16, 3, 40, 33), generator(1)
+    large = PRESETS[preset]
+    usual = replace(large[0], blur=0.5) if preset == "dino" else large[0]
+    small = replace(usual, scale=(0.05, {"dino": 0.4, "swav": 0.14, "cifar": 0.2}[preset]), erase=0.3)
+    kinds = [replace(large[v % len(large)], erase=0.3) for v in range(2)] + [small] * 5 + [PLAIN]
+    for view, augment in zip(views(images, generator(1)), kinds, strict=True):
+        side = 12 if augment is small else 28
+        drawn = draw(augment, 16, 40, 33, side, same)
+        theirs = torch.stack([one_view(images[i], drawn, i, side, crop=True) for i in range(16)])
+        assert view.shape == (16, 3, side, side)
+        assert_equal_views(view, theirs, drawn.solarize)
+
+
+@pytest.mark.usefixtures("way")
+def test_small_crops_lie_side_by_side_and_come_back():
+    """Four of 12 pixels in a picture of 28: five small crops take two pictures, after the large and the plain one."""
+    views = Views("none", size=28, small_size=12)
+    views.count, views.small, views.plain = 8, 5, 1
+    image = pixels(3, 40, 40)
+    crops = views.crops(image, generator(0))
+    assert crops.shape == (3 + 2, 3, 28, 28)
+    whole = reference.resize(image, [28, 28], antialias=True)
+    part = reference.resize(image, [12, 12], antialias=True)
+    assert all(torch.equal(crops[v], whole) for v in range(3))
+    for top, left in ((0, 0), (0, 12), (12, 0), (12, 12)):
+        assert torch.equal(crops[3, :, top : top + 12, left : left + 12], part)
+    assert torch.equal(crops[4, :, :12, :12], part)
+    assert int(crops[4, :, 12:].max()) == 0
+    out = views(crops[None], generator(0))
+    assert [view.shape[-1] for view in out] == [28, 28, *[12] * 5, 28]
+    for view, expected in zip(out, [whole, whole, *[part] * 5, whole], strict=True):
+        theirs = reference.normalize(expected[None] / 255, list(MEAN), list(STD))
+        torch.testing.assert_close(view, theirs, atol=1e-5, rtol=0)
+
+
+def test_the_size_of_small_crops_follows_the_views():
+    assert [Views(size=size).small_side for size in (224, 64, 32, 6)] == [96, 27, 14, 4]
+    assert Views(size=32, small_size=64).small_side == 32
+    views = Views("dino", small_scale=(0.1, 0.3), small_size=9)
+    assert Views(**views.arguments()).arguments() == views.arguments()
+    views.count, views.small = 3, 1
+    with pytest.raises(ValueError, match="small_size=2"):
+        Views(small_size=2)

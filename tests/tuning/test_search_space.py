@@ -48,7 +48,7 @@ def test_a_range_is_read_as_it_is_written(text, name, expected):
     ("text", "said"),
     [
         ("cld.gruops=2:8", "train has no setting 'cld.gruops': did you mean cld.groups or cld.grouping?"),
-        ("temperature=0.1:1", "did you mean cld.temperature or method.temperature?"),
+        ("temperature=0.1:1", "did you mean gh.temperature or cld.temperature or method.temperature?"),
         ("method.tau=0.9:1", "train has no setting 'method.tau'"),
         ("epochs=1:9", "epochs is not searched"),
         ("lr", "give NAME=RANGE"),
@@ -90,7 +90,7 @@ def test_the_default_ranges_hold_the_settings_as_given_and_end_at_the_batch(meth
 
 @given(st.floats(1e-6, 1e6), st.floats(1.01, 1e3), st.booleans())
 def test_a_range_survives_being_shown(low, factor, log):
-    shown = ranges.shown(Numbers(low, low * factor, log))
+    shown = ranges.range_text(Numbers(low, low * factor, log))
     again = ranges.parse([f"lr={shown}"], settings())["lr"]
     assert again.log == log
     assert again.low == pytest.approx(low, rel=1e-5)

@@ -12,7 +12,7 @@ from study_samples import EPOCHS, SPACE, figures, made_up, plan, quality, search
 optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'crosslevel[tune]'")
 
 from crosslevel.tuning.sampler import pruner
-from crosslevel.tuning.search_space import Numbers, nearest, outside
+from crosslevel.tuning.search_space import Numbers, clipped, outside
 from crosslevel.tuning.study import Search
 from crosslevel.tuning.trial import Failed
 from crosslevel.tuning.trials import cost, outcome, spent
@@ -176,7 +176,7 @@ def test_a_given_point_keeps_what_the_space_holds_and_is_near_to_it_elsewhere():
         "lr": 5.0, "cld.groups": 8.0, "views.preset": "cifar", "cld.gather": False, "method.hidden": None,
         "weight_decay": 0.001, "warmup_epochs": None, "optimizer": "sgd",
     }  # fmt: skip
-    assert nearest(space, point) == {
+    assert clipped(space, point) == {
         "lr": 1.0, "cld.groups": 8, "views.preset": "cifar", "cld.gather": "false", "weight_decay": "1e-3",
     }  # fmt: skip
     assert outside(space, point) == ["lr", "warmup_epochs", "optimizer"]

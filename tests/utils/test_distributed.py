@@ -15,8 +15,9 @@ from reference import TinyEncoder, normal
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from crosslevel.cld.harmonization import Harmonization
 from crosslevel.cld.loss import CrossLevel
-from crosslevel.methods import BYOL, NPID, MoCo, SimCLR
+from crosslevel.methods import BYOL, DINO, NPID, MoCo, SimCLR, SimSiam, SwAV, VICReg
 from crosslevel.methods.memory import InstanceBank, ShardedBank
 from crosslevel.methods.simclr import nt_xent
 from crosslevel.models.sync_batchnorm import SyncBatchNorm, SyncBatchNormAct, synchronize
@@ -33,6 +34,10 @@ METHODS = {
     "simclr": lambda encoder: SimCLR(encoder, out_features=4, hidden=6),
     "moco": lambda encoder: MoCo(encoder, out_features=4, queue=19),
     "npid": lambda encoder: NPID(encoder, BATCH, out_features=4),
+    "vicreg": lambda encoder: VICReg(encoder, out_features=4, hidden=6),
+    "simsiam": lambda encoder: SimSiam(encoder, out_features=4, hidden=6),
+    "swav": lambda encoder: SwAV(encoder, out_features=4, prototypes=5, queue=16, small_views=1, prior=0.25),
+    "dino": lambda encoder: DINO(encoder, out_features=4, outputs=5, small_views=1, hidden=6),
 }
 
 
@@ -145,16 +150,18 @@ def check_method(build, with_cld):
 
 def steps(encoder, method, cld=None):
     """Losses of some steps of gradient descent, and all weights and statistics after them."""
-    both = nn.ModuleList([encoder, method, *([] if cld is None else [cld])])
+    gh = Harmonization(4, categories=5, iterations=5, update_epochs=2) if cld is not None else None
+    both = nn.ModuleList([encoder, method, *([] if cld is None else [cld, gh.double()])])
     synchronize(both)
     losses = []
     optimizer = torch.optim.SGD(both.parameters(), lr=0.1)
     for step in range(4):
-        views = [part(normal(10 * step + i, BATCH, 3, 2, 2)) for i in range(2)]
-        h = [encoder(view) for view in views]
+        views = [part(normal(10 * step + i, BATCH, 3, 2, 2)) for i in range(max(2, method.views))]
+        h = [encoder(view) for view in views[:2]]
         loss = method(views, h, part(torch.arange(BATCH)))
         if cld is not None:
-            loss = loss + 0.7 * cld(*h)
+            gh.begin_step(step)
+            loss = loss + 0.7 * cld(*h) + 0.3 * gh(*(method.project(x) for x in h))
         optimizer.zero_grad()
         loss.backward()
         for p in both.parameters():

@@ -83,17 +83,6 @@ def format_of(head: bytes | bytearray) -> str | None:
     return None
 
 
-def size_of_webp(data: bytes | bytearray) -> tuple[int, int]:
-    """Width and height by the header (RFC 9649): Pillow takes memory for all pixels when it opens a file."""
-    head = bytes(data[12:30])
-    if head[:4] == b"VP8X":
-        return 1 + int.from_bytes(head[12:15], "little"), 1 + int.from_bytes(head[15:18], "little")
-    if head[:4] == b"VP8L":
-        bits = int.from_bytes(head[9:13], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    return int.from_bytes(head[14:16], "little") & 0x3FFF, int.from_bytes(head[16:18], "little") & 0x3FFF
-
-
 def can_be_image(name: str) -> bool | None:
     """What the ending of a name says: an image, none, or (None) that nobody knows."""
     ending = ending_of(name)

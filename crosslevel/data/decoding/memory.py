@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
+import ctypes
 import os
-import resource
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from crosslevel.data.bad_files import _Defect
+
+try:
+    import fcntl
+    import resource
+except ImportError:  # Windows: each process has the limit for itself, and may take what the machine has
+    fcntl = resource = None  # type: ignore[assignment]
 
 LARGEST = 50_000_000
 """Pixels of an image that is handed on; a larger one is read at a half, a quarter or an eighth of its size."""
@@ -21,14 +29,16 @@ _USUAL = 768  # MiB
 _SLOT = 64 * 2**20  # bytes; what all processes may take together is dealt out in pieces of this size
 _SMALL = 32 * 2**20  # bytes that nobody waits for
 _PATIENCE = 60.0  # seconds for a turn: a process that was stopped shall not stop the others
+_TURNSTILE = 0
 _RUNAWAY = 4 * 2**30  # bytes that a process may take beside what it has when it begins to decode
 
 # Bytes for each pixel at the peak: the decoder's own buffers, Pillow's image and its copies. Measured, and rounded up.
-_PER_PIXEL = {"TIFF": 16, "GIF": 12, "WEBP": 22, "HEIF": 16, "AVIF": 20, "JPEG2000": 32, "JXL": 40}
+_PER_PIXEL = {"GIF": 12, "WEBP": 22, "HEIF": 16, "AVIF": 20, "JPEG2000": 32, "JXL": 40}
 _PLAIN = 4  # of all others, beside the result
 _RGB = 3
 _TURNED = 4
 _FIXED = 8 * 2**20  # of any image
+_PARTS = 2  # of a TIFF: its largest strip or tile, and what its codec has of it
 
 
 def most() -> int:
@@ -52,12 +62,15 @@ def halvings(pixels: int) -> int:
     return next((scale for scale in (1, 2, 4) if pixels <= LARGEST * scale**2), 8)
 
 
-def needed(format: str, size: tuple[int, int], encoded: int, turned: bool) -> int:
-    """Bytes that Pillow takes at most to decode an image of a format, and to bring it to RGB."""
+def needed(format: str, size: tuple[int, int], encoded: int, turned: bool, part: int = 0) -> int:
+    """Bytes that Pillow takes at most to decode an image of a format, and to bring it to RGB.
+
+    ``part``: those of its largest strip or tile, if it is decoded in such.
+    """
     pixels = size[0] * size[1]
     result = _RGB * pixels // halvings(pixels) ** 2
     each = _PER_PIXEL.get(format, _PLAIN) + (_TURNED if turned else 0)
-    return each * pixels + result + 2 * encoded + (_FIXED if pixels > 2**20 else 0)
+    return each * pixels + result + _PARTS * part + 2 * encoded + (_FIXED if pixels > 2**20 else 0)
 
 
 def check(need: int, size: tuple[int, int], format: str) -> None:
@@ -75,6 +88,8 @@ def check(need: int, size: tuple[int, int], format: str) -> None:
 
 
 def _in_common() -> int:
+    if fcntl is None:
+        return -1
     if hasattr(os, "memfd_create"):
         return os.memfd_create("crosslevel-decoding")
     number, name = tempfile.mkstemp()
@@ -95,33 +110,66 @@ def room(need: int) -> Iterator[None]:
         yield
         return
     with _thread:
+        if fcntl is None:
+            yield
+            return
         slots = _taken(-(-min(need, most()) // _SLOT))
         try:
             yield
         finally:
+            _give_back()
             for slot in slots:
                 fcntl.lockf(_file, fcntl.LOCK_UN, 1, slot)
 
 
-def _taken(count: int) -> list[int]:
-    """``count`` free slots. Who waits for some keeps the others from beginning to wait: nobody waits in a circle."""
-    slots: list[int] = []
-    fcntl.lockf(_file, fcntl.LOCK_EX, 1, 0)
+def _give_back() -> None:
+    """What was freed goes to the system: glibc keeps the blocks of one image for the next one of this process."""
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _trim() -> Any:
+    """The C library's `malloc_trim`; None where there is none."""
     try:
-        until = time.monotonic() + _PATIENCE
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return None
+
+
+def _taken(count: int) -> list[int]:
+    """``count`` free slots. Who waits for some keeps the others from beginning to wait: nobody waits in a circle.
+
+    A process that was stopped may have what is waited for: after `_PATIENCE` a warning says so, and what is free is all
+    there is.
+    """
+    slots: list[int] = []
+    until = time.monotonic() + _PATIENCE
+    while not (first := _is_free(_TURNSTILE)) and time.monotonic() < until:
+        time.sleep(0.005)
+    try:
         while True:
             for slot in range(1, 1 + most() // _SLOT):
                 if len(slots) < count and slot not in slots and _is_free(slot):
                     slots.append(slot)
-            if len(slots) >= count or time.monotonic() > until:
+            if len(slots) >= count:
+                return slots
+            if time.monotonic() >= until:
+                warnings.warn(
+                    f"waited {_PATIENCE:.0f} s for memory to decode an image: another process of this command has it, "
+                    "perhaps one that was stopped; it is decoded beside it, and both may take more than they should",
+                    stacklevel=3,
+                )
                 return slots
             time.sleep(0.005)
     finally:
-        fcntl.lockf(_file, fcntl.LOCK_UN, 1, 0)
+        if first:
+            fcntl.lockf(_file, fcntl.LOCK_UN, 1, _TURNSTILE)
 
 
 def _is_free(slot: int) -> bool:
-    """Whether a slot is this process's from now on."""
+    """Whether a slot, or the turnstile, is this process's from now on."""
     try:
         fcntl.lockf(_file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, slot)
     except OSError:
@@ -134,7 +182,8 @@ def _after_fork() -> None:
     _thread = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def limit_process() -> None:
@@ -143,6 +192,8 @@ def limit_process() -> None:
     A decoder that is led astray then fails, instead of the machine. Memory that processes share, such as finished
     batches, and files that are mapped do not count.
     """
+    if resource is None:
+        return
     _lower(resource.RLIMIT_CORE, 0)
     held = _data_now()
     if held is not None:

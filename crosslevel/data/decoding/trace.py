@@ -23,6 +23,11 @@ class Board:
         length = 0 if row is None else int.from_bytes(row[:2], "little")
         return None if row is None or not length else bytes(row[2 : 2 + length]).decode("utf-8", "surrogateescape")
 
+    def write(self, number: int, text: str) -> None:
+        """Leave a text in the row of process ``number``, where its parent can read it."""
+        if (row := self.row(number)) is not None:
+            _put(row, text)
+
     def clear(self, number: int) -> None:
         """Forget what process ``number`` was decoding."""
         if (row := self.row(number)) is not None:
@@ -49,9 +54,13 @@ def enter(board: Board, number: int) -> None:
 def begin(path: str) -> None:
     """Say what is decoded now."""
     if _mine is not None:
-        name = path.encode("utf-8", "surrogateescape")[: ROW - 2]
-        _mine[2 : 2 + len(name)] = name
-        _mine[:2] = len(name).to_bytes(2, "little")
+        _put(_mine, path)
+
+
+def _put(row: memoryview, text: str) -> None:
+    name = text.encode("utf-8", "surrogateescape")[: ROW - 2]
+    row[2 : 2 + len(name)] = name
+    row[:2] = len(name).to_bytes(2, "little")
 
 
 def end() -> None:

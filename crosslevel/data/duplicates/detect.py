@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -199,24 +199,30 @@ def _hanging_together(pairs: Pairs, outlines: Float[Tensor, "N 64"], crowd: _Cro
     is to what surrounds it. Where they are not, average linkage cuts the track at that distance (Sokal and Michener
     1958); of more than `_LINKED` images, the longer half of the links goes first.
     """
+    place, settled = torch.full((len(outlines),), -1), torch.zeros(len(pairs.images), dtype=torch.bool)
     while True:
-        members = tracks(len(outlines), pairs.images)[pairs.images[:, 0]]
-        names, size = members.unique(return_counts=True)
-        kept = torch.ones(len(members), dtype=torch.bool)
-        crowded = False
-        for name in names[size > 1].tolist():
-            links = (members == name).nonzero()[:, 0]
+        kept, crowded = torch.ones(len(pairs.images), dtype=torch.bool), False
+        for links in _by_track(tracks(len(outlines), pairs.images)[pairs.images[:, 0]]):
+            if settled[links[0]]:
+                continue
             inside = pairs.images[links].unique()
             if len(inside) > _LINKED:
                 crowded = True
                 kept[links[pairs.distance[links] > pairs.distance[links].median()]] = False
                 continue
-            owner = torch.full((len(outlines),), -1)
-            owner[inside] = _linked(outlines[inside], crowd.around(inside, outlines))
-            kept[links] = owner[pairs.images[links, 0]] == owner[pairs.images[links, 1]]
-        pairs = pairs.of(kept)
+            place[inside] = _linked(outlines[inside], crowd.around(inside, outlines))
+            whole = place[pairs.images[links, 0]] == place[pairs.images[links, 1]]
+            kept[links], settled[links] = whole, whole.all()
+        pairs, settled = pairs.of(kept), settled[kept]
         if not crowded or kept.all():
             return pairs
+
+
+def _by_track(members: Int64[Tensor, " P"]) -> Iterator[Int64[Tensor, " p"]]:
+    """The pairs of each track that has several."""
+    order = members.argsort(stable=True)
+    sizes = members[order].unique_consecutive(return_counts=True)[1]
+    return (links for links in order.split(sizes.tolist()) if len(links) > 1)
 
 
 def _linked(outlines: Float[Tensor, "n 64"], limit: float) -> Int64[Tensor, " n"]:

@@ -181,8 +181,13 @@ def write_rows(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, A
     writer = csv.DictWriter(table, columns, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({key: escaped(value) if isinstance(value, str) else value for key, value in row.items()})
+        writer.writerow({key: _cell(value) if isinstance(value, str) else value for key, value in row.items()})
     write(file, table.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def _cell(text: str) -> str:
+    """Escaped, and no formula to a spreadsheet; `unescaped` takes the backslash away again."""
+    return f"\\{escaped(text)}" if text[:1] in ("=", "+", "-", "@") else escaped(text)
 
 
 def unique(images: Images, file: str = "") -> Images:

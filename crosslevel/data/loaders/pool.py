@@ -19,9 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from crosslevel.data.decoding import trace
 from crosslevel.data.decoding.memory import limit_process
-from crosslevel.data.loaders.workers import Keys, leave_interrupts
-from crosslevel.utils.console import printable
-from crosslevel.utils.errors import MachineError
+from crosslevel.data.loaders.workers import Keys, hand_over_or_end, leave_interrupts
+from crosslevel.utils.errors import MachineError, printable
 from crosslevel.utils.processes import without_main
 
 Result = TypeVar("Result")
@@ -30,7 +29,11 @@ MOST_CRASHES = 20
 """Images that may crash the processes of one loader before a run ends: then it is not the images."""
 
 # What a fault in a decoder ends a process with. SIGKILL is not among them: somebody, or the system, had a reason.
-_FAULTS = frozenset((signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGSYS))
+_FAULTS = frozenset(
+    getattr(signal, name)
+    for name in ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE", "SIGSYS")
+    if hasattr(signal, name)  # Windows has fewer
+)
 
 
 def _start() -> str | None:
@@ -54,7 +57,7 @@ class Pool(Generic[Result]):
     def __init__(self, job: Dataset[Result], keys: Iterable[Any], workers: int, persistent: bool) -> None:
         self.job, self.keys, self.workers, self.persistent = job, keys, workers, persistent
         self._feed: Keys[Any] = Keys([])
-        self._board = trace.Board(workers)
+        self._board, self._lost = trace.Board(workers), trace.Board(workers)
         self._loader: DataLoader[Result] | None = None
         self._crashed: list[str] = []
         self._processes: list[Any] = []
@@ -92,19 +95,20 @@ class Pool(Generic[Result]):
                 sampler=self._feed,
                 num_workers=self.workers,
                 collate_fn=_unchanged,
-                worker_init_fn=_Begin(self._board),
+                worker_init_fn=_Begin(self._board, self._lost),
                 multiprocessing_context=_start(),
                 persistent_workers=self.persistent,
                 pin_memory=torch.cuda.is_available(),
             )
         # torch would raise that a process has died wherever this one is, such as in the middle of a step; without its
         # handler that is raised where results are waited for (`_noticed`).
-        before = signal.getsignal(signal.SIGCHLD)
+        ended = getattr(signal, "SIGCHLD", None)
+        before = None if ended is None else signal.getsignal(ended)
         with without_main():  # whatever the main module is
             iterator = iter(self._loader)
-        if threading.current_thread() is threading.main_thread():
+        if ended is not None and threading.current_thread() is threading.main_thread():
             torchs = getattr(before, "__module__", "").startswith("torch.utils.data")  # of another loader
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None or torchs else before)
+            signal.signal(ended, signal.SIG_DFL if before is None or torchs else before)
         self._processes = getattr(iterator, "_workers", [])
         return iterator
 
@@ -116,6 +120,9 @@ class Pool(Generic[Result]):
             RuntimeError: the error itself, or what killed the process.
 
         """
+        lost = [said for i in range(len(self._processes)) if (said := self._lost.read(i))]
+        if lost:
+            raise RuntimeError(f"DataLoader worker could not hand over a batch: {lost[0]}") from error
         died = [(i, process) for i, process in enumerate(self._processes) if (process.exitcode or 0) < 0]
         if not died:
             raise error
@@ -147,7 +154,8 @@ def _noticed(processes: Sequence[Any]) -> Iterator[None]:
 
     torch looks for that every five seconds. Outside the main thread, which alone has signals, that has to do.
     """
-    if threading.current_thread() is not threading.main_thread():
+    ended = getattr(signal, "SIGCHLD", None)
+    if ended is None or threading.current_thread() is not threading.main_thread():
         yield
         return
 
@@ -155,12 +163,12 @@ def _noticed(processes: Sequence[Any]) -> Iterator[None]:
         if any(process.exitcode for process in processes):
             raise RuntimeError("DataLoader worker exited unexpectedly")
 
-    before = signal.signal(signal.SIGCHLD, died)
+    before = signal.signal(ended, died)
     try:
         died()  # since results were last waited for
         yield
     finally:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+        signal.signal(ended, signal.SIG_DFL if before is None else before)
 
 
 @dataclass
@@ -168,14 +176,16 @@ class _Begin:
     """What a process does first."""
 
     board: trace.Board
+    lost: trace.Board
     refused: dict[str, str] = field(default_factory=lambda: trace.refused)
 
     def __call__(self, worker: int) -> None:
         leave_interrupts(worker)
+        hand_over_or_end(lambda said: self.lost.write(worker, said))
         limit_process()
         trace.refused.update(self.refused)
         trace.enter(self.board, worker)
-        for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):
+        for number in _FAULTS & {getattr(signal, name, None) for name in ("SIGSEGV", "SIGBUS", "SIGFPE")}:
             signal.signal(number, signal.SIG_DFL)  # torch's handlers only print a line without a name
 
 

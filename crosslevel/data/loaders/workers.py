@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import queues
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -63,6 +64,19 @@ def leave_interrupts(worker: int) -> None:
     sys.excepthook = hung_up
 
 
+def hand_over_or_end(tell: Callable[[str], None]) -> None:
+    """In a worker process: one that cannot hand over what it made tells why, and ends.
+
+    Python prints a traceback, and drops the batch: the main process would wait for it for ever.
+    """
+
+    def failed(error: BaseException, batch: object) -> None:
+        tell(" ".join(str(error).split()) or type(error).__name__)
+        os._exit(1)
+
+    queues.Queue._on_queue_feeder_error = staticmethod(failed)  # type: ignore[attr-defined]
+
+
 @contextmanager
 def worker_trouble() -> Iterator[None]:
     """Say in one line why a process that decodes images died.
@@ -86,6 +100,8 @@ def trouble(error: RuntimeError) -> str:
     killed = re.search(r"DataLoader worker .*?(is killed by signal: [\w ]+|exited unexpectedly)", said)
     if "No space left on device" in said or "out of shared memory" in said or "Bus error" in said:
         reason = "/dev/shm is full: enlarge it (docker run --shm-size=8g), or give --workers 0 or fewer"
+    elif handed := re.search(r"DataLoader worker could not hand over a batch: (.*)", said):
+        reason = f"it could not hand over a batch: {handed[1]}"
     elif killed:
         reason = f"it {killed[1].rstrip(' .')}; if memory is short, give --workers 0 or fewer"
     else:

@@ -36,6 +36,7 @@ from crosslevel.data.loaders.workers import ahead, worth_workers
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError, UserError
 from crosslevel.utils.tensors import load_safetensors
+from crosslevel.utils.trees import json_tree
 
 INDEX, ABOUT, UNFINISHED = "index.safetensors", "pack.json", "unfinished.json"
 VERSION = 1
@@ -104,7 +105,7 @@ def read_about(file: Path) -> dict[str, Any]:
         ValueError: it is damaged.
 
     """
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    content: dict[str, Any] = json_tree(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise UserError(f"{file.name} holds no settings")
     written = content.pop("check", None)

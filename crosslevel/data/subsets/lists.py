@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections import Counter
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from crosslevel.data.bad_files import escaped, unescaped
 from crosslevel.data.images import Images
 from crosslevel.data.subsets.select import of_classes, take
-from crosslevel.utils.errors import SourceError
+from crosslevel.utils.errors import SourceError, did_you_mean
 from crosslevel.utils.files import replacing
 
 MOST_CLASSES = 1_000_000
@@ -84,8 +83,7 @@ def classes_of(images: Images, file: str) -> Images:
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     unknown = next((name for name in names if name not in numbers), None)
     if unknown is not None:
-        near = difflib.get_close_matches(unknown, numbers, 1)
-        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(images.classes[:5])}, ..."
+        hint = did_you_mean(unknown, numbers, f"it has {', '.join(images.classes[:5])}, ...")
         raise SourceError(f"{file}: {images.name} has no class {unknown}: {hint}")
     if twice is not None or not names:
         raise SourceError(f"{file}: {'names no class' if twice is None else f'names class {twice} twice'}")

@@ -73,7 +73,7 @@ def long_tailed(
         wanted[c] = min(int(counts[c]), math.floor(round(most * imbalance ** (-rank / last), 6)))
         if not wanted[c]:
             raise UserError(f"imbalance={imbalance} leaves nothing of class {c}: lower it")
-    return _drawn(labels, wanted, generator)
+    return of_each_class(labels, wanted, generator)
 
 
 def pareto(
@@ -101,7 +101,7 @@ def pareto(
     wanted = torch.bincount(labels)
     present = wanted.nonzero()[:, 0]
     wanted[present] = pareto_counts(len(present), power, most, least)
-    return _drawn(labels, wanted, generator)
+    return of_each_class(labels, wanted, generator)
 
 
 def pareto_counts(classes: int, power: float, most: int, least: int) -> Int64[Tensor, " C"]:
@@ -183,7 +183,7 @@ def some_tracks(tracks: Int64[Tensor, " N"], count: int, generator: torch.Genera
     return kept[owner].nonzero()[:, 0]
 
 
-def _drawn(
+def of_each_class(
     labels: Int64[Tensor, " N"], wanted: Int64[Tensor, " C"], generator: torch.Generator | None
 ) -> Int64[Tensor, " M"]:
     """Indices of ``wanted[c]`` images of each class c, drawn uniformly, or of all where it has fewer; ascending."""

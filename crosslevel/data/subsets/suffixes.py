@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from crosslevel.data.subsets.lists import classes_of, listed
 from crosslevel.data.subsets.repeat import repeat
 from crosslevel.data.subsets.select import first_frames, long_tailed, pareto, some_tracks, take
 from crosslevel.data.uri import ALONE, FILES, Suffix
-from crosslevel.utils.errors import SourceError, UserError
+from crosslevel.utils.errors import SourceError, UserError, did_you_mean
 
 
 def applied(images: Images, suffixes: Sequence[Suffix], name: str) -> Images:
@@ -102,8 +101,7 @@ def _arguments(make: Callable[..., Images], suffix: Suffix) -> list[Any]:
     names = [parameter.name for parameter in others]
     for key in given:
         if key not in names:
-            near = difflib.get_close_matches(key, names, 1)
-            hint = f"did you mean {near[0]}?" if near else f"it takes {' and '.join(names) or 'no other'}"
+            hint = did_you_mean(key, names, f"it takes {' and '.join(names) or 'no other'}")
             raise UserError(f"@{suffix.key} has no key {key!r}: {hint}")
     numbers: list[Any] = [_number(suffix.key, number, first.annotation)]
     for parameter in others:

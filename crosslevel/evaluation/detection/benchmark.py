@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
@@ -43,9 +42,11 @@ from crosslevel.evaluation.detection.training import (
 )
 from crosslevel.models.encoder import Encoder, untrained
 from crosslevel.models.numerics import avoid_faults, tell
+from crosslevel.utils.console import progress_bar
 from crosslevel.utils.device import Hardware, choose
 from crosslevel.utils.errors import BadImage, MissingExtra, SourceError, UserError
 from crosslevel.utils.files import write
+from crosslevel.utils.trees import json_tree
 
 RANDOM, TRAINED = "random initialization", "trained encoder"
 FIGURES, CHECKPOINT = "detection.json", "detection.ckpt"
@@ -108,15 +109,15 @@ def detection(
         Diverged: the loss is no longer a number.
 
     """
-    if importlib.util.find_spec("pycocotools") is None:
-        raise MissingExtra("detection needs pycocotools to count: pip install 'crosslevel[detection]'")
+    if not all(map(importlib.util.find_spec, ("pycocotools", "torchmetrics"))):
+        raise MissingExtra("detection needs pycocotools and torchmetrics to count: pip install 'crosslevel[detection]'")
     settings = _checked(settings or published(train))
-    place, unread = hardware or choose(), bad if bad is not None else BadFiles()
+    hardware, unread = hardware or choose(), bad if bad is not None else BadFiles()
     learned, asked = train.with_examples(), test.numbered_as(train)
     if not asked.names():
         raise SourceError(f"{test.name}: not one object that is not ignored in its {len(test)} images: nothing to find")
     store, figures = _Store(folder), {}
-    fixed = repr((settings, seed, place.device.type, place.precision))
+    fixed = repr((settings, seed, hardware.device.type, hardware.precision))
     shared = (fixed, _digest_of_images(learned), _digest_of_images(asked))
     for name, start in ((RANDOM, untrained(encoder, seed)), (TRAINED, encoder)):
         key = hashlib.sha256(repr((*shared, _digest_of_network(start))).encode()).hexdigest()
@@ -124,9 +125,9 @@ def detection(
         if found is None:
             checkpoint = Checkpoint(None if folder is None else folder / CHECKPOINT, key, checkpoint_minutes)
             data = TrainingData(learned, settings.schedule.batch_size, seed, workers, unread)
-            with own_random_numbers(place.device), _Bar(console, name, settings.schedule.iterations) as bar:
-                model = _fine_tuned(start, data, settings, name, seed, place, checkpoint, bar)
-                found = average_precision(*_predictions(model, asked, place.device, unread), test.ignored)
+            with own_random_numbers(hardware.device), _Bar(console, name, settings.schedule.iterations) as bar:
+                model = _fine_tuned(start, data, settings, name, seed, hardware, checkpoint, bar)
+                found = average_precision(*_predictions(model, asked, hardware.device, unread), test.ignored)
             store.keep(name, key, found)
             checkpoint.remove()
         figures[name] = found
@@ -212,18 +213,18 @@ def _fine_tuned(
     settings: Settings,
     name: str,
     seed: int,
-    place: Hardware,
+    hardware: Hardware,
     checkpoint: Checkpoint,
     bar: _Bar,
 ) -> FasterRCNN:
     reseed(seed, 0)
     options = settings._asdict()
     schedule = options.pop("schedule")
-    model = detector(start, len(data.images.classes), **options, hardware=place).to(place.device)
-    wrong = avoid_faults(model, lambda: glance(model, min(settings.sizes.train)), place)
+    model = detector(start, len(data.images.classes), **options, hardware=hardware).to(hardware.device)
+    wrong = avoid_faults(model, lambda: glance(model, min(settings.sizes.train)), hardware)
     tell(bar.console, wrong)
-    fine_tune(model, data, schedule, name=name, seed=seed, device=place.device, checkpoint=checkpoint, show=bar.show)
-    settle(model, data, schedule, seed, place.device)
+    fine_tune(model, data, schedule, name=name, seed=seed, device=hardware.device, checkpoint=checkpoint, show=bar.show)
+    settle(model, data, schedule, seed, hardware.device)
     model.transform.min_size = (settings.sizes.test,)
     return model.eval()
 
@@ -252,7 +253,7 @@ class _Store:
         if self.file is None or not self.file.is_file():
             return {}
         try:
-            return dict(json.loads(self.file.read_text(encoding="utf-8")))
+            return dict(json_tree(self.file.read_text(encoding="utf-8")))
         except ValueError:
             return {}
 
@@ -281,9 +282,7 @@ class _Bar:
 
     def __init__(self, console: Console | None, name: str, total: int) -> None:
         self.console, self.name, self.total = console, name, total
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        hidden = console is None or not console.is_terminal
-        self.progress = Progress(*columns, console=console, transient=True, disable=hidden)
+        self.progress = progress_bar(console)
         self.task = self.progress.add_task(name, total=total)
         self.began, self.first = time.monotonic(), 0
 

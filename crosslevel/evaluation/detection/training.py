@@ -106,7 +106,7 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """How many iterations are done; model and optimizer are as they were after them."""
+        """Restore model and optimizer; how many iterations they have done."""
         if self.file is None or not self.file.is_file():
             return 0
         state = load_saved(self.file)

@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from crosslevel.utils.errors import UserError, nearest
+from crosslevel.utils.errors import UserError, did_you_mean
 
 DATA_SETS = (
     "cifar10", "cifar100", "cifar10lt", "cifar100lt", "kitchen", "stl10", "imagenet100", "imagenetlt", "imagenet",
@@ -44,9 +44,7 @@ def find(name: str) -> Recipe:
     """
     known = {recipe.name: recipe for recipe in every()}
     if name not in known:
-        near = nearest(name, known)
-        hint = f"did you mean {near}?" if near else "crosslevel recipes lists them"
-        raise UserError(f"recipe={name!r} is unknown: {hint}")
+        raise UserError(f"recipe={name!r} is unknown: {did_you_mean(name, known, 'crosslevel recipes lists them')}")
     return known[name]
 
 

@@ -146,3 +146,4 @@ def _also_named(file: Path, name: Path) -> None:
             shutil.copyfileobj(opened, copy)
         return
     os.replace(part, name)
+    files.sync_folder(name.parent)

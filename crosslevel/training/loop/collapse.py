@@ -37,8 +37,8 @@ def symptoms(figures: Mapping[str, float], batch_size: int, features: int, group
     found = {}
     rate = f" (now {figures['lr']:.3g})" if "lr" in figures else ""
     hint = (
-        f"lower --lr{rate} or raise --warmup_epochs; for BYOL raise --method.momentum, elsewhere lower "
-        "--method.temperature"
+        f"lower --lr{rate} or raise --warmup_epochs; for BYOL and DINO raise --method.momentum, for VICReg "
+        "--method.variance; a contrastive method: lower --method.temperature"
     )
     rank, instance = figures.get("effective_rank"), figures.get("instance_rank")
     if rank is not None and rank < FEW_DIRECTIONS:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 from rich.console import Console
 
 from crosslevel.data.loaders.batches import Batch, TrainBatches
@@ -134,7 +134,7 @@ class _Loop:
         self.fabric.launch()
         module = self.module.to(memory_format=torch.channels_last)
         view = module.views.size
-        sizes = (view, module.method.piece_size(view) or view)
+        sizes = (view, module.method.piece_size(view) or (module.views.small_side if module.views.small else view))
         wrong = avoid_faults(module.encoder, lambda: glance(module.encoder, *sizes), hardware, whole=module)
         tell(console, wrong)
         module.rank = self.fabric.global_rank
@@ -264,8 +264,7 @@ def _fabric(hardware: Hardware, devices: int) -> Fabric:
     if on_gpu:
         torch.backends.cudnn.benchmark = True
     # Lightning's banners are for its own users; ours get one line about device and precision.
-    for name in ("lightning.fabric", "lightning.pytorch.utilities.rank_zero"):  # Fabric logs as either
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
     return Fabric(
         accelerator="gpu" if on_gpu else hardware.device.type,

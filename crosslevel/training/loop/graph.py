@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from crosslevel.data.loaders.batches import Batch, TrainBatches
 from crosslevel.training.loop.module import Pretrain
@@ -100,14 +101,15 @@ class Compiled:
         if self.tried:
             self.step(batch)
             return
-        done = self.module.step
+        done, before = self.module.step, _Statistics(self.module)
         try:
             self.step(batch)
         except Exception as error:
-            # What fails here fails before the optimizer's step: compiling is the first thing that is done.
+            # What fails here fails before the optimizer's step, but perhaps after a forward pass.
             if self.module.step != done or not _of_compiler(error):
                 raise
             as_before(self.module)
+            before.restore()
             self.module.method.discard()
             say(self.console, f"not compiled: {_reason(error)}")
             self.step(batch)
@@ -157,13 +159,16 @@ class Captured:
         self.module.step += 1
 
     def _tried(self, what: Callable[[], None]) -> None:
-        """Do it, or else the step as it was before, and say why: both fail before anything has changed."""
+        """Do it, or else the step as it was before, and say why: both fail before the optimizer's step."""
+        before = _Statistics(self.module)
         try:
             what()
         except Exception as error:
             self.failed = True
             as_before(self.module)
+            before.restore()
             self.module.method.discard()
+            self.module.begin_step(self.optimizer)  # what was drawn is drawn again
             say(self.console, f"no CUDA graph of the step: {_reason(error)}")
             self._work()
 
@@ -195,6 +200,19 @@ class Captured:
         loss.backward()
         self.optimizer.step()
         module.remember()
+
+
+class _Statistics:
+    """What batch normalizations remember: a forward pass whose step fails must not count."""
+
+    def __init__(self, module: Pretrain) -> None:
+        normalizing = (part for part in module.modules() if isinstance(part, _BatchNorm))
+        self.kept = [(buffer, buffer.clone()) for part in normalizing for buffer in part.buffers(recurse=False)]
+
+    def restore(self) -> None:
+        """As it was."""
+        for buffer, before in self.kept:
+            buffer.copy_(before)
 
 
 def _of_compiler(error: Exception) -> bool:

@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers import TensorBoardLogger
+from lightning_fabric.loggers import TensorBoardLogger
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import ProgressColumn, Task, TaskProgressColumn
 from rich.table import Column
 from rich.text import Text
 
@@ -21,12 +21,13 @@ from crosslevel.data.loaders.streams import StreamBatches
 from crosslevel.metrics.label_free import NAMES
 from crosslevel.runs import Run
 from crosslevel.utils import files
-from crosslevel.utils.console import say
+from crosslevel.utils.console import progress_bar, say
 from crosslevel.utils.errors import UserError
 
 COLUMNS = (
     "step", "epoch", "loss", "instance_loss", "group_loss", "lr", "group_agreement", "groups_used", "largest_group",
     "images_per_second", "waiting", "knn", "instance_rank", "group_rank", *NAMES,
+    "temperature", "group_temperature", "harmonization_loss",
 )  # fmt: skip
 """Of metrics.csv; a cell is empty where a row has no such figure."""
 
@@ -149,15 +150,7 @@ class Display:
 
     def __init__(self, log: Log, console: Console, step: int, steps: int) -> None:
         self.log, self.console, self.steps = log, console, steps
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TaskProgressColumn(),
-            _Figures(console),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self.bar = progress_bar(console, TaskProgressColumn(), _Figures(console), width=None, transient=False)
         self.task = self.bar.add_task("", total=steps, completed=step, figures={})
         self.bar.start()
 

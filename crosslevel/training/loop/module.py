@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
 from timm.optim import Lars
 from torch import Tensor, nn
 
+from crosslevel.cld.harmonization import Harmonization
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.loaders.batches import Batch
 from crosslevel.methods import Method
@@ -18,18 +18,21 @@ from crosslevel.models.heads import projection_head, stacked
 from crosslevel.transforms.philox import Counted
 from crosslevel.transforms.views import Views
 from crosslevel.utils.errors import NotFinite, UserError
+from crosslevel.utils.rng import step_seed
+from crosslevel.utils.schedules import warmed_up
 
 Optimizer = Literal["sgd", "adamw", "lars"]
 
 
 class Pretrain(nn.Module):
-    """One training step: L = L_I + λ L_G on a shared encoder.
+    """One training step: L = L_I + λ L_G on a shared encoder, with geometric harmonization where that is asked for.
 
     The views of image i in step n are drawn from (seed, n, i), on any device, by any number of ranks; what else is
     random in that step, from (seed, n, rank). So a continued run repeats an uninterrupted one.
 
     Attributes:
         step: how many steps are done.
+        epoch_steps: how many steps are an epoch; all of them unless given.
         rank: which of the processes of a distributed run this is.
 
     """
@@ -47,10 +50,13 @@ class Pretrain(nn.Module):
         lr: float,
         weight_decay: float,
         seed: int,
+        epoch_steps: int | None = None,
+        gh: Harmonization | None = None,
     ) -> None:
         super().__init__()
-        self.encoder, self.method, self.cld, self.views = encoder, method, cld, views
+        self.encoder, self.method, self.cld, self.gh, self.views = encoder, method, cld, gh, views
         self.steps, self.warmup_steps, self.seed = steps, warmup_steps, seed
+        self.epoch_steps = epoch_steps or steps
         self.optimizer_name, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.step, self.rank = 0, 0
         self.shared_draws = torch.Generator()
@@ -59,6 +65,8 @@ class Pretrain(nn.Module):
         self.now: Tensor | None = None  # the step's number where the step is captured
         # What a method remembers is the same on all ranks, or meant to differ: DDP need not send it in every step.
         self._ddp_params_and_buffers_to_ignore = remembered(method, "method")
+        if gh is not None:
+            self._ddp_params_and_buffers_to_ignore += remembered(gh, "gh")
         if cld is not None:
             # Groups over all ranks must start from the same points on each of them.
             cld.generator = self.shared_draws
@@ -67,7 +75,7 @@ class Pretrain(nn.Module):
         """Seed the step, and set its learning rate."""
         torch.manual_seed(step_seed(self.seed, self.step, self.rank))
         self.shared_draws.manual_seed(step_seed(self.seed, self.step, -1))
-        rate = self.lr * cosine(self.step, self.steps, self.warmup_steps)
+        rate = self.lr * warmed_up(self.step, self.steps, self.warmup_steps)
         for group in optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
@@ -88,16 +96,29 @@ class Pretrain(nn.Module):
         views = [
             v.contiguous(memory_format=torch.channels_last) for v in self.views(batch.images, numbers, batch.partners)
         ]
+        self._tell_the_time()
         online = views[: self.method.online]
         features = [encode_in_parts(self.encoder, view, self.method.splits) for view in online]
         instance = self.method(views, features, batch.index)
         group = self.cld.weight * self.cld(*features[:2]) if self.cld is not None else instance.new_zeros(())
         loss: Tensor = instance + group
+        if self.gh is not None:
+            harmony = self.gh.weight * self.gh(*(self.method.project(h) for h in features[:2]))
+            loss = loss + harmony
         self.seen = {"loss": loss.detach(), "instance_loss": instance.detach()}
         if self.cld is not None:
             self.seen["group_loss"] = group.detach()
+        if self.gh is not None:
+            self.seen["harmonization_loss"] = harmony.detach()
         self._remember_first_defect()
         return loss
+
+    def _tell_the_time(self) -> None:
+        """Let all branches know the epoch: a number, or a tensor where the step is captured."""
+        epoch = (self.step if self.now is None else self.now) / self.epoch_steps
+        for part in (self.method, self.cld, self.gh):
+            if part is not None:
+                part.begin_step(epoch)
 
     def _remember_first_defect(self) -> None:
         """Keep the losses of the first step whose loss is no number, on the device: no step waits for it."""
@@ -135,7 +156,10 @@ class Pretrain(nn.Module):
     def values(self) -> dict[str, float]:
         """What the last step saw, as numbers, for the log."""
         out = {name: float(value) for name, value in self.seen.items()}
-        out["lr"] = self.lr * cosine(max(self.step - 1, 0), self.steps, self.warmup_steps)
+        out["lr"] = self.lr * warmed_up(max(self.step - 1, 0), self.steps, self.warmup_steps)
+        for name, branch in (("temperature", self.method), ("group_temperature", self.cld)):
+            if branch is not None and branch.schedule is not None and branch.schedule.high is not None:
+                out[name] = float(branch.schedule.value)
         if self.cld is not None and self.cld.last is not None:
             sizes = torch.stack([self.cld.last.a.sizes, self.cld.last.b.sizes])
             out["group_agreement"] = float(self.cld.last.agreement)
@@ -156,7 +180,7 @@ class Pretrain(nn.Module):
         first = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.seen, losses, strict=True))
         broken = [name for name, p in self.named_parameters() if not bool(p.isfinite().all())]
         where = f"{len(broken)} parameters are not finite, {broken[0]} first" if broken else "all parameters are finite"
-        rate = self.lr * cosine(int(step) - 1, self.steps, self.warmup_steps)
+        rate = self.lr * warmed_up(int(step) - 1, self.steps, self.warmup_steps)
         raise NotFinite(
             f"the loss is no longer a number from step {step:.0f} on: {first}, lr {rate:.4g}; {where} at step "
             f"{self.step}. Lower --lr or raise --warmup_epochs; if that does not help, try --precision fp32"
@@ -204,28 +228,14 @@ def _layers(head: nn.Sequential) -> str:
     return " > ".join(type(layer).__name__ for layer in head)
 
 
-def remembered(method: Method, prefix: str) -> list[str]:
+def remembered(method: nn.Module, prefix: str) -> list[str]:
     """The names of a method's buffers, without the statistics of batch normalization."""
     return [
-        f"{prefix}.{place}.{name}"
+        ".".join(part for part in (prefix, place, name) if part)
         for place, module in method.named_modules()
         if not isinstance(module, nn.modules.batchnorm._BatchNorm)
         for name, _ in module.named_buffers(recurse=False)
     ]
-
-
-def cosine(step: int, steps: int, warmup: int) -> float:
-    """The learning rate's factor: linear from 1/100 over ``warmup`` steps, then half a cosine to 0."""
-    if step < warmup:
-        return 0.01 + 0.99 * step / warmup
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """A seed for one step of one rank; neighbouring arguments give unrelated seeds."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    return (mixed ^ (mixed >> 31)) & 0x7FFFFFFFFFFFFFFF
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, everything: bool) -> list[dict[str, Any]]:

@@ -118,3 +118,41 @@ def test_few_pictures_do(count):
     assert len(duplicate_pairs(data).images) == 0
     pairs = duplicate_pairs(torch.cat([data, (data.float() * 0.9).byte()]))
     assert {tuple(pair) for pair in pairs.images.tolist()} == {(i, i + count) for i in range(count)}
+
+
+def track_by_track(pairs, outlines, crowd):
+    """The rule of `_hanging_together`, each round over all tracks and each track over all pairs."""
+    while True:
+        members = tracks(len(outlines), pairs.images)[pairs.images[:, 0]]
+        names, size = members.unique(return_counts=True)
+        kept, crowded = torch.ones(len(members), dtype=torch.bool), False
+        for name in names[size > 1].tolist():
+            links = (members == name).nonzero()[:, 0]
+            inside = pairs.images[links].unique()
+            if len(inside) > detect._LINKED:
+                crowded = True
+                kept[links[pairs.distance[links] > pairs.distance[links].median()]] = False
+                continue
+            owner = torch.full((len(outlines),), -1)
+            owner[inside] = detect._linked(outlines[inside], crowd.around(inside, outlines))
+            kept[links] = owner[pairs.images[links, 0]] == owner[pairs.images[links, 1]]
+        pairs = pairs.of(kept)
+        if not crowded or kept.all():
+            return pairs
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("links", [250, 900])
+def test_tracks_are_cut_as_by_a_loop_over_all_of_them(monkeypatch, seed, links):
+    """Random pairs of clusters of outlines, of which the largest tracks are cut in several rounds."""
+    monkeypatch.setattr(detect, "_LINKED", 12)
+    draws, count = torch.Generator().manual_seed(seed), 300
+    centre = torch.randn(30, 64, generator=draws)[torch.randint(30, (count,), generator=draws)]
+    outlines = torch.nn.functional.normalize(centre + 0.7 * torch.randn(count, 64, generator=draws), dim=1)
+    crowd = detect._Crowd(torch.zeros(count, 3, 32, 32, dtype=torch.uint8), outlines)
+    near = detect._once(torch.arange(count), crowd.places[:, :4])
+    index = near[torch.randperm(len(near), generator=draws)[:links]]
+    pairs = detect.Pairs(index, torch.full((len(index),), 3), torch.rand(len(index), generator=draws))
+    found, expected = (rule(pairs, outlines, crowd) for rule in (detect._hanging_together, track_by_track))
+    assert 0 < len(found.images) < len(index)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -11,9 +11,10 @@ from container_samples import flat, labelled, write_tar
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crosslevel.data.braces import expanded
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.folder import Files
-from crosslevel.data.uri import expanded, parse
+from crosslevel.data.uri import parse
 from crosslevel.features import embed
 from crosslevel.settings.parser import run
 from crosslevel.utils.errors import SourceError

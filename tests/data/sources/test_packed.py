@@ -13,10 +13,10 @@ import pytest
 import torch
 from container_samples import flat, labelled, write_tar
 from PIL import Image
+from run_samples import pack_in_small_parts
 from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.data import pack as verb
-from crosslevel.data import pack_writer
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import InMemoryImages
 from crosslevel.data.loaders.batches import EvalBatches, TrainBatches
@@ -94,9 +94,7 @@ def test_a_data_set_by_name_keeps_its_tracks(tmp_path):
 
 def test_many_shards_and_parts(photos, tmp_path, monkeypatch):
     whole = packed(photos, tmp_path / "one")
-    monkeypatch.setattr(pack_writer, "IMAGES_A_PART", 1)
-    monkeypatch.setattr("crosslevel.data.sources.packed.READ_AT_ONCE", 1)
-    monkeypatch.setattr(pack_writer, "SHARD", 8000)
+    pack_in_small_parts(monkeypatch, images=1, read=1, shard=8000)
     many = packed(photos, tmp_path / "many")
     assert len(list((tmp_path / "many").glob("*.bin"))) > 3
     assert all(torch.equal(whole[i][0], many[i][0]) for i in range(12))
@@ -104,9 +102,7 @@ def test_many_shards_and_parts(photos, tmp_path, monkeypatch):
 
 
 def test_square_images_stay_in_one_shard(tmp_path, monkeypatch):
-    monkeypatch.setattr(pack_writer, "IMAGES_A_PART", 1)
-    monkeypatch.setattr("crosslevel.data.sources.packed.READ_AT_ONCE", 1)
-    monkeypatch.setattr(pack_writer, "SHARD", 8000)
+    pack_in_small_parts(monkeypatch, images=1, read=1, shard=8000)
     assert isinstance(packed(write(tmp_path / "photos", square=True), tmp_path / "p"), SquarePack)
 
 

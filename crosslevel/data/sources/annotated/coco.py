@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from crosslevel.data.sources.annotated.annotations import Annotated, Row, file_names, objects_of
 from crosslevel.utils.errors import SourceError
+from crosslevel.utils.trees import json_tree
 
 
 def open_coco(file: Path, images: Path | None) -> Annotated:
@@ -71,7 +71,7 @@ def _folder(file: Path, images: list[dict[str, Any]]) -> Path:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json_tree(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SourceError(f"{file}: not a JSON file ({error})") from error
     if not isinstance(content, dict):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
 
+from crosslevel.data.braces import expanded
 from crosslevel.data.decoding.formats import EXTENSIONS
 from crosslevel.data.images import Images
 from crosslevel.data.sources.containers.hub import Hub
 from crosslevel.data.sources.containers.parquet import Parquet
 from crosslevel.data.sources.containers.webdataset import Shards
-from crosslevel.data.uri import CONTAINER, Source, expanded
+from crosslevel.data.uri import CONTAINER, Source
 from crosslevel.data.watch import Watch
-from crosslevel.utils.errors import SourceError
+from crosslevel.utils.errors import SourceError, did_you_mean
 
 _COMPRESSED = {"gz": "gunzip", "tgz": "gunzip", "bz2": "bunzip2", "tbz2": "bunzip2", "xz": "unxz", "txz": "unxz"}
 _COMPRESSED |= {"zst": "unzstd", "tzst": "unzstd"}
@@ -75,8 +75,7 @@ def _columns(source: Source) -> dict[str, str | None]:
     """The columns that the options name."""
     for key, value in source.options:
         if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, 1)
-            hint = f"did you mean {near[0]}={value or '...'}?" if near else f"keys: {', '.join(_KEYS)}"
+            hint = did_you_mean(key, _KEYS, f"keys: {', '.join(_KEYS)}", value=f"={value or '...'}")
             raise SourceError(f"{source.whole}: no key {key!r}: {hint}")
     return dict(source.options)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import warnings
@@ -28,6 +27,7 @@ from crosslevel.data.images import Images
 from crosslevel.data.sources.labels import RowNames, below_shared_folder, known_labels, one_line, state_of
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError
+from crosslevel.utils.trees import json_tree
 
 MEMORY = 256 * 2**20
 """Bytes of row groups that a process keeps (one group is kept whatever its size)."""
@@ -226,7 +226,7 @@ def _check_counts(footer: pq.FileMetaData, size: int) -> None:
 def _features(schema: pa.Schema) -> dict[str, Any]:
     """What the Hugging Face layout says of the columns, by name."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = json_tree((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
         return {}
     return {key: value for key, value in features.items() if isinstance(value, dict)}

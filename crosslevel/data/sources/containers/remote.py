@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from crosslevel.data.uri import expanded, is_remote
+from crosslevel.data.braces import expanded
+from crosslevel.data.uri import is_remote
 from crosslevel.utils.errors import SourceError
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)

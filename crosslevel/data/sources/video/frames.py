@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import itertools
 import os
@@ -24,7 +23,7 @@ from crosslevel.data.sources.video.decoder import Decoder
 from crosslevel.data.sources.video.timeline import Timeline, timeline
 from crosslevel.data.uri import VIDEOS, Source, is_video
 from crosslevel.data.watch import Watch
-from crosslevel.utils.errors import BadImage, SourceError, UserError
+from crosslevel.utils.errors import BadImage, SourceError, UserError, did_you_mean
 
 _FIRST = 20_000  # entries of a folder of images in which videos are looked for, only to name them
 
@@ -218,8 +217,7 @@ def _pace(source: Source) -> Pace:
     given: dict[str, float | int] = {}
     for key, value in source.options:
         if key not in kinds:
-            near = difflib.get_close_matches(key, kinds, 1)
-            hint = f"did you mean {near[0]}?" if near else "keys: fps (frames a second) and stride (every n-th frame)"
+            hint = did_you_mean(key, kinds, "keys: fps (frames a second) and stride (every n-th frame)")
             raise SourceError(f"{source.whole}: videos have no setting {key}={value}: {hint}")
         try:
             given[key] = kinds[key](value or "")

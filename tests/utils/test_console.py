@@ -7,8 +7,8 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from crosslevel.utils.console import hidden, say
-from crosslevel.utils.terminal import Terminal
+from crosslevel.utils.console import Terminal, say
+from crosslevel.utils.errors import hidden
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[2J\r\x9b31m\u202eb[/red]:smile:"
 

@@ -1,0 +1,169 @@
+"""SwAV: Caron, Misra, Mairal, Goyal, Bojanowski, Joulin, "Unsupervised Learning of Visual Features by Contrasting
+Cluster Assignments", NeurIPS 2020.
+
+Each view predicts the other's soft assignment to K prototypes c_k (eq. 1, 2)::
+
+    L = l(z_a, q_b) + l(z_b, q_a),   l(z, q) = - sum_k q^k log softmax_k(z . c / T)
+
+The assignments q of a batch, and of a queue of earlier features, give each prototype its share of all images (eq. 3 to
+5). In the paper every prototype has the same share. A collection with a long tail has no such clusters: after Assran,
+Balestriero, Duval et al., "The Hidden Uniform Cluster Prior in Self-Supervised Learning" (ICLR 2023), the shares may
+follow a power law, k^-prior. Small crops predict the assignments of both large ones, and have none of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from crosslevel.methods.base import Method, feature_size, held
+from crosslevel.methods.memory import KeyQueue
+from crosslevel.models.heads import Head, NormLinear
+from crosslevel.models.sinkhorn import sinkhorn
+from crosslevel.models.temperature import Temperature
+from crosslevel.utils.distributed import gather, rank
+from crosslevel.utils.errors import UserError
+
+QUEUE, WIDTH = 3840, 512
+
+
+class SwAV(Method):
+    """Views predict each other's assignment to prototypes, whose shares are given."""
+
+    online = 2
+    schedule: Temperature
+
+    shares: Tensor
+    filled: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        images: int | None = None,
+        *,
+        temperature: float = 0.1,
+        temperature_max: float | None = None,
+        temperature_period: float | None = None,
+        prototypes: int = 3000,
+        prior: float = 0.0,
+        epsilon: float = 0.05,
+        iterations: int = 3,
+        queue: int | None = None,
+        queue_start: float | None = None,
+        freeze: float = 1.0,
+        small_views: int = 6,
+        head: Head = "mlp",
+        out_features: int = 128,
+        hidden: int | None = None,
+    ) -> None:
+        """Build the instance branch, the prototypes and the queues.
+
+        Args:
+            encoder: the network that is trained.
+            images: not used; nothing depends on the number of images.
+            temperature: T; 0.1 in the paper.
+            temperature_max: where a cosine schedule of T begins, from there to ``temperature`` and back (Kukleva et al.
+                2023); constant unless given.
+            temperature_period: epochs of the schedule's period; a fifth of the run unless given.
+            prototypes: K; 3,000 in the paper.
+            prior: the share of the k-th prototype is proportional to k^-prior; 0, the same for each, in the paper, and
+                0.25 for a long tail in Assran et al.
+            epsilon: how soft assignments are; 0.05 in the paper.
+            iterations: of Sinkhorn's scaling; 3 in the paper.
+            queue: earlier features of each large view that are assigned together with the batch's, 0 for none; 3,840 in
+                the paper at 256 images a step, where `train` chooses by the number of images.
+            queue_start: epochs after which they are; 15 of 200 in the paper, the same share of the run unless given.
+            freeze: epochs in which the prototypes stay as they are; 1 in the paper.
+            small_views: small crops an image, beside two large ones; 6 in the paper. Their size and area are settings
+                of the views.
+            head: linear, mlp, norm-linear or norm-mlp; MLPs with batch normalization.
+            out_features: d; 128 in the paper.
+            hidden: units of an MLP head's hidden layer; 2,048 in the paper, the encoder's feature size, but at least
+                512, unless given.
+
+        """
+        super().__init__(encoder, head, out_features, hidden or max(WIDTH, feature_size(encoder)), batch_norm=True)
+        self.schedule = Temperature(temperature, temperature_max, temperature_period)
+        if prototypes < 2 or iterations < 1 or epsilon <= 0 or prior < 0 or small_views < 0:
+            raise UserError(
+                f"prototypes={prototypes}, iterations={iterations}, epsilon={epsilon}, prior={prior}, "
+                f"small_views={small_views}: at least 2, at least 1, above 0, at least 0, at least 0"
+            )
+        self.temperature, self.temperature_max, self.temperature_period = (
+            temperature, temperature_max, temperature_period
+        )  # fmt: skip
+        self.hidden, self.epsilon, self.iterations, self.prior = hidden, epsilon, iterations, prior
+        self.queue, self.queue_start, self.freeze = queue, queue_start, freeze
+        self.small_views = self.extra_views = small_views
+        self.prototypes, self.centres = prototypes, NormLinear(out_features, prototypes)
+        shares = torch.arange(1, prototypes + 1, dtype=torch.float64) ** -prior
+        self.register_buffer("shares", (shares / shares.sum()).float(), persistent=False)
+        self.register_buffer("filled", torch.zeros((), dtype=torch.long))
+        self.set_queue(QUEUE if queue is None else queue)
+        self.queue = queue
+        self.moving: float | Tensor = 1.0
+        self.queue_counts: float | Tensor = 1.0
+        self._waiting: list[list[Tensor]] = []
+
+    def set_queue(self, size: int) -> None:
+        """Begin anew with queues of ``size`` features; before the first step."""
+        self.queue = size
+        self.earlier = nn.ModuleList([KeyQueue(size, self.out_features) for _ in range(2 if size else 0)])
+
+    def begin_step(self, epoch: float | Tensor = 0.0) -> None:
+        """Whether prototypes move, and whether the queue counts; the temperature."""
+        super().begin_step(epoch)
+        self.moving = _from(epoch, self.freeze)
+        self.queue_counts = _from(epoch, self.queue_start or 0.0)
+
+    def forward(
+        self,
+        views: Sequence[Float[Tensor, "B 3 h w"]],
+        features: Sequence[Float[Tensor, "B D"]],
+        index: Int64[Tensor, " B"],
+    ) -> Float[Tensor, ""]:
+        """The mean over both assignments, and for each over the other views."""
+        z = [self.project(h) for h in (*features[:2], *self.encode_small(views))]
+        with torch.autocast(index.device.type, enabled=False):
+            centres = F.normalize(held(self.centres.weight, self.moving), dim=1)
+            scores = [rows @ centres.T for rows in z]
+            codes = self.assign([rows.detach() for rows in z[:2]], centres.detach())
+            predicted = [F.log_softmax(s / self.schedule.value, dim=1) for s in scores]
+        losses = [-(code * predicted[v]).sum(1).mean() for i, code in enumerate(codes) for v in range(len(z)) if v != i]
+        return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def assign(self, z: Sequence[Float[Tensor, "B d"]], centres: Float[Tensor, "K d"]) -> list[Float[Tensor, "B K"]]:
+        """The assignments of two views' unit features, each among those of all ranks and of its queue."""
+        batch = len(z[0])
+        own = [gather(rows) for rows in z]
+        self._waiting.append(own)
+        mass, everyone = torch.ones(len(own[0]), device=own[0].device), torch.stack(own)
+        if len(self.earlier):
+            older = torch.stack([queue.keys.to(everyone.dtype) for queue in self._queues()])
+            there = torch.arange(older.shape[1], device=mass.device) < self.filled
+            everyone = torch.cat([everyone, older], dim=1)
+            mass = torch.cat([mass, there * self.queue_counts])
+        codes = sinkhorn(everyone @ centres.T, self.epsilon, self.iterations, self.shares, mass)
+        first = rank() * batch
+        return [view[first : first + batch] for view in codes]
+
+    def _queues(self) -> list[KeyQueue]:
+        return [queue for queue in self.earlier if isinstance(queue, KeyQueue)]
+
+    def after_step(self, progress: float | Tensor = 0.0) -> None:
+        """Remember this step's features, of all ranks."""
+        for step in self._waiting:
+            for queue, rows in zip(self._queues(), step, strict=False):
+                queue.enqueue(rows)
+            self.filled.copy_((self.filled + len(step[0])).clamp(max=self.queue or QUEUE))
+        self._waiting.clear()
+
+
+def _from(epoch: float | Tensor, start: float) -> float | Tensor:
+    """1 from ``start`` on, before it 0."""
+    return (epoch >= start).float() if isinstance(epoch, Tensor) else float(epoch >= start)

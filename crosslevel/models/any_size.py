@@ -1,0 +1,26 @@
+"""Images of several sizes for a network that is built for one."""
+
+from __future__ import annotations
+
+from timm.layers.format import Format
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+
+def take_any_size(backbone: nn.Module) -> int | None:
+    """Let a timm ViT take other sizes as well: its position embeddings are resampled for each of them.
+
+    As timm's ``dynamic_img_size``, but after the network is built; its weights, and what it makes of images of its own
+    size, stay as they are.
+
+    Returns:
+        the side of its patches, of which sizes must be multiples; None where the network cannot do it, and is left.
+
+    """
+    if not isinstance(backbone, VisionTransformer) or type(backbone.patch_embed) is not PatchEmbed:
+        return None
+    patches = backbone.patch_embed
+    vars(backbone)["dynamic_img_size"] = True  # which timm declares final, for TorchScript
+    patches.strict_img_size, patches.flatten, patches.output_fmt = False, False, Format.NHWC
+    return int(patches.patch_size[0])

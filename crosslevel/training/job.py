@@ -1,0 +1,153 @@
+"""A training before its first step: its images are opened, its parts made, and what was left open is chosen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from rich.console import Console
+
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import Images
+from crosslevel.data.open import open_images, open_unlabelled
+from crosslevel.data.sources.containers.stream import ImageStream
+from crosslevel.data.subsets.lists import write_list
+from crosslevel.models.encoder import Encoder
+from crosslevel.runs import Run
+from crosslevel.settings import describe
+from crosslevel.training.inputs import Feed, apart, batches_of, counted, length, prepared, usual_monitor
+from crosslevel.training.loop.fit import Batches
+from crosslevel.training.monitor import Watch
+from crosslevel.training.options import Data, Logging, Makers, Optimization, Runtime, figures_every, tree, workers_of
+from crosslevel.training.parts import Parts, assemble, bases
+from crosslevel.training.plan import Plan, settle
+from crosslevel.transforms.views import Views
+from crosslevel.utils.console import say
+from crosslevel.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training that can begin; ``began``: when its preparation did, in seconds of `time.monotonic`."""
+
+    data: Data
+    runtime: Runtime
+    logging: Logging
+    feed: Feed
+    parts: Parts
+    plan: Plan
+    share_hidden: bool
+    watch: Watch | None
+    console: Console
+    resumed: bool
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def name(self) -> str:
+        """That of a run that is given none."""
+        return f"{self.data.images.short}-{self.parts.kind}"
+
+    @property
+    def overview(self) -> str:
+        """Images, steps, views and networks, for people."""
+        views, steps = self.parts.views, f"{len(self.plan.batches):,} steps an epoch"
+        drawn = f"{views.count - views.small} views of {views.size} pixels"
+        drawn += f" and {views.small} of {views.small_side}" if views.small else ""
+        return f"{counted(self.feed.source)}, {steps}, {drawn}; {self.parts.described}"
+
+    @property
+    def notes(self) -> list[str]:
+        """What rules chose, and why; how long the loss may rise at first."""
+        batches = self.plan.batches
+        rise = self.parts.method.early_rise(batches.batch_size * self.runtime.devices, len(batches))
+        return [*(f"chosen: {choice}" for choice in self.plan.choices), *([rise] if rise else [])]
+
+    def changed_images(self, folder: Run) -> str:
+        """What is to be said where a run goes on with other images than it began with; else nothing.
+
+        Raises:
+            UserError: the method keeps something for each of them.
+
+        """
+        changed = folder.changed_images(self.feed.opened)
+        if changed and self.parts.method.per_image:
+            raise UserError(
+                f"{changed}: {type(self.parts.method).__name__} remembers each image, and cannot go on with others: "
+                "bring them back, or start a new run"
+            )
+        return changed and f"{changed}: it goes on with those of now, not as it would have"
+
+
+def prepare(
+    data: Data,
+    steps: Optimization,
+    runtime: Runtime,
+    logging: Logging,
+    makers: Makers,
+    watch: Watch | None,
+    console: Console,
+    resumed: bool,
+) -> Job:
+    """Make the parts, open the images, fit both to each other and choose what was left open.
+
+    Args:
+        data: the images, as they were asked for.
+        steps: how long, in which batches and steps.
+        runtime: where it runs.
+        logging: what is logged and kept.
+        makers: what makes the networks, the losses and the views.
+        watch: another program that measures in place of the monitor.
+        console: where it is said which device was chosen.
+        resumed: whether a run goes on.
+
+    Raises:
+        UserError: settings or images that do not fit.
+
+    """
+    began = time.monotonic()
+    say(console, f"device: {runtime.hardware.why}")
+    made = bases(makers.encoder, makers.cld, makers.views, runtime.seed)
+    if made.encoder.weights is not None:
+        say(console, f"{made.encoder.weights}: {made.encoder.loaded}")
+    if data.hold_out is None and (resumed or watch is not None):
+        data = replace(data, hold_out=0)  # a run that goes on has the number in its settings
+    data = replace(data, workers=workers_of(data.workers))
+    feed = _feed(data, made.encoder, made.views, watch, runtime.seed, console)
+    data = replace(data, hold_out=0 if feed.held is None else len(feed.held))
+    parts = assemble(made, makers.method, feed.known, makers.share_hidden, makers.gh)
+    plan = settle(parts, steps, feed, _batches(feed, parts.views, data, runtime), runtime)
+    monitor_every = figures_every(plan.optimization.epochs, logging.monitor_every)
+    logging = replace(logging, monitor=logging.monitor or usual_monitor(feed.source), monitor_every=monitor_every)
+    return Job(data, runtime, logging, feed, parts, plan, makers.share_hidden, watch, console, resumed, began)
+
+
+def keep_settings(job: Job, folder: Run) -> None:
+    """Note the settings and the images that a run begins with, and of a part the list: its source may change."""
+    settings = tree(job.data, job.plan.optimization, job.runtime, job.logging, job.parts, job.share_hidden)
+    describe.write(settings, folder.config, [f"chosen: {choice}" for choice in job.plan.choices])
+    folder.keep_images(job.feed.opened)
+    if isinstance(job.feed.opened, Images) and job.data.images.has_subset:
+        write_list(job.feed.opened, folder.subset)
+
+
+def _feed(data: Data, encoder: Encoder, views: Views, watch: Watch | None, seed: int, console: Console) -> Feed:
+    """Open the source; fit encoder and views to the size of its images; pack small ones."""
+    if watch is not None:
+        opened: Images | ImageStream = watch.part(
+            open_unlabelled(data.images, data_root=data.data_root, crops=data.crops)
+        )
+    else:
+        opened = open_images(data.images, data_root=data.data_root, crops=data.crops, streams=True)
+    bad = BadFiles() if isinstance(opened, ImageStream) else opened.bad_files()
+    total = length(opened, data.epoch_size)
+    shown, held, choices = apart(opened, data.hold_out, seed)
+    source = prepared(shown, encoder, views, data.memory, bad, console)
+    return Feed(opened, source, bad, total, held, choices)
+
+
+def _batches(feed: Feed, views: Views, data: Data, runtime: Runtime) -> Callable[[int], Batches]:
+    return batches_of(
+        feed.source, views, data.epoch_size, data.order, data.track_positives,
+        seed=runtime.seed, bad=feed.bad, workers=data.workers, rank=runtime.rank, world=runtime.devices,
+    )  # fmt: skip

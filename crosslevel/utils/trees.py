@@ -1,0 +1,80 @@
+"""YAML and JSON that may come from anybody: plain values, no deeper and no larger than a program can bear."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from crosslevel.utils.errors import UserError
+
+MOST = 100_000
+"""Values that a YAML text may have, counted as often as its aliases repeat them."""
+
+
+def regular(file: str | os.PathLike[str]) -> Path:
+    """The path of a file that can be read to its end, or that a shell has opened (``<(...)``).
+
+    Raises:
+        OSError: there is none.
+        UserError: it is a pipe or a device, which may never end.
+
+    """
+    mode = os.stat(file).st_mode
+    if os.fspath(file).startswith(("/dev/fd/", "/dev/stdin")):
+        return Path(file)
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode) or stat.S_ISBLK(mode):
+        raise UserError(f"{os.fspath(file)} is not a file, but a pipe or a device")
+    return Path(file)
+
+
+def yaml_tree(text: str) -> Any:
+    """Plain values of a YAML text, without tags.
+
+    Raises:
+        yaml.YAMLError: it is none, or has more than `MOST` values: a few aliases of aliases stand for billions.
+
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            root = loader.get_single_node()
+            if root is None:
+                return None
+            if _count(root, {}) > MOST:
+                raise yaml.YAMLError(f"it has more than {MOST:,} values")
+            return loader.construct_document(root)
+        finally:
+            loader.dispose()
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except (ValueError, OverflowError, TypeError) as error:  # of a number or a date that is none
+        raise yaml.YAMLError(str(error)) from error
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """The values of a node, those behind aliases each time; of one that holds itself, more than there may be."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = MOST + 1  # until it is known: whoever comes here again is inside
+        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(_count(part, known) for part in parts)
+    return known[id(node)]
+
+
+def json_tree(text: str | bytes) -> Any:
+    """Values of a JSON text.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None

@@ -1,0 +1,129 @@
+"""What several processes that decode take together, and how they wait for each other."""
+
+import contextlib
+import fcntl
+import os
+import signal
+import struct
+import sys
+import time
+import traceback
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+
+from picture_samples import encoded as whole
+from worst_samples import WORST, chunk
+
+from crosslevel.data.decoding import memory
+from crosslevel.data.loaders.batches import EvalBatches
+from crosslevel.data.open import open_images
+
+
+def written(folder):
+    """The worst images: those that are refused, and the largest that are not, with pixels in all of them."""
+    for kind, made in WORST.items():
+        (folder / f"{kind}.img").write_bytes(made())
+    side, compressor = 12_500, zlib.compressobj(1)
+    row = bytes([0]) + bytes(range(250)) * (side * 3 // 250)
+    packed = b"".join(compressor.compress(row) for _ in range(side)) + compressor.flush()
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    largest = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    ramp = Image.linear_gradient("L").convert("RGB")
+    others = {
+        "a.webp": whole(ramp.resize((5400, 5400)), "WEBP", lossless=True, method=0),
+        "b.tif": whole(ramp.resize((7000, 7000)), "TIFF", compression="tiff_lzw", strip_size=2**30),
+        "c.jpg": whole(ramp.resize((8000, 8000)), "JPEG", progressive=True, subsampling=0),
+    }
+    for name, data in {"0.png": largest, "1.png": largest, **others}.items():
+        (folder / name).write_bytes(data)
+
+
+def tree_of(pid):
+    """A process and all that it has started."""
+    children = Path(f"/proc/{pid}/task").glob("*/children")
+    return [pid, *(child for file in children for number in file.read_text().split() for child in tree_of(int(number)))]
+
+
+def in_all(pid):
+    """Bytes that a process and its children have in memory; what they share counts once."""
+    total = 0
+    for one in tree_of(pid):
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
+            total += next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return total
+
+
+@pytest.mark.slow
+def test_the_worst_images_take_less_than_a_gigabyte_and_a_half_in_all_processes_together(tmp_path):
+    """Two processes decode; a third of it is Python and PyTorch, which the test's own process has as well."""
+    (tmp_path / "images").mkdir()
+    written(tmp_path / "images")
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            images = open_images(tmp_path / "images")
+            bad = images.bad_files()
+            read = sum(len(batch.index) for batch in EvalBatches(images, 1, 32, bad=bad, workers=2))
+            os.write(writing, "\n".join([str(read), *sorted(bad.reasons)]).encode())
+        except BaseException:
+            os.write(writing, traceback.format_exc().encode()[-4000:])
+        finally:
+            os._exit(0)
+    os.close(writing)
+    own, most = in_all(pid), 0
+    while os.waitpid(pid, os.WNOHANG)[0] == 0:
+        with contextlib.suppress(OSError, StopIteration):
+            most = max(most, in_all(pid))
+        time.sleep(0.01)
+    with open(reading, encoding="utf-8") as pipe:
+        count, *refused = pipe.read().splitlines()
+    assert count == "5", (count, refused)
+    assert refused == sorted(f"{kind}.img" for kind in WORST)
+    assert own < most < 1.5e9, f"{own / 1e9:.2f}, {most / 1e9:.2f} GB"
+
+
+def test_large_images_of_several_processes_wait_for_each_other(monkeypatch, tmp_path):
+    """Slots that a killed process held are free again."""
+    monkeypatch.setattr(memory, "_PATIENCE", 0.2)
+
+    total, pid = memory.most() // memory._SLOT, os.fork()
+    if not pid:
+        with memory.room((total - 2) * memory._SLOT):
+            (tmp_path / "held").touch()
+            signal.pause()
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    assert len(_slots(2)) == 2
+    with pytest.warns(UserWarning, match="waited 0 s for memory to decode an image: another process of this command"):
+        assert len(_slots(3)) == 2  # the third one's turn does not come
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert len(_slots(total)) == total
+
+
+def test_a_process_that_was_stopped_in_the_turnstile_does_not_stop_the_others(monkeypatch):
+    monkeypatch.setattr(memory, "_PATIENCE", 0.2)
+    total, pid = memory.most() // memory._SLOT, os.fork()
+    if not pid:
+        fcntl.lockf(memory._file, fcntl.LOCK_EX, 1, memory._TURNSTILE)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    os.waitpid(pid, os.WUNTRACED)
+    assert len(_slots(2)) == 2  # all are free
+    os.kill(pid, signal.SIGCONT)
+    os.waitpid(pid, 0)
+    assert len(_slots(total)) == total
+
+
+def _slots(count):
+    slots = memory._taken(count)
+    for slot in slots:
+        fcntl.lockf(memory._file, fcntl.LOCK_UN, 1, slot)
+    return slots

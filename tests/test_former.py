@@ -1,0 +1,107 @@
+"""What a former version left still opens: the fixture was made by the last commit before the package's folders moved.
+
+It trained MoCo with CLD on photos/ for 3 epochs and was stopped in the second one, packed, evaluated and embedded them,
+and searched for a weight of CLD with one trial.
+"""
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from run_samples import metrics
+
+import crosslevel
+from crosslevel.data.open import open_images
+from crosslevel.settings.parser import run
+from crosslevel.training.train import train
+from crosslevel.utils.errors import UserError
+
+FORMER, THERE = Path(__file__).parent / "former" / "first_layout.tar.xz", "/tmp/house/made"
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("former")
+    with tarfile.open(FORMER) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture
+def left(unpacked, tmp_path, monkeypatch):
+    """A folder with all of it, whose files name the photos where they are now."""
+    folder = shutil.copytree(unpacked, tmp_path / "left")
+    for file in (folder / "run" / "config.yaml", folder / "study" / "config.yaml", folder / "pack" / "pack.json"):
+        file.write_text(file.read_text().replace(THERE, str(folder)))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_run_goes_on_where_it_was(left, capsys):
+    """Its checkpoint was the Trainer's; the rows it had stay, and the rest of its 21 steps follow."""
+    before = metrics(left / "run")
+    assert [int(row["step"]) for row in before] == list(range(1, 9))
+    run(train, ["--resume", "run", "--report_html=false", "--checkpoint_minutes=1000"])
+    after = metrics(left / "run")
+    assert [int(row["step"]) for row in after] == list(range(1, 22))
+    assert [row["loss"] for row in after[:8]] == [row["loss"] for row in before]
+    assert all(np.isfinite(float(row["loss"])) for row in after)
+    assert "go on with those of now" not in capsys.readouterr().out
+
+
+def test_an_encoder_gives_the_features_that_it_gave(left):
+    table = pq.read_table(left / "table.parquet").to_pydict()
+    (name,) = [name for name in table if isinstance(table[name][0], list)]
+    found = crosslevel.embed("run", "photos", device="cpu", precision="fp32", workers=0, quiet=True)
+    assert [str(path) for path in found.paths] == table["path"]
+    np.testing.assert_allclose(found.features, np.array(table[name]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_pack_has_the_same_pixels_and_labels(left):
+    packed, photos = open_images("pack"), open_images("photos")
+    assert len(packed) == 120
+    assert packed.classes == ["cats", "dogs"]
+    for i in range(0, 120, 7):
+        pixels, label = packed[i]
+        assert label == photos[i][1]
+        np.testing.assert_array_equal(
+            pixels.permute(1, 2, 0), np.asarray(Image.open(left / "photos" / photos.paths[i]))
+        )
+
+
+def test_kept_features_are_taken_or_computed_again(left):
+    """Either way the figures of the run's file come out; the file is read, and gets the new figures."""
+    before = json.loads((left / "run" / "evaluation.json").read_text())["results"][0]["accuracy_percent"]
+    found = crosslevel.evaluate(
+        "run", "photos", "photos", k=200, temperature=0.1, device="cpu", precision="fp32", workers=0, quiet=True
+    )
+    (figures,) = found.values()
+    for kind in ("raw pixels", "trained encoder"):
+        assert figures[kind]["top1"] == pytest.approx(before[kind]["top1"], abs=0.01)
+    after = json.loads((left / "run" / "evaluation.json").read_text())["results"]
+    assert len(after) in (1, 2)
+
+
+def test_a_study_is_refused_with_what_to_do_or_goes_on(left, capsys):
+    """Trials of another version had other defaults: they are not compared with new ones."""
+    pytest.importorskip("optuna", reason="needs optuna: pip install 'crosslevel[tune]'")
+    settings = {"encoder": {"width": 0.03125}, "views": {"size": 16}, "cld": {"groups": 4}, "monitor_every": 0}
+    with pytest.raises(UserError, match="another --output"):
+        crosslevel.tune(
+            "photos", ["cld.weight=0:1"], "study", trials=1, budget=1, finalists=0, batch_size=16, epochs=3,
+            device="cpu", workers=0, **settings,
+        )  # fmt: skip
+    assert (left / "study" / "trials.csv").read_text().count("\n") == 2
+
+
+def test_the_settings_of_a_study_and_of_a_run_are_read(left, capsys):
+    """The best settings were written for ``train --config``; both name MoCo where it was then."""
+    for file in ("study/config.yaml", "run/config.yaml"):
+        with pytest.raises(SystemExit, match="0"):
+            run(train, ["photos", "--config", file, "--print_config"])
+        assert "crosslevel.methods.moco.MoCo" in capsys.readouterr().out

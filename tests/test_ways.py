@@ -1,0 +1,117 @@
+"""How far a parameter travels: a newcomer who follows it opens few files, and never goes back upwards."""
+
+import sys
+import tomllib
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torchvision.io import write_png
+
+from crosslevel.cld.loss import CrossLevel
+from crosslevel.data.uri import Source
+from crosslevel.methods import MoCo
+from crosslevel.models.encoder import Encoder
+from crosslevel.training.train import train
+from crosslevel.transforms.views import Views
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "crosslevel"
+LAYERS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+HEIGHT = {room.strip(): -n for n, layer in enumerate(LAYERS) for room in layer.split("|")}
+TEXT = "photos@imbalance=1"
+
+
+class Number(int):
+    """An int that can be told from others of its value."""
+
+
+BATCH, GROUPS, TEMPERATURE = Number(8), Number(4), float("0.3137")
+yaml.SafeDumper.add_representer(Number, yaml.SafeDumper.represent_int)
+
+
+@pytest.fixture(autouse=True)
+def photos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, pixels in zip("ab", torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8), strict=True):
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        for i in range(6):
+            write_png(pixels, str(folder / f"{i}.png"))
+
+
+def followed(belongs, **given):
+    """The functions of the package that are handed what ``belongs``, each with the file that handed it on."""
+    stays = []
+
+    def file_of(frame):
+        while frame is not None and not frame.f_code.co_filename.startswith(f"{PACKAGE}/"):
+            frame = frame.f_back
+        return None if frame is None else str(Path(frame.f_code.co_filename).relative_to(PACKAGE))
+
+    def watch(frame, event, argument):
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(f"{PACKAGE}/"):
+            names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+            if any(belongs(frame.f_locals.get(name)) for name in names):
+                stays.append((file_of(frame), code.co_name, file_of(frame.f_back)))
+
+    usual = {
+        "encoder": partial(Encoder, "resnet18", width=0.0625), "views": partial(Views, "cifar", 16), "epochs": 1,
+        "batch_size": BATCH, "device": "cpu", "workers": 0, "report_html": False, "monitor_every": 0, "quiet": True,
+        "run": "run",
+    }  # fmt: skip
+    sys.setprofile(watch)
+    try:
+        train(TEXT, **usual | given)
+    finally:
+        sys.setprofile(None)
+    return stays
+
+
+def rooms(stays):
+    """The files, in the order in which they are entered.
+
+    Not those that only refuse a value, write all settings to a file, or have the rules by which others are chosen.
+    """
+    kept = [file for file, function, _ in stays if not function.lstrip("_").startswith("check")]
+    return list(dict.fromkeys(f for f in kept if not f.startswith("settings/") and f != "training/defaults.py"))
+
+
+def handed_up(stays):
+    """Files that were handed it from a lower layer."""
+    return [(into, out) for into, _, out in stays if out and height(into) > height(out)]
+
+
+def height(file):
+    return HEIGHT[file.split("/")[0].removesuffix(".py")]
+
+
+def test_a_source_is_parsed_once_and_visits_eight_rooms():
+    """Its text, and the object that is made of it."""
+    stays = followed(lambda value: isinstance(value, Source) or value == TEXT if isinstance(value, str | Source) else 0)
+    assert len(rooms(stays)) <= 8
+    assert rooms(stays)[:3] == ["training/train.py", "data/uri.py", "data/open.py"]
+    assert not handed_up(stays)
+    text = followed(lambda value: isinstance(value, str) and value == TEXT, run="again")
+    assert [stay for stay in text if stay[1] == "parse"] == [("data/uri.py", "parse", "training/train.py")]
+
+
+@pytest.mark.parametrize(
+    ("value", "given", "first"),
+    [
+        (BATCH, {}, "training/train.py"),
+        (GROUPS, {"cld": partial(CrossLevel, groups=GROUPS)}, "cld/loss.py"),
+        (TEMPERATURE, {"cld": partial(CrossLevel, temperature=TEMPERATURE)}, "cld/loss.py"),
+        (TEMPERATURE, {"method": partial(MoCo, queue=8, temperature=TEMPERATURE)}, "methods/moco.py"),
+    ],
+    ids=["batch_size", "groups", "temperature", "method.temperature"],
+)
+def test_a_number_visits_three_rooms(value, given, first):
+    """From where it is a parameter: what reads the command line reads every value alike."""
+    stays = followed(lambda argument: argument is value, **given)
+    assert rooms(stays)[0] == first
+    assert len(rooms(stays)) <= 3, stays
+    assert not handed_up(stays)

@@ -1,0 +1,45 @@
+"""What Linux and macOS have and Windows lacks is used where it is there, and needed nowhere but in a search."""
+
+import subprocess
+import sys
+
+from run_samples import write_images
+
+MODULES = ["fcntl", "resource"]
+NAMES = {
+    "os": ["register_at_fork", "preadv", "pread", "memfd_create", "O_NOFOLLOW", "O_NONBLOCK", "sched_getaffinity"],
+    "signal": ["SIGBUS", "SIGCHLD", "SIGSYS", "SIGHUP", "sigwaitinfo", "pthread_sigmask"],
+}
+CODE = f"""
+import importlib, os, pkgutil, signal, sys
+import filelock, lightning_fabric, matplotlib.figure, optuna, pyarrow.parquet, sqlalchemy, timm, torch, torchvision
+kept = {{name: importlib.import_module(name) for name in {MODULES}}}
+for name in kept:
+    sys.modules[name] = None
+for module, names in {NAMES}.items():
+    for name in names:
+        if hasattr(sys.modules[module], name):
+            delattr(sys.modules[module], name)
+import crosslevel
+for module in pkgutil.walk_packages(crosslevel.__path__, "crosslevel."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+sys.modules.update(kept)  # for other libraries, which have their own ways elsewhere
+crosslevel.pack("photos", output="packed", size=16, quiet=True)
+encoder = crosslevel.Encoder("resnet18", width=0.0625)
+encoder.adapt(32)
+encoder.save("encoder.safetensors")
+print(crosslevel.embed("encoder.safetensors", "packed", device="cpu", workers=0, quiet=True).features.shape)
+from crosslevel.data.decoding.memory import limit_process, room
+limit_process()
+with room(10**9):
+    crosslevel.tune("photos")
+"""
+
+
+def test_nothing_else_needs_locks_and_signals_of_posix(tmp_path):
+    """Every file is imported, images are packed and read again, features are written; a search says what it needs."""
+    write_images(tmp_path / "photos")
+    done = subprocess.run([sys.executable, "-c", CODE], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "(24, 32)\n", done.stderr
+    assert "UserError: crosslevel tune tells living workers by the locks of Linux and macOS" in done.stderr
