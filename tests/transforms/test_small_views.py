@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torchvision.transforms.v2.functional as reference
-from view_samples import assert_equal_views, generator, one_view, pixels
+from view_samples import MEAN, STD, assert_equal_views, generator, one_view, pixels
 
 from crosslevel.transforms.parameters import draw
 from crosslevel.transforms.presets import PLAIN, PRESETS

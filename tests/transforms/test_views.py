@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torchvision.transforms.v2.functional as reference
-from view_samples import assert_equal_views, generator, one_view, pixels
+from view_samples import MEAN, STD, assert_equal_views, generator, one_view, pixels
 
 from crosslevel.transforms import parameters
 from crosslevel.transforms.parameters import Augment, draw, draw_boxes
