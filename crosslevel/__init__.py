@@ -7,36 +7,44 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crosslevel.cld.loss import CrossLevel
+    from crosslevel.curation.curate import curate
     from crosslevel.data.pack import pack
     from crosslevel.data.subset import subset
+    from crosslevel.evaluation.classify import classify
     from crosslevel.evaluation.compare import compare
     from crosslevel.evaluation.evaluate import evaluate
+    from crosslevel.exploration.explore import explore
     from crosslevel.features.embed import embed
     from crosslevel.features.load import load
     from crosslevel.inspection.inspect import inspect
     from crosslevel.models.encoder import Encoder, load_encoder
     from crosslevel.models.export import export
+    from crosslevel.retrieval.search import search
     from crosslevel.training.train import train
     from crosslevel.tuning.tune import tune
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "CrossLevel", "Encoder", "__version__", "compare", "embed", "evaluate", "export", "inspect", "load", "load_encoder",
-    "pack", "subset", "train", "tune",
+    "CrossLevel", "Encoder", "__version__", "classify", "compare", "curate", "embed", "evaluate", "explore", "export",
+    "inspect", "load", "load_encoder", "pack", "search", "subset", "train", "tune",
 ]  # fmt: skip
 
 _PLACES = {
     "CrossLevel": "crosslevel.cld.loss",
     "Encoder": "crosslevel.models.encoder",
+    "classify": "crosslevel.evaluation.classify",
     "compare": "crosslevel.evaluation.compare",
+    "curate": "crosslevel.curation.curate",
     "embed": "crosslevel.features.embed",
     "evaluate": "crosslevel.evaluation.evaluate",
+    "explore": "crosslevel.exploration.explore",
     "export": "crosslevel.models.export",
     "inspect": "crosslevel.inspection.inspect",
     "load": "crosslevel.features.load",
     "load_encoder": "crosslevel.models.encoder",
     "pack": "crosslevel.data.pack",
+    "search": "crosslevel.retrieval.search",
     "subset": "crosslevel.data.subset",
     "train": "crosslevel.training.train",
     "tune": "crosslevel.tuning.tune",
@@ -44,7 +52,10 @@ _PLACES = {
 """Where each name is, imported when it is first used: ``import crosslevel`` waits for nothing."""
 
 
-_VERBS = ("compare", "embed", "evaluate", "export", "inspect", "pack", "subset", "train", "tune")
+_VERBS = (
+    "classify", "compare", "curate", "embed", "evaluate", "explore", "export", "inspect", "pack", "search", "subset",
+    "train", "tune",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

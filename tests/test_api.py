@@ -21,7 +21,10 @@ from crosslevel.training.train import train
 from crosslevel.tuning.tune import tune
 from crosslevel.utils.errors import UserError
 
-VERBS = ("compare", "embed", "evaluate", "export", "inspect", "pack", "subset", "train", "tune")
+VERBS = (
+    "classify", "compare", "curate", "embed", "evaluate", "explore", "export", "inspect", "pack", "search", "subset",
+    "train", "tune",
+)  # fmt: skip
 SMALL = {"epochs": 1, "batch_size": 8, "device": "cpu", "report_html": False, "monitor_every": 0, "workers": 0}
 PARTS = {"encoder": {"width": 0.0625}, "views": {"size": 16}, "cld": {"groups": 4}}
 

@@ -55,6 +55,10 @@ RUN_ELSEWHERE = {
     "export": "tests/models/test_export.py",
     "pack": "tests/data/test_packing.py",
     "subset": "tests/data/test_subset.py",
+    "search": "tests/retrieval/test_search.py",
+    "explore": "tests/exploration/test_explore.py",
+    "curate": "tests/curation/test_curate.py",
+    "classify": "tests/evaluation/test_classify.py",
 }
 EXEMPT = {
     "make": "sets up an environment; the Makefile has the target",
@@ -81,6 +85,8 @@ def scratch(tmp_path_factory):
         shutil.copytree("runs/photos", "runs/tune/photos")
         crosslevel.evaluate("runs/photos", "labelled/train", test="labelled/test", k=3, device="cpu", quiet=True)
         shutil.copytree("runs/photos", "runs/plain")
+        crosslevel.embed("runs/photos", "photos/", output="features.parquet", thumbnails=96, device="cpu", quiet=True)
+        crosslevel.curate("features.parquet", n=8, output="to-label.txt", outliers="keep", quiet=True)
         yield folder
     sys.modules.pop("mypackage.mymodule", None)
 

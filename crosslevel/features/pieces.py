@@ -5,22 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Float, Int64
+from torch import Tensor
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
 from crosslevel.features.extract import Features
+from crosslevel.features.table import ABOUT, IMAGE
 from crosslevel.utils.errors import SourceError, UserError
 from crosslevel.utils.files import replacing, sweep, sync_folder, write
 from crosslevel.utils.trees import json_tree
 
 SUFFIXES = (".parquet", ".npy")
-_ABOUT, _JOINED = b"crosslevel", "joined.json"
+_JOINED = "joined.json"
 _FORMER = ("state.json", "state.tmp", "joined.parquet", "joined.npy", "joined.csv")  # left by the first version
 _REPEATED = ["label", "class"]  # columns with few different values; looking for some among features takes time
 
@@ -42,8 +46,16 @@ class Pieces:
     piece is removed and goes after the last, so that a table is never joined from what was left of them.
     """
 
-    def __init__(self, file: Path, fingerprint: str, source: Images) -> None:
+    def __init__(
+        self,
+        file: Path,
+        fingerprint: str,
+        source: Images,
+        about: Mapping[str, Any] | None = None,
+        thumbnails: Callable[[Sequence[int]], pa.Array] | None = None,
+    ) -> None:
         self.file, self.fingerprint, self.source = file, fingerprint, source
+        self.about, self.thumbnails = about or {}, thumbnails
         self.folder = file.with_name(f"{file.name}.parts")
         if self.folder.is_symlink():
             raise UserError(f"{self.folder} is a link, and pieces that are not ours are removed: remove it")
@@ -64,7 +76,7 @@ class Pieces:
             return []
         for file in self._leftovers():
             file.unlink()
-        said, other = [], 0
+        self.pieces, said, other = [], list[str](), 0
         for file in sorted(self.folder.glob("[0-9]*.parquet")):
             try:
                 piece = self._read(file)
@@ -89,12 +101,13 @@ class Pieces:
         begins = [*(piece.first for piece in self.pieces), len(self.source)]
         return [range(end, begin) for end, begin in zip(ends, begins, strict=True) if end < begin]
 
-    def write(self, first: int, rows: Features, bad: BadFiles) -> int:
-        """Store the piece that begins with image ``first``, and return the first image after it."""
+    def write(self, first: int, rows: Features, bad: BadFiles, stop: int | None = None) -> int:
+        """Store the piece that begins with image ``first``, and return the first image after it: ``stop``, if known."""
         self.bad.update(bad.reasons)
-        piece = Piece(self.folder / f"{first:012}.parquet", first, int(rows.places[-1]) + 1, dict(self.bad))
+        piece = Piece(self.folder / f"{first:012}.parquet", first, stop or int(rows.places[-1]) + 1, dict(self.bad))
         told = {"fingerprint": self.fingerprint, "first": piece.first, "stop": piece.stop, "bad": piece.bad}
-        table = self._table(rows).replace_schema_metadata({_ABOUT: json.dumps(told)})
+        pictures = None if self.thumbnails is None else self.thumbnails(rows.places.tolist())
+        table = table_of(self.source, *rows, pictures).replace_schema_metadata({ABOUT: json.dumps(told)})
         with replacing(piece.file) as file:
             pq.write_table(table, file, use_dictionary=_REPEATED, write_page_checksum=True)
         self._count(piece)
@@ -113,7 +126,7 @@ class Pieces:
         files = [piece.file for piece in self.pieces]
         if self.file.suffix == ".parquet":
             with replacing(self.file) as table:
-                self.joined = _join_parquet(files, table)
+                self.joined = _join_parquet(files, table, self.about)
         else:
             manifest = self.file.with_suffix(".csv")
             with replacing(manifest) as lines, replacing(self.file) as array:
@@ -155,7 +168,7 @@ class Pieces:
             ArrowException, OSError, ValueError: it is damaged.
 
         """
-        told = json_tree((pq.read_schema(file).metadata or {}).get(_ABOUT, b"{}"))
+        told = json_tree((pq.read_schema(file).metadata or {}).get(ABOUT, b"{}"))
         if not isinstance(told, dict) or told.get("fingerprint") != self.fingerprint:
             return None
         pq.read_table(file, page_checksum_verification=True)
@@ -168,23 +181,35 @@ class Pieces:
         self.pieces = sorted([*self.pieces, piece], key=lambda piece: piece.first)
         self.bad.update(piece.bad)
 
-    def _table(self, rows: Features) -> pa.Table:
-        flat = pa.array(rows.features.numpy().ravel())
-        columns: dict[str, Any] = {"path": [text(self.source.paths[i]) for i in rows.places.tolist()]}
-        if self.source.labels is not None:
-            columns["label"] = rows.labels.numpy()
-            if self.source.classes is not None:
-                columns["class"] = [self.source.classes[label] for label in rows.labels.tolist()]
-        columns["feature"] = pa.FixedSizeListArray.from_arrays(flat, rows.features.shape[1])
-        return pa.table(columns)
+
+def table_of(
+    source: Images,
+    features: Float[Tensor, "M D"],
+    labels: Int64[Tensor, " M"],
+    places: Int64[Tensor, " M"],
+    pictures: pa.Array | None = None,
+) -> pa.Table:
+    """Rows of a table: path, label, class and track where there are any, feature, and small pictures if given."""
+    flat = pa.array(features.numpy().ravel())
+    columns: dict[str, Any] = {"path": [text(source.paths[i]) for i in places.tolist()]}
+    if source.labels is not None:
+        columns["label"] = labels.numpy()
+        if source.classes is not None:
+            columns["class"] = [source.classes[label] for label in labels.tolist()]
+    if source.tracks is not None:
+        columns["track"] = source.tracks[places].numpy()
+    columns["feature"] = pa.FixedSizeListArray.from_arrays(flat, features.shape[1])
+    if pictures is not None:
+        columns[IMAGE] = pictures
+    return pa.table(columns)
 
 
-def _join_parquet(pieces: list[Path], file: BinaryIO) -> int:
-    count = 0
-    schema = pq.read_schema(pieces[0]).remove_metadata()
+def _join_parquet(pieces: list[Path], file: BinaryIO, about: Mapping[str, Any]) -> int:
+    count, told = 0, {ABOUT: json.dumps(about)}
+    schema = pq.read_schema(pieces[0]).with_metadata(told)
     with pq.ParquetWriter(file, schema, use_dictionary=_REPEATED, write_page_checksum=True) as writer:
         for piece in pieces:
-            table = pq.read_table(piece).replace_schema_metadata(None)
+            table = pq.read_table(piece).replace_schema_metadata(told)
             writer.write_table(table)
             count += len(table)
     return count
@@ -198,10 +223,10 @@ def _join_npy(pieces: list[Path], array: BinaryIO, manifest: BinaryIO) -> int:
     np.lib.format.write_array_header_1_0(array, header | {"shape": (count, width)})
     lines = io.TextIOWrapper(manifest, encoding="utf-8", newline="")
     writer = csv.writer(lines)
-    writer.writerow(name for name in pq.read_schema(pieces[0]).names if name != "feature")
+    writer.writerow(name for name in pq.read_schema(pieces[0]).names if name not in ("feature", IMAGE))
     for piece in pieces:
         table = pq.read_table(piece)
-        others = table.drop_columns("feature")
+        others = table.drop_columns([name for name in ("feature", IMAGE) if name in table.column_names])
         writer.writerows(zip(*(column.to_pylist() for column in others.columns), strict=True))
         array.write(table["feature"].combine_chunks().flatten().to_numpy().data)
     lines.flush()

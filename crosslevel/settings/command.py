@@ -29,7 +29,7 @@ READING = (
            "each as an image, those of a file as a track (default: first)"),
 )  # fmt: skip
 """How images are read, whatever the source: written after it, as photos/,damaged=keep, wherever a source is named."""
-SOURCES = ("images", "test", "beside")
+SOURCES = ("images", "test", "beside", "labelled")
 """The settings that name one."""
 
 

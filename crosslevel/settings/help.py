@@ -108,7 +108,7 @@ def _options(name: str, options: Iterable[Option]) -> list[str]:
 
 
 def _option(name: str, option: Option, default: Any) -> list[str]:
-    short_form = "-o, " if name == "output" else ""
+    short_form = "-o, " if name == "output" else f"-{name}, " if len(name) == 1 else ""
     known = "" if default in (REQUIRED, None) else f" (default: {_value(default)})"
     return _entry(f"{short_form}--{name} {_kind(option.kind)}", option.help.rstrip(".") + known)
 

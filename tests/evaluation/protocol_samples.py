@@ -25,6 +25,19 @@ def pictures(labels, seed, noise=90):
     return InMemoryImages(pixels.clamp(0, 255).to(torch.uint8), [f"{i:03}.png" for i in range(count)], labels, CLASSES)
 
 
+def bank():
+    """Long-tailed: 40, 24, 16 and 8 images."""
+    return pictures(torch.tensor([0] * 40 + [1] * 24 + [2] * 16 + [3] * 8), 10)
+
+
+def queries(seed=20, count=60):
+    """The same names in another order, and of the fourth class none."""
+    labels = torch.randint(3, (count,), generator=draws(seed))
+    source = pictures(torch.tensor([2, 0, 1])[labels], seed)
+    source.labels, source.classes = labels, ["cow", "ant", "bee"]
+    return source
+
+
 def named(source):
     """The classes' names, image by image."""
     return np.array(source.classes)[source.labels.numpy()]
@@ -53,16 +66,3 @@ def within(judged):
         assert 0 <= low <= high <= 100 + ROUNDING
         assert low - ROUNDING <= judged.figures[name] <= high + ROUNDING
     return set(judged.intervals)
-
-
-def bank():
-    """Long-tailed: 40, 24, 16 and 8 images."""
-    return pictures(torch.tensor([0] * 40 + [1] * 24 + [2] * 16 + [3] * 8), 10)
-
-
-def queries(seed=20, count=60):
-    """The same names in another order, and of the fourth class none."""
-    labels = torch.randint(3, (count,), generator=draws(seed))
-    source = pictures(torch.tensor([2, 0, 1])[labels], seed)
-    source.labels, source.classes = labels, ["cow", "ant", "bee"]
-    return source

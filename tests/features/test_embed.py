@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from crosslevel import Encoder, load_encoder
+from crosslevel.data.open import open_images
 from crosslevel.features import embed
 from crosslevel.features.pieces import Pieces, text
 from crosslevel.models.encoder import View
@@ -212,3 +214,49 @@ def test_wrong_use_ends_in_one_line(trained, photos, tmp_path, monkeypatch, caps
 def test_a_file_name_that_is_no_unicode_is_kept_as_escapes():
     assert text("gr\udcfcn.png") == "gr\\xfcn.png"
     assert io.StringIO(text("日本.png")).read() == "日本.png"
+
+
+def test_a_table_says_which_encoder_looked_at_what(trained, photos, tmp_path):
+    told = json.loads(pq.read_schema(embedded(trained, photos, tmp_path / "f.parquet")).metadata[b"crosslevel"])
+    encoder = load_encoder(trained)
+    assert told["encoder"] == encoder.identity()
+    assert told["view"]["size"] == 16
+    assert (told["run"], told["root"], told["images"]) == (str(trained), str(photos), str(photos))
+    assert set(told["versions"]) == {"crosslevel", "torch", "timm"}
+
+
+def test_thumbnails_are_the_images_made_small_and_a_source_of_their_own(trained, photos, tmp_path):
+    wide = np.zeros((40, 200, 3), np.uint8)
+    wide[:, 100:] = 255
+    Image.fromarray(wide).save(photos / "b" / "wide.png")
+    file = embedded(trained, photos, tmp_path / "f.parquet", "--thumbnails=96")
+    table = pq.read_table(file)
+    assert table.column_names == ["path", "label", "class", "feature", "image"]
+    pictures = [Image.open(io.BytesIO(row["bytes"])) for row in table["image"].to_pylist()]
+    assert all(picture.format == "JPEG" for picture in pictures)
+    by_path = dict(zip(table["path"].to_pylist(), pictures, strict=True))
+    assert by_path["b/wide.png"].size == (96, 19)
+    small = np.asarray(by_path["b/wide.png"].convert("L"))
+    assert small[:, :44].max() < 30
+    assert small[:, 52:].min() > 225
+    assert by_path["b/01.png"].size == (16, 16)
+    images = open_images(f"{file},column=image,label=label")
+    assert len(images) == 31
+    assert images[0][0].shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("options", [["--thumbnails=4"], ["--thumbnails=96", "--output=f.npy"]])
+def test_thumbnails_that_cannot_be_are_refused(trained, photos, tmp_path, monkeypatch, capsys, options):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        run(embed.embed, [str(trained), str(photos), *options])
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_datasets_library_opens_a_table_with_its_pictures(trained, photos, tmp_path):
+    datasets = pytest.importorskip("datasets", reason="needs datasets: pip install 'crosslevel[hub]'")
+    file = embedded(trained, photos, tmp_path / "f.parquet", "--thumbnails=96")
+    opened = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
+    row = opened.cast_column("image", datasets.Image())[4]
+    assert row["image"].size == (16, 16)
+    assert len(row["feature"]) == 32

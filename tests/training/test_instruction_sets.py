@@ -76,8 +76,7 @@ def test_gradients_and_trainings_under(name, under):
     if name not in under:
         pytest.skip("the processor has no such instructions")
     said = under[name]
-    assert said.endswith("exit status 0\n"), said[-4000:]
-    assert " passed" in said
+    assert said.endswith("exit status 0\n"), said[-4000:]  # which is 5 where no test was found
 
 
 @pytest.fixture

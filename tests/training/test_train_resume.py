@@ -29,23 +29,6 @@ def kill_at(monkeypatch, step):
     monkeypatch.setattr(checkpoints, "write", dying)
 
 
-@pytest.mark.parametrize("size", [16, 40])
-@pytest.mark.parametrize("method", ["MoCo", "NPID", "BYOL"])
-def test_a_killed_run_continues_as_if_nothing_had_happened(tmp_path, monkeypatch, method, size):
-    # 40 pixels are streamed and cropped by the loader, 16 are packed.
-    photos = write_images(tmp_path / "photos", size=(size, size))
-    options = [*FAST, "--method", method, "--epochs=3", "--workers=0", "--checkpoint_minutes=0"]
-    run(train, [str(photos), *options, f"--run={tmp_path}/whole"])
-    with monkeypatch.context() as patch:
-        kill_at(patch, step=5)
-        with pytest.raises(Killed):
-            run(train, [str(photos), *options, f"--run={tmp_path}/cut"])
-    run(train, ["--resume", f"{tmp_path}/cut"])
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-    assert len(losses(tmp_path / "whole")) == 9
-    assert same_weights(tmp_path / "cut", tmp_path / "whole")
-
-
 @pytest.mark.parametrize("method", ["SwAV", "DINO", "SimCLR"])
 @pytest.mark.parametrize("size", [16, 40])
 def test_a_killed_run_with_schedules_and_memories_continues_as_if_nothing_had_happened(
@@ -73,6 +56,23 @@ def test_a_killed_run_with_schedules_and_memories_continues_as_if_nothing_had_ha
     assert all(float(row["harmonization_loss"]) == 0 for row in rows[:4])
     assert all(float(row["harmonization_loss"]) > 0 for row in rows[4:])
     assert len({row["group_temperature"] for row in rows}) > 3
+
+
+@pytest.mark.parametrize("size", [16, 40])
+@pytest.mark.parametrize("method", ["MoCo", "NPID", "BYOL"])
+def test_a_killed_run_continues_as_if_nothing_had_happened(tmp_path, monkeypatch, method, size):
+    # 40 pixels are streamed and cropped by the loader, 16 are packed.
+    photos = write_images(tmp_path / "photos", size=(size, size))
+    options = [*FAST, "--method", method, "--epochs=3", "--workers=0", "--checkpoint_minutes=0"]
+    run(train, [str(photos), *options, f"--run={tmp_path}/whole"])
+    with monkeypatch.context() as patch:
+        kill_at(patch, step=5)
+        with pytest.raises(Killed):
+            run(train, [str(photos), *options, f"--run={tmp_path}/cut"])
+    run(train, ["--resume", f"{tmp_path}/cut"])
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "whole")) == 9
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])

@@ -1,0 +1,1 @@
+"""What of a collection to keep or to label, without labels."""

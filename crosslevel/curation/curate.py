@@ -1,0 +1,176 @@
+"""``crosslevel curate``: what of a collection to keep, or to label, without labels."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shlex
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from crosslevel.curation.choose import How, choose
+from crosslevel.curation.looks import Looks, looks
+from crosslevel.curation.page import write_page
+from crosslevel.data.bad_files import escaped
+from crosslevel.data.uri import parse
+from crosslevel.features.table import FeatureTable, open_table
+from crosslevel.features.thumbnails import Pictures
+from crosslevel.utils.console import printer, say
+from crosslevel.utils.errors import SourceError, UserError
+from crosslevel.utils.files import write
+from crosslevel.utils.marks import verb
+
+
+class Curated(NamedTuple):
+    """What was chosen, in that order, and of every other image why it was not."""
+
+    paths: list[str]
+    left_out: dict[str, str]
+
+
+@verb("n", "how", "output", "images", "outliers", output="curated.txt")
+def curate(
+    table: str,
+    n: int | None = None,
+    how: How = "balanced",
+    images: str | None = None,
+    outliers: Literal["drop", "keep"] = "drop",
+    duplicates: Literal["drop", "keep"] = "drop",
+    threshold: float | None = None,
+    output: str | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+) -> Curated:
+    """Choose what to keep or to label, without labels: no copies, nothing broken, and n images that stand for the rest.
+
+    Of near-duplicates one stays. Images that look broken, and those that lie alone, are listed. Of what is left n are
+    chosen.
+
+    Args:
+        table: a table that `crosslevel embed` wrote; with --thumbnails 96, broken looks are found too.
+        n: how many to choose; all that is left unless given.
+        how: balanced takes the same share of every region (hierarchical k-means, Vo et al. 2024), diverse what is least
+            like all before (farthest-first), covering such that all others have one near (facility location).
+        images: where the table's images are now, if elsewhere than when it was written.
+        outliers: whether images that lie alone can be chosen: drop lists them and leaves them out.
+        duplicates: whether near-duplicates can be chosen beside each other.
+        threshold: the cosine from which on two images can be near-duplicates; estimated unless given.
+        output: the list to write, for @list=; beside it a .csv with each image's fate, and a page that shows it. From
+            Python, nothing is written unless it is given.
+        seed: of all draws.
+        quiet: print nothing.
+
+    Returns:
+        the chosen paths, and of each other one why it was left out.
+    """
+    console, file = printer(quiet), None if output is None else _file(output, table)
+    opened = open_table(table, least=2)
+    if n is not None and not 1 <= n <= opened.rows:
+        raise UserError(f"n={n}: {table} has {opened.rows:,} rows: give 1 to {opened.rows:,}")
+    if threshold is not None and not 0 < threshold <= 1:
+        raise UserError(f"threshold={threshold}: a cosine between 0 and 1")
+    pictures = Pictures(opened, images)
+    with _bar(console) as bar:
+        task = bar.add_task("looking at pictures", total=None)
+        seen = looks(
+            opened.features, pictures, threshold, progress=lambda done, of: bar.update(task, completed=done, total=of)
+        )
+        bar.update(task, description="choosing")
+        why = _left_out(opened, seen, outliers == "drop", duplicates == "drop")
+        left = torch.tensor([row for row in range(opened.rows) if row not in why])
+        if not len(left):
+            raise UserError(
+                f"{table}: all its {opened.rows:,} rows are copies, broken or outliers: give --outliers keep"
+            )
+        chosen = left if n is None else left[choose(opened.features[left], n, how, seed)]
+    rows = chosen.tolist()
+    stay = set(rows)
+    fates = {
+        row: "" if row in stay else why.get(row, f"not among the {len(rows):,} chosen") for row in range(opened.rows)
+    }
+    for line in _summary(opened, seen, why, rows, n, how):
+        say(console, line)
+    if file is not None:
+        _write(file, opened, rows, fates)
+        page = write_page(file.with_suffix(".html"), opened, seen, rows, why, how if n is not None else None, pictures)
+        say(console, f"written: {file}, {file.with_suffix('.csv')}, {page}")
+        say(console, f"look at {page}; next: {_use(opened, file)}")
+    return Curated(
+        [opened.paths[row] for row in rows], {opened.paths[row]: told for row, told in fates.items() if told}
+    )
+
+
+def _file(output: str, table: str) -> Path:
+    """The list to write.
+
+    Raises:
+        UserError: it cannot be written there, or has another ending.
+
+    """
+    file = Path(output)
+    if file.suffix != ".txt":
+        raise UserError(f"--output {output}: give a file that ends in .txt")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output}: {error.filename}: {error.strerror}") from error
+    if file.is_dir() or not os.access(file.parent, os.W_OK):
+        raise UserError(f"--output {output}: {file} cannot be written")
+    return file
+
+
+def _left_out(table: FeatureTable, seen: Looks, alone: bool, copies: bool) -> dict[int, str]:
+    """Why rows are not chosen among: broken counts before copy, copy before outlier."""
+    why = {row: f"outlier: {distance:.3f} from its nearest" for row, distance in seen.alone.items()} if alone else {}
+    if copies:
+        kept = seen.copies().items()
+        why |= {row: f"near-duplicate of {table.paths[other]}" for row, other in kept if other not in seen.broken}
+    return why | {row: f"broken: {what}" for row, what in seen.broken.items()}
+
+
+def _summary(
+    table: FeatureTable, seen: Looks, why: dict[int, str], rows: list[int], n: int | None, how: str
+) -> list[str]:
+    lines = [
+        f"{table.rows:,} images: {len(seen.copies()):,} near-duplicates of another one, "
+        f"{len(seen.broken):,} broken, {len(seen.alone):,} outliers; {table.rows - len(why):,} left to choose among"
+    ]
+    if not seen.seen:
+        lines.append("broken looks were not looked for: the table has no pictures (crosslevel embed --thumbnails 96)")
+    if n is not None:
+        short = f": {n:,} were asked for" if len(rows) < n else ""
+        lines.append(f"{len(rows):,} chosen ({how}){short}")
+    return lines
+
+
+def _write(file: Path, table: FeatureTable, rows: list[int], fates: dict[int, str]) -> None:
+    """The list, and the table of every image's fate."""
+    write(file, "".join(f"{escaped(table.paths[row])}\t-1\n" for row in rows))
+    lines = io.StringIO()
+    writer = csv.writer(lines)
+    writer.writerow(("path", "kept", "why"))
+    order = {row: i + 1 for i, row in enumerate(rows)}
+    for row, fate in fates.items():
+        writer.writerow((table.paths[row], "no" if fate else "yes", fate or f"number {order[row]}"))
+    write(file.with_suffix(".csv"), lines.getvalue())
+
+
+def _use(table: FeatureTable, file: Path) -> str:
+    """A command that reads the list."""
+    images = table.about.get("images")
+    try:
+        named = "IMAGES" if images is None else parse(images).with_list(str(file)).text
+    except SourceError:
+        named = "IMAGES"
+    named = f"IMAGES@list={file}" if named == "IMAGES" else named
+    return f"crosslevel train {shlex.quote(named)}"
+
+
+def _bar(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, console=console, transient=True)

@@ -1,0 +1,142 @@
+"""What a collection need not keep: copies, broken looks, and images that lie alone, by features and small pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tvf
+
+from crosslevel.data.duplicates.descriptor import SIDE, alike
+from crosslevel.data.duplicates.detect import tracks
+from crosslevel.features.thumbnails import Pictures
+from crosslevel.metrics.nearest import CROWD, Neighbours, mutual_pairs, nearest
+from crosslevel.metrics.outliers import outliers
+
+NEIGHBOURS = 6  # of which both of a pair have to name the other
+RARE = 0.999  # of random pairs, so many are farther apart than near-duplicates
+APART = 0.1  # root mean square difference of near-duplicates in pixels, as `crosslevel inspect` has it for features
+PAIRS = 200_000  # random ones, that say what is rare
+
+
+@dataclass
+class Looks:
+    """What is known of each of N rows without any label.
+
+    ``near`` are each row's nearest ones, itself among them. ``sets`` numbers the sets of near-duplicates, -1 for a row
+    that has none; ``kept`` is the one row of a set to keep.
+    ``broken`` says why a picture is no use; ``alone`` are outliers, by distance to the nearest, farthest first.
+    ``seen``: whether pictures were there to look at.
+    """
+
+    sets: Int64[Tensor, " N"]
+    near: Neighbours
+    kept: dict[int, int] = field(default_factory=dict)
+    broken: dict[int, str] = field(default_factory=dict)
+    alone: dict[int, float] = field(default_factory=dict)
+    seen: bool = False
+
+    def copies(self) -> dict[int, int]:
+        """The rows that another one stands for, and that one."""
+        numbers = enumerate(self.sets.tolist())
+        return {row: self.kept[number] for row, number in numbers if number >= 0 and self.kept[number] != row}
+
+
+def looks(
+    features: Float[Tensor, "N D"],
+    pictures: Pictures,
+    threshold: float | None = None,
+    rows: Int64[Tensor, " N"] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Looks:
+    """Near-duplicates, broken looks and outliers.
+
+    Near-duplicates are among each other's nearest, with a cosine that one in a thousand random pairs exceeds; where
+    their pictures are there, these must agree as well. Of a set the row in its middle is kept. Every thumbnail of the
+    table is looked at; of images that are files only those of possible near-duplicates, since all would take as long
+    as decoding the collection.
+
+    Args:
+        features: of any length.
+        pictures: of the rows.
+        threshold: the cosine from which on two rows can be near-duplicates; estimated unless given.
+        rows: of which rows of the table the features are; all of them unless given.
+        progress: told how many of how many pictures have been looked at.
+
+    """
+    unit = F.normalize(features, dim=1)
+    near = nearest(unit, unit, CROWD + 1)
+    pairs = mutual_pairs(unit, rare_cosine(unit) if threshold is None else threshold, NEIGHBOURS, near)
+    looked = torch.arange(len(unit)) if pictures.has_thumbnails else pairs.unique()
+    small, there = _small(pictures, looked if rows is None else rows[looked], progress)
+    found = Looks(torch.full((len(unit),), -1), near, seen=pictures.has_thumbnails)
+    if pictures.has_thumbnails:
+        found.broken = {int(row): why for row, why in zip(looked, map(broken, small), strict=True) if why}
+    place = torch.full((len(unit),), -1)
+    place[looked] = torch.where(there, torch.arange(len(looked)), -1)
+    compared = (place[pairs] >= 0).all(1)
+    agree = torch.ones(len(pairs), dtype=torch.bool)
+    if compared.any():
+        agree[compared] = alike(small, place[pairs[compared]], APART)
+    _sets(found, unit, pairs[agree])
+    far = outliers(unit, known=near)
+    order = far.distance.argsort(descending=True, stable=True)
+    found.alone = {row: float(far.distance[row]) for row in order[far.far[order]].tolist()}
+    return found
+
+
+def rare_cosine(unit: Float[Tensor, "N D"]) -> float:
+    """The cosine that one in a thousand random pairs exceeds; at most 0.999."""
+    if len(unit) < 3:
+        return 0.999
+    generator = torch.Generator().manual_seed(0)
+    i, j = torch.randint(len(unit), (2, PAIRS), generator=generator)
+    cosines = torch.cat([(unit[a] * unit[b]).sum(1) for a, b in zip(i.split(8192), j.split(8192), strict=True)])
+    others = cosines[i != j].sort().values
+    return min(0.999, float(others[int(RARE * (len(others) - 1))]))
+
+
+def broken(picture: UInt8[Tensor, "3 32 32"]) -> str:
+    """Why a picture is no use; nothing for one that is not broken."""
+    x = picture.float()
+    deviation = float(x.flatten(1).std(1).max())
+    if deviation < 2:
+        mean = float(x.mean())
+        return "black" if mean < 16 else "white" if mean > 239 else "one colour"
+    grey = ((x - 128).abs() <= 3).flatten(0, 0).all(0).all(1)  # rows that a decoder fills what is missing with
+    missing = int(grey.flip(0).long().cumprod(0).sum())
+    return "its lower part is missing" if missing >= SIDE // 4 else ""
+
+
+def _small(
+    pictures: Pictures, rows: Int64[Tensor, " M"], progress: Callable[[int, int], None] | None
+) -> tuple[UInt8[Tensor, "M 3 32 32"], Tensor]:
+    """Pictures of one small size, and of which rows there are any; where there is none it is noise."""
+    small = torch.randint(
+        256, (len(rows), 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    there = torch.zeros(len(rows), dtype=torch.bool)
+    for i, row in enumerate(rows.tolist()):
+        picture = pictures[row]
+        if picture is not None:
+            small[i], there[i] = tvf.resize(picture, [SIDE, SIDE], antialias=True), True
+        if progress is not None and i % 256 == 0:
+            progress(i, len(rows))
+    return small, there
+
+
+def _sets(found: Looks, unit: Float[Tensor, "N D"], pairs: Int64[Tensor, "P 2"]) -> None:
+    """Number the sets that pairs hang together in, and keep of each the row in its middle."""
+    if not len(pairs):
+        return
+    owner = tracks(len(unit), pairs)
+    several = owner.bincount()[owner] > 1
+    names, found.sets[several] = owner[several].unique(return_inverse=True)
+    for number in range(len(names)):
+        members = (found.sets == number).nonzero().flatten()
+        middle = F.normalize(unit[members].mean(0), dim=0)
+        found.kept[number] = int(members[(unit[members] @ middle).argmax()])

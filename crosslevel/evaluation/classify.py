@@ -1,0 +1,229 @@
+"""``crosslevel classify``: labels for images, learnt from labelled ones on a run's features."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from rich.console import Console
+from torch import Tensor
+
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import Images
+from crosslevel.data.open import open_images
+from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.evaluation.calibration import Limits, calibration_error, limits, temperature
+from crosslevel.evaluation.linear import Linear, held_out
+from crosslevel.evaluation.linear import choose as chosen_linear
+from crosslevel.features.extract import Features, Runtime, extract
+from crosslevel.features.pieces import text
+from crosslevel.metrics.knn import neighbours, weighted_knn
+from crosslevel.metrics.nearest import nearest
+from crosslevel.models.encoder import Encoder, load_encoder
+from crosslevel.utils.console import printer, say
+from crosslevel.utils.device import Device, Precision, choose
+from crosslevel.utils.errors import UserError
+from crosslevel.utils.files import replacing
+from crosslevel.utils.marks import verb
+
+HELD_OUT, LEAST = 0.2, 4  # the share of each class that calibrates, and the images a class must have for that
+NEAREST = 5  # labelled images, whose mean distance says how far an image is from all that is known
+
+How = Literal["auto", "knn", "linear"]
+
+
+class Predictions(NamedTuple):
+    """Of each of M images its path, label, probability, whether it is of no known class, and its distance.
+
+    ``about``: which classifier, how right and how well calibrated it was on held-out images, and the limits.
+    """
+
+    paths: list[str]
+    labels: list[str]
+    probability: Float[Tensor, " M"]
+    unknown: Bool[Tensor, " M"]
+    distance: Float[Tensor, " M"]
+    about: dict[str, Any]
+
+
+class _Classifier(NamedTuple):
+    """Probabilities of the C classes from features, and the features that it was made from."""
+
+    kind: str
+    logits: Callable[[Float[Tensor, "N D"]], Float[Tensor, "N C"]]
+    known: Float[Tensor, "M D"]
+    t: float = 1.0
+
+    def probabilities(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
+        return (self.logits(features).double() / self.t).softmax(1).float()
+
+    def distance(self, features: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
+        return (1 - nearest(features, self.known, NEAREST).values.float()).clamp(min=0).mean(1)
+
+
+@verb("output", "how", "reject", "device", "precision", output="predictions.parquet")
+def classify(
+    run: str,
+    labelled: str,
+    images: str,
+    output: str | None = None,
+    how: How = "auto",
+    reject: float = 0.05,
+    k: int | None = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    workers: int | None = None,
+    batch_size: int = 256,
+    data_root: str | None = None,
+    crops: Crops | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+) -> Predictions:
+    """Label images by what labelled ones look like: classes with probabilities, and unknown for what is none of them.
+
+    A fifth of the labelled images trains nothing. It chooses between nearest neighbours and a linear classifier on the
+    run's features, sets the temperature at which probabilities mean what they say, and the limits beyond which an image
+    counts as unknown.
+
+    Args:
+        run: the folder of a run, or its encoder.safetensors.
+        labelled: labelled images: a folder with a sub-folder for each class, or any other source with labels.
+        images: the images to label.
+        output: the Parquet table to write: path, label, probability, unknown, distance. From Python none is written
+            unless it is given.
+        how: knn, linear, or auto, which takes the one that is right more often on the held-out images.
+        reject: the share of images of known classes that may be called unknown: the higher, the more unknown ones are
+            found; 0 calls none so.
+        k: neighbours that vote; 200 unless given, but at most a tenth of the labelled images.
+        device: auto takes CUDA, then Apple's MPS, then the CPU.
+        precision: fp32, so that features are the same wherever they are made; auto takes bfloat16 where the hardware
+            computes it.
+        workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
+        batch_size: images at a time.
+        data_root: folder with the official files of cifar10, cifar100 and stl10.
+        crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
+        seed: of which labelled images are held out, and of the linear classifier.
+        quiet: print nothing.
+
+    Returns:
+        the labels, and how far they can be trusted.
+    """
+    if not 0 <= reject < 1:
+        raise UserError(f"reject={reject}: a share of at least 0 and below 1")
+    if k is not None and k < 1:
+        raise UserError(f"k={k}: at least 1")
+    if output is not None and Path(output).suffix != ".parquet":
+        raise UserError(f"--output {output}: the name must end in .parquet")
+    console, encoder = printer(quiet), load_encoder(run)
+    runtime = Runtime(choose(device, precision), workers, batch_size)
+    known = open_images(labelled, data_root=data_root, crops=crops)
+    if known.labels is None:
+        raise UserError(f"{labelled} has no labels: put the images of each class into a folder of its own")
+    asked = open_images(images, data_root=data_root, crops=crops)
+    learnt, names = _features(encoder, known, runtime, console), _names(known)
+    classifier, bounds, about = _learnt(learnt, len(names), how, reject, k, seed, console)
+    found = _features(encoder, asked, runtime, console)
+    best, predicted = classifier.probabilities(found.features).max(1)
+    distance = classifier.distance(found.features)
+    unknown = bounds.unknown(distance, best)
+    paths = [asked.paths[i] for i in found.places.tolist()]
+    made = Predictions(paths, [names[c] for c in predicted.tolist()], best, unknown, distance, about)
+    counts = predicted[~unknown].bincount(minlength=len(names)).tolist()
+    largest = sorted(zip(names, counts, strict=True), key=lambda pair: -pair[1])[:10]
+    told = ", ".join(f"{name} {count:,}" for name, count in largest if count)
+    say(console, f"{len(paths):,} images: {int(unknown.sum()):,} unknown{', ' if told else ''}{told}")
+    if output is not None:
+        _write(Path(output), made, run)
+        say(console, f"written: {output}")
+    return made
+
+
+def _names(images: Images) -> list[str]:
+    assert images.labels is not None
+    return images.classes or [str(c) for c in range(int(images.labels.max()) + 1)]
+
+
+def _features(encoder: Encoder, images: Images, runtime: Runtime, console: Console) -> Features:
+    bad = BadFiles()
+    found = extract(
+        encoder, images, batch_size=runtime.batch_size, workers=runtime.workers, hardware=runtime.hardware, bad=bad
+    )
+    if len(bad):
+        say(console, bad.summary(len(images)))
+    return found
+
+
+def _learnt(
+    learnt: Features, classes: int, how: How, reject: float, k: int | None, seed: int, console: Console
+) -> tuple[_Classifier, Limits, dict[str, Any]]:
+    """The classifier that held-out images chose, calibrated by them, and made again from all of them."""
+    features, labels = learnt.features, learnt.labels
+    if (labels < 0).any():
+        raise UserError(f"{int((labels < 0).sum()):,} of the labelled images have no label: leave them out")
+    if len(labels.unique()) < 2:
+        raise UserError("the labelled images are of one class: needs two at least")
+    held = held_out(labels, HELD_OUT, torch.Generator().manual_seed(seed))
+    if int(held.sum()) < LEAST:
+        raise UserError(f"{len(labels):,} labelled images are too few to hold a fifth out: give more of each class")
+    kinds = ["knn", "linear"] if how == "auto" else [how]
+    tried = [_made(kind, features[~held], labels[~held], classes, k, seed) for kind in kinds]
+    truth, rows = labels[held], features[held]
+    right = [float((one.logits(rows).argmax(1) == truth).double().mean()) for one in tried]
+    best = max(range(len(tried)), key=right.__getitem__)
+    logits = tried[best].logits(rows)
+    before = calibration_error(logits.double().softmax(1), truth)
+    chosen = tried[best]._replace(t=temperature(logits, truth))
+    probabilities = chosen.probabilities(rows)
+    after = calibration_error(probabilities, truth)
+    bounds = limits(chosen.distance(rows), probabilities.max(1).values, reject)
+    whole = _made(kinds[best], features, labels, classes, k, seed)._replace(t=chosen.t)
+    say(
+        console,
+        f"{kinds[best]}: {100 * right[best]:.1f} % of {len(truth):,} held-out images are right, calibration error "
+        f"{100 * after:.1f} % ({100 * before:.1f} % before); unknown: farther than {bounds.distance:.3f} or a "
+        f"probability below {bounds.probability:.2f}",
+    )
+    about = {
+        "how": kinds[best], "held_out": len(truth), "accuracy": right[best], "calibration_error": after,
+        "temperature": chosen.t, "distance_limit": bounds.distance, "probability_limit": bounds.probability,
+        "others": dict(zip(kinds, right, strict=True)),
+    }  # fmt: skip
+    return whole, bounds, about
+
+
+def _made(
+    kind: str, features: Float[Tensor, "N D"], labels: Int64[Tensor, " N"], classes: int, k: int | None, seed: int
+) -> _Classifier:
+    if kind == "knn":
+        voters = k or neighbours(len(features))
+
+        def votes(rows: Float[Tensor, "M D"]) -> Float[Tensor, "M C"]:
+            share = weighted_knn(features, labels, rows, classes, voters)
+            return (share / share.sum(1, keepdim=True)).clamp(min=1e-6).log()
+
+        return _Classifier(kind, votes, features)
+    unit, generator = F.normalize(features, dim=1), torch.Generator().manual_seed(seed)
+    sweep = chosen_linear(unit, labels, classes, Linear(), generator).classifier
+    return _Classifier(kind, lambda rows: sweep.scores(F.normalize(rows, dim=1)).squeeze(1), features)
+
+
+def _write(file: Path, made: Predictions, run: str) -> None:
+    table = pa.table(
+        {
+            "path": [text(path) for path in made.paths],
+            "label": made.labels,
+            "probability": made.probability.numpy(),
+            "unknown": made.unknown.numpy(),
+            "distance": made.distance.numpy(),
+        }
+    )
+    told = {name: str(value) for name, value in {"run": os.path.abspath(run), **made.about}.items()}
+    with replacing(file) as opened:
+        pq.write_table(table.replace_schema_metadata(told), opened)

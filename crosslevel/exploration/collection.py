@@ -1,0 +1,133 @@
+"""A collection as a page shows it: points, names, and columns to colour and filter by."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from sklearn.cluster import MiniBatchKMeans
+from torch import Tensor
+
+from crosslevel.curation.looks import Looks
+from crosslevel.features.table import FeatureTable
+from crosslevel.features.thumbnails import Pictures
+from crosslevel.metrics.nearest import Neighbours
+
+MOST_NAMES = 1000  # different values of a column that is a choice
+SIMILAR = 12
+GROUPS = 20
+
+
+@dataclass
+class Column:
+    """A value of every point: the number of one of ``names``, or, where there are none, a number itself."""
+
+    values: np.ndarray[Any, Any]
+    names: list[str] = field(default_factory=list)
+
+    def packed(self) -> dict[str, Any]:
+        """As the page reads it."""
+        kind, dtype = ("names", "<u2") if self.names else ("numbers", "<f4")
+        return {"kind": kind, "names": self.names, "values": _text(self.values.astype(dtype))}
+
+
+@dataclass
+class Collection:
+    """N points of a table: ``rows`` are theirs in it."""
+
+    table: FeatureTable
+    rows: Int64[Tensor, " N"]
+    unit: Float[Tensor, "N D"]
+    points: Float[Tensor, "N 2"]
+    near: Neighbours
+    columns: dict[str, Column]
+    pictures: Pictures
+
+    @property
+    def paths(self) -> list[str]:
+        """The points' images."""
+        return [self.table.paths[row] for row in self.rows.tolist()]
+
+    def data(self, served: bool) -> str:
+        """All that the page needs, as JSON; ``served``: it can ask for more, and save lists."""
+        told: dict[str, Any] = {
+            "title": self.table.file.name,
+            "all": self.table.rows,
+            "served": served,
+            "paths": self.paths,
+            "points": _text(_unit_square(self.points).numpy().astype("<f4")),
+            "columns": {name: column.packed() for name, column in self.columns.items()},
+            "similar": _text(self._others().numpy().astype("<i4")),
+            "each": self._others().shape[1],
+        }
+        # In a page's script nothing of a name ends the script.
+        return json.dumps(told, separators=(",", ":")).replace("<", "\\u003c")
+
+    def _others(self) -> Int64[Tensor, "N k"]:
+        """Each point's nearest ones without itself."""
+        own = self.near.places != torch.arange(len(self.rows)).unsqueeze(1)
+        order = own.int().argsort(dim=1, descending=True, stable=True)
+        count = min(SIMILAR, self.near.places.shape[1] - 1)
+        return self.near.places.gather(1, order[:, : max(0, count)])
+
+
+def columns_of(
+    table: FeatureTable, rows: Int64[Tensor, " N"], unit: Float[Tensor, "N D"], seen: Looks, seed: int = 0
+) -> dict[str, Column]:
+    """Label, track and the table's other columns; groups, near-duplicates, outliers and broken looks."""
+    columns: dict[str, Column] = {}
+    if table.labels is not None:
+        labels, names = table.labels
+        own = labels[rows]
+        columns["label"] = Column(torch.where(own < 0, len(names), own).numpy(), [*names, "none"])
+    for name in table.others:
+        found = _column(table.column(name).to_pylist(), rows)
+        if found is not None:
+            columns[name] = found
+    if len(unit) >= 10 * GROUPS:
+        grouped = MiniBatchKMeans(GROUPS, n_init=1, random_state=seed).fit_predict(unit.numpy())
+        columns["group"] = Column(grouped, [f"group {i + 1}" for i in range(GROUPS)])
+    said = ["no", "yes"]
+    columns["near-duplicate"] = Column((seen.sets >= 0).long().numpy(), said)
+    columns["outlier"] = Column(_marked(len(rows), seen.alone), said)
+    if seen.seen:
+        columns["broken"] = Column(_marked(len(rows), seen.broken), said)
+    return columns
+
+
+def _marked(count: int, rows: dict[int, Any]) -> np.ndarray[Any, Any]:
+    marks = np.zeros(count, np.int64)
+    marks[list(rows)] = 1
+    return marks
+
+
+def _column(values: Sequence[Any], rows: Int64[Tensor, " N"]) -> Column | None:
+    """A column of a table as choices or numbers; None for what is neither."""
+    own = [values[row] for row in rows.tolist()]
+    if any(isinstance(value, float) for value in own) and all(isinstance(v, int | float | None) for v in own):
+        return Column(np.array([np.nan if value is None else value for value in own]))
+    if not all(isinstance(value, str | int | bool | None) for value in own):
+        return None
+    names = sorted({str(value) for value in own})
+    if len(names) > MOST_NAMES:
+        numbers = all(isinstance(value, int | None) for value in own)
+        return Column(np.array([np.nan if v is None else v for v in own], np.float64)) if numbers else None
+    number = {name: i for i, name in enumerate(names)}
+    return Column(np.array([number[str(value)] for value in own]), names)
+
+
+def _unit_square(points: Float[Tensor, "N 2"]) -> Float[Tensor, "N 2"]:
+    """The points in [0, 1] x [0, 1], in their own proportions."""
+    low, high = points.aminmax(dim=0)
+    extent = float((high - low).max())
+    return 0.5 + (points - (low + high) / 2) / (extent if extent > 0 else 1) * 0.98
+
+
+def _text(array: np.ndarray[Any, Any]) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()

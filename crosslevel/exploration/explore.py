@@ -1,0 +1,106 @@
+"""``crosslevel explore``: a collection in the browser."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from crosslevel.curation.looks import looks
+from crosslevel.exploration.collection import Collection, columns_of
+from crosslevel.exploration.export import export_page
+from crosslevel.exploration.layout import lay_out
+from crosslevel.exploration.server import Server
+from crosslevel.features.table import open_table
+from crosslevel.features.thumbnails import Pictures
+from crosslevel.utils.console import printer, say
+from crosslevel.utils.errors import UserError
+from crosslevel.utils.marks import verb
+
+
+@verb("export", "images", "lists", "port", "browser", "sample")
+def explore(
+    table: str,
+    export: str | None = None,
+    images: str | None = None,
+    lists: str = ".",
+    port: int = 0,
+    browser: bool = True,
+    sample: int = 100_000,
+    seed: int = 0,
+    quiet: bool = False,
+) -> str | None:
+    """Look at a collection: a map on which similar images lie together, and what is similar to each.
+
+    The page shows an image where the pointer is, what is most like it at a click, colours and filters by label, track,
+    group, near-duplicate, outlier and whatever other columns the table has, and saves what is circled as a list that
+    @list= reads. It is served to this machine alone until Ctrl-C.
+
+    Args:
+        table: a table that `crosslevel embed` wrote, best with --thumbnails 96.
+        export: write the page into this folder instead: it opens without a server, and keeps lists as downloads.
+        images: where the table's images are now, if elsewhere than when it was written.
+        lists: the folder that lists are saved in.
+        port: of the page's address; 0 takes any that is free.
+        browser: open the page; false prints its address alone.
+        sample: the most images on the map; of more, that many are drawn.
+        seed: of all draws.
+        quiet: print nothing.
+
+    Returns:
+        the page in the folder; nothing where it was served.
+    """
+    if sample < 2 or not 0 <= port < 65_536:
+        raise UserError(f"sample={sample}, port={port}: give at least 2 images, and a port from 0 to 65535")
+    console = printer(quiet)
+    collection = gather(table, images, sample, seed, console)
+    if export is not None:
+        with _bar(console) as bar:
+            task = bar.add_task("writing pictures", total=len(collection.rows))
+            page = export_page(collection, export, lambda done, of: bar.update(task, completed=done, total=of))
+        say(console, f"written: {page} and what it shows: open it in a browser, or copy the folder")
+        return str(page)
+    with Server(collection, Path(lists), port) as server:
+        say(console, f"look at {server.address} (Ctrl-C ends)", whole=True)
+        if browser and not _opened(server.address):
+            say(console, "no browser could be started here: open the address yourself")
+        console.file.flush()  # whoever reads along is to know the address now
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            say(console, "ended")
+    return None
+
+
+def gather(table: str, images: str | None, sample: int, seed: int, console: Console) -> Collection:
+    """The points, columns and pictures of a table."""
+    opened = open_table(table, least=2)
+    pictures, rows = Pictures(opened, images), torch.arange(opened.rows)
+    if opened.rows > sample:
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randperm(opened.rows, generator=generator)[:sample].sort().values
+        say(console, f"{sample:,} of {opened.rows:,} images are shown: --sample says how many")
+    with _bar(console) as bar:
+        task = bar.add_task("comparing images", total=None)
+        unit = F.normalize(opened.features[rows], dim=1)
+        seen = looks(unit, pictures, rows=rows, progress=lambda done, of: bar.update(task, completed=done, total=of))
+        bar.update(task, description="laying out the map")
+        points = lay_out(unit, seen.near, seed=seed)
+    columns = columns_of(opened, rows, unit, seen, seed)
+    return Collection(opened, rows, unit, points, seen.near, columns, pictures)
+
+
+def _opened(address: str) -> bool:
+    try:
+        return webbrowser.open(address)
+    except webbrowser.Error:
+        return False
+
+
+def _bar(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, console=console, transient=True)

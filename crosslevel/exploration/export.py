@@ -1,0 +1,41 @@
+"""The page of a collection in a folder: it needs no server, and nothing from elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from crosslevel.exploration.collection import Collection
+from crosslevel.exploration.server import PAGE
+from crosslevel.utils.errors import UserError
+from crosslevel.utils.files import write
+
+PICTURE, A_FOLDER = 96, 1000  # pixels of a picture at most; pictures in a folder
+
+
+def export_page(
+    collection: Collection, folder: str, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Path:
+    """Write the page, its data and its pictures into a folder, and return the page.
+
+    Raises:
+        UserError: something else is in the folder.
+
+    """
+    home = Path(folder)
+    if home.exists() and (not home.is_dir() or any(home.iterdir())) and not (home / "data.js").is_file():
+        raise UserError(f"--export {folder}: it is there already, and is no page of explore: give another folder")
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(home / "images", ignore_errors=True)
+    for point, row in enumerate(collection.rows.tolist()):
+        picture = collection.pictures.jpeg(row, PICTURE)
+        if picture is not None:
+            file = home / "images" / str(point // A_FOLDER) / f"{point}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(picture)
+        if point % 100 == 0:
+            progress(point, len(collection.rows))
+    write(home / "data.js", f"const DATA = {collection.data(served=False)};\n")
+    write(home / "index.html", PAGE.read_bytes())
+    return home / "index.html"

@@ -1,0 +1,67 @@
+"""The map of a collection: features in the plane, neighbours beside each other."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from crosslevel import report
+from crosslevel.metrics.nearest import Neighbours
+from crosslevel.utils.errors import MissingExtra
+
+SMALL = 3000  # points that scikit-learn's t-SNE lays out in seconds; more need openTSNE, whose time grows with N alone
+ATTRACTED = 15  # nearest neighbours, each alike: as good as perplexities, and faster (Böhm, Berens and Kobak 2022)
+FEW = 2000  # points whose repulsion a tree computes sooner than a grid
+EARLY, LATE, EXAGGERATION = 250, 500, 12.0  # steps of t-SNE (van der Maaten 2014)
+
+
+def lay_out(
+    unit: Float[Tensor, "N D"], near: Neighbours, *, threads: int | None = None, seed: int = 0
+) -> Float[Tensor, "N 2"]:
+    """T-SNE of features by their nearest neighbours, begun from the two leading principal components.
+
+    Args:
+        unit: features of length 1.
+        near: each one's nearest, itself among them, at least 16 where there are so many.
+        threads: as many as PyTorch has unless given.
+        seed: of the start's noise.
+
+    Raises:
+        MissingExtra: more than 3,000 features, and openTSNE is not installed.
+
+    """
+    if len(unit) < 4 * ATTRACTED:
+        return report.project(unit, seed=seed)
+    try:
+        from openTSNE import TSNEEmbedding, affinity, nearest_neighbors  # noqa: PLC0415
+    except ImportError as error:
+        if len(unit) <= SMALL:
+            return report.project(unit, seed=seed)
+        raise MissingExtra(
+            f"the map of {len(unit):,} images needs openTSNE: pip install 'crosslevel[explore]'; --sample {SMALL} does "
+            "without"
+        ) from error
+    rows = torch.arange(len(unit)).unsqueeze(1)
+    # Equal features stand before a row itself now and then: it is moved to the front, where it can be dropped.
+    order = (near.places != rows).int().argsort(dim=1, stable=True)[:, 1 : ATTRACTED + 1]
+    places, values = near.places.gather(1, order), near.values.gather(1, order)
+    known = nearest_neighbors.PrecomputedNeighbors(places.numpy(), (1 - values.double()).clamp(min=0).numpy())
+    jobs = threads or torch.get_num_threads()
+    attraction = affinity.Uniform(knn_index=known, k_neighbors=ATTRACTED, symmetrize="mean", n_jobs=jobs)
+    start = report.project(unit, "pca").double()
+    start = start / start[:, 0].std().clamp(min=1e-12) * 1e-4
+    start += 1e-6 * torch.randn(start.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    made = TSNEEmbedding(
+        start.numpy(),
+        attraction,
+        negative_gradient_method="bh" if len(unit) <= FEW else "fft",
+        n_jobs=jobs,
+        random_state=seed,
+        learning_rate="auto",
+    )
+    with threadpool_limits(jobs):
+        made.optimize(EARLY, exaggeration=EXAGGERATION, momentum=0.5, inplace=True)
+        made.optimize(LATE, momentum=0.8, inplace=True)
+    return torch.tensor(made[:]).float()

@@ -1,0 +1,164 @@
+"""Small pictures of images: written into a table, and found again for a page."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from crosslevel.data.decode import decode, read_image
+from crosslevel.data.images import Images
+from crosslevel.data.open import open_images
+from crosslevel.features.table import IMAGE, FeatureTable
+from crosslevel.utils.errors import BadImage, SourceError, UserError
+
+KIND = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+"""As the Hugging Face hub has images in Parquet; what reads those, reads these."""
+
+SMALLEST, LARGEST = 16, 1024
+SMALL = 65_536  # bytes of a picture that is handed on as it is
+
+
+def check(size: int | None) -> None:
+    """Refuse thumbnails of a size that is none.
+
+    Raises:
+        UserError: it is out of range.
+
+    """
+    if size is not None and not SMALLEST <= size <= LARGEST:
+        raise UserError(f"thumbnails={size}: give {SMALLEST} to {LARGEST} pixels")
+
+
+def encoded(picture: UInt8[Tensor, "3 H W"], size: int) -> bytes:
+    """A picture as JPEG, its longer side at most ``size`` pixels."""
+    image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+    image.thumbnail((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    file = io.BytesIO()
+    image.save(file, "jpeg", quality=85)
+    return file.getvalue()
+
+
+def column(images: Images, places: Sequence[int], size: int, workers: int | None = None) -> pa.Array:
+    """The thumbnails of these images, as a column of `KIND`.
+
+    Args:
+        images: the source.
+        places: which of its images.
+        size: pixels of the longer side.
+        workers: threads that decode; as many as PyTorch has unless given.
+
+    """
+    with ThreadPoolExecutor(max(1, workers or torch.get_num_threads())) as pool:
+        made = pool.map(lambda i: encoded(images[i][0], size), places)
+        return pa.array([{"bytes": data, "path": None} for data in made], KIND)
+
+
+class Pictures:
+    """The picture of each row of a table: its thumbnail, or else the image itself, where it is still there.
+
+    Args:
+        table: whose pictures.
+        images: where its images are, if elsewhere than when it was written.
+
+    """
+
+    def __init__(self, table: FeatureTable, images: str | None = None) -> None:
+        self.table = table
+        self.root: str | None = images if images is not None and os.path.isdir(images) else table.about.get("root")
+        self._given = images
+
+    @property
+    def has_thumbnails(self) -> bool:
+        """Whether the table itself has its pictures."""
+        return IMAGE in self.table.names
+
+    def file(self, row: int) -> str | None:
+        """The file that a row's image is; None where it lies in something else, or cannot be found."""
+        path = os.path.join(self.root or "", self.table.paths[row])
+        return path if os.path.isfile(path) else None
+
+    def jpeg(self, row: int, size: int) -> bytes | None:
+        """A row's picture as JPEG, at most ``size`` pixels but for thumbnails; None where there is none."""
+        data = self._thumbnail(row) if self.has_thumbnails else None
+        if data is not None and len(data) < SMALL and data.startswith(b"\xff\xd8\xff"):
+            return bytes(data)
+        picture = self[row]
+        return None if picture is None else encoded(picture, size)
+
+    def __getitem__(self, row: int) -> UInt8[Tensor, "3 H W"] | None:
+        """A row's picture; None where there is none to be found, or it cannot be read."""
+        try:
+            if self.has_thumbnails:
+                data = self._thumbnail(row)
+                return None if data is None else decode(bytearray(data), self.table.paths[row])
+            if (file := self.file(row)) is not None:
+                return read_image(file)
+            place = self._places.get(self.table.paths[row])
+            return None if place is None or self._source is None else self._source[place][0]
+        except BadImage:
+            return None
+
+    def _thumbnail(self, row: int) -> bytes | None:
+        for first, group in zip(reversed(self._begins), reversed(range(len(self._begins))), strict=True):
+            if row >= first:
+                found: Any = self._group(group)[row - first].as_py()
+                return None if found is None else found["bytes"]
+        return None
+
+    def _group(self, group: int) -> pa.Array:
+        if getattr(self, "_held", (None, None))[0] != group:
+            with pq.ParquetFile(self.table.file) as opened:
+                read = opened.read_row_group(group, columns=[IMAGE])[IMAGE].combine_chunks()
+            self._held = (group, read)
+        return self._held[1]
+
+    @cached_property
+    def _begins(self) -> list[int]:
+        """The first row of each of the file's groups of rows."""
+        about = pq.read_metadata(self.table.file)
+        counts = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
+        return [0, *np.cumsum(counts)[:-1].tolist()]
+
+    @cached_property
+    def _source(self) -> Images | None:
+        """The source that the table was made of, for images that are no files."""
+        given = self._given or self.table.about.get("images")
+        # A table may be a stranger's: what it names is read from this machine alone.
+        if given is None or (self._given is None and "://" in given):
+            return None
+        try:
+            return open_images(given)
+        except (SourceError, OSError):
+            if self._given is not None:
+                raise
+            return None
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {} if self._source is None else {path: i for i, path in enumerate(self._source.paths)}
+
+
+def of_file(file: str | Path) -> UInt8[Tensor, "3 H W"]:
+    """The picture in a file.
+
+    Raises:
+        UserError: it is no image.
+
+    """
+    try:
+        return read_image(os.fspath(file))
+    except BadImage as error:
+        raise UserError(f"{file} is no image that can be read: {error.reason}") from error

@@ -1,0 +1,98 @@
+"""What a search leaves: its matches as JSON, and a page of pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from crosslevel import report
+from crosslevel.features.table import FeatureTable
+from crosslevel.features.thumbnails import Pictures
+from crosslevel.utils.errors import UserError
+from crosslevel.utils.files import write
+
+QUERIES, A_ROW = 100, 20  # on the page; the JSON file has all
+
+
+def output_files(output: str) -> Path:
+    """The JSON file to write, in a folder that is there from now on; the page is beside it.
+
+    Raises:
+        UserError: it cannot be written there.
+
+    """
+    given = Path(output)
+    if given.suffix in (".html", ".htm", ".csv", ".txt", ".parquet") and not given.is_dir():
+        raise UserError(f"--output {output}: give a folder, or a file that ends in .json")
+    file = given if given.suffix == ".json" else given / "search.json"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output}: {error.filename}: {error.strerror}") from error
+    if file.is_dir() or not os.access(file.parent, os.W_OK):
+        raise UserError(f"--output {output}: {file} cannot be written")
+    return file
+
+
+def write_results(
+    file: Path,
+    table: FeatureTable,
+    results: Sequence[dict[str, Any]],
+    asked: Sequence[UInt8[Tensor, "3 H W"] | None],
+    pictures: Pictures,
+) -> list[str]:
+    """Write both files, and return lines that say so.
+
+    Args:
+        file: the JSON file.
+        table: what was searched.
+        results: of each query its name and matches.
+        asked: the first queries' pictures, None where the table has them.
+        pictures: those of the table.
+
+    """
+    about = {"table": str(table.file), "encoder": table.about.get("encoder"), "rows": table.rows}
+    write(file, json.dumps({**about, "results": list(results)}, indent=2) + "\n")
+    rows, missing = [], 0
+    for result, picture in zip(results[:QUERIES], [*asked, *[None] * QUERIES], strict=False):
+        own = picture if picture is not None else _own(table, result["query"], pictures)
+        shown: list[tuple[Any, str, str | None, str, str | None]] = []
+        if own is not None:
+            shown.append((own, "query", "query", result["query"], None))
+        for match in result["matches"][:A_ROW]:
+            image = pictures[match["row"]]
+            missing += image is None
+            if image is not None:
+                mark = f"{match['distance']:.3f}"
+                shown.append((image, mark, None, match["path"], pictures.file(match["row"])))
+        if shown:
+            images, marks, outlines, names, files = zip(*shown, strict=True)
+            named = list(zip(names, files, strict=True))
+            rows.append(report.ImageRow(result["query"], images, marks, outlines, named))
+    first = results[0]["matches"]
+    verdict = f"Nearest to {results[0]['query']}: {first[0]['path']}, at a distance of {first[0]['distance']:.3f}."
+    note = "Below each picture its distance, 1 minus the cosine of the features."
+    if len(results) > QUERIES:
+        note += f" The first {QUERIES} of {len(results):,} queries; {file.name} has all."
+    blocks = [report.image_rows("Queries, and what is most like each", rows, note)] if rows else []
+    listed = [
+        [result["query"], i + 1, match["distance"], match["path"]]
+        for result in results[:QUERIES]
+        for i, match in enumerate(result["matches"][:A_ROW])
+    ]
+    blocks.append(report.table("The same as a table", ["query", "", "distance", "path"], listed, None, digits=4))
+    subtitle = f"{table.rows:,} images in {table.file.name} · {time.strftime('%Y-%m-%d')}"
+    page = report.page(file.with_suffix(".html"), "Similar images", blocks, subtitle, verdict if first else "")
+    lost = f"{missing:,} pictures were not found: give --images, or embed with --thumbnails 96" if missing else ""
+    return [line for line in (f"written: {file}, {page}", lost) if line]
+
+
+def _own(table: FeatureTable, name: str, pictures: Pictures) -> UInt8[Tensor, "3 H W"] | None:
+    return pictures[table.paths.index(name)] if name in table.paths else None

@@ -1,0 +1,250 @@
+"""``crosslevel search``: the images of a collection that are most like a given one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import yaml
+from jaxtyping import Float, UInt8
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.sources.folder import Files, folder
+from crosslevel.features.embed import embed
+from crosslevel.features.extract import Runtime, extract
+from crosslevel.features.table import FeatureTable, open_table
+from crosslevel.features.thumbnails import Pictures
+from crosslevel.metrics.nearest import Neighbours, nearest
+from crosslevel.models.encoder import load_encoder
+from crosslevel.retrieval.index import opened_index
+from crosslevel.retrieval.page import output_files, write_results
+from crosslevel.utils.console import printer, say
+from crosslevel.utils.device import Device, Precision, choose
+from crosslevel.utils.errors import NotThere, UserError, printable
+from crosslevel.utils.marks import verb
+
+EXACT = 1_000_000  # rows that are all compared; beyond, an index answers sooner than the features could be read
+FEW, BLOCK = 16, 65_536  # queries that are compared one by one; rows at a time
+SHOWN = 5  # queries whose matches are printed
+TABLE = "search.parquet"  # in a run's folder: its features of the images that are searched
+
+
+class Queries(NamedTuple):
+    """Q features to look for, their names, and their own rows where they come from the table (-1: from a file)."""
+
+    features: Float[Tensor, "Q D"]
+    names: list[str]
+    rows: list[int]
+    pictures: list[UInt8[Tensor, "3 H W"] | None]
+
+
+@verb("k", "run", "images", "output", "index", "device", "precision")
+def search(
+    table: str,
+    query: str,
+    k: int = 10,
+    run: str | None = None,
+    images: str | None = None,
+    index: Literal["auto", "on", "off"] = "auto",
+    output: str | None = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    workers: int | None = None,
+    batch_size: int = 256,
+    quiet: bool = False,
+) -> list[dict[str, Any]]:
+    """Find the images that are most like a given one, or like each of a folder of them.
+
+    The distance is 1 minus the cosine of two features: 0 for the same direction, 1 for features with nothing in common.
+    Up to a million rows are all compared. Beyond, an index that is kept beside the table answers.
+
+    Args:
+        table: a table that `crosslevel embed` wrote, or the folder of a run: then its features of the images that it
+            was trained on, or of --images, are made once and kept in its folder.
+        query: an image, a folder of images, or the path of a row of the table.
+        k: how many images to find for each query.
+        run: the encoder of the table, where it is not found where it was: the folder of a run, or its
+            encoder.safetensors.
+        images: of a run: the images to search. Of a table: where its images are now, for the page.
+        index: auto compares with every row up to a million of them; on and off use the index always or never.
+        output: a .json file, or a folder for search.json and search.html, a page of pictures; none is written unless
+            given.
+        device: auto takes CUDA, then Apple's MPS, then the CPU.
+        precision: fp32, so that features are the same wherever they are made; auto takes bfloat16 where the hardware
+            computes it.
+        workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
+        batch_size: images at a time.
+        quiet: print nothing.
+
+    Returns:
+        for each query its name, and its matches: path, distance and row, the nearest first.
+    """
+    if k < 1:
+        raise UserError(f"k={k}: at least 1")
+    console, written = printer(quiet), None if output is None else output_files(output)
+    runtime = Runtime(choose(device, precision), workers, batch_size)
+    searched, run = _table(table, run, images, runtime, console)
+    asked = _queries(searched, query, run, runtime, console)
+    wanted = min(k + any(row >= 0 for row in asked.rows), searched.rows)  # a query that is a row finds itself
+    find = _finder(searched, index, console)
+    began = time.monotonic()
+    found = find(asked.features, wanted)
+    took, results = time.monotonic() - began, _results(searched, asked, found, k)
+    _print(console, results)
+    many = f"{len(results):,} {'query' if len(results) == 1 else 'queries'}"
+    say(console, f"{many} among {searched.rows:,} images, {1000 * took / len(results):,.1f} ms each")
+    if written is not None:
+        pictures = Pictures(searched, images)
+        for line in write_results(written, searched, results, asked.pictures, pictures):
+            say(console, line)
+    return results
+
+
+def _table(
+    table: str, run: str | None, images: str | None, runtime: Runtime, console: Console
+) -> tuple[FeatureTable, str | None]:
+    """The table to search, and the run whose encoder made it, where it is known."""
+    if not os.path.isdir(table) and Path(table).suffix != ".safetensors":
+        opened = open_table(table)
+        return opened, run or opened.about.get("run")
+    if run is not None:
+        raise UserError(f"--run {run}: {table} is a run already: give a table, or leave --run out")
+    home = Path(table) if os.path.isdir(table) else Path(table).parent
+    encoder, wanted = load_encoder(table), images or _trained_on(home)
+    file = home / TABLE
+    if file.is_file():
+        there = open_table(file)
+        if (there.about.get("encoder"), there.about.get("images")) == (encoder.identity(), wanted):
+            say(console, f"searching {file}: delete it when images have come or gone")
+            return there, table
+    say(console, f"making {file}, the features of {wanted}: once")
+    where = runtime.hardware
+    embed(
+        table, wanted, str(file), _device(where.device.type), _precision(where.precision), runtime.workers,
+        runtime.batch_size,
+    )  # fmt: skip
+    return open_table(file), table
+
+
+def _device(name: str) -> Device:
+    return "cuda" if name == "cuda" else "mps" if name == "mps" else "cpu"
+
+
+def _precision(name: str) -> Precision:
+    return "bf16" if name == "bf16" else "fp16" if name == "fp16" else "fp32"
+
+
+def _trained_on(home: Path) -> str:
+    """The images that a run was trained on, by its settings."""
+    try:
+        images = yaml.safe_load((home / "config.yaml").read_text(encoding="utf-8")).get("images")
+    except (OSError, yaml.YAMLError, AttributeError):
+        images = None
+    if not isinstance(images, str):
+        raise UserError(f"{home} does not say which images it was trained on: give --images, or a table in its place")
+    return images
+
+
+def _queries(table: FeatureTable, query: str, run: str | None, runtime: Runtime, console: Console) -> Queries:
+    if os.path.isdir(query):
+        files = folder(query).files
+        if not files:
+            raise UserError(f"{query} holds no image to look for")
+        source = Files(query, files)
+    elif os.path.exists(query):
+        source = Files("", [query], name=query)
+    elif query in table.paths:
+        row = table.paths.index(query)
+        return Queries(table.features[row : row + 1], [query], [row], [None])
+    else:
+        raise NotThere(f"{query}: there is no such file, and no row of {table.file} has this path")
+    if run is None:
+        raise UserError(f"{table.file} does not say which encoder made it: give --run, the folder of the run")
+    try:
+        encoder = load_encoder(run)
+    except NotThere as error:
+        raise NotThere(f"{table.file} was made by {run}, which is not there: give --run, its folder") from error
+    table.check_encoder(encoder, run)
+    bad = BadFiles()
+    if len(source) == 1:  # to say what is wrong with it in its own words
+        bad_one = _unreadable(source)
+        if bad_one:
+            raise UserError(f"{query} is no image that can be read: {bad_one}")
+    where = {"batch_size": runtime.batch_size, "workers": runtime.workers if len(source) > 1 else 0}
+    features = extract(encoder, source, hardware=runtime.hardware, bad=bad, **where)  # type: ignore[arg-type]
+    if len(bad):
+        say(console, bad.summary(len(source)))
+    places = features.places.tolist()
+    names = [source.paths[i] for i in places]
+    return Queries(features.features, names, [-1] * len(names), [source[i][0] for i in places[:100]])
+
+
+def _unreadable(source: Files) -> str:
+    from crosslevel.utils.errors import BadImage  # noqa: PLC0415
+
+    try:
+        source[0]
+    except BadImage as error:
+        return error.reason
+    return ""
+
+
+def _finder(table: FeatureTable, index: str, console: Console) -> Callable[[Tensor, int], Neighbours]:
+    """What finds the k nearest rows of queries; all that it needs is read."""
+    if index == "on" or (index == "auto" and table.rows > EXACT):
+        made = opened_index(table, console)
+        return lambda queries, k: made.search(F.normalize(queries, dim=1), k)
+    features = table.features
+    return lambda queries, k: exact(queries, features, k)
+
+
+def exact(queries: Float[Tensor, "Q D"], features: Float[Tensor, "N D"], k: int) -> Neighbours:
+    """The k nearest of each query by cosine, compared with every feature.
+
+    One query reads each feature once, and that is all its time; many are worth what `nearest` does first.
+    """
+    if len(queries) > FEW:
+        return nearest(queries, features, k)
+    unit = F.normalize(queries.float(), dim=1)
+    values, places = unit.new_empty(len(unit), 0), torch.empty(len(unit), 0, dtype=torch.long)
+    for first, part in zip(range(0, len(features), BLOCK), features.split(BLOCK), strict=True):
+        found = ((part @ unit.T) / part.norm(dim=1, keepdim=True).clamp(min=1e-12)).T.topk(min(k, len(part)), dim=1)
+        values, places = torch.cat([values, found.values], 1), torch.cat([places, found.indices + first], 1)
+        values, order = values.topk(min(k, values.shape[1]), dim=1)
+        places = places.gather(1, order)
+    return Neighbours(values, places)
+
+
+def _results(table: FeatureTable, asked: Queries, found: Neighbours, k: int) -> list[dict[str, Any]]:
+    results = []
+    for name, own, values, rows in zip(
+        asked.names, asked.rows, found.values.tolist(), found.places.tolist(), strict=True
+    ):
+        matches = [
+            {"path": table.paths[row], "distance": round(max(0.0, 1 - value), 6), "row": row}
+            for value, row in zip(values, rows, strict=True)
+            if row not in (own, -1)
+        ]
+        results.append({"query": name, "matches": matches[:k]})
+    return results
+
+
+def _print(console: Console, results: list[dict[str, Any]]) -> None:
+    for result in results[:SHOWN]:
+        table = Table(title=escape(printable(f"like {result['query']}")), title_justify="left")
+        for name in ("", "distance", "path"):
+            table.add_column(name, justify="left" if name == "path" else "right", overflow="fold")
+        for i, match in enumerate(result["matches"]):
+            table.add_row(str(i + 1), f"{match['distance']:.4f}", escape(printable(match["path"])))
+        console.print(table)
+    if len(results) > SHOWN:
+        say(console, f"and {len(results) - SHOWN:,} more queries: --output has all")

@@ -1,0 +1,74 @@
+"""Who is chosen: as many, each once; balanced where crowds are not; against independent references."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from table_samples import crowds
+
+from crosslevel.curation.choose import choose, even_shares, facility_location, farthest_first
+
+HOWS = ("balanced", "diverse", "covering", "random")
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("n", [1, 7, 60, 500])
+def test_as_many_as_asked_for_each_once(how, n):
+    features, _ = crowds([60, 20, 10])
+    rows = choose(features, n, how)
+    assert len(rows) == min(n, 90)
+    assert len(rows.unique()) == len(rows)
+    assert torch.equal(rows, choose(4 * features, n, how))
+
+
+@pytest.mark.parametrize("how", ["balanced", "diverse", "covering"])
+def test_small_crowds_are_not_missed_as_by_chance(how):
+    """Of ten crowds, the largest with 300 and the smallest with 6, twenty random images miss some."""
+    sizes = [300, 200, 120, 80, 50, 30, 20, 12, 8, 6]
+    features, owner = crowds(sizes, noise=0.05)
+    found = owner[choose(features, 20, how)].bincount(minlength=10)
+    by_chance = owner[choose(features, 20, "random")].bincount(minlength=10)
+    assert (found > 0).all()
+    assert (by_chance == 0).any()
+    if how == "balanced":
+        assert found.max() <= 5
+
+
+def test_farthest_first_is_that_of_float64():
+    features, _ = crowds([30, 10, 5], noise=0.4)
+    x = F.normalize(features, dim=1)
+    rows = farthest_first(x, 8).tolist()
+    y = x.double().numpy()
+    chosen = [rows[0]]
+    assert rows[0] == int(np.argmax(y @ y.mean(0)))
+    while len(chosen) < 8:
+        chosen.append(int(np.argmin((y @ y[chosen].T).max(1))))
+    assert rows == chosen
+
+
+def test_facility_location_covers_nearly_as_well_as_the_greedy_that_tries_all():
+    features, _ = crowds([40, 30, 20, 10], noise=0.5)
+    x = F.normalize(features, dim=1)
+    cosines = (x @ x.T).double().numpy()
+    chosen, best = [], np.full(len(x), -1.0)
+    for _ in range(8):
+        gains = np.maximum(cosines - best[:, None], 0).sum(0)
+        chosen.append(int(gains.argmax()))
+        best = np.maximum(best, cosines[:, chosen[-1]])
+    rows = facility_location(x, 8, torch.Generator().manual_seed(0)).tolist()
+    random = np.random.default_rng(0).permutation(len(x))[:8]
+    covered = {name: cosines[:, own].max(1).mean() for name, own in
+               (("greedy", chosen), ("ours", rows), ("random", random))}  # fmt: skip
+    assert covered["ours"] > covered["random"] + 0.5 * (covered["greedy"] - covered["random"])
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=12), st.integers(0, 400))
+def test_shares_are_as_even_as_the_sizes_allow(sizes, n):
+    shares = even_shares(torch.tensor(sizes), n).tolist()
+    assert sum(shares) == min(n, sum(sizes))
+    assert all(0 <= share <= size for share, size in zip(shares, sizes, strict=True))
+    unfilled = [share for share, size in zip(shares, sizes, strict=True) if share < size]
+    if unfilled:
+        assert max(shares) <= min(unfilled) + 1

@@ -1,0 +1,91 @@
+"""The index: it finds what comparing with all finds, is kept, notices a table that changed, and takes what is new."""
+
+import json
+import sys
+
+import pytest
+import torch
+from table_samples import crowds, write_table
+
+from crosslevel.features.table import open_table
+from crosslevel.retrieval import search as module
+from crosslevel.retrieval.search import exact
+from crosslevel.utils.console import printer
+from crosslevel.utils.errors import MissingExtra
+
+index = pytest.importorskip("crosslevel.retrieval.index")
+pytest.importorskip("usearch", reason="needs usearch: pip install 'crosslevel[search]'")
+
+
+@pytest.fixture
+def features():
+    return crowds([40] * 12, noise=0.3)[0]
+
+
+def said(capsys):
+    return capsys.readouterr().out
+
+
+def opened(file):
+    table = open_table(file)
+    return index.opened_index(table, printer())
+
+
+def recall(found, features, k=10):
+    truth = exact(features, features, k).places.tolist()
+    return sum(len(set(a) & set(b)) for a, b in zip(found.places.tolist(), truth, strict=True)) / (k * len(features))
+
+
+def test_it_finds_the_nearest_and_their_cosines(tmp_path, features, capsys):
+    file = write_table(tmp_path / "f.parquet", features)
+    found = opened(file).search(torch.nn.functional.normalize(features, dim=1), 10)
+    assert recall(found, features) > 0.99
+    assert torch.allclose(found.values, exact(features, features, 10).values, atol=2e-3)  # float16
+    about = json.loads((tmp_path / "f.parquet.index" / "about.json").read_text())
+    assert about["recall"] >= index.WANTED
+    assert "building an index of 480 rows" in said(capsys)
+
+
+def test_it_is_built_once_and_brought_up_to_date_where_the_table_changed(tmp_path, features, capsys):
+    paths = [f"{i}.png" for i in range(len(features))]
+    file = write_table(tmp_path / "f.parquet", features[:400], paths[:400])
+    opened(file)
+    said(capsys)
+    opened(file)
+    assert not said(capsys)
+    # 100 came, in the middle, 20 went, and one image has another feature
+    changed = features.clone()
+    changed[200] = -changed[200]
+    order = [*range(20, 100), *range(400, 480), *range(100, 400)]
+    write_table(file, changed[order], [paths[i] for i in order])
+    found = opened(file).search(torch.nn.functional.normalize(changed[order], dim=1), 10)
+    assert "81 rows added, 21 removed" in said(capsys)
+    assert recall(found, changed[order]) > 0.99
+    assert torch.equal(found.places[:, 0], torch.arange(len(order)))
+
+
+def test_a_damaged_or_half_written_index_is_built_anew(tmp_path, features, capsys):
+    file = write_table(tmp_path / "f.parquet", features)
+    opened(file)
+    (tmp_path / "f.parquet.index" / "about.json").write_text("{")
+    said(capsys)
+    found = opened(file).search(torch.nn.functional.normalize(features, dim=1), 10)
+    assert "building" in said(capsys)
+    assert recall(found, features) > 0.99
+
+
+def test_tables_beyond_a_limit_use_it_by_themselves(tmp_path, features, monkeypatch):
+    monkeypatch.setattr(module, "EXACT", 100)
+    file = write_table(tmp_path / "f.parquet", features)
+    (found,) = module.search(str(file), "007.png", k=5, device="cpu", quiet=True)
+    assert (tmp_path / "f.parquet.index").is_dir()
+    truth = exact(features[7:8], features, 6).places[0, 1:].tolist()
+    assert [match["row"] for match in found["matches"]] == truth
+    module.search(str(write_table(tmp_path / "g.parquet", features)), "007.png", index="off", device="cpu", quiet=True)
+    assert not (tmp_path / "g.parquet.index").exists()
+
+
+def test_without_the_library_the_message_installs_it(tmp_path, features, monkeypatch):
+    monkeypatch.setitem(sys.modules, "usearch.index", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'crosslevel\[search\]'"):
+        opened(write_table(tmp_path / "f.parquet", features))
