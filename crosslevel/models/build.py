@@ -21,7 +21,10 @@ MODERN = (
 
 def is_modern(architecture: str) -> bool:
     """Whether a network is of one of these families: a ViT, a ConvNeXt and the like."""
-    entry = timm.model_entrypoint(architecture.partition(".")[0])
+    name = architecture.partition(".")[0]
+    if not timm.is_model(name):
+        return False
+    entry = timm.model_entrypoint(name)
     return entry.__module__.rpartition(".")[2] in MODERN
 
 

@@ -171,6 +171,11 @@ class Encoder(nn.Module):
         return self.image_size or int(built["input_size"][-1])
 
     @property
+    def started(self) -> bool:
+        """Whether it began with weights that were learned before."""
+        return bool(self.pretrained) or self.weights is not None
+
+    @property
     def resizes(self) -> bool:
         """Whether position embeddings are resampled to the size of the views: with weights, which know them."""
         return bool(self.pretrained) and hasattr(self.backbone, "set_input_size")

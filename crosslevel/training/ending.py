@@ -39,17 +39,19 @@ def finish(
     unreadable: Unreadable,
     console: Console,
     compared: bool = True,
+    start: Encoder | None = None,
 ) -> None:
     """Leave the encoder, the branches' heads, the list of unreadable files and, of a whole run, the page.
 
-    ``compared``: say what the training was worth, on the console and at the page's top.
+    ``compared``: say what the training was worth, on the console and at the page's top; beside ``start`` too, the
+    encoder as the training found it, where it began with weights.
     """
     parts.encoder.save(folder.encoder)
     folder.save_branches(parts.method.branch, parts.method.head, parts.cld)
     unreadable.merge()
     if len(feed.bad):
         say(console, feed.bad.summary(feed.total))
-    found = _compare(parts.encoder, feed, runtime, console) if outcome.finished and compared else None
+    found = _compare(parts.encoder, feed, runtime, console, start) if outcome.finished and compared else None
     if outcome.finished and logging.report_html:
         cld = None if parts.cld is None else copy.copy(parts.cld)
         if cld is not None:
@@ -61,11 +63,11 @@ def finish(
         )
 
 
-def _compare(encoder: Encoder, feed: Feed, runtime: Runtime, console: Console) -> Verdict | None:
+def _compare(encoder: Encoder, feed: Feed, runtime: Runtime, console: Console, start: Encoder | None) -> Verdict | None:
     """Say in one line what the training was worth, beside raw pixels and the untrained network."""
     try:
         shown = feed.source.some(LOOKED_AT) if isinstance(feed.source, ImageStream) else feed.source
-        found = verdict(encoder, shown, runtime.hardware, runtime.seed, feed.held)
+        found = verdict(encoder, shown, runtime.hardware, runtime.seed, feed.held, start)
     except SourceError as error:
         warnings.warn(f"the features are not compared with raw pixels: {error}", stacklevel=2)
         return None

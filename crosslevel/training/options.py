@@ -40,10 +40,12 @@ class Optimization:
     minutes: float | None
     epoch_size: int | None
     batch_size: int | None
-    optimizer: Optimizer
+    optimizer: Optimizer | None
     lr: float | None
     weight_decay: float | None
     warmup_epochs: float | None
+    encoder_rate: float | None
+    layer_decay: float | None
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Logging:
     monitor_every: int
     checkpoint_minutes: float
     report_html: bool
+    stop_fall: bool
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class Resolved:
     lr: float
     weight_decay: float
     warmup_epochs: float
+    encoder_rate: float
+    layer_decay: float
 
 
 def workers_of(given: int | None) -> int:
@@ -107,6 +112,8 @@ def tree(
         "lr": steps.lr,
         "weight_decay": steps.weight_decay,
         "warmup_epochs": steps.warmup_epochs,
+        "encoder_rate": steps.encoder_rate,
+        "layer_decay": steps.layer_decay,
         "device": runtime.device,
         "devices": runtime.devices,
         "share_hidden": share_hidden,
@@ -126,4 +133,5 @@ def tree(
         "monitor_every": logging.monitor_every,
         "checkpoint_minutes": logging.checkpoint_minutes,
         "report_html": logging.report_html,
+        "stop_fall": logging.stop_fall,
     }

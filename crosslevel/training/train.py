@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from torch import nn
@@ -17,19 +16,17 @@ from crosslevel.data.images import Images
 from crosslevel.data.open import open_images, open_unlabelled
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.sources.containers.stream import ImageStream
-from crosslevel.data.subsets.lists import write_list
 from crosslevel.data.uri import parse
 from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run, Unreadable, claimed
-from crosslevel.settings import describe
+from crosslevel.training.beginning import announce, continued, keep, overview, start_of
 from crosslevel.training.ending import farewell, finish, resume_command
 from crosslevel.training.inputs import (
     Feed,
     Order,
     apart,
     batches_of,
-    counted,
     length,
     prepared,
     usual_monitor,
@@ -54,7 +51,7 @@ from crosslevel.transforms.views import Views
 from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.distributed import wait
-from crosslevel.utils.errors import Interrupted, UserError
+from crosslevel.utils.errors import Interrupted
 from crosslevel.utils.marks import verb
 from crosslevel.utils.processes import local_rank, refuse_tasks
 
@@ -74,7 +71,7 @@ def train(
     minutes: float | None = None,
     epoch_size: int | None = None,
     batch_size: int | None = None,
-    optimizer: Optimizer = "sgd",
+    optimizer: Optimizer | None = None,
     lr: float | None = None,
     weight_decay: float | None = None,
     warmup_epochs: float | None = None,
@@ -99,6 +96,9 @@ def train(
     report_html: bool = True,
     resume: str | None = None,
     quiet: bool = False,
+    encoder_rate: float | None = None,
+    layer_decay: float | None = None,
+    stop_fall: bool = True,
     *,
     watch: Watch | None = None,
 ) -> Path:
@@ -125,7 +125,7 @@ def train(
             that is.
         epoch_size: images that count as an epoch of a stream, which has no known number of images.
         batch_size: images a step, on each device; at most 256, fewer of a small collection, unless given.
-        optimizer: sgd (momentum 0.9), adamw or lars.
+        optimizer: sgd (momentum 0.9), adamw or lars; adamw for ViTs, ConvNeXts and the like, else sgd, unless given.
         lr: the highest learning rate; all devices' batch / 256 times 0.001 (adamw), 0.3 (lars), or for sgd 0.06 (as in
             the recipes of Wang et al. 2021; SimCLR: 0.5), unless given.
         weight_decay: 0.0005 (sgd), 0.05 (adamw) or 0.000001 (lars) unless given.
@@ -159,6 +159,11 @@ def train(
         report_html: write report.html at the end.
         resume: folder of a run to continue, with its own settings.
         quiet: print nothing.
+        encoder_rate: the encoder's share of the learning rate; 0.1 where it starts from weights, else 1, unless given.
+        layer_decay: each layer's learning rate as a share of that of the layer above it; 0.75 for a ViT or ConvNeXt
+            that starts from weights, else 1, unless given.
+        stop_fall: an encoder that starts from weights is left as it was at its best, and the training ends, when the
+            monitor's figure falls clearly below that of the start.
         watch: what is trained on, and what is measured in place of kNN accuracies; no option.
 
     From Python, ``encoder``, ``cld`` and ``views`` are what makes these parts, such as
@@ -180,45 +185,42 @@ def train(
     data = Data(
         parse(images), data_root, crops, epoch_size, order, track_positives, given, memory, workers_of(workers)
     )  # fmt: skip
-    wanted = Optimization(epochs, minutes, epoch_size, batch_size, optimizer, lr, weight_decay, warmup_epochs)
+    wanted = Optimization(
+        epochs, minutes, epoch_size, batch_size, optimizer, lr, weight_decay, warmup_epochs, encoder_rate, layer_decay,
+    )  # fmt: skip
     runtime = Runtime(device, choose(device, precision), devices, sync_batchnorm, seed, rank, compile)
     refuse_tasks()
     made = bases(encoder, cld, views, seed)
-    _announce(console, runtime, made)
+    announce(console, runtime, made)
     feed = _feed(data, made, watch, seed, console)
     data = replace(data, hold_out=0 if feed.held is None else len(feed.held))
     parts = assemble(made, method, feed.known, share_hidden)
     plan = settle(parts, wanted, feed, lambda size: _batches(feed, parts, data, size, runtime), runtime)
     logging = Logging(
         log_every, monitor or usual_monitor(feed.source), figures_every(plan.optimization.epochs, monitor_every),
-        checkpoint_minutes, report_html,
+        checkpoint_minutes, report_html, stop_fall,
     )  # fmt: skip
     with claimed(run, f"{data.images.short}-{parts.kind}", resume, rank) as folder:
         if resume is not None:
-            say(console, _continued(folder, feed, parts))
+            say(console, continued(folder, feed, parts))
         elif rank == 0:
             settings = tree(data, plan.optimization, runtime, logging, parts, share_hidden)
-            _keep(folder, feed, data, settings, plan)
-        say(console, _overview(feed, parts, plan, folder))
+            keep(folder, feed, data, settings, plan, parts.encoder.loaded)
+        say(console, overview(feed, parts, plan, folder))
         for choice in plan.choices if resume is None else ():
             say(console, f"chosen: {choice}")
         unreadable = Unreadable(feed.bad, folder.path, rank, resume is not None)
+        start = None if watch is not None else start_of(parts.encoder)
         measure = _measure(watch, monitor, logging, parts, feed, runtime, unreadable)
         module = _module(parts, plan, runtime)
         outcome = _fit(module, parts, plan.batches, runtime, logging, folder, unreadable, measure, resume, console)
         wait()
         if rank == 0:
-            finish(folder, parts, feed, data, runtime, logging, outcome, unreadable, console, compared=watch is None)
+            finish(folder, parts, feed, data, runtime, logging, outcome, unreadable, console, watch is None, start)
             farewell(folder, parts, feed, data, outcome, (time.monotonic() - began) / 60, console)
     if outcome.signal is not None and not outcome.finished:
         raise Interrupted(outcome.signal, str(folder))
     return folder.path
-
-
-def _announce(console: Console, runtime: Runtime, made: Bases) -> None:
-    say(console, f"device: {runtime.hardware.why}")
-    if made.encoder.weights is not None:
-        say(console, f"{made.encoder.weights}: {made.encoder.loaded}")
 
 
 def _feed(data: Data, made: Bases, watch: Watch | None, seed: int, console: Console) -> Feed:
@@ -243,35 +245,6 @@ def _batches(feed: Feed, parts: Parts, data: Data, batch_size: int, runtime: Run
     )  # fmt: skip
 
 
-def _continued(folder: Run, feed: Feed, parts: Parts) -> str:
-    """What is to be said where a run goes on with other images than it began with.
-
-    Raises:
-        ValueError: the method keeps something for each of them.
-
-    """
-    changed = folder.changed_images(feed.opened)
-    if changed and parts.method.per_image:
-        raise UserError(
-            f"{changed}: {type(parts.method).__name__} remembers each image, and cannot go on with others: bring them "
-            "back, or start a new run"
-        )
-    return changed and f"{changed}: it goes on with those of now, not as it would have"
-
-
-def _keep(folder: Run, feed: Feed, data: Data, settings: dict[str, Any], plan: Plan) -> None:
-    """Note the settings and the images that the run begins with, and of a part the list: its source may change."""
-    describe.write(settings, folder.config, [f"chosen: {choice}" for choice in plan.choices])
-    folder.keep_images(feed.opened)
-    if isinstance(feed.opened, Images) and data.images.has_subset:
-        write_list(feed.opened, folder.subset)
-
-
-def _overview(feed: Feed, parts: Parts, plan: Plan, folder: Run) -> str:
-    views = f"{parts.views.count} views of {parts.views.size} pixels"
-    return f"{counted(feed.source)}, {len(plan.batches):,} steps an epoch, {views}; {parts.described}; run: {folder}"
-
-
 def _measure(
     watch: Watch | None,
     monitor: Which | None,
@@ -293,6 +266,7 @@ def _module(parts: Parts, plan: Plan, runtime: Runtime) -> Pretrain:
     return Pretrain(
         parts.encoder, parts.method, parts.cld, parts.views, steps=plan.steps, warmup_steps=plan.warmup_steps,
         optimizer=chosen.optimizer, lr=chosen.lr, weight_decay=chosen.weight_decay, seed=runtime.seed,
+        encoder_rate=chosen.encoder_rate, layer_decay=chosen.layer_decay,
     )  # fmt: skip
 
 
@@ -314,6 +288,7 @@ def _fit(
             sync_batchnorm=runtime.sync_batchnorm, log_every=logging.log_every,
             checkpoint_minutes=logging.checkpoint_minutes, monitor=measure, monitor_every=logging.monitor_every,
             resume=resume is not None, saved=unreadable.keep, console=console, compile=runtime.compile,
+            stop_fall=logging.stop_fall,
         )  # fmt: skip
     except OSError:
         if module.step and folder.last.exists():

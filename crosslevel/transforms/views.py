@@ -23,6 +23,8 @@ from crosslevel.transforms.presets import PLAIN, PRESETS
 from crosslevel.transforms.random_numbers import Words
 from crosslevel.utils.errors import UserError
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+
 
 @final
 class Views(nn.Module):
@@ -51,8 +53,9 @@ class Views(nn.Module):
         magnitude: of RandAugment's operations, in [0, 10]. Default: the preset's.
         solarize: probability of inverting values from 0.5 up. Default: the preset's.
         erase: probability of erasing a box. Default: the preset's.
-        mean: mean of red, green and blue that normalization subtracts, for values in [0, 1].
-        std: standard deviation of red, green and blue that normalization divides by.
+        mean: mean of red, green and blue that normalization subtracts, for values in [0, 1]. Default: ImageNet's, or
+            that of the weights that the encoder starts from.
+        std: standard deviation of red, green and blue that normalization divides by; likewise.
 
     Raises:
         ValueError: the preset is unknown, or a setting is outside its range.
@@ -80,11 +83,11 @@ class Views(nn.Module):
         magnitude: float | None = None,
         solarize: float | None = None,
         erase: float | None = None,
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
     ) -> None:
         super().__init__()
-        if (size is not None and size < 4) or min(std) <= 0:
+        if (size is not None and size < 4) or min(std or STD) <= 0:
             raise UserError(f"size={size}, std={std}: a view needs 4 pixels or more, and every std above 0")
         given: dict[str, Any] = {
             "scale": scale,
@@ -105,14 +108,15 @@ class Views(nn.Module):
         changes = {name: value for name, value in given.items() if value is not None}
         self._changes, self.chosen = changes, preset is not None
         self.choose(preset or "cifar", self.chosen)
-        self.mean, self.std, self.count, self.plain = mean, std, 2, 0
+        self._colours_open = mean is None, std is None
+        self.mean, self.std, self.count, self.plain = mean or MEAN, std or STD, 2, 0
         self._given, self.size, self._open = given, size or 32, size is None
         # What a captured step has compiled in their place.
         self.make: Callable[..., Tensor] = masked.view
         self.draw: Callable[..., Draw] = draw
         self.words: Callable[..., Tensor] = Counted.words
-        self.register_buffer("_mean", torch.tensor(mean), persistent=False)
-        self.register_buffer("_std", torch.tensor(std), persistent=False)
+        self.register_buffer("_mean", torch.tensor(self.mean), persistent=False)
+        self.register_buffer("_std", torch.tensor(self.std), persistent=False)
 
     def choose(self, preset: str, chosen: bool = True) -> None:
         """Draw views as ``preset`` does, but for the settings that were given; ``chosen`` says whether that is settled.
@@ -131,6 +135,15 @@ class Views(nn.Module):
         """Draw views of ``size`` pixels, where the size was left open."""
         if self._open:
             self.size, self._open = size, False
+
+    def normalize_by(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        """Normalize by these, where they were left open."""
+        self.mean, self.std = (
+            given if open_ else own
+            for given, own, open_ in zip((mean, std), (self.mean, self.std), self._colours_open, strict=True)
+        )
+        self._mean.copy_(torch.tensor(self.mean))
+        self._std.copy_(torch.tensor(self.std))
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that build these views again; None where the preset decides."""

@@ -25,6 +25,7 @@ from crosslevel.models.sync_batchnorm import synchronize
 from crosslevel.runs import Run
 from crosslevel.training.loop import checkpoints, graph
 from crosslevel.training.loop.collapse import CollapseWatch
+from crosslevel.training.loop.fall import FallGuard
 from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.log import Clock, Display, Log, Stream
 from crosslevel.training.loop.module import Pretrain
@@ -38,21 +39,26 @@ Batches = TrainBatches | StreamBatches
 
 
 class Outcome(NamedTuple):
-    """How far the run came: ``steps`` of all, ``finished``, and the ``signal`` that ended it, if one did."""
+    """How far the run came: ``steps`` of all, ``finished``, and the ``signal`` that ended it, if one did.
+
+    ``fallen``: it is finished before its last step, because the features fell below those that it began with.
+    """
 
     steps: int
     finished: bool
     signal: int | None
+    fallen: bool = False
 
 
 class Schedule(NamedTuple):
     """When what is done: a row every ``log_every`` steps, figures every ``monitor_every`` epochs, a checkpoint after
-    each epoch and at most ``checkpoint_minutes`` after the one before.
+    each epoch and at most ``checkpoint_minutes`` after the one before; ``stop_fall``: an end before the last step.
     """
 
     log_every: int
     monitor_every: int
     checkpoint_minutes: float
+    stop_fall: bool = True
 
 
 def fit(
@@ -71,6 +77,7 @@ def fit(
     saved: Callable[[], None] = lambda: None,
     console: Console | None = None,
     compile: Compile = "off",
+    stop_fall: bool = True,
 ) -> Outcome:
     """Train ``module`` on ``batches`` up to its number of steps, leaving logs and checkpoints in ``folder``.
 
@@ -90,6 +97,7 @@ def fit(
         saved: called after each checkpoint.
         resume: continue from ``folder``'s last checkpoint.
         console: where progress is shown.
+        stop_fall: end when an encoder that started from weights has a clearly lower figure than these (`FallGuard`).
         compile: the encoder and, on CUDA, the whole step (`graph`): auto where the run is long enough to pay for it.
 
     Raises:
@@ -103,13 +111,14 @@ def fit(
     if sync_batchnorm:
         synchronize(module, hardware.device.type == "cuda")
     fabric = _fabric(hardware, devices)
-    loop = _Loop(fabric, module, batches, run, Schedule(log_every, monitor_every, checkpoint_minutes), saved)
+    schedule = Schedule(log_every, monitor_every, checkpoint_minutes, stop_fall)
+    loop = _Loop(fabric, module, batches, run, schedule, saved)
     with _all_ranks_end(fabric), worker_trouble(), StopRequest(lambda number: _tell(console)) as stop:
         loop.prepare(state, hardware, console)
         loop.compile(compile, hardware, devices, console)
         loop.train(monitor, stop, console)
     module.cpu()
-    return Outcome(module.step, module.step >= module.steps, loop.signal or None)
+    return Outcome(module.step, loop.fallen or module.step >= module.steps, loop.signal or None, loop.fallen)
 
 
 class _Loop:
@@ -126,7 +135,7 @@ class _Loop:
     ) -> None:
         self.fabric, self.module, self.batches, self.run = fabric, module, batches, run
         self.schedule, self.after_save = schedule, saved
-        self.signal, self.best = 0, checkpoints.BestEpoch()
+        self.signal, self.fallen, self.best = 0, False, checkpoints.BestEpoch()
         self.step: graph.Step = self._usual_step
 
     def prepare(self, state: dict[str, Any] | None, hardware: Hardware, console: Console) -> None:
@@ -189,6 +198,7 @@ class _Loop:
         log = Log(self.run, epoch, module.step)
         watch = CollapseWatch(log, self.run, module, console)
         display = Display(log, console, module.step, module.steps)
+        guard = self._guarded(monitor, log, console)
         try:
             for images in self._steps(stop):
                 last = module.step == module.steps
@@ -196,13 +206,29 @@ class _Loop:
                     log.record(module.step, {**module.values(), **self.clock.read()})
                     self.clock.restart()
                 if monitor is not None and (module.step % (self.schedule.monitor_every * epoch) == 0 or last):
-                    log.record(module.step, monitor())
+                    figures = monitor()
+                    log.record(module.step, figures)
+                    self.fallen = guard is not None and guard.look(figures)
                     self.clock.restart()
                 watch.look(images)
                 display.update(module.step)
+            if guard is not None:
+                guard.restore()
         finally:
             display.close()
             log.close()
+
+    def _guarded(self, monitor: Callable[[], dict[str, float]] | None, log: Log, console: Console) -> FallGuard | None:
+        """What watches weights that were good before; their figure is the first row."""
+        if monitor is None or not (self.schedule.stop_fall and self.module.encoder.started):
+            return None
+        guard = FallGuard(self.run, self.module, console)
+        if self.module.step == 0:
+            figures = monitor()
+            log.record(0, figures)
+            guard.begin(figures)
+            self.clock.restart()
+        return guard
 
     def _steps(self, stop: StopRequest) -> Iterator[int]:
         """One step after another; what is done with each one, and then its checkpoint. Yields its images."""
@@ -216,28 +242,28 @@ class _Loop:
             if self._is_logged():
                 module.check_finite()
             yield len(batch.index)
-            late, self.signal = self._agreed(
-                time.monotonic() - self.saved_at > 60 * self.schedule.checkpoint_minutes, stop.number
+            late, self.signal, self.fallen = self._agreed(
+                time.monotonic() - self.saved_at > 60 * self.schedule.checkpoint_minutes, stop.number, self.fallen
             )
             ended = module.step % epoch == 0
-            if ended or late or self.signal or module.step == module.steps:
+            if ended or late or self.signal or self.fallen or module.step == module.steps:
                 module.check_finite()
                 self._save(best=ended and self.best.end())
-            if self.signal:
+            if self.signal or self.fallen:
                 break
 
     def _is_logged(self) -> bool:
         step = self.module.step
         return step % self.schedule.log_every == 0 or step % len(self.batches) == 0 or step == self.module.steps
 
-    def _agreed(self, late: bool, signal: int) -> tuple[bool, int]:
+    def _agreed(self, late: bool, signal: int, fallen: bool) -> tuple[bool, int, bool]:
         """What any rank wants: all must save, and stop, after the same step."""
         if self.fabric.world_size == 1:
-            return late, signal
-        wishes = torch.tensor([int(late), signal], device=self.fabric.device)
+            return late, signal, fallen
+        wishes = torch.tensor([int(late), signal, int(fallen)], device=self.fabric.device)
         torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX)
-        late_somewhere, number = wishes.tolist()
-        return bool(late_somewhere), number
+        late_somewhere, number, fallen_there = wishes.tolist()
+        return bool(late_somewhere), number, bool(fallen_there)
 
     def _save(self, best: bool) -> None:
         """A checkpoint; every rank takes part, since memories may lie in parts."""

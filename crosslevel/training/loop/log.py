@@ -190,7 +190,7 @@ class _Figures(ProgressColumn):
 
 def _figures(row: Mapping[str, Any], width: int | None = None) -> str:
     """The loss, the features' figures and the speed, in this order, within ``width`` characters."""
-    if not row:
+    if "loss" not in row:
         return ""
     parts = [f"loss {row['loss']:.3f}"]
     if "knn" in row:
