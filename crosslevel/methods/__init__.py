@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from crosslevel.methods.base import Method
 from crosslevel.methods.byol import BYOL
+from crosslevel.methods.distill import Distill
 from crosslevel.methods.infomin import InfoMin
 from crosslevel.methods.moco import MoCo
 from crosslevel.methods.npid import NPID
 from crosslevel.methods.simclr import SimCLR
 
-METHODS: dict[str, type[Method]] = {"byol": BYOL, "infomin": InfoMin, "moco": MoCo, "npid": NPID, "simclr": SimCLR}
+METHODS: dict[str, type[Method]] = {
+    "byol": BYOL,
+    "distill": Distill,
+    "infomin": InfoMin,
+    "moco": MoCo,
+    "npid": NPID,
+    "simclr": SimCLR,
+}
 USUAL = "simclr"  # where none is named; why: crosslevel/training/defaults.py
 
-__all__ = ["BYOL", "METHODS", "NPID", "USUAL", "InfoMin", "Method", "MoCo", "SimCLR"]
+__all__ = ["BYOL", "METHODS", "NPID", "USUAL", "Distill", "InfoMin", "Method", "MoCo", "SimCLR"]

@@ -116,8 +116,8 @@ def train(
         encoder: the network.
         cld: the group branch (CLD); --cld.weight 0 turns it off.
         views: how random views are drawn.
-        method: the instance branch: SimCLR (the default), MoCo, InfoMin, BYOL or NPID; --method.help MoCo lists its
-            settings.
+        method: the instance branch: SimCLR (the default), MoCo, InfoMin, BYOL, NPID or Distill; --method.help MoCo
+            lists its settings.
         run: the run's folder; runs/ and a name made of source and method unless given.
         epochs: passes over the images, or a part of one; chosen by their number unless given (as is all that has no
             default here: the first lines say what was chosen and why, and so does config.yaml).
