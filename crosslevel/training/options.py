@@ -71,6 +71,7 @@ class Logging:
     checkpoint_minutes: float
     report_html: bool
     stop_fall: bool
+    logger: str | None
 
 
 @dataclass(frozen=True)
@@ -134,4 +135,5 @@ def tree(
         "checkpoint_minutes": logging.checkpoint_minutes,
         "report_html": logging.report_html,
         "stop_fall": logging.stop_fall,
+        "logger": logging.logger,
     }

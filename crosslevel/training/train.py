@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from torch import nn
@@ -32,8 +33,9 @@ from crosslevel.training.inputs import (
     usual_monitor,
     watching,
 )
-from crosslevel.training.loop.fit import Batches, Outcome, fit
+from crosslevel.training.loop.fit import Batches, Loggers, Outcome, fit
 from crosslevel.training.loop.graph import Compile
+from crosslevel.training.loop.loggers import named
 from crosslevel.training.loop.module import Optimizer, Pretrain
 from crosslevel.training.monitor import Measure, Watch, Which
 from crosslevel.training.options import (
@@ -99,8 +101,11 @@ def train(
     encoder_rate: float | None = None,
     layer_decay: float | None = None,
     stop_fall: bool = True,
+    logger: str | None = None,
     *,
     watch: Watch | None = None,
+    loggers: Sequence[Any] = (),
+    callbacks: Sequence[Any] = (),
 ) -> Path:
     """Train an encoder on images without labels.
 
@@ -164,7 +169,13 @@ def train(
             that starts from weights, else 1, unless given.
         stop_fall: an encoder that starts from weights is left as it was at its best, and the training ends, when the
             monitor's figure falls clearly below that of the start.
+        logger: where figures go beside metrics.csv: tensorboard, wandb or mlflow, or several joined by commas; csv for
+            metrics.csv alone. TensorBoard where it is installed, unless given.
         watch: what is trained on, and what is measured in place of kNN accuracies; no option.
+        loggers: further loggers, objects with Lightning's ``log_metrics``, ``log_hyperparams`` and ``finalize``; no
+            option.
+        callbacks: objects of which ``on_train_start(run, module)``, ``on_log(step, figures, module)`` and
+            ``on_train_end(run, module)`` are called where they have them; no option.
 
     From Python, ``encoder``, ``cld`` and ``views`` are what makes these parts, such as
     ``functools.partial(Encoder, "resnet50")``, so that ``seed`` decides their first weights; a part itself is taken as
@@ -190,6 +201,7 @@ def train(
     )  # fmt: skip
     runtime = Runtime(device, choose(device, precision), devices, sync_batchnorm, seed, rank, compile)
     refuse_tasks()
+    told = Loggers(named(logger), loggers)
     made = bases(encoder, cld, views, seed)
     announce(console, runtime, made)
     feed = _feed(data, made, watch, seed, console)
@@ -198,7 +210,7 @@ def train(
     plan = settle(parts, wanted, feed, lambda size: _batches(feed, parts, data, size, runtime), runtime)
     logging = Logging(
         log_every, monitor or usual_monitor(feed.source), figures_every(plan.optimization.epochs, monitor_every),
-        checkpoint_minutes, report_html, stop_fall,
+        checkpoint_minutes, report_html, stop_fall, logger,
     )  # fmt: skip
     with claimed(run, f"{data.images.short}-{parts.kind}", resume, rank) as folder:
         if resume is not None:
@@ -213,7 +225,10 @@ def train(
         start = None if watch is not None else start_of(parts.encoder)
         measure = _measure(watch, monitor, logging, parts, feed, runtime, unreadable)
         module = _module(parts, plan, runtime)
-        outcome = _fit(module, parts, plan.batches, runtime, logging, folder, unreadable, measure, resume, console)
+        outcome = _fit(
+            module, parts, plan.batches, runtime, logging, folder, unreadable, measure, resume, console, told,
+            callbacks,
+        )  # fmt: skip
         wait()
         if rank == 0:
             finish(folder, parts, feed, data, runtime, logging, outcome, unreadable, console, watch is None, start)
@@ -281,6 +296,8 @@ def _fit(
     measure: Measure | None,
     resume: str | None,
     console: Console,
+    loggers: Loggers,
+    callbacks: Sequence[Any],
 ) -> Outcome:
     try:
         return fit(
@@ -288,7 +305,7 @@ def _fit(
             sync_batchnorm=runtime.sync_batchnorm, log_every=logging.log_every,
             checkpoint_minutes=logging.checkpoint_minutes, monitor=measure, monitor_every=logging.monitor_every,
             resume=resume is not None, saved=unreadable.keep, console=console, compile=runtime.compile,
-            stop_fall=logging.stop_fall,
+            stop_fall=logging.stop_fall, loggers=loggers, callbacks=callbacks,
         )  # fmt: skip
     except OSError:
         if module.step and folder.last.exists():

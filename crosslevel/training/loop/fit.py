@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from crosslevel.training.loop.collapse import CollapseWatch
 from crosslevel.training.loop.fall import FallGuard
 from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.log import Clock, Display, Log, Stream
+from crosslevel.training.loop.loggers import Boards
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Hardware
@@ -48,6 +49,13 @@ class Outcome(NamedTuple):
     finished: bool
     signal: int | None
     fallen: bool = False
+
+
+class Loggers(NamedTuple):
+    """What is told of the figures beside metrics.csv: ``names`` from `loggers.named`, and ``others`` as objects."""
+
+    names: Sequence[str]
+    others: Sequence[Any]
 
 
 class Schedule(NamedTuple):
@@ -78,6 +86,8 @@ def fit(
     console: Console | None = None,
     compile: Compile = "off",
     stop_fall: bool = True,
+    loggers: Loggers | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Outcome:
     """Train ``module`` on ``batches`` up to its number of steps, leaving logs and checkpoints in ``folder``.
 
@@ -98,6 +108,10 @@ def fit(
         resume: continue from ``folder``'s last checkpoint.
         console: where progress is shown.
         stop_fall: end when an encoder that started from weights has a clearly lower figure than these (`FallGuard`).
+        loggers: by name, and as objects; TensorBoard where it is installed, unless given.
+        callbacks: objects of which ``on_train_start(run, module)``, ``on_log(step, figures, module)`` and
+            ``on_train_end(run, module)`` are called where they have them: at the start on every rank, a logged row on
+            the first, at the end on every rank.
         compile: the encoder and, on CUDA, the whole step (`graph`): auto where the run is long enough to pay for it.
 
     Raises:
@@ -110,13 +124,15 @@ def fit(
     state = checkpoints.read(run) if resume else None
     if sync_batchnorm:
         synchronize(module, hardware.device.type == "cuda")
-    fabric = _fabric(hardware, devices)
+    fabric = _fabric(hardware, devices, callbacks)
     schedule = Schedule(log_every, monitor_every, checkpoint_minutes, stop_fall)
-    loop = _Loop(fabric, module, batches, run, schedule, saved)
+    loop = _Loop(fabric, module, batches, run, schedule, saved, loggers)
     with _all_ranks_end(fabric), worker_trouble(), StopRequest(lambda number: _tell(console)) as stop:
         loop.prepare(state, hardware, console)
         loop.compile(compile, hardware, devices, console)
+        fabric.call("on_train_start", run=folder, module=module)
         loop.train(monitor, stop, console)
+        fabric.call("on_train_end", run=folder, module=module)
     module.cpu()
     return Outcome(module.step, loop.fallen or module.step >= module.steps, loop.signal or None, loop.fallen)
 
@@ -132,8 +148,9 @@ class _Loop:
         run: Run,
         schedule: Schedule,
         saved: Callable[[], None],
+        loggers: Loggers | None,
     ) -> None:
-        self.fabric, self.module, self.batches, self.run = fabric, module, batches, run
+        self.fabric, self.module, self.batches, self.run, self.loggers = fabric, module, batches, run, loggers
         self.schedule, self.after_save = schedule, saved
         self.signal, self.fallen, self.best = 0, False, checkpoints.BestEpoch()
         self.step: graph.Step = self._usual_step
@@ -195,28 +212,39 @@ class _Loop:
                 pass
             return
         module, epoch = self.module, len(self.batches)
-        log = Log(self.run, epoch, module.step)
+        log = Log(self.run, epoch, module.step, self._boards())
         watch = CollapseWatch(log, self.run, module, console)
         display = Display(log, console, module.step, module.steps)
-        guard = self._guarded(monitor, log, console)
+        status = "failed"
         try:
+            guard = self._guarded(monitor, log, console)
             for images in self._steps(stop):
                 last = module.step == module.steps
                 if self._is_logged():
-                    log.record(module.step, {**module.values(), **self.clock.read()})
+                    figures = {**module.values(), **self.clock.read()}
+                    log.record(module.step, figures)
+                    self.fabric.call("on_log", step=module.step, figures=figures, module=module)
                     self.clock.restart()
                 if monitor is not None and (module.step % (self.schedule.monitor_every * epoch) == 0 or last):
                     figures = monitor()
                     log.record(module.step, figures)
+                    self.fabric.call("on_log", step=module.step, figures=figures, module=module)
                     self.fallen = guard is not None and guard.look(figures)
                     self.clock.restart()
                 watch.look(images)
                 display.update(module.step)
             if guard is not None:
                 guard.restore()
+            status = "success"
         finally:
             display.close()
-            log.close()
+            log.close(status)
+
+    def _boards(self) -> Boards | None:
+        if self.loggers is None:
+            return None
+        settings = self.run.settings() if self.run.config.is_file() else {}
+        return Boards(self.run, self.loggers.names, self.loggers.others, settings)
 
     def _guarded(self, monitor: Callable[[], dict[str, float]] | None, log: Log, console: Console) -> FallGuard | None:
         """What watches weights that were good before; their figure is the first row."""
@@ -284,7 +312,7 @@ class _Loop:
         self.clock.restart()
 
 
-def _fabric(hardware: Hardware, devices: int) -> Fabric:
+def _fabric(hardware: Hardware, devices: int, callbacks: Sequence[Any]) -> Fabric:
     """Where the training runs; it starts its own processes, whatever a cluster's variables say."""
     on_gpu = hardware.device.type == "cuda"
     if on_gpu:
@@ -299,6 +327,7 @@ def _fabric(hardware: Hardware, devices: int) -> Fabric:
         strategy="ddp" if devices > 1 else "auto",
         precision=PRECISIONS[hardware.precision],
         plugins=[LightningEnvironment()],
+        callbacks=list(callbacks),
     )
 
 
