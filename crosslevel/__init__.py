@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from crosslevel.data.subset import subset
     from crosslevel.evaluation.compare import compare
     from crosslevel.evaluation.evaluate import evaluate
+    from crosslevel.evaluation.push import push
     from crosslevel.features.embed import embed
     from crosslevel.features.load import load
     from crosslevel.inspection.inspect import inspect
@@ -23,7 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CrossLevel", "Encoder", "__version__", "compare", "embed", "evaluate", "export", "inspect", "load", "load_encoder",
-    "pack", "subset", "train", "tune",
+    "pack", "push", "subset", "train", "tune",
 ]  # fmt: skip
 
 _PLACES = {
@@ -37,6 +38,7 @@ _PLACES = {
     "load": "crosslevel.features.load",
     "load_encoder": "crosslevel.models.encoder",
     "pack": "crosslevel.data.pack",
+    "push": "crosslevel.evaluation.push",
     "subset": "crosslevel.data.subset",
     "train": "crosslevel.training.train",
     "tune": "crosslevel.tuning.tune",
@@ -44,7 +46,7 @@ _PLACES = {
 """Where each name is, imported when it is first used: ``import crosslevel`` waits for nothing."""
 
 
-_VERBS = ("compare", "embed", "evaluate", "export", "inspect", "pack", "subset", "train", "tune")
+_VERBS = ("compare", "embed", "evaluate", "export", "inspect", "pack", "push", "subset", "train", "tune")
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,7 @@ COMMANDS = {
     ),
     "recipes": ("crosslevel.settings.recipes", "the settings of published results, and their figures"),
     "export": ("crosslevel.models.export", "the encoder's weights for torchvision, timm, detectron2 or ONNX"),
+    "push": ("crosslevel.evaluation.push", "the encoder on the Hugging Face hub, with a model card, for timm"),
     "pack": ("crosslevel.data.pack", "images decoded and resized once, to be read at memory speed"),
     "embed": ("crosslevel.features.embed", "a table of features, one row an image"),
     "subset": (
