@@ -22,7 +22,7 @@ from crosslevel.utils.errors import UserError
 FORMS = "LOW:HIGH, LOW:HIGH:log or A,B,C"
 MACHINE = (
     "images", "device", "precision", "workers", "memory", "data_root", "log_every", "monitor", "monitor_every",
-    "checkpoint_minutes", "report_html",
+    "checkpoint_minutes", "report_html", "logger",
 )  # fmt: skip
 """Settings that may differ between the workers of one study."""
 
