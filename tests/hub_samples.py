@@ -133,6 +133,7 @@ def local_hub(patch, cache):
     address = f"http://127.0.0.1:{server.server_port}"
     patch.setenv("HF_ENDPOINT", address)
     patch.setenv("HF_HUB_CACHE", str(cache))
+    patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # files are sent as LFS does
     try:
         yield hub, address
     finally:

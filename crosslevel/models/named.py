@@ -11,8 +11,6 @@ from crosslevel.models.encoder import FILE, Encoder, load_encoder
 from crosslevel.models.pretrained import CONFIG, FOLDER, is_named
 from crosslevel.utils.errors import UserError
 
-HELP = "timm:NAME, hf-hub:owner/name"
-
 
 def open_encoder(run: str | os.PathLike[str]) -> Encoder:
     """The encoder that ``run`` names, with its view, in evaluation mode.
