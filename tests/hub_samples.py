@@ -79,6 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
         address = f"http://{self.headers['Host']}"
         if self.path == "/api/repos/create":
             asked = json.loads(body)
+            if asked["name"] == "echo":  # an answer that gives away what it was asked with
+                return self._answer(400, {"error": f"not with {self.headers['Authorization']}"})
             name = f"{asked.get('organization') or 'somebody'}/{asked['name']}"
             if name in self.hub.files:
                 return self._answer(409, {"error": "You already created this model repo", "url": f"{address}/{name}"})

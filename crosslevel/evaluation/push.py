@@ -81,7 +81,7 @@ def push(
                 shutil.copyfile(file, Path(output) / file.name)
             say(console, f"written to {output}; nothing was sent")
             return output
-        address = _sent(folder, repository, private)
+        address = _sent(folder, repository, private, quiet)
     say(console, f'{address}; next: timm.create_model("hf-hub:{repository}", pretrained=True, num_classes=0)')
     return address
 
@@ -177,16 +177,35 @@ def _markdown(lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
-def _sent(folder: Path, repository: str, private: bool) -> str:
+def _sent(folder: Path, repository: str, private: bool, quiet: bool) -> str:
     import huggingface_hub as hub  # noqa: PLC0415
 
     api = hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-    with _without_token(repository):
+    with _without_token(repository), _silent(quiet):
         api.create_repo(repository, private=private, exist_ok=True)
         sent = api.upload_folder(
             repo_id=repository, folder_path=folder, commit_message="An encoder trained with Crosslevel"
         )
     return str(getattr(sent, "commit_url", "") or sent)
+
+
+@contextmanager
+def _silent(quiet: bool) -> Iterator[None]:
+    """Without the library's bars, where nothing is to be printed."""
+    from huggingface_hub.utils import (  # noqa: PLC0415
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    hidden = quiet and not are_progress_bars_disabled()
+    if hidden:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hidden:
+            enable_progress_bars()
 
 
 @contextmanager
