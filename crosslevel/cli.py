@@ -36,7 +36,7 @@ COMMANDS = {
     "curate": ("crosslevel.curation.curate", "what of a collection to keep or to label, without labels"),
     "classify": (
         "crosslevel.evaluation.labelling.classify",
-        "labels for images, from labelled ones; what is unknown stays so",
+        "labels for images, from labelled ones",
     ),
     "subset": (
         "crosslevel.data.subset",
