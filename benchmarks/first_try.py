@@ -36,7 +36,7 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
 from crosslevel.data.loaders.batches import pack
 from crosslevel.data.open import open_images
-from crosslevel.evaluation.evaluate import labelled_pair
+from crosslevel.evaluation.judged import labelled_pair
 from crosslevel.evaluation.linear import Linear, choose
 from crosslevel.features.extract import Features, extract, pixels
 from crosslevel.metrics.knn import weighted_knn

@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from crosslevel.curation.curate import curate
     from crosslevel.data.pack import pack
     from crosslevel.data.subset import subset
-    from crosslevel.evaluation.classify import classify
     from crosslevel.evaluation.compare import compare
     from crosslevel.evaluation.evaluate import evaluate
+    from crosslevel.evaluation.labelling.classify import classify
+    from crosslevel.evaluation.push import push
     from crosslevel.exploration.explore import explore
     from crosslevel.features.embed import embed
     from crosslevel.features.load import load
@@ -27,13 +28,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CrossLevel", "Encoder", "__version__", "classify", "compare", "curate", "embed", "evaluate", "explore", "export",
-    "inspect", "load", "load_encoder", "pack", "search", "subset", "train", "tune",
+    "inspect", "load", "load_encoder", "pack", "push", "search", "subset", "train", "tune",
 ]  # fmt: skip
 
 _PLACES = {
     "CrossLevel": "crosslevel.cld.loss",
     "Encoder": "crosslevel.models.encoder",
-    "classify": "crosslevel.evaluation.classify",
+    "classify": "crosslevel.evaluation.labelling.classify",
     "compare": "crosslevel.evaluation.compare",
     "curate": "crosslevel.curation.curate",
     "embed": "crosslevel.features.embed",
@@ -44,6 +45,7 @@ _PLACES = {
     "load": "crosslevel.features.load",
     "load_encoder": "crosslevel.models.encoder",
     "pack": "crosslevel.data.pack",
+    "push": "crosslevel.evaluation.push",
     "search": "crosslevel.retrieval.search",
     "subset": "crosslevel.data.subset",
     "train": "crosslevel.training.train",
@@ -53,8 +55,8 @@ _PLACES = {
 
 
 _VERBS = (
-    "classify", "compare", "curate", "embed", "evaluate", "explore", "export", "inspect", "pack", "search", "subset",
-    "train", "tune",
+    "classify", "compare", "curate", "embed", "evaluate", "explore", "export", "inspect", "pack", "push", "search",
+    "subset", "train", "tune",
 )  # fmt: skip
 
 

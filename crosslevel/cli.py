@@ -25,6 +25,7 @@ COMMANDS = {
     ),
     "recipes": ("crosslevel.settings.recipes", "the settings of published results, and their figures"),
     "export": ("crosslevel.models.export", "the encoder's weights for torchvision, timm, detectron2 or ONNX"),
+    "push": ("crosslevel.evaluation.push", "the encoder on the Hugging Face hub, with a model card, for timm"),
     "pack": ("crosslevel.data.pack", "images decoded and resized once, to be read at memory speed"),
     "embed": ("crosslevel.features.embed", "a table of features, one row an image"),
     "search": ("crosslevel.retrieval.search", "the images of a collection that are most like a given one"),
@@ -33,7 +34,10 @@ COMMANDS = {
         "a collection in the browser: its map, its images, sets chosen by hand",
     ),
     "curate": ("crosslevel.curation.curate", "what of a collection to keep or to label, without labels"),
-    "classify": ("crosslevel.evaluation.classify", "labels for images, from labelled ones; what is unknown stays so"),
+    "classify": (
+        "crosslevel.evaluation.labelling.classify",
+        "labels for images, from labelled ones",
+    ),
     "subset": (
         "crosslevel.data.subset",
         "a long-tailed, listed or otherwise chosen part of a source, written to a file",

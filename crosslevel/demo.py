@@ -13,7 +13,7 @@ from crosslevel import report
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.loaders.batches import TrainBatches, pack
 from crosslevel.data.open import open_images
-from crosslevel.evaluation.evaluate import labelled_pair
+from crosslevel.evaluation.judged import labelled_pair
 from crosslevel.evaluation.protocols import PIXELS, Kind, Row, Subject, knn
 from crosslevel.evaluation.results import COLUMNS, columns, measured, print_table
 from crosslevel.evaluation.scores import Scores

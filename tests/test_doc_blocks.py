@@ -21,6 +21,7 @@ from crosslevel.cli import COMMANDS, main
 from crosslevel.data.open import open_images
 from crosslevel.data.uri import parse
 from crosslevel.models.encoder import Encoder
+from crosslevel.models.start.pretrained import is_named
 from crosslevel.settings.command import Command
 from crosslevel.settings.parser import prepared, read_line
 from crosslevel.settings.parts import made
@@ -54,6 +55,7 @@ RUN_ELSEWHERE = {
     "tune": "tests/tuning/test_tune.py",
     "export": "tests/models/test_export.py",
     "pack": "tests/data/test_packing.py",
+    "push": "tests/evaluation/test_push.py",
     "subset": "tests/data/test_subset.py",
     "search": "tests/retrieval/test_search.py",
     "explore": "tests/exploration/test_explore.py",
@@ -125,8 +127,10 @@ def test_a_command_is_read_whole_and_its_files_are_there(scratch, words):
             assert parse(source).kind in ("stream", "hub")
         else:
             assert len(open_images(source, data_root=settings.get("data_root"), crops=ours.get("crops"))) > 1
-    for run in [settings.get("run")] if words[0] in ("evaluate", "embed", "export") else settings.get("runs", []):
-        assert Path(run, "encoder.safetensors").exists()
+    for run in (
+        [settings.get("run")] if words[0] in ("evaluate", "embed", "export", "push") else settings.get("runs", [])
+    ):
+        assert is_named(run) or Path(run, "encoder.safetensors").exists()
 
 
 @pytest.mark.parametrize("page", RUN)

@@ -87,10 +87,10 @@ class Part(NamedTuple):
 
     @property
     def annotated(self) -> bool:
-        """Whether the path is a folder in the layout of Pascal VOC, or a JSON file such as COCO's."""
+        """Whether the path is a folder in the layout of Pascal VOC, a JSON file such as COCO's, or YOLO's YAML."""
         if os.path.isdir(os.path.join(self.path, "ImageSets", "Main")):
             return True
-        return os.path.isfile(self.path) and self.path.lower().endswith(".json")
+        return os.path.isfile(self.path) and self.path.lower().endswith((".json", ".yaml", ".yml"))
 
 
 @dataclass(frozen=True)

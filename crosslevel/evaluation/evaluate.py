@@ -5,15 +5,9 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from rich.console import Console
-
-from crosslevel.data.bad_files import BadFiles
-from crosslevel.data.images import Images
-from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.sources.annotated.open import annotated
 from crosslevel.data.uri import parse
@@ -21,19 +15,18 @@ from crosslevel.evaluation import protocols
 from crosslevel.evaluation.detection import benchmark
 from crosslevel.evaluation.detection.model import Sizes
 from crosslevel.evaluation.finetune import FineTune, Semi
+from crosslevel.evaluation.judged import Data, Session, session_of, subject_of
 from crosslevel.evaluation.linear import Linear
 from crosslevel.evaluation.overlap import warn, warn_of_annotated
-from crosslevel.evaluation.protocols import PIXELS, Kind, Row, Subject
-from crosslevel.evaluation.results import FILE, keep, print_table
+from crosslevel.evaluation.protocols import Row, Subject
+from crosslevel.evaluation.results import keep, print_table
 from crosslevel.evaluation.scores import Scores
 from crosslevel.features.extract import Runtime
 from crosslevel.metrics.knn import neighbours
 from crosslevel.metrics.shots import describe_limits
-from crosslevel.models.encoder import Encoder, load_encoder, untrained
-from crosslevel.runs import load_branches
-from crosslevel.utils.console import printer
+from crosslevel.utils.console import say
 from crosslevel.utils.device import Device, Precision, choose
-from crosslevel.utils.errors import SourceError, UserError, did_you_mean
+from crosslevel.utils.errors import UserError, did_you_mean
 from crosslevel.utils.marks import verb
 
 Calls = dict[str, tuple[dict[str, Any], Callable[[], dict[str, Row]]]]
@@ -68,22 +61,6 @@ class Detection:
 
 
 @dataclass(frozen=True)
-class Data:
-    """The images: those to learn from, and those to classify."""
-
-    images: str
-    test: str | None
-    data_root: str | None
-    crops: Crops | None
-
-    def about(self, seed: int) -> dict[str, Any]:
-        """What is recorded with every figure."""
-        sources = {"images": _absolute(self.images), "test": _absolute(self.test)}
-        crops = {} if self.crops is None else {"crops": asdict(self.crops)}
-        return {**sources, "data_root": self.data_root, "seed": seed, **crops}
-
-
-@dataclass(frozen=True)
 class Settings:
     """The protocols, and the settings of each."""
 
@@ -108,23 +85,9 @@ class Settings:
             raise UserError("--test is missing: name the labelled images to classify")
 
 
-@dataclass(frozen=True)
-class Session:
-    """What is judged, where it runs and where its results go; ``kept``: the folder of features, if they are kept."""
-
-    encoder: Encoder
-    folder: Path
-    file: Path
-    kept: Path | None
-    runtime: Runtime
-    seed: int
-    console: Console
-    bad: BadFiles = field(default_factory=BadFiles)
-
-
 @verb(
     "test", "protocol", "k", "temperature", "linear.epochs", "detection.iterations", "output", "device", "precision",
-    "workers", "batch_size", "data_root", "crops", "seed", "branches",
+    "workers", "batch_size", "data_root", "crops", "seed", "branches", "beside",
 )  # fmt: skip
 def evaluate(
     run: str,
@@ -150,6 +113,7 @@ def evaluate(
     branches: bool = False,
     output: str | None = None,
     quiet: bool = False,
+    beside: list[str] | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Judge the features of a run by one protocol or several, beside an untrained encoder and raw pixels.
 
@@ -159,7 +123,7 @@ def evaluate(
     bootstrap over the test images, and for many-, medium- and few-shot classes where classes differ in frequency.
 
     Args:
-        run: the folder of a run, or its encoder.safetensors.
+        run: the folder of a run, or its encoder.safetensors; or weights by name: timm:NAME, hf-hub:owner/name.
         images: labelled images to learn from: a class-per-folder layout of images or videos, .tar shards, Parquet
             files, hf://owner/name, annotations (with --crops), cifar10, cifar100, stl10 or turntable; a suffix such as
             @imbalance=100, @list=FILE or @classes=FILE takes a part.
@@ -186,6 +150,8 @@ def evaluate(
             instance branch.
         output: the figures' JSON file; evaluation.json in the run's folder unless given.
         quiet: print nothing.
+        beside: another run, or weights by name, such as timm:vit_small_patch14_dinov2.lvd142m: a row more; several by
+            several --beside. A run that began with weights has a row of these as they were in any case.
 
     Returns:
         of each protocol the figures of each kind of features.
@@ -194,40 +160,13 @@ def evaluate(
     data = Data(images, test, data_root, crops)
     settings = Settings(_names(protocol), k, temperature, shots, clusters, linear, semi, transfer, detection)
     settings.check(data)
-    session = _session(run, output, cache, Runtime(choose(device, precision), workers, batch_size), seed, quiet)
-    subject = _subject(session, data, settings, branches)
+    place = Runtime(choose(device, precision), workers, batch_size)
+    session = session_of(run, beside or [], output, cache, place, seed, quiet)
+    subject = subject_of(session, data, settings.names, branches, shots)
     figures = _figures(session, data, settings, subject)
     _explain(session, data, settings, subject)
     _farewell(session, subject, time.monotonic() - began)
     return figures
-
-
-def _session(run: str, output: str | None, cache: bool, runtime: Runtime, seed: int, quiet: bool) -> Session:
-    """Load what is judged, and say where it is computed."""
-    folder = Path(run) if Path(run).is_dir() else Path(run).parent
-    console, encoder = printer(quiet), load_encoder(run)
-    console.print(f"device: {runtime.hardware.why}", highlight=False)
-    file = Path(output) if output else folder / FILE
-    return Session(encoder, folder, file, folder if cache else None, runtime, seed, console)
-
-
-def _subject(session: Session, data: Data, settings: Settings, branches: bool) -> Subject | None:
-    """The features to judge on labelled images; None where only detectors are trained."""
-    if set(settings.names) == {"detection"}:
-        return None
-    assert data.test is not None
-    bank, queries = labelled_pair(data.images, data.test, data.data_root, data.crops)
-    kinds: dict[str, Kind] = {
-        "raw pixels": PIXELS,
-        "untrained encoder": untrained(session.encoder, session.seed),
-        "trained encoder": session.encoder,
-    }
-    for part in (bank, queries):
-        session.bad.leave_out(part.left_out)
-    return Subject(
-        kinds, bank, queries, session.runtime, session.bad, session.kept,
-        load_branches(session.folder) if branches else {}, session.console, settings.shots, session.seed,
-    )  # fmt: skip
 
 
 def _figures(
@@ -260,14 +199,14 @@ def _explain(session: Session, data: Data, settings: Settings, subject: Subject 
 
 def _farewell(session: Session, subject: Subject | None, seconds: float) -> None:
     """What could not be read, where the figures are, and what to do with them."""
-    console, run = session.console, shlex.quote(str(session.folder))
+    console = session.console
     total = 0 if subject is None else len(subject.bank) + len(subject.queries)
     if len(session.bad):
         console.print(session.bad.summary(total), highlight=False, markup=False)
     console.print(f"{seconds:.1f} s; written to {session.file}", highlight=False, markup=False)
-    console.print(
-        f"next: crosslevel compare {run} OTHER-RUN, or crosslevel export {run}", highlight=False, markup=False
-    )
+    if session.folder is not None:
+        run = shlex.quote(str(session.folder))
+        say(console, f"next: crosslevel compare {run} OTHER-RUN, or crosslevel export {run}")
 
 
 def _calls(session: Session, data: Data, settings: Settings, subject: Subject | None) -> Calls:
@@ -315,31 +254,3 @@ def _names(protocol: str) -> list[str]:
         if name not in PROTOCOLS:
             raise UserError(f"protocol={name!r} is unknown: {did_you_mean(name, PROTOCOLS)}")
     return sorted(set(names), key=names.index)
-
-
-def _absolute(source: str | None) -> str | None:
-    """A source as any other call would find it."""
-    return None if source is None else parse(source).absolute().text
-
-
-def labelled_pair(
-    images: str, test: str, data_root: str | None = None, crops: Crops | None = None
-) -> tuple[Images, Images]:
-    """Both sources opened.
-
-    Raises:
-        SourceError: one has no labels, or the test images have classes that the others lack.
-    """
-    bank, queries = (_labelled(source, data_root, crops) for source in (images, test))
-    unknown = sorted(set(queries.classes or []) - set(bank.classes or []))
-    if unknown:
-        named = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
-        raise SourceError(f"{test} has classes that {images} lacks: {named}")
-    return bank, queries
-
-
-def _labelled(source: str, data_root: str | None, crops: Crops | None) -> Images:
-    images = open_images(source, data_root=data_root, crops=crops)
-    if images.labels is None:
-        raise SourceError(f"{source} has no labels: put each class into a folder of its own to evaluate on it")
-    return images

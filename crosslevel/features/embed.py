@@ -25,7 +25,8 @@ from crosslevel.features.extract import Features, Runtime, extract, stream
 from crosslevel.features.parts import Parts
 from crosslevel.features.pieces import SUFFIXES, Pieces, text
 from crosslevel.features.table import about
-from crosslevel.models.encoder import FILE, Encoder, load_encoder
+from crosslevel.models.encoder import Encoder
+from crosslevel.models.named import is_by_name, mark_of, open_encoder
 from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import SourceError, UserError
@@ -64,7 +65,7 @@ def embed(
     images: str,
     output: str | None = None,
     device: Device = "auto",
-    precision: Precision = "auto",
+    precision: Precision = "fp32",
     workers: int | None = None,
     batch_size: int = 256,
     data_root: str | None = None,
@@ -79,14 +80,17 @@ def embed(
     started again with the same arguments.
 
     Args:
-        run: the folder of a run, or its encoder.safetensors.
+        run: the folder of a run, or its encoder.safetensors; or weights by name, without any training: timm:NAME such
+            as timm:vit_small_patch14_dinov2.lvd142m, hf-hub:owner/name, or a folder of such files; ,size=PIXELS after
+            it takes images of another size than the weights' own.
         images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, videos, annotations (with
             --crops), cifar10, cifar100, stl10 or turntable; a suffix such as @imbalance=100 or @list=FILE takes a part.
         output: the file to write: .parquet, or .npy with a manifest in .csv beside it. A name without such an ending is
             a folder of Parquet files, to which every call adds what is new: paths, and images of other content. From
             Python, the features are returned as arrays unless it is given.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
-        precision: auto takes bfloat16 where the hardware computes it.
+        precision: fp32, so that a table is the same wherever it is made; auto takes bfloat16 where the hardware
+            computes it.
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         batch_size: images at a time.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
@@ -104,9 +108,10 @@ def embed(
     console = printer(quiet)
     _check(output, thumbnails, engine)
     hardware = choose(device, precision)
-    encoder = load_encoder(run)
+    encoder = open_encoder(run)
     source = open_images(images, data_root=data_root, crops=crops)
     say(console, f"device: {hardware.why}; {len(source):,} images")
+    say(console, encoder.loaded)
     place = Runtime(hardware, workers, batch_size)
     if output is None:
         return _arrays(encoder, source, place, console)
@@ -115,14 +120,15 @@ def embed(
     file, told = Path(output), about(encoder, run, source, images, hardware.precision)
     pictures = None if thumbnails is None else partial(small.column, source, size=thumbnails, workers=workers)
     task = Task(
-        os.path.abspath(run), parse(images).absolute().text, data_root and os.path.abspath(data_root), crops, device,
-        cast(Precision, hardware.precision), batch_size, os.path.abspath(file), encoder.identity(),
+        run if is_by_name(run) else os.path.abspath(run), parse(images).absolute().text,
+        data_root and os.path.abspath(data_root), crops, device, cast(Precision, hardware.precision), batch_size,
+        os.path.abspath(file), encoder.identity(),
     )  # fmt: skip
     if not file.suffix:
         with folder_lock(file, "crosslevel embed"):
             _add(engine, task, source, console)
         return file
-    pieces = Pieces(file, _fingerprint(run, asked, source), source, told, pictures)
+    pieces = Pieces(file, _fingerprint(mark_of(run, encoder), asked, source), source, told, pictures)
     task = task._replace(fingerprint=pieces.fingerprint)
     with folder_lock(pieces.folder, "crosslevel embed", keep=False):
         _write(encoder, source, pieces, place, console, None if engine == "local" else (engine, task))
@@ -274,10 +280,9 @@ def _joined(pieces: list[Features]) -> Features:
     return Features(*(torch.cat(column) for column in zip(*pieces, strict=True)))
 
 
-def _fingerprint(run: str, images: str, source: Images) -> str:
+def _fingerprint(encoder: str, images: str, source: Images) -> str:
     """Changes when the encoder or the list of images does."""
-    weights = Path(run) / FILE if Path(run).is_dir() else Path(run)
-    digest = hashlib.sha256(f"{weights.stat().st_mtime_ns} {weights.stat().st_size} {images} {len(source)}".encode())
+    digest = hashlib.sha256(f"{encoder} {images} {len(source)}".encode())
     for path in source.paths:
         digest.update(text(path).encode())
     return digest.hexdigest()

@@ -21,7 +21,7 @@ from crosslevel.data.subsets.select import take
 from crosslevel.features.extract import Features, Runtime, stream
 from crosslevel.features.parts import Done, Keys, Parts
 from crosslevel.features.pieces import Pieces
-from crosslevel.models.encoder import load_encoder
+from crosslevel.models.named import open_encoder
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import MachineError, MissingExtra
 
@@ -54,7 +54,7 @@ class Maker:
         if of_cluster:
             torch.set_num_threads(1)  # as many workers as there are cores
             warnings.simplefilter("ignore")
-        self.task, self.encoder = task, load_encoder(task.run)
+        self.task, self.encoder = task, open_encoder(task.run)
         self.source = open_images(task.images, data_root=task.data_root, crops=task.crops)
         self.place = Runtime(choose(task.device, task.precision), 0, task.batch_size)
         self.parts = Parts(Path(task.output), task.fingerprint)

@@ -16,7 +16,8 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.decode import from_pillow, read_image
 from crosslevel.data.images import Images
 from crosslevel.features.extract import Runtime, stream
-from crosslevel.models.encoder import Encoder, View, load_encoder
+from crosslevel.models.encoder import Encoder, View
+from crosslevel.models.named import open_encoder
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import BadImage, UserError
 
@@ -78,10 +79,11 @@ class FeatureExtractor:
 def load(
     run: str, device: Device = "auto", precision: Precision = "auto", workers: int = 0, batch_size: int = 256
 ) -> FeatureExtractor:
-    """Load the encoder of a run.
+    """Load the encoder of a run, or one by the name of its weights.
 
     Args:
-        run: the folder of a run, or its encoder.safetensors.
+        run: the folder of a run, or its encoder.safetensors; or weights by name: timm:NAME, hf-hub:owner/name, with
+            ,size=PIXELS for images of another size than theirs.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: auto takes bfloat16 where the hardware computes it.
         workers: processes that decode; 0 decodes in one thread.
@@ -91,7 +93,7 @@ def load(
         what makes features of images: ``crosslevel.load("runs/photos").transform(["a.jpg", "b.jpg"])``.
 
     """
-    return FeatureExtractor(load_encoder(run), Runtime(choose(device, precision), workers, batch_size))
+    return FeatureExtractor(open_encoder(run), Runtime(choose(device, precision), workers, batch_size))
 
 
 class _Given(Images):

@@ -31,7 +31,8 @@ from crosslevel.features.extract import Runtime
 from crosslevel.inspection.page import beside_block, headline, page_blocks
 from crosslevel.inspection.scan import run_features, structure
 from crosslevel.inspection.summary import summary, tables
-from crosslevel.models.encoder import Encoder, load_encoder
+from crosslevel.models.encoder import Encoder
+from crosslevel.models.named import home_of, open_encoder
 from crosslevel.utils.console import printer, progress_bar
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import UserError
@@ -64,7 +65,8 @@ def inspect(
     Args:
         images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, videos, annotations (with
             --crops), cifar10, cifar100, stl10 or turntable; a suffix such as @imbalance=100 or @list=FILE takes a part.
-        run: the folder of a run, or its encoder.safetensors: near-duplicates and groups by its features as well.
+        run: the folder of a run, its encoder.safetensors, or weights by name (timm:NAME, hf-hub:owner/name):
+            near-duplicates and groups by its features as well.
         beside: another source, such as the images to test on: which of its images are in this one as well.
         output: a .json file, or a folder for inspect.json, inspect.html and duplicates.csv (and beside.csv); none is
             written unless given.
@@ -85,7 +87,7 @@ def inspect(
     if batch_size < 2 or sample < 2:
         raise UserError(f"batch_size={batch_size}, sample={sample}: give at least 2 each")
     console, written = printer(quiet), None if output is None else _file(Path(output))
-    encoder = None if run is None else load_encoder(run)
+    encoder = None if run is None else open_encoder(run)
     generator = torch.Generator().manual_seed(seed)
     own = _part(open_images(images, data_root=data_root, crops=crops), sample, generator)
     other = None if beside is None else _part(open_images(beside, data_root=data_root, crops=crops), sample, generator)
@@ -139,8 +141,7 @@ def _features(
     encoder: Encoder, run: str, own: _Collection, scanned: ScanResult, runtime: Runtime, seed: int
 ) -> tuple[Tensor, float]:
     """The run's features of the readable images, and the threshold for them."""
-    run_dir = Path(run) if Path(run).is_dir() else Path(run).parent
-    return run_features(encoder, own.part, scanned, runtime, run_dir, own.bad, seed)
+    return run_features(encoder, own.part, scanned, runtime, home_of(run), own.bad, seed)
 
 
 def _beside(

@@ -101,11 +101,11 @@ def calibrated(
 
 
 def run_features(
-    encoder: Encoder, part: Images, scanned: ScanResult, runtime: Runtime, run_dir: Path, bad: BadFiles, seed: int
+    encoder: Encoder, part: Images, scanned: ScanResult, runtime: Runtime, home: Path | None, bad: BadFiles, seed: int
 ) -> tuple[Float[Tensor, "M D"], float]:
     """Features of the readable images, from the run's folder where they are kept, and the threshold for them."""
     readable = _Unlabelled(part, scanned.numbers)
-    features = FeatureCache(run_dir, runtime, bad).features("inspect", encoder, readable).features
+    features = FeatureCache(home, runtime, bad).features("inspect", encoder, readable).features
     some = sample(readable, CALIBRATED_ON, torch.Generator().manual_seed(seed))
     shown = pack(take(readable, some), encoder.view.size, bad=bad, workers=0).data
     return features, calibrated(encoder, shown, features[some], runtime.hardware, seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from crosslevel.methods.base import Method
 from crosslevel.methods.byol import BYOL
 from crosslevel.methods.dino import DINO
+from crosslevel.methods.distill import Distill
 from crosslevel.methods.infomin import InfoMin
 from crosslevel.methods.moco import MoCo
 from crosslevel.methods.npid import NPID
@@ -16,6 +17,7 @@ from crosslevel.methods.vicreg import VICReg
 METHODS: dict[str, type[Method]] = {
     "byol": BYOL,
     "dino": DINO,
+    "distill": Distill,
     "infomin": InfoMin,
     "moco": MoCo,
     "npid": NPID,
@@ -27,5 +29,6 @@ METHODS: dict[str, type[Method]] = {
 USUAL = "simclr"  # where none is named; why: crosslevel/training/defaults.py
 
 __all__ = [
-    "BYOL", "DINO", "METHODS", "NPID", "USUAL", "InfoMin", "Method", "MoCo", "SimCLR", "SimSiam", "SwAV", "VICReg",
+    "BYOL", "DINO", "METHODS", "NPID", "USUAL", "Distill", "InfoMin", "Method", "MoCo", "SimCLR", "SimSiam", "SwAV",
+    "VICReg",
 ]  # fmt: skip

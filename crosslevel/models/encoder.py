@@ -6,22 +6,28 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
-import timm
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from crosslevel.utils.errors import NotThere, UserError, did_you_mean
+from crosslevel.models.build import create, is_modern, narrow
+from crosslevel.models.start.pretrained import build, checked, find, is_named, known_model
+from crosslevel.models.start.trained import merged, restrict, still
+from crosslevel.models.start.weights import load_weights
+from crosslevel.utils.errors import NotThere, UserError
 from crosslevel.utils.files import write_tensors
-from crosslevel.utils.tensors import load_safetensors, load_tensors
+from crosslevel.utils.tensors import load_safetensors
 
+STRUCTURE = ("small_images", "width", "zero_init_last", "image_size", "pool")
+"""What a network is built by, besides its name and further sizes; `Encoder` keeps each under this name."""
+
+LEAST_PRETRAINED = 112  # pixels: in smaller views weights that were learned at 224 see too few patches
+DROP_PATH = 0.1
 SMALL = 64  # pixels: up to this size a ResNet's usual stem would throw most of the image away
 FILE = "encoder.safetensors"
 
@@ -34,11 +40,16 @@ class View(NamedTuple):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
+Pool = Literal["token", "avg"]
+
+
 @final
 class Encoder(nn.Module):
     """A timm backbone without classifier: images (B, 3, h, w) -> features (B, D).
 
     ``backbone`` is the timm model itself, ``num_features`` is D, ``view`` the images that it is trained on.
+    ``architecture`` is its name without weights, ``loaded`` says in one line what weights it started from, and
+    ``licence`` whose they are.
     """
 
     def __init__(
@@ -49,17 +60,33 @@ class Encoder(nn.Module):
         weights: str | None = None,
         zero_init_last: bool | None = None,
         image_size: int | None = None,
+        pretrained: bool | str = False,
+        train: str = "all",
+        pool: Pool | None = None,
+        drop_path: float | None = None,
+        arguments: dict[str, Any] | None = None,
     ) -> None:
         """Build the network.
 
         Args:
-            name: any timm model, e.g. resnet50, convnext_tiny, vit_small_patch16_224.
+            name: any timm model, e.g. resnet50, convnext_tiny, vit_small_patch16_224; with pretrained also the name of
+                weights, e.g. vit_small_patch14_dinov2.lvd142m, hf-hub:owner/name or local-dir:FOLDER.
             small_images: a 3x3 stem of stride 1 without max-pooling, for ResNets on images of about 32 pixels;
                 chosen by the size of the views unless given.
             width: multiplies the channels of a ResNet; 0.25 gives 16, 32, 64, 128.
             weights: file of starting weights (timm or torchvision, .safetensors, .pth or .pt).
             zero_init_last: start a ResNet's residual branches at zero; not unless given (timm starts them at zero).
-            image_size: pixels, for models that are built for one size (ViT); the model's own unless given.
+            image_size: pixels, for models that are built for one size (ViT); the model's own unless given, with
+                pretrained that of the views.
+            pretrained: true starts from the weights that timm or the hub has under this name; the name of a
+                .safetensors file takes those. Size, mean and deviation of the views follow.
+            train: what of it is trained: all, last:N (blocks), norm (normalizations) or lora (small additions to the
+                linear layers; lora:R of rank R).
+            pool: what a ViT's feature is: token (the class token) or avg (the mean of the others); the model's own
+                unless given.
+            drop_path: probability that a residual branch is left out in training; 0.1 with pretrained where the model
+                has such branches, else the model's own, unless given.
+            arguments: further sizes that timm builds the model by, such as {reg_tokens: 4}.
 
         Raises:
             ValueError: an unknown model, a width for a model that has none, or weights that do not fit.
@@ -67,19 +94,66 @@ class Encoder(nn.Module):
         """
         super().__init__()
         self.name, self.width, self.weights = name, width, weights
-        self.zero_init_last, self.image_size = zero_init_last, image_size
+        self.zero_init_last, self.image_size, self.pool, self.drop_path = zero_init_last, image_size, pool, drop_path
+        self.pretrained = pretrained or is_named(name)
+        self.trained, self.further = train, checked(arguments)
         self.small_images: bool | None = None
-        self.loaded = ""
+        self.loaded = self.licence = ""
         self.view = View(size=32)
-        self.backbone = _create(name, zero_init_last, image_size)
+        if self.pretrained:
+            self._start(None if isinstance(self.pretrained, bool) else self.pretrained)
+        else:
+            self.architecture = known_model(name)
+            self.backbone = create(self.architecture, self._options() | self.further)
         if width != 1.0:
-            _narrow(self.backbone, name, width, zero_init_last)
+            narrow(self.backbone, name, width, zero_init_last)
         if small_images:
             self.use_small_stem()
         elif small_images is not None:
             self.small_images = False
         if weights is not None:
             self.loaded = load_weights(self.backbone, weights)
+        restrict(self.backbone, train)
+
+    def _options(self) -> dict[str, Any]:
+        options = {
+            "zero_init_last": self.zero_init_last,
+            "img_size": self.image_size,
+            "global_pool": self.pool,
+            "drop_path_rate": self.drop_path,
+        }
+        return {key: value for key, value in options.items() if value is not None}
+
+    def _start(self, file: str | None) -> None:
+        """Build the network with the weights of its name."""
+        if self.weights is not None or self.width != 1.0 or self.small_images:
+            raise UserError(
+                f"encoder.name={self.name} brings its weights: leave out encoder.weights, width and small_images"
+            )
+        start = find(self.name, file)
+        self.architecture, self.licence = start.architecture, start.licence
+        self.further = {**start.arguments, **self.further}
+        if self.image_size is not None:
+            self.further.pop("img_size", None)
+        if self.drop_path is None and is_modern(start.architecture):
+            self.drop_path = DROP_PATH
+        self.backbone, self.loaded = build(start, self._options() | self.further)
+        config: dict[str, Any] = self.backbone.default_cfg
+        own = self.further.get("img_size", config["input_size"][-1])
+        size = self.image_size or int(own[-1] if isinstance(own, list | tuple) else own)
+        self.view = View(size, tuple(config["mean"]), tuple(config["std"]))
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that build this encoder again."""
+        kept = {key: getattr(self, key) for key in (*STRUCTURE, "weights", "pretrained", "drop_path")}
+        return {"name": self.name, **kept, "train": self.trained, "arguments": self.further or None}
+
+    def structure(self) -> dict[str, Any]:
+        """The arguments that build the same network without any weights."""
+        found = {"name": self.architecture, **{key: getattr(self, key) for key in STRUCTURE}}
+        if self.pool is None:
+            del found["pool"]
+        return found | ({"arguments": self.further} if self.further else {})
 
     @property
     def num_features(self) -> int:
@@ -92,9 +166,34 @@ class Encoder(nn.Module):
     def fixed_size(self) -> int | None:
         """Height and width of the only images that the network takes, if it is built for one size (ViT)."""
         built: dict[str, Any] = getattr(self.backbone, "default_cfg", {})
-        if not built.get("fixed_input_size"):
+        if not built.get("fixed_input_size") or (self.image_size is None and self.resizes):
             return None
         return self.image_size or int(built["input_size"][-1])
+
+    @property
+    def started(self) -> bool:
+        """Whether it began with weights that were learned before."""
+        return bool(self.pretrained) or self.weights is not None
+
+    @property
+    def resizes(self) -> bool:
+        """Whether position embeddings are resampled to the size of the views: with weights, which know them."""
+        return bool(self.pretrained) and hasattr(self.backbone, "set_input_size")
+
+    def suiting(self, size: int) -> int:
+        """The size of views for images of ``size`` pixels: of whole patches, and not far from the weights' own."""
+        if not self.pretrained:
+            return size
+        patch = max(getattr(getattr(self.backbone, "patch_embed", None), "patch_size", (1, 1)))
+        size = max(size, min(LEAST_PRETRAINED, self.view.size))
+        return max(2 * patch, size // patch * patch) if patch > 1 else size
+
+    def train(self, mode: bool = True) -> Encoder:
+        """As of any module; normalizations that are not trained stay as they are."""
+        super().train(mode)
+        if mode and self.trained != "all":
+            still(self.backbone)
+        return self
 
     def forward(self, images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B D"]:
         """The pooled features."""
@@ -110,11 +209,33 @@ class Encoder(nn.Module):
         return digest.hexdigest()
 
     def adapt(self, size: int) -> None:
-        """Choose the stem for views of ``size`` pixels, where ``small_images`` was left open."""
-        if self.small_images is None and isinstance(self.backbone, ResNet) and size <= SMALL and self.weights is None:
+        """Choose the stem, and the size of position embeddings, for views of ``size`` pixels, where they are open."""
+        plain = self.weights is None and not self.pretrained
+        if self.small_images is None and isinstance(self.backbone, ResNet) and size <= SMALL and plain:
             self.use_small_stem()
         elif self.small_images is None:
             self.small_images = False
+        if self.resizes and self.image_size is None:
+            self.resize(size)
+
+    def resize(self, size: int) -> None:
+        """Take images of ``size`` pixels from now on: position embeddings are resampled where there are any.
+
+        Raises:
+            UserError: the size is not one of whole patches.
+
+        """
+        if hasattr(self.backbone, "set_input_size"):
+            try:
+                self.backbone.set_input_size(img_size=size)
+            except (AssertionError, ValueError) as error:
+                raise UserError(f"{self.name} takes no images of {size} pixels: {error}") from error
+            patch = max(getattr(getattr(self.backbone, "patch_embed", None), "patch_size", (1, 1)))
+            if size % patch:
+                near = max(1, round(size / patch)) * patch
+                raise UserError(f"{self.name} takes images of whole patches of {patch} pixels, not {size}: give {near}")
+            self.image_size = size
+        self.view = self.view._replace(size=size)
 
     def use_small_stem(self) -> None:
         """Replace the first convolution by one of 3x3 and stride 1, and drop the max-pooling.
@@ -136,15 +257,11 @@ class Encoder(nn.Module):
 
     def save(self, path: str | Path) -> Path:
         """Write the backbone's weights under timm's own key names, and how to build it, to ``path``."""
-        built = {k: getattr(self, k) for k in _BUILT}
-        built["view"] = self.view._asdict()
-        state = {k: v.detach().contiguous().cpu() for k, v in self.backbone.state_dict().items()}
+        built = self.structure() | {"view": self.view._asdict()}
+        built |= {"licence": self.licence} if self.licence else {}
+        state = {k: v.detach().contiguous().cpu() for k, v in merged(self.backbone).items()}
         write_tensors(path, state, {"format": "pt", "crosslevel": json.dumps(built)})
         return Path(path)
-
-
-_BUILT = ("name", "small_images", "width", "zero_init_last", "image_size")
-"""How a network is built, as its file says; what else `Encoder` takes, such as weights, no file names."""
 
 
 def load_encoder(path: str | Path) -> Encoder:
@@ -167,10 +284,11 @@ def load_encoder(path: str | Path) -> Encoder:
         raise UserError(f"{file} does not say how to build its network: it was not written by Crosslevel")
     try:
         settings = json.loads(built)
-        view = settings.pop("view")
-        if unknown := settings.keys() - set(_BUILT):
+        view, licence = settings.pop("view"), str(settings.pop("licence", ""))
+        if unknown := settings.keys() - {"name", *STRUCTURE, "arguments"}:
             raise KeyError(min(unknown))
         encoder = _filled(settings, weights)
+        encoder.licence = licence
         encoder.view = View(view["size"], tuple(view["mean"]), tuple(view["std"]))
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise UserError(f"{file} says how to build another network than it holds: {error}") from error
@@ -193,10 +311,7 @@ def untrained(encoder: Encoder, seed: int) -> Encoder:
     """The same network with fresh random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = Encoder(
-            encoder.name, encoder.small_images, encoder.width, zero_init_last=encoder.zero_init_last,
-            image_size=encoder.image_size,
-        )  # fmt: skip
+        fresh = Encoder(**encoder.structure())
     fresh.view = encoder.view
     return fresh
 
@@ -216,113 +331,3 @@ def frozen(encoder: Encoder) -> Encoder:
                     setattr(module, first, fuse_conv_bn_eval(conv, norm))
                     setattr(module, second, nn.Identity())
     return copied
-
-
-def load_weights(backbone: nn.Module, file: str | Path) -> str:
-    """Load starting weights, and say in one line what did not match.
-
-    Classifier weights and prefixes such as ``module.`` or ``backbone.`` are expected and taken off.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not one key matches, or the file is no file of weights.
-
-    """
-    if not Path(file).is_file():
-        raise NotThere(f"encoder.weights={file}: there is no such file")
-    mine, theirs = backbone.state_dict(), _strip(_read(Path(file)), set(backbone.state_dict()))
-    fits = {k: v for k, v in theirs.items() if k in mine and v.shape == mine[k].shape}
-    # Counters of batches have the same shape in every network, and say nothing.
-    if all(k.endswith("num_batches_tracked") for k in fits):
-        raise UserError(f"encoder.weights={file}: none of its {len(theirs)} keys fits the model's {len(mine)}")
-    backbone.load_state_dict(fits, strict=False)
-    missing = sorted(k for k in mine if k not in fits and not k.endswith("num_batches_tracked"))
-    unused = sorted(k for k in theirs if k not in fits)
-    return f"{len(fits)} of {len(mine)} tensors loaded; kept their start: {_names(missing)}; not used: {_names(unused)}"
-
-
-def _create(name: str, zero_init_last: bool | None, image_size: int | None) -> nn.Module:
-    if not timm.is_model(name):
-        hint = did_you_mean(name, timm.list_models(), "timm.list_models() has them all", most=3)
-        raise UserError(f"encoder.name={name!r} is not a timm model: {hint}")
-    options: dict[str, Any] = {} if zero_init_last is None else {"zero_init_last": zero_init_last}
-    if timm.model_entrypoint(name).__module__ == ResNet.__module__:
-        options = {"zero_init_last": bool(zero_init_last)}
-    if image_size is not None:
-        options["img_size"] = image_size
-    try:
-        model: nn.Module = timm.create_model(name, num_classes=0, **options)
-    except TypeError as error:
-        raise UserError(f"encoder.name={name} does not take {' or '.join(options)}: leave it out") from error
-    return model
-
-
-def _narrow(model: nn.Module, name: str, width: float, zero_init_last: bool | None) -> None:
-    """Rebuild a ResNet with ``width`` times the channels, its stem included, in place."""
-    if not isinstance(model, ResNet) or not isinstance(model.conv1, nn.Conv2d):
-        raise UserError(f"encoder.width={width} is for ResNets with a one-convolution stem; {name} takes 1.0")
-    scale = _scaled(width)
-    for parent in list(model.modules()):
-        for key, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv2d):
-                setattr(parent, key, scale(child))
-            elif isinstance(child, nn.BatchNorm2d):
-                setattr(parent, key, nn.BatchNorm2d(max(1, round(child.num_features * width))))
-    model.num_features = model.head_hidden_size = max(1, round(model.num_features * width))
-    model.init_weights(zero_init_last=bool(zero_init_last))
-
-
-def _scaled(width: float) -> Callable[[nn.Conv2d], nn.Conv2d]:
-    def scale(conv: nn.Conv2d) -> nn.Conv2d:
-        inputs = conv.in_channels if conv.in_channels == 3 else max(1, round(conv.in_channels * width))
-        same: Any = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")}
-        thin = inputs < _THIN and conv.kernel_size == (1, 1) and conv.stride != (1, 1)
-        kind = _Strided if thin else nn.Conv2d
-        return kind(inputs, max(1, round(conv.out_channels * width)), bias=conv.bias is not None, **same)
-
-    return scale
-
-
-class _Strided(nn.Conv2d):
-    """A 1x1 convolution of every other pixel, taken apart: first the pixels, then the convolution.
-
-    The same numbers. In one step, oneDNN's gradient of the weights writes beyond its memory where there are fewer
-    channels than a vector holds: float32, channels last, on processors with AVX2 (uxlfoundation/oneDNN issue 6035).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Of x (B, C, H, W)."""
-        return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
-
-
-_THIN = 16  # float32 in the longest vector
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    try:
-        if file.suffix == ".safetensors":
-            return load_safetensors(file)[0]
-        read = load_tensors(file)
-    except ValueError as error:
-        raise UserError(f"encoder.weights={file}: not a file of weights: {error}") from error
-    for key in ("state_dict", "model", "state_dict_ema"):
-        if isinstance(read, dict) and isinstance(read.get(key), dict):
-            read = read[key]
-    if not isinstance(read, dict) or not any(isinstance(v, Tensor) for v in read.values()):
-        raise UserError(f"encoder.weights={file}: it holds no dictionary of tensors")
-    return {k: v for k, v in read.items() if isinstance(v, Tensor)}
-
-
-def _strip(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    prefixes = ("module.", "model.", "backbone.", "encoder.", "encoder_q.", "base_encoder.")
-    stripped = {}
-    for name, value in state.items():
-        key = name
-        while key not in wanted and (prefix := next((p for p in prefixes if key.startswith(p)), None)):
-            key = key[len(prefix) :]
-        stripped[key] = value
-    return stripped
-
-
-def _names(keys: list[str]) -> str:
-    return ", ".join(keys) or "none"

@@ -25,6 +25,7 @@ from crosslevel.features.table import FeatureTable, open_table
 from crosslevel.features.thumbnails import Pictures
 from crosslevel.metrics.nearest import Neighbours, nearest
 from crosslevel.models.encoder import load_encoder
+from crosslevel.models.named import open_encoder
 from crosslevel.retrieval.index import opened_index
 from crosslevel.retrieval.page import output_files, write_results
 from crosslevel.utils.console import printer, say
@@ -73,7 +74,7 @@ def search(
         query: an image, a folder of images, or the path of a row of the table.
         k: how many images to find for each query.
         run: the encoder of the table, where it is not found where it was: the folder of a run, or its
-            encoder.safetensors.
+            encoder.safetensors, or weights by name.
         images: of a run: the images to search. Of a table: where its images are now, for the page.
         index: auto compares with every row up to a million of them; on and off use the index always or never.
         output: a .json file, or a folder for search.json and search.html, a page of pictures; none is written unless
@@ -170,7 +171,7 @@ def _queries(table: FeatureTable, query: str, run: str | None, runtime: Runtime,
     if run is None:
         raise UserError(f"{table.file} does not say which encoder made it: give --run, the folder of the run")
     try:
-        encoder = load_encoder(run)
+        encoder = open_encoder(run)
     except NotThere as error:
         raise NotThere(f"{table.file} was made by {run}, which is not there: give --run, its folder") from error
     table.check_encoder(encoder, run)

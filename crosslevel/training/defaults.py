@@ -169,3 +169,30 @@ def harmonization(epochs: float) -> tuple[Choice, ...]:
         Choice("gh.ramp_epochs", epochs / 100, why),
         Choice("gh.update_epochs", max(1.0, epochs / 50), why),
     )
+
+
+def optimizer(modern: bool) -> Choice:
+    """AdamW for ViTs, ConvNeXts and the like, which are published with it; SGD with momentum for the others."""
+    return Choice("optimizer", "adamw" if modern else "sgd", "usual for this family of networks")
+
+
+def encoder_rate(pretrained: bool) -> Choice:
+    """The encoder's share of the learning rate: a tenth where it starts from weights, which the heads do not.
+
+    At the full rate the first steps, whose heads know nothing yet, undo the weights (facebookresearch/dinov2 issue 204:
+    from 80 to 10 % by kNN).
+    """
+    return Choice("encoder_rate", FROM_WEIGHTS if pretrained else 1.0, "it starts from weights, the heads do not")
+
+
+def layer_decay(pretrained: bool, modern: bool) -> Choice:
+    """Each layer of a ViT or ConvNeXt that starts from weights learns at 0.75 of the rate of the one above it.
+
+    BEiT's and MAE's usual value for fine-tuning (He et al. 2022, table 9); other networks have one rate.
+    """
+    return Choice(
+        "layer_decay", 0.75 if pretrained and modern else 1.0, "usual where a deep network starts from weights"
+    )
+
+
+FROM_WEIGHTS = 0.1

@@ -23,8 +23,9 @@ from crosslevel.utils.errors import SourceError
 def finish(job: Job, folder: Run, outcome: Outcome, unreadable: Unreadable) -> None:
     """Leave the encoder, the branches' heads, the list of unreadable files and, of a whole run, the page.
 
-    What the training was worth, on the console and at the page's top, is not said where another program watches it. At
-    the end stands what there is now, and the commands that come next.
+    What the training was worth, on the console and at the page's top, is not said where another program watches it;
+    beside the encoder as the training found it, where that began with weights. At the end stands what there is now, and
+    the commands that come next.
     """
     parts, feed, console = job.parts, job.feed, job.console
     parts.encoder.save(folder.encoder)
@@ -43,7 +44,7 @@ def _compare(job: Job) -> Verdict | None:
     feed, runtime = job.feed, job.runtime
     try:
         shown = feed.source.some(LOOKED_AT) if isinstance(feed.source, ImageStream) else feed.source
-        found = verdict(job.parts.encoder, shown, runtime.hardware, runtime.seed, feed.held)
+        found = verdict(job.parts.encoder, shown, runtime.hardware, runtime.seed, feed.held, job.start)
     except SourceError as error:
         warnings.warn(f"the features are not compared with raw pixels: {error}", stacklevel=2)
         return None

@@ -103,7 +103,9 @@ def prepared(
 ) -> Images | ImageStream:
     """Choose the views' size and the stem by the images' size; pack square images no larger than a view."""
     side, square = _typical_shape(source.some(32) if isinstance(source, ImageStream) else source)
-    views.adapt(encoder.fixed_size or min(LARGEST_VIEW, max(32, side // 32 * 32)))
+    views.adapt(encoder.fixed_size or encoder.suiting(min(LARGEST_VIEW, max(32, side // 32 * 32))))
+    if encoder.pretrained:
+        views.normalize_by(encoder.view.mean, encoder.view.std)
     if encoder.fixed_size not in (None, views.size):
         raise UserError(
             f"views.size={views.size} does not suit {encoder.name}, which is built for {encoder.fixed_size} pixels: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,11 @@ from crosslevel.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Job:
-    """A training that can begin; ``began``: when its preparation did, in seconds of `time.monotonic`."""
+    """A training that can begin.
+
+    ``start`` is the encoder as the training finds it, if that is more than random weights: what it will be compared
+    with. ``began`` is when its preparation did, in seconds of `time.monotonic`.
+    """
 
     data: Data
     runtime: Runtime
@@ -41,6 +46,7 @@ class Job:
     watch: Watch | None
     console: Console
     resumed: bool
+    start: Encoder | None
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -108,8 +114,8 @@ def prepare(
     began = time.monotonic()
     say(console, f"device: {runtime.hardware.why}")
     made = bases(makers.encoder, makers.cld, makers.views, runtime.seed)
-    if made.encoder.weights is not None:
-        say(console, f"{made.encoder.weights}: {made.encoder.loaded}")
+    if made.encoder.loaded:
+        say(console, f"{made.encoder.weights or made.encoder.name}: {made.encoder.loaded}")
     if data.hold_out is None and (resumed or watch is not None):
         data = replace(data, hold_out=0)  # a run that goes on has the number in its settings
     data = replace(data, workers=workers_of(data.workers))
@@ -119,13 +125,15 @@ def prepare(
     plan = settle(parts, steps, feed, _batches(feed, parts.views, data, runtime), runtime)
     monitor_every = figures_every(plan.optimization.epochs, logging.monitor_every)
     logging = replace(logging, monitor=logging.monitor or usual_monitor(feed.source), monitor_every=monitor_every)
-    return Job(data, runtime, logging, feed, parts, plan, makers.share_hidden, watch, console, resumed, began)
+    start = copy.deepcopy(parts.encoder).eval() if parts.encoder.started and watch is None else None
+    return Job(data, runtime, logging, feed, parts, plan, makers.share_hidden, watch, console, resumed, start, began)
 
 
 def keep_settings(job: Job, folder: Run) -> None:
     """Note the settings and the images that a run begins with, and of a part the list: its source may change."""
     settings = tree(job.data, job.plan.optimization, job.runtime, job.logging, job.parts, job.share_hidden)
-    describe.write(settings, folder.config, [f"chosen: {choice}" for choice in job.plan.choices])
+    weights = [f"weights: {job.parts.encoder.loaded}"] if job.parts.encoder.loaded else []
+    describe.write(settings, folder.config, [*(f"chosen: {choice}" for choice in job.plan.choices), *weights])
     folder.keep_images(job.feed.opened)
     if isinstance(job.feed.opened, Images) and job.data.images.has_subset:
         write_list(job.feed.opened, folder.subset)

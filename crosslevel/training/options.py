@@ -41,10 +41,12 @@ class Optimization:
     minutes: float | None
     epoch_size: int | None
     batch_size: int | None
-    optimizer: Optimizer
+    optimizer: Optimizer | None
     lr: float | None
     weight_decay: float | None
     warmup_epochs: float | None
+    encoder_rate: float | None
+    layer_decay: float | None
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Logging:
     monitor_every: int | None
     checkpoint_minutes: float
     report_html: bool
+    stop_fall: bool
+    logger: str | None
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,6 @@ class Makers:
     method: MakeMethod | None
     gh: MakeGH | None
     share_hidden: bool
-    gh: MakeGH | None
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ class Resolved:
     lr: float
     weight_decay: float
     warmup_epochs: float
+    encoder_rate: float
+    layer_decay: float
 
 
 def workers_of(given: int | None) -> int:
@@ -120,6 +125,8 @@ def tree(
         "lr": steps.lr,
         "weight_decay": steps.weight_decay,
         "warmup_epochs": steps.warmup_epochs,
+        "encoder_rate": steps.encoder_rate,
+        "layer_decay": steps.layer_decay,
         "device": runtime.device,
         "devices": runtime.world.devices,
         "nodes": runtime.world.nodes,
@@ -140,4 +147,6 @@ def tree(
         "monitor_every": logging.monitor_every,
         "checkpoint_minutes": logging.checkpoint_minutes,
         "report_html": logging.report_html,
+        "stop_fall": logging.stop_fall,
+        "logger": logging.logger,
     }

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from crosslevel.models.build import is_modern
 from crosslevel.models.encoder import Encoder
 from crosslevel.settings.describe import describe
 from crosslevel.training import defaults
@@ -97,15 +98,26 @@ def settle(
     parts.check(batches.batch_size, devices, feed.known)
     if parts.cld is not None:
         rules(parts.cld.groups, defaults.groups(batch if parts.cld.gather else batches.batch_size))
-    optimization = Resolved(
-        epochs,
-        size,
-        wanted.optimizer,
-        rules(wanted.lr, defaults.learning_rate(wanted.optimizer, parts.method.sgd_rate, batch)),
-        rules(wanted.weight_decay, defaults.weight_decay(wanted.optimizer)),
-        rules(warmup, defaults.warmup_epochs(epochs)),
-    )
+    optimization = _rates(parts, wanted, rules, epochs, size, batch)
     return Plan(batches, optimization, steps, round(optimization.warmup_epochs * len(batches)), rules.made)
+
+
+def _rates(parts: Parts, wanted: Optimization, rules: Chosen, epochs: float, size: int, batch: int) -> Resolved:
+    """The optimizer and its rates; what is 1, or as ever, is not told."""
+    started, modern = parts.encoder.started, is_modern(parts.encoder.architecture)
+    told = rules if modern else Chosen()
+    optimizer = told(wanted.optimizer, defaults.optimizer(modern))
+    lr = rules(wanted.lr, defaults.learning_rate(optimizer, parts.method.sgd_rate, batch))
+    decay = rules(wanted.weight_decay, defaults.weight_decay(optimizer))
+    warmup = rules(wanted.warmup_epochs, defaults.warmup_epochs(epochs))
+    told = rules if started else Chosen()
+    share = told(wanted.encoder_rate, defaults.encoder_rate(started))
+    told = rules if started and modern else Chosen()
+    by_layer = told(wanted.layer_decay, defaults.layer_decay(started, modern))
+    for name, value in (("encoder_rate", share), ("layer_decay", by_layer)):
+        if not 0 < value <= 1:
+            raise UserError(f"{name}={value:g} must be above 0 and at most 1")
+    return Resolved(epochs, size, optimizer, lr, decay, warmup, share, by_layer)
 
 
 def _complete(parts: Parts, rules: Chosen, images: int | None, steps: int, batch: int) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -17,8 +18,9 @@ from crosslevel.runs import Run, Unreadable, claimed, restarted
 from crosslevel.training.ending import finish, resume_command
 from crosslevel.training.inputs import Order, watching
 from crosslevel.training.job import Job, keep_settings, prepare
-from crosslevel.training.loop.fit import Outcome, fit
+from crosslevel.training.loop.fit import Loggers, Outcome, fit
 from crosslevel.training.loop.graph import Compile
+from crosslevel.training.loop.loggers import named
 from crosslevel.training.loop.module import Optimizer, Pretrain
 from crosslevel.training.monitor import Measure, Watch, Which
 from crosslevel.training.options import Data, Logging, Makers, Optimization, Runtime
@@ -46,7 +48,7 @@ def train(
     minutes: float | None = None,
     epoch_size: int | None = None,
     batch_size: int | None = None,
-    optimizer: Optimizer = "sgd",
+    optimizer: Optimizer | None = None,
     lr: float | None = None,
     weight_decay: float | None = None,
     warmup_epochs: float | None = None,
@@ -73,8 +75,14 @@ def train(
     resume: str | None = None,
     quiet: bool = False,
     gh: Callable[[int], Harmonization] | None = Harmonization,
+    encoder_rate: float | None = None,
+    layer_decay: float | None = None,
+    stop_fall: bool = True,
+    logger: str | None = None,
     *,
     watch: Watch | None = None,
+    loggers: Sequence[Any] = (),
+    callbacks: Sequence[Any] = (),
 ) -> Path:
     """Train an encoder on images without labels.
 
@@ -90,8 +98,8 @@ def train(
         encoder: the network.
         cld: the group branch (CLD); --cld.weight 0 turns it off.
         views: how random views are drawn.
-        method: the instance branch: SimCLR (the default), MoCo, InfoMin, BYOL, NPID, SimSiam, VICReg, SwAV or DINO;
-            --method.help MoCo lists its settings.
+        method: the instance branch: SimCLR (the default), MoCo, InfoMin, BYOL, NPID, SimSiam, VICReg, SwAV, DINO or
+            Distill; --method.help MoCo lists its settings.
         run: the run's folder; runs/ and a name made of source and method unless given.
         epochs: passes over the images, or a part of one; chosen by their number unless given (as is all that has no
             default here: the first lines say what was chosen and why, and so does config.yaml).
@@ -99,7 +107,7 @@ def train(
             that is.
         epoch_size: images that count as an epoch of a stream, which has no known number of images.
         batch_size: images a step, on each device; at most 256, fewer of a small collection, unless given.
-        optimizer: sgd (momentum 0.9), adamw or lars.
+        optimizer: sgd (momentum 0.9), adamw or lars; adamw for ViTs, ConvNeXts and the like, else sgd, unless given.
         lr: the highest learning rate; all devices' batch / 256 times 0.001 (adamw), 0.3 (lars), or for sgd 0.06 (as in
             the recipes of Wang et al. 2021; SimCLR: 0.5, SimSiam: 0.05, DINO: 0.03), unless given.
         weight_decay: 0.0005 (sgd), 0.05 (adamw) or 0.000001 (lars) unless given.
@@ -137,7 +145,18 @@ def train(
         quiet: print nothing.
         gh: geometric harmonization of the instance features, for a long tail (Zhou et al. 2023), beside CLD or alone;
             off unless --gh.weight is given, 1 in the paper.
+        encoder_rate: the encoder's share of the learning rate; 0.1 where it starts from weights, else 1, unless given.
+        layer_decay: each layer's learning rate as a share of that of the layer above it; 0.75 for a ViT or ConvNeXt
+            that starts from weights, else 1, unless given.
+        stop_fall: an encoder that starts from weights is left as it was at its best, and the training ends, when the
+            monitor's figure falls clearly below that of the start.
+        logger: where figures go beside metrics.csv: tensorboard, wandb or mlflow, or several joined by commas; csv for
+            metrics.csv alone. TensorBoard where it is installed, unless given.
         watch: what is trained on, and what is measured in place of kNN accuracies; no option.
+        loggers: further loggers, objects with Lightning's ``log_metrics``, ``log_hyperparams`` and ``finalize``; no
+            option.
+        callbacks: objects of which ``on_train_start(run, module)``, ``on_log(step, figures, module)`` and
+            ``on_train_end(run, module)`` are called where they have them; no option.
 
     From Python, ``encoder``, ``cld``, ``gh`` and ``views`` are what makes these parts, such as
     ``functools.partial(Encoder, "resnet50")``, so that ``seed`` decides their first weights; a part itself is taken as
@@ -154,16 +173,18 @@ def train(
 
     """
     data = Data(parse(images), data_root, crops, epoch_size, order, track_positives, hold_out, memory, workers)
-    steps = Optimization(epochs, minutes, epoch_size, batch_size, optimizer, lr, weight_decay, warmup_epochs)
-    ranks = world(devices, nodes)
+    steps = Optimization(
+        epochs, minutes, epoch_size, batch_size, optimizer, lr, weight_decay, warmup_epochs, encoder_rate, layer_decay,
+    )  # fmt: skip
+    ranks, told = world(devices, nodes), Loggers(named(logger), loggers)
     resume = restarted(run, resume, ranks)
     runtime = Runtime(device, choose(device, precision), ranks, sync_batchnorm, seed, compile)
-    logging = Logging(log_every, monitor, monitor_every, checkpoint_minutes, report_html)
+    logging = Logging(log_every, monitor, monitor_every, checkpoint_minutes, report_html, stop_fall, logger)
     makers = Makers(encoder, cld, views, method, gh, share_hidden)
     job = prepare(data, steps, runtime, logging, makers, watch, printer(quiet), resume is not None)
     with claimed(run, job.name, resume, runtime.world.rank) as folder:
         unreadable = _begin(job, folder)
-        outcome = _learn(job, folder, unreadable)
+        outcome = _learn(job, folder, unreadable, told, callbacks)
         wait()
         if runtime.world.rank == 0:
             finish(job, folder, outcome, unreadable)
@@ -189,7 +210,7 @@ def _begin(job: Job, folder: Run) -> Unreadable:
     return Unreadable(job.feed.bad, folder.path, job.runtime.world.rank, job.resumed)
 
 
-def _learn(job: Job, folder: Run, unreadable: Unreadable) -> Outcome:
+def _learn(job: Job, folder: Run, unreadable: Unreadable, loggers: Loggers, callbacks: Sequence[Any]) -> Outcome:
     """All the steps."""
     runtime, logging, module = job.runtime, job.logging, _module(job)
     try:
@@ -198,7 +219,7 @@ def _learn(job: Job, folder: Run, unreadable: Unreadable) -> Outcome:
             sync_batchnorm=runtime.sync_batchnorm, log_every=logging.log_every,
             checkpoint_minutes=logging.checkpoint_minutes, monitor=_measure(job, unreadable),
             monitor_every=logging.monitor_every or 0, resume=job.resumed, saved=unreadable.keep, console=job.console,
-            compile=runtime.compile,
+            compile=runtime.compile, stop_fall=logging.stop_fall, loggers=loggers, callbacks=callbacks,
         )  # fmt: skip
     except OSError:
         if module.step and folder.last.exists():
@@ -225,5 +246,5 @@ def _module(job: Job) -> Pretrain:
     return Pretrain(
         parts.encoder, parts.method, parts.cld, parts.views, steps=plan.steps, warmup_steps=plan.warmup_steps,
         optimizer=chosen.optimizer, lr=chosen.lr, weight_decay=chosen.weight_decay, seed=job.runtime.seed,
-        epoch_steps=len(plan.batches), gh=parts.gh,
+        epoch_steps=len(plan.batches), gh=parts.gh, encoder_rate=chosen.encoder_rate, layer_decay=chosen.layer_decay,
     )  # fmt: skip

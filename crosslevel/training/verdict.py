@@ -26,12 +26,16 @@ LEAST = 40  # images: fewer tell nothing
 
 
 class Verdict(NamedTuple):
-    """Which of some images each kind of features gets right (N,), and in words what right is."""
+    """Which of some images each kind of features gets right (N,), and in words what right is.
+
+    ``start`` is of the weights that the training began with, where it did.
+    """
 
     trained: Bool[Tensor, " N"]
     pixels: Bool[Tensor, " N"]
     untrained: Bool[Tensor, " N"]
     measure: str
+    start: Bool[Tensor, " N"] | None = None
 
     def line(self) -> str:
         """One line: the three shares, whether the training is clearly better than both, and what to do if not."""
@@ -50,14 +54,20 @@ class Verdict(NamedTuple):
 
     def _shares(self) -> str:
         shares = [100 * float(kind.double().mean()) for kind in self[:3]]
-        return f"{self.measure}: trained {shares[0]:.1f} %, raw pixels {shares[1]:.1f} %, untrained {shares[2]:.1f} %"
+        start = "" if self.start is None else f"start (frozen) {100 * float(self.start.double().mean()):.1f} %, "
+        return (
+            f"{self.measure}: trained {shares[0]:.1f} %, {start}raw pixels {shares[1]:.1f} %, untrained "
+            f"{shares[2]:.1f} %"
+        )
 
     def _found(self) -> tuple[str, str]:
         """What the training is, and what to do.
 
         Clearly: the mean difference, image by image, from the better one exceeds 1.96 of its standard errors.
         """
-        name, best = max(("raw pixels", self.pixels), ("the untrained network", self.untrained), key=_share)
+        others = [("raw pixels", self.pixels), ("the untrained network", self.untrained)]
+        others += [] if self.start is None else [("the weights that it began with", self.start)]
+        name, best = max(others, key=_share)
         gain = self.trained.double() - best.double()
         margin = 196 * float(gain.std()) / math.sqrt(len(gain))
         difference = 100 * float(gain.mean())
@@ -73,20 +83,27 @@ def _share(pair: tuple[str, Tensor]) -> float:
 
 
 def verdict(
-    encoder: Encoder, source: Images, hardware: Hardware, seed: int, held: Images | None = None
+    encoder: Encoder,
+    source: Images,
+    hardware: Hardware,
+    seed: int,
+    held: Images | None = None,
+    start: Encoder | None = None,
 ) -> Verdict | None:
     """By the source's labels, where it has some, else by which image's other view is nearest; None of too few images.
 
     Images that were ``held`` out decide that; where there are none, some of those that were trained on, which an
     untrained network and raw pixels have no use of, and the line says so. Of labels none was seen in training.
+    ``start``: the encoder as the training found it.
     """
     if len(source) < LEAST:
         return None
-    by_labels = _by_labels(encoder, source, hardware, seed) if source.labels is not None else None
-    return by_labels or _by_views(encoder, held or source, hardware, seed, held is not None)
+    encoders = [encoder, untrained(encoder, seed), *([] if start is None else [start])]
+    by_labels = _by_labels(encoders, source, hardware, seed) if source.labels is not None else None
+    return by_labels or _by_views(encoders, held or source, hardware, seed, held is not None)
 
 
-def _by_labels(encoder: Encoder, source: Images, hardware: Hardware, seed: int) -> Verdict | None:
+def _by_labels(encoders: list[Encoder], source: Images, hardware: Hardware, seed: int) -> Verdict | None:
     """KNN of up to 1,000 images among 5,000 others, no track on both sides."""
     queries, others = held_apart(source, seed)
     if source.labels is None or not len(queries) or len(others) < LEAST // 2:
@@ -100,24 +117,24 @@ def _by_labels(encoder: Encoder, source: Images, hardware: Hardware, seed: int) 
         )
         return votes.argmax(1) == found.labels[asked]
 
+    found = [right(extract(encoder, part, hardware=hardware)) for encoder in encoders]
     return Verdict(
-        right(extract(encoder, part, hardware=hardware)),
-        right(pixels(part, encoder.view.size)),
-        right(extract(untrained(encoder, seed), part, hardware=hardware)),
-        f"kNN accuracy by the labels of {len(queries):,} images",
-    )
+        found[0], right(pixels(part, encoders[0].view.size)), found[1],
+        f"kNN accuracy by the labels of {len(queries):,} images", *found[2:],
+    )  # fmt: skip
 
 
 @torch.inference_mode()
-def _by_views(encoder: Encoder, source: Images, hardware: Hardware, seed: int, held: bool) -> Verdict | None:
+def _by_views(encoders: list[Encoder], source: Images, hardware: Hardware, seed: int, held: bool) -> Verdict | None:
     """Of up to 2,000 images, whose one view has the other for its nearest neighbour."""
-    size = encoder.view.size
+    view = encoders[0].view
+    size = view.size
     chosen = sample(source, min(PROBED, PIXELS // size**2), torch.Generator().manual_seed(seed))
     part = pack(take(source, chosen), size, bad=BadFiles())
     if len(part) < LEAST:
         return None
     tracks = told_apart(part)
-    views = Views("cifar", size, mean=encoder.view.mean, std=encoder.view.std).to(hardware.device)
+    views = Views("cifar", size, mean=view.mean, std=view.std).to(hardware.device)
 
     def right(network: Callable[[Tensor], Tensor]) -> Tensor:
         draws, seen = torch.Generator().manual_seed(seed), []
@@ -128,8 +145,9 @@ def _by_views(encoder: Encoder, source: Images, hardware: Hardware, seed: int, h
         a, b = (torch.cat(side) for side in zip(*seen, strict=True))
         return retrieval_ranks(a, b, tracks) == 1
 
-    networks = [frozen(e).to(hardware.device) for e in (encoder, untrained(encoder, seed))]
+    found = [right(frozen(encoder).to(hardware.device)) for encoder in encoders]
     return Verdict(
-        right(networks[0]), right(lambda view: view.flatten(1)), right(networks[1]),
+        found[0], right(lambda view: view.flatten(1)), found[1],
         f"of {len(part):,} images {'held out' if held else 'trained on'}, those whose other view is the nearest",
+        *found[2:],
     )  # fmt: skip

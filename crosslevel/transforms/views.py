@@ -23,6 +23,8 @@ from crosslevel.transforms.presets import PLAIN, PRESETS, SMALL_SIDE, small_of
 from crosslevel.transforms.random_numbers import Words
 from crosslevel.utils.errors import UserError, did_you_mean
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+
 
 @final
 class Views(nn.Module):
@@ -52,8 +54,9 @@ class Views(nn.Module):
         magnitude: of RandAugment's operations, in [0, 10]. Default: the preset's.
         solarize: probability of inverting values from 0.5 up. Default: the preset's.
         erase: probability of erasing a box. Default: the preset's.
-        mean: mean of red, green and blue that normalization subtracts, for values in [0, 1].
-        std: standard deviation of red, green and blue that normalization divides by.
+        mean: of red, green and blue in [0, 1], which normalization subtracts. Default: that of ImageNet, or of weights
+            that the encoder starts from.
+        std: standard deviation that it divides by; likewise.
         small_size: height and width in pixels of the small crops that DINO and SwAV take beside the large ones.
             Default: 3/7 of size, as 96 of 224.
         small_scale: smallest and largest area of a small crop. Default: from 0.05 to the smallest of a large one (0.4
@@ -85,13 +88,13 @@ class Views(nn.Module):
         magnitude: float | None = None,
         solarize: float | None = None,
         erase: float | None = None,
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
         small_size: int | None = None,
         small_scale: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
-        if (size is not None and size < 4) or min(std) <= 0:
+        if (size is not None and size < 4) or min(std or STD) <= 0:
             raise UserError(f"size={size}, std={std}: a view needs 4 pixels or more, and every std above 0")
         if small_size is not None and small_size < 4:
             raise UserError(f"small_size={small_size}: a view needs 4 pixels or more")
@@ -115,14 +118,15 @@ class Views(nn.Module):
         self._changes, self.chosen = changes, preset is not None
         self.small_size, self.small_scale = small_size, small_scale
         self.choose(preset or "cifar", self.chosen)
-        self.mean, self.std, self.count, self.small, self.plain = mean, std, 2, 0, 0
+        self._colours_open = mean is None, std is None
+        self.mean, self.std, self.count, self.small, self.plain = mean or MEAN, std or STD, 2, 0, 0
         self._given, self.size, self._open = given, size or 32, size is None
         # What a captured step has compiled in their place.
         self.make: Callable[..., Tensor] = masked.view
         self.draw: Callable[..., Draw] = draw
         self.words: Callable[..., Tensor] = Counted.words
-        self.register_buffer("_mean", torch.tensor(mean), persistent=False)
-        self.register_buffer("_std", torch.tensor(std), persistent=False)
+        self.register_buffer("_mean", torch.tensor(self.mean), persistent=False)
+        self.register_buffer("_std", torch.tensor(self.std), persistent=False)
 
     def choose(self, preset: str, chosen: bool = True, scale: tuple[float, float] | None = None) -> None:
         """Draw views as ``preset`` does, but for the settings that were given; ``chosen`` says whether that is settled.
@@ -147,6 +151,13 @@ class Views(nn.Module):
         """Draw views of ``size`` pixels, where the size was left open."""
         if self._open:
             self.size, self._open = size, False
+
+    def normalize_by(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        """Normalize by these, where they were left open."""
+        mean_open, std_open = self._colours_open
+        self.mean, self.std = mean if mean_open else self.mean, std if std_open else self.std
+        self._mean.copy_(torch.tensor(self.mean))
+        self._std.copy_(torch.tensor(self.std))
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that build these views again; None where the preset decides."""

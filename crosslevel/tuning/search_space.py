@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from crosslevel.models.build import is_modern
 from crosslevel.settings import signature, trust
 from crosslevel.settings.command import Command
 from crosslevel.settings.kinds import Kind, read, takes
@@ -21,7 +22,7 @@ from crosslevel.utils.trees import yaml_tree
 FORMS = "LOW:HIGH, LOW:HIGH:log or A,B,C"
 MACHINE = (
     "images", "device", "precision", "workers", "memory", "data_root", "log_every", "monitor", "monitor_every",
-    "checkpoint_minutes", "report_html",
+    "checkpoint_minutes", "report_html", "logger",
 )  # fmt: skip
 """Settings that may differ between the workers of one study."""
 
@@ -97,11 +98,13 @@ def value_at(settings: Mapping[str, Any], name: str) -> Any:
     tree: Any = settings.get(part, {}) if part else settings
     value = (tree.get("init_args") or {}).get(last) if part == "method" else tree.get(last)
     batch = settings["batch_size"]
+    if value is None and name == "optimizer":
+        return defaults.optimizer(is_modern(settings["encoder"]["name"])).value
     if value is None and name == "cld.groups":
         return defaults.groups(batch).value
     if value is None and name == "lr":
         rate = chosen(settings).sgd_rate
-        return defaults.learning_rate(settings["optimizer"], rate, batch * settings["devices"]).value
+        return defaults.learning_rate(value_at(settings, "optimizer"), rate, batch * settings["devices"]).value
     return value
 
 

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from safetensors.torch import save
 from torch import Tensor
 
+from crosslevel.utils.errors import UserError
 from crosslevel.utils.locks import hold
 
 CHECKSUM = "crosslevel.crc32"  # its name among the metadata of a safetensors file
@@ -37,9 +38,12 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Raises:
         OSError: it cannot be written; ``target`` is as it was.
+        UserError: it is a device, a pipe or the like, which nothing may take the place of.
 
     """
     target = Path(target)
+    if os.path.lexists(target) and not (target.is_symlink() or target.is_file() or target.is_dir()):
+        raise UserError(f"{target} is no plain file, and is not replaced: give another name")
     sweep(target.parent, target.name)
     with _beside(target) as file:
         try:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 
-from crosslevel.evaluation.calibration import calibration_error, limits, temperature
+from crosslevel.evaluation.labelling.calibration import calibration_error, limits, temperature
 
 
 def drawn(n=4000, classes=5, factor=3.0):

@@ -8,7 +8,7 @@ from run_samples import write_images
 from table_samples import write_encoder
 
 from crosslevel.cli import main
-from crosslevel.evaluation.classify import classify
+from crosslevel.evaluation.labelling.classify import classify
 from crosslevel.settings.parser import run
 
 QUIET = {"device": "cpu", "quiet": True, "workers": 0, "precision": "fp32"}

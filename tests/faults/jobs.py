@@ -40,7 +40,7 @@ from crosslevel.tuning.tune import tune
 from crosslevel.utils.tensors import load_tensors
 
 torch.set_num_threads(1)
-embedding.load_encoder = functools.cache(embedding.load_encoder)
+embedding.open_encoder = functools.cache(embedding.open_encoder)
 
 
 def pictures(folder: Path, count: int) -> None:
@@ -72,7 +72,7 @@ class Embed(Job):
         encoder.save(inputs / "encoder.safetensors")
         pictures(inputs / "photos", 21)
         pictures(inputs / "older", 4)
-        embedding.load_encoder(str(inputs / "encoder.safetensors"))  # once for all tries
+        embedding.open_encoder(str(inputs / "encoder.safetensors"))  # once for all tries
         os.environ["CROSSLEVEL_CACHE"] = str(inputs / "cache")
 
     def before(self, inputs: Path, out: Path) -> None:

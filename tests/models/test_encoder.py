@@ -10,7 +10,8 @@ from reference import normal
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from crosslevel.models.encoder import Encoder, View, load_encoder, load_weights
+from crosslevel.models.encoder import Encoder, View, load_encoder
+from crosslevel.models.start.weights import load_weights
 
 
 def images(seed=0, size=32, batch=2):

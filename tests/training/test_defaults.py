@@ -20,6 +20,7 @@ def test_no_rule_reads_a_label_or_a_name():
     rules = [f for _, f in inspect.getmembers(defaults, inspect.isfunction) if f.__module__ == defaults.__name__]
     names = {name for rule in rules for name in inspect.signature(rule).parameters}
     known = {"images", "epochs", "devices", "device", "minutes", "images_a_second", "optimizer", "sgd_rate", "batch"}
+    known |= {"pretrained", "modern"}  # the network: whether it starts from weights, and its family
     assert len(rules) >= 9
     assert names <= known | {"steps", "view"}
 

@@ -42,7 +42,7 @@ def test_the_score_has_a_name_and_a_direction_from_80_columns_on(tmp_path):
 
 
 def test_a_log_needs_no_tensorboard(tmp_path, monkeypatch):
-    monkeypatch.setattr("crosslevel.training.loop.log.find_spec", lambda name: None)
+    monkeypatch.setattr("crosslevel.training.loop.loggers.find_spec", lambda name: None)
     log = Log(Run(tmp_path), 2, 0)
     log.record(1, {"loss": 0.5})
     log.close()

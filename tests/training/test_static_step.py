@@ -1,5 +1,9 @@
 """The training step is told in advance: no value of a tensor decides anything on the host, and none is copied there."""
 
+import functools
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -10,7 +14,7 @@ from crosslevel.cld.harmonization import Harmonization
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.loaders.batches import Batch
 from crosslevel.methods import METHODS
-from crosslevel.models.encoder import Encoder
+from crosslevel.models.encoder import Encoder, View
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.transforms.parameters import in_pieces
 from crosslevel.transforms.views import Views
@@ -55,9 +59,16 @@ def test_what_waits_is_refused(operation):
         operation(torch.arange(4.0))
 
 
+@functools.cache
+def teacher():
+    encoder = Encoder("test_vit", image_size=16)
+    encoder.view = View(16, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    return str(encoder.save(Path(tempfile.mkdtemp()) / "encoder.safetensors"))
+
+
 def training(name, with_cld, batch, optimizer="sgd"):
     encoder = Encoder("resnet18", small_images=True, width=0.0625)
-    method = METHODS[name](encoder, 20, **ARGUMENTS.get(name, {}))
+    method = METHODS[name](encoder, 20, **(ARGUMENTS | {"distill": {"teacher": teacher()}}).get(name, {}))
     method.online = max(method.online, 2) if with_cld else method.online
     views = Views(name if name in VIEWS else "cifar", size=12, erase=0.5, blur=0.5)
     views.count, views.small, views.plain = method.views, method.small_views, method.plain_views

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from crosslevel.utils.errors import UserError
 from crosslevel.utils.files import is_unfinished, replacing, sweep, write, write_tensors
 
 
@@ -97,3 +98,13 @@ def test_equal_tensors_are_equal_bytes_whatever_the_order_of_metadata(tmp_path):
     found = load_file(tmp_path / "0.safetensors")
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def test_what_is_no_plain_file_is_never_replaced(tmp_path):
+    """A root that writes to a device must not take its place."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match="pipe is no plain file, and is not replaced: give another name"):
+        write(pipe, "new")
+    assert stat.S_ISFIFO(pipe.lstat().st_mode)
+    assert list(tmp_path.iterdir()) == [pipe]

@@ -4,18 +4,13 @@ in `_steps`, on one page.
 
 from __future__ import annotations
 
-import logging
-import re
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from rich.console import Console
 
 from crosslevel.data.loaders.batches import Batch, TrainBatches
@@ -26,38 +21,50 @@ from crosslevel.models.sync_batchnorm import synchronize
 from crosslevel.runs import Run
 from crosslevel.training.loop import checkpoints, graph
 from crosslevel.training.loop.collapse import CollapseWatch
+from crosslevel.training.loop.fabric import all_ranks_end, fabric_of
+from crosslevel.training.loop.fall import FallGuard
 from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.log import Clock, Display, Log, Stream
+from crosslevel.training.loop.loggers import Boards
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.distributed import mean
-from crosslevel.utils.errors import CrosslevelError, MachineError
-from crosslevel.utils.processes import StopRequest, World, by_torchrun
+from crosslevel.utils.processes import StopRequest, World
 
-PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
-_CLOSED = re.compile(r"[Cc]onnection (closed|reset|refused)|[Rr]emote process|[Tt]imed out|EOF|NCCL|peer")
 SCALER = "MixedPrecision"  # where a checkpoint keeps float16's scale, as former versions did
 Batches = TrainBatches | StreamBatches
 ALONE = World(1, 1, 0)
 
 
 class Outcome(NamedTuple):
-    """How far the run came: ``steps`` of all, ``finished``, and the ``signal`` that ended it, if one did."""
+    """How far the run came: ``steps`` of all, ``finished``, and the ``signal`` that ended it, if one did.
+
+    ``fallen``: it is finished before its last step, because the features fell below those that it began with.
+    """
 
     steps: int
     finished: bool
     signal: int | None
+    fallen: bool = False
+
+
+class Loggers(NamedTuple):
+    """What is told of the figures beside metrics.csv: ``names`` from `loggers.named`, and ``others`` as objects."""
+
+    names: Sequence[str]
+    others: Sequence[Any]
 
 
 class Schedule(NamedTuple):
     """When what is done: a row every ``log_every`` steps, figures every ``monitor_every`` epochs, a checkpoint after
-    each epoch and at most ``checkpoint_minutes`` after the one before.
+    each epoch and at most ``checkpoint_minutes`` after the one before; ``stop_fall``: an end before the last step.
     """
 
     log_every: int
     monitor_every: int
     checkpoint_minutes: float
+    stop_fall: bool = True
 
 
 def fit(
@@ -76,6 +83,9 @@ def fit(
     saved: Callable[[], None] = lambda: None,
     console: Console | None = None,
     compile: Compile = "off",
+    stop_fall: bool = True,
+    loggers: Loggers | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Outcome:
     """Train ``module`` on ``batches`` up to its number of steps, leaving logs and checkpoints in ``folder``.
 
@@ -95,6 +105,11 @@ def fit(
         saved: called after each checkpoint.
         resume: continue from ``folder``'s last checkpoint.
         console: where progress is shown.
+        stop_fall: end when an encoder that started from weights has a clearly lower figure than these (`FallGuard`).
+        loggers: by name, and as objects; TensorBoard where it is installed, unless given.
+        callbacks: objects of which ``on_train_start(run, module)``, ``on_log(step, figures, module)`` and
+            ``on_train_end(run, module)`` are called where they have them: at the start on every rank, a logged row on
+            the first, at the end on every rank.
         compile: the encoder and, on CUDA, the whole step (`graph`): auto where the run is long enough to pay for it.
 
     Raises:
@@ -107,14 +122,17 @@ def fit(
     state = checkpoints.read(run) if resume else None
     if sync_batchnorm:
         synchronize(module, hardware.device.type == "cuda")
-    fabric = _fabric(hardware, ranks)
-    loop = _Loop(fabric, module, batches, run, Schedule(log_every, monitor_every, checkpoint_minutes), saved)
-    with _all_ranks_end(fabric), worker_trouble(), StopRequest(lambda number: _tell(console)) as stop:
+    fabric = fabric_of(hardware, ranks, callbacks)
+    schedule = Schedule(log_every, monitor_every, checkpoint_minutes, stop_fall)
+    loop = _Loop(fabric, module, batches, run, schedule, saved, loggers)
+    with all_ranks_end(fabric), worker_trouble(), StopRequest(lambda number: _tell(console)) as stop:
         loop.prepare(state, hardware, console)
         loop.compile(compile, hardware, ranks.size, console)
+        fabric.call("on_train_start", run=folder, module=module)
         loop.train(monitor, stop, console)
+        fabric.call("on_train_end", run=folder, module=module)
     module.cpu()
-    return Outcome(module.step, module.step >= module.steps, loop.signal or None)
+    return Outcome(module.step, loop.fallen or module.step >= module.steps, loop.signal or None, loop.fallen)
 
 
 class _Loop:
@@ -128,10 +146,11 @@ class _Loop:
         run: Run,
         schedule: Schedule,
         saved: Callable[[], None],
+        loggers: Loggers | None,
     ) -> None:
-        self.fabric, self.module, self.batches, self.run = fabric, module, batches, run
+        self.fabric, self.module, self.batches, self.run, self.loggers = fabric, module, batches, run, loggers
         self.schedule, self.after_save = schedule, saved
-        self.signal, self.best = 0, checkpoints.BestEpoch()
+        self.signal, self.fallen, self.best = 0, False, checkpoints.BestEpoch()
         self.step: graph.Step = self._usual_step
 
     def prepare(self, state: dict[str, Any] | None, hardware: Hardware, console: Console) -> None:
@@ -191,23 +210,51 @@ class _Loop:
                 pass
             return
         module, epoch = self.module, len(self.batches)
-        log = Log(self.run, epoch, module.step)
+        log = Log(self.run, epoch, module.step, self._boards())
         watch = CollapseWatch(log, self.run, module, console)
         display = Display(log, console, module.step, module.steps)
+        status = "failed"
         try:
+            guard = self._guarded(monitor, log, console)
             for images in self._steps(stop):
                 last = module.step == module.steps
                 if self._is_logged():
-                    log.record(module.step, {**module.values(), **self.clock.read()})
+                    figures = {**module.values(), **self.clock.read()}
+                    log.record(module.step, figures)
+                    self.fabric.call("on_log", step=module.step, figures=figures, module=module)
                     self.clock.restart()
                 if monitor is not None and (module.step % (self.schedule.monitor_every * epoch) == 0 or last):
-                    log.record(module.step, monitor())
+                    figures = monitor()
+                    log.record(module.step, figures)
+                    self.fabric.call("on_log", step=module.step, figures=figures, module=module)
+                    self.fallen = guard is not None and guard.look(figures)
                     self.clock.restart()
                 watch.look(images)
                 display.update(module.step)
+            if guard is not None:
+                guard.restore()
+            status = "success"
         finally:
             display.close()
-            log.close()
+            log.close(status)
+
+    def _boards(self) -> Boards | None:
+        if self.loggers is None:
+            return None
+        settings = self.run.settings() if self.run.config.is_file() else {}
+        return Boards(self.run, self.loggers.names, self.loggers.others, settings)
+
+    def _guarded(self, monitor: Callable[[], dict[str, float]] | None, log: Log, console: Console) -> FallGuard | None:
+        """What watches weights that were good before; their figure is the first row."""
+        if monitor is None or not (self.schedule.stop_fall and self.module.encoder.started):
+            return None
+        guard = FallGuard(self.run, self.module, console)
+        if self.module.step == 0:
+            figures = monitor()
+            log.record(0, figures)
+            guard.begin(figures)
+            self.clock.restart()
+        return guard
 
     def _steps(self, stop: StopRequest) -> Iterator[int]:
         """One step after another; what is done with each one, and then its checkpoint. Yields its images."""
@@ -225,28 +272,28 @@ class _Loop:
                     losses = torch.stack([value.float() for value in module.seen.values()])
                     module.seen = dict(zip(module.seen, mean(losses), strict=True))
             yield len(batch.index)
-            late, self.signal = self._agreed(
-                time.monotonic() - self.saved_at > 60 * self.schedule.checkpoint_minutes, stop.number
+            late, self.signal, self.fallen = self._agreed(
+                time.monotonic() - self.saved_at > 60 * self.schedule.checkpoint_minutes, stop.number, self.fallen
             )
             ended = module.step % epoch == 0
-            if ended or late or self.signal or module.step == module.steps:
+            if ended or late or self.signal or self.fallen or module.step == module.steps:
                 module.check_finite()
                 self._save(best=ended and self.best.end())
-            if self.signal:
+            if self.signal or self.fallen:
                 break
 
     def _is_logged(self) -> bool:
         step = self.module.step
         return step % self.schedule.log_every == 0 or step % len(self.batches) == 0 or step == self.module.steps
 
-    def _agreed(self, late: bool, signal: int) -> tuple[bool, int]:
+    def _agreed(self, late: bool, signal: int, fallen: bool) -> tuple[bool, int, bool]:
         """What any rank wants: all must save, and stop, after the same step."""
         if self.fabric.world_size == 1:
-            return late, signal
-        wishes = torch.tensor([int(late), signal], device=self.fabric.device)
+            return late, signal, fallen
+        wishes = torch.tensor([int(late), signal, int(fallen)], device=self.fabric.device)
         torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX)
-        late_somewhere, number = wishes.tolist()
-        return bool(late_somewhere), number
+        late_somewhere, number, fallen_there = wishes.tolist()
+        return bool(late_somewhere), number, bool(fallen_there)
 
     def _save(self, best: bool) -> None:
         """A checkpoint; every rank takes part, since memories may lie in parts."""
@@ -265,46 +312,6 @@ class _Loop:
         self.after_save()
         self.saved_at = time.monotonic()
         self.clock.restart()
-
-
-def _fabric(hardware: Hardware, ranks: World) -> Fabric:
-    """Where the training runs; it starts its own processes, unless torchrun has, whatever a cluster's variables say."""
-    on_gpu = hardware.device.type == "cuda"
-    if on_gpu:
-        torch.backends.cudnn.benchmark = True
-    # Lightning's banners are for its own users; ours get one line about device and precision.
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
-    return Fabric(
-        accelerator="gpu" if on_gpu else hardware.device.type,
-        devices=ranks.devices,
-        num_nodes=ranks.nodes,
-        strategy="ddp" if ranks.size > 1 else "auto",
-        precision=PRECISIONS[hardware.precision],
-        plugins=[TorchElasticEnvironment() if by_torchrun() else LightningEnvironment()],
-    )
-
-
-@contextmanager
-def _all_ranks_end(fabric: Fabric) -> Iterator[None]:
-    """When the first rank fails, the processes that it started would wait for it for ever.
-
-    Raises:
-        MachineError: one of the others has died, which the rest can only see as a connection that is closed.
-
-    """
-    try:
-        yield
-    except BaseException as error:
-        processes = list(getattr(fabric.strategy.launcher, "procs", ()))
-        dead = [(n, process.poll()) for n, process in enumerate(processes, 1) if process.poll() not in (None, 0)]
-        for process in processes:
-            process.kill()
-        lost = isinstance(error, RuntimeError) and not isinstance(error, CrosslevelError)
-        if lost and (dead or (fabric.world_size > 1 and _CLOSED.search(str(error)))):
-            which = f"process {dead[0][0]} ended with status {dead[0][1]}" if dead else "a process is gone"
-            raise MachineError(f"{which}, and the {fabric.world_size} of this training need each other") from error
-        raise
 
 
 def _tell(console: Console) -> None:

@@ -6,11 +6,9 @@ import csv
 import io
 import time
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import ProgressColumn, Task, TaskProgressColumn
 from rich.table import Column
@@ -20,6 +18,7 @@ from crosslevel.data.loaders.batches import Batch, TrainBatches
 from crosslevel.data.loaders.streams import StreamBatches
 from crosslevel.metrics.label_free import NAMES
 from crosslevel.runs import Run
+from crosslevel.training.loop.loggers import Boards, named
 from crosslevel.utils import files
 from crosslevel.utils.console import progress_bar, say
 from crosslevel.utils.errors import UserError
@@ -71,24 +70,23 @@ class Clock:
 
 
 class Log:
-    """The rows of metrics.csv, and of TensorBoard where it is installed, one a logged step.
+    """The rows of metrics.csv, and of other loggers, one a logged step.
 
     Args:
         run: the run's folder.
         steps_per_epoch: steps.
         step: the one that the run goes on after: rows beyond it are not its own.
+        boards: the other loggers; TensorBoard where it is installed, unless given.
 
     """
 
-    def __init__(self, run: Run, steps_per_epoch: int, step: int) -> None:
+    def __init__(self, run: Run, steps_per_epoch: int, step: int, boards: Boards | None = None) -> None:
         self.file, self.steps_per_epoch = run.metrics, steps_per_epoch
         self.newest: dict[str, float] = {}
         self.recorded = -1  # the step of the newest figures
         kept = read_rows(run.metrics, step) if step and run.metrics.exists() else []
         files.write(run.metrics, "".join(map(_line, [dict(zip(COLUMNS, COLUMNS, strict=True)), *kept])))
-        # An extra: who looks at runs in TensorBoard has it.
-        there = find_spec("tensorboard") is not None
-        self.board = TensorBoardLogger(run.path, name=run.tensorboard.name, version="") if there else None
+        self.boards = Boards(run, named(None), (), {}) if boards is None else boards
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """Write one row."""
@@ -100,13 +98,11 @@ class Log:
         shown = {name: f"{value:.6g}" for name, value in {"epoch": step / self.steps_per_epoch, **values}.items()}
         with self.file.open("ab") as file:
             file.write(_line({"step": str(step), **shown}).encode())
-        if self.board is not None:
-            self.board.log_metrics(values, step)
+        self.boards.record(step, values)
 
-    def close(self) -> None:
-        """Write what TensorBoard still holds."""
-        if self.board is not None:
-            self.board.finalize("success")
+    def close(self, status: str = "success") -> None:
+        """Write what other loggers still hold."""
+        self.boards.close(status)
 
 
 def read_rows(file: Path, step: int) -> list[dict[str, str]]:
@@ -183,7 +179,7 @@ class _Figures(ProgressColumn):
 
 def _figures(row: Mapping[str, Any], width: int | None = None) -> str:
     """The loss, the features' figures and the speed, in this order, within ``width`` characters."""
-    if not row:
+    if "loss" not in row:
         return ""
     parts = [f"loss {row['loss']:.3f}"]
     if "knn" in row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from timm.optim import Lars
+from timm.optim import Lars, param_groups_layer_decay
 from torch import Tensor, nn
 
 from crosslevel.cld.harmonization import Harmonization
@@ -22,6 +22,7 @@ from crosslevel.utils.rng import step_seed
 from crosslevel.utils.schedules import warmed_up
 
 Optimizer = Literal["sgd", "adamw", "lars"]
+SHARE = "lr_scale"  # timm's name for a group's share of the learning rate
 
 
 class Pretrain(nn.Module):
@@ -52,12 +53,15 @@ class Pretrain(nn.Module):
         seed: int,
         epoch_steps: int | None = None,
         gh: Harmonization | None = None,
+        encoder_rate: float = 1.0,
+        layer_decay: float = 1.0,
     ) -> None:
         super().__init__()
         self.encoder, self.method, self.cld, self.gh, self.views = encoder, method, cld, gh, views
         self.steps, self.warmup_steps, self.seed = steps, warmup_steps, seed
         self.epoch_steps = epoch_steps or steps
         self.optimizer_name, self.lr, self.weight_decay = optimizer, lr, weight_decay
+        self.encoder_rate, self.layer_decay = encoder_rate, layer_decay
         self.step, self.rank = 0, 0
         self.shared_draws = torch.Generator()
         self.seen: dict[str, Tensor] = {}
@@ -77,10 +81,11 @@ class Pretrain(nn.Module):
         self.shared_draws.manual_seed(step_seed(self.seed, self.step, -1))
         rate = self.lr * warmed_up(self.step, self.steps, self.warmup_steps)
         for group in optimizer.param_groups:
+            own = rate * group.get(SHARE, 1.0)
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
+                group["lr"].fill_(own)
             else:
-                group["lr"] = rate
+                group["lr"] = own
         if self.now is not None:
             self.now.fill_(self.step)
 
@@ -144,14 +149,31 @@ class Pretrain(nn.Module):
 
     def configure_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer named on the command line; weight decay as its field applies it."""
-        groups = parameter_groups(self, self.weight_decay, everything=self.optimizer_name == "sgd")
+        groups = self._parameter_groups()
         if self.optimizer_name == "sgd":
             return torch.optim.SGD(groups, lr=self.lr, momentum=0.9)
         if self.optimizer_name == "adamw":
             return torch.optim.AdamW(groups, lr=self.lr)
         # Without decay timm's LARS is plain SGD unless told to adapt; what is excluded from decay stays plain SGD.
-        groups[0]["always_adapt"] = True
+        for group in groups:
+            group["always_adapt"] = all(p.ndim > 1 for p in group["params"])
         return Lars(groups, lr=self.lr, momentum=0.9)
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Trained parameters with their decay, and, where the encoder has rates of its own, their share of the rate."""
+        everything = self.optimizer_name == "sgd"
+        if self.encoder_rate == self.layer_decay == 1.0:
+            return parameter_groups(self, self.weight_decay, everything)
+        network = self.encoder.backbone
+        named: Any = getattr(network, "no_weight_decay", tuple)
+        own = param_groups_layer_decay(
+            network, self.weight_decay, () if everything else named(), layer_decay=self.layer_decay,
+            weight_decay_exclude_1d=not everything,
+        )  # fmt: skip
+        for group in own:
+            group[SHARE] *= self.encoder_rate
+        others = nn.ModuleDict({"method": self.method, **({} if self.cld is None else {"cld": self.cld})})
+        return [*own, *(g for g in parameter_groups(others, self.weight_decay, everything) if g["params"])]
 
     def values(self) -> dict[str, float]:
         """What the last step saw, as numbers, for the log."""

@@ -1,4 +1,4 @@
-"""Annotated images, in the layouts of Pascal VOC and COCO."""
+"""Annotated images, in the layouts of Pascal VOC, COCO and YOLO."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from crosslevel.data.sources.annotated.annotations import Annotated
 from crosslevel.data.sources.annotated.coco import open_coco
 from crosslevel.data.sources.annotated.voc import open_voc
+from crosslevel.data.sources.annotated.yolo import ENDINGS, open_yolo
 from crosslevel.data.uri import Part, Source
 from crosslevel.utils.errors import SourceError
 
@@ -21,6 +22,7 @@ def annotated(source: Source) -> Annotated:
       name of a list there;
     - COCO: ``annotations/instances_val2017.json:val2017``, a file of instances and the folder of its images, which
       may be left out where the folders are named as in the official data set;
+    - YOLO: ``dataset/data.yaml:train``, the YAML file that names classes and splits, and the name of a split;
     - several of one kind, joined by ``+``: ``VOC2007:trainval+VOC2012:trainval``.
 
     Coordinates become zero-based: VOC's xmin and ymin count from 1 and its xmax and ymax include the last pixel, so
@@ -57,9 +59,11 @@ def annotated(source: Source) -> Annotated:
 def _opened(part: Part) -> Annotated:
     if os.path.isfile(part.path) and part.path.lower().endswith(".json"):
         return open_coco(Path(part.path), Path(part.rest) if part.rest else None)
+    if os.path.isfile(part.path) and part.path.lower().endswith(ENDINGS):
+        return open_yolo(Path(part.path), part.rest)
     if os.path.isdir(part.path):
         return open_voc(Path(part.path), part.rest, str(part))
     raise SourceError(
         f"{part}: there is no such folder or file: give a VOC folder and the name of a list, VOC2007:trainval, "
-        "or COCO's instances and their images, instances_val2017.json:val2017"
+        "COCO's instances and their images, instances_val2017.json:val2017, or YOLO's data.yaml:train"
     )

@@ -19,14 +19,15 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
-from crosslevel.evaluation.calibration import Limits, calibration_error, limits, temperature
+from crosslevel.evaluation.labelling.calibration import Limits, calibration_error, limits, temperature
 from crosslevel.evaluation.linear import Linear, held_out
 from crosslevel.evaluation.linear import choose as chosen_linear
 from crosslevel.features.extract import Features, Runtime, extract
 from crosslevel.features.pieces import text
 from crosslevel.metrics.knn import neighbours, weighted_knn
 from crosslevel.metrics.nearest import nearest
-from crosslevel.models.encoder import Encoder, load_encoder
+from crosslevel.models.encoder import Encoder
+from crosslevel.models.named import open_encoder
 from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import UserError
@@ -93,7 +94,7 @@ def classify(
     counts as unknown.
 
     Args:
-        run: the folder of a run, or its encoder.safetensors.
+        run: the folder of a run, or its encoder.safetensors; or weights by name: timm:NAME, hf-hub:owner/name.
         labelled: labelled images: a folder with a sub-folder for each class, or any other source with labels.
         images: the images to label.
         output: the Parquet table to write: path, label, probability, unknown, distance. From Python none is written
@@ -121,7 +122,7 @@ def classify(
         raise UserError(f"k={k}: at least 1")
     if output is not None and Path(output).suffix != ".parquet":
         raise UserError(f"--output {output}: the name must end in .parquet")
-    console, encoder = printer(quiet), load_encoder(run)
+    console, encoder = printer(quiet), open_encoder(run)
     runtime = Runtime(choose(device, precision), workers, batch_size)
     known = open_images(labelled, data_root=data_root, crops=crops)
     if known.labels is None:

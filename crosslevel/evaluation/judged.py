@@ -1,0 +1,146 @@
+"""What `crosslevel evaluate` judges: an encoder, what it is held against, and the labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import Images
+from crosslevel.data.open import open_images
+from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.data.uri import parse
+from crosslevel.evaluation.protocols import PIXELS, Kind, Subject
+from crosslevel.evaluation.results import FILE
+from crosslevel.features.extract import Runtime
+from crosslevel.models.encoder import Encoder, untrained
+from crosslevel.models.named import home_of, is_by_name, open_encoder, title_of
+from crosslevel.runs import Run, load_branches
+from crosslevel.utils.console import printer, say
+from crosslevel.utils.errors import SourceError, UserError
+
+START = "start (frozen)"
+"""The row of the weights that a training began with."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images: those to learn from, and those to classify."""
+
+    images: str
+    test: str | None
+    data_root: str | None
+    crops: Crops | None
+
+    def about(self, seed: int) -> dict[str, Any]:
+        """What is recorded with every figure."""
+        about: dict[str, Any] = {"images": _place(self.images), "test": _place(self.test), "data_root": self.data_root}
+        return {**about, "seed": seed} | ({} if self.crops is None else {"crops": asdict(self.crops)})
+
+
+@dataclass(frozen=True)
+class Session:
+    """What is judged, where it runs and where its results go.
+
+    ``title`` is its row's, ``beside`` are further encoders by theirs, ``folder`` the run's, ``kept`` the folder of
+    features, if they are kept.
+    """
+
+    encoder: Encoder
+    title: str
+    beside: dict[str, Encoder]
+    folder: Path | None
+    file: Path
+    kept: Path | None
+    runtime: Runtime
+    seed: int
+    console: Console
+    bad: BadFiles = field(default_factory=BadFiles)
+
+
+def session_of(
+    run: str, beside: Sequence[str], output: str | None, cache: bool, runtime: Runtime, seed: int, quiet: bool
+) -> Session:
+    """Load what is judged and what stands beside it, and say where it is computed."""
+    folder = home_of(run)
+    console, encoder = printer(quiet), open_encoder(run)
+    others = {title_of(name): open_encoder(name) for name in beside}
+    console.print(f"device: {runtime.hardware.why}", highlight=False)
+    for loaded in dict.fromkeys(each.loaded for each in (encoder, *others.values())):
+        say(console, loaded)
+    file = Path(output) if output else (folder or Path()) / FILE
+    title = title_of(run) if is_by_name(run) else "trained encoder"
+    start = None if folder is None else start_of(Run(folder), encoder, console)
+    began = {} if start is None else {START: start}
+    kept = folder if cache else None
+    return Session(encoder, title, {**began, **others}, folder, file, kept, runtime, seed, console)
+
+
+def start_of(run: Run, encoder: Encoder, console: Console) -> Encoder | None:
+    """The weights that a run began with, as frozen features; None where it began with random ones."""
+    if not run.config.is_file():
+        return None
+    settings = run.settings().get("encoder")
+    if not isinstance(settings, dict) or not (settings.get("pretrained") or settings.get("weights")):
+        return None
+    try:
+        start = Encoder(**{**settings, "train": "all"})
+    except (UserError, TypeError, OSError) as error:
+        say(console, f"without the row {START}: {error}")
+        return None
+    start.view = encoder.view
+    return start.eval()
+
+
+def subject_of(
+    session: Session, data: Data, names: Sequence[str], branches: bool, shots: tuple[int, int] | None
+) -> Subject | None:
+    """The features to judge on labelled images; None where only detectors are trained."""
+    if set(names) == {"detection"}:
+        return None
+    assert data.test is not None
+    bank, queries = labelled_pair(data.images, data.test, data.data_root, data.crops)
+    kinds: dict[str, Kind] = {
+        "raw pixels": PIXELS,
+        "untrained encoder": untrained(session.encoder, session.seed),
+        **session.beside,
+        session.title: session.encoder,
+    }
+    for part in (bank, queries):
+        session.bad.leave_out(part.left_out)
+    heads = load_branches(session.folder) if branches and session.folder is not None else {}
+    return Subject(
+        kinds, bank, queries, session.runtime, session.bad, session.kept, heads, session.console, shots, session.seed,
+    )  # fmt: skip
+
+
+def labelled_pair(
+    images: str, test: str, data_root: str | None = None, crops: Crops | None = None
+) -> tuple[Images, Images]:
+    """Both sources opened.
+
+    Raises:
+        SourceError: one has no labels, or the test images have classes that the others lack.
+    """
+    bank, queries = (_labelled(source, data_root, crops) for source in (images, test))
+    unknown = sorted(set(queries.classes or []) - set(bank.classes or []))
+    if unknown:
+        named = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
+        raise SourceError(f"{test} has classes that {images} lacks: {named}")
+    return bank, queries
+
+
+def _labelled(source: str, data_root: str | None, crops: Crops | None) -> Images:
+    images = open_images(source, data_root=data_root, crops=crops)
+    if images.labels is None:
+        raise SourceError(f"{source} has no labels: put each class into a folder of its own to evaluate on it")
+    return images
+
+
+def _place(source: str | None) -> str | None:
+    """A source as any other call would find it."""
+    return None if source is None else parse(source).absolute().text

@@ -1,0 +1,128 @@
+"""Distillation of features: a small network learns what a large, frozen one makes of the same view.
+
+The head's output q(h) points where the teacher's feature t does, as for the summary features of Ranzinger et al.,
+"AM-RADIO: Agglomerative Vision Foundation Model", CVPR 2024 (sec. 3.2)::
+
+    L = mean over views and images of 2 - 2 cos(q(h), t - m)
+
+m is the mean of the teacher's features over the images: most of a feature is common to all of them, and a student that
+has learned nothing else would be right without it. It is a moving average over the steps, as DINO's centre is (Caron et
+al., ICCV 2021, sec. 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from crosslevel.methods.base import Method, feature_size
+from crosslevel.methods.byol import distance
+from crosslevel.models.heads import Head
+from crosslevel.models.named import open_encoder
+from crosslevel.utils.distributed import gather
+from crosslevel.utils.errors import UserError
+
+
+class Distill(Method):
+    """A student's features of a view, through its head, point where the teacher's do."""
+
+    centre: Tensor
+    steps: Tensor
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        images: int | None = None,
+        *,
+        teacher: str | None = None,
+        momentum: float = 0.99,
+        centred: bool = True,
+        head: Head = "mlp",
+        hidden: int | None = None,
+        batch_norm: bool = True,
+    ) -> None:
+        """Load the teacher, and build the head that speaks its language.
+
+        Args:
+            encoder: the network that is trained, the student.
+            images: not used; nothing depends on the number of images.
+            teacher: the large network: the folder of a run, or weights by name such as
+                timm:vit_large_patch14_dinov2.lvd142m; ,size=224 after it sets the size that it sees views in.
+            momentum: of the moving average of the teacher's features.
+            centred: take that average away from the teacher's features.
+            head: of the student: linear, mlp, norm-linear or norm-mlp.
+            hidden: units of an MLP head's hidden layer; the larger one's feature size unless given.
+            batch_norm: normalize the hidden layer's batch.
+
+        Raises:
+            ValueError: no teacher, or none of this name.
+
+        """
+        if teacher is None:
+            raise UserError("Distill needs a teacher: --method.teacher RUN, or weights by name, such as timm:NAME")
+        if not 0 <= momentum < 1:
+            raise UserError(f"momentum={momentum} must be from 0 to below 1")
+        known = open_encoder(teacher).requires_grad_(False)
+        width = hidden or max(feature_size(encoder), known.num_features)
+        super().__init__(encoder, head, known.num_features, width, batch_norm)
+        self.teacher, self.momentum, self.centred = teacher, momentum, centred
+        self.hidden, self.batch_norm, self.online = hidden, batch_norm, 1
+        self._taught_by = (known,)  # in a tuple it is no submodule: neither saved nor trained
+        self._waiting: list[Tensor] = []
+        # From the student's normalization to the teacher's: view * scale + shift.
+        (m, s), (mean, std) = (torch.tensor(view[1:]) for view in (getattr(encoder, "view", known.view), known.view))
+        self.register_buffer("scale", (s / std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", ((m - mean) / std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("centre", torch.zeros(known.num_features))
+        self.register_buffer("steps", torch.zeros(()))
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Distill:
+        self._taught_by[0]._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
+
+    def forward(
+        self,
+        views: Sequence[Float[Tensor, "B 3 h w"]],
+        features: Sequence[Float[Tensor, "B D"]],
+        index: Int64[Tensor, " B"],
+    ) -> Float[Tensor, ""]:
+        """The mean distance of the student's views from the teacher's, in [0, 4]."""
+        taught = [self.ask(view) for view in views[: len(features)]]
+        mean = gather(torch.cat(taught)).mean(0)
+        self._waiting.append(mean)
+        # The first steps have no average yet.
+        centre = torch.where(self.steps > 0, self.centre.to(mean.dtype), mean)
+        with torch.autocast(views[0].device.type, enabled=False):
+            pairs = [
+                (self.branch(h.to(torch.promote_types(h.dtype, torch.float32))), t - centre if self.centred else t)
+                for h, t in zip(features, taught, strict=True)
+            ]
+            return torch.stack([distance(q, t) for q, t in pairs]).mean()
+
+    @torch.no_grad()
+    def ask(self, view: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B d"]:
+        """What the teacher makes of a view, in its own size and colours."""
+        teacher = self._taught_by[0]
+        shown, size = view * self.scale + self.shift, teacher.view.size
+        if view.shape[-1] != size:
+            shown = F.interpolate(shown, (size, size), mode="bicubic", antialias=True)
+        t: Tensor = teacher(shown.contiguous(memory_format=torch.channels_last))
+        return t.to(torch.promote_types(t.dtype, torch.float32))
+
+    @torch.no_grad()
+    def after_step(self, progress: float | Tensor = 0.0) -> None:
+        """Move the average of the teacher's features."""
+        if not self._waiting:
+            return
+        mean = self._waiting.pop().to(self.centre.dtype)
+        moved = self.momentum * self.centre + (1 - self.momentum) * mean
+        self.centre.copy_(torch.where(self.steps > 0, moved, mean))
+        self.steps += 1

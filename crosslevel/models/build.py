@@ -1,0 +1,100 @@
+"""Networks of timm as they are wanted here: without classifier, and ResNets in any width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import timm
+import torch.nn.functional as F
+from timm.models.resnet import ResNet
+from torch import Tensor, nn
+
+from crosslevel.utils.errors import UserError
+
+MODERN = (
+    "beit", "convnext", "deit", "eva", "hiera", "mambaout", "metaformer", "swin_transformer", "swin_transformer_v2",
+    "vision_transformer",
+)  # fmt: skip
+"""Families of timm that are trained with AdamW and drop whole branches: they normalize layers, not batches."""
+
+
+def is_modern(architecture: str) -> bool:
+    """Whether a network is of one of these families: a ViT, a ConvNeXt and the like."""
+    name = architecture.partition(".")[0]
+    if not timm.is_model(name):
+        return False
+    entry = timm.model_entrypoint(name)
+    return entry.__module__.rpartition(".")[2] in MODERN
+
+
+def create(name: str, options: Mapping[str, Any], **more: Any) -> nn.Module:
+    """A timm model without classifier; its weights are random unless ``more`` says which.
+
+    Raises:
+        UserError: an option that it does not take.
+
+    """
+    # A mean of a ViT's tokens is of those that weights with a class token have normalized.
+    if timm.model_entrypoint(name.partition(".")[0]).__module__ == ResNet.__module__:
+        options = {"zero_init_last": False, **options}
+    pooled = {"fc_norm": False} if options.get("global_pool") == "avg" and "fc_norm" not in options else {}
+    try:
+        model: nn.Module = _without(name, options, pooled, **more)
+    except TypeError as error:
+        raise UserError(f"encoder.name={name} does not take {' or '.join(options)}: leave it out") from error
+    except AssertionError as error:
+        told = ", ".join(f"{key} {value}" for key, value in options.items())
+        raise UserError(f"encoder.name={name} does not take {told}: {error}") from error
+    return model
+
+
+def _without(name: str, options: Mapping[str, Any], pooled: Mapping[str, Any], **more: Any) -> Any:
+    """The model; of ``pooled`` only ViTs know anything."""
+    try:
+        return timm.create_model(name, num_classes=0, **options, **pooled, **more)
+    except TypeError:
+        if not pooled:
+            raise
+        return timm.create_model(name, num_classes=0, **options, **more)
+
+
+def narrow(model: nn.Module, name: str, width: float, zero_init_last: bool | None) -> None:
+    """Rebuild a ResNet with ``width`` times the channels, its stem included, in place."""
+    if not isinstance(model, ResNet) or not isinstance(model.conv1, nn.Conv2d):
+        raise UserError(f"encoder.width={width} is for ResNets with a one-convolution stem; {name} takes 1.0")
+    scale = _scaled(width)
+    for parent in list(model.modules()):
+        for key, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d):
+                setattr(parent, key, scale(child))
+            elif isinstance(child, nn.BatchNorm2d):
+                setattr(parent, key, nn.BatchNorm2d(max(1, round(child.num_features * width))))
+    model.num_features = model.head_hidden_size = max(1, round(model.num_features * width))
+    model.init_weights(zero_init_last=bool(zero_init_last))
+
+
+def _scaled(width: float) -> Callable[[nn.Conv2d], nn.Conv2d]:
+    def scale(conv: nn.Conv2d) -> nn.Conv2d:
+        inputs = conv.in_channels if conv.in_channels == 3 else max(1, round(conv.in_channels * width))
+        same: Any = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")}
+        thin = inputs < _THIN and conv.kernel_size == (1, 1) and conv.stride != (1, 1)
+        kind = _Strided if thin else nn.Conv2d
+        return kind(inputs, max(1, round(conv.out_channels * width)), bias=conv.bias is not None, **same)
+
+    return scale
+
+
+class _Strided(nn.Conv2d):
+    """A 1x1 convolution of every other pixel, taken apart: first the pixels, then the convolution.
+
+    The same numbers. In one step, oneDNN's gradient of the weights writes beyond its memory where there are fewer
+    channels than a vector holds: float32, channels last, on processors with AVX2 (uxlfoundation/oneDNN issue 6035).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of x (B, C, H, W)."""
+        return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
+
+
+_THIN = 16  # float32 in the longest vector

@@ -1,0 +1,74 @@
+"""One way from what a user names to an encoder: a run, or weights that timm or the hub has."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from crosslevel.models.encoder import FILE, Encoder, load_encoder
+from crosslevel.models.start.pretrained import CONFIG, FOLDER, is_named
+from crosslevel.utils.errors import UserError
+
+
+def open_encoder(run: str | os.PathLike[str]) -> Encoder:
+    """The encoder that ``run`` names, with its view, in evaluation mode.
+
+    Args:
+        run: the folder of a run, or its encoder.safetensors; or, without any training, ``timm:NAME`` such as
+            ``timm:vit_small_patch14_dinov2.lvd142m``, ``hf-hub:owner/name``, or a folder with such a repository's
+            config.json and model.safetensors. ``,size=224`` after one of these takes images of that size in place of
+            the weights' own.
+
+    Raises:
+        UserError: there is no such run, no such name, or no network; the message says what to do.
+
+    """
+    text = os.fspath(run)
+    if not is_by_name(text):
+        return load_encoder(text)
+    name, size = _parsed(text)
+    if not is_named(name):
+        name = FOLDER + name
+    encoder = Encoder(name, pretrained=True)
+    if size is not None:
+        encoder.resize(size)
+    return encoder.eval().requires_grad_(False)
+
+
+def is_by_name(run: str | os.PathLike[str]) -> bool:
+    """Whether ``run`` names weights that were not trained here."""
+    text = os.fspath(run)
+    folder = Path(text.partition(",")[0])
+    return is_named(text) or ((folder / CONFIG).is_file() and not (folder / FILE).exists())
+
+
+def home_of(run: str | os.PathLike[str]) -> Path | None:
+    """The run's folder, where what is computed about it is kept; None where nobody trained one."""
+    if is_by_name(run):
+        return None
+    return Path(run) if Path(run).is_dir() else Path(run).parent
+
+
+def title_of(run: str | os.PathLike[str]) -> str:
+    """What a table calls the encoder."""
+    return os.fspath(run).rstrip("/") if is_by_name(run) else Path(run).name
+
+
+def mark_of(run: str | os.PathLike[str], encoder: Encoder) -> str:
+    """Changes when the encoder does; of a run told by its file alone, without reading it."""
+    if is_by_name(run):
+        return hashlib.sha256(encoder.identity().encode()).hexdigest()
+    weights = Path(run) / FILE if Path(run).is_dir() else Path(run)
+    return f"{weights.stat().st_mtime_ns} {weights.stat().st_size}"
+
+
+def _parsed(text: str) -> tuple[str, int | None]:
+    name, _, rest = text.partition(",")
+    if not rest:
+        return name, None
+    found = re.fullmatch(r"size=([1-9]\d*)", rest)
+    if found is None:
+        raise UserError(f"{text}: {rest!r} is no setting of it: give size=PIXELS")
+    return name, int(found[1])

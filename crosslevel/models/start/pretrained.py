@@ -1,0 +1,306 @@
+"""Weights by name: timm's, those of the Hugging Face hub, and local files in the same form.
+
+Weights are read from safetensors alone; a repository that has only pickles is refused. timm itself fits them to the
+network: names of other programs, position embeddings of another size, a classifier that is not wanted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import yaml
+from torch import nn
+
+from crosslevel.models.build import create
+from crosslevel.utils.errors import NotThere, UserError
+from crosslevel.utils.tensors import load_safetensors
+
+HUB = ("hf-hub:", "hf:")
+FOLDER = "local-dir:"
+TIMM = "timm:"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+NAMES_OF_WEIGHTS = (WEIGHTS, "open_clip_model.safetensors")
+ARGUMENTS = (
+    "img_size", "patch_size", "in_chans", "drop_path_rate", "drop_rate", "global_pool", "fc_norm", "class_token",
+    "reg_tokens", "no_embed_class", "pos_embed", "init_values", "qkv_bias", "qk_norm", "pre_norm", "final_norm",
+    "embed_dim", "embed_dims", "depth", "depths", "dims", "num_heads", "mlp_ratio", "ls_init_value", "kernel_sizes",
+    "window_size", "dynamic_img_size", "dynamic_img_pad", "act_layer", "norm_layer", "stem_width", "stem_type",
+    "base_width", "cardinality", "output_stride", "layers", "channels",
+)  # fmt: skip
+"""What a file may say about how a network is built: sizes and names that timm knows, nothing that is imported."""
+
+
+class Start(NamedTuple):
+    """Weights to start from, and the network that they are of.
+
+    ``architecture`` is timm's name of it, ``arguments`` what it is built with beside, ``config`` what timm knows about
+    the weights, ``licence`` theirs (empty where nobody says), ``source`` where they are from.
+    """
+
+    architecture: str
+    arguments: dict[str, Any]
+    file: Path
+    config: dict[str, Any]
+    licence: str
+    source: str
+
+
+def is_named(name: str) -> bool:
+    """Whether ``name`` says where weights are, and so implies that they are wanted."""
+    return name.startswith((*HUB, FOLDER, TIMM))
+
+
+def find(name: str, file: str | None = None) -> Start:
+    """The weights that ``name`` stands for, on this machine: fetched once, and kept in the hub's own cache.
+
+    Args:
+        name: a timm model such as ``vit_small_patch14_dinov2.lvd142m`` (with ``timm:`` or without),
+            ``hf-hub:owner/name`` (a revision after ``@``), or ``local-dir:FOLDER`` with such a repository's files.
+        file: a .safetensors file of a timm model's weights, in place of those that timm names.
+
+    Raises:
+        UserError: nobody knows the name, it has no weights as safetensors, or there is no network; what to do.
+
+    """
+    hub = next((prefix for prefix in HUB if name.startswith(prefix)), None)
+    if hub is not None:
+        return _of_repository(name.removeprefix(hub), name)
+    if name.startswith(FOLDER):
+        return _of_folder(Path(name.removeprefix(FOLDER)), name, "")
+    return _of_timm(name.removeprefix(TIMM), file)
+
+
+def known_model(name: str) -> str:
+    """A timm model's name, without ``timm:``.
+
+    Raises:
+        UserError: timm has no such model.
+
+    """
+    name = name.removeprefix(TIMM)
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        hint = did_you_mean(architecture, timm.list_models(), "timm.list_models() has them all", most=3)
+        raise UserError(f"encoder.name={name!r} is not a timm model: {hint}")
+    return name
+
+
+def build(start: Start, options: Mapping[str, Any]) -> tuple[nn.Module, str]:
+    """The network with its weights, and in one line what was loaded.
+
+    Args:
+        start: the weights.
+        options: further arguments of timm's model, such as ``img_size``.
+
+    Raises:
+        UserError: the file is damaged, or its weights are not those of the network.
+
+    """
+    state, _ = load_safetensors(start.file)
+    config = {**start.config, "file": None, "url": None, "hf_hub_id": None, "source": None, "custom_load": False}
+    with _told() as said:
+        try:
+            weights = {**config, "state_dict": state}
+            model = create(start.architecture, {**start.arguments, **options}, pretrained=True, pretrained_cfg=weights)
+        except UserError:
+            raise
+        except (RuntimeError, KeyError, ValueError, AttributeError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise UserError(f"{start.source}: its weights are not those of {start.architecture}: {why}") from error
+    missing = _listed(said, "Missing keys")
+    if missing:
+        raise UserError(f"{start.source}: its weights are not all of {start.architecture}'s: {missing} is missing")
+    model.pretrained_cfg = model.default_cfg = {k: v for k, v in config.items() if k != "state_dict"}
+    unused = _listed(said, "Unexpected keys")
+    parts = [f"{len(model.state_dict())} tensors from {start.source}", f"licence {start.licence or 'not stated'}"]
+    return model, "; ".join([*parts, *([f"not used: {unused}"] if unused else [])])
+
+
+def checked(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a file says about how a network is built, if that is all that it says.
+
+    Raises:
+        UserError: a name that timm's models are not built by, or a value that is no number, word or list of them.
+
+    """
+    found = dict(arguments or {})
+    for name, value in found.items():
+        items = value if isinstance(value, list | tuple) else [value]
+        plain = all(item is None or isinstance(item, str | int | float | list | tuple) for item in items)
+        if name not in ARGUMENTS or not plain:
+            raise UserError(f"encoder.arguments: {name}={value!r} is not what a network is built by here")
+    return found
+
+
+def _of_timm(name: str, file: str | None) -> Start:
+    known_model(name)
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        architecture = name.partition(".")[0]
+        there = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
+        raise UserError(
+            f"encoder.name={name!r}: timm has no such weights of {architecture}: there are {there}"
+        ) from error
+    about = config.to_dict()
+    if file is not None:
+        if not Path(file).is_file() or Path(file).suffix != ".safetensors":
+            raise NotThere(f"encoder.pretrained={file}: give true, or a .safetensors file that is there")
+        return Start(name, {}, Path(file), about, "", file)
+    if not config.hf_hub_id:
+        raise UserError(f"encoder.name={name!r}: timm names no weights of it on the hub: give encoder.weights FILE")
+    repository = str(config.hf_hub_id)
+    wanted = config.hf_hub_filename
+    names = (Path(wanted).with_suffix(".safetensors").name, wanted) if wanted else NAMES_OF_WEIGHTS
+    found = _weights(repository, tuple(dict.fromkeys(n for n in names if n.endswith(".safetensors"))), name)
+    return Start(name, {}, found, about, config.license or "", f"{repository} on the hub")
+
+
+def _of_repository(repository: str, name: str) -> Start:
+    config = fetched(repository, CONFIG, name)
+    if config is None:
+        raise UserError(f"{name}: the repository has no {CONFIG} of timm's, which says what network it holds")
+    weights = _weights(repository, NAMES_OF_WEIGHTS, name)
+    card = fetched(repository, CARD, name)
+    start = _of_folder(config.parent, name, "" if card is None else _licence(card))
+    return start._replace(file=weights, source=f"{repository} on the hub")
+
+
+def _of_folder(folder: Path, name: str, licence: str) -> Start:
+    """A folder with the files of such a repository; what it says is not trusted."""
+    file, weights = folder / CONFIG, folder / WEIGHTS
+    if not file.is_file():
+        raise NotThere(f"{name}: there is no {file}")
+    try:
+        read = json.loads(file.read_text(encoding="utf-8"))
+        architecture, about = str(read["architecture"]), dict(read.get("pretrained_cfg") or read)
+        told = dict(read.get("model_args") or {})
+        told.pop("num_classes", None)  # a classifier is not wanted
+        arguments = checked(told)
+    except UserError as error:
+        raise UserError(f"{name}: {file}: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{name}: {file} is no config of a timm model ({type(error).__name__}: {error})") from error
+    if not timm.is_model(architecture):
+        raise UserError(f"{name}: it holds {architecture!r}, which is no model of timm {timm.__version__}")
+    about.setdefault("num_classes", read.get("num_classes", 1000))
+    kept = {k: v for k, v in about.items() if k in timm.models.PretrainedCfg.__dataclass_fields__}
+    card = folder / CARD
+    # The card is its author's own word; what timm writes beside is often that of the architecture.
+    licence = licence or (_licence(card) if card.is_file() else "") or str(about.get("license") or "")
+    return Start(architecture, arguments, weights, {**kept, "architecture": architecture}, licence, str(folder))
+
+
+def _weights(repository: str, names: tuple[str, ...], name: str) -> Path:
+    for wanted in names:
+        found = fetched(repository, wanted, name)
+        if found is not None:
+            return found
+    raise UserError(
+        f"{name}: {repository} has no weights as safetensors ({' or '.join(names)}): other formats can run code, and "
+        "are not read"
+    )
+
+
+def fetched(repository: str, file: str, name: str) -> Path | None:
+    """A file of the hub, from its cache where it is there; None where the repository has no such file.
+
+    Raises:
+        UserError: no such repository, no leave to read it, or no network.
+
+    """
+    import huggingface_hub as hub  # noqa: PLC0415
+
+    owned, _, revision = repository.partition("@")
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    where: dict[str, Any] = {"revision": revision or None, "cache_dir": os.environ.get("HF_HUB_CACHE")}
+    with _in_words(name, owned, revision, endpoint):
+        # The cache first, so that a name means the same tomorrow, and nothing waits for a network that is not there.
+        kept = hub.try_to_load_from_cache(owned, file, **where)
+        if isinstance(kept, str):
+            return Path(kept)
+        try:
+            # Asked without the downloader's retries, which last half a minute.
+            hub.get_hf_file_metadata(hub.hf_hub_url(owned, file, revision=revision or None, endpoint=endpoint))
+            return Path(hub.hf_hub_download(owned, file, endpoint=endpoint, **where))
+        except hub.errors.RemoteEntryNotFoundError:
+            return None
+
+
+@contextmanager
+def _in_words(name: str, owned: str, revision: str, endpoint: str) -> Iterator[None]:
+    """What the hub's library raises, in one line."""
+    from huggingface_hub import errors  # noqa: PLC0415
+
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"{name}: {owned} is given out on terms: accept them at {endpoint}/{owned}, then hf auth login"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"{name}: the hub knows no {owned}: check the name; where it is private, hf auth login"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{name}: {owned} has no revision {revision!r}") from error
+    except errors.HFValidationError as error:
+        raise UserError(f"{name}: {owned!r} is no name of the hub's: give owner/name") from error
+    except errors.HfHubHTTPError as error:
+        raise UserError(f"{name}: the hub does not give it: {' '.join(str(error).split())[:200]}") from error
+    except Exception as error:  # of the network's client, of many kinds
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # a disk's
+        raise UserError(
+            f"{name}: {endpoint} cannot be reached, and {owned} is not in the cache: connect once, or copy the "
+            "repository's files and give local-dir:FOLDER"
+        ) from error
+
+
+def _licence(card: Path) -> str:
+    """What a model card's head says."""
+    found = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    try:
+        head = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError:
+        return ""
+    return str(head.get("license_name") or head.get("license") or "") if isinstance(head, dict) else ""
+
+
+class _Told(logging.Handler):
+    """What timm logs while it loads: it says nowhere else which weights were missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it."""
+        self.lines.append(record.getMessage())
+
+
+@contextmanager
+def _told() -> Iterator[list[str]]:
+    logger, handler = logging.getLogger("timm.models._builder"), _Told()
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield handler.lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+def _listed(lines: list[str], kind: str) -> str:
+    return next((found[1] for line in lines if (found := re.match(rf"{kind} \((.*)\) ", line))), "")

@@ -1,0 +1,62 @@
+"""Where a training runs: devices, precision and distribution are Lightning Fabric's."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+
+from crosslevel.utils.device import Hardware
+from crosslevel.utils.errors import CrosslevelError, MachineError
+from crosslevel.utils.processes import World, by_torchrun
+
+PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
+_CLOSED = re.compile(r"[Cc]onnection (closed|reset|refused)|[Rr]emote process|[Tt]imed out|EOF|NCCL|peer")
+
+
+def fabric_of(hardware: Hardware, ranks: World, callbacks: Sequence[Any]) -> Fabric:
+    """Where the training runs; it starts its own processes, unless torchrun has, whatever a cluster's variables say."""
+    on_gpu = hardware.device.type == "cuda"
+    if on_gpu:
+        torch.backends.cudnn.benchmark = True
+    # Lightning's banners are for its own users; ours get one line about device and precision.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
+    return Fabric(
+        accelerator="gpu" if on_gpu else hardware.device.type,
+        devices=ranks.devices,
+        num_nodes=ranks.nodes,
+        strategy="ddp" if ranks.size > 1 else "auto",
+        precision=PRECISIONS[hardware.precision],
+        plugins=[TorchElasticEnvironment() if by_torchrun() else LightningEnvironment()],
+        callbacks=list(callbacks),
+    )
+
+
+@contextmanager
+def all_ranks_end(fabric: Fabric) -> Iterator[None]:
+    """When the first rank fails, the processes that it started would wait for it for ever.
+
+    Raises:
+        MachineError: one of the others has died, which the rest can only see as a connection that is closed.
+
+    """
+    try:
+        yield
+    except BaseException as error:
+        processes = list(getattr(fabric.strategy.launcher, "procs", ()))
+        dead = [(n, process.poll()) for n, process in enumerate(processes, 1) if process.poll() not in (None, 0)]
+        for process in processes:
+            process.kill()
+        lost = isinstance(error, RuntimeError) and not isinstance(error, CrosslevelError)
+        if lost and (dead or (fabric.world_size > 1 and _CLOSED.search(str(error)))):
+            which = f"process {dead[0][0]} ended with status {dead[0][1]}" if dead else "a process is gone"
+            raise MachineError(f"{which}, and the {fabric.world_size} of this training need each other") from error
+        raise

@@ -1,0 +1,93 @@
+"""Weights that were good before and become worse: noticed while it happens, and stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from crosslevel.runs import Run
+from crosslevel.training.loop.module import Pretrain
+from crosslevel.utils.console import say
+from crosslevel.utils.errors import UserError
+from crosslevel.utils.files import write_tensors
+from crosslevel.utils.tensors import load_safetensors
+
+MARGINS = {"knn": 5.0, "combined": 0.05}
+"""Of each figure, in its own unit, how far it may be below the start's: twice what 1,000 queries' chance moves kNN."""
+
+SHOWN = {"knn": "kNN {:.1f} %", "combined": "score {:.3f}"}
+
+
+class FallGuard:
+    """Compares the monitor's figure with that of the weights that the run began with.
+
+    It keeps the encoder of the best figure so far, the start's included. When one is below the start's by more than its
+    margin, the training is to end, and that encoder is what it leaves.
+
+    Attributes:
+        start: the figure of the start, by its name; empty before `begin`.
+        fallen: whether the training is to end.
+
+    """
+
+    def __init__(self, run: Run, module: Pretrain, console: Console) -> None:
+        self.run, self.module, self.console = run, module, console
+        self.file = run.checkpoints / "kept.safetensors"
+        self.start: dict[str, float] = {}
+        self.best, self.fallen = (float("-inf"), 0), False
+        if module.step and self.file.is_file():
+            try:
+                _, about = load_safetensors(self.file)
+                self.start = {about["figure"]: float(about["start"])}
+                self.best = float(about["best"]), int(about["step"])
+            except (UserError, KeyError, ValueError) as error:
+                say(console, f"{self.file}: {error}: whether the features fall is not watched from here on")
+
+    def begin(self, figures: Mapping[str, float]) -> None:
+        """Take the figure of the frozen start, of which the run is not to fall below."""
+        name = next((name for name in MARGINS if name in figures), None)
+        if name is None:
+            return
+        self.start = {name: figures[name]}
+        say(self.console, f"start: {SHOWN[name].format(figures[name])}; the training ends if it falls clearly below")
+        self._keep(figures[name])
+
+    def look(self, figures: Mapping[str, float]) -> bool:
+        """Whether the features have fallen; else the best encoder is kept."""
+        name = next(iter(self.start), None)
+        if name is None or name not in figures:
+            return False
+        now, start = figures[name], self.start[name]
+        if now > self.best[0]:
+            self._keep(now)
+        self.fallen = now < start - MARGINS[name]
+        if self.fallen:
+            then, (best, step) = SHOWN[name].format(start), self.best
+            line = (
+                f"step {self.module.step}: the features fall: {SHOWN[name].format(now)}, {then} at the start: stopped, "
+                f"and the encoder of step {step} is left ({SHOWN[name].format(best)}): lower --lr or --encoder_rate, "
+                "or train less of it (--encoder.train last:4, norm or lora); --stop_fall false goes on"
+            )
+            say(self.console, line)
+            with self.run.warnings.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        return self.fallen
+
+    def restore(self) -> None:
+        """Bring the encoder of the best figure back."""
+        if self.fallen:
+            self.module.encoder.backbone.load_state_dict(load_safetensors(self.file)[0])
+
+    @torch.no_grad()
+    def _keep(self, figure: float) -> None:
+        self.best = figure, self.module.step
+        state: dict[str, Tensor] = {
+            name: value.detach().cpu().contiguous() for name, value in self.module.encoder.backbone.state_dict().items()
+        }
+        (name, start), *_ = self.start.items()
+        about = {"figure": name, "start": repr(start), "best": repr(figure), "step": str(self.module.step)}
+        self.run.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_tensors(self.file, state, about)

@@ -1,0 +1,217 @@
+"""Where a run's figures go beside metrics.csv: loggers by name, or objects with the interface of Lightning's."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.loggers import TensorBoardLogger
+
+from crosslevel.runs import Run
+from crosslevel.utils import files
+from crosslevel.utils.errors import MissingExtra, UserError, did_you_mean
+
+KINDS = ("csv", "tensorboard", "wandb", "mlflow")
+"""``csv`` is metrics.csv, which every run has."""
+
+PROJECT = "crosslevel"
+
+
+def named(text: str | None) -> tuple[str, ...]:
+    """The loggers that a text names, separated by commas; TensorBoard where it is installed, of None.
+
+    Raises:
+        UserError: there is no such logger, or it is not installed; the message has the command that installs it.
+
+    """
+    if text is None:
+        # An extra: who looks at runs in TensorBoard has it.
+        return ("tensorboard",) if find_spec("tensorboard") is not None else ()
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in KINDS:
+            raise UserError(f"logger={name!r} is unknown: {did_you_mean(name, KINDS)}")
+        if name != "csv" and find_spec(name) is None:
+            raise MissingExtra(f"--logger {name} needs {name}: pip install 'crosslevel[{name}]'")
+    return tuple(name for name in names if name != "csv")
+
+
+class Boards:
+    """All loggers of a run. One that fails is named in a warning, and left out from then on.
+
+    Args:
+        run: the run's folder; it keeps which runs of theirs are its own, so that a resumed one goes on with them.
+        names: from `named`.
+        others: further loggers of Lightning's interface, as `log_metrics`, `log_hyperparams` and `finalize`.
+        settings: the run's, which they are told once.
+
+    Raises:
+        UserError: a logger cannot be started; the message is its own.
+
+    """
+
+    def __init__(self, run: Run, names: Sequence[str], others: Sequence[Any], settings: Mapping[str, Any]) -> None:
+        self.file = run.path / "loggers.json"
+        self.loggers: list[Any] = [_started(name, run, self._known().get(name)) for name in names] + list(others)
+        for logger in self.loggers:
+            with _in_one_line(logger):
+                if settings:
+                    logger.log_hyperparams(_flat(settings))
+        own = dict(zip(names, self.loggers, strict=False))
+        if kept := {name: own[name].run_id for name in ("wandb", "mlflow") if name in own}:
+            files.write(self.file, json.dumps(kept))
+
+    def _known(self) -> dict[str, str]:
+        try:
+            found: dict[str, str] = json.loads(self.file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Tell all of them the figures of a step."""
+        self._each("log_metrics", dict(values), step)
+
+    def close(self, status: str) -> None:
+        """Let them write what they still hold; ``status`` is success or failed."""
+        self._each("finalize", status)
+
+    def _each(self, what: str, *arguments: Any) -> None:
+        for logger in list(self.loggers):
+            try:
+                getattr(logger, what)(*arguments)
+            except Exception as error:  # a server that is gone ends no training
+                self.loggers.remove(logger)
+                why = " ".join(str(error).split()) or type(error).__name__
+                warnings.warn(f"{type(logger).__name__} is told nothing from here on: {why}", stacklevel=2)
+
+
+def _started(name: str, run: Run, known: str | None) -> Any:
+    title = run.path.resolve().name
+    if name == "wandb":
+        return WandbLogger(run.path, title, known)
+    if name == "mlflow":
+        return MLflowLogger(run.path, title, known)
+    return TensorBoardLogger(run.path, name=run.tensorboard.name, version="")
+
+
+class WandbLogger:
+    """Weights & Biases, in Lightning's interface; begun when it is first told something.
+
+    Args:
+        folder: where it keeps its files.
+        title: the run's name.
+        known: the id of a run of theirs to go on with.
+
+    """
+
+    def __init__(self, folder: Path, title: str, known: str | None) -> None:
+        self.folder, self.title, self.known = folder, title, known
+
+    @cached_property
+    def experiment(self) -> Any:
+        """Their run."""
+        wandb: Any = import_module("wandb")
+        more = {"id": self.known, "resume": "must"} if self.known else {}
+        begun = wandb.init(name=self.title, dir=str(self.folder), project=PROJECT, **more)
+        begun.define_metric("step")
+        begun.define_metric("*", step_metric="step", step_sync=True)
+        return begun
+
+    @property
+    def run_id(self) -> str:
+        """What they call it."""
+        return str(self.experiment.id)
+
+    def log_hyperparams(self, settings: Mapping[str, Any]) -> None:
+        """Tell the settings."""
+        self.experiment.config.update(dict(settings), allow_val_change=True)
+
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Tell the figures of a step."""
+        self.experiment.log({**values, "step": step})
+
+    def finalize(self, status: str) -> None:
+        """End their run."""
+        self.experiment.finish(exit_code=0 if status == "success" else 1)
+
+
+class MLflowLogger:
+    """MLflow, at MLFLOW_TRACKING_URI or else in the run's folder, in Lightning's interface; begun like the other.
+
+    Args:
+        folder: where the figures go if no server is named.
+        title: the run's name.
+        known: the id of a run of theirs to go on with.
+
+    """
+
+    LONGEST, MOST = 250, 100  # characters of a value, and settings in one request, that every server takes
+
+    def __init__(self, folder: Path, title: str, known: str | None) -> None:
+        self.folder, self.title, self.known = folder, title, known
+
+    @cached_property
+    def client(self) -> Any:
+        """What talks to the server or the folder."""
+        tracking: Any = import_module("mlflow.tracking")
+        return tracking.MlflowClient(
+            os.environ.get("MLFLOW_TRACKING_URI") or (self.folder.resolve() / "mlruns").as_uri()
+        )
+
+    @cached_property
+    def run_id(self) -> str:
+        """What they call the run."""
+        if self.known:
+            return str(self.client.get_run(self.known).info.run_id)
+        there = self.client.get_experiment_by_name(PROJECT)
+        number = self.client.create_experiment(PROJECT) if there is None else there.experiment_id
+        return str(self.client.create_run(number, run_name=self.title).info.run_id)
+
+    def log_hyperparams(self, settings: Mapping[str, Any]) -> None:
+        """Tell the settings."""
+        entities: Any = import_module("mlflow.entities")
+        told = [entities.Param(name, str(value)[: self.LONGEST]) for name, value in settings.items()]
+        for first in range(0, len(told), self.MOST):
+            self.client.log_batch(self.run_id, params=told[first : first + self.MOST])
+
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Tell the figures of a step."""
+        entities: Any = import_module("mlflow.entities")
+        now = int(1000 * time.time())
+        told = [entities.Metric(name, float(value), now, step) for name, value in values.items()]
+        self.client.log_batch(self.run_id, metrics=told)
+
+    def finalize(self, status: str) -> None:
+        """End their run."""
+        self.client.set_terminated(self.run_id, "FINISHED" if status == "success" else "FAILED")
+
+
+@contextmanager
+def _in_one_line(logger: Any) -> Iterator[None]:
+    """What a logger cannot do at its start."""
+    try:
+        yield
+    except Exception as error:
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{type(logger).__name__} cannot be started: {why}") from error
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Settings under their names on the command line."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{before}{name}.")
+        else:
+            found[before + name] = str(value) if isinstance(value, list | tuple) else value
+    return found
