@@ -19,7 +19,7 @@ from crosslevel.training.train import train
 from crosslevel.utils.errors import NotFinite, UserError
 
 ITS_OWN = {
-    "temperature": 0.2, "temperature_max": None, "temperature_period": None, "head": "mlp", "out_features": 128,
+    "temperature": 0.1, "temperature_max": None, "temperature_period": None, "head": "mlp", "out_features": 128,
     "hidden": None, "batch_norm": True,
 }  # fmt: skip
 """SimCLR's settings where none are given."""
@@ -46,7 +46,7 @@ def test_an_unknown_method_names_the_nearest():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], {"class": "SimCLR", "temperature": 0.2}),
+        ([], {"class": "SimCLR", "temperature": 0.1}),
         (["--method.temperature", "0.3"], {"class": "SimCLR", "temperature": 0.3}),
         (["--method", "moco"], {"class": "MoCo", "temperature": 0.2}),
         (["--method=npid"], {"class": "NPID", "temperature": 0.1}),
