@@ -21,8 +21,7 @@ from torch import Tensor
 
 from crosslevel.data.images import Images
 from crosslevel.models.encoder import Encoder
-from crosslevel.utils.console import hidden
-from crosslevel.utils.errors import NotThere, UserError
+from crosslevel.utils.errors import NotThere, UserError, hidden
 
 ABOUT = b"crosslevel"  # its name among the metadata of a Parquet file
 FEATURE, PATH, IMAGE = "feature", "path", "image"

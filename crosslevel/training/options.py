@@ -80,7 +80,6 @@ class Makers:
     method: MakeMethod | None
     gh: MakeGH | None
     share_hidden: bool
-    gh: MakeGH | None
 
 
 @dataclass(frozen=True)
