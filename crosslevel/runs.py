@@ -24,6 +24,7 @@ from crosslevel.models.heads import Head, rebuilt_head, stacked
 from crosslevel.utils import files
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.locks import folder_lock, holder
+from crosslevel.utils.processes import World, by_torchrun
 from crosslevel.utils.tensors import load_safetensors
 from crosslevel.utils.trees import json_tree, regular, yaml_tree
 
@@ -189,8 +190,8 @@ def claimed(run: str | None, name: str, resume: str | None, rank: int) -> Iterat
 
     """
     if rank > 0:
-        # The other ranks are started by the first one, after it has chosen.
-        yield Run(os.environ[RUN_VARIABLE] if resume is None else resume)
+        # The other ranks of its machine are started by the first one, after it has chosen; else the run has a name.
+        yield Run(resume or run or os.environ[RUN_VARIABLE])
         return
     chosen = Run(resume) if resume is not None else Run(run) if run is not None else _free(name)
     if resume is None:
@@ -200,6 +201,22 @@ def claimed(run: str | None, name: str, resume: str | None, rank: int) -> Iterat
             _refuse_used(chosen)  # by who held it until now
         os.environ[RUN_VARIABLE] = str(chosen)
         yield chosen
+
+
+def restarted(run: str | None, resume: str | None, world: World) -> str | None:
+    """The run to resume: ``resume``, or after a restart by torchrun the one that the same command has begun.
+
+    Raises:
+        UserError: processes that another program starts, on several machines perhaps, are told of no folder.
+
+    """
+    elsewhere = by_torchrun() or world.nodes > 1
+    if elsewhere and run is None and resume is None:
+        raise UserError("several commands train one run: give it a name that all of them know: --run runs/NAME")
+    again = by_torchrun() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if resume is None and again and run is not None and Run(run).last.exists():
+        return run
+    return resume
 
 
 def load_cld(folder: str | os.PathLike[str]) -> CrossLevel:

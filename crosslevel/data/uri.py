@@ -42,6 +42,9 @@ STREAM = "stream:"
 CONTAINER = re.compile(r"\.(?:tar|parquet|tar\.(?:gz|bz2|xz|zst)|tgz|tbz2|txz|tzst)$", re.IGNORECASE)
 """The end of the name of a file of several images."""
 
+TAR = re.compile(r"\.(?:tar|tar\.gz|tgz)$", re.IGNORECASE)
+"""The end of the name of a shard that can be streamed."""
+
 _OPTION = re.compile(r"(?s)(?P<path>.*),\s*(?P<key>\w+)=(?P<value>[^,]*)")
 _HUB = re.compile(r"(?P<path>[^@:]+)(?:@(?P<revision>[^:]+))?(?::(?P<split>.+))?")
 
@@ -197,7 +200,7 @@ def parse(text: str | os.PathLike[str] | Source) -> Source:
         return text
     whole, subset = _apart(os.fspath(text))
     whole, reading = (whole, USUAL) if os.path.lexists(whole) else apart(whole)
-    if whole.startswith("hf://"):
+    if whole.startswith("hf://") and not CONTAINER.search(whole.partition(",")[0]):
         source = _on_hub(whole)
     elif whole.startswith(STREAM) or is_remote(whole):
         source = Source(whole, "stream", whole.removeprefix(STREAM), parts=(Part(whole, ""),))

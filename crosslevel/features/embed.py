@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,14 +18,17 @@ from rich.console import Console
 from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.data.uri import parse
 from crosslevel.features import thumbnails as small
+from crosslevel.features.engines import Engine, Task, made, ranges
 from crosslevel.features.extract import Features, Runtime, extract, stream
+from crosslevel.features.parts import Parts
 from crosslevel.features.pieces import SUFFIXES, Pieces, text
 from crosslevel.features.table import about
 from crosslevel.models.encoder import FILE, Encoder, load_encoder
 from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.device import Device, Precision, choose
-from crosslevel.utils.errors import UserError
+from crosslevel.utils.errors import SourceError, UserError
 from crosslevel.utils.locks import folder_lock
 from crosslevel.utils.marks import verb
 from crosslevel.utils.processes import keeping
@@ -45,6 +49,7 @@ ROWS = 8192  # a part of the table: what a killed run loses at most
 @verb(
     "output",
     "thumbnails",
+    "engine",
     "device",
     "precision",
     "workers",
@@ -65,6 +70,7 @@ def embed(
     data_root: str | None = None,
     crops: Crops | None = None,
     thumbnails: int | None = None,
+    engine: Engine = "local",
     quiet: bool = False,
 ) -> Path | Embedded:
     """Write the features of images to a file: path relative to the source, label if there is one, feature.
@@ -76,8 +82,9 @@ def embed(
         run: the folder of a run, or its encoder.safetensors.
         images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, videos, annotations (with
             --crops), cifar10, cifar100, stl10 or turntable; a suffix such as @imbalance=100 or @list=FILE takes a part.
-        output: the file to write: .parquet, or .npy with a manifest in .csv beside it. From Python, the features are
-            returned as arrays unless it is given.
+        output: the file to write: .parquet, or .npy with a manifest in .csv beside it. A name without such an ending is
+            a folder of Parquet files, to which every call adds what is new: paths, and images of other content. From
+            Python, the features are returned as arrays unless it is given.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: auto takes bfloat16 where the hardware computes it.
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
@@ -86,17 +93,16 @@ def embed(
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
         thumbnails: pixels of the longer side of small pictures, such as 96, in a column named image, as the Hugging
             Face hub has them: explore, search and curate show them; none unless given.
+        engine: local works on this machine; ray on all of a Ray cluster (RAY_ADDRESS, or this machine), a worker for
+            each GPU, or else each core. What machines are lost with is done again; source, run and output lie where
+            all of them find them.
         quiet: print nothing.
 
     Returns:
         the file; without one, the features, paths and labels.
     """
     console = printer(quiet)
-    if output is not None and Path(output).suffix not in SUFFIXES:
-        raise UserError(f"--output {output}: the name must end in {' or '.join(SUFFIXES)}")
-    small.check(thumbnails)
-    if thumbnails is not None and Path(output or "").suffix != ".parquet":
-        raise UserError(f"--thumbnails {thumbnails}: pictures need a Parquet table: --output features.parquet")
+    _check(output, thumbnails, engine)
     hardware = choose(device, precision)
     encoder = load_encoder(run)
     source = open_images(images, data_root=data_root, crops=crops)
@@ -108,9 +114,18 @@ def embed(
     asked += "" if thumbnails is None else f" {thumbnails}"
     file, told = Path(output), about(encoder, run, source, images, hardware.precision)
     pictures = None if thumbnails is None else partial(small.column, source, size=thumbnails, workers=workers)
+    task = Task(
+        os.path.abspath(run), parse(images).absolute().text, data_root and os.path.abspath(data_root), crops, device,
+        cast(Precision, hardware.precision), batch_size, os.path.abspath(file), encoder.identity(),
+    )  # fmt: skip
+    if not file.suffix:
+        with folder_lock(file, "crosslevel embed"):
+            _add(engine, task, source, console)
+        return file
     pieces = Pieces(file, _fingerprint(run, asked, source), source, told, pictures)
+    task = task._replace(fingerprint=pieces.fingerprint)
     with folder_lock(pieces.folder, "crosslevel embed", keep=False):
-        _write(encoder, source, pieces, place, console)
+        _write(encoder, source, pieces, place, console, None if engine == "local" else (engine, task))
     say(
         console,
         f"next: read it with pandas.read_parquet, or crosslevel evaluate {shlex.quote(str(run))} IMAGES --test IMAGES",
@@ -118,7 +133,47 @@ def embed(
     return file
 
 
-def _write(encoder: Encoder, source: Images, pieces: Pieces, place: Runtime, console: Console) -> None:
+def _check(output: str | None, thumbnails: int | None, engine: Engine) -> None:
+    """Refuse an output that cannot hold what is asked for."""
+    if output is not None and Path(output).suffix not in ("", *SUFFIXES):
+        raise UserError(f"--output {output}: the name must end in {' or '.join(SUFFIXES)}, or be a folder's")
+    if output is None and engine != "local":
+        raise UserError(f"engine={engine} writes what its workers make: give output, a file or a folder")
+    small.check(thumbnails)
+    if thumbnails is not None and (Path(output or "").suffix != ".parquet" or engine != "local"):
+        raise UserError(
+            f"--thumbnails {thumbnails}: pictures need a Parquet table made on this machine: --output features.parquet"
+        )
+
+
+def _add(engine: Engine, task: Task, source: Images, console: Console) -> None:
+    """What is new of the source, to a folder of parts."""
+    known, began, bad = Parts(Path(task.output), task.fingerprint).known(), time.monotonic(), source.bad_files()
+    rows = before = 0
+    with progress_bar(console) as bar:
+        progress = bar.add_task("embedding", total=len(source))
+        for done in made(engine, task, source, ranges([range(len(source))]), known):
+            rows, before = rows + done.rows, before + done.known
+            for path, reason in done.bad.items():
+                bad.add(path, reason)
+            bar.advance(progress, done.stop - done.first)
+    if not len(known) and not rows:
+        raise SourceError(f"{source.name}: none of its {len(source)} images can be read")
+    speed = len(source) / max(time.monotonic() - began, 1e-9)
+    say(console, f"{rows:,} features added to {task.output}, {before:,} were there; {speed:,.0f} images/s")
+    if len(bad):
+        bad.write(Path(f"{task.output}.bad_files.txt"))
+        say(console, bad.summary(len(source)))
+
+
+def _write(
+    encoder: Encoder,
+    source: Images,
+    pieces: Pieces,
+    place: Runtime,
+    console: Console,
+    elsewhere: tuple[Engine, Task] | None = None,
+) -> None:
     """Compute what is missing of a table, join it, and clear up; the folder of pieces is this process's own."""
     file = pieces.file
     for line in pieces.start():
@@ -127,7 +182,10 @@ def _write(encoder: Encoder, source: Images, pieces: Pieces, place: Runtime, con
     if pieces.joined is None:
         began, before = time.monotonic(), pieces.done
         with keeping(lambda: f"{pieces.done:,} images are done; the same command continues there"):
-            _compute(encoder, source, pieces, place, console)
+            if elsewhere is None:
+                _compute(encoder, source, pieces, place, console)
+            else:
+                _gather(*elsewhere, source, pieces, console)
             pieces.join()
         speed = f"{(len(source) - before) / max(time.monotonic() - began, 1e-9):,.0f} images/s"
     say(console, f"{pieces.joined:,} features of {encoder.num_features} in {file}, {speed}")
@@ -176,6 +234,18 @@ def _compute(encoder: Encoder, source: Images, pieces: Pieces, place: Runtime, c
                 first = pieces.write(first, rows, bad)
                 bar.update(task, completed=pieces.done)
     pieces.bad.update(bad.reasons)
+
+
+def _gather(engine: Engine, task: Task, source: Images, pieces: Pieces, console: Console) -> None:
+    """Have all pieces that are missing made elsewhere."""
+    bad = dict(pieces.bad)
+    with progress_bar(console) as bar:
+        progress = bar.add_task("embedding", total=len(source), completed=pieces.done)
+        for done in made(engine, task, source, ranges(pieces.missing())):
+            bad |= done.bad
+            bar.advance(progress, done.stop - done.first)
+    pieces.start()  # finds what was written
+    pieces.bad.update(bad)
 
 
 def _until(features: Iterator[Features], stop: int) -> Iterator[Features]:

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Float, Int64
+from torch import Tensor
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
@@ -74,7 +76,7 @@ class Pieces:
             return []
         for file in self._leftovers():
             file.unlink()
-        said, other = [], 0
+        self.pieces, said, other = [], list[str](), 0
         for file in sorted(self.folder.glob("[0-9]*.parquet")):
             try:
                 piece = self._read(file)
@@ -99,12 +101,13 @@ class Pieces:
         begins = [*(piece.first for piece in self.pieces), len(self.source)]
         return [range(end, begin) for end, begin in zip(ends, begins, strict=True) if end < begin]
 
-    def write(self, first: int, rows: Features, bad: BadFiles) -> int:
-        """Store the piece that begins with image ``first``, and return the first image after it."""
+    def write(self, first: int, rows: Features, bad: BadFiles, stop: int | None = None) -> int:
+        """Store the piece that begins with image ``first``, and return the first image after it: ``stop``, if known."""
         self.bad.update(bad.reasons)
-        piece = Piece(self.folder / f"{first:012}.parquet", first, int(rows.places[-1]) + 1, dict(self.bad))
+        piece = Piece(self.folder / f"{first:012}.parquet", first, stop or int(rows.places[-1]) + 1, dict(self.bad))
         told = {"fingerprint": self.fingerprint, "first": piece.first, "stop": piece.stop, "bad": piece.bad}
-        table = self._table(rows).replace_schema_metadata({ABOUT: json.dumps(told)})
+        pictures = None if self.thumbnails is None else self.thumbnails(rows.places.tolist())
+        table = table_of(self.source, *rows, pictures).replace_schema_metadata({ABOUT: json.dumps(told)})
         with replacing(piece.file) as file:
             pq.write_table(table, file, use_dictionary=_REPEATED, write_page_checksum=True)
         self._count(piece)
@@ -178,19 +181,27 @@ class Pieces:
         self.pieces = sorted([*self.pieces, piece], key=lambda piece: piece.first)
         self.bad.update(piece.bad)
 
-    def _table(self, rows: Features) -> pa.Table:
-        flat = pa.array(rows.features.numpy().ravel())
-        columns: dict[str, Any] = {"path": [text(self.source.paths[i]) for i in rows.places.tolist()]}
-        if self.source.labels is not None:
-            columns["label"] = rows.labels.numpy()
-            if self.source.classes is not None:
-                columns["class"] = [self.source.classes[label] for label in rows.labels.tolist()]
-        if self.source.tracks is not None:
-            columns["track"] = self.source.tracks[rows.places].numpy()
-        columns["feature"] = pa.FixedSizeListArray.from_arrays(flat, rows.features.shape[1])
-        if self.thumbnails is not None:
-            columns[IMAGE] = self.thumbnails(rows.places.tolist())
-        return pa.table(columns)
+
+def table_of(
+    source: Images,
+    features: Float[Tensor, "M D"],
+    labels: Int64[Tensor, " M"],
+    places: Int64[Tensor, " M"],
+    pictures: pa.Array | None = None,
+) -> pa.Table:
+    """Rows of a table: path, label, class and track where there are any, feature, and small pictures if given."""
+    flat = pa.array(features.numpy().ravel())
+    columns: dict[str, Any] = {"path": [text(source.paths[i]) for i in places.tolist()]}
+    if source.labels is not None:
+        columns["label"] = labels.numpy()
+        if source.classes is not None:
+            columns["class"] = [source.classes[label] for label in labels.tolist()]
+    if source.tracks is not None:
+        columns["track"] = source.tracks[places].numpy()
+    columns["feature"] = pa.FixedSizeListArray.from_arrays(flat, features.shape[1])
+    if pictures is not None:
+        columns[IMAGE] = pictures
+    return pa.table(columns)
 
 
 def _join_parquet(pieces: list[Path], file: BinaryIO, about: Mapping[str, Any]) -> int:

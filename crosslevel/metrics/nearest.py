@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from crosslevel.data.duplicates import neighbours as cells
 from crosslevel.utils.device import multiplies_bfloat16
 
 TILE = 4096  # keys a matrix product: its result is still in the cache when its maxima are taken
@@ -18,6 +19,7 @@ MEMORY = 6 * 2**30  # bytes of similarities at a time
 CROWD = 32  # neighbours that say how alike the images around one are
 IN_A_CROWD = 0.5  # of their distance, at most which a pair is apart
 _QUERIES = 1024  # compared with all others at a time: 400 MB among 100,000
+MANY = 50_000  # features, of which on pairs are not looked for among all
 FEW = 4096  # keys: among fewer, selecting costs little
 SPARE = 3  # times k candidates are at hand where similarities were rounded; usual are less than two
 
@@ -72,12 +74,20 @@ def mutual_pairs(
     does that a pair is at most half as far apart as the neighbours of rank 17 to 32 of each are. Among fewer than 8
     nothing is known of such a crowd. ``known``: each feature's nearest ones among them, `CROWD` + 1 or all, where they
     have been found already.
+
+    Among more than `MANY` features, neighbours are looked for in the cells around each (`cells.neighbours`), in time
+    that grows far slower than the square of their number; a pair as close as this is in one cell or in two that touch.
     """
     count = len(features)
     rank = min(CROWD, (count - 1) // 3) if count >= 8 else 0
     wanted = max(k, rank) + 1
-    found = known if known is not None else nearest(features, features, wanted, _QUERIES)
-    values, index = found.values[:, :wanted], found.places[:, :wanted]
+    if known is not None:
+        values, index = known.values[:, :wanted], known.places[:, :wanted]
+    elif count > MANY:
+        unit = F.normalize(features.float(), dim=1).cpu()
+        values, index = cells.neighbours(unit, unit, wanted)
+    else:
+        values, index = nearest(features, features, wanted, _QUERIES)
     row = torch.arange(count).unsqueeze(1).expand_as(index)
     apart = (2 - 2 * values.float().cpu()).clamp(min=0).sqrt()
     limit = (

@@ -60,7 +60,7 @@ class Job:
     def notes(self) -> list[str]:
         """What rules chose, and why; how long the loss may rise at first."""
         batches = self.plan.batches
-        rise = self.parts.method.early_rise(batches.batch_size * self.runtime.devices, len(batches))
+        rise = self.parts.method.early_rise(batches.batch_size * self.runtime.world.size, len(batches))
         return [*(f"chosen: {choice}" for choice in self.plan.choices), *([rise] if rise else [])]
 
     def changed_images(self, folder: Run) -> str:
@@ -149,5 +149,5 @@ def _feed(data: Data, encoder: Encoder, views: Views, watch: Watch | None, seed:
 def _batches(feed: Feed, views: Views, data: Data, runtime: Runtime) -> Callable[[int], Batches]:
     return batches_of(
         feed.source, views, data.epoch_size, data.order, data.track_positives,
-        seed=runtime.seed, bad=feed.bad, workers=data.workers, rank=runtime.rank, world=runtime.devices,
+        seed=runtime.seed, bad=feed.bad, workers=data.workers, rank=runtime.world.rank, world=runtime.world.size,
     )  # fmt: skip

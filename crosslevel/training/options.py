@@ -15,6 +15,7 @@ from crosslevel.training.loop.module import Optimizer
 from crosslevel.training.monitor import Which
 from crosslevel.training.parts import MakeCLD, MakeEncoder, MakeGH, MakeMethod, MakeViews, Parts
 from crosslevel.utils.device import Device, Hardware
+from crosslevel.utils.processes import World
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,9 @@ class Runtime:
 
     device: Device
     hardware: Hardware
-    devices: int
+    world: World
     sync_batchnorm: bool
     seed: int
-    rank: int
     compile: Compile = "auto"
 
 
@@ -120,7 +120,8 @@ def tree(
         "weight_decay": steps.weight_decay,
         "warmup_epochs": steps.warmup_epochs,
         "device": runtime.device,
-        "devices": runtime.devices,
+        "devices": runtime.world.devices,
+        "nodes": runtime.world.nodes,
         "share_hidden": share_hidden,
         "sync_batchnorm": runtime.sync_batchnorm,
         "precision": runtime.hardware.precision,

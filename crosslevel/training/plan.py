@@ -69,7 +69,7 @@ def settle(
         ValueError: settings that do not fit each other.
 
     """
-    rules, devices = Chosen(), runtime.devices
+    rules, devices = Chosen(), runtime.world.size
     rules.made += feed.choices
     images = feed.known or wanted.epoch_size or 0
     if not parts.views.chosen:
@@ -142,7 +142,7 @@ def _time(parts: Parts, rules: Chosen, epochs: float) -> None:
 
 def _images_a_second(parts: Parts, batches: Batches, runtime: Runtime) -> float:
     """Of one device, in a step; measured by the first process alone."""
-    if runtime.rank == 0:
+    if runtime.world.rank == 0:
         seconds = seconds_a_step(parts.encoder, parts.views, batches, runtime.hardware)
         os.environ[MEASURED] = str(batches.batch_size / seconds)
     return float(os.environ[MEASURED])

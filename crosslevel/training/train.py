@@ -13,7 +13,7 @@ from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.uri import parse
 from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder
-from crosslevel.runs import Run, Unreadable, claimed
+from crosslevel.runs import Run, Unreadable, claimed, restarted
 from crosslevel.training.ending import finish, resume_command
 from crosslevel.training.inputs import Order, watching
 from crosslevel.training.job import Job, keep_settings, prepare
@@ -28,12 +28,12 @@ from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.distributed import wait
 from crosslevel.utils.errors import Interrupted
 from crosslevel.utils.marks import verb
-from crosslevel.utils.processes import local_rank, refuse_tasks
+from crosslevel.utils.processes import world
 
 
 @verb(
     "method", "run", "epochs", "minutes", "batch_size", "recipe", "config", "resume", "encoder.name", "views.preset",
-    "cld.weight", "lr", "device", "devices", "seed",
+    "cld.weight", "lr", "device", "devices", "nodes", "seed",
 )  # fmt: skip
 def train(
     images: str,
@@ -52,6 +52,7 @@ def train(
     warmup_epochs: float | None = None,
     device: Device = "auto",
     devices: int = 1,
+    nodes: int = 1,
     share_hidden: bool = False,
     sync_batchnorm: bool = False,
     precision: Precision = "auto",
@@ -104,7 +105,9 @@ def train(
         weight_decay: 0.0005 (sgd), 0.05 (adamw) or 0.000001 (lars) unless given.
         warmup_epochs: epochs of linear warm-up; a tenth of all, at most 5, unless given.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
-        devices: how many of them; several train distributed.
+        devices: how many of them on each machine; several train distributed.
+        nodes: machines, each with one such command, which find each other by SLURM's variables, or by NODE_RANK,
+            MASTER_ADDR and MASTER_PORT; under torchrun leave both out. Name the run (--run), on a disk that all share.
         share_hidden: the instance and the group head, both MLPs, have their hidden layer in common, as in the ImageNet
             recipes.
         sync_batchnorm: normalize over the batches of all devices.
@@ -152,16 +155,17 @@ def train(
     """
     data = Data(parse(images), data_root, crops, epoch_size, order, track_positives, hold_out, memory, workers)
     steps = Optimization(epochs, minutes, epoch_size, batch_size, optimizer, lr, weight_decay, warmup_epochs)
-    runtime = Runtime(device, choose(device, precision), devices, sync_batchnorm, seed, local_rank(), compile)
+    ranks = world(devices, nodes)
+    resume = restarted(run, resume, ranks)
+    runtime = Runtime(device, choose(device, precision), ranks, sync_batchnorm, seed, compile)
     logging = Logging(log_every, monitor, monitor_every, checkpoint_minutes, report_html)
     makers = Makers(encoder, cld, views, method, gh, share_hidden)
-    refuse_tasks()
     job = prepare(data, steps, runtime, logging, makers, watch, printer(quiet), resume is not None)
-    with claimed(run, job.name, resume, runtime.rank) as folder:
+    with claimed(run, job.name, resume, runtime.world.rank) as folder:
         unreadable = _begin(job, folder)
         outcome = _learn(job, folder, unreadable)
         wait()
-        if runtime.rank == 0:
+        if runtime.world.rank == 0:
             finish(job, folder, outcome, unreadable)
     if outcome.signal is not None and not outcome.finished:
         raise Interrupted(outcome.signal, str(folder))
@@ -177,12 +181,12 @@ def _begin(job: Job, folder: Run) -> Unreadable:
     """
     if job.resumed:
         say(job.console, job.changed_images(folder))
-    elif job.runtime.rank == 0:
+    elif job.runtime.world.rank == 0:
         keep_settings(job, folder)
     say(job.console, f"{job.overview}; run: {folder}")
     for line in () if job.resumed else job.notes:
         say(job.console, line)
-    return Unreadable(job.feed.bad, folder.path, job.runtime.rank, job.resumed)
+    return Unreadable(job.feed.bad, folder.path, job.runtime.world.rank, job.resumed)
 
 
 def _learn(job: Job, folder: Run, unreadable: Unreadable) -> Outcome:
@@ -190,7 +194,7 @@ def _learn(job: Job, folder: Run, unreadable: Unreadable) -> Outcome:
     runtime, logging, module = job.runtime, job.logging, _module(job)
     try:
         return fit(
-            module, job.plan.batches, folder.path, hardware=runtime.hardware, devices=runtime.devices,
+            module, job.plan.batches, folder.path, hardware=runtime.hardware, ranks=runtime.world,
             sync_batchnorm=runtime.sync_batchnorm, log_every=logging.log_every,
             checkpoint_minutes=logging.checkpoint_minutes, monitor=_measure(job, unreadable),
             monitor_every=logging.monitor_every or 0, resume=job.resumed, saved=unreadable.keep, console=job.console,

@@ -27,7 +27,7 @@ MACHINE = (
 
 FIXED = (
     *MACHINE, "seed", "run", "resume", "config", "recipe", "epochs", "method", "encoder", "cld", "gh", "views",
-    "devices",
+    "devices", "nodes",
 )  # fmt: skip
 """Settings that are no parameters: what is trained on, where and how long, and whole parts."""
 

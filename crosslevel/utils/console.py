@@ -13,7 +13,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from crosslevel.utils.errors import printable
-from crosslevel.utils.processes import local_rank
+from crosslevel.utils.processes import is_first
 
 
 class Terminal(Console):
@@ -48,7 +48,7 @@ def printer(quiet: bool = False) -> Console:
 
 def say(console: Console, line: str, *, whole: bool = False) -> None:
     """Print one line as it is, without markup, once for all ranks; nothing where it is empty; ``whole``: unbroken."""
-    if line and local_rank() == 0:
+    if line and is_first():
         console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=whole or None)
 
 

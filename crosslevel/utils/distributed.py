@@ -43,6 +43,12 @@ def add(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def mean(values: Tensor) -> Tensor:
+    """The mean over all ranks; no gradient passes."""
+    return add(values) / world_size()
+
+
+@torch.no_grad()
 def broadcast(values: Tensor) -> Tensor:
     """Rank 0's values."""
     if world_size() > 1:

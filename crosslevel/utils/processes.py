@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from crosslevel.utils.errors import UserError
 
@@ -22,23 +23,87 @@ ENDING = tuple(
 
 
 def local_rank() -> int:
-    """Which of the processes that one command started this is, also before they know each other; the first is 0."""
+    """Which of this machine's processes this is, also before they know each other; the first is 0."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def refuse_tasks() -> None:
-    """Refuse to be one of several tasks that SLURM started: a training starts its own processes.
+def is_first() -> bool:
+    """Whether this is the first process of all, which speaks for them."""
+    node = os.environ.get("GROUP_RANK", "0") if by_torchrun() else os.environ.get("NODE_RANK", "0")
+    return local_rank() == 0 and node == "0"
+
+
+def by_torchrun() -> bool:
+    """Whether `torchrun` started this process, as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+class World(NamedTuple):
+    """The processes of a training: ``devices`` on each of ``nodes`` machines, and which one this is."""
+
+    devices: int
+    nodes: int
+    rank: int
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return self.devices * self.nodes
+
+
+def world(devices: int, nodes: int) -> World:
+    """Which process of how many this is: as torchrun says, or else one of ``devices`` on this of ``nodes`` machines.
+
+    On several machines, SLURM's variables say which one this is and where the first is, or `NODE_RANK`, `MASTER_ADDR`
+    and `MASTER_PORT` do.
 
     Raises:
-        UserError: with what to ask SLURM for.
+        UserError: they do not fit, or are not there; or SLURM has started too many tasks.
 
     """
+    if devices < 1 or nodes < 1:
+        raise UserError(f"devices={devices}, nodes={nodes}: at least 1 each")
+    if by_torchrun():
+        local, size = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        if devices not in (1, local) or nodes not in (1, size // local):
+            raise UserError(
+                f"devices={devices}, nodes={nodes}: torchrun started {local} processes on each of {size // local} "
+                "machines: leave both out"
+            )
+        return World(local, size // local, int(os.environ["RANK"]))
+    _refuse_tasks(devices, nodes)
+    if nodes == 1:
+        return World(devices, 1, local_rank())
+    if "SLURM_NODEID" in os.environ:
+        _from_slurm()
+    lacks = [name for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if lacks:
+        raise UserError(
+            f"--nodes {nodes}: {', '.join(lacks)} not set: start one command a machine with srun, or with torchrun "
+            f"--nnodes {nodes}, or set NODE_RANK (0 to {nodes - 1}) and the first machine's MASTER_ADDR and MASTER_PORT"
+        )
+    return World(devices, nodes, int(os.environ["NODE_RANK"]) * devices + local_rank())
+
+
+def _from_slurm() -> None:
+    """Tell by SLURM's variables what those of PyTorch are to say; what is set stays."""
+    os.environ.setdefault("NODE_RANK", os.environ["SLURM_NODEID"])
+    nodes = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_JOB_NODELIST", ""))
+    # The first of a list such as gpu[07-09,12],login1.
+    if first := re.match(r"([^\[,]+)(?:\[(\w+))?([^\[,\]-]*)", nodes):
+        os.environ.setdefault("MASTER_ADDR", first[1] + (first[2] or ""))
+    os.environ.setdefault("MASTER_PORT", str(15_000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20_000))
+
+
+def _refuse_tasks(devices: int, nodes: int) -> None:
+    """Refuse to be one of several tasks that SLURM started on a machine: a training starts its own processes."""
     for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
         tasks = os.environ.get(name, "")
-        if tasks.isdecimal() and int(tasks) > 1:
+        if tasks.isdecimal() and int(tasks) > 1 and int(tasks) != nodes:
             raise UserError(
-                f"{name}={tasks}: SLURM is to start this command once, and it starts a process for each device itself: "
-                f"give sbatch --ntasks=1, and crosslevel train --devices {tasks}"
+                f"{name}={tasks}: SLURM is to start this command once a machine, and it starts a process for each "
+                f"device itself: give sbatch --ntasks=1, and crosslevel train --devices {tasks}; or "
+                "on several machines --ntasks-per-node=1 and --nodes"
             )
         if tasks:
             return

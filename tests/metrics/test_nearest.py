@@ -158,3 +158,19 @@ def test_a_dense_crowd_has_no_mutual_pairs():
     assert len(mutual_pairs(crowd, 0.9, 6)) == 0
     found = {tuple(pair) for pair in mutual_pairs(torch.cat([crowd, copies]), 0.9, 6).tolist()}
     assert found == {(i, 400 + i) for i in range(20)}
+
+
+def test_of_many_features_the_mutual_pairs_are_found_in_cells(monkeypatch):
+    """Copies among clusters: as with all compared with all, but for some that fall into cells far apart."""
+    centres = draw(0, 30, 16)
+    features = centres.repeat_interleave(200, dim=0) + 0.3 * draw(1, 6000, 16)
+    features = torch.cat([features, features[::20] + 0.01 * draw(2, 300, 16)])
+    exact = {tuple(pair) for pair in mutual_pairs(features, 0.98, 6).tolist()}
+    planted = {(20 * i, 6000 + i) for i in range(300)}
+    assert len(planted & exact) > 290
+    monkeypatch.setattr(module, "MANY", 1000)
+    monkeypatch.setattr(module.cells, "ALL", 1000)
+    monkeypatch.setattr(module.cells, "_POINTS", 64)
+    found = {tuple(pair) for pair in mutual_pairs(features, 0.98, 6).tolist()}
+    assert len(planted & found) >= 0.98 * len(planted & exact)
+    assert len(found - exact) <= 0.05 * len(found)

@@ -358,3 +358,21 @@ def test_crops_alone_takes_the_usual_settings(line, crops, capsys):
     told = resolved([*line] if "photos" in line else ["photos", *line], capsys)
     assert told["images"] == "photos"
     assert (told["crops"] and told["crops"]["margin"]) == crops
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("pack", "turntable", "--output=s3://bucket/packed"),
+        ("embed", "s3://bucket/run", "turntable"),
+        ("evaluate", "s3://bucket/run", "turntable"),
+        ("train", "turntable", "--run=gs://bucket/run"),
+    ],
+)
+def test_runs_and_outputs_are_no_addresses(line, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(list(line))
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert "lie on this machine: give a folder" in told
+    assert told.count("\n") == 1

@@ -34,11 +34,15 @@ def matches(own: ScanResult, other: ScanResult) -> list[Match]:
     for i, name in enumerate(owner[:count].tolist()):
         if name in shared:
             held[name].append(i)
+    compared: list[tuple[int, int]] = []
     for j, name in enumerate(owner[count:].tolist()):
         if name in shared:
             candidates = sorted(held[name], key=lambda i: bool(both.content[i] != other.content[j]))[:_GRADED]
-            grades = zip(candidates, graded(both, count + j, torch.tensor(candidates)), strict=True)
-            result[j] = min((Match(i, j, *grade) for i, grade in grades), key=lambda match: match[2:])
+            compared += [(count + j, i) for i in candidates]
+    index = torch.tensor(compared, dtype=torch.long).view(-1, 2)
+    for (place, i), grade in zip(compared, graded(both, index), strict=True):
+        match = Match(i, place - count, *grade)
+        result[match.other] = min(result.get(match.other, match), match, key=lambda match: match[2:])
     near = pairs.of((pairs.kind == Kind.NEAR) & (pairs.images[:, 0] < count) & (pairs.images[:, 1] >= count))
     order = near.distance.argsort(stable=True)
     for (i, j), distance in zip(near.images[order].tolist(), near.distance[order].tolist(), strict=True):

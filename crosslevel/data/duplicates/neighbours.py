@@ -9,10 +9,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 ALL = 20_000  # points up to which all are compared with all
-_PROBED = 16  # cells that a query is compared with
+_PROBED = 12  # cells that a query is compared with: the nearest to itself, not to its cell, which loses a quarter
 _POINTS = 512  # of a cell, on average
 _ROUNDS = 4  # of k-means
 _QUERIES = 2048  # at a time: 160 MB of similarities at most
+_BLOCK = 2**15  # queries whose best of each cell are kept at once: 150 MB
 
 
 class Neighbours(NamedTuple):
@@ -26,8 +27,8 @@ def neighbours(queries: Float[Tensor, "Q d"], keys: Float[Tensor, "N d"], k: int
     """The k keys nearest to each query, both of length 1 or 0.
 
     Among more than `ALL` keys, only those in the cells nearest to the query are looked at (an inverted file: Jegou,
-    Douze and Schmid, PAMI 2011, section IV; cells by spherical k-means on a sample): near-duplicates lie in one cell
-    or in two that touch, and what is farther is found at times only.
+    Douze and Schmid, PAMI 2011, section IV; cells by spherical k-means on a sample): near-duplicates lie in one of
+    them, and what is farther is found at times only.
 
     Args:
         queries: what to look up.
@@ -41,15 +42,31 @@ def neighbours(queries: Float[Tensor, "Q d"], keys: Float[Tensor, "N d"], k: int
         return Neighbours(torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts]))
     centres = _centres(keys)
     members = _members(_nearest_cells(keys, centres, 1)[:, 0], len(centres))
-    probed = _nearest_cells(centres, centres, _PROBED)
-    values, places = torch.full((len(queries), k), -1.0), torch.full((len(queries), k), -1)
-    for cell, asking in enumerate(_members(_nearest_cells(queries, centres, 1)[:, 0], len(centres))):
-        near = torch.cat([members[other] for other in probed[cell].tolist()])
+    parts = [_through_cells(part, keys, centres, members, k) for part in queries.split(_BLOCK)]
+    return Neighbours(torch.cat([p.values for p in parts]), torch.cat([p.places for p in parts]))
+
+
+def _through_cells(
+    queries: Float[Tensor, "Q d"],
+    keys: Float[Tensor, "N d"],
+    centres: Float[Tensor, "C d"],
+    members: tuple[Int64[Tensor, " n"], ...],
+    k: int,
+) -> Neighbours:
+    """The best of each cell that a query probes, and of these the best."""
+    probed = _nearest_cells(queries, centres, _PROBED)
+    values = torch.full((len(queries) * probed.shape[1], k), -1.0)
+    places = torch.full(values.shape, -1)
+    for near, asking in zip(members, _members(probed.flatten(), len(centres)), strict=True):
         held = min(k, len(near))
-        for some in asking.split(_QUERIES):
-            best = (queries[some] @ keys[near].T).topk(held)
-            values[some, :held], places[some, :held] = best.values, near[best.indices]
-    return Neighbours(values, places)
+        if not held:
+            continue
+        beside = keys[near].T
+        for slots in asking.split(_QUERIES):
+            best = (queries[slots // probed.shape[1]] @ beside).topk(held, sorted=False)
+            values[slots, :held], places[slots, :held] = best.values, near[best.indices]
+    found = values.view(len(queries), -1).topk(k)
+    return Neighbours(found.values, places.view(len(queries), -1).gather(1, found.indices))
 
 
 def _centres(keys: Float[Tensor, "N d"]) -> Float[Tensor, "C d"]:

@@ -28,6 +28,7 @@ COLUMNS = ("set", "path", "kind", "distance", "keep", "why")
 NAMES = {Kind.EXACT: "exact", Kind.COPY: "recompressed or resized", Kind.EDITED: "edited", Kind.NEAR: "near"}
 KEPT = "kept"  # stands for a kind in the row of the image that the others of a set are compared with
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+_GRADED = 8192  # pairs at a time
 _SHOWS_COLOUR = 0.015  # mean difference of a picture's channels, of the range of a pixel
 
 
@@ -70,15 +71,13 @@ def duplicate_sets(scanned: ScanResult, pairs: Pairs, paths: Sequence[str]) -> l
     """
     count, copies = len(scanned.numbers), pairs.of(pairs.kind <= Kind.EDITED)
     sets = _several(tracks(count, copies.images))
-    result = [member for number, members in enumerate(sets, 1) for member in _copies(scanned, number, members, paths)]
+    result = _copies(scanned, sets, paths)
     best = {member.set: member.number for member in result if member.keep}
     kept = torch.arange(count)
     for member in result:
         kept[member.number] = best[member.set]
     views = _several(tracks(count, kept[pairs.of(pairs.kind == Kind.NEAR).images]))
-    for number, members in enumerate(views, len(sets) + 1):
-        result += _views(scanned, number, members)
-    return result
+    return result + _views(scanned, views, len(sets) + 1)
 
 
 def _several(owner: Int64[Tensor, " N"]) -> list[Int64[Tensor, " n"]]:
@@ -112,39 +111,66 @@ def _worths(scanned: ScanResult, members: Int64[Tensor, " n"], paths: Sequence[s
     return [_Worth(*row) for row in zip(*columns, strict=True)]
 
 
-def _copies(scanned: ScanResult, number: int, members: Tensor, paths: Sequence[str]) -> Iterator[Member]:
-    """The one to keep, then its copies."""
+def _copies(scanned: ScanResult, sets: Sequence[Int64[Tensor, " n"]], paths: Sequence[str]) -> list[Member]:
+    """Of each set the one to keep, then its copies."""
+    kept = [_best(scanned, members, paths) for members in sets]
+    others = [members[members != best] for members, (best, _) in zip(sets, kept, strict=True)]
+    grades = graded(scanned, _beside([best for best, _ in kept], others))
+    result = []
+    for number, ((best, why), copies) in enumerate(zip(kept, others, strict=True), 1):
+        result.append(Member(number, best, None, 0.0, True, why))
+        reason = f"a copy of {paths[int(scanned.numbers[best])]}"
+        result += [Member(number, i, *next(grades), False, reason) for i in copies.tolist()]
+    return result
+
+
+def _best(scanned: ScanResult, members: Int64[Tensor, " n"], paths: Sequence[str]) -> tuple[int, str]:
+    """Which one to keep, and why."""
     worths = _worths(scanned, members, paths)
     place = max(range(len(worths)), key=lambda i: (*worths[i], -i))
     best = int(members[place])
     # What another has less of, first, decided between them.
     behind = [k for k, values in enumerate(zip(*worths, strict=True)) if min(values) < values[place]]
     height, width = scanned.shape[best].tolist()
-    why = _REASONS[behind[0]].format(width, height) if behind else "the first of its equals"
-    yield Member(number, best, None, 0.0, True, why)
-    others = members[members != best]
-    for i, (kind, distance) in zip(others.tolist(), graded(scanned, best, others), strict=True):
-        yield Member(number, i, kind, distance, False, f"a copy of {paths[int(scanned.numbers[best])]}")
+    return best, _REASONS[behind[0]].format(width, height) if behind else "the first of its equals"
 
 
-def _views(scanned: ScanResult, number: int, members: Tensor) -> Iterator[Member]:
-    """Near-duplicates: the first, and how far the others are from it."""
-    first, others = int(members[0]), members[1:]
-    yield Member(number, first, None, 0.0, True, "the first of its views")
-    pairs = torch.stack([torch.full_like(others, first), others], dim=1)
-    for i, distance in zip(others.tolist(), difference(scanned.pictures, pairs).tolist(), strict=True):
-        yield Member(number, i, Kind.NEAR, distance, True, "another view: no augmentation makes it")
+def _views(scanned: ScanResult, sets: Sequence[Int64[Tensor, " n"]], number: int) -> list[Member]:
+    """Near-duplicates, of sets numbered from ``number`` on: the first, and how far the others are from it."""
+    pairs = _beside([int(members[0]) for members in sets], [members[1:] for members in sets])
+    apart = iter(difference(scanned.pictures, pairs).tolist() if len(pairs) else [])
+    result = []
+    for name, (first, *others) in enumerate((members.tolist() for members in sets), number):
+        result.append(Member(name, first, None, 0.0, True, "the first of its views"))
+        why = "another view: no augmentation makes it"
+        result += [Member(name, i, Kind.NEAR, next(apart), True, why) for i in others]
+    return result
 
 
-def graded(scanned: ScanResult, kept: int, others: Int64[Tensor, " n"]) -> Iterator[tuple[Kind, float]]:
-    """How each of the ``others`` differs from the image ``kept``, of which all are copies: kind and distance."""
-    pictures = scanned.pictures
-    pairs = torch.stack([torch.full_like(others, kept), others], dim=1)
+def _beside(firsts: Sequence[int], others: Sequence[Int64[Tensor, " n"]]) -> Int64[Tensor, "P 2"]:
+    """Each of the ``others`` as a pair with the first of its set."""
+    if not firsts:
+        return torch.empty(0, 2, dtype=torch.long)
+    sizes = torch.tensor([len(some) for some in others])
+    return torch.stack([torch.tensor(firsts).repeat_interleave(sizes), torch.cat(list(others))], dim=1)
+
+
+def graded(scanned: ScanResult, pairs: Int64[Tensor, "P 2"]) -> Iterator[tuple[Kind, float]]:
+    """How the second of each pair differs from the first, of which it is a copy: kind and distance."""
+    for some in pairs.split(_GRADED):
+        yield from _graded(scanned, *some.T)
+
+
+def _graded(
+    scanned: ScanResult, kept: Int64[Tensor, " n"], others: Int64[Tensor, " n"]
+) -> Iterator[tuple[Kind, float]]:
+    pictures, pairs = scanned.pictures, torch.stack([kept, others], dim=1)
     shifted, apart = difference(pictures, pairs).tolist(), difference(pictures, pairs, reach=0).tolist()
-    turned = torch.stack([edge_distance(pictures[kept : kept + 1].expand_as(pictures[others]), side)
+    turned = torch.stack([edge_distance(pictures[kept], side)
                           for side in (pictures[others], pictures[others].flip(3))]).amin(0).tolist()  # fmt: skip
-    for i, plain, moved, edited in zip(others.tolist(), apart, shifted, turned, strict=True):
-        if scanned.content[i] == scanned.content[kept]:
+    same = (scanned.content[others] == scanned.content[kept]).tolist()
+    for equal, plain, moved, edited in zip(same, apart, shifted, turned, strict=True):
+        if equal:
             yield Kind.EXACT, 0.0
         elif plain <= COPY:
             yield Kind.COPY, moved

@@ -44,7 +44,8 @@ class TrainBatches:
 
     ``epoch`` chooses the order, drawn from (``seed``, ``epoch``) alike on all ranks:
 
-    - ``shuffled``: a random permutation; rank r takes images r, r + ``world``, r + 2 ``world``, ... of it. Sources with
+    - ``shuffled``: a random permutation, cut into batches of all ranks, of which each rank takes its part: the batch of
+      1 x 8 ranks is that of 2 x 4 and of a single one, in the same order. Sources with
       ``blocks`` are shuffled some blocks at a time (`order.permuted`), and each rank takes a consecutive part;
     - ``natural``: the order of the source, as a camera delivers it, from a random image on and around the end. Batches
       are consecutive, and each rank has a consecutive part.
@@ -130,7 +131,11 @@ class TrainBatches:
             return share(natural(total, rng), self.rank, self.world)
         if self.images.blocks is not None:
             return share(permuted(self.images.blocks, rng), self.rank, self.world)
-        return torch.randperm(total, generator=rng)[: self._share * self.world][self.rank :: self.world]
+        whole = torch.randperm(total, generator=rng)[: self._share * self.world]
+        # Batch by batch the ranks have consecutive parts: one after the other, those of any number are the same batch.
+        even = len(self) * self.batch_size * self.world
+        own = whole[:even].view(len(self), self.world, self.batch_size)[:, self.rank].flatten()
+        return torch.cat([own, whole[even:][self.rank :: self.world]])
 
 
 class EvalBatches:

@@ -5,6 +5,7 @@ in `_steps`, on one page.
 from __future__ import annotations
 
 import logging
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from rich.console import Console
 
 from crosslevel.data.loaders.batches import Batch, TrainBatches
@@ -30,11 +31,15 @@ from crosslevel.training.loop.log import Clock, Display, Log, Stream
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Hardware
-from crosslevel.utils.processes import StopRequest
+from crosslevel.utils.distributed import mean
+from crosslevel.utils.errors import CrosslevelError, MachineError
+from crosslevel.utils.processes import StopRequest, World, by_torchrun
 
 PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
+_CLOSED = re.compile(r"[Cc]onnection (closed|reset|refused)|[Rr]emote process|[Tt]imed out|EOF|NCCL|peer")
 SCALER = "MixedPrecision"  # where a checkpoint keeps float16's scale, as former versions did
 Batches = TrainBatches | StreamBatches
+ALONE = World(1, 1, 0)
 
 
 class Outcome(NamedTuple):
@@ -61,7 +66,7 @@ def fit(
     folder: Path,
     *,
     hardware: Hardware,
-    devices: int = 1,
+    ranks: World = ALONE,
     sync_batchnorm: bool = False,
     log_every: int = 10,
     checkpoint_minutes: float = 10,
@@ -81,7 +86,7 @@ def fit(
         batches: one epoch's batches; repeated in new order as often as needed.
         folder: the run's folder.
         hardware: device and precision.
-        devices: how many of that device; more than one trains distributed (DDP).
+        ranks: processes with such a device each, and which one this is; more than one train distributed (DDP).
         sync_batchnorm: normalize over the batches of all devices.
         log_every: steps between rows of the log.
         checkpoint_minutes: at most so many between checkpoints within an epoch.
@@ -102,11 +107,11 @@ def fit(
     state = checkpoints.read(run) if resume else None
     if sync_batchnorm:
         synchronize(module, hardware.device.type == "cuda")
-    fabric = _fabric(hardware, devices)
+    fabric = _fabric(hardware, ranks)
     loop = _Loop(fabric, module, batches, run, Schedule(log_every, monitor_every, checkpoint_minutes), saved)
     with _all_ranks_end(fabric), worker_trouble(), StopRequest(lambda number: _tell(console)) as stop:
         loop.prepare(state, hardware, console)
-        loop.compile(compile, hardware, devices, console)
+        loop.compile(compile, hardware, ranks.size, console)
         loop.train(monitor, stop, console)
     module.cpu()
     return Outcome(module.step, module.step >= module.steps, loop.signal or None)
@@ -215,6 +220,10 @@ class _Loop:
             self.clock.images += len(batch.index) * self.fabric.world_size
             if self._is_logged():
                 module.check_finite()
+                # What is told is the mean over all ranks: one process with the whole batch would have seen it.
+                if self.fabric.world_size > 1:
+                    losses = torch.stack([value.float() for value in module.seen.values()])
+                    module.seen = dict(zip(module.seen, mean(losses), strict=True))
             yield len(batch.index)
             late, self.signal = self._agreed(
                 time.monotonic() - self.saved_at > 60 * self.schedule.checkpoint_minutes, stop.number
@@ -258,8 +267,8 @@ class _Loop:
         self.clock.restart()
 
 
-def _fabric(hardware: Hardware, devices: int) -> Fabric:
-    """Where the training runs; it starts its own processes, whatever a cluster's variables say."""
+def _fabric(hardware: Hardware, ranks: World) -> Fabric:
+    """Where the training runs; it starts its own processes, unless torchrun has, whatever a cluster's variables say."""
     on_gpu = hardware.device.type == "cuda"
     if on_gpu:
         torch.backends.cudnn.benchmark = True
@@ -268,21 +277,33 @@ def _fabric(hardware: Hardware, devices: int) -> Fabric:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
     return Fabric(
         accelerator="gpu" if on_gpu else hardware.device.type,
-        devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        devices=ranks.devices,
+        num_nodes=ranks.nodes,
+        strategy="ddp" if ranks.size > 1 else "auto",
         precision=PRECISIONS[hardware.precision],
-        plugins=[LightningEnvironment()],
+        plugins=[TorchElasticEnvironment() if by_torchrun() else LightningEnvironment()],
     )
 
 
 @contextmanager
 def _all_ranks_end(fabric: Fabric) -> Iterator[None]:
-    """When the first rank fails, the processes that it started would wait for it for ever."""
+    """When the first rank fails, the processes that it started would wait for it for ever.
+
+    Raises:
+        MachineError: one of the others has died, which the rest can only see as a connection that is closed.
+
+    """
     try:
         yield
-    except BaseException:
-        for process in getattr(fabric.strategy.launcher, "procs", ()):
+    except BaseException as error:
+        processes = list(getattr(fabric.strategy.launcher, "procs", ()))
+        dead = [(n, process.poll()) for n, process in enumerate(processes, 1) if process.poll() not in (None, 0)]
+        for process in processes:
             process.kill()
+        lost = isinstance(error, RuntimeError) and not isinstance(error, CrosslevelError)
+        if lost and (dead or (fabric.world_size > 1 and _CLOSED.search(str(error)))):
+            which = f"process {dead[0][0]} ended with status {dead[0][1]}" if dead else "a process is gone"
+            raise MachineError(f"{which}, and the {fabric.world_size} of this training need each other") from error
         raise
 
 

@@ -376,9 +376,9 @@ def test_a_failed_read_goes_on_where_it_was(tmp_path, monkeypatch):
     stream = shards(tmp_path, range(6))
     failures, opened, real = [], [], remote._opened
 
-    def flaky(name, in_blocks):
+    def flaky(name, in_blocks, packed):
         opened.append(in_blocks)
-        return Flaky(real(name, in_blocks), failures)
+        return Flaky(real(name, in_blocks, packed), failures)
 
     monkeypatch.setattr(remote, "_opened", flaky)
     tape = Tape(stream.shards[0], threading.Event())
@@ -513,11 +513,12 @@ def test_what_is_a_stream(tmp_path, monkeypatch):
     assert stream.labels is None
     assert parse(stream.name).short == "s"
     assert parse("https://h/photos/{00..01}.tar?key=a").short == "photos"
-    for verb in ("https://host/x.tar", f"stream:{tmp_path}/s-0.tar"):
-        with pytest.raises(SourceError, match="a stream has no known number of images, only train can use one"):
-            open_images(verb)
+    assert parse("hf://datasets/owner/name/x-{0..3}.tar").is_stream
+    assert not parse("hf://owner/name,column=photo").is_stream
+    with pytest.raises(SourceError, match="a stream has no known number of images, only train can use one"):
+        open_images(f"stream:{tmp_path}/s-0.tar")
     for wrong, says in (
-        ("https://h/x.parquet", "only tar shards can be streamed"),
+        (f"stream:{tmp_path}/x.parquet", "only tar shards can be streamed"),
         ("https://h/{a,a}.tar", "names a shard more than once"),
     ):
         with pytest.raises(SourceError, match=says):

@@ -8,10 +8,11 @@ import gzip
 import os
 import stat
 import threading
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from crosslevel.data.braces import expanded
 from crosslevel.data.uri import is_remote
@@ -66,15 +67,69 @@ def expand(pattern: str) -> list[str]:
     return names
 
 
+class Told(NamedTuple):
+    """What a store says of a file: its bytes, and what changes when it is written anew."""
+
+    size: int
+    state: str
+
+
+def about(name: str) -> Told:
+    """What is known of the file at an address.
+
+    Raises:
+        SourceError: it is not there, or cannot be asked for.
+
+    """
+    system, path = _system(name)
+    try:
+        info = _patiently(lambda: system.info(path))
+        if info.get("size") is None:
+            raise SourceError(f"{name}: the server does not say how large it is: it can only be streamed, by train")
+    except SourceError:
+        raise
+    except Exception as error:
+        raise SourceError(f"{name}: cannot be opened: {_reason(error)}") from error
+    marks = ("ETag", "etag", "LastModified", "mtime", "last_modified", "updated", "created", "VersionId")
+    state = {mark: str(info[mark]) for mark in marks if info.get(mark) is not None}
+    return Told(int(info["size"]), f"{info['size']} {state}")
+
+
+def exists(name: str) -> bool:
+    """Whether there is a file at this address.
+
+    Raises:
+        SourceError: the store cannot be asked.
+
+    """
+    system, path = _system(name)
+    try:
+        return bool(_patiently(lambda: system.exists(path)))
+    except Exception as error:
+        raise SourceError(f"{name}: cannot be looked for: {_reason(error)}") from error
+
+
+def _patiently(ask: Callable[[], Any]) -> Any:
+    """The answer, asked for again after each of the `PAUSES` while the store is busy."""
+    for pause in PAUSES:
+        try:
+            return ask()
+        except _FINAL:
+            raise
+        except Exception:
+            time.sleep(pause)
+    return ask()
+
+
 class Tape:
     """A file that is read once, from its beginning to its end; ``.gz`` and ``.tgz`` are unpacked on the way.
 
-    If a read fails, the file is opened again and read from the same byte, after each of the ``PAUSES``; setting
-    ``closing`` ends a pause.
+    If a read fails, or ends before the file does, the file is opened again and read from the same byte, after each of
+    the ``PAUSES``; setting ``closing`` ends a pause. ``packed`` leaves what is compressed as it is.
     """
 
-    def __init__(self, name: str, closing: threading.Event) -> None:
-        self.name, self.closing, self.at = name, closing, 0
+    def __init__(self, name: str, closing: threading.Event, packed: bool = False) -> None:
+        self.name, self.closing, self.at, self.packed = name, closing, 0, packed
         self._file: Any = None
         self._in_blocks = True
 
@@ -124,7 +179,7 @@ class Tape:
 
     def _read(self, count: int) -> bytes:
         if self._file is None:
-            self._file = _opened(self.name, self._in_blocks)
+            self._file = _opened(self.name, self._in_blocks, self.packed)
             for size in _pieces(self.at):  # not all of them can seek
                 _all_of(self._file, size)
         return _all_of(self._file, count)
@@ -148,14 +203,33 @@ def _pieces(count: int) -> Iterator[int]:
         count -= _AT_ONCE
 
 
-def _opened(name: str, in_blocks: bool) -> Any:
+def _opened(name: str, in_blocks: bool, packed: bool) -> Any:
     if is_remote(name):
         system, path = _system(name)
         block = _BLOCK if in_blocks or not name.lower().startswith("http") else 0
-        file = system.open(path, "rb", block_size=block, cache_type="readahead" if block else "none")
+        file = _Whole(system.open(path, "rb", block_size=block, cache_type="readahead" if block else "none"))
     else:
         file = open(name, "rb")  # noqa: SIM115 - the tape closes it
-    return gzip.GzipFile(fileobj=file) if name.partition("?")[0].lower().endswith((".gz", ".tgz")) else file
+    unpacked = not packed and name.partition("?")[0].lower().endswith((".gz", ".tgz"))
+    return gzip.GzipFile(fileobj=file) if unpacked else file
+
+
+class _Whole:
+    """A remote file of known size, whose answers may be cut short: an end that comes too early is a failed read."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.size = file, getattr(file, "size", None)
+
+    def read(self, count: int = -1) -> bytes:
+        """Up to ``count`` bytes, none only at the end."""
+        data: bytes = self.file.read(count)
+        if not data and count and isinstance(self.size, int) and self.file.tell() < self.size:
+            raise OSError(f"the answer ended at byte {self.file.tell():,} of {self.size:,}")
+        return data
+
+    def close(self) -> None:
+        """Let the file go."""
+        self.file.close()
 
 
 def _remote_files(name: str) -> list[str]:
@@ -164,7 +238,7 @@ def _remote_files(name: str) -> list[str]:
     if "*" not in name.partition("?")[0]:
         return [name]
     try:
-        return sorted(system.unstrip_protocol(file) for file in system.glob(path))
+        return sorted(system.unstrip_protocol(file) for file in _patiently(lambda: system.glob(path)))
     except Exception as error:
         raise SourceError(f"{name}: cannot be listed: {_reason(error)}") from error
 

@@ -1,0 +1,128 @@
+"""How duplicates are found among very many pictures: seconds, memory, and what is found of planted copies.
+
+Pictures of 32 x 32 pixels whose spectrum falls as that of photographs does (1/f, Field 1987), of random contrast, light
+and colours; one in eleven is a copy of another, two of one original: recompressed, lighter, of more contrast, without
+colours, cropped, shifted or mirrored, made at 64 x 64 pixels. Recall is the share of copies that are in one track with
+their original, precision the share of the pairs found whose two pictures are of one original. Decoding is not measured:
+`inspect` does that once.
+
+python benchmarks/scale_duplicates.py --counts 10000 100000
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+
+import records
+import torch
+from beside import machine
+from torch import Tensor
+from torchvision.io import decode_jpeg, encode_jpeg
+from torchvision.transforms.v2 import functional as tvf
+
+from crosslevel.data.duplicates.descriptor import SIDE
+from crosslevel.data.duplicates.detect import duplicate_pairs, tracks
+
+PART = 5000
+SHARE = 10  # other pictures for each copy
+
+
+def main() -> None:
+    parser = records.options(__doc__)
+    parser.add_argument("--counts", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--seed", type=int, default=101)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(f"{machine()}; seed {arguments.seed}; OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}\n")
+    print("| images | copies planted | seconds | of one core | peak memory, GB | recall | precision | worst edit |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for count in arguments.counts:
+        print("| " + " | ".join(measured(count, arguments.seed)) + " |", flush=True)
+
+
+def measured(count: int, seed: int) -> tuple[str, ...]:
+    pictures, original, edit = collection(count, seed)
+    began, worked = time.perf_counter(), time.process_time()
+    pairs = duplicate_pairs(pictures)
+    seconds, cpu = time.perf_counter() - began, time.process_time() - worked
+    owner = tracks(count, pairs.images)
+    copies = (edit >= 0).nonzero()[:, 0]
+    found = owner[copies] == owner[original[copies]]
+    right = original[pairs.images[:, 0]] == original[pairs.images[:, 1]]
+    rates = {name: float(found[edit[copies] == number].float().mean()) for number, name in enumerate(EDITS)}
+    worst = min(rates, key=lambda name: rates[name])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    recall, precision = float(found.float().mean()), float(right.float().mean())
+    return (
+        f"{count:,}", f"{len(copies):,}", f"{seconds:,.0f}", f"{cpu:,.0f}", f"{peak:.1f}", f"{recall:.4f}",
+        f"{precision:.4f}", f"{worst} {rates[worst]:.3f}",
+    )  # fmt: skip
+
+
+def collection(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures in random order, of each the place of its original, and which edit it is (-1: none)."""
+    draws = torch.Generator().manual_seed(seed)
+    planted = count // (SHARE + 1)
+    plain = count - planted
+    pictures = torch.empty(count, 3, SIDE, SIDE, dtype=torch.uint8)
+    place = torch.randperm(count, generator=draws)
+    for first in range((planted + 1) // 2, plain, PART):
+        these = place[first : min(first + PART, plain)]
+        pictures[these] = natural(len(these), SIDE, draws)
+    original, edit = torch.arange(count), torch.full((count,), -1)
+    names = list(EDITS)
+    for first in range(0, planted, PART):
+        which = torch.arange(first, min(first + PART, planted))
+        large = natural((len(which) + 1) // 2, 2 * SIDE, draws)
+        pictures[place[which[::2] // 2]] = tvf.resize(large, [SIDE, SIDE], antialias=True)
+        for number, name in enumerate(names):
+            some = which % len(names) == number
+            if some.any():
+                changed = EDITS[name](large[(which[some] - first) // 2])
+                pictures[place[plain + which[some]]] = tvf.resize(changed, [SIDE, SIDE], antialias=True)
+                edit[place[plain + which[some]]] = number
+        original[place[plain + which]] = place[which // 2]
+    return pictures, original, edit
+
+
+def natural(count: int, side: int, draws: torch.Generator) -> Tensor:
+    """Noise with the amplitudes of photographs: 1 / frequency, the luminance stronger than the colours."""
+    down, across = torch.fft.fftfreq(side), torch.fft.rfftfreq(side)
+    frequency = torch.hypot(down.unsqueeze(1), across.unsqueeze(0))
+    frequency[0, 0] = torch.inf
+    noise = torch.randn(count, 4, side, side, generator=draws)
+    planes = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency, s=(side, side))
+    planes = planes / planes.std((2, 3), keepdim=True)
+    colourful = torch.rand(count, 1, 1, 1, generator=draws) * 0.6
+    shown = planes[:, :1] + colourful * planes[:, 1:]
+    contrast = 0.08 + 0.17 * torch.rand(count, 1, 1, 1, generator=draws)
+    light = (
+        0.3 + 0.4 * torch.rand(count, 1, 1, 1, generator=draws) + 0.08 * torch.randn(count, 3, 1, 1, generator=draws)
+    )
+    return (255 * (light + contrast * shown)).round().clamp(0, 255).byte()
+
+
+def recompressed(images: Tensor) -> Tensor:
+    return torch.stack([decode_jpeg(code) for code in encode_jpeg(list(images), quality=60)])
+
+
+def cropped(images: Tensor) -> Tensor:
+    return tvf.resize(images[:, :, 2:-2, 2:-2], [2 * SIDE, 2 * SIDE], antialias=True)
+
+
+EDITS = {
+    "recompressed": recompressed,
+    "lighter": lambda images: tvf.adjust_brightness(images, 1.15),
+    "contrast": lambda images: tvf.adjust_contrast(images, 1.25),
+    "gray": lambda images: tvf.rgb_to_grayscale(images, 3),
+    "cropped": cropped,
+    "shifted": lambda images: images.roll(2, 3),
+    "mirrored": lambda images: images.flip(3),
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Files of object stores, copied once into the cache: for what has to read them at any place, and not only in order."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from crosslevel.data.index_cache import cache_folder
+from crosslevel.data.sources.containers.remote import Damage, Tape, about, exists, expand
+from crosslevel.data.sources.packed import ABOUT, INDEX, read_about, shard_name
+from crosslevel.data.uri import CONTAINER, Source, parse
+from crosslevel.utils.errors import SourceError, UserError
+from crosslevel.utils.files import replacing, write
+
+FOLDER = "copies"
+_AT_ONCE = 4  # files
+_PIECE = 2**22  # bytes
+_ORIGIN = ".origin.json"
+_SPARE = 2**28  # bytes of a disk that are left alone
+
+
+class _File(NamedTuple):
+    """One file: its address, where its copy goes, its bytes, and what changes when it is written anew."""
+
+    address: str
+    copy: Path
+    size: int
+    state: str
+
+
+def local(source: Source) -> Source:
+    """The same images as files of this machine: of a pack, of tar shards or of Parquet files at an address.
+
+    Each file is copied once, and again when its size or what the store says of its version has changed. A copy appears
+    when it is whole; a killed command begins again with the file that it was at.
+
+    Raises:
+        SourceError: the address is none of these, or cannot be read; or the disk has no room for it.
+
+    """
+    path, marked, options = source.path.partition(",")
+    if CONTAINER.search(path.partition("?")[0]):
+        names = _copied([_file(name, _folder(name)) for name in expand(path)], source.whole)
+        folders = {os.path.dirname(name) for name in names}
+        if len(names) == 1:
+            made = parse(names[0] + marked + options)
+        elif len(folders) == 1 and set(names) == _containers(folders.pop()):
+            made = parse(os.path.dirname(names[0]) + marked + options)
+        else:
+            made = parse("{" + ",".join(names) + "}" + marked + options)
+        return dataclasses.replace(made, reading=source.reading)
+    if marked or not exists(f"{path.rstrip('/')}/{ABOUT}"):
+        raise SourceError(
+            f"{source.whole}: no pack and no .tar or .parquet files: single images are not read from addresses; "
+            "pack them, or write them to shards"
+        )
+    address = path.rstrip("/")
+    folder = _folder(f"{address}/{ABOUT}")
+    first = _copied([_file(f"{address}/{ABOUT}", folder)], source.whole)[0]
+    files = [_file(f"{address}/{name}", folder) for name in [INDEX, *_shards(first, source.whole)]]
+    _copied(files, source.whole)
+    return dataclasses.replace(parse(str(folder)), reading=source.reading)
+
+
+def _shards(about_pack: str, name: str) -> list[str]:
+    """The names of a pack's shards."""
+    try:
+        return [shard_name(number) for number in range(len(read_about(Path(about_pack))["shards"]))]
+    except (UserError, OSError, KeyError, TypeError) as error:
+        raise SourceError(f"{name}: its {ABOUT} is damaged: {error}") from error
+
+
+def _folder(address: str) -> Path:
+    """Where copies from the folder of this address lie."""
+    place = address.partition("?")[0].rpartition("/")[0]
+    return cache_folder() / FOLDER / hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest()[:24]
+
+
+def _file(address: str, folder: Path) -> _File:
+    told = about(address)
+    return _File(address, folder / address.partition("?")[0].rpartition("/")[2], told.size, told.state)
+
+
+def _containers(folder: str) -> set[str]:
+    return {os.path.join(folder, name) for name in os.listdir(folder) if CONTAINER.search(name)}
+
+
+def _copied(files: Iterable[_File], name: str) -> list[str]:
+    """The copies' paths; those that are missing, or of a former state, are made."""
+    files = list(files)
+    missing = [file for file in files if not _is_there(file)]
+    _check_room(missing, name)
+    closing = threading.Event()
+    with ThreadPoolExecutor(_AT_ONCE, "crosslevel-copy") as pool:
+        try:
+            list(pool.map(lambda file: _copy(file, closing), missing))
+        except BaseException:
+            closing.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [str(file.copy) for file in files]
+
+
+def _is_there(file: _File) -> bool:
+    try:
+        origin = json.loads(_origin(file).read_text(encoding="utf-8"))
+        return bool(origin == {"state": file.state} and file.copy.stat().st_size == file.size)
+    except (OSError, ValueError):
+        return False
+
+
+def _check_room(files: list[_File], name: str) -> None:
+    wanted, home = sum(file.size for file in files), cache_folder()
+    home.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(home).free
+    if wanted + _SPARE > free:
+        raise SourceError(
+            f"{name}: {wanted / 1e9:.1f} GB have to be copied once, and {home} has {free / 1e9:.1f} GB left: set "
+            "CROSSLEVEL_CACHE to a larger disk"
+        )
+
+
+def _copy(file: _File, closing: threading.Event) -> None:
+    tape = Tape(file.address, closing, packed=True)
+    file.copy.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        _origin(file).unlink()
+    try:
+        with replacing(file.copy) as out:
+            while part := tape.read(_PIECE):
+                out.write(part)
+            if tape.at != file.size:
+                raise Damage(f"has {tape.at:,} bytes instead of {file.size:,}")
+    except Damage as error:
+        raise SourceError(f"{file.address}: {error}") from error
+    finally:
+        tape.close()
+    write(_origin(file), json.dumps({"state": file.state}))
+
+
+def _origin(file: _File) -> Path:
+    return file.copy.with_name(f".{file.copy.name}{_ORIGIN}")

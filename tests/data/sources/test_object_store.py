@@ -1,0 +1,183 @@
+"""Shards, Parquet files and packs in a bucket of an S3 server on loopback, whose answers are spoilt."""
+
+import io
+import json
+import logging
+import os
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from container_samples import flat, labelled, value, write_tar
+from object_store import FAULTS, proxied
+
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.loaders.streams import StreamBatches
+from crosslevel.data.open import open_images
+from crosslevel.data.pack import pack
+from crosslevel.data.sources.containers import copies, remote
+from crosslevel.data.uri import parse
+from crosslevel.utils.errors import SourceError
+
+server = pytest.importorskip("moto.server", reason="the S3 server is of pip install 'crosslevel[test]'")
+s3fs = pytest.importorskip("s3fs")
+
+KEY, SECRET = "AKIAEXAMPLEKEY", "sEcReT-that-nobody-may-read"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """The proxy before a server with an empty bucket, and what fsspec has to know of it."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    moto = server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    moto.start()
+    with proxied(moto.get_host_and_port()[1]) as proxy:
+        told = {
+            "endpoint_url": proxy.address, "key": KEY, "secret": SECRET,
+            "config_kwargs": {"retries": {"total_max_attempts": 1}},
+        }  # fmt: skip
+        fsspec.config.conf["s3"] = told
+        fsspec.filesystem("s3").mkdir("bucket")
+        yield proxy
+        del fsspec.config.conf["s3"]
+    moto.stop()
+
+
+@pytest.fixture(autouse=True)
+def _apart(monkeypatch, tmp_path, bucket):
+    """Small requests, short pauses, a cache of its own, and no faults unless a test asks for some."""
+    monkeypatch.setattr(remote, "PAUSES", (0.0, 0.05, 0.1, 0.1))
+    monkeypatch.setattr(remote, "_BLOCK", 2048)
+    monkeypatch.setenv("CROSSLEVEL_CACHE", str(tmp_path / "cache"))
+    s3fs.S3FileSystem.clear_instance_cache()
+    bucket.wanted, bucket.injected = 0, 0
+    bucket.seen.clear()
+
+
+@pytest.fixture(scope="module")
+def shards(bucket, tmp_path_factory):
+    """Eight shards of 30 images."""
+    home, store = tmp_path_factory.mktemp("shards"), fsspec.filesystem("s3")
+    for i in range(8):
+        file = write_tar(home / f"s-{i}.tar", labelled(range(30 * i, 30 * i + 30)))
+        store.put(str(file), f"bucket/shards/s-{i}.tar")
+    return "s3://bucket/shards/s-*.tar"
+
+
+def crops(image, generator):
+    return image.unsqueeze(0)
+
+
+def test_of_200_spoilt_answers_no_row_is_lost_and_none_comes_twice(bucket, shards):
+    stream, found, bad = open_images(shards, streams=True), [], BadFiles()
+    bucket.wanted = 200
+    for rank in range(2):
+        batches = StreamBatches(stream, 8, 240, seed=0, bad=bad, crops=crops, rank=rank, world=2)
+        found += [int(number) for batch in batches for number in batch.images[:, 0, 0, 0, 0]]
+    assert sorted(found) == list(range(240))
+    assert not len(bad)
+    assert bucket.injected == 200
+    assert set(bucket.kinds) == set(FAULTS)
+
+
+def test_shards_are_copied_once_for_what_reads_them_at_any_place(bucket, shards, monkeypatch):
+    bucket.wanted = 16  # each shard's first two answers
+    images = open_images(shards)
+    assert bucket.injected == 16
+    assert [value(images[i][0]) for i in range(len(images))] == list(range(240))
+    assert images.paths[31] == "s-1.tar/0031.png"
+    assert images.labels.tolist() == [i % 3 for i in range(240)]
+    assert images.name == shards
+    monkeypatch.setattr(copies, "_copy", None)  # nothing is copied again
+    assert len(open_images(shards)) == 240
+    assert len(open_images("s3://bucket/shards/s-{0..1}.tar")) == 60
+
+
+def test_what_was_written_anew_is_copied_anew(tmp_path):
+    store = fsspec.filesystem("s3")
+    for first in (0, 100):
+        store.put(str(write_tar(tmp_path / "x.tar", labelled(range(first, first + 4)))), "bucket/new/x.tar")
+        store.invalidate_cache()
+        images = open_images("s3://bucket/new/x.tar")
+        assert [value(images[i][0]) for i in range(4)] == list(range(first, first + 4))
+
+
+def test_parquet_in_a_bucket():
+    file = io.BytesIO()
+    rows = [{"bytes": flat(i), "path": f"{i}.png"} for i in range(6)]
+    pq.write_table(pa.table({"image": rows, "label": [i % 2 for i in range(6)]}), file)
+    fsspec.filesystem("s3").pipe("bucket/tables/a.parquet", file.getvalue())
+    images = open_images("s3://bucket/tables/a.parquet,column=image", streams=True)
+    assert [value(images[i][0]) for i in range(6)] == list(range(6))
+    assert len(open_images("s3://bucket/tables/a.parquet@list=" + _listed(images))) == 3
+
+
+def _listed(images):
+    file = os.path.join(os.environ["CROSSLEVEL_CACHE"], "list.txt")
+    with open(file, "w") as lines:
+        lines.write("".join(f"{images.paths[i]}\n" for i in range(3)))
+    return file
+
+
+def test_a_pack_in_a_bucket_is_read_as_it_was_made(bucket, tmp_path):
+    write_tar(tmp_path / "x.tar", labelled(range(40)))
+    folder = pack(str(tmp_path / "x.tar"), output=str(tmp_path / "packed"), size=4, quiet=True)
+    fsspec.filesystem("s3").put(str(folder), "bucket/packed", recursive=True)
+    bucket.wanted = 6  # of pack.json, the index and a shard
+    images, here = open_images("s3://bucket/packed"), open_images(str(folder))
+    assert bucket.injected == 6
+    assert list(images.paths) == list(here.paths)
+    assert all(torch.equal(images[i][0], here[i][0]) for i in range(40))
+
+
+def test_refusals_are_one_line_and_tell_no_secret(bucket, shards, monkeypatch, capfd, caplog):
+    caplog.set_level("WARNING")
+    for source, says in {
+        "s3://bucket/none/x.tar": "s3://bucket/none/x.tar: cannot be opened: .*",
+        "s3://bucket/none/*.tar": r"s3://bucket/none/\*.tar: no file matches this pattern",
+        "s3://bucket/none": "s3://bucket/none: no pack and no .tar or .parquet files: .*",
+    }.items():
+        with pytest.raises(SourceError, match=f"^{says}") as caught:
+            open_images(source)
+        assert "\n" not in str(caught.value)
+        assert SECRET not in str(caught.value)
+    monkeypatch.setattr(copies.shutil, "disk_usage", lambda place: _Full())
+    with pytest.raises(SourceError, match=r"GB have to be copied once, and .* set CROSSLEVEL_CACHE to a larger disk$"):
+        open_images(shards)
+    monkeypatch.undo()
+    told = capfd.readouterr()
+    assert SECRET not in told.out + told.err + caplog.text
+
+
+class _Full:
+    free = 0
+
+
+def test_what_no_attempt_can_read_costs_its_shard_alone(bucket, shards, monkeypatch):
+    monkeypatch.setattr(
+        type(bucket),
+        "fault",
+        lambda self, handler: "busy" if "GET /bucket/shards/s-3.tar" in handler.requestline else None,
+    )
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    bad = BadFiles()
+    monkeypatch.setattr(remote, "PAUSES", (0.0,))
+    stream = open_images("s3://bucket/shards/s-{2..3}.tar", streams=True)
+    batches = StreamBatches(stream, 10, 30, seed=0, bad=bad, crops=crops)
+    found = [int(number) for batch in batches for number in batch.images[:, 0, 0, 0, 0]]
+    assert set(found) == set(range(60, 90))
+    assert list(bad.reasons) == ["s-3.tar"]
+    with pytest.raises(SourceError, match=r"s-3.tar: cannot be read, tried 2 times: "):
+        open_images("s3://bucket/shards/s-3.tar")
+
+
+def test_copies_say_where_they_are_from(shards):
+    open_images("s3://bucket/shards/s-0.tar")
+    copy = Path(copies.local(parse("s3://bucket/shards/s-0.tar")).path)
+    told = json.loads((copy.parent / ".s-0.tar.origin.json").read_text())
+    assert set(told) == {"state"}
+    assert "ETag" in told["state"]

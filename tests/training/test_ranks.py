@@ -1,0 +1,263 @@
+"""The same losses from 1, 2 and 4 processes with the same batches of all, and a run that outlives one of them.
+
+All cases share one start of the processes, which find each other as those of torchrun do.
+"""
+
+import csv
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from container_samples import labelled, write_tar
+from rich.console import Console
+
+from crosslevel.cld.loss import CrossLevel
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import InMemoryImages
+from crosslevel.data.loaders.batches import Batch, TrainBatches
+from crosslevel.data.loaders.streams import StreamBatches
+from crosslevel.data.open import open_images
+from crosslevel.methods import BYOL, NPID, InfoMin, MoCo, SimCLR
+from crosslevel.models.encoder import Encoder
+from crosslevel.training.loop.fit import fit
+from crosslevel.training.loop.module import Pretrain
+from crosslevel.transforms.views import Views
+from crosslevel.utils.device import choose
+from crosslevel.utils.errors import UserError
+from crosslevel.utils.processes import world
+
+pytestmark = pytest.mark.slow
+
+IMAGES, BATCH, STEPS, SIZE = 64, 16, 4, 16
+METHODS = {
+    "SimCLR": lambda encoder: SimCLR(encoder, out_features=8, hidden=16),
+    "MoCo": lambda encoder: MoCo(encoder, IMAGES, out_features=8, queue=32, momentum=0.9),
+    "InfoMin": lambda encoder: InfoMin(encoder, IMAGES, out_features=8, queue=32, momentum=0.9),
+    "BYOL": lambda encoder: BYOL(encoder, out_features=8, hidden=16),
+    "NPID": lambda encoder: NPID(encoder, IMAGES, out_features=8),
+}
+CASES = [(name, cld, "images") for name in METHODS for cld in (False, True)]
+CASES += [(name, True, "stream") for name in ("SimCLR", "MoCo")]
+
+
+def source():
+    data = torch.randint(256, (IMAGES, 3, 4, 4), generator=torch.Generator().manual_seed(1)).float()
+    large = torch.nn.functional.interpolate(data, size=(SIZE, SIZE), mode="bilinear")
+    return InMemoryImages(large.byte(), [str(i) for i in range(IMAGES)])
+
+
+def batches(kind, folder, views, ranks):
+    if kind == "images":
+        return TrainBatches(source(), BATCH // ranks.size, seed=0, bad=BadFiles(), rank=ranks.rank, world=ranks.size)
+    stream = open_images(f"stream:{folder}/s-*.tar", streams=True)
+    return PartsOfBatches(stream, ranks, views.crops)
+
+
+class PartsOfBatches(StreamBatches):
+    """The stream as one process reads it; each rank takes its rows."""
+
+    def __init__(self, stream, ranks, crops):
+        super().__init__(stream, BATCH, 2 * BATCH, seed=0, bad=BadFiles(), crops=crops, buffer=8)
+        self.ranks = ranks
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            yield Batch(*(column.chunk(self.ranks.size)[self.ranks.rank] for column in batch[:3]))
+
+
+def losses(method, with_cld, kind, folder, ranks):
+    """What `fit` logs of some steps, statistics and groups over all ranks."""
+    torch.manual_seed(0)
+    encoder = Encoder("resnet18", True, 0.0625)
+    built = METHODS[method](encoder)
+    cld = CrossLevel(encoder.num_features, groups=5, out_features=8, gather=True) if with_cld else None
+    views = Views("cifar", SIZE)
+    if with_cld:
+        built.online = max(built.online, 2)
+    views.count, views.plain = built.views, built.plain_views
+    module = Pretrain(
+        encoder, built, cld, views, steps=STEPS, warmup_steps=1, optimizer="sgd", lr=0.03, weight_decay=0.0, seed=0
+    )
+    run = folder / f"{method}-{with_cld}-{kind}-{ranks.size}"
+    fit(
+        module, batches(kind, folder, views, ranks), run, hardware=choose("cpu", "fp32"), ranks=ranks, log_every=1,
+        sync_batchnorm=True, console=Console(file=io.StringIO()),
+    )  # fmt: skip
+    return logged(run)
+
+
+def logged(run):
+    if not (run / "metrics.csv").exists():
+        return []
+    with (run / "metrics.csv").open() as file:
+        return [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
+
+
+def every_case(folder, ranks):
+    found = {}
+    for case in CASES:
+        found[case] = losses(*case, folder, ranks)
+        if dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()
+    return found
+
+
+def run(process, count, port, folder):
+    os.environ |= torchrun(process, count, port)
+    found = every_case(Path(folder), world(1, 1))
+    if process == 0:
+        torch.save(found, f"{folder}/{count}.pt")
+
+
+def torchrun(process, count, port):
+    names = {"RANK": process, "LOCAL_RANK": process, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "x"}
+    return {name: str(value) for name, value in (names | where).items()}
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """The losses of all cases on 1, 2 and 4 processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for i in range(2):
+        write_tar(folder / f"s-{i}.tar", labelled(range(30 * i, 30 * i + 30)))
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    subprocess.run([sys.executable, __file__, str(folder)], check=True, env={**os.environ, "PYTHONPATH": path})
+    return {count: torch.load(folder / f"{count}.pt") for count in (1, 2, 4)}
+
+
+def main(folder):
+    """In a process of its own, which imports once: those of 2 and 4 are its forks, before it trains itself."""
+    torch.set_num_threads(1)
+    sys.modules["torch.utils.tensorboard"] = None  # takes as long as a case
+    for count in (2, 4):
+        mp.start_processes(run, (count, free_port(), folder), nprocs=count, start_method="fork")
+    torch.save(every_case(Path(folder), world(1, 1)), f"{folder}/1.pt")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_losses_are_those_of_one_process_with_the_whole_batch(found, case):
+    alone = found[1][case]
+    assert len(alone) == STEPS
+    assert len(set(alone)) == STEPS
+    for count in (2, 4):
+        assert found[count][case] == pytest.approx(alone, abs=1e-5), count
+
+
+# Several commands, one run
+
+SOURCE = "turntable,classes=4,objects=24,frames=6,size=16"
+TINY = ["--encoder.width=0.0625", "--batch_size=16", "--device=cpu", "--log_every=1", "--workers=0", "--epochs=8"]
+TINY += ["--report_html=false", "--checkpoint_minutes=0", "--method=SimCLR"]
+COMMAND = [str(Path(sys.executable).with_name("crosslevel")), "train", SOURCE, *TINY]
+
+
+def started(line, folder, **variables):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(line, cwd=folder, env=environment, start_new_session=True, **pipes)
+
+
+def ranks_of(process):
+    """The other processes that train in a command's session, by what they were told to be."""
+    found = {}
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            told = dict(part.split("=", 1) for part in environment.read_text().split("\0") if "=" in part)
+            if os.getsid(int(environment.parent.name)) == process.pid and "LOCAL_RANK" in told:
+                found[int(environment.parent.name)] = int(told["LOCAL_RANK"])
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def until(steps, process, run):
+    while process.poll() is None and len(logged(run)) < steps:
+        time.sleep(0.1)
+
+
+def test_a_dead_rank_ends_the_run_with_a_line_and_it_goes_on(tmp_path):
+    whole = started([*COMMAND, "--devices=2", f"--run={tmp_path}/whole"], tmp_path)
+    assert whole.wait(timeout=400) == 0, whole.stderr.read()
+    run = tmp_path / "run"
+    process = started([*COMMAND, "--devices=2", f"--run={run}"], tmp_path)
+    until(6, process, run)
+    [other] = [pid for pid, rank in ranks_of(process).items() if rank == 1]
+    os.kill(other, signal.SIGKILL)
+    error = process.communicate(timeout=300)[1]
+    assert process.returncode == 1, error
+    [line] = [line for line in error.splitlines() if line.startswith("crosslevel train: ")]
+    assert "process 1 ended with status -9, and the 2 of this training need each other" in line
+    assert "Traceback" not in error
+    again = started([COMMAND[0], "train", "--resume", str(run)], tmp_path)
+    assert again.wait(timeout=400) == 0, again.stderr.read()
+    assert logged(run) == logged(tmp_path / "whole")
+
+
+def test_torchrun_restarts_a_run_where_its_checkpoint_is(tmp_path):
+    """Elastic: a killed process has all of them started again, and the losses are those of an undisturbed run."""
+    run = tmp_path / "run"
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--standalone"]
+    process = started([*line, "--no-python", *COMMAND, f"--run={run}"], tmp_path)
+    until(6, process, run)
+    os.kill(next(iter(ranks_of(process))), signal.SIGKILL)
+    error = process.communicate(timeout=400)[1]
+    assert process.returncode == 0, error
+    found = logged(run)
+    assert len(found) == 32
+    alone = started([*COMMAND, f"--run={tmp_path}/alone", "--batch_size=32", "--sync_batchnorm=true"], tmp_path)
+    assert alone.wait(timeout=400) == 0
+    assert found[0] == pytest.approx(logged(tmp_path / "alone")[0], abs=0.3)
+
+
+def test_two_commands_with_two_nodes_train_one_run(tmp_path):
+    """What SLURM says to each is what they need to find each other."""
+    name = f"--run={tmp_path}/run"
+    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_STEP_NUM_TASKS": "2"}
+    both = [started([*COMMAND, "--nodes=2", name], tmp_path, **slurm, SLURM_NODEID=str(node)) for node in range(2)]
+    said = [process.communicate(timeout=400) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert len(logged(tmp_path / "run")) == 32
+    assert "next" in said[0][0]
+    assert not said[1][0].strip()
+
+
+def test_what_is_not_told_is_asked_for(monkeypatch):
+    for name in ("SLURM_NODEID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"^--nodes 4: NODE_RANK, MASTER_ADDR, MASTER_PORT not set: start one command"):
+        world(2, 4)
+    with pytest.raises(UserError, match="at least 1 each"):
+        world(1, 0)
+    monkeypatch.setenv("SLURM_NODEID", "3")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[07-09,12],login1")
+    assert world(2, 4) == (2, 4, 6)
+    assert os.environ["MASTER_ADDR"] == "gpu07"
+    for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name)
+    for name, value in torchrun(5, 8, 1).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert world(1, 1) == world(4, 2) == (4, 2, 5)
+    with pytest.raises(UserError, match="torchrun started 4 processes on each of 2 machines: leave both out"):
+        world(8, 1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
