@@ -58,7 +58,7 @@ class Encoder(nn.Module):
                 chosen by the size of the views unless given.
             width: multiplies the channels of a ResNet; 0.25 gives 16, 32, 64, 128.
             weights: file of starting weights (timm or torchvision, .safetensors, .pth or .pt).
-            zero_init_last: start a ResNet's residual branches at zero; timm's default unless given.
+            zero_init_last: start a ResNet's residual branches at zero; not unless given (timm starts them at zero).
             image_size: pixels, for models that are built for one size (ViT); the model's own unless given.
 
         Raises:
@@ -246,6 +246,8 @@ def _create(name: str, zero_init_last: bool | None, image_size: int | None) -> n
         hint = did_you_mean(name, timm.list_models(), "timm.list_models() has them all", most=3)
         raise UserError(f"encoder.name={name!r} is not a timm model: {hint}")
     options: dict[str, Any] = {} if zero_init_last is None else {"zero_init_last": zero_init_last}
+    if timm.model_entrypoint(name).__module__ == ResNet.__module__:
+        options = {"zero_init_last": bool(zero_init_last)}
     if image_size is not None:
         options["img_size"] = image_size
     try:
@@ -267,7 +269,7 @@ def _narrow(model: nn.Module, name: str, width: float, zero_init_last: bool | No
             elif isinstance(child, nn.BatchNorm2d):
                 setattr(parent, key, nn.BatchNorm2d(max(1, round(child.num_features * width))))
     model.num_features = model.head_hidden_size = max(1, round(model.num_features * width))
-    model.init_weights(zero_init_last=zero_init_last is not False)
+    model.init_weights(zero_init_last=bool(zero_init_last))
 
 
 def _scaled(width: float) -> Callable[[nn.Conv2d], nn.Conv2d]:
