@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 from crosslevel.tuning.plan import Plan
 from crosslevel.tuning.search_space import Numbers, Range
 from crosslevel.tuning.trials import twin
-from crosslevel.utils.rng import mixed
+from crosslevel.utils.rng import trial_seed
 
 REDUCTION = 3  # successive halving goes on with one in so many
 
@@ -46,7 +46,7 @@ class Fresh(BaseSampler):
             given = {}  # by now each had its turn, whatever became of it
         point: dict[str, Any] = {}
         for attempt in range(self.tries):
-            point = self._draw(study, trial, _seed(self.plan.seed, trial.number, attempt)) | given
+            point = self._draw(study, trial, trial_seed(self.plan.seed, trial.number, attempt)) | given
             if twin(others, point, trial.number) is None:
                 break
         return point
@@ -65,7 +65,7 @@ class Fresh(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """A random value; drawn alone are only parameters whose given value is out of range."""
-        seed = _seed(self.plan.seed, trial.number, len(param_name))
+        seed = trial_seed(self.plan.seed, trial.number, len(param_name))
         return RandomSampler(seed).sample_independent(study, trial, param_name, param_distribution)
 
 
@@ -91,10 +91,6 @@ def pruner(epochs: int, enabled: bool) -> BasePruner:
     if not enabled:
         return NopPruner()
     return SuccessiveHalvingPruner(min_resource=-(-epochs // REDUCTION**2), reduction_factor=REDUCTION)
-
-
-def _seed(*numbers: int) -> int:
-    return mixed(*numbers) & 0xFFFFFFFF  # as many bits as NumPy's RandomState takes
 
 
 @contextlib.contextmanager

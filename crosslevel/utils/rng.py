@@ -25,3 +25,15 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     bits = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
     bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     return (bits ^ (bits >> 31)) & 0x7FFFFFFFFFFFFFFF
+
+
+def trial_seed(*numbers: int) -> int:
+    """A seed of 32 bits, as many as NumPy's RandomState takes, that differs between neighbours.
+
+    Not `mixed`: a study that began with a former version goes on with the trials that it would have had.
+    """
+    bits = 0x9E3779B9
+    for number in numbers:
+        bits = (bits ^ number) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        bits ^= bits >> 31
+    return bits & 0xFFFFFFFF

@@ -7,7 +7,7 @@ from run_samples import write_images
 
 MODULES = ["fcntl", "resource"]
 NAMES = {
-    "os": ["register_at_fork", "preadv", "pread", "memfd_create", "O_NOFOLLOW", "O_NONBLOCK", "sched_getaffinity"],
+    "os": ["register_at_fork", "preadv", "pread", "memfd_create", "sched_getaffinity"],
     "signal": ["SIGBUS", "SIGCHLD", "SIGSYS", "SIGHUP", "sigwaitinfo", "pthread_sigmask"],
 }
 CODE = f"""
