@@ -61,8 +61,9 @@ def in_all(pid):
 
 
 @pytest.mark.slow
-def test_the_worst_images_take_less_than_a_gigabyte_and_a_half_in_all_processes_together(tmp_path):
+def test_the_worst_images_take_less_than_a_gigabyte_and_a_half_in_all_processes_together(tmp_path, monkeypatch):
     """Two processes decode; a third of it is Python and PyTorch, which the test's own process has as well."""
+    monkeypatch.setattr(memory, "_PATIENCE", 600.0)  # on a machine that has other work, one may wait for minutes
     (tmp_path / "images").mkdir()
     written(tmp_path / "images")
     reading, writing = os.pipe()
