@@ -25,6 +25,7 @@ from sklearn.linear_model import LogisticRegression
 import crosslevel
 from crosslevel.curation.choose import choose
 from crosslevel.curation.curate import curate
+from crosslevel.features.table import open_table
 
 HOWS = ("random", "balanced", "diverse", "covering")
 C = 10.0  # of the logistic regression, on features of length 1 that are standardized: the same for all
@@ -68,10 +69,9 @@ def candidates(encoder: str, images: str) -> tuple[torch.Tensor, torch.Tensor, t
     """The rows that the command would choose among, and all features, labels and names of classes."""
     with tempfile.TemporaryDirectory() as folder:
         file = crosslevel.embed(encoder, images, output=Path(folder) / "f.parquet", quiet=True)
-        left = set(curate(str(file), quiet=True).paths)
-    made = crosslevel.embed(encoder, images, quiet=True)
-    kept = torch.tensor([row for row, path in enumerate(made.paths) if path in left])
-    return kept, F.normalize(torch.from_numpy(made.features), dim=1), torch.from_numpy(made.labels), made.classes
+        left, table = set(curate(str(file), quiet=True).paths), open_table(file)
+        kept = torch.tensor([row for row, path in enumerate(table.paths) if path in left])
+        return kept, F.normalize(table.features, dim=1), *table.labels
 
 
 def judged(features: torch.Tensor, labels: torch.Tensor, asked: torch.Tensor, truth: torch.Tensor) -> float:

@@ -57,7 +57,8 @@ def curate(
         images: where the table's images are now, if elsewhere than when it was written.
         outliers: whether images that lie alone can be chosen: drop lists them and leaves them out.
         duplicates: whether near-duplicates can be chosen beside each other.
-        threshold: the cosine from which on two images can be near-duplicates; estimated unless given.
+        threshold: the cosine from which on two images can be near-duplicates, for a table without thumbnails; estimated
+            unless given.
         output: the list to write, for @list=; beside it a .csv with each image's fate, and a page that shows it. From
             Python, nothing is written unless it is given.
         seed: of all draws.

@@ -11,15 +11,14 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
-from crosslevel.data.duplicates.descriptor import SIDE, alike
-from crosslevel.data.duplicates.detect import tracks
+from crosslevel.data.duplicates.descriptor import SIDE
+from crosslevel.data.duplicates.detect import duplicate_pairs, tracks
 from crosslevel.features.thumbnails import Pictures
 from crosslevel.metrics.nearest import CROWD, Neighbours, mutual_pairs, nearest
 from crosslevel.metrics.outliers import outliers
 
 NEIGHBOURS = 6  # of which both of a pair have to name the other
 RARE = 0.999  # of random pairs, so many are farther apart than near-duplicates
-APART = 0.1  # root mean square difference of near-duplicates in pixels, as `crosslevel inspect` has it for features
 PAIRS = 200_000  # random ones, that say what is rare
 
 
@@ -55,15 +54,15 @@ def looks(
 ) -> Looks:
     """Near-duplicates, broken looks and outliers.
 
-    Near-duplicates are among each other's nearest, with a cosine that one in a thousand random pairs exceeds; where
-    their pictures are there, these must agree as well. Of a set the row in its middle is kept. Every thumbnail of the
-    table is looked at; of images that are files only those of possible near-duplicates, since all would take as long
-    as decoding the collection.
+    Near-duplicates are told by their pictures, as `crosslevel inspect` tells them (`duplicate_pairs`): every thumbnail
+    of the table is looked at; of images that are files only those whose features are among each other's nearest, with a
+    cosine that one in a thousand random pairs exceeds, since all would take as long as decoding the collection. Where
+    there are no pictures at all, the features alone tell. Of a set the row in its middle is kept.
 
     Args:
         features: of any length.
         pictures: of the rows.
-        threshold: the cosine from which on two rows can be near-duplicates; estimated unless given.
+        threshold: the cosine from which on two rows without thumbnails can be near-duplicates; estimated unless given.
         rows: of which rows of the table the features are; all of them unless given.
         progress: told how many of how many pictures have been looked at.
 
@@ -78,11 +77,12 @@ def looks(
         found.broken = {int(row): why for row, why in zip(looked, map(broken, small), strict=True) if why}
     place = torch.full((len(unit),), -1)
     place[looked] = torch.where(there, torch.arange(len(looked)), -1)
-    compared = (place[pairs] >= 0).all(1)
-    agree = torch.ones(len(pairs), dtype=torch.bool)
-    if compared.any():
-        agree[compared] = alike(small, place[pairs[compared]], APART)
-    _sets(found, unit, pairs[agree])
+    unseen = (place[pairs] < 0).any(1)
+    pairs = pairs[unseen]
+    if there.sum() > 1:
+        seen = there.nonzero().flatten()
+        pairs = torch.cat([pairs, looked[seen[duplicate_pairs(small[seen]).images]]])
+    _sets(found, unit, pairs)
     far = outliers(unit, known=near)
     order = far.distance.argsort(descending=True, stable=True)
     found.alone = {row: float(far.distance[row]) for row in order[far.far[order]].tolist()}
