@@ -161,7 +161,7 @@ def test_losses_are_those_of_one_process_with_the_whole_batch(found, case):
 
 # Several commands, one run
 
-SOURCE = "turntable,classes=4,objects=24,frames=6,size=16"
+SOURCE = "turntable,classes=4,objects=24,frames=6,size=16,imbalance=4"
 TINY = ["--encoder.width=0.0625", "--batch_size=16", "--device=cpu", "--log_every=1", "--workers=0", "--epochs=8"]
 TINY += ["--report_html=false", "--checkpoint_minutes=0", "--method=SimCLR"]
 COMMAND = [str(Path(sys.executable).with_name("crosslevel")), "train", SOURCE, *TINY]
