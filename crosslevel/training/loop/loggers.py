@@ -100,7 +100,7 @@ def _started(name: str, run: Run, known: str | None) -> Any:
 
     title = run.path.resolve().name
     if name == "wandb":
-        more = {"id": known, "resume": "must"} if known else {}
+        more: dict[str, Any] = {"id": known, "resume": "must"} if known else {}
         return loggers.WandbLogger(name=title, save_dir=run.path, project=PROJECT, **more)
     return loggers.MLFlowLogger(PROJECT, run_name=title, save_dir=str(run.path / "mlruns"), run_id=known)
 
