@@ -84,8 +84,8 @@ class Distill(Method):
         self.register_buffer("steps", torch.zeros(()))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Distill:
-        self._taught_by[0]._apply(fn, recurse)
-        super()._apply(fn, recurse)
+        self._taught_by[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def forward(

@@ -138,7 +138,7 @@ class Encoder(nn.Module):
         if self.drop_path is None and is_modern(start.architecture):
             self.drop_path = DROP_PATH
         self.backbone, self.loaded = build(start, self._options() | self.further)
-        config: dict[str, Any] = self.backbone.default_cfg
+        config: Any = self.backbone.default_cfg
         own = self.further.get("img_size", config["input_size"][-1])
         size = self.image_size or int(own[-1] if isinstance(own, list | tuple) else own)
         self.view = View(size, tuple(config["mean"]), tuple(config["std"]))
@@ -227,7 +227,8 @@ class Encoder(nn.Module):
         """
         if hasattr(self.backbone, "set_input_size"):
             try:
-                self.backbone.set_input_size(img_size=size)
+                resized: Any = self.backbone.set_input_size
+                resized(img_size=size)
             except (AssertionError, ValueError) as error:
                 raise UserError(f"{self.name} takes no images of {size} pixels: {error}") from error
             patch = max(getattr(getattr(self.backbone, "patch_embed", None), "patch_size", (1, 1)))

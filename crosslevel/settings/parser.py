@@ -78,7 +78,7 @@ class Words(argparse.ArgumentParser):
         self.spellings: list[str] = []
         for name, option in command.options.items():
             if option not in command.positional:
-                self.take(name, option.help, takes(option.kind, "bool"))
+                self.take(name, option.help, takes(option.kind, "bool") and not takes(option.kind, "str"))
         for option in (*command.files, *command.reading):
             self.take(option.name, option.help)
         for argument in command.arguments:

@@ -118,7 +118,8 @@ def build(start: Start, options: Mapping[str, Any]) -> tuple[nn.Module, str]:
     missing = _listed(said, "Missing keys")
     if missing:
         raise UserError(f"{start.source}: its weights are not all of {start.architecture}'s: {missing} is missing")
-    model.pretrained_cfg = model.default_cfg = {k: v for k, v in config.items() if k != "state_dict"}
+    described: Any = model
+    described.pretrained_cfg = described.default_cfg = {k: v for k, v in config.items() if k != "state_dict"}
     unused = _listed(said, "Unexpected keys")
     parts = [f"{len(model.state_dict())} tensors from {start.source}", f"licence {start.licence or 'not stated'}"]
     return model, "; ".join([*parts, *([f"not used: {unused}"] if unused else [])])
@@ -143,7 +144,7 @@ def checked(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
 def _of_timm(name: str, file: str | None) -> Start:
     known_model(name)
     try:
-        config = timm.get_pretrained_cfg(name)
+        config: Any = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     except RuntimeError as error:
         architecture = name.partition(".")[0]
         there = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
