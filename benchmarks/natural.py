@@ -39,10 +39,12 @@ from sklearn.cluster import KMeans
 
 from crosslevel import load_encoder
 from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.duplicates.scan import scan
+from crosslevel.data.duplicates.sets import duplicate_sets
 from crosslevel.data.images import Images, InMemoryImages
 from crosslevel.data.sources.turntable.dataset import Turntable
 from crosslevel.features.extract import Runtime
-from crosslevel.inspection.scan import find, known_features, look
+from crosslevel.inspection.scan import run_features, structure
 from crosslevel.inspection.summary import summary
 from crosslevel.metrics import long_tail
 from crosslevel.models.encoder import Encoder, View
@@ -161,12 +163,13 @@ def supervised(run: Path, steps: int = 1600, batch: int = 128) -> Path:
 def measured(name: str, data: torch.Tensor, labels: torch.Tensor, tracks: torch.Tensor, run: Path | None) -> Row:
     source: Images = Unlabelled(data, name)
     bad, features, threshold, accuracy = BadFiles(), None, 1.0, None
-    looked = look(source, bad, 0)
+    scanned = scan(source, bad, 0)
     if run is not None:
-        features, threshold = known_features(load_encoder(run), source, looked, Runtime(choose(), 0), None, bad, 0)
+        features, threshold = run_features(load_encoder(run), source, scanned, Runtime(choose(), 0), None, bad, 0)
         accuracy = neighbours(features, labels, tracks)
-    found = find(looked, features, threshold)
-    told = summary(name, len(source), source, looked, found, bad, BATCH, None if run is None else str(run))
+    found = structure(scanned, features, threshold)
+    members = duplicate_sets(scanned, found.pairs, source.paths)
+    told = summary(name, len(source), source, scanned, found, members, bad, BATCH, None if run is None else str(run))
     tail, sizes = told["long_tail"]["by_track"], torch.bincount(labels)
     return Row(
         name, long_tail.imbalance_factor(sizes), tail["imbalance"], long_tail.gini(sizes), tail["gini"],

@@ -129,13 +129,9 @@ class Views(nn.Module):
         self.register_buffer("_std", torch.tensor(self.std), persistent=False)
 
     def choose(self, preset: str, chosen: bool = True, scale: tuple[float, float] | None = None) -> None:
-        """Draw views as ``preset`` does, but for the settings that were given; ``chosen`` says whether that is settled.
+        """Draw views as ``preset`` does, with ``scale`` in place of its own, but for what was given.
 
-        ``scale`` takes the place of the preset's, where none was given.
-
-        Raises:
-            ValueError: the preset is unknown, or does not allow the settings.
-
+        ``chosen`` says whether that is settled. An unknown preset, or one that the settings do not suit, is an error.
         """
         if preset not in PRESETS:
             hint = did_you_mean(preset, PRESETS, cutoff=0.0)
