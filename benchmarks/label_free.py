@@ -21,12 +21,14 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, variance
+from statistics import mean
 from typing import Any, NamedTuple
 
 import records
 import torch
 from beside import machine
+from label_free_settings import BASE, BATCH, SETTINGS, SIZE, STEPS
+from label_free_tables import tables
 from records import add, read
 from rich.console import Console
 from torch import Tensor
@@ -50,49 +52,10 @@ from crosslevel.tuning.trial import divided
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import NotFinite
 
-BATCH, SIZE, STEPS = 128, 24, 300
 HARDWARE = Hardware(torch.device("cpu"), "fp32", "one thread")
 BRANCHES = ("backbone", "instance", "group")
 PROBES = ("cifar", "simclr", "none")
 """Presets of the views that are scored: the same for all runs, whatever views a run trains on."""
-
-BASE: dict[str, Any] = {
-    "weight": 0.25, "groups": 64, "group_temperature": 0.2, "temperature": 0.2, "lr": 0.25,
-    "views": {"preset": "cifar"},
-}  # fmt: skip
-SETTINGS: dict[str, dict[str, Any]] = {
-    "base": {},
-    "no CLD": {"weight": 0.0},
-    "weight 1": {"weight": 1.0},
-    "weight 4": {"weight": 4.0},
-    "groups 8": {"groups": 8, "weight": 1.0},
-    "groups 32": {"groups": 32, "weight": 1.0},
-    "groups 128": {"groups": 128, "weight": 1.0},
-    "group temperature 0.05": {"group_temperature": 0.05, "weight": 1.0},
-    "group temperature 0.7": {"group_temperature": 0.7, "weight": 1.0},
-    "temperature 0.05": {"temperature": 0.05},
-    "temperature 0.1": {"temperature": 0.1},
-    "temperature 0.5": {"temperature": 0.5},
-    "temperature 1": {"temperature": 1.0},
-    "temperature 5": {"temperature": 5.0},
-    "lr 0.0001": {"lr": 1e-4},
-    "lr 0.003": {"lr": 0.003},
-    "lr 0.03": {"lr": 0.03},
-    "lr 1": {"lr": 1.0},
-    "lr 5": {"lr": 5.0},
-    "lr 30": {"lr": 30.0},
-    "no augmentation": {"views": {"preset": "none"}},
-    "crop and flip": {"views": {"preset": "cifar", "jitter": 0.0, "grayscale": 0.0}},
-    "colour alone": {"views": {"preset": "cifar", "scale": (1.0, 1.0)}},
-    "mild": {"views": {"preset": "cifar", "scale": (0.6, 1.0), "jitter": 0.5, "grayscale": 0.0}},
-    "simclr views": {"views": {"preset": "simclr"}},
-    "tiny crops": {"views": {"preset": "cifar", "scale": (0.02, 0.1)}},
-    "all gray": {"views": {"preset": "cifar", "grayscale": 1.0}},
-    "few large groups alone": {"weight": 20.0, "groups": 4},
-    "sharp": {"temperature": 0.1, "group_temperature": 0.1, "weight": 1.0, "groups": 96},
-    "soft": {"temperature": 0.5, "group_temperature": 0.5, "weight": 1.0, "groups": 32, "lr": 0.5},
-}
-"""What differs from `BASE`; some are bad on purpose."""
 
 
 class Collection(NamedTuple):
@@ -134,115 +97,9 @@ def main() -> None:
         folder = folder_of(Path(arguments.runs), key)
         if (folder / "features.pt").is_file():
             add(record, "runs", key, {**run, "scores": kept_scores(folder)}, {})
-    text = tables(read(record, "runs"))
+    text = tables(read(record, "runs"), list(COLLECTIONS))
     record.with_suffix(".md").write_text(text)
     print(text)
-
-
-GOOD = {"uniformity": -1, "alignment": -1, "loss": -1}
-"""Where lower is better; alpha-ReQ is judged by how near to 1 it is."""
-
-
-def tables(runs: dict[str, Any]) -> str:
-    """Of each collection: rank correlation of every score with accuracy, and what choosing by it would have cost.
-
-    Among all settings, and among those that train on the views of `BASE`, which are the views that are scored.
-    """
-    machines = "; ".join(dict.fromkeys(run["machine"] for run in runs.values()))
-    about = f"{STEPS} steps of {BATCH} images of {SIZE} pixels in float32, SimCLR, ResNet-18 x 0.25; accuracy in %."
-    lines = [f"{machines}; {about}"]
-    for name in COLLECTIONS:
-        settings: dict[str, list[dict[str, Any]]] = {}
-        for run in runs.values():
-            if run["collection"] == name:
-                settings.setdefault(run["name"], []).append(run)
-        judged = {key: repeats for key, repeats in settings.items() if not any("failed" in run for run in repeats)}
-        if len(judged) < 3:
-            continue
-        failed = [key for key in settings if key not in judged]
-        repeats = min(len(repeats) for repeats in judged.values())
-        judged = {key: repeated[:repeats] for key, repeated in judged.items()}  # as many of each
-        alike = {
-            key: r for key, r in judged.items() if r[0]["setting"]["views"] == json.loads(json.dumps(BASE["views"]))
-        }
-        knn = [mean(run["knn"] for run in repeats) for repeats in judged.values()]
-        diverged = f"; diverged: {', '.join(failed)}" if failed else ""
-        again = f", each trained {repeats} times, which is averaged" if repeats > 1 else ""
-        noise = noise_of(list(judged.values())) if repeats > 1 else ""
-        head = f"**{name}**: {len(judged)} of {len(SETTINGS)} settings{again}"
-        lines += ["", f"{head}; kNN {min(knn):.1f} to {max(knn):.1f}{diverged}{noise}", ""]
-        columns = "Spearman, kNN | linear | its choice | kNN below the best | linear"
-        lines += [
-            f"| | all settings | | | | | the {len(alike)} with the views that are scored | | | | |",
-            f"|{'---|' * 11}",
-            f"| **score** | {columns} | {columns} |",
-        ]
-        scores = dict.fromkeys(score for repeated in judged.values() for run in repeated for score in all_scores(run))
-        for score in scores:
-            counts = [sum(score in all_scores(run) for run in repeated) for repeated in judged.values()]
-            if min(counts):
-                told = [choice(part, score) for part in (judged, alike)]
-                fewer = f" (of {min(counts)} of {repeats} trainings)" if min(counts) < repeats else ""
-                lines.append(f"| {score}{fewer} | {' | '.join(told)} |")
-    return "\n".join(lines) + "\n"
-
-
-def choice(judged: dict[str, list[dict[str, Any]]], score: str) -> str:
-    """How the score ranks the settings, which one it picks, and how far that lies below the best."""
-    known = [[scores[score] for scores in map(all_scores, repeats) if score in scores] for repeats in judged.values()]
-    values = [mean(row) for row in known]
-    knn, linear = ([mean(run[x] for run in repeats) for repeats in judged.values()] for x in ("knn", "linear"))
-    rho = [correlation(values, figures) for figures in (knn, linear)]
-    best = max(range(len(values)), key=values.__getitem__)
-    lost = [max(figures) - figures[best] for figures in (knn, linear)]
-    return f"{rho[0]:.2f} | {rho[1]:.2f} | {list(judged)[best]} | {lost[0]:.2f} | {lost[1]:.2f}"
-
-
-def noise_of(judged: list[list[dict[str, Any]]]) -> str:
-    """How far trainings of one setting differ, and how the score of one ranks with the accuracy of the others."""
-    knn = [[run["knn"] for run in repeats] for repeats in judged]
-    spread = math.sqrt(mean(variance(row) for row in knn))
-    pairs = itertools.combinations(zip(*knn, strict=True), 2)
-    alike = mean(correlation(list(first), list(second)) for first, second in pairs)
-    scores = [[all_scores(run)["combined"] for run in repeats] for repeats in judged]
-    better = sorted(scores, key=mean)[len(scores) // 2 :]
-    apart = 100 * math.sqrt(mean(variance(row) / mean(row) ** 2 for row in better))
-    single = {}
-    for name in ("knn", "linear"):
-        single[name] = []
-        for i, column in enumerate(zip(*scores, strict=True)):
-            others = [mean(run[name] for j, run in enumerate(repeats) if j != i) for repeats in judged]
-            single[name].append(correlation(list(column), others))
-    told = ", ".join(f"{name} {min(rho):.2f} to {max(rho):.2f}" for name, rho in single.items())
-    return (
-        f"; of trainings of one setting kNN differs by {spread:.1f} (standard deviation), with rho {alike:.2f}, and "
-        f"combined, of the better half, by {apart:.0f} %; Spearman of combined by one training with the accuracy of "
-        f"the others: {told}"
-    )
-
-
-FEATURES = 128
-
-
-def all_scores(run: dict[str, Any]) -> dict[str, float]:
-    """Every score of one run so that more is better, ablations of ours first; alpha-ReQ by its distance from 1."""
-    found = run["scores"]
-    mrr, ami, rank = found["mrr"], max(0.0, found["ami"]), found["effective_rank"]
-    first = {
-        "combined": label_free.combine(mrr, rank, FEATURES),
-        "local alone (mrr)": mrr,
-        "spread alone (effective rank)": rank,
-        "global alone (ami)": ami,
-        "local x spread^0.25": mrr * (rank - 1) ** 0.25,
-        "local x spread^0.5": mrr * (rank - 1) ** 0.5,
-        "local x global (the former score)": mrr * ami,
-        "local x global by nmi": mrr * found["nmi"],
-        "local x levels (ami_levels)": max(0.0, mrr * found["ami_levels"]),
-        "local x global x spread": mrr * ami * rank,
-    }
-    rest = {**found, "loss": run["loss"], "alpha_req": -abs(found["alpha_req"] - 1)}
-    shown = ("mrr", "ami", "effective_rank", "combined")  # above, under other names
-    return first | {name: GOOD.get(name, 1) * value for name, value in rest.items() if name not in shown}
 
 
 def kept_scores(folder: Path) -> dict[str, float]:
@@ -270,12 +127,6 @@ def frames(features: Tensor, tracks: Tensor) -> float:
         ranks = 1 + (others >= row[mine][:, None]).sum(1)
         found.append(float((1 / ranks.double()).mean()))
     return mean(found)
-
-
-def correlation(a: list[float], b: list[float]) -> float:
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(a, b).statistic)
 
 
 def folder_of(home: Path, key: str) -> Path:

@@ -59,6 +59,12 @@ def test_no_file_and_no_function_is_too_long(folder):
     assert not too_long
 
 
+def test_no_file_of_tests_or_benchmarks_is_too_long():
+    files = [file for folder in ("tests", "benchmarks") for file in sorted((ROOT / folder).rglob("*.py"))]
+    assert files
+    assert not [str(file.relative_to(ROOT)) for file in files if file.read_text().count("\n") > LINES]
+
+
 def test_the_architecture_is_one_page_with_one_picture():
     """At 300 words a minute, and a few seconds for the picture."""
     page = (ROOT / "docs" / "architecture.md").read_text()

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from crosslevel.curation.choose import How, choose
 from crosslevel.curation.looks import Looks, looks
@@ -20,7 +18,7 @@ from crosslevel.data.bad_files import escaped
 from crosslevel.data.uri import parse
 from crosslevel.features.table import FeatureTable, open_table
 from crosslevel.features.thumbnails import Pictures
-from crosslevel.utils.console import printer, say
+from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.errors import SourceError, UserError
 from crosslevel.utils.files import write
 from crosslevel.utils.marks import verb
@@ -75,7 +73,7 @@ def curate(
     if threshold is not None and not 0 < threshold <= 1:
         raise UserError(f"threshold={threshold}: a cosine between 0 and 1")
     pictures = Pictures(opened, images)
-    with _bar(console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("looking at pictures", total=None)
         seen = looks(
             opened.features, pictures, threshold, progress=lambda done, of: bar.update(task, completed=done, total=of)
@@ -169,8 +167,3 @@ def _use(table: FeatureTable, file: Path) -> str:
         named = "IMAGES"
     named = f"IMAGES@list={file}" if named == "IMAGES" else named
     return f"crosslevel train {shlex.quote(named)}"
-
-
-def _bar(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, console=console, transient=True)

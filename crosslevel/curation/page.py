@@ -26,7 +26,7 @@ def write_page(
     pictures: Pictures,
 ) -> Path:
     """Write the page and return it; ``how`` is None where all that is left was taken."""
-    counts = [
+    counts: list[list[report.Cell]] = [
         ["images", table.rows, ""],
         ["near-duplicates", len(seen.copies()), f"in {len(seen.kept):,} sets; one of each is kept"],
         ["broken", len(seen.broken), "" if seen.seen else "not looked for: the table has no pictures"],

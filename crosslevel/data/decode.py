@@ -225,17 +225,26 @@ def _decode_pillow(data: bytearray, max_pixels: int, complaints: Complaints, pag
         stack.enter_context(noted_warnings(complaints))
         opened = stack.enter_context(Image.open(io.BytesIO(data), formats=formats))
         _check_size(*opened.size, max_pixels)
-        if page:
+        pages = page and opened.format == "TIFF"  # of these another one is found without decoding those before
+        if pages:
             opened.seek(page)
             _check_size(*opened.size, max_pixels)
-        turned, part = is_turned(opened), part_bytes(opened)
-        need = _check_memory(opened.format or format, opened.size, len(data), turned, part)
+        need = _check_memory(format, opened.size, len(data), _may_be_turned(opened, data), part_bytes(opened))
         if ahead is None:
             stack.enter_context(room(min(need + held, most())))
+        if page and not pages:
+            opened.seek(page)
+            _check_size(*opened.size, max_pixels)
+            _check_memory(format, opened.size, len(data), is_turned(opened))
         opened.load()
         image = upright(opened)
         opened.close()  # what it holds is free before another process takes its own
         return image
+
+
+def _may_be_turned(opened: Image.Image, data: bytearray) -> bool:
+    """Whether EXIF may say that an image lies on its side; to look in a PNG, Pillow would decode it before its turn."""
+    return b"eXIf" in data or b"rientation" in data if opened.format == "PNG" else is_turned(opened)
 
 
 def _check_memory(format: str, size: tuple[int, int], encoded: int, turned: bool, part: int = 0) -> int:

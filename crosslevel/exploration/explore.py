@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from crosslevel.curation.looks import looks
 from crosslevel.exploration.collection import Collection, columns_of
@@ -17,7 +16,7 @@ from crosslevel.exploration.layout import lay_out
 from crosslevel.exploration.server import Server
 from crosslevel.features.table import open_table
 from crosslevel.features.thumbnails import Pictures
-from crosslevel.utils.console import printer, say
+from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.marks import verb
 
@@ -59,7 +58,7 @@ def explore(
     console = printer(quiet)
     collection = gather(table, images, sample, seed, console)
     if export is not None:
-        with _bar(console) as bar:
+        with progress_bar(console) as bar:
             task = bar.add_task("writing pictures", total=len(collection.rows))
             page = export_page(collection, export, lambda done, of: bar.update(task, completed=done, total=of))
         say(console, f"written: {page} and what it shows: open it in a browser, or copy the folder")
@@ -84,7 +83,7 @@ def gather(table: str, images: str | None, sample: int, seed: int, console: Cons
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randperm(opened.rows, generator=generator)[:sample].sort().values
         say(console, f"{sample:,} of {opened.rows:,} images are shown: --sample says how many")
-    with _bar(console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("comparing images", total=None)
         unit = F.normalize(opened.features[rows], dim=1)
         seen = looks(unit, pictures, rows=rows, progress=lambda done, of: bar.update(task, completed=done, total=of))
@@ -99,8 +98,3 @@ def _opened(address: str) -> bool:
         return webbrowser.open(address)
     except webbrowser.Error:
         return False
-
-
-def _bar(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, console=console, transient=True)

@@ -78,7 +78,7 @@ class FeatureTable:
         if len(flat) != self.rows * self.width:
             raise UserError(f"{self.file}: its features have different lengths: each must have {self.width} numbers")
         values = np.array(flat, dtype=np.float32).reshape(self.rows, self.width)
-        bad = (~np.isfinite(values).all(1)).nonzero()[0]
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
             raise UserError(f"{self.file}: {len(bad):,} features are not finite, row {bad[0]} first: embed it again")
         return torch.from_numpy(values)

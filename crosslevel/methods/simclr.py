@@ -35,7 +35,7 @@ class SimCLR(Method):
         encoder: nn.Module,
         images: int | None = None,
         *,
-        temperature: float = 0.2,
+        temperature: float = 0.1,
         temperature_max: float | None = None,
         temperature_period: float | None = None,
         head: Head = "mlp",

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
 from crosslevel.cld.grouping import spherical_kmeans
@@ -171,10 +170,12 @@ def partitions(a: Sequence[Int64[Tensor, " N"]], b: Sequence[Int64[Tensor, " N"]
     ``ami`` (Vinh, Epps, Bailey, JMLR 2010) and ``ari`` (Hubert and Arabie, J. Classification 1985), adjusted for
     chance: 0 for unrelated clusterings. A clustering that put all images into one cluster agrees with nothing: 0.
     """
+    from sklearn import metrics  # noqa: PLC0415 - takes seconds to import, and few scores need it
+
     measures = {
-        "nmi": normalized_mutual_info_score,
-        "ami": adjusted_mutual_info_score,
-        "ari": adjusted_rand_score,
+        "nmi": metrics.normalized_mutual_info_score,
+        "ami": metrics.adjusted_mutual_info_score,
+        "ari": metrics.adjusted_rand_score,
     }
     pairs = [(x.cpu().numpy(), y.cpu().numpy()) for x, y in zip(a, b, strict=True)]
     return {

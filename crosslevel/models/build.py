@@ -35,6 +35,8 @@ def create(name: str, options: Mapping[str, Any], **more: Any) -> nn.Module:
         UserError: an option that it does not take.
 
     """
+    if timm.model_entrypoint(name.partition(".")[0]).__module__ == ResNet.__module__:
+        options = {**options, "zero_init_last": bool(options.get("zero_init_last"))}
     # A mean of a ViT's tokens is of those that weights with a class token have normalized.
     pooled = {"fc_norm": False} if options.get("global_pool") == "avg" and "fc_norm" not in options else {}
     try:
@@ -69,7 +71,7 @@ def narrow(model: nn.Module, name: str, width: float, zero_init_last: bool | Non
             elif isinstance(child, nn.BatchNorm2d):
                 setattr(parent, key, nn.BatchNorm2d(max(1, round(child.num_features * width))))
     model.num_features = model.head_hidden_size = max(1, round(model.num_features * width))
-    model.init_weights(zero_init_last=zero_init_last is not False)
+    model.init_weights(zero_init_last=bool(zero_init_last))
 
 
 def _scaled(width: float) -> Callable[[nn.Conv2d], nn.Conv2d]:

@@ -75,7 +75,7 @@ class Encoder(nn.Module):
                 chosen by the size of the views unless given.
             width: multiplies the channels of a ResNet; 0.25 gives 16, 32, 64, 128.
             weights: file of starting weights (timm or torchvision, .safetensors, .pth or .pt).
-            zero_init_last: start a ResNet's residual branches at zero; timm's default unless given.
+            zero_init_last: start a ResNet's residual branches at zero; not unless given (timm starts them at zero).
             image_size: pixels, for models that are built for one size (ViT); the model's own unless given, with
                 pretrained that of the views.
             pretrained: true starts from the weights that timm or the hub has under this name; the name of a

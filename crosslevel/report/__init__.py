@@ -7,12 +7,17 @@ CSS variables, so that they follow light and dark mode.
 
 from __future__ import annotations
 
-from crosslevel.report.charts import Series, bars, curves
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from crosslevel.report.metrics_csv import read_metrics
 from crosslevel.report.page import Best, Block, Cell, Measured, cell, commands, page, settings, table, text, ties
 from crosslevel.report.pictures import MAP_POINTS, THUMBNAIL, ImageRow, image_rows, map2d
-from crosslevel.report.search_charts import Axis, history, parallel
 from crosslevel.report.selection import group_rows, neighbour_rows, project
+
+if TYPE_CHECKING:
+    from crosslevel.report.charts import Series, bars, curves
+    from crosslevel.report.search_charts import Axis, history, parallel
 
 __all__ = [
     "MAP_POINTS",
@@ -42,3 +47,15 @@ __all__ = [
     "text",
     "ties",
 ]
+
+_CHARTS = {
+    "Axis": "search_charts", "Series": "charts", "bars": "charts", "curves": "charts", "history": "search_charts",
+    "parallel": "search_charts",
+}  # fmt: skip
+"""What draws with matplotlib, imported when it is first used: most runs draw nothing before their end."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _CHARTS:
+        raise AttributeError(f"module 'crosslevel.report' has no attribute {name!r}")
+    return getattr(import_module(f"crosslevel.report.{_CHARTS[name]}"), name)

@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from crosslevel.report.charts import scatter
 from crosslevel.report.page import Block
 from crosslevel.utils.errors import UserError
 
@@ -93,6 +92,8 @@ def map2d(
     place = _unit_square(finite(points)[::every])
     kind = torch.zeros(len(place), dtype=torch.int64) if labels is None else labels.cpu().long()[::every]
     names = {c: "unknown" if c < 0 else classes[c] if classes else f"label {c}" for c in set(kind.tolist())}
+    from crosslevel.report.charts import scatter  # noqa: PLC0415 - matplotlib takes seconds to import
+
     svg, legend = scatter(place, kind, names, f"{heading}: {len(place):,} images as points")
     hover: dict[str, Any] = {"names": names, "kind": kind.tolist()}
     if paths is not None:

@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -41,6 +40,8 @@ def project(
         flat[:, :rank] = (left * scale * sign)[:, :rank]
     if method == "pca" or len(x.unique(dim=0)) < 5:
         return flat.float()
+    from sklearn.manifold import TSNE  # noqa: PLC0415 - takes seconds to import
+
     start = (flat / flat[:, 0].std() * 1e-4).float().numpy()
     perplexity = min(30.0, (len(x) - 1) / 3)
     tsne = TSNE(metric="cosine", init=start, perplexity=perplexity, random_state=seed)

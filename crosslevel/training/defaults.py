@@ -25,6 +25,7 @@ class Choice(NamedTuple):
     def __str__(self) -> str:
         """One line for the console and for config.yaml."""
         value = f"{self.value:.4g}" if isinstance(self.value, float) else self.value
+        value = str(list(value)).replace(" ", "") if isinstance(value, tuple) else value
         return f"--{self.setting} {value}: {self.why}"
 
 
@@ -121,6 +122,16 @@ def hold_out(images: int) -> Choice:
 
 
 LEAST_TO_HOLD_OUT = 1000
+
+
+def crop_scale(view: int) -> Choice:
+    """Smallest and largest crop of views up to `LARGE_VIEW` pixels, as shares of the image.
+
+    A fifth of 32 x 32 pixels, the smallest crop of the authors' recipes of 200 epochs, is 14 pixels a side. In short
+    trainings crops from two fifths on were better by 2 to 12 points of kNN where objects fill the image, and about as
+    good on CIFAR-10.
+    """
+    return Choice("views.scale", (0.4, 1.0), f"of {view} pixels a fifth shows little")
 
 
 def preset(view: int) -> Choice:

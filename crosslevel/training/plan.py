@@ -74,7 +74,10 @@ def settle(
     rules.made += feed.choices
     images = feed.known or wanted.epoch_size or 0
     if not parts.views.chosen:
-        parts.views.choose(rules(None, defaults.preset(parts.views.size)))
+        preset, size = rules(None, defaults.preset(parts.views.size)), parts.views.size
+        given = parts.views.arguments()["scale"]
+        scale = rules(given, defaults.crop_scale(size)) if size <= defaults.LARGE_VIEW else None
+        parts.views.choose(preset, scale=scale)
         parts.settings["views"] = describe(parts.views)
     epochs = wanted.epochs
     if wanted.minutes is not None:

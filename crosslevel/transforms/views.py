@@ -128,8 +128,10 @@ class Views(nn.Module):
         self.register_buffer("_mean", torch.tensor(self.mean), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std), persistent=False)
 
-    def choose(self, preset: str, chosen: bool = True) -> None:
+    def choose(self, preset: str, chosen: bool = True, scale: tuple[float, float] | None = None) -> None:
         """Draw views as ``preset`` does, but for the settings that were given; ``chosen`` says whether that is settled.
+
+        ``scale`` takes the place of the preset's, where none was given.
 
         Raises:
             ValueError: the preset is unknown, or does not allow the settings.
@@ -138,6 +140,8 @@ class Views(nn.Module):
         if preset not in PRESETS:
             hint = did_you_mean(preset, PRESETS, cutoff=0.0)
             raise UserError(f"preset={preset!r} is unknown: {hint} One of {', '.join(PRESETS)}")
+        if scale is not None and self._given["scale"] is None:
+            self._given["scale"] = self._changes["scale"] = scale
         self.augments = tuple(replace(augment, **self._changes) for augment in PRESETS[preset])
         self.preset, self.chosen = preset, chosen
         usual = small_of(preset, self.augments[0].scale)

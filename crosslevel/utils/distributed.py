@@ -56,6 +56,12 @@ def broadcast(values: Tensor) -> Tensor:
     return values
 
 
+@torch.no_grad()
+def drawn(draw: Callable[[int], Tensor], rows: int, dim: int) -> Tensor:
+    """This rank's ``rows`` along ``dim`` of what rank 0 draws for all ranks: one process would have drawn the same."""
+    return broadcast(draw(rows * world_size())).chunk(world_size(), dim)[rank()]
+
+
 def wait() -> None:
     """Return when all ranks are here."""
     if world_size() > 1:

@@ -1,28 +1,21 @@
 """Each protocol against scikit-learn on the same features, and what no figure may depend on."""
 
 import copy
-from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from protocol_samples import CLASSES, PLACE, ROUNDING, bank, draws, named, queries, within
 from run_samples import watching_encoders
-from sklearn.cluster import KMeans
 from sklearn.metrics import (
     accuracy_score,
-    adjusted_rand_score,
-    average_precision_score,
-    confusion_matrix,
-    normalized_mutual_info_score,
     recall_score,
 )
 from sklearn.neighbors import KNeighborsClassifier
 
-from crosslevel import Encoder
 from crosslevel.data.bad_files import BadFiles
-from crosslevel.data.images import InMemoryImages
 from crosslevel.evaluation.finetune import FineTune, Semi, few_labels, fine_tuned
 from crosslevel.evaluation.linear import Linear
 from crosslevel.evaluation.protocols import (
@@ -37,83 +30,6 @@ from crosslevel.evaluation.protocols import (
     transfer,
 )
 from crosslevel.evaluation.scores import truth
-from crosslevel.features.extract import Runtime
-from crosslevel.models.encoder import View
-from crosslevel.utils.device import choose
-
-PLACE = Runtime(choose("cpu", "fp32"), workers=0, batch_size=32)
-CLASSES = ["ant", "bee", "cow", "dog"]
-ROUNDING = 1e-3  # percent: figures are means in float32
-COLOURS = torch.tensor([[150, 90, 90], [90, 150, 90], [90, 90, 150], [125, 125, 70]])
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    torch.manual_seed(0)
-    encoder = Encoder("resnet18", True, 0.0625)
-    encoder.view = View(16)
-    return encoder
-
-
-def draws(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def pictures(labels, seed, noise=90):
-    """Four colours under so much noise that no protocol is perfect; each class's colour varies from image to image."""
-    count = len(labels)
-    colours = COLOURS[labels] + torch.randint(-45, 46, (count, 3), generator=draws(seed))
-    pixels = colours[:, :, None, None] + torch.randint(-noise, noise + 1, (count, 3, 16, 16), generator=draws(seed + 1))
-    return InMemoryImages(pixels.clamp(0, 255).to(torch.uint8), [f"{i:03}.png" for i in range(count)], labels, CLASSES)
-
-
-def bank():
-    """Long-tailed: 40, 24, 16 and 8 images."""
-    return pictures(torch.tensor([0] * 40 + [1] * 24 + [2] * 16 + [3] * 8), 10)
-
-
-def queries(seed=20, count=60):
-    """The same names in another order, and of the fourth class none."""
-    labels = torch.randint(3, (count,), generator=draws(seed))
-    source = pictures(torch.tensor([2, 0, 1])[labels], seed)
-    source.labels, source.classes = labels, ["cow", "ant", "bee"]
-    return source
-
-
-def named(source):
-    """The classes' names, image by image."""
-    return np.array(source.classes)[source.labels.numpy()]
-
-
-@pytest.fixture(scope="module")
-def subject(encoder):
-    """Two kinds of features of the same images."""
-    return Subject({"raw pixels": PIXELS, "encoder": encoder}, bank(), queries(), PLACE)
-
-
-def film(objects, frames, seed=30):
-    """Frames of objects whose looks say nothing about their class."""
-    looks = torch.randint(20, 236, (objects, 3, 16, 16), generator=draws(seed))
-    noise = torch.randint(-3, 4, (objects, frames, 3, 16, 16), generator=draws(seed + 1))
-    pixels = (looks[:, None] + noise).flatten(0, 1).to(torch.uint8)
-    labels = torch.randint(4, (objects,), generator=draws(seed + 2)).repeat_interleave(frames)
-    source = InMemoryImages(pixels, [f"{i:03}.png" for i in range(len(labels))], labels, CLASSES)
-    source.tracks = torch.arange(objects).repeat_interleave(frames)
-    return source
-
-
-def unit(features):
-    features = features.double().numpy()
-    return features / np.linalg.norm(features, axis=1, keepdims=True)
-
-
-def within(judged):
-    """Each interval's figure is inside it, and there is one for every figure that is a mean over images."""
-    assert judged.intervals
-    for name, (low, high) in judged.intervals.items():
-        assert 0 <= low <= high <= 100 + ROUNDING
-        assert low - ROUNDING <= judged.figures[name] <= high + ROUNDING
-    return set(judged.intervals)
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.1), (7, 0.07), (20, 0.5), (88, 0.02)])
@@ -191,86 +107,6 @@ def test_a_protocol_finds_the_same_twice_and_leaves_the_encoder(encoder):
 
     assert everything() == everything()
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
-
-
-def expected_retrieval(features, labels, tracks=None):
-    """Recall by a ranking in NumPy, precision by scikit-learn."""
-    similarity, labels = unit(features) @ unit(features).T, labels.numpy()
-    recall, precision = {1: [], 5: [], 10: []}, []
-    for q in range(len(labels)):
-        others = np.arange(len(labels)) != q if tracks is None else (tracks != tracks[q]).numpy()
-        hits = labels[others] == labels[q]
-        if not hits.any():
-            continue
-        ranking = np.argsort(-similarity[q, others], kind="stable")
-        for k, column in recall.items():
-            column.append(hits[ranking[:k]].any())
-        precision.append(average_precision_score(hits, similarity[q, others]))
-    return {
-        **{f"recall@{k}": 100 * np.mean(column) for k, column in recall.items()},
-        "map": 100 * np.mean(precision),
-        "queries": len(precision),
-    }
-
-
-def test_retrieval_is_scikit_learns(subject):
-    found = retrieval(subject)
-    assert list(found) == ["retrieval, by class"]  # nothing is known of tracks
-    for name, judged in found["retrieval, by class"].items():
-        asked = subject.features_of(name)[1]
-        assert judged.figures == pytest.approx(expected_retrieval(asked.features, subject.queries.labels), abs=ROUNDING)
-        assert within(judged) == set(judged.figures) - {"queries"}
-
-
-def test_retrieval_by_class_leaves_the_own_track_out(encoder):
-    """Where looks say nothing about the class, only frames of the own track would find it: chance is a quarter."""
-    frames = film(60, 3)
-    found = retrieval(Subject({"raw pixels": PIXELS, "encoder": encoder}, bank(), frames, PLACE))
-    assert list(found) == ["retrieval, by class", "retrieval, by track"]
-    asked = Subject({"encoder": encoder}, bank(), frames, PLACE).features_of("encoder")[1]
-    by_class, by_track = (found[f"retrieval, by {what}"] for what in ("class", "track"))
-    wanted = expected_retrieval(asked.features, frames.labels, frames.tracks)
-    assert by_class["encoder"].figures == pytest.approx(wanted, abs=ROUNDING)
-    wanted = expected_retrieval(asked.features, frames.tracks)
-    assert by_track["encoder"].figures == pytest.approx(wanted, abs=ROUNDING)
-    for row in (by_class, by_track):
-        for judged in row.values():
-            assert judged.figures["queries"] == 180
-            assert within(judged) == {"recall@1", "recall@5", "recall@10", "map"}
-    assert by_class["raw pixels"].figures["recall@1"] < 50
-    assert by_track["raw pixels"].figures["recall@1"] == 100
-
-
-def best_matching(labels, found):
-    """The accuracy of the best one-to-one matching, by trying them all."""
-    table = confusion_matrix(labels, found)
-    return max(sum(table[c, p[c]] for c in range(len(p))) for p in permutations(range(len(table)))) / table.sum()
-
-
-def test_clustering_is_scikit_learns(subject):
-    for name, judged in clustering(subject)["clustering"].items():
-        asked = subject.features_of(name)[1]
-        directions = unit(asked.features).astype(np.float32)
-        predicted = KMeans(3, n_init=5, random_state=0).fit_predict(directions)
-        labels = subject.queries.labels.numpy()
-        assert judged.figures["nmi"] == pytest.approx(
-            100 * normalized_mutual_info_score(labels, predicted), abs=ROUNDING
-        )
-        assert judged.figures["ari"] == pytest.approx(100 * adjusted_rand_score(labels, predicted), abs=ROUNDING)
-        assert judged.figures["accuracy"] == pytest.approx(100 * best_matching(labels, predicted), abs=ROUNDING)
-        assert within(judged) == {"accuracy"}
-
-
-@pytest.mark.parametrize("count", [2, 5])
-def test_clusters_may_be_more_or_fewer_than_classes(subject, count):
-    judged = clustering(subject, count)["clustering"]["raw pixels"]
-    features = unit(subject.features_of("raw pixels")[1].features).astype(np.float32)
-    predicted = KMeans(count, n_init=5, random_state=0).fit_predict(features)
-    labels = subject.queries.labels.numpy()
-    assert judged.figures["ari"] == pytest.approx(100 * adjusted_rand_score(labels, predicted), abs=ROUNDING)
-    # confusion_matrix is square: what is missing of one side has a row or column of zeros
-    assert judged.figures["accuracy"] == pytest.approx(100 * best_matching(labels, predicted), abs=ROUNDING)
-    within(judged)
 
 
 @given(

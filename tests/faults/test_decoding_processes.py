@@ -12,13 +12,14 @@ import zlib
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
 from picture_samples import encoded as whole
 from worst_samples import WORST, chunk
 
+from crosslevel.data import decode as decoding
 from crosslevel.data.decoding import memory
 from crosslevel.data.loaders.batches import EvalBatches
 from crosslevel.data.open import open_images
@@ -87,6 +88,25 @@ def test_the_worst_images_take_less_than_a_gigabyte_and_a_half_in_all_processes_
     assert count == "5", (count, refused)
     assert refused == sorted(f"{kind}.img" for kind in WORST)
     assert own < most < 1.5e9, f"{own / 1e9:.2f}, {most / 1e9:.2f} GB"
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "GIF", "WEBP", "AVIF", "JPEG2000", "BMP"])
+def test_nothing_is_decoded_before_there_is_room(format, monkeypatch):
+    """Not even to see whether it is turned."""
+    data, events, load = bytearray(whole(Image.new("RGB", (40, 30)), format)), [], ImageFile.ImageFile.load
+
+    @contextlib.contextmanager
+    def room(need):
+        events.append("room")
+        yield
+        events.append("out")
+
+    monkeypatch.setattr(decoding, "room", room)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: events.append("load") or load(image))
+    decoding.decode(data, "x")
+    assert events[0] == "room"
+    assert events[-1] == "out"
+    assert "load" in events or format in ("WEBP", "AVIF", "JPEG2000")  # these have a way of their own
 
 
 def test_large_images_of_several_processes_wait_for_each_other(monkeypatch, tmp_path):

@@ -6,102 +6,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from cache_samples import PLACE, Killed, by_hand, computed, draw, folders, same
 from PIL import Image
-from run_samples import watching_encoders
 
 from crosslevel import Encoder
 from crosslevel.data.bad_files import BadFiles
-from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.folder import Files
 from crosslevel.features import cache
 from crosslevel.features.cache import FeatureCache
-from crosslevel.features.extract import Runtime
 from crosslevel.models.encoder import View
 from crosslevel.utils.device import choose
-from crosslevel.utils.errors import SourceError
-
-PLACE = Runtime(choose("cpu", "fp32"), workers=0, batch_size=4)
-
-
-@pytest.fixture
-def encoder():
-    torch.manual_seed(0)
-    encoder = Encoder("resnet18", True, 0.0625)
-    encoder.view = View(16)
-    return encoder
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """Twelve pictures of noise in two classes."""
-    return draw(tmp_path / "photos", 12, 0)
-
-
-@pytest.fixture
-def encoded():
-    """How many images went through an encoder, pass by pass; ``encoded.most`` of them kill the process."""
-
-    class Encoded(list):
-        most = None
-
-    counts = Encoded()
-
-    def counting(encoder, shown):
-        if counts.most is not None and sum(counts) + len(shown) > counts.most:
-            raise Killed
-        counts.append(len(shown))
-
-    with watching_encoders(counting):
-        yield counts
-
-
-class Killed(BaseException):
-    """What no handler of errors catches."""
-
-
-def draw(folder, count, seed):
-    rng = np.random.default_rng(seed)
-    for i in range(count):
-        file = folder / "ab"[i % 2] / f"{i:02}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(file)
-    return folder
-
-
-def computed(encoder, source, home, name="trained", place=PLACE, bad=None, **sizes):
-    """What a new process finds: nothing but the folder is shared between calls."""
-    source = open_images(source) if not isinstance(source, Images) else source
-    bad = BadFiles() if bad is None else bad
-    return FeatureCache(home, place, bad, **sizes).features(name, encoder, source), bad
-
-
-def by_hand(encoder, source):
-    """Features and labels by path, one image at a time; the mean and deviation are ImageNet's."""
-    mean, std = np.array([0.485, 0.456, 0.406])[:, None, None], np.array([0.229, 0.224, 0.225])[:, None, None]
-    rows = {}
-    for file in sorted(source.rglob("*.png")):
-        try:
-            pixels = np.asarray(Image.open(file)).transpose(2, 0, 1) / 255
-        except OSError:
-            continue
-        with torch.no_grad():
-            shown = torch.tensor((pixels - mean) / std, dtype=torch.float32)[None]
-            rows[file.relative_to(source).as_posix()] = (encoder.eval()(shown)[0], "ab".index(file.parent.name))
-    return rows
-
-
-def same(known, other):
-    tracks = [k.tracks is None or k.tracks for k in (known, other)]
-    return (
-        torch.equal(known.features, other.features)
-        and torch.equal(known.labels, other.labels)
-        and (tracks[0] is tracks[1] is True or torch.equal(*tracks))
-    )
-
-
-def folders(home):
-    return {folder.name for folder in (home / "features").iterdir()}
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -247,78 +162,6 @@ def test_pieces_of_other_images_are_not_continued(encoder, photos, tmp_path, enc
     known, _ = computed(encoder, photos, tmp_path / "run", **sizes)
     assert sum(encoded) == 12
     assert same(known, computed(encoder, photos, None, **sizes)[0])
-
-
-def broken(photos):
-    (photos / "a" / "00.png").write_bytes(b"\x89PNG broken")
-    (photos / "b" / "05.png").write_bytes(b"")
-    return {"a/00.png": "not an image, or the beginning of one is damaged", "b/05.png": "empty file"}
-
-
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_unreadable_files_are_named_again_from_the_cache(encoder, photos, tmp_path, encoded, in_memory):
-    sizes = {"decoded_once": 1e9 if in_memory else 0}
-    expected = broken(photos)
-    assert computed(encoder, photos, tmp_path / "run", **sizes)[1].reasons == expected
-    assert sum(encoded) == 10
-    assert computed(encoder, photos, tmp_path / "run", **sizes)[1].reasons == expected
-    assert sum(encoded) == 10
-
-
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_unreadable_files_are_named_after_a_kill_too(encoder, photos, tmp_path, encoded, in_memory):
-    """The file was met before the kill, in a piece that is not computed again."""
-    sizes = {"decoded_once": 1e9 if in_memory else 0, "rows": 4}
-    expected = broken(photos)
-    encoded.most = 4
-    with pytest.raises(Killed):
-        computed(encoder, photos, tmp_path / "run", **sizes)
-    encoded.most = None
-    for _ in ("continued", "cached"):
-        assert computed(encoder, photos, tmp_path / "run", **sizes)[1].reasons == expected
-
-
-def test_a_bad_file_is_not_held_against_another_source_with_a_file_of_its_name(encoder, photos, tmp_path):
-    """A run reads its training and its test images, and both have an a/00.png."""
-    other, bad = draw(tmp_path / "test", 12, 1), BadFiles()
-    expected = broken(photos)
-    computed(encoder, photos, tmp_path / "run", bad=bad)
-    computed(encoder, other, tmp_path / "run", bad=bad)
-    assert bad.reasons == expected
-    known, bad = computed(encoder, other, tmp_path / "run")
-    assert len(known.labels) == 12
-    assert bad.reasons == {}
-
-
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_nothing_readable_is_one_error(encoder, photos, tmp_path, in_memory):
-    sizes = {"decoded_once": 1e9 if in_memory else 0, "rows": 5}
-    for file in photos.rglob("*.png"):
-        file.write_bytes(b"\x89PNG broken")
-    for _ in range(2):
-        with pytest.raises(SourceError, match=r"of .*12.* can be read") as error:
-            computed(encoder, photos, tmp_path / "run", **sizes)
-        assert str(error.value).startswith(str(photos))
-        assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_tracks_and_labels_stay_with_their_images(encoder, photos, tmp_path, in_memory):
-    """Every image has a track and a label of its own, and whole pieces may be unreadable."""
-    sizes = {"decoded_once": 1e9 if in_memory else 0, "rows": 2}
-    source = open_images(photos)
-    for i in (0, 1, 4, 11):
-        (photos / source.paths[i]).write_bytes(b"\x89PNG broken")
-    source.tracks, source.labels = torch.arange(100, 112), torch.arange(12).flip(0)
-    source.classes = [f"class {c}" for c in range(12)]
-    readable = [i for i in range(12) if i not in (0, 1, 4, 11)]
-    expected = by_hand(encoder, photos)
-    for _ in ("computed", "cached"):
-        known, _ = computed(encoder, source, tmp_path / "run", **sizes)
-        assert known.tracks.tolist() == [100 + i for i in readable]
-        assert known.labels.tolist() == [11 - i for i in readable]
-        features = torch.stack([expected[source.paths[i]][0] for i in readable])
-        torch.testing.assert_close(known.features, features, rtol=1e-4, atol=1e-5)
 
 
 def test_a_former_encoders_features_are_deleted_and_no_others(encoder, photos, tmp_path, encoded):

@@ -71,7 +71,7 @@ def test_width_multiplies_every_channel(name, width):
     assert narrow(images()).shape == (2, narrow.num_features)
 
 
-@pytest.mark.parametrize(("zero", "gain"), [(None, 0), (True, 0), (False, 1)])
+@pytest.mark.parametrize(("zero", "gain"), [(None, 1), (True, 0), (False, 1)])
 @pytest.mark.parametrize("width", [1.0, 0.25])
 def test_residual_branches_start_as_asked(zero, gain, width):
     encoder = Encoder(width=width, zero_init_last=zero)

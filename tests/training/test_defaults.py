@@ -8,6 +8,7 @@ import pytest
 
 from crosslevel.training import defaults
 from crosslevel.training.plan import Chosen
+from crosslevel.transforms.views import Views
 
 IMAGES = (2, 50, 500, 5_000, 1_000_000)
 BATCHES = (8, 32, 256, 4_096)
@@ -111,6 +112,16 @@ def test_groups_fit_the_batch(batch):
 @pytest.mark.parametrize("view", [8, 32, 64, 96, 224, 512])
 def test_views_are_blurred_where_there_are_pixels_to_blur(view):
     assert defaults.preset(view).value == ("cifar" if view <= 64 else "mocov2")
+
+
+def test_small_views_have_larger_crops_unless_some_are_given():
+    assert str(defaults.crop_scale(32)).startswith("--views.scale [0.4,1.0]: of 32 pixels")
+    chosen, given = Views(), Views(scale=(0.3, 0.9))
+    for views in (chosen, given):
+        views.choose("cifar", scale=defaults.crop_scale(32).value)
+    assert (chosen.augments[0].scale, chosen.arguments()["scale"]) == ((0.4, 1.0), (0.4, 1.0))
+    assert (given.augments[0].scale, given.arguments()["scale"]) == ((0.3, 0.9), (0.3, 0.9))
+    assert Views("cifar").augments[0].scale == (0.2, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -6,70 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 import torchvision.transforms.v2.functional as reference
+from view_samples import MEAN, STD, assert_equal_views, generator, one_view, pixels
 
 from crosslevel.transforms import parameters
 from crosslevel.transforms.parameters import Augment, draw, draw_boxes
 from crosslevel.transforms.philox import Counted
-from crosslevel.transforms.presets import PLAIN, PRESETS
+from crosslevel.transforms.presets import PRESETS
 from crosslevel.transforms.random_numbers import Words
 from crosslevel.transforms.views import Views
 from crosslevel.utils.errors import UserError
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def pixels(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator(seed))
-
-
-def one_view(image: torch.Tensor, drawn, i: int, size: int, crop: bool) -> torch.Tensor:
-    """View i as torchvision's operations make it, one after the other, from the same parameters."""
-    x = image.float() / 255
-    if crop:
-        box = drawn.boxes[i].int().tolist()
-        x = reference.resized_crop(x, *box, size=[size, size], antialias=True)
-    if drawn.flip[i]:
-        x = reference.horizontal_flip(x)
-    jitter = [
-        reference.adjust_brightness,
-        reference.adjust_contrast,
-        reference.adjust_saturation,
-        reference.adjust_hue,
-    ]
-    for operation in drawn.order[i].tolist() if drawn.jitter[i] else []:
-        x = jitter[operation](x, float(drawn.factors[i, operation]))
-    if drawn.grayscale[i]:
-        x = reference.rgb_to_grayscale(x, num_output_channels=3)
-    if drawn.blur[i]:
-        taps = 2 * min(8, size - 1) + 1  # four deviations of the presets' largest blur, 2 pixels
-        x = reference.gaussian_blur(x, [taps, taps], [float(drawn.sigma[i])] * 2)
-    if drawn.solarize[i]:
-        x = reference.solarize(x, 0.5)
-    x = reference.normalize(x, list(MEAN), list(STD))
-    if drawn.erase[i]:
-        x = reference.erase(x, *drawn.erase_boxes[i].int().tolist(), v=torch.zeros(3, 1, 1))
-    return x
-
-
-def assert_equal_views(ours: torch.Tensor, theirs: torch.Tensor, solarized: torch.Tensor) -> None:
-    """Within 1e-4 after normalization (1e-5 before, times 1 / std, over several steps).
-
-    Solarization jumps at 0.5, where the last bit decides: one pixel in a thousand may fall on the other side.
-    """
-    wrong = (ours - theirs).abs() > 1e-4
-    assert not wrong[~solarized].any()
-    assert wrong.float().mean() < 1e-3
-
-
-@pytest.fixture(params=[True, False], ids=["in small parts", "all at once"])
-def way(request):
-    """As a CPU makes views, and as a GPU does: all that are drawn alike in one go."""
-    with parameters.in_pieces(request.param):
-        yield
 
 
 @pytest.mark.usefixtures("way")
@@ -347,54 +292,3 @@ def test_partners_are_the_images_of_every_second_view(fixed_shapes):
     assert not torch.equal(both[1], own[1])
     with pytest.raises(UserError, match="give whole ones alike"):
         views(images, numbers, partners[:, :, :10])
-
-
-@pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("preset", ["dino", "swav", "cifar"])
-def test_small_crops_are_views_of_their_own_size_and_area(preset):
-    """Two large views, five small ones, one plain: each is torchvision's sequence of its own settings."""
-    views = Views(preset, size=28, small_size=12, erase=0.3)
-    views.count, views.small, views.plain = 8, 5, 1
-    images, same = pixels(16, 3, 40, 33), generator(1)
-    large = PRESETS[preset]
-    usual = replace(large[0], blur=0.5) if preset == "dino" else large[0]
-    small = replace(usual, scale=(0.05, {"dino": 0.4, "swav": 0.14, "cifar": 0.2}[preset]), erase=0.3)
-    kinds = [replace(large[v % len(large)], erase=0.3) for v in range(2)] + [small] * 5 + [PLAIN]
-    for view, augment in zip(views(images, generator(1)), kinds, strict=True):
-        side = 12 if augment is small else 28
-        drawn = draw(augment, 16, 40, 33, side, same)
-        theirs = torch.stack([one_view(images[i], drawn, i, side, crop=True) for i in range(16)])
-        assert view.shape == (16, 3, side, side)
-        assert_equal_views(view, theirs, drawn.solarize)
-
-
-@pytest.mark.usefixtures("way")
-def test_small_crops_lie_side_by_side_and_come_back():
-    """Four of 12 pixels in a picture of 28: five small crops take two pictures, after the large and the plain one."""
-    views = Views("none", size=28, small_size=12)
-    views.count, views.small, views.plain = 8, 5, 1
-    image = pixels(3, 40, 40)
-    crops = views.crops(image, generator(0))
-    assert crops.shape == (3 + 2, 3, 28, 28)
-    whole = reference.resize(image, [28, 28], antialias=True)
-    part = reference.resize(image, [12, 12], antialias=True)
-    assert all(torch.equal(crops[v], whole) for v in range(3))
-    for top, left in ((0, 0), (0, 12), (12, 0), (12, 12)):
-        assert torch.equal(crops[3, :, top : top + 12, left : left + 12], part)
-    assert torch.equal(crops[4, :, :12, :12], part)
-    assert int(crops[4, :, 12:].max()) == 0
-    out = views(crops[None], generator(0))
-    assert [view.shape[-1] for view in out] == [28, 28, *[12] * 5, 28]
-    for view, expected in zip(out, [whole, whole, *[part] * 5, whole], strict=True):
-        theirs = reference.normalize(expected[None] / 255, list(MEAN), list(STD))
-        torch.testing.assert_close(view, theirs, atol=1e-5, rtol=0)
-
-
-def test_the_size_of_small_crops_follows_the_views():
-    assert [Views(size=size).small_side for size in (224, 64, 32, 6)] == [96, 27, 14, 4]
-    assert Views(size=32, small_size=64).small_side == 32
-    views = Views("dino", small_scale=(0.1, 0.3), small_size=9)
-    assert Views(**views.arguments()).arguments() == views.arguments()
-    views.count, views.small = 3, 1
-    with pytest.raises(ValueError, match="small_size=2"):
-        Views(small_size=2)

@@ -1,4 +1,4 @@
-"""Databases to share a study in: a file, and a real PostgreSQL server of the test's own."""
+"""A real PostgreSQL server of the tests' own to share a study in, and labels that may not be read."""
 
 import glob
 import os
@@ -10,6 +10,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
+from crosslevel.data.images import Images
+from crosslevel.data.open import _named
 
 USER = "postgres"
 
@@ -47,3 +50,22 @@ def postgresql():
         if (home / "data" / "postmaster.pid").exists():
             call("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
         shutil.rmtree(home, ignore_errors=True)
+
+
+class Guarded:
+    """Labels that may be had, but not read."""
+
+    def __set__(self, thing, value):
+        vars(thing)["hidden labels"] = value
+
+    def __get__(self, thing, owner=None):
+        if thing is not None and vars(thing).get("hidden labels") is not None:
+            raise AssertionError("labels were read")
+
+
+@pytest.fixture
+def guarded(monkeypatch):
+    monkeypatch.setattr(Images, "labels", Guarded(), raising=False)
+    _named.cache_clear()
+    yield
+    _named.cache_clear()

@@ -1,9 +1,7 @@
-"""The search end to end with real trainings; what it leaves; and that no label is read."""
+"""The search end to end with real trainings, what it leaves, and what it refuses."""
 
 import csv
-import dataclasses
 import io
-import json
 import os
 import subprocess
 import sys
@@ -12,174 +10,21 @@ import types
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from PIL import Image
-from rich.console import Console
+from forked import fork_trials
+from tune_samples import IMAGES, TINY, annotated, photos, tune_, without_trainings
 
 optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'crosslevel[tune]'")
 
-from crosslevel.data.images import Images, ImageView, InMemoryImages
-from crosslevel.data.open import _named, open_images
-from crosslevel.data.sources.turntable.dataset import Turntable
-from crosslevel.data.subsets.select import take, unlabelled
+from crosslevel.data.open import open_images
 from crosslevel.models.encoder import load_encoder
 from crosslevel.settings.parser import run
 from crosslevel.training.train import train
-from crosslevel.tuning import report as results
 from crosslevel.tuning import trial
-from crosslevel.tuning.plan import Plan, url
-from crosslevel.tuning.search_space import Numbers
+from crosslevel.tuning.plan import url
 from crosslevel.tuning.tune import tune
 
 pytestmark = pytest.mark.slow
-
-IMAGES = "turntable:train,classes=2,objects=20,frames=4,size=16,imbalance=2"
-TINY = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=8", "--device=cpu"]
-
-
-class Guarded:
-    """Labels that may be had, but not read."""
-
-    def __set__(self, thing, value):
-        vars(thing)["hidden labels"] = value
-
-    def __get__(self, thing, owner=None):
-        if thing is not None and vars(thing).get("hidden labels") is not None:
-            raise AssertionError("labels were read")
-
-
-class Told(trial.Channel):
-    """Figures for the test, and always leave to go on."""
-
-    def __init__(self):
-        super().__init__(io.StringIO(), None)
-
-    def tell(self, figures):
-        self.out.write(json.dumps(figures) + "\n")
-
-
-@pytest.fixture
-def guarded(monkeypatch):
-    monkeypatch.setattr(Images, "labels", Guarded(), raising=False)
-    _named.cache_clear()
-    yield
-    _named.cache_clear()
-
-
-def photos(folder, count=40):
-    """Noisy pictures in two classes' folders."""
-    noise = torch.Generator().manual_seed(0)
-    for name in ("cat", "dog"):
-        (folder / name).mkdir(parents=True)
-        for i in range(count):
-            pixels = torch.randint(0, 255, (16, 16, 3), generator=noise, dtype=torch.uint8)
-            Image.fromarray(pixels.numpy()).save(folder / name / f"{i:03}.png")
-    return folder
-
-
-def base(folder, **changed):
-    """The settings that all trials have in common, as `tune` writes them."""
-    tree = {
-        "encoder": {"width": 0.0625}, "views": {"size": 16}, "batch_size": 8, "device": "cpu", "epochs": 2, "seed": 0,
-        "method": {"class_path": "crosslevel.methods.MoCo"},
-    }  # fmt: skip
-    file = folder / "base.yaml"
-    file.write_text(yaml.safe_dump(tree | changed))
-    return file
-
-
-@pytest.mark.parametrize("kind", ["named", "files"])
-def test_no_label_is_read(tmp_path, guarded, kind):
-    """A source whose labels cannot be read without an error, through a whole trial, its scores included."""
-    source = IMAGES if kind == "named" else str(photos(tmp_path / "photos"))
-    with pytest.raises(AssertionError, match="labels were read"):
-        _ = open_images(source).labels
-    told = Told()
-    trial.trained(source, base(tmp_path), tmp_path / "run", [], told)
-    scores = [json.loads(line) for line in told.out.getvalue().splitlines()]
-    assert len(scores) == 2
-    assert all(0 <= one["combined"] <= 1 for one in scores)
-    assert not any(row["knn"] for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
-
-
-def test_unlabelled_images_are_the_same_images():
-    source = Turntable(classes=2, objects=4, frames=3, size=16, imbalance=1)
-    bare = unlabelled(source)
-    assert (bare.labels, bare.classes) == (None, None)
-    assert source.labels is not None
-    assert torch.equal(bare.tracks, source.tracks)
-    assert torch.equal(bare[5][0], source[5][0])
-    assert bare[5][1] == -1
-    assert unlabelled(ImageView(source, torch.tensor([3])))[0][1] == -1
-
-
-def test_what_is_held_out_is_whole_tracks_and_not_trained_on():
-    source = open_images(IMAGES)
-    held = trial.HeldOut(0, Told())
-    rest = held.part(source)
-    assert len(rest) + len(held.held) == len(source) == 80
-    assert not set(rest.tracks.tolist()) & set(held.held.tracks.tolist())
-    assert 16 <= len(held.held) < 20
-    assert rest.labels is None
-    other = trial.HeldOut(0, Told())
-    other.part(source)
-    assert other.held.paths == held.held.paths
-    with pytest.raises(ValueError, match="12 images are too few to tune on: at least 64"):
-        held.part(take(source, torch.arange(12)))
-
-
-@pytest.mark.parametrize(("films", "frames", "held"), [(1, 100, 16), (3, 300, 90), (20, 300, 600), (4, 20_001, 2000)])
-def test_of_films_stretches_are_held_out_that_can_be_told_apart(films, frames, held):
-    count = films * frames
-    source = InMemoryImages(
-        torch.zeros(1, 3, 1, 1, dtype=torch.uint8).expand(count, 3, 1, 1), [str(i) for i in range(count)]
-    )
-    source.tracks = torch.arange(count) // frames
-    rest, out = trial.divided(source, 0)
-    assert len(rest) + len(out) == count
-    longest = held // 4
-    assert held - longest < len(out) < held + longest
-    assert len(out) <= 2000
-    numbers = torch.tensor([int(path) for path in out.paths])
-    for track in out.tracks.unique():
-        own = numbers[out.tracks == track]
-        assert len(own) <= longest
-        assert torch.equal(own, torch.arange(int(own[0]), int(own[0]) + len(own)))
-        assert len((own // frames).unique()) == 1
-    assert len(out.tracks.unique()) >= 4
-
-
-@pytest.mark.parametrize(("tracks", "frames"), [(38, 26), (33, 30), (25, 8), (270, 20)])
-def test_tracks_are_not_cut_where_enough_of_them_are_held_out_whole(tracks, frames):
-    count = tracks * frames
-    source = InMemoryImages(
-        torch.zeros(1, 3, 1, 1, dtype=torch.uint8).expand(count, 3, 1, 1), [str(i) for i in range(count)]
-    )
-    source.tracks = torch.arange(count) // frames
-    rest, out = trial.divided(source, 0)
-    owners = [{int(path) // frames for path in part.paths} for part in (rest, out)]
-    assert not owners[0] & owners[1]
-    assert len(out.tracks.unique()) == len(owners[1]) >= 3
-
-
-def test_scores_do_not_depend_on_a_trials_own_views(tmp_path, monkeypatch):
-    """A trial with weaker views would have found its task easier: seen through one network, all scores are equal."""
-
-    class Pixels(torch.nn.Module):
-        def forward(self, x):
-            return x.flatten(1)[:, :32]
-
-    monkeypatch.setattr("crosslevel.training.monitor.frozen", lambda encoder: Pixels())
-    seen = []
-    for preset in ("none", "simclr"):
-        told = Told()
-        options = [f"--views.preset={preset}", "--cld.weight=0", "--epochs=1"]
-        trial.trained(IMAGES, base(tmp_path), tmp_path / preset, options, told)
-        seen.append(json.loads(told.out.getvalue()))
-        del seen[-1]["instance_rank"]  # of the trial's own heads
-    assert seen[0] == seen[1]
-    assert seen[0]["alignment"] > 0
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +36,7 @@ def found(tmp_path_factory):
         "--search", "cld.groups=2:8:log", "--search=cld.weight=0:1", "--search", "lr=1e-3:0.1:log",
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
+        fork_trials(patch)
         patch.setattr(sys, "stdout", io.StringIO())
         run(tune, line)
         first = sys.stdout.getvalue()
@@ -237,84 +82,6 @@ def test_the_page_shows_history_settings_and_all_trials(found):
     assert "No label was read" in page
 
 
-def test_the_page_shows_how_much_each_setting_matters(tmp_path):
-    """Which takes more trials than the small search has."""
-    plan = dataclasses.replace(planned(tmp_path), space={"lr": Numbers(0.0, 1.0), "cld.weight": Numbers(0.0, 1.0)})
-    study = optuna.create_study(direction="maximize")
-    for i in range(12):
-        lr = (i + 0.5) / 12
-        study.add_trial(optuna.create_trial(
-            value=1 - lr, params={"lr": lr, "cld.weight": (5 * i % 12) / 12}, intermediate_values={2: 1 - lr},
-            distributions={name: optuna.distributions.FloatDistribution(0, 1) for name in plan.space},
-            user_attrs={"outcome": "complete", "figures": {"combined": 1 - lr}},
-        ))  # fmt: skip
-    results.leave(study, plan, "photos", {"lr": 0.1, "cld": {"weight": 0.1}}, Console(file=io.StringIO()))
-    assert ">Importance, %<" in (tmp_path / "report.html").read_text()
-
-
-def test_a_training_that_cannot_start_says_why(tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    steps = trial.training(IMAGES, base(tmp_path), ["--cld.groups=99"], tmp_path / "run", 1)
-    with pytest.raises(trial.Failed, match=r"^cld.groups=99 exceeds the batch of 8 images") as error:
-        list(steps)
-    assert error.value.kind == "refused"
-
-
-def test_importance_finds_what_matters():
-    space = {"a": optuna.distributions.FloatDistribution(0, 1), "b": optuna.distributions.FloatDistribution(0, 1)}
-    draws = torch.rand(40, 2, generator=torch.Generator().manual_seed(0)).tolist()
-    trials = [optuna.create_trial(params={"a": a, "b": b}, distributions=space, value=0.0) for a, b in draws]
-    shares = results.importance([(t, t.params["b"] ** 2) for t in trials])
-    assert next(iter(shares)) == "b"
-    assert shares["b"] > 0.9
-    assert sum(shares.values()) == pytest.approx(1)
-    assert results.importance([(t, 0.5) for t in trials]) == {}
-
-
-def planned(folder):
-    return Plan(
-        folder=folder, storage=url(None, folder), space={"lr": Numbers(0.0, 1.0)}, start=[], epochs=2, budget=2.0,
-        trials=None, sampler="tpe", pruning=True, seed=0, agreed={},
-    )  # fmt: skip
-
-
-def test_a_search_in_which_nothing_ended_well_says_so(tmp_path):
-    plan = planned(tmp_path)
-    study = optuna.create_study(direction="maximize")
-    study.add_trial(optuna.create_trial(
-        state=optuna.trial.TrialState.FAIL, params={"lr": 0.5},
-        distributions={"lr": optuna.distributions.FloatDistribution(0, 1)},
-        user_attrs={"outcome": "failed", "reason": "out of memory"},
-    ))  # fmt: skip
-    with pytest.raises(ValueError, match=r"no trial came to its end \(1 failed\), the last one: out of memory"):
-        results.leave(study, plan, "photos", {}, Console(file=io.StringIO()))
-    assert "out of memory" in (tmp_path / "report.html").read_text()
-    assert not (tmp_path / "config.yaml").exists()
-
-
-def test_a_stopped_trial_is_never_the_best(tmp_path):
-    """Optuna gives it its last score as its value."""
-    plan = planned(tmp_path)
-    study = optuna.create_study(direction="maximize")
-
-    def add(state, score, lr, outcome):
-        study.add_trial(optuna.create_trial(
-            state=state, value=score, params={"lr": lr}, intermediate_values={1: score},
-            distributions={"lr": optuna.distributions.FloatDistribution(0, 1)},
-            user_attrs={"outcome": outcome, "reason": outcome, "figures": {"combined": score}},
-        ))  # fmt: skip
-
-    states = optuna.trial.TrialState
-    add(states.PRUNED, 0.9, 0.9, "diverged")
-    with pytest.raises(ValueError, match="no trial came to its end"):
-        results.leave(study, plan, "photos", {"lr": 0.1}, Console(file=io.StringIO()))
-    add(states.COMPLETE, 0.4, 0.4, "complete")
-    said = io.StringIO()
-    results.leave(study, plan, "photos", {"lr": 0.1}, Console(file=said, width=200))
-    assert "Trial 1 scored best: 0.4000." in said.getvalue()
-    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["lr"] == 0.4
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -346,16 +113,6 @@ def test_a_missing_optuna_names_the_install_command(monkeypatch, capsys):
     assert "pip install 'crosslevel[tune]'" in capsys.readouterr().err
 
 
-def without_trainings(monkeypatch, epochs=1):
-    """Figures in place of trainings."""
-
-    def told(images, base, options, folder, threads):
-        for _ in range(epochs):
-            yield {"combined": 0.5, "effective_rank": 5.0, "mrr": 0.5}
-
-    monkeypatch.setattr(trial, "training", told)
-
-
 def test_the_search_itself_reads_no_label_either(tmp_path, guarded, monkeypatch):
     """What reads the source to plan, to name and to continue the search."""
     without_trainings(monkeypatch)
@@ -382,10 +139,6 @@ def test_a_part_that_is_chosen_by_labels_is_refused(tmp_path, guarded, capsys, p
     assert said.count("\n") == 1
 
 
-def tune_(source, *options):
-    return run(tune, [str(source), *TINY, "--epochs=1", "--trials=2", *options])
-
-
 def test_collections_of_one_name_do_not_share_a_search(tmp_path, monkeypatch, capsys):
     without_trainings(monkeypatch)
     monkeypatch.chdir(tmp_path)
@@ -406,34 +159,6 @@ def test_the_best_settings_find_the_images_from_any_folder(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     folder = tune_("photos@repeat=2", "--output=s")
     assert yaml.safe_load((folder / "config.yaml").read_text())["images"] == f"{tmp_path}/photos@repeat=2"
-
-
-def test_objects_of_annotated_images_are_searched_without_their_classes(tmp_path, guarded):
-    """With --crops it is objects that are held out and scored; their classes are not read."""
-    source = annotated(tmp_path / "coco")
-    crops = {"margin": 0.1, "min_size": 4, "square": True}
-    told = Told()
-    trial.trained(str(source), base(tmp_path, crops=crops), tmp_path / "run", ["--epochs=1"], told)
-    assert 0 <= json.loads(told.out.getvalue())["combined"] <= 1
-
-
-def annotated(folder, count=40):
-    """A COCO file and its images, two objects in each."""
-    (folder / "annotations").mkdir(parents=True)
-    files = sorted((photos(folder / "made", count) / "cat").iterdir())
-    (folder / "made" / "cat").rename(folder / "val2017")
-    boxes = [(i, box) for i in range(len(files)) for box in ([0, 0, 8, 8], [6, 6, 9, 9])]
-    tree = {
-        "images": [{"id": i, "file_name": file.name, "width": 16, "height": 16} for i, file in enumerate(files)],
-        "annotations": [
-            {"id": n, "image_id": i, "bbox": box, "category_id": 1 + n % 2, "iscrowd": 0, "area": 64}
-            for n, (i, box) in enumerate(boxes)
-        ],
-        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
-    }
-    file = folder / "annotations" / "instances_val2017.json"
-    file.write_text(json.dumps(tree))
-    return file
 
 
 def test_a_search_of_objects_counts_objects(tmp_path, monkeypatch, capsys):
@@ -486,14 +211,6 @@ def test_ctrl_c_before_anything_is_whole_is_a_stop_and_no_error(tmp_path, monkey
     assert "crosslevel tune: stopped" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_no_fault_of_the_settings(tmp_path):
-    log = tmp_path / "train.log"
-    log.write_text("crosslevel train: [Errno 28] No space left on device: '/x'\n")
-    assert trial._failure(2, log).kind == "failed"
-    log.write_text("crosslevel train: cld.groups=99 exceeds the batch of 8 images\n")
-    assert trial._failure(2, log).kind == "refused"
-
-
 def test_a_killed_search_takes_its_training_along(tmp_path, monkeypatch):
     """SIGKILL, which nobody can catch; and the next call does the trial again."""
     line = [
@@ -533,11 +250,3 @@ def running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def test_a_trial_whose_images_are_read_by_workers_comes_to_its_end(tmp_path):
-    """They are forked while a thread waits for the search's answer."""
-    steps = trial.training(
-        str(photos(tmp_path / "photos")), base(tmp_path, workers=2, memory=0.0), ["--epochs=2"], tmp_path / "run", 1
-    )
-    assert len(list(steps)) == 2

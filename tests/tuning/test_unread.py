@@ -3,6 +3,7 @@
 import pytest
 import torch
 import yaml
+from forked import fork_trials
 from PIL import Image
 
 pytest.importorskip("optuna", reason="needs optuna: pip install 'crosslevel[tune]'")
@@ -41,7 +42,7 @@ def listed(file):
 def test_broken_files_are_named_whether_trained_on_or_held_out(photos, tmp_path, monkeypatch, capsys):
     folder, broken = photos
     search = tmp_path / "search"
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    fork_trials(monkeypatch)
     tiny = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=8", "--device=cpu", "--epochs=1"]
     run(tune, [str(folder), *tiny, "--budget=1", f"--output={search}"])
     told = " ".join(capsys.readouterr().out.split())
@@ -49,7 +50,8 @@ def test_broken_files_are_named_whether_trained_on_or_held_out(photos, tmp_path,
     assert listed(search / "bad_files.txt") == broken
 
 
-def test_a_trial_that_is_stopped_has_named_them(photos, tmp_path):
+def test_a_trial_that_is_stopped_has_named_them(photos, tmp_path, monkeypatch):
+    fork_trials(monkeypatch)
     folder, broken = photos
     base = tmp_path / "base.yaml"
     base.write_text(yaml.safe_dump(TINY | {"method": {"class_path": "crosslevel.methods.MoCo"}}))

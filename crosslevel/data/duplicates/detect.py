@@ -11,9 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from crosslevel.data.duplicates.alignment import agreement
@@ -232,6 +229,8 @@ def _by_track(members: Int64[Tensor, " P"]) -> Iterator[Int64[Tensor, " p"]]:
 
 def _linked(outlines: Float[Tensor, "n 64"], limit: float) -> Int64[Tensor, " n"]:
     """Clusters by average linkage of distances between outlines, or between one and the other's mirror image."""
+    from scipy.cluster.hierarchy import fcluster, linkage  # noqa: PLC0415 - as below
+
     agree = torch.maximum(outlines @ outlines.T, outlines @ mirrored(outlines).T)
     apart = (2 - 2 * torch.maximum(agree, agree.T)).clamp(min=0).sqrt().double().numpy()
     upper = apart[np.triu_indices(len(apart), 1)]
@@ -298,6 +297,9 @@ def in_parts(
 
 def tracks(count: int, index: Index) -> Int64[Tensor, " count"]:
     """The track of each image: images that pairs connect, directly or over others, share one; numbered from 0."""
+    from scipy.sparse import coo_array  # noqa: PLC0415 - most commands look for no duplicates, and would wait for it
+    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
+
     i, j = index.cpu().numpy().T
     graph = coo_array(([True] * len(i), (i, j)), shape=(count, count))
     return torch.from_numpy(connected_components(graph, directed=False)[1]).long()

@@ -8,7 +8,8 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Generic, TypeVar
@@ -66,13 +67,23 @@ class Pool(Generic[Result]):
         while True:
             self._feed.keys = _noted(list(waiting), source, waiting)
             try:
-                for result in self._begun():
+                for result in self._results():
                     waiting.popleft()
                     yield result
                 return
             except RuntimeError as error:
                 self._loader = None
                 self._answer(error)
+
+    def _results(self) -> Iterator[Result]:
+        iterator = self._begun()
+        while True:
+            try:
+                with _noticed(self._processes):
+                    result = next(iterator)
+            except StopIteration:
+                return
+            yield result
 
     def _begun(self) -> Iterator[Result]:
         if self._loader is None:
@@ -90,7 +101,7 @@ class Pool(Generic[Result]):
                 pin_memory=torch.cuda.is_available(),
             )
         # torch would raise that a process has died wherever this one is, such as in the middle of a step; without its
-        # handler it raises where results are waited for.
+        # handler that is raised where results are waited for (`_noticed`).
         ended = getattr(signal, "SIGCHLD", None)
         before = None if ended is None else signal.getsignal(ended)
         with without_main():  # whatever the main module is
@@ -135,6 +146,30 @@ class Pool(Generic[Result]):
                 ) from error
             trace.refused[path] = f"its decoder crashed the process that read it: {said}"
             warnings.warn(f"{name}: its decoder crashed the process that read it ({said}): left out", stacklevel=2)
+
+
+@contextmanager
+def _noticed(processes: Sequence[Any]) -> Iterator[None]:
+    """While results are waited for, raise as soon as one of the processes has died.
+
+    torch looks for that every five seconds. Outside the main thread, which alone has signals, and on Windows, which
+    has no such signal, that has to do.
+    """
+    ended = getattr(signal, "SIGCHLD", None)
+    if ended is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def died(*_: object) -> None:
+        if any(process.exitcode for process in processes):
+            raise RuntimeError("DataLoader worker exited unexpectedly")
+
+    before = signal.signal(ended, died)
+    try:
+        died()  # since results were last waited for
+        yield
+    finally:
+        signal.signal(ended, signal.SIG_DFL if before is None else before)
 
 
 @dataclass

@@ -1,0 +1,22 @@
+"""Pictures to pack."""
+
+import numpy as np
+from PIL import Image
+
+from crosslevel.data import pack
+from crosslevel.settings.parser import run
+
+ODD = ["with space.png", "😀 ü.png", "new\nline.png"]
+
+
+def write(root, count=24, seed=0):
+    draws = np.random.default_rng(seed)
+    for n in range(count):
+        file = root / "ab"[n % 2] / f"{n:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draws.integers(0, 256, (30 + n % 7, 40, 3), np.uint8)).save(file)
+    return root
+
+
+def packed(source, folder, *options):
+    return run(pack.pack, [str(source), "-o", str(folder), "--size=20", "--workers=0", *options])

@@ -1,0 +1,86 @@
+"""A Python program in a process that is forked from the test's own: it has all imports ready, which take seconds."""
+
+import os
+import runpy
+import subprocess
+import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).parent / "faults"))
+
+from forks import fork
+
+from crosslevel.data.decoding import memory
+
+PIPE = subprocess.PIPE
+
+
+class Forked:
+    """Stands in for `subprocess.Popen` of ``[sys.executable, "-m", MODULE, *ARGUMENTS]``, in a session of its own."""
+
+    def __init__(self, line, stdin, stdout, stderr, text, env, start_new_session):
+        assert (line[:2], stdin, stdout, text, start_new_session) == ([sys.executable, "-m"], PIPE, PIPE, True, True)
+        (answers, write), (read, told), (begun, begins) = os.pipe(), os.pipe(), os.pipe()
+        self.returncode = None
+        self.pid = fork()
+        if self.pid == 0:
+            _become(line[2:], answers, told, stderr.fileno(), env)
+        for file in (answers, told, begins):
+            os.close(file)
+        os.read(begun, 1)  # its end is let go of when the session is begun
+        os.close(begun)
+        self.stdin, self.stdout = os.fdopen(write, "w"), os.fdopen(read)
+
+    def wait(self):
+        """The exit status, negative if a signal ended the process."""
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+
+def fork_trials(monkeypatch):
+    """Let a search fork its trainings, where the system says which files are open."""
+    from crosslevel.tuning import trial
+
+    if sys.platform == "linux":
+        monkeypatch.setattr(trial, "subprocess", SimpleNamespace(Popen=Forked, PIPE=PIPE))
+
+
+def _become(line, stdin, stdout, stderr, env):
+    """In the child: the program, with nothing of its parent's open but what it is given."""
+    status = 1
+    try:
+        os.setsid()
+        for number, file in enumerate((stdin, stdout, stderr)):
+            os.dup2(file, number)
+        _let_go()
+        sys.stdin, sys.stdout, sys.stderr = (os.fdopen(i, "rww"[i], closefd=False) for i in range(3))
+        os.environ.clear()
+        os.environ.update(env)
+        sys.argv = list(line)
+        runpy.run_module(line[0], run_name="__main__", alter_sys=True)
+        status = 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1 if stop.code else 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
+
+
+def _let_go():
+    """Let go of all other files, as a program that is started anew does not have them: pipes, and locks.
+
+    Their numbers stay taken: whatever thinks that it holds one may still close it. What decoders have in common stays.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    kept = {0, 1, 2, nothing, memory._file}
+    for number in {int(name) for name in os.listdir("/proc/self/fd")} - kept:
+        with suppress(OSError):  # the one that was listed with
+            os.fstat(number)
+            os.dup2(nothing, number)

@@ -1,0 +1,45 @@
+"""What the command line says of itself: help, and what a shell completes."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from crosslevel import cli
+
+
+def test_help_shows_fifteen_options_and_all_of_them_where_asked(capsys):
+    def options(*topic):
+        with pytest.raises(SystemExit):
+            cli.main(["train", "photos", "--help", *topic])
+        said = capsys.readouterr().out
+        assert not any(word in said for word in ("Optional[", "Callable", "lambda", "<class"))
+        return [line.split()[0] for line in said.splitlines() if line.startswith("  --")]
+
+    assert len(options()) == 15
+    everything = options("all")
+    assert len(everything) > 60
+    assert set(options()) - {"--method"} < set(everything) | {"--method"}
+    assert all(name.startswith("--views.") for name in options("views"))
+
+
+@pytest.mark.parametrize(
+    "line", [["train", "photos", "--method.help", "MoCo"], ["train", "--method.help=moco", "photos"]]
+)
+def test_a_methods_settings_are_listed_with_images_given(line, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(line)
+    said = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "--method.queue N" in said
+    assert "(default: mlp)" in said
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_verbs_and_options(shell, capsys):
+    cli.main(["completion", shell])
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("evaluate", "epochs", "cld.weight", "data-root"))
+    checks = {"bash": ["bash", "-n"], "zsh": ["zsh", "-n"], "fish": ["fish", "--no-execute"]}
+    if shutil.which(shell):
+        subprocess.run([*checks[shell], "/dev/stdin"], input=said, text=True, check=True)
