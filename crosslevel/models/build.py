@@ -35,6 +35,8 @@ def create(name: str, options: Mapping[str, Any], **more: Any) -> nn.Module:
         UserError: an option that it does not take.
 
     """
+    if timm.model_entrypoint(name.partition(".")[0]).__module__ == ResNet.__module__:
+        options = {**options, "zero_init_last": bool(options.get("zero_init_last"))}
     # A mean of a ViT's tokens is of those that weights with a class token have normalized.
     if timm.model_entrypoint(name.partition(".")[0]).__module__ == ResNet.__module__:
         options = {"zero_init_last": False, **options}
