@@ -132,7 +132,8 @@ def _by_ray(task: Task, wanted: list[range], known: Keys | None) -> Iterator[Don
         batch_size=1,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, max_tasks_in_flight_per_actor=2),
-        **({"num_gpus": 1} if on_gpu else {"num_cpus": 1}),
+        num_gpus=1 if on_gpu else None,
+        num_cpus=None if on_gpu else 1,
     )
     try:
         for row in data.iter_rows():

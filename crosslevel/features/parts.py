@@ -61,7 +61,7 @@ class Parts:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
-        keys = []
+        keys: list[int] = []
         for file in sorted(self.folder.glob("*.parquet")):
             about = (pq.read_schema(file).metadata or {}).get(_ABOUT)
             if about is None or json.loads(about).get("encoder") != self.encoder:

@@ -20,7 +20,7 @@ import yaml
 from torch import nn
 
 from crosslevel.models.build import create
-from crosslevel.utils.errors import NotThere, UserError
+from crosslevel.utils.errors import NotThere, UserError, did_you_mean
 from crosslevel.utils.tensors import load_safetensors
 
 HUB = ("hf-hub:", "hf:")

@@ -207,7 +207,7 @@ def _opened(name: str, in_blocks: bool, packed: bool) -> Any:
     if is_remote(name):
         system, path = _system(name)
         block = _BLOCK if in_blocks or not name.lower().startswith("http") else 0
-        file = _Whole(system.open(path, "rb", block_size=block, cache_type="readahead" if block else "none"))
+        file: Any = _Whole(system.open(path, "rb", block_size=block, cache_type="readahead" if block else "none"))
     else:
         file = open(name, "rb")  # noqa: SIM115 - the tape closes it
     unpacked = not packed and name.partition("?")[0].lower().endswith((".gz", ".tgz"))
