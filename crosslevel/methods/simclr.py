@@ -48,7 +48,7 @@ class SimCLR(Method):
         Args:
             encoder: the network that is trained.
             images: not used; the batch is all that SimCLR compares.
-            temperature: T; 0.5 in the paper's runs on CIFAR-10.
+            temperature: T; the paper has 0.1 on ImageNet and 0.5 on CIFAR-10.
             temperature_max: where a cosine schedule of T begins, from there to ``temperature`` and back (Kukleva et al.
                 2023: from 1 to 0.1, for a long tail); constant unless given.
             temperature_period: epochs of the schedule's period; 400 of 2,000 in their code, a fifth of the run unless
