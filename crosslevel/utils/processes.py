@@ -29,8 +29,12 @@ def local_rank() -> int:
 
 def is_first() -> bool:
     """Whether this is the first process of all, which speaks for them."""
-    node = os.environ.get("GROUP_RANK", "0") if by_torchrun() else os.environ.get("NODE_RANK", "0")
+    node = os.environ.get("GROUP_RANK", "0") if by_torchrun() else os.environ.get(_NODE, "0")
     return local_rank() == 0 and node == "0"
+
+
+_NODE = "CROSSLEVEL_NODE"
+"""Which machine of several this is, for the processes that the first one starts: NODE_RANK may be other programs'."""
 
 
 def by_torchrun() -> bool:
@@ -73,6 +77,9 @@ def world(devices: int, nodes: int) -> World:
         return World(local, size // local, int(os.environ["RANK"]))
     _refuse_tasks(devices, nodes)
     if nodes == 1:
+        if "LOCAL_RANK" not in os.environ:  # what others have left of several machines would be waited for
+            for name in ("NODE_RANK", "MASTER_ADDR", _NODE):
+                os.environ.pop(name, None)
         return World(devices, 1, local_rank())
     if "SLURM_NODEID" in os.environ:
         _from_slurm()
@@ -82,6 +89,7 @@ def world(devices: int, nodes: int) -> World:
             f"--nodes {nodes}: {', '.join(lacks)} not set: start one command a machine with srun, or with torchrun "
             f"--nnodes {nodes}, or set NODE_RANK (0 to {nodes - 1}) and the first machine's MASTER_ADDR and MASTER_PORT"
         )
+    os.environ[_NODE] = os.environ["NODE_RANK"]
     return World(devices, nodes, int(os.environ["NODE_RANK"]) * devices + local_rank())
 
 

@@ -36,7 +36,7 @@ from crosslevel.training.loop.module import Pretrain
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import choose
 from crosslevel.utils.errors import UserError
-from crosslevel.utils.processes import world
+from crosslevel.utils.processes import is_first, world
 
 pytestmark = pytest.mark.slow
 
@@ -240,8 +240,10 @@ def test_two_commands_with_two_nodes_train_one_run(tmp_path):
 
 
 def test_what_is_not_told_is_asked_for(monkeypatch):
-    for name in ("SLURM_NODEID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
+    own = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "CROSSLEVEL_NODE")
+    for name in ("SLURM_NODEID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", *own):
+        monkeypatch.setenv(name, "")  # so that what the code sets goes with the test
+        monkeypatch.delenv(name)
     with pytest.raises(UserError, match=r"^--nodes 4: NODE_RANK, MASTER_ADDR, MASTER_PORT not set: start one command"):
         world(2, 4)
     with pytest.raises(UserError, match="at least 1 each"):
@@ -250,8 +252,12 @@ def test_what_is_not_told_is_asked_for(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[07-09,12],login1")
     assert world(2, 4) == (2, 4, 6)
     assert os.environ["MASTER_ADDR"] == "gpu07"
+    assert not is_first()
+    assert world(2, 1) == (2, 1, 0)  # of one machine, nothing of this counts
+    assert is_first()
+    assert "MASTER_ADDR" not in os.environ
     for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name)
+        monkeypatch.delenv(name, raising=False)
     for name, value in torchrun(5, 8, 1).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
