@@ -78,7 +78,11 @@ def test_a_part_is_given_in_any_form(photos, tmp_path, parts, capsys, caplog):
         ("train", {"encoder": {"widht": 1}}, "encoder has no setting 'widht': did you mean width"),
         ("train", {"encoder": {"width": "wide"}}, "encoder.width='wide': needs a number"),
         ("train", {"method": {"class_path": "SimCLR", "init_args": {"queue": 3}}}, "method has no setting 'queue'"),
-        ("train", {"optimizer": "adam"}, "optimizer='adam': needs one of sgd, adamw, lars: did you mean adamw"),
+        (
+            "train",
+            {"optimizer": "adam"},
+            "optimizer='adam': needs one of sgd, adamw, lars (or none): did you mean adamw",
+        ),
         ("pack", {"crops": {"margn": 1}}, "crops has no setting 'margn': did you mean margin"),
         ("embed", {"run": "nowhere"}, "nowhere"),
     ],
@@ -132,7 +136,7 @@ def test_the_command_line_reads_every_signature_whole(verb):
     command, parameters = Command.of(COMMANDS[verb][0], verb), inspect.signature(getattr(module, verb)).parameters
     for name, option in command.options.items():
         assert option.help, name
-        assert "any" not in option.kind, name
+        assert "any" not in option.kind or name == "encoder.arguments", name  # whatever timm takes
         assert describe(option.kind), name
         if name in parameters:
             default = parameters[name].default

@@ -288,6 +288,8 @@ def load_encoder(path: str | Path) -> Encoder:
         view, licence = settings.pop("view"), str(settings.pop("licence", ""))
         if unknown := settings.keys() - {"name", *STRUCTURE, "arguments"}:
             raise KeyError(min(unknown))
+        if is_named(str(settings["name"])):
+            raise ValueError(f"a file fetches no weights: name {settings['name']!r}")
         encoder = _filled(settings, weights)
         encoder.licence = licence
         encoder.view = View(view["size"], tuple(view["mean"]), tuple(view["std"]))

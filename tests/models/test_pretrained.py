@@ -109,7 +109,7 @@ def test_a_vits_feature_is_the_class_token_or_the_mean_of_the_others(hub, theirs
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("timm:test_vitt", "encoder.name='test_vitt' is not a timm model; did you mean test_vit"),
+        ("timm:test_vitt", "encoder.name='test_vitt' is not a timm model: did you mean test_vit"),
         ("timm:test_vit.none", r"timm has no such weights of test_vit: there are test_vit\.r160_in1k"),
         ("timm:test_vit3.r160_in1k", r"the hub knows no timm/test_vit3\.r160_in1k: check the name"),
         ("timm:test_vit2.r160_in1k", r"has no weights as safetensors \(model\.safetensors or .*are not read"),

@@ -244,7 +244,7 @@ def test_ctrl_c_ends_in_one_line(capsys):
         (["train", "photos", "--lr=fast"], "--lr fast: needs a number"),
         (["train", "photos", "--report_html=maybe"], "'maybe' is one too many"),
         (["train", "photos", "--views.scale=[0.1]"], "--views.scale [0.1]: needs [a number, a number]"),
-        (["train", "photos", "--optimizer", "adam"], "needs one of sgd, adamw, lars: did you mean adamw?"),
+        (["train", "photos", "--optimizer", "adam"], "needs one of sgd, adamw, lars (or none): did you mean adamw?"),
         (["train", "photos", "--method=moco", "--method.queue=many"], "--method.queue many: needs a whole number"),
         (["train", "photos", "--method=simclr", "--method.queue=3"], "SimCLR has no setting 'queue': there are temp"),
         (["train", "photos", "--epochs"], "--epochs: give a value"),

@@ -42,7 +42,7 @@ pytestmark = pytest.mark.slow
 
 IMAGES, BATCH, STEPS, SIZE = 64, 16, 4, 16
 METHODS = {
-    "SimCLR": lambda encoder: SimCLR(encoder, out_features=8, hidden=16),
+    "SimCLR": lambda encoder: SimCLR(encoder, out_features=8, hidden=16, temperature=0.2),
     "MoCo": lambda encoder: MoCo(encoder, IMAGES, out_features=8, queue=32, momentum=0.9, shuffle=False),
     "InfoMin": lambda encoder: InfoMin(encoder, IMAGES, out_features=8, queue=32, momentum=0.9, shuffle=False),
     "BYOL": lambda encoder: BYOL(encoder, out_features=8, hidden=16),
@@ -80,7 +80,7 @@ class PartsOfBatches(StreamBatches):
 def losses(method, with_cld, kind, folder, ranks):
     """What `fit` logs of some steps, statistics and groups over all ranks."""
     torch.manual_seed(0)
-    encoder = Encoder("resnet18", True, 0.0625)
+    encoder = Encoder("resnet18", True, 0.0625, zero_init_last=True)  # in which rounding grows least
     built = METHODS[method](encoder)
     cld = CrossLevel(encoder.num_features, groups=5, out_features=8, gather=True) if with_cld else None
     views = Views("cifar", SIZE)
@@ -157,7 +157,7 @@ def test_losses_are_those_of_one_process_with_the_whole_batch(found, case):
     assert len(alone) == STEPS
     assert len(set(alone)) == STEPS
     for count in (2, 4):
-        assert found[count][case] == pytest.approx(alone, abs=1e-5), count
+        assert found[count][case] == pytest.approx(alone, rel=1e-5), count  # the log has six digits
 
 
 # Several commands, one run
@@ -175,12 +175,13 @@ def started(line, folder, **variables):
 
 
 def ranks_of(process):
-    """The other processes that train in a command's session, by what they were told to be."""
+    """The processes that a command started to train, by what they were told to be."""
     found = {}
     for environment in Path("/proc").glob("[0-9]*/environ"):
         try:
             told = dict(part.split("=", 1) for part in environment.read_text().split("\0") if "=" in part)
-            if os.getsid(int(environment.parent.name)) == process.pid and "LOCAL_RANK" in told:
+            parent = int((environment.parent / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process.pid and "LOCAL_RANK" in told:
                 found[int(environment.parent.name)] = int(told["LOCAL_RANK"])
         except (OSError, ValueError):
             continue
@@ -201,7 +202,7 @@ def test_a_dead_rank_ends_the_run_with_a_line_and_it_goes_on(tmp_path):
     [other] = [pid for pid, rank in ranks_of(process).items() if rank == 1]
     os.kill(other, signal.SIGKILL)
     error = process.communicate(timeout=300)[1]
-    assert process.returncode == 1, error
+    assert process.returncode == 2, error
     [line] = [line for line in error.splitlines() if line.startswith("crosslevel train: ")]
     gone = r"(process 1 ended with status -9|a process is gone), and the 2 of this training need each other$"
     assert re.search(gone, line)

@@ -174,7 +174,7 @@ def test_names_are_written_out(tmp_path):
     assert expand("https://h/{2..0}.tar") == [f"https://h/{i}.tar" for i in (2, 1, 0)]
     assert expand("x/{a,b}{1..2}{c}.tar") == [f"x/{a}{i}{{c}}.tar" for a in "ab" for i in "12"]
     for wrong, says in (
-        ("https://h/{0..99999999}.tar", "at most 1,000,000 names"),
+        ("https://h/{0..99999999}.tar", "stand for more than 100,000 names"),
         ("nope://h/x.tar", "Protocol not known: nope"),
         (f"{tmp_path}/*.tar", "no file matches this pattern"),
         ("memory://none/*.tar", "no file matches this pattern"),

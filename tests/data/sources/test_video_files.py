@@ -199,4 +199,4 @@ def test_training_and_embedding_from_the_command_line(tmp_path, monkeypatch, cap
     assert np.load("features.npy").shape[0] == 12
     said = capfd.readouterr()
     assert "12 images" in said.out
-    assert (tmp_path / "features.csv").read_text().splitlines()[1] == "film.mp4#t=0.000"
+    assert (tmp_path / "features.csv").read_text().splitlines()[1] == "film.mp4#t=0.000,0"  # and the track
