@@ -81,7 +81,7 @@ def test_a_part_is_given_in_any_form(photos, tmp_path, parts, capsys, caplog):
         (
             "train",
             {"optimizer": "adam"},
-            "optimizer='adam': needs one of sgd, adamw, lars (or none): did you mean adamw",
+            "optimizer='adam': needs one of sgd, adamw, lars .or none.: did you mean adamw",
         ),
         ("pack", {"crops": {"margn": 1}}, "crops has no setting 'margn': did you mean margin"),
         ("embed", {"run": "nowhere"}, "nowhere"),
