@@ -15,7 +15,7 @@ from crosslevel.models.encoder import View
 def write_encoder(folder, seed=0):
     """A run's folder with an encoder of random weights for images of 16 pixels."""
     torch.manual_seed(seed)
-    encoder = Encoder("resnet18", True, 0.0625)
+    encoder = Encoder("resnet18", True, 0.0625, zero_init_last=True)  # its random features tell colours apart
     encoder.view = View(16)
     folder.mkdir(parents=True, exist_ok=True)
     encoder.save(folder / "encoder.safetensors")

@@ -161,11 +161,13 @@ def test_epoch_size_is_for_streams_only(tmp_path, capsys):
 
 
 def test_other_commands_refuse_a_stream(source, tmp_path, capsys):
+    """At an address they read a copy; shards of this machine that are named as a stream are not counted."""
     train(source, *TINY, "--epoch_size=8", "--epochs=1", f"--run={tmp_path}/r")
-    for verb in (["embed", f"{tmp_path}/r", source], ["evaluate", f"{tmp_path}/r", source, "--test", source]):
+    local = f"stream:{write_shards(tmp_path)}"
+    for verb in (["embed", f"{tmp_path}/r", local], ["evaluate", f"{tmp_path}/r", local, "--test", local]):
         with pytest.raises(SystemExit):
             main(verb)
-        assert f"{source}: a stream has no known number of images, only train" in capsys.readouterr().err
+        assert f"{local}: a stream has no known number of images, only train" in capsys.readouterr().err
 
 
 def test_no_shard_at_all_ends_before_the_run_begins(tmp_path, capsys):
