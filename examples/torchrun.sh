@@ -9,4 +9,4 @@ where=(--run "$run")
 [ -f "$run/checkpoints/last.ckpt" ] && where=(--resume "$run")
 exec torchrun --nnodes "$machines" --nproc-per-node "${DEVICES:-gpu}" --max-restarts 3 \
     --rdzv-backend c10d --rdzv-endpoint "$first:29400" --rdzv-id "$(basename "$run")" \
-    --no-python crosslevel train "$images" "${where[@]}" "$@"
+    --no-python -- crosslevel train "$images" "${where[@]}" "$@"

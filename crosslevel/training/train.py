@@ -35,7 +35,7 @@ from crosslevel.utils.processes import world
 
 @verb(
     "method", "run", "epochs", "minutes", "batch_size", "recipe", "config", "resume", "encoder.name", "views.preset",
-    "cld.weight", "lr", "device", "devices", "nodes", "seed",
+    "cld.weight", "lr", "device", "devices", "seed",
 )  # fmt: skip
 def train(
     images: str,

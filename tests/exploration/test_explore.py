@@ -152,12 +152,17 @@ def test_a_port_in_use_and_other_wrong_use_end_in_one_line(home, tmp_path, monke
     assert (tmp_path / "full" / "letter.txt").read_text() == "mine"
 
 
+def _interruptible():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job inherits that it is ignored
+
+
 def test_the_command_says_where_it_is_and_ends_with_ctrl_c(home):
     line = [sys.executable, "-m", "crosslevel", "explore", str(home / "f.parquet"), "--sample=30"]
     environment = {name: value for name, value in os.environ.items() if name != "DISPLAY"} | {"BROWSER": "/bin/false"}
     with subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as started:
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+        preexec_fn=_interruptible,  # noqa: PLW1509 - no other thread of the tests holds a lock
+    ) as started:  # fmt: skip
         said = ""
         while "open the address yourself" not in said:
             part = started.stdout.readline()
@@ -168,7 +173,10 @@ def test_the_command_says_where_it_is_and_ends_with_ctrl_c(home):
         connection.request("GET", f"/{token}/")
         assert connection.getresponse().status == 200
         started.send_signal(signal.SIGINT)
-        assert started.wait(60) == 0
+        try:
+            assert started.wait(60) == 0
+        finally:
+            started.kill()
 
 
 def opened(browser, address):

@@ -32,7 +32,6 @@ from crosslevel.features import embed as embedding
 from crosslevel.models.encoder import View
 from crosslevel.runs import Run
 from crosslevel.settings.parser import run
-from crosslevel.training.loop import log as logging
 from crosslevel.training.loop.checkpoints import damage_of
 from crosslevel.training.train import train
 from crosslevel.tuning import storage, trial
@@ -121,11 +120,11 @@ class Train(Job):
         pictures(inputs / "photos", 12)
         (inputs / "photos" / "b" / "bad.png").unlink()
         os.environ["CROSSLEVEL_CACHE"] = str(inputs / "cache")
-        logging.TensorBoardLogger = _NoBoard
 
     def run(self, inputs: Path, out: Path) -> None:
         small = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=6", "--precision=fp32", "--device=cpu"]
         often = ["--log_every=1", "--checkpoint_minutes=0", "--workers=0", "--monitor_every=0", "--report_html=false"]
+        often += ["--logger=csv"]
         if Run(out / "r").holds_something():
             run(train, [f"--resume={out / 'r'}"])
         else:
@@ -265,14 +264,6 @@ for epoch in (1, 2):
 
 def _packed(source: Path, folder: Path) -> None:
     run(pack, [str(source), "-o", str(folder), "--size=8", "--workers=0"])
-
-
-class _NoBoard:
-    def __init__(self, *where: Any, **how: Any) -> None: ...
-
-    def log_metrics(self, *row: Any) -> None: ...
-
-    def finalize(self, how: str) -> None: ...
 
 
 def _digest(thing: object) -> str:

@@ -4,6 +4,8 @@ Mounted for one process alone, which needs to be root on Linux.
 """
 
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 from forks import can_mount, ended, frozen, mounted
@@ -21,14 +23,22 @@ TINY = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=8", "--device
 FAST = [*TINY, "--monitor_every=0", "--report_html=false", "--epochs=1", "--workers=0"]
 
 
+@pytest.fixture
+def tmp_path():
+    """Not in /dev/shm, where the other tests' folders may be: it is what is made small here."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("machine")
-    if not can_mount(folder):
-        pytest.skip("nothing can be mounted here: needs root on Linux")
-    write_images(folder / "photos", count=36, size=(200, 200))
-    run(train, [str(folder / "photos"), *FAST, f"--run={folder}/r"])
-    return folder
+def home():
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        folder = Path(name)
+        if not can_mount(folder):
+            pytest.skip("nothing can be mounted here: needs root on Linux")
+        write_images(folder / "photos", count=36, size=(200, 200))
+        run(train, [str(folder / "photos"), *FAST, f"--run={folder}/r"])
+        yield folder
 
 
 VERBS = {
