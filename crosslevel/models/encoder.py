@@ -289,7 +289,7 @@ def load_encoder(path: str | Path) -> Encoder:
         if unknown := settings.keys() - {"name", *STRUCTURE, "arguments"}:
             raise KeyError(min(unknown))
         if is_named(str(settings["name"])):
-            raise ValueError(f"a file fetches no weights: name {settings['name']!r}")
+            raise KeyError(settings["name"])  # a file fetches no weights
         encoder = _filled(settings, weights)
         encoder.licence = licence
         encoder.view = View(view["size"], tuple(view["mean"]), tuple(view["std"]))
