@@ -119,11 +119,10 @@ def embed(
     asked += "" if thumbnails is None else f" {thumbnails}"
     file, told = Path(output), about(encoder, run, source, images, hardware.precision)
     pictures = None if thumbnails is None else partial(small.column, source, size=thumbnails, workers=workers)
-    task = Task(
-        run if is_by_name(run) else os.path.abspath(run), parse(images).absolute().text,
-        data_root and os.path.abspath(data_root), crops, device, cast(Precision, hardware.precision), batch_size,
-        os.path.abspath(file), encoder.identity(),
-    )  # fmt: skip
+    where = run if is_by_name(run) else os.path.abspath(run)
+    root, precise = data_root and os.path.abspath(data_root), cast(Precision, hardware.precision)
+    name, output_file = parse(images).absolute().text, os.path.abspath(file)
+    task = Task(where, name, root, crops, device, precise, batch_size, output_file, encoder.identity())
     if not file.suffix:
         with folder_lock(file, "crosslevel embed"):
             _add(engine, task, source, console)
