@@ -193,9 +193,17 @@ def until(steps, process, run):
         time.sleep(0.1)
 
 
-def test_a_dead_rank_ends_the_run_with_a_line_and_it_goes_on(tmp_path):
-    whole = started([*COMMAND, "--devices=2", f"--run={tmp_path}/whole"], tmp_path)
-    assert whole.wait(timeout=400) == 0, whole.stderr.read()
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The losses of the command on two processes."""
+    folder = tmp_path_factory.mktemp("whole")
+    process = started([*COMMAND, "--devices=2", f"--run={folder}/run"], folder)
+    error = process.communicate(timeout=400)[1]
+    assert process.returncode == 0, error
+    return logged(folder / "run")
+
+
+def test_a_dead_rank_ends_the_run_with_a_line_and_it_goes_on(tmp_path, undisturbed):
     run = tmp_path / "run"
     process = started([*COMMAND, "--devices=2", f"--run={run}"], tmp_path)
     until(6, process, run)
@@ -208,25 +216,23 @@ def test_a_dead_rank_ends_the_run_with_a_line_and_it_goes_on(tmp_path):
     assert re.search(gone, line)
     assert "Traceback" not in error
     again = started([COMMAND[0], "train", "--resume", str(run)], tmp_path)
-    assert again.wait(timeout=400) == 0, again.stderr.read()
-    assert logged(run) == logged(tmp_path / "whole")
+    said = again.communicate(timeout=400)
+    assert again.returncode == 0, said
+    assert logged(run) == undisturbed
 
 
-@pytest.mark.xfail(reason="gloo's processes do not always find each other again after torchrun's restart", strict=False)
-def test_torchrun_restarts_a_run_where_its_checkpoint_is(tmp_path):
+def test_torchrun_restarts_a_run_where_its_checkpoint_is(tmp_path, undisturbed):
     """Elastic: a killed process has all of them started again, and the losses are those of an undisturbed run."""
     run = tmp_path / "run"
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--standalone"]
     process = started([*line, "--no-python", "--", *COMMAND, f"--run={run}"], tmp_path)
     until(6, process, run)
-    os.kill(next(iter(ranks_of(process))), signal.SIGKILL)
+    [killed] = [pid for pid, which in ranks_of(process).items() if which == 0]
+    os.kill(killed, signal.SIGKILL)
     error = process.communicate(timeout=400)[1]
     assert process.returncode == 0, error
-    found = logged(run)
-    assert len(found) == 32
-    alone = started([*COMMAND, f"--run={tmp_path}/alone", "--batch_size=32", "--sync_batchnorm=true"], tmp_path)
-    assert alone.wait(timeout=400) == 0
-    assert found[0] == pytest.approx(logged(tmp_path / "alone")[0], abs=0.3)
+    assert "goes on" in error or "failed" in error  # it was killed, and not at its end
+    assert logged(run) == undisturbed
 
 
 def test_two_commands_with_two_nodes_train_one_run(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
@@ -28,6 +30,8 @@ def fabric_of(hardware: Hardware, ranks: World, callbacks: Sequence[Any]) -> Fab
         torch.backends.cudnn.benchmark = True
     # Lightning's banners are for its own users; ours get one line about device and precision.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    if by_torchrun():
+        _meet_again("nccl" if on_gpu else "gloo")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
     return Fabric(
         accelerator="gpu" if on_gpu else hardware.device.type,
@@ -38,6 +42,20 @@ def fabric_of(hardware: Hardware, ranks: World, callbacks: Sequence[Any]) -> Fab
         plugins=[TorchElasticEnvironment() if by_torchrun() else LightningEnvironment()],
         callbacks=list(callbacks),
     )
+
+
+def _meet_again(backend: str) -> None:
+    """After a restart by torchrun, let the processes find each other under this attempt's name.
+
+    torchrun may keep one store for all attempts, where gloo then finds the addresses of processes that are gone.
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if attempt == 0 or dist.is_initialized():
+        return
+    if backend == "nccl":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    store, rank, size = next(dist.rendezvous("env://"))
+    dist.init_process_group(backend, store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=size)
 
 
 @contextmanager
