@@ -101,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(PAGE.read_bytes(), "text/html; charset=utf-8")
         elif asked == "data.js":
             self._answer(self.server.data, "text/javascript; charset=utf-8")
-        elif (found := re.fullmatch(r"images/\d+/(\d+)\.jpg", asked)) is not None:
+        elif (found := re.fullmatch(r"images/\d+/(\d{1,12})\.jpg", asked, re.ASCII)) is not None:
             point = int(found[1])
             picture = self.server.picture(point) if point < len(self.server.collection.rows) else None
             if picture is None:
@@ -113,7 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Save a list."""
-        length = int(self.headers.get("Content-Length") or 0)
+        stated = self.headers.get("Content-Length") or ""
+        length = int(stated) if re.fullmatch(r"\d{1,12}", stated, re.ASCII) else 0
         if self._asked() != "list" or not 0 < length <= MOST:
             self.close_connection = True
             self._refuse()

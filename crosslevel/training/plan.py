@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -163,11 +164,17 @@ def _images_a_second(parts: Parts, batches: Batches, runtime: Runtime) -> float:
     return float(os.environ[MEASURED])
 
 
-def seconds_a_step(encoder: Encoder, views: Views, batches: Batches, hardware: Hardware) -> float:
+def seconds_a_step(
+    encoder: Encoder,
+    views: Views,
+    batches: Batches,
+    hardware: Hardware,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """What reading a batch, drawing its views, and a step of a copy of the encoder on all of them take.
 
     The encoder stays as it is, and so does the state of torch's random numbers. Heads, losses and memories are not
-    measured: beside an encoder they are little.
+    measured: beside an encoder they are little. The median of the steps, so that a stall of the machine does not count.
     """
     with torch.random.fork_rng(devices=[]):
         network = copy.deepcopy(encoder).train().to(hardware.device).to(memory_format=torch.channels_last)
@@ -182,7 +189,7 @@ def seconds_a_step(encoder: Encoder, views: Views, batches: Batches, hardware: H
             torch.stack([h.float().square().mean() for h in features]).sum().backward()
             optimizer.step()
             float(features[0].detach().flatten()[0])  # waits for the device
-            ends.append(time.perf_counter())
+            ends.append(clock())
             if len(ends) > TIMED or (len(ends) > 2 and ends[-1] - ends[0] > ENOUGH):
                 break
-    return (ends[-1] - ends[0]) / (len(ends) - 1)
+    return statistics.median(after - before for before, after in itertools.pairwise(ends))

@@ -104,6 +104,18 @@ def test_nothing_is_answered_without_the_token(server):
     assert ask(server, "/list", body="{}")[0] == 404
 
 
+def test_numbers_that_are_none_are_refused(server, capfd):
+    """Python raises on a number of more than 4,300 digits."""
+    assert ask(server, f"/{server.token}/images/0/{'9' * 5000}.jpg")[0] == 404
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1])
+    connection.putrequest("POST", f"/{server.token}/list")
+    connection.putheader("Content-Length", "many")
+    connection.endheaders()
+    assert connection.getresponse().status == 404
+    connection.close()
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_circled_set_becomes_a_part_of_the_source(server, home):
     def save(name, points):
         return json.loads(ask(server, f"/{server.token}/list", body=json.dumps({"name": name, "points": points}))[1])

@@ -1,5 +1,6 @@
 """What a run chooses or is told of its images: their number, order, positives, and those held out."""
 
+import itertools
 import time
 
 import pytest
@@ -78,6 +79,14 @@ def test_the_measured_step_is_a_whole_one_and_leaves_no_trace(photos):
     assert len(seen) >= 2 * 3
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_stall_of_the_machine_is_not_taken_for_its_speed(photos):
+    encoder, views = Encoder("resnet18", True, 0.0625), Views(size=16)
+    batches = TrainBatches(pack(open_images(str(photos)), 16, bad=BadFiles()), 8, seed=0, bad=BadFiles())
+    times = itertools.accumulate(itertools.chain([0, 0.25, 3], itertools.repeat(0.25)))
+    seconds = seconds_a_step(encoder, views, batches, choose("cpu", "fp32"), lambda: next(times))
+    assert seconds == 0.25
 
 
 @pytest.mark.parametrize("how", [["--order=natural"], ["--workers=0"]])
