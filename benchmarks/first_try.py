@@ -6,7 +6,8 @@ DATA holds cifar10-jpeg/train, cifar10-jpeg/test and clothing/train, clothing/te
 few minutes of two cores), four times and sixteen times that; the second seed is trained at the smallest. Every cell is
 one training in its own process, by the default command with --epochs and --encoder.width 0.25 (and, as the column says,
 --cld.weight 0 or the best options that anybody found for that collection, `BEST`). Cells that the record has with the
-same command are not run again; benchmarks/results/first_try.json is the record, first_try.md the table.
+same command and the same rules (`rules`) are not run again; benchmarks/results/first_try.json is the record,
+first_try.md the table.
 
 The row "lightly" is the SimCLR tutorial of lightly 1.5 (ResNet-18 of the same width, its transform with
 gaussian_blur=0, vf_prob=0.5 and rr_prob=0.5, batch 256, SGD 0.06, decay 5e-4, cosine) on the clothing photographs, for
@@ -16,6 +17,9 @@ the seconds that the default took there; it needs pip install lightly.
 from __future__ import annotations
 
 import argparse
+import ast
+import hashlib
+import inspect
 import itertools
 import json
 import statistics
@@ -26,12 +30,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import plates
 import records
 import torch
 from beside import machine
 from paper import trained
 
-from crosslevel import load_encoder
+from crosslevel import CrossLevel, Encoder, load_encoder
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
 from crosslevel.data.loaders.batches import pack
@@ -39,8 +44,12 @@ from crosslevel.data.open import open_images
 from crosslevel.evaluation.judged import labelled_pair
 from crosslevel.evaluation.linear import Linear, choose
 from crosslevel.features.extract import Features, extract, pixels
+from crosslevel.methods import SimCLR
 from crosslevel.metrics.knn import weighted_knn
 from crosslevel.models.encoder import untrained
+from crosslevel.training import defaults
+from crosslevel.training.train import train
+from crosslevel.transforms.views import Views
 from crosslevel.utils.device import choose as device
 
 IMAGES_SEEN = 100_000
@@ -81,14 +90,15 @@ def main() -> None:
     record = Path(arguments.output).with_suffix(".json")
     known = collections(Path(arguments.data), Path(arguments.runs), arguments)
     for cell in cells(known, arguments):
-        if records.read(record, "cells").get(cell["name"], {}).get("line") == cell["line"]:
+        before = records.read(record, "cells").get(cell["name"], {})
+        if all(before.get(key) == cell[key] for key in ("line", "rules")):
             continue
         found = Path(cell["folder"]).with_suffix(".json")
         found.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run([sys.executable, __file__, "-", "--one", json.dumps({**cell, "to": str(found)})], check=True)
         result = {
             **json.loads(found.read_text()),
-            **{k: cell[k] for k in ("collection", "budget", "column", "seed", "line")},
+            **{k: cell[k] for k in ("collection", "budget", "column", "seed", "line", "rules")},
         }
         records.add(record, "cells", cell["name"], result, {"machine": machine()})
         record.with_suffix(".md").write_text(table(records.read(record, "cells")))
@@ -100,6 +110,7 @@ def collections(data: Path, home: Path, arguments: argparse.Namespace) -> dict[s
     cifar, cifar_test = (str(data / "cifar10-jpeg" / part) for part in ("train", "test"))
     clothing, clothing_test = (str(data / "clothing" / part) for part in ("train", "test"))
     repeated = f"{cifar}@imbalance=100@repeat=8,shift=2@tracks=1500"
+    signs = plates.write(home / "plates") if not arguments.only or "plates" in arguments.only else home / "plates"
     photographs, table = (clothing, clothing, clothing_test), ("turntable", "turntable:test")
     known: dict[str, Callable[[], Collection]] = {
         "CIFAR-10 (JPEG)": lambda: Collection(cifar, cifar, cifar_test),
@@ -109,6 +120,7 @@ def collections(data: Path, home: Path, arguments: argparse.Namespace) -> dict[s
         "turntable": lambda: Collection("turntable", *table),
         "turntable, natural order": lambda: Collection("turntable", *table, ("--order=natural",)),
         "repeated images": lambda: Collection(repeated, repeated, cifar_test),
+        "plates": lambda: Collection(*2 * (f"{signs}/train",), f"{signs}/test"),
         "films": lambda: Collection(f"{films(home / 'films')},stride=1", *table),
         "500 images": lambda: Collection(*2 * (few(cifar, home / "few.txt", 500),), cifar_test),
     }
@@ -165,9 +177,20 @@ def cells(known: dict[str, Collection], arguments: argparse.Namespace) -> Iterat
             yield {
                 "name": key, "collection": name, "budget": budget, "column": column, "seed": seed, "line": line,
                 "train": c.train, "bank": c.bank, "test": c.test, "folder": str(folder), "trains": extra is not None,
+                "rules": rules() if extra is not None else "",
             }  # fmt: skip
             if name == "clothing" and column == "default" and seed == arguments.seeds[0]:
                 yield lightly_cell(c, budget, key, folder)
+
+
+def rules() -> str:
+    """Changes when a default does: of the rules, the command, the default method, CLD and views."""
+    text = ast.unparse(ast.parse(Path(defaults.__file__).read_text()))
+    for part in ast.walk(tree := ast.parse(text)):
+        if isinstance(part, ast.FunctionDef | ast.ClassDef | ast.Module) and ast.get_docstring(part):
+            part.body = part.body[1:] or [ast.Pass()]
+    made = [inspect.signature(one) for one in (train, SimCLR, CrossLevel, Views, Encoder)]
+    return hashlib.sha256(f"{ast.unparse(tree)} {made}".encode()).hexdigest()[:16]
 
 
 def lightly_cell(c: Collection, budget: int, key: str, folder: Path) -> dict[str, Any]:
@@ -176,7 +199,7 @@ def lightly_cell(c: Collection, budget: int, key: str, folder: Path) -> dict[str
     return {
         "name": other, "collection": "clothing", "budget": budget, "column": "lightly", "seed": 0, "line": ["lightly"],
         "train": c.train, "bank": c.bank, "test": c.test, "folder": str(folder) + "-lightly", "trains": True,
-        "seconds_of": str(folder.with_suffix(".json")),
+        "seconds_of": str(folder.with_suffix(".json")), "rules": rules(),
     }  # fmt: skip
 
 
@@ -206,10 +229,8 @@ def any_encoder(cell: dict[str, Any]) -> Any:
     """The network that the default command would train, before its first step."""
     from rich.console import Console
 
-    from crosslevel import Encoder
     from crosslevel.models.encoder import View
     from crosslevel.training.inputs import prepared
-    from crosslevel.transforms.views import Views
 
     given = next((int(o.split("=")[1]) for o in cell["line"] if o.startswith("--views.size=")), None)
     encoder, views = Encoder("resnet18", width=0.25), Views(size=given)
@@ -263,7 +284,6 @@ def lightly_tutorial(images: Images, seconds: float, seed: int) -> Any:
     from lightly.transforms import SimCLRTransform
     from torch.utils.data import DataLoader
 
-    from crosslevel import Encoder
     from crosslevel.models.encoder import View
 
     torch.manual_seed(seed)

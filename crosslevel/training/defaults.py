@@ -32,12 +32,13 @@ class Choice(NamedTuple):
 def batch_size(images: int, epochs: float, devices: int = 1, device: str = "cpu") -> Choice:
     """Images a step on each device, by how many the run sees in all.
 
-    Seen once each, S images make S / B steps with B - 1 others to tell each from: both are needed. Of 50,000 images
-    seen, 128 a step were better than 256 and than 64; B grows with the root of S, up to 256. A GPU is not filled by
-    less than `GPU_LEAST`. An epoch has at least `STEPS_AN_EPOCH` steps where that leaves a batch of 16.
+    Seen once each, S images make S / B steps with B - 1 others to tell each from: both are needed. Of 50,000 to
+    200,000 images seen, 128 a step were better than 256, and better than 64 or about as good; B grows with the cube
+    root of S, up to 256 from 370,000 on. A GPU is not filled by less than `GPU_LEAST`. An epoch has at least
+    `STEPS_AN_EPOCH` steps where that leaves a batch of 16.
     """
     seen, share = images * epochs, images / devices
-    wanted = LARGEST * math.sqrt(seen / SEEN_FOR_LARGEST)
+    wanted = 128 * math.cbrt(seen / SEEN_FOR_128)
     if device != "cpu":
         wanted = max(wanted, GPU_LEAST)
     fitting = [size for size in BATCHES if size <= share / STEPS_AN_EPOCH] or [min(BATCHES)]
@@ -46,8 +47,8 @@ def batch_size(images: int, epochs: float, devices: int = 1, device: str = "cpu"
     return Choice("batch_size", max(2, min(size, int(share))), why)
 
 
-BATCHES, LARGEST = (16, 32, 64, 128, 256), 256
-SEEN_FOR_LARGEST, GPU_LEAST, STEPS_AN_EPOCH = 300_000, 128, 4
+BATCHES = (16, 32, 64, 128, 256)
+SEEN_FOR_128, GPU_LEAST, STEPS_AN_EPOCH = 130_000, 128, 4
 
 
 def epochs(images: int) -> Choice:
