@@ -104,7 +104,8 @@ def main() -> None:
 
 
 def table(options: Any, parts: Parts, batch: int) -> None:
-    print("| GPUs | images/s | of linear | GPU hours, 1e9 images | all-reduce, ms | not hidden | read | longest |")
+    print("| GPUs | images/s | of linear | GPU hours for 1e9 images | all-reduce, ms | ", end="")
+    print("of it not hidden | read | longest |")
     print("|---|---|---|---|---|---|---|---|")
     for count in options.gpus:
         reduce, again = all_reduce(parts, count, options), read_again(count, batch, options)

@@ -1,5 +1,7 @@
 """gs:// and hf:// by fsspec, from servers on loopback that speak their protocols."""
 
+import sys
+
 import fsspec
 import pytest
 from container_samples import labelled, value, write_tar
@@ -77,3 +79,14 @@ def test_what_is_not_there_is_one_line(store):
             open_images(f"{store.home}/{name}")
         assert f"{store.home}/{name}: " in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "package"), [("gs://b/x.tar", "gcsfs"), ("hf://datasets/o/n/x.tar", "huggingface_hub")]
+)
+def test_a_missing_package_is_named_with_its_install_command(monkeypatch, address, package):
+    protocol = address.partition(":")[0]
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(fsspec.registry._registry, protocol, raising=False)
+    with pytest.raises(SourceError, match=rf"^{address}: .*: pip install 'crosslevel\[remote\]' {package}$"):
+        open_images(address, streams=True)
