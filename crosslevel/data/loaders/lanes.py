@@ -16,7 +16,7 @@ ROWS = 16
 
 _MOST = 256  # lanes, each of which has a file open
 _UNEVEN = 1.1  # a lane's bytes for each of its rows, as a multiple of the mean
-_SPARE = 16  # further images that a batch takes along, in case some of its own cannot be read
+_SPARE = 16  # further images that a batch takes along, or 4 of each lane, in case some of its own cannot be read
 
 
 class Sample(NamedTuple):
@@ -75,7 +75,7 @@ class Lane:
 
     def __init__(self, images: Iterator[tuple[str, bytes]], span: range, own: range, batch: int, count: int) -> None:
         size = len(span)
-        self._size, self._spare, self._kept = size, max(2, _SPARE // count), _common(span, own)
+        self._size, self._spare, self._kept = size, max(4, _SPARE // count), _common(span, own)
         numbers = (step * batch + row for step in itertools.count() for row in span)
         self._images = map(lambda number, image: Sample(number, *image), numbers, images)
         self._waiting: list[Sample] = []

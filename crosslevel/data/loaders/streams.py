@@ -90,6 +90,7 @@ class StreamBatches:
         self.buffer = max(BUFFER, _BATCHES * self._whole) if buffer is None else buffer
         self._sizes = images.sizes()
         self.lanes = rows_of(self._sizes, self._whole, rows)
+        self._deals: dict[tuple[int, int], list[list[int]]] = {}
         self.epoch, self.start = 0, 0
         self._job = _StreamJob(images.name, seed, crops, images.reading)
         self._keys: Keys[_Key] = Keys([])
@@ -156,6 +157,7 @@ class StreamBatches:
                     yield _Key(epoch, [], troubles[reported:], str(error))
             finally:
                 closing.set()
+                pool.shutdown(cancel_futures=True)
 
     def _read(
         self, lane: int, epoch: int, read: Callable[[Iterable[int]], _Images], troubles: list[tuple[str, str]]
@@ -174,7 +176,11 @@ class StreamBatches:
 
     def dealt(self, epoch: int, turn: int = 0) -> list[list[int]]:
         """Which shards each lane reads in pass ``turn`` of ``epoch``, in order."""
-        return dealt(self._sizes, self.lanes, generator(self.seed, epoch, turn, 1))
+        if (epoch, turn) not in self._deals:  # all lanes ask, and of many shards it takes a while
+            latest = itertools.islice(self._deals.items(), max(0, len(self._deals) - 3), None)
+            drawn = dealt(self._sizes, self.lanes, generator(self.seed, epoch, turn, 1))
+            self._deals = {**dict(latest), (epoch, turn): drawn}
+        return self._deals[epoch, turn]
 
 
 _Images = Iterator[tuple[str, bytes]]
