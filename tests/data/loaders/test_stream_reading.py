@@ -245,3 +245,10 @@ def test_wrong_arguments(tmp_path):
             StreamBatches(
                 stream, **{"batch_size": 4, "epoch_size": 8, "seed": 0, "bad": BadFiles(), "crops": crops, **wrong}
             )
+
+
+def test_sizes_are_those_of_files_and_no_server_is_asked(tmp_path):
+    stream = shards(tmp_path, range(3), range(9))
+    (tmp_path / "s-0.tar").unlink()
+    assert stream.sizes() == [0, (tmp_path / "s-1.tar").stat().st_size]
+    assert ImageStream.open(parse("https://nowhere.invalid/s-{0..2}.tar")).sizes() == [1, 1, 1]
