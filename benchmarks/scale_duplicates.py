@@ -6,14 +6,20 @@ colours, cropped, shifted or mirrored, made at 64 x 64 pixels. Recall is the sha
 their original, precision the share of the pairs found whose two pictures are of one original. Decoding is not measured:
 `inspect` does that once.
 
-python benchmarks/scale_duplicates.py --counts 10000 100000
+A line a minute on standard error says where it is. --record FILE keeps the rows that are done: called again, the
+program prints these and measures the others; one that was cut off is measured from its beginning.
+
+python benchmarks/scale_duplicates.py --counts 1000000 --threads 2 --record scale_duplicates.json 2>> scale.log
 """
 
 from __future__ import annotations
 
 import os
 import resource
+import sys
+import threading
 import time
+from pathlib import Path
 
 import records
 import torch
@@ -34,13 +40,35 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--seed", type=int, default=101)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--record", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(f"{machine()}; seed {arguments.seed}; OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}\n")
+    where = f"{machine()}; seed {arguments.seed}; OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}"
+    print(f"{where}\n")
     print("| images | copies planted | seconds | of one core | peak memory, GB | recall | precision | worst edit |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
+    threading.Thread(target=tell_each_minute, args=(threading.get_ident(),), daemon=True).start()
     for count in arguments.counts:
-        print("| " + " | ".join(measured(count, arguments.seed)) + " |", flush=True)
+        done, name = {} if arguments.record is None else records.read(arguments.record, "rows"), f"{count} on {where}"
+        row = done.get(name) or measured(count, arguments.seed)
+        if arguments.record is not None:
+            records.add(arguments.record, "rows", name, row, {})
+        print("| " + " | ".join(row) + " |", flush=True)
+
+
+def tell_each_minute(thread: int) -> None:
+    """Which functions the thread is in, and what it has taken."""
+    began = time.monotonic()
+    while True:
+        time.sleep(60)
+        frame, inside = sys._current_frames().get(thread), []
+        while frame is not None:
+            if Path(frame.f_code.co_filename).stem in ("scale_duplicates", "detect", "neighbours", "hashes"):
+                inside.append(frame.f_code.co_name)
+            frame = frame.f_back
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        where = " > ".join(inside[-2::-1])
+        print(f"{time.monotonic() - began:,.0f} s, peak {peak:.1f} GB: {where}", file=sys.stderr, flush=True)
 
 
 def measured(count: int, seed: int) -> tuple[str, ...]:

@@ -84,6 +84,16 @@ class Job:
             )
         return changed and f"{changed}: it goes on with those of now, not as it would have"
 
+    def changed_batch(self, folder: Run) -> str:
+        """What is to be said where a run goes on with more or fewer images a step than it began with; else nothing."""
+        began, size = folder.settings(), self.runtime.world.size
+        was = began["batch_size"] * began["devices"] * began.get("nodes", 1)
+        now = self.plan.optimization.batch_size * size
+        if was == now:
+            return ""
+        keeps = f"; --batch_size {was // size} keeps them" if was % size == 0 else ""
+        return f"{now:,} images a step, {was:,} before: it goes on with other batches than it would have{keeps}"
+
 
 def prepare(
     data: Data,

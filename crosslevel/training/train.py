@@ -202,6 +202,7 @@ def _begin(job: Job, folder: Run) -> Unreadable:
     """
     if job.resumed:
         say(job.console, job.changed_images(folder))
+        say(job.console, job.changed_batch(folder))
     elif job.runtime.world.rank == 0:
         keep_settings(job, folder)
     say(job.console, f"{job.overview}; run: {folder}")

@@ -15,7 +15,7 @@ from crosslevel.data.decode import decode
 from crosslevel.data.decoding import formats
 from crosslevel.data.loaders.batches import EvalBatches
 from crosslevel.data.open import open_images
-from crosslevel.data.sources.containers.stream import ImageStream, Part
+from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.uri import parse
 from crosslevel.utils.errors import BadImage, SourceError
 
@@ -156,7 +156,7 @@ def test_members_of_shards_are_told_by_content_too(tmp_path):
     assert list(images.paths) == ["a.tar/0.png", "a.tar/1.image", "a.tar/2", "a.tar/4.gif"]
     assert [value(image) for image, _ in images] == [0, 1, 2, 4]
     stream = ImageStream.open(parse(f"stream:{tmp_path}/a.tar"))
-    found = dict(stream.read([Part(0)], []))
+    found = dict(stream.read([0], []))
     assert list(found) == list(images.paths)
     for i, data in enumerate(found.values()):
         assert torch.equal(decode(bytearray(data), "x"), images[i][0])

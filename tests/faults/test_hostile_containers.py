@@ -21,7 +21,7 @@ from container_samples import flat, labelled, value, write_tar
 
 from crosslevel.data.loaders.batches import EvalBatches
 from crosslevel.data.open import open_images
-from crosslevel.data.sources.containers.stream import ImageStream, Part
+from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.uri import parse
 from crosslevel.utils.errors import BadImage, SourceError
 
@@ -97,7 +97,7 @@ def test_a_hostile_shard_is_named_by_the_indexed_and_the_streamed_reader_and_the
     stream = ImageStream.open(parse(f"stream:{shards}/s-*.tar"))
     troubles: list[tuple[str, str]] = []
     tracemalloc.start()
-    names = [name for name, _ in stream.read(map(Part, range(5)), troubles)]
+    names = [name for name, _ in stream.read(range(5), troubles)]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert {name.partition("/")[0] for name in names} >= {"s-0.tar", "s-1.tar", "s-3.tar", "s-4.tar"}
@@ -184,4 +184,4 @@ def test_mutated_containers_cost_at_most_themselves(tmp_path, kind):
             assert read[:5] == list(range(5))
         if kind == "tar":
             stream = ImageStream.open(parse(f"stream:{tmp_path}/*.tar"))
-            assert len([name for name, _ in stream.read(map(Part, range(2)), []) if name.startswith("a.tar")]) == 5
+            assert len([name for name, _ in stream.read(range(2), []) if name.startswith("a.tar")]) == 5

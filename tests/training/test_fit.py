@@ -14,8 +14,10 @@ from crosslevel.data.loaders.batches import Batch
 from crosslevel.methods import InfoMin, MoCo, SimCLR
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.sync_batchnorm import SyncBatchNorm, synchronize
+from crosslevel.training.loop.fabric import check_memory
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.transforms.views import Views
+from crosslevel.utils.errors import UserError
 from crosslevel.utils.rng import step_seed
 from crosslevel.utils.schedules import warmed_up
 
@@ -51,6 +53,23 @@ def test_lars_adapts_and_decays_matrices_alone(steps, decay):
     assert {p.ndim for p in trained.parameters()} == {1, 2}
     for name, p in trained.named_parameters():
         torch.testing.assert_close(p.detach().double(), before[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_a_model_that_a_device_cannot_keep_is_refused(optimizer):
+    trained = module(optimizer)
+    stepped = trained.configure_optimizer()
+    for p in trained.parameters():
+        p.grad = torch.ones_like(p)
+    stepped.step()
+    kept = [*trained.parameters(), *trained.buffers(), *(p.grad for p in trained.parameters())]
+    kept += [part for state in stepped.state.values() for part in state.values() if part.ndim]
+    there = sum(part.numel() * part.element_size() for part in kept)
+    check_memory(trained, there)
+    check_memory(trained, None)
+    with pytest.raises(UserError, match=r"^the training keeps .* GB on each device .* \(no FSDP\)") as caught:
+        check_memory(trained, there - 1)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("optimizer", "decayed"), [("sgd", {1, 2}), ("adamw", {2}), ("lars", {2})])

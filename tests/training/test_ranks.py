@@ -26,7 +26,7 @@ from rich.console import Console
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import InMemoryImages
-from crosslevel.data.loaders.batches import Batch, TrainBatches
+from crosslevel.data.loaders.batches import TrainBatches
 from crosslevel.data.loaders.streams import StreamBatches
 from crosslevel.data.open import open_images
 from crosslevel.methods import BYOL, NPID, InfoMin, MoCo, SimCLR
@@ -62,23 +62,12 @@ def batches(kind, folder, views, ranks):
     if kind == "images":
         return TrainBatches(source(), BATCH // ranks.size, seed=0, bad=BadFiles(), rank=ranks.rank, world=ranks.size)
     stream = open_images(f"stream:{folder}/s-*.tar", streams=True)
-    return PartsOfBatches(stream, ranks, views.crops)
+    whole = {"epoch_size": 4 * BATCH, "seed": 0, "bad": BadFiles(), "crops": views.crops, "buffer": 8, "rows": 4}
+    return StreamBatches(stream, BATCH // ranks.size, rank=ranks.rank, world=ranks.size, **whole)
 
 
-class PartsOfBatches(StreamBatches):
-    """The stream as one process reads it; each rank takes its rows."""
-
-    def __init__(self, stream, ranks, crops):
-        super().__init__(stream, BATCH, 2 * BATCH, seed=0, bad=BadFiles(), crops=crops, buffer=8)
-        self.ranks = ranks
-
-    def __iter__(self):
-        for batch in super().__iter__():
-            yield Batch(*(column.chunk(self.ranks.size)[self.ranks.rank] for column in batch[:3]))
-
-
-def losses(method, with_cld, kind, folder, ranks):
-    """What `fit` logs of some steps, statistics and groups over all ranks."""
+def losses(method, with_cld, kind, folder, ranks, run=None):
+    """What `fit` logs of some steps, statistics and groups over all ranks; of a ``run`` that goes on, of the rest."""
     torch.manual_seed(0)
     encoder = Encoder("resnet18", True, 0.0625, zero_init_last=True)  # in which rounding grows least
     built = METHODS[method](encoder)
@@ -90,10 +79,11 @@ def losses(method, with_cld, kind, folder, ranks):
     module = Pretrain(
         encoder, built, cld, views, steps=STEPS, warmup_steps=1, optimizer="sgd", lr=0.03, weight_decay=0.0, seed=0
     )
-    run = folder / f"{method}-{with_cld}-{kind}-{ranks.size}"
+    resume, run = run is not None, run or folder / f"{method}-{with_cld}-{kind}-{ranks.size}"
     fit(
         module, batches(kind, folder, views, ranks), run, hardware=choose("cpu", "fp32"), ranks=ranks, log_every=1,
-        sync_batchnorm=True, console=Console(file=io.StringIO()),
+        sync_batchnorm=True, console=Console(file=io.StringIO()), resume=resume,
+        checkpoint_minutes=0 if kind == "stream" else 10,
     )  # fmt: skip
     return logged(run)
 
@@ -148,7 +138,12 @@ def main(folder):
     sys.modules["tensorboard"] = None  # takes as long as a case
     for count in (2, 4):
         mp.start_processes(run, (count, free_port(), folder), nprocs=count, start_method="fork")
-    torch.save(every_case(Path(folder), world(1, 1)), f"{folder}/1.pt")
+    found = every_case(Path(folder), world(1, 1))
+    for count in (2, 4):
+        begun = Path(folder, f"SimCLR-True-stream-{count}")
+        os.replace(begun / "checkpoints" / "previous.ckpt", begun / "checkpoints" / "last.ckpt")
+        found[count] = losses("SimCLR", True, "stream", Path(folder), world(1, 1), begun)
+    torch.save(found, f"{folder}/1.pt")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
@@ -158,6 +153,12 @@ def test_losses_are_those_of_one_process_with_the_whole_batch(found, case):
     assert len(set(alone)) == STEPS
     for count in (2, 4):
         assert found[count][case] == pytest.approx(alone, rel=1e-5), count  # the log has six digits
+
+
+def test_a_run_of_several_processes_goes_on_within_an_epoch_with_the_same_images_in_one(found):
+    case = ("SimCLR", True, "stream")
+    for count in (2, 4):
+        assert found[1][count] == pytest.approx(found[1][case], rel=1e-5)
 
 
 # Several commands, one run

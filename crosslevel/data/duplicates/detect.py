@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from crosslevel.data.duplicates.alignment import agreement
+from crosslevel.data.duplicates.alignment import Agreement, agreement
 from crosslevel.data.duplicates.descriptor import alike, difference, mirrored, outline
 from crosslevel.data.duplicates.hashes import near_pairs, perceptual_hash
 from crosslevel.data.duplicates.neighbours import neighbours
@@ -30,7 +30,7 @@ IN_A_CROWD, EDITED_IN_A_CROWD = 0.3, 0.25  # a duplicate is at most this far, of
 MIRRORED = 0.8  # correlation of outlines from which on a mirrored pair is compared
 _COMPARED, _ALIGNED = 8, 3  # nearest neighbours whose pixels, and whose edges, are compared
 _LINKED = 2000  # images of a track up to which all are compared with all
-_PART = 256  # pictures at a time
+_PART, _PAIRS = 256, 8192  # pictures, and pairs of them, at a time
 
 Pictures = UInt8[Tensor, "N 3 32 32"]
 Index = Int64[Tensor, "P 2"]
@@ -168,18 +168,25 @@ def _contrast(pictures: Pictures) -> Float[Tensor, " N"]:
 
 def _edited(pictures: Pictures, index: Index, crowd: _Crowd, mirror: bool) -> Pairs:
     """Those that are edited copies."""
-    i, j = index.T
-    edges, colours = agreement(pictures[i], pictures[j].flip(3) if mirror else pictures[j])
+    edges, colours = _agreement(pictures, index, mirror)
     good = (edges >= EDITED) & (colours >= COLOURS)
     index, edges = index[good], edges[good]
 
     def apart(pairs: Index) -> Tensor:
         # A root: distances between images, as those of pixels are, and not their squares.
-        return (1 - agreement(pictures[pairs[:, 0]], pictures[pairs[:, 1]]).edges).clamp(min=0).sqrt()
+        return (1 - _agreement(pictures, pairs).edges).clamp(min=0).sqrt()
 
     limit = EDITED_IN_A_CROWD * crowd.distance(index, apart)
     distance = (1 - edges).clamp(min=0)
     return Pairs(index, torch.full((len(index),), Kind.EDITED.value), distance).of(distance.sqrt() <= limit)
+
+
+def _agreement(pictures: Pictures, pairs: Index, mirror: bool = False) -> Agreement:
+    """That of each pair, its second picture mirrored or not; some at a time, as of a million images they are 18 GB."""
+    found = []
+    for i, j in (part.T for part in pairs.split(_PAIRS)):
+        found.append(agreement(pictures[i], pictures[j].flip(3) if mirror else pictures[j]))
+    return Agreement(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
 def _joined(*parts: Pairs) -> Pairs:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import threading
-import warnings
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -20,33 +20,38 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.decode import decode
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.loaders.batches import Batch, Crops, Done, delivered
+from crosslevel.data.loaders.lanes import ROWS, Lane, Sample, dealt, in_place_of, rows_of, shared
 from crosslevel.data.loaders.pool import Pool
 from crosslevel.data.loaders.workers import Keys, ahead
-from crosslevel.data.sources.containers.stream import ImageStream, Part
+from crosslevel.data.sources.containers.stream import CHUNK, OPEN, ImageStream
 from crosslevel.utils.errors import BadImage, SourceError, UserError
 from crosslevel.utils.rng import generator
 
 BUFFER = 1024
-"""Encoded images that wait on each rank to be drawn at random: about 100 MB at ImageNet's size."""
+"""Encoded images of all ranks that wait to be drawn at random, at least: about 100 MB at ImageNet's size."""
 
-_SPARE = 16  # further images that a batch takes along, in case some of its own cannot be read
+_BATCHES = 4  # of all ranks that wait, where those are more images
 _PATIENCE = 100  # batches without a single readable image before an epoch is given up
 
 
 class StreamBatches:
     """Batches of a stream, ``epoch_size`` images an epoch over all ranks; usable wherever `TrainBatches` is.
 
-    One pass reads every image of all shards exactly once, in an order of shards drawn from (``seed``, ``epoch``, pass).
-    Each rank reads an equal number of shards. If shards are left over, all ranks read these, and rank r uses images
-    r, r + ``world``, r + 2 ``world``, ... of them. A rank that ends its pass before the epoch ends begins another pass
-    in another order; if the epoch ends first, the rest of the pass is not used. So all ranks have as many steps.
+    Which images are in which batch of all ranks, and in which of its rows, depends on (``seed``, ``epoch``) and the
+    batch's size alone: rank r has the r-th part of its rows, however many ranks there are. The shards are dealt out to
+    lanes (`lanes`), each of which fills the same ``rows`` rows of every batch, or some more; a rank reads the lanes of
+    its own rows. Where it has fewer rows, or a lane is not its own alone, ranks read a lane several times. By files'
+    sizes lanes are equally long; if that cannot be, as with few or very uneven shards, there are fewer lanes.
 
-    Threads read some shards ahead. Images are drawn at random from a buffer of ``buffer`` images; the draw depends
-    neither on the number of workers nor on the speed of the network. ``workers`` processes (0: one thread) decode and
-    cut views by ``crops``, whose generator is seeded by (``seed``, ``epoch``, number): (B, V, 3, s, s). ``Batch.index``
-    is that number: it counts the images of the epoch, and does not say which image of the source it is.
+    One pass reads every image of all shards exactly once, in an order drawn from (``seed``, ``epoch``, pass). A lane
+    that ends its pass before the epoch ends begins another one; if the epoch ends first, the rest is not used.
 
-    An unreadable image goes to ``bad``, as "shard.tar/member"; the next image of the stream is used instead. A shard
+    Threads read some shards ahead. Images are drawn at random from ``buffer`` that wait, over all lanes; the draw
+    depends neither on the number of workers nor on the speed of the network. ``workers`` processes (0: one thread)
+    decode and cut views by ``crops``, whose generator is seeded by (``seed``, ``epoch``, number): (B, V, 3, s, s).
+    ``Batch.index`` is that number: it counts the images of the epoch, and does not say which one of the source it is.
+
+    An unreadable image goes to ``bad``, as "shard.tar/member"; a later one of its lane is used instead. A shard
     that is truncated, or cannot be read after several attempts, goes to ``bad`` too; its remaining images are missing.
     ``start`` is the first batch to deliver, as in `TrainBatches`: images before it are read, but not decoded.
 
@@ -68,28 +73,28 @@ class StreamBatches:
         workers: int = 0,
         rank: int = 0,
         world: int = 1,
-        buffer: int = BUFFER,
+        buffer: int | None = None,
+        rows: int = ROWS,
     ) -> None:
         if not 0 <= rank < world:
             raise UserError(f"rank={rank} is not one of the {world} ranks: 0 to {world - 1}")
-        if batch_size < 1 or buffer < 1:
-            raise UserError(f"batch_size={batch_size}, buffer={buffer}: at least 1 each")
+        if batch_size < 1 or rows < 1 or (buffer is not None and buffer < 1):
+            raise UserError(f"batch_size={batch_size}, buffer={buffer}, rows={rows}: at least 1 each")
         if epoch_size < world:
             raise UserError(f"epoch_size={epoch_size}: at least one image for each of {world} ranks")
-        self.images, self.seed, self.bad, self.workers, self.buffer = images, seed, bad, workers, buffer
-        self._share, self.rank, self.world = epoch_size // world, rank, world
+        self.images, self.seed, self.bad, self.workers = images, seed, bad, workers
+        self._share = epoch_size // world
         self.batch_size = min(batch_size, self._share)
+        self._whole = self.batch_size * world
+        self._own = range(rank * self.batch_size, (rank + 1) * self.batch_size)
+        self.buffer = max(BUFFER, _BATCHES * self._whole) if buffer is None else buffer
+        self._sizes = images.sizes()
+        self.lanes = rows_of(self._sizes, self._whole, rows)
+        self._deals: dict[tuple[int, int], list[list[int]]] = {}
         self.epoch, self.start = 0, 0
         self._job = _StreamJob(images.name, seed, crops, images.reading)
         self._keys: Keys[_Key] = Keys([])
         self._pool: Pool[Done] | None = None
-        left = len(images.shards) % world
-        if left and not rank:
-            warnings.warn(
-                f"{images.name}: {left} of the shards, {len(images.shards)} in all, cannot be dealt out to {world} "
-                f"ranks: each rank reads these, and takes one in {world} of their images",
-                stacklevel=2,
-            )
 
     def __len__(self) -> int:
         """Batches an epoch on this rank."""
@@ -128,54 +133,67 @@ class StreamBatches:
     def _wanted(self, epoch: int, start: int, closing: threading.Event) -> Generator[_Key, None, None]:
         """What to decode for each batch from ``start`` on, without end."""
         troubles: list[tuple[str, str]] = []
-        reported, size = 0, self.batch_size
-        images = self._numbered(epoch, troubles, closing)
-        try:
-            deque(islice(images, start * size), maxlen=0)
-            window = list(islice(images, size + _SPARE))
-            while True:
-                fresh = troubles[reported:]
-                reported += len(fresh)
-                yield _Key(epoch, window[:size], window[size:], fresh)
-                window = window[size:] + list(islice(images, size))
-        except SourceError as error:
-            while True:
-                yield _Key(epoch, [], [], troubles[reported:], str(error))
+        reported, count = 0, len(self.lanes)
+        with ThreadPoolExecutor(OPEN, "crosslevel-read") as pool:
+            read = partial(
+                self.images.read, troubles=troubles, closing=closing, pool=pool, at_once=max(1, OPEN // count),
+                chunk=max(4, min(CHUNK, OPEN * CHUNK // count)),
+            )  # fmt: skip
+            lanes = [
+                Lane(self._read(number, epoch, read, troubles), self.lanes[number], self._own, self._whole, count)
+                for number in shared(self.lanes, self._own)
+            ]
+            try:
+                for _ in range(start):  # by turns, as they are read
+                    for lane in lanes:
+                        lane.skip()
+                while True:
+                    taken = [lane.take() for lane in lanes]
+                    fresh = troubles[reported:]
+                    reported += len(fresh)
+                    yield _Key(epoch, taken, fresh)
+            except SourceError as error:
+                while True:
+                    yield _Key(epoch, [], troubles[reported:], str(error))
+            finally:
+                closing.set()
+                pool.shutdown(cancel_futures=True)
 
-    def _numbered(self, epoch: int, troubles: list[tuple[str, str]], closing: threading.Event) -> Iterator[_Sample]:
-        """This rank's images, pass after pass, with their numbers in the epoch: r, r + world, ..."""
-        numbers, lost = itertools.count(self.rank, self.world), False
+    def _read(
+        self, lane: int, epoch: int, read: Callable[[Iterable[int]], _Images], troubles: list[tuple[str, str]]
+    ) -> _Images:
+        """Names and encoded images of one lane, pass after pass."""
+        lost, size = False, max(1, self.buffer // len(self.lanes))
         for turn in itertools.count():
-            parts = [Part(shard) for shard in range(len(self.images.shards))] if lost else self.parts(epoch, turn)
-            number = -1
-            rng = generator(self.seed, epoch, turn, self.rank, 2)
-            for path, data in _shuffled(self.images.read(parts, troubles, closing), self.buffer, rng):
-                number = next(numbers)
-                yield _Sample(number, path, data)
-            if number < 0 and lost:
+            shards = itertools.chain.from_iterable(self.dealt(epoch, turn)) if lost else self.dealt(epoch, turn)[lane]
+            found = False
+            for image in _shuffled(read(shards), size, generator(self.seed, epoch, turn, lane, 2)):
+                found = True
+                yield image
+            if not found and lost:
                 raise self.images.unreadable(troubles)
-            lost = number < 0  # other ranks' shards may be in better order than this one's
+            lost = not found  # other lanes' shards may be in better order than this one's
 
-    def parts(self, epoch: int, turn: int = 0) -> list[Part]:
-        """What this rank reads in pass ``turn`` of ``epoch``, in order."""
-        order = torch.randperm(len(self.images.shards), generator=generator(self.seed, epoch, turn, 1)).tolist()
-        even = len(order) // self.world * self.world
-        own = [Part(shard) for shard in order[:even][self.rank :: self.world]]
-        return own + [Part(shard, self.rank, self.world) for shard in order[even:]]
+    def dealt(self, epoch: int, turn: int = 0) -> list[list[int]]:
+        """Which shards each lane reads in pass ``turn`` of ``epoch``, in order."""
+        if (epoch, turn) not in self._deals:  # all lanes ask, and of many shards it takes a while
+            latest = itertools.islice(self._deals.items(), max(0, len(self._deals) - 3), None)
+            drawn = dealt(self._sizes, self.lanes, generator(self.seed, epoch, turn, 1))
+            self._deals = {**dict(latest), (epoch, turn): drawn}
+        return self._deals[epoch, turn]
 
 
-class _Sample(NamedTuple):
-    number: int
-    path: str
-    data: bytes
+_Images = Iterator[tuple[str, bytes]]
 
 
 class _Key(NamedTuple):
-    """A batch to decode: its images, some more in case, what went wrong while reading; ``failure`` ends the run."""
+    """A batch to decode: of each lane its images, and some more in case; what went wrong while reading.
+
+    ``failure`` ends the run.
+    """
 
     epoch: int
-    images: list[_Sample]
-    spare: list[_Sample]
+    lanes: list[tuple[list[Sample], list[Sample]]]
     bad: list[tuple[str, str]]
     failure: str = ""
 
@@ -188,34 +206,36 @@ class _StreamJob(Dataset[Done]):
     reading: Reading = USUAL
 
     def __getitem__(self, key: _Key) -> Done:
-        bad, spare = list(key.bad), iter(key.spare)
+        bad = list(key.bad)
         if key.failure:
             return Done(None, bad, key.failure)
         views: dict[int, Tensor] = {}
-        used: dict[int, _Sample] = {}
-        for image in key.images:
-            for candidate in chain((image,), spare):
-                picture = self._decoded(candidate, bad)
-                if picture is not None:
-                    views[image.number] = self._crop(picture, key.epoch, image.number)
-                    used[image.number] = candidate
-                    break
+        used: dict[int, Sample] = {}
+        for images, spare in key.lanes:
+            taken: set[int] = set()
+            for image in images:
+                for candidate in chain((image,), in_place_of(image.number, spare, taken)):
+                    picture = self._decoded(candidate, bad)
+                    if picture is not None:
+                        views[image.number] = self._crop(picture, key.epoch, image.number)
+                        used[image.number] = candidate
+                        break
         if not used:
             return Done(None, bad)
         readable = itertools.cycle(list(used.values()))
-        for image in key.images:
-            if image.number not in used:  # more are bad than there are spare ones: this batch's own come again
-                again = used[image.number] = next(readable)
+        numbers = [image.number for images, _ in key.lanes for image in images]
+        for number in numbers:
+            if number not in used:  # more are bad than there are spare ones: this batch's own come again
+                again = used[number] = next(readable)
                 picture = decode(bytearray(again.data), again.path, reading=self.reading)
-                views[image.number] = self._crop(picture, key.epoch, image.number)
-        numbers = [image.number for image in key.images]
+                views[number] = self._crop(picture, key.epoch, number)
         index = torch.tensor([used[number].number for number in numbers])
         return Done(Batch(torch.stack([views[n] for n in numbers]), torch.full_like(index, -1), index), bad)
 
     def _crop(self, picture: UInt8[Tensor, "3 H W"], epoch: int, number: int) -> UInt8[Tensor, "V 3 s s"]:
         return self.crops(picture, generator(self.seed, epoch, number))
 
-    def _decoded(self, image: _Sample, bad: list[tuple[str, str]]) -> UInt8[Tensor, "3 H W"] | None:
+    def _decoded(self, image: Sample, bad: list[tuple[str, str]]) -> UInt8[Tensor, "3 H W"] | None:
         try:
             return decode(bytearray(image.data), image.path, reading=self.reading)
         except BadImage as error:

@@ -15,8 +15,9 @@ import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
+from crosslevel.training.loop.module import Pretrain
 from crosslevel.utils.device import Hardware
-from crosslevel.utils.errors import CrosslevelError, MachineError
+from crosslevel.utils.errors import CrosslevelError, MachineError, UserError
 from crosslevel.utils.processes import World, by_torchrun
 
 PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
@@ -56,6 +57,37 @@ def _meet_again(backend: str) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, rank, size = next(dist.rendezvous("env://"))
     dist.init_process_group(backend, store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=size)
+
+
+_STATE = {"sgd": 1, "lars": 1, "adamw": 2}  # numbers that an optimizer keeps for each weight
+
+
+def check_memory(module: Pretrain, memory: int | None) -> None:
+    """Refuse a model of which a device cannot keep all, as each has to.
+
+    Args:
+        module: the training step.
+        memory: bytes of a device; None where nobody knows.
+
+    Raises:
+        UserError: weights, gradients, the optimizer's state and memories need more, activations apart.
+
+    """
+    everything = [*module.parameters(), *module.buffers()]
+    trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+    needed = sum(t.numel() * t.element_size() for t in everything)
+    needed += trained * (1 + _STATE[module.optimizer_name])
+    if memory is not None and needed > memory:
+        raise UserError(
+            f"the training keeps {needed / 1e9:.3g} GB on each device (weights, gradients, optimizer, memories) of "
+            f"{memory / 1e9:.3g} GB; models are not divided among devices (no FSDP): take a smaller --encoder.name, or "
+            "--optimizer sgd"
+        )
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Bytes of a GPU; of other devices nobody knows."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from crosslevel.models.sync_batchnorm import synchronize
 from crosslevel.runs import Run
 from crosslevel.training.loop import checkpoints, graph
 from crosslevel.training.loop.collapse import CollapseWatch
-from crosslevel.training.loop.fabric import all_ranks_end, fabric_of
+from crosslevel.training.loop.fabric import all_ranks_end, check_memory, fabric_of, memory_of
 from crosslevel.training.loop.fall import FallGuard
 from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.log import Clock, Display, Log, Stream
@@ -163,6 +163,7 @@ class _Loop:
         tell(console, wrong)
         module.rank = self.fabric.global_rank
         self.optimizer = module.configure_optimizer()
+        check_memory(module, memory_of(self.fabric.device))
         self.step_module, self.step_optimizer = self.fabric.setup(module, self.optimizer)
         if self.fabric.is_global_zero:
             self.run.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from crosslevel.data.loaders.streams import StreamBatches
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.containers import remote
 from crosslevel.data.sources.containers.remote import Damage, Tape, expand
-from crosslevel.data.sources.containers.stream import ImageStream, Part
+from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.uri import parse
 from crosslevel.utils.errors import SourceError
 
@@ -35,7 +35,7 @@ def test_members_are_those_that_tarfile_finds(tmp_path, format):
             (f"x.tar/{m.name}", tar.extractfile(m).read()) for m in tar if m.isfile() and m.name.lower().endswith("jpg")
         ]
     stream, troubles = ImageStream.open(parse(f"stream:{file}")), []
-    assert list(stream.read([Part(0)], troubles)) == want
+    assert list(stream.read([0], troubles)) == want
     assert len(want) == 5
     assert not troubles
     assert [int(image[0, 0, 0]) for image, _ in stream] == list(range(5))
@@ -245,3 +245,10 @@ def test_wrong_arguments(tmp_path):
             StreamBatches(
                 stream, **{"batch_size": 4, "epoch_size": 8, "seed": 0, "bad": BadFiles(), "crops": crops, **wrong}
             )
+
+
+def test_sizes_are_those_of_files_and_no_server_is_asked(tmp_path):
+    stream = shards(tmp_path, range(3), range(9))
+    (tmp_path / "s-0.tar").unlink()
+    assert stream.sizes() == [0, (tmp_path / "s-1.tar").stat().st_size]
+    assert ImageStream.open(parse("https://nowhere.invalid/s-{0..2}.tar")).sizes() == [1, 1, 1]

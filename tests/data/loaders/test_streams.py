@@ -9,70 +9,113 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from stream_samples import archive, batches, crops, same, seen, shards
 
-from crosslevel.data.loaders import streams
+from crosslevel.data.loaders import lanes, streams
+from crosslevel.data.loaders.batches import Batch
 from crosslevel.data.sources.containers.remote import Tape
 from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.uri import parse
 from crosslevel.utils.rng import generator
 
 
-@pytest.mark.filterwarnings("ignore:.*cannot be dealt out")
+def whole(stream, world, size, epoch_size, start=0, epoch=0, **how):
+    """What each of ``world`` ranks gets, and its batches put together to those of all."""
+    ranks = [batches(stream, size // world, epoch_size, rank=rank, world=world, **how) for rank in range(world)]
+    for one in ranks:
+        one.epoch, one.start = epoch, start
+    delivered = [list(one) for one in ranks]
+    together = [
+        Batch(*(torch.cat(column) for column in list(zip(*parts, strict=True))[:3]))
+        for parts in zip(*delivered, strict=True)
+    ]
+    return delivered, together
+
+
+UNEVEN = [range(0, 31), range(31, 44), range(44, 90), range(90, 95), range(95, 120), range(120, 160), range(160, 161)]
+
+
+@pytest.mark.parametrize("rows", [3, 12, 16])
+def test_the_batches_of_all_are_the_same_on_any_number_of_ranks(tmp_path, rows):
+    stream = shards(tmp_path, *UNEVEN, others=False, bad=(3, 100))
+    how = {"size": 48, "epoch_size": 240, "rows": rows, "buffer": 24, "epoch": 2}  # a pass and a half
+    _, alone = whole(stream, 1, **how)
+    assert len(alone) == 5
+    assert set(seen(alone)) == set(range(161)) - {3, 100}
+    for world in (2, 3, 4, 8):
+        same(alone, whole(stream, world, **how)[1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_goes_on_with_the_same_images_on_another_number_of_ranks(tmp_path, workers):
+    stream = shards(tmp_path, *UNEVEN, others=False)
+    how = {"size": 32, "epoch_size": 160, "rows": 8, "buffer": 40, "epoch": 1}
+    _, begun = whole(stream, 2, **how)
+    for world in (1, 4):
+        same(begun[3:], whole(stream, world, start=3, workers=workers, **how)[1])
+
+
+def test_ranks_read_shards_of_their_own_which_are_even(tmp_path):
+    counts = [20] * 4 + [15] * 8
+    ends = np.cumsum([0, *counts])
+    stream = shards(tmp_path, *itertools.starmap(range, itertools.pairwise(ends)), others=False)
+    for world in (2, 4):
+        delivered, together = whole(stream, world, 32, 192, rows=8)
+        read = [set(np.searchsorted(ends, seen(one), "right")) for one in delivered]
+        assert sum(map(len, read)) == 12
+        assert len(set(seen(together))) == 192  # no lane was at its end before
+
+
+def test_more_ranks_than_lanes_share_them(tmp_path):
+    delivered, together = whole(shards(tmp_path, range(20)), 2, 10, 20)
+    assert sorted(seen(together)) == list(range(20))
+    assert not set(seen(delivered[0])) & set(seen(delivered[1]))
+
+
 @given(
-    st.lists(st.integers(1, 12), min_size=1, max_size=7),
-    st.integers(1, 4),
-    st.integers(1, 40),
-    st.integers(0, 3),
+    st.lists(st.integers(0, 10**10), min_size=1, max_size=40),
+    st.integers(1, 300),
+    st.integers(1, 20),
     st.integers(0, 2**40),
 )
-def test_a_pass_has_every_image_once_over_all_ranks(sizes, world, buffer, epoch, seed):
+def test_lanes_have_all_rows_and_all_shards_once_and_are_even(sizes, batch, rows, seed):
+    spans = lanes.rows_of(sizes, batch, rows)
+    assert [row for span in spans for row in span] == list(range(batch))
+    assert len(spans) == 1 or min(map(len, spans)) >= rows
+    for rng in (torch.Generator(), generator(seed)):
+        dealt = lanes.dealt(sizes, spans, rng)
+        assert sorted(shard for lane in dealt for shard in lane) == list(range(len(sizes)))
+    loads = [sum(sizes[shard] for shard in lane) for lane in lanes.dealt(sizes, spans, torch.Generator())]
+    assert len(spans) == 1 or all(
+        load / len(span) <= 1.1001 * sum(sizes) / batch for load, span in zip(loads, spans, strict=True)
+    )
+
+
+def test_as_many_lanes_as_ranks_with_batches_of_their_own_rows():
+    assert len(lanes.rows_of([1] * 10_000, 64 * 32)) == 128
+    assert len(lanes.rows_of([1] * 10_000, 256)) == 16
+    assert len(lanes.rows_of([1] * 20, 256)) == 10
+    assert len(lanes.rows_of([1], 256)) == 1
+    assert len(lanes.rows_of([100] + [1] * 99, 256)) == 2  # half of all is one shard
+
+
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=7), st.integers(1, 4), st.integers(1, 40), st.integers(0, 2**40)
+)
+@settings(max_examples=20)
+def test_a_pass_has_every_image_once_over_all_lanes(sizes, rows, buffer, seed):
     place = f"memory://{uuid.uuid4()}"
     ends = np.cumsum([0, *sizes])
     for i, (first, last) in enumerate(itertools.pairwise(ends)):
         with fsspec.open(f"{place}/{i}.tar", "wb") as file:
             file.write(archive(range(first, last), others=False))
     stream, total = ImageStream.open(parse(f"{place}/*.tar")), int(ends[-1])
-    parts, found = [], []
-    for rank in range(world):
-        rank_batches = batches(stream, 4, max(total, world), seed=seed, rank=rank, world=world, buffer=buffer)
-        parts += rank_batches.parts(epoch)
-        samples = list(streams._shuffled(stream.read(rank_batches.parts(epoch), []), buffer, generator(seed)))
-        found += [path for path, _ in samples]
+    found = []
+    for lane in batches(stream, 16, max(total, 16), seed=seed, rows=rows).dealt(3):
+        found += [path for path, _ in streams._shuffled(stream.read(lane, []), buffer, generator(seed))]
     assert len(found) == len(set(found)) == total
-    # Shards that the ranks divide are read by one of them only.
-    alone = [part.shard for part in parts if part.of == 1]
-    assert len(alone) == len(set(alone)) == len(sizes) // world * world
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_two_shards_in_two_ranks_cover_every_image_once_an_epoch(tmp_path, workers):
-    stream = shards(tmp_path, range(20), range(20, 40))
-    orders = []
-    for epoch in range(2):
-        found, index = [], []
-        for rank in range(2):
-            half = batches(stream, 5, 40, rank=rank, world=2, workers=workers, buffer=7)
-            half.epoch = epoch
-            delivered = list(half)
-            assert len(delivered) == len(half) == 4
-            assert len({number // 20 for number in seen(delivered)}) == 1  # a shard is read by one rank
-            found += seen(delivered)
-            index += torch.cat([batch.index for batch in delivered]).tolist()
-        assert sorted(found) == sorted(index) == list(range(40))
-        orders.append(found)
-    assert orders[0] != orders[1] != list(range(40))
-
-
-def test_one_shard_in_two_ranks_is_split_by_image_and_said_so(tmp_path):
-    stream = shards(tmp_path, range(20))
-    with pytest.warns(UserWarning, match="1 of the shards, 1 in all, cannot be dealt out to 2 ranks: .* one in 2 of"):
-        first = batches(stream, 5, 20, rank=0, world=2)
-    one, other = seen(first), seen(batches(stream, 5, 20, rank=1, world=2))
-    assert sorted(one + other) == list(range(20))
-    assert {number % 2 for number in one} == {0}
 
 
 def test_any_number_of_workers_gives_the_same_batches(tmp_path):

@@ -27,6 +27,7 @@ PROTOCOLS = (
 )  # fmt: skip
 """Of fsspec's those that only read bytes; others run templates or code that a file brings along."""
 INSTALL = "pip install 'crosslevel[remote]'"
+_ALSO = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "hf": "huggingface_hub"}
 _BLOCK = 8 * 2**20  # bytes a request: fewer would wait for the network more often than they read
 _AT_ONCE = 2**20  # bytes that are read at once, as they are needed
 _MOST = 1_000_000  # names that one pattern may stand for
@@ -254,7 +255,8 @@ def _system(name: str) -> tuple[Any, str]:
     try:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:
-        raise SourceError(f"{name}: {_reason(error).rstrip('.')}: {INSTALL}") from error
+        install = f"{INSTALL} {_ALSO.get(protocol, '')}".rstrip()
+        raise SourceError(f"{name}: {_reason(error).rstrip('.')}: {install}") from error
     except ValueError as error:
         raise SourceError(f"{name}: {_reason(error)}") from error
     system, path = fsspec.core.url_to_fs(name)

@@ -11,8 +11,8 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import islice
-from typing import NamedTuple
 
 import torch
 from jaxtyping import UInt8
@@ -30,7 +30,8 @@ from crosslevel.data.uri import Source, is_remote
 from crosslevel.utils.errors import BadImage, SourceError
 from crosslevel.utils.rng import generator
 
-_OPEN, _CHUNK = 4, 16  # shards that are read at once, and images of one before the next one's turn
+OPEN, CHUNK = 4, 16
+"""Shards that are read at once, and images of one before the next one's turn."""
 _SHARDS = (".tar", ".tar.gz", ".tgz")
 
 
@@ -77,33 +78,56 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
 
     def __iter__(self) -> Iterator[tuple[UInt8[Tensor, "3 H W"], int]]:
         for shard in range(len(self.shards)):
-            for path, data in self.read([Part(shard)], []):
+            for path, data in self.read([shard], []):
                 try:
                     yield decode(bytearray(data), path, reading=self.reading), -1
                 except BadImage:
                     continue
 
+    def sizes(self) -> list[int]:
+        """The shards' bytes, 0 of what is not there; 1 each where a server would have to be asked for every one."""
+        if any(map(is_remote, self.shards)):
+            return [1] * len(self.shards)
+        return [os.path.getsize(shard) if os.path.isfile(shard) else 0 for shard in self.shards]
+
     def read(
-        self, parts: Iterable[Part], troubles: list[tuple[str, str]], closing: threading.Event | None = None
+        self,
+        shards: Iterable[int],
+        troubles: list[tuple[str, str]],
+        closing: threading.Event | None = None,
+        pool: ThreadPoolExecutor | None = None,
+        at_once: int = OPEN,
+        chunk: int = CHUNK,
     ) -> Iterator[tuple[str, bytes]]:
-        """Name and encoded data of the images of ``parts``, of several shards by turns, read ahead by threads.
+        """Name and encoded data of the images of ``shards``, of several by turns, read ahead by threads.
 
-        The order does not depend on how fast a shard is read. ``troubles`` takes what could not be read, a shard or a
-        member, and why; ``closing``, once set, ends what waits for a network.
+        The order does not depend on how fast a shard is read.
+
+        Args:
+            shards: their numbers.
+            troubles: takes what could not be read, a shard or a member, and why.
+            closing: ends, once set, what waits for a network.
+            pool: the threads; some of its own unless given.
+            at_once: shards that are read at once.
+            chunk: images of one before the next one's turn.
+
         """
-        ended, waiting = closing or threading.Event(), iter(parts)
-        with ThreadPoolExecutor(_OPEN, "crosslevel-read") as pool:
+        ended, waiting = closing or threading.Event(), iter(shards)
+        with nullcontext(pool) if pool else ThreadPoolExecutor(at_once, "crosslevel-read") as threads:
 
-            def begin(part: Part) -> _Slot:
-                images = _images(self.shards[part.shard], self.titles[part.shard], part, troubles, ended)
-                return images, pool.submit(_chunk, images)
+            def begin(shard: int) -> _Slot:
+                images = _images(self.shards[shard], self.titles[shard], troubles, ended)
+                return images, threads.submit(_chunk, images, chunk)
 
-            slots = deque(begin(part) for part in islice(waiting, _OPEN))
+            slots = deque(begin(shard) for shard in islice(waiting, at_once))
             try:
                 while slots:
                     images, future = slots.popleft()
                     samples = future.result()
-                    slots += [(images, pool.submit(_chunk, images))] if samples else map(begin, islice(waiting, 1))
+                    if samples:
+                        slots.append((images, threads.submit(_chunk, images, chunk)))
+                    else:
+                        slots += map(begin, islice(waiting, 1))
                     yield from samples
             finally:
                 if closing is None:
@@ -120,25 +144,17 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
         """
         order = torch.randperm(len(self.shards), generator=generator(0)).tolist()
         troubles: list[tuple[str, str]] = []
-        for few in (order[:_OPEN], order[_OPEN : 4 * _OPEN]):
-            samples = list(islice(self.read(map(Part, few), troubles), count))
+        for few in (order[:OPEN], order[OPEN : 4 * OPEN]):
+            samples = list(islice(self.read(few, troubles), count))
             if samples:
                 return _ScannedShard(samples, self.name, self.reading)
-        raise self.unreadable(troubles, 4 * _OPEN)
+        raise self.unreadable(troubles, 4 * OPEN)
 
     def unreadable(self, troubles: list[tuple[str, str]], tried: int | None = None) -> SourceError:
         """What to raise when there is no image in any of the shards that were ``tried``, all unless given."""
         why = f" (the first: {': '.join(troubles[0])})" if troubles else ""
         which = "its" if tried is None or tried >= len(self.shards) else f"{tried} of its"
         return SourceError(f"{self.name}: none of {which} {len(self.shards):,} shards can be read{why}")
-
-
-class Part(NamedTuple):
-    """Of shard number ``shard`` every ``of``-th image, from the ``first``-th on."""
-
-    shard: int
-    first: int = 0
-    of: int = 1
 
 
 class _ScannedShard(Images):
@@ -159,12 +175,12 @@ class _ScannedShard(Images):
 _Slot = tuple[Iterator[tuple[str, bytes]], Future[list[tuple[str, bytes]]]]
 
 
-def _chunk(images: Iterator[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-    return list(islice(images, _CHUNK))
+def _chunk(images: Iterator[tuple[str, bytes]], count: int) -> list[tuple[str, bytes]]:
+    return list(islice(images, count))
 
 
 def _images(
-    shard: str, title: str, part: Part, troubles: list[tuple[str, str]], closing: threading.Event
+    shard: str, title: str, troubles: list[tuple[str, str]], closing: threading.Event
 ) -> Iterator[tuple[str, bytes]]:
     """Name and encoded data of the images of one shard, until its end or the damage that ends it."""
     tape, count = Tape(shard, closing), 0
@@ -174,14 +190,11 @@ def _images(
             if too_large := too_many_bytes(size, PIXEL_LIMIT, "it"):
                 troubles.append((path, too_large))
                 continue
-            mine = count % part.of == part.first
-            left = size - len(head)
-            data = head + tape.read(left) if mine else b""
-            if (len(data) < size) if mine else (tape.skip(left) < left):
+            data = head + tape.read(size - len(head))
+            if len(data) < size:
                 raise Damage(f"truncated inside {name}")
             count += 1
-            if mine:
-                yield path, data
+            yield path, data
         if not count:
             troubles.append((title, f"no image in it (looked for {', '.join(sorted(EXTENSIONS))})"))
     except Exception as error:
