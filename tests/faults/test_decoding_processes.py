@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+import warnings
 import zlib
 from pathlib import Path
 
@@ -127,6 +128,14 @@ def test_large_images_of_several_processes_wait_for_each_other(monkeypatch, tmp_
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert len(_slots(total)) == total
+
+
+def test_a_limit_that_no_number_of_slots_fills_keeps_nobody_waiting(monkeypatch):
+    monkeypatch.setattr(memory, "_PATIENCE", 0.2)
+    for megabytes in (40, 100):
+        monkeypatch.setenv("CROSSLEVEL_DECODE_MB", str(megabytes))
+        with warnings.catch_warnings(action="error"), memory.room(megabytes * 2**20):
+            pass
 
 
 def test_a_process_that_was_stopped_in_the_turnstile_does_not_stop_the_others(monkeypatch):

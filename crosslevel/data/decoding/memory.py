@@ -150,7 +150,7 @@ def _taken(count: int) -> list[int]:
         time.sleep(0.005)
     try:
         while True:
-            for slot in range(1, 1 + most() // _SLOT):
+            for slot in range(1, 1 + -(-most() // _SLOT)):
                 if len(slots) < count and slot not in slots and _is_free(slot):
                     slots.append(slot)
             if len(slots) >= count:
