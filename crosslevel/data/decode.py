@@ -21,7 +21,7 @@ from crosslevel.data.decoding.complaints import Complaints, heard
 from crosslevel.data.decoding.formats import HEAD, format_of, readable
 from crosslevel.data.decoding.jpeg import JpegHeader, decoded_jpeg, jpeg_header, needed_for_jpeg
 from crosslevel.data.decoding.jpeg2000 import reduced
-from crosslevel.data.decoding.memory import check, halvings, most, needed, room, too_many_bytes
+from crosslevel.data.decoding.memory import check, halvings, held_to, most, needed, room, too_many_bytes
 from crosslevel.data.decoding.pillow import is_turned, noted_warnings, upright
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.decoding.sizes import part_bytes, size_ahead
@@ -227,8 +227,9 @@ def _decode_pillow(data: bytearray, max_pixels: int, complaints: Complaints, pag
         if ahead is not None:
             _check_size(*ahead, max_pixels)
             _check_memory(format, ahead, len(data), False)
-            # Whether it is turned, nobody knows yet.
-            stack.enter_context(room(min(needed(format, ahead, len(data), True) + held, most())))
+            need = needed(format, ahead, len(data), True)  # whether it is turned, nobody knows yet
+            stack.enter_context(room(min(need + held, most())))
+            stack.enter_context(held_to(need, format))
         stack.enter_context(noted_warnings(complaints))
         opened = stack.enter_context(Image.open(io.BytesIO(data), formats=formats))
         _check_size(*opened.size, max_pixels)
@@ -243,6 +244,7 @@ def _decode_pillow(data: bytearray, max_pixels: int, complaints: Complaints, pag
             need = _check_memory(format, opened.size, len(data), turned, part_bytes(opened))
         if ahead is None:
             stack.enter_context(room(min(need + held, most())))
+            stack.enter_context(held_to(need, format))
         if page and not pages:
             opened.seek(page)
             _check_size(*opened.size, max_pixels)
@@ -263,7 +265,7 @@ def _decode_large_webp(data: bytearray) -> Tensor | None:
         if need <= most() and halvings(header.size[0] * header.size[1] // scale**2) == 1:
             break
     check(need, header.size, "WEBP")
-    with room(need):
+    with room(need), held_to(need, "WEBP"):
         return upright(scaled_webp(data, header, scale))
 
 
