@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from torch import Tensor
 
 from crosslevel.data.bad_files import _Defect
@@ -19,10 +20,12 @@ from crosslevel.data.decoding import trace
 from crosslevel.data.decoding.complaints import Complaints, heard
 from crosslevel.data.decoding.formats import HEAD, format_of, readable
 from crosslevel.data.decoding.jpeg import JpegHeader, decoded_jpeg, jpeg_header, needed_for_jpeg
-from crosslevel.data.decoding.memory import check, halvings, most, needed, room, too_many_bytes
+from crosslevel.data.decoding.jpeg2000 import reduced
+from crosslevel.data.decoding.memory import check, halvings, held_to, most, needed, room, too_many_bytes
 from crosslevel.data.decoding.pillow import is_turned, noted_warnings, upright
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.decoding.sizes import part_bytes, size_ahead
+from crosslevel.data.decoding.webp import needed_for_webp, scaled_webp, still_webp
 from crosslevel.utils.errors import BadImage, printable
 
 PIXEL_LIMIT = 178_956_970
@@ -216,12 +219,17 @@ def _decode_pillow(data: bytearray, max_pixels: int, complaints: Complaints, pag
     """``held``: bytes that were taken for the image before, and that the C library may not have given back."""
     formats, format = readable(data), format_of(data[:HEAD]) or "image"
     ahead = size_ahead(format, data)
+    if format == "WEBP" and ahead and needed(format, ahead, len(data), True) > most():
+        _check_size(*ahead, max_pixels)
+        if (made := _decode_large_webp(data)) is not None:
+            return made
     with ExitStack() as stack:
         if ahead is not None:
             _check_size(*ahead, max_pixels)
             _check_memory(format, ahead, len(data), False)
-            # Whether it is turned, nobody knows yet.
-            stack.enter_context(room(min(needed(format, ahead, len(data), True) + held, most())))
+            need = needed(format, ahead, len(data), True)  # whether it is turned, nobody knows yet
+            stack.enter_context(room(min(need + held, most())))
+            stack.enter_context(held_to(need, format))
         stack.enter_context(noted_warnings(complaints))
         opened = stack.enter_context(Image.open(io.BytesIO(data), formats=formats))
         _check_size(*opened.size, max_pixels)
@@ -229,9 +237,14 @@ def _decode_pillow(data: bytearray, max_pixels: int, complaints: Complaints, pag
         if pages:
             opened.seek(page)
             _check_size(*opened.size, max_pixels)
-        need = _check_memory(format, opened.size, len(data), _may_be_turned(opened, data), part_bytes(opened))
+        turned = _may_be_turned(opened, data)
+        if isinstance(opened, Jpeg2KImageFile):
+            check(need := reduced(opened, data, turned), opened.size, format)
+        else:
+            need = _check_memory(format, opened.size, len(data), turned, part_bytes(opened))
         if ahead is None:
             stack.enter_context(room(min(need + held, most())))
+            stack.enter_context(held_to(need, format))
         if page and not pages:
             opened.seek(page)
             _check_size(*opened.size, max_pixels)
@@ -240,6 +253,20 @@ def _decode_pillow(data: bytearray, max_pixels: int, complaints: Complaints, pag
         image = upright(opened)
         opened.close()  # what it holds is free before another process takes its own
         return image
+
+
+def _decode_large_webp(data: bytearray) -> Tensor | None:
+    """A still WebP at the largest part of its size that there is memory for; None of others."""
+    header = still_webp(data)
+    if header is None:
+        return None
+    for scale in (1, 2, 4, 8):
+        need = needed_for_webp(header, scale, len(data))
+        if need <= most() and halvings(header.size[0] * header.size[1] // scale**2) == 1:
+            break
+    check(need, header.size, "WEBP")
+    with room(need), held_to(need, "WEBP"):
+        return upright(scaled_webp(data, header, scale))
 
 
 def _may_be_turned(opened: Image.Image, data: bytearray) -> bool:

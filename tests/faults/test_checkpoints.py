@@ -152,6 +152,18 @@ def test_what_killed_writers_left_is_removed(copied):
     assert not any(file.exists() for file in left)
 
 
+def test_a_kill_between_a_checkpoint_s_two_names_leaves_nothing_beside_the_next_ones(tmp_path):
+    """``previous.ckpt`` was named, ``last.ckpt`` not yet replaced: both are one file."""
+    run, state = Run(tmp_path), {"state_dict": {"x": torch.ones(3)}}
+    run.checkpoints.mkdir()
+    checkpoints.write(run, state, best=False)
+    run.previous.hardlink_to(run.last)
+    checkpoints.write(run, state, best=True)
+    assert sorted(file.name for file in run.checkpoints.iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
+    assert not run.previous.samefile(run.last)
+    assert run.best.samefile(run.last)
+
+
 def test_a_checkpoint_of_other_settings_is_refused_by_the_first_part_that_differs(copied, capsys):
     said = refused([f"--resume={copied}", "--epochs=3", "--encoder.width=0.125"], capsys)
     assert "last.ckpt does not fit: cld.branch.0.weight is [" in said

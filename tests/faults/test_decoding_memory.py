@@ -17,7 +17,7 @@ from worst_samples import SIDE, WORST, encoded, peak
 
 from crosslevel.data import decode as decoding
 from crosslevel.data.decode import decode
-from crosslevel.data.decoding import formats, memory, sizes
+from crosslevel.data.decoding import formats, memory, sizes, webp
 from crosslevel.utils.errors import BadImage
 
 
@@ -110,6 +110,62 @@ def test_large_images_are_read_at_a_reduced_size(monkeypatch):
             assert smaller.shape == (3, -(-300 // scale), -(-400 // scale))
             want = torch.nn.functional.adaptive_avg_pool2d(whole, smaller.shape[1:])
             assert (smaller - want).abs().mean() < 2
+
+
+def large(format, mode="RGB", size=(1201, 901), **options):
+    """A smooth picture with an upper left corner of its own; of a size that no power of two divides."""
+    rows = np.linspace(0, 255, size[0]).astype(np.uint8)
+    image = np.stack([np.tile(rows, (size[1], 1)), np.tile(255 - rows, (size[1], 1)), np.full(size[::-1], 90)], -1)
+    image[: size[1] // 3, : size[0] // 3] = 20
+    made = Image.fromarray(image.astype(np.uint8)).convert(mode)
+    if mode == "RGBA":
+        made.putalpha(Image.fromarray(np.tile(rows, (size[1], 1))))
+    return bytearray(whole(made, format, **options))
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+
+SCALED = {  # with the MiB at which a half and a quarter of it are decoded, and what pixels may differ by on average
+    "lossy WebP": (lambda: large("WEBP", quality=95, method=0), (15, 10), 1),
+    "lossless WebP": (lambda: large("WEBP", lossless=True, method=0, quality=0), (15, 14), 0.5),
+    "transparent WebP": (lambda: large("WEBP", "RGBA", quality=95, method=0), (15, 14), 1),
+    "turned WebP": (lambda: large("WEBP", quality=95, method=0, exif=TURNED.tobytes()), (15, 10), 1),
+    "JPEG 2000": (lambda: large("JPEG2000"), (30, 8), 2),
+    "bare JPEG 2000": (lambda: large("JPEG2000", "RGBA", no_jp2=True), (30, 8), 2),
+}
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_what_would_take_too_much_is_decoded_at_a_part_of_its_size(kind, monkeypatch):
+    """As Pillow's whole image is when it is made smaller, and in no more memory than there is."""
+    made, limits, difference = SCALED[kind]
+    data = made()
+    full = decode(data, "x").float()
+    for limit, scale in zip(limits, (2, 4), strict=True):
+        monkeypatch.setenv("CROSSLEVEL_DECODE_MB", str(limit))
+        smaller = decode(data, "x")
+        assert smaller.shape == (3, *(-(-side // scale) for side in full.shape[1:]))
+        want = torch.nn.functional.interpolate(full[None], size=smaller.shape[1:], mode="area")[0]
+        assert (smaller - want).abs().mean() < difference
+        taken, _ = peak(lambda: decode(data, "x").shape, lambda: decode(data, "x"))
+        assert taken < limit * 2**20, f"{taken / 2**20:.1f} MiB"
+
+
+def test_a_large_webp_that_is_damaged_or_moves_is_named(monkeypatch):
+    """Without a library that scales, too much is refused as before."""
+    monkeypatch.setenv("CROSSLEVEL_DECODE_MB", "15")
+    data = large("WEBP", quality=95, method=0)
+    with pytest.raises(BadImage, match="truncated: its data end early"):
+        decode(data[: len(data) // 2], "x")
+    moving = whole(
+        Image.new("RGB", (1201, 901)), "WEBP", save_all=True, append_images=[Image.new("RGB", (1201, 901), "red")]
+    )
+    with pytest.raises(BadImage, match=r"1,201 x 901 pixels of WEBP take about 0\.0 GB"):
+        decode(bytearray(moving), "x")
+    monkeypatch.setattr(webp, "_library", lambda: None)
+    with pytest.raises(BadImage, match=r"1,201 x 901 pixels of WEBP take about 0\.0 GB"):
+        decode(data, "x")
 
 
 def test_a_tiff_in_strips_takes_no_more_than_one_of_them_beside_its_pixels(monkeypatch):

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+import warnings
 import zlib
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from PIL import Image, ImageFile
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
 from picture_samples import encoded as whole
-from worst_samples import WORST, chunk
+from worst_samples import BEYOND, WORST, chunk
 
 from crosslevel.data import decode as decoding
 from crosslevel.data.decoding import memory
@@ -25,7 +26,7 @@ from crosslevel.data.decoding import memory
 
 def written(folder):
     """The worst images: those that are refused, and the largest that are not, with pixels in all of them."""
-    for kind, made in WORST.items():
+    for kind, made in (WORST | BEYOND).items():
         (folder / f"{kind}.img").write_bytes(made())
     side, compressor = 12_500, zlib.compressobj(1)
     row = bytes([0]) + bytes(range(250)) * (side * 3 // 250)
@@ -82,12 +83,12 @@ def test_the_worst_images_take_less_than_a_gigabyte_and_a_half_in_all_processes_
         while reader.poll() is None:
             with contextlib.suppress(OSError, StopIteration):
                 most = max(most, in_all(reader.pid))
-            time.sleep(0.01)
+            time.sleep(0.05)  # looking takes a core itself, decoding seconds
         said, error = reader.communicate()
     assert reader.returncode == 0, error
     count, *refused = said.splitlines()
     assert count == "5", (count, refused)
-    assert refused == sorted(f"{kind}.img" for kind in WORST)
+    assert refused == sorted(f"{kind}.img" for kind in WORST | BEYOND)
     assert 2e8 < most < 1.5e9, f"{most / 1e9:.2f} GB"
 
 
@@ -127,6 +128,14 @@ def test_large_images_of_several_processes_wait_for_each_other(monkeypatch, tmp_
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert len(_slots(total)) == total
+
+
+def test_a_limit_that_no_number_of_slots_fills_keeps_nobody_waiting(monkeypatch):
+    monkeypatch.setattr(memory, "_PATIENCE", 0.2)
+    for megabytes in (40, 100):
+        monkeypatch.setenv("CROSSLEVEL_DECODE_MB", str(megabytes))
+        with warnings.catch_warnings(action="error"), memory.room(megabytes * 2**20):
+            pass
 
 
 def test_a_process_that_was_stopped_in_the_turnstile_does_not_stop_the_others(monkeypatch):

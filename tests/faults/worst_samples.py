@@ -100,3 +100,31 @@ WORST = {
     "progressive cmyk jpeg": lambda: encoded("JPEG", "CMYK", patch=jpeg, progressive=True, subsampling=0),
     "jpeg": lambda: encoded("JPEG", patch=jpeg),
 }
+
+
+def codes(side=1024):
+    """A lossless WebP with 65,536 groups of codes, one for each 4 x 4 pixels: of a megapixel, some 380 MB of tables."""
+    groups = (side // 4) ** 2
+    simple = (1, 4)  # one symbol, which takes no bits
+    bytes_alike = [(0, 1), (8, 4), (1 << 6 | 1 << 33, 36), (0, 1)]  # 256 symbols of 8 bits each
+    names = int.from_bytes(b"".join(i.to_bytes(2, "little") for i in range(groups)), "little")
+    header = [(0x2F, 8), (side - 1, 14), (side - 1, 14), (0, 4), (0, 2), (1, 1), (0, 3), (0, 1)]
+    map_of_groups = [*bytes_alike, (2**256 - 1, 280), *bytes_alike, (2**256 - 1, 256), simple, simple, simple]
+    every_group = (int("1" * 5 * groups, 16), 20 * groups)
+    stream = at = 0
+    for value, bits in [*header, *map_of_groups, (names, 16 * groups), every_group]:
+        stream, at = stream | value << at, at + bits
+    body = stream.to_bytes(2 * (at // 16 + 4), "little")
+    part = b"VP8L" + len(body).to_bytes(4, "little") + body
+    return b"RIFF" + (4 + len(part)).to_bytes(4, "little") + b"WEBP" + part
+
+
+def blocks(side=1500):
+    """A JPEG 2000 in blocks of 4 x 4 pixels: 135 bytes a pixel."""
+    stream = io.BytesIO()
+    Image.new("RGBA", (side, side)).save(stream, "JPEG2000", codeblock_size=(4, 4))
+    return stream.getvalue()
+
+
+BEYOND = {"codes of a webp": codes, "blocks of a jp2": blocks}
+"""Images that take many times what their pixels do; both would be read where there is no limit."""

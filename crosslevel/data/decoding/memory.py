@@ -31,6 +31,8 @@ _SMALL = 32 * 2**20  # bytes that nobody waits for
 _PATIENCE = 60.0  # seconds for a turn: a process that was stopped shall not stop the others
 _TURNSTILE = 0
 _RUNAWAY = 4 * 2**30  # bytes that a process may take beside what it has when it begins to decode
+_RESERVE = 64 * 2**20  # bytes that a decoder may take beside what is reckoned
+_STACKS = 16 * 2**20  # and for the threads that it may start on each core
 
 # Bytes for each pixel at the peak: the decoder's own buffers, Pillow's image and its copies. Measured, and rounded up.
 _PER_PIXEL = {"GIF": 12, "WEBP": 22, "HEIF": 16, "AVIF": 20, "JPEG2000": 32, "JXL": 40}
@@ -150,7 +152,7 @@ def _taken(count: int) -> list[int]:
         time.sleep(0.005)
     try:
         while True:
-            for slot in range(1, 1 + most() // _SLOT):
+            for slot in range(1, 1 + -(-most() // _SLOT)):
                 if len(slots) < count and slot not in slots and _is_free(slot):
                     slots.append(slot)
             if len(slots) >= count:
@@ -186,17 +188,41 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+@contextmanager
+def held_to(need: int, format: str) -> Iterator[None]:
+    """In a process that only decodes (`limit_process`): of ``need`` bytes, reckoned by pixels, little more is given.
+
+    What a decoder takes goes by more than pixels: of JPEG 2000 by its blocks, of WebP by its codes. An image of one
+    megapixel could take half a gigabyte. Formats that are decoded row by row cannot, and are not asked.
+    """
+    held = _data_now() if _limited and format in _PER_PIXEL else None
+    if held is None:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    _lower(resource.RLIMIT_DATA, held + need + _RESERVE + _STACKS * (os.cpu_count() or 1))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+_limited = False
+
+
 def limit_process() -> None:
     """In a process that only decodes: no more memory of its own than `_RUNAWAY` beside what it has, and no core dumps.
 
     A decoder that is led astray then fails, instead of the machine. Memory that processes share, such as finished
     batches, and files that are mapped do not count.
     """
+    global _limited  # noqa: PLW0603 - one a process
     if resource is None:
         return
     _lower(resource.RLIMIT_CORE, 0)
     held = _data_now()
     if held is not None:
+        _limited = True
         _lower(resource.RLIMIT_DATA, held + _RUNAWAY + most())
 
 

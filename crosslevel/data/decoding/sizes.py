@@ -60,7 +60,7 @@ def _of_jxl(data: bytes | bytearray) -> tuple[int, int]:
 def _codestream(data: bytes | bytearray) -> bytes:
     """The beginning of what a container's boxes jxlc, or jxlp one after the other, hold (ISO/IEC 18181-2)."""
     found = b""
-    for kind, begin, end in _boxes(data):
+    for kind, begin, end in boxes(data):
         if kind == b"jxlc":
             return bytes(data[begin : min(end, begin + _HEADER)])
         if kind == b"jxlp":
@@ -70,7 +70,7 @@ def _codestream(data: bytes | bytearray) -> bytes:
     return found
 
 
-def _boxes(data: bytes | bytearray) -> Iterator[tuple[bytes, int, int]]:
+def boxes(data: bytes | bytearray) -> Iterator[tuple[bytes, int, int]]:
     """The kind of each box, and where its content begins and ends."""
     at = 0
     while at + 8 <= len(data):

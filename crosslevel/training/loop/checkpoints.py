@@ -146,4 +146,5 @@ def _also_named(file: Path, name: Path) -> None:
             shutil.copyfileobj(opened, copy)
         return
     os.replace(part, name)
+    part.unlink(missing_ok=True)  # where both are names of one file already, POSIX renames nothing
     files.sync_folder(name.parent)

@@ -1,0 +1,44 @@
+"""JPEG 2000 at a reduced size: its smaller sizes are decoded first, and the rest can be left out."""
+
+from __future__ import annotations
+
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+
+from crosslevel.data.decoding.memory import halvings, most, needed
+from crosslevel.data.decoding.sizes import boxes
+
+_CODING, _CODING_OF_ONE, _ENDS = 0x52, 0x53, (0x90, 0xD9)  # markers
+_LEFT_OUT = 2  # bytes for each pixel of the whole, when a part of its size is decoded: the table of its blocks
+
+
+def reduced(opened: Jpeg2KImageFile, data: bytearray, turned: bool) -> int:
+    """Have an image that is open decoded at the largest part of its size that there is memory for.
+
+    Returns:
+        the bytes that it takes at most; more than there are where none is small enough.
+
+    """
+    for level in range(min(3, _levels(data)) + 1):
+        size = -(-opened.width // 2**level), -(-opened.height // 2**level)
+        left_out = _LEFT_OUT * opened.width * opened.height if level else 0
+        need = needed("JPEG2000", size, len(data), turned) + left_out
+        if need <= most() and halvings(size[0] * size[1]) == 1:
+            if level:
+                opened.reduce = level
+                # Pillow rounds what it expects, OpenJPEG rounds up what it gives: of these sizes both make the same.
+                opened._size = size[0] * 2**level, size[1] * 2**level
+            return need
+    return needed("JPEG2000", opened.size, len(data), turned)
+
+
+def _levels(data: bytearray) -> int:
+    """How often it can be halved: by its main header (ITU T.800, annex A); 0 where that cannot be read."""
+    start = 0 if data[:2] == b"\xff\x4f" else next((begin for kind, begin, _ in boxes(data) if kind == b"jp2c"), 0)
+    at, levels = start + 2, []
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] not in _ENDS:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        place = {_CODING: at + 9, _CODING_OF_ONE: at + 6}.get(marker)
+        if place is not None and place < len(data):
+            levels.append(data[place])
+        at += 2 + length
+    return min(levels, default=0)
