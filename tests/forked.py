@@ -7,7 +7,6 @@ import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
 
@@ -41,12 +40,11 @@ class Forked:
         return self.returncode
 
 
-def fork_trials(monkeypatch):
-    """Let a search fork its trainings, where the system says which files are open."""
+def forked_training(*arguments):
+    """A trial's training as `crosslevel.tuning.trial.training`, forked where the system says which files are open."""
     from crosslevel.tuning import trial
 
-    if sys.platform == "linux":
-        monkeypatch.setattr(trial, "subprocess", SimpleNamespace(Popen=Forked, PIPE=PIPE))
+    return trial.training(*arguments, popen=Forked if sys.platform == "linux" else subprocess.Popen)
 
 
 def _become(line, stdin, stdout, stderr, env):

@@ -18,8 +18,8 @@ def fork():
     return pid
 
 
-def ended(folder, call):
-    """`call` in a fork in a session of its own: its exit status, and what it said on stderr."""
+def started(folder, call):
+    """`call` in a fork in a session of its own, whose number it returns; what it says is in the folder."""
     child = fork()
     if child == 0:
         code = 99
@@ -35,6 +35,16 @@ def ended(folder, call):
         except BaseException:
             traceback.print_exc()
         os._exit(code)
+    return child
+
+
+def ended(folder, call):
+    """`call` in a fork: its exit status, and what it said on stderr."""
+    return waited_for(folder, started(folder, call))
+
+
+def waited_for(folder, child):
+    """The exit status of what was `started`, and what it said on stderr."""
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return code, (folder / "err").read_text()
 

@@ -7,14 +7,12 @@ import csv
 import hashlib
 import os
 import signal
-import sys
 import time
-import traceback
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from forks import fork
+from forks import started, waited_for
 from PIL import Image
 
 from crosslevel.data import pack_writer
@@ -53,27 +51,16 @@ def asked_to_end(folder, call, pausing, number, to):
     ``pausing`` makes it pause: it is given what to call at that place.
     """
     reading, writing = os.pipe()
-    child = fork()
-    if child == 0:
-        code = 99
-        try:
-            os.setsid()
-            for stream, name in ((1, "out"), (2, "err")):
-                os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-            sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # noqa: SIM115
 
-            def pause():
-                os.write(writing, b"there")
-                time.sleep(300)
+    def pause():
+        os.write(writing, b"there")
+        time.sleep(300)
 
-            pausing(pause)
-            call()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        except BaseException:
-            traceback.print_exc()
-        os._exit(code)
+    def paused():
+        pausing(pause)
+        call()
+
+    child = started(folder, paused)
     os.close(writing)
     with open(reading, "rb") as told:
         assert told.read(5) == b"there", (folder / "err").read_text()
@@ -81,8 +68,7 @@ def asked_to_end(folder, call, pausing, number, to):
         os.kill(child, number)
     if "group" in to:
         os.killpg(child, number)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return code, (folder / "err").read_text()
+    return waited_for(folder, child)
 
 
 def after(place, name, calls):
@@ -134,26 +120,29 @@ def test_pack_keeps_its_parts(home, tmp_path, monkeypatch, number, to):
 
 
 @pytest.mark.parametrize(("number", "to"), SIGNALS)
-def test_tune_keeps_its_study(home, tmp_path, monkeypatch, number, to):
+def test_tune_keeps_its_study(home, tmp_path, number, to):
     pytest.importorskip("optuna", reason="needs optuna: pip install 'crosslevel[tune]'")
-    from crosslevel.tuning import trial
     from crosslevel.tuning.tune import tune
 
-    def told(images, base, options, folder, threads):
+    pauses = []
+
+    def training(images, base, options, folder, threads):
+        if folder.name == "0001":
+            for pause in pauses:
+                pause()
         for epoch in (1, 2):
             score = int(hashlib.sha256(repr(options).encode()).hexdigest()[:4], 16)
             yield {"combined": score * epoch, "effective_rank": 5.0, "collapse": "", "symptoms": ""}
 
-    monkeypatch.setattr(trial, "training", told)
     searched = ["--search=lr=0.01,0.1", "--search=cld.weight=0.0,0.5", "--trials=9", "--sampler=random"]
     options = ["--pruning=false", "--epochs=2", "--device=cpu", f"--output={tmp_path}/t"]
     arguments = [str(home / "photos"), *searched, *options]
-    code, said = asked_to_end(tmp_path, lambda: run(tune, arguments), after(trial, "training", 1), number, to)
+    code, said = asked_to_end(tmp_path, lambda: run(tune, arguments, training=training), pauses.append, number, to)
     name = signal.Signals(number).name
     # The second trial was cut off, which is an end as well.
     assert said == f"crosslevel tune: stopped by {name}: 2 trials have ended and are kept; the same command goes on\n"
     assert code == 128 + number
-    run(tune, arguments)
+    run(tune, arguments, training=training)  # where nothing pauses
     with open(tmp_path / "t" / "trials.csv", newline="") as table:
         rows = list(csv.DictReader(table))
     whole = {(row["lr"], row["cld.weight"]) for row in rows if row["outcome"] == "complete"}
