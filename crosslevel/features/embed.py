@@ -73,6 +73,8 @@ def embed(
     thumbnails: int | None = None,
     engine: Engine = "local",
     quiet: bool = False,
+    *,
+    rows: int | None = None,
 ) -> Path | Embedded:
     """Write the features of images to a file: path relative to the source, label if there is one, feature.
 
@@ -101,6 +103,7 @@ def embed(
             each GPU, or else each core. What machines are lost with is done again; source, run and output lie where
             all of them find them.
         quiet: print nothing.
+        rows: images of a piece of the table, which is what a killed run loses at most; no option.
 
     Returns:
         the file; without one, the features, paths and labels.
@@ -125,12 +128,12 @@ def embed(
     task = Task(where, name, root, crops, device, precise, batch_size, output_file, encoder.identity())
     if not file.suffix:
         with folder_lock(file, "crosslevel embed"):
-            _add(engine, task, source, console)
+            _add(engine, task, source, console, rows)
         return file
     pieces = Pieces(file, _fingerprint(mark_of(run, encoder), asked, source), source, told, pictures)
     task = task._replace(fingerprint=pieces.fingerprint)
     with folder_lock(pieces.folder, "crosslevel embed", keep=False):
-        _write(encoder, source, pieces, place, console, None if engine == "local" else (engine, task))
+        _write(encoder, source, pieces, place, console, None if engine == "local" else (engine, task), rows)
     say(
         console,
         f"next: read it with pandas.read_parquet, or crosslevel evaluate {shlex.quote(str(run))} IMAGES --test IMAGES",
@@ -151,13 +154,13 @@ def _check(output: str | None, thumbnails: int | None, engine: Engine) -> None:
         )
 
 
-def _add(engine: Engine, task: Task, source: Images, console: Console) -> None:
+def _add(engine: Engine, task: Task, source: Images, console: Console, piece: int | None) -> None:
     """What is new of the source, to a folder of parts."""
     known, began, bad = Parts(Path(task.output), task.fingerprint).known(), time.monotonic(), source.bad_files()
     rows = before = 0
     with progress_bar(console) as bar:
         progress = bar.add_task("embedding", total=len(source))
-        for done in made(engine, task, source, ranges([range(len(source))]), known):
+        for done in made(engine, task, source, ranges([range(len(source))], piece), known):
             rows, before = rows + done.rows, before + done.known
             for path, reason in done.bad.items():
                 bad.add(path, reason)
@@ -178,6 +181,7 @@ def _write(
     place: Runtime,
     console: Console,
     elsewhere: tuple[Engine, Task] | None = None,
+    rows: int | None = None,
 ) -> None:
     """Compute what is missing of a table, join it, and clear up; the folder of pieces is this process's own."""
     file = pieces.file
@@ -188,9 +192,9 @@ def _write(
         began, before = time.monotonic(), pieces.done
         with keeping(lambda: f"{pieces.done:,} images are done; the same command continues there"):
             if elsewhere is None:
-                _compute(encoder, source, pieces, place, console)
+                _compute(encoder, source, pieces, place, console, rows or ROWS)
             else:
-                _gather(*elsewhere, source, pieces, console)
+                _gather(*elsewhere, source, pieces, console, rows)
             pieces.join()
         speed = f"{(len(source) - before) / max(time.monotonic() - began, 1e-9):,.0f} images/s"
     say(console, f"{pieces.joined:,} features of {encoder.num_features} in {file}, {speed}")
@@ -219,8 +223,8 @@ def _arrays(encoder: Encoder, source: Images, place: Runtime, console: Console) 
     return Embedded(found.features.numpy(), paths, labels, source.classes)
 
 
-def _compute(encoder: Encoder, source: Images, pieces: Pieces, place: Runtime, console: Console) -> None:
-    """Write all pieces that are missing."""
+def _compute(encoder: Encoder, source: Images, pieces: Pieces, place: Runtime, console: Console, least: int) -> None:
+    """Write all pieces that are missing, of at least so many rows each but for the last."""
     bad = source.bad_files()
     with progress_bar(console) as bar:
         task = bar.add_task("embedding", total=len(source), completed=pieces.done)
@@ -235,18 +239,18 @@ def _compute(encoder: Encoder, source: Images, pieces: Pieces, place: Runtime, c
                 start=missing.start,
             )
             first = missing.start
-            for rows in _gathered(_until(features, missing.stop), ROWS):
+            for rows in _gathered(_until(features, missing.stop), least):
                 first = pieces.write(first, rows, bad)
                 bar.update(task, completed=pieces.done)
     pieces.bad.update(bad.reasons)
 
 
-def _gather(engine: Engine, task: Task, source: Images, pieces: Pieces, console: Console) -> None:
+def _gather(engine: Engine, task: Task, source: Images, pieces: Pieces, console: Console, rows: int | None) -> None:
     """Have all pieces that are missing made elsewhere."""
     bad = dict(pieces.bad)
     with progress_bar(console) as bar:
         progress = bar.add_task("embedding", total=len(source), completed=pieces.done)
-        for done in made(engine, task, source, ranges(pieces.missing())):
+        for done in made(engine, task, source, ranges(pieces.missing(), rows)):
             bad |= done.bad
             bar.advance(progress, done.stop - done.first)
     pieces.start()  # finds what was written

@@ -18,7 +18,6 @@ from PIL import Image
 from crosslevel.data import pack_writer
 from crosslevel.data.open import open_images
 from crosslevel.data.pack import pack
-from crosslevel.data.sources import packed as packs
 from crosslevel.features import embed as embedding
 from crosslevel.features import pieces
 from crosslevel.inspection import inspect as inspecting
@@ -89,32 +88,30 @@ def after(place, name, calls):
 
 
 @pytest.mark.parametrize(("number", "to"), SIGNALS)
-def test_embed_keeps_its_pieces(home, tmp_path, monkeypatch, number, to):
-    monkeypatch.setattr(embedding, "ROWS", 16)
+def test_embed_keeps_its_pieces(home, tmp_path, number, to):
     paths = [str(home / "encoder.safetensors"), str(home / "photos"), "-o", str(tmp_path / "f.parquet")]
     arguments = [*paths, "--device=cpu", "--precision=fp32", "--batch_size=16", "--workers=2"]
     pausing = after(pieces.Pieces, "write", 2)
-    code, said = asked_to_end(tmp_path, lambda: run(embedding.embed, arguments), pausing, number, to)
+    code, said = asked_to_end(tmp_path, lambda: run(embedding.embed, arguments, rows=16), pausing, number, to)
     name = signal.Signals(number).name
     assert said == f"crosslevel embed: stopped by {name}: 32 images are done; the same command continues there\n"
     assert code == 128 + number
     assert not (tmp_path / "f.parquet").exists()
-    run(embedding.embed, [*arguments, "--workers=0"])
+    run(embedding.embed, [*arguments, "--workers=0"], rows=16)
     assert pq.read_table(tmp_path / "f.parquet")["path"].to_pylist() == [f"{i:02}.png" for i in range(64)]
     assert not (tmp_path / "f.parquet.parts").exists()
 
 
 @pytest.mark.parametrize(("number", "to"), SIGNALS)
-def test_pack_keeps_its_parts(home, tmp_path, monkeypatch, number, to):
-    monkeypatch.setattr(pack_writer, "IMAGES_A_PART", 16)
-    monkeypatch.setattr(packs, "READ_AT_ONCE", 8)
+def test_pack_keeps_its_parts(home, tmp_path, number, to):
     arguments = [str(home / "photos"), "-o", str(tmp_path / "p"), "--size=16", "--workers=2"]
+    small = pack_writer.Sizes(part=16, at_once=8)
     pausing = after(pack_writer.PackWriter, "_store", 2)
-    code, said = asked_to_end(tmp_path, lambda: run(pack, arguments), pausing, number, to)
+    code, said = asked_to_end(tmp_path, lambda: run(pack, arguments, sizes=small), pausing, number, to)
     name = signal.Signals(number).name
     assert said == f"crosslevel pack: stopped by {name}: 32 images are done; the same command continues there\n"
     assert code == 128 + number
-    run(pack, [*arguments, "--workers=0"])
+    run(pack, [*arguments, "--workers=0"], sizes=small)
     assert len(open_images(tmp_path / "p")) == 64
     assert sorted(os.listdir(tmp_path / "p")) == ["00000.bin", "index.safetensors", "pack.json"]
 
