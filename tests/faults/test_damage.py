@@ -113,7 +113,7 @@ def test_a_damaged_part_of_an_unfinished_pack_is_packed_again(photos, made, tmp_
     whole = {file.name: file.read_bytes() for file in made.iterdir()}
     monkeypatch.setattr(pack_writer.PackWriter, "finish", lambda self: (_ for _ in ()).throw(UserError("cut off")))
     for name, damage in [("part-000001.safetensors", flip), ("unfinished.json", flip), (None, None)]:
-        refused(pack, [str(photos), "-o", str(tmp_path / "cut"), "--size=12", "--workers=0"], capsys)
+        refused(pack, [str(photos), "-o", str(tmp_path / "cut"), "--size=12", "--workers=0"], capsys, sizes=SMALL)
         if name is not None:
             damage(tmp_path / "cut" / name, -10)
     monkeypatch.undo()
