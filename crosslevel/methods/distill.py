@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.methods.base import Method, feature_size
+from crosslevel.methods.base import Method, feature_size, in_float32
 from crosslevel.methods.byol import distance
 from crosslevel.models.heads import Head
 from crosslevel.models.named import open_encoder
@@ -51,8 +51,6 @@ class Distill(Method):
         """Load the teacher, and build the head that speaks its language.
 
         Args:
-            encoder: the network that is trained, the student.
-            images: not used; nothing depends on the number of images.
             teacher: the large network: the folder of a run, or weights by name such as
                 timm:vit_large_patch14_dinov2.lvd142m; ,size=224 after it sets the size that it sees views in.
             momentum: of the moving average of the teacher's features.
@@ -70,10 +68,10 @@ class Distill(Method):
         if not 0 <= momentum < 1:
             raise UserError(f"momentum={momentum} must be from 0 to below 1")
         known = open_encoder(teacher).requires_grad_(False)
-        width = hidden or max(feature_size(encoder), known.num_features)
-        super().__init__(encoder, head, known.num_features, width, batch_norm)
+        usual = max(feature_size(encoder), known.num_features)
+        super().__init__(encoder, head, known.num_features, hidden, batch_norm, usual_hidden=usual)
         self.teacher, self.momentum, self.centred = teacher, momentum, centred
-        self.hidden, self.batch_norm, self.online = hidden, batch_norm, 1
+        self.batch_norm, self.online = batch_norm, 1
         self._taught_by = (known,)  # in a tuple it is no submodule: neither saved nor trained
         self._waiting: list[Tensor] = []
         # From the student's normalization to the teacher's: view * scale + shift.
@@ -102,7 +100,7 @@ class Distill(Method):
         centre = torch.where(self.steps > 0, self.centre.to(mean.dtype), mean)
         with torch.autocast(views[0].device.type, enabled=False):
             pairs = [
-                (self.branch(h.to(torch.promote_types(h.dtype, torch.float32))), t - centre if self.centred else t)
+                (in_float32(self.branch, h), t - centre if self.centred else t)
                 for h, t in zip(features, taught, strict=True)
             ]
             return torch.stack([distance(q, t) for q, t in pairs]).mean()

@@ -63,8 +63,6 @@ class SwAV(Method):
         """Build the instance branch, the prototypes and the queues.
 
         Args:
-            encoder: the network that is trained.
-            images: not used; nothing depends on the number of images.
             temperature: T; 0.1 in the paper.
             temperature_max: where a cosine schedule of T begins, from there to ``temperature`` and back (Kukleva et al.
                 2023); constant unless given.
@@ -86,17 +84,15 @@ class SwAV(Method):
                 512, unless given.
 
         """
-        super().__init__(encoder, head, out_features, hidden or max(WIDTH, feature_size(encoder)), batch_norm=True)
-        self.schedule = Temperature(temperature, temperature_max, temperature_period)
+        usual = max(WIDTH, feature_size(encoder))
+        super().__init__(encoder, head, out_features, hidden, batch_norm=True, usual_hidden=usual)
+        self.set_temperature(temperature, temperature_max, temperature_period)
         if prototypes < 2 or iterations < 1 or epsilon <= 0 or prior < 0 or small_views < 0:
             raise UserError(
                 f"prototypes={prototypes}, iterations={iterations}, epsilon={epsilon}, prior={prior}, "
                 f"small_views={small_views}: at least 2, at least 1, above 0, at least 0, at least 0"
             )
-        self.temperature, self.temperature_max, self.temperature_period = (
-            temperature, temperature_max, temperature_period
-        )  # fmt: skip
-        self.hidden, self.epsilon, self.iterations, self.prior = hidden, epsilon, iterations, prior
+        self.epsilon, self.iterations, self.prior = epsilon, iterations, prior
         self.queue, self.queue_start, self.freeze = queue, queue_start, freeze
         self.small_views = self.extra_views = small_views
         self.prototypes, self.centres = prototypes, NormLinear(out_features, prototypes)
