@@ -77,10 +77,10 @@ class Parts:
         if len(known):
             places = torch.tensor([i for i in range(first, stop) if self._is_new(source, i, known, bad)]).long()
         noted = _Noted(source, places, content)
-        found = list(stream(encoder, noted, batch_size=place.batch_size, workers=0, hardware=place.hardware, bad=bad))
-        count = sum(len(rows.places) for rows in found)
-        if found:
-            features, labels, index = (torch.cat(column) for column in zip(*found, strict=True))
+        batches = list(stream(encoder, noted, batch_size=place.batch_size, workers=0, hardware=place.hardware, bad=bad))
+        count = sum(len(rows.places) for rows in batches)
+        if batches:
+            features, labels, index = (torch.cat(column) for column in zip(*batches, strict=True))
             table = table_of(source, features, labels, places[index])
             table = table.append_column(CONTENT, pa.array([content[i] for i in index.tolist()], pa.int64()))
             names = hashlib.sha256("\n".join(table["path"].to_pylist()).encode()).hexdigest()

@@ -107,8 +107,8 @@ def run_features(
     readable = _Unlabelled(part, scanned.numbers)
     features = FeatureCache(home, runtime, bad).features("inspect", encoder, readable).features
     some = sample(readable, CALIBRATED_ON, torch.Generator().manual_seed(seed))
-    shown = pack(take(readable, some), encoder.view.size, bad=bad, workers=0).data
-    return features, calibrated(encoder, shown, features[some], runtime.hardware, seed)
+    images = pack(take(readable, some), encoder.view.size, bad=bad, workers=0).data
+    return features, calibrated(encoder, images, features[some], runtime.hardware, seed)
 
 
 class _Unlabelled(ImageView):

@@ -115,14 +115,16 @@ class DINO(Method):
         index: Int64[Tensor, " B"],
     ) -> Float[Tensor, ""]:
         """The mean over all pairs of a teacher's view and another of the student's."""
-        taught = torch.stack([self.encode_teacher(view) for view in views[:2]])
-        self._waiting.append(taught.mean((0, 1)))
+        teacher_outputs = torch.stack([self.encode_teacher(view) for view in views[:2]])
+        self._waiting.append(teacher_outputs.mean((0, 1)))
         with torch.autocast(index.device.type, enabled=False):
-            goals = F.softmax((taught - self.centre) / self.sharpness, dim=2)
+            goals = F.softmax((teacher_outputs - self.centre) / self.sharpness, dim=2)
             weight = F.normalize(held(self.last.weight, self.moving), dim=1)
             z = [self.project(h) for h in (*features[:2], *self.encode_small(views))]
-            found = [F.log_softmax(rows @ weight.T / self.temperature, dim=1) for rows in z]
-        losses = [-(goal * found[v]).sum(1).mean() for i, goal in enumerate(goals) for v in range(len(z)) if v != i]
+            predictions = [F.log_softmax(rows @ weight.T / self.temperature, dim=1) for rows in z]
+        losses = [
+            -(goal * predictions[v]).sum(1).mean() for i, goal in enumerate(goals) for v in range(len(z)) if v != i
+        ]
         return torch.stack(losses).mean()
 
     @torch.no_grad()

@@ -98,11 +98,11 @@ class NPID(Method):
         """Eq. 2 for unit vectors against the whole bank, or against each image's own row and the ``drawn`` ones."""
         if drawn is None:
             return F.cross_entropy(z @ self.bank.rows.to(z.dtype).T / self.schedule.value, index)
-        own = (z * self.bank(index).to(z.dtype)).sum(1, keepdim=True)
+        positive = (z * self.bank(index).to(z.dtype)).sum(1, keepdim=True)
         others = z @ self.bank.common(drawn).to(z.dtype).T
         # An image drawn as its own negative would repel itself.
         others = others.masked_fill(drawn == index[:, None], -torch.inf)
-        return F.cross_entropy(torch.cat([own, others], dim=1) / self.schedule.value, torch.zeros_like(index))
+        return F.cross_entropy(torch.cat([positive, others], dim=1) / self.schedule.value, torch.zeros_like(index))
 
     def early_rise(self, batch: int, steps: int) -> str:
         """While the bank fills."""

@@ -70,9 +70,9 @@ def nt_xent(z_a: Float[Tensor, "B d"], z_b: Float[Tensor, "B d"], temperature: f
     """NT-Xent of unit vectors; in a distributed run against the views of all ranks."""
     batch, offset = len(z_a), rank() * len(z_a)
     everyone = torch.cat([gather(z_a), gather(z_b)])
-    mine = torch.arange(batch, device=z_a.device) + offset
-    own = torch.cat([mine, mine + len(everyone) // 2])
+    rows = torch.arange(batch, device=z_a.device) + offset
+    own_rows = torch.cat([rows, rows + len(everyone) // 2])
     with torch.autocast(z_a.device.type, enabled=False):
         logits = torch.cat([z_a, z_b]) @ everyone.T / temperature
-    logits = logits.scatter(1, own[:, None], -torch.inf)
-    return F.cross_entropy(logits, own.roll(batch))
+    logits = logits.scatter(1, own_rows[:, None], -torch.inf)
+    return F.cross_entropy(logits, own_rows.roll(batch))

@@ -136,9 +136,9 @@ class SwAV(Method):
     def assign(self, z: Sequence[Float[Tensor, "B d"]], centres: Float[Tensor, "K d"]) -> list[Float[Tensor, "B K"]]:
         """The assignments of two views' unit features, each among those of all ranks and of its queue."""
         batch = len(z[0])
-        own = [gather(rows) for rows in z]
-        self._waiting.append(own)
-        mass, everyone = torch.ones(len(own[0]), device=own[0].device), torch.stack(own)
+        gathered = [gather(rows) for rows in z]
+        self._waiting.append(gathered)
+        mass, everyone = torch.ones(len(gathered[0]), device=gathered[0].device), torch.stack(gathered)
         if len(self.earlier):
             older = torch.stack([queue.keys.to(everyone.dtype) for queue in self._queues()])
             there = torch.arange(older.shape[1], device=mass.device) < self.filled

@@ -84,6 +84,6 @@ def spread(z: Float[Tensor, "n d"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""
     """The terms v and c of one view's features: how far deviations are below 1, and the squared covariances."""
     centred = z - z.mean(0)
     covariance = centred.T @ centred / (len(z) - 1)
-    own = covariance.diagonal()
-    variance = F.relu(1 - (own + EPSILON).sqrt()).mean()
-    return variance, (covariance - own.diag_embed()).square().sum() / z.shape[1]
+    variances = covariance.diagonal()
+    variance = F.relu(1 - (variances + EPSILON).sqrt()).mean()
+    return variance, (covariance - variances.diag_embed()).square().sum() / z.shape[1]

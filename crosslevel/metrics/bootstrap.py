@@ -74,13 +74,13 @@ def accuracy_intervals(
     splits = {name: torch.isin(tested, getattr(shots, name)) for name in ("many", "medium", "few") if shots}
     means: dict[str, list[Tensor]] = {}
     for counts, (hits, hits5) in _resampled([first, fifth], owner, level, resamples, generator):
-        found = {"top1": hits.sum(1) / len(labels), "balanced": _mean(hits, counts)}
+        figures = {"top1": hits.sum(1) / len(labels), "balanced": _mean(hits, counts)}
         if several:
-            found["top5"] = hits5.sum(1) / len(labels)
+            figures["top5"] = hits5.sum(1) / len(labels)
         for name, members in splits.items():
             if members.any():
-                found[name] = _mean(hits[:, members], counts[:, members])
-        for name, mean in found.items():
+                figures[name] = _mean(hits[:, members], counts[:, members])
+        for name, mean in figures.items():
             means.setdefault(name, []).append(mean)
     return {name: _percentiles(torch.cat(parts), level) for name, parts in means.items()}
 

@@ -145,14 +145,14 @@ def _searched(
     rows = _rows(len(queries), len(keys), queries.dtype, chunk, blocking)
     table = _table(rows, len(keys), queries.dtype, keys.device, blocking.tile)
     room = queries.new_empty(blocking.tile, queries.shape[1])  # new memory for every tile costs more than filling it
-    found = []
+    parts = []
     for part in queries.split(rows):
         tiles = (
             torch.div(tile, length.unsqueeze(1), out=room[: len(tile)])
             for tile, length in zip(keys.split(blocking.tile), lengths.split(blocking.tile), strict=True)
         )
-        found.append(_select(table[:, : len(part)], _fill(table[:, : len(part)], part, tiles, blocks), k))
-    return _joined(found)
+        parts.append(_select(table[:, : len(part)], _fill(table[:, : len(part)], part, tiles, blocks), k))
+    return _joined(parts)
 
 
 def _rounded_first(
@@ -168,16 +168,16 @@ def _rounded_first(
     blocks, rows = _blocks(len(keys), wanted, blocking), _rows(len(queries), len(keys), rough, chunk, blocking)
     table = _table(rows, len(keys), rough, keys.device, blocking.tile)
     bank, error = rounded_bank(keys, lengths, blocking.tile)
-    found, decided = [], []
+    parts, decided = [], []
     for part in queries.split(rows):
-        asked = part.to(rough)
+        rounded = part.to(rough)
         similarities = table[:, : len(part)]
-        candidates = _select(similarities, _fill(similarities, asked, bank.split(blocking.tile), blocks), wanted)
-        limit = least_rounded(candidates.values[:, k - 1].float(), part, asked, error)
+        candidates = _select(similarities, _fill(similarities, rounded, bank.split(blocking.tile), blocks), wanted)
+        limit = least_rounded(candidates.values[:, k - 1].float(), part, rounded, error)
         possible = (candidates.values >= limit.unsqueeze(1)).sum(dim=1)
-        found.append(_compared(part, keys, lengths, candidates.places, possible, k))
+        parts.append(_compared(part, keys, lengths, candidates.places, possible, k))
         decided.append((possible < wanted) | (wanted == len(keys)))
-    best = _joined(found)
+    best = _joined(parts)
     others = ~torch.cat(decided)
     if others.any():
         best.values[others], best.places[others] = _searched(queries[others], keys, lengths, k, chunk, blocking)
@@ -218,14 +218,14 @@ def _compared(
     k: int,
 ) -> Neighbours:
     """The k nearest of each query's own candidates, of which the first ``possible`` ones matter."""
-    found = []
+    parts = []
     for query, all_places, many in zip(queries.split(64), candidates.split(64), possible.split(64), strict=True):
         places = all_places[:, : max(k, int(many.max()))]
         chosen = torch.index_select(keys, 0, places.flatten()).to(queries.dtype).view(*places.shape, -1)
         similarities = torch.bmm(chosen, query.unsqueeze(2)).squeeze(2) / lengths[places]
-        values, place = similarities.topk(k, dim=1)
-        found.append(Neighbours(values, places.gather(1, place)))
-    return _joined(found)
+        values, order = similarities.topk(k, dim=1)
+        parts.append(Neighbours(values, places.gather(1, order)))
+    return _joined(parts)
 
 
 def _fill(
@@ -263,16 +263,16 @@ def _select(table: Float[Tensor, "T B tile"], maxima: Float[Tensor, "B m"], k: i
     # One index into all of the memory below the table is the fastest way to numbers that lie far apart.
     memory = table.as_strided((table.stride(0) * len(table),), (1,))
     within = torch.arange(0, size, across, device=table.device)
-    found = []
+    parts = []
     for first, part in zip(range(0, len(maxima), 256), maxima.split(256), strict=True):
         ahead = part.topk(k, dim=1, sorted=False).indices
         query = torch.arange(first, first + len(part), device=table.device).unsqueeze(1)
         starts = ahead // across * high + query * wide + ahead % across
         candidates = (starts.unsqueeze(2) + within).flatten(1)
-        values, place = memory.take(candidates).topk(k, dim=1)
-        chosen = candidates.gather(1, place)
-        found.append(Neighbours(values, chosen // high * size + chosen % wide))
-    return _joined(found)
+        values, order = memory.take(candidates).topk(k, dim=1)
+        chosen = candidates.gather(1, order)
+        parts.append(Neighbours(values, chosen // high * size + chosen % wide))
+    return _joined(parts)
 
 
 def _blocks(keys: int, k: int, blocking: Blocking) -> int:

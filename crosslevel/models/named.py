@@ -68,7 +68,7 @@ def _parsed(text: str) -> tuple[str, int | None]:
     name, _, rest = text.partition(",")
     if not rest:
         return name, None
-    found = re.fullmatch(r"size=([1-9]\d*)", rest)
-    if found is None:
+    match = re.fullmatch(r"size=([1-9]\d*)", rest)
+    if match is None:
         raise UserError(f"{text}: {rest!r} is no setting of it: give size=PIXELS")
-    return name, int(found[1])
+    return name, int(match[1])

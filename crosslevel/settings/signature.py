@@ -204,7 +204,8 @@ def _described(own: Scope, node: ast.ClassDef) -> dict[str, str]:
     helps: dict[str, str] = {}
     for base in _bases(own, node):
         helps |= _described(*base)
-    for each in (*(n for n in methods if n.name != "__init__"), node, *constructor):
+    described: list[ast.FunctionDef | ast.ClassDef] = [n for n in methods if n.name != "__init__"]
+    for each in (*described, node, *constructor):
         helps |= _arguments_of(ast.get_docstring(each) or "")
     return helps
 
