@@ -23,7 +23,7 @@ NOTE = "±: half of the 95 % interval. ≈: tied with the best, as the differenc
 
 
 class Comparison(NamedTuple):
-    """One protocol on the same images under the same settings: a row a run, then what they are compared with."""
+    """The table of one protocol on the same images with the same settings: a row for each run, then the baselines."""
 
     title: str
     note: str
@@ -135,7 +135,7 @@ def _baselines(by_run: dict[str, dict[str, Any]]) -> dict[str, tuple[dict[str, A
 
 
 def _differing(named: Mapping[str, str]) -> dict[str, list[str]]:
-    """The settings in which the runs differ, one value a run; of runs without a config.yaml nothing is known."""
+    """The settings in which the runs differ, one value for each run; runs without a config.yaml have none."""
     flat = []
     for run in named.values():
         config = (Path(run) if Path(run).is_dir() else Path(run).parent) / "config.yaml"

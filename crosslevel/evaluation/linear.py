@@ -78,7 +78,7 @@ class Sweep(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The classifier that a held-out part chose, trained on all of the training set, and its setting."""
+    """The classifier with the setting that was best on a held-out part, trained on the whole training set."""
 
     classifier: Sweep
     lr: float

@@ -243,7 +243,7 @@ def _ranked(subject: Subject, features: Tensor, labels: Tensor, tracks: Tensor |
 
 
 def clustering(subject: Subject, count: int | None = None) -> dict[str, Row]:
-    """K-means on the test images' features, held against their labels; as many clusters as classes unless given."""
+    """K-means on the test images' features, compared with their labels; as many clusters as classes unless given."""
     row = {}
     for name in subject.names:
         _, queries = subject.features_of(name)

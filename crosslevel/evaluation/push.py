@@ -154,7 +154,7 @@ def _flat(tree: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _metadata(value: Any) -> Any:
-    """What may be told of a setting: of a path its last part."""
+    """A setting as the model card shows it: of a path only its last part."""
     return value.rstrip("/").rpartition("/")[2] if isinstance(value, str) and not is_named(value) else value
 
 

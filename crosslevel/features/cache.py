@@ -185,7 +185,7 @@ def _joined(batches: Iterator[Features], images: Images, before: int, total: int
 
 
 def _identity(images: Images) -> str:
-    """The source's identity, asked for once: it looks at every file."""
+    """The source's identity, computed once: it takes a look at every file."""
     remembered: str | None = getattr(images, "_known_identity", None)
     if remembered is None:
         remembered = images._known_identity = images.identity()  # type: ignore[attr-defined]

@@ -117,7 +117,7 @@ def extract(
     hardware: Hardware | None = None,
     bad: BadFiles | None = None,
 ) -> Features:
-    """All features of ``images`` at once; ``progress`` is told how many of how many are done."""
+    """All features of ``images`` at once; ``progress`` is called with the number done and the number of all."""
     parts = []
     for part in stream(encoder, images, batch_size=batch_size, workers=workers, hardware=hardware, bad=bad):
         parts.append(part)

@@ -38,7 +38,7 @@ class FeatureExtractor:
 
     @property
     def view(self) -> View:
-        """The size and the colours of what the encoder looks at."""
+        """The size and the normalization of the images that the encoder takes."""
         return self.encoder.view
 
     @property

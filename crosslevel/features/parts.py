@@ -71,7 +71,7 @@ class Parts:
         return np.sort(np.array(keys, dtype=np.int64))
 
     def write(self, encoder: Encoder, source: Images, first: int, stop: int, known: Keys, place: Runtime) -> Done:
-        """The features of those of images ``first`` to ``stop`` that are not ``known``, in one file."""
+        """Write one file with the features of images ``first`` to ``stop``, without those whose keys are ``known``."""
         bad, places = BadFiles(), torch.arange(first, stop)
         content: dict[int, int] = {}
         if len(known):

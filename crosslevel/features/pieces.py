@@ -102,7 +102,7 @@ class Pieces:
         return [range(end, begin) for end, begin in zip(ends, begins, strict=True) if end < begin]
 
     def write(self, first: int, rows: Features, bad: BadFiles, stop: int | None = None) -> int:
-        """Store the piece that begins with image ``first``, and return the first image after it: ``stop``, if known."""
+        """Store the piece that begins with image ``first``; return the image after it (``stop``, if given)."""
         self.bad.update(bad.reasons)
         piece = Piece(self.folder / f"{first:012}.parquet", first, stop or int(rows.places[-1]) + 1, dict(self.bad))
         metadata = {"fingerprint": self.fingerprint, "first": piece.first, "stop": piece.stop, "bad": piece.bad}
@@ -144,7 +144,7 @@ class Pieces:
         (self.folder / _JOINED).unlink(missing_ok=True)
 
     def _mark(self) -> dict[str, Any] | None:
-        """What is known of a table that was joined from the same images, if it is still there as it was."""
+        """The record of a table that was joined from the same images; None unless the table is unchanged."""
         try:
             mark: dict[str, Any] = json_tree((self.folder / _JOINED).read_text(encoding="utf-8"))
             return mark if (mark["fingerprint"], mark["table"]) == (self.fingerprint, self._known()) else None

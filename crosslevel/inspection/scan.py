@@ -120,6 +120,6 @@ class _Unlabelled(ImageView):
         self.numbers = numbers
 
     def content(self) -> Iterable[bytes | memoryview]:
-        """Not the identity of the source, which looks at its labels."""
+        """The content without labels: the identity of the source would depend on them."""
         yield from self.images.content()
         yield self.numbers.numpy().tobytes()

@@ -221,6 +221,6 @@ def feature_size(encoder: nn.Module) -> int:
     return features
 
 
-def held(weight: Tensor, moving: float | Tensor) -> Tensor:
-    """The weight itself, its gradient times ``moving``: at 0 it learns nothing, and the step stays what it is."""
+def scaled_gradient(weight: Tensor, moving: float | Tensor) -> Tensor:
+    """The weight, with its gradient times ``moving``: with 0 it does not learn, by the same operations."""
     return torch.lerp(weight.detach(), weight, moving)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.methods.base import Method, feature_size, held, in_float32
+from crosslevel.methods.base import Method, feature_size, in_float32, scaled_gradient
 from crosslevel.methods.memory import MomentumCopy, rising
 from crosslevel.models.heads import Head, NormLinear
 from crosslevel.models.temperature import check_temperature
@@ -119,7 +119,7 @@ class DINO(Method):
         self._waiting.append(teacher_outputs.mean((0, 1)))
         with torch.autocast(index.device.type, enabled=False):
             goals = F.softmax((teacher_outputs - self.centre) / self.sharpness, dim=2)
-            weight = F.normalize(held(self.last.weight, self.moving), dim=1)
+            weight = F.normalize(scaled_gradient(self.last.weight, self.moving), dim=1)
             z = [self.project(h) for h in (*features[:2], *self.encode_small(views))]
             predictions = [F.log_softmax(rows @ weight.T / self.temperature, dim=1) for rows in z]
         losses = [

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.methods.base import Method, feature_size, held
+from crosslevel.methods.base import Method, feature_size, scaled_gradient
 from crosslevel.methods.memory import KeyQueue
 from crosslevel.models.heads import Head, NormLinear
 from crosslevel.models.sinkhorn import sinkhorn
@@ -125,7 +125,7 @@ class SwAV(Method):
         """The mean over both assignments, and for each over the other views."""
         z = [self.project(h) for h in (*features[:2], *self.encode_small(views))]
         with torch.autocast(index.device.type, enabled=False):
-            centres = F.normalize(held(self.centres.weight, self.moving), dim=1)
+            centres = F.normalize(scaled_gradient(self.centres.weight, self.moving), dim=1)
             scores = [rows @ centres.T for rows in z]
             codes = self.assign([rows.detach() for rows in z[:2]], centres.detach())
             predicted = [F.log_softmax(s / self.schedule.value, dim=1) for s in scores]

@@ -201,7 +201,7 @@ class Encoder(nn.Module):
         return features
 
     def identity(self) -> str:
-        """Changes when a weight does, or what the network looks at."""
+        """A checksum that changes when a weight changes, or the size or normalization of its input."""
         digest = hashlib.sha256(repr((self.name, *self.view)).encode())
         for name, value in self.backbone.state_dict().items():
             digest.update(name.encode())

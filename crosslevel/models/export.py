@@ -187,7 +187,7 @@ def _write_detectron2(encoder: Encoder, stream: BinaryIO, file: Path, normalize:
 
 
 def _detectron2_network(encoder: Encoder) -> str:
-    """What detectron2 has to be told to build the same network."""
+    """The settings with which detectron2 builds the same network."""
     backbone: Any = encoder.backbone
     block, depth = backbone.layer1[0], re.search(r"resne[xt]+(\d+)", encoder.name)
     assert depth is not None

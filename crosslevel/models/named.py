@@ -57,7 +57,7 @@ def title_of(run: str | os.PathLike[str]) -> str:
 
 
 def mark_of(run: str | os.PathLike[str], encoder: Encoder) -> str:
-    """Changes when the encoder does; of a run told by its file alone, without reading it."""
+    """A mark that changes when the encoder does; for a run it follows from the file's state, without reading it."""
     if is_by_name(run):
         return hashlib.sha256(encoder.identity().encode()).hexdigest()
     weights = Path(run) / FILE if Path(run).is_dir() else Path(run)

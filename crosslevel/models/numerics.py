@@ -133,7 +133,7 @@ def _calls(network: nn.Module, run: Callable[[], object]) -> list[tuple[str, nn.
 
 
 def _numbers(layer: nn.Module, shape: tuple[int, ...], channels_last: bool) -> Tensor:
-    """Random input of a shape without the batch: so many images, and so much of them, as is cheap."""
+    """Random input of a shape (given without the batch): as many images, and as many rows, as are cheap to compute."""
     weight: Any = layer.weight
     places = math.prod(shape[:-1] if isinstance(layer, nn.Linear) else shape[1:])
     images = max(1, min(_IMAGES, int(_WORK / (weight.numel() * places))))

@@ -141,7 +141,7 @@ def fine_tune(
     checkpoint: Checkpoint,
     show: Callable[[int, float], None],
 ) -> None:
-    """Train all of ``model`` by SGD; ``show`` is told iterations done and the newest loss.
+    """Train all of ``model`` by SGD; ``show`` is called with the iterations done and the newest loss.
 
     Raises:
         Diverged: the loss of the training called ``name`` is no longer a number.

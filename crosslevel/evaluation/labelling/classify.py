@@ -164,7 +164,7 @@ def _features(encoder: Encoder, images: Images, runtime: Runtime, console: Conso
 def _learnt(
     learnt: Features, classes: int, how: How, reject: float, k: int | None, seed: int, console: Console
 ) -> tuple[_Classifier, Limits, dict[str, Any]]:
-    """The classifier that held-out images chose, calibrated by them, and made again from all of them."""
+    """The classifier that is best on held-out images, calibrated on them, and then trained again on all images."""
     features, labels = learnt.features, learnt.labels
     if (labels < 0).any():
         raise UserError(f"{int((labels < 0).sum()):,} of the labelled images have no label: leave them out")
