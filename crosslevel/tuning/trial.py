@@ -101,7 +101,7 @@ def training(
             except BrokenPipeError:
                 break
         if process.wait():
-            raise _failure(process.returncode, folder / LOG)
+            raise failure_of(process.returncode, folder / LOG)
     finally:
         _kill(process)
         for pipe in (process.stdin, process.stdout):
@@ -123,7 +123,8 @@ def _close(pipe: IO[str]) -> None:
         return  # what it still held is for nobody
 
 
-def _failure(status: int, log: Path) -> Failed:
+def failure_of(status: int, log: Path) -> Failed:
+    """What a training failed of, by its exit status and the last line of its log."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     last = lines[-1].strip().removeprefix("crosslevel train: ") if lines else "it said nothing"
     if status < 0:

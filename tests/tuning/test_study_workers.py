@@ -128,7 +128,7 @@ def test_a_killed_workers_trial_is_marked_and_tried_again(tmp_path, seen):
 
 def resting(told, flag):
     search = Search(told)
-    search._sign(search.worker).with_suffix(".yaml").touch()
+    search.life_sign(search.worker).with_suffix(".yaml").touch()
     flag.touch()
     time.sleep(600)
 
@@ -167,7 +167,7 @@ def test_a_worker_that_lives_keeps_its_trial(tmp_path):
                 for file in (folder / "workers").iterdir():
                     file.unlink()
             for _ in range(4):
-                search._reclaim()
+                search.reclaim()
                 time.sleep(0.2)
             assert outcome(search.study.trials[2]) == "running"
             search.close()

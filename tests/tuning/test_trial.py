@@ -127,9 +127,9 @@ def test_objects_of_annotated_images_are_searched_without_their_classes(tmp_path
 def test_a_full_disk_is_no_fault_of_the_settings(tmp_path):
     log = tmp_path / "train.log"
     log.write_text("crosslevel train: [Errno 28] No space left on device: '/x'\n")
-    assert trial._failure(2, log).kind == "failed"
+    assert trial.failure_of(2, log).kind == "failed"
     log.write_text("crosslevel train: cld.groups=99 exceeds the batch of 8 images\n")
-    assert trial._failure(2, log).kind == "refused"
+    assert trial.failure_of(2, log).kind == "refused"
 
 
 def test_a_trial_whose_images_are_read_by_workers_comes_to_its_end(tmp_path):
