@@ -30,7 +30,7 @@ RECORD, PAGE = ROOT / "benchmarks/results/claims.json", ROOT / "docs/claims.md"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.options(__doc__)
     parser.add_argument("data", nargs="?")
     parser.add_argument("--only", nargs="+", choices=list(CLAIMS), default=list(CLAIMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

@@ -13,8 +13,6 @@ import argparse
 import itertools
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +63,7 @@ def grid(arguments: argparse.Namespace) -> None:
             continue
         folder = Path(arguments.runs) / key.replace(" ", "_").replace("/", "-").replace(",", "")
         wanted = {"source": sources[name][0], "test": sources[name][1], "folder": str(folder), "line": line}
-        subprocess.run([sys.executable, __file__, "-", "-", "--one", json.dumps(wanted)], check=True)
+        records.again(__file__, "-", "-", "--one", json.dumps(wanted), show=True)
         figures = json.loads((folder / "figures.json").read_text())
         done[key] = {"source": name, "order": order, "groups": groups, "seed": seed, "line": line, "figures": figures}
         record.write_text(json.dumps({"machine": machine(), "cells": done}, indent=1) + "\n")

@@ -23,8 +23,6 @@ import inspect
 import itertools
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -95,7 +93,7 @@ def main() -> None:
             continue
         found = Path(cell["folder"]).with_suffix(".json")
         found.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run([sys.executable, __file__, "-", "--one", json.dumps({**cell, "to": str(found)})], check=True)
+        records.again(__file__, "-", "--one", json.dumps({**cell, "to": str(found)}), show=True)
         result = {
             **json.loads(found.read_text()),
             **{k: cell[k] for k in ("collection", "budget", "column", "seed", "line", "rules")},

@@ -5,13 +5,10 @@ python benchmarks/inspection.py --images 100000
 
 from __future__ import annotations
 
-import argparse
 import functools
 import io
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -50,26 +47,21 @@ PARTS = {
 
 
 def main() -> None:
-    parser = records.options(__doc__)
+    parser = records.measuring(__doc__)
     parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--where", default=None, help="a folder to make the images in, removed at the end")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         measure(Path(arguments.measure))
         return
-    place = Path(tempfile.mkdtemp(dir=arguments.where))
-    try:
-        environment = {"CROSSLEVEL_CACHE": str(place / "cache")}
-        told = []
+    with records.folder(arguments.where) as folder:
+        environment = {"CROSSLEVEL_CACHE": str(folder / "cache")}
+        measurements = []
         for count in (FEW, arguments.images):
-            generate(place / str(count), count)
-            answer = records.again(__file__, "--measure", str(place / str(count)), environment=environment)
-            told.append(json.loads(answer.splitlines()[-1]))
+            generate(folder / str(count), count)
+            answer = records.again(__file__, "--measure", str(folder / str(count)), environment=environment)
+            measurements.append(json.loads(answer.splitlines()[-1]))
         print(f"{machine()}; JPEG files of {SIZE} x {SIZE}; OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}")
-        print(table(told))
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+        print(table(measurements))
 
 
 def generate(root: Path, count: int) -> None:

@@ -5,11 +5,9 @@ python benchmarks/million.py --files 1000000
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import re
-import shutil
 import tempfile
 import threading
 import time
@@ -38,25 +36,22 @@ LINKS = 30_000  # to one file: ext4 allows 65,000
 
 
 def main() -> None:
-    parser = records.options(__doc__)
+    parser = records.measuring(__doc__)
     parser.add_argument("--files", type=int, default=1_000_000)
-    parser.add_argument("--where", default=None, help="a folder to make the files in, removed at the end")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         measure(arguments.measure)
         return
-    place = Path(tempfile.mkdtemp(dir=arguments.where))
-    try:
-        environment = {"CROSSLEVEL_CACHE": str(place / "cache")}
+    with records.folder(arguments.where) as folder:
+        environment = {"CROSSLEVEL_CACHE": str(folder / "cache")}
         print(machine())
         print(f"{'files':>9}  first listing  cached listing  steps  peak memory  of it parent  in the cache")
         peaks = []
         for count in (FEW, arguments.files):
-            generate(place / str(count), count)
+            generate(folder / str(count), count)
             time.sleep(2.5)  # a folder that has just changed is not taken from the cache
-            told = records.again(__file__, "--measure", str(place / str(count)), environment=environment)
-            first, cached, peak, parent, kept = map(float, told.splitlines()[-1].split())
+            answer = records.again(__file__, "--measure", str(folder / str(count)), environment=environment)
+            first, cached, peak, parent, kept = map(float, answer.splitlines()[-1].split())
             peaks.append(peak)
             print(
                 f"{count:>9,}  {first:>11.2f} s  {cached:>12.2f} s  {STEPS:>5}  {peak:>8.0f} MB  {parent:>9.0f} MB  "
@@ -64,8 +59,6 @@ def main() -> None:
                 flush=True,
             )
         print(f"{arguments.files - FEW:,} more files take {peaks[1] - peaks[0]:,.0f} MB more at the peak")
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def generate(root: Path, count: int) -> None:

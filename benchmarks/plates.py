@@ -10,13 +10,13 @@ set has 8 other approaches of each class, 5 frames an approach.
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy
+import records
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
 SIDE, LARGE, FRAMES = 32, 128, 30
@@ -142,7 +142,7 @@ def write(folder: Path, seed: int = 0) -> Path:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.options(__doc__)
     parser.add_argument("folder")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()

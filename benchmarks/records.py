@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,29 @@ def options(about: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def again(file: str, *words: str, environment: Mapping[str, str] | None = None) -> str:
-    """What the same program prints, called with other words in a process of its own: memory and time are its alone."""
+def measuring(about: str | None) -> argparse.ArgumentParser:
+    """The command line of a benchmark that makes its files in a `folder`, and measures each in a process of its own."""
+    parser = options(about)
+    parser.add_argument("--where", default=None, help="a folder to make the files in, removed at the end")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    return parser
+
+
+@contextmanager
+def folder(where: str | None = None) -> Iterator[Path]:
+    """A folder for a benchmark's files, removed at the end."""
+    with tempfile.TemporaryDirectory(dir=where, ignore_cleanup_errors=True) as made:
+        yield Path(made)
+
+
+def again(file: str, *words: str, environment: Mapping[str, str] | None = None, show: bool = False) -> str:
+    """What the same program prints, called with other words in a process of its own: memory and time are its alone.
+
+    With ``show`` it goes to the terminal as it comes, and nothing is returned.
+    """
     line, own = [sys.executable, file, *words], None if environment is None else {**os.environ, **environment}
-    return subprocess.run(line, env=own, check=True, stdout=subprocess.PIPE, text=True).stdout
+    out = None if show else subprocess.PIPE
+    return subprocess.run(line, env=own, check=True, stdout=out, text=True).stdout or ""
 
 
 def read(record: Path, key: str) -> dict[str, Any]:

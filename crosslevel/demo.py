@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -47,6 +48,8 @@ def demo(
     precision: Precision = "auto",
     seed: int = 0,
     quiet: bool = False,
+    *,
+    training: Callable[[list[str]], object] | None = None,
 ) -> Path:
     """Train with and without CLD with the same budget, and show what each is good for.
 
@@ -66,12 +69,13 @@ def demo(
         precision: auto takes bfloat16 where the hardware computes it.
         seed: of both runs.
         quiet: print nothing.
+        training: trains by a command line, as crosslevel train does; no option.
 
     Returns:
         the page.
     """
     console, began = printer(quiet), time.monotonic()
-    home, hardware = _free(Path(folder)), choose(device, precision)
+    home, hardware = free_folder(Path(folder)), choose(device, precision)
     if epochs is None:
         epochs, rate = affordable(images, width, hardware)
         more = f"; --epochs {MOST} takes longer and shows more" if epochs < MOST else ""
@@ -83,7 +87,7 @@ def demo(
         line = [*shared, *(["--cld.weight=0"] if place == "plain" else []), f"--run={home / place}"]
         console.rule(name)
         console.print(f"crosslevel train {shlex.join(line)}", highlight=False, markup=False, style="dim")
-        _trained([*line, "--quiet"] if quiet else line)
+        (training or _train)([*line, "--quiet"] if quiet else line)
     console.rule("kNN")
     encoders = {name: load_encoder(home / place) for name, place in RUNS.items()}
     first = encoders["without CLD"]
@@ -93,7 +97,7 @@ def demo(
     row = knn(subject).popitem()[1]
     print_table(console, f"kNN accuracy (k = {neighbours(len(bank))}; {len(queries):,} test images)", row)
     limits = "" if subject.split is None else subject.split.describe()
-    verdict = _verdict(row)
+    verdict = verdict_of(row)
     console.print(*filter(None, (limits, verdict)), sep="\n", highlight=False)
     compared = _blocks(home, row, limits, len(bank), epochs)
     shown = pages.feature_blocks(encoders["with CLD"], load_cld(home / RUNS["with CLD"]), bank, hardware, seed)
@@ -104,7 +108,7 @@ def demo(
     return page
 
 
-def _trained(line: list[str]) -> None:
+def _train(line: list[str]) -> None:
     """One training with the settings of a command line."""
     command = Command.of_function(train)
     settings = prepared(command, line)
@@ -112,21 +116,24 @@ def _trained(line: list[str]) -> None:
     call(command, train, settings)
 
 
-def affordable(images: str, width: float, hardware: Hardware) -> tuple[int, float]:
-    """Epochs of two runs in `MINUTES`, at least `LEAST` and at most `MOST`, and this machine's images a second."""
+def affordable(
+    images: str, width: float, hardware: Hardware, measure: Callable[..., float] = seconds_a_step
+) -> tuple[int, float]:
+    """Epochs of two runs in `MINUTES`, at least `LEAST` and at most `MOST`, and this machine's images a second.
+
+    ``measure`` says what a step takes, as `seconds_a_step` does.
+    """
     source, size = open_images(images), Views().size
     shown = pack(source, size, bad=BadFiles())
     with torch.random.fork_rng(devices=[]):
         encoder = Encoder("resnet18", True, width)
     batch = min(MEASURED_WITH, len(shown))
-    seconds = seconds_a_step(
-        encoder, Views(size=size), TrainBatches(shown, batch, seed=0, bad=BadFiles()), hardware
-    )  # fmt: skip
+    seconds = measure(encoder, Views(size=size), TrainBatches(shown, batch, seed=0, bad=BadFiles()), hardware)
     epochs = defaults.affordable_epochs(MINUTES / 2, batch / seconds, len(shown)).value
     return max(LEAST, min(MOST, int(epochs))), batch / seconds
 
 
-def _free(folder: Path) -> Path:
+def free_folder(folder: Path) -> Path:
     """``folder``, or the same name with the first number that is free."""
     tries = [folder, *(folder.with_name(f"{folder.name}-{n}") for n in range(2, 10_000))]
     return next(place for place in tries if not place.exists())
@@ -158,7 +165,7 @@ def _blocks(home: Path, row: Row, limits: str, images: int, epochs: int) -> list
     ]
 
 
-def _verdict(row: Row) -> str:
+def verdict_of(row: Row) -> str:
     """What the balanced accuracies show, in sentences: CLD against none, and both against raw pixels.
 
     A difference within the interval of both (the root of the sum of their halves' squares, as of two measurements that

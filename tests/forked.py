@@ -4,14 +4,12 @@ import os
 import runpy
 import subprocess
 import sys
-import traceback
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
 
-from forks import fork
+from forks import end_with, fork
 
 from crosslevel.data.decoding import memory
 
@@ -41,18 +39,17 @@ class Forked:
         return self.returncode
 
 
-def fork_trials(monkeypatch):
-    """Let a search fork its trainings, where the system says which files are open."""
+def forked_training(*arguments):
+    """A trial's training as `crosslevel.tuning.trial.training`, forked where the system says which files are open."""
     from crosslevel.tuning import trial
 
-    if sys.platform == "linux":
-        monkeypatch.setattr(trial, "subprocess", SimpleNamespace(Popen=Forked, PIPE=PIPE))
+    return trial.training(*arguments, popen=Forked if sys.platform == "linux" else subprocess.Popen)
 
 
 def _become(line, stdin, stdout, stderr, env):
     """In the child: the program, with nothing of its parent's open but what it is given."""
-    status = 1
-    try:
+
+    def program():
         os.setsid()
         for number, file in enumerate((stdin, stdout, stderr)):
             os.dup2(file, number)
@@ -62,15 +59,8 @@ def _become(line, stdin, stdout, stderr, env):
         os.environ.update(env)
         sys.argv = list(line)
         runpy.run_module(line[0], run_name="__main__", alter_sys=True)
-        status = 0
-    except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else 1 if stop.code else 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(status)
+
+    end_with(program, crashed=1)
 
 
 def _let_go():

@@ -7,8 +7,6 @@ import numpy as np
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from crosslevel.data import pack_writer
-from crosslevel.data.sources import packed
 from crosslevel.models.encoder import Encoder
 
 
@@ -30,16 +28,6 @@ def metrics(folder):
 
 def losses(folder):
     return {int(row["step"]): row["loss"] for row in metrics(folder) if row["loss"]}
-
-
-def pack_in_small_parts(monkeypatch, images=4, read=2, shard=15_000):
-    """Packs of a few images get several parts, of ``images``, and several files, of ``shard`` bytes."""
-    for module, name, value in (
-        (pack_writer, "IMAGES_A_PART", images),
-        (packed, "READ_AT_ONCE", read),
-        (pack_writer, "SHARD", shard),
-    ):
-        monkeypatch.setattr(module, name, value)
 
 
 @contextmanager

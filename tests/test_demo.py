@@ -54,12 +54,11 @@ def test_the_page_has_the_table_and_every_picture(shown):
         assert f">{heading}<" in page
 
 
-def test_nothing_is_hidden(monkeypatch, tmp_path):
+def test_nothing_is_hidden(tmp_path):
     """The command of both runs is the default one, for a few epochs, on a narrow network."""
     seen = []
-    monkeypatch.setattr(demo, "_trained", seen.append)
     with pytest.raises(FileNotFoundError):  # as no run has left an encoder
-        demo.demo(IMAGES, TEST, str(tmp_path / "demo"), epochs=2, device="cpu")
+        demo.demo(IMAGES, TEST, str(tmp_path / "demo"), epochs=2, device="cpu", training=seen.append)
     names = [{option.partition("=")[0] for option in line[1:]} for line in seen]
     shared = {"--epochs", "--encoder.width", "--seed", "--device", "--precision", "--report_html", "--run"}
     assert names == [shared | {"--cld.weight"}, shared]
@@ -79,33 +78,36 @@ def judged(balanced, half):
 )
 def test_a_difference_within_the_interval_is_no_gain(with_cld, without, said):
     row = {"with CLD": judged(with_cld, 2.0), "without CLD": judged(without, 2.0), "raw pixels": judged(20.0, 1.0)}
-    sentence = demo._verdict(row)
+    sentence = demo.verdict_of(row)
     assert said in sentence
     assert "Raw pixels" not in sentence
 
 
 def test_raw_pixels_are_named_where_they_win():
     row = {"with CLD": judged(30.0, 1.0), "without CLD": judged(24.0, 1.0), "raw pixels": judged(30.5, 1.0)}
-    sentence = demo._verdict(row)
+    sentence = demo.verdict_of(row)
     assert "Raw pixels are as good: 30.5 % beside the network with CLD." in sentence
     assert "Raw pixels win: 30.5 % beside the network without CLD." in sentence
 
 
 @pytest.mark.parametrize(("seconds", "epochs"), [(10.0, 2), (1.0, 3), (0.4, 8), (0.001, 12)])
-def test_a_slow_machine_is_given_fewer_epochs(monkeypatch, seconds, epochs):
+def test_a_slow_machine_is_given_fewer_epochs(seconds, epochs):
     """Of 4,000 images, in half of four minutes, with a tenth of it for all that is no step."""
-    monkeypatch.setattr(demo, "seconds_a_step", lambda encoder, views, batches, hardware: seconds)
     images = "turntable,objects=200,size=8"
-    found, rate = demo.affordable(images, 0.0625, choose("cpu"))
+    found, rate = demo.affordable(images, 0.0625, choose("cpu"), lambda *parts: seconds)
     assert rate == pytest.approx(128 / seconds)
     assert found == epochs
 
 
-def test_a_demo_without_a_number_of_epochs_says_how_many_it_does(monkeypatch, tmp_path, capsys):
+def test_a_demo_without_a_number_of_epochs_says_how_many_it_does(tmp_path, capsys):
     seen = []
-    monkeypatch.setattr(demo, "_trained", lambda line: seen.append(line) or sys.exit(9))
+
+    def training(line):
+        seen.append(line)
+        sys.exit(9)
+
     with pytest.raises(SystemExit):
-        demo.demo(f"{IMAGES}", TEST, str(tmp_path / "demo"), width=0.0625, device="cpu")
+        demo.demo(f"{IMAGES}", TEST, str(tmp_path / "demo"), width=0.0625, device="cpu", training=training)
     [epochs] = [option for option in seen[0] if option.startswith("--epochs=")]
     said = capsys.readouterr().out
     assert f"{epochs.partition('=')[2]} epochs: this machine trains about " in said
@@ -114,7 +116,7 @@ def test_a_demo_without_a_number_of_epochs_says_how_many_it_does(monkeypatch, tm
 
 
 def test_an_earlier_demo_is_kept(shown):
-    assert demo._free(shown.parent).name == "demo-2"
+    assert demo.free_folder(shown.parent).name == "demo-2"
 
 
 @pytest.mark.browser

@@ -1,4 +1,4 @@
-"""What a former version left still opens: the fixture was made by the last commit before the package's folders moved.
+"""What a former version left still opens: made by the last commit before the package's folders moved.
 
 It trained MoCo with CLD on photos/ for 3 epochs and was stopped in the second one, packed, evaluated and embedded them,
 and searched for a weight of CLD with one trial.
@@ -105,3 +105,22 @@ def test_the_settings_of_a_study_and_of_a_run_are_read(left, capsys):
         with pytest.raises(SystemExit, match="0"):
             run(train, ["photos", "--config", file, "--print_config"])
         assert "crosslevel.methods.moco.MoCo" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("source", "kind"), [("photos", "folder"), ("photos.tar", "shard")])
+def test_indexes_of_sources_are_made_anew(tmp_path, monkeypatch, source, kind):
+    """In their files' places: those of now have columns that the former ones lack, and are taken the next time."""
+    monkeypatch.setenv("CROSSLEVEL_CACHE", str(tmp_path / "now"))
+    with tarfile.open(FORMER.with_name("index_cache.tar.xz")) as archive:
+        archive.extractall(tmp_path, filter="data")
+    expected = open_images(tmp_path / source)
+    (former,) = (tmp_path / "cache").glob(f"{kind}-*.safetensors")
+    (kept,) = (tmp_path / "now").glob(f"{kind}-*.safetensors")
+    shutil.copyfile(former, kept)
+    for is_new in (True, False):
+        before = kept.read_bytes(), kept.stat().st_mtime_ns
+        images = open_images(tmp_path / source)
+        assert ((kept.read_bytes(), kept.stat().st_mtime_ns) != before) == is_new
+        assert list(images.paths) == list(expected.paths)
+        assert images.labels.tolist() == expected.labels.tolist() == [0] * 4 + [1] * 4
+        assert all((images[i][0] == expected[i][0]).all() for i in range(8))

@@ -75,8 +75,8 @@ def spherical_kmeans(
     with torch.no_grad():
         unit = F.normalize(views.detach(), dim=2)
         assignment = _lloyd(unit, _initial(unit, groups, init, generator), iterations)
-    found = _groups(views, assignment, groups, normalize_centroids, f"spherical k-means, {iterations} iterations")
-    return found if z.ndim == 3 else found.unbind()[0]
+    groupings = _groups(views, assignment, groups, normalize_centroids, f"spherical k-means, {iterations} iterations")
+    return groupings if z.ndim == 3 else groupings.unbind()[0]
 
 
 def normalized_cut(
@@ -112,9 +112,9 @@ def normalized_cut(
         raise UserError(f"bandwidth={bandwidth} must be positive")
     views = z if z.ndim == 3 else z.unsqueeze(0)
     with torch.no_grad():
-        found = [_cut(view, groups, iterations, init, generator, bandwidth) for view in views.detach()]
-    solver = "; ".join(dict.fromkeys(solver for _, solver in found))
-    assignment = torch.stack([assignment for assignment, _ in found])
+        groupings = [_cut(view, groups, iterations, init, generator, bandwidth) for view in views.detach()]
+    solver = "; ".join(dict.fromkeys(solver for _, solver in groupings))
+    assignment = torch.stack([assignment for assignment, _ in groupings])
     cut = _groups(views, assignment, groups, normalize_centroids, f"normalized cut, {solver}")
     return cut if z.ndim == 3 else cut.unbind()[0]
 
@@ -180,8 +180,8 @@ def _initial(
                 chosen = [torch.randperm(points.shape[1], generator=generator)[:groups] for _ in points]
             else:
                 chosen = [_plus_plus(view, groups, generator) for view in points]
-            place = torch.stack(chosen).to(points.device)[..., None]
-            first, seen = points.take_along_dim(place, 1), distinct.take_along_dim(place, 1)
+            index = torch.stack(chosen).to(points.device)[..., None]
+            first, seen = points.take_along_dim(index, 1), distinct.take_along_dim(index, 1)
         case _:
             raise UserError(f"init={init!r} is not one of first, random, kmeans++")
     if seen.device.type != "mps":  # which has no float64

@@ -122,8 +122,8 @@ class Harmonization(nn.Module):
             # A category that no image was counted for has no share: at 0 no scaling would reach it.
             shares = self.shares.clamp(min=EMPTY)
             labels = sinkhorn(everyone, 1 / self.sharpness, self.iterations, shares / shares.sum())
-            mine = labels[:, rank() * len(z_a) :][:, : len(z_a)]
-            loss = -(mine.flip(0) * F.log_softmax(t / self.temperature, dim=2)).sum(2).mean(1).sum()
+            local_labels = labels[:, rank() * len(z_a) :][:, : len(z_a)]
+            loss = -(local_labels.flip(0) * F.log_softmax(t / self.temperature, dim=2)).sum(2).mean(1).sum()
         if self.training:
             self.count(everyone[0])
         return self.ramp * loss

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
-from crosslevel.data.pack_writer import PackWriter, clear
+from crosslevel.data.pack_writer import USUAL, PackWriter, Sizes, clear
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.sources.packed import (
     ABOUT,
@@ -50,6 +50,8 @@ def pack(
     data_root: str | None = None,
     crops: Crops | None = None,
     quiet: bool = False,
+    *,
+    sizes: Sizes = USUAL,
 ) -> Path:
     """Decode and resize images once, into a folder that every command takes as images and reads at memory speed.
 
@@ -65,6 +67,7 @@ def pack(
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
         quiet: print nothing.
+        sizes: where parts and shards end; no option.
 
     Returns:
         the folder.
@@ -79,15 +82,14 @@ def pack(
     _check_watched(folder, source)
     about = {**_origin(images, crops, source), "identity": source.identity(), "size": size}
     with folder_lock(folder, "crosslevel pack", keep=False):
-        _pack(folder, source, about, crops, workers, console)
+        _pack(PackWriter(folder, source, about, sizes), crops, workers, console)
     return folder
 
 
-def _pack(
-    folder: Path, source: Images, about: dict[str, Any], crops: Crops | None, workers: int | None, console: Console
-) -> None:
+def _pack(writer: PackWriter, crops: Crops | None, workers: int | None, console: Console) -> None:
     """Write the pack into a folder that is this process's own, or find that it is complete."""
-    began, size = time.monotonic(), about["size"]
+    folder, source, about, began = writer.folder, writer.source, writer.about, time.monotonic()
+    size = about["size"]
     former, why = _former(folder)
     if former is not None and (former["identity"], former["size"]) != (about["identity"], size):
         why = _difference(former, size, crops, source)
@@ -95,7 +97,6 @@ def _pack(
         say(console, f"{folder}: {why}: packed anew")
         clear(folder)
         former = None
-    writer = PackWriter(folder, source, about)
     if former is not None and (folder / ABOUT).is_file():
         writer.tidy()
         writer.renew()
@@ -104,7 +105,7 @@ def _pack(
     say(console, _space(folder, source, size, writer.start()))
     if writer.done:
         say(console, f"continuing at image {writer.done:,}")
-    _write(writer, decoded(source, size, range(writer.done, len(source)), workers), console)
+    _write(writer, decoded(source, size, range(writer.done, len(source)), workers, writer.sizes.at_once), console)
     count, seconds = writer.finish(), max(time.monotonic() - began, 1e-9)
     say(console, f"{count:,} images in {folder}, {writer.bytes() / 1e9:.2f} GB, {len(source) / seconds:,.0f} images/s")
     if len(writer.bad):

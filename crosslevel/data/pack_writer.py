@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -19,11 +20,26 @@ from crosslevel.utils.files import sweep, sync_folder, write, write_tensors
 from crosslevel.utils.tensors import load_safetensors
 from crosslevel.utils.trees import json_tree
 
-IMAGES_A_PART = 2048  # what a killed run loses at most
-SHARD = 2**29  # bytes after which another shard begins, unless all images have one square size
 BAD_FILES = "bad_files.txt"
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Where parts and shards of a pack end.
+
+    Args:
+        part: images of a part, which is what a killed run loses at most.
+        shard: bytes after which another shard begins, unless all images have one square size.
+        at_once: images that a worker decodes before it hands them over.
+
+    """
+
+    part: int = 2048
+    shard: int = 2**29
+    at_once: int = 32
+
+
+USUAL = Sizes()
 _COLUMNS = ("rows", "columns", "places", "checks")
 
 
@@ -45,8 +61,8 @@ class PackWriter:
     follows the last counted part of a shard is cut off. Where parts and shards end depends on the images alone.
     """
 
-    def __init__(self, folder: Path, source: Images, about: dict[str, Any]) -> None:
-        self.folder, self.source, self.about = folder, source, about
+    def __init__(self, folder: Path, source: Images, about: dict[str, Any], sizes: Sizes = USUAL) -> None:
+        self.folder, self.source, self.about, self.sizes = folder, source, about, sizes
         self.bad, self.parts = source.bad_files(), list[_Part]()
 
     @property
@@ -88,7 +104,7 @@ class PackWriter:
         for piece in pieces:
             waiting.append(piece)
             asked = min(asked + piece.asked, len(self.source))
-            if asked - self.done >= IMAGES_A_PART or asked == len(self.source):
+            if asked - self.done >= self.sizes.part or asked == len(self.source):
                 self._store(waiting, asked)
                 waiting = []
             yield asked
@@ -135,7 +151,7 @@ class PackWriter:
         last = self.parts[-1] if self.parts else None
         shard, stop = (last.shard, last.stop) if last else (0, 0)
         square = _common(rows, columns, last.square if last else None)
-        if stop >= SHARD and not square:
+        if stop >= self.sizes.shard and not square:
             shard, stop = shard + 1, 0
         with (self.folder / shard_name(shard)).open("ab") as file:
             for piece in pieces:

@@ -23,7 +23,7 @@ NOTE = "±: half of the 95 % interval. ≈: tied with the best, as the differenc
 
 
 class Comparison(NamedTuple):
-    """One protocol on the same images under the same settings: a row a run, then what they are compared with."""
+    """The table of one protocol on the same images with the same settings: a row for each run, then the baselines."""
 
     title: str
     note: str
@@ -78,16 +78,16 @@ def compare(runs: list[str], output: str = "comparison", quiet: bool = False) ->
         console.print(table.verdict(), table.note, highlight=False, markup=False)
     for name, values in differing.items():
         console.print(f"{name}: {', '.join(map('{}: {}'.format, named, values))}", highlight=False, markup=False)
-    home = Path(output)
-    home.parent.mkdir(parents=True, exist_ok=True)
+    output_dir = Path(output)
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
     written = [*map(markdown, tables), *([_settings_markdown(differing, list(named))] if differing else [])]
-    write(home.with_name(f"{home.name}.md"), "\n".join(written).encode("utf-8", "surrogateescape"))
+    write(output_dir.with_name(f"{output_dir.name}.md"), "\n".join(written).encode("utf-8", "surrogateescape"))
     verdict = " ".join(table.verdict() for table in tables)
     page = report.page(
-        home.with_name(f"{home.name}.html"), "Runs side by side", _blocks(tables, differing, list(named)),
+        output_dir.with_name(f"{output_dir.name}.html"), "Runs side by side", _blocks(tables, differing, list(named)),
         ", ".join(named), verdict,
     )  # fmt: skip
-    console.print(f"written to {home}.md and {page}; next: look at {page}", highlight=False, markup=False)
+    console.print(f"written to {output_dir}.md and {page}; next: look at {page}", highlight=False, markup=False)
     return tables
 
 
@@ -98,12 +98,12 @@ def comparisons(results: dict[str, list[dict[str, Any]]]) -> list[Comparison]:
         ValueError: there is none.
 
     """
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for run, own in results.items():
-        for result in own:
+    by_title: dict[str, dict[str, dict[str, Any]]] = {}
+    for run, evaluations in results.items():
+        for result in evaluations:
             key = json.dumps([result.get(name) for name in ("protocol", "images", "test", "settings")], sort_keys=True)
-            found.setdefault(key, {})[run] = result
-    tables = [_table(by_run) for by_run in found.values() if len(by_run) > 1]
+            by_title.setdefault(key, {})[run] = result
+    tables = [_table(by_run) for by_run in by_title.values() if len(by_run) > 1]
     if not tables:
         raise UserError(
             f"{', '.join(results)} have no evaluation in common: call crosslevel evaluate on each with the same "
@@ -135,7 +135,7 @@ def _baselines(by_run: dict[str, dict[str, Any]]) -> dict[str, tuple[dict[str, A
 
 
 def _differing(named: Mapping[str, str]) -> dict[str, list[str]]:
-    """The settings in which the runs differ, one value a run; of runs without a config.yaml nothing is known."""
+    """The settings in which the runs differ, one value for each run; runs without a config.yaml have none."""
     flat = []
     for run in named.values():
         config = (Path(run) if Path(run).is_dir() else Path(run).parent) / "config.yaml"
@@ -144,7 +144,7 @@ def _differing(named: Mapping[str, str]) -> dict[str, list[str]]:
         return {}
     names = list(dict.fromkeys(name for settings in flat for name in settings))
     values = {name: [str(settings.get(name, "–")) for settings in flat] for name in names}
-    return {name: own for name, own in values.items() if len(set(own)) > 1}
+    return {name: distinct for name, distinct in values.items() if len(set(distinct)) > 1}
 
 
 def _flat(tree: Any, before: str = "") -> dict[str, Any]:
@@ -158,8 +158,8 @@ def _flat(tree: Any, before: str = "") -> dict[str, Any]:
 
 
 def _number(value: Cell) -> float:
-    shown = value.value if isinstance(value, Measured) else value
-    return round(float(shown or 0.0), 1)
+    number = value.value if isinstance(value, Measured) else value
+    return round(float(number or 0.0), 1)
 
 
 def _marked(table: Comparison, before: str, after: str) -> list[list[str]]:
@@ -174,13 +174,13 @@ def _marked(table: Comparison, before: str, after: str) -> list[list[str]]:
 
 
 def _printed(table: Comparison) -> Table:
-    shown = Table(title=f"{table.title}; in %, * is best, ≈ tied with it, ± half of the 95 % interval")
-    shown.add_column("run")
+    printed = Table(title=f"{table.title}; in %, * is best, ≈ tied with it, ± half of the 95 % interval")
+    printed.add_column("run")
     for name in table.columns:
-        shown.add_column(COLUMNS[name], justify="right")
+        printed.add_column(COLUMNS[name], justify="right")
     for row in _marked(table, "* ", ""):
-        shown.add_row(*row)
-    return shown
+        printed.add_row(*row)
+    return printed
 
 
 def _blocks(tables: list[Comparison], differing: Mapping[str, list[str]], runs: list[str]) -> list[report.Block]:

@@ -160,8 +160,8 @@ def evaluate(
     data = Data(images, test, data_root, crops)
     settings = Settings(_names(protocol), k, temperature, shots, clusters, linear, semi, transfer, detection)
     settings.check(data)
-    place = Runtime(choose(device, precision), workers, batch_size)
-    session = session_of(run, beside or [], output, cache, place, seed, quiet)
+    runtime = Runtime(choose(device, precision), workers, batch_size)
+    session = session_of(run, beside or [], output, cache, runtime, seed, quiet)
     subject = subject_of(session, data, settings.names, branches, shots)
     figures = _figures(session, data, settings, subject)
     _explain(session, data, settings, subject)
@@ -178,10 +178,14 @@ def _figures(
         about["shots"] = None if subject.split is None else [subject.split.low, subject.split.high]
     figures = {}
     for name in settings.names:
-        given, call = calls[name]
+        given_settings, call = calls[name]
         for title, row in call().items():
             print_table(session.console, title, row)
-            keep(session.file, {"protocol": title, **about, "settings": given, "skipped": session.bad.reasons}, row)
+            keep(
+                session.file,
+                {"protocol": title, **about, "settings": given_settings, "skipped": session.bad.reasons},
+                row,
+            )
             figures[title] = {kind: scores.figures for kind, scores in row.items()}
     return figures
 

@@ -136,15 +136,15 @@ def fine_tuned(
         lambda views: classifier(network(views).float()), groups, modules, images, encoder, training, runtime, bad,
         progress,
     )  # fmt: skip
-    found = extract(
+    extracted = extract(
         network, queries, batch_size=runtime.batch_size, workers=runtime.workers, hardware=runtime.hardware, bad=bad
     )
     with torch.no_grad():
-        scores: Tensor = classifier.cpu()(found.features)
+        scores: Tensor = classifier.cpu()(extracted.features)
     if not bool(scores.isfinite().all()):
         # The last step's loss is that of the weights before it.
         raise diverged(config.epochs, [config.lr, config.lr_classifier])
-    return scores, found.labels
+    return scores, extracted.labels
 
 
 def on_views(

@@ -1,4 +1,4 @@
-"""What `crosslevel evaluate` judges: an encoder, what it is held against, and the labelled images."""
+"""What `crosslevel evaluate` measures: an encoder, its baselines, and the labelled images."""
 
 from __future__ import annotations
 

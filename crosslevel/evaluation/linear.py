@@ -78,7 +78,7 @@ class Sweep(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The classifier that a held-out part chose, trained on all of the training set, and its setting."""
+    """The classifier with the setting that was best on a held-out part, trained on the whole training set."""
 
     classifier: Sweep
     lr: float
@@ -162,14 +162,14 @@ def choose(
 
     """
     settings = [(lr, decay) for lr in config.lrs for decay in config.weight_decays]
-    held = held_out(labels, config.held_out, generator)
-    if held.all() or not held.any():
+    validation = held_out(labels, config.held_out, generator)
+    if validation.all() or not validation.any():
         raise UserError(f"{len(labels)} labelled images are too few to hold out {config.held_out:.0%} of each class")
     shared: dict[str, Any] = {"epochs": config.epochs, "batch_size": config.batch_size, "generator": generator}
-    tried = train_sweep(features[~held], labels[~held], classes, settings, progress=progress, **shared)
-    truth = labels[held].to(features.device)
+    tried = train_sweep(features[~validation], labels[~validation], classes, settings, progress=progress, **shared)
+    truth = labels[validation].to(features.device)
     accuracy, loss = [], []
-    for part in tried.scores(features[held]).unbind(1):
+    for part in tried.scores(features[validation]).unbind(1):
         accuracy.append(float((part.argmax(1) == truth).double().mean()))
         loss.append(float(F.cross_entropy(part, truth)))
     best = max(range(len(settings)), key=lambda s: (accuracy[s], -loss[s]))

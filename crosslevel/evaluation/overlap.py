@@ -27,7 +27,7 @@ LEARNED = 100_000  # images to learn from, where none of them is decoded otherwi
 
 
 def warn(console: Console, subject: Subject) -> None:
-    """Say in one line whether test images are copies of, or nearly, images to learn from.
+    """Say in one line whether test images are copies or near-duplicates of training images.
 
     By the small pictures that raw pixels were judged by, for which no image is decoded; where no protocol judged them,
     by a pass over the images. Of more than `LOOKED_AT` test images, some at even steps are looked at, and for a pass of
@@ -37,15 +37,15 @@ def warn(console: Console, subject: Subject) -> None:
         return
     pictures, sources = subject.small_pictures(), (subject.bank, subject.queries)
     if pictures is None:
-        found = _by_pass(*sources, subject.runtime.workers)
+        message = _by_pass(*sources, subject.runtime.workers)
     else:
         bank, queries = pictures
-        asked = slice(None, None, _step(len(queries.paths), LOOKED_AT))
-        found = _told(_scan(bank.data), bank.paths, _scan(queries.data[asked]), queries.paths[asked])
-    if found:
+        sampled = slice(None, None, _step(len(queries.paths), LOOKED_AT))
+        message = _message(_scan(bank.data), bank.paths, _scan(queries.data[sampled]), queries.paths[sampled])
+    if message:
         own, other = (shlex.quote(source.name) for source in sources)
-        found += f": crosslevel inspect {own} --beside {other} -o FOLDER names them"
-        console.print(found, highlight=False, markup=False)
+        message += f": crosslevel inspect {own} --beside {other} -o FOLDER names them"
+        console.print(message, highlight=False, markup=False)
 
 
 def warn_of_annotated(console: Console, train: Annotated, test: Annotated, workers: int | None) -> None:
@@ -53,8 +53,8 @@ def warn_of_annotated(console: Console, train: Annotated, test: Annotated, worke
     if console.quiet:
         return
     bank, queries = (Files("", part.files, name=part.name) for part in (train, test))
-    if found := _by_pass(bank, queries, workers):
-        console.print(found, highlight=False, markup=False)
+    if message := _by_pass(bank, queries, workers):
+        console.print(message, highlight=False, markup=False)
 
 
 def _by_pass(bank: Images, queries: Images, workers: int | None) -> str:
@@ -68,20 +68,21 @@ def _by_pass(bank: Images, queries: Images, workers: int | None) -> str:
         own, other = (scan(part, BadFiles(), workers) for part in parts)
     except SourceError:
         return ""
-    learned, asked = (
+    train_paths, test_paths = (
         [part.paths[i] for i in found.numbers.tolist()] for part, found in zip(parts, (own, other), strict=True)
     )
-    return _told(own, learned, other, asked)
+    return _message(own, train_paths, other, test_paths)
 
 
-def _told(own: ScanResult, learned: list[str], other: ScanResult, asked: list[str]) -> str:
-    found = matches(own, other)
-    if not found:
+def _message(own: ScanResult, train_paths: list[str], other: ScanResult, test_paths: list[str]) -> str:
+    pairs = matches(own, other)
+    if not pairs:
         return ""
-    copies, first = sum(match.kind <= Kind.EDITED for match in found), min(found, key=lambda match: match.kind)
+    copies, first = sum(match.kind <= Kind.EDITED for match in pairs), min(pairs, key=lambda match: match.kind)
+    near = len(pairs) - copies
     return (
-        f"{copies:,} of {len(asked):,} test images are copies of images to learn from, {len(found) - copies:,} nearly "
-        f"({asked[first.other]} and {learned[first.own]}), so the figures are too good"
+        f"{copies:,} of {len(test_paths):,} test images are copies of images to learn from, {near:,} nearly "
+        f"({test_paths[first.other]} and {train_paths[first.own]}), so the figures are too good"
     )
 
 

@@ -106,11 +106,11 @@ class Subject:
                 return self.cache.features(name, kind, images, progress)
         if id(images) not in self._pixels:
             size = max([encoder.view.size for encoder in self.encoders.values()], default=PIXEL_SIZE)
-            shown = self.cache.decoded(images, size)
-            found = pixels(shown, PIXEL_SIZE, workers=self.runtime.workers, bad=self.bad)
-            self._shown[id(images)] = found.places
-            tracks = None if shown.tracks is None else shown.tracks[found.places]
-            self._pixels[id(images)] = CachedFeatures(found.features, found.labels, tracks)
+            resized = self.cache.decoded(images, size)
+            pixel_features = pixels(resized, PIXEL_SIZE, workers=self.runtime.workers, bad=self.bad)
+            self._shown[id(images)] = pixel_features.places
+            tracks = None if resized.tracks is None else resized.tracks[pixel_features.places]
+            self._pixels[id(images)] = CachedFeatures(pixel_features.features, pixel_features.labels, tracks)
         return self._pixels[id(images)]
 
     def small_pictures(self) -> tuple[SmallPictures, SmallPictures] | None:
@@ -202,15 +202,15 @@ def _fine_tuned(subject: Subject, images: Images, config: FineTune, title: str) 
     row, classes = {}, subject.bank.classes or []
     assert images.labels is not None
     for name, encoder in subject.encoders.items():
-        shown = _trained_on(subject, encoder, images)
+        resized = _trained_on(subject, encoder, images)
         with subject.progress(f"fine-tuning, {title}, {name}") as progress:
             scores, labels = fine_tuned(
-                encoder, shown, len(classes), subject.cache.decoded(subject.queries, encoder.view.size), config,
+                encoder, resized, len(classes), subject.cache.decoded(subject.queries, encoder.view.size), config,
                 subject.runtime, subject.bad, seed=subject.seed, run_dir=subject.run_dir, key=subject.key(name, images),
                 progress=progress, console=subject.console,
             )  # fmt: skip
-        found = truth(images.labels, classes, labels, subject.queries.classes or [], subject.shots)
-        row[name] = found.judge(scores)
+        scored = truth(images.labels, classes, labels, subject.queries.classes or [], subject.shots)
+        row[name] = scored.judge(scores)
     return row
 
 
@@ -243,15 +243,15 @@ def _ranked(subject: Subject, features: Tensor, labels: Tensor, tracks: Tensor |
 
 
 def clustering(subject: Subject, count: int | None = None) -> dict[str, Row]:
-    """K-means on the test images' features, held against their labels; as many clusters as classes unless given."""
+    """K-means on the test images' features, compared with their labels; as many clusters as classes unless given."""
     row = {}
     for name in subject.names:
         _, queries = subject.features_of(name)
         wanted = count or len(queries.labels.unique())
-        found = clusters(queries.features, wanted, seed=subject.seed)
-        right = matching(found, queries.labels)[found] == queries.labels
+        assignment = clusters(queries.features, wanted, seed=subject.seed)
+        right = matching(assignment, queries.labels)[assignment] == queries.labels
         spread = {"accuracy": intervals(right, generator=subject.draws())}
-        row[name] = Scores(agreement(found, queries.labels), spread)
+        row[name] = Scores(agreement(assignment, queries.labels), spread)
     return {"clustering": row}
 
 

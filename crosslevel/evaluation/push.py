@@ -90,9 +90,9 @@ def write(encoder: Encoder, folder: Path) -> None:
     """The files from which timm builds the network: weights as safetensors, and config.json."""
     network: nn.Module = encoder.backbone
     view = encoder.view
-    how = {"mean": view.mean, "std": view.std, "input_size": (3, view.size, view.size), "crop_pct": 1.0,
+    config = {"mean": view.mean, "std": view.std, "input_size": (3, view.size, view.size), "crop_pct": 1.0,
            "interpolation": "bilinear"}  # fmt: skip
-    save_for_hf(network, str(folder), safe_serialization=True, data_config=how)
+    save_for_hf(network, str(folder), safe_serialization=True, data_config=config)
 
 
 def card(run: Run, encoder: Encoder, repository: str, licence: str) -> str:
@@ -124,7 +124,9 @@ def card(run: Run, encoder: Encoder, repository: str, licence: str) -> str:
         licence or "Not stated.",
     ]
     if started:
-        parts.append(f"The training began with the weights {_told(began)} ({encoder.licence or 'licence not stated'}).")
+        parts.append(
+            f"The training began with the weights {_metadata(began)} ({encoder.licence or 'licence not stated'})."
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -133,7 +135,7 @@ def _data(run: Run, settings: dict[str, Any]) -> str:
         count = f"{json.loads(run.images.read_text(encoding='utf-8'))['images']:,} images"
     except (OSError, ValueError, KeyError, TypeError):
         count = "images whose number is not known"
-    return f"{_told(settings.get('images', 'a collection that is not named'))}: {count}, without labels."
+    return f"{_metadata(settings.get('images', 'a collection that is not named'))}: {count}, without labels."
 
 
 def _settings(tree: dict[str, Any]) -> str:
@@ -148,11 +150,11 @@ def _flat(tree: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict):
             yield from _flat(value, f"{before}{name}.")
         else:
-            yield f"{before}{name}", _told(value) if name in PRIVATE else value
+            yield f"{before}{name}", _metadata(value) if name in PRIVATE else value
 
 
-def _told(value: Any) -> Any:
-    """What may be told of a setting: of a path its last part."""
+def _metadata(value: Any) -> Any:
+    """A setting as the model card shows it: of a path only its last part."""
     return value.rstrip("/").rpartition("/")[2] if isinstance(value, str) and not is_named(value) else value
 
 
@@ -167,7 +169,7 @@ def _figures(run: Run) -> str:
         names = [name for name in COLUMNS if any(name in row for row in rows.values())]
         lines = [["features", *(COLUMNS[name] for name in names)]]
         lines += [[kind, *(f"{row[name]:.1f}" if name in row else "" for name in names)] for kind, row in rows.items()]
-        where = f"{_told(result.get('images') or '')}, tested on {_told(result.get('test') or '')}"
+        where = f"{_metadata(result.get('images') or '')}, tested on {_metadata(result.get('test') or '')}"
         tables.append(f"{result['protocol']} ({where}), in %:\n\n{_markdown(lines)}")
     return "\n\n".join(tables)
 

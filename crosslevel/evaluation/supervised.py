@@ -141,8 +141,8 @@ def _resume(checkpoint: Path | None, modules: nn.Module, optimizer: torch.optim.
 
 def diverged(epoch: int, rates: list[float]) -> UserError:
     """The error of a training that left no numbers."""
-    given = ", ".join(f"{rate:g}" for rate in rates)
-    return UserError(f"the loss is no longer a number in epoch {epoch}: lower the learning rates ({given})")
+    tried = ", ".join(f"{rate:g}" for rate in rates)
+    return UserError(f"the loss is no longer a number in epoch {epoch}: lower the learning rates ({tried})")
 
 
 def crops_and_flips(encoder: Encoder) -> Views:

@@ -63,13 +63,13 @@ class Collection:
             "paths": self.paths,
             "points": _text(_unit_square(self.points).numpy().astype("<f4")),
             "columns": {name: column.packed() for name, column in self.columns.items()},
-            "similar": _text(self._others().numpy().astype("<i4")),
-            "each": self._others().shape[1],
+            "similar": _text(self.similar().numpy().astype("<i4")),
+            "each": self.similar().shape[1],
         }
         # In a page's script nothing of a name ends the script.
         return json.dumps(told, separators=(",", ":")).replace("<", "\\u003c")
 
-    def _others(self) -> Int64[Tensor, "N k"]:
+    def similar(self) -> Int64[Tensor, "N k"]:
         """Each point's nearest ones without itself."""
         own = self.near.places != torch.arange(len(self.rows)).unsqueeze(1)
         order = own.int().argsort(dim=1, descending=True, stable=True)

@@ -126,15 +126,15 @@ class FeatureCache:
     ) -> Iterator[Columns]:
         """What follows the first ``done`` pieces, each on disk before the next is begun."""
         where = self.runtime
-        shown = self.decoded(images, encoder.view.size)
+        resized = self.decoded(images, encoder.view.size)
         _, reasons = self._decoded.get((_identity(images), encoder.view.size), (None, {}))
-        for first in range(done * self.rows, len(shown), self.rows):
+        for first in range(done * self.rows, len(resized), self.rows):
             bad = BadFiles()
-            part = take(shown, torch.arange(first, min(first + self.rows, len(shown))))
+            part = take(resized, torch.arange(first, min(first + self.rows, len(resized))))
             batches = stream(
                 encoder, part, batch_size=where.batch_size, workers=where.workers, hardware=where.hardware, bad=bad
             )
-            columns = _joined(batches, part, first, len(shown), progress)
+            columns = _joined(batches, part, first, len(resized), progress)
             if folder is not None:
                 file = folder / f"{first:012}.safetensors"
                 # Every piece names what could not be read of it; the first also what was dropped before.
@@ -143,7 +143,7 @@ class FeatureCache:
             self._remember(bad.reasons)
             yield columns
         if folder is not None:
-            write(folder / COMPLETE, f"{len(range(0, len(shown), self.rows))}\n")
+            write(folder / COMPLETE, f"{len(range(0, len(resized), self.rows))}\n")
             sweep(folder)
 
     def _kept(self, folder: Path) -> list[Columns]:
@@ -185,8 +185,8 @@ def _joined(batches: Iterator[Features], images: Images, before: int, total: int
 
 
 def _identity(images: Images) -> str:
-    """The source's identity, asked for once: it looks at every file."""
-    known: str | None = getattr(images, "_known_identity", None)
-    if known is None:
-        known = images._known_identity = images.identity()  # type: ignore[attr-defined]
-    return known
+    """The source's identity, computed once: it takes a look at every file."""
+    remembered: str | None = getattr(images, "_known_identity", None)
+    if remembered is None:
+        remembered = images._known_identity = images.identity()  # type: ignore[attr-defined]
+    return remembered

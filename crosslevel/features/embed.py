@@ -73,6 +73,8 @@ def embed(
     thumbnails: int | None = None,
     engine: Engine = "local",
     quiet: bool = False,
+    *,
+    rows: int | None = None,
 ) -> Path | Embedded:
     """Write the features of images to a file: path relative to the source, label if there is one, feature.
 
@@ -101,6 +103,7 @@ def embed(
             each GPU, or else each core. What machines are lost with is done again; source, run and output lie where
             all of them find them.
         quiet: print nothing.
+        rows: images of a piece of the table, which is what a killed run loses at most; no option.
 
     Returns:
         the file; without one, the features, paths and labels.
@@ -112,12 +115,12 @@ def embed(
     source = open_images(images, data_root=data_root, crops=crops)
     say(console, f"device: {hardware.why}; {len(source):,} images")
     say(console, encoder.loaded)
-    place = Runtime(hardware, workers, batch_size)
+    runtime = Runtime(hardware, workers, batch_size)
     if output is None:
-        return _arrays(encoder, source, place, console)
-    asked = f"{images if crops is None else f'{images} {crops}'} {hardware.precision}"
-    asked += "" if thumbnails is None else f" {thumbnails}"
-    file, told = Path(output), about(encoder, run, source, images, hardware.precision)
+        return _arrays(encoder, source, runtime, console)
+    request = f"{images if crops is None else f'{images} {crops}'} {hardware.precision}"
+    request += "" if thumbnails is None else f" {thumbnails}"
+    file, metadata = Path(output), about(encoder, run, source, images, hardware.precision)
     pictures = None if thumbnails is None else partial(small.column, source, size=thumbnails, workers=workers)
     where = run if is_by_name(run) else os.path.abspath(run)
     root, precise = data_root and os.path.abspath(data_root), cast(Precision, hardware.precision)
@@ -125,12 +128,12 @@ def embed(
     task = Task(where, name, root, crops, device, precise, batch_size, output_file, encoder.identity())
     if not file.suffix:
         with folder_lock(file, "crosslevel embed"):
-            _add(engine, task, source, console)
+            _add(engine, task, source, console, rows)
         return file
-    pieces = Pieces(file, _fingerprint(mark_of(run, encoder), asked, source), source, told, pictures)
+    pieces = Pieces(file, _fingerprint(mark_of(run, encoder), request, source), source, metadata, pictures)
     task = task._replace(fingerprint=pieces.fingerprint)
     with folder_lock(pieces.folder, "crosslevel embed", keep=False):
-        _write(encoder, source, pieces, place, console, None if engine == "local" else (engine, task))
+        _write(encoder, source, pieces, runtime, console, None if engine == "local" else (engine, task), rows)
     say(
         console,
         f"next: read it with pandas.read_parquet, or crosslevel evaluate {shlex.quote(str(run))} IMAGES --test IMAGES",
@@ -151,18 +154,18 @@ def _check(output: str | None, thumbnails: int | None, engine: Engine) -> None:
         )
 
 
-def _add(engine: Engine, task: Task, source: Images, console: Console) -> None:
+def _add(engine: Engine, task: Task, source: Images, console: Console, piece: int | None) -> None:
     """What is new of the source, to a folder of parts."""
-    known, began, bad = Parts(Path(task.output), task.fingerprint).known(), time.monotonic(), source.bad_files()
+    present, began, bad = Parts(Path(task.output), task.fingerprint).known(), time.monotonic(), source.bad_files()
     rows = before = 0
     with progress_bar(console) as bar:
         progress = bar.add_task("embedding", total=len(source))
-        for done in made(engine, task, source, ranges([range(len(source))]), known):
+        for done in made(engine, task, source, ranges([range(len(source))], piece), present):
             rows, before = rows + done.rows, before + done.known
             for path, reason in done.bad.items():
                 bad.add(path, reason)
             bar.advance(progress, done.stop - done.first)
-    if not len(known) and not rows:
+    if not len(present) and not rows:
         raise SourceError(f"{source.name}: none of its {len(source)} images can be read")
     speed = len(source) / max(time.monotonic() - began, 1e-9)
     say(console, f"{rows:,} features added to {task.output}, {before:,} were there; {speed:,.0f} images/s")
@@ -175,9 +178,10 @@ def _write(
     encoder: Encoder,
     source: Images,
     pieces: Pieces,
-    place: Runtime,
+    runtime: Runtime,
     console: Console,
     elsewhere: tuple[Engine, Task] | None = None,
+    rows: int | None = None,
 ) -> None:
     """Compute what is missing of a table, join it, and clear up; the folder of pieces is this process's own."""
     file = pieces.file
@@ -188,9 +192,9 @@ def _write(
         began, before = time.monotonic(), pieces.done
         with keeping(lambda: f"{pieces.done:,} images are done; the same command continues there"):
             if elsewhere is None:
-                _compute(encoder, source, pieces, place, console)
+                _compute(encoder, source, pieces, runtime, console, rows or ROWS)
             else:
-                _gather(*elsewhere, source, pieces, console)
+                _gather(*elsewhere, source, pieces, console, rows)
             pieces.join()
         speed = f"{(len(source) - before) / max(time.monotonic() - began, 1e-9):,.0f} images/s"
     say(console, f"{pieces.joined:,} features of {encoder.num_features} in {file}, {speed}")
@@ -203,24 +207,24 @@ def _write(
     pieces.remove()
 
 
-def _arrays(encoder: Encoder, source: Images, place: Runtime, console: Console) -> Embedded:
+def _arrays(encoder: Encoder, source: Images, runtime: Runtime, console: Console) -> Embedded:
     """All features in memory."""
     bad = source.bad_files()
     with progress_bar(console) as bar:
         task = bar.add_task("embedding", total=len(source))
-        found = extract(
-            encoder, source, batch_size=place.batch_size, workers=place.workers, hardware=place.hardware, bad=bad,
+        extracted = extract(
+            encoder, source, batch_size=runtime.batch_size, workers=runtime.workers, hardware=runtime.hardware, bad=bad,
             progress=lambda done, total: bar.update(task, completed=done),
         )  # fmt: skip
     if len(bad):
         say(console, bad.summary(len(source)))
-    paths = [source.paths[i] for i in found.places.tolist()]
-    labels = None if source.labels is None else found.labels.numpy()
-    return Embedded(found.features.numpy(), paths, labels, source.classes)
+    paths = [source.paths[i] for i in extracted.places.tolist()]
+    labels = None if source.labels is None else extracted.labels.numpy()
+    return Embedded(extracted.features.numpy(), paths, labels, source.classes)
 
 
-def _compute(encoder: Encoder, source: Images, pieces: Pieces, place: Runtime, console: Console) -> None:
-    """Write all pieces that are missing."""
+def _compute(encoder: Encoder, source: Images, pieces: Pieces, runtime: Runtime, console: Console, least: int) -> None:
+    """Write all pieces that are missing, of at least so many rows each but for the last."""
     bad = source.bad_files()
     with progress_bar(console) as bar:
         task = bar.add_task("embedding", total=len(source), completed=pieces.done)
@@ -228,25 +232,25 @@ def _compute(encoder: Encoder, source: Images, pieces: Pieces, place: Runtime, c
             features = stream(
                 encoder,
                 source,
-                batch_size=place.batch_size,
-                workers=place.workers,
-                hardware=place.hardware,
+                batch_size=runtime.batch_size,
+                workers=runtime.workers,
+                hardware=runtime.hardware,
                 bad=bad,
                 start=missing.start,
             )
             first = missing.start
-            for rows in _gathered(_until(features, missing.stop), ROWS):
+            for rows in _gathered(_until(features, missing.stop), least):
                 first = pieces.write(first, rows, bad)
                 bar.update(task, completed=pieces.done)
     pieces.bad.update(bad.reasons)
 
 
-def _gather(engine: Engine, task: Task, source: Images, pieces: Pieces, console: Console) -> None:
+def _gather(engine: Engine, task: Task, source: Images, pieces: Pieces, console: Console, rows: int | None) -> None:
     """Have all pieces that are missing made elsewhere."""
     bad = dict(pieces.bad)
     with progress_bar(console) as bar:
         progress = bar.add_task("embedding", total=len(source), completed=pieces.done)
-        for done in made(engine, task, source, ranges(pieces.missing())):
+        for done in made(engine, task, source, ranges(pieces.missing(), rows)):
             bad |= done.bad
             bar.advance(progress, done.stop - done.first)
     pieces.start()  # finds what was written

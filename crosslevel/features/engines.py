@@ -70,15 +70,15 @@ class Maker:
         if not Path(self.task.output).suffix:
             return self.parts.write(self.encoder, self.source, first, stop, self.known, self.place)
         bad = BadFiles()
-        part, place = take(self.source, torch.arange(first, stop)), self.place
-        found = list(
-            stream(self.encoder, part, batch_size=place.batch_size, workers=0, hardware=place.hardware, bad=bad)
+        part, runtime = take(self.source, torch.arange(first, stop)), self.place
+        batches = list(
+            stream(self.encoder, part, batch_size=runtime.batch_size, workers=0, hardware=runtime.hardware, bad=bad)
         )
-        if found:
-            features, labels, places = (torch.cat(column) for column in zip(*found, strict=True))
+        if batches:
+            features, labels, places = (torch.cat(column) for column in zip(*batches, strict=True))
             pieces = Pieces(Path(self.task.output), self.task.fingerprint, self.source)
             pieces.write(first, Features(features, labels, places + first), bad, stop)
-        return Done(first, stop, sum(len(rows.places) for rows in found), 0, bad.reasons)
+        return Done(first, stop, sum(len(rows.places) for rows in batches), 0, bad.reasons)
 
 
 def ranges(missing: list[range], rows: int | None = None) -> list[range]:

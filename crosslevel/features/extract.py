@@ -62,7 +62,7 @@ def stream(
         start: the first image, to continue an interrupted pass.
 
     """
-    place = hardware or choose()
+    runtime = hardware or choose()
     batches = EvalBatches(
         images,
         batch_size,
@@ -71,15 +71,15 @@ def stream(
         bad=bad if bad is not None else BadFiles(),
         start=start,
     )
-    network = frozen(encoder).to(place.device).to(memory_format=torch.channels_last)
+    network = frozen(encoder).to(runtime.device).to(memory_format=torch.channels_last)
 
     def encode(batch: Batch) -> Features:
-        with torch.inference_mode(), place.autocast():
-            shown = batch.images.to(place.device, non_blocking=True)
-            features = network(normalize(shown, encoder.view))
+        with torch.inference_mode(), runtime.autocast():
+            pixels = batch.images.to(runtime.device, non_blocking=True)
+            features = network(normalize(pixels, encoder.view))
             return Features(features.float().cpu(), batch.labels, batch.index)
 
-    if place.device.type != "cpu":
+    if runtime.device.type != "cpu":
         yield from map(encode, batches)
         return
     pieces = (Batch(*part) for batch in batches for part in zip(*(t.split(_PIECE) for t in batch[:3]), strict=True))
@@ -117,7 +117,7 @@ def extract(
     hardware: Hardware | None = None,
     bad: BadFiles | None = None,
 ) -> Features:
-    """All features of ``images`` at once; ``progress`` is told how many of how many are done."""
+    """All features of ``images`` at once; ``progress`` is called with the number done and the number of all."""
     parts = []
     for part in stream(encoder, images, batch_size=batch_size, workers=workers, hardware=hardware, bad=bad):
         parts.append(part)

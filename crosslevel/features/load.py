@@ -38,7 +38,7 @@ class FeatureExtractor:
 
     @property
     def view(self) -> View:
-        """The size and the colours of what the encoder looks at."""
+        """The size and the normalization of the images that the encoder takes."""
         return self.encoder.view
 
     @property
@@ -60,7 +60,7 @@ class FeatureExtractor:
             BadImage: a file that cannot be read.
 
         """
-        given = _Given(_several(images))
+        given = _Several(_several(images))
         if not len(given):
             raise UserError("transform: there are no images: give one at least")
         device, workers, batch = self.runtime.hardware, self.runtime.workers or 0, self.runtime.batch_size
@@ -96,7 +96,7 @@ def load(
     return FeatureExtractor(open_encoder(run), Runtime(choose(device, precision), workers, batch_size))
 
 
-class _Given(Images):
+class _Several(Images):
     """Images that are at hand; files are decoded when it is their turn."""
 
     def __init__(self, pictures: Sequence[Picture]) -> None:

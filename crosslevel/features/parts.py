@@ -71,16 +71,16 @@ class Parts:
         return np.sort(np.array(keys, dtype=np.int64))
 
     def write(self, encoder: Encoder, source: Images, first: int, stop: int, known: Keys, place: Runtime) -> Done:
-        """The features of those of images ``first`` to ``stop`` that are not ``known``, in one file."""
+        """Write one file with the features of images ``first`` to ``stop``, without those whose keys are ``known``."""
         bad, places = BadFiles(), torch.arange(first, stop)
         content: dict[int, int] = {}
         if len(known):
             places = torch.tensor([i for i in range(first, stop) if self._is_new(source, i, known, bad)]).long()
         noted = _Noted(source, places, content)
-        found = list(stream(encoder, noted, batch_size=place.batch_size, workers=0, hardware=place.hardware, bad=bad))
-        count = sum(len(rows.places) for rows in found)
-        if found:
-            features, labels, index = (torch.cat(column) for column in zip(*found, strict=True))
+        batches = list(stream(encoder, noted, batch_size=place.batch_size, workers=0, hardware=place.hardware, bad=bad))
+        count = sum(len(rows.places) for rows in batches)
+        if batches:
+            features, labels, index = (torch.cat(column) for column in zip(*batches, strict=True))
             table = table_of(source, features, labels, places[index])
             table = table.append_column(CONTENT, pa.array([content[i] for i in index.tolist()], pa.int64()))
             names = hashlib.sha256("\n".join(table["path"].to_pylist()).encode()).hexdigest()

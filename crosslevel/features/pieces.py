@@ -76,12 +76,12 @@ class Pieces:
             return []
         for file in self._leftovers():
             file.unlink()
-        self.pieces, said, other = [], list[str](), 0
+        self.pieces, messages, other = [], list[str](), 0
         for file in sorted(self.folder.glob("[0-9]*.parquet")):
             try:
                 piece = self._read(file)
             except (pa.ArrowException, OSError, ValueError) as error:
-                said.append(f"{file} is damaged ({str(error).splitlines()[0]}): its images are computed again")
+                messages.append(f"{file} is damaged ({str(error).splitlines()[0]}): its images are computed again")
                 piece = None
             else:
                 other += piece is None
@@ -90,10 +90,10 @@ class Pieces:
             else:
                 self._count(piece)
         if other:
-            said.append(f"{self.folder}: {other:,} finished pieces are of other images or settings: computed anew")
+            messages.append(f"{self.folder}: {other:,} finished pieces are of other images or settings: computed anew")
         if self.pieces:
-            said.append(f"continuing at image {[*self.missing(), range(len(self.source), 0)][0].start:,}")
-        return said
+            messages.append(f"continuing at image {[*self.missing(), range(len(self.source), 0)][0].start:,}")
+        return messages
 
     def missing(self) -> list[range]:
         """The images that no piece covers."""
@@ -102,12 +102,12 @@ class Pieces:
         return [range(end, begin) for end, begin in zip(ends, begins, strict=True) if end < begin]
 
     def write(self, first: int, rows: Features, bad: BadFiles, stop: int | None = None) -> int:
-        """Store the piece that begins with image ``first``, and return the first image after it: ``stop``, if known."""
+        """Store the piece that begins with image ``first``; return the image after it (``stop``, if given)."""
         self.bad.update(bad.reasons)
         piece = Piece(self.folder / f"{first:012}.parquet", first, stop or int(rows.places[-1]) + 1, dict(self.bad))
-        told = {"fingerprint": self.fingerprint, "first": piece.first, "stop": piece.stop, "bad": piece.bad}
+        metadata = {"fingerprint": self.fingerprint, "first": piece.first, "stop": piece.stop, "bad": piece.bad}
         pictures = None if self.thumbnails is None else self.thumbnails(rows.places.tolist())
-        table = table_of(self.source, *rows, pictures).replace_schema_metadata({ABOUT: json.dumps(told)})
+        table = table_of(self.source, *rows, pictures).replace_schema_metadata({ABOUT: json.dumps(metadata)})
         with replacing(piece.file) as file:
             pq.write_table(table, file, use_dictionary=_REPEATED, write_page_checksum=True)
         self._count(piece)
@@ -144,7 +144,7 @@ class Pieces:
         (self.folder / _JOINED).unlink(missing_ok=True)
 
     def _mark(self) -> dict[str, Any] | None:
-        """What is known of a table that was joined from the same images, if it is still there as it was."""
+        """The record of a table that was joined from the same images; None unless the table is unchanged."""
         try:
             mark: dict[str, Any] = json_tree((self.folder / _JOINED).read_text(encoding="utf-8"))
             return mark if (mark["fingerprint"], mark["table"]) == (self.fingerprint, self._known()) else None
@@ -168,12 +168,12 @@ class Pieces:
             ArrowException, OSError, ValueError: it is damaged.
 
         """
-        told = json_tree((pq.read_schema(file).metadata or {}).get(ABOUT, b"{}"))
-        if not isinstance(told, dict) or told.get("fingerprint") != self.fingerprint:
+        fields = json_tree((pq.read_schema(file).metadata or {}).get(ABOUT, b"{}"))
+        if not isinstance(fields, dict) or fields.get("fingerprint") != self.fingerprint:
             return None
         pq.read_table(file, page_checksum_verification=True)
         try:
-            return Piece(file, int(told["first"]), int(told["stop"]), dict(told["bad"]))
+            return Piece(file, int(fields["first"]), int(fields["stop"]), dict(fields["bad"]))
         except (KeyError, TypeError) as error:
             raise UserError(f"{file} does not say which images it holds: {error}") from error
 
@@ -205,11 +205,11 @@ def table_of(
 
 
 def _join_parquet(pieces: list[Path], file: BinaryIO, about: Mapping[str, Any]) -> int:
-    count, told = 0, {ABOUT: json.dumps(about)}
-    schema = pq.read_schema(pieces[0]).with_metadata(told)
+    count, metadata = 0, {ABOUT: json.dumps(about)}
+    schema = pq.read_schema(pieces[0]).with_metadata(metadata)
     with pq.ParquetWriter(file, schema, use_dictionary=_REPEATED, write_page_checksum=True) as writer:
         for piece in pieces:
-            table = pq.read_table(piece).replace_schema_metadata(told)
+            table = pq.read_table(piece).replace_schema_metadata(metadata)
             writer.write_table(table)
             count += len(table)
     return count

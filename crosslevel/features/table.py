@@ -95,9 +95,9 @@ class FeatureTable:
         for name in ("class", "label"):
             if name in self.names:
                 values = self.column(name).to_pylist()
-                known = sorted({value for value in values if value is not None and value != -1})
-                number = {value: i for i, value in enumerate(known)}
-                return torch.tensor([number.get(v, -1) for v in values]), [str(value) for value in known]
+                classes = sorted({value for value in values if value is not None and value != -1})
+                number = {value: i for i, value in enumerate(classes)}
+                return torch.tensor([number.get(v, -1) for v in values]), [str(value) for value in classes]
         return None
 
     @property
@@ -149,10 +149,10 @@ class FeatureTable:
             UserError: it is another one, or of another size.
 
         """
-        known, own = self.about.get("encoder"), encoder.identity()
-        if known is not None and known != own:
+        expected, identity = self.about.get("encoder"), encoder.identity()
+        if expected is not None and expected != identity:
             raise UserError(
-                f"{self.file} is of another encoder than {run} (its checksum is {known[:12]}, not {own[:12]}): "
+                f"{self.file} is of another encoder than {run} (its checksum is {expected[:12]}, not {identity[:12]}): "
                 f"crosslevel embed {run} IMAGES -o {self.file} makes it anew"
             )
         if encoder.num_features != self.width:
@@ -180,7 +180,7 @@ def open_table(file: str | os.PathLike[str], least: int = 1) -> FeatureTable:
     try:
         with pq.ParquetFile(path) as opened:
             schema, rows = opened.schema_arrow, opened.metadata.num_rows
-            told = json.loads((opened.metadata.metadata or {}).get(ABOUT, b"{}"))
+            metadata = json.loads((opened.metadata.metadata or {}).get(ABOUT, b"{}"))
             if FEATURE not in schema.names:
                 names = ", ".join(schema.names[:8])
                 raise UserError(f"{file} has no column named {FEATURE}, only {names}: it is no table of features")
@@ -193,7 +193,7 @@ def open_table(file: str | os.PathLike[str], least: int = 1) -> FeatureTable:
         raise UserError(f"{file}: its column {FEATURE} holds {schema.field(FEATURE).type}, not lists of numbers")
     if rows < least:
         raise UserError(f"{file} has {rows} rows: needs {least} at least")
-    return FeatureTable(path, rows, width, schema.names, told if isinstance(told, dict) else {})
+    return FeatureTable(path, rows, width, schema.names, metadata if isinstance(metadata, dict) else {})
 
 
 def _width(opened: pq.ParquetFile, kind: pa.DataType, rows: int) -> int | None:

@@ -62,8 +62,8 @@ def column(images: Images, places: Sequence[int], size: int, workers: int | None
 
     """
     with ThreadPoolExecutor(max(1, workers or torch.get_num_threads())) as pool:
-        made = pool.map(lambda i: encoded(images[i][0], size), places)
-        return pa.array([{"bytes": data, "path": None} for data in made], KIND)
+        encoded_images = pool.map(lambda i: encoded(images[i][0], size), places)
+        return pa.array([{"bytes": data, "path": None} for data in encoded_images], KIND)
 
 
 class Pictures:
@@ -114,8 +114,8 @@ class Pictures:
     def _thumbnail(self, row: int) -> bytes | None:
         for first, group in zip(reversed(self._begins), reversed(range(len(self._begins))), strict=True):
             if row >= first:
-                found: Any = self._group(group)[row - first].as_py()
-                return None if found is None else found["bytes"]
+                thumbnail: Any = self._group(group)[row - first].as_py()
+                return None if thumbnail is None else thumbnail["bytes"]
         return None
 
     def _group(self, group: int) -> pa.Array:
@@ -135,12 +135,12 @@ class Pictures:
     @cached_property
     def _source(self) -> Images | None:
         """The source that the table was made of, for images that are no files."""
-        given = self._given or self.table.about.get("images")
+        source = self._given or self.table.about.get("images")
         # A table may be a stranger's: what it names is read from this machine alone.
-        if given is None or (self._given is None and "://" in given):
+        if source is None or (self._given is None and "://" in source):
             return None
         try:
-            return open_images(given)
+            return open_images(source)
         except (SourceError, OSError):
             if self._given is not None:
                 raise

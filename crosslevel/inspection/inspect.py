@@ -119,7 +119,7 @@ def inspect(
 
 @dataclass
 class _Collection:
-    """A source, the part of it that is looked at, and what of it cannot be read."""
+    """A source, the part of it that is inspected, and its unreadable images."""
 
     images: Images
     part: Images

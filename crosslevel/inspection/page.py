@@ -50,9 +50,9 @@ def page_blocks(
         blocks.append(report.bars("Estimated groups: tracks in each", names, sizes, figures["long_tail"]["trust"]))
         blocks.append(report.image_rows("Estimated groups, the largest first", _group_rows(scanned, structure, files)))
     if figures["broken"]:
-        shown = list(figures["broken"].items())[:BROKEN]
-        note = f"{len(shown):,} of {len(figures['broken']):,}" if len(shown) < len(figures["broken"]) else ""
-        blocks.append(report.table("Broken files", ["file", "why"], shown, None, note=note))
+        listed = list(figures["broken"].items())[:BROKEN]
+        note = f"{len(listed):,} of {len(figures['broken']):,}" if len(listed) < len(figures["broken"]) else ""
+        blocks.append(report.table("Broken files", ["file", "why"], listed, None, note=note))
     return blocks
 
 
@@ -93,14 +93,14 @@ def _sets(scanned: ScanResult, members: Sequence[Member], files: Named) -> list[
         total += 1
         if total > SETS:
             continue
-        kept, shown = some[0], some[:A_ROW]
-        names = [os.path.basename(files[member.number][0]) for member in shown]
-        kinds = ["keep" if member.kind is None else NAMES[member.kind] for member in shown]
+        kept, row = some[0], some[:A_ROW]
+        names = [os.path.basename(files[member.number][0]) for member in row]
+        kinds = ["keep" if member.kind is None else NAMES[member.kind] for member in row]
         marks = [f"{name}: {kind}" for name, kind in zip(names, kinds, strict=True)]
-        outlines = ["query" if member.kind is None else None for member in shown]
+        outlines = ["query" if member.kind is None else None for member in row]
         caption = f"{len(some):,} images; keep {files[kept.number][0]} ({kept.why})"
-        pictures = [scanned.pictures[member.number] for member in shown]
-        rows.append(report.ImageRow(caption, pictures, marks, outlines, [files[member.number] for member in shown]))
+        pictures = [scanned.pictures[member.number] for member in row]
+        rows.append(report.ImageRow(caption, pictures, marks, outlines, [files[member.number] for member in row]))
     note = f"the first {SETS} of {total:,} sets; duplicates.csv has all" if total > SETS else ""
     return [report.image_rows("Copies: the image to keep is framed", rows, note)] if rows else []
 
@@ -113,9 +113,9 @@ def _track_rows(scanned: ScanResult, structure: Structure, files: Named) -> list
     rows = []
     for track, size in zip(names[order[some]].tolist(), sizes[order[some]].tolist(), strict=True):
         members = (structure.tracks == track).nonzero().squeeze(1)
-        shown = members[torch.linspace(0, len(members) - 1, min(len(members), A_ROW)).long()]
-        named = [files[i] for i in shown.tolist()]
-        rows.append(report.ImageRow(f"{size:,} images: {named[0][0]} ...", list(scanned.pictures[shown]), files=named))
+        sample = members[torch.linspace(0, len(members) - 1, min(len(members), A_ROW)).long()]
+        named = [files[i] for i in sample.tolist()]
+        rows.append(report.ImageRow(f"{size:,} images: {named[0][0]} ...", list(scanned.pictures[sample]), files=named))
     return rows
 
 
@@ -124,11 +124,13 @@ def _group_rows(scanned: ScanResult, structure: Structure, files: Named) -> list
     rows = []
     for group in range(min(int(structure.groups.max()) + 1, GROUPS)):
         members = (structure.groups == group).nonzero().squeeze(1)
-        own = structure.tracks[members].unique(return_inverse=True)[1]
-        count = int(own.max()) + 1
-        first = torch.full((count,), len(own)).scatter_reduce_(0, own, torch.arange(len(own)), "amin")
-        shown = members[first[torch.linspace(0, count - 1, min(count, A_ROW)).long()]]
+        own_tracks = structure.tracks[members].unique(return_inverse=True)[1]
+        count = int(own_tracks.max()) + 1
+        first = torch.full((count,), len(own_tracks)).scatter_reduce_(
+            0, own_tracks, torch.arange(len(own_tracks)), "amin"
+        )
+        sample = members[first[torch.linspace(0, count - 1, min(count, A_ROW)).long()]]
         caption = f"Group {group + 1}: {count:,} tracks, {len(members):,} images"
-        named = [files[i] for i in shown.tolist()]
-        rows.append(report.ImageRow(caption, list(scanned.pictures[shown]), files=named))
+        named = [files[i] for i in sample.tolist()]
+        rows.append(report.ImageRow(caption, list(scanned.pictures[sample]), files=named))
     return rows

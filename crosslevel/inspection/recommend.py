@@ -49,19 +49,19 @@ def advise(tracks: Int64[Tensor, " T"], copies: Int64[Tensor, " E"], batch_size:
 def _batch_size(tracks: Int64[Tensor, " T"], batch_size: int) -> Advice:
     """The largest batch, of those at most as large as asked for and as the collection, with few near-duplicates."""
     count = int(tracks.sum())
-    asked = min(batch_size, 2 ** (count.bit_length() - 1) if count < batch_size else batch_size)
-    shares = {b: long_tail.duplicate_share(tracks, b) for b in (asked, 512, 256, 128, 64, 32) if b <= asked}
+    batch = min(batch_size, 2 ** (count.bit_length() - 1) if count < batch_size else batch_size)
+    shares = {b: long_tail.duplicate_share(tracks, b) for b in (batch, 512, 256, 128, 64, 32) if b <= batch}
     fitting = [b for b, share in shares.items() if share <= CROWDED]
-    said = f"{100 * shares[asked]:.1f} % of a random batch of {asked} have a near-duplicate in it"
-    if asked < batch_size:
-        said = f"There are {count} images, so no batch of {batch_size}; {said}"
+    reason = f"{100 * shares[batch]:.1f} % of a random batch of {batch} have a near-duplicate in it"
+    if batch < batch_size:
+        reason = f"There are {count} images, so no batch of {batch_size}; {reason}"
     ours = "The limit of a quarter is ours, and not measured."
-    if asked in fitting:
-        return Advice("batch_size", asked, f"{said}: few enough for instances to be told apart.")
+    if batch in fitting:
+        return Advice("batch_size", batch, f"{reason}: few enough for instances to be told apart.")
     if not fitting:
-        why = f"{said}; only smaller batches would avoid it, which are too small to learn from. {ours}"
-        return Advice("batch_size", asked, why)
-    why = f"{said}, which an instance loss pushes apart; of {fitting[0]} at most a quarter have. {ours}"
+        why = f"{reason}; only smaller batches would avoid it, which are too small to learn from. {ours}"
+        return Advice("batch_size", batch, why)
+    why = f"{reason}, which an instance loss pushes apart; of {fitting[0]} at most a quarter have. {ours}"
     return Advice("batch_size", fitting[0], why)
 
 
@@ -69,13 +69,13 @@ def _groups(tracks: Int64[Tensor, " T"], batch: int) -> Advice:
     different, share = long_tail.distinct_tracks(tracks, batch), long_tail.duplicate_share(tracks, batch)
     few, many = max(2, batch // 8), max(2, 3 * batch // 4)
     chosen = max(2, round(0.75 * different))
-    held = f"Three quarters, as by default, of the {different:.0f} different tracks that a batch of {batch} holds."
+    reason = f"Three quarters, as by default, of the {different:.0f} different tracks that a batch of {batch} holds."
     if share <= CORRELATED:
         rule = (
             "CLD's authors advise many groups for many classes and little correlation; as many as the batch has "
             "images would make CLD plain discrimination between views."
         )
-        return Advice("cld.groups", chosen, f"{held} {rule}")
+        return Advice("cld.groups", chosen, f"{reason} {rule}")
     rule = (
         "The evidence conflicts: CLD's authors advise fewer groups the more correlated the images are (in their issue "
         "tracker: Kitchen-HC was best near 10, its number of classes). In our short runs on turntable frames, as "
@@ -85,7 +85,7 @@ def _groups(tracks: Int64[Tensor, " T"], batch: int) -> Advice:
     both = (
         f"Compare both on your images: crosslevel tune IMAGES --batch_size {batch} --search cld.groups={few}:{many}:log"
     )
-    return Advice("cld.groups", chosen, f"{held} {rule} {both}")
+    return Advice("cld.groups", chosen, f"{reason} {rule} {both}")
 
 
 def _de_duplicate(tracks: Int64[Tensor, " T"], copies: Int64[Tensor, " E"]) -> Advice:

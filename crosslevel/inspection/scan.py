@@ -107,8 +107,8 @@ def run_features(
     readable = _Unlabelled(part, scanned.numbers)
     features = FeatureCache(home, runtime, bad).features("inspect", encoder, readable).features
     some = sample(readable, CALIBRATED_ON, torch.Generator().manual_seed(seed))
-    shown = pack(take(readable, some), encoder.view.size, bad=bad, workers=0).data
-    return features, calibrated(encoder, shown, features[some], runtime.hardware, seed)
+    images = pack(take(readable, some), encoder.view.size, bad=bad, workers=0).data
+    return features, calibrated(encoder, images, features[some], runtime.hardware, seed)
 
 
 class _Unlabelled(ImageView):
@@ -120,6 +120,6 @@ class _Unlabelled(ImageView):
         self.numbers = numbers
 
     def content(self) -> Iterable[bytes | memoryview]:
-        """Not the identity of the source, which looks at its labels."""
+        """The content without labels: the identity of the source would depend on them."""
         yield from self.images.content()
         yield self.numbers.numpy().tobytes()

@@ -22,15 +22,19 @@ class Method(nn.Module):
     each further argument as an attribute of the same name. The loop encodes the first ``online`` views with
     the trained network and hands over all views, those features, and the images' indices.
 
+    What several methods take is described here alone: in the help of a method, ``--method.help NAME``, an argument that
+    the method's own docstring does not describe has the text that it has here.
+
     Args:
         encoder: the network that is trained, with ``num_features`` D. It is not registered as a part of
             the method: the loop owns it.
-        head: kind of the instance head (`crosslevel.models.heads.projection_head`).
-        out_features: d, the size of the compared features.
-        hidden: units of the hidden layer of an MLP head.
+        head: linear, mlp, norm-linear or norm-mlp.
+        out_features: d.
+        hidden: units of an MLP head's hidden layer; the encoder's feature size unless given.
         batch_norm: normalize the hidden layer's batch.
         hidden_layers: how many of them an MLP has.
         norm_output: normalize the batch of the head's outputs.
+        usual_hidden: the hidden layer's units where ``hidden`` is not given; the encoder's feature size unless given.
 
     """
 
@@ -67,14 +71,32 @@ class Method(nn.Module):
         batch_norm: bool = False,
         hidden_layers: int = 1,
         norm_output: bool = False,
+        usual_hidden: int | None = None,
     ) -> None:
         super().__init__()
         # In a tuple, the encoder is no submodule: its weights are neither saved nor optimized twice.
         self._trained = (encoder,)
         self.head, self.out_features, self.hidden = head, out_features, hidden
         self.branch = projection_head(
-            head, feature_size(encoder), out_features, hidden, batch_norm, hidden_layers, norm_output
+            head, feature_size(encoder), out_features, hidden or usual_hidden, batch_norm, hidden_layers, norm_output
         )
+
+    def set_temperature(
+        self, temperature: float, temperature_max: float | None, temperature_period: float | None
+    ) -> None:
+        """Keep the temperature T of the loss, constant or on a cosine schedule.
+
+        Args:
+            temperature: T.
+            temperature_max: where a cosine schedule of T begins, from there to ``temperature`` and back (Kukleva et al.
+                2023: from 1 to 0.1, for a long tail); constant unless given.
+            temperature_period: epochs of the schedule's period; 400 of 2,000 in their code, a fifth of the run unless
+                given.
+
+        """
+        self.schedule = Temperature(temperature, temperature_max, temperature_period)
+        self.temperature, self.temperature_max = temperature, temperature_max
+        self.temperature_period = temperature_period
 
     @property
     def encoder(self) -> nn.Module:
@@ -167,8 +189,13 @@ class Method(nn.Module):
     def project(self, h: Float[Tensor, "B D"]) -> Float[Tensor, "B d"]:
         """The instance features, unit length, float32 (float64 for float64 input) under any autocast."""
         with torch.autocast(h.device.type, enabled=False):
-            z: Tensor = self.branch(h.to(torch.promote_types(h.dtype, torch.float32)))
-            return F.normalize(z, dim=1)
+            return F.normalize(in_float32(self.branch, h), dim=1)
+
+
+def in_float32(branch: nn.Module, h: Float[Tensor, "B D"]) -> Float[Tensor, "B d"]:
+    """What a head makes of features in float32 (float64 of float64); call it where autocast is off."""
+    z: Tensor = branch(h.to(torch.promote_types(h.dtype, torch.float32)))
+    return z
 
 
 def encode_in_parts(
@@ -194,6 +221,6 @@ def feature_size(encoder: nn.Module) -> int:
     return features
 
 
-def held(weight: Tensor, moving: float | Tensor) -> Tensor:
-    """The weight itself, its gradient times ``moving``: at 0 it learns nothing, and the step stays what it is."""
+def scaled_gradient(weight: Tensor, moving: float | Tensor) -> Tensor:
+    """The weight, with its gradient times ``moving``: with 0 it does not learn, by the same operations."""
     return torch.lerp(weight.detach(), weight, moving)

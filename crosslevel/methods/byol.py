@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.methods.base import Method, feature_size
+from crosslevel.methods.base import Method, feature_size, in_float32
 from crosslevel.methods.memory import MomentumCopy, rising
 from crosslevel.models.heads import Head, projection_head
 
@@ -42,20 +42,17 @@ class BYOL(Method):
         """Build the projector, the predictor and the target network.
 
         Args:
-            encoder: the network that is trained.
-            images: not used; nothing depends on the number of images.
             momentum: of the target network's moving average at the start, from where it rises to 1; 0.996 unless given,
                 where `train` chooses by the steps.
             head: projector and predictor: linear, mlp, norm-linear or norm-mlp; MLPs with batch normalization.
-            out_features: d.
             hidden: units of an MLP's hidden layer; twice the encoder's feature size unless given (4096 for ResNet-50,
                 as in the paper).
 
         """
-        width = hidden or 2 * feature_size(encoder)
-        super().__init__(encoder, head, out_features, width, batch_norm=True)
-        self.momentum, self.hidden = momentum, hidden
-        self.predictor = projection_head(head, out_features, out_features, width, batch_norm=True)
+        usual = 2 * feature_size(encoder)
+        super().__init__(encoder, head, out_features, hidden, batch_norm=True, usual_hidden=usual)
+        self.momentum = momentum
+        self.predictor = projection_head(head, out_features, out_features, hidden or usual, batch_norm=True)
         self.target = MomentumCopy(nn.Sequential(encoder, self.branch), MOMENTUM if momentum is None else momentum)
 
     def forward(
@@ -72,7 +69,7 @@ class BYOL(Method):
 
     def predict(self, h: Float[Tensor, "B D"]) -> Float[Tensor, "B d"]:
         """q(g(h)): what the trained network makes of the target's feature."""
-        z: Tensor = self.predictor(self.branch(h.to(torch.promote_types(h.dtype, torch.float32))))
+        z: Tensor = self.predictor(in_float32(self.branch, h))
         return z
 
     @torch.no_grad()
@@ -81,8 +78,7 @@ class BYOL(Method):
         encoder, branch = self.target.twin.children()
         h = encoder(view)
         with torch.autocast(view.device.type, enabled=False):
-            z: Tensor = branch(h.to(torch.promote_types(h.dtype, torch.float32)))
-        return z
+            return in_float32(branch, h)
 
     def after_step(self, progress: float | Tensor = 0.0) -> None:
         """Move the target network; its momentum is 1 - (1 - m) (cos(pi progress) + 1) / 2."""

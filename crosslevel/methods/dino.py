@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.methods.base import Method, feature_size, held
+from crosslevel.methods.base import Method, feature_size, in_float32, scaled_gradient
 from crosslevel.methods.memory import MomentumCopy, rising
 from crosslevel.models.heads import Head, NormLinear
 from crosslevel.models.temperature import check_temperature
@@ -60,8 +60,6 @@ class DINO(Method):
         """Build the student's head and the teacher.
 
         Args:
-            encoder: the network that is trained.
-            images: not used; nothing depends on the number of images.
             temperature: T, the student's; 0.1 in the paper.
             teacher_temperature: T_t after its rise; 0.07 in the paper.
             teacher_temperature_start: T_t at the start; 0.04 in the paper.
@@ -79,8 +77,8 @@ class DINO(Method):
                 given.
 
         """
-        width = hidden or max(WIDTH, feature_size(encoder))
-        super().__init__(encoder, head, out_features, width, hidden_layers=2)
+        usual = max(WIDTH, feature_size(encoder))
+        super().__init__(encoder, head, out_features, hidden, hidden_layers=2, usual_hidden=usual)
         check_temperature(temperature)
         check_temperature(teacher_temperature, "teacher_temperature")
         check_temperature(teacher_temperature_start, "teacher_temperature_start")
@@ -92,8 +90,7 @@ class DINO(Method):
         self.temperature, self.teacher_temperature = temperature, teacher_temperature
         self.teacher_temperature_start, self.teacher_warmup = teacher_temperature_start, teacher_warmup
         self.momentum, self.center_momentum, self.outputs = momentum, center_momentum, outputs
-        self.freeze, self.hidden = freeze, hidden
-        self.small_views = self.extra_views = small_views
+        self.freeze, self.small_views, self.extra_views = freeze, small_views, small_views
         self.last = NormLinear(out_features, outputs)
         self.teacher = MomentumCopy(
             nn.Sequential(encoder, self.branch, self.last), MOMENTUM if momentum is None else momentum
@@ -118,14 +115,16 @@ class DINO(Method):
         index: Int64[Tensor, " B"],
     ) -> Float[Tensor, ""]:
         """The mean over all pairs of a teacher's view and another of the student's."""
-        taught = torch.stack([self.encode_teacher(view) for view in views[:2]])
-        self._waiting.append(taught.mean((0, 1)))
+        teacher_outputs = torch.stack([self.encode_teacher(view) for view in views[:2]])
+        self._waiting.append(teacher_outputs.mean((0, 1)))
         with torch.autocast(index.device.type, enabled=False):
-            goals = F.softmax((taught - self.centre) / self.sharpness, dim=2)
-            weight = F.normalize(held(self.last.weight, self.moving), dim=1)
+            goals = F.softmax((teacher_outputs - self.centre) / self.sharpness, dim=2)
+            weight = F.normalize(scaled_gradient(self.last.weight, self.moving), dim=1)
             z = [self.project(h) for h in (*features[:2], *self.encode_small(views))]
-            found = [F.log_softmax(rows @ weight.T / self.temperature, dim=1) for rows in z]
-        losses = [-(goal * found[v]).sum(1).mean() for i, goal in enumerate(goals) for v in range(len(z)) if v != i]
+            predictions = [F.log_softmax(rows @ weight.T / self.temperature, dim=1) for rows in z]
+        losses = [
+            -(goal * predictions[v]).sum(1).mean() for i, goal in enumerate(goals) for v in range(len(z)) if v != i
+        ]
         return torch.stack(losses).mean()
 
     @torch.no_grad()
@@ -134,7 +133,7 @@ class DINO(Method):
         encoder, branch, last = self.teacher.twin.children()
         h = encoder(view)
         with torch.autocast(view.device.type, enabled=False):
-            z: Tensor = last(branch(h.to(torch.promote_types(h.dtype, torch.float32))))
+            z: Tensor = last(in_float32(branch, h))
         return z
 
     def after_step(self, progress: float | Tensor = 0.0) -> None:

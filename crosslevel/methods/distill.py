@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.methods.base import Method, feature_size
+from crosslevel.methods.base import Method, feature_size, in_float32
 from crosslevel.methods.byol import distance
 from crosslevel.models.heads import Head
 from crosslevel.models.named import open_encoder
@@ -51,8 +51,6 @@ class Distill(Method):
         """Load the teacher, and build the head that speaks its language.
 
         Args:
-            encoder: the network that is trained, the student.
-            images: not used; nothing depends on the number of images.
             teacher: the large network: the folder of a run, or weights by name such as
                 timm:vit_large_patch14_dinov2.lvd142m; ,size=224 after it sets the size that it sees views in.
             momentum: of the moving average of the teacher's features.
@@ -69,18 +67,20 @@ class Distill(Method):
             raise UserError("Distill needs a teacher: --method.teacher RUN, or weights by name, such as timm:NAME")
         if not 0 <= momentum < 1:
             raise UserError(f"momentum={momentum} must be from 0 to below 1")
-        known = open_encoder(teacher).requires_grad_(False)
-        width = hidden or max(feature_size(encoder), known.num_features)
-        super().__init__(encoder, head, known.num_features, width, batch_norm)
+        network = open_encoder(teacher).requires_grad_(False)
+        usual = max(feature_size(encoder), network.num_features)
+        super().__init__(encoder, head, network.num_features, hidden, batch_norm, usual_hidden=usual)
         self.teacher, self.momentum, self.centred = teacher, momentum, centred
-        self.hidden, self.batch_norm, self.online = hidden, batch_norm, 1
-        self._taught_by = (known,)  # in a tuple it is no submodule: neither saved nor trained
+        self.batch_norm, self.online = batch_norm, 1
+        self._taught_by = (network,)  # in a tuple it is no submodule: neither saved nor trained
         self._waiting: list[Tensor] = []
         # From the student's normalization to the teacher's: view * scale + shift.
-        (m, s), (mean, std) = (torch.tensor(view[1:]) for view in (getattr(encoder, "view", known.view), known.view))
+        (m, s), (mean, std) = (
+            torch.tensor(view[1:]) for view in (getattr(encoder, "view", network.view), network.view)
+        )
         self.register_buffer("scale", (s / std).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", ((m - mean) / std).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("centre", torch.zeros(known.num_features))
+        self.register_buffer("centre", torch.zeros(network.num_features))
         self.register_buffer("steps", torch.zeros(()))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Distill:
@@ -95,15 +95,15 @@ class Distill(Method):
         index: Int64[Tensor, " B"],
     ) -> Float[Tensor, ""]:
         """The mean distance of the student's views from the teacher's, in [0, 4]."""
-        taught = [self.ask(view) for view in views[: len(features)]]
-        mean = gather(torch.cat(taught)).mean(0)
+        targets = [self.ask(view) for view in views[: len(features)]]
+        mean = gather(torch.cat(targets)).mean(0)
         self._waiting.append(mean)
         # The first steps have no average yet.
         centre = torch.where(self.steps > 0, self.centre.to(mean.dtype), mean)
         with torch.autocast(views[0].device.type, enabled=False):
             pairs = [
-                (self.branch(h.to(torch.promote_types(h.dtype, torch.float32))), t - centre if self.centred else t)
-                for h, t in zip(features, taught, strict=True)
+                (in_float32(self.branch, h), t - centre if self.centred else t)
+                for h, t in zip(features, targets, strict=True)
             ]
             return torch.stack([distance(q, t) for q, t in pairs]).mean()
 
@@ -111,10 +111,10 @@ class Distill(Method):
     def ask(self, view: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B d"]:
         """What the teacher makes of a view, in its own size and colours."""
         teacher = self._taught_by[0]
-        shown, size = view * self.scale + self.shift, teacher.view.size
+        resized, size = view * self.scale + self.shift, teacher.view.size
         if view.shape[-1] != size:
-            shown = F.interpolate(shown, (size, size), mode="bicubic", antialias=True)
-        t: Tensor = teacher(shown.contiguous(memory_format=torch.channels_last))
+            resized = F.interpolate(resized, (size, size), mode="bicubic", antialias=True)
+        t: Tensor = teacher(resized.contiguous(memory_format=torch.channels_last))
         return t.to(torch.promote_types(t.dtype, torch.float32))
 
     @torch.no_grad()

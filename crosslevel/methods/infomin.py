@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.methods.base import Method, check_splits, encode_in_parts, feature_size
+from crosslevel.methods.base import Method, check_splits, encode_in_parts, feature_size, in_float32
 from crosslevel.methods.memory import KeyQueue, MomentumCopy
 from crosslevel.methods.moco import MOMENTUM, QUEUE, contrast, encode_keys
 from crosslevel.models.heads import Head, projection_head
@@ -55,20 +55,11 @@ class InfoMin(Method):
         """Build the instance branch, the jigsaw branch, the momentum network and the queue.
 
         Args:
-            encoder: the network that is trained.
-            images: not used; the queue does not depend on the number of images.
-            temperature: T.
-            temperature_max: where a cosine schedule of T begins, from there to ``temperature`` and back (Kukleva et al.
-                2023: from 1 to 0.1, for a long tail); constant unless given.
-            temperature_period: epochs of the schedule's period; 400 of 2,000 in their code, a fifth of the run unless
-                given.
             queue: K, the number of negative keys; 65,536 in the paper, 4,096 unless given, where `train` chooses by the
                 number of images.
             momentum: m of the key network's moving average; 0.999 unless given, where `train` chooses by the steps.
             jigsaw: β, the jigsaw branch's share of the loss, in [0, 1); 0 leaves the branch out.
             head: of the instance and the jigsaw branch: linear, mlp, norm-linear or norm-mlp.
-            out_features: d.
-            hidden: units of an MLP head's hidden layer; the encoder's feature size unless given.
             online: number of query views; raised to 2 where another branch compares two trained views.
             shuffle: compute a key on another device than its query (ShuffleBN).
             splits: parts of each device's batch that both networks normalize apart, queries and patches in the batch's
@@ -76,12 +67,11 @@ class InfoMin(Method):
 
         """
         super().__init__(encoder, head, out_features, hidden)
-        self.schedule = Temperature(temperature, temperature_max, temperature_period)
-        self.temperature_max, self.temperature_period = temperature_max, temperature_period
+        self.set_temperature(temperature, temperature_max, temperature_period)
         if not 0 <= jigsaw < 1:
             raise UserError(f"jigsaw={jigsaw} must be in [0, 1): it is the jigsaw branch's share of the loss")
         check_splits(splits)
-        self.temperature, self.queue, self.momentum, self.jigsaw = temperature, queue, momentum, jigsaw
+        self.queue, self.momentum, self.jigsaw = queue, momentum, jigsaw
         self.online, self.shuffle, self.splits = online, shuffle, splits
         self.plain_views = int(jigsaw > 0)
         self.extra_views = 1 + self.plain_views
@@ -106,7 +96,7 @@ class InfoMin(Method):
             return instance
         h = encode_in_parts(lambda part: self.encoder(patches(part)), views[self.online + 1], self.splits)
         with torch.autocast(h.device.type, enabled=False):
-            joined = self.jigsaw_branch(h.to(torch.promote_types(h.dtype, torch.float32)))
+            joined = in_float32(self.jigsaw_branch, h)
         return (1 - self.jigsaw) * instance + self.jigsaw * self._contrast(joined, positive)
 
     def piece_size(self, view: int) -> int | None:

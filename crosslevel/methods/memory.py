@@ -123,14 +123,14 @@ class MomentumCopy(nn.Module):
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """One step of the average towards ``module``."""
-        mine: list[Tensor] = list(self.twin.parameters())
+        averages: list[Tensor] = list(self.twin.parameters())
         theirs = [p.detach() for p in module.parameters()]
         if isinstance(self.momentum, Tensor):
-            way = torch._foreach_sub(theirs, mine)
+            way = torch._foreach_sub(theirs, averages)
             torch._foreach_mul_(way, 1 - self.momentum)
-            torch._foreach_add_(mine, way)
+            torch._foreach_add_(averages, way)
         else:
-            torch._foreach_lerp_(mine, theirs, 1 - self.momentum)
+            torch._foreach_lerp_(averages, theirs, 1 - self.momentum)
 
 
 def rising(start: float, progress: float | Tensor) -> float | Tensor:
@@ -167,9 +167,9 @@ class ShardedBank(nn.Module):
     def common(self, index: Int64[Tensor, " m"]) -> Float[Tensor, "m d"]:
         """The rows of indices that are the same on all ranks."""
         self._share_out()
-        mine = index % self.shards == self._place
+        local = index % self.shards == self._place
         rows = self.bank.rows.new_zeros(len(index), self.bank.rows.shape[1])
-        rows[mine] = self.bank.rows[index[mine] // self.shards]
+        rows[local] = self.bank.rows[index[local] // self.shards]
         return add(rows)
 
     def draw(self, count: int) -> Int64[Tensor, " m"]:
@@ -180,8 +180,8 @@ class ShardedBank(nn.Module):
     def update(self, index: Int64[Tensor, " B"], z: Float[Tensor, "B d"]) -> None:
         """Move this rank's rows among ``index``, the indices of all ranks, towards ``z``."""
         self._share_out()
-        mine = index % self.shards == self._place
-        self.bank.update(index[mine] // self.shards, z[mine])
+        local = index % self.shards == self._place
+        self.bank.update(index[local] // self.shards, z[local])
 
     @property
     def _place(self) -> int:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.methods.base import Method, check_splits, encode_in_parts
+from crosslevel.methods.base import Method, check_splits, encode_in_parts, in_float32
 from crosslevel.methods.memory import KeyQueue, MomentumCopy
 from crosslevel.models.heads import Head
 from crosslevel.models.temperature import Temperature
@@ -54,18 +54,9 @@ class MoCo(Method):
         """Build the instance branch, the momentum network and the queue.
 
         Args:
-            encoder: the network that is trained.
-            images: not used; the queue does not depend on the number of images.
             temperature: T; 0.07 in MoCo, 0.2 in MoCo v2.
-            temperature_max: where a cosine schedule of T begins, from there to ``temperature`` and back (Kukleva et al.
-                2023: from 1 to 0.1, for a long tail); constant unless given.
-            temperature_period: epochs of the schedule's period; 400 of 2,000 in their code, a fifth of the run unless
-                given.
             queue: K, the number of negative keys; 4,096 unless given, where `train` chooses by the number of images.
             momentum: m of the key network's moving average; 0.999 unless given, where `train` chooses by the steps.
-            head: linear, mlp, norm-linear or norm-mlp.
-            out_features: d.
-            hidden: units of an MLP head's hidden layer; the encoder's feature size unless given.
             online: number of query views; raised to 2 where another branch compares two trained views.
             shuffle: compute a key on another device than its query (ShuffleBN), so that batch statistics do not give
                 the pair away; nothing changes on one device.
@@ -75,9 +66,8 @@ class MoCo(Method):
 
         """
         super().__init__(encoder, head, out_features, hidden)
-        self.schedule = Temperature(temperature, temperature_max, temperature_period)
-        self.temperature_max, self.temperature_period = temperature_max, temperature_period
-        self.temperature, self.momentum, self.queue, self.online = temperature, momentum, queue, online
+        self.set_temperature(temperature, temperature_max, temperature_period)
+        self.momentum, self.queue, self.online = momentum, queue, online
         check_splits(splits)
         self.shuffle, self.splits = shuffle, splits
         self.key = MomentumCopy(nn.Sequential(encoder, self.branch), MOMENTUM if momentum is None else momentum)
@@ -147,7 +137,7 @@ def encode_keys(
     h = encode_in_parts(encoder, mine.contiguous(memory_format=torch.channels_last), splits)
     h = h if home is None else home(h)
     with torch.autocast(view.device.type, enabled=False):
-        return F.normalize(branch(h.to(torch.promote_types(h.dtype, torch.float32))), dim=1)
+        return F.normalize(in_float32(branch, h), dim=1)
 
 
 def contrast(

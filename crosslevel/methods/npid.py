@@ -52,35 +52,25 @@ class NPID(Method):
         """Build the instance branch and the bank.
 
         Args:
-            encoder: the network that is trained.
             images: N, the number of images: one row of the bank each.
-            temperature: T.
-            temperature_max: where a cosine schedule of T begins, from there to ``temperature`` and back (Kukleva et al.
-                2023: from 1 to 0.1, for a long tail); constant unless given.
-            temperature_period: epochs of the schedule's period; 400 of 2,000 in their code, a fifth of the run unless
-                given.
             negatives: m rows drawn anew for each step, uniformly; all rows of the bank unless given.
             momentum: how much of a bank's row stays when its image is seen.
             per_view: move the row once for each view in turn, as the authors of CLD do in the backward pass, and not
                 once towards the views' mean; of two views 60 degrees apart nearly as a momentum of 0.27 does.
             float16: keep the bank in float16, at half the memory.
             sharded: spread the bank over the devices of a distributed run; needs ``negatives``.
-            head: linear, mlp, norm-linear or norm-mlp.
-            out_features: d.
-            hidden: units of an MLP head's hidden layer; the encoder's feature size unless given.
             online: number of views; raised to 2 where another branch compares two trained views.
 
         """
         super().__init__(encoder, head, out_features, hidden)
-        self.schedule = Temperature(temperature, temperature_max, temperature_period)
-        self.temperature_max, self.temperature_period = temperature_max, temperature_period
+        self.set_temperature(temperature, temperature_max, temperature_period)
         if images is None:
             raise UserError("NPID keeps a row for every image: it needs a source of known length; use MoCo instead")
         if negatives is not None and not 1 <= negatives < images:
             raise UserError(f"negatives={negatives} must be between 1 and the {images} images less one")
         if sharded and negatives is None:
             raise UserError("sharded=True needs negatives=m: the softmax over the whole bank would move all of it")
-        self.images, self.temperature, self.negatives = images, temperature, negatives
+        self.images, self.negatives = images, negatives
         self.momentum, self.online, self.float16, self.sharded = momentum, online, float16, sharded
         self.per_view = per_view
         whole = InstanceBank(images, out_features, momentum, torch.float16 if float16 else torch.float32)
@@ -108,11 +98,11 @@ class NPID(Method):
         """Eq. 2 for unit vectors against the whole bank, or against each image's own row and the ``drawn`` ones."""
         if drawn is None:
             return F.cross_entropy(z @ self.bank.rows.to(z.dtype).T / self.schedule.value, index)
-        own = (z * self.bank(index).to(z.dtype)).sum(1, keepdim=True)
+        positive = (z * self.bank(index).to(z.dtype)).sum(1, keepdim=True)
         others = z @ self.bank.common(drawn).to(z.dtype).T
         # An image drawn as its own negative would repel itself.
         others = others.masked_fill(drawn == index[:, None], -torch.inf)
-        return F.cross_entropy(torch.cat([own, others], dim=1) / self.schedule.value, torch.zeros_like(index))
+        return F.cross_entropy(torch.cat([positive, others], dim=1) / self.schedule.value, torch.zeros_like(index))
 
     def early_rise(self, batch: int, steps: int) -> str:
         """While the bank fills."""

@@ -46,24 +46,15 @@ class SimCLR(Method):
         """Build the instance branch.
 
         Args:
-            encoder: the network that is trained.
-            images: not used; the batch is all that SimCLR compares.
             temperature: T; the paper has 0.1 on ImageNet and 0.5 on CIFAR-10.
-            temperature_max: where a cosine schedule of T begins, from there to ``temperature`` and back (Kukleva et al.
-                2023: from 1 to 0.1, for a long tail); constant unless given.
-            temperature_period: epochs of the schedule's period; 400 of 2,000 in their code, a fifth of the run unless
-                given.
-            head: linear, mlp, norm-linear or norm-mlp.
-            out_features: d.
             hidden: units of an MLP head's hidden layer; the encoder's feature size, but at least 512, unless given.
             batch_norm: normalize the hidden layer's batch, as the paper's code does.
 
         """
-        super().__init__(encoder, head, out_features, hidden or max(WIDTH, feature_size(encoder)), batch_norm)
-        self.hidden, self.batch_norm = hidden, batch_norm
-        self.schedule = Temperature(temperature, temperature_max, temperature_period)
-        self.temperature_max, self.temperature_period = temperature_max, temperature_period
-        self.temperature, self.online = temperature, 2
+        usual = max(WIDTH, feature_size(encoder))
+        super().__init__(encoder, head, out_features, hidden, batch_norm, usual_hidden=usual)
+        self.set_temperature(temperature, temperature_max, temperature_period)
+        self.batch_norm, self.online = batch_norm, 2
 
     def forward(
         self,
@@ -79,9 +70,9 @@ def nt_xent(z_a: Float[Tensor, "B d"], z_b: Float[Tensor, "B d"], temperature: f
     """NT-Xent of unit vectors; in a distributed run against the views of all ranks."""
     batch, offset = len(z_a), rank() * len(z_a)
     everyone = torch.cat([gather(z_a), gather(z_b)])
-    mine = torch.arange(batch, device=z_a.device) + offset
-    own = torch.cat([mine, mine + len(everyone) // 2])
+    rows = torch.arange(batch, device=z_a.device) + offset
+    own_rows = torch.cat([rows, rows + len(everyone) // 2])
     with torch.autocast(z_a.device.type, enabled=False):
         logits = torch.cat([z_a, z_b]) @ everyone.T / temperature
-    logits = logits.scatter(1, own[:, None], -torch.inf)
-    return F.cross_entropy(logits, own.roll(batch))
+    logits = logits.scatter(1, own_rows[:, None], -torch.inf)
+    return F.cross_entropy(logits, own_rows.roll(batch))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.methods.base import Method
+from crosslevel.methods.base import Method, in_float32
 from crosslevel.models.heads import Head, projection_head
 
 
@@ -41,8 +41,6 @@ class SimSiam(Method):
         """Build projector and predictor.
 
         Args:
-            encoder: the network that is trained.
-            images: not used; nothing depends on the number of images.
             head: the projector: linear, mlp, norm-linear or norm-mlp; MLPs have two hidden layers with batch
                 normalization, and all have it at their output.
             out_features: d; 2,048 in the paper.
@@ -52,9 +50,10 @@ class SimSiam(Method):
 
         """
         super().__init__(
-            encoder, head, out_features, hidden or out_features, batch_norm=True, hidden_layers=2, norm_output=True
-        )
-        self.hidden, self.bottleneck = hidden, bottleneck
+            encoder, head, out_features, hidden, batch_norm=True, hidden_layers=2, norm_output=True,
+            usual_hidden=out_features,
+        )  # fmt: skip
+        self.bottleneck = bottleneck
         narrow = bottleneck or max(1, out_features // 4)
         self.predictor = projection_head("mlp", out_features, out_features, narrow, batch_norm=True)
 
@@ -66,7 +65,7 @@ class SimSiam(Method):
     ) -> Float[Tensor, ""]:
         """The symmetric loss, in [-1, 1]."""
         with torch.autocast(index.device.type, enabled=False):
-            a, b = (self.branch(h.to(torch.promote_types(h.dtype, torch.float32))) for h in features[:2])
+            a, b = (in_float32(self.branch, h) for h in features[:2])
             return (distance(self.predictor(a), b) + distance(self.predictor(b), a)) / 2
 
 

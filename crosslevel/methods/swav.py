@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.methods.base import Method, feature_size, held
+from crosslevel.methods.base import Method, feature_size, scaled_gradient
 from crosslevel.methods.memory import KeyQueue
 from crosslevel.models.heads import Head, NormLinear
 from crosslevel.models.sinkhorn import sinkhorn
@@ -63,8 +63,6 @@ class SwAV(Method):
         """Build the instance branch, the prototypes and the queues.
 
         Args:
-            encoder: the network that is trained.
-            images: not used; nothing depends on the number of images.
             temperature: T; 0.1 in the paper.
             temperature_max: where a cosine schedule of T begins, from there to ``temperature`` and back (Kukleva et al.
                 2023); constant unless given.
@@ -86,17 +84,15 @@ class SwAV(Method):
                 512, unless given.
 
         """
-        super().__init__(encoder, head, out_features, hidden or max(WIDTH, feature_size(encoder)), batch_norm=True)
-        self.schedule = Temperature(temperature, temperature_max, temperature_period)
+        usual = max(WIDTH, feature_size(encoder))
+        super().__init__(encoder, head, out_features, hidden, batch_norm=True, usual_hidden=usual)
+        self.set_temperature(temperature, temperature_max, temperature_period)
         if prototypes < 2 or iterations < 1 or epsilon <= 0 or prior < 0 or small_views < 0:
             raise UserError(
                 f"prototypes={prototypes}, iterations={iterations}, epsilon={epsilon}, prior={prior}, "
                 f"small_views={small_views}: at least 2, at least 1, above 0, at least 0, at least 0"
             )
-        self.temperature, self.temperature_max, self.temperature_period = (
-            temperature, temperature_max, temperature_period
-        )  # fmt: skip
-        self.hidden, self.epsilon, self.iterations, self.prior = hidden, epsilon, iterations, prior
+        self.epsilon, self.iterations, self.prior = epsilon, iterations, prior
         self.queue, self.queue_start, self.freeze = queue, queue_start, freeze
         self.small_views = self.extra_views = small_views
         self.prototypes, self.centres = prototypes, NormLinear(out_features, prototypes)
@@ -129,7 +125,7 @@ class SwAV(Method):
         """The mean over both assignments, and for each over the other views."""
         z = [self.project(h) for h in (*features[:2], *self.encode_small(views))]
         with torch.autocast(index.device.type, enabled=False):
-            centres = F.normalize(held(self.centres.weight, self.moving), dim=1)
+            centres = F.normalize(scaled_gradient(self.centres.weight, self.moving), dim=1)
             scores = [rows @ centres.T for rows in z]
             codes = self.assign([rows.detach() for rows in z[:2]], centres.detach())
             predicted = [F.log_softmax(s / self.schedule.value, dim=1) for s in scores]
@@ -140,9 +136,9 @@ class SwAV(Method):
     def assign(self, z: Sequence[Float[Tensor, "B d"]], centres: Float[Tensor, "K d"]) -> list[Float[Tensor, "B K"]]:
         """The assignments of two views' unit features, each among those of all ranks and of its queue."""
         batch = len(z[0])
-        own = [gather(rows) for rows in z]
-        self._waiting.append(own)
-        mass, everyone = torch.ones(len(own[0]), device=own[0].device), torch.stack(own)
+        gathered = [gather(rows) for rows in z]
+        self._waiting.append(gathered)
+        mass, everyone = torch.ones(len(gathered[0]), device=gathered[0].device), torch.stack(gathered)
         if len(self.earlier):
             older = torch.stack([queue.keys.to(everyone.dtype) for queue in self._queues()])
             there = torch.arange(older.shape[1], device=mass.device) < self.filled

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.methods.base import Method
+from crosslevel.methods.base import Method, in_float32
 from crosslevel.models.heads import Head
 from crosslevel.utils.distributed import gather
 
@@ -48,8 +48,6 @@ class VICReg(Method):
         """Build the expander.
 
         Args:
-            encoder: the network that is trained.
-            images: not used; the batch is all that is compared.
             invariance: λ, of the two views' difference; 25 in the paper.
             variance: μ, of each dimension's deviation, which is to be 1; 25 in the paper.
             covariance: ν, of dimensions that go together; 1 in the paper.
@@ -59,8 +57,10 @@ class VICReg(Method):
             hidden: units of each hidden layer; out_features, as in the paper, unless given.
 
         """
-        super().__init__(encoder, head, out_features, hidden or out_features, batch_norm=True, hidden_layers=2)
-        self.invariance, self.variance, self.covariance, self.hidden = invariance, variance, covariance, hidden
+        super().__init__(
+            encoder, head, out_features, hidden, batch_norm=True, hidden_layers=2, usual_hidden=out_features
+        )
+        self.invariance, self.variance, self.covariance = invariance, variance, covariance
 
     def forward(
         self,
@@ -70,7 +70,7 @@ class VICReg(Method):
     ) -> Float[Tensor, ""]:
         """The three terms of the first two views."""
         with torch.autocast(index.device.type, enabled=False):
-            a, b = (self.branch(h.to(torch.promote_types(h.dtype, torch.float32))) for h in features[:2])
+            a, b = (in_float32(self.branch, h) for h in features[:2])
             invariance = F.mse_loss(a, b)
             (variance_a, covariance_a), (variance_b, covariance_b) = (spread(gather(z)) for z in (a, b))
         return (
@@ -84,6 +84,6 @@ def spread(z: Float[Tensor, "n d"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""
     """The terms v and c of one view's features: how far deviations are below 1, and the squared covariances."""
     centred = z - z.mean(0)
     covariance = centred.T @ centred / (len(z) - 1)
-    own = covariance.diagonal()
-    variance = F.relu(1 - (own + EPSILON).sqrt()).mean()
-    return variance, (covariance - own.diag_embed()).square().sum() / z.shape[1]
+    variances = covariance.diagonal()
+    variance = F.relu(1 - (variances + EPSILON).sqrt()).mean()
+    return variance, (covariance - variances.diag_embed()).square().sum() / z.shape[1]

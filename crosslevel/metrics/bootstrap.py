@@ -21,6 +21,7 @@ def intervals(
     level: float = 0.95,
     resamples: int = 1000,
     generator: torch.Generator | None = None,
+    at_once: int = _DRAWS,
 ) -> tuple[float, float]:
     """The interval of a mean, in percent.
 
@@ -31,13 +32,15 @@ def intervals(
         level: the share of resamples inside the interval.
         resamples: how many sets of N images are drawn with repetition.
         generator: draws them.
+        at_once: images drawn at a time.
 
     Raises:
         ValueError: no images, or a level outside (0, 1).
 
     """
     owner = torch.zeros(len(correct), dtype=torch.long) if groups is None else groups.unique(return_inverse=True)[1]
-    means = [_mean(sums[0], counts) for counts, sums in _resampled([correct], owner, level, resamples, generator)]
+    drawn = _resampled([correct], owner, level, resamples, generator, at_once)
+    means = [_mean(sums[0], counts) for counts, sums in drawn]
     return _percentiles(torch.cat(means), level)
 
 
@@ -71,26 +74,31 @@ def accuracy_intervals(
     splits = {name: torch.isin(tested, getattr(shots, name)) for name in ("many", "medium", "few") if shots}
     means: dict[str, list[Tensor]] = {}
     for counts, (hits, hits5) in _resampled([first, fifth], owner, level, resamples, generator):
-        found = {"top1": hits.sum(1) / len(labels), "balanced": _mean(hits, counts)}
+        figures = {"top1": hits.sum(1) / len(labels), "balanced": _mean(hits, counts)}
         if several:
-            found["top5"] = hits5.sum(1) / len(labels)
+            figures["top5"] = hits5.sum(1) / len(labels)
         for name, members in splits.items():
             if members.any():
-                found[name] = _mean(hits[:, members], counts[:, members])
-        for name, mean in found.items():
+                figures[name] = _mean(hits[:, members], counts[:, members])
+        for name, mean in figures.items():
             means.setdefault(name, []).append(mean)
     return {name: _percentiles(torch.cat(parts), level) for name, parts in means.items()}
 
 
 def _resampled(
-    values: list[Tensor], owner: Int64[Tensor, " N"], level: float, resamples: int, generator: torch.Generator | None
+    values: list[Tensor],
+    owner: Int64[Tensor, " N"],
+    level: float,
+    resamples: int,
+    generator: torch.Generator | None,
+    at_once: int = _DRAWS,
 ) -> Iterator[tuple[Float[Tensor, "R G"], list[Float[Tensor, "R G"]]]]:
     """Some resamples at a time: how many images each group has in each, and the groups' sums of each of ``values``."""
     count = len(owner)
     if not count or not 0 < level < 1:
         raise UserError(f"{count} images, level={level}: give at least one image, and a level in (0, 1)")
     groups = int(owner.max()) + 1
-    for part in torch.arange(resamples).split(max(1, _DRAWS // count)):
+    for part in torch.arange(resamples).split(max(1, at_once // count)):
         drawn = torch.randint(count, (len(part), count), generator=generator)
         cell = (owner[drawn] + groups * torch.arange(len(part)).unsqueeze(1)).view(-1)
         tables = [

@@ -29,8 +29,8 @@ def clusters(features: Float[Tensor, "N d"], count: int, seed: int = 0, starts: 
     if not 1 <= count <= len(features):
         raise UserError(f"clusters={count} must be between 1 and the {len(features)} images")
     unit = F.normalize(features.float(), dim=1).cpu().numpy()
-    found = KMeans(count, n_init=starts, random_state=seed).fit_predict(unit)
-    return torch.from_numpy(found).long()
+    assignment = KMeans(count, n_init=starts, random_state=seed).fit_predict(unit)
+    return torch.from_numpy(assignment).long()
 
 
 def agreement(predicted: Int64[Tensor, " N"], labels: Int64[Tensor, " N"]) -> dict[str, float]:

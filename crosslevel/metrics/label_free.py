@@ -65,9 +65,9 @@ def scores(
         if other is not None and len(other) != len(a):
             raise UserError(f"{name}: {len(other)} features of {len(a)} images: give one of each")
     draws = generator or torch.Generator().manual_seed(0)
-    found = retrieval(a, b, tracks)
+    figures = retrieval(a, b, tracks)
     sets = clusterings(a, clusters, draws), clusterings(b, clusters, draws)
-    found |= partitions(*sets)
+    figures |= partitions(*sets)
     if group_a is not None and group_b is not None:
         groups = [clusterings(g, clusters, draws) for g in _pair(group_a, group_b)]
         if instance_a is not None and instance_b is not None:
@@ -75,8 +75,8 @@ def scores(
         else:
             own = list(sets)
         crossed = [partitions(own[0], groups[1]), partitions(own[1], groups[0])]
-        found |= {f"{name}_levels": (crossed[0][name] + crossed[1][name]) / 2 for name in crossed[0]}
-    found |= {
+        figures |= {f"{name}_levels": (crossed[0][name] + crossed[1][name]) / 2 for name in crossed[0]}
+    figures |= {
         "alignment": alignment(a, b),
         "uniformity": uniformity(a),
         "rankme": rankme(features_a),
@@ -84,7 +84,7 @@ def scores(
         "alpha_req": alpha_req(features_a),
         "lidar": lidar(features_a, features_b),
     }
-    return found | {"combined": combine(found["mrr"], found["effective_rank"], a.shape[1])}
+    return figures | {"combined": combine(figures["mrr"], figures["effective_rank"], a.shape[1])}
 
 
 SPREAD = 0.4
@@ -143,14 +143,14 @@ def retrieval_ranks(
 
 
 def _ranks(queries: Tensor, keys: Tensor, tracks: Tensor | None, chunk: int) -> Tensor:
-    own = torch.arange(len(keys)) if tracks is None else tracks.cpu()
+    owner = torch.arange(len(keys)) if tracks is None else tracks.cpu()
     ranks = []
     for start in range(0, len(queries), chunk):
         similarity = queries[start : start + chunk] @ keys.T
         rows = torch.arange(len(similarity))
-        mine = similarity[rows, rows + start]
-        ahead = similarity >= mine[:, None] - 1e-6
-        ahead &= own[start : start + chunk, None] != own
+        positive = similarity[rows, rows + start]
+        ahead = similarity >= positive[:, None] - 1e-6
+        ahead &= owner[start : start + chunk, None] != owner
         ranks.append(1 + ahead.sum(1))
     return torch.cat(ranks)
 

@@ -64,11 +64,11 @@ def exponential_imbalance(sizes: Int64[Tensor, " k"] | Float[Tensor, " k"]) -> f
     there = _there(sizes)
     if len(there) == 1:
         return 1.0
-    wanted, place = gini(there), torch.arange(len(there), dtype=torch.float64) / (len(there) - 1)
+    wanted, rank = gini(there), torch.arange(len(there), dtype=torch.float64) / (len(there) - 1)
     low, high = 0.0, math.log(MOST_IMBALANCED)
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if gini(torch.exp(-middle * place)) < wanted else (low, middle)
+        low, high = (middle, high) if gini(torch.exp(-middle * rank)) < wanted else (low, middle)
     return math.exp((low + high) / 2)
 
 
@@ -154,11 +154,11 @@ def grouped(
     """
     owner = tracks.unique(return_inverse=True)[1]
     points = _leading(_one_a_track(features, owner))
-    found = _dense(points, len(points) if most is None else most, seed)
-    if found is None:
-        found = _mixture(points, min(len(points), 20 if most is None else most), seed)
-    rank = torch.bincount(found).argsort(descending=True, stable=True).argsort()
-    return Grouped(rank[found][owner], _silhouette(points, found, seed))
+    assignment = _dense(points, len(points) if most is None else most, seed)
+    if assignment is None:
+        assignment = _mixture(points, min(len(points), 20 if most is None else most), seed)
+    rank = torch.bincount(assignment).argsort(descending=True, stable=True).argsort()
+    return Grouped(rank[assignment][owner], _silhouette(points, assignment, seed))
 
 
 def _one_a_track(features: Float[Tensor, "N d"], owner: Int64[Tensor, " N"]) -> Float[Tensor, "T d"]:
@@ -173,9 +173,9 @@ def _leading(points: Float[Tensor, "T d"]) -> Float[Tensor, "T p"]:
     """The leading principal components, of variance 1 on average; all zero where the points are all alike."""
     centred = points.double() - points.double().mean(0)
     kept = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -DIMENSIONS:]
-    found = centred @ kept
-    scale = found.square().mean().sqrt().clamp(min=1e-12)
-    return torch.div(found, scale)
+    components = centred @ kept
+    scale = components.square().mean().sqrt().clamp(min=1e-12)
+    return torch.div(components, scale)
 
 
 def _dense(points: Float[Tensor, "T p"], most: int, seed: int) -> Int64[Tensor, " T"] | None:
@@ -186,12 +186,12 @@ def _dense(points: Float[Tensor, "T p"], most: int, seed: int) -> Int64[Tensor, 
     seen = points[some].numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        found = HDBSCAN(min_cluster_size=SMALLEST, min_samples=NEIGHBOURS).fit_predict(seen)
-    inside = found >= 0
-    groups = int(found.max()) + 1
+        assignment = HDBSCAN(min_cluster_size=SMALLEST, min_samples=NEIGHBOURS).fit_predict(seen)
+    inside = assignment >= 0
+    groups = int(assignment.max()) + 1
     if not 2 <= groups <= most or 1 - inside.mean() > OUTSIDE:
         return None
-    nearest = KNeighborsClassifier(1).fit(seen[inside], found[inside])
+    nearest = KNeighborsClassifier(1).fit(seen[inside], assignment[inside])
     return torch.from_numpy(nearest.predict(points.numpy())).long()
 
 
@@ -210,12 +210,12 @@ def _mixture(points: Float[Tensor, "T p"], most: int, seed: int) -> Int64[Tensor
     return torch.from_numpy(mixture.predict(points.numpy())).long()
 
 
-def _silhouette(points: Float[Tensor, "T p"], found: Int64[Tensor, " T"], seed: int) -> float:
+def _silhouette(points: Float[Tensor, "T p"], assignment: Int64[Tensor, " T"], seed: int) -> float:
     some = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:COMPARED]
-    groups = len(found[some].unique())
+    groups = len(assignment[some].unique())
     if not 2 <= groups < len(some):
         return 0.0
-    return float(silhouette_score(points[some].numpy(), found[some].numpy()))
+    return float(silhouette_score(points[some].numpy(), assignment[some].numpy()))
 
 
 def _log_choose(n: Float[Tensor, " T"], k: int) -> Float[Tensor, " T"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,17 +12,32 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from crosslevel.data.duplicates import neighbours as cells
+from crosslevel.data.duplicates.neighbours import USUAL, Cells, neighbours
 from crosslevel.utils.device import multiplies_bfloat16
 
-TILE = 4096  # keys a matrix product: its result is still in the cache when its maxima are taken
-MEMORY = 6 * 2**30  # bytes of similarities at a time
 CROWD = 32  # neighbours that say how alike the images around one are
 IN_A_CROWD = 0.5  # of their distance, at most which a pair is apart
 _QUERIES = 1024  # compared with all others at a time: 400 MB among 100,000
-MANY = 50_000  # features, of which on pairs are not looked for among all
-FEW = 4096  # keys: among fewer, selecting costs little
+MANY = 50_000  # features: of more, pairs are not looked for among all
 SPARE = 3  # times k candidates are at hand where similarities were rounded; usual are less than two
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """How a search divides its work; no result depends on it, but for the rounding of float32.
+
+    Args:
+        tile: keys a matrix product: its result is still in the cache when its maxima are taken.
+        few: keys up to which selecting costs little, and every key is a block of its own.
+        memory: bytes of similarities at a time.
+        bfloat16: multiply in bfloat16 first; where the processor has instructions for it, unless given.
+
+    """
+
+    tile: int = 4096
+    few: int = 4096
+    memory: int = 6 * 2**30
+    bfloat16: bool | None = None
 
 
 class Neighbours(NamedTuple):
@@ -31,7 +47,13 @@ class Neighbours(NamedTuple):
     places: Int64[Tensor, "Q k"]
 
 
-def nearest(queries: Float[Tensor, "Q d"], keys: Float[Tensor, "N d"], k: int, chunk: int = 4096) -> Neighbours:
+def nearest(
+    queries: Float[Tensor, "Q d"],
+    keys: Float[Tensor, "N d"],
+    k: int,
+    chunk: int = 4096,
+    blocking: Blocking = Blocking(),
+) -> Neighbours:
     """The k largest cosine similarities of each query, in descending order, and the rows of ``keys`` they are with.
 
     Selecting k of N numbers takes longer than computing them. So the keys are dealt into blocks of b = sqrt(N / k): the
@@ -48,7 +70,8 @@ def nearest(queries: Float[Tensor, "Q d"], keys: Float[Tensor, "N d"], k: int, c
         keys: features of any length. Half precision takes half the memory; on a CPU it is compared in float32,
             elsewhere as it is.
         k: neighbours; all keys where there are fewer.
-        chunk: queries at a time, fewer where their similarities would take more than `MEMORY`.
+        chunk: queries at a time, fewer where their similarities would take more than ``blocking.memory``.
+        blocking: how the work is divided.
 
     """
     k = min(k, len(keys))
@@ -56,17 +79,23 @@ def nearest(queries: Float[Tensor, "Q d"], keys: Float[Tensor, "N d"], k: int, c
     on_cpu = keys.device.type == "cpu"
     if on_cpu and dtype.itemsize < torch.float32.itemsize:
         dtype = torch.float32
-    lengths = torch.cat([tile.to(dtype).norm(dim=1) for tile in keys.split(TILE)]).clamp(min=1e-12)
+    lengths = torch.cat([tile.to(dtype).norm(dim=1) for tile in keys.split(blocking.tile)]).clamp(min=1e-12)
     if not len(queries):
         return _none(k, dtype, keys.device)
     unit = F.normalize(queries.to(dtype), dim=1)
-    if on_cpu and dtype == torch.float32 and len(keys) > FEW and multiplies_bfloat16():
-        return _rounded_first(unit, keys, lengths, k, chunk)
-    return _searched(unit, keys, lengths, k, chunk)
+    fast = multiplies_bfloat16() if blocking.bfloat16 is None else blocking.bfloat16
+    if fast and on_cpu and dtype == torch.float32 and len(keys) > blocking.few:
+        return _rounded_first(unit, keys, lengths, k, chunk, blocking)
+    return _searched(unit, keys, lengths, k, chunk, blocking)
 
 
 def mutual_pairs(
-    features: Float[Tensor, "N d"], threshold: float, k: int = 8, known: Neighbours | None = None
+    features: Float[Tensor, "N d"],
+    threshold: float,
+    k: int = 8,
+    known: Neighbours | None = None,
+    many: int = MANY,
+    cells: Cells = USUAL,
 ) -> Int64[Tensor, "P 2"]:
     """Pairs (i, j), i < j, with a cosine of at least ``threshold``, each among the other's k nearest, far from others.
 
@@ -75,7 +104,7 @@ def mutual_pairs(
     nothing is known of such a crowd. ``known``: each feature's nearest ones among them, `CROWD` + 1 or all, where they
     have been found already.
 
-    Among more than `MANY` features, neighbours are looked for in the cells around each (`cells.neighbours`), in time
+    Among more than ``many`` features, neighbours are looked for in the ``cells`` around each (`neighbours`), in time
     that grows far slower than the square of their number; a pair as close as this is in one cell or in two that touch.
     """
     count = len(features)
@@ -83,9 +112,9 @@ def mutual_pairs(
     wanted = max(k, rank) + 1
     if known is not None:
         values, index = known.values[:, :wanted], known.places[:, :wanted]
-    elif count > MANY:
+    elif count > many:
         unit = F.normalize(features.float(), dim=1).cpu()
-        values, index = cells.neighbours(unit, unit, wanted)
+        values, index = neighbours(unit, unit, wanted, cells)
     else:
         values, index = nearest(features, features, wanted, _QUERIES)
     row = torch.arange(count).unsqueeze(1).expand_as(index)
@@ -104,57 +133,68 @@ def mutual_pairs(
 
 
 def _searched(
-    queries: Float[Tensor, "Q d"], keys: Float[Tensor, "N d"], lengths: Float[Tensor, " N"], k: int, chunk: int
+    queries: Float[Tensor, "Q d"],
+    keys: Float[Tensor, "N d"],
+    lengths: Float[Tensor, " N"],
+    k: int,
+    chunk: int,
+    blocking: Blocking,
 ) -> Neighbours:
     """By the similarities in the queries' own type."""
-    blocks, rows = _blocks(len(keys), k), _rows(len(queries), len(keys), queries.dtype, chunk)
-    table = _table(rows, len(keys), queries.dtype, keys.device)
-    room = queries.new_empty(TILE, queries.shape[1])  # new memory for every tile costs more than filling it
-    found = []
+    blocks = _blocks(len(keys), k, blocking)
+    rows = _rows(len(queries), len(keys), queries.dtype, chunk, blocking)
+    table = _table(rows, len(keys), queries.dtype, keys.device, blocking.tile)
+    room = queries.new_empty(blocking.tile, queries.shape[1])  # new memory for every tile costs more than filling it
+    parts = []
     for part in queries.split(rows):
         tiles = (
             torch.div(tile, length.unsqueeze(1), out=room[: len(tile)])
-            for tile, length in zip(keys.split(TILE), lengths.split(TILE), strict=True)
+            for tile, length in zip(keys.split(blocking.tile), lengths.split(blocking.tile), strict=True)
         )
-        found.append(_select(table[:, : len(part)], _fill(table[:, : len(part)], part, tiles, blocks), k))
-    return _joined(found)
+        parts.append(_select(table[:, : len(part)], _fill(table[:, : len(part)], part, tiles, blocks), k))
+    return _joined(parts)
 
 
 def _rounded_first(
-    queries: Float[Tensor, "Q d"], keys: Float[Tensor, "N d"], lengths: Float[Tensor, " N"], k: int, chunk: int
+    queries: Float[Tensor, "Q d"],
+    keys: Float[Tensor, "N d"],
+    lengths: Float[Tensor, " N"],
+    k: int,
+    chunk: int,
+    blocking: Blocking,
 ) -> Neighbours:
     """By similarities in bfloat16, as far as these decide; all others in float32."""
     wanted, rough = min(SPARE * k, len(keys)), torch.bfloat16
-    blocks, rows = _blocks(len(keys), wanted), _rows(len(queries), len(keys), rough, chunk)
-    table = _table(rows, len(keys), rough, keys.device)
-    bank, error = _rounded_bank(keys, lengths)
-    found, decided = [], []
+    blocks, rows = _blocks(len(keys), wanted, blocking), _rows(len(queries), len(keys), rough, chunk, blocking)
+    table = _table(rows, len(keys), rough, keys.device, blocking.tile)
+    bank, error = rounded_bank(keys, lengths, blocking.tile)
+    parts, decided = [], []
     for part in queries.split(rows):
-        asked = part.to(rough)
+        rounded = part.to(rough)
         similarities = table[:, : len(part)]
-        candidates = _select(similarities, _fill(similarities, asked, bank.split(TILE), blocks), wanted)
-        limit = _limit(candidates.values[:, k - 1].float(), part, asked, error)
+        candidates = _select(similarities, _fill(similarities, rounded, bank.split(blocking.tile), blocks), wanted)
+        limit = least_rounded(candidates.values[:, k - 1].float(), part, rounded, error)
         possible = (candidates.values >= limit.unsqueeze(1)).sum(dim=1)
-        found.append(_compared(part, keys, lengths, candidates.places, possible, k))
+        parts.append(_compared(part, keys, lengths, candidates.places, possible, k))
         decided.append((possible < wanted) | (wanted == len(keys)))
-    best = _joined(found)
+    best = _joined(parts)
     others = ~torch.cat(decided)
     if others.any():
-        best.values[others], best.places[others] = _searched(queries[others], keys, lengths, k, chunk)
+        best.values[others], best.places[others] = _searched(queries[others], keys, lengths, k, chunk, blocking)
     return best
 
 
-def _rounded_bank(keys: Float[Tensor, "N d"], lengths: Float[Tensor, " N"]) -> tuple[Tensor, float]:
+def rounded_bank(keys: Float[Tensor, "N d"], lengths: Float[Tensor, " N"], tile_size: int) -> tuple[Tensor, float]:
     """The keys at length 1 in bfloat16, and the largest distance of one of them from what it was rounded from."""
     bank, error = torch.empty(keys.shape, dtype=torch.bfloat16), 0.0
-    for tile, length, out in zip(keys.split(TILE), lengths.split(TILE), bank.split(TILE), strict=True):
+    for tile, length, out in zip(*(part.split(tile_size) for part in (keys, lengths, bank)), strict=True):
         unit = tile / length.unsqueeze(1)
         out.copy_(unit)
         error = max(error, float(unit.sub_(out).norm(dim=1).max()))
     return bank, error
 
 
-def _limit(
+def least_rounded(
     kth: Float[Tensor, " B"], queries: Float[Tensor, "B d"], rounded: Float[Tensor, "B d"], error: float
 ) -> Float[Tensor, " B"]:
     """What the rounded similarity of one of the k nearest keys is at least, if the k-th largest one is ``kth``.
@@ -178,14 +218,14 @@ def _compared(
     k: int,
 ) -> Neighbours:
     """The k nearest of each query's own candidates, of which the first ``possible`` ones matter."""
-    found = []
+    parts = []
     for query, all_places, many in zip(queries.split(64), candidates.split(64), possible.split(64), strict=True):
         places = all_places[:, : max(k, int(many.max()))]
         chosen = torch.index_select(keys, 0, places.flatten()).to(queries.dtype).view(*places.shape, -1)
         similarities = torch.bmm(chosen, query.unsqueeze(2)).squeeze(2) / lengths[places]
-        values, place = similarities.topk(k, dim=1)
-        found.append(Neighbours(values, places.gather(1, place)))
-    return _joined(found)
+        values, order = similarities.topk(k, dim=1)
+        parts.append(Neighbours(values, places.gather(1, order)))
+    return _joined(parts)
 
 
 def _fill(
@@ -196,11 +236,11 @@ def _fill(
 ) -> Float[Tensor, "B m"]:
     """Similarities with each tile of keys into ``table``, and the maximum of every block.
 
-    Of a tile's keys, block j has those at j, j + TILE / blocks, ...: maxima over rows of a matrix are the fastest.
+    Of a tile's keys, block j has those at j, j + tile / blocks, ...: maxima over rows of a matrix are the fastest.
     """
     maxima = []
     for part, tile in zip(table, tiles, strict=True):
-        if len(tile) == TILE:
+        if len(tile) == table.shape[2]:
             torch.mm(queries, tile.T, out=part)
         else:
             part[:, : len(tile)] = queries @ tile.T
@@ -219,34 +259,34 @@ def _maxima(part: Float[Tensor, "B tile"], blocks: int) -> Float[Tensor, "B m"]:
 
 def _select(table: Float[Tensor, "T B tile"], maxima: Float[Tensor, "B m"], k: int) -> Neighbours:
     """The k largest of the table, from the blocks with the k largest maxima."""
-    across, (high, wide, _) = maxima.shape[1] // len(table), table.stride()
+    across, (high, wide, _), size = maxima.shape[1] // len(table), table.stride(), table.shape[2]
     # One index into all of the memory below the table is the fastest way to numbers that lie far apart.
     memory = table.as_strided((table.stride(0) * len(table),), (1,))
-    within = torch.arange(0, TILE, across, device=table.device)
-    found = []
+    within = torch.arange(0, size, across, device=table.device)
+    parts = []
     for first, part in zip(range(0, len(maxima), 256), maxima.split(256), strict=True):
         ahead = part.topk(k, dim=1, sorted=False).indices
         query = torch.arange(first, first + len(part), device=table.device).unsqueeze(1)
         starts = ahead // across * high + query * wide + ahead % across
         candidates = (starts.unsqueeze(2) + within).flatten(1)
-        values, place = memory.take(candidates).topk(k, dim=1)
-        chosen = candidates.gather(1, place)
-        found.append(Neighbours(values, chosen // high * TILE + chosen % wide))
-    return _joined(found)
+        values, order = memory.take(candidates).topk(k, dim=1)
+        chosen = candidates.gather(1, order)
+        parts.append(Neighbours(values, chosen // high * size + chosen % wide))
+    return _joined(parts)
 
 
-def _blocks(keys: int, k: int) -> int:
+def _blocks(keys: int, k: int, blocking: Blocking) -> int:
     """Keys a block. Among few, selecting costs little: every key is a block of its own."""
-    return 1 if keys <= FEW else min(TILE, 2 ** round(math.log2(math.sqrt(keys / k))))
+    return 1 if keys <= blocking.few else min(blocking.tile, 2 ** round(math.log2(math.sqrt(keys / k))))
 
 
-def _rows(queries: int, keys: int, dtype: torch.dtype, chunk: int) -> int:
-    width = math.ceil(keys / TILE) * TILE
-    return max(1, min(chunk, queries, MEMORY // (width * dtype.itemsize)))
+def _rows(queries: int, keys: int, dtype: torch.dtype, chunk: int, blocking: Blocking) -> int:
+    width = math.ceil(keys / blocking.tile) * blocking.tile
+    return max(1, min(chunk, queries, blocking.memory // (width * dtype.itemsize)))
 
 
-def _table(rows: int, keys: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "T rows tile"]:
-    return torch.empty(math.ceil(keys / TILE), rows, TILE, dtype=dtype, device=device)
+def _table(rows: int, keys: int, dtype: torch.dtype, device: torch.device, tile: int) -> Float[Tensor, "T rows tile"]:
+    return torch.empty(math.ceil(keys / tile), rows, tile, dtype=dtype, device=device)
 
 
 def _none(k: int, dtype: torch.dtype, device: torch.device) -> Neighbours:

@@ -39,8 +39,8 @@ def outliers(features: Float[Tensor, "N D"], neighbours: int = NEIGHBOURS, known
     if len(features) < 3:
         return Outliers(torch.zeros(len(features)), torch.zeros(len(features), dtype=torch.bool))
     k = min(neighbours, len(features) - 1)
-    found = known if known is not None else nearest(features, features, k + 1)
-    values = found.values[:, 1 : k + 1].float()  # without itself
+    nearest_ones = known if known is not None else nearest(features, features, k + 1)
+    values = nearest_ones.values[:, 1 : k + 1].float()  # without itself
     distance = (1 - values).clamp(min=0).mean(1)
     logarithm = distance.clamp(min=1e-7).log()
     usual = logarithm[distance > 1e-6]

@@ -57,9 +57,9 @@ def ranked(
     if len(labels) != len(features) or (tracks is not None and len(tracks) != len(features)):
         raise UserError(f"{len(features)} features, {len(labels)} labels: the lengths must agree")
     unit = F.normalize(features, dim=1)
-    asked = torch.arange(len(features), device=features.device) if queries is None else queries
-    found: list[Tensor] = []
-    for part in asked.split(chunk):
+    query_rows = torch.arange(len(features), device=features.device) if queries is None else queries
+    parts: list[Tensor] = []
+    for part in query_rows.split(chunk):
         similarity = unit[part] @ unit.T
         barred = torch.zeros_like(similarity, dtype=torch.bool)
         barred[torch.arange(len(part)), part] = True
@@ -67,8 +67,8 @@ def ranked(
             barred |= tracks[part].unsqueeze(1) == tracks
         order = similarity.masked_fill_(barred, -torch.inf).sort(dim=1, descending=True, stable=True).indices
         hit = (labels[order] == labels[part].unsqueeze(1)) & ~barred.gather(1, order)
-        found.append(_judged(hit, ranks))
-    table = torch.cat(found)
+        parts.append(_scored(hit, ranks))
+    table = torch.cat(parts)
     table = table[table[:, -1] > 0]
     if not len(table):
         raise UserError("no query has another image of its label to find")
@@ -81,11 +81,11 @@ def mean_figures(table: dict[str, Float[Tensor, " M"]]) -> dict[str, float]:
     return {**{name: 100 * float(column.mean()) for name, column in table.items()}, "queries": float(count)}
 
 
-def _judged(hit: Tensor, ranks: Sequence[int]) -> Float[Tensor, "B columns"]:
+def _scored(hit: Tensor, ranks: Sequence[int]) -> Float[Tensor, "B columns"]:
     """Recall at each rank, average precision, and the number of images to find; hits in the order of the ranking."""
     hits = hit.double()
-    place = torch.arange(1, hit.shape[1] + 1, device=hit.device)
+    rank = torch.arange(1, hit.shape[1] + 1, device=hit.device)
     total = hits.sum(1)
-    precision = (hits.cumsum(1) / place * hits).sum(1) / total.clamp(min=1)
+    precision = (hits.cumsum(1) / rank * hits).sum(1) / total.clamp(min=1)
     recall = [hit[:, :k].any(1).double() for k in ranks]
     return torch.stack([*recall, precision, total], dim=1)

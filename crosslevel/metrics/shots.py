@@ -59,9 +59,9 @@ def split_by_frequency(counts: Int64[Tensor, " C"], limits: tuple[int, int] | No
             third = len(ranked) // 3
             limits = int(ranked[third]), int(ranked[-third - 1])
     low, high = limits
-    known = counts > 0
-    many, few = known & (counts > high), known & (counts < low)
-    places = [mask.nonzero()[:, 0] for mask in (many, known & ~many & ~few, few)]
+    present = counts > 0
+    many, few = present & (counts > high), present & (counts < low)
+    places = [mask.nonzero()[:, 0] for mask in (many, present & ~many & ~few, few)]
     return Shots(places[0], places[1], places[2], low, high)
 
 

@@ -38,17 +38,17 @@ def create(name: str, options: Mapping[str, Any], **more: Any) -> nn.Module:
     if timm.model_entrypoint(name.partition(".")[0]).__module__ == ResNet.__module__:
         options = {**options, "zero_init_last": bool(options.get("zero_init_last"))}
     # A mean of a ViT's tokens is of those that weights with a class token have normalized.
-    given = options
+    arguments = options
     if timm.model_entrypoint(name.partition(".")[0]).__module__ == ResNet.__module__:
         options = {"zero_init_last": False, **options}
     pooled = {"fc_norm": False} if options.get("global_pool") == "avg" and "fc_norm" not in options else {}
     try:
         model: nn.Module = _without(name, options, pooled, **more)
     except TypeError as error:
-        raise UserError(f"encoder.name={name} does not take {' or '.join(given)}: leave it out") from error
+        raise UserError(f"encoder.name={name} does not take {' or '.join(arguments)}: leave it out") from error
     except AssertionError as error:
-        told = ", ".join(f"{key} {value}" for key, value in options.items())
-        raise UserError(f"encoder.name={name} does not take {told}: {error}") from error
+        listed = ", ".join(f"{key} {value}" for key, value in options.items())
+        raise UserError(f"encoder.name={name} does not take {listed}: {error}") from error
     return model
 
 

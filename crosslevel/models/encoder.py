@@ -139,8 +139,8 @@ class Encoder(nn.Module):
             self.drop_path = DROP_PATH
         self.backbone, self.loaded = build(start, self._options() | self.further)
         config: Any = self.backbone.default_cfg
-        own = self.further.get("img_size", config["input_size"][-1])
-        size = self.image_size or int(own[-1] if isinstance(own, list | tuple) else own)
+        usual_size = self.further.get("img_size", config["input_size"][-1])
+        size = self.image_size or int(usual_size[-1] if isinstance(usual_size, list | tuple) else usual_size)
         self.view = View(size, tuple(config["mean"]), tuple(config["std"]))
 
     def arguments(self) -> dict[str, Any]:
@@ -150,10 +150,10 @@ class Encoder(nn.Module):
 
     def structure(self) -> dict[str, Any]:
         """The arguments that build the same network without any weights."""
-        found = {"name": self.architecture, **{key: getattr(self, key) for key in STRUCTURE}}
+        settings = {"name": self.architecture, **{key: getattr(self, key) for key in STRUCTURE}}
         if self.pool is None:
-            del found["pool"]
-        return found | ({"arguments": self.further} if self.further else {})
+            del settings["pool"]
+        return settings | ({"arguments": self.further} if self.further else {})
 
     @property
     def num_features(self) -> int:
@@ -201,7 +201,7 @@ class Encoder(nn.Module):
         return features
 
     def identity(self) -> str:
-        """Changes when a weight does, or what the network looks at."""
+        """A checksum that changes when a weight changes, or the size or normalization of its input."""
         digest = hashlib.sha256(repr((self.name, *self.view)).encode())
         for name, value in self.backbone.state_dict().items():
             digest.update(name.encode())

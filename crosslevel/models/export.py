@@ -78,10 +78,10 @@ def export(
         raise NotThere(f"--output {file}: there is no folder {file.parent}")
     encoder = load_encoder(run)
     with replacing(file) as stream:
-        how = write(encoder, stream, file, normalize, seed)
+        description = write(encoder, stream, file, normalize, seed)
     console = printer(quiet)
     console.print(f"{encoder.name}, {encoder.num_features} features: {file}", highlight=False, markup=False)
-    console.print(how, highlight=False, markup=False)
+    console.print(description, highlight=False, markup=False)
     return file
 
 
@@ -168,10 +168,10 @@ def _write_timm(encoder: Encoder, stream: BinaryIO, file: Path, normalize: bool,
         stream.write(save(_state(encoder), {"format": "pt"}))
     else:
         save_to(stream, _state(encoder), file)
-    own = encoder.width != 1.0 or encoder.small_images
+    is_changed = encoder.width != 1.0 or encoder.small_images
     size = "" if encoder.image_size is None else f", img_size={encoder.image_size}"
     call = f"timm.create_model({encoder.name!r}, num_classes=0{size}, checkpoint_path=file)"
-    if own:
+    if is_changed:
         call = f"Encoder({encoder.name!r}, {bool(encoder.small_images)}, {encoder.width}, weights=file), not timm alone"
     return f"{call}; {_inputs(encoder)}"
 
@@ -187,7 +187,7 @@ def _write_detectron2(encoder: Encoder, stream: BinaryIO, file: Path, normalize:
 
 
 def _detectron2_network(encoder: Encoder) -> str:
-    """What detectron2 has to be told to build the same network."""
+    """The settings with which detectron2 builds the same network."""
     backbone: Any = encoder.backbone
     block, depth = backbone.layer1[0], re.search(r"resne[xt]+(\d+)", encoder.name)
     assert depth is not None
@@ -256,8 +256,8 @@ def _difference(runtime: Any, network: nn.Module, file: Path, size: int, seed: i
         if not isinstance(network, _Normalized):
             images = 4 * images - 2  # about what normalized images are
         expected = network(images)
-        found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-        apart.append((found - expected).abs().div(expected.abs().clamp(min=1)).max())
+        outputs = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        apart.append((outputs - expected).abs().div(expected.abs().clamp(min=1)).max())
     return float(torch.stack(apart).max())
 
 

@@ -57,7 +57,7 @@ def title_of(run: str | os.PathLike[str]) -> str:
 
 
 def mark_of(run: str | os.PathLike[str], encoder: Encoder) -> str:
-    """Changes when the encoder does; of a run told by its file alone, without reading it."""
+    """A mark that changes when the encoder does; for a run it follows from the file's state, without reading it."""
     if is_by_name(run):
         return hashlib.sha256(encoder.identity().encode()).hexdigest()
     weights = Path(run) / FILE if Path(run).is_dir() else Path(run)
@@ -68,7 +68,7 @@ def _parsed(text: str) -> tuple[str, int | None]:
     name, _, rest = text.partition(",")
     if not rest:
         return name, None
-    found = re.fullmatch(r"size=([1-9]\d*)", rest)
-    if found is None:
+    match = re.fullmatch(r"size=([1-9]\d*)", rest)
+    if match is None:
         raise UserError(f"{text}: {rest!r} is no setting of it: give size=PIXELS")
-    return name, int(found[1])
+    return name, int(match[1])

@@ -58,13 +58,13 @@ def avoid_faults(
     """
     if hardware.device.type != "cpu" or hardware.precision == "fp32":
         return ""
-    found, layers = _measured(network, run, hardware), dict(network.named_modules())
-    wrong = {_settings(layers[fault.name]) for fault in found}
+    faults, layers = _measured(network, run, hardware), dict(network.named_modules())
+    wrong = {_settings(layers[fault.name]) for fault in faults}
     for layer in (whole or network).modules():
         # At every shape: images of a detector have sizes of their own, and such layers are few and small.
         if isinstance(layer, _LAYERS) and _settings(layer) in wrong:
             layer.forward = functools.partial(_in_float32, layer)  # type: ignore[method-assign]
-    return _told(found, hardware.precision)
+    return _message(faults, hardware.precision)
 
 
 def glance(encoder: Callable[[Tensor], object], *sizes: int) -> None:
@@ -95,23 +95,23 @@ def _in_float32(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _measured(network: nn.Module, run: Callable[[], object], hardware: Hardware) -> list[Fault]:
-    found: list[Fault] = []
-    known: dict[str, str] = {}
+    faults: list[Fault] = []
+    results: dict[str, str] = {}
     for name, layer, shape, last in _calls(network, run):
         key = (_settings(layer), [p.requires_grad for p in layer.parameters()], shape, last)
-        if repr(key) not in known:
-            known[repr(key)] = _wrong(layer, _numbers(layer, shape, last), hardware)
-        if known[repr(key)]:
-            found.append(Fault(name, shape, known[repr(key)]))
-    return found
+        if repr(key) not in results:
+            results[repr(key)] = _wrong(layer, _numbers(layer, shape, last), hardware)
+        if results[repr(key)]:
+            faults.append(Fault(name, shape, results[repr(key)]))
+    return faults
 
 
 def _calls(network: nn.Module, run: Callable[[], object]) -> list[tuple[str, nn.Module, tuple[int, ...], bool]]:
     """Every layer, once for each shape (without the batch) that it is called with, and whether channels are last."""
     seen: dict[tuple[str, tuple[int, ...]], tuple[nn.Module, bool]] = {}
 
-    def record(name: str, layer: nn.Module, given: tuple[Any, ...]) -> None:
-        x = given[0]
+    def record(name: str, layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+        x = arguments[0]
         seen[name, tuple(x.shape[1:])] = (layer, x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
     hooks = [
@@ -133,7 +133,7 @@ def _calls(network: nn.Module, run: Callable[[], object]) -> list[tuple[str, nn.
 
 
 def _numbers(layer: nn.Module, shape: tuple[int, ...], channels_last: bool) -> Tensor:
-    """Random input of a shape without the batch: so many images, and so much of them, as is cheap."""
+    """Random input of a shape (given without the batch): as many images, and as many rows, as are cheap to compute."""
     weight: Any = layer.weight
     places = math.prod(shape[:-1] if isinstance(layer, nn.Linear) else shape[1:])
     images = max(1, min(_IMAGES, int(_WORK / (weight.numel() * places))))
@@ -148,10 +148,10 @@ def _wrong(layer: nn.Module, x: Tensor, hardware: Hardware) -> str:
     """What of the layer's output and gradients is wrong in low precision; empty if nothing is."""
     right = _results(layer, x)
     with hardware.autocast(), _dirty_memory():
-        found = _results(layer, x)
+        low_precision = _results(layer, x)
     return " and ".join(
         name
-        for (name, a), (_, b) in zip(found, right, strict=True)
+        for (name, a), (_, b) in zip(low_precision, right, strict=True)
         # Written so that a NaN is wrong.
         if not bool((a.float() - b).norm() <= LIMIT * b.norm())
     )
@@ -194,10 +194,10 @@ def _settings(layer: nn.Module) -> tuple[Any, ...]:
     return (type(layer), tuple(weight.shape), *(getattr(layer, name, None) for name in names))
 
 
-def _told(found: list[Fault], precision: str) -> str:
-    if not found:
+def _message(faults: list[Fault], precision: str) -> str:
+    if not faults:
         return ""
-    (name, shape, what), layers = found[0], len({fault.name for fault in found})
+    (name, shape, what), layers = faults[0], len({fault.name for fault in faults})
     more = "" if layers == 1 else f" and of {layers - 1} more layer{'s' if layers > 2 else ''}"
     size = "x".join(str(side) for side in shape)
     return (

@@ -85,10 +85,10 @@ def synchronize(module: nn.Module, on_gpu: bool = False) -> None:
         ValueError: a batch normalization that is neither torch's nor timm's; nothing is changed then.
 
     """
-    for place, norm in module.named_modules():
+    for name, norm in module.named_modules():
         if isinstance(norm, _BatchNorm) and type(norm) not in (*PLAIN, BatchNormAct2d, SyncBatchNorm, SyncBatchNormAct):
             raise UserError(
-                f"sync_batchnorm cannot convert {place}, a {type(norm).__name__}: leave it out, or take another encoder"
+                f"sync_batchnorm cannot convert {name}, a {type(norm).__name__}: leave it out, or take another encoder"
             )
     if on_gpu:
         convert_sync_batchnorm(module)

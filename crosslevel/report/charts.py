@@ -52,7 +52,7 @@ def curves(heading: str, series: Series, x_label: str, y_label: str, note: str =
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend = []
         for i, (name, points) in enumerate(series.items()):
-            x, y = _thin(points).T
+            x, y = thinned(points).T
             seen = np.pad(np.isfinite(y), 1)
             alone = np.flatnonzero(seen[1:-1] & ~seen[:-2] & ~seen[2:])
             dots = list(range(len(x))) if len(x) <= 30 else alone.tolist()
@@ -130,7 +130,7 @@ def _short(name: str, most: int) -> str:
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
-def _thin(points: Sequence[tuple[float, float]], most: int = 600) -> np.ndarray:
+def thinned(points: Sequence[tuple[float, float]], most: int = 600) -> np.ndarray:
     """At most ``most`` points, (n, 2): means of neighbours where there are more; not finite becomes NaN."""
     table = np.array(points, dtype=np.float64).reshape(-1, 2)
     table[~np.isfinite(table)] = np.nan

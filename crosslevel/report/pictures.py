@@ -112,7 +112,7 @@ def map2d(
         tiles = torch.cat([_shrink(part, _TILE) for part in images[::every].split(256)])
         columns = math.ceil(math.sqrt(len(tiles)))
         hover |= {"columns": columns, "width": tiles.shape[3], "height": tiles.shape[2]}
-        content |= {"atlas": _atlas(tiles, columns), "pictures": _data_uri(_montage(place, tiles))}
+        content |= {"atlas": _atlas(tiles, columns), "pictures": _data_uri(montage(place, tiles))}
     return Block("map", heading, content | {"hover": json.dumps(hover, separators=(",", ":"))})
 
 
@@ -176,7 +176,7 @@ def _atlas(tiles: UInt8[Tensor, "N 3 h w"], columns: int) -> str:
     return _data_uri(rows.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2), "jpeg")
 
 
-def _montage(place: Float[Tensor, "N 2"], tiles: UInt8[Tensor, "N 3 h w"]) -> UInt8[Tensor, "4 s s"]:
+def montage(place: Float[Tensor, "N 2"], tiles: UInt8[Tensor, "N 3 h w"]) -> UInt8[Tensor, "4 s s"]:
     """Tiles centred at their places on a transparent square, but those that would overlap an earlier one."""
     size = torch.tensor(tiles.shape[:1:-1])
     corners = (place * _MONTAGE - size / 2).round().long()

@@ -169,9 +169,8 @@ def _of_function(own: Scope, node: ast.FunctionDef) -> Signature:
 def _of_class(own: Scope, node: ast.AST, skip: int = 0, given: dict[str, Any] | None = None) -> tuple[Option, ...]:
     """The options of a class: of its constructor, or its fields and those of the classes that it is made from."""
     assert isinstance(node, ast.ClassDef)
-    doc = ast.get_docstring(node) or ""
     init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
-    bases = [found for base in node.bases if (found := own.find(_name(base))) and isinstance(found[1], ast.ClassDef)]
+    bases, helps = _bases(own, node), _described(own, node)
     if init is None:
         fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
         options = {o.name: o for base in bases for o in _of_class(*base, skip=skip)}
@@ -182,8 +181,6 @@ def _of_class(own: Scope, node: ast.AST, skip: int = 0, given: dict[str, Any] | 
         keywords = [d or ast.Constant(REQUIRED) for d in init.args.kw_defaults]
         listed = list(_parameters(init.args.args[1:], init.args.defaults))
         listed += [(a.arg, a.annotation, d) for a, d in zip(init.args.kwonlyargs, keywords, strict=True)]
-        doc += "\n" + (ast.get_docstring(init) or "")
-    helps = _arguments_of(doc)
     for name, annotation, default in listed[skip:]:
         option = _argument(own, name, annotation, default, helps.get(name, ""))
         if isinstance(option, Option):
@@ -192,6 +189,25 @@ def _of_class(own: Scope, node: ast.AST, skip: int = 0, given: dict[str, Any] | 
     return tuple(
         Option(o.name, o.kind, changed.get(o.name, o.default), helps.get(o.name, o.help)) for o in options.values()
     )
+
+
+def _bases(own: Scope, node: ast.ClassDef) -> list[tuple[Scope, ast.ClassDef]]:
+    """The classes that a class is made from, as far as their files are read."""
+    found = [own.find(_name(base)) for base in node.bases]
+    return [(where[0], where[1]) for where in found if where is not None and isinstance(where[1], ast.ClassDef)]
+
+
+def _described(own: Scope, node: ast.ClassDef) -> dict[str, str]:
+    """What docstrings say of arguments: the class's, its constructor's, those of its other methods, its bases'."""
+    methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
+    constructor = [n for n in methods if n.name == "__init__"]
+    helps: dict[str, str] = {}
+    for base in _bases(own, node):
+        helps |= _described(*base)
+    described: list[ast.FunctionDef | ast.ClassDef] = [n for n in methods if n.name != "__init__"]
+    for each in (*described, node, *constructor):
+        helps |= _arguments_of(ast.get_docstring(each) or "")
+    return helps
 
 
 def _parameters(arguments: list[ast.arg], defaults: list[ast.expr]) -> Iterator[Parameter]:

@@ -15,6 +15,8 @@ from crosslevel.utils.errors import UserError
 Sampler = Literal["tpe", "random"]
 FILE = "study.db"  # of a study that is kept in its folder
 BEAT, GRACE = 20.0, 120.0  # seconds between signs of life, and without one until a worker counts as dead
+SILENT = 60  # seconds until a machine that says nothing loses the lock of all
+PAUSE = 0.1  # seconds before the study is asked again
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Plan:
     stop: threading.Event = field(default_factory=threading.Event)
     beat: float = BEAT
     grace: float = GRACE
+    silent: int = SILENT
+    pause: float = PAUSE
 
 
 def url(storage: str | None, folder: Path) -> str:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import optuna
 import sqlalchemy
 from filelock import FileLock
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from crosslevel.tuning.plan import FILE, Plan, url
 from crosslevel.tuning.sampler import Fresh, distributions, pruner
@@ -26,7 +26,6 @@ from crosslevel.utils.files import sync_folder
 from crosslevel.utils.locks import hold
 
 PATIENCE = 60.0  # seconds for a database that is away
-SILENT = 60  # seconds until a machine that says nothing loses the lock of all
 # A server that vanishes is noticed in half a minute.
 ALIVE = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 Result = TypeVar("Result")
@@ -42,7 +41,7 @@ def patiently(plan: Plan, call: Callable[[], Result], patience: float = PATIENCE
         ValueError: it stays away, or the search is to stop.
 
     """
-    began, pause = None, 0.1
+    began, pause = None, plan.pause
     while True:
         try:
             return call()
@@ -92,11 +91,13 @@ def opened(plan: Plan, tries: int = 8) -> optuna.Study:
         try:
             with locked(plan.folder / "study.lock"), locked_everywhere(plan):
                 return _made(plan)
+        except ArgumentError as error:
+            raise UserError(f"--storage ***@{address(plan)}: is no address ({_reason(plan, error)})") from None
         except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
             # Other studies' workers that make the same tables at the same time get in each other's way.
             if attempt == tries - 1:
                 raise UserError(f"{address(plan)}: the study cannot be opened: {_reason(plan, error)}") from error
-            time.sleep(0.1 * (attempt + 1))
+            time.sleep(plan.pause * (attempt + 1))
         except ValueError as error:
             if isinstance(error, UserError):
                 raise
@@ -194,7 +195,7 @@ def locked(file: Path) -> Iterator[None]:
 def locked_everywhere(plan: Plan) -> Iterator[None]:
     """While the block runs, no other worker of the study is in one, on any machine, if the database is PostgreSQL.
 
-    A machine that falls silent while it has the lock loses it after `SILENT` seconds, and what it does then fails.
+    A machine that says nothing for ``plan.silent`` seconds loses the lock, and what it does then fails.
     """
     if not plan.storage.startswith("postgresql"):
         yield
@@ -203,7 +204,7 @@ def locked_everywhere(plan: Plan) -> Iterator[None]:
     options = ALIVE if plan.storage.startswith("postgresql+psycopg:") else {}
     engine = sqlalchemy.create_engine(plan.storage, poolclass=sqlalchemy.NullPool, connect_args=options)
     with engine.begin() as connection:
-        for name, seconds in (("idle_in_transaction_session_timeout", SILENT), ("lock_timeout", 2 * SILENT)):
+        for name, seconds in (("idle_in_transaction_session_timeout", plan.silent), ("lock_timeout", 2 * plan.silent)):
             connection.execute(sqlalchemy.text(f"SET LOCAL {name} = '{seconds}s'"))
         connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
         yield

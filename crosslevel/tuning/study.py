@@ -53,14 +53,14 @@ class Search:
         self.mine: set[int] = set()  # the trials that this process is at
         with locked(plan.folder / "study.lock"):  # whoever looks for dead workers finds no sign without its lock
             self._refuse_other_study()
-            self.alive = locked_file(self._sign(self.worker))
+            self.alive = locked_file(self.life_sign(self.worker))
             who = f"crosslevel tune (process {os.getpid()} on {socket.gethostname()})"
             self.alive.write(f"{_named(plan)} {who}\n")
             self.alive.flush()
 
     def close(self) -> None:
         """End this process's part in the study, and remove its sign of life."""
-        self._sign(self.worker).unlink(missing_ok=True)
+        self.life_sign(self.worker).unlink(missing_ok=True)
         self.alive.close()
 
     def work(self, train: Training, on_end: Callable[[FrozenTrial], None] = lambda trial: None) -> None:
@@ -70,14 +70,14 @@ class Search:
             ValueError: the first trial, the settings as given, is refused, or trial after trial fails.
 
         """
-        while (trial := self._next()) is not None:
+        while (trial := self.next_trial()) is not None:
             self._attempt(trial, train)
             self.mine.discard(trial.number)
             ended = patiently(self.plan, partial(self._frozen, trial))
             on_end(ended)
             patiently(self.plan, partial(self._give_up, ended))
 
-    def _next(self) -> Trial | None:
+    def next_trial(self) -> Trial | None:
         """The next trial to train; None when there is none. Waits while other workers may still leave one."""
         while not self.plan.stop.is_set():
             with locked(self.plan.folder / "study.lock"):
@@ -95,7 +95,7 @@ class Search:
             return (None, None) if self.plan.stop.is_set() else self._taken()
 
     def _taken(self) -> tuple[Trial | None, float | None]:
-        self._reclaim()
+        self.reclaim()
         trials = self.study.get_trials(deepcopy=False)
         running = any(t.state == TrialState.RUNNING for t in trials)
         wait = min(1.0, self.plan.beat) if running else None
@@ -231,7 +231,7 @@ class Search:
     def _frozen(self, trial: Trial) -> FrozenTrial:
         return next(t for t in self.study.get_trials(deepcopy=False) if t.number == trial.number)
 
-    def _reclaim(self) -> None:
+    def reclaim(self) -> None:
         """Mark the trials whose worker is dead, and queue them again; the caller holds the study's locks."""
         left = [sign for sign in (self.plan.folder / "workers").glob("*.lock") if _is_free(sign)]
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -270,8 +270,8 @@ class Search:
 
     def _is_dead(self, trial: FrozenTrial, owner: str) -> bool:
         """Whether a worker is dead: in this folder by its lock, which the system frees; elsewhere by its silence."""
-        if self._sign(owner).exists():
-            return _is_free(self._sign(owner))
+        if self.life_sign(owner).exists():
+            return _is_free(self.life_sign(owner))
         sign, now = (trial.user_attrs.get("alive"), trial.last_step), time.monotonic()
         if self.seen.get(trial.number, (None, 0.0))[0] != sign:
             self.seen[trial.number] = (sign, now)
@@ -311,7 +311,8 @@ class Search:
                     "ended, or give another --output"
                 )
 
-    def _sign(self, worker: str) -> Path:
+    def life_sign(self, worker: str) -> Path:
+        """The file that a worker has locked while it lives."""
         return self.plan.folder / "workers" / f"{worker}.lock"
 
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,10 +50,21 @@ class Failed(RuntimeError):
         self.kind = kind
 
 
+Training = Callable[[str, Path, list[str], Path, "int | None"], Iterator[dict[str, Any]]]
+"""What trains with one trial's settings, and yields its scores after each epoch: `training`, or what stands in."""
+
+
 def training(
-    images: str, base: Path, options: list[str], folder: Path, threads: int | None
+    images: str,
+    base: Path,
+    options: list[str],
+    folder: Path,
+    threads: int | None,
+    popen: Callable[..., Any] = subprocess.Popen,
 ) -> Iterator[dict[str, Any]]:
-    """Train in another process; yield the scores after each epoch. It waits meanwhile, and closing this ends it.
+    """Train in another process and yield the scores after each epoch.
+
+    The process waits until the next score is asked for; closing the iterator ends it.
 
     Args:
         images: the source.
@@ -61,6 +72,7 @@ def training(
         options: those of this one, as on the command line of `crosslevel train`.
         folder: of the run.
         threads: for the process's arithmetic; torch's choice unless given.
+        popen: starts the process, as `subprocess.Popen` does.
 
     Raises:
         Failed: with what the process said last.
@@ -74,7 +86,7 @@ def training(
     line = [sys.executable, "-m", "crosslevel.tuning", images, str(base), str(folder), *options]
     environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
     with (folder / LOG).open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(
+        process = popen(
             line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
             start_new_session=True,
         )  # fmt: skip
@@ -89,7 +101,7 @@ def training(
             except BrokenPipeError:
                 break
         if process.wait():
-            raise _failure(process.returncode, folder / LOG)
+            raise failure_of(process.returncode, folder / LOG)
     finally:
         _kill(process)
         for pipe in (process.stdin, process.stdout):
@@ -97,7 +109,7 @@ def training(
         shutil.rmtree(Run(folder).checkpoints, ignore_errors=True)  # large, and no trial is continued
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
+def _kill(process: Any) -> None:
     """The process and what it started: one for each device."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -111,7 +123,8 @@ def _close(pipe: IO[str]) -> None:
         return  # what it still held is for nobody
 
 
-def _failure(status: int, log: Path) -> Failed:
+def failure_of(status: int, log: Path) -> Failed:
+    """What a training failed of, by its exit status and the last line of its log."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     last = lines[-1].strip().removeprefix("crosslevel train: ") if lines else "it said nothing"
     if status < 0:

@@ -56,6 +56,7 @@ def tune(
     finalists: int | None = None,
     *,
     settings: dict[str, Any],
+    training: trial.Training = trial.training,
 ) -> Path:
     """Search for better settings of crosslevel train, without labels.
 
@@ -85,6 +86,7 @@ def tune(
             the end, out of the budget, and the mean score decides: one training's is partly luck. One for every four
             full trainings of the budget, less one, unless given: 2 of 12.
         settings: of train, as a tree; no option. From Python each of them is an argument of its own, as in train().
+        training: what trains with a trial's settings and yields its scores; no option.
 
     Returns:
         the folder.
@@ -103,7 +105,7 @@ def tune(
             say(console, f"  {name}={ranges.range_text(searched)}")
         with keeping(lambda: _kept(searching)):
             try:
-                _work(searching, images, settings, jobs, console)
+                _work(searching, images, settings, jobs, console, training)
             except BaseException:
                 # What there is is shown, whatever ended the search.
                 with contextlib.suppress(ValueError):
@@ -215,7 +217,9 @@ def _name(images: str, given: dict[str, Any]) -> str:
     return f"{source}-{ranges.chosen(given).__name__.lower()}"
 
 
-def _work(searching: Search, images: str, given: dict[str, Any], jobs: int, console: Console) -> None:
+def _work(
+    searching: Search, images: str, given: dict[str, Any], jobs: int, console: Console, training: trial.Training
+) -> None:
     """Trial after trial in ``jobs`` threads; each waits for a training in another process."""
     plan = searching.plan
     base = plan.folder / "workers" / f"{searching.worker}.yaml"
@@ -228,7 +232,7 @@ def _work(searching: Search, images: str, given: dict[str, Any], jobs: int, cons
     def one(number: int, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
         own = trust.option_for(given["method"]["class_path"])
         options = [*own, *(f"--{name}={value}" for name, value in parameters.items())]
-        return trial.training(images, base, options, plan.folder / "trials" / f"{number:04}", threads)
+        return training(images, base, options, plan.folder / "trials" / f"{number:04}", threads)
 
     def work() -> None:
         try:

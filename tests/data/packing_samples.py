@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from crosslevel.data import pack
+from crosslevel.data.pack_writer import Sizes
 from crosslevel.settings.parser import run
 
 ODD = ["with space.png", "😀 ü.png", "new\nline.png"]
@@ -19,4 +20,6 @@ def write(root, count=24, seed=0):
 
 
 def packed(source, folder, *options):
-    return run(pack.pack, [str(source), "-o", str(folder), "--size=20", "--workers=0", *options])
+    """A pack of a few images with several parts and, where they are not of one square size, several files."""
+    small = Sizes(part=4, shard=15_000, at_once=2)
+    return run(pack.pack, [str(source), "-o", str(folder), "--size=20", "--workers=0", *options], sizes=small)

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from packing_samples import packed, write
 from PIL import Image
-from run_samples import pack_in_small_parts
 
 from crosslevel.data import pack, pack_writer
 from crosslevel.data.bad_files import BadFiles
@@ -25,11 +24,6 @@ from crosslevel.utils.errors import SourceError
 @pytest.fixture
 def photos(tmp_path):
     return write(tmp_path / "photos")
-
-
-@pytest.fixture
-def small_parts(monkeypatch):
-    pack_in_small_parts(monkeypatch)
 
 
 def contents(folder):
@@ -53,8 +47,6 @@ def test_the_command_line(photos, tmp_path):
 SLOW = """
 import sys, time
 from crosslevel.data import pack, pack_writer
-from crosslevel.data.sources import packed
-pack_writer.IMAGES_A_PART, packed.READ_AT_ONCE, pack_writer.SHARD = 4, 2, 15_000
 append = pack_writer._append
 def slowly(file, pixels):
     append(file, pixels)
@@ -62,11 +54,11 @@ def slowly(file, pixels):
     print("written", flush=True)
     time.sleep(0.02)
 pack_writer._append = slowly
-pack.pack(sys.argv[1], sys.argv[2], 20, workers=0)
+pack.pack(sys.argv[1], sys.argv[2], 20, workers=0, sizes=pack_writer.Sizes(part=4, shard=15_000, at_once=2))
 """
 
 
-def test_killed_at_any_moment_it_ends_in_the_same_bytes(photos, tmp_path, small_parts, capsys):
+def test_killed_at_any_moment_it_ends_in_the_same_bytes(photos, tmp_path, capsys):
     packed(photos, tmp_path / "whole")
     want = contents(tmp_path / "whole")
     assert len([name for name in want if name.endswith(".bin")]) > 1
@@ -95,7 +87,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("at", range(0, 40, 13))  # `tests/faults/test_kills.py` tries the others
-def test_killed_before_any_step_on_disk(photos, tmp_path, small_parts, monkeypatch, at):
+def test_killed_before_any_step_on_disk(photos, tmp_path, monkeypatch, at):
     """Whatever the last file was that was put in its place, deleted or written to."""
     packed(photos, tmp_path / "whole")
     steps = [0]
@@ -120,13 +112,12 @@ def test_killed_before_any_step_on_disk(photos, tmp_path, small_parts, monkeypat
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_bytes_behind_the_last_part_and_parts_without_bytes_are_dropped(photos, tmp_path, small_parts, monkeypatch):
+def test_bytes_behind_the_last_part_and_parts_without_bytes_are_dropped(photos, tmp_path, monkeypatch):
     packed(photos, tmp_path / "whole")
     monkeypatch.setattr(pack_writer.PackWriter, "finish", lambda self: 1 / 0)
     with pytest.raises(SystemExit, match="70"):
         packed(photos, tmp_path / "cut")
     monkeypatch.undo()
-    pack_in_small_parts(monkeypatch)
     shards = sorted((tmp_path / "cut").glob("*.bin"))
     os.truncate(shards[0], shards[0].stat().st_size - 10)
     packed(photos, tmp_path / "cut")
@@ -134,7 +125,7 @@ def test_bytes_behind_the_last_part_and_parts_without_bytes_are_dropped(photos, 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_any_number_of_workers_gives_the_same_bytes(photos, tmp_path, small_parts, workers):
+def test_any_number_of_workers_gives_the_same_bytes(photos, tmp_path, workers):
     packed(photos, tmp_path / "one")
     packed(photos, tmp_path / "two", f"--workers={workers}")
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
@@ -181,7 +172,7 @@ def test_a_source_that_has_moved_is_watched_where_it_is(photos, tmp_path, capsys
         open_images(tmp_path / "p")
 
 
-def test_an_unfinished_pack_of_other_images_is_begun_again(photos, tmp_path, small_parts, monkeypatch, capsys):
+def test_an_unfinished_pack_of_other_images_is_begun_again(photos, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(pack_writer.PackWriter, "finish", lambda self: 1 / 0)
         with pytest.raises(SystemExit, match="70"):
@@ -196,7 +187,7 @@ def test_an_unfinished_pack_of_other_images_is_begun_again(photos, tmp_path, sma
     assert contents(tmp_path / "p") == contents(tmp_path / "fresh")
 
 
-def test_ctrl_c_says_how_to_go_on(photos, tmp_path, small_parts, monkeypatch, capsys):
+def test_ctrl_c_says_how_to_go_on(photos, tmp_path, monkeypatch, capsys):
     count, store = pack_writer.PackWriter._count, []
 
     def stopping(self, part):

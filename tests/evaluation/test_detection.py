@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -175,7 +176,7 @@ def test_wrong_use_ends_in_one_line(pycocotools, shapes, monkeypatch):
             detection(*arguments, settings=settings, hardware=CPU)
         assert named in str(caught.value)
         assert "\n" not in str(caught.value)
-    monkeypatch.setattr(protocol.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(ImportError, match=r"pip install 'crosslevel\[detection\]'"):
         detection(narrow(), train, test, settings=QUICK, hardware=CPU)
 

@@ -109,12 +109,12 @@ def test_the_caller_s_random_numbers_are_left_alone():
 
 def test_every_epoch_has_every_image_once(shapes):
     data = TrainingData(shapes[0], 30, 5, 1, BadFiles())
-    places = data._places(0)
+    places = data.index_batches(0)
     order = [place for _ in range(10) for place in next(places)]
     for epoch in range(3):
         assert sorted(order[100 * epoch : 100 * (epoch + 1)]) == list(range(100))
     assert order[:100] != order[100:200]
-    assert next(data._places(7)) == order[210:240]
+    assert next(data.index_batches(7)) == order[210:240]
 
 
 def test_the_schedule_is_the_published_one(shapes):

@@ -77,7 +77,7 @@ def test_the_page_has_every_image_and_what_is_most_like_it(collection):
     assert len(told["paths"]) == 240
     assert {"label", "loss", "group", "near-duplicate", "outlier", "broken"} == set(told["columns"])
     assert told["columns"]["label"]["names"] == ["ant", "bee", "cat", "dog", "none"]
-    similar = collection._others()
+    similar = collection.similar()
     unit = collection.unit
     truth = (unit @ unit.T).fill_diagonal_(-2).topk(12).indices
     assert similar.shape == (240, 12)
@@ -252,7 +252,7 @@ def test_browser_shows_images_and_what_is_similar(page, collection):
     move(page, [where(page, point)], press=True)
     assert element(page, "#path").text == collection.paths[point]
     shown = page.find_elements("css selector", "#similar button")
-    assert [int(button.get_attribute("data-point")) for button in shown] == collection._others()[point].tolist()
+    assert [int(button.get_attribute("data-point")) for button in shown] == collection.similar()[point].tolist()
     loaded(page, "#similar button:last-child img")
     other = int(shown[0].get_attribute("data-point"))
     page.execute_script("arguments[0].scrollIntoView()", shown[0])

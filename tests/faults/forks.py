@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 import traceback
+from contextlib import suppress
 from multiprocessing import util
 
 
@@ -18,23 +19,54 @@ def fork():
     return pid
 
 
-def ended(folder, call):
-    """`call` in a fork in a session of its own: its exit status, and what it said on stderr."""
+def begun(call, files):
+    """`call` in a fork in a session of its own, whose number it returns; what it says is added to the two files."""
     child = fork()
     if child == 0:
-        code = 99
-        try:
+
+        def alone():
             os.setsid()
-            for stream, name in ((1, "out"), (2, "err")):
-                os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+            for stream, file in zip((1, 2), files, strict=True):
+                os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
             sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # noqa: SIM115
             call()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        except BaseException:
-            traceback.print_exc()
+
+        end_with(alone)
+    return child
+
+
+def end_with(call, crashed=99):
+    """In a fork: do `call`, and end as a program does, with ``crashed`` as the status after a traceback."""
+    code = crashed
+    try:
+        call()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1 if end.code else 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # nobody reads it any more
+                stream.flush()
         os._exit(code)
+
+
+def started(folder, call):
+    """`begun`, with new files ``out`` and ``err`` in the folder."""
+    files = [folder / "out", folder / "err"]
+    for file in files:
+        file.unlink(missing_ok=True)
+    return begun(call, files)
+
+
+def ended(folder, call):
+    """`call` in a fork: its exit status, and what it said on stderr."""
+    return waited_for(folder, started(folder, call))
+
+
+def waited_for(folder, child):
+    """The exit status of what was `started`, and what it said on stderr."""
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return code, (folder / "err").read_text()
 

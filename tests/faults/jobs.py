@@ -10,9 +10,9 @@ import json
 import os
 import shutil
 import sqlite3
+import subprocess
 import sys
 import tarfile
-import types
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,9 @@ from kills import Job
 from PIL import Image
 
 from crosslevel import Encoder
-from crosslevel.data import pack_writer
 from crosslevel.data.open import open_images
 from crosslevel.data.pack import pack
-from crosslevel.data.sources import packed
+from crosslevel.data.pack_writer import Sizes
 from crosslevel.features import embed as embedding
 from crosslevel.models.encoder import View
 from crosslevel.runs import Run
@@ -81,9 +80,8 @@ class Embed(Job):
                 (out / "f.csv").write_bytes(b"older")
 
     def run(self, inputs: Path, out: Path) -> None:
-        embedding.ROWS = 8
         asked = [inputs / "encoder.safetensors", inputs / "photos", "-o", out / f"f{self.suffix}"]
-        run(embedding.embed, [*map(str, asked), "--device=cpu", "--workers=0", "--batch_size=4"])
+        run(embedding.embed, [*map(str, asked), "--device=cpu", "--workers=0", "--batch_size=4"], rows=8)
 
     def outcome(self, inputs: Path, out: Path) -> Any:
         bad = (out / "f.bad_files.txt").read_text()
@@ -162,7 +160,6 @@ class Pack(Job):
         with tarfile.open(inputs / "photos.tar", "w") as shard:
             for number, file in enumerate(sorted((inputs / "photos").rglob("*.png"))):
                 shard.add(file, f"{number:03}.png")
-        pack_writer.IMAGES_A_PART, packed.READ_AT_ONCE, pack_writer.SHARD = 4, 2, 2_000
         _packed(inputs / "older", inputs / "made")
 
     def before(self, inputs: Path, out: Path) -> None:
@@ -203,20 +200,22 @@ class Tune(Job):
         pictures(inputs / "photos", 64)
         os.environ["CROSSLEVEL_CACHE"] = str(inputs / "cache")
         (inputs / "training.py").write_text(TRAINING)
-        started = trial.subprocess.Popen
-
-        def told(line: list[str], env: dict[str, str], **options: Any) -> Any:
-            unwatched = {name: value for name, value in env.items() if name not in ("LD_PRELOAD", "FAULTS_CONTROL")}
-            instead = [sys.executable, "-S", "-E", str(inputs / "training.py")]
-            return started([*instead, *line[3:]], env=unwatched, **options)
-
-        trial.subprocess = types.SimpleNamespace(Popen=told, PIPE=trial.subprocess.PIPE)
         storage.patiently.__defaults__ = (0.5,)
 
     def run(self, inputs: Path, out: Path) -> None:
+        def started(line: list[str], env: dict[str, str], **options: Any) -> Any:
+            unwatched = {name: value for name, value in env.items() if name not in ("LD_PRELOAD", "FAULTS_CONTROL")}
+            instead = [sys.executable, "-S", "-E", str(inputs / "training.py")]
+            return subprocess.Popen([*instead, *line[3:]], env=unwatched, **options)
+
+        training = functools.partial(trial.training, popen=started)
         small = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=8", "--device=cpu", "--epochs=2"]
         searched = ["--search=lr=0.01,0.1", "--search=cld.weight=0.0,0.5", "--trials=9", "--sampler=random"]
-        run(tune, [str(inputs / "photos"), *searched, *small, "-o", str(out / "t"), "--pruning=false"])
+        run(
+            tune,
+            [str(inputs / "photos"), *searched, *small, "-o", str(out / "t"), "--pruning=false"],
+            training=training,
+        )
 
     def outcome(self, inputs: Path, out: Path) -> Any:
         with (out / "t" / "trials.csv").open(newline="") as file:
@@ -263,7 +262,7 @@ for epoch in (1, 2):
 
 
 def _packed(source: Path, folder: Path) -> None:
-    run(pack, [str(source), "-o", str(folder), "--size=8", "--workers=0"])
+    run(pack, [str(source), "-o", str(folder), "--size=8", "--workers=0"], sizes=Sizes(4, 2_000, 2))
 
 
 def _digest(thing: object) -> str:

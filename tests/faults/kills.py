@@ -31,14 +31,13 @@ import struct
 import subprocess
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from forks import fork
+from forks import end_with, fork
 from tries import Counts, Log, table
 
 HERE = Path(__file__).parent
@@ -272,25 +271,17 @@ class _Survey:
         return Ended(code, said, json.loads(self.value.read_text()) if code == 0 else None)
 
     def _child(self, function: Callable[[Path, Path], Any], fault: str | None, at: int) -> None:
-        code = 1
-        try:
+        def call() -> None:
             os.setpgid(0, 0)
             signal.alarm(_TOO_LONG)
-            told = os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(told, 1)
-            os.dup2(told, 2)
+            said = os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            for stream in (1, 2):
+                os.dup2(said, stream)
             if fault is not None:
                 self.control.set(fault, at)
-            value = function(self.inputs, self.out)
-            self.value.write_text(json.dumps(value, default=str))
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+            self.value.write_text(json.dumps(function(self.inputs, self.out), default=str))
+
+        end_with(call, crashed=1)
 
 
 def main() -> None:

@@ -53,9 +53,9 @@ class Scene:
         assert "stranger" not in sys.modules
 
 
-def refused(function, arguments, capsys):
-    """The one line with which a command refuses what it is given."""
-    return ended(lambda: run(function, arguments), capsys)
+def refused(function, arguments, capsys, **more):
+    """The one line with which a command refuses what it is given; ``more`` is what has no option."""
+    return ended(lambda: run(function, arguments, **more), capsys)
 
 
 def ended(call, capsys):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from run_samples import pack_in_small_parts
 from safetensors.torch import load_file, save_file
 from strangers import refused
 
@@ -47,13 +46,15 @@ def photos(tmp_path_factory, request):
 
 
 @pytest.fixture
-def made(photos, tmp_path, monkeypatch):
-    pack_in_small_parts(monkeypatch, shard=2_000)
+def made(photos, tmp_path):
     return packed(photos, tmp_path / "p")
 
 
+SMALL = pack_writer.Sizes(part=4, shard=2_000, at_once=2)
+
+
 def packed(photos, folder):
-    return run(pack, [str(photos), "-o", str(folder), "--size=12", "--workers=0"])
+    return run(pack, [str(photos), "-o", str(folder), "--size=12", "--workers=0"], sizes=SMALL)
 
 
 READERS = {
@@ -112,7 +113,7 @@ def test_a_damaged_part_of_an_unfinished_pack_is_packed_again(photos, made, tmp_
     whole = {file.name: file.read_bytes() for file in made.iterdir()}
     monkeypatch.setattr(pack_writer.PackWriter, "finish", lambda self: (_ for _ in ()).throw(UserError("cut off")))
     for name, damage in [("part-000001.safetensors", flip), ("unfinished.json", flip), (None, None)]:
-        refused(pack, [str(photos), "-o", str(tmp_path / "cut"), "--size=12", "--workers=0"], capsys)
+        refused(pack, [str(photos), "-o", str(tmp_path / "cut"), "--size=12", "--workers=0"], capsys, sizes=SMALL)
         if name is not None:
             damage(tmp_path / "cut" / name, -10)
     monkeypatch.undo()

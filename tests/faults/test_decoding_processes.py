@@ -65,7 +65,7 @@ from crosslevel.data.decoding import memory
 from crosslevel.data.loaders.batches import EvalBatches
 from crosslevel.data.open import open_images
 
-memory._PATIENCE = 600.0  # on a machine that has other work, one may wait for minutes
+memory.taken.__defaults__ = (600.0,)  # on a machine that has other work, one may wait for minutes
 images = open_images(sys.argv[1])
 bad = images.bad_files()
 read = sum(len(batch.index) for batch in EvalBatches(images, 1, 32, bad=bad, workers=2))
@@ -111,10 +111,8 @@ def test_nothing_is_decoded_before_there_is_room(format, monkeypatch):
     assert "load" in events or format in ("WEBP", "AVIF", "JPEG2000")  # these have a way of their own
 
 
-def test_large_images_of_several_processes_wait_for_each_other(monkeypatch, tmp_path):
+def test_large_images_of_several_processes_wait_for_each_other(tmp_path):
     """Slots that a killed process held are free again."""
-    monkeypatch.setattr(memory, "_PATIENCE", 0.2)
-
     total, pid = memory.most() // memory._SLOT, os.fork()
     if not pid:
         with memory.room((total - 2) * memory._SLOT):
@@ -131,15 +129,13 @@ def test_large_images_of_several_processes_wait_for_each_other(monkeypatch, tmp_
 
 
 def test_a_limit_that_no_number_of_slots_fills_keeps_nobody_waiting(monkeypatch):
-    monkeypatch.setattr(memory, "_PATIENCE", 0.2)
     for megabytes in (40, 100):
         monkeypatch.setenv("CROSSLEVEL_DECODE_MB", str(megabytes))
         with warnings.catch_warnings(action="error"), memory.room(megabytes * 2**20):
             pass
 
 
-def test_a_process_that_was_stopped_in_the_turnstile_does_not_stop_the_others(monkeypatch):
-    monkeypatch.setattr(memory, "_PATIENCE", 0.2)
+def test_a_process_that_was_stopped_in_the_turnstile_does_not_stop_the_others():
     total, pid = memory.most() // memory._SLOT, os.fork()
     if not pid:
         fcntl.lockf(memory._file, fcntl.LOCK_EX, 1, memory._TURNSTILE)
@@ -153,7 +149,7 @@ def test_a_process_that_was_stopped_in_the_turnstile_does_not_stop_the_others(mo
 
 
 def _slots(count):
-    slots = memory._taken(count)
+    slots = memory.taken(count, patience=0.2)
     for slot in slots:
         fcntl.lockf(memory._file, fcntl.LOCK_UN, 1, slot)
     return slots

@@ -11,11 +11,11 @@ import pytest
 import torch
 from strangers import TINY, refused
 
-from crosslevel.data import pack_writer
 from crosslevel.data.bad_files import BadFiles, unescaped
 from crosslevel.data.duplicates.sets import rows_of, write_rows
 from crosslevel.data.open import open_images
 from crosslevel.data.pack import pack
+from crosslevel.data.pack_writer import Sizes
 from crosslevel.features.embed import embed
 from crosslevel.models.encoder import Encoder, View
 from crosslevel.runs import Run
@@ -123,12 +123,11 @@ def test_links_in_a_folder_of_a_stranger_lead_nowhere(scene, tiny, capsys, monke
     (folder / ".crosslevel.lock").unlink()
     run(train, ["photos", *TINY, "--run=r"])
     assert scene.victim.read_text() == "here"
-    monkeypatch.setattr(pack_writer, "IMAGES_A_PART", 4)
     (scene.folder / "t").mkdir()
     for name in ("00000.bin", "part-000000.safetensors", "unfinished.json", "index.safetensors"):
         (scene.folder / "t" / name).symlink_to(scene.victim)
     (scene.folder / "t" / "pack.json").write_text('{"version": 0}')
-    run(pack, ["photos", "-o", "t", "--workers=0"])
+    run(pack, ["photos", "-o", "t", "--workers=0"], sizes=Sizes(part=4))
     assert len(open_images("t")) == 16
     assert scene.victim.read_text() == "here"
     (scene.folder / "data").mkdir()

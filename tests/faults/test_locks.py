@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 from forks import fork
 from PIL import Image
-from run_samples import pack_in_small_parts
 from strangers import refused
 
 from crosslevel.data import pack_writer
@@ -56,43 +55,42 @@ def killed(child):
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 
 
-def test_a_folder_is_packed_by_one_process(photos, tmp_path, monkeypatch, capsys):
+def test_a_folder_is_packed_by_one_process(photos, tmp_path, capsys):
     """And by another one when the first was killed, from where it was."""
-    pack_in_small_parts(monkeypatch)
     arguments = [str(photos), "-o", str(tmp_path / "p"), "--size=12", "--workers=0"]
-    first = stopped_at(pack_writer.PackWriter, "finish", lambda: run(pack, arguments))
+    small = pack_writer.Sizes(part=4, at_once=2)
+    first = stopped_at(pack_writer.PackWriter, "finish", lambda: run(pack, arguments, sizes=small))
     try:
         said = refused(pack, arguments, capsys)
         assert f"p is in use by crosslevel pack (process {first} on {socket.gethostname()})" in said
         assert said.endswith("wait until it has ended, or take another folder\n")
     finally:
         killed(first)
-    run(pack, arguments)
+    run(pack, arguments, sizes=small)
     assert "continuing at image 12" in capsys.readouterr().out
     source, made = open_images(photos), open_images(tmp_path / "p")
     assert all((source[i][0] == made[i][0]).all() for i in range(12))
     assert sorted(os.listdir(tmp_path / "p")) == ["00000.bin", "index.safetensors", "pack.json"]
 
 
-def test_a_table_is_made_by_one_process(photos, tmp_path, monkeypatch, capsys):
+def test_a_table_is_made_by_one_process(photos, tmp_path, capsys):
     encoder = Encoder("resnet18", True, 0.0625)
     encoder.view = View(16)
     encoder.save(tmp_path / "encoder.safetensors")
-    monkeypatch.setattr(embedding, "ROWS", 4)
     options = ["--device=cpu", "--workers=0", "--batch_size=4"]
 
     def arguments(name):
         return [str(tmp_path / "encoder.safetensors"), str(photos), "-o", str(tmp_path / name), *options]
 
-    first = stopped_at(pieces.Pieces, "join", lambda: run(embedding.embed, arguments("f.parquet")))
+    first = stopped_at(pieces.Pieces, "join", lambda: run(embedding.embed, arguments("f.parquet"), rows=4))
     try:
         said = refused(embedding.embed, arguments("f.parquet"), capsys)
         assert f"f.parquet.parts is in use by crosslevel embed (process {first} on " in said
-        run(embedding.embed, arguments("g.parquet"))  # beside it there is room
+        run(embedding.embed, arguments("g.parquet"), rows=4)  # beside it there is room
     finally:
         killed(first)
     capsys.readouterr()
-    run(embedding.embed, arguments("f.parquet"))
+    run(embedding.embed, arguments("f.parquet"), rows=4)
     assert pq.read_table(tmp_path / "f.parquet").equals(pq.read_table(tmp_path / "g.parquet"))
     assert not list(tmp_path.glob("*.parts"))
 

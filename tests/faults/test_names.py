@@ -14,7 +14,6 @@ from strangers import TINY
 from crosslevel.cli import main
 from crosslevel.settings.parser import run
 from crosslevel.training.train import train
-from crosslevel.tuning import trial
 from crosslevel.tuning.tune import tune
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[2J\r\x9b31m[red]"
@@ -82,15 +81,16 @@ def evaluated(folder):
     (folder / "evaluation.json").write_text(json.dumps({"results": [told | figures]}))
 
 
-def test_tune_prints_no_name_that_steers_the_terminal(place, tmp_path, capsys, monkeypatch):
-    def told(images, base, options, folder, threads):
+def test_tune_prints_no_name_that_steers_the_terminal(place, tmp_path, capsys):
+    def training(images, base, options, folder, threads):
         for epoch in (1, 2):
             score = int(hashlib.sha256(repr(options).encode()).hexdigest()[:4], 16)
             yield {"combined": score * epoch, "effective_rank": 5.0, "collapse": "", "symptoms": HOSTILE}
 
-    monkeypatch.setattr(trial, "training", told)
     images, out = str(place / HOSTILE), str(tmp_path / HOSTILE)
-    run(tune, [images, "--search=lr=0.01,0.1", "--trials=2", "--epochs=2", "--device=cpu", "-o", out])
+    run(
+        tune, [images, "--search=lr=0.01,0.1", "--trials=2", "--epochs=2", "--device=cpu", "-o", out], training=training
+    )
     harmless("".join(capsys.readouterr()))
 
 
@@ -98,8 +98,7 @@ def test_tune_prints_no_name_that_steers_the_terminal(place, tmp_path, capsys, m
     "storage",
     ["postgres//bob:PW@h", "postgres:bob:PW@h", "bob:PW@h/d", "postgres://bob:PW@h:port/d", "nosuch://bob:PW@h/d"],
 )
-def test_no_mistyped_address_tells_its_password(place, tmp_path, capsys, monkeypatch, storage):
-    monkeypatch.setattr("crosslevel.tuning.storage.time.sleep", lambda seconds: None)
+def test_no_mistyped_address_tells_its_password(place, tmp_path, capsys, storage):
     with pytest.raises(SystemExit, match="2"):
         run(tune, [str(place / HOSTILE), f"--storage={storage}", "-o", str(tmp_path / "t"), "--trials=1"])
     said = "".join(capsys.readouterr())

@@ -7,20 +7,17 @@ import csv
 import hashlib
 import os
 import signal
-import sys
 import time
-import traceback
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from forks import fork
+from forks import started, waited_for
 from PIL import Image
 
 from crosslevel.data import pack_writer
 from crosslevel.data.open import open_images
 from crosslevel.data.pack import pack
-from crosslevel.data.sources import packed as packs
 from crosslevel.features import embed as embedding
 from crosslevel.features import pieces
 from crosslevel.inspection import inspect as inspecting
@@ -53,27 +50,16 @@ def asked_to_end(folder, call, pausing, number, to):
     ``pausing`` makes it pause: it is given what to call at that place.
     """
     reading, writing = os.pipe()
-    child = fork()
-    if child == 0:
-        code = 99
-        try:
-            os.setsid()
-            for stream, name in ((1, "out"), (2, "err")):
-                os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-            sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # noqa: SIM115
 
-            def pause():
-                os.write(writing, b"there")
-                time.sleep(300)
+    def pause():
+        os.write(writing, b"there")
+        time.sleep(300)
 
-            pausing(pause)
-            call()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        except BaseException:
-            traceback.print_exc()
-        os._exit(code)
+    def paused():
+        pausing(pause)
+        call()
+
+    child = started(folder, paused)
     os.close(writing)
     with open(reading, "rb") as told:
         assert told.read(5) == b"there", (folder / "err").read_text()
@@ -81,8 +67,7 @@ def asked_to_end(folder, call, pausing, number, to):
         os.kill(child, number)
     if "group" in to:
         os.killpg(child, number)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return code, (folder / "err").read_text()
+    return waited_for(folder, child)
 
 
 def after(place, name, calls):
@@ -103,57 +88,58 @@ def after(place, name, calls):
 
 
 @pytest.mark.parametrize(("number", "to"), SIGNALS)
-def test_embed_keeps_its_pieces(home, tmp_path, monkeypatch, number, to):
-    monkeypatch.setattr(embedding, "ROWS", 16)
+def test_embed_keeps_its_pieces(home, tmp_path, number, to):
     paths = [str(home / "encoder.safetensors"), str(home / "photos"), "-o", str(tmp_path / "f.parquet")]
     arguments = [*paths, "--device=cpu", "--precision=fp32", "--batch_size=16", "--workers=2"]
     pausing = after(pieces.Pieces, "write", 2)
-    code, said = asked_to_end(tmp_path, lambda: run(embedding.embed, arguments), pausing, number, to)
+    code, said = asked_to_end(tmp_path, lambda: run(embedding.embed, arguments, rows=16), pausing, number, to)
     name = signal.Signals(number).name
     assert said == f"crosslevel embed: stopped by {name}: 32 images are done; the same command continues there\n"
     assert code == 128 + number
     assert not (tmp_path / "f.parquet").exists()
-    run(embedding.embed, [*arguments, "--workers=0"])
+    run(embedding.embed, [*arguments, "--workers=0"], rows=16)
     assert pq.read_table(tmp_path / "f.parquet")["path"].to_pylist() == [f"{i:02}.png" for i in range(64)]
     assert not (tmp_path / "f.parquet.parts").exists()
 
 
 @pytest.mark.parametrize(("number", "to"), SIGNALS)
-def test_pack_keeps_its_parts(home, tmp_path, monkeypatch, number, to):
-    monkeypatch.setattr(pack_writer, "IMAGES_A_PART", 16)
-    monkeypatch.setattr(packs, "READ_AT_ONCE", 8)
+def test_pack_keeps_its_parts(home, tmp_path, number, to):
     arguments = [str(home / "photos"), "-o", str(tmp_path / "p"), "--size=16", "--workers=2"]
+    small = pack_writer.Sizes(part=16, at_once=8)
     pausing = after(pack_writer.PackWriter, "_store", 2)
-    code, said = asked_to_end(tmp_path, lambda: run(pack, arguments), pausing, number, to)
+    code, said = asked_to_end(tmp_path, lambda: run(pack, arguments, sizes=small), pausing, number, to)
     name = signal.Signals(number).name
     assert said == f"crosslevel pack: stopped by {name}: 32 images are done; the same command continues there\n"
     assert code == 128 + number
-    run(pack, [*arguments, "--workers=0"])
+    run(pack, [*arguments, "--workers=0"], sizes=small)
     assert len(open_images(tmp_path / "p")) == 64
     assert sorted(os.listdir(tmp_path / "p")) == ["00000.bin", "index.safetensors", "pack.json"]
 
 
 @pytest.mark.parametrize(("number", "to"), SIGNALS)
-def test_tune_keeps_its_study(home, tmp_path, monkeypatch, number, to):
+def test_tune_keeps_its_study(home, tmp_path, number, to):
     pytest.importorskip("optuna", reason="needs optuna: pip install 'crosslevel[tune]'")
-    from crosslevel.tuning import trial
     from crosslevel.tuning.tune import tune
 
-    def told(images, base, options, folder, threads):
+    pauses = []
+
+    def training(images, base, options, folder, threads):
+        if folder.name == "0001":
+            for pause in pauses:
+                pause()
         for epoch in (1, 2):
             score = int(hashlib.sha256(repr(options).encode()).hexdigest()[:4], 16)
             yield {"combined": score * epoch, "effective_rank": 5.0, "collapse": "", "symptoms": ""}
 
-    monkeypatch.setattr(trial, "training", told)
     searched = ["--search=lr=0.01,0.1", "--search=cld.weight=0.0,0.5", "--trials=9", "--sampler=random"]
     options = ["--pruning=false", "--epochs=2", "--device=cpu", f"--output={tmp_path}/t"]
     arguments = [str(home / "photos"), *searched, *options]
-    code, said = asked_to_end(tmp_path, lambda: run(tune, arguments), after(trial, "training", 1), number, to)
+    code, said = asked_to_end(tmp_path, lambda: run(tune, arguments, training=training), pauses.append, number, to)
     name = signal.Signals(number).name
     # The second trial was cut off, which is an end as well.
     assert said == f"crosslevel tune: stopped by {name}: 2 trials have ended and are kept; the same command goes on\n"
     assert code == 128 + number
-    run(tune, arguments)
+    run(tune, arguments, training=training)  # where nothing pauses
     with open(tmp_path / "t" / "trials.csv", newline="") as table:
         rows = list(csv.DictReader(table))
     whole = {(row["lr"], row["cld.weight"]) for row in rows if row["outcome"] == "complete"}

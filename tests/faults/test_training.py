@@ -20,7 +20,6 @@ from crosslevel import CrossLevel, Encoder
 from crosslevel.runs import Run
 from crosslevel.settings.parser import run
 from crosslevel.training.loop import checkpoints
-from crosslevel.training.loop.log import Log
 from crosslevel.training.train import train
 from crosslevel.transforms.views import Views
 from crosslevel.utils import locks
@@ -219,16 +218,14 @@ def test_a_training_does_not_change_what_it_is_given(photos, tmp_path):
         assert all(torch.equal(value, before[key]) for key, value in part.state_dict().items())
 
 
-def test_a_stopped_training_raises_and_does_not_exit(photos, tmp_path, monkeypatch):
-    record = Log.record
+def test_a_stopped_training_raises_and_does_not_exit(photos, tmp_path):
+    class Asked:
+        def on_log(self, step, figures, module):
+            if step == 2:
+                signal.raise_signal(signal.SIGTERM)
 
-    def interrupting(self, step, values):
-        record(self, step, values)
-        if step == 2:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(Log, "record", interrupting)
+    more = {**OPTIONS, **QUIET, "callbacks": [Asked()]}
     with pytest.raises(Interrupted, match="crosslevel train --resume") as end:
-        train(str(photos), partial(Encoder, width=0.0625), **SMALL, **OPTIONS, **QUIET, run=str(tmp_path / "r"))
+        train(str(photos), partial(Encoder, width=0.0625), **SMALL, **more, run=str(tmp_path / "r"))
     assert (end.value.status, end.value.folder) == (143, str(tmp_path / "r"))
     assert load_tensors(Run(tmp_path / "r").last)["global_step"] == 2

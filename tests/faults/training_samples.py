@@ -3,13 +3,11 @@
 import os
 import resource
 import signal
-import sys
 import time
-import traceback
 from pathlib import Path
 
 import pytest
-from forks import fork
+from forks import begun
 
 from crosslevel.runs import Run
 from crosslevel.settings.parser import run
@@ -24,28 +22,15 @@ class Training:
 
     def __init__(self, folder, arguments, environment=None, limit=None):
         self.run, self.said = Run(folder), folder.with_name(f"{folder.name}.said")
-        self.pid = fork()
-        if self.pid == 0:
-            self._child([*arguments, f"--run={folder}"], environment or {}, limit)
 
-    def _child(self, arguments, environment, limit):
-        code = 99
-        try:
-            os.setsid()
-            for stream in (1, 2):
-                os.dup2(os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-            sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
-            os.environ.update(environment)
+        def call():
+            os.environ.update(environment or {})
             if limit:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-            run(train, arguments)
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        except BaseException:
-            traceback.print_exc()
-        os._exit(code)
+            run(train, [*arguments, f"--run={folder}"])
+
+        self.pid = begun(call, [self.said, self.said])
 
     def until(self, step):
         """Wait for a row of metrics.csv."""

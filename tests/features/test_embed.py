@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from run_samples import watching_encoders
 
 from crosslevel import Encoder, load_encoder
 from crosslevel.data.open import open_images
@@ -54,7 +55,7 @@ def expected(trained, photos):
 
 
 def embedded(trained, photos, output, *options):
-    return run(embed.embed, [str(trained), str(photos), "-o", str(output), "--device=cpu", *options])
+    return run(embed.embed, [str(trained), str(photos), "-o", str(output), "--device=cpu", *options], rows=8)
 
 
 def test_parquet_has_path_label_class_and_feature(trained, photos, tmp_path):
@@ -85,28 +86,18 @@ def test_images_without_labels_have_no_label_column(trained, tmp_path):
     assert pq.read_schema(file).names == ["path", "feature"]
 
 
-@pytest.fixture
-def small_pieces(monkeypatch):
-    """A piece has eight images."""
-    monkeypatch.setattr(embed, "ROWS", 8)
-
-
-@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("suffix", [".parquet", ".npy"])
-def test_a_killed_run_continues_and_ends_in_the_same_table(trained, photos, tmp_path, monkeypatch, capsys, suffix):
+def test_a_killed_run_continues_and_ends_in_the_same_table(trained, photos, tmp_path, capsys, suffix):
     embedded(trained, photos, tmp_path / f"whole{suffix}", "--batch_size=4")
-    write, encoded = Pieces.write, []
+    encoded = []
 
-    def dying(self, first, rows, bad):
-        if len(encoded) == 2:
+    def interrupting(encoder, images):
+        if len(encoded) == 4:
             raise KeyboardInterrupt
-        encoded.append(len(rows.places))
-        return write(self, first, rows, bad)
+        encoded.append(len(images))
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Pieces, "write", dying)
-        with pytest.raises(SystemExit) as stop:
-            embedded(trained, photos, tmp_path / f"cut{suffix}", "--batch_size=4")
+    with watching_encoders(before=interrupting), pytest.raises(SystemExit) as stop:
+        embedded(trained, photos, tmp_path / f"cut{suffix}", "--batch_size=4")
     assert stop.value.code == 130
     assert "16 images are done; the same command continues there\n" in capsys.readouterr().err
     assert not (tmp_path / f"cut{suffix}").exists()
@@ -120,6 +111,19 @@ def test_a_killed_run_continues_and_ends_in_the_same_table(trained, photos, tmp_
         assert pq.read_table(tmp_path / "cut.parquet").equals(pq.read_table(tmp_path / "whole.parquet"))
 
 
+def left_in_pieces(trained, photos, output):
+    """All pieces are there, and the table could not be put in its place: a folder stood in the way."""
+    (output / "in the way").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        embedded(trained, photos, output, "--batch_size=4")
+    (output / "in the way").rmdir()
+    output.rmdir()
+
+
+def times(folder):
+    return {file.name: file.stat().st_mtime_ns for file in folder.glob("0*.parquet")}
+
+
 def damaged(piece, how):
     content = bytearray(piece.read_bytes())
     if how == "flipped":
@@ -127,27 +131,22 @@ def damaged(piece, how):
     piece.write_bytes({"flipped": content, "short": content[:-9], "empty": b"", "zeros": bytes(len(content))}[how])
 
 
-@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("how", ["flipped", "short", "empty", "zeros"])
-def test_a_damaged_piece_is_computed_again_and_said_so(trained, photos, tmp_path, monkeypatch, capsys, how):
+def test_a_damaged_piece_is_computed_again_and_said_so(trained, photos, tmp_path, capsys, how):
     whole = pq.read_table(embedded(trained, photos, tmp_path / "whole.parquet", "--batch_size=4"))
-    with monkeypatch.context() as patch:
-        patch.setattr(Pieces, "join", lambda self: 1 / 0)
-        with pytest.raises(SystemExit, match="70"):
-            embedded(trained, photos, tmp_path / "f.parquet", "--batch_size=4")
+    left_in_pieces(trained, photos, tmp_path / "f.parquet")
     damaged(tmp_path / "f.parquet.parts" / "000000000008.parquet", how)
-    computed, write = [], Pieces.write
-    monkeypatch.setattr(Pieces, "write", lambda *given: computed.append(given[1]) or write(*given))
+    before = times(tmp_path / "f.parquet.parts")
     capsys.readouterr()
-    table = pq.read_table(embedded(trained, photos, tmp_path / "f.parquet", "--batch_size=4"))
+    left_in_pieces(trained, photos, tmp_path / "f.parquet")
     said = capsys.readouterr().out
     assert "000000000008.parquet is damaged" in said
     assert "continuing at image 8" in said
-    assert computed == [8]
-    assert table.equals(whole)
+    after = times(tmp_path / "f.parquet.parts")
+    assert [name for name in after if after[name] != before[name]] == ["000000000008.parquet"]
+    assert pq.read_table(embedded(trained, photos, tmp_path / "f.parquet", "--batch_size=4")).equals(whole)
 
 
-@pytest.mark.usefixtures("small_pieces")
 def test_a_call_that_was_killed_while_it_cleaned_up_computes_nothing_again(
     trained, photos, tmp_path, monkeypatch, capsys
 ):
@@ -157,20 +156,17 @@ def test_a_call_that_was_killed_while_it_cleaned_up_computes_nothing_again(
             embedded(trained, photos, tmp_path / "f.parquet", "--batch_size=4")
     before = (tmp_path / "f.parquet").read_bytes()
     capsys.readouterr()
-    with monkeypatch.context() as patch:
-        patch.setattr(Pieces, "write", lambda *given: 1 / 0)
+    computed = []
+    with watching_encoders(before=lambda encoder, images: computed.append(len(images))):
         embedded(trained, photos, tmp_path / "f.parquet", "--batch_size=4")
+    assert computed == []
     assert "30 features of 32" in capsys.readouterr().out
     assert (tmp_path / "f.parquet").read_bytes() == before
     assert {p.name for p in tmp_path.iterdir()} == {"photos", "f.parquet"}
 
 
-@pytest.mark.usefixtures("small_pieces")
-def test_pieces_of_other_images_are_not_continued(trained, photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Pieces, "join", lambda self: 1 / 0)
-    with pytest.raises(SystemExit, match="70"):
-        embedded(trained, photos, tmp_path / "f.parquet", "--batch_size=4")
-    monkeypatch.undo()
+def test_pieces_of_other_images_are_not_continued(trained, photos, tmp_path, capsys):
+    left_in_pieces(trained, photos, tmp_path / "f.parquet")
     (photos / "b" / "01.png").rename(photos / "b" / "99.png")
     capsys.readouterr()
     file = embedded(trained, photos, tmp_path / "f.parquet")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from crosslevel import Encoder
-from crosslevel.features import embed, engines
+from crosslevel.features import embed
 from crosslevel.models.encoder import View
 from crosslevel.settings.parser import run
 from crosslevel.utils.errors import MissingExtra
@@ -40,7 +40,9 @@ def draw(folder, numbers, seed=0):
 
 def embedded(trained, photos, output, *options):
     return run(
-        embed.embed, [str(trained), str(photos), "-o", str(output), "--device=cpu", "--precision=fp32", *options]
+        embed.embed,
+        [str(trained), str(photos), "-o", str(output), "--device=cpu", "--precision=fp32", *options],
+        rows=8,
     )
 
 
@@ -58,8 +60,7 @@ def same(one, other):
         np.testing.assert_allclose(feature, other[path][2], rtol=1e-4, atol=1e-5)
 
 
-def test_a_folder_of_parts_has_the_rows_of_a_table_and_takes_what_is_new(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(engines, "ROWS", 8)
+def test_a_folder_of_parts_has_the_rows_of_a_table_and_takes_what_is_new(trained, tmp_path, capsys):
     photos, folder = tmp_path / "photos", tmp_path / "features"
     draw(photos, range(30))
     (photos / "b" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
@@ -122,9 +123,8 @@ def cluster(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_cluster_makes_the_same_rows_and_a_lost_node_costs_time_only(trained, tmp_path, monkeypatch, cluster):
+def test_a_cluster_makes_the_same_rows_and_a_lost_node_costs_time_only(trained, tmp_path, cluster):
     nodes, second = cluster
-    monkeypatch.setattr(engines, "ROWS", 8)
     photos = tmp_path / "photos"
     draw(photos, range(160))
     embedded(trained, photos, tmp_path / "alone.parquet")

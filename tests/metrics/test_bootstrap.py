@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from crosslevel.metrics import bootstrap
 from crosslevel.metrics.bootstrap import accuracy_intervals, intervals
 from crosslevel.metrics.shots import accuracies, split_by_frequency
 
@@ -80,8 +79,7 @@ def test_intervals_of_accuracies_are_those_of_their_own_means():
     assert all(low < figures[name] < high for name, (low, high) in found.items())
 
 
-def test_many_images_are_drawn_a_few_resamples_at_a_time(monkeypatch):
+def test_many_images_are_drawn_a_few_resamples_at_a_time():
     correct, classes = torch.rand(50, generator=draws()) < 0.5, torch.arange(50) % 5
     whole = intervals(correct, classes, resamples=40, generator=draws(1))
-    monkeypatch.setattr(bootstrap, "_DRAWS", 120)
-    assert intervals(correct, classes, resamples=40, generator=draws(1)) == whole
+    assert intervals(correct, classes, resamples=40, generator=draws(1), at_once=120) == whole

@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from crosslevel.metrics import nearest as module
-from crosslevel.metrics.nearest import mutual_pairs, nearest
+from crosslevel.data.duplicates.neighbours import Cells
+from crosslevel.metrics.nearest import Blocking, least_rounded, mutual_pairs, nearest, rounded_bank
 
 
 def draw(seed, *shape):
@@ -29,10 +30,7 @@ def everything(queries, keys, k):
 def test_blocks_lose_nothing(seed, keys, queries, k, chunk, tile):
     """Small tiles, so that blocks of all sizes and partly filled last tiles occur."""
     bank, asked = draw(seed, keys, 3).double(), draw(seed + 1, queries, 3).double()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "TILE", tile)
-        patch.setattr(module, "FEW", 10)
-        values, index = nearest(asked, bank, k, chunk)
+    values, index = nearest(asked, bank, k, chunk, Blocking(tile=tile, few=10))
     expected = everything(asked, bank, k)
     torch.testing.assert_close(values, expected.values)
     assert torch.equal(index, expected.indices)
@@ -65,17 +63,28 @@ def test_equal_keys_are_each_a_neighbour():
     assert sorted(index[0].tolist()) == list(range(2000))
 
 
+class Products(TorchDispatchMode):
+    """Notes the type and the number of rows of each matrix product with a whole tile of keys."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function is torch.ops.aten.mm.out:
+            self.found.append((arguments[0].dtype, len(arguments[0])))
+        return function(*arguments, **(options or {}))
+
+
 @pytest.mark.parametrize("rounded", [False, True])
-def test_memory_stays_below_its_limit(monkeypatch, rounded):
+def test_memory_stays_below_its_limit(rounded):
     """With room for the similarities of three queries, eight are answered in three parts, and alike."""
-    monkeypatch.setattr(module, "MEMORY", 3 * 8192 * (2 if rounded else 4))
-    monkeypatch.setattr(module, "multiplies_bfloat16", lambda: rounded)
-    sizes = []
-    fill = module._fill
-    monkeypatch.setattr(module, "_fill", lambda table, *rest: sizes.append(table.shape[1]) or fill(table, *rest))
+    blocking = Blocking(memory=3 * 8192 * (2 if rounded else 4), bfloat16=rounded)
     bank, asked = draw(0, 8000, 64), draw(1, 8, 64)
-    values, _ = nearest(asked, bank, 20)
-    assert sizes == [3, 3, 2]
+    with Products() as products:
+        values, _ = nearest(asked, bank, 20, blocking=blocking)
+    dtype = torch.bfloat16 if rounded else torch.float32
+    assert products.found == [(dtype, rows) for rows in (3, 3, 2)]  # of two tiles, the second is not full
     torch.testing.assert_close(values.double(), everything(asked, bank, 20).values, atol=1e-6, rtol=0)
 
 
@@ -93,11 +102,7 @@ def test_what_bfloat16_cannot_tell_apart_is_compared_in_float32(seed, keys, quer
     centre = draw(seed + 2, 1, width) * alike
     bank, asked = draw(seed, keys, width) + centre, draw(seed + 1, queries, width) + centre
     bank = bank.half() if half else bank
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "TILE", 32)
-        patch.setattr(module, "FEW", 10)
-        patch.setattr(module, "multiplies_bfloat16", lambda: True)
-        values, index = nearest(asked, bank, k)
+    values, index = nearest(asked, bank, k, blocking=Blocking(tile=32, few=10, bfloat16=True))
     exact = F.normalize(asked.double(), dim=1) @ F.normalize(bank.double(), dim=1).T
     expected = exact.topk(min(k, keys), dim=1).values
     # In descending order, each the similarity with its key, each key once, and none of the nearest missing: to the
@@ -107,27 +112,23 @@ def test_what_bfloat16_cannot_tell_apart_is_compared_in_float32(seed, keys, quer
     assert all(len(set(row)) == len(row) for row in index.tolist())
 
 
-def test_the_first_look_decides_most(monkeypatch):
+def test_the_first_look_decides_most():
     """Ordinary features need no second search; ones that are all alike do."""
-    searched = []
-    search = module._searched
-    monkeypatch.setattr(module, "_searched", lambda asked, *rest: searched.append(len(asked)) or search(asked, *rest))
-    monkeypatch.setattr(module, "multiplies_bfloat16", lambda: True)
     bank, asked = draw(0, 20_000, 128), draw(1, 50, 128)
-    nearest(asked, bank, 100)
-    assert searched == []
-    nearest(asked, bank + 1000, 100)
-    assert searched == [50]
+    for keys, expected in ((bank, {(torch.bfloat16, 50)}), (bank + 1000, {(torch.bfloat16, 50), (torch.float32, 50)})):
+        with Products() as products:
+            nearest(asked, keys, 100, blocking=Blocking(bfloat16=True))
+        assert set(products.found) == expected
 
 
 def test_the_bound_holds_for_every_pair():
     """No similarity of rounded vectors lies below the limit that its own float32 value has as the k-th."""
     bank, asked = draw(0, 3000, 96), F.normalize(draw(1, 40, 96), dim=1)
-    rounded, error = module._rounded_bank(bank, bank.norm(dim=1))
+    rounded, error = rounded_bank(bank, bank.norm(dim=1), 4096)
     rough = (asked.bfloat16() @ rounded.T).float()
     exact = (asked.double() @ F.normalize(bank.double(), dim=1).T).float()
     for k in (1, 50, 1000):
-        limit = module._limit(rough.topk(k, dim=1).values[:, -1], asked, asked.bfloat16(), error)
+        limit = least_rounded(rough.topk(k, dim=1).values[:, -1], asked, asked.bfloat16(), error)
         near = exact.topk(k, dim=1).indices
         assert (rough.gather(1, near) >= limit.unsqueeze(1)).all()
     # Nor is it so wide that it says nothing.
@@ -160,7 +161,7 @@ def test_a_dense_crowd_has_no_mutual_pairs():
     assert found == {(i, 400 + i) for i in range(20)}
 
 
-def test_of_many_features_the_mutual_pairs_are_found_in_cells(monkeypatch):
+def test_of_many_features_the_mutual_pairs_are_found_in_cells():
     """Copies among clusters: as with all compared with all, but for some that fall into cells far apart."""
     centres = draw(0, 30, 16)
     features = centres.repeat_interleave(200, dim=0) + 0.3 * draw(1, 6000, 16)
@@ -168,9 +169,7 @@ def test_of_many_features_the_mutual_pairs_are_found_in_cells(monkeypatch):
     exact = {tuple(pair) for pair in mutual_pairs(features, 0.98, 6).tolist()}
     planted = {(20 * i, 6000 + i) for i in range(300)}
     assert len(planted & exact) > 290
-    monkeypatch.setattr(module, "MANY", 1000)
-    monkeypatch.setattr(module.cells, "ALL", 1000)
-    monkeypatch.setattr(module.cells, "_POINTS", 64)
-    found = {tuple(pair) for pair in mutual_pairs(features, 0.98, 6).tolist()}
+    through_cells = mutual_pairs(features, 0.98, 6, many=1000, cells=Cells(all=1000, points=64))
+    found = {tuple(pair) for pair in through_cells.tolist()}
     assert len(planted & found) >= 0.98 * len(planted & exact)
     assert len(found - exact) <= 0.05 * len(found)

@@ -38,9 +38,9 @@ def test_curves_name_the_last_finite_value():
 
 def test_long_curves_are_means_of_neighbours():
     x = np.arange(6000.0)
-    thin = charts._thin(list(zip(x, x**2, strict=True)))
+    thin = charts.thinned(list(zip(x, x**2, strict=True)))
     assert np.allclose(thin, np.stack([x, x**2], 1).reshape(600, 10, 2).mean(1))
-    assert np.isnan(charts._thin([(i, math.nan) for i in range(2000)])[:, 1]).all()
+    assert np.isnan(charts.thinned([(i, math.nan) for i in range(2000)])[:, 1]).all()
 
 
 def test_an_axis_of_epochs_has_whole_ones_alone():

@@ -58,7 +58,7 @@ def test_map_hover_and_atlas_belong_to_the_points():
 def test_map_pictures_do_not_overlap():
     g = torch.Generator().manual_seed(0)
     place, tiles = torch.rand(300, 2, generator=g) * 0.9 + 0.05, random_images(300, 32)
-    montage = pictures._montage(place, tiles)
+    montage = pictures.montage(place, tiles)
     whole = 0
     for (x, y), tile in zip((place * 640 - 16).round().long().tolist(), tiles, strict=True):
         whole += torch.equal(montage[:3, y : y + 32, x : x + 32], tile)

@@ -6,6 +6,8 @@ import subprocess
 import pytest
 
 from crosslevel import cli
+from crosslevel.methods import SimCLR
+from crosslevel.settings.signature import methods, of_method
 
 
 def test_help_shows_fifteen_options_and_all_of_them_where_asked(capsys):
@@ -33,6 +35,29 @@ def test_a_methods_settings_are_listed_with_images_given(line, capsys):
     assert stop.value.code == 0
     assert "--method.queue N" in said
     assert "(default: mlp)" in said
+
+
+@pytest.mark.parametrize("path", [*methods().values(), f"{__name__}.Narrow"])
+def test_every_setting_of_a_method_is_described(path):
+    """By its own docstring, or by that of the class that it is made from."""
+    assert not [option.name for option in of_method(path) if not option.help]
+
+
+class Narrow(SimCLR):
+    def __init__(self, encoder, images=None, *, head="linear", temperature_max=None, out_features=8):
+        """A method of a user's.
+
+        Args:
+            out_features: few of them.
+
+        """
+
+
+def test_a_methods_own_words_count_more():
+    said = {option.name: option.help for option in of_method(f"{__name__}.Narrow")}
+    shared = {option.name: option.help for option in of_method(methods()["MoCo"])}
+    assert said["out_features"] == "few of them."
+    assert (said["head"], said["temperature_max"]) == (shared["head"], shared["temperature_max"])
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

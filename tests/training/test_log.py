@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 
 import pytest
 from rich.console import Console
@@ -42,7 +43,7 @@ def test_the_score_has_a_name_and_a_direction_from_80_columns_on(tmp_path):
 
 
 def test_a_log_needs_no_tensorboard(tmp_path, monkeypatch):
-    monkeypatch.setattr("crosslevel.training.loop.loggers.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     log = Log(Run(tmp_path), 2, 0)
     log.record(1, {"loss": 0.5})
     log.close()

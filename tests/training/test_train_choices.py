@@ -15,7 +15,6 @@ from crosslevel.data.loaders.batches import TrainBatches, pack
 from crosslevel.data.open import open_images
 from crosslevel.models.encoder import Encoder
 from crosslevel.settings.parser import run
-from crosslevel.training import defaults
 from crosslevel.training import inputs as feed
 from crosslevel.training.plan import seconds_a_step
 from crosslevel.training.train import train
@@ -129,11 +128,10 @@ def test_images_that_are_held_out_judge_and_are_not_trained_on(tmp_path, capsys)
     assert "100 images, 12 steps an epoch" in capsys.readouterr().out
 
 
-def test_a_twentieth_is_held_out_unless_there_are_labels(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(defaults, "LEAST_TO_HOLD_OUT", 60)
-    for name, classes, said in (("plain", (".",), "57 images"), ("labelled", ("a", "b"), "60 images")):
-        photos = write_images(tmp_path / name, count=60 // len(classes), classes=classes)
-        run(train, [str(photos), *FAST, "--epochs=0.2", "--monitor_every=0", f"--run={tmp_path}/{name}-run"])
+def test_a_twentieth_is_held_out_unless_there_are_labels(tmp_path, capsys):
+    for name, classes, said in (("plain", (".",), "950 images"), ("labelled", ("a", "b"), "1,000 images")):
+        photos = write_images(tmp_path / name, count=1000 // len(classes), classes=classes)
+        run(train, [str(photos), *FAST, "--epochs=0.02", "--monitor_every=0", f"--run={tmp_path}/{name}-run"])
         out = capsys.readouterr().out
         assert said in out
-        assert ("chosen: --hold_out 3: of 60 images without labels" in out) == (name == "plain")
+        assert ("chosen: --hold_out 50: of 1,000 images without labels" in out) == (name == "plain")

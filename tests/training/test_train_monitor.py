@@ -1,7 +1,7 @@
 """What is measured while a run goes on."""
 
 import torch
-from run_samples import losses, metrics, write_images
+from run_samples import losses, metrics, watching_encoders, write_images
 from train_samples import FAST, same_weights
 
 from crosslevel.data.images import InMemoryImages
@@ -31,14 +31,16 @@ def test_each_epochs_line_shows_its_own_figures(photos, tmp_path, capsys):
     assert len(shown) == 3
 
 
-def test_the_monitor_looks_at_images_of_the_views_size(photos, tmp_path, monkeypatch):
+def test_the_monitor_looks_at_images_of_the_views_size(photos, tmp_path):
     seen = []
-    extract = monitor.extract
-    monkeypatch.setattr(
-        monitor, "extract", lambda encoder, *a, **b: (seen.append(encoder.view.size), extract(encoder, *a, **b))[1]
-    )
-    run(train, [str(photos), f"--run={tmp_path / 'r'}", "--epochs=1", *FAST])
-    assert seen == [16]
+
+    def note(encoder, images):
+        if not encoder.training:
+            seen.append((encoder.view.size, images.shape[2:]))
+
+    with watching_encoders(before=note):
+        run(train, [str(photos), f"--run={tmp_path / 'r'}", "--epochs=1", *FAST])
+    assert set(seen) == {(16, (16, 16))}
 
 
 def test_unlabelled_images_have_no_knn(tmp_path):

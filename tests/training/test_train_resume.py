@@ -4,36 +4,16 @@ import signal
 
 import pytest
 from run_samples import losses, metrics, write_images
-from train_samples import FAST, same_weights
+from train_samples import FAST, At, Killed, killed_after, same_weights
 
 from crosslevel import load_encoder
 from crosslevel.settings.parser import run
-from crosslevel.training.loop import checkpoints
-from crosslevel.training.loop.log import Log
 from crosslevel.training.train import train
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing of the run's own code gets to act on it."""
-
-
-def kill_at(monkeypatch, step):
-    """Every step is saved, and the process 'dies' after ``step``."""
-    write = checkpoints.write
-
-    def dying(run, state, best):
-        write(run, state, best)
-        if state["global_step"] == step:
-            raise Killed
-
-    monkeypatch.setattr(checkpoints, "write", dying)
 
 
 @pytest.mark.parametrize("method", ["SwAV", "DINO", "SimCLR"])
 @pytest.mark.parametrize("size", [16, 40])
-def test_a_killed_run_with_schedules_and_memories_continues_as_if_nothing_had_happened(
-    tmp_path, monkeypatch, method, size
-):
+def test_a_killed_run_with_schedules_and_memories_continues_as_if_nothing_had_happened(tmp_path, method, size):
     """Small crops, queues, centres, rising temperatures, frozen layers, shares of categories, in mid-period."""
     photos = write_images(tmp_path / "photos", size=(size, size))
     own = {
@@ -45,10 +25,8 @@ def test_a_killed_run_with_schedules_and_memories_continues_as_if_nothing_had_ha
     options = [*FAST, "--method", method, *own, *harmony, "--epochs=3", "--workers=0", "--checkpoint_minutes=0"]
     options += ["--cld.temperature_max=0.5", "--cld.temperature_period=2"]
     run(train, [str(photos), *options, f"--run={tmp_path}/whole"])
-    with monkeypatch.context() as patch:
-        kill_at(patch, step=5)
-        with pytest.raises(Killed):
-            run(train, [str(photos), *options, f"--run={tmp_path}/cut"])
+    with pytest.raises(Killed):
+        run(train, [str(photos), *options, f"--run={tmp_path}/cut"], callbacks=[killed_after(5)])
     run(train, ["--resume", f"{tmp_path}/cut"])
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert same_weights(tmp_path / "cut", tmp_path / "whole")
@@ -60,15 +38,13 @@ def test_a_killed_run_with_schedules_and_memories_continues_as_if_nothing_had_ha
 
 @pytest.mark.parametrize("size", [16, 40])
 @pytest.mark.parametrize("method", ["MoCo", "NPID", "BYOL"])
-def test_a_killed_run_continues_as_if_nothing_had_happened(tmp_path, monkeypatch, method, size):
+def test_a_killed_run_continues_as_if_nothing_had_happened(tmp_path, method, size):
     # 40 pixels are streamed and cropped by the loader, 16 are packed.
     photos = write_images(tmp_path / "photos", size=(size, size))
     options = [*FAST, "--method", method, "--epochs=3", "--workers=0", "--checkpoint_minutes=0"]
     run(train, [str(photos), *options, f"--run={tmp_path}/whole"])
-    with monkeypatch.context() as patch:
-        kill_at(patch, step=5)
-        with pytest.raises(Killed):
-            run(train, [str(photos), *options, f"--run={tmp_path}/cut"])
+    with pytest.raises(Killed):
+        run(train, [str(photos), *options, f"--run={tmp_path}/cut"], callbacks=[killed_after(5)])
     run(train, ["--resume", f"{tmp_path}/cut"])
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert len(losses(tmp_path / "whole")) == 9
@@ -76,19 +52,10 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
-def test_a_signal_ends_the_run_with_a_usable_checkpoint(photos, tmp_path, monkeypatch, capsys, number):
-    record = Log.record
-
-    def interrupting(self, step, values):
-        record(self, step, values)
-        if step == 2:
-            signal.raise_signal(number)
-
-    before = signal.getsignal(number)
-    with monkeypatch.context() as patch:
-        patch.setattr(Log, "record", interrupting)
-        with pytest.raises(SystemExit) as stop:
-            run(train, [str(photos), *FAST, "--epochs=4", f"--run={tmp_path}/r"])
+def test_a_signal_ends_the_run_with_a_usable_checkpoint(photos, tmp_path, capsys, number):
+    before, asking = signal.getsignal(number), At(2, lambda: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as stop:
+        run(train, [str(photos), *FAST, "--epochs=4", f"--run={tmp_path}/r"], callbacks=[asking])
     assert stop.value.code == 128 + number
     assert signal.getsignal(number) is before
     assert "crosslevel train --resume" in capsys.readouterr().out
@@ -98,14 +65,13 @@ def test_a_signal_ends_the_run_with_a_usable_checkpoint(photos, tmp_path, monkey
     assert max(losses(tmp_path / "r")) == 12
 
 
-def test_unreadable_files_are_remembered_by_a_run_that_breaks_and_one_that_continues(tmp_path, monkeypatch):
+def test_unreadable_files_are_remembered_by_a_run_that_breaks_and_one_that_continues(tmp_path):
     folder = write_images(tmp_path / "photos")
     (folder / "cat" / "broken.png").write_bytes(b"")
     listed = tmp_path / "r" / "bad_files.txt"
-    with monkeypatch.context() as patch:
-        kill_at(patch, step=3)
-        with pytest.raises(Killed):
-            run(train, [str(folder), *FAST, "--epochs=3", "--checkpoint_minutes=0", f"--run={tmp_path}/r"])
+    line = [str(folder), *FAST, "--epochs=3", "--checkpoint_minutes=0", f"--run={tmp_path}/r"]
+    with pytest.raises(Killed):
+        run(train, line, callbacks=[killed_after(3)])
     assert listed.read_text() == "cat/broken.png\tempty file\n"
     listed.write_text("dog/seen\\tbefore.png\tempty file\n")
     run(train, ["--resume", f"{tmp_path}/r"])

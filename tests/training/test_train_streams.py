@@ -12,11 +12,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from train_samples import Killed, killed_after
 
 from crosslevel import load_encoder
 from crosslevel.cli import main
-from crosslevel.data.sources.containers import remote
-from crosslevel.training.loop import checkpoints
+from crosslevel.settings.parser import run
+from crosslevel.training.train import train as train_verb
 
 TINY = [
     "--encoder.width=0.0625",
@@ -31,7 +32,7 @@ TINY = [
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    monkeypatch.setattr(remote, "PAUSES", (0.0,))
+    monkeypatch.setenv("CROSSLEVEL_RETRY_SECONDS", "0")
 
 
 def write_shards(place, counts=(20, 21, 23), size=(18, 22)):
@@ -108,24 +109,11 @@ def test_the_config_alone_repeats_the_run(tmp_path, monkeypatch):
     assert "kNN" not in page
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing of the run's own code gets to act on it."""
-
-
-def test_a_run_killed_within_an_epoch_continues_with_other_workers(source, tmp_path, monkeypatch):
+def test_a_run_killed_within_an_epoch_continues_with_other_workers(source, tmp_path):
     options = [source, *TINY, "--epoch_size=32", "--epochs=2", "--checkpoint_minutes=0"]
     train(*options, f"--run={tmp_path}/whole")
-    write = checkpoints.write
-
-    def dying(run, state, best):
-        write(run, state, best)
-        if state["global_step"] == 6:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "write", dying)
-        with pytest.raises(Killed):
-            train(*options, f"--run={tmp_path}/cut")
+    with pytest.raises(Killed):
+        run(train_verb, [*options, f"--run={tmp_path}/cut"], callbacks=[killed_after(6)])
     train("--resume", tmp_path / "cut", "--workers=2")
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert same_weights(tmp_path / "cut", tmp_path / "whole")

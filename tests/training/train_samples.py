@@ -8,6 +8,30 @@ TINY = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=8", "--log_ev
 FAST = [*TINY, "--report_html=false"]
 
 
+class Killed(BaseException):
+    """Stands for a kill: nothing of the run's own code gets to act on it."""
+
+
+class At:
+    """Does something when a run has logged a step."""
+
+    def __init__(self, step, act):
+        self.step, self.act = step, act
+
+    def on_log(self, step, figures, module):
+        if step == self.step:
+            self.act()
+
+
+def killed_after(step):
+    """Of a run that saves every step: what comes after this one is logged, and its checkpoint is not written."""
+
+    def kill():
+        raise Killed
+
+    return At(step + 1, kill)
+
+
 def weights(folder):
     return load_encoder(folder).state_dict()
 

@@ -16,9 +16,8 @@ from crosslevel.tuning.trial import Failed
 from crosslevel.tuning.trials import outcome
 
 
-def test_a_lock_that_was_lost_counts_as_a_database_that_is_away(tmp_path, monkeypatch, postgresql):
-    monkeypatch.setattr("crosslevel.tuning.storage.SILENT", 1)
-    told, tries = plan(tmp_path / "s", storage=url(postgresql, tmp_path)), []
+def test_a_lock_that_was_lost_counts_as_a_database_that_is_away(tmp_path, postgresql):
+    told, tries = plan(tmp_path / "s", storage=url(postgresql, tmp_path), silent=1), []
 
     def call():
         with locked_everywhere(told):
@@ -72,8 +71,7 @@ def test_a_database_that_is_away_for_a_moment_costs_nothing(tmp_path, monkeypatc
             return real(self, *arguments, **options)
 
         monkeypatch.setattr(optuna.storages.RDBStorage, name, call)
-    monkeypatch.setattr("crosslevel.tuning.storage.time.sleep", lambda seconds: None)
-    trials = searched(plan(tmp_path / "s", trials=5, budget=100.0, pruning=False, grace=0.3))
+    trials = searched(plan(tmp_path / "s", trials=5, budget=100.0, pruning=False, grace=0.3, pause=0.0))
     # A trial that was begun as the line went dead is found to be nobody's.
     assert Counter(outcome(t) for t in trials if outcome(t) != "killed") == {"complete": 5}
     assert calls["failed"] > 5
@@ -141,7 +139,7 @@ def test_the_settings_as_given_are_tried_though_the_database_lost_them_at_once(t
     assert (trials[0].params, trials[1].params) == ({}, told.start[0])
 
 
-def test_a_database_that_stays_away_is_named_without_its_password(tmp_path, monkeypatch):
+def test_a_database_that_stays_away_is_named_without_its_password(tmp_path):
     told = plan(tmp_path / "s", storage="postgresql+psycopg://me:secret@host/d")
 
     def call():

@@ -158,10 +158,10 @@ def test_the_given_points_come_first_also_after_a_kill(tmp_path):
     start = [{"lr": 0.5, "cld.groups": 4}, {"lr": 0.25, "cld.groups": 4}]
     told = plan(tmp_path / "s", start=start)
     search = Search(told)
-    first = search._next()
+    first = search.next_trial()
     search._cut_off(search.study.trials[0], "its worker died")
     assert first.params == start[0]
-    again, second, third = search._next(), search._next(), search._next()
+    again, second, third = search.next_trial(), search.next_trial(), search.next_trial()
     search.close()
     assert [again.params, second.params] == start
     assert third.params not in start

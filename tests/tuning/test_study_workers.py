@@ -66,16 +66,14 @@ def held(told, begun, has_it):
 
 
 @pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
-def test_machines_that_share_a_database_wait_for_each_other_but_not_for_one_that_is_gone(
-    tmp_path, monkeypatch, postgresql, fate
-):
+def test_machines_that_share_a_database_wait_for_each_other_but_not_for_one_that_is_gone(tmp_path, postgresql, fate):
     """Dead, or cut off from the network: silent, with its connection still open."""
 
     def on(machine, name):
         (tmp_path / machine).mkdir(exist_ok=True)
-        return plan(tmp_path / machine / name, storage=url(postgresql, tmp_path))
+        silent = 60 if fate == signal.SIGKILL else 15
+        return plan(tmp_path / machine / name, storage=url(postgresql, tmp_path), silent=silent)
 
-    monkeypatch.setattr("crosslevel.tuning.storage.SILENT", 60 if fate == signal.SIGKILL else 15)
     begun, has_it, waits, passed = (FORK.Event() for _ in range(4))
     holder = FORK.Process(target=held, args=(on("here", "lock"), begun, has_it), daemon=True)
     waiter = FORK.Process(target=held, args=(on("there", "lock"), waits, passed), daemon=True)
@@ -130,7 +128,7 @@ def test_a_killed_workers_trial_is_marked_and_tried_again(tmp_path, seen):
 
 def resting(told, flag):
     search = Search(told)
-    search._sign(search.worker).with_suffix(".yaml").touch()
+    search.life_sign(search.worker).with_suffix(".yaml").touch()
     flag.touch()
     time.sleep(600)
 
@@ -169,7 +167,7 @@ def test_a_worker_that_lives_keeps_its_trial(tmp_path):
                 for file in (folder / "workers").iterdir():
                     file.unlink()
             for _ in range(4):
-                search._reclaim()
+                search.reclaim()
                 time.sleep(0.2)
             assert outcome(search.study.trials[2]) == "running"
             search.close()

@@ -1,6 +1,8 @@
 """The search end to end with real trainings, what it leaves, and what it refuses."""
 
+import contextlib
 import csv
+import functools
 import io
 import os
 import subprocess
@@ -11,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from forked import fork_trials
-from tune_samples import IMAGES, TINY, annotated, photos, tune_, without_trainings
+from forked import forked_training
+from tune_samples import IMAGES, TINY, annotated, photos, scores, tune_
 
 optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'crosslevel[tune]'")
 
@@ -35,14 +37,12 @@ def found(tmp_path_factory):
         IMAGES, *TINY, "--epochs=1", "--budget=2", "--jobs=2", "-o", str(home / "s"), "--method=simclr",
         "--search", "cld.groups=2:8:log", "--search=cld.weight=0:1", "--search", "lr=1e-3:0.1:log",
     ]  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        fork_trials(patch)
-        patch.setattr(sys, "stdout", io.StringIO())
-        run(tune, line)
-        first = sys.stdout.getvalue()
-        run(tune, line)
-        again = sys.stdout.getvalue()[len(first) :]
-    return types.SimpleNamespace(folder=home / "s", first=first, again=again)
+    said = []
+    for _ in range(2):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            run(tune, line, training=forked_training)
+        said.append(out.getvalue())
+    return types.SimpleNamespace(folder=home / "s", first=said[0], again=said[1])
 
 
 def test_a_search_leaves_settings_ready_to_train_with(found, tmp_path):
@@ -113,9 +113,8 @@ def test_a_missing_optuna_names_the_install_command(monkeypatch, capsys):
     assert "pip install 'crosslevel[tune]'" in capsys.readouterr().err
 
 
-def test_the_search_itself_reads_no_label_either(tmp_path, guarded, monkeypatch):
+def test_the_search_itself_reads_no_label_either(tmp_path, guarded):
     """What reads the source to plan, to name and to continue the search."""
-    without_trainings(monkeypatch)
     source = photos(tmp_path / "photos")
     chosen = tmp_path / "part.txt"
     chosen.write_text("".join(f"{name}/{i:03}.png\t{c}\n" for c, name in enumerate(("cat", "dog")) for i in range(38)))
@@ -140,7 +139,6 @@ def test_a_part_that_is_chosen_by_labels_is_refused(tmp_path, guarded, capsys, p
 
 
 def test_collections_of_one_name_do_not_share_a_search(tmp_path, monkeypatch, capsys):
-    without_trainings(monkeypatch)
     monkeypatch.chdir(tmp_path)
     places = [photos(tmp_path / "a" / "photos"), photos(tmp_path / "b" / "photos", 36)]
     first, second = (tune_(place) for place in places)
@@ -154,7 +152,6 @@ def test_collections_of_one_name_do_not_share_a_search(tmp_path, monkeypatch, ca
 
 
 def test_the_best_settings_find_the_images_from_any_folder(tmp_path, monkeypatch):
-    without_trainings(monkeypatch)
     photos(tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
     folder = tune_("photos@repeat=2", "--output=s")
@@ -162,7 +159,6 @@ def test_the_best_settings_find_the_images_from_any_folder(tmp_path, monkeypatch
 
 
 def test_a_search_of_objects_counts_objects(tmp_path, monkeypatch, capsys):
-    without_trainings(monkeypatch)
     monkeypatch.chdir(tmp_path)
     tune_(annotated(tmp_path / "coco"), "--crops.min_size=4")
     assert "its study began" not in capsys.readouterr().out
@@ -170,8 +166,7 @@ def test_a_search_of_objects_counts_objects(tmp_path, monkeypatch, capsys):
     assert yaml.safe_load(best.read_text())["crops"]["min_size"] == 4
 
 
-def test_what_is_not_as_given_is_said_and_not_called_so(tmp_path, monkeypatch, capsys):
-    without_trainings(monkeypatch)
+def test_what_is_not_as_given_is_said_and_not_called_so(tmp_path, capsys):
     tune_(IMAGES, f"--output={tmp_path}/s", "--search=cld.groups=2:4", "--search=optimizer=adamw,lars")
     out = capsys.readouterr().out
     assert "cld.groups=6, which is not in 2:4: trial 0 has 4" in out
@@ -184,34 +179,25 @@ def test_what_is_not_as_given_is_said_and_not_called_so(tmp_path, monkeypatch, c
     assert "The settings as given scored best" in out
 
 
-def test_who_searches_views_is_told_what_the_score_can_do(tmp_path, monkeypatch, capsys):
-    without_trainings(monkeypatch)
+def test_who_searches_views_is_told_what_the_score_can_do(tmp_path, capsys):
     tune_(IMAGES, f"--output={tmp_path}/s", "--search=views.preset=cifar,simclr", "--search=lr=0.01:0.1")
     assert "views.preset: the score compares settings with different views less surely" in capsys.readouterr().out
 
 
-def test_ctrl_c_before_anything_is_whole_is_a_stop_and_no_error(tmp_path, monkeypatch, capsys):
+def test_ctrl_c_before_anything_is_whole_is_a_stop_and_no_error(tmp_path, capsys):
     def stopped(images, base, options, folder, threads):
+        if folder.name != "0000":
+            raise KeyboardInterrupt
         raise trial.Failed("failed", "no")
         yield
 
-    monkeypatch.setattr(trial, "training", stopped)
-
-    def interrupted(*arguments):
-        _work(*arguments)
-        raise KeyboardInterrupt
-
-    from crosslevel.tuning import tune as module
-
-    _work = module._work
-    monkeypatch.setattr(module, "_work", interrupted)
     with pytest.raises(SystemExit) as stop:
-        tune_(IMAGES, f"--output={tmp_path}/s")
+        tune_(IMAGES, f"--output={tmp_path}/s", training=stopped)
     assert stop.value.code == 130
     assert "crosslevel tune: stopped" in capsys.readouterr().err
 
 
-def test_a_killed_search_takes_its_training_along(tmp_path, monkeypatch):
+def test_a_killed_search_takes_its_training_along(tmp_path):
     """SIGKILL, which nobody can catch; and the next call does the trial again."""
     line = [
         sys.executable, "-c", "from crosslevel.cli import main; main()", "tune", IMAGES, *TINY, "--epochs=50",
@@ -231,8 +217,8 @@ def test_a_killed_search_takes_its_training_along(tmp_path, monkeypatch):
     assert not running(child)
     study = optuna.load_study(study_name="s", storage=url(None, tmp_path / "s"))
     assert [t.state.name for t in study.trials] == ["RUNNING"]
-    without_trainings(monkeypatch, epochs=50)
-    run(tune, [IMAGES, *TINY, "--epochs=50", "--trials=1", f"--output={tmp_path}/s"])
+    line = [IMAGES, *TINY, "--epochs=50", "--trials=1", f"--output={tmp_path}/s"]
+    run(tune, line, training=functools.partial(scores, epochs=50))
     lost, again = study.get_trials()
     assert (lost.user_attrs["outcome"], lost.user_attrs["reason"]) == ("killed", "its worker died")
     assert (again.params, again.state.name) == (lost.params, "COMPLETE")

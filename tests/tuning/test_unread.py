@@ -3,7 +3,7 @@
 import pytest
 import torch
 import yaml
-from forked import fork_trials
+from forked import forked_training
 from PIL import Image
 
 pytest.importorskip("optuna", reason="needs optuna: pip install 'crosslevel[tune]'")
@@ -39,23 +39,21 @@ def listed(file):
     return [line.split("\t")[0] for line in file.read_text().splitlines()]
 
 
-def test_broken_files_are_named_whether_trained_on_or_held_out(photos, tmp_path, monkeypatch, capsys):
+def test_broken_files_are_named_whether_trained_on_or_held_out(photos, tmp_path, capsys):
     folder, broken = photos
     search = tmp_path / "search"
-    fork_trials(monkeypatch)
     tiny = ["--encoder.width=0.0625", "--views.size=16", "--batch_size=8", "--device=cpu", "--epochs=1"]
-    run(tune, [str(folder), *tiny, "--budget=1", f"--output={search}"])
+    run(tune, [str(folder), *tiny, "--budget=1", f"--output={search}"], training=forked_training)
     told = " ".join(capsys.readouterr().out.split())
     assert f"skipped 2 of 70 images that could not be read (listed in {search}/bad_files.txt)" in told
     assert listed(search / "bad_files.txt") == broken
 
 
-def test_a_trial_that_is_stopped_has_named_them(photos, tmp_path, monkeypatch):
-    fork_trials(monkeypatch)
+def test_a_trial_that_is_stopped_has_named_them(photos, tmp_path):
     folder, broken = photos
     base = tmp_path / "base.yaml"
     base.write_text(yaml.safe_dump(TINY | {"method": {"class_path": "crosslevel.methods.MoCo"}}))
-    steps = trial.training(str(folder), base, [], tmp_path / "run", 1)
+    steps = forked_training(str(folder), base, [], tmp_path / "run", 1)
     next(steps)
     steps.close()
     assert listed(tmp_path / "run" / "bad_files.txt") == broken

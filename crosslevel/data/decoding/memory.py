@@ -115,7 +115,7 @@ def room(need: int) -> Iterator[None]:
         if fcntl is None:
             yield
             return
-        slots = _taken(-(-min(need, most()) // _SLOT))
+        slots = taken(-(-min(need, most()) // _SLOT))
         try:
             yield
         finally:
@@ -140,14 +140,14 @@ def _trim() -> Any:
         return None
 
 
-def _taken(count: int) -> list[int]:
+def taken(count: int, patience: float = _PATIENCE) -> list[int]:
     """``count`` free slots. Who waits for some keeps the others from beginning to wait: nobody waits in a circle.
 
-    A process that was stopped may have what is waited for: after `_PATIENCE` a warning says so, and what is free is all
-    there is.
+    A process that was stopped may have what is waited for: after ``patience`` seconds a warning says so, and no more
+    than what is free is taken.
     """
     slots: list[int] = []
-    until = time.monotonic() + _PATIENCE
+    until = time.monotonic() + patience
     while not (first := _is_free(_TURNSTILE)) and time.monotonic() < until:
         time.sleep(0.005)
     try:
@@ -159,7 +159,7 @@ def _taken(count: int) -> list[int]:
                 return slots
             if time.monotonic() >= until:
                 warnings.warn(
-                    f"waited {_PATIENCE:.0f} s for memory to decode an image: another process of this command has it, "
+                    f"waited {patience:.0f} s for memory to decode an image: another process of this command has it, "
                     "perhaps one that was stopped; it is decoded beside it, and both may take more than they should",
                     stacklevel=3,
                 )

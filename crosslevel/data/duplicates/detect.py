@@ -201,12 +201,12 @@ def _joined(*parts: Pairs) -> Pairs:
     return Pairs(unique, kind[closest], distance[closest])
 
 
-def _hanging_together(pairs: Pairs, outlines: Float[Tensor, "N 64"], crowd: _Crowd) -> Pairs:
+def _hanging_together(pairs: Pairs, outlines: Float[Tensor, "N 64"], crowd: _Crowd, linked: int = _LINKED) -> Pairs:
     """The pairs without those that alone hold different things together.
 
     Single links chain: of a track of three or more, the images have to be as close to each other, on average, as each
     is to what surrounds it. Where they are not, average linkage cuts the track at that distance (Sokal and Michener
-    1958); of more than `_LINKED` images, the longer half of the links goes first.
+    1958); of more than ``linked`` images, the longer half of the links goes first.
     """
     place, settled = torch.full((len(outlines),), -1), torch.zeros(len(pairs.images), dtype=torch.bool)
     while True:
@@ -215,7 +215,7 @@ def _hanging_together(pairs: Pairs, outlines: Float[Tensor, "N 64"], crowd: _Cro
             if settled[links[0]]:
                 continue
             inside = pairs.images[links].unique()
-            if len(inside) > _LINKED:
+            if len(inside) > linked:
                 crowded = True
                 kept[links[pairs.distance[links] > pairs.distance[links].median()]] = False
                 continue

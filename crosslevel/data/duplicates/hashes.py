@@ -57,20 +57,28 @@ def hamming(a: Int64[Tensor, " P"], b: Int64[Tensor, " P"]) -> Int64[Tensor, " P
 
 
 def near_pairs(
-    hashes: Int64[Tensor, " N"], radius: int, known: Int64[Tensor, " N"] | None = None
+    hashes: Int64[Tensor, " N"],
+    radius: int,
+    known: Int64[Tensor, " N"] | None = None,
+    crowd: int = CROWD,
+    many: int = MANY,
+    at_once: int = _PAIRS,
 ) -> Int64[Tensor, "P 2"]:
     """Pairs (i, j), i < j, whose hashes differ in at most ``radius`` bits; equal hashes as a chain, not all pairs.
 
     The 64 bits are cut into radius + 2 pieces: two hashes that differ in ``radius`` bits agree in at least two
     (Norouzi, Punjani and Fleet, CVPR 2012, have one of radius + 1). So only hashes that share two pieces are compared;
-    of more than `MANY`, three of radius + 3, which leaves a hash few to be compared with.
-    Where crowds share them, as frames of a fixed camera do, a hash is compared with the `CROWD` that follow it in
+    of more than ``many``, three of radius + 3, which leaves a hash few to be compared with.
+    Where crowds share them, as frames of a fixed camera do, a hash is compared with the ``crowd`` that follow it in
     order: all with all would be quadratic.
 
     Args:
         hashes: of the images.
         radius: bits that may differ.
         known: the track of each image, as far as it is known: pairs of one track are left out.
+        crowd: hashes that one is compared with where many share what is looked for.
+        many: hashes from which on they have to share one piece more.
+        at_once: pairs compared at a time.
 
     Raises:
         ValueError: a radius outside 0 to 16: beyond, the pieces are so short that nearly all are compared with all.
@@ -85,23 +93,24 @@ def near_pairs(
     found = [torch.stack([order[:-1], order[1:]], dim=1)[~first[1:]]]
     one = order[first]  # of each hash its first image
     known = torch.arange(len(hashes)) if known is None else known
-    for i, j in _close(unique, radius) if radius else []:
+    for i, j in _close(unique, radius, crowd, 2 if len(unique) <= many else 3, at_once) if radius else []:
         found.append(torch.stack([one[i], one[j]], dim=1)[known[one[i]] != known[one[j]]])
     pairs = torch.cat(found)
     different: Tensor = pairs[known[pairs[:, 0]] != known[pairs[:, 1]]].sort(dim=1).values
     return different
 
 
-def _close(hashes: Int64[Tensor, " U"], radius: int) -> Iterator[tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]]:
-    """Places of different hashes that differ in at most ``radius`` bits, each pair once, some at a time."""
-    shared = 2 if len(hashes) <= MANY else 3
+def _close(
+    hashes: Int64[Tensor, " U"], radius: int, crowd: int, shared: int, at_once: int
+) -> Iterator[tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]]:
+    """Places of different hashes that share ``shared`` pieces and differ in at most ``radius`` bits, each pair once."""
     edges = torch.linspace(0, BITS, radius + shared + 1).round().long().tolist()
     pieces = [(low, (1 << (high - low)) - 1) for low, high in itertools.pairwise(edges)]
     for chosen in itertools.combinations(range(len(pieces)), shared):
         key = torch.zeros_like(hashes)
         for low, mask in (pieces[piece] for piece in chosen):
             key = key * (mask + 1) + (hashes >> low & mask)
-        for i, j in _within(key):
+        for i, j in _within(key, crowd, at_once):
             near = hamming(hashes[i], hashes[j]) <= radius
             a, b = i[near], j[near]
             bits = hashes[a] ^ hashes[b]
@@ -110,17 +119,19 @@ def _close(hashes: Int64[Tensor, " U"], radius: int) -> Iterator[tuple[Int64[Ten
             yield a[before == shared - 1], b[before == shared - 1]
 
 
-def _within(key: Int64[Tensor, " N"]) -> Iterator[tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]]:
-    """Pairs of places with equal keys, each with at most `CROWD` of those behind it, some at a time."""
+def _within(
+    key: Int64[Tensor, " N"], crowd: int, at_once: int
+) -> Iterator[tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]]:
+    """Pairs of places with equal keys, each with at most ``crowd`` of those behind it, some at a time."""
     order = key.argsort(stable=True)
     _, counts = key[order].unique_consecutive(return_counts=True)
     ends = counts.cumsum(0).repeat_interleave(counts)
-    after = (ends - torch.arange(len(key)) - 1).clamp(max=CROWD)  # how many places each one is compared with
+    after = (ends - torch.arange(len(key)) - 1).clamp(max=crowd)  # how many places each one is compared with
     start = 0
     total = after.cumsum(0)
     while start < len(key):
         done = int(total[start - 1]) if start else 0
-        stop = max(start + 1, int(torch.searchsorted(total, done + _PAIRS, right=True)))
+        stop = max(start + 1, int(torch.searchsorted(total, done + at_once, right=True)))
         here = torch.arange(start, stop)
         some = after[start:stop]
         i = here.repeat_interleave(some)

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-ALL = 20_000  # points up to which all are compared with all
 _PROBED = 12  # cells that a query is compared with: the nearest to itself, not to its cell, which loses a quarter
-_POINTS = 512  # of a cell, on average
 _ROUNDS = 4  # of k-means
 _QUERIES = 2048  # at a time: 160 MB of similarities at most
 _BLOCK = 2**15  # queries whose best of each cell are kept at once: 150 MB
+
+
+@dataclass(frozen=True)
+class Cells:
+    """When points are looked for in cells, and how large these are.
+
+    Args:
+        all: points up to which all are compared with all.
+        points: of a cell, on average.
+
+    """
+
+    all: int = 20_000
+    points: int = 512
+
+
+USUAL = Cells()
 
 
 class Neighbours(NamedTuple):
@@ -23,24 +39,25 @@ class Neighbours(NamedTuple):
     places: Int64[Tensor, "Q k"]
 
 
-def neighbours(queries: Float[Tensor, "Q d"], keys: Float[Tensor, "N d"], k: int) -> Neighbours:
+def neighbours(queries: Float[Tensor, "Q d"], keys: Float[Tensor, "N d"], k: int, cells: Cells = USUAL) -> Neighbours:
     """The k keys nearest to each query, both of length 1 or 0.
 
-    Among more than `ALL` keys, only those in the cells nearest to the query are looked at (an inverted file: Jegou,
-    Douze and Schmid, PAMI 2011, section IV; cells by spherical k-means on a sample): near-duplicates lie in one of
-    them, and what is farther is found at times only.
+    Among more than ``cells.all`` keys, only those in the cells nearest to the query are compared (an inverted file:
+    Jegou, Douze and Schmid, PAMI 2011, section IV; cells by spherical k-means on a sample). Near-duplicates lie in one
+    of them; what is farther is found at times only.
 
     Args:
         queries: what to look up.
         keys: among which.
         k: neighbours; -1 stands where a query meets fewer.
+        cells: when they are used, and how large they are.
 
     """
     k = min(k, len(keys))
-    if len(keys) <= ALL:
+    if len(keys) <= cells.all:
         parts = [(part @ keys.T).topk(k) for part in queries.split(_QUERIES)]
         return Neighbours(torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts]))
-    centres = _centres(keys)
+    centres = _centres(keys, cells.points)
     members = _members(_nearest_cells(keys, centres, 1)[:, 0], len(centres))
     parts = [_through_cells(part, keys, centres, members, k) for part in queries.split(_BLOCK)]
     return Neighbours(torch.cat([p.values for p in parts]), torch.cat([p.places for p in parts]))
@@ -69,9 +86,9 @@ def _through_cells(
     return Neighbours(found.values, places.view(len(queries), -1).gather(1, found.indices))
 
 
-def _centres(keys: Float[Tensor, "N d"]) -> Float[Tensor, "C d"]:
+def _centres(keys: Float[Tensor, "N d"], points: int) -> Float[Tensor, "C d"]:
     """Directions of cells of about equal size, from keys at even steps: the same for the same keys."""
-    count = len(keys) // _POINTS
+    count = len(keys) // points
     sample = keys[:: max(1, len(keys) // (32 * count))]
     centres = sample[:: max(1, len(sample) // count)][:count].clone()
     for _ in range(_ROUNDS):

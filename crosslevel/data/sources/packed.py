@@ -40,7 +40,6 @@ from crosslevel.utils.trees import json_tree
 
 INDEX, ABOUT, UNFINISHED = "index.safetensors", "pack.json", "unfinished.json"
 VERSION = 1
-READ_AT_ONCE = 32  # images a worker decodes before it hands them over
 
 
 def is_pack(folder: str) -> bool:
@@ -228,11 +227,11 @@ class Decoded(NamedTuple):
     bad: list[tuple[str, str]]
 
 
-def decoded(images: Images, size: int, numbers: range, workers: int | None) -> Iterator[Decoded]:
-    """The images ``numbers`` in order, brought to ``size``; ``workers`` as `EvalBatches` has them."""
+def decoded(images: Images, size: int, numbers: range, workers: int | None, at_once: int) -> Iterator[Decoded]:
+    """The images ``numbers`` in order, brought to ``size``, ``at_once`` at a time; ``workers`` as for `EvalBatches`."""
     job = _PackJob(images, size)
     workers = worth_workers(job, len(images)) if workers is None else workers
-    keys = [numbers[first : first + READ_AT_ONCE] for first in range(0, len(numbers), READ_AT_ONCE)]
+    keys = [numbers[first : first + at_once] for first in range(0, len(numbers), at_once)]
     if workers:
         yield from Pool(job, keys, workers, persistent=False)
     else:

@@ -72,10 +72,10 @@ class _Copies(Names):
         return f"{self.paths[i // self.times]}#{i % self.times}"
 
 
-def repeat(images: Images, times: int, shift: int = 2, seed: int = 0) -> Images:
-    """`Repeated`; packed images stay packed where the copies take less than `IN_MEMORY`."""
+def repeat(images: Images, times: int, shift: int = 2, seed: int = 0, in_memory: float = IN_MEMORY) -> Images:
+    """`Repeated`; packed images stay packed where the copies take at most ``in_memory`` bytes."""
     copies = Repeated(images, times, shift, seed)
-    if not isinstance(images, InMemoryImages) or images.data.numel() * times > IN_MEMORY:
+    if not isinstance(images, InMemoryImages) or images.data.numel() * times > in_memory:
         return copies
     return InMemoryImages.of(_copied(images, copies), copies)
 

@@ -113,24 +113,24 @@ def detection(
         raise MissingExtra("detection needs pycocotools and torchmetrics to count: pip install 'crosslevel[detection]'")
     settings = _checked(settings or published(train))
     hardware, unread = hardware or choose(), bad if bad is not None else BadFiles()
-    learned, asked = train.with_examples(), test.numbered_as(train)
-    if not asked.names():
+    train_set, test_set = train.with_examples(), test.numbered_as(train)
+    if not test_set.names():
         raise SourceError(f"{test.name}: not one object that is not ignored in its {len(test)} images: nothing to find")
     store, figures = _Store(folder), {}
     fixed = repr((settings, seed, hardware.device.type, hardware.precision))
-    shared = (fixed, _digest_of_images(learned), _digest_of_images(asked))
+    shared = (fixed, _digest_of_images(train_set), _digest_of_images(test_set))
     for name, start in ((RANDOM, untrained(encoder, seed)), (TRAINED, encoder)):
         key = hashlib.sha256(repr((*shared, _digest_of_network(start))).encode()).hexdigest()
-        found = store.found(name, key)
-        if found is None:
+        precision = store.found(name, key)
+        if precision is None:
             checkpoint = Checkpoint(None if folder is None else folder / CHECKPOINT, key, checkpoint_minutes)
-            data = TrainingData(learned, settings.schedule.batch_size, seed, workers, unread)
+            data = TrainingData(train_set, settings.schedule.batch_size, seed, workers, unread)
             with own_random_numbers(hardware.device), _Bar(console, name, settings.schedule.iterations) as bar:
                 model = _fine_tuned(start, data, settings, name, seed, hardware, checkpoint, bar)
-                found = average_precision(*_predictions(model, asked, hardware.device, unread), test.ignored)
-            store.keep(name, key, found)
+                precision = average_precision(*_predictions(model, test_set, hardware.device, unread), test.ignored)
+            store.keep(name, key, precision)
             checkpoint.remove()
-        figures[name] = found
+        figures[name] = precision
     return figures
 
 
@@ -155,8 +155,8 @@ def average_precision(
     metric = MeanAveragePrecision(
         iou_type="bbox", iou_thresholds=overlaps, rec_thresholds=recalls, backend="pycocotools"
     )
-    for found, objects in zip(predictions, truth, strict=True):
-        metric.update([found], [_target(found, objects, ignored)])
+    for predicted, objects in zip(predictions, truth, strict=True):
+        metric.update([predicted], [_target(predicted, objects, ignored)])
     result = metric.compute()
     names = {"AP": "map", "AP50": "map_50", "AP75": "map_75"}
     return {name: 100 * float(result[key]) for name, key in names.items()}
@@ -191,7 +191,7 @@ def _predictions(
     model: FasterRCNN, test: Annotated, device: torch.device, bad: BadFiles
 ) -> tuple[list[dict[str, Tensor]], list[Objects]]:
     """What is found in each test image that can be read, one at a time, so that none is padded; and its objects."""
-    found, truth = [], []
+    predictions, truth = [], []
     for i in range(len(test)):
         try:
             pixels, objects = test[i]
@@ -200,11 +200,11 @@ def _predictions(
             continue
         (output,) = model([pixels.to(device).float() / 255])
         output["labels"] -= 1
-        found.append({key: value.cpu() for key, value in output.items()})
+        predictions.append({key: value.cpu() for key, value in output.items()})
         truth.append(objects)
     if not truth:
         raise SourceError(f"{test.name}: none of its {len(test)} images can be read")
-    return found, truth
+    return predictions, truth
 
 
 def _fine_tuned(

@@ -65,8 +65,8 @@ class TrainingData:
         waiting: deque[list[Future[_Sample]]] = deque()
         with ThreadPoolExecutor(max(1, self.workers), "crosslevel-decode") as pool:
             try:
-                for places in itertools.islice(self._places(start), stop - start):
-                    waiting.append([pool.submit(self._read, i) for i in places])
+                for index in itertools.islice(self.index_batches(start), stop - start):
+                    waiting.append([pool.submit(self._read, i) for i in index])
                     if len(waiting) > 2:
                         yield [future.result() for future in waiting.popleft()]
                 while waiting:
@@ -75,7 +75,7 @@ class TrainingData:
                 for future in itertools.chain(*waiting):
                     future.cancel()
 
-    def _places(self, start: int) -> Iterator[list[int]]:
+    def index_batches(self, start: int) -> Iterator[list[int]]:
         """Permutation after permutation, each drawn from (seed, its number), cut into batches."""
         epoch, offset = divmod(start * self.batch_size, len(self.images))
         rest: list[int] = []
@@ -141,7 +141,7 @@ def fine_tune(
     checkpoint: Checkpoint,
     show: Callable[[int, float], None],
 ) -> None:
-    """Train all of ``model`` by SGD; ``show`` is told iterations done and the newest loss.
+    """Train all of ``model`` by SGD; ``show`` is called with the iterations done and the newest loss.
 
     Raises:
         Diverged: the loss of the training called ``name`` is no longer a number.

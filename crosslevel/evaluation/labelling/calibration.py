@@ -49,7 +49,7 @@ class Limits(NamedTuple):
 
 
 def limits(distance: Float[Tensor, " N"], probability: Float[Tensor, " N"], rejected: float) -> Limits:
-    """Limits that ``rejected`` of known images that trained nothing go beyond, half of them by each.
+    """Limits beyond which the share ``rejected`` of held-out images lies, half of it for each of the two.
 
     Args:
         distance: of each to the nearest labelled images.

@@ -124,26 +124,26 @@ def classify(
         raise UserError(f"--output {output}: the name must end in .parquet")
     console, encoder = printer(quiet), open_encoder(run)
     runtime = Runtime(choose(device, precision), workers, batch_size)
-    known = open_images(labelled, data_root=data_root, crops=crops)
-    if known.labels is None:
+    labelled_images = open_images(labelled, data_root=data_root, crops=crops)
+    if labelled_images.labels is None:
         raise UserError(f"{labelled} has no labels: put the images of each class into a folder of its own")
-    asked = open_images(images, data_root=data_root, crops=crops)
-    learnt, names = _features(encoder, known, runtime, console), _names(known)
+    unlabelled_images = open_images(images, data_root=data_root, crops=crops)
+    learnt, names = _features(encoder, labelled_images, runtime, console), _names(labelled_images)
     classifier, bounds, about = _learnt(learnt, len(names), how, reject, k, seed, console)
-    found = _features(encoder, asked, runtime, console)
-    best, predicted = classifier.probabilities(found.features).max(1)
-    distance = classifier.distance(found.features)
+    extracted = _features(encoder, unlabelled_images, runtime, console)
+    best, predicted = classifier.probabilities(extracted.features).max(1)
+    distance = classifier.distance(extracted.features)
     unknown = bounds.unknown(distance, best)
-    paths = [asked.paths[i] for i in found.places.tolist()]
-    made = Predictions(paths, [names[c] for c in predicted.tolist()], best, unknown, distance, about)
+    paths = [unlabelled_images.paths[i] for i in extracted.places.tolist()]
+    predictions = Predictions(paths, [names[c] for c in predicted.tolist()], best, unknown, distance, about)
     counts = predicted[~unknown].bincount(minlength=len(names)).tolist()
     largest = sorted(zip(names, counts, strict=True), key=lambda pair: -pair[1])[:10]
-    told = ", ".join(f"{name} {count:,}" for name, count in largest if count)
-    say(console, f"{len(paths):,} images: {int(unknown.sum()):,} unknown{', ' if told else ''}{told}")
+    counts_text = ", ".join(f"{name} {count:,}" for name, count in largest if count)
+    say(console, f"{len(paths):,} images: {int(unknown.sum()):,} unknown{', ' if counts_text else ''}{counts_text}")
     if output is not None:
-        _write(Path(output), made, run)
+        _write(Path(output), predictions, run)
         say(console, f"written: {output}")
-    return made
+    return predictions
 
 
 def _names(images: Images) -> list[str]:
@@ -153,29 +153,29 @@ def _names(images: Images) -> list[str]:
 
 def _features(encoder: Encoder, images: Images, runtime: Runtime, console: Console) -> Features:
     bad = BadFiles()
-    found = extract(
+    extracted = extract(
         encoder, images, batch_size=runtime.batch_size, workers=runtime.workers, hardware=runtime.hardware, bad=bad
     )
     if len(bad):
         say(console, bad.summary(len(images)))
-    return found
+    return extracted
 
 
 def _learnt(
     learnt: Features, classes: int, how: How, reject: float, k: int | None, seed: int, console: Console
 ) -> tuple[_Classifier, Limits, dict[str, Any]]:
-    """The classifier that held-out images chose, calibrated by them, and made again from all of them."""
+    """The classifier that is best on held-out images, calibrated on them, and then trained again on all images."""
     features, labels = learnt.features, learnt.labels
     if (labels < 0).any():
         raise UserError(f"{int((labels < 0).sum()):,} of the labelled images have no label: leave them out")
     if len(labels.unique()) < 2:
         raise UserError("the labelled images are of one class: needs two at least")
-    held = held_out(labels, HELD_OUT, torch.Generator().manual_seed(seed))
-    if int(held.sum()) < LEAST:
+    validation = held_out(labels, HELD_OUT, torch.Generator().manual_seed(seed))
+    if int(validation.sum()) < LEAST:
         raise UserError(f"{len(labels):,} labelled images are too few to hold a fifth out: give more of each class")
     kinds = ["knn", "linear"] if how == "auto" else [how]
-    tried = [_made(kind, features[~held], labels[~held], classes, k, seed) for kind in kinds]
-    truth, rows = labels[held], features[held]
+    tried = [_made(kind, features[~validation], labels[~validation], classes, k, seed) for kind in kinds]
+    truth, rows = labels[validation], features[validation]
     right = [float((one.logits(rows).argmax(1) == truth).double().mean()) for one in tried]
     best = max(range(len(tried)), key=right.__getitem__)
     logits = tried[best].logits(rows)
@@ -215,16 +215,16 @@ def _made(
     return _Classifier(kind, lambda rows: sweep.scores(F.normalize(rows, dim=1)).squeeze(1), features)
 
 
-def _write(file: Path, made: Predictions, run: str) -> None:
+def _write(file: Path, predictions: Predictions, run: str) -> None:
     table = pa.table(
         {
-            "path": [text(path) for path in made.paths],
-            "label": made.labels,
-            "probability": made.probability.numpy(),
-            "unknown": made.unknown.numpy(),
-            "distance": made.distance.numpy(),
+            "path": [text(path) for path in predictions.paths],
+            "label": predictions.labels,
+            "probability": predictions.probability.numpy(),
+            "unknown": predictions.unknown.numpy(),
+            "distance": predictions.distance.numpy(),
         }
     )
-    told = {name: str(value) for name, value in {"run": os.path.abspath(run), **made.about}.items()}
+    metadata = {name: str(value) for name, value in {"run": os.path.abspath(run), **predictions.about}.items()}
     with replacing(file) as opened:
-        pq.write_table(table.replace_schema_metadata(told), opened)
+        pq.write_table(table.replace_schema_metadata(metadata), opened)

@@ -106,7 +106,7 @@ def build(start: Start, options: Mapping[str, Any]) -> tuple[nn.Module, str]:
     """
     state, _ = load_safetensors(start.file)
     config = {**start.config, "file": None, "url": None, "hf_hub_id": None, "source": None, "custom_load": False}
-    with _told() as said:
+    with _captured() as said:
         try:
             weights = {**config, "state_dict": state}
             model = create(start.architecture, {**start.arguments, **options}, pretrained=True, pretrained_cfg=weights)
@@ -132,13 +132,13 @@ def checked(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
         UserError: a name that timm's models are not built by, or a value that is no number, word or list of them.
 
     """
-    found = dict(arguments or {})
-    for name, value in found.items():
+    copied = dict(arguments or {})
+    for name, value in copied.items():
         items = value if isinstance(value, list | tuple) else [value]
         plain = all(item is None or isinstance(item, str | int | float | list | tuple) for item in items)
         if name not in ARGUMENTS or not plain:
             raise UserError(f"encoder.arguments: {name}={value!r} is not what a network is built by here")
-    return found
+    return copied
 
 
 def _of_timm(name: str, file: str | None) -> Start:
@@ -161,8 +161,8 @@ def _of_timm(name: str, file: str | None) -> Start:
     repository = str(config.hf_hub_id)
     wanted = config.hf_hub_filename
     names = (Path(wanted).with_suffix(".safetensors").name, wanted) if wanted else NAMES_OF_WEIGHTS
-    found = _weights(repository, tuple(dict.fromkeys(n for n in names if n.endswith(".safetensors"))), name)
-    return Start(name, {}, found, about, config.license or "", f"{repository} on the hub")
+    weights = _weights(repository, tuple(dict.fromkeys(n for n in names if n.endswith(".safetensors"))), name)
+    return Start(name, {}, weights, about, config.license or "", f"{repository} on the hub")
 
 
 def _of_repository(repository: str, name: str) -> Start:
@@ -183,9 +183,9 @@ def _of_folder(folder: Path, name: str, licence: str) -> Start:
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
         architecture, about = str(read["architecture"]), dict(read.get("pretrained_cfg") or read)
-        told = dict(read.get("model_args") or {})
-        told.pop("num_classes", None)  # a classifier is not wanted
-        arguments = checked(told)
+        model_arguments = dict(read.get("model_args") or {})
+        model_arguments.pop("num_classes", None)  # a classifier is not wanted
+        arguments = checked(model_arguments)
     except UserError as error:
         raise UserError(f"{name}: {file}: {error}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -202,9 +202,9 @@ def _of_folder(folder: Path, name: str, licence: str) -> Start:
 
 def _weights(repository: str, names: tuple[str, ...], name: str) -> Path:
     for wanted in names:
-        found = fetched(repository, wanted, name)
-        if found is not None:
-            return found
+        files = fetched(repository, wanted, name)
+        if files is not None:
+            return files
     raise UserError(
         f"{name}: {repository} has no weights as safetensors ({' or '.join(names)}): other formats can run code, and "
         "are not read"
@@ -268,15 +268,15 @@ def _in_words(name: str, owned: str, revision: str, endpoint: str) -> Iterator[N
 
 def _licence(card: Path) -> str:
     """What a model card's head says."""
-    found = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    header = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     try:
-        head = yaml.safe_load(found[1]) if found else None
+        head = yaml.safe_load(header[1]) if header else None
     except yaml.YAMLError:
         return ""
     return str(head.get("license_name") or head.get("license") or "") if isinstance(head, dict) else ""
 
 
-class _Told(logging.Handler):
+class _Capture(logging.Handler):
     """What timm logs while it loads: it says nowhere else which weights were missing."""
 
     def __init__(self) -> None:
@@ -289,8 +289,8 @@ class _Told(logging.Handler):
 
 
 @contextmanager
-def _told() -> Iterator[list[str]]:
-    logger, handler = logging.getLogger("timm.models._builder"), _Told()
+def _captured() -> Iterator[list[str]]:
+    logger, handler = logging.getLogger("timm.models._builder"), _Capture()
     before = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -304,4 +304,4 @@ def _told() -> Iterator[list[str]]:
 
 
 def _listed(lines: list[str], kind: str) -> str:
-    return next((found[1] for line in lines if (found := re.match(rf"{kind} \((.*)\) ", line))), "")
+    return next((item[1] for line in lines if (item := re.match(rf"{kind} \((.*)\) ", line))), "")

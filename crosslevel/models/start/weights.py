@@ -22,15 +22,15 @@ def load_weights(backbone: nn.Module, file: str | Path) -> str:
     """
     if not Path(file).is_file():
         raise NotThere(f"encoder.weights={file}: there is no such file")
-    mine, theirs = backbone.state_dict(), _strip(_read(Path(file)), set(backbone.state_dict()))
-    fits = {k: v for k, v in theirs.items() if k in mine and v.shape == mine[k].shape}
+    own, loaded = backbone.state_dict(), _strip(_read(Path(file)), set(backbone.state_dict()))
+    fits = {k: v for k, v in loaded.items() if k in own and v.shape == own[k].shape}
     # Counters of batches have the same shape in every network, and say nothing.
     if all(k.endswith("num_batches_tracked") for k in fits):
-        raise UserError(f"encoder.weights={file}: none of its {len(theirs)} keys fits the model's {len(mine)}")
+        raise UserError(f"encoder.weights={file}: none of its {len(loaded)} keys fits the model's {len(own)}")
     backbone.load_state_dict(fits, strict=False)
-    missing = sorted(k for k in mine if k not in fits and not k.endswith("num_batches_tracked"))
-    unused = sorted(k for k in theirs if k not in fits)
-    return f"{len(fits)} of {len(mine)} tensors loaded; kept their start: {_names(missing)}; not used: {_names(unused)}"
+    missing = sorted(k for k in own if k not in fits and not k.endswith("num_batches_tracked"))
+    unused = sorted(k for k in loaded if k not in fits)
+    return f"{len(fits)} of {len(own)} tensors loaded; kept their start: {_names(missing)}; not used: {_names(unused)}"
 
 
 def _read(file: Path) -> dict[str, Tensor]:

@@ -120,7 +120,7 @@ def test_few_pictures_do(count):
     assert {tuple(pair) for pair in pairs.images.tolist()} == {(i, i + count) for i in range(count)}
 
 
-def track_by_track(pairs, outlines, crowd):
+def track_by_track(pairs, outlines, crowd, linked):
     """The rule of `_hanging_together`, each round over all tracks and each track over all pairs."""
     while True:
         members = tracks(len(outlines), pairs.images)[pairs.images[:, 0]]
@@ -129,7 +129,7 @@ def track_by_track(pairs, outlines, crowd):
         for name in names[size > 1].tolist():
             links = (members == name).nonzero()[:, 0]
             inside = pairs.images[links].unique()
-            if len(inside) > detect._LINKED:
+            if len(inside) > linked:
                 crowded = True
                 kept[links[pairs.distance[links] > pairs.distance[links].median()]] = False
                 continue
@@ -143,9 +143,8 @@ def track_by_track(pairs, outlines, crowd):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("links", [250, 900])
-def test_tracks_are_cut_as_by_a_loop_over_all_of_them(monkeypatch, seed, links):
+def test_tracks_are_cut_as_by_a_loop_over_all_of_them(seed, links):
     """Random pairs of clusters of outlines, of which the largest tracks are cut in several rounds."""
-    monkeypatch.setattr(detect, "_LINKED", 12)
     draws, count = torch.Generator().manual_seed(seed), 300
     centre = torch.randn(30, 64, generator=draws)[torch.randint(30, (count,), generator=draws)]
     outlines = torch.nn.functional.normalize(centre + 0.7 * torch.randn(count, 64, generator=draws), dim=1)
@@ -153,6 +152,6 @@ def test_tracks_are_cut_as_by_a_loop_over_all_of_them(monkeypatch, seed, links):
     near = detect._once(torch.arange(count), crowd.places[:, :4])
     index = near[torch.randperm(len(near), generator=draws)[:links]]
     pairs = detect.Pairs(index, torch.full((len(index),), 3), torch.rand(len(index), generator=draws))
-    found, expected = (rule(pairs, outlines, crowd) for rule in (detect._hanging_together, track_by_track))
+    found, expected = (rule(pairs, outlines, crowd, 12) for rule in (detect._hanging_together, track_by_track))
     assert 0 < len(found.images) < len(index)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -45,10 +45,7 @@ def test_near_pairs_connect_what_comparing_all_with_all_connects(radius, seed, p
     centres = draws.integers(-(2**63), 2**63 - 1, 8)
     flips = [np.int64(sum(1 << int(b) for b in draws.choice(63, draws.integers(0, 12), False))) for _ in range(60)]
     hashes = torch.from_numpy(np.array([centres[i % 8] ^ flip for i, flip in enumerate(flips)]))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(duplicates, "_PAIRS", piece)
-        patch.setattr(duplicates, "MANY", many)
-        pairs = duplicates.near_pairs(hashes, radius)
+    pairs = duplicates.near_pairs(hashes, radius, many=many, at_once=piece)
     values = [int(h) & (2**64 - 1) for h in hashes.tolist()]
     all_pairs = [(i, j) for i in range(60) for j in range(i + 1, 60) if (values[i] ^ values[j]).bit_count() <= radius]
     assert {tuple(p) for p in pairs.tolist()} <= set(all_pairs)
@@ -64,11 +61,10 @@ def test_near_pairs_leave_out_what_is_known():
     assert {(0, 1), (0, 2), (1, 2)} <= {tuple(pair) for pair in duplicates.near_pairs(hashes, 2).tolist()}
 
 
-def test_frames_of_a_fixed_camera_are_not_compared_all_with_all(monkeypatch):
+def test_frames_of_a_fixed_camera_are_not_compared_all_with_all():
     """Hashes that differ in some of their last bits: all would be pairs, and are connected by far fewer."""
-    monkeypatch.setattr(duplicates, "CROWD", 8)
     hashes = torch.arange(4096)[torch.randperm(4096, generator=torch.Generator().manual_seed(0))] << 4
-    pairs = duplicates.near_pairs(hashes, 8)
+    pairs = duplicates.near_pairs(hashes, 8, crowd=8)
     assert len(pairs) == len(pairs.unique(dim=0))
     assert len(pairs) < 64 * 4096
     assert int(duplicates.hamming(hashes[pairs[:, 0]], hashes[pairs[:, 1]]).max()) <= 8

@@ -3,8 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from crosslevel.data.duplicates import neighbours as module
-from crosslevel.data.duplicates.neighbours import neighbours
+from crosslevel.data.duplicates.neighbours import Cells, neighbours
 
 
 def points(count, seed=0):
@@ -19,12 +18,10 @@ def test_few_are_compared_with_all():
     assert torch.equal(places, expected.indices)
 
 
-def test_of_many_the_close_ones_are_found_through_cells(monkeypatch):
-    monkeypatch.setattr(module, "ALL", 1000)
-    monkeypatch.setattr(module, "_POINTS", 64)
+def test_of_many_the_close_ones_are_found_through_cells():
     keys = points(4000)
     queries = F.normalize(keys[::4] + 0.1 * points(1000, 2), dim=1)
-    values, places = neighbours(queries, keys, 4)
+    values, places = neighbours(queries, keys, 4, Cells(all=1000, points=64))
     expected = (queries @ keys.T).topk(4)
     assert (places[:, 0] == expected.indices[:, 0]).float().mean() > 0.97
     seen = (places.unsqueeze(2) == expected.indices.unsqueeze(1)).any(1).float().mean()
@@ -33,8 +30,6 @@ def test_of_many_the_close_ones_are_found_through_cells(monkeypatch):
     torch.testing.assert_close(values[places >= 0], own[places >= 0])
 
 
-def test_keys_that_are_all_alike_do(monkeypatch):
-    monkeypatch.setattr(module, "ALL", 100)
-    monkeypatch.setattr(module, "_POINTS", 50)
+def test_keys_that_are_all_alike_do():
     keys = points(1).expand(500, -1).clone()
-    assert neighbours(keys, keys, 3).values.allclose(torch.ones(500, 3))
+    assert neighbours(keys, keys, 3, Cells(all=100, points=50)).values.allclose(torch.ones(500, 3))

@@ -2,9 +2,7 @@
 
 import pytest
 
-from crosslevel.data.sources.containers import remote
-
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    monkeypatch.setattr(remote, "PAUSES", (0.0, 0.0))
+    monkeypatch.setenv("CROSSLEVEL_RETRY_SECONDS", "0,0")

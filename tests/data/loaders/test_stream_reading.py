@@ -14,7 +14,7 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.loaders.streams import StreamBatches
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.containers import remote
-from crosslevel.data.sources.containers.remote import Damage, Tape, expand
+from crosslevel.data.sources.containers.remote import Damage, Tape, expand, open_file
 from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.uri import parse
 from crosslevel.utils.errors import SourceError
@@ -62,16 +62,15 @@ class Flaky:
         self.file.close()
 
 
-def test_a_failed_read_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_a_failed_read_goes_on_where_it_was(tmp_path):
     stream = shards(tmp_path, range(6))
-    failures, opened, real = [], [], remote._opened
+    failures, opened = [], []
 
     def flaky(name, in_blocks, packed):
         opened.append(in_blocks)
-        return Flaky(real(name, in_blocks, packed), failures)
+        return Flaky(open_file(name, in_blocks, packed), failures)
 
-    monkeypatch.setattr(remote, "_opened", flaky)
-    tape = Tape(stream.shards[0], threading.Event())
+    tape = Tape(stream.shards[0], threading.Event(), opened=flaky)
     whole = (tmp_path / "s-0.tar").read_bytes()
     got = b""
     for errors in ([], [OSError("reset")], [TimeoutError(), RuntimeError("odd")], [ValueError("no ranges")], []):
@@ -184,13 +183,12 @@ def test_names_are_written_out(tmp_path):
             expand(wrong)
 
 
-def test_a_pattern_may_find_too_many(tmp_path, monkeypatch):
+def test_a_pattern_may_find_too_many(tmp_path):
     shards(tmp_path, *([[0]] * 3))
-    monkeypatch.setattr("crosslevel.data.sources.containers.remote._MOST", 2)
-    assert len(expand(f"{tmp_path}/s-[01].tar")) == 2
+    assert len(expand(f"{tmp_path}/s-[01].tar", most=2)) == 2
     for pattern in (f"{tmp_path}/*.tar", f"{tmp_path}/s-{{0..2}}.tar", f"{tmp_path}/{{s-0,*}}.tar"):
         with pytest.raises(SourceError, match="at most 2 names"):
-            expand(pattern)
+            expand(pattern, most=2)
 
 
 def test_what_is_a_stream(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import sys
 import warnings
 
 import pytest
@@ -13,7 +14,6 @@ from crosslevel.data import pack
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.loaders.batches import EvalBatches, TrainBatches
 from crosslevel.data.open import open_images
-from crosslevel.data.sources.containers import hub
 from crosslevel.utils.errors import BadImage, SourceError
 
 datasets = pytest.importorskip("datasets", reason="needs datasets: pip install 'crosslevel[hub]'")
@@ -270,9 +270,6 @@ def test_other_refusals(tmp_path, monkeypatch):
             open_images(source)
         assert "\n" not in str(caught.value)
 
-    def missing(name, *rest):
-        raise ImportError(name)
-
-    monkeypatch.setattr(hub.importlib, "import_module", missing)
+    monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(SourceError, match=r"pip install 'crosslevel\[hub\]'"):
         open_images("hf://owner/name")

@@ -50,7 +50,7 @@ def bucket():
 @pytest.fixture(autouse=True)
 def _apart(monkeypatch, tmp_path, bucket):
     """Small requests, short pauses, a cache of its own, and no faults unless a test asks for some."""
-    monkeypatch.setattr(remote, "PAUSES", (0.0, 0.05, 0.1, 0.1))
+    monkeypatch.setenv("CROSSLEVEL_RETRY_SECONDS", "0,0.05,0.1,0.1")
     monkeypatch.setattr(remote, "_BLOCK", 2048)
     monkeypatch.setenv("CROSSLEVEL_CACHE", str(tmp_path / "cache"))
     s3fs.S3FileSystem.clear_instance_cache()
@@ -165,7 +165,7 @@ def test_what_no_attempt_can_read_costs_its_shard_alone(bucket, shards, monkeypa
     )
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     bad = BadFiles()
-    monkeypatch.setattr(remote, "PAUSES", (0.0,))
+    monkeypatch.setenv("CROSSLEVEL_RETRY_SECONDS", "0")
     stream = open_images("s3://bucket/shards/s-{2..3}.tar", streams=True)
     batches = StreamBatches(stream, 10, 30, seed=0, bad=bad, crops=crops)
     found = [int(number) for batch in batches for number in batch.images[:, 0, 0, 0, 0]]

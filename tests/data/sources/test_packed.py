@@ -13,7 +13,6 @@ import pytest
 import torch
 from container_samples import flat, labelled, write_tar
 from PIL import Image
-from run_samples import pack_in_small_parts
 from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.data import pack as verb
@@ -21,6 +20,7 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import InMemoryImages
 from crosslevel.data.loaders.batches import EvalBatches, TrainBatches
 from crosslevel.data.open import open_images
+from crosslevel.data.pack_writer import Sizes
 from crosslevel.data.sources.packed import Pack, SquarePack
 from crosslevel.transforms.views import Views
 from crosslevel.utils.errors import SourceError
@@ -39,6 +39,9 @@ def write(root, count=12, square=False, seed=0):
 @pytest.fixture
 def photos(tmp_path):
     return write(tmp_path / "photos")
+
+
+SMALL = Sizes(part=1, shard=8000, at_once=1)
 
 
 def packed(source, folder, size=32, **options):
@@ -92,18 +95,17 @@ def test_a_data_set_by_name_keeps_its_tracks(tmp_path):
     assert pack.classes == source.classes
 
 
-def test_many_shards_and_parts(photos, tmp_path, monkeypatch):
+def test_many_shards_and_parts(photos, tmp_path):
     whole = packed(photos, tmp_path / "one")
-    pack_in_small_parts(monkeypatch, images=1, read=1, shard=8000)
-    many = packed(photos, tmp_path / "many")
+    many = packed(photos, tmp_path / "many", sizes=SMALL)
     assert len(list((tmp_path / "many").glob("*.bin"))) > 3
     assert all(torch.equal(whole[i][0], many[i][0]) for i in range(12))
     assert whole.identity() == many.identity()
 
 
-def test_square_images_stay_in_one_shard(tmp_path, monkeypatch):
-    pack_in_small_parts(monkeypatch, images=1, read=1, shard=8000)
-    assert isinstance(packed(write(tmp_path / "photos", square=True), tmp_path / "p"), SquarePack)
+def test_square_images_stay_in_one_shard(tmp_path):
+    source = write(tmp_path / "photos", square=True)
+    assert isinstance(packed(source, tmp_path / "p", sizes=SMALL), SquarePack)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from picture_samples import Numbered
 
 from crosslevel.data.images import InMemoryImages
-from crosslevel.data.subsets import repeat as repeated
 from crosslevel.data.subsets.repeat import Repeated, reflected, repeat
 from crosslevel.data.subsets.select import take
 from crosslevel.utils.errors import BadImage
@@ -57,11 +56,10 @@ def test_all_shifts_are_drawn_about_equally_often():
     assert 950 < counts.min() <= counts.max() < 1270
 
 
-def test_small_packed_sources_stay_packed_with_the_same_pixels(packed, monkeypatch):
+def test_small_packed_sources_stay_packed_with_the_same_pixels(packed):
     small = repeat(packed, 3, 2, 5)
     assert isinstance(small, InMemoryImages)
-    monkeypatch.setattr(repeated, "IN_MEMORY", 100)
-    large = repeat(packed, 3, 2, 5)
+    large = repeat(packed, 3, 2, 5, in_memory=100)
     assert not isinstance(large, InMemoryImages)
     for i in range(len(large)):
         assert torch.equal(small[i][0], large[i][0])

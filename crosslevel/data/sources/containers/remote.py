@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 from crosslevel.data.braces import expanded
 from crosslevel.data.uri import is_remote
-from crosslevel.utils.errors import SourceError
+from crosslevel.utils.errors import SourceError, UserError
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)
-"""Seconds before each new attempt at a read that failed."""
+RETRY_SECONDS = "CROSSLEVEL_RETRY_SECONDS"
+"""What sets other pauses: such as 1,5,30 for three new attempts."""
 
 PROTOCOLS = (
     "https", "http", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oci", "ftp", "sftp", "ssh", "file",
@@ -39,16 +40,20 @@ class Damage(Exception):
     """A file that cannot be read to its end, and why."""
 
 
-def expand(pattern: str) -> list[str]:
+def expand(pattern: str, most: int = _MOST) -> list[str]:
     """The files that ``pattern`` names: ``{000..009}`` and ``{a,b}`` written out, in order; ``*`` looked up, sorted.
+
+    Args:
+        pattern: of names or addresses.
+        most: names that it may stand for.
 
     Raises:
         SourceError: there is no such file, protocol or package, or it stands for too many.
 
     """
-    too_many = SourceError(f"{pattern}: may stand for at most {_MOST:,} names")
-    written = list(islice(expanded(pattern), _MOST + 1))
-    if len(written) > _MOST:
+    too_many = SourceError(f"{pattern}: may stand for at most {most:,} names")
+    written = list(islice(expanded(pattern), most + 1))
+    if len(written) > most:
         raise too_many
     names: list[str] = []
     for name in written:
@@ -60,7 +65,7 @@ def expand(pattern: str) -> list[str]:
         if not files and "*" in name:
             raise SourceError(f"{name}: no file matches this pattern")
         names += files or [name]
-        if len(names) > _MOST:
+        if len(names) > most:
             raise too_many
     for name in names:
         if not is_remote(name) and os.path.exists(name) and not stat.S_ISREG(os.stat(name).st_mode):
@@ -110,9 +115,23 @@ def exists(name: str) -> bool:
         raise SourceError(f"{name}: cannot be looked for: {_reason(error)}") from error
 
 
+def pauses() -> tuple[float, ...]:
+    """Seconds before each new attempt at a read that failed: 1, 2, 4 and 8, or what `RETRY_SECONDS` says.
+
+    Raises:
+        UserError: that is no list of numbers.
+
+    """
+    given = os.environ.get(RETRY_SECONDS)
+    try:
+        return PAUSES if given is None else tuple(float(seconds) for seconds in given.split(","))
+    except ValueError as error:
+        raise UserError(f"{RETRY_SECONDS}={given}: give seconds, such as 1,5,30") from error
+
+
 def _patiently(ask: Callable[[], Any]) -> Any:
-    """The answer, asked for again after each of the `PAUSES` while the store is busy."""
-    for pause in PAUSES:
+    """The answer, asked for again after each of the `pauses` while the store is busy."""
+    for pause in pauses():
         try:
             return ask()
         except _FINAL:
@@ -126,11 +145,19 @@ class Tape:
     """A file that is read once, from its beginning to its end; ``.gz`` and ``.tgz`` are unpacked on the way.
 
     If a read fails, or ends before the file does, the file is opened again and read from the same byte, after each of
-    the ``PAUSES``; setting ``closing`` ends a pause. ``packed`` leaves what is compressed as it is.
+    the `pauses`; setting ``closing`` ends a pause. ``packed`` leaves what is compressed as it is. ``opened`` opens the
+    file, as `open_file` does.
     """
 
-    def __init__(self, name: str, closing: threading.Event, packed: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        closing: threading.Event,
+        packed: bool = False,
+        opened: Callable[[str, bool, bool], Any] | None = None,
+    ) -> None:
         self.name, self.closing, self.at, self.packed = name, closing, 0, packed
+        self.opened = opened or open_file
         self._file: Any = None
         self._in_blocks = True
 
@@ -141,7 +168,8 @@ class Tape:
             Damage: it cannot be opened or read.
 
         """
-        pauses = iter(PAUSES)
+        seconds = pauses()
+        left = iter(seconds)
         while True:
             try:
                 data = self._read(count)
@@ -154,9 +182,9 @@ class Tape:
                 if self._in_blocks and isinstance(error, ValueError):
                     self._in_blocks = False  # a server that knows no ranges sends the file as a whole
                     continue
-                pause = next(pauses, None)
+                pause = next(left, None)
                 if pause is None or self.closing.wait(pause):
-                    raise Damage(f"cannot be read, tried {len(PAUSES) + 1} times: {_reason(error)}") from error
+                    raise Damage(f"cannot be read, tried {len(seconds) + 1} times: {_reason(error)}") from error
                 continue
             self.at += len(data)
             return data
@@ -180,7 +208,7 @@ class Tape:
 
     def _read(self, count: int) -> bytes:
         if self._file is None:
-            self._file = _opened(self.name, self._in_blocks, self.packed)
+            self._file = self.opened(self.name, self._in_blocks, self.packed)
             for size in _pieces(self.at):  # not all of them can seek
                 _all_of(self._file, size)
         return _all_of(self._file, count)
@@ -204,7 +232,8 @@ def _pieces(count: int) -> Iterator[int]:
         count -= _AT_ONCE
 
 
-def _opened(name: str, in_blocks: bool, packed: bool) -> Any:
+def open_file(name: str, in_blocks: bool, packed: bool) -> Any:
+    """A file of this machine or at an address, to be read once; in blocks where the server knows ranges."""
     if is_remote(name):
         system, path = _system(name)
         block = _BLOCK if in_blocks or not name.lower().startswith("http") else 0
