@@ -62,7 +62,7 @@ def test_a_trained_encoder_learns_to_detect_and_finished_figures_are_kept(
     options = {"settings": settings, "hardware": CPU, "workers": 1, "folder": tmp_path}
     figures = detection(trained, *shapes, console=Console(width=120), **options)
     assert list(figures) == ["random initialization", "trained encoder"]
-    # Measured: 55 to 97 over three seeds and instruction sets, after one iteration 2 (docs/numerics.md, "In the tests").
+    # 55 to 97 over three seeds and instruction sets, after one iteration 2 (docs/numerics.md, "In the tests").
     assert figures["trained encoder"]["AP50"] > 15
     assert figures["trained encoder"]["AP50"] >= figures["trained encoder"]["AP75"] > 0
     said = capsys.readouterr().out
