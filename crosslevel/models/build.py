@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm
+import torch
 import torch.nn.functional as F
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
@@ -38,17 +39,25 @@ def create(name: str, options: Mapping[str, Any], **more: Any) -> nn.Module:
     if timm.model_entrypoint(name.partition(".")[0]).__module__ == ResNet.__module__:
         options = {**options, "zero_init_last": bool(options.get("zero_init_last"))}
     # A mean of a ViT's tokens is of those that weights with a class token have normalized.
-    arguments = options
-    if timm.model_entrypoint(name.partition(".")[0]).__module__ == ResNet.__module__:
-        options = {"zero_init_last": False, **options}
     pooled = {"fc_norm": False} if options.get("global_pool") == "avg" and "fc_norm" not in options else {}
     try:
         model: nn.Module = _without(name, options, pooled, **more)
     except TypeError as error:
-        raise UserError(f"encoder.name={name} does not take {' or '.join(arguments)}: leave it out") from error
+        raise UserError(f"encoder.name={name} does not take {' or '.join(options)}: leave it out") from error
     except AssertionError as error:
         listed = ", ".join(f"{key} {value}" for key, value in options.items())
         raise UserError(f"encoder.name={name} does not take {listed}: {error}") from error
+    return model
+
+
+def create_narrow(name: str, options: Mapping[str, Any], width: float, zero_init_last: bool | None) -> nn.Module:
+    """`create` and `narrow`, without drawing the weights of the whole network, which take longer than all else."""
+    with torch.device("meta"):
+        model = create(name, options)
+    narrow(model, name, width, zero_init_last)
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):  # layers of other kinds
+        model = create(name, options)
+        narrow(model, name, width, zero_init_last)
     return model
 
 

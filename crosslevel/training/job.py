@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -87,8 +88,10 @@ class Job:
     def changed_batch(self, folder: Run) -> str:
         """What is to be said where a run goes on with more or fewer images a step than it began with; else nothing."""
         began, size = folder.settings(), self.runtime.world.size
-        was = began["batch_size"] * began["devices"] * began.get("nodes", 1)
-        now = self.plan.optimization.batch_size * size
+        each = [began.get(name, usual) for name, usual in (("batch_size", None), ("devices", 1), ("nodes", 1))]
+        if not all(isinstance(number, int) for number in each):
+            return ""  # settings that somebody has changed
+        was, now = math.prod(each), self.plan.optimization.batch_size * size
         if was == now:
             return ""
         keeps = f"; --batch_size {was // size} keeps them" if was % size == 0 else ""
