@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import time
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
