@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALL := $(if $(shell command -v uv),VIRTUAL_ENV=.venv uv pip install --quiet --compile-bytecode,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-fast check coverage faults lint docs bench clean
+.PHONY: help demo test test-fast check durations coverage faults lint docs bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -20,7 +20,11 @@ test: .venv/installed-test ## all tests
 test-fast: .venv/installed-test ## the tests that are not slow
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not browser"
 
-check: lint test-fast ## the inner loop: lint, types, layers, fast tests
+check: .venv/installed-lint .venv/installed-test ## the inner loop: lint, types, layers, fast tests, side by side
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint test-fast
+
+durations: .venv/installed-test ## how long each test takes: what is slow, and which come first
+	CROSSLEVEL_DURATIONS=$(CURDIR)/tests/durations.json $(BIN)/python -m pytest $(PARALLEL)
 
 coverage: .venv/installed-test ## which branches no test takes
 	$(BIN)/python -m pytest $(PARALLEL) --cov=crosslevel --cov-branch --cov-report=term-missing:skip-covered

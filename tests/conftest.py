@@ -5,8 +5,12 @@ other longer than they work.
 This file's place also makes `reference` importable from every test folder.
 """
 
+import itertools
+import json
 import os
 import shutil
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,10 +22,35 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+DURATIONS = Path(__file__).with_name("durations.json")
+"""Seconds of each test function, over its cases, and of each file's fixtures, where half or more: `make durations`."""
+SLOW, SLOW_FIXTURES = 0.5, 2.0  # seconds
+
+
 def pytest_collection_modifyitems(items):
-    """The longest first: of several processes none is left with them at the end. A file's size stands for its time."""
-    size = {path: path.stat().st_size for path in {item.path for item in items}}
-    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, -size[item.path]))
+    """The longest files first: no process is left with one at the end. What takes long is marked slow."""
+    known = json.loads(DURATIONS.read_text())
+    spent = Counter()
+    for name, seconds in known.items():
+        spent[name.partition("::")[0]] += seconds
+    for item in items:
+        file, name = item.nodeid.partition("::")[0], item.nodeid.partition("[")[0]
+        if known.get(name, 0) > SLOW or known.get(file, 0) > SLOW_FIXTURES:
+            item.add_marker("slow")
+    items.sort(key=lambda item: -spent[item.nodeid.partition("::")[0]])
+
+
+def pytest_terminal_summary(terminalreporter):
+    """With CROSSLEVEL_DURATIONS=FILE, leave there what took how long."""
+    if "CROSSLEVEL_DURATIONS" not in os.environ:
+        return
+    spent = Counter()
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            whose = report.nodeid.partition("[")[0]
+            spent[whose if report.when == "call" else whose.partition("::")[0]] += report.duration
+    found = {name: round(seconds, 1) for name, seconds in sorted(spent.items()) if seconds >= SLOW}
+    Path(os.environ["CROSSLEVEL_DURATIONS"]).write_text(json.dumps(found, indent=0) + "\n")
 
 
 @pytest.fixture(scope="session", autouse=True)

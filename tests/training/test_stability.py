@@ -1,4 +1,4 @@
-"""Two hundred steps of every method in bfloat16, half of the images copies of a few: finite, and not collapsed."""
+"""A hundred steps of every method in bfloat16, half of the images copies of a few: finite, and not collapsed."""
 
 import io
 import math
@@ -24,7 +24,7 @@ from crosslevel.utils.device import Hardware
 
 pytestmark = pytest.mark.slow
 
-STEPS, BATCH, DISTINCT, COPIED = 200, 16, 160, 10
+STEPS, BATCH, DISTINCT, COPIED = 100, 16, 160, 10
 BF16 = Hardware(torch.device("cpu"), "bf16", "test")
 RANK = 5
 OPTIONS = {
@@ -76,7 +76,7 @@ def trained(images, folder, name, grouping, steps):
 
 @pytest.mark.parametrize("grouping", [None, "kmeans", "normalized-cut"])
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "distill"])  # it needs a teacher
-def test_two_hundred_steps_on_duplicates(images, tmp_path, name, grouping):
+def test_a_hundred_steps_on_duplicates(images, tmp_path, name, grouping):
     module = trained(images, tmp_path, name, grouping, STEPS)
     if grouping:
         assert module.values()["groups_used"] >= 2
