@@ -15,7 +15,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from crosslevel.models.build import create, create_narrow, is_modern, narrow
+from crosslevel.models.build import create, create_narrow, is_modern
 from crosslevel.models.start.pretrained import build, checked, find, is_named, known_model
 from crosslevel.models.start.trained import merged, restrict, still
 from crosslevel.models.start.weights import load_weights
@@ -102,8 +102,6 @@ class Encoder(nn.Module):
         self.view = View(size=32)
         if self.pretrained:
             self._start(None if isinstance(self.pretrained, bool) else self.pretrained)
-            if width != 1.0:
-                narrow(self.backbone, name, width, zero_init_last)
         else:
             self.architecture = known_model(name)
             options = self._options() | self.further

@@ -89,9 +89,10 @@ class Job:
         """What is to be said where a run goes on with more or fewer images a step than it began with; else nothing."""
         began, size = folder.settings(), self.runtime.world.size
         each = [began.get(name, usual) for name, usual in (("batch_size", None), ("devices", 1), ("nodes", 1))]
-        if not all(isinstance(number, int) for number in each):
+        numbers = [number for number in each if isinstance(number, int)]
+        if len(numbers) < len(each):
             return ""  # settings that somebody has changed
-        was, now = math.prod(each), self.plan.optimization.batch_size * size
+        was, now = math.prod(numbers), self.plan.optimization.batch_size * size
         if was == now:
             return ""
         keeps = f"; --batch_size {was // size} keeps them" if was % size == 0 else ""
