@@ -118,26 +118,24 @@ def embed(
     runtime = Runtime(hardware, workers, batch_size)
     if output is None:
         return _arrays(encoder, source, runtime, console)
-    request = f"{images if crops is None else f'{images} {crops}'} {hardware.precision}"
-    request += "" if thumbnails is None else f" {thumbnails}"
     file, metadata = Path(output), about(encoder, run, source, images, hardware.precision)
     pictures = None if thumbnails is None else partial(small.column, source, size=thumbnails, workers=workers)
     where = run if is_by_name(run) else os.path.abspath(run)
     root, precise = data_root and os.path.abspath(data_root), cast(Precision, hardware.precision)
-    name, output_file = parse(images).absolute().text, os.path.abspath(file)
-    task = Task(where, name, root, crops, device, precise, batch_size, output_file, encoder.identity())
+    name, to = parse(images).absolute().text, os.path.abspath(file)
+    task = Task(where, name, root, crops, device, precise, batch_size, to, encoder.identity())
     if not file.suffix:
         with folder_lock(file, "crosslevel embed"):
             _add(engine, task, source, console, rows)
         return file
-    pieces = Pieces(file, _fingerprint(mark_of(run, encoder), request, source), source, metadata, pictures)
+    request = [images if crops is None else f"{images} {crops}", hardware.precision, *filter(None, [thumbnails])]
+    fingerprint = _fingerprint(mark_of(run, encoder), " ".join(map(str, request)), source)
+    pieces = Pieces(file, fingerprint, source, metadata, pictures)
     task = task._replace(fingerprint=pieces.fingerprint)
     with folder_lock(pieces.folder, "crosslevel embed", keep=False):
         _write(encoder, source, pieces, runtime, console, None if engine == "local" else (engine, task), rows)
-    say(
-        console,
-        f"next: read it with pandas.read_parquet, or crosslevel evaluate {shlex.quote(str(run))} IMAGES --test IMAGES",
-    )
+    verb = f"crosslevel evaluate {shlex.quote(str(run))} IMAGES --test IMAGES"
+    say(console, f"next: read it with pandas.read_parquet, or {verb}")
     return file
 
 
