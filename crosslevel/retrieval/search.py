@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-import yaml
 from jaxtyping import Float, UInt8
 from rich.console import Console
 from rich.markup import escape
@@ -19,12 +17,11 @@ from torch import Tensor
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.sources.folder import Files, folder
-from crosslevel.features.embed import embed
+from crosslevel.features.collection import open_collection
 from crosslevel.features.extract import Runtime, extract
-from crosslevel.features.table import FeatureTable, open_table
+from crosslevel.features.table import FeatureTable
 from crosslevel.features.thumbnails import Pictures
 from crosslevel.metrics.nearest import Neighbours, nearest
-from crosslevel.models.encoder import load_encoder
 from crosslevel.models.named import open_encoder
 from crosslevel.retrieval.index import opened_index
 from crosslevel.retrieval.page import output_files, write_results
@@ -36,7 +33,6 @@ from crosslevel.utils.marks import verb
 EXACT = 1_000_000  # rows that are all compared; beyond, an index answers sooner than the features could be read
 FEW, BLOCK = 16, 65_536  # queries that are compared one by one; rows at a time
 SHOWN = 5  # queries whose matches are printed
-TABLE = "search.parquet"  # in a run's folder: its features of the images that are searched
 
 
 class Queries(NamedTuple):
@@ -69,13 +65,14 @@ def search(
     Up to a million rows are all compared. Beyond, an index that is kept beside the table answers.
 
     Args:
-        table: a table that `crosslevel embed` wrote, or the folder of a run: then its features of the images that it
-            was trained on, or of --images, are made once and kept in its folder.
+        table: a table that `crosslevel embed` wrote; or the folder of a run, or weights by name (timm:NAME,
+            hf-hub:owner/name): then their features of --images are made once and kept.
         query: an image, a folder of images, or the path of a row of the table.
         k: how many images to find for each query.
         run: the encoder of the table, where it is not found where it was: the folder of a run, or its
             encoder.safetensors, or weights by name.
-        images: of a run: the images to search. Of a table: where its images are now, for the page.
+        images: of a run or of weights by name: the images to search; those that a run was trained on unless given. Of
+            a table: where its images are now, for the page.
         index: auto compares with every row up to a million of them; on and off use the index always or never.
         output: a .json file, or a folder for search.json and search.html, a page of pictures; none is written unless
             given.
@@ -93,7 +90,7 @@ def search(
         raise UserError(f"k={k}: at least 1")
     console, written = printer(quiet), None if output is None else output_files(output)
     runtime = Runtime(choose(device, precision), workers, batch_size)
-    searched, run = _table(table, run, images, runtime, console)
+    searched, run = open_collection(table, images, runtime, console, run)
     asked = _queries(searched, query, run, runtime, console)
     wanted = min(k + any(row >= 0 for row in asked.rows), searched.rows)  # a query that is a row finds itself
     find = _finder(searched, index, console)
@@ -108,51 +105,6 @@ def search(
         for line in write_results(written, searched, results, asked.pictures, pictures):
             say(console, line)
     return results
-
-
-def _table(
-    table: str, run: str | None, images: str | None, runtime: Runtime, console: Console
-) -> tuple[FeatureTable, str | None]:
-    """The table to search, and the run whose encoder made it, where it is known."""
-    if not os.path.isdir(table) and Path(table).suffix != ".safetensors":
-        opened = open_table(table)
-        return opened, run or opened.about.get("run")
-    if run is not None:
-        raise UserError(f"--run {run}: {table} is a run already: give a table, or leave --run out")
-    home = Path(table) if os.path.isdir(table) else Path(table).parent
-    encoder, wanted = load_encoder(table), images or _trained_on(home)
-    file = home / TABLE
-    if file.is_file():
-        there = open_table(file)
-        if (there.about.get("encoder"), there.about.get("images")) == (encoder.identity(), wanted):
-            say(console, f"searching {file}: delete it when images have come or gone")
-            return there, table
-    say(console, f"making {file}, the features of {wanted}: once")
-    where = runtime.hardware
-    embed(
-        table, wanted, str(file), _device(where.device.type), _precision(where.precision), runtime.workers,
-        runtime.batch_size,
-    )  # fmt: skip
-    return open_table(file), table
-
-
-def _device(name: str) -> Device:
-    return "cuda" if name == "cuda" else "mps" if name == "mps" else "cpu"
-
-
-def _precision(name: str) -> Precision:
-    return "bf16" if name == "bf16" else "fp16" if name == "fp16" else "fp32"
-
-
-def _trained_on(home: Path) -> str:
-    """The images that a run was trained on, by its settings."""
-    try:
-        images = yaml.safe_load((home / "config.yaml").read_text(encoding="utf-8")).get("images")
-    except (OSError, yaml.YAMLError, AttributeError):
-        images = None
-    if not isinstance(images, str):
-        raise UserError(f"{home} does not say which images it was trained on: give --images, or a table in its place")
-    return images
 
 
 def _queries(table: FeatureTable, query: str, run: str | None, runtime: Runtime, console: Console) -> Queries:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from crosslevel.settings import signature, trust
+from crosslevel.settings import signature, trust, weights
 from crosslevel.settings.kinds import is_list, read
 from crosslevel.settings.recipes import find
 from crosslevel.settings.signature import REQUIRED, Argument, Choice, Group, Option, Signature
@@ -102,6 +102,11 @@ class Command:
     def reading(self) -> tuple[Option, ...]:
         """What says how images are read, where any are."""
         return READING if "images" in self.names else ()
+
+    @property
+    def named(self) -> tuple[Option, ...]:
+        """What names an encoder, where one is used."""
+        return weights.OPTIONS if self.name in weights.VERBS else ()
 
 
 class Settings:
