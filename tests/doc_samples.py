@@ -116,6 +116,9 @@ def furnish(folder):
     """Write what the blocks name: small stand-ins for a user's images."""
     for name in ("photos", "labelled/train", "labelled/test", "imagenet/train", "films"):
         write_images(folder / name, count=8)
+    (folder / "fields").mkdir()
+    for i in range(4):
+        np.save(folder / "fields" / f"{i}.npy", np.full((16, 16, 6), 1000 * i, np.uint16))
     (folder / "shards").mkdir()
     for i in range(10):
         write_tar(folder / "shards" / f"train-{i:03}.tar", labelled(range(2 * i, 2 * i + 2)))

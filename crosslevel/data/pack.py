@@ -79,6 +79,8 @@ def pack(
     origin = parse(images)
     _check_place(folder, origin)
     source = open_images(origin, data_root=data_root, crops=crops)
+    if source.channels != 3:
+        raise UserError(f"{origin.text}: packs have images of 3 channels: give these to train and embed as they are")
     _check_watched(folder, source)
     about = {**_origin(images, crops, source), "identity": source.identity(), "size": size}
     with folder_lock(folder, "crosslevel pack", keep=False):

@@ -14,6 +14,7 @@ from crosslevel.data.index_cache import cache_folder
 from crosslevel.data.uri import parse
 from crosslevel.features.embed import embed
 from crosslevel.features.extract import Runtime
+from crosslevel.features.source import suited
 from crosslevel.features.table import FeatureTable, open_table
 from crosslevel.models.named import home_of, is_by_name, open_encoder
 from crosslevel.utils.console import say
@@ -51,7 +52,8 @@ def open_collection(
     named = images or (_trained_on(home) if home is not None else None)
     if named is None:
         raise UserError(f"{table} is an encoder, not a table: give --images, the images to look at")
-    encoder, wanted = open_encoder(table), parse(named).absolute().text
+    encoder = open_encoder(table)
+    wanted = suited(parse(named).absolute().text, encoder)
     file = _kept(encoder.identity(), wanted) if home is None else home / TABLE
     if file.is_file():
         there = open_table(file, least)

@@ -16,7 +16,6 @@ import torch
 from rich.console import Console
 
 from crosslevel.data.images import Images
-from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.uri import parse
 from crosslevel.features import thumbnails as small
@@ -24,6 +23,7 @@ from crosslevel.features.engines import Engine, Task, made, ranges
 from crosslevel.features.extract import Features, Runtime, extract, stream
 from crosslevel.features.parts import Parts
 from crosslevel.features.pieces import SUFFIXES, Pieces, text
+from crosslevel.features.source import open_for, suited
 from crosslevel.features.table import about
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.named import is_by_name, mark_of, open_encoder
@@ -112,7 +112,8 @@ def embed(
     _check(output, thumbnails, engine)
     hardware = choose(device, precision)
     encoder = open_encoder(run)
-    source = open_images(images, data_root=data_root, crops=crops)
+    images = suited(images, encoder)
+    source = open_for(encoder, images, data_root, crops)
     say(console, f"device: {hardware.why}; {len(source):,} images")
     say(console, encoder.loaded)
     runtime = Runtime(hardware, workers, batch_size)
@@ -164,7 +165,7 @@ def _add(engine: Engine, task: Task, source: Images, console: Console, piece: in
                 bad.add(path, reason)
             bar.advance(progress, done.stop - done.first)
     if not len(present) and not rows:
-        raise SourceError(f"{source.name}: none of its {len(source)} images can be read")
+        raise SourceError(f"{source.name}: none of its {len(source)} images can be read{bad.first}")
     speed = len(source) / max(time.monotonic() - began, 1e-9)
     say(console, f"{rows:,} features added to {task.output}, {before:,} were there; {speed:,.0f} images/s")
     if len(bad):

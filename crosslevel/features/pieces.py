@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.bad_files import BadFiles, first_of
 from crosslevel.data.images import Images
 from crosslevel.features.extract import Features
 from crosslevel.features.table import ABOUT, IMAGE
@@ -122,7 +122,8 @@ class Pieces:
         """
         if not self.pieces:
             self.remove()
-            raise SourceError(f"{self.source.name}: none of its {len(self.source)} images can be read")
+            first = first_of(self.bad)
+            raise SourceError(f"{self.source.name}: none of its {len(self.source)} images can be read{first}")
         files = [piece.file for piece in self.pieces]
         if self.file.suffix == ".parquet":
             with replacing(self.file) as table:

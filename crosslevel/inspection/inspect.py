@@ -28,6 +28,7 @@ from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets import select
 from crosslevel.features.extract import Runtime
+from crosslevel.features.source import open_for
 from crosslevel.inspection.page import beside_block, headline, page_blocks
 from crosslevel.inspection.scan import run_features, structure
 from crosslevel.inspection.summary import summary, tables
@@ -89,7 +90,11 @@ def inspect(
     console, written = printer(quiet), None if output is None else _file(Path(output))
     encoder = None if run is None else open_encoder(run)
     generator = torch.Generator().manual_seed(seed)
-    own = _part(open_images(images, data_root=data_root, crops=crops), sample, generator)
+    if encoder is None:
+        opened = open_images(images, data_root=data_root, crops=crops)
+    else:
+        opened = open_for(encoder, images, data_root, crops)
+    own = _part(opened, sample, generator)
     other = None if beside is None else _part(open_images(beside, data_root=data_root, crops=crops), sample, generator)
     runtime, threshold = Runtime(choose(device, precision), workers), None
     with progress_bar(console) as bar:

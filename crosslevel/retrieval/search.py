@@ -19,6 +19,7 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.sources.folder import Files, folder
 from crosslevel.features.collection import open_collection
 from crosslevel.features.extract import Runtime, extract
+from crosslevel.features.source import reading_of
 from crosslevel.features.table import FeatureTable
 from crosslevel.features.thumbnails import Pictures
 from crosslevel.metrics.nearest import Neighbours, nearest
@@ -41,7 +42,7 @@ class Queries(NamedTuple):
     features: Float[Tensor, "Q D"]
     names: list[str]
     rows: list[int]
-    pictures: list[UInt8[Tensor, "3 H W"] | None]
+    pictures: list[UInt8[Tensor, "C H W"] | None]
 
 
 @verb("k", "run", "images", "output", "index", "device", "precision")
@@ -124,6 +125,7 @@ def _queries(table: FeatureTable, query: str, run: str | None, runtime: Runtime,
         raise UserError(f"{table.file} does not say which encoder made it: give --run, the folder of the run")
     try:
         encoder = open_encoder(run)
+        source.reading = reading_of(encoder)
     except NotThere as error:
         raise NotThere(f"{table.file} was made by {run}, which is not there: give --run, its folder") from error
     table.check_encoder(encoder, run)

@@ -27,6 +27,11 @@ READING = (
            "what it makes of them (default: refuse)"),
     Option("pages", ("str",), None, "first takes the first of the frames or pages that an image file has; all takes "
            "each as an image, those of a file as a track (default: first)"),
+    Option("channels", ("int",), None, "of an image: 1 is its brightness, 3 its colours, 4 colours and transparency; "
+           "another number is that of the bands of a TIFF or of an array (.npy) (default: 3, or those of a run)"),
+    Option("range", ("str",), None, "LOW:HIGH: of values of more than 8 bits, such as 0:10000 or -160:240, those that "
+           "become black and white; all 16 bits, of DICOM the file's own window, or as in the training of a run, "
+           "unless given"),
 )  # fmt: skip
 """How images are read, whatever the source: written after it, as photos/,damaged=keep, wherever a source is named."""
 SOURCES = ("images", "test", "beside", "labelled")

@@ -23,7 +23,8 @@ from crosslevel.methods import Method
 from crosslevel.metrics import label_free
 from crosslevel.metrics.knn import neighbours, weighted_knn
 from crosslevel.metrics.spectrum import effective_rank
-from crosslevel.models.encoder import Encoder, frozen
+from crosslevel.models.copies import frozen
+from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Unreadable
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware

@@ -12,6 +12,7 @@ from PIL import Image
 from run_samples import write_images
 
 import crosslevel
+import crosslevel.features.collection  # before a verb is replaced
 from crosslevel.cli import COMMANDS, main
 from crosslevel.features.extract import normalize
 from crosslevel.models.encoder import Encoder, View

@@ -38,6 +38,9 @@ OTHERS = frozenset(
 )  # fmt: skip
 """Endings that are not worth a look: files that have one are no images."""
 
+ARRAYS = frozenset(("npy",))
+"""Of these, endings that are images where somebody has said how their values are read."""
+
 SEVERAL = frozenset(("apng", "avif", "avifs", "gif", "heic", "heif", "hif", "jxl", "png", "tif", "tiff", "webp"))
 """Endings of files that may hold several frames or pages."""
 
@@ -57,7 +60,7 @@ _STARTS = (
     (b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF87a", "GIF"), (b"GIF89a", "GIF"),
     (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"II+\0", "TIFF"), (b"MM\0+", "TIFF"),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"), (b"\xff\x4f\xff\x51", "JPEG2000"),
-    (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL"), (b"\xff\x0a", "JXL"), (b"qoif", "QOI"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL"), (b"\xff\x0a", "JXL"), (b"qoif", "QOI"), (b"\x93NUMPY", "NPY"),
 )  # fmt: skip
 
 
@@ -83,9 +86,11 @@ def format_of(head: bytes | bytearray) -> str | None:
     return None
 
 
-def can_be_image(name: str) -> bool | None:
-    """What the ending of a name says: an image, none, or (None) that nobody knows."""
+def can_be_image(name: str, arrays: bool = False) -> bool | None:
+    """What the ending of a name says: an image, none, or (None) that nobody knows; ``arrays``: these are images."""
     ending = ending_of(name)
+    if arrays and ending in ARRAYS:
+        return True
     return True if ending in EXTENSIONS else False if ending in OTHERS else None
 
 
@@ -96,13 +101,13 @@ def ending_of(name: str) -> str:
 
 
 def is_image_file(file: str) -> bool:
-    """Whether a regular file begins like an image."""
+    """Whether a regular file begins like an image; arrays are none by themselves."""
     try:
         number = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError:
         return False
     try:
-        return stat.S_ISREG(os.fstat(number).st_mode) and format_of(os.read(number, HEAD)) is not None
+        return stat.S_ISREG(os.fstat(number).st_mode) and format_of(os.read(number, HEAD)) not in (None, "NPY")
     except OSError:
         return False
     finally:
