@@ -118,7 +118,8 @@ def furnish(folder):
         write_images(folder / name, count=8)
     (folder / "fields").mkdir()
     for i in range(4):
-        np.save(folder / "fields" / f"{i}.npy", np.full((16, 16, 6), 1000 * i, np.uint16))
+        Image.new("RGB", (16, 16)).save(folder / "fields" / f"{i}.tif")
+    write_images(folder / "scans", count=8)
     (folder / "shards").mkdir()
     for i in range(10):
         write_tar(folder / "shards" / f"train-{i:03}.tar", labelled(range(2 * i, 2 * i + 2)))

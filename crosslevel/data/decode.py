@@ -26,6 +26,7 @@ from crosslevel.data.decoding.pillow import is_turned, noted_warnings, upright
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.decoding.sizes import part_bytes, size_ahead
 from crosslevel.data.decoding.values.channels import fitted
+from crosslevel.data.decoding.values.dicom import count_frames
 from crosslevel.data.decoding.values.read import decoded_values, is_valued
 from crosslevel.data.decoding.webp import needed_for_webp, scaled_webp, still_webp
 from crosslevel.utils.errors import BadImage, printable
@@ -307,6 +308,8 @@ def count_pages(file: str) -> int:
             format = format_of(head)
             if format is None or format == "JPEG":  # of a JPEG, more pages are previews
                 return 1
+            if format == "DICOM":
+                return min(MOST_PAGES, count_frames(head + stream.read(most() // 2)))
             # Only a JPEG XL's size may stand further back, behind what a camera says.
             size = size_ahead(format, head + stream.read(most() // 2) if format == "JXL" else head)
             if size is not None:

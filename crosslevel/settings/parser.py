@@ -117,7 +117,7 @@ def read_line(command: Command, arguments: Sequence[str]) -> Line:
         UserError: an option that there is not, with the nearest that there is, or one that lacks its value.
 
     """
-    given, after = list(map(str, arguments)), []
+    given, after = _joined(list(map(str, arguments))), []
     if "--" in given:
         place = given.index("--")
         given, after = given[:place], given[place + 1 :]
@@ -134,6 +134,17 @@ def read_line(command: Command, arguments: Sequence[str]) -> Line:
             raise UserError(f"there is no option {word}{near_hint(word.partition('=')[0], parser.spellings, 0.7)}")
     line.alone = [*left, *line.alone, *after]
     return line
+
+
+def _joined(words: list[str]) -> list[str]:
+    """The words, with a range that begins below zero joined to its option: it would be taken for another option."""
+    joined: list[str] = []
+    for word in words:
+        if joined and re.match(r"-\d[\d.]*:", word) and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def settings_of(command: Command, line: Line) -> dict[str, Any]:

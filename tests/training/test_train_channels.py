@@ -18,7 +18,7 @@ from crosslevel.utils.errors import UserError
 
 LESS = [
     "--epochs=1", "--batch_size=8", "--device=cpu", "--workers=0", "--report_html=false", "--cld.groups=4",
-    "--encoder.width=0.0625", "--views.size=16", "--monitor=knn", "--monitor_every=1",
+    "--encoder.width=0.0625", "--views.size=16", "--monitor=both", "--monitor_every=1",
 ]  # fmt: skip
 QUIET = {"device": "cpu", "workers": 0, "quiet": True}
 GRID = np.random.default_rng(0)

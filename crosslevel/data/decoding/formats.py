@@ -12,9 +12,9 @@ from crosslevel.data.bad_files import _Defect
 
 EXTENSIONS = frozenset(
     (
-        "apng", "avif", "avifs", "bmp", "dib", "gif", "heic", "heif", "hif", "j2c", "j2k", "jfif", "jp2", "jpc",
-        "jpe", "jpeg", "jpf", "jpg", "jpx", "jxl", "pbm", "pgm", "pjp", "pjpeg", "png", "pnm", "ppm", "qoi", "tif",
-        "tiff", "webp",
+        "apng", "avif", "avifs", "bmp", "dcm", "dib", "dicom", "gif", "heic", "heif", "hif", "j2c", "j2k", "jfif",
+        "jp2", "jpc", "jpe", "jpeg", "jpf", "jpg", "jpx", "jxl", "pbm", "pgm", "pjp", "pjpeg", "png", "pnm", "ppm",
+        "qoi", "tif", "tiff", "webp",
     )
 )  # fmt: skip
 """Endings of images: files that have one are images until they are decoded."""
@@ -41,7 +41,9 @@ OTHERS = frozenset(
 ARRAYS = frozenset(("npy",))
 """Of these, endings that are images where somebody has said how their values are read."""
 
-SEVERAL = frozenset(("apng", "avif", "avifs", "gif", "heic", "heif", "hif", "jxl", "png", "tif", "tiff", "webp"))
+SEVERAL = frozenset(
+    ("apng", "avif", "avifs", "dcm", "dicom", "gif", "heic", "heif", "hif", "jxl", "png", "tif", "tiff", "webp")
+)
 """Endings of files that may hold several frames or pages."""
 
 PILLOW = (
@@ -49,7 +51,7 @@ PILLOW = (
 )  # fmt: skip
 """Formats that Pillow reads. Only pictures: it would otherwise also hand files to Ghostscript and the like."""
 
-HEAD = 32
+HEAD = 132
 """Bytes that a format is told by."""
 
 _EXTRA: Mapping[str, tuple[str, str]] = {"HEIF": ("pillow_heif", "heic"), "JXL": ("pillow_jxl", "jxl")}
@@ -83,7 +85,7 @@ def format_of(head: bytes | bytearray) -> str | None:
         return "BMP"
     if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in (b"\n", b" ", b"\r", b"\t") and len(head) > 8:
         return "PPM" if head[3:4].isdigit() or head[3:4] == b"#" else None
-    return None
+    return "DICOM" if head[128:132] == b"DICM" else None
 
 
 def can_be_image(name: str, arrays: bool = False) -> bool | None:
@@ -91,6 +93,8 @@ def can_be_image(name: str, arrays: bool = False) -> bool | None:
     ending = ending_of(name)
     if arrays and ending in ARRAYS:
         return True
+    if name.rpartition("/")[2] == "DICOMDIR":  # a list of others
+        return False
     return True if ending in EXTENSIONS else False if ending in OTHERS else None
 
 

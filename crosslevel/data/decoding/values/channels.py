@@ -10,7 +10,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from crosslevel.data.bad_files import _Defect
-from crosslevel.data.decoding.reading import Range
+from crosslevel.data.decoding.memory import LARGEST, check, check_size
+from crosslevel.data.decoding.reading import Range, Reading
+
+Values = np.ndarray[Any, Any]
 
 _LUMA = (19595, 38470, 7471)  # of red, green and blue in 65536 (ITU-R 601, as Pillow rounds it)
 _AT_ONCE = 2**20  # values
@@ -79,3 +82,25 @@ def scaled(values: np.ndarray[Any, Any], wanted: Range | None) -> np.ndarray[Any
         share = (np.clip(part.astype(np.float64), *wanted) - wanted.low) * 255 / (wanted.high - wanted.low)
         into[first : first + rows] = np.nan_to_num(np.rint(share), nan=0.0)
     return out
+
+
+def checked(height: int, width: int, count: int, kind: np.dtype[Any], encoded: int, max_pixels: int, name: str) -> int:
+    """The bytes that an image takes to decode, if it may take them.
+
+    Raises:
+        _Defect: too many pixels or bytes, or none.
+
+    """
+    check_size(width, height, max_pixels)
+    if height * width > LARGEST:
+        raise _Defect(f"{width} x {height} are more than {LARGEST:,} pixels: cut it into smaller images")
+    # The values, a part of them in twice the precision, the bytes, and what they are made to.
+    need = height * width * (count * (2 * kind.itemsize + 1) + count + 4) + 2 * encoded
+    check(need, (width, height), name)
+    return need
+
+
+def image_of(values: Values, reading: Reading) -> UInt8[Tensor, "C H W"]:
+    """Values (H, W, c) as an image."""
+    made = torch.from_numpy(np.ascontiguousarray(scaled(values, reading.range))).permute(2, 0, 1)
+    return fitted(made, reading.channels)

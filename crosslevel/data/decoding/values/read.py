@@ -1,62 +1,40 @@
-"""Arrays and bands of TIFF as images: which files are read here, and what their values become."""
+"""Arrays, DICOM and bands of TIFF as images: which files are read here, and what their values become."""
 
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
 from crosslevel.data.bad_files import _Defect
-from crosslevel.data.decoding.memory import LARGEST, check, check_size, room
+from crosslevel.data.decoding.memory import room
 from crosslevel.data.decoding.reading import Reading
-from crosslevel.data.decoding.values.channels import fitted, scaled
+from crosslevel.data.decoding.values.channels import checked, image_of
+from crosslevel.data.decoding.values.dicom import decoded_dicom
 from crosslevel.data.decoding.values.tiff import Bands
 
-Values = np.ndarray[Any, Any]
 _LONGEST_HEADER = 10_000  # letters of an array's description
 
 
 def is_valued(format: str | None, reading: Reading) -> bool:
-    """Whether an image of this format is read here: arrays, and TIFF in other channels than Pillow has."""
-    return format == "NPY" or (format == "TIFF" and reading.channels not in (1, 3))
+    """Whether an image of this format is read here: arrays, DICOM, and TIFF in other channels than Pillow has."""
+    return format in ("NPY", "DICOM") or (format == "TIFF" and reading.channels not in (1, 3))
 
 
 def decoded_values(
     data: bytearray, format: str | None, reading: Reading, max_pixels: int, page: int
 ) -> UInt8[Tensor, "C H W"]:
-    """The image in an array's file or in the bands of a TIFF.
+    """The image in an array's file, in a DICOM file or in the bands of a TIFF.
 
     Raises:
         _Defect: it is broken, larger than allowed, or has another number of channels.
 
     """
+    if format == "DICOM":
+        return decoded_dicom(data, reading, max_pixels, page)
     return _of_tiff(data, reading, max_pixels, page) if format == "TIFF" else _of_array(data, reading, max_pixels)
-
-
-def checked(height: int, width: int, count: int, kind: np.dtype[Any], encoded: int, max_pixels: int, name: str) -> int:
-    """The bytes that an image takes to decode, if it may take them.
-
-    Raises:
-        _Defect: too many pixels or bytes, or none.
-
-    """
-    check_size(width, height, max_pixels)
-    if height * width > LARGEST:
-        raise _Defect(f"{width} x {height} are more than {LARGEST:,} pixels: cut it into smaller images")
-    # The values, a part of them in twice the precision, the bytes, and what they are made to.
-    need = height * width * (count * (2 * kind.itemsize + 1) + count + 4) + 2 * encoded
-    check(need, (width, height), name)
-    return need
-
-
-def image_of(values: Values, reading: Reading) -> UInt8[Tensor, "C H W"]:
-    """Values (H, W, c) as an image."""
-    made = torch.from_numpy(np.ascontiguousarray(scaled(values, reading.range))).permute(2, 0, 1)
-    return fitted(made, reading.channels)
 
 
 def _of_array(data: bytearray, reading: Reading, max_pixels: int) -> UInt8[Tensor, "C H W"]:
