@@ -48,6 +48,8 @@ def open_collection(
         return opened, run or opened.about.get("run")
     if run is not None:
         raise UserError(f"--run {run}: {table} is an encoder already: give a table, or leave --run out")
+    if Path(table).suffix in (".lance", ".fiftyone"):
+        raise UserError(f"{table} is a table for other programs: give a Parquet table, embed -o features.parquet")
     home = home_of(table)
     named = images or (_trained_on(home) if home is not None else None)
     if named is None:
