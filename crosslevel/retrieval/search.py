@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.decoding.formats import can_be_image
 from crosslevel.data.sources.folder import Files, folder
 from crosslevel.features.collection import open_collection
 from crosslevel.features.extract import Runtime, extract
@@ -23,7 +24,8 @@ from crosslevel.features.source import reading_of
 from crosslevel.features.table import FeatureTable
 from crosslevel.features.thumbnails import Pictures
 from crosslevel.metrics.nearest import Neighbours, nearest
-from crosslevel.models.named import open_encoder
+from crosslevel.models.clip.open import open_clip_of
+from crosslevel.models.named import is_by_name, open_encoder
 from crosslevel.retrieval.index import opened_index
 from crosslevel.retrieval.page import output_files, write_results
 from crosslevel.utils.console import printer, say
@@ -37,12 +39,16 @@ SHOWN = 5  # queries whose matches are printed
 
 
 class Queries(NamedTuple):
-    """Q features to look for, their names, and their own rows where they come from the table (-1: from a file)."""
+    """Q features to look for, their names, and their own rows where they come from the table (-1: from elsewhere).
 
-    features: Float[Tensor, "Q D"]
+    Of words ``projection`` is what takes the table's features to where theirs are.
+    """
+
+    features: Float[Tensor, "Q E"]
     names: list[str]
     rows: list[int]
     pictures: list[UInt8[Tensor, "C H W"] | None]
+    projection: Float[Tensor, "D E"] | None = None
 
 
 @verb("k", "run", "images", "output", "index", "device", "precision")
@@ -60,7 +66,7 @@ def search(
     batch_size: int = 256,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
-    """Find the images that are most like a given one, or like each of a folder of them.
+    """Find the images that are most like a given one, like each of a folder of them, or like what words say.
 
     The distance is 1 minus the cosine of two features: 0 for the same direction, 1 for features with nothing in common.
     Up to a million rows are all compared. Beyond, an index that is kept beside the table answers.
@@ -68,7 +74,7 @@ def search(
     Args:
         table: a table that `crosslevel embed` wrote; or the folder of a run, or weights by name (timm:NAME,
             hf-hub:owner/name): then their features of --images are made once and kept.
-        query: an image, a folder of images, or the path of a row of the table.
+        query: an image, a folder of images, or the path of a row of the table; words, where a CLIP by name made it.
         k: how many images to find for each query.
         run: the encoder of the table, where it is not found where it was: the folder of a run, or its
             encoder.safetensors, or weights by name.
@@ -94,7 +100,7 @@ def search(
     searched, run = open_collection(table, images, runtime, console, run)
     asked = _queries(searched, query, run, runtime, console)
     wanted = min(k + any(row >= 0 for row in asked.rows), searched.rows)  # a query that is a row finds itself
-    find = _finder(searched, index, console)
+    find = _finder(searched, index, asked.projection, console)
     began = time.monotonic()
     found = find(asked.features, wanted)
     took, results = time.monotonic() - began, _results(searched, asked, found, k)
@@ -120,7 +126,7 @@ def _queries(table: FeatureTable, query: str, run: str | None, runtime: Runtime,
         row = table.paths.index(query)
         return Queries(table.features[row : row + 1], [query], [row], [None])
     else:
-        raise NotThere(f"{query}: there is no such file, and no row of {table.file} has this path")
+        return _in_words(table, query, run)
     if run is None:
         raise UserError(f"{table.file} does not say which encoder made it: give --run, the folder of the run")
     try:
@@ -143,6 +149,26 @@ def _queries(table: FeatureTable, query: str, run: str | None, runtime: Runtime,
     return Queries(features.features, names, [-1] * len(names), [source[i][0] for i in places[:100]])
 
 
+def _in_words(table: FeatureTable, query: str, run: str | None) -> Queries:
+    """What the words of a query say to the CLIP that made the table.
+
+    Raises:
+        NotThere: the query looks like a path, or no CLIP made the table.
+
+    """
+    lost = f"{query}: there is no such file, and no row of {table.file} has this path"
+    if "/" in query or can_be_image(query) or run is None:
+        raise NotThere(lost)
+    if not is_by_name(run):
+        raise NotThere(f"{lost}; words are a query where a CLIP by name made the table, and {run} did")
+    try:
+        clip = open_clip_of(run, table.width)
+    except UserError as error:
+        raise NotThere(f"{lost}; words are a query where a CLIP made the table: {error}") from error
+    table.check_encoder(open_encoder(run), run)
+    return Queries(clip.words(query), [query], [-1], [None], clip.projection)
+
+
 def _unreadable(source: Files) -> str:
     from crosslevel.utils.errors import BadImage  # noqa: PLC0415
 
@@ -153,8 +179,16 @@ def _unreadable(source: Files) -> str:
     return ""
 
 
-def _finder(table: FeatureTable, index: str, console: Console) -> Callable[[Tensor, int], Neighbours]:
+def _finder(
+    table: FeatureTable, index: str, projection: Tensor | None, console: Console
+) -> Callable[[Tensor, int], Neighbours]:
     """What finds the k nearest rows of queries; all that it needs is read."""
+    if projection is not None:
+        if index == "on":
+            raise UserError(
+                "--index on: an index knows images alone, and words are compared with every row: leave it out"
+            )
+        return lambda queries, k: exact(queries, table.features, k, projection)
     if index == "on" or (index == "auto" and table.rows > EXACT):
         made = opened_index(table, console)
         return lambda queries, k: made.search(F.normalize(queries, dim=1), k)
@@ -162,16 +196,22 @@ def _finder(table: FeatureTable, index: str, console: Console) -> Callable[[Tens
     return lambda queries, k: exact(queries, features, k)
 
 
-def exact(queries: Float[Tensor, "Q D"], features: Float[Tensor, "N D"], k: int) -> Neighbours:
-    """The k nearest of each query by cosine, compared with every feature.
+def exact(
+    queries: Float[Tensor, "Q E"],
+    features: Float[Tensor, "N D"],
+    k: int,
+    projection: Float[Tensor, "D E"] | None = None,
+) -> Neighbours:
+    """The k nearest of each query by cosine, compared with every feature, or with what ``projection`` makes of it.
 
     One query reads each feature once, and that is all its time; many are worth what `nearest` does first.
     """
-    if len(queries) > FEW:
+    if len(queries) > FEW and projection is None:
         return nearest(queries, features, k)
     unit = F.normalize(queries.float(), dim=1)
     values, places = unit.new_empty(len(unit), 0), torch.empty(len(unit), 0, dtype=torch.long)
-    for first, part in zip(range(0, len(features), BLOCK), features.split(BLOCK), strict=True):
+    for first, block in zip(range(0, len(features), BLOCK), features.split(BLOCK), strict=True):
+        part = block if projection is None else block @ projection
         found = ((part @ unit.T) / part.norm(dim=1, keepdim=True).clamp(min=1e-12)).T.topk(min(k, len(part)), dim=1)
         values, places = torch.cat([values, found.values], 1), torch.cat([places, found.indices + first], 1)
         values, order = values.topk(min(k, values.shape[1]), dim=1)
