@@ -11,6 +11,7 @@ import yaml
 from rich.console import Console
 
 from crosslevel.data.index_cache import cache_folder
+from crosslevel.data.open import open_images
 from crosslevel.data.uri import parse
 from crosslevel.features.embed import embed
 from crosslevel.features.extract import Runtime
@@ -32,7 +33,7 @@ def open_collection(
 
     Args:
         table: a table; or a run or weights by name: then the features of ``images`` are computed once, and kept in the
-            run's folder, or for weights by name in the cache (`cache_folder`).
+            run's folder, or for weights by name in the cache (`cache_folder`), until the encoder or an image changes.
         images: the images of a run, those that it was trained on unless given; or of weights by name.
         runtime: where the encoder runs.
         console: told what is made.
@@ -58,10 +59,12 @@ def open_collection(
     wanted = suited(parse(named).absolute().text, encoder)
     file = _kept(encoder.identity(), wanted) if home is None else home / TABLE
     if file.is_file():
-        there = open_table(file, least)
+        there = open_table(file)
         if (there.about.get("encoder"), there.about.get("images")) == (encoder.identity(), hidden(wanted)):
-            say(console, f"the features are those in {file}: delete it when images have come or gone")
-            return there, table
+            if there.about.get("state") == open_images(wanted).identity():
+                say(console, f"the features are those in {file}")
+                return open_table(file, least), table
+            say(console, f"{named}: images have come, gone or changed")
     say(console, f"making {file}, the features of {named}: once")
     file.parent.mkdir(parents=True, exist_ok=True)
     where = runtime.hardware

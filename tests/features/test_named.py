@@ -10,6 +10,7 @@ import torch
 from hub_samples import local_hub, weights
 from PIL import Image
 from run_samples import write_images
+from table_samples import write_encoder
 
 import crosslevel
 import crosslevel.features.collection  # before a verb is replaced
@@ -143,6 +144,18 @@ def test_search_explore_and_curate_share_one_table_of_its_features(photos, tmp_p
     assert len((tmp_path / "few.txt").read_text().splitlines()) == 3
     assert made.stat().st_mtime_ns == when
     assert "the features are those in" in capsys.readouterr().out
+
+
+def test_a_table_that_is_kept_follows_its_images(tmp_path, monkeypatch, capsys):
+    photos = write_images(tmp_path / "photos", count=2)
+    run = write_encoder(tmp_path / "run")
+    options = {"images": str(photos), "k": 9, "device": "cpu", "workers": 0}
+    assert len(crosslevel.search(str(run), str(photos / "cat" / "000.png"), **options)[0]["matches"]) == 4
+    write_images(tmp_path / "photos", count=3)
+    assert len(crosslevel.search(str(run), str(photos / "cat" / "000.png"), **options)[0]["matches"]) == 6
+    assert "images have come, gone or changed" in capsys.readouterr().out
+    (photos / "dog" / "001.png").unlink()
+    assert len(crosslevel.search(str(run), str(photos / "cat" / "000.png"), **options)[0]["matches"]) == 5
 
 
 def test_a_file_of_weights_stands_for_those_of_the_hub(theirs, photos, tmp_path):
