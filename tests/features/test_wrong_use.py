@@ -66,7 +66,6 @@ def test_a_name_that_nobody_knows(home, tmp_path, monkeypatch, capsys, verb):
         assert "the hub knows no timm/test_vit.r160_in1k: check the name" in refused(
             capsys, verb, *lines_of(KNOWN)[verb]
         )
-        assert "the hub knows no no/body: check" in refused(capsys, verb, *lines_of("hf-hub:no/body")[verb])
     said = refused(capsys, verb, *lines_of("timm:test_vitt")[verb])
     assert "'test_vitt' is not a timm model: did you mean test_vit" in said
 

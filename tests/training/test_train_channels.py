@@ -12,6 +12,7 @@ from run_samples import metrics, write_images
 import crosslevel
 from crosslevel.cli import main
 from crosslevel.evaluation.detection.model import _resnet
+from crosslevel.features.source import check_channels, suited
 from crosslevel.models.encoder import Encoder, load_encoder
 from crosslevel.models.named import open_encoder
 from crosslevel.utils.errors import UserError
@@ -82,7 +83,7 @@ def test_evaluate_inspect_and_classify_take_the_same_images(home):
 
 def test_a_run_goes_on(home):
     before = len(metrics(home / "run"))
-    main(["train", f"--resume={home / 'run'}", "--epochs=3"])
+    main(["train", f"--resume={home / 'run'}", "--epochs=2"])
     assert len(metrics(home / "run")) > before
     assert load_encoder(home / "run").reads == {"channels": "5", "range": "0:1000"}
 
@@ -130,7 +131,6 @@ def test_weights_of_three_channels_serve_one_and_more(tmp_path, monkeypatch):
         (["train", "photos", "--range=7"], "needs the smallest and the largest value"),
         (["train", "photos", "--channels=4", "--views.mean=[0.5,0.5,0.5]"], "give one for each"),
         (["train", "photos", "--channels=1", "--method=Distill", "--method.teacher=plain"], "takes 3 channels, the im"),
-        (["embed", "run", "turntable:test,classes=2,frames=2"], "images of 3 channels, where resnet18 takes 5"),
         (["embed", "run", "photos", "--channels=1"], "images of 1 channels, where resnet18 takes 5"),
         (["embed", "plain", "photos", "--channels=4"], "images of 4 channels, where resnet18 takes 3"),
         (["embed", "run", "photos"], "images can be read (the first: cat/000.png: 3 channels, not 5"),
@@ -155,6 +155,16 @@ def test_what_does_not_fit_is_one_line(home, tmp_path, monkeypatch, capsys, line
     assert ended.value.code == 2, said
     assert what.split("|")[0] in said or what.split("|")[-1] in said, said
     assert said.strip().count("\n") == 0
+
+
+def test_data_sets_by_name_are_what_they_are(home):
+    encoder = load_encoder(home / "run")
+    assert suited("turntable:test", encoder) == "turntable:test"
+    bands = str(home / "bands")
+    assert suited(f"{bands},channels=3@frames=2", encoder) == f"{bands},channels=5,range=0:1000@frames=2"
+    assert suited(f"{bands},range=0:5", encoder) == f"{bands},channels=5,range=0:5"
+    with pytest.raises(UserError, match="cifar10: images of 3 channels, where resnet18 takes 5"):
+        check_channels(encoder, 3, "cifar10")
 
 
 def test_detectors_take_colours(home):
