@@ -12,6 +12,7 @@ from crosslevel.settings.describe import describe
 from crosslevel.training.inputs import Order
 from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.module import Optimizer
+from crosslevel.training.loop.sharding import Strategy
 from crosslevel.training.monitor import Which
 from crosslevel.training.parts import MakeCLD, MakeEncoder, MakeGH, MakeMethod, MakeViews, Parts
 from crosslevel.utils.device import Device, Hardware
@@ -59,6 +60,7 @@ class Runtime:
     sync_batchnorm: bool
     seed: int
     compile: Compile = "auto"
+    strategy: Strategy = "ddp"
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ def tree(
         "device": runtime.device,
         "devices": runtime.world.devices,
         "nodes": runtime.world.nodes,
+        "strategy": runtime.strategy,
         "share_hidden": share_hidden,
         "sync_batchnorm": runtime.sync_batchnorm,
         "precision": runtime.hardware.precision,

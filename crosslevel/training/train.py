@@ -22,6 +22,7 @@ from crosslevel.training.loop.fit import Loggers, Outcome, fit
 from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.loggers import named
 from crosslevel.training.loop.module import Optimizer, Pretrain
+from crosslevel.training.loop.sharding import Strategy
 from crosslevel.training.monitor import Measure, Watch, Which
 from crosslevel.training.options import Data, Logging, Makers, Optimization, Runtime
 from crosslevel.transforms.views import Views
@@ -55,6 +56,7 @@ def train(
     device: Device = "auto",
     devices: int = 1,
     nodes: int = 1,
+    strategy: Strategy = "ddp",
     share_hidden: bool = False,
     sync_batchnorm: bool = False,
     precision: Precision = "auto",
@@ -116,6 +118,9 @@ def train(
         devices: how many of them on each machine; several train distributed.
         nodes: machines, each with one such command, which find each other by SLURM's variables, or by NODE_RANK,
             MASTER_ADDR and MASTER_PORT; under torchrun leave both out. Name the run (--run), on a disk that all share.
+        strategy: of several devices: ddp has the whole model on each; fsdp (FSDP2) a part of the encoder's weights,
+            gradients and optimizer state on each, for one that does not fit, with checkpoints in parts. The losses are
+            the same.
         share_hidden: the instance and the group head, both MLPs, have their hidden layer in common, as in the ImageNet
             recipes.
         sync_batchnorm: normalize over the batches of all devices.
@@ -178,7 +183,7 @@ def train(
     )  # fmt: skip
     ranks, told = world(devices, nodes), Loggers(named(logger), loggers)
     resume = restarted(run, resume, ranks)
-    runtime = Runtime(device, choose(device, precision), ranks, sync_batchnorm, seed, compile)
+    runtime = Runtime(device, choose(device, precision), ranks, sync_batchnorm, seed, compile, strategy)
     logging = Logging(log_every, monitor, monitor_every, checkpoint_minutes, report_html, stop_fall, logger)
     makers = Makers(encoder, cld, views, method, gh, share_hidden)
     job = prepare(data, steps, runtime, logging, makers, watch, printer(quiet), resume is not None)
@@ -221,6 +226,7 @@ def _learn(job: Job, folder: Run, unreadable: Unreadable, loggers: Loggers, call
             checkpoint_minutes=logging.checkpoint_minutes, monitor=_measure(job, unreadable),
             monitor_every=logging.monitor_every or 0, resume=job.resumed, saved=unreadable.keep, console=job.console,
             compile=runtime.compile, stop_fall=logging.stop_fall, loggers=loggers, callbacks=callbacks,
+            strategy=runtime.strategy,
         )  # fmt: skip
     except OSError:
         if module.step and folder.last.exists():
