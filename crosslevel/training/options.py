@@ -10,6 +10,7 @@ from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.uri import Source
 from crosslevel.settings.describe import describe
 from crosslevel.training.inputs import Order
+from crosslevel.training.launch import Launcher
 from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.module import Optimizer
 from crosslevel.training.loop.sharding import Strategy
@@ -61,6 +62,8 @@ class Runtime:
     seed: int
     compile: Compile = "auto"
     strategy: Strategy = "ddp"
+    launcher: Launcher = "local"
+    max_failures: int = 3
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,8 @@ def tree(
         "devices": runtime.world.devices,
         "nodes": runtime.world.nodes,
         "strategy": runtime.strategy,
+        "launcher": runtime.launcher,
+        "max_failures": runtime.max_failures,
         "share_hidden": share_hidden,
         "sync_batchnorm": runtime.sync_batchnorm,
         "precision": runtime.hardware.precision,
