@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -15,6 +16,9 @@ from embed_samples import draw, embedded, random_encoder, rows, same
 from run_samples import metrics, write_images
 
 from crosslevel import load_encoder
+from crosslevel.data.pack import pack
+from crosslevel.data.pack_writer import Sizes
+from crosslevel.inspection.inspect import inspect
 from crosslevel.settings.parser import run as called
 from crosslevel.training.train import train
 
@@ -80,6 +84,20 @@ def test_a_training_on_two_machines_starts_again_when_one_is_lost(tmp_path, clus
     losses = [[float(row["loss"]) for row in metrics(tmp_path / name)] for name in ("run", "alone")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     load_encoder(tmp_path / "run")
+
+
+def test_a_pack_and_an_inspection_are_those_of_one_machine(tmp_path, cluster):
+    photos, made = tmp_path / "photos", {}
+    draw(photos, range(90))
+    (photos / "b" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
+    shutil.copy(photos / "b" / "001.png", photos / "b" / "copy.png")
+    for engine in ("local", "ray"):
+        sizes = Sizes(part=16, at_once=8)
+        folder = pack(str(photos), str(tmp_path / engine), size=8, workers=0, engine=engine, quiet=True, sizes=sizes)
+        figures = inspect(str(photos), sample=60, workers=0, device="cpu", engine=engine, quiet=True)
+        made[engine] = {file.name: file.read_bytes() for file in folder.iterdir()}, figures
+    assert "bad_files.txt" in made["ray"][0]
+    assert made["ray"] == made["local"]
 
 
 def test_a_cluster_makes_the_same_rows_and_a_lost_node_costs_time_only(tmp_path, cluster):

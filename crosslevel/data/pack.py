@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from crosslevel.data.cluster import Engine, Opened
 from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
 from crosslevel.data.pack_writer import USUAL, PackWriter, Sizes, clear
@@ -51,6 +52,7 @@ def pack(
     workers: int | None = None,
     data_root: str | None = None,
     crops: Crops | None = None,
+    engine: Engine = "local",
     quiet: bool = False,
     *,
     sizes: Sizes = USUAL,
@@ -69,6 +71,8 @@ def pack(
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
+        engine: local decodes on this machine; ray on all of a Ray cluster (RAY_ADDRESS, or this machine), which find
+            the images under the same name; the pack is written here.
         quiet: print nothing.
         sizes: where parts and shards end; no option.
 
@@ -88,7 +92,8 @@ def pack(
     if stored is not None and _is_stored(stored, about, crops, console):
         return folder
     with folder_lock(folder, "crosslevel pack", keep=False):
-        _pack(PackWriter(folder, source, about, sizes), crops, workers, console)
+        elsewhere = Opened.of(images, data_root, crops, source) if engine == "ray" else None
+        _pack(PackWriter(folder, source, about, sizes), crops, workers, console, elsewhere)
         if stored is not None:
             stored.remove(ABOUT)  # a former pack's, which is none any more
             stored.send()
@@ -127,7 +132,9 @@ def _make_room(folder: Path) -> None:
             file.unlink()
 
 
-def _pack(writer: PackWriter, crops: Crops | None, workers: int | None, console: Console) -> None:
+def _pack(
+    writer: PackWriter, crops: Crops | None, workers: int | None, console: Console, elsewhere: Opened | None
+) -> None:
     """Write the pack into a folder that is this process's own, or find that it is complete."""
     folder, source, about, began = writer.folder, writer.source, writer.about, time.monotonic()
     size = about["size"]
@@ -146,7 +153,8 @@ def _pack(writer: PackWriter, crops: Crops | None, workers: int | None, console:
     say(console, _space(folder, source, size, writer.start()))
     if writer.done:
         say(console, f"continuing at image {writer.done:,}")
-    _write(writer, decoded(source, size, range(writer.done, len(source)), workers, writer.sizes.at_once), console)
+    left = range(writer.done, len(source))
+    _write(writer, decoded(source, size, left, workers, writer.sizes.at_once, elsewhere), console)
     count, seconds = writer.finish(), max(time.monotonic() - began, 1e-9)
     say(console, f"{count:,} images in {folder}, {writer.bytes() / 1e9:.2f} GB, {len(source) / seconds:,.0f} images/s")
     if len(writer.bad):

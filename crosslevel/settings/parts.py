@@ -13,6 +13,7 @@ from crosslevel.settings import trust
 from crosslevel.settings.command import Command, Settings
 from crosslevel.settings.kinds import plain, read
 from crosslevel.settings.signature import Argument, Choice, Option, of_method
+from crosslevel.settings.stores import at_hand
 from crosslevel.utils.errors import UserError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -6,7 +6,6 @@ is, and passes on what the first one says. No image and no weight passes through
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
@@ -21,11 +20,12 @@ from typing import IO, Any, Literal, NamedTuple
 
 from rich.console import Console
 
+from crosslevel.data.cluster import ray_for
 from crosslevel.data.sources.containers.remote import about
 from crosslevel.data.uri import is_remote
 from crosslevel.utils.console import say
 from crosslevel.utils.device import Device
-from crosslevel.utils.errors import Interrupted, MachineError, MissingExtra, NotFinite, SourceError, UserError
+from crosslevel.utils.errors import Interrupted, MachineError, NotFinite, SourceError, UserError
 from crosslevel.utils.processes import ATTEMPT, StopRequest
 
 Launcher = Literal["local", "ray"]
@@ -63,15 +63,9 @@ def by_ray(request: Request, max_failures: int, console: Console) -> Path:
         NotFinite: the loss is no longer a number.
 
     """
-    try:
-        import ray  # noqa: PLC0415
-        import ray.util  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtra("--launcher ray needs Ray: pip install 'crosslevel[ray]'") from error
     if max_failures < 0:
         raise UserError(f"max_failures={max_failures} must be at least 0")
-    if not ray.is_initialized():
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+    ray = ray_for("--launcher ray")
     with StopRequest() as stop:
         for attempt in range(max_failures + 1):
             before = _saved(request.run)
