@@ -18,6 +18,7 @@ from crosslevel.settings.describe import describe
 from crosslevel.training import defaults
 from crosslevel.training.inputs import Feed
 from crosslevel.training.loop.fit import Batches
+from crosslevel.training.loop.sharding import check_strategy
 from crosslevel.training.options import Optimization, Resolved, Runtime
 from crosslevel.training.parts import Parts
 from crosslevel.transforms.views import Views
@@ -100,6 +101,7 @@ def settle(
     if parts.cld is not None:
         rules(parts.cld.groups, defaults.groups(batch if parts.cld.gather else batches.batch_size))
     optimization = _rates(parts, wanted, rules, epochs, size, batch)
+    check_strategy(runtime.strategy, optimization.optimizer, runtime.hardware.precision)
     return Plan(batches, optimization, steps, round(optimization.warmup_epochs * len(batches)), rules.made)
 
 

@@ -141,13 +141,13 @@ def test_torchrun_restarts_a_run_where_its_checkpoint_is(tmp_path, undisturbed):
 
 
 def test_two_commands_with_two_nodes_train_one_run(tmp_path, undisturbed):
-    """What SLURM says to each is what they need to find each other."""
+    """What SLURM says to each is what they need to find each other; with the encoder in parts nothing changes."""
     name = f"--run={tmp_path}/run"
     slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_STEP_NUM_TASKS": "2"}
-    lines = [[*COMMAND, QUIET, "--nodes=2", name]] * 2
-    both = [started(line, tmp_path, **slurm, SLURM_NODEID=str(node)) for node, line in enumerate(lines)]
+    line = [*COMMAND, QUIET, "--nodes=2", "--strategy=fsdp", "--checkpoint_minutes=10", name]
+    both = [started(line, tmp_path, **slurm, SLURM_NODEID=str(node)) for node in range(2)]
     said = [process.communicate(timeout=400) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    assert losses(tmp_path / "run") == losses(undisturbed)
+    assert losses(tmp_path / "run") == pytest.approx(losses(undisturbed), rel=1e-4)
     assert "next" in said[0][0]
     assert not said[1][0].strip()
