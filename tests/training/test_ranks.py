@@ -1,4 +1,4 @@
-"""The same losses from 1, 2 and 4 processes with the same batches of all, and a run that outlives one of them.
+"""The same losses from 1, 2 and 4 processes with the same batches of all, with encoders whole and in parts.
 
 All cases share one start of the processes, which find each other as those of torchrun do.
 """
@@ -7,10 +7,8 @@ import os
 import pickle
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -121,94 +119,6 @@ def test_a_device_needs_room_for_its_part_alone():
     check_memory(step, round(1.01 * in_parts), 4)
     with pytest.raises(UserError, match="give more --devices"):
         check_memory(step, round(0.99 * in_parts), 4)
-
-
-# Several commands, one run
-
-SOURCE = "turntable,classes=4,objects=24,frames=6,size=16,imbalance=4"
-TINY = ["--encoder.width=0.0625", "--batch_size=16", "--device=cpu", "--log_every=1", "--workers=0", "--epochs=8"]
-TINY += ["--report_html=false", "--checkpoint_minutes=0", "--method=SimCLR"]
-COMMAND = [str(Path(sys.executable).with_name("crosslevel")), "train", SOURCE, *TINY]
-
-
-def started(line, folder, **variables):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(line, cwd=folder, env=environment, start_new_session=True, **pipes)
-
-
-def ranks_of(process):
-    """The processes that a command started to train, by what they were told to be."""
-    found = {}
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            told = dict(part.split("=", 1) for part in environment.read_text().split("\0") if "=" in part)
-            parent = int((environment.parent / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == process.pid and "LOCAL_RANK" in told:
-                found[int(environment.parent.name)] = int(told["LOCAL_RANK"])
-        except (OSError, ValueError):
-            continue
-    return found
-
-
-def until(steps, process, run):
-    while process.poll() is None and len(logged(run)) < steps:
-        time.sleep(0.1)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The losses of the command on two processes."""
-    folder = tmp_path_factory.mktemp("whole")
-    process = started([*COMMAND, "--devices=2", f"--run={folder}/run"], folder)
-    error = process.communicate(timeout=400)[1]
-    assert process.returncode == 0, error
-    return logged(folder / "run")
-
-
-def test_a_dead_rank_ends_the_run_with_a_line_and_it_goes_on(tmp_path, undisturbed):
-    run = tmp_path / "run"
-    process = started([*COMMAND, "--devices=2", f"--run={run}"], tmp_path)
-    until(6, process, run)
-    [other] = [pid for pid, rank in ranks_of(process).items() if rank == 1]
-    os.kill(other, signal.SIGKILL)
-    error = process.communicate(timeout=300)[1]
-    assert process.returncode == 2, error
-    [line] = [line for line in error.splitlines() if line.startswith("crosslevel train: ")]
-    gone = r"(process 1 ended with status -9|a process is gone), and the 2 of this training need each other$"
-    assert re.search(gone, line)
-    assert "Traceback" not in error
-    again = started([COMMAND[0], "train", "--resume", str(run)], tmp_path)
-    said = again.communicate(timeout=400)
-    assert again.returncode == 0, said
-    assert logged(run) == undisturbed
-
-
-def test_torchrun_restarts_a_run_where_its_checkpoint_is(tmp_path, undisturbed):
-    """Elastic: a killed process has all of them started again, and the losses are those of an undisturbed run."""
-    run = tmp_path / "run"
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--standalone"]
-    process = started([*line, "--no-python", "--", *COMMAND, f"--run={run}"], tmp_path)
-    until(6, process, run)
-    [killed] = [pid for pid, which in ranks_of(process).items() if which == 0]
-    os.kill(killed, signal.SIGKILL)
-    error = process.communicate(timeout=400)[1]
-    assert process.returncode == 0, error
-    assert "goes on" in error or "failed" in error  # it was killed, and not at its end
-    assert logged(run) == undisturbed
-
-
-def test_two_commands_with_two_nodes_train_one_run(tmp_path, undisturbed):
-    """What SLURM says to each is what they need to find each other; with the encoder in parts nothing changes."""
-    name = f"--run={tmp_path}/run"
-    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_STEP_NUM_TASKS": "2"}
-    line = [*COMMAND, "--nodes=2", "--strategy=fsdp", "--checkpoint_minutes=10", name]
-    both = [started(line, tmp_path, **slurm, SLURM_NODEID=str(node)) for node in range(2)]
-    said = [process.communicate(timeout=400) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert logged(tmp_path / "run") == pytest.approx(undisturbed, rel=1e-4)
-    assert "next" in said[0][0]
-    assert not said[1][0].strip()
 
 
 def test_what_is_not_told_is_asked_for(monkeypatch):
