@@ -40,7 +40,7 @@ class Opened(NamedTuple):
     data_root: str | None
     crops: Crops | None
     identity: str
-    index: Int64[Tensor, " N"] | None = None
+    chosen: Int64[Tensor, " N"] | None = None
 
     @classmethod
     def of(cls, images: str, data_root: str | None, crops: Crops | None, source: Images) -> Opened:
@@ -62,7 +62,7 @@ class Opened(NamedTuple):
         source = open_images(self.images, data_root=self.data_root, crops=self.crops)
         if source.identity() != self.identity:
             raise UserError(f"{self.images} is not the same on all machines: give a disk or store that they share")
-        return source if self.index is None else take(source, self.index)
+        return source if self.chosen is None else take(source, self.chosen)
 
 
 def _job(opened: Opened, job_of: Callable[[Images], Dataset[Any]]) -> Job:

@@ -140,7 +140,7 @@ def _part(name: str, read: dict[str, Any], most: int, generator: torch.Generator
     if len(images) > most:
         index = select.sample(images, most, generator)
     part = images if index is None else select.take(images, index)
-    elsewhere = Opened.of(name, source=images, **read)._replace(index=index) if engine == "ray" else None
+    elsewhere = Opened.of(name, source=images, **read)._replace(chosen=index) if engine == "ray" else None
     return _Collection(images, part, images.bad_files(), elsewhere)
 
 

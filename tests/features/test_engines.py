@@ -6,10 +6,13 @@ import pyarrow.parquet as pq
 import pytest
 from embed_samples import draw, embedded, random_encoder, rows, same
 
+import crosslevel
 from crosslevel import Encoder
+from crosslevel.data.pack import pack
 from crosslevel.features import embed
 from crosslevel.models.encoder import View
-from crosslevel.utils.errors import MissingExtra
+from crosslevel.training.train import train
+from crosslevel.utils.errors import MissingExtra, UserError
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +63,16 @@ def test_without_ray_the_install_command_is_told(trained, tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtra, match=r"^--engine ray needs Ray: pip install 'crosslevel\[ray\]'$"):
         embed.embed(str(trained), str(tmp_path / "photos"), str(tmp_path / "f.parquet"), engine="ray")
+    with pytest.raises(MissingExtra, match=r"^--engine ray needs Ray: pip install 'crosslevel\[ray\]'$"):
+        pack(str(tmp_path / "photos"), str(tmp_path / "packed"), size=8, engine="ray", quiet=True)
+    with pytest.raises(MissingExtra, match=r"^--launcher ray needs Ray: pip install 'crosslevel\[ray\]'$"):
+        train(str(tmp_path / "photos"), run=str(tmp_path / "run"), launcher="ray")
+
+
+def test_what_a_launcher_starts_is_a_command_with_a_name():
+    with pytest.raises(
+        UserError, match=r"^--launcher ray: give the run a name that all machines know: --run runs/NAME$"
+    ):
+        train("photos", launcher="ray")
+    with pytest.raises(UserError, match=r"^launcher=ray: .*: run crosslevel train IMAGES --launcher ray$"):
+        crosslevel.train("photos", run="runs/photos", launcher="ray")

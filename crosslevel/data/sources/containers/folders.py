@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -106,7 +107,7 @@ class StoredFolder:
                 held = {other: holder for other, holder in held.items() if holder != name} | {seen: name}
             for name in self.known.keys() - files.keys():
                 with suppress(FileNotFoundError):
-                    patiently(lambda name=name: self.system.rm_file(f"{self.path}/{name}"))
+                    patiently(partial(self.system.rm_file, f"{self.path}/{name}"))
                 del self.known[name]
         except Exception as error:
             raise MachineError(
