@@ -18,13 +18,16 @@ from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
 from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.data.sources.containers.folders import StoredFolder
+from crosslevel.data.sources.containers.remote import exists
 from crosslevel.data.sources.containers.stream import ImageStream
+from crosslevel.data.uri import is_remote
 from crosslevel.models.encoder import FILE, Encoder, load_encoder
 from crosslevel.models.heads import Head, rebuilt_head, stacked
 from crosslevel.utils import files
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.locks import folder_lock, holder
-from crosslevel.utils.processes import World, by_torchrun
+from crosslevel.utils.processes import World, attempt, by_torchrun, launched, local_rank
 from crosslevel.utils.tensors import load_safetensors
 from crosslevel.utils.trees import json_tree, regular, yaml_tree
 
@@ -46,11 +49,12 @@ class Run:
         bad_files: what could not be read, and why.
         warnings: what was wrong during the training.
         report: the page.
+        stored: the folder of an object store that is this one, where it is; what it is called by then.
 
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], stored: StoredFolder | None = None) -> None:
+        self.path, self.stored = Path(path), stored
         self.config, self.metrics = self.path / "config.yaml", self.path / "metrics.csv"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
@@ -64,7 +68,21 @@ class Run:
         self.report = self.path / "report.html"
 
     def __str__(self) -> str:
-        return str(self.path)
+        return str(self.path) if self.stored is None else self.stored.address
+
+    def shown(self, file: Path) -> str:
+        """What one of its files is called."""
+        return str(file) if self.stored is None else f"{self}/{file.relative_to(self.path).as_posix()}"
+
+    def send(self) -> None:
+        """Bring what is here to the object store, where the run lies in one.
+
+        Raises:
+            MachineError: it does not take it; the files stay here.
+
+        """
+        if self.stored is not None:
+            self.stored.send()
 
     def holds_something(self) -> bool:
         """Whether there is something to lose; a run that ended before its first checkpoint left nothing."""
@@ -189,34 +207,57 @@ def claimed(run: str | None, name: str, resume: str | None, rank: int) -> Iterat
         UserError: there is a run in it already.
 
     """
+    stored = _stored(resume or run)
     if rank > 0:
         # The other ranks of its machine are started by the first one, after it has chosen; else the run has a name.
-        yield Run(resume or run or os.environ[RUN_VARIABLE])
+        if stored is not None and resume is not None and local_rank() == 0:
+            stored.fetch()
+        yield Run(resume or run or os.environ[RUN_VARIABLE]) if stored is None else Run(stored.folder, stored)
         return
-    chosen = Run(resume) if resume is not None else Run(run) if run is not None else _free(name)
+    if stored is not None:
+        chosen = Run(stored.folder, stored)
+    else:
+        chosen = Run(resume) if resume is not None else Run(run) if run is not None else _free(name)
     if resume is None:
         _refuse_used(chosen)
     with folder_lock(chosen.path, "crosslevel train"):
+        if stored is not None and resume is not None:
+            stored.fetch()
+        elif stored is not None:
+            stored.clear()
         if resume is None:
             _refuse_used(chosen)  # by who held it until now
         os.environ[RUN_VARIABLE] = str(chosen)
         yield chosen
+        chosen.send()
+
+
+def _stored(run: str | None) -> StoredFolder | None:
+    """A run's folder in an object store; each command of several on one machine has files of its own."""
+    return None if run is None or not is_remote(run) else StoredFolder(run, os.environ.get("NODE_RANK", ""))
 
 
 def restarted(run: str | None, resume: str | None, world: World) -> str | None:
-    """The run to resume: ``resume``, or after a restart by torchrun the one that the same command has begun.
+    """The run to resume: ``resume``, or after a restart by a launcher the one that the same command has begun.
 
     Raises:
         UserError: processes that another program starts, on several machines perhaps, are told of no folder.
 
     """
-    elsewhere = by_torchrun() or world.nodes > 1
+    elsewhere = by_torchrun() or launched() or world.nodes > 1
     if elsewhere and run is None and resume is None:
         raise UserError("several commands train one run: give it a name that all of them know: --run runs/NAME")
-    again = by_torchrun() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if resume is None and again and run is not None and Run(run).last.exists():
+    given = resume or run or ""
+    if by_torchrun() and is_remote(given):
+        raise UserError(f"{given}: torchrun's processes share a folder: leave it out, and give --devices and --nodes")
+    if resume is None and attempt() > 0 and run is not None and has_checkpoint(run):
         return run
     return resume
+
+
+def has_checkpoint(run: str) -> bool:
+    """Whether a run can be gone on with."""
+    return exists(f"{run.rstrip('/')}/checkpoints/last.ckpt") if is_remote(run) else Run(run).last.exists()
 
 
 def load_cld(folder: str | os.PathLike[str]) -> CrossLevel:
@@ -230,8 +271,14 @@ def load_branches(folder: str | os.PathLike[str]) -> dict[str, nn.Module]:
 
 
 def _refuse_used(run: Run) -> None:
-    if run.holds_something():
+    there = run.holds_something() if run.stored is None else any(map(_lost, run.stored.listed()))
+    if there:
         raise UserError(f"--run {run}: it already holds a run: give another folder, or --resume {run}")
+
+
+def _lost(name: str) -> bool:
+    """Whether it would be a loss to begin another run where this file is."""
+    return name.endswith(".ckpt") or name == FILE
 
 
 def _free(name: str) -> Run:

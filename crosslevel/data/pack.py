@@ -15,12 +15,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from crosslevel.data.cluster import Engine, Opened
 from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
 from crosslevel.data.pack_writer import USUAL, PackWriter, Sizes, clear
 from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.data.sources.containers.folders import StoredFolder
 from crosslevel.data.sources.packed import (
     ABOUT,
+    INDEX,
     UNFINISHED,
     VERSION,
     Decoded,
@@ -30,7 +33,7 @@ from crosslevel.data.sources.packed import (
     read_about,
     shrunk,
 )
-from crosslevel.data.uri import Source, parse
+from crosslevel.data.uri import Source, is_remote, parse
 from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.errors import BadImage, UserError
 from crosslevel.utils.files import is_unfinished
@@ -49,6 +52,7 @@ def pack(
     workers: int | None = None,
     data_root: str | None = None,
     crops: Crops | None = None,
+    engine: Engine = "local",
     quiet: bool = False,
     *,
     sizes: Sizes = USUAL,
@@ -61,11 +65,14 @@ def pack(
     Args:
         images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, videos, annotations (with
             --crops), cifar10, cifar100, stl10 or turntable; a suffix such as @imbalance=100 or @list=FILE takes a part.
-        output: the folder to write.
+        output: the folder to write, also in an object store (s3://bucket/packed): it is made here first, in
+            CROSSLEVEL_CACHE.
         size: pixels of the shorter side; smaller images are not enlarged.
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
+        engine: local decodes on this machine; ray on all of a Ray cluster (RAY_ADDRESS, or this machine), which find
+            the images under the same name; the pack is written here.
         quiet: print nothing.
         sizes: where parts and shards end; no option.
 
@@ -75,20 +82,61 @@ def pack(
     """
     if size < 1:
         raise UserError(f"--size {size}: give at least 1 pixel")
-    console, folder = printer(quiet), Path(output)
-    origin = parse(images)
+    console, origin = printer(quiet), parse(images)
+    stored = StoredFolder(output) if is_remote(output) else None
+    folder = Path(output) if stored is None else stored.folder
     _check_place(folder, origin)
     source = open_images(origin, data_root=data_root, crops=crops)
     if source.channels != 3:
         raise UserError(f"{origin.text}: packs have images of 3 channels: give these to train and embed as they are")
     _check_watched(folder, source)
     about = {**_origin(images, crops, source), "identity": source.identity(), "size": size}
+    if stored is not None and _is_stored(stored, about, crops, console):
+        return folder
     with folder_lock(folder, "crosslevel pack", keep=False):
-        _pack(PackWriter(folder, source, about, sizes), crops, workers, console)
+        elsewhere = Opened.of(images, data_root, crops, source) if engine == "ray" else None
+        _pack(PackWriter(folder, source, about, sizes), crops, workers, console, elsewhere)
+        if stored is not None:
+            stored.remove(ABOUT)  # a former pack's, which is none any more
+            stored.send()
+            say(console, f"sent to {output}; next: crosslevel train {shlex.quote(output)}")
+            _make_room(folder)
     return folder
 
 
-def _pack(writer: PackWriter, crops: Crops | None, workers: int | None, console: Console) -> None:
+def _is_stored(stored: StoredFolder, about: dict[str, Any], crops: Crops | None, console: Console) -> bool:
+    """Whether the object store has this very pack.
+
+    Raises:
+        UserError: there is something else at the address.
+
+    """
+    listed = stored.listed()
+    if listed and ABOUT not in listed and not any(name == INDEX or name.endswith(".bin") for name in listed):
+        raise UserError(f"--output {stored.address}: there is something else in it: give another folder")
+    if ABOUT not in listed:
+        return False
+    copy = StoredFolder(stored.address, "seen")
+    copy.fetch(lambda name: name == ABOUT)
+    former, _ = _read_former(copy.folder / ABOUT)
+    cut = None if crops is None else asdict(crops)
+    same = former is not None and all(former.get(name) == about[name] for name in ("identity", "size"))
+    if former is None or not same or former.get("crops") != cut:
+        return False
+    say(console, f"{stored.address} is complete: {former['images']:,} images of {about['source']}, nothing has changed")
+    return True
+
+
+def _make_room(folder: Path) -> None:
+    """Remove what the store has now."""
+    for file in folder.iterdir():
+        if file.name != LOCK:
+            file.unlink()
+
+
+def _pack(
+    writer: PackWriter, crops: Crops | None, workers: int | None, console: Console, elsewhere: Opened | None
+) -> None:
     """Write the pack into a folder that is this process's own, or find that it is complete."""
     folder, source, about, began = writer.folder, writer.source, writer.about, time.monotonic()
     size = about["size"]
@@ -107,7 +155,8 @@ def _pack(writer: PackWriter, crops: Crops | None, workers: int | None, console:
     say(console, _space(folder, source, size, writer.start()))
     if writer.done:
         say(console, f"continuing at image {writer.done:,}")
-    _write(writer, decoded(source, size, range(writer.done, len(source)), workers, writer.sizes.at_once), console)
+    left = range(writer.done, len(source))
+    _write(writer, decoded(source, size, left, workers, writer.sizes.at_once, elsewhere), console)
     count, seconds = writer.finish(), max(time.monotonic() - began, 1e-9)
     say(console, f"{count:,} images in {folder}, {writer.bytes() / 1e9:.2f} GB, {len(source) / seconds:,.0f} images/s")
     if len(writer.bad):
@@ -153,12 +202,20 @@ def _former(folder: Path) -> tuple[dict[str, Any] | None, str]:
     name = ABOUT if (folder / ABOUT).is_file() else UNFINISHED
     if not (folder / name).is_file():
         return None, ""
-    try:
-        if name == ABOUT:
+    if name == ABOUT:
+        try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that the source has changed is seen, and said, here
                 open_pack(str(folder))
-        content = read_about(folder / name)
+        except (OSError, ValueError) as error:
+            return None, f"what is in it cannot be continued ({error})"
+    return _read_former(folder / name)
+
+
+def _read_former(file: Path) -> tuple[dict[str, Any] | None, str]:
+    """What a pack says that it was made of; None, and why, where that is of no use."""
+    try:
+        content = read_about(file)
     except (OSError, ValueError) as error:
         return None, f"what is in it cannot be continued ({error})"
     if content.get("version") != VERSION:

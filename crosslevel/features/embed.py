@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from crosslevel.data.cluster import Engine
 from crosslevel.data.images import Images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.uri import parse
 from crosslevel.features import formats
 from crosslevel.features import thumbnails as small
-from crosslevel.features.engines import Engine, Task, made, ranges
+from crosslevel.features.engines import Task, made, ranges
 from crosslevel.features.extract import Features, Runtime, extract, stream
 from crosslevel.features.parts import Parts
 from crosslevel.features.pieces import Pieces, text

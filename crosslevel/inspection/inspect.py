@@ -20,6 +20,7 @@ from torch import Tensor
 
 from crosslevel import report
 from crosslevel.data.bad_files import BadFiles, escaped
+from crosslevel.data.cluster import Engine, Opened
 from crosslevel.data.duplicates.across import Match, matches
 from crosslevel.data.duplicates.scan import ScanResult, scan
 from crosslevel.data.duplicates.sets import NAMES, duplicate_sets, write_csv, write_rows
@@ -28,7 +29,7 @@ from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets import select
 from crosslevel.features.extract import Runtime
-from crosslevel.features.source import open_for
+from crosslevel.features.source import check_channels, suited
 from crosslevel.inspection.page import beside_block, headline, page_blocks
 from crosslevel.inspection.scan import run_features, structure
 from crosslevel.inspection.summary import summary, tables
@@ -59,6 +60,7 @@ def inspect(
     workers: int | None = None,
     data_root: str | None = None,
     crops: Crops | None = None,
+    engine: Engine = "local",
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Say what is in a collection: sizes, broken files, duplicates and their tracks, the long tail; no label is read.
@@ -80,6 +82,8 @@ def inspect(
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
+        engine: local looks at the images on this machine; ray on all of a Ray cluster (RAY_ADDRESS, or this machine),
+            which find them under the same name; what they have in common is found here.
         quiet: print nothing.
 
     Returns:
@@ -90,12 +94,11 @@ def inspect(
     console, written = printer(quiet), None if output is None else _file(Path(output))
     encoder = None if run is None else open_encoder(run)
     generator = torch.Generator().manual_seed(seed)
-    if encoder is None:
-        opened = open_images(images, data_root=data_root, crops=crops)
-    else:
-        opened = open_for(encoder, images, data_root, crops)
-    own = _part(opened, sample, generator)
-    other = None if beside is None else _part(open_images(beside, data_root=data_root, crops=crops), sample, generator)
+    read = {"data_root": data_root, "crops": crops}
+    own = _part(images if encoder is None else suited(images, encoder), read, sample, generator, engine)
+    if encoder is not None:
+        check_channels(encoder, own.images.channels, images)
+    other = None if beside is None else _part(beside, read, sample, generator, engine)
     runtime, threshold = Runtime(choose(device, precision), workers), None
     with progress_bar(console) as bar:
         scanned = _scanned(own, workers, bar)
@@ -129,17 +132,23 @@ class _Collection:
     images: Images
     part: Images
     bad: BadFiles
+    elsewhere: Opened | None
 
 
-def _part(images: Images, most: int, generator: torch.Generator) -> _Collection:
-    few = len(images) <= most
-    part = images if few else select.take(images, select.sample(images, most, generator))
-    return _Collection(images, part, images.bad_files())
+def _part(name: str, read: dict[str, Any], most: int, generator: torch.Generator, engine: Engine) -> _Collection:
+    images, index = open_images(name, **read), None
+    if len(images) > most:
+        index = select.sample(images, most, generator)
+    part = images if index is None else select.take(images, index)
+    elsewhere = Opened.of(name, source=images, **read)._replace(chosen=index) if engine == "ray" else None
+    return _Collection(images, part, images.bad_files(), elsewhere)
 
 
 def _scanned(collection: _Collection, workers: int | None, bar: Progress) -> ScanResult:
     task = bar.add_task("looking at images", total=len(collection.part))
-    return scan(collection.part, collection.bad, workers, lambda done: bar.update(task, completed=done))
+    return scan(
+        collection.part, collection.bad, workers, lambda done: bar.update(task, completed=done), collection.elsewhere
+    )
 
 
 def _features(

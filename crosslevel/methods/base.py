@@ -103,6 +103,10 @@ class Method(nn.Module):
         """The network that is trained."""
         return self._trained[0]
 
+    def train_on(self, encoder: nn.Module) -> None:
+        """Take a copy of the network for the one that is trained; before the first step."""
+        self._trained = (encoder,)
+
     @property
     def views(self) -> int:
         """How many views of each image the method needs."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.utils.distributed import add, broadcast, gather, rank, world_size
+from crosslevel.utils.distributed import add, broadcast, gather, local, rank, world_size
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.schedules import half_cosine
 
@@ -123,8 +123,9 @@ class MomentumCopy(nn.Module):
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """One step of the average towards ``module``."""
-        averages: list[Tensor] = list(self.twin.parameters())
-        theirs = [p.detach() for p in module.parameters()]
+        # Where both lie in parts, by the same plan, each part follows its own.
+        averages: list[Tensor] = [local(p) for p in self.twin.parameters()]
+        theirs = [local(p.detach()) for p in module.parameters()]
         if isinstance(self.momentum, Tensor):
             way = torch._foreach_sub(theirs, averages)
             torch._foreach_mul_(way, 1 - self.momentum)

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from crosslevel.data.uri import is_remote
 from crosslevel.settings import signature, trust, weights
 from crosslevel.settings.kinds import is_list, read
 from crosslevel.settings.recipes import find
@@ -252,7 +253,14 @@ def config_of(run: str) -> str:
         UserError: there is no run.
 
     """
-    config = Path(run) / "config.yaml"
+    folder = Path(run)
+    if is_remote(run):
+        from crosslevel.data.sources.containers.folders import StoredFolder  # noqa: PLC0415
+
+        stored = StoredFolder(run, "settings")
+        stored.fetch(lambda name: name == "config.yaml")
+        folder = stored.folder
+    config = folder / "config.yaml"
     if not config.is_file():
         raise UserError(f"--resume {run}: there is no run here (it has no config.yaml)")
     return str(config)

@@ -16,20 +16,20 @@ from typing import Any, NoReturn
 
 import yaml
 
-from crosslevel.data.uri import is_remote, read_as
+from crosslevel.data.uri import read_as
 from crosslevel.settings import help as texts
 from crosslevel.settings import trust
 from crosslevel.settings.command import SOURCES, Command, Settings, config_of, recipe_file
 from crosslevel.settings.kinds import FALSE, NOTHING, TRUE, is_list, plain, takes
 from crosslevel.settings.parts import made
 from crosslevel.settings.signature import Group
+from crosslevel.settings.stores import at_hand
 from crosslevel.settings.weights import RUNS, by_name
 from crosslevel.utils.errors import CrosslevelError, Interrupted, NotFinite, UserError, near_hint, printable
 from crosslevel.utils.processes import Stopped, raising_stopped
 
 SOFTWARE = 70  # sysexits.h: the program's own fault
 REFUSED = 2
-_HERE = frozenset(("output", "run", "resume"))  # options that name what is written, or a run: no addresses
 
 
 @dataclass
@@ -239,13 +239,8 @@ def call(command: Command, function: Callable[..., Any], settings: dict[str, Any
     """Call a verb with its settings; those that it has of another verb are one argument, a tree."""
     others = {argument.name: plain(settings[argument.name]) for argument in command.others}
     own = {a.name: made(a, settings[a.name]) for a in command.signature.arguments if a.name in settings}
-    for name in _HERE & own.keys():
-        if isinstance(own[name], str) and is_remote(own[name]):
-            raise UserError(
-                f"{name} {own[name]}: runs and what is written lie on this machine: give a folder, and copy it to the "
-                "store when it is done"
-            )
-    return function(**own, **({"settings": others} if others else {}), **more)
+    with at_hand(command.name, own):
+        return function(**own, **({"settings": others} if others else {}), **more)
 
 
 @contextmanager

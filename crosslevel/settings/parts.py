@@ -13,6 +13,7 @@ from crosslevel.settings import trust
 from crosslevel.settings.command import Command, Settings
 from crosslevel.settings.kinds import plain, read
 from crosslevel.settings.signature import Argument, Choice, Option, of_method
+from crosslevel.settings.stores import at_hand
 from crosslevel.utils.errors import UserError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,13 +29,19 @@ def public(function: F) -> F:
     @wraps(function)
     def called(*given: Any, **named: Any) -> Any:
         arguments = completed(function, given, named)
-        devices = arguments.get("devices", 1)
+        devices, launcher = arguments.get("devices", 1), arguments.get("launcher", "local")
+        if launcher != "local":
+            raise UserError(
+                f"launcher={launcher}: from Python a training has one process: run crosslevel {function.__name__} "
+                f"IMAGES --launcher {launcher}"
+            )
         if devices > 1:
             raise UserError(
                 f"devices={devices}: from Python a training has one device, because each further one starts the whole "
                 f"program anew: run crosslevel {function.__name__} IMAGES --devices {devices}"
             )
-        return function(**arguments)
+        with at_hand(function.__name__, arguments):
+            return function(**arguments)
 
     return cast(F, called)
 

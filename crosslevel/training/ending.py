@@ -67,12 +67,13 @@ def _farewell(job: Job, folder: Run, outcome: Outcome) -> None:
     """Say what there is now, and the commands that come next."""
     console = job.console
     if not outcome.finished:
-        say(console, f"stopped after step {outcome.steps:,}; the encoder so far is {folder.encoder}; to go on:")
+        encoder = folder.shown(folder.encoder)
+        say(console, f"stopped after step {outcome.steps:,}; the encoder so far is {encoder}; to go on:")
         say(console, f"  {resume_command(folder, job.parts)}")
         return
     left = [folder.encoder, *([folder.report] if folder.report.exists() else [])]
     minutes = (time.monotonic() - job.began) / 60
-    say(console, f"done in {minutes:.1f} min: {', '.join(map(str, left))}; next:")
+    say(console, f"done in {minutes:.1f} min: {', '.join(map(folder.shown, left))}; next:")
     for line in following(folder, job.feed, job.data):
         say(console, f"  {line}")
 

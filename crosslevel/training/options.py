@@ -10,8 +10,10 @@ from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.uri import Source
 from crosslevel.settings.describe import describe
 from crosslevel.training.inputs import Order
+from crosslevel.training.launch import Launcher
 from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.module import Optimizer
+from crosslevel.training.loop.sharding import Strategy
 from crosslevel.training.monitor import Which
 from crosslevel.training.parts import MakeCLD, MakeEncoder, MakeGH, MakeMethod, MakeViews, Parts
 from crosslevel.utils.device import Device, Hardware
@@ -59,6 +61,9 @@ class Runtime:
     sync_batchnorm: bool
     seed: int
     compile: Compile = "auto"
+    strategy: Strategy = "ddp"
+    launcher: Launcher = "local"
+    max_failures: int = 3
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,9 @@ def tree(
         "device": runtime.device,
         "devices": runtime.world.devices,
         "nodes": runtime.world.nodes,
+        "strategy": runtime.strategy,
+        "launcher": runtime.launcher,
+        "max_failures": runtime.max_failures,
         "share_hidden": share_hidden,
         "sync_batchnorm": runtime.sync_batchnorm,
         "precision": runtime.hardware.precision,

@@ -18,6 +18,7 @@ from crosslevel.settings.describe import describe
 from crosslevel.training import defaults
 from crosslevel.training.inputs import Feed
 from crosslevel.training.loop.fit import Batches
+from crosslevel.training.loop.sharding import check_strategy
 from crosslevel.training.options import Optimization, Resolved, Runtime
 from crosslevel.training.parts import Parts
 from crosslevel.transforms.views import Views
@@ -74,18 +75,16 @@ def settle(
     rules, devices = Chosen(), runtime.world.size
     rules.made += feed.choices
     images = feed.known or wanted.epoch_size or 0
-    if not parts.views.chosen:
-        preset, size = rules(None, defaults.preset(parts.views.size)), parts.views.size
-        given = parts.views.arguments()["scale"]
-        scale = rules(given, defaults.crop_scale(size)) if size <= defaults.LARGE_VIEW else None
-        parts.views.choose(preset, scale=scale)
-        parts.settings["views"] = describe(parts.views)
-    epochs = wanted.epochs
+    views_open, epochs = not parts.views.chosen, wanted.epochs
+    if views_open:
+        _crops(parts, rules)
     if wanted.minutes is not None:
         tried = batches_of_size(wanted.batch_size or min(MEASURED_WITH, max(2, images // devices)))
         rate = devices * _images_a_second(parts, tried, runtime)
         epochs = rules(None, defaults.affordable_epochs(wanted.minutes, rate, images))
     epochs = float(rules(epochs, defaults.epochs(images)))
+    if views_open:
+        _flips(parts, rules, epochs)
     warmup = wanted.warmup_epochs
     if epochs <= 0:
         raise UserError(f"epochs={epochs:g} must be positive")
@@ -100,7 +99,24 @@ def settle(
     if parts.cld is not None:
         rules(parts.cld.groups, defaults.groups(batch if parts.cld.gather else batches.batch_size))
     optimization = _rates(parts, wanted, rules, epochs, size, batch)
+    check_strategy(runtime.strategy, optimization.optimizer, runtime.hardware.precision)
     return Plan(batches, optimization, steps, round(optimization.warmup_epochs * len(batches)), rules.made)
+
+
+def _crops(parts: Parts, rules: Chosen) -> None:
+    """How views are drawn, where no preset is given: all but what hangs on the number of epochs."""
+    views = parts.views
+    preset = rules(None, defaults.preset(views.size))
+    small = views.size <= defaults.LARGE_VIEW
+    views.choose(preset, scale=rules(views.arguments()["scale"], defaults.crop_scale(views.size)) if small else None)
+
+
+def _flips(parts: Parts, rules: Chosen, epochs: float) -> None:
+    """Whether views are mirrored, by the number of epochs."""
+    views = parts.views
+    if views.size <= defaults.LARGE_VIEW:
+        views.choose(views.preset, flip=rules(views.arguments()["flip"], defaults.flip(epochs)))
+    parts.settings["views"] = describe(views)
 
 
 def _rates(parts: Parts, wanted: Optimization, rules: Chosen, epochs: float, size: int, batch: int) -> Resolved:

@@ -11,26 +11,28 @@ from torch import nn
 from crosslevel.cld.harmonization import Harmonization
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.sources.annotated.object_crops import Crops
-from crosslevel.data.uri import parse
+from crosslevel.data.uri import is_remote, parse
 from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run, Unreadable, claimed, restarted
 from crosslevel.training.ending import finish, resume_command
 from crosslevel.training.inputs import Order, watching
 from crosslevel.training.job import Job, keep_settings, prepare
+from crosslevel.training.launch import Launcher, Request, by_ray
 from crosslevel.training.loop.fit import Loggers, Outcome, fit
 from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.loggers import named
 from crosslevel.training.loop.module import Optimizer, Pretrain
+from crosslevel.training.loop.sharding import Strategy
 from crosslevel.training.monitor import Measure, Watch, Which
 from crosslevel.training.options import Data, Logging, Makers, Optimization, Runtime
 from crosslevel.transforms.views import Views
 from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.distributed import wait
-from crosslevel.utils.errors import Interrupted
+from crosslevel.utils.errors import Interrupted, MachineError, UserError
 from crosslevel.utils.marks import verb
-from crosslevel.utils.processes import world
+from crosslevel.utils.processes import launched, world
 
 
 @verb(
@@ -55,6 +57,9 @@ def train(
     device: Device = "auto",
     devices: int = 1,
     nodes: int = 1,
+    strategy: Strategy = "ddp",
+    launcher: Launcher = "local",
+    max_failures: int = 3,
     share_hidden: bool = False,
     sync_batchnorm: bool = False,
     precision: Precision = "auto",
@@ -100,7 +105,8 @@ def train(
         views: how random views are drawn.
         method: the instance branch: SimCLR (the default), MoCo, InfoMin, BYOL, NPID, SimSiam, VICReg, SwAV, DINO or
             Distill; --method.help MoCo lists its settings.
-        run: the run's folder; runs/ and a name made of source and method unless given.
+        run: the run's folder, which may be in an object store (s3://bucket/runs/photos); runs/ and a name made of
+            source and method unless given.
         epochs: passes over the images, or a part of one; chosen by their number unless given (as is all that has no
             default here: the first lines say what was chosen and why, and so does config.yaml).
         minutes: in place of epochs, how long the training may take; a few steps on this machine tell how many epochs
@@ -116,6 +122,13 @@ def train(
         devices: how many of them on each machine; several train distributed.
         nodes: machines, each with one such command, which find each other by SLURM's variables, or by NODE_RANK,
             MASTER_ADDR and MASTER_PORT; under torchrun leave both out. Name the run (--run), on a disk that all share.
+        strategy: of several devices: ddp has the whole model on each; fsdp (FSDP2) a part of the encoder's weights,
+            gradients and optimizer state on each, for one that does not fit, with checkpoints in parts. The losses are
+            the same.
+        launcher: ray has a Ray cluster (RAY_ADDRESS, or this machine) start the commands of all machines, and all of
+            them again from the last checkpoint when one is lost. Name the run (--run); run and images lie where all
+            machines find them.
+        max_failures: how often the launcher starts it again.
         share_hidden: the instance and the group head, both MLPs, have their hidden layer in common, as in the ImageNet
             recipes.
         sync_batchnorm: normalize over the batches of all devices.
@@ -172,14 +185,22 @@ def train(
         OSError: something cannot be read or written.
 
     """
+    if launcher == "ray" and not launched():
+        if run is None and resume is None:
+            raise UserError("--launcher ray: give the run a name that all machines know: --run runs/NAME")
+        return by_ray(Request(resume or run or "", devices, nodes, device), max_failures, printer(quiet))
     data = Data(parse(images), data_root, crops, epoch_size, order, track_positives, hold_out, memory, workers)
     steps = Optimization(
         epochs, minutes, epoch_size, batch_size, optimizer, lr, weight_decay, warmup_epochs, encoder_rate, layer_decay,
     )  # fmt: skip
     ranks, told = world(devices, nodes), Loggers(named(logger), loggers)
     resume = restarted(run, resume, ranks)
-    runtime = Runtime(device, choose(device, precision), ranks, sync_batchnorm, seed, compile)
+    runtime = Runtime(
+        device, choose(device, precision), ranks, sync_batchnorm, seed, compile, strategy, launcher, max_failures,
+    )  # fmt: skip
     logging = Logging(log_every, monitor, monitor_every, checkpoint_minutes, report_html, stop_fall, logger)
+    if strategy == "fsdp" and ranks.nodes > 1 and is_remote(resume or run or ""):
+        raise UserError("--strategy fsdp on several machines: give --run a folder on a disk that they share")
     makers = Makers(encoder, cld, views, method, gh, share_hidden)
     job = prepare(data, steps, runtime, logging, makers, watch, printer(quiet), resume is not None)
     with claimed(run, job.name, resume, runtime.world.rank) as folder:
@@ -214,13 +235,20 @@ def _begin(job: Job, folder: Run) -> Unreadable:
 def _learn(job: Job, folder: Run, unreadable: Unreadable, loggers: Loggers, callbacks: Sequence[Any]) -> Outcome:
     """All the steps."""
     runtime, logging, module = job.runtime, job.logging, _module(job)
+
+    def saved() -> None:
+        unreadable.keep()
+        if runtime.world.rank == 0:
+            _send(job, folder)
+
     try:
         return fit(
             module, job.plan.batches, folder.path, hardware=runtime.hardware, ranks=runtime.world,
             sync_batchnorm=runtime.sync_batchnorm, log_every=logging.log_every,
             checkpoint_minutes=logging.checkpoint_minutes, monitor=_measure(job, unreadable),
-            monitor_every=logging.monitor_every or 0, resume=job.resumed, saved=unreadable.keep, console=job.console,
+            monitor_every=logging.monitor_every or 0, resume=job.resumed, saved=saved, console=job.console,
             compile=runtime.compile, stop_fall=logging.stop_fall, loggers=loggers, callbacks=callbacks,
+            strategy=runtime.strategy,
         )  # fmt: skip
     except OSError:
         if module.step and folder.last.exists():
@@ -228,6 +256,14 @@ def _learn(job: Job, folder: Run, unreadable: Unreadable, loggers: Loggers, call
         raise
     finally:
         unreadable.keep()
+
+
+def _send(job: Job, folder: Run) -> None:
+    """Bring a checkpoint to the object store, where the run lies in one; where it fails, the next one tries again."""
+    try:
+        folder.send()
+    except MachineError as error:
+        say(job.console, f"{error}; tried again with the next checkpoint")
 
 
 def _measure(job: Job, unreadable: Unreadable) -> Measure | None:

@@ -90,10 +90,11 @@ class Views(nn.Module):
         small_scale: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
-        if (size is not None and size < 4) or min(std or presets.STD) <= 0:
-            raise UserError(f"size={size}, std={std}: a view needs 4 pixels or more, and every std above 0")
-        if small_size is not None and small_size < 4:
-            raise UserError(f"small_size={small_size}: a view needs 4 pixels or more")
+        if (
+            min(4 if size is None else size, 4 if small_size is None else small_size) < 4
+            or min(std or presets.STD) <= 0
+        ):
+            raise UserError(f"{size=}, {small_size=}, {std=}: a view needs 4 pixels or more, and every std above 0")
         given: dict[str, Any] = {
             "scale": scale,
             "flip": flip,
@@ -125,16 +126,17 @@ class Views(nn.Module):
         self.register_buffer("_mean", torch.tensor(self.mean), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std), persistent=False)
 
-    def choose(self, preset: str, chosen: bool = True, scale: tuple[float, float] | None = None) -> None:
-        """Draw views as ``preset`` does, with ``scale`` in place of its own, but for what was given.
+    def choose(self, preset: str, chosen: bool = True, **instead: Any) -> None:
+        """Draw views as ``preset`` does, with ``instead`` in place of its own settings, but for what was given.
 
         ``chosen`` says whether that is settled. An unknown preset, or one that the settings do not suit, is an error.
         """
         if preset not in presets.PRESETS:
             hint = did_you_mean(preset, presets.PRESETS, cutoff=0.0)
             raise UserError(f"preset={preset!r} is unknown: {hint} One of {', '.join(presets.PRESETS)}")
-        if scale is not None and self._given["scale"] is None:
-            self._given["scale"] = self._changes["scale"] = scale
+        for name, value in instead.items():
+            if value is not None and self._given[name] is None:
+                self._given[name] = self._changes[name] = value
         self.augments = tuple(replace(augment, **self._changes) for augment in presets.PRESETS[preset])
         self.preset, self.chosen = preset, chosen
         usual = presets.small_of(preset, self.augments[0].scale)

@@ -62,6 +62,31 @@ def drawn(draw: Callable[[int], Tensor], rows: int, dim: int) -> Tensor:
     return broadcast(draw(rows * world_size())).chunk(world_size(), dim)[rank()]
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether each rank holds a part of the tensor alone (FSDP2)."""
+    return hasattr(tensor, "to_local")  # a DTensor, whose module takes a second to import
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor in parts, in the same memory; another as it is."""
+    parted: Any = tensor
+    return parted.to_local() if is_sharded(tensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of all its parts, for which all ranks must ask together; another as it is."""
+    parted: Any = tensor
+    return parted.full_tensor() if is_sharded(tensor) else tensor
+
+
+@torch.no_grad()
+def fill_part(tensor: Tensor, values: Tensor) -> None:
+    """Put into this rank's part of ``tensor`` what is its of the whole ``values``; parts are rows, as FSDP2 deals."""
+    mine = local(tensor)
+    if mine.numel():
+        mine.copy_(values.chunk(world_size())[rank()])
+
+
 def wait() -> None:
     """Return when all ranks are here."""
     if world_size() > 1:

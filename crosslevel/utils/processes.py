@@ -42,6 +42,20 @@ def by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+ATTEMPT = "CROSSLEVEL_ATTEMPT"
+"""How often the commands of a training were started before, where a launcher starts them."""
+
+
+def launched() -> bool:
+    """Whether a launcher of ours started this command, as one of a training's."""
+    return ATTEMPT in os.environ
+
+
+def attempt() -> int:
+    """How often the processes of this training were started before, by torchrun or a launcher of ours."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT" if by_torchrun() else ATTEMPT, "0"))
+
+
 class World(NamedTuple):
     """The processes of a training: ``devices`` on each of ``nodes`` machines, and which one this is."""
 

@@ -1,63 +1,23 @@
-"""Features in a folder of parts that grows, and made by the machines of a cluster, one of which is lost."""
+"""Features in a folder of parts that grows, and what an engine needs; `test_ray` has those of a cluster."""
 
-import importlib
-import os
 import sys
-import threading
-import time
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
-from PIL import Image
+from embed_samples import draw, embedded, random_encoder, rows, same
 
+import crosslevel
 from crosslevel import Encoder
+from crosslevel.data.pack import pack
 from crosslevel.features import embed
 from crosslevel.models.encoder import View
-from crosslevel.settings.parser import run
-from crosslevel.utils.errors import MissingExtra
+from crosslevel.training.train import train
+from crosslevel.utils.errors import MissingExtra, UserError
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run's folder with an encoder of random weights."""
-    torch.manual_seed(0)
-    encoder = Encoder("resnet18", True, 0.0625)
-    encoder.view = View(16)
-    folder = tmp_path_factory.mktemp("run")
-    encoder.save(folder / "encoder.safetensors")
-    return folder
-
-
-def draw(folder, numbers, seed=0):
-    for i in numbers:
-        place = folder / ("b" if i % 3 else "a ü")
-        place.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng((seed, i)).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(place / f"{i:03}.png")
-
-
-def embedded(trained, photos, output, *options):
-    return run(
-        embed.embed,
-        [str(trained), str(photos), "-o", str(output), "--device=cpu", "--precision=fp32", *options],
-        rows=8,
-    )
-
-
-def rows(place):
-    """Label, class and feature by path; every path once."""
-    table = pq.read_table(place).to_pydict()
-    assert len(set(table["path"])) == len(table["path"])
-    return {p: (n, c, f) for p, n, c, f in zip(*(table[k] for k in ("path", "label", "class", "feature")), strict=True)}
-
-
-def same(one, other):
-    assert one.keys() == other.keys()
-    for path, (label, name, feature) in one.items():
-        assert other[path][:2] == (label, name)
-        np.testing.assert_allclose(feature, other[path][2], rtol=1e-4, atol=1e-5)
+    return random_encoder(tmp_path_factory.mktemp("run"))
 
 
 def test_a_folder_of_parts_has_the_rows_of_a_table_and_takes_what_is_new(trained, tmp_path, capsys):
@@ -103,47 +63,16 @@ def test_without_ray_the_install_command_is_told(trained, tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtra, match=r"^--engine ray needs Ray: pip install 'crosslevel\[ray\]'$"):
         embed.embed(str(trained), str(tmp_path / "photos"), str(tmp_path / "f.parquet"), engine="ray")
+    with pytest.raises(MissingExtra, match=r"^--engine ray needs Ray: pip install 'crosslevel\[ray\]'$"):
+        pack(str(tmp_path / "photos"), str(tmp_path / "packed"), size=8, engine="ray", quiet=True)
+    with pytest.raises(MissingExtra, match=r"^--launcher ray needs Ray: pip install 'crosslevel\[ray\]'$"):
+        train(str(tmp_path / "photos"), run=str(tmp_path / "run"), launcher="ray")
 
 
-@pytest.fixture
-def cluster(monkeypatch):
-    """Two nodes of one core each on this machine."""
-    ray = pytest.importorskip("ray", reason="Ray is of pip install 'crosslevel[ray]'")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("RAY_health_check_period_ms", "1000")
-    made = importlib.import_module("ray.cluster_utils").Cluster()
-    size = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    made.add_node(**size)
-    second = made.add_node(**size)
-    ray.init(address=made.address, log_to_driver=False)
-    yield made, second
-    ray.shutdown()
-    made.shutdown()
-
-
-@pytest.mark.slow
-def test_a_cluster_makes_the_same_rows_and_a_lost_node_costs_time_only(trained, tmp_path, cluster):
-    nodes, second = cluster
-    photos = tmp_path / "photos"
-    draw(photos, range(160))
-    embedded(trained, photos, tmp_path / "alone.parquet")
-    lost = []
-
-    def lose():
-        pieces = tmp_path / "cluster.parquet.parts"
-        while not list(pieces.glob("0*.parquet")):
-            time.sleep(0.02)
-        nodes.remove_node(second, allow_graceful=False)
-        lost.append(len(list(pieces.glob("0*.parquet"))))
-
-    thread = threading.Thread(target=lose)
-    thread.start()
-    embedded(trained, photos, tmp_path / "cluster.parquet", "--engine=ray")
-    thread.join()
-    assert lost[0] < 20
-    alone, found = pq.read_table(tmp_path / "alone.parquet"), pq.read_table(tmp_path / "cluster.parquet")
-    assert found["path"].to_pylist() == alone["path"].to_pylist()
-    same(rows(tmp_path / "cluster.parquet"), rows(tmp_path / "alone.parquet"))
-    embedded(trained, photos, tmp_path / "parts", "--engine=ray")
-    same(rows(tmp_path / "parts"), rows(tmp_path / "alone.parquet"))
+def test_what_a_launcher_starts_is_a_command_with_a_name():
+    with pytest.raises(
+        UserError, match=r"^--launcher ray: give the run a name that all machines know: --run runs/NAME$"
+    ):
+        train("photos", launcher="ray")
+    with pytest.raises(UserError, match=r"^launcher=ray: .*: run crosslevel train IMAGES --launcher ray$"):
+        crosslevel.train("photos", run="runs/photos", launcher="ray")

@@ -326,16 +326,15 @@ def test_crops_alone_takes_the_usual_settings(line, crops, capsys):
 @pytest.mark.parametrize(
     "line",
     [
-        ("pack", "turntable", "--output=s3://bucket/packed"),
-        ("embed", "s3://bucket/run", "turntable"),
-        ("evaluate", "s3://bucket/run", "turntable"),
-        ("train", "turntable", "--run=gs://bucket/run"),
+        ("subset", "turntable", "--output=s3://bucket/subset.txt"),
+        ("embed", "runs/photos", "turntable", "--output=s3://bucket/f.parquet"),
+        ("tune", "turntable", "--output=gs://bucket/tuned"),
     ],
 )
-def test_runs_and_outputs_are_no_addresses(line, capsys):
+def test_outputs_of_most_verbs_are_no_addresses(line, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(list(line))
     assert stopped.value.code == 2
     told = capsys.readouterr().err
-    assert "lie on this machine: give a folder" in told
+    assert "is to lie on this machine: give a folder" in told
     assert told.count("\n") == 1

@@ -124,6 +124,15 @@ def test_small_views_have_larger_crops_unless_some_are_given():
     assert Views("cifar").augments[0].scale == (0.2, 1.0)
 
 
+@pytest.mark.parametrize(("epochs", "share"), [(1e-3, 0), (8, 0), (19.9, 0), (20, 0.5), (200, 0.5), (1e5, 0.5)])
+def test_views_are_mirrored_in_long_trainings_unless_told(epochs, share):
+    assert defaults.flip(epochs).value == share
+    for given, expected in ((None, share), (0.25, 0.25)):
+        views = Views(flip=given)
+        views.choose("cifar", flip=defaults.flip(epochs).value)
+        assert (views.augments[0].flip, views.arguments()["flip"]) == (expected, expected)
+
+
 @pytest.mark.parametrize(
     ("images", "held"), [(2, 0), (50, 0), (999, 0), (1000, 50), (5000, 250), (10_000, 500), (1_000_000, 500)]
 )

@@ -1,121 +1,33 @@
-"""The same losses from 1, 2 and 4 processes with the same batches of all, and a run that outlives one of them.
+"""The same losses from 1, 2 and 4 processes with the same batches of all, with encoders whole and in parts.
 
 All cases share one start of the processes, which find each other as those of torchrun do.
 """
 
-import csv
-import io
 import os
+import pickle
 import re
-import signal
-import socket
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rank_samples
 import torch
-import torch.multiprocessing as mp
 from container_samples import write_tar
 from picture_samples import encoded
 from PIL import Image
-from rich.console import Console
+from rank_samples import CASES, SHARDED, STEPS, VIT, logged, name_of, step_of, torchrun, total
 
-from crosslevel.cld.loss import CrossLevel
-from crosslevel.data.bad_files import BadFiles
-from crosslevel.data.images import InMemoryImages
-from crosslevel.data.loaders.batches import TrainBatches
-from crosslevel.data.loaders.streams import StreamBatches
-from crosslevel.data.open import open_images
-from crosslevel.methods import BYOL, NPID, InfoMin, MoCo, SimCLR
-from crosslevel.models.encoder import Encoder
-from crosslevel.training.loop.fit import fit
-from crosslevel.training.loop.module import Pretrain
-from crosslevel.transforms.views import Views
-from crosslevel.utils.device import choose
+from crosslevel.runs import Run
+from crosslevel.training.loop import checkpoints
+from crosslevel.training.loop.fabric import check_memory
+from crosslevel.training.loop.sharding import check_strategy
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.processes import is_first, world
 
 pytestmark = pytest.mark.slow
-
-IMAGES, BATCH, STEPS, SIZE = 64, 16, 4, 16
-METHODS = {
-    "SimCLR": lambda encoder: SimCLR(encoder, out_features=8, hidden=16, temperature=0.2),
-    "MoCo": lambda encoder: MoCo(encoder, IMAGES, out_features=8, queue=32, momentum=0.9, shuffle=False),
-    "InfoMin": lambda encoder: InfoMin(encoder, IMAGES, out_features=8, queue=32, momentum=0.9, shuffle=False),
-    "BYOL": lambda encoder: BYOL(encoder, out_features=8, hidden=16),
-    "NPID": lambda encoder: NPID(encoder, IMAGES, out_features=8),
-}
-CASES = [(name, cld, "images") for name in METHODS for cld in (False, True)]
-CASES += [(name, True, "stream") for name in ("SimCLR", "MoCo")]
-
-
-def source():
-    data = torch.randint(256, (IMAGES, 3, 4, 4), generator=torch.Generator().manual_seed(1)).float()
-    large = torch.nn.functional.interpolate(data, size=(SIZE, SIZE), mode="bilinear")
-    return InMemoryImages(large.byte(), [str(i) for i in range(IMAGES)])
-
-
-def batches(kind, folder, views, ranks):
-    if kind == "images":
-        return TrainBatches(source(), BATCH // ranks.size, seed=0, bad=BadFiles(), rank=ranks.rank, world=ranks.size)
-    stream = open_images(f"stream:{folder}/s-*.tar", streams=True)
-    whole = {"epoch_size": 4 * BATCH, "seed": 0, "bad": BadFiles(), "crops": views.crops, "buffer": 8, "rows": 4}
-    return StreamBatches(stream, BATCH // ranks.size, rank=ranks.rank, world=ranks.size, **whole)
-
-
-def losses(method, with_cld, kind, folder, ranks, run=None):
-    """What `fit` logs of some steps, statistics and groups over all ranks; of a ``run`` that goes on, of the rest."""
-    torch.manual_seed(0)
-    encoder = Encoder("resnet18", True, 0.0625, zero_init_last=True)  # in which rounding grows least
-    built = METHODS[method](encoder)
-    cld = CrossLevel(encoder.num_features, groups=5, out_features=8, gather=True) if with_cld else None
-    views = Views("cifar", SIZE)
-    if with_cld:
-        built.online = max(built.online, 2)
-    views.count, views.plain = built.views, built.plain_views
-    module = Pretrain(
-        encoder, built, cld, views, steps=STEPS, warmup_steps=1, optimizer="sgd", lr=0.03, weight_decay=0.0, seed=0
-    )
-    resume, run = run is not None, run or folder / f"{method}-{with_cld}-{kind}-{ranks.size}"
-    fit(
-        module, batches(kind, folder, views, ranks), run, hardware=choose("cpu", "fp32"), ranks=ranks, log_every=1,
-        sync_batchnorm=True, console=Console(file=io.StringIO()), resume=resume,
-        checkpoint_minutes=0 if kind == "stream" else 10,
-    )  # fmt: skip
-    return logged(run)
-
-
-def logged(run):
-    if not (run / "metrics.csv").exists():
-        return []
-    with (run / "metrics.csv").open() as file:
-        return [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
-
-
-def every_case(folder, ranks):
-    return {case: losses(*case, folder, ranks) for case in CASES}
-
-
-def run(process, count, port, folder):
-    os.environ |= torchrun(process, count, port)
-    found = every_case(Path(folder), world(1, 1))
-    if process == 0:
-        torch.save(found, f"{folder}/{count}.pt")
-
-
-def torchrun(process, count, port):
-    names = {"RANK": process, "LOCAL_RANK": process, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0}
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "x"}
-    return {name: str(value) for name, value in (names | where).items()}
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -128,22 +40,9 @@ def found(tmp_path_factory):
         members = [(f"{n:03}.png", encoded(Image.fromarray(picture), "PNG")) for n, picture in enumerate(pictures)]
         write_tar(folder / f"s-{i}.tar", members)
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    subprocess.run([sys.executable, __file__, str(folder)], check=True, env={**os.environ, "PYTHONPATH": path})
-    return {count: torch.load(folder / f"{count}.pt") for count in (1, 2, 4)}
-
-
-def main(folder):
-    """In a process of its own, which imports once: those of 2 and 4 are its forks, before it trains itself."""
-    torch.set_num_threads(1)
-    sys.modules["tensorboard"] = None  # takes as long as a case
-    for count in (2, 4):
-        mp.start_processes(run, (count, free_port(), folder), nprocs=count, start_method="fork")
-    found = every_case(Path(folder), world(1, 1))
-    for count in (2, 4):
-        begun = Path(folder, f"SimCLR-True-stream-{count}")
-        os.replace(begun / "checkpoints" / "previous.ckpt", begun / "checkpoints" / "last.ckpt")
-        found[count] = losses("SimCLR", True, "stream", Path(folder), world(1, 1), begun)
-    torch.save(found, f"{folder}/1.pt")
+    line = [sys.executable, rank_samples.__file__, str(folder)]
+    subprocess.run(line, check=True, env={**os.environ, "PYTHONPATH": path})
+    return {"folder": folder} | {count: torch.load(folder / f"{count}.pt") for count in (1, 2, 4)}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
@@ -161,91 +60,65 @@ def test_a_run_of_several_processes_goes_on_within_an_epoch_with_the_same_images
         assert found[1][count] == pytest.approx(found[1][case], rel=1e-5)
 
 
-# Several commands, one run
-
-SOURCE = "turntable,classes=4,objects=24,frames=6,size=16,imbalance=4"
-TINY = ["--encoder.width=0.0625", "--batch_size=16", "--device=cpu", "--log_every=1", "--workers=0", "--epochs=8"]
-TINY += ["--report_html=false", "--checkpoint_minutes=0", "--method=SimCLR"]
-COMMAND = [str(Path(sys.executable).with_name("crosslevel")), "train", SOURCE, *TINY]
-
-
-def started(line, folder, **variables):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(line, cwd=folder, env=environment, start_new_session=True, **pipes)
-
-
-def ranks_of(process):
-    """The processes that a command started to train, by what they were told to be."""
-    found = {}
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            told = dict(part.split("=", 1) for part in environment.read_text().split("\0") if "=" in part)
-            parent = int((environment.parent / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == process.pid and "LOCAL_RANK" in told:
-                found[int(environment.parent.name)] = int(told["LOCAL_RANK"])
-        except (OSError, ValueError):
-            continue
-    return found
+@pytest.mark.parametrize("case", SHARDED, ids=lambda case: "-".join(map(str, case)))
+def test_encoders_in_parts_have_the_losses_of_whole_ones(found, case):
+    folder, batch = found["folder"] / name_of(case, 2, "fsdp"), ("running_mean", "running_var", "batches_tracked")
+    assert found[2]["fsdp", case] == pytest.approx(found[1][case], rel=1e-5)
+    left = torch.load(folder / "weights.pt")
+    encoder = step_of(*case).encoder
+    before = float(total(encoder))
+    encoder.load_state_dict(left)
+    [seen] = logged(folder, "knn")  # what the monitor looks at is the whole encoder, of now
+    assert seen == pytest.approx(float(total(encoder)), rel=1e-5)
+    assert abs(seen - before) > 1e-4 * before
+    assert len(list(folder.glob("checkpoints/*.shards"))) <= 3  # what no checkpoint names is removed
+    whole = [name for name in checkpoints.read(Run(folder))["state_dict"] if not name.endswith(batch)]
+    assert not [name for name in whole if "encoder." in name or ".twin.0." in name]
 
 
-def until(steps, process, run):
-    while process.poll() is None and len(logged(run)) < steps:
-        time.sleep(0.1)
+def test_checkpoints_in_parts_are_read_by_any_number_of_processes(found):
+    """In parts by two; whole by two, and then in parts."""
+    for goes_on in (found[1]["fsdp", 2, 1], found[4]["fsdp", 2, 4], found[4]["ddp", 2, 4]):
+        assert goes_on == pytest.approx(found[1][VIT], rel=1e-5)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The losses of the command on two processes."""
-    folder = tmp_path_factory.mktemp("whole")
-    process = started([*COMMAND, "--devices=2", f"--run={folder}/run"], folder)
-    error = process.communicate(timeout=400)[1]
-    assert process.returncode == 0, error
-    return logged(folder / "run")
+def test_a_damaged_part_is_named_with_the_checkpoint_that_is_whole(found, tmp_path):
+    run = Run(tmp_path / "run")
+    shutil.copytree(found["folder"] / name_of(VIT, 2, "fsdp"), run.path)
+    parts = checkpoints.parts_of(run, checkpoints.read(run)).folder
+    file = parts / "__1_0.distcp"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    whole = r"previous\.ckpt beside it is whole \(step 3\); to go on from there: cp \S+ \S+, then --resume again$"
+    with pytest.raises(UserError, match=rf"{parts.name} is damaged.*__1_0.distcp.*; {whole}"):
+        checkpoints.read(run)
+    (parts / ".metadata").write_bytes(pickle.dumps(os.system))
+    with pytest.raises(UserError, match=r"asks for posix\.system, which could run code; previous\.ckpt beside it"):
+        checkpoints.read(run)
+    shutil.rmtree(parts)
+    with pytest.raises(UserError, match=rf"{parts.name} is not read: .*No such file.*; previous\.ckpt beside it"):
+        checkpoints.read(run)
 
 
-def test_a_dead_rank_ends_the_run_with_a_line_and_it_goes_on(tmp_path, undisturbed):
-    run = tmp_path / "run"
-    process = started([*COMMAND, "--devices=2", f"--run={run}"], tmp_path)
-    until(6, process, run)
-    [other] = [pid for pid, rank in ranks_of(process).items() if rank == 1]
-    os.kill(other, signal.SIGKILL)
-    error = process.communicate(timeout=300)[1]
-    assert process.returncode == 2, error
-    [line] = [line for line in error.splitlines() if line.startswith("crosslevel train: ")]
-    gone = r"(process 1 ended with status -9|a process is gone), and the 2 of this training need each other$"
-    assert re.search(gone, line)
-    assert "Traceback" not in error
-    again = started([COMMAND[0], "train", "--resume", str(run)], tmp_path)
-    said = again.communicate(timeout=400)
-    assert again.returncode == 0, said
-    assert logged(run) == undisturbed
+def test_what_cannot_be_right_in_parts_is_refused():
+    with pytest.raises(UserError, match="--strategy fsdp: lars takes norms of whole layers: give --optimizer sgd or"):
+        check_strategy("fsdp", "lars", "fp32")
+    with pytest.raises(UserError, match="--strategy fsdp: give --precision bf16 or fp32"):
+        check_strategy("fsdp", "sgd", "fp16")
+    check_strategy("ddp", "lars", "fp16")
 
 
-def test_torchrun_restarts_a_run_where_its_checkpoint_is(tmp_path, undisturbed):
-    """Elastic: a killed process has all of them started again, and the losses are those of an undisturbed run."""
-    run = tmp_path / "run"
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--standalone"]
-    process = started([*line, "--no-python", "--", *COMMAND, f"--run={run}"], tmp_path)
-    until(6, process, run)
-    [killed] = [pid for pid, which in ranks_of(process).items() if which == 0]
-    os.kill(killed, signal.SIGKILL)
-    error = process.communicate(timeout=400)[1]
-    assert process.returncode == 0, error
-    assert "goes on" in error or "failed" in error  # it was killed, and not at its end
-    assert logged(run) == undisturbed
-
-
-def test_two_commands_with_two_nodes_train_one_run(tmp_path):
-    """What SLURM says to each is what they need to find each other."""
-    name = f"--run={tmp_path}/run"
-    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_STEP_NUM_TASKS": "2"}
-    both = [started([*COMMAND, "--nodes=2", name], tmp_path, **slurm, SLURM_NODEID=str(node)) for node in range(2)]
-    said = [process.communicate(timeout=400) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert len(logged(tmp_path / "run")) == 32
-    assert "next" in said[0][0]
-    assert not said[1][0].strip()
+def test_a_device_needs_room_for_its_part_alone():
+    step = step_of(*VIT)
+    size = sum(4 * p.numel() for p in step.encoder.parameters())
+    with pytest.raises(UserError, match="several --devices with --strategy fsdp") as told:
+        check_memory(step, size)
+    needed = float(re.search("keeps ([0-9.e-]+) GB", str(told.value))[1]) * 1e9
+    in_parts = needed - (4 + 1) * size * 3 / 4  # with gradients and AdamW's state, and a twin without
+    check_memory(step, round(1.01 * in_parts), 4)
+    with pytest.raises(UserError, match="give more --devices"):
+        check_memory(step, round(0.99 * in_parts), 4)
 
 
 def test_what_is_not_told_is_asked_for(monkeypatch):
@@ -273,7 +146,3 @@ def test_what_is_not_told_is_asked_for(monkeypatch):
     assert world(1, 1) == world(4, 2) == (4, 2, 5)
     with pytest.raises(UserError, match="torchrun started 4 processes on each of 2 machines: leave both out"):
         world(8, 1)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -1,4 +1,7 @@
-"""A hundred steps of every method in bfloat16, half of the images copies of a few: finite, and not collapsed."""
+"""A hundred steps of every method in bfloat16, half of the images copies of a few: finite, and not collapsed.
+
+With CLD by k-means as many; by normalized cut, which is slow and differs in the groups alone, a third.
+"""
 
 import io
 import math
@@ -53,10 +56,12 @@ def effective_rank(features):
     return math.exp(-(share * np.log(share)).sum())
 
 
-def trained(images, folder, name, grouping, steps):
+def trained(images, folder, name, grouping, steps, blocks=1):
     """A method's training, whole and finite, in bfloat16; of the maps a single pixel is left before the last stride."""
     torch.manual_seed(0)
     encoder = Encoder("resnet18", small_images=False, width=0.0625)
+    for stage in range(1, 5):
+        del getattr(encoder.backbone, f"layer{stage}")[blocks:]
     method = METHODS[name](encoder, len(images), out_features=32, **OPTIONS.get(name, {}))
     cld = CrossLevel(encoder.num_features, weight=0.5, out_features=32, grouping=grouping) if grouping else None
     method.online = max(method.online, 2) if cld else method.online
@@ -77,7 +82,7 @@ def trained(images, folder, name, grouping, steps):
 @pytest.mark.parametrize("grouping", [None, "kmeans", "normalized-cut"])
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "distill"])  # it needs a teacher
 def test_a_hundred_steps_on_duplicates(images, tmp_path, name, grouping):
-    module = trained(images, tmp_path, name, grouping, STEPS)
+    module = trained(images, tmp_path, name, grouping, STEPS // 3 if grouping == "normalized-cut" else STEPS)
     if grouping:
         assert module.values()["groups_used"] >= 2
     shown = take(images, torch.arange(DISTINCT))
@@ -87,7 +92,7 @@ def test_a_hundred_steps_on_duplicates(images, tmp_path, name, grouping):
 
 def test_a_few_steps(images, tmp_path):
     """More than the fault that is known of leaves finite (docs/numerics.md); run under each instruction set."""
-    trained(images, tmp_path, "simclr", "kmeans", 30)
+    trained(images, tmp_path, "simclr", "kmeans", 30, blocks=2)
 
 
 def test_a_collapsed_network_would_be_noticed():

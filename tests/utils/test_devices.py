@@ -1,7 +1,11 @@
-"""A run on two processes, through the command itself."""
+"""A run on two processes, through the commands themselves: one of them dies, is stopped, is started again.
+
+The commands have the settings in common, so that one undisturbed run is what all are held against.
+"""
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,61 +20,134 @@ from crosslevel import load_encoder
 pytestmark = pytest.mark.slow
 
 SOURCE = "turntable,classes=4,objects=24,frames=6,size=16,imbalance=4"
-TINY = ["--encoder.width=0.0625", "--batch_size=16", "--device=cpu", "--devices=2", "--log_every=1", "--workers=0"]
+EPOCHS, STEPS = 5, 20  # 144 images in two shares of 72: four batches of 16 each an epoch
+TINY = ["--encoder.width=0.0625", "--batch_size=16", "--device=cpu", "--log_every=1", "--workers=0"]
+TINY += [f"--epochs={EPOCHS}", "--checkpoint_minutes=0", "--cld.gather=true"]
+TINY += ["--method=NPID", "--method.negatives=16", "--method.sharded=true"]  # a bank in parts, a part a process
+CROSSLEVEL = str(Path(sys.executable).with_name("crosslevel"))
+COMMAND = [CROSSLEVEL, "train", SOURCE, *TINY]
+QUIET = "--report_html=false"
 
 
-def train(folder, *options):
+def started(line, folder, **variables):
     """The command, in a session of its own."""
-    return subprocess.Popen(
-        [Path(sys.executable).with_name("crosslevel"), "train", SOURCE, *options],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(line, cwd=folder, env=environment, start_new_session=True, **pipes)
 
 
-def logged(folder):
-    if not (folder / "metrics.csv").is_file():
+def rows(run):
+    if not (run / "metrics.csv").is_file():
         return []
-    with (folder / "metrics.csv").open() as file:
+    with (run / "metrics.csv").open() as file:
         return [row for row in csv.DictReader(file) if row["loss"]]
 
 
-def test_two_processes_train_one_run(tmp_path):
-    process = train(tmp_path, *TINY, "--epochs=2", "--cld.gather=true")
-    error = process.communicate(timeout=300)[1]
+def losses(run):
+    return [float(row["loss"]) for row in rows(run)]
+
+
+def bank(run):
+    """All rows of NPID's bank, as the last checkpoint has them."""
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    [name] = [key for key in state if key.endswith("bank.rows")]
+    assert state[name].shape == (144, 128)
+    return state[name]
+
+
+def ranks_of(process):
+    """The processes that a command started to train, by what they were told to be."""
+    found = {}
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            told = dict(part.split("=", 1) for part in environment.read_text().split("\0") if "=" in part)
+            parent = int((environment.parent / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process.pid and "LOCAL_RANK" in told:
+                found[int(environment.parent.name)] = int(told["LOCAL_RANK"])
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def until(steps, process, run):
+    while process.poll() is None and len(rows(run)) < steps:
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The folder of the command's run on two processes."""
+    folder = tmp_path_factory.mktemp("whole")
+    process = started([*COMMAND, "--devices=2"], folder)
+    error = process.communicate(timeout=400)[1]
     assert process.returncode == 0, error
-    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["turntable-simclr-cld"]
-    folder = tmp_path / "runs" / "turntable-simclr-cld"
-    rows = logged(folder)
-    # 144 images in two shares of 72: four batches of 16 each an epoch.
-    assert [int(row["step"]) for row in rows] == list(range(1, 9))
+    [run] = (folder / "runs").iterdir()
+    return run
+
+
+def test_two_processes_train_one_run(undisturbed):
+    assert undisturbed.name == "turntable-npid-cld"
+    assert [int(row["step"]) for row in rows(undisturbed)] == list(range(1, STEPS + 1))
     # Groups over both ranks: three quarters of 32 images, not of 16.
-    assert {float(row["groups_used"]) for row in rows} <= {23.5, 24.0}
-    load_encoder(folder)
-    assert "Groups that CLD finds" in (folder / "report.html").read_text()
+    used = [float(row["groups_used"]) for row in rows(undisturbed)]
+    assert 12 < min(used) <= max(used) <= 24
+    load_encoder(undisturbed)
+    assert "Groups that CLD finds" in (undisturbed / "report.html").read_text()
 
 
-def test_a_bank_in_parts_is_saved_whole_and_goes_on(tmp_path):
-    options = [*TINY, "--method=NPID", "--method.negatives=16", "--method.sharded=true", "--report_html=false"]
-    process, folder = train(tmp_path, *options, "--epochs=12", f"--run={tmp_path / 'run'}"), tmp_path / "run"
-    while process.poll() is None and len(logged(folder)) < 9:
-        time.sleep(0.1)
+def test_a_dead_process_ends_the_run_with_a_line_and_it_goes_on_until_stopped_and_again(tmp_path, undisturbed):
+    """A bank in parts is saved whole each time, and the losses are those of an undisturbed run."""
+    run = tmp_path / "run"
+    process = started([*COMMAND, QUIET, "--devices=2", f"--run={run}"], tmp_path)
+    until(5, process, run)
+    [other] = [pid for pid, rank in ranks_of(process).items() if rank == 1]
+    os.kill(other, signal.SIGKILL)
+    error = process.communicate(timeout=300)[1]
+    assert process.returncode == 2, error
+    [line] = [line for line in error.splitlines() if line.startswith("crosslevel train: ")]
+    gone = r"(process 1 ended with status -9|a process is gone), and the 2 of this training need each other$"
+    assert re.search(gone, line)
+    assert "Traceback" not in error
+    resume = [CROSSLEVEL, "train", "--resume", str(run)]
+    process = started(resume, tmp_path)
+    until(9, process, run)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=300)
-    half = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
-    stopped = half["global_step"]
-    assert stopped < 48
-    [name] = [key for key in half["state_dict"] if key.endswith("bank.rows")]
-    assert half["state_dict"][name].shape == (144, 128)
-    process = train(tmp_path, *TINY[2:], "--resume", str(folder), "--epochs=12")
-    error = process.communicate(timeout=300)[1]
+    assert process.returncode == 130
+    assert 9 <= len(rows(run)) < STEPS
+    half = bank(run)
+    process = started(resume, tmp_path)
+    error = process.communicate(timeout=400)[1]
     assert process.returncode == 0, error
-    assert [int(row["step"]) for row in logged(folder)] == list(range(1, 49))
-    whole = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"][name]
-    assert whole.shape == (144, 128)
+    assert losses(run) == losses(undisturbed)
+    whole = bank(run)
+    torch.testing.assert_close(whole, bank(undisturbed))
     torch.testing.assert_close(whole.norm(dim=1), torch.ones(144))
-    assert (whole != half["state_dict"][name]).any(1).float().mean() > 0.9
+    assert (whole != half).any(1).float().mean() > 0.9
+
+
+def test_torchrun_restarts_a_run_where_its_checkpoint_is(tmp_path, undisturbed):
+    """Elastic: a killed process has all of them started again, and the losses are those of an undisturbed run."""
+    run = tmp_path / "run"
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--standalone"]
+    process = started([*line, "--no-python", "--", *COMMAND, QUIET, f"--run={run}"], tmp_path)
+    until(5, process, run)
+    [killed] = [pid for pid, which in ranks_of(process).items() if which == 0]
+    os.kill(killed, signal.SIGKILL)
+    error = process.communicate(timeout=400)[1]
+    assert process.returncode == 0, error
+    assert "goes on" in error or "failed" in error  # it was killed, and not at its end
+    assert losses(run) == losses(undisturbed)
+
+
+def test_two_commands_with_two_nodes_train_one_run(tmp_path, undisturbed):
+    """What SLURM says to each is what they need to find each other; with the encoder in parts nothing changes."""
+    name = f"--run={tmp_path}/run"
+    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_STEP_NUM_TASKS": "2"}
+    line = [*COMMAND, QUIET, "--nodes=2", "--strategy=fsdp", "--checkpoint_minutes=10", name]
+    both = [started(line, tmp_path, **slurm, SLURM_NODEID=str(node)) for node in range(2)]
+    said = [process.communicate(timeout=400) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert losses(tmp_path / "run") == pytest.approx(losses(undisturbed), rel=1e-4)
+    assert "next" in said[0][0]
+    assert not said[1][0].strip()

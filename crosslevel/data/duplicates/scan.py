@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -17,6 +17,9 @@ from crosslevel.data.images import Images
 from crosslevel.data.loaders.records import records
 from crosslevel.utils.errors import SourceError
 from crosslevel.utils.tensors import as_rgb
+
+if TYPE_CHECKING:
+    from crosslevel.data.cluster import Opened
 
 _AT_A_TIME = 256
 
@@ -35,9 +38,15 @@ class ScanResult(NamedTuple):
 
 
 def scan(
-    images: Images, bad: BadFiles, workers: int | None = None, progress: Callable[[int], None] = lambda done: None
+    images: Images,
+    bad: BadFiles,
+    workers: int | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+    elsewhere: Opened | None = None,
 ) -> ScanResult:
     """One pass over the images, some at a time: what stays of each are 3 KB.
+
+    ``elsewhere`` are the same images for the machines of a cluster; what each finds is put together here.
 
     Raises:
         SourceError: fewer than 2 images can be read.
@@ -46,7 +55,7 @@ def scan(
     total, count = len(images), 0
     pictures, shape = torch.empty(total, 3, SIDE, SIDE, dtype=torch.uint8), torch.empty(total, 2, dtype=torch.int64)
     content, numbers = torch.empty(total, dtype=torch.int64), torch.empty(total, dtype=torch.int64)
-    for batch, glance in records(images, _glance, _AT_A_TIME, bad=bad, workers=workers):
+    for batch, glance in records(images, _glance, _AT_A_TIME, bad=bad, workers=workers, elsewhere=elsewhere):
         new = slice(count, count + len(batch))
         pictures[new], shape[new], content[new], numbers[new] = *glance, batch
         count = new.stop

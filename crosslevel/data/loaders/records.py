@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -16,6 +17,9 @@ from crosslevel.data.images import Images
 from crosslevel.data.loaders.pool import Pool
 from crosslevel.data.loaders.workers import Keys, ahead, worth_workers
 from crosslevel.utils.errors import BadImage
+
+if TYPE_CHECKING:
+    from crosslevel.data.cluster import Opened
 
 Record = TypeVar("Record", bound=tuple[Any, ...])
 
@@ -34,20 +38,27 @@ def records(
     *,
     bad: BadFiles,
     workers: int | None = None,
+    elsewhere: Opened | None = None,
 ) -> Iterator[Records[Record]]:
     """What ``find`` makes of each image, in order: a named tuple of tensors of the same shape for all images.
 
     No label is read. Images that cannot be read go to ``bad``, and have no record; ``workers`` as `EvalBatches` has
-    them.
+    them; ``elsewhere`` are the same images for the machines of a cluster, which work in their place.
     """
     job, total = _Job(images, find), len(images)
     keys = Keys([range(first, min(first + batch_size, total)) for first in range(0, total, batch_size)])
-    workers = worth_workers(job, total) if workers is None else workers
-    for part in Pool(job, keys, workers, persistent=False) if workers else ahead(job.__getitem__, keys):
+    for part in _parts(job, keys, workers, elsewhere):
         for path, reason in part.bad:
             bad.add(path, reason)
         if part.records is not None:
             yield part.records
+
+
+def _parts(job: _Job, keys: Keys[range], workers: int | None, elsewhere: Opened | None) -> Iterable[_Part]:
+    if elsewhere is not None:
+        return elsewhere.mapped(partial(_Job, find=job.find), list(keys))
+    workers = worth_workers(job, len(job.images)) if workers is None else workers
+    return Pool(job, keys, workers, persistent=False) if workers else ahead(job.__getitem__, keys)
 
 
 class _Part(NamedTuple):

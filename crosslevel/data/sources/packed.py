@@ -20,8 +20,9 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -37,6 +38,9 @@ from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError, UserError
 from crosslevel.utils.tensors import load_safetensors
 from crosslevel.utils.trees import json_tree
+
+if TYPE_CHECKING:
+    from crosslevel.data.cluster import Opened
 
 INDEX, ABOUT, UNFINISHED = "index.safetensors", "pack.json", "unfinished.json"
 VERSION = 1
@@ -229,11 +233,19 @@ class Decoded(NamedTuple):
     bad: list[tuple[str, str]]
 
 
-def decoded(images: Images, size: int, numbers: range, workers: int | None, at_once: int) -> Iterator[Decoded]:
-    """The images ``numbers`` in order, brought to ``size``, ``at_once`` at a time; ``workers`` as for `EvalBatches`."""
+def decoded(
+    images: Images, size: int, numbers: range, workers: int | None, at_once: int, elsewhere: Opened | None = None
+) -> Iterator[Decoded]:
+    """The images ``numbers`` in order, brought to ``size``, ``at_once`` at a time; ``workers`` as for `EvalBatches`.
+
+    ``elsewhere`` are the same images for the machines of a cluster, which work in the place of processes here.
+    """
+    keys = [numbers[first : first + at_once] for first in range(0, len(numbers), at_once)]
+    if elsewhere is not None:
+        yield from elsewhere.mapped(partial(_PackJob, size=size), keys)
+        return
     job = _PackJob(images, size)
     workers = worth_workers(job, len(images)) if workers is None else workers
-    keys = [numbers[first : first + at_once] for first in range(0, len(numbers), at_once)]
     if workers:
         yield from Pool(job, keys, workers, persistent=False)
     else:

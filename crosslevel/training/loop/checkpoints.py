@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import secrets
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from crosslevel.runs import Run
 from crosslevel.utils import files
 from crosslevel.utils.errors import MachineError, UserError
 from crosslevel.utils.tensors import damage_of, load_tensors, save_to
 
+if TYPE_CHECKING:
+    from crosslevel.training.loop.shards import Shards
+
 PARTS = {"state_dict", "optimizer_states", "callbacks", "epoch", "global_step"}
 """Of a checkpoint's tree; ``callbacks`` has the best epoch so far, under the name that former versions gave it."""
 
 COUNT = "Checkpoints"
+SHARDS = "shards"  # where the tree names the folder beside it that has the rest of it in parts
 _NOTHING = "no checkpoint beside it is whole: start the run anew"
 
 
@@ -68,6 +74,19 @@ def write(run: Run, state: dict[str, Any], best: bool) -> None:
             _also_named(run.last, run.previous)
     if best:
         _also_named(run.last, run.best)
+    if SHARDS in state:
+        _sweep(run, state)
+
+
+def _sweep(run: Run, state: Mapping[str, Any]) -> None:
+    """Remove the parts that no checkpoint names any more."""
+    kept = {str(state[SHARDS])}
+    for file in (run.previous, run.best):
+        try:
+            kept.add(str(_tree(file).get(SHARDS)) if file.is_file() else "")
+        except UserError:
+            return  # it may name any
+    _shards().sweep(run.checkpoints, kept)
 
 
 def _save(state: dict[str, Any], file: BinaryIO, name: Path) -> None:
@@ -77,8 +96,33 @@ def _save(state: dict[str, Any], file: BinaryIO, name: Path) -> None:
         raise MachineError(f"{name}: what was written is not what is read back ({damage}): check the disk")
 
 
-def read(run: Run) -> dict[str, Any]:
+def write_parts(run: Run, step: int, parts: dict[str, Tensor], draw: Callable[[str], str], process: int) -> str:
+    """Write what lies in parts, beside the checkpoint that is to name it; all processes take part.
+
+    Args:
+        run: the run.
+        step: how far it is.
+        parts: by name.
+        draw: tells all processes the first one's text.
+        process: which one this is.
+
+    Returns:
+        the folder's name, to be kept in the checkpoint's tree as `SHARDS`.
+
+    Raises:
+        MachineError: it cannot be written, or not read back as it was written.
+
+    """
+    shards = _shards()
+    name = draw(f"{step:08}-{secrets.token_hex(4)}{shards.SUFFIX}")
+    shards.write(run.checkpoints / name, parts, process)
+    return name
+
+
+def read(run: Run, check_parts: bool = True) -> dict[str, Any]:
     """The tree of ``last.ckpt``, of tensors and plain values.
+
+    ``check_parts``: where some of it lies in parts (`parts_of`), look at all their checksums; one process does for all.
 
     Raises:
         UserError: it is missing, damaged or no checkpoint; the line names a whole one beside it, if there is one.
@@ -94,7 +138,35 @@ def read(run: Run) -> dict[str, Any]:
         raise UserError(f"{error}; {_offer(run) or _NOTHING}") from error
     if damage:
         raise UserError(f"{run.last} is {damage}; {_offer(run) or _NOTHING}")
+    try:
+        parts_of(run, state, check_parts)
+    except UserError as error:
+        raise UserError(f"{error}; {_offer(run) or _NOTHING}") from error
     return state
+
+
+def parts_of(run: Run, state: Mapping[str, Any], check: bool = False) -> Shards | None:
+    """What of a checkpoint lies in parts.
+
+    Raises:
+        UserError: it is damaged, or is not there.
+
+    """
+    if SHARDS not in state:
+        return None
+    name = str(state[SHARDS])
+    if Path(name).name != name:
+        raise UserError(f"{run.last} names parts elsewhere: {name}")
+    parts = _shards().Shards(run.checkpoints / name)
+    damage = parts.damage() if check else ""
+    if damage:
+        raise UserError(f"{parts.folder} is {damage}")
+    return parts
+
+
+def _shards() -> Any:
+    """What few trainings need, and takes a tenth of a second to import."""
+    return importlib.import_module("crosslevel.training.loop.shards")
 
 
 def _tree(file: Path) -> dict[str, Any]:
@@ -111,28 +183,12 @@ def _offer(run: Run) -> str:
         if not file.is_file() or damage_of(file):
             continue
         with suppress(UserError):
-            step = _tree(file)["global_step"]
+            state = _tree(file)
+            step = state["global_step"]
+            parts_of(run, state, check=True)
             move = f"cp {shlex.quote(str(file))} {shlex.quote(str(run.last))}"
             return f"{file.name} beside it is whole (step {step:,}); to go on from there: {move}, then --resume again"
     return ""
-
-
-def fill(module: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
-    """Load ``state`` into ``module``.
-
-    Raises:
-        UserError: it is of other parts, or of other sizes; the message names the first.
-
-    """
-    own = module.state_dict()
-    for name in sorted(own.keys() | state.keys()):
-        theirs, mine = (list(tree[name].shape) if name in tree else "missing" for tree in (state, own))
-        if theirs != mine:
-            raise UserError(
-                f"{file} does not fit: {name} is {theirs} in it and {mine} here: it was begun with other images or "
-                "settings; take those again, or start a new run"
-            )
-    module.load_state_dict(state)
 
 
 def _also_named(file: Path, name: Path) -> None:

@@ -14,8 +14,11 @@ import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning_fabric.strategies import ModelParallelStrategy
 
+from crosslevel.models.encoder import Encoder
 from crosslevel.training.loop.module import Pretrain
+from crosslevel.training.loop.sharding import Sharding
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import CrosslevelError, MachineError, UserError
 from crosslevel.utils.processes import World, by_torchrun
@@ -24,7 +27,7 @@ PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": 
 _CLOSED = re.compile(r"[Cc]onnection (closed|reset|refused)|[Rr]emote process|[Tt]imed out|EOF|NCCL|peer")
 
 
-def fabric_of(hardware: Hardware, ranks: World, callbacks: Sequence[Any]) -> Fabric:
+def fabric_of(hardware: Hardware, ranks: World, callbacks: Sequence[Any], sharding: Sharding | None = None) -> Fabric:
     """Where the training runs; it starts its own processes, unless torchrun has, whatever a cluster's variables say."""
     on_gpu = hardware.device.type == "cuda"
     if on_gpu:
@@ -34,15 +37,29 @@ def fabric_of(hardware: Hardware, ranks: World, callbacks: Sequence[Any]) -> Fab
     if by_torchrun():
         _meet_again("nccl" if on_gpu else "gloo")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
+    strategy: Any = "ddp" if ranks.size > 1 else "auto"
+    if sharding is not None:
+        strategy = ModelParallelStrategy(sharding.shard, data_parallel_size=ranks.size, tensor_parallel_size=1)
     return Fabric(
         accelerator="gpu" if on_gpu else hardware.device.type,
         devices=ranks.devices,
         num_nodes=ranks.nodes,
-        strategy="ddp" if ranks.size > 1 else "auto",
+        strategy=strategy,
         precision=PRECISIONS[hardware.precision],
         plugins=[TorchElasticEnvironment() if by_torchrun() else LightningEnvironment()],
         callbacks=list(callbacks),
     )
+
+
+def set_up(fabric: Fabric, module: Pretrain, sharding: Sharding | None) -> tuple[Any, torch.optim.Optimizer, Any]:
+    """The module as it is called, its optimizer, and that as it is stepped; everything is on its device then."""
+    if sharding is None:
+        optimizer = module.configure_optimizer()
+        called, stepped = fabric.setup(module, optimizer)
+        return called, optimizer, stepped
+    called = fabric.setup_module(module)
+    optimizer = module.configure_optimizer()  # of the parts, which there have not been before
+    return called, optimizer, fabric.setup_optimizers(optimizer)
 
 
 def _meet_again(backend: str) -> None:
@@ -62,26 +79,31 @@ def _meet_again(backend: str) -> None:
 _STATE = {"sgd": 1, "lars": 1, "adamw": 2}  # numbers that an optimizer keeps for each weight
 
 
-def check_memory(module: Pretrain, memory: int | None) -> None:
-    """Refuse a model of which a device cannot keep all, as each has to.
+def check_memory(module: Pretrain, memory: int | None, parts: int = 1) -> None:
+    """Refuse a model of which a device cannot keep all, as each has to, or its part.
 
     Args:
         module: the training step.
         memory: bytes of a device; None where nobody knows.
+        parts: in how many its encoders will be.
 
     Raises:
         UserError: weights, gradients, the optimizer's state and memories need more, activations apart.
 
     """
-    everything = [*module.parameters(), *module.buffers()]
-    trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
-    needed = sum(t.numel() * t.element_size() for t in everything)
-    needed += trained * (1 + _STATE[module.optimizer_name])
+    copies = {True: 2 + _STATE[module.optimizer_name], False: 1}  # with gradients and the optimizer's state, or alone
+    encoders = [part for part in module.modules() if isinstance(part, Encoder)]
+    divided = {id(p) for encoder in encoders for p in encoder.parameters()}
+    needed = sum(t.numel() * t.element_size() for t in module.buffers())
+    needed += sum(
+        p.numel() * p.element_size() * copies[p.requires_grad] // (parts if id(p) in divided else 1)
+        for p in module.parameters()
+    )
     if memory is not None and needed > memory:
+        more = "more --devices" if parts > 1 else "several --devices with --strategy fsdp"
         raise UserError(
             f"the training keeps {needed / 1e9:.3g} GB on each device (weights, gradients, optimizer, memories) of "
-            f"{memory / 1e9:.3g} GB; models are not divided among devices (no FSDP): take a smaller --encoder.name, or "
-            "--optimizer sgd"
+            f"{memory / 1e9:.3g} GB: give {more}, take a smaller --encoder.name, or --optimizer sgd"
         )
 
 

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.utils.console import say
@@ -27,13 +28,16 @@ class FallGuard:
     It keeps the encoder of the best figure so far, the start's included. When one is below the start's by more than its
     margin, the training is to end, and that encoder is what it leaves.
 
+    ``encoder`` is the whole one, which a training in parts keeps beside them.
+
     Attributes:
         start: the figure of the start, by its name; empty before `begin`.
         fallen: whether the training is to end.
 
     """
 
-    def __init__(self, run: Run, module: Pretrain, console: Console) -> None:
+    def __init__(self, run: Run, module: Pretrain, console: Console, encoder: Encoder) -> None:
+        self.encoder = encoder
         self.run, self.module, self.console = run, module, console
         self.file = run.checkpoints / "kept.safetensors"
         self.start: dict[str, float] = {}
@@ -79,13 +83,13 @@ class FallGuard:
     def restore(self) -> None:
         """Bring the encoder of the best figure back."""
         if self.fallen:
-            self.module.encoder.backbone.load_state_dict(load_safetensors(self.file)[0])
+            self.encoder.backbone.load_state_dict(load_safetensors(self.file)[0])
 
     @torch.no_grad()
     def _keep(self, figure: float) -> None:
         self.best = figure, self.module.step
         state: dict[str, Tensor] = {
-            name: value.detach().cpu().contiguous() for name, value in self.module.encoder.backbone.state_dict().items()
+            name: value.detach().cpu().contiguous() for name, value in self.encoder.backbone.state_dict().items()
         }
         (name, start), *_ = self.start.items()
         about = {"figure": name, "start": repr(start), "best": repr(figure), "step": str(self.module.step)}

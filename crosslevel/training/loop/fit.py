@@ -22,12 +22,14 @@ from crosslevel.models.sync_batchnorm import synchronize
 from crosslevel.runs import Run
 from crosslevel.training.loop import checkpoints, graph
 from crosslevel.training.loop.collapse import CollapseWatch
-from crosslevel.training.loop.fabric import all_ranks_end, check_memory, fabric_of, memory_of
+from crosslevel.training.loop.fabric import all_ranks_end, check_memory, fabric_of, memory_of, set_up
 from crosslevel.training.loop.fall import FallGuard
 from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.log import Clock, Display, Log, Stream
 from crosslevel.training.loop.loggers import Boards
 from crosslevel.training.loop.module import Pretrain
+from crosslevel.training.loop.sharding import Sharding, Strategy
+from crosslevel.training.loop.state import collect, restore
 from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.distributed import mean
@@ -87,6 +89,7 @@ def fit(
     stop_fall: bool = True,
     loggers: Loggers | None = None,
     callbacks: Sequence[Any] = (),
+    strategy: Strategy = "ddp",
 ) -> Outcome:
     """Train ``module`` on ``batches`` up to its number of steps, leaving logs and checkpoints in ``folder``.
 
@@ -111,6 +114,7 @@ def fit(
         callbacks: objects of which ``on_train_start(run, module)``, ``on_log(step, figures, module)`` and
             ``on_train_end(run, module)`` are called where they have them: at the start on every rank, a logged row on
             the first, at the end on every rank.
+        strategy: ddp, all weights on each of several devices; fsdp, a part of an encoder's on each (`sharding`).
         compile: the encoder and, on CUDA, the whole step (`graph`): auto where the run is long enough to pay for it.
 
     Raises:
@@ -120,19 +124,23 @@ def fit(
 
     """
     run, console = Run(folder), console or printer()
-    state = checkpoints.read(run) if resume else None
+    state = checkpoints.read(run, ranks.rank == 0) if resume else None
     if sync_batchnorm:
         synchronize(module, hardware.device.type == "cuda")
-    fabric = fabric_of(hardware, ranks, callbacks)
-    schedule = Schedule(log_every, monitor_every, checkpoint_minutes, stop_fall)
-    loop = _Loop(fabric, module, batches, run, schedule, saved, loggers)
+    sharding = Sharding(module, hardware.precision) if strategy == "fsdp" and ranks.size > 1 else None
+    fabric = fabric_of(hardware, ranks, callbacks, sharding)
+    schedule = Schedule(log_every, monitor_every if monitor else 0, checkpoint_minutes, stop_fall)
+    loop = _Loop(fabric, module, batches, run, schedule, saved, loggers, sharding)
     with all_ranks_end(fabric), worker_trouble(), StopRequest(lambda number: _tell(console)) as stop:
         loop.prepare(state, hardware, console)
         loop.compile(compile, hardware, ranks.size, console)
         fabric.call("on_train_start", run=folder, module=module)
         loop.train(monitor, stop, console)
         fabric.call("on_train_end", run=folder, module=module)
-    module.cpu()
+    if sharding is None:
+        module.cpu()
+    else:
+        sharding.end()
     return Outcome(module.step, loop.fallen or module.step >= module.steps, loop.signal or None, loop.fallen)
 
 
@@ -148,7 +156,9 @@ class _Loop:
         schedule: Schedule,
         saved: Callable[[], None],
         loggers: Loggers | None,
+        sharding: Sharding | None,
     ) -> None:
+        self.sharding, self.encoder = sharding, module.encoder if sharding is None else sharding.whole
         self.fabric, self.module, self.batches, self.run, self.loggers = fabric, module, batches, run, loggers
         self.schedule, self.after_save = schedule, saved
         self.signal, self.fallen, self.best = 0, False, checkpoints.BestEpoch()
@@ -157,16 +167,16 @@ class _Loop:
     def prepare(self, state: dict[str, Any] | None, hardware: Hardware, console: Console) -> None:
         """Bring everything to the device, and to where the checkpoint left it."""
         self.fabric.launch()
-        module = self.module.to(memory_format=torch.channels_last)
+        # FSDP2 takes weights in their plain order alone.
+        module = self.module.to(memory_format=torch.channels_last) if self.sharding is None else self.module
         view = module.views.size
         sizes = (view, module.method.piece_size(view) or (module.views.small_side if module.views.small else view))
         looked = partial(glance, module.encoder, *sizes, channels=module.views.channels)
         wrong = avoid_faults(module.encoder, looked, hardware, whole=module)
         tell(console, wrong)
         module.rank = self.fabric.global_rank
-        self.optimizer = module.configure_optimizer()
-        check_memory(module, memory_of(self.fabric.device))
-        self.step_module, self.step_optimizer = self.fabric.setup(module, self.optimizer)
+        check_memory(module, memory_of(self.fabric.device), 1 if self.sharding is None else self.fabric.world_size)
+        self.step_module, self.optimizer, self.step_optimizer = set_up(self.fabric, module, self.sharding)
         if self.fabric.is_global_zero:
             self.run.checkpoints.mkdir(parents=True, exist_ok=True)
             self.run.sweep()
@@ -192,15 +202,13 @@ class _Loop:
         loss = self.step_module(batch)
         self.step_optimizer.zero_grad()
         self.fabric.backward(loss)
+        if self.sharding is not None:
+            self.sharding.average()
         self.step_optimizer.step()
         self.module.end_step()
 
     def _restore(self, state: dict[str, Any]) -> None:
-        checkpoints.fill(self.module, state["state_dict"], self.run.last)
-        own = graph.flags(self.optimizer)
-        self.optimizer.load_state_dict(state["optimizer_states"][0])
-        for group, mine in zip(self.optimizer.param_groups, own, strict=True):
-            group.update(mine)
+        restore(self.module, self.optimizer, state, checkpoints.parts_of(self.run, state), self.run.last)
         self.module.step = state["global_step"]
         self.best = checkpoints.BestEpoch(state["callbacks"][checkpoints.COUNT])
         if SCALER in state:
@@ -220,13 +228,12 @@ class _Loop:
         try:
             guard = self._guarded(monitor, log, console)
             for images in self._steps(stop):
-                last = module.step == module.steps
                 if self._is_logged():
                     figures = {**module.values(), **self.clock.read()}
                     log.record(module.step, figures)
                     self.fabric.call("on_log", step=module.step, figures=figures, module=module)
                     self.clock.restart()
-                if monitor is not None and (module.step % (self.schedule.monitor_every * epoch) == 0 or last):
+                if monitor is not None and self._is_measured():
                     figures = monitor()
                     log.record(module.step, figures)
                     self.fabric.call("on_log", step=module.step, figures=figures, module=module)
@@ -251,7 +258,7 @@ class _Loop:
         """What watches weights that were good before; their figure is the first row."""
         if monitor is None or not (self.schedule.stop_fall and self.module.encoder.started):
             return None
-        guard = FallGuard(self.run, self.module, console)
+        guard = FallGuard(self.run, self.module, console, self.encoder)
         if self.module.step == 0:
             figures = monitor()
             log.record(0, figures)
@@ -274,6 +281,8 @@ class _Loop:
                 if self.fabric.world_size > 1:
                     losses = torch.stack([value.float() for value in module.seen.values()])
                     module.seen = dict(zip(module.seen, mean(losses), strict=True))
+            if self.sharding is not None and (self._is_measured() or module.step == module.steps):
+                self.sharding.gather()
             yield len(batch.index)
             late, self.signal, self.fallen = self._agreed(
                 time.monotonic() - self.saved_at > 60 * self.schedule.checkpoint_minutes, stop.number, self.fallen
@@ -283,7 +292,13 @@ class _Loop:
                 module.check_finite()
                 self._save(best=ended and self.best.end())
             if self.signal or self.fallen:
+                if self.sharding is not None:
+                    self.sharding.gather()
                 break
+
+    def _is_measured(self) -> bool:
+        step, every = self.module.step, self.schedule.monitor_every * len(self.batches)
+        return every > 0 and (step % every == 0 or step == self.module.steps)
 
     def _is_logged(self) -> bool:
         step = self.module.step
@@ -300,16 +315,20 @@ class _Loop:
 
     def _save(self, best: bool) -> None:
         """A checkpoint; every rank takes part, since memories may lie in parts."""
+        tree, parts = collect(self.module, self.optimizer)
         state = {
+            **tree,
             "epoch": self.module.step // len(self.batches),
             "global_step": self.module.step,
-            "state_dict": self.module.state_dict(),
-            "optimizer_states": [self.optimizer.state_dict()],
             "callbacks": {checkpoints.COUNT: self.best.state()},
         }
         scale = self.fabric.strategy.precision.state_dict()
         if scale:
             state[SCALER] = scale
+        if parts:
+            state[checkpoints.SHARDS] = checkpoints.write_parts(
+                self.run, self.module.step, parts, self.fabric.broadcast, self.fabric.global_rank
+            )
         if self.fabric.is_global_zero:
             checkpoints.write(self.run, state, best)
         self.after_save()

@@ -17,6 +17,7 @@ from crosslevel.models.encoder import Encoder
 from crosslevel.models.heads import projection_head, stacked
 from crosslevel.transforms.philox import Counted
 from crosslevel.transforms.views import Views
+from crosslevel.utils.distributed import is_sharded, local
 from crosslevel.utils.errors import NotFinite, UserError
 from crosslevel.utils.rng import step_seed
 from crosslevel.utils.schedules import warmed_up
@@ -74,6 +75,11 @@ class Pretrain(nn.Module):
         if cld is not None:
             # Groups over all ranks must start from the same points on each of them.
             cld.generator = self.shared_draws
+
+    def train_on(self, encoder: Encoder) -> None:
+        """Take a copy of the encoder for the one that is trained; before the first step, or after the last."""
+        self.encoder = encoder
+        self.method.train_on(encoder)
 
     def begin_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Seed the step, and set its learning rate."""
@@ -149,7 +155,10 @@ class Pretrain(nn.Module):
 
     def configure_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer named on the command line; weight decay as its field applies it."""
-        groups = self._parameter_groups()
+        # What lies in parts is computed by other kernels: no group has both.
+        groups = [
+            {**group, "params": params} for group in self._parameter_groups() for params in _apart(group["params"])
+        ]
         if self.optimizer_name == "sgd":
             return torch.optim.SGD(groups, lr=self.lr, momentum=0.9)
         if self.optimizer_name == "adamw":
@@ -158,6 +167,11 @@ class Pretrain(nn.Module):
         for group in groups:
             group["always_adapt"] = all(p.ndim > 1 for p in group["params"])
         return Lars(groups, lr=self.lr, momentum=0.9)
+
+    def trained_names(self) -> list[str]:
+        """The names of the trained parameters, in the order of an optimizer of whole ones."""
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        return [names[id(p)] for group in self._parameter_groups() for p in group["params"]]
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Trained parameters with their decay, and, where the encoder has rates of its own, their share of the rate."""
@@ -200,7 +214,7 @@ class Pretrain(nn.Module):
             return
         *losses, step = self.defect.tolist()
         first = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.seen, losses, strict=True))
-        broken = [name for name, p in self.named_parameters() if not bool(p.isfinite().all())]
+        broken = [name for name, p in self.named_parameters() if not bool(local(p).isfinite().all())]
         where = f"{len(broken)} parameters are not finite, {broken[0]} first" if broken else "all parameters are finite"
         rate = self.lr * warmed_up(int(step) - 1, self.steps, self.warmup_steps)
         raise NotFinite(
@@ -248,6 +262,13 @@ def connect(method: Method, cld: CrossLevel) -> None:
 
 def _layers(head: nn.Sequential) -> str:
     return " > ".join(type(layer).__name__ for layer in head)
+
+
+def _apart(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """The whole ones, and those in parts, where there are any."""
+    parts = [p for p in parameters if is_sharded(p)]
+    others = [p for p in parameters if not is_sharded(p)]
+    return [group for group in (others, parts) if group] if parts else [parameters]
 
 
 def remembered(method: nn.Module, prefix: str) -> list[str]:

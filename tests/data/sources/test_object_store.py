@@ -13,6 +13,7 @@ import pytest
 import torch
 from container_samples import flat, labelled, value, write_tar
 from object_store import FAULTS, proxied
+from run_samples import losses, write_images
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.loaders.streams import StreamBatches
@@ -20,7 +21,11 @@ from crosslevel.data.open import open_images
 from crosslevel.data.pack import pack
 from crosslevel.data.sources.containers import copies, remote
 from crosslevel.data.uri import parse
-from crosslevel.utils.errors import SourceError
+from crosslevel.features.embed import embed
+from crosslevel.settings.parser import run
+from crosslevel.training.train import train
+from crosslevel.utils.errors import SourceError, UserError
+from crosslevel.utils.tensors import load_tensors
 
 server = pytest.importorskip("moto.server", reason="the S3 server is of pip install 'crosslevel[test]'")
 s3fs = pytest.importorskip("s3fs")
@@ -181,3 +186,64 @@ def test_copies_say_where_they_are_from(shards):
     told = json.loads((copy.parent / ".s-0.tar.origin.json").read_text())
     assert set(told) == {"state"}
     assert "ETag" in told["state"]
+
+
+def test_a_pack_is_made_in_a_bucket(tmp_path, capsys):
+    write_tar(tmp_path / "x.tar", labelled(range(20)))
+    at, here = "s3://bucket/made", pack(str(tmp_path / "x.tar"), output=str(tmp_path / "packed"), size=4, quiet=True)
+    pack(str(tmp_path / "x.tar"), output=at, size=4)
+    assert "sent to s3://bucket/made; next: crosslevel train s3://bucket/made" in capsys.readouterr().out
+    names = {file.name: file.read_bytes() for file in here.iterdir() if file.name != ".crosslevel.lock"}
+    store = fsspec.filesystem("s3")
+    assert {Path(name).name: store.cat_file(name) for name in store.find("bucket/made")} == names
+    found, same = open_images(at), open_images(str(here))
+    assert all(torch.equal(found[i][0], same[i][0]) for i in range(20))
+    pack(str(tmp_path / "x.tar"), output=at, size=4)
+    assert "s3://bucket/made is complete: 20 images" in capsys.readouterr().out
+    write_tar(tmp_path / "x.tar", labelled(range(30)))
+    pack(str(tmp_path / "x.tar"), output=at, size=4, quiet=True)
+    assert len(open_images(at)) == 30
+    with pytest.raises(UserError, match="s3://bucket/shards: there is something else in it: give another folder"):
+        pack(str(tmp_path / "x.tar"), output="s3://bucket/shards", size=4, quiet=True)
+
+
+class Killed(BaseException):
+    """Nothing of the run's own code gets to act on it."""
+
+
+class KilledAt:
+    def on_log(self, step, figures, module):
+        if step == 6:
+            raise Killed
+
+
+def test_a_run_lives_in_a_bucket_and_goes_on_on_another_machine(bucket, tmp_path, monkeypatch, capsys):
+    photos, at, store = write_images(tmp_path / "photos"), "s3://bucket/runs/a", fsspec.filesystem("s3")
+    line = [str(photos), "--encoder.width=0.0625", "--views.size=16", "--batch_size=8", "--log_every=1", "--workers=0"]
+    line += ["--device=cpu", "--report_html=false", "--monitor_every=0", "--epochs=3", "--checkpoint_minutes=0"]
+    run(train, [*line, f"--run={tmp_path}/whole"])
+    with pytest.raises(Killed):
+        run(train, [*line, f"--run={at}"], callbacks=[KilledAt()])
+    assert not store.exists("bucket/runs/a/encoder.safetensors")
+    monkeypatch.setenv("CROSSLEVEL_CACHE", str(tmp_path / "another"))
+    bucket.wanted = 8
+    run(train, ["--resume", at])
+    assert bucket.injected == 8
+    said = capsys.readouterr().out
+    assert f"run: {at}" in said
+    assert f"crosslevel embed {at} " in said
+    store.get("bucket/runs/a", str(tmp_path / "copy"), recursive=True)
+    assert losses(tmp_path / "copy") == losses(tmp_path / "whole")
+    assert sorted(file.name for file in (tmp_path / "copy" / "checkpoints").iterdir()) == [
+        "best.ckpt", "last.ckpt", "previous.ckpt",
+    ]  # fmt: skip
+    steps = {
+        name: load_tensors(tmp_path / "copy/checkpoints" / f"{name}.ckpt")["global_step"]
+        for name in ("last", "previous")
+    }
+    assert steps == {"last": 9, "previous": 8}
+    run(embed, [at, str(photos), f"--output={tmp_path}/f.parquet", "--device=cpu", "--workers=0"])
+    assert len(pq.read_table(tmp_path / "f.parquet")) == 24
+    with pytest.raises(SystemExit):
+        run(train, [*line, f"--run={at}"])
+    assert f"--run {at}: it already holds a run: give another folder, or --resume {at}" in capsys.readouterr().err

@@ -98,7 +98,7 @@ def _copied(files: Iterable[_File], name: str) -> list[str]:
     """The copies' paths; those that are missing, or of a former state, are made."""
     files = list(files)
     missing = [file for file in files if not _is_there(file)]
-    _check_room(missing, name)
+    check_room(sum(file.size for file in missing), name)
     closing = threading.Event()
     with ThreadPoolExecutor(_AT_ONCE, "crosslevel-copy") as pool:
         try:
@@ -118,8 +118,9 @@ def _is_there(file: _File) -> bool:
         return False
 
 
-def _check_room(files: list[_File], name: str) -> None:
-    wanted, home = sum(file.size for file in files), cache_folder()
+def check_room(wanted: int, name: str) -> None:
+    """Refuse to copy so many bytes where the cache's disk has no room for them."""
+    home = cache_folder()
     home.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(home).free
     if wanted + _SPARE > free:
@@ -130,21 +131,31 @@ def _check_room(files: list[_File], name: str) -> None:
 
 
 def _copy(file: _File, closing: threading.Event) -> None:
-    tape = Tape(file.address, closing, packed=True)
     file.copy.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):
         _origin(file).unlink()
+    download(file.address, file.copy, file.size, closing)
+    write(_origin(file), json.dumps({"state": file.state}))
+
+
+def download(address: str, target: Path, size: int, closing: threading.Event) -> None:
+    """Put the file at an address in ``target``'s place, when it is whole; setting ``closing`` ends a pause.
+
+    Raises:
+        SourceError: it cannot be read, or has other than ``size`` bytes.
+
+    """
+    tape = Tape(address, closing, packed=True)
     try:
-        with replacing(file.copy) as out:
+        with replacing(target) as out:
             while part := tape.read(_PIECE):
                 out.write(part)
-            if tape.at != file.size:
-                raise Damage(f"has {tape.at:,} bytes instead of {file.size:,}")
+            if tape.at != size:
+                raise Damage(f"has {tape.at:,} bytes instead of {size:,}")
     except Damage as error:
-        raise SourceError(f"{file.address}: {error}") from error
+        raise SourceError(f"{address}: {error}") from error
     finally:
         tape.close()
-    write(_origin(file), json.dumps({"state": file.state}))
 
 
 def _origin(file: _File) -> Path:

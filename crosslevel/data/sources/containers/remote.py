@@ -10,7 +10,7 @@ import stat
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -87,18 +87,23 @@ def about(name: str) -> Told:
         SourceError: it is not there, or cannot be asked for.
 
     """
-    system, path = _system(name)
+    system, path = system_of(name)
     try:
-        info = _patiently(lambda: system.info(path))
+        info = patiently(lambda: system.info(path))
         if info.get("size") is None:
             raise SourceError(f"{name}: the server does not say how large it is: it can only be streamed, by train")
     except SourceError:
         raise
     except Exception as error:
-        raise SourceError(f"{name}: cannot be opened: {_reason(error)}") from error
+        raise SourceError(f"{name}: cannot be opened: {reason(error)}") from error
+    return Told(int(info["size"]), state_of(info))
+
+
+def state_of(info: Mapping[str, Any]) -> str:
+    """What changes when a file is written anew, of what its store says of it."""
     marks = ("ETag", "etag", "LastModified", "mtime", "last_modified", "updated", "created", "VersionId")
     state = {mark: str(info[mark]) for mark in marks if info.get(mark) is not None}
-    return Told(int(info["size"]), f"{info['size']} {state}")
+    return f"{info['size']} {state}"
 
 
 def exists(name: str) -> bool:
@@ -108,11 +113,11 @@ def exists(name: str) -> bool:
         SourceError: the store cannot be asked.
 
     """
-    system, path = _system(name)
+    system, path = system_of(name)
     try:
-        return bool(_patiently(lambda: system.exists(path)))
+        return bool(patiently(lambda: system.exists(path)))
     except Exception as error:
-        raise SourceError(f"{name}: cannot be looked for: {_reason(error)}") from error
+        raise SourceError(f"{name}: cannot be looked for: {reason(error)}") from error
 
 
 def pauses() -> tuple[float, ...]:
@@ -129,7 +134,7 @@ def pauses() -> tuple[float, ...]:
         raise UserError(f"{RETRY_SECONDS}={given}: give seconds, such as 1,5,30") from error
 
 
-def _patiently(ask: Callable[[], Any]) -> Any:
+def patiently(ask: Callable[[], Any]) -> Any:
     """The answer, asked for again after each of the `pauses` while the store is busy."""
     for pause in pauses():
         try:
@@ -174,9 +179,9 @@ class Tape:
             try:
                 data = self._read(count)
             except _FINAL as error:
-                raise Damage(f"cannot be opened: {_reason(error)}") from error
+                raise Damage(f"cannot be opened: {reason(error)}") from error
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise Damage(f"damaged or truncated: {_reason(error)}") from error
+                raise Damage(f"damaged or truncated: {reason(error)}") from error
             except Exception as error:  # every protocol has exceptions of its own
                 self.close()
                 if self._in_blocks and isinstance(error, ValueError):
@@ -184,7 +189,7 @@ class Tape:
                     continue
                 pause = next(left, None)
                 if pause is None or self.closing.wait(pause):
-                    raise Damage(f"cannot be read, tried {len(seconds) + 1} times: {_reason(error)}") from error
+                    raise Damage(f"cannot be read, tried {len(seconds) + 1} times: {reason(error)}") from error
                 continue
             self.at += len(data)
             return data
@@ -235,7 +240,7 @@ def _pieces(count: int) -> Iterator[int]:
 def open_file(name: str, in_blocks: bool, packed: bool) -> Any:
     """A file of this machine or at an address, to be read once; in blocks where the server knows ranges."""
     if is_remote(name):
-        system, path = _system(name)
+        system, path = system_of(name)
         block = _BLOCK if in_blocks or not name.lower().startswith("http") else 0
         file: Any = _Whole(system.open(path, "rb", block_size=block, cache_type="readahead" if block else "none"))
     else:
@@ -264,16 +269,22 @@ class _Whole:
 
 def _remote_files(name: str) -> list[str]:
     """What an address with ``*`` stands for; protocol and package are checked for any."""
-    system, path = _system(name)
+    system, path = system_of(name)
     if "*" not in name.partition("?")[0]:
         return [name]
     try:
-        return sorted(system.unstrip_protocol(file) for file in _patiently(lambda: system.glob(path)))
+        return sorted(system.unstrip_protocol(file) for file in patiently(lambda: system.glob(path)))
     except Exception as error:
-        raise SourceError(f"{name}: cannot be listed: {_reason(error)}") from error
+        raise SourceError(f"{name}: cannot be listed: {reason(error)}") from error
 
 
-def _system(name: str) -> tuple[Any, str]:
+def system_of(name: str) -> tuple[Any, str]:
+    """The store of an address, as fsspec has it, and the path there.
+
+    Raises:
+        SourceError: a protocol that is not read, or whose package is missing.
+
+    """
     try:
         import fsspec  # noqa: PLC0415
     except ImportError as error:
@@ -285,13 +296,14 @@ def _system(name: str) -> tuple[Any, str]:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:
         install = f"{INSTALL} {_ALSO.get(protocol, '')}".rstrip()
-        raise SourceError(f"{name}: {_reason(error).rstrip('.')}: {install}") from error
+        raise SourceError(f"{name}: {reason(error).rstrip('.')}: {install}") from error
     except ValueError as error:
-        raise SourceError(f"{name}: {_reason(error)}") from error
+        raise SourceError(f"{name}: {reason(error)}") from error
     system, path = fsspec.core.url_to_fs(name)
     return system, path
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """What an error of a store's says, in one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__

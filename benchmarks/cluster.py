@@ -1,0 +1,137 @@
+"""embed by two plain processes, each with half of the images, and by two local Ray nodes of one core each.
+
+Seconds of processor time count: on a machine that does other things as well, wall time says little. The cluster is up
+before the clock starts; what its own processes take while it works is counted.
+
+taskset -c 1 python benchmarks/cluster.py --images 20000
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import records
+import torch
+from beside import machine
+from PIL import Image
+
+from crosslevel import Encoder
+from crosslevel.models.encoder import View
+
+OPTIONS = ["--device=cpu", "--precision=fp32", "--quiet"]
+
+
+def main() -> None:
+    parser = records.measuring(__doc__)
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=1)
+    arguments = parser.parse_args()
+    print(machine())
+    with records.folder(arguments.where) as home:
+        furnish(home, arguments.images)
+        for number in range(arguments.rounds):
+            report("two processes", arguments.images, measured(lambda n=number: plain(home, n)))
+            with_cluster(home, number, arguments.images)
+
+
+def furnish(home: Path, count: int) -> None:
+    """JPEG files of 128 pixels, lists of them, and an encoder of random weights."""
+    (home / "photos").mkdir()
+    draws = np.random.default_rng(0)
+    names = [str(home / "photos" / f"{i:06}.jpg") for i in range(count)]
+    for name in names:
+        coarse = draws.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(np.kron(coarse, np.ones((16, 16, 1), np.uint8))).save(name, quality=85)
+    for list_, part in (("a", names[: count // 2]), ("b", names[count // 2 :]), ("all", names)):
+        (home / f"{list_}.txt").write_text("\n".join(part) + "\n")
+    torch.manual_seed(0)
+    encoder = Encoder("resnet18", False, 0.5)
+    encoder.view = View(96)
+    (home / "run").mkdir()
+    encoder.save(home / "run" / "encoder.safetensors")
+
+
+def begun(home: Path, list_: str, output: str, *options: str) -> subprocess.Popen[bytes]:
+    line = [sys.executable, "-m", "crosslevel", "embed", str(home / "run"), str(home / f"{list_}.txt")]
+    return subprocess.Popen([*line, "-o", str(home / output), *OPTIONS, *options])
+
+
+def plain(home: Path, number: int) -> None:
+    both = [begun(home, list_, f"{list_}-{number}.parquet", "--workers=0") for list_ in "ab"]
+    if any([process.wait() for process in both]):
+        sys.exit("a process failed")
+
+
+def with_cluster(home: Path, number: int, images: int) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
+    os.environ["RAY_ADDRESS"] = cluster.address
+    time.sleep(5)
+
+    def embed() -> None:
+        if begun(home, "all", f"ray-{number}.parquet", "--engine=ray").wait():
+            sys.exit("the command failed")
+
+    report("two Ray nodes", images, measured(embed))
+    cluster.shutdown()
+
+
+def measured(what: Callable[[], None]) -> tuple[float, Counter[str]]:
+    """Seconds on the wall, and of the processor by kind of process: commands, Ray's workers, and Ray itself."""
+    spent: dict[tuple[int, float], tuple[str, float]] = {}
+    before = look(spent)
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.25):
+            look(spent)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    began = time.perf_counter()
+    what()
+    wall = time.perf_counter() - began
+    ended.set()
+    watcher.join()
+    after = look(spent)
+    return wall, Counter({kind: after[kind] - before[kind] for kind in after})
+
+
+def look(spent: dict[tuple[int, float], tuple[str, float]]) -> Counter[str]:
+    """Note what each process has spent so far; who has ended keeps what was seen last."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            told, line = process.cpu_times(), " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        kind = "workers" if "ray::_Worker" in line else "commands" if "crosslevel" in line else "Ray"
+        spent[process.pid, process.create_time()] = (kind, told.user + told.system)
+    total: Counter[str] = Counter()
+    for kind, seconds in spent.values():
+        total[kind] += seconds
+    return total
+
+
+def report(name: str, images: int, found: tuple[float, Counter[str]]) -> None:
+    wall, spent = found
+    parts = ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in sorted(spent.items()))
+    print(
+        f"{name}: {images:,} images, {spent.total():.1f} s of the processor ({parts}), {wall:.0f} s on the wall",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

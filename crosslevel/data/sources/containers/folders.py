@@ -1,0 +1,181 @@
+"""Folders of object stores, with their files on this machine while a command works there: runs and packs.
+
+The store is what counts: `fetch` makes the files here what it has, `send` makes it what is here. An object appears when
+it is whole, and those that name others are sent after them, so that a kill leaves a folder that can be gone on from.
+Nothing keeps two machines from writing to one folder of a store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from crosslevel.data.index_cache import cache_folder
+from crosslevel.data.sources.containers.copies import check_room, download
+from crosslevel.data.sources.containers.remote import patiently, reason, state_of, system_of
+from crosslevel.utils.errors import MachineError, SourceError
+from crosslevel.utils.files import is_unfinished, write
+from crosslevel.utils.locks import LOCK
+
+_LATE = ("previous.ckpt", "last.ckpt", "best.ckpt", "pack.json")  # in this order, after all others
+Seen = tuple[int, int]  # when a file was changed, and its bytes
+
+
+class StoredFolder:
+    """The folder at an address.
+
+    Args:
+        address: such as ``s3://bucket/runs/photos``.
+        part: what has files of its own in this machine's cache: one of several commands on one machine.
+
+    Attributes:
+        folder: where its files lie on this machine.
+
+    """
+
+    def __init__(self, address: str, part: str = "") -> None:
+        self.address = address.rstrip("/")
+        name = hashlib.sha256(f"{self.address}\n{part}".encode(errors="surrogateescape")).hexdigest()[:24]
+        self.folder = cache_folder() / "folders" / name / (PurePosixPath(self.address).name or "folder")
+        self._notes = self.folder.parent / "known.json"
+        self.system, self.path = system_of(self.address)
+        # By name: what the store says of the object, and what the file here was when they were the same.
+        self.known: dict[str, tuple[str, Seen]] = {}
+        with suppress(OSError, ValueError, TypeError):
+            known = json.loads(self._notes.read_text(encoding="utf-8"))
+            self.known = {name: (state, (seen[0], seen[1])) for name, (state, seen) in known.items()}
+
+    def listed(self) -> dict[str, dict[str, Any]]:
+        """What the store says of its objects, by their names within the folder.
+
+        Raises:
+            SourceError: it cannot be asked.
+
+        """
+        try:
+            self.system.invalidate_cache()
+            found = patiently(lambda: self.system.find(self.path, detail=True))
+        except FileNotFoundError:
+            return {}
+        except Exception as error:
+            raise SourceError(f"{self.address}: cannot be listed: {reason(error)}") from error
+        names = {file[len(self.path) :].strip("/"): info for file, info in found.items()}
+        return {name: info for name, info in names.items() if name and ".." not in PurePosixPath(name).parts}
+
+    def fetch(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
+        """Make the files here what the store has, of those whose names are ``wanted``; others are left out.
+
+        Raises:
+            SourceError: something cannot be read, or there is no room for it.
+
+        """
+        there = {name: info for name, info in self.listed().items() if wanted(name)}
+        for name in self._files().keys() - there.keys():
+            (self.folder / name).unlink(missing_ok=True)
+        news = {name: info for name, info in there.items() if not self._is_same(name, state_of(info))}
+        check_room(sum(int(info["size"]) for info in news.values()), self.address)
+        closing = threading.Event()
+        for name, info in news.items():
+            file = self.folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            download(f"{self.address}/{name}", file, int(info["size"]), closing)
+            self.known[name] = (state_of(info), _seen(file))
+        self._note()
+
+    def send(self) -> None:
+        """Make the store have what is here; what it has besides of what was here before is deleted.
+
+        Raises:
+            MachineError: it does not take it; the files stay here.
+
+        """
+        files = self._files()
+        held = {seen: name for name, (_, seen) in self.known.items()}
+        try:
+            for name in sorted(files, key=_turn):
+                seen = files[name]
+                if name in self.known and self.known[name][1] == seen:
+                    continue
+                self._put(name, seen, held.get(seen))
+                held = {other: holder for other, holder in held.items() if holder != name} | {seen: name}
+            for name in self.known.keys() - files.keys():
+                with suppress(FileNotFoundError):
+                    patiently(partial(self.system.rm_file, f"{self.path}/{name}"))
+                del self.known[name]
+        except Exception as error:
+            raise MachineError(
+                f"{self.address} cannot be written: {reason(error)}; its files are in {self.folder}"
+            ) from error
+        finally:
+            self._note()
+
+    def remove(self, name: str) -> None:
+        """Delete one object of the store, if it is there."""
+        self.known.pop(name, None)
+        try:
+            if patiently(lambda: self.system.exists(f"{self.path}/{name}")):
+                patiently(lambda: self.system.rm_file(f"{self.path}/{name}"))
+        except Exception as error:
+            raise MachineError(f"{self.address} cannot be written: {reason(error)}") from error
+
+    def clear(self) -> None:
+        """Remove the files here; the store keeps its own."""
+        for name in self._files():
+            (self.folder / name).unlink(missing_ok=True)
+        self.known = {}
+        self._note()
+
+    def _put(self, name: str, seen: Seen, copied_from: str | None) -> None:
+        """One object, copied within the store where it has the same under another name."""
+        file, target = self.folder / name, f"{self.path}/{name}"
+        if copied_from is not None:
+            try:
+                patiently(lambda: self.system.cp_file(f"{self.path}/{copied_from}", target))
+            except Exception:  # not every store can
+                copied_from = None
+        if copied_from is None:
+            patiently(lambda: self.system.put_file(str(file), target))
+        self.system.invalidate_cache()
+        info = patiently(lambda: self.system.info(target))
+        if int(info["size"]) != seen[1]:
+            raise OSError(f"{name} has {info['size']} bytes there instead of {seen[1]}")
+        self.known[name] = (state_of(info), seen)
+
+    def _is_same(self, name: str, state: str) -> bool:
+        if name not in self.known or self.known[name][0] != state:
+            return False
+        with suppress(OSError):
+            return _seen(self.folder / name) == self.known[name][1]
+        return False
+
+    def _files(self) -> dict[str, Seen]:
+        """The files here, without locks and what is being written."""
+        found = {}
+        for home, _, names in os.walk(self.folder):
+            for name in names:
+                file = Path(home, name)
+                if name != LOCK and not is_unfinished(name) and not file.is_symlink():
+                    found[file.relative_to(self.folder).as_posix()] = _seen(file)
+        return found
+
+    def _note(self) -> None:
+        self._notes.parent.mkdir(parents=True, exist_ok=True)
+        write(self._notes, json.dumps(self.known))
+
+
+def _turn(name: str) -> tuple[int, str]:
+    """When a file is sent."""
+    last = PurePosixPath(name).name
+    return (_LATE.index(last) + 1 if last in _LATE else 0), name
+
+
+def _seen(file: Path) -> Seen:
+    told = file.stat()
+    return told.st_mtime_ns, told.st_size

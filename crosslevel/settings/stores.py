@@ -1,0 +1,44 @@
+"""Runs in object stores, while a verb works with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+from crosslevel.data.uri import is_remote
+from crosslevel.utils.errors import UserError
+
+_ITSELF = {("train", "run"), ("train", "resume"), ("pack", "output")}  # what these verbs see to themselves
+_HERE = ("output", "run", "resume")  # options that name what is written, or a run
+
+
+@contextmanager
+def at_hand(verb: str, settings: MutableMapping[str, Any]) -> Iterator[None]:
+    """While the block runs, ``settings`` has a run at an address as a folder of this machine.
+
+    Its checkpoints stay where they are. What the verb adds to the run goes to the address when the block ends.
+
+    Raises:
+        UserError: something else that is written is an address.
+        SourceError: the run cannot be read.
+
+    """
+    stored = None
+    for name in _HERE:
+        value = settings.get(name)
+        if not isinstance(value, str) or not is_remote(value) or (verb, name) in _ITSELF:
+            continue
+        if name != "run" or verb in ("tune", "demo"):
+            raise UserError(
+                f"{name} {value}: what {verb} writes is to lie on this machine: give a folder, and copy it to the "
+                "store when it is done"
+            )
+        from crosslevel.data.sources.containers.folders import StoredFolder  # noqa: PLC0415
+
+        stored = StoredFolder(value, "read")
+        stored.fetch(lambda file: not file.startswith(("checkpoints/", "tensorboard/")))
+        settings[name] = str(stored.folder)
+    yield
+    if stored is not None:
+        stored.send()

@@ -1,0 +1,243 @@
+"""``--launcher ray``: a Ray cluster starts the commands of a training's machines, and all anew when one is lost.
+
+What runs on a machine is the command as it was given, as under SLURM: Ray finds the machines, tells each which one it
+is, and passes on what the first one says. No image and no weight passes through Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO, Any, Literal, NamedTuple
+
+from rich.console import Console
+
+from crosslevel.data.cluster import ray_for
+from crosslevel.data.sources.containers.remote import about
+from crosslevel.data.uri import is_remote
+from crosslevel.utils.console import say
+from crosslevel.utils.device import Device
+from crosslevel.utils.errors import Interrupted, MachineError, NotFinite, SourceError, UserError
+from crosslevel.utils.processes import ATTEMPT, StopRequest
+
+Launcher = Literal["local", "ray"]
+LOST = -signal.SIGKILL  # what a machine that is gone is said to have ended with
+_GRACE = 20.0  # seconds in which the others notice that one is gone
+_MINE = "crosslevel train: "
+_ENDS_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: when the actor is killed, as its machine's others are
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+class Request(NamedTuple):
+    """What is to be started: ``run``, its folder, on ``nodes`` machines with ``devices`` each, of kind ``device``."""
+
+    run: str
+    devices: int
+    nodes: int
+    device: Device
+
+
+def by_ray(request: Request, max_failures: int, console: Console) -> Path:
+    """Train on a Ray cluster, and start again from the last checkpoint when a machine or a process is lost.
+
+    Args:
+        request: what, and on how many machines.
+        max_failures: how often it is started again.
+        console: where the first machine's lines are shown.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+        MachineError: it was lost once too often, or ended without having come further.
+        Interrupted: a signal ended it, after it was saved.
+        NotFinite: the loss is no longer a number.
+
+    """
+    if max_failures < 0:
+        raise UserError(f"max_failures={max_failures} must be at least 0")
+    ray = ray_for("--launcher ray")
+    with StopRequest() as stop:
+        for attempt in range(max_failures + 1):
+            before = _saved(request.run)
+            ended = _Attempt(ray, request, attempt, console, stop).ended()
+            if not any(ended.statuses):
+                return Path(request.run)
+            if stop.number:
+                raise Interrupted(stop.number, request.run)
+            if 1 in ended.statuses:
+                raise NotFinite(ended.why)
+            going = _saved(request.run) != before or any(status < 0 for status in ended.statuses)
+            if not going or attempt == max_failures:
+                break
+            say(console, f"{ended.why}: started again ({attempt + 1} of at most {max_failures} times)")
+    raise MachineError(ended.why)
+
+
+class Ended(NamedTuple):
+    """What each machine's command ended with, and what is to be told of it."""
+
+    statuses: list[int]
+    why: str
+
+
+class _Attempt:
+    """All commands of one start."""
+
+    def __init__(self, ray: Any, request: Request, attempt: int, console: Console, stop: StopRequest) -> None:
+        self.ray, self.request, self.attempt, self.console, self.stop = ray, request, attempt, console, stop
+
+    def ended(self) -> Ended:
+        """Start them, pass on what the first one says, and wait for their end."""
+        ray, group = self.ray, self._machines()
+        try:
+            placed = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
+            machine = ray.remote(Machine)
+            machines = [
+                machine.options(
+                    num_cpus=bundle.get("CPU", 0), num_gpus=bundle.get("GPU", 0), max_concurrency=3,
+                    scheduling_strategy=placed(group, placement_group_bundle_index=i),
+                ).remote()
+                for i, bundle in enumerate(group.bundle_specs)
+            ]  # fmt: skip
+            return self._watched(machines)
+        finally:
+            ray.util.remove_placement_group(group)  # ends what runs there
+
+    def _machines(self) -> Any:
+        """Room for the commands, as soon as the cluster has it."""
+        ray, request = self.ray, self.request
+        on_gpu = request.device == "cuda" or (request.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+        kind = "GPU" if on_gpu else "CPU"
+        group = ray.util.placement_group([{kind: request.devices}] * request.nodes, strategy="SPREAD")
+        if not group.wait(10):
+            say(
+                self.console, f"waiting for {request.nodes} machines with {request.devices} {kind}s each in the cluster"
+            )
+            while not group.wait(2):
+                if self.stop.number:
+                    ray.util.remove_placement_group(group)
+                    raise Interrupted(self.stop.number, request.run)
+        return group
+
+    def _watched(self, machines: list[Any]) -> Ended:
+        ray, request = self.ray, self.request
+        statuses, errors, deadline, told = [0] * request.nodes, [""] * request.nodes, float("inf"), False
+        pending: dict[Any, int] = {}
+        try:
+            host, port = ray.get(machines[0].address.remote())
+            for node, machine in enumerate(machines):
+                where = {"NODE_RANK": str(node), "MASTER_ADDR": host, "MASTER_PORT": str(port)}
+                line = [sys.executable, "-m", "crosslevel", *sys.argv[1:]]
+                pending[machine.run.remote(line, where | {ATTEMPT: str(self.attempt)}, os.getcwd())] = node
+        except ray.exceptions.RayError as error:
+            return Ended([LOST] * request.nodes, f"a machine is lost: {_line(error)}")
+        while pending and time.monotonic() < deadline:
+            done, _ = ray.wait(list(pending), timeout=0.5)
+            self._pass_on(machines[0])
+            if self.stop.number and not told:
+                told = True
+                for machine in machines:
+                    machine.stop.remote(self.stop.number)
+            for ref in done:
+                node = pending.pop(ref)
+                try:
+                    statuses[node], errors[node] = ray.get(ref)
+                except ray.exceptions.RayError as error:
+                    statuses[node], errors[node] = LOST, f"machine {node} is lost: {_line(error)}"
+                if statuses[node] and not self.stop.number:
+                    deadline = min(deadline, time.monotonic() + _GRACE)
+        self._pass_on(machines[0])
+        for node in pending.values():
+            statuses[node] = statuses[node] or LOST
+        for machine in machines:
+            machine.stop.remote(signal.SIGKILL)
+        # What a machine was lost with says more than what the others made of it.
+        failed = sorted((status >= 0, node) for node, status in enumerate(statuses) if status)
+        why = next((errors[node] for _, node in failed if errors[node]), "")
+        return Ended(statuses, why)
+
+    def _pass_on(self, machine: Any) -> None:
+        """What the first machine has said since."""
+        said: list[tuple[bool, str]] = []
+        with suppress(self.ray.exceptions.RayError):
+            said = self.ray.get(machine.said.remote(), timeout=5)
+        for of_errors, text in said:
+            if not of_errors:
+                say(self.console, text)
+            elif not text.startswith(_MINE) or ": warning: " in text:
+                print(text, file=sys.stderr)
+
+
+class Machine:
+    """An actor of Ray's: one machine's command, in a process of its own."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self.lines: SimpleQueue[tuple[bool, str]] = SimpleQueue()
+        self.last = ""
+
+    def address(self) -> tuple[str, int]:
+        """Where the others find this machine: its address, and a port that is free."""
+        import ray  # noqa: PLC0415
+
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return str(ray.util.get_node_ip_address()), int(free.getsockname()[1])
+
+    def run(self, line: list[str], variables: dict[str, str], folder: str) -> tuple[int, str]:
+        """Run a command in ``folder``; its status, and why it failed."""
+        # Ray may have been started by SLURM, which has nothing to say here.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+        if sys.platform == "linux":
+            line = [sys.executable, "-c", _ENDS_WITH_PARENT, *line]
+        self.process = subprocess.Popen(line, cwd=folder, env=inherited | variables, start_new_session=True, **pipes)
+        readers = [
+            threading.Thread(target=self._read, args=(file, of_errors), daemon=True)
+            for file, of_errors in ((self.process.stdout, False), (self.process.stderr, True))
+        ]
+        for reader in readers:
+            reader.start()
+        status = self.process.wait()
+        for reader in readers:
+            reader.join(timeout=5)  # a process that it started may hold the pipe
+        return status, self.last or (f"the command ended with status {status}" if status else "")
+
+    def said(self) -> list[tuple[bool, str]]:
+        """The lines since this was asked last; with each, whether it was among the errors."""
+        return [self.lines.get() for _ in range(self.lines.qsize())]
+
+    def stop(self, number: int) -> None:
+        """Send a signal to the command and to all that it started."""
+        with suppress(ProcessLookupError):
+            if self.process is not None:
+                os.killpg(self.process.pid, number)
+
+    def _read(self, file: IO[str], of_errors: bool) -> None:
+        for text in file:
+            self.lines.put((of_errors, text.rstrip("\n")))
+            if of_errors and text.startswith(_MINE) and ": warning: " not in text:
+                self.last = text.removeprefix(_MINE).rstrip()
+
+
+def _saved(run: str) -> str:
+    """Changes when there is a new checkpoint."""
+    last = f"{run.rstrip('/')}/checkpoints/last.ckpt"
+    try:
+        return about(last).state if is_remote(run) else str(os.stat(last).st_mtime_ns)
+    except (OSError, SourceError):
+        return ""
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[-200:]

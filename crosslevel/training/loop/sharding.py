@@ -1,0 +1,145 @@
+"""Encoders in parts: FSDP2 (Zhao et al., "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel", 2023).
+
+Of each weight of an encoder, the trained one and a momentum twin alike, every device keeps a part, and with it that
+part's gradient and optimizer state. A block's weights are gathered when it is computed, and let go of at once. A twin
+follows part by part. Heads, banks and queues are small beside an encoder and stay whole.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from crosslevel.models.encoder import Encoder
+from crosslevel.training.loop.module import Pretrain
+from crosslevel.utils.distributed import is_sharded, mean, whole
+from crosslevel.utils.errors import UserError
+
+Strategy = Literal["ddp", "fsdp"]
+LOW = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+"""Weights travel, and are multiplied, in bfloat16; autocast's own copies would all be kept until the backward pass."""
+_CAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # themselves: what is derived from them may compute otherwise
+
+
+def check_strategy(strategy: Strategy, optimizer: str, precision: str) -> None:
+    """Refuse what would be wrong of weights in parts.
+
+    Raises:
+        UserError: an optimizer that takes norms of whole layers; float16, whose scale all processes must agree on.
+
+    """
+    if strategy == "fsdp" and optimizer == "lars":
+        raise UserError("--strategy fsdp: lars takes norms of whole layers: give --optimizer sgd or adamw")
+    if strategy == "fsdp" and precision == "fp16":
+        raise UserError("--strategy fsdp: give --precision bf16 or fp32: float16's scale is one process's own")
+
+
+class Sharding:
+    """A training whose encoder is in parts, and the whole one, which everything outside of the step looks at.
+
+    Attributes:
+        whole: the encoder as it was built, on the host of the first process; `gather` brings it up to date. On other
+            processes it holds no weights.
+
+    """
+
+    def __init__(self, module: Pretrain, precision: str) -> None:
+        self.module, self.precision, self.whole = module, precision, module.encoder
+        module.train_on(copy.deepcopy(module.encoder))
+
+    def shard(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+        """Divide all encoders among the processes of ``mesh``, and bring everything to its device; the same module."""
+        on_gpu = mesh.device_type == "cuda"
+        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device(mesh.device_type)
+        data = mesh["data_parallel"]
+        with _without_encoders(module) as encoders:
+            module.to(device)
+        for encoder in encoders:
+            for block in blocks(encoder.backbone):
+                if self.precision == "bf16" and (layers := _multiplying(block)):
+                    fully_shard(layers, mesh=data, reshard_after_forward=True, mp_policy=LOW)
+                fully_shard(block, mesh=data, reshard_after_forward=True)
+            encoder.register_forward_hook(_copied)
+            fully_shard(encoder, mesh=data, reshard_after_forward=True)
+        if self.module.rank:
+            self.whole.to("meta")
+        return module
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Gradients of what is whole become those of the batch of all; of parts FSDP2 does so in the backward pass."""
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None and not is_sharded(p)]
+        if gradients:
+            flat = mean(torch.cat([g.flatten() for g in gradients])).split([g.numel() for g in gradients])
+            for gradient, averaged in zip(gradients, flat, strict=True):
+                gradient.copy_(averaged.view_as(gradient))
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Bring the whole encoder up to date; all processes take part, one tensor after the other."""
+        targets = self.whole.state_dict()
+        for name, tensor in self.module.encoder.state_dict().items():
+            gathered = whole(tensor)
+            if self.module.rank == 0:
+                targets[name].copy_(gathered)
+
+    def end(self) -> None:
+        """Leave the module with the whole encoder, on the host; a twin stays in parts."""
+        self.module.train_on(self.whole)
+        with _without_encoders(self.module):
+            self.module.cpu()
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a network, those within others first: what is gathered at a time."""
+    found: dict[int, nn.Module] = {}
+    for part in network.modules():
+        if isinstance(part, nn.Sequential | nn.ModuleList):
+            kinds = Counter(type(child) for child in part)
+            for child in part:
+                own = any(True for _ in child.children()) and any(True for _ in child.parameters())
+                if kinds[type(child)] > 1 and own and not isinstance(child, nn.ModuleList | nn.ModuleDict):
+                    found[id(child)] = child
+    return list(found.values())[::-1]
+
+
+def _copied(module: nn.Module, images: Any, features: Tensor) -> Tensor:
+    """Features of their own memory: FSDP2's hooks on a view would not outlive an operation in place."""
+    return features.clone()
+
+
+def _multiplying(block: nn.Module) -> list[nn.Module]:
+    """The layers of a block whose weights autocast would turn into bfloat16, without those of blocks within it."""
+    within = {id(part) for inner in block.modules() if isinstance(inner, FSDPModule) for part in inner.modules()}
+    return [
+        part
+        for part in block.modules()
+        # A layer with a forward pass of its own is one that is computed in float32 (`numerics.avoid_faults`).
+        if type(part) in _CAST and id(part) not in within and "forward" not in vars(part)
+    ]
+
+
+@contextmanager
+def _without_encoders(module: nn.Module) -> Iterator[list[Encoder]]:
+    """While the block runs, all encoders within ``module``, which it yields, are out of it."""
+    places = [
+        (parent, name, child)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, Encoder)
+    ]
+    for parent, name, _ in places:
+        setattr(parent, name, nn.Identity())
+    try:
+        yield [child for _, _, child in places]
+    finally:
+        for parent, name, child in places:
+            setattr(parent, name, child)

@@ -1,0 +1,141 @@
+"""Checkpoints in parts, by torch.distributed.checkpoint: each process writes its own, any number of them reads all.
+
+Of a folder of such parts nothing runs code: its index is unpickled with the classes that describe tensors and no other,
+and it holds tensors alone.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from crosslevel.utils.errors import MachineError, UserError
+from crosslevel.utils.files import sync_folder
+from crosslevel.utils.tensors import damage_of
+from crosslevel.utils.trees import regular
+
+SUFFIX = ".shards"
+_INDEX = ".metadata"
+_DESCRIBING = {
+    "torch.distributed.checkpoint.metadata": (
+        "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch.serialization": ("_get_layout",),
+    "torch": ("Size", "float16", "bfloat16", "float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"),
+    "pathlib": ("PosixPath", "WindowsPath"),
+}  # fmt: skip
+
+
+class Shards:
+    """A folder of parts that was written before.
+
+    Attributes:
+        sizes: the shape of each tensor in it, whole, by name.
+
+    Raises:
+        UserError: it is not there, or is no such folder.
+
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self._index = _Describing(io.BytesIO(regular(folder / _INDEX).read_bytes())).load()
+            tensors = self._index.state_dict_metadata
+            self.sizes = {name: list(tensor.size) for name, tensor in tensors.items()}
+            whole = all(isinstance(tensor, TensorStorageMetadata) for tensor in tensors.values())
+            places = [where for where in self._index.storage_data.values()]
+            inside = all(Path(where.relative_path).name == where.relative_path for where in places)
+            plain = not any(getattr(where, "transform_descriptors", None) for where in places)
+        except Exception as error:  # a damaged index fails in any way
+            raise UserError(f"{folder} is not read: {' '.join(str(error).split())}") from error
+        if not (whole and inside and plain):
+            raise UserError(f"{folder} is not read: it holds other things than tensors")
+
+    def fill(self, targets: dict[str, Tensor]) -> None:
+        """Fill tensors of the same names, whole ones or this process's parts; all processes take part.
+
+        Raises:
+            UserError: what is in the folder is damaged.
+
+        """
+        alone = not torch.distributed.is_initialized()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that a process is alone
+                dcp.load(dict(targets), storage_reader=_Reader(self.folder, self._index), no_dist=alone)
+        except dcp.api.CheckpointException as error:
+            raise UserError(f"{self.folder} is not read: {_cause(error)}") from error
+
+    def damage(self, process: int | None = None) -> str:
+        """What is wrong with the bytes of its files, or of those of one process; empty if nothing."""
+        for where in self._index.storage_data.values():
+            if process is not None and not where.relative_path.startswith(f"__{process}_"):
+                continue
+            with open(regular(self.folder / where.relative_path), "rb") as file:
+                file.seek(where.offset)
+                damage = damage_of(io.BytesIO(file.read(where.length)))
+            if damage:
+                return f"{damage} ({where.relative_path})"
+        return ""
+
+
+def write(folder: Path, tensors: dict[str, Tensor], process: int) -> None:
+    """Write each process's parts, synced, and read them back; all processes take part.
+
+    Raises:
+        MachineError: a process could not write, or reads something else than it wrote.
+
+    """
+    try:
+        dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(folder, sync_files=True))
+    except dcp.api.CheckpointException as error:
+        raise MachineError(f"{folder} cannot be written: {_cause(error)}") from error
+    damage = Shards(folder).damage(process)
+    if damage:
+        raise MachineError(f"{folder}: what was written is not what is read back ({damage}): check the disk")
+    sync_folder(folder)
+
+
+def sweep(folder: Path, kept: set[str]) -> None:
+    """Remove all such folders but those of these names: what no checkpoint refers to."""
+    for old in folder.glob(f"*{SUFFIX}"):
+        if old.name not in kept and not old.is_symlink():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+class _Describing(pickle.Unpickler):
+    """Of a pickle, what describes tensors; whatever else it asks for is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in _DESCRIBING.get(module, ()):
+            raise UserError(f"its index asks for {module}.{name}, which could run code")
+        return super().find_class(module, name)
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads by an index that is known already, and was looked through."""
+
+    def __init__(self, folder: Path, index: Metadata) -> None:
+        super().__init__(folder)
+        self._known = index
+
+    def read_metadata(self, *arguments: Any, **options: Any) -> Metadata:
+        return self._known
+
+
+def _cause(error: dcp.api.CheckpointException) -> str:
+    """What the first process says that failed."""
+    causes = [str(failure[0]) for failure in error.failures.values()]
+    return " ".join((causes or [str(error)])[0].split())

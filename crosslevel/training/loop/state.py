@@ -1,0 +1,131 @@
+"""What of a training is kept in a checkpoint, and how it comes back, whole or in parts, on any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from crosslevel.training.loop import graph
+from crosslevel.training.loop.module import Pretrain
+from crosslevel.utils.distributed import fill_part, is_sharded
+from crosslevel.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from crosslevel.training.loop.shards import Shards
+
+NAMED = "named"  # the optimizer's state by the parameters' names, where some of it is in parts
+_MODEL, _OPTIMIZER = "model", "optimizer"
+
+
+def collect(module: Pretrain, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The trees of module and optimizer, and apart from them, by name, the tensors of which this process has a part.
+
+    All processes take part, since memories may lie in parts.
+    """
+    weights = module.state_dict()
+    parts = {f"{_MODEL}.{name}": tensor for name, tensor in weights.items() if is_sharded(tensor)}
+    tree: dict[str, Any] = {"state_dict": {name: t for name, t in weights.items() if not is_sharded(t)}}
+    if not parts:
+        return tree | {"optimizer_states": [optimizer.state_dict()]}, parts
+    named: dict[str, dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and is_sharded(value):
+                parts[f"{_OPTIMIZER}.{key}.{name}"] = value
+            else:
+                named.setdefault(name, {})[key] = value
+    return tree | {"optimizer_states": [{NAMED: named}]}, parts
+
+
+def restore(
+    module: Pretrain, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], shards: Shards | None, file: Path
+) -> None:
+    """Fill module and optimizer as a checkpoint has them.
+
+    Args:
+        module: the training step.
+        optimizer: of its parameters.
+        state: the checkpoint's tree.
+        shards: what of it lies in parts.
+        file: the checkpoint, for what is said.
+
+    Raises:
+        UserError: it is of other parts, or of other sizes; the message names the first.
+
+    """
+    wanted = _restore_weights(module, state["state_dict"], shards, file)
+    kept = state["optimizer_states"][0]
+    if shards is None and NAMED not in kept and not any(map(is_sharded, module.parameters())):
+        own = graph.flags(optimizer)
+        optimizer.load_state_dict(kept)
+        for group, mine in zip(optimizer.param_groups, own, strict=True):
+            group.update(mine)
+        return
+    named = kept.get(NAMED)
+    if named is None:
+        named = {name: kept["state"].get(i, {}) for i, name in enumerate(module.trained_names())}
+    in_parts = _keys(shards)
+    for name, parameter in module.named_parameters():
+        values = {key: _placed(value, parameter, key) for key, value in named.get(name, {}).items()}
+        for key in in_parts.get(name, ()):
+            values[key] = wanted[f"{_OPTIMIZER}.{key}.{name}"] = torch.zeros_like(parameter)
+        if values:
+            optimizer.state[parameter] = values
+    if shards is not None:
+        shards.fill(wanted)
+
+
+def _restore_weights(
+    module: Pretrain, whole: Mapping[str, Tensor], shards: Shards | None, file: Path
+) -> dict[str, Tensor]:
+    """Fill what the checkpoint has whole; what is left to be filled from parts, by its name there."""
+    own = module.state_dict()
+    begun = len(_MODEL) + 1
+    sizes = {name: list(tensor.shape) for name, tensor in whole.items()}
+    for name, size in ({} if shards is None else shards.sizes).items():
+        if name.startswith(f"{_MODEL}."):
+            sizes[name[begun:]] = size
+    for name in sorted(own.keys() | sizes.keys()):
+        theirs, mine = sizes.get(name, "missing"), list(own[name].shape) if name in own else "missing"
+        if theirs != mine:
+            raise UserError(
+                f"{file} does not fit: {name} is {theirs} in it and {mine} here: it was begun with other images or "
+                "settings; take those again, or start a new run"
+            )
+    filled, wanted = dict[str, Tensor](), dict[str, Tensor]()
+    for name, mine in own.items():
+        if name not in whole:
+            wanted[f"{_MODEL}.{name}"] = filled[name] = mine
+        elif is_sharded(mine):
+            fill_part(mine, whole[name])
+            filled[name] = mine
+        else:
+            filled[name] = whole[name]
+    module.load_state_dict(filled)
+    return wanted
+
+
+def _keys(shards: Shards | None) -> dict[str, list[str]]:
+    """What of the optimizer's state lies in parts, by the parameters' names."""
+    found: dict[str, list[str]] = {}
+    for full in () if shards is None else shards.sizes:
+        kind, _, rest = full.partition(".")
+        if kind == _OPTIMIZER:
+            key, _, name = rest.partition(".")
+            found.setdefault(name, []).append(key)
+    return found
+
+
+def _placed(value: Any, parameter: Tensor, key: str) -> Any:
+    """A value of the optimizer's state as it is kept beside a parameter."""
+    if not isinstance(value, Tensor) or key == "step":
+        return value
+    if not is_sharded(parameter):
+        return value.to(parameter.device)
+    part = torch.zeros_like(parameter)
+    fill_part(part, value)
+    return part
