@@ -1,6 +1,7 @@
 """DICOM: pixels, windows and frames as pydicom and PS3.3 have them; what is broken or hostile is named."""
 
 import io
+import struct
 import sys
 
 import numpy as np
@@ -199,6 +200,14 @@ def test_any_byte_may_be_wrong():
         except BadImage:
             continue
         assert image.shape[0] == 1
+
+
+def test_sequences_in_sequences_without_end_are_one_line():
+    whole = bytes(written(CT, dicom.PLAIN[0]))
+    meta = 144 + struct.unpack_from("<I", whole, 140)[0]
+    inner = struct.pack("<HHIHHI", 0x0028, 0x3010, 0xFFFFFFFF, 0xFFFE, 0xE000, 0xFFFFFFFF)
+    with pytest.raises(BadImage, match="recursion"):
+        read(whole[:meta] + inner * 50_000 + whole[meta:])
 
 
 def test_without_pydicom_the_error_says_what_to_install(monkeypatch):

@@ -261,6 +261,21 @@ def test_a_strip_that_would_fill_the_memory_is_not_unpacked_further_than_the_ima
         read(tiff(SIX, packed=(8, bomb), changes={256: (4, [6000]), 257: (4, [6000]), 277: (3, [6])}), 6)
 
 
+@pytest.mark.parametrize("packed", [1, 8])
+def test_any_byte_of_a_tiff_may_be_wrong(packed):
+    """Whatever is made of a damaged file, it is an image or a bad one."""
+    whole, draws = tiff(RGBA, packed), np.random.default_rng(2)
+    for _ in range(150):
+        data = bytearray(whole)
+        for at in draws.integers(len(data) - 160 if packed == 1 else 0, len(data), 3):
+            data[at] = draws.integers(256)
+        try:
+            image = read(data, 4)
+        except BadImage:
+            continue
+        assert image.shape[0] == 4
+
+
 def test_a_chain_of_pages_that_bites_its_tail_ends():
     data = bytearray(tiff(np.zeros((4, 4, 1), np.uint8)))
     (where,) = struct.unpack_from("<I", data, 4)
