@@ -44,7 +44,7 @@ from crosslevel.evaluation.linear import Linear, choose
 from crosslevel.features.extract import Features, extract, pixels
 from crosslevel.methods import SimCLR
 from crosslevel.metrics.knn import weighted_knn
-from crosslevel.models.encoder import untrained
+from crosslevel.models.copies import untrained
 from crosslevel.training import defaults
 from crosslevel.training.train import train
 from crosslevel.transforms.views import Views

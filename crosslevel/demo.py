@@ -20,7 +20,8 @@ from crosslevel.evaluation.results import COLUMNS, columns, measured, print_tabl
 from crosslevel.evaluation.scores import Scores
 from crosslevel.features.extract import Runtime
 from crosslevel.metrics.knn import neighbours
-from crosslevel.models.encoder import Encoder, load_encoder, untrained
+from crosslevel.models.copies import untrained
+from crosslevel.models.encoder import Encoder, load_encoder
 from crosslevel.runs import load_cld
 from crosslevel.settings.command import Command
 from crosslevel.settings.parser import call, prepared

@@ -116,6 +116,10 @@ def furnish(folder):
     """Write what the blocks name: small stand-ins for a user's images."""
     for name in ("photos", "labelled/train", "labelled/test", "imagenet/train", "films"):
         write_images(folder / name, count=8)
+    (folder / "fields").mkdir()
+    for i in range(4):
+        Image.new("RGB", (16, 16)).save(folder / "fields" / f"{i}.tif")
+    write_images(folder / "scans", count=8)
     (folder / "shards").mkdir()
     for i in range(10):
         write_tar(folder / "shards" / f"train-{i:03}.tar", labelled(range(2 * i, 2 * i + 2)))

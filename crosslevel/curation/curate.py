@@ -16,9 +16,13 @@ from crosslevel.curation.looks import Looks, looks
 from crosslevel.curation.page import write_page
 from crosslevel.data.bad_files import escaped
 from crosslevel.data.uri import parse
-from crosslevel.features.table import FeatureTable, open_table
+from crosslevel.features.collection import open_collection
+from crosslevel.features.extract import Runtime
+from crosslevel.features.table import FeatureTable
 from crosslevel.features.thumbnails import Pictures
+from crosslevel.utils import device as devices
 from crosslevel.utils.console import printer, progress_bar, say
+from crosslevel.utils.device import Device
 from crosslevel.utils.errors import SourceError, UserError
 from crosslevel.utils.files import write
 from crosslevel.utils.marks import verb
@@ -31,7 +35,7 @@ class Curated(NamedTuple):
     left_out: dict[str, str]
 
 
-@verb("n", "how", "output", "images", "outliers", output="curated.txt")
+@verb("n", "how", "output", "images", "outliers", "device", output="curated.txt")
 def curate(
     table: str,
     n: int | None = None,
@@ -42,6 +46,7 @@ def curate(
     threshold: float | None = None,
     output: str | None = None,
     seed: int = 0,
+    device: Device = "auto",
     quiet: bool = False,
 ) -> Curated:
     """Choose what to keep or to label, without labels: no copies, nothing broken, and n images that stand for the rest.
@@ -50,11 +55,14 @@ def curate(
     chosen.
 
     Args:
-        table: a table that `crosslevel embed` wrote; with --thumbnails 96, broken looks are found too.
+        table: a table that `crosslevel embed` wrote; with --thumbnails 96, broken looks are found too. Or the folder of
+            a run, or weights by name (timm:NAME, hf-hub:owner/name): then their features of --images are made once and
+            kept.
         n: how many to choose; all that is left unless given.
         how: balanced takes the same share of every region (hierarchical k-means, Vo et al. 2024), diverse what is least
             like all before (farthest-first), covering such that all others have one near (facility location).
-        images: where the table's images are now, if elsewhere than when it was written.
+        images: of a run or of weights by name: the images to choose from; those that a run was trained on unless given.
+            Of a table: where its images are now, if elsewhere than when it was written.
         outliers: whether images that lie alone can be chosen: drop lists them and leaves them out.
         duplicates: whether near-duplicates can be chosen beside each other.
         threshold: the cosine from which on two images can be near-duplicates, for a table without thumbnails; estimated
@@ -62,13 +70,14 @@ def curate(
         output: the list to write, for @list=; beside it a .csv with each image's fate, and a page that shows it. From
             Python, nothing is written unless it is given.
         seed: of all draws.
+        device: of an encoder: auto takes CUDA, then Apple's MPS, then the CPU.
         quiet: print nothing.
 
     Returns:
         the chosen paths, and of each other one why it was left out.
     """
     console, file = printer(quiet), None if output is None else _file(output, table)
-    opened = open_table(table, least=2)
+    opened, _ = open_collection(table, images, Runtime(devices.choose(device, "fp32")), console, least=2)
     if n is not None and not 1 <= n <= opened.rows:
         raise UserError(f"n={n}: {table} has {opened.rows:,} rows: give 1 to {opened.rows:,}")
     if threshold is not None and not 0 < threshold <= 1:

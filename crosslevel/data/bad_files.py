@@ -52,6 +52,11 @@ class BadFiles:
         write(file, "".join(lines).encode("utf-8", "surrogateescape"))  # others may write the same file
         self._file = os.fspath(file)
 
+    @property
+    def first(self) -> str:
+        """`first_of` what could not be read."""
+        return first_of(self.reasons)
+
     def summary(self, total: int | None) -> str:
         """One line for the end of a run over ``total`` images, or over those of a stream."""
         if not self.reasons:
@@ -65,6 +70,11 @@ class BadFiles:
         if holders:
             parts.append(f"{holders:,} {'file is' if holders == 1 else 'files are'} damaged, with images missing")
         return "; ".join(parts) + where
+
+
+def first_of(reasons: Mapping[str, str]) -> str:
+    """`` (the first: path: reason)``, to be written after an error; empty where there is none."""
+    return next((f" (the first: {path}: {reason})" for path, reason in reasons.items()), "")
 
 
 def escaped(text: str) -> str:

@@ -21,10 +21,13 @@ from crosslevel.data.decoding.complaints import Complaints, heard
 from crosslevel.data.decoding.formats import HEAD, format_of, readable
 from crosslevel.data.decoding.jpeg import JpegHeader, decoded_jpeg, jpeg_header, needed_for_jpeg
 from crosslevel.data.decoding.jpeg2000 import reduced
-from crosslevel.data.decoding.memory import check, halvings, held_to, most, needed, room, too_many_bytes
+from crosslevel.data.decoding.memory import check, check_size, halvings, held_to, most, needed, room, too_many_bytes
 from crosslevel.data.decoding.pillow import is_turned, noted_warnings, upright
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.decoding.sizes import part_bytes, size_ahead
+from crosslevel.data.decoding.values.channels import fitted
+from crosslevel.data.decoding.values.dicom import count_frames
+from crosslevel.data.decoding.values.read import decoded_values, is_valued
 from crosslevel.data.decoding.webp import needed_for_webp, scaled_webp, still_webp
 from crosslevel.utils.errors import BadImage, printable
 
@@ -39,7 +42,7 @@ _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 def read_image(
     file: str, path: str | None = None, max_pixels: int = PIXEL_LIMIT, reading: Reading = USUAL, page: int = 0
-) -> UInt8[Tensor, "3 H W"]:
+) -> UInt8[Tensor, "C H W"]:
     """Read and decode one image file, or a ``page`` of it; ``path`` is its name in errors (default: ``file``).
 
     Raises:
@@ -72,8 +75,11 @@ def decode(
     reading: Reading = USUAL,
     page: int = 0,
     place: str | None = None,
-) -> UInt8[Tensor, "3 H W"]:
+) -> UInt8[Tensor, "C H W"]:
     """Decode an encoded image to RGB, upright (EXIF), transparency on white, 16 bits scaled to 8.
+
+    C is 3, or what ``reading.channels`` says: 1 is brightness, 4 has the transparency beside the colours; with another
+    number, or a ``reading.range``, arrays (.npy) and the bands of TIFF are images too.
 
     All of `formats.PILLOW`, and HEIC and JPEG XL with their packages, told by content and not by name; of several
     frames or pages the one that ``page`` counts from 0. In memory the three values of a pixel lie together, as decoders
@@ -102,12 +108,12 @@ def decode(
 
 def _decoded_or_kept(
     data: bytearray, path: str, max_pixels: int, reading: Reading, page: int
-) -> UInt8[Tensor, "3 H W"]:
+) -> UInt8[Tensor, "C H W"]:
     keep = reading.damaged == "keep"
-    image, complaint = _heard(data, path, max_pixels, keep, page)
+    image, complaint = _heard(data, path, max_pixels, reading, page)
     if complaint:
         # What another thread of this process said would be taken for this image's.
-        image, complaint = _heard(data, path, max_pixels, keep, page)
+        image, complaint = _heard(data, path, max_pixels, reading, page)
     if complaint and not keep:
         raise BadImage(path, f"damaged: {complaint}")
     if complaint:
@@ -115,7 +121,9 @@ def _decoded_or_kept(
     return image
 
 
-def _heard(data: bytearray, path: str, max_pixels: int, keep: bool, page: int) -> tuple[UInt8[Tensor, "3 H W"], str]:
+def _heard(
+    data: bytearray, path: str, max_pixels: int, reading: Reading, page: int
+) -> tuple[UInt8[Tensor, "C H W"], str]:
     """The image, and what its decoder said of damage; empty if nothing.
 
     Raises:
@@ -125,7 +133,7 @@ def _heard(data: bytearray, path: str, max_pixels: int, keep: bool, page: int) -
     complaints = Complaints()
     try:
         with heard() as said:
-            image = _decoded(data, max_pixels, keep, page, complaints)
+            image = _decoded(data, max_pixels, reading, page, complaints)
         complaints.add(said.text)
         return image, complaints.text
     except _Defect as defect:
@@ -140,20 +148,24 @@ def _heard(data: bytearray, path: str, max_pixels: int, keep: bool, page: int) -
         raise BadImage(path, _reason(error, said.text)) from error
 
 
-def _decoded(data: bytearray, max_pixels: int, keep: bool, page: int, complaints: Complaints) -> Tensor:
+def _decoded(data: bytearray, max_pixels: int, reading: Reading, page: int, complaints: Complaints) -> Tensor:
+    keep = reading.damaged == "keep"
     if data.startswith(_JPEG):
-        return _decode_jpeg(data, max_pixels, keep, complaints)
+        return fitted(_decode_jpeg(data, max_pixels, keep, complaints), reading.channels)
+    format = format_of(data[:HEAD])
+    if is_valued(format, reading):
+        return decoded_values(data, format, reading, max_pixels, page)
     if data.startswith(_PNG):
         damage = _damage_of_png(data, max_pixels)
         if damage and not keep:
             raise _Defect(damage)
         complaints.add(damage)
-    return _decode_pillow(data, max_pixels, complaints, page)
+    return _decode_pillow(data, max_pixels, complaints, page, reading=reading)
 
 
 def _decode_jpeg(data: bytearray, max_pixels: int, keep: bool, complaints: Complaints) -> Tensor:
     header = jpeg_header(data)
-    _check_size(header.width, header.height, max_pixels)
+    check_size(header.width, header.height, max_pixels)
     # libjpeg fills what is missing with gray and only warns. Inside scans the two bytes of the end marker
     # cannot occur, so without them the file was cut (or cut and padded with zeros).
     if data.rfind(b"\xff\xd9") < header.scan:
@@ -199,7 +211,7 @@ def _damage_of_png(data: bytearray, max_pixels: int) -> str:
     """
     if data[12:16] == b"IHDR" and len(data) >= 24:
         width, height = struct.unpack_from(">II", data, 16)
-        _check_size(width, height, max_pixels)
+        check_size(width, height, max_pixels)
     position, view = 8, memoryview(data)
     while position + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
@@ -215,28 +227,30 @@ def _damage_of_png(data: bytearray, max_pixels: int) -> str:
     return "truncated: the end chunk is missing"
 
 
-def _decode_pillow(data: bytearray, max_pixels: int, complaints: Complaints, page: int = 0, held: int = 0) -> Tensor:
+def _decode_pillow(
+    data: bytearray, max_pixels: int, complaints: Complaints, page: int = 0, held: int = 0, reading: Reading = USUAL
+) -> Tensor:
     """``held``: bytes that were taken for the image before, and that the C library may not have given back."""
     formats, format = readable(data), format_of(data[:HEAD]) or "image"
     ahead = size_ahead(format, data)
     if format == "WEBP" and ahead and needed(format, ahead, len(data), True) > most():
-        _check_size(*ahead, max_pixels)
+        check_size(*ahead, max_pixels)
         if (made := _decode_large_webp(data)) is not None:
-            return made
+            return fitted(made, reading.channels)
     with ExitStack() as stack:
         if ahead is not None:
-            _check_size(*ahead, max_pixels)
+            check_size(*ahead, max_pixels)
             _check_memory(format, ahead, len(data), False)
             need = needed(format, ahead, len(data), True)  # whether it is turned, nobody knows yet
             stack.enter_context(room(min(need + held, most())))
             stack.enter_context(held_to(need, format))
         stack.enter_context(noted_warnings(complaints))
         opened = stack.enter_context(Image.open(io.BytesIO(data), formats=formats))
-        _check_size(*opened.size, max_pixels)
+        check_size(*opened.size, max_pixels)
         pages = page and opened.format == "TIFF"  # of these another one is found without decoding those before
         if pages:
             opened.seek(page)
-            _check_size(*opened.size, max_pixels)
+            check_size(*opened.size, max_pixels)
         turned = _may_be_turned(opened, data)
         if isinstance(opened, Jpeg2KImageFile):
             check(need := reduced(opened, data, turned), opened.size, format)
@@ -247,10 +261,10 @@ def _decode_pillow(data: bytearray, max_pixels: int, complaints: Complaints, pag
             stack.enter_context(held_to(need, format))
         if page and not pages:
             opened.seek(page)
-            _check_size(*opened.size, max_pixels)
+            check_size(*opened.size, max_pixels)
             _check_memory(format, opened.size, len(data), is_turned(opened))
         opened.load()
-        image = upright(opened)
+        image = upright(opened, reading)
         opened.close()  # what it holds is free before another process takes its own
         return image
 
@@ -294,6 +308,8 @@ def count_pages(file: str) -> int:
             format = format_of(head)
             if format is None or format == "JPEG":  # of a JPEG, more pages are previews
                 return 1
+            if format == "DICOM":
+                return min(MOST_PAGES, count_frames(head + stream.read(most() // 2)))
             # Only a JPEG XL's size may stand further back, behind what a camera says.
             size = size_ahead(format, head + stream.read(most() // 2) if format == "JXL" else head)
             if size is not None:
@@ -305,8 +321,10 @@ def count_pages(file: str) -> int:
         return 1
 
 
-def from_pillow(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
+def from_pillow(image: Image.Image, reading: Reading = USUAL) -> UInt8[Tensor, "C H W"]:
     """An image that is open already as RGB: upright (EXIF), transparency on white, 16 bits scaled to 8.
+
+    Other channels than these three as ``reading`` says.
 
     Raises:
         BadImage: pixels that have no agreed range, or none that can be decoded.
@@ -314,16 +332,9 @@ def from_pillow(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
     """
     name = str(getattr(image, "filename", "") or "image")
     try:
-        return upright(image)
+        return upright(image, reading)
     except _Defect as defect:
         raise BadImage(name, str(defect)) from None
-
-
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if width < 1 or height < 1:
-        raise _Defect(f"broken: a picture of {width} x {height} pixels")
-    if width * height > max_pixels:
-        raise _Defect(f"{width} x {height} are more than {max_pixels:,} pixels")
 
 
 def _reason(error: Exception, said: str = "") -> str:

@@ -19,7 +19,7 @@ from crosslevel.utils.errors import UserError
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """N images as uint8 (3, H, W), with labels only where the source has them.
+    """N images as uint8 (C, H, W), with labels only where the source has them; C is 3 unless ``reading`` says else.
 
     - ``name``: the source as the user wrote it.
     - ``paths[i]``: the name of image i, relative to the source.
@@ -29,7 +29,7 @@ class Images(Dataset[tuple[Tensor, int]]):
       group; they cover all images in order. None if every order is equally fast.
     - ``left_out``: files that were damaged when the source was opened, and why; some or all of their images are
       missing.
-    - ``reading``: how its images are decoded.
+    - ``reading``: how its images are decoded; ``decodes`` is False where they are no encoded images of files.
     - ``watch``: whether the source has changed since it was opened; None if that cannot be known.
     """
 
@@ -42,12 +42,18 @@ class Images(Dataset[tuple[Tensor, int]]):
     left_out: Mapping[str, str] = MappingProxyType({})
     watch: Watch | None = None
     reading: Reading = USUAL
+    decodes: bool = True
 
     def __len__(self) -> int:
         """The number of images, N."""
         return len(self.paths)
 
-    def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
+    @property
+    def channels(self) -> int:
+        """C, the channels of every image."""
+        return self.reading.channels
+
+    def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "C H W"], int]:
         """Image i and its label (-1 without labels).
 
         Raises:
@@ -89,7 +95,7 @@ class ImageView(Images):
     ) -> None:
         self.images, self.index = images, index
         self.name, self.classes = images.name, images.classes
-        self.left_out, self.watch = images.left_out, images.watch
+        self.left_out, self.watch, self.reading = images.left_out, images.watch, images.reading
         if index is None:
             self.paths = images.paths if paths is None else paths
             self.labels, self.tracks, self.blocks = images.labels, images.tracks, images.blocks
@@ -98,7 +104,12 @@ class ImageView(Images):
         self.labels, self.tracks = (None if c is None else c[index] for c in (images.labels, images.tracks))
         self.blocks = None if images.blocks is None else _blocks_of(images.blocks, index)
 
-    def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
+    @property
+    def channels(self) -> int:
+        """C, those of the source."""
+        return self.images.channels
+
+    def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "C H W"], int]:
         """Image i of the view and its label (-1 without labels)."""
         image, _ = self.images[i if self.index is None else int(self.index[i])]
         return image, -1 if self.labels is None else int(self.labels[i])
@@ -119,9 +130,11 @@ def _blocks_of(blocks: Sequence[range], index: Int64[Tensor, " M"]) -> list[rang
 class InMemoryImages(Images):
     """Images of one size in one uint8 tensor in memory: a batch is one index operation."""
 
+    decodes = False
+
     def __init__(
         self,
-        data: UInt8[Tensor, "N 3 S S"],
+        data: UInt8[Tensor, "N C S S"],
         paths: Sequence[str],
         labels: Int64[Tensor, " N"] | None = None,
         classes: list[str] | None = None,
@@ -132,17 +145,22 @@ class InMemoryImages(Images):
         self.data, self.paths, self.labels, self.classes, self.name = data, paths, labels, classes, name
 
     @staticmethod
-    def of(data: UInt8[Tensor, "N 3 S S"], images: Images) -> InMemoryImages:
+    def of(data: UInt8[Tensor, "N C S S"], images: Images) -> InMemoryImages:
         """``data`` in place of what ``images`` would read, with all that is known of these."""
         made = InMemoryImages(data, images.paths, images.labels, images.classes, images.name)
         made.tracks, made.left_out, made.watch = images.tracks, images.left_out, images.watch
         return made
 
-    def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 S S"], int]:
+    @property
+    def channels(self) -> int:
+        """C, as the pixels have it."""
+        return int(self.data.shape[1])
+
+    def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "C S S"], int]:
         """Image i and its label (-1 without labels)."""
         return self.data[i], -1 if self.labels is None else int(self.labels[i])
 
-    def batch(self, index: Int64[Tensor, " B"]) -> UInt8[Tensor, "B 3 S S"]:
+    def batch(self, index: Int64[Tensor, " B"]) -> UInt8[Tensor, "B C S S"]:
         """The images of ``index``, copied once."""
         return torch.index_select(self.data, 0, index)
 

@@ -113,7 +113,14 @@ def _is_tar(source: Source) -> bool:
 
 def _read_as(images: Images, source: Source) -> Images:
     """The one place where sources are told how to decode their images."""
-    if source.reading == images.reading or isinstance(images, InMemoryImages):
+    if source.reading == images.reading:
+        return images
+    if source.reading.channels != images.channels and not images.decodes:
+        raise SourceError(
+            f"{source.text}: images of files are read in {source.reading.channels} channels, not those of "
+            f"{source.whole}, which has {images.channels}: leave channels out"
+        )
+    if isinstance(images, InMemoryImages):
         return images
     images.reading = source.reading
     images.name += source.reading.text
@@ -172,7 +179,7 @@ def _folder_or_list(source: Source) -> Images | None:
     if source.options:
         return None
     if os.path.isdir(source.path):
-        return Files.from_folder(source.path)
+        return Files.from_folder(source.path, source.reading.takes_arrays)
     if source.path.lower().endswith(".txt") and os.path.exists(source.path):
         return Files.from_text(source.path)
     if os.path.exists(source.path):

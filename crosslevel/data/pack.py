@@ -87,6 +87,8 @@ def pack(
     folder = Path(output) if stored is None else stored.folder
     _check_place(folder, origin)
     source = open_images(origin, data_root=data_root, crops=crops)
+    if source.channels != 3:
+        raise UserError(f"{origin.text}: packs have images of 3 channels: give these to train and embed as they are")
     _check_watched(folder, source)
     about = {**_origin(images, crops, source), "identity": source.identity(), "size": size}
     if stored is not None and _is_stored(stored, about, crops, console):

@@ -120,7 +120,9 @@ def fine_tuned(
     """
     device = runtime.hardware.device
     network = copy.deepcopy(encoder).to(device).to(memory_format=torch.channels_last).train().requires_grad_(True)
-    wrong = avoid_faults(network, lambda: glance(network, encoder.view.size), runtime.hardware)
+    wrong = avoid_faults(
+        network, lambda: glance(network, encoder.view.size, channels=encoder.view.channels), runtime.hardware
+    )
     tell(console, wrong)
     classifier = new_classifier(encoder.num_features, classes, seed).to(device)
     # Which images are labelled is in their identity, and not in how they were chosen.

@@ -17,7 +17,9 @@ from crosslevel.data.uri import parse
 from crosslevel.evaluation.protocols import PIXELS, Kind, Subject
 from crosslevel.evaluation.results import FILE
 from crosslevel.features.extract import Runtime
-from crosslevel.models.encoder import Encoder, untrained
+from crosslevel.features.source import check_channels, open_for
+from crosslevel.models.copies import untrained
+from crosslevel.models.encoder import Encoder
 from crosslevel.models.named import home_of, is_by_name, open_encoder, title_of
 from crosslevel.runs import Run, load_branches
 from crosslevel.utils.console import printer, say
@@ -92,7 +94,7 @@ def start_of(run: Run, encoder: Encoder, console: Console) -> Encoder | None:
     except (UserError, TypeError, OSError) as error:
         say(console, f"without the row {START}: {error}")
         return None
-    start.view = encoder.view
+    start.view, start.reads = encoder.view, encoder.reads
     return start.eval()
 
 
@@ -103,7 +105,9 @@ def subject_of(
     if set(names) == {"detection"}:
         return None
     assert data.test is not None
-    bank, queries = labelled_pair(data.images, data.test, data.data_root, data.crops)
+    for title, other in session.beside.items():
+        check_channels(session.encoder, other.view.channels, title)
+    bank, queries = labelled_pair(data.images, data.test, data.data_root, data.crops, session.encoder)
     kinds: dict[str, Kind] = {
         "raw pixels": PIXELS,
         "untrained encoder": untrained(session.encoder, session.seed),
@@ -119,14 +123,14 @@ def subject_of(
 
 
 def labelled_pair(
-    images: str, test: str, data_root: str | None = None, crops: Crops | None = None
+    images: str, test: str, data_root: str | None = None, crops: Crops | None = None, encoder: Encoder | None = None
 ) -> tuple[Images, Images]:
-    """Both sources opened.
+    """Both sources opened, as the encoder's images are read.
 
     Raises:
         SourceError: one has no labels, or the test images have classes that the others lack.
     """
-    bank, queries = (_labelled(source, data_root, crops) for source in (images, test))
+    bank, queries = (_labelled(source, data_root, crops, encoder) for source in (images, test))
     unknown = sorted(set(queries.classes or []) - set(bank.classes or []))
     if unknown:
         named = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
@@ -134,8 +138,11 @@ def labelled_pair(
     return bank, queries
 
 
-def _labelled(source: str, data_root: str | None, crops: Crops | None) -> Images:
-    images = open_images(source, data_root=data_root, crops=crops)
+def _labelled(source: str, data_root: str | None, crops: Crops | None, encoder: Encoder | None) -> Images:
+    if encoder is None:
+        images = open_images(source, data_root=data_root, crops=crops)
+    else:
+        images = open_for(encoder, source, data_root, crops)
     if images.labels is None:
         raise SourceError(f"{source} has no labels: put each class into a folder of its own to evaluate on it")
     return images

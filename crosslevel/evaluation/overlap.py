@@ -21,6 +21,7 @@ from crosslevel.data.sources.folder import Files
 from crosslevel.data.subsets.select import take
 from crosslevel.evaluation.protocols import Subject
 from crosslevel.utils.errors import SourceError
+from crosslevel.utils.tensors import as_rgb
 
 LOOKED_AT = 2000  # test images: a few seconds
 LEARNED = 100_000  # images to learn from, where none of them is decoded otherwise
@@ -92,5 +93,6 @@ def _step(count: int, most: int) -> int:
 
 def _scan(data: UInt8[Tensor, "M 3 s s"]) -> ScanResult:
     content = torch.tensor([content_of(picture) for picture in data])
-    small = data if data.shape[-1] == SIDE else tvf.resize(data, [SIDE, SIDE], antialias=True)
+    shown = as_rgb(data)
+    small = shown if shown.shape[-1] == SIDE else tvf.resize(shown, [SIDE, SIDE], antialias=True)
     return ScanResult(small, torch.full((len(data), 2), data.shape[-1]), content, torch.arange(len(data)))

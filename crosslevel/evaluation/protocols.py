@@ -45,7 +45,7 @@ MEAN_PER_CLASS = ("aircraft", "aircrafts", "caltech", "flower", "flowers", "pet"
 class SmallPictures(NamedTuple):
     """Readable images at `PIXEL_SIZE`, and their names."""
 
-    data: UInt8[Tensor, "M 3 s s"]
+    data: UInt8[Tensor, "M C s s"]
     paths: list[str]
 
 
@@ -121,7 +121,7 @@ class Subject:
 
     def _small(self, images: Images) -> SmallPictures:
         values = self._pixels[id(images)].features
-        data = ((values + 1) * 127.5).round().clamp(0, 255).byte().view(-1, 3, PIXEL_SIZE, PIXEL_SIZE)
+        data = ((values + 1) * 127.5).round().clamp(0, 255).byte().view(-1, images.channels, PIXEL_SIZE, PIXEL_SIZE)
         return SmallPictures(data, [images.paths[i] for i in self._shown[id(images)].tolist()])
 
     def truth(self, bank: CachedFeatures, queries: CachedFeatures) -> Truth:

@@ -90,7 +90,7 @@ def write(encoder: Encoder, folder: Path) -> None:
     """The files from which timm builds the network: weights as safetensors, and config.json."""
     network: nn.Module = encoder.backbone
     view = encoder.view
-    config = {"mean": view.mean, "std": view.std, "input_size": (3, view.size, view.size), "crop_pct": 1.0,
+    config = {"mean": view.mean, "std": view.std, "input_size": (view.channels, view.size, view.size), "crop_pct": 1.0,
            "interpolation": "bilinear"}  # fmt: skip
     save_for_hf(network, str(folder), safe_serialization=True, data_config=config)
 

@@ -14,14 +14,16 @@ from crosslevel.exploration.collection import Collection, columns_of
 from crosslevel.exploration.export import export_page
 from crosslevel.exploration.layout import lay_out
 from crosslevel.exploration.server import Server
-from crosslevel.features.table import open_table
+from crosslevel.features.collection import open_collection
+from crosslevel.features.extract import Runtime
 from crosslevel.features.thumbnails import Pictures
 from crosslevel.utils.console import printer, progress_bar, say
+from crosslevel.utils.device import Device, choose
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.marks import verb
 
 
-@verb("export", "images", "lists", "port", "browser", "sample")
+@verb("export", "images", "lists", "port", "browser", "sample", "device")
 def explore(
     table: str,
     export: str | None = None,
@@ -31,6 +33,7 @@ def explore(
     browser: bool = True,
     sample: int = 100_000,
     seed: int = 0,
+    device: Device = "auto",
     quiet: bool = False,
 ) -> str | None:
     """Look at a collection: a map on which similar images lie together, and what is similar to each.
@@ -40,14 +43,17 @@ def explore(
     @list= reads. It is served to this machine alone until Ctrl-C.
 
     Args:
-        table: a table that `crosslevel embed` wrote, best with --thumbnails 96.
+        table: a table that `crosslevel embed` wrote, best with --thumbnails 96; or the folder of a run, or weights by
+            name (timm:NAME, hf-hub:owner/name): then their features of --images are made once and kept.
         export: write the page into this folder instead: it opens without a server, and keeps lists as downloads.
-        images: where the table's images are now, if elsewhere than when it was written.
+        images: of a run or of weights by name: the images to look at; those that a run was trained on unless given. Of
+            a table: where its images are now, if elsewhere than when it was written.
         lists: the folder that lists are saved in.
         port: of the page's address; 0 takes any that is free.
         browser: open the page; false prints its address alone.
         sample: the most images on the map; of more, that many are drawn.
         seed: of all draws.
+        device: of an encoder: auto takes CUDA, then Apple's MPS, then the CPU.
         quiet: print nothing.
 
     Returns:
@@ -56,7 +62,7 @@ def explore(
     if sample < 2 or not 0 <= port < 65_536:
         raise UserError(f"sample={sample}, port={port}: give at least 2 images, and a port from 0 to 65535")
     console = printer(quiet)
-    collection = gather(table, images, sample, seed, console)
+    collection = gather(table, images, sample, seed, console, device)
     if export is not None:
         with progress_bar(console) as bar:
             task = bar.add_task("writing pictures", total=len(collection.rows))
@@ -75,9 +81,11 @@ def explore(
     return None
 
 
-def gather(table: str, images: str | None, sample: int, seed: int, console: Console) -> Collection:
+def gather(
+    table: str, images: str | None, sample: int, seed: int, console: Console, device: Device = "auto"
+) -> Collection:
     """The points, columns and pictures of a table."""
-    opened = open_table(table, least=2)
+    opened, _ = open_collection(table, images, Runtime(choose(device, "fp32")), console, least=2)
     pictures, rows = Pictures(opened, images), torch.arange(opened.rows)
     if opened.rows > sample:
         generator = torch.Generator().manual_seed(seed)

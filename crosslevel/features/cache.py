@@ -86,7 +86,7 @@ class FeatureCache:
                 parts += self._computed(encoder, images, len(parts), folder, progress)
             parts = [part for part in parts if len(part["labels"])]
             if not parts:
-                raise SourceError(f"{images.name}: none of its {len(images)} images can be read")
+                raise SourceError(f"{images.name}: none of its {len(images)} images can be read{self.bad.first}")
             tracks = None if images.tracks is None else torch.cat([part["tracks"] for part in parts])
             features, labels = (torch.cat([part[name] for part in parts]) for name in ("features", "labels"))
             self._known[key] = CachedFeatures(features, labels, tracks)
@@ -94,7 +94,7 @@ class FeatureCache:
 
     def decoded(self, images: Images, size: int) -> Images:
         """The images in memory at ``size`` pixels, where they are few enough, decoded once for all who ask."""
-        if len(images) * 3 * size**2 >= self.decoded_once:
+        if len(images) * images.channels * size**2 >= self.decoded_once:
             return images
         key = (_identity(images), size)
         if key not in self._decoded:

@@ -17,14 +17,15 @@ from rich.console import Console
 
 from crosslevel.data.cluster import Engine
 from crosslevel.data.images import Images
-from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.uri import parse
+from crosslevel.features import formats
 from crosslevel.features import thumbnails as small
 from crosslevel.features.engines import Task, made, ranges
 from crosslevel.features.extract import Features, Runtime, extract, stream
 from crosslevel.features.parts import Parts
-from crosslevel.features.pieces import SUFFIXES, Pieces, text
+from crosslevel.features.pieces import Pieces, text
+from crosslevel.features.source import open_for, suited
 from crosslevel.features.table import about
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.named import is_by_name, mark_of, open_encoder
@@ -88,9 +89,10 @@ def embed(
             it takes images of another size than the weights' own.
         images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, videos, annotations (with
             --crops), cifar10, cifar100, stl10 or turntable; a suffix such as @imbalance=100 or @list=FILE takes a part.
-        output: the file to write: .parquet, or .npy with a manifest in .csv beside it. A name without such an ending is
-            a folder of Parquet files, to which every call adds what is new: paths, and images of other content. From
-            Python, the features are returned as arrays unless it is given.
+        output: the file to write: .parquet, or .npy with a manifest in .csv beside it; or a folder for other programs:
+            .lance (LanceDB), or .fiftyone, which FiftyOne imports. A name without such an ending is a folder of Parquet
+            files, to which every call adds what is new: paths, and images of other content. From Python, the features
+            are returned as arrays unless it is given.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: fp32, so that a table is the same wherever it is made; auto takes bfloat16 where the hardware
             computes it.
@@ -113,13 +115,16 @@ def embed(
     _check(output, thumbnails, engine)
     hardware = choose(device, precision)
     encoder = open_encoder(run)
-    source = open_images(images, data_root=data_root, crops=crops)
+    images = suited(images, encoder)
+    source = open_for(encoder, images, data_root, crops)
     say(console, f"device: {hardware.why}; {len(source):,} images")
     say(console, encoder.loaded)
     runtime = Runtime(hardware, workers, batch_size)
     if output is None:
         return _arrays(encoder, source, runtime, console)
     file, metadata = Path(output), about(encoder, run, source, images, hardware.precision)
+    if file.suffix == ".fiftyone" and thumbnails is None and metadata["root"] is None:
+        raise UserError(f"{images}: FiftyOne shows files, and these images are none: give --thumbnails 96")
     pictures = None if thumbnails is None else partial(small.column, source, size=thumbnails, workers=workers)
     where = run if is_by_name(run) else os.path.abspath(run)
     root, precise = data_root and os.path.abspath(data_root), cast(Precision, hardware.precision)
@@ -135,6 +140,8 @@ def embed(
     task = task._replace(fingerprint=pieces.fingerprint)
     with folder_lock(pieces.folder, "crosslevel embed", keep=False):
         _write(encoder, source, pieces, runtime, console, None if engine == "local" else (engine, task), rows)
+    if file.suffix in (".lance", ".fiftyone"):
+        return file
     verb = f"crosslevel evaluate {shlex.quote(str(run))} IMAGES --test IMAGES"
     say(console, f"next: read it with pandas.read_parquet, or {verb}")
     return file
@@ -142,15 +149,16 @@ def embed(
 
 def _check(output: str | None, thumbnails: int | None, engine: Engine) -> None:
     """Refuse an output that cannot hold what is asked for."""
-    if output is not None and Path(output).suffix not in ("", *SUFFIXES):
-        raise UserError(f"--output {output}: the name must end in {' or '.join(SUFFIXES)}, or be a folder's")
+    if output is not None and Path(output).suffix not in ("", *formats.SUFFIXES):
+        raise UserError(f"--output {output}: the name must end in {', '.join(formats.SUFFIXES)}, or be a folder's")
     if output is None and engine != "local":
         raise UserError(f"engine={engine} writes what its workers make: give output, a file or a folder")
     small.check(thumbnails)
-    if thumbnails is not None and (Path(output or "").suffix != ".parquet" or engine != "local"):
+    if thumbnails is not None and (Path(output or "").suffix not in formats.PICTURED or engine != "local"):
         raise UserError(
             f"--thumbnails {thumbnails}: pictures need a Parquet table made on this machine: --output features.parquet"
         )
+    formats.check(Path(output or ""))
 
 
 def _add(engine: Engine, task: Task, source: Images, console: Console, piece: int | None) -> None:
@@ -165,7 +173,7 @@ def _add(engine: Engine, task: Task, source: Images, console: Console, piece: in
                 bad.add(path, reason)
             bar.advance(progress, done.stop - done.first)
     if not len(present) and not rows:
-        raise SourceError(f"{source.name}: none of its {len(source)} images can be read")
+        raise SourceError(f"{source.name}: none of its {len(source)} images can be read{bad.first}")
     speed = len(source) / max(time.monotonic() - began, 1e-9)
     say(console, f"{rows:,} features added to {task.output}, {before:,} were there; {speed:,.0f} images/s")
     if len(bad):

@@ -14,7 +14,8 @@ from torch import Tensor
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
 from crosslevel.data.loaders.batches import Batch, EvalBatches
-from crosslevel.models.encoder import Encoder, View, frozen
+from crosslevel.models.copies import frozen
+from crosslevel.models.encoder import Encoder, View
 from crosslevel.utils.device import Hardware, choose
 from crosslevel.utils.errors import SourceError
 
@@ -118,25 +119,25 @@ def extract(
     bad: BadFiles | None = None,
 ) -> Features:
     """All features of ``images`` at once; ``progress`` is called with the number done and the number of all."""
-    parts = []
+    parts, bad = [], bad if bad is not None else BadFiles()
     for part in stream(encoder, images, batch_size=batch_size, workers=workers, hardware=hardware, bad=bad):
         parts.append(part)
         if progress is not None:
             progress(int(part.places[-1]) + 1, len(images))
     if not parts:
-        raise SourceError(f"{images.name}: none of its {len(images)} images can be read")
+        raise SourceError(f"{images.name}: none of its {len(images)} images can be read{bad.first}")
     return Features(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def pixels(images: Images, size: int, *, workers: int | None = None, bad: BadFiles | None = None) -> Features:
-    """Raw pixels as features, D = 3 * size * size, centred on mid-grey: what any encoder has to beat."""
+    """Raw pixels as features, D = C * size * size, centred on mid-grey: what any encoder has to beat."""
     batches = EvalBatches(images, 1024, size, workers=workers, bad=bad if bad is not None else BadFiles())
     parts = [Features(b.images.flatten(1).float() / 127.5 - 1, b.labels, b.index) for b in batches]
     return Features(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def normalize(images: UInt8[Tensor, "B 3 s s"], view: View) -> Float[Tensor, "B 3 s s"]:
+def normalize(images: UInt8[Tensor, "B C s s"], view: View) -> Float[Tensor, "B C s s"]:
     """Bytes to the numbers that the encoder was trained on, channels last."""
-    mean = torch.tensor(view.mean, device=images.device).view(1, 3, 1, 1) * 255
-    scale = 1 / (torch.tensor(view.std, device=images.device).view(1, 3, 1, 1) * 255)
+    mean = torch.tensor(view.mean, device=images.device).view(1, -1, 1, 1) * 255
+    scale = 1 / (torch.tensor(view.std, device=images.device).view(1, -1, 1, 1) * 255)
     return ((images - mean) * scale).contiguous(memory_format=torch.channels_last)

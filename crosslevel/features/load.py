@@ -14,17 +14,18 @@ from torch import Tensor
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.decode import from_pillow, read_image
+from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.images import Images
 from crosslevel.features.extract import Runtime, stream
+from crosslevel.features.source import reading_of
 from crosslevel.models.encoder import Encoder, View
 from crosslevel.models.named import open_encoder
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import BadImage, UserError
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
-"""A file, an image of Pillow, an array (H, W, 3) or (H, W), or a tensor (3, H, W): bytes, or floats in [0, 1]."""
-
-COLOURS = 3
+"""A file, an image of Pillow, an array (H, W, 3) or (H, W), or a tensor (3, H, W): bytes, or floats in [0, 1]; with as
+many channels as the encoder takes, where these are not 3."""
 
 
 class FeatureExtractor:
@@ -60,7 +61,7 @@ class FeatureExtractor:
             BadImage: a file that cannot be read.
 
         """
-        given = _Several(_several(images))
+        given = _Several(_several(images), reading_of(self.encoder))
         if not len(given):
             raise UserError("transform: there are no images: give one at least")
         device, workers, batch = self.runtime.hardware, self.runtime.workers or 0, self.runtime.batch_size
@@ -99,17 +100,17 @@ def load(
 class _Several(Images):
     """Images that are at hand; files are decoded when it is their turn."""
 
-    def __init__(self, pictures: Sequence[Picture]) -> None:
-        self.name = "images"
+    def __init__(self, pictures: Sequence[Picture], reading: Reading = USUAL) -> None:
+        self.name, self.reading = "images", reading
         self.paths = [_named(picture, i) for i, picture in enumerate(pictures)]
         self.pictures = [
-            picture if isinstance(picture, str | os.PathLike) else _pixels(picture, self.paths[i])
+            picture if isinstance(picture, str | os.PathLike) else _pixels(picture, self.paths[i], reading)
             for i, picture in enumerate(pictures)
         ]
 
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
         picture = self.pictures[i]
-        return picture if isinstance(picture, Tensor) else read_image(os.fspath(picture)), -1
+        return picture if isinstance(picture, Tensor) else read_image(os.fspath(picture), reading=self.reading), -1
 
 
 def _named(picture: Picture, i: int) -> str:
@@ -121,23 +122,26 @@ def _several(images: Picture | Iterable[Picture]) -> list[Picture]:
     if isinstance(images, str | os.PathLike | Image.Image):
         return [images]
     if isinstance(images, Tensor | np.ndarray):
-        return [images] if images.ndim <= COLOURS else list(images)
+        return [images] if images.ndim <= 3 else list(images)
     return list(images)
 
 
-def _pixels(picture: Image.Image | np.ndarray[Any, Any] | Tensor, name: str) -> UInt8[Tensor, "3 H W"]:
+def _pixels(
+    picture: Image.Image | np.ndarray[Any, Any] | Tensor, name: str, reading: Reading
+) -> UInt8[Tensor, "C H W"]:
     if isinstance(picture, Image.Image):
-        return from_pillow(picture)
+        return from_pillow(picture, reading)
+    channels = reading.channels
     if isinstance(picture, np.ndarray):
         pixels = torch.from_numpy(np.ascontiguousarray(picture))
-        pixels = pixels.expand(COLOURS, -1, -1) if pixels.ndim == 2 else pixels.movedim(-1, 0)
+        pixels = pixels.expand(channels, -1, -1) if pixels.ndim == 2 else pixels.movedim(-1, 0)
     elif isinstance(picture, Tensor):
         pixels = picture.detach().cpu()
     else:
         raise UserError(f"{name} is a {type(picture).__name__}: give a path, an image of Pillow, an array or a tensor")
-    if pixels.ndim != COLOURS or len(pixels) != COLOURS:
-        shape = tuple(picture.shape)
-        raise UserError(f"{name} has the shape {shape}: give an array (H, W, 3) or (H, W), or a tensor (3, H, W)")
+    if pixels.ndim != 3 or len(pixels) != channels:
+        arrays, shape = f"(H, W, {channels}) or (H, W)", tuple(picture.shape)
+        raise UserError(f"{name} has the shape {shape}: give an array {arrays}, or a tensor ({channels}, H, W)")
     return _bytes(pixels, name)
 
 

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.bad_files import BadFiles, first_of
 from crosslevel.data.images import Images
+from crosslevel.features import formats
 from crosslevel.features.extract import Features
 from crosslevel.features.table import ABOUT, IMAGE
 from crosslevel.utils.errors import SourceError, UserError
 from crosslevel.utils.files import replacing, sweep, sync_folder, write
 from crosslevel.utils.trees import json_tree
 
-SUFFIXES = (".parquet", ".npy")
 _JOINED = "joined.json"
 _FORMER = ("state.json", "state.tmp", "joined.parquet", "joined.npy", "joined.csv")  # left by the first version
-_REPEATED = ["label", "class"]  # columns with few different values; looking for some among features takes time
 
 
 class Piece(NamedTuple):
@@ -109,7 +105,7 @@ class Pieces:
         pictures = None if self.thumbnails is None else self.thumbnails(rows.places.tolist())
         table = table_of(self.source, *rows, pictures).replace_schema_metadata({ABOUT: json.dumps(metadata)})
         with replacing(piece.file) as file:
-            pq.write_table(table, file, use_dictionary=_REPEATED, write_page_checksum=True)
+            pq.write_table(table, file, use_dictionary=formats.REPEATED, write_page_checksum=True)
         self._count(piece)
         return piece.stop
 
@@ -122,18 +118,15 @@ class Pieces:
         """
         if not self.pieces:
             self.remove()
-            raise SourceError(f"{self.source.name}: none of its {len(self.source)} images can be read")
-        files = [piece.file for piece in self.pieces]
-        if self.file.suffix == ".parquet":
-            with replacing(self.file) as table:
-                self.joined = _join_parquet(files, table, self.about)
-        else:
-            manifest = self.file.with_suffix(".csv")
-            with replacing(manifest) as lines, replacing(self.file) as array:
-                self.joined = _join_npy(files, array, lines)
-                # The array comes first: a manifest that is there is never that of another array.
-                manifest.unlink(missing_ok=True)
-        mark = {"fingerprint": self.fingerprint, "rows": self.joined, "bad": self.bad, "table": self._known()}
+            first = first_of(self.bad)
+            raise SourceError(f"{self.source.name}: none of its {len(self.source)} images can be read{first}")
+        self.joined = formats.join([piece.file for piece in self.pieces], self.file, self.about)
+        mark = {
+            "fingerprint": self.fingerprint,
+            "rows": self.joined,
+            "bad": self.bad,
+            "table": formats.known(self.file),
+        }
         write(self.folder / _JOINED, json.dumps(mark))
 
     def remove(self) -> None:
@@ -147,14 +140,11 @@ class Pieces:
         """The record of a table that was joined from the same images; None unless the table is unchanged."""
         try:
             mark: dict[str, Any] = json_tree((self.folder / _JOINED).read_text(encoding="utf-8"))
-            return mark if (mark["fingerprint"], mark["table"]) == (self.fingerprint, self._known()) else None
+            return (
+                mark if (mark["fingerprint"], mark["table"]) == (self.fingerprint, formats.known(self.file)) else None
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return None
-
-    def _known(self) -> list[list[int]]:
-        """Size and time of the finished files."""
-        files = [self.file] if self.file.suffix == ".parquet" else [self.file, self.file.with_suffix(".csv")]
-        return [[file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
     def _leftovers(self) -> list[Path]:
         """Files of killed calls that are no pieces."""
@@ -202,36 +192,6 @@ def table_of(
     if pictures is not None:
         columns[IMAGE] = pictures
     return pa.table(columns)
-
-
-def _join_parquet(pieces: list[Path], file: BinaryIO, about: Mapping[str, Any]) -> int:
-    count, metadata = 0, {ABOUT: json.dumps(about)}
-    schema = pq.read_schema(pieces[0]).with_metadata(metadata)
-    with pq.ParquetWriter(file, schema, use_dictionary=_REPEATED, write_page_checksum=True) as writer:
-        for piece in pieces:
-            table = pq.read_table(piece).replace_schema_metadata(metadata)
-            writer.write_table(table)
-            count += len(table)
-    return count
-
-
-def _join_npy(pieces: list[Path], array: BinaryIO, manifest: BinaryIO) -> int:
-    """Features as one array (rows, D) of float32, and a manifest of the other columns in the same order."""
-    count = sum(pq.read_metadata(piece).num_rows for piece in pieces)
-    width = pq.read_schema(pieces[0]).field("feature").type.list_size
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
-    np.lib.format.write_array_header_1_0(array, header | {"shape": (count, width)})
-    lines = io.TextIOWrapper(manifest, encoding="utf-8", newline="")
-    writer = csv.writer(lines)
-    writer.writerow(name for name in pq.read_schema(pieces[0]).names if name not in ("feature", IMAGE))
-    for piece in pieces:
-        table = pq.read_table(piece)
-        others = table.drop_columns([name for name in ("feature", IMAGE) if name in table.column_names])
-        writer.writerows(zip(*(column.to_pylist() for column in others.columns), strict=True))
-        array.write(table["feature"].combine_chunks().flatten().to_numpy().data)
-    lines.flush()
-    lines.detach()
-    return count
 
 
 def text(path: str) -> str:

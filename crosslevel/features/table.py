@@ -32,7 +32,8 @@ def about(encoder: Encoder, run: str, images: Images, source: str, precision: st
     """What a table says of itself: the encoder and its view, whose images, and the versions that computed it.
 
     ``encoder`` is the checksum of its weights and view (`Encoder.identity`): features of another one say nothing beside
-    these. ``root`` is the folder that the images lie in, if they lie in one.
+    these. ``state`` changes when images come, go or are written anew. ``root`` is the folder that the images lie in, if
+    they lie in one.
     """
     root = images.name.partition("@")[0].partition(",")[0]
     return {
@@ -43,6 +44,7 @@ def about(encoder: Encoder, run: str, images: Images, source: str, precision: st
         "features": encoder.num_features,
         "precision": precision,
         "images": hidden(source),
+        "state": images.identity(),
         "root": os.path.abspath(root) if os.path.isdir(root) else None,
         "versions": {name: _version(name) for name in ("crosslevel", "torch", "timm")},
     }

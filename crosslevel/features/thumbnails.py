@@ -19,10 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from crosslevel.data.decode import decode, read_image
+from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
+from crosslevel.data.uri import parse
 from crosslevel.features.table import IMAGE, FeatureTable
 from crosslevel.utils.errors import BadImage, SourceError, UserError
+from crosslevel.utils.tensors import as_rgb
 
 KIND = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 """As the Hugging Face hub has images in Parquet; what reads those, reads these."""
@@ -42,9 +45,9 @@ def check(size: int | None) -> None:
         raise UserError(f"thumbnails={size}: give {SMALLEST} to {LARGEST} pixels")
 
 
-def encoded(picture: UInt8[Tensor, "3 H W"], size: int) -> bytes:
+def encoded(picture: UInt8[Tensor, "C H W"], size: int) -> bytes:
     """A picture as JPEG, its longer side at most ``size`` pixels."""
-    image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+    image = Image.fromarray(as_rgb(picture).permute(1, 2, 0).contiguous().numpy())
     image.thumbnail((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0)
     file = io.BytesIO()
     image.save(file, "jpeg", quality=85)
@@ -105,11 +108,19 @@ class Pictures:
                 data = self._thumbnail(row)
                 return None if data is None else decode(bytearray(data), self.table.paths[row])
             if (file := self.file(row)) is not None:
-                return read_image(file)
+                return as_rgb(read_image(file, reading=self._reading))
             place = self._places.get(self.table.paths[row])
-            return None if place is None or self._source is None else self._source[place][0]
+            return None if place is None or self._source is None else as_rgb(self._source[place][0])
         except BadImage:
             return None
+
+    @cached_property
+    def _reading(self) -> Reading:
+        """How the table's images were read."""
+        try:
+            return parse(str(self.table.about.get("images") or "images")).reading
+        except SourceError:
+            return USUAL
 
     def _thumbnail(self, row: int) -> bytes | None:
         for first, group in zip(reversed(self._begins), reversed(range(len(self._begins))), strict=True):

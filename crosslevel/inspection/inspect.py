@@ -29,6 +29,7 @@ from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets import select
 from crosslevel.features.extract import Runtime
+from crosslevel.features.source import check_channels, suited
 from crosslevel.inspection.page import beside_block, headline, page_blocks
 from crosslevel.inspection.scan import run_features, structure
 from crosslevel.inspection.summary import summary, tables
@@ -94,7 +95,9 @@ def inspect(
     encoder = None if run is None else open_encoder(run)
     generator = torch.Generator().manual_seed(seed)
     read = {"data_root": data_root, "crops": crops}
-    own = _part(images, read, sample, generator, engine)
+    own = _part(images if encoder is None else suited(images, encoder), read, sample, generator, engine)
+    if encoder is not None:
+        check_channels(encoder, own.images.channels, images)
     other = None if beside is None else _part(beside, read, sample, generator, engine)
     runtime, threshold = Runtime(choose(device, precision), workers), None
     with progress_bar(console) as bar:

@@ -24,7 +24,8 @@ from crosslevel.features.cache import FeatureCache
 from crosslevel.features.extract import Runtime
 from crosslevel.metrics import long_tail
 from crosslevel.metrics.nearest import mutual_pairs
-from crosslevel.models.encoder import Encoder, frozen
+from crosslevel.models.copies import frozen
+from crosslevel.models.encoder import Encoder
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
 

@@ -68,6 +68,9 @@ class Distill(Method):
         if not 0 <= momentum < 1:
             raise UserError(f"momentum={momentum} must be from 0 to below 1")
         network = open_encoder(teacher).requires_grad_(False)
+        seen = getattr(encoder, "view", network.view).channels
+        if seen != network.view.channels:
+            raise UserError(f"method.teacher={teacher} takes {network.view.channels} channels, the images have {seen}")
         usual = max(feature_size(encoder), network.num_features)
         super().__init__(encoder, head, network.num_features, hidden, batch_norm, usual_hidden=usual)
         self.teacher, self.momentum, self.centred = teacher, momentum, centred
@@ -78,8 +81,8 @@ class Distill(Method):
         (m, s), (mean, std) = (
             torch.tensor(view[1:]) for view in (getattr(encoder, "view", network.view), network.view)
         )
-        self.register_buffer("scale", (s / std).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("shift", ((m - mean) / std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", (s / std).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("shift", ((m - mean) / std).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("centre", torch.zeros(network.num_features))
         self.register_buffer("steps", torch.zeros(()))
 

@@ -75,20 +75,20 @@ def narrow(model: nn.Module, name: str, width: float, zero_init_last: bool | Non
     """Rebuild a ResNet with ``width`` times the channels, its stem included, in place."""
     if not isinstance(model, ResNet) or not isinstance(model.conv1, nn.Conv2d):
         raise UserError(f"encoder.width={width} is for ResNets with a one-convolution stem; {name} takes 1.0")
-    scale = _scaled(width)
+    scale, stem = _scaled(width), model.conv1
     for parent in list(model.modules()):
         for key, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d):
-                setattr(parent, key, scale(child))
+                setattr(parent, key, scale(child, child is stem))
             elif isinstance(child, nn.BatchNorm2d):
                 setattr(parent, key, nn.BatchNorm2d(max(1, round(child.num_features * width))))
     model.num_features = model.head_hidden_size = max(1, round(model.num_features * width))
     model.init_weights(zero_init_last=bool(zero_init_last))
 
 
-def _scaled(width: float) -> Callable[[nn.Conv2d], nn.Conv2d]:
-    def scale(conv: nn.Conv2d) -> nn.Conv2d:
-        inputs = conv.in_channels if conv.in_channels == 3 else max(1, round(conv.in_channels * width))
+def _scaled(width: float) -> Callable[[nn.Conv2d, bool], nn.Conv2d]:
+    def scale(conv: nn.Conv2d, first: bool) -> nn.Conv2d:
+        inputs = conv.in_channels if first else max(1, round(conv.in_channels * width))
         same: Any = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")}
         thin = inputs < _THIN and conv.kernel_size == (1, 1) and conv.stride != (1, 1)
         kind = _Strided if thin else nn.Conv2d

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 import json
@@ -13,7 +12,6 @@ import torch
 from jaxtyping import Float
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from crosslevel.models.build import create, create_narrow, is_modern
 from crosslevel.models.start.pretrained import build, checked, find, is_named, known_model
@@ -23,21 +21,27 @@ from crosslevel.utils.errors import NotThere, UserError
 from crosslevel.utils.files import write_tensors
 from crosslevel.utils.tensors import load_safetensors
 
-STRUCTURE = ("small_images", "width", "zero_init_last", "image_size", "pool")
+STRUCTURE = ("small_images", "width", "zero_init_last", "image_size", "pool", "channels")
 """What a network is built by, besides its name and further sizes; `Encoder` keeps each under this name."""
 
 LEAST_PRETRAINED = 112  # pixels: in smaller views weights that were learned at 224 see too few patches
+COLOURS = 3  # channels, where nothing else is said
 DROP_PATH = 0.1
 SMALL = 64  # pixels: up to this size a ResNet's usual stem would throw most of the image away
 FILE = "encoder.safetensors"
 
 
 class View(NamedTuple):
-    """What the encoder was trained to look at: ``size`` pixels square, normalized by ``mean`` and ``std``."""
+    """What the encoder was trained to look at: ``size`` pixels square, channels normalized by ``mean`` and ``std``."""
 
     size: int
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    @property
+    def channels(self) -> int:
+        """C, those of the images."""
+        return len(self.mean)
 
 
 Pool = Literal["token", "avg"]
@@ -45,11 +49,11 @@ Pool = Literal["token", "avg"]
 
 @final
 class Encoder(nn.Module):
-    """A timm backbone without classifier: images (B, 3, h, w) -> features (B, D).
+    """A timm backbone without classifier: images (B, C, h, w) -> features (B, D).
 
     ``backbone`` is the timm model itself, ``num_features`` is D, ``view`` the images that it is trained on.
     ``architecture`` is its name without weights, ``loaded`` says in one line what weights it started from, and
-    ``licence`` whose they are.
+    ``licence`` whose they are. ``reads`` is how its images are read beside the usual, such as ``{"channels": "4"}``.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Encoder(nn.Module):
         pool: Pool | None = None,
         drop_path: float | None = None,
         arguments: dict[str, Any] | None = None,
+        channels: int | None = None,
     ) -> None:
         """Build the network.
 
@@ -87,6 +92,8 @@ class Encoder(nn.Module):
             drop_path: probability that a residual branch is left out in training; 0.1 with pretrained where the model
                 has such branches, else the model's own, unless given.
             arguments: further sizes that timm builds the model by, such as {reg_tokens: 4}.
+            channels: of the images; those of the source (--channels), which are 3, unless given. Of weights of three
+                channels, the first layer's are summed up for one, and repeated for more.
 
         Raises:
             ValueError: an unknown model, a width for a model that has none, or weights that do not fit.
@@ -95,11 +102,14 @@ class Encoder(nn.Module):
         super().__init__()
         self.name, self.width, self.weights = name, width, weights
         self.zero_init_last, self.image_size, self.pool, self.drop_path = zero_init_last, image_size, pool, drop_path
-        self.pretrained = pretrained or is_named(name)
+        self.pretrained, self.channels = pretrained or is_named(name), None if channels == COLOURS else channels
+        if channels is not None and channels < 1:
+            raise UserError(f"encoder.channels={channels}: at least 1")
+        self.reads: dict[str, str] = {}
         self.trained, self.further = train, checked(arguments)
         self.small_images: bool | None = None
         self.loaded = self.licence = ""
-        self.view = View(size=32)
+        self.view = self._view(32, *View._field_defaults.values())
         if self.pretrained:
             self._start(None if isinstance(self.pretrained, bool) else self.pretrained)
         else:
@@ -123,6 +133,7 @@ class Encoder(nn.Module):
             "img_size": self.image_size,
             "global_pool": self.pool,
             "drop_path_rate": self.drop_path,
+            "in_chans": self.channels,
         }
         return {key: value for key, value in options.items() if value is not None}
 
@@ -143,7 +154,13 @@ class Encoder(nn.Module):
         config: Any = self.backbone.default_cfg
         usual_size = self.further.get("img_size", config["input_size"][-1])
         size = self.image_size or int(usual_size[-1] if isinstance(usual_size, list | tuple) else usual_size)
-        self.view = View(size, tuple(config["mean"]), tuple(config["std"]))
+        self.view = self._view(size, tuple(config["mean"]), tuple(config["std"]))
+
+    def _view(self, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> View:
+        """A view of the encoder's channels: of another number than mean and deviation are of, their mean for each."""
+        count = self.channels or COLOURS
+        mean, std = (v if len(v) == count else (sum(v) / len(v),) * count for v in (mean, std))
+        return View(size, mean, std)
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that build this encoder again."""
@@ -153,8 +170,9 @@ class Encoder(nn.Module):
     def structure(self) -> dict[str, Any]:
         """The arguments that build the same network without any weights."""
         settings = {"name": self.architecture, **{key: getattr(self, key) for key in STRUCTURE}}
-        if self.pool is None:
-            del settings["pool"]
+        for name in ("pool", "channels"):
+            if settings[name] is None:
+                del settings[name]
         return settings | ({"arguments": self.further} if self.further else {})
 
     @property
@@ -197,7 +215,7 @@ class Encoder(nn.Module):
             still(self.backbone)
         return self
 
-    def forward(self, images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B D"]:
+    def forward(self, images: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D"]:
         """The pooled features."""
         features: Tensor = self.backbone(images)
         return features
@@ -250,7 +268,7 @@ class Encoder(nn.Module):
         stem = getattr(self.backbone, "conv1", None)
         if not isinstance(self.backbone, ResNet) or not isinstance(stem, nn.Conv2d):
             raise UserError(f"encoder.small_images fits ResNets with a one-convolution stem, not {self.name}")
-        small = nn.utils.skip_init(nn.Conv2d, 3, stem.out_channels, 3, padding=1, bias=False)
+        small = nn.utils.skip_init(nn.Conv2d, stem.in_channels, stem.out_channels, 3, padding=1, bias=False)
         # From a generator of its own, the stem starts alike whether it is asked for or chosen later.
         draws = torch.Generator().manual_seed(torch.initial_seed())
         nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu", generator=draws)
@@ -262,6 +280,7 @@ class Encoder(nn.Module):
         """Write the backbone's weights under timm's own key names, and how to build it, to ``path``."""
         built = self.structure() | {"view": self.view._asdict()}
         built |= {"licence": self.licence} if self.licence else {}
+        built |= {"reads": self.reads} if self.reads else {}
         state = {k: v.detach().contiguous().cpu() for k, v in merged(self.backbone).items()}
         write_tensors(path, state, {"format": "pt", "crosslevel": json.dumps(built)})
         return Path(path)
@@ -287,7 +306,7 @@ def load_encoder(path: str | Path) -> Encoder:
         raise UserError(f"{file} does not say how to build its network: it was not written by Crosslevel")
     try:
         settings = json.loads(built)
-        view, licence = settings.pop("view"), str(settings.pop("licence", ""))
+        view, licence, reads = settings.pop("view"), str(settings.pop("licence", "")), settings.pop("reads", {})
         if unknown := settings.keys() - {"name", *STRUCTURE, "arguments"}:
             raise KeyError(min(unknown))
         if is_named(str(settings["name"])):
@@ -295,6 +314,9 @@ def load_encoder(path: str | Path) -> Encoder:
         encoder = _filled(settings, weights)
         encoder.licence = licence
         encoder.view = View(view["size"], tuple(view["mean"]), tuple(view["std"]))
+        encoder.reads = {str(name): str(value) for name, value in reads.items()}
+        if encoder.view.channels != (encoder.channels or COLOURS):
+            raise UserError(f"a view of {encoder.view.channels} channels")
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise UserError(f"{file} says how to build another network than it holds: {error}") from error
     return encoder.eval()
@@ -310,29 +332,3 @@ def _filled(settings: dict[str, Any], weights: dict[str, Tensor]) -> Encoder:
         encoder = Encoder(**settings)
         encoder.backbone.load_state_dict(weights)
     return encoder
-
-
-def untrained(encoder: Encoder, seed: int) -> Encoder:
-    """The same network with fresh random weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fresh = Encoder(**encoder.structure())
-    fresh.view = encoder.view
-    return fresh
-
-
-def frozen(encoder: Encoder) -> Encoder:
-    """A copy for evaluation: no gradients, and a ResNet's batch normalizations folded into its convolutions."""
-    copied = copy.deepcopy(encoder).eval().requires_grad_(False)
-    if isinstance(copied.backbone, ResNet):
-        for module in list(copied.backbone.modules()):
-            children = dict(module.named_children())
-            pairs = [(f"conv{n}", f"bn{n}") for n in (1, 2, 3)]
-            if isinstance(module, nn.Sequential):
-                pairs = list(itertools.pairwise(children))
-            for first, second in pairs:
-                conv, norm = children.get(first), children.get(second)
-                if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
-                    setattr(module, first, fuse_conv_bn_eval(conv, norm))
-                    setattr(module, second, nn.Identity())
-    return copied

@@ -143,6 +143,10 @@ def _plain(encoder: Encoder, program: str) -> str:
             f"{program}'s {name} has no stem for small images: export to timm or onnx, "
             "or train with --encoder.small_images false"
         )
+    if encoder.channels is not None:
+        raise UserError(
+            f"{program}'s {name} takes images of 3 channels, not {encoder.channels}: export to timm or onnx"
+        )
     return name
 
 
@@ -170,6 +174,7 @@ def _write_timm(encoder: Encoder, stream: BinaryIO, file: Path, normalize: bool,
         save_to(stream, _state(encoder), file)
     is_changed = encoder.width != 1.0 or encoder.small_images
     size = "" if encoder.image_size is None else f", img_size={encoder.image_size}"
+    size += "" if encoder.channels is None else f", in_chans={encoder.channels}"
     call = f"timm.create_model({encoder.name!r}, num_classes=0{size}, checkpoint_path=file)"
     if is_changed:
         call = f"Encoder({encoder.name!r}, {bool(encoder.small_images)}, {encoder.width}, weights=file), not timm alone"
@@ -209,10 +214,10 @@ class _Normalized(nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
-        self.register_buffer("mean", torch.tensor(encoder.view.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(encoder.view.std).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(encoder.view.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(encoder.view.std).view(1, -1, 1, 1))
 
-    def forward(self, images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B D"]:
+    def forward(self, images: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D"]:
         """The pooled features."""
         features: Tensor = self.encoder((images - self.mean) / self.std)
         return features
@@ -224,35 +229,35 @@ def _write_onnx(encoder: Encoder, stream: BinaryIO, file: Path, normalize: bool,
     _needed("onnxscript")
     network: nn.Module = (_Normalized(encoder) if normalize else encoder).eval()
     size = encoder.view.size if encoder.fixed_size is None else encoder.fixed_size
-    example = torch.zeros(2, 3, size, size)
+    example = torch.zeros(2, encoder.view.channels, size, size)
     batch = torch.export.Dim("batch", min=1)
     torch.onnx.export(
         network, (example,), path, input_names=["images"], output_names=["features"], dynamo=True, verbose=False,
         dynamic_shapes=({0: batch},), external_data=False,
     )  # fmt: skip
     model = onnx.load(path)
-    scale = "RGB in [0, 1]" if normalize else _inputs(encoder)
+    scale = f"{_colours(encoder)} in [0, 1]" if normalize else _inputs(encoder)
     says = {
-        "input": f"images: float32 (batch, 3, {size}, {size}), {scale}",
+        "input": f"images: float32 (batch, {encoder.view.channels}, {size}, {size}), {scale}",
         "output": f"features: float32 (batch, {encoder.num_features}), pooled",
         "encoder": encoder.name,
         "view": json.dumps(encoder.view._asdict()),
     }
     onnx.helper.set_model_props(model, says)
     onnx.save(model, path)
-    difference = _difference(runtime, network, path, size, seed)
+    difference = _difference(runtime, network, path, (encoder.view.channels, size, size), seed)
     if not difference <= TOLERANCE:
         raise UserError(f"{file}: its features differ from the encoder's by {difference:.1e}: it is not kept")
     return f"{says['input']}; features differ from the encoder's by at most {difference:.1e}"
 
 
 @torch.no_grad()
-def _difference(runtime: Any, network: nn.Module, file: Path, size: int, seed: int) -> float:
+def _difference(runtime: Any, network: nn.Module, file: Path, shape: tuple[int, ...], seed: int) -> float:
     """The largest difference on random images, in batches of two sizes."""
     session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     generator, apart = torch.Generator().manual_seed(seed), []
     for count in (1, 5):
-        images = torch.rand(count, 3, size, size, generator=generator)
+        images = torch.rand(count, *shape, generator=generator)
         if not isinstance(network, _Normalized):
             images = 4 * images - 2  # about what normalized images are
         expected = network(images)
@@ -262,7 +267,11 @@ def _difference(runtime: Any, network: nn.Module, file: Path, size: int, seed: i
 
 
 def _inputs(encoder: Encoder) -> str:
-    return f"RGB in [0, 1] minus {encoder.view.mean}, divided by {encoder.view.std}"
+    return f"{_colours(encoder)} in [0, 1] minus {encoder.view.mean}, divided by {encoder.view.std}"
+
+
+def _colours(encoder: Encoder) -> str:
+    return "RGB" if encoder.channels is None else f"{encoder.channels} channels"
 
 
 def _needed(module: str) -> Any:

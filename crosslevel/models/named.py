@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from crosslevel.models.encoder import FILE, Encoder, load_encoder
-from crosslevel.models.start.pretrained import CONFIG, FOLDER, is_named
+from crosslevel.models.start.pretrained import CONFIG, FOLDER, TIMM, is_named
 from crosslevel.utils.errors import UserError
 
 
@@ -19,7 +19,7 @@ def open_encoder(run: str | os.PathLike[str]) -> Encoder:
         run: the folder of a run, or its encoder.safetensors; or, without any training, ``timm:NAME`` such as
             ``timm:vit_small_patch14_dinov2.lvd142m``, ``hf-hub:owner/name``, or a folder with such a repository's
             config.json and model.safetensors. ``,size=224`` after one of these takes images of that size in place of
-            the weights' own.
+            the weights' own; ``,weights=FILE`` after timm:NAME the weights in this .safetensors file.
 
     Raises:
         UserError: there is no such run, no such name, or no network; the message says what to do.
@@ -28,10 +28,10 @@ def open_encoder(run: str | os.PathLike[str]) -> Encoder:
     text = os.fspath(run)
     if not is_by_name(text):
         return load_encoder(text)
-    name, size = _parsed(text)
+    name, size, file = _parsed(text)
     if not is_named(name):
         name = FOLDER + name
-    encoder = Encoder(name, pretrained=True)
+    encoder = Encoder(name, pretrained=file or True)
     if size is not None:
         encoder.resize(size)
     return encoder.eval().requires_grad_(False)
@@ -64,11 +64,17 @@ def mark_of(run: str | os.PathLike[str], encoder: Encoder) -> str:
     return f"{weights.stat().st_mtime_ns} {weights.stat().st_size}"
 
 
-def _parsed(text: str) -> tuple[str, int | None]:
-    name, _, rest = text.partition(",")
-    if not rest:
-        return name, None
-    match = re.fullmatch(r"size=([1-9]\d*)", rest)
-    if match is None:
-        raise UserError(f"{text}: {rest!r} is no setting of it: give size=PIXELS")
-    return name, int(match[1])
+def _parsed(text: str) -> tuple[str, int | None, str | None]:
+    """The name, the size of the images, and the file of weights."""
+    name, *settings = text.split(",")
+    size, file = None, None
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key == "size" and re.fullmatch(r"[1-9]\d*", value):
+            size = int(value)
+        elif key == "weights" and value and name.startswith(TIMM):
+            file = value
+        else:
+            of_timm = " or weights=FILE" if name.startswith(TIMM) else ""
+            raise UserError(f"{text}: {setting!r} is no setting of it: give size=PIXELS{of_timm}")
+    return name, size, file

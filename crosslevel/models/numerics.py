@@ -67,10 +67,10 @@ def avoid_faults(
     return _message(faults, hardware.precision)
 
 
-def glance(encoder: Callable[[Tensor], object], *sizes: int) -> None:
+def glance(encoder: Callable[[Tensor], object], *sizes: int, channels: int = 3) -> None:
     """Encode two images of zeros of each size (pixels)."""
     for size in sizes:
-        encoder(torch.zeros(2, 3, size, size).contiguous(memory_format=torch.channels_last))
+        encoder(torch.zeros(2, channels, size, size).contiguous(memory_format=torch.channels_last))
 
 
 @functools.cache

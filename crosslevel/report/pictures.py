@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate
 
 from crosslevel.report.page import Block
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.tensors import as_rgb
 
 # These two keep a page of usual content under 5 MB.
 THUMBNAIL, MAP_POINTS = 64, 2500  # pixels of a picture's longer side, points of a map
@@ -35,7 +36,7 @@ class ImageRow:
     """
 
     caption: str
-    images: Sequence[UInt8[Tensor, "3 h w"]]
+    images: Sequence[UInt8[Tensor, "C h w"]]
     marks: Sequence[str] | None = None
     outlines: Sequence[str | None] | None = None
     files: Sequence[tuple[str, str | None]] | None = None
@@ -133,10 +134,11 @@ def _unit_square(points: Float[Tensor, "N 2"]) -> Float[Tensor, "N 2"]:
     return 0.5 + (points.double() - (low + high) / 2) / (extent if extent > 0 else 1) * 0.94
 
 
-def _shrink(images: UInt8[Tensor, "*N 3 h w"], most: int) -> UInt8[Tensor, "*N 3 h w"]:
-    """Images of at most ``most`` pixels on their longer side; smaller ones as they are."""
-    if images.dtype != torch.uint8 or images.ndim < 3 or images.shape[-3] != 3 or 0 in images.shape:
+def _shrink(images: UInt8[Tensor, "*N C h w"], most: int) -> UInt8[Tensor, "*N 3 h w"]:
+    """Images in colour, of at most ``most`` pixels on their longer side; smaller ones as they are."""
+    if images.dtype != torch.uint8 or images.ndim < 3 or 0 in images.shape:
         raise UserError(f"an image is {images.dtype} {tuple(images.shape)}, need torch.uint8 (3, h, w)")
+    images = as_rgb(images)
     factor = most / max(images.shape[-2:])
     if factor >= 1:
         return images.cpu()

@@ -67,9 +67,9 @@ def opened_index(table: FeatureTable, console: Console) -> TableIndex:
     home = table.file.with_name(f"{table.file.name}.index")
     about = _about(home)
     if about is not None and about["checksum"] == table.checksum:
-        graph = library.restore(str(home / GRAPH), view=True)
-        if graph is not None and len(graph) == table.rows:
-            return TableIndex(graph, np.load(home / KEYS), about)
+        kept = _kept(library, home, view=True)
+        if kept is not None and len(kept[0]) == table.rows:
+            return TableIndex(*kept, about)
     with folder_lock(home, "crosslevel search"):
         return _made(library, table, home, about, console)
 
@@ -79,8 +79,7 @@ def _made(library: Any, table: FeatureTable, home: Path, before: dict[str, Any] 
     keys = np.concatenate([_keys(paths, features) for paths, features in table.batches()])
     graph, old = None, np.zeros(0, np.uint64)
     if before is not None and before["width_of_features"] == table.width:
-        old = np.load(home / KEYS)
-        graph = library.restore(str(home / GRAPH))
+        graph, old = _kept(library, home, view=False) or (None, old)
     gone, new = np.setdiff1d(old, keys), np.setdiff1d(keys, old)
     if graph is None or len(graph) != len(old) or len(gone) + len(new) > max(len(keys), 1) / 2:
         say(console, f"building an index of {table.rows:,} rows in {home}: once")
@@ -103,6 +102,15 @@ def _made(library: Any, table: FeatureTable, home: Path, before: dict[str, Any] 
     write(home / ABOUT, json.dumps(about))
     say(console, f"the index finds {100 * recall:.1f} % of the 10 nearest of {min(ASKED, table.rows)} rows")
     return TableIndex(graph, keys, about)
+
+
+def _kept(library: Any, home: Path, view: bool) -> tuple[Any, Keys] | None:
+    """The graph and the keys of its rows as they were left; None where they are damaged, or not of each other."""
+    try:
+        graph, keys = library.restore(str(home / GRAPH), view=view), np.load(home / KEYS)
+    except (OSError, ValueError, EOFError, RuntimeError):
+        return None
+    return (graph, keys) if graph is not None and keys.dtype == np.uint64 and keys.shape == (len(graph),) else None
 
 
 def _library() -> Any:

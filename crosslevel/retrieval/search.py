@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-import yaml
 from jaxtyping import Float, UInt8
 from rich.console import Console
 from rich.markup import escape
@@ -18,14 +16,16 @@ from rich.table import Table
 from torch import Tensor
 
 from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.decoding.formats import can_be_image
 from crosslevel.data.sources.folder import Files, folder
-from crosslevel.features.embed import embed
+from crosslevel.features.collection import open_collection
 from crosslevel.features.extract import Runtime, extract
-from crosslevel.features.table import FeatureTable, open_table
+from crosslevel.features.source import reading_of
+from crosslevel.features.table import FeatureTable
 from crosslevel.features.thumbnails import Pictures
 from crosslevel.metrics.nearest import Neighbours, nearest
-from crosslevel.models.encoder import load_encoder
-from crosslevel.models.named import open_encoder
+from crosslevel.models.clip.open import open_clip_of
+from crosslevel.models.named import is_by_name, open_encoder
 from crosslevel.retrieval.index import opened_index
 from crosslevel.retrieval.page import output_files, write_results
 from crosslevel.utils.console import printer, say
@@ -36,16 +36,19 @@ from crosslevel.utils.marks import verb
 EXACT = 1_000_000  # rows that are all compared; beyond, an index answers sooner than the features could be read
 FEW, BLOCK = 16, 65_536  # queries that are compared one by one; rows at a time
 SHOWN = 5  # queries whose matches are printed
-TABLE = "search.parquet"  # in a run's folder: its features of the images that are searched
 
 
 class Queries(NamedTuple):
-    """Q features to look for, their names, and their own rows where they come from the table (-1: from a file)."""
+    """Q features to look for, their names, and their own rows where they come from the table (-1: from elsewhere).
 
-    features: Float[Tensor, "Q D"]
+    Of words ``projection`` is what takes the table's features to where theirs are.
+    """
+
+    features: Float[Tensor, "Q E"]
     names: list[str]
     rows: list[int]
-    pictures: list[UInt8[Tensor, "3 H W"] | None]
+    pictures: list[UInt8[Tensor, "C H W"] | None]
+    projection: Float[Tensor, "D E"] | None = None
 
 
 @verb("k", "run", "images", "output", "index", "device", "precision")
@@ -63,19 +66,20 @@ def search(
     batch_size: int = 256,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
-    """Find the images that are most like a given one, or like each of a folder of them.
+    """Find the images that are most like a given one, like each of a folder of them, or like what words say.
 
     The distance is 1 minus the cosine of two features: 0 for the same direction, 1 for features with nothing in common.
     Up to a million rows are all compared. Beyond, an index that is kept beside the table answers.
 
     Args:
-        table: a table that `crosslevel embed` wrote, or the folder of a run: then its features of the images that it
-            was trained on, or of --images, are made once and kept in its folder.
-        query: an image, a folder of images, or the path of a row of the table.
+        table: a table that `crosslevel embed` wrote; or the folder of a run, or weights by name (timm:NAME,
+            hf-hub:owner/name): then their features of --images are made once and kept.
+        query: an image, a folder of images, or the path of a row of the table; words, where a CLIP by name made it.
         k: how many images to find for each query.
         run: the encoder of the table, where it is not found where it was: the folder of a run, or its
             encoder.safetensors, or weights by name.
-        images: of a run: the images to search. Of a table: where its images are now, for the page.
+        images: of a run or of weights by name: the images to search; those that a run was trained on unless given. Of
+            a table: where its images are now, for the page.
         index: auto compares with every row up to a million of them; on and off use the index always or never.
         output: a .json file, or a folder for search.json and search.html, a page of pictures; none is written unless
             given.
@@ -93,10 +97,10 @@ def search(
         raise UserError(f"k={k}: at least 1")
     console, written = printer(quiet), None if output is None else output_files(output)
     runtime = Runtime(choose(device, precision), workers, batch_size)
-    searched, run = _table(table, run, images, runtime, console)
+    searched, run = open_collection(table, images, runtime, console, run)
     asked = _queries(searched, query, run, runtime, console)
     wanted = min(k + any(row >= 0 for row in asked.rows), searched.rows)  # a query that is a row finds itself
-    find = _finder(searched, index, console)
+    find = _finder(searched, index, asked.projection, console)
     began = time.monotonic()
     found = find(asked.features, wanted)
     took, results = time.monotonic() - began, _results(searched, asked, found, k)
@@ -108,51 +112,6 @@ def search(
         for line in write_results(written, searched, results, asked.pictures, pictures):
             say(console, line)
     return results
-
-
-def _table(
-    table: str, run: str | None, images: str | None, runtime: Runtime, console: Console
-) -> tuple[FeatureTable, str | None]:
-    """The table to search, and the run whose encoder made it, where it is known."""
-    if not os.path.isdir(table) and Path(table).suffix != ".safetensors":
-        opened = open_table(table)
-        return opened, run or opened.about.get("run")
-    if run is not None:
-        raise UserError(f"--run {run}: {table} is a run already: give a table, or leave --run out")
-    home = Path(table) if os.path.isdir(table) else Path(table).parent
-    encoder, wanted = load_encoder(table), images or _trained_on(home)
-    file = home / TABLE
-    if file.is_file():
-        there = open_table(file)
-        if (there.about.get("encoder"), there.about.get("images")) == (encoder.identity(), wanted):
-            say(console, f"searching {file}: delete it when images have come or gone")
-            return there, table
-    say(console, f"making {file}, the features of {wanted}: once")
-    where = runtime.hardware
-    embed(
-        table, wanted, str(file), _device(where.device.type), _precision(where.precision), runtime.workers,
-        runtime.batch_size,
-    )  # fmt: skip
-    return open_table(file), table
-
-
-def _device(name: str) -> Device:
-    return "cuda" if name == "cuda" else "mps" if name == "mps" else "cpu"
-
-
-def _precision(name: str) -> Precision:
-    return "bf16" if name == "bf16" else "fp16" if name == "fp16" else "fp32"
-
-
-def _trained_on(home: Path) -> str:
-    """The images that a run was trained on, by its settings."""
-    try:
-        images = yaml.safe_load((home / "config.yaml").read_text(encoding="utf-8")).get("images")
-    except (OSError, yaml.YAMLError, AttributeError):
-        images = None
-    if not isinstance(images, str):
-        raise UserError(f"{home} does not say which images it was trained on: give --images, or a table in its place")
-    return images
 
 
 def _queries(table: FeatureTable, query: str, run: str | None, runtime: Runtime, console: Console) -> Queries:
@@ -167,11 +126,12 @@ def _queries(table: FeatureTable, query: str, run: str | None, runtime: Runtime,
         row = table.paths.index(query)
         return Queries(table.features[row : row + 1], [query], [row], [None])
     else:
-        raise NotThere(f"{query}: there is no such file, and no row of {table.file} has this path")
+        return _in_words(table, query, run)
     if run is None:
         raise UserError(f"{table.file} does not say which encoder made it: give --run, the folder of the run")
     try:
         encoder = open_encoder(run)
+        source.reading = reading_of(encoder)
     except NotThere as error:
         raise NotThere(f"{table.file} was made by {run}, which is not there: give --run, its folder") from error
     table.check_encoder(encoder, run)
@@ -189,6 +149,26 @@ def _queries(table: FeatureTable, query: str, run: str | None, runtime: Runtime,
     return Queries(features.features, names, [-1] * len(names), [source[i][0] for i in places[:100]])
 
 
+def _in_words(table: FeatureTable, query: str, run: str | None) -> Queries:
+    """What the words of a query say to the CLIP that made the table.
+
+    Raises:
+        NotThere: the query looks like a path, or no CLIP made the table.
+
+    """
+    lost = f"{query}: there is no such file, and no row of {table.file} has this path"
+    if "/" in query or can_be_image(query) or run is None:
+        raise NotThere(lost)
+    if not is_by_name(run):
+        raise NotThere(f"{lost}; words are a query where a CLIP by name made the table, and {run} did")
+    try:
+        clip = open_clip_of(run, table.width)
+    except UserError as error:
+        raise NotThere(f"{lost}; words are a query where a CLIP made the table: {error}") from error
+    table.check_encoder(open_encoder(run), run)
+    return Queries(clip.words(query), [query], [-1], [None], clip.projection)
+
+
 def _unreadable(source: Files) -> str:
     from crosslevel.utils.errors import BadImage  # noqa: PLC0415
 
@@ -199,8 +179,16 @@ def _unreadable(source: Files) -> str:
     return ""
 
 
-def _finder(table: FeatureTable, index: str, console: Console) -> Callable[[Tensor, int], Neighbours]:
+def _finder(
+    table: FeatureTable, index: str, projection: Tensor | None, console: Console
+) -> Callable[[Tensor, int], Neighbours]:
     """What finds the k nearest rows of queries; all that it needs is read."""
+    if projection is not None:
+        if index == "on":
+            raise UserError(
+                "--index on: an index knows images alone, and words are compared with every row: leave it out"
+            )
+        return lambda queries, k: exact(queries, table.features, k, projection)
     if index == "on" or (index == "auto" and table.rows > EXACT):
         made = opened_index(table, console)
         return lambda queries, k: made.search(F.normalize(queries, dim=1), k)
@@ -208,16 +196,22 @@ def _finder(table: FeatureTable, index: str, console: Console) -> Callable[[Tens
     return lambda queries, k: exact(queries, features, k)
 
 
-def exact(queries: Float[Tensor, "Q D"], features: Float[Tensor, "N D"], k: int) -> Neighbours:
-    """The k nearest of each query by cosine, compared with every feature.
+def exact(
+    queries: Float[Tensor, "Q E"],
+    features: Float[Tensor, "N D"],
+    k: int,
+    projection: Float[Tensor, "D E"] | None = None,
+) -> Neighbours:
+    """The k nearest of each query by cosine, compared with every feature, or with what ``projection`` makes of it.
 
     One query reads each feature once, and that is all its time; many are worth what `nearest` does first.
     """
-    if len(queries) > FEW:
+    if len(queries) > FEW and projection is None:
         return nearest(queries, features, k)
     unit = F.normalize(queries.float(), dim=1)
     values, places = unit.new_empty(len(unit), 0), torch.empty(len(unit), 0, dtype=torch.long)
-    for first, part in zip(range(0, len(features), BLOCK), features.split(BLOCK), strict=True):
+    for first, block in zip(range(0, len(features), BLOCK), features.split(BLOCK), strict=True):
+        part = block if projection is None else block @ projection
         found = ((part @ unit.T) / part.norm(dim=1, keepdim=True).clamp(min=1e-12)).T.topk(min(k, len(part)), dim=1)
         values, places = torch.cat([values, found.values], 1), torch.cat([places, found.indices + first], 1)
         values, order = values.topk(min(k, values.shape[1]), dim=1)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from crosslevel.data.uri import is_remote
-from crosslevel.settings import signature, trust
+from crosslevel.settings import signature, trust, weights
 from crosslevel.settings.kinds import is_list, read
 from crosslevel.settings.recipes import find
 from crosslevel.settings.signature import REQUIRED, Argument, Choice, Group, Option, Signature
@@ -28,6 +28,11 @@ READING = (
            "what it makes of them (default: refuse)"),
     Option("pages", ("str",), None, "first takes the first of the frames or pages that an image file has; all takes "
            "each as an image, those of a file as a track (default: first)"),
+    Option("channels", ("int",), None, "of an image: 1 is its brightness, 3 its colours, 4 colours and transparency; "
+           "another number is that of the bands of a TIFF or of an array (.npy) (default: 3, or those of a run)"),
+    Option("range", ("str",), None, "LOW:HIGH: of values of more than 8 bits, such as 0:10000 or -160:240, those that "
+           "become black and white; all 16 bits, of DICOM the file's own window, or as in the training of a run, "
+           "unless given"),
 )  # fmt: skip
 """How images are read, whatever the source: written after it, as photos/,damaged=keep, wherever a source is named."""
 SOURCES = ("images", "test", "beside", "labelled")
@@ -103,6 +108,11 @@ class Command:
     def reading(self) -> tuple[Option, ...]:
         """What says how images are read, where any are."""
         return READING if "images" in self.names else ()
+
+    @property
+    def named(self) -> tuple[Option, ...]:
+        """What names an encoder, where one is used."""
+        return weights.OPTIONS if self.name in weights.VERBS else ()
 
 
 class Settings:

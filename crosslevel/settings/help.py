@@ -49,7 +49,7 @@ def of_command(command: Command, topic: str = "") -> str:
     for name in shown:
         lines += _named(command, name)
     if topic == "all" or not marked:
-        for option in command.reading:
+        for option in (*command.named, *command.reading):
             lines += _entry(f"--{option.name} {short(option.kind)}", option.help)
     if topic == "all":
         for option in command.files:

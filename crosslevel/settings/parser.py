@@ -24,6 +24,7 @@ from crosslevel.settings.kinds import FALSE, NOTHING, TRUE, is_list, plain, take
 from crosslevel.settings.parts import made
 from crosslevel.settings.signature import Group
 from crosslevel.settings.stores import at_hand
+from crosslevel.settings.weights import RUNS, by_name
 from crosslevel.utils.errors import CrosslevelError, Interrupted, NotFinite, UserError, near_hint, printable
 from crosslevel.utils.processes import Stopped, raising_stopped
 
@@ -79,7 +80,7 @@ class Words(argparse.ArgumentParser):
         for name, option in command.options.items():
             if option not in command.positional:
                 self.take(name, option.help, takes(option.kind, "bool") and not takes(option.kind, "str"))
-        for option in (*command.files, *command.reading):
+        for option in (*command.files, *command.reading, *command.named):
             self.take(option.name, option.help)
         for argument in command.arguments:
             if isinstance(argument, Group) and argument.optional:
@@ -116,7 +117,7 @@ def read_line(command: Command, arguments: Sequence[str]) -> Line:
         UserError: an option that there is not, with the nearest that there is, or one that lacks its value.
 
     """
-    given, after = list(map(str, arguments)), []
+    given, after = _joined(list(map(str, arguments))), []
     if "--" in given:
         place = given.index("--")
         given, after = given[:place], given[place + 1 :]
@@ -133,6 +134,17 @@ def read_line(command: Command, arguments: Sequence[str]) -> Line:
             raise UserError(f"there is no option {word}{near_hint(word.partition('=')[0], parser.spellings, 0.7)}")
     line.alone = [*left, *line.alone, *after]
     return line
+
+
+def _joined(words: list[str]) -> list[str]:
+    """The words, with a range that begins below zero joined to its option: it would be taken for another option."""
+    joined: list[str] = []
+    for word in words:
+        if joined and re.match(r"-\d[\d.]*:", word) and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def settings_of(command: Command, line: Line) -> dict[str, Any]:
@@ -152,7 +164,7 @@ def settings_of(command: Command, line: Line) -> dict[str, Any]:
             told.add_file(text, text)
         elif name == "method":
             told.choose(text)
-        elif name not in ("recipe", *(option.name for option in command.reading)):
+        elif name not in ("recipe", *(option.name for option in (*command.reading, *command.named))):
             told.add_option(name, text)
     _place(command, line, told)
     return _read_as(told.whole(), {option.name: line.values(option.name)[-1:] for option in command.reading})
@@ -169,9 +181,11 @@ def _read_as(settings: dict[str, Any], given: dict[str, list[str]]) -> dict[str,
 
 def _place(command: Command, line: Line, told: Settings) -> None:
     """What stands alone is the arguments that have no default, in their order; a list takes all that are left."""
-    left = list(line.alone)
+    left, encoder = list(line.alone), by_name({o.name: line.values(o.name)[-1:] for o in command.named})
     for option in command.positional:
-        if is_list(option.kind) and left:
+        if encoder is not None and option.name in RUNS and len(left) < len(command.positional):
+            told.tree[option.name], encoder = encoder, None
+        elif is_list(option.kind) and left:
             told.tree[option.name], left = left, []
         elif left:
             told.tree[option.name] = left.pop(0)
@@ -179,6 +193,11 @@ def _place(command: Command, line: Line, told: Settings) -> None:
             raise UserError(f"{option.name.upper()} is missing: {option.help.partition(';')[0] or 'give it'}")
     if left:
         raise UserError(f"{left[0]!r} is one too many: what is it?")
+    if encoder is not None:
+        other = next((told.tree[name] for name in RUNS if told.tree.get(name) is not None), None)
+        if "run" not in command.names or told.tree.get("run") is not None:
+            raise UserError(f"--encoder.name is one encoder, {other} another: leave one of them out")
+        told.tree["run"] = encoder
 
 
 def prepared(command: Command, arguments: Sequence[str]) -> dict[str, Any] | None:

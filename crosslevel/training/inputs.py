@@ -19,7 +19,7 @@ from crosslevel.data.loaders.streams import StreamBatches
 from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.subsets.select import held_out, take
 from crosslevel.methods import Method
-from crosslevel.models.encoder import Encoder, View
+from crosslevel.models.encoder import COLOURS, Encoder, View
 from crosslevel.training import defaults
 from crosslevel.training.monitor import Which, monitor_of
 from crosslevel.transforms.views import Views
@@ -30,6 +30,7 @@ from crosslevel.utils.rng import generator
 
 Order = Literal["shuffled", "natural"]
 LARGEST_VIEW = 224  # pixels: the usual size, where the images are larger
+LEAST_DEVIATION = 0.02  # of a channel, such as the opacity of images that are opaque
 LOOKED_AT = 1500  # images of a stream that the report and the monitor see
 
 
@@ -104,8 +105,7 @@ def prepared(
     """Choose the views' size and the stem by the images' size; pack square images no larger than a view."""
     side, square = _typical_shape(source.some(32) if isinstance(source, ImageStream) else source)
     views.adapt(encoder.fixed_size or encoder.suiting(min(LARGEST_VIEW, max(32, side // 32 * 32))))
-    if encoder.pretrained:
-        views.normalize_by(encoder.view.mean, encoder.view.std)
+    _normalize(source, encoder, views, console)
     if encoder.fixed_size not in (None, views.size):
         raise UserError(
             f"views.size={views.size} does not suit {encoder.name}, which is built for {encoder.fixed_size} pixels: "
@@ -116,7 +116,7 @@ def prepared(
     # Packing keeps the centre square: of an oblong image the views would never see the rest.
     if isinstance(source, InMemoryImages | ImageStream) or side > views.size or not square:
         return source
-    needed = len(source) * 3 * views.size**2 / 1e9
+    needed = len(source) * source.channels * views.size**2 / 1e9
     if needed > memory:
         say(
             console,
@@ -126,6 +126,35 @@ def prepared(
     with progress_bar(console) as bar:
         task = bar.add_task("decoding images", total=len(source))
         return pack(source, views.size, bad=bad, progress=lambda done, of: bar.update(task, completed=done, total=of))
+
+
+def _normalize(source: Images | ImageStream, encoder: Encoder, views: Views, console: Console) -> None:
+    """Have views normalized as the weights are used to; of other channels than three by the images' own figures."""
+    if encoder.view.channels == COLOURS:
+        if encoder.pretrained:
+            views.normalize_by(encoder.view.mean, encoder.view.std)
+        return
+    views.normalize_by(*_figures(source.some(LOOKED_AT // 8) if isinstance(source, ImageStream) else source))
+    say(
+        console,
+        f"images of {views.channels} {'channel' if views.channels == 1 else 'channels'}: mean and deviation are their "
+        "own; what needs red, green and blue (saturation, hue, grayscale, RandAugment) is left out of the views",
+    )
+
+
+def _figures(source: Images, looked_at: int = 200) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel in [0, 1], over some images that each count the same."""
+    sums, count = torch.zeros(2, source.channels, dtype=torch.float64), 0
+    for i in torch.linspace(0, len(source) - 1, min(looked_at, len(source))).long().tolist():
+        try:
+            pixels = source[i][0].flatten(1).double() / 255
+        except BadImage:
+            continue
+        sums += torch.stack([pixels.mean(1), pixels.square().mean(1)])
+        count += 1
+    mean, squares = sums / max(1, count)
+    std = (squares - mean.square()).clamp(min=0).sqrt().clamp(min=LEAST_DEVIATION)
+    return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
 
 
 def batches_of(

@@ -15,6 +15,7 @@ from crosslevel.data.images import Images
 from crosslevel.data.open import open_images, open_unlabelled
 from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.subsets.lists import write_list
+from crosslevel.features.source import reads_of
 from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run
 from crosslevel.settings import describe
@@ -127,7 +128,9 @@ def prepare(
     """
     began = time.monotonic()
     say(console, f"device: {runtime.hardware.why}")
-    made = bases(makers.encoder, makers.cld, makers.views, runtime.seed)
+    reading = data.images.reading
+    made = bases(makers.encoder, makers.cld, makers.views, runtime.seed, reading.channels)
+    made.encoder.reads = reads_of(reading)
     if made.encoder.loaded:
         say(console, f"{made.encoder.weights or made.encoder.name}: {made.encoder.loaded}")
     if data.hold_out is None and (resumed or watch is not None):

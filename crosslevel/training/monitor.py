@@ -23,11 +23,13 @@ from crosslevel.methods import Method
 from crosslevel.metrics import label_free
 from crosslevel.metrics.knn import neighbours, weighted_knn
 from crosslevel.metrics.spectrum import effective_rank
-from crosslevel.models.encoder import Encoder, frozen
+from crosslevel.models.copies import frozen
+from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Unreadable
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import SourceError, UserError
+from crosslevel.utils.tensors import as_rgb
 
 Which = Literal["knn", "label_free", "both"]
 Measure = Callable[[], dict[str, float]]
@@ -145,7 +147,7 @@ def told_apart(images: InMemoryImages) -> Int64[Tensor, " N"]:
 
 def near_tracks(images: InMemoryImages) -> Int64[Tensor, " N"]:
     """Which images are near-duplicates by their pixels, for images whose tracks nobody knows."""
-    small = tvf.resize(images.data, [SIDE, SIDE], antialias=True)
+    small = tvf.resize(as_rgb(images.data), [SIDE, SIDE], antialias=True)
     return detect.tracks(len(images), detect.duplicate_pairs(small).images)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +15,7 @@ from crosslevel.cld.harmonization import Harmonization
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.methods import METHODS, USUAL, Method
 from crosslevel.models.any_size import take_any_size
-from crosslevel.models.encoder import Encoder
+from crosslevel.models.encoder import COLOURS, Encoder
 from crosslevel.settings import describe as settings
 from crosslevel.training.loop.module import connect
 from crosslevel.training.loop.module import share_hidden as share
@@ -104,7 +105,11 @@ class Parts:
 
 
 def bases(
-    encoder: Encoder | MakeEncoder, cld: CrossLevel | MakeCLD | None, views: Views | MakeViews, seed: int
+    encoder: Encoder | MakeEncoder,
+    cld: CrossLevel | MakeCLD | None,
+    views: Views | MakeViews,
+    seed: int,
+    channels: int = 3,
 ) -> Bases:
     """Seed, then make the parts: a seed decides their first weights, whoever asks for them.
 
@@ -113,10 +118,19 @@ def bases(
         cld: likewise the group branch, for features of a size; None for none.
         views: likewise what draws views.
         seed: of torch's random numbers.
+        channels: of the images, which an encoder has where it says nothing else.
+
+    Raises:
+        UserError: the encoder takes other channels.
 
     """
     torch.manual_seed(seed)
-    network = _own(encoder) if isinstance(encoder, Encoder) else encoder()
+    network = _own(encoder) if isinstance(encoder, Encoder) else _made(encoder, channels)
+    if network.view.channels != channels:
+        raise UserError(
+            f"the images have {channels} channels, the encoder takes {network.view.channels}: give the source's by "
+            "--channels, and leave encoder.channels out"
+        )
     if cld is None or isinstance(cld, CrossLevel):
         branch = None if cld is None else _own(cld)
     else:
@@ -191,6 +205,15 @@ def _check_small(name: str, encoder: Encoder, side: int) -> None:
         )
     if side % patch:
         raise UserError(f"views.small_size={side}: {encoder.name} needs a multiple of its patches' {patch} pixels")
+
+
+def _made(encoder: MakeEncoder, channels: int) -> Encoder:
+    """The network, told of the images' channels where its maker takes them."""
+    if channels == COLOURS:
+        return encoder()
+    maker: partial[Encoder] = encoder if isinstance(encoder, partial) else partial(encoder)
+    open_still = maker.func is Encoder and maker.keywords.get("channels") is None
+    return maker(**({"channels": channels} if open_still else {}))
 
 
 def _own(part: Part) -> Part:

@@ -17,7 +17,8 @@ from crosslevel.data.subsets.select import sample, take
 from crosslevel.features.extract import Features, extract, pixels
 from crosslevel.metrics.knn import neighbours, weighted_knn
 from crosslevel.metrics.label_free import retrieval_ranks
-from crosslevel.models.encoder import Encoder, frozen, untrained
+from crosslevel.models.copies import frozen, untrained
+from crosslevel.models.encoder import Encoder
 from crosslevel.training.monitor import PIXELS, PROBED, held_apart, told_apart
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware

@@ -1,7 +1,9 @@
 """Image operations on a whole batch, each image with parameters of its own, equal to torchvision's.
 
-Images are float (B, 3, H, W) with values in [0, 1], contiguous by channel; a parameter is a (B,) tensor on
-the images' device. No function loops over images, reads a value back from the device, or changes its input.
+Images are float (B, C, H, W) with values in [0, 1], contiguous by channel; a parameter is a (B,) tensor on
+the images' device. What has to do with hue and saturation takes red, green and blue alone (C = 3); what goes by
+brightness takes the mean of other channels. No function loops over images, reads a value back from the device, or
+changes its input.
 Matrix products run in the precision that torch is set to: with TF32 allowed, values are off by up to 1e-3.
 """
 
@@ -20,11 +22,11 @@ LUMA = (0.2989, 0.587, 0.114)
 
 
 def crop_resize(
-    images: Shaped[Tensor, "B 3 H W"],
+    images: Shaped[Tensor, "B C H W"],
     boxes: Shaped[Tensor, "B 4"],
     size: int,
     mirror: Bool[Tensor, " B"] | None = None,
-) -> Float[Tensor, "B 3 size size"]:
+) -> Float[Tensor, "B C size size"]:
     """Box b of image b, resized to (size, size): bilinear with antialiasing, and mirrored where asked.
 
     Interpolation is linear and separable, so a resized crop is two matrix products with one small matrix an
@@ -50,25 +52,25 @@ def crop_resize(
         down, across = _interpolation(top, rows, height, size), _interpolation(left, columns, width, size, mirror)
     if not images.is_floating_point():
         down.div_(255)
-    pixels = images.to(torch.float32).reshape(len(images), 3 * height, width)
-    squeezed = torch.bmm(pixels, across.transpose(1, 2)).view(len(images), 3, height, size)
+    pixels = images.to(torch.float32).reshape(len(images), -1, width)
+    squeezed = torch.bmm(pixels, across.transpose(1, 2)).view(len(images), -1, height, size)
     return torch.matmul(down.unsqueeze(1), squeezed)
 
 
-def flip(x: Float[Tensor, "B 3 H W"], mirror: Bool[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
+def flip(x: Float[Tensor, "B C H W"], mirror: Bool[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
     """Left and right change places where ``mirror`` is true."""
     return torch.where(_column(mirror), x.flip(-1), x)
 
 
-def adjust_brightness(x: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
+def adjust_brightness(x: Float[Tensor, "B C H W"], factor: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
     """Values times ``factor`` (>= 0), cut at 1."""
     nothing = torch.zeros_like(factor)
-    return mix_colors(x, *mixing(factor, nothing, nothing))
+    return mix_colors(x, *mixing(factor, nothing, nothing, x.shape[1]))
 
 
-def adjust_contrast(x: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
+def adjust_contrast(x: Float[Tensor, "B C H W"], factor: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
     """``factor`` (>= 0) of the image, 1 - ``factor`` of its mean gray value."""
-    return mix_colors(x, *mixing(factor, torch.zeros_like(factor), 1 - factor))
+    return mix_colors(x, *mixing(factor, torch.zeros_like(factor), 1 - factor, x.shape[1]))
 
 
 def adjust_saturation(x: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
@@ -98,7 +100,7 @@ def blur_taps(size: int, sigma: float) -> int:
     return 2 * min(math.ceil(4 * sigma), size - 1) + 1
 
 
-def gaussian_blur(x: Float[Tensor, "B 3 H W"], sigma: Float[Tensor, " B"], taps: int) -> Float[Tensor, "B 3 H W"]:
+def gaussian_blur(x: Float[Tensor, "B C H W"], sigma: Float[Tensor, " B"], taps: int) -> Float[Tensor, "B C H W"]:
     """Gaussian blur of ``sigma`` (> 0) pixels with a kernel of ``taps`` pixels, edges reflected.
 
     Args:
@@ -119,16 +121,16 @@ def gaussian_blur(x: Float[Tensor, "B 3 H W"], sigma: Float[Tensor, " B"], taps:
     steps = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
     kernel = torch.softmax(-0.5 * (steps / sigma.unsqueeze(1)).square(), dim=1)
     down, across = _reflected_band(kernel, height), _reflected_band(kernel, width)
-    smooth = torch.bmm(x.reshape(len(x), 3 * height, width), across.transpose(1, 2)).view_as(x)
+    smooth = torch.bmm(x.reshape(len(x), -1, width), across.transpose(1, 2)).view_as(x)
     return torch.matmul(down.unsqueeze(1), smooth)
 
 
-def solarize(x: Float[Tensor, "B 3 H W"], threshold: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
+def solarize(x: Float[Tensor, "B C H W"], threshold: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
     """Values at or above ``threshold`` inverted."""
     return torch.where(x >= _column(threshold), 1 - x, x)
 
 
-def erase(x: Float[Tensor, "B 3 H W"], boxes: Shaped[Tensor, "B 4"], value: float = 0.0) -> Float[Tensor, "B 3 H W"]:
+def erase(x: Float[Tensor, "B C H W"], boxes: Shaped[Tensor, "B 4"], value: float = 0.0) -> Float[Tensor, "B C H W"]:
     """``value`` in the box (top, left, height, width; pixels) of each image; an empty box erases nothing."""
     top, left, rows, columns = boxes.view(-1, 4, 1).unbind(1)
     y = torch.arange(x.shape[-2], device=x.device)
@@ -139,28 +141,29 @@ def erase(x: Float[Tensor, "B 3 H W"], boxes: Shaped[Tensor, "B 4"], value: floa
 
 
 def normalize(
-    x: Float[Tensor, "B 3 H W"], mean: Float[Tensor, " 3"], std: Float[Tensor, " 3"]
-) -> Float[Tensor, "B 3 H W"]:
+    x: Float[Tensor, "B C H W"], mean: Float[Tensor, " C"], std: Float[Tensor, " C"]
+) -> Float[Tensor, "B C H W"]:
     """Channel by channel, minus ``mean``, divided by ``std``."""
-    return x.sub(mean.view(3, 1, 1)).div_(std.view(3, 1, 1))
+    return x.sub(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
 
 
 def mixing(
-    own: Float[Tensor, "*n"], gray: Float[Tensor, "*n"], mean: Float[Tensor, "*n"]
-) -> tuple[Float[Tensor, "*n 3 3"], Float[Tensor, "*n 3"]]:
+    own: Float[Tensor, "*n"], gray: Float[Tensor, "*n"], mean: Float[Tensor, "*n"], channels: int = 3
+) -> tuple[Float[Tensor, "*n C C"], Float[Tensor, "*n C"]]:
     """``own`` x + ``gray`` gray(x) + ``mean`` mean(gray(x)), as the arguments of ``mix_colors``.
 
     Brightness, contrast and saturation are all of this form, so that one kernel does them for a batch in
     which each image is at another one.
     """
-    luma = torch.cat([own.new_full((1,), weight) for weight in LUMA])  # no copy from the host
-    eye = torch.eye(3, device=own.device, dtype=own.dtype)
+    weights = LUMA if channels == len(LUMA) else (1 / channels,) * channels
+    luma = torch.cat([own.new_full((1,), weight) for weight in weights])  # no copy from the host
+    eye = torch.eye(channels, device=own.device, dtype=own.dtype)
     return own[..., None, None] * eye + gray[..., None, None] * luma, mean[..., None] * luma
 
 
 def mix_colors(
-    x: Float[Tensor, "B 3 H W"], matrix: Float[Tensor, "B 3 3"], level: Float[Tensor, "B 3"]
-) -> Float[Tensor, "B 3 H W"]:
+    x: Float[Tensor, "B C H W"], matrix: Float[Tensor, "B C C"], level: Float[Tensor, "B C"]
+) -> Float[Tensor, "B C H W"]:
     """clamp(matrix x + level · mean colour of x, 0, 1), where x is the colour of a pixel."""
     flat = x.flatten(2)
     offset = torch.bmm(level.unsqueeze(1), flat.mean(2, keepdim=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -37,14 +38,14 @@ class Part:
     erase: Int64[Tensor, " e"]
     boxes: Float[Tensor, "n 4"]
     flip: Bool[Tensor, " n"]
-    matrix: Float[Tensor, "n 3 3 3"]
-    level: Float[Tensor, "n 3 3"]
+    matrix: Float[Tensor, "n 3 C C"]
+    level: Float[Tensor, "n 3 C"]
     shift: Float[Tensor, " n"]
     sigma: Float[Tensor, " n"]
     levels: Float[Tensor, "n N"]
     erase_boxes: Float[Tensor, "n 4"]
 
-    def change_colors(self, x: Float[Tensor, "n 3 H W"], augment: Augment) -> Float[Tensor, "n 3 H W"]:
+    def change_colors(self, x: Float[Tensor, "n C H W"], augment: Augment) -> Float[Tensor, "n C H W"]:
         """The four jitter operations, in each image's own order: what comes before hue, hue, what comes after."""
         jittered = self.later[0]
         for step in range(3):
@@ -57,7 +58,7 @@ class Part:
             x = self._mixed(x, step, self.later[step + 1], jittered)
         return x
 
-    def _mixed(self, x: Float[Tensor, "n 3 H W"], step: int, start: int, stop: int) -> Float[Tensor, "n 3 H W"]:
+    def _mixed(self, x: Float[Tensor, "n C H W"], step: int, start: int, stop: int) -> Float[Tensor, "n C H W"]:
         """Brightness, contrast or saturation of images ``start`` to ``stop``, whichever comes as number ``step``."""
         if start == stop:
             return x
@@ -67,7 +68,7 @@ class Part:
     @staticmethod
     def on(
         chosen: Int64[Tensor, " k"],
-        x: Float[Tensor, "n 3 H W"],
+        x: Float[Tensor, "n C H W"],
         operation: Callable[..., Tensor],
         *parameters: Shaped[Tensor, "n ..."],
     ) -> None:
@@ -84,14 +85,45 @@ def _replaced(x: Tensor, start: int, stop: int, part: Tensor) -> Tensor:
     return x
 
 
-def chunk_length(images: UInt8[Tensor, "B *V 3 H W"], size: int) -> int:
+def view(
+    images: UInt8[Tensor, "B C H W"],
+    cropped: bool,
+    drawn: Draw,
+    augment: Augment,
+    size: int,
+    mean: Float[Tensor, " C"],
+    std: Float[Tensor, " C"],
+) -> Float[Tensor, "B C size size"]:
+    """One normalized view of each image, as `masked.view` makes it, part by part."""
+    channels = images.shape[1]
+    blurred = partial(op.gaussian_blur, taps=op.blur_taps(size, augment.blur_sigma[1]))
+    views = torch.empty(len(images), channels, size, size)
+    for part in divided(drawn, chunk_length(images, size), channels):
+        pixels = images.index_select(0, part.index)
+        if cropped:
+            x = pixels.to(torch.float32).div_(255)
+            x = op.flip(x, part.flip) if augment.flip > 0 else x
+        else:
+            x = op.crop_resize(pixels, part.boxes, size, part.flip)
+        x = part.change_colors(x, augment)
+        part.on(part.blur, x, blurred, part.sigma)
+        randaugment.apply_(x, part.operations, part.levels, mean)
+        part.on(part.grayscale, x, op.to_grayscale)
+        part.on(part.solarize, x, lambda chosen: op.solarize(chosen, chosen.new_full((len(chosen),), 0.5)))
+        x = x.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
+        part.on(part.erase, x, op.erase, part.erase_boxes)
+        views.index_copy_(0, part.index, x)
+    return views
+
+
+def chunk_length(images: UInt8[Tensor, "B *V C H W"], size: int) -> int:
     """How many of these images at a time become views of ``size`` pixels."""
     pixels = max(images.shape[-2] * images.shape[-1], size**2)
-    return max(1, _CHUNK // (3 * pixels))
+    return max(1, _CHUNK // (images.shape[-3] * pixels))
 
 
-def divided(drawn: Draw, most: int) -> Iterator[Part]:
-    """The batch, sorted by when hue comes, in parts of at most ``most`` images.
+def divided(drawn: Draw, most: int, channels: int = 3) -> Iterator[Part]:
+    """The batch of images of so many channels, sorted by when hue comes, in parts of at most ``most`` images.
 
     In a part hue comes at the same time for all images, so that none is copied for an operation.
     """
@@ -99,7 +131,7 @@ def divided(drawn: Draw, most: int) -> Iterator[Part]:
     rank = torch.where(drawn.jitter, 3 - hue_round, 4)
     order = rank.argsort(stable=True)
     drawn = drawn.sorted_by(order)
-    matrix, level = _rounds(drawn)
+    matrix, level = _rounds(drawn, channels)
     ends = torch.bincount(rank, minlength=5).cumsum(0).tolist()
     spans = [
         slice(start, min(start + most, last))
@@ -128,8 +160,8 @@ def divided(drawn: Draw, most: int) -> Iterator[Part]:
         )
 
 
-def _rounds(drawn: Draw) -> tuple[Float[Tensor, "B 3 3 3"], Float[Tensor, "B 3 3"]]:
+def _rounds(drawn: Draw, channels: int) -> tuple[Float[Tensor, "B 3 C C"], Float[Tensor, "B 3 C"]]:
     """Brightness, contrast and saturation of each image in its own order, as arguments of ``mix_colors``."""
     kind = drawn.order[drawn.order != HUE].view(-1, 3)
     factor = drawn.factors.gather(1, kind)
-    return op.mixing(factor, (1 - factor) * (kind == SATURATION), (1 - factor) * (kind == CONTRAST))
+    return op.mixing(factor, (1 - factor) * (kind == SATURATION), (1 - factor) * (kind == CONTRAST), channels)

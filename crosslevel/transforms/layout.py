@@ -50,7 +50,7 @@ class Layout:
         """The number of the picture that a view's crop lies in."""
         return self._place(view)[0]
 
-    def room(self, crops: Shaped[Tensor, "*B V 3 size size"], view: int) -> Shaped[Tensor, "*B 3 s s"]:
+    def room(self, crops: Shaped[Tensor, "*B V C size size"], view: int) -> Shaped[Tensor, "*B C s s"]:
         """A view's place in the pictures."""
         picture, top, left = self._place(view)
         side = self.side(view)

@@ -19,14 +19,14 @@ CHUNK = 2**26
 
 
 def view(
-    images: UInt8[Tensor, "B 3 H W"],
+    images: UInt8[Tensor, "B C H W"],
     cropped: bool,
     drawn: Draw,
     augment: Augment,
     size: int,
-    mean: Float[Tensor, " 3"],
-    std: Float[Tensor, " 3"],
-) -> Float[Tensor, "B 3 size size"]:
+    mean: Float[Tensor, " C"],
+    std: Float[Tensor, " C"],
+) -> Float[Tensor, "B C size size"]:
     """One normalized view of each image, in float32.
 
     Args:
@@ -60,13 +60,14 @@ def view(
     return x
 
 
-def _jittered(x: Float[Tensor, "B 3 H W"], drawn: Draw, augment: Augment) -> Float[Tensor, "B 3 H W"]:
+def _jittered(x: Float[Tensor, "B C H W"], drawn: Draw, augment: Augment) -> Float[Tensor, "B C H W"]:
     """Each image's four operations in its order: those before hue, hue, those after."""
     hue_round = (drawn.order == HUE).int().argmax(dim=1)
     place = torch.arange(3, device=x.device)
     kind = torch.where(place < hue_round.unsqueeze(1), drawn.order[:, :3], drawn.order[:, 1:])
     factor = drawn.factors.gather(1, kind)
-    matrix, level = op.mixing(factor, (1 - factor) * (kind == SATURATION), (1 - factor) * (kind == CONTRAST))
+    gray, mean = (1 - factor) * (kind == SATURATION), (1 - factor) * (kind == CONTRAST)
+    matrix, level = op.mixing(factor, gray, mean, x.shape[1])
     for step in range(3):
         chosen = drawn.jitter & (hue_round > step)
         x = _kept(chosen, op.mix_colors(x, matrix[:, step], level[:, step]), x)

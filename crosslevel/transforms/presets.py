@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from crosslevel.transforms.parameters import Augment
+from crosslevel.utils.errors import UserError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+COLOURED = 3  # channels
 
 _BYOL = Augment(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
 
@@ -35,6 +41,9 @@ PLAIN = Augment(scale=(0.6, 1.0), jitter=0.0, grayscale=0.0)
 SMALL = {"dino": replace(_BYOL, blur=0.5)}
 """What a small crop's colours are like, where they are not those of the preset's first view."""
 
+COLOURS = ("saturation", "hue", "grayscale", "randaugment")
+"""Settings that mean something for red, green and blue alone."""
+
 SMALL_SIDE = 3 / 7
 """Of a small crop beside a large one, both in pixels: 96 of 224 in SwAV and DINO."""
 
@@ -48,3 +57,43 @@ def small_of(preset: str, area: tuple[float, float]) -> Augment:
     """A small crop beside large ones of ``area``: smallest and largest, as a share of the image."""
     low, high = SMALL_AREA
     return replace(SMALL.get(preset, PRESETS[preset][0]), scale=(low, max(high, area[0])))
+
+
+def uncoloured(augment: Augment) -> Augment:
+    """The same view of images that have no red, green and blue: brightness and contrast stay."""
+    nothing: dict[str, Any] = dict.fromkeys(COLOURS, 0)
+    return replace(augment, **nothing)
+
+
+def refuse_colours(given: Mapping[str, Any], channels: int) -> None:
+    """Refuse settings that images of ``channels`` other than three have nothing for.
+
+    Raises:
+        UserError: one was given.
+
+    """
+    for name in COLOURS:
+        if given[name]:
+            images = f"{channels} {'channel' if channels == 1 else 'channels'}"
+            raise UserError(
+                f"views.{name}={given[name]} needs red, green and blue, not images of {images}: leave it out"
+            )
+
+
+def completed(
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel: of what was not given the usual ones, or for other channels their mean.
+
+    Raises:
+        UserError: two that are of different numbers of channels.
+
+    """
+    channels = len(mean or std or MEAN)
+    both = [
+        given or (usual if channels == COLOURED else (sum(usual) / COLOURED,) * channels)
+        for given, usual in ((mean, MEAN), (std, STD))
+    ]
+    if len(both[0]) != len(both[1]):
+        raise UserError(f"mean={mean}, std={std}: give one of each for every channel")
+    return both[0], both[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import groupby
 from typing import Any, final
 
@@ -15,15 +14,12 @@ from torch import Tensor, nn
 
 from crosslevel.transforms import functional as op
 from crosslevel.transforms import grouped as parts
-from crosslevel.transforms import masked, parameters, randaugment
+from crosslevel.transforms import masked, parameters, presets
 from crosslevel.transforms.layout import Layout
 from crosslevel.transforms.parameters import Augment, Draw, draw, draw_box
 from crosslevel.transforms.philox import Counted
-from crosslevel.transforms.presets import PLAIN, PRESETS, SMALL_SIDE, small_of
 from crosslevel.transforms.random_numbers import Words
 from crosslevel.utils.errors import UserError, did_you_mean
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 @final
@@ -54,8 +50,8 @@ class Views(nn.Module):
         magnitude: of RandAugment's operations, in [0, 10]. Default: the preset's.
         solarize: probability of inverting values from 0.5 up. Default: the preset's.
         erase: probability of erasing a box. Default: the preset's.
-        mean: of red, green and blue in [0, 1], which normalization subtracts. Default: that of ImageNet, or of weights
-            that the encoder starts from.
+        mean: of each channel in [0, 1], which normalization subtracts; their number is that of the channels. Default:
+            that of ImageNet, or of weights that the encoder starts from; of other channels than three the images' own.
         std: standard deviation that it divides by; likewise.
         small_size: height and width in pixels of the small crops that DINO and SwAV take beside the large ones.
             Default: 3/7 of size, as 96 of 224.
@@ -88,13 +84,16 @@ class Views(nn.Module):
         magnitude: float | None = None,
         solarize: float | None = None,
         erase: float | None = None,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
         small_size: int | None = None,
         small_scale: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
-        if min(4 if size is None else size, 4 if small_size is None else small_size) < 4 or min(std or STD) <= 0:
+        if (
+            min(4 if size is None else size, 4 if small_size is None else small_size) < 4
+            or min(std or presets.STD) <= 0
+        ):
             raise UserError(f"{size=}, {small_size=}, {std=}: a view needs 4 pixels or more, and every std above 0")
         given: dict[str, Any] = {
             "scale": scale,
@@ -115,10 +114,11 @@ class Views(nn.Module):
         changes = {name: value for name, value in given.items() if value is not None}
         self._changes, self.chosen = changes, preset is not None
         self.small_size, self.small_scale = small_size, small_scale
-        self.choose(preset or "cifar", self.chosen)
-        self._colours_open = mean is None, std is None
-        self.mean, self.std, self.count, self.small, self.plain = mean or MEAN, std or STD, 2, 0, 0
         self._given, self.size, self._open = given, size or 32, size is None
+        self._colours_open = mean is None, std is None
+        self.mean, self.std = presets.completed(mean, std)
+        self.count, self.small, self.plain = 2, 0, 0
+        self.choose(preset or "cifar", self.chosen)
         # What a captured step has compiled in their place.
         self.make: Callable[..., Tensor] = masked.view
         self.draw: Callable[..., Draw] = draw
@@ -131,28 +131,44 @@ class Views(nn.Module):
 
         ``chosen`` says whether that is settled. An unknown preset, or one that the settings do not suit, is an error.
         """
-        if preset not in PRESETS:
-            hint = did_you_mean(preset, PRESETS, cutoff=0.0)
-            raise UserError(f"preset={preset!r} is unknown: {hint} One of {', '.join(PRESETS)}")
+        if preset not in presets.PRESETS:
+            hint = did_you_mean(preset, presets.PRESETS, cutoff=0.0)
+            raise UserError(f"preset={preset!r} is unknown: {hint} One of {', '.join(presets.PRESETS)}")
         for name, value in instead.items():
             if value is not None and self._given[name] is None:
                 self._given[name] = self._changes[name] = value
-        self.augments = tuple(replace(augment, **self._changes) for augment in PRESETS[preset])
+        self.augments = tuple(replace(augment, **self._changes) for augment in presets.PRESETS[preset])
         self.preset, self.chosen = preset, chosen
-        usual = small_of(preset, self.augments[0].scale)
+        usual = presets.small_of(preset, self.augments[0].scale)
         self._small = replace(usual, **{**self._changes, "scale": self.small_scale or usual.scale})
+        if self.channels != presets.COLOURED:
+            presets.refuse_colours(self._given, self.channels)
+            self.augments, self._small = tuple(map(presets.uncoloured, self.augments)), presets.uncoloured(self._small)
+
+    @property
+    def channels(self) -> int:
+        """C, the channels of the images."""
+        return len(self.mean)
 
     def adapt(self, size: int) -> None:
         """Draw views of ``size`` pixels, where the size was left open."""
         if self._open:
             self.size, self._open = size, False
 
-    def normalize_by(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
-        """Normalize by these, where they were left open."""
+    def normalize_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Normalize by these, where they were left open; their number is that of the channels.
+
+        Raises:
+            UserError: those that were given are of another number, or a setting needs red, green and blue.
+
+        """
         mean_open, std_open = self._colours_open
         self.mean, self.std = mean if mean_open else self.mean, std if std_open else self.std
-        self._mean.copy_(torch.tensor(self.mean))
-        self._std.copy_(torch.tensor(self.std))
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != len(mean):
+                raise UserError(f"views.{name}={list(values)}: the images have {len(mean)} channels: give one for each")
+        self._mean, self._std = (torch.tensor(v, device=self._mean.device) for v in (self.mean, self.std))
+        self.choose(self.preset, self.chosen)
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that build these views again; None where the preset decides."""
@@ -166,14 +182,14 @@ class Views(nn.Module):
     @property
     def small_side(self) -> int:
         """Height and width of a small crop in pixels, at most those of a large one."""
-        return min(self.size, self.small_size or max(4, round(SMALL_SIDE * self.size)))
+        return min(self.size, self.small_size or max(4, round(presets.SMALL_SIDE * self.size)))
 
     def forward(
         self,
-        images: UInt8[Tensor, "B *V 3 H W"],
+        images: UInt8[Tensor, "B *V C H W"],
         generator: torch.Generator | Counted | None = None,
-        partners: UInt8[Tensor, "B 3 H W"] | None = None,
-    ) -> list[Float[Tensor, "B 3 s s"]]:
+        partners: UInt8[Tensor, "B C H W"] | None = None,
+    ) -> list[Float[Tensor, "B C s s"]]:
         """``count`` views of every image, normalized.
 
         A CPU takes view after view, in parts that its cache holds; elsewhere shapes are fixed, and nothing waits for
@@ -219,12 +235,12 @@ class Views(nn.Module):
 
     def _masked(
         self,
-        images: UInt8[Tensor, "B *V 3 H W"],
-        partners: UInt8[Tensor, "B 3 H W"] | None,
+        images: UInt8[Tensor, "B *V C H W"],
+        partners: UInt8[Tensor, "B C H W"] | None,
         cropped: bool,
         places: list[int],
         sources: list[torch.Generator | Words | None],
-    ) -> list[Float[Tensor, "B 3 size size"]]:
+    ) -> list[Float[Tensor, "B C size size"]]:
         """The views with the numbers ``places``, all drawn alike, with fixed shapes."""
         augment, side = self._augment(places[0]), self._layout.side(places[0])
         count, (height, width) = len(images), images.shape[-2:]
@@ -238,7 +254,7 @@ class Views(nn.Module):
             images = torch.cat([self._of_view(v, images, partners) for v in places])
         else:
             images = self._of_view(places[0], images, partners)
-        most = max(1, masked.CHUNK // (3 * max(height * width, side**2)))
+        most = max(1, masked.CHUNK // (self.channels * max(height * width, side**2)))
         made = [
             self.make(some, cropped, drawn.part(first, most), augment, side, self._mean, self._std)
             for first, some in zip(range(0, len(images), most), images.split(most), strict=True)
@@ -248,8 +264,8 @@ class Views(nn.Module):
         return [view.data for view in views.unflatten(0, (len(places), count)).unbind()]
 
     def crops(
-        self, image: UInt8[Tensor, "3 H W"], generator: torch.Generator | None = None
-    ) -> UInt8[Tensor, "V 3 size size"]:
+        self, image: UInt8[Tensor, "C H W"], generator: torch.Generator | None = None
+    ) -> UInt8[Tensor, "V C size size"]:
         """The random crops of one decoded image, one a view: what a loader's worker does of a view.
 
         Small ones lie side by side in the last pictures (`Layout`). The same pixels as torchvision's resized_crop.
@@ -259,7 +275,7 @@ class Views(nn.Module):
         whole = image.unsqueeze(0)
         # Zeros, where small crops leave some of their room empty: equal draws give equal bytes.
         make = image.new_zeros if self.small else image.new_empty
-        views = make(self._layout.pictures, self.size, self.size, 3).permute(0, 3, 1, 2)
+        views = make(self._layout.pictures, self.size, self.size, len(image)).permute(0, 3, 1, 2)
         for v in range(self.count):
             top, left, rows, columns = draw_box(self._augment(v), height, width, generator)
             part, side = whole[..., top : top + rows, left : left + columns], self._layout.side(v)
@@ -275,23 +291,23 @@ class Views(nn.Module):
                 self._layout.room(views, v).copy_(torch.ops.aten._upsample_bilinear2d_aa(part, [side, side], False)[0])
         return views
 
-    def center(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 size size"]:
+    def center(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C size size"]:
         """The view for evaluation: the largest centred square, resized where needed, normalized."""
         height, width = images.shape[-2:]
         if height == width == self.size:
-            return self._normalize_(images.to(torch.float32).div_(255))
+            return op.normalize(images.to(torch.float32).div_(255), self._mean, self._std)
         side = min(height, width)
         box = torch.tensor([(height - side) // 2, (width - side) // 2, side, side])
         views = []
         with _float32_without_gradients(images.device):
             for chunk in images.split(parts.chunk_length(images, self.size)):
                 boxes = box.repeat(len(chunk), 1).to(images.device, non_blocking=True)
-                views.append(self._normalize_(op.crop_resize(chunk, boxes, self.size)))
+                views.append(op.normalize(op.crop_resize(chunk, boxes, self.size), self._mean, self._std))
         return torch.cat(views)
 
     def _augment(self, view: int) -> Augment:
         if self._layout.is_plain(view) and self.augments[0].crop:
-            return PLAIN
+            return presets.PLAIN
         if self._layout.is_small(view):
             return self._small
         return self.augments[view % len(self.augments)]
@@ -304,39 +320,18 @@ class Views(nn.Module):
 
     def _check(self, images: Tensor, cropped: bool) -> None:
         shape = tuple(images.shape)
-        expected = (self._layout.pictures, 3, self.size, self.size)
-        if images.dtype != torch.uint8 or (shape[1:] != expected if cropped else shape[1:2] != (3,)):
-            crops = ", ".join(map(str, expected))
-            raise UserError(f"images are {images.dtype} {shape}: give uint8 (B, 3, H, W), or crops (B, {crops})")
+        expected = (self._layout.pictures, self.channels, self.size, self.size)
+        if images.dtype != torch.uint8 or (shape[1:] != expected if cropped else shape[1:2] != (self.channels,)):
+            crops, whole = ", ".join(map(str, expected)), f"(B, {self.channels}, H, W)"
+            raise UserError(f"images are {images.dtype} {shape}: give uint8 {whole}, or crops (B, {crops})")
 
     def _in_parts(
-        self, images: UInt8[Tensor, "B 3 H W"], cropped: bool, v: int, source: torch.Generator | Words | None
-    ) -> Float[Tensor, "B 3 s s"]:
+        self, images: UInt8[Tensor, "B C H W"], cropped: bool, v: int, source: torch.Generator | Words | None
+    ) -> Float[Tensor, "B C s s"]:
         """View v, part by part."""
         augment, side, (height, width) = self._augment(v), self._layout.side(v), images.shape[-2:]
         drawn = draw(augment, len(images), height, width, side, source)
-        most = parts.chunk_length(images, side)
-        blurred = partial(op.gaussian_blur, taps=op.blur_taps(side, augment.blur_sigma[1]))
-        views = torch.empty(len(images), 3, side, side)
-        for part in parts.divided(drawn, most):
-            pixels = images.index_select(0, part.index)
-            if cropped:
-                x = pixels.to(torch.float32).div_(255)
-                x = op.flip(x, part.flip) if augment.flip > 0 else x
-            else:
-                x = op.crop_resize(pixels, part.boxes, side, part.flip)
-            x = part.change_colors(x, augment)
-            part.on(part.blur, x, blurred, part.sigma)
-            randaugment.apply_(x, part.operations, part.levels, self._mean)
-            part.on(part.grayscale, x, op.to_grayscale)
-            part.on(part.solarize, x, lambda chosen: op.solarize(chosen, chosen.new_full((len(chosen),), 0.5)))
-            self._normalize_(x)
-            part.on(part.erase, x, op.erase, part.erase_boxes)
-            views.index_copy_(0, part.index, x)
-        return views
-
-    def _normalize_(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-        return x.sub_(self._mean.view(3, 1, 1)).div_(self._std.view(3, 1, 1))
+        return parts.view(images, cropped, drawn, augment, side, self._mean, self._std)
 
 
 @contextmanager

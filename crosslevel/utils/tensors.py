@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -148,3 +149,11 @@ def _checksum_of(file: Path) -> str:
     ):
         begin = 8 + int.from_bytes(whole[:8], "little")
         return checksum(json_tree(bytes(whole[8:begin])), whole[begin:])
+
+
+def as_rgb(images: UInt8[Tensor, "*B C H W"]) -> UInt8[Tensor, "*B 3 H W"]:
+    """Images as people see them: the first three channels, or the first alone as brightness."""
+    channels = images.shape[-3]
+    if channels == 3:
+        return images
+    return images[..., :3, :, :] if channels > 3 else images[..., :1, :, :].expand(*images.shape[:-3], 3, -1, -1)

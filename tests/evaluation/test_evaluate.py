@@ -14,7 +14,8 @@ from crosslevel.evaluation import protocols
 from crosslevel.evaluation.evaluate import evaluate
 from crosslevel.features import cache
 from crosslevel.features.extract import normalize
-from crosslevel.models.encoder import View, untrained
+from crosslevel.models.copies import untrained
+from crosslevel.models.encoder import View
 from crosslevel.settings.parser import run
 
 COUNTS = {"ant": 40, "bee": 24, "cow": 10}

@@ -191,7 +191,7 @@ def test_unreadable_files_are_left_out_and_named(trained, photos, tmp_path, caps
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["RUN", "PHOTOS", "--output=f.txt"], ".parquet or .npy"),
+        (["RUN", "PHOTOS", "--output=f.txt"], ".parquet, .npy, .lance, .fiftyone"),
         (["nowhere", "PHOTOS"], "nowhere"),
         (["RUN", "nowhere"], "nowhere"),
     ],

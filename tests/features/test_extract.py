@@ -6,7 +6,8 @@ import torch
 from crosslevel import Encoder
 from crosslevel.data.images import InMemoryImages
 from crosslevel.features.extract import extract, normalize, stream
-from crosslevel.models.encoder import View, frozen
+from crosslevel.models.copies import frozen
+from crosslevel.models.encoder import View
 from crosslevel.utils.device import choose
 
 CPU = choose("cpu", "fp32")

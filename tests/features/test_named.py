@@ -1,4 +1,4 @@
-"""Every verb that takes a run takes weights by name: `embed`, `evaluate`, `inspect` and `crosslevel.load`."""
+"""Every verb that uses an encoder takes weights by name, in either spelling; so does `crosslevel.load`."""
 
 import json
 
@@ -10,13 +10,17 @@ import torch
 from hub_samples import local_hub, weights
 from PIL import Image
 from run_samples import write_images
+from table_samples import write_encoder
 
 import crosslevel
-from crosslevel.cli import main
+import crosslevel.features.collection  # before a verb is replaced
+from crosslevel.cli import COMMANDS, main
 from crosslevel.features.extract import normalize
 from crosslevel.models.encoder import Encoder, View
+from crosslevel.settings.weights import VERBS
 
 NAME = "timm:test_convnext.r160_in1k"
+COMMANDS_BY_NAME = {COMMANDS[verb][0] + f".{verb}": verb for verb in VERBS}
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +95,94 @@ def test_inspect_groups_by_its_features(photos):
     assert f"the features of {NAME},size=64" in json.dumps(found)
 
 
+def test_the_names_of_train_are_another_spelling_for_every_verb(monkeypatch):
+    asked = []
+    for module, verb in COMMANDS_BY_NAME.items():
+        monkeypatch.setattr(module, lambda verb=verb, **given: asked.append((verb, given)))
+    given = ["--encoder.name", "resnet50.a1_in1k", "--encoder.pretrained", "true", "--encoder.image_size=64"]
+    by_name = "timm:resnet50.a1_in1k,size=64"
+    main(["embed", *given, "photos"])
+    main(["evaluate", "photos", "--test=t", *given])
+    main(["inspect", "photos", *given])
+    main(["search", *given, "q.png", "--images=photos"])
+    main(["search", "t.parquet", "q.png", *given])
+    main(["explore", *given, "--images=photos"])
+    main(["curate", "--encoder.name=hf-hub:owner/name", "--images=photos"])
+    main(["classify", "labelled", "photos", "--encoder.name=resnet50", "--encoder.pretrained=w.safetensors"])
+    found = [
+        (verb, {k: v for k, v in all_given.items() if k in ("run", "table", "images")}) for verb, all_given in asked
+    ]
+    assert found == [
+        ("embed", {"run": by_name, "images": "photos"}),
+        ("evaluate", {"run": by_name, "images": "photos"}),
+        ("inspect", {"run": by_name, "images": "photos"}),
+        ("search", {"table": by_name, "run": None, "images": "photos"}),
+        ("search", {"table": "t.parquet", "run": by_name, "images": None}),
+        ("explore", {"table": by_name, "images": "photos"}),
+        ("curate", {"table": "hf-hub:owner/name", "images": "photos"}),
+        ("classify", {"run": "timm:resnet50,weights=w.safetensors", "images": "photos"}),
+    ]
+
+
+def test_search_explore_and_curate_share_one_table_of_its_features(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CROSSLEVEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    named = ["--encoder.name", f"{NAME.removeprefix('timm:')}", "--encoder.pretrained", "true", "--images", str(photos)]
+    query = photos / "cat" / "003.png"
+    main(["search", *named, str(query), "-o", "found.json", "--device=cpu"])
+    said = capsys.readouterr().out
+    (made,) = (tmp_path / "cache" / "collections").glob("*.parquet")
+    assert f"making {made}" in " ".join(said.split()).replace("/ ", "/")
+    match = json.loads((tmp_path / "found.json").read_text())["results"][0]["matches"][0]
+    assert (match["path"], match["distance"]) == ("cat/003.png", pytest.approx(0, abs=1e-5))
+    when = made.stat().st_mtime_ns
+    main(["explore", *named, "--export", "page", "--device=cpu"])
+    assert len(list((tmp_path / "page").iterdir())) > 1
+    main(["curate", *named, "-n", "4", "-o", "few.txt", "--device=cpu", "--outliers=keep"])
+    assert len((tmp_path / "few.txt").read_text().splitlines()) == 4
+    main(["curate", NAME, "--images", str(photos), "-n", "3", "-o", "few.txt", "--device=cpu", "--outliers=keep"])
+    assert len((tmp_path / "few.txt").read_text().splitlines()) == 3
+    assert made.stat().st_mtime_ns == when
+    assert "the features are those in" in capsys.readouterr().out
+
+
+def test_a_table_that_is_kept_follows_its_images(tmp_path, monkeypatch, capsys):
+    photos = write_images(tmp_path / "photos", count=2)
+    run = write_encoder(tmp_path / "run")
+    options = {"images": str(photos), "k": 9, "device": "cpu", "workers": 0}
+    assert len(crosslevel.search(str(run), str(photos / "cat" / "000.png"), **options)[0]["matches"]) == 4
+    write_images(tmp_path / "photos", count=3)
+    assert len(crosslevel.search(str(run), str(photos / "cat" / "000.png"), **options)[0]["matches"]) == 6
+    assert "images have come, gone or changed" in capsys.readouterr().out
+    (photos / "dog" / "001.png").unlink()
+    assert len(crosslevel.search(str(run), str(photos / "cat" / "000.png"), **options)[0]["matches"]) == 5
+
+
+def test_a_file_of_weights_stands_for_those_of_the_hub(theirs, photos, tmp_path):
+    other, data = weights("test_convnext", 5)
+    (tmp_path / "w.safetensors").write_bytes(data)
+    found = crosslevel.load(f"{NAME},weights={tmp_path / 'w.safetensors'},size=64", device="cpu")
+    assert found.view.size == 64
+    assert torch.equal(found.encoder.backbone.state_dict()["stem.0.weight"], other.state_dict()["stem.0.weight"])
+
+
 def test_what_is_wrong_with_a_name_ends_the_command_in_one_line(photos, capsys):
-    for line in (["embed", "timm:resnet19", str(photos)], ["inspect", str(photos), "--run", "hf-hub:no/such"]):
+    for line, what in [
+        (["embed", "timm:resnet19", str(photos)], "is not a timm model"),
+        (["inspect", str(photos), "--run", "hf-hub:no/such"], "the hub knows no no/such"),
+        (["search", NAME, "q.png"], "is an encoder, not a table: give --images"),
+        (["explore", "--encoder.name=resnet19", f"--images={photos}"], "is not a timm model"),
+        (["curate", "--encoder.pretrained=true"], "--encoder.pretrained needs --encoder.name"),
+        (["embed", str(photos), "--encoder.name=resnet18", "--encoder.pretrained=false"], "without weights"),
+        (["embed", "runs/a", str(photos), "--encoder.name=resnet18"], "one encoder, runs/a another"),
+        (["explore", "t.parquet", "--encoder.name=resnet18"], "one encoder, t.parquet another"),
+        (["inspect", str(photos), "--run=runs/a", "--encoder.name=resnet18"], "one encoder, runs/a another"),
+        (["embed", "--encoder.name=resnet18"], "IMAGES is missing"),
+        (["push", "runs/a", "hf:a/b", "--encoder.name=resnet18"], "there is no option --encoder.name"),
+        (["embed", "timm:test_convnext,size=0", str(photos)], "give size=PIXELS or weights=FILE"),
+    ]:
         with pytest.raises(SystemExit) as status:
             main(line)
-        assert status.value.code == 2
-        assert capsys.readouterr().err.count("\n") == 1
+        told = capsys.readouterr().err
+        assert (status.value.code, told.count("\n")) == (2, 1)
+        assert what in told

@@ -118,7 +118,7 @@ def test_a_vits_feature_is_the_class_token_or_the_mean_of_the_others(hub, theirs
         ("hf-hub:nobody/gated", r"given out on terms: accept them at http://127\.0\.0\.1:\d+/nobody/gated"),
         (f"hf-hub:timm/{TINY}", r"the repository has no config\.json of timm's"),
         (f"hf-hub:timm/{TINY}@other", "has no revision 'other'"),
-        (f"timm:{TINY},side=3", "'side=3' is no setting of it: give size=PIXELS"),
+        (f"timm:{TINY},side=3", "'side=3' is no setting of it: give size=PIXELS or weights=FILE"),
         (f"timm:{TINY},size=100", "takes images of whole patches of 16 pixels, not 100: give 96"),
         ("local-dir:/nowhere", r"there is no /nowhere/config\.json"),
     ],

@@ -98,12 +98,12 @@ def test_a_run_is_searched_by_a_table_that_is_made_once(home, tmp_path, capsys):
     query = str(home / "photos" / "cat" / "000.png")
     first = search(str(folder), query, k=2, device="cpu", workers=0, precision="fp32")
     assert "once" in capsys.readouterr().out
-    made = (folder / "search.parquet").stat().st_mtime_ns
+    made = (folder / "collection.parquet").stat().st_mtime_ns
     assert search(str(folder), query, k=2, precision="fp32", **QUIET) == first
-    assert (folder / "search.parquet").stat().st_mtime_ns == made
+    assert (folder / "collection.parquet").stat().st_mtime_ns == made
     write_encoder(tmp_path / "run", seed=1)
     search(str(folder), query, k=2, precision="fp32", **QUIET)
-    assert (folder / "search.parquet").stat().st_mtime_ns != made
+    assert (folder / "collection.parquet").stat().st_mtime_ns != made
 
 
 def test_wrong_use_ends_in_one_line(home, tmp_path, monkeypatch, capsys):
@@ -129,7 +129,7 @@ def test_wrong_use_ends_in_one_line(home, tmp_path, monkeypatch, capsys):
         (["unknown.parquet", "one.png"], "give --run"),
         (["gone.parquet", "one.png"], "which is not there"),
         (["other", "one.png"], "give --images"),
-        (["other", "one.png", "--run=other"], "is a run already"),
+        (["other", "one.png", "--run=other"], "is an encoder already"),
     ]
     for line, named in cases:
         with pytest.raises(SystemExit) as stop:

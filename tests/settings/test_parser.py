@@ -250,6 +250,7 @@ def test_ctrl_c_ends_in_one_line(capsys):
         (["train", "photos", "--epochs"], "--epochs: give a value"),
         (["train"], "IMAGES is missing: a folder, a .txt list of files"),
         (["train", "photos", "more"], "'more' is one too many"),
+        (["train", "photos", "--range", "-5:x"], "range=-5:x: needs the smallest and the largest value"),
         (["train", "--help", "encodr"], "did you mean encoder?"),
         (["export", "run", "--format", "tflite"], "tflite: needs one of torchvision, timm, detectron2, onnx"),
         (["evaluate", "r", "i", "--linear.lrs=[1,x]"], "--linear.lrs [1,x]: needs a number"),

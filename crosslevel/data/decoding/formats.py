@@ -12,9 +12,9 @@ from crosslevel.data.bad_files import _Defect
 
 EXTENSIONS = frozenset(
     (
-        "apng", "avif", "avifs", "bmp", "dib", "gif", "heic", "heif", "hif", "j2c", "j2k", "jfif", "jp2", "jpc",
-        "jpe", "jpeg", "jpf", "jpg", "jpx", "jxl", "pbm", "pgm", "pjp", "pjpeg", "png", "pnm", "ppm", "qoi", "tif",
-        "tiff", "webp",
+        "apng", "avif", "avifs", "bmp", "dcm", "dib", "dicom", "gif", "heic", "heif", "hif", "j2c", "j2k", "jfif",
+        "jp2", "jpc", "jpe", "jpeg", "jpf", "jpg", "jpx", "jxl", "pbm", "pgm", "pjp", "pjpeg", "png", "pnm", "ppm",
+        "qoi", "tif", "tiff", "webp",
     )
 )  # fmt: skip
 """Endings of images: files that have one are images until they are decoded."""
@@ -38,7 +38,12 @@ OTHERS = frozenset(
 )  # fmt: skip
 """Endings that are not worth a look: files that have one are no images."""
 
-SEVERAL = frozenset(("apng", "avif", "avifs", "gif", "heic", "heif", "hif", "jxl", "png", "tif", "tiff", "webp"))
+ARRAYS = frozenset(("npy",))
+"""Of these, endings that are images where somebody has said how their values are read."""
+
+SEVERAL = frozenset(
+    ("apng", "avif", "avifs", "dcm", "dicom", "gif", "heic", "heif", "hif", "jxl", "png", "tif", "tiff", "webp")
+)
 """Endings of files that may hold several frames or pages."""
 
 PILLOW = (
@@ -46,7 +51,7 @@ PILLOW = (
 )  # fmt: skip
 """Formats that Pillow reads. Only pictures: it would otherwise also hand files to Ghostscript and the like."""
 
-HEAD = 32
+HEAD = 132
 """Bytes that a format is told by."""
 
 _EXTRA: Mapping[str, tuple[str, str]] = {"HEIF": ("pillow_heif", "heic"), "JXL": ("pillow_jxl", "jxl")}
@@ -57,7 +62,7 @@ _STARTS = (
     (b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF87a", "GIF"), (b"GIF89a", "GIF"),
     (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"II+\0", "TIFF"), (b"MM\0+", "TIFF"),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"), (b"\xff\x4f\xff\x51", "JPEG2000"),
-    (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL"), (b"\xff\x0a", "JXL"), (b"qoif", "QOI"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL"), (b"\xff\x0a", "JXL"), (b"qoif", "QOI"), (b"\x93NUMPY", "NPY"),
 )  # fmt: skip
 
 
@@ -80,12 +85,16 @@ def format_of(head: bytes | bytearray) -> str | None:
         return "BMP"
     if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in (b"\n", b" ", b"\r", b"\t") and len(head) > 8:
         return "PPM" if head[3:4].isdigit() or head[3:4] == b"#" else None
-    return None
+    return "DICOM" if head[128:132] == b"DICM" else None
 
 
-def can_be_image(name: str) -> bool | None:
-    """What the ending of a name says: an image, none, or (None) that nobody knows."""
+def can_be_image(name: str, arrays: bool = False) -> bool | None:
+    """What the ending of a name says: an image, none, or (None) that nobody knows; ``arrays``: these are images."""
     ending = ending_of(name)
+    if arrays and ending in ARRAYS:
+        return True
+    if name.rpartition("/")[2] == "DICOMDIR":  # a list of others
+        return False
     return True if ending in EXTENSIONS else False if ending in OTHERS else None
 
 
@@ -96,13 +105,13 @@ def ending_of(name: str) -> str:
 
 
 def is_image_file(file: str) -> bool:
-    """Whether a regular file begins like an image."""
+    """Whether a regular file begins like an image; arrays are none by themselves."""
     try:
         number = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError:
         return False
     try:
-        return stat.S_ISREG(os.fstat(number).st_mode) and format_of(os.read(number, HEAD)) is not None
+        return stat.S_ISREG(os.fstat(number).st_mode) and format_of(os.read(number, HEAD)) not in (None, "NPY")
     except OSError:
         return False
     finally:

@@ -75,6 +75,19 @@ def needed(format: str, size: tuple[int, int], encoded: int, turned: bool, part:
     return each * pixels + result + _PARTS * part + 2 * encoded + (_FIXED if pixels > 2**20 else 0)
 
 
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Refuse pictures without pixels, and of more than ``max_pixels``.
+
+    Raises:
+        _Defect: it is one.
+
+    """
+    if width < 1 or height < 1:
+        raise _Defect(f"broken: a picture of {width} x {height} pixels")
+    if width * height > max_pixels:
+        raise _Defect(f"{width} x {height} are more than {max_pixels:,} pixels")
+
+
 def check(need: int, size: tuple[int, int], format: str) -> None:
     """Refuse what would take more than `most`.
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from crosslevel.data.bad_files import _Defect
 from crosslevel.data.decoding.complaints import Complaints
 from crosslevel.data.decoding.memory import halvings
+from crosslevel.data.decoding.reading import USUAL, Reading
+from crosslevel.data.decoding.values.channels import scaled
 
 _AT_ONCE, _BAND = 2**20, 2**18  # pixels that are converted at once: of small images all, of others so many
 _ORIENTATION = 0x0112  # the tag of EXIF
@@ -67,16 +69,21 @@ for _module in (Image, TiffImagePlugin, PngImagePlugin, JpegImagePlugin):
     _module.warnings = _Warnings()  # type: ignore[attr-defined]
 
 
-def upright(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by the number of channels
+
+
+def upright(image: Image.Image, reading: Reading = USUAL) -> UInt8[Tensor, "C H W"]:
     """RGB, turned as EXIF says, transparency on white, 16 bits scaled to 8; smaller above `LARGEST` pixels.
 
+    Other channels than these three as ``reading`` says.
+
     Raises:
-        _Defect: pixels that have no agreed range.
+        _Defect: pixels that have no agreed range, or another number of channels.
 
     """
     # exif_transpose copies what it does not turn.
     turned = ImageOps.exif_transpose(image) if is_turned(image) else image
-    return torch.from_numpy(_rgb(turned)).permute(2, 0, 1)
+    return torch.from_numpy(_pixels(turned, reading)).permute(2, 0, 1)
 
 
 def is_turned(image: Image.Image) -> bool:
@@ -84,31 +91,43 @@ def is_turned(image: Image.Image) -> bool:
     return bool(image.getexif().get(_ORIENTATION, 1) != 1)
 
 
-def _rgb(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """(H, W, 3) from any of Pillow's modes, a band of rows after the other: conversions of the whole take gigabytes."""
+def _pixels(image: Image.Image, reading: Reading) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """(H, W, C) from any of Pillow's modes, a band of rows after the other: conversions of the whole take gigabytes."""
     width, height = image.size
     scale = halvings(width * height)
     rows = scale * max(1, _BAND // width // scale)
+    channels = reading.channels
     if width * height <= _AT_ONCE and scale == 1:
-        return np.array(_converted(image))
+        return np.array(_converted(image, reading)).reshape(height, width, channels)
     image.load()
-    made = np.empty((-(-height // scale), -(-width // scale), 3), np.uint8)
+    made = np.empty((-(-height // scale), -(-width // scale), channels), np.uint8)
     for first in range(0, height, rows):
-        band = _converted(image.crop((0, first, width, min(height, first + rows))))
+        band = _converted(image.crop((0, first, width, min(height, first + rows))), reading)
         smaller = np.asarray(band if scale == 1 else band.reduce(scale))
-        made[first // scale : first // scale + len(smaller)] = smaller
+        made[first // scale : first // scale + len(smaller)] = smaller.reshape(*smaller.shape[:2], channels)
     return made
 
 
-def _converted(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-            raise _Defect("32-bit or signed pixels have no agreed range: convert it to 8 or 16 bits")
-        # Exact rounding of v * 255 / 65535.
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise _Defect("floating-point pixels have no agreed range: convert it to 8 or 16 bits")
+def _converted(image: Image.Image, reading: Reading) -> Image.Image:
+    if reading.channels not in _MODES:
+        raise _Defect(f"{len(image.getbands())} channels, not {reading.channels}")
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_bytes(np.asarray(image), reading))
+    if reading.channels in (2, 4):
+        return image.convert("RGBA").convert(_MODES[reading.channels])
+    return _opaque(image).convert(_MODES[reading.channels])
+
+
+def _bytes(values: np.ndarray[Any, Any], reading: Reading) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Gray values of more than 8 bits."""
+    whole = np.issubdtype(values.dtype, np.integer)
+    if reading.range is None and whole and values.min(initial=0) >= 0 and values.max(initial=0) <= 65535:
+        values = values.astype(np.uint16)  # Pillow has 16 bits as 32
+    return scaled(values, reading.range)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """In colours, transparency on white."""
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -16,6 +16,7 @@ from crosslevel.data.duplicates.descriptor import SIDE
 from crosslevel.data.images import Images
 from crosslevel.data.loaders.records import records
 from crosslevel.utils.errors import SourceError
+from crosslevel.utils.tensors import as_rgb
 
 if TYPE_CHECKING:
     from crosslevel.data.cluster import Opened
@@ -60,7 +61,7 @@ def scan(
         count = new.stop
         progress(int(batch[-1]) + 1)
     if count < 2:
-        raise SourceError(f"{images.name}: needs at least 2 images, only {count} of {total} can be read")
+        raise SourceError(f"{images.name}: needs at least 2 images, only {count} of {total} can be read{bad.first}")
     return ScanResult(pictures[:count], shape[:count], content[:count], numbers[:count])
 
 
@@ -73,7 +74,7 @@ class _Glance(NamedTuple):
 
 
 def _glance(image: UInt8[Tensor, "3 H W"]) -> _Glance:
-    small = tvf.resize(image, [SIDE, SIDE], antialias=True)
+    small = tvf.resize(as_rgb(image), [SIDE, SIDE], antialias=True)
     return _Glance(small, torch.tensor(image.shape[1:]), torch.tensor(content_of(image)))
 
 

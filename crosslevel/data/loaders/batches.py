@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 from torchvision.transforms.v2 import functional as tvf
 
-from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.bad_files import BadFiles, first_of
 from crosslevel.data.images import Images, ImageView, InMemoryImages
 from crosslevel.data.loaders.order import natural, permuted, share
 from crosslevel.data.loaders.partners import Partners
@@ -198,7 +198,7 @@ def pack(
         images.check()
         return images
     total = len(images)
-    data = torch.empty((total, 3, size, size), dtype=torch.uint8)
+    data = torch.empty((total, images.channels, size, size), dtype=torch.uint8)
     kept: list[Tensor] = []
     count = 0
     for batch in EvalBatches(images, 256, size, workers=workers, bad=bad):
@@ -208,16 +208,14 @@ def pack(
         if progress:
             progress(int(batch.index[-1]) + 1, total)
     if count < 2:
-        first = next(iter(bad.reasons.items()), None)
-        why = f" (the first: {first[0]}: {first[1]})" if first else ""
-        raise SourceError(f"{images.name}: needs at least 2 images, only {count} of {total} can be read{why}")
+        raise SourceError(f"{images.name}: needs at least 2 images, only {count} of {total} can be read{bad.first}")
     if progress:
         progress(total, total)
     index = torch.cat(kept)
     return InMemoryImages.of(data[:count], images if count == total else ImageView(images, index))
 
 
-def fit(image: UInt8[Tensor, "*B 3 H W"], size: int) -> UInt8[Tensor, "*B 3 size size"]:
+def fit(image: UInt8[Tensor, "*B C H W"], size: int) -> UInt8[Tensor, "*B C size size"]:
     """The shorter side resized to ``size`` (bilinear, antialiased), then the centre; as it is if it fits."""
     if image.shape[-2:] == (size, size):
         return image
@@ -278,7 +276,8 @@ class _TrainJob(Dataset[Done]):
         for place, i in enumerate(wanted.tolist()):
             readable = self._readable(epoch, i, bad)
             if readable is None:
-                return Done(None, bad, f"{self.images.name}: none of its {len(self.images)} images can be read")
+                first = first_of(dict(bad))
+                return Done(None, bad, f"{self.images.name}: none of its {len(self.images)} images can be read{first}")
             picture, label, j = readable
             picture = picture if self.resize is None else fit(picture, self.resize)
             # Crops stay as they lie in memory, (V, s, s, 3): the device turns them faster than a worker.

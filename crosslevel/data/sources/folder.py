@@ -73,7 +73,7 @@ class Files(Images):
             yield f"{path}\0{state}\0".encode(errors="surrogateescape")
 
     @classmethod
-    def from_folder(cls, root: str) -> Files:
+    def from_folder(cls, root: str, arrays: bool = False) -> Files:
         """Every image under ``root``, sorted by path; its classes where the layout has them.
 
         Endings that are known are taken at their word until an image is decoded; of files with other endings, or none,
@@ -81,13 +81,13 @@ class Files(Images):
 
         If every image lies in a sub-folder, and at least two top-level sub-folders hold images, the
         top-level sub-folder is the class. The list is kept in the user's cache until a folder in the tree changes: then
-        no file is looked at.
+        no file is looked at. Arrays (.npy) are images only with ``arrays``.
 
         Raises:
             SourceError: ``root`` cannot be listed, or holds fewer than 2 images.
 
         """
-        listing = folder(root)
+        listing = folder(root, arrays)
         if listing.left_alone:
             warnings.warn(f"{root}: {left_alone(listing.left_alone)}", stacklevel=2)
         if not listing.files:
@@ -150,8 +150,8 @@ class Listing(NamedTuple):
     left_alone: dict[str, int]
 
 
-def folder(root: str) -> Listing:
-    """Every image under ``root``, sorted by path, "/" between folders.
+def folder(root: str, arrays: bool = False) -> Listing:
+    """Every image under ``root``, sorted by path, "/" between folders; arrays (.npy) are images where asked for.
 
     Linked folders come after all real ones, and no folder is entered twice: so links cannot make loops, and a link to
     a folder inside the source does not list its images again.
@@ -161,7 +161,8 @@ def folder(root: str) -> Listing:
 
     """
     path = os.path.abspath(root)
-    table = remembered("folder", path, "2", lambda: _listed(root), lambda table: _still(path, table))
+    kind = "arrays" if arrays else "folder"
+    table = remembered(kind, path, "2", lambda: _listed(root, arrays), lambda table: _still(path, table))
     classes = list(_paths(table, "classes")) if "labels" in table else None
     watch = Watch(path, _paths(table, "watched"), table["times"])
     others = dict(zip(_paths(table, "others"), table["counts"].tolist(), strict=True))
@@ -174,9 +175,9 @@ def _still(path: str, table: Table) -> bool:
     return settled and Watch(path, _paths(table, "watched"), table["times"]).holds()
 
 
-def _listed(root: str) -> Table:
+def _listed(root: str, arrays: bool) -> Table:
     begun = time.time_ns()
-    search = _Search(root)
+    search = _Search(root, arrays)
     files = Paths.of(sorted(search.found))
     labels, classes = labels_of(files)
     table = {
@@ -204,8 +205,8 @@ def _paths(table: Table, name: str) -> Paths:
 class _Search:
     """One walk through a tree; no system call for a single file whose ending is known."""
 
-    def __init__(self, root: str) -> None:
-        self.root = root
+    def __init__(self, root: str, arrays: bool) -> None:
+        self.root, self.arrays = root, arrays
         self.found: list[str] = []
         self.others: Counter[str] = Counter()
         self.left_out = False
@@ -241,7 +242,7 @@ class _Search:
             return
         if entry.is_dir(follow_symlinks=False):
             self._folders.append(f"{prefix}{name}/")
-        elif (said := can_be_image(name)) is True:
+        elif (said := can_be_image(name, self.arrays)) is True:
             # A link that leads nowhere is listed, so that it is named among the bad files.
             if entry.is_file(follow_symlinks=False) or entry.is_symlink():
                 self.found.append(prefix + name)

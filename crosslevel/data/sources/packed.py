@@ -150,6 +150,8 @@ class _Checks:
 class Pack(Images):
     """Images of several sizes: image i is a slice of a memory map."""
 
+    decodes = False
+
     def __init__(self, folder: str, about: dict[str, Any], index: dict[str, Tensor], shards: list[Tensor]) -> None:
         _describe(self, folder, about, index)
         self.folder, self.shards = folder, shards

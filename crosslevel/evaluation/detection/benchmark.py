@@ -40,7 +40,8 @@ from crosslevel.evaluation.detection.training import (
     reseed,
     settle,
 )
-from crosslevel.models.encoder import Encoder, untrained
+from crosslevel.models.copies import untrained
+from crosslevel.models.encoder import Encoder
 from crosslevel.models.numerics import avoid_faults, tell
 from crosslevel.utils.console import progress_bar
 from crosslevel.utils.device import Hardware, choose

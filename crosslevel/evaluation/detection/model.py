@@ -118,6 +118,8 @@ def freeze_batchnorm(network: nn.Module) -> None:
 def _resnet(encoder: Encoder) -> Any:
     if not isinstance(encoder.backbone, ResNet) or not all(hasattr(encoder.backbone, stage) for stage in STAGES):
         raise UserError(f"detection takes ResNets (with stages {STAGES[0]} to {STAGES[-1]}), not {encoder.name}")
+    if encoder.view.channels != 3:
+        raise UserError(f"detection takes images of 3 channels, {encoder.name} those of {encoder.view.channels}")
     return copy.deepcopy(encoder.backbone).requires_grad_(True)
 
 

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
-from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.evaluation.labelling.calibration import Limits, calibration_error, limits, temperature
 from crosslevel.evaluation.linear import Linear, held_out
 from crosslevel.evaluation.linear import choose as chosen_linear
 from crosslevel.features.extract import Features, Runtime, extract
 from crosslevel.features.pieces import text
+from crosslevel.features.source import open_for
 from crosslevel.metrics.knn import neighbours, weighted_knn
 from crosslevel.metrics.nearest import nearest
 from crosslevel.models.encoder import Encoder
@@ -124,10 +124,10 @@ def classify(
         raise UserError(f"--output {output}: the name must end in .parquet")
     console, encoder = printer(quiet), open_encoder(run)
     runtime = Runtime(choose(device, precision), workers, batch_size)
-    labelled_images = open_images(labelled, data_root=data_root, crops=crops)
+    labelled_images = open_for(encoder, labelled, data_root, crops)
     if labelled_images.labels is None:
         raise UserError(f"{labelled} has no labels: put the images of each class into a folder of its own")
-    unlabelled_images = open_images(images, data_root=data_root, crops=crops)
+    unlabelled_images = open_for(encoder, images, data_root, crops)
     learnt, names = _features(encoder, labelled_images, runtime, console), _names(labelled_images)
     classifier, bounds, about = _learnt(learnt, len(names), how, reject, k, seed, console)
     extracted = _features(encoder, unlabelled_images, runtime, console)

@@ -10,8 +10,9 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +77,24 @@ def find(name: str, file: str | None = None) -> Start:
     if name.startswith(FOLDER):
         return _of_folder(Path(name.removeprefix(FOLDER)), name, "")
     return _of_timm(name.removeprefix(TIMM), file)
+
+
+def files_of(name: str) -> Callable[[str], Path | None]:
+    """What finds the files of the repository or folder that ``name`` stands for; of a file that it lacks, None.
+
+    Raises:
+        UserError: nobody knows the name.
+
+    """
+    name = name.partition(",")[0]
+    hub = next((prefix for prefix in HUB if name.startswith(prefix)), None)
+    if hub is not None:
+        return partial(fetched, name.removeprefix(hub), name=name)
+    if name.startswith(TIMM):
+        config: Any = timm.get_pretrained_cfg(known_model(name))
+        return partial(fetched, str(config.hf_hub_id or ""), name=name)
+    folder = Path(name.removeprefix(FOLDER))
+    return lambda file: folder / file if (folder / file).is_file() else None
 
 
 def known_model(name: str) -> str:
@@ -177,7 +196,8 @@ def _of_repository(repository: str, name: str) -> Start:
 
 def _of_folder(folder: Path, name: str, licence: str) -> Start:
     """A folder with the files of such a repository; what it says is not trusted."""
-    file, weights = folder / CONFIG, folder / WEIGHTS
+    file = folder / CONFIG
+    weights = next((there for one in NAMES_OF_WEIGHTS if (there := folder / one).is_file()), folder / WEIGHTS)
     if not file.is_file():
         raise NotThere(f"{name}: there is no {file}")
     try:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,7 +171,8 @@ class _Loop:
         module = self.module.to(memory_format=torch.channels_last) if self.sharding is None else self.module
         view = module.views.size
         sizes = (view, module.method.piece_size(view) or (module.views.small_side if module.views.small else view))
-        wrong = avoid_faults(module.encoder, lambda: glance(module.encoder, *sizes), hardware, whole=module)
+        looked = partial(glance, module.encoder, *sizes, channels=module.views.channels)
+        wrong = avoid_faults(module.encoder, looked, hardware, whole=module)
         tell(console, wrong)
         module.rank = self.fabric.global_rank
         check_memory(module, memory_of(self.fabric.device), 1 if self.sharding is None else self.fabric.world_size)

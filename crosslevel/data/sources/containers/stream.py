@@ -38,7 +38,7 @@ _SHARDS = (".tar", ".tar.gz", ".tgz")
 class ImageStream(IterableDataset[tuple[Tensor, int]]):
     """The images of tar shards, which are only read from beginning to end.
 
-    There is no length and no image i. Iterating gives (3, H, W) uint8 and the label -1, shard after shard, without the
+    There is no length and no image i. Iterating gives (C, H, W) uint8 and the label -1, shard after shard, without the
     images that cannot be read. ``shards`` are the files' paths and addresses, ``titles`` their short names.
 
     Args:
@@ -76,7 +76,12 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
         stream.reading = source.reading
         return stream
 
-    def __iter__(self) -> Iterator[tuple[UInt8[Tensor, "3 H W"], int]]:
+    @property
+    def channels(self) -> int:
+        """C, the channels of every image."""
+        return self.reading.channels
+
+    def __iter__(self) -> Iterator[tuple[UInt8[Tensor, "C H W"], int]]:
         for shard in range(len(self.shards)):
             for path, data in self.read([shard], []):
                 try:

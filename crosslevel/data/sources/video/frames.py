@@ -79,6 +79,8 @@ class Videos(Images):
 
     """
 
+    decodes = False
+
     def __init__(self, root: str, files: Sequence[str], pace: Pace | None = None, *, name: str) -> None:
         self.root, self.pace, self.name = root, Pace() if pace is None else pace, name
         videos = self._timelines(files)

@@ -1,0 +1,92 @@
+"""A table of features, or what one is made of: a run or weights by name, and images. One way for all who use tables."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import cast
+
+import yaml
+from rich.console import Console
+
+from crosslevel.data.index_cache import cache_folder
+from crosslevel.data.open import open_images
+from crosslevel.data.uri import parse
+from crosslevel.features.embed import embed
+from crosslevel.features.extract import Runtime
+from crosslevel.features.source import suited
+from crosslevel.features.table import FeatureTable, open_table
+from crosslevel.models.named import home_of, is_by_name, open_encoder
+from crosslevel.utils.console import say
+from crosslevel.utils.device import Device, Precision
+from crosslevel.utils.errors import UserError, hidden
+
+TABLE = "collection.parquet"  # in a run's folder
+PICTURES = 96  # pixels of its thumbnails
+
+
+def open_collection(
+    table: str, images: str | None, runtime: Runtime, console: Console, run: str | None = None, least: int = 1
+) -> tuple[FeatureTable, str | None]:
+    """The table that ``table`` names, and the run or name whose encoder made it, where it is known.
+
+    Args:
+        table: a table; or a run or weights by name: then the features of ``images`` are computed once, and kept in the
+            run's folder, or for weights by name in the cache (`cache_folder`), until the encoder or an image changes.
+        images: the images of a run, those that it was trained on unless given; or of weights by name.
+        runtime: where the encoder runs.
+        console: told what is made.
+        run: the encoder of a table, where it is not found where it was.
+        least: how many rows there must be.
+
+    Raises:
+        UserError: there is no such table, run or name, it has too few rows, or nobody says which images.
+
+    """
+    if not (is_by_name(table) or os.path.isdir(table) or Path(table).suffix == ".safetensors"):
+        opened = open_table(table, least)
+        return opened, run or opened.about.get("run")
+    if run is not None:
+        raise UserError(f"--run {run}: {table} is an encoder already: give a table, or leave --run out")
+    if Path(table).suffix in (".lance", ".fiftyone"):
+        raise UserError(f"{table} is a table for other programs: give a Parquet table, embed -o features.parquet")
+    home = home_of(table)
+    named = images or (_trained_on(home) if home is not None else None)
+    if named is None:
+        raise UserError(f"{table} is an encoder, not a table: give --images, the images to look at")
+    encoder = open_encoder(table)
+    wanted = suited(parse(named).absolute().text, encoder)
+    file = _kept(encoder.identity(), wanted) if home is None else home / TABLE
+    if file.is_file():
+        there = open_table(file)
+        if (there.about.get("encoder"), there.about.get("images")) == (encoder.identity(), hidden(wanted)):
+            if there.about.get("state") == open_images(wanted).identity():
+                say(console, f"the features are those in {file}")
+                return open_table(file, least), table
+            say(console, f"{named}: images have come, gone or changed")
+    say(console, f"making {file}, the features of {named}: once")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    where = runtime.hardware
+    embed(
+        table, wanted, str(file), cast(Device, where.device.type), cast(Precision, where.precision), runtime.workers,
+        runtime.batch_size, thumbnails=PICTURES, quiet=console.quiet,
+    )  # fmt: skip
+    return open_table(file, least), table
+
+
+def _kept(encoder: str, images: str) -> Path:
+    """Where a table of an encoder that has no folder is kept."""
+    digest = hashlib.sha256(f"{encoder} {images}".encode(errors="surrogateescape")).hexdigest()
+    return cache_folder() / "collections" / f"{digest[:24]}.parquet"
+
+
+def _trained_on(home: Path) -> str:
+    """The images that a run was trained on, by its settings."""
+    try:
+        images = yaml.safe_load((home / "config.yaml").read_text(encoding="utf-8")).get("images")
+    except (OSError, yaml.YAMLError, AttributeError):
+        images = None
+    if not isinstance(images, str):
+        raise UserError(f"{home} does not say which images it was trained on: give --images, or a table in its place")
+    return images

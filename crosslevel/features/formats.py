@@ -1,0 +1,186 @@
+"""What the pieces of a table are joined to: Parquet, NumPy, Lance, and a data set for FiftyOne."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crosslevel.features.table import ABOUT, FEATURE, IMAGE
+from crosslevel.utils.errors import MissingExtra, UserError
+from crosslevel.utils.files import replacing, write
+
+SUFFIXES = (".parquet", ".npy", ".lance", ".fiftyone")
+PICTURED = (".parquet", ".lance", ".fiftyone")
+"""Of these, those that can have small pictures."""
+
+REPEATED = ["label", "class"]  # columns with few different values; looking for some among features takes time
+_SAMPLES, _METADATA, _PICTURES = "samples.json", "metadata.json", "data"
+
+
+def check(file: Path) -> None:
+    """Refuse, before anything is computed, a table that could not be written.
+
+    Raises:
+        MissingExtra: pylance is not installed.
+        UserError: there is something else in its place.
+
+    """
+    if file.suffix == ".lance" and find_spec("lance") is None:
+        raise MissingExtra(f"{file}: a Lance table needs pylance: pip install 'crosslevel[lance]'")
+    marks = {".lance": "_versions", ".fiftyone": _METADATA}
+    if file.suffix in marks and file.exists() and not (file / marks[file.suffix]).exists():
+        raise UserError(f"--output {file}: there is something else in its place: give another name")
+
+
+def join(pieces: Sequence[Path], file: Path, about: Mapping[str, Any]) -> int:
+    """Write the table, whole or not at all, and return its rows.
+
+    Args:
+        pieces: Parquet files of the same columns, in order.
+        file: the table; its ending says which format.
+        about: what it says of itself.
+
+    """
+    if file.suffix == ".parquet":
+        with replacing(file) as table:
+            return _join_parquet(pieces, table, about)
+    if file.suffix == ".lance":
+        return _join_lance(pieces, file, about)
+    if file.suffix == ".fiftyone":
+        return _join_fiftyone(pieces, file, about)
+    manifest = file.with_suffix(".csv")
+    with replacing(manifest) as lines, replacing(file) as array:
+        count = _join_npy(pieces, array, lines)
+        # The array comes first: a manifest that is there is never that of another array.
+        manifest.unlink(missing_ok=True)
+    return count
+
+
+def known(file: Path) -> list[list[int]]:
+    """Size and time of a finished table's files."""
+    files = [file]
+    if file.suffix == ".npy":
+        files = [file, file.with_suffix(".csv")]
+    elif file.suffix == ".lance":
+        files = sorted((file / "_versions").glob("*.manifest"))
+    elif file.suffix == ".fiftyone":
+        files = [file / _SAMPLES]
+    return [[each.stat().st_size, each.stat().st_mtime_ns] for each in files]
+
+
+def _schema(pieces: Sequence[Path], about: Mapping[str, Any]) -> pa.Schema:
+    return pq.read_schema(pieces[0]).with_metadata({ABOUT: json.dumps(about)})
+
+
+def _join_parquet(pieces: Sequence[Path], file: BinaryIO, about: Mapping[str, Any]) -> int:
+    count, schema = 0, _schema(pieces, about)
+    with pq.ParquetWriter(file, schema, use_dictionary=REPEATED, write_page_checksum=True) as writer:
+        for piece in pieces:
+            table = pq.read_table(piece).replace_schema_metadata(schema.metadata)
+            writer.write_table(table)
+            count += len(table)
+    return count
+
+
+def _join_lance(pieces: Sequence[Path], file: Path, about: Mapping[str, Any]) -> int:
+    """A new version of the table: Lance puts it in place at once, and keeps the one before."""
+    import lance  # noqa: PLC0415
+
+    schema = _schema(pieces, about)
+    batches = (
+        batch.replace_schema_metadata(schema.metadata)
+        for piece in pieces
+        for batch in pq.read_table(piece).to_batches()
+    )
+    reader = pa.RecordBatchReader.from_batches(schema, batches)
+    return int(lance.write_dataset(reader, str(file), mode="overwrite" if file.exists() else "create").count_rows())
+
+
+def _join_fiftyone(pieces: Sequence[Path], file: Path, about: Mapping[str, Any]) -> int:
+    """A folder that FiftyOne imports as a FiftyOneDataset: samples that name their files, or small pictures in it."""
+    file.mkdir(parents=True, exist_ok=True)
+    write(file / _METADATA, json.dumps({"media_type": "image", "info": {"crosslevel": about}}))
+    count = 0
+    with replacing(file / _SAMPLES) as stream:
+        stream.write(b'{"samples": [')
+        for sample in _samples(pieces, file, about.get("root")):
+            stream.write((b",\n" if count else b"\n") + json.dumps(sample).encode())
+            count += 1
+        stream.write(b"]}\n")
+    return count
+
+
+def _samples(pieces: Sequence[Path], folder: Path, root: str | None) -> Iterator[dict[str, Any]]:
+    """Each row as FiftyOne's ``Sample.to_dict`` has it."""
+    row = 0
+    for piece in pieces:
+        table = pq.read_table(piece)
+        features = table[FEATURE].combine_chunks()
+        values = features.flatten().to_numpy().reshape(len(table), -1)
+        others = table.drop_columns([FEATURE]).to_pylist()
+        for vector, columns in zip(values, others, strict=True):
+            there = os.path.join(root, columns["path"]) if root is not None else ""
+            if not os.path.isfile(there):
+                there = _picture(folder, row, columns.get(IMAGE))
+            sample = {
+                "filepath": there,
+                "tags": [],
+                "metadata": None,
+                "path": columns["path"],
+                FEATURE: _vector(vector),
+            }
+            name = columns.get("class", columns.get("label"))
+            if name not in (None, -1):
+                sample["ground_truth"] = {"_cls": "Classification", "tags": [], "label": str(name)}
+            yield sample | {
+                key: value for key, value in columns.items() if key not in ("path", "class", "label", IMAGE)
+            }
+            row += 1
+
+
+def _picture(folder: Path, row: int, image: Mapping[str, Any] | None) -> str:
+    """A row's small picture as a file of the folder; its name relative to that."""
+    if image is None or image["bytes"] is None:
+        raise UserError(f"{folder}: FiftyOne shows files, and image {row} is none: give --thumbnails 96")
+    (folder / _PICTURES).mkdir(exist_ok=True)
+    name = f"{_PICTURES}/{row:08}.jpg"
+    write(folder / name, image["bytes"])
+    return name
+
+
+def _vector(vector: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """An array as FiftyOne writes it: a compressed NumPy file, as MongoDB's JSON has bytes."""
+    file = io.BytesIO()
+    np.save(file, vector, allow_pickle=False)
+    return {"$binary": {"base64": base64.b64encode(zlib.compress(file.getvalue())).decode(), "subType": "00"}}
+
+
+def _join_npy(pieces: Sequence[Path], array: BinaryIO, manifest: BinaryIO) -> int:
+    """Features as one array (rows, D) of float32, and a manifest of the other columns in the same order."""
+    count = sum(pq.read_metadata(piece).num_rows for piece in pieces)
+    width = pq.read_schema(pieces[0]).field(FEATURE).type.list_size
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
+    np.lib.format.write_array_header_1_0(array, header | {"shape": (count, width)})
+    lines = io.TextIOWrapper(manifest, encoding="utf-8", newline="")
+    writer = csv.writer(lines)
+    writer.writerow(name for name in pq.read_schema(pieces[0]).names if name not in (FEATURE, IMAGE))
+    for piece in pieces:
+        table = pq.read_table(piece)
+        others = table.drop_columns([name for name in (FEATURE, IMAGE) if name in table.column_names])
+        writer.writerows(zip(*(column.to_pylist() for column in others.columns), strict=True))
+        array.write(table[FEATURE].combine_chunks().flatten().to_numpy().data)
+    lines.flush()
+    lines.detach()
+    return count

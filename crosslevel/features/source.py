@@ -1,0 +1,58 @@
+"""The images that an encoder is shown: read as those that it was trained on."""
+
+from __future__ import annotations
+
+from crosslevel.data.decoding.reading import USUAL, Reading
+from crosslevel.data.images import Images
+from crosslevel.data.open import open_images
+from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.data.uri import parse, read_as
+from crosslevel.models.encoder import Encoder
+from crosslevel.utils.errors import UserError
+
+KEPT = ("channels", "range")
+"""Of how images are read, what an encoder remembers."""
+
+
+def reads_of(reading: Reading) -> dict[str, str]:
+    """What an encoder that is trained on such images remembers; nothing where all is as usual."""
+    return {name: str(getattr(reading, name)) for name in KEPT if getattr(reading, name) != getattr(USUAL, name)}
+
+
+def suited(source: str, encoder: Encoder) -> str:
+    """``source``, read as the encoder's images are unless it says so itself; data sets by name are what they are."""
+    if parse(source).kind == "name":
+        return source
+    given = reads_of(parse(source).reading)
+    missing = {name: value for name, value in encoder.reads.items() if name in KEPT and name not in given}
+    return read_as(source, missing) if missing else source
+
+
+def reading_of(encoder: Encoder) -> Reading:
+    """How single images are read for an encoder."""
+    return parse(read_as("images", {name: value for name, value in encoder.reads.items() if name in KEPT})).reading
+
+
+def open_for(encoder: Encoder, source: str, data_root: str | None = None, crops: Crops | None = None) -> Images:
+    """The images of ``source``, in the channels that the encoder takes.
+
+    Raises:
+        UserError: they have others.
+        SourceError: as from `open_images`.
+
+    """
+    given = open_images(suited(source, encoder), data_root=data_root, crops=crops)
+    check_channels(encoder, given.channels, source)
+    return given
+
+
+def check_channels(encoder: Encoder, channels: int, what: str) -> None:
+    """Refuse images, or other encoders beside this one, of other channels.
+
+    Raises:
+        UserError: they have others.
+
+    """
+    wanted = encoder.view.channels
+    if channels != wanted:
+        raise UserError(f"{what}: images of {channels} channels, where {encoder.name} takes {wanted}")

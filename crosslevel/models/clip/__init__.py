@@ -1,0 +1,1 @@
+"""The half of a CLIP that reads words, for queries in words."""
