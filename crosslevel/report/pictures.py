@@ -137,7 +137,7 @@ def _unit_square(points: Float[Tensor, "N 2"]) -> Float[Tensor, "N 2"]:
 def _shrink(images: UInt8[Tensor, "*N C h w"], most: int) -> UInt8[Tensor, "*N 3 h w"]:
     """Images in colour, of at most ``most`` pixels on their longer side; smaller ones as they are."""
     if images.dtype != torch.uint8 or images.ndim < 3 or 0 in images.shape:
-        raise UserError(f"an image is {images.dtype} {tuple(images.shape)}, need torch.uint8 (3, h, w)")
+        raise UserError(f"an image is {images.dtype} {tuple(images.shape)}, need torch.uint8 (C, h, w)")
     images = as_rgb(images)
     factor = most / max(images.shape[-2:])
     if factor >= 1:

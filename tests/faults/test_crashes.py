@@ -25,13 +25,13 @@ def _decoders(monkeypatch):
     """Decoders that fail as those in C do, where an image has bad luck written into it."""
     own = decoding._decode_pillow
 
-    def decode(data, *rest):
+    def decode(data, *rest, **named):
         for word, number in ((b"SEGFAULT", signal.SIGSEGV), (b"ABORT", signal.SIGABRT), (b"KILLED", signal.SIGKILL)):
             if word in data:
                 os.kill(os.getpid(), number)
         if b"HUNGRY" in data:
             return np.ones(12 * 2**30, np.uint8)  # more than a process may have
-        return own(data, *rest)
+        return own(data, *rest, **named)
 
     monkeypatch.setattr(decoding, "_decode_pillow", decode)
     monkeypatch.setattr(trace, "refused", {})

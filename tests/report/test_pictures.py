@@ -31,7 +31,16 @@ def test_pictures_are_the_images_enlarged_by_whole_factors(size, shown, toleranc
     assert np.abs(got - np.array(want.resize(got.shape[:2], Image.Resampling.BOX))).max() <= tolerance
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8)])
+def test_a_picture_of_one_channel_is_gray():
+    gray = random_images(1)[0][:1]
+    shown = [
+        report.image_rows("i", [report.ImageRow("c", [image])]).content["rows"][0]["pictures"][0]["src"]
+        for image in (gray, gray.expand(3, -1, -1))
+    ]
+    assert shown[0] == shown[1]
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(3, 8, 8), torch.zeros(8, 8, dtype=torch.uint8)])
 def test_pictures_that_are_none_are_refused(bad):
     with pytest.raises(ValueError, match=r"need torch\.uint8"):
         report.image_rows("i", [report.ImageRow("c", [bad])])
