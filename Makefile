@@ -2,9 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # uv installs the same packages several times faster where it is present; told to, it compiles them as pip does: every
-# process that starts would do it anew where nothing may be written later. Without COMPILE each is when it is needed.
-COMPILE ?= --compile-bytecode
-INSTALL := $(if $(shell command -v uv),VIRTUAL_ENV=.venv uv pip install --quiet $(COMPILE),$(BIN)/python -m pip install --quiet --disable-pip-version-check)
+# process that starts would do it anew where nothing may be written later.
+INSTALL := $(if $(shell command -v uv),VIRTUAL_ENV=.venv uv pip install --quiet --compile-bytecode,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-fast check durations coverage faults lint docs bench clean

@@ -122,7 +122,7 @@ def _pairs(pictures: Pictures, beside: Bool[Tensor, " N"] | None) -> Pairs:
         hashed = hashed[beside[hashed[:, 0]] != beside[hashed[:, 1]]]
     near = _joined(near, _near(pictures, hashed[alike(pictures, hashed, NEAR)], crowd))
     copies = tracks(len(pictures), near.of(near.kind == Kind.COPY).images)
-    aligned = torch.cat([candidates.aligned, hashed]).unique(dim=0)
+    aligned = _unique(torch.cat([candidates.aligned, hashed]))[0]
     aligned = aligned[copies[aligned[:, 0]] != copies[aligned[:, 1]]]
     edited = _edited(pictures, aligned, crowd, mirror=False)
     turned = _edited(pictures, candidates.mirrored, crowd, mirror=True)
@@ -192,7 +192,7 @@ def _agreement(pictures: Pictures, pairs: Index, mirror: bool = False) -> Agreem
 def _joined(*parts: Pairs) -> Pairs:
     """All pairs, each once, as the closest kind that it was found to be."""
     index, kind, distance = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    unique, owner = index.unique(dim=0, return_inverse=True)
+    unique, owner = _unique(index)
     order = kind.argsort(stable=True)
     order = order[owner[order].argsort(stable=True)]
     starts = torch.ones(len(order), dtype=torch.bool)
@@ -283,9 +283,17 @@ def _once(asked: Int64[Tensor, " Q"], places: Int64[Tensor, "Q k"]) -> Index:
     """Each one asked with each of its places (-1: none), as pairs (i, j), i < j, each once."""
     row = asked.unsqueeze(1).expand_as(places)
     i, j = row[(places >= 0) & (places != row)], places[(places >= 0) & (places != row)]
-    pairs: Tensor = torch.stack([torch.minimum(i, j), torch.maximum(i, j)], dim=1)
-    once: Tensor = pairs.unique(dim=0)
-    return once
+    return _unique(torch.stack([torch.minimum(i, j), torch.maximum(i, j)], dim=1))[0]
+
+
+def _unique(pairs: Index) -> tuple[Index, Int64[Tensor, " P"]]:
+    """The different pairs in order, and which of them each one is.
+
+    As numbers: ``unique(dim=0)`` makes a tensor of each row, which are gigabytes of a million pictures.
+    """
+    base = int(pairs.max()) + 1 if len(pairs) else 1
+    keys, owner = (pairs[:, 0] * base + pairs[:, 1]).unique(return_inverse=True)
+    return torch.stack([keys // base, keys % base], dim=1), owner
 
 
 def in_parts(

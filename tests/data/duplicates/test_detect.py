@@ -155,3 +155,12 @@ def test_tracks_are_cut_as_by_a_loop_over_all_of_them(seed, links):
     found, expected = (rule(pairs, outlines, crowd, 12) for rule in (detect._hanging_together, track_by_track))
     assert 0 < len(found.images) < len(index)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("count", [0, 1, 500])
+def test_different_pairs_are_those_of_unique_rows(count):
+    pairs = torch.randint(30, (count, 2), generator=torch.Generator().manual_seed(0)) ** 4
+    rows, owner = detect._unique(pairs)
+    expected = pairs.unique(dim=0, return_inverse=True) if count else (pairs, owner)
+    assert torch.equal(rows, expected[0])
+    assert torch.equal(owner, expected[1])
