@@ -1,9 +1,10 @@
 """embed by two plain processes, each with half of the images, and by two local Ray nodes of one core each.
 
 Seconds of processor time count: on a machine that does other things as well, wall time says little. The cluster is up
-before the clock starts; what its own processes take while it works is counted.
+before the clock starts; what its own processes take while it works is counted. What Ray takes does not grow with the
+network: its share of the whole depends on --width and --view.
 
-taskset -c 1 python benchmarks/cluster.py --images 20000
+taskset -c 1 python benchmarks/cluster.py --images 20000 --width 1 --view 128
 """
 
 from __future__ import annotations
@@ -34,16 +35,18 @@ def main() -> None:
     parser = records.measuring(__doc__)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--width", type=float, default=0.5, help="of the ResNet-18")
+    parser.add_argument("--view", type=int, default=96, help="pixels")
     arguments = parser.parse_args()
-    print(machine())
+    print(f"{machine()}; ResNet-18 x {arguments.width:g}, views of {arguments.view} pixels", flush=True)
     with records.folder(arguments.where) as home:
-        furnish(home, arguments.images)
+        furnish(home, arguments.images, arguments.width, arguments.view)
         for number in range(arguments.rounds):
             report("two processes", arguments.images, measured(lambda n=number: plain(home, n)))
             with_cluster(home, number, arguments.images)
 
 
-def furnish(home: Path, count: int) -> None:
+def furnish(home: Path, count: int, width: float, view: int) -> None:
     """JPEG files of 128 pixels, lists of them, and an encoder of random weights."""
     (home / "photos").mkdir()
     draws = np.random.default_rng(0)
@@ -54,8 +57,8 @@ def furnish(home: Path, count: int) -> None:
     for list_, part in (("a", names[: count // 2]), ("b", names[count // 2 :]), ("all", names)):
         (home / f"{list_}.txt").write_text("\n".join(part) + "\n")
     torch.manual_seed(0)
-    encoder = Encoder("resnet18", False, 0.5)
-    encoder.view = View(96)
+    encoder = Encoder("resnet18", False, width)
+    encoder.view = View(view)
     (home / "run").mkdir()
     encoder.save(home / "run" / "encoder.safetensors")
 

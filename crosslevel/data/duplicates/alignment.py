@@ -147,6 +147,11 @@ def _gray(x: Planes) -> Float[Tensor, "P 1 32 32"]:
     return (red + green + blue).unsqueeze(1)  # a third of what a product of matrices takes
 
 
+def edges_of(images: UInt8[Tensor, "B 3 32 32"]) -> Float[Tensor, "B 1 32 32"]:
+    """What is compared of pictures: their luminance less its mean over 5 x 5 pixels."""
+    return _edges(_gray(images.float() / 255))
+
+
 def _edges(gray: Float[Tensor, "P 1 32 32"]) -> Float[Tensor, "P 1 32 32"]:
     """The luminance less its mean over 5 x 5 pixels, mirrored at the border."""
     mean = _mean_of_five()

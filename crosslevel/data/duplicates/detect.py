@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from crosslevel.data.duplicates.alignment import Agreement, agreement
+from crosslevel.data.duplicates.coarse import blocks, halves, maybe_alike, maybe_edited
 from crosslevel.data.duplicates.descriptor import alike, difference, mirrored, outline
 from crosslevel.data.duplicates.hashes import near_pairs, perceptual_hash
-from crosslevel.data.duplicates.neighbours import neighbours
+from crosslevel.data.duplicates.neighbours import USUAL, Cells, neighbours
 
 RADIUS = 8  # of the 64 bits of a hash
 COPY = 0.02  # root mean square difference of copies, unshifted, of the range of a pixel
@@ -61,7 +62,7 @@ class Pairs(NamedTuple):
         return Pairs(*(column[chosen] for column in self))
 
 
-def duplicate_pairs(pictures: Pictures, first: int | None = None) -> Pairs:
+def duplicate_pairs(pictures: Pictures, first: int | None = None, cells: Cells = USUAL) -> Pairs:
     """Copies, edited copies and near-duplicates, by pixels alone.
 
     Candidates are the nearest by their `outline`, mirrored too, and pictures with nearly the same perceptual hash. A
@@ -78,11 +79,12 @@ def duplicate_pairs(pictures: Pictures, first: int | None = None) -> Pairs:
         pictures: small ones, of all images.
         first: of two collections one after the other, the images of the first: then only pairs of one with another are
             looked for, and pairs of equal pictures.
+        cells: how the nearest are looked for among many.
 
     """
     owner, leading = _distinct(pictures)
     beside = None if first is None else leading >= first
-    pairs = _pairs(pictures[leading], beside) if len(leading) > 1 else _none()
+    pairs = _pairs(pictures[leading], beside, cells) if len(leading) > 1 else _none()
     again = torch.ones(len(pictures), dtype=torch.bool)
     again[leading] = False
     same = torch.stack([leading[owner[again]], again.nonzero()[:, 0]], dim=1)
@@ -110,22 +112,25 @@ def _distinct(pictures: Pictures) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " 
     return owner, torch.tensor(first)
 
 
-def _pairs(pictures: Pictures, beside: Bool[Tensor, " N"] | None) -> Pairs:
+def _pairs(pictures: Pictures, beside: Bool[Tensor, " N"] | None, cells: Cells) -> Pairs:
     """All pairs of different pictures, or those with one of the two ``beside``."""
     outlines = in_parts(outline, pictures)
-    crowd = _Crowd(pictures, outlines)
-    candidates = _candidates(crowd, outlines, beside)
-    close = candidates.nearest
-    near = _near(pictures, close[alike(pictures, close, NEAR)], crowd)
+    crowd = _Crowd(pictures, outlines, cells)
+    candidates = _candidates(crowd, outlines, beside, cells)
+    means = in_parts(blocks, pictures)
+    near = _near(pictures, _alike(pictures, candidates.nearest, means), crowd)
     hashed = near_pairs(in_parts(perceptual_hash, pictures), RADIUS, tracks(len(pictures), near.images))
     if beside is not None:
         hashed = hashed[beside[hashed[:, 0]] != beside[hashed[:, 1]]]
-    near = _joined(near, _near(pictures, hashed[alike(pictures, hashed, NEAR)], crowd))
+    near = _joined(near, _near(pictures, _alike(pictures, hashed, means), crowd))
+    del means  # a gigabyte of a million pictures
     copies = tracks(len(pictures), near.of(near.kind == Kind.COPY).images)
     aligned = _unique(torch.cat([candidates.aligned, hashed]))[0]
     aligned = aligned[copies[aligned[:, 0]] != copies[aligned[:, 1]]]
-    edited = _edited(pictures, aligned, crowd, mirror=False)
-    turned = _edited(pictures, candidates.mirrored, crowd, mirror=True)
+    edges = in_parts(halves, pictures)
+    edited = _edited(pictures, aligned[maybe_edited(edges, aligned)], crowd, mirror=False)
+    through = candidates.mirrored
+    turned = _edited(pictures, through[maybe_edited(edges, through, mirror=True)], crowd, mirror=True)
     return _hanging_together(_joined(near, edited, turned), outlines, crowd)
 
 
@@ -137,17 +142,27 @@ class _Candidates(NamedTuple):
     mirrored: Index
 
 
-def _candidates(crowd: _Crowd, outlines: Float[Tensor, "N 64"], beside: Bool[Tensor, " N"] | None) -> _Candidates:
+def _candidates(
+    crowd: _Crowd, outlines: Float[Tensor, "N 64"], beside: Bool[Tensor, " N"] | None, cells: Cells
+) -> _Candidates:
     everything = torch.arange(len(outlines))
     if beside is None:
         asked, keys, places = everything, everything, crowd.places
     else:
         asked, keys = everything[beside], everything[~beside]
-        places = keys[neighbours(outlines[asked], outlines[keys], _COMPARED).places] if len(keys) else asked[:0, None]
-    turned = neighbours(mirrored(outlines[asked]), outlines[keys], 3)
+        places = (
+            keys[neighbours(outlines[asked], outlines[keys], _COMPARED, cells).places] if len(keys) else asked[:0, None]
+        )
+    turned = neighbours(mirrored(outlines[asked]), outlines[keys], 3, cells)
     through = torch.where(turned.values >= MIRRORED, turned.places, -1)
     through = torch.where(through >= 0, keys[through.clamp(min=0)], -1)
     return _Candidates(*(_once(asked, some) for some in (places[:, :_COMPARED], places[:, :_ALIGNED], through)))
+
+
+def _alike(pictures: Pictures, index: Index, means: Tensor) -> Index:
+    """The pairs whose pixels differ by at most `NEAR` at the best shift; ``means`` (`blocks`) rule out most of them."""
+    possible = index[maybe_alike(means, index, NEAR)]
+    return possible[alike(pictures, possible, NEAR)]
 
 
 def _near(pictures: Pictures, index: Index, crowd: _Crowd) -> Pairs:
@@ -249,11 +264,11 @@ def _linked(outlines: Float[Tensor, "n 64"], limit: float) -> Int64[Tensor, " n"
 class _Crowd:
     """The neighbours of each picture, and how far those are that surround it."""
 
-    def __init__(self, pictures: Pictures, outlines: Float[Tensor, "N 64"]) -> None:
+    def __init__(self, pictures: Pictures, outlines: Float[Tensor, "N 64"], cells: Cells = USUAL) -> None:
         count = len(pictures)
         # Of few images a third: the others may be copies of it, or another thing.
         self.rank = min(CROWD, (count - 1) // 3) if count >= 8 else 0
-        places = neighbours(outlines, outlines, max(self.rank, min(_COMPARED, count - 1)) + 1).places
+        places = neighbours(outlines, outlines, max(self.rank, min(_COMPARED, count - 1)) + 1, cells).places
         own = places == torch.arange(count).unsqueeze(1)
         # Where many are equal it may itself be missing: then the last one goes.
         own[~own.any(1), -1] = True

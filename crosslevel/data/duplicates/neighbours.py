@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-_PROBED = 12  # cells that a query is compared with: the nearest to itself, not to its cell, which loses a quarter
+_PROBED = 8  # cells that a query is compared with: the nearest to itself, not to its cell, which loses a quarter
 _ROUNDS = 4  # of k-means
 _QUERIES = 2048  # at a time: 160 MB of similarities at most
 _BLOCK = 2**15  # queries whose best of each cell are kept at once: 150 MB
