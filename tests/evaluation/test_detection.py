@@ -127,7 +127,7 @@ def test_layers_that_bfloat16_gets_wrong_are_told_once_for_both_detectors(tmp_pa
     console = Console(file=io.StringIO(), width=500)
     figures = detection(
         narrow(), data, data, console=console, workers=1,
-        settings=QUICK._replace(kind=kind, schedule=Schedule(1, 2, 0.1)),
+        settings=QUICK._replace(kind=kind, schedule=Schedule(1, 2, 0.1), sizes=Sizes((16,), 16, 32)),
         hardware=Hardware(torch.device("cpu"), "bf16", ""),
     )  # fmt: skip
     assert console.file.getvalue().count("bf16 is wrong on this processor: the output of ") == 1
