@@ -171,7 +171,7 @@ def test_the_ray_cluster_has_the_keys_that_ray_asks_for():
 
 
 def test_the_ray_cluster_finds_in_the_image_what_ray_up_needs():
-    """Ray's own commands: rsync in the container, boto3 on the head, an image that is not pulled, a disk that is there."""
+    """Rsync in the container, boto3 on the head, an image that is not pulled, and the disk that is mounted."""
     cluster, image = yaml.safe_load((EXAMPLES / "ray-cluster.yaml").read_text()), stages()["run"]
     docker, before = cluster["docker"], "\n".join(cluster["initialization_commands"])
     assert re.search(r"apt-get install .*\brsync\b", image)

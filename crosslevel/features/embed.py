@@ -91,8 +91,8 @@ def embed(
             --crops), cifar10, cifar100, stl10 or turntable; a suffix such as @imbalance=100 or @list=FILE takes a part.
         output: the file to write: .parquet, or .npy with a manifest in .csv beside it; or a folder for other programs:
             .lance (LanceDB), or .fiftyone, which FiftyOne imports. A name without such an ending is a folder of Parquet
-            files, to which every call adds what is new: paths, and images of other content. From Python, the features
-            are returned as arrays unless it is given.
+            files, to which every call adds what is new: other paths (a renamed image is one), and images of other
+            content. From Python, the features are returned as arrays unless it is given.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: fp32, so that a table is the same wherever it is made; auto takes bfloat16 where the hardware
             computes it.
