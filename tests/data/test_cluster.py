@@ -2,7 +2,10 @@
 
 import pickle
 import shutil
+import threading
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pyarrow.parquet as pq
@@ -15,11 +18,13 @@ from crosslevel.data import cluster
 from crosslevel.data.cluster import by_workers, cores_each, on_gpus
 from crosslevel.data.loaders.pool import Pool
 from crosslevel.data.pack import pack
+from crosslevel.data.sources.containers import copies
 from crosslevel.features.embed import embed
 from crosslevel.inspection.inspect import inspect
 from crosslevel.settings.parser import run as called
 from crosslevel.training.cluster.launch import Request, _Attempt
 from crosslevel.utils.errors import MachineError, UserError
+from crosslevel.utils.locks import LOCK
 from crosslevel.utils.processes import StopRequest
 
 
@@ -223,3 +228,27 @@ def test_workers_that_find_other_images_or_make_another_encoder_are_refused(tmp_
         with in_place(monkeypatch, FakeRay(Machine(CPU=1), on_wait=other)), pytest.raises(UserError, match=told):
             embed(*line, device="cpu", engine="ray", quiet=True)
     assert not (tmp_path / "features.parquet").exists()
+
+
+def test_what_several_workers_need_of_a_store_is_copied_once(tmp_path, monkeypatch):
+    """Four of one machine ask at once, for two files of different folders; the others wait for the one that copies."""
+    asked, together = [], threading.Barrier(4)
+
+    def download(address, target, size, closing):
+        asked.append(address)
+        assert not target.exists()
+        time.sleep(0.2)  # long enough for the others, if they did not wait
+        target.write_bytes(b"x" * size)
+
+    def wanted(worker):
+        together.wait()
+        return copies._copied(files, "the source")
+
+    files = [copies._File(f"s3://{name}/a.tar", tmp_path / name / "a.tar", 3, "1") for name in ("one", "other")]
+    monkeypatch.setenv("CROSSLEVEL_CACHE", str(tmp_path))
+    monkeypatch.setattr(copies, "download", download)
+    with ThreadPoolExecutor(4) as workers:
+        found = list(workers.map(wanted, range(4)))
+    assert sorted(asked) == [file.address for file in files]
+    assert found == [[str(file.copy) for file in files]] * 4
+    assert {file.name for file in (tmp_path / "one").iterdir()} == {"a.tar", ".a.tar.origin.json", LOCK}
