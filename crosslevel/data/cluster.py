@@ -35,7 +35,7 @@ _IN_FLIGHT, _AHEAD = 2, 8  # what a worker is asked at a time, and how far resul
 _TRIES = 4  # of one key, of which each but the last ended with its worker
 _SPARE = 4  # workers asked for beyond the room there is: a cluster that grows sees by them that it should
 _ROUND = 2.0  # seconds from one look at the room there is to the next
-_PATIENCE = 10.0  # seconds without any worker, after which that is said
+_PATIENCE, _START = 10.0, 60.0  # seconds without any worker, after which that is said: where there is no room, and some
 
 
 class Opened(NamedTuple):
@@ -195,7 +195,7 @@ class _Workers:
             worker = self.worker.remote(self.make)
             self.all.append(worker)
             self.pending[worker.begin.remote()] = (None, worker)
-        if not self.ready and now - self.idle_since >= _PATIENCE:
+        if not self.ready and now - self.idle_since >= (_START if self.room else _PATIENCE):
             self.idle_since = float("inf")
             what = {"GPU": "GPU", "CPU": "core"}[self.resource]
             warnings.warn(

@@ -11,7 +11,7 @@ from functools import partial
 import pyarrow.parquet as pq
 import pytest
 from embed_samples import draw, embedded, random_encoder, rows, same
-from fake_ray import FakeRay, Machine, RayError, in_place
+from fake_ray import Actor, FakeRay, Machine, RayError, in_place
 
 from crosslevel import Encoder
 from crosslevel.data import cluster
@@ -19,6 +19,7 @@ from crosslevel.data.cluster import by_workers, cores_each, on_gpus
 from crosslevel.data.loaders.pool import Pool
 from crosslevel.data.pack import pack
 from crosslevel.data.sources.containers import copies
+from crosslevel.data.sources.labels import state_of
 from crosslevel.features.embed import embed
 from crosslevel.inspection.inspect import inspect
 from crosslevel.settings.parser import run as called
@@ -132,15 +133,27 @@ def test_what_a_worker_has_to_say_is_said(monkeypatch, error, kind, said):
 
 
 @pytest.mark.parametrize(("on_gpu", "what"), [(True, "GPU"), (False, "core")])
-def test_what_cannot_be_placed_says_so_once_and_begins_when_it_can(monkeypatch, on_gpu, what):
-    def come(ray):
-        if ray.now > 60 and not ray.machines:
-            ray.machines.append(Machine(CPU=1, GPU=1))
+@pytest.mark.parametrize(("there", "after"), [(0, 10), (1, 60)])
+def test_what_cannot_be_placed_says_so_once_and_begins_when_it_can(monkeypatch, on_gpu, what, there, after):
+    """On a cluster that has nothing, or whose only machine somebody else uses; there workers may just be starting."""
+    said = []
 
-    with in_place(monkeypatch, FakeRay(on_wait=come)) as ray, pytest.warns(UserWarning, match="waiting") as warned:
+    def come(ray):
+        if ray.now > 100:
+            ray.machines[:] = [Machine(CPU=1, GPU=1)]
+
+    def warn(text, stacklevel):
+        said.append((text, ray.now))
+
+    with in_place(monkeypatch, FakeRay(*[Machine(CPU=1, GPU=1)] * there, on_wait=come)) as ray:
+        for machine in ray.machines:
+            ray.actors.append(Actor(None, machine.resources, None))
+            ray.actors[-1].machine = machine
+        monkeypatch.setattr(cluster.warnings, "warn", warn)
         assert of(ray, 5, on_gpu) == [0, 2, 4, 6, 8]
-    said = [str(warning.message) for warning in warned]
-    assert said == [f"no worker has begun yet: waiting for a {what} in the cluster, which has 0"]
+    [(text, when)] = said
+    assert text == f"no worker has begun yet: waiting for a {what} in the cluster, which has {there}"
+    assert after <= when < after + 5
 
 
 def test_where_a_cluster_works_and_with_how_many_cores(monkeypatch):
@@ -252,3 +265,8 @@ def test_what_several_workers_need_of_a_store_is_copied_once(tmp_path, monkeypat
     assert sorted(asked) == [file.address for file in files]
     assert found == [[str(file.copy) for file in files]] * 4
     assert {file.name for file in (tmp_path / "one").iterdir()} == {"a.tar", ".a.tar.origin.json", LOCK}
+    # Copies are alike, whichever machine made them; those of another version are not.
+    other = files[1]._replace(copy=tmp_path / "third" / "a.tar", state="2")
+    copies._copied([other], "the source")
+    one, same, changed = (state_of(str(file.copy)) for file in (*files, other))
+    assert one == same != changed

@@ -143,6 +143,10 @@ def _copy(file: _File, closing: threading.Event) -> None:
     with suppress(FileNotFoundError):
         _origin(file).unlink()
     download(file.address, file.copy, file.size, closing)
+    # Its time of change, by which files are told apart, is the same on every machine, and another for another version.
+    digest = hashlib.sha256(file.state.encode(errors="surrogateescape")).digest()
+    seconds = 2 * (int.from_bytes(digest[:4], "little") >> 3)  # even ones, which every file system can keep
+    os.utime(file.copy, (seconds, seconds))
     write(_origin(file), json.dumps({"state": file.state}))
 
 
