@@ -13,6 +13,7 @@ The check: seconds of a core that `fit` takes for a step of a small network in 1
 together, beside the sum of parts measured alone: the step without any loop, decoding, an all-reduce of as many bytes.
 
 python benchmarks/scale.py
+python benchmarks/scale.py --plan 1e9  # a plan on paper, from files in results/ (`scale_plan.py`)
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import records
+import scale_plan
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -77,9 +79,14 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=20, help="microseconds of one message")
     parser.add_argument("--store", type=float, default=10, help="GB/s of the store that all read from")
     parser.add_argument("--images", type=float, default=1e8, help="of the collection, in shards of 10,000")
+    parser.add_argument("--price", type=float, help="of a GPU's hour: what the images cost as well")
+    parser.add_argument("--plan", type=float, help="only print what a collection of so many images takes, on paper")
     parser.add_argument("--gpu", type=Path, default=Path(__file__).parent / "results" / "step_gpu.txt")
     parser.add_argument("--check", action=records.argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
+    if options.plan:
+        print("\n".join(scale_plan.lines(options.plan, options.price)))
+        return
     torch.set_num_threads(1)
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
@@ -104,9 +111,10 @@ def main() -> None:
 
 
 def table(options: Any, parts: Parts, batch: int) -> None:
+    cost = "" if options.price is None else " cost of 1e9 images |"
     print("| GPUs | images/s | of linear | GPU hours for 1e9 images | all-reduce, ms | ", end="")
-    print("of it not hidden | read | longest |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("of it not hidden | read | longest |" + cost)
+    print("|---|---|---|---|---|---|---|---|" + ("---|" if cost else ""))
     for count in options.gpus:
         reduce, again = all_reduce(parts, count, options), read_again(count, batch, options)
         exposed = max(0.0, reduce - HIDDEN * parts.step)
@@ -121,6 +129,7 @@ def table(options: Any, parts: Parts, batch: int) -> None:
         print(
             f"| {count} | {rate:,.0f} | {rate * parts.step / (count * batch):.3f} | {1e9 / rate * count / 3600:,.0f} | "
             f"{1e3 * reduce:.1f} | {1e3 * exposed:.1f} | {rate * parts.image * again / 1e9:.2f} GB/s | {what} |"
+            + (f" {1e9 / rate * count / 3600 * options.price:,.0f} |" if cost else "")
         )
     rate = batch / parts.step
     print("\n| what starves first | where |\n|---|---|")

@@ -40,6 +40,23 @@ def test_published_results_are_what_the_benchmarks_wrote():
     assert publish.published(page.replace("views/s", "frames/s")) == page
 
 
+def test_the_plan_on_paper_is_what_the_measured_files_make_of_it(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    plan = importlib.import_module("scale_plan")
+    page = (ROOT / "docs" / "scale.md").read_text()
+    assert page.partition("<!-- scale.py --plan 1e9 -->\n")[2].partition("\n<!-- end -->")[0] == "\n".join(
+        plan.lines(1e9)
+    )
+    found = plan.measured()
+    assert found.compare == pytest.approx(99 / 100_000)  # of one core, not on the wall
+    assert found.decode == pytest.approx((2 / 1133, 4.69e-3))
+    rows, twice, priced = plan.rows(1e9, found), plan.rows(2e9, found), plan.lines(1e9, 3)
+    cells, assigned = ([row.what for row in rows].index(name) for name in ("cells", "outlines to their cells"))
+    assert rows[cells].figure == f"{1e9 / 512:,.0f}"
+    assert twice[assigned].gpu == pytest.approx(4 * rows[assigned].gpu)
+    assert f"| {3 * rows[-1].gpu:,.0f} |" in priced[-1]
+
+
 def test_the_readme_shows_measured_figures_alone():
     """Each figure of its table stands in the table that the benchmark wrote; and it is short."""
     text = (ROOT / "README.md").read_text()

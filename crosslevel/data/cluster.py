@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets.select import take
 from crosslevel.data.uri import parse
+from crosslevel.utils.device import Device
 from crosslevel.utils.errors import CrosslevelError, MachineError, MissingExtra, UserError
 
 Engine = Literal["local", "ray"]
@@ -31,6 +33,9 @@ Job = Callable[[Any], Any]
 Result = TypeVar("Result")
 _IN_FLIGHT, _AHEAD = 2, 8  # what a worker is asked at a time, and how far results may be ahead, for each worker
 _TRIES = 4  # of one key, of which each but the last ended with its worker
+_SPARE = 4  # workers asked for beyond the room there is: a cluster that grows sees by them that it should
+_ROUND = 2.0  # seconds from one look at the room there is to the next
+_PATIENCE, _START = 10.0, 60.0  # seconds without any worker, after which that is said: where there is no room, and some
 
 
 class Opened(NamedTuple):
@@ -87,6 +92,49 @@ def ray_for(what: str) -> Any:
     return ray
 
 
+def ready(engine: Engine, workers: int | None) -> None:
+    """Refuse, before anything is begun, what cannot be done by the cores of a cluster.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+        UserError: processes that decode beside the cluster's.
+
+    """
+    if engine == "ray":
+        ray_for("--engine ray")
+        alone(workers)
+
+
+def alone(workers: int | None) -> None:
+    """Refuse processes that decode where each core has a worker of its own."""
+    if workers:
+        raise UserError(f"--workers {workers}: with --engine ray each core has a worker of its own: leave it out")
+
+
+def on_gpus(ray: Any, device: Device) -> bool:
+    """Whether the cluster works on GPUs: where it is asked to, on those that it has or will have.
+
+    Raises:
+        UserError: it is to be chosen, and no machine is there yet.
+
+    """
+    if device != "auto":
+        return device == "cuda"
+    there = ray.cluster_resources()
+    if not there.get("GPU") and not there.get("CPU"):
+        raise UserError("--device auto: the cluster has no machine yet to choose by: give --device cuda or cpu")
+    return bool(there.get("GPU"))
+
+
+def cores_each() -> int:
+    """In a worker: the cores of its machine for each of the machine's GPUs, at least 1."""
+    import ray  # noqa: PLC0415
+
+    here, nodes = ray.get_runtime_context().get_node_id(), ray.nodes()  # type: ignore[no-untyped-call]
+    has = next(node["Resources"] for node in nodes if node["NodeID"] == here)
+    return max(1, int(has.get("CPU", 1) // max(1, has.get("GPU", 1))))
+
+
 def by_workers(make: Callable[[], Job], keys: Sequence[Any], what: str, on_gpu: bool = False) -> Iterator[Any]:
     """What a job makes of each key, in their order; each worker makes the job for itself.
 
@@ -107,40 +155,52 @@ def by_workers(make: Callable[[], Job], keys: Sequence[Any], what: str, on_gpu: 
 
 class _Workers:
     def __init__(self, ray: Any, make: Callable[[], Job], keys: Sequence[Any], on_gpu: bool) -> None:
-        self.ray, self.keys, self.on_gpu = ray, keys, on_gpu
+        self.ray, self.keys, self.resource = ray, keys, "GPU" if on_gpu else "CPU"
         self.make = ray.put(make)
         kind = {"num_gpus": 1, "num_cpus": 0} if on_gpu else {"num_cpus": 1}
         self.worker = ray.remote(_Worker).options(**kind)
         self.all: list[Any] = []
         self.ready: list[Any] = []
         self.pending: dict[Any, tuple[int | None, Any]] = {}  # the key's number; None while a worker begins
-        self.left, self.tries = deque(range(len(keys))), Counter[int]()
+        self.left, self.tries = deque(range(len(keys))), Counter[int | None]()
+        self.room, self.next_look, self.idle_since = 0, 0.0, time.monotonic()
 
     def results(self) -> Iterator[Any]:
         """All, in order."""
         done: dict[int, Any] = {}
         told = 0
         try:
-            self._hire()
             while told < len(self.keys):
-                self._ask(told + _AHEAD * len(self.all))
-                finished, _ = self.ray.wait(list(self.pending), timeout=5)
+                self._hire()
+                self._ask(told + _AHEAD * max(1, len(self.ready)))
+                finished, _ = self.ray.wait(list(self.pending), timeout=_ROUND)
                 for ref in finished:
                     self._take(ref, done)
                 while told in done:
                     yield done.pop(told)
                     told += 1
         finally:
-            for worker in self.all:
+            # Those first that wait for room: none of them is to begin in a place that is given up here.
+            for worker in sorted(self.all, key=self.ready.__contains__):
                 self.ray.kill(worker)
 
     def _hire(self) -> None:
-        """As many workers as there is room for, and as have something to do."""
-        room = int(self.ray.cluster_resources().get("GPU" if self.on_gpu else "CPU", 1))
-        for _ in range(max(1, min(len(self.left), room)) - len(self.all)):
+        """As many workers as there is room for now, and some more, but no more than have something to do."""
+        now = time.monotonic()
+        if now < self.next_look:
+            return
+        self.next_look = now + _ROUND
+        self.room = int(self.ray.cluster_resources().get(self.resource, 0))
+        for _ in range(min(len(self.left), self.room + _SPARE) - len(self.all)):
             worker = self.worker.remote(self.make)
             self.all.append(worker)
             self.pending[worker.begin.remote()] = (None, worker)
+        if not self.ready and now - self.idle_since >= (_START if self.room else _PATIENCE):
+            self.idle_since = float("inf")
+            what = {"GPU": "GPU", "CPU": "core"}[self.resource]
+            warnings.warn(
+                f"no worker has begun yet: waiting for a {what} in the cluster, which has {self.room}", stacklevel=2
+            )
 
     def _ask(self, before: int) -> None:
         """Give each worker that has begun enough to do, of the keys before one."""
@@ -167,6 +227,7 @@ class _Workers:
             return
         if number is None:
             self.ready.append(worker)
+            self.tries[None] = 0
         else:
             done[number] = result
 
@@ -175,13 +236,16 @@ class _Workers:
         for mine in (self.all, self.ready):
             if worker in mine:
                 mine.remove(worker)
+        if not self.ready:
+            self.idle_since = time.monotonic()
         if number is not None:
-            self.tries[number] += 1
             self.left = deque(sorted([*self.left, number]))
-            if self.tries[number] >= _TRIES:
-                why = " ".join(str(error).split())[-200:]
-                raise MachineError(f"the cluster could not go on: {_TRIES} workers were lost with one task: {why}")
-        self._hire()
+        self.next_look = 0.0
+        self.tries[number] += 1
+        if self.tries[number] < (_TRIES if number is not None else _TRIES * max(1, self.room)):
+            return
+        why, what = " ".join(str(error).split())[-200:], "before they had begun" if number is None else "with one task"
+        raise MachineError(f"the cluster could not go on: {self.tries[number]} workers were lost {what}: {why}")
 
 
 class _Worker:

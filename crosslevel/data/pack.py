@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from crosslevel.data.cluster import Engine, Opened
+from crosslevel.data.cluster import Engine, Opened, ready
 from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
 from crosslevel.data.pack_writer import USUAL, PackWriter, Sizes, clear
@@ -82,6 +82,7 @@ def pack(
     """
     if size < 1:
         raise UserError(f"--size {size}: give at least 1 pixel")
+    ready(engine, workers)
     console, origin = printer(quiet), parse(images)
     stored = StoredFolder(output) if is_remote(output) else None
     folder = Path(output) if stored is None else stored.folder

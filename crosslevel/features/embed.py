@@ -15,22 +15,22 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from crosslevel.data.cluster import Engine
+from crosslevel.data.cluster import Engine, Opened
 from crosslevel.data.images import Images
 from crosslevel.data.sources.annotated.object_crops import Crops
-from crosslevel.data.uri import parse
 from crosslevel.features import formats
 from crosslevel.features import thumbnails as small
-from crosslevel.features.engines import Task, made, ranges
+from crosslevel.features.engines import GPU_ROWS, Making, Task, hardware_for
+from crosslevel.features.engines import ROWS as CPU_ROWS
 from crosslevel.features.extract import Features, Runtime, extract, stream
 from crosslevel.features.parts import Parts
 from crosslevel.features.pieces import Pieces, text
 from crosslevel.features.source import open_for, suited
 from crosslevel.features.table import about
 from crosslevel.models.encoder import Encoder
-from crosslevel.models.named import is_by_name, mark_of, open_encoder
+from crosslevel.models.named import mark_of, open_encoder
 from crosslevel.utils.console import printer, progress_bar, say
-from crosslevel.utils.device import Device, Precision, choose
+from crosslevel.utils.device import Device, Precision
 from crosslevel.utils.errors import SourceError, UserError
 from crosslevel.utils.locks import folder_lock
 from crosslevel.utils.marks import verb
@@ -91,8 +91,8 @@ def embed(
             --crops), cifar10, cifar100, stl10 or turntable; a suffix such as @imbalance=100 or @list=FILE takes a part.
         output: the file to write: .parquet, or .npy with a manifest in .csv beside it; or a folder for other programs:
             .lance (LanceDB), or .fiftyone, which FiftyOne imports. A name without such an ending is a folder of Parquet
-            files, to which every call adds what is new: paths, and images of other content. From Python, the features
-            are returned as arrays unless it is given.
+            files, to which every call adds what is new: other paths (a renamed image is one), and images of other
+            content. From Python, the features are returned as arrays unless it is given.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: fp32, so that a table is the same wherever it is made; auto takes bfloat16 where the hardware
             computes it.
@@ -103,8 +103,8 @@ def embed(
         thumbnails: pixels of the longer side of small pictures, such as 96, in a column named image, as the Hugging
             Face hub has them: explore, search and curate show them; none unless given.
         engine: local works on this machine; ray on all of a Ray cluster (RAY_ADDRESS, or this machine), a worker for
-            each GPU, or else each core. What machines are lost with is done again; source, run and output lie where
-            all of them find them.
+            each GPU, with its share of the cores to decode, or else for each core. What machines are lost with is done
+            again; source and output lie where all of them find them.
         quiet: print nothing.
         rows: images of a piece of the table, which is what a killed run loses at most; no option.
 
@@ -113,7 +113,7 @@ def embed(
     """
     console = printer(quiet)
     _check(output, thumbnails, engine)
-    hardware = choose(device, precision)
+    hardware = hardware_for(engine, device, precision, workers)
     encoder = open_encoder(run)
     images = suited(images, encoder)
     source = open_for(encoder, images, data_root, crops)
@@ -126,20 +126,20 @@ def embed(
     if file.suffix == ".fiftyone" and thumbnails is None and metadata["root"] is None:
         raise UserError(f"{images}: FiftyOne shows files, and these images are none: give --thumbnails 96")
     pictures = None if thumbnails is None else partial(small.column, source, size=thumbnails, workers=workers)
-    where = run if is_by_name(run) else os.path.abspath(run)
-    root, precise = data_root and os.path.abspath(data_root), cast(Precision, hardware.precision)
-    name, to = parse(images).absolute().text, os.path.abspath(file)
-    task = Task(where, name, root, crops, device, precise, batch_size, to, encoder.identity())
+    on_gpu, precise = engine == "ray" and hardware.device.type == "cuda", cast(Precision, hardware.precision)
+    size = rows or (GPU_ROWS if on_gpu else CPU_ROWS)
+    task = Task(device, precise, batch_size, os.path.abspath(file), encoder.identity(), workers, on_gpu, size)
+    making = Making(task, encoder, source, Opened.of(images, data_root, crops, source) if engine == "ray" else None)
     if not file.suffix:
         with folder_lock(file, "crosslevel embed"):
-            _add(engine, task, source, console, rows)
+            _add(making, console)
         return file
     request = [images if crops is None else f"{images} {crops}", hardware.precision, *filter(None, [thumbnails])]
     fingerprint = _fingerprint(mark_of(run, encoder), " ".join(map(str, request)), source)
     pieces = Pieces(file, fingerprint, source, metadata, pictures)
-    task = task._replace(fingerprint=pieces.fingerprint)
+    making = making._replace(task=task._replace(fingerprint=pieces.fingerprint))
     with folder_lock(pieces.folder, "crosslevel embed", keep=False):
-        _write(encoder, source, pieces, runtime, console, None if engine == "local" else (engine, task), rows)
+        _write(making, pieces, runtime, console, rows or ROWS)
     if file.suffix in (".lance", ".fiftyone"):
         return file
     verb = f"crosslevel evaluate {shlex.quote(str(run))} IMAGES --test IMAGES"
@@ -161,13 +161,14 @@ def _check(output: str | None, thumbnails: int | None, engine: Engine) -> None:
     formats.check(Path(output or ""))
 
 
-def _add(engine: Engine, task: Task, source: Images, console: Console, piece: int | None) -> None:
+def _add(making: Making, console: Console) -> None:
     """What is new of the source, to a folder of parts."""
+    task, source = making.task, making.source
     present, began, bad = Parts(Path(task.output), task.fingerprint).known(), time.monotonic(), source.bad_files()
     rows = before = 0
     with progress_bar(console) as bar:
         progress = bar.add_task("embedding", total=len(source))
-        for done in made(engine, task, source, ranges([range(len(source))], piece), present):
+        for done in making.made([range(len(source))], present):
             rows, before = rows + done.rows, before + done.known
             for path, reason in done.bad.items():
                 bad.add(path, reason)
@@ -181,27 +182,19 @@ def _add(engine: Engine, task: Task, source: Images, console: Console, piece: in
         say(console, bad.summary(len(source)))
 
 
-def _write(
-    encoder: Encoder,
-    source: Images,
-    pieces: Pieces,
-    runtime: Runtime,
-    console: Console,
-    elsewhere: tuple[Engine, Task] | None = None,
-    rows: int | None = None,
-) -> None:
+def _write(making: Making, pieces: Pieces, runtime: Runtime, console: Console, rows: int) -> None:
     """Compute what is missing of a table, join it, and clear up; the folder of pieces is this process's own."""
-    file = pieces.file
+    file, encoder, source = pieces.file, making.encoder, making.source
     for line in pieces.start():
         say(console, line)
     speed = "complete before"
     if pieces.joined is None:
         began, before = time.monotonic(), pieces.done
         with keeping(lambda: f"{pieces.done:,} images are done; the same command continues there"):
-            if elsewhere is None:
-                _compute(encoder, source, pieces, runtime, console, rows or ROWS)
+            if making.elsewhere is None:
+                _compute(encoder, source, pieces, runtime, console, rows)
             else:
-                _gather(*elsewhere, source, pieces, console, rows)
+                _gather(making, pieces, console)
             pieces.join()
         speed = f"{(len(source) - before) / max(time.monotonic() - began, 1e-9):,.0f} images/s"
     say(console, f"{pieces.joined:,} features of {encoder.num_features} in {file}, {speed}")
@@ -252,12 +245,12 @@ def _compute(encoder: Encoder, source: Images, pieces: Pieces, runtime: Runtime,
     pieces.bad.update(bad.reasons)
 
 
-def _gather(engine: Engine, task: Task, source: Images, pieces: Pieces, console: Console, rows: int | None) -> None:
+def _gather(making: Making, pieces: Pieces, console: Console) -> None:
     """Have all pieces that are missing made elsewhere."""
     bad = dict(pieces.bad)
     with progress_bar(console) as bar:
-        progress = bar.add_task("embedding", total=len(source), completed=pieces.done)
-        for done in made(engine, task, source, ranges(pieces.missing(), rows)):
+        progress = bar.add_task("embedding", total=len(making.source), completed=pieces.done)
+        for done in making.made(pieces.missing()):
             bad |= done.bad
             bar.advance(progress, done.stop - done.first)
     pieces.start()  # finds what was written

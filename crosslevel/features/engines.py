@@ -2,54 +2,53 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from crosslevel.data.bad_files import BadFiles
-from crosslevel.data.cluster import Engine, by_workers, ray_for
+from crosslevel.data.cluster import Engine, Opened, alone, by_workers, cores_each, on_gpus, ray_for
 from crosslevel.data.images import Images
-from crosslevel.data.open import open_images
-from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets.select import take
 from crosslevel.features.extract import Features, Runtime, stream
 from crosslevel.features.parts import Done, Keys, Parts
 from crosslevel.features.pieces import Pieces
-from crosslevel.models.named import open_encoder
-from crosslevel.utils.device import Device, Precision, choose
-from crosslevel.utils.errors import MachineError
+from crosslevel.models.encoder import FILE, Encoder, load_encoder
+from crosslevel.utils.device import Device, Hardware, Precision, choose
+from crosslevel.utils.errors import MachineError, UserError
 
 ROWS = 2048  # images a piece: what a lost machine loses at most for each of its workers
+GPU_ROWS = 8192  # likewise on GPUs, where each piece starts processes that decode
 
 
 class Task(NamedTuple):
-    """All that another process needs to make pieces: texts that mean the same on every machine of a cluster."""
+    """What a table is made of, and where: ``output`` is a file, whose pieces lie beside it, or a folder of parts.
 
-    run: str
-    images: str
-    data_root: str | None
-    crops: Crops | None
+    ``workers`` are processes that decode; None: of a cluster's GPU, its share of the machine's cores.
+    """
+
     device: Device
     precision: Precision
     batch_size: int
     output: str
     fingerprint: str
+    workers: int | None = None
+    on_gpu: bool = False
+    rows: int = ROWS
 
 
 class Maker:
-    """Makes pieces of one table; the encoder and the source are opened once.
+    """Makes pieces of one table; ``known`` are the keys of the rows that are in its folder of parts."""
 
-    ``output`` is a file, whose pieces lie beside it (`Pieces`), or a folder of parts (`Parts`).
-    """
-
-    def __init__(self, task: Task, known: Keys | None = None) -> None:
-        self.task, self.encoder = task, open_encoder(task.run)
-        self.source = open_images(task.images, data_root=task.data_root, crops=task.crops)
-        self.place = Runtime(choose(task.device, task.precision), 0, task.batch_size)
+    def __init__(self, task: Task, encoder: Encoder, source: Images, known: Keys | None = None) -> None:
+        self.task, self.encoder, self.source = task, encoder, source
+        workers = task.workers if task.workers is not None else cores_each() if task.on_gpu else 0
+        self.place = Runtime(choose(task.device, task.precision), workers, task.batch_size)
         self.parts = Parts(Path(task.output), task.fingerprint)
         self.known = np.empty(0, np.int64) if known is None else known
 
@@ -62,9 +61,11 @@ class Maker:
         if not Path(self.task.output).suffix:
             return self.parts.write(self.encoder, self.source, first, stop, self.known, self.place)
         bad = BadFiles()
-        part, runtime = take(self.source, torch.arange(first, stop)), self.place
+        part, place = take(self.source, torch.arange(first, stop)), self.place
         batches = list(
-            stream(self.encoder, part, batch_size=runtime.batch_size, workers=0, hardware=runtime.hardware, bad=bad)
+            stream(
+                self.encoder, part, batch_size=place.batch_size, workers=place.workers, hardware=place.hardware, bad=bad
+            )
         )
         if batches:
             features, labels, places = (torch.cat(column) for column in zip(*batches, strict=True))
@@ -73,43 +74,87 @@ class Maker:
         return Done(first, stop, sum(len(rows.places) for rows in batches), 0, bad.reasons)
 
 
-def ranges(missing: list[range], rows: int | None = None) -> list[range]:
-    """Images to be made, cut into pieces of at most ``rows``."""
-    size = rows or ROWS
-    return [range(i, min(i + size, gap.stop)) for gap in missing for i in range(gap.start, gap.stop, size)]
+class Sent(NamedTuple):
+    """An encoder for other machines: the bytes of its file, and the checksum of what is to come out of them."""
+
+    file: bytes
+    identity: str
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> Sent:
+        """One that is open here."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = encoder.save(Path(folder) / FILE)
+            return cls(file.read_bytes(), load_encoder(file).identity())
+
+    def open(self) -> Encoder:
+        """Open it on another machine.
+
+        Raises:
+            UserError: there it is another one.
+
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / FILE
+            file.write_bytes(self.file)
+            encoder = load_encoder(file)
+        if encoder.identity() != self.identity:
+            raise UserError(f"{encoder.name} is not the same on all machines: install the same packages on each")
+        return encoder
 
 
-def made(engine: Engine, task: Task, source: Images, wanted: list[range], known: Keys | None = None) -> Iterator[Done]:
-    """What became of each of the pieces, in whatever order they are done.
+def hardware_for(engine: Engine, device: Device, precision: Precision, workers: int | None) -> Hardware:
+    """What a table is made on: this machine's, or that of a cluster, which may have GPUs where this machine has none.
 
     Raises:
         MissingExtra: Ray is not installed.
-        MachineError: the cluster cannot do it.
+        UserError: what this machine or the cluster does not have, or has no use for.
 
     """
-    if engine == "ray":
-        yield from _by_ray(task, wanted, known)
-        return
-    maker = Maker(task, known)
-    for piece in wanted:
-        yield maker.make(piece.start, piece.stop)
+    if engine != "ray":
+        return choose(device, precision)
+    gpus = on_gpus(ray_for("--engine ray"), device)
+    if not gpus:
+        alone(workers)
+    if not gpus or torch.cuda.is_available():
+        return choose(device, precision)
+    if precision == "auto":
+        raise UserError("--precision auto: the cluster's GPUs are not known here: give fp32, bf16 or fp16")
+    return Hardware(torch.device("cuda"), precision, f"cuda: GPUs of the cluster, {precision} (as asked)")
 
 
-def _by_ray(task: Task, wanted: list[range], known: Keys | None) -> Iterator[Done]:
-    """Each piece by a worker that has an accelerator, or else a core, of its own.
+class Making(NamedTuple):
+    """A table that is to be made; ``elsewhere`` is the source for the machines of a cluster, None to make it here."""
 
-    Pieces of a worker or a machine that is lost are made again by others; each is written whole, under its own name, so
-    that none comes twice. Nothing but numbers passes between machines: workers read the source and write themselves.
-    """
-    ray = ray_for("--engine ray")
-    on_gpu = choose(task.device, task.precision).device.type == "cuda" or _cluster_gpus(ray, task)
-    keys = [(piece.start, piece.stop) for piece in wanted]
-    try:
-        yield from by_workers(partial(Maker, task, known), keys, "--engine ray", on_gpu)
-    except MachineError as error:
-        raise MachineError(f"{error}; the same command continues there") from error
+    task: Task
+    encoder: Encoder
+    source: Images
+    elsewhere: Opened | None
+
+    def made(self, missing: list[range], known: Keys | None = None) -> Iterator[Done]:
+        """What became of each of the missing pieces, in order.
+
+        On a cluster each is made by a worker that has a GPU, or else a core, of its own. Pieces of a worker or a
+        machine that is lost are made again by others; each is written whole, under its own name, so that none comes
+        twice. Nothing but the encoder and numbers passes between machines: workers read the source and write
+        themselves.
+
+        Raises:
+            MachineError: the cluster cannot do it.
+            UserError: source or encoder are not the same on all machines.
+
+        """
+        size = self.task.rows
+        keys = [(i, min(i + size, gap.stop)) for gap in missing for i in range(gap.start, gap.stop, size)]
+        if self.elsewhere is None:
+            yield from map(Maker(self.task, self.encoder, self.source, known), keys)
+            return
+        make = partial(_maker, self.task, Sent.of(self.encoder), self.elsewhere, known)
+        try:
+            yield from by_workers(make, keys, "--engine ray", self.task.on_gpu)
+        except MachineError as error:
+            raise MachineError(f"{error}; the same command continues there") from error
 
 
-def _cluster_gpus(ray: Any, task: Task) -> bool:
-    """Whether the workers find a GPU where this machine has none."""
-    return task.device in ("auto", "cuda") and ray.cluster_resources().get("GPU", 0) > 0
+def _maker(task: Task, encoder: Sent, source: Opened, known: Keys | None) -> Maker:
+    return Maker(task, encoder.open(), source.open(), known)

@@ -11,20 +11,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.duplicates.scan import content_of
 from crosslevel.data.images import Images, ImageView
+from crosslevel.data.loaders.records import records
+from crosslevel.data.subsets.select import take
 from crosslevel.features.extract import Runtime, stream
 from crosslevel.features.pieces import table_of, text
 from crosslevel.models.encoder import Encoder
-from crosslevel.utils.errors import BadImage, UserError
+from crosslevel.utils.errors import UserError
 from crosslevel.utils.files import replacing, sweep
 
 CONTENT = "content"
 _ABOUT = b"crosslevel"
+_AT_A_TIME = 64  # images that are looked at
 Keys = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -61,43 +64,63 @@ class Parts:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
-        keys: list[int] = []
+        keys: list[Keys] = []
         for file in sorted(self.folder.glob("*.parquet")):
             about = (pq.read_schema(file).metadata or {}).get(_ABOUT)
             if about is None or json.loads(about).get("encoder") != self.encoder:
                 raise UserError(f"{file} has features of another encoder, or none: give a folder of its own")
             table = pq.read_table(file, columns=["path", CONTENT])
-            keys += map(key_of, table["path"].to_pylist(), table[CONTENT].to_pylist())
-        return np.sort(np.array(keys, dtype=np.int64))
+            pairs = zip(table["path"].to_pylist(), table[CONTENT].to_pylist(), strict=True)
+            keys.append(np.fromiter((key_of(*pair) for pair in pairs), np.int64, len(table)))
+        return np.sort(np.concatenate([np.empty(0, np.int64), *keys]))
 
     def write(self, encoder: Encoder, source: Images, first: int, stop: int, known: Keys, place: Runtime) -> Done:
         """Write one file with the features of images ``first`` to ``stop``, without those whose keys are ``known``."""
         bad, places = BadFiles(), torch.arange(first, stop)
-        content: dict[int, int] = {}
         if len(known):
-            places = torch.tensor([i for i in range(first, stop) if self._is_new(source, i, known, bad)]).long()
-        noted = _Noted(source, places, content)
-        batches = list(stream(encoder, noted, batch_size=place.batch_size, workers=0, hardware=place.hardware, bad=bad))
+            places = _new(source, places, known, bad, place.workers)
+        batches = list(
+            stream(
+                encoder, _ByContent(source, places), batch_size=place.batch_size, workers=place.workers,
+                hardware=place.hardware, bad=bad,
+            )
+        )  # fmt: skip
         count = sum(len(rows.places) for rows in batches)
         if batches:
-            features, labels, index = (torch.cat(column) for column in zip(*batches, strict=True))
-            table = table_of(source, features, labels, places[index])
-            table = table.append_column(CONTENT, pa.array([content[i] for i in index.tolist()], pa.int64()))
+            features, content, index = (torch.cat(column) for column in zip(*batches, strict=True))
+            places = places[index]
+            labels = torch.full_like(content, -1) if source.labels is None else source.labels[places]
+            table = table_of(source, features, labels, places)
+            table = table.append_column(CONTENT, pa.array(content.numpy(), pa.int64()))
             names = hashlib.sha256("\n".join(table["path"].to_pylist()).encode()).hexdigest()
             with replacing(self.folder / f"{first:012}-{names[:12]}.parquet") as file:
                 about = {_ABOUT: json.dumps({"encoder": self.encoder})}
                 pq.write_table(table.replace_schema_metadata(about), file, write_page_checksum=True)
         return Done(first, stop, count, stop - first - count - len(bad), bad.reasons)
 
-    def _is_new(self, source: Images, i: int, known: Keys, bad: BadFiles) -> bool:
-        try:
-            picture, _ = source[i]
-        except BadImage as error:
-            bad.add(error.path, error.reason)
-            return False
-        key = key_of(text(source.paths[i]), content_of(picture))
-        at = int(np.searchsorted(known, key))
-        return at == len(known) or bool(known[at] != key)
+
+class _Content(NamedTuple):
+    """What tells an image from others."""
+
+    content: Int64[Tensor, ""]
+
+
+def _content(image: UInt8[Tensor, "3 H W"]) -> _Content:
+    return _Content(torch.tensor(content_of(image)))
+
+
+def _new(
+    source: Images, places: Int64[Tensor, " N"], known: Keys, bad: BadFiles, workers: int | None
+) -> Int64[Tensor, " n"]:
+    """Those of the images whose path and content have no key among the ``known``; unreadable ones go to ``bad``."""
+    new = []
+    for numbers, (content,) in records(take(source, places), _content, _AT_A_TIME, bad=bad, workers=workers):
+        for i, value in zip(places[numbers].tolist(), content.tolist(), strict=True):
+            key = key_of(text(source.paths[i]), value)
+            at = int(np.searchsorted(known, key))
+            if at == len(known) or known[at] != key:
+                new.append(i)
+    return torch.tensor(new, dtype=torch.int64)
 
 
 def key_of(path: str, content: int) -> int:
@@ -106,14 +129,9 @@ def key_of(path: str, content: int) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-class _Noted(ImageView):
-    """Images whose content is noted as they are decoded, by their number here."""
-
-    def __init__(self, images: Images, index: Tensor, content: dict[int, int]) -> None:
-        super().__init__(images, index)
-        self.noted = content
+class _ByContent(ImageView):
+    """Images with their content in place of their labels: it comes back with them, whichever process decodes."""
 
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
-        picture, label = super().__getitem__(i)
-        self.noted[i] = content_of(picture)
-        return picture, label
+        picture, _ = super().__getitem__(i)
+        return picture, content_of(picture)

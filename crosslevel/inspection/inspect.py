@@ -20,7 +20,7 @@ from torch import Tensor
 
 from crosslevel import report
 from crosslevel.data.bad_files import BadFiles, escaped
-from crosslevel.data.cluster import Engine, Opened
+from crosslevel.data.cluster import Engine, Opened, ready
 from crosslevel.data.duplicates.across import Match, matches
 from crosslevel.data.duplicates.scan import ScanResult, scan
 from crosslevel.data.duplicates.sets import NAMES, duplicate_sets, write_csv, write_rows
@@ -91,6 +91,7 @@ def inspect(
     """
     if batch_size < 2 or sample < 2:
         raise UserError(f"batch_size={batch_size}, sample={sample}: give at least 2 each")
+    ready(engine, workers if run is None else None)
     console, written = printer(quiet), None if output is None else _file(Path(output))
     encoder = None if run is None else open_encoder(run)
     generator = torch.Generator().manual_seed(seed)

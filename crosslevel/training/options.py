@@ -9,8 +9,8 @@ from typing import Any
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.uri import Source
 from crosslevel.settings.describe import describe
+from crosslevel.training.cluster.launch import Launcher
 from crosslevel.training.inputs import Order
-from crosslevel.training.launch import Launcher
 from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.module import Optimizer
 from crosslevel.training.loop.sharding import Strategy

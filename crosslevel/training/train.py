@@ -15,10 +15,10 @@ from crosslevel.data.uri import is_remote, parse
 from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run, Unreadable, claimed, restarted
+from crosslevel.training.cluster.launch import Launcher, Request, by_ray
 from crosslevel.training.ending import finish, resume_command
 from crosslevel.training.inputs import Order, watching
 from crosslevel.training.job import Job, keep_settings, prepare
-from crosslevel.training.launch import Launcher, Request, by_ray
 from crosslevel.training.loop.fit import Loggers, Outcome, fit
 from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.loggers import named

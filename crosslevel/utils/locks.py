@@ -28,7 +28,7 @@ _UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.E
 
 
 @contextmanager
-def folder_lock(path: str | os.PathLike[str], what: str, keep: bool = True) -> Iterator[None]:
+def folder_lock(path: str | os.PathLike[str], what: str, keep: bool = True, patient: bool = False) -> Iterator[None]:
     """Hold a folder while the block runs, so that no other process writes there.
 
     The lock is the operating system's (`flock`) on a file in the folder: who is killed holds it no longer.
@@ -39,6 +39,7 @@ def folder_lock(path: str | os.PathLike[str], what: str, keep: bool = True) -> I
         path: the folder; it is made where it is missing.
         what: who holds it, such as ``train``: others are told this name and the process's number.
         keep: whether the lock's file stays; else it goes, and so does the folder where nothing else is left in it.
+        patient: wait for who holds it.
 
     Raises:
         FolderInUse: another process holds it.
@@ -46,7 +47,7 @@ def folder_lock(path: str | os.PathLike[str], what: str, keep: bool = True) -> I
 
     """
     folder = Path(path)
-    lock = FileLock(folder / LOCK, timeout=0, fallback_to_soft=False)
+    lock = FileLock(folder / LOCK, timeout=-1 if patient else 0, fallback_to_soft=False)
     try:
         _acquire(lock, folder)
     except Timeout:

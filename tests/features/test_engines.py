@@ -10,6 +10,7 @@ import crosslevel
 from crosslevel import Encoder
 from crosslevel.data.pack import pack
 from crosslevel.features import embed
+from crosslevel.inspection.inspect import inspect
 from crosslevel.models.encoder import View
 from crosslevel.training.train import train
 from crosslevel.utils.errors import MissingExtra, UserError
@@ -59,14 +60,21 @@ def test_a_folder_takes_no_features_of_another_encoder(trained, tmp_path, capsys
 
 
 def test_without_ray_the_install_command_is_told(trained, tmp_path, monkeypatch):
+    """And nothing is left behind."""
     draw(tmp_path / "photos", range(4))
+    photos = str(tmp_path / "photos")
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtra, match=r"^--engine ray needs Ray: pip install 'crosslevel\[ray\]'$"):
-        embed.embed(str(trained), str(tmp_path / "photos"), str(tmp_path / "f.parquet"), engine="ray")
-    with pytest.raises(MissingExtra, match=r"^--engine ray needs Ray: pip install 'crosslevel\[ray\]'$"):
-        pack(str(tmp_path / "photos"), str(tmp_path / "packed"), size=8, engine="ray", quiet=True)
+    for verb in (
+        lambda: embed.embed(str(trained), photos, str(tmp_path / "f.parquet"), engine="ray"),
+        lambda: embed.embed(str(trained), photos, str(tmp_path / "features"), engine="ray"),
+        lambda: pack(photos, str(tmp_path / "packed"), size=8, engine="ray", quiet=True),
+        lambda: inspect(photos, output=str(tmp_path / "inspected"), engine="ray", quiet=True),
+    ):
+        with pytest.raises(MissingExtra, match=r"^--engine ray needs Ray: pip install 'crosslevel\[ray\]'$"):
+            verb()
     with pytest.raises(MissingExtra, match=r"^--launcher ray needs Ray: pip install 'crosslevel\[ray\]'$"):
-        train(str(tmp_path / "photos"), run=str(tmp_path / "run"), launcher="ray")
+        train(photos, run=str(tmp_path / "run"), launcher="ray")
+    assert [file.name for file in tmp_path.iterdir()] == ["photos"]
 
 
 def test_what_a_launcher_starts_is_a_command_with_a_name():

@@ -1,6 +1,7 @@
 """Every verb that uses an encoder takes weights by name, in either spelling; so does `crosslevel.load`."""
 
 import json
+import pickle
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,8 +16,10 @@ from table_samples import write_encoder
 import crosslevel
 import crosslevel.features.collection  # before a verb is replaced
 from crosslevel.cli import COMMANDS, main
+from crosslevel.features.engines import Sent
 from crosslevel.features.extract import normalize
 from crosslevel.models.encoder import Encoder, View
+from crosslevel.models.named import open_encoder
 from crosslevel.settings.weights import VERBS
 
 NAME = "timm:test_convnext.r160_in1k"
@@ -52,6 +55,17 @@ def test_embed_writes_timms_own_features_in_float32(theirs, photos, tmp_path, ca
     with torch.no_grad():
         features = model.forward_head(model.forward_features(normalize(torch.stack(pixels), view)), pre_logits=True)
     np.testing.assert_allclose(np.array(table["feature"]), features.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_what_other_machines_are_sent_is_the_same_encoder():
+    """Of whatever size, and without the hub, by its file alone."""
+    for name in (NAME, f"{NAME},size=128"):
+        encoder = open_encoder(name)
+        sent = pickle.loads(pickle.dumps(Sent.of(encoder))).open()
+        assert (sent.view, sent.num_features) == (encoder.view, encoder.num_features)
+        x = torch.randn(2, 3, sent.view.size, sent.view.size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            torch.testing.assert_close(sent(x), encoder(x))
 
 
 def test_load_is_the_same_encoder(photos):

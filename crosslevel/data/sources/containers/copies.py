@@ -10,7 +10,7 @@ import shutil
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from crosslevel.data.sources.packed import ABOUT, INDEX, read_about, shard_name
 from crosslevel.data.uri import CONTAINER, Source, parse
 from crosslevel.utils.errors import SourceError, UserError
 from crosslevel.utils.files import replacing, write
+from crosslevel.utils.locks import folder_lock
 
 FOLDER = "copies"
 _AT_ONCE = 4  # files
@@ -95,9 +96,17 @@ def _containers(folder: str) -> set[str]:
 
 
 def _copied(files: Iterable[_File], name: str) -> list[str]:
-    """The copies' paths; those that are missing, or of a former state, are made."""
+    """The copies' paths; those that are missing, or of a former state, are made: once, whoever else needs them here."""
     files = list(files)
-    missing = [file for file in files if not _is_there(file)]
+    with ExitStack() as held:
+        if not all(map(_is_there, files)):
+            for folder in sorted({file.copy.parent for file in files}):
+                held.enter_context(folder_lock(folder, "a copy", patient=True))
+        _make([file for file in files if not _is_there(file)], name)
+    return [str(file.copy) for file in files]
+
+
+def _make(missing: list[_File], name: str) -> None:
     check_room(sum(file.size for file in missing), name)
     closing = threading.Event()
     with ThreadPoolExecutor(_AT_ONCE, "crosslevel-copy") as pool:
@@ -107,7 +116,6 @@ def _copied(files: Iterable[_File], name: str) -> list[str]:
             closing.set()
             pool.shutdown(cancel_futures=True)
             raise
-    return [str(file.copy) for file in files]
 
 
 def _is_there(file: _File) -> bool:
@@ -135,6 +143,10 @@ def _copy(file: _File, closing: threading.Event) -> None:
     with suppress(FileNotFoundError):
         _origin(file).unlink()
     download(file.address, file.copy, file.size, closing)
+    # Its time of change, by which files are told apart, is the same on every machine, and another for another version.
+    digest = hashlib.sha256(file.state.encode(errors="surrogateescape")).digest()
+    seconds = 2 * (int.from_bytes(digest[:4], "little") >> 3)  # even ones, which every file system can keep
+    os.utime(file.copy, (seconds, seconds))
     write(_origin(file), json.dumps({"state": file.state}))
 
 

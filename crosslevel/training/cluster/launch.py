@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
 import sys
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 
-from crosslevel.data.cluster import ray_for
+from crosslevel.data.cluster import on_gpus, ray_for
 from crosslevel.data.sources.containers.remote import about
 from crosslevel.data.uri import is_remote
+from crosslevel.training.cluster.machine import MINE, Machine
 from crosslevel.utils.console import say
 from crosslevel.utils.device import Device
 from crosslevel.utils.errors import Interrupted, MachineError, NotFinite, SourceError, UserError
@@ -31,12 +28,6 @@ from crosslevel.utils.processes import ATTEMPT, StopRequest
 Launcher = Literal["local", "ray"]
 LOST = -signal.SIGKILL  # what a machine that is gone is said to have ended with
 _GRACE = 20.0  # seconds in which the others notice that one is gone
-_MINE = "crosslevel train: "
-_ENDS_WITH_PARENT = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: when the actor is killed, as its machine's others are
-os.execv(sys.argv[1], sys.argv[1:])
-"""
 
 
 class Request(NamedTuple):
@@ -116,8 +107,7 @@ class _Attempt:
     def _machines(self) -> Any:
         """Room for the commands, as soon as the cluster has it."""
         ray, request = self.ray, self.request
-        on_gpu = request.device == "cuda" or (request.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
-        kind = "GPU" if on_gpu else "CPU"
+        kind = "GPU" if on_gpus(ray, request.device) else "CPU"
         group = ray.util.placement_group([{kind: request.devices}] * request.nodes, strategy="SPREAD")
         if not group.wait(10):
             say(
@@ -174,60 +164,8 @@ class _Attempt:
         for of_errors, text in said:
             if not of_errors:
                 say(self.console, text)
-            elif not text.startswith(_MINE) or ": warning: " in text:
+            elif not text.startswith(MINE) or ": warning: " in text:
                 print(text, file=sys.stderr)
-
-
-class Machine:
-    """An actor of Ray's: one machine's command, in a process of its own."""
-
-    def __init__(self) -> None:
-        self.process: subprocess.Popen[str] | None = None
-        self.lines: SimpleQueue[tuple[bool, str]] = SimpleQueue()
-        self.last = ""
-
-    def address(self) -> tuple[str, int]:
-        """Where the others find this machine: its address, and a port that is free."""
-        import ray  # noqa: PLC0415
-
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return str(ray.util.get_node_ip_address()), int(free.getsockname()[1])
-
-    def run(self, line: list[str], variables: dict[str, str], folder: str) -> tuple[int, str]:
-        """Run a command in ``folder``; its status, and why it failed."""
-        # Ray may have been started by SLURM, which has nothing to say here.
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
-        if sys.platform == "linux":
-            line = [sys.executable, "-c", _ENDS_WITH_PARENT, *line]
-        self.process = subprocess.Popen(line, cwd=folder, env=inherited | variables, start_new_session=True, **pipes)
-        readers = [
-            threading.Thread(target=self._read, args=(file, of_errors), daemon=True)
-            for file, of_errors in ((self.process.stdout, False), (self.process.stderr, True))
-        ]
-        for reader in readers:
-            reader.start()
-        status = self.process.wait()
-        for reader in readers:
-            reader.join(timeout=5)  # a process that it started may hold the pipe
-        return status, self.last or (f"the command ended with status {status}" if status else "")
-
-    def said(self) -> list[tuple[bool, str]]:
-        """The lines since this was asked last; with each, whether it was among the errors."""
-        return [self.lines.get() for _ in range(self.lines.qsize())]
-
-    def stop(self, number: int) -> None:
-        """Send a signal to the command and to all that it started."""
-        with suppress(ProcessLookupError):
-            if self.process is not None:
-                os.killpg(self.process.pid, number)
-
-    def _read(self, file: IO[str], of_errors: bool) -> None:
-        for text in file:
-            self.lines.put((of_errors, text.rstrip("\n")))
-            if of_errors and text.startswith(_MINE) and ": warning: " not in text:
-                self.last = text.removeprefix(_MINE).rstrip()
 
 
 def _saved(run: str) -> str:

@@ -1,0 +1,1 @@
+"""A training on the machines of a Ray cluster."""
