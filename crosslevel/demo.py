@@ -105,7 +105,7 @@ def demo(
     minutes = (time.monotonic() - began) / 60
     subtitle = f"{images} · {hardware.why} · {time.strftime('%Y-%m-%d')} · {minutes:.1f} minutes"
     page = report.page(home / "report.html", "With and without CLD", [*compared, *shown], subtitle, verdict)
-    console.print(f"{minutes:.1f} minutes; look at {page}, then: crosslevel train PATH-TO-YOUR-IMAGES", highlight=False)
+    console.print(f"{minutes:.1f} minutes; look at {page}; next: crosslevel train PATH-TO-YOUR-IMAGES", highlight=False)
     return page
 
 

@@ -59,6 +59,12 @@ def test_no_file_and_no_function_is_too_long(folder):
     assert not too_long
 
 
+def test_no_page_style_or_script_is_too_long():
+    files = [file for end in ("html", "jinja", "css", "js") for file in (ROOT / "crosslevel").rglob(f"*.{end}")]
+    assert {file.suffix for file in files} == {".html", ".jinja", ".css", ".js"}
+    assert not [str(file.relative_to(ROOT)) for file in files if file.read_text().count("\n") > LINES]
+
+
 def test_no_file_of_tests_or_benchmarks_is_too_long():
     files = [file for folder in ("tests", "benchmarks") for file in sorted((ROOT / folder).rglob("*.py"))]
     assert files

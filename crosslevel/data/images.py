@@ -1,4 +1,4 @@
-"""Where images come from: folders and lists of files."""
+"""What every source of images offers (`Images`), a selection of another source, and images that are in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images: where they come from, and how views of them are drawn."""
+"""From a source to its images: the one place that knows every kind of source."""
 
 from __future__ import annotations
 

@@ -67,10 +67,10 @@ def explore(
         with progress_bar(console) as bar:
             task = bar.add_task("writing pictures", total=len(collection.rows))
             page = export_page(collection, export, lambda done, of: bar.update(task, completed=done, total=of))
-        say(console, f"written: {page} and what it shows: open it in a browser, or copy the folder")
+        say(console, f"written: {page} and what it shows; next: open it in a browser, or copy the folder")
         return str(page)
     with Server(collection, Path(lists), port) as server:
-        say(console, f"look at {server.address} (Ctrl-C ends)", whole=True)
+        say(console, f"next: look at {server.address} (Ctrl-C ends)", whole=True)
         if browser and not _opened(server.address):
             say(console, "no browser could be started here: open the address yourself")
         console.file.flush()  # whoever reads along is to know the address now

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from crosslevel.models.encoder import FILE, Encoder, load_encoder
-from crosslevel.utils.console import printer
+from crosslevel.utils.console import printer, say
 from crosslevel.utils.errors import MissingExtra, NotThere, UserError
 from crosslevel.utils.files import replacing
 from crosslevel.utils.marks import verb
@@ -80,8 +80,8 @@ def export(
     with replacing(file) as stream:
         description = write(encoder, stream, file, normalize, seed)
     console = printer(quiet)
-    console.print(f"{encoder.name}, {encoder.num_features} features: {file}", highlight=False, markup=False)
-    console.print(description, highlight=False, markup=False)
+    say(console, f"{encoder.name}, {encoder.num_features} features: {file}")
+    say(console, f"next: {description}")
     return file
 
 
@@ -248,7 +248,8 @@ def _write_onnx(encoder: Encoder, stream: BinaryIO, file: Path, normalize: bool,
     difference = _difference(runtime, network, path, (encoder.view.channels, size, size), seed)
     if not difference <= TOLERANCE:
         raise UserError(f"{file}: its features differ from the encoder's by {difference:.1e}: it is not kept")
-    return f"{says['input']}; features differ from the encoder's by at most {difference:.1e}"
+    ends = f"features differ from the encoder's by at most {difference:.1e}"
+    return f"onnxruntime.InferenceSession(file).run(None, {{'images': ...}}); {says['input']}; {ends}"
 
 
 @torch.no_grad()

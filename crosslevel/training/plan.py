@@ -57,7 +57,12 @@ class Plan(NamedTuple):
 
 
 def settle(
-    parts: Parts, wanted: Optimization, feed: Feed, batches_of_size: Callable[[int], Batches], runtime: Runtime
+    parts: Parts,
+    wanted: Optimization,
+    feed: Feed,
+    batches_of_size: Callable[[int], Batches],
+    runtime: Runtime,
+    epoch_size: int | None = None,
 ) -> Plan:
     """Choose what was left open, by what is known before the training; check that everything fits.
 
@@ -67,6 +72,7 @@ def settle(
         feed: the images.
         batches_of_size: makes the batches, for so many images on each device.
         runtime: where it runs.
+        epoch_size: images that count as an epoch of a stream.
 
     Raises:
         ValueError: settings that do not fit each other.
@@ -74,7 +80,7 @@ def settle(
     """
     rules, devices = Chosen(), runtime.world.size
     rules.made += feed.choices
-    images = feed.known or wanted.epoch_size or 0
+    images = feed.known or epoch_size or 0
     views_open, epochs = not parts.views.chosen, wanted.epochs
     if views_open:
         _crops(parts, rules)

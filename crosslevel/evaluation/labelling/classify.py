@@ -142,7 +142,7 @@ def classify(
     say(console, f"{len(paths):,} images: {int(unknown.sum()):,} unknown{', ' if counts_text else ''}{counts_text}")
     if output is not None:
         _write(Path(output), predictions, run)
-        say(console, f"written: {output}")
+        say(console, f"written: {output}; next: read it with pandas.read_parquet({output!r})")
     return predictions
 
 
