@@ -169,7 +169,11 @@ def test_every_verb_ends_with_what_comes_next(verb, trained, photos, tmp_path, c
         scores = {"combined": 0.5, "effective_rank": 5.0, "mrr": 0.5}
         line = ["--trials=1", "--epochs=1", "--batch_size=4", "--encoder.width=0.0625", "--views.size=16"]
         line += ["--device=cpu", f"--output={tmp_path}/search"]
-        run(tune, [str(write_images(tmp_path / "more", count=40)), *line], training=lambda *given: (each for each in [scores]))
+        run(
+            tune,
+            [str(write_images(tmp_path / "more", count=40)), *line],
+            training=lambda *given: (each for each in [scores]),
+        )
     else:
         main(line_of(verb, trained, photos, tmp_path))
     end = capsys.readouterr().out.rstrip().splitlines()[-4:]

@@ -38,10 +38,22 @@ def test_no_folder_has_more_than_twelve_files():
         ("SeedSequence", "utils/rng.py"),
         ("BarColumn", "utils/console.py"),
         ('"x+b"', "utils/files.py"),
+        ("deque[Future", "utils/prefetch.py"),
+        ("Generator().manual_seed(", "utils/rng.py"),
+        ("raise the queue", "methods/moco.py"),
+        ("held_apart(", "training/monitor.py"),
+        ("images.left_out", "data/images.py"),
+        ('"config.yaml"', "utils/files.py"),
+        ('"metrics.csv"', "utils/files.py"),
+        ('"bad_files.txt"', "utils/files.py"),
+        ('"encoder.safetensors"', "utils/files.py"),
+        ('"last.ckpt"', "utils/files.py"),
+        ('"kept.safetensors"', "utils/files.py"),
+        ('"loggers.json"', "utils/files.py"),
     ],
 )
 def test_what_many_need_is_written_once(name, home):
-    """Nearest names, mixed seeds, bars of progress, files that are whole or not there."""
+    """Nearest names, seeds, bars of progress, files that are whole or not there, what a run's files are called."""
     assert [file for file in FILES if name in file.read_text()] == [ROOT / "crosslevel" / home]
 
 

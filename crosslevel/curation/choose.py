@@ -13,6 +13,8 @@ from jaxtyping import Float, Int64
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from torch import Tensor
 
+from crosslevel.utils.rng import seeded
+
 How = Literal["balanced", "diverse", "covering", "random"]
 
 FEW = 20_000  # features whose k-means takes all of them in every step
@@ -37,7 +39,7 @@ def choose(features: Float[Tensor, "N D"], n: int, how: How = "balanced", seed: 
         seed: of all draws.
 
     """
-    unit, generator = F.normalize(features, dim=1), torch.Generator().manual_seed(seed)
+    unit, generator = F.normalize(features, dim=1), seeded(seed)
     if n >= len(unit):
         return torch.arange(len(unit))
     made: dict[str, Callable[[], Tensor]] = {

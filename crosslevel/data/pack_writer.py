@@ -16,11 +16,9 @@ from crosslevel.data.images import Images
 from crosslevel.data.index_cache import Paths, taken
 from crosslevel.data.sources.packed import ABOUT, INDEX, UNFINISHED, Decoded, check_of, read_about, shard_name
 from crosslevel.utils.errors import SourceError
-from crosslevel.utils.files import sweep, sync_folder, write, write_tensors
+from crosslevel.utils.files import BAD_FILES, sweep, sync_folder, write, write_tensors
 from crosslevel.utils.tensors import load_safetensors
 from crosslevel.utils.trees import json_tree
-
-BAD_FILES = "bad_files.txt"
 
 
 @dataclass(frozen=True)

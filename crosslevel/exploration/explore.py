@@ -21,6 +21,7 @@ from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.device import Device, choose
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.marks import verb
+from crosslevel.utils.rng import seeded
 
 
 @verb("export", "images", "lists", "port", "browser", "sample", "device")
@@ -88,7 +89,7 @@ def gather(
     opened, _ = open_collection(table, images, Runtime(choose(device, "fp32")), console, least=2)
     pictures, rows = Pictures(opened, images), torch.arange(opened.rows)
     if opened.rows > sample:
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         rows = torch.randperm(opened.rows, generator=generator)[:sample].sort().values
         say(console, f"{sample:,} of {opened.rows:,} images are shown: --sample says how many")
     with progress_bar(console) as bar:

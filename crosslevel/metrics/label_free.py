@@ -19,6 +19,7 @@ from torch import Tensor
 from crosslevel.cld.grouping import spherical_kmeans
 from crosslevel.metrics.spectrum import alpha_req, effective_rank, lidar, rankme
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.rng import seeded
 
 CLUSTERS = (8, 16, 32, 64, 128)
 NAMES = (
@@ -64,7 +65,7 @@ def scores(
     for name, other in (("group_a", group_a), ("instance_a", instance_a)):
         if other is not None and len(other) != len(a):
             raise UserError(f"{name}: {len(other)} features of {len(a)} images: give one of each")
-    draws = generator or torch.Generator().manual_seed(0)
+    draws = generator or seeded(0)
     figures = retrieval(a, b, tracks)
     sets = clusterings(a, clusters, draws), clusterings(b, clusters, draws)
     figures |= partitions(*sets)

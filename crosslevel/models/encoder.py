@@ -18,7 +18,8 @@ from crosslevel.models.start.pretrained import build, checked, find, is_named, k
 from crosslevel.models.start.trained import merged, restrict, still
 from crosslevel.models.start.weights import load_weights
 from crosslevel.utils.errors import NotThere, UserError
-from crosslevel.utils.files import write_tensors
+from crosslevel.utils.files import ENCODER, write_tensors
+from crosslevel.utils.rng import seeded
 from crosslevel.utils.tensors import load_safetensors
 
 STRUCTURE = ("small_images", "width", "zero_init_last", "image_size", "pool", "channels")
@@ -28,7 +29,6 @@ LEAST_PRETRAINED = 112  # pixels: in smaller views weights that were learned at 
 COLOURS = 3  # channels, where nothing else is said
 DROP_PATH = 0.1
 SMALL = 64  # pixels: up to this size a ResNet's usual stem would throw most of the image away
-FILE = "encoder.safetensors"
 
 
 class View(NamedTuple):
@@ -270,7 +270,7 @@ class Encoder(nn.Module):
             raise UserError(f"encoder.small_images fits ResNets with a one-convolution stem, not {self.name}")
         small = nn.utils.skip_init(nn.Conv2d, stem.in_channels, stem.out_channels, 3, padding=1, bias=False)
         # From a generator of its own, the stem starts alike whether it is asked for or chosen later.
-        draws = torch.Generator().manual_seed(torch.initial_seed())
+        draws = seeded(torch.initial_seed())
         nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu", generator=draws)
         self.backbone.add_module("conv1", small)
         self.backbone.add_module("maxpool", nn.Identity())
@@ -297,9 +297,9 @@ def load_encoder(path: str | Path) -> Encoder:
         ValueError: the file was not written by `Encoder.save`, or is damaged.
 
     """
-    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    file = Path(path) / ENCODER if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise NotThere(f"{path} has no {FILE}: give the folder of a run that `crosslevel train` finished")
+        raise NotThere(f"{path} has no {ENCODER}: give the folder of a run that `crosslevel train` finished")
     weights, about = load_safetensors(file)
     built = about.get("crosslevel")
     if built is None:

@@ -251,16 +251,18 @@ def config_of(run: str) -> str:
         UserError: there is no run.
 
     """
+    from crosslevel.utils.files import CONFIG  # noqa: PLC0415 - it needs torch
+
     folder = Path(run)
     if is_remote(run):
         from crosslevel.data.sources.containers.folders import StoredFolder  # noqa: PLC0415
 
         stored = StoredFolder(run, "settings")
-        stored.fetch(lambda name: name == "config.yaml")
+        stored.fetch(lambda name: name == CONFIG)
         folder = stored.folder
-    config = folder / "config.yaml"
+    config = folder / CONFIG
     if not config.is_file():
-        raise UserError(f"--resume {run}: there is no run here (it has no config.yaml)")
+        raise UserError(f"--resume {run}: there is no run here (it has no {CONFIG})")
     return str(config)
 
 

@@ -14,14 +14,14 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
 from crosslevel.data.loaders.batches import pack
 from crosslevel.data.subsets.select import sample, take
-from crosslevel.features.extract import Features, extract, pixels
-from crosslevel.metrics.knn import neighbours, weighted_knn
+from crosslevel.features.extract import extract, pixels
 from crosslevel.metrics.label_free import retrieval_ranks
 from crosslevel.models.copies import frozen, untrained
 from crosslevel.models.encoder import Encoder
-from crosslevel.training.monitor import PIXELS, PROBED, held_apart, told_apart
+from crosslevel.training.monitor import PIXELS, PROBED, labelled_split, told_apart
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
+from crosslevel.utils.rng import seeded
 
 LEAST = 40  # images: fewer tell nothing
 
@@ -106,22 +106,13 @@ def verdict(
 
 def _by_labels(encoders: list[Encoder], source: Images, hardware: Hardware, seed: int) -> Verdict | None:
     """KNN of up to 1,000 images among 5,000 others, no track on both sides."""
-    queries, others = held_apart(source, seed)
-    if source.labels is None or not len(queries) or len(others) < LEAST // 2:
+    split = labelled_split(source, seed)
+    if split is None or split.others < LEAST // 2:
         return None
-    part, classes = take(source, torch.cat([queries, others])), int(source.labels.max()) + 1
-
-    def right(found: Features) -> Tensor:
-        asked = found.places < len(queries)
-        votes = weighted_knn(
-            found.features[~asked], found.labels[~asked], found.features[asked], classes, k=neighbours(len(part))
-        )
-        return votes.argmax(1) == found.labels[asked]
-
-    found = [right(extract(encoder, part, hardware=hardware)) for encoder in encoders]
+    found = [split.right(extract(encoder, split.part, hardware=hardware)) for encoder in encoders]
     return Verdict(
-        found[0], right(pixels(part, encoders[0].view.size)), found[1],
-        f"kNN accuracy by the labels of {len(queries):,} images", *found[2:],
+        found[0], split.right(pixels(split.part, encoders[0].view.size)), found[1],
+        f"kNN accuracy by the labels of {split.queries:,} images", *found[2:],
     )  # fmt: skip
 
 
@@ -130,7 +121,7 @@ def _by_views(encoders: list[Encoder], source: Images, hardware: Hardware, seed:
     """Of up to 2,000 images, whose one view has the other for its nearest neighbour."""
     view = encoders[0].view
     size = view.size
-    chosen = sample(source, min(PROBED, PIXELS // size**2), torch.Generator().manual_seed(seed))
+    chosen = sample(source, min(PROBED, PIXELS // size**2), seeded(seed))
     part = pack(take(source, chosen), size, bad=BadFiles())
     if len(part) < LEAST:
         return None
@@ -138,7 +129,7 @@ def _by_views(encoders: list[Encoder], source: Images, hardware: Hardware, seed:
     views = Views("cifar", size, mean=view.mean, std=view.std).to(hardware.device)
 
     def right(network: Callable[[Tensor], Tensor]) -> Tensor:
-        draws, seen = torch.Generator().manual_seed(seed), []
+        draws, seen = seeded(seed), []
         for some in part.data.split(256):
             shown = views(some.to(hardware.device), draws)
             with hardware.autocast():

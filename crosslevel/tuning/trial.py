@@ -33,6 +33,7 @@ from crosslevel.training.monitor import PIECES, scored, told_apart
 from crosslevel.training.train import train
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import NotFinite, SourceError
+from crosslevel.utils.rng import seeded
 
 DIVERGED = 3
 """Exit status of a training whose loss or features are no longer numbers."""
@@ -163,7 +164,7 @@ def divided(source: Images, seed: int) -> tuple[Images, Images]:
 
 def _drawn(owner: Tensor, wanted: int, seed: int) -> tuple[Tensor, int]:
     """The images in an order that keeps tracks together, and how many of the first are held out."""
-    place = torch.randperm(int(owner.max()) + 1, generator=torch.Generator().manual_seed(seed))[owner]
+    place = torch.randperm(int(owner.max()) + 1, generator=seeded(seed))[owner]
     order = place.argsort(stable=True)
     # The track that the last of them is of comes whole, or not at all.
     last = place[order[wanted - 1]]

@@ -11,9 +11,14 @@ def mixed(*seeds: int) -> int:
     return int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0])
 
 
+def seeded(seed: int) -> torch.Generator:
+    """A generator that begins with this seed, as PyTorch itself takes it."""
+    return torch.Generator().manual_seed(seed)
+
+
 def generator(*seeds: int) -> torch.Generator:
     """A generator for these numbers, independent of those for any others."""
-    return torch.Generator().manual_seed(mixed(*seeds))
+    return seeded(mixed(*seeds))
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -16,6 +16,7 @@ from crosslevel.data.subsets.repeat import repeat
 from crosslevel.data.subsets.select import first_frames, long_tailed, pareto, some_tracks, take
 from crosslevel.data.uri import ALONE, FILES, Suffix
 from crosslevel.utils.errors import SourceError, UserError, did_you_mean
+from crosslevel.utils.rng import seeded
 
 
 def applied(images: Images, suffixes: Sequence[Suffix], name: str) -> Images:
@@ -70,7 +71,7 @@ SUFFIXES: dict[str, Callable[..., Images]] = {
 
 
 def _draws(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    return seeded(seed)
 
 
 def _labels(images: Images) -> torch.Tensor:

@@ -13,7 +13,7 @@ from crosslevel.runs import Run
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.utils.console import say
 from crosslevel.utils.errors import UserError
-from crosslevel.utils.files import write_tensors
+from crosslevel.utils.files import KEPT, write_tensors
 from crosslevel.utils.tensors import load_safetensors
 
 MARGINS = {"knn": 5.0, "combined": 0.05}
@@ -39,7 +39,7 @@ class FallGuard:
     def __init__(self, run: Run, module: Pretrain, console: Console, encoder: Encoder) -> None:
         self.encoder = encoder
         self.run, self.module, self.console = run, module, console
-        self.file = run.checkpoints / "kept.safetensors"
+        self.file = run.checkpoints / KEPT
         self.start: dict[str, float] = {}
         self.best, self.fallen = (float("-inf"), 0), False
         if module.step and self.file.is_file():
