@@ -158,7 +158,7 @@ class Run:
             else:
                 cld = CrossLevel(state["branch.0.weight"].shape[1], **built)
             cld.load_state_dict(state)
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (UserError, KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"{self.config} does not say how to build {self.cld.name}: {error}") from error
         return cld.eval()
 

@@ -44,7 +44,9 @@ def create(name: str, options: Mapping[str, Any], **more: Any) -> nn.Module:
         model: nn.Module = _without(name, options, pooled, **more)
     except TypeError as error:
         raise UserError(f"encoder.name={name} does not take {' or '.join(options)}: leave it out") from error
-    except AssertionError as error:
+    except (AssertionError, ValueError) as error:
+        if more and isinstance(error, ValueError):
+            raise  # of the weights: whoever gave them says which
         listed = ", ".join(f"{key} {value}" for key, value in options.items())
         raise UserError(f"encoder.name={name} does not take {listed}: {error}") from error
     return model

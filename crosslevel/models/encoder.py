@@ -21,6 +21,7 @@ from crosslevel.utils.errors import NotThere, UserError
 from crosslevel.utils.files import ENCODER, write_tensors
 from crosslevel.utils.rng import seeded
 from crosslevel.utils.tensors import load_safetensors
+from crosslevel.utils.trees import json_tree
 
 STRUCTURE = ("small_images", "width", "zero_init_last", "image_size", "pool", "channels")
 """What a network is built by, besides its name and further sizes; `Encoder` keeps each under this name."""
@@ -246,8 +247,8 @@ class Encoder(nn.Module):
 
         """
         if hasattr(self.backbone, "set_input_size"):
+            resized: Any = self.backbone.set_input_size
             try:
-                resized: Any = self.backbone.set_input_size
                 resized(img_size=size)
             except (AssertionError, ValueError) as error:
                 raise UserError(f"{self.name} takes no images of {size} pixels: {error}") from error
@@ -305,7 +306,10 @@ def load_encoder(path: str | Path) -> Encoder:
     if built is None:
         raise UserError(f"{file} does not say how to build its network: it was not written by Crosslevel")
     try:
-        settings = json.loads(built)
+        settings = json_tree(built)
+    except ValueError as error:
+        raise UserError(f"{file} says how to build another network than it holds: {error}") from error
+    try:
         view, licence, reads = settings.pop("view"), str(settings.pop("licence", "")), settings.pop("reads", {})
         if unknown := settings.keys() - {"name", *STRUCTURE, "arguments"}:
             raise KeyError(min(unknown))
@@ -317,7 +321,7 @@ def load_encoder(path: str | Path) -> Encoder:
         encoder.reads = {str(name): str(value) for name, value in reads.items()}
         if encoder.view.channels != (encoder.channels or COLOURS):
             raise UserError(f"a view of {encoder.view.channels} channels")
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+    except (UserError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{file} says how to build another network than it holds: {error}") from error
     return encoder.eval()
 

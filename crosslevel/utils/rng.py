@@ -5,9 +5,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from crosslevel.utils.errors import UserError
+
 
 def mixed(*seeds: int) -> int:
-    """One seed for these numbers, 0 or more each, of 64 bits."""
+    """One seed for these numbers, 0 or more each, of 64 bits.
+
+    Raises:
+        UserError: one is negative.
+
+    """
+    if min(seeds) < 0:
+        raise UserError(f"seed={min(seeds)}: give 0 or more")
     return int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0])
 
 
