@@ -130,7 +130,7 @@ class PackWriter:
         return count
 
     def renew(self) -> None:
-        """The same images may have other times now, or lie elsewhere: from now on, a change is one of these."""
+        """Store the source's present times and place, against which later changes are noticed."""
         table, about = load_safetensors(self.folder / INDEX)[0], read_about(self.folder / ABOUT)
         watched = _watched(self.source)
         if any(name not in table or not torch.equal(table[name], column) for name, column in watched.items()):

@@ -95,9 +95,9 @@ SPREAD = 0.4
 def combine(mrr: float, rank: float, features: int) -> float:
     """Ours: mrr · ((rank - 1) / (features - 1))^0.4, in [0, 1]; 0 where no view is found, or all features are alike.
 
-    Retrieval alone is the same for features in few directions and in many, and of two such the latter have more to
-    tell classes by; directions alone are most in noise. Groups do not count: features that tell instances apart and
-    have no groups at all score higher than those with clear ones.
+    Retrieval alone does not distinguish features of few directions from those of many, which separate more classes;
+    the number of directions alone is highest for noise. Groups do not count: features that tell instances apart but
+    form no groups would score higher than those with clear groups.
 
     Args:
         mrr: mean reciprocal rank (`retrieval`), in [0, 1].

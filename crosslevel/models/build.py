@@ -64,7 +64,7 @@ def create_narrow(name: str, options: Mapping[str, Any], width: float, zero_init
 
 
 def _without(name: str, options: Mapping[str, Any], pooled: Mapping[str, Any], **more: Any) -> Any:
-    """The model; of ``pooled`` only ViTs know anything."""
+    """The timm model without a classifier; ``pooled`` are arguments that only ViTs take, left out for others."""
     try:
         return timm.create_model(name, num_classes=0, **options, **pooled, **more)
     except TypeError:

@@ -53,7 +53,7 @@ class _Note(argparse.Action):
 
 
 class _NoteFlag(argparse.Action):
-    """The same for an option that may stand alone; a word behind it that is no value of it stands alone as well."""
+    """The same for an option whose value may be left out; a word after it that is no value is a positional argument."""
 
     def __call__(self, parser: Any, line: Any, text: Any, option: str | None = None) -> None:
         if text is not None and text.lower() not in TRUE + FALSE + NOTHING and text[:1] != "{":

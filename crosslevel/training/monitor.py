@@ -140,7 +140,7 @@ def scored(
 
 
 def told_apart(images: InMemoryImages) -> Int64[Tensor, " N"]:
-    """The tracks, or sets of near-duplicates where none are known; cut up where one has over half of the images."""
+    """The images' tracks, or sets of near-duplicates if they have none; cut if one has over half of the images."""
     known = near_tracks(images) if images.tracks is None else images.tracks
     largest = int(known.unique(return_counts=True)[1].max())
     return known if 2 * largest <= len(images) else stretches(known, len(images) // PIECES)

@@ -128,7 +128,7 @@ def _flips(parts: Parts, rules: Chosen, epochs: float) -> None:
 
 
 def _rates(parts: Parts, wanted: Optimization, rules: Chosen, epochs: float, size: int, batch: int) -> Resolved:
-    """The optimizer and its rates; what is 1, or as ever, is not told."""
+    """The optimizer and its rates; a choice that is the usual one (SGD, a rate of 1) is not listed."""
     started, modern = parts.encoder.started, is_modern(parts.encoder.architecture)
     told = rules if modern else Chosen()
     optimizer = told(wanted.optimizer, defaults.optimizer(modern))

@@ -140,7 +140,7 @@ def train(
         memory: gigabytes that decoded images may take; more are decoded anew in each epoch.
         order: shuffled, or natural: batches are runs of consecutive images, as a camera delivers them.
         track_positives: probability that the second view of an image is drawn from another image of its track
-            (Pantazis et al. 2021); films, turntable and @repeat have tracks, @bursts makes some of folders or of a
+            (Pantazis et al. 2021); videos, turntable and @repeat have tracks, @bursts makes some of folders or of a
             duplicates.csv.
         hold_out: images that are not trained on, to judge the features by at the end; unless given, a twentieth, at
             most 500, of 1,000 images or more without labels, else none. Tracks stay together.

@@ -91,11 +91,20 @@ def verdict(
     held: Images | None = None,
     start: Encoder | None = None,
 ) -> Verdict | None:
-    """By the source's labels, where it has some, else by which image's other view is nearest; None of too few images.
+    """Compare the features: kNN by the source's labels, or else whether an image's other view is its nearest.
 
-    Images that were ``held`` out decide that; where there are none, some of those that were trained on, which an
-    untrained network and raw pixels have no use of, and the line says so. Of labels none was seen in training.
-    ``start``: the encoder as the training found it.
+    Args:
+        encoder: the trained one.
+        source: the images that were trained on; their labels were not.
+        hardware: where it runs.
+        seed: of the untrained network, and of which images are judged.
+        held: images that were held out, which are judged where there are no labels; unless given, some of those that
+            were trained on are, and the line says so.
+        start: the encoder as the training found it.
+
+    Returns:
+        None for too few images.
+
     """
     if len(source) < LEAST:
         return None

@@ -145,9 +145,10 @@ def _refuse_foreign(study: optuna.Study, plan: Plan) -> None:
 
 
 def _make_whole(file: Path) -> None:
-    """A file with all its tables, or none: made at once they are not, and what lacks an index takes a study twice.
+    """Create the database with all its tables and indexes under another name, and rename it when it is complete.
 
-    The caller holds the folder's lock.
+    A killed process would else leave one without an index, which accepts a study twice. The caller holds the folder's
+    lock.
     """
     for left in file.parent.glob(f".{file.name}.*.part*"):
         left.unlink()

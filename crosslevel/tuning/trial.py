@@ -139,8 +139,8 @@ def failure_of(status: int, log: Path) -> Failed:
 def divided(source: Images, seed: int) -> tuple[Images, Images]:
     """The images to train on and those to hold out, whole tracks at a time; neither has labels.
 
-    Where that holds out fewer than 3 tracks or many more images than wanted, as of a few films, long tracks are cut
-    into stretches, which are the tracks of what is held out. What is trained on then begins where a stretch ends.
+    If that would hold out fewer than 3 tracks or far too many images, as of a few videos, tracks are first cut into
+    stretches, and whole stretches are held out.
 
     Raises:
         SourceError: there are too few images.

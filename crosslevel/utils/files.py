@@ -102,9 +102,10 @@ def _packed(header: Mapping[str, Any]) -> bytes:
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove what killed writers of ``name`` left in ``folder``; without a name, all that any writer left there.
+    """Remove what killed writers of ``name`` left in ``folder``; without a name, what any writer left there.
 
-    That is for a folder that is all ours: what former versions, and safetensors, left has no name of its own.
+    Give no name for a folder that only Crosslevel writes to: that removes temporary files of former versions and of
+    safetensors too, whose names do not say what they were for.
     """
     try:
         entries = os.listdir(folder)

@@ -277,11 +277,10 @@ def _is_nohup(number: int) -> bool:
 
 
 def leave_to_parent() -> None:
-    """In a process that works for another: what asks the whole group to end is for the other one to answer.
+    """In a worker process: ignore signals that ask the whole process group to end; the parent answers them.
 
-    SIGTERM from that other one still ends this process: so does Python end what is left of its processes, and it waits
-    for them. Only where the system says who sent a signal (Linux) can both be had; elsewhere SIGTERM ends it whoever
-    sends it.
+    SIGTERM from the parent still ends it, as Python needs to end its workers. On Linux the sender is known, and SIGTERM
+    from others is ignored; elsewhere SIGTERM from anybody ends it.
     """
     for number in ENDING:
         if number != signal.SIGTERM:

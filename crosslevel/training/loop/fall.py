@@ -51,7 +51,7 @@ class FallGuard:
                 say(console, f"{self.file}: {error}: whether the features fall is not watched from here on")
 
     def begin(self, figures: Mapping[str, float]) -> None:
-        """Take the figure of the frozen start, of which the run is not to fall below."""
+        """Keep the figure of the encoder before the first step: the run ends if it falls clearly below."""
         name = next((name for name in MARGINS if name in figures), None)
         if name is None:
             return

@@ -241,7 +241,7 @@ def share_hidden(method: Method, cld: CrossLevel) -> None:
 
 
 def connect(method: Method, cld: CrossLevel) -> None:
-    """Let the group branch derive its features from what ``cld.on`` says; both heads learn together where they meet.
+    """Build the group branch on what ``cld.on`` names: on the instance head it trains that head too.
 
     Raises:
         UserError: the instance head cannot be the group branch's as well.
