@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from importlib import import_module
 
 from crosslevel import __version__
+from crosslevel.utils.processes import unread
 
 COMMANDS = {
     "demo": (
@@ -27,7 +28,10 @@ COMMANDS = {
         "crosslevel.inspection.inspect",
         "what is in a collection: sizes, damage, duplicates, the long tail; settings for it",
     ),
-    "recipes": ("crosslevel.settings.recipes", "the settings of published results, and their figures"),
+    "recipes": (
+        "crosslevel.settings.recipes",
+        "the settings of published results, with their figures where these are recorded",
+    ),
     "export": ("crosslevel.models.export", "the encoder's weights for torchvision, timm, detectron2 or ONNX"),
     "push": ("crosslevel.evaluation.push", "the encoder on the Hugging Face hub, with a model card, for timm"),
     "pack": ("crosslevel.data.pack", "images decoded and resized once, to be read at memory speed"),
@@ -52,6 +56,11 @@ COMPLETION = "completion"
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command: ``crosslevel VERB ...``."""
+    with unread():
+        _main(arguments)
+
+
+def _main(arguments: list[str] | None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     if given and given[0] in ("--version", "-V"):
         print(f"crosslevel {__version__}")

@@ -32,6 +32,7 @@ from crosslevel.training.train import train
 from crosslevel.transforms.views import Views
 from crosslevel.utils.console import printer
 from crosslevel.utils.device import Device, Hardware, Precision, choose
+from crosslevel.utils.files import REPORT
 
 RUNS = {"without CLD": "plain", "with CLD": "cld"}
 
@@ -104,8 +105,8 @@ def demo(
     shown = pages.feature_blocks(encoders["with CLD"], load_cld(home / RUNS["with CLD"]), bank, hardware, seed)
     minutes = (time.monotonic() - began) / 60
     subtitle = f"{images} · {hardware.why} · {time.strftime('%Y-%m-%d')} · {minutes:.1f} minutes"
-    page = report.page(home / "report.html", "With and without CLD", [*compared, *shown], subtitle, verdict)
-    console.print(f"{minutes:.1f} minutes; look at {page}, then: crosslevel train PATH-TO-YOUR-IMAGES", highlight=False)
+    page = report.page(home / REPORT, "With and without CLD", [*compared, *shown], subtitle, verdict)
+    console.print(f"{minutes:.1f} minutes; look at {page}; next: crosslevel train PATH-TO-YOUR-IMAGES", highlight=False)
     return page
 
 

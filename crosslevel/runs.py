@@ -22,7 +22,7 @@ from crosslevel.data.sources.containers.folders import StoredFolder
 from crosslevel.data.sources.containers.remote import exists
 from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.uri import is_remote
-from crosslevel.models.encoder import FILE, Encoder, load_encoder
+from crosslevel.models.encoder import Encoder, load_encoder
 from crosslevel.models.heads import Head, rebuilt_head, stacked
 from crosslevel.utils import files
 from crosslevel.utils.errors import UserError
@@ -32,7 +32,6 @@ from crosslevel.utils.tensors import load_safetensors
 from crosslevel.utils.trees import json_tree, regular, yaml_tree
 
 RUN_VARIABLE = "CROSSLEVEL_RUN"
-BAD_FILES = "bad_files.txt"
 
 
 class Run:
@@ -55,17 +54,17 @@ class Run:
 
     def __init__(self, path: str | os.PathLike[str], stored: StoredFolder | None = None) -> None:
         self.path, self.stored = Path(path), stored
-        self.config, self.metrics = self.path / "config.yaml", self.path / "metrics.csv"
-        self.tensorboard = self.path / "tensorboard"
-        self.checkpoints = self.path / "checkpoints"
+        self.config, self.metrics = self.path / files.CONFIG, self.path / files.METRICS
+        self.tensorboard = self.path / files.TENSORBOARD
+        self.checkpoints = self.path / files.CHECKPOINTS
         self.last, self.previous, self.best = (
-            self.checkpoints / f"{name}.ckpt" for name in ("last", "previous", "best")
+            self.checkpoints / name for name in (files.LAST, files.PREVIOUS, files.BEST)
         )
-        self.encoder = self.path / FILE
-        self.instance, self.cld = self.path / "instance.safetensors", self.path / "cld.safetensors"
-        self.images, self.subset = self.path / "images.json", self.path / "subset.txt"
-        self.bad_files, self.warnings = self.path / BAD_FILES, self.path / "warnings.txt"
-        self.report = self.path / "report.html"
+        self.encoder = self.path / files.ENCODER
+        self.instance, self.cld = self.path / files.INSTANCE, self.path / files.GROUP
+        self.images, self.subset = self.path / files.IMAGES, self.path / files.SUBSET
+        self.bad_files, self.warnings = self.path / files.BAD_FILES, self.path / files.WARNINGS
+        self.report = self.path / files.REPORT
 
     def __str__(self) -> str:
         return str(self.path) if self.stored is None else self.stored.address
@@ -159,7 +158,7 @@ class Run:
             else:
                 cld = CrossLevel(state["branch.0.weight"].shape[1], **built)
             cld.load_state_dict(state)
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (UserError, KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"{self.config} does not say how to build {self.cld.name}: {error}") from error
         return cld.eval()
 
@@ -278,7 +277,7 @@ def _refuse_used(run: Run) -> None:
 
 def _lost(name: str) -> bool:
     """Whether it would be a loss to begin another run where this file is."""
-    return name.endswith(".ckpt") or name == FILE
+    return name.endswith(".ckpt") or name == files.ENCODER
 
 
 def _free(name: str) -> Run:
@@ -298,7 +297,7 @@ class Unreadable:
 
     def __init__(self, bad: BadFiles, folder: Path, rank: int, resume: bool) -> None:
         self.bad, self.folder = bad, folder
-        self.file = folder / (BAD_FILES if rank == 0 else f"{rank}.{BAD_FILES}")
+        self.file = folder / (files.BAD_FILES if rank == 0 else f"{rank}.{files.BAD_FILES}")
         if resume and self.file.exists():
             bad.read(self.file)
 
@@ -309,7 +308,7 @@ class Unreadable:
 
     def merge(self) -> None:
         """Take in the other ranks' lists."""
-        for part in self.folder.glob(f"*.{BAD_FILES}"):
+        for part in self.folder.glob(f"*.{files.BAD_FILES}"):
             self.bad.read(part)
             part.unlink()
         self.keep()

@@ -1,15 +1,18 @@
 """The verbs from Python: the names, defaults and errors of the command line, and returned values in place of exits."""
 
 import inspect
+import os
+import shutil
 from functools import partial
 
 import numpy as np
 import pytest
 import yaml
 from run_samples import write_images
+from table_samples import noise_pictures, write_table
 
 import crosslevel
-from crosslevel.cli import COMMANDS
+from crosslevel.cli import COMMANDS, main
 from crosslevel.methods import SimCLR
 from crosslevel.models.encoder import Encoder
 from crosslevel.settings.command import Command
@@ -21,10 +24,6 @@ from crosslevel.training.train import train
 from crosslevel.tuning.tune import tune
 from crosslevel.utils.errors import UserError
 
-VERBS = (
-    "classify", "compare", "curate", "embed", "evaluate", "explore", "export", "inspect", "pack", "search", "subset",
-    "train", "tune",
-)  # fmt: skip
 SMALL = {"epochs": 1, "batch_size": 8, "device": "cpu", "report_html": False, "monitor_every": 0, "workers": 0}
 PARTS = {"encoder": {"width": 0.0625}, "views": {"size": 16}, "cld": {"groups": 4}}
 
@@ -127,6 +126,58 @@ def test_nothing_is_printed_by_a_quiet_verb(photos, trained, tmp_path, capsys):
     assert table.features.shape == (32, 32)
     assert np.isfinite(table.features).all()
     assert 0 <= figures["kNN, k = 3, T = 0.1"]["trained encoder"]["top1"] <= 100
+
+
+def test_every_verb_is_there_but_those_that_only_show_something():
+    assert set(COMMANDS) - {"demo", "recipes"} <= set(crosslevel.__all__) <= set(dir(crosslevel))
+
+
+def line_of(verb, trained, photos, home):
+    """A small call of a verb that prints its end; what it needs is made."""
+    table = write_table(home / "f.parquet", np.eye(8), [f"cat/{i:03}.png" for i in range(8)], noise_pictures(8))
+    lines = {
+        "train": [photos, f"--run={home}/r", "--encoder.width=0.0625", "--views.size=16", "--epochs=1",
+                  "--device=cpu", "--report_html=false", "--monitor_every=0", "--workers=0", "--batch_size=8"],
+        "evaluate": [trained, photos, "--test", photos, "--device=cpu", "--workers=0", "-k=3"],
+        "compare": [trained, home / "copy", "-o", home / "table"],
+        "inspect": [photos, "-o", home / "inspect", "--device=cpu", "--workers=0"],
+        "recipes": [],
+        "export": [trained, "-o", home / "weights.pth"],
+        "push": [home / "whole", "hf:me/tiny", "-o", home / "card"],
+        "pack": [photos, "-o", home / "packed", "--workers=0"],
+        "embed": [trained, photos, "-o", home / "e.parquet", "--device=cpu"],
+        "search": [table, "cat/003.png"],
+        "explore": [table, "--export", home / "page"],
+        "curate": [table, "-n=3", "-o", home / "part.txt"],
+        "classify": [trained, photos, photos, "-o", home / "labels.parquet", "--device=cpu"],
+        "subset": [photos, "-o", home / "s.txt"],
+    }  # fmt: skip
+    if verb == "compare":
+        crosslevel.evaluate(trained, photos, test=photos, k=3, device="cpu", quiet=True, workers=0)
+        shutil.copytree(trained, home / "copy")
+    elif verb == "push":
+        (home / "whole").mkdir()
+        Encoder("resnet18", small_images=False).save(home / "whole" / "encoder.safetensors")
+    return [verb, *map(str, lines[verb])]
+
+
+@pytest.mark.parametrize("verb", [verb for verb in COMMANDS if verb != "demo"])  # which test_demo has run
+def test_every_verb_ends_with_what_comes_next(verb, trained, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda fallback=(): os.terminal_size((80, 24)))
+    if verb == "tune":
+        pytest.importorskip("optuna", reason="needs optuna: pip install 'crosslevel[tune]'")
+        scores = {"combined": 0.5, "effective_rank": 5.0, "mrr": 0.5}
+        line = ["--trials=1", "--epochs=1", "--batch_size=4", "--encoder.width=0.0625", "--views.size=16"]
+        line += ["--device=cpu", f"--output={tmp_path}/search"]
+        run(
+            tune,
+            [str(write_images(tmp_path / "more", count=40)), *line],
+            training=lambda *given: (each for each in [scores]),
+        )
+    else:
+        main(line_of(verb, trained, photos, tmp_path))
+    end = capsys.readouterr().out.rstrip().splitlines()[-4:]
+    assert any("next:" in line for line in end), end
 
 
 @pytest.mark.parametrize("verb", COMMANDS)

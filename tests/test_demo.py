@@ -1,7 +1,9 @@
 """The demo, at a size for tests, and its page in a real browser."""
 
 import csv
+import io
 import sys
+from contextlib import redirect_stdout
 
 import pytest
 import torch
@@ -17,10 +19,23 @@ TEST = "turntable:test,classes=4,objects=24,size=16,imbalance=4,test_objects=3,t
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory):
+def demonstrated(tmp_path_factory):
     home = tmp_path_factory.mktemp("demo") / "demo"
     options = ["--epochs=2", "--width=0.0625", "--device=cpu"]
-    return run(demo.demo, [f"--images={IMAGES}", f"--test={TEST}", f"--folder={home}", *options])
+    with redirect_stdout(io.StringIO()) as said:
+        page = run(demo.demo, [f"--images={IMAGES}", f"--test={TEST}", f"--folder={home}", *options])
+    return page, said.getvalue()
+
+
+@pytest.fixture
+def shown(demonstrated):
+    """The page."""
+    return demonstrated[0]
+
+
+def test_it_ends_with_what_comes_next(demonstrated):
+    page, said = demonstrated
+    assert said.splitlines()[-1].endswith(f"look at {page}; next: crosslevel train PATH-TO-YOUR-IMAGES")
 
 
 def rows(folder):

@@ -38,10 +38,22 @@ def test_no_folder_has_more_than_twelve_files():
         ("SeedSequence", "utils/rng.py"),
         ("BarColumn", "utils/console.py"),
         ('"x+b"', "utils/files.py"),
+        ("deque[Future", "utils/prefetch.py"),
+        ("Generator().manual_seed(", "utils/rng.py"),
+        ("raise the queue", "methods/moco.py"),
+        ("held_apart(", "training/monitor.py"),
+        ("images.left_out", "data/images.py"),
+        ('"config.yaml"', "utils/files.py"),
+        ('"metrics.csv"', "utils/files.py"),
+        ('"bad_files.txt"', "utils/files.py"),
+        ('"encoder.safetensors"', "utils/files.py"),
+        ('"last.ckpt"', "utils/files.py"),
+        ('"kept.safetensors"', "utils/files.py"),
+        ('"loggers.json"', "utils/files.py"),
     ],
 )
 def test_what_many_need_is_written_once(name, home):
-    """Nearest names, mixed seeds, bars of progress, files that are whole or not there."""
+    """Nearest names, seeds, bars of progress, files that are whole or not there, what a run's files are called."""
     assert [file for file in FILES if name in file.read_text()] == [ROOT / "crosslevel" / home]
 
 
@@ -57,6 +69,12 @@ def test_no_file_and_no_function_is_too_long(folder):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and lines(node) > FUNCTION:
                 too_long.append(f"{file.relative_to(ROOT)}: {node.name} has {lines(node)} lines")
     assert not too_long
+
+
+def test_no_page_style_or_script_is_too_long():
+    files = [file for end in ("html", "jinja", "css", "js") for file in (ROOT / "crosslevel").rglob(f"*.{end}")]
+    assert {file.suffix for file in files} == {".html", ".jinja", ".css", ".js"}
+    assert not [str(file.relative_to(ROOT)) for file in files if file.read_text().count("\n") > LINES]
 
 
 def test_no_file_of_tests_or_benchmarks_is_too_long():

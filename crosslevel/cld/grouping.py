@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.rng import seeded
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int64
@@ -235,7 +236,7 @@ def _leading_eigenvectors(matrix: Tensor, k: int) -> tuple[Tensor, str]:
     if size <= EXACT_UP_TO or block * 2 > size:
         return torch.linalg.eigh(matrix).eigenvectors[:, -k:], "exact eigenvectors"
     # A fixed start keeps the result a function of the data alone.
-    start = torch.randn(size, block, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    start = torch.randn(size, block, generator=seeded(0), dtype=torch.float32)
     basis = torch.linalg.qr(matrix @ start.to(matrix)).Q
     rounds = 12
     for _ in range(rounds):

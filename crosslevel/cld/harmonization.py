@@ -17,6 +17,7 @@ from crosslevel.models.sinkhorn import sinkhorn
 from crosslevel.models.temperature import check_temperature
 from crosslevel.utils.distributed import gather, rank
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.rng import seeded
 
 if TYPE_CHECKING:  # shapes are for readers: the add-on needs torch alone
     from jaxtyping import Float
@@ -148,7 +149,7 @@ def simplex(categories: int, features: int) -> Float[Tensor, "K d"]:
 
     The same for the same sizes; which way they point means nothing to features that are learned.
     """
-    draws = torch.Generator().manual_seed(0)
+    draws = seeded(0)
     centred = torch.eye(categories, dtype=torch.float64) - 1 / categories
     # The corners' differences span K - 1 dimensions; a random rotation spreads them over all features.
     values, vectors = torch.linalg.eigh(centred)

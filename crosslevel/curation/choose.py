@@ -1,4 +1,4 @@
-"""N of many features: balanced over what there is, as different as can be, or such that all others have one near."""
+"""Choose n of N features: balanced over regions, as diverse as possible, or so that every feature has one near it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from torch import Tensor
+
+from crosslevel.utils.rng import seeded
 
 How = Literal["balanced", "diverse", "covering", "random"]
 
@@ -37,7 +39,7 @@ def choose(features: Float[Tensor, "N D"], n: int, how: How = "balanced", seed: 
         seed: of all draws.
 
     """
-    unit, generator = F.normalize(features, dim=1), torch.Generator().manual_seed(seed)
+    unit, generator = F.normalize(features, dim=1), seeded(seed)
     if n >= len(unit):
         return torch.arange(len(unit))
     made: dict[str, Callable[[], Tensor]] = {
@@ -62,10 +64,10 @@ def farthest_first(unit: Float[Tensor, "N D"], n: int) -> Int64[Tensor, " n"]:
 
 
 def facility_location(unit: Float[Tensor, "N D"], n: int, generator: torch.Generator) -> Int64[Tensor, " n"]:
-    """Greedy for the sum over features of the cosine to the nearest chosen one.
+    """Choose n features that maximize the sum, over all features, of the cosine to the nearest chosen one.
 
-    Each step tries so many random candidates that one of the best n is among them with 99 % (the stochastic greedy
-    algorithm); of many features a random part stands for all.
+    Stochastic greedy: each step adds the best of N / n * ln(100) random candidates. Where there are more than
+    `COVERED` features, the sum is over that many random ones.
     """
     asked = unit[torch.randperm(len(unit), generator=generator)[:COVERED]]
     best, left = torch.full((len(asked),), -1.0), torch.ones(len(unit), dtype=torch.bool)
@@ -131,7 +133,7 @@ def _drawn(
     level: int,
     generator: torch.Generator,
 ) -> Int64[Tensor, " n"]:
-    """Of each cluster of ``level`` its share of ``rows``, which ``owner`` says the cluster of."""
+    """Draw ``shares[c]`` of the rows of each cluster c of ``level``; ``owner[i]`` is the cluster of ``rows[i]``."""
     chosen = []
     for cluster in shares.nonzero().flatten().tolist():
         members = rows[owner == cluster]

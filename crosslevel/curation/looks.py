@@ -16,6 +16,7 @@ from crosslevel.data.duplicates.detect import duplicate_pairs, tracks
 from crosslevel.features.thumbnails import Pictures
 from crosslevel.metrics.nearest import CROWD, Neighbours, mutual_pairs, nearest
 from crosslevel.metrics.outliers import outliers
+from crosslevel.utils.rng import seeded
 
 NEIGHBOURS = 6  # of which both of a pair have to name the other
 RARE = 0.999  # of random pairs, so many are farther apart than near-duplicates
@@ -93,7 +94,7 @@ def rare_cosine(unit: Float[Tensor, "N D"]) -> float:
     """The cosine that one in a thousand random pairs exceeds; at most 0.999."""
     if len(unit) < 3:
         return 0.999
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     i, j = torch.randint(len(unit), (2, PAIRS), generator=generator)
     cosines = torch.cat([(unit[a] * unit[b]).sum(1) for a, b in zip(i.split(8192), j.split(8192), strict=True)])
     others = cosines[i != j].sort().values
@@ -116,9 +117,7 @@ def _small(
     pictures: Pictures, rows: Int64[Tensor, " M"], progress: Callable[[int, int], None] | None
 ) -> tuple[UInt8[Tensor, "M 3 32 32"], Tensor]:
     """Pictures of one small size, and of which rows there are any; where there is none it is noise."""
-    small = torch.randint(
-        256, (len(rows), 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    small = torch.randint(256, (len(rows), 3, SIDE, SIDE), dtype=torch.uint8, generator=seeded(0))
     there = torch.zeros(len(rows), dtype=torch.bool)
     for i, row in enumerate(rows.tolist()):
         picture = pictures[row]

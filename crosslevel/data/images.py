@@ -1,4 +1,4 @@
-"""Where images come from: folders and lists of files."""
+"""What every source of images offers (`Images`), a selection of another source, and images that are in memory."""
 
 from __future__ import annotations
 
@@ -94,14 +94,12 @@ class ImageView(Images):
         self, images: Images, index: Int64[Tensor, " M"] | None = None, *, paths: Sequence[str] | None = None
     ) -> None:
         self.images, self.index = images, index
-        self.name, self.classes = images.name, images.classes
-        self.left_out, self.watch, self.reading = images.left_out, images.watch, images.reading
+        self.reading = images.reading
+        _carry(images, self, index)
         if index is None:
-            self.paths = images.paths if paths is None else paths
-            self.labels, self.tracks, self.blocks = images.labels, images.tracks, images.blocks
+            self.paths, self.blocks = images.paths if paths is None else paths, images.blocks
             return
         self.paths = taken(images.paths, index) if paths is None else paths
-        self.labels, self.tracks = (None if c is None else c[index] for c in (images.labels, images.tracks))
         self.blocks = None if images.blocks is None else _blocks_of(images.blocks, index)
 
     @property
@@ -117,6 +115,13 @@ class ImageView(Images):
     def content(self) -> Iterable[bytes | memoryview]:
         """The source's identity, and which of its images."""
         return [self.images.identity().encode(), b"" if self.index is None else self.index.numpy().tobytes()]
+
+
+def _carry(images: Images, to: Images, index: Int64[Tensor, " M"] | None = None) -> None:
+    """What is known of a source, for the images ``index`` of it or for all: all but their paths, blocks and reading."""
+    to.name, to.classes, to.left_out, to.watch = images.name, images.classes, images.left_out, images.watch
+    columns = (images.labels, images.tracks)
+    to.labels, to.tracks = (c if c is None or index is None else c[index] for c in columns)
 
 
 def _blocks_of(blocks: Sequence[range], index: Int64[Tensor, " M"]) -> list[range] | None:
@@ -147,8 +152,8 @@ class InMemoryImages(Images):
     @staticmethod
     def of(data: UInt8[Tensor, "N C S S"], images: Images) -> InMemoryImages:
         """``data`` in place of what ``images`` would read, with all that is known of these."""
-        made = InMemoryImages(data, images.paths, images.labels, images.classes, images.name)
-        made.tracks, made.left_out, made.watch = images.tracks, images.left_out, images.watch
+        made = InMemoryImages(data, images.paths, images.labels)
+        _carry(images, made)
         return made
 
     @property

@@ -1,4 +1,4 @@
-"""Images: where they come from, and how views of them are drawn."""
+"""From a source to its images: the one place that knows every kind of source."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from crosslevel.data.sources.video.frames import listed_videos, open_videos
 from crosslevel.data.subsets.select import unlabelled
 from crosslevel.data.subsets.suffixes import applied
 from crosslevel.data.uri import BY_LABEL, PICKS, TAR, Option, Source, is_remote, parse
-from crosslevel.utils.errors import SourceError, did_you_mean
+from crosslevel.utils.errors import SourceError, UserError, did_you_mean
 
 NAMED: dict[str, type[InMemoryImages]] = {
     "cifar10": Cifar10,
@@ -212,7 +212,7 @@ def _named(source: Source, data_root: str | None) -> Images:
         images = NAMED[name](**arguments)
     except SourceError:
         raise
-    except ValueError as error:
+    except UserError as error:
         raise SourceError(f"{source.text}: {error}") from error
     images.name = source.text
     return images

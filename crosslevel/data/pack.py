@@ -125,6 +125,7 @@ def _is_stored(stored: StoredFolder, about: dict[str, Any], crops: Crops | None,
     if former is None or not same or former.get("crops") != cut:
         return False
     say(console, f"{stored.address} is complete: {former['images']:,} images of {about['source']}, nothing has changed")
+    say(console, f"next: crosslevel train {shlex.quote(stored.address)}")
     return True
 
 
@@ -140,7 +141,7 @@ def _pack(
 ) -> None:
     """Write the pack into a folder that is this process's own, or find that it is complete."""
     folder, source, about, began = writer.folder, writer.source, writer.about, time.monotonic()
-    size = about["size"]
+    size, following = about["size"], f"next: crosslevel train {shlex.quote(str(folder))}"
     former, why = _former(folder)
     if former is not None and (former["identity"], former["size"]) != (about["identity"], size):
         why = _difference(former, size, crops, source)
@@ -152,6 +153,7 @@ def _pack(
         writer.tidy()
         writer.renew()
         say(console, f"{folder} is complete: {former['images']:,} images of {about['source']}, nothing has changed")
+        say(console, following)
         return
     say(console, _space(folder, source, size, writer.start()))
     if writer.done:
@@ -162,7 +164,7 @@ def _pack(
     say(console, f"{count:,} images in {folder}, {writer.bytes() / 1e9:.2f} GB, {len(source) / seconds:,.0f} images/s")
     if len(writer.bad):
         say(console, writer.bad.summary(len(source)))
-    say(console, f"next: crosslevel train {shlex.quote(str(folder))}")
+    say(console, following)
 
 
 def _write(writer: PackWriter, pieces: Iterator[Decoded], console: Console) -> None:

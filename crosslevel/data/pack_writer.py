@@ -16,11 +16,9 @@ from crosslevel.data.images import Images
 from crosslevel.data.index_cache import Paths, taken
 from crosslevel.data.sources.packed import ABOUT, INDEX, UNFINISHED, Decoded, check_of, read_about, shard_name
 from crosslevel.utils.errors import SourceError
-from crosslevel.utils.files import sweep, sync_folder, write, write_tensors
+from crosslevel.utils.files import BAD_FILES, sweep, sync_folder, write, write_tensors
 from crosslevel.utils.tensors import load_safetensors
 from crosslevel.utils.trees import json_tree
-
-BAD_FILES = "bad_files.txt"
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ class PackWriter:
         return count
 
     def renew(self) -> None:
-        """The same images may have other times now, or lie elsewhere: from now on, a change is one of these."""
+        """Store the source's present times and place, against which later changes are noticed."""
         table, about = load_safetensors(self.folder / INDEX)[0], read_about(self.folder / ABOUT)
         watched = _watched(self.source)
         if any(name not in table or not torch.equal(table[name], column) for name, column in watched.items()):

@@ -54,7 +54,7 @@ def subset(
         console.print(line, highlight=False, markup=False)
     use, where = parsed.with_list(str(file)).text, "" if data_root is None else f" --data-root {shlex.quote(data_root)}"
     where += "" if crops is None else f" {crops.options()}"
-    console.print(f"use it: crosslevel train {shlex.quote(use)}{where}", highlight=False, markup=False)
+    console.print(f"next: crosslevel train {shlex.quote(use)}{where}", highlight=False, markup=False)
     return file
 
 

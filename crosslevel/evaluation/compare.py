@@ -138,8 +138,8 @@ def _differing(named: Mapping[str, str]) -> dict[str, list[str]]:
     """The settings in which the runs differ, one value for each run; runs without a config.yaml have none."""
     flat = []
     for run in named.values():
-        config = (Path(run) if Path(run).is_dir() else Path(run).parent) / "config.yaml"
-        flat.append(_flat(Run(config.parent).settings()) if config.is_file() else {})
+        folder = Run(run if Path(run).is_dir() else Path(run).parent)
+        flat.append(_flat(folder.settings()) if folder.config.is_file() else {})
     if not all(flat):
         return {}
     names = list(dict.fromkeys(name for settings in flat for name in settings))

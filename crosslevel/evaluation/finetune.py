@@ -20,8 +20,9 @@ from crosslevel.evaluation.supervised import Progress, Training, diverged, train
 from crosslevel.features.extract import Runtime, extract
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.numerics import avoid_faults, glance, tell
+from crosslevel.models.schedules import SCHEDULES
 from crosslevel.utils.errors import UserError
-from crosslevel.utils.schedules import SCHEDULES
+from crosslevel.utils.rng import seeded
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def on_views(
 def new_classifier(features: int, classes: int, seed: int) -> nn.Linear:
     """MoCo's start: weights of deviation 0.01, bias 0 (He et al. 2020, the authors' code)."""
     classifier = nn.Linear(features, classes)
-    nn.init.normal_(classifier.weight, std=0.01, generator=torch.Generator().manual_seed(seed))
+    nn.init.normal_(classifier.weight, std=0.01, generator=seeded(seed))
     nn.init.zeros_(classifier.bias)
     return classifier
 
@@ -244,9 +245,7 @@ def few_labels(images: Images, config: Semi, seed: int) -> dict[str, Images]:
         parts = {f"labels of {Path(config.list_file).name}": listed(images, config.list_file)}
     else:
         parts = {
-            f"{100 * fraction:.10g} % of labels": labelled_share(
-                images.labels, fraction, torch.Generator().manual_seed(seed)
-            )
+            f"{100 * fraction:.10g} % of labels": labelled_share(images.labels, fraction, seeded(seed))
             for fraction in config.fractions
         }
     for name, index in parts.items():

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from crosslevel.data.subsets.select import of_each_class
+from crosslevel.models.schedules import SCHEDULES, half_cosine
 from crosslevel.utils.errors import UserError
-from crosslevel.utils.schedules import SCHEDULES, half_cosine
 
 MOMENTUM = 0.9
 

@@ -30,9 +30,9 @@ LEARNED = 100_000  # images to learn from, where none of them is decoded otherwi
 def warn(console: Console, subject: Subject) -> None:
     """Say in one line whether test images are copies or near-duplicates of training images.
 
-    By the small pictures that raw pixels were judged by, for which no image is decoded; where no protocol judged them,
-    by a pass over the images. Of more than `LOOKED_AT` test images, some at even steps are looked at, and for a pass of
-    the others at most `LEARNED`.
+    It compares the small pictures of the raw-pixel baseline, where a protocol made them, without decoding any image
+    again; else it reads the images. At most `LOOKED_AT` test images, evenly spaced, are compared, and where images are
+    read, at most `LEARNED` training images.
     """
     if console.quiet:
         return

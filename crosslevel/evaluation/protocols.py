@@ -28,6 +28,7 @@ from crosslevel.metrics.retrieval import mean_figures, ranked
 from crosslevel.metrics.shots import Shots, split_by_frequency
 from crosslevel.models.encoder import Encoder
 from crosslevel.utils.console import progress_bar
+from crosslevel.utils.rng import seeded
 
 PIXELS: Literal["pixels"] = "pixels"
 """The kind of features that are the pixels themselves, at `PIXEL_SIZE`."""
@@ -134,7 +135,7 @@ class Subject:
 
     def draws(self) -> torch.Generator:
         """A new generator from the seed."""
-        return torch.Generator().manual_seed(self.seed)
+        return seeded(self.seed)
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:

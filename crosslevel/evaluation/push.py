@@ -79,7 +79,7 @@ def push(
             Path(output).mkdir(parents=True, exist_ok=True)
             for file in sorted(folder.iterdir()):
                 shutil.copyfile(file, Path(output) / file.name)
-            say(console, f"written to {output}; nothing was sent")
+            say(console, f"written to {output}, nothing was sent; next: look at it, and then the same without --output")
             return output
         address = _sent(folder, repository, private, quiet)
     say(console, f'{address}; next: timm.create_model("hf-hub:{repository}", pretrained=True, num_classes=0)')

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from crosslevel.metrics.bootstrap import accuracy_intervals
 from crosslevel.metrics.shots import Shots, accuracies, split_by_frequency
+from crosslevel.utils.rng import seeded
 
 Intervals = dict[str, tuple[float, float]]
 
@@ -32,7 +33,7 @@ class Truth(NamedTuple):
     def judge(self, scores: Float[Tensor, "Q C"], chosen: dict[str, float] | None = None, seed: int = 0) -> Scores:
         """Accuracies of a classifier's scores, and their intervals by bootstrap over the test images."""
         scores = scores.cpu()
-        draws = torch.Generator().manual_seed(seed)
+        draws = seeded(seed)
         figures = accuracies(scores, self.test, self.counts, self.shots)
         return Scores(figures, accuracy_intervals(scores, self.test, self.shots, generator=draws), chosen)
 

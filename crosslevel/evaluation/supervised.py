@@ -19,10 +19,11 @@ from crosslevel.data.images import Images, InMemoryImages
 from crosslevel.data.loaders.batches import TrainBatches
 from crosslevel.features.extract import Runtime
 from crosslevel.models.encoder import Encoder
+from crosslevel.models.schedules import SCHEDULES
 from crosslevel.transforms.views import Views
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.files import LAST
 from crosslevel.utils.rng import generator
-from crosslevel.utils.schedules import SCHEDULES
 from crosslevel.utils.tensors import load_saved, write_saved
 
 SMALL = 64  # pixels: smaller images lose their object in crops of a twelfth
@@ -82,7 +83,7 @@ def train_classifier(
     )  # fmt: skip
     optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.9, weight_decay=config.weight_decay)
     base = [group["lr"] for group in optimizer.param_groups]
-    checkpoint = None if config.folder is None else config.folder / "last.ckpt"
+    checkpoint = None if config.folder is None else config.folder / LAST
     start = _resume(checkpoint, modules, optimizer)
     factor = SCHEDULES[config.schedule]
     for epoch in range(start, config.epochs):

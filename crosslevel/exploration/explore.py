@@ -21,6 +21,7 @@ from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.device import Device, choose
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.marks import verb
+from crosslevel.utils.rng import seeded
 
 
 @verb("export", "images", "lists", "port", "browser", "sample", "device")
@@ -67,10 +68,10 @@ def explore(
         with progress_bar(console) as bar:
             task = bar.add_task("writing pictures", total=len(collection.rows))
             page = export_page(collection, export, lambda done, of: bar.update(task, completed=done, total=of))
-        say(console, f"written: {page} and what it shows: open it in a browser, or copy the folder")
+        say(console, f"written: {page} and what it shows; next: open it in a browser, or copy the folder")
         return str(page)
     with Server(collection, Path(lists), port) as server:
-        say(console, f"look at {server.address} (Ctrl-C ends)", whole=True)
+        say(console, f"next: look at {server.address} (Ctrl-C ends)", whole=True)
         if browser and not _opened(server.address):
             say(console, "no browser could be started here: open the address yourself")
         console.file.flush()  # whoever reads along is to know the address now
@@ -88,7 +89,7 @@ def gather(
     opened, _ = open_collection(table, images, Runtime(choose(device, "fp32")), console, least=2)
     pictures, rows = Pictures(opened, images), torch.arange(opened.rows)
     if opened.rows > sample:
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         rows = torch.randperm(opened.rows, generator=generator)[:sample].sort().values
         say(console, f"{sample:,} of {opened.rows:,} images are shown: --sample says how many")
     with progress_bar(console) as bar:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crosslevel.exploration.collection import Collection
-from crosslevel.exploration.server import PAGE
+from crosslevel.exploration.server import PAGE, PARTS
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.files import write
 
@@ -37,5 +37,7 @@ def export_page(
         if point % 100 == 0:
             progress(point, len(collection.rows))
     write(home / "data.js", f"const DATA = {collection.data(served=False)};\n")
+    for name in PARTS:
+        write(home / name, PAGE.with_name(name).read_bytes())
     write(home / "index.html", PAGE.read_bytes())
     return home / "index.html"

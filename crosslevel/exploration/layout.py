@@ -10,6 +10,7 @@ from torch import Tensor
 from crosslevel import report
 from crosslevel.metrics.nearest import Neighbours
 from crosslevel.utils.errors import MissingExtra
+from crosslevel.utils.rng import seeded
 
 SMALL = 3000  # points that scikit-learn's t-SNE lays out in seconds; more need openTSNE, whose time grows with N alone
 ATTRACTED = 15  # nearest neighbours, each alike: as good as perplexities, and faster (Böhm, Berens and Kobak 2022)
@@ -52,7 +53,7 @@ def lay_out(
     attraction = affinity.Uniform(knn_index=known, k_neighbors=ATTRACTED, symmetrize="mean", n_jobs=jobs)
     start = report.project(unit, "pca").double()
     start = start / start[:, 0].std().clamp(min=1e-12) * 1e-4
-    start += 1e-6 * torch.randn(start.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    start += 1e-6 * torch.randn(start.shape, generator=seeded(seed), dtype=torch.float64)
     made = TSNEEmbedding(
         start.numpy(),
         attraction,

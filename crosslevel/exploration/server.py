@@ -20,8 +20,13 @@ from crosslevel.utils.errors import UserError
 from crosslevel.utils.files import write
 
 HOST, PICTURE = "127.0.0.1", 256  # pixels of a picture at most
-POLICY = "default-src 'self'; img-src 'self' data:; style-src 'unsafe-inline'; script-src 'self' 'unsafe-inline'"
+POLICY = "default-src 'self'; img-src 'self' data:"
 PAGE = Path(__file__).with_name("explore.html")
+PARTS = {
+    "explore.css": "text/css; charset=utf-8",
+    "explore.js": "text/javascript; charset=utf-8",
+}
+"""Beside the page, its style and its script."""
 MOST = 64 * 2**20  # bytes that a page may send
 _NAME = re.compile(r"[\w][\w. -]{0,99}")
 
@@ -99,6 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse()
         elif asked == "":
             self._answer(PAGE.read_bytes(), "text/html; charset=utf-8")
+        elif asked in PARTS:
+            self._answer(PAGE.with_name(asked).read_bytes(), PARTS[asked])
         elif asked == "data.js":
             self._answer(self.server.data, "text/javascript; charset=utf-8")
         elif (found := re.fullmatch(r"images/\d+/(\d{1,12})\.jpg", asked, re.ASCII)) is not None:

@@ -21,6 +21,8 @@ from crosslevel.models.named import home_of, is_by_name, open_encoder
 from crosslevel.utils.console import say
 from crosslevel.utils.device import Device, Precision
 from crosslevel.utils.errors import UserError, hidden
+from crosslevel.utils.files import CONFIG
+from crosslevel.utils.trees import regular, yaml_tree
 
 TABLE = "collection.parquet"  # in a run's folder
 PICTURES = 96  # pixels of its thumbnails
@@ -84,9 +86,10 @@ def _kept(encoder: str, images: str) -> Path:
 def _trained_on(home: Path) -> str:
     """The images that a run was trained on, by its settings."""
     try:
-        images = yaml.safe_load((home / "config.yaml").read_text(encoding="utf-8")).get("images")
-    except (OSError, yaml.YAMLError, AttributeError):
-        images = None
+        tree = yaml_tree(regular(home / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        tree = None
+    images = tree.get("images") if isinstance(tree, dict) else None
     if not isinstance(images, str):
         raise UserError(f"{home} does not say which images it was trained on: give --images, or a table in its place")
     return images

@@ -133,6 +133,7 @@ def embed(
     if not file.suffix:
         with folder_lock(file, "crosslevel embed"):
             _add(making, console)
+        say(console, f"next: {formats.READ[file.suffix].format(file=file)}")
         return file
     request = [images if crops is None else f"{images} {crops}", hardware.precision, *filter(None, [thumbnails])]
     fingerprint = _fingerprint(mark_of(run, encoder), " ".join(map(str, request)), source)
@@ -140,10 +141,8 @@ def embed(
     making = making._replace(task=task._replace(fingerprint=pieces.fingerprint))
     with folder_lock(pieces.folder, "crosslevel embed", keep=False):
         _write(making, pieces, runtime, console, rows or ROWS)
-    if file.suffix in (".lance", ".fiftyone"):
-        return file
-    verb = f"crosslevel evaluate {shlex.quote(str(run))} IMAGES --test IMAGES"
-    say(console, f"next: read it with pandas.read_parquet, or {verb}")
+    also = "" if file.suffix in (".lance", ".fiftyone") else f", or crosslevel evaluate {shlex.quote(str(run))} IMAGES"
+    say(console, f"next: {formats.READ[file.suffix].format(file=file)}{also and f'{also} --test IMAGES'}")
     return file
 
 

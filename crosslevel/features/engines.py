@@ -18,9 +18,10 @@ from crosslevel.data.subsets.select import take
 from crosslevel.features.extract import Features, Runtime, stream
 from crosslevel.features.parts import Done, Keys, Parts
 from crosslevel.features.pieces import Pieces
-from crosslevel.models.encoder import FILE, Encoder, load_encoder
+from crosslevel.models.encoder import Encoder, load_encoder
 from crosslevel.utils.device import Device, Hardware, Precision, choose
 from crosslevel.utils.errors import MachineError, UserError
+from crosslevel.utils.files import ENCODER
 
 ROWS = 2048  # images a piece: what a lost machine loses at most for each of its workers
 GPU_ROWS = 8192  # likewise on GPUs, where each piece starts processes that decode
@@ -84,7 +85,7 @@ class Sent(NamedTuple):
     def of(cls, encoder: Encoder) -> Sent:
         """One that is open here."""
         with tempfile.TemporaryDirectory() as folder:
-            file = encoder.save(Path(folder) / FILE)
+            file = encoder.save(Path(folder) / ENCODER)
             return cls(file.read_bytes(), load_encoder(file).identity())
 
     def open(self) -> Encoder:
@@ -95,7 +96,7 @@ class Sent(NamedTuple):
 
         """
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / FILE
+            file = Path(folder) / ENCODER
             file.write_bytes(self.file)
             encoder = load_encoder(file)
         if encoder.identity() != self.identity:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from crosslevel.models.copies import frozen
 from crosslevel.models.encoder import Encoder, View
 from crosslevel.utils.device import Hardware, choose
 from crosslevel.utils.errors import SourceError
+from crosslevel.utils.prefetch import ahead
 
 _PIECE = 64  # images a core encodes at a time: few enough that small ones stay in its cache
 
@@ -93,19 +93,10 @@ def _on_all_cores(encode: Callable[[Batch], Features], batches: Iterable[Batch])
     The threads of one operation wait for each other, and so for whatever else runs: here the decoder.
     """
     cores = torch.get_num_threads()
-    waiting: deque[Future[Features]] = deque()
-    with ThreadPoolExecutor(cores, "crosslevel-encode", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            for batch in batches:
-                waiting.append(pool.submit(encode, batch))
-                if len(waiting) > cores:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-            torch.set_num_threads(cores)  # what the pool's threads set is also what new threads start with
+    try:
+        yield from ahead(encode, batches, cores, cores, "crosslevel-encode", partial(torch.set_num_threads, 1))
+    finally:
+        torch.set_num_threads(cores)  # what the pool's threads set is also what new threads start with
 
 
 def extract(

@@ -24,6 +24,14 @@ from crosslevel.utils.files import replacing, write
 SUFFIXES = (".parquet", ".npy", ".lance", ".fiftyone")
 PICTURED = (".parquet", ".lance", ".fiftyone")
 """Of these, those that can have small pictures."""
+READ = {
+    "": "read the folder with pandas.read_parquet('{file}')",
+    ".parquet": "read it with pandas.read_parquet('{file}')",
+    ".npy": "read it with numpy.load('{file}')",
+    ".lance": "read it with lance.dataset('{file}').to_table()",
+    ".fiftyone": "fiftyone.Dataset.from_dir('{file}', dataset_type=fiftyone.types.FiftyOneDataset)",
+}
+"""What opens a table, by its ending."""
 
 REPEATED = ["label", "class"]  # columns with few different values; looking for some among features takes time
 _SAMPLES, _METADATA, _PICTURES = "samples.json", "metadata.json", "data"

@@ -35,11 +35,11 @@ class Piece(NamedTuple):
 
 
 class Pieces:
-    """Finished pieces of a table, in a folder beside it, until they are all there and joined.
+    """Finished pieces of a table, in a folder beside it, until all are there and joined.
 
-    Each piece holds what it is a piece of, and appears at once when it is whole, so that a kill at any moment loses at
-    most one. Nothing else says what is done, but for the mark that the table is in its place: it comes before the first
-    piece is removed and goes after the last, so that a table is never joined from what was left of them.
+    A piece says what table it is of, and is renamed into place when it is complete: a kill loses at most one. These
+    files are the only record of progress. When the table is in its place, a mark is written, then the pieces
+    are removed, then the mark: a table is never joined from what is left of its pieces.
     """
 
     def __init__(

@@ -40,6 +40,7 @@ from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.files import write
 from crosslevel.utils.marks import verb
+from crosslevel.utils.rng import seeded
 
 SHOWN_BROKEN = 20
 DUPLICATES, BESIDE = "duplicates.csv", "beside.csv"
@@ -94,7 +95,7 @@ def inspect(
     ready(engine, workers if run is None else None)
     console, written = printer(quiet), None if output is None else _file(Path(output))
     encoder = None if run is None else open_encoder(run)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     read = {"data_root": data_root, "crops": crops}
     own = _part(images if encoder is None else suited(images, encoder), read, sample, generator, engine)
     if encoder is not None:

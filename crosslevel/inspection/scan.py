@@ -28,6 +28,7 @@ from crosslevel.models.copies import frozen
 from crosslevel.models.encoder import Encoder
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
+from crosslevel.utils.rng import seeded
 
 ALIKE_IN_FEATURES = 0.1  # root mean square difference of near-duplicates where the run's features say so as well
 NEIGHBOURS = 6  # in features, of which both of a pair have to name the other
@@ -89,7 +90,7 @@ def calibrated(
         seed: of the crops.
 
     """
-    view, generator = encoder.view, torch.Generator().manual_seed(seed)
+    view, generator = encoder.view, seeded(seed)
     views = Views(
         "cifar", view.size, scale=(0.8, 1.0), flip=0.0, jitter=0.0, grayscale=0.0, mean=view.mean, std=view.std
     )
@@ -107,7 +108,7 @@ def run_features(
     """Features of the readable images, from the run's folder where they are kept, and the threshold for them."""
     readable = _Unlabelled(part, scanned.numbers)
     features = FeatureCache(home, runtime, bad).features("inspect", encoder, readable).features
-    some = sample(readable, CALIBRATED_ON, torch.Generator().manual_seed(seed))
+    some = sample(readable, CALIBRATED_ON, seeded(seed))
     images = pack(take(readable, some), encoder.view.size, bad=bad, workers=0).data
     return features, calibrated(encoder, images, features[some], runtime.hardware, seed)
 

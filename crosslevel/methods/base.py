@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,9 @@ class Method(nn.Module):
 
     per_image: ClassVar[bool] = False
     """Whether it keeps something for each image of the source: then a run cannot go on with other images."""
+
+    later: ClassVar[tuple[str, ...]] = ()
+    """Settings that may be left open, as None, until the numbers of images, steps and epochs are known."""
 
     schedule: Temperature | None = None
     """The temperature of its loss, where it may follow a schedule."""
@@ -129,6 +132,15 @@ class Method(nn.Module):
                 f"method.splits={self.splits} leaves some parts of the batch of {batch} images less than 2: lower "
                 "splits or raise batch_size"
             )
+
+    def open_settings(self) -> tuple[str, ...]:
+        """The names of settings that are still left open: see `complete`."""
+        return tuple(name for name in self.later if getattr(self, name) is None)
+
+    def complete(self, **values: Any) -> None:
+        """Take values of settings that were left open; before the first step."""
+        for name, value in values.items():
+            setattr(self, name, value)
 
     def piece_size(self, view: int) -> int | None:
         """Pixels of the pieces that the method cuts out of views of ``view`` pixels and encodes; None without any."""

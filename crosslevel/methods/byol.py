@@ -28,6 +28,7 @@ class BYOL(Method):
     """Each of two views predicts the other's target feature."""
 
     online = 2
+    later = ("momentum",)
 
     def __init__(
         self,

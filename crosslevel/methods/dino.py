@@ -35,6 +35,7 @@ class DINO(Method):
     """Every view of a student finds what the teacher makes of the two large ones."""
 
     online = 2
+    later = ("momentum", "teacher_warmup")
     sgd_rate: ClassVar[float] = 0.03
 
     centre: Tensor

@@ -10,7 +10,6 @@ features in a random order, are joined to one feature that has to find the same 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -18,21 +17,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.methods.base import Method, check_splits, encode_in_parts, feature_size, in_float32
-from crosslevel.methods.memory import KeyQueue, MomentumCopy
-from crosslevel.methods.moco import MOMENTUM, QUEUE, contrast, encode_keys
+from crosslevel.methods.base import check_splits, encode_in_parts, feature_size, in_float32
+from crosslevel.methods.moco import Queued
 from crosslevel.models.heads import Head, projection_head
-from crosslevel.models.temperature import Temperature
-from crosslevel.utils.distributed import drawn, gather
+from crosslevel.utils.distributed import drawn
 from crosslevel.utils.errors import UserError
 
 GRID = 3  # patches a side
 
 
-class InfoMin(Method):
+class InfoMin(Queued):
     """Query views and a jigsaw of another view against one key view and a queue of earlier keys."""
-
-    schedule: Temperature
 
     def __init__(
         self,
@@ -77,9 +72,7 @@ class InfoMin(Method):
         self.extra_views = 1 + self.plain_views
         if jigsaw:
             self.jigsaw_branch = JigsawHead(head, feature_size(encoder), out_features, hidden)
-        self.key = MomentumCopy(nn.Sequential(encoder, self.branch), MOMENTUM if momentum is None else momentum)
-        self.negatives = KeyQueue(QUEUE if queue is None else queue, out_features)
-        self._waiting: list[Tensor] = []
+        self._remember(encoder)
 
     def forward(
         self,
@@ -88,48 +81,20 @@ class InfoMin(Method):
         index: Int64[Tensor, " B"],
     ) -> Float[Tensor, ""]:
         """The loss of queries and jigsaw. The views: queries, the key, and the one that is cut into patches."""
-        positive = encode_keys(self.key, views[self.online], self.splits, self.shuffle)
+        positive = self.encode_key(views[self.online])
         self._waiting.append(positive)
         queries = [self.project(h) for h in features[: self.online]]
-        instance = torch.stack([self._contrast(query, positive) for query in queries]).mean()
+        instance = torch.stack([self.contrast(query, positive) for query in queries]).mean()
         if not self.jigsaw:
             return instance
         h = encode_in_parts(lambda part: self.encoder(patches(part)), views[self.online + 1], self.splits)
         with torch.autocast(h.device.type, enabled=False):
             joined = in_float32(self.jigsaw_branch, h)
-        return (1 - self.jigsaw) * instance + self.jigsaw * self._contrast(joined, positive)
+        return (1 - self.jigsaw) * instance + self.jigsaw * self.contrast(joined, positive)
 
     def piece_size(self, view: int) -> int | None:
         """The patches' size; None without a jigsaw."""
         return patch_size(view) if self.jigsaw else None
-
-    def _contrast(self, query: Float[Tensor, "B d"], key: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
-        return contrast(query, key, self.negatives, self.schedule.value)
-
-    def check(self, batch: int, devices: int, images: int | None = None) -> None:
-        """The queue takes a whole step's keys at once."""
-        super().check(batch, devices, images)
-        # Of a collection of few batches, what is not in this one is enough.
-        if self.queue is not None and self.queue < min(batch * devices, (images or math.inf) - batch * devices):
-            raise UserError(
-                f"method.queue={self.queue} is smaller than the batch of {batch * devices}: raise the queue"
-            )
-
-    def early_rise(self, batch: int, steps: int) -> str:
-        """While the queue fills."""
-        return self.negatives.early_rise(batch)
-
-    def set_queue(self, size: int) -> None:
-        """Begin anew with a queue of ``size`` keys; before the first step."""
-        self.queue, self.negatives = size, KeyQueue(size, self.out_features)
-
-    def after_step(self, progress: float | Tensor = 0.0) -> None:
-        """Enqueue this step's keys, of all ranks, and move the key network."""
-        for keys in self._waiting:
-            self.negatives.enqueue(gather(keys))
-        self._waiting.clear()
-        self.key.momentum = MOMENTUM if self.momentum is None else self.momentum
-        self.key.update(nn.ModuleList([self.encoder, self.branch]))
 
 
 class JigsawHead(nn.Module):

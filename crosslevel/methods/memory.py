@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from crosslevel.models.schedules import half_cosine
 from crosslevel.utils.distributed import add, broadcast, gather, local, rank, world_size
 from crosslevel.utils.errors import UserError
-from crosslevel.utils.schedules import half_cosine
 
 
 class InstanceBank(nn.Module):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +29,63 @@ from crosslevel.utils.errors import UserError
 MOMENTUM, QUEUE = 0.999, 4096
 
 
-class MoCo(Method):
+class Queued(Method):
+    """What MoCo and InfoMin have in common: keys by a moving average of the network, and a queue of earlier ones."""
+
+    schedule: Temperature
+    later = ("momentum", "queue")
+    queue: int | None
+    momentum: float | None
+    shuffle: bool
+
+    def _remember(self, encoder: nn.Module) -> None:
+        """Make the key network and the queue, once all else is made."""
+        self.key = MomentumCopy(
+            nn.Sequential(encoder, self.branch), MOMENTUM if self.momentum is None else self.momentum
+        )
+        self.negatives = KeyQueue(QUEUE if self.queue is None else self.queue, self.out_features)
+        self._waiting: list[Tensor] = []
+
+    def complete(self, **values: Any) -> None:
+        """The same; another size of the queue begins it anew."""
+        super().complete(**values)
+        if "queue" in values:
+            self.negatives = KeyQueue(values["queue"], self.out_features)
+
+    def check(self, batch: int, devices: int, images: int | None = None) -> None:
+        """The queue takes a whole step's keys at once."""
+        super().check(batch, devices, images)
+        # Of a collection of few batches, what is not in this one is enough.
+        if self.queue is not None and self.queue < min(batch * devices, (images or math.inf) - batch * devices):
+            raise UserError(
+                f"method.queue={self.queue} is smaller than the batch of {batch * devices}: raise the queue"
+            )
+
+    def encode_key(self, view: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B d"]:
+        """The momentum network's unit features."""
+        return encode_keys(self.key, view, self.splits, self.shuffle)
+
+    def contrast(self, query: Float[Tensor, "B d"], key: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
+        """Eq. 1 with the queue's keys as negatives, at the temperature of now."""
+        return contrast(query, key, self.negatives, self.schedule.value)
+
+    def early_rise(self, batch: int, steps: int) -> str:
+        """While the queue fills."""
+        return self.negatives.early_rise(batch)
+
+    def after_step(self, progress: float | Tensor = 0.0) -> None:
+        """Enqueue this step's keys, of all ranks, and move the key network."""
+        for keys in self._waiting:
+            self.negatives.enqueue(gather(keys))
+        self._waiting.clear()
+        self.key.momentum = MOMENTUM if self.momentum is None else self.momentum
+        self.key.update(nn.ModuleList([self.encoder, self.branch]))
+
+
+class MoCo(Queued):
     """One or more query views against one key view and a queue of earlier keys."""
 
     extra_views = 1
-    schedule: Temperature
 
     def __init__(
         self,
@@ -70,9 +123,7 @@ class MoCo(Method):
         self.momentum, self.queue, self.online = momentum, queue, online
         check_splits(splits)
         self.shuffle, self.splits = shuffle, splits
-        self.key = MomentumCopy(nn.Sequential(encoder, self.branch), MOMENTUM if momentum is None else momentum)
-        self.negatives = KeyQueue(QUEUE if queue is None else queue, out_features)
-        self._waiting: list[Tensor] = []
+        self._remember(encoder)
 
     def forward(
         self,
@@ -83,39 +134,7 @@ class MoCo(Method):
         """The mean loss of the query views."""
         positive = self.encode_key(views[self.online])
         self._waiting.append(positive)
-        losses = [
-            contrast(self.project(h), positive, self.negatives, self.schedule.value) for h in features[: self.online]
-        ]
-        return torch.stack(losses).mean()
-
-    def check(self, batch: int, devices: int, images: int | None = None) -> None:
-        """The queue takes a whole step's keys at once."""
-        super().check(batch, devices, images)
-        # Of a collection of few batches, what is not in this one is enough.
-        if self.queue is not None and self.queue < min(batch * devices, (images or math.inf) - batch * devices):
-            raise UserError(
-                f"method.queue={self.queue} is smaller than the batch of {batch * devices}: raise the queue"
-            )
-
-    def encode_key(self, view: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B d"]:
-        """The momentum network's unit features."""
-        return encode_keys(self.key, view, self.splits, self.shuffle)
-
-    def early_rise(self, batch: int, steps: int) -> str:
-        """While the queue fills."""
-        return self.negatives.early_rise(batch)
-
-    def set_queue(self, size: int) -> None:
-        """Begin anew with a queue of ``size`` keys; before the first step."""
-        self.queue, self.negatives = size, KeyQueue(size, self.out_features)
-
-    def after_step(self, progress: float | Tensor = 0.0) -> None:
-        """Enqueue this step's keys, of all ranks, and move the key network."""
-        for keys in self._waiting:
-            self.negatives.enqueue(gather(keys))
-        self._waiting.clear()
-        self.key.momentum = MOMENTUM if self.momentum is None else self.momentum
-        self.key.update(nn.ModuleList([self.encoder, self.branch]))
+        return torch.stack([self.contrast(self.project(h), positive) for h in features[: self.online]]).mean()
 
 
 @torch.no_grad()

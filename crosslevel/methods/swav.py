@@ -14,6 +14,7 @@ follow a power law, k^-prior. Small crops predict the assignments of both large 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,7 @@ class SwAV(Method):
     """Views predict each other's assignment to prototypes, whose shares are given."""
 
     online = 2
+    later = ("queue", "queue_start")
     schedule: Temperature
 
     shares: Tensor
@@ -99,15 +101,18 @@ class SwAV(Method):
         shares = torch.arange(1, prototypes + 1, dtype=torch.float64) ** -prior
         self.register_buffer("shares", (shares / shares.sum()).float(), persistent=False)
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
-        self.set_queue(QUEUE if queue is None else queue)
-        self.queue = queue
+        self._begin_queue(QUEUE if queue is None else queue)
         self.moving: float | Tensor = 1.0
         self.queue_counts: float | Tensor = 1.0
         self._waiting: list[list[Tensor]] = []
 
-    def set_queue(self, size: int) -> None:
-        """Begin anew with queues of ``size`` features; before the first step."""
-        self.queue = size
+    def complete(self, **values: Any) -> None:
+        """The same; another size of the queues begins them anew."""
+        super().complete(**values)
+        if "queue" in values:
+            self._begin_queue(values["queue"])
+
+    def _begin_queue(self, size: int) -> None:
         self.earlier = nn.ModuleList([KeyQueue(size, self.out_features) for _ in range(2 if size else 0)])
 
     def begin_step(self, epoch: float | Tensor = 0.0) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from crosslevel.cld.grouping import spherical_kmeans
 from crosslevel.metrics.spectrum import alpha_req, effective_rank, lidar, rankme
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.rng import seeded
 
 CLUSTERS = (8, 16, 32, 64, 128)
 NAMES = (
@@ -64,7 +65,7 @@ def scores(
     for name, other in (("group_a", group_a), ("instance_a", instance_a)):
         if other is not None and len(other) != len(a):
             raise UserError(f"{name}: {len(other)} features of {len(a)} images: give one of each")
-    draws = generator or torch.Generator().manual_seed(0)
+    draws = generator or seeded(0)
     figures = retrieval(a, b, tracks)
     sets = clusterings(a, clusters, draws), clusterings(b, clusters, draws)
     figures |= partitions(*sets)
@@ -94,9 +95,9 @@ SPREAD = 0.4
 def combine(mrr: float, rank: float, features: int) -> float:
     """Ours: mrr · ((rank - 1) / (features - 1))^0.4, in [0, 1]; 0 where no view is found, or all features are alike.
 
-    Retrieval alone is the same for features in few directions and in many, and of two such the latter have more to
-    tell classes by; directions alone are most in noise. Groups do not count: features that tell instances apart and
-    have no groups at all score higher than those with clear ones.
+    Retrieval alone does not distinguish features of few directions from those of many, which separate more classes;
+    the number of directions alone is highest for noise. Groups do not count: features that tell instances apart but
+    form no groups would score higher than those with clear groups.
 
     Args:
         mrr: mean reciprocal rank (`retrieval`), in [0, 1].

@@ -17,6 +17,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.rng import seeded
 
 DIMENSIONS = 16
 FITTED = 10_000  # tracks
@@ -180,7 +181,7 @@ def _leading(points: Float[Tensor, "T d"]) -> Float[Tensor, "T p"]:
 
 def _dense(points: Float[Tensor, "T p"], most: int, seed: int) -> Int64[Tensor, " T"] | None:
     """The dense region of each point, or of its nearest neighbour in one; None where there are too few, or none."""
-    some = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:FITTED]
+    some = torch.randperm(len(points), generator=seeded(seed))[:FITTED]
     if len(some) < 2 * SMALLEST:
         return None
     seen = points[some].numpy()
@@ -199,7 +200,7 @@ def _mixture(points: Float[Tensor, "T p"], most: int, seed: int) -> Int64[Tensor
     """The component of each point; of many points, some are fitted."""
     if len(points) == 1:
         return torch.zeros(1, dtype=torch.long)  # scikit-learn refuses it
-    some = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:FITTED]
+    some = torch.randperm(len(points), generator=seeded(seed))[:FITTED]
     mixture = BayesianGaussianMixture(
         n_components=most, covariance_type="spherical", weight_concentration_prior=0.1, max_iter=100, random_state=seed
     )
@@ -211,7 +212,7 @@ def _mixture(points: Float[Tensor, "T p"], most: int, seed: int) -> Int64[Tensor
 
 
 def _silhouette(points: Float[Tensor, "T p"], assignment: Int64[Tensor, " T"], seed: int) -> float:
-    some = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:COMPARED]
+    some = torch.randperm(len(points), generator=seeded(seed))[:COMPARED]
     groups = len(assignment[some].unique())
     if not 2 <= groups < len(some):
         return 0.0

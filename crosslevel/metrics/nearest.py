@@ -97,15 +97,21 @@ def mutual_pairs(
     many: int = MANY,
     cells: Cells = USUAL,
 ) -> Int64[Tensor, "P 2"]:
-    """Pairs (i, j), i < j, with a cosine of at least ``threshold``, each among the other's k nearest, far from others.
+    """Pairs (i, j), i < j, of features that are much nearer to each other than to the rest.
 
-    That both have to name each other keeps a dense crowd of different images from hanging together by one of them; so
-    does that a pair is at most half as far apart as the neighbours of rank 17 to 32 of each are. Among fewer than 8
-    nothing is known of such a crowd. ``known``: each feature's nearest ones among them, `CROWD` + 1 or all, where they
-    have been found already.
+    A pair has a cosine of at least ``threshold``; each is among the other's ``k`` nearest; and their distance is at
+    most half of that to the neighbours of rank 17 to 32 of either. So one image does not link a dense crowd of
+    different ones. Of fewer than 8 features the last condition is left out.
 
-    Among more than ``many`` features, neighbours are looked for in the ``cells`` around each (`neighbours`), in time
-    that grows far slower than the square of their number; a pair as close as this is in one cell or in two that touch.
+    Args:
+        features: of the images.
+        threshold: the least cosine of a pair.
+        k: neighbours that are looked at.
+        known: each feature's nearest ones with their similarities, `CROWD` + 1 or all, where they were computed before.
+        many: features above which neighbours are searched in ``cells`` alone (`neighbours`), which takes far less than
+            quadratic time.
+        cells: how features are divided for that search.
+
     """
     count = len(features)
     rank = min(CROWD, (count - 1) // 3) if count >= 8 else 0
@@ -197,11 +203,11 @@ def rounded_bank(keys: Float[Tensor, "N d"], lengths: Float[Tensor, " N"], tile_
 def least_rounded(
     kth: Float[Tensor, " B"], queries: Float[Tensor, "B d"], rounded: Float[Tensor, "B d"], error: float
 ) -> Float[Tensor, " B"]:
-    """What the rounded similarity of one of the k nearest keys is at least, if the k-th largest one is ``kth``.
+    """A lower bound of the rounded similarity of every true one of the k nearest keys; ``kth`` is the k-th largest.
 
-    |q m - q' m'| <= |q - q'| |m| + |q'| |m - m'| for rounded q' and m' (Cauchy-Schwarz), besides what summing d
-    products in float32 and rounding the result loses. The k keys that are ahead lie at most so far below ``kth``, and
-    one of the nearest was lowered at most so far again.
+    For rounded q' and m', |q m - q' m'| <= |q - q'| |m| + |q'| |m - m'| (Cauchy-Schwarz); summing d products in float32
+    and rounding the result add their own errors. The bound counts this twice: the k-th largest may be too high by
+    it, and a true neighbour too low.
     """
     away = (queries - rounded.float()).norm(dim=1)
     product = away + (1 + away) * error + queries.shape[1] * 2**-23

@@ -44,7 +44,9 @@ def create(name: str, options: Mapping[str, Any], **more: Any) -> nn.Module:
         model: nn.Module = _without(name, options, pooled, **more)
     except TypeError as error:
         raise UserError(f"encoder.name={name} does not take {' or '.join(options)}: leave it out") from error
-    except AssertionError as error:
+    except (AssertionError, ValueError) as error:
+        if more and isinstance(error, ValueError):
+            raise  # of the weights: whoever gave them says which
         listed = ", ".join(f"{key} {value}" for key, value in options.items())
         raise UserError(f"encoder.name={name} does not take {listed}: {error}") from error
     return model
@@ -62,7 +64,7 @@ def create_narrow(name: str, options: Mapping[str, Any], width: float, zero_init
 
 
 def _without(name: str, options: Mapping[str, Any], pooled: Mapping[str, Any], **more: Any) -> Any:
-    """The model; of ``pooled`` only ViTs know anything."""
+    """The timm model without a classifier; ``pooled`` are arguments that only ViTs take, left out for others."""
     try:
         return timm.create_model(name, num_classes=0, **options, **pooled, **more)
     except TypeError:

@@ -18,8 +18,10 @@ from crosslevel.models.start.pretrained import build, checked, find, is_named, k
 from crosslevel.models.start.trained import merged, restrict, still
 from crosslevel.models.start.weights import load_weights
 from crosslevel.utils.errors import NotThere, UserError
-from crosslevel.utils.files import write_tensors
+from crosslevel.utils.files import ENCODER, write_tensors
+from crosslevel.utils.rng import seeded
 from crosslevel.utils.tensors import load_safetensors
+from crosslevel.utils.trees import json_tree
 
 STRUCTURE = ("small_images", "width", "zero_init_last", "image_size", "pool", "channels")
 """What a network is built by, besides its name and further sizes; `Encoder` keeps each under this name."""
@@ -28,7 +30,6 @@ LEAST_PRETRAINED = 112  # pixels: in smaller views weights that were learned at 
 COLOURS = 3  # channels, where nothing else is said
 DROP_PATH = 0.1
 SMALL = 64  # pixels: up to this size a ResNet's usual stem would throw most of the image away
-FILE = "encoder.safetensors"
 
 
 class View(NamedTuple):
@@ -246,8 +247,8 @@ class Encoder(nn.Module):
 
         """
         if hasattr(self.backbone, "set_input_size"):
+            resized: Any = self.backbone.set_input_size
             try:
-                resized: Any = self.backbone.set_input_size
                 resized(img_size=size)
             except (AssertionError, ValueError) as error:
                 raise UserError(f"{self.name} takes no images of {size} pixels: {error}") from error
@@ -270,7 +271,7 @@ class Encoder(nn.Module):
             raise UserError(f"encoder.small_images fits ResNets with a one-convolution stem, not {self.name}")
         small = nn.utils.skip_init(nn.Conv2d, stem.in_channels, stem.out_channels, 3, padding=1, bias=False)
         # From a generator of its own, the stem starts alike whether it is asked for or chosen later.
-        draws = torch.Generator().manual_seed(torch.initial_seed())
+        draws = seeded(torch.initial_seed())
         nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu", generator=draws)
         self.backbone.add_module("conv1", small)
         self.backbone.add_module("maxpool", nn.Identity())
@@ -297,15 +298,18 @@ def load_encoder(path: str | Path) -> Encoder:
         ValueError: the file was not written by `Encoder.save`, or is damaged.
 
     """
-    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    file = Path(path) / ENCODER if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise NotThere(f"{path} has no {FILE}: give the folder of a run that `crosslevel train` finished")
+        raise NotThere(f"{path} has no {ENCODER}: give the folder of a run that `crosslevel train` finished")
     weights, about = load_safetensors(file)
     built = about.get("crosslevel")
     if built is None:
         raise UserError(f"{file} does not say how to build its network: it was not written by Crosslevel")
     try:
-        settings = json.loads(built)
+        settings = json_tree(built)
+    except ValueError as error:
+        raise UserError(f"{file} says how to build another network than it holds: {error}") from error
+    try:
         view, licence, reads = settings.pop("view"), str(settings.pop("licence", "")), settings.pop("reads", {})
         if unknown := settings.keys() - {"name", *STRUCTURE, "arguments"}:
             raise KeyError(min(unknown))
@@ -317,7 +321,7 @@ def load_encoder(path: str | Path) -> Encoder:
         encoder.reads = {str(name): str(value) for name, value in reads.items()}
         if encoder.view.channels != (encoder.channels or COLOURS):
             raise UserError(f"a view of {encoder.view.channels} channels")
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+    except (UserError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{file} says how to build another network than it holds: {error}") from error
     return encoder.eval()
 

@@ -16,11 +16,12 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from crosslevel.models.encoder import FILE, Encoder, load_encoder
-from crosslevel.utils.console import printer
+from crosslevel.models.encoder import Encoder, load_encoder
+from crosslevel.utils.console import printer, say
 from crosslevel.utils.errors import MissingExtra, NotThere, UserError
-from crosslevel.utils.files import replacing
+from crosslevel.utils.files import ENCODER, replacing
 from crosslevel.utils.marks import verb
+from crosslevel.utils.rng import seeded
 from crosslevel.utils.tensors import save_to
 
 Format = Literal["torchvision", "timm", "detectron2", "onnx"]
@@ -72,7 +73,7 @@ def export(
     file = Path(output) if output else beside / f"encoder-{format}{endings[0]}"
     if file.suffix not in endings:
         raise UserError(f"--output {file}: a file for {format} ends in {' or '.join(endings)}")
-    if file.resolve() == (beside / FILE).resolve():
+    if file.resolve() == (beside / ENCODER).resolve():
         raise UserError(f"--output {file} is the encoder itself: give another name")
     if not file.parent.is_dir():
         raise NotThere(f"--output {file}: there is no folder {file.parent}")
@@ -80,8 +81,8 @@ def export(
     with replacing(file) as stream:
         description = write(encoder, stream, file, normalize, seed)
     console = printer(quiet)
-    console.print(f"{encoder.name}, {encoder.num_features} features: {file}", highlight=False, markup=False)
-    console.print(description, highlight=False, markup=False)
+    say(console, f"{encoder.name}, {encoder.num_features} features: {file}")
+    say(console, f"next: {description}")
     return file
 
 
@@ -248,14 +249,15 @@ def _write_onnx(encoder: Encoder, stream: BinaryIO, file: Path, normalize: bool,
     difference = _difference(runtime, network, path, (encoder.view.channels, size, size), seed)
     if not difference <= TOLERANCE:
         raise UserError(f"{file}: its features differ from the encoder's by {difference:.1e}: it is not kept")
-    return f"{says['input']}; features differ from the encoder's by at most {difference:.1e}"
+    ends = f"features differ from the encoder's by at most {difference:.1e}"
+    return f"onnxruntime.InferenceSession(file).run(None, {{'images': ...}}); {says['input']}; {ends}"
 
 
 @torch.no_grad()
 def _difference(runtime: Any, network: nn.Module, file: Path, shape: tuple[int, ...], seed: int) -> float:
     """The largest difference on random images, in batches of two sizes."""
     session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    generator, apart = torch.Generator().manual_seed(seed), []
+    generator, apart = seeded(seed), []
     for count in (1, 5):
         images = torch.rand(count, *shape, generator=generator)
         if not isinstance(network, _Normalized):

@@ -7,9 +7,10 @@ import os
 import re
 from pathlib import Path
 
-from crosslevel.models.encoder import FILE, Encoder, load_encoder
+from crosslevel.models.encoder import Encoder, load_encoder
 from crosslevel.models.start.pretrained import CONFIG, FOLDER, TIMM, is_named
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.files import ENCODER
 
 
 def open_encoder(run: str | os.PathLike[str]) -> Encoder:
@@ -41,7 +42,7 @@ def is_by_name(run: str | os.PathLike[str]) -> bool:
     """Whether ``run`` names weights that were not trained here."""
     text = os.fspath(run)
     folder = Path(text.partition(",")[0])
-    return is_named(text) or ((folder / CONFIG).is_file() and not (folder / FILE).exists())
+    return is_named(text) or ((folder / CONFIG).is_file() and not (folder / ENCODER).exists())
 
 
 def home_of(run: str | os.PathLike[str]) -> Path | None:
@@ -60,7 +61,7 @@ def mark_of(run: str | os.PathLike[str], encoder: Encoder) -> str:
     """A mark that changes when the encoder does; for a run it follows from the file's state, without reading it."""
     if is_by_name(run):
         return hashlib.sha256(encoder.identity().encode()).hexdigest()
-    weights = Path(run) / FILE if Path(run).is_dir() else Path(run)
+    weights = Path(run) / ENCODER if Path(run).is_dir() else Path(run)
     return f"{weights.stat().st_mtime_ns} {weights.stat().st_size}"
 
 

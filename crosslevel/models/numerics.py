@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from crosslevel.utils.console import say
 from crosslevel.utils.device import Hardware
+from crosslevel.utils.rng import seeded
 
 LIMIT = 0.05
 """The largest error of a tensor, relative to its norm: rounding to bfloat16 makes 0.003, what is wrong 0.03 to inf."""
@@ -140,7 +141,7 @@ def _numbers(layer: nn.Module, shape: tuple[int, ...], channels_last: bool) -> T
     if isinstance(layer, nn.Conv2d):
         rows = max(2 * weight.shape[-2], int(2 * _WORK / (weight.numel() * shape[2])))
         shape = (shape[0], min(shape[1], rows), shape[2])
-    x = torch.randn(images, *shape, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(images, *shape, generator=seeded(0))
     return x.contiguous(memory_format=torch.channels_last) if channels_last else x
 
 
@@ -164,7 +165,7 @@ def _results(layer: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
     wanted, plain = {"input gradient": x, **trained}, type(layer).forward
     with torch.enable_grad():
         out = plain(layer, x)
-        upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+        upstream = torch.randn(out.shape, generator=seeded(1)).to(out.dtype)
         gradients = torch.autograd.grad(out, list(wanted.values()), upstream)
     return [("output", out.detach()), *zip(wanted, gradients, strict=True)]
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from crosslevel.models.schedules import half_cosine
 from crosslevel.utils.errors import UserError
-from crosslevel.utils.schedules import half_cosine
 
 
 class Temperature:

@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate
 
 from crosslevel.report.page import Block
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.rng import seeded
 from crosslevel.utils.tensors import as_rgb
 
 # These two keep a page of usual content under 5 MB.
@@ -185,7 +186,7 @@ def montage(place: Float[Tensor, "N 2"], tiles: UInt8[Tensor, "N 3 h w"]) -> UIn
     free = torch.ones(len(tiles), dtype=torch.bool)
     canvas = torch.zeros(4, _MONTAGE, _MONTAGE, dtype=torch.uint8)
     # In random order, as images often come sorted by class and the first class would take the crowded places.
-    for i in torch.randperm(len(tiles), generator=torch.Generator().manual_seed(0)).tolist():
+    for i in torch.randperm(len(tiles), generator=seeded(0)).tolist():
         if free[i]:
             x, y = corners[i].tolist()
             window = canvas[:, y : y + tiles.shape[2], x : x + tiles.shape[3]]

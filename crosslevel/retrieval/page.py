@@ -91,7 +91,7 @@ def write_results(
     subtitle = f"{table.rows:,} images in {table.file.name} · {time.strftime('%Y-%m-%d')}"
     page = report.page(file.with_suffix(".html"), "Similar images", blocks, subtitle, verdict if first else "")
     lost = f"{missing:,} pictures were not found: give --images, or embed with --thumbnails 96" if missing else ""
-    return [line for line in (f"written: {file}, {page}", lost) if line]
+    return [line for line in (f"written: {file}, {page}", lost, f"next: look at {page}") if line]
 
 
 def _own(table: FeatureTable, name: str, pictures: Pictures) -> UInt8[Tensor, "3 H W"] | None:

@@ -111,6 +111,8 @@ def search(
         pictures = Pictures(searched, images)
         for line in write_results(written, searched, results, asked.pictures, pictures):
             say(console, line)
+    else:
+        say(console, "next: the same with -o FOLDER, for a page of the pictures")
     return results
 
 

@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from crosslevel.data.uri import is_remote
 from crosslevel.settings import signature, trust, weights
 from crosslevel.settings.kinds import is_list, read
@@ -253,16 +251,18 @@ def config_of(run: str) -> str:
         UserError: there is no run.
 
     """
+    from crosslevel.utils.files import CONFIG  # noqa: PLC0415 - it needs torch
+
     folder = Path(run)
     if is_remote(run):
         from crosslevel.data.sources.containers.folders import StoredFolder  # noqa: PLC0415
 
         stored = StoredFolder(run, "settings")
-        stored.fetch(lambda name: name == "config.yaml")
+        stored.fetch(lambda name: name == CONFIG)
         folder = stored.folder
-    config = folder / "config.yaml"
+    config = folder / CONFIG
     if not config.is_file():
-        raise UserError(f"--resume {run}: there is no run here (it has no config.yaml)")
+        raise UserError(f"--resume {run}: there is no run here (it has no {CONFIG})")
     return str(config)
 
 
@@ -277,6 +277,8 @@ def _literals(call: ast.Call | None) -> dict[str, Any]:
 
 def _flag(text: str) -> Any:
     """What stands after an option that may stand alone: true, false, or settings as YAML."""
+    import yaml  # noqa: PLC0415
+
     try:
         value = yaml_tree(text)
     except yaml.YAMLError:
@@ -291,6 +293,8 @@ def loaded(file: str, where: str) -> dict[str, Any]:
         UserError: it cannot be read, or holds none.
 
     """
+    import yaml  # noqa: PLC0415
+
     try:
         tree = yaml_tree(regular(file).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, ValueError) as error:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from crosslevel.utils.errors import UserError, near_hint
 from crosslevel.utils.trees import yaml_tree
 
@@ -142,6 +140,8 @@ def _many(member: Many, value: Any, where: str) -> tuple[bool, Any]:
 def _loaded(value: Any) -> Any:
     if not isinstance(value, str):
         return value
+    import yaml  # noqa: PLC0415
+
     try:
         return yaml_tree(value.replace("(", "[").replace(")", "]") if value[:1] == "(" else value)
     except yaml.YAMLError:

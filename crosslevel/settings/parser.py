@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-import yaml
-
 from crosslevel.data.uri import read_as
 from crosslevel.settings import help as texts
 from crosslevel.settings import trust
@@ -26,7 +24,7 @@ from crosslevel.settings.signature import Group
 from crosslevel.settings.stores import at_hand
 from crosslevel.settings.weights import RUNS, by_name
 from crosslevel.utils.errors import CrosslevelError, Interrupted, NotFinite, UserError, near_hint, printable
-from crosslevel.utils.processes import Stopped, raising_stopped
+from crosslevel.utils.processes import Stopped, output_is_broken, raising_stopped
 
 SOFTWARE = 70  # sysexits.h: the program's own fault
 REFUSED = 2
@@ -55,7 +53,7 @@ class _Note(argparse.Action):
 
 
 class _NoteFlag(argparse.Action):
-    """The same for an option that may stand alone; a word behind it that is no value of it stands alone as well."""
+    """The same for an option whose value may be left out; a word after it that is no value is a positional argument."""
 
     def __call__(self, parser: Any, line: Any, text: Any, option: str | None = None) -> None:
         if text is not None and text.lower() not in TRUE + FALSE + NOTHING and text[:1] != "{":
@@ -192,7 +190,8 @@ def _place(command: Command, line: Line, told: Settings) -> None:
         elif option.name not in told.tree:
             raise UserError(f"{option.name.upper()} is missing: {option.help.partition(';')[0] or 'give it'}")
     if left:
-        raise UserError(f"{left[0]!r} is one too many: what is it?")
+        last = next((o.name.upper() for o in reversed(command.positional)), f"crosslevel {command.name}")
+        raise UserError(f"there is no argument after {last}: {left[0]!r} is one too many")
     if encoder is not None:
         other = next((told.tree[name] for name in RUNS if told.tree.get(name) is not None), None)
         if "run" not in command.names or told.tree.get("run") is not None:
@@ -211,6 +210,8 @@ def prepared(command: Command, arguments: Sequence[str]) -> dict[str, Any] | Non
         return None
     settings = settings_of(command, line)
     if line.print_config:
+        import yaml  # noqa: PLC0415
+
         print(yaml.safe_dump(plain(settings), sort_keys=False, allow_unicode=True), end="")
         return None
     return settings
@@ -271,6 +272,8 @@ def _told(prog: str) -> Iterator[None]:
         _end(f"{prog}: {_one_line(error)}", 1 if isinstance(error, NotFinite) else REFUSED)
     except OSError as error:  # the machine's, not this program's: a full disk, a lost network, a folder without access
         _raise_if_asked()
+        if isinstance(error, BrokenPipeError) and output_is_broken():
+            raise
         hint = _HINTS.get(error.errno or 0, "")
         _end(f"{prog}: {_one_line(error)}{hint and f': {hint}'}", REFUSED)
     except Exception as error:

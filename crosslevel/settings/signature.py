@@ -232,10 +232,10 @@ def _argument(own: Scope, name: str, annotation: ast.expr | None, default: ast.e
 
 
 def _part(own: Scope, annotation: ast.expr | None) -> tuple[tuple[Scope, ast.AST], int | None] | None:
-    """The class of a part, and how many arguments it gets besides its settings.
+    """The class of a part, and how many arguments its factory takes; None if the annotation is no part.
 
-    A part is annotated with its class, or with what makes it, ``Callable[[int], Class]``: then it is handed over as
-    that, and None stands in place of a number for what is made at once.
+    A part is annotated with its class, and then has None in place of the number, or with a factory such as
+    ``Callable[[int], Class]``.
     """
     if isinstance(annotation, ast.BinOp):
         return _part(own, annotation.left) or _part(own, annotation.right)

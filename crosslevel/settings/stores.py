@@ -35,9 +35,10 @@ def at_hand(verb: str, settings: MutableMapping[str, Any]) -> Iterator[None]:
                 "store when it is done"
             )
         from crosslevel.data.sources.containers.folders import StoredFolder  # noqa: PLC0415
+        from crosslevel.utils.files import CHECKPOINTS, TENSORBOARD  # noqa: PLC0415
 
         stored = StoredFolder(value, "read")
-        stored.fetch(lambda file: not file.startswith(("checkpoints/", "tensorboard/")))
+        stored.fetch(lambda file: not file.startswith((f"{CHECKPOINTS}/", f"{TENSORBOARD}/")))
         settings[name] = str(stored.folder)
     yield
     if stored is not None:

@@ -175,7 +175,7 @@ def batches_of(
     """
     if track_positives and source.tracks is None:
         raise UserError(
-            f"track_positives={track_positives}: {source.name} has no tracks: films, turntable and @repeat have some, "
+            f"track_positives={track_positives}: {source.name} has no tracks: videos, turntable and @repeat have some, "
             "and @bursts or @bursts=duplicates.csv makes some of folders or of what crosslevel inspect found"
         )
     if isinstance(source, ImageStream):

@@ -139,7 +139,7 @@ def prepare(
     feed = _feed(data, made.encoder, made.views, watch, runtime.seed, console)
     data = replace(data, hold_out=0 if feed.held is None else len(feed.held))
     parts = assemble(made, makers.method, feed.known, makers.share_hidden, makers.gh)
-    plan = settle(parts, steps, feed, _batches(feed, parts.views, data, runtime), runtime)
+    plan = settle(parts, steps, feed, _batches(feed, parts.views, data, runtime), runtime, data.epoch_size)
     monitor_every = figures_every(plan.optimization.epochs, logging.monitor_every)
     logging = replace(logging, monitor=logging.monitor or usual_monitor(feed.source), monitor_every=monitor_every)
     start = copy.deepcopy(parts.encoder).eval() if parts.encoder.started and watch is None else None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
@@ -18,7 +18,7 @@ from crosslevel.data.duplicates.descriptor import SIDE
 from crosslevel.data.images import Images, InMemoryImages
 from crosslevel.data.loaders.batches import pack
 from crosslevel.data.subsets.select import sample, stretches, take
-from crosslevel.features.extract import extract
+from crosslevel.features.extract import Features, extract
 from crosslevel.methods import Method
 from crosslevel.metrics import label_free
 from crosslevel.metrics.knn import neighbours, weighted_knn
@@ -29,6 +29,7 @@ from crosslevel.runs import Unreadable
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import SourceError, UserError
+from crosslevel.utils.rng import seeded
 from crosslevel.utils.tensors import as_rgb
 
 Which = Literal["knn", "label_free", "both"]
@@ -87,7 +88,7 @@ def label_free_monitor(
     ``instance_rank`` and ``group_rank`` are the effective ranks of ``method``'s and ``cld``'s features.
     """
     size = encoder.view.size
-    draws = torch.Generator().manual_seed(seed)
+    draws = seeded(seed)
     chosen = sample(source, min(PROBED, PIXELS // size**2), draws)
     try:
         part = pack(take(source, chosen), size, bad=BadFiles())
@@ -116,7 +117,7 @@ def scored(
     """
     network = frozen(encoder).to(hardware.device)
     views = Views("cifar", encoder.view.size, mean=encoder.view.mean, std=encoder.view.std).to(hardware.device)
-    draws = torch.Generator().manual_seed(seed)
+    draws = seeded(seed)
     seen: list[list[Tensor]] = [[], []]
     for part in images.data.split(256):
         for features, view in zip(seen, views(part.to(hardware.device), draws), strict=True):
@@ -127,7 +128,7 @@ def scored(
         return {}
     own = [] if method is None else [_projected(method, h) for h in (a, b)]
     found = {"instance_rank": effective_rank(own[0])} if own else {}
-    clusters = torch.Generator().manual_seed(seed)
+    clusters = seeded(seed)
     if cld is None:
         return found | label_free.scores(a, b, tracks=tracks, generator=clusters)
     instance_a, instance_b = own or (None, None)
@@ -139,7 +140,7 @@ def scored(
 
 
 def told_apart(images: InMemoryImages) -> Int64[Tensor, " N"]:
-    """The tracks, or sets of near-duplicates where none are known; cut up where one has over half of the images."""
+    """The images' tracks, or sets of near-duplicates if they have none; cut if one has over half of the images."""
     known = near_tracks(images) if images.tracks is None else images.tracks
     largest = int(known.unique(return_counts=True)[1].max())
     return known if 2 * largest <= len(images) else stretches(known, len(images) // PIECES)
@@ -161,31 +162,54 @@ def knn_monitor(encoder: Encoder, source: Images, hardware: Hardware, seed: int)
     """KNN accuracy of 1,000 images among 5,000 others, no track on both sides, and their rank; None if not."""
     if source.labels is None or len(source) < 20:
         return None
-    queries, others = held_apart(source, seed)
-    if not len(queries):
+    split = labelled_split(source, seed)
+    if split is None:
         return None
-    part, classes = take(source, torch.cat([queries, others])), int(source.labels.max()) + 1
 
     def measure() -> dict[str, float]:
-        found = extract(encoder, part, hardware=hardware)
-        asked = found.places < len(queries)
-        votes = weighted_knn(
-            found.features[~asked],
-            found.labels[~asked],
-            found.features[asked],
-            classes,
-            k=neighbours(len(part)),
-        )
-        accuracy = 100 * float((votes.argmax(1) == found.labels[asked]).float().mean())
+        found = extract(encoder, split.part, hardware=hardware)
+        accuracy = 100 * float(split.right(found).float().mean())
         finite = bool(found.features.isfinite().all())
         return {"knn": accuracy, **({"effective_rank": effective_rank(found.features[:2000])} if finite else {})}
 
     return measure
 
 
+class LabelledSplit(NamedTuple):
+    """Some images of a labelled source: ``part`` has first the ``queries`` and then ``others``, which vote for them."""
+
+    part: Images
+    queries: int
+    others: int
+    classes: int
+
+    def right(self, found: Features) -> Bool[Tensor, " Q"]:
+        """Which queries' labels kNN finds by these features of ``part``."""
+        asked = found.places < self.queries
+        votes = weighted_knn(
+            found.features[~asked], found.labels[~asked], found.features[asked], self.classes,
+            k=neighbours(len(self.part)),
+        )  # fmt: skip
+        return votes.argmax(1) == found.labels[asked]
+
+
+def labelled_split(source: Images, seed: int) -> LabelledSplit | None:
+    """Up to 1,000 images of a source with labels, and 5,000 others, no track on both sides; None where there are none.
+
+    Without labels there are none, nor where the images are of too few tracks.
+    """
+    if source.labels is None:
+        return None
+    queries, others = held_apart(source, seed)
+    if not len(queries):
+        return None
+    part = take(source, torch.cat([queries, others]))
+    return LabelledSplit(part, len(queries), len(others), int(source.labels.max()) + 1)
+
+
 def held_apart(images: Images, seed: int) -> tuple[Int64[Tensor, " Q"], Int64[Tensor, " M"]]:
     """Some images of every sixth track, and some of the others: at most 1,000 and 5,000."""
-    draws = torch.Generator().manual_seed(seed)
+    draws = seeded(seed)
     tracks = torch.arange(len(images)) if images.tracks is None else images.tracks
     names, owner = tracks.unique(return_inverse=True)
     place = torch.randperm(len(names), generator=draws)[owner]

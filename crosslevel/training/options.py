@@ -41,7 +41,6 @@ class Optimization:
 
     epochs: float | None
     minutes: float | None
-    epoch_size: int | None
     batch_size: int | None
     optimizer: Optimizer | None
     lr: float | None
@@ -60,10 +59,10 @@ class Runtime:
     world: World
     sync_batchnorm: bool
     seed: int
-    compile: Compile = "auto"
-    strategy: Strategy = "ddp"
-    launcher: Launcher = "local"
-    max_failures: int = 3
+    compile: Compile
+    strategy: Strategy
+    launcher: Launcher
+    max_failures: int
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -57,7 +58,12 @@ class Plan(NamedTuple):
 
 
 def settle(
-    parts: Parts, wanted: Optimization, feed: Feed, batches_of_size: Callable[[int], Batches], runtime: Runtime
+    parts: Parts,
+    wanted: Optimization,
+    feed: Feed,
+    batches_of_size: Callable[[int], Batches],
+    runtime: Runtime,
+    epoch_size: int | None = None,
 ) -> Plan:
     """Choose what was left open, by what is known before the training; check that everything fits.
 
@@ -67,6 +73,7 @@ def settle(
         feed: the images.
         batches_of_size: makes the batches, for so many images on each device.
         runtime: where it runs.
+        epoch_size: images that count as an epoch of a stream.
 
     Raises:
         ValueError: settings that do not fit each other.
@@ -74,7 +81,7 @@ def settle(
     """
     rules, devices = Chosen(), runtime.world.size
     rules.made += feed.choices
-    images = feed.known or wanted.epoch_size or 0
+    images = feed.known or epoch_size or 0
     views_open, epochs = not parts.views.chosen, wanted.epochs
     if views_open:
         _crops(parts, rules)
@@ -93,7 +100,8 @@ def settle(
     size = rules(wanted.batch_size, defaults.batch_size(images, epochs, devices, runtime.hardware.device.type))
     batches = batches_of_size(size)
     steps, batch = max(1, round(epochs * len(batches))), batches.batch_size * devices
-    _complete(parts, rules, feed.known, steps, batch)
+    by_steps = {"momentum": lambda: defaults.momentum(steps), "queue": lambda: defaults.queue(feed.known, batch)}
+    _complete(parts, rules, by_steps)
     _time(parts, rules, epochs)
     parts.check(batches.batch_size, devices, feed.known)
     if parts.cld is not None:
@@ -120,7 +128,7 @@ def _flips(parts: Parts, rules: Chosen, epochs: float) -> None:
 
 
 def _rates(parts: Parts, wanted: Optimization, rules: Chosen, epochs: float, size: int, batch: int) -> Resolved:
-    """The optimizer and its rates; what is 1, or as ever, is not told."""
+    """The optimizer and its rates; a choice that is the usual one (SGD, a rate of 1) is not listed."""
     started, modern = parts.encoder.started, is_modern(parts.encoder.architecture)
     told = rules if modern else Chosen()
     optimizer = told(wanted.optimizer, defaults.optimizer(modern))
@@ -137,15 +145,12 @@ def _rates(parts: Parts, wanted: Optimization, rules: Chosen, epochs: float, siz
     return Resolved(epochs, size, optimizer, lr, decay, warmup, share, by_layer)
 
 
-def _complete(parts: Parts, rules: Chosen, images: int | None, steps: int, batch: int) -> None:
-    """What a method leaves open until the number of steps is known; the settings have it too."""
-    method: Any = parts.method
-    arguments = parts.settings["method"]["init_args"]
-    if arguments.get("momentum", 0) is None:
-        arguments["momentum"] = method.momentum = rules(None, defaults.momentum(steps))
-    if arguments.get("queue", 0) is None:
-        arguments["queue"] = rules(None, defaults.queue(images, batch))
-        method.set_queue(arguments["queue"])
+def _complete(parts: Parts, rules: Chosen, choices: Mapping[str, Callable[[], defaults.Choice]]) -> None:
+    """What a method leaves open until these numbers are known; the settings have it too."""
+    for name, choice in choices.items():
+        if name in parts.method.open_settings():
+            value = parts.settings["method"]["init_args"][name] = rules(None, choice())
+            parts.method.complete(**{name: value})
 
 
 def _time(parts: Parts, rules: Chosen, epochs: float) -> None:
@@ -160,11 +165,8 @@ def _time(parts: Parts, rules: Chosen, epochs: float) -> None:
             choice = defaults.temperature_period(epochs)
             schedule.period = rules(None, choice._replace(setting=f"{name}.{choice.setting}"))
             arguments["temperature_period"] = schedule.period
-    method, arguments = parts.method, parts.settings["method"]["init_args"]
-    for name, rule in (("queue_start", defaults.queue_start), ("teacher_warmup", defaults.teacher_warmup)):
-        if arguments.get(name, 0) is None:
-            arguments[name] = rules(None, rule(epochs))
-            setattr(method, name, arguments[name])
+    by_epochs = {"queue_start": defaults.queue_start, "teacher_warmup": defaults.teacher_warmup}
+    _complete(parts, rules, {name: partial(rule, epochs) for name, rule in by_epochs.items()})
     for choice in () if parts.gh is None else defaults.harmonization(epochs):
         name = choice.setting.removeprefix("gh.")
         if getattr(parts.gh, name) is None:

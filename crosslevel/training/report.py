@@ -24,6 +24,7 @@ from crosslevel.runs import Run
 from crosslevel.training.inputs import LOOKED_AT, counted
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import SourceError
+from crosslevel.utils.rng import seeded
 
 SHOWN = 1500  # images on the map: t-SNE of them takes seconds
 BATCH = 256  # images that CLD's groups are shown for, as in training
@@ -116,7 +117,7 @@ def feature_blocks(
     encoder: Encoder, cld: CrossLevel | None, images: Images, hardware: Hardware, seed: int = 0
 ) -> list[report.Block]:
     """Groups, neighbours and map of a random sample of ``images``."""
-    draws = torch.Generator().manual_seed(seed)
+    draws = seeded(seed)
     chosen = sample(images, SHOWN, draws)
     shown = pack(take(images, chosen), encoder.view.size, bad=BadFiles())
     features = extract(encoder, shown, hardware=hardware).features

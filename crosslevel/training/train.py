@@ -140,7 +140,7 @@ def train(
         memory: gigabytes that decoded images may take; more are decoded anew in each epoch.
         order: shuffled, or natural: batches are runs of consecutive images, as a camera delivers them.
         track_positives: probability that the second view of an image is drawn from another image of its track
-            (Pantazis et al. 2021); films, turntable and @repeat have tracks, @bursts makes some of folders or of a
+            (Pantazis et al. 2021); videos, turntable and @repeat have tracks, @bursts makes some of folders or of a
             duplicates.csv.
         hold_out: images that are not trained on, to judge the features by at the end; unless given, a twentieth, at
             most 500, of 1,000 images or more without labels, else none. Tracks stay together.
@@ -189,19 +189,27 @@ def train(
         if run is None and resume is None:
             raise UserError("--launcher ray: give the run a name that all machines know: --run runs/NAME")
         return by_ray(Request(resume or run or "", devices, nodes, device), max_failures, printer(quiet))
-    data = Data(parse(images), data_root, crops, epoch_size, order, track_positives, hold_out, memory, workers)
+    data = Data(
+        images=parse(images), data_root=data_root, crops=crops, epoch_size=epoch_size, order=order,
+        track_positives=track_positives, hold_out=hold_out, memory=memory, workers=workers,
+    )  # fmt: skip
     steps = Optimization(
-        epochs, minutes, epoch_size, batch_size, optimizer, lr, weight_decay, warmup_epochs, encoder_rate, layer_decay,
+        epochs=epochs, minutes=minutes, batch_size=batch_size, optimizer=optimizer, lr=lr, weight_decay=weight_decay,
+        warmup_epochs=warmup_epochs, encoder_rate=encoder_rate, layer_decay=layer_decay,
     )  # fmt: skip
     ranks, told = world(devices, nodes), Loggers(named(logger), loggers)
     resume = restarted(run, resume, ranks)
     runtime = Runtime(
-        device, choose(device, precision), ranks, sync_batchnorm, seed, compile, strategy, launcher, max_failures,
+        device=device, hardware=choose(device, precision), world=ranks, sync_batchnorm=sync_batchnorm, seed=seed,
+        compile=compile, strategy=strategy, launcher=launcher, max_failures=max_failures,
     )  # fmt: skip
-    logging = Logging(log_every, monitor, monitor_every, checkpoint_minutes, report_html, stop_fall, logger)
+    logging = Logging(
+        log_every=log_every, monitor=monitor, monitor_every=monitor_every, checkpoint_minutes=checkpoint_minutes,
+        report_html=report_html, stop_fall=stop_fall, logger=logger,
+    )  # fmt: skip
     if strategy == "fsdp" and ranks.nodes > 1 and is_remote(resume or run or ""):
         raise UserError("--strategy fsdp on several machines: give --run a folder on a disk that they share")
-    makers = Makers(encoder, cld, views, method, gh, share_hidden)
+    makers = Makers(encoder=encoder, cld=cld, views=views, method=method, gh=gh, share_hidden=share_hidden)
     job = prepare(data, steps, runtime, logging, makers, watch, printer(quiet), resume is not None)
     with claimed(run, job.name, resume, runtime.world.rank) as folder:
         unreadable = _begin(job, folder)

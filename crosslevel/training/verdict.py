@@ -14,14 +14,14 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
 from crosslevel.data.loaders.batches import pack
 from crosslevel.data.subsets.select import sample, take
-from crosslevel.features.extract import Features, extract, pixels
-from crosslevel.metrics.knn import neighbours, weighted_knn
+from crosslevel.features.extract import extract, pixels
 from crosslevel.metrics.label_free import retrieval_ranks
 from crosslevel.models.copies import frozen, untrained
 from crosslevel.models.encoder import Encoder
-from crosslevel.training.monitor import PIXELS, PROBED, held_apart, told_apart
+from crosslevel.training.monitor import PIXELS, PROBED, labelled_split, told_apart
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
+from crosslevel.utils.rng import seeded
 
 LEAST = 40  # images: fewer tell nothing
 
@@ -91,11 +91,20 @@ def verdict(
     held: Images | None = None,
     start: Encoder | None = None,
 ) -> Verdict | None:
-    """By the source's labels, where it has some, else by which image's other view is nearest; None of too few images.
+    """Compare the features: kNN by the source's labels, or else whether an image's other view is its nearest.
 
-    Images that were ``held`` out decide that; where there are none, some of those that were trained on, which an
-    untrained network and raw pixels have no use of, and the line says so. Of labels none was seen in training.
-    ``start``: the encoder as the training found it.
+    Args:
+        encoder: the trained one.
+        source: the images that were trained on; their labels were not.
+        hardware: where it runs.
+        seed: of the untrained network, and of which images are judged.
+        held: images that were held out, which are judged where there are no labels; unless given, some of those that
+            were trained on are, and the line says so.
+        start: the encoder as the training found it.
+
+    Returns:
+        None for too few images.
+
     """
     if len(source) < LEAST:
         return None
@@ -106,22 +115,13 @@ def verdict(
 
 def _by_labels(encoders: list[Encoder], source: Images, hardware: Hardware, seed: int) -> Verdict | None:
     """KNN of up to 1,000 images among 5,000 others, no track on both sides."""
-    queries, others = held_apart(source, seed)
-    if source.labels is None or not len(queries) or len(others) < LEAST // 2:
+    split = labelled_split(source, seed)
+    if split is None or split.others < LEAST // 2:
         return None
-    part, classes = take(source, torch.cat([queries, others])), int(source.labels.max()) + 1
-
-    def right(found: Features) -> Tensor:
-        asked = found.places < len(queries)
-        votes = weighted_knn(
-            found.features[~asked], found.labels[~asked], found.features[asked], classes, k=neighbours(len(part))
-        )
-        return votes.argmax(1) == found.labels[asked]
-
-    found = [right(extract(encoder, part, hardware=hardware)) for encoder in encoders]
+    found = [split.right(extract(encoder, split.part, hardware=hardware)) for encoder in encoders]
     return Verdict(
-        found[0], right(pixels(part, encoders[0].view.size)), found[1],
-        f"kNN accuracy by the labels of {len(queries):,} images", *found[2:],
+        found[0], split.right(pixels(split.part, encoders[0].view.size)), found[1],
+        f"kNN accuracy by the labels of {split.queries:,} images", *found[2:],
     )  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def _by_views(encoders: list[Encoder], source: Images, hardware: Hardware, seed:
     """Of up to 2,000 images, whose one view has the other for its nearest neighbour."""
     view = encoders[0].view
     size = view.size
-    chosen = sample(source, min(PROBED, PIXELS // size**2), torch.Generator().manual_seed(seed))
+    chosen = sample(source, min(PROBED, PIXELS // size**2), seeded(seed))
     part = pack(take(source, chosen), size, bad=BadFiles())
     if len(part) < LEAST:
         return None
@@ -138,7 +138,7 @@ def _by_views(encoders: list[Encoder], source: Images, hardware: Hardware, seed:
     views = Views("cifar", size, mean=view.mean, std=view.std).to(hardware.device)
 
     def right(network: Callable[[Tensor], Tensor]) -> Tensor:
-        draws, seen = torch.Generator().manual_seed(seed), []
+        draws, seen = seeded(seed), []
         for some in part.data.split(256):
             shown = views(some.to(hardware.device), draws)
             with hardware.autocast():

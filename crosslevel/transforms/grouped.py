@@ -23,8 +23,8 @@ _CHUNK = 2**19
 class Part:
     """Images of a batch with their parameters, those with colour jitter first.
 
-    Of these, the later hue comes among the four colour operations, the earlier the image: ``later[r]`` are the images
-    whose hue comes after ``r`` of the others or more, so that ``later[0]`` are all with jitter. ``index`` are the
+    Among the jittered images, those that change hue last come first: ``later[r]`` is how many of them apply at least
+    ``r`` other colour operations before hue, so that ``later[0]`` is the number of jittered images. ``index`` are the
     images' places in the batch; ``operations`` (RandAugment's), ``grayscale``, ``blur``, ``solarize`` and ``erase`` are
     places in the part.
     """

@@ -64,11 +64,11 @@ class Effort:
 class Plan:
     """What all workers of a study agree on, and where they work.
 
-    ``start`` are the first trials' parameters; the first of them are the settings as the user gave them if
-    ``as_given``, and as near to them as the ranges allow if not. ``finalists``: how many of the best trials are trained
-    once more, out of the budget, and the settings as given besides. ``warmup``: epochs in which nothing counts as
-    collapsed: in a short training even a network that will be good sees little at first. ``images``: how many there
-    are; ``bad``: what of them cannot be read, as far as known.
+    - ``start``: the parameters of the first trials. The very first are the user's settings if ``as_given``, else the
+      nearest to them that the ranges allow.
+    - ``finalists``: how many of the best trials are trained once more, beside the settings as given; the budget pays.
+    - ``warmup``: the first epochs, in which no trial counts as collapsed: features of low rank are usual there.
+    - ``images``: how many there are; ``bad``: those that could not be read so far.
     """
 
     folder: Path

@@ -19,14 +19,13 @@ from rich.table import Table
 from crosslevel import report
 from crosslevel.data.uri import parse
 from crosslevel.report import Block, Cell, cell
-from crosslevel.runs import BAD_FILES
 from crosslevel.settings import describe as trees
 from crosslevel.tuning import finals
 from crosslevel.tuning import search_space as ranges
 from crosslevel.tuning.plan import Plan
 from crosslevel.tuning.trials import cost, outcome, spent
 from crosslevel.utils.errors import UserError
-from crosslevel.utils.files import write
+from crosslevel.utils.files import BAD_FILES, CONFIG, REPORT, write
 from crosslevel.utils.trees import yaml_tree
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 
-BEST, TABLE, PAGE = "config.yaml", "trials.csv", "report.html"
+BEST, TABLE, PAGE = CONFIG, "trials.csv", REPORT
 FIGURES = {"top1": "retrieval", "mrr": "MRR", "nmi": "NMI", "ami": "AMI", "effective_rank": "rank"}
 NOTE = (
     "The combined score is how surely an image's other view is found among all held-out images (mean reciprocal rank), "

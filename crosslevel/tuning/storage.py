@@ -98,10 +98,6 @@ def opened(plan: Plan, tries: int = 8) -> optuna.Study:
             if attempt == tries - 1:
                 raise UserError(f"{address(plan)}: the study cannot be opened: {_reason(plan, error)}") from error
             time.sleep(plan.pause * (attempt + 1))
-        except ValueError as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"--storage ***@{address(plan)}: is no address ({_reason(plan, error)})") from None
         except ModuleNotFoundError as error:
             raise MissingExtra(f"{error.name} is missing: pip install 'crosslevel[tune]'") from error
     raise AssertionError("unreachable")
@@ -112,9 +108,12 @@ def _made(plan: Plan) -> optuna.Study:
     if plan.storage == url(None, plan.folder):
         _make_whole(plan.folder / FILE)
     options = _engine() if plan.storage.startswith("sqlite") else {"pool_pre_ping": True}
+    try:
+        storage = optuna.storages.RDBStorage(plan.storage, engine_kwargs=options)
+    except ValueError as error:  # of a port that is no number
+        raise UserError(f"--storage ***@{address(plan)}: is no address ({_reason(plan, error)})") from None
     study = optuna.create_study(
-        storage=optuna.storages.RDBStorage(plan.storage, engine_kwargs=options),
-        study_name=name, direction="maximize", load_if_exists=True,
+        storage=storage, study_name=name, direction="maximize", load_if_exists=True,
         sampler=Fresh(plan), pruner=pruner(plan.epochs, plan.pruning),
     )  # fmt: skip
     before = study.user_attrs.get("agreed")
@@ -146,9 +145,10 @@ def _refuse_foreign(study: optuna.Study, plan: Plan) -> None:
 
 
 def _make_whole(file: Path) -> None:
-    """A file with all its tables, or none: made at once they are not, and what lacks an index takes a study twice.
+    """Create the database with all its tables and indexes under another name, and rename it when it is complete.
 
-    The caller holds the folder's lock.
+    A killed process would else leave one without an index, which accepts a study twice. The caller holds the folder's
+    lock.
     """
     for left in file.parent.glob(f".{file.name}.*.part*"):
         left.unlink()

@@ -33,6 +33,7 @@ from crosslevel.training.monitor import PIECES, scored, told_apart
 from crosslevel.training.train import train
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import NotFinite, SourceError
+from crosslevel.utils.rng import seeded
 
 DIVERGED = 3
 """Exit status of a training whose loss or features are no longer numbers."""
@@ -138,8 +139,8 @@ def failure_of(status: int, log: Path) -> Failed:
 def divided(source: Images, seed: int) -> tuple[Images, Images]:
     """The images to train on and those to hold out, whole tracks at a time; neither has labels.
 
-    Where that holds out fewer than 3 tracks or many more images than wanted, as of a few films, long tracks are cut
-    into stretches, which are the tracks of what is held out. What is trained on then begins where a stretch ends.
+    If that would hold out fewer than 3 tracks or far too many images, as of a few videos, tracks are first cut into
+    stretches, and whole stretches are held out.
 
     Raises:
         SourceError: there are too few images.
@@ -163,7 +164,7 @@ def divided(source: Images, seed: int) -> tuple[Images, Images]:
 
 def _drawn(owner: Tensor, wanted: int, seed: int) -> tuple[Tensor, int]:
     """The images in an order that keeps tracks together, and how many of the first are held out."""
-    place = torch.randperm(int(owner.max()) + 1, generator=torch.Generator().manual_seed(seed))[owner]
+    place = torch.randperm(int(owner.max()) + 1, generator=seeded(seed))[owner]
     order = place.argsort(stable=True)
     # The track that the last of them is of comes whole, or not at all.
     last = place[order[wanted - 1]]

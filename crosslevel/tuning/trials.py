@@ -17,9 +17,9 @@ def outcome(trial: FrozenTrial) -> str:
 
 
 def cost(trial: FrozenTrial, epochs: int) -> float:
-    """The share of a full training that a trial took; of one that runs, a whole one.
+    """The share of a full training that a trial took; 1 for one that runs.
 
-    Nothing for one that was cut off: it is tried again, and that costs. An epoch in which a training diverged counts.
+    0 for one that was killed, since its second try counts. The epoch in which a training diverged counts too.
     """
     if outcome(trial) in ("waiting", "killed"):
         return 0.0

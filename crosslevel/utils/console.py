@@ -13,7 +13,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from crosslevel.utils.errors import printable
-from crosslevel.utils.processes import is_first
+from crosslevel.utils.processes import BROKEN_PIPE, is_first
 
 
 class Terminal(Console):
@@ -27,6 +27,18 @@ class Terminal(Console):
     def __init__(self, quiet: bool = False, **options: Any) -> None:
         usual = {"soft_wrap": True, "quiet": quiet, "markup": False, "emoji": False, "force_jupyter": False}
         super().__init__(**(usual | options))
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads what is printed any more: end as other commands do.
+
+        Raises:
+            SystemExit: in any case.
+
+        """
+        try:
+            super().on_broken_pipe()
+        except SystemExit as end:
+            raise SystemExit(BROKEN_PIPE) from end
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Text before it is measured."""

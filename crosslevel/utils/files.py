@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all: after a kill, an error, a full disk.
+"""The names of a run's files, and files that are whole or not there at all: after a kill, an error, a full disk.
 
 What is written appears under its name only when all of it is on disk. Until then it lies beside it under a name of its
 own, ``.NAME.xxxxxxxx.part`` with eight random digits, which is locked while its writer lives: what a killed one left is
@@ -23,6 +23,13 @@ from torch import Tensor
 
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.locks import hold
+
+CONFIG, METRICS, REPORT = "config.yaml", "metrics.csv", "report.html"
+CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"  # folders
+LAST, PREVIOUS, BEST, KEPT = "last.ckpt", "previous.ckpt", "best.ckpt", "kept.safetensors"
+ENCODER, INSTANCE, GROUP = "encoder.safetensors", "instance.safetensors", "cld.safetensors"
+IMAGES, SUBSET, BAD_FILES = "images.json", "subset.txt", "bad_files.txt"
+WARNINGS, LOGGERS = "warnings.txt", "loggers.json"
 
 CHECKSUM = "crosslevel.crc32"  # its name among the metadata of a safetensors file
 _UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)
@@ -95,9 +102,10 @@ def _packed(header: Mapping[str, Any]) -> bytes:
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove what killed writers of ``name`` left in ``folder``; without a name, all that any writer left there.
+    """Remove what killed writers of ``name`` left in ``folder``; without a name, what any writer left there.
 
-    That is for a folder that is all ours: what former versions, and safetensors, left has no name of its own.
+    Give no name for a folder that only Crosslevel writes to: that removes temporary files of former versions and of
+    safetensors too, whose names do not say what they were for.
     """
     try:
         entries = os.listdir(folder)

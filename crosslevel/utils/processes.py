@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import sys
 import threading
@@ -20,6 +21,9 @@ ENDING = tuple(
     if (number := getattr(signal, name, None)) is not None
 )
 """Ctrl-C, `kill`, systemd and Kubernetes (TERM), a closed terminal (HUP), SLURM's --signal (USR1, USR2)."""
+
+
+BROKEN_PIPE = 141  # the status that shells give to what SIGPIPE ended
 
 
 def local_rank() -> int:
@@ -235,17 +239,48 @@ def without_main() -> Iterator[None]:
         main.update(kept)
 
 
+@contextmanager
+def unread() -> Iterator[None]:
+    """End quietly, with a shell's status for it, once nobody reads what is printed any more, as after ``| head``.
+
+    Raises:
+        SystemExit: nobody does.
+
+    """
+    try:
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not output_is_broken():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        sys.exit(BROKEN_PIPE)
+
+
+def output_is_broken() -> bool:
+    """Whether what is printed goes into a pipe that nobody reads any more."""
+    try:
+        asked = select.poll()
+        asked.register(sys.stdout.fileno(), 0)
+        return bool(asked.poll(0))  # without being asked for, it says errors and ends alone
+    except (OSError, ValueError):  # no file
+        return False
+
+
 def _is_nohup(number: int) -> bool:
     """Whether the process was started to outlive its terminal, as `nohup` does it."""
     return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN
 
 
 def leave_to_parent() -> None:
-    """In a process that works for another: what asks the whole group to end is for the other one to answer.
+    """In a worker process: ignore signals that ask the whole process group to end; the parent answers them.
 
-    SIGTERM from that other one still ends this process: so does Python end what is left of its processes, and it waits
-    for them. Only where the system says who sent a signal (Linux) can both be had; elsewhere SIGTERM ends it whoever
-    sends it.
+    SIGTERM from the parent still ends it, as Python needs to end its workers. On Linux the sender is known, and SIGTERM
+    from others is ignored; elsewhere SIGTERM from anybody ends it.
     """
     for number in ENDING:
         if number != signal.SIGTERM:

@@ -5,15 +5,29 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from crosslevel.utils.errors import UserError
+
 
 def mixed(*seeds: int) -> int:
-    """One seed for these numbers, 0 or more each, of 64 bits."""
+    """One seed for these numbers, 0 or more each, of 64 bits.
+
+    Raises:
+        UserError: one is negative.
+
+    """
+    if min(seeds) < 0:
+        raise UserError(f"seed={min(seeds)}: give 0 or more")
     return int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0])
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator that begins with this seed, as PyTorch itself takes it."""
+    return torch.Generator().manual_seed(seed)
 
 
 def generator(*seeds: int) -> torch.Generator:
     """A generator for these numbers, independent of those for any others."""
-    return torch.Generator().manual_seed(mixed(*seeds))
+    return seeded(mixed(*seeds))
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -6,11 +6,12 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from crosslevel.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import yaml
 
 MOST = 100_000
 """Values that a YAML text may have, counted as often as its aliases repeat them."""
@@ -39,6 +40,8 @@ def yaml_tree(text: str) -> Any:
         yaml.YAMLError: it is none, or has more than `MOST` values: a few aliases of aliases stand for billions.
 
     """
+    import yaml  # noqa: PLC0415
+
     try:
         loader = yaml.SafeLoader(text)
         try:
@@ -58,11 +61,11 @@ def yaml_tree(text: str) -> Any:
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
     """The values of a node, those behind aliases each time; of one that holds itself, more than there may be."""
-    if isinstance(node, yaml.ScalarNode):
+    if node.id == "scalar":
         return 1
     if id(node) not in known:
         known[id(node)] = MOST + 1  # until it is known: whoever comes here again is inside
-        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        parts = [part for pair in node.value for part in pair] if node.id == "mapping" else node.value
         known[id(node)] = 1 + sum(_count(part, known) for part in parts)
     return known[id(node)]
 

@@ -28,7 +28,7 @@ def test_a_part_is_written_counted_and_read_back(here, capsys):
     said = capsys.readouterr().out
     assert "10 images of my photos@imbalance=4,seed=1 in tail.txt" in said
     assert "2 classes: largest a 8, smallest b 2, imbalance 4" in said
-    assert "use it: crosslevel train 'my photos@list=tail.txt'" in said
+    assert "next: crosslevel train 'my photos@list=tail.txt'" in said
     part, again = open_images("my photos@imbalance=4,seed=1"), open_images("my photos@list=tail.txt")
     assert list(part.paths) == list(again.paths)
     assert torch.equal(part.labels, again.labels)

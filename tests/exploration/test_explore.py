@@ -95,6 +95,8 @@ def test_nothing_is_answered_without_the_token(server):
     token = f"/{server.token}/"
     assert ask(server, token)[0] == 200
     assert ask(server, f"{token}data.js")[1].startswith(b"const DATA = {")
+    assert [ask(server, f"{token}explore.{kind}")[0] for kind in ("css", "js")] == [200, 200]
+    assert ask(server, "/explore.js")[0] == 404
     status, picture = ask(server, f"{token}images/0/7.jpg")
     assert (status, picture[:3]) == (200, b"\xff\xd8\xff")
     refused = ["/", "/data.js", "/images/0/7.jpg", f"/{server.token[:-1]}/", f"/{'x' * 24}/data.js"]

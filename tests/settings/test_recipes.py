@@ -198,6 +198,8 @@ def test_the_list_shows_names_and_figures(capsys, monkeypatch):
     said = capsys.readouterr().out
     assert all(name in said for name in NAMES)
     assert "86.7 %" in said
+    with_figure = sum(recipe.published[0].isdigit() for recipe in EVERY)
+    assert f"{with_figure} of {len(EVERY)} recipes have a published figure" in said
     main(["recipes", "--show", "cifar10-npid"])
     assert capsys.readouterr().out == recipes.find("cifar10-npid").file.read_text()
 

@@ -1,9 +1,12 @@
 """What is imported before a command can answer; a count, because a clock depends on the machine."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from crosslevel.cli import main
 
 HEAVY = {
     "torch", "torchvision", "lightning_fabric", "timm", "sklearn", "scipy", "pandas", "matplotlib", "numpy",
@@ -40,7 +43,23 @@ def imported(code):
 def test_a_command_answers_before_anything_large_is_imported(line):
     found, _ = imported(f"__import__('crosslevel.cli').cli.main({line.split()!r})")
     assert not found & HEAVY
-    assert not line.startswith("--") or not found & {"rich", "yaml", "importlib_metadata"}
+    assert not line.startswith(("--", "recipes")) or not found & {"rich", "yaml", "importlib_metadata"}
+
+
+@pytest.mark.parametrize("line", ["train --help all", "--help", "train photos --epohcs 3 --print_config"])
+def test_whoever_stops_reading_ends_it_quietly(line, monkeypatch, capfd):
+    """As ``| head`` does; an error of the user's is said as ever, since it goes elsewhere."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with monkeypatch.context() as patch, os.fdopen(writing, "w") as out:
+        patch.setattr(sys, "stdout", out)
+        with pytest.raises(SystemExit) as end:
+            main(line.split())
+    said = capfd.readouterr().err
+    if "epohcs" in line:
+        assert (end.value.code, said.count("\n")) == (2, 1)
+    else:
+        assert (end.value.code, said) == (141, "")
 
 
 def test_the_package_imports_nothing_large():

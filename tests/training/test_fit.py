@@ -13,13 +13,13 @@ from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.loaders.batches import Batch
 from crosslevel.methods import InfoMin, MoCo, SimCLR
 from crosslevel.models.encoder import Encoder
+from crosslevel.models.schedules import warmed_up
 from crosslevel.models.sync_batchnorm import SyncBatchNorm, synchronize
 from crosslevel.training.loop.fabric import check_memory
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.transforms.views import Views
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.rng import step_seed
-from crosslevel.utils.schedules import warmed_up
 
 
 def module(optimizer, lr=0.3, weight_decay=0.01):

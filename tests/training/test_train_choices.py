@@ -106,7 +106,7 @@ def test_positives_from_tracks(tmp_path, how):
 def test_positives_need_tracks(photos, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(train, [str(photos), *FAST, "--track_positives=0.5", f"--run={tmp_path}/r"])
-    assert "has no tracks: films, turntable and @repeat have some, and @bursts" in capsys.readouterr().err
+    assert "has no tracks: videos, turntable and @repeat have some, and @bursts" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run(train, [f"{photos}@bursts", *FAST, "--track_positives=2", f"--run={tmp_path}/r"])
     assert "track_positives=2.0 must be from 0 to 1" in capsys.readouterr().err

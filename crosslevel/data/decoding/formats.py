@@ -28,7 +28,7 @@ OTHERS = frozenset(
         "db", "sqlite", "sqlite3", "npy", "npz", "pt", "pth", "ckpt", "pkl", "pickle", "safetensors", "h5", "hdf5",
         "mat", "arrow", "parquet", "feather", "idx", "tar", "tgz", "gz", "bz2", "xz", "zst", "zip", "7z",
         "rar", "exe", "dll", "so", "pdf", "doc", "docx", "xls", "xlsx", "ppt", "pptx", "lnk", "xmp", "aae",
-        # sound and films
+        # sound and videos
         "mp3", "wav", "flac", "ogg", "m4a", "3gp", "avi", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts",
         "ogv", "webm", "wmv",
         # what begins like TIFF, but holds the raw values of a sensor and a small preview; what needs its own program

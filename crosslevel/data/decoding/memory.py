@@ -203,10 +203,10 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def held_to(need: int, format: str) -> Iterator[None]:
-    """In a process that only decodes (`limit_process`): of ``need`` bytes, reckoned by pixels, little more is given.
+    """Limit the memory of a process that only decodes (`limit_process`) to little more than ``need`` bytes.
 
-    What a decoder takes goes by more than pixels: of JPEG 2000 by its blocks, of WebP by its codes. An image of one
-    megapixel could take half a gigabyte. Formats that are decoded row by row cannot, and are not asked.
+    ``need`` is computed from the pixels, but JPEG 2000's blocks and WebP's codes take memory too: an image of one
+    megapixel could take half a gigabyte. Formats that are decoded row by row cannot, and have no limit.
     """
     held = _data_now() if _limited and format in _PER_PIXEL else None
     if held is None:

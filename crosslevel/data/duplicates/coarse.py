@@ -35,7 +35,8 @@ def blocks(images: UInt8[Tensor, "B 3 32 32"]) -> Blocks:
         gray[:, y : y + stop, x : x + stop].unflatten(2, (_COUNT, _BLOCK)).sum(3).unflatten(1, (_COUNT, _BLOCK)).sum(2)
         for y, x in itertools.product(starts, starts)
     ]
-    return (torch.stack(found, 1).unflatten(1, (len(starts), len(starts))).flatten(3) / _BLOCK**2).half()
+    means = torch.stack(found, 1).unflatten(1, (len(starts), len(starts))).flatten(3) / _BLOCK**2
+    return means.half()
 
 
 def maybe_alike(blocks: Blocks, pairs: Int64[Tensor, "P 2"], limit: float) -> Bool[Tensor, " P"]:
@@ -60,8 +61,9 @@ def maybe_alike(blocks: Blocks, pairs: Int64[Tensor, "P 2"], limit: float) -> Bo
 
 def halves(images: UInt8[Tensor, "B 3 32 32"]) -> Halves:
     """The edges (`alignment.edges_of`) at half the size, of length 1, in half precision; zero without any."""
-    edges = torch.nn.functional.avg_pool2d(edges_of(images), 2)[:, 0]
-    return (edges / edges.flatten(1).norm(dim=1).clamp(min=1e-3).view(-1, 1, 1)).half()
+    edges: Tensor = torch.nn.functional.avg_pool2d(edges_of(images), 2)[:, 0]
+    length: Tensor = edges.flatten(1).norm(dim=1).clamp(min=1e-3).view(-1, 1, 1)
+    return (edges / length).half()
 
 
 def maybe_edited(halves: Halves, pairs: Int64[Tensor, "P 2"], mirror: bool = False) -> Bool[Tensor, " P"]:

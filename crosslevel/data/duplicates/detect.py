@@ -69,11 +69,11 @@ def duplicate_pairs(pictures: Pictures, first: int | None = None, cells: Cells =
     copy differs hardly in any pixel; a near-duplicate by little after a small shift; an edited copy has the edges and
     colours of its original after brightness, contrast, colour, crop and mirror are taken out.
 
-    Where look-alikes abound, as among product shots of one kind, as little is no evidence: a pair has to be far closer
-    than what is around each of the two, the neighbours of rank 17 to 32 (after Lowe 2004, section 7.1, whose second
-    neighbour would be another copy here), and a near-duplicate differ by little of its contrast. No pixel tells
-    look-alikes of one distance from a film whose frames all differ by as much as they do: neither are near-duplicates
-    here.
+    Where many different images look alike, as product shots of one kind do, a small difference is no evidence. So a
+    pair has to be far closer than the neighbours of rank 17 to 32 of each of the two (after Lowe 2004, section 7.1,
+    whose second neighbour would be another copy here), and a near-duplicate has to differ by little of its contrast.
+    Pixels cannot tell a video whose frames all differ alike from different images that do: neither are
+    near-duplicates here.
 
     Args:
         pictures: small ones, of all images.
@@ -217,11 +217,11 @@ def _joined(*parts: Pairs) -> Pairs:
 
 
 def _hanging_together(pairs: Pairs, outlines: Float[Tensor, "N 64"], crowd: _Crowd, linked: int = _LINKED) -> Pairs:
-    """The pairs without those that alone hold different things together.
+    """The pairs without those that chain different images to one track.
 
-    Single links chain: of a track of three or more, the images have to be as close to each other, on average, as each
-    is to what surrounds it. Where they are not, average linkage cuts the track at that distance (Sokal and Michener
-    1958); of more than ``linked`` images, the longer half of the links goes first.
+    The images of a track of three or more have to be at least as close to each other, on average, as to their
+    surroundings. Otherwise average linkage cuts the track at that distance (Sokal and Michener 1958); a track of more
+    than ``linked`` images first loses the longer half of its links.
     """
     place, settled = torch.full((len(outlines),), -1), torch.zeros(len(pairs.images), dtype=torch.bool)
     while True:
@@ -275,7 +275,7 @@ class _Crowd:
         self.places = places[~own].view(count, -1)
 
     def distance(self, index: Index, measure: Callable[[Index], Tensor]) -> Float[Tensor, " P"]:
-        """How far what surrounds a pair is, of the closer side: infinite where there are too few images to say."""
+        """Each pair's distance to its surroundings: the smaller of its two images'; infinite if there are too few."""
         if not self.rank or not len(index):
             return torch.full((len(index),), torch.inf)
         asked, place = index.unique(return_inverse=True)
@@ -295,7 +295,7 @@ class _Crowd:
 
 
 def _once(asked: Int64[Tensor, " Q"], places: Int64[Tensor, "Q k"]) -> Index:
-    """Each one asked with each of its places (-1: none), as pairs (i, j), i < j, each once."""
+    """The pairs (i, j), i < j, each once, of every query and its neighbours (-1: none)."""
     row = asked.unsqueeze(1).expand_as(places)
     i, j = row[(places >= 0) & (places != row)], places[(places >= 0) & (places != row)]
     return _unique(torch.stack([torch.minimum(i, j), torch.maximum(i, j)], dim=1))[0]

@@ -66,11 +66,10 @@ def near_pairs(
 ) -> Int64[Tensor, "P 2"]:
     """Pairs (i, j), i < j, whose hashes differ in at most ``radius`` bits; equal hashes as a chain, not all pairs.
 
-    The 64 bits are cut into radius + 2 pieces: two hashes that differ in ``radius`` bits agree in at least two
-    (Norouzi, Punjani and Fleet, CVPR 2012, have one of radius + 1). So only hashes that share two pieces are compared;
-    of more than ``many``, three of radius + 3, which leaves a hash few to be compared with.
-    Where crowds share them, as frames of a fixed camera do, a hash is compared with the ``crowd`` that follow it in
-    order: all with all would be quadratic.
+    The 64 bits are cut into radius + 2 pieces. Hashes that differ in ``radius`` bits agree in two pieces or more, so
+    only those are compared (Norouzi, Punjani and Fleet, CVPR 2012, with one of radius + 1). Above ``many`` hashes they
+    have to agree in three of radius + 3. Where very many agree, as frames of a fixed camera do, each is compared with
+    the next ``crowd`` in order alone, so that time does not grow with the square.
 
     Args:
         hashes: of the images.

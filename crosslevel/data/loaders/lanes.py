@@ -1,4 +1,4 @@
-"""Lanes: fixed rows of every batch of all ranks, filled from shards of their own whatever the number of ranks."""
+"""Lanes: each fills the same rows of every batch from its own shards, for any number of ranks alike."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ class Sample(NamedTuple):
 
 
 def rows_of(sizes: Sequence[int], batch: int, rows: int = ROWS) -> list[range]:
-    """The rows of each batch of all ranks that are one lane's, lane by lane.
-
-    As many lanes as there may be, of ``rows`` rows or more, whose shares of the shards are even.
+    """Divide the rows of a batch of all ranks among lanes: as many as can have ``rows`` rows or more and even shares.
 
     Args:
         sizes: the shards' bytes, or 1 each where nobody knows.
@@ -102,9 +100,9 @@ def shared(spans: Sequence[range], own: range) -> list[int]:
 
 
 def in_place_of(number: int, spare: Sequence[Sample], taken: set[int]) -> Iterator[Sample]:
-    """What may stand for an unreadable image, each once; ``taken`` are the places of those that are used up.
+    """Yield replacements of an unreadable image, each used once; ``taken`` notes the places in ``spare`` that are used.
 
-    Where it begins depends on the image's ``number`` alone: ranks that share a lane do not know of each other's.
+    The first one depends on the image's ``number`` alone, since ranks that share a lane do not see each other's.
     """
     for step in range(len(spare)):
         place = (number + step) % len(spare)

@@ -1,4 +1,4 @@
-"""Work done ahead of who needs it: by one thread, or by worker processes; its results come in order."""
+"""Worker processes that decode: how they begin, how they end, and what is said when one dies."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import os
 import re
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import queues
@@ -21,7 +19,6 @@ from crosslevel.utils.errors import MachineError
 from crosslevel.utils.processes import leave_to_parent
 
 Key = TypeVar("Key")
-Result = TypeVar("Result")
 
 
 @dataclass
@@ -32,22 +29,6 @@ class Keys(Dataset[Key]):
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self.keys)
-
-
-def ahead(job: Callable[[Key], Result], keys: Iterable[Key], depth: int = 2) -> Generator[Result, None, None]:
-    """Results in order, computed by one thread while the caller works on earlier ones."""
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(1, "crosslevel-decode") as pool:
-        try:
-            for key in keys:
-                waiting.append(pool.submit(job, key))
-                if len(waiting) > depth:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def leave_interrupts(worker: int) -> None:

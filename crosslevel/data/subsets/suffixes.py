@@ -16,6 +16,7 @@ from crosslevel.data.subsets.repeat import repeat
 from crosslevel.data.subsets.select import first_frames, long_tailed, pareto, some_tracks, take
 from crosslevel.data.uri import ALONE, FILES, Suffix
 from crosslevel.utils.errors import SourceError, UserError, did_you_mean
+from crosslevel.utils.rng import seeded
 
 
 def applied(images: Images, suffixes: Sequence[Suffix], name: str) -> Images:
@@ -31,7 +32,7 @@ def applied(images: Images, suffixes: Sequence[Suffix], name: str) -> Images:
             images = make(images, *_arguments(make, suffix))
         except SourceError:
             raise
-        except ValueError as error:
+        except UserError as error:
             raise SourceError(f"{name}: {error}") from error
         if len(images) < 2:
             raise SourceError(f"{name}: {suffix} leaves {len(images)} images: needs at least 2")
@@ -40,11 +41,11 @@ def applied(images: Images, suffixes: Sequence[Suffix], name: str) -> Images:
 
 
 def _imbalance(images: Images, imbalance: float, seed: int = 0) -> Images:
-    return take(images, long_tailed(_labels(images), imbalance, _draws(seed)))
+    return take(images, long_tailed(_labels(images), imbalance, seeded(seed)))
 
 
 def _pareto(images: Images, pareto_power: float, most: int = 1280, least: int = 5, seed: int = 0) -> Images:
-    return take(images, pareto(_labels(images), pareto_power, most, least, _draws(seed)))
+    return take(images, pareto(_labels(images), pareto_power, most, least, seeded(seed)))
 
 
 def _frames(images: Images, frames: int) -> Images:
@@ -52,7 +53,7 @@ def _frames(images: Images, frames: int) -> Images:
 
 
 def _some_tracks(images: Images, tracks: int, seed: int = 0) -> Images:
-    return take(images, some_tracks(_tracks(images), tracks, _draws(seed)))
+    return take(images, some_tracks(_tracks(images), tracks, seeded(seed)))
 
 
 # Each takes the images, then the value, then the other keys by name.
@@ -67,10 +68,6 @@ SUFFIXES: dict[str, Callable[..., Images]] = {
     "unique": unique,
     "bursts": bursts,
 }
-
-
-def _draws(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def _labels(images: Images) -> torch.Tensor:

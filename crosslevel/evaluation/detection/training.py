@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +18,8 @@ from torchvision.models.detection import FasterRCNN
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.sources.annotated.annotations import Annotated, Objects
 from crosslevel.utils.errors import BadImage, SourceError, UserError
-from crosslevel.utils.rng import mixed
+from crosslevel.utils.prefetch import ahead
+from crosslevel.utils.rng import generator, mixed
 from crosslevel.utils.tensors import load_saved, write_saved
 
 BATCH = 16
@@ -62,18 +61,11 @@ class TrainingData:
 
     def batches(self, start: int, stop: int) -> Iterator[list[_Sample]]:
         """Those of iterations ``start`` to ``stop``."""
-        waiting: deque[list[Future[_Sample]]] = deque()
-        with ThreadPoolExecutor(max(1, self.workers), "crosslevel-decode") as pool:
-            try:
-                for index in itertools.islice(self.index_batches(start), stop - start):
-                    waiting.append([pool.submit(self._read, i) for i in index])
-                    if len(waiting) > 2:
-                        yield [future.result() for future in waiting.popleft()]
-                while waiting:
-                    yield [future.result() for future in waiting.popleft()]
-            finally:
-                for future in itertools.chain(*waiting):
-                    future.cancel()
+        keys = itertools.chain.from_iterable(itertools.islice(self.index_batches(start), stop - start))
+        read = ahead(self._read, keys, 2 * self.batch_size, max(1, self.workers))
+        with closing(read):
+            for _ in range(start, stop):
+                yield list(itertools.islice(read, self.batch_size))
 
     def index_batches(self, start: int) -> Iterator[list[int]]:
         """Permutation after permutation, each drawn from (seed, its number), cut into batches."""
@@ -81,8 +73,8 @@ class TrainingData:
         rest: list[int] = []
         while True:
             while len(rest) < self.batch_size:
-                generator = torch.Generator().manual_seed(mixed(self.seed, 1, epoch))
-                rest += torch.randperm(len(self.images), generator=generator).tolist()[offset:]
+                draws = generator(self.seed, 1, epoch)
+                rest += torch.randperm(len(self.images), generator=draws).tolist()[offset:]
                 epoch, offset = epoch + 1, 0
             yield rest[: self.batch_size]
             rest = rest[self.batch_size :]

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from rich.console import Console
@@ -33,6 +32,7 @@ from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.files import replacing
 from crosslevel.utils.marks import verb
+from crosslevel.utils.rng import seeded
 
 HELD_OUT, LEAST = 0.2, 4  # the share of each class that calibrates, and the images a class must have for that
 NEAREST = 5  # labelled images, whose mean distance says how far an image is from all that is known
@@ -142,7 +142,7 @@ def classify(
     say(console, f"{len(paths):,} images: {int(unknown.sum()):,} unknown{', ' if counts_text else ''}{counts_text}")
     if output is not None:
         _write(Path(output), predictions, run)
-        say(console, f"written: {output}")
+        say(console, f"written: {output}; next: read it with pandas.read_parquet({output!r})")
     return predictions
 
 
@@ -170,7 +170,7 @@ def _learnt(
         raise UserError(f"{int((labels < 0).sum()):,} of the labelled images have no label: leave them out")
     if len(labels.unique()) < 2:
         raise UserError("the labelled images are of one class: needs two at least")
-    validation = held_out(labels, HELD_OUT, torch.Generator().manual_seed(seed))
+    validation = held_out(labels, HELD_OUT, seeded(seed))
     if int(validation.sum()) < LEAST:
         raise UserError(f"{len(labels):,} labelled images are too few to hold a fifth out: give more of each class")
     kinds = ["knn", "linear"] if how == "auto" else [how]
@@ -210,7 +210,7 @@ def _made(
             return (share / share.sum(1, keepdim=True)).clamp(min=1e-6).log()
 
         return _Classifier(kind, votes, features)
-    unit, generator = F.normalize(features, dim=1), torch.Generator().manual_seed(seed)
+    unit, generator = F.normalize(features, dim=1), seeded(seed)
     sweep = chosen_linear(unit, labels, classes, Linear(), generator).classifier
     return _Classifier(kind, lambda rows: sweep.scores(F.normalize(rows, dim=1)).squeeze(1), features)
 

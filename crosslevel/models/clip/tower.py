@@ -79,7 +79,7 @@ class TextTower(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, numbers: Int64[Tensor, "B L"]) -> Float[Tensor, "B E"]:
-        """Of each text what the tower makes of its end, which has the highest number of all words."""
+        """The unit feature (E,) of each text: the output at its end token, the one with the largest number."""
         length = numbers.shape[1]
         x = self.token_embedding(numbers) + self.positional_embedding[:length]
         mask = torch.full((length, length), -torch.inf).triu(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -49,31 +51,28 @@ def find(name: str) -> Recipe:
 
 
 def recipes(show: str | None = None) -> None:
-    """List the recipes with the published figure that each one is meant to reach, or print one.
+    """List the recipes, each with the published figure that it is meant to reach where one is recorded, or print one.
 
     Args:
         show: name of a recipe whose file is printed, in place of the list.
     """
-    from rich.table import Table  # noqa: PLC0415
-
-    from crosslevel.utils.console import printer  # noqa: PLC0415
-
-    console = printer()
     if show is not None:
-        console.print(find(show).file.read_text(encoding="utf-8"), end="", highlight=False, markup=False)
+        print(find(show).file.read_text(encoding="utf-8"), end="")
         return
-    table = Table(title="crosslevel train --recipe NAME")
-    for heading in ("name", "what", "published"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "name")
-    section = ""
-    for recipe in every():
+    listed = every()
+    column = max(len(recipe.name) for recipe in listed) + 2
+    width, indent, section = max(60, shutil.get_terminal_size().columns), " " * column, ""
+    for recipe in listed:
         data = recipe.name.split("-", 1)[0]
         if section and data != section:
-            table.add_section()
+            print()
         section = data
-        table.add_row(recipe.name, recipe.title, recipe.published)
-    console.print(table, soft_wrap=False)
-    console.print("crosslevel recipes --show NAME prints one; any value can be overridden after it", highlight=False)
+        text = f"{recipe.name:<{column}}{recipe.title}: {recipe.published}"
+        print(textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False))
+    with_figure = sum(recipe.published[0].isdigit() for recipe in listed)
+    print(f"\n{with_figure} of {len(listed)} recipes have a published figure that is recorded.")
+    print("next: crosslevel recipes --show NAME prints one, crosslevel train IMAGES --recipe NAME takes it;")
+    print("any value can be overridden after it")
 
 
 def _read(file: Path) -> Recipe:

@@ -134,7 +134,7 @@ def read(run: Run, check_parts: bool = True) -> dict[str, Any]:
     damage = damage_of(run.last)
     try:
         state = _tree(run.last)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{error}; {_offer(run) or _NOTHING}") from error
     if damage:
         raise UserError(f"{run.last} is {damage}; {_offer(run) or _NOTHING}")

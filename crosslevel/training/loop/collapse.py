@@ -19,13 +19,13 @@ SETTLING = 20  # steps: where an epoch is one step, the warm-up may be shorter t
 
 
 def symptoms(figures: Mapping[str, float], batch_size: int, features: int, groups: int | None) -> dict[str, str]:
-    """What is wrong with a run by the newest figures of its log: by kind, one line with what to change.
+    """The kinds of collapse that the newest figures of a run's log show: each with one line that says what to change.
 
-    ``features``: `effective_rank` (`metrics.spectrum`) below `FEW_DIRECTIONS`: all images look alike to the encoder.
-    ``instance branch``: likewise what its loss compares, where a collapse begins.
-    ``groups``: of 3 groups or more, one has more than `ONE_GROUP` of a batch, as the mean of both views, which then
-    agree for nothing; or the rank of the group branch's features is as low: those that are alike but for noise fall
-    into groups of equal size.
+    - ``features``: their effective rank (`metrics.spectrum`) is below `FEW_DIRECTIONS`: all images look alike.
+    - ``instance branch``: the same of the features that the instance loss compares, where a collapse begins.
+    - ``groups``: with 3 groups or more, one has more than `ONE_GROUP` of a batch (the mean of both views), or the
+      group branch's features have an effective rank below `FEW_DIRECTIONS`: then noise alone makes groups, of equal
+      size.
 
     Args:
         figures: as in metrics.csv.
@@ -65,8 +65,8 @@ def _ungrouped(figures: Mapping[str, float], batch_size: int, groups: int) -> st
 class CollapseWatch:
     """One line on the console and in warnings.txt for each kind of collapse, once.
 
-    What the steps of the warm-up show, and the first `SETTLING`, is not judged: a network that has hardly begun is
-    allowed to see little. Of a run that is continued, what was seen up to its checkpoint is kept.
+    The steps of the warm-up, and the first `SETTLING`, are not judged: features of low rank are usual there. A
+    continued run keeps the warnings from before its checkpoint.
     """
 
     def __init__(self, log: Log, run: Run, module: Pretrain, console: Console) -> None:

@@ -13,7 +13,7 @@ from crosslevel.runs import Run
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.utils.console import say
 from crosslevel.utils.errors import UserError
-from crosslevel.utils.files import write_tensors
+from crosslevel.utils.files import KEPT, write_tensors
 from crosslevel.utils.tensors import load_safetensors
 
 MARGINS = {"knn": 5.0, "combined": 0.05}
@@ -39,7 +39,7 @@ class FallGuard:
     def __init__(self, run: Run, module: Pretrain, console: Console, encoder: Encoder) -> None:
         self.encoder = encoder
         self.run, self.module, self.console = run, module, console
-        self.file = run.checkpoints / "kept.safetensors"
+        self.file = run.checkpoints / KEPT
         self.start: dict[str, float] = {}
         self.best, self.fallen = (float("-inf"), 0), False
         if module.step and self.file.is_file():
@@ -51,7 +51,7 @@ class FallGuard:
                 say(console, f"{self.file}: {error}: whether the features fall is not watched from here on")
 
     def begin(self, figures: Mapping[str, float]) -> None:
-        """Take the figure of the frozen start, of which the run is not to fall below."""
+        """Keep the figure of the encoder before the first step: the run ends if it falls clearly below."""
         name = next((name for name in MARGINS if name in figures), None)
         if name is None:
             return

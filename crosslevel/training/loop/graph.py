@@ -203,14 +203,14 @@ class Captured:
 
 
 class _Statistics:
-    """What batch normalizations remember: a forward pass whose step fails must not count."""
+    """A copy of the running statistics of batch normalization, to undo a forward pass whose step failed."""
 
     def __init__(self, module: Pretrain) -> None:
         normalizing = (part for part in module.modules() if isinstance(part, _BatchNorm))
         self.kept = [(buffer, buffer.clone()) for part in normalizing for buffer in part.buffers(recurse=False)]
 
     def restore(self) -> None:
-        """As it was."""
+        """Put the copied statistics back."""
         for buffer, before in self.kept:
             buffer.copy_(before)
 
@@ -225,5 +225,5 @@ def _reason(error: Exception) -> str:
 
 
 def flags(optimizer: torch.optim.Optimizer) -> list[dict[str, Tensor | bool | None]]:
-    """How each group's step is computed here, which no checkpoint of another device decides."""
+    """Each parameter group's ``fused`` and ``lr`` on this device: a checkpoint may have another device's."""
     return [{name: group[name] for name in ("fused", "lr") if name in group} for group in optimizer.param_groups]

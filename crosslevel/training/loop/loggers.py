@@ -60,7 +60,7 @@ class Boards:
     """
 
     def __init__(self, run: Run, names: Sequence[str], others: Sequence[Any], settings: Mapping[str, Any]) -> None:
-        self.file = run.path / "loggers.json"
+        self.file = run.path / files.LOGGERS
         self.loggers: list[Any] = [_started(name, run, self._known().get(name)) for name in names] + list(others)
         for logger in self.loggers:
             with _in_one_line(logger):

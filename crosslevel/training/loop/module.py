@@ -15,12 +15,12 @@ from crosslevel.methods import Method
 from crosslevel.methods.base import encode_in_parts
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.heads import projection_head, stacked
+from crosslevel.models.schedules import warmed_up
 from crosslevel.transforms.philox import Counted
 from crosslevel.transforms.views import Views
 from crosslevel.utils.distributed import is_sharded, local
 from crosslevel.utils.errors import NotFinite, UserError
 from crosslevel.utils.rng import step_seed
-from crosslevel.utils.schedules import warmed_up
 
 Optimizer = Literal["sgd", "adamw", "lars"]
 SHARE = "lr_scale"  # timm's name for a group's share of the learning rate
@@ -241,7 +241,7 @@ def share_hidden(method: Method, cld: CrossLevel) -> None:
 
 
 def connect(method: Method, cld: CrossLevel) -> None:
-    """Let the group branch derive its features from what ``cld.on`` says; both heads learn together where they meet.
+    """Build the group branch on what ``cld.on`` names: on the instance head it trains that head too.
 
     Raises:
         UserError: the instance head cannot be the group branch's as well.

@@ -337,7 +337,7 @@ def test_objects_are_inspected_and_listed(tmp_path, monkeypatch, voc, capsys):
     cli.main(["subset", "VOC:trainval@imbalance=2", "--crops.min_size=3", "-o", "part.txt"])
     said = capsys.readouterr().out
     assert "3 images of VOC:trainval@imbalance=2" in said
-    assert "use it: crosslevel train VOC:trainval@list=part.txt --crops.min_size=3\n" in said
+    assert "next: crosslevel train VOC:trainval@list=part.txt --crops.min_size=3\n" in said
     again = open_images("VOC:trainval@list=part.txt", crops=Crops(min_size=3))
     assert list(again.paths) == list(open_images("VOC:trainval@imbalance=2", crops=Crops(min_size=3)).paths)
 

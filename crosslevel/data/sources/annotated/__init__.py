@@ -1,1 +1,1 @@
-"""Objects cut out of annotated images (Pascal VOC, COCO)."""
+"""Annotated images in the layouts of Pascal VOC, COCO and YOLO, and the objects cut out of them."""

@@ -21,10 +21,10 @@ from crosslevel.data.index_cache import cache_folder
 from crosslevel.data.sources.containers.copies import check_room, download
 from crosslevel.data.sources.containers.remote import patiently, reason, state_of, system_of
 from crosslevel.utils.errors import MachineError, SourceError
-from crosslevel.utils.files import is_unfinished, write
+from crosslevel.utils.files import BEST, LAST, PREVIOUS, is_unfinished, write
 from crosslevel.utils.locks import LOCK
 
-_LATE = ("previous.ckpt", "last.ckpt", "best.ckpt", "pack.json")  # in this order, after all others
+_LATE = (PREVIOUS, LAST, BEST, "pack.json")  # in this order, after all others
 Seen = tuple[int, int]  # when a file was changed, and its bytes
 
 

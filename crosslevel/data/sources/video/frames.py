@@ -228,7 +228,7 @@ def _pace(source: Source) -> Pace:
             raise SourceError(f"{source.whole}: {key}={value}: needs a {kind}") from error
     try:
         return Pace(**given)  # type: ignore[arg-type]
-    except ValueError as error:
+    except UserError as error:
         raise SourceError(f"{source.whole}: {error}") from error
 
 
