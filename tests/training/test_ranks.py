@@ -7,19 +7,18 @@ import os
 import pickle
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import rank_samples
 import torch
 from container_samples import write_tar
+from forks import ended
 from picture_samples import encoded
 from PIL import Image
-from rank_samples import CASES, SHARDED, STEPS, VIT, logged, name_of, step_of, torchrun, total
+from rank_samples import CASES, LAYOUTS, SHARDED, STEPS, VIT, logged, name_of, step_of, torchrun, total
 
+from crosslevel.methods import METHODS
 from crosslevel.runs import Run
 from crosslevel.training.loop import checkpoints
 from crosslevel.training.loop.fabric import check_memory
@@ -39,9 +38,8 @@ def found(tmp_path_factory):
         pictures = draws.integers(0, 256, (30, 20, 20, 3), np.uint8)
         members = [(f"{n:03}.png", encoded(Image.fromarray(picture), "PNG")) for n, picture in enumerate(pictures)]
         write_tar(folder / f"s-{i}.tar", members)
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    line = [sys.executable, rank_samples.__file__, str(folder)]
-    subprocess.run(line, check=True, env={**os.environ, "PYTHONPATH": path})
+    status, told = ended(folder, lambda: rank_samples.main(folder))
+    assert status == 0, told
     return {"folder": folder} | {count: torch.load(folder / f"{count}.pt") for count in (1, 2, 4)}
 
 
@@ -52,6 +50,19 @@ def test_losses_are_those_of_one_process_with_the_whole_batch(found, case):
     assert len(set(alone)) == STEPS
     for count in (2, 4):
         assert found[count][case] == pytest.approx(alone, rel=1e-5), count  # the log has six digits
+
+
+def test_every_method_is_compared():
+    assert {name.lower() for name in rank_samples.METHODS} == set(METHODS)
+    assert {(name, cld) for name, cld, kind in CASES if kind == "images"} == {
+        (name, cld) for name in rank_samples.METHODS for cld in (False, True)
+    }
+
+
+@pytest.mark.parametrize("case", LAYOUTS, ids=lambda case: case[0])
+def test_two_machines_of_two_processes_have_the_losses_of_one_with_four(found, case):
+    assert found[4]["2x2", case] == found[4][case]
+    assert (found["folder"] / "2x2" / name_of(case, 4, "ddp") / "metrics.csv").exists()
 
 
 def test_a_run_of_several_processes_goes_on_within_an_epoch_with_the_same_images_in_one(found):
@@ -90,7 +101,7 @@ def test_a_damaged_part_is_named_with_the_checkpoint_that_is_whole(found, tmp_pa
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    whole = r"previous\.ckpt beside it is whole \(step 3\); to go on from there: cp \S+ \S+, then --resume again$"
+    whole = r"previous\.ckpt beside it is whole \(step 2\); to go on from there: cp \S+ \S+, then --resume again$"
     with pytest.raises(UserError, match=rf"{parts.name} is damaged.*__1_0.distcp.*; {whole}"):
         checkpoints.read(run)
     (parts / ".metadata").write_bytes(pickle.dumps(os.system))
