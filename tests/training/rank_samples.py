@@ -71,13 +71,12 @@ def batches(kind, folder, views, ranks):
 
 
 @cache
-def residual():
-    """One block: what is sent at each normalization takes longest here."""
-    encoder = Encoder("resnet18", True, 0.0625, zero_init_last=True)  # in which rounding grows least
+def shallow():
+    """A convolution, its normalization and the average: what is sent at each normalization takes longest here."""
+    encoder = Encoder("resnet18", True, 0.125)
     net = encoder.backbone
-    net.layer2 = net.layer3 = net.layer4 = torch.nn.Identity()
-    del net.layer1[1:]
-    net.head_hidden_size = net.num_features = net.layer1[0].conv2.out_channels
+    net.layer1 = net.layer2 = net.layer3 = net.layer4 = torch.nn.Identity()
+    net.head_hidden_size = net.num_features = net.conv1.out_channels
     return encoder
 
 
@@ -90,10 +89,11 @@ def step_of(method, with_cld, kind):
         encoder = Encoder("vit_tiny_patch16_224", image_size=SIZE, arguments=small)
         optimizer = {"optimizer": "adamw", "lr": 0.001, "weight_decay": 0.05, "layer_decay": 0.75}
     else:
-        encoder = copy.deepcopy(residual())
+        encoder = copy.deepcopy(shallow())
     built = METHODS[method](encoder)
     cld = CrossLevel(encoder.num_features, groups=5, out_features=8, gather=True) if with_cld else None
-    views = Views("cifar", SIZE)
+    colours = {} if kind == "stream" else {"jitter": 0, "grayscale": 0}  # they take as long as all the rest
+    views = Views("cifar", SIZE, **colours)
     if with_cld:
         built.online = max(built.online, 2)
     views.count, views.small, views.plain = built.views, built.small_views, built.plain_views
@@ -106,7 +106,7 @@ def losses(method, with_cld, kind, folder, ranks, run=None, strategy="ddp"):
     With encoders in parts, the monitor's figure is a sum of the weights that it sees, and the run leaves its own.
     """
     module = step_of(method, with_cld, kind)
-    encoder, often = module.encoder, kind in ("stream", "ViT")
+    encoder, often = module.encoder, (method, kind) in (("SimCLR", "stream"), ("MoCo", "ViT"))
     resume, run = run is not None, run or folder / name_of((method, with_cld, kind), ranks.size, strategy)
     fit(
         module, batches(kind, folder, module.views, ranks), run, hardware=choose("cpu", "fp32"), ranks=ranks,

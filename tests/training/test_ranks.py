@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -19,11 +20,11 @@ from PIL import Image
 from rank_samples import CASES, LAYOUTS, SHARDED, STEPS, VIT, logged, name_of, step_of, torchrun, total
 
 from crosslevel.methods import METHODS
-from crosslevel.runs import Run
+from crosslevel.runs import Run, claimed, restarted
 from crosslevel.training.loop import checkpoints
-from crosslevel.training.loop.fabric import check_memory
+from crosslevel.training.loop.fabric import check_memory, check_step
 from crosslevel.training.loop.sharding import check_strategy
-from crosslevel.utils.errors import UserError
+from crosslevel.utils.errors import MachineError, UserError
 from crosslevel.utils.processes import is_first, world
 
 pytestmark = pytest.mark.slow
@@ -157,3 +158,75 @@ def test_what_is_not_told_is_asked_for(monkeypatch):
     assert world(1, 1) == world(4, 2) == (4, 2, 5)
     with pytest.raises(UserError, match="torchrun started 4 processes on each of 2 machines: leave both out"):
         world(8, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "goes_on"),
+    [
+        ({}, True),
+        ({"TORCHELASTIC_RESTART_COUNT": "2"}, True),
+        ({"TORCHELASTIC_RUN_ID": "another", "TORCHELASTIC_RESTART_COUNT": "2"}, False),
+        ({"TORCHELASTIC_RUN_ID": "none"}, False),
+    ],
+)
+def test_a_call_of_torchrun_goes_on_with_its_own_run_whatever_its_agent_counts(tmp_path, monkeypatch, changes, goes_on):
+    told = torchrun(0, 2, 1, machines=2) | {"TORCHELASTIC_RESTART_COUNT": "0", "CROSSLEVEL_RUN": ""}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    run, ranks = str(tmp_path / "r"), world(1, 1)
+    assert restarted(run, None, ranks) is None
+    with claimed(run, "r", None, 0) as began:
+        began.checkpoints.mkdir()
+        began.last.touch()
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value)
+    assert restarted(run, None, ranks) == (run if goes_on else None)
+    assert restarted(run, run, ranks) == run
+
+
+def test_a_call_of_torchrun_without_a_name_is_known_by_its_store(tmp_path, monkeypatch):
+    told = torchrun(0, 2, 1) | {"TORCHELASTIC_RUN_ID": "none", "CROSSLEVEL_RUN": ""}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    run, ranks = str(tmp_path / "r"), world(1, 1)
+    with claimed(run, "r", None, 0) as began:
+        began.checkpoints.mkdir()
+        began.last.touch()
+    for port, attempt, expected in (("1", "0", None), ("1", "1", run), ("2", "1", None)):
+        monkeypatch.setenv("MASTER_PORT", port)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        assert restarted(run, None, ranks) == expected
+
+
+@pytest.mark.parametrize(
+    "changes", [{"TORCHELASTIC_USE_AGENT_STORE": "True"}, {"TORCHELASTIC_RUN_ID": "none"}, {"LOCAL_WORLD_SIZE": "2"}]
+)
+def test_a_torchrun_that_could_not_have_a_machine_replaced_is_warned_of(monkeypatch, changes):
+    told = torchrun(0, 2, 1, machines=2) | {"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    for name, value in (told | changes).items():
+        monkeypatch.setenv(name, value)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        restarted("r", None, world(1, 1))
+    one_machine = "LOCAL_WORLD_SIZE" in changes
+    assert ["may not restart a training of several machines" in str(line.message) for line in said] == (
+        [] if one_machine else [True]
+    )
+
+
+class TwoProcesses:
+    """Of Fabric, what `check_step` asks for."""
+
+    world_size, device = 2, torch.device("cpu")
+
+
+@pytest.mark.parametrize("other", [3, 0])
+def test_processes_that_go_on_from_different_checkpoints_are_refused(monkeypatch, other):
+    def all_reduce(ends, operation):
+        assert operation == torch.distributed.ReduceOp.MAX
+        ends.copy_(torch.maximum(ends, torch.tensor([-other, other])))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    check_step(TwoProcesses, other)
+    with pytest.raises(MachineError, match=f"different checkpoints .of step {min(5, other)} and of step 5.: give all"):
+        check_step(TwoProcesses, 5)
