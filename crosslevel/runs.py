@@ -28,7 +28,13 @@ from crosslevel.utils import files
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.locks import folder_lock, holder
 from crosslevel.utils.processes import (
-    World, attempt, by_torchrun, launched, local_rank, torchrun_call, warn_of_restarts,
+    World,
+    attempt,
+    by_torchrun,
+    launched,
+    local_rank,
+    torchrun_call,
+    warn_of_restarts,
 )  # fmt: skip
 from crosslevel.utils.tensors import load_safetensors
 from crosslevel.utils.trees import json_tree, regular, yaml_tree

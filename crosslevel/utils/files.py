@@ -58,9 +58,11 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     sync_folder(target.parent)
 
 
-def write(target: str | os.PathLike[str], content: str | bytes) -> None:
-    """Put ``content``, text as UTF-8, in ``target``'s place."""
+def write(target: str | os.PathLike[str], content: str | bytes, *, private: bool = False) -> None:
+    """Put ``content``, text as UTF-8, in ``target``'s place; ``private``: where only its owner can read it."""
     with replacing(target) as file:
+        if private:
+            os.chmod(file.name, 0o600)
         file.write(content.encode() if isinstance(content, str) else content)
 
 

@@ -178,7 +178,7 @@ def free_port():
 
 
 def main(folder):
-    """In a fork of the test's process, which has imported all: those of 2 and 4 are its own, before it trains itself."""
+    """In a fork of the test's process, which has all imports: those of 2 and 4 are its own, before it trains itself."""
     torch.set_num_threads(1)
     sys.modules["tensorboard"] = None  # takes as long as a case
     torch.manual_seed(1)

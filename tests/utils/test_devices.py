@@ -157,7 +157,7 @@ def agent(number, port, folder, run):
 
 
 def test_a_lost_machine_of_torchrun_joins_again_where_the_checkpoint_is(tmp_path, undisturbed):
-    """Its agent counts no restart, the other one does; yet they meet, and the losses are those of an undisturbed run."""
+    """Its agent counts no restart, the other one does; yet they meet, and the losses are the undisturbed run's."""
     run, port = tmp_path / "run", free_port()
     first, lost = (agent(number, port, tmp_path, run) for number in range(2))
     until(5, first, run)
