@@ -168,7 +168,7 @@ def test_a_lost_machine_of_torchrun_joins_again_where_the_checkpoint_is(tmp_path
     agents = [first, agent(1, port, tmp_path, run)]
     said = [process.communicate(timeout=400) for process in agents]
     assert [process.returncode for process in agents] == [0, 0], said
-    assert "may not restart" not in said[0][1]
+    assert not re.search("may not restart|different checkpoints", said[0][1] + said[1][1])
     assert losses(run) == losses(undisturbed)
 
 
