@@ -27,7 +27,15 @@ from crosslevel.models.heads import Head, rebuilt_head, stacked
 from crosslevel.utils import files
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.locks import folder_lock, holder
-from crosslevel.utils.processes import World, attempt, by_torchrun, launched, local_rank
+from crosslevel.utils.processes import (
+    World,
+    attempt,
+    by_torchrun,
+    launched,
+    local_rank,
+    torchrun_call,
+    warn_of_restarts,
+)  # fmt: skip
 from crosslevel.utils.tensors import load_safetensors
 from crosslevel.utils.trees import json_tree, regular, yaml_tree
 
@@ -48,6 +56,7 @@ class Run:
         bad_files: what could not be read, and why.
         warnings: what was wrong during the training.
         report: the page.
+        launch: which call of torchrun trains it, where one does.
         stored: the folder of an object store that is this one, where it is; what it is called by then.
 
     """
@@ -64,7 +73,7 @@ class Run:
         self.instance, self.cld = self.path / files.INSTANCE, self.path / files.GROUP
         self.images, self.subset = self.path / files.IMAGES, self.path / files.SUBSET
         self.bad_files, self.warnings = self.path / files.BAD_FILES, self.path / files.WARNINGS
-        self.report = self.path / files.REPORT
+        self.report, self.launch = self.path / files.REPORT, self.path / files.LAUNCH
 
     def __str__(self) -> str:
         return str(self.path) if self.stored is None else self.stored.address
@@ -227,6 +236,8 @@ def claimed(run: str | None, name: str, resume: str | None, rank: int) -> Iterat
         if resume is None:
             _refuse_used(chosen)  # by who held it until now
         os.environ[RUN_VARIABLE] = str(chosen)
+        if call := torchrun_call():
+            files.write(chosen.launch, call.name)
         yield chosen
         chosen.send()
 
@@ -239,6 +250,9 @@ def _stored(run: str | None) -> StoredFolder | None:
 def restarted(run: str | None, resume: str | None, world: World) -> str | None:
     """The run to resume: ``resume``, or after a restart by a launcher the one that the same command has begun.
 
+    Of torchrun's agents each counts its own restarts, and one that is new on its machine begins at 0: whether a run was
+    begun by the same call of torchrun, its folder says.
+
     Raises:
         UserError: processes that another program starts, on several machines perhaps, are told of no folder.
 
@@ -246,12 +260,26 @@ def restarted(run: str | None, resume: str | None, world: World) -> str | None:
     elsewhere = by_torchrun() or launched() or world.nodes > 1
     if elsewhere and run is None and resume is None:
         raise UserError("several commands train one run: give it a name that all of them know: --run runs/NAME")
+    if world.nodes > 1:
+        warn_of_restarts()
     given = resume or run or ""
     if by_torchrun() and is_remote(given):
         raise UserError(f"{given}: torchrun's processes share a folder: leave it out, and give --devices and --nodes")
-    if resume is None and attempt() > 0 and run is not None and has_checkpoint(run):
+    if resume is None and run is not None and _goes_on(run):
         return run
     return resume
+
+
+def _goes_on(run: str) -> bool:
+    """Whether this start of a training's processes goes on with what a former one has left."""
+    call = torchrun_call()
+    if call is not None and not (call.chosen or attempt() > 0):
+        return False
+    return has_checkpoint(run) and (attempt() > 0 if call is None else _launched_by(Run(run)) == call.name)
+
+
+def _launched_by(run: Run) -> str:
+    return regular(run.launch).read_text(encoding="utf-8", errors="replace") if run.launch.is_file() else ""
 
 
 def has_checkpoint(run: str) -> bool:

@@ -9,12 +9,17 @@ import gc
 
 gc.disable()  # while tests are imported: a fifth of the time that it takes
 
+import importlib.metadata
 import itertools
 import json
 import os
 import shutil
 from collections import Counter
+from functools import cache
 from pathlib import Path
+
+# Lightning asks for those of all packages whenever a training begins.
+importlib.metadata.entry_points = cache(importlib.metadata.entry_points)
 
 import pytest
 import torch

@@ -5,9 +5,6 @@ import runpy
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent / "faults"))
 
 from forks import end_with, fork
 

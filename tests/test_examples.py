@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
@@ -153,6 +154,26 @@ def test_the_kubernetes_job_is_one_and_its_command_is_read():
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     words = container["args"][container["args"].index("crosslevel") + 1 :]
     read(words)
+    assert {"name": "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "value": "1"} in container["env"]
+    assert any(word.startswith("--rdzv-id=") for word in container["args"])
+
+
+def test_the_kubernetes_job_has_the_fields_that_kubernetes_has():
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads(Path(__file__).with_name("kubernetes.schema.json").read_text())
+    check = jsonschema.Draft202012Validator(schema)
+    check.check_schema(schema)
+    text = (EXAMPLES / "kubernetes.yaml").read_text()
+    for document in yaml.safe_load_all(text):
+        check.validate(document)
+    for right, wrong in (
+        ("publishNotReadyAddresses: true", "publishNotReady: true"), ("port: 29400", 'port: "29400"'),
+        ("restartPolicy: OnFailure", "restartPolicy: Always"), ('value: "1"', "value: 1"), ("batch/v1", "v1"),
+        ("memory: 256Gi", "memory: 256 GB"), ("completionMode: Indexed", "completionMode: indexed"),
+        ("mountPath: /runs", "mountPath: runs"), ("emptyDir: { medium: Memory,", "emptyDir: { medium: RAM,"),
+    ):  # fmt: skip
+        assert text.count(right) == 1
+        assert not all(map(check.is_valid, yaml.safe_load_all(text.replace(right, wrong)))), wrong
 
 
 def test_the_ray_cluster_has_the_keys_that_ray_asks_for():
@@ -202,6 +223,30 @@ def test_scripts_are_read_by_bash_and_their_commands_by_the_parser(name, monkeyp
     read([re.sub(r"^\$.*$", "2", word) for word in words])
     asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)", text, re.MULTILINE))
     assert name == "torchrun.sh" or {"time", "signal", "output"} <= asked.keys()
+
+
+@pytest.mark.parametrize(
+    ("status", "begun", "restarts", "ended", "queued"),
+    [(0, False, 0, 0, ""), (2, False, 0, 2, ""), (138, True, 0, 0, "requeue 7\n"), (137, True, 20, 137, "")],
+    ids=["done", "refused", "stopped", "for the last time"],
+)
+def test_the_sbatch_file_of_several_machines_queues_itself_again(tmp_path, status, begun, restarts, ended, queued):
+    """With SLURM's own commands played by scripts."""
+    script = EXAMPLES / "slurm-nodes.sbatch"
+    for name, does in (("srun", f'echo "$@" >> called\nexit {status}'), ("scontrol", 'echo "$@" >> queued')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    if begun:
+        (tmp_path / "my run" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "my run" / "checkpoints" / "last.ckpt").touch()
+    job = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "4", "SLURM_GPUS_ON_NODE": "8", "SLURM_RESTART_COUNT": str(restarts)}
+    environment = {**os.environ, **job, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    line = ["bash", script, "my photos", "my run", "--epochs=9"]
+    assert subprocess.run(line, env=environment, cwd=tmp_path, check=False).returncode == ended
+    where = "--resume" if begun else "--run"
+    called = f"--kill-on-bad-exit=1 crosslevel train my photos {where} my run --nodes 4 --devices 8 --epochs=9\n"
+    assert (tmp_path / "called").read_text() == called
+    assert ((tmp_path / "queued").read_text() if (tmp_path / "queued").exists() else "") == queued
 
 
 def read(words):

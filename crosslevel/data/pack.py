@@ -35,7 +35,7 @@ from crosslevel.data.sources.packed import (
 )
 from crosslevel.data.uri import Source, is_remote, parse
 from crosslevel.utils.console import printer, progress_bar, say
-from crosslevel.utils.errors import BadImage, UserError
+from crosslevel.utils.errors import BadImage, UserError, hidden
 from crosslevel.utils.files import is_unfinished
 from crosslevel.utils.locks import LOCK, folder_lock
 from crosslevel.utils.marks import verb
@@ -231,7 +231,7 @@ def _origin(images: str, crops: Crops | None, source: Images) -> dict[str, Any]:
     where = os.path.abspath(read.whole) if not read.has_subset and os.path.exists(read.whole) else None
     cut = {} if crops is None else {"crops": asdict(crops)}
     watched = {} if source.watch is None else {"watched": source.watch.root}
-    return {"version": VERSION, "source": images, "where": where, **cut, **watched}
+    return {"version": VERSION, "source": hidden(images), "where": where, **cut, **watched}
 
 
 def _difference(former: dict[str, Any], size: int, crops: Crops | None, source: Images) -> str:

@@ -23,7 +23,7 @@ from crosslevel.models.encoder import Encoder
 from crosslevel.models.named import home_of, is_by_name, open_encoder, title_of
 from crosslevel.runs import Run, load_branches
 from crosslevel.utils.console import printer, say
-from crosslevel.utils.errors import SourceError, UserError
+from crosslevel.utils.errors import SourceError, UserError, hidden
 
 START = "start (frozen)"
 """The row of the weights that a training began with."""
@@ -149,5 +149,5 @@ def _labelled(source: str, data_root: str | None, crops: Crops | None, encoder: 
 
 
 def _place(source: str | None) -> str | None:
-    """A source as any other call would find it."""
-    return None if source is None else parse(source).absolute().text
+    """A source as any other call would find it, without what is secret in an address."""
+    return None if source is None else hidden(parse(source).absolute().text)

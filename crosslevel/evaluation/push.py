@@ -22,7 +22,7 @@ from crosslevel.models.named import open_encoder
 from crosslevel.models.start.pretrained import CARD, HUB, is_named
 from crosslevel.runs import Run
 from crosslevel.utils.console import printer, say
-from crosslevel.utils.errors import UserError
+from crosslevel.utils.errors import UserError, hidden
 from crosslevel.utils.marks import verb
 
 PRIVATE = ("images", "data_root", "weights", "pretrained", "teacher", "crops")
@@ -150,12 +150,21 @@ def _flat(tree: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict):
             yield from _flat(value, f"{before}{name}.")
         else:
-            yield f"{before}{name}", _metadata(value) if name in PRIVATE else value
+            yield f"{before}{name}", _metadata(value) if name in PRIVATE else _public(value)
 
 
 def _metadata(value: Any) -> Any:
-    """A setting as the model card shows it: of a path only its last part."""
-    return value.rstrip("/").rpartition("/")[2] if isinstance(value, str) and not is_named(value) else value
+    """A setting as the model card shows it: of a path only its last part, of an address nothing that is secret."""
+    if not isinstance(value, str) or is_named(value):
+        return value
+    address, mark, signed = value.partition("?")  # a signature may have slashes
+    return hidden(address.rstrip("/").rpartition("/")[2] + mark + signed)
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_public(part) for part in value]
+    return hidden(value) if isinstance(value, str) else value
 
 
 def _figures(run: Run) -> str:

@@ -37,7 +37,7 @@ from crosslevel.models.encoder import Encoder
 from crosslevel.models.named import home_of, open_encoder
 from crosslevel.utils.console import printer, progress_bar
 from crosslevel.utils.device import Device, Precision, choose
-from crosslevel.utils.errors import UserError
+from crosslevel.utils.errors import UserError, hidden
 from crosslevel.utils.files import write
 from crosslevel.utils.marks import verb
 from crosslevel.utils.rng import seeded
@@ -175,7 +175,7 @@ def _beside(
         for match in matched
     ]
     return {
-        "images": other.images.name,
+        "images": hidden(other.images.name),
         "count": len(other.images),
         "looked_at": len(other.part),
         "broken": dict(sorted(other.bad.reasons.items())),

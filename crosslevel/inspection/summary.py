@@ -22,6 +22,7 @@ from crosslevel.data.images import Images
 from crosslevel.inspection.recommend import advise
 from crosslevel.inspection.scan import Structure
 from crosslevel.metrics import long_tail
+from crosslevel.utils.errors import hidden
 
 _COPY = re.compile(r"#(?:t=[\d.]+|\d+)$")  # a copy, an object or a frame of what is named before it
 # Features of constructed classes: from a mean silhouette of about 0.25 on, sizes of groups ranked the true imbalance
@@ -68,7 +69,7 @@ def summary(
     which = f"the features of {run}" if run else "an untrained descriptor: colours and edges"
     batch = min(batch_size, len(by_track))
     return {
-        "images": name,
+        "images": hidden(name),
         "count": total,
         "looked_at": len(part),
         "readable": len(scanned.numbers),

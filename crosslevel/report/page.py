@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import jinja2
 
-from crosslevel.utils.errors import UserError
+from crosslevel.utils.errors import UserError, hidden
 from crosslevel.utils.files import write
 
 Best = Literal["max", "min"] | None
@@ -37,15 +37,24 @@ class Block:
 
 
 def page(path: str | Path, title: str, blocks: Sequence[Block], subtitle: str = "", verdict: str = "") -> Path:
-    """Write ``blocks`` as one HTML file, whole or not at all, and return its path; ``verdict`` stands above all."""
+    """Write ``blocks`` as one HTML file, whole or not at all, and return its path; ``verdict`` stands above all.
+
+    A page is sent to others: what is secret in addresses is hidden, wherever one stands.
+    """
     path = Path(path)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_published
+    )
     template = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     html = environment.from_string(template).render(title=title, subtitle=subtitle, verdict=verdict, blocks=blocks)
     path.parent.mkdir(parents=True, exist_ok=True)
     # A file name that is not valid UTF-8 reaches Python with surrogates, which cannot be encoded.
     write(path, html.encode("utf-8", "replace"))
     return path
+
+
+def _published(value: Any) -> Any:
+    return hidden(value) if type(value) is str else value  # markup is the template's own
 
 
 def text(heading: str, paragraphs: str | Sequence[str]) -> Block:

@@ -11,6 +11,7 @@ import yaml
 
 from crosslevel.settings.kinds import plain
 from crosslevel.utils import files
+from crosslevel.utils.errors import hidden
 
 
 def describe(thing: object, skip: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -28,8 +29,11 @@ def describe(thing: object, skip: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def write(tree: dict[str, Any], file: Path, notes: Sequence[str] = ()) -> str:
-    """Write ``tree`` to ``file``, after ``notes`` as comments, and return its text."""
+    """Write ``tree`` to ``file``, after ``notes`` as comments, and return its text.
+
+    What goes on with it needs every address whole: a file with a secret in one is for its owner alone.
+    """
     text: str = yaml.safe_dump(plain(tree), sort_keys=False, allow_unicode=True)
     told = "".join(f"# {' '.join(note.split())}\n" for note in notes)
-    files.write(file, told + text)
+    files.write(file, told + text, private=hidden(text) != text)
     return text

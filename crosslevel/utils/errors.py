@@ -108,11 +108,10 @@ def near_hint(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 def printable(text: str, lines: bool = False) -> str:
     r"""``text`` with what steers a terminal, ends a line or is no character written as ``\x1b``, ``\n``, ``\udcff``.
 
-    Passwords in addresses are hidden. ``lines``: ends of lines, and tabs, stay.
+    What is secret in addresses is hidden. ``lines``: ends of lines, and tabs, stay.
     """
     kept = "\n\t" if lines else ""
-    text = hidden(text) if "@" in text else text
-    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in hidden(text))
 
 
 _SCHEMES = "s3a?|gs|gcs|az|abfss?|https?|s?ftp|hdfs|postgres(?:ql)?|mysql|mariadb|oracle|mssql|redis"
@@ -124,6 +123,16 @@ _PASSWORD = re.compile(
 )
 
 
+_SIGNED = re.compile(
+    r"([?&](?:x-(?:amz|goog)-[\w-]+|awsaccesskeyid|sig|signature|(?:access_|auth_)?token|(?:api_?)?key|password|secret)=)"
+    # up to the next one, a source's option or suffix, or what ends a sentence
+    r"(?:(?![,@]\w+=|[:;,.)\]]+(?:\s|$))[^&\s\"'<>])+",
+    re.IGNORECASE,
+)
+
+
 def hidden(text: str) -> str:
-    """``text`` without the passwords of its addresses: ``postgresql://bob:***@host/database``."""
-    return _PASSWORD.sub(r"\1:***@", text)
+    """``text`` without what is secret in its addresses: ``postgresql://bob:***@host/database``, ``x.tar?token=***``."""
+    if "@" in text:
+        text = _PASSWORD.sub(r"\1:***@", text)
+    return _SIGNED.sub(r"\1***", text) if "=" in text else text

@@ -29,7 +29,7 @@ CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"  # folders
 LAST, PREVIOUS, BEST, KEPT = "last.ckpt", "previous.ckpt", "best.ckpt", "kept.safetensors"
 ENCODER, INSTANCE, GROUP = "encoder.safetensors", "instance.safetensors", "cld.safetensors"
 IMAGES, SUBSET, BAD_FILES = "images.json", "subset.txt", "bad_files.txt"
-WARNINGS, LOGGERS = "warnings.txt", "loggers.json"
+WARNINGS, LOGGERS, LAUNCH = "warnings.txt", "loggers.json", ".launch"
 
 CHECKSUM = "crosslevel.crc32"  # its name among the metadata of a safetensors file
 _UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)
@@ -65,9 +65,11 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     sync_folder(target.parent)
 
 
-def write(target: str | os.PathLike[str], content: str | bytes) -> None:
-    """Put ``content``, text as UTF-8, in ``target``'s place."""
+def write(target: str | os.PathLike[str], content: str | bytes, *, private: bool = False) -> None:
+    """Put ``content``, text as UTF-8, in ``target``'s place; ``private``: where only its owner can read it."""
     with replacing(target) as file:
+        if private:
+            os.chmod(file.name, 0o600)
         file.write(content.encode() if isinstance(content, str) else content)
 
 

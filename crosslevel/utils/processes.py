@@ -8,6 +8,7 @@ import select
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -44,6 +45,44 @@ _NODE = "CROSSLEVEL_NODE"
 def by_torchrun() -> bool:
     """Whether `torchrun` started this process, as one of several."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+class Call(NamedTuple):
+    """One call of torchrun, the same on all machines and after each restart: ``name``, and whether a user chose it.
+
+    Without --rdzv-id it is named after the store that its agents share; one of its own for each restart tells nothing.
+    """
+
+    name: str
+    chosen: bool
+
+
+def torchrun_call() -> Call | None:
+    """Which call of torchrun started this process; None if none did."""
+    if not by_torchrun():
+        return None
+    name = os.environ["TORCHELASTIC_RUN_ID"]
+    if name not in ("", "none"):
+        return Call(name, True)
+    return Call(f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}", False)
+
+
+def shares_store() -> bool:
+    """Whether torchrun's processes meet, after each restart anew, in the one store that its first agent keeps."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def warn_of_restarts() -> None:
+    """Of a torchrun on several machines after which one that is lost and replaced could not go on."""
+    call = torchrun_call()
+    if call is None or not is_first() or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        return
+    if shares_store() or not call.chosen:
+        warnings.warn(
+            "torchrun may not restart a training of several machines: export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "
+            "before it, and give it --rdzv-id NAME",
+            stacklevel=3,
+        )
 
 
 ATTEMPT = "CROSSLEVEL_ATTEMPT"

@@ -1,11 +1,13 @@
 """A program whose 1, 2 and 4 processes train with the same batches of all: what `test_ranks` compares."""
 
+import copy
 import csv
 import io
 import os
 import shutil
 import socket
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ from crosslevel.data.images import InMemoryImages
 from crosslevel.data.loaders.batches import TrainBatches
 from crosslevel.data.loaders.streams import StreamBatches
 from crosslevel.data.open import open_images
-from crosslevel.methods import BYOL, NPID, InfoMin, MoCo, SimCLR
+from crosslevel.methods import BYOL, DINO, NPID, Distill, InfoMin, MoCo, SimCLR, SimSiam, SwAV, VICReg
 from crosslevel.models.encoder import Encoder
 from crosslevel.training.loop.fit import fit
 from crosslevel.training.loop.module import Pretrain
@@ -27,20 +29,31 @@ from crosslevel.utils.device import choose
 from crosslevel.utils.distributed import wait
 from crosslevel.utils.processes import world
 
-IMAGES, BATCH, STEPS, SIZE = 64, 16, 4, 16
+IMAGES, BATCH, STEPS, SIZE = 48, 16, 3, 16
+SMALL = {"out_features": 8, "hidden": 16}
+# Prototypes and the last layer stay as they are in the first step alone, of three in an epoch.
+CROPPED = SMALL | {"small_views": 1, "freeze": 0.3}
 METHODS = {
-    "SimCLR": lambda encoder: SimCLR(encoder, out_features=8, hidden=16, temperature=0.2),
+    "SimCLR": lambda encoder: SimCLR(encoder, temperature=0.2, **SMALL),
     "MoCo": lambda encoder: MoCo(encoder, IMAGES, out_features=8, queue=32, momentum=0.9, shuffle=False),
     "InfoMin": lambda encoder: InfoMin(encoder, IMAGES, out_features=8, queue=32, momentum=0.9, shuffle=False),
-    "BYOL": lambda encoder: BYOL(encoder, out_features=8, hidden=16),
+    "BYOL": lambda encoder: BYOL(encoder, **SMALL),
     "NPID": lambda encoder: NPID(encoder, IMAGES, out_features=8),
+    "SimSiam": lambda encoder: SimSiam(encoder, **SMALL),
+    "VICReg": lambda encoder: VICReg(encoder, **SMALL),
+    "SwAV": lambda encoder: SwAV(encoder, prototypes=12, queue=24, **CROPPED),
+    "DINO": lambda encoder: DINO(encoder, outputs=12, teacher_warmup=1, momentum=0.9, **CROPPED),
+    "Distill": lambda encoder: Distill(encoder, teacher=os.environ[TEACHER], momentum=0.5, hidden=16),
 }
+TEACHER = "TEACHER_OF_DISTILL"
 CASES = [(name, cld, "images") for name in METHODS for cld in (False, True)]
-CASES += [(name, True, "stream") for name in ("SimCLR", "MoCo")]
+CASES += [(name, name != "MoCo", "stream") for name in ("SimCLR", "MoCo", "BYOL", "InfoMin")]
 VIT = ("MoCo", False, "ViT")  # a transformer, by AdamW, with rates that fall in depth
 CASES += [VIT]
 SHARDED = [("SimCLR", True, "images"), ("BYOL", False, "images"), VIT]
 """These with encoders in parts, too."""
+LAYOUTS = [(name, True, "images") for name in METHODS]
+"""These on two machines of two processes, too."""
 
 
 def source():
@@ -53,16 +66,17 @@ def batches(kind, folder, views, ranks):
     if kind != "stream":
         return TrainBatches(source(), BATCH // ranks.size, seed=0, bad=BadFiles(), rank=ranks.rank, world=ranks.size)
     stream = open_images(f"stream:{folder}/s-*.tar", streams=True)
-    whole = {"epoch_size": 4 * BATCH, "seed": 0, "bad": BadFiles(), "crops": views.crops, "buffer": 8, "rows": 4}
+    whole = {"epoch_size": STEPS * BATCH, "seed": 0, "bad": BadFiles(), "crops": views.crops, "buffer": 8, "rows": 4}
     return StreamBatches(stream, BATCH // ranks.size, rank=ranks.rank, world=ranks.size, **whole)
 
 
-def shallow(encoder):
-    """Two stages of one block each: what is sent at each normalization takes longest here."""
+@cache
+def shallow():
+    """A convolution, its normalization and the average: what is sent at each normalization takes longest here."""
+    encoder = Encoder("resnet18", True, 0.125)
     net = encoder.backbone
-    net.layer3 = net.layer4 = torch.nn.Identity()
-    del net.layer1[1:], net.layer2[1:]
-    net.head_hidden_size = net.num_features = net.layer2[0].conv2.out_channels
+    net.layer1 = net.layer2 = net.layer3 = net.layer4 = torch.nn.Identity()
+    net.head_hidden_size = net.num_features = net.conv1.out_channels
     return encoder
 
 
@@ -75,13 +89,14 @@ def step_of(method, with_cld, kind):
         encoder = Encoder("vit_tiny_patch16_224", image_size=SIZE, arguments=small)
         optimizer = {"optimizer": "adamw", "lr": 0.001, "weight_decay": 0.05, "layer_decay": 0.75}
     else:
-        encoder = shallow(Encoder("resnet18", True, 0.0625, zero_init_last=True))  # in which rounding grows least
+        encoder = copy.deepcopy(shallow())
     built = METHODS[method](encoder)
     cld = CrossLevel(encoder.num_features, groups=5, out_features=8, gather=True) if with_cld else None
-    views = Views("cifar", SIZE)
+    colours = {} if kind == "stream" else {"jitter": 0, "grayscale": 0}  # they take as long as all the rest
+    views = Views("cifar", SIZE, **colours)
     if with_cld:
         built.online = max(built.online, 2)
-    views.count, views.plain = built.views, built.plain_views
+    views.count, views.small, views.plain = built.views, built.small_views, built.plain_views
     return Pretrain(encoder, built, cld, views, steps=STEPS, warmup_steps=1, seed=0, **optimizer)
 
 
@@ -91,7 +106,7 @@ def losses(method, with_cld, kind, folder, ranks, run=None, strategy="ddp"):
     With encoders in parts, the monitor's figure is a sum of the weights that it sees, and the run leaves its own.
     """
     module = step_of(method, with_cld, kind)
-    encoder, often = module.encoder, kind in ("stream", "ViT")
+    encoder, often = module.encoder, (method, kind) in (("SimCLR", "stream"), ("MoCo", "ViT"))
     resume, run = run is not None, run or folder / name_of((method, with_cld, kind), ranks.size, strategy)
     fit(
         module, batches(kind, folder, module.views, ranks), run, hardware=choose("cpu", "fp32"), ranks=ranks,
@@ -136,6 +151,8 @@ def run(process, count, port, folder):
                 last_but_one(folder / name_of(VIT, 2, strategy), folder / f"{strategy}-on-four")
             wait()
             found[strategy, 2, 4] = losses(*VIT, folder, ranks, folder / f"{strategy}-on-four", "fsdp")
+        os.environ |= torchrun(process, count, port, machines=2)
+        found |= {("2x2", case): losses(*case, folder / "2x2", world(1, 1)) for case in LAYOUTS}
     if process == 0:
         torch.save(found, folder / f"{count}.pt")
 
@@ -146,8 +163,10 @@ def last_but_one(run, copy):
     os.replace(copy / "checkpoints" / "previous.ckpt", copy / "checkpoints" / "last.ckpt")
 
 
-def torchrun(process, count, port):
-    names = {"RANK": process, "LOCAL_RANK": process, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0}
+def torchrun(process, count, port, machines=1):
+    each = count // machines
+    names = {"RANK": process, "LOCAL_RANK": process % each, "GROUP_RANK": process // each, "WORLD_SIZE": count}
+    names |= {"LOCAL_WORLD_SIZE": each}
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "x"}
     return {name: str(value) for name, value in (names | where).items()}
 
@@ -159,12 +178,13 @@ def free_port():
 
 
 def main(folder):
-    """In a process of its own, which imports once: those of 2 and 4 are its forks, before it trains itself."""
+    """In a fork of the test's process, which has all imports: those of 2 and 4 are its own, before it trains itself."""
     torch.set_num_threads(1)
     sys.modules["tensorboard"] = None  # takes as long as a case
+    torch.manual_seed(1)
+    os.environ[TEACHER] = str(Encoder("test_vit", image_size=2 * SIZE).save(folder / "teacher.safetensors"))
     for count in (2, 4):
         mp.start_processes(run, (count, free_port(), folder), nprocs=count, start_method="fork")
-    folder = Path(folder)
     found = every_case(folder, world(1, 1))
     for count in (2, 4):
         last_but_one(folder / f"SimCLR-True-stream-{count}-ddp", folder / f"begun-{count}")
@@ -172,7 +192,3 @@ def main(folder):
     last_but_one(folder / name_of(VIT, 2, "fsdp"), folder / "on-one")
     found["fsdp", 2, 1] = losses(*VIT, folder, world(1, 1), folder / "on-one")
     torch.save(found, folder / "1.pt")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

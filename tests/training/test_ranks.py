@@ -7,24 +7,24 @@ import os
 import pickle
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
+import warnings
 
 import numpy as np
 import pytest
 import rank_samples
 import torch
 from container_samples import write_tar
+from forks import ended
 from picture_samples import encoded
 from PIL import Image
-from rank_samples import CASES, SHARDED, STEPS, VIT, logged, name_of, step_of, torchrun, total
+from rank_samples import CASES, LAYOUTS, SHARDED, STEPS, VIT, logged, name_of, step_of, torchrun, total
 
-from crosslevel.runs import Run
+from crosslevel.methods import METHODS
+from crosslevel.runs import Run, claimed, restarted
 from crosslevel.training.loop import checkpoints
-from crosslevel.training.loop.fabric import check_memory
+from crosslevel.training.loop.fabric import check_memory, check_step
 from crosslevel.training.loop.sharding import check_strategy
-from crosslevel.utils.errors import UserError
+from crosslevel.utils.errors import MachineError, UserError
 from crosslevel.utils.processes import is_first, world
 
 pytestmark = pytest.mark.slow
@@ -39,9 +39,8 @@ def found(tmp_path_factory):
         pictures = draws.integers(0, 256, (30, 20, 20, 3), np.uint8)
         members = [(f"{n:03}.png", encoded(Image.fromarray(picture), "PNG")) for n, picture in enumerate(pictures)]
         write_tar(folder / f"s-{i}.tar", members)
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    line = [sys.executable, rank_samples.__file__, str(folder)]
-    subprocess.run(line, check=True, env={**os.environ, "PYTHONPATH": path})
+    status, told = ended(folder, lambda: rank_samples.main(folder))
+    assert status == 0, told
     return {"folder": folder} | {count: torch.load(folder / f"{count}.pt") for count in (1, 2, 4)}
 
 
@@ -52,6 +51,19 @@ def test_losses_are_those_of_one_process_with_the_whole_batch(found, case):
     assert len(set(alone)) == STEPS
     for count in (2, 4):
         assert found[count][case] == pytest.approx(alone, rel=1e-5), count  # the log has six digits
+
+
+def test_every_method_is_compared():
+    assert {name.lower() for name in rank_samples.METHODS} == set(METHODS)
+    assert {(name, cld) for name, cld, kind in CASES if kind == "images"} == {
+        (name, cld) for name in rank_samples.METHODS for cld in (False, True)
+    }
+
+
+@pytest.mark.parametrize("case", LAYOUTS, ids=lambda case: case[0])
+def test_two_machines_of_two_processes_have_the_losses_of_one_with_four(found, case):
+    assert found[4]["2x2", case] == found[4][case]
+    assert (found["folder"] / "2x2" / name_of(case, 4, "ddp") / "metrics.csv").exists()
 
 
 def test_a_run_of_several_processes_goes_on_within_an_epoch_with_the_same_images_in_one(found):
@@ -90,7 +102,7 @@ def test_a_damaged_part_is_named_with_the_checkpoint_that_is_whole(found, tmp_pa
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    whole = r"previous\.ckpt beside it is whole \(step 3\); to go on from there: cp \S+ \S+, then --resume again$"
+    whole = r"previous\.ckpt beside it is whole \(step 2\); to go on from there: cp \S+ \S+, then --resume again$"
     with pytest.raises(UserError, match=rf"{parts.name} is damaged.*__1_0.distcp.*; {whole}"):
         checkpoints.read(run)
     (parts / ".metadata").write_bytes(pickle.dumps(os.system))
@@ -146,3 +158,75 @@ def test_what_is_not_told_is_asked_for(monkeypatch):
     assert world(1, 1) == world(4, 2) == (4, 2, 5)
     with pytest.raises(UserError, match="torchrun started 4 processes on each of 2 machines: leave both out"):
         world(8, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "goes_on"),
+    [
+        ({}, True),
+        ({"TORCHELASTIC_RESTART_COUNT": "2"}, True),
+        ({"TORCHELASTIC_RUN_ID": "another", "TORCHELASTIC_RESTART_COUNT": "2"}, False),
+        ({"TORCHELASTIC_RUN_ID": "none"}, False),
+    ],
+)
+def test_a_call_of_torchrun_goes_on_with_its_own_run_whatever_its_agent_counts(tmp_path, monkeypatch, changes, goes_on):
+    told = torchrun(0, 2, 1, machines=2) | {"TORCHELASTIC_RESTART_COUNT": "0", "CROSSLEVEL_RUN": ""}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    run, ranks = str(tmp_path / "r"), world(1, 1)
+    assert restarted(run, None, ranks) is None
+    with claimed(run, "r", None, 0) as began:
+        began.checkpoints.mkdir()
+        began.last.touch()
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value)
+    assert restarted(run, None, ranks) == (run if goes_on else None)
+    assert restarted(run, run, ranks) == run
+
+
+def test_a_call_of_torchrun_without_a_name_is_known_by_its_store(tmp_path, monkeypatch):
+    told = torchrun(0, 2, 1) | {"TORCHELASTIC_RUN_ID": "none", "CROSSLEVEL_RUN": ""}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    run, ranks = str(tmp_path / "r"), world(1, 1)
+    with claimed(run, "r", None, 0) as began:
+        began.checkpoints.mkdir()
+        began.last.touch()
+    for port, attempt, expected in (("1", "0", None), ("1", "1", run), ("2", "1", None)):
+        monkeypatch.setenv("MASTER_PORT", port)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        assert restarted(run, None, ranks) == expected
+
+
+@pytest.mark.parametrize(
+    "changes", [{"TORCHELASTIC_USE_AGENT_STORE": "True"}, {"TORCHELASTIC_RUN_ID": "none"}, {"LOCAL_WORLD_SIZE": "2"}]
+)
+def test_a_torchrun_that_could_not_have_a_machine_replaced_is_warned_of(monkeypatch, changes):
+    told = torchrun(0, 2, 1, machines=2) | {"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    for name, value in (told | changes).items():
+        monkeypatch.setenv(name, value)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        restarted("r", None, world(1, 1))
+    one_machine = "LOCAL_WORLD_SIZE" in changes
+    assert ["may not restart a training of several machines" in str(line.message) for line in said] == (
+        [] if one_machine else [True]
+    )
+
+
+class TwoProcesses:
+    """Of Fabric, what `check_step` asks for."""
+
+    world_size, device = 2, torch.device("cpu")
+
+
+@pytest.mark.parametrize("other", [3, 0])
+def test_processes_that_go_on_from_different_checkpoints_are_refused(monkeypatch, other):
+    def all_reduce(ends, operation):
+        assert operation == torch.distributed.ReduceOp.MAX
+        ends.copy_(torch.maximum(ends, torch.tensor([-other, other])))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    check_step(TwoProcesses, other)
+    with pytest.raises(MachineError, match=f"different checkpoints .of step {min(5, other)} and of step 5.: give all"):
+        check_step(TwoProcesses, 5)

@@ -1,12 +1,19 @@
 """No text steers the terminal, and no password is told."""
 
 import io
+import os
 
 import pytest
+import yaml
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from crosslevel import report
+from crosslevel.data.pack import _origin
+from crosslevel.evaluation import push
+from crosslevel.settings import describe
+from crosslevel.training.loop import loggers
 from crosslevel.utils.console import Terminal, say
 from crosslevel.utils.errors import hidden
 
@@ -60,6 +67,12 @@ def test_a_file_name_that_is_no_unicode_can_be_printed():
         ("postgres:bob:PW@h", "postgres:bob:***@h"),
         ("mysql+pymysql://a:P@W@c/d", "mysql+pymysql://a:***@c/d"),
         ("s3://key:P/W+@bucket/x.tar@list=f", "s3://key:***@bucket/x.tar@list=f"),
+        ("https://h/x.tar?X-Amz-Date=1&X-Amz-Signature=PW%2F", "https://h/x.tar?X-Amz-Date=***&X-Amz-Signature=***"),
+        ("https://h/a.parquet?sig=PW+/=,column=image@list=f", "https://h/a.parquet?sig=***,column=image@list=f"),
+        ("https://h/x.tar?v=2&access_token=PW: no such file", "https://h/x.tar?v=2&access_token=***: no such file"),
+        ("'https://h/x.tar?Key-Pair-Id=a&Signature=PW~PW_'", "'https://h/x.tar?Key-Pair-Id=a&Signature=***'"),
+        ("https://bob:PW@h/x.tar?token=PW.", "https://bob:***@h/x.tar?token=***."),
+        ("https://h/x.tar?monkey=1&design=2", None),
         ("https://h:8080/x.tar@list=f", None),
         ("s3://bucket/x.tar@repeat=2", None),
         ("VOC2007:trainval@unique", None),
@@ -71,3 +84,38 @@ def test_passwords_of_addresses_are_hidden(text, shown):
     console = screen()
     console.print(table(text))
     assert "PW" not in console.file.getvalue()
+
+
+SIGNED = "https://bob:PW@host/shards/x-{0..9}.tar?X-Amz-Signature=PW/PW@repeat=2"
+
+
+def test_nothing_that_is_published_has_a_secret(tmp_path):
+    """A page, a logger's settings, a model card, a pack's own description."""
+    blocks = [
+        report.settings("Settings", f"images: {SIGNED}\nseed: 0\n"), report.commands("Next", [f"crosslevel {SIGNED}"]),
+        report.text("Warnings", f"{SIGNED}: changed"), report.table("Runs", ["a", "b"], [[SIGNED, 1.0]]),
+    ]  # fmt: skip
+    page = report.page(tmp_path / "p.html", SIGNED, blocks, f"of {SIGNED}", SIGNED).read_text()
+    assert page.count("X-Amz-Signature=***@repeat=2") == 8  # the title twice
+    settings = {"images": SIGNED, "data_root": SIGNED, "encoder": {"weights": SIGNED}, "views": {"scale": [SIGNED]}}
+    told = loggers._flat(settings)
+    card = push._settings(settings) + push._metadata(SIGNED)
+    assert "x-{0..9}.tar?X-Amz-Signature=***" in card
+    assert "PW" not in f"{page} {told} {card} {_origin(SIGNED, None, Unwatched)}"
+
+
+class Unwatched:
+    """Of a source, what a pack's description asks for."""
+
+    watch = None
+
+
+@pytest.mark.parametrize(("images", "mode"), [(SIGNED, 0o600), ("photos", 0o644)])
+def test_settings_with_a_secret_are_kept_whole_for_their_owner_alone(tmp_path, images, mode):
+    before = os.umask(0o022)
+    try:
+        describe.write({"images": images}, tmp_path / "config.yaml")
+    finally:
+        os.umask(before)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"images": images}
+    assert (tmp_path / "config.yaml").stat().st_mode & 0o777 == mode

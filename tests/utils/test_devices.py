@@ -7,6 +7,7 @@ import csv
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -67,6 +68,12 @@ def ranks_of(process):
         except (OSError, ValueError):
             continue
     return found
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def until(steps, process, run):
@@ -137,6 +144,31 @@ def test_torchrun_restarts_a_run_where_its_checkpoint_is(tmp_path, undisturbed):
     error = process.communicate(timeout=400)[1]
     assert process.returncode == 0, error
     assert "goes on" in error or "failed" in error  # it was killed, and not at its end
+    assert losses(run) == losses(undisturbed)
+
+
+def agent(number, port, folder, run):
+    """One of torchrun's two, each with a process of the training."""
+    about = f"is_host={number == 0},keep_alive_interval=1,keep_alive_max_attempt=3"
+    line = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3"]
+    line += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", f"--rdzv-conf={about}", "--rdzv-id=run"]
+    line += ["--local-addr=127.0.0.1", "--monitor-interval=0.5", "--no-python", "--", *COMMAND, QUIET, f"--run={run}"]
+    return started(line, folder, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+
+
+def test_a_lost_machine_of_torchrun_joins_again_where_the_checkpoint_is(tmp_path, undisturbed):
+    """Its agent counts no restart, the other one does; yet they meet, and the losses are the undisturbed run's."""
+    run, port = tmp_path / "run", free_port()
+    first, lost = (agent(number, port, tmp_path, run) for number in range(2))
+    until(5, first, run)
+    for pid in (lost.pid, *ranks_of(lost)):
+        os.kill(pid, signal.SIGKILL)
+    lost.communicate()
+    assert len(rows(run)) < STEPS
+    agents = [first, agent(1, port, tmp_path, run)]
+    said = [process.communicate(timeout=400) for process in agents]
+    assert [process.returncode for process in agents] == [0, 0], said
+    assert not re.search("may not restart|different checkpoints", said[0][1] + said[1][1])
     assert losses(run) == losses(undisturbed)
 
 

@@ -35,7 +35,7 @@ def blocks(images: UInt8[Tensor, "B 3 32 32"]) -> Blocks:
         gray[:, y : y + stop, x : x + stop].unflatten(2, (_COUNT, _BLOCK)).sum(3).unflatten(1, (_COUNT, _BLOCK)).sum(2)
         for y, x in itertools.product(starts, starts)
     ]
-    means = torch.stack(found, 1).unflatten(1, (len(starts), len(starts))).flatten(3) / _BLOCK**2
+    means: Tensor = torch.stack(found, 1).unflatten(1, (len(starts), len(starts))).flatten(3) / _BLOCK**2
     return means.half()
 
 

@@ -21,7 +21,7 @@ from crosslevel.training.loop.module import Pretrain
 from crosslevel.training.loop.sharding import Sharding
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import CrosslevelError, MachineError, UserError
-from crosslevel.utils.processes import World, by_torchrun
+from crosslevel.utils.processes import World, by_torchrun, shares_store
 
 PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 _CLOSED = re.compile(r"[Cc]onnection (closed|reset|refused)|[Rr]emote process|[Tt]imed out|EOF|NCCL|peer")
@@ -65,10 +65,11 @@ def set_up(fabric: Fabric, module: Pretrain, sharding: Sharding | None) -> tuple
 def _meet_again(backend: str) -> None:
     """After a restart by torchrun, let the processes find each other under this attempt's name.
 
-    torchrun may keep one store for all attempts, where gloo then finds the addresses of processes that are gone.
+    torchrun may keep one store for all attempts, where gloo then finds the addresses of processes that are gone. Of
+    several agents each counts its own attempts: there a store for each attempt is needed, whose processes all agree.
     """
-    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    if attempt == 0 or dist.is_initialized():
+    attempt, shared = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")), shares_store()
+    if attempt == 0 or not shared or dist.is_initialized():
         return
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -110,6 +111,25 @@ def check_memory(module: Pretrain, memory: int | None, parts: int = 1) -> None:
 def memory_of(device: torch.device) -> int | None:
     """Bytes of a GPU; of other devices nobody knows."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def check_step(fabric: Fabric, step: int) -> None:
+    """Refuse to train where some processes go on and others begin, or from different steps.
+
+    Raises:
+        MachineError: they do.
+
+    """
+    if fabric.world_size == 1:
+        return
+    ends = torch.tensor([-step, step], device=fabric.device)
+    dist.all_reduce(ends, dist.ReduceOp.MAX)
+    first, last = -int(ends[0]), int(ends[1])
+    if first != last:
+        raise MachineError(
+            f"the processes go on from different checkpoints (of step {first} and of step {last}): give all of them "
+            "the same --run, on a disk that they share"
+        )
 
 
 @contextmanager

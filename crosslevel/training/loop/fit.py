@@ -22,7 +22,7 @@ from crosslevel.models.sync_batchnorm import synchronize
 from crosslevel.runs import Run
 from crosslevel.training.loop import checkpoints, graph
 from crosslevel.training.loop.collapse import CollapseWatch
-from crosslevel.training.loop.fabric import all_ranks_end, check_memory, fabric_of, memory_of, set_up
+from crosslevel.training.loop.fabric import all_ranks_end, check_memory, check_step, fabric_of, memory_of, set_up
 from crosslevel.training.loop.fall import FallGuard
 from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.log import Clock, Display, Log, Stream
@@ -182,6 +182,7 @@ class _Loop:
             self.run.sweep()
         if state is not None:
             self._restore(state)
+        check_step(self.fabric, module.step)
         self.saved_at = time.monotonic()
         self.stream = Stream(self.batches, module.step)
         self.clock = Clock(self.stream)

@@ -18,7 +18,7 @@ from lightning_fabric.loggers import TensorBoardLogger
 
 from crosslevel.runs import Run
 from crosslevel.utils import files
-from crosslevel.utils.errors import MissingExtra, UserError, did_you_mean
+from crosslevel.utils.errors import MissingExtra, UserError, did_you_mean, hidden
 
 KINDS = ("csv", "tensorboard", "wandb", "mlflow")
 """``csv`` is metrics.csv, which every run has."""
@@ -207,11 +207,12 @@ def _in_one_line(logger: Any) -> Iterator[None]:
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Settings under their names on the command line."""
+    """Settings under their names on the command line, without what is secret in addresses."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
             found |= _flat(value, f"{before}{name}.")
         else:
-            found[before + name] = str(value) if isinstance(value, list | tuple) else value
+            told = str(value) if isinstance(value, list | tuple) else value
+            found[before + name] = hidden(told) if isinstance(told, str) else told
     return found

@@ -1,6 +1,7 @@
 """An S3 server on loopback, and a proxy before it that now and then answers as a busy store or a bad line does."""
 
 import http.client
+import re
 import threading
 from collections import Counter
 from contextlib import contextmanager
@@ -14,9 +15,9 @@ FAULTS = ("busy", "cut", "short", "reset")
 
 
 class Proxy(ThreadingHTTPServer):
-    """Hands requests on to ``port``. Each read of an object is spoilt twice before it is answered, ``wanted`` in all.
+    """Hands requests on to ``port``. Each that reads is spoilt twice before it is answered, ``wanted`` in all.
 
-    - busy: 503 SlowDown;
+    - busy: 503 SlowDown; the only one of a HEAD or a list;
     - cut: half of the answer, then the line breaks;
     - short: half of the answer, as if it were all;
     - reset: no answer.
@@ -26,22 +27,25 @@ class Proxy(ThreadingHTTPServer):
 
     def __init__(self, port):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.port, self.wanted, self.injected, self.kinds = port, 0, 0, Counter()
-        self.seen, self.lock = Counter(), threading.Lock()
+        self.port, self.wanted, self.injected, self.kinds, self.spoilt = port, 0, 0, Counter(), Counter()
+        self.seen, self.lock, self.keys = Counter(), threading.Lock(), set()
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
 
     def fault(self, handler):
         """How to spoil this request, if at all."""
         asked = (handler.command, handler.path, handler.headers.get("Range"))
+        verb = "LIST" if "list-type" in handler.path else handler.command
         with self.lock:
-            if handler.command != "GET" or self.injected >= self.wanted or "list-type" in handler.path:
+            self.keys |= set(re.findall(r"Credential=([^/]+)", handler.headers.get("Authorization", "")))
+            if verb not in ("GET", "HEAD", "LIST") or self.injected >= self.wanted:
                 return None
             self.seen[asked] += 1
             if self.seen[asked] % 3 == 0:
                 return None
-            kind = FAULTS[self.injected % len(FAULTS)]
+            kind = FAULTS[self.injected % len(FAULTS)] if verb == "GET" else "busy"
             self.injected += 1
             self.kinds[kind] += 1
+            self.spoilt[verb] += 1
             return kind
 
 
@@ -79,7 +83,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.send_header("Content-Length", length or str(len(data)))
         self.end_headers()
-        self.wfile.write(data[: len(data) // 2] if cut else data)
+        if self.command != "HEAD":
+            self.wfile.write(data[: len(data) // 2] if cut else data)
         self.close_connection = self.close_connection or cut
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = serve
