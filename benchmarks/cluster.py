@@ -2,7 +2,8 @@
 
 Seconds of processor time count: on a machine that does other things as well, wall time says little. The cluster is up
 before the clock starts; what its own processes take while it works is counted. What Ray takes does not grow with the
-network: its share of the whole depends on --width and --view.
+network: its share of the whole depends on --width and --view. Both tables are compared row by row. In a last round one
+of the nodes is taken away when the first part of the table is there.
 
 taskset -c 1 python benchmarks/cluster.py --images 20000 --width 1 --view 128
 """
@@ -20,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import records
 import torch
 from beside import machine
@@ -44,6 +47,7 @@ def main() -> None:
         for number in range(arguments.rounds):
             report("two processes", arguments.images, measured(lambda n=number: plain(home, n)))
             with_cluster(home, number, arguments.images)
+        with_cluster(home, arguments.rounds, arguments.images, lose=True)
 
 
 def furnish(home: Path, count: int, width: float, view: int) -> None:
@@ -74,21 +78,41 @@ def plain(home: Path, number: int) -> None:
         sys.exit("a process failed")
 
 
-def with_cluster(home: Path, number: int, images: int) -> None:
+def with_cluster(home: Path, number: int, images: int, lose: bool = False) -> None:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
     for _ in range(2):
-        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
+        node = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
     os.environ["RAY_ADDRESS"] = cluster.address
     time.sleep(5)
+    output = home / f"ray-{number}.parquet"
 
     def embed() -> None:
-        if begun(home, "all", f"ray-{number}.parquet", "--engine=ray").wait():
+        process = begun(home, "all", output.name, "--engine=ray")
+        if lose:
+            while process.poll() is None and not list(Path(f"{output}.parts").glob("0*.parquet")):
+                time.sleep(0.1)
+            cluster.remove_node(node, allow_graceful=False)
+        if process.wait():
             sys.exit("the command failed")
 
-    report("two Ray nodes", images, measured(embed))
+    report("two Ray nodes, one taken away" if lose else "two Ray nodes", images, measured(embed))
     cluster.shutdown()
+    compare(home, output)
+
+
+def compare(home: Path, output: Path) -> None:
+    """The rows of Ray's table beside those of the two processes' first tables, one after the other."""
+    tables = [pq.read_table(home / f"{part}-0.parquet") for part in "ab"]
+    expected, found = pa.concat_tables(tables), pq.read_table(output)
+    same = expected["path"].equals(found["path"])
+    features = [np.stack(table["feature"].to_numpy()) for table in (expected, found)]
+    apart = np.abs(features[0] - features[1]).max() if same else np.nan
+    print(
+        f"    {len(found):,} rows, {'the same' if same else 'OTHER'} paths, features at most {apart:.1e} apart",
+        flush=True,
+    )
 
 
 def measured(what: Callable[[], None]) -> tuple[float, Counter[str]]:

@@ -87,12 +87,14 @@ def opened(plan: Plan, tries: int = 8) -> optuna.Study:
     """
     (plan.folder / "workers").mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        sqlalchemy.make_url(plan.storage).get_dialect()
+    except (ArgumentError, ValueError) as error:  # a port that is no number is a ValueError
+        raise UserError(f"--storage ***@{address(plan)}: is no address ({_reason(plan, error)})") from None
     for attempt in range(tries):
         try:
             with locked(plan.folder / "study.lock"), locked_everywhere(plan):
                 return _made(plan)
-        except ArgumentError as error:
-            raise UserError(f"--storage ***@{address(plan)}: is no address ({_reason(plan, error)})") from None
         except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
             # Other studies' workers that make the same tables at the same time get in each other's way.
             if attempt == tries - 1:
@@ -108,12 +110,9 @@ def _made(plan: Plan) -> optuna.Study:
     if plan.storage == url(None, plan.folder):
         _make_whole(plan.folder / FILE)
     options = _engine() if plan.storage.startswith("sqlite") else {"pool_pre_ping": True}
-    try:
-        storage = optuna.storages.RDBStorage(plan.storage, engine_kwargs=options)
-    except ValueError as error:  # of a port that is no number
-        raise UserError(f"--storage ***@{address(plan)}: is no address ({_reason(plan, error)})") from None
     study = optuna.create_study(
-        storage=storage, study_name=name, direction="maximize", load_if_exists=True,
+        storage=optuna.storages.RDBStorage(plan.storage, engine_kwargs=options),
+        study_name=name, direction="maximize", load_if_exists=True,
         sampler=Fresh(plan), pruner=pruner(plan.epochs, plan.pruning),
     )  # fmt: skip
     before = study.user_attrs.get("agreed")
