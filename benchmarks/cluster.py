@@ -144,7 +144,10 @@ def look(spent: dict[tuple[int, float], tuple[str, float]]) -> Counter[str]:
         except psutil.Error:
             continue
         kind = "workers" if "ray::_Worker" in line else "commands" if "crosslevel" in line else "Ray"
-        spent[process.pid, process.create_time()] = (kind, told.user + told.system)
+        key = process.pid, process.create_time()
+        if spent.get(key, ("",))[0] == "workers":
+            kind = "workers"  # whatever it is called when it ends
+        spent[key] = (kind, told.user + told.system)
     total: Counter[str] = Counter()
     for kind, seconds in spent.values():
         total[kind] += seconds

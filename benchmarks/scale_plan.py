@@ -11,15 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 RESULTS = Path(__file__).parent / "results"
-SIDE, OUTLINE, CELL = (
-    32,
-    64,
-    512,
-)  # of crosslevel.data.duplicates: a small picture, an outline's values, a cell's points
+# Of crosslevel.data.duplicates: a small picture, an outline's values, a cell's points.
+SIDE, OUTLINE, CELL = 32, 64, 512
 ROUNDS, SAMPLED = 4, 32  # of k-means, and the points of a cell that it is made of
-RESNET50 = (
-    4.1e9  # multiplications of a forward pass at 224 pixels (He et al., CVPR 2016, table 1: 3.8e9; timm's has 4.1)
-)
+# Multiplications of a forward pass at 224 pixels (He et al., CVPR 2016, table 1: 3.8e9; timm's has 4.1).
+RESNET50 = 4.1e9
 FEATURES, VIEWS = 2048, 2  # ResNet-50's; those of a step
 
 
@@ -54,7 +50,7 @@ def measured() -> Measured:
     decode, size = _found("scale.md", r"cutting ([\d.]+) ms of a core an image of (\d+) kB")
     hours = _found("scale.md", r"^\| 1 \| [\d,]+ \| [\d.]+ \| ([\d,]+) \|")[0]
     store = _found("scale.md", r"a store of ([\d.]+) GB/s")[0]
-    compare = _found("scale_duplicates.md", r"^\| 100,000 \| [\d,]+ \| \d+ \| (\d+) \|")[0]
+    compare = _found("scale_duplicates.md", r"^\| 1,000,000 \| [\d,]+ \| [\d,]+ \| ([\d,]+) \|")[0]
     listing = _found("million.txt", r"^1,000,000 +([\d.]+) s")[0]
     more, megabytes = _found("million.txt", r"^([\d,]+) more files take (\d+) MB")
     batch, step = _found(
@@ -69,7 +65,7 @@ def measured() -> Measured:
     return Measured(
         kilobytes=(wall, size),
         decode=(cores / rate, decode / 1e3),
-        compare=compare / 1e5,
+        compare=compare / 1e6,
         list=listing / 1e6,
         listed_bytes=megabytes * 1e6 / more,
         view=view,
@@ -156,7 +152,7 @@ def rows(images: float, m: Measured) -> list[Row]:
         Row(
             "comparing within cells",
             f"{images * m.compare / 3600:,.0f} core hours",
-            f"{1e3 * m.compare:.2f} ms an image: 100,000 in `scale_duplicates.md`; larger numbers have no row",
+            f"{1e3 * m.compare:.2f} ms an image: a million in `scale_duplicates.md`; larger numbers have no row",
         ),
         Row(
             "exchanged for it",

@@ -48,7 +48,7 @@ def test_the_plan_on_paper_is_what_the_measured_files_make_of_it(monkeypatch):
         plan.lines(1e9)
     )
     found = plan.measured()
-    assert found.compare == pytest.approx(99 / 100_000)  # of one core, not on the wall
+    assert found.compare == pytest.approx(1137 / 1_000_000)  # of one core, not on the wall
     assert found.decode == pytest.approx((2 / 1133, 4.69e-3))
     rows, twice, priced = plan.rows(1e9, found), plan.rows(2e9, found), plan.lines(1e9, 3)
     cells, assigned = ([row.what for row in rows].index(name) for name in ("cells", "outlines to their cells"))
