@@ -99,9 +99,10 @@ def lines(images: float, price: float | None = None) -> list[str]:
 
 def rows(images: float, m: Measured) -> list[Row]:
     """The lines of the plan, in the order in which the work is done."""
-    record, cells = 3 * SIDE**2 + 4 * 8, images / CELL
-    assigned = images * cells * OUTLINE / m.multiply / 3600
-    grouped = ROUNDS * SAMPLED * cells * cells * OUTLINE / m.multiply / 3600
+    return [*_reading(images, m), *_duplicates(images, m), *_features(images, m)]
+
+
+def _reading(images: float, m: Measured) -> list[Row]:
     low, high = (images * seconds / 3600 for seconds in m.decode)
     return [
         Row(
@@ -129,6 +130,14 @@ def rows(images: float, m: Measured) -> list[Row]:
             f"{100 * m.more[0]:.0f} to {100 * m.more[1]:.0f} %",
             "core seconds beside plain processes: `cluster.txt`",
         ),
+    ]
+
+
+def _duplicates(images: float, m: Measured) -> list[Row]:
+    record, cells = 3 * SIDE**2 + 4 * 8, images / CELL
+    assigned = images * cells * OUTLINE / m.multiply / 3600
+    grouped = ROUNDS * SAMPLED * cells * cells * OUTLINE / m.multiply / 3600
+    return [
         Row(
             "records of `inspect`",
             _bytes(images * record),
@@ -159,6 +168,11 @@ def rows(images: float, m: Measured) -> list[Row]:
             _bytes(images * (record + OUTLINE * 4)),
             "each record and outline goes once to the machine of its cell",
         ),
+    ]
+
+
+def _features(images: float, m: Measured) -> list[Row]:
+    return [
         Row(
             "embedding by ResNet-50",
             f"at most {images * m.view / 3600:,.0f} GPU hours",
