@@ -168,11 +168,12 @@ def test_a_pack_and_an_inspection_are_those_of_one_machine(tmp_path, nodes):
     for engine in ("local", "ray"):
         sizes, usual = Sizes(part=16, at_once=8), {"workers": 0, "engine": engine, "quiet": True}
         folder = pack(str(photos), str(tmp_path / engine), size=8, sizes=sizes, **usual)
-        figures = inspect(str(tmp_path / "photos.parquet"), device="cpu", **usual)
+        figures = inspect(str(tmp_path / "photos.parquet"), sample=60, full_scan=True, device="cpu", **usual)
         made[engine] = {file.name: file.read_bytes() for file in folder.iterdir()}, figures
     assert "bad_files.txt" in made["ray"][0]
     assert len(made["ray"][1]["broken"]) == 1
     assert made["ray"][1]["exact_duplicates"] == {"sets": 1, "superfluous": 1}
+    assert (made["ray"][1]["looked_at"], made["ray"][1]["compared"]) == (92, 60)
     assert made["ray"] == made["local"]
 
 

@@ -7,11 +7,13 @@ import os
 import shlex
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int64
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
@@ -32,6 +34,7 @@ from crosslevel.features.extract import Runtime
 from crosslevel.features.source import check_channels, suited
 from crosslevel.inspection.page import beside_block, headline, page_blocks
 from crosslevel.inspection.scan import run_features, structure
+from crosslevel.inspection.sketch import Sketch, sketch
 from crosslevel.inspection.summary import summary, tables
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.named import home_of, open_encoder
@@ -43,7 +46,7 @@ from crosslevel.utils.marks import verb
 from crosslevel.utils.rng import seeded
 
 SHOWN_BROKEN = 20
-DUPLICATES, BESIDE = "duplicates.csv", "beside.csv"
+DUPLICATES, BESIDE, EXACT = "duplicates.csv", "beside.csv", "exact_copies.csv"
 
 
 @verb()
@@ -62,6 +65,7 @@ def inspect(
     data_root: str | None = None,
     crops: Crops | None = None,
     engine: Engine = "local",
+    full_scan: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Say what is in a collection: sizes, broken files, duplicates and their tracks, the long tail; no label is read.
@@ -72,10 +76,10 @@ def inspect(
         run: the folder of a run, its encoder.safetensors, or weights by name (timm:NAME, hf-hub:owner/name):
             near-duplicates and groups by its features as well.
         beside: another source, such as the images to test on: which of its images are in this one as well.
-        output: a .json file, or a folder for inspect.json, inspect.html and duplicates.csv (and beside.csv); none is
-            written unless given.
+        output: a .json file, or a folder for inspect.json, inspect.html and duplicates.csv (and beside.csv,
+            exact_copies.csv); none is written unless given.
         batch_size: of the training that settings are suggested for.
-        sample: the most images to look at; of more, that many are drawn.
+        sample: the most images to compare with each other; of more, that many are drawn, and only these are looked at.
         seed: of all draws.
         groups: the most groups to estimate; 20 unless given.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
@@ -85,6 +89,8 @@ def inspect(
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
         engine: local looks at the images on this machine; ray on all of a Ray cluster (RAY_ADDRESS, or this machine),
             which find them under the same name; what they have in common is found here.
+        full_scan: of a collection larger than the sample, read every image: sizes, formats, broken files and exact
+            copies are then those of all images, not of the sample.
         quiet: print nothing.
 
     Returns:
@@ -97,13 +103,13 @@ def inspect(
     encoder = None if run is None else open_encoder(run)
     generator = seeded(seed)
     read = {"data_root": data_root, "crops": crops}
-    own = _part(images if encoder is None else suited(images, encoder), read, sample, generator, engine)
+    own = _part(images if encoder is None else suited(images, encoder), read, sample, generator, engine, full_scan)
     if encoder is not None:
         check_channels(encoder, own.images.channels, images)
     other = None if beside is None else _part(beside, read, sample, generator, engine)
     runtime, threshold = Runtime(choose(device, precision), workers), None
     with progress_bar(console) as bar:
-        scanned = _scanned(own, workers, bar)
+        counted, scanned = _sketched(own, workers, bar)
         task, features = bar.add_task("comparing", total=None), None
         if encoder is not None and run is not None:
             features, threshold = _features(encoder, run, own, scanned, runtime, seed)
@@ -112,8 +118,9 @@ def inspect(
         scanned_beside = None if other is None else _scanned(other, workers, bar)
     members = duplicate_sets(scanned, common.pairs, own.part.paths)
     figures = summary(
-        own.images.name, len(own.images), own.part, scanned, common, members, own.bad, batch_size, run, threshold
-    )
+        own.images.name, len(own.images), own.part, scanned, common, members, own.bad, batch_size, run, threshold,
+        counted,
+    )  # fmt: skip
     matched = [] if scanned_beside is None else matches(scanned, scanned_beside)
     if other is not None and scanned_beside is not None:
         figures["beside"] = _beside(own, scanned, other, scanned_beside, matched)
@@ -123,27 +130,49 @@ def inspect(
         if other is not None and scanned_beside is not None:
             blocks.insert(2, beside_block(other.images.name, matched, scanned, scanned_beside, figures))
         write_csv(written.with_name(DUPLICATES), members, scanned, own.part.paths)
+        if own.sampled is not None:
+            _write_exact(written.with_name(EXACT), counted, own.images.paths)
         _write(written, figures, blocks, console)
     return figures
 
 
 @dataclass
 class _Collection:
-    """A source, the part of it that is inspected, and its unreadable images."""
+    """A source, the part of it that is compared, and its unreadable images.
+
+    ``sampled`` are the numbers of that part where the other images are looked at as well.
+    """
 
     images: Images
     part: Images
     bad: BadFiles
     elsewhere: Opened | None
+    sampled: Int64[Tensor, " n"] | None = None
 
 
-def _part(name: str, read: dict[str, Any], most: int, generator: torch.Generator, engine: Engine) -> _Collection:
+def _part(
+    name: str, read: dict[str, Any], most: int, generator: torch.Generator, engine: Engine, full_scan: bool = False
+) -> _Collection:
     images, index = open_images(name, **read), None
     if len(images) > most:
         index = select.sample(images, most, generator)
-    part = images if index is None else select.take(images, index)
-    elsewhere = Opened.of(name, source=images, **read)._replace(chosen=index) if engine == "ray" else None
-    return _Collection(images, part, images.bad_files(), elsewhere)
+    part, sampled = images if index is None else select.take(images, index), index if full_scan else None
+    elsewhere = Opened.of(name, source=images, **read) if engine == "ray" else None
+    if elsewhere is not None and sampled is None:
+        elsewhere = elsewhere._replace(chosen=index)
+    return _Collection(images, part, images.bad_files(), elsewhere, sampled)
+
+
+def _sketched(collection: _Collection, workers: int | None, bar: Progress) -> tuple[Sketch, ScanResult]:
+    """What is counted, and the records of the images to compare."""
+    if collection.sampled is None:
+        scanned = _scanned(collection, workers, bar)
+        return Sketch.of(scanned, collection.part.paths), scanned
+    task = bar.add_task("looking at images", total=len(collection.images))
+    return sketch(
+        collection.images, collection.sampled, collection.bad, workers,
+        lambda done: bar.update(task, completed=done), collection.elsewhere,
+    )  # fmt: skip
 
 
 def _scanned(collection: _Collection, workers: int | None, bar: Progress) -> ScanResult:
@@ -216,6 +245,12 @@ def _file(output: Path) -> Path:
     return file
 
 
+def _write_exact(file: Path, counted: Sketch, paths: Sequence[str]) -> None:
+    """The sets of exact copies among all images; the first of a set is in its first row."""
+    rows = ({"set": n, "path": paths[i]} for n, one in enumerate(counted.exact_copies(), 1) for i in one)
+    write_rows(file, ("set", "path"), rows)
+
+
 def _write(file: Path, figures: dict[str, Any], blocks: list[report.Block], console: Console) -> None:
     """The JSON file, the page and the tables beside it, each whole or not at all."""
     # File names that are not valid UTF-8 become escapes.
@@ -225,6 +260,8 @@ def _write(file: Path, figures: dict[str, Any], blocks: list[report.Block], cons
     if "beside" in figures:
         write_rows(file.with_name(BESIDE), ("path", "beside", "kind", "distance"), figures["beside"]["matches"])
         names.append(str(file.with_name(BESIDE)))
+    if figures["looked_at"] > figures["compared"]:
+        names.append(str(file.with_name(EXACT)))
     subtitle = f"{figures['count']:,} images · {time.strftime('%Y-%m-%d')}"
     page = report.page(
         file.with_suffix(".html"), f"What is in {figures['images']}", blocks, subtitle, headline(figures)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,10 +19,10 @@ from crosslevel.data.duplicates.sets import NAMES, Member, described
 from crosslevel.data.images import Images
 from crosslevel.inspection.recommend import advise
 from crosslevel.inspection.scan import Structure
+from crosslevel.inspection.sketch import Sketch
 from crosslevel.metrics import long_tail
 from crosslevel.utils.errors import hidden
 
-_COPY = re.compile(r"#(?:t=[\d.]+|\d+)$")  # a copy, an object or a frame of what is named before it
 # Features of constructed classes: from a mean silhouette of about 0.25 on, sizes of groups ranked the true imbalance
 # (Spearman at least 0.9); short runs on images reached 0.22 at most, and theirs did not.
 APART = 0.25
@@ -44,14 +42,14 @@ class Tail:
 
 def summary(
     name: str, total: int, part: Images, scanned: ScanResult, structure: Structure, members: list[Member],
-    bad: BadFiles, batch_size: int, run: str | None, threshold: float | None = None,
+    bad: BadFiles, batch_size: int, run: str | None, threshold: float | None = None, counted: Sketch | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """All figures, as the JSON file has them.
 
     Args:
         name: of the source.
         total: its images.
-        part: those of them that were scanned.
+        part: those of them that were compared.
         scanned: what stays of each.
         structure: what they have in common.
         members: the sets of duplicates.
@@ -59,8 +57,10 @@ def summary(
         batch_size: of the training that settings are suggested for; at most the readable images.
         run: whose features were used.
         threshold: of the cosine of near-duplicates by these.
+        counted: in all images that were looked at; in the compared ones unless given.
 
     """
+    counted = Sketch.of(scanned, part.paths) if counted is None else counted
     by_track = structure.tracks.unique(return_inverse=True)[1]
     sizes = torch.bincount(by_track)
     copied = copy_sizes(len(scanned.numbers), structure)
@@ -71,14 +71,16 @@ def summary(
     return {
         "images": hidden(name),
         "count": total,
-        "looked_at": len(part),
-        "readable": len(scanned.numbers),
+        "looked_at": counted.looked_at,
+        "compared": len(part),
+        "readable": counted.readable,
         "broken": dict(sorted(bad.reasons.items())),
-        "width": _quartiles(scanned.shape[:, 1]),
-        "height": _quartiles(scanned.shape[:, 0]),
-        "shorter_side": _histogram(scanned.shape.min(1).values),
-        "formats": _formats(part, scanned.numbers),
-        **_duplicates(scanned, members, part.paths),
+        "width": _quartiles(counted.width),
+        "height": _quartiles(counted.height),
+        "shorter_side": _histogram(counted.shorter_side),
+        "formats": dict(counted.formats.most_common()),
+        "exact_duplicates": _exact(counted),
+        "duplicates": _duplicates(scanned, members, part.paths),
         "near_duplicates": {
             "pairs_by_pixels": len(structure.pairs.images),
             "pairs_by_features": structure.by_features if run else None,
@@ -105,20 +107,22 @@ def copy_sizes(count: int, structure: Structure) -> Int64[Tensor, " S"]:
     return tracks(count, copies.images).bincount()
 
 
+def _exact(counted: Sketch) -> dict[str, int]:
+    """How many sets of images with equal pixels there are, and how many images could go."""
+    sizes = torch.cat(counted.content).unique(return_counts=True)[1]
+    return {"sets": int((sizes > 1).sum()), "superfluous": int((sizes - 1).sum())}
+
+
 def _duplicates(scanned: ScanResult, members: list[Member], paths: Sequence[str]) -> dict[str, Any]:
     """How many images are copies, by kind, and all sets by name."""
-    exact = scanned.content.unique(return_counts=True)[1]
     kinds = Counter(NAMES[member.kind] for member in members if member.kind is not None)
     sets: dict[int, list[dict[str, Any]]] = {}
     for member in members:
         sets.setdefault(member.set, []).append(described(member, scanned, paths))
     return {
-        "exact_duplicates": {"sets": int((exact > 1).sum()), "superfluous": int((exact - 1).sum())},
-        "duplicates": {
-            "copies": {name: kinds[name] for name in NAMES.values()},
-            "superfluous": sum(not member.keep for member in members),
-            "sets": list(sets.values()),
-        },
+        "copies": {name: kinds[name] for name in NAMES.values()},
+        "superfluous": sum(not member.keep for member in members),
+        "sets": list(sets.values()),
     }
 
 
@@ -132,9 +136,8 @@ def trust(separation: float) -> str:
 def tables(figures: dict[str, Any]) -> list[tuple[str, list[tuple[str, ...]]]]:
     """The tables of the terminal and of the page: headings, and rows of text."""
     pixels = {kind: " ".join(f"{value:,.0f}" for value in figures[kind]) for kind in ("width", "height")}
-    whole = figures["count"] == figures["looked_at"]
     images: list[tuple[str, ...]] = [
-        ("images", f"{figures['count']:,}" + ("" if whole else f", {figures['looked_at']:,} of them looked at")),
+        ("images", f"{figures['count']:,}{_looked_at(figures)}"),
         ("broken", f"{len(figures['broken']):,}"),
         ("width: least, quartiles, most", pixels["width"]),
         ("height", pixels["height"]),
@@ -146,6 +149,14 @@ def tables(figures: dict[str, Any]) -> list[tuple[str, list[tuple[str, ...]]]]:
         (f"Long tail, estimated by {figures['long_tail']['features']}", _tail_rows(figures["long_tail"])),
         ("Suggested settings", [(a["setting"], str(a["value"]), a["reason"]) for a in figures["advice"]]),
     ]
+
+
+def _looked_at(figures: dict[str, Any]) -> str:
+    """How many were looked at, and compared, where it is not all."""
+    count, looked_at, compared = (figures[name] for name in ("count", "looked_at", "compared"))
+    if looked_at < count:
+        return f", {looked_at:,} of them looked at"
+    return "" if compared == count else f", all looked at, {compared:,} of them compared with each other"
 
 
 def _duplicate_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -188,19 +199,18 @@ def _tail(groups: Int64[Tensor, " n"]) -> Tail:
     return Tail(long_tail.exponential_imbalance(sizes), long_tail.gini(sizes), sizes.tolist())
 
 
-def _quartiles(values: Int64[Tensor, " M"]) -> list[float]:
-    """Smallest, quartiles, largest."""
-    return [float(value) for value in np.quantile(values.numpy(), [0, 0.25, 0.5, 0.75, 1])]
+def _quartiles(counts: Counter[int]) -> list[float]:
+    """Smallest, quartiles, largest of the numbers counted; between two of them by interpolation, as NumPy's."""
+    values = np.array(sorted(counts))
+    last = np.cumsum([counts[value] for value in values.tolist()]) - 1  # the position of the last of each in order
+    at = np.array([0, 0.25, 0.5, 0.75, 1]) * last[-1]
+    below, above = (values[np.searchsorted(last, places)] for places in (np.floor(at), np.ceil(at)))
+    return [float(value) for value in below + (above - below) * (at - np.floor(at))]
 
 
-def _histogram(sides: Int64[Tensor, " M"]) -> dict[str, int]:
+def _histogram(sides: Counter[int]) -> dict[str, int]:
     """How many images have a shorter side from one power of two to the next."""
-    powers, counts = sides.clamp(min=1).double().log2().floor().long().unique(return_counts=True)
-    return {f"{2**p} to {2 ** (p + 1) - 1}": n for p, n in zip(powers.tolist(), counts.tolist(), strict=True)}
-
-
-def _formats(part: Images, numbers: Int64[Tensor, " M"]) -> dict[str, int]:
-    """Suffixes of the readable images' names, or of the videos that they are of, the most frequent first."""
-    names = (_COPY.sub("", part.paths[i]) for i in numbers.tolist())
-    suffixes = (os.path.splitext(name)[1].lower().lstrip(".") or "not in the name" for name in names)
-    return dict(Counter(suffixes).most_common())
+    powers = Counter[int]()
+    for side, count in sides.items():
+        powers[max(1, side).bit_length() - 1] += count
+    return {f"{2**p} to {2 ** (p + 1) - 1}": n for p, n in sorted(powers.items())}

@@ -74,6 +74,16 @@ def test_a_cluster_that_grows_is_used_and_results_keep_their_order(monkeypatch):
     assert set(ray.killed) == set(ray.actors)
 
 
+@pytest.mark.parametrize("full_scan", [False, True])
+def test_an_inspection_of_a_sample_is_that_of_one_machine(tmp_path, monkeypatch, full_scan):
+    draw(tmp_path / "photos", range(30))
+    usual = {"sample": 20, "full_scan": full_scan, "workers": 0, "device": "cpu", "quiet": True}
+    with in_place(monkeypatch, FakeRay(Machine(CPU=2))):
+        figures = inspect(str(tmp_path / "photos"), engine="ray", **usual)
+    assert (figures["looked_at"], figures["compared"]) == (30 if full_scan else 20, 20)
+    assert figures == inspect(str(tmp_path / "photos"), **usual)
+
+
 def test_no_more_workers_are_asked_for_than_have_something_to_do(monkeypatch):
     with in_place(monkeypatch, FakeRay(Machine(CPU=64))) as ray:
         assert of(ray, 3) == [0, 2, 4]

@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 from crosslevel import Encoder
+from crosslevel.data.open import open_images
 from crosslevel.inspection.inspect import inspect
+from crosslevel.inspection.sketch import Sketch, Sketching
 from crosslevel.inspection.summary import trust
 from crosslevel.models.encoder import View
 from crosslevel.settings.parser import run
@@ -153,6 +155,39 @@ def test_a_sample_is_said_to_be_one(photos, capsys):
     told = run(inspect, [str(photos), "--sample=10", "--workers=0", "--device=cpu"])
     assert (told["count"], told["looked_at"]) == (33, 10)
     assert "10 of them looked at" in capsys.readouterr().out
+
+
+def test_a_full_scan_counts_all_images_and_compares_the_sample(photos, tmp_path, capsys):
+    usual = [str(photos), "--workers=0", "--device=cpu", "-o", str(tmp_path)]
+    everything = run(inspect, usual)
+    figures = run(inspect, [*usual, "--sample=10", "--full_scan=true"])
+    assert (figures["count"], figures["looked_at"], figures["compared"]) == (33, 33, 10)
+    for name in ("readable", "broken", "width", "height", "shorter_side", "formats", "exact_duplicates"):
+        assert figures[name] == everything[name]
+    sampled = run(inspect, [*usual, "--sample=10"])
+    for name in ("duplicates", "near_duplicates", "long_tail", "batch"):
+        assert figures[name] == sampled[name]
+    with open(tmp_path / "exact_copies.csv", newline="") as stream:
+        rows = [(row["set"], row["path"]) for row in csv.DictReader(stream)]
+    assert rows == [(str(i + 1), path) for i in range(3) for path in sorted((f"{i:02}.png", f"{i:02}-copy.bmp"))]
+    said = capsys.readouterr().out
+    assert "all looked at, 10 of them compared" in " ".join(said.split())
+    assert "exact_copies.csv" in said.replace("\n", "")
+
+
+def test_sketches_merge_to_that_of_the_whole_in_any_order(photos):
+    source, sampled = open_images(str(photos)), torch.arange(0, 33, 3)
+    whole, parts = Sketching(source, sampled)[range(33)], Sketch()
+    for key in (range(20, 33), range(7), range(7, 20)):
+        parts.merge(Sketching(source, sampled)[key])
+    assert parts.exact_copies() == whole.exact_copies()
+    assert len(whole.exact_copies()) == 3
+    for name in ("looked_at", "readable", "width", "height", "shorter_side", "formats", "broken"):
+        assert getattr(parts, name) == getattr(whole, name)
+    records = [torch.cat(column) for column in zip(*parts.sample, strict=True)]
+    order = records[-1].argsort()
+    for column, alone in zip(records, whole.sample[0], strict=True):
+        assert torch.equal(column[order], alone)
 
 
 @pytest.mark.parametrize(

@@ -55,9 +55,9 @@ def scan(
     total, count = len(images), 0
     pictures, shape = torch.empty(total, 3, SIDE, SIDE, dtype=torch.uint8), torch.empty(total, 2, dtype=torch.int64)
     content, numbers = torch.empty(total, dtype=torch.int64), torch.empty(total, dtype=torch.int64)
-    for batch, glance in records(images, _glance, _AT_A_TIME, bad=bad, workers=workers, elsewhere=elsewhere):
+    for batch, glances in records(images, glance, _AT_A_TIME, bad=bad, workers=workers, elsewhere=elsewhere):
         new = slice(count, count + len(batch))
-        pictures[new], shape[new], content[new], numbers[new] = *glance, batch
+        pictures[new], shape[new], content[new], numbers[new] = *glances, batch
         count = new.stop
         progress(int(batch[-1]) + 1)
     if count < 2:
@@ -65,7 +65,7 @@ def scan(
     return ScanResult(pictures[:count], shape[:count], content[:count], numbers[:count])
 
 
-class _Glance(NamedTuple):
+class Glance(NamedTuple):
     """What stays of one image: a small picture, height and width in pixels, and a checksum of all its pixels."""
 
     picture: UInt8[Tensor, "3 32 32"]
@@ -73,9 +73,11 @@ class _Glance(NamedTuple):
     content: Int64[Tensor, ""]
 
 
-def _glance(image: UInt8[Tensor, "3 H W"]) -> _Glance:
+def glance(image: UInt8[Tensor, "3 H W"], content: int | None = None) -> Glance:
+    """What stays of an image; ``content`` is its checksum where that is known."""
     small = tvf.resize(as_rgb(image), [SIDE, SIDE], antialias=True)
-    return _Glance(small, torch.tensor(image.shape[1:]), torch.tensor(content_of(image)))
+    checksum = content_of(image) if content is None else content
+    return Glance(small, torch.tensor(image.shape[1:]), torch.tensor(checksum))
 
 
 def content_of(image: UInt8[Tensor, "3 H W"]) -> int:

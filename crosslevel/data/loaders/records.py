@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from crosslevel.data.cluster import Opened
 
 Record = TypeVar("Record", bound=tuple[Any, ...])
+Result = TypeVar("Result")
 
 
 class Records(NamedTuple, Generic[Record]):
@@ -46,20 +47,28 @@ def records(
     No label is read. Images that cannot be read go to ``bad``, and have no record; ``workers`` as `EvalBatches` has
     them; ``elsewhere`` are the same images for the machines of a cluster, which work in their place.
     """
-    job, total = _Job(images, find), len(images)
-    keys = Keys([range(first, min(first + batch_size, total)) for first in range(0, total, batch_size)])
-    for part in _parts(job, keys, workers, elsewhere):
+    total = len(images)
+    keys = [range(first, min(first + batch_size, total)) for first in range(0, total, batch_size)]
+    for part in mapped(images, partial(_Job, find=find), keys, workers, elsewhere):
         for path, reason in part.bad:
             bad.add(path, reason)
         if part.records is not None:
             yield part.records
 
 
-def _parts(job: _Job, keys: Keys[range], workers: int | None, elsewhere: Opened | None) -> Iterable[_Part]:
+def mapped(
+    images: Images,
+    job_of: Callable[[Images], Dataset[Result]],
+    keys: Sequence[range],
+    workers: int | None = None,
+    elsewhere: Opened | None = None,
+) -> Iterable[Result]:
+    """What a job of the images makes of each key, in order: in this process, in ``workers``, or on a cluster."""
     if elsewhere is not None:
-        return elsewhere.mapped(partial(_Job, find=job.find), list(keys))
-    workers = worth_workers(job, len(job.images)) if workers is None else workers
-    return Pool(job, keys, workers, persistent=False) if workers else ahead(job.__getitem__, keys)
+        return elsewhere.mapped(job_of, keys)
+    job = job_of(images)
+    workers = worth_workers(job, len(images)) if workers is None else workers
+    return Pool(job, Keys(list(keys)), workers, persistent=False) if workers else ahead(job.__getitem__, keys)
 
 
 class _Part(NamedTuple):

@@ -158,6 +158,17 @@ def test_of_200_spoilt_answers_no_row_is_lost_and_none_comes_twice(bucket, shard
     assert set(bucket.spoilt) == {"GET", "HEAD", "LIST"}
 
 
+def test_a_store_tells_sizes_by_one_listing_of_a_folder(bucket, shards):
+    stream = open_images(shards, streams=True)
+    store = fsspec.filesystem("s3")
+    assert stream.sizes() == [store.size(f"bucket/shards/s-{i}.tar") for i in range(len(stream.shards))]
+    assert min(stream.sizes()) > 0
+    stream.shards[0] = "s3://bucket/shards/nowhere.tar"
+    assert stream.sizes()[0] == 0
+    stream.shards[0] = "s3://bucket/none/s-0.tar"
+    assert stream.sizes()[0] == 0
+
+
 def test_shards_are_copied_once_for_what_reads_them_at_any_place(bucket, shards, monkeypatch):
     bucket.wanted = 16  # each shard's first two answers
     images = open_images(shards)

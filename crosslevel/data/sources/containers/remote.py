@@ -10,7 +10,7 @@ import stat
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -97,6 +97,43 @@ def about(name: str) -> Told:
     except Exception as error:
         raise SourceError(f"{name}: cannot be opened: {reason(error)}") from error
     return Told(int(info["size"]), state_of(info))
+
+
+def sizes_of(names: Sequence[str]) -> list[int]:
+    """The bytes of each file, at addresses too: by one listing of each folder, 0 of what is not there.
+
+    1 each where one lies at a web server, which cannot list, or the store does not say.
+
+    Raises:
+        SourceError: the store cannot be asked.
+
+    """
+    listed: dict[str, dict[str, int | None]] = {}
+    sizes: list[int | None] = []
+    for name in names:
+        if not is_remote(name):
+            sizes.append(os.path.getsize(name) if os.path.isfile(name) else 0)
+        elif name.lower().startswith("http"):
+            return [1] * len(names)
+        else:
+            system, path = system_of(name)
+            folder = name.rpartition("/")[0]
+            if folder not in listed:
+                listed[folder] = _listing(system, path.rpartition("/")[0], folder)
+            sizes.append(listed[folder].get(path, 0))
+    return [1] * len(names) if None in sizes else [size or 0 for size in sizes]
+
+
+def _listing(system: Any, path: str, name: str) -> dict[str, int | None]:
+    """The size of each file in a folder of a store; of none where it is not there."""
+    try:
+        sizes = {str(info["name"]): info.get("size") for info in patiently(lambda: system.ls(path, detail=True))}
+        system.invalidate_cache(path)  # a shard that is written anew meanwhile is asked for again
+        return sizes
+    except FileNotFoundError:
+        return {}
+    except Exception as error:
+        raise SourceError(f"{name}: cannot be listed: {reason(error)}") from error
 
 
 def state_of(info: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from crosslevel.data.decoding.formats import EXTENSIONS, HEAD, can_be_image, for
 from crosslevel.data.decoding.memory import too_many_bytes
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.images import Images
-from crosslevel.data.sources.containers.remote import Damage, Tape, expand
+from crosslevel.data.sources.containers.remote import Damage, Tape, expand, sizes_of
 from crosslevel.data.sources.containers.tar import BadTar, members
 from crosslevel.data.uri import Source, is_remote
 from crosslevel.utils.errors import BadImage, SourceError
@@ -90,10 +90,8 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
                     continue
 
     def sizes(self) -> list[int]:
-        """The shards' bytes, 0 of what is not there; 1 each where a server would have to be asked for every one."""
-        if any(map(is_remote, self.shards)):
-            return [1] * len(self.shards)
-        return [os.path.getsize(shard) if os.path.isfile(shard) else 0 for shard in self.shards]
+        """The shards' bytes, 0 of what is not there; 1 each where a web server would have to be asked for every one."""
+        return sizes_of(self.shards)
 
     def read(
         self,

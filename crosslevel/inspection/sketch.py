@@ -1,0 +1,160 @@
+"""Sketches: what is counted in a part of a collection, and merges to what is in the whole, on any machines.
+
+A sketch of many images is small: counts, a checksum of 8 bytes and a number of 8 bytes for each image, and 3 KB for
+each one that is in the sample.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.cluster import Opened
+from crosslevel.data.duplicates.scan import ScanResult, content_of, glance
+from crosslevel.data.images import Images
+from crosslevel.data.loaders.records import mapped
+from crosslevel.utils.errors import BadImage, SourceError
+
+_AT_A_TIME = 512
+_COPY = re.compile(r"#(?:t=[\d.]+|\d+)$")  # a copy, an object or a frame of what is named before it
+
+
+@dataclass
+class Sketch:
+    """What is counted in some images; sketches of parts without a common image merge to that of all, in any order.
+
+    ``looked_at`` counts images, unreadable ones too; ``width``, ``height`` and ``shorter_side`` count pixels,
+    ``formats`` suffixes of names. ``content`` are checksums of the readable images, ``numbers`` are theirs in the
+    source, ``sample`` the records of those in the sample; ``broken`` has path and reason of what cannot be read.
+    """
+
+    looked_at: int = 0
+    width: Counter[int] = field(default_factory=Counter)
+    height: Counter[int] = field(default_factory=Counter)
+    shorter_side: Counter[int] = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
+    content: list[Int64[Tensor, " n"]] = field(default_factory=list)
+    numbers: list[Int64[Tensor, " n"]] = field(default_factory=list)
+    sample: list[ScanResult] = field(default_factory=list)
+    broken: list[tuple[str, str]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, scanned: ScanResult, paths: Sequence[str]) -> Sketch:
+        """That of a source; ``paths`` are those of all its images."""
+        sketch = cls(len(paths), content=[scanned.content], numbers=[scanned.numbers], sample=[scanned])
+        sketch._count(scanned.shape, (paths[i] for i in scanned.numbers.tolist()))
+        return sketch
+
+    def _count(self, shape: Int64[Tensor, "n 2"], names: Iterable[str]) -> None:
+        for counter, sides in (
+            (self.height, shape[:, 0]), (self.width, shape[:, 1]), (self.shorter_side, shape.amin(1)),
+        ):  # fmt: skip
+            counter.update(sides.tolist())
+        suffixes = (os.path.splitext(_COPY.sub("", name))[1].lower().lstrip(".") for name in names)
+        self.formats.update(suffix or "not in the name" for suffix in suffixes)
+
+    def merge(self, other: Sketch) -> None:
+        """Add what another one has counted."""
+        self.looked_at += other.looked_at
+        for name in ("width", "height", "shorter_side", "formats"):
+            getattr(self, name).update(getattr(other, name))
+        for name in ("content", "numbers", "sample", "broken"):
+            getattr(self, name).extend(getattr(other, name))
+
+    @property
+    def readable(self) -> int:
+        """How many images can be read."""
+        return sum(map(len, self.content))
+
+    def exact_copies(self) -> list[list[int]]:
+        """The sets of images with equal pixels: their numbers in ascending order, the sets by their first."""
+        numbers, content = torch.cat(self.numbers), torch.cat(self.content)
+        order = numbers.argsort()
+        order = order[content[order].argsort(stable=True)]
+        counts = content[order].unique_consecutive(return_counts=True)[1]
+        return sorted(
+            part.tolist()
+            for part, count in zip(numbers[order].split(counts.tolist()), counts, strict=True)
+            if count > 1
+        )
+
+
+def sketch(
+    images: Images,
+    sampled: Int64[Tensor, " n"],
+    bad: BadFiles,
+    workers: int | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+    elsewhere: Opened | None = None,
+) -> tuple[Sketch, ScanResult]:
+    """Look at all images, and keep the records of the sample.
+
+    Args:
+        images: the source.
+        sampled: the numbers of the sample, in ascending order.
+        bad: takes what cannot be read.
+        workers: processes that decode, as `EvalBatches` has them.
+        progress: is told how many images have been looked at.
+        elsewhere: the same images for the machines of a cluster, each of which sends back a sketch of its part.
+
+    Returns:
+        the sketch of all images, and the records of the sample in its order, numbered by their place in ``sampled``.
+
+    Raises:
+        SourceError: fewer than 2 images of the sample can be read.
+
+    """
+    total, whole = len(images), Sketch()
+    keys = [range(first, min(first + _AT_A_TIME, total)) for first in range(0, total, _AT_A_TIME)]
+    job_of = partial(Sketching, sampled=sampled)
+    for key, part in zip(keys, mapped(images, job_of, keys, workers, elsewhere), strict=True):
+        for path, reason in part.broken:
+            bad.add(path, reason)
+        whole.merge(part)
+        progress(key.stop)
+    records = whole.sample
+    if sum(len(record.numbers) for record in records) < 2:
+        raise SourceError(f"{images.name}: fewer than 2 of {len(sampled)} sampled images can be read{bad.first}")
+    joined = ScanResult(*map(torch.cat, zip(*records, strict=True)))
+    whole.sample = []
+    return whole, joined._replace(numbers=torch.searchsorted(sampled, joined.numbers))
+
+
+@dataclass
+class Sketching(Dataset[Sketch]):
+    """The sketch of any range of images."""
+
+    images: Images
+    sampled: Int64[Tensor, " n"]
+
+    def __getitem__(self, key: range) -> Sketch:
+        result, first = Sketch(len(key)), int(torch.searchsorted(self.sampled, key.start))
+        inside = set(self.sampled[first : first + len(key)].tolist())
+        shapes, content, numbers, glances = [], list[int](), list[int](), []
+        for i in key:
+            try:
+                image = self.images[i][0]
+            except BadImage as error:
+                result.broken.append((error.path, error.reason))
+                continue
+            shapes.append(image.shape[1:])
+            content.append(content_of(image))
+            numbers.append(i)
+            if i in inside:
+                glances.append((glance(image, content[-1]), i))
+        result._count(torch.tensor(shapes).view(-1, 2), (self.images.paths[i] for i in numbers))
+        result.content, result.numbers = [torch.tensor(content)], [torch.tensor(numbers)]
+        if glances:
+            columns = zip(*((*one, torch.tensor(i)) for one, i in glances), strict=True)
+            result.sample = [ScanResult(*map(torch.stack, columns))]
+        return result
