@@ -6,6 +6,10 @@ colours, cropped, shifted or mirrored, made at 64 x 64 pixels. Recall is the sha
 their original, precision the share of the pairs found whose two pictures are of one original. Decoding is not measured:
 `inspect` does that once.
 
+--features D does the same with features of D values in place of pictures, as `inspect --run` compares them
+(`mutual_pairs`, a cosine of at least 0.9): clusters whose sizes follow a Zipf law, in each a spectrum that falls; a copy
+is its original and noise of 0.1 to 0.35 of its length.
+
 A line a minute on standard error says where it is. --record FILE keeps the rows that are done: called again, the
 program prints these and measures the others; one that was cut off is measured from its beginning.
 
@@ -23,6 +27,7 @@ from pathlib import Path
 
 import records
 import torch
+import torch.nn.functional as F
 from beside import machine
 from torch import Tensor
 from torchvision.io import decode_jpeg, encode_jpeg
@@ -30,8 +35,12 @@ from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.data.duplicates.descriptor import SIDE
 from crosslevel.data.duplicates.detect import duplicate_pairs, tracks
+from crosslevel.inspection.scan import NEIGHBOURS
+from crosslevel.metrics.nearest import mutual_pairs
 
 PART = 5000
+THRESHOLD = 0.9  # the least cosine of copies among features
+NOISES = ("noise 0.1", "noise 0.2", "noise 0.3", "noise 0.35")
 SHARE = 10  # other pictures for each copy
 
 
@@ -41,16 +50,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=101)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--record", type=Path)
+    parser.add_argument("--features", type=int, metavar="D", help="compare features of D values, not pictures")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     where = f"{machine()}; seed {arguments.seed}; OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}"
+    if arguments.features:
+        where += f"; features of {arguments.features} values"
     print(f"{where}\n")
     print("| images | copies planted | seconds | of one core | peak memory, GB | recall | precision | worst edit |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     threading.Thread(target=tell_each_minute, args=(threading.get_ident(),), daemon=True).start()
     for count in arguments.counts:
         done, name = {} if arguments.record is None else records.read(arguments.record, "rows"), f"{count} on {where}"
-        row = done.get(name) or measured(count, arguments.seed)
+        row = done.get(name) or measured(count, arguments.seed, arguments.features)
         if arguments.record is not None:
             records.add(arguments.record, "rows", name, row, {})
         print("| " + " | ".join(row) + " |", flush=True)
@@ -71,16 +83,17 @@ def tell_each_minute(thread: int) -> None:
         print(f"{time.monotonic() - began:,.0f} s, peak {peak:.1f} GB: {where}", file=sys.stderr, flush=True)
 
 
-def measured(count: int, seed: int) -> tuple[str, ...]:
-    pictures, original, edit = collection(count, seed)
+def measured(count: int, seed: int, width: int | None = None) -> tuple[str, ...]:
+    names = tuple(EDITS) if width is None else NOISES
+    compared, original, edit = collection(count, seed) if width is None else clusters(count, width, seed)
     began, worked = time.perf_counter(), time.process_time()
-    pairs = duplicate_pairs(pictures)
+    pairs = duplicate_pairs(compared).images if width is None else mutual_pairs(compared, THRESHOLD, NEIGHBOURS)
     seconds, cpu = time.perf_counter() - began, time.process_time() - worked
-    owner = tracks(count, pairs.images)
+    owner = tracks(count, pairs)
     copies = (edit >= 0).nonzero()[:, 0]
     found = owner[copies] == owner[original[copies]]
-    right = original[pairs.images[:, 0]] == original[pairs.images[:, 1]]
-    rates = {name: float(found[edit[copies] == number].float().mean()) for number, name in enumerate(EDITS)}
+    right = original[pairs[:, 0]] == original[pairs[:, 1]]
+    rates = {name: float(found[edit[copies] == number].float().mean()) for number, name in enumerate(names)}
     worst = min(rates, key=lambda name: rates[name])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     recall, precision = float(found.float().mean()), float(right.float().mean())
@@ -114,6 +127,27 @@ def collection(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
                 edit[place[plain + which[some]]] = number
         original[place[plain + which]] = place[which // 2]
     return pictures, original, edit
+
+
+def clusters(count: int, width: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Features of clusters in random order, of each the place of its original, and how noisy it is (-1: no copy)."""
+    draws = torch.Generator().manual_seed(seed)
+    planted = count // (SHARE + 1)
+    plain, sizes = count - planted, 1 / torch.arange(1, 1001.0)
+    spectrum = 1 / torch.arange(1, width + 1.0).sqrt()
+    centres = torch.randn(len(sizes), width, generator=draws) * spectrum
+    features, place = torch.empty(count, width), torch.randperm(count, generator=draws)
+    for these in place[:plain].split(PART):
+        of = torch.multinomial(sizes, len(these), replacement=True, generator=draws)
+        features[these] = F.normalize(centres[of] + torch.randn(len(these), width, generator=draws) * spectrum, dim=1)
+    original, edit, number = torch.arange(count), torch.full((count,), -1), torch.arange(planted)
+    copies, originals = place[plain:], place[number // 2]
+    level = number % len(NOISES)
+    noise = F.normalize(torch.randn(planted, width, generator=draws), dim=1)
+    length = torch.tensor([float(name.split()[1]) for name in NOISES])[level].unsqueeze(1)
+    features[copies] = F.normalize(features[originals] + length * noise, dim=1)
+    original[copies], edit[copies] = originals, level
+    return features, original, edit
 
 
 def natural(count: int, side: int, draws: torch.Generator) -> Tensor:

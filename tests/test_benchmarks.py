@@ -13,6 +13,7 @@ from run_samples import write_images
 
 from crosslevel.data.duplicates.detect import duplicate_pairs, tracks
 from crosslevel.data.duplicates.neighbours import Cells
+from crosslevel.metrics.nearest import mutual_pairs
 
 
 @pytest.fixture
@@ -174,6 +175,17 @@ def test_copies_planted_among_many_pictures_are_found_through_cells(monkeypatch)
     pictures, original, edit = scale.collection(3000, seed=7)
     pairs = duplicate_pairs(pictures, cells=Cells(all=500, points=64)).images
     track, copies = tracks(len(pictures), pairs), (edit >= 0).nonzero()[:, 0]
+    assert len(copies) == 272
+    assert (track[copies] == track[original[copies]]).float().mean() >= 0.98
+    assert (original[pairs[:, 0]] == original[pairs[:, 1]]).float().mean() >= 0.95
+
+
+def test_copies_planted_among_many_features_are_found_through_cells(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    scale = importlib.import_module("scale_duplicates")
+    features, original, edit = scale.clusters(3000, 64, seed=7)
+    pairs = mutual_pairs(features, scale.THRESHOLD, scale.NEIGHBOURS, many=500, cells=Cells(all=500, points=64))
+    track, copies = tracks(len(features), pairs), (edit >= 0).nonzero()[:, 0]
     assert len(copies) == 272
     assert (track[copies] == track[original[copies]]).float().mean() >= 0.98
     assert (original[pairs[:, 0]] == original[pairs[:, 1]]).float().mean() >= 0.95
