@@ -26,6 +26,7 @@ import records
 from claims_list import CLAIMS, ELSEWHERE, FIGURES, Claim
 
 ROOT = Path(__file__).resolve().parents[1]
+BASELINES = ("raw pixels", "untrained encoder")
 RECORD, PAGE = ROOT / "benchmarks/results/claims.json", ROOT / "docs/claims.md"
 
 
@@ -150,7 +151,8 @@ def measured(arguments: argparse.Namespace, folder: Path, figure: str, seed: int
         more["semi"] = Semi(fractions=(float(figure.split()[1]) / 100,))
     found = evaluate(str(folder), images, test, protocol, seed=seed, quiet=True, **more)
     (rows,) = found.values()
-    return {figure: rows["trained encoder"]["top1"]}
+    beside = {f"{figure}: {name}": rows[name]["top1"] for name in BASELINES if name in rows}
+    return {figure: rows["trained encoder"]["top1"], **beside}
 
 
 def of_views(folder: Path, test: str) -> dict[str, float]:
@@ -219,11 +221,14 @@ def section(claim: Claim, cells: dict[str, dict[str, Any]]) -> list[str]:
     """A claim's sentence and table; or that it was not run."""
     arms: dict[str, dict[int, float]] = {}
     failed: dict[str, int] = {}
+    beside: dict[str, list[float]] = {name: [] for name in BASELINES}
     for arm, line in claim.arms.items():
         mine = [(int(key.rsplit(" | ", 1)[1]), cell) for key, cell in cells.items()
                 if key.rsplit(" | ", 1)[0] == f"{claim.source} | {line}"]  # fmt: skip
         arms[arm] = {seed: cell["figures"][claim.figure] for seed, cell in mine if claim.figure in cell["figures"]}
         failed[arm] = sum(claim.figure in cell["failed"] for _, cell in mine)
+        for name, values in beside.items():
+            values += [v for _, cell in mine if (v := cell["figures"].get(f"{claim.figure}: {name}")) is not None]
     if not any(arms.values()) and not any(failed.values()):
         return ["Not run yet.", ""]
     first = next(iter(arms))
@@ -240,6 +245,7 @@ def section(claim: Claim, cells: dict[str, dict[str, Any]]) -> list[str]:
         rows.append(f"| {arm} | {len(found)} | {shown} | {difference} |")
     if claim.rule == "trains":
         verdicts = [trains(arms, failed)]
+    rows += [f"| {name} | | {statistics.mean(values):.2f} | |" for name, values in beside.items() if values]
     head = [f"| arm | seeds | {FIGURES[claim.figure]} | difference to {first} |", "|---|---|---|---|"]
     return [*verdicts, "", *head, *rows, ""]
 

@@ -7,7 +7,7 @@ their original, precision the share of the pairs found whose two pictures are of
 `inspect` does that once.
 
 --features D does the same with features of D values in place of pictures, as `inspect --run` compares them
-(`mutual_pairs`, a cosine of at least 0.9): clusters whose sizes follow a Zipf law, in each a spectrum that falls; a copy
+(`mutual_pairs`, a cosine of at least 0.9): clusters of sizes by a Zipf law, in each a spectrum that falls; a copy
 is its original and noise of 0.1 to 0.35 of its length.
 
 A line a minute on standard error says where it is. --record FILE keeps the rows that are done: called again, the

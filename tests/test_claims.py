@@ -79,12 +79,15 @@ def test_a_killed_program_goes_on(claims, monkeypatch, tmp_path):
     claims.train_missing(arguments)
     cells = json.loads((tmp_path / "claims.json").read_text())["cells"]
     assert len(cells) == 2
-    assert all(set(cell["figures"]) == {"knn"} for cell in cells.values())
+    baselines = {"knn: raw pixels", "knn: untrained encoder"}
+    assert all(set(cell["figures"]) == {"knn", *baselines} for cell in cells.values())
+    pixels = next(iter(cells.values()))["figures"]["knn: raw pixels"]
+    assert f"| raw pixels | | {pixels:.2f} | |" in claims.page(cells)
     runs = sorted((tmp_path / "runs").glob("*/encoder.safetensors"))
     times = [file.stat().st_mtime_ns for file in runs]
     arguments.only = ["moco", "invariance"]
     claims.train_missing(arguments)
     cells = json.loads((tmp_path / "claims.json").read_text())["cells"]
-    assert all(set(cell["figures"]) == {"knn", "contrast", "agreement"} for cell in cells.values())
+    assert all(set(cell["figures"]) == {"knn", "contrast", "agreement", *baselines} for cell in cells.values())
     assert [file.stat().st_mtime_ns for file in runs] == times
     assert len(runs) == 2
