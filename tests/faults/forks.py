@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import sys
 import traceback
 from contextlib import suppress
@@ -26,6 +27,8 @@ def begun(call, files):
 
         def alone():
             os.setsid()
+            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):  # ignored under nohup, or behind a shell's &
+                signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
             for stream, file in zip((1, 2), files, strict=True):
                 os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
             sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # noqa: SIM115
