@@ -56,6 +56,9 @@ class Method(nn.Module):
     sgd_rate: ClassVar[float] = 0.06
     """A learning rate for SGD at 256 images a batch that suits the method's temperature."""
 
+    usual_optimizer: ClassVar[str] = "sgd"
+    """The optimizer that convolutional networks are usually trained with by the method."""
+
     per_image: ClassVar[bool] = False
     """Whether it keeps something for each image of the source: then a run cannot go on with other images."""
 

@@ -15,6 +15,7 @@ There are no negatives and no moving average. Two things are as in the authors' 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ class VICReg(Method):
     """Two views' features agree; variances and covariances are kept, over the batches of all ranks."""
 
     online = 2
+    usual_optimizer: ClassVar[str] = "lars"  # as published (section 4.2): c, of fourth powers, runs away by SGD
 
     def __init__(
         self,

@@ -130,8 +130,9 @@ def _flips(parts: Parts, rules: Chosen, epochs: float) -> None:
 def _rates(parts: Parts, wanted: Optimization, rules: Chosen, epochs: float, size: int, batch: int) -> Resolved:
     """The optimizer and its rates; a choice that is the usual one (SGD, a rate of 1) is not listed."""
     started, modern = parts.encoder.started, is_modern(parts.encoder.architecture)
-    told = rules if modern else Chosen()
-    optimizer = told(wanted.optimizer, defaults.optimizer(modern))
+    usual = parts.method.usual_optimizer
+    told = rules if modern or usual != "sgd" else Chosen()
+    optimizer = told(wanted.optimizer, defaults.optimizer(modern, usual))
     lr = rules(wanted.lr, defaults.learning_rate(optimizer, parts.method.sgd_rate, batch))
     decay = rules(wanted.weight_decay, defaults.weight_decay(optimizer))
     warmup = rules(wanted.warmup_epochs, defaults.warmup_epochs(epochs))

@@ -113,7 +113,8 @@ def train(
             that is.
         epoch_size: images that count as an epoch of a stream, which has no known number of images.
         batch_size: images a step, on each device; at most 256, fewer of a small collection, unless given.
-        optimizer: sgd (momentum 0.9), adamw or lars; adamw for ViTs, ConvNeXts and the like, else sgd, unless given.
+        optimizer: sgd (momentum 0.9), adamw or lars; adamw for ViTs, ConvNeXts and the like, else lars for VICReg and
+            sgd for all other methods, unless given.
         lr: the highest learning rate; all devices' batch / 256 times 0.001 (adamw), 0.3 (lars), or for sgd 0.06 (as in
             the recipes of Wang et al. 2021; SimCLR: 0.5, SimSiam: 0.05, DINO: 0.03), unless given.
         weight_decay: 0.0005 (sgd), 0.05 (adamw) or 0.000001 (lars) unless given.

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from crosslevel.methods import SimCLR, VICReg
 from crosslevel.training import defaults
 from crosslevel.training.plan import Chosen
 from crosslevel.transforms.views import Views
@@ -20,7 +21,8 @@ def test_no_rule_reads_a_label_or_a_name():
     rules = [f for _, f in inspect.getmembers(defaults, inspect.isfunction) if f.__module__ == defaults.__name__]
     names = {name for rule in rules for name in inspect.signature(rule).parameters}
     known = {"images", "epochs", "devices", "device", "minutes", "images_a_second", "optimizer", "sgd_rate", "batch"}
-    known |= {"pretrained", "modern"}  # the network: whether it starts from weights, and its family
+    # The network: whether it starts from weights, and its family; the method: its usual optimizer.
+    known |= {"pretrained", "modern", "usual"}
     assert len(rules) >= 9
     assert names <= known | {"steps", "view"}
 
@@ -69,6 +71,11 @@ def test_the_rate_is_in_proportion_to_the_batch(optimizer, batch):
     once, twice = (defaults.learning_rate(optimizer, 0.5, b).value for b in (batch, 2 * batch))
     assert twice == pytest.approx(2 * once)
     assert defaults.weight_decay(optimizer).value > 0
+
+
+def test_the_optimizer_is_that_of_the_network_or_else_of_the_method():
+    assert [defaults.optimizer(modern, VICReg.usual_optimizer).value for modern in (False, True)] == ["lars", "adamw"]
+    assert [defaults.optimizer(modern, SimCLR.usual_optimizer).value for modern in (False, True)] == ["sgd", "adamw"]
 
 
 def test_only_sgds_rate_is_the_methods():
