@@ -3,6 +3,7 @@
 Trainings that are signalled are forks of this process, so that what they import is imported once.
 """
 
+import filelock
 import json
 import os
 import signal
@@ -111,7 +112,7 @@ def test_a_folder_that_cannot_be_locked_is_written_with_a_warning(tmp_path, monk
     def fails(self, *a, **b):
         raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
 
-    monkeypatch.setattr(locks.FileLock, "acquire", fails)
+    monkeypatch.setattr(filelock.FileLock, "acquire", fails)
     with pytest.warns(UserWarning, match="cannot be locked"), locks.folder_lock(tmp_path, "train"):
         (tmp_path / "written").touch()
 

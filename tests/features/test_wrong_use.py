@@ -1,5 +1,6 @@
 """What goes wrong most where features are used ends every verb in one line that says what to do."""
 
+import webbrowser
 import socket
 
 import pytest
@@ -120,13 +121,13 @@ def test_a_port_in_use(home, monkeypatch, capsys):
 def test_without_a_browser_the_address_is_there_to_be_opened(home, monkeypatch, capsys, fails):
     def opened(address):
         if fails:
-            raise module.webbrowser.Error("could not locate runnable browser")
+            raise webbrowser.Error("could not locate runnable browser")
         return False
 
     def served(server):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.webbrowser, "open", opened)
+    monkeypatch.setattr(webbrowser, "open", opened)
     monkeypatch.setattr(module.Server, "serve_forever", served)
     main(["explore", str(home / "t.parquet")])
     said = " ".join(capsys.readouterr().out.split())

@@ -13,7 +13,6 @@ from stream_samples import archive, batches, crops, seen, shards
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.loaders.streams import StreamBatches
 from crosslevel.data.open import open_images
-from crosslevel.data.sources.containers import remote
 from crosslevel.data.sources.containers.remote import Damage, Tape, expand, open_file
 from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.uri import parse
@@ -124,7 +123,7 @@ def web(tmp_path):
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_shards_over_http(tmp_path, web, monkeypatch, ranges):
-    monkeypatch.setattr(remote, "_BLOCK", 2048)  # several requests a shard
+    monkeypatch.setenv("CROSSLEVEL_REQUEST_KB", "2")  # several requests a shard
     shards(tmp_path, range(10), range(10, 20), range(20, 30))
     stream = ImageStream.open(parse(web.address + "/s-{0..2}.tar"))
     assert stream.titles == ["s-0.tar", "s-1.tar", "s-2.tar"]

@@ -22,6 +22,9 @@ PAUSES = (1.0, 2.0, 4.0, 8.0)
 RETRY_SECONDS = "CROSSLEVEL_RETRY_SECONDS"
 """What sets other pauses: such as 1,5,30 for three new attempts."""
 
+REQUEST_KB = "CROSSLEVEL_REQUEST_KB"
+"""What sets another size of one request, in KiB."""
+
 PROTOCOLS = (
     "https", "http", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oci", "ftp", "sftp", "ssh", "file",
     "memory", "hdfs", "webhdfs",
@@ -171,6 +174,21 @@ def pauses() -> tuple[float, ...]:
         raise UserError(f"{RETRY_SECONDS}={given}: give seconds, such as 1,5,30") from error
 
 
+def request_bytes() -> int:
+    """Bytes of one request to a store or server: 8 MiB, or what `REQUEST_KB` says.
+
+    Raises:
+        UserError: that is no number from 1 on.
+
+    """
+    given = os.environ.get(REQUEST_KB)
+    if given is None:
+        return _BLOCK
+    if not given.isdecimal() or not int(given):
+        raise UserError(f"{REQUEST_KB}={given}: give KiB, such as 8192")
+    return int(given) * 2**10
+
+
 def patiently(ask: Callable[[], Any]) -> Any:
     """The answer, asked for again after each of the `pauses` while the store is busy."""
     for pause in pauses():
@@ -278,7 +296,7 @@ def open_file(name: str, in_blocks: bool, packed: bool) -> Any:
     """A file of this machine or at an address, to be read once; in blocks where the server knows ranges."""
     if is_remote(name):
         system, path = system_of(name)
-        block = _BLOCK if in_blocks or not name.lower().startswith("http") else 0
+        block = request_bytes() if in_blocks or not name.lower().startswith("http") else 0
         file: Any = _Whole(system.open(path, "rb", block_size=block, cache_type="readahead" if block else "none"))
     else:
         file = open(name, "rb")  # noqa: SIM115 - the tape closes it
