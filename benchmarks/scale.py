@@ -31,12 +31,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import records
-import scale_plan
+from shared import records
+from large import scale_plan
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from beside import machine, median
+from shared.beside import machine, median
 from PIL import Image
 from rich.console import Console
 
