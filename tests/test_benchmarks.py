@@ -182,7 +182,7 @@ def test_copies_planted_among_many_pictures_are_found_through_cells(monkeypatch)
 
 def test_copies_planted_among_many_features_are_found_through_cells(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    scale = importlib.import_module("scale_duplicates")
+    scale = importlib.import_module("large.scale_duplicates")
     features, original, edit = scale.clusters(3000, 64, seed=7)
     pairs = mutual_pairs(features, scale.THRESHOLD, scale.NEIGHBOURS, many=500, cells=Cells(all=500, points=64))
     track, copies = tracks(len(features), pairs), (edit >= 0).nonzero()[:, 0]

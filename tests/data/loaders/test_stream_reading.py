@@ -13,10 +13,10 @@ from stream_samples import archive, batches, crops, seen, shards
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.loaders.streams import StreamBatches
 from crosslevel.data.open import open_images
-from crosslevel.data.sources.containers.remote import Damage, Tape, expand, open_file
+from crosslevel.data.sources.containers.remote import Damage, Tape, expand, open_file, request_bytes
 from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.uri import parse
-from crosslevel.utils.errors import SourceError
+from crosslevel.utils.errors import SourceError, UserError
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -136,6 +136,13 @@ def test_shards_over_http(tmp_path, web, monkeypatch, ranges):
     assert set(seen(some)) == {*range(10), *range(20, 30)}
     assert list(some.bad.reasons) == ["s-1.tar"]
     assert some.bad.reasons["s-1.tar"].startswith("cannot be opened: ")
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "8M", ""])
+def test_a_size_of_requests_that_is_none_is_refused(monkeypatch, given):
+    monkeypatch.setenv("CROSSLEVEL_REQUEST_KB", given)
+    with pytest.raises(UserError, match=f"^CROSSLEVEL_REQUEST_KB={given}: give KiB, such as 8192$"):
+        request_bytes()
 
 
 def test_a_bucket_is_listed_and_read(monkeypatch):
