@@ -283,11 +283,11 @@ def alone(module: Pretrain, views: Views, folder: Path) -> float:
 
     def step() -> None:
         module.begin_step(optimizer)
-        loss = module(batch)
+        loss, kept = module(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        module.end_step()
+        module.end_step(kept)
 
     step()
     return median([clocked(time.process_time, step) for _ in range(4)])

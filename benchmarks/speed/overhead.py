@@ -97,12 +97,12 @@ def build(arguments: argparse.Namespace, name: str, grouping: str | None) -> Cal
         drawn = [view.contiguous(memory_format=torch.channels_last) for view in views(images)]
         with hardware.autocast():
             h = [encoder(view) for view in drawn[: method.online]]
-            loss = method(drawn, h, index)
+            loss, kept = method(drawn, h, index)
             loss = loss + cld(h[0], h[1]) if cld else loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        method.after_step(0.5)
+        method.after_step(0.5, kept)
 
     return step
 

@@ -89,11 +89,11 @@ def batch_of_step(number):
 def usual(module, optimizer):
     def step(batch):
         module.begin_step(optimizer)
-        loss = module(batch)
+        loss, kept = module(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        module.end_step()
+        module.end_step(kept)
 
     return step
 

@@ -204,13 +204,13 @@ class _Loop:
     def _usual_step(self, batch: Batch) -> None:
         """One step, one operation after the other."""
         self.module.begin_step(self.optimizer)
-        loss = self.step_module(batch)
+        loss, kept = self.step_module(batch)
         self.step_optimizer.zero_grad()
         self.fabric.backward(loss)
         if self.sharding is not None:
             self.sharding.average()
         self.step_optimizer.step()
-        self.module.end_step()
+        self.module.end_step(kept)
 
     def _restore(self, state: dict[str, Any]) -> None:
         restore(self.module, self.optimizer, state, checkpoints.parts_of(self.run, state), self.run.last)

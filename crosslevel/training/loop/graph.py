@@ -112,7 +112,6 @@ class Compiled:
                 raise
             as_before(self.module)
             before.restore()
-            self.module.method.discard()
             say(self.console, f"not compiled: {_reason(error)}")
             self.step(batch)
         self.tried = True
@@ -176,7 +175,6 @@ class Captured:
             self.failed = True
             as_before(self.module)
             before.restore()
-            self.module.method.discard()
             self.module.begin_step(self.optimizer)  # what was drawn is drawn again
             say(self.console, f"no CUDA graph of the step: {_reason(error)}")
             self._work()
@@ -204,11 +202,11 @@ class Captured:
         assert self.batch is not None
         # Casts that autocast remembers would outlive the graph that they belong to.
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-            loss = module(self.batch)
+            loss, kept = module(self.batch)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        module.remember()
+        module.remember(kept)
 
 
 class _Statistics:
