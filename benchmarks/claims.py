@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from shared import records
 from quality.claims_list import CLAIMS, ELSEWHERE, FIGURES, Claim
+from shared import records
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINES = ("raw pixels", "untrained encoder")
@@ -100,8 +100,8 @@ def one(arguments: argparse.Namespace, claim: Claim, line: str, seed: int, key: 
     """Train one arm with one seed, and measure the claim's figure."""
     import hashlib
 
-    from shared.beside import machine
     from quality.paper import trained
+    from shared.beside import machine
 
     source, folder = (
         source_of(arguments, claim.source),

@@ -28,11 +28,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quality import plates
-from shared import records
 import torch
-from shared.beside import machine
+from quality import plates
 from quality.paper import trained
+from shared import records
+from shared.beside import machine
 
 from crosslevel import CrossLevel, Encoder, load_encoder
 from crosslevel.data.bad_files import BadFiles

@@ -182,8 +182,8 @@ class Judge:
 
     def monitor(self, encoder: Any, method: Any, cld: Any, hardware: Any, unreadable: Any) -> Any:
         """What is called at the end of an epoch."""
-        from shared import records
         import yaml
+        from shared import records
 
         from crosslevel.data.bad_files import BadFiles
         from crosslevel.data.loaders.batches import pack
@@ -220,8 +220,8 @@ class Judge:
         return int(checkpoints.read(run)["epoch"]) if run.last.is_file() else 0
 
     def _keep(self, curve: dict[str, Any], epoch: int, total: int, vote: float, settings: dict[str, Any]) -> None:
-        from shared import records
         import torch
+        from shared import records
 
         with (self.file / "metrics.csv").open() as file:
             rates = [float(row["images_per_second"]) for row in csv.DictReader(file) if row["images_per_second"]]

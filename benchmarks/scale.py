@@ -31,14 +31,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from shared import records
-from large import scale_plan
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from shared.beside import machine, median
+from large import scale_plan
 from PIL import Image
 from rich.console import Console
+from shared import records
+from shared.beside import machine, median
 
 from crosslevel import CrossLevel, Encoder
 from crosslevel.data.bad_files import BadFiles

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from shared import records
 import torch
+from shared import records
 from shared.beside import beside, machine, median, noise, wait
 from torch import nn
 

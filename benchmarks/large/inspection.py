@@ -5,11 +5,11 @@ python benchmarks/large/inspection.py --images 100000
 
 from __future__ import annotations
 
-import sys
 import functools
 import io
 import json
 import os
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -28,9 +28,9 @@ from crosslevel.metrics import long_tail
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+from large.million import Memory
 from shared import records
 from shared.beside import machine
-from large.million import Memory
 
 FEW = 2000
 SIZE, ROOM, FOLDERS = 64, 4, 100

@@ -5,10 +5,10 @@ python benchmarks/large/million.py --files 1000000
 
 from __future__ import annotations
 
-import sys
 import io
 import os
 import re
+import sys
 import tempfile
 import threading
 import time

@@ -9,8 +9,8 @@ else runs on the machine counts little. Of each library the least setting is tak
 
 from __future__ import annotations
 
-import sys
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable

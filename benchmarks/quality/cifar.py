@@ -6,9 +6,8 @@ python benchmarks/quality/cifar.py FOLDER   # holds train/ and test/, class-per-
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 import tempfile
-
+from pathlib import Path
 
 from crosslevel.evaluation.evaluate import evaluate
 from crosslevel.settings.parser import run

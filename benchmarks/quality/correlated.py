@@ -9,20 +9,19 @@ after copy, frame after frame, class after class. Cells that OUTPUT.json has are
 
 from __future__ import annotations
 
-import sys
 import argparse
 import itertools
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
-
 sys.path.append(str(Path(__file__).parents[1]))
 
+from quality.paper import judge, trained
 from shared import records
 from shared.beside import machine
-from quality.paper import judge, trained
 
 GROUPS = {"off": None, "3/4 of the batch": 0.75, "1/8 of the batch": 0.125}
 FIGURES = {"knn": "kNN, backbone", "linear": "linear, backbone"}

@@ -11,9 +11,9 @@ part, as in the command; random ones are drawn from all images.
 
 from __future__ import annotations
 
-import sys
 import math
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 

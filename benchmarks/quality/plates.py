@@ -11,9 +11,9 @@ set has 8 other approaches of each class, 5 frames an approach.
 
 from __future__ import annotations
 
-import sys
 import math
 import random
+import sys
 from pathlib import Path
 from typing import NamedTuple
 

@@ -36,9 +36,9 @@ from crosslevel.models.encoder import load_encoder
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+from quality.paper import long_tailed_list
 from shared import records
 from shared.beside import machine
-from quality.paper import long_tailed_list
 from shared.records import add, read
 
 RESULTS = Path(__file__).parents[1] / "results" / "tune.json"

@@ -5,9 +5,9 @@ python benchmarks/speed/embed.py FOLDER   # about 10,000 images
 
 from __future__ import annotations
 
-import sys
 import contextlib
 import io
+import sys
 import tempfile
 import time
 from pathlib import Path

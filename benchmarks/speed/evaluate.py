@@ -5,11 +5,11 @@ python benchmarks/speed/evaluate.py [--queries 10000] [--bank 1281167] [--rounds
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 import resource
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F

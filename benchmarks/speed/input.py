@@ -9,9 +9,9 @@ python benchmarks/speed/input.py --cifar FOLDER_OF_SMALL_IMAGES
 
 from __future__ import annotations
 
-import sys
 import contextlib
 import io
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable

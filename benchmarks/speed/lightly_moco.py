@@ -8,11 +8,11 @@ lightly with its transform in 2 loader workers and float32, Crosslevel with its 
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 import copy
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from lightly.data import LightlyDataset

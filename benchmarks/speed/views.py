@@ -7,12 +7,12 @@ the rounds, and each contestant's share of ours. CPU time, with --threads 1, als
 more threads it counts their waiting for each other).
 """
 
-import sys
-from pathlib import Path
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torchvision.transforms import v2

@@ -9,8 +9,8 @@ no part in choosing any of them. A training that is in OUTPUT.json is not repeat
 
 from __future__ import annotations
 
-import sys
 import argparse
+import sys
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -19,8 +19,8 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from without_labels.label_free import COLLECTIONS, options, train_all
 from shared.records import read
+from without_labels.label_free import COLLECTIONS, options, train_all
 
 SETTINGS = {
     "cifar": ["mild", "weight 1", "temperature 5", "lr 0.03"],

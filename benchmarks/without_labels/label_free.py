@@ -13,13 +13,13 @@ each of ``--collections`` may run beside others, into the same file.
 
 from __future__ import annotations
 
-import sys
 import argparse
 import itertools
 import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,9 +53,9 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from shared import records
 from shared.beside import machine
+from shared.records import add, read
 from without_labels.label_free_settings import BASE, BATCH, SETTINGS, SIZE, STEPS
 from without_labels.label_free_tables import tables
-from shared.records import add, read
 
 HARDWARE = Hardware(torch.device("cpu"), "fp32", "one thread")
 BRANCHES = ("backbone", "instance", "group")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 import itertools
 import json
 import math
@@ -11,11 +9,9 @@ from collections.abc import Sequence
 from statistics import mean, variance
 from typing import Any
 
+from without_labels.label_free_settings import BASE, BATCH, SETTINGS, SIZE, STEPS
 
 from crosslevel.metrics import label_free
-
-
-from without_labels.label_free_settings import BASE, BATCH, SETTINGS, SIZE, STEPS
 
 GOOD = {"uniformity": -1, "alignment": -1, "loss": -1}
 """Where lower is better; alpha-ReQ is judged by how near to 1 it is."""

@@ -142,7 +142,7 @@ class SwAV(Method):
 
     @torch.no_grad()
     def assign(
-        self, gathered: Sequence[Float[Tensor, "N d"]], centres: Float[Tensor, "K d"], batch: int
+        self, gathered: list[Float[Tensor, "N d"]], centres: Float[Tensor, "K d"], batch: int
     ) -> list[Float[Tensor, "B K"]]:
         """The assignments of two views' unit features, each among those of all ranks and of its queue.
 

@@ -1,6 +1,5 @@
 """What a cluster is asked for, by a Ray that is none; `test_ray` has what a real one makes of it."""
 
-from crosslevel.data import cluster
 import pickle
 import shutil
 import threading
@@ -15,6 +14,8 @@ import pytest
 from embed_samples import draw, embedded, random_encoder, rows, same
 from fake_ray import Actor, FakeRay, Machine, RayError, in_place
 
+from crosslevel import Encoder
+from crosslevel.data import cluster
 from crosslevel.data.cluster import by_workers, cores_each, on_gpus
 from crosslevel.data.loaders.pool import Pool
 from crosslevel.data.pack import pack
@@ -244,7 +245,7 @@ def test_workers_that_find_other_images_or_make_another_encoder_are_refused(tmp_
         draw(photos, [1], seed=len(ray.actors))
 
     def other_encoder(ray):
-        random_encoder(trained, seed=1)
+        monkeypatch.setattr(Encoder, "identity", lambda encoder: "another")
 
     of_images = "photos is not the same on all machines: give a disk or store that they share$"
     for other, told in ((other_images, of_images), (other_encoder, "^resnet18 is not the same on all machines: ")):

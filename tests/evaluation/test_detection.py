@@ -1,6 +1,5 @@
 """Detection: what an encoder learns to detect, its start from a file, its precision, damaged images and wrong use."""
 
-from crosslevel.evaluation.detection import benchmark as protocol
 import io
 import json
 import sys
@@ -15,6 +14,7 @@ from torch import nn
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.sources.annotated.open import annotated
 from crosslevel.data.uri import parse
+from crosslevel.evaluation.detection import benchmark as protocol
 from crosslevel.evaluation.detection.benchmark import Settings, detection
 from crosslevel.evaluation.detection.model import Sizes, detector
 from crosslevel.evaluation.detection.training import (

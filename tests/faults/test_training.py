@@ -3,7 +3,6 @@
 Trainings that are signalled are forks of this process, so that what they import is imported once.
 """
 
-import filelock
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import filelock
 import pytest
 import torch
 from run_samples import losses, metrics, write_images

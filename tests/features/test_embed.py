@@ -1,9 +1,9 @@
 """A table of features: right, in order, whole after a kill."""
 
-import shutil
 import csv
 import io
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -149,14 +149,13 @@ def test_a_damaged_piece_is_computed_again_and_said_so(trained, photos, tmp_path
 
 
 def test_a_call_that_was_killed_while_it_cleaned_up_computes_nothing_again(trained, photos, tmp_path, capsys):
-    """The table is in its place, and of its pieces one is removed."""
-    pieces = tmp_path / "f.parquet.parts"
-    left_in_pieces(trained, photos, tmp_path / "f.parquet")
-    shutil.copytree(pieces, tmp_path / "kept")
-    embedded(trained, photos, tmp_path / "f.parquet", "--batch_size=4")
-    assert not pieces.exists()
-    (tmp_path / "kept").rename(pieces)
-    sorted(pieces.glob("0*"))[1].unlink()
+    """The table is in its place, what could not be read cannot be told; and of the table's pieces one is removed."""
+    (photos / "b" / "broken.png").touch()
+    (tmp_path / "f.bad_files.txt" / "in the way").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        embedded(trained, photos, tmp_path / "f.parquet", "--batch_size=4")
+    shutil.rmtree(tmp_path / "f.bad_files.txt")
+    sorted((tmp_path / "f.parquet.parts").glob("0*"))[1].unlink()
     before = (tmp_path / "f.parquet").read_bytes()
     capsys.readouterr()
     computed = []
@@ -165,7 +164,7 @@ def test_a_call_that_was_killed_while_it_cleaned_up_computes_nothing_again(train
     assert computed == []
     assert "30 features of 32" in capsys.readouterr().out
     assert (tmp_path / "f.parquet").read_bytes() == before
-    assert {p.name for p in tmp_path.iterdir()} == {"photos", "f.parquet"}
+    assert {p.name for p in tmp_path.iterdir()} == {"photos", "f.parquet", "f.bad_files.txt"}
 
 
 def test_pieces_of_other_images_are_not_continued(trained, photos, tmp_path, capsys):

@@ -1,9 +1,9 @@
 """Tables for other programs: Lance opened again by Lance, a data set for FiftyOne by its own importer."""
 
-import sys
 import base64
 import io
 import json
+import sys
 import zlib
 
 import numpy as np

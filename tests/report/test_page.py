@@ -1,7 +1,7 @@
 """The page: what it shows is what was passed, nothing of it is active, and tables mark their best."""
 
-import os
 import math
+import os
 import re
 from html import unescape
 from html.parser import HTMLParser

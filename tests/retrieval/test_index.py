@@ -1,6 +1,5 @@
 """The index: it finds what comparing with all finds, is kept, notices a table that changed, and takes what is new."""
 
-from crosslevel.retrieval.search import finder
 import json
 import sys
 
@@ -9,7 +8,7 @@ import torch
 from table_samples import crowds, write_table
 
 from crosslevel.features.table import open_table
-from crosslevel.retrieval.search import exact
+from crosslevel.retrieval.search import exact, finder
 from crosslevel.utils.console import printer
 from crosslevel.utils.errors import MissingExtra
 

@@ -1,10 +1,10 @@
 """The instance branch and the group branch of a run: their heads, what they share, what is kept of them."""
 
-from torch.nn.modules.module import register_module_forward_pre_hook
 import pytest
 import torch
 import yaml
 from run_samples import losses
+from torch.nn.modules.module import register_module_forward_pre_hook
 from train_samples import FAST, same_weights
 
 from crosslevel import CrossLevel, load_encoder

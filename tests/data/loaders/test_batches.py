@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from picture_samples import Numbered, is_bad
 
-from crosslevel.data.loaders.workers import leave_interrupts
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import InMemoryImages
 from crosslevel.data.loaders.batches import EvalBatches, TrainBatches, fit
+from crosslevel.data.loaders.workers import leave_interrupts
 from crosslevel.utils.errors import SourceError
 
 

@@ -13,7 +13,8 @@ from stream_samples import archive, batches, crops, seen, shards
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.loaders.streams import StreamBatches
 from crosslevel.data.open import open_images
-from crosslevel.data.sources.containers.remote import Damage, Tape, expand, open_file, request_bytes
+from crosslevel.data.sources.containers.patience import request_bytes
+from crosslevel.data.sources.containers.remote import Damage, Tape, expand, open_file
 from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.uri import parse
 from crosslevel.utils.errors import SourceError, UserError

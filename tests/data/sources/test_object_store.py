@@ -1,10 +1,10 @@
 """Shards, Parquet files and packs in a bucket of an S3 server on loopback, whose answers are spoilt."""
 
-import shutil
 import io
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import fsspec

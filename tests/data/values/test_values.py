@@ -1,6 +1,5 @@
 """Images of one, four and more channels: what every format becomes, compared with Pillow, NumPy and tifffile."""
 
-from crosslevel.data.decoding.pillow import upright
 import io
 import struct
 import zlib
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 
 from crosslevel.data.decode import decode, read_image
+from crosslevel.data.decoding.pillow import upright
 from crosslevel.data.decoding.reading import Range, Reading
 from crosslevel.data.decoding.values.lzw import unpacked
 from crosslevel.data.images import InMemoryImages
