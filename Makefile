@@ -44,7 +44,7 @@ docs: .venv/installed-docs ## the documentation as a site, in site/
 
 bench: .venv/installed ## the speed of a step and of views
 	$(BIN)/python benchmarks/step.py
-	$(BIN)/python benchmarks/views.py
+	$(BIN)/python benchmarks/speed/views.py
 
 .venv/bin/python:
 	$(if $(shell command -v uv),uv venv --quiet --python $(PYTHON) --seed .venv,$(PYTHON) -m venv .venv)

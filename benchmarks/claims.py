@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import records
-from claims_list import CLAIMS, ELSEWHERE, FIGURES, Claim
+from quality.claims_list import CLAIMS, ELSEWHERE, FIGURES, Claim
+from shared import records
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINES = ("raw pixels", "untrained encoder")
@@ -100,8 +100,8 @@ def one(arguments: argparse.Namespace, claim: Claim, line: str, seed: int, key: 
     """Train one arm with one seed, and measure the claim's figure."""
     import hashlib
 
-    from beside import machine
-    from paper import trained
+    from quality.paper import trained
+    from shared.beside import machine
 
     source, folder = (
         source_of(arguments, claim.source),
@@ -121,7 +121,7 @@ def one(arguments: argparse.Namespace, claim: Claim, line: str, seed: int, key: 
 
 def source_of(arguments: argparse.Namespace, kind: str) -> str:
     """A collection to train on, as the command line names it: balanced, long-tailed or correlated."""
-    from paper import long_tailed_list
+    from quality.paper import long_tailed_list
 
     whole, most = f"{arguments.data}/cifar10-jpeg/train", arguments.images // 10
     if kind == "long-tailed":

@@ -28,11 +28,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import plates
-import records
 import torch
-from beside import machine
-from paper import trained
+from quality import plates
+from quality.paper import trained
+from shared import records
+from shared.beside import machine
 
 from crosslevel import CrossLevel, Encoder, load_encoder
 from crosslevel.data.bad_files import BadFiles

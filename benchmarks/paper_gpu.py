@@ -94,7 +94,7 @@ def _numbers(version: str) -> list[int]:
 
 def grid(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Each wanted cell in its turn, for its minutes; then the table."""
-    import records  # after --missing, which tells that filelock is
+    from shared import records  # after --missing, which tells that filelock is
 
     record = Path(arguments.output).with_suffix(".json")
     cells = {name: cell(name, arguments, rest, record) for name in wanted(arguments.cells, record, rest)}
@@ -120,7 +120,7 @@ def grid(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 def wanted(named: list[str], record: Path, rest: list[str]) -> list[str]:
     """The cells to run: those that are named, `next` or `all`, without what the record has whole."""
-    import records
+    from shared import records
 
     known = records.read(record, "cells")
     left = [name for name in PUBLISHED if not whole(known.get(name), rest)]
@@ -144,7 +144,7 @@ def cell(name: str, arguments: argparse.Namespace, rest: list[str], record: Path
 def train_cell(wanted: dict[str, Any]) -> None:
     """Train, or go on with, one cell, and record its figures; in a process of its own."""
     import torch
-    from paper import trained
+    from quality.paper import trained
 
     from crosslevel.data.pack import pack
 
@@ -182,8 +182,8 @@ class Judge:
 
     def monitor(self, encoder: Any, method: Any, cld: Any, hardware: Any, unreadable: Any) -> Any:
         """What is called at the end of an epoch."""
-        import records
         import yaml
+        from shared import records
 
         from crosslevel.data.bad_files import BadFiles
         from crosslevel.data.loaders.batches import pack
@@ -220,8 +220,8 @@ class Judge:
         return int(checkpoints.read(run)["epoch"]) if run.last.is_file() else 0
 
     def _keep(self, curve: dict[str, Any], epoch: int, total: int, vote: float, settings: dict[str, Any]) -> None:
-        import records
         import torch
+        from shared import records
 
         with (self.file / "metrics.csv").open() as file:
             rates = [float(row["images_per_second"]) for row in csv.DictReader(file) if row["images_per_second"]]

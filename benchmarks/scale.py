@@ -31,14 +31,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import records
-import scale_plan
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from beside import machine, median
+from large import scale_plan
 from PIL import Image
 from rich.console import Console
+from shared import records
+from shared.beside import machine, median
 
 from crosslevel import CrossLevel, Encoder
 from crosslevel.data.bad_files import BadFiles
@@ -283,11 +283,11 @@ def alone(module: Pretrain, views: Views, folder: Path) -> float:
 
     def step() -> None:
         module.begin_step(optimizer)
-        loss = module(batch)
+        loss, kept = module(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        module.end_step()
+        module.end_step(kept)
 
     step()
     return median([clocked(time.process_time, step) for _ in range(4)])

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import records
 import torch
-from beside import beside, machine, median, noise, wait
+from shared import records
+from shared.beside import beside, machine, median, noise, wait
 from torch import nn
 
 from crosslevel import CrossLevel, Encoder

@@ -38,11 +38,12 @@ class BarlowTwins(Method):
         self.weight, self.online = weight, 2
 
     def forward(self, views, features, index):
-        """The loss of the first two views."""
+        """The loss of the first two views; nothing is kept until the optimizer's step."""
         z_a, z_b = (nn.functional.batch_norm(self.branch(h.float()), None, None, training=True) for h in features)
         correlation = z_a.T @ z_b / len(index)
         off_diagonal = correlation - correlation.diag().diag()
-        return (1 - correlation.diag()).square().sum() + self.weight * off_diagonal.square().sum()
+        loss = (1 - correlation.diag()).square().sum() + self.weight * off_diagonal.square().sum()
+        return loss, None
 
 
 def main(images: str = OBJECTS, run: str | None = None, **settings) -> Path:

@@ -19,14 +19,14 @@ from crosslevel.metrics.nearest import mutual_pairs
 @pytest.fixture
 def paper(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    yield importlib.import_module("paper")
-    for name in ("paper", "beside"):
+    yield importlib.import_module("quality.paper")
+    for name in ("quality.paper", "shared.beside"):
         del sys.modules[name]
 
 
 def test_processes_add_to_one_record(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    records = importlib.import_module("records")
+    records = importlib.import_module("shared.records")
     file = tmp_path / "results" / "x.json"
     assert records.read(file, "cells") == {}
 
@@ -104,7 +104,7 @@ def test_rows_are_of_the_wanted_cells_alone(paper, tmp_path):
 def test_a_gpu_is_told_little_more_for_several_views_than_for_one(monkeypatch, preset):
     """But for BYOL, whose two views are drawn each in its own way. What a captured step launches once is in it."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    launches = importlib.import_module("launches")
+    launches = importlib.import_module("speed.launches")
     one, three = (launches.of_views(preset, 32, count, batch=64) for count in (1, 3))
     assert 100 < one < 450
     assert three <= one + 5 if preset != "byol" else one < three < 3.5 * one
@@ -115,7 +115,7 @@ def test_a_gpu_is_told_little_more_for_several_views_than_for_one(monkeypatch, p
 def paper_gpu(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     yield importlib.import_module("paper_gpu")
-    for name in ("paper_gpu", "paper", "beside", "records"):
+    for name in ("paper_gpu", "quality.paper", "shared.beside", "shared.records"):
         sys.modules.pop(name, None)
 
 
@@ -171,7 +171,7 @@ def test_the_papers_table_has_every_cell_and_what_was_measured_last(paper_gpu):
 def test_copies_planted_among_many_pictures_are_found_through_cells(monkeypatch):
     """What is measured of a million pictures, of 3,000 in smaller cells: recall of copies, precision of pairs."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    scale = importlib.import_module("scale_duplicates")
+    scale = importlib.import_module("large.scale_duplicates")
     pictures, original, edit = scale.collection(3000, seed=7)
     pairs = duplicate_pairs(pictures, cells=Cells(all=500, points=64)).images
     track, copies = tracks(len(pictures), pairs), (edit >= 0).nonzero()[:, 0]
@@ -182,7 +182,7 @@ def test_copies_planted_among_many_pictures_are_found_through_cells(monkeypatch)
 
 def test_copies_planted_among_many_features_are_found_through_cells(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    scale = importlib.import_module("scale_duplicates")
+    scale = importlib.import_module("large.scale_duplicates")
     features, original, edit = scale.clusters(3000, 64, seed=7)
     pairs = mutual_pairs(features, scale.THRESHOLD, scale.NEIGHBOURS, many=500, cells=Cells(all=500, points=64))
     track, copies = tracks(len(features), pairs), (edit >= 0).nonzero()[:, 0]

@@ -18,7 +18,7 @@ SIZE = {"size": "--epochs=1", "images": 20, "machine": "m", "date": "2026-01-02"
 def claims(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     yield importlib.import_module("claims")
-    for name in ("claims", "claims_list", "paper", "beside", "records"):
+    for name in ("claims", "quality.claims_list", "quality.paper", "shared.beside", "shared.records"):
         sys.modules.pop(name, None)
 
 

@@ -200,7 +200,7 @@ def test_other_programs_are_ours_and_take_these_options(scratch, monkeypatch):
                 prepared(Command.of(COMMANDS["train"][0], "train"), [words[1], "--run", *words[2:]])
             else:
                 assert program == "crosslevel" or program in EXEMPT, block
-    for name in ("beside", "records", "paper", "tune"):
+    for name in ("shared.beside", "shared.records", "quality.paper", "quality.tune"):
         sys.modules.pop(name, None)
 
 

@@ -30,7 +30,7 @@ def test_links_to_files_lead_somewhere(page):
 
 
 def test_published_results_are_what_the_benchmarks_wrote():
-    spec = importlib.util.spec_from_file_location("publish", ROOT / "benchmarks" / "publish.py")
+    spec = importlib.util.spec_from_file_location("publish", ROOT / "benchmarks" / "shared" / "publish.py")
     publish = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(publish)
     page = (ROOT / "docs" / "results.md").read_text()
@@ -42,7 +42,7 @@ def test_published_results_are_what_the_benchmarks_wrote():
 
 def test_the_plan_on_paper_is_what_the_measured_files_make_of_it(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    plan = importlib.import_module("scale_plan")
+    plan = importlib.import_module("large.scale_plan")
     page = (ROOT / "docs" / "scale.md").read_text()
     assert page.partition("<!-- scale.py --plan 1e9 -->\n")[2].partition("\n<!-- end -->")[0] == "\n".join(
         plan.lines(1e9)

@@ -9,6 +9,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "crosslevel").rglob("*.py"))
 LINES, FUNCTION, FOLDER = 350, 60, 12
+PATCHED = 27  # attributes of Crosslevel's own that tests replace; it may only fall
+INSTEAD = (
+    "give the function or class a keyword parameter with the constant as its default, and hand the test's value in; or "
+    "make a real fault: a file that cannot be read, a quota, an object handed in that fails or counts"
+)
 
 
 def lines(node):
@@ -26,7 +31,7 @@ def lines(node):
 
 
 def test_no_folder_has_more_than_twelve_files():
-    for folder in {file.parent for file in FILES}:
+    for folder in {file.parent for file in [*FILES, *(ROOT / "benchmarks").rglob("*.py")]}:
         files = [file.name for file in folder.glob("*.py") if file.name != "__init__.py"]
         assert len(files) <= FOLDER, folder
 
@@ -81,6 +86,36 @@ def test_no_file_of_tests_or_benchmarks_is_too_long():
     files = [file for folder in ("tests", "benchmarks") for file in sorted((ROOT / folder).rglob("*.py"))]
     assert files
     assert not [str(file.relative_to(ROOT)) for file in files if file.read_text().count("\n") > LINES]
+
+
+def patched(file):
+    """Where a file of tests replaces what is of Crosslevel's modules and classes, by pytest, mock or assignment."""
+    tree, found = ast.parse(file.read_text()), []
+    ours = {
+        name.asname or name.name.partition(".")[0]
+        for node in ast.walk(tree)
+        for name in getattr(node, "names", [])
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        if (getattr(node, "module", None) or name.name).partition(".")[0] == "crosslevel"
+    }
+    for node in ast.walk(tree):
+        targets = [target for target in getattr(node, "targets", []) if isinstance(target, ast.Attribute)]
+        called = isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", ""))
+        if called in ("setattr", "delattr", "setitem", "delitem", "patch", "object"):
+            targets = node.args[:1]
+        for target in targets:
+            text = ast.unparse(target)
+            own = re.match(r"[\w.]+$", text) and text.partition(".")[0] in ours
+            if own or re.match("f?['\"]crosslevel[.]", text):
+                found.append(f"{file.relative_to(ROOT)}:{node.lineno}: {text}")
+    return found
+
+
+def test_tests_go_in_by_the_doors():
+    """Nobody may rename what tests patch; what they hand in is a part of what a function promises."""
+    found = [where for file in sorted((ROOT / "tests").rglob("*.py")) for where in patched(file)]
+    told = "\n".join(found)
+    assert len(found) <= PATCHED, f"{len(found)} patches, {PATCHED} were left: {INSTEAD}\n{told}"
 
 
 def test_the_architecture_is_one_page_with_one_picture():

@@ -197,10 +197,19 @@ def _unknown(source: Source) -> SourceError:
 # Opened again by the same process, a named source is not rendered or read again.
 @lru_cache(maxsize=2)
 def _named(source: Source, data_root: str | None) -> Images:
-    name = source.path
-    if name not in NAMED:
+    if source.path not in NAMED:
         raise _unknown(source)
-    parameters = _parameters(NAMED[name])
+    return made(NAMED[source.path], source, data_root)
+
+
+def made(kind: type[InMemoryImages], source: Source, data_root: str | None = None) -> Images:
+    """The images of a class: its parameters are what ``source`` says of its split, and its ``key=value``.
+
+    Raises:
+        SourceError: there is no such parameter, its value is of another type, or the class refuses it.
+
+    """
+    name, parameters = source.path, _parameters(kind)
     arguments: dict[str, Any] = {"data_root": data_root} if "data_root" in parameters else {}
     split = () if source.split is None else (Option("split", source.split),)
     for key, value in (*split, *source.options):
@@ -209,7 +218,7 @@ def _named(source: Source, data_root: str | None) -> Images:
             raise SourceError(f"{source.text}: {name} has no key={value or '...'} named {key!r}: {hint}")
         arguments[key] = _converted(source.text, key, value, parameters[key])
     try:
-        images = NAMED[name](**arguments)
+        images = kind(**arguments)
     except SourceError:
         raise
     except UserError as error:

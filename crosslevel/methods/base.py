@@ -164,8 +164,8 @@ class Method(nn.Module):
         views: Sequence[Float[Tensor, "B 3 h w"]],
         features: Sequence[Float[Tensor, "B D"]],
         index: Int64[Tensor, " B"],
-    ) -> Float[Tensor, ""]:
-        """The instance loss of one batch.
+    ) -> tuple[Float[Tensor, ""], Any]:
+        """The instance loss of one batch, and what of it is kept until the optimizer's step: None where nothing is.
 
         Args:
             views: all views, `views` of them.
@@ -185,17 +185,14 @@ class Method(nn.Module):
         if self.schedule is not None:
             self.schedule.follow(epoch)
 
-    def after_step(self, progress: float | Tensor = 0.0) -> None:
+    def after_step(self, progress: float | Tensor = 0.0, *kept: Any) -> None:
         """Update what the method remembers, after the optimizer's step.
 
         Args:
             progress: the share of all steps that are done, in [0, 1]; a tensor where the step is captured.
+            kept: what `forward` returned beside the loss, of each batch whose gradients the step had.
 
         """
-
-    def discard(self) -> None:
-        """Forget what a step that did not come to its end has left for `after_step`."""
-        getattr(self, "_waiting", []).clear()
 
     def encode_small(self, views: Sequence[Float[Tensor, "B 3 h w"]]) -> list[Float[Tensor, "B D"]]:
         """The trained network's features of the small views, normalized as one batch; none of none."""

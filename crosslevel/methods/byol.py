@@ -61,12 +61,12 @@ class BYOL(Method):
         views: Sequence[Float[Tensor, "B 3 h w"]],
         features: Sequence[Float[Tensor, "B D"]],
         index: Int64[Tensor, " B"],
-    ) -> Float[Tensor, ""]:
+    ) -> tuple[Float[Tensor, ""], None]:
         """The symmetric loss, in [0, 8]."""
         targets = [self.encode_target(view) for view in views[:2]]
         with torch.autocast(views[0].device.type, enabled=False):
             a, b = (self.predict(h) for h in features[:2])
-            return distance(a, targets[1]) + distance(b, targets[0])
+            return distance(a, targets[1]) + distance(b, targets[0]), None
 
     def predict(self, h: Float[Tensor, "B D"]) -> Float[Tensor, "B d"]:
         """q(g(h)): what the trained network makes of the target's feature."""
@@ -81,7 +81,7 @@ class BYOL(Method):
         with torch.autocast(view.device.type, enabled=False):
             return in_float32(branch, h)
 
-    def after_step(self, progress: float | Tensor = 0.0) -> None:
+    def after_step(self, progress: float | Tensor = 0.0, *kept: None) -> None:
         """Move the target network; its momentum is 1 - (1 - m) (cos(pi progress) + 1) / 2."""
         self.target.momentum = rising(MOMENTUM if self.momentum is None else self.momentum, progress)
         self.target.update(nn.ModuleList([self.encoder, self.branch]))

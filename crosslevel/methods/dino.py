@@ -99,7 +99,6 @@ class DINO(Method):
         self.register_buffer("centre", torch.zeros(outputs))
         self.moving: float | Tensor = 1.0
         self.sharpness: float | Tensor = teacher_temperature
-        self._waiting: list[Tensor] = []
 
     def begin_step(self, epoch: float | Tensor = 0.0) -> None:
         """The teacher's temperature, and whether the last layer moves."""
@@ -114,10 +113,12 @@ class DINO(Method):
         views: Sequence[Float[Tensor, "B 3 h w"]],
         features: Sequence[Float[Tensor, "B D"]],
         index: Int64[Tensor, " B"],
-    ) -> Float[Tensor, ""]:
-        """The mean over all pairs of a teacher's view and another of the student's."""
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " K"]]:
+        """The mean over all pairs of a teacher's view and another of the student's.
+
+        The mean of the teacher's outputs is kept for the centre.
+        """
         teacher_outputs = torch.stack([self.encode_teacher(view) for view in views[:2]])
-        self._waiting.append(teacher_outputs.mean((0, 1)))
         with torch.autocast(index.device.type, enabled=False):
             goals = F.softmax((teacher_outputs - self.centre) / self.sharpness, dim=2)
             weight = F.normalize(scaled_gradient(self.last.weight, self.moving), dim=1)
@@ -126,7 +127,7 @@ class DINO(Method):
         losses = [
             -(goal * predictions[v]).sum(1).mean() for i, goal in enumerate(goals) for v in range(len(z)) if v != i
         ]
-        return torch.stack(losses).mean()
+        return torch.stack(losses).mean(), teacher_outputs.mean((0, 1))
 
     @torch.no_grad()
     def encode_teacher(self, view: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B K"]:
@@ -137,10 +138,9 @@ class DINO(Method):
             z: Tensor = last(in_float32(branch, h))
         return z
 
-    def after_step(self, progress: float | Tensor = 0.0) -> None:
+    def after_step(self, progress: float | Tensor = 0.0, *kept: Float[Tensor, " K"]) -> None:
         """Move the centre towards this step's outputs, of all ranks, and the teacher towards the student."""
-        for mean in self._waiting:
+        for mean in kept:
             self.centre.lerp_((add(mean) / world_size()).to(self.centre.dtype), 1 - self.center_momentum)
-        self._waiting.clear()
         self.teacher.momentum = rising(MOMENTUM if self.momentum is None else self.momentum, progress)
         self.teacher.update(nn.ModuleList([self.encoder, self.branch, self.last]))

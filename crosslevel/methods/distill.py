@@ -76,7 +76,6 @@ class Distill(Method):
         self.teacher, self.momentum, self.centred = teacher, momentum, centred
         self.batch_norm, self.online = batch_norm, 1
         self._taught_by = (network,)  # in a tuple it is no submodule: neither saved nor trained
-        self._waiting: list[Tensor] = []
         # From the student's normalization to the teacher's: view * scale + shift.
         (m, s), (mean, std) = (
             torch.tensor(view[1:]) for view in (getattr(encoder, "view", network.view), network.view)
@@ -96,11 +95,13 @@ class Distill(Method):
         views: Sequence[Float[Tensor, "B 3 h w"]],
         features: Sequence[Float[Tensor, "B D"]],
         index: Int64[Tensor, " B"],
-    ) -> Float[Tensor, ""]:
-        """The mean distance of the student's views from the teacher's, in [0, 4]."""
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " d"]]:
+        """The mean distance of the student's views from the teacher's, in [0, 4].
+
+        The mean of the teacher's features is kept for their average.
+        """
         targets = [self.ask(view) for view in views[: len(features)]]
         mean = gather(torch.cat(targets)).mean(0)
-        self._waiting.append(mean)
         # The first steps have no average yet.
         centre = torch.where(self.steps > 0, self.centre.to(mean.dtype), mean)
         with torch.autocast(views[0].device.type, enabled=False):
@@ -108,7 +109,7 @@ class Distill(Method):
                 (in_float32(self.branch, h), t - centre if self.centred else t)
                 for h, t in zip(features, targets, strict=True)
             ]
-            return torch.stack([distance(q, t) for q, t in pairs]).mean()
+            return torch.stack([distance(q, t) for q, t in pairs]).mean(), mean
 
     @torch.no_grad()
     def ask(self, view: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B d"]:
@@ -121,11 +122,10 @@ class Distill(Method):
         return t.to(torch.promote_types(t.dtype, torch.float32))
 
     @torch.no_grad()
-    def after_step(self, progress: float | Tensor = 0.0) -> None:
+    def after_step(self, progress: float | Tensor = 0.0, *kept: Float[Tensor, " d"]) -> None:
         """Move the average of the teacher's features."""
-        if not self._waiting:
-            return
-        mean = self._waiting.pop().to(self.centre.dtype)
-        moved = self.momentum * self.centre + (1 - self.momentum) * mean
-        self.centre.copy_(torch.where(self.steps > 0, moved, mean))
-        self.steps += 1
+        for found in kept:
+            mean = found.to(self.centre.dtype)
+            moved = self.momentum * self.centre + (1 - self.momentum) * mean
+            self.centre.copy_(torch.where(self.steps > 0, moved, mean))
+            self.steps += 1

@@ -79,18 +79,20 @@ class InfoMin(Queued):
         views: Sequence[Float[Tensor, "B 3 h w"]],
         features: Sequence[Float[Tensor, "B D"]],
         index: Int64[Tensor, " B"],
-    ) -> Float[Tensor, ""]:
-        """The loss of queries and jigsaw. The views: queries, the key, and the one that is cut into patches."""
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "B d"]]:
+        """The loss of queries and jigsaw; the keys are kept for the queue.
+
+        The views: queries, the key, and the one that is cut into patches.
+        """
         positive = self.encode_key(views[self.online])
-        self._waiting.append(positive)
         queries = [self.project(h) for h in features[: self.online]]
         instance = torch.stack([self.contrast(query, positive) for query in queries]).mean()
         if not self.jigsaw:
-            return instance
+            return instance, positive
         h = encode_in_parts(lambda part: self.encoder(patches(part)), views[self.online + 1], self.splits)
         with torch.autocast(h.device.type, enabled=False):
             joined = in_float32(self.jigsaw_branch, h)
-        return (1 - self.jigsaw) * instance + self.jigsaw * self.contrast(joined, positive)
+        return (1 - self.jigsaw) * instance + self.jigsaw * self.contrast(joined, positive), positive
 
     def piece_size(self, view: int) -> int | None:
         """The patches' size; None without a jigsaw."""

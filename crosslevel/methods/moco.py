@@ -44,7 +44,6 @@ class Queued(Method):
             nn.Sequential(encoder, self.branch), MOMENTUM if self.momentum is None else self.momentum
         )
         self.negatives = KeyQueue(QUEUE if self.queue is None else self.queue, self.out_features)
-        self._waiting: list[Tensor] = []
 
     def complete(self, **values: Any) -> None:
         """The same; another size of the queue begins it anew."""
@@ -73,11 +72,10 @@ class Queued(Method):
         """While the queue fills."""
         return self.negatives.early_rise(batch)
 
-    def after_step(self, progress: float | Tensor = 0.0) -> None:
+    def after_step(self, progress: float | Tensor = 0.0, *kept: Float[Tensor, "B d"]) -> None:
         """Enqueue this step's keys, of all ranks, and move the key network."""
-        for keys in self._waiting:
+        for keys in kept:
             self.negatives.enqueue(gather(keys))
-        self._waiting.clear()
         self.key.momentum = MOMENTUM if self.momentum is None else self.momentum
         self.key.update(nn.ModuleList([self.encoder, self.branch]))
 
@@ -130,11 +128,11 @@ class MoCo(Queued):
         views: Sequence[Float[Tensor, "B 3 h w"]],
         features: Sequence[Float[Tensor, "B D"]],
         index: Int64[Tensor, " B"],
-    ) -> Float[Tensor, ""]:
-        """The mean loss of the query views."""
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "B d"]]:
+        """The mean loss of the query views; the keys are kept for the queue."""
         positive = self.encode_key(views[self.online])
-        self._waiting.append(positive)
-        return torch.stack([self.contrast(self.project(h), positive) for h in features[: self.online]]).mean()
+        losses = [self.contrast(self.project(h), positive) for h in features[: self.online]]
+        return torch.stack(losses).mean(), positive
 
 
 @torch.no_grad()

@@ -75,22 +75,20 @@ class NPID(Method):
         self.per_view = per_view
         whole = InstanceBank(images, out_features, momentum, torch.float16 if float16 else torch.float32)
         self.bank = ShardedBank(whole) if sharded else whole
-        self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def forward(
         self,
         views: Sequence[Float[Tensor, "B 3 h w"]],
         features: Sequence[Float[Tensor, "B D"]],
         index: Int64[Tensor, " B"],
-    ) -> Float[Tensor, ""]:
-        """The mean loss of the views."""
+    ) -> tuple[Float[Tensor, ""], tuple[Int64[Tensor, " B"], Float[Tensor, "V B d"]]]:
+        """The mean loss of the views; their features, or the mean of them, are kept for the images' rows."""
         projected = [self.project(h) for h in features[: self.online]]
         drawn = None if self.negatives is None else self.bank.draw(self.negatives)
         with torch.autocast(index.device.type, enabled=False):
             losses = [self.discriminate(z, index, drawn) for z in projected]
         seen = torch.stack([z.detach() for z in projected])
-        self._waiting.append((index, seen if self.per_view else seen.mean(0, keepdim=True)))
-        return torch.stack(losses).mean()
+        return torch.stack(losses).mean(), (index, seen if self.per_view else seen.mean(0, keepdim=True))
 
     def discriminate(
         self, z: Float[Tensor, "B d"], index: Int64[Tensor, " B"], drawn: Int64[Tensor, " m"] | None = None
@@ -111,10 +109,11 @@ class NPID(Method):
             "features, which are harder to tell apart"
         )
 
-    def after_step(self, progress: float | Tensor = 0.0) -> None:
+    def after_step(
+        self, progress: float | Tensor = 0.0, *kept: tuple[Int64[Tensor, " B"], Float[Tensor, "V B d"]]
+    ) -> None:
         """Move the bank's rows of this step's images, of all ranks, towards their views' features."""
-        for index, seen in self._waiting:
+        for index, seen in kept:
             everyone = gather(index)
             for z in seen:
                 self.bank.update(everyone, F.normalize(gather(z), dim=1))
-        self._waiting.clear()

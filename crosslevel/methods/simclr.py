@@ -61,9 +61,9 @@ class SimCLR(Method):
         views: Sequence[Float[Tensor, "B 3 h w"]],
         features: Sequence[Float[Tensor, "B D"]],
         index: Int64[Tensor, " B"],
-    ) -> Float[Tensor, ""]:
+    ) -> tuple[Float[Tensor, ""], None]:
         """NT-Xent of the first two views."""
-        return nt_xent(self.project(features[0]), self.project(features[1]), self.schedule.value)
+        return nt_xent(self.project(features[0]), self.project(features[1]), self.schedule.value), None
 
 
 def nt_xent(z_a: Float[Tensor, "B d"], z_b: Float[Tensor, "B d"], temperature: float | Tensor) -> Float[Tensor, ""]:

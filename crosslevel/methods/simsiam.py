@@ -62,11 +62,11 @@ class SimSiam(Method):
         views: Sequence[Float[Tensor, "B 3 h w"]],
         features: Sequence[Float[Tensor, "B D"]],
         index: Int64[Tensor, " B"],
-    ) -> Float[Tensor, ""]:
+    ) -> tuple[Float[Tensor, ""], None]:
         """The symmetric loss, in [-1, 1]."""
         with torch.autocast(index.device.type, enabled=False):
             a, b = (in_float32(self.branch, h) for h in features[:2])
-            return (distance(self.predictor(a), b) + distance(self.predictor(b), a)) / 2
+            return (distance(self.predictor(a), b) + distance(self.predictor(b), a)) / 2, None
 
 
 def distance(predicted: Float[Tensor, "B d"], target: Float[Tensor, "B d"]) -> Float[Tensor, ""]:

@@ -104,7 +104,6 @@ class SwAV(Method):
         self._begin_queue(QUEUE if queue is None else queue)
         self.moving: float | Tensor = 1.0
         self.queue_counts: float | Tensor = 1.0
-        self._waiting: list[list[Tensor]] = []
 
     def complete(self, **values: Any) -> None:
         """The same; another size of the queues begins them anew."""
@@ -126,23 +125,33 @@ class SwAV(Method):
         views: Sequence[Float[Tensor, "B 3 h w"]],
         features: Sequence[Float[Tensor, "B D"]],
         index: Int64[Tensor, " B"],
-    ) -> Float[Tensor, ""]:
-        """The mean over both assignments, and for each over the other views."""
+    ) -> tuple[Float[Tensor, ""], list[Float[Tensor, "N d"]]]:
+        """The mean over both assignments, and for each over the other views.
+
+        Both views' features, of all ranks, are kept for the queues.
+        """
         z = [self.project(h) for h in (*features[:2], *self.encode_small(views))]
         with torch.autocast(index.device.type, enabled=False):
             centres = F.normalize(scaled_gradient(self.centres.weight, self.moving), dim=1)
             scores = [rows @ centres.T for rows in z]
-            codes = self.assign([rows.detach() for rows in z[:2]], centres.detach())
+            everyone = [gather(rows.detach()) for rows in z[:2]]
+            codes = self.assign(everyone, centres.detach(), len(index))
             predicted = [F.log_softmax(s / self.schedule.value, dim=1) for s in scores]
         losses = [-(code * predicted[v]).sum(1).mean() for i, code in enumerate(codes) for v in range(len(z)) if v != i]
-        return torch.stack(losses).mean()
+        return torch.stack(losses).mean(), everyone
 
     @torch.no_grad()
-    def assign(self, z: Sequence[Float[Tensor, "B d"]], centres: Float[Tensor, "K d"]) -> list[Float[Tensor, "B K"]]:
-        """The assignments of two views' unit features, each among those of all ranks and of its queue."""
-        batch = len(z[0])
-        gathered = [gather(rows) for rows in z]
-        self._waiting.append(gathered)
+    def assign(
+        self, gathered: list[Float[Tensor, "N d"]], centres: Float[Tensor, "K d"], batch: int
+    ) -> list[Float[Tensor, "B K"]]:
+        """The assignments of two views' unit features, each among those of all ranks and of its queue.
+
+        Args:
+            gathered: the views' features, of all ranks.
+            centres: the prototypes' directions.
+            batch: B, this rank's images.
+
+        """
         mass, everyone = torch.ones(len(gathered[0]), device=gathered[0].device), torch.stack(gathered)
         if len(self.earlier):
             older = torch.stack([queue.keys.to(everyone.dtype) for queue in self._queues()])
@@ -156,13 +165,12 @@ class SwAV(Method):
     def _queues(self) -> list[KeyQueue]:
         return [queue for queue in self.earlier if isinstance(queue, KeyQueue)]
 
-    def after_step(self, progress: float | Tensor = 0.0) -> None:
+    def after_step(self, progress: float | Tensor = 0.0, *kept: list[Float[Tensor, "N d"]]) -> None:
         """Remember this step's features, of all ranks."""
-        for step in self._waiting:
+        for step in kept:
             for queue, rows in zip(self._queues(), step, strict=False):
                 queue.enqueue(rows)
             self.filled.copy_((self.filled + len(step[0])).clamp(max=self.queue or QUEUE))
-        self._waiting.clear()
 
 
 def _from(epoch: float | Tensor, start: float) -> float | Tensor:

@@ -69,17 +69,18 @@ class VICReg(Method):
         views: Sequence[Float[Tensor, "B 3 h w"]],
         features: Sequence[Float[Tensor, "B D"]],
         index: Int64[Tensor, " B"],
-    ) -> Float[Tensor, ""]:
+    ) -> tuple[Float[Tensor, ""], None]:
         """The three terms of the first two views."""
         with torch.autocast(index.device.type, enabled=False):
             a, b = (in_float32(self.branch, h) for h in features[:2])
             invariance = F.mse_loss(a, b)
             (variance_a, covariance_a), (variance_b, covariance_b) = (spread(gather(z)) for z in (a, b))
-        return (
+        loss = (
             self.invariance * invariance
             + self.variance * (variance_a + variance_b) / 2
             + self.covariance * (covariance_a + covariance_b)
         )
+        return loss, None
 
 
 def spread(z: Float[Tensor, "n d"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:

@@ -4,7 +4,7 @@ Good features tell instances apart (local: `retrieval`) and fall into groups tha
 `partitions`). Wang, Liu, Yu (CVPR 2021) tune by this idea, with retrieval and normalized mutual information, and give
 no formula. The score to choose by (`combine`) is ours: retrieval, and in how many directions the features differ. The
 agreement of clusterings is computed beside it; with it in place of the directions, the score followed accuracy as well
-on photographs and less well on turntables (`benchmarks/label_free.py`).
+on photographs and less well on turntables (`benchmarks/without_labels/label_free.py`).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def scores(
 
 
 SPREAD = 0.4
-"""The exponent of `combine`, chosen in `benchmarks/label_free.py`."""
+"""The exponent of `combine`, chosen in `benchmarks/without_labels/label_free.py`."""
 
 
 def combine(mrr: float, rank: float, features: int) -> float:

@@ -100,7 +100,7 @@ def search(
     searched, run = open_collection(table, images, runtime, console, run)
     asked = _queries(searched, query, run, runtime, console)
     wanted = min(k + any(row >= 0 for row in asked.rows), searched.rows)  # a query that is a row finds itself
-    find = _finder(searched, index, asked.projection, console)
+    find = finder(searched, index, asked.projection, console)
     began = time.monotonic()
     found = find(asked.features, wanted)
     took, results = time.monotonic() - began, _results(searched, asked, found, k)
@@ -181,17 +181,26 @@ def _unreadable(source: Files) -> str:
     return ""
 
 
-def _finder(
-    table: FeatureTable, index: str, projection: Tensor | None, console: Console
+def finder(
+    table: FeatureTable, index: str, projection: Tensor | None, console: Console, most: int = EXACT
 ) -> Callable[[Tensor, int], Neighbours]:
-    """What finds the k nearest rows of queries; all that it needs is read."""
+    """What finds the k nearest rows of queries; all that it needs is read.
+
+    Args:
+        table: the rows.
+        index: as of `search`; auto compares with every row up to ``most`` of them.
+        projection: what takes the rows to where features of words are.
+        console: where it is told that an index is built.
+        most: rows.
+
+    """
     if projection is not None:
         if index == "on":
             raise UserError(
                 "--index on: an index knows images alone, and words are compared with every row: leave it out"
             )
         return lambda queries, k: exact(queries, table.features, k, projection)
-    if index == "on" or (index == "auto" and table.rows > EXACT):
+    if index == "on" or (index == "auto" and table.rows > most):
         made = opened_index(table, console)
         return lambda queries, k: made.search(F.normalize(queries, dim=1), k)
     features = table.features
@@ -203,17 +212,19 @@ def exact(
     features: Float[Tensor, "N D"],
     k: int,
     projection: Float[Tensor, "D E"] | None = None,
+    block: int = BLOCK,
 ) -> Neighbours:
     """The k nearest of each query by cosine, compared with every feature, or with what ``projection`` makes of it.
 
-    One query reads each feature once, and that is all its time; many are worth what `nearest` does first.
+    Up to `FEW` queries are compared with ``block`` features at a time. One query reads each feature once, and that is
+    all its time; many are worth what `nearest` does first.
     """
     if len(queries) > FEW and projection is None:
         return nearest(queries, features, k)
     unit = F.normalize(queries.float(), dim=1)
     values, places = unit.new_empty(len(unit), 0), torch.empty(len(unit), 0, dtype=torch.long)
-    for first, block in zip(range(0, len(features), BLOCK), features.split(BLOCK), strict=True):
-        part = block if projection is None else block @ projection
+    for first, rows in zip(range(0, len(features), block), features.split(block), strict=True):
+        part = rows if projection is None else rows @ projection
         found = ((part @ unit.T) / part.norm(dim=1, keepdim=True).clamp(min=1e-12)).T.topk(min(k, len(part)), dim=1)
         values, places = torch.cat([values, found.values], 1), torch.cat([places, found.indices + first], 1)
         values, order = values.topk(min(k, values.shape[1]), dim=1)

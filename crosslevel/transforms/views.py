@@ -30,7 +30,8 @@ class Views(nn.Module):
     the CPU, from `Counted` where the images are. View v takes entry v (modulo their number) of the preset, with the
     settings given here in place of the preset's. ``count``, the number of views, is 2 unless set; the last ``plain`` of
     them, 0 unless set, are large crops and flips without any change of colour; the ``small`` ones before these, 0
-    unless set, are small crops of ``small_side`` pixels, as multi-crop methods take them (Caron et al. 2020).
+    unless set, are small crops of ``small_side`` pixels, as multi-crop methods take them (Caron et al. 2020). Where the
+    device is told everything in advance (`masked`), ``chunk`` floats are made at a time, 2^26 unless set.
 
     Args:
         preset: ``simclr``, ``mocov2``, ``byol``, ``infomin``, ``dino``, ``swav``, ``cifar`` or ``none`` (no randomness:
@@ -118,6 +119,7 @@ class Views(nn.Module):
         self._colours_open = mean is None, std is None
         self.mean, self.std = presets.completed(mean, std)
         self.count, self.small, self.plain = 2, 0, 0
+        self.chunk = masked.CHUNK
         self.choose(preset or "cifar", self.chosen)
         # What a captured step has compiled in their place.
         self.make: Callable[..., Tensor] = masked.view
@@ -254,7 +256,7 @@ class Views(nn.Module):
             images = torch.cat([self._of_view(v, images, partners) for v in places])
         else:
             images = self._of_view(places[0], images, partners)
-        most = max(1, masked.CHUNK // (self.channels * max(height * width, side**2)))
+        most = max(1, self.chunk // (self.channels * max(height * width, side**2)))
         made = [
             self.make(some, cropped, drawn.part(first, most), augment, side, self._mean, self._std)
             for first, some in zip(range(0, len(images), most), images.split(most), strict=True)

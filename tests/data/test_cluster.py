@@ -4,6 +4,7 @@ import pickle
 import shutil
 import threading
 import time
+import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -152,14 +153,14 @@ def test_what_cannot_be_placed_says_so_once_and_begins_when_it_can(monkeypatch, 
         if ray.now > 100:
             ray.machines[:] = [Machine(CPU=1, GPU=1)]
 
-    def warn(text, stacklevel):
-        said.append((text, ray.now))
+    def shown(text, *_):
+        said.append((str(text), ray.now))
 
     with in_place(monkeypatch, FakeRay(*[Machine(CPU=1, GPU=1)] * there, on_wait=come)) as ray:
         for machine in ray.machines:
             ray.actors.append(Actor(None, machine.resources, None))
             ray.actors[-1].machine = machine
-        monkeypatch.setattr(cluster.warnings, "warn", warn)
+        monkeypatch.setattr(warnings, "showwarning", shown)
         assert of(ray, 5, on_gpu) == [0, 2, 4, 6, 8]
     [(text, when)] = said
     assert text == f"no worker has begun yet: waiting for a {what} in the cluster, which has {there}"
@@ -265,11 +266,10 @@ def test_what_several_workers_need_of_a_store_is_copied_once(tmp_path, monkeypat
 
     def wanted(worker):
         together.wait()
-        return copies._copied(files, "the source")
+        return copies._copied(files, "the source", download)
 
     files = [copies._File(f"s3://{name}/a.tar", tmp_path / name / "a.tar", 3, "1") for name in ("one", "other")]
     monkeypatch.setenv("CROSSLEVEL_CACHE", str(tmp_path))
-    monkeypatch.setattr(copies, "download", download)
     with ThreadPoolExecutor(4) as workers:
         found = list(workers.map(wanted, range(4)))
     assert sorted(asked) == [file.address for file in files]
@@ -277,6 +277,6 @@ def test_what_several_workers_need_of_a_store_is_copied_once(tmp_path, monkeypat
     assert {file.name for file in (tmp_path / "one").iterdir()} == {"a.tar", ".a.tar.origin.json", LOCK}
     # Copies are alike, whichever machine made them; those of another version are not.
     other = files[1]._replace(copy=tmp_path / "third" / "a.tar", state="2")
-    copies._copied([other], "the source")
+    copies._copied([other], "the source", download)
     one, same, changed = (state_of(str(file.copy)) for file in (*files, other))
     assert one == same != changed

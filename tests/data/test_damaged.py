@@ -207,10 +207,11 @@ def test_damage_is_heard_where_an_image_is_read_at_a_reduced_size(monkeypatch):
 
 @pytest.mark.parametrize("odd", [0, 1])
 def test_an_odd_side_is_read_at_the_same_reduced_size(monkeypatch, odd):
-    monkeypatch.setattr(memory, "LARGEST", 200 * 200 // 3)
-    side = 200 + odd
+    """Where the whole would take more than a mebibyte."""
+    monkeypatch.setenv("CROSSLEVEL_DECODE_MB", "1")
+    side = 600 + odd
     image = bytearray(encoded(Image.new("RGB", (side, side), "red"), "JPEG"))
-    assert decode(image, "x").shape == (3, 100 + odd, 100 + odd)
+    assert decode(image, "x").shape == (3, 300 + odd, 300 + odd)
 
 
 def test_decoding_leaves_the_warnings_of_other_threads_alone():
@@ -235,11 +236,11 @@ def test_decoding_leaves_the_warnings_of_other_threads_alone():
     assert list(warnings.filters) == filters
 
 
-def test_what_has_crashed_in_one_folder_is_read_in_another(tmp_path, monkeypatch):
+def test_what_has_crashed_in_one_folder_is_read_in_another(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.png").write_bytes(encoded(Image.fromarray(RGB), "PNG"))
-    monkeypatch.setitem(trace.refused, str(tmp_path / "a" / "1.png"), "it crashed")
+    trace.refused[str(tmp_path / "a" / "1.png")] = "it crashed"
     with pytest.raises(BadImage, match=r"^1\.png: it crashed"):
         read_image(str(tmp_path / "a" / "1.png"), "1.png")
     assert read_image(str(tmp_path / "b" / "1.png"), "1.png").shape[0] == 3

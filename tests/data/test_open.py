@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crosslevel.data.open import NAMED, open_images
+from crosslevel.data.open import made, open_images
 from crosslevel.data.sources.turntable.dataset import Turntable
+from crosslevel.data.uri import parse
 from crosslevel.utils.errors import SourceError
 
 SMALL = "classes=3,objects=30,frames=2,size=16,test_objects=3,test_frames=2"
@@ -103,17 +104,19 @@ def test_values_are_converted_by_annotation(monkeypatch):
         ) -> None:
             seen.update(whole=whole, real=real, truth=truth, word=word, maybe=maybe)
 
-    monkeypatch.setitem(NAMED, "probe", Probe)
-    open_images("probe,whole=4,real=5,truth=yes,word=a=b,maybe=7")
+    def probed(text):
+        made(Probe, parse(text))
+
+    probed("probe,whole=4,real=5,truth=yes,word=a=b,maybe=7")
     assert seen == {"whole": 4, "real": 5.0, "truth": True, "word": "a=b", "maybe": 7}
     assert [type(value) for value in seen.values()] == [int, float, bool, str, int]
-    open_images("probe,maybe=none,truth=0")
+    probed("probe,maybe=none,truth=0")
     assert seen["maybe"] is None
     assert seen["truth"] is False
     with pytest.raises(SourceError, match="truth=perhaps: needs true or false"):
-        open_images("probe,truth=perhaps")
+        probed("probe,truth=perhaps")
     with pytest.raises(SourceError, match="parts=1: cannot be set"):
-        open_images("probe,parts=1")
+        probed("probe,parts=1")
 
 
 @pytest.mark.skipif("CROSSLEVEL_DATA" not in os.environ, reason="CROSSLEVEL_DATA names no folder with cifar10-jpeg")

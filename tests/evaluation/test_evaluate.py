@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_samples import watching_encoders
 from sklearn.neighbors import KNeighborsClassifier
 
 from crosslevel import Encoder, load_encoder
-from crosslevel.evaluation import protocols
 from crosslevel.evaluation.evaluate import evaluate
-from crosslevel.features import cache
+from crosslevel.evaluation.protocols import PIXEL_SIZE
 from crosslevel.features.extract import normalize
 from crosslevel.models.copies import untrained
 from crosslevel.models.encoder import View
@@ -21,13 +21,13 @@ from crosslevel.settings.parser import run
 COUNTS = {"ant": 40, "bee": 24, "cow": 10}
 
 
-def write(folder, counts, seed):
+def write(folder, counts, seed, side=16):
     """Noisy pictures whose brightness differs a little from class to class."""
     rng = np.random.default_rng(seed)
     for c, (name, count) in enumerate(counts.items()):
         (folder / name).mkdir(parents=True)
         for i in range(count):
-            pixels = rng.integers(0, 150, (16, 16, 3)) + 25 * c
+            pixels = rng.integers(0, 150, (side, side, 3)) + 25 * c
             Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i:02}.png")
     return folder
 
@@ -40,10 +40,14 @@ def sources(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("run"), 16)
+
+
+def saved(folder, side):
     torch.manual_seed(1)
     encoder = Encoder("resnet18", True, 0.0625)
-    encoder.view = View(16)
-    return encoder.save(tmp_path_factory.mktemp("run") / "encoder.safetensors").parent
+    encoder.view = View(side)
+    return encoder.save(folder / "encoder.safetensors").parent
 
 
 def read(folder):
@@ -83,9 +87,10 @@ def test_the_figures_equal_scikit_learn(trained, sources):
         assert shots == pytest.approx([100 * r for r in recalls], abs=1e-4)
 
 
-def test_raw_pixels_are_compared_by_their_own_cosine(trained, sources, monkeypatch):
-    monkeypatch.setattr(protocols, "PIXEL_SIZE", 16)
-    figures = knn(trained, sources, "--k=9")["raw pixels"]
+def test_raw_pixels_are_compared_by_their_own_cosine(tmp_path):
+    """Of images that have the size at which pixels are compared."""
+    sources = [write(tmp_path / name, COUNTS, seed, PIXEL_SIZE) for seed, name in enumerate(("train", "test"))]
+    figures = knn(saved(tmp_path, PIXEL_SIZE), sources, "--k=9")["raw pixels"]
     (bank, labels), (queries, truth) = read(sources[0]), read(sources[1])
 
     features = [part.flatten(1).float().numpy() / 127.5 - 1 for part in (bank, queries)]
@@ -113,19 +118,18 @@ def test_the_record_says_how_the_figures_were_made(trained, sources, capsys):
         assert f"{row['top1']:.1f} ±{(high - low) / 2:.1f}" in line
 
 
-def test_protocols_add_to_the_record_and_share_their_features(trained, sources, monkeypatch, tmp_path):
+def test_protocols_add_to_the_record_and_share_their_features(trained, sources, tmp_path):
     shutil.copy(trained / "encoder.safetensors", tmp_path)
-    passes = []
-    stream = cache.stream
-    monkeypatch.setattr(cache, "stream", lambda *a, **o: passes.append(1) or stream(*a, **o))
-    call(tmp_path, sources, "--protocol=knn,retrieval,linear", "--linear.epochs=2")
-    assert len(passes) == 4  # two encoders on two sources
-    call(tmp_path, sources, "--protocol=clustering,knn")
-    assert len(passes) == 4
+    encoded, once = [], 2 * (sum(COUNTS.values()) + 15 * len(COUNTS))  # two encoders on two sources
+    with watching_encoders(lambda network, images: encoded.append(len(images))):
+        call(tmp_path, sources, "--protocol=knn,retrieval,linear", "--linear.epochs=2")
+        assert sum(encoded) == once
+        call(tmp_path, sources, "--protocol=clustering,knn")
+        assert sum(encoded) == once
+        call(tmp_path, sources, "--cache=false")
+        assert sum(encoded) == 2 * once
     results = json.loads((tmp_path / "evaluation.json").read_text())["results"]
     assert {r["protocol"] for r in results} == {"kNN, k = 7, T = 0.1", "retrieval, by class", "linear", "clustering"}
-    call(tmp_path, sources, "--cache=false")
-    assert len(passes) == 8
 
 
 def test_fine_tuning_protocols_stand_beside_training_from_scratch(trained, sources, tmp_path):

@@ -1,5 +1,6 @@
 """Rows and checkpoints of a training after kills, damage and full disks."""
 
+import os
 import shutil
 
 import pytest
@@ -12,7 +13,6 @@ from crosslevel.settings.parser import run
 from crosslevel.training.loop import checkpoints
 from crosslevel.training.loop.log import Log
 from crosslevel.training.train import train
-from crosslevel.utils import files
 from crosslevel.utils.errors import UserError
 
 HEAD = "step,epoch,loss,instance_loss,lr\n"
@@ -52,7 +52,7 @@ def test_a_kill_while_rows_are_taken_over_loses_none(tmp_path, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "replace", dies)
+        patch.setattr(os, "replace", dies)
         with pytest.raises(Killed):
             Log(Run(tmp_path), 3, 4)
     assert (tmp_path / "metrics.csv").read_text() == HEAD + ROWS

@@ -13,10 +13,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
 from crosslevel.data import decode as decoding
-from crosslevel.data.decoding import trace
-from crosslevel.data.loaders import pool
 from crosslevel.data.loaders.batches import EvalBatches, TrainBatches
+from crosslevel.data.loaders.pool import Pool
 from crosslevel.data.open import open_images
+from crosslevel.data.sources.folder import Files
 from crosslevel.utils.errors import MachineError
 
 
@@ -34,7 +34,6 @@ def _decoders(monkeypatch):
         return own(data, *rest, **named)
 
     monkeypatch.setattr(decoding, "_decode_pillow", decode)
-    monkeypatch.setattr(trace, "refused", {})
 
 
 def write(folder, **luck):
@@ -95,15 +94,20 @@ def test_one_that_is_killed_ends_the_run_in_a_line_that_names_the_image(tmp_path
         evaluated(images)
 
 
-def test_where_everything_crashes_the_run_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "MOST_CRASHES", 0)
+def test_where_everything_crashes_the_run_ends(tmp_path):
     images = write(tmp_path, n1=b"SEGFAULT")
+    pool = Pool(images, range(12), workers=2, persistent=False, most_crashes=0)
     with pytest.raises(MachineError, match=r"1 images crashed .* the last one .*/01.bmp \(Segmentation fault\)"):
-        evaluated(images)
+        list(pool)
 
 
-def test_other_errors_of_a_process_are_what_they_were(tmp_path, monkeypatch):
+class Faulty(Files):
+    def __getitem__(self, i):
+        raise RuntimeError("a fault of ours")
+
+
+def test_other_errors_of_a_process_are_what_they_were(tmp_path):
     images = write(tmp_path)
-    monkeypatch.setattr(type(images), "__getitem__", lambda self, i: exec("raise RuntimeError('a fault of ours')"))
+    images.__class__ = Faulty
     with warnings.catch_warnings(), pytest.raises(RuntimeError, match="a fault of ours"):
         evaluated(images)

@@ -11,6 +11,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import filelock
 import pytest
 import torch
 from run_samples import losses, metrics, write_images
@@ -111,7 +112,7 @@ def test_a_folder_that_cannot_be_locked_is_written_with_a_warning(tmp_path, monk
     def fails(self, *a, **b):
         raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
 
-    monkeypatch.setattr(locks.FileLock, "acquire", fails)
+    monkeypatch.setattr(filelock.FileLock, "acquire", fails)
     with pytest.warns(UserWarning, match="cannot be locked"), locks.folder_lock(tmp_path, "train"):
         (tmp_path / "written").touch()
 

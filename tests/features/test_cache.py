@@ -187,11 +187,15 @@ def test_a_former_encoders_features_are_deleted_and_no_others(encoder, photos, t
     assert sum(encoded) == 12
 
 
-def test_small_images_are_decoded_once_for_all_encoders(encoder, photos, monkeypatch):
-    source, found = open_images(photos), FeatureCache(None, PLACE, BadFiles())
+def test_small_images_are_decoded_once_for_all_encoders(encoder, photos):
     read = []
-    original = Files.__getitem__
-    monkeypatch.setattr(Files, "__getitem__", lambda self, i: read.append(i) or original(self, i))
+
+    class Watched(Files):
+        def __getitem__(self, i):
+            read.append(i)
+            return super().__getitem__(i)
+
+    source, found = Watched.from_folder(str(photos)), FeatureCache(None, PLACE, BadFiles())
     found.features("trained", encoder, source)
     a_weight(encoder, photos, PLACE)
     found.features("other", encoder, source)

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import sys
 import zlib
 
 import numpy as np
@@ -110,6 +111,6 @@ def test_what_cannot_be_written_is_one_line(home, monkeypatch, capsys):
         said = capsys.readouterr().err
         assert (ended.value.code, said.count("\n")) == (2, 1), said
         assert what in said
-    monkeypatch.setattr("crosslevel.features.formats.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "lance", None)
     with pytest.raises(UserError, match=r"a Lance table needs pylance: pip install 'crosslevel\[lance\]'"):
         crosslevel.embed(home / "run", home / "photos", output=home / "t.lance", **QUIET)

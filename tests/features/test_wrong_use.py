@@ -1,6 +1,11 @@
 """What goes wrong most where features are used ends every verb in one line that says what to do."""
 
+import os
+import signal
 import socket
+import threading
+import urllib.request
+import webbrowser
 
 import pytest
 import torch
@@ -11,7 +16,6 @@ from table_samples import crowds, write_encoder, write_table
 
 import crosslevel
 from crosslevel.cli import main
-from crosslevel.exploration import explore as module
 
 KNOWN = "timm:test_vit.r160_in1k"
 
@@ -118,17 +122,27 @@ def test_a_port_in_use(home, monkeypatch, capsys):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_without_a_browser_the_address_is_there_to_be_opened(home, monkeypatch, capsys, fails):
+    """Somebody opens it, and then presses Ctrl-C."""
+    pages = []
+
+    def visit(address):
+        with urllib.request.urlopen(address) as page:
+            pages.append(page.read())
+        os.kill(os.getpid(), signal.SIGINT)
+
     def opened(address):
+        threading.Thread(target=visit, args=(address,)).start()
         if fails:
-            raise module.webbrowser.Error("could not locate runnable browser")
+            raise webbrowser.Error("could not locate runnable browser")
         return False
 
-    def served(server):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module.webbrowser, "open", opened)
-    monkeypatch.setattr(module.Server, "serve_forever", served)
-    main(["explore", str(home / "t.parquet")])
+    monkeypatch.setattr(webbrowser, "open", opened)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
+    try:
+        main(["explore", str(home / "t.parquet")])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert b"</html>" in pages[0]
     said = " ".join(capsys.readouterr().out.split())
     assert "look at http://127.0.0.1:" in said
     assert "no browser could be started here: open the address yourself" in said

@@ -61,12 +61,11 @@ def test_counts_sizes_damage_and_duplicates_by_the_command_line(photos, tmp_path
     ("output", "says"),
     [("a.html", "ends in .json"), ("FILE/x", "Not a directory"), ("FOLDER.json", "FOLDER.json cannot be written")],
 )
-def test_where_nothing_can_be_written_is_said_before_the_work(photos, tmp_path, capsys, output, says, monkeypatch):
+def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path, capsys, output, says):
     (tmp_path / "FILE").touch()
     (tmp_path / "FOLDER.json").mkdir()
-    monkeypatch.setattr("crosslevel.inspection.inspect.scan", None)
     with pytest.raises(SystemExit) as stop:
-        run(inspect, [str(photos), "-o", str(tmp_path / output), "--device=cpu"])
+        run(inspect, [str(tmp_path / "no images"), "-o", str(tmp_path / output), "--device=cpu"])
     assert stop.value.code == 2
     told = capsys.readouterr().err
     assert says in told

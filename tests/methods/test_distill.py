@@ -47,7 +47,7 @@ def test_loss_and_gradient_are_the_equation(teacher, seed, batch, centred):
     for step in range(3):
         views = [normal(seed + 10 * step + i, batch, 3, 16, 16) for i in range(2)]
         h = [normal(seed + 10 * step + 5 + i, batch, 32).requires_grad_() for i in range(2)]
-        loss = method(views, h, torch.arange(batch))
+        loss, kept = method(views, h, torch.arange(batch))
         loss.backward()
         t = [numpy(method.ask(view)) for view in views]
         mean = np.concatenate(t).mean(0)
@@ -61,7 +61,7 @@ def test_loss_and_gradient_are_the_equation(teacher, seed, batch, centred):
 
         slope = gradient(one, numpy(h[0]))
         np.testing.assert_allclose(numpy(h[0].grad), slope, rtol=1e-6, atol=1e-6 * np.abs(slope).max() + 1e-12)
-        method.after_step()
+        method.after_step(0.0, kept)
         centre = mean if centre is None else 0.75 * centre + 0.25 * mean
         np.testing.assert_allclose(numpy(method.centre), centre, rtol=1e-6)
 
@@ -112,14 +112,15 @@ def test_a_student_learns_what_the_teacher_sees(teacher):
         encoder.train(), method.train()
         return float(found)
 
-    method([seen], [encoder(seen)], torch.arange(32))
-    method.after_step()
+    _, kept = method([seen], [encoder(seen)], torch.arange(32))
+    method.after_step(0.0, kept)
     before = held_out()
     for _ in range(60):
         optimizer.zero_grad()
-        method([seen], [encoder(seen)], torch.arange(32)).backward()
+        loss, kept = method([seen], [encoder(seen)], torch.arange(32))
+        loss.backward()
         optimizer.step()
-        method.after_step()
+        method.after_step(0.0, kept)
     assert abs(before) < 0.3
     assert held_out() > 0.6
 

@@ -34,7 +34,7 @@ def test_loss_and_gradient_are_the_equation(online, seed, batch, temperature):
     moved(method, seed)
     views = [normal(seed + i, batch, 3, 2, 2) for i in range(online + 1)]
     h = [normal(seed + 5 + i, batch, 5).requires_grad_() for i in range(online)]
-    loss = method(views, h, torch.arange(batch))
+    loss, _ = method(views, h, torch.arange(batch))
     loss.backward()
     encoder, branch = method.key.twin
     last = numpy(views[-1]).reshape(batch, -1)
@@ -54,7 +54,7 @@ def test_loss_and_gradient_are_the_equation(online, seed, batch, temperature):
 def test_no_gradient_reaches_the_momentum_network_or_the_queue():
     method = build(queue=7)
     views = [normal(i, 3, 3, 2, 2).requires_grad_() for i in range(2)]
-    method(views, [method.encoder(views[0])], torch.arange(3)).backward()
+    method(views, [method.encoder(views[0])], torch.arange(3))[0].backward()
     assert all(p.grad is None and not p.requires_grad for p in method.key.parameters())
     assert not method.negatives.keys.requires_grad
     assert views[0].grad.abs().max() > 0
@@ -71,12 +71,12 @@ def test_queue_and_momentum_network_over_fifty_steps():
         batch = 1 + (7 * step) % 23  # batches larger than the queue among them
         views = [normal(100 * step + i, batch, 3, 2, 2) for i in range(2)]
         before = method.negatives.keys.clone()
-        method(views, [method.encoder(views[0])], torch.arange(batch))
+        _, kept = method(views, [method.encoder(views[0])], torch.arange(batch))
         assert torch.equal(method.negatives.keys, before)
         x = numpy(views[1]).reshape(batch, -1)
         keys = unit(np.tanh(x @ twin[0].T + twin[1]) @ twin[2].T + twin[3])
         moved(method, step)
-        method.after_step()
+        method.after_step(0.0, kept)
         history = np.concatenate([history, keys])[-16:]
         trained = [*method.encoder.parameters(), *method.branch.parameters()]
         twin = [0.9 * old + 0.1 * numpy(p) for old, p in zip(twin, trained, strict=True)]
@@ -90,9 +90,9 @@ def test_accumulated_batches_are_all_enqueued():
     method = build(queue=16)
     views = [normal(i, 4, 3, 2, 2) for i in range(4)]
     keys = torch.cat([method.encode_key(views[1]), method.encode_key(views[3])])
-    method(views[:2], [method.encoder(views[0])], torch.arange(4))
-    method(views[2:], [method.encoder(views[2])], torch.arange(4))
-    method.after_step()
+    _, first = method(views[:2], [method.encoder(views[0])], torch.arange(4))
+    _, second = method(views[2:], [method.encoder(views[2])], torch.arange(4))
+    method.after_step(0.0, first, second)
     assert torch.equal(method.negatives.keys[:8], keys)
     method.after_step()
     assert int(method.negatives.position) == 8
@@ -114,11 +114,11 @@ def test_momentum_may_change_between_steps():
 def test_state_continues_the_queue_and_the_twin():
     method, copy = build(queue=5), build(1, queue=5)
     views = [normal(i, 3, 3, 2, 2) for i in range(2)]
-    method(views, [method.encoder(views[0])], torch.arange(3))
-    method.after_step()
+    _, kept = method(views, [method.encoder(views[0])], torch.arange(3))
+    method.after_step(0.0, kept)
     copy.load_state_dict(method.state_dict())
     h = [normal(3, 3, 5)]
-    assert torch.equal(method(views, h, torch.arange(3)), copy(views, h, torch.arange(3)))
+    assert torch.equal(method(views, h, torch.arange(3))[0], copy(views, h, torch.arange(3))[0])
 
 
 def test_queue_must_hold_a_key():

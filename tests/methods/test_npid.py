@@ -34,7 +34,7 @@ def test_full_softmax_and_its_gradient_are_the_equation(online, problem, tempera
     index, seed = problem
     method = build(seed, online=online, temperature=temperature)
     h = [normal(seed + i, len(index), 5).requires_grad_() for i in range(online)]
-    loss = method([], h, index)
+    loss, _ = method([], h, index)
     loss.backward()
 
     def expected(x):
@@ -97,9 +97,9 @@ def test_bank_follows_its_recurrence_over_fifty_steps(online):
         index = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(step))[: 1 + step % 5]
         h = [normal(10 * step + i, len(index), 5) for i in range(online)]
         before = method.bank.rows.clone()
-        method([], h, index)
+        _, kept = method([], h, index)
         assert torch.equal(method.bank.rows, before)
-        method.after_step()
+        method.after_step(0.0, kept)
         z = unit(np.mean([linear(numpy(v), method.branch) for v in h], axis=0))
         for i, row in zip(index.tolist(), z, strict=True):
             bank[i] = unit(0.7 * bank[i] + 0.3 * row)
@@ -115,8 +115,8 @@ def test_the_bank_may_move_once_for_each_view():
     index = torch.tensor([3, 7])
     row = numpy(method.bank.rows)[index.numpy()]
     h = [normal(i, 2, 5) for i in range(2)]
-    method([], h, index)
-    method.after_step()
+    _, kept = method([], h, index)
+    method.after_step(0.0, kept)
     for v in h:
         row = unit(0.5 * row + 0.5 * unit(linear(numpy(v), method.branch)))
     np.testing.assert_allclose(numpy(method.bank.rows)[index.numpy()], row, atol=1e-6)
@@ -155,7 +155,8 @@ def test_a_step_with_drawn_negatives_makes_nothing_that_grows_with_the_images():
         index = torch.arange(5) * (images // 5)
         h = normal(0, 5, 5, dtype=torch.float32).requires_grad_()
         with Newest(method.bank.rows) as newest:
-            method([], [h], index).backward()
-            method.after_step()
+            loss, kept = method([], [h], index)
+            loss.backward()
+            method.after_step(0.0, kept)
         made.append(newest.elements)
     assert made[0] == made[1] == 5 * (1 + 64)

@@ -42,7 +42,7 @@ def shares(count, power):
 def test_loss_and_gradient_are_the_equations(power, small):
     method = method_of(prior=power, small_views=small)
     views, h = inputs(method)
-    loss = method(views, h[:2], torch.arange(6))
+    loss, _ = method(views, h[:2], torch.arange(6))
     loss.backward()
     centres = unit(numpy(method.centres.weight))
     z = [linear(numpy(v), method.branch) for v in h]
@@ -69,8 +69,9 @@ def test_it_is_lightlys_loss_with_and_without_a_queue(small):
         outputs = [method.project(v) @ centres.T for v in h]
         held = [queue.keys[: min(8, 6 * step)].double() @ centres.T for queue in method.earlier]
         expected = criterion(outputs[:2], outputs[2:], held if step else None)
-        assert method(views, h[:2], torch.arange(6)).item() == pytest.approx(expected.item(), rel=1e-6)
-        method.after_step()
+        loss, kept = method(views, h[:2], torch.arange(6))
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+        method.after_step(0.0, kept)
 
 
 def test_the_queue_counts_from_its_epoch_on():
@@ -81,8 +82,9 @@ def test_the_queue_counts_from_its_epoch_on():
             for step in range(3):
                 method.begin_step(epoch)
                 views, h = inputs(method, seed=10 * step)
-                losses[epoch, queue] = method(views, h[:2], torch.arange(6)).item()
-                method.after_step()
+                loss, kept = method(views, h[:2], torch.arange(6))
+                losses[epoch, queue] = loss.item()
+                method.after_step(0.0, kept)
     assert losses[0.5, 0] == pytest.approx(losses[0.5, 12], rel=1e-12)
     assert abs(losses[1.5, 0] - losses[1.5, 12]) > 1e-4
 
@@ -92,7 +94,7 @@ def test_prototypes_stay_until_their_epoch():
         method = method_of()
         method.begin_step(epoch)
         views, h = inputs(method)
-        method(views, h[:2], torch.arange(6)).backward()
+        method(views, h[:2], torch.arange(6))[0].backward()
         assert bool(method.centres.weight.grad.abs().max() > 0) == moves
         assert h[0].grad.abs().max() > 0
 

@@ -1,6 +1,7 @@
 """The page: what it shows is what was passed, nothing of it is active, and tables mark their best."""
 
 import math
+import os
 import re
 from html import unescape
 from html.parser import HTMLParser
@@ -75,7 +76,7 @@ def test_failed_page_leaves_the_old_one_and_no_part(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("crosslevel.utils.files.os.replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="no space"):
         report.page(path, "new", [])
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]

@@ -8,8 +8,7 @@ import torch
 from table_samples import crowds, write_table
 
 from crosslevel.features.table import open_table
-from crosslevel.retrieval import search as module
-from crosslevel.retrieval.search import exact
+from crosslevel.retrieval.search import exact, finder
 from crosslevel.utils.console import printer
 from crosslevel.utils.errors import MissingExtra
 
@@ -74,15 +73,13 @@ def test_a_damaged_or_half_written_index_is_built_anew(tmp_path, features, capsy
     assert recall(found, features) > 0.99
 
 
-def test_tables_beyond_a_limit_use_it_by_themselves(tmp_path, features, monkeypatch):
-    monkeypatch.setattr(module, "EXACT", 100)
-    file = write_table(tmp_path / "f.parquet", features)
-    (found,) = module.search(str(file), "007.png", k=5, device="cpu", quiet=True)
-    assert (tmp_path / "f.parquet.index").is_dir()
-    truth = exact(features[7:8], features, 6).places[0, 1:].tolist()
-    assert [match["row"] for match in found["matches"]] == truth
-    module.search(str(write_table(tmp_path / "g.parquet", features)), "007.png", index="off", device="cpu", quiet=True)
-    assert not (tmp_path / "g.parquet.index").exists()
+def test_tables_beyond_a_limit_use_it_by_themselves(tmp_path, features):
+    rows, truth = len(features), exact(features[7:8], features, 6).places
+    for index, most, used in (("auto", rows - 1, True), ("auto", rows, False), ("off", rows - 1, False)):
+        table = open_table(write_table(tmp_path / f"{index}-{most}.parquet", features))
+        find = finder(table, index, None, printer(quiet=True), most)
+        assert torch.equal(find(features[7:8], 6).places, truth)
+        assert (tmp_path / f"{index}-{most}.parquet.index").is_dir() == used
 
 
 def test_without_the_library_the_message_installs_it(tmp_path, features, monkeypatch):

@@ -11,7 +11,6 @@ from table_samples import crowds, write_encoder, write_table
 
 import crosslevel
 from crosslevel.cli import main
-from crosslevel.retrieval import search as module
 from crosslevel.retrieval.search import exact, search
 from crosslevel.settings.parser import run
 
@@ -45,11 +44,10 @@ def test_exact_neighbours_are_those_of_float64(count):
     assert (found.values.diff(dim=1) <= 0).all()
 
 
-def test_rows_that_lie_in_several_blocks_are_all_compared(monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 32)
+def test_rows_that_lie_in_several_blocks_are_all_compared():
     draws = torch.Generator().manual_seed(1)
     keys, queries = torch.randn(100, 8, generator=draws), torch.randn(3, 8, generator=draws)
-    assert torch.equal(exact(queries, keys, 50).places, by_hand(queries, keys, 50))
+    assert torch.equal(exact(queries, keys, 50, block=32).places, by_hand(queries, keys, 50))
 
 
 def test_an_image_finds_itself_and_then_its_nearest(home):

@@ -13,6 +13,7 @@ from crosslevel.data.loaders.batches import TrainBatches
 from crosslevel.methods import METHODS
 from crosslevel.training.loop import graph
 from crosslevel.training.loop.fit import fit
+from crosslevel.transforms import parameters
 from crosslevel.utils.device import Hardware, choose
 
 CUDA = Hardware(torch.device("cuda"), "bf16", "")
@@ -88,11 +89,11 @@ def batch_of_step(number):
 def usual(module, optimizer):
     def step(batch):
         module.begin_step(optimizer)
-        loss = module(batch)
+        loss, kept = module(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        module.end_step()
+        module.end_step(kept)
 
     return step
 
@@ -116,16 +117,14 @@ def test_a_step_whose_schedules_are_tensors_is_the_usual_one(name):
         torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-4)
 
 
-def test_a_capture_that_fails_is_told_and_the_training_goes_on(monkeypatch, console):
+def test_a_capture_that_fails_is_told_and_the_training_goes_on(console):
     """Here there is no GPU: exactly what fails, in the first step and without a trace in what the method remembers."""
-    monkeypatch.setattr(graph, "WARM", 0)
-    monkeypatch.setattr(graph, "BACKEND", "eager")
-    monkeypatch.setattr("crosslevel.transforms.parameters.for_its_cache", lambda device: False)
     plain, tried = seeded("npid"), seeded("npid")
     first, second = plain.configure_optimizer(), tried.configure_optimizer()
-    step = graph.Captured(tried, second, CPU, console, usual(tried, second))
-    expected = losses_of(usual(plain, first), plain)
-    torch.testing.assert_close(losses_of(step, tried), expected, rtol=1e-4, atol=1e-5)
+    with parameters.in_pieces(False):
+        step = graph.Captured(tried, second, CPU, console, usual(tried, second), warm=0, backend="eager")
+        expected = losses_of(usual(plain, first), plain)
+        torch.testing.assert_close(losses_of(step, tried), expected, rtol=1e-4, atol=1e-5)
     assert said(console).startswith("no CUDA graph of the step: ")
     assert said(console).count("\n") == 1
     torch.testing.assert_close(tried.method.bank.rows, plain.method.bank.rows, rtol=1e-3, atol=1e-4)
@@ -138,13 +137,12 @@ def refuses(graph_module, inputs):
 
 
 @pytest.mark.parametrize("backend", ["eager", refuses])
-def test_a_compiled_encoder_gives_the_same_losses(monkeypatch, tmp_path, console, backend):
-    monkeypatch.setattr(graph, "BACKEND", backend)
-    ends = []
+def test_a_compiled_encoder_gives_the_same_losses(tmp_path, console, backend):
+    how, ends = {"hardware": choose("cpu", "fp32"), "console": console, "backend": backend}, []
     for wanted in ("off", "on"):
         module = seeded("simclr")
         module.steps = 2
-        fit(module, batches(), tmp_path / wanted, hardware=choose("cpu", "fp32"), console=console, compile=wanted)
+        fit(module, batches(), tmp_path / wanted, compile=wanted, **how)
         ends.append(module)
         compiled = module.encoder._compiled_call_impl is not None
         assert compiled == (wanted == "on" and backend == "eager")

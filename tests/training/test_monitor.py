@@ -48,7 +48,7 @@ class Alignment(SimCLR):
     """Two views attract each other, and nothing repels."""
 
     def forward(self, views, features, index):
-        return distance(*(self.project(h) for h in features[:2]))
+        return distance(*(self.project(h) for h in features[:2])), None
 
 
 def pretrained(folder, images, method, encoder, lr, cld=None):

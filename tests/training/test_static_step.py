@@ -103,11 +103,11 @@ def test_no_step_waits_for_the_device(name, with_cld):
     for _ in range(2):
         module.begin_step(optimizer)
         with Refuses():
-            loss = module(batch)
+            loss, kept = module(batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            module.end_step()
+            module.end_step(kept)
     module.check_finite()
 
 
@@ -126,6 +126,6 @@ def test_no_step_copies_to_or_from_the_host(name):
                         there = torch.empty(value.shape, dtype=value.dtype, device="cuda")
                         own[key] = torch.nn.Parameter(there) if value.requires_grad else there
     with pretended, Refuses():
-        loss = module(batch)
-        module.end_step()
+        loss, kept = module(batch)
+        module.end_step(kept)
     assert loss.device.type == "cuda"

@@ -15,23 +15,20 @@ from crosslevel.data.loaders.batches import TrainBatches, pack
 from crosslevel.data.open import open_images
 from crosslevel.models.encoder import Encoder
 from crosslevel.settings.parser import run
-from crosslevel.training import inputs as feed
+from crosslevel.training.inputs import prepared
 from crosslevel.training.plan import seconds_a_step
 from crosslevel.training.train import train
 from crosslevel.transforms.views import Views
+from crosslevel.utils.console import printer
 from crosslevel.utils.device import choose
 
 
 @pytest.mark.parametrize(("size", "packed"), [((32, 32), True), ((31, 33), True), ((32, 64), False), ((64, 32), False)])
-def test_only_square_images_are_packed(tmp_path, monkeypatch, size, packed):
-    seen = []
-    monkeypatch.setattr(
-        feed, "TrainBatches", lambda source, *a, **b: seen.append(source) or TrainBatches(source, *a, **b)
-    )
-    folder = write_images(tmp_path / "photos", size=size)
-    options = ["--encoder.width=0.0625", "--batch_size=8", "--device=cpu", "--report_html=false", "--workers=0"]
-    run(train, [str(folder), *options, "--epochs=1", f"--run={tmp_path}/r"])
-    assert isinstance(seen[0], InMemoryImages) == packed
+def test_only_square_images_are_packed(tmp_path, size, packed):
+    images = open_images(write_images(tmp_path / "photos", size=size))
+    encoder = Encoder("resnet18", width=0.0625)
+    found = prepared(images, encoder, Views(), memory=4.0, bad=BadFiles(), console=printer(quiet=True))
+    assert isinstance(found, InMemoryImages) == packed
 
 
 def test_what_is_left_open_is_chosen_told_and_kept(photos, tmp_path, capsys):
@@ -60,8 +57,8 @@ def test_minutes_become_epochs_that_a_resumed_run_keeps(photos, tmp_path, monkey
     saved = yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())
     assert (saved["epochs"], saved["minutes"]) == (5, None)
     assert max(losses(tmp_path / "r")) == 15
-    monkeypatch.setattr("crosslevel.training.plan.seconds_a_step", lambda *parts: 1 / 0)
     run(train, ["--resume", f"{tmp_path}/r"])
+    assert "0.1 minutes" not in capsys.readouterr().out
     assert max(losses(tmp_path / "r")) == 15
 
 

@@ -28,9 +28,9 @@ def test_the_loss_of_a_step_is_the_sum(weight):
     images = torch.randint(0, 256, (8, 2, 3, 32, 32), dtype=torch.uint8)
     drawn = []
     views.register_forward_hook(lambda module, given, out: drawn.append([view.double() for view in out]) or drawn[-1])
-    loss = step(Batch(images, torch.zeros(8, dtype=torch.long), torch.arange(8)))
+    loss, _ = step(Batch(images, torch.zeros(8, dtype=torch.long), torch.arange(8)))
     features = [encoder(view) for view in drawn[0]]
-    expected = method(drawn[0], features, torch.arange(8)) + weight * cld(*features)
+    expected = method(drawn[0], features, torch.arange(8))[0] + weight * cld(*features)
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
 
 

@@ -35,10 +35,10 @@ def test_a_view_is_torchvisions_sequence(preset, height, width):
 
 
 @pytest.mark.usefixtures("way")
-def test_wide_hue_and_large_views_in_several_chunks(monkeypatch):
+def test_wide_hue_and_large_views_in_several_chunks():
     """Hue beyond a sixth of the circle takes another path; at 160 pixels a chunk holds six images, or thirteen."""
-    monkeypatch.setattr("crosslevel.transforms.masked.CHUNK", 2**20)
     views = Views("simclr", size=160, hue=0.4, blur=1.0)
+    views.chunk = 2**20
     images = pixels(20, 3, 170, 130)
     ours = views(images, generator(2))[0]
     drawn = draw(views.augments[0], 20, 170, 130, 160, generator(2))

@@ -101,10 +101,11 @@ def check_memories(build):
     losses = []
     for step in range(5):
         views = [part(normal(10 * step + i, BATCH, 3, 2, 2)) for i in range(2)]
-        losses.append(method(views, [encoder(views[0])], part(torch.arange(BATCH))).detach())
+        loss, kept = method(views, [encoder(views[0])], part(torch.arange(BATCH)))
+        losses.append(loss.detach())
         with torch.no_grad():
             encoder.linear.weight.mul_(0.9)
-        method.after_step()
+        method.after_step(0.0, kept)
     return {"loss": torch.stack(losses), **{k: v for k, v in method.named_buffers()}}
 
 
@@ -158,7 +159,7 @@ def steps(encoder, method, cld=None):
     for step in range(4):
         views = [part(normal(10 * step + i, BATCH, 3, 2, 2)) for i in range(max(2, method.views))]
         h = [encoder(view) for view in views[:2]]
-        loss = method(views, h, part(torch.arange(BATCH)))
+        loss, kept = method(views, h, part(torch.arange(BATCH)))
         if cld is not None:
             gh.begin_step(step)
             loss = loss + 0.7 * cld(*h) + 0.3 * gh(*(method.project(x) for x in h))
@@ -169,7 +170,7 @@ def steps(encoder, method, cld=None):
                 dist.all_reduce(p.grad)
                 p.grad /= world_size()
         optimizer.step()
-        method.after_step(step / 4)
+        method.after_step(step / 4, kept)
         losses.append(loss.detach())
     return {"loss": torch.stack(losses), **both.state_dict()}
 

@@ -72,10 +72,13 @@ for _module in (Image, TiffImagePlugin, PngImagePlugin, JpegImagePlugin):
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by the number of channels
 
 
-def upright(image: Image.Image, reading: Reading = USUAL) -> UInt8[Tensor, "C H W"]:
+def upright(
+    image: Image.Image, reading: Reading = USUAL, *, at_once: int = _AT_ONCE, band: int = _BAND
+) -> UInt8[Tensor, "C H W"]:
     """RGB, turned as EXIF says, transparency on white, 16 bits scaled to 8; smaller above `LARGEST` pixels.
 
-    Other channels than these three as ``reading`` says.
+    Other channels than these three as ``reading`` says. Images of up to ``at_once`` pixels are converted whole, others
+    in bands of rows of about ``band`` pixels.
 
     Raises:
         _Defect: pixels that have no agreed range, or another number of channels.
@@ -83,7 +86,7 @@ def upright(image: Image.Image, reading: Reading = USUAL) -> UInt8[Tensor, "C H 
     """
     # exif_transpose copies what it does not turn.
     turned = ImageOps.exif_transpose(image) if is_turned(image) else image
-    return torch.from_numpy(_pixels(turned, reading)).permute(2, 0, 1)
+    return torch.from_numpy(_pixels(turned, reading, at_once, band)).permute(2, 0, 1)
 
 
 def is_turned(image: Image.Image) -> bool:
@@ -91,19 +94,21 @@ def is_turned(image: Image.Image) -> bool:
     return bool(image.getexif().get(_ORIENTATION, 1) != 1)
 
 
-def _pixels(image: Image.Image, reading: Reading) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _pixels(
+    image: Image.Image, reading: Reading, at_once: int, band: int
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """(H, W, C) from any of Pillow's modes, a band of rows after the other: conversions of the whole take gigabytes."""
     width, height = image.size
     scale = halvings(width * height)
-    rows = scale * max(1, _BAND // width // scale)
+    rows = scale * max(1, band // width // scale)
     channels = reading.channels
-    if width * height <= _AT_ONCE and scale == 1:
+    if width * height <= at_once and scale == 1:
         return np.array(_converted(image, reading)).reshape(height, width, channels)
     image.load()
     made = np.empty((-(-height // scale), -(-width // scale), channels), np.uint8)
     for first in range(0, height, rows):
-        band = _converted(image.crop((0, first, width, min(height, first + rows))), reading)
-        smaller = np.asarray(band if scale == 1 else band.reduce(scale))
+        part = _converted(image.crop((0, first, width, min(height, first + rows))), reading)
+        smaller = np.asarray(part if scale == 1 else part.reduce(scale))
         made[first // scale : first // scale + len(smaller)] = smaller.reshape(*smaller.shape[:2], channels)
     return made
 

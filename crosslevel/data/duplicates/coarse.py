@@ -70,7 +70,7 @@ def maybe_edited(halves: Halves, pairs: Int64[Tensor, "P 2"], mirror: bool = Fal
     """False where edges at half the size agree too little, at each shift of a pixel there, to be worth aligning.
 
     No bound: copies that `alignment.agreement` finds have a correlation of 0.3 or more here, 99 of 100 others one below
-    0.2 (100,000 pictures of `benchmarks/scale_duplicates.py`).
+    0.2 (100,000 pictures of `benchmarks/large/scale_duplicates.py`).
     """
     found = []
     last = SIDE // 2 - 1

@@ -46,7 +46,8 @@ class Pool(Generic[Result]):
     """What ``job`` makes of each of the ``keys``, in order, in ``workers`` processes, which live on if ``persistent``.
 
     Each process has a limit of memory of its own. If one dies of a fault while it decodes an image, that image is bad
-    from then on (`trace.refused`), the processes are started again, and what had not been delivered is made anew.
+    from then on (`trace.refused`), up to ``most_crashes`` of them; the processes are started again, and what had not
+    been delivered is made anew.
 
     Raises:
         MachineError: while iterating, if a process was killed while it decoded, or too many images crash.
@@ -54,8 +55,16 @@ class Pool(Generic[Result]):
 
     """
 
-    def __init__(self, job: Dataset[Result], keys: Iterable[Any], workers: int, persistent: bool) -> None:
+    def __init__(
+        self,
+        job: Dataset[Result],
+        keys: Iterable[Any],
+        workers: int,
+        persistent: bool,
+        most_crashes: int = MOST_CRASHES,
+    ) -> None:
         self.job, self.keys, self.workers, self.persistent = job, keys, workers, persistent
+        self.most_crashes = most_crashes
         self._feed: Keys[Any] = Keys([])
         self._board, self._lost = trace.Board(workers), trace.Board(workers)
         self._loader: DataLoader[Result] | None = None
@@ -139,7 +148,7 @@ class Pool(Generic[Result]):
                     "if memory is short, give --workers 0 or fewer"
                 ) from error
             self._crashed.append(path)
-            if len(self._crashed) > MOST_CRASHES or path in trace.refused:
+            if len(self._crashed) > self.most_crashes or path in trace.refused:
                 raise MachineError(
                     f"{len(self._crashed)} images crashed the processes that decode, the last one {name} ({said}): "
                     "leave them out, or install the decoders anew: pip install -U pillow torchvision"

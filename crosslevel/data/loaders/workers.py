@@ -31,10 +31,10 @@ class Keys(Dataset[Key]):
         return iter(self.keys)
 
 
-def leave_interrupts(worker: int) -> None:
-    """Let a worker process be ended by its main process alone."""
+def leave_interrupts(worker: int, leave: Callable[[], None] = leave_to_parent) -> None:
+    """Let a worker process be ended by its main process alone; ``leave`` is what it does about signals."""
     # Ctrl-C and a cluster's signals reach the whole process group; the main process ends its workers itself.
-    leave_to_parent()
+    leave()
     report = sys.excepthook
 
     def hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -90,6 +90,7 @@ def fit(
     loggers: Loggers | None = None,
     callbacks: Sequence[Any] = (),
     strategy: Strategy = "ddp",
+    backend: graph.Backend = graph.BACKEND,
 ) -> Outcome:
     """Train ``module`` on ``batches`` up to its number of steps, leaving logs and checkpoints in ``folder``.
 
@@ -116,6 +117,7 @@ def fit(
             the first, at the end on every rank.
         strategy: ddp, all weights on each of several devices; fsdp, a part of an encoder's on each (`sharding`).
         compile: the encoder and, on CUDA, the whole step (`graph`): auto where the run is long enough to pay for it.
+        backend: what compiles, as torch.compile takes it.
 
     Raises:
         NotFinite: the loss is no longer a number.
@@ -133,7 +135,7 @@ def fit(
     loop = _Loop(fabric, module, batches, run, schedule, saved, loggers, sharding)
     with all_ranks_end(fabric), worker_trouble(), StopRequest(lambda number: _tell(console)) as stop:
         loop.prepare(state, hardware, console)
-        loop.compile(compile, hardware, ranks.size, console)
+        loop.compile(compile, backend, hardware, ranks.size, console)
         fabric.call("on_train_start", run=folder, module=module)
         loop.train(monitor, stop, console)
         fabric.call("on_train_end", run=folder, module=module)
@@ -187,26 +189,28 @@ class _Loop:
         self.stream = Stream(self.batches, module.step)
         self.clock = Clock(self.stream)
 
-    def compile(self, wanted: Compile, hardware: Hardware, devices: int, console: Console) -> None:
+    def compile(
+        self, wanted: Compile, backend: graph.Backend, hardware: Hardware, devices: int, console: Console
+    ) -> None:
         """Choose how a step is taken; what is compiled is told in one line."""
         module = self.module
         choice = graph.choose(wanted, module.steps - module.step, module, hardware, devices, self.batches)
         say(console, choice.line)
         if choice.graph:
-            self.step = graph.Captured(module, self.optimizer, hardware, console, self._usual_step)
+            self.step = graph.Captured(module, self.optimizer, hardware, console, self._usual_step, backend=backend)
         elif choice.encoder:
-            self.step = graph.Compiled(self._usual_step, module, console)
+            self.step = graph.Compiled(self._usual_step, module, console, backend)
 
     def _usual_step(self, batch: Batch) -> None:
         """One step, one operation after the other."""
         self.module.begin_step(self.optimizer)
-        loss = self.step_module(batch)
+        loss, kept = self.step_module(batch)
         self.step_optimizer.zero_grad()
         self.fabric.backward(loss)
         if self.sharding is not None:
             self.sharding.average()
         self.step_optimizer.step()
-        self.module.end_step()
+        self.module.end_step(kept)
 
     def _restore(self, state: dict[str, Any]) -> None:
         restore(self.module, self.optimizer, state, checkpoints.parts_of(self.run, state), self.run.last)

@@ -27,6 +27,8 @@ Compile = Literal["auto", "on", "off"]
 PAYS = 2000  # steps from which on half a minute of compiling is earned back at 32 pixels, by some 20 ms a step
 WARM = 3  # steps before the capture: they compile, choose algorithms, and fill the optimizer's memory
 BACKEND = "inductor"
+Backend = str | Callable[..., Any]
+"""A compiler of torch.compile's: its name, or a function of a graph and its inputs."""
 Step = Callable[[Batch], None]
 
 
@@ -69,12 +71,12 @@ def obstacle(module: Pretrain, hardware: Hardware, batches: Any) -> str:
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-def compiled(module: Pretrain, draws: bool = False) -> None:
+def compiled(module: Pretrain, draws: bool = False, backend: Backend = BACKEND) -> None:
     """Compile the encoder in place, and how views are made; names and weights stay as they are.
 
     ``draws``: how they are drawn, too, for which the step's number must be a tensor.
     """
-    how: dict[str, Any] = {"backend": BACKEND, "dynamic": False}
+    how: dict[str, Any] = {"backend": backend, "dynamic": False}
     module.encoder.compile(**how)
     module.views.make = torch.compile(masked.view, **how)
     if draws:
@@ -91,10 +93,10 @@ def as_before(module: Pretrain) -> None:
 class Compiled:
     """A step that is tried compiled, and is what it was before where that fails: one line says why."""
 
-    def __init__(self, step: Step, module: Pretrain, console: Console) -> None:
+    def __init__(self, step: Step, module: Pretrain, console: Console, backend: Backend = BACKEND) -> None:
         self.step, self.module, self.console = step, module, console
         self.tried = False
-        compiled(module)
+        compiled(module, backend=backend)
 
     def __call__(self, batch: Batch) -> None:
         """One step."""
@@ -110,7 +112,6 @@ class Compiled:
                 raise
             as_before(self.module)
             before.restore()
-            self.module.method.discard()
             say(self.console, f"not compiled: {_reason(error)}")
             self.step(batch)
         self.tried = True
@@ -119,21 +120,28 @@ class Compiled:
 class Captured:
     """The step as one CUDA graph, from the views to what the method remembers.
 
-    The first `WARM` steps are taken one kernel after the other, the next is captured, and from then on replayed: what
+    The first ``warm`` steps are taken one kernel after the other, the next is captured, and from then on replayed: what
     differs from step to step (images, indices, the rate, the step's number) is written into tensors that stay.
     """
 
     def __init__(
-        self, module: Pretrain, optimizer: torch.optim.Optimizer, hardware: Hardware, console: Console, usual: Step
+        self,
+        module: Pretrain,
+        optimizer: torch.optim.Optimizer,
+        hardware: Hardware,
+        console: Console,
+        usual: Step,
+        warm: int = WARM,
+        backend: Backend = BACKEND,
     ) -> None:
         self.module, self.optimizer, self.hardware, self.console, self.usual = (
             module, optimizer, hardware, console, usual
         )  # fmt: skip
         self.graph: torch.cuda.CUDAGraph | None = None
         self.batch: Batch | None = None
-        self.taken, self.failed = 0, False
+        self.warm, self.taken, self.failed = warm, 0, False
         module.keep_on(hardware.device, optimizer)
-        compiled(module, draws=True)
+        compiled(module, draws=True, backend=backend)
 
     def __call__(self, batch: Batch) -> None:
         """One step."""
@@ -147,9 +155,9 @@ class Captured:
             if mine is not None and new is not None:
                 mine.copy_(new, non_blocking=True)
         self.module.begin_step(self.optimizer)
-        if self.taken == 0 and WARM:
+        if self.taken == 0 and self.warm:
             self._tried(self._aside)
-        elif self.taken < WARM:
+        elif self.taken < self.warm:
             self._aside()
         elif self.graph is None:
             self._tried(self._capture)
@@ -167,7 +175,6 @@ class Captured:
             self.failed = True
             as_before(self.module)
             before.restore()
-            self.module.method.discard()
             self.module.begin_step(self.optimizer)  # what was drawn is drawn again
             say(self.console, f"no CUDA graph of the step: {_reason(error)}")
             self._work()
@@ -195,11 +202,11 @@ class Captured:
         assert self.batch is not None
         # Casts that autocast remembers would outlive the graph that they belong to.
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-            loss = module(self.batch)
+            loss, kept = module(self.batch)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        module.remember()
+        module.remember(kept)
 
 
 class _Statistics:

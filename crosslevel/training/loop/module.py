@@ -101,8 +101,11 @@ class Pretrain(nn.Module):
         for group in optimizer.param_groups:
             group["lr"], group["fused"], group["foreach"] = torch.full((), self.lr, device=device), True, False
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The loss of one batch; its online views are normalized in as many parts as the method asks for."""
+    def forward(self, batch: Batch) -> tuple[Tensor, Any]:
+        """The loss of one batch, and what the method keeps of it for `end_step`.
+
+        The online views are normalized in as many parts as the method asks for.
+        """
         numbers = Counted(self.seed, self.step if self.now is None else self.now, batch.index)
         views = [
             v.contiguous(memory_format=torch.channels_last) for v in self.views(batch.images, numbers, batch.partners)
@@ -110,7 +113,7 @@ class Pretrain(nn.Module):
         self._tell_the_time()
         online = views[: self.method.online]
         features = [encode_in_parts(self.encoder, view, self.method.splits) for view in online]
-        instance = self.method(views, features, batch.index)
+        instance, kept = self.method(views, features, batch.index)
         group = self.cld.weight * self.cld(*features[:2]) if self.cld is not None else instance.new_zeros(())
         loss: Tensor = instance + group
         if self.gh is not None:
@@ -122,7 +125,7 @@ class Pretrain(nn.Module):
         if self.gh is not None:
             self.seen["harmonization_loss"] = harmony.detach()
         self._remember_first_defect()
-        return loss
+        return loss, kept
 
     def _tell_the_time(self) -> None:
         """Let all branches know the epoch: a number, or a tensor where the step is captured."""
@@ -141,17 +144,17 @@ class Pretrain(nn.Module):
         found = self.defect[-1].isnan() & ~losses[0].isfinite()
         self.defect.copy_(torch.where(found, now, self.defect))
 
-    def end_step(self) -> None:
+    def end_step(self, kept: Any) -> None:
         """Count the step, and update the method's memory: before any checkpoint of this step is written."""
-        self.remember()
+        self.remember(kept)
         self.step += 1
 
-    def remember(self) -> None:
-        """Update the method's memory after the step that is under way."""
+    def remember(self, kept: Any) -> None:
+        """Update the method's memory, by what it kept of the batch, after the step that is under way."""
         if self.now is None:
-            self.method.after_step(min(1.0, (self.step + 1) / self.steps))
+            self.method.after_step(min(1.0, (self.step + 1) / self.steps), kept)
         else:
-            self.method.after_step((self.now + 1) / self.steps)
+            self.method.after_step((self.now + 1) / self.steps, kept)
 
     def configure_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer named on the command line; weight decay as its field applies it."""

@@ -15,8 +15,8 @@ from picture_samples import Numbered, is_bad
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import InMemoryImages
-from crosslevel.data.loaders import workers as processes
 from crosslevel.data.loaders.batches import EvalBatches, TrainBatches, fit
+from crosslevel.data.loaders.workers import leave_interrupts
 from crosslevel.utils.errors import SourceError
 
 
@@ -290,8 +290,7 @@ def test_a_worker_is_silent_only_where_the_main_process_hung_up(monkeypatch):
     told = []
     monkeypatch.setattr(sys, "excepthook", lambda kind, *rest: told.append(kind))
     # What signals do then is for a process of its own: the processes that tests start would inherit it.
-    monkeypatch.setattr(processes, "leave_to_parent", lambda: None)
-    processes.leave_interrupts(0)
+    leave_interrupts(0, leave=lambda: None)
     for error in (EOFError(), BrokenPipeError(), ConnectionResetError(), ValueError(), OSError()):
         sys.excepthook(type(error), error, None)
     assert told == [ValueError, OSError]

@@ -13,11 +13,11 @@ from stream_samples import archive, batches, crops, seen, shards
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.loaders.streams import StreamBatches
 from crosslevel.data.open import open_images
-from crosslevel.data.sources.containers import remote
+from crosslevel.data.sources.containers.patience import request_bytes
 from crosslevel.data.sources.containers.remote import Damage, Tape, expand, open_file
 from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.uri import parse
-from crosslevel.utils.errors import SourceError
+from crosslevel.utils.errors import SourceError, UserError
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -124,7 +124,7 @@ def web(tmp_path):
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_shards_over_http(tmp_path, web, monkeypatch, ranges):
-    monkeypatch.setattr(remote, "_BLOCK", 2048)  # several requests a shard
+    monkeypatch.setenv("CROSSLEVEL_REQUEST_KB", "2")  # several requests a shard
     shards(tmp_path, range(10), range(10, 20), range(20, 30))
     stream = ImageStream.open(parse(web.address + "/s-{0..2}.tar"))
     assert stream.titles == ["s-0.tar", "s-1.tar", "s-2.tar"]
@@ -137,6 +137,13 @@ def test_shards_over_http(tmp_path, web, monkeypatch, ranges):
     assert set(seen(some)) == {*range(10), *range(20, 30)}
     assert list(some.bad.reasons) == ["s-1.tar"]
     assert some.bad.reasons["s-1.tar"].startswith("cannot be opened: ")
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "8M", ""])
+def test_a_size_of_requests_that_is_none_is_refused(monkeypatch, given):
+    monkeypatch.setenv("CROSSLEVEL_REQUEST_KB", given)
+    with pytest.raises(UserError, match=f"^CROSSLEVEL_REQUEST_KB={given}: give KiB, such as 8192$"):
+        request_bytes()
 
 
 def test_a_bucket_is_listed_and_read(monkeypatch):

@@ -11,7 +11,6 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.loaders.streams import StreamBatches
 from crosslevel.data.open import open_images
 from crosslevel.data.pack import pack
-from crosslevel.data.sources.containers import remote
 from crosslevel.utils.errors import SourceError
 
 
@@ -24,7 +23,7 @@ def store(request, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "gs", plain)
     else:
         pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(remote, "PAUSES", (0.0, 0.05))
+    monkeypatch.setenv("CROSSLEVEL_RETRY_SECONDS", "0,0.05")
     monkeypatch.setenv("CROSSLEVEL_CACHE", str(tmp_path / "cache"))
     kind, home = {"gs": (Google, "gs://bucket"), "hf": (Hub, "hf://datasets/owner/name")}[request.param]
     with served(kind) as server:

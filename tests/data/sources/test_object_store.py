@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import fsspec
@@ -19,7 +20,7 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.loaders.streams import StreamBatches
 from crosslevel.data.open import open_images
 from crosslevel.data.pack import pack
-from crosslevel.data.sources.containers import copies, remote
+from crosslevel.data.sources.containers import copies
 from crosslevel.data.uri import parse
 from crosslevel.features.embed import embed
 from crosslevel.settings.parser import run
@@ -57,7 +58,7 @@ def bucket():
 def _apart(monkeypatch, tmp_path, bucket):
     """Small requests, short pauses, a cache of its own, and no faults unless a test asks for some."""
     monkeypatch.setenv("CROSSLEVEL_RETRY_SECONDS", "0,0.05,0.1,0.1")
-    monkeypatch.setattr(remote, "_BLOCK", 2048)
+    monkeypatch.setenv("CROSSLEVEL_REQUEST_KB", "2")
     monkeypatch.setenv("CROSSLEVEL_CACHE", str(tmp_path / "cache"))
     s3fs.S3FileSystem.clear_instance_cache()
     bucket.wanted, bucket.injected = 0, 0
@@ -169,7 +170,7 @@ def test_a_store_tells_sizes_by_one_listing_of_a_folder(bucket, shards):
     assert stream.sizes()[0] == 0
 
 
-def test_shards_are_copied_once_for_what_reads_them_at_any_place(bucket, shards, monkeypatch):
+def test_shards_are_copied_once_for_what_reads_them_at_any_place(bucket, shards):
     bucket.wanted = 16  # each shard's first two answers
     images = open_images(shards)
     assert bucket.injected == 16
@@ -177,9 +178,15 @@ def test_shards_are_copied_once_for_what_reads_them_at_any_place(bucket, shards,
     assert images.paths[31] == "s-1.tar/0031.png"
     assert images.labels.tolist() == [i % 3 for i in range(240)]
     assert images.name == shards
-    monkeypatch.setattr(copies, "_copy", None)  # nothing is copied again
+    copied = _copies()
     assert len(open_images(shards)) == 240
     assert len(open_images("s3://bucket/shards/s-{0..1}.tar")) == 60
+    assert _copies() == copied  # nothing is copied again
+
+
+def _copies():
+    """Each copy's file: what is copied again is another one of the same name."""
+    return {file.name: file.stat().st_ino for file in Path(os.environ["CROSSLEVEL_CACHE"]).rglob("s-*.tar")}
 
 
 def test_what_was_written_anew_is_copied_anew(tmp_path):
@@ -229,7 +236,7 @@ def test_refusals_are_one_line_and_tell_no_secret(bucket, shards, monkeypatch):
             open_images(source)
         assert "\n" not in str(caught.value)
         assert SECRET not in str(caught.value)
-    monkeypatch.setattr(copies.shutil, "disk_usage", lambda place: _Full())
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: _Full())
     with pytest.raises(SourceError, match=r"GB have to be copied once, and .* set CROSSLEVEL_CACHE to a larger disk$"):
         open_images(shards)
     monkeypatch.undo()

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from crosslevel.data.decode import decode, read_image
+from crosslevel.data.decoding.pillow import upright
 from crosslevel.data.decoding.reading import Range, Reading
 from crosslevel.data.decoding.values.lzw import unpacked
 from crosslevel.data.images import InMemoryImages
@@ -75,14 +76,10 @@ def test_images_without_transparency_are_opaque_beside_those_that_have_it():
             np.testing.assert_array_equal(image[..., :3], colours)
 
 
-def test_large_images_are_converted_in_bands_to_the_same(monkeypatch):
-    from crosslevel.data.decoding import pillow
-
-    whole = {c: read(as_file(RGBA, "PNG"), c) for c in (1, 2, 4)}
-    monkeypatch.setattr(pillow, "_AT_ONCE", 10)
-    monkeypatch.setattr(pillow, "_BAND", 64)
-    for channels, image in whole.items():
-        assert torch.equal(read(as_file(RGBA, "PNG"), channels), image)
+def test_large_images_are_converted_in_bands_to_the_same():
+    for channels in (1, 2, 4):
+        in_bands = upright(Image.fromarray(RGBA), Reading(channels=channels), at_once=10, band=64)
+        assert torch.equal(in_bands, read(as_file(RGBA, "PNG"), channels))
 
 
 @pytest.mark.parametrize("planes", [False, True])

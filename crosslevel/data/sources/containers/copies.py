@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -27,6 +27,10 @@ _AT_ONCE = 4  # files
 _PIECE = 2**22  # bytes
 _ORIGIN = ".origin.json"
 _SPARE = 2**28  # bytes of a disk that are left alone
+
+
+Fetch = Callable[[str, Path, int, threading.Event], None]
+"""What copies a file, as `download` does."""
 
 
 class _File(NamedTuple):
@@ -95,23 +99,23 @@ def _containers(folder: str) -> set[str]:
     return {os.path.join(folder, name) for name in os.listdir(folder) if CONTAINER.search(name)}
 
 
-def _copied(files: Iterable[_File], name: str) -> list[str]:
+def _copied(files: Iterable[_File], name: str, fetch: Fetch | None = None) -> list[str]:
     """The copies' paths; those that are missing, or of a former state, are made: once, whoever else needs them here."""
     files = list(files)
     with ExitStack() as held:
         if not all(map(_is_there, files)):
             for folder in sorted({file.copy.parent for file in files}):
                 held.enter_context(folder_lock(folder, "a copy", patient=True))
-        _make([file for file in files if not _is_there(file)], name)
+        _make([file for file in files if not _is_there(file)], name, fetch or download)
     return [str(file.copy) for file in files]
 
 
-def _make(missing: list[_File], name: str) -> None:
+def _make(missing: list[_File], name: str, fetch: Fetch) -> None:
     check_room(sum(file.size for file in missing), name)
     closing = threading.Event()
     with ThreadPoolExecutor(_AT_ONCE, "crosslevel-copy") as pool:
         try:
-            list(pool.map(lambda file: _copy(file, closing), missing))
+            list(pool.map(lambda file: _copy(file, closing, fetch), missing))
         except BaseException:
             closing.set()
             pool.shutdown(cancel_futures=True)
@@ -138,11 +142,11 @@ def check_room(wanted: int, name: str) -> None:
         )
 
 
-def _copy(file: _File, closing: threading.Event) -> None:
+def _copy(file: _File, closing: threading.Event, fetch: Fetch) -> None:
     file.copy.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):
         _origin(file).unlink()
-    download(file.address, file.copy, file.size, closing)
+    fetch(file.address, file.copy, file.size, closing)
     # Its time of change, by which files are told apart, is the same on every machine, and another for another version.
     digest = hashlib.sha256(file.state.encode(errors="surrogateescape")).digest()
     seconds = 2 * (int.from_bytes(digest[:4], "little") >> 3)  # even ones, which every file system can keep

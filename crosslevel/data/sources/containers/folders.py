@@ -19,7 +19,8 @@ from typing import Any
 
 from crosslevel.data.index_cache import cache_folder
 from crosslevel.data.sources.containers.copies import check_room, download
-from crosslevel.data.sources.containers.remote import patiently, reason, state_of, system_of
+from crosslevel.data.sources.containers.patience import patiently
+from crosslevel.data.sources.containers.remote import reason, state_of, system_of
 from crosslevel.utils.errors import MachineError, SourceError
 from crosslevel.utils.files import BEST, LAST, PREVIOUS, is_unfinished, write
 from crosslevel.utils.locks import LOCK

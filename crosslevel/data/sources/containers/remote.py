@@ -8,19 +8,15 @@ import gzip
 import os
 import stat
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 from crosslevel.data.braces import expanded
+from crosslevel.data.sources.containers.patience import FINAL, patiently, pauses, request_bytes
 from crosslevel.data.uri import is_remote
-from crosslevel.utils.errors import SourceError, UserError
-
-PAUSES = (1.0, 2.0, 4.0, 8.0)
-RETRY_SECONDS = "CROSSLEVEL_RETRY_SECONDS"
-"""What sets other pauses: such as 1,5,30 for three new attempts."""
+from crosslevel.utils.errors import SourceError
 
 PROTOCOLS = (
     "https", "http", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oci", "ftp", "sftp", "ssh", "file",
@@ -29,11 +25,8 @@ PROTOCOLS = (
 """Of fsspec's those that only read bytes; others run templates or code that a file brings along."""
 INSTALL = "pip install 'crosslevel[remote]'"
 _ALSO = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "hf": "huggingface_hub"}
-_BLOCK = 8 * 2**20  # bytes a request: fewer would wait for the network more often than they read
 _AT_ONCE = 2**20  # bytes that are read at once, as they are needed
 _MOST = 1_000_000  # names that one pattern may stand for
-# No later attempt finds what is not there or may not be read.
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 class Damage(Exception):
@@ -157,32 +150,6 @@ def exists(name: str) -> bool:
         raise SourceError(f"{name}: cannot be looked for: {reason(error)}") from error
 
 
-def pauses() -> tuple[float, ...]:
-    """Seconds before each new attempt at a read that failed: 1, 2, 4 and 8, or what `RETRY_SECONDS` says.
-
-    Raises:
-        UserError: that is no list of numbers.
-
-    """
-    given = os.environ.get(RETRY_SECONDS)
-    try:
-        return PAUSES if given is None else tuple(float(seconds) for seconds in given.split(","))
-    except ValueError as error:
-        raise UserError(f"{RETRY_SECONDS}={given}: give seconds, such as 1,5,30") from error
-
-
-def patiently(ask: Callable[[], Any]) -> Any:
-    """The answer, asked for again after each of the `pauses` while the store is busy."""
-    for pause in pauses():
-        try:
-            return ask()
-        except _FINAL:
-            raise
-        except Exception:
-            time.sleep(pause)
-    return ask()
-
-
 class Tape:
     """A file that is read once, from its beginning to its end; ``.gz`` and ``.tgz`` are unpacked on the way.
 
@@ -215,7 +182,7 @@ class Tape:
         while True:
             try:
                 data = self._read(count)
-            except _FINAL as error:
+            except FINAL as error:
                 raise Damage(f"cannot be opened: {reason(error)}") from error
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise Damage(f"damaged or truncated: {reason(error)}") from error
@@ -278,7 +245,7 @@ def open_file(name: str, in_blocks: bool, packed: bool) -> Any:
     """A file of this machine or at an address, to be read once; in blocks where the server knows ranges."""
     if is_remote(name):
         system, path = system_of(name)
-        block = _BLOCK if in_blocks or not name.lower().startswith("http") else 0
+        block = request_bytes() if in_blocks or not name.lower().startswith("http") else 0
         file: Any = _Whole(system.open(path, "rb", block_size=block, cache_type="readahead" if block else "none"))
     else:
         file = open(name, "rb")  # noqa: SIM115 - the tape closes it

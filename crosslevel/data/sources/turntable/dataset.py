@@ -49,6 +49,7 @@ class Turntable(InMemoryImages):
         test_objects: test objects a class.
         test_frames: frames of each test object, spread over as long a video as a training object's.
         seed: draws everything.
+        rays_at_once: rays that a thread casts at a time, whole frames; it changes speed and memory, and no pixel.
 
     Raises:
         ValueError: a parameter is out of range, or ``objects`` cannot cover all classes.
@@ -66,6 +67,7 @@ class Turntable(InMemoryImages):
         test_objects: int = 28,
         test_frames: int = 6,
         seed: int = 0,
+        rays_at_once: int = _RAYS_AT_ONCE,
     ) -> None:
         if split not in _SPLITS:
             raise UserError(f"split={split!r} is not one of {', '.join(_SPLITS)}")
@@ -89,7 +91,7 @@ class Turntable(InMemoryImages):
                 frames / test_frames,
             )
         owners = [(c, k) for c, count in enumerate(counts) for k in range(count)]
-        data = _videos(split, names, owners, per_object, stride, size, seed)
+        data = _videos(split, names, owners, per_object, stride, size, seed, rays_at_once)
         paths = [
             f"{split}/{names[c]}/object-{first + i:04d}/frame-{f:02d}.png"
             for i, (c, _) in enumerate(owners)
@@ -101,7 +103,14 @@ class Turntable(InMemoryImages):
 
 
 def _videos(
-    split: str, names: list[str], owners: list[tuple[int, int]], per_object: int, stride: float, size: int, seed: int
+    split: str,
+    names: list[str],
+    owners: list[tuple[int, int]],
+    per_object: int,
+    stride: float,
+    size: int,
+    seed: int,
+    rays: int,
 ) -> UInt8[Tensor, "N 3 size size"]:
     """``per_object`` frames of each object, an object being the k-th of class c."""
     shared = np.random.default_rng((seed, len(_SPLITS)))
@@ -112,7 +121,7 @@ def _videos(
     def render_video(i: int) -> None:
         c, k = owners[i]
         rng = np.random.default_rng((seed, _SPLITS.index(split), c, k))
-        frames = _video_of(FAMILIES[names[c]], rng, schemes, studios, per_object, stride, size)
+        frames = _video_of(FAMILIES[names[c]], rng, schemes, studios, per_object, stride, size, rays)
         data[i * per_object : (i + 1) * per_object] = frames
 
     with ThreadPoolExecutor(min(_WORKERS, torch.get_num_threads())) as pool:
@@ -146,13 +155,14 @@ def _video_of(
     frames: int,
     stride: float,
     size: int,
+    rays: int,
 ) -> UInt8[Tensor, "F 3 S S"]:
     """All frames of the one object that ``rng`` draws."""
     solids, floor = centred(family(rng.uniform))
     studio, paint = studios[rng.integers(len(studios))], _draw_paint(rng, schemes)
     motion = _draw_motion(rng, frames, stride)
     noise = torch.from_numpy(rng.standard_normal((frames, 3, size, size), dtype=np.float32)).mul_(rng.uniform(*_NOISE))
-    step = max(1, _RAYS_AT_ONCE // (4 * size * size))
+    step = max(1, rays // (4 * size * size))
     for i in range(0, frames, step):
         some = Motion(*(track[i : i + step] for track in motion))
         colour, cover = render(solids, floor, paint, some, size)

@@ -99,9 +99,10 @@ class _Reader:
 
 
 class _Memory:
-    """Decoded frames by group (the keyframe before them), up to `KEPT_BYTES`: groups used last stay longest."""
+    """Decoded frames by group (the keyframe before them), up to ``most`` bytes: groups used last stay longest."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self.most = most
         self._groups: OrderedDict[int, dict[int, Frame]] = OrderedDict()
         self._bytes = 0
 
@@ -117,10 +118,10 @@ class _Memory:
         mine = self._groups.setdefault(group, {})
         self._groups.move_to_end(group)
         size = _bytes(frame)
-        while self._bytes + size > KEPT_BYTES and len(self._groups) > 1:
+        while self._bytes + size > self.most and len(self._groups) > 1:
             _, oldest = self._groups.popitem(last=False)
             self._bytes -= sum(map(_bytes, oldest.values()))
-        if self._bytes + size <= KEPT_BYTES and pts not in mine:
+        if self._bytes + size <= self.most and pts not in mine:
             mine[pts] = frame
             self._bytes += size
 
@@ -134,12 +135,13 @@ class Decoder:
     """One open video.
 
     A frame is decoded from the last keyframe before it. If a frame on the way cannot be decoded, it and all frames up
-    to the next keyframe are bad, as the decoder would only guess their content.
+    to the next keyframe are bad, as the decoder would only guess their content. Of decoded frames ``kept`` bytes are
+    kept.
     """
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, kept: int = KEPT_BYTES) -> None:
         self.line = timeline(file)
-        self._reader, self._kept = _Reader(file, self.line), _Memory()
+        self._reader, self._kept = _Reader(file, self.line), _Memory(kept)
         self._converter = import_module("av.video.reformatter").VideoReformatter()
         self._defects: dict[int, tuple[int, str]] = {}  # of groups: the last frame before it, and what it is
         self._at: Frame = None  # the last one that was decoded

@@ -19,7 +19,7 @@ from crosslevel.data.images import Images
 from crosslevel.data.index_cache import Paths
 from crosslevel.data.sources.labels import below, labels_of
 from crosslevel.data.sources.video.container import BadVideo
-from crosslevel.data.sources.video.decoder import Decoder
+from crosslevel.data.sources.video.decoder import KEPT_BYTES, Decoder
 from crosslevel.data.sources.video.timeline import Timeline, timeline
 from crosslevel.data.uri import VIDEOS, Source, is_video
 from crosslevel.data.watch import Watch
@@ -68,7 +68,8 @@ class Videos(Images):
 
     ``blocks`` are the frames from one keyframe to the next; to decode one, all frames of its block before it must be
     decoded. A process keeps one video open, continues from the last decoded frame, and keeps the wanted frames that it
-    passes (at most 128 MB). Reading in order is fastest; reading block by block is nearly as fast.
+    passes (at most ``kept_bytes``, 128 MB unless set). Reading in order is fastest; reading block by block is nearly as
+    fast.
 
     ``files`` are relative to ``root``. Those that are no videos are left out with a warning; ``left_out`` has
     them, and those that end early.
@@ -80,6 +81,7 @@ class Videos(Images):
     """
 
     decodes = False
+    kept_bytes = KEPT_BYTES
 
     def __init__(self, root: str, files: Sequence[str], pace: Pace | None = None, *, name: str) -> None:
         self.root, self.pace, self.name = root, Pace() if pace is None else pace, name
@@ -124,7 +126,8 @@ class Videos(Images):
         try:
             if state.decoder is None or state.track != track:
                 state.close()
-                state.decoder, state.track = Decoder(os.path.join(self.root, self.files[track])), track
+                file = os.path.join(self.root, self.files[track])
+                state.decoder, state.track = Decoder(file, self.kept_bytes), track
             return state.decoder.frame(int(self.pts[i]), int(self.groups[i]), self.pts[first:end].tolist())
         except BadVideo as error:
             raise BadImage(self.paths[i], str(error)) from error

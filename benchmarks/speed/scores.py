@@ -1,4 +1,4 @@
-"""What label-free scores cost: python benchmarks/scores.py [-o FILE]
+"""What label-free scores cost: python benchmarks/speed/scores.py [-o FILE]
 
 All scores of two views of 10,000 images by features of 128 numbers, both branches, and what each part takes of it. The
 features are made: 100 classes, two noisy views. Speed alone; the parts are timed in alternation, three rounds.
@@ -6,16 +6,20 @@ features are made: 100 classes, two noisy views. Speed alone; the parts are time
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import records
 import torch
-from beside import machine, median
 
 from crosslevel.metrics import label_free
 from crosslevel.metrics.spectrum import alpha_req, effective_rank, lidar, rankme
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from shared import records
+from shared.beside import machine, median
 
 IMAGES, FEATURES, CLASSES, ROUNDS = 10_000, 128, 100, 3
 LIMIT = 20.0

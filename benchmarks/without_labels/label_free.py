@@ -1,6 +1,7 @@
 """Do label-free scores predict accuracy? Many short trainings with different settings, then rank correlations.
 
-python benchmarks/label_free.py -o benchmarks/results/label_free --cifar TRAIN TEST [--collections cifar turntable ...]
+python benchmarks/without_labels/label_free.py -o benchmarks/results/label_free --cifar TRAIN TEST \
+    [--collections cifar turntable ...]
 
 TRAIN and TEST are CIFAR-10 as class-per-folder JPEGs. Every setting of `SETTINGS` trains a small ResNet-18 with SimCLR
 and CLD on every collection of `COLLECTIONS`, but for the images that `crosslevel tune` would hold out too: a tenth,
@@ -18,18 +19,14 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-import records
 import torch
-from beside import machine
-from label_free_settings import BASE, BATCH, SETTINGS, SIZE, STEPS
-from label_free_tables import tables
-from records import add, read
 from rich.console import Console
 from torch import Tensor
 
@@ -51,6 +48,14 @@ from crosslevel.transforms.views import Views
 from crosslevel.tuning.trial import divided
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import NotFinite
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from shared import records
+from shared.beside import machine
+from shared.records import add, read
+from without_labels.label_free_settings import BASE, BATCH, SETTINGS, SIZE, STEPS
+from without_labels.label_free_tables import tables
 
 HARDWARE = Hardware(torch.device("cpu"), "fp32", "one thread")
 BRANCHES = ("backbone", "instance", "group")

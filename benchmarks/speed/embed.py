@@ -1,19 +1,18 @@
 """Embedding 10,000 small files from disk, beside the bare encoder on ready tensors and decoding alone, in alternation.
 
-python benchmarks/embed.py FOLDER   # about 10,000 images
+python benchmarks/speed/embed.py FOLDER   # about 10,000 images
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-import records
 import torch
-from beside import machine, median
 
 from crosslevel import Encoder, load_encoder
 from crosslevel.data.bad_files import BadFiles
@@ -22,6 +21,11 @@ from crosslevel.data.open import open_images
 from crosslevel.features.embed import embed
 from crosslevel.features.extract import normalize
 from crosslevel.utils.device import choose
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from shared import records
+from shared.beside import machine, median
 
 
 def main() -> None:

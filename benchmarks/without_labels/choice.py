@@ -1,6 +1,6 @@
 """Did the score's choices lose by chance? Trainings of their own for the choices of `label_free.py` and what was best.
 
-python benchmarks/choice.py -o benchmarks/results/choice --cifar TRAIN TEST
+python benchmarks/without_labels/choice.py -o benchmarks/results/choice --cifar TRAIN TEST
 
 The best of thirty settings in hindsight is partly the luckiest one. Here the settings that the score chose, among all
 and among those with the views that are scored, and those that were best or nearly so are trained with seeds that took
@@ -10,13 +10,17 @@ no part in choosing any of them. A training that is in OUTPUT.json is not repeat
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
-from label_free import COLLECTIONS, options, train_all
-from records import read
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from shared.records import read
+from without_labels.label_free import COLLECTIONS, options, train_all
 
 SETTINGS = {
     "cifar": ["mild", "weight 1", "temperature 5", "lr 0.03"],

@@ -1,4 +1,6 @@
-"""How many operations a GPU is told to do for the views and for the groups of one step: python benchmarks/launches.py
+"""How many operations a GPU is told to do for the views and for the groups of one step.
+
+python benchmarks/speed/launches.py
 
 Views are counted on meta tensors, which take the way of a GPU and compute nothing, CLD on the CPU, where it takes the
 same way; operations that move no numbers (views of a tensor, empty ones) are left out. On a GPU an operation is one

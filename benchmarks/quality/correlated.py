@@ -1,6 +1,6 @@
 """CLD on correlated batches: the same run with shuffled and with natural-order batches, with and without CLD.
 
-python benchmarks/correlated.py TRAIN TEST [-o benchmarks/results/correlated] [--seeds 0 1] [--epochs 3]
+python benchmarks/quality/correlated.py TRAIN TEST [-o benchmarks/results/correlated] [--seeds 0 1] [--epochs 3]
 
 TRAIN and TEST are CIFAR-10's images, a folder a class: 1,500 images of its long-tailed part, each eight times with
 small shifts. The other collection is `turntable`, 20 frames of each object. Natural order is that of the source: copy
@@ -13,12 +13,15 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
-import records
-from beside import machine
-from paper import judge, trained
+sys.path.append(str(Path(__file__).parents[1]))
+
+from quality.paper import judge, trained
+from shared import records
+from shared.beside import machine
 
 GROUPS = {"off": None, "3/4 of the batch": 0.75, "1/8 of the batch": 0.125}
 FIGURES = {"knn": "kNN, backbone", "linear": "linear, backbone"}

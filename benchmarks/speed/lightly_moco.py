@@ -3,18 +3,18 @@
 Both on the same JPEG files and a ResNet-18 at a quarter width, batch 256, both as their documentation sets them up:
 lightly with its transform in 2 loader workers and float32, Crosslevel with its defaults.
 
-    python benchmarks/lightly_moco.py FOLDER   # a class-per-folder layout; needs: pip install lightly
+    python benchmarks/speed/lightly_moco.py FOLDER   # a class-per-folder layout; needs: pip install lightly
 """
 
 from __future__ import annotations
 
 import copy
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
-import records
 import torch
-from beside import beside, machine, median
 from lightly.data import LightlyDataset
 from lightly.loss import NTXentLoss
 from lightly.models.modules import MoCoProjectionHead
@@ -29,6 +29,11 @@ from crosslevel.data.loaders.batches import pack
 from crosslevel.data.open import open_images
 from crosslevel.data.subsets.select import take
 from crosslevel.methods import MoCo
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from shared import records
+from shared.beside import beside, machine, median
 
 BATCH, STEPS = 256, 24
 

@@ -101,5 +101,7 @@ FIGURES = {
 }
 ELSEWHERE = {
     "Object detection": "Not run: `crosslevel evaluate RUN VOC --protocol detection` needs annotated photographs.",
-    "Settings chosen without labels": "By `benchmarks/tune.py`; its figures are in `benchmarks/results/tune.md`.",
+    "Settings chosen without labels": (
+        "By `benchmarks/quality/tune.py`; its figures are in `benchmarks/results/tune.md`."
+    ),
 }

@@ -1,6 +1,6 @@
 """The paper's comparison: methods, each with and without CLD, over heads and seeds, on one data set and budget.
 
-python benchmarks/paper.py TRAIN TEST -o results/paper-cpu --methods SimCLR MoCo NPID BYOL --seeds 0 1 \
+python benchmarks/quality/paper.py TRAIN TEST -o results/paper-cpu --methods SimCLR MoCo NPID BYOL --seeds 0 1 \
     --imbalance 100 --epochs 30 --width 0.25 --jobs 2 [-- options of crosslevel train]
 
 TRAIN and TEST are labelled; the labels only judge. ``--imbalance`` makes TRAIN long-tailed. With and without CLD
@@ -26,9 +26,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import records
 import torch
-from beside import machine
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.loaders.batches import pack
@@ -42,6 +40,11 @@ from crosslevel.runs import load_branches
 from crosslevel.settings.parser import run
 from crosslevel.training.train import train
 from crosslevel.utils.device import choose
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from shared import records
+from shared.beside import machine
 
 # What the authors' CIFAR-10 recipes set; SimCLR and BYOL with CLD are no recipe of theirs.
 WITH_CLD = {

@@ -4,7 +4,7 @@ Beside it a plain perceptual hash (imagehash.phash, at most 8 bits apart) and th
 that differ by a root mean square of at most 0.05 after a small shift, chained by single links. Nothing was chosen on
 these seeds; the thresholds were chosen on seeds 0, 5 and 6.
 
-python benchmarks/duplicates.py --seeds 101 102 103
+python benchmarks/quality/duplicates.py --seeds 101 102 103
 """
 
 from __future__ import annotations
@@ -15,19 +15,22 @@ from pathlib import Path
 
 import imagehash
 import numpy as np
-import records
 import torch
-from beside import machine
 from PIL import Image
 from torch import Tensor
 
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "data"))
+sys.path.append(str(Path(__file__).parents[2] / "tests" / "data"))
 from duplicates_samples import EDITS, look_alikes, recompressed, scene, small
 
 from crosslevel.data.duplicates.descriptor import alike
 from crosslevel.data.duplicates.detect import duplicate_pairs, tracks
 from crosslevel.data.duplicates.hashes import near_pairs
 from crosslevel.data.sources.turntable.dataset import Turntable
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from shared import records
+from shared.beside import machine
 
 SCENES = 40
 FORMER, RADIUS = 0.05, 8

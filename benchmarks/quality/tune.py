@@ -1,7 +1,8 @@
 """Does the search pay? `crosslevel tune` against random search of the same budget and against the settings as given.
 
-python benchmarks/tune.py cifar10-lt DATA/train DATA/test --imbalance 100 -- --recipe cifar10-moco-cld --epochs 9
-python benchmarks/tune.py turntable turntable turntable:test -- --epochs 9
+python benchmarks/quality/tune.py cifar10-lt DATA/train DATA/test --imbalance 100 \
+    -- --recipe cifar10-moco-cld --epochs 9
+python benchmarks/quality/tune.py turntable turntable turntable:test -- --epochs 9
 
 Each way (tune: TPE, pruning and finalists; random: none of them; given: no search) ends in settings, found without
 labels. With them an encoder is trained on all of TRAIN, ``--trainings`` times with other seeds, since two trainings of
@@ -23,11 +24,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import records
 import torch
-from beside import machine
-from paper import long_tailed_list
-from records import add, read
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.loaders.batches import pack
@@ -37,7 +34,14 @@ from crosslevel.features.extract import extract
 from crosslevel.metrics.knn import weighted_knn
 from crosslevel.models.encoder import load_encoder
 
-RESULTS = Path(__file__).parent / "results" / "tune.json"
+sys.path.append(str(Path(__file__).parents[1]))
+
+from quality.paper import long_tailed_list
+from shared import records
+from shared.beside import machine
+from shared.records import add, read
+
+RESULTS = Path(__file__).parents[1] / "results" / "tune.json"
 WAYS = {
     "given": None,
     "random": ["--sampler=random", "--pruning=false", "--finalists=0"],

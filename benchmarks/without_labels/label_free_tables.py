@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from statistics import mean, variance
 from typing import Any
 
-from label_free_settings import BASE, BATCH, SETTINGS, SIZE, STEPS
+from without_labels.label_free_settings import BASE, BATCH, SETTINGS, SIZE, STEPS
 
 from crosslevel.metrics import label_free
 

@@ -1,21 +1,26 @@
 """Evaluation at the size of ImageNet: kNN beside bare matrix products and faiss, and a sweep of linear classifiers.
 
-python benchmarks/evaluate.py [--queries 10000] [--bank 1281167] [--rounds 1]   # faiss: pip install faiss-cpu
+python benchmarks/speed/evaluate.py [--queries 10000] [--bank 1281167] [--rounds 1]   # faiss: pip install faiss-cpu
 """
 
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-import records
 import torch
 import torch.nn.functional as F
-from beside import machine, median
 
 from crosslevel.evaluation.linear import Linear, train_sweep
 from crosslevel.metrics.knn import weighted_knn
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from shared import records
+from shared.beside import machine, median
 
 SIZE, CLASSES, TILE = 512, 1000, 4096
 

@@ -5,7 +5,7 @@ before the clock starts; what its own processes take while it works is counted. 
 network: its share of the whole depends on --width and --view. Both tables are compared row by row. In a last round one
 of the nodes is taken away when the first part of the table is there.
 
-taskset -c 1 python benchmarks/cluster.py --images 20000 --width 1 --view 128
+taskset -c 1 python benchmarks/large/cluster.py --images 20000 --width 1 --view 128
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-import records
 import torch
-from beside import machine
 from PIL import Image
 
 from crosslevel import Encoder
 from crosslevel.models.encoder import View
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from shared import records
+from shared.beside import machine
 
 OPTIONS = ["--device=cpu", "--precision=fp32", "--quiet"]
 

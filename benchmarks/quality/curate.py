@@ -1,7 +1,7 @@
 """Which images to label: a linear classifier on n images that `crosslevel curate` chooses, and on n random ones.
 
-    python benchmarks/curate.py ENCODER cifar10-jpeg/train@imbalance=100 cifar10-jpeg/test --n 100,300 -o out.md
-    python benchmarks/curate.py ENCODER clothing/train clothing/test --n 100,300 -o out.md
+    python benchmarks/quality/curate.py ENCODER cifar10-jpeg/train@imbalance=100 cifar10-jpeg/test --n 100,300 -o out.md
+    python benchmarks/quality/curate.py ENCODER clothing/train clothing/test --n 100,300 -o out.md
 
 ENCODER is the folder of a run, or its encoder.safetensors. The labels are read of the chosen images alone, and of the
 test images. Balanced accuracy in percent, the mean of five seeds and half of its 95 % interval (t distribution);
@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from records import options
 from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 
@@ -26,6 +26,10 @@ import crosslevel
 from crosslevel.curation.choose import choose
 from crosslevel.curation.curate import curate
 from crosslevel.features.table import open_table
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from shared.records import options
 
 HOWS = ("random", "balanced", "diverse", "covering")
 C = 10.0  # of the logistic regression, on features of length 1 that are standardized: the same for all

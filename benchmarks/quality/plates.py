@@ -1,6 +1,7 @@
 """A generated collection that is hard in the way road signs are: fine-grained, long-tailed, filmed as approaches.
 
-python benchmarks/plates.py FOLDER [--seed 0] writes FOLDER/train and FOLDER/test, a folder a class, PNG of 32 pixels.
+python benchmarks/quality/plates.py FOLDER [--seed 0] writes FOLDER/train and FOLDER/test, a folder a class, PNG of 32
+pixels.
 
 43 classes are a shape, a scheme of colours and a sign (a character, an arrow, bars); many share shape and colours and
 differ in the sign alone. An approach films one plate for 30 frames: light, background, wear and the plate's tilt are
@@ -12,12 +13,16 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy
-import records
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from shared import records
 
 SIDE, LARGE, FRAMES = 32, 128, 30
 RED, BLUE, WHITE, BLACK, YELLOW, GREEN = (

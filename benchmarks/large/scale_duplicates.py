@@ -13,7 +13,7 @@ is its original and noise of 0.1 to 0.35 of its length.
 A line a minute on standard error says where it is. --record FILE keeps the rows that are done: called again, the
 program prints these and measures the others; one that was cut off is measured from its beginning.
 
-python benchmarks/scale_duplicates.py --counts 1000000 --threads 2 --record scale_duplicates.json 2>> scale.log
+python benchmarks/large/scale_duplicates.py --counts 1000000 --threads 2 --record scale_duplicates.json 2>> scale.log
 """
 
 from __future__ import annotations
@@ -25,10 +25,8 @@ import threading
 import time
 from pathlib import Path
 
-import records
 import torch
 import torch.nn.functional as F
-from beside import machine
 from torch import Tensor
 from torchvision.io import decode_jpeg, encode_jpeg
 from torchvision.transforms.v2 import functional as tvf
@@ -37,6 +35,11 @@ from crosslevel.data.duplicates.descriptor import SIDE
 from crosslevel.data.duplicates.detect import duplicate_pairs, tracks
 from crosslevel.inspection.scan import NEIGHBOURS
 from crosslevel.metrics.nearest import mutual_pairs
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from shared import records
+from shared.beside import machine
 
 PART = 5000
 THRESHOLD = 0.9  # the least cosine of copies among features

@@ -1,6 +1,6 @@
 """Views per second: the batched generator beside per-image torchvision (and kornia where it is installed).
 
-    python benchmarks/views.py [--threads 2] [--rounds 9]
+    python benchmarks/speed/views.py [--threads 2] [--rounds 9]
 
 The contestants take turns in one process, so that a busy machine slows all of them; printed are medians over
 the rounds, and each contestant's share of ours. CPU time, with --threads 1, also holds on a busy machine (with
@@ -8,16 +8,21 @@ more threads it counts their waiting for each other).
 """
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 
-import records
 import torch
 from torchvision.transforms import v2
 
 from crosslevel.transforms.parameters import Augment
 from crosslevel.transforms.views import Views
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from shared import records
 
 CASES = [("cifar", 32, 256), ("simclr", 32, 256), ("mocov2", 224, 64)]
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

@@ -1,6 +1,6 @@
 """The nearest images among many: exact, by the index that `crosslevel search` keeps, and by other libraries.
 
-    python benchmarks/search.py --rows 1000000 --libraries usearch,faiss -o benchmarks/results/search.md
+    python benchmarks/large/search.py --rows 1000000 --libraries usearch,faiss -o benchmarks/results/search.md
 
 Features are generated: a latent of 32 numbers in 2,000 clusters of unequal sizes goes through two random layers, and
 its 384 outputs have length 1. Queries are 1,000 more of the same. One thread; times are the processor's, so that what
@@ -10,6 +10,7 @@ else runs on the machine counts little. Of each library the least setting is tak
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,12 +22,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from records import options
 
 from crosslevel.features.table import open_table
 from crosslevel.retrieval.index import opened_index
 from crosslevel.retrieval.search import exact
 from crosslevel.utils.console import printer
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from shared.records import options
 
 WIDTH, QUERIES, K, SINGLE, RECALL = 384, 1000, 10, 100, 0.99
 

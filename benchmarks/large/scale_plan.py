@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 # Of crosslevel.data.duplicates: a small picture, an outline's values, a cell's points.
 SIDE, OUTLINE, CELL = 32, 64, 512
 ROUNDS, SAMPLED = 4, 32  # of k-means, and the points of a cell that it is made of

@@ -1,17 +1,21 @@
 """kNN accuracy after a short training on CIFAR-10 (JPEG): ResNet-18 at a quarter width, with and without CLD.
 
-python benchmarks/cifar.py FOLDER   # holds train/ and test/, class-per-folder
+python benchmarks/quality/cifar.py FOLDER   # holds train/ and test/, class-per-folder
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
-
-import records
+from pathlib import Path
 
 from crosslevel.evaluation.evaluate import evaluate
 from crosslevel.settings.parser import run
 from crosslevel.training.train import train
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from shared import records
 
 
 def main() -> None:

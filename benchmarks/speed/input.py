@@ -4,22 +4,21 @@ The sources show the same photographs of 500 x 375 pixels: generated, of photogr
 enlarged, with noise of several scales), as JPEG of quality 90. torchvision's pipeline is ImageFolder with a transform
 that draws two RandomResizedCrop, in a DataLoader; ours is `TrainBatches` with the crops of `Views`.
 
-python benchmarks/input.py --cifar FOLDER_OF_SMALL_IMAGES
+python benchmarks/speed/input.py --cifar FOLDER_OF_SMALL_IMAGES
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-import records
 import torch
-from beside import machine, median
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -33,6 +32,11 @@ from crosslevel.data.open import open_images
 from crosslevel.data.pack import pack
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import choose
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from shared import records
+from shared.beside import machine, median
 
 SIZE, BATCH = 224, 64
 

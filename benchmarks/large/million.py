@@ -1,6 +1,6 @@
 """A folder of very many files: seconds to list it, and memory while training on it, beside the same run on few files.
 
-python benchmarks/million.py --files 1000000
+python benchmarks/large/million.py --files 1000000
 """
 
 from __future__ import annotations
@@ -8,14 +8,13 @@ from __future__ import annotations
 import io
 import os
 import re
+import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
-import records
 import torch
-from beside import machine
 from PIL import Image
 from rich.console import Console
 
@@ -29,6 +28,11 @@ from crosslevel.training.loop.fit import fit
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import choose
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from shared import records
+from shared.beside import machine
 
 FOLDERS, WORKERS, BATCH, STEPS = 1000, 2, 64, 10
 FEW = 2000

@@ -1,4 +1,4 @@
-"""Copy every file of benchmarks/results into its place in docs/results.md: python benchmarks/publish.py
+"""Copy every file of benchmarks/results into its place in docs/results.md: python benchmarks/shared/publish.py
 
 A place is a comment with the file's name; what follows it, up to the end of the block, is replaced.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+RESULTS = Path(__file__).parents[1] / "results"
+PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 PLACE = re.compile(r"<!-- (?P<name>[\w.-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 

@@ -1,7 +1,7 @@
 """What `crosslevel inspect` estimates without labels, beside the truth of collections that are made for it.
 
-python benchmarks/natural.py FOLDER [-o FILE]   # FOLDER: CIFAR-10's training images, a folder a class
-python benchmarks/natural.py --good [-o FILE]   # turntables seen by good features, and constructed features
+python benchmarks/without_labels/natural.py FOLDER [-o FILE]   # FOLDER: CIFAR-10's training images, a folder a class
+python benchmarks/without_labels/natural.py --good [-o FILE]   # turntables seen by good features, and constructed ones
 
 The estimates see pixels alone: `Unlabelled` has no labels and no tracks to read. Each collection that is trained on is
 written to the ignored runs/ folder as nameless files and trained on, as a user would; all of these have 1,800 images,
@@ -27,13 +27,11 @@ what lies outside given to the nearest 0.99.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import records
 import torch
-from beside import machine
-from natural_collections import collections, trained
 from scipy.stats import spearmanr
 from sklearn.cluster import KMeans
 
@@ -50,6 +48,12 @@ from crosslevel.metrics import long_tail
 from crosslevel.models.encoder import Encoder, View
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import choose
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from shared import records
+from shared.beside import machine
+from without_labels.natural_collections import collections, trained
 
 BATCH = 256
 

@@ -1,6 +1,6 @@
 """`crosslevel inspect` on a large folder: seconds of its parts, memory, and what it finds of the duplicates put in.
 
-python benchmarks/inspection.py --images 100000
+python benchmarks/large/inspection.py --images 100000
 """
 
 from __future__ import annotations
@@ -9,17 +9,15 @@ import functools
 import io
 import json
 import os
+import sys
 import time
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import records
 import torch
-from beside import machine
 from jaxtyping import Float, UInt8
-from million import Memory
 from PIL import Image
 from torch import Tensor
 
@@ -27,6 +25,12 @@ from crosslevel.data.duplicates import detect
 from crosslevel.inspection import inspect as verb
 from crosslevel.inspection import scan
 from crosslevel.metrics import long_tail
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from large.million import Memory
+from shared import records
+from shared.beside import machine
 
 FEW = 2000
 SIZE, ROOM, FOLDERS = 64, 4, 100

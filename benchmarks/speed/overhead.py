@@ -1,6 +1,6 @@
 """What CLD adds to a training step of every method: time and memory, with k-means and with normalized cuts.
 
-python benchmarks/overhead.py [--batch_size 256] [--backbone resnet18] [--width 0.25] [--size 32]
+python benchmarks/speed/overhead.py [--batch_size 256] [--backbone resnet18] [--width 0.25] [--size 32]
 
 All variants of a method see the same number of views and take their steps in turn, in an order that rotates; what CLD
 adds is the median over rounds of the ratio within a round, so that a machine whose speed drifts spoils little. Groups
@@ -18,9 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import records
 import torch
-from beside import machine, median, noise, wait
 
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.methods import METHODS
@@ -28,6 +26,11 @@ from crosslevel.models.encoder import Encoder
 from crosslevel.training.loop.module import parameter_groups
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import choose
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from shared import records
+from shared.beside import machine, median, noise, wait
 
 VARIANTS = {"": None, "CLD, k-means": "kmeans", "CLD, normalized cuts": "normalized-cut"}
 IMAGES = 12_800
@@ -94,12 +97,12 @@ def build(arguments: argparse.Namespace, name: str, grouping: str | None) -> Cal
         drawn = [view.contiguous(memory_format=torch.channels_last) for view in views(images)]
         with hardware.autocast():
             h = [encoder(view) for view in drawn[: method.online]]
-            loss = method(drawn, h, index)
+            loss, kept = method(drawn, h, index)
             loss = loss + cld(h[0], h[1]) if cld else loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        method.after_step(0.5)
+        method.after_step(0.5, kept)
 
     return step
 
