@@ -32,8 +32,8 @@ def opened(file):
 
 
 def recall(found, features, k=10):
-    truth = exact(features, features, k).places.tolist()
-    return sum(len(set(a) & set(b)) for a, b in zip(found.places.tolist(), truth, strict=True)) / (k * len(features))
+    truth = exact(features, features, k).indices.tolist()
+    return sum(len(set(a) & set(b)) for a, b in zip(found.indices.tolist(), truth, strict=True)) / (k * len(features))
 
 
 def test_it_finds_the_nearest_and_their_cosines(tmp_path, features, capsys):
@@ -61,7 +61,7 @@ def test_it_is_built_once_and_brought_up_to_date_where_the_table_changed(tmp_pat
     found = opened(file).search(torch.nn.functional.normalize(changed[order], dim=1), 10)
     assert "81 rows added, 21 removed" in said(capsys)
     assert recall(found, changed[order]) > 0.99
-    assert torch.equal(found.places[:, 0], torch.arange(len(order)))
+    assert torch.equal(found.indices[:, 0], torch.arange(len(order)))
 
 
 def test_a_damaged_or_half_written_index_is_built_anew(tmp_path, features, capsys):
@@ -79,7 +79,7 @@ def test_tables_beyond_a_limit_use_it_by_themselves(tmp_path, features, monkeypa
     file = write_table(tmp_path / "f.parquet", features)
     (found,) = module.search(str(file), "007.png", k=5, device="cpu", quiet=True)
     assert (tmp_path / "f.parquet.index").is_dir()
-    truth = exact(features[7:8], features, 6).places[0, 1:].tolist()
+    truth = exact(features[7:8], features, 6).indices[0, 1:].tolist()
     assert [match["row"] for match in found["matches"]] == truth
     module.search(str(write_table(tmp_path / "g.parquet", features)), "007.png", index="off", device="cpu", quiet=True)
     assert not (tmp_path / "g.parquet.index").exists()

@@ -8,7 +8,7 @@ import pytest
 
 from crosslevel.methods import SimCLR, VICReg
 from crosslevel.training import defaults
-from crosslevel.training.plan import Chosen
+from crosslevel.training.plan import Choices
 from crosslevel.transforms.views import Views
 
 IMAGES = (2, 50, 500, 5_000, 1_000_000)
@@ -148,12 +148,12 @@ def test_few_images_are_held_out(images, held):
 
 
 def test_what_was_given_is_kept_and_what_was_not_is_told():
-    rules = Chosen()
+    rules = Choices()
     assert rules(17, defaults.epochs(500)) == 17
-    assert rules.made == []
+    assert rules.choices == []
     chosen = rules(None, defaults.epochs(500))
-    assert (chosen, [choice.value for choice in rules.made]) == (400, [400])
-    assert str(rules.made[0]).startswith("--epochs 400: of 500 images")
+    assert (chosen, [choice.value for choice in rules.choices]) == (400, [400])
+    assert str(rules.choices[0]).startswith("--epochs 400: of 500 images")
     assert math.isclose(float(str(defaults.momentum(1_000)).split()[1][:-1]), 0.97)
 
 
