@@ -120,8 +120,8 @@ def inspect(
         scanned_beside = None if second is None else _scanned(second, workers, bar)
     duplicates = duplicate_sets(scanned, common.pairs, collection.part.paths)
     figures = summary(
-        collection.images.name, len(collection.images), collection.part, scanned, common, duplicates, collection.bad, batch_size, run, threshold,
-        counted,
+        collection.images.name, len(collection.images), collection.part, scanned, common, duplicates, collection.bad,
+        batch_size, run, threshold, counted,
     )  # fmt: skip
     matched = [] if scanned_beside is None else matches(scanned, scanned_beside)
     if second is not None and scanned_beside is not None:

@@ -203,9 +203,9 @@ def _quartiles(counts: Counter[int]) -> list[float]:
     """Smallest, quartiles, largest of the numbers counted; between two of them by interpolation, as NumPy's."""
     values = np.array(sorted(counts))
     last = np.cumsum([counts[value] for value in values.tolist()]) - 1  # the position of the last of each in order
-    at = np.array([0, 0.25, 0.5, 0.75, 1]) * last[-1]
-    below, above = (values[np.searchsorted(last, places)] for places in (np.floor(at), np.ceil(at)))
-    return [float(value) for value in below + (above - below) * (at - np.floor(at))]
+    positions = np.array([0, 0.25, 0.5, 0.75, 1]) * last[-1]
+    below, above = (values[np.searchsorted(last, ranks)] for ranks in (np.floor(positions), np.ceil(positions)))
+    return [float(value) for value in below + (above - below) * (positions - np.floor(positions))]
 
 
 def _histogram(sides: Counter[int]) -> dict[str, int]:
