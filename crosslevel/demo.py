@@ -85,13 +85,13 @@ def demo(
         console.print(f"{epochs} epochs: {speed}{more}", highlight=False, markup=False)
     shared = [images, f"--epochs={epochs}", f"--encoder.width={width}", f"--seed={seed}", f"--device={device}"]
     shared += [f"--precision={precision}", "--report_html=false"]
-    for name, name_ in RUNS.items():
-        line = [*shared, *(["--cld.weight=0"] if name_ == "plain" else []), f"--run={run_dir / name_}"]
+    for name, subfolder in RUNS.items():
+        line = [*shared, *(["--cld.weight=0"] if subfolder == "plain" else []), f"--run={run_dir / subfolder}"]
         console.rule(name)
         console.print(f"crosslevel train {shlex.join(line)}", highlight=False, markup=False, style="dim")
         (training or _train)([*line, "--quiet"] if quiet else line)
     console.rule("kNN")
-    encoders = {name: load_encoder(run_dir / name_) for name, name_ in RUNS.items()}
+    encoders = {name: load_encoder(run_dir / subfolder) for name, subfolder in RUNS.items()}
     first = encoders["without CLD"]
     kinds: dict[str, Kind] = {"raw pixels": PIXELS, "untrained encoder": untrained(first, seed), **encoders}
     bank, queries = labelled_pair(images, test)

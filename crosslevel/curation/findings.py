@@ -75,18 +75,18 @@ def findings_of(
     unit = F.normalize(features, dim=1)
     near = nearest(unit, unit, CROWD + 1)
     pairs = mutual_pairs(unit, rare_cosine(unit) if threshold is None else threshold, NEIGHBOURS, near)
-    rows_ = torch.arange(len(unit)) if pictures.has_thumbnails else pairs.unique()
-    small, available = _small(pictures, rows_ if rows is None else rows[rows_], progress)
+    scanned = torch.arange(len(unit)) if pictures.has_thumbnails else pairs.unique()
+    small, available = _small(pictures, scanned if rows is None else rows[scanned], progress)
     result = Findings(torch.full((len(unit),), -1), near, has_pictures=pictures.has_thumbnails)
     if pictures.has_thumbnails:
-        result.broken = {int(row): defect for row, defect in zip(rows_, map(broken, small), strict=True) if defect}
+        result.broken = {int(row): defect for row, defect in zip(scanned, map(broken, small), strict=True) if defect}
     positions = torch.full((len(unit),), -1)
-    positions[rows_] = torch.where(available, torch.arange(len(rows_)), -1)
+    positions[scanned] = torch.where(available, torch.arange(len(scanned)), -1)
     unseen = (positions[pairs] < 0).any(1)
     pairs = pairs[unseen]
     if available.sum() > 1:
         visible = available.nonzero().flatten()
-        pairs = torch.cat([pairs, rows_[visible[duplicate_pairs(small[visible]).images]]])
+        pairs = torch.cat([pairs, scanned[visible[duplicate_pairs(small[visible]).images]]])
     _sets(result, unit, pairs)
     far = outliers(unit, known=near)
     order = far.distance.argsort(descending=True, stable=True)

@@ -84,8 +84,8 @@ def columns_of(
     columns: dict[str, Column] = {}
     if table.labels is not None:
         labels, names = table.labels
-        labels_ = labels[rows]
-        columns["label"] = Column(torch.where(labels_ < 0, len(names), labels_).numpy(), [*names, "none"])
+        row_labels = labels[rows]
+        columns["label"] = Column(torch.where(row_labels < 0, len(names), row_labels).numpy(), [*names, "none"])
     for name in table.other_columns:
         column = _column(table.column(name).to_pylist(), rows)
         if column is not None:

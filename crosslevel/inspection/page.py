@@ -87,18 +87,18 @@ def _sets(scanned: ScanResult, duplicates: Sequence[Member], files: NamedFiles) 
     """Pictures and names of the sets of copies: the one to keep is framed."""
     rows, total = [], 0
     for _, several in itertools.groupby(duplicates, lambda member: member.set):
-        set_ = list(several)
-        if all(member.keep for member in set_):
+        copies = list(several)
+        if all(member.keep for member in copies):
             continue  # views, shown with the tracks
         total += 1
         if total > SETS:
             continue
-        representative, row = set_[0], set_[:A_ROW]
+        representative, row = copies[0], copies[:A_ROW]
         names = [os.path.basename(files[member.number][0]) for member in row]
         kinds = ["keep" if member.kind is None else NAMES[member.kind] for member in row]
         marks = [f"{name}: {kind}" for name, kind in zip(names, kinds, strict=True)]
         outlines = ["query" if member.kind is None else None for member in row]
-        caption = f"{len(set_):,} images; keep {files[representative.number][0]} ({representative.reason})"
+        caption = f"{len(copies):,} images; keep {files[representative.number][0]} ({representative.reason})"
         pictures = [scanned.pictures[member.number] for member in row]
         rows.append(report.ImageRow(caption, pictures, marks, outlines, [files[member.number] for member in row]))
     note = f"the first {SETS} of {total:,} sets; duplicates.csv has all" if total > SETS else ""

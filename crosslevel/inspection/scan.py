@@ -118,9 +118,9 @@ def run_features(
     """Features of the readable images, from the run's folder where they are kept, and the threshold for them."""
     readable = _Unlabelled(part, scanned.numbers)
     features = FeatureCache(run_dir, runtime, bad).features("inspect", encoder, readable).features
-    sample_ = sample(readable, CALIBRATED_ON, seeded(seed))
-    images = pack(take(readable, sample_), encoder.view.size, bad=bad, workers=0).data
-    return features, calibrated(encoder, images, features[sample_], runtime.hardware, seed)
+    index = sample(readable, CALIBRATED_ON, seeded(seed))
+    images = pack(take(readable, index), encoder.view.size, bad=bad, workers=0).data
+    return features, calibrated(encoder, images, features[index], runtime.hardware, seed)
 
 
 class _Unlabelled(ImageView):

@@ -134,7 +134,7 @@ def patches(view: Float[Tensor, "B 3 s s"]) -> Float[Tensor, "9B 3 p p"]:
     corner = torch.arange(GRID, device=view.device) * cell
     rows = corner.unsqueeze(1).expand(-1, GRID).flatten()
     first = torch.stack([rows, corner.repeat(GRID)])  # (2, 9): top and left
-    room = draw_share(lambda all_: torch.randint(cell - size + 1, (2, all_, GRID**2), device=view.device), images, 1)
+    room = draw_share(lambda count: torch.randint(cell - size + 1, (2, count, GRID**2), device=view.device), images, 1)
     pixels = (first.unsqueeze(1) + room).unsqueeze(3) + torch.arange(size, device=view.device)  # (2, B, 9, p)
     image = torch.arange(images, device=view.device).view(-1, 1, 1, 1)
     cut = view[image, :, pixels[0].unsqueeze(3), pixels[1].unsqueeze(2)]  # (B, 9, p, p, 3)

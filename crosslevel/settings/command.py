@@ -58,10 +58,10 @@ class Command:
         return cls._with_others(function.__name__, signature.of_function(function), function.__module__)
 
     @classmethod
-    def _with_others(cls, name: str, signature_: Signature, module: str) -> Command:
-        mark = signature_.marks.get("with_options_of")
+    def _with_others(cls, name: str, declared: Signature, module: str) -> Command:
+        mark = declared.marks.get("with_options_of")
         if mark is None:
-            return cls(name, signature_)
+            return cls(name, declared)
         scope = signature.scope(module)
         assert scope is not None
         assert isinstance(mark.args[0], ast.Name)
@@ -69,7 +69,7 @@ class Command:
         assert definition is not None
         but = _literals(mark)["but"]
         inherited = signature.of_command(definition[0].module, mark.args[0].id)
-        return cls(name, signature_, tuple(a for a in inherited.arguments if a.name not in but))
+        return cls(name, declared, tuple(a for a in inherited.arguments if a.name not in but))
 
     @property
     def summary(self) -> str:

@@ -37,7 +37,7 @@ def method_class(name: Any, named: Mapping[str, str] | None = None) -> str:
         if name not in paths and name not in paths.values():
             raise UserError(refusal("method", name))
         return paths.get(name, name)
-    ours = {name_.lower(): path for name_, path in methods().items()}
+    ours = {title.lower(): path for title, path in methods().items()}
     short = name.rsplit(".", 1)[-1]
     if short.lower() not in ours:
         raise UserError(f"method={name!r} is unknown: {did_you_mean(short, methods())}")

@@ -129,16 +129,16 @@ def prepare(
     start_time = time.monotonic()
     say(console, f"device: {runtime.hardware.reason}")
     reading = data.images.reading
-    bases_ = bases(makers.encoder, makers.cld, makers.views, runtime.seed, reading.channels)
-    bases_.encoder.reads = reads_of(reading)
-    if bases_.encoder.loaded:
-        say(console, f"{bases_.encoder.weights or bases_.encoder.name}: {bases_.encoder.loaded}")
+    base = bases(makers.encoder, makers.cld, makers.views, runtime.seed, reading.channels)
+    base.encoder.reads = reads_of(reading)
+    if base.encoder.loaded:
+        say(console, f"{base.encoder.weights or base.encoder.name}: {base.encoder.loaded}")
     if data.hold_out is None and (resumed or watch is not None):
         data = replace(data, hold_out=0)  # a run that goes on has the number in its settings
     data = replace(data, workers=workers_of(data.workers))
-    feed = _feed(data, bases_.encoder, bases_.views, watch, runtime.seed, console)
+    feed = _feed(data, base.encoder, base.views, watch, runtime.seed, console)
     data = replace(data, hold_out=0 if feed.held_out_images is None else len(feed.held_out_images))
-    components = assemble(bases_, makers.method, feed.length, makers.share_hidden, makers.gh)
+    components = assemble(base, makers.method, feed.length, makers.share_hidden, makers.gh)
     plan = settle(components, steps, feed, _batches(feed, components.views, data, runtime), runtime, data.epoch_size)
     monitor_every = figures_every(plan.optimization.epochs, logging.monitor_every)
     logging = replace(logging, monitor=logging.monitor or usual_monitor(feed.source), monitor_every=monitor_every)

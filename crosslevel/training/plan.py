@@ -40,7 +40,7 @@ class Choices:
         self.choices: list[defaults.Choice] = []
 
     def __call__(self, value: Any, choice: defaults.Choice) -> Any:
-        """The value ``value``, or else the rule's, which is noted."""
+        """Return ``value``, or else the rule's choice, which is noted."""
         if value is not None:
             return value
         self.choices.append(choice)

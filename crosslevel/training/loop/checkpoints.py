@@ -157,11 +157,11 @@ def parts_of(run: Run, state: Mapping[str, Any], check: bool = False) -> Shards 
     name = str(state[SHARDS])
     if Path(name).name != name:
         raise UserError(f"{run.last} names parts elsewhere: {name}")
-    shards_ = _shards().Shards(run.checkpoints / name)
-    damage = shards_.damage() if check else ""
+    opened = _shards().Shards(run.checkpoints / name)
+    damage = opened.damage() if check else ""
     if damage:
-        raise UserError(f"{shards_.folder} is {damage}")
-    return shards_
+        raise UserError(f"{opened.folder} is {damage}")
+    return opened
 
 
 def _shards() -> Any:
