@@ -91,7 +91,7 @@ def test_subsets_in_the_order_in_which_they_hold(here):
     source = parse("photos,fps=2@tracks=9,seed=1@list=my list, 2.txt")
     assert source.subset == (Suffix("tracks", "9,seed=1"), Suffix("list", "my list, 2.txt"))
     assert source.subset[0].parts() == ("9", (Option("seed", "1"),))
-    assert source.base_text == parse("photos,fps=2")
+    assert source.base == parse("photos,fps=2")
     assert source.text == "photos,fps=2@tracks=9,seed=1@list=my list, 2.txt"
     assert source.absolute().text == f"{here}/photos,fps=2@tracks=9,seed=1@list={here}/my list, 2.txt"
     assert source.with_list("part.txt").text == "photos,fps=2@list=my list, 2.txt@list=part.txt"
@@ -153,7 +153,7 @@ def test_nothing_is_lost(text):
         return
     assert source.text == text
     assert parse(source) is source
-    assert dataclasses.replace(source, subset=()) == source.base_text
+    assert dataclasses.replace(source, subset=()) == source.base
     hash(source)
 
 
