@@ -186,14 +186,14 @@ def harmonization(epochs: float) -> tuple[Choice, ...]:
     )
 
 
-def optimizer(modern: bool, usual: str = "sgd") -> Choice:
-    """AdamW for ViTs, ConvNeXts and the like, which are published with it; for the others what is usual for the method.
+def optimizer(modern: bool, preferred: str = "sgd") -> Choice:
+    """AdamW for ViTs, ConvNeXts and the like, which are published with it; for the others what the method prefers.
 
     That is SGD with momentum, but for VICReg LARS: by SGD at 0.06 its loss was infinite after 22 steps.
     """
-    if modern or usual == "sgd":
+    if modern or preferred == "sgd":
         return Choice("optimizer", "adamw" if modern else "sgd", "usual for this family of networks")
-    return Choice("optimizer", usual, "usual for this method")
+    return Choice("optimizer", preferred, "usual for this method")
 
 
 def encoder_rate(pretrained: bool) -> Choice:
