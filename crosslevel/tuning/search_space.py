@@ -99,7 +99,7 @@ def value_at(settings: Mapping[str, Any], name: str) -> Any:
     value = (tree.get("init_args") or {}).get(last) if part == "method" else tree.get(last)
     batch = settings["batch_size"]
     if value is None and name == "optimizer":
-        return defaults.optimizer(is_modern(settings["encoder"]["name"]), chosen(settings).usual_optimizer).value
+        return defaults.optimizer(is_modern(settings["encoder"]["name"]), method_of(settings).usual_optimizer).value
     if value is None and name == "cld.groups":
         return defaults.groups(batch).value
     if value is None and name == "lr":

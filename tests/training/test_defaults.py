@@ -21,8 +21,8 @@ def test_no_rule_reads_a_label_or_a_name():
     rules = [f for _, f in inspect.getmembers(defaults, inspect.isfunction) if f.__module__ == defaults.__name__]
     names = {name for rule in rules for name in inspect.signature(rule).parameters}
     known = {"images", "epochs", "devices", "device", "minutes", "images_a_second", "optimizer", "sgd_rate", "batch"}
-    # The network: whether it starts from weights, and its family; the method: its usual optimizer.
-    known |= {"pretrained", "modern", "usual"}
+    # The network: whether it starts from weights, and its family; the method: the optimizer it prefers.
+    known |= {"pretrained", "modern", "preferred"}
     assert len(rules) >= 9
     assert names <= known | {"steps", "view"}
 
