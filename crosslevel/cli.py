@@ -61,34 +61,34 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _main(arguments: list[str] | None) -> None:
-    given = sys.argv[1:] if arguments is None else arguments
-    if given and given[0] in ("--version", "-V"):
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0] in ("--version", "-V"):
         print(f"crosslevel {__version__}")
         return
-    verb = given[0] if given else "--help"
+    verb = words[0] if words else "--help"
     if verb in ("-h", "--help", "help"):
         print(_overview())
         return
     if verb not in COMMANDS and verb != COMPLETION:
         _unknown(verb)
     with _uncollected(forever=arguments is None):
-        from crosslevel.settings.parser import ending  # noqa: PLC0415
+        from crosslevel.settings.parser import exit_on_error  # noqa: PLC0415
 
-    with ending(f"crosslevel {verb}"):
+    with exit_on_error(f"crosslevel {verb}"):
         if verb == COMPLETION:
-            _completion(given[1:])
+            _completion(words[1:])
         else:
-            _run(verb, given[1:], forever=arguments is None)
+            _run(verb, words[1:], forever=arguments is None)
 
 
-def _run(verb: str, given: list[str], forever: bool) -> None:
+def _run(verb: str, words: list[str], forever: bool) -> None:
     from crosslevel.settings.command import Command  # noqa: PLC0415
     from crosslevel.settings.parser import call, prepared  # noqa: PLC0415
 
     module = COMMANDS[verb][0]
     with _uncollected(forever):
         command = Command.of(module, verb)
-        settings = prepared(command, given)
+        settings = prepared(command, words)
         if settings is None:
             sys.exit(0)
         # Imported when the settings are known to be right: help and refusals wait for nothing.
@@ -114,14 +114,14 @@ def _uncollected(forever: bool) -> Iterator[None]:
             gc.enable()
 
 
-def _completion(rest: list[str]) -> None:
+def _completion(words: list[str]) -> None:
     from crosslevel.settings.completion import HOW, script  # noqa: PLC0415
 
-    if rest[:1] in ([], ["--help"], ["-h"]):
+    if words[:1] in ([], ["--help"], ["-h"]):
         print("usage: crosslevel completion bash|zsh|fish\n")
         print("\n".join(f"  {line}" for line in HOW.values()))
         return
-    print(script(rest[0], COMMANDS))
+    print(script(words[0], COMMANDS))
 
 
 def _unknown(verb: str) -> None:
@@ -133,9 +133,10 @@ def _unknown(verb: str) -> None:
 
 def _overview() -> str:
     width = max(map(len, [*COMMANDS, COMPLETION]))
-    about = [(verb, what) for verb, (_, what) in COMMANDS.items()]
+    verbs = [(verb, summary) for verb, (_, summary) in COMMANDS.items()]
     lines = [
-        f"  {verb:<{width}}  {what}" for verb, what in [*about, (COMPLETION, "verbs and options for a shell's Tab")]
+        f"  {verb:<{width}}  {summary}"
+        for verb, summary in [*verbs, (COMPLETION, "verbs and options for a shell's Tab")]
     ]
     return "\n".join(
         [

@@ -14,10 +14,10 @@ from crosslevel import report
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.loaders.batches import TrainBatches, pack
 from crosslevel.data.open import open_images
-from crosslevel.evaluation.judged import labelled_pair
 from crosslevel.evaluation.protocols import PIXELS, Kind, Row, Subject, knn
 from crosslevel.evaluation.results import COLUMNS, columns, measured, print_table
 from crosslevel.evaluation.scores import Scores
+from crosslevel.evaluation.session import labelled_pair
 from crosslevel.features.extract import Runtime
 from crosslevel.metrics.knn import neighbours
 from crosslevel.models.copies import untrained
@@ -76,8 +76,8 @@ def demo(
     Returns:
         the page.
     """
-    console, began = printer(quiet), time.monotonic()
-    home, hardware = free_folder(Path(folder)), choose(device, precision)
+    console, start_time = printer(quiet), time.monotonic()
+    run_dir, hardware = free_folder(Path(folder)), choose(device, precision)
     if epochs is None:
         epochs, rate = affordable(images, width, hardware)
         more = f"; --epochs {MOST} takes longer and shows more" if epochs < MOST else ""
@@ -85,13 +85,13 @@ def demo(
         console.print(f"{epochs} epochs: {speed}{more}", highlight=False, markup=False)
     shared = [images, f"--epochs={epochs}", f"--encoder.width={width}", f"--seed={seed}", f"--device={device}"]
     shared += [f"--precision={precision}", "--report_html=false"]
-    for name, place in RUNS.items():
-        line = [*shared, *(["--cld.weight=0"] if place == "plain" else []), f"--run={home / place}"]
+    for name, subfolder in RUNS.items():
+        line = [*shared, *(["--cld.weight=0"] if subfolder == "plain" else []), f"--run={run_dir / subfolder}"]
         console.rule(name)
         console.print(f"crosslevel train {shlex.join(line)}", highlight=False, markup=False, style="dim")
         (training or _train)([*line, "--quiet"] if quiet else line)
     console.rule("kNN")
-    encoders = {name: load_encoder(home / place) for name, place in RUNS.items()}
+    encoders = {name: load_encoder(run_dir / subfolder) for name, subfolder in RUNS.items()}
     first = encoders["without CLD"]
     kinds: dict[str, Kind] = {"raw pixels": PIXELS, "untrained encoder": untrained(first, seed), **encoders}
     bank, queries = labelled_pair(images, test)
@@ -101,11 +101,13 @@ def demo(
     limits = "" if subject.split is None else subject.split.describe()
     verdict = verdict_of(row)
     console.print(*filter(None, (limits, verdict)), sep="\n", highlight=False)
-    compared = _blocks(home, row, limits, len(bank), epochs)
-    shown = pages.feature_blocks(encoders["with CLD"], load_cld(home / RUNS["with CLD"]), bank, hardware, seed)
-    minutes = (time.monotonic() - began) / 60
-    subtitle = f"{images} · {hardware.why} · {time.strftime('%Y-%m-%d')} · {minutes:.1f} minutes"
-    page = report.page(home / REPORT, "With and without CLD", [*compared, *shown], subtitle, verdict)
+    compared = _blocks(run_dir, row, limits, len(bank), epochs)
+    feature_blocks = pages.feature_blocks(
+        encoders["with CLD"], load_cld(run_dir / RUNS["with CLD"]), bank, hardware, seed
+    )
+    minutes = (time.monotonic() - start_time) / 60
+    subtitle = f"{images} · {hardware.reason} · {time.strftime('%Y-%m-%d')} · {minutes:.1f} minutes"
+    page = report.page(run_dir / REPORT, "With and without CLD", [*compared, *feature_blocks], subtitle, verdict)
     console.print(f"{minutes:.1f} minutes; look at {page}; next: crosslevel train PATH-TO-YOUR-IMAGES", highlight=False)
     return page
 
@@ -126,23 +128,23 @@ def affordable(
     ``measure`` says what a step takes, as `seconds_a_step` does.
     """
     source, size = open_images(images), Views().size
-    shown = pack(source, size, bad=BadFiles())
+    packed = pack(source, size, bad=BadFiles())
     with torch.random.fork_rng(devices=[]):
         encoder = Encoder("resnet18", True, width)
-    batch = min(MEASURED_WITH, len(shown))
-    seconds = measure(encoder, Views(size=size), TrainBatches(shown, batch, seed=0, bad=BadFiles()), hardware)
-    epochs = defaults.affordable_epochs(MINUTES / 2, batch / seconds, len(shown)).value
+    batch = min(MEASURED_WITH, len(packed))
+    seconds = measure(encoder, Views(size=size), TrainBatches(packed, batch, seed=0, bad=BadFiles()), hardware)
+    epochs = defaults.affordable_epochs(MINUTES / 2, batch / seconds, len(packed)).value
     return max(LEAST, min(MOST, int(epochs))), batch / seconds
 
 
 def free_folder(folder: Path) -> Path:
     """``folder``, or the same name with the first number that is free."""
     tries = [folder, *(folder.with_name(f"{folder.name}-{n}") for n in range(2, 10_000))]
-    return next(place for place in tries if not place.exists())
+    return next(candidate for candidate in tries if not candidate.exists())
 
 
-def _blocks(home: Path, row: Row, limits: str, images: int, epochs: int) -> list[report.Block]:
-    """What was compared, the table, the curves, and what to do next."""
+def _blocks(run_dir: Path, row: Row, limits: str, images: int, epochs: int) -> list[report.Block]:
+    """The page's blocks: the comparison, the table, the curves, and next steps."""
     names = columns(row)
     return [
         report.text(
@@ -154,8 +156,8 @@ def _blocks(home: Path, row: Row, limits: str, images: int, epochs: int) -> list
             "kNN accuracy, %",
             ["features", *(COLUMNS[name] for name in names)],
             [
-                [kind, *(measured(judged.figures, judged.intervals, name) for name in names)]
-                for kind, judged in row.items()
+                [kind, *(measured(scores.figures, scores.intervals, name) for name in names)]
+                for kind, scores in row.items()
             ],
             note=f"±: half of the 95 % interval, by bootstrap over the test images. {limits}",
         ),
@@ -163,23 +165,23 @@ def _blocks(home: Path, row: Row, limits: str, images: int, epochs: int) -> list
             "Next, on your own folder",
             ["crosslevel train PHOTOS --run runs/photos", "crosslevel embed runs/photos PHOTOS -o features.parquet"],
         ),
-        *pages.curve_blocks({name: home / place for name, place in RUNS.items()}),
+        *pages.curve_blocks({name: run_dir / subfolder for name, subfolder in RUNS.items()}),
     ]
 
 
 def verdict_of(row: Row) -> str:
-    """What the balanced accuracies show, in sentences: CLD against none, and both against raw pixels.
+    """Summarize the balanced accuracies in sentences: CLD against none, and both against raw pixels.
 
     A difference within the interval of both (the root of the sum of their halves' squares, as of two measurements that
     do not depend on each other; on the same images theirs do, so that the true one is narrower) is not called one.
     """
     plain, cld, pixels = (row[name] for name in ("without CLD", "with CLD", "raw pixels"))
     gain, margin = _difference(cld, plain)
-    both = f"{cld.figures['balanced']:.1f} % against {plain.figures['balanced']:.1f} %"
-    said = f"{abs(gain):.1f} points {'higher' if gain > 0 else 'lower'} (±{margin:.1f})"
+    accuracies = f"{cld.figures['balanced']:.1f} % against {plain.figures['balanced']:.1f} %"
+    comparison = f"{abs(gain):.1f} points {'higher' if gain > 0 else 'lower'} (±{margin:.1f})"
     if abs(gain) <= margin:
-        said = f"not different beyond chance ({gain:+.1f} ±{margin:.1f})"
-    sentences = [f"With CLD, balanced accuracy is {said}: {both}."]
+        comparison = f"not different beyond chance ({gain:+.1f} ±{margin:.1f})"
+    sentences = [f"With CLD, balanced accuracy is {comparison}: {accuracies}."]
     for name in ("with CLD", "without CLD"):
         over, around = _difference(row[name], pixels)
         if over <= around:
@@ -189,6 +191,6 @@ def verdict_of(row: Row) -> str:
 
 
 def _difference(first: Scores, second: Scores) -> tuple[float, float]:
-    """Of the balanced accuracies, and half of its 95 % interval."""
+    """The difference of balanced accuracies, and half of its 95 % interval."""
     halves = [(high - low) / 2 for low, high in (s.intervals["balanced"] for s in (first, second) if s.intervals)]
     return first.figures["balanced"] - second.figures["balanced"], math.hypot(*halves)

@@ -78,8 +78,8 @@ class Run:
     def __str__(self) -> str:
         return str(self.path) if self.stored is None else self.stored.address
 
-    def shown(self, file: Path) -> str:
-        """What one of its files is called."""
+    def display_path(self, file: Path) -> str:
+        """The path or address of one of the run's files."""
         return str(file) if self.stored is None else f"{self}/{file.relative_to(self.path).as_posix()}"
 
     def send(self) -> None:
@@ -121,13 +121,13 @@ class Run:
     def keep_images(self, images: Images | ImageStream) -> None:
         """Note which images the run begins with; of a stream nobody knows."""
         if isinstance(images, Images):
-            files.write(self.images, json.dumps(_known(images)))
+            files.write(self.images, json.dumps(_image_state(images)))
 
     def changed_images(self, images: Images | ImageStream) -> str:
         """How the images differ from those that the run began with; empty where they do not."""
         if not (isinstance(images, Images) and self.images.is_file()):
             return ""
-        now = _known(images)
+        now = _image_state(images)
         try:
             before = json_tree(self.images.read_text(encoding="utf-8"))
             then = f"{before['images']:,}"
@@ -173,16 +173,16 @@ class Run:
 
     def load_branches(self) -> dict[str, nn.Module]:
         """The heads of the branches that the run kept, by name: features (B, D) to what its losses compare."""
-        found: dict[str, nn.Module] = {}
+        branches: dict[str, nn.Module] = {}
         if self.instance.is_file():
-            found["instance branch"] = self._instance_head()
+            branches["instance branch"] = self._instance_head()
         if self.cld.is_file():
-            found["group branch"] = self.load_cld().branch
-        return found
+            branches["group branch"] = self.load_cld().branch
+        return branches
 
     def _instance_head(self) -> nn.Sequential:
-        state, about = load_safetensors(self.instance)
-        kind = next((head for head in get_args(Head) if head == about.get("head")), None)
+        state, metadata = load_safetensors(self.instance)
+        kind = next((head for head in get_args(Head) if head == metadata.get("head")), None)
         if kind is None:
             raise UserError(f"{self.instance} does not say which head it holds: Crosslevel did not write it")
         return rebuilt_head(kind, state)
@@ -190,13 +190,14 @@ class Run:
     def next_commands(
         self, images: str, labelled: bool, data_root: str | None, crops: Crops | None = None
     ) -> list[str]:
-        """What a user would do with the run."""
+        """Commands to continue with the run."""
         run, source = shlex.quote(str(self)), shlex.quote(images)
-        where = "" if data_root is None else f" --data-root {shlex.quote(data_root)}"
-        where += "" if crops is None else f" {crops.options()}"
+        options = "" if data_root is None else f" --data-root {shlex.quote(data_root)}"
+        options += "" if crops is None else f" {crops.options()}"
+        tested = source if labelled else "LABELLED_IMAGES"
         return [
-            f"crosslevel embed {run} {source} -o features.parquet{where}",
-            f"crosslevel evaluate {run} {source if labelled else 'LABELLED_IMAGES'} --test LABELLED_TEST_IMAGES{where}",
+            f"crosslevel embed {run} {source} -o features.parquet{options}",
+            f"crosslevel evaluate {run} {tested} --test LABELLED_TEST_IMAGES{options}",
         ]
 
 
@@ -223,23 +224,23 @@ def claimed(run: str | None, name: str, resume: str | None, rank: int) -> Iterat
         yield Run(resume or run or os.environ[RUN_VARIABLE]) if stored is None else Run(stored.folder, stored)
         return
     if stored is not None:
-        chosen = Run(stored.folder, stored)
+        claimed_run = Run(stored.folder, stored)
     else:
-        chosen = Run(resume) if resume is not None else Run(run) if run is not None else _free(name)
+        claimed_run = Run(resume) if resume is not None else Run(run) if run is not None else _free(name)
     if resume is None:
-        _refuse_used(chosen)
-    with folder_lock(chosen.path, "crosslevel train"):
+        _refuse_used(claimed_run)
+    with folder_lock(claimed_run.path, "crosslevel train"):
         if stored is not None and resume is not None:
             stored.fetch()
         elif stored is not None:
             stored.clear()
         if resume is None:
-            _refuse_used(chosen)  # by who held it until now
-        os.environ[RUN_VARIABLE] = str(chosen)
+            _refuse_used(claimed_run)  # by who held it until now
+        os.environ[RUN_VARIABLE] = str(claimed_run)
         if call := torchrun_call():
-            files.write(chosen.launch, call.name)
-        yield chosen
-        chosen.send()
+            files.write(claimed_run.launch, call.name)
+        yield claimed_run
+        claimed_run.send()
 
 
 def _stored(run: str | None) -> StoredFolder | None:
@@ -262,9 +263,9 @@ def restarted(run: str | None, resume: str | None, world: World) -> str | None:
         raise UserError("several commands train one run: give it a name that all of them know: --run runs/NAME")
     if world.nodes > 1:
         warn_of_restarts()
-    given = resume or run or ""
-    if by_torchrun() and is_remote(given):
-        raise UserError(f"{given}: torchrun's processes share a folder: leave it out, and give --devices and --nodes")
+    address = resume or run or ""
+    if by_torchrun() and is_remote(address):
+        raise UserError(f"{address}: torchrun's processes share a folder: leave it out, and give --devices and --nodes")
     if resume is None and run is not None and _goes_on(run):
         return run
     return resume
@@ -273,7 +274,7 @@ def restarted(run: str | None, resume: str | None, world: World) -> str | None:
 def _goes_on(run: str) -> bool:
     """Whether this start of a training's processes goes on with what a former one has left."""
     call = torchrun_call()
-    if call is not None and not (call.chosen or attempt() > 0):
+    if call is not None and not (call.is_users_own or attempt() > 0):
         return False
     return has_checkpoint(run) and (attempt() > 0 if call is None else _launched_by(Run(run)) == call.name)
 
@@ -298,8 +299,8 @@ def load_branches(folder: str | os.PathLike[str]) -> dict[str, nn.Module]:
 
 
 def _refuse_used(run: Run) -> None:
-    there = run.holds_something() if run.stored is None else any(map(_lost, run.stored.listed()))
-    if there:
+    is_used = run.holds_something() if run.stored is None else any(map(_lost, run.stored.listed()))
+    if is_used:
         raise UserError(f"--run {run}: it already holds a run: give another folder, or --resume {run}")
 
 
@@ -313,7 +314,7 @@ def _free(name: str) -> Run:
     return next(run for run in tries if not run.holds_something() and holder(run.path) is None)
 
 
-def _known(images: Images) -> dict[str, Any]:
+def _image_state(images: Images) -> dict[str, Any]:
     digest = hashlib.sha256()
     for path in images.paths:
         digest.update(f"{path}\0".encode(errors="surrogateescape"))

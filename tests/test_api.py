@@ -99,7 +99,7 @@ def test_a_search_takes_the_settings_of_train_as_arguments_of_its_own(photos):
     command = Command.of("crosslevel.tuning.tune", "tune")
     line = [str(photos), "--budget=3", "--epochs=2", "--method=MoCo", "--method.queue=64", "--encoder.width=0.5"]
     settings = prepared(command, line)
-    theirs = {argument.name: plain(settings[argument.name]) for argument in command.others}
+    theirs = {argument.name: plain(settings[argument.name]) for argument in command.inherited}
     method = {"class_path": "MoCo", "init_args": {"queue": 64}}
     ours = completed(tune, (photos,), {"budget": 3, "epochs": 2, "method": method, "encoder": {"width": 0.5}})
     assert ours.pop("settings") == theirs

@@ -24,7 +24,7 @@ from crosslevel.models.encoder import Encoder
 from crosslevel.models.start.pretrained import is_named
 from crosslevel.settings.command import Command
 from crosslevel.settings.parser import prepared, read_line
-from crosslevel.settings.parts import made
+from crosslevel.settings.parts import as_argument
 
 TINY = {"epochs": 1, "batch_size": 8, "device": "cpu", "workers": 0, "monitor_every": 0, "report_html": False}
 PARTS = {"encoder": {"name": "resnet18", "width": 0.0625}, "cld": {"groups": 4}, "views": {"size": 16}}
@@ -118,7 +118,7 @@ def test_a_command_is_read_whole_and_its_files_are_there(scratch, words):
         pytest.skip("needs PyAV: pip install 'crosslevel[video]'")
     command = Command.of(COMMANDS[words[0]][0], words[0])
     settings = prepared(command, words[1:])
-    ours = {part.name: made(part, settings[part.name]) for part in command.arguments if part.name in settings}
+    ours = {part.name: as_argument(part, settings[part.name]) for part in command.arguments if part.name in settings}
     for name in ("images", "test"):
         source = settings.get(name)
         if source is None or source.startswith("turntable"):

@@ -1,6 +1,7 @@
 """The house's measures: what a newcomer can read in one go."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -16,6 +17,11 @@ INSTEAD = (
 )
 
 
+@functools.cache
+def parsed(file):
+    return ast.parse(file.read_text())
+
+
 def lines(node):
     """All lines of a function but those of its docstring: decorators, signature, blank lines and comments as well.
 
@@ -28,6 +34,80 @@ def lines(node):
         return node.end_lineno - first + 1
     first = min([node.lineno, *(mark.lineno for mark in node.decorator_list)])
     return node.end_lineno - first + 1 - (node.body[0].end_lineno - node.body[0].lineno + 1 if said else 0)
+
+
+VAGUE = {
+    "about": ("metadata", 1),
+    "apart": ("distance, gap, or what is split", 0),
+    "asked": ("requested, queries", 0),
+    "began": ("start_time", 0),
+    "begun": ("started", 0),
+    "beside": ("second, baselines, reference", 3),
+    "both": ("pair, joined", 0),
+    "chosen": ("selected, indices, mask", 3),
+    "drawn": ("sampled, parameters", 0),
+    "ending": ("extension, suffix", 0),
+    "everyone": ("gathered", 0),
+    "everything": ("all_images, or all of what", 0),
+    "found": ("matches, result, indices", 0),
+    "given": ("settings, value, options", 0),
+    "gone": ("removed, missing", 0),
+    "held": ("held_out, buffer, current", 0),
+    "home": ("run_dir, folder", 0),
+    "kept": ("cached, mask, selected", 0),
+    "known": ("existing, cached, choices", 2),
+    "looked": ("scanned, result", 0),
+    "looks": ("findings", 0),
+    "made": ("result, image, array", 0),
+    "members": ("indices, rows, entries", 2),
+    "mine": ("own, local, shard", 0),
+    "named": ("names, by_name, columns", 1),
+    "others": ("remaining, baselines, rest of what", 1),
+    "own": ("first, local, source", 0),
+    "parts": ("chunks, sections, components", 5),
+    "place": ("offset, index, position, path, device", 0),
+    "places": ("offsets, indices, positions", 0),
+    "said": ("message, output", 0),
+    "seen": ("visited, finite, features", 0),
+    "shown": ("displayed, selected, images", 0),
+    "some": ("sample, subset, chunk", 0),
+    "taken": ("used, selected", 0),
+    "theirs": ("reference, stored", 0),
+    "there": ("available, existing, present, path", 0),
+    "told": ("message, yielded, status", 0),
+    "tried": ("candidates", 0),
+    "usual": ("default", 0),
+    "wanted": ("requested, target, expected", 0),
+    "what": ("kind, description, or the thing itself", 0),
+    "whole": ("complete, full, unsharded", 0),
+    "why": ("reason", 0),
+}
+"""Names that say nothing: what to say instead, and how many bindings are left. A number may only fall."""
+
+
+NAMES = dict.fromkeys((ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler, ast.MatchAs), "name")
+NAMES |= {ast.Name: "id", ast.Attribute: "attr", ast.arg: "arg", ast.alias: "asname"}
+
+
+def bindings(tree):
+    """Name and line of all that a file names: variables, arguments, attributes, functions, classes and imports."""
+    for node in ast.walk(tree):
+        field = NAMES.get(type(node))
+        if field and not isinstance(getattr(node, "ctx", None), ast.Load) and (name := getattr(node, field)):
+            yield name, node.lineno
+
+
+def test_names_are_the_fields_words():
+    """A bare name such as ``found`` says that something was found, and not what it is."""
+    uses = {word: [] for word in VAGUE}
+    for file in FILES:
+        for name, line in bindings(parsed(file)):
+            if not name.isupper() and (word := name.strip("_").lower()) in VAGUE:
+                uses[word].append(f"{file.relative_to(ROOT)}:{line}")
+    for word, (better, budget) in VAGUE.items():
+        count = len(uses[word])
+        assert count <= budget, f"{word!r} says nothing: say {better}, at one of {', '.join(uses[word])}"
+        assert count == budget, f"{word!r} is left {count} times: lower its number from {budget}"
 
 
 def test_no_folder_has_more_than_twelve_files():
@@ -70,7 +150,7 @@ def test_no_file_and_no_function_is_too_long(folder):
         length = text.count("\n")
         if length > LINES:
             too_long.append(f"{file.relative_to(ROOT)}: {length} lines")
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parsed(file)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and lines(node) > FUNCTION:
                 too_long.append(f"{file.relative_to(ROOT)}: {node.name} has {lines(node)} lines")
     assert not too_long

@@ -53,7 +53,7 @@ def main() -> None:
         write(file, arguments.rows)
         table = open_table(file)
         keys, began = table.features, time.process_time()
-        truth = exact(queries, keys, K).places.numpy()
+        truth = exact(queries, keys, K).indices.numpy()
         together = 1000 * (time.process_time() - began) / QUERIES
         one = single(lambda x: exact(x, keys, K), queries[:20])
         lines.append(f"| every row compared | - | 1.000 | {together:.2f} | {one:.1f} | 1x |")
@@ -110,7 +110,7 @@ def usearch(table, queries, truth, base) -> str:
     index = opened_index(table, printer())
     built = time.process_time() - began
     return row(
-        "crosslevel search's index (usearch, HNSW, float16)", built, lambda x: index.search(x, K).places.numpy(),
+        "crosslevel search's index (usearch, HNSW, float16)", built, lambda x: index.search(x, K).indices.numpy(),
         queries, truth, base,
     )[1]  # fmt: skip
 

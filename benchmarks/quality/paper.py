@@ -32,7 +32,7 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.loaders.batches import pack
 from crosslevel.data.open import open_images
 from crosslevel.data.subsets.select import long_tailed
-from crosslevel.evaluation.judged import labelled_pair
+from crosslevel.evaluation.session import labelled_pair
 from crosslevel.features.extract import extract
 from crosslevel.metrics.knn import weighted_knn
 from crosslevel.models.encoder import load_encoder

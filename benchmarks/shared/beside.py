@@ -90,4 +90,4 @@ def median(values: list[float]) -> float:
 
 def machine() -> str:
     """One line for every table."""
-    return f"{choose().why}; torch {torch.__version__}"
+    return f"{choose().reason}; torch {torch.__version__}"

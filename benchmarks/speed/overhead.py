@@ -89,7 +89,7 @@ def build(arguments: argparse.Namespace, name: str, grouping: str | None) -> Cal
     whole.to(memory_format=torch.channels_last)
     views = Views("cifar", arguments.size).to(hardware.device)
     views.count, views.small, views.plain = method.views, method.small_views, method.plain_views
-    optimizer = torch.optim.SGD(parameter_groups(whole, 5e-4, everything=True), lr=0.01, momentum=0.9)
+    optimizer = torch.optim.SGD(parameter_groups(whole, 5e-4, decay_all=True), lr=0.01, momentum=0.9)
     images = noise(arguments.batch_size, arguments.size).data.to(hardware.device)
     index = torch.arange(arguments.batch_size, device=hardware.device)
 

@@ -175,35 +175,35 @@ def _initial(
     distinct = points if distinct is None else distinct
     match init:
         case "first":
-            first, seen = points[:, :groups], distinct[:, :groups]
+            first, compared = points[:, :groups], distinct[:, :groups]
         case "random" | "kmeans++":
             if init == "random":
-                chosen = [torch.randperm(points.shape[1], generator=generator)[:groups] for _ in points]
+                indices = [torch.randperm(points.shape[1], generator=generator)[:groups] for _ in points]
             else:
-                chosen = [_plus_plus(view, groups, generator) for view in points]
-            index = torch.stack(chosen).to(points.device)[..., None]
-            first, seen = points.take_along_dim(index, 1), distinct.take_along_dim(index, 1)
+                indices = [_plus_plus(view, groups, generator) for view in points]
+            index = torch.stack(indices).to(points.device)[..., None]
+            first, compared = points.take_along_dim(index, 1), distinct.take_along_dim(index, 1)
         case _:
             raise UserError(f"init={init!r} is not one of first, random, kmeans++")
-    if seen.device.type != "mps":  # which has no float64
+    if compared.device.type != "mps":  # which has no float64
         # Reduced-precision matrix products on a GPU would make neighbours look the same.
-        seen = seen.double()
-    repeated = (seen @ seen.mT > 1 - _SAME).tril(-1).any(2)
+        compared = compared.double()
+    repeated = (compared @ compared.mT > 1 - _SAME).tril(-1).any(2)
     return _Seeds(first, ~repeated)
 
 
 def _plus_plus(points: Tensor, groups: int, generator: torch.Generator | None) -> Tensor:
     # The random numbers are drawn at once on the CPU: the same seed gives the same groups on every device.
     draws = torch.rand(groups, generator=generator, dtype=torch.float64).to(points.dtype).to(points.device)
-    chosen = torch.empty(groups, dtype=torch.long, device=points.device)
-    chosen[0] = (draws[0] * len(points)).long().clamp(max=len(points) - 1)
+    indices = torch.empty(groups, dtype=torch.long, device=points.device)
+    indices[0] = (draws[0] * len(points)).long().clamp(max=len(points) - 1)
     distance = torch.full((len(points),), torch.inf, dtype=points.dtype, device=points.device)
     for j in range(1, groups):
-        newest = points.index_select(0, chosen[j - 1 : j]).squeeze(0)
+        newest = points.index_select(0, indices[j - 1 : j]).squeeze(0)
         distance = torch.minimum(distance, (1 - points @ newest).clamp(min=0))
         mass = torch.where(distance > _SAME, distance, 0).cumsum(0)
-        chosen[j] = torch.searchsorted(mass, draws[j : j + 1] * mass[-1], right=True).clamp(max=len(points) - 1)[0]
-    return chosen
+        indices[j] = torch.searchsorted(mass, draws[j : j + 1] * mass[-1], right=True).clamp(max=len(points) - 1)[0]
+    return indices
 
 
 def _lloyd(points: Tensor, seeds: _Seeds, iterations: int) -> Tensor:

@@ -107,8 +107,8 @@ class Harmonization(nn.Module):
         ramp = RAMP if self.ramp_epochs is None else self.ramp_epochs
         done = (epoch - (self.warmup_epochs or 0.0)) / max(ramp, 1e-9)
         self.ramp = done.clamp(0.0, 1.0) if isinstance(done, Tensor) else min(1.0, max(0.0, done))
-        whole = epoch / (self.update_epochs or UPDATE)
-        span = whole.floor() if isinstance(whole, Tensor) else float(math.floor(whole))
+        spans = epoch / (self.update_epochs or UPDATE)
+        span = spans.floor() if isinstance(spans, Tensor) else float(math.floor(spans))
         # On the device: no step reads whether a span ended.
         over = (self.span < span) & (self.counted.sum() > 0)
         self.shares.copy_(torch.where(over, self.counted / self.counted.sum().clamp(min=1), self.shares))
@@ -119,14 +119,14 @@ class Harmonization(nn.Module):
         """The loss of two views' unit features, float32 under any autocast; it counts the first view."""
         with torch.autocast(z_a.device.type, enabled=False):
             t = self.similarities(torch.stack([z_a, z_b]))
-            everyone = gather(t.detach().transpose(0, 1)).transpose(0, 1)
+            gathered = gather(t.detach().transpose(0, 1)).transpose(0, 1)
             # A category that no image was counted for has no share: at 0 no scaling would reach it.
             shares = self.shares.clamp(min=EMPTY)
-            labels = sinkhorn(everyone, 1 / self.sharpness, self.iterations, shares / shares.sum())
+            labels = sinkhorn(gathered, 1 / self.sharpness, self.iterations, shares / shares.sum())
             local_labels = labels[:, rank() * len(z_a) :][:, : len(z_a)]
             loss = -(local_labels.flip(0) * F.log_softmax(t / self.temperature, dim=2)).sum(2).mean(1).sum()
         if self.training:
-            self.count(everyone[0])
+            self.count(gathered[0])
         return self.ramp * loss
 
     def similarities(self, z: Float[Tensor, "*V B d"]) -> Float[Tensor, "*V B K"]:

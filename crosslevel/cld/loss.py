@@ -26,7 +26,7 @@ On = Literal["own", "instance", "shared"]
 
 
 class StepStats(NamedTuple):
-    """What the last step saw, detached, for logs and pictures.
+    """The groups of the last step, detached, for logs and pictures.
 
     ``a``, ``b``: the groups of either view. ``agreement``: the share of instances, in [0, 1], whose most
     similar group in the other view is the one that the view's own grouping put them in.
@@ -144,10 +144,10 @@ class CrossLevel(nn.Module):
                 (groups.sizes == 0).flip(0).unsqueeze(1), -torch.inf
             )
             # Each view's images are to find their groups of the other view.
-            wanted = self._mine(groups).flip(0).flatten()
-            loss = F.cross_entropy(logits.flatten(0, 1), wanted)
+            targets = self._assignment_of_rank(groups).flip(0).flatten()
+            loss = F.cross_entropy(logits.flatten(0, 1), targets)
         with torch.no_grad():
-            agreement = (logits.detach().flatten(0, 1).argmax(1) == wanted).float().mean()
+            agreement = (logits.detach().flatten(0, 1).argmax(1) == targets).float().mean()
             a, b = groups.unbind()
             self.last = StepStats(_detached(a), _detached(b), agreement)
         return loss
@@ -165,7 +165,7 @@ class CrossLevel(nn.Module):
         method = spherical_kmeans if self.grouping == "kmeans" else normalized_cut
         return method(points, k, self.iterations, self.init, self.generator, self.normalize_centroids)
 
-    def _mine(self, groups: Groups) -> Tensor:
+    def _assignment_of_rank(self, groups: Groups) -> Tensor:
         """This rank's part of a gathered assignment."""
         if not self.gather:
             return groups.assignment

@@ -42,25 +42,25 @@ def choose(features: Float[Tensor, "N D"], n: int, how: How = "balanced", seed: 
     unit, generator = F.normalize(features, dim=1), seeded(seed)
     if n >= len(unit):
         return torch.arange(len(unit))
-    made: dict[str, Callable[[], Tensor]] = {
+    strategies: dict[str, Callable[[], Tensor]] = {
         "balanced": lambda: balanced(unit, n, generator),
         "diverse": lambda: farthest_first(unit, n),
         "covering": lambda: facility_location(unit, n, generator),
         "random": lambda: torch.randperm(len(unit), generator=generator)[:n],
     }
-    return made[how]()
+    return strategies[how]()
 
 
 def farthest_first(unit: Float[Tensor, "N D"], n: int) -> Int64[Tensor, " n"]:
     """Begin in the middle, and take again and again what is farthest from all that was taken."""
-    chosen = [int((unit @ unit.mean(0)).argmax())]
-    nearest = unit @ unit[chosen[0]]
-    while len(chosen) < n:
-        nearest[chosen[-1]] = math.inf
-        chosen.append(int(nearest.argmin()))
-        nearest = torch.maximum(nearest, unit @ unit[chosen[-1]])
-        nearest[chosen] = math.inf
-    return torch.tensor(chosen)
+    indices = [int((unit @ unit.mean(0)).argmax())]
+    nearest = unit @ unit[indices[0]]
+    while len(indices) < n:
+        nearest[indices[-1]] = math.inf
+        indices.append(int(nearest.argmin()))
+        nearest = torch.maximum(nearest, unit @ unit[indices[-1]])
+        nearest[indices] = math.inf
+    return torch.tensor(indices)
 
 
 def facility_location(unit: Float[Tensor, "N D"], n: int, generator: torch.Generator) -> Int64[Tensor, " n"]:
@@ -69,27 +69,27 @@ def facility_location(unit: Float[Tensor, "N D"], n: int, generator: torch.Gener
     Stochastic greedy: each step adds the best of N / n * ln(100) random candidates. Where there are more than
     `COVERED` features, the sum is over that many random ones.
     """
-    asked = unit[torch.randperm(len(unit), generator=generator)[:COVERED]]
-    best, left = torch.full((len(asked),), -1.0), torch.ones(len(unit), dtype=torch.bool)
-    candidates, chosen = math.ceil(len(unit) / n * math.log(100)), []
+    covered = unit[torch.randperm(len(unit), generator=generator)[:COVERED]]
+    best, available = torch.full((len(covered),), -1.0), torch.ones(len(unit), dtype=torch.bool)
+    candidate_count, indices = math.ceil(len(unit) / n * math.log(100)), []
     for _ in range(n):
-        some = left.nonzero().flatten()
-        some = some[torch.randperm(len(some), generator=generator)[:candidates]]
-        gain = [((part @ asked.T) - best).clamp(min=0).sum(1) for part in unit[some].split(1024)]
-        row = int(some[torch.cat(gain).argmax()])
-        best, left[row] = torch.maximum(best, asked @ unit[row]), False
-        chosen.append(row)
-    return torch.tensor(chosen)
+        candidates = available.nonzero().flatten()
+        candidates = candidates[torch.randperm(len(candidates), generator=generator)[:candidate_count]]
+        gain = [((part @ covered.T) - best).clamp(min=0).sum(1) for part in unit[candidates].split(1024)]
+        row = int(candidates[torch.cat(gain).argmax()])
+        best, available[row] = torch.maximum(best, covered @ unit[row]), False
+        indices.append(row)
+    return torch.tensor(indices)
 
 
 def balanced(unit: Float[Tensor, "N D"], n: int, generator: torch.Generator) -> Int64[Tensor, " n"]:
-    """The same share of each branch of a hierarchy of clusters, from its top down to single features."""
+    """Sample evenly from each branch of a hierarchy of clusters, from its top down to single features."""
     levels = hierarchy(unit, n, generator)
     owner = levels[0]
     for above in levels[1:]:
         owner = above[owner]
     shares = even_shares(owner.bincount(minlength=int(owner.max()) + 1), n)
-    return _drawn(unit, levels, torch.arange(len(unit)), owner, shares, len(levels) - 1, generator)
+    return _sampled(unit, levels, torch.arange(len(unit)), owner, shares, len(levels) - 1, generator)
 
 
 def hierarchy(unit: Float[Tensor, "N D"], n: int, generator: torch.Generator) -> list[Int64[Tensor, " k"]]:
@@ -115,16 +115,16 @@ def even_shares(sizes: Int64[Tensor, " k"], n: int) -> Int64[Tensor, " k"]:
         open_ = (shares < sizes).nonzero().flatten()
         each = n // len(open_)
         if not each:
-            most = (sizes - shares)[open_].argsort(descending=True, stable=True)[:n]
-            shares[open_[most]] += 1
+            largest = (sizes - shares)[open_].argsort(descending=True, stable=True)[:n]
+            shares[open_[largest]] += 1
             break
-        given = torch.minimum(sizes[open_] - shares[open_], torch.tensor(each))
-        shares[open_] += given
-        n -= int(given.sum())
+        granted = torch.minimum(sizes[open_] - shares[open_], torch.tensor(each))
+        shares[open_] += granted
+        n -= int(granted.sum())
     return shares
 
 
-def _drawn(
+def _sampled(
     unit: Float[Tensor, "N D"],
     levels: list[Int64[Tensor, " k"]],
     rows: Int64[Tensor, " M"],
@@ -134,28 +134,28 @@ def _drawn(
     generator: torch.Generator,
 ) -> Int64[Tensor, " n"]:
     """Draw ``shares[c]`` of the rows of each cluster c of ``level``; ``owner[i]`` is the cluster of ``rows[i]``."""
-    chosen = []
+    samples = []
     for cluster in shares.nonzero().flatten().tolist():
-        members = rows[owner == cluster]
+        cluster_rows = rows[owner == cluster]
         if level == 0:
-            chosen.append(_of_leaf(unit, members, int(shares[cluster]), generator))
+            samples.append(_of_leaf(unit, cluster_rows, int(shares[cluster]), generator))
             continue
-        below = levels[0][members]
+        children = levels[0][cluster_rows]
         for deeper in levels[1:level]:
-            below = deeper[below]
-        parts = even_shares(below.bincount(minlength=int(below.max()) + 1), int(shares[cluster]))
-        chosen.append(_drawn(unit, levels, members, below, parts, level - 1, generator))
-    return torch.cat(chosen)
+            children = deeper[children]
+        child_shares = even_shares(children.bincount(minlength=int(children.max()) + 1), int(shares[cluster]))
+        samples.append(_sampled(unit, levels, cluster_rows, children, child_shares, level - 1, generator))
+    return torch.cat(samples)
 
 
 def _of_leaf(
-    unit: Float[Tensor, "N D"], members: Int64[Tensor, " M"], n: int, generator: torch.Generator
+    unit: Float[Tensor, "N D"], cluster_rows: Int64[Tensor, " M"], n: int, generator: torch.Generator
 ) -> Int64[Tensor, " n"]:
     """The one in the middle, and random ones."""
-    middle = int((unit[members] @ unit[members].mean(0)).argmax())
-    others = torch.cat([members[:middle], members[middle + 1 :]])
-    drawn = others[torch.randperm(len(others), generator=generator)[: n - 1]]
-    return torch.cat([members[middle : middle + 1], drawn])
+    middle = int((unit[cluster_rows] @ unit[cluster_rows].mean(0)).argmax())
+    remaining = torch.cat([cluster_rows[:middle], cluster_rows[middle + 1 :]])
+    sampled = remaining[torch.randperm(len(remaining), generator=generator)[: n - 1]]
+    return torch.cat([cluster_rows[middle : middle + 1], sampled])
 
 
 def _clustered(
@@ -163,26 +163,29 @@ def _clustered(
 ) -> tuple[Int64[Tensor, " N"], Float[Tensor, "k D"]]:
     """K-means, repeated on as many points from each cluster: clusters follow the support, and not the density."""
     sample, x = points, points.numpy()
-    made = _kmeans(sample, count, generator)
+    kmeans = _kmeans(sample, count, generator)
     for _ in range(RESAMPLED):
-        owner = torch.from_numpy(made.predict(x)).long()
+        owner = torch.from_numpy(kmeans.predict(x)).long()
         each = max(1, len(points) // (2 * count))
         sample = torch.cat(
-            [_closest(points, torch.from_numpy(made.cluster_centers_), owner, c, each) for c in owner.unique().tolist()]
+            [
+                _closest(points, torch.from_numpy(kmeans.cluster_centers_), owner, c, each)
+                for c in owner.unique().tolist()
+            ]
         )
         if len(sample) <= count:
             break
-        made = _kmeans(sample, count, generator)
-    owner = torch.from_numpy(made.predict(x)).long()
+        kmeans = _kmeans(sample, count, generator)
+    owner = torch.from_numpy(kmeans.predict(x)).long()
     used, owner = owner.unique(return_inverse=True)
-    return owner, F.normalize(torch.from_numpy(made.cluster_centers_)[used].float(), dim=1)
+    return owner, F.normalize(torch.from_numpy(kmeans.cluster_centers_)[used].float(), dim=1)
 
 
 def _closest(
     points: Float[Tensor, "N D"], centres: Float[Tensor, "k D"], owner: Int64[Tensor, " N"], cluster: int, each: int
 ) -> Float[Tensor, "m D"]:
-    own = points[owner == cluster]
-    return own[(own - centres[cluster].float()).square().sum(1).argsort(stable=True)[:each]]
+    cluster_points = points[owner == cluster]
+    return cluster_points[(cluster_points - centres[cluster].float()).square().sum(1).argsort(stable=True)[:each]]
 
 
 def _kmeans(points: Float[Tensor, "N D"], count: int, generator: torch.Generator) -> KMeans | MiniBatchKMeans:

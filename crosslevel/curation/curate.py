@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from crosslevel.curation.choose import How, choose
-from crosslevel.curation.looks import Looks, looks
+from crosslevel.curation.findings import Findings, findings_of
 from crosslevel.curation.page import write_page
 from crosslevel.data.bad_files import escaped
 from crosslevel.data.uri import parse
@@ -29,7 +29,7 @@ from crosslevel.utils.marks import verb
 
 
 class Curated(NamedTuple):
-    """What was chosen, in that order, and of every other image why it was not."""
+    """The chosen images in order, and the reason why each other image was left out."""
 
     paths: list[str]
     left_out: dict[str, str]
@@ -85,31 +85,34 @@ def curate(
     pictures = Pictures(opened, images)
     with progress_bar(console) as bar:
         task = bar.add_task("looking at pictures", total=None)
-        seen = looks(
+        findings = findings_of(
             opened.features, pictures, threshold, progress=lambda done, of: bar.update(task, completed=done, total=of)
         )
         bar.update(task, description="choosing")
-        why = _left_out(opened, seen, outliers == "drop", duplicates == "drop")
-        left = torch.tensor([row for row in range(opened.rows) if row not in why])
-        if not len(left):
+        reasons = _left_out(opened, findings, outliers == "drop", duplicates == "drop")
+        candidates = torch.tensor([row for row in range(opened.rows) if row not in reasons])
+        if not len(candidates):
             raise UserError(
                 f"{table}: all its {opened.rows:,} rows are copies, broken or outliers: give --outliers keep"
             )
-        chosen = left if n is None else left[choose(opened.features[left], n, how, seed)]
-    rows = chosen.tolist()
+        selected = candidates if n is None else candidates[choose(opened.features[candidates], n, how, seed)]
+    rows = selected.tolist()
     stay = set(rows)
     fates = {
-        row: "" if row in stay else why.get(row, f"not among the {len(rows):,} chosen") for row in range(opened.rows)
+        row: "" if row in stay else reasons.get(row, f"not among the {len(rows):,} chosen")
+        for row in range(opened.rows)
     }
-    for line in _summary(opened, seen, why, rows, n, how):
+    for line in _summary(opened, findings, reasons, rows, n, how):
         say(console, line)
     if file is not None:
         _write(file, opened, rows, fates)
-        page = write_page(file.with_suffix(".html"), opened, seen, rows, why, how if n is not None else None, pictures)
+        page = write_page(
+            file.with_suffix(".html"), opened, findings, rows, reasons, how if n is not None else None, pictures
+        )
         say(console, f"written: {file}, {file.with_suffix('.csv')}, {page}")
         say(console, f"look at {page}; next: {_use(opened, file)}")
     return Curated(
-        [opened.paths[row] for row in rows], {opened.paths[row]: told for row, told in fates.items() if told}
+        [opened.paths[row] for row in rows], {opened.paths[row]: reason for row, reason in fates.items() if reason}
     )
 
 
@@ -132,23 +135,30 @@ def _file(output: str, table: str) -> Path:
     return file
 
 
-def _left_out(table: FeatureTable, seen: Looks, alone: bool, copies: bool) -> dict[int, str]:
+def _left_out(table: FeatureTable, findings: Findings, alone: bool, copies: bool) -> dict[int, str]:
     """Why rows are not chosen among: broken counts before copy, copy before outlier."""
-    why = {row: f"outlier: {distance:.3f} from its nearest" for row, distance in seen.alone.items()} if alone else {}
+    reasons = (
+        {row: f"outlier: {distance:.3f} from its nearest" for row, distance in findings.alone.items()} if alone else {}
+    )
     if copies:
-        kept = seen.copies().items()
-        why |= {row: f"near-duplicate of {table.paths[other]}" for row, other in kept if other not in seen.broken}
-    return why | {row: f"broken: {what}" for row, what in seen.broken.items()}
+        representatives = findings.copies().items()
+        reasons |= {
+            row: f"near-duplicate of {table.paths[representative]}"
+            for row, representative in representatives
+            if representative not in findings.broken
+        }
+    return reasons | {row: f"broken: {defect}" for row, defect in findings.broken.items()}
 
 
 def _summary(
-    table: FeatureTable, seen: Looks, why: dict[int, str], rows: list[int], n: int | None, how: str
+    table: FeatureTable, findings: Findings, reasons: dict[int, str], rows: list[int], n: int | None, how: str
 ) -> list[str]:
     lines = [
-        f"{table.rows:,} images: {len(seen.copies()):,} near-duplicates of another one, "
-        f"{len(seen.broken):,} broken, {len(seen.alone):,} outliers; {table.rows - len(why):,} left to choose among"
+        f"{table.rows:,} images: {len(findings.copies()):,} near-duplicates of another one, "
+        f"{len(findings.broken):,} broken, {len(findings.alone):,} outliers; {table.rows - len(reasons):,} left to "
+        "choose among"
     ]
-    if not seen.seen:
+    if not findings.has_pictures:
         lines.append("broken looks were not looked for: the table has no pictures (crosslevel embed --thumbnails 96)")
     if n is not None:
         short = f": {n:,} were asked for" if len(rows) < n else ""
@@ -170,10 +180,10 @@ def _write(file: Path, table: FeatureTable, rows: list[int], fates: dict[int, st
 
 def _use(table: FeatureTable, file: Path) -> str:
     """A command that reads the list."""
-    images = table.about.get("images")
+    images = table.metadata.get("images")
     try:
-        named = "IMAGES" if images is None else parse(images).with_list(str(file)).text
+        source = "IMAGES" if images is None else parse(images).with_list(str(file)).text
     except SourceError:
-        named = "IMAGES"
-    named = f"IMAGES@list={file}" if named == "IMAGES" else named
-    return f"crosslevel train {shlex.quote(named)}"
+        source = "IMAGES"
+    source = f"IMAGES@list={file}" if source == "IMAGES" else source
+    return f"crosslevel train {shlex.quote(source)}"

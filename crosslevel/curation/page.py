@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crosslevel import report
-from crosslevel.curation.looks import Looks
+from crosslevel.curation.findings import Findings
 from crosslevel.features.table import FeatureTable
 from crosslevel.features.thumbnails import Pictures
 
@@ -19,34 +19,34 @@ SETS, A_ROW, ROWS = 40, 10, 6  # on the page; the .csv has all
 def write_page(
     file: Path,
     table: FeatureTable,
-    seen: Looks,
+    findings: Findings,
     rows: Sequence[int],
-    why: dict[int, str],
+    reasons: dict[int, str],
     how: str | None,
     pictures: Pictures,
 ) -> Path:
     """Write the page and return it; ``how`` is None where all that is left was taken."""
     counts: list[list[report.Cell]] = [
         ["images", table.rows, ""],
-        ["near-duplicates", len(seen.copies()), f"in {len(seen.kept):,} sets; one of each is kept"],
-        ["broken", len(seen.broken), "" if seen.seen else "not looked for: the table has no pictures"],
-        ["outliers", len(seen.alone), "farther from their ten nearest than any usual image"],
-        ["left to choose among", table.rows - len(why), ""],
+        ["near-duplicates", len(findings.copies()), f"in {len(findings.representatives):,} sets; one of each is kept"],
+        ["broken", len(findings.broken), "" if findings.has_pictures else "not looked for: the table has no pictures"],
+        ["outliers", len(findings.alone), "farther from their ten nearest than any usual image"],
+        ["left to choose among", table.rows - len(reasons), ""],
         ["chosen", len(rows), how or "all"],
     ]
     blocks = [report.table("What went, and what stays", ["", "images", ""], counts, None)]
     blocks += _block("Chosen" if how else "Some of what stays", _spread(table, rows, pictures))
-    several = list(seen.kept.items())
-    sets = [_set(table, seen, number, kept, pictures) for number, kept in several[:SETS]]
+    several = list(findings.representatives.items())
+    sets = [_set(table, findings, number, representative, pictures) for number, representative in several[:SETS]]
     note = f"the first {SETS} of {len(several):,} sets; the .csv has all" if len(several) > SETS else ""
     blocks += _block("Near-duplicates: the one to keep is first", [row for row in sets if row], note)
-    broken = _rows(table, pictures, seen.broken.items(), lambda row, what: str(what))
-    blocks += _block("Broken", broken, _of(len(seen.broken)))
-    alone = _rows(table, pictures, seen.alone.items(), lambda row, distance: f"{distance:.3f}")
-    blocks += _block("Outliers, the farthest first", alone, _of(len(seen.alone)))
+    broken = _rows(table, pictures, findings.broken.items(), lambda row, defect: str(defect))
+    blocks += _block("Broken", broken, _of(len(findings.broken)))
+    alone = _rows(table, pictures, findings.alone.items(), lambda row, distance: f"{distance:.3f}")
+    blocks += _block("Outliers, the farthest first", alone, _of(len(findings.alone)))
     verdict = (
-        f"{len(rows):,} of {table.rows:,} images {'are chosen' if how else 'stay'}: {len(why):,} are copies, broken or "
-        "outliers."
+        f"{len(rows):,} of {table.rows:,} images {'are chosen' if how else 'stay'}: {len(reasons):,} are copies, "
+        "broken or outliers."
     )
     subtitle = f"{table.file.name} · {time.strftime('%Y-%m-%d')}"
     return report.page(file, "What to keep", blocks, subtitle, verdict)
@@ -63,40 +63,42 @@ def _block(heading: str, rows: Sequence[report.ImageRow], note: str = "") -> lis
 def _spread(table: FeatureTable, rows: Sequence[int], pictures: Pictures) -> list[report.ImageRow]:
     """Some of the chosen, evenly over the order in which they were chosen."""
     step = max(1, len(rows) // (ROWS * A_ROW))
-    some = [(row, None) for row in rows[::step][: ROWS * A_ROW]]
-    return _rows(table, pictures, some, lambda row, _: "")
+    sample = [(row, None) for row in rows[::step][: ROWS * A_ROW]]
+    return _rows(table, pictures, sample, lambda row, _: "")
 
 
-def _set(table: FeatureTable, seen: Looks, number: int, kept: int, pictures: Pictures) -> report.ImageRow | None:
-    members = (seen.sets == number).nonzero().flatten().tolist()
-    order = [kept, *(row for row in members if row != kept)]
-    caption = f"{len(members):,} images; keep {table.paths[kept]}"
+def _set(
+    table: FeatureTable, findings: Findings, number: int, representative: int, pictures: Pictures
+) -> report.ImageRow | None:
+    set_rows = (findings.sets == number).nonzero().flatten().tolist()
+    order = [representative, *(row for row in set_rows if row != representative)]
+    caption = f"{len(set_rows):,} images; keep {table.paths[representative]}"
     return _row(table, pictures, order[:A_ROW], caption)
 
 
 def _rows(
-    table: FeatureTable, pictures: Pictures, found: Iterable[tuple[int, Any]], mark: Callable[[int, Any], str]
+    table: FeatureTable, pictures: Pictures, values: Iterable[tuple[int, Any]], mark: Callable[[int, Any], str]
 ) -> list[report.ImageRow]:
     """Pictures with a mark each, `A_ROW` side by side."""
-    some = list(itertools.islice(found, ROWS * A_ROW))
-    made = []
-    for first in range(0, len(some), A_ROW):
-        part = some[first : first + A_ROW]
+    selected = list(itertools.islice(values, ROWS * A_ROW))
+    image_rows = []
+    for first in range(0, len(selected), A_ROW):
+        part = selected[first : first + A_ROW]
         row = _row(table, pictures, [row for row, _ in part], "", [mark(row, value) for row, value in part])
-        made += [] if row is None else [row]
-    return made
+        image_rows += [] if row is None else [row]
+    return image_rows
 
 
 def _row(
     table: FeatureTable, pictures: Pictures, rows: Sequence[int], caption: str, marks: Sequence[str] | None = None
 ) -> report.ImageRow | None:
     """The pictures that there are; None where there are none."""
-    told = marks or ["keep" if i == 0 else "" for i in range(len(rows))]
-    found = [
-        (pictures[row], mark, (table.paths[row], pictures.file(row))) for row, mark in zip(rows, told, strict=True)
+    captions = marks or ["keep" if i == 0 else "" for i in range(len(rows))]
+    entries = [
+        (pictures[row], mark, (table.paths[row], pictures.file(row))) for row, mark in zip(rows, captions, strict=True)
     ]
-    shown = [(picture, mark, file) for picture, mark, file in found if picture is not None]
-    if not shown:
+    available = [(picture, mark, file) for picture, mark, file in entries if picture is not None]
+    if not available:
         return None
-    images, below, files = zip(*shown, strict=True)
+    images, below, files = zip(*available, strict=True)
     return report.ImageRow(caption, list(images), list(below), None, list(files))

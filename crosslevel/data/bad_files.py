@@ -61,15 +61,15 @@ class BadFiles:
         """One line for the end of a run over ``total`` images, or over those of a stream."""
         if not self.reasons:
             return "all images could be read" if total is None else f"all {total:,} images could be read"
-        where = "" if self._file is None else f" (listed in {escaped(self._file)})"
+        listing = "" if self._file is None else f" (listed in {escaped(self._file)})"
         if total is None:
-            return f"skipped {len(self):,} images or shards that could not be read{where}"
-        holders, parts = len(self._holders), list[str]()
+            return f"skipped {len(self):,} images or shards that could not be read{listing}"
+        holders, sentences = len(self._holders), list[str]()
         if len(self) > holders:
-            parts.append(f"skipped {len(self) - holders:,} of {total:,} images that could not be read")
+            sentences.append(f"skipped {len(self) - holders:,} of {total:,} images that could not be read")
         if holders:
-            parts.append(f"{holders:,} {'file is' if holders == 1 else 'files are'} damaged, with images missing")
-        return "; ".join(parts) + where
+            sentences.append(f"{holders:,} {'file is' if holders == 1 else 'files are'} damaged, with images missing")
+        return "; ".join(sentences) + listing
 
 
 def first_of(reasons: Mapping[str, str]) -> str:
@@ -84,9 +84,9 @@ def escaped(text: str) -> str:
 
 
 def unescaped(text: str) -> str:
-    """What ``escaped`` was given."""
-    return re.sub(r"\\(.)", lambda found: {"n": "\n", "r": "\r", "t": "\t"}.get(found[1], found[1]), text)
+    """Undo ``escaped``."""
+    return re.sub(r"\\(.)", lambda match: {"n": "\n", "r": "\r", "t": "\t"}.get(match[1], match[1]), text)
 
 
 class _Defect(Exception):
-    """What is wrong with an image, in a few words."""
+    """The reason why an image cannot be read, in a few words."""

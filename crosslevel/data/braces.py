@@ -34,7 +34,7 @@ def _expanded(pattern: str) -> Iterator[str]:
         yield pattern
         return
     for choice in _choices(braces):
-        yield from (f"{pattern[: braces.start()]}{choice}{rest}" for rest in _expanded(pattern[braces.end() :]))
+        yield from (f"{pattern[: braces.start()]}{choice}{suffix}" for suffix in _expanded(pattern[braces.end() :]))
 
 
 def _choices(braces: re.Match[str]) -> Iterator[str]:

@@ -45,16 +45,16 @@ class Opened(NamedTuple):
     data_root: str | None
     crops: Crops | None
     identity: str
-    chosen: Int64[Tensor, " N"] | None = None
+    subset: Int64[Tensor, " N"] | None = None
 
     @classmethod
     def of(cls, images: str, data_root: str | None, crops: Crops | None, source: Images) -> Opened:
-        """That of a source which is open here."""
+        """Describe a source that is open in this process."""
         root = data_root and os.path.abspath(data_root)
         return cls(parse(images).absolute().text, root, crops, source.identity())
 
     def mapped(self, job_of: Callable[[Images], Dataset[Result]], keys: Sequence[Any]) -> Iterator[Result]:
-        """What a job of the images makes of each key, on all machines, in the keys' order; errors of `by_workers`."""
+        """Run a job of these images on each key, on all machines, in the keys' order; errors of `by_workers`."""
         return by_workers(partial(_job, self, job_of), keys, "--engine ray")
 
     def open(self) -> Images:
@@ -67,18 +67,18 @@ class Opened(NamedTuple):
         source = open_images(self.images, data_root=self.data_root, crops=self.crops)
         if source.identity() != self.identity:
             raise UserError(f"{self.images} is not the same on all machines: give a disk or store that they share")
-        return source if self.chosen is None else take(source, self.chosen)
+        return source if self.subset is None else take(source, self.subset)
 
 
 def _job(opened: Opened, job_of: Callable[[Images], Dataset[Any]]) -> Job:
     return job_of(opened.open()).__getitem__
 
 
-def ray_for(what: str) -> Any:
+def ray_for(purpose: str) -> Any:
     """Ray, connected to a cluster: that of RAY_ADDRESS, or else this machine.
 
     Raises:
-        MissingExtra: it is not installed; ``what`` needs it.
+        MissingExtra: it is not installed; ``purpose`` needs it.
 
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -86,7 +86,7 @@ def ray_for(what: str) -> Any:
         import ray  # noqa: PLC0415
         import ray.util  # noqa: PLC0415
     except ImportError as error:
-        raise MissingExtra(f"{what} needs Ray: pip install 'crosslevel[ray]'") from error
+        raise MissingExtra(f"{purpose} needs Ray: pip install 'crosslevel[ray]'") from error
     if not ray.is_initialized():
         ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
     return ray
@@ -120,14 +120,14 @@ def on_gpus(ray: Any, device: Device) -> bool:
     """
     if device != "auto":
         return device == "cuda"
-    there = ray.cluster_resources()
-    if not there.get("GPU") and not there.get("CPU"):
+    resources = ray.cluster_resources()
+    if not resources.get("GPU") and not resources.get("CPU"):
         raise UserError("--device auto: the cluster has no machine yet to choose by: give --device cuda or cpu")
-    return bool(there.get("GPU"))
+    return bool(resources.get("GPU"))
 
 
 def cores_each() -> int:
-    """In a worker: the cores of its machine for each of the machine's GPUs, at least 1."""
+    """CPU cores per GPU of a worker's machine, at least 1."""
     import ray  # noqa: PLC0415
 
     here, nodes = ray.get_runtime_context().get_node_id(), ray.nodes()  # type: ignore[no-untyped-call]
@@ -135,13 +135,13 @@ def cores_each() -> int:
     return max(1, int(has.get("CPU", 1) // max(1, has.get("GPU", 1))))
 
 
-def by_workers(make: Callable[[], Job], keys: Sequence[Any], what: str, on_gpu: bool = False) -> Iterator[Any]:
-    """What a job makes of each key, in their order; each worker makes the job for itself.
+def by_workers(make: Callable[[], Job], keys: Sequence[Any], purpose: str, on_gpu: bool = False) -> Iterator[Any]:
+    """Run a job on each key, on all machines, and yield the results in order; each worker builds its own job.
 
     Args:
         make: makes the job; it is sent to the workers, as are the keys.
         keys: what the job is called with.
-        what: the option that asks for it.
+        purpose: the option that asks for it.
         on_gpu: whether each worker has a GPU of its own; a core otherwise.
 
     Raises:
@@ -150,7 +150,7 @@ def by_workers(make: Callable[[], Job], keys: Sequence[Any], what: str, on_gpu: 
 
     """
     if keys:
-        yield from _Workers(ray_for(what), make, keys, on_gpu).results()
+        yield from _Workers(ray_for(purpose), make, keys, on_gpu).results()
 
 
 class _Workers:
@@ -162,44 +162,44 @@ class _Workers:
         self.all: list[Any] = []
         self.ready: list[Any] = []
         self.pending: dict[Any, tuple[int | None, Any]] = {}  # the key's number; None while a worker begins
-        self.left, self.tries = deque(range(len(keys))), Counter[int | None]()
+        self.waiting, self.tries = deque(range(len(keys))), Counter[int | None]()
         self.room, self.next_look, self.idle_since = 0, 0.0, time.monotonic()
 
     def results(self) -> Iterator[Any]:
         """All, in order."""
         done: dict[int, Any] = {}
-        told = 0
+        next_index = 0
         try:
-            while told < len(self.keys):
+            while next_index < len(self.keys):
                 self._hire()
-                self._ask(told + _AHEAD * max(1, len(self.ready)))
+                self._ask(next_index + _AHEAD * max(1, len(self.ready)))
                 finished, _ = self.ray.wait(list(self.pending), timeout=_ROUND)
                 for ref in finished:
                     self._take(ref, done)
-                while told in done:
-                    yield done.pop(told)
-                    told += 1
+                while next_index in done:
+                    yield done.pop(next_index)
+                    next_index += 1
         finally:
             # Those first that wait for room: none of them is to begin in a place that is given up here.
             for worker in sorted(self.all, key=self.ready.__contains__):
                 self.ray.kill(worker)
 
     def _hire(self) -> None:
-        """As many workers as there is room for now, and some more, but no more than have something to do."""
+        """Start as many workers as there is room for, and a few to spare, but no more than there are keys waiting."""
         now = time.monotonic()
         if now < self.next_look:
             return
         self.next_look = now + _ROUND
         self.room = int(self.ray.cluster_resources().get(self.resource, 0))
-        for _ in range(min(len(self.left), self.room + _SPARE) - len(self.all)):
+        for _ in range(min(len(self.waiting), self.room + _SPARE) - len(self.all)):
             worker = self.worker.remote(self.make)
             self.all.append(worker)
             self.pending[worker.begin.remote()] = (None, worker)
         if not self.ready and now - self.idle_since >= (_START if self.room else _PATIENCE):
             self.idle_since = float("inf")
-            what = {"GPU": "GPU", "CPU": "core"}[self.resource]
+            unit = {"GPU": "GPU", "CPU": "core"}[self.resource]
             warnings.warn(
-                f"no worker has begun yet: waiting for a {what} in the cluster, which has {self.room}", stacklevel=2
+                f"no worker has begun yet: waiting for a {unit} in the cluster, which has {self.room}", stacklevel=2
             )
 
     def _ask(self, before: int) -> None:
@@ -207,13 +207,13 @@ class _Workers:
         busy = Counter(worker for _, worker in self.pending.values())
         for _ in range(_IN_FLIGHT):
             for worker in self.ready:
-                if self.left and self.left[0] < before and busy[worker] < _IN_FLIGHT:
-                    number = self.left.popleft()
+                if self.waiting and self.waiting[0] < before and busy[worker] < _IN_FLIGHT:
+                    number = self.waiting.popleft()
                     self.pending[worker.work.remote(self.keys[number])] = (number, worker)
                     busy[worker] += 1
 
     def _take(self, ref: Any, done: dict[int, Any]) -> None:
-        """What has come of one request."""
+        """Store the result of one request."""
         number, worker = self.pending.pop(ref)
         errors = self.ray.exceptions
         try:
@@ -233,19 +233,22 @@ class _Workers:
 
     def _lose(self, number: int | None, worker: Any, error: Exception) -> None:
         """A worker is gone, or what it made: what it was asked is asked again."""
-        for mine in (self.all, self.ready):
-            if worker in mine:
-                mine.remove(worker)
+        for workers in (self.all, self.ready):
+            if worker in workers:
+                workers.remove(worker)
         if not self.ready:
             self.idle_since = time.monotonic()
         if number is not None:
-            self.left = deque(sorted([*self.left, number]))
+            self.waiting = deque(sorted([*self.waiting, number]))
         self.next_look = 0.0
         self.tries[number] += 1
         if self.tries[number] < (_TRIES if number is not None else _TRIES * max(1, self.room)):
             return
-        why, what = " ".join(str(error).split())[-200:], "before they had begun" if number is None else "with one task"
-        raise MachineError(f"the cluster could not go on: {self.tries[number]} workers were lost {what}: {why}")
+        reason, occasion = (
+            " ".join(str(error).split())[-200:],
+            "before they had begun" if number is None else "with one task",
+        )
+        raise MachineError(f"the cluster could not go on: {self.tries[number]} workers were lost {occasion}: {reason}")
 
 
 class _Worker:

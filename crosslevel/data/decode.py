@@ -21,7 +21,7 @@ from crosslevel.data.decoding.complaints import Complaints, heard
 from crosslevel.data.decoding.formats import HEAD, format_of, readable
 from crosslevel.data.decoding.jpeg import JpegHeader, decoded_jpeg, jpeg_header, needed_for_jpeg
 from crosslevel.data.decoding.jpeg2000 import reduced
-from crosslevel.data.decoding.memory import check, check_size, halvings, held_to, most, needed, room, too_many_bytes
+from crosslevel.data.decoding.memory import budget, check, check_size, halvings, held_to, needed, room, too_many_bytes
 from crosslevel.data.decoding.pillow import is_turned, noted_warnings, upright
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.decoding.sizes import part_bytes, size_ahead
@@ -74,7 +74,7 @@ def decode(
     max_pixels: int = PIXEL_LIMIT,
     reading: Reading = USUAL,
     page: int = 0,
-    place: str | None = None,
+    location: str | None = None,
 ) -> UInt8[Tensor, "C H W"]:
     """Decode an encoded image to RGB, upright (EXIF), transparency on white, 16 bits scaled to 8.
 
@@ -85,7 +85,7 @@ def decode(
     frames or pages the one that ``page`` counts from 0. In memory the three values of a pixel lie together, as decoders
     write them and crops are fastest, unless EXIF turns it.
 
-    An image that has crashed a process is not decoded again: the one at ``place`` (a file), or else of this ``path``.
+    An image that has crashed a process is not decoded again: the one at ``location`` (a file), or of this ``path``.
 
     What decoders say of damage is never printed: the image is bad, or with ``reading.damaged`` "keep" it is kept as far
     as it goes, with a warning that names it.
@@ -96,10 +96,10 @@ def decode(
     """
     if not data:
         raise BadImage(path, "empty file")
-    place = path if place is None else place
-    if place in trace.refused:
-        raise BadImage(path, trace.refused[place])
-    trace.begin(place)
+    location = path if location is None else location
+    if location in trace.refused:
+        raise BadImage(path, trace.refused[location])
+    trace.begin(location)
     try:
         return _decoded_or_kept(data, path, max_pixels, reading, page)
     finally:
@@ -132,9 +132,9 @@ def _heard(
     """
     complaints = Complaints()
     try:
-        with heard() as said:
+        with heard() as messages:
             image = _decoded(data, max_pixels, reading, page, complaints)
-        complaints.add(said.text)
+        complaints.add(messages.text)
         return image, complaints.text
     except _Defect as defect:
         raise BadImage(path, str(defect)) from None
@@ -145,7 +145,7 @@ def _heard(
     except Exception as error:
         # A damaged file makes decoders fail in any way (struct.error, SyntaxError, IndexError, ...), and
         # none of them may stop a run of a week.
-        raise BadImage(path, _reason(error, said.text)) from error
+        raise BadImage(path, _reason(error, messages.text)) from error
 
 
 def _decoded(data: bytearray, max_pixels: int, reading: Reading, page: int, complaints: Complaints) -> Tensor:
@@ -174,17 +174,17 @@ def _decode_jpeg(data: bytearray, max_pixels: int, keep: bool, complaints: Compl
         complaints.add("truncated: the end-of-image marker is missing")
         data = data + b"\xff\xd9"
     need, size = needed_for_jpeg(header, len(data)), (header.width, header.height)
-    smaller = need > most() or halvings(size[0] * size[1]) > 1
+    smaller = need > budget() or halvings(size[0] * size[1]) > 1
     if header.plain and header.components in (1, 3) and not smaller:
         with room(need):
             return decoded_jpeg(data, header.exif)
-    heard_first = header.huffman and header.components in (1, 3, 4) and need <= most()
+    heard_first = header.huffman and header.components in (1, 3, 4) and need <= budget()
     if heard_first:
         with room(need):
             decoded_jpeg(data)  # for what libjpeg says of damage: Pillow does not pass it on
     if smaller:
         return _decode_smaller(data, header, complaints)
-    return _decode_pillow(data, max_pixels, complaints, held=need if heard_first else 0)
+    return _decode_pillow(data, max_pixels, complaints, in_use=need if heard_first else 0)
 
 
 def _decode_smaller(data: bytearray, header: JpegHeader, complaints: Complaints) -> Tensor:
@@ -193,7 +193,7 @@ def _decode_smaller(data: bytearray, header: JpegHeader, complaints: Complaints)
     for scale in (2, 4, 8):
         pixels = size[0] * size[1] // scale**2
         need = 11 * pixels + 2 * header.coefficients + 2 * len(data)
-        if need <= most() and halvings(pixels) == 1:
+        if need <= budget() and halvings(pixels) == 1:
             break
     check(need, size, "JPEG")
     with room(need), noted_warnings(complaints), Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
@@ -204,7 +204,7 @@ def _decode_smaller(data: bytearray, header: JpegHeader, complaints: Complaints)
 
 
 def _damage_of_png(data: bytearray, max_pixels: int) -> str:
-    """What is wrong with a PNG's chunks (W3C PNG, section 5.3); empty if nothing.
+    """Describe the damage of a PNG's chunks (W3C PNG, section 5.3); empty if there is none.
 
     torchvision's decoder crashes the process on damaged data, so Pillow decodes. Pillow skips checksums,
     and would take a part filled with zeros for a picture, so they are checked here.
@@ -228,27 +228,27 @@ def _damage_of_png(data: bytearray, max_pixels: int) -> str:
 
 
 def _decode_pillow(
-    data: bytearray, max_pixels: int, complaints: Complaints, page: int = 0, held: int = 0, reading: Reading = USUAL
+    data: bytearray, max_pixels: int, complaints: Complaints, page: int = 0, in_use: int = 0, reading: Reading = USUAL
 ) -> Tensor:
-    """``held``: bytes that were taken for the image before, and that the C library may not have given back."""
+    """``in_use``: bytes that were taken for the image before, and that the C library may not have given back."""
     formats, format = readable(data), format_of(data[:HEAD]) or "image"
     ahead = size_ahead(format, data)
-    if format == "WEBP" and ahead and needed(format, ahead, len(data), True) > most():
+    if format == "WEBP" and ahead and needed(format, ahead, len(data), True) > budget():
         check_size(*ahead, max_pixels)
-        if (made := _decode_large_webp(data)) is not None:
-            return fitted(made, reading.channels)
+        if (decoded := _decode_large_webp(data)) is not None:
+            return fitted(decoded, reading.channels)
     with ExitStack() as stack:
         if ahead is not None:
             check_size(*ahead, max_pixels)
             _check_memory(format, ahead, len(data), False)
             need = needed(format, ahead, len(data), True)  # whether it is turned, nobody knows yet
-            stack.enter_context(room(min(need + held, most())))
+            stack.enter_context(room(min(need + in_use, budget())))
             stack.enter_context(held_to(need, format))
         stack.enter_context(noted_warnings(complaints))
         opened = stack.enter_context(Image.open(io.BytesIO(data), formats=formats))
         check_size(*opened.size, max_pixels)
-        pages = page and opened.format == "TIFF"  # of these another one is found without decoding those before
-        if pages:
+        seekable = page and opened.format == "TIFF"  # of these another one is found without decoding those before
+        if seekable:
             opened.seek(page)
             check_size(*opened.size, max_pixels)
         turned = _may_be_turned(opened, data)
@@ -257,9 +257,9 @@ def _decode_pillow(
         else:
             need = _check_memory(format, opened.size, len(data), turned, part_bytes(opened))
         if ahead is None:
-            stack.enter_context(room(min(need + held, most())))
+            stack.enter_context(room(min(need + in_use, budget())))
             stack.enter_context(held_to(need, format))
-        if page and not pages:
+        if page and not seekable:
             opened.seek(page)
             check_size(*opened.size, max_pixels)
             _check_memory(format, opened.size, len(data), is_turned(opened))
@@ -276,7 +276,7 @@ def _decode_large_webp(data: bytearray) -> Tensor | None:
         return None
     for scale in (1, 2, 4, 8):
         need = needed_for_webp(header, scale, len(data))
-        if need <= most() and halvings(header.size[0] * header.size[1] // scale**2) == 1:
+        if need <= budget() and halvings(header.size[0] * header.size[1] // scale**2) == 1:
             break
     check(need, header.size, "WEBP")
     with room(need), held_to(need, "WEBP"):
@@ -309,9 +309,9 @@ def count_pages(file: str) -> int:
             if format is None or format == "JPEG":  # of a JPEG, more pages are previews
                 return 1
             if format == "DICOM":
-                return min(MOST_PAGES, count_frames(head + stream.read(most() // 2)))
+                return min(MOST_PAGES, count_frames(head + stream.read(budget() // 2)))
             # Only a JPEG XL's size may stand further back, behind what a camera says.
-            size = size_ahead(format, head + stream.read(most() // 2) if format == "JXL" else head)
+            size = size_ahead(format, head + stream.read(budget() // 2) if format == "JXL" else head)
             if size is not None:
                 _check_memory(format, size, os.fstat(stream.fileno()).st_size, False)
             stream.seek(0)
@@ -337,13 +337,13 @@ def from_pillow(image: Image.Image, reading: Reading = USUAL) -> UInt8[Tensor, "
         raise BadImage(name, str(defect)) from None
 
 
-def _reason(error: Exception, said: str = "") -> str:
+def _reason(error: Exception, messages: str = "") -> str:
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
     text = str(error).strip().split("\n")[0]
     # torchvision begins with the place in its own source.
     text = text.rsplit(": ", 1)[-1] if ".cpp" in text else text
-    text = f"{text} ({said})" if said and said not in text else text
+    text = f"{text} ({messages})" if messages and messages not in text else text
     if "truncated" in text.lower() or "incomplete" in text.lower():
         return f"truncated: {text}"
     return f"cannot be decoded: {text or type(error).__name__}"

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.decoding.reading import USUAL, Reading
-from crosslevel.data.index_cache import taken
+from crosslevel.data.index_cache import take_strings
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import UserError
 
@@ -79,7 +79,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         return bad
 
     def content(self) -> Iterable[bytes | memoryview]:
-        """What tells these images from others, whatever their labels, tracks and classes."""
+        """Bytes that identify the images themselves, whatever their labels, tracks and classes."""
         raise NotImplementedError
 
 
@@ -99,7 +99,7 @@ class ImageView(Images):
         if index is None:
             self.paths, self.blocks = images.paths if paths is None else paths, images.blocks
             return
-        self.paths = taken(images.paths, index) if paths is None else paths
+        self.paths = take_strings(images.paths, index) if paths is None else paths
         self.blocks = None if images.blocks is None else _blocks_of(images.blocks, index)
 
     @property
@@ -118,14 +118,14 @@ class ImageView(Images):
 
 
 def _carry(images: Images, to: Images, index: Int64[Tensor, " M"] | None = None) -> None:
-    """What is known of a source, for the images ``index`` of it or for all: all but their paths, blocks and reading."""
+    """Copy a source's attributes, for the images ``index`` or for all: all but paths, blocks and reading."""
     to.name, to.classes, to.left_out, to.watch = images.name, images.classes, images.left_out, images.watch
     columns = (images.labels, images.tracks)
     to.labels, to.tracks = (c if c is None or index is None else c[index] for c in columns)
 
 
 def _blocks_of(blocks: Sequence[range], index: Int64[Tensor, " M"]) -> list[range] | None:
-    """What is left of each block; None where ``index`` goes back and forth between them."""
+    """The part of each block that ``index`` selects; None if ``index`` goes back and forth between blocks."""
     if (index.diff() < 0).any():
         return None
     ends = torch.searchsorted(index, torch.tensor([block.stop for block in blocks])).tolist()
@@ -152,9 +152,9 @@ class InMemoryImages(Images):
     @staticmethod
     def of(data: UInt8[Tensor, "N C S S"], images: Images) -> InMemoryImages:
         """``data`` in place of what ``images`` would read, with all that is known of these."""
-        made = InMemoryImages(data, images.paths, images.labels)
-        _carry(images, made)
-        return made
+        result = InMemoryImages(data, images.paths, images.labels)
+        _carry(images, result)
+        return result
 
     @property
     def channels(self) -> int:

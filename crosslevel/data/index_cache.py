@@ -94,14 +94,14 @@ class Paths(Names):
 
 
 def cache_folder() -> Path:
-    """Where indexes are kept: ``$CROSSLEVEL_CACHE``, or ``crosslevel`` in ``$XDG_CACHE_HOME``, by default ~/.cache."""
-    given = os.environ.get("CROSSLEVEL_CACHE")
-    if given:
-        return Path(given)
+    """The folder of cached indexes: ``$CROSSLEVEL_CACHE``, or ``crosslevel`` in ``$XDG_CACHE_HOME`` (~/.cache)."""
+    setting = os.environ.get("CROSSLEVEL_CACHE")
+    if setting:
+        return Path(setting)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crosslevel"
 
 
-def taken(strings: Sequence[str], index: Int64[Tensor, " M"]) -> Sequence[str]:
+def take_strings(strings: Sequence[str], index: Int64[Tensor, " M"]) -> Sequence[str]:
     """The strings of ``index``, in that order: those of compact lists in a compact list."""
     return strings.take(index) if isinstance(strings, Paths) else [strings[i] for i in index.tolist()]
 
@@ -126,8 +126,8 @@ def remembered(
     file = cache_folder() / f"{kind}-{digest[:24]}.safetensors"
     name = state.encode(errors="backslashreplace").decode()
     try:
-        table, about = load_safetensors(file)
-        if about.get("state") == name and (holds is None or holds(table)):
+        table, metadata = load_safetensors(file)
+        if metadata.get("state") == name and (holds is None or holds(table)):
             return table
     except (OSError, UserError):
         pass  # it is made anew
@@ -135,6 +135,6 @@ def remembered(
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(file, table, {"state": name})
-        for left in file.parent.glob(f"{file.stem}.*.tmp"):  # by a killed call of a former version
-            left.unlink()
+        for leftover in file.parent.glob(f"{file.stem}.*.tmp"):  # by a killed call of a former version
+            leftover.unlink()
     return table

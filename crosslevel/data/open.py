@@ -37,21 +37,21 @@ _ANNOTATED = "--crops takes the objects of annotated images"
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-Given = Source | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+SourceLike = Source | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 @overload
-def open_images(source: Given, *, data_root: str | None = None, crops: Crops | None = None) -> Images: ...
+def open_images(source: SourceLike, *, data_root: str | None = None, crops: Crops | None = None) -> Images: ...
 
 
 @overload
 def open_images(
-    source: Given, *, data_root: str | None = None, crops: Crops | None = None, streams: bool
+    source: SourceLike, *, data_root: str | None = None, crops: Crops | None = None, streams: bool
 ) -> Images | ImageStream: ...
 
 
 def open_images(
-    source: Given, *, data_root: str | None = None, crops: Crops | None = None, streams: bool = False
+    source: SourceLike, *, data_root: str | None = None, crops: Crops | None = None, streams: bool = False
 ) -> Images | ImageStream:
     """The images of ``source``.
 
@@ -103,7 +103,7 @@ def _stream_or_copy(source: Source, data_root: str | None, streams: bool) -> Ima
     if not is_remote(source.path):
         raise SourceError(f"{source.text}: a stream has no known number of images, only train can use one: give files")
     images = _read_as(_opened(local(source), data_root), source)
-    images.name = source.whole + source.reading.text
+    images.name = source.base_text + source.reading.text
     return images
 
 
@@ -118,7 +118,7 @@ def _read_as(images: Images, source: Source) -> Images:
     if source.reading.channels != images.channels and not images.decodes:
         raise SourceError(
             f"{source.text}: images of files are read in {source.reading.channels} channels, not those of "
-            f"{source.whole}, which has {images.channels}: leave channels out"
+            f"{source.base_text}, which has {images.channels}: leave channels out"
         )
     if isinstance(images, InMemoryImages):
         return images
@@ -154,7 +154,7 @@ def open_unlabelled(
 
 def _opened(source: Source, data_root: str | None) -> Images:
     if source.kind == "name":
-        return _named(source, data_root)
+        return _open_by_name(source, data_root)
     if source.kind == "hub":
         return open_hub(source)
     for opener in (_pack, open_videos, open_container, _folder_or_list):
@@ -172,7 +172,7 @@ def _listed(files: Sequence[str | os.PathLike[str]], crops: Crops | None) -> Ima
 
 
 def _pack(source: Source) -> Images | None:
-    return open_pack(source.path) if is_pack(source.whole) else None
+    return open_pack(source.path) if is_pack(source.base_text) else None
 
 
 def _folder_or_list(source: Source) -> Images | None:
@@ -196,7 +196,7 @@ def _unknown(source: Source) -> SourceError:
 
 # Opened again by the same process, a named source is not rendered or read again.
 @lru_cache(maxsize=2)
-def _named(source: Source, data_root: str | None) -> Images:
+def _open_by_name(source: Source, data_root: str | None) -> Images:
     if source.path not in NAMED:
         raise _unknown(source)
     return made(NAMED[source.path], source, data_root)
@@ -233,22 +233,22 @@ def _parameters(cls: type[InMemoryImages]) -> dict[str, Any]:
     return {key: hints.get(key, str) for key in inspect.signature(cls).parameters}
 
 
-def _converted(source: str, key: str, value: str, wanted: Any) -> object:
+def _converted(source: str, key: str, value: str, annotation: Any) -> object:
     """``value`` as the type that the parameter is annotated with."""
-    if get_origin(wanted) in (Union, types.UnionType):
-        if value.lower() == "none" and type(None) in get_args(wanted):
+    if get_origin(annotation) in (Union, types.UnionType):
+        if value.lower() == "none" and type(None) in get_args(annotation):
             return None
-        wanted = next(choice for choice in get_args(wanted) if choice is not type(None))
-    if get_origin(wanted) is Literal:
-        if value in get_args(wanted):
+        annotation = next(choice for choice in get_args(annotation) if choice is not type(None))
+    if get_origin(annotation) is Literal:
+        if value in get_args(annotation):
             return value
-        raise SourceError(f"{source}: {key}={value}: use {' or '.join(map(str, get_args(wanted)))}")
-    if wanted is bool and value.lower() in _BOOLEANS:
+        raise SourceError(f"{source}: {key}={value}: use {' or '.join(map(str, get_args(annotation)))}")
+    if annotation is bool and value.lower() in _BOOLEANS:
         return _BOOLEANS[value.lower()]
     try:
-        if wanted in (int, float, str):
-            return wanted(value)
+        if annotation in (int, float, str):
+            return annotation(value)
     except ValueError:
         pass
-    kind = {int: "a whole number", float: "a number", bool: "true or false"}.get(wanted)
+    kind = {int: "a whole number", float: "a number", bool: "true or false"}.get(annotation)
     raise SourceError(f"{source}: {key}={value}: " + (f"needs {kind}" if kind else "cannot be set in a source's name"))

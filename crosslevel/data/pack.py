@@ -91,12 +91,12 @@ def pack(
     if source.channels != 3:
         raise UserError(f"{origin.text}: packs have images of 3 channels: give these to train and embed as they are")
     _check_watched(folder, source)
-    about = {**_origin(images, crops, source), "identity": source.identity(), "size": size}
-    if stored is not None and _is_stored(stored, about, crops, console):
+    metadata = {**_origin(images, crops, source), "identity": source.identity(), "size": size}
+    if stored is not None and _is_stored(stored, metadata, crops, console):
         return folder
     with folder_lock(folder, "crosslevel pack", keep=False):
         elsewhere = Opened.of(images, data_root, crops, source) if engine == "ray" else None
-        _pack(PackWriter(folder, source, about, sizes), crops, workers, console, elsewhere)
+        _pack(PackWriter(folder, source, metadata, sizes), crops, workers, console, elsewhere)
         if stored is not None:
             stored.remove(ABOUT)  # a former pack's, which is none any more
             stored.send()
@@ -105,7 +105,7 @@ def pack(
     return folder
 
 
-def _is_stored(stored: StoredFolder, about: dict[str, Any], crops: Crops | None, console: Console) -> bool:
+def _is_stored(stored: StoredFolder, metadata: dict[str, Any], crops: Crops | None, console: Console) -> bool:
     """Whether the object store has this very pack.
 
     Raises:
@@ -121,10 +121,13 @@ def _is_stored(stored: StoredFolder, about: dict[str, Any], crops: Crops | None,
     copy.fetch(lambda name: name == ABOUT)
     former, _ = _read_former(copy.folder / ABOUT)
     cut = None if crops is None else asdict(crops)
-    same = former is not None and all(former.get(name) == about[name] for name in ("identity", "size"))
+    same = former is not None and all(former.get(name) == metadata[name] for name in ("identity", "size"))
     if former is None or not same or former.get("crops") != cut:
         return False
-    say(console, f"{stored.address} is complete: {former['images']:,} images of {about['source']}, nothing has changed")
+    say(
+        console,
+        f"{stored.address} is complete: {former['images']:,} images of {metadata['source']}, nothing has changed",
+    )
     say(console, f"next: crosslevel train {shlex.quote(stored.address)}")
     return True
 
@@ -140,27 +143,27 @@ def _pack(
     writer: PackWriter, crops: Crops | None, workers: int | None, console: Console, elsewhere: Opened | None
 ) -> None:
     """Write the pack into a folder that is this process's own, or find that it is complete."""
-    folder, source, about, began = writer.folder, writer.source, writer.about, time.monotonic()
-    size, following = about["size"], f"next: crosslevel train {shlex.quote(str(folder))}"
-    former, why = _former(folder)
-    if former is not None and (former["identity"], former["size"]) != (about["identity"], size):
-        why = _difference(former, size, crops, source)
-    if why:
-        say(console, f"{folder}: {why}: packed anew")
+    folder, source, metadata, start_time = writer.folder, writer.source, writer.metadata, time.monotonic()
+    size, following = metadata["size"], f"next: crosslevel train {shlex.quote(str(folder))}"
+    former, reason = _former(folder)
+    if former is not None and (former["identity"], former["size"]) != (metadata["identity"], size):
+        reason = _difference(former, size, crops, source)
+    if reason:
+        say(console, f"{folder}: {reason}: packed anew")
         clear(folder)
         former = None
     if former is not None and (folder / ABOUT).is_file():
         writer.tidy()
         writer.renew()
-        say(console, f"{folder} is complete: {former['images']:,} images of {about['source']}, nothing has changed")
+        say(console, f"{folder} is complete: {former['images']:,} images of {metadata['source']}, nothing has changed")
         say(console, following)
         return
     say(console, _space(folder, source, size, writer.start()))
     if writer.done:
         say(console, f"continuing at image {writer.done:,}")
-    left = range(writer.done, len(source))
-    _write(writer, decoded(source, size, left, workers, writer.sizes.at_once, elsewhere), console)
-    count, seconds = writer.finish(), max(time.monotonic() - began, 1e-9)
+    remaining = range(writer.done, len(source))
+    _write(writer, decoded(source, size, remaining, workers, writer.sizes.at_once, elsewhere), console)
+    count, seconds = writer.finish(), max(time.monotonic() - start_time, 1e-9)
     say(console, f"{count:,} images in {folder}, {writer.bytes() / 1e9:.2f} GB, {len(source) / seconds:,.0f} images/s")
     if len(writer.bad):
         say(console, writer.bad.summary(len(source)))
@@ -178,9 +181,9 @@ def _write(writer: PackWriter, pieces: Iterator[Decoded], console: Console) -> N
 
 def _check_place(folder: Path, origin: Source) -> None:
     """Refuse a folder that holds something else, and one inside the source, which would change by being packed."""
-    found = folder.iterdir() if folder.is_dir() else []
-    others = [file for file in found if file.name != LOCK and not is_unfinished(file.name)]
-    if others and not is_pack(str(folder)):
+    entries = folder.iterdir() if folder.is_dir() else []
+    foreign = [file for file in entries if file.name != LOCK and not is_unfinished(file.name)]
+    if foreign and not is_pack(str(folder)):
         raise UserError(f"--output {folder}: there is something else in it: give another folder")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder}: it is a file: give a folder")
@@ -201,7 +204,7 @@ def _check_watched(folder: Path, source: Images) -> None:
 
 
 def _former(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """What the pack in ``folder`` was made of, None where there is none; and why it is of no use, if it is damaged."""
+    """The metadata of the pack in ``folder``, or None; and why it cannot be used, if it is damaged."""
     name = ABOUT if (folder / ABOUT).is_file() else UNFINISHED
     if not (folder / name).is_file():
         return None, ""
@@ -216,7 +219,7 @@ def _former(folder: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def _read_former(file: Path) -> tuple[dict[str, Any] | None, str]:
-    """What a pack says that it was made of; None, and why, where that is of no use."""
+    """The metadata of a pack; or None and why it cannot be used."""
     try:
         content = read_about(file)
     except (OSError, ValueError) as error:
@@ -228,10 +231,10 @@ def _read_former(file: Path) -> tuple[dict[str, Any] | None, str]:
 
 def _origin(images: str, crops: Crops | None, source: Images) -> dict[str, Any]:
     read = parse(images)
-    where = os.path.abspath(read.whole) if not read.has_subset and os.path.exists(read.whole) else None
+    location = os.path.abspath(read.base_text) if not read.has_subset and os.path.exists(read.base_text) else None
     cut = {} if crops is None else {"crops": asdict(crops)}
     watched = {} if source.watch is None else {"watched": source.watch.root}
-    return {"version": VERSION, "source": hidden(images), "where": where, **cut, **watched}
+    return {"version": VERSION, "source": hidden(images), "where": location, **cut, **watched}
 
 
 def _difference(former: dict[str, Any], size: int, crops: Crops | None, source: Images) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from crosslevel.data.images import Images
-from crosslevel.data.index_cache import Paths, taken
+from crosslevel.data.index_cache import Paths, take_strings
 from crosslevel.data.sources.packed import ABOUT, INDEX, UNFINISHED, Decoded, check_of, read_about, shard_name
 from crosslevel.utils.errors import SourceError
 from crosslevel.utils.files import BAD_FILES, sweep, sync_folder, write, write_tensors
@@ -23,7 +23,7 @@ from crosslevel.utils.trees import json_tree
 
 @dataclass(frozen=True)
 class Sizes:
-    """Where parts and shards of a pack end.
+    """The sizes at which parts and shards of a pack end.
 
     Args:
         part: images of a part, which is what a killed run loses at most.
@@ -59,14 +59,14 @@ class PackWriter:
     follows the last counted part of a shard is cut off. Where parts and shards end depends on the images alone.
     """
 
-    def __init__(self, folder: Path, source: Images, about: dict[str, Any], sizes: Sizes = USUAL) -> None:
-        self.folder, self.source, self.about, self.sizes = folder, source, about, sizes
-        self.bad, self.parts = source.bad_files(), list[_Part]()
+    def __init__(self, folder: Path, source: Images, metadata: dict[str, Any], sizes: Sizes = USUAL) -> None:
+        self.folder, self.source, self.metadata, self.sizes = folder, source, metadata, sizes
+        self.bad, self.finished = source.bad_files(), list[_Part]()
 
     @property
     def done(self) -> int:
         """The first image that is still to do."""
-        return self.parts[-1].done if self.parts else 0
+        return self.finished[-1].done if self.finished else 0
 
     def bytes(self) -> int:
         """The pixels that are written."""
@@ -77,7 +77,7 @@ class PackWriter:
         for file in self.folder.iterdir():
             if file.is_symlink():
                 file.unlink()  # what is written, or cut, is never what it names
-        _write(self.folder / UNFINISHED, self.about)
+        _write(self.folder / UNFINISHED, self.metadata)
         while (part := _read_part(self._part_file())) is not None:
             shard = self.folder / shard_name(part.shard)
             if not shard.is_file() or shard.stat().st_size < part.stop:
@@ -98,14 +98,14 @@ class PackWriter:
     def write(self, pieces: Iterator[Decoded]) -> Iterator[int]:
         """Store all the pieces; tells after each how many images are done."""
         waiting: list[Decoded] = []
-        asked = self.done
+        requested = self.done
         for piece in pieces:
             waiting.append(piece)
-            asked = min(asked + piece.asked, len(self.source))
-            if asked - self.done >= self.sizes.part or asked == len(self.source):
-                self._store(waiting, asked)
+            requested = min(requested + piece.requested, len(self.source))
+            if requested - self.done >= self.sizes.part or requested == len(self.source):
+                self._store(waiting, requested)
                 waiting = []
-            yield asked
+            yield requested
 
     def finish(self) -> int:
         """Write the index, and at last the file that makes the pack whole; return the number of images.
@@ -116,7 +116,7 @@ class PackWriter:
         """
         if len(self.bad):
             self.bad.write(self.folder / BAD_FILES)
-        table = _index_of(self.parts, self.source)
+        table = _index_of(self.finished, self.source)
         count = len(table["rows"])
         if count < 2:
             raise SourceError(
@@ -124,19 +124,19 @@ class PackWriter:
                 f"(see {self.folder / BAD_FILES})"
             )
         write_tensors(self.folder / INDEX, table)
-        whole = {"images": count, "classes": self.source.classes, "shards": self._lengths()}
-        _write(self.folder / ABOUT, {**self.about, **whole})
+        totals = {"images": count, "classes": self.source.classes, "shards": self._lengths()}
+        _write(self.folder / ABOUT, {**self.metadata, **totals})
         self.tidy()
         return count
 
     def renew(self) -> None:
         """Store the source's present times and place, against which later changes are noticed."""
-        table, about = load_safetensors(self.folder / INDEX)[0], read_about(self.folder / ABOUT)
+        table, metadata = load_safetensors(self.folder / INDEX)[0], read_about(self.folder / ABOUT)
         watched = _watched(self.source)
         if any(name not in table or not torch.equal(table[name], column) for name, column in watched.items()):
             write_tensors(self.folder / INDEX, table | watched)
-        if about != about | self.about:
-            _write(self.folder / ABOUT, about | self.about)
+        if metadata != metadata | self.metadata:
+            _write(self.folder / ABOUT, metadata | self.metadata)
 
     def tidy(self) -> None:
         """Delete what only an unfinished pack needs."""
@@ -146,7 +146,7 @@ class PackWriter:
 
     def _store(self, pieces: list[Decoded], done: int) -> None:
         rows, columns = torch.cat([p.rows for p in pieces]), torch.cat([p.columns for p in pieces])
-        last = self.parts[-1] if self.parts else None
+        last = self.finished[-1] if self.finished else None
         shard, stop = (last.shard, last.stop) if last else (0, 0)
         square = _common(rows, columns, last.square if last else None)
         if stop >= self.sizes.shard and not square:
@@ -157,34 +157,34 @@ class PackWriter:
             stop = file.tell()
             os.fsync(file.fileno())
         bad = {path: reason for piece in pieces for path, reason in piece.bad}
-        places, checks = (torch.cat([getattr(p, name) for p in pieces]) for name in ("numbers", "checks"))
-        table = dict(zip(_COLUMNS, (rows.int(), columns.int(), places, checks), strict=True))
+        indices, checks = (torch.cat([getattr(p, name) for p in pieces]) for name in ("numbers", "checks"))
+        table = dict(zip(_COLUMNS, (rows.int(), columns.int(), indices, checks), strict=True))
         part = _Part(table, shard, stop, done, square, bad)
         _write_part(self._part_file(), part)
         self._count(part)
 
     def _count(self, part: _Part) -> None:
-        self.parts.append(part)
+        self.finished.append(part)
         for path, reason in part.bad.items():
             self.bad.add(path, reason)
 
     def _part_file(self) -> Path:
         """The file of the next part."""
-        return self.folder / f"part-{len(self.parts):06}.safetensors"
+        return self.folder / f"part-{len(self.finished):06}.safetensors"
 
     def _lengths(self) -> list[int]:
         """Bytes of each shard."""
-        return list({part.shard: part.stop for part in self.parts}.values())
+        return list({part.shard: part.stop for part in self.finished}.values())
 
 
-def _index_of(parts: list[_Part], source: Images) -> dict[str, Tensor]:
-    """What is known of each image: its size and path, its label and track where there are any, and what to watch."""
-    rows, columns, places, checks = (torch.cat([part.table[name] for part in parts]) for name in _COLUMNS)
+def _index_of(chunks: list[_Part], source: Images) -> dict[str, Tensor]:
+    """The pack's index: size and path of each image, labels and tracks if there are any, and files to watch."""
+    rows, columns, indices, checks = (torch.cat([part.table[name] for part in chunks]) for name in _COLUMNS)
     table = {"rows": rows, "columns": columns, "checks": checks}
-    table |= _columns("paths", taken(source.paths, places)) | _watched(source)
+    table |= _columns("paths", take_strings(source.paths, indices)) | _watched(source)
     for name, column in (("labels", source.labels), ("tracks", source.tracks)):
         if column is not None:
-            table[name] = column[places]
+            table[name] = column[indices]
     return table
 
 
@@ -220,8 +220,8 @@ def _write_part(file: Path, part: _Part) -> None:
 def _read_part(file: Path) -> _Part | None:
     """A finished part; None where there is none, or what is there is damaged or of a former version."""
     try:
-        table, about = load_safetensors(file)
-        return _Part({name: table[name] for name in _COLUMNS}, **json_tree(about["part"]))
+        table, metadata = load_safetensors(file)
+        return _Part({name: table[name] for name in _COLUMNS}, **json_tree(metadata["part"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -236,7 +236,7 @@ def _columns(name: str, strings: Any) -> dict[str, Tensor]:
 
 
 def _watched(source: Images) -> dict[str, Tensor]:
-    """What tells later whether the source has changed, as columns of the index."""
+    """The index columns that tell later whether the source has changed."""
     watch = source.watch
     if watch is None:
         return {}

@@ -45,16 +45,19 @@ def subset(
     """
     console, file = printer(quiet), Path(output)
     parsed = parse(images)
-    for read in (parsed.whole, *(suffix.value for suffix in parsed.subset)):
+    for read in (parsed.base_text, *(suffix.value for suffix in parsed.subset)):
         if file.exists() and os.path.exists(read) and file.samefile(read):
             raise UserError(f"--output {output} is what {images} is read from: give another file")
     source = open_images(parsed, data_root=data_root, crops=crops)
     write_list(source, file)
     for line in [f"{len(source):,} images of {images} in {file}", *_counts(source)]:
         console.print(line, highlight=False, markup=False)
-    use, where = parsed.with_list(str(file)).text, "" if data_root is None else f" --data-root {shlex.quote(data_root)}"
-    where += "" if crops is None else f" {crops.options()}"
-    console.print(f"next: crosslevel train {shlex.quote(use)}{where}", highlight=False, markup=False)
+    use, options = (
+        parsed.with_list(str(file)).text,
+        "" if data_root is None else f" --data-root {shlex.quote(data_root)}",
+    )
+    options += "" if crops is None else f" {crops.options()}"
+    console.print(f"next: crosslevel train {shlex.quote(use)}{options}", highlight=False, markup=False)
     return file
 
 
@@ -64,12 +67,12 @@ def _counts(source: Images) -> list[str]:
         return []
     classes = source.classes or [str(c) for c in range(int(source.labels.max()) + 1)]
     counts = dict(zip(classes, source.labels.bincount(minlength=len(classes)).tolist(), strict=True))
-    there = {name: count for name, count in counts.items() if count}
-    largest, smallest = max(there, key=there.__getitem__), min(reversed(there), key=there.__getitem__)
-    absent = f"; {len(counts) - len(there):,} without images" if len(there) < len(counts) else ""
+    present = {name: count for name, count in counts.items() if count}
+    largest, smallest = max(present, key=present.__getitem__), min(reversed(present), key=present.__getitem__)
+    absent = f"; {len(counts) - len(present):,} without images" if len(present) < len(counts) else ""
     summary = (
-        f"{len(there):,} classes: largest {largest} {there[largest]:,}, smallest {smallest} {there[smallest]:,}, "
-        f"imbalance {there[largest] / there[smallest]:.4g}{absent}"
+        f"{len(present):,} classes: largest {largest} {present[largest]:,}, smallest {smallest} {present[smallest]:,}, "
+        f"imbalance {present[largest] / present[smallest]:.4g}{absent}"
     )
     each = [", ".join(f"{name} {count:,}" for name, count in counts.items())] if len(counts) <= SHOWN else []
     return [summary, *each]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from crosslevel.data.braces import BRACES
-from crosslevel.data.decoding.reading import USUAL, Reading, apart
+from crosslevel.data.decoding.reading import USUAL, Reading, split_reading
 from crosslevel.utils.errors import SourceError, did_you_mean, near_names
 
 FILES = ("list", "classes", "unique", "bursts")
@@ -61,9 +61,9 @@ class Suffix(NamedTuple):
         return f"@{self.key}={self.value}" if self.value or self.key not in ALONE else f"@{self.key}"
 
     def parts(self) -> tuple[str, tuple[Option, ...]]:
-        """What stands before the first comma of the value, and the ``key=value`` after it."""
-        first, *others = self.value.split(",")
-        return first, _options(others)
+        """The value up to its first comma, and the ``key=value`` options after it."""
+        first, *options = self.value.split(",")
+        return first, _options(options)
 
 
 class Option(NamedTuple):
@@ -80,10 +80,10 @@ class Part(NamedTuple):
     """One of several sources joined by ``+``: a path, and what follows its last colon (empty if there is none)."""
 
     path: str
-    rest: str
+    split: str
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.rest}" if self.rest else self.path
+        return f"{self.path}:{self.split}" if self.split else self.path
 
     @property
     def annotated(self) -> bool:
@@ -98,7 +98,7 @@ class Source:
     """A source of images, parsed.
 
     Args:
-        whole: what was written, without its suffixes.
+        base_text: what was written, without its suffixes.
         kind: ``path``: something that exists; ``pattern``: names with ``*``, ``?``, ``[...]`` or braces, and files of
             videos or containers that do not exist; ``annotated``: VOC folders or COCO files with what follows their
             colons; ``hub``: a data set of the Hugging Face hub; ``stream``: shards that are read from beginning to
@@ -113,7 +113,7 @@ class Source:
 
     """
 
-    whole: str
+    base_text: str
     kind: Kind
     path: str
     options: tuple[Option, ...] = ()
@@ -126,7 +126,7 @@ class Source:
     @property
     def text(self) -> str:
         """The source as it is written."""
-        return self.whole + self.reading.text + "".join(map(str, self.subset))
+        return self.base_text + self.reading.text + "".join(map(str, self.subset))
 
     @property
     def is_stream(self) -> bool:
@@ -153,8 +153,8 @@ class Source:
         """A word for it, such as for the name of a run."""
         if self.is_stream:
             word = _word_of_stream(self.path)
-        elif os.path.exists(self.whole):
-            word = Path(self.whole).resolve().stem
+        elif os.path.exists(self.base_text):
+            word = Path(self.base_text).resolve().stem
         else:
             word = os.path.basename(self.head)
         word += "".join(f"-{suffix.key}" + ("" if suffix.key in FILES else suffix.value) for suffix in self.subset)
@@ -165,32 +165,32 @@ class Source:
         subset = tuple(
             s._replace(value=os.path.abspath(s.value)) if s.key in FILES and s.value else s for s in self.subset
         )
-        made = dataclasses.replace(self, subset=subset)
+        result = dataclasses.replace(self, subset=subset)
         if self.kind in ("name", "hub") or (self.is_stream and is_remote(self.path)):
-            return made
+            return result
         parts = tuple(map(_absolute, self.parts))
         path = "+".join(map(str, parts)) if self.kind == "annotated" else os.path.abspath(self.path)
-        made = dataclasses.replace(made, path=path, parts=parts)
-        made = dataclasses.replace(made, whole=made.head + "".join(map(str, self.options)))
-        return dataclasses.replace(made, parts=(Part(made.whole, ""),)) if self.is_stream else made
+        result = dataclasses.replace(result, path=path, parts=parts)
+        result = dataclasses.replace(result, base_text=result.head + "".join(map(str, self.options)))
+        return dataclasses.replace(result, parts=(Part(result.base_text, ""),)) if self.is_stream else result
 
     def with_list(self, file: str, without: Sequence[str] = PICKS) -> Source:
         """The source that reads back a list of its images: the same images, labels and classes."""
-        kept = (suffix for suffix in self.subset if suffix.key not in without)
-        return dataclasses.replace(self, subset=(*kept, Suffix("list", file)))
+        subset = (suffix for suffix in self.subset if suffix.key not in without)
+        return dataclasses.replace(self, subset=(*subset, Suffix("list", file)))
 
     @property
     def head(self) -> str:
-        """What is written before the options."""
+        """The source's text before its options."""
         if self.is_stream:
-            return STREAM * self.whole.startswith(STREAM) + self.path
+            return STREAM * self.base_text.startswith(STREAM) + self.path
         revision = "" if self.revision is None else f"@{self.revision}"
         split = "" if self.split is None else f":{self.split}"
         return f"{'hf://' if self.kind == 'hub' else ''}{self.path}{revision}{split}"
 
 
 def parse(text: str | os.PathLike[str] | Source) -> Source:
-    """What ``text`` means as a source of images; a `Source` is returned as it is.
+    """Parse ``text`` as a source of images; a `Source` is returned unchanged.
 
     Raises:
         SourceError: a key of a suffix that is nearly one of those known, or an address that none on the hub can be.
@@ -198,22 +198,22 @@ def parse(text: str | os.PathLike[str] | Source) -> Source:
     """
     if isinstance(text, Source):
         return text
-    whole, subset = _apart(os.fspath(text))
-    whole, reading = (whole, USUAL) if os.path.lexists(whole) else apart(whole)
-    if whole.startswith("hf://") and not CONTAINER.search(whole.partition(",")[0]):
-        source = _on_hub(whole)
-    elif whole.startswith(STREAM) or is_remote(whole):
-        source = Source(whole, "stream", whole.removeprefix(STREAM), parts=(Part(whole, ""),))
+    source_text, subset = _split_subset(os.fspath(text))
+    source_text, reading = (source_text, USUAL) if os.path.lexists(source_text) else split_reading(source_text)
+    if source_text.startswith("hf://") and not CONTAINER.search(source_text.partition(",")[0]):
+        source = _on_hub(source_text)
+    elif source_text.startswith(STREAM) or is_remote(source_text):
+        source = Source(source_text, "stream", source_text.removeprefix(STREAM), parts=(Part(source_text, ""),))
     else:
-        source = _local(whole)
+        source = _local(source_text)
     return dataclasses.replace(source, subset=subset, reading=reading)
 
 
 def read_as(text: str, reading: Mapping[str, str]) -> str:
     """A source that is read as ``reading`` says, such as ``{"damaged": "keep"}``; errors are those of `parse`."""
     source = parse(text)
-    _, wanted = apart("".join(f",{name}={value}" for name, value in reading.items()))
-    changes = {name: getattr(wanted, name) for name in reading}
+    _, settings = split_reading("".join(f",{name}={value}" for name, value in reading.items()))
+    changes = {name: getattr(settings, name) for name in reading}
     return dataclasses.replace(source, reading=dataclasses.replace(source.reading, **changes)).text
 
 
@@ -227,19 +227,19 @@ def is_video(file: str) -> bool:
     return file.rpartition(".")[2].lower() in VIDEOS and "." in file
 
 
-def _local(whole: str) -> Source:
+def _local(text: str) -> Source:
     """A path, a pattern, annotated images or a name, in this order."""
-    path, options = _without_options(whole)
-    parts = (Part(whole, ""),) if os.path.exists(whole) else tuple(map(_part, whole.split("+")))
+    path, options = _without_options(text)
+    parts = (Part(text, ""),) if os.path.exists(text) else tuple(map(_part, text.split("+")))
     if os.path.lexists(path):
-        return Source(whole, "path", path, options, parts=parts)
+        return Source(text, "path", path, options, parts=parts)
     if glob.has_magic(path) or BRACES.search(path) or CONTAINER.search(path) or is_video(path):
-        return Source(whole, "pattern", path, options, parts=parts)
+        return Source(text, "pattern", path, options, parts=parts)
     if all(part.annotated for part in parts):
-        return Source(whole, "annotated", whole, parts=parts)
-    head, *rest = whole.split(",")
+        return Source(text, "annotated", text, parts=parts)
+    head, *settings = text.split(",")
     name, colon, split = head.partition(":")
-    return Source(whole, "name", name, _options(rest), split=split if colon else None, parts=parts)
+    return Source(text, "name", name, _options(settings), split=split if colon else None, parts=parts)
 
 
 def _options(texts: Sequence[str]) -> tuple[Option, ...]:
@@ -249,13 +249,13 @@ def _options(texts: Sequence[str]) -> tuple[Option, ...]:
 
 def _part(text: str) -> Part:
     """``path:rest``; what exists is a path."""
-    path, _, rest = (text, "", "") if os.path.exists(text) else text.rpartition(":")
-    return Part(path, rest) if path else Part(text, "")
+    path, _, split = (text, "", "") if os.path.exists(text) else text.rpartition(":")
+    return Part(path, split) if path else Part(text, "")
 
 
-def _without_options(whole: str) -> tuple[str, tuple[Option, ...]]:
+def _without_options(text: str) -> tuple[str, tuple[Option, ...]]:
     """The path and the options after it. Only those of what is surely a path may have slashes."""
-    path, options = whole, list[Option]()
+    path, options = text, list[Option]()
     while not os.path.lexists(path) and (match := _OPTION.fullmatch(path)):
         if "/" in match["value"] and not (os.path.lexists(match["path"]) or CONTAINER.search(match["path"])):
             break
@@ -264,39 +264,39 @@ def _without_options(whole: str) -> tuple[str, tuple[Option, ...]]:
     return path, tuple(options)
 
 
-def _on_hub(whole: str) -> Source:
+def _on_hub(text: str) -> Source:
     """``hf://owner/name[/config][@revision][:split]``, or ``hf:///folder[:split]``, whose folder may have any name."""
-    head, options = whole, list[Option]()
+    head, options = text, list[Option]()
     while match := _OPTION.fullmatch(head):
         head = match["path"]
         options.insert(0, Option(match["key"], match["value"]))
-    address, parts = head.removeprefix("hf://"), (Part(whole, ""),)
+    address, parts = head.removeprefix("hf://"), (Part(text, ""),)
     if address.startswith("/"):
         ends = [len(address), *(colon.start() for colon in re.finditer(":", address))]
         end = max((end for end in ends if os.path.isdir(address[:end])), default=len(address))
-        return Source(whole, "hub", address[:end], tuple(options), split=address[end + 1 :] or None, parts=parts)
+        return Source(text, "hub", address[:end], tuple(options), split=address[end + 1 :] or None, parts=parts)
     match = _HUB.fullmatch(address)
     if not match or match["path"].strip("/").count("/") > 2:
         raise SourceError(f"{head}: write it as hf://owner/name[/config][@revision][:split]")
     path, revision, split = match["path"].strip("/"), match["revision"], match["split"]
-    return Source(whole, "hub", path, tuple(options), split=split, revision=revision, parts=parts)
+    return Source(text, "hub", path, tuple(options), split=split, revision=revision, parts=parts)
 
 
 def _absolute(part: Part) -> Part:
     """Only beside a JSON file is what follows a path, the folder of its images."""
-    folder = part.rest and os.path.isfile(part.path)
-    return Part(os.path.abspath(part.path), os.path.abspath(part.rest) if folder else part.rest)
+    folder = part.split and os.path.isfile(part.path)
+    return Part(os.path.abspath(part.path), os.path.abspath(part.split) if folder else part.split)
 
 
 def _word_of_stream(path: str) -> str:
-    """What the names of its shards begin with, or their folder."""
+    """The common prefix of the shards' names, or their folder."""
     *folders, last = path.partition("?")[0].split("/")
     word = re.split(r"[{*\[]", re.sub(r"(\.tar)?(\.gz)?$|\.tgz$", "", last), maxsplit=1)[0].strip("-_.")
     return word or (folders[-1] if folders else "") or "stream"
 
 
-def _apart(text: str) -> tuple[str, tuple[Suffix, ...]]:
-    """What is written before the suffixes, and these.
+def _split_subset(text: str) -> tuple[str, tuple[Suffix, ...]]:
+    """Split a source's text into what precedes the suffixes, and the suffixes.
 
     What exists as a path is no suffix, and no part of one; an ``@`` that no known key follows belongs to the source.
     """
@@ -305,14 +305,14 @@ def _apart(text: str) -> tuple[str, tuple[Suffix, ...]]:
     matches = list(re.finditer(rf"@(?:({'|'.join(KEYS)})=|({'|'.join(ALONE)})(?=@|$))", text))
     existing = [i for i, match in enumerate(matches) if os.path.exists(text[: match.start()])]
     matches = matches[existing[-1] if existing else 0 :]
-    whole = text[: matches[0].start()] if matches else text
+    source_text = text[: matches[0].start()] if matches else text
     ends = [match.start() for match in matches[1:]] + [len(text)]
     suffixes = [
         Suffix(match[1] or match[2], text[match.end() : end]) for match, end in zip(matches, ends, strict=False)
     ]
-    for part in (whole, *(suffix.value for suffix in suffixes if suffix.key not in FILES)):
+    for part in (source_text, *(suffix.value for suffix in suffixes if suffix.key not in FILES)):
         _refuse_misspelled(text, part)
-    return whole, tuple(suffixes)
+    return source_text, tuple(suffixes)
 
 
 def _refuse_misspelled(text: str, part: str) -> None:

@@ -46,7 +46,7 @@ class Watch(NamedTuple):
         same = torch.equal(self.times, _times(self.root, self.paths))
         return same and (self.sizes is None or torch.equal(self.sizes, _sizes(self.root, self.paths)))
 
-    def gone(self) -> bool:
+    def is_missing(self) -> bool:
         """Whether nothing of it is there any more, as where a disk is not mounted."""
         return bool((_times(self.root, self.paths) < 0).all())
 

@@ -45,11 +45,11 @@ class Comparison(NamedTuple):
         """Which row is the best by the first column, or which ones share that place."""
         best, tied = sorted(self.best(0)), sorted(self.ties(0))
         name, figure = COLUMNS[self.columns[0]], cell(self.rows[best[0]][1][0], 1) if best else "–"
-        named = [self.rows[i][0] for i in (*best, *tied)]
-        if len(named) < 2:
-            return f"{self.title}: best is {named[0] if named else 'no row'}, with {name} {figure} %."
+        leaders = [self.rows[i][0] for i in (*best, *tied)]
+        if len(leaders) < 2:
+            return f"{self.title}: best is {leaders[0] if leaders else 'no row'}, with {name} {figure} %."
         return (
-            f"{self.title}: no difference beyond chance between {', '.join(named)}; the highest {name} is {figure} %."
+            f"{self.title}: no difference beyond chance between {', '.join(leaders)}; the highest {name} is {figure} %."
         )
 
 
@@ -70,22 +70,25 @@ def compare(runs: list[str], output: str = "comparison", quiet: bool = False) ->
     """
     if len(runs) < 2:
         raise UserError(f"{len(runs)} run: give at least two to compare")
-    named = _named(runs)
-    tables, differing = comparisons({name: read_results(_file(run)) for name, run in named.items()}), _differing(named)
+    runs_by_name = _by_name(runs)
+    tables, differing = (
+        comparisons({name: read_results(_file(run)) for name, run in runs_by_name.items()}),
+        _differing(runs_by_name),
+    )
     console = printer(quiet)
     for table in tables:
         console.print(_printed(table))
         console.print(table.verdict(), table.note, highlight=False, markup=False)
     for name, values in differing.items():
-        console.print(f"{name}: {', '.join(map('{}: {}'.format, named, values))}", highlight=False, markup=False)
+        console.print(f"{name}: {', '.join(map('{}: {}'.format, runs_by_name, values))}", highlight=False, markup=False)
     output_dir = Path(output)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    written = [*map(markdown, tables), *([_settings_markdown(differing, list(named))] if differing else [])]
+    written = [*map(markdown, tables), *([_settings_markdown(differing, list(runs_by_name))] if differing else [])]
     write(output_dir.with_name(f"{output_dir.name}.md"), "\n".join(written).encode("utf-8", "surrogateescape"))
     verdict = " ".join(table.verdict() for table in tables)
     page = report.page(
-        output_dir.with_name(f"{output_dir.name}.html"), "Runs side by side", _blocks(tables, differing, list(named)),
-        ", ".join(named), verdict,
+        output_dir.with_name(f"{output_dir.name}.html"), "Runs side by side",
+        _blocks(tables, differing, list(runs_by_name)), ", ".join(runs_by_name), verdict,
     )  # fmt: skip
     console.print(f"written to {output_dir}.md and {page}; next: look at {page}", highlight=False, markup=False)
     return tables
@@ -134,10 +137,10 @@ def _baselines(by_run: dict[str, dict[str, Any]]) -> dict[str, tuple[dict[str, A
     return rows | ({PIXELS: (pixels[0], PIXELS)} if pixels else {})
 
 
-def _differing(named: Mapping[str, str]) -> dict[str, list[str]]:
+def _differing(runs_by_name: Mapping[str, str]) -> dict[str, list[str]]:
     """The settings in which the runs differ, one value for each run; runs without a config.yaml have none."""
     flat = []
-    for run in named.values():
+    for run in runs_by_name.values():
         folder = Run(run if Path(run).is_dir() else Path(run).parent)
         flat.append(_flat(folder.settings()) if folder.config.is_file() else {})
     if not all(flat):
@@ -166,11 +169,11 @@ def _marked(table: Comparison, before: str, after: str) -> list[list[str]]:
     """Every row as text, the best of each column between two marks, its ties behind a third."""
     best, tied = ([pick(j) for j in range(len(table.columns))] for pick in (table.best, table.ties))
 
-    def shown(value: Cell, i: int, j: int) -> str:
+    def formatted(value: Cell, i: int, j: int) -> str:
         text = cell(value, 1)
         return f"{before}{text}{after}" if i in best[j] else f"≈ {text}" if i in tied[j] else text
 
-    return [[name, *(shown(v, i, j) for j, v in enumerate(row))] for i, (name, row) in enumerate(table.rows)]
+    return [[name, *(formatted(v, i, j) for j, v in enumerate(row))] for i, (name, row) in enumerate(table.rows)]
 
 
 def _printed(table: Comparison) -> Table:
@@ -219,7 +222,7 @@ def _file(run: str) -> Path:
     return file
 
 
-def _named(runs: list[str]) -> dict[str, str]:
+def _by_name(runs: list[str]) -> dict[str, str]:
     """Runs by their folder's name, or their path where two have the same name."""
     folders = [Path(run) if Path(run).is_dir() else Path(run).parent for run in runs]
     short = [folder.resolve().name for folder in folders]

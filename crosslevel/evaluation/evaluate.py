@@ -15,12 +15,12 @@ from crosslevel.evaluation import protocols
 from crosslevel.evaluation.detection import benchmark
 from crosslevel.evaluation.detection.model import Sizes
 from crosslevel.evaluation.finetune import FineTune, Semi
-from crosslevel.evaluation.judged import Data, Session, session_of, subject_of
 from crosslevel.evaluation.linear import Linear
 from crosslevel.evaluation.overlap import warn, warn_of_annotated
 from crosslevel.evaluation.protocols import Row, Subject
 from crosslevel.evaluation.results import keep, print_table
 from crosslevel.evaluation.scores import Scores
+from crosslevel.evaluation.session import Data, Session, session_of, subject_of
 from crosslevel.features.extract import Runtime
 from crosslevel.metrics.knn import neighbours
 from crosslevel.metrics.shots import describe_limits
@@ -156,7 +156,7 @@ def evaluate(
     Returns:
         of each protocol the figures of each kind of features.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     data = Data(images, test, data_root, crops)
     settings = Settings(_names(protocol), k, temperature, shots, clusters, linear, semi, transfer, detection)
     settings.check(data)
@@ -165,7 +165,7 @@ def evaluate(
     subject = subject_of(session, data, settings.names, branches, shots)
     figures = _figures(session, data, settings, subject)
     _explain(session, data, settings, subject)
-    _farewell(session, subject, time.monotonic() - began)
+    _farewell(session, subject, time.monotonic() - start_time)
     return figures
 
 
@@ -173,9 +173,9 @@ def _figures(
     session: Session, data: Data, settings: Settings, subject: Subject | None
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Judge by one protocol after the other; each is printed and kept as soon as it is done."""
-    about, calls = data.about(session.seed), _calls(session, data, settings, subject)
+    metadata, calls = data.metadata(session.seed), _calls(session, data, settings, subject)
     if subject is not None:
-        about["shots"] = None if subject.split is None else [subject.split.low, subject.split.high]
+        metadata["shots"] = None if subject.split is None else [subject.split.low, subject.split.high]
     figures = {}
     for name in settings.names:
         given_settings, call = calls[name]
@@ -183,7 +183,7 @@ def _figures(
             print_table(session.console, title, row)
             keep(
                 session.file,
-                {"protocol": title, **about, "settings": given_settings, "skipped": session.bad.reasons},
+                {"protocol": title, **metadata, "settings": given_settings, "skipped": session.bad.reasons},
                 row,
             )
             figures[title] = {kind: scores.figures for kind, scores in row.items()}
@@ -191,7 +191,7 @@ def _figures(
 
 
 def _explain(session: Session, data: Data, settings: Settings, subject: Subject | None) -> None:
-    """What a reader of the tables has to know."""
+    """Print the notes that explain the tables."""
     console = session.console
     if subject is not None and subject.split is not None:
         console.print(describe_limits(subject.split.low, subject.split.high), highlight=False)
@@ -202,7 +202,7 @@ def _explain(session: Session, data: Data, settings: Settings, subject: Subject 
 
 
 def _farewell(session: Session, subject: Subject | None, seconds: float) -> None:
-    """What could not be read, where the figures are, and what to do with them."""
+    """Print which files could not be read, where the figures are, and next steps."""
     console = session.console
     total = 0 if subject is None else len(subject.bank) + len(subject.queries)
     if len(session.bad):
@@ -221,12 +221,12 @@ def _calls(session: Session, data: Data, settings: Settings, subject: Subject | 
     k = settings.k or neighbours(len(subject.bank))
     temperature, clusters = settings.temperature, settings.clusters
     linear, semi, transfer = settings.linear, settings.semi, settings.transfer
-    both = {"fine_tuned": asdict(transfer), "linear": asdict(linear)}
+    configs = {"fine_tuned": asdict(transfer), "linear": asdict(linear)}
     return calls | {
         "knn": ({"k": k, "temperature": temperature}, lambda: protocols.knn(subject, k, temperature)),
         "linear": (asdict(linear), lambda: protocols.linear(subject, linear)),
         "semi": (asdict(semi), lambda: protocols.semi(subject, semi)),
-        "transfer": (both, lambda: protocols.transfer(subject, transfer, linear)),
+        "transfer": (configs, lambda: protocols.transfer(subject, transfer, linear)),
         "retrieval": ({}, lambda: protocols.retrieval(subject)),
         "clustering": ({"clusters": clusters}, lambda: protocols.clustering(subject, clusters)),
     }
@@ -242,7 +242,10 @@ def _detection(session: Session, data: Data, config: Detection) -> dict[str, Row
     plan = plan._replace(schedule=schedule, kind=config.kind, batchnorm=config.batchnorm)
     if config.short_side is not None:
         plan = plan._replace(sizes=Sizes((config.short_side,), config.short_side, 2 * config.short_side))
-    workers, folder = session.runtime.workers, None if session.kept is None else session.kept / "probe" / "detection"
+    workers, folder = (
+        session.runtime.workers,
+        None if session.cache_dir is None else session.cache_dir / "probe" / "detection",
+    )
     figures = benchmark.detection(
         session.encoder, train, queries, settings=plan, hardware=session.runtime.hardware, seed=session.seed,
         workers=4 if workers is None else workers, folder=folder, bad=session.bad, console=session.console,

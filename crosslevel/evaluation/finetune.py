@@ -127,8 +127,8 @@ def fine_tuned(
     tell(console, wrong)
     classifier = new_classifier(encoder.num_features, classes, seed).to(device)
     # Which images are labelled is in their identity, and not in how they were chosen.
-    chosen = {name: value for name, value in asdict(config).items() if name in FineTune.__dataclass_fields__}
-    folder = training_folder(run_dir, name="fine-tuned", how=chosen, seed=seed, **(key or {}))
+    hyperparameters = {name: value for name, value in asdict(config).items() if name in FineTune.__dataclass_fields__}
+    folder = training_folder(run_dir, name="fine-tuned", how=hyperparameters, seed=seed, **(key or {}))
     training = Training(config.epochs, config.batch_size, config.schedule, config.weight_decay, seed, folder)
     groups = [
         {"params": list(network.parameters()), "lr": config.lr},
@@ -202,8 +202,8 @@ def labelled_share(labels: Int64[Tensor, " N"], fraction: float, generator: torc
         generator: the same draws the same images.
 
     """
-    wanted = [max(1, round(fraction * n)) for n in labels.bincount().tolist()]
-    return of_each_class(labels, torch.tensor(wanted), generator)
+    counts = [max(1, round(fraction * n)) for n in labels.bincount().tolist()]
+    return of_each_class(labels, torch.tensor(counts), generator)
 
 
 def listed(images: Images, file: str) -> Int64[Tensor, " M"]:
@@ -217,19 +217,19 @@ def listed(images: Images, file: str) -> Int64[Tensor, " M"]:
         text = Path(file).read_text("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise UserError(f"semi.list_file={file}: {error.strerror or error}") from error
-    places: dict[str, int] = {}
+    index_of: dict[str, int] = {}
     for i, path in enumerate(images.paths):
         name = path.rpartition("/")[2]
-        places[name] = -1 if name in places else i
-    places |= {path: i for i, path in enumerate(images.paths)}
+        index_of[name] = -1 if name in index_of else i
+    index_of |= {path: i for i, path in enumerate(images.paths)}
     # A label may follow the path, as in some lists; a path may have spaces.
-    whole = [line.strip() for line in text.split("\n") if line.strip()]
-    lines = [line if line in places else line.split()[0] for line in whole]
-    missing = [line for line in lines if places.get(line, -1) < 0]
+    entries = [line.strip() for line in text.split("\n") if line.strip()]
+    lines = [line if line in index_of else line.split()[0] for line in entries]
+    missing = [line for line in lines if index_of.get(line, -1) < 0]
     if missing or not lines:
-        what = f"{len(missing)} of its {len(lines)} lines, {missing[0]} first, name" if missing else "it names"
-        raise UserError(f"semi.list_file={file}: {what} no image of {images.name} (or several)")
-    return torch.tensor(sorted({places[line] for line in lines}))
+        problem = f"{len(missing)} of its {len(lines)} lines, {missing[0]} first, name" if missing else "it names"
+        raise UserError(f"semi.list_file={file}: {problem} no image of {images.name} (or several)")
+    return torch.tensor(sorted({index_of[line] for line in lines}))
 
 
 def few_labels(images: Images, config: Semi, seed: int) -> dict[str, Images]:
@@ -242,13 +242,13 @@ def few_labels(images: Images, config: Semi, seed: int) -> dict[str, Images]:
     assert images.labels is not None
     classes = len(images.classes or [])
     if config.list_file is not None:
-        parts = {f"labels of {Path(config.list_file).name}": listed(images, config.list_file)}
+        subsets = {f"labels of {Path(config.list_file).name}": listed(images, config.list_file)}
     else:
-        parts = {
+        subsets = {
             f"{100 * fraction:.10g} % of labels": labelled_share(images.labels, fraction, seeded(seed))
             for fraction in config.fractions
         }
-    for name, index in parts.items():
+    for name, index in subsets.items():
         if len(index) < classes:
             raise UserError(f"{name}: {len(index)} labelled images for {classes} classes: give more labels")
-    return {name: take(images, index) for name, index in parts.items()}
+    return {name: take(images, index) for name, index in subsets.items()}

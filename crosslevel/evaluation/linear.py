@@ -77,7 +77,7 @@ class Sweep(NamedTuple):
         return (x @ self.weight.flatten(1)).view(len(x), *self.bias.shape) + self.bias
 
 
-class Chosen(NamedTuple):
+class BestClassifier(NamedTuple):
     """The classifier with the setting that was best on a held-out part, trained on the whole training set."""
 
     classifier: Sweep
@@ -152,7 +152,7 @@ def choose(
     config: Linear,
     generator: torch.Generator,
     progress: Callable[[int, int], None] | None = None,
-) -> Chosen:
+) -> BestClassifier:
     """The best of all pairs of rate and weight decay on a held-out part, then trained on everything.
 
     Of equally accurate settings the one with the lower loss is taken. Test images take no part.
@@ -166,21 +166,21 @@ def choose(
     if validation.all() or not validation.any():
         raise UserError(f"{len(labels)} labelled images are too few to hold out {config.held_out:.0%} of each class")
     shared: dict[str, Any] = {"epochs": config.epochs, "batch_size": config.batch_size, "generator": generator}
-    tried = train_sweep(features[~validation], labels[~validation], classes, settings, progress=progress, **shared)
+    sweep = train_sweep(features[~validation], labels[~validation], classes, settings, progress=progress, **shared)
     truth = labels[validation].to(features.device)
     accuracy, loss = [], []
-    for part in tried.scores(features[validation]).unbind(1):
+    for part in sweep.scores(features[validation]).unbind(1):
         accuracy.append(float((part.argmax(1) == truth).double().mean()))
         loss.append(float(F.cross_entropy(part, truth)))
     best = max(range(len(settings)), key=lambda s: (accuracy[s], -loss[s]))
     fitted = train_sweep(features, labels, classes, [settings[best]], **shared)
-    return Chosen(fitted, *settings[best], accuracy[best])
+    return BestClassifier(fitted, *settings[best], accuracy[best])
 
 
 def held_out(labels: Int64[Tensor, " N"], share: float, generator: torch.Generator) -> Tensor:
     """A mask of ``share`` of each class, drawn at random: at least one image of a class of two or more."""
     counts = labels.bincount()
-    wanted = [0 if n < 2 else max(1, round(share * n)) for n in counts.tolist()]
+    held_counts = [0 if n < 2 else max(1, round(share * n)) for n in counts.tolist()]
     mask = torch.zeros(len(labels), dtype=torch.bool)
-    mask[of_each_class(labels.cpu(), torch.tensor(wanted), generator)] = True
+    mask[of_each_class(labels.cpu(), torch.tensor(held_counts), generator)] = True
     return mask

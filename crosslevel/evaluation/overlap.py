@@ -44,13 +44,13 @@ def warn(console: Console, subject: Subject) -> None:
         sampled = slice(None, None, _step(len(queries.paths), LOOKED_AT))
         message = _message(_scan(bank.data), bank.paths, _scan(queries.data[sampled]), queries.paths[sampled])
     if message:
-        own, other = (shlex.quote(source.name) for source in sources)
-        message += f": crosslevel inspect {own} --beside {other} -o FOLDER names them"
+        train_name, test_name = (shlex.quote(source.name) for source in sources)
+        message += f": crosslevel inspect {train_name} --beside {test_name} -o FOLDER names them"
         console.print(message, highlight=False, markup=False)
 
 
 def warn_of_annotated(console: Console, train: Annotated, test: Annotated, workers: int | None) -> None:
-    """The same for images with objects."""
+    """The warning for images with objects."""
     if console.quiet:
         return
     bank, queries = (Files("", part.files, name=part.name) for part in (train, test))
@@ -59,40 +59,41 @@ def warn_of_annotated(console: Console, train: Annotated, test: Annotated, worke
 
 
 def _by_pass(bank: Images, queries: Images, workers: int | None) -> str:
-    """What is found in the images themselves; nothing where fewer than two of either can be read."""
-    parts = [
-        take(images, torch.arange(0, len(images), _step(len(images), most)))
-        for images, most in ((bank, LEARNED), (queries, LOOKED_AT))
+    """Compare the images themselves; empty if fewer than two of either source can be read."""
+    subsets = [
+        take(images, torch.arange(0, len(images), _step(len(images), limit)))
+        for images, limit in ((bank, LEARNED), (queries, LOOKED_AT))
     ]
     try:
         # What cannot be read is named by the protocols, which read all.
-        own, other = (scan(part, BadFiles(), workers) for part in parts)
+        train_scan, test_scan = (scan(part, BadFiles(), workers) for part in subsets)
     except SourceError:
         return ""
     train_paths, test_paths = (
-        [part.paths[i] for i in found.numbers.tolist()] for part, found in zip(parts, (own, other), strict=True)
+        [part.paths[i] for i in result.numbers.tolist()]
+        for part, result in zip(subsets, (train_scan, test_scan), strict=True)
     )
-    return _message(own, train_paths, other, test_paths)
+    return _message(train_scan, train_paths, test_scan, test_paths)
 
 
-def _message(own: ScanResult, train_paths: list[str], other: ScanResult, test_paths: list[str]) -> str:
-    pairs = matches(own, other)
+def _message(train_scan: ScanResult, train_paths: list[str], test_scan: ScanResult, test_paths: list[str]) -> str:
+    pairs = matches(train_scan, test_scan)
     if not pairs:
         return ""
     copies, first = sum(match.kind <= Kind.EDITED for match in pairs), min(pairs, key=lambda match: match.kind)
     near = len(pairs) - copies
     return (
         f"{copies:,} of {len(test_paths):,} test images are copies of images to learn from, {near:,} nearly "
-        f"({test_paths[first.other]} and {train_paths[first.own]}), so the figures are too good"
+        f"({test_paths[first.second]} and {train_paths[first.first]}), so the figures are too good"
     )
 
 
-def _step(count: int, most: int) -> int:
-    return max(1, -(-count // most))
+def _step(count: int, limit: int) -> int:
+    return max(1, -(-count // limit))
 
 
 def _scan(data: UInt8[Tensor, "M 3 s s"]) -> ScanResult:
     content = torch.tensor([content_of(picture) for picture in data])
-    shown = as_rgb(data)
-    small = shown if shown.shape[-1] == SIDE else tvf.resize(shown, [SIDE, SIDE], antialias=True)
+    rgb = as_rgb(data)
+    small = rgb if rgb.shape[-1] == SIDE else tvf.resize(rgb, [SIDE, SIDE], antialias=True)
     return ScanResult(small, torch.full((len(data), 2), data.shape[-1]), content, torch.arange(len(data)))

@@ -52,7 +52,7 @@ class SmallPictures(NamedTuple):
 
 @dataclass
 class Subject:
-    """What is judged, on which images.
+    """The encoders to evaluate, and the images to evaluate them on.
 
     ``kinds`` are encoders by name, or `PIXELS`. ``bank`` has the labelled images to learn from, ``queries`` those to
     classify. Features and unfinished trainings are kept in ``run_dir``, the run's folder. ``branches`` are heads on the
@@ -73,7 +73,7 @@ class Subject:
     def __post_init__(self) -> None:
         self.cache = FeatureCache(self.run_dir, self.runtime, self.bad)
         self._pixels: dict[int, CachedFeatures] = {}
-        self._shown: dict[int, Tensor] = {}
+        self._readable: dict[int, Tensor] = {}
 
     @property
     def encoders(self) -> dict[str, Encoder]:
@@ -109,8 +109,8 @@ class Subject:
             size = max([encoder.view.size for encoder in self.encoders.values()], default=PIXEL_SIZE)
             resized = self.cache.decoded(images, size)
             pixel_features = pixels(resized, PIXEL_SIZE, workers=self.runtime.workers, bad=self.bad)
-            self._shown[id(images)] = pixel_features.places
-            tracks = None if resized.tracks is None else resized.tracks[pixel_features.places]
+            self._readable[id(images)] = pixel_features.indices
+            tracks = None if resized.tracks is None else resized.tracks[pixel_features.indices]
             self._pixels[id(images)] = CachedFeatures(pixel_features.features, pixel_features.labels, tracks)
         return self._pixels[id(images)]
 
@@ -123,14 +123,14 @@ class Subject:
     def _small(self, images: Images) -> SmallPictures:
         values = self._pixels[id(images)].features
         data = ((values + 1) * 127.5).round().clamp(0, 255).byte().view(-1, images.channels, PIXEL_SIZE, PIXEL_SIZE)
-        return SmallPictures(data, [images.paths[i] for i in self._shown[id(images)].tolist()])
+        return SmallPictures(data, [images.paths[i] for i in self._readable[id(images)].tolist()])
 
     def truth(self, bank: CachedFeatures, queries: CachedFeatures) -> Truth:
         """The labels that both sets of features came with."""
         return truth(bank.labels, self.bank.classes or [], queries.labels, self.queries.classes or [], self.shots)
 
     def key(self, name: str, images: Images) -> dict[str, str]:
-        """What a training of encoder ``name`` on ``images`` depends on."""
+        """The cache key of a training of encoder ``name`` on ``images``."""
         return {"features": self.cache.key(self.encoders[name], images)}
 
     def draws(self) -> torch.Generator:
@@ -138,10 +138,10 @@ class Subject:
         return seeded(self.seed)
 
     @contextmanager
-    def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
+    def progress(self, description: str) -> Iterator[Callable[[int, int], None]]:
         """A bar, where there is a console."""
         with progress_bar(self.console) as bar:
-            task = bar.add_task(what, total=None)
+            task = bar.add_task(description, total=None)
             yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
@@ -167,8 +167,8 @@ def linear(subject: Subject, config: Linear) -> dict[str, Row]:
                 row[name] = labels.judge(_classic(subject, name, config, queries, progress))
                 continue
             best = choose(bank.features, bank.labels, len(labels.counts), config, subject.draws(), progress)
-        chosen = {"lr": best.lr, "weight_decay": best.weight_decay, "held_out": 100 * best.held_out_accuracy}
-        row[name] = labels.judge(best.classifier.scores(queries.features)[:, 0], chosen)
+        hyperparameters = {"lr": best.lr, "weight_decay": best.weight_decay, "held_out": 100 * best.held_out_accuracy}
+        row[name] = labels.judge(best.classifier.scores(queries.features)[:, 0], hyperparameters)
     return {"linear, on views" if config.augmented else "linear": row}
 
 
@@ -187,12 +187,12 @@ def _classic(
 
 def semi(subject: Subject, config: Semi) -> dict[str, Row]:
     """The whole network fine-tuned with few labels, beside the same network trained with them from scratch."""
-    parts = few_labels(subject.bank, config, subject.seed)
-    return {f"semi-supervised, {title}": _fine_tuned(subject, part, config, title) for title, part in parts.items()}
+    subsets = few_labels(subject.bank, config, subject.seed)
+    return {f"semi-supervised, {title}": _fine_tuned(subject, part, config, title) for title, part in subsets.items()}
 
 
 def transfer(subject: Subject, config: FineTune, sweep: Linear) -> dict[str, Row]:
-    """What the features are worth on this data set: under a linear classifier, and fine-tuned."""
+    """Accuracy on this data set: of a linear classifier on the features, and of the fine-tuned network."""
     return {
         "transfer, linear": linear(subject, sweep).popitem()[1],
         "transfer, fine-tuned": _fine_tuned(subject, subject.bank, config, "all labels"),
@@ -248,8 +248,8 @@ def clustering(subject: Subject, count: int | None = None) -> dict[str, Row]:
     row = {}
     for name in subject.names:
         _, queries = subject.features_of(name)
-        wanted = count or len(queries.labels.unique())
-        assignment = clusters(queries.features, wanted, seed=subject.seed)
+        cluster_count = count or len(queries.labels.unique())
+        assignment = clusters(queries.features, cluster_count, seed=subject.seed)
         right = matching(assignment, queries.labels)[assignment] == queries.labels
         spread = {"accuracy": intervals(right, generator=subject.draws())}
         row[name] = Scores(agreement(assignment, queries.labels), spread)

@@ -102,12 +102,12 @@ def card(run: Run, encoder: Encoder, repository: str, licence: str) -> str:
     head["tags"] = ["image-feature-extraction", "timm", "crosslevel", "self-supervised-learning"]
     if licence:
         head = {"license": licence, **head}
-    began = (settings.get("encoder") or {}).get("name", "")
+    base_name = (settings.get("encoder") or {}).get("name", "")
     started = bool((settings.get("encoder") or {}).get("pretrained"))
-    if started and is_named(began) and any(map(began.startswith, HUB)):
-        head["base_model"] = began.partition(":")[2].partition("@")[0]
+    if started and is_named(base_name) and any(map(base_name.startswith, HUB)):
+        head["base_model"] = base_name.partition(":")[2].partition("@")[0]
     title = repository.partition("/")[2]
-    parts = [
+    sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {title}",
         f"{encoder.architecture}, {encoder.num_features} features, trained without labels by "
@@ -124,10 +124,10 @@ def card(run: Run, encoder: Encoder, repository: str, licence: str) -> str:
         licence or "Not stated.",
     ]
     if started:
-        parts.append(
-            f"The training began with the weights {_metadata(began)} ({encoder.licence or 'licence not stated'})."
+        sections.append(
+            f"The training began with the weights {_metadata(base_name)} ({encoder.licence or 'licence not stated'})."
         )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(sections) + "\n"
 
 
 def _data(run: Run, settings: dict[str, Any]) -> str:
@@ -178,8 +178,8 @@ def _figures(run: Run) -> str:
         names = [name for name in COLUMNS if any(name in row for row in rows.values())]
         lines = [["features", *(COLUMNS[name] for name in names)]]
         lines += [[kind, *(f"{row[name]:.1f}" if name in row else "" for name in names)] for kind, row in rows.items()]
-        where = f"{_metadata(result.get('images') or '')}, tested on {_metadata(result.get('test') or '')}"
-        tables.append(f"{result['protocol']} ({where}), in %:\n\n{_markdown(lines)}")
+        description = f"{_metadata(result.get('images') or '')}, tested on {_metadata(result.get('test') or '')}"
+        tables.append(f"{result['protocol']} ({description}), in %:\n\n{_markdown(lines)}")
     return "\n\n".join(tables)
 
 
@@ -221,7 +221,7 @@ def _silent(quiet: bool) -> Iterator[None]:
 
 @contextmanager
 def _without_token(repository: str) -> Iterator[None]:
-    """What the hub answers, in one line, without whoever's token it was."""
+    """Turn the hub's errors into one line, without the user's token."""
     import huggingface_hub as hub  # noqa: PLC0415
 
     token = hub.get_token()
@@ -233,6 +233,6 @@ def _without_token(repository: str) -> Iterator[None]:
             raise UserError(
                 f"the hub does not let you write to {repository}: hf auth login, or HF_TOKEN, of one who may"
             ) from None
-        why = " ".join(str(error).split())[:300] or type(error).__name__
-        why = why.replace(token, "***") if token else why
-        raise UserError(f"{repository} was not pushed: {why}") from None
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = reason.replace(token, "***") if token else reason
+        raise UserError(f"{repository} was not pushed: {reason}") from None

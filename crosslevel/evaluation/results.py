@@ -33,12 +33,12 @@ def print_table(console: Console, title: str, row: Row) -> None:
     table.add_column("features")
     for name in names:
         table.add_column(COLUMNS[name], justify="right")
-    for kind, judged in row.items():
-        table.add_row(kind, *(cell(measured(judged.figures, judged.intervals, name), 1) for name in names))
+    for kind, scores in row.items():
+        table.add_row(kind, *(cell(measured(scores.figures, scores.intervals, name), 1) for name in names))
     console.print(table)
-    for kind, judged in row.items():
-        if judged.chosen:
-            text = ", ".join(f"{name} {value:.4g}" for name, value in judged.chosen.items())
+    for kind, scores in row.items():
+        if scores.hyperparameters:
+            text = ", ".join(f"{name} {value:.4g}" for name, value in scores.hyperparameters.items())
             console.print(f"{kind}: chosen on held-out training images: {text}", highlight=False)
 
 
@@ -52,16 +52,16 @@ def measured(figures: dict[str, float], intervals: Mapping[str, Sequence[float]]
 
 def columns(row: Row) -> list[str]:
     """Which figures there are, in the table's order."""
-    return [name for name in COLUMNS if any(name in judged.figures for judged in row.values())]
+    return [name for name in COLUMNS if any(name in scores.figures for scores in row.values())]
 
 
-def keep(file: Path, about: dict[str, Any], row: Row) -> None:
+def keep(file: Path, metadata: dict[str, Any], row: Row) -> None:
     """Add a result to the file, in place of an earlier one of the same protocol, images and settings."""
     results: list[dict[str, Any]] = read_results(file) if file.is_file() else []
-    new = json.loads(json.dumps(about))
-    new["accuracy_percent"] = {kind: judged.figures for kind, judged in row.items()}
-    new["interval_percent"] = {kind: judged.intervals for kind, judged in row.items() if judged.intervals}
-    new["chosen"] = {kind: judged.chosen for kind, judged in row.items() if judged.chosen}
+    new = json.loads(json.dumps(metadata))
+    new["accuracy_percent"] = {kind: scores.figures for kind, scores in row.items()}
+    new["interval_percent"] = {kind: scores.intervals for kind, scores in row.items() if scores.intervals}
+    new["chosen"] = {kind: scores.hyperparameters for kind, scores in row.items() if scores.hyperparameters}
     same = ("protocol", "images", "test", "crops", "settings")
     results = [old for old in results if any(old.get(name) != new.get(name) for name in same)]
     text = json.dumps({"results": [*results, new]}, indent=2) + "\n"

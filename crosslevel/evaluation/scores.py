@@ -20,7 +20,7 @@ class Scores(NamedTuple):
 
     figures: dict[str, float]
     intervals: Intervals | None = None
-    chosen: dict[str, float] | None = None
+    hyperparameters: dict[str, float] | None = None
 
 
 class Truth(NamedTuple):
@@ -30,12 +30,14 @@ class Truth(NamedTuple):
     counts: Int64[Tensor, " C"]
     shots: Shots | None
 
-    def judge(self, scores: Float[Tensor, "Q C"], chosen: dict[str, float] | None = None, seed: int = 0) -> Scores:
+    def judge(
+        self, scores: Float[Tensor, "Q C"], hyperparameters: dict[str, float] | None = None, seed: int = 0
+    ) -> Scores:
         """Accuracies of a classifier's scores, and their intervals by bootstrap over the test images."""
         scores = scores.cpu()
         draws = seeded(seed)
         figures = accuracies(scores, self.test, self.counts, self.shots)
-        return Scores(figures, accuracy_intervals(scores, self.test, self.shots, generator=draws), chosen)
+        return Scores(figures, accuracy_intervals(scores, self.test, self.shots, generator=draws), hyperparameters)
 
 
 def truth(
@@ -55,7 +57,7 @@ def truth(
         shots: limits of few- and many-shot classes.
 
     """
-    places = {name: i for i, name in enumerate(classes)}
-    renumbered = torch.tensor([places[name] for name in test_classes])
+    index_of = {name: i for i, name in enumerate(classes)}
+    renumbered = torch.tensor([index_of[name] for name in test_classes])
     counts = torch.bincount(train, minlength=len(classes))
     return Truth(renumbered[test], counts, split_by_frequency(counts, shots))

@@ -142,8 +142,8 @@ def _resume(checkpoint: Path | None, modules: nn.Module, optimizer: torch.optim.
 
 def diverged(epoch: int, rates: list[float]) -> UserError:
     """The error of a training that left no numbers."""
-    tried = ", ".join(f"{rate:g}" for rate in rates)
-    return UserError(f"the loss is no longer a number in epoch {epoch}: lower the learning rates ({tried})")
+    text = ", ".join(f"{rate:g}" for rate in rates)
+    return UserError(f"the loss is no longer a number in epoch {epoch}: lower the learning rates ({text})")
 
 
 def crops_and_flips(encoder: Encoder) -> Views:

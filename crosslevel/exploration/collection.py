@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
-from crosslevel.curation.looks import Looks
+from crosslevel.curation.findings import Findings
 from crosslevel.features.table import FeatureTable
 from crosslevel.features.thumbnails import Pictures
 from crosslevel.metrics.nearest import Neighbours
@@ -32,7 +32,7 @@ class Column:
     names: list[str] = field(default_factory=list)
 
     def packed(self) -> dict[str, Any]:
-        """As the page reads it."""
+        """Encode the column for the page."""
         kind, dtype = ("names", "<u2") if self.names else ("numbers", "<f4")
         return {"kind": kind, "names": self.names, "values": _text(self.values.astype(dtype))}
 
@@ -56,7 +56,7 @@ class Collection:
 
     def data(self, served: bool) -> str:
         """All that the page needs, as JSON; ``served``: it can ask for more, and save lists."""
-        told: dict[str, Any] = {
+        content: dict[str, Any] = {
             "title": self.table.file.name,
             "all": self.table.rows,
             "served": served,
@@ -67,37 +67,37 @@ class Collection:
             "each": self.similar().shape[1],
         }
         # In a page's script nothing of a name ends the script.
-        return json.dumps(told, separators=(",", ":")).replace("<", "\\u003c")
+        return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
 
     def similar(self) -> Int64[Tensor, "N k"]:
         """Each point's nearest ones without itself."""
-        own = self.near.places != torch.arange(len(self.rows)).unsqueeze(1)
-        order = own.int().argsort(dim=1, descending=True, stable=True)
-        count = min(SIMILAR, self.near.places.shape[1] - 1)
-        return self.near.places.gather(1, order[:, : max(0, count)])
+        is_other = self.near.indices != torch.arange(len(self.rows)).unsqueeze(1)
+        order = is_other.int().argsort(dim=1, descending=True, stable=True)
+        count = min(SIMILAR, self.near.indices.shape[1] - 1)
+        return self.near.indices.gather(1, order[:, : max(0, count)])
 
 
 def columns_of(
-    table: FeatureTable, rows: Int64[Tensor, " N"], unit: Float[Tensor, "N D"], seen: Looks, seed: int = 0
+    table: FeatureTable, rows: Int64[Tensor, " N"], unit: Float[Tensor, "N D"], findings: Findings, seed: int = 0
 ) -> dict[str, Column]:
     """Label, track and the table's other columns; groups, near-duplicates, outliers and broken looks."""
     columns: dict[str, Column] = {}
     if table.labels is not None:
         labels, names = table.labels
-        own = labels[rows]
-        columns["label"] = Column(torch.where(own < 0, len(names), own).numpy(), [*names, "none"])
-    for name in table.others:
-        found = _column(table.column(name).to_pylist(), rows)
-        if found is not None:
-            columns[name] = found
+        row_labels = labels[rows]
+        columns["label"] = Column(torch.where(row_labels < 0, len(names), row_labels).numpy(), [*names, "none"])
+    for name in table.other_columns:
+        column = _column(table.column(name).to_pylist(), rows)
+        if column is not None:
+            columns[name] = column
     if len(unit) >= 10 * GROUPS:
         grouped = MiniBatchKMeans(GROUPS, n_init=1, random_state=seed).fit_predict(unit.numpy())
         columns["group"] = Column(grouped, [f"group {i + 1}" for i in range(GROUPS)])
-    said = ["no", "yes"]
-    columns["near-duplicate"] = Column((seen.sets >= 0).long().numpy(), said)
-    columns["outlier"] = Column(_marked(len(rows), seen.alone), said)
-    if seen.seen:
-        columns["broken"] = Column(_marked(len(rows), seen.broken), said)
+    choices = ["no", "yes"]
+    columns["near-duplicate"] = Column((findings.sets >= 0).long().numpy(), choices)
+    columns["outlier"] = Column(_marked(len(rows), findings.alone), choices)
+    if findings.has_pictures:
+        columns["broken"] = Column(_marked(len(rows), findings.broken), choices)
     return columns
 
 
@@ -109,17 +109,19 @@ def _marked(count: int, rows: dict[int, Any]) -> np.ndarray[Any, Any]:
 
 def _column(values: Sequence[Any], rows: Int64[Tensor, " N"]) -> Column | None:
     """A column of a table as choices or numbers; None for what is neither."""
-    own = [values[row] for row in rows.tolist()]
-    if any(isinstance(value, float) for value in own) and all(isinstance(v, int | float | None) for v in own):
-        return Column(np.array([np.nan if value is None else value for value in own]))
-    if not all(isinstance(value, str | int | bool | None) for value in own):
+    row_values = [values[row] for row in rows.tolist()]
+    if any(isinstance(value, float) for value in row_values) and all(
+        isinstance(v, int | float | None) for v in row_values
+    ):
+        return Column(np.array([np.nan if value is None else value for value in row_values]))
+    if not all(isinstance(value, str | int | bool | None) for value in row_values):
         return None
-    names = sorted({str(value) for value in own})
+    names = sorted({str(value) for value in row_values})
     if len(names) > MOST_NAMES:
-        numbers = all(isinstance(value, int | None) for value in own)
-        return Column(np.array([np.nan if v is None else v for v in own], np.float64)) if numbers else None
+        numbers = all(isinstance(value, int | None) for value in row_values)
+        return Column(np.array([np.nan if v is None else v for v in row_values], np.float64)) if numbers else None
     number = {name: i for i, name in enumerate(names)}
-    return Column(np.array([number[str(value)] for value in own]), names)
+    return Column(np.array([number[str(value)] for value in row_values]), names)
 
 
 def _unit_square(points: Float[Tensor, "N 2"]) -> Float[Tensor, "N 2"]:

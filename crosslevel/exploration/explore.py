@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from crosslevel.curation.looks import looks
+from crosslevel.curation.findings import findings_of
 from crosslevel.exploration.collection import Collection, columns_of
 from crosslevel.exploration.export import export_page
 from crosslevel.exploration.layout import lay_out
@@ -71,7 +71,7 @@ def explore(
         say(console, f"written: {page} and what it shows; next: open it in a browser, or copy the folder")
         return str(page)
     with Server(collection, Path(lists), port) as server:
-        say(console, f"next: look at {server.address} (Ctrl-C ends)", whole=True)
+        say(console, f"next: look at {server.address} (Ctrl-C ends)", unbroken=True)
         if browser and not _opened(server.address):
             say(console, "no browser could be started here: open the address yourself")
         console.file.flush()  # whoever reads along is to know the address now
@@ -95,11 +95,13 @@ def gather(
     with progress_bar(console) as bar:
         task = bar.add_task("comparing images", total=None)
         unit = F.normalize(opened.features[rows], dim=1)
-        seen = looks(unit, pictures, rows=rows, progress=lambda done, of: bar.update(task, completed=done, total=of))
+        findings = findings_of(
+            unit, pictures, rows=rows, progress=lambda done, of: bar.update(task, completed=done, total=of)
+        )
         bar.update(task, description="laying out the map")
-        points = lay_out(unit, seen.near, seed=seed)
-    columns = columns_of(opened, rows, unit, seen, seed)
-    return Collection(opened, rows, unit, points, seen.near, columns, pictures)
+        points = lay_out(unit, findings.near, seed=seed)
+    columns = columns_of(opened, rows, unit, findings, seed)
+    return Collection(opened, rows, unit, points, findings.near, columns, pictures)
 
 
 def _opened(address: str) -> bool:

@@ -23,21 +23,25 @@ def export_page(
         UserError: something else is in the folder.
 
     """
-    home = Path(folder)
-    if home.exists() and (not home.is_dir() or any(home.iterdir())) and not (home / "data.js").is_file():
+    output_dir = Path(folder)
+    if (
+        output_dir.exists()
+        and (not output_dir.is_dir() or any(output_dir.iterdir()))
+        and not (output_dir / "data.js").is_file()
+    ):
         raise UserError(f"--export {folder}: it is there already, and is no page of explore: give another folder")
-    home.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(home / "images", ignore_errors=True)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(output_dir / "images", ignore_errors=True)
     for point, row in enumerate(collection.rows.tolist()):
         picture = collection.pictures.jpeg(row, PICTURE)
         if picture is not None:
-            file = home / "images" / str(point // A_FOLDER) / f"{point}.jpg"
+            file = output_dir / "images" / str(point // A_FOLDER) / f"{point}.jpg"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(picture)
         if point % 100 == 0:
             progress(point, len(collection.rows))
-    write(home / "data.js", f"const DATA = {collection.data(served=False)};\n")
+    write(output_dir / "data.js", f"const DATA = {collection.data(served=False)};\n")
     for name in PARTS:
-        write(home / name, PAGE.with_name(name).read_bytes())
-    write(home / "index.html", PAGE.read_bytes())
-    return home / "index.html"
+        write(output_dir / name, PAGE.with_name(name).read_bytes())
+    write(output_dir / "index.html", PAGE.read_bytes())
+    return output_dir / "index.html"

@@ -46,15 +46,15 @@ def lay_out(
         ) from error
     rows = torch.arange(len(unit)).unsqueeze(1)
     # Equal features stand before a row itself now and then: it is moved to the front, where it can be dropped.
-    order = (near.places != rows).int().argsort(dim=1, stable=True)[:, 1 : ATTRACTED + 1]
-    places, values = near.places.gather(1, order), near.values.gather(1, order)
-    known = nearest_neighbors.PrecomputedNeighbors(places.numpy(), (1 - values.double()).clamp(min=0).numpy())
+    order = (near.indices != rows).int().argsort(dim=1, stable=True)[:, 1 : ATTRACTED + 1]
+    indices, values = near.indices.gather(1, order), near.values.gather(1, order)
+    neighbours = nearest_neighbors.PrecomputedNeighbors(indices.numpy(), (1 - values.double()).clamp(min=0).numpy())
     jobs = threads or torch.get_num_threads()
-    attraction = affinity.Uniform(knn_index=known, k_neighbors=ATTRACTED, symmetrize="mean", n_jobs=jobs)
+    attraction = affinity.Uniform(knn_index=neighbours, k_neighbors=ATTRACTED, symmetrize="mean", n_jobs=jobs)
     start = report.project(unit, "pca").double()
     start = start / start[:, 0].std().clamp(min=1e-12) * 1e-4
     start += 1e-6 * torch.randn(start.shape, generator=seeded(seed), dtype=torch.float64)
-    made = TSNEEmbedding(
+    embedding = TSNEEmbedding(
         start.numpy(),
         attraction,
         negative_gradient_method="bh" if len(unit) <= FEW else "fft",
@@ -63,6 +63,6 @@ def lay_out(
         learning_rate="auto",
     )
     with threadpool_limits(jobs):
-        made.optimize(EARLY, exaggeration=EXAGGERATION, momentum=0.5, inplace=True)
-        made.optimize(LATE, momentum=0.8, inplace=True)
-    return torch.tensor(made[:]).float()
+        embedding.optimize(EARLY, exaggeration=EXAGGERATION, momentum=0.5, inplace=True)
+        embedding.optimize(LATE, momentum=0.8, inplace=True)
+    return torch.tensor(embedding[:]).float()

@@ -54,12 +54,12 @@ class Server(ThreadingHTTPServer):
             super().__init__((HOST, port), _Handler)
         except (OSError, OverflowError) as error:
             number = error.errno if isinstance(error, OSError) else None
-            why = "is in use" if number == errno.EADDRINUSE else f"cannot be had ({error})"
-            raise UserError(f"--port {port} {why}: give another, or leave it out for any that is free") from error
+            reason = "is in use" if number == errno.EADDRINUSE else f"cannot be had ({error})"
+            raise UserError(f"--port {port} {reason}: give another, or leave it out for any that is free") from error
 
     @property
     def address(self) -> str:
-        """Where the page is."""
+        """The page's address."""
         return f"http://{HOST}:{self.server_address[1]}/{self.token}/"
 
     @lru_cache(maxsize=4096)  # noqa: B019 - as long as the server
@@ -79,16 +79,16 @@ class Server(ThreadingHTTPServer):
         if not _NAME.fullmatch(stem):
             raise UserError("the name of a list has letters, digits, spaces, points, - and _")
         paths = self.collection.paths
-        chosen = sorted({point for point in points if 0 <= point < len(paths)})
-        if len(chosen) < 2:
+        selected = sorted({point for point in points if 0 <= point < len(paths)})
+        if len(selected) < 2:
             raise UserError("a list needs two images at least")
         file = self.lists / f"{stem}.txt"
         if file.exists():
             raise UserError(f"{file} is there already: give another name")
         self.lists.mkdir(parents=True, exist_ok=True)
-        write(file, "".join(f"{escaped(paths[point])}\t-1\n" for point in chosen))
-        source = self.collection.table.about.get("images") or "IMAGES"
-        return {"file": str(file), "use": f"{source}@list={file}", "count": f"{len(chosen):,}"}
+        write(file, "".join(f"{escaped(paths[point])}\t-1\n" for point in selected))
+        source = self.collection.table.metadata.get("images") or "IMAGES"
+        return {"file": str(file), "use": f"{source}@list={file}", "count": f"{len(selected):,}"}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -99,17 +99,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """The page, its data, a picture."""
-        asked = self._asked()
-        if asked is None:
+        path = self._requested_path()
+        if path is None:
             self._refuse()
-        elif asked == "":
+        elif path == "":
             self._answer(PAGE.read_bytes(), "text/html; charset=utf-8")
-        elif asked in PARTS:
-            self._answer(PAGE.with_name(asked).read_bytes(), PARTS[asked])
-        elif asked == "data.js":
+        elif path in PARTS:
+            self._answer(PAGE.with_name(path).read_bytes(), PARTS[path])
+        elif path == "data.js":
             self._answer(self.server.data, "text/javascript; charset=utf-8")
-        elif (found := re.fullmatch(r"images/\d+/(\d{1,12})\.jpg", asked, re.ASCII)) is not None:
-            point = int(found[1])
+        elif (match := re.fullmatch(r"images/\d+/(\d{1,12})\.jpg", path, re.ASCII)) is not None:
+            point = int(match[1])
             picture = self.server.picture(point) if point < len(self.server.collection.rows) else None
             if picture is None:
                 self._refuse()
@@ -122,25 +122,25 @@ class _Handler(BaseHTTPRequestHandler):
         """Save a list."""
         stated = self.headers.get("Content-Length") or ""
         length = int(stated) if re.fullmatch(r"\d{1,12}", stated, re.ASCII) else 0
-        if self._asked() != "list" or not 0 < length <= MOST:
+        if self._requested_path() != "list" or not 0 < length <= MOST:
             self.close_connection = True
             self._refuse()
             return
         try:
-            told = json.loads(self.rfile.read(length))
-            answer: dict[str, Any] = self.server.save(str(told["name"]), [int(point) for point in told["points"]])
+            request = json.loads(self.rfile.read(length))
+            answer: dict[str, Any] = self.server.save(str(request["name"]), [int(point) for point in request["points"]])
         except (UserError, OSError) as error:
             answer = {"error": str(error)}
         except (ValueError, KeyError, TypeError):
             answer = {"error": "that is no list"}
         self._answer(json.dumps(answer).encode(), "application/json")
 
-    def _asked(self) -> str | None:
-        """What stands after the token; None where it is another, or the address is another machine's name for this."""
+    def _requested_path(self) -> str | None:
+        """The path after the token; None if the token is wrong, or the Host header names another machine."""
         host = (self.headers.get("Host") or "").partition(":")[0]
-        token, _, rest = unquote(urlsplit(self.path).path).removeprefix("/").partition("/")
-        known = secrets.compare_digest(token.encode(), self.server.token.encode())
-        return rest if known and host in (HOST, "localhost") else None
+        token, _, path = unquote(urlsplit(self.path).path).removeprefix("/").partition("/")
+        authorized = secrets.compare_digest(token.encode(), self.server.token.encode())
+        return path if authorized and host in (HOST, "localhost") else None
 
     def _refuse(self) -> None:
         self._answer(b"", "text/plain", HTTPStatus.NOT_FOUND)

@@ -62,7 +62,7 @@ class FeatureCache:
     ) -> None:
         self.run_dir, self.runtime, self.bad = run_dir, runtime, bad
         self.rows, self.decoded_once = rows, decoded_once
-        self._known: dict[str, CachedFeatures] = {}
+        self._cached: dict[str, CachedFeatures] = {}
         self._decoded: dict[tuple[str, int], tuple[Images, dict[str, str]]] = {}
 
     def features(self, name: str, encoder: Encoder, images: Images, progress: Progress | None = None) -> CachedFeatures:
@@ -79,18 +79,18 @@ class FeatureCache:
 
         """
         key = self.key(encoder, images)
-        if key not in self._known:
+        if key not in self._cached:
             folder = None if self.run_dir is None else self._folder(name, images, key)
-            parts = self._kept(folder) if folder is not None else []
-            if folder is None or not _is_complete(folder, len(parts)):
-                parts += self._computed(encoder, images, len(parts), folder, progress)
-            parts = [part for part in parts if len(part["labels"])]
-            if not parts:
+            chunks = self._stored_chunks(folder) if folder is not None else []
+            if folder is None or not _is_complete(folder, len(chunks)):
+                chunks += self._computed(encoder, images, len(chunks), folder, progress)
+            chunks = [part for part in chunks if len(part["labels"])]
+            if not chunks:
                 raise SourceError(f"{images.name}: none of its {len(images)} images can be read{self.bad.first}")
-            tracks = None if images.tracks is None else torch.cat([part["tracks"] for part in parts])
-            features, labels = (torch.cat([part[name] for part in parts]) for name in ("features", "labels"))
-            self._known[key] = CachedFeatures(features, labels, tracks)
-        return self._known[key]
+            tracks = None if images.tracks is None else torch.cat([part["tracks"] for part in chunks])
+            features, labels = (torch.cat([part[name] for part in chunks]) for name in ("features", "labels"))
+            self._cached[key] = CachedFeatures(features, labels, tracks)
+        return self._cached[key]
 
     def decoded(self, images: Images, size: int) -> Images:
         """The images in memory at ``size`` pixels, where they are few enough, decoded once for all who ask."""
@@ -104,84 +104,89 @@ class FeatureCache:
         return self._decoded[key][0]
 
     def key(self, encoder: Encoder, images: Images) -> str:
-        """What the features depend on."""
-        parts = (encoder.identity(), _identity(images), self.runtime.hardware.precision)
-        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+        """The cache key: a digest of all that the features depend on."""
+        fields = (encoder.identity(), _identity(images), self.runtime.hardware.precision)
+        return hashlib.sha256(" ".join(fields).encode()).hexdigest()
 
     def _folder(self, name: str, images: Images, key: str) -> Path:
         assert self.run_dir is not None
         slug = "".join(letter if letter.isalnum() else "-" for letter in name)
         stem = f"{slug}-{_identity(images)[:12]}"
         folder = self.run_dir / FOLDER / f"{stem}-{key[:12]}"
-        for other in (self.run_dir / FOLDER).glob(f"{stem}-*"):
-            if other != folder:
+        for outdated in (self.run_dir / FOLDER).glob(f"{stem}-*"):
+            if outdated != folder:
                 # First what says that all is there: a kill in between leaves a part.
-                (other / COMPLETE).unlink(missing_ok=True)
-                shutil.rmtree(other)
+                (outdated / COMPLETE).unlink(missing_ok=True)
+                shutil.rmtree(outdated)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def _computed(
         self, encoder: Encoder, images: Images, done: int, folder: Path | None, progress: Progress | None
     ) -> Iterator[Columns]:
-        """What follows the first ``done`` pieces, each on disk before the next is begun."""
-        where = self.runtime
+        """Compute the pieces after the first ``done``; each is on disk before the next begins."""
+        runtime = self.runtime
         resized = self.decoded(images, encoder.view.size)
         _, reasons = self._decoded.get((_identity(images), encoder.view.size), (None, {}))
         for first in range(done * self.rows, len(resized), self.rows):
             bad = BadFiles()
             part = take(resized, torch.arange(first, min(first + self.rows, len(resized))))
             batches = stream(
-                encoder, part, batch_size=where.batch_size, workers=where.workers, hardware=where.hardware, bad=bad
+                encoder,
+                part,
+                batch_size=runtime.batch_size,
+                workers=runtime.workers,
+                hardware=runtime.hardware,
+                bad=bad,
             )
             columns = _joined(batches, part, first, len(resized), progress)
             if folder is not None:
                 file = folder / f"{first:012}.safetensors"
                 # Every piece names what could not be read of it; the first also what was dropped before.
-                named = {**(reasons if first == 0 else {}), **bad.reasons}
-                write_tensors(file, columns, {"bad": json.dumps(named)})
+                unreadable = {**(reasons if first == 0 else {}), **bad.reasons}
+                write_tensors(file, columns, {"bad": json.dumps(unreadable)})
             self._remember(bad.reasons)
             yield columns
         if folder is not None:
             write(folder / COMPLETE, f"{len(range(0, len(resized), self.rows))}\n")
             sweep(folder)
 
-    def _kept(self, folder: Path) -> list[Columns]:
+    def _stored_chunks(self, folder: Path) -> list[Columns]:
         """The pieces on disk, in order, up to the first that is missing or damaged."""
-        parts: list[Columns] = []
-        while (file := folder / f"{len(parts) * self.rows:012}.safetensors").is_file():
+        chunks: list[Columns] = []
+        while (file := folder / f"{len(chunks) * self.rows:012}.safetensors").is_file():
             try:
-                part, about = load_safetensors(file)
+                part, metadata = load_safetensors(file)
             except (OSError, UserError) as error:
                 warnings.warn(f"{error}: these features, and those after them, are computed again", stacklevel=2)
                 break
-            self._remember(json_tree(about.get("bad", "{}")))
-            parts.append(part)
-        return parts
+            self._remember(json_tree(metadata.get("bad", "{}")))
+            chunks.append(part)
+        return chunks
 
     def _remember(self, reasons: dict[str, str]) -> None:
         for path, reason in reasons.items():
             self.bad.add(path, reason)
 
 
-def _is_complete(folder: Path, parts: int) -> bool:
+def _is_complete(folder: Path, count: int) -> bool:
     """Whether these are all parts: the mark holds how many there were."""
     mark = folder / COMPLETE
-    return mark.is_file() and mark.read_text(encoding="utf-8") == f"{parts}\n"
+    return mark.is_file() and mark.read_text(encoding="utf-8") == f"{count}\n"
 
 
 def _joined(batches: Iterator[Features], images: Images, before: int, total: int, progress: Progress | None) -> Columns:
     """One piece: all features of ``images``, their labels and tracks."""
-    parts = []
+    chunks = []
     for part in batches:
-        parts.append(part)
+        chunks.append(part)
         if progress is not None:
-            progress(before + int(part.places[-1]) + 1, total)
-    if not parts:
+            progress(before + int(part.indices[-1]) + 1, total)
+    if not chunks:
         return {"features": torch.zeros(0, 0), "labels": torch.zeros(0, dtype=torch.long)}
-    features, labels, places = (torch.cat(column).contiguous() for column in zip(*parts, strict=True))
+    features, labels, indices = (torch.cat(column).contiguous() for column in zip(*chunks, strict=True))
     columns = {"features": features, "labels": labels}
-    return columns if images.tracks is None else columns | {"tracks": images.tracks[places]}
+    return columns if images.tracks is None else columns | {"tracks": images.tracks[indices]}
 
 
 def _identity(images: Images) -> str:

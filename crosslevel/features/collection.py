@@ -17,7 +17,7 @@ from crosslevel.features.embed import embed
 from crosslevel.features.extract import Runtime
 from crosslevel.features.source import suited
 from crosslevel.features.table import FeatureTable, open_table
-from crosslevel.models.named import home_of, is_by_name, open_encoder
+from crosslevel.models.named import is_by_name, open_encoder, run_dir_of
 from crosslevel.utils.console import say
 from crosslevel.utils.device import Device, Precision
 from crosslevel.utils.errors import UserError, hidden
@@ -48,48 +48,50 @@ def open_collection(
     """
     if not (is_by_name(table) or os.path.isdir(table) or Path(table).suffix == ".safetensors"):
         opened = open_table(table, least)
-        return opened, run or opened.about.get("run")
+        return opened, run or opened.metadata.get("run")
     if run is not None:
         raise UserError(f"--run {run}: {table} is an encoder already: give a table, or leave --run out")
     if Path(table).suffix in (".lance", ".fiftyone"):
         raise UserError(f"{table} is a table for other programs: give a Parquet table, embed -o features.parquet")
-    home = home_of(table)
-    named = images or (_trained_on(home) if home is not None else None)
-    if named is None:
+    run_dir = run_dir_of(table)
+    source = images or (_trained_on(run_dir) if run_dir is not None else None)
+    if source is None:
         raise UserError(f"{table} is an encoder, not a table: give --images, the images to look at")
     encoder = open_encoder(table)
-    wanted = suited(parse(named).absolute().text, encoder)
-    file = _kept(encoder.identity(), wanted) if home is None else home / TABLE
+    request = suited(parse(source).absolute().text, encoder)
+    file = _cached_table(encoder.identity(), request) if run_dir is None else run_dir / TABLE
     if file.is_file():
-        there = open_table(file)
-        if (there.about.get("encoder"), there.about.get("images")) == (encoder.identity(), hidden(wanted)):
-            if there.about.get("state") == open_images(wanted).identity():
+        existing = open_table(file)
+        if (existing.metadata.get("encoder"), existing.metadata.get("images")) == (encoder.identity(), hidden(request)):
+            if existing.metadata.get("state") == open_images(request).identity():
                 say(console, f"the features are those in {file}")
                 return open_table(file, least), table
-            say(console, f"{named}: images have come, gone or changed")
-    say(console, f"making {file}, the features of {named}: once")
+            say(console, f"{source}: images have come, gone or changed")
+    say(console, f"making {file}, the features of {source}: once")
     file.parent.mkdir(parents=True, exist_ok=True)
-    where = runtime.hardware
+    hardware = runtime.hardware
     embed(
-        table, wanted, str(file), cast(Device, where.device.type), cast(Precision, where.precision), runtime.workers,
-        runtime.batch_size, thumbnails=PICTURES, quiet=console.quiet,
+        table, request, str(file), cast(Device, hardware.device.type), cast(Precision, hardware.precision),
+        runtime.workers, runtime.batch_size, thumbnails=PICTURES, quiet=console.quiet,
     )  # fmt: skip
     return open_table(file, least), table
 
 
-def _kept(encoder: str, images: str) -> Path:
-    """Where a table of an encoder that has no folder is kept."""
+def _cached_table(encoder: str, images: str) -> Path:
+    """The cached table of an encoder that has no folder."""
     digest = hashlib.sha256(f"{encoder} {images}".encode(errors="surrogateescape")).hexdigest()
     return cache_folder() / "collections" / f"{digest[:24]}.parquet"
 
 
-def _trained_on(home: Path) -> str:
+def _trained_on(run_dir: Path) -> str:
     """The images that a run was trained on, by its settings."""
     try:
-        tree = yaml_tree(regular(home / CONFIG).read_text(encoding="utf-8"))
+        tree = yaml_tree(regular(run_dir / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         tree = None
     images = tree.get("images") if isinstance(tree, dict) else None
     if not isinstance(images, str):
-        raise UserError(f"{home} does not say which images it was trained on: give --images, or a table in its place")
+        raise UserError(
+            f"{run_dir} does not say which images it was trained on: give --images, or a table in its place"
+        )
     return images

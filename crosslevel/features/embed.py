@@ -23,10 +23,10 @@ from crosslevel.features import thumbnails as small
 from crosslevel.features.engines import GPU_ROWS, Making, Task, hardware_for
 from crosslevel.features.engines import ROWS as CPU_ROWS
 from crosslevel.features.extract import Features, Runtime, extract, stream
-from crosslevel.features.parts import Parts
+from crosslevel.features.part_files import PartFiles
 from crosslevel.features.pieces import Pieces, text
 from crosslevel.features.source import open_for, suited
-from crosslevel.features.table import about
+from crosslevel.features.table import metadata_of
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.named import mark_of, open_encoder
 from crosslevel.utils.console import printer, progress_bar, say
@@ -117,12 +117,12 @@ def embed(
     encoder = open_encoder(run)
     images = suited(images, encoder)
     source = open_for(encoder, images, data_root, crops)
-    say(console, f"device: {hardware.why}; {len(source):,} images")
+    say(console, f"device: {hardware.reason}; {len(source):,} images")
     say(console, encoder.loaded)
     runtime = Runtime(hardware, workers, batch_size)
     if output is None:
         return _arrays(encoder, source, runtime, console)
-    file, metadata = Path(output), about(encoder, run, source, images, hardware.precision)
+    file, metadata = Path(output), metadata_of(encoder, run, source, images, hardware.precision)
     if file.suffix == ".fiftyone" and thumbnails is None and metadata["root"] is None:
         raise UserError(f"{images}: FiftyOne shows files, and these images are none: give --thumbnails 96")
     pictures = None if thumbnails is None else partial(small.column, source, size=thumbnails, workers=workers)
@@ -161,20 +161,24 @@ def _check(output: str | None, thumbnails: int | None, engine: Engine) -> None:
 
 
 def _add(making: Making, console: Console) -> None:
-    """What is new of the source, to a folder of parts."""
+    """Add the source's new images to a folder of Parquet files."""
     task, source = making.task, making.source
-    present, began, bad = Parts(Path(task.output), task.fingerprint).known(), time.monotonic(), source.bad_files()
+    present, start_time, bad = (
+        PartFiles(Path(task.output), task.fingerprint).existing_keys(),
+        time.monotonic(),
+        source.bad_files(),
+    )
     rows = before = 0
     with progress_bar(console) as bar:
         progress = bar.add_task("embedding", total=len(source))
-        for done in making.made([range(len(source))], present):
-            rows, before = rows + done.rows, before + done.known
+        for done in making.results([range(len(source))], present):
+            rows, before = rows + done.rows, before + done.existing
             for path, reason in done.bad.items():
                 bad.add(path, reason)
             bar.advance(progress, done.stop - done.first)
     if not len(present) and not rows:
         raise SourceError(f"{source.name}: none of its {len(source)} images can be read{bad.first}")
-    speed = len(source) / max(time.monotonic() - began, 1e-9)
+    speed = len(source) / max(time.monotonic() - start_time, 1e-9)
     say(console, f"{rows:,} features added to {task.output}, {before:,} were there; {speed:,.0f} images/s")
     if len(bad):
         bad.write(Path(f"{task.output}.bad_files.txt"))
@@ -188,14 +192,14 @@ def _write(making: Making, pieces: Pieces, runtime: Runtime, console: Console, r
         say(console, line)
     speed = "complete before"
     if pieces.joined is None:
-        began, before = time.monotonic(), pieces.done
+        start_time, before = time.monotonic(), pieces.done
         with keeping(lambda: f"{pieces.done:,} images are done; the same command continues there"):
             if making.elsewhere is None:
                 _compute(encoder, source, pieces, runtime, console, rows)
             else:
                 _gather(making, pieces, console)
             pieces.join()
-        speed = f"{(len(source) - before) / max(time.monotonic() - began, 1e-9):,.0f} images/s"
+        speed = f"{(len(source) - before) / max(time.monotonic() - start_time, 1e-9):,.0f} images/s"
     say(console, f"{pieces.joined:,} features of {encoder.num_features} in {file}, {speed}")
     if pieces.bad:
         skipped = source.bad_files()
@@ -217,7 +221,7 @@ def _arrays(encoder: Encoder, source: Images, runtime: Runtime, console: Console
         )  # fmt: skip
     if len(bad):
         say(console, bad.summary(len(source)))
-    paths = [source.paths[i] for i in extracted.places.tolist()]
+    paths = [source.paths[i] for i in extracted.indices.tolist()]
     labels = None if source.labels is None else extracted.labels.numpy()
     return Embedded(extracted.features.numpy(), paths, labels, source.classes)
 
@@ -249,7 +253,7 @@ def _gather(making: Making, pieces: Pieces, console: Console) -> None:
     bad = dict(pieces.bad)
     with progress_bar(console) as bar:
         progress = bar.add_task("embedding", total=len(making.source), completed=pieces.done)
-        for done in making.made(pieces.missing()):
+        for done in making.results(pieces.missing()):
             bad |= done.bad
             bar.advance(progress, done.stop - done.first)
     pieces.start()  # finds what was written
@@ -259,7 +263,7 @@ def _gather(making: Making, pieces: Pieces, console: Console) -> None:
 def _until(features: Iterator[Features], stop: int) -> Iterator[Features]:
     """The features of images before ``stop``."""
     for part in features:
-        inside = part.places < stop
+        inside = part.indices < stop
         if inside.any():
             yield Features(*(column[inside] for column in part))
         if not inside.all():
@@ -271,7 +275,7 @@ def _gathered(features: Iterator[Features], least: int) -> Iterator[Features]:
     waiting: list[Features] = []
     for part in features:
         waiting.append(part)
-        if sum(len(p.places) for p in waiting) >= least:
+        if sum(len(p.indices) for p in waiting) >= least:
             yield _joined(waiting)
             waiting = []
     if waiting:

@@ -16,7 +16,7 @@ from crosslevel.data.cluster import Engine, Opened, alone, by_workers, cores_eac
 from crosslevel.data.images import Images
 from crosslevel.data.subsets.select import take
 from crosslevel.features.extract import Features, Runtime, stream
-from crosslevel.features.parts import Done, Keys, Parts
+from crosslevel.features.part_files import Done, Keys, PartFiles
 from crosslevel.features.pieces import Pieces
 from crosslevel.models.encoder import Encoder, load_encoder
 from crosslevel.utils.device import Device, Hardware, Precision, choose
@@ -28,7 +28,7 @@ GPU_ROWS = 8192  # likewise on GPUs, where each piece starts processes that deco
 
 
 class Task(NamedTuple):
-    """What a table is made of, and where: ``output`` is a file, whose pieces lie beside it, or a folder of parts.
+    """The settings of a table: ``output`` is a file, whose pieces lie beside it, or a folder of Parquet files.
 
     ``workers`` are processes that decode; None: of a cluster's GPU, its share of the machine's cores.
     """
@@ -44,14 +44,14 @@ class Task(NamedTuple):
 
 
 class Maker:
-    """Makes pieces of one table; ``known`` are the keys of the rows that are in its folder of parts."""
+    """Makes pieces of one table; ``existing`` are the keys of the rows that are in its folder of parts."""
 
-    def __init__(self, task: Task, encoder: Encoder, source: Images, known: Keys | None = None) -> None:
+    def __init__(self, task: Task, encoder: Encoder, source: Images, existing: Keys | None = None) -> None:
         self.task, self.encoder, self.source = task, encoder, source
         workers = task.workers if task.workers is not None else cores_each() if task.on_gpu else 0
-        self.place = Runtime(choose(task.device, task.precision), workers, task.batch_size)
-        self.parts = Parts(Path(task.output), task.fingerprint)
-        self.known = np.empty(0, np.int64) if known is None else known
+        self.runtime = Runtime(choose(task.device, task.precision), workers, task.batch_size)
+        self.files = PartFiles(Path(task.output), task.fingerprint)
+        self.existing = np.empty(0, np.int64) if existing is None else existing
 
     def __call__(self, key: tuple[int, int]) -> Done:
         """The piece of images ``first`` to ``stop``."""
@@ -60,19 +60,24 @@ class Maker:
     def make(self, first: int, stop: int) -> Done:
         """One piece."""
         if not Path(self.task.output).suffix:
-            return self.parts.write(self.encoder, self.source, first, stop, self.known, self.place)
+            return self.files.write(self.encoder, self.source, first, stop, self.existing, self.runtime)
         bad = BadFiles()
-        part, place = take(self.source, torch.arange(first, stop)), self.place
+        part, runtime = take(self.source, torch.arange(first, stop)), self.runtime
         batches = list(
             stream(
-                self.encoder, part, batch_size=place.batch_size, workers=place.workers, hardware=place.hardware, bad=bad
+                self.encoder,
+                part,
+                batch_size=runtime.batch_size,
+                workers=runtime.workers,
+                hardware=runtime.hardware,
+                bad=bad,
             )
         )
         if batches:
-            features, labels, places = (torch.cat(column) for column in zip(*batches, strict=True))
+            features, labels, indices = (torch.cat(column) for column in zip(*batches, strict=True))
             pieces = Pieces(Path(self.task.output), self.task.fingerprint, self.source)
-            pieces.write(first, Features(features, labels, places + first), bad, stop)
-        return Done(first, stop, sum(len(rows.places) for rows in batches), 0, bad.reasons)
+            pieces.write(first, Features(features, labels, indices + first), bad, stop)
+        return Done(first, stop, sum(len(rows.indices) for rows in batches), 0, bad.reasons)
 
 
 class Sent(NamedTuple):
@@ -132,7 +137,7 @@ class Making(NamedTuple):
     source: Images
     elsewhere: Opened | None
 
-    def made(self, missing: list[range], known: Keys | None = None) -> Iterator[Done]:
+    def results(self, missing: list[range], existing: Keys | None = None) -> Iterator[Done]:
         """What became of each of the missing pieces, in order.
 
         On a cluster each is made by a worker that has a GPU, or else a core, of its own. Pieces of a worker or a
@@ -148,14 +153,14 @@ class Making(NamedTuple):
         size = self.task.rows
         keys = [(i, min(i + size, gap.stop)) for gap in missing for i in range(gap.start, gap.stop, size)]
         if self.elsewhere is None:
-            yield from map(Maker(self.task, self.encoder, self.source, known), keys)
+            yield from map(Maker(self.task, self.encoder, self.source, existing), keys)
             return
-        make = partial(_maker, self.task, Sent.of(self.encoder), self.elsewhere, known)
+        make = partial(_maker, self.task, Sent.of(self.encoder), self.elsewhere, existing)
         try:
             yield from by_workers(make, keys, "--engine ray", self.task.on_gpu)
         except MachineError as error:
             raise MachineError(f"{error}; the same command continues there") from error
 
 
-def _maker(task: Task, encoder: Sent, source: Opened, known: Keys | None) -> Maker:
-    return Maker(task, encoder.open(), source.open(), known)
+def _maker(task: Task, encoder: Sent, source: Opened, existing: Keys | None) -> Maker:
+    return Maker(task, encoder.open(), source.open(), existing)

@@ -35,7 +35,7 @@ class Features(NamedTuple):
 
     features: Float[Tensor, "M D"]
     labels: Int64[Tensor, " M"]
-    places: Int64[Tensor, " M"]
+    indices: Int64[Tensor, " M"]
 
 
 def stream(
@@ -110,21 +110,21 @@ def extract(
     bad: BadFiles | None = None,
 ) -> Features:
     """All features of ``images`` at once; ``progress`` is called with the number done and the number of all."""
-    parts, bad = [], bad if bad is not None else BadFiles()
+    chunks, bad = [], bad if bad is not None else BadFiles()
     for part in stream(encoder, images, batch_size=batch_size, workers=workers, hardware=hardware, bad=bad):
-        parts.append(part)
+        chunks.append(part)
         if progress is not None:
-            progress(int(part.places[-1]) + 1, len(images))
-    if not parts:
+            progress(int(part.indices[-1]) + 1, len(images))
+    if not chunks:
         raise SourceError(f"{images.name}: none of its {len(images)} images can be read{bad.first}")
-    return Features(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return Features(*(torch.cat(column) for column in zip(*chunks, strict=True)))
 
 
 def pixels(images: Images, size: int, *, workers: int | None = None, bad: BadFiles | None = None) -> Features:
     """Raw pixels as features, D = C * size * size, centred on mid-grey: what any encoder has to beat."""
     batches = EvalBatches(images, 1024, size, workers=workers, bad=bad if bad is not None else BadFiles())
-    parts = [Features(b.images.flatten(1).float() / 127.5 - 1, b.labels, b.index) for b in batches]
-    return Features(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    chunks = [Features(b.images.flatten(1).float() / 127.5 - 1, b.labels, b.index) for b in batches]
+    return Features(*(torch.cat(column) for column in zip(*chunks, strict=True)))
 
 
 def normalize(images: UInt8[Tensor, "B C s s"], view: View) -> Float[Tensor, "B C s s"]:

@@ -52,22 +52,22 @@ def check(file: Path) -> None:
         raise UserError(f"--output {file}: there is something else in its place: give another name")
 
 
-def join(pieces: Sequence[Path], file: Path, about: Mapping[str, Any]) -> int:
+def join(pieces: Sequence[Path], file: Path, metadata: Mapping[str, Any]) -> int:
     """Write the table, whole or not at all, and return its rows.
 
     Args:
         pieces: Parquet files of the same columns, in order.
         file: the table; its ending says which format.
-        about: what it says of itself.
+        metadata: what it says of itself.
 
     """
     if file.suffix == ".parquet":
         with replacing(file) as table:
-            return _join_parquet(pieces, table, about)
+            return _join_parquet(pieces, table, metadata)
     if file.suffix == ".lance":
-        return _join_lance(pieces, file, about)
+        return _join_lance(pieces, file, metadata)
     if file.suffix == ".fiftyone":
-        return _join_fiftyone(pieces, file, about)
+        return _join_fiftyone(pieces, file, metadata)
     manifest = file.with_suffix(".csv")
     with replacing(manifest) as lines, replacing(file) as array:
         count = _join_npy(pieces, array, lines)
@@ -76,7 +76,7 @@ def join(pieces: Sequence[Path], file: Path, about: Mapping[str, Any]) -> int:
     return count
 
 
-def known(file: Path) -> list[list[int]]:
+def file_stats(file: Path) -> list[list[int]]:
     """Size and time of a finished table's files."""
     files = [file]
     if file.suffix == ".npy":
@@ -88,12 +88,12 @@ def known(file: Path) -> list[list[int]]:
     return [[each.stat().st_size, each.stat().st_mtime_ns] for each in files]
 
 
-def _schema(pieces: Sequence[Path], about: Mapping[str, Any]) -> pa.Schema:
-    return pq.read_schema(pieces[0]).with_metadata({ABOUT: json.dumps(about)})
+def _schema(pieces: Sequence[Path], metadata: Mapping[str, Any]) -> pa.Schema:
+    return pq.read_schema(pieces[0]).with_metadata({ABOUT: json.dumps(metadata)})
 
 
-def _join_parquet(pieces: Sequence[Path], file: BinaryIO, about: Mapping[str, Any]) -> int:
-    count, schema = 0, _schema(pieces, about)
+def _join_parquet(pieces: Sequence[Path], file: BinaryIO, metadata: Mapping[str, Any]) -> int:
+    count, schema = 0, _schema(pieces, metadata)
     with pq.ParquetWriter(file, schema, use_dictionary=REPEATED, write_page_checksum=True) as writer:
         for piece in pieces:
             table = pq.read_table(piece).replace_schema_metadata(schema.metadata)
@@ -102,11 +102,11 @@ def _join_parquet(pieces: Sequence[Path], file: BinaryIO, about: Mapping[str, An
     return count
 
 
-def _join_lance(pieces: Sequence[Path], file: Path, about: Mapping[str, Any]) -> int:
+def _join_lance(pieces: Sequence[Path], file: Path, metadata: Mapping[str, Any]) -> int:
     """A new version of the table: Lance puts it in place at once, and keeps the one before."""
     import lance  # noqa: PLC0415
 
-    schema = _schema(pieces, about)
+    schema = _schema(pieces, metadata)
     batches = (
         batch.replace_schema_metadata(schema.metadata)
         for piece in pieces
@@ -116,14 +116,14 @@ def _join_lance(pieces: Sequence[Path], file: Path, about: Mapping[str, Any]) ->
     return int(lance.write_dataset(reader, str(file), mode="overwrite" if file.exists() else "create").count_rows())
 
 
-def _join_fiftyone(pieces: Sequence[Path], file: Path, about: Mapping[str, Any]) -> int:
+def _join_fiftyone(pieces: Sequence[Path], file: Path, metadata: Mapping[str, Any]) -> int:
     """A folder that FiftyOne imports as a FiftyOneDataset: samples that name their files, or small pictures in it."""
     file.mkdir(parents=True, exist_ok=True)
-    write(file / _METADATA, json.dumps({"media_type": "image", "info": {"crosslevel": about}}))
+    write(file / _METADATA, json.dumps({"media_type": "image", "info": {"crosslevel": metadata}}))
     count = 0
     with replacing(file / _SAMPLES) as stream:
         stream.write(b'{"samples": [')
-        for sample in _samples(pieces, file, about.get("root")):
+        for sample in _samples(pieces, file, metadata.get("root")):
             stream.write((b",\n" if count else b"\n") + json.dumps(sample).encode())
             count += 1
         stream.write(b"]}\n")
@@ -137,13 +137,13 @@ def _samples(pieces: Sequence[Path], folder: Path, root: str | None) -> Iterator
         table = pq.read_table(piece)
         features = table[FEATURE].combine_chunks()
         values = features.flatten().to_numpy().reshape(len(table), -1)
-        others = table.drop_columns([FEATURE]).to_pylist()
-        for vector, columns in zip(values, others, strict=True):
-            there = os.path.join(root, columns["path"]) if root is not None else ""
-            if not os.path.isfile(there):
-                there = _picture(folder, row, columns.get(IMAGE))
+        other_columns = table.drop_columns([FEATURE]).to_pylist()
+        for vector, columns in zip(values, other_columns, strict=True):
+            filepath = os.path.join(root, columns["path"]) if root is not None else ""
+            if not os.path.isfile(filepath):
+                filepath = _picture(folder, row, columns.get(IMAGE))
             sample = {
-                "filepath": there,
+                "filepath": filepath,
                 "tags": [],
                 "metadata": None,
                 "path": columns["path"],
@@ -186,8 +186,8 @@ def _join_npy(pieces: Sequence[Path], array: BinaryIO, manifest: BinaryIO) -> in
     writer.writerow(name for name in pq.read_schema(pieces[0]).names if name not in (FEATURE, IMAGE))
     for piece in pieces:
         table = pq.read_table(piece)
-        others = table.drop_columns([name for name in (FEATURE, IMAGE) if name in table.column_names])
-        writer.writerows(zip(*(column.to_pylist() for column in others.columns), strict=True))
+        other_columns = table.drop_columns([name for name in (FEATURE, IMAGE) if name in table.column_names])
+        writer.writerows(zip(*(column.to_pylist() for column in other_columns.columns), strict=True))
         array.write(table[FEATURE].combine_chunks().flatten().to_numpy().data)
     lines.flush()
     lines.detach()

@@ -61,15 +61,15 @@ class FeatureExtractor:
             BadImage: a file that cannot be read.
 
         """
-        given = _Several(_several(images), reading_of(self.encoder))
-        if not len(given):
+        source = _Several(_several(images), reading_of(self.encoder))
+        if not len(source):
             raise UserError("transform: there are no images: give one at least")
         device, workers, batch = self.runtime.hardware, self.runtime.workers or 0, self.runtime.batch_size
         bad = BadFiles()
-        parts = list(stream(self.encoder, given, batch_size=batch, workers=workers, hardware=device, bad=bad))
+        chunks = list(stream(self.encoder, source, batch_size=batch, workers=workers, hardware=device, bad=bad))
         for path, reason in bad.reasons.items():
             raise BadImage(path, reason)
-        features: Float[Tensor, "N D"] = torch.cat([part.features for part in parts])
+        features: Float[Tensor, "N D"] = torch.cat([part.features for part in chunks])
         return features.numpy()
 
     def __call__(self, images: Picture | Iterable[Picture]) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -102,7 +102,7 @@ class _Several(Images):
 
     def __init__(self, pictures: Sequence[Picture], reading: Reading = USUAL) -> None:
         self.name, self.reading = "images", reading
-        self.paths = [_named(picture, i) for i, picture in enumerate(pictures)]
+        self.paths = [_name_of(picture, i) for i, picture in enumerate(pictures)]
         self.pictures = [
             picture if isinstance(picture, str | os.PathLike) else _pixels(picture, self.paths[i], reading)
             for i, picture in enumerate(pictures)
@@ -113,7 +113,7 @@ class _Several(Images):
         return picture if isinstance(picture, Tensor) else read_image(os.fspath(picture), reading=self.reading), -1
 
 
-def _named(picture: Picture, i: int) -> str:
+def _name_of(picture: Picture, i: int) -> str:
     return os.fspath(picture) if isinstance(picture, str | os.PathLike) else f"image {i}"
 
 

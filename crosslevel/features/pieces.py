@@ -47,11 +47,11 @@ class Pieces:
         file: Path,
         fingerprint: str,
         source: Images,
-        about: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
         thumbnails: Callable[[Sequence[int]], pa.Array] | None = None,
     ) -> None:
         self.file, self.fingerprint, self.source = file, fingerprint, source
-        self.about, self.thumbnails = about or {}, thumbnails
+        self.metadata, self.thumbnails = metadata or {}, thumbnails
         self.folder = file.with_name(f"{file.name}.parts")
         if self.folder.is_symlink():
             raise UserError(f"{self.folder} is a link, and pieces that are not ours are removed: remove it")
@@ -72,7 +72,7 @@ class Pieces:
             return []
         for file in self._leftovers():
             file.unlink()
-        self.pieces, messages, other = [], list[str](), 0
+        self.pieces, messages, foreign = [], list[str](), 0
         for file in sorted(self.folder.glob("[0-9]*.parquet")):
             try:
                 piece = self._read(file)
@@ -80,13 +80,15 @@ class Pieces:
                 messages.append(f"{file} is damaged ({str(error).splitlines()[0]}): its images are computed again")
                 piece = None
             else:
-                other += piece is None
+                foreign += piece is None
             if piece is None:
                 file.unlink()
             else:
                 self._count(piece)
-        if other:
-            messages.append(f"{self.folder}: {other:,} finished pieces are of other images or settings: computed anew")
+        if foreign:
+            messages.append(
+                f"{self.folder}: {foreign:,} finished pieces are of other images or settings: computed anew"
+            )
         if self.pieces:
             messages.append(f"continuing at image {[*self.missing(), range(len(self.source), 0)][0].start:,}")
         return messages
@@ -100,9 +102,9 @@ class Pieces:
     def write(self, first: int, rows: Features, bad: BadFiles, stop: int | None = None) -> int:
         """Store the piece that begins with image ``first``; return the image after it (``stop``, if given)."""
         self.bad.update(bad.reasons)
-        piece = Piece(self.folder / f"{first:012}.parquet", first, stop or int(rows.places[-1]) + 1, dict(self.bad))
+        piece = Piece(self.folder / f"{first:012}.parquet", first, stop or int(rows.indices[-1]) + 1, dict(self.bad))
         metadata = {"fingerprint": self.fingerprint, "first": piece.first, "stop": piece.stop, "bad": piece.bad}
-        pictures = None if self.thumbnails is None else self.thumbnails(rows.places.tolist())
+        pictures = None if self.thumbnails is None else self.thumbnails(rows.indices.tolist())
         table = table_of(self.source, *rows, pictures).replace_schema_metadata({ABOUT: json.dumps(metadata)})
         with replacing(piece.file) as file:
             pq.write_table(table, file, use_dictionary=formats.REPEATED, write_page_checksum=True)
@@ -120,12 +122,12 @@ class Pieces:
             self.remove()
             first = first_of(self.bad)
             raise SourceError(f"{self.source.name}: none of its {len(self.source)} images can be read{first}")
-        self.joined = formats.join([piece.file for piece in self.pieces], self.file, self.about)
+        self.joined = formats.join([piece.file for piece in self.pieces], self.file, self.metadata)
         mark = {
             "fingerprint": self.fingerprint,
             "rows": self.joined,
             "bad": self.bad,
-            "table": formats.known(self.file),
+            "table": formats.file_stats(self.file),
         }
         write(self.folder / _JOINED, json.dumps(mark))
 
@@ -141,7 +143,9 @@ class Pieces:
         try:
             mark: dict[str, Any] = json_tree((self.folder / _JOINED).read_text(encoding="utf-8"))
             return (
-                mark if (mark["fingerprint"], mark["table"]) == (self.fingerprint, formats.known(self.file)) else None
+                mark
+                if (mark["fingerprint"], mark["table"]) == (self.fingerprint, formats.file_stats(self.file))
+                else None
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -176,18 +180,18 @@ def table_of(
     source: Images,
     features: Float[Tensor, "M D"],
     labels: Int64[Tensor, " M"],
-    places: Int64[Tensor, " M"],
+    indices: Int64[Tensor, " M"],
     pictures: pa.Array | None = None,
 ) -> pa.Table:
     """Rows of a table: path, label, class and track where there are any, feature, and small pictures if given."""
     flat = pa.array(features.numpy().ravel())
-    columns: dict[str, Any] = {"path": [text(source.paths[i]) for i in places.tolist()]}
+    columns: dict[str, Any] = {"path": [text(source.paths[i]) for i in indices.tolist()]}
     if source.labels is not None:
         columns["label"] = labels.numpy()
         if source.classes is not None:
             columns["class"] = [source.classes[label] for label in labels.tolist()]
     if source.tracks is not None:
-        columns["track"] = source.tracks[places].numpy()
+        columns["track"] = source.tracks[indices].numpy()
     columns["feature"] = pa.FixedSizeListArray.from_arrays(flat, features.shape[1])
     if pictures is not None:
         columns[IMAGE] = pictures

@@ -23,8 +23,8 @@ def suited(source: str, encoder: Encoder) -> str:
     """``source``, read as the encoder's images are unless it says so itself; data sets by name are what they are."""
     if parse(source).kind == "name":
         return source
-    given = reads_of(parse(source).reading)
-    missing = {name: value for name, value in encoder.reads.items() if name in KEPT and name not in given}
+    settings = reads_of(parse(source).reading)
+    missing = {name: value for name, value in encoder.reads.items() if name in KEPT and name not in settings}
     return read_as(source, missing) if missing else source
 
 
@@ -41,18 +41,18 @@ def open_for(encoder: Encoder, source: str, data_root: str | None = None, crops:
         SourceError: as from `open_images`.
 
     """
-    given = open_images(suited(source, encoder), data_root=data_root, crops=crops)
-    check_channels(encoder, given.channels, source)
-    return given
+    opened = open_images(suited(source, encoder), data_root=data_root, crops=crops)
+    check_channels(encoder, opened.channels, source)
+    return opened
 
 
-def check_channels(encoder: Encoder, channels: int, what: str) -> None:
+def check_channels(encoder: Encoder, channels: int, name: str) -> None:
     """Refuse images, or other encoders beside this one, of other channels.
 
     Raises:
         UserError: they have others.
 
     """
-    wanted = encoder.view.channels
-    if channels != wanted:
-        raise UserError(f"{what}: images of {channels} channels, where {encoder.name} takes {wanted}")
+    expected = encoder.view.channels
+    if channels != expected:
+        raise UserError(f"{name}: images of {channels} channels, where {encoder.name} takes {expected}")

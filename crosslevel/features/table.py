@@ -28,7 +28,7 @@ FEATURE, PATH, IMAGE = "feature", "path", "image"
 _KNOWN = (FEATURE, PATH, IMAGE, "label", "class")
 
 
-def about(encoder: Encoder, run: str, images: Images, source: str, precision: str) -> dict[str, Any]:
+def metadata_of(encoder: Encoder, run: str, images: Images, source: str, precision: str) -> dict[str, Any]:
     """What a table says of itself: the encoder and its view, whose images, and the versions that computed it.
 
     ``encoder`` is the checksum of its weights and view (`Encoder.identity`): features of another one say nothing beside
@@ -54,15 +54,15 @@ def about(encoder: Encoder, run: str, images: Images, source: str, precision: st
 class FeatureTable:
     """N features with the paths of their images.
 
-    ``about`` is what the table says of itself, empty for one that Crosslevel did not write. ``rows`` is N, ``width`` D;
-    nothing but the schema is read until it is asked for.
+    ``metadata`` describes the table, and is empty for one that Crosslevel did not write. ``rows`` is N, ``width`` D; at
+    first only the schema is read.
     """
 
     file: Path
     rows: int
     width: int
     names: list[str]
-    about: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def features(self) -> Float[Tensor, "N D"]:
@@ -103,7 +103,7 @@ class FeatureTable:
         return None
 
     @property
-    def others(self) -> list[str]:
+    def other_columns(self) -> list[str]:
         """The columns that only their user knows."""
         return [name for name in self.names if name not in _KNOWN]
 
@@ -151,7 +151,7 @@ class FeatureTable:
             UserError: it is another one, or of another size.
 
         """
-        expected, identity = self.about.get("encoder"), encoder.identity()
+        expected, identity = self.metadata.get("encoder"), encoder.identity()
         if expected is not None and expected != identity:
             raise UserError(
                 f"{self.file} is of another encoder than {run} (its checksum is {expected[:12]}, not {identity[:12]}): "

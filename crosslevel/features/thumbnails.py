@@ -54,18 +54,18 @@ def encoded(picture: UInt8[Tensor, "C H W"], size: int) -> bytes:
     return file.getvalue()
 
 
-def column(images: Images, places: Sequence[int], size: int, workers: int | None = None) -> pa.Array:
+def column(images: Images, indices: Sequence[int], size: int, workers: int | None = None) -> pa.Array:
     """The thumbnails of these images, as a column of `KIND`.
 
     Args:
         images: the source.
-        places: which of its images.
+        indices: which of its images.
         size: pixels of the longer side.
         workers: threads that decode; as many as PyTorch has unless given.
 
     """
     with ThreadPoolExecutor(max(1, workers or torch.get_num_threads())) as pool:
-        encoded_images = pool.map(lambda i: encoded(images[i][0], size), places)
+        encoded_images = pool.map(lambda i: encoded(images[i][0], size), indices)
         return pa.array([{"bytes": data, "path": None} for data in encoded_images], KIND)
 
 
@@ -80,8 +80,8 @@ class Pictures:
 
     def __init__(self, table: FeatureTable, images: str | None = None) -> None:
         self.table = table
-        self.root: str | None = images if images is not None and os.path.isdir(images) else table.about.get("root")
-        self._given = images
+        self.root: str | None = images if images is not None and os.path.isdir(images) else table.metadata.get("root")
+        self._source_text = images
 
     @property
     def has_thumbnails(self) -> bool:
@@ -109,8 +109,8 @@ class Pictures:
                 return None if data is None else decode(bytearray(data), self.table.paths[row])
             if (file := self.file(row)) is not None:
                 return as_rgb(read_image(file, reading=self._reading))
-            place = self._places.get(self.table.paths[row])
-            return None if place is None or self._source is None else as_rgb(self._source[place][0])
+            index = self._indices.get(self.table.paths[row])
+            return None if index is None or self._source is None else as_rgb(self._source[index][0])
         except BadImage:
             return None
 
@@ -118,7 +118,7 @@ class Pictures:
     def _reading(self) -> Reading:
         """How the table's images were read."""
         try:
-            return parse(str(self.table.about.get("images") or "images")).reading
+            return parse(str(self.table.metadata.get("images") or "images")).reading
         except SourceError:
             return USUAL
 
@@ -130,35 +130,35 @@ class Pictures:
         return None
 
     def _group(self, group: int) -> pa.Array:
-        if getattr(self, "_held", (None, None))[0] != group:
+        if getattr(self, "_row_group", (None, None))[0] != group:
             with pq.ParquetFile(self.table.file) as opened:
                 read = opened.read_row_group(group, columns=[IMAGE])[IMAGE].combine_chunks()
-            self._held = (group, read)
-        return self._held[1]
+            self._row_group = (group, read)
+        return self._row_group[1]
 
     @cached_property
     def _begins(self) -> list[int]:
         """The first row of each of the file's groups of rows."""
-        about = pq.read_metadata(self.table.file)
-        counts = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
+        metadata = pq.read_metadata(self.table.file)
+        counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         return [0, *np.cumsum(counts)[:-1].tolist()]
 
     @cached_property
     def _source(self) -> Images | None:
         """The source that the table was made of, for images that are no files."""
-        source = self._given or self.table.about.get("images")
+        source = self._source_text or self.table.metadata.get("images")
         # A table may be a stranger's: what it names is read from this machine alone.
-        if source is None or (self._given is None and "://" in source):
+        if source is None or (self._source_text is None and "://" in source):
             return None
         try:
             return open_images(source)
         except (SourceError, OSError):
-            if self._given is not None:
+            if self._source_text is not None:
                 raise
             return None
 
     @cached_property
-    def _places(self) -> dict[str, int]:
+    def _indices(self) -> dict[str, int]:
         return {} if self._source is None else {path: i for i, path in enumerate(self._source.paths)}
 
 

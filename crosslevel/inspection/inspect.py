@@ -37,7 +37,7 @@ from crosslevel.inspection.scan import run_features, structure
 from crosslevel.inspection.sketch import Sketch, sketch
 from crosslevel.inspection.summary import summary, tables
 from crosslevel.models.encoder import Encoder
-from crosslevel.models.named import home_of, open_encoder
+from crosslevel.models.named import open_encoder, run_dir_of
 from crosslevel.utils.console import printer, progress_bar
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import UserError, hidden
@@ -103,35 +103,37 @@ def inspect(
     encoder = None if run is None else open_encoder(run)
     generator = seeded(seed)
     read = {"data_root": data_root, "crops": crops}
-    own = _part(images if encoder is None else suited(images, encoder), read, sample, generator, engine, full_scan)
+    collection = _part(
+        images if encoder is None else suited(images, encoder), read, sample, generator, engine, full_scan
+    )
     if encoder is not None:
-        check_channels(encoder, own.images.channels, images)
-    other = None if beside is None else _part(beside, read, sample, generator, engine)
+        check_channels(encoder, collection.images.channels, images)
+    second = None if beside is None else _part(beside, read, sample, generator, engine)
     runtime, threshold = Runtime(choose(device, precision), workers), None
     with progress_bar(console) as bar:
-        counted, scanned = _sketched(own, workers, bar)
+        counted, scanned = _sketched(collection, workers, bar)
         task, features = bar.add_task("comparing", total=None), None
         if encoder is not None and run is not None:
-            features, threshold = _features(encoder, run, own, scanned, runtime, seed)
+            features, threshold = _features(encoder, run, collection, scanned, runtime, seed)
         common = structure(scanned, features, 1.0 if threshold is None else threshold, groups, seed)
         bar.update(task, total=1, completed=1)
-        scanned_beside = None if other is None else _scanned(other, workers, bar)
-    members = duplicate_sets(scanned, common.pairs, own.part.paths)
+        scanned_beside = None if second is None else _scanned(second, workers, bar)
+    duplicates = duplicate_sets(scanned, common.pairs, collection.part.paths)
     figures = summary(
-        own.images.name, len(own.images), own.part, scanned, common, members, own.bad, batch_size, run, threshold,
-        counted,
+        collection.images.name, len(collection.images), collection.part, scanned, common, duplicates, collection.bad,
+        batch_size, run, threshold, counted,
     )  # fmt: skip
     matched = [] if scanned_beside is None else matches(scanned, scanned_beside)
-    if other is not None and scanned_beside is not None:
-        figures["beside"] = _beside(own, scanned, other, scanned_beside, matched)
+    if second is not None and scanned_beside is not None:
+        figures["beside"] = _matches_by_name(collection, scanned, second, scanned_beside, matched)
     _print(console, figures)
     if written is not None:
-        blocks = page_blocks(figures, scanned, common, members, own.part)
-        if other is not None and scanned_beside is not None:
-            blocks.insert(2, beside_block(other.images.name, matched, scanned, scanned_beside, figures))
-        write_csv(written.with_name(DUPLICATES), members, scanned, own.part.paths)
-        if own.sampled is not None:
-            _write_exact(written.with_name(EXACT), counted, own.images.paths)
+        blocks = page_blocks(figures, scanned, common, duplicates, collection.part)
+        if second is not None and scanned_beside is not None:
+            blocks.insert(2, beside_block(second.images.name, matched, scanned, scanned_beside, figures))
+        write_csv(written.with_name(DUPLICATES), duplicates, scanned, collection.part.paths)
+        if collection.sampled is not None:
+            _write_exact(written.with_name(EXACT), counted, collection.images.paths)
         _write(written, figures, blocks, console)
     return figures
 
@@ -151,15 +153,15 @@ class _Collection:
 
 
 def _part(
-    name: str, read: dict[str, Any], most: int, generator: torch.Generator, engine: Engine, full_scan: bool = False
+    name: str, read: dict[str, Any], limit: int, generator: torch.Generator, engine: Engine, full_scan: bool = False
 ) -> _Collection:
     images, index = open_images(name, **read), None
-    if len(images) > most:
-        index = select.sample(images, most, generator)
+    if len(images) > limit:
+        index = select.sample(images, limit, generator)
     part, sampled = images if index is None else select.take(images, index), index if full_scan else None
     elsewhere = Opened.of(name, source=images, **read) if engine == "ray" else None
     if elsewhere is not None and sampled is None:
-        elsewhere = elsewhere._replace(chosen=index)
+        elsewhere = elsewhere._replace(subset=index)
     return _Collection(images, part, images.bad_files(), elsewhere, sampled)
 
 
@@ -183,31 +185,31 @@ def _scanned(collection: _Collection, workers: int | None, bar: Progress) -> Sca
 
 
 def _features(
-    encoder: Encoder, run: str, own: _Collection, scanned: ScanResult, runtime: Runtime, seed: int
+    encoder: Encoder, run: str, collection: _Collection, scanned: ScanResult, runtime: Runtime, seed: int
 ) -> tuple[Tensor, float]:
     """The run's features of the readable images, and the threshold for them."""
-    return run_features(encoder, own.part, scanned, runtime, home_of(run), own.bad, seed)
+    return run_features(encoder, collection.part, scanned, runtime, run_dir_of(run), collection.bad, seed)
 
 
-def _beside(
-    own: _Collection, scanned: ScanResult, other: _Collection, scanned_beside: ScanResult, matched: list[Match]
+def _matches_by_name(
+    collection: _Collection, scanned: ScanResult, second: _Collection, scanned_beside: ScanResult, matched: list[Match]
 ) -> dict[str, Any]:
-    """What of the collection is in the one beside it, by name."""
+    """The images that both collections have, by name."""
     kinds = Counter(NAMES[match.kind] for match in matched)
     rows = [
         {
-            "path": own.part.paths[int(scanned.numbers[match.own])],
-            "beside": other.part.paths[int(scanned_beside.numbers[match.other])],
+            "path": collection.part.paths[int(scanned.numbers[match.first])],
+            "beside": second.part.paths[int(scanned_beside.numbers[match.second])],
             "kind": NAMES[match.kind],
             "distance": round(match.distance, 4),
         }
         for match in matched
     ]
     return {
-        "images": hidden(other.images.name),
-        "count": len(other.images),
-        "looked_at": len(other.part),
-        "broken": dict(sorted(other.bad.reasons.items())),
+        "images": hidden(second.images.name),
+        "count": len(second.images),
+        "looked_at": len(second.part),
+        "broken": dict(sorted(second.bad.reasons.items())),
         "copies": {name: kinds[name] for name in NAMES.values()},
         "matches": rows,
     }

@@ -22,22 +22,22 @@ SETS = 100  # of duplicates, shown with pictures; duplicates.csv has all
 A_ROW = 10  # pictures
 GROUPS = 30
 BROKEN = 200
-Named = Sequence[tuple[str, str | None]]
+NamedFiles = Sequence[tuple[str, str | None]]
 """Of each readable image its name, and its file, if it is one."""
 
 
 def page_blocks(
-    figures: dict[str, Any], scanned: ScanResult, structure: Structure, members: Sequence[Member], part: Images
+    figures: dict[str, Any], scanned: ScanResult, structure: Structure, duplicates: Sequence[Member], part: Images
 ) -> list[report.Block]:
     """The tables, and pictures of duplicates, tracks and groups, each with its file."""
-    whole, blocks = files_of(part), []
-    files = [whole[i] for i in scanned.numbers.tolist()]
+    all_files, blocks = files_of(part), []
+    files = [all_files[i] for i in scanned.numbers.tolist()]
     for heading, rows in tables(figures):
         columns = ["setting", "value", "reason"] if len(rows[0]) == 3 else ["", ""]
         blocks.append(report.table(heading, columns, rows, None))
     histogram = figures["shorter_side"]
     blocks.append(report.bars("Sizes: the shorter side in pixels", list(histogram), list(histogram.values())))
-    blocks += _sets(scanned, members, files)
+    blocks += _sets(scanned, duplicates, files)
     blocks.append(
         report.image_rows(
             "Near-duplicates: the largest tracks, and some of two images or more",
@@ -57,7 +57,7 @@ def page_blocks(
 
 
 def headline(figures: dict[str, Any]) -> str:
-    """What is in the collection, in two sentences."""
+    """Summarize the collection in two sentences."""
     near, copies = figures["near_duplicates"], sum(figures["duplicates"]["copies"].values())
     broken, readable = len(figures["broken"]), figures["readable"]
     share = 100 * near["images_in_tracks_of_several"] / max(1, readable)
@@ -70,67 +70,71 @@ def headline(figures: dict[str, Any]) -> str:
     return f"{readable:,} images can be read{damage}. {many}; {copies:,} are copies of another one."
 
 
-def beside_block(name: str, matched: Sequence[Match], own: ScanResult, other: ScanResult, figures: dict[str, Any]) -> (
-    report.Block
-):  # fmt: skip
+def beside_block(
+    name: str, matched: Sequence[Match], scanned: ScanResult, scanned_beside: ScanResult, figures: dict[str, Any]
+) -> report.Block:
     """Pairs of an image and the one beside it that is the same or nearly."""
     rows = []
     for match, row in zip(matched[:SETS], figures["beside"]["matches"], strict=False):
         marks = [os.path.basename(row["path"]), os.path.basename(row["beside"])]
-        pictures = [own.pictures[match.own], other.pictures[match.other]]
+        pictures = [scanned.pictures[match.first], scanned_beside.pictures[match.second]]
         rows.append(report.ImageRow(f"{row['kind']}, distance {row['distance']}", pictures, marks))
     note = f"the first {SETS} of {len(matched):,}; beside.csv has all" if len(matched) > SETS else ""
     return report.image_rows(f"Images that {name} has as well", rows, note)
 
 
-def _sets(scanned: ScanResult, members: Sequence[Member], files: Named) -> list[report.Block]:
+def _sets(scanned: ScanResult, duplicates: Sequence[Member], files: NamedFiles) -> list[report.Block]:
     """Pictures and names of the sets of copies: the one to keep is framed."""
     rows, total = [], 0
-    for _, several in itertools.groupby(members, lambda member: member.set):
-        some = list(several)
-        if all(member.keep for member in some):
+    for _, several in itertools.groupby(duplicates, lambda member: member.set):
+        copies = list(several)
+        if all(member.keep for member in copies):
             continue  # views, shown with the tracks
         total += 1
         if total > SETS:
             continue
-        kept, row = some[0], some[:A_ROW]
+        representative, row = copies[0], copies[:A_ROW]
         names = [os.path.basename(files[member.number][0]) for member in row]
         kinds = ["keep" if member.kind is None else NAMES[member.kind] for member in row]
         marks = [f"{name}: {kind}" for name, kind in zip(names, kinds, strict=True)]
         outlines = ["query" if member.kind is None else None for member in row]
-        caption = f"{len(some):,} images; keep {files[kept.number][0]} ({kept.why})"
+        caption = f"{len(copies):,} images; keep {files[representative.number][0]} ({representative.reason})"
         pictures = [scanned.pictures[member.number] for member in row]
         rows.append(report.ImageRow(caption, pictures, marks, outlines, [files[member.number] for member in row]))
     note = f"the first {SETS} of {total:,} sets; duplicates.csv has all" if total > SETS else ""
     return [report.image_rows("Copies: the image to keep is framed", rows, note)] if rows else []
 
 
-def _track_rows(scanned: ScanResult, structure: Structure, files: Named) -> list[report.ImageRow]:
+def _track_rows(scanned: ScanResult, structure: Structure, files: NamedFiles) -> list[report.ImageRow]:
     names, sizes = structure.tracks.unique(return_counts=True)
     order = sizes.argsort(descending=True, stable=True)
     order = order[: int((sizes > 1).sum())]
-    some = torch.linspace(0, len(order) - 1, min(len(order), 12)).long().unique()
+    ranks = torch.linspace(0, len(order) - 1, min(len(order), 12)).long().unique()
     rows = []
-    for track, size in zip(names[order[some]].tolist(), sizes[order[some]].tolist(), strict=True):
-        members = (structure.tracks == track).nonzero().squeeze(1)
-        sample = members[torch.linspace(0, len(members) - 1, min(len(members), A_ROW)).long()]
-        named = [files[i] for i in sample.tolist()]
-        rows.append(report.ImageRow(f"{size:,} images: {named[0][0]} ...", list(scanned.pictures[sample]), files=named))
+    for track, size in zip(names[order[ranks]].tolist(), sizes[order[ranks]].tolist(), strict=True):
+        indices = (structure.tracks == track).nonzero().squeeze(1)
+        sample = indices[torch.linspace(0, len(indices) - 1, min(len(indices), A_ROW)).long()]
+        sample_files = [files[i] for i in sample.tolist()]
+        rows.append(
+            report.ImageRow(
+                f"{size:,} images: {sample_files[0][0]} ...", list(scanned.pictures[sample]), files=sample_files
+            )
+        )
     return rows
 
 
-def _group_rows(scanned: ScanResult, structure: Structure, files: Named) -> list[report.ImageRow]:
-    """Of each group some tracks, one image each."""
+def _group_rows(scanned: ScanResult, structure: Structure, files: NamedFiles) -> list[report.ImageRow]:
+    """Some tracks of each group, one image of each."""
     rows = []
     for group in range(min(int(structure.groups.max()) + 1, GROUPS)):
-        members = (structure.groups == group).nonzero().squeeze(1)
-        own_tracks = structure.tracks[members].unique(return_inverse=True)[1]
+        indices = (structure.groups == group).nonzero().squeeze(1)
+        own_tracks = structure.tracks[indices].unique(return_inverse=True)[1]
         count = int(own_tracks.max()) + 1
         first = torch.full((count,), len(own_tracks)).scatter_reduce_(
             0, own_tracks, torch.arange(len(own_tracks)), "amin"
         )
-        sample = members[first[torch.linspace(0, count - 1, min(count, A_ROW)).long()]]
-        caption = f"Group {group + 1}: {count:,} tracks, {len(members):,} images"
-        named = [files[i] for i in sample.tolist()]
-        rows.append(report.ImageRow(caption, list(scanned.pictures[sample]), files=named))
+        sample = indices[first[torch.linspace(0, count - 1, min(count, A_ROW)).long()]]
+        caption = f"Group {group + 1}: {count:,} tracks, {len(indices):,} images"
+        sample_files = [files[i] for i in sample.tolist()]
+        rows.append(report.ImageRow(caption, list(scanned.pictures[sample]), files=sample_files))
     return rows

@@ -59,50 +59,50 @@ def _batch_size(tracks: Int64[Tensor, " T"], batch_size: int) -> Advice:
     if batch in fitting:
         return Advice("batch_size", batch, f"{reason}: few enough for instances to be told apart.")
     if not fitting:
-        why = f"{reason}; only smaller batches would avoid it, which are too small to learn from. {ours}"
-        return Advice("batch_size", batch, why)
-    why = f"{reason}, which an instance loss pushes apart; of {fitting[0]} at most a quarter have. {ours}"
-    return Advice("batch_size", fitting[0], why)
+        explanation = f"{reason}; only smaller batches would avoid it, which are too small to learn from. {ours}"
+        return Advice("batch_size", batch, explanation)
+    explanation = f"{reason}, which an instance loss pushes apart; of {fitting[0]} at most a quarter have. {ours}"
+    return Advice("batch_size", fitting[0], explanation)
 
 
 def _groups(tracks: Int64[Tensor, " T"], batch: int) -> Advice:
     different, share = long_tail.distinct_tracks(tracks, batch), long_tail.duplicate_share(tracks, batch)
     few, many = max(2, batch // 8), max(2, 3 * batch // 4)
-    chosen = max(2, round(0.75 * different))
+    suggested = max(2, round(0.75 * different))
     reason = f"Three quarters, as by default, of the {different:.0f} different tracks that a batch of {batch} holds."
     if share <= CORRELATED:
         rule = (
             "CLD's authors advise many groups for many classes and little correlation; as many as the batch has "
             "images would make CLD plain discrimination between views."
         )
-        return Advice("cld.groups", chosen, f"{reason} {rule}")
+        return Advice("cld.groups", suggested, f"{reason} {rule}")
     rule = (
         "The evidence conflicts: CLD's authors advise fewer groups the more correlated the images are (in their issue "
         "tracker: Kitchen-HC was best near 10, its number of classes). In our short runs on turntable frames, as "
         "correlated as can be, few groups were worse than many, in shuffled and in natural order "
         '(docs/results.md, "Correlated batches").'
     )
-    both = (
+    advice = (
         f"Compare both on your images: crosslevel tune IMAGES --batch_size {batch} --search cld.groups={few}:{many}:log"
     )
-    return Advice("cld.groups", chosen, f"{reason} {rule} {both}")
+    return Advice("cld.groups", suggested, f"{reason} {rule} {advice}")
 
 
 def _de_duplicate(tracks: Int64[Tensor, " T"], copies: Int64[Tensor, " E"]) -> Advice:
     count, different = int(tracks.sum()), len(tracks)
     superfluous, near = int((copies - 1).clamp(min=0).sum()), count - different
     drop: Literal["no", "copies", "one image a track"] = "no"
-    why = "There is next to nothing to remove."
+    reason = "There is next to nothing to remove."
     if near > count / 2 and different >= 10_000:
-        drop, why = (
+        drop, reason = (
             "one image a track",
             f"{different:,} different tracks are enough (from 10,000 on: our rule, not measured).",
         )
     elif superfluous > count / 100:
-        drop, why = (
+        drop, reason = (
             "copies",
             f"{superfluous:,} images teach nothing that their copies do not: 'IMAGES@unique' leaves them out.",
         )
     elif near > count / 100:
-        why = f"Near-duplicates are views that no augmentation makes, and {different:,} tracks alone would be few."
-    return Advice("de-duplicate", drop, why)
+        reason = f"Near-duplicates are views that no augmentation makes, and {different:,} tracks alone would be few."
+    return Advice("de-duplicate", drop, reason)

@@ -36,7 +36,7 @@ CALIBRATED_ON = 512  # images of which two views are compared
 
 
 class Structure(NamedTuple):
-    """What M pictures have in common; ``tracks`` numbers the images that belong together.
+    """Duplicates, tracks and groups of M pictures; ``tracks`` numbers the images that belong together.
 
     ``pairs`` are the duplicates and near-duplicates by pixels, ``by_features`` counts those that features add;
     ``groups`` and their ``separation`` are `long_tail.grouped`'s.
@@ -75,7 +75,11 @@ def structure(
 
 
 def calibrated(
-    encoder: Encoder, shown: UInt8[Tensor, "n 3 s s"], features: Float[Tensor, "n D"], hardware: Hardware, seed: int = 0
+    encoder: Encoder,
+    images: UInt8[Tensor, "n 3 s s"],
+    features: Float[Tensor, "n D"],
+    hardware: Hardware,
+    seed: int = 0,
 ) -> float:
     """The cosine from which on two images count as near-duplicates for this encoder.
 
@@ -84,7 +88,7 @@ def calibrated(
 
     Args:
         encoder: the network.
-        shown: some images at the encoder's size.
+        images: some images at the encoder's size.
         features: theirs.
         hardware: where the encoder runs.
         seed: of the crops.
@@ -96,21 +100,27 @@ def calibrated(
     )
     network = frozen(encoder).to(hardware.device)
     with torch.inference_mode(), hardware.autocast():
-        a, b = (F.normalize(network(x.to(hardware.device)).float().cpu(), dim=1) for x in views(shown, generator))
+        a, b = (F.normalize(network(x.to(hardware.device)).float().cpu(), dim=1) for x in views(images, generator))
     unit = F.normalize(features, dim=1)
-    others = (unit @ unit.T)[~torch.eye(len(unit), dtype=torch.bool)]
-    return min(0.999, max(float((a * b).sum(1).median()), float(np.quantile(others.numpy(), 0.999))))
+    cosines = (unit @ unit.T)[~torch.eye(len(unit), dtype=torch.bool)]
+    return min(0.999, max(float((a * b).sum(1).median()), float(np.quantile(cosines.numpy(), 0.999))))
 
 
 def run_features(
-    encoder: Encoder, part: Images, scanned: ScanResult, runtime: Runtime, home: Path | None, bad: BadFiles, seed: int
+    encoder: Encoder,
+    part: Images,
+    scanned: ScanResult,
+    runtime: Runtime,
+    run_dir: Path | None,
+    bad: BadFiles,
+    seed: int,
 ) -> tuple[Float[Tensor, "M D"], float]:
     """Features of the readable images, from the run's folder where they are kept, and the threshold for them."""
     readable = _Unlabelled(part, scanned.numbers)
-    features = FeatureCache(home, runtime, bad).features("inspect", encoder, readable).features
-    some = sample(readable, CALIBRATED_ON, seeded(seed))
-    images = pack(take(readable, some), encoder.view.size, bad=bad, workers=0).data
-    return features, calibrated(encoder, images, features[some], runtime.hardware, seed)
+    features = FeatureCache(run_dir, runtime, bad).features("inspect", encoder, readable).features
+    index = sample(readable, CALIBRATED_ON, seeded(seed))
+    images = pack(take(readable, index), encoder.view.size, bad=bad, workers=0).data
+    return features, calibrated(encoder, images, features[index], runtime.hardware, seed)
 
 
 class _Unlabelled(ImageView):

@@ -114,20 +114,20 @@ def sketch(
         SourceError: fewer than 2 images of the sample can be read.
 
     """
-    total, whole = len(images), Sketch()
+    total, combined = len(images), Sketch()
     keys = [range(first, min(first + _AT_A_TIME, total)) for first in range(0, total, _AT_A_TIME)]
     job_of = partial(Sketching, sampled=sampled)
     for key, part in zip(keys, mapped(images, job_of, keys, workers, elsewhere), strict=True):
         for path, reason in part.broken:
             bad.add(path, reason)
-        whole.merge(part)
+        combined.merge(part)
         progress(key.stop)
-    records = whole.sample
+    records = combined.sample
     if sum(len(record.numbers) for record in records) < 2:
         raise SourceError(f"{images.name}: fewer than 2 of {len(sampled)} sampled images can be read{bad.first}")
     joined = ScanResult(*map(torch.cat, zip(*records, strict=True)))
-    whole.sample = []
-    return whole, joined._replace(numbers=torch.searchsorted(sampled, joined.numbers))
+    combined.sample = []
+    return combined, joined._replace(numbers=torch.searchsorted(sampled, joined.numbers))
 
 
 @dataclass

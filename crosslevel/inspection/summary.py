@@ -41,7 +41,7 @@ class Tail:
 
 
 def summary(
-    name: str, total: int, part: Images, scanned: ScanResult, structure: Structure, members: list[Member],
+    name: str, total: int, part: Images, scanned: ScanResult, structure: Structure, duplicates: list[Member],
     bad: BadFiles, batch_size: int, run: str | None, threshold: float | None = None, counted: Sketch | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """All figures, as the JSON file has them.
@@ -52,7 +52,7 @@ def summary(
         part: those of them that were compared.
         scanned: what stays of each.
         structure: what they have in common.
-        members: the sets of duplicates.
+        duplicates: the sets of duplicates.
         bad: what cannot be read.
         batch_size: of the training that settings are suggested for; at most the readable images.
         run: whose features were used.
@@ -80,7 +80,7 @@ def summary(
         "shorter_side": _histogram(counted.shorter_side),
         "formats": dict(counted.formats.most_common()),
         "exact_duplicates": _exact(counted),
-        "duplicates": _duplicates(scanned, members, part.paths),
+        "duplicates": _duplicates(scanned, duplicates, part.paths),
         "near_duplicates": {
             "pairs_by_pixels": len(structure.pairs.images),
             "pairs_by_features": structure.by_features if run else None,
@@ -113,21 +113,21 @@ def _exact(counted: Sketch) -> dict[str, int]:
     return {"sets": int((sizes > 1).sum()), "superfluous": int((sizes - 1).sum())}
 
 
-def _duplicates(scanned: ScanResult, members: list[Member], paths: Sequence[str]) -> dict[str, Any]:
+def _duplicates(scanned: ScanResult, duplicates: list[Member], paths: Sequence[str]) -> dict[str, Any]:
     """How many images are copies, by kind, and all sets by name."""
-    kinds = Counter(NAMES[member.kind] for member in members if member.kind is not None)
+    kinds = Counter(NAMES[member.kind] for member in duplicates if member.kind is not None)
     sets: dict[int, list[dict[str, Any]]] = {}
-    for member in members:
+    for member in duplicates:
         sets.setdefault(member.set, []).append(described(member, scanned, paths))
     return {
         "copies": {name: kinds[name] for name in NAMES.values()},
-        "superfluous": sum(not member.keep for member in members),
+        "superfluous": sum(not member.keep for member in duplicates),
         "sets": list(sets.values()),
     }
 
 
 def trust(separation: float) -> str:
-    """What the groups' mean silhouette says about their sizes, on one line."""
+    """How far to trust the groups' sizes, by their mean silhouette, on one line."""
     if separation < APART:
         return f"no figure: the groups overlap (separation {separation:.2f}, below {APART})"
     return f"the groups lie apart (separation {separation:.2f}): look at their pictures"
@@ -176,9 +176,9 @@ def _duplicate_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
         ),
     ]
     if "beside" in figures:
-        beside = figures["beside"]
-        kinds = ", ".join(f"{name} {n:,}" for name, n in beside["copies"].items())
-        rows.append((f"also in {beside['images']}", f"{len(beside['matches']):,}: {kinds}"))
+        second = figures["beside"]
+        kinds = ", ".join(f"{name} {n:,}" for name, n in second["copies"].items())
+        rows.append((f"also in {second['images']}", f"{len(second['matches']):,}: {kinds}"))
     return rows
 
 
@@ -186,9 +186,9 @@ def _tail_rows(tail: dict[str, Any]) -> list[tuple[str, ...]]:
     """Figures where there are some to give, else one line."""
     if tail["separation"] < APART:
         return [("imbalance", tail["trust"])]
-    both = [(name.replace("_", " "), tail[name]) for name in ("by_image", "by_track")]
+    rows = [(name.replace("_", " "), tail[name]) for name in ("by_image", "by_track")]
     return [
-        *((name, f"imbalance factor {one['imbalance']:.1f}, Gini index {one['gini']:.2f}") for name, one in both),
+        *((name, f"imbalance factor {one['imbalance']:.1f}, Gini index {one['gini']:.2f}") for name, one in rows),
         ("how far to trust it", tail["trust"]),
     ]
 
@@ -203,9 +203,9 @@ def _quartiles(counts: Counter[int]) -> list[float]:
     """Smallest, quartiles, largest of the numbers counted; between two of them by interpolation, as NumPy's."""
     values = np.array(sorted(counts))
     last = np.cumsum([counts[value] for value in values.tolist()]) - 1  # the position of the last of each in order
-    at = np.array([0, 0.25, 0.5, 0.75, 1]) * last[-1]
-    below, above = (values[np.searchsorted(last, places)] for places in (np.floor(at), np.ceil(at)))
-    return [float(value) for value in below + (above - below) * (at - np.floor(at))]
+    positions = np.array([0, 0.25, 0.5, 0.75, 1]) * last[-1]
+    below, above = (values[np.searchsorted(last, ranks)] for ranks in (np.floor(positions), np.ceil(positions)))
+    return [float(value) for value in below + (above - below) * (positions - np.floor(positions))]
 
 
 def _histogram(sides: Counter[int]) -> dict[str, int]:

@@ -199,8 +199,8 @@ class Method(nn.Module):
         small = views[self.views - self.plain_views - self.small_views : self.views - self.plain_views]
         if not small:
             return []
-        whole = torch.cat(list(small)).contiguous(memory_format=torch.channels_last)
-        return list(self.encoder(whole).chunk(len(small)))
+        joined = torch.cat(list(small)).contiguous(memory_format=torch.channels_last)
+        return list(self.encoder(joined).chunk(len(small)))
 
     def project(self, h: Float[Tensor, "B D"]) -> Float[Tensor, "B d"]:
         """The instance features, unit length, float32 (float64 for float64 input) under any autocast."""
@@ -209,7 +209,7 @@ class Method(nn.Module):
 
 
 def in_float32(branch: nn.Module, h: Float[Tensor, "B D"]) -> Float[Tensor, "B d"]:
-    """What a head makes of features in float32 (float64 of float64); call it where autocast is off."""
+    """Apply a head in float32 (float64 stays float64); call it where autocast is off."""
     z: Tensor = branch(h.to(torch.promote_types(h.dtype, torch.float32)))
     return z
 

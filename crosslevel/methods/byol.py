@@ -50,10 +50,10 @@ class BYOL(Method):
                 as in the paper).
 
         """
-        usual = 2 * feature_size(encoder)
-        super().__init__(encoder, head, out_features, hidden, batch_norm=True, usual_hidden=usual)
+        default_hidden = 2 * feature_size(encoder)
+        super().__init__(encoder, head, out_features, hidden, batch_norm=True, usual_hidden=default_hidden)
         self.momentum = momentum
-        self.predictor = projection_head(head, out_features, out_features, hidden or usual, batch_norm=True)
+        self.predictor = projection_head(head, out_features, out_features, hidden or default_hidden, batch_norm=True)
         self.target = MomentumCopy(nn.Sequential(encoder, self.branch), MOMENTUM if momentum is None else momentum)
 
     def forward(

@@ -78,8 +78,8 @@ class DINO(Method):
                 given.
 
         """
-        usual = max(WIDTH, feature_size(encoder))
-        super().__init__(encoder, head, out_features, hidden, hidden_layers=2, usual_hidden=usual)
+        default_hidden = max(WIDTH, feature_size(encoder))
+        super().__init__(encoder, head, out_features, hidden, hidden_layers=2, usual_hidden=default_hidden)
         check_temperature(temperature)
         check_temperature(teacher_temperature, "teacher_temperature")
         check_temperature(teacher_temperature_start, "teacher_temperature_start")

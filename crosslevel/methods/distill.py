@@ -68,11 +68,13 @@ class Distill(Method):
         if not 0 <= momentum < 1:
             raise UserError(f"momentum={momentum} must be from 0 to below 1")
         network = open_encoder(teacher).requires_grad_(False)
-        seen = getattr(encoder, "view", network.view).channels
-        if seen != network.view.channels:
-            raise UserError(f"method.teacher={teacher} takes {network.view.channels} channels, the images have {seen}")
-        usual = max(feature_size(encoder), network.num_features)
-        super().__init__(encoder, head, network.num_features, hidden, batch_norm, usual_hidden=usual)
+        channels = getattr(encoder, "view", network.view).channels
+        if channels != network.view.channels:
+            raise UserError(
+                f"method.teacher={teacher} takes {network.view.channels} channels, the images have {channels}"
+            )
+        default_hidden = max(feature_size(encoder), network.num_features)
+        super().__init__(encoder, head, network.num_features, hidden, batch_norm, usual_hidden=default_hidden)
         self.teacher, self.momentum, self.centred = teacher, momentum, centred
         self.batch_norm, self.online = batch_norm, 1
         self._taught_by = (network,)  # in a tuple it is no submodule: neither saved nor trained
@@ -113,7 +115,7 @@ class Distill(Method):
 
     @torch.no_grad()
     def ask(self, view: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B d"]:
-        """What the teacher makes of a view, in its own size and colours."""
+        """The teacher's features of a view, resized and normalized for the teacher."""
         teacher = self._taught_by[0]
         resized, size = view * self.scale + self.shift, teacher.view.size
         if view.shape[-1] != size:

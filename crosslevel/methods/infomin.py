@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from crosslevel.methods.base import check_splits, encode_in_parts, feature_size, in_float32
 from crosslevel.methods.moco import Queued
 from crosslevel.models.heads import Head, projection_head
-from crosslevel.utils.distributed import drawn
+from crosslevel.utils.distributed import draw_share
 from crosslevel.utils.errors import UserError
 
 GRID = 3  # patches a side
@@ -111,7 +111,7 @@ class JigsawHead(nn.Module):
     def forward(self, h: Float[Tensor, "9B D"]) -> Float[Tensor, "B d"]:
         """(9B, D), an image's nine patches one after the other, -> (B, d)."""
         z = self.patch(h).unflatten(0, (-1, GRID**2))
-        order = drawn(lambda images: torch.rand(images, GRID**2, device=z.device), len(z), 0).argsort(1)
+        order = draw_share(lambda images: torch.rand(images, GRID**2, device=z.device), len(z), 0).argsort(1)
         shuffled = z.gather(1, order.unsqueeze(2).expand_as(z))
         return F.normalize(self.join(shuffled.flatten(1)), dim=1)
 
@@ -136,8 +136,8 @@ def patches(view: Float[Tensor, "B 3 s s"]) -> Float[Tensor, "9B 3 p p"]:
     corner = torch.arange(GRID, device=view.device) * cell
     rows = corner.unsqueeze(1).expand(-1, GRID).flatten()
     first = torch.stack([rows, corner.repeat(GRID)])  # (2, 9): top and left
-    room = drawn(lambda all_: torch.randint(cell - size + 1, (2, all_, GRID**2), device=view.device), images, 1)
-    places = (first.unsqueeze(1) + room).unsqueeze(3) + torch.arange(size, device=view.device)  # (2, B, 9, p)
+    room = draw_share(lambda count: torch.randint(cell - size + 1, (2, count, GRID**2), device=view.device), images, 1)
+    pixels = (first.unsqueeze(1) + room).unsqueeze(3) + torch.arange(size, device=view.device)  # (2, B, 9, p)
     image = torch.arange(images, device=view.device).view(-1, 1, 1, 1)
-    cut = view[image, :, places[0].unsqueeze(3), places[1].unsqueeze(2)]  # (B, 9, p, p, 3)
+    cut = view[image, :, pixels[0].unsqueeze(3), pixels[1].unsqueeze(2)]  # (B, 9, p, p, 3)
     return cut.permute(0, 1, 4, 2, 3).flatten(0, 1)

@@ -91,11 +91,11 @@ class KeyQueue(nn.Module):
     @torch.no_grad()
     def enqueue(self, keys: Float[Tensor, "B d"]) -> None:
         """Put ``keys`` in the place of the oldest ones."""
-        kept = keys.detach()[-self.size :]
-        skipped = len(keys) - len(kept)
+        newest = keys.detach()[-self.size :]
+        skipped = len(keys) - len(newest)
         # Index arithmetic on the device: no step waits for the position to reach the host.
-        slots = (self.position + skipped + torch.arange(len(kept), device=keys.device)) % self.size
-        self.keys[slots] = kept.to(self.keys.dtype)
+        slots = (self.position + skipped + torch.arange(len(newest), device=keys.device)) % self.size
+        self.keys[slots] = newest.to(self.keys.dtype)
         self.position.copy_((self.position + len(keys)) % self.size)
 
 
@@ -125,13 +125,13 @@ class MomentumCopy(nn.Module):
         """One step of the average towards ``module``."""
         # Where both lie in parts, by the same plan, each part follows its own.
         averages: list[Tensor] = [local(p) for p in self.twin.parameters()]
-        theirs = [local(p.detach()) for p in module.parameters()]
+        parameters = [local(p.detach()) for p in module.parameters()]
         if isinstance(self.momentum, Tensor):
-            way = torch._foreach_sub(theirs, averages)
+            way = torch._foreach_sub(parameters, averages)
             torch._foreach_mul_(way, 1 - self.momentum)
             torch._foreach_add_(averages, way)
         else:
-            torch._foreach_lerp_(averages, theirs, 1 - self.momentum)
+            torch._foreach_lerp_(averages, parameters, 1 - self.momentum)
 
 
 def rising(start: float, progress: float | Tensor) -> float | Tensor:
@@ -168,7 +168,7 @@ class ShardedBank(nn.Module):
     def common(self, index: Int64[Tensor, " m"]) -> Float[Tensor, "m d"]:
         """The rows of indices that are the same on all ranks."""
         self._share_out()
-        local = index % self.shards == self._place
+        local = index % self.shards == self._shard
         rows = self.bank.rows.new_zeros(len(index), self.bank.rows.shape[1])
         rows[local] = self.bank.rows[index[local] // self.shards]
         return add(rows)
@@ -181,11 +181,11 @@ class ShardedBank(nn.Module):
     def update(self, index: Int64[Tensor, " B"], z: Float[Tensor, "B d"]) -> None:
         """Move this rank's rows among ``index``, the indices of all ranks, towards ``z``."""
         self._share_out()
-        local = index % self.shards == self._place
+        local = index % self.shards == self._shard
         self.bank.update(index[local] // self.shards, z[local])
 
     @property
-    def _place(self) -> int:
+    def _shard(self) -> int:
         return rank() if self.shards > 1 else 0
 
     def _share_out(self) -> None:
@@ -194,7 +194,7 @@ class ShardedBank(nn.Module):
             self.shards = world_size()
             self.bank.rows = self.bank.rows[rank() :: self.shards].clone()
 
-    def _whole(self) -> Tensor:
+    def _full(self) -> Tensor:
         if self.shards == 1:
             return self.bank.rows
         longest = -(-self.images // self.shards)
@@ -207,7 +207,7 @@ class ShardedBank(nn.Module):
     def state_dict(self, *arguments: Any, prefix: str = "", **options: Any) -> Any:
         """The whole bank; all ranks must ask for it together."""
         state = super().state_dict(*arguments, prefix=prefix, **options)
-        state[f"{prefix}bank.rows"] = self._whole()
+        state[f"{prefix}bank.rows"] = self._full()
         return state
 
     def _load_from_state_dict(self, *arguments: Any) -> None:

@@ -30,7 +30,7 @@ MOMENTUM, QUEUE = 0.999, 4096
 
 
 class Queued(Method):
-    """What MoCo and InfoMin have in common: keys by a moving average of the network, and a queue of earlier ones."""
+    """The base of MoCo and InfoMin: keys by a moving average of the network, and a queue of earlier keys."""
 
     schedule: Temperature
     later = ("momentum", "queue")
@@ -46,7 +46,7 @@ class Queued(Method):
         self.negatives = KeyQueue(QUEUE if self.queue is None else self.queue, self.out_features)
 
     def complete(self, **values: Any) -> None:
-        """The same; another size of the queue begins it anew."""
+        """Complete the settings; another queue size starts an empty queue."""
         super().complete(**values)
         if "queue" in values:
             self.negatives = KeyQueue(values["queue"], self.out_features)
@@ -149,10 +149,10 @@ def encode_keys(
 
     """
     encoder, branch = network.twin.children()
-    apart = splits > 1 or (shuffle and world_size() > 1)
-    mine, home = shuffled(view) if apart else (view, None)
-    h = encode_in_parts(encoder, mine.contiguous(memory_format=torch.channels_last), splits)
-    h = h if home is None else home(h)
+    shuffles = splits > 1 or (shuffle and world_size() > 1)
+    drawn_views, unshuffle = shuffled(view) if shuffles else (view, None)
+    h = encode_in_parts(encoder, drawn_views.contiguous(memory_format=torch.channels_last), splits)
+    h = h if unshuffle is None else unshuffle(h)
     with torch.autocast(view.device.type, enabled=False):
         return F.normalize(in_float32(branch, h), dim=1)
 

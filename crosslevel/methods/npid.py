@@ -73,8 +73,8 @@ class NPID(Method):
         self.images, self.negatives = images, negatives
         self.momentum, self.online, self.float16, self.sharded = momentum, online, float16, sharded
         self.per_view = per_view
-        whole = InstanceBank(images, out_features, momentum, torch.float16 if float16 else torch.float32)
-        self.bank = ShardedBank(whole) if sharded else whole
+        bank = InstanceBank(images, out_features, momentum, torch.float16 if float16 else torch.float32)
+        self.bank = ShardedBank(bank) if sharded else bank
 
     def forward(
         self,
@@ -84,23 +84,23 @@ class NPID(Method):
     ) -> tuple[Float[Tensor, ""], tuple[Int64[Tensor, " B"], Float[Tensor, "V B d"]]]:
         """The mean loss of the views; their features, or the mean of them, are kept for the images' rows."""
         projected = [self.project(h) for h in features[: self.online]]
-        drawn = None if self.negatives is None else self.bank.draw(self.negatives)
+        negatives = None if self.negatives is None else self.bank.draw(self.negatives)
         with torch.autocast(index.device.type, enabled=False):
-            losses = [self.discriminate(z, index, drawn) for z in projected]
-        seen = torch.stack([z.detach() for z in projected])
-        return torch.stack(losses).mean(), (index, seen if self.per_view else seen.mean(0, keepdim=True))
+            losses = [self.discriminate(z, index, negatives) for z in projected]
+        detached = torch.stack([z.detach() for z in projected])
+        return torch.stack(losses).mean(), (index, detached if self.per_view else detached.mean(0, keepdim=True))
 
     def discriminate(
-        self, z: Float[Tensor, "B d"], index: Int64[Tensor, " B"], drawn: Int64[Tensor, " m"] | None = None
+        self, z: Float[Tensor, "B d"], index: Int64[Tensor, " B"], negatives: Int64[Tensor, " m"] | None = None
     ) -> Float[Tensor, ""]:
-        """Eq. 2 for unit vectors against the whole bank, or against each image's own row and the ``drawn`` ones."""
-        if drawn is None:
+        """Eq. 2 for unit vectors against the whole bank, or against each image's own row and the negatives'."""
+        if negatives is None:
             return F.cross_entropy(z @ self.bank.rows.to(z.dtype).T / self.schedule.value, index)
         positive = (z * self.bank(index).to(z.dtype)).sum(1, keepdim=True)
-        others = z @ self.bank.common(drawn).to(z.dtype).T
+        negative = z @ self.bank.common(negatives).to(z.dtype).T
         # An image drawn as its own negative would repel itself.
-        others = others.masked_fill(drawn == index[:, None], -torch.inf)
-        return F.cross_entropy(torch.cat([positive, others], dim=1) / self.schedule.value, torch.zeros_like(index))
+        negative = negative.masked_fill(negatives == index[:, None], -torch.inf)
+        return F.cross_entropy(torch.cat([positive, negative], dim=1) / self.schedule.value, torch.zeros_like(index))
 
     def early_rise(self, batch: int, steps: int) -> str:
         """While the bank fills."""
@@ -113,7 +113,7 @@ class NPID(Method):
         self, progress: float | Tensor = 0.0, *kept: tuple[Int64[Tensor, " B"], Float[Tensor, "V B d"]]
     ) -> None:
         """Move the bank's rows of this step's images, of all ranks, towards their views' features."""
-        for index, seen in kept:
-            everyone = gather(index)
-            for z in seen:
-                self.bank.update(everyone, F.normalize(gather(z), dim=1))
+        for index, features in kept:
+            gathered = gather(index)
+            for z in features:
+                self.bank.update(gathered, F.normalize(gather(z), dim=1))

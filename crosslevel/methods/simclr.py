@@ -51,8 +51,8 @@ class SimCLR(Method):
             batch_norm: normalize the hidden layer's batch, as the paper's code does.
 
         """
-        usual = max(WIDTH, feature_size(encoder))
-        super().__init__(encoder, head, out_features, hidden, batch_norm, usual_hidden=usual)
+        default_hidden = max(WIDTH, feature_size(encoder))
+        super().__init__(encoder, head, out_features, hidden, batch_norm, usual_hidden=default_hidden)
         self.set_temperature(temperature, temperature_max, temperature_period)
         self.batch_norm, self.online = batch_norm, 2
 
@@ -69,10 +69,10 @@ class SimCLR(Method):
 def nt_xent(z_a: Float[Tensor, "B d"], z_b: Float[Tensor, "B d"], temperature: float | Tensor) -> Float[Tensor, ""]:
     """NT-Xent of unit vectors; in a distributed run against the views of all ranks."""
     batch, offset = len(z_a), rank() * len(z_a)
-    everyone = torch.cat([gather(z_a), gather(z_b)])
+    gathered = torch.cat([gather(z_a), gather(z_b)])
     rows = torch.arange(batch, device=z_a.device) + offset
-    own_rows = torch.cat([rows, rows + len(everyone) // 2])
+    own_rows = torch.cat([rows, rows + len(gathered) // 2])
     with torch.autocast(z_a.device.type, enabled=False):
-        logits = torch.cat([z_a, z_b]) @ everyone.T / temperature
+        logits = torch.cat([z_a, z_b]) @ gathered.T / temperature
     logits = logits.scatter(1, own_rows[:, None], -torch.inf)
     return F.cross_entropy(logits, own_rows.roll(batch))

@@ -86,8 +86,8 @@ class SwAV(Method):
                 512, unless given.
 
         """
-        usual = max(WIDTH, feature_size(encoder))
-        super().__init__(encoder, head, out_features, hidden, batch_norm=True, usual_hidden=usual)
+        default_hidden = max(WIDTH, feature_size(encoder))
+        super().__init__(encoder, head, out_features, hidden, batch_norm=True, usual_hidden=default_hidden)
         self.set_temperature(temperature, temperature_max, temperature_period)
         if prototypes < 2 or iterations < 1 or epsilon <= 0 or prior < 0 or small_views < 0:
             raise UserError(
@@ -106,7 +106,7 @@ class SwAV(Method):
         self.queue_counts: float | Tensor = 1.0
 
     def complete(self, **values: Any) -> None:
-        """The same; another size of the queues begins them anew."""
+        """Complete the settings; another queue size starts empty queues."""
         super().complete(**values)
         if "queue" in values:
             self._begin_queue(values["queue"])
@@ -152,13 +152,13 @@ class SwAV(Method):
             batch: B, this rank's images.
 
         """
-        mass, everyone = torch.ones(len(gathered[0]), device=gathered[0].device), torch.stack(gathered)
+        mass, stacked = torch.ones(len(gathered[0]), device=gathered[0].device), torch.stack(gathered)
         if len(self.earlier):
-            older = torch.stack([queue.keys.to(everyone.dtype) for queue in self._queues()])
-            there = torch.arange(older.shape[1], device=mass.device) < self.filled
-            everyone = torch.cat([everyone, older], dim=1)
-            mass = torch.cat([mass, there * self.queue_counts])
-        codes = sinkhorn(everyone @ centres.T, self.epsilon, self.iterations, self.shares, mass)
+            older = torch.stack([queue.keys.to(stacked.dtype) for queue in self._queues()])
+            filled = torch.arange(older.shape[1], device=mass.device) < self.filled
+            stacked = torch.cat([stacked, older], dim=1)
+            mass = torch.cat([mass, filled * self.queue_counts])
+        codes = sinkhorn(stacked @ centres.T, self.epsilon, self.iterations, self.shares, mass)
         first = rank() * batch
         return [view[first : first + batch] for view in codes]
 

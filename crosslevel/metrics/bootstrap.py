@@ -39,8 +39,8 @@ def intervals(
 
     """
     owner = torch.zeros(len(correct), dtype=torch.long) if groups is None else groups.unique(return_inverse=True)[1]
-    drawn = _resampled([correct], owner, level, resamples, generator, at_once)
-    means = [_mean(sums[0], counts) for counts, sums in drawn]
+    resampled = _resampled([correct], owner, level, resamples, generator, at_once)
+    means = [_mean(sums[0], counts) for counts, sums in resampled]
     return _percentiles(torch.cat(means), level)
 
 
@@ -77,12 +77,12 @@ def accuracy_intervals(
         figures = {"top1": hits.sum(1) / len(labels), "balanced": _mean(hits, counts)}
         if several:
             figures["top5"] = hits5.sum(1) / len(labels)
-        for name, members in splits.items():
-            if members.any():
-                figures[name] = _mean(hits[:, members], counts[:, members])
+        for name, mask in splits.items():
+            if mask.any():
+                figures[name] = _mean(hits[:, mask], counts[:, mask])
         for name, mean in figures.items():
             means.setdefault(name, []).append(mean)
-    return {name: _percentiles(torch.cat(parts), level) for name, parts in means.items()}
+    return {name: _percentiles(torch.cat(chunks), level) for name, chunks in means.items()}
 
 
 def _resampled(
@@ -93,25 +93,25 @@ def _resampled(
     generator: torch.Generator | None,
     at_once: int = _DRAWS,
 ) -> Iterator[tuple[Float[Tensor, "R G"], list[Float[Tensor, "R G"]]]]:
-    """Some resamples at a time: how many images each group has in each, and the groups' sums of each of ``values``."""
+    """Yield resamples in chunks: the number of images of each group, and the groups' sums of each of ``values``."""
     count = len(owner)
     if not count or not 0 < level < 1:
         raise UserError(f"{count} images, level={level}: give at least one image, and a level in (0, 1)")
     groups = int(owner.max()) + 1
     for part in torch.arange(resamples).split(max(1, at_once // count)):
-        drawn = torch.randint(count, (len(part), count), generator=generator)
-        cell = (owner[drawn] + groups * torch.arange(len(part)).unsqueeze(1)).view(-1)
+        indices = torch.randint(count, (len(part), count), generator=generator)
+        cell = (owner[indices] + groups * torch.arange(len(part)).unsqueeze(1)).view(-1)
         tables = [
             torch.bincount(cell, weights, minlength=len(part) * groups).view(len(part), groups).double()
-            for weights in (None, *(v.double()[drawn].view(-1) for v in values))
+            for weights in (None, *(v.double()[indices].view(-1) for v in values))
         ]
         yield tables[0], tables[1:]
 
 
 def _mean(sums: Float[Tensor, "R G"], counts: Float[Tensor, "R G"]) -> Float[Tensor, " R"]:
     """The mean over the groups that are there of each one's mean; not a number where none is."""
-    there = counts > 0
-    return (sums / counts.clamp(min=1)).sum(1) / there.sum(1)
+    present = counts > 0
+    return (sums / counts.clamp(min=1)).sum(1) / present.sum(1)
 
 
 def _percentiles(means: Float[Tensor, " R"], level: float) -> tuple[float, float]:

@@ -62,9 +62,9 @@ def scores(
 
     """
     a, b = _pair(features_a, features_b)
-    for name, other in (("group_a", group_a), ("instance_a", instance_a)):
-        if other is not None and len(other) != len(a):
-            raise UserError(f"{name}: {len(other)} features of {len(a)} images: give one of each")
+    for name, features in (("group_a", group_a), ("instance_a", instance_a)):
+        if features is not None and len(features) != len(a):
+            raise UserError(f"{name}: {len(features)} features of {len(a)} images: give one of each")
     draws = generator or seeded(0)
     figures = retrieval(a, b, tracks)
     sets = clusterings(a, clusters, draws), clusterings(b, clusters, draws)
@@ -72,10 +72,10 @@ def scores(
     if group_a is not None and group_b is not None:
         groups = [clusterings(g, clusters, draws) for g in _pair(group_a, group_b)]
         if instance_a is not None and instance_b is not None:
-            own = [clusterings(z, clusters, draws) for z in _pair(instance_a, instance_b)]
+            instance_sets = [clusterings(z, clusters, draws) for z in _pair(instance_a, instance_b)]
         else:
-            own = list(sets)
-        crossed = [partitions(own[0], groups[1]), partitions(own[1], groups[0])]
+            instance_sets = list(sets)
+        crossed = [partitions(instance_sets[0], groups[1]), partitions(instance_sets[1], groups[0])]
         figures |= {f"{name}_levels": (crossed[0][name] + crossed[1][name]) / 2 for name in crossed[0]}
     figures |= {
         "alignment": alignment(a, b),

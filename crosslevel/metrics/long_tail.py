@@ -34,8 +34,8 @@ def imbalance_factor(sizes: Int64[Tensor, " k"] | Float[Tensor, " k"]) -> float:
         ValueError: there is no group.
 
     """
-    there = _there(sizes)
-    return float(there.max() / there.min())
+    positive = _positive(sizes)
+    return float(positive.max() / positive.min())
 
 
 def gini(sizes: Int64[Tensor, " k"] | Float[Tensor, " k"]) -> float:
@@ -47,9 +47,9 @@ def gini(sizes: Int64[Tensor, " k"] | Float[Tensor, " k"]) -> float:
         ValueError: there is no group.
 
     """
-    there = _there(sizes).sort().values
-    rank = torch.arange(1, len(there) + 1, dtype=torch.float64)
-    return float((2 * rank - len(there) - 1) @ there / (len(there) * there.sum()))
+    ascending = _positive(sizes).sort().values
+    rank = torch.arange(1, len(ascending) + 1, dtype=torch.float64)
+    return float((2 * rank - len(ascending) - 1) @ ascending / (len(ascending) * ascending.sum()))
 
 
 def exponential_imbalance(sizes: Int64[Tensor, " k"] | Float[Tensor, " k"]) -> float:
@@ -62,14 +62,14 @@ def exponential_imbalance(sizes: Int64[Tensor, " k"] | Float[Tensor, " k"]) -> f
         ValueError: there is no group.
 
     """
-    there = _there(sizes)
-    if len(there) == 1:
+    positive = _positive(sizes)
+    if len(positive) == 1:
         return 1.0
-    wanted, rank = gini(there), torch.arange(len(there), dtype=torch.float64) / (len(there) - 1)
+    target, rank = gini(positive), torch.arange(len(positive), dtype=torch.float64) / (len(positive) - 1)
     low, high = 0.0, math.log(MOST_IMBALANCED)
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if gini(torch.exp(-middle * rank)) < wanted else (low, middle)
+        low, high = (middle, high) if gini(torch.exp(-middle * rank)) < target else (low, middle)
     return math.exp((low + high) / 2)
 
 
@@ -89,9 +89,9 @@ def duplicate_share(track_sizes: Int64[Tensor, " T"], batch_size: int) -> float:
 
     """
     sizes, times, total = _counted(track_sizes, batch_size)
-    others = min(batch_size, total) - 1
+    companions = min(batch_size, total) - 1
     m = sizes.double()
-    alone = torch.exp(_log_choose(total - m, others) - _log_choose(torch.tensor(total - 1.0).double(), others))
+    alone = torch.exp(_log_choose(total - m, companions) - _log_choose(torch.tensor(total - 1.0).double(), companions))
     return float((m * times * (1 - alone)).sum() / total)
 
 
@@ -105,9 +105,9 @@ def distinct_tracks(track_sizes: Int64[Tensor, " T"], batch_size: int) -> float:
 
     """
     sizes, times, total = _counted(track_sizes, batch_size)
-    drawn = min(batch_size, total)
-    whole = _log_choose(torch.tensor(float(total)).double(), drawn)
-    missed = torch.exp(_log_choose(total - sizes.double(), drawn) - whole)
+    batch = min(batch_size, total)
+    log_batches = _log_choose(torch.tensor(float(total)).double(), batch)
+    missed = torch.exp(_log_choose(total - sizes.double(), batch) - log_batches)
     return float((times * (1 - missed)).sum())
 
 
@@ -173,26 +173,26 @@ def _one_a_track(features: Float[Tensor, "N d"], owner: Int64[Tensor, " N"]) -> 
 def _leading(points: Float[Tensor, "T d"]) -> Float[Tensor, "T p"]:
     """The leading principal components, of variance 1 on average; all zero where the points are all alike."""
     centred = points.double() - points.double().mean(0)
-    kept = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -DIMENSIONS:]
-    components = centred @ kept
+    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -DIMENSIONS:]
+    components = centred @ axes
     scale = components.square().mean().sqrt().clamp(min=1e-12)
     return torch.div(components, scale)
 
 
 def _dense(points: Float[Tensor, "T p"], most: int, seed: int) -> Int64[Tensor, " T"] | None:
     """The dense region of each point, or of its nearest neighbour in one; None where there are too few, or none."""
-    some = torch.randperm(len(points), generator=seeded(seed))[:FITTED]
-    if len(some) < 2 * SMALLEST:
+    sample = torch.randperm(len(points), generator=seeded(seed))[:FITTED]
+    if len(sample) < 2 * SMALLEST:
         return None
-    seen = points[some].numpy()
+    sampled = points[sample].numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        assignment = HDBSCAN(min_cluster_size=SMALLEST, min_samples=NEIGHBOURS).fit_predict(seen)
+        assignment = HDBSCAN(min_cluster_size=SMALLEST, min_samples=NEIGHBOURS).fit_predict(sampled)
     inside = assignment >= 0
     groups = int(assignment.max()) + 1
     if not 2 <= groups <= most or 1 - inside.mean() > OUTSIDE:
         return None
-    nearest = KNeighborsClassifier(1).fit(seen[inside], assignment[inside])
+    nearest = KNeighborsClassifier(1).fit(sampled[inside], assignment[inside])
     return torch.from_numpy(nearest.predict(points.numpy())).long()
 
 
@@ -200,35 +200,35 @@ def _mixture(points: Float[Tensor, "T p"], most: int, seed: int) -> Int64[Tensor
     """The component of each point; of many points, some are fitted."""
     if len(points) == 1:
         return torch.zeros(1, dtype=torch.long)  # scikit-learn refuses it
-    some = torch.randperm(len(points), generator=seeded(seed))[:FITTED]
+    sample = torch.randperm(len(points), generator=seeded(seed))[:FITTED]
     mixture = BayesianGaussianMixture(
         n_components=most, covariance_type="spherical", weight_concentration_prior=0.1, max_iter=100, random_state=seed
     )
     with warnings.catch_warnings():
         # Neither a fit that could still gain a little, nor fewer different points than components is an error here.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        mixture.fit(points[some].numpy())
+        mixture.fit(points[sample].numpy())
     return torch.from_numpy(mixture.predict(points.numpy())).long()
 
 
 def _silhouette(points: Float[Tensor, "T p"], assignment: Int64[Tensor, " T"], seed: int) -> float:
-    some = torch.randperm(len(points), generator=seeded(seed))[:COMPARED]
-    groups = len(assignment[some].unique())
-    if not 2 <= groups < len(some):
+    sample = torch.randperm(len(points), generator=seeded(seed))[:COMPARED]
+    groups = len(assignment[sample].unique())
+    if not 2 <= groups < len(sample):
         return 0.0
-    return float(silhouette_score(points[some].numpy(), assignment[some].numpy()))
+    return float(silhouette_score(points[sample].numpy(), assignment[sample].numpy()))
 
 
 def _log_choose(n: Float[Tensor, " T"], k: int) -> Float[Tensor, " T"]:
     """Log C(n, k); minus infinity where k exceeds n."""
     enough = n >= k
-    rest = torch.where(enough, n - k, 0.0)
-    value = torch.lgamma(n + 1) - torch.lgamma(rest + 1) - torch.lgamma(torch.tensor(k + 1.0).double())
+    remaining = torch.where(enough, n - k, 0.0)
+    value = torch.lgamma(n + 1) - torch.lgamma(remaining + 1) - torch.lgamma(torch.tensor(k + 1.0).double())
     return torch.where(enough, value, -torch.inf)
 
 
-def _there(sizes: Tensor) -> Float[Tensor, " k"]:
-    there = sizes[sizes > 0].double()
-    if not len(there):
+def _positive(sizes: Tensor) -> Float[Tensor, " k"]:
+    positive = sizes[sizes > 0].double()
+    if not len(positive):
         raise UserError("no group has an image")
-    return there
+    return positive

@@ -44,7 +44,7 @@ class Neighbours(NamedTuple):
     """The k largest cosine similarities of each query, in descending order, and the keys they are with."""
 
     values: Float[Tensor, "Q k"]
-    places: Int64[Tensor, "Q k"]
+    indices: Int64[Tensor, "Q k"]
 
 
 def nearest(
@@ -115,26 +115,28 @@ def mutual_pairs(
     """
     count = len(features)
     rank = min(CROWD, (count - 1) // 3) if count >= 8 else 0
-    wanted = max(k, rank) + 1
+    depth = max(k, rank) + 1
     if known is not None:
-        values, index = known.values[:, :wanted], known.places[:, :wanted]
+        values, index = known.values[:, :depth], known.indices[:, :depth]
     elif count > many:
         unit = F.normalize(features.float(), dim=1).cpu()
-        values, index = neighbours(unit, unit, wanted, cells)
+        values, index = neighbours(unit, unit, depth, cells)
     else:
-        values, index = nearest(features, features, wanted, _QUERIES)
+        values, index = nearest(features, features, depth, _QUERIES)
     row = torch.arange(count).unsqueeze(1).expand_as(index)
-    apart = (2 - 2 * values.float().cpu()).clamp(min=0).sqrt()
+    distances = (2 - 2 * values.float().cpu()).clamp(min=0).sqrt()
     limit = (
-        IN_A_CROWD * apart[:, rank // 2 + 1 : rank + 1].median(1).values if rank else torch.full((count,), torch.inf)
+        IN_A_CROWD * distances[:, rank // 2 + 1 : rank + 1].median(1).values
+        if rank
+        else torch.full((count,), torch.inf)
     )
     index, values = index[:, : k + 1].cpu(), values[:, : k + 1].cpu()
-    row, apart = row[:, : k + 1], apart[:, : k + 1]
-    named = (values >= threshold) & (index != row) & (apart <= torch.minimum(limit[row], limit[index]))
-    i, j = row[named], index[named]
-    both, times = torch.cat([i * count + j, j * count + i]).unique(return_counts=True)
-    both = both[times == 2]
-    pairs = torch.stack([both // count, both % count], dim=1)
+    row, distances = row[:, : k + 1], distances[:, : k + 1]
+    candidates = (values >= threshold) & (index != row) & (distances <= torch.minimum(limit[row], limit[index]))
+    i, j = row[candidates], index[candidates]
+    directed, times = torch.cat([i * count + j, j * count + i]).unique(return_counts=True)
+    directed = directed[times == 2]
+    pairs = torch.stack([directed // count, directed % count], dim=1)
     return pairs[pairs[:, 0] < pairs[:, 1]]
 
 
@@ -146,19 +148,19 @@ def _searched(
     chunk: int,
     blocking: Blocking,
 ) -> Neighbours:
-    """By the similarities in the queries' own type."""
+    """Search by similarities in the queries' own type."""
     blocks = _blocks(len(keys), k, blocking)
     rows = _rows(len(queries), len(keys), queries.dtype, chunk, blocking)
     table = _table(rows, len(keys), queries.dtype, keys.device, blocking.tile)
     room = queries.new_empty(blocking.tile, queries.shape[1])  # new memory for every tile costs more than filling it
-    parts = []
+    results = []
     for part in queries.split(rows):
         tiles = (
             torch.div(tile, length.unsqueeze(1), out=room[: len(tile)])
             for tile, length in zip(keys.split(blocking.tile), lengths.split(blocking.tile), strict=True)
         )
-        parts.append(_select(table[:, : len(part)], _fill(table[:, : len(part)], part, tiles, blocks), k))
-    return _joined(parts)
+        results.append(_select(table[:, : len(part)], _fill(table[:, : len(part)], part, tiles, blocks), k))
+    return _joined(results)
 
 
 def _rounded_first(
@@ -169,24 +171,28 @@ def _rounded_first(
     chunk: int,
     blocking: Blocking,
 ) -> Neighbours:
-    """By similarities in bfloat16, as far as these decide; all others in float32."""
-    wanted, rough = min(SPARE * k, len(keys)), torch.bfloat16
-    blocks, rows = _blocks(len(keys), wanted, blocking), _rows(len(queries), len(keys), rough, chunk, blocking)
+    """Search by similarities in bfloat16 where these decide, and in float32 elsewhere."""
+    candidate_count, rough = min(SPARE * k, len(keys)), torch.bfloat16
+    blocks, rows = _blocks(len(keys), candidate_count, blocking), _rows(len(queries), len(keys), rough, chunk, blocking)
     table = _table(rows, len(keys), rough, keys.device, blocking.tile)
     bank, error = rounded_bank(keys, lengths, blocking.tile)
-    parts, decided = [], []
+    results, decided = [], []
     for part in queries.split(rows):
         rounded = part.to(rough)
         similarities = table[:, : len(part)]
-        candidates = _select(similarities, _fill(similarities, rounded, bank.split(blocking.tile), blocks), wanted)
+        candidates = _select(
+            similarities, _fill(similarities, rounded, bank.split(blocking.tile), blocks), candidate_count
+        )
         limit = least_rounded(candidates.values[:, k - 1].float(), part, rounded, error)
         possible = (candidates.values >= limit.unsqueeze(1)).sum(dim=1)
-        parts.append(_compared(part, keys, lengths, candidates.places, possible, k))
-        decided.append((possible < wanted) | (wanted == len(keys)))
-    best = _joined(parts)
-    others = ~torch.cat(decided)
-    if others.any():
-        best.values[others], best.places[others] = _searched(queries[others], keys, lengths, k, chunk, blocking)
+        results.append(_compared(part, keys, lengths, candidates.indices, possible, k))
+        decided.append((possible < candidate_count) | (candidate_count == len(keys)))
+    best = _joined(results)
+    undecided = ~torch.cat(decided)
+    if undecided.any():
+        best.values[undecided], best.indices[undecided] = _searched(
+            queries[undecided], keys, lengths, k, chunk, blocking
+        )
     return best
 
 
@@ -224,14 +230,14 @@ def _compared(
     k: int,
 ) -> Neighbours:
     """The k nearest of each query's own candidates, of which the first ``possible`` ones matter."""
-    parts = []
+    results = []
     for query, all_places, many in zip(queries.split(64), candidates.split(64), possible.split(64), strict=True):
-        places = all_places[:, : max(k, int(many.max()))]
-        chosen = torch.index_select(keys, 0, places.flatten()).to(queries.dtype).view(*places.shape, -1)
-        similarities = torch.bmm(chosen, query.unsqueeze(2)).squeeze(2) / lengths[places]
+        indices = all_places[:, : max(k, int(many.max()))]
+        vectors = torch.index_select(keys, 0, indices.flatten()).to(queries.dtype).view(*indices.shape, -1)
+        similarities = torch.bmm(vectors, query.unsqueeze(2)).squeeze(2) / lengths[indices]
         values, order = similarities.topk(k, dim=1)
-        parts.append(Neighbours(values, places.gather(1, order)))
-    return _joined(parts)
+        results.append(Neighbours(values, indices.gather(1, order)))
+    return _joined(results)
 
 
 def _fill(
@@ -269,16 +275,16 @@ def _select(table: Float[Tensor, "T B tile"], maxima: Float[Tensor, "B m"], k: i
     # One index into all of the memory below the table is the fastest way to numbers that lie far apart.
     memory = table.as_strided((table.stride(0) * len(table),), (1,))
     within = torch.arange(0, size, across, device=table.device)
-    parts = []
+    results = []
     for first, part in zip(range(0, len(maxima), 256), maxima.split(256), strict=True):
         ahead = part.topk(k, dim=1, sorted=False).indices
         query = torch.arange(first, first + len(part), device=table.device).unsqueeze(1)
         starts = ahead // across * high + query * wide + ahead % across
         candidates = (starts.unsqueeze(2) + within).flatten(1)
         values, order = memory.take(candidates).topk(k, dim=1)
-        chosen = candidates.gather(1, order)
-        parts.append(Neighbours(values, chosen // high * size + chosen % wide))
-    return _joined(parts)
+        best = candidates.gather(1, order)
+        results.append(Neighbours(values, best // high * size + best % wide))
+    return _joined(results)
 
 
 def _blocks(keys: int, k: int, blocking: Blocking) -> int:
@@ -299,5 +305,5 @@ def _none(k: int, dtype: torch.dtype, device: torch.device) -> Neighbours:
     return Neighbours(torch.empty(0, k, dtype=dtype, device=device), torch.empty(0, k, dtype=torch.long, device=device))
 
 
-def _joined(parts: list[Neighbours]) -> Neighbours:
-    return Neighbours(*(torch.cat(column) for column in zip(*parts, strict=True)))
+def _joined(results: list[Neighbours]) -> Neighbours:
+    return Neighbours(*(torch.cat(column) for column in zip(*results, strict=True)))

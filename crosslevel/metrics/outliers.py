@@ -43,10 +43,10 @@ def outliers(features: Float[Tensor, "N D"], neighbours: int = NEIGHBOURS, known
     values = nearest_ones.values[:, 1 : k + 1].float()  # without itself
     distance = (1 - values).clamp(min=0).mean(1)
     logarithm = distance.clamp(min=1e-7).log()
-    usual = logarithm[distance > 1e-6]
-    if len(usual) < 4:
+    varied = logarithm[distance > 1e-6]
+    if len(varied) < 4:
         return Outliers(distance, torch.zeros(len(distance), dtype=torch.bool))
-    low, high = _quartiles(usual)
+    low, high = _quartiles(varied)
     return Outliers(distance, logarithm > high + FENCE * (high - low))
 
 

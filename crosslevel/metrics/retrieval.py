@@ -58,7 +58,7 @@ def ranked(
         raise UserError(f"{len(features)} features, {len(labels)} labels: the lengths must agree")
     unit = F.normalize(features, dim=1)
     query_rows = torch.arange(len(features), device=features.device) if queries is None else queries
-    parts: list[Tensor] = []
+    chunks: list[Tensor] = []
     for part in query_rows.split(chunk):
         similarity = unit[part] @ unit.T
         barred = torch.zeros_like(similarity, dtype=torch.bool)
@@ -67,8 +67,8 @@ def ranked(
             barred |= tracks[part].unsqueeze(1) == tracks
         order = similarity.masked_fill_(barred, -torch.inf).sort(dim=1, descending=True, stable=True).indices
         hit = (labels[order] == labels[part].unsqueeze(1)) & ~barred.gather(1, order)
-        parts.append(_scored(hit, ranks))
-    table = torch.cat(parts)
+        chunks.append(_scored(hit, ranks))
+    table = torch.cat(chunks)
     table = table[table[:, -1] > 0]
     if not len(table):
         raise UserError("no query has another image of its label to find")

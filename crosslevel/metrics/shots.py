@@ -47,22 +47,22 @@ def split_by_frequency(counts: Int64[Tensor, " C"], limits: tuple[int, int] | No
         ValueError: limits in the wrong order.
 
     """
-    seen = counts[counts > 0]
+    positive = counts[counts > 0]
     if limits is not None and limits[0] > limits[1]:
         raise UserError(f"shots={limits}: the first limit must not exceed the second")
     if limits is None:
-        if len(seen) < 3 or int(seen.min()) == int(seen.max()):
+        if len(positive) < 3 or int(positive.min()) == int(positive.max()):
             return None
         limits = CONVENTION
-        if not (bool((seen < limits[0]).any()) and bool((seen > limits[1]).any())):
-            ranked = seen.sort().values
+        if not (bool((positive < limits[0]).any()) and bool((positive > limits[1]).any())):
+            ranked = positive.sort().values
             third = len(ranked) // 3
             limits = int(ranked[third]), int(ranked[-third - 1])
     low, high = limits
     present = counts > 0
     many, few = present & (counts > high), present & (counts < low)
-    places = [mask.nonzero()[:, 0] for mask in (many, present & ~many & ~few, few)]
-    return Shots(places[0], places[1], places[2], low, high)
+    indices = [mask.nonzero()[:, 0] for mask in (many, present & ~many & ~few, few)]
+    return Shots(indices[0], indices[1], indices[2], low, high)
 
 
 def accuracies(
@@ -94,8 +94,8 @@ def accuracies(
     out["balanced"] = by_class[tested].mean()
     if shots is not None:
         for name in ("many", "medium", "few"):
-            members = getattr(shots, name)
-            members = members[tested[members]]
-            if len(members):
-                out[name] = by_class[members].mean()
+            indices = getattr(shots, name)
+            indices = indices[tested[indices]]
+            if len(indices):
+                out[name] = by_class[indices].mean()
     return {name: 100 * float(value) for name, value in out.items()}

@@ -44,12 +44,12 @@ def alpha_req(features: Float[Tensor, "N d"], floor: float = 1e-6) -> float:
     """
     x = _checked(features)
     values = torch.linalg.eigvalsh(_gram(x - x.mean(0))).flip(0)
-    kept = values[values > floor * values[0].clamp(min=1e-12 * float(x.square().sum()) + 1e-300)]
-    if len(kept) < 2:
+    leading = values[values > floor * values[0].clamp(min=1e-12 * float(x.square().sum()) + 1e-300)]
+    if len(leading) < 2:
         return float("inf")
-    log_rank = torch.arange(1, len(kept) + 1, dtype=torch.float64).log()
+    log_rank = torch.arange(1, len(leading) + 1, dtype=torch.float64).log()
     log_rank = log_rank - log_rank.mean()
-    return -float((log_rank * kept.log()).sum() / log_rank.square().sum())
+    return -float((log_rank * leading.log()).sum() / log_rank.square().sum())
 
 
 def lidar(a: Float[Tensor, "N d"], b: Float[Tensor, "N d"], delta: float = 1e-4, epsilon: float = 1e-7) -> float:

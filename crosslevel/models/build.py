@@ -107,7 +107,7 @@ class _Strided(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of x (B, C, H, W)."""
+        """Apply the layer to x (B, C, H, W)."""
         return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
 
 

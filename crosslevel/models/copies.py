@@ -14,12 +14,12 @@ from crosslevel.models.encoder import Encoder
 
 
 def untrained(encoder: Encoder, seed: int) -> Encoder:
-    """The same network with fresh random weights."""
+    """A network of the same architecture with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = Encoder(**encoder.structure())
-    fresh.view, fresh.reads = encoder.view, encoder.reads
-    return fresh
+        network = Encoder(**encoder.structure())
+    network.view, network.reads = encoder.view, encoder.reads
+    return network
 
 
 def frozen(encoder: Encoder) -> Encoder:

@@ -33,7 +33,7 @@ SMALL = 64  # pixels: up to this size a ResNet's usual stem would throw most of 
 
 
 class View(NamedTuple):
-    """What the encoder was trained to look at: ``size`` pixels square, channels normalized by ``mean`` and ``std``."""
+    """The encoder's input: ``size`` pixels square, channels normalized by ``mean`` and ``std``."""
 
     size: int
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -165,8 +165,8 @@ class Encoder(nn.Module):
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that build this encoder again."""
-        kept = {key: getattr(self, key) for key in (*STRUCTURE, "weights", "pretrained", "drop_path")}
-        return {"name": self.name, **kept, "train": self.trained, "arguments": self.further or None}
+        options = {key: getattr(self, key) for key in (*STRUCTURE, "weights", "pretrained", "drop_path")}
+        return {"name": self.name, **options, "train": self.trained, "arguments": self.further or None}
 
     def structure(self) -> dict[str, Any]:
         """The arguments that build the same network without any weights."""
@@ -210,7 +210,7 @@ class Encoder(nn.Module):
         return max(2 * patch, size // patch * patch) if patch > 1 else size
 
     def train(self, mode: bool = True) -> Encoder:
-        """As of any module; normalizations that are not trained stay as they are."""
+        """Set the training mode; normalizations that are not trained stay in evaluation mode."""
         super().train(mode)
         if mode and self.trained != "all":
             still(self.backbone)
@@ -301,8 +301,8 @@ def load_encoder(path: str | Path) -> Encoder:
     file = Path(path) / ENCODER if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise NotThere(f"{path} has no {ENCODER}: give the folder of a run that `crosslevel train` finished")
-    weights, about = load_safetensors(file)
-    built = about.get("crosslevel")
+    weights, metadata = load_safetensors(file)
+    built = metadata.get("crosslevel")
     if built is None:
         raise UserError(f"{file} does not say how to build its network: it was not written by Crosslevel")
     try:

@@ -69,11 +69,11 @@ def export(
     if normalize and format != "onnx":
         raise UserError(f"--normalize is for onnx: a file for {format} holds weights only")
     endings, write = _FORMATS[format]
-    beside = Path(run) if Path(run).is_dir() else Path(run).parent
-    file = Path(output) if output else beside / f"encoder-{format}{endings[0]}"
+    folder = Path(run) if Path(run).is_dir() else Path(run).parent
+    file = Path(output) if output else folder / f"encoder-{format}{endings[0]}"
     if file.suffix not in endings:
         raise UserError(f"--output {file}: a file for {format} ends in {' or '.join(endings)}")
-    if file.resolve() == (beside / ENCODER).resolve():
+    if file.resolve() == (folder / ENCODER).resolve():
         raise UserError(f"--output {file} is the encoder itself: give another name")
     if not file.parent.is_dir():
         raise NotThere(f"--output {file}: there is no folder {file.parent}")
@@ -97,19 +97,19 @@ def for_torchvision(encoder: Encoder) -> dict[str, Tensor]:
     if encoder.width != 1.0:
         raise _full_width_only("torchvision", encoder)
     with torch.device("meta"):
-        theirs = torchvision.models.get_model(name, weights=None).state_dict()
+        reference = torchvision.models.get_model(name, weights=None).state_dict()
     state = _state(encoder)
-    wanted = {key: tuple(value.shape) for key, value in theirs.items() if not key.startswith("fc.")}
-    other = sorted(
-        key for key in wanted.keys() | state.keys() if key not in state or wanted.get(key) != tuple(state[key].shape)
+    shapes = {key: tuple(value.shape) for key, value in reference.items() if not key.startswith("fc.")}
+    differing = sorted(
+        key for key in shapes.keys() | state.keys() if key not in state or shapes.get(key) != tuple(state[key].shape)
     )
-    if other:
-        raise UserError(f"{encoder.name} is not torchvision's {name}: {other[0]} differs: export to timm or onnx")
+    if differing:
+        raise UserError(f"{encoder.name} is not torchvision's {name}: {differing[0]} differs: export to timm or onnx")
     return state
 
 
 def for_detectron2(encoder: Encoder) -> dict[str, Any]:
-    """What detectron2 reads: NumPy arrays under the names that MoCo's public converter gives them.
+    """Weights for detectron2: NumPy arrays under the names of MoCo's public converter.
 
     The stem's parts get the prefix ``stem``; ``layer1`` to ``layer4`` are ``res2`` to ``res5``; ``bn1`` to ``bn3`` are
     the ``norm`` of their convolution; a projection ``shortcut`` and its ``norm`` replace ``downsample``.
@@ -126,9 +126,9 @@ def for_detectron2(encoder: Encoder) -> dict[str, Any]:
 
 def _detectron2_name(key: str) -> str:
     """``layer1.0.bn2.weight`` is ``res2.0.conv2.norm.weight``."""
-    first, *rest = key.split(".")
-    parts = [f"res{int(first[-1]) + 1}", *rest] if first.startswith("layer") else ["stem", first, *rest]
-    joined = ".".join(parts).replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+    first, *suffix = key.split(".")
+    segments = [f"res{int(first[-1]) + 1}", *suffix] if first.startswith("layer") else ["stem", first, *suffix]
+    joined = ".".join(segments).replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
     for n in "123":
         joined = joined.replace(f".bn{n}.", f".conv{n}.norm.")
     return joined
@@ -257,15 +257,15 @@ def _write_onnx(encoder: Encoder, stream: BinaryIO, file: Path, normalize: bool,
 def _difference(runtime: Any, network: nn.Module, file: Path, shape: tuple[int, ...], seed: int) -> float:
     """The largest difference on random images, in batches of two sizes."""
     session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    generator, apart = seeded(seed), []
+    generator, differences = seeded(seed), []
     for count in (1, 5):
         images = torch.rand(count, *shape, generator=generator)
         if not isinstance(network, _Normalized):
             images = 4 * images - 2  # about what normalized images are
         expected = network(images)
         outputs = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-        apart.append((outputs - expected).abs().div(expected.abs().clamp(min=1)).max())
-    return float(torch.stack(apart).max())
+        differences.append((outputs - expected).abs().div(expected.abs().clamp(min=1)).max())
+    return float(torch.stack(differences).max())
 
 
 def _inputs(encoder: Encoder) -> str:

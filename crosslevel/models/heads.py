@@ -62,7 +62,7 @@ def rebuilt_head(kind: Head, state: Mapping[str, Tensor]) -> nn.Sequential:
     first, last, hidden_layers = matrices[min(matrices)], max(matrices), len(matrices) - 1
     head = projection_head(
         kind, first.shape[1], matrices[last].shape[0], first.shape[0] if hidden_layers else None,
-        any(place < last for place in norms), hidden_layers, any(place > last for place in norms),
+        any(layer < last for layer in norms), hidden_layers, any(layer > last for layer in norms),
     )  # fmt: skip
     head.load_state_dict(dict(state))
     return head.eval()

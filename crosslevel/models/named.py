@@ -45,7 +45,7 @@ def is_by_name(run: str | os.PathLike[str]) -> bool:
     return is_named(text) or ((folder / CONFIG).is_file() and not (folder / ENCODER).exists())
 
 
-def home_of(run: str | os.PathLike[str]) -> Path | None:
+def run_dir_of(run: str | os.PathLike[str]) -> Path | None:
     """The run's folder, where what is computed about it is kept; None where nobody trained one."""
     if is_by_name(run):
         return None
@@ -53,7 +53,7 @@ def home_of(run: str | os.PathLike[str]) -> Path | None:
 
 
 def title_of(run: str | os.PathLike[str]) -> str:
-    """What a table calls the encoder."""
+    """The encoder's title in tables."""
     return os.fspath(run).rstrip("/") if is_by_name(run) else Path(run).name
 
 

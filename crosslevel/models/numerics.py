@@ -32,15 +32,15 @@ _M_PERTURB, _FILL = -6, 0x80  # of glibc's malloc.h; memory is handed out full o
 
 
 class Fault(NamedTuple):
-    """A layer's ``name`` in its network, the ``shape`` of its input without the batch, and ``what`` is wrong there."""
+    """A layer's ``name`` in its network, its input's ``shape`` without the batch, and the ``tensor`` that is wrong."""
 
     name: str
     shape: tuple[int, ...]
-    what: str
+    tensor: str
 
 
 def avoid_faults(
-    network: nn.Module, run: Callable[[], object], hardware: Hardware, *, whole: nn.Module | None = None
+    network: nn.Module, run: Callable[[], object], hardware: Hardware, *, model: nn.Module | None = None
 ) -> str:
     """Measure every convolution and linear layer at its own shapes; those that are wrong are set to compute in float32.
 
@@ -51,7 +51,7 @@ def avoid_faults(
         network: as it will be trained, on the CPU.
         run: calls the network with images of each size that it will be trained on; two of zeros suffice.
         hardware: the device and the precision of the training.
-        whole: what holds copies of the network too, such as a momentum twin; their layers are set as well.
+        model: what holds copies of the network too, such as a momentum twin; their layers are set as well.
 
     Returns:
         one line for the user; empty where all is right.
@@ -61,7 +61,7 @@ def avoid_faults(
         return ""
     faults, layers = _measured(network, run, hardware), dict(network.named_modules())
     wrong = {_settings(layers[fault.name]) for fault in faults}
-    for layer in (whole or network).modules():
+    for layer in (model or network).modules():
         # At every shape: images of a detector have sizes of their own, and such layers are few and small.
         if isinstance(layer, _LAYERS) and _settings(layer) in wrong:
             layer.forward = functools.partial(_in_float32, layer)  # type: ignore[method-assign]
@@ -78,7 +78,7 @@ def glance(encoder: Callable[[Tensor], object], *sizes: int, channels: int = 3) 
 def tell(console: Console | None, line: str) -> None:
     """Say a line once on each console, and do not break it."""
     if console is not None:
-        say(console, line, whole=True)
+        say(console, line, unbroken=True)
 
 
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
@@ -109,11 +109,11 @@ def _measured(network: nn.Module, run: Callable[[], object], hardware: Hardware)
 
 def _calls(network: nn.Module, run: Callable[[], object]) -> list[tuple[str, nn.Module, tuple[int, ...], bool]]:
     """Every layer, once for each shape (without the batch) that it is called with, and whether channels are last."""
-    seen: dict[tuple[str, tuple[int, ...]], tuple[nn.Module, bool]] = {}
+    calls: dict[tuple[str, tuple[int, ...]], tuple[nn.Module, bool]] = {}
 
     def record(name: str, layer: nn.Module, arguments: tuple[Any, ...]) -> None:
         x = arguments[0]
-        seen[name, tuple(x.shape[1:])] = (layer, x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+        calls[name, tuple(x.shape[1:])] = (layer, x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
     hooks = [
         layer.register_forward_pre_hook(functools.partial(record, name))
@@ -130,14 +130,14 @@ def _calls(network: nn.Module, run: Callable[[], object]) -> list[tuple[str, nn.
             module.training = mode
         for hook in hooks:
             hook.remove()
-    return [(name, layer, shape, last) for (name, shape), (layer, last) in seen.items()]
+    return [(name, layer, shape, last) for (name, shape), (layer, last) in calls.items()]
 
 
 def _numbers(layer: nn.Module, shape: tuple[int, ...], channels_last: bool) -> Tensor:
     """Random input of a shape (given without the batch): as many images, and as many rows, as are cheap to compute."""
     weight: Any = layer.weight
-    places = math.prod(shape[:-1] if isinstance(layer, nn.Linear) else shape[1:])
-    images = max(1, min(_IMAGES, int(_WORK / (weight.numel() * places))))
+    positions = math.prod(shape[:-1] if isinstance(layer, nn.Linear) else shape[1:])
+    images = max(1, min(_IMAGES, int(_WORK / (weight.numel() * positions))))
     if isinstance(layer, nn.Conv2d):
         rows = max(2 * weight.shape[-2], int(2 * _WORK / (weight.numel() * shape[2])))
         shape = (shape[0], min(shape[1], rows), shape[2])
@@ -146,7 +146,7 @@ def _numbers(layer: nn.Module, shape: tuple[int, ...], channels_last: bool) -> T
 
 
 def _wrong(layer: nn.Module, x: Tensor, hardware: Hardware) -> str:
-    """What of the layer's output and gradients is wrong in low precision; empty if nothing is."""
+    """The outputs and gradients of a layer that are wrong in low precision; empty if none is."""
     right = _results(layer, x)
     with hardware.autocast(), _dirty_memory():
         low_precision = _results(layer, x)
@@ -162,12 +162,12 @@ def _results(layer: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
     """The layer's output, and the gradients of its input and of those of its parameters that are trained."""
     x = x.clone().requires_grad_()
     trained = {f"{name} gradient": p for name, p in layer.named_parameters() if p.requires_grad}
-    wanted, plain = {"input gradient": x, **trained}, type(layer).forward
+    inputs, plain = {"input gradient": x, **trained}, type(layer).forward
     with torch.enable_grad():
         out = plain(layer, x)
         upstream = torch.randn(out.shape, generator=seeded(1)).to(out.dtype)
-        gradients = torch.autograd.grad(out, list(wanted.values()), upstream)
-    return [("output", out.detach()), *zip(wanted, gradients, strict=True)]
+        gradients = torch.autograd.grad(out, list(inputs.values()), upstream)
+    return [("output", out.detach()), *zip(inputs, gradients, strict=True)]
 
 
 @contextmanager
@@ -189,7 +189,7 @@ def _dirty_memory() -> Iterator[None]:
 
 
 def _settings(layer: nn.Module) -> tuple[Any, ...]:
-    """What two layers have in common that are computed by the same kernel."""
+    """The settings that select a layer's kernel."""
     weight: Any = layer.weight
     names = ("stride", "padding", "dilation", "groups")
     return (type(layer), tuple(weight.shape), *(getattr(layer, name, None) for name in names))
@@ -198,10 +198,10 @@ def _settings(layer: nn.Module) -> tuple[Any, ...]:
 def _message(faults: list[Fault], precision: str) -> str:
     if not faults:
         return ""
-    (name, shape, what), layers = faults[0], len({fault.name for fault in faults})
+    (name, shape, tensor), layers = faults[0], len({fault.name for fault in faults})
     more = "" if layers == 1 else f" and of {layers - 1} more layer{'s' if layers > 2 else ''}"
     size = "x".join(str(side) for side in shape)
     return (
-        f"{precision} is wrong on this processor: the {what} of {name} (input {size}){more}; computed in float32 "
+        f"{precision} is wrong on this processor: the {tensor} of {name} (input {size}){more}; computed in float32 "
         "instead, see docs/numerics.md"
     )

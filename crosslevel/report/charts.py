@@ -53,8 +53,8 @@ def curves(heading: str, series: Series, x_label: str, y_label: str, note: str =
         legend = []
         for i, (name, points) in enumerate(series.items()):
             x, y = thinned(points).T
-            seen = np.pad(np.isfinite(y), 1)
-            alone = np.flatnonzero(seen[1:-1] & ~seen[:-2] & ~seen[2:])
+            finite = np.pad(np.isfinite(y), 1)
+            alone = np.flatnonzero(finite[1:-1] & ~finite[:-2] & ~finite[2:])
             dots = list(range(len(x))) if len(x) <= 30 else alone.tolist()
             colour, dash = _COLOURS[i % len(_COLOURS)], "-" if i < len(_COLOURS) else "--"
             axes.plot(x, y, dash, color=colour, marker="o", markevery=dots)
@@ -62,7 +62,7 @@ def curves(heading: str, series: Series, x_label: str, y_label: str, note: str =
             symbol = "━" if dash == "-" else "╍"
             legend.append({"name": name, "symbol": symbol, "colour": _VARIABLES[colour], "value": last})
         label = f"{heading}: {y_label} over {x_label}"
-        return Block("chart", heading, {**both(figure, label), "legend": legend, "note": note})
+        return Block("chart", heading, {**two_widths(figure, label), "legend": legend, "note": note})
 
 
 def bars(heading: str, names: Sequence[str], values: Sequence[float], note: str = "") -> Block:
@@ -74,32 +74,32 @@ def bars(heading: str, names: Sequence[str], values: Sequence[float], note: str 
     """
     if len(names) != len(values):
         raise UserError(f"bars {heading!r}: {len(names)} names, {len(values)} values: give one name a bar")
-    places = np.arange(len(values))
+    positions = np.arange(len(values))
     heights = [value if math.isfinite(value) else 0.0 for value in values]
     with mpl.rc_context(_STYLE):
         lying = len(values) <= 24
         figure = Figure(figsize=(WIDTH, 0.3 + 0.26 * len(values) if lying else 2.6), layout="constrained")
         axes = figure.add_subplot()
         if lying:
-            drawn = axes.barh(places, heights, color=_COLOURS[0], height=0.7)
-            axes.bar_label(drawn, [cell(value, 1) for value in values], padding=4)
-            axes.set_yticks(places, [_short(name, 30) for name in names])
+            containers = axes.barh(positions, heights, color=_COLOURS[0], height=0.7)
+            axes.bar_label(containers, [cell(value, 1) for value in values], padding=4)
+            axes.set_yticks(positions, [_short(name, 30) for name in names])
             axes.invert_yaxis()
             axes.margins(x=0.12)
             axes.xaxis.set_visible(False)
             axes.tick_params(left=False)
             axes.spines["bottom"].set_visible(False)
         else:
-            axes.bar(places, heights, color=_COLOURS[0], width=0.8)
-            some = places[:: math.ceil(len(values) / 8)]
-            axes.set_xticks(some, [_short(names[i], 9) for i in some])
+            axes.bar(positions, heights, color=_COLOURS[0], width=0.8)
+            ticks = positions[:: math.ceil(len(values) / 8)]
+            axes.set_xticks(ticks, [_short(names[i], 9) for i in ticks])
             axes.margins(x=0.01)
             axes.grid(axis="y")
-        return Block("chart", heading, {**both(figure, heading), "legend": [], "note": note})
+        return Block("chart", heading, {**two_widths(figure, heading), "legend": [], "note": note})
 
 
 def scatter(
-    place: Float[Tensor, "N 2"], kind: Int[Tensor, " N"], names: Mapping[int, str], label: str
+    points: Float[Tensor, "N 2"], kind: Int[Tensor, " N"], names: Mapping[int, str], label: str
 ) -> tuple[Markup, list[dict[str, str]]]:
     """The points as SVG that fills its square, and the entries of its legend."""
     styles = [*itertools.product(_MARKERS, _COLOURS), ("●", _SOFT)]
@@ -110,14 +110,14 @@ def scatter(
         axes.set_axis_off()
         for c in sorted(set(kind.clamp(-1, last).tolist())):
             symbol, colour = styles[c]
-            x, y = place[kind.clamp(-1, last) == c].T.numpy()
+            x, y = points[kind.clamp(-1, last) == c].T.numpy()
             axes.plot(x, y, _MARKERS[symbol], color=colour, alpha=0.8, markeredgewidth=0, markersize=5)
             name = "further classes" if c == last else names[c]
             legend.append({"name": name, "symbol": symbol, "colour": _VARIABLES[colour], "value": f"{len(x):,}"})
         return _svg(figure, label), legend
 
 
-def both(figure: Figure, label: str) -> dict[str, Markup]:
+def two_widths(figure: Figure, label: str) -> dict[str, Markup]:
     """The figure for a page as wide as it is, and the same again for a telephone, whose letters would be too small."""
     wide, height = _svg(figure, label), figure.get_figheight()
     figure.set_size_inches(NARROW, max(2.6, height))
@@ -137,9 +137,9 @@ def thinned(points: Sequence[tuple[float, float]], most: int = 600) -> np.ndarra
     every = math.ceil(len(table) / most) if len(table) else 1
     if every == 1:
         return table
-    parts = np.array_split(table, math.ceil(len(table) / every))
-    whole = [part[np.isfinite(part).all(1)] for part in parts]
-    return np.array([(keep if len(keep) else part).mean(0) for keep, part in zip(whole, parts, strict=True)])
+    chunks = np.array_split(table, math.ceil(len(table) / every))
+    finite_parts = [part[np.isfinite(part).all(1)] for part in chunks]
+    return np.array([(keep if len(keep) else part).mean(0) for keep, part in zip(finite_parts, chunks, strict=True)])
 
 
 def _svg(figure: Figure, label: str) -> Markup:
@@ -150,10 +150,10 @@ def _svg(figure: Figure, label: str) -> Markup:
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(file, format="svg", metadata=dict.fromkeys(["Date", "Creator", "Format", "Type"]))
     body = file.getvalue()
-    own = "f" + hashlib.sha256((label + body).encode("utf-8", "replace")).hexdigest()[:8]
+    prefix = "f" + hashlib.sha256((label + body).encode("utf-8", "replace")).hexdigest()[:8]
     view = re.search(r'viewBox="([^"]+)"', body)
     body = re.sub(r"^.*?<svg[^>]*>|<style.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r'(?<=\sid=")|(?<=url\(#)|(?<=xlink:href="#)', own, body).replace("xlink:href", "href")
-    body = re.sub(r"(?<=: )#0000[ab]\d(?=[;\"])", lambda found: _VARIABLES[found.group()], body)
+    body = re.sub(r'(?<=\sid=")|(?<=url\(#)|(?<=xlink:href="#)', prefix, body).replace("xlink:href", "href")
+    body = re.sub(r"(?<=: )#0000[ab]\d(?=[;\"])", lambda match: _VARIABLES[match.group()], body)
     head = Markup('<svg viewBox="{}" role="img" aria-label="{}"><title>{}</title>')
     return head.format(view.group(1) if view else "", label, label) + Markup(body)

@@ -50,7 +50,7 @@ def image_rows(heading: str, rows: Sequence[ImageRow], note: str = "") -> Block:
         ValueError: a picture is not uint8 (3, h, w), or a row has not one mark or outline a picture.
 
     """
-    drawn = []
+    blocks = []
     for row in rows:
         marks, outlines = row.marks or [""] * len(row.images), row.outlines or [None] * len(row.images)
         files = row.files or [("", None)] * len(row.images)
@@ -63,9 +63,9 @@ def image_rows(heading: str, rows: Sequence[ImageRow], note: str = "") -> Block:
             {**_picture(image), "mark": mark, "outline": outline or "", "name": name, "link": _link(file)}
             for image, mark, outline, (name, file) in zip(row.images, marks, outlines, files, strict=True)
         ]
-        drawn.append({"caption": row.caption, "pictures": pictures})
+        blocks.append({"caption": row.caption, "pictures": pictures})
     used = {outline for row in rows for outline in row.outlines or ()}
-    return Block("images", heading, {"rows": drawn, "outlines": used, "note": note})
+    return Block("images", heading, {"rows": blocks, "outlines": used, "note": note})
 
 
 def map2d(
@@ -87,20 +87,20 @@ def map2d(
         ValueError: a point is not finite, or points, images and labels differ in number.
 
     """
-    for name, other in [("images", images), ("labels", labels)]:
-        if other is not None and len(other) != len(points):
-            raise UserError(f"map {heading!r}: {len(points)} points, {len(other)} {name}: give one a point")
+    for name, values in [("images", images), ("labels", labels)]:
+        if values is not None and len(values) != len(points):
+            raise UserError(f"map {heading!r}: {len(points)} points, {len(values)} {name}: give one a point")
     every = max(1, math.ceil(len(points) / MAP_POINTS))
-    place = _unit_square(finite(points)[::every])
-    kind = torch.zeros(len(place), dtype=torch.int64) if labels is None else labels.cpu().long()[::every]
+    positions = _unit_square(finite(points)[::every])
+    kind = torch.zeros(len(positions), dtype=torch.int64) if labels is None else labels.cpu().long()[::every]
     names = {c: "unknown" if c < 0 else classes[c] if classes else f"label {c}" for c in set(kind.tolist())}
     from crosslevel.report.charts import scatter  # noqa: PLC0415 - matplotlib takes seconds to import
 
-    svg, legend = scatter(place, kind, names, f"{heading}: {len(place):,} images as points")
+    svg, legend = scatter(positions, kind, names, f"{heading}: {len(positions):,} images as points")
     hover: dict[str, Any] = {"names": names, "kind": kind.tolist()}
     if paths is not None:
         hover["paths"] = list(paths[::every])
-    hover["points"] = (place * 1000).round().int().tolist()
+    hover["points"] = (positions * 1000).round().int().tolist()
     content = {
         "svg": svg,
         "legend": [] if labels is None else legend,
@@ -109,12 +109,12 @@ def map2d(
         "pictures": "",
     }
     if every > 1:
-        content["note"] = f"{note} Drawn: {len(place):,} of {len(points):,} images.".strip()
-    if images is not None and len(place):
+        content["note"] = f"{note} Drawn: {len(positions):,} of {len(points):,} images.".strip()
+    if images is not None and len(positions):
         tiles = torch.cat([_shrink(part, _TILE) for part in images[::every].split(256)])
         columns = math.ceil(math.sqrt(len(tiles)))
         hover |= {"columns": columns, "width": tiles.shape[3], "height": tiles.shape[2]}
-        content |= {"atlas": _atlas(tiles, columns), "pictures": _data_uri(montage(place, tiles))}
+        content |= {"atlas": _atlas(tiles, columns), "pictures": _data_uri(montage(positions, tiles))}
     return Block("map", heading, content | {"hover": json.dumps(hover, separators=(",", ":"))})
 
 
@@ -149,7 +149,7 @@ def _shrink(images: UInt8[Tensor, "*N C h w"], most: int) -> UInt8[Tensor, "*N 3
 
 
 def _picture(image: UInt8[Tensor, "3 h w"]) -> dict[str, Any]:
-    """What the template needs to draw one small image."""
+    """The template's data for one small image."""
     small = _shrink(image, THUMBNAIL)
     longest = max(small.shape[1:])
     factor = max(1, THUMBNAIL // longest)
@@ -179,10 +179,10 @@ def _atlas(tiles: UInt8[Tensor, "N 3 h w"], columns: int) -> str:
     return _data_uri(rows.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2), "jpeg")
 
 
-def montage(place: Float[Tensor, "N 2"], tiles: UInt8[Tensor, "N 3 h w"]) -> UInt8[Tensor, "4 s s"]:
+def montage(positions: Float[Tensor, "N 2"], tiles: UInt8[Tensor, "N 3 h w"]) -> UInt8[Tensor, "4 s s"]:
     """Tiles centred at their places on a transparent square, but those that would overlap an earlier one."""
     size = torch.tensor(tiles.shape[:1:-1])
-    corners = (place * _MONTAGE - size / 2).round().long()
+    corners = (positions * _MONTAGE - size / 2).round().long()
     free = torch.ones(len(tiles), dtype=torch.bool)
     canvas = torch.zeros(4, _MONTAGE, _MONTAGE, dtype=torch.uint8)
     # In random order, as images often come sorted by class and the first class would take the crowded places.

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from crosslevel.report.charts import _COLOURS, _STYLE, _VARIABLES, WIDTH, _short, _svg, both
+from crosslevel.report.charts import _COLOURS, _STYLE, _VARIABLES, WIDTH, _short, _svg, two_widths
 from crosslevel.report.page import Block
 
 
@@ -22,8 +22,8 @@ class Axis(NamedTuple):
     log: bool = False
     choices: tuple[str, ...] = ()
 
-    def place(self, value: Any) -> float:
-        """Where a value lies, in [0, 1] from low to high."""
+    def position(self, value: Any) -> float:
+        """The position of a value in [0, 1], from low to high."""
         if self.choices:
             return self.choices.index(value) / max(1, len(self.choices) - 1)
         low, high, at = np.log([self.low, self.high, value]) if self.log else (self.low, self.high, value)
@@ -34,23 +34,23 @@ def history(
     heading: str, points: Sequence[tuple[int, float, bool]], x_label: str, y_label: str, note: str = ""
 ) -> Block:
     """A dot a trial (number, score, whether it came to its end: filled or hollow), and the best of those so far."""
-    whole = np.array([done for *_, done in points], dtype=bool)
+    complete = np.array([done for *_, done in points], dtype=bool)
     x, y = np.array([point[:2] for point in points], dtype=np.float64).reshape(-1, 2).T
-    best = np.maximum.accumulate(np.where(whole, y, -np.inf))
+    best = np.maximum.accumulate(np.where(complete, y, -np.inf))
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
         axes.grid(axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.step(x[np.isfinite(best)], best[np.isfinite(best)], where="post", color=_COLOURS[1])
-        for chosen, face in ((whole, _COLOURS[0]), (~whole, "none")):
-            axes.plot(x[chosen], y[chosen], "o", color=_COLOURS[0], markerfacecolor=face)
+        for mask, face in ((complete, _COLOURS[0]), (~complete, "none")):
+            axes.plot(x[mask], y[mask], "o", color=_COLOURS[0], markerfacecolor=face)
         last = f"{best[-1]:.4g}" if len(best) and np.isfinite(best[-1]) else "none"
         legend = [
             {"name": "trials", "symbol": "●", "colour": _VARIABLES[_COLOURS[0]], "value": f"{len(points):,}"},
             {"name": "best so far", "symbol": "━", "colour": _VARIABLES[_COLOURS[1]], "value": last},
         ]
-        return Block("chart", heading, {**both(figure, f"{heading}: {y_label} by {x_label}"), "legend": legend,
+        return Block("chart", heading, {**two_widths(figure, f"{heading}: {y_label} by {x_label}"), "legend": legend,
                                         "note": note})  # fmt: skip
 
 
@@ -80,13 +80,13 @@ def parallel(
         plot.tick_params(length=0)
         for x, scale in enumerate(scales.values()):
             _draw(plot, x, scale)
-        for place in np.argsort(scores, kind="stable"):
-            settings, value, whole = lines[place]
+        for index in np.argsort(scores, kind="stable"):
+            settings, value, complete = lines[index]
             rank = 0.5 if high == low else (value - low) / (high - low)
-            heights = [scale.place(settings[name]) if name in settings else np.nan for name, scale in axes.items()] + [
-                scales[score].place(value)
-            ]
-            plot.plot(range(len(scales)), heights, "-" if whole else "--", color=_COLOURS[0],
+            heights = [
+                scale.position(settings[name]) if name in settings else np.nan for name, scale in axes.items()
+            ] + [scales[score].position(value)]
+            plot.plot(range(len(scales)), heights, "-" if complete else "--", color=_COLOURS[0],
                       alpha=0.15 + 0.85 * rank**2, linewidth=0.8 + 1.2 * rank)  # fmt: skip
         label = f"{heading}: the settings of {len(lines)} trials and their {score}"
         return Block("chart", heading, {"svg": _svg(figure, label), "narrow": "", "legend": [], "note": note})

@@ -65,20 +65,20 @@ def group_rows(
     groups, sizes = torch.unique(assignment.cpu(), return_counts=True)
     order = sizes.argsort(descending=True, stable=True)
     if len(order) > most:
-        largest, rest = order.split([math.ceil(most * 2 / 3), len(order) - math.ceil(most * 2 / 3)])
-        ranks = torch.linspace(0, len(rest) - 1, most - len(largest) + 2)[1:-1].long()
-        order = torch.cat([largest, rest[ranks]])
+        largest, others = order.split([math.ceil(most * 2 / 3), len(order) - math.ceil(most * 2 / 3)])
+        ranks = torch.linspace(0, len(others) - 1, most - len(largest) + 2)[1:-1].long()
+        order = torch.cat([largest, others[ranks]])
     rows = []
     for group, size in zip(groups[order].tolist(), sizes[order].tolist(), strict=True):
-        members = (assignment.cpu() == group).nonzero().squeeze(1)
+        indices = (assignment.cpu() == group).nonzero().squeeze(1)
         caption = f"Group {group}: {size:,} image{'s' if size > 1 else ''}"
         if similarity is not None:
-            near = similarity.cpu()[members]
-            members = members[near.argsort(descending=True, stable=True)]
+            near = similarity.cpu()[indices]
+            indices = indices[near.argsort(descending=True, stable=True)]
             caption += f", mean similarity to the centroid {near.mean():.2f}"
-        shown = members[:per_row]
-        named = None if files is None else [files[i] for i in shown.tolist()]
-        rows.append(ImageRow(caption, list(images[shown]), files=named))
+        selected = indices[:per_row]
+        row_files = None if files is None else [files[i] for i in selected.tolist()]
+        rows.append(ImageRow(caption, list(images[selected]), files=row_files))
     return rows
 
 
@@ -108,15 +108,15 @@ def neighbour_rows(
     for row, query in enumerate(index.tolist()):
         values = nearest.values[row, :k]
         values = values[values > -math.inf]
-        found = nearest.indices[row, : len(values)]
-        caption, outlines = f"Image {query}" if files is None else files[query][0], ["query"] + [""] * len(found)
+        neighbours = nearest.indices[row, : len(values)]
+        caption, outlines = f"Image {query}" if files is None else files[query][0], ["query"] + [""] * len(neighbours)
         if labels is not None:
-            same = (labels[found] == labels[query]).tolist()
+            same = (labels[neighbours] == labels[query]).tolist()
             outlines[1:] = ["same" if s else "other" for s in same]
             name = classes[int(labels[query])] if classes else f"label {int(labels[query])}"
             of = "" if files is None else f" {files[query][0]}"
             caption = f"{name}{of}: {sum(same)} of {len(same)} neighbours have the same label"
         marks = ["query", *(f"{value:.2f}" for value in values.tolist())]
-        shown = None if files is None else [files[i] for i in (query, *found.tolist())]
-        rows.append(ImageRow(caption, [images[query], *images[found]], marks, outlines, shown))
+        row_files = None if files is None else [files[i] for i in (query, *neighbours.tolist())]
+        rows.append(ImageRow(caption, [images[query], *images[neighbours]], marks, outlines, row_files))
     return rows

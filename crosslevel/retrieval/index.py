@@ -39,20 +39,20 @@ Keys = np.ndarray[Any, np.dtype[np.uint64]]
 class TableIndex:
     """The graph of a table, and which row each of its keys is."""
 
-    def __init__(self, graph: Any, keys: Keys, about: dict[str, Any]) -> None:
-        self.graph, self.keys, self.about = graph, keys, about
+    def __init__(self, graph: Any, keys: Keys, metadata: dict[str, Any]) -> None:
+        self.graph, self.keys, self.metadata = graph, keys, metadata
         self._order = np.argsort(keys)
 
     def search(self, queries: Float[Tensor, "Q D"], k: int) -> Neighbours:
         """The k nearest rows of each query by cosine, the nearest first; -1 where fewer were found."""
-        self.graph.expansion_search = max(int(self.about["width"]), k)
-        found = self.graph.search(queries.float().numpy(), k, threads=torch.get_num_threads())
-        keys, distances = np.atleast_2d(found.keys), np.atleast_2d(found.distances)
-        place = np.searchsorted(self.keys, keys.ravel(), sorter=self._order).clip(max=len(self.keys) - 1)
-        rows = self._order[place].reshape(keys.shape)
-        there = (self.keys[rows] == keys) & np.isfinite(distances)
-        values = np.where(there, 1 - distances, -np.inf).astype(np.float32)
-        return Neighbours(torch.from_numpy(values), torch.from_numpy(np.where(there, rows, -1)))
+        self.graph.expansion_search = max(int(self.metadata["width"]), k)
+        hits = self.graph.search(queries.float().numpy(), k, threads=torch.get_num_threads())
+        keys, distances = np.atleast_2d(hits.keys), np.atleast_2d(hits.distances)
+        positions = np.searchsorted(self.keys, keys.ravel(), sorter=self._order).clip(max=len(self.keys) - 1)
+        rows = self._order[positions].reshape(keys.shape)
+        valid = (self.keys[rows] == keys) & np.isfinite(distances)
+        values = np.where(valid, 1 - distances, -np.inf).astype(np.float32)
+        return Neighbours(torch.from_numpy(values), torch.from_numpy(np.where(valid, rows, -1)))
 
 
 def opened_index(table: FeatureTable, console: Console) -> TableIndex:
@@ -64,50 +64,52 @@ def opened_index(table: FeatureTable, console: Console) -> TableIndex:
 
     """
     library = _library()
-    home = table.file.with_name(f"{table.file.name}.index")
-    about = _about(home)
-    if about is not None and about["checksum"] == table.checksum:
-        kept = _kept(library, home, view=True)
-        if kept is not None and len(kept[0]) == table.rows:
-            return TableIndex(*kept, about)
-    with folder_lock(home, "crosslevel search"):
-        return _made(library, table, home, about, console)
+    folder = table.file.with_name(f"{table.file.name}.index")
+    metadata = _metadata(folder)
+    if metadata is not None and metadata["checksum"] == table.checksum:
+        stored = _stored(library, folder, view=True)
+        if stored is not None and len(stored[0]) == table.rows:
+            return TableIndex(*stored, metadata)
+    with folder_lock(folder, "crosslevel search"):
+        return _updated(library, table, folder, metadata, console)
 
 
-def _made(library: Any, table: FeatureTable, home: Path, before: dict[str, Any] | None, console: Console) -> TableIndex:
+def _updated(
+    library: Any, table: FeatureTable, folder: Path, before: dict[str, Any] | None, console: Console
+) -> TableIndex:
     """Build it, or change what there is by the rows that came and went."""
     keys = np.concatenate([_keys(paths, features) for paths, features in table.batches()])
     graph, old = None, np.zeros(0, np.uint64)
     if before is not None and before["width_of_features"] == table.width:
-        graph, old = _kept(library, home, view=False) or (None, old)
-    gone, new = np.setdiff1d(old, keys), np.setdiff1d(keys, old)
-    if graph is None or len(graph) != len(old) or len(gone) + len(new) > max(len(keys), 1) / 2:
-        say(console, f"building an index of {table.rows:,} rows in {home}: once")
-        graph, gone, new = _empty(library, table.width), gone[:0], keys
+        graph, old = _stored(library, folder, view=False) or (None, old)
+    removed, added = np.setdiff1d(old, keys), np.setdiff1d(keys, old)
+    if graph is None or len(graph) != len(old) or len(removed) + len(added) > max(len(keys), 1) / 2:
+        say(console, f"building an index of {table.rows:,} rows in {folder}: once")
+        graph, removed, added = _empty(library, table.width), removed[:0], keys
     else:
-        say(console, f"{home} is not of the table as it is now: {len(new):,} rows added, {len(gone):,} removed")
-    if len(gone):
-        graph.remove(gone, threads=torch.get_num_threads())
-    for part, features in _rows(table, keys, new):
+        say(console, f"{folder} is not of the table as it is now: {len(added):,} rows added, {len(removed):,} removed")
+    if len(removed):
+        graph.remove(removed, threads=torch.get_num_threads())
+    for part, features in _rows(table, keys, added):
         graph.add(part, features.numpy(), threads=torch.get_num_threads())
     width, recall = _measured(graph, keys, table)
-    about = {
+    metadata = {
         "format": FORMAT, "checksum": table.checksum, "width": width, "recall": recall,
         "width_of_features": table.width, "rows": table.rows,
     }  # fmt: skip
-    (home / ABOUT).unlink(missing_ok=True)  # a kill from here on leaves an index that is built anew
-    _save(graph, home / GRAPH)
-    with replacing(home / KEYS) as file:
+    (folder / ABOUT).unlink(missing_ok=True)  # a kill from here on leaves an index that is built anew
+    _save(graph, folder / GRAPH)
+    with replacing(folder / KEYS) as file:
         np.save(file, keys)
-    write(home / ABOUT, json.dumps(about))
+    write(folder / ABOUT, json.dumps(metadata))
     say(console, f"the index finds {100 * recall:.1f} % of the 10 nearest of {min(ASKED, table.rows)} rows")
-    return TableIndex(graph, keys, about)
+    return TableIndex(graph, keys, metadata)
 
 
-def _kept(library: Any, home: Path, view: bool) -> tuple[Any, Keys] | None:
+def _stored(library: Any, folder: Path, view: bool) -> tuple[Any, Keys] | None:
     """The graph and the keys of its rows as they were left; None where they are damaged, or not of each other."""
     try:
-        graph, keys = library.restore(str(home / GRAPH), view=view), np.load(home / KEYS)
+        graph, keys = library.restore(str(folder / GRAPH), view=view), np.load(folder / KEYS)
     except (OSError, ValueError, EOFError, RuntimeError):
         return None
     return (graph, keys) if graph is not None and keys.dtype == np.uint64 and keys.shape == (len(graph),) else None
@@ -127,32 +129,34 @@ def _empty(library: Any, width: int) -> Any:
     return library(ndim=width, metric="cos", dtype="f16", connectivity=LINKS, expansion_add=BUILD_WIDTH)
 
 
-def _about(home: Path) -> dict[str, Any] | None:
-    """What the index says of itself; None where there is none that is whole."""
+def _metadata(folder: Path) -> dict[str, Any] | None:
+    """The index's metadata; None if there is no complete index."""
     try:
-        about: dict[str, Any] = json.loads((home / ABOUT).read_text(encoding="utf-8"))
-        whole = about["format"] == FORMAT and {"checksum", "width", "recall", "width_of_features"} <= set(about)
+        metadata: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        complete = metadata["format"] == FORMAT and {"checksum", "width", "recall", "width_of_features"} <= set(
+            metadata
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return about if whole and (home / GRAPH).is_file() and (home / KEYS).is_file() else None
+    return metadata if complete and (folder / GRAPH).is_file() and (folder / KEYS).is_file() else None
 
 
 def _keys(paths: list[str], features: Float[Tensor, "B D"]) -> Keys:
     """A number for each row that no other row has: rows that are the same in all are told apart by their paths."""
-    made = np.empty(len(paths), np.uint64)
+    keys = np.empty(len(paths), np.uint64)
     for i, (path, feature) in enumerate(zip(paths, features.numpy(), strict=True)):
         digest = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8)
         digest.update(feature.tobytes())
-        made[i] = int.from_bytes(digest.digest(), "little")
-    return made
+        keys[i] = int.from_bytes(digest.digest(), "little")
+    return keys
 
 
-def _rows(table: FeatureTable, keys: Keys, wanted: Keys) -> Iterator[tuple[Keys, Float[Tensor, "B D"]]]:
+def _rows(table: FeatureTable, keys: Keys, requested: Keys) -> Iterator[tuple[Keys, Float[Tensor, "B D"]]]:
     """The features of some keys, each once, and the keys."""
-    first, chosen = 0, np.isin(keys, wanted)
-    chosen &= np.isin(np.arange(len(keys)), np.unique(keys, return_index=True)[1])
+    first, mask = 0, np.isin(keys, requested)
+    mask &= np.isin(np.arange(len(keys)), np.unique(keys, return_index=True)[1])
     for _, features in table.batches():
-        part = chosen[first : first + len(features)]
+        part = mask[first : first + len(features)]
         if part.any():
             yield keys[first : first + len(features)][part], F.normalize(features[torch.from_numpy(part)], dim=1)
         first += len(features)
@@ -160,20 +164,20 @@ def _rows(table: FeatureTable, keys: Keys, wanted: Keys) -> Iterator[tuple[Keys,
 
 def _measured(graph: Any, keys: Keys, table: FeatureTable) -> tuple[int, float]:
     """The least width of a query with which enough of the 10 nearest are found, and the share that are."""
-    asked = np.random.default_rng(0).permutation(table.rows)[:ASKED]
-    first, parts = 0, []
+    query_rows = np.random.default_rng(0).permutation(table.rows)[:ASKED]
+    first, chunks = 0, []
     for _, features in table.batches():
-        own = np.sort(asked[(asked >= first) & (asked < first + len(features))]) - first
-        parts.append(features[torch.from_numpy(own)])
+        local_rows = np.sort(query_rows[(query_rows >= first) & (query_rows < first + len(features))]) - first
+        chunks.append(features[torch.from_numpy(local_rows)])
         first += len(features)
-    queries, asked = F.normalize(torch.cat(parts), dim=1), np.sort(asked)
+    queries, query_rows = F.normalize(torch.cat(chunks), dim=1), np.sort(query_rows)
     k = min(11, table.rows)  # each finds itself, which is no merit
     truth, width, share = _exact(table, queries, k), WIDTHS[0], 0.0
     for width in WIDTHS:
-        found = TableIndex(graph, keys, {"width": width}).search(queries, k).places.numpy()
+        indices = TableIndex(graph, keys, {"width": width}).search(queries, k).indices.numpy()
         hits = [
             len((set(a) & set(b)) - {row}) / max(1, len(set(b) - {row}))
-            for a, b, row in zip(found.tolist(), truth.tolist(), asked.tolist(), strict=True)
+            for a, b, row in zip(indices.tolist(), truth.tolist(), query_rows.tolist(), strict=True)
         ]
         share = float(np.mean(hits))
         if share >= WANTED:
@@ -187,8 +191,8 @@ def _exact(table: FeatureTable, queries: Float[Tensor, "Q D"], k: int) -> np.nda
     for _, features in table.batches():
         part = (queries @ F.normalize(features, dim=1).T).topk(min(k, len(features)), dim=1)
         values, rows = torch.cat([values, part.values], 1), torch.cat([rows, part.indices + first], 1)
-        values, place = values.topk(min(k, values.shape[1]), dim=1)
-        rows, first = rows.gather(1, place), first + len(features)
+        values, order = values.topk(min(k, values.shape[1]), dim=1)
+        rows, first = rows.gather(1, order), first + len(features)
     return rows.numpy()
 
 

@@ -28,10 +28,10 @@ def output_files(output: str) -> Path:
         UserError: it cannot be written there.
 
     """
-    given = Path(output)
-    if given.suffix in (".html", ".htm", ".csv", ".txt", ".parquet") and not given.is_dir():
+    path = Path(output)
+    if path.suffix in (".html", ".htm", ".csv", ".txt", ".parquet") and not path.is_dir():
         raise UserError(f"--output {output}: give a folder, or a file that ends in .json")
-    file = given if given.suffix == ".json" else given / "search.json"
+    file = path if path.suffix == ".json" else path / "search.json"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -45,7 +45,7 @@ def write_results(
     file: Path,
     table: FeatureTable,
     results: Sequence[dict[str, Any]],
-    asked: Sequence[UInt8[Tensor, "3 H W"] | None],
+    query_pictures: Sequence[UInt8[Tensor, "3 H W"] | None],
     pictures: Pictures,
 ) -> list[str]:
     """Write both files, and return lines that say so.
@@ -54,28 +54,28 @@ def write_results(
         file: the JSON file.
         table: what was searched.
         results: of each query its name and matches.
-        asked: the first queries' pictures, None where the table has them.
+        query_pictures: the first queries' pictures, None where the table has them.
         pictures: those of the table.
 
     """
-    about = {"table": str(table.file), "encoder": table.about.get("encoder"), "rows": table.rows}
-    write(file, json.dumps({**about, "results": list(results)}, indent=2) + "\n")
+    header = {"table": str(table.file), "encoder": table.metadata.get("encoder"), "rows": table.rows}
+    write(file, json.dumps({**header, "results": list(results)}, indent=2) + "\n")
     rows, missing = [], 0
-    for result, picture in zip(results[:QUERIES], [*asked, *[None] * QUERIES], strict=False):
-        own = picture if picture is not None else _own(table, result["query"], pictures)
-        shown: list[tuple[Any, str, str | None, str, str | None]] = []
-        if own is not None:
-            shown.append((own, "query", "query", result["query"], None))
+    for result, picture in zip(results[:QUERIES], [*query_pictures, *[None] * QUERIES], strict=False):
+        query_picture = picture if picture is not None else _picture_of(table, result["query"], pictures)
+        entries: list[tuple[Any, str, str | None, str, str | None]] = []
+        if query_picture is not None:
+            entries.append((query_picture, "query", "query", result["query"], None))
         for match in result["matches"][:A_ROW]:
             image = pictures[match["row"]]
             missing += image is None
             if image is not None:
                 mark = f"{match['distance']:.3f}"
-                shown.append((image, mark, None, match["path"], pictures.file(match["row"])))
-        if shown:
-            images, marks, outlines, names, files = zip(*shown, strict=True)
-            named = list(zip(names, files, strict=True))
-            rows.append(report.ImageRow(result["query"], images, marks, outlines, named))
+                entries.append((image, mark, None, match["path"], pictures.file(match["row"])))
+        if entries:
+            images, marks, outlines, names, files = zip(*entries, strict=True)
+            links = list(zip(names, files, strict=True))
+            rows.append(report.ImageRow(result["query"], images, marks, outlines, links))
     first = results[0]["matches"]
     verdict = f"Nearest to {results[0]['query']}: {first[0]['path']}, at a distance of {first[0]['distance']:.3f}."
     note = "Below each picture its distance, 1 minus the cosine of the features."
@@ -94,5 +94,5 @@ def write_results(
     return [line for line in (f"written: {file}, {page}", lost, f"next: look at {page}") if line]
 
 
-def _own(table: FeatureTable, name: str, pictures: Pictures) -> UInt8[Tensor, "3 H W"] | None:
+def _picture_of(table: FeatureTable, name: str, pictures: Pictures) -> UInt8[Tensor, "3 H W"] | None:
     return pictures[table.paths.index(name)] if name in table.paths else None

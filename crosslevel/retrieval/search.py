@@ -98,18 +98,18 @@ def search(
     console, written = printer(quiet), None if output is None else output_files(output)
     runtime = Runtime(choose(device, precision), workers, batch_size)
     searched, run = open_collection(table, images, runtime, console, run)
-    asked = _queries(searched, query, run, runtime, console)
-    wanted = min(k + any(row >= 0 for row in asked.rows), searched.rows)  # a query that is a row finds itself
-    find = finder(searched, index, asked.projection, console)
-    began = time.monotonic()
-    found = find(asked.features, wanted)
-    took, results = time.monotonic() - began, _results(searched, asked, found, k)
+    queries = _queries(searched, query, run, runtime, console)
+    depth = min(k + any(row >= 0 for row in queries.rows), searched.rows)  # a query that is a row finds itself
+    find = finder(searched, index, queries.projection, console)
+    start_time = time.monotonic()
+    neighbours = find(queries.features, depth)
+    took, results = time.monotonic() - start_time, _results(searched, queries, neighbours, k)
     _print(console, results)
     many = f"{len(results):,} {'query' if len(results) == 1 else 'queries'}"
     say(console, f"{many} among {searched.rows:,} images, {1000 * took / len(results):,.1f} ms each")
     if written is not None:
         pictures = Pictures(searched, images)
-        for line in write_results(written, searched, results, asked.pictures, pictures):
+        for line in write_results(written, searched, results, queries.pictures, pictures):
             say(console, line)
     else:
         say(console, "next: the same with -o FOLDER, for a page of the pictures")
@@ -142,17 +142,17 @@ def _queries(table: FeatureTable, query: str, run: str | None, runtime: Runtime,
         bad_one = _unreadable(source)
         if bad_one:
             raise UserError(f"{query} is no image that can be read: {bad_one}")
-    where = {"batch_size": runtime.batch_size, "workers": runtime.workers if len(source) > 1 else 0}
-    features = extract(encoder, source, hardware=runtime.hardware, bad=bad, **where)  # type: ignore[arg-type]
+    options = {"batch_size": runtime.batch_size, "workers": runtime.workers if len(source) > 1 else 0}
+    features = extract(encoder, source, hardware=runtime.hardware, bad=bad, **options)  # type: ignore[arg-type]
     if len(bad):
         say(console, bad.summary(len(source)))
-    places = features.places.tolist()
-    names = [source.paths[i] for i in places]
-    return Queries(features.features, names, [-1] * len(names), [source[i][0] for i in places[:100]])
+    indices = features.indices.tolist()
+    names = [source.paths[i] for i in indices]
+    return Queries(features.features, names, [-1] * len(names), [source[i][0] for i in indices[:100]])
 
 
 def _in_words(table: FeatureTable, query: str, run: str | None) -> Queries:
-    """What the words of a query say to the CLIP that made the table.
+    """The query's words as a vector of the CLIP that made the table.
 
     Raises:
         NotThere: the query looks like a path, or no CLIP made the table.
@@ -201,8 +201,8 @@ def finder(
             )
         return lambda queries, k: exact(queries, table.features, k, projection)
     if index == "on" or (index == "auto" and table.rows > most):
-        made = opened_index(table, console)
-        return lambda queries, k: made.search(F.normalize(queries, dim=1), k)
+        built = opened_index(table, console)
+        return lambda queries, k: built.search(F.normalize(queries, dim=1), k)
     features = table.features
     return lambda queries, k: exact(queries, features, k)
 
@@ -222,25 +222,25 @@ def exact(
     if len(queries) > FEW and projection is None:
         return nearest(queries, features, k)
     unit = F.normalize(queries.float(), dim=1)
-    values, places = unit.new_empty(len(unit), 0), torch.empty(len(unit), 0, dtype=torch.long)
+    values, indices = unit.new_empty(len(unit), 0), torch.empty(len(unit), 0, dtype=torch.long)
     for first, rows in zip(range(0, len(features), block), features.split(block), strict=True):
         part = rows if projection is None else rows @ projection
-        found = ((part @ unit.T) / part.norm(dim=1, keepdim=True).clamp(min=1e-12)).T.topk(min(k, len(part)), dim=1)
-        values, places = torch.cat([values, found.values], 1), torch.cat([places, found.indices + first], 1)
+        top = ((part @ unit.T) / part.norm(dim=1, keepdim=True).clamp(min=1e-12)).T.topk(min(k, len(part)), dim=1)
+        values, indices = torch.cat([values, top.values], 1), torch.cat([indices, top.indices + first], 1)
         values, order = values.topk(min(k, values.shape[1]), dim=1)
-        places = places.gather(1, order)
-    return Neighbours(values, places)
+        indices = indices.gather(1, order)
+    return Neighbours(values, indices)
 
 
-def _results(table: FeatureTable, asked: Queries, found: Neighbours, k: int) -> list[dict[str, Any]]:
+def _results(table: FeatureTable, queries: Queries, neighbours: Neighbours, k: int) -> list[dict[str, Any]]:
     results = []
-    for name, own, values, rows in zip(
-        asked.names, asked.rows, found.values.tolist(), found.places.tolist(), strict=True
+    for name, query_row, values, rows in zip(
+        queries.names, queries.rows, neighbours.values.tolist(), neighbours.indices.tolist(), strict=True
     ):
         matches = [
             {"path": table.paths[row], "distance": round(max(0.0, 1 - value), 6), "row": row}
             for value, row in zip(values, rows, strict=True)
-            if row not in (own, -1)
+            if row not in (query_row, -1)
         ]
         results.append({"query": name, "matches": matches[:k]})
     return results

@@ -40,12 +40,12 @@ SOURCES = ("images", "test", "beside", "labelled")
 class Command:
     """The settings of a verb, as its signature has them."""
 
-    def __init__(self, name: str, own: Signature, others: tuple[Argument, ...] = ()) -> None:
-        self.name, self.signature, self.others = name, own, others
-        self.arguments = (*own.arguments, *others)
+    def __init__(self, name: str, declared: Signature, inherited: tuple[Argument, ...] = ()) -> None:
+        self.name, self.signature, self.inherited = name, declared, inherited
+        self.arguments = (*declared.arguments, *inherited)
         self.names = {argument.name for argument in self.arguments}
-        self.positional = tuple(a for a in own.arguments if isinstance(a, Option) and a.default is REQUIRED)
-        self.defaults = _literals(own.marks.get("verb"))
+        self.positional = tuple(a for a in declared.arguments if isinstance(a, Option) and a.default is REQUIRED)
+        self.defaults = _literals(declared.marks.get("verb"))
 
     @classmethod
     def of(cls, module: str, name: str) -> Command:
@@ -58,34 +58,34 @@ class Command:
         return cls._with_others(function.__name__, signature.of_function(function), function.__module__)
 
     @classmethod
-    def _with_others(cls, name: str, own: Signature, module: str) -> Command:
-        mark = own.marks.get("with_options_of")
+    def _with_others(cls, name: str, declared: Signature, module: str) -> Command:
+        mark = declared.marks.get("with_options_of")
         if mark is None:
-            return cls(name, own)
+            return cls(name, declared)
         scope = signature.scope(module)
         assert scope is not None
         assert isinstance(mark.args[0], ast.Name)
-        found = scope.find(mark.args[0].id)
-        assert found is not None
+        definition = scope.find(mark.args[0].id)
+        assert definition is not None
         but = _literals(mark)["but"]
-        whole = signature.of_command(found[0].module, mark.args[0].id)
-        return cls(name, own, tuple(a for a in whole.arguments if a.name not in but))
+        inherited = signature.of_command(definition[0].module, mark.args[0].id)
+        return cls(name, declared, tuple(a for a in inherited.arguments if a.name not in but))
 
     @property
     def summary(self) -> str:
-        """What the command does: the first line of its docstring."""
+        """The first line of the command's docstring."""
         return self.signature.summary.split("\n\n")[0]
 
     @cached_property
     def options(self) -> dict[str, Option]:
         """Every setting by its whole name, those of parts too, but for those of a method."""
-        found: dict[str, Option] = {}
+        options: dict[str, Option] = {}
         for argument in self.arguments:
             if isinstance(argument, Option):
-                found[argument.name] = argument
+                options[argument.name] = argument
             elif isinstance(argument, Group):
-                found |= {f"{argument.name}.{option.name}": option for option in argument.options}
-        return found
+                options |= {f"{argument.name}.{option.name}": option for option in argument.options}
+        return options
 
     @property
     def has_method(self) -> bool:
@@ -99,99 +99,99 @@ class Command:
 
     @property
     def files(self) -> tuple[Option, ...]:
-        """What names a file of settings."""
+        """The options that name a file of settings."""
         return FILES if self.has_recipes else FILES[:1]
 
     @property
     def reading(self) -> tuple[Option, ...]:
-        """What says how images are read, where any are."""
+        """The options that say how images are read, if the command reads any."""
         return READING if "images" in self.names else ()
 
     @property
-    def named(self) -> tuple[Option, ...]:
-        """What names an encoder, where one is used."""
+    def encoder_options(self) -> tuple[Option, ...]:
+        """The options that name an encoder, if the command uses one."""
         return weights.OPTIONS if self.name in weights.VERBS else ()
 
 
 class Settings:
     """The settings of one call, while files and options are laid over each other."""
 
-    def __init__(self, command: Command, named: Mapping[str, str]) -> None:
-        self.command, self.named = command, named
+    def __init__(self, command: Command, foreign: Mapping[str, str]) -> None:
+        self.command, self.foreign = command, foreign
         self.tree: dict[str, Any] = {}
         self.method: str | None = None
         self.of_method: dict[str, Any] = {}
         self.gathered: set[str] = set()
 
-    def add_file(self, file: str, where: str) -> None:
+    def add_file(self, file: str, context: str) -> None:
         """Lay a file of settings over what there is.
 
         Raises:
             UserError: it cannot be read, or has what is no setting; the message names the file and the setting.
 
         """
-        self.add(loaded(file, where), where)
+        self.add(loaded(file, context), context)
 
-    def add(self, values: Mapping[str, Any], where: str) -> None:
+    def add(self, values: Mapping[str, Any], context: str) -> None:
         """Lay settings, as a file has them, over what there is."""
         for name, value in values.items():
-            self._add(str(name), value, where)
+            self._add(str(name), value, context)
 
-    def _add(self, name: str, value: Any, where: str) -> None:
+    def _add(self, name: str, value: Any, context: str) -> None:
         part = next((a for a in self.command.arguments if a.name == name), None)
         if part is None:
-            raise UserError(f"{where}: there is no setting {name!r}{near_hint(name, self.command.names, 0.7)}")
+            raise UserError(f"{context}: there is no setting {name!r}{near_hint(name, self.command.names, 0.7)}")
         if isinstance(part, Choice):
-            self._add_method(value, where)
+            self._add_method(value, context)
         elif isinstance(part, Group):
-            self._add_part(part, value, where)
+            self._add_part(part, value, context)
         else:
-            self.tree[name] = read(part.kind, value, f"{where}: {name}: {_shown(value)}")
+            self.tree[name] = read(part.kind, value, f"{context}: {name}: {_shortened(value)}")
 
-    def _add_part(self, part: Group, value: Any, where: str) -> None:
+    def _add_part(self, part: Group, value: Any, context: str) -> None:
         if part.optional and (value is None or value is False):
             self.tree[part.name] = None
             return
         if value is True and part.optional:
             value = {}
         if not isinstance(value, Mapping):
-            raise UserError(f"{where}: {part.name}: {_shown(value)}: needs its settings, a name and a value each")
-        known = {option.name: option for option in part.options}
+            raise UserError(f"{context}: {part.name}: {_shortened(value)}: needs its settings, a name and a value each")
+        options = {option.name: option for option in part.options}
         into = self._part(part.name)
         for name, inner in value.items():
-            if name not in known:
+            if name not in options:
                 if name == "class_path":
-                    raise UserError(f"{where}: {trust.refusal(part.name, inner)}")
-                raise UserError(f"{where}: {part.name} has no setting {name!r}: {did_you_mean(str(name), known)}")
-            into[name] = read(known[name].kind, inner, f"{where}: {part.name}.{name}: {_shown(inner)}")
+                    raise UserError(f"{context}: {trust.refusal(part.name, inner)}")
+                raise UserError(f"{context}: {part.name} has no setting {name!r}: {did_you_mean(str(name), options)}")
+            into[name] = read(options[name].kind, inner, f"{context}: {part.name}.{name}: {_shortened(inner)}")
 
-    def _add_method(self, value: Any, where: str) -> None:
+    def _add_method(self, value: Any, context: str) -> None:
         tree = value if isinstance(value, Mapping) else {"class_path": value}
         for key in tree:
             if key not in ("class_path", "init_args"):
-                raise UserError(f"{where}: method has no setting {key!r}: give class_path and init_args")
-        self.choose(tree.get("class_path"), where)
+                raise UserError(f"{context}: method has no setting {key!r}: give class_path and init_args")
+        self.choose(tree.get("class_path"), context)
         inner = tree.get("init_args") or {}
         if not isinstance(inner, Mapping):
-            raise UserError(f"{where}: method.init_args: {_shown(inner)}: needs a name and a value each")
+            raise UserError(f"{context}: method.init_args: {_shortened(inner)}: needs a name and a value each")
         for name, setting in inner.items():
-            self.of_method[str(name)] = (setting, f"{where}: method.{name}")
+            self.of_method[str(name)] = (setting, f"{context}: method.{name}")
 
-    def choose(self, name: Any, where: str = "") -> None:
+    def choose(self, name: Any, context: str = "") -> None:
         """Take a method by its name; the settings of another that was named before go with it."""
         if name is None:
             return
         try:
-            path = trust.method_class(name, self.named)
+            path = trust.method_class(name, self.foreign)
         except UserError as error:
-            raise UserError(f"{where}: {error}" if where else str(error)) from error
+            raise UserError(f"{context}: {error}" if context else str(error)) from error
         if self.method not in (None, path):
             self.of_method = {}
         self.method = path
 
     def add_option(self, name: str, text: str) -> None:
         """Lay one option of the command line over what there is."""
-        where = f"--{name} {text}"
+        context = f"--{name} {text}"
         if name.startswith("method."):
             self.of_method[name.removeprefix("method.")] = (text, f"--{name}")
             return
@@ -200,7 +200,7 @@ class Settings:
             self._add_part(part, _flag(text), f"--{name}")
             return
         option = self.command.options[name]
-        value = read(option.kind, text, where)
+        value = read(option.kind, text, context)
         group, _, last = name.rpartition(".")
         into = self._part(group) if group else self.tree
         if is_list(option.kind) and isinstance(value, list) and name in self.gathered:
@@ -214,7 +214,7 @@ class Settings:
         part: dict[str, Any] = self.tree[name]
         return part
 
-    def whole(self) -> dict[str, Any]:
+    def complete(self) -> dict[str, Any]:
         """All settings, with the defaults of those that nobody gave."""
         out: dict[str, Any] = {}
         for argument in self.command.arguments:
@@ -223,9 +223,9 @@ class Settings:
                 path = self.method or trust.method_class(signature.usual_method())
                 out[name] = {"class_path": path, "init_args": self._method_settings(path)}
             elif isinstance(argument, Group):
-                given = self.tree.get(name)
-                none = argument.optional and given is None
-                out[name] = None if none else {o.name: o.default for o in argument.options} | (given or {})
+                settings = self.tree.get(name)
+                none = argument.optional and settings is None
+                out[name] = None if none else {o.name: o.default for o in argument.options} | (settings or {})
             elif name in self.tree:
                 out[name] = self.tree[name]
             elif argument.default is not REQUIRED:
@@ -233,15 +233,15 @@ class Settings:
         return out
 
     def _method_settings(self, path: str) -> dict[str, Any]:
-        known = {option.name: option for option in signature.of_method(path)}
-        found = {name: option.default for name, option in known.items()}
-        for name, (value, where) in self.of_method.items():
-            if name not in known:
+        options = {option.name: option for option in signature.of_method(path)}
+        values = {name: option.default for name, option in options.items()}
+        for name, (value, context) in self.of_method.items():
+            if name not in options:
                 raise UserError(
-                    f"{where}: {path.rpartition('.')[2]} has no setting {name!r}: {did_you_mean(name, known)}"
+                    f"{context}: {path.rpartition('.')[2]} has no setting {name!r}: {did_you_mean(name, options)}"
                 )
-            found[name] = read(known[name].kind, value, f"{where} {_shown(value)}")
-        return found
+            values[name] = read(options[name].kind, value, f"{context} {_shortened(value)}")
+        return values
 
 
 def config_of(run: str) -> str:
@@ -276,7 +276,7 @@ def _literals(call: ast.Call | None) -> dict[str, Any]:
 
 
 def _flag(text: str) -> Any:
-    """What stands after an option that may stand alone: true, false, or settings as YAML."""
+    """Parse the value of an option that may stand alone: true, false, or settings as YAML."""
     import yaml  # noqa: PLC0415
 
     try:
@@ -286,8 +286,8 @@ def _flag(text: str) -> Any:
     return None if text.lower() in ("none", "null", "no", "false") else value
 
 
-def loaded(file: str, where: str) -> dict[str, Any]:
-    """The tree of a file of settings; ``where`` begins the message of an error.
+def loaded(file: str, context: str) -> dict[str, Any]:
+    """The tree of a file of settings; ``context`` begins the message of an error.
 
     Raises:
         UserError: it cannot be read, or holds none.
@@ -298,12 +298,12 @@ def loaded(file: str, where: str) -> dict[str, Any]:
     try:
         tree = yaml_tree(regular(file).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{context}: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise UserError(f"{where}: it holds no settings")
+        raise UserError(f"{context}: it holds no settings")
     return tree
 
 
-def _shown(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = value if isinstance(value, str) else reprlib.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

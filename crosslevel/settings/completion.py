@@ -40,9 +40,9 @@ def script(shell: str, commands: Mapping[str, tuple[str, str]], plain: Iterable[
         raise MissingExtra("completion needs shtab: pip install 'crosslevel[completion]'") from error
     parser = argparse.ArgumentParser(prog="crosslevel", add_help=False)
     verbs = parser.add_subparsers(dest="command")
-    for name, (module, what) in commands.items():
+    for name, (module, summary) in commands.items():
         verb = Words(Command.of(module, name))
-        below = verbs.add_parser(name, help=what, parents=[verb], add_help=False)
+        below = verbs.add_parser(name, help=summary, parents=[verb], add_help=False)
         below.add_argument("source", nargs="*").complete = shtab.FILE  # type: ignore[attr-defined]
     for name in plain:
         verbs.add_parser(name, add_help=False)

@@ -34,6 +34,6 @@ def write(tree: dict[str, Any], file: Path, notes: Sequence[str] = ()) -> str:
     What goes on with it needs every address whole: a file with a secret in one is for its owner alone.
     """
     text: str = yaml.safe_dump(plain(tree), sort_keys=False, allow_unicode=True)
-    told = "".join(f"# {' '.join(note.split())}\n" for note in notes)
-    files.write(file, told + text, private=hidden(text) != text)
+    comments = "".join(f"# {' '.join(note.split())}\n" for note in notes)
+    files.write(file, comments + text, private=hidden(text) != text)
     return text

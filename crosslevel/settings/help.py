@@ -29,27 +29,27 @@ def of_command(command: Command, topic: str = "") -> str:
         UserError: there is no such part.
 
     """
-    parts = [a.name for a in command.arguments if isinstance(a, Group)]
-    if topic not in ("", "all", *parts):
-        raise UserError(f"--help {topic}: {did_you_mean(topic, ['all', *parts])}")
-    if topic in parts:
+    groups = [a.name for a in command.arguments if isinstance(a, Group)]
+    if topic not in ("", "all", *groups):
+        raise UserError(f"--help {topic}: {did_you_mean(topic, ['all', *groups])}")
+    if topic in groups:
         return "\n".join(_group(next(a for a in command.arguments if a.name == topic)))
     marked = _marked(command)
-    shown = marked if marked and topic != "all" else [name for name in command.options if "." not in name]
-    places = [(o.name.upper() + ("..." if is_list(o.kind) else ""), o) for o in command.positional]
+    visible = marked if marked and topic != "all" else [name for name in command.options if "." not in name]
+    positionals = [(o.name.upper() + ("..." if is_list(o.kind) else ""), o) for o in command.positional]
     lines = [
-        f"usage: crosslevel {command.name} {' '.join(name for name, _ in places)} [options]".replace("  ", " "),
+        f"usage: crosslevel {command.name} {' '.join(name for name, _ in positionals)} [options]".replace("  ", " "),
         "",
     ]
     text = command.signature.summary if topic == "all" or not marked else command.summary
     lines += [line for part in text.split("\n\n") for line in [*_wrapped(part), ""]]
-    for name, option in places:
+    for name, option in positionals:
         lines += _entry(name, option.help)
     lines += ["", "options:"]
-    for name in shown:
-        lines += _named(command, name)
+    for name in visible:
+        lines += _option_named(command, name)
     if topic == "all" or not marked:
-        for option in (*command.named, *command.reading):
+        for option in (*command.encoder_options, *command.reading):
             lines += _entry(f"--{option.name} {short(option.kind)}", option.help)
     if topic == "all":
         for option in command.files:
@@ -67,7 +67,7 @@ def of_command(command: Command, topic: str = "") -> str:
 
 def of_method(name: str) -> str:
     """The settings of a method, by its name in any case or its import path."""
-    path = trust.method_class(name, trust.named_on([name]))
+    path = trust.method_class(name, trust.foreign_methods([name]))
     short_name = path.rpartition(".")[2]
     lines = [f"{short_name}: crosslevel train IMAGES --method {short_name} [options]", ""]
     return "\n".join(lines + _options("method", options_of(path)))
@@ -82,7 +82,7 @@ def usual_options(command: Command) -> list[str]:
 _marked = usual_options
 
 
-def _named(command: Command, name: str) -> list[str]:
+def _option_named(command: Command, name: str) -> list[str]:
     if name in command.options:
         option = command.options[name]
         default = command.defaults.get(name, option.default)
@@ -109,8 +109,8 @@ def _options(name: str, options: Iterable[Option]) -> list[str]:
 
 def _option(name: str, option: Option, default: Any) -> list[str]:
     short_form = "-o, " if name == "output" else f"-{name}, " if len(name) == 1 else ""
-    known = "" if default in (REQUIRED, None) else f" (default: {_value(default)})"
-    return _entry(f"{short_form}--{name} {_kind(option.kind)}", option.help.rstrip(".") + known)
+    suffix = "" if default in (REQUIRED, None) else f" (default: {_value(default)})"
+    return _entry(f"{short_form}--{name} {_kind(option.kind)}", option.help.rstrip(".") + suffix)
 
 
 def _kind(kind: Kind) -> str:

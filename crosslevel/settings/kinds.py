@@ -45,23 +45,23 @@ def is_list(kind: Kind) -> bool:
     return any(isinstance(member, Many) and member.is_list for member in kind)
 
 
-def read(kind: Kind, value: Any, where: str) -> Any:
+def read(kind: Kind, value: Any, context: str) -> Any:
     """``value``, a text of the command line or a value of a file, as ``kind`` has it.
 
     Args:
         kind: what it may be.
         value: the text, or what YAML made of it.
-        where: how the user wrote it, for the error.
+        context: how the user wrote it, for the error.
 
     Raises:
         UserError: it is none of them; the message says what is needed.
 
     """
     for member in sorted(kind, key=_order):
-        done, found = _as(member, value, where)
+        done, result = _as(member, value, context)
         if done:
-            return found
-    raise UserError(f"{where}: needs {describe(kind)}{_hint(kind, value)}")
+            return result
+    raise UserError(f"{context}: needs {describe(kind)}{_hint(kind, value)}")
 
 
 def plain(value: Any) -> Any:
@@ -74,13 +74,13 @@ def plain(value: Any) -> Any:
 
 
 def describe(kind: Kind) -> str:
-    """What a setting needs, in the user's words."""
+    """Describe a setting's type in the user's words."""
     words = [_word(member) for member in kind if member != "None"]
     return " or ".join(words) + (" (or none)" if "None" in kind else "")
 
 
 def short(kind: Kind) -> str:
-    """What stands behind an option's name in its help."""
+    """The placeholder behind an option's name in its help."""
     marks = {"int": "N", "float": "X", "str": "TEXT", "bool": "true|false", "any": "VALUE"}
     for member in kind:
         if isinstance(member, Choices):
@@ -99,13 +99,13 @@ def _order(member: Member) -> int:
     return order[member] if isinstance(member, str) else 1 if isinstance(member, Choices) else 5
 
 
-def _as(member: Member, value: Any, where: str) -> tuple[bool, Any]:
+def _as(member: Member, value: Any, context: str) -> tuple[bool, Any]:
     """Whether ``value`` is of this kind, and what it is."""
     text = value.strip().lower() if isinstance(value, str) else None
     if isinstance(member, Choices):
         return value in member.words, value
     if isinstance(member, Many):
-        return _many(member, value, where)
+        return _many(member, value, context)
     if member == "None":
         return value is None or text in NOTHING, None
     if member == "bool":
@@ -126,14 +126,14 @@ def _plain(member: str, value: Any) -> tuple[bool, Any]:
         return False, None
 
 
-def _many(member: Many, value: Any, where: str) -> tuple[bool, Any]:
-    found = _loaded(value) if isinstance(value, str) and value.lstrip().startswith(("[", "(")) else value
-    if isinstance(found, str):
-        found = [found] if member.is_list else [part.strip() for part in found.strip("()").split(",")]
-    if not isinstance(found, Sequence) or (not member.any_number and len(found) != len(member.items)):
+def _many(member: Many, value: Any, context: str) -> tuple[bool, Any]:
+    items = _loaded(value) if isinstance(value, str) and value.lstrip().startswith(("[", "(")) else value
+    if isinstance(items, str):
+        items = [items] if member.is_list else [part.strip() for part in items.strip("()").split(",")]
+    if not isinstance(items, Sequence) or (not member.any_number and len(items) != len(member.items)):
         return False, None
-    kinds = [member.items[0]] * len(found) if member.any_number else member.items
-    values = [read(kind, item, where) for kind, item in zip(kinds, found, strict=True)]
+    kinds = [member.items[0]] * len(items) if member.any_number else member.items
+    values = [read(kind, item, context) for kind, item in zip(kinds, items, strict=True)]
     return True, values if member.is_list else tuple(values)
 
 

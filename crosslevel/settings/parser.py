@@ -19,7 +19,7 @@ from crosslevel.settings import help as texts
 from crosslevel.settings import trust
 from crosslevel.settings.command import SOURCES, Command, Settings, config_of, recipe_file
 from crosslevel.settings.kinds import FALSE, NOTHING, TRUE, is_list, plain, takes
-from crosslevel.settings.parts import made
+from crosslevel.settings.parts import as_argument
 from crosslevel.settings.signature import Group
 from crosslevel.settings.stores import at_hand
 from crosslevel.settings.weights import RUNS, by_name
@@ -53,7 +53,7 @@ class _Note(argparse.Action):
 
 
 class _NoteFlag(argparse.Action):
-    """The same for an option whose value may be left out; a word after it that is no value is a positional argument."""
+    """Note an option whose value may be left out; a word after it that is no value is a positional argument."""
 
     def __call__(self, parser: Any, line: Any, text: Any, option: str | None = None) -> None:
         if text is not None and text.lower() not in TRUE + FALSE + NOTHING and text[:1] != "{":
@@ -63,7 +63,7 @@ class _NoteFlag(argparse.Action):
 
 
 class _NoteHelp(argparse.Action):
-    """What help is asked for: the usual options, all of them, or those of one part."""
+    """Note which help is requested: the common options, all of them, or those of one part."""
 
     def __call__(self, parser: Any, line: Any, text: Any, option: str | None = None) -> None:
         line.help = text or ""
@@ -78,7 +78,7 @@ class Words(argparse.ArgumentParser):
         for name, option in command.options.items():
             if option not in command.positional:
                 self.take(name, option.help, takes(option.kind, "bool") and not takes(option.kind, "str"))
-        for option in (*command.files, *command.reading, *command.named):
+        for option in (*command.files, *command.reading, *command.encoder_options):
             self.take(option.name, option.help)
         for argument in command.arguments:
             if isinstance(argument, Group) and argument.optional:
@@ -115,22 +115,22 @@ def read_line(command: Command, arguments: Sequence[str]) -> Line:
         UserError: an option that there is not, with the nearest that there is, or one that lacks its value.
 
     """
-    given, after = _joined(list(map(str, arguments))), []
-    if "--" in given:
-        place = given.index("--")
-        given, after = given[:place], given[place + 1 :]
-    parser, line = Words(command, given), Line()
+    words, after = _joined(list(map(str, arguments))), []
+    if "--" in words:
+        separator = words.index("--")
+        words, after = words[:separator], words[separator + 1 :]
+    parser, line = Words(command, words), Line()
     try:
-        _, left = parser.parse_known_args(given, line)
+        _, unparsed = parser.parse_known_args(words, line)
     except argparse.ArgumentError as error:
         name = (error.argument_name or "").split("/")[0]
         raise UserError(
             f"{name}: give a value" if "expected" in error.message else f"{name}: {error.message}"
         ) from error
-    for word in left:
+    for word in unparsed:
         if word.startswith("-") and len(word) > 1:
             raise UserError(f"there is no option {word}{near_hint(word.partition('=')[0], parser.spellings, 0.7)}")
-    line.alone = [*left, *line.alone, *after]
+    line.alone = [*unparsed, *line.alone, *after]
     return line
 
 
@@ -152,51 +152,51 @@ def settings_of(command: Command, line: Line) -> dict[str, Any]:
         UserError: one line that names the setting, its value and what it needs.
 
     """
-    told = Settings(command, trust.named_on(line.values("method", "method.class_path")))
+    settings = Settings(command, trust.foreign_methods(line.values("method", "method.class_path")))
     for run in line.values("resume")[-1:]:
-        told.add_file(config_of(run), f"--resume {run}")
+        settings.add_file(config_of(run), f"--resume {run}")
     for name in line.values("recipe")[-1:]:
-        told.add_file(recipe_file(name), f"--recipe {name}")
+        settings.add_file(recipe_file(name), f"--recipe {name}")
     for name, text in line.options:
         if name == "config":
-            told.add_file(text, text)
+            settings.add_file(text, text)
         elif name == "method":
-            told.choose(text)
-        elif name not in ("recipe", *(option.name for option in (*command.reading, *command.named))):
-            told.add_option(name, text)
-    _place(command, line, told)
-    return _read_as(told.whole(), {option.name: line.values(option.name)[-1:] for option in command.reading})
+            settings.choose(text)
+        elif name not in ("recipe", *(option.name for option in (*command.reading, *command.encoder_options))):
+            settings.add_option(name, text)
+    _add_positionals(command, line, settings)
+    return _read_as(settings.complete(), {option.name: line.values(option.name)[-1:] for option in command.reading})
 
 
-def _read_as(settings: dict[str, Any], given: dict[str, list[str]]) -> dict[str, Any]:
-    """The settings with what was ``given`` on reading images written after each source: one place for all verbs."""
-    chosen = {name: value for name, values in given.items() for value in values}
+def _read_as(settings: dict[str, Any], reading: dict[str, list[str]]) -> dict[str, Any]:
+    """The settings with what was ``reading`` on reading images written after each source: one place for all verbs."""
+    values_by_name = {name: value for name, values in reading.items() for value in values}
     for name in SOURCES:
-        if chosen and isinstance(settings.get(name), str):
-            settings[name] = read_as(settings[name], chosen)
+        if values_by_name and isinstance(settings.get(name), str):
+            settings[name] = read_as(settings[name], values_by_name)
     return settings
 
 
-def _place(command: Command, line: Line, told: Settings) -> None:
-    """What stands alone is the arguments that have no default, in their order; a list takes all that are left."""
-    left, encoder = list(line.alone), by_name({o.name: line.values(o.name)[-1:] for o in command.named})
+def _add_positionals(command: Command, line: Line, settings: Settings) -> None:
+    """Assign positional words to the arguments without a default, in order; a list takes all that are left."""
+    remaining, encoder = list(line.alone), by_name({o.name: line.values(o.name)[-1:] for o in command.encoder_options})
     for option in command.positional:
-        if encoder is not None and option.name in RUNS and len(left) < len(command.positional):
-            told.tree[option.name], encoder = encoder, None
-        elif is_list(option.kind) and left:
-            told.tree[option.name], left = left, []
-        elif left:
-            told.tree[option.name] = left.pop(0)
-        elif option.name not in told.tree:
+        if encoder is not None and option.name in RUNS and len(remaining) < len(command.positional):
+            settings.tree[option.name], encoder = encoder, None
+        elif is_list(option.kind) and remaining:
+            settings.tree[option.name], remaining = remaining, []
+        elif remaining:
+            settings.tree[option.name] = remaining.pop(0)
+        elif option.name not in settings.tree:
             raise UserError(f"{option.name.upper()} is missing: {option.help.partition(';')[0] or 'give it'}")
-    if left:
+    if remaining:
         last = next((o.name.upper() for o in reversed(command.positional)), f"crosslevel {command.name}")
-        raise UserError(f"there is no argument after {last}: {left[0]!r} is one too many")
+        raise UserError(f"there is no argument after {last}: {remaining[0]!r} is one too many")
     if encoder is not None:
-        other = next((told.tree[name] for name in RUNS if told.tree.get(name) is not None), None)
-        if "run" not in command.names or told.tree.get("run") is not None:
-            raise UserError(f"--encoder.name is one encoder, {other} another: leave one of them out")
-        told.tree["run"] = encoder
+        second = next((settings.tree[name] for name in RUNS if settings.tree.get(name) is not None), None)
+        if "run" not in command.names or settings.tree.get("run") is not None:
+            raise UserError(f"--encoder.name is one encoder, {second} another: leave one of them out")
+        settings.tree["run"] = encoder
 
 
 def prepared(command: Command, arguments: Sequence[str]) -> dict[str, Any] | None:
@@ -229,7 +229,7 @@ def run(function: Callable[..., Any], arguments: Sequence[str], **more: Any) -> 
 
     """
     command = Command.of_function(function)
-    with ending(f"crosslevel {command.name}"):
+    with exit_on_error(f"crosslevel {command.name}"):
         settings = prepared(command, arguments)
         if settings is None:
             sys.exit(0)
@@ -238,27 +238,27 @@ def run(function: Callable[..., Any], arguments: Sequence[str], **more: Any) -> 
 
 def call(command: Command, function: Callable[..., Any], settings: dict[str, Any], **more: Any) -> Any:
     """Call a verb with its settings; those that it has of another verb are one argument, a tree."""
-    others = {argument.name: plain(settings[argument.name]) for argument in command.others}
-    own = {a.name: made(a, settings[a.name]) for a in command.signature.arguments if a.name in settings}
-    with at_hand(command.name, own):
-        return function(**own, **({"settings": others} if others else {}), **more)
+    inherited = {argument.name: plain(settings[argument.name]) for argument in command.inherited}
+    keywords = {a.name: as_argument(a, settings[a.name]) for a in command.signature.arguments if a.name in settings}
+    with at_hand(command.name, keywords):
+        return function(**keywords, **({"settings": inherited} if inherited else {}), **more)
 
 
 @contextmanager
-def ending(prog: str) -> Iterator[None]:
-    """What a command ends with: one line for what the user can mend, and a traceback for what only we can."""
+def exit_on_error(prog: str) -> Iterator[None]:
+    """Exit with one line for an error that the user can fix, and with a traceback for a bug."""
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *place, **line: f"{prog}: warning: {_one_line(message)}\n"
+    warnings.formatwarning = lambda message, *location, **line: f"{prog}: warning: {_one_line(message)}\n"
     with raising_stopped():
         try:
-            with _told(prog):
+            with _exit_with_message(prog):
                 yield
         finally:
             warnings.formatwarning = before
 
 
 @contextmanager
-def _told(prog: str) -> Iterator[None]:
+def _exit_with_message(prog: str) -> Iterator[None]:
     """End the process with what an error has to say."""
     try:
         yield
@@ -322,6 +322,6 @@ def _of_workers(error: Exception) -> str:
 
 
 def _one_line(error: BaseException | str) -> str:
-    told = str(error)
-    found = _OF_WORKER.match(told)  # a process that decodes images sends its whole traceback along
-    return printable(" ".join((found[1] if found else told).split()) or type(error).__name__)
+    text = str(error)
+    match = _OF_WORKER.match(text)  # a process that decodes images sends its whole traceback along
+    return printable(" ".join((match[1] if match else text).split()) or type(error).__name__)

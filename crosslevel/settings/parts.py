@@ -27,8 +27,8 @@ def public(function: F) -> F:
     """
 
     @wraps(function)
-    def called(*given: Any, **named: Any) -> Any:
-        arguments = completed(function, given, named)
+    def called(*positional: Any, **keywords: Any) -> Any:
+        arguments = completed(function, positional, keywords)
         devices, launcher = arguments.get("devices", 1), arguments.get("launcher", "local")
         if launcher != "local":
             raise UserError(
@@ -46,7 +46,7 @@ def public(function: F) -> F:
     return cast(F, called)
 
 
-def completed(function: Callable[..., Any], given: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+def completed(function: Callable[..., Any], positional: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments by name, as ``function`` takes them.
 
     Raises:
@@ -55,28 +55,29 @@ def completed(function: Callable[..., Any], given: tuple[Any, ...], named: Mappi
 
     """
     command = Command.of(function.__module__, function.__name__)
-    if command.others and "settings" not in named:
-        named = _gathered(command, named)
-    bound = inspect.signature(function).bind(*given, **named)
+    if command.inherited and "settings" not in keywords:
+        keywords = _gathered(command, keywords)
+    bound = inspect.signature(function).bind(*positional, **keywords)
     arguments = {argument.name: argument for argument in command.signature.arguments}
     return {
-        name: made(arguments[name], value) if name in arguments else value for name, value in bound.arguments.items()
+        name: as_argument(arguments[name], value) if name in arguments else value
+        for name, value in bound.arguments.items()
     }
 
 
-def _gathered(command: Command, named: Mapping[str, Any]) -> dict[str, Any]:
+def _gathered(command: Command, keywords: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments with those that the command has of another verb as one, ``settings``: a tree, defaults included."""
-    theirs = {argument.name for argument in command.others}
-    given = {name: value for name, value in named.items() if name in theirs}
-    method = given.get("method")
-    settings = Settings(command, trust.named_on([method] if isinstance(method, str) else []))
-    settings.add(given, f"{command.name}()")
-    whole = settings.whole()
-    own = {name: value for name, value in named.items() if name not in theirs}
-    return {**own, "settings": {name: plain(whole[name]) for name in whole if name in theirs}}
+    inherited_names = {argument.name for argument in command.inherited}
+    inherited = {name: value for name, value in keywords.items() if name in inherited_names}
+    method = inherited.get("method")
+    settings = Settings(command, trust.foreign_methods([method] if isinstance(method, str) else []))
+    settings.add(inherited, f"{command.name}()")
+    complete = settings.complete()
+    direct = {name: value for name, value in keywords.items() if name not in inherited_names}
+    return {**direct, "settings": {name: plain(complete[name]) for name in complete if name in inherited_names}}
 
 
-def made(argument: Argument, value: Any) -> Any:
+def as_argument(argument: Argument, value: Any) -> Any:
     """One argument as the verb takes it."""
     if isinstance(argument, Option):
         return _value(argument, value)
@@ -92,25 +93,25 @@ def made(argument: Argument, value: Any) -> Any:
 
 
 def _value(option: Option, value: Any) -> Any:
-    shown = os.fspath(value) if isinstance(value, os.PathLike) else value
-    return read(option.kind, shown, f"{option.name}={shown!r}")
+    plain_value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return read(option.kind, plain_value, f"{option.name}={plain_value!r}")
 
 
 def _method(value: Any) -> Any:
-    """What makes a method: of its name, of its name and settings, or as it was given."""
+    """Return a factory of a method, from its name, its name and settings, or a factory."""
     if not isinstance(value, str | Mapping):
         return value
     tree: Mapping[str, Any] = {"class_path": value} if isinstance(value, str) else value
     name, settings = tree.get("class_path"), tree.get("init_args", {})
     if set(tree) - {"class_path", "init_args"} or name is None:
         raise UserError(f"method={value!r}: give a name, or {{'class_path': name, 'init_args': its settings}}")
-    path = trust.method_class(name, trust.named_on([str(name)]))
+    path = trust.method_class(name, trust.foreign_methods([str(name)]))
     return partial(trust.imported(path), **_checked("method", of_method(path), settings))
 
 
 def _checked(part: str, options: tuple[Option, ...], settings: Mapping[str, Any]) -> dict[str, Any]:
-    known = {option.name: option for option in options}
+    known_options = {option.name: option for option in options}
     for name in settings:
-        if name not in known:
-            raise UserError(f"{part} has no setting {name!r}: {did_you_mean(str(name), known)}")
-    return {name: read(known[name].kind, value, f"{part}.{name}={value!r}") for name, value in settings.items()}
+        if name not in known_options:
+            raise UserError(f"{part} has no setting {name!r}: {did_you_mean(str(name), known_options)}")
+    return {name: read(known_options[name].kind, value, f"{part}.{name}={value!r}") for name, value in settings.items()}

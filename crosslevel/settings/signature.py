@@ -70,7 +70,7 @@ class Scope:
     tree: ast.Module
 
     def find(self, name: str) -> tuple[Scope, ast.AST] | None:
-        """Where ``name`` is defined, through imports; None if it is not read from a file of ours or of a user's."""
+        """The definition of ``name``, through imports; None if its file is not read."""
         for node in _statements(self.tree.body):
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
                 return self, node
@@ -81,8 +81,8 @@ class Scope:
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 for alias in node.names:
                     if (alias.asname or alias.name) == name:
-                        other = scope(node.module)
-                        return None if other is None else other.find(alias.name)
+                        imported = scope(node.module)
+                        return None if imported is None else imported.find(alias.name)
         return None
 
 
@@ -111,54 +111,54 @@ def scope(module: str) -> Scope | None:
 
 def of_command(module: str, name: str) -> Signature:
     """The signature of a function of a module, by its name."""
-    found = scope(module)
-    where = None if found is None else found.find(name)
-    if where is None or not isinstance(where[1], ast.FunctionDef):
+    module_scope = scope(module)
+    definition = None if module_scope is None else module_scope.find(name)
+    if definition is None or not isinstance(definition[1], ast.FunctionDef):
         raise LookupError(f"{module} has no function {name}")
-    return _of_function(where[0], where[1])
+    return _of_function(definition[0], definition[1])
 
 
 def of_function(function: Callable[..., Any]) -> Signature:
     """The signature of any function with a source, those inside of others too."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     node = next(n for n in tree.body if isinstance(n, ast.FunctionDef))
-    own = scope(function.__module__) or Scope(function.__module__, tree)
-    return _of_function(own, node)
+    context = scope(function.__module__) or Scope(function.__module__, tree)
+    return _of_function(context, node)
 
 
 def of_method(path: str) -> tuple[Option, ...]:
-    """What a method takes beside the encoder and the number of images, by its import path."""
+    """The options of a method, by its import path: all but the encoder and the number of images."""
     module, _, name = path.rpartition(".")
-    found = scope(module)
-    where = None if found is None else found.find(name)
-    return () if where is None else _of_class(*where, skip=2)
+    module_scope = scope(module)
+    definition = None if module_scope is None else module_scope.find(name)
+    return () if definition is None else _of_class(*definition, skip=2)
 
 
 @cache
 def methods() -> dict[str, str]:
     """The import paths of Crosslevel's methods, by their names."""
-    found = scope(NAMES[0])
-    where = None if found is None else found.find(NAMES[1])
-    assert where is not None
-    assert isinstance(where[1], ast.Dict)
-    names = [value.id for value in where[1].values if isinstance(value, ast.Name)]
-    owners = [where[0].find(name) for name in names]
+    module_scope = scope(NAMES[0])
+    definition = None if module_scope is None else module_scope.find(NAMES[1])
+    assert definition is not None
+    assert isinstance(definition[1], ast.Dict)
+    names = [value.id for value in definition[1].values if isinstance(value, ast.Name)]
+    owners = [definition[0].find(name) for name in names]
     return {name: f"{owner[0].module}.{name}" for name, owner in zip(names, owners, strict=True) if owner}
 
 
 def usual_method() -> str:
     """The name of the method that is taken where none is named."""
-    found = scope(NAMES[0])
-    where = None if found is None else found.find("USUAL")
-    assert where is not None
-    return str(_value(*where))
+    module_scope = scope(NAMES[0])
+    definition = None if module_scope is None else module_scope.find("USUAL")
+    assert definition is not None
+    return str(_value(*definition))
 
 
-def _of_function(own: Scope, node: ast.FunctionDef) -> Signature:
+def _of_function(context: Scope, node: ast.FunctionDef) -> Signature:
     doc = ast.get_docstring(node) or ""
     helps = _arguments_of(doc)
     arguments = [
-        _argument(own, name, annotation, default, helps.get(name, ""))
+        _argument(context, name, annotation, default, helps.get(name, ""))
         for name, annotation, default in _parameters(node.args.args, node.args.defaults)
     ]
     calls = [d for d in node.decorator_list if isinstance(d, ast.Call)]
@@ -166,11 +166,13 @@ def _of_function(own: Scope, node: ast.FunctionDef) -> Signature:
     return Signature(_summary(doc), tuple(arguments), tuple(a.arg for a in node.args.kwonlyargs), marks)
 
 
-def _of_class(own: Scope, node: ast.AST, skip: int = 0, given: dict[str, Any] | None = None) -> tuple[Option, ...]:
+def _of_class(
+    context: Scope, node: ast.AST, skip: int = 0, overrides: dict[str, Any] | None = None
+) -> tuple[Option, ...]:
     """The options of a class: of its constructor, or its fields and those of the classes that it is made from."""
     assert isinstance(node, ast.ClassDef)
     init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
-    bases, helps = _bases(own, node), _described(own, node)
+    bases, helps = _bases(context, node), _described(context, node)
     if init is None:
         fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
         options = {o.name: o for base in bases for o in _of_class(*base, skip=skip)}
@@ -182,27 +184,31 @@ def _of_class(own: Scope, node: ast.AST, skip: int = 0, given: dict[str, Any] | 
         listed = list(_parameters(init.args.args[1:], init.args.defaults))
         listed += [(a.arg, a.annotation, d) for a, d in zip(init.args.kwonlyargs, keywords, strict=True)]
     for name, annotation, default in listed[skip:]:
-        option = _argument(own, name, annotation, default, helps.get(name, ""))
+        option = _argument(context, name, annotation, default, helps.get(name, ""))
         if isinstance(option, Option):
             options[name] = option
-    changed = given or {}
+    changed = overrides or {}
     return tuple(
         Option(o.name, o.kind, changed.get(o.name, o.default), helps.get(o.name, o.help)) for o in options.values()
     )
 
 
-def _bases(own: Scope, node: ast.ClassDef) -> list[tuple[Scope, ast.ClassDef]]:
+def _bases(context: Scope, node: ast.ClassDef) -> list[tuple[Scope, ast.ClassDef]]:
     """The classes that a class is made from, as far as their files are read."""
-    found = [own.find(_name(base)) for base in node.bases]
-    return [(where[0], where[1]) for where in found if where is not None and isinstance(where[1], ast.ClassDef)]
+    definitions = [context.find(_name(base)) for base in node.bases]
+    return [
+        (definition[0], definition[1])
+        for definition in definitions
+        if definition is not None and isinstance(definition[1], ast.ClassDef)
+    ]
 
 
-def _described(own: Scope, node: ast.ClassDef) -> dict[str, str]:
-    """What docstrings say of arguments: the class's, its constructor's, those of its other methods, its bases'."""
+def _described(context: Scope, node: ast.ClassDef) -> dict[str, str]:
+    """Help for arguments from docstrings: of the class, its constructor, its other methods and its bases."""
     methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
     constructor = [n for n in methods if n.name == "__init__"]
     helps: dict[str, str] = {}
-    for base in _bases(own, node):
+    for base in _bases(context, node):
         helps |= _described(*base)
     described: list[ast.FunctionDef | ast.ClassDef] = [n for n in methods if n.name != "__init__"]
     for each in (*described, node, *constructor):
@@ -216,71 +222,73 @@ def _parameters(arguments: list[ast.arg], defaults: list[ast.expr]) -> Iterator[
         yield argument.arg, argument.annotation, default
 
 
-def _argument(own: Scope, name: str, annotation: ast.expr | None, default: ast.expr | None, text: str) -> Argument:
-    part = _part(own, annotation)
+def _argument(context: Scope, name: str, annotation: ast.expr | None, default: ast.expr | None, text: str) -> Argument:
+    part = _part(context, annotation)
     if part is None:
-        value = REQUIRED if default is None else _value(own, default)
-        return Option(name, _kind(own, annotation), value, text)
-    (where, node), before = part
+        value = REQUIRED if default is None else _value(context, default)
+        return Option(name, _kind(context, annotation), value, text)
+    (class_scope, node), before = part
     assert isinstance(node, ast.ClassDef)
     if node.name == NAMED:
         return Choice(name, text)
-    given = {k.arg: _value(own, k.value) for k in default.keywords if k.arg} if isinstance(default, ast.Call) else {}
-    options = _of_class(where, node, skip=before or 0, given=given)
+    overrides = (
+        {k.arg: _value(context, k.value) for k in default.keywords if k.arg} if isinstance(default, ast.Call) else {}
+    )
+    options = _of_class(class_scope, node, skip=before or 0, overrides=overrides)
     optional = isinstance(default, ast.Constant) and default.value is None
-    return Group(name, options, optional, text, (where.module, node.name), before is not None)
+    return Group(name, options, optional, text, (class_scope.module, node.name), before is not None)
 
 
-def _part(own: Scope, annotation: ast.expr | None) -> tuple[tuple[Scope, ast.AST], int | None] | None:
+def _part(context: Scope, annotation: ast.expr | None) -> tuple[tuple[Scope, ast.AST], int | None] | None:
     """The class of a part, and how many arguments its factory takes; None if the annotation is no part.
 
     A part is annotated with its class, and then has None in place of the number, or with a factory such as
     ``Callable[[int], Class]``.
     """
     if isinstance(annotation, ast.BinOp):
-        return _part(own, annotation.left) or _part(own, annotation.right)
+        return _part(context, annotation.left) or _part(context, annotation.right)
     if isinstance(annotation, ast.Subscript) and _name(annotation.value) == "Callable":
         assert isinstance(annotation.slice, ast.Tuple)
         takes, gives = annotation.slice.elts
-        found = own.find(_name(gives))
+        definition = context.find(_name(gives))
         count = len(takes.elts) if isinstance(takes, ast.List) else 0
     else:
-        found = own.find(_name(annotation)) if annotation is not None else None
+        definition = context.find(_name(annotation)) if annotation is not None else None
         count = None
-    return (found, count) if found is not None and isinstance(found[1], ast.ClassDef) else None
+    return (definition, count) if definition is not None and isinstance(definition[1], ast.ClassDef) else None
 
 
-def _kind(own: Scope, node: ast.AST | None) -> Kind:
+def _kind(context: Scope, node: ast.AST | None) -> Kind:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return _kind(own, ast.parse(node.value, mode="eval").body)
+        return _kind(context, ast.parse(node.value, mode="eval").body)
     if isinstance(node, ast.Constant) and node.value is None:
         return ("None",)
     if isinstance(node, ast.BinOp):
-        return (*_kind(own, node.left), *_kind(own, node.right))
+        return (*_kind(context, node.left), *_kind(context, node.right))
     if isinstance(node, ast.Subscript):
-        return (_of_several(own, node),)
+        return (_of_several(context, node),)
     if isinstance(node, ast.Name) and node.id in ("str", "int", "float", "bool"):
         return (node.id,)
-    found = own.find(_name(node)) if isinstance(node, ast.Name | ast.Attribute) else None
-    return ("any",) if found is None or isinstance(found[1], ast.ClassDef) else _kind(*found)
+    definition = context.find(_name(node)) if isinstance(node, ast.Name | ast.Attribute) else None
+    return ("any",) if definition is None or isinstance(definition[1], ast.ClassDef) else _kind(*definition)
 
 
-def _of_several(own: Scope, node: ast.Subscript) -> Member:
+def _of_several(context: Scope, node: ast.Subscript) -> Member:
     inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
     kind = _name(node.value)
     if kind == "Literal":
         return Choices(tuple(str(ast.literal_eval(word)) for word in inner))
     if kind not in ("list", "tuple", "Sequence"):
         return "any"
-    rest = isinstance(inner[-1], ast.Constant) and inner[-1].value is ...
-    items = tuple(_kind(own, item) for item in inner[: -1 if rest else None])
-    return Many(items, rest or kind != "tuple", kind != "tuple")
+    variadic = isinstance(inner[-1], ast.Constant) and inner[-1].value is ...
+    items = tuple(_kind(context, item) for item in inner[: -1 if variadic else None])
+    return Many(items, variadic or kind != "tuple", kind != "tuple")
 
 
-def _value(own: Scope, node: ast.AST) -> Any:
+def _value(context: Scope, node: ast.AST) -> Any:
     """A default; a name is looked up, and a call stands for nothing."""
-    if isinstance(node, ast.Name) and (found := own.find(node.id)) is not None:
-        return _value(*found)
+    if isinstance(node, ast.Name) and (definition := context.find(node.id)) is not None:
+        return _value(*definition)
     try:
         return ast.literal_eval(node)
     except ValueError:
@@ -288,7 +296,7 @@ def _value(own: Scope, node: ast.AST) -> Any:
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Those of a file, and those under its ``if``, such as imports for types."""
+    """The statements of a file, and those under its ``if``, such as imports for types."""
     for node in body:
         yield from _statements(node.body) if isinstance(node, ast.If) else [node]
 
@@ -305,9 +313,9 @@ def _summary(doc: str) -> str:
 
 def _arguments_of(doc: str) -> dict[str, str]:
     """The lines of the docstring's Args, by argument."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for part in re.findall(r"^Args:\n((?:    .*\n?|\n)*)", doc, re.MULTILINE):
         for entry in re.split(r"\n(?=    \S)", part.rstrip()):
             name, _, text = entry.strip().partition(":")
-            found[name] = " ".join(text.split()).replace("``", "")
-    return found
+            texts[name] = " ".join(text.split()).replace("``", "")
+    return texts

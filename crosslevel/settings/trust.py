@@ -24,7 +24,7 @@ def method_class(name: Any, named: Mapping[str, str] | None = None) -> str:
 
     Args:
         name: the name, or the import path of a method that is not ours.
-        named: what the command line names, from `named_on`.
+        named: what the command line names, from `foreign_methods`.
 
     Raises:
         UserError: there is no such method, or only the command line may name it; the message says what to do.
@@ -37,15 +37,15 @@ def method_class(name: Any, named: Mapping[str, str] | None = None) -> str:
         if name not in paths and name not in paths.values():
             raise UserError(refusal("method", name))
         return paths.get(name, name)
-    ours = {known.lower(): path for known, path in methods().items()}
+    ours = {title.lower(): path for title, path in methods().items()}
     short = name.rsplit(".", 1)[-1]
     if short.lower() not in ours:
         raise UserError(f"method={name!r} is unknown: {did_you_mean(short, methods())}")
     return ours[short.lower()]
 
 
-def named_on(names: Iterable[str]) -> dict[str, str]:
-    """What a command line names after ``--method``: each import path, and that of the class itself.
+def foreign_methods(names: Iterable[str]) -> dict[str, str]:
+    """The methods that a command line names by import path, with the path of the class itself.
 
     A method is imported here, and it alone; its path may be that of a module that only passes it on.
 
@@ -53,21 +53,21 @@ def named_on(names: Iterable[str]) -> dict[str, str]:
         UserError: a name is that of no subclass of `Method`.
 
     """
-    found = {}
+    paths = {}
     for name in names:
         if _is_foreign(name):
             method = imported(name)
-            found[name] = f"{method.__module__}.{method.__qualname__}"
-    return found
+            paths[name] = f"{method.__module__}.{method.__qualname__}"
+    return paths
 
 
-def chosen(settings: Mapping[str, Any]) -> type[Method]:
+def method_of(settings: Mapping[str, Any]) -> type[Method]:
     """The class of the method in a tree of settings that was checked."""
     return imported(settings["method"]["class_path"])
 
 
 def option_for(method: str) -> list[str]:
-    """What a command line needs besides a config that names this method."""
+    """The options that a command line needs besides a config that names this method."""
     return [f"--method={method}"] if _is_foreign(method) else []
 
 
@@ -89,12 +89,12 @@ def imported(path: str) -> type[Method]:
     base = import_module("crosslevel.methods").Method
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(import_module(module), name, None) if all(map(str.isidentifier, path.split("."))) else None
+        method = getattr(import_module(module), name, None) if all(map(str.isidentifier, path.split("."))) else None
     except ImportError as error:
         raise UserError(f"method={path!r} cannot be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, base)):
+    if not (isinstance(method, type) and issubclass(method, base)):
         raise UserError(f"method={path!r} is no subclass of crosslevel.methods.Method")
-    return found
+    return method
 
 
 def _is_foreign(name: str) -> bool:

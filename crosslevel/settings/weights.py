@@ -22,29 +22,29 @@ RUNS = ("run", "table")
 """Their settings that name one."""
 
 
-def by_name(given: Mapping[str, Sequence[str]]) -> str | None:
+def by_name(options: Mapping[str, Sequence[str]]) -> str | None:
     """The encoder that these options name, in one text as `crosslevel.models.named.open_encoder` takes it.
 
     Args:
-        given: what each of `OPTIONS` was given, by its name; empty where it was not.
+        options: what each of `OPTIONS` was given, by its name; empty where it was not.
 
     Raises:
         UserError: there is no name, or there are to be no weights.
 
     """
-    told: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for option in OPTIONS:
-        for text in given.get(option.name, ()):
-            told[option.name] = read(option.kind, text, f"--{option.name} {text}")
-    if not told:
+        for text in options.get(option.name, ()):
+            values[option.name] = read(option.kind, text, f"--{option.name} {text}")
+    if not values:
         return None
-    name, file, size = (told.get(option.name) for option in OPTIONS)
+    name, file, size = (values.get(option.name) for option in OPTIONS)
     if name is None:
-        raise UserError(f"--{next(iter(told))} needs --encoder.name, such as vit_small_patch14_dinov2.lvd142m")
+        raise UserError(f"--{next(iter(values))} needs --encoder.name, such as vit_small_patch14_dinov2.lvd142m")
     word = str(file or "true").lower()
     if word in FALSE + NOTHING:
         raise UserError(f"--encoder.pretrained {file}: an encoder without weights tells nothing: give true, or a file")
-    parts = [name if ":" in name else f"timm:{name}"]
-    parts += [] if word in TRUE else [f"weights={file}"]
-    parts += [] if size is None else [f"size={size}"]
-    return ",".join(parts)
+    fields = [name if ":" in name else f"timm:{name}"]
+    fields += [] if word in TRUE else [f"weights={file}"]
+    fields += [] if size is None else [f"size={size}"]
+    return ",".join(fields)

@@ -20,13 +20,13 @@ class Choice(NamedTuple):
 
     setting: str
     value: Any
-    why: str
+    reason: str
 
     def __str__(self) -> str:
         """One line for the console and for config.yaml."""
         value = f"{self.value:.4g}" if isinstance(self.value, float) else self.value
         value = str(list(value)).replace(" ", "") if isinstance(value, tuple) else value
-        return f"--{self.setting} {value}: {self.why}"
+        return f"--{self.setting} {value}: {self.reason}"
 
 
 def batch_size(images: int, epochs: float, devices: int = 1, device: str = "cpu") -> Choice:
@@ -37,14 +37,14 @@ def batch_size(images: int, epochs: float, devices: int = 1, device: str = "cpu"
     root of S, up to 256 from 370,000 on. A GPU is not filled by less than `GPU_LEAST`. An epoch has at least
     `STEPS_AN_EPOCH` steps where that leaves a batch of 16.
     """
-    seen, share = images * epochs, images / devices
-    wanted = 128 * math.cbrt(seen / SEEN_FOR_128)
+    total, share = images * epochs, images / devices
+    ideal = 128 * math.cbrt(total / SEEN_FOR_128)
     if device != "cpu":
-        wanted = max(wanted, GPU_LEAST)
+        ideal = max(ideal, GPU_LEAST)
     fitting = [size for size in BATCHES if size <= share / STEPS_AN_EPOCH] or [min(BATCHES)]
-    size = min(fitting, key=lambda size: abs(math.log(size / wanted)))
-    why = f"{seen:,.0f} images are seen in all, {images:,} in an epoch"
-    return Choice("batch_size", max(2, min(size, int(share))), why)
+    size = min(fitting, key=lambda size: abs(math.log(size / ideal)))
+    reason = f"{total:,.0f} images are seen in all, {images:,} in an epoch"
+    return Choice("batch_size", max(2, min(size, int(share))), reason)
 
 
 BATCHES = (16, 32, 64, 128, 256)
@@ -53,12 +53,12 @@ SEEN_FOR_128, GPU_LEAST, STEPS_AN_EPOCH = 130_000, 128, 4
 
 def epochs(images: int) -> Choice:
     """Passes over the images: 100 of 50,000, and with the root of their number more of fewer ones, 20 to 400."""
-    wanted = round(100 * math.sqrt(50_000 / images))
-    return Choice("epochs", max(20, min(400, wanted)), f"of {images:,} images; --minutes M sets a time instead")
+    ideal = round(100 * math.sqrt(50_000 / images))
+    return Choice("epochs", max(20, min(400, ideal)), f"of {images:,} images; --minutes M sets a time instead")
 
 
 def affordable_epochs(minutes: float, images_a_second: float, images: int) -> Choice:
-    """As many epochs as ``minutes`` have time for, whole ones where there is time for one.
+    """The number of epochs that fit into ``minutes``, an integer if at least one fits.
 
     Raises:
         ValueError: no time at all.
@@ -67,8 +67,8 @@ def affordable_epochs(minutes: float, images_a_second: float, images: int) -> Ch
     if minutes <= 0:
         raise UserError(f"minutes={minutes} must be positive")
     exact = 60 * minutes * SHARE_FOR_STEPS * images_a_second / images
-    why = f"{minutes:g} minutes at {images_a_second:,.0f} images a second, as measured on this machine"
-    return Choice("epochs", float(int(exact)) if exact >= 1 else exact, why)
+    reason = f"{minutes:g} minutes at {images_a_second:,.0f} images a second, as measured on this machine"
+    return Choice("epochs", float(int(exact)) if exact >= 1 else exact, reason)
 
 
 SHARE_FOR_STEPS = 0.9  # of the time; the rest goes to figures, checkpoints and the report
@@ -91,7 +91,7 @@ def warmup_epochs(epochs: float) -> Choice:
 
 
 def momentum(steps: int) -> Choice:
-    """Of MoCo's, InfoMin's and BYOL's average: it spans a thirtieth of the run, as 0.999 does of 30,000 steps."""
+    """Momentum of MoCo's, InfoMin's and BYOL's average: it spans a thirtieth of the run, as 0.999 of 30,000 steps."""
     span = max(10.0, min(1000.0, steps / 30))
     return Choice("method.momentum", 1 - 1 / span, f"the average spans {span:.0f} of {steps:,} steps")
 
@@ -142,8 +142,8 @@ def flip(epochs: float) -> Choice:
     three collections kNN was 0.7 to 2.2 points better without them, in 200 of 500 images 2.9 points worse.
     """
     short = epochs < FLIPS_FROM
-    why = f"mirror images are more to learn, and {epochs:g} epochs few" if short else f"usual for {epochs:g} epochs"
-    return Choice("views.flip", 0.0 if short else 0.5, why)
+    reason = f"mirror images are more to learn, and {epochs:g} epochs few" if short else f"usual for {epochs:g} epochs"
+    return Choice("views.flip", 0.0 if short else 0.5, reason)
 
 
 FLIPS_FROM = 20
@@ -178,22 +178,22 @@ def harmonization(epochs: float) -> tuple[Choice, ...]:
 
     Each image is counted at least once.
     """
-    why = "the share of the run that it is in Zhou et al. 2023"
+    reason = "the share of the run that it is in Zhou et al. 2023"
     return (
-        Choice("gh.warmup_epochs", epochs / 2, why),
-        Choice("gh.ramp_epochs", epochs / 100, why),
-        Choice("gh.update_epochs", max(1.0, epochs / 50), why),
+        Choice("gh.warmup_epochs", epochs / 2, reason),
+        Choice("gh.ramp_epochs", epochs / 100, reason),
+        Choice("gh.update_epochs", max(1.0, epochs / 50), reason),
     )
 
 
-def optimizer(modern: bool, usual: str = "sgd") -> Choice:
-    """AdamW for ViTs, ConvNeXts and the like, which are published with it; for the others what is usual for the method.
+def optimizer(modern: bool, preferred: str = "sgd") -> Choice:
+    """AdamW for ViTs, ConvNeXts and the like, which are published with it; for the others what the method prefers.
 
     That is SGD with momentum, but for VICReg LARS: by SGD at 0.06 its loss was infinite after 22 steps.
     """
-    if modern or usual == "sgd":
+    if modern or preferred == "sgd":
         return Choice("optimizer", "adamw" if modern else "sgd", "usual for this family of networks")
-    return Choice("optimizer", usual, "usual for this method")
+    return Choice("optimizer", preferred, "usual for this method")
 
 
 def encoder_rate(pretrained: bool) -> Choice:

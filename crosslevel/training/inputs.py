@@ -35,21 +35,21 @@ LOOKED_AT = 1500  # images of a stream that the report and the monitor see
 
 
 class Feed(NamedTuple):
-    """What is trained on: as it was ``opened``, as it is read, and what could not be read.
+    """The training images: as they were ``opened``, as they are read, and which could not be read.
 
-    ``total`` is the number of images that were opened, ``known`` that of those that are read; None for a stream.
-    ``held`` are images that are not trained on, to judge the features by; ``choices`` says who chose how many.
+    ``total`` is the number of images that were opened, ``length`` that of those that are read; None for a stream.
+    ``held_out_images`` are not trained on, to judge the features by; ``choices`` says who chose how many.
     """
 
     opened: Images | ImageStream
     source: Images | ImageStream
     bad: BadFiles
     total: int | None
-    held: Images | None
+    held_out_images: Images | None
     choices: tuple[defaults.Choice, ...]
 
     @property
-    def known(self) -> int | None:
+    def length(self) -> int | None:
         """N."""
         return len(self.source) if isinstance(self.source, Images) else None
 
@@ -73,27 +73,27 @@ def length(source: Images | ImageStream, epoch_size: int | None) -> int | None:
     return None
 
 
-def apart(
-    opened: Images | ImageStream, wanted: int | None, seed: int
+def split_held_out(
+    opened: Images | ImageStream, requested: int | None, seed: int
 ) -> tuple[Images | ImageStream, Images | None, tuple[defaults.Choice, ...]]:
-    """What is trained on, what is held out, and the choice, if it was left open.
+    """Split off held-out images: the training images, the held-out ones, and the choice, if it was left open.
 
     Raises:
         UserError: too many, or of a stream.
 
     """
-    if isinstance(opened, ImageStream) or wanted == 0:
-        if wanted:
-            raise UserError(f"hold_out={wanted}: of a stream no image can be held out: leave it out")
+    if isinstance(opened, ImageStream) or requested == 0:
+        if requested:
+            raise UserError(f"hold_out={requested}: of a stream no image can be held out: leave it out")
         return opened, None, ()
-    choices = () if wanted is not None or opened.labels is not None else (defaults.hold_out(len(opened)),)
-    count = choices[0].value if choices else wanted or 0
+    choices = () if requested is not None or opened.labels is not None else (defaults.hold_out(len(opened)),)
+    count = choices[0].value if choices else requested or 0
     if count < 0:
         raise UserError(f"hold_out={count}: 0 or more")
     if not count:
         return opened, None, ()
-    held, rest = held_out(opened, count, generator(seed, _HELD))
-    return take(opened, rest), take(opened, held), choices
+    held_indices, train_indices = held_out(opened, count, generator(seed, _HELD))
+    return take(opened, train_indices), take(opened, held_indices), choices
 
 
 _HELD = 3  # of the seed: other random numbers than the training's
@@ -103,7 +103,7 @@ def prepared(
     source: Images | ImageStream, encoder: Encoder, views: Views, memory: float, bad: BadFiles, console: Console
 ) -> Images | ImageStream:
     """Choose the views' size and the stem by the images' size; pack square images no larger than a view."""
-    side, square = _typical_shape(source.some(32) if isinstance(source, ImageStream) else source)
+    side, square = _typical_shape(source.sample(32) if isinstance(source, ImageStream) else source)
     views.adapt(encoder.fixed_size or encoder.suiting(min(LARGEST_VIEW, max(32, side // 32 * 32))))
     _normalize(source, encoder, views, console)
     if encoder.fixed_size not in (None, views.size):
@@ -134,7 +134,7 @@ def _normalize(source: Images | ImageStream, encoder: Encoder, views: Views, con
         if encoder.pretrained:
             views.normalize_by(encoder.view.mean, encoder.view.std)
         return
-    views.normalize_by(*_figures(source.some(LOOKED_AT // 8) if isinstance(source, ImageStream) else source))
+    views.normalize_by(*_figures(source.sample(LOOKED_AT // 8) if isinstance(source, ImageStream) else source))
     say(
         console,
         f"images of {views.channels} {'channel' if views.channels == 1 else 'channels'}: mean and deviation are their "
@@ -167,7 +167,7 @@ def batches_of(
     seed: int,
     **options: Any,
 ) -> Callable[[int], TrainBatches | StreamBatches]:
-    """What makes the batches of a whole training, for a number of images on each device.
+    """Return a factory of a training's batches, by the number of images on each device.
 
     Raises:
         UserError: a stream in another order than its own; positives from tracks that nobody knows.
@@ -208,19 +208,19 @@ def watching(
     hardware: Hardware,
     seed: int,
 ) -> Callable[[], dict[str, float]] | None:
-    """What measures the features during the training; None where nothing is to be measured."""
+    """Return the monitor of the features; None if nothing is measured."""
     which = which or usual_monitor(source)
     if which is None:
         return None
-    shown = source.some(LOOKED_AT) if isinstance(source, ImageStream) else source
-    return monitor_of(which, encoder, method, cld, shown, hardware, seed)
+    sample = source.sample(LOOKED_AT) if isinstance(source, ImageStream) else source
+    return monitor_of(which, encoder, method, cld, sample, hardware, seed)
 
 
 def _typical_shape(source: Images, looked_at: int = 32) -> tuple[int, bool]:
-    """Of some images the median of the shorter sides in pixels, and whether all are square (to a tenth)."""
-    places = torch.linspace(0, len(source) - 1, min(looked_at, len(source))).long().tolist()
+    """The median shorter side of some images in pixels, and whether all are square (to a tenth)."""
+    indices = torch.linspace(0, len(source) - 1, min(looked_at, len(source))).long().tolist()
     sides, square = [], True
-    for i in places:
+    for i in indices:
         try:
             short, long = sorted(source[i][0].shape[1:])
         except BadImage:

@@ -19,11 +19,11 @@ from crosslevel.features.source import reads_of
 from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run
 from crosslevel.settings import describe
-from crosslevel.training.inputs import Feed, apart, batches_of, counted, length, prepared, usual_monitor
+from crosslevel.training.components import Components, assemble, bases
+from crosslevel.training.inputs import Feed, batches_of, counted, length, prepared, split_held_out, usual_monitor
 from crosslevel.training.loop.fit import Batches
 from crosslevel.training.monitor import Watch
 from crosslevel.training.options import Data, Logging, Makers, Optimization, Runtime, figures_every, tree, workers_of
-from crosslevel.training.parts import Parts, assemble, bases
 from crosslevel.training.plan import Plan, settle
 from crosslevel.transforms.views import Views
 from crosslevel.utils.console import say
@@ -35,61 +35,61 @@ class Job:
     """A training that can begin.
 
     ``start`` is the encoder as the training finds it, if that is more than random weights: what it will be compared
-    with. ``began`` is when its preparation did, in seconds of `time.monotonic`.
+    with. ``start_time`` is when its preparation began, in seconds of `time.monotonic`.
     """
 
     data: Data
     runtime: Runtime
     logging: Logging
     feed: Feed
-    parts: Parts
+    components: Components
     plan: Plan
     share_hidden: bool
     watch: Watch | None
     console: Console
     resumed: bool
     start: Encoder | None
-    began: float = field(default_factory=time.monotonic)
+    start_time: float = field(default_factory=time.monotonic)
 
     @property
     def name(self) -> str:
-        """That of a run that is given none."""
-        return f"{self.data.images.short}-{self.parts.kind}"
+        """The default name of a run."""
+        return f"{self.data.images.short}-{self.components.kind}"
 
     @property
     def overview(self) -> str:
         """Images, steps, views and networks, for people."""
-        views, steps = self.parts.views, f"{len(self.plan.batches):,} steps an epoch"
-        drawn = f"{views.count - views.small} views of {views.size} pixels"
-        drawn += f" and {views.small} of {views.small_side}" if views.small else ""
-        return f"{counted(self.feed.source)}, {steps}, {drawn}; {self.parts.described}"
+        views, steps = self.components.views, f"{len(self.plan.batches):,} steps an epoch"
+        description = f"{views.count - views.small} views of {views.size} pixels"
+        description += f" and {views.small} of {views.small_side}" if views.small else ""
+        return f"{counted(self.feed.source)}, {steps}, {description}; {self.components.described}"
 
     @property
     def notes(self) -> list[str]:
-        """What rules chose, and why; how long the loss may rise at first."""
+        """The choices of rules with reasons, and how long the loss may rise at first."""
         batches = self.plan.batches
-        rise = self.parts.method.early_rise(batches.batch_size * self.runtime.world.size, len(batches))
+        rise = self.components.method.early_rise(batches.batch_size * self.runtime.world.size, len(batches))
         return [*(f"chosen: {choice}" for choice in self.plan.choices), *([rise] if rise else [])]
 
     def changed_images(self, folder: Run) -> str:
-        """What is to be said where a run goes on with other images than it began with; else nothing.
+        """The warning if a run continues with other images than it began with; else empty.
 
         Raises:
             UserError: the method keeps something for each of them.
 
         """
         changed = folder.changed_images(self.feed.opened)
-        if changed and self.parts.method.per_image:
+        if changed and self.components.method.per_image:
             raise UserError(
-                f"{changed}: {type(self.parts.method).__name__} remembers each image, and cannot go on with others: "
-                "bring them back, or start a new run"
+                f"{changed}: {type(self.components.method).__name__} remembers each image, and cannot go on with "
+                "others: bring them back, or start a new run"
             )
         return changed and f"{changed}: it goes on with those of now, not as it would have"
 
     def changed_batch(self, folder: Run) -> str:
-        """What is to be said where a run goes on with more or fewer images a step than it began with; else nothing."""
-        began, size = folder.settings(), self.runtime.world.size
-        each = [began.get(name, usual) for name, usual in (("batch_size", None), ("devices", 1), ("nodes", 1))]
+        """The warning if a run continues with another number of images a step than it began with; else empty."""
+        earlier, size = folder.settings(), self.runtime.world.size
+        each = [earlier.get(name, default) for name, default in (("batch_size", None), ("devices", 1), ("nodes", 1))]
         numbers = [number for number in each if isinstance(number, int)]
         if len(numbers) < len(each):
             return ""  # settings that somebody has changed
@@ -126,30 +126,32 @@ def prepare(
         UserError: settings or images that do not fit.
 
     """
-    began = time.monotonic()
-    say(console, f"device: {runtime.hardware.why}")
+    start_time = time.monotonic()
+    say(console, f"device: {runtime.hardware.reason}")
     reading = data.images.reading
-    made = bases(makers.encoder, makers.cld, makers.views, runtime.seed, reading.channels)
-    made.encoder.reads = reads_of(reading)
-    if made.encoder.loaded:
-        say(console, f"{made.encoder.weights or made.encoder.name}: {made.encoder.loaded}")
+    base = bases(makers.encoder, makers.cld, makers.views, runtime.seed, reading.channels)
+    base.encoder.reads = reads_of(reading)
+    if base.encoder.loaded:
+        say(console, f"{base.encoder.weights or base.encoder.name}: {base.encoder.loaded}")
     if data.hold_out is None and (resumed or watch is not None):
         data = replace(data, hold_out=0)  # a run that goes on has the number in its settings
     data = replace(data, workers=workers_of(data.workers))
-    feed = _feed(data, made.encoder, made.views, watch, runtime.seed, console)
-    data = replace(data, hold_out=0 if feed.held is None else len(feed.held))
-    parts = assemble(made, makers.method, feed.known, makers.share_hidden, makers.gh)
-    plan = settle(parts, steps, feed, _batches(feed, parts.views, data, runtime), runtime, data.epoch_size)
+    feed = _feed(data, base.encoder, base.views, watch, runtime.seed, console)
+    data = replace(data, hold_out=0 if feed.held_out_images is None else len(feed.held_out_images))
+    components = assemble(base, makers.method, feed.length, makers.share_hidden, makers.gh)
+    plan = settle(components, steps, feed, _batches(feed, components.views, data, runtime), runtime, data.epoch_size)
     monitor_every = figures_every(plan.optimization.epochs, logging.monitor_every)
     logging = replace(logging, monitor=logging.monitor or usual_monitor(feed.source), monitor_every=monitor_every)
-    start = copy.deepcopy(parts.encoder).eval() if parts.encoder.started and watch is None else None
-    return Job(data, runtime, logging, feed, parts, plan, makers.share_hidden, watch, console, resumed, start, began)
+    start = copy.deepcopy(components.encoder).eval() if components.encoder.started and watch is None else None
+    return Job(
+        data, runtime, logging, feed, components, plan, makers.share_hidden, watch, console, resumed, start, start_time
+    )
 
 
 def keep_settings(job: Job, folder: Run) -> None:
     """Note the settings and the images that a run begins with, and of a part the list: its source may change."""
-    settings = tree(job.data, job.plan.optimization, job.runtime, job.logging, job.parts, job.share_hidden)
-    weights = [f"weights: {job.parts.encoder.loaded}"] if job.parts.encoder.loaded else []
+    settings = tree(job.data, job.plan.optimization, job.runtime, job.logging, job.components, job.share_hidden)
+    weights = [f"weights: {job.components.encoder.loaded}"] if job.components.encoder.loaded else []
     describe.write(settings, folder.config, [*(f"chosen: {choice}" for choice in job.plan.choices), *weights])
     folder.keep_images(job.feed.opened)
     if isinstance(job.feed.opened, Images) and job.data.images.has_subset:
@@ -166,9 +168,9 @@ def _feed(data: Data, encoder: Encoder, views: Views, watch: Watch | None, seed:
         opened = open_images(data.images, data_root=data.data_root, crops=data.crops, streams=True)
     bad = BadFiles() if isinstance(opened, ImageStream) else opened.bad_files()
     total = length(opened, data.epoch_size)
-    shown, held, choices = apart(opened, data.hold_out, seed)
-    source = prepared(shown, encoder, views, data.memory, bad, console)
-    return Feed(opened, source, bad, total, held, choices)
+    training, held_out_images, choices = split_held_out(opened, data.hold_out, seed)
+    source = prepared(training, encoder, views, data.memory, bad, console)
+    return Feed(opened, source, bad, total, held_out_images, choices)
 
 
 def _batches(feed: Feed, views: Views, data: Data, runtime: Runtime) -> Callable[[int], Batches]:

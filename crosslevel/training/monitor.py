@@ -43,12 +43,12 @@ class Watch(Protocol):
     """Another program's eye on a run."""
 
     def part(self, source: Images) -> Images:
-        """What of ``source``, which has no labels, is trained on."""
+        """The part of ``source``, which has no labels, to train on."""
 
     def monitor(
         self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware, unreadable: Unreadable
     ) -> Measure | None:
-        """What is measured at the end of an epoch, and logged; ``unreadable`` takes what cannot be read for it."""
+        """Return the measurement at the end of an epoch; ``unreadable`` collects the files that cannot be read."""
 
 
 def monitor_of(
@@ -75,8 +75,8 @@ def monitor_of(
         measures.append(knn_monitor(encoder, source, hardware, seed))
     if which != "knn":
         measures.append(label_free_monitor(encoder, method, cld, source, hardware, seed))
-    found = [measure for measure in measures if measure is not None]
-    return (lambda: {name: value for measure in found for name, value in measure().items()}) if found else None
+    available = [measure for measure in measures if measure is not None]
+    return (lambda: {name: value for measure in available for name, value in measure().items()}) if available else None
 
 
 def label_free_monitor(
@@ -89,9 +89,9 @@ def label_free_monitor(
     """
     size = encoder.view.size
     draws = seeded(seed)
-    chosen = sample(source, min(PROBED, PIXELS // size**2), draws)
+    indices = sample(source, min(PROBED, PIXELS // size**2), draws)
     try:
-        part = pack(take(source, chosen), size, bad=BadFiles())
+        part = pack(take(source, indices), size, bad=BadFiles())
     except SourceError:
         return None  # none of them can be read; the training says so
     if len(part) < 4:
@@ -118,32 +118,32 @@ def scored(
     network = frozen(encoder).to(hardware.device)
     views = Views("cifar", encoder.view.size, mean=encoder.view.mean, std=encoder.view.std).to(hardware.device)
     draws = seeded(seed)
-    seen: list[list[Tensor]] = [[], []]
+    view_features: list[list[Tensor]] = [[], []]
     for part in images.data.split(256):
-        for features, view in zip(seen, views(part.to(hardware.device), draws), strict=True):
+        for features, view in zip(view_features, views(part.to(hardware.device), draws), strict=True):
             with hardware.autocast():
                 features.append(network(view.contiguous(memory_format=torch.channels_last)).float())
-    a, b = (torch.cat(features) for features in seen)
+    a, b = (torch.cat(features) for features in view_features)
     if not bool(a.isfinite().all() & b.isfinite().all()):
         return {}
-    own = [] if method is None else [_projected(method, h) for h in (a, b)]
-    found = {"instance_rank": effective_rank(own[0])} if own else {}
+    projected = [] if method is None else [_projected(method, h) for h in (a, b)]
+    figures = {"instance_rank": effective_rank(projected[0])} if projected else {}
     clusters = seeded(seed)
     if cld is None:
-        return found | label_free.scores(a, b, tracks=tracks, generator=clusters)
-    instance_a, instance_b = own or (None, None)
+        return figures | label_free.scores(a, b, tracks=tracks, generator=clusters)
+    instance_a, instance_b = projected or (None, None)
     group_a, group_b = cld.project(a), cld.project(b)
-    found["group_rank"] = effective_rank(group_a)
-    return found | label_free.scores(
+    figures["group_rank"] = effective_rank(group_a)
+    return figures | label_free.scores(
         a, b, group_a, group_b, tracks, clusters, instance_a=instance_a, instance_b=instance_b
     )
 
 
 def told_apart(images: InMemoryImages) -> Int64[Tensor, " N"]:
     """The images' tracks, or sets of near-duplicates if they have none; cut if one has over half of the images."""
-    known = near_tracks(images) if images.tracks is None else images.tracks
-    largest = int(known.unique(return_counts=True)[1].max())
-    return known if 2 * largest <= len(images) else stretches(known, len(images) // PIECES)
+    tracks = near_tracks(images) if images.tracks is None else images.tracks
+    largest = int(tracks.unique(return_counts=True)[1].max())
+    return tracks if 2 * largest <= len(images) else stretches(tracks, len(images) // PIECES)
 
 
 def near_tracks(images: InMemoryImages) -> Int64[Tensor, " N"]:
@@ -167,30 +167,30 @@ def knn_monitor(encoder: Encoder, source: Images, hardware: Hardware, seed: int)
         return None
 
     def measure() -> dict[str, float]:
-        found = extract(encoder, split.part, hardware=hardware)
-        accuracy = 100 * float(split.right(found).float().mean())
-        finite = bool(found.features.isfinite().all())
-        return {"knn": accuracy, **({"effective_rank": effective_rank(found.features[:2000])} if finite else {})}
+        features = extract(encoder, split.part, hardware=hardware)
+        accuracy = 100 * float(split.right(features).float().mean())
+        finite = bool(features.features.isfinite().all())
+        return {"knn": accuracy, **({"effective_rank": effective_rank(features.features[:2000])} if finite else {})}
 
     return measure
 
 
 class LabelledSplit(NamedTuple):
-    """Some images of a labelled source: ``part`` has first the ``queries`` and then ``others``, which vote for them."""
+    """A labelled sample: ``part`` has first the ``queries`` and then ``keys``, which vote for them."""
 
     part: Images
     queries: int
-    others: int
+    keys: int
     classes: int
 
-    def right(self, found: Features) -> Bool[Tensor, " Q"]:
+    def right(self, extracted: Features) -> Bool[Tensor, " Q"]:
         """Which queries' labels kNN finds by these features of ``part``."""
-        asked = found.places < self.queries
+        is_query = extracted.indices < self.queries
         votes = weighted_knn(
-            found.features[~asked], found.labels[~asked], found.features[asked], self.classes,
+            extracted.features[~is_query], extracted.labels[~is_query], extracted.features[is_query], self.classes,
             k=neighbours(len(self.part)),
         )  # fmt: skip
-        return votes.argmax(1) == found.labels[asked]
+        return votes.argmax(1) == extracted.labels[is_query]
 
 
 def labelled_split(source: Images, seed: int) -> LabelledSplit | None:
@@ -200,19 +200,19 @@ def labelled_split(source: Images, seed: int) -> LabelledSplit | None:
     """
     if source.labels is None:
         return None
-    queries, others = held_apart(source, seed)
+    queries, keys = held_apart(source, seed)
     if not len(queries):
         return None
-    part = take(source, torch.cat([queries, others]))
-    return LabelledSplit(part, len(queries), len(others), int(source.labels.max()) + 1)
+    part = take(source, torch.cat([queries, keys]))
+    return LabelledSplit(part, len(queries), len(keys), int(source.labels.max()) + 1)
 
 
 def held_apart(images: Images, seed: int) -> tuple[Int64[Tensor, " Q"], Int64[Tensor, " M"]]:
-    """Some images of every sixth track, and some of the others: at most 1,000 and 5,000."""
+    """Sample queries from every sixth track, and keys from the other tracks: at most 1,000 and 5,000."""
     draws = seeded(seed)
     tracks = torch.arange(len(images)) if images.tracks is None else images.tracks
     names, owner = tracks.unique(return_inverse=True)
-    place = torch.randperm(len(names), generator=draws)[owner]
+    position = torch.randperm(len(names), generator=draws)[owner]
     order = torch.randperm(len(tracks), generator=draws)
-    asked = place[order] < len(names) // 6
-    return order[asked][:1000], order[~asked][:5000]
+    is_query = position[order] < len(names) // 6
+    return order[is_query][:1000], order[~is_query][:5000]

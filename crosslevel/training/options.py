@@ -10,19 +10,19 @@ from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.uri import Source
 from crosslevel.settings.describe import describe
 from crosslevel.training.cluster.launch import Launcher
+from crosslevel.training.components import Components, MakeCLD, MakeEncoder, MakeGH, MakeMethod, MakeViews
 from crosslevel.training.inputs import Order
 from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.module import Optimizer
 from crosslevel.training.loop.sharding import Strategy
 from crosslevel.training.monitor import Which
-from crosslevel.training.parts import MakeCLD, MakeEncoder, MakeGH, MakeMethod, MakeViews, Parts
 from crosslevel.utils.device import Device, Hardware
 from crosslevel.utils.processes import World
 
 
 @dataclass(frozen=True)
 class Data:
-    """What is read, and how."""
+    """The images, and how they are read."""
 
     images: Source
     data_root: str | None
@@ -52,7 +52,7 @@ class Optimization:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where it runs."""
+    """The hardware and processes of a training."""
 
     device: Device
     hardware: Hardware
@@ -67,7 +67,7 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Logging:
-    """What is logged and kept of it."""
+    """The logging and saving of a training."""
 
     log_every: int
     monitor: Which | None
@@ -80,7 +80,7 @@ class Logging:
 
 @dataclass(frozen=True)
 class Makers:
-    """What makes its parts."""
+    """The factories of a training's components."""
 
     encoder: MakeEncoder
     cld: MakeCLD | None
@@ -104,23 +104,23 @@ class Resolved:
     layer_decay: float
 
 
-def workers_of(given: int | None) -> int:
+def workers_of(requested: int | None) -> int:
     """Processes that decode: one a core, at most 8, unless given."""
-    return min(8, os.cpu_count() or 1) if given is None else given
+    return min(8, os.cpu_count() or 1) if requested is None else requested
 
 
-def figures_every(epochs: float, given: int | None) -> int:
+def figures_every(epochs: float, requested: int | None) -> int:
     """Epochs between figures of the features: a tenth of all, unless given."""
-    return max(1, int(epochs) // 10) if given is None else given
+    return max(1, int(epochs) // 10) if requested is None else requested
 
 
 def tree(
-    data: Data, steps: Resolved, runtime: Runtime, logging: Logging, parts: Parts, share_hidden: bool
+    data: Data, steps: Resolved, runtime: Runtime, logging: Logging, components: Components, share_hidden: bool
 ) -> dict[str, Any]:
     """All settings of a run as the command line has them, with what was chosen: enough to repeat it."""
     return {
         "images": data.images.absolute().text,
-        **{name: parts.settings[name] for name in ("encoder", "cld", "gh", "views", "method")},
+        **{name: components.settings[name] for name in ("encoder", "cld", "gh", "views", "method")},
         "epochs": steps.epochs,
         "minutes": None,
         "epoch_size": data.epoch_size,

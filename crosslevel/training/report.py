@@ -48,7 +48,7 @@ def write(
         report.commands("Next", following),
         report.settings("Settings", run.config.read_text(encoding="utf-8")),
     ]
-    subtitle = f"{counted(source)} of {source.name} · {hardware.why} · {time.strftime('%Y-%m-%d')}"
+    subtitle = f"{counted(source)} of {source.name} · {hardware.reason} · {time.strftime('%Y-%m-%d')}"
     report.page(run.report, f"Training run {run.path.name}", blocks, subtitle, verdict)
 
 
@@ -56,15 +56,15 @@ def _sampled_blocks(
     encoder: Encoder, cld: CrossLevel | None, source: Images | ImageStream, hardware: Hardware, seed: int
 ) -> list[report.Block]:
     try:
-        shown = source.some(LOOKED_AT) if isinstance(source, ImageStream) else source
+        subset = source.sample(LOOKED_AT) if isinstance(source, ImageStream) else source
     except SourceError as error:
         warnings.warn(f"report.html goes without pictures: {error}", stacklevel=2)
         return []
-    return feature_blocks(encoder, cld, shown, hardware, seed)
+    return feature_blocks(encoder, cld, subset, hardware, seed)
 
 
 def warning_blocks(folder: Path) -> list[report.Block]:
-    """What the run warned of, if anything."""
+    """The run's warnings, if there are any."""
     file = Run(folder).warnings
     lines = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
     return [report.text("Warnings", lines)] if lines else []
@@ -118,29 +118,29 @@ def feature_blocks(
 ) -> list[report.Block]:
     """Groups, neighbours and map of a random sample of ``images``."""
     draws = seeded(seed)
-    chosen = sample(images, SHOWN, draws)
-    shown = pack(take(images, chosen), encoder.view.size, bad=BadFiles())
-    features = extract(encoder, shown, hardware=hardware).features
-    blocks, files = [], files_of(shown)
+    indices = sample(images, SHOWN, draws)
+    packed = pack(take(images, indices), encoder.view.size, bad=BadFiles())
+    features = extract(encoder, packed, hardware=hardware).features
+    blocks, files = [], files_of(packed)
     if cld is not None:
-        blocks.append(_groups(cld, shown, features, draws, files))
-    queries = torch.randperm(len(shown), generator=draws)[:8].tolist()
-    tracks = _tracks(images, chosen) if len(shown) == len(chosen) else None
+        blocks.append(_groups(cld, packed, features, draws, files))
+    queries = torch.randperm(len(packed), generator=draws)[:8].tolist()
+    tracks = _tracks(images, indices) if len(packed) == len(indices) else None
     rows = report.neighbour_rows(
-        shown.data, features, queries, labels=shown.labels, classes=shown.classes, exclude=tracks,
+        packed.data, features, queries, labels=packed.labels, classes=packed.classes, exclude=tracks,
         files=files,
     )  # fmt: skip
-    apart = " Other frames of the query's own track are left out." if tracks is not None else ""
-    blocks.append(report.image_rows("Nearest neighbours", rows, f"By cosine similarity of the features.{apart}"))
+    exclusion = " Other frames of the query's own track are left out." if tracks is not None else ""
+    blocks.append(report.image_rows("Nearest neighbours", rows, f"By cosine similarity of the features.{exclusion}"))
     blocks.append(
         report.map2d(
             "Map of the features",
             report.project(features, seed=seed),
-            shown.data,
-            shown.labels,
-            shown.classes,
-            note=f"t-SNE of {len(shown):,} images: near each other means similar features.",
-            paths=shown.paths,
+            packed.data,
+            packed.labels,
+            packed.classes,
+            note=f"t-SNE of {len(packed):,} images: near each other means similar features.",
+            paths=packed.paths,
         )
     )
     return blocks
@@ -148,27 +148,27 @@ def feature_blocks(
 
 def _groups(
     cld: CrossLevel,
-    shown: InMemoryImages,
+    images: InMemoryImages,
     features: Tensor,
     draws: torch.Generator,
     files: list[tuple[str, str | None]],
 ) -> report.Block:
-    batch = torch.randperm(len(shown), generator=draws)[:BATCH].sort().values
+    batch = torch.randperm(len(images), generator=draws)[:BATCH].sort().values
     device = next(cld.parameters()).device
     with torch.no_grad():
         z = cld.project(features[batch].to(device))
-        found = cld.group(z)
-        similarity = (z * found.centroids[found.assignment]).sum(1)
+        groups = cld.group(z)
+        similarity = (z * groups.centroids[groups.assignment]).sum(1)
     rows = report.group_rows(
-        shown.data[batch], found.assignment.cpu(), similarity.cpu(), files=[files[i] for i in batch.tolist()]
+        images.data[batch], groups.assignment.cpu(), similarity.cpu(), files=[files[i] for i in batch.tolist()]
     )
     note = (
-        f"One batch of {len(batch)} images in {int((found.sizes > 0).sum())} groups by {found.solver}: the local "
+        f"One batch of {len(batch)} images in {int((groups.sizes > 0).sum())} groups by {groups.solver}: the local "
         "groups that each image's other view is compared with."
     )
     return report.image_rows("Groups that CLD finds", rows, note)
 
 
-def _tracks(images: Images, chosen: Int64[Tensor, " M"]) -> Int64[Tensor, " M"] | None:
+def _tracks(images: Images, indices: Int64[Tensor, " M"]) -> Int64[Tensor, " M"] | None:
     tracks = getattr(images, "tracks", None)
-    return None if tracks is None else tracks[chosen]
+    return None if tracks is None else tracks[indices]

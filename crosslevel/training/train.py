@@ -16,12 +16,12 @@ from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run, Unreadable, claimed, restarted
 from crosslevel.training.cluster.launch import Launcher, Request, by_ray
-from crosslevel.training.ending import finish, resume_command
+from crosslevel.training.finish import finish, resume_command
 from crosslevel.training.inputs import Order, watching
 from crosslevel.training.job import Job, keep_settings, prepare
 from crosslevel.training.loop.fit import Loggers, Outcome, fit
 from crosslevel.training.loop.graph import Compile
-from crosslevel.training.loop.loggers import named
+from crosslevel.training.loop.loggers import logger_names
 from crosslevel.training.loop.module import Optimizer, Pretrain
 from crosslevel.training.loop.sharding import Strategy
 from crosslevel.training.monitor import Measure, Watch, Which
@@ -198,7 +198,7 @@ def train(
         epochs=epochs, minutes=minutes, batch_size=batch_size, optimizer=optimizer, lr=lr, weight_decay=weight_decay,
         warmup_epochs=warmup_epochs, encoder_rate=encoder_rate, layer_decay=layer_decay,
     )  # fmt: skip
-    ranks, told = world(devices, nodes), Loggers(named(logger), loggers)
+    ranks, boards = world(devices, nodes), Loggers(logger_names(logger), loggers)
     resume = restarted(run, resume, ranks)
     runtime = Runtime(
         device=device, hardware=choose(device, precision), world=ranks, sync_batchnorm=sync_batchnorm, seed=seed,
@@ -214,7 +214,7 @@ def train(
     job = prepare(data, steps, runtime, logging, makers, watch, printer(quiet), resume is not None)
     with claimed(run, job.name, resume, runtime.world.rank) as folder:
         unreadable = _begin(job, folder)
-        outcome = _learn(job, folder, unreadable, told, callbacks)
+        outcome = _learn(job, folder, unreadable, boards, callbacks)
         wait()
         if runtime.world.rank == 0:
             finish(job, folder, outcome, unreadable)
@@ -261,7 +261,7 @@ def _learn(job: Job, folder: Run, unreadable: Unreadable, loggers: Loggers, call
         )  # fmt: skip
     except OSError:
         if module.step and folder.last.exists():
-            say(job.console, f"what was saved goes on with: {resume_command(folder, job.parts)}")
+            say(job.console, f"what was saved goes on with: {resume_command(folder, job.components)}")
         raise
     finally:
         unreadable.keep()
@@ -276,21 +276,28 @@ def _send(job: Job, folder: Run) -> None:
 
 
 def _measure(job: Job, unreadable: Unreadable) -> Measure | None:
-    """What is measured between epochs."""
-    parts, runtime = job.parts, job.runtime
+    """The measurement between epochs."""
+    components, runtime = job.components, job.runtime
     if job.watch is not None:
-        return job.watch.monitor(parts.encoder, parts.method, parts.cld, runtime.hardware, unreadable)
+        return job.watch.monitor(components.encoder, components.method, components.cld, runtime.hardware, unreadable)
     if not job.logging.monitor_every:
         return None
     return watching(
-        job.logging.monitor, parts.encoder, parts.method, parts.cld, job.feed.source, runtime.hardware, runtime.seed
+        job.logging.monitor,
+        components.encoder,
+        components.method,
+        components.cld,
+        job.feed.source,
+        runtime.hardware,
+        runtime.seed,
     )
 
 
 def _module(job: Job) -> Pretrain:
-    parts, plan, chosen = job.parts, job.plan, job.plan.optimization
+    components, plan, rates = job.components, job.plan, job.plan.optimization
     return Pretrain(
-        parts.encoder, parts.method, parts.cld, parts.views, steps=plan.steps, warmup_steps=plan.warmup_steps,
-        optimizer=chosen.optimizer, lr=chosen.lr, weight_decay=chosen.weight_decay, seed=job.runtime.seed,
-        epoch_steps=len(plan.batches), gh=parts.gh, encoder_rate=chosen.encoder_rate, layer_decay=chosen.layer_decay,
+        components.encoder, components.method, components.cld, components.views, steps=plan.steps,
+        warmup_steps=plan.warmup_steps, optimizer=rates.optimizer, lr=rates.lr, weight_decay=rates.weight_decay,
+        seed=job.runtime.seed, epoch_steps=len(plan.batches), gh=components.gh, encoder_rate=rates.encoder_rate,
+        layer_decay=rates.layer_decay,
     )  # fmt: skip

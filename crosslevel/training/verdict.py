@@ -40,14 +40,14 @@ class Verdict(NamedTuple):
 
     def line(self) -> str:
         """One line: the three shares, whether the training is clearly better than both, and what to do if not."""
-        found, advice = self._found()
-        return f"{self._shares()}: the training {found}{advice and ': ' + advice}"
+        finding, advice = self._finding()
+        return f"{self._shares()}: the training {finding}{advice and ': ' + advice}"
 
     def headline(self) -> str:
-        """The same as sentences, what was found first."""
-        found, advice = self._found()
+        """The verdict as sentences, the finding first."""
+        finding, advice = self._finding()
         sentences = [
-            f"The training {found}.",
+            f"The training {finding}.",
             f"{self._shares()}.",
             *([f"{advice[0].upper()}{advice[1:]}."] if advice else []),
         ]
@@ -61,22 +61,22 @@ class Verdict(NamedTuple):
             f"{shares[2]:.1f} %"
         )
 
-    def _found(self) -> tuple[str, str]:
-        """What the training is, and what to do.
+    def _finding(self) -> tuple[str, str]:
+        """The finding about the training, and the advice.
 
         Clearly: the mean difference, image by image, from the better one exceeds 1.96 of its standard errors.
         """
-        others = [("raw pixels", self.pixels), ("the untrained network", self.untrained)]
-        others += [] if self.start is None else [("the weights that it began with", self.start)]
-        name, best = max(others, key=_share)
+        baselines = [("raw pixels", self.pixels), ("the untrained network", self.untrained)]
+        baselines += [] if self.start is None else [("the weights that it began with", self.start)]
+        name, best = max(baselines, key=_share)
         gain = self.trained.double() - best.double()
         margin = 196 * float(gain.std()) / math.sqrt(len(gain))
         difference = 100 * float(gain.mean())
         if difference > margin:
             return f"is worth {difference:.1f} (±{margin:.1f}) points over {name}", ""
-        found = "is below" if difference < -margin else "is not clearly above"
+        finding = "is below" if difference < -margin else "is not clearly above"
         advice = "more steps help first, by --epochs, --minutes or a smaller --batch_size; then crosslevel tune"
-        return f"{found} {name} ({difference:+.1f} ±{margin:.1f})", advice
+        return f"{finding} {name} ({difference:+.1f} ±{margin:.1f})", advice
 
 
 def _share(pair: tuple[str, Tensor]) -> float:
@@ -88,7 +88,7 @@ def verdict(
     source: Images,
     hardware: Hardware,
     seed: int,
-    held: Images | None = None,
+    held_out_images: Images | None = None,
     start: Encoder | None = None,
 ) -> Verdict | None:
     """Compare the features: kNN by the source's labels, or else whether an image's other view is its nearest.
@@ -98,8 +98,8 @@ def verdict(
         source: the images that were trained on; their labels were not.
         hardware: where it runs.
         seed: of the untrained network, and of which images are judged.
-        held: images that were held out, which are judged where there are no labels; unless given, some of those that
-            were trained on are, and the line says so.
+        held_out_images: what is judged where there are no labels; unless given, some of the images that were trained
+            on are, and the line says so.
         start: the encoder as the training found it.
 
     Returns:
@@ -110,45 +110,45 @@ def verdict(
         return None
     encoders = [encoder, untrained(encoder, seed), *([] if start is None else [start])]
     by_labels = _by_labels(encoders, source, hardware, seed) if source.labels is not None else None
-    return by_labels or _by_views(encoders, held or source, hardware, seed, held is not None)
+    return by_labels or _by_views(encoders, held_out_images or source, hardware, seed, held_out_images is not None)
 
 
 def _by_labels(encoders: list[Encoder], source: Images, hardware: Hardware, seed: int) -> Verdict | None:
     """KNN of up to 1,000 images among 5,000 others, no track on both sides."""
     split = labelled_split(source, seed)
-    if split is None or split.others < LEAST // 2:
+    if split is None or split.keys < LEAST // 2:
         return None
-    found = [split.right(extract(encoder, split.part, hardware=hardware)) for encoder in encoders]
+    correct = [split.right(extract(encoder, split.part, hardware=hardware)) for encoder in encoders]
     return Verdict(
-        found[0], split.right(pixels(split.part, encoders[0].view.size)), found[1],
-        f"kNN accuracy by the labels of {split.queries:,} images", *found[2:],
+        correct[0], split.right(pixels(split.part, encoders[0].view.size)), correct[1],
+        f"kNN accuracy by the labels of {split.queries:,} images", *correct[2:],
     )  # fmt: skip
 
 
 @torch.inference_mode()
-def _by_views(encoders: list[Encoder], source: Images, hardware: Hardware, seed: int, held: bool) -> Verdict | None:
-    """Of up to 2,000 images, whose one view has the other for its nearest neighbour."""
+def _by_views(encoders: list[Encoder], source: Images, hardware: Hardware, seed: int, held_out: bool) -> Verdict | None:
+    """The share of up to 2,000 images whose one view is the nearest neighbour of the other."""
     view = encoders[0].view
     size = view.size
-    chosen = sample(source, min(PROBED, PIXELS // size**2), seeded(seed))
-    part = pack(take(source, chosen), size, bad=BadFiles())
+    indices = sample(source, min(PROBED, PIXELS // size**2), seeded(seed))
+    part = pack(take(source, indices), size, bad=BadFiles())
     if len(part) < LEAST:
         return None
     tracks = told_apart(part)
     views = Views("cifar", size, mean=view.mean, std=view.std).to(hardware.device)
 
     def right(network: Callable[[Tensor], Tensor]) -> Tensor:
-        draws, seen = seeded(seed), []
-        for some in part.data.split(256):
-            shown = views(some.to(hardware.device), draws)
+        draws, features = seeded(seed), []
+        for chunk in part.data.split(256):
+            pair = views(chunk.to(hardware.device), draws)
             with hardware.autocast():
-                seen.append([network(v.contiguous(memory_format=torch.channels_last)).float().cpu() for v in shown])
-        a, b = (torch.cat(side) for side in zip(*seen, strict=True))
+                features.append([network(v.contiguous(memory_format=torch.channels_last)).float().cpu() for v in pair])
+        a, b = (torch.cat(side) for side in zip(*features, strict=True))
         return retrieval_ranks(a, b, tracks) == 1
 
-    found = [right(frozen(encoder).to(hardware.device)) for encoder in encoders]
+    correct = [right(frozen(encoder).to(hardware.device)) for encoder in encoders]
     return Verdict(
-        found[0], right(lambda view: view.flatten(1)), found[1],
-        f"of {len(part):,} images {'held out' if held else 'trained on'}, those whose other view is the nearest",
-        *found[2:],
+        correct[0], right(lambda view: view.flatten(1)), correct[1],
+        f"of {len(part):,} images {'held out' if held_out else 'trained on'}, those whose other view is the nearest",
+        *correct[2:],
     )  # fmt: skip

@@ -148,17 +148,17 @@ def normalize(
 
 
 def mixing(
-    own: Float[Tensor, "*n"], gray: Float[Tensor, "*n"], mean: Float[Tensor, "*n"], channels: int = 3
+    identity: Float[Tensor, "*n"], gray: Float[Tensor, "*n"], mean: Float[Tensor, "*n"], channels: int = 3
 ) -> tuple[Float[Tensor, "*n C C"], Float[Tensor, "*n C"]]:
-    """``own`` x + ``gray`` gray(x) + ``mean`` mean(gray(x)), as the arguments of ``mix_colors``.
+    """``identity`` x + ``gray`` gray(x) + ``mean`` mean(gray(x)), as the arguments of ``mix_colors``.
 
     Brightness, contrast and saturation are all of this form, so that one kernel does them for a batch in
     which each image is at another one.
     """
     weights = LUMA if channels == len(LUMA) else (1 / channels,) * channels
-    luma = torch.cat([own.new_full((1,), weight) for weight in weights])  # no copy from the host
-    eye = torch.eye(channels, device=own.device, dtype=own.dtype)
-    return own[..., None, None] * eye + gray[..., None, None] * luma, mean[..., None] * luma
+    luma = torch.cat([identity.new_full((1,), weight) for weight in weights])  # no copy from the host
+    eye = torch.eye(channels, device=identity.device, dtype=identity.dtype)
+    return identity[..., None, None] * eye + gray[..., None, None] * luma, mean[..., None] * luma
 
 
 def mix_colors(
@@ -171,7 +171,7 @@ def mix_colors(
 
 
 def rotate_hue_(x: Float[Tensor, "B 3 H W"], sixths: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
-    """In place: hue turned by ``sixths`` of the circle, in [-1, 1].
+    """Rotate the hue in place by ``sixths`` of the circle, in [-1, 1].
 
     Over hue, a channel is a ramp between the pixel's largest value v and smallest value m, held at v for a
     third of the circle and at m for another. With the middle value d, the ramp without the holds is 2x - d:

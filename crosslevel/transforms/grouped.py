@@ -67,14 +67,14 @@ class Part:
 
     @staticmethod
     def on(
-        chosen: Int64[Tensor, " k"],
+        index: Int64[Tensor, " k"],
         x: Float[Tensor, "n C H W"],
         operation: Callable[..., Tensor],
         *parameters: Shaped[Tensor, "n ..."],
     ) -> None:
-        """In place: ``operation`` on the chosen images."""
-        if len(chosen):
-            x.index_copy_(0, chosen, operation(*(t.index_select(0, chosen) for t in (x, *parameters))))
+        """Apply ``operation`` in place to the images of ``index``."""
+        if len(index):
+            x.index_copy_(0, index, operation(*(t.index_select(0, index) for t in (x, *parameters))))
 
 
 def _replaced(x: Tensor, start: int, stop: int, part: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def _replaced(x: Tensor, start: int, stop: int, part: Tensor) -> Tensor:
 def view(
     images: UInt8[Tensor, "B C H W"],
     cropped: bool,
-    drawn: Draw,
+    parameters: Draw,
     augment: Augment,
     size: int,
     mean: Float[Tensor, " C"],
@@ -98,7 +98,7 @@ def view(
     channels = images.shape[1]
     blurred = partial(op.gaussian_blur, taps=op.blur_taps(size, augment.blur_sigma[1]))
     views = torch.empty(len(images), channels, size, size)
-    for part in divided(drawn, chunk_length(images, size), channels):
+    for part in divided(parameters, chunk_length(images, size), channels):
         pixels = images.index_select(0, part.index)
         if cropped:
             x = pixels.to(torch.float32).div_(255)
@@ -109,7 +109,7 @@ def view(
         part.on(part.blur, x, blurred, part.sigma)
         randaugment.apply_(x, part.operations, part.levels, mean)
         part.on(part.grayscale, x, op.to_grayscale)
-        part.on(part.solarize, x, lambda chosen: op.solarize(chosen, chosen.new_full((len(chosen),), 0.5)))
+        part.on(part.solarize, x, lambda subset: op.solarize(subset, subset.new_full((len(subset),), 0.5)))
         x = x.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
         part.on(part.erase, x, op.erase, part.erase_boxes)
         views.index_copy_(0, part.index, x)
@@ -122,16 +122,16 @@ def chunk_length(images: UInt8[Tensor, "B *V C H W"], size: int) -> int:
     return max(1, _CHUNK // (images.shape[-3] * pixels))
 
 
-def divided(drawn: Draw, most: int, channels: int = 3) -> Iterator[Part]:
+def divided(parameters: Draw, most: int, channels: int = 3) -> Iterator[Part]:
     """The batch of images of so many channels, sorted by when hue comes, in parts of at most ``most`` images.
 
     In a part hue comes at the same time for all images, so that none is copied for an operation.
     """
-    hue_round = (drawn.order == HUE).int().argmax(dim=1)
-    rank = torch.where(drawn.jitter, 3 - hue_round, 4)
+    hue_round = (parameters.order == HUE).int().argmax(dim=1)
+    rank = torch.where(parameters.jitter, 3 - hue_round, 4)
     order = rank.argsort(stable=True)
-    drawn = drawn.sorted_by(order)
-    matrix, level = _rounds(drawn, channels)
+    parameters = parameters.sorted_by(order)
+    matrix, level = _rounds(parameters, channels)
     ends = torch.bincount(rank, minlength=5).cumsum(0).tolist()
     spans = [
         slice(start, min(start + most, last))
@@ -139,29 +139,29 @@ def divided(drawn: Draw, most: int, channels: int = 3) -> Iterator[Part]:
         for start in range(first, last, most)
     ]
     for span in spans:
-        flags = (drawn.grayscale, drawn.blur, drawn.solarize, drawn.erase)
+        flags = (parameters.grayscale, parameters.blur, parameters.solarize, parameters.erase)
         grayscale, blur, solarize, erase = (flag[span].nonzero()[:, 0] for flag in flags)
         yield Part(
             later=[min(max(ends[3 - r] - span.start, 0), span.stop - span.start) for r in range(4)],
             index=order[span],
-            operations=list(randaugment.places(drawn.operations[span])),
+            operations=list(randaugment.rows_by_operation(parameters.operations[span])),
             grayscale=grayscale,
             blur=blur,
             solarize=solarize,
             erase=erase,
-            boxes=drawn.boxes[span],
-            flip=drawn.flip[span],
+            boxes=parameters.boxes[span],
+            flip=parameters.flip[span],
             matrix=matrix[span],
             level=level[span],
-            shift=drawn.factors[span, HUE],
-            sigma=drawn.sigma[span],
-            levels=drawn.levels[span],
-            erase_boxes=drawn.erase_boxes[span],
+            shift=parameters.factors[span, HUE],
+            sigma=parameters.sigma[span],
+            levels=parameters.levels[span],
+            erase_boxes=parameters.erase_boxes[span],
         )
 
 
-def _rounds(drawn: Draw, channels: int) -> tuple[Float[Tensor, "B 3 C C"], Float[Tensor, "B 3 C"]]:
+def _rounds(parameters: Draw, channels: int) -> tuple[Float[Tensor, "B 3 C C"], Float[Tensor, "B 3 C"]]:
     """Brightness, contrast and saturation of each image in its own order, as arguments of ``mix_colors``."""
-    kind = drawn.order[drawn.order != HUE].view(-1, 3)
-    factor = drawn.factors.gather(1, kind)
+    kind = parameters.order[parameters.order != HUE].view(-1, 3)
+    factor = parameters.factors.gather(1, kind)
     return op.mixing(factor, (1 - factor) * (kind == SATURATION), (1 - factor) * (kind == CONTRAST), channels)

@@ -48,15 +48,15 @@ class Layout:
 
     def picture(self, view: int) -> int:
         """The number of the picture that a view's crop lies in."""
-        return self._place(view)[0]
+        return self._slot(view)[0]
 
     def room(self, crops: Shaped[Tensor, "*B V C size size"], view: int) -> Shaped[Tensor, "*B C s s"]:
         """A view's place in the pictures."""
-        picture, top, left = self._place(view)
+        picture, top, left = self._slot(view)
         side = self.side(view)
         return crops[..., picture, :, top : top + side, left : left + side]
 
-    def _place(self, view: int) -> tuple[int, int, int]:
+    def _slot(self, view: int) -> tuple[int, int, int]:
         large, a_side = self.count - self.small, self.size // self.small_side
         if not self.is_small(view):
             return (view - self.small if self.is_plain(view) else view), 0, 0

@@ -21,7 +21,7 @@ CHUNK = 2**26
 def view(
     images: UInt8[Tensor, "B C H W"],
     cropped: bool,
-    drawn: Draw,
+    parameters: Draw,
     augment: Augment,
     size: int,
     mean: Float[Tensor, " C"],
@@ -32,7 +32,7 @@ def view(
     Args:
         images: whole, or crops of ``size`` pixels.
         cropped: whether they are.
-        drawn: the parameters, on the images' device.
+        parameters: the parameters, on the images' device.
         augment: which operations there are at all.
         size: height and width of a view.
         mean: of the channels, which normalization subtracts; RandAugment fills with it.
@@ -41,43 +41,43 @@ def view(
     """
     if cropped:
         x = images.to(torch.float32).div(255)
-        x = op.flip(x, drawn.flip) if augment.flip > 0 else x
+        x = op.flip(x, parameters.flip) if augment.flip > 0 else x
     else:
-        x = op.crop_resize(images, drawn.boxes, size, drawn.flip)
+        x = op.crop_resize(images, parameters.boxes, size, parameters.flip)
     if augment.jitter > 0:
-        x = _jittered(x, drawn, augment)
+        x = _jittered(x, parameters, augment)
     if augment.blur > 0:
         taps = op.blur_taps(size, augment.blur_sigma[1])
-        x = _kept(drawn.blur, op.gaussian_blur(x, drawn.sigma, taps), x)
-    x = randaugment.apply_everywhere(x, drawn.operations, drawn.levels, mean)
+        x = _where(parameters.blur, op.gaussian_blur(x, parameters.sigma, taps), x)
+    x = randaugment.apply_everywhere(x, parameters.operations, parameters.levels, mean)
     if augment.grayscale > 0:
-        x = _kept(drawn.grayscale, op.to_grayscale(x), x)
+        x = _where(parameters.grayscale, op.to_grayscale(x), x)
     if augment.solarize > 0:
-        x = _kept(drawn.solarize, torch.where(x >= 0.5, 1 - x, x), x)
+        x = _where(parameters.solarize, torch.where(x >= 0.5, 1 - x, x), x)
     x = op.normalize(x, mean, std)
     if augment.erase > 0:
-        x = op.erase(x, drawn.erase_boxes * drawn.erase.unsqueeze(1))
+        x = op.erase(x, parameters.erase_boxes * parameters.erase.unsqueeze(1))
     return x
 
 
-def _jittered(x: Float[Tensor, "B C H W"], drawn: Draw, augment: Augment) -> Float[Tensor, "B C H W"]:
+def _jittered(x: Float[Tensor, "B C H W"], parameters: Draw, augment: Augment) -> Float[Tensor, "B C H W"]:
     """Each image's four operations in its order: those before hue, hue, those after."""
-    hue_round = (drawn.order == HUE).int().argmax(dim=1)
-    place = torch.arange(3, device=x.device)
-    kind = torch.where(place < hue_round.unsqueeze(1), drawn.order[:, :3], drawn.order[:, 1:])
-    factor = drawn.factors.gather(1, kind)
+    hue_round = (parameters.order == HUE).int().argmax(dim=1)
+    positions = torch.arange(3, device=x.device)
+    kind = torch.where(positions < hue_round.unsqueeze(1), parameters.order[:, :3], parameters.order[:, 1:])
+    factor = parameters.factors.gather(1, kind)
     gray, mean = (1 - factor) * (kind == SATURATION), (1 - factor) * (kind == CONTRAST)
     matrix, level = op.mixing(factor, gray, mean, x.shape[1])
     for step in range(3):
-        chosen = drawn.jitter & (hue_round > step)
-        x = _kept(chosen, op.mix_colors(x, matrix[:, step], level[:, step]), x)
+        mask = parameters.jitter & (hue_round > step)
+        x = _where(mask, op.mix_colors(x, matrix[:, step], level[:, step]), x)
     if augment.hue > 0:
-        x = _kept(drawn.jitter, op.adjust_hue(x, drawn.factors[:, HUE]), x)
+        x = _where(parameters.jitter, op.adjust_hue(x, parameters.factors[:, HUE]), x)
     for step in range(3):
-        chosen = drawn.jitter & (hue_round <= step)
-        x = _kept(chosen, op.mix_colors(x, matrix[:, step], level[:, step]), x)
+        mask = parameters.jitter & (hue_round <= step)
+        x = _where(mask, op.mix_colors(x, matrix[:, step], level[:, step]), x)
     return x
 
 
-def _kept(chosen: Bool[Tensor, " B"], new: Shaped[Tensor, "B ..."], old: Shaped[Tensor, "B ..."]) -> Tensor:
-    return torch.where(chosen.view(-1, 1, 1, 1), new, old)
+def _where(mask: Bool[Tensor, " B"], new: Shaped[Tensor, "B ..."], old: Shaped[Tensor, "B ..."]) -> Tensor:
+    return torch.where(mask.view(-1, 1, 1, 1), new, old)

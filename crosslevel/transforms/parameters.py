@@ -138,11 +138,11 @@ class Draw:
         return Draw(**{field.name: getattr(self, field.name)[first : first + count] for field in fields(self)})
 
     def to(self, device: torch.device) -> Draw:
-        """The same draw there, by copies that the CPU does not wait for."""
+        """Move the parameters to a device, without waiting for the copies."""
         return Draw(**{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)})
 
     def sorted_by(self, index: Int64[Tensor, " B"]) -> Draw:
-        """The same draw with the images in another order."""
+        """Reorder the images' parameters."""
         return Draw(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
 
@@ -195,23 +195,23 @@ def _boxes(augment: Augment, chance: Float64[Tensor, "B 2*tries+2"], height: int
     def fits(rows: Tensor, columns: Tensor) -> Tensor:
         return (rows > 0) & (rows <= height) & (columns > 0) & (columns <= width)
 
-    rows, columns, found = _first_that_fits(chance, augment.scale, augment.ratio, height * width, fits)
+    rows, columns, fitting = _first_that_fits(chance, augment.scale, augment.ratio, height * width, fits)
     box = _placed(rows, columns, height, width, chance)
-    return torch.where(found.unsqueeze(1), box, _constant(_largest_box(augment.ratio, height, width), chance))
+    return torch.where(fitting.unsqueeze(1), box, _constant(_largest_box(augment.ratio, height, width), chance))
 
 
 def _placed(
     rows: Float64[Tensor, " B"], columns: Float64[Tensor, " B"], height: int, width: int, chance: Tensor
 ) -> Float[Tensor, "B 4"]:
     """Boxes of this size, somewhere in the picture."""
-    below, beside = height - rows, width - columns
-    top = ((below + 1) * chance[:, -2]).floor().minimum(below)
-    left = ((beside + 1) * chance[:, -1]).floor().minimum(beside)
+    bottom, right = height - rows, width - columns
+    top = ((bottom + 1) * chance[:, -2]).floor().minimum(bottom)
+    left = ((right + 1) * chance[:, -1]).floor().minimum(right)
     return torch.stack([top, left, rows, columns], dim=1).float()
 
 
 def _constant(box: tuple[int, int, int, int], like: Tensor) -> Float[Tensor, "B 4"]:
-    """The same box for all images, without a copy from the host."""
+    """Repeat one box for all images, without a copy from the host."""
     return torch.stack([torch.full((len(like),), float(v), device=like.device) for v in box], dim=1)
 
 
@@ -227,9 +227,9 @@ def draw_box(augment: Augment, height: int, width: int, generator: torch.Generat
         aspect = math.exp(turn * (high - low) + low)
         rows, columns = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < rows <= height and 0 < columns <= width:
-            below, beside = height - rows, width - columns
-            top, left = int((below + 1) * chance[-2]), int((beside + 1) * chance[-1])
-            return min(top, below), min(left, beside), rows, columns
+            bottom, right = height - rows, width - columns
+            top, left = int((bottom + 1) * chance[-2]), int((right + 1) * chance[-1])
+            return min(top, bottom), min(left, right), rows, columns
     return _largest_box(augment.ratio, height, width)
 
 
@@ -243,8 +243,8 @@ def _largest_box(ratio: tuple[float, float], height: int, width: int) -> tuple[i
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
-def _erase_boxes(numbers: Numbers, count: int, size: int, wanted: bool, device: torch.device) -> Float[Tensor, "B 4"]:
-    if not wanted:
+def _erase_boxes(numbers: Numbers, count: int, size: int, enabled: bool, device: torch.device) -> Float[Tensor, "B 4"]:
+    if not enabled:
         if isinstance(numbers, InTurn):
             numbers.box(ERASE)
         return torch.zeros(count, 4, device=device)
@@ -254,8 +254,8 @@ def _erase_boxes(numbers: Numbers, count: int, size: int, wanted: bool, device: 
         return (a < size) & (b < size)
 
     # torchvision takes the ratio of an erased box as height / width, that of a crop as width / height.
-    columns, rows, found = _first_that_fits(chance, ERASE_SCALE, ERASE_RATIO, size**2, fits)
-    return _placed(rows, columns, size, size, chance) * found.unsqueeze(1)
+    columns, rows, fitting = _first_that_fits(chance, ERASE_SCALE, ERASE_RATIO, size**2, fits)
+    return _placed(rows, columns, size, size, chance) * fitting.unsqueeze(1)
 
 
 def _first_that_fits(
@@ -265,31 +265,31 @@ def _first_that_fits(
     pixels: int,
     fits: Callable[[Tensor, Tensor], Tensor],
 ) -> tuple[Float64[Tensor, " B"], Float64[Tensor, " B"], Bool[Tensor, " B"]]:
-    """Of the tried heights and widths of boxes, in whole pixels, the first that fit, and whether there are some.
+    """The first of the sampled box heights and widths, in whole pixels, that fit; and whether any does.
 
     Most often it is the very first: on a CPU the rest are computed for the other images only.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
 
-    def tried(some: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        area = pixels * (some[:, start:stop] * (scale[1] - scale[0]) + scale[0])
-        aspect = torch.exp(some[:, TRIES + start : TRIES + stop] * (high - low) + low)
+    def shapes(chances: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        area = pixels * (chances[:, start:stop] * (scale[1] - scale[0]) + scale[0])
+        aspect = torch.exp(chances[:, TRIES + start : TRIES + stop] * (high - low) + low)
         return (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
 
-    def first(some: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        rows, columns = tried(some, start, TRIES)
+    def first(chances: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        rows, columns = shapes(chances, start, TRIES)
         fitting = fits(rows, columns)
-        place = fitting.int().argmax(dim=1, keepdim=True)
-        return rows.gather(1, place)[:, 0], columns.gather(1, place)[:, 0], fitting.any(dim=1)
+        first_fit = fitting.int().argmax(dim=1, keepdim=True)
+        return rows.gather(1, first_fit)[:, 0], columns.gather(1, first_fit)[:, 0], fitting.any(dim=1)
 
     if not for_its_cache(chance.device):
         return first(chance, 0)
-    rows, columns = (shape[:, 0] for shape in tried(chance, 0, 1))
-    found = fits(rows, columns)
-    others = (~found).nonzero()[:, 0]
-    if len(others):
-        rows[others], columns[others], found[others] = first(chance[others], 1)
-    return rows, columns, found
+    rows, columns = (shape[:, 0] for shape in shapes(chance, 0, 1))
+    success = fits(rows, columns)
+    unfitting = (~success).nonzero()[:, 0]
+    if len(unfitting):
+        rows[unfitting], columns[unfitting], success[unfitting] = first(chance[unfitting], 1)
+    return rows, columns, success
 
 
 def _factors(augment: Augment, chance: Float[Tensor, "B 4"]) -> Float[Tensor, "B 4"]:
@@ -308,10 +308,10 @@ _pieces: bool | None = None
 
 
 @contextmanager
-def in_pieces(wanted: bool) -> Iterator[None]:
+def in_pieces(enabled: bool) -> Iterator[None]:
     """While the block runs, views are made in small pieces on every device, or with fixed shapes on every device."""
     global _pieces  # noqa: PLW0603
-    before, _pieces = _pieces, wanted
+    before, _pieces = _pieces, enabled
     try:
         yield
     finally:

@@ -66,8 +66,8 @@ class Counted:
         step = self.step if isinstance(self.step, Tensor) else torch.full((), self.step, device=device)
         counter = (index & MASK, blocks, step & MASK, index >> 32)
         a, b, c, d = (word.expand(shape) for word in counter)
-        drawn = philox((a, b, c, d), (self.seed & MASK, (self.seed >> 32) & MASK))
-        return torch.stack(drawn, dim=3).flatten(2)[..., :count]
+        words = philox((a, b, c, d), (self.seed & MASK, (self.seed >> 32) & MASK))
+        return torch.stack(words, dim=3).flatten(2)[..., :count]
 
 
 def unit(words: Int64[Tensor, "*n"]) -> Float[Tensor, "*n"]:

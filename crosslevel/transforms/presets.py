@@ -60,12 +60,12 @@ def small_of(preset: str, area: tuple[float, float]) -> Augment:
 
 
 def uncoloured(augment: Augment) -> Augment:
-    """The same view of images that have no red, green and blue: brightness and contrast stay."""
+    """The view's settings for images without red, green and blue: brightness and contrast stay."""
     nothing: dict[str, Any] = dict.fromkeys(COLOURS, 0)
     return replace(augment, **nothing)
 
 
-def refuse_colours(given: Mapping[str, Any], channels: int) -> None:
+def refuse_colours(settings: Mapping[str, Any], channels: int) -> None:
     """Refuse settings that images of ``channels`` other than three have nothing for.
 
     Raises:
@@ -73,10 +73,10 @@ def refuse_colours(given: Mapping[str, Any], channels: int) -> None:
 
     """
     for name in COLOURS:
-        if given[name]:
+        if settings[name]:
             images = f"{channels} {'channel' if channels == 1 else 'channels'}"
             raise UserError(
-                f"views.{name}={given[name]} needs red, green and blue, not images of {images}: leave it out"
+                f"views.{name}={settings[name]} needs red, green and blue, not images of {images}: leave it out"
             )
 
 
@@ -90,10 +90,10 @@ def completed(
 
     """
     channels = len(mean or std or MEAN)
-    both = [
-        given or (usual if channels == COLOURED else (sum(usual) / COLOURED,) * channels)
-        for given, usual in ((mean, MEAN), (std, STD))
+    resolved = [
+        value or (default if channels == COLOURED else (sum(default) / COLOURED,) * channels)
+        for value, default in ((mean, MEAN), (std, STD))
     ]
-    if len(both[0]) != len(both[1]):
+    if len(resolved[0]) != len(resolved[1]):
         raise UserError(f"mean={mean}, std={std}: give one of each for every channel")
-    return both[0], both[1]
+    return resolved[0], resolved[1]

@@ -61,7 +61,7 @@ def operations_of(
     return torch.where(skipped < half, SKIP, number), torch.where(negative < half, -level, level)
 
 
-def places(kind: Int64[Tensor, "B N"]) -> Iterator[Int64[Tensor, " n"]]:
+def rows_by_operation(kind: Int64[Tensor, "B N"]) -> Iterator[Int64[Tensor, " n"]]:
     """The images of each operation: those of the first round in the order of `OPERATIONS`, then the next round's."""
     for layer in kind.unbind(1):
         for number in range(len(OPERATIONS)):
@@ -80,20 +80,20 @@ def apply_everywhere(
 
 def apply_(
     x: Float[Tensor, "B 3 H W"],
-    chosen: Sequence[Int64[Tensor, " n"]],
+    groups: Sequence[Int64[Tensor, " n"]],
     level: Float[Tensor, "B N"],
     fill: Float[Tensor, " 3"],
 ) -> None:
-    """In place: the operations of ``chosen`` (as `places` lists them) on images in [0, 1].
+    """Apply operations in place to ``groups`` (see `rows_by_operation`) of images in [0, 1].
 
     Args:
         x: images.
-        chosen: the images of every operation of every round, on the images' device.
+        groups: the images of every operation of every round, on the images' device.
         level: of every image and round.
         fill: colour of what a geometric operation moves into the picture.
 
     """
-    for number, images in enumerate(chosen):
+    for number, images in enumerate(groups):
         if len(images):
             layer, kind = divmod(number, len(OPERATIONS))
             part = x.index_select(0, images)
@@ -202,7 +202,7 @@ def _factor(level: Tensor) -> Tensor:
 
 
 def _steps(x: Tensor) -> Tensor:
-    """Whole levels, 0 to 255."""
+    """Round to integer levels, 0 to 255."""
     return (x * 255).round()
 
 

@@ -18,12 +18,12 @@ TRIES = 10  # torchvision's number of attempts to fit a box into the image
 
 
 class Numbers(Protocol):
-    """Where the random numbers of one view of B images come from."""
+    """The source of the random numbers of one view of B images."""
 
-    def uniform(self, place: int, columns: int) -> Float[Tensor, "B columns"]:
-        """Numbers in [0, 1), for what stands at ``place`` of `WORDS`."""
+    def uniform(self, offset: int, columns: int) -> Float[Tensor, "B columns"]:
+        """Numbers in [0, 1) from the words at ``offset`` (see `WORDS`)."""
 
-    def box(self, place: int) -> Float64[Tensor, "B 2*tries+2"]:
+    def box(self, offset: int) -> Float64[Tensor, "B 2*tries+2"]:
         """The random numbers of one box an image: areas, aspect ratios, and the place in the room that is left."""
 
     def operations(self, layers: int, magnitude: float) -> tuple[Int64[Tensor, "B N"], Float[Tensor, "B N"]]:
@@ -40,11 +40,11 @@ class InTurn(NamedTuple):
     images: int
     generator: torch.Generator | None
 
-    def uniform(self, place: int, columns: int) -> Float[Tensor, "B columns"]:
+    def uniform(self, offset: int, columns: int) -> Float[Tensor, "B columns"]:
         """The next ones."""
         return torch.rand(self.images, columns, generator=self.generator)
 
-    def box(self, place: int) -> Float64[Tensor, "B 2*tries+2"]:
+    def box(self, offset: int) -> Float64[Tensor, "B 2*tries+2"]:
         """The next ones."""
         return torch.rand(self.images, 2 * TRIES + 2, generator=self.generator, dtype=torch.float64)
 
@@ -65,16 +65,16 @@ class Words(NamedTuple):
             return OPERATIONS + 4 * augment.randaugment
         return OPERATIONS if augment.erase > 0 else ERASE
 
-    def uniform(self, place: int, columns: int) -> Float[Tensor, "B columns"]:
-        """Those of the words at ``place``."""
-        return philox.unit(self.words[:, place : place + columns])
+    def uniform(self, offset: int, columns: int) -> Float[Tensor, "B columns"]:
+        """Numbers from the words at ``offset``."""
+        return philox.unit(self.words[:, offset : offset + columns])
 
-    def box(self, place: int) -> Float64[Tensor, "B 2*tries+2"]:
-        """Those of the words at ``place``."""
-        return philox.fine_unit(self.words[:, place : place + 2 * TRIES + 2])
+    def box(self, offset: int) -> Float64[Tensor, "B 2*tries+2"]:
+        """Numbers from the words at ``offset``."""
+        return philox.fine_unit(self.words[:, offset : offset + 2 * TRIES + 2])
 
     def operations(self, layers: int, magnitude: float) -> tuple[Int64[Tensor, "B N"], Float[Tensor, "B N"]]:
-        """Those of the last words."""
+        """Numbers from the last words."""
         words = self.words[:, OPERATIONS : OPERATIONS + 4 * layers].unflatten(1, (4, layers))
         kind, skipped, negative, noise = words.unbind(1)
         return operations_of(kind, skipped, negative, noise, magnitude)

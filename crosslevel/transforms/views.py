@@ -13,8 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from crosslevel.transforms import functional as op
-from crosslevel.transforms import grouped as parts
-from crosslevel.transforms import masked, parameters, presets
+from crosslevel.transforms import grouped, masked, parameters, presets
 from crosslevel.transforms.layout import Layout
 from crosslevel.transforms.parameters import Augment, Draw, draw, draw_box
 from crosslevel.transforms.philox import Counted
@@ -96,7 +95,7 @@ class Views(nn.Module):
             or min(std or presets.STD) <= 0
         ):
             raise UserError(f"{size=}, {small_size=}, {std=}: a view needs 4 pixels or more, and every std above 0")
-        given: dict[str, Any] = {
+        overrides: dict[str, Any] = {
             "scale": scale,
             "flip": flip,
             "jitter": jitter,
@@ -112,10 +111,10 @@ class Views(nn.Module):
             "solarize": solarize,
             "erase": erase,
         }
-        changes = {name: value for name, value in given.items() if value is not None}
+        changes = {name: value for name, value in overrides.items() if value is not None}
         self._changes, self.chosen = changes, preset is not None
         self.small_size, self.small_scale = small_size, small_scale
-        self._given, self.size, self._open = given, size or 32, size is None
+        self._overrides, self.size, self._open = overrides, size or 32, size is None
         self._colours_open = mean is None, std is None
         self.mean, self.std = presets.completed(mean, std)
         self.count, self.small, self.plain = 2, 0, 0
@@ -137,14 +136,14 @@ class Views(nn.Module):
             hint = did_you_mean(preset, presets.PRESETS, cutoff=0.0)
             raise UserError(f"preset={preset!r} is unknown: {hint} One of {', '.join(presets.PRESETS)}")
         for name, value in instead.items():
-            if value is not None and self._given[name] is None:
-                self._given[name] = self._changes[name] = value
+            if value is not None and self._overrides[name] is None:
+                self._overrides[name] = self._changes[name] = value
         self.augments = tuple(replace(augment, **self._changes) for augment in presets.PRESETS[preset])
         self.preset, self.chosen = preset, chosen
-        usual = presets.small_of(preset, self.augments[0].scale)
-        self._small = replace(usual, **{**self._changes, "scale": self.small_scale or usual.scale})
+        small = presets.small_of(preset, self.augments[0].scale)
+        self._small = replace(small, **{**self._changes, "scale": self.small_scale or small.scale})
         if self.channels != presets.COLOURED:
-            presets.refuse_colours(self._given, self.channels)
+            presets.refuse_colours(self._overrides, self.channels)
             self.augments, self._small = tuple(map(presets.uncoloured, self.augments)), presets.uncoloured(self._small)
 
     @property
@@ -175,7 +174,14 @@ class Views(nn.Module):
     def arguments(self) -> dict[str, Any]:
         """The arguments that build these views again; None where the preset decides."""
         small = {"small_size": self.small_size, "small_scale": self.small_scale}
-        return {"preset": self.preset, "size": self.size, **self._given, "mean": self.mean, "std": self.std, **small}
+        return {
+            "preset": self.preset,
+            "size": self.size,
+            **self._overrides,
+            "mean": self.mean,
+            "std": self.std,
+            **small,
+        }
 
     @property
     def _layout(self) -> Layout:
@@ -220,50 +226,50 @@ class Views(nn.Module):
                 ]
             # All that are drawn alike are one batch: as many operations as for a single one.
             for _, alike in groupby(range(self.count), lambda v: (self._augment(v), self._layout.side(v))):
-                places = list(alike)
-                views += self._masked(images, partners, cropped, places, [sources[v] for v in places])
+                view_numbers = list(alike)
+                views += self._masked(images, partners, cropped, view_numbers, [sources[v] for v in view_numbers])
         return views
 
     def _sources(
         self, generator: torch.Generator | Counted | None, device: torch.device
     ) -> list[torch.Generator | Words | None]:
-        """Where each view's random numbers come from."""
+        """The source of each view's random numbers."""
         if not isinstance(generator, Counted):
             return [generator] * self.count
         needed = max(Words.needed(self._augment(v)) for v in range(self.count))
         # Apple's GPUs have no float64, in which boxes are drawn.
-        place = torch.device("cpu") if device.type == "mps" else device
-        return [Words(words) for words in self.words(generator, range(self.count), needed, place)]
+        draw_device = torch.device("cpu") if device.type == "mps" else device
+        return [Words(words) for words in self.words(generator, range(self.count), needed, draw_device)]
 
     def _masked(
         self,
         images: UInt8[Tensor, "B *V C H W"],
         partners: UInt8[Tensor, "B C H W"] | None,
         cropped: bool,
-        places: list[int],
+        view_numbers: list[int],
         sources: list[torch.Generator | Words | None],
     ) -> list[Float[Tensor, "B C size size"]]:
-        """The views with the numbers ``places``, all drawn alike, with fixed shapes."""
-        augment, side = self._augment(places[0]), self._layout.side(places[0])
+        """The views of these numbers, all drawn alike, with fixed shapes."""
+        augment, side = self._augment(view_numbers[0]), self._layout.side(view_numbers[0])
         count, (height, width) = len(images), images.shape[-2:]
         words = [source.words for source in sources if isinstance(source, Words)]
         if words:
-            drawn = self.draw(augment, count * len(places), height, width, side, Words(torch.cat(words)))
+            sampled = self.draw(augment, count * len(view_numbers), height, width, side, Words(torch.cat(words)))
         else:
-            drawn = Draw.joined([draw(augment, count, height, width, side, source) for source in sources])
-        drawn = drawn.to(images.device)
-        if len(places) > 1:
-            images = torch.cat([self._of_view(v, images, partners) for v in places])
+            sampled = Draw.joined([draw(augment, count, height, width, side, source) for source in sources])
+        sampled = sampled.to(images.device)
+        if len(view_numbers) > 1:
+            images = torch.cat([self._of_view(v, images, partners) for v in view_numbers])
         else:
-            images = self._of_view(places[0], images, partners)
+            images = self._of_view(view_numbers[0], images, partners)
         most = max(1, self.chunk // (self.channels * max(height * width, side**2)))
-        made = [
-            self.make(some, cropped, drawn.part(first, most), augment, side, self._mean, self._std)
-            for first, some in zip(range(0, len(images), most), images.split(most), strict=True)
+        chunks = [
+            self.make(chunk, cropped, sampled.part(first, most), augment, side, self._mean, self._std)
+            for first, chunk in zip(range(0, len(images), most), images.split(most), strict=True)
         ]
         # Tensors of their own: what is done to one in place is no business of the others, nor of autograd.
-        views = made[0] if len(made) == 1 else torch.cat(made)
-        return [view.data for view in views.unflatten(0, (len(places), count)).unbind()]
+        views = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+        return [view.data for view in views.unflatten(0, (len(view_numbers), count)).unbind()]
 
     def crops(
         self, image: UInt8[Tensor, "C H W"], generator: torch.Generator | None = None
@@ -274,13 +280,13 @@ class Views(nn.Module):
         Fastest for an image whose memory is (H, W, 3), as decoders leave it; so is the memory of the views.
         """
         height, width = image.shape[-2:]
-        whole = image.unsqueeze(0)
+        batch = image.unsqueeze(0)
         # Zeros, where small crops leave some of their room empty: equal draws give equal bytes.
         make = image.new_zeros if self.small else image.new_empty
         views = make(self._layout.pictures, self.size, self.size, len(image)).permute(0, 3, 1, 2)
         for v in range(self.count):
             top, left, rows, columns = draw_box(self._augment(v), height, width, generator)
-            part, side = whole[..., top : top + rows, left : left + columns], self._layout.side(v)
+            part, side = batch[..., top : top + rows, left : left + columns], self._layout.side(v)
             if part.is_contiguous():  # a whole image: PyTorch fails on it where the output's memory is (H, W, 3)
                 part = part.contiguous(memory_format=torch.channels_last)
             # The operation that torchvision's resize ends in: around it half of the time would be checks and copies.
@@ -302,7 +308,7 @@ class Views(nn.Module):
         box = torch.tensor([(height - side) // 2, (width - side) // 2, side, side])
         views = []
         with _float32_without_gradients(images.device):
-            for chunk in images.split(parts.chunk_length(images, self.size)):
+            for chunk in images.split(grouped.chunk_length(images, self.size)):
                 boxes = box.repeat(len(chunk), 1).to(images.device, non_blocking=True)
                 views.append(op.normalize(op.crop_resize(chunk, boxes, self.size), self._mean, self._std))
         return torch.cat(views)
@@ -324,21 +330,21 @@ class Views(nn.Module):
         shape = tuple(images.shape)
         expected = (self._layout.pictures, self.channels, self.size, self.size)
         if images.dtype != torch.uint8 or (shape[1:] != expected if cropped else shape[1:2] != (self.channels,)):
-            crops, whole = ", ".join(map(str, expected)), f"(B, {self.channels}, H, W)"
-            raise UserError(f"images are {images.dtype} {shape}: give uint8 {whole}, or crops (B, {crops})")
+            crops, batch = ", ".join(map(str, expected)), f"(B, {self.channels}, H, W)"
+            raise UserError(f"images are {images.dtype} {shape}: give uint8 {batch}, or crops (B, {crops})")
 
     def _in_parts(
         self, images: UInt8[Tensor, "B C H W"], cropped: bool, v: int, source: torch.Generator | Words | None
     ) -> Float[Tensor, "B C s s"]:
         """View v, part by part."""
         augment, side, (height, width) = self._augment(v), self._layout.side(v), images.shape[-2:]
-        drawn = draw(augment, len(images), height, width, side, source)
-        return parts.view(images, cropped, drawn, augment, side, self._mean, self._std)
+        sampled = draw(augment, len(images), height, width, side, source)
+        return grouped.view(images, cropped, sampled, augment, side, self._mean, self._std)
 
 
 @contextmanager
 def _float32_without_gradients(device: torch.device) -> Iterator[None]:
-    """Whatever autocast the caller is in: a view rounded to bfloat16 has lost half of its gray levels."""
+    """Turn autocast and gradients off: a view rounded to bfloat16 has lost half of its gray levels."""
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         if torch.amp.is_autocast_available(device.type):

@@ -26,10 +26,10 @@ def finalists(trials: Sequence[FrozenTrial], plan: Plan) -> list[FrozenTrial]:
     """The best ``plan.finalists`` trials of the search that came to their end, and the settings as given."""
     if not plan.finalists:
         return []
-    whole = [trial for trial in trials if is_search(trial) and outcome(trial) == "complete"]
-    best = sorted(whole, key=lambda trial: (-(trial.value or 0.0), trial.number))[: plan.finalists]
-    given = as_given(trials, plan)
-    return best if given is None or given in best else [*best, given]
+    complete = [trial for trial in trials if is_search(trial) and outcome(trial) == "complete"]
+    best = sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[: plan.finalists]
+    as_given_trial = as_given(trials, plan)
+    return best if as_given_trial is None or as_given_trial in best else [*best, as_given_trial]
 
 
 def as_given(trials: Sequence[FrozenTrial], plan: Plan) -> FrozenTrial | None:
@@ -47,8 +47,8 @@ def repeated(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> list[FrozenTr
 
 def score(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> float:
     """The mean of the trial's score and of its repetitions'."""
-    again = [t.value for t in repeated(trials, trial) if outcome(t) == "complete" and t.value is not None]
-    return mean([trial.value or 0.0, *again])
+    scores = [t.value for t in repeated(trials, trial) if outcome(t) == "complete" and t.value is not None]
+    return mean([trial.value or 0.0, *scores])
 
 
 def best(trials: Sequence[FrozenTrial], plan: Plan) -> FrozenTrial | None:
@@ -57,13 +57,13 @@ def best(trials: Sequence[FrozenTrial], plan: Plan) -> FrozenTrial | None:
     Once all finalists have been trained again, that is the one with the best mean score. Before, and in a search
     without finalists, it is the trial with the best score.
     """
-    whole = [trial for trial in trials if is_search(trial) and outcome(trial) == "complete"]
+    complete = [trial for trial in trials if is_search(trial) and outcome(trial) == "complete"]
     last = finalists(trials, plan)
-    done = [any(again.state.is_finished() for again in repeated(trials, trial)) for trial in last]
-    sure = [t for t in last if any(outcome(again) == "complete" for again in repeated(trials, t))]
+    done = [any(repeat.state.is_finished() for repeat in repeated(trials, trial)) for trial in last]
+    sure = [t for t in last if any(outcome(repeat) == "complete" for repeat in repeated(trials, t))]
     if sure and all(done):
         return max(sure, key=lambda trial: (score(trials, trial), -trial.number))
-    return max(whole, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
+    return max(complete, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
 
 
 def reserve(plan: Plan) -> int:

@@ -62,7 +62,7 @@ class Effort:
 
 @dataclass
 class Plan:
-    """What all workers of a study agree on, and where they work.
+    """The settings that all workers of a study share.
 
     - ``start``: the parameters of the first trials. The very first are the user's settings if ``as_given``, else the
       nearest to them that the ranges allow.
@@ -98,8 +98,8 @@ def url(storage: str | None, folder: Path) -> str:
     """The database's address as SQLAlchemy wants it: a file in the folder, or PostgreSQL by psycopg."""
     if storage is None:
         return f"sqlite:///{(folder / FILE).resolve()}"
-    scheme, mark, rest = storage.partition("://")
+    scheme, mark, address = storage.partition("://")
     if not mark:
-        told = f"***@{storage.rpartition('@')[2]}" if "@" in storage else storage
-        raise UserError(f"--storage {told}: give an address such as postgresql://user:password@host/database")
-    return f"postgresql+psycopg://{rest}" if scheme in ("postgresql", "postgres") else storage
+        redacted = f"***@{storage.rpartition('@')[2]}" if "@" in storage else storage
+        raise UserError(f"--storage {redacted}: give an address such as postgresql://user:password@host/database")
+    return f"postgresql+psycopg://{address}" if scheme in ("postgresql", "postgres") else storage

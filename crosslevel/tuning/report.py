@@ -74,14 +74,14 @@ def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], conso
 
 
 def _tell_unread(plan: Plan, console: Console) -> None:
-    """What this machine's trials could not read, once for all of them: in training or among the held-out images."""
-    known = len(plan.bad)
+    """Print once which files this machine's trials could not read, in training or among the held-out images."""
+    before = len(plan.bad)
     for file in sorted((plan.folder / "trials").glob(f"*/*{BAD_FILES}")):
         plan.bad.read(file)
     if not len(plan.bad):
         return
     plan.bad.write(plan.folder / BAD_FILES)
-    if len(plan.bad) > known:
+    if len(plan.bad) > before:
         console.print(plan.bad.summary(plan.images), highlight=False, markup=False)
 
 
@@ -95,13 +95,13 @@ def best_settings(settings: Mapping[str, Any], parameters: Mapping[str, Any]) ->
     tree: dict[str, Any] = copy.deepcopy(dict(settings))
     for name, value in parameters.items():
         part, _, last = name.rpartition(".")
-        place = tree if not part else tree[part].setdefault("init_args", {}) if part == "method" else tree[part]
-        place[last] = ranges.written(value) if isinstance(value, str) else value
+        branch = tree if not part else tree[part].setdefault("init_args", {}) if part == "method" else tree[part]
+        branch[last] = ranges.written(value) if isinstance(value, str) else value
     return tree
 
 
 def following(plan: Plan) -> str:
-    """What a user would do next."""
+    """Commands to continue with the best settings."""
     return f"crosslevel train --config {shlex.quote(str(plan.folder / BEST))}"
 
 
@@ -118,23 +118,23 @@ def summary(study: Study, plan: Plan) -> str:
 def line(trial: FrozenTrial, plan: Plan) -> str:
     """A trial that has ended, in one line."""
     score = _score(trial)
-    shown = "" if score is None else f"  score {score:.4f}"
+    score_text = "" if score is None else f"  score {score:.4f}"
     values = ", ".join(f"{name}={_value(value)}" for name, value in trial.params.items())
     reason = trial.user_attrs.get("reason", "")
     epochs = f"{trial.last_step or 0}/{plan.epochs} epochs"
-    return f"trial {trial.number}  {outcome(trial)}  {epochs}{shown}  {values}{f'  ({reason})' if reason else ''}"
+    return f"trial {trial.number}  {outcome(trial)}  {epochs}{score_text}  {values}{f'  ({reason})' if reason else ''}"
 
 
 def verdict(trials: Sequence[FrozenTrial], plan: Plan, best: FrozenTrial) -> str:
-    """What the best trial gains, in a sentence."""
-    given, score = finals.as_given(trials, plan), finals.score(trials, best)
-    twice = ", the mean of two trainings" if any(_whole(t) for t in finals.repeated(trials, best)) else ""
-    told = f"Trial {best.number} scored best: {score:.4f}{twice}"
-    if given is None:
-        return f"{told}."
-    if best.number == given.number:
-        return f"The settings as given scored best: {score:.4f}{twice}."
-    return f"{told}; the settings as given, trial {given.number}: {finals.score(trials, given):.4f}."
+    """Describe the gain of the best trial in a sentence."""
+    default, score = finals.as_given(trials, plan), finals.score(trials, best)
+    of_two = ", the mean of two trainings" if any(_is_complete(t) for t in finals.repeated(trials, best)) else ""
+    sentence = f"Trial {best.number} scored best: {score:.4f}{of_two}"
+    if default is None:
+        return f"{sentence}."
+    if best.number == default.number:
+        return f"The settings as given scored best: {score:.4f}{of_two}."
+    return f"{sentence}; the settings as given, trial {default.number}: {finals.score(trials, default):.4f}."
 
 
 def blocks(trials: Sequence[FrozenTrial], plan: Plan, best: FrozenTrial | None) -> list[Block]:
@@ -149,7 +149,7 @@ def blocks(trials: Sequence[FrozenTrial], plan: Plan, best: FrozenTrial | None) 
         out.append(_epochs(scored))
     out += _importance(scored, plan)
     if len(scored) > 1:
-        points = [({**t.params}, float(_score(t) or 0.0), _whole(t)) for t in scored]
+        points = [({**t.params}, float(_score(t) or 0.0), _is_complete(t)) for t in scored]
         out.append(report.parallel("Parallel coordinates", _axes(plan), points, "score", PARALLEL))
     out.append(_all_trials(trials, plan))
     if best is not None:
@@ -172,22 +172,22 @@ def _axes(plan: Plan) -> dict[str, report.Axis]:
 
 
 def _settings_table(trials: Sequence[FrozenTrial], plan: Plan, best: FrozenTrial) -> Block:
-    given = plan.start[0] if plan.as_given and plan.start else {}
+    defaults = plan.start[0] if plan.as_given and plan.start else {}
     rows: list[list[Cell]] = [
-        [name, ranges.range_text(searched), _value(given.get(name)), _value(best.params[name])]
+        [name, ranges.range_text(searched), _value(defaults.get(name)), _value(best.params[name])]
         for name, searched in plan.space.items()
     ]
     return report.table("Best settings found", ["setting", "searched", "as given", "best"], rows, None)
 
 
 def _history(scored: Sequence[FrozenTrial]) -> Block:
-    points = [(trial.number, float(_score(trial) or 0.0), _whole(trial)) for trial in scored]
+    points = [(trial.number, float(_score(trial) or 0.0), _is_complete(trial)) for trial in scored]
     note = "Filled: trained to the end. Hollow: stopped before, with its last score."
     return report.history("History", points, "trial", "score", note)
 
 
-def _epochs(scored: Sequence[FrozenTrial], most: int = 8) -> Block:
-    best = sorted(scored, key=lambda t: (_whole(t), _score(t)), reverse=True)[:most]
+def _epochs(scored: Sequence[FrozenTrial], limit: int = 8) -> Block:
+    best = sorted(scored, key=lambda t: (_is_complete(t), _score(t)), reverse=True)[:limit]
     series = {f"trial {t.number}": sorted(t.intermediate_values.items()) for t in best}
     return report.curves("Score during training", series, "epoch", "score", f"The best {len(best)} trials.")
 
@@ -226,8 +226,8 @@ def importance(values: Sequence[tuple[FrozenTrial, float]]) -> dict[str, float]:
         study = optuna.create_study(direction="maximize")
         for trial, value in values:
             study.add_trial(optuna.create_trial(params=trial.params, distributions=trial.distributions, value=value))
-        found: dict[str, float] = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
-    return found
+        shares: dict[str, float] = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    return shares
 
 
 def _all_trials(trials: Sequence[FrozenTrial], plan: Plan) -> Block:
@@ -250,18 +250,18 @@ def _row(trial: FrozenTrial, plan: Plan) -> list[Cell]:
     ]
 
 
-def _printed(trials: Sequence[FrozenTrial], plan: Plan, most: int = 10) -> Table:
+def _printed(trials: Sequence[FrozenTrial], plan: Plan, limit: int = 10) -> Table:
     """The best trials; the rest is in the file."""
-    shown = sorted(trials, key=lambda t: (_whole(t), _score(t) or 0.0), reverse=True)[:most]
-    table = Table(title=f"The best {len(shown)} of {len(trials)} trials" if len(trials) > most else "Trials")
+    selected = sorted(trials, key=lambda t: (_is_complete(t), _score(t) or 0.0), reverse=True)[:limit]
+    table = Table(title=f"The best {len(selected)} of {len(trials)} trials" if len(trials) > limit else "Trials")
     for column in ("trial", "outcome", "epochs", "score"):
         table.add_column(column, justify="left" if column == "outcome" else "right", no_wrap=True)
     table.add_column("settings", overflow="fold")
-    for trial in shown:
-        number, kind, epochs, score, *rest = _row(trial, plan)
-        values = rest[len(FIGURES) : len(FIGURES) + len(plan.space)]
-        found = ", ".join(f"{name} {cell(value, 4)}" for name, value in zip(plan.space, values, strict=True))
-        table.add_row(*(cell(value, 4) for value in (number, kind, epochs, score)), found)
+    for trial in selected:
+        number, kind, epochs, score, *cells = _row(trial, plan)
+        values = cells[len(FIGURES) : len(FIGURES) + len(plan.space)]
+        values_text = ", ".join(f"{name} {cell(value, 4)}" for name, value in zip(plan.space, values, strict=True))
+        table.add_row(*(cell(value, 4) for value in (number, kind, epochs, score)), values_text)
     return table
 
 
@@ -272,19 +272,19 @@ def _write_table(trials: Sequence[FrozenTrial], plan: Plan) -> None:
     writer = csv.writer(table)
     writer.writerow(["trial", "outcome", "repeats", "epochs", "cost", "seconds", *plan.space, *names, "reason"])
     for trial in trials:
-        about = trial.user_attrs
+        attributes = trial.user_attrs
         writer.writerow(
             [
-                trial.number, outcome(trial), about.get(finals.REPEATS, ""), trial.last_step or 0,
-                f"{cost(trial, plan.epochs):.4g}", about.get("seconds", ""),
+                trial.number, outcome(trial), attributes.get(finals.REPEATS, ""), trial.last_step or 0,
+                f"{cost(trial, plan.epochs):.4g}", attributes.get("seconds", ""),
                 *(trial.params.get(name, "") for name in plan.space),
-                *(about.get("figures", {}).get(name, "") for name in names), about.get("reason", ""),
+                *(attributes.get("figures", {}).get(name, "") for name in names), attributes.get("reason", ""),
             ]
         )  # fmt: skip
     write(plan.folder / TABLE, table.getvalue())
 
 
-def _whole(trial: FrozenTrial) -> bool:
+def _is_complete(trial: FrozenTrial) -> bool:
     """Whether it came to its end; one that was stopped has a value as well, its last score."""
     return trial.state.name == "COMPLETE"
 

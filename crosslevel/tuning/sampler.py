@@ -39,15 +39,15 @@ class Fresh(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """All parameters' values."""
-        others = study.get_trials(deepcopy=False)
-        tried = [other.params for other in others if other.number < trial.number and other.params]
-        given = next((point for point in self.plan.start if not any(point.items() <= p.items() for p in tried)), {})
-        if len(tried) > 10 * len(self.plan.start):
-            given = {}  # by now each had its turn, whatever became of it
+        trials = study.get_trials(deepcopy=False)
+        points = [past.params for past in trials if past.number < trial.number and past.params]
+        fixed = next((point for point in self.plan.start if not any(point.items() <= p.items() for p in points)), {})
+        if len(points) > 10 * len(self.plan.start):
+            fixed = {}  # by now each had its turn, whatever became of it
         point: dict[str, Any] = {}
         for attempt in range(self.tries):
-            point = self._draw(study, trial, trial_seed(self.plan.seed, trial.number, attempt)) | given
-            if twin(others, point, trial.number) is None:
+            point = self._draw(study, trial, trial_seed(self.plan.seed, trial.number, attempt)) | fixed
+            if twin(trials, point, trial.number) is None:
                 break
         return point
 
@@ -75,7 +75,7 @@ def distributions(space: Mapping[str, Range]) -> dict[str, BaseDistribution]:
     for name, searched in space.items():
         if not isinstance(searched, Numbers):
             out[name] = CategoricalDistribution(searched)
-        elif searched.whole:
+        elif searched.integral:
             out[name] = IntDistribution(int(searched.low), int(searched.high), log=searched.log)
         else:
             out[name] = FloatDistribution(searched.low, searched.high, log=searched.log)

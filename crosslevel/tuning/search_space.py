@@ -36,12 +36,12 @@ Value = str | float | int
 
 
 class Numbers(NamedTuple):
-    """All numbers from ``low`` to ``high``, whole ones with ``whole``, evenly or, with ``log``, by their logarithm."""
+    """Numbers from ``low`` to ``high``, whole ones if ``integral``, evenly or, if ``log``, by their logarithm."""
 
     low: float
     high: float
     log: bool = False
-    whole: bool = False
+    integral: bool = False
 
     def __contains__(self, value: object) -> bool:
         return isinstance(value, int | float) and self.low <= value <= self.high
@@ -62,7 +62,7 @@ def parse(texts: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Range]
         UserError: an unknown parameter, with the nearest names; a range that is none, or that `train` does not take.
 
     """
-    types, found = parameters(settings), {}
+    types, space = parameters(settings), {}
     for text in texts:
         name, equals, bounds = text.partition("=")
         name = name.strip().removeprefix("--")
@@ -70,27 +70,27 @@ def parse(texts: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Range]
             raise UserError(f"--search {text}: give NAME=RANGE, where the range is {FORMS}")
         if name not in types:
             raise UserError(f"--search {text}: {_unknown(name, types)}")
-        if name in found:
+        if name in space:
             raise UserError(f"--search {text}: {name} is searched twice: give one range for it")
-        found[name] = _range(text, bounds.strip(), types[name])
-        _check(text, name, types[name], found[name])
-    return found
+        space[name] = _range(text, bounds.strip(), types[name])
+        _check(text, name, types[name], space[name])
+    return space
 
 
 def parameters(settings: Mapping[str, Any]) -> dict[str, Kind]:
     """Every parameter of `train` that can be searched, those of the chosen method included, and its kind."""
-    known = {name: option.kind for name, option in _command().options.items()}
-    known |= {f"method.{o.name}": o.kind for o in signature.of_method(settings["method"]["class_path"])}
-    return {name: kind for name, kind in known.items() if name not in FIXED}
+    kinds = {name: option.kind for name, option in _command().options.items()}
+    kinds |= {f"method.{o.name}": o.kind for o in signature.of_method(settings["method"]["class_path"])}
+    return {name: kind for name, kind in kinds.items() if name not in FIXED}
 
 
-def chosen(settings: Mapping[str, Any]) -> Any:
+def method_of(settings: Mapping[str, Any]) -> Any:
     """The class of the settings' method."""
-    return trust.chosen(settings)
+    return trust.method_of(settings)
 
 
 def value_at(settings: Mapping[str, Any], name: str) -> Any:
-    """What the settings have for a parameter; a group count and a learning rate that were left open as train sets them.
+    """A parameter's value in the settings; an open group count or learning rate is what train would set.
 
     None where the setting is open and the rule is the training's own.
     """
@@ -99,17 +99,17 @@ def value_at(settings: Mapping[str, Any], name: str) -> Any:
     value = (tree.get("init_args") or {}).get(last) if part == "method" else tree.get(last)
     batch = settings["batch_size"]
     if value is None and name == "optimizer":
-        return defaults.optimizer(is_modern(settings["encoder"]["name"]), chosen(settings).usual_optimizer).value
+        return defaults.optimizer(is_modern(settings["encoder"]["name"]), method_of(settings).usual_optimizer).value
     if value is None and name == "cld.groups":
         return defaults.groups(batch).value
     if value is None and name == "lr":
-        rate = chosen(settings).sgd_rate
+        rate = method_of(settings).sgd_rate
         return defaults.learning_rate(value_at(settings, "optimizer"), rate, batch * settings["devices"]).value
     return value
 
 
-def usual(settings: Mapping[str, Any], images: int) -> dict[str, Range]:
-    """What is searched where nothing is named, around the settings that were given.
+def default_space(settings: Mapping[str, Any], images: int) -> dict[str, Range]:
+    """The default search space, around the given settings.
 
     The weight of the group branch, its groups (a sixteenth of the batch to all of it) and its temperature, the
     method's temperature if it has one, and the learning rate (a tenth to ten times).
@@ -117,15 +117,15 @@ def usual(settings: Mapping[str, Any], images: int) -> dict[str, Range]:
     lr, weight = float(value_at(settings, "lr")), float(value_at(settings, "cld.weight"))
     groups = int(value_at(settings, "cld.groups"))
     batch = min(settings["batch_size"], images)
-    found: dict[str, Range] = {
+    space: dict[str, Range] = {
         "cld.weight": Numbers(0.0, max(1.0, weight)),
-        "cld.groups": Numbers(min(max(2, batch // 16), groups), batch, log=True, whole=True),
+        "cld.groups": Numbers(min(max(2, batch // 16), groups), batch, log=True, integral=True),
     }
     for name in ("cld.temperature", "method.temperature"):
         if name in parameters(settings):
-            given = float(value_at(settings, name))
-            found[name] = Numbers(min(0.05, given), max(1.0, given), log=True)
-    return {**found, "lr": Numbers(lr / 10, lr * 10, log=True)}
+            current = float(value_at(settings, name))
+            space[name] = Numbers(min(0.05, current), max(1.0, current), log=True)
+    return {**space, "lr": Numbers(lr / 10, lr * 10, log=True)}
 
 
 def clipped(space: Mapping[str, Range], point: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def clipped(space: Mapping[str, Range], point: Mapping[str, Any]) -> dict[str, A
         if isinstance(searched, Numbers):
             if isinstance(value, int | float):
                 inside = min(max(value, searched.low), searched.high)
-                out[name] = int(inside) if searched.whole else float(inside)
+                out[name] = int(inside) if searched.integral else float(inside)
         elif (choice := next((c for c in searched or () if matches(c, value)), None)) is not None:
             out[name] = choice
     return out
@@ -159,7 +159,7 @@ def outside(space: Mapping[str, Range], point: Mapping[str, Any]) -> list[str]:
 
 
 def foreign(space: Mapping[str, Range], parameters: Mapping[str, Any]) -> str:
-    """What a trial of the study has that the search never gives one; empty if nothing."""
+    """Describe a trial's parameter that this search cannot have suggested; empty if there is none."""
     for name, value in parameters.items():
         if name not in space:
             return f"its study has {name!r}, which is not searched"
@@ -186,15 +186,15 @@ def _unknown(name: str, types: Mapping[str, Kind]) -> str:
     if name in FIXED:
         return f"{name} is not searched, it is the same for all trials"
     near = near_names(name, types, 0.7, 3)
-    near += [other for other in types if other.rpartition(".")[2] == name and other not in near]
+    near += [full for full in types if full.rpartition(".")[2] == name and full not in near]
     hint = f"did you mean {' or '.join(near)}?" if near else "crosslevel train --help lists the names"
     return f"train has no setting {name!r}: {hint}"
 
 
 def _range(text: str, bounds: str, kind: Kind) -> Range:
-    whole = takes(kind, "int") and not takes(kind, "float")
+    integral = takes(kind, "int") and not takes(kind, "float")
     if ":" not in bounds:
-        choices = tuple(choice.strip() for choice in _apart(bounds) if choice.strip())
+        choices = tuple(choice.strip() for choice in _split(bounds) if choice.strip())
         if len(set(choices)) < 2 or len(set(choices)) < len(choices):
             raise UserError(f"--search {text}: give at least two different choices, or {FORMS}")
         return choices
@@ -202,10 +202,10 @@ def _range(text: str, bounds: str, kind: Kind) -> Range:
     if not (takes(kind, "int") or takes(kind, "float")):
         raise UserError(f"--search {text}: it is no number: give choices, A,B,C")
     try:
-        first, last = (int(n) if whole else float(n) for n in (low, high))
+        first, last = (int(n) if integral else float(n) for n in (low, high))
     except ValueError as error:
-        raise UserError(f"--search {text}: the ends must be {'whole ' if whole else ''}numbers: {FORMS}") from error
-    numbers = Numbers(first, last, more == ["log"], whole)
+        raise UserError(f"--search {text}: the ends must be {'whole ' if integral else ''}numbers: {FORMS}") from error
+    numbers = Numbers(first, last, more == ["log"], integral)
     if more not in ([], ["log"]):
         raise UserError(f"--search {text}: {':'.join(more)!r} is not log: give {FORMS}")
     if not (math.isfinite(numbers.low) and math.isfinite(numbers.high) and numbers.low < numbers.high):
@@ -215,16 +215,16 @@ def _range(text: str, bounds: str, kind: Kind) -> Range:
     return numbers
 
 
-def _apart(bounds: str) -> list[str]:
+def _split(bounds: str) -> list[str]:
     """Split at the commas that are in no brackets."""
-    parts, depth = [""], 0
+    pieces, depth = [""], 0
     for letter in bounds:
         depth += (letter in "[(") - (letter in "])")
         if letter == "," and depth == 0:
-            parts.append("")
+            pieces.append("")
         else:
-            parts[-1] += letter
-    return parts
+            pieces[-1] += letter
+    return pieces
 
 
 def _check(text: str, name: str, kind: Kind, searched: Range) -> None:

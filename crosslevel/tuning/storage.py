@@ -41,15 +41,15 @@ def patiently(plan: Plan, call: Callable[[], Result], patience: float = PATIENCE
         ValueError: it stays away, or the search is to stop.
 
     """
-    began, pause = None, plan.pause
+    start_time, pause = None, plan.pause
     while True:
         try:
             return call()
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             if not _is_away(error):
                 raise
-            began = time.monotonic() if began is None else began
-            if plan.stop.is_set() or time.monotonic() - began + pause > patience:
+            start_time = time.monotonic() if start_time is None else start_time
+            if plan.stop.is_set() or time.monotonic() - start_time + pause > patience:
                 raise UserError(f"{address(plan)}: the study cannot be reached: {_reason(plan, error)}") from error
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
@@ -67,10 +67,10 @@ def _is_away(error: BaseException | None) -> bool:
 
 
 def _reason(plan: Plan, error: BaseException) -> str:
-    """What is wrong; a library may repeat the address, or a part of it."""
-    said = " ".join(str(error.__cause__ or error).split())
+    """The error's text without the password: a library may repeat the address, or a part of it."""
+    text = " ".join(str(error.__cause__ or error).split())
     secret = plan.storage.partition("://")[2].rpartition("@")[0].partition(":")[2]
-    return said.replace(secret, "***") if secret else said
+    return text.replace(secret, "***") if secret else text
 
 
 def address(plan: Plan) -> str:
@@ -94,7 +94,7 @@ def opened(plan: Plan, tries: int = 8) -> optuna.Study:
     for attempt in range(tries):
         try:
             with locked(plan.folder / "study.lock"), locked_everywhere(plan):
-                return _made(plan)
+                return _create(plan)
         except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
             # Other studies' workers that make the same tables at the same time get in each other's way.
             if attempt == tries - 1:
@@ -105,7 +105,7 @@ def opened(plan: Plan, tries: int = 8) -> optuna.Study:
     raise AssertionError("unreachable")
 
 
-def _made(plan: Plan) -> optuna.Study:
+def _create(plan: Plan) -> optuna.Study:
     name = plan.folder.name
     if plan.storage == url(None, plan.folder):
         _make_whole(plan.folder / FILE)
@@ -120,8 +120,8 @@ def _made(plan: Plan) -> optuna.Study:
         study.set_user_attr("agreed", plan.agreed)
     elif before != json.loads(json.dumps(plan.agreed)):
         names = [k for k in sorted({*before, *plan.agreed}) if before.get(k) != plan.agreed.get(k)]
-        told = ", ".join(f"{k}={before.get(k)}, not {plan.agreed.get(k)}" for k in names)
-        raise UserError(f"{plan.folder}: its study began with other settings: {told}: give another --output")
+        differences = ", ".join(f"{k}={before.get(k)}, not {plan.agreed.get(k)}" for k in names)
+        raise UserError(f"{plan.folder}: its study began with other settings: {differences}: give another --output")
     _refuse_foreign(study, plan)
     return study
 
@@ -133,10 +133,10 @@ def _refuse_foreign(study: optuna.Study, plan: Plan) -> None:
         UserError: one has not.
 
     """
-    own = distributions(plan.space)
+    expected = distributions(plan.space)
     for trial in study.get_trials(deepcopy=False):
         for name, searched in trial.distributions.items():
-            if searched != own.get(name):
+            if searched != expected.get(name):
                 raise UserError(
                     f"{plan.folder}: trial {trial.number} of its study has {name!r}, which is not searched, or not in "
                     "this range: it is not this search's: give another --output"
@@ -149,23 +149,23 @@ def _make_whole(file: Path) -> None:
     A killed process would else leave one without an index, which accepts a study twice. The caller holds the folder's
     lock.
     """
-    for left in file.parent.glob(f".{file.name}.*.part*"):
-        left.unlink()
+    for leftover in file.parent.glob(f".{file.name}.*.part*"):
+        leftover.unlink()
     if file.exists():
         return
     part = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
     try:
-        made = optuna.storages.RDBStorage(f"sqlite:///{part.resolve()}", engine_kwargs=_engine())
-        made.remove_session()
-        made.engine.dispose()  # the last one who closes it brings its log into it
+        storage = optuna.storages.RDBStorage(f"sqlite:///{part.resolve()}", engine_kwargs=_engine())
+        storage.remove_session()
+        storage.engine.dispose()  # the last one who closes it brings its log into it
         with part.open("rb+") as written:
             os.fsync(written.fileno())
         if part.with_name(f"{part.name}-wal").exists():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
         os.replace(part, file)
     finally:
-        for left in file.parent.glob(f"{part.name}*"):
-            left.unlink()
+        for leftover in file.parent.glob(f"{part.name}*"):
+            leftover.unlink()
     sync_folder(file.parent)
 
 

@@ -49,13 +49,13 @@ class Search:
         self.plan = plan
         self.study = opened(plan)
         self.worker = uuid.uuid4().hex
-        self.seen: dict[int, tuple[Any, float]] = {}
-        self.mine: set[int] = set()  # the trials that this process is at
+        self.heartbeats: dict[int, tuple[Any, float]] = {}
+        self.running: set[int] = set()  # the trials that this process is at
         with locked(plan.folder / "study.lock"):  # whoever looks for dead workers finds no sign without its lock
             self._refuse_other_study()
             self.alive = locked_file(self.life_sign(self.worker))
             who = f"crosslevel tune (process {os.getpid()} on {socket.gethostname()})"
-            self.alive.write(f"{_named(plan)} {who}\n")
+            self.alive.write(f"{_study_id(plan)} {who}\n")
             self.alive.flush()
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ class Search:
         """
         while (trial := self.next_trial()) is not None:
             self._attempt(trial, train)
-            self.mine.discard(trial.number)
+            self.running.discard(trial.number)
             ended = patiently(self.plan, partial(self._frozen, trial))
             on_end(ended)
             patiently(self.plan, partial(self._give_up, ended))
@@ -81,20 +81,20 @@ class Search:
         """The next trial to train; None when there is none. Waits while other workers may still leave one."""
         while not self.plan.stop.is_set():
             with locked(self.plan.folder / "study.lock"):
-                trial, wait = patiently(self.plan, self._looked)
+                trial, wait = patiently(self.plan, self._next_if_room)
                 if trial is not None:
-                    self.mine.add(trial.number)
+                    self.running.add(trial.number)
             if trial is not None or wait is None:
                 return trial
             self.plan.stop.wait(wait)
         return None
 
-    def _looked(self) -> tuple[Trial | None, float | None]:
+    def _next_if_room(self) -> tuple[Trial | None, float | None]:
         """A trial to train; or none, and the seconds until asking again is of use (None: never)."""
         with locked_everywhere(self.plan):
-            return (None, None) if self.plan.stop.is_set() else self._taken()
+            return (None, None) if self.plan.stop.is_set() else self._claim()
 
-    def _taken(self) -> tuple[Trial | None, float | None]:
+    def _claim(self) -> tuple[Trial | None, float | None]:
         self.reclaim()
         trials = self.study.get_trials(deepcopy=False)
         running = any(t.state == TrialState.RUNNING for t in trials)
@@ -106,32 +106,34 @@ class Search:
             queued = any(t.state == TrialState.WAITING for t in self.study.get_trials(deepcopy=False))
             if not queued or spent(trials, self.plan.epochs) + 1 > self.plan.budget + 1e-9:
                 return None, wait
-        return self._asked(), 0.0
+        return self._new_trial(), 0.0
 
     def _is_room(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether the budget has room for one more full training, if all running ones come to their end."""
-        tried = [t for t in trials if finals.is_search(t)]
+        search_trials = [t for t in trials if finals.is_search(t)]
         if self.plan.trials is not None:
-            begun = [t for t in tried if t.state != TrialState.WAITING and outcome(t) not in ("killed", "repeated")]
-            if len(begun) >= self.plan.trials:
+            started = [
+                t for t in search_trials if t.state != TrialState.WAITING and outcome(t) not in ("killed", "repeated")
+            ]
+            if len(started) >= self.plan.trials:
                 return False
-        return spent(tried, self.plan.epochs) + 1 <= self.plan.budget - finals.reserve(self.plan) + 1e-9
+        return spent(search_trials, self.plan.epochs) + 1 <= self.plan.budget - finals.reserve(self.plan) + 1e-9
 
     def _repeat(self, trials: Sequence[FrozenTrial]) -> None:
         """Queue the finalists with another seed, those that are not yet; the search itself is over."""
         for trial in finals.finalists(trials, self.plan):
             if not finals.repeated(trials, trial):
-                about = {finals.REPEATS: trial.number, finals.SEED: self.plan.seed + 1}
-                self.study.enqueue_trial(dict(trial.params), user_attrs=about)
+                attributes = {finals.REPEATS: trial.number, finals.SEED: self.plan.seed + 1}
+                self.study.enqueue_trial(dict(trial.params), user_attrs=attributes)
 
-    def _asked(self) -> Trial | None:
+    def _new_trial(self) -> Trial | None:
         """A new trial, or one that waits to be tried again; None if all that came is what was tried before."""
         trial = self.study.ask(distributions(self.plan.space))
         trial.set_user_attr("worker", self.worker)
         trial.set_user_attr("began", time.time())
-        others = self.study.get_trials(deepcopy=False)
+        trials = self.study.get_trials(deepcopy=False)
         repeats = trial.user_attrs.get(finals.REPEATS)
-        twin = _same([t for t in others if t.user_attrs.get(finals.REPEATS) == repeats], trial)
+        twin = _same([t for t in trials if t.user_attrs.get(finals.REPEATS) == repeats], trial)
         if twin is None:
             return trial
         self._end(trial, TrialState.FAIL, "repeated", f"the same settings as trial {twin.number}")
@@ -143,22 +145,22 @@ class Search:
         return len(last) == 3 and all(outcome(trial) == "repeated" for trial in last)
 
     def _attempt(self, trial: Trial, train: Training) -> None:
-        began = time.monotonic()
+        start_time = time.monotonic()
         figures: dict[str, Any] = {}
         state, kind, reason = TrialState.FAIL, "failed", "an error in crosslevel tune"
         repeats, seed = (trial.user_attrs.get(name) for name in (finals.REPEATS, finals.SEED))
         parameters = trial.params if repeats is None else {**trial.params, "seed": seed}
-        steps, taken = train(trial.number, parameters), optuna.exceptions.UpdateFinishedTrialError
+        steps, already_finished = train(trial.number, parameters), optuna.exceptions.UpdateFinishedTrialError
         try:
             if strange := foreign(self.plan.space, trial.params):
                 raise Failed("refused", strange)
-            with contextlib.suppress(taken), self._beating(trial), contextlib.closing(steps):  # type: ignore[type-var]
+            with contextlib.suppress(already_finished), self._beating(trial), contextlib.closing(steps):  # type: ignore[type-var]
                 for epoch, figures in enumerate(steps, 1):
-                    if (verdict := patiently(self.plan, partial(self._judged, trial, epoch, figures))) is not None:
+                    if (verdict := patiently(self.plan, partial(self._verdict, trial, epoch, figures))) is not None:
                         state, kind, reason = verdict
                         break
                 else:
-                    state, kind, reason = patiently(self.plan, partial(self._whole, trial, figures))
+                    state, kind, reason = patiently(self.plan, partial(self._finished, trial, figures))
         except Failed as error:
             # What diverged is a bad setting, and the sampler learns from it; what failed otherwise says nothing.
             state = TrialState.PRUNED if error.kind == "diverged" else TrialState.FAIL
@@ -167,11 +169,11 @@ class Search:
             if repeats is not None:
                 reason = "; ".join([f"trial {repeats} once more, with seed {seed}", *([reason] if reason else [])])
             figures = {name: value for name, value in figures.items() if name not in NOTED}  # in the reason
-            about = {"seconds": round(time.monotonic() - began, 1), "figures": figures}
+            attributes = {"seconds": round(time.monotonic() - start_time, 1), "figures": figures}
             with locked(self.plan.folder / "study.lock"):
-                patiently(self.plan, lambda: self._finish(trial, state, kind, reason, **about))
+                patiently(self.plan, lambda: self._finish(trial, state, kind, reason, **attributes))
 
-    def _judged(self, trial: Trial, epoch: int, figures: dict[str, Any]) -> tuple[TrialState, str, str] | None:
+    def _verdict(self, trial: Trial, epoch: int, figures: dict[str, Any]) -> tuple[TrialState, str, str] | None:
         """Why a trial is stopped after the score that was just noted; None if it goes on."""
         trial.report(figures[SCORE], epoch)
         if figures["effective_rank"] < COLLAPSED:
@@ -184,29 +186,29 @@ class Search:
             return TrialState.PRUNED, "pruned", f"behind the others after epoch {epoch}"
         return None
 
-    def _whole(self, trial: Trial, figures: dict[str, Any]) -> tuple[TrialState, str, str]:
+    def _finished(self, trial: Trial, figures: dict[str, Any]) -> tuple[TrialState, str, str]:
         done = self._frozen(trial).last_step or 0
         if done >= self.plan.epochs:
             # One branch that sees nothing leaves the other one: the features may be good, and the score says so.
             return TrialState.COMPLETE, "complete", figures.get("symptoms", "")
         return TrialState.FAIL, "failed", f"the training ended after {done} of {self.plan.epochs} epochs"
 
-    def _finish(self, trial: Trial, state: TrialState, kind: str, reason: str, **about: Any) -> None:
+    def _finish(self, trial: Trial, state: TrialState, kind: str, reason: str, **attributes: Any) -> None:
         """Tell how a trial ended, and queue it again if it was cut off: one step for other workers."""
         with locked_everywhere(self.plan):
             # Told before the database went away, or taken from us as dead, it is no longer ours to tell of.
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                self._end(trial, state, kind, reason, **about)
+                self._end(trial, state, kind, reason, **attributes)
             if kind == "killed":
-                self._again(self._frozen(trial))
+                self._requeue(self._frozen(trial))
 
-    def _end(self, trial: Trial, state: TrialState, kind: str, reason: str, **about: Any) -> None:
-        for name, value in {**about, "reason": reason, "outcome": kind}.items():
+    def _end(self, trial: Trial, state: TrialState, kind: str, reason: str, **attributes: Any) -> None:
+        for name, value in {**attributes, "reason": reason, "outcome": kind}.items():
             trial.set_user_attr(name, value)
         values = [self._frozen(trial).intermediate_values[self.plan.epochs]] if state == TrialState.COMPLETE else None
         self.study.tell(trial, values, state, skip_if_finished=True)
 
-    def _again(self, trial: FrozenTrial, fault: bool = True) -> None:
+    def _requeue(self, trial: FrozenTrial, fault: bool = True) -> None:
         """Queue a trial that was cut off, for whichever worker asks next; a few times at most, as it may be its fault.
 
         Once: one that is queued, or was tried again, stays as it is.
@@ -215,16 +217,18 @@ class Search:
             return
         attempt = trial.user_attrs.get("attempt", 1) + fault
         if attempt <= ATTEMPTS:
-            kept = {name: trial.user_attrs[name] for name in (finals.REPEATS, finals.SEED) if name in trial.user_attrs}
-            about = {"attempt": attempt, "again": trial.number, **kept}
-            self.study.enqueue_trial(dict(trial.params), user_attrs=about)
+            repeat_of = {
+                name: trial.user_attrs[name] for name in (finals.REPEATS, finals.SEED) if name in trial.user_attrs
+            }
+            attributes = {"attempt": attempt, "again": trial.number, **repeat_of}
+            self.study.enqueue_trial(dict(trial.params), user_attrs=attributes)
 
     def _give_up(self, ended: FrozenTrial) -> None:
         if ended.number == 0 and outcome(ended) == "refused":
             raise UserError(ended.user_attrs["reason"])
         done = [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and outcome(t) != "repeated"]
         last = [(outcome(t), t.user_attrs.get("reason")) for t in done[-ABANDONED:]]
-        bad = [kind in ("failed", "refused") or (kind == "killed" and why not in CUT_OFF) for kind, why in last]
+        bad = [kind in ("failed", "refused") or (kind == "killed" and reason not in CUT_OFF) for kind, reason in last]
         if len(bad) == ABANDONED and all(bad):
             raise UserError(f"{ABANDONED} trials in a row failed, the last one: {ended.user_attrs.get('reason')}")
 
@@ -233,19 +237,19 @@ class Search:
 
     def reclaim(self) -> None:
         """Mark the trials whose worker is dead, and queue them again; the caller holds the study's locks."""
-        left = [sign for sign in (self.plan.folder / "workers").glob("*.lock") if _is_free(sign)]
+        abandoned = [sign for sign in (self.plan.folder / "workers").glob("*.lock") if _is_free(sign)]
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             owner = trial.user_attrs.get("worker")
             if owner in (self.worker, None):
                 # Asked for, and then the database went away before it was begun.
-                if trial.number not in self.mine:
+                if trial.number not in self.running:
                     self._cut_off(trial, CUT_OFF[2])
             elif self._is_dead(trial, owner):
                 self._cut_off(trial, CUT_OFF[0])
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
             if outcome(trial) == "killed" and trial.params:  # and the database may have gone before it was queued
-                self._again(trial, fault=trial.user_attrs.get("reason") not in CUT_OFF[1:])
-        for sign in left:  # of workers that died, at a trial or between two
+                self._requeue(trial, fault=trial.user_attrs.get("reason") not in CUT_OFF[1:])
+        for sign in abandoned:  # of workers that died, at a trial or between two
             for file in (sign, sign.with_suffix(".yaml")):
                 file.unlink(missing_ok=True)
 
@@ -266,16 +270,16 @@ class Search:
             storage.set_trial_user_attr(trial._trial_id, "reason", reason)
             # Of one without parameters there is nothing to try again: it was lost as it was asked for.
             if storage.set_trial_state_values(trial._trial_id, TrialState.FAIL) and trial.params:
-                self._again(trial, fault=reason == CUT_OFF[0])
+                self._requeue(trial, fault=reason == CUT_OFF[0])
 
     def _is_dead(self, trial: FrozenTrial, owner: str) -> bool:
         """Whether a worker is dead: in this folder by its lock, which the system frees; elsewhere by its silence."""
         if self.life_sign(owner).exists():
             return _is_free(self.life_sign(owner))
         sign, now = (trial.user_attrs.get("alive"), trial.last_step), time.monotonic()
-        if self.seen.get(trial.number, (None, 0.0))[0] != sign:
-            self.seen[trial.number] = (sign, now)
-        return now - self.seen[trial.number][1] > self.plan.grace
+        if self.heartbeats.get(trial.number, (None, 0.0))[0] != sign:
+            self.heartbeats[trial.number] = (sign, now)
+        return now - self.heartbeats[trial.number][1] > self.plan.grace
 
     @contextlib.contextmanager
     def _beating(self, trial: Trial) -> Iterator[None]:
@@ -305,7 +309,7 @@ class Search:
         """
         for sign in (self.plan.folder / "workers").glob("*.lock"):
             study, _, who = sign.read_text(encoding="utf-8", errors="replace").strip().partition(" ")
-            if who and study != _named(self.plan) and not _is_free(sign):
+            if who and study != _study_id(self.plan) and not _is_free(sign):
                 raise FolderInUse(
                     f"{self.plan.folder} is in use by {printable(who)}, with another --storage: wait until it has "
                     "ended, or give another --output"
@@ -316,7 +320,7 @@ class Search:
         return self.plan.folder / "workers" / f"{worker}.lock"
 
 
-def _named(plan: Plan) -> str:
+def _study_id(plan: Plan) -> str:
     """Which study this is, without a password."""
     return hashlib.sha256(address(plan).encode()).hexdigest()[:16]
 

@@ -94,8 +94,8 @@ def training(
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        for told in process.stdout:
-            yield json.loads(told)
+        for message in process.stdout:
+            yield json.loads(message)
             try:
                 process.stdin.write("on\n")
                 process.stdin.flush()
@@ -125,7 +125,7 @@ def _close(pipe: IO[str]) -> None:
 
 
 def failure_of(status: int, log: Path) -> Failed:
-    """What a training failed of, by its exit status and the last line of its log."""
+    """The failure of a training, by its exit status and the last line of its log."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     last = lines[-1].strip().removeprefix("crosslevel train: ") if lines else "it said nothing"
     if status < 0:
@@ -149,32 +149,32 @@ def divided(source: Images, seed: int) -> tuple[Images, Images]:
     source = unlabelled(source)
     if len(source) < 4 * LEAST:
         raise SourceError(f"{source.name}: {len(source)} images are too few to tune on: at least {4 * LEAST}")
-    wanted = min(MOST, max(LEAST, len(source) // 10))
+    target = min(MOST, max(LEAST, len(source) // 10))
     tracks = source.tracks
     owner = torch.arange(len(source)) if tracks is None else tracks.unique(return_inverse=True)[1]
-    order, count = _drawn(owner, wanted, seed)
-    if tracks is not None and (len(owner[order[:count]].unique()) < FEWEST or count > min(MOST, 2 * wanted)):
-        owner = stretches(tracks, wanted // PIECES)
-        order, count = _drawn(owner, wanted, seed)
-    rest, held = (take(source, part.sort().values) for part in (order[count:], order[:count]))
+    order, count = _track_order(owner, target, seed)
+    if tracks is not None and (len(owner[order[:count]].unique()) < FEWEST or count > min(MOST, 2 * target)):
+        owner = stretches(tracks, target // PIECES)
+        order, count = _track_order(owner, target, seed)
+    train_part, held_part = (take(source, part.sort().values) for part in (order[count:], order[:count]))
     if tracks is not None:
-        held.tracks = owner[order[:count].sort().values]
-    return rest, held
+        held_part.tracks = owner[order[:count].sort().values]
+    return train_part, held_part
 
 
-def _drawn(owner: Tensor, wanted: int, seed: int) -> tuple[Tensor, int]:
+def _track_order(owner: Tensor, target: int, seed: int) -> tuple[Tensor, int]:
     """The images in an order that keeps tracks together, and how many of the first are held out."""
-    place = torch.randperm(int(owner.max()) + 1, generator=seeded(seed))[owner]
-    order = place.argsort(stable=True)
+    position = torch.randperm(int(owner.max()) + 1, generator=seeded(seed))[owner]
+    order = position.argsort(stable=True)
     # The track that the last of them is of comes whole, or not at all.
-    last = place[order[wanted - 1]]
-    count = int((place <= last).sum())
-    fewer = int((place < last).sum())
+    last = position[order[target - 1]]
+    count = int((position <= last).sum())
+    fewer = int((position < last).sum())
     return order, fewer if count > MOST and fewer else count
 
 
 class HeldOut:
-    """What a trial does not train on, and how its features are scored, without a label anywhere.
+    """The held-out images of a trial, and how its features are scored on them, without any label.
 
     The images are the same in all trials, a tenth of all and at most 2,000, whole tracks at a time where tracks are
     known (`divided`); where not, near-duplicates by pixels count as tracks in the scores. So are their views, which are
@@ -183,41 +183,41 @@ class HeldOut:
 
     def __init__(self, seed: int, channel: Channel) -> None:
         self.seed, self.channel = seed, channel
-        self.held: Images | None = None
+        self.held_out_images: Images | None = None
 
     def part(self, source: Images) -> Images:
         """All but the held-out images; no labels."""
-        rest, self.held = divided(source, self.seed)
-        return rest
+        train_part, self.held_out_images = divided(source, self.seed)
+        return train_part
 
     def monitor(
         self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware, unreadable: Unreadable
     ) -> Any:
         """Score the held-out images at the end of an epoch, tell, and wait for the answer."""
-        assert self.held is not None
-        shown = pack(self.held, encoder.view.size, bad=unreadable.bad)
-        tracks = told_apart(shown) if self.held.tracks is None else shown.tracks
+        assert self.held_out_images is not None
+        images = pack(self.held_out_images, encoder.view.size, bad=unreadable.bad)
+        tracks = told_apart(images) if self.held_out_images.tracks is None else images.tracks
 
         def measure() -> dict[str, float]:
-            figures = scored(encoder, method, cld, shown, hardware, self.seed, tracks)
+            figures = scored(encoder, method, cld, images, hardware, self.seed, tracks)
             if not figures:
                 raise NotFinite("the features of the held-out images are not finite: the training diverged")
-            found = _symptoms(figures, encoder, cld)
-            collapse = found.pop("features", "")
+            messages = _symptoms(figures, encoder, cld)
+            collapse = messages.pop("features", "")
             unreadable.keep()  # the answer may be this process's end
-            self.channel.tell({**figures, "collapse": collapse, "symptoms": "; ".join(found.values())})
+            self.channel.tell({**figures, "collapse": collapse, "symptoms": "; ".join(messages.values())})
             return {}
 
         return measure
 
 
 def _symptoms(figures: dict[str, float], encoder: Encoder, cld: CrossLevel | None) -> dict[str, str]:
-    """What has collapsed, by the held-out images and by the groups of the last batch."""
+    """The kinds of collapse, by the held-out images and by the groups of the last batch."""
     if cld is None or cld.last is None:
         return symptoms(figures, 1, encoder.num_features, None)
     largest = max(float(view.sizes.max()) for view in (cld.last.a, cld.last.b))
-    found = {**figures, "largest_group": largest}
-    return symptoms(found, len(cld.last.a.assignment), encoder.num_features, len(cld.last.a.sizes))
+    with_largest = {**figures, "largest_group": largest}
+    return symptoms(with_largest, len(cld.last.a.assignment), encoder.num_features, len(cld.last.a.sizes))
 
 
 class Channel:
@@ -242,7 +242,7 @@ class Channel:
 
 
 def main(arguments: list[str]) -> None:
-    """In the trial's own process: IMAGES BASE FOLDER OPTIONS."""
+    """Run one trial in its own process: IMAGES BASE FOLDER OPTIONS."""
     images, base, folder, *options = arguments
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # of several devices' processes the one that measures
     channel = Channel(os.fdopen(os.dup(1), "w", encoding="utf-8"), _answers() if first else None)
@@ -267,9 +267,9 @@ def _answers() -> IO[str]:
 
 def trained(images: str, base: Path, folder: Path, options: list[str], channel: Channel) -> Path:
     """One training of `train`, watched, with every score sent through ``channel``."""
-    with commands.ending("crosslevel train"):
+    with commands.exit_on_error("crosslevel train"):
         seed = loaded(str(base), str(base)).get("seed", 0)
-    own = ["--report_html=false", "--monitor_every=1", f"--run={folder}"]
+    fixed = ["--report_html=false", "--monitor_every=1", f"--run={folder}"]
     watch = HeldOut(seed, channel)
-    run: Path = commands.run(train, [images, "--config", str(base), *options, *own], watch=watch)
+    run: Path = commands.run(train, [images, "--config", str(base), *options, *fixed], watch=watch)
     return run

@@ -103,7 +103,7 @@ def tune(
         say(console, f"{plan.folder}: {results.summary(searching.study, plan)}")
         for name, searched in plan.space.items():
             say(console, f"  {name}={ranges.range_text(searched)}")
-        with keeping(lambda: _kept(searching)):
+        with keeping(lambda: _progress(searching)):
             try:
                 _work(searching, images, settings, jobs, console, training)
             except BaseException:
@@ -117,8 +117,8 @@ def tune(
     return plan.folder
 
 
-def _kept(searching: Search) -> str:
-    """What a stopped search has; nothing is said of a database that is away."""
+def _progress(searching: Search) -> str:
+    """Describe a stopped search's progress; empty if its database is away."""
     try:
         ended = len(results.ended(searching.study))
     except Exception:  # of any library behind the study, and the search ends anyway
@@ -142,23 +142,23 @@ def _plan(
     output: str | None,
     storage: str | None,
     effort: Effort,
-    given: dict[str, Any],
+    config: dict[str, Any],
     console: Console,
 ) -> Plan:
-    """All that workers agree on; ``given`` gets the epochs and the batch size that all trials have in common."""
-    budget, finalists = effort.settled(given["epochs"], given["minutes"])
-    crops = None if given["crops"] is None else Crops(**given["crops"])
-    source = open_unlabelled(images, data_root=given["data_root"], crops=crops)
-    part, _ = trial.divided(source, given["seed"])
-    _choose_length(given, len(part))
-    epochs, warmup = given["epochs"], given["warmup_epochs"]
-    space = ranges.parse(search, given) if search else ranges.usual(given, len(part))
-    collection = _collection(images, source)
-    folder = Path(output) if output else Path("runs") / "tune" / f"{_name(images, given)}-{collection[-6:]}"
-    starts, as_given = _starts(space, given, console)
+    """All that workers agree on; ``config`` gets the epochs and the batch size that all trials have in common."""
+    budget, finalists = effort.settled(config["epochs"], config["minutes"])
+    crops = None if config["crops"] is None else Crops(**config["crops"])
+    source = open_unlabelled(images, data_root=config["data_root"], crops=crops)
+    part, _ = trial.divided(source, config["seed"])
+    _choose_length(config, len(part))
+    epochs, warmup = config["epochs"], config["warmup_epochs"]
+    space = ranges.parse(search, config) if search else ranges.default_space(config, len(part))
+    identity = _identity(images, source)
+    folder = Path(output) if output else Path("runs") / "tune" / f"{_name(images, config)}-{identity[-6:]}"
+    starts, as_given = _starts(space, config, console)
     agreed = {
-        **{name: value for name, value in given.items() if name not in ranges.MACHINE},
-        "images": collection,
+        **{name: value for name, value in config.items() if name not in ranges.MACHINE},
+        "images": identity,
         "search": {name: ranges.range_text(searched) for name, searched in space.items()},
         "sampler": effort.sampler,
         "pruning": effort.pruning,
@@ -168,24 +168,24 @@ def _plan(
         say(console, bad.summary(len(source)))
     return Plan(
         folder=folder, storage=url(storage, folder), space=space, start=starts, epochs=epochs, budget=budget,
-        trials=effort.trials, sampler=effort.sampler, pruning=effort.pruning, seed=given["seed"], agreed=agreed,
+        trials=effort.trials, sampler=effort.sampler, pruning=effort.pruning, seed=config["seed"], agreed=agreed,
         as_given=as_given, finalists=finalists, images=len(source), bad=bad,
         warmup=max(defaults.warmup_epochs(epochs).value if warmup is None else warmup, epochs / 3),
     )  # fmt: skip
 
 
-def _choose_length(given: dict[str, Any], images: int) -> None:
+def _choose_length(config: dict[str, Any], images: int) -> None:
     """Settle epochs and batch size, by the number of images that a trial trains on: no trial chooses its own."""
-    given["epochs"] = epochs = math.ceil(given["epochs"] or defaults.epochs(images).value)
-    batch = defaults.batch_size(images, epochs, given["devices"], choose(given["device"]).device.type)
-    given["batch_size"] = given["batch_size"] or batch.value
+    config["epochs"] = epochs = math.ceil(config["epochs"] or defaults.epochs(images).value)
+    batch = defaults.batch_size(images, epochs, config["devices"], choose(config["device"]).device.type)
+    config["batch_size"] = config["batch_size"] or batch.value
 
 
 def _starts(
-    space: dict[str, ranges.Range], given: dict[str, Any], console: Console
+    space: dict[str, ranges.Range], config: dict[str, Any], console: Console
 ) -> tuple[list[dict[str, Any]], bool]:
     """The first trials' parameters: as given, or near them, and without CLD; and whether the first are as given."""
-    values = {name: ranges.value_at(given, name) for name in space}
+    values = {name: ranges.value_at(config, name) for name in space}
     start, beyond = ranges.clipped(space, values), ranges.outside(space, values)
     for name in beyond:
         first = f"trial 0 has {start[name]}" if name in start else "trial 0 has one by chance"
@@ -199,8 +199,8 @@ def _starts(
     return starts, not beyond
 
 
-def _collection(images: str, source: Images) -> str:
-    """What tells this collection from others: the number of its images, and a hash of their names.
+def _identity(images: str, source: Images) -> str:
+    """Identify the collection by the number of its images, and a hash of their names.
 
     Of a data set by name, which has the same file names whatever its settings, the name counts as well. Nothing that
     may differ between machines with the same images does.
@@ -211,27 +211,27 @@ def _collection(images: str, source: Images) -> str:
     return f"{len(source)} images, {digest.hexdigest()[:12]}"
 
 
-def _name(images: str, given: dict[str, Any]) -> str:
-    place = Path(images).resolve().stem if os.path.exists(images) else images.split(",", maxsplit=1)[0]
-    source = re.sub(r"[^\w.-]+", "-", place).strip("-.") or "images"
-    return f"{source}-{ranges.chosen(given).__name__.lower()}"
+def _name(images: str, config: dict[str, Any]) -> str:
+    stem = Path(images).resolve().stem if os.path.exists(images) else images.split(",", maxsplit=1)[0]
+    source = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "images"
+    return f"{source}-{ranges.method_of(config).__name__.lower()}"
 
 
 def _work(
-    searching: Search, images: str, given: dict[str, Any], jobs: int, console: Console, training: trial.Training
+    searching: Search, images: str, config: dict[str, Any], jobs: int, console: Console, training: trial.Training
 ) -> None:
     """Trial after trial in ``jobs`` threads; each waits for a training in another process."""
     plan = searching.plan
     base = plan.folder / "workers" / f"{searching.worker}.yaml"
     settings.write(
-        {k: v for k, v in given.items() if k not in ("images", "monitor", "monitor_every", "report_html")}, base
+        {k: v for k, v in config.items() if k not in ("images", "monitor", "monitor_every", "report_html")}, base
     )
     threads = None if jobs == 1 else max(1, torch.get_num_threads() // jobs)
     failures: list[BaseException] = []
 
     def one(number: int, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        own = trust.option_for(given["method"]["class_path"])
-        options = [*own, *(f"--{name}={value}" for name, value in parameters.items())]
+        method_option = trust.option_for(config["method"]["class_path"])
+        options = [*method_option, *(f"--{name}={value}" for name, value in parameters.items())]
         return training(images, base, options, plan.folder / "trials" / f"{number:04}", threads)
 
     def work() -> None:

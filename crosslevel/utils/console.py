@@ -25,8 +25,8 @@ class Terminal(Console):
     """
 
     def __init__(self, quiet: bool = False, **options: Any) -> None:
-        usual = {"soft_wrap": True, "quiet": quiet, "markup": False, "emoji": False, "force_jupyter": False}
-        super().__init__(**(usual | options))
+        defaults = {"soft_wrap": True, "quiet": quiet, "markup": False, "emoji": False, "force_jupyter": False}
+        super().__init__(**(defaults | options))
 
     def on_broken_pipe(self) -> None:
         """Nobody reads what is printed any more: end as other commands do.
@@ -45,23 +45,23 @@ class Terminal(Console):
         return super().render_str(printable(text, lines=True), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """What others have made of text: all but the console's own codes."""
+        """Render without any codes but the console's own."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text, lines=True))
 
 
 def printer(quiet: bool = False) -> Console:
-    """Where a verb prints, and where its progress is shown; nothing at all where it is ``quiet``.
+    """The console of a verb, for output and progress; it prints nothing if ``quiet``.
 
     Lines are never broken, so that a path can be copied; in a notebook they are text, as in a file.
     """
     return Terminal(quiet)
 
 
-def say(console: Console, line: str, *, whole: bool = False) -> None:
-    """Print one line as it is, without markup, once for all ranks; nothing where it is empty; ``whole``: unbroken."""
+def say(console: Console, line: str, *, unbroken: bool = False) -> None:
+    """Print one line without markup, once for all ranks; nothing if it is empty; ``unbroken`` lines never wrap."""
     if line and is_first():
-        console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=whole or None)
+        console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=unbroken or None)
 
 
 def progress_bar(

@@ -18,7 +18,7 @@ class Hardware(NamedTuple):
 
     device: torch.device
     precision: str
-    why: str
+    reason: str
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context to run a network in."""
@@ -27,7 +27,7 @@ class Hardware(NamedTuple):
 
 
 class Machine:
-    """What PyTorch finds here."""
+    """The devices that PyTorch finds on this machine."""
 
     def has(self, device: str) -> bool:
         """Whether there is such a device."""
@@ -62,10 +62,10 @@ def choose(device: Device = "auto", precision: Precision = "auto", machine: Mach
         device = "cuda" if machine.has("cuda") else "mps" if machine.has("mps") else "cpu"
     if not machine.has(device):
         raise UserError(f"device={device} is not available here: leave it at auto, or check your PyTorch installation")
-    found, fast, because = _describe(device, machine)
-    chosen = precision if precision != "auto" else "bf16" if fast else "fp32"
+    name, fast, because = _describe(device, machine)
+    resolved = precision if precision != "auto" else "bf16" if fast else "fp32"
     reason = because if precision == "auto" else "as asked"
-    return Hardware(torch.device(device), chosen, f"{found}, {chosen} ({reason})")
+    return Hardware(torch.device(device), resolved, f"{name}, {resolved} ({reason})")
 
 
 def multiplies_bfloat16() -> bool:
@@ -74,16 +74,16 @@ def multiplies_bfloat16() -> bool:
 
 
 def _describe(device: str, machine: Machine) -> tuple[str, bool, str]:
-    """What the device is called, whether it computes bfloat16, and how that is known."""
+    """The device's name, whether it computes bfloat16, and the evidence."""
     if device == "cuda":
         name, major = machine.gpu()
-        known = "tensor cores with bfloat16" if major >= 8 else "no bfloat16 before compute capability 8.0"
-        return f"cuda: {name}", major >= 8, known
+        evidence = "tensor cores with bfloat16" if major >= 8 else "no bfloat16 before compute capability 8.0"
+        return f"cuda: {name}", major >= 8, evidence
     if device == "mps":
         return "mps: Apple GPU", False, "the precision that all of its operations support"
     fast = machine.multiplies_bfloat16()
-    known = "the processor has bfloat16 instructions" if fast else "the processor has no bfloat16 instructions"
-    return f"cpu, {torch.get_num_threads()} threads", fast, known
+    evidence = "the processor has bfloat16 instructions" if fast else "the processor has no bfloat16 instructions"
+    return f"cpu, {torch.get_num_threads()} threads", fast, evidence
 
 
 def _cpu_has_bf16() -> bool:

@@ -57,7 +57,7 @@ def broadcast(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def drawn(draw: Callable[[int], Tensor], rows: int, dim: int) -> Tensor:
+def draw_share(draw: Callable[[int], Tensor], rows: int, dim: int) -> Tensor:
     """This rank's ``rows`` along ``dim`` of what rank 0 draws for all ranks: one process would have drawn the same."""
     return broadcast(draw(rows * world_size())).chunk(world_size(), dim)[rank()]
 
@@ -73,7 +73,7 @@ def local(tensor: Tensor) -> Tensor:
     return parted.to_local() if is_sharded(tensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor of all its parts, for which all ranks must ask together; another as it is."""
     parted: Any = tensor
     return parted.full_tensor() if is_sharded(tensor) else tensor
@@ -82,9 +82,9 @@ def whole(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def fill_part(tensor: Tensor, values: Tensor) -> None:
     """Put into this rank's part of ``tensor`` what is its of the whole ``values``; parts are rows, as FSDP2 deals."""
-    mine = local(tensor)
-    if mine.numel():
-        mine.copy_(values.chunk(world_size())[rank()])
+    shard = local(tensor)
+    if shard.numel():
+        shard.copy_(values.chunk(world_size())[rank()])
 
 
 def wait() -> None:
@@ -95,7 +95,7 @@ def wait() -> None:
 
 @torch.no_grad()
 def shuffled(rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """As many rows as given, drawn without repetition from those of all ranks, and how to bring results home.
+    """Shuffle rows across all ranks: this rank's share, and a function that undoes it for results.
 
     The second is a function: of what was computed from the drawn rows (B, ...) it returns, in their order,
     the results of the rows that this rank gave. No gradient passes. The draw is rank 0's.
@@ -103,19 +103,19 @@ def shuffled(rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     order = broadcast(torch.randperm(len(rows) * world_size(), device=rows.device))
 
     @torch.no_grad()
-    def home(results: Tensor) -> Tensor:
+    def unshuffle(results: Tensor) -> Tensor:
         return gather(results)[order.argsort().chunk(world_size())[rank()]]
 
-    return gather(rows)[order.chunk(world_size())[rank()]], home
+    return gather(rows)[order.chunk(world_size())[rank()]], unshuffle
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         rows = rows.contiguous()
-        parts = [torch.empty_like(rows) for _ in range(world_size())]
-        dist.all_gather(parts, rows)
-        return torch.cat(parts)
+        gathered = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(gathered, rows)
+        return torch.cat(gathered)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:

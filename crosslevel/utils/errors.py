@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class CrosslevelError(Exception):
-    """What Crosslevel itself has to say; the message is whole as it stands."""
+    """The base of Crosslevel's own errors; the message is complete."""
 
 
 class UserError(CrosslevelError, ValueError):
@@ -66,15 +66,15 @@ class BadImage(CrosslevelError):
         return f"{self.path}: {self.reason}"
 
 
-def near_names(word: str, known: Iterable[str], cutoff: float = 0.6, most: int = 1) -> list[str]:
-    """What ``word`` was probably meant to be, in whatever case it is written: ``most`` names, the likeliest first."""
-    spelled = {name.lower(): name for name in known}
+def near_names(word: str, choices: Iterable[str], cutoff: float = 0.6, most: int = 1) -> list[str]:
+    """The ``most`` names closest to ``word``, in any case, the likeliest first."""
+    spelled = {name.lower(): name for name in choices}
     return [spelled[name] for name in difflib.get_close_matches(word.lower(), spelled, most, cutoff)]
 
 
 def did_you_mean(
     word: str,
-    known: Iterable[str],
+    choices: Iterable[str],
     otherwise: str | None = None,
     *,
     value: str = "",
@@ -85,23 +85,23 @@ def did_you_mean(
 
     Args:
         word: as it was given.
-        known: the words that there are.
+        choices: the words that there are.
         otherwise: what to say where none is near; all words unless given.
         value: what is written after the word, such as ``=3``.
         cutoff: how near a word has to be, from 0 (any) to 1 (the same).
         most: how many are named.
 
     """
-    names = list(known)
+    names = list(choices)
     near = near_names(word, names, cutoff, most)
     if near:
         return f"did you mean {' or '.join(name + value for name in near)}?"
     return f"there are {', '.join(names)}" if otherwise is None else otherwise
 
 
-def near_hint(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+def near_hint(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
     """``: did you mean NAME?``, to end an error that says enough without it; nothing where none is near."""
-    hint = did_you_mean(word, known, "", cutoff=cutoff)
+    hint = did_you_mean(word, choices, "", cutoff=cutoff)
     return hint and f": {hint}"
 
 
@@ -110,8 +110,8 @@ def printable(text: str, lines: bool = False) -> str:
 
     What is secret in addresses is hidden. ``lines``: ends of lines, and tabs, stay.
     """
-    kept = "\n\t" if lines else ""
-    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in hidden(text))
+    allowed = "\n\t" if lines else ""
+    return "".join(c if c.isprintable() or c in allowed else c.encode("unicode_escape").decode() for c in hidden(text))
 
 
 _SCHEMES = "s3a?|gs|gcs|az|abfss?|https?|s?ftp|hdfs|postgres(?:ql)?|mysql|mariadb|oracle|mssql|redis"

@@ -52,7 +52,7 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     if os.path.lexists(target) and not (target.is_symlink() or target.is_file() or target.is_dir()):
         raise UserError(f"{target} is no plain file, and is not replaced: give another name")
     sweep(target.parent, target.name)
-    with _beside(target) as file:
+    with _temporary(target) as file:
         try:
             yield file
             file.flush()
@@ -80,23 +80,23 @@ def write_tensors(
 
     safetensors itself orders ``metadata`` anew in each process, and makes files that only their owner can read.
     """
-    whole = memoryview(save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata or {})))
-    begin = 8 + int.from_bytes(whole[:8], "little")
-    header = json.loads(bytes(whole[8:begin]))
+    data = memoryview(save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata or {})))
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(bytes(data[8:begin]))
     header["__metadata__"] = dict(sorted((metadata or {}).items()))
-    told = {**header["__metadata__"], CHECKSUM: checksum(header, whole[begin:])}
-    header["__metadata__"] = dict(sorted(told.items()))
+    with_checksum = {**header["__metadata__"], CHECKSUM: checksum(header, data[begin:])}
+    header["__metadata__"] = dict(sorted(with_checksum.items()))
     text = _packed(header)
     text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8
     with replacing(target) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        file.write(whole[begin:])
+        file.write(data[begin:])
 
 
 def checksum(header: Mapping[str, Any], data: memoryview | bytes) -> str:
     """CRC-32 of a safetensors file: of its header without the checksum itself, then of its tensors."""
-    about = {name: text for name, text in header.get("__metadata__", {}).items() if name != CHECKSUM}
-    return f"{zlib.crc32(data, zlib.crc32(_packed({**header, '__metadata__': about}))):08x}"
+    metadata = {name: text for name, text in header.get("__metadata__", {}).items() if name != CHECKSUM}
+    return f"{zlib.crc32(data, zlib.crc32(_packed({**header, '__metadata__': metadata}))):08x}"
 
 
 def _packed(header: Mapping[str, Any]) -> bytes:
@@ -138,7 +138,7 @@ def sync_folder(folder: Path) -> None:
         os.close(opened)
 
 
-def _beside(target: Path) -> BinaryIO:
+def _temporary(target: Path) -> BinaryIO:
     """A new file, locked by this process."""
     while True:
         # "x" opens nothing that is there already, and so no link either.

@@ -28,7 +28,7 @@ _UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.E
 
 
 @contextmanager
-def folder_lock(path: str | os.PathLike[str], what: str, keep: bool = True, patient: bool = False) -> Iterator[None]:
+def folder_lock(path: str | os.PathLike[str], task: str, keep: bool = True, patient: bool = False) -> Iterator[None]:
     """Hold a folder while the block runs, so that no other process writes there.
 
     The lock is the operating system's (`flock`) on a file in the folder: who is killed holds it no longer.
@@ -37,7 +37,7 @@ def folder_lock(path: str | os.PathLike[str], what: str, keep: bool = True, pati
 
     Args:
         path: the folder; it is made where it is missing.
-        what: who holds it, such as ``train``: others are told this name and the process's number.
+        task: who holds it, such as ``train``: others are told this name and the process's number.
         keep: whether the lock's file stays; else it goes, and so does the folder where nothing else is left in it.
         patient: wait for who holds it.
 
@@ -62,7 +62,7 @@ def folder_lock(path: str | os.PathLike[str], what: str, keep: bool = True, pati
         yield
         return
     try:
-        (folder / LOCK).write_text(f"{what} (process {os.getpid()} on {socket.gethostname()})\n", encoding="utf-8")
+        (folder / LOCK).write_text(f"{task} (process {os.getpid()} on {socket.gethostname()})\n", encoding="utf-8")
         yield
     finally:
         if not keep:
@@ -98,7 +98,7 @@ def hold(number: int) -> None:
 
 
 def holder(path: str | os.PathLike[str]) -> str | None:
-    """Who holds a folder just now, as it told; None where nobody does."""
+    """The current holder of a folder's lock, as written in it; None if it is free."""
     folder = Path(path)
     if not (folder / LOCK).exists():
         return None

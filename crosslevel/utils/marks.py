@@ -8,17 +8,17 @@ from typing import Any, TypeVar
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def verb(*usual: str, **defaults: Any) -> Callable[[F], F]:
+def verb(*common: str, **defaults: Any) -> Callable[[F], F]:
     """Mark a verb of the command line; the function stays as it is.
 
     Args:
-        usual: the options that ``--help`` shows; ``--help all`` has the rest. All of them, if none is named.
+        common: the options that ``--help`` shows; ``--help all`` has the rest. All of them, if none is named.
         defaults: those of the command line where a Python caller has others: a file in place of returned arrays.
 
     """
     return lambda function: function
 
 
-def with_options_of(other: Callable[..., Any], but: tuple[str, ...]) -> Callable[[F], F]:
-    """Mark a command that has ``other``'s options too, ``but`` for some: it gets them as ``settings``, a plain tree."""
+def with_options_of(command: Callable[..., Any], but: tuple[str, ...]) -> Callable[[F], F]:
+    """Mark a verb that has ``command``'s options too, ``but`` for some: it gets them as ``settings``, a plain tree."""
     return lambda function: function

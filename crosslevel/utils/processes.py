@@ -54,7 +54,7 @@ class Call(NamedTuple):
     """
 
     name: str
-    chosen: bool
+    is_users_own: bool
 
 
 def torchrun_call() -> Call | None:
@@ -73,11 +73,11 @@ def shares_store() -> bool:
 
 
 def warn_of_restarts() -> None:
-    """Of a torchrun on several machines after which one that is lost and replaced could not go on."""
+    """Warn if a torchrun on several machines could not continue after one of them is replaced."""
     call = torchrun_call()
     if call is None or not is_first() or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
         return
-    if shares_store() or not call.chosen:
+    if shares_store() or not call.is_users_own:
         warnings.warn(
             "torchrun may not restart a training of several machines: export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "
             "before it, and give it --rdzv-id NAME",
@@ -181,8 +181,8 @@ class StopRequest:
     Outside the main thread nothing is noted: Python has signals only there.
     """
 
-    def __init__(self, told: Callable[[int], None] = lambda number: None) -> None:
-        self.told = told
+    def __init__(self, notify: Callable[[int], None] = lambda number: None) -> None:
+        self.notify = notify
         self.number = 0
         self._before: dict[int, Any] = {}
 
@@ -203,19 +203,19 @@ class StopRequest:
             sys.exit(128 + number)
         if not self.number:
             self.number = number
-            self.told(number)
+            self.notify(number)
 
 
 class Stopped(KeyboardInterrupt):
     """A signal that asks the process to end, raised where the main thread is, as Ctrl-C is by Python itself.
 
-    ``number`` is the signal's; ``kept`` says what there is, and how to go on.
+    ``number`` is the signal's; ``message`` says what there is, and how to go on.
     """
 
-    def __init__(self, number: int = signal.SIGINT, kept: str = "") -> None:
-        self.number, self.kept = number, kept
+    def __init__(self, number: int = signal.SIGINT, message: str = "") -> None:
+        self.number, self.message = number, message
         by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
-        super().__init__(f"stopped{by}{kept and f': {kept}'}")
+        super().__init__(f"stopped{by}{message and f': {message}'}")
 
 
 @contextmanager
@@ -248,7 +248,7 @@ def raising_stopped() -> Iterator[None]:
 
 
 @contextmanager
-def keeping(kept: Callable[[], str]) -> Iterator[None]:
+def keeping(message: Callable[[], str]) -> Iterator[None]:
     """Let what asks the process to end while the block runs say what is kept, and how to go on.
 
     Raises:
@@ -258,7 +258,7 @@ def keeping(kept: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise Stopped(getattr(stop, "number", signal.SIGINT), kept()) from None
+        raise Stopped(getattr(stop, "number", signal.SIGINT), message()) from None
 
 
 @contextmanager
@@ -269,13 +269,13 @@ def without_main() -> Iterator[None]:
     a pipe cannot be imported at all.
     """
     main = vars(sys.modules["__main__"])
-    kept: dict[str, Any] = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+    saved: dict[str, Any] = {name: main[name] for name in ("__file__", "__spec__") if name in main}
     main.pop("__file__", None)
     main["__spec__"] = None
     try:
         yield
     finally:
-        main.update(kept)
+        main.update(saved)
 
 
 @contextmanager
@@ -303,9 +303,9 @@ def unread() -> Iterator[None]:
 def output_is_broken() -> bool:
     """Whether what is printed goes into a pipe that nobody reads any more."""
     try:
-        asked = select.poll()
-        asked.register(sys.stdout.fileno(), 0)
-        return bool(asked.poll(0))  # without being asked for, it says errors and ends alone
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return bool(poll.poll(0))  # without being asked for, it says errors and ends alone
     except (OSError, ValueError):  # no file
         return False
 
@@ -316,7 +316,7 @@ def _is_nohup(number: int) -> bool:
 
 
 def leave_to_parent() -> None:
-    """In a worker process: ignore signals that ask the whole process group to end; the parent answers them.
+    """Ignore, in a worker process, signals to end the whole process group; the parent answers them.
 
     SIGTERM from the parent still ends it, as Python needs to end its workers. On Linux the sender is known, and SIGTERM
     from others is ignored; elsewhere SIGTERM from anybody ends it.

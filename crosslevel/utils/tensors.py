@@ -23,7 +23,7 @@ from crosslevel.utils.trees import json_tree, regular
 
 
 def load_tensors(file: Path, mmap: bool = False) -> Any:
-    """What `torch.save` wrote, if it is tensors and plain values; a file that would run code is not read.
+    """Read a file of `torch.save` that has tensors and plain values; one that would run code is refused.
 
     Args:
         file: the file.
@@ -44,10 +44,10 @@ def load_tensors(file: Path, mmap: bool = False) -> Any:
     except (OSError, UserError):
         raise
     except Exception as error:  # a damaged file fails in any way
-        asked = re.search(r"GLOBAL (\S+)", str(error))
+        forbidden = re.search(r"GLOBAL (\S+)", str(error))
         reason = (
-            f"it asks for {asked[1]}, which could run code"
-            if asked
+            f"it asks for {forbidden[1]}, which could run code"
+            if forbidden
             else f"damaged, or none of PyTorch's ({type(error).__name__})"
         )
         raise UserError(f"{file} is not read: {reason}; only tensors and plain values are") from error
@@ -84,7 +84,7 @@ def save_to(file: BinaryIO, state: Any, name: Path) -> None:
 
 
 def load_saved(file: Path) -> Any:
-    """What `write_saved` left, when all its checksums hold.
+    """Read a file of `write_saved`, if all its checksums hold.
 
     Raises:
         UserError: it is damaged; the line says how to begin anew.
@@ -97,11 +97,11 @@ def load_saved(file: Path) -> Any:
 
 
 def damage_of(file: str | os.PathLike[str] | BinaryIO) -> str:
-    """What is wrong with the bytes of a file of `torch.save`; empty if nothing: each part has a checksum (CRC-32)."""
+    """Describe the damage of a `torch.save` file; empty if none: each part has a checksum (CRC-32)."""
     try:
-        with zipfile.ZipFile(file) as parts:
-            unlike = _unlike_saved(parts)
-            broken = None if unlike else parts.testzip()
+        with zipfile.ZipFile(file) as archive:
+            unlike = _unlike_saved(archive)
+            broken = None if unlike else archive.testzip()
     except OSError:
         raise
     except Exception as error:  # whatever a flipped byte makes of a header
@@ -109,13 +109,13 @@ def damage_of(file: str | os.PathLike[str] | BinaryIO) -> str:
     return f"damaged: {unlike}" if unlike else f"damaged in {broken}" if broken else ""
 
 
-def _unlike_saved(parts: zipfile.ZipFile) -> str:
+def _unlike_saved(archive: zipfile.ZipFile) -> str:
     """Why an archive is none of `torch.save`'s, and may have more in it than memory; empty if it may be one."""
-    listed = parts.infolist()
+    listed = archive.infolist()
     if any(part.compress_type != zipfile.ZIP_STORED for part in listed):
         return "it has compressed parts"
-    assert parts.fp is not None
-    if sum(part.file_size for part in listed) > parts.fp.seek(0, os.SEEK_END):
+    assert archive.fp is not None
+    if sum(part.file_size for part in listed) > archive.fp.seek(0, os.SEEK_END):
         return "its parts lie on each other"
     return ""
 
@@ -130,11 +130,11 @@ def load_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     try:
         with safe_open(regular(file), framework="pt") as opened:
-            about = dict(opened.metadata() or {})
-        written = about.pop(CHECKSUM, None)
+            metadata = dict(opened.metadata() or {})
+        written = metadata.pop(CHECKSUM, None)
         if written is not None and written != _checksum_of(file):
             raise UserError(f"{file} is not read: it is damaged: its checksum is not that of its content")
-        return load_file(file), about
+        return load_file(file), metadata
     except (SafetensorError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -145,10 +145,10 @@ def _checksum_of(file: Path) -> str:
     with (
         file.open("rb") as opened,
         mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-        memoryview(mapped) as whole,
+        memoryview(mapped) as data,
     ):
-        begin = 8 + int.from_bytes(whole[:8], "little")
-        return checksum(json_tree(bytes(whole[8:begin])), whole[begin:])
+        begin = 8 + int.from_bytes(data[:8], "little")
+        return checksum(json_tree(bytes(data[8:begin])), data[begin:])
 
 
 def as_rgb(images: UInt8[Tensor, "*B C H W"]) -> UInt8[Tensor, "*B 3 H W"]:

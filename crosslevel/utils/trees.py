@@ -59,15 +59,15 @@ def yaml_tree(text: str) -> Any:
         raise yaml.YAMLError(str(error)) from error
 
 
-def _count(node: yaml.Node, known: dict[int, int]) -> int:
+def _count(node: yaml.Node, counts: dict[int, int]) -> int:
     """The values of a node, those behind aliases each time; of one that holds itself, more than there may be."""
     if node.id == "scalar":
         return 1
-    if id(node) not in known:
-        known[id(node)] = MOST + 1  # until it is known: whoever comes here again is inside
-        parts = [part for pair in node.value for part in pair] if node.id == "mapping" else node.value
-        known[id(node)] = 1 + sum(_count(part, known) for part in parts)
-    return known[id(node)]
+    if id(node) not in counts:
+        counts[id(node)] = MOST + 1  # until it is known: whoever comes here again is inside
+        children = [part for pair in node.value for part in pair] if node.id == "mapping" else node.value
+        counts[id(node)] = 1 + sum(_count(part, counts) for part in children)
+    return counts[id(node)]
 
 
 def json_tree(text: str | bytes) -> Any:

@@ -10,7 +10,7 @@ from table_samples import crowds, noise_pictures, write_encoder, write_table
 import crosslevel
 from crosslevel.cli import main
 from crosslevel.curation.curate import curate
-from crosslevel.curation.looks import broken, looks
+from crosslevel.curation.findings import broken, findings_of
 from crosslevel.data.open import open_images
 from crosslevel.features.table import open_table
 from crosslevel.features.thumbnails import Pictures
@@ -59,10 +59,10 @@ def test_copies_broken_looks_and_outliers_go_and_are_told(table, tmp_path):
 def test_what_is_alike_in_features_alone_is_no_copy(table):
     opened = open_table(table)
     features, pictures = opened.features, Pictures(opened)
-    assert (looks(features, pictures).sets >= 0).sum() == 3
+    assert (findings_of(features, pictures).sets >= 0).sum() == 3
     other = features.clone()
     other[20] = features[21] + 1e-4  # as near as a copy, but another picture
-    assert (looks(other, pictures).sets >= 0).sum() == 3
+    assert (findings_of(other, pictures).sets >= 0).sum() == 3
 
 
 def test_kept_on_request(table):

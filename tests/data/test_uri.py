@@ -49,7 +49,7 @@ def test_kind_path_and_options(here, text, kind, path, options):
     source = parse(text)
     assert (source.kind, source.path) == (kind, path)
     assert list(source.options) == options
-    assert source.text == source.whole == text
+    assert source.text == source.base_text == text
     assert not source.has_subset
 
 

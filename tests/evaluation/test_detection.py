@@ -190,8 +190,8 @@ def test_wrong_use_ends_in_one_line(pycocotools, shapes, monkeypatch):
 def test_a_damaged_record_is_measured_again(tmp_path):
     store = protocol._Store(tmp_path)
     store.keep("a", "key", {"AP": 1.0})
-    assert store.found("a", "key") == {"AP": 1.0}
-    assert store.found("a", "another") is None
+    assert store.result("a", "key") == {"AP": 1.0}
+    assert store.result("a", "another") is None
     assert json.loads((tmp_path / "detection.json").read_text())["a"]["figures"] == {"AP": 1.0}
     (tmp_path / "detection.json").write_text("{")
-    assert store.found("a", "key") is None
+    assert store.result("a", "key") is None

@@ -61,13 +61,13 @@ def test_linear_chooses_without_the_test_images_and_their_labels(encoder):
         linear(Subject({"encoder": encoder}, bank(), asked, PLACE), how)["linear"]["encoder"]
         for asked in (plain, permuted, others)
     ]
-    assert rows[0].chosen == rows[1].chosen == rows[2].chosen
-    assert rows[0].chosen.keys() == {"lr", "weight_decay", "held_out"}
+    assert rows[0].hyperparameters == rows[1].hyperparameters == rows[2].hyperparameters
+    assert rows[0].hyperparameters.keys() == {"lr", "weight_decay", "held_out"}
     assert len({row.figures["top1"] for row in rows}) == 3
     learnt = bank()
     learnt.labels = learnt.labels[torch.randperm(88, generator=draws(1))]
     other = linear(Subject({"encoder": encoder}, learnt, plain, PLACE), how)["linear"]["encoder"]
-    assert other.chosen["held_out"] != rows[0].chosen["held_out"]
+    assert other.hyperparameters["held_out"] != rows[0].hyperparameters["held_out"]
 
 
 def test_linear_takes_the_setting_that_alone_is_best_on_the_held_out_part(subject):
@@ -79,10 +79,12 @@ def test_linear_takes_the_setting_that_alone_is_best_on_the_held_out_part(subjec
         for decay in decays
     }
     for name, judged in found.items():
-        held_out = {setting: row[name].chosen["held_out"] for setting, row in alone.items()}
+        held_out = {setting: row[name].hyperparameters["held_out"] for setting, row in alone.items()}
         assert len(set(held_out.values())) > 1
-        assert judged.chosen["held_out"] == max(held_out.values())
-        assert judged.figures == alone[judged.chosen["lr"], judged.chosen["weight_decay"]][name].figures
+        assert judged.hyperparameters["held_out"] == max(held_out.values())
+        assert (
+            judged.figures == alone[judged.hyperparameters["lr"], judged.hyperparameters["weight_decay"]][name].figures
+        )
         assert judged.figures["top1"] > 40
         assert within(judged) == {"top1", "balanced", "many", "medium"}
 

@@ -25,7 +25,7 @@ from crosslevel.features.embed import embed
 from crosslevel.models.encoder import Encoder, View, load_encoder
 from crosslevel.models.export import export
 from crosslevel.runs import Run
-from crosslevel.settings.parser import ending, run
+from crosslevel.settings.parser import exit_on_error, run
 from crosslevel.utils.errors import SourceError, UserError
 from crosslevel.utils.files import write_tensors
 from crosslevel.utils.tensors import load_safetensors, load_saved, write_saved
@@ -237,7 +237,7 @@ def test_a_run_whose_notes_are_damaged_is_one_line(tmp_path, made, name):
     ],
 )
 def test_what_the_machine_refuses_is_one_line_with_what_to_do(error, said, capsys):
-    with pytest.raises(SystemExit, match="2"), ending("crosslevel pack"):
+    with pytest.raises(SystemExit, match="2"), exit_on_error("crosslevel pack"):
         raise error
     told = capsys.readouterr().err
     assert told.startswith("crosslevel pack: ")
@@ -249,7 +249,7 @@ def test_a_worker_that_finds_damage_tells_it_in_one_line(made, capsys):
     flip(made / "00000.bin", 5)
     source = open_images(made)
     loader = pool.Pool(_Read(source), [0], 1, persistent=False)
-    with pytest.raises(SystemExit, match="2"), ending("crosslevel embed"):
+    with pytest.raises(SystemExit, match="2"), exit_on_error("crosslevel embed"):
         list(loader)
     said = capsys.readouterr().err
     assert said.startswith(f"crosslevel embed: {made}: this pack is damaged (the pixels of 00.png")

@@ -113,7 +113,7 @@ def test_nothing_is_decoded_before_there_is_room(format, monkeypatch):
 
 def test_large_images_of_several_processes_wait_for_each_other(tmp_path):
     """Slots that a killed process held are free again."""
-    total, pid = memory.most() // memory._SLOT, os.fork()
+    total, pid = memory.budget() // memory._SLOT, os.fork()
     if not pid:
         with memory.room((total - 2) * memory._SLOT):
             (tmp_path / "held").touch()
@@ -136,7 +136,7 @@ def test_a_limit_that_no_number_of_slots_fills_keeps_nobody_waiting(monkeypatch)
 
 
 def test_a_process_that_was_stopped_in_the_turnstile_does_not_stop_the_others():
-    total, pid = memory.most() // memory._SLOT, os.fork()
+    total, pid = memory.budget() // memory._SLOT, os.fork()
     if not pid:
         fcntl.lockf(memory._file, fcntl.LOCK_EX, 1, memory._TURNSTILE)
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -149,7 +149,7 @@ def test_a_process_that_was_stopped_in_the_turnstile_does_not_stop_the_others():
 
 
 def _slots(count):
-    slots = memory.taken(count, patience=0.2)
+    slots = memory.acquire_slots(count, patience=0.2)
     for slot in slots:
         fcntl.lockf(memory._file, fcntl.LOCK_UN, 1, slot)
     return slots

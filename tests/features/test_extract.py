@@ -62,7 +62,7 @@ def test_features_are_those_of_a_plain_forward_pass(training):
     found = extract(encoder, images, batch_size=70, hardware=CPU)
     assert encoder.training == training
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
-    assert torch.equal(found.places, torch.arange(150))
+    assert torch.equal(found.indices, torch.arange(150))
     assert torch.equal(found.labels, images.labels)
     with torch.no_grad():
         expected = encoder.eval()(normalize(images.data, encoder.view))
@@ -88,5 +88,5 @@ def test_an_encoder_that_fails_fails_the_stream():
 
 def test_a_stream_can_be_left_in_the_middle():
     parts = stream(lively(width=0.125), pictures(300), hardware=CPU)
-    assert torch.equal(next(parts).places, torch.arange(64))
+    assert torch.equal(next(parts).indices, torch.arange(64))
     parts.close()

@@ -58,4 +58,4 @@ def test_the_search_that_settles_it_is_one_that_tune_takes():
     with contextlib.redirect_stdout(told), pytest.raises(SystemExit):
         run(train, ["photos", f"--batch_size={batch}", "--print_config"])
     searched = ranges.parse([found[2]], yaml.safe_load(told.getvalue()))
-    assert searched == {"cld.groups": ranges.Numbers(batch // 8, 3 * batch // 4, log=True, whole=True)}
+    assert searched == {"cld.groups": ranges.Numbers(batch // 8, 3 * batch // 4, log=True, integral=True)}

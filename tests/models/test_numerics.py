@@ -144,7 +144,7 @@ def test_the_measure_leaves_no_trace():
 def test_copies_are_set_too_and_keep_their_own_weights():
     model = network("output")
     twin = copy.deepcopy(model).requires_grad_(False)
-    avoid_faults(model, run(model), BF16, whole=nn.ModuleList([model, twin]))
+    avoid_faults(model, run(model), BF16, model=nn.ModuleList([model, twin]))
     later = copy.deepcopy(model)
     for other in (twin, later):
         nn.init.constant_(other[2].weight, 0.5)

@@ -14,7 +14,7 @@ def searched_page(folder, images):
 
     space = {
         "cld.weight": Numbers(0.0, 1.0),
-        "cld.groups": Numbers(2, 64, log=True, whole=True),
+        "cld.groups": Numbers(2, 64, log=True, integral=True),
         "cld.temperature": Numbers(0.05, 1.0, log=True),
         "method.temperature": Numbers(0.05, 1.0, log=True),
         "lr": Numbers(1e-4, 1e-1, log=True),

@@ -20,15 +20,15 @@ def polylines(svg):
 @given(st.floats(1e-6, 1e6), st.floats(1.1, 1e3), st.booleans())
 def test_an_axis_runs_from_its_low_to_its_high_end(low, factor, log):
     axis = Axis(low, low * factor, log)
-    assert axis.place(low) == pytest.approx(0)
-    assert axis.place(low * factor) == pytest.approx(1)
+    assert axis.position(low) == pytest.approx(0)
+    assert axis.position(low * factor) == pytest.approx(1)
     middle = low * factor**0.5 if log else low * (1 + factor) / 2
-    assert axis.place(middle) == pytest.approx(0.5)
+    assert axis.position(middle) == pytest.approx(0.5)
 
 
 def test_choices_are_one_above_the_other():
     axis = Axis(choices=("a", "b", "c"))
-    assert [axis.place(choice) for choice in axis.choices] == [0, 0.5, 1]
+    assert [axis.position(choice) for choice in axis.choices] == [0, 0.5, 1]
 
 
 def test_a_line_a_trial_crosses_all_scales_dashed_where_it_was_stopped():

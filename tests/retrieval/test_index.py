@@ -31,8 +31,8 @@ def opened(file):
 
 
 def recall(found, features, k=10):
-    truth = exact(features, features, k).places.tolist()
-    return sum(len(set(a) & set(b)) for a, b in zip(found.places.tolist(), truth, strict=True)) / (k * len(features))
+    truth = exact(features, features, k).indices.tolist()
+    return sum(len(set(a) & set(b)) for a, b in zip(found.indices.tolist(), truth, strict=True)) / (k * len(features))
 
 
 def test_it_finds_the_nearest_and_their_cosines(tmp_path, features, capsys):
@@ -60,7 +60,7 @@ def test_it_is_built_once_and_brought_up_to_date_where_the_table_changed(tmp_pat
     found = opened(file).search(torch.nn.functional.normalize(changed[order], dim=1), 10)
     assert "81 rows added, 21 removed" in said(capsys)
     assert recall(found, changed[order]) > 0.99
-    assert torch.equal(found.places[:, 0], torch.arange(len(order)))
+    assert torch.equal(found.indices[:, 0], torch.arange(len(order)))
 
 
 def test_a_damaged_or_half_written_index_is_built_anew(tmp_path, features, capsys):
@@ -74,11 +74,11 @@ def test_a_damaged_or_half_written_index_is_built_anew(tmp_path, features, capsy
 
 
 def test_tables_beyond_a_limit_use_it_by_themselves(tmp_path, features):
-    rows, truth = len(features), exact(features[7:8], features, 6).places
+    rows, truth = len(features), exact(features[7:8], features, 6).indices
     for index, most, used in (("auto", rows - 1, True), ("auto", rows, False), ("off", rows - 1, False)):
         table = open_table(write_table(tmp_path / f"{index}-{most}.parquet", features))
         find = finder(table, index, None, printer(quiet=True), most)
-        assert torch.equal(find(features[7:8], 6).places, truth)
+        assert torch.equal(find(features[7:8], 6).indices, truth)
         assert (tmp_path / f"{index}-{most}.parquet.index").is_dir() == used
 
 

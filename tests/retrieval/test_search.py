@@ -40,14 +40,14 @@ def test_exact_neighbours_are_those_of_float64(count):
     draws = torch.Generator().manual_seed(0)
     keys, queries = torch.randn(500, 24, generator=draws), torch.randn(count, 24, generator=draws)
     found = exact(queries, 3 * keys, 7)
-    assert torch.equal(found.places, by_hand(queries, keys, 7))
+    assert torch.equal(found.indices, by_hand(queries, keys, 7))
     assert (found.values.diff(dim=1) <= 0).all()
 
 
 def test_rows_that_lie_in_several_blocks_are_all_compared():
     draws = torch.Generator().manual_seed(1)
     keys, queries = torch.randn(100, 8, generator=draws), torch.randn(3, 8, generator=draws)
-    assert torch.equal(exact(queries, keys, 50, block=32).places, by_hand(queries, keys, 50))
+    assert torch.equal(exact(queries, keys, 50, block=32).indices, by_hand(queries, keys, 50))
 
 
 def test_an_image_finds_itself_and_then_its_nearest(home):

@@ -14,7 +14,7 @@ from crosslevel.data.sources.video.frames import Pace
 from crosslevel.data.subsets.suffixes import SUFFIXES
 from crosslevel.models.encoder import Encoder, load_encoder
 from crosslevel.runs import Run
-from crosslevel.settings.parser import ending
+from crosslevel.settings.parser import exit_on_error
 from crosslevel.training.loop import checkpoints
 from crosslevel.utils import files
 
@@ -54,7 +54,7 @@ def test_a_bare_value_error_is_no_mistake_of_the_users(place, home, monkeypatch,
         monkeypatch.setitem(where, name, broken)
     else:
         monkeypatch.setattr(where, name, broken)
-    with pytest.raises(SystemExit) as end, ending("crosslevel train"):
+    with pytest.raises(SystemExit) as end, exit_on_error("crosslevel train"):
         call(home)
     said = capsys.readouterr().err
     assert end.value.code == 70

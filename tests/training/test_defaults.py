@@ -8,7 +8,7 @@ import pytest
 
 from crosslevel.methods import SimCLR, VICReg
 from crosslevel.training import defaults
-from crosslevel.training.plan import Chosen
+from crosslevel.training.plan import Choices
 from crosslevel.transforms.views import Views
 
 IMAGES = (2, 50, 500, 5_000, 1_000_000)
@@ -21,8 +21,8 @@ def test_no_rule_reads_a_label_or_a_name():
     rules = [f for _, f in inspect.getmembers(defaults, inspect.isfunction) if f.__module__ == defaults.__name__]
     names = {name for rule in rules for name in inspect.signature(rule).parameters}
     known = {"images", "epochs", "devices", "device", "minutes", "images_a_second", "optimizer", "sgd_rate", "batch"}
-    # The network: whether it starts from weights, and its family; the method: its usual optimizer.
-    known |= {"pretrained", "modern", "usual"}
+    # The network: whether it starts from weights, and its family; the method: the optimizer it prefers.
+    known |= {"pretrained", "modern", "preferred"}
     assert len(rules) >= 9
     assert names <= known | {"steps", "view"}
 
@@ -148,12 +148,12 @@ def test_few_images_are_held_out(images, held):
 
 
 def test_what_was_given_is_kept_and_what_was_not_is_told():
-    rules = Chosen()
+    rules = Choices()
     assert rules(17, defaults.epochs(500)) == 17
-    assert rules.made == []
+    assert rules.choices == []
     chosen = rules(None, defaults.epochs(500))
-    assert (chosen, [choice.value for choice in rules.made]) == (400, [400])
-    assert str(rules.made[0]).startswith("--epochs 400: of 500 images")
+    assert (chosen, [choice.value for choice in rules.choices]) == (400, [400])
+    assert str(rules.choices[0]).startswith("--epochs 400: of 500 images")
     assert math.isclose(float(str(defaults.momentum(1_000)).split()[1][:-1]), 0.97)
 
 

@@ -76,7 +76,7 @@ def losses_of(step, module, count=3):
     found = []
     for number in range(count):
         step(batch_of_step(number))
-        found.append(float(module.seen["loss"]))
+        found.append(float(module.losses["loss"]))
     return torch.tensor(found)
 
 

@@ -8,7 +8,7 @@ from run_samples import metrics, write_images
 
 import crosslevel
 from crosslevel.training.loop.log import COLUMNS
-from crosslevel.training.loop.loggers import named
+from crosslevel.training.loop.loggers import logger_names
 from crosslevel.utils.errors import MissingExtra, UserError
 
 SMALL = {
@@ -90,17 +90,17 @@ def test_an_error_is_told_as_one(photos, tmp_path):
 
 
 def test_names_and_what_is_not_installed():
-    assert named("csv") == ()
+    assert logger_names("csv") == ()
     with pytest.raises(UserError, match="logger='tensorbord' is unknown: did you mean tensorboard"):
-        named("tensorbord,csv")
+        logger_names("tensorbord,csv")
     for name in ("tensorboard", "wandb", "mlflow"):
         if find_spec(name) is None:
             with pytest.raises(
                 MissingExtra, match=rf"--logger {name} needs {name}: pip install 'crosslevel\[{name}\]'"
             ):
-                named(name)
+                logger_names(name)
         else:
-            assert named(f"{name}, csv,{name}") == (name,)
+            assert logger_names(f"{name}, csv,{name}") == (name,)
 
 
 def test_mlflow_in_a_folder_has_the_rows_and_goes_on(photos, tmp_path, monkeypatch):

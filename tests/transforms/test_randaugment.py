@@ -126,7 +126,7 @@ def test_each_image_gets_the_operations_that_it_drew():
     kind = torch.tensor([[2, 2], [-1, -1], [2, 0], [9, -1], [-1, 7], [0, 2]])
     level = torch.full((6, 2), 0.5)
     out = x.clone()
-    ra.apply_(out, list(ra.places(kind)), level, fill)
+    ra.apply_(out, list(ra.rows_by_operation(kind)), level, fill)
     for image, own, result in zip(x, kind.tolist(), out, strict=True):
         expected = image[None].clone()
         for number in own:

@@ -12,7 +12,7 @@ from crosslevel.tuning.study import Search
 
 EPOCHS = 3
 FORK = multiprocessing.get_context("fork")
-SPACE = {"lr": Numbers(1e-3, 1.0, log=True), "cld.groups": Numbers(2, 64, log=True, whole=True)}
+SPACE = {"lr": Numbers(1e-3, 1.0, log=True), "cld.groups": Numbers(2, 64, log=True, integral=True)}
 
 
 def plan(folder, **changed):

@@ -30,7 +30,7 @@ def settings(*options):
     ("text", "name", "expected"),
     [
         ("cld.weight=0:1", "cld.weight", Numbers(0.0, 1.0)),
-        ("cld.groups=16:256:log", "cld.groups", Numbers(16, 256, log=True, whole=True)),
+        ("cld.groups=16:256:log", "cld.groups", Numbers(16, 256, log=True, integral=True)),
         ("lr=1e-4:1e-1:log", "lr", Numbers(1e-4, 1e-1, log=True)),
         ("--lr=-1:1", "lr", Numbers(-1.0, 1.0)),
         ("views.preset=cifar,simclr", "views.preset", ("cifar", "simclr")),
@@ -80,12 +80,12 @@ def test_nothing_is_searched_twice():
 @pytest.mark.parametrize("method", ["MoCo", "SimCLR", "BYOL", "NPID", "InfoMin"])
 def test_the_default_ranges_hold_the_settings_as_given_and_end_at_the_batch(method):
     tree = settings("--method", method, "--batch_size=64", "--cld.weight=1.5")
-    found = ranges.usual(tree, 10_000)
+    found = ranges.default_space(tree, 10_000)
     assert ("method.temperature" in found) == (method != "BYOL")
     assert set(found) >= {"cld.weight", "cld.groups", "cld.temperature", "lr"}
     assert all(ranges.value_at(tree, name) in searched for name, searched in found.items())
-    assert found["cld.groups"] == Numbers(4, 64, log=True, whole=True)
-    assert ranges.usual(tree, 50)["cld.groups"].high == 50
+    assert found["cld.groups"] == Numbers(4, 64, log=True, integral=True)
+    assert ranges.default_space(tree, 50)["cld.groups"].high == 50
 
 
 @given(st.floats(1e-6, 1e6), st.floats(1.01, 1e3), st.booleans())

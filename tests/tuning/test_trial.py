@@ -46,13 +46,13 @@ def test_what_is_held_out_is_whole_tracks_and_not_trained_on():
     source = open_images(IMAGES)
     held = trial.HeldOut(0, Told())
     rest = held.part(source)
-    assert len(rest) + len(held.held) == len(source) == 80
-    assert not set(rest.tracks.tolist()) & set(held.held.tracks.tolist())
-    assert 16 <= len(held.held) < 20
+    assert len(rest) + len(held.held_out_images) == len(source) == 80
+    assert not set(rest.tracks.tolist()) & set(held.held_out_images.tracks.tolist())
+    assert 16 <= len(held.held_out_images) < 20
     assert rest.labels is None
     other = trial.HeldOut(0, Told())
     other.part(source)
-    assert other.held.paths == held.held.paths
+    assert other.held_out_images.paths == held.held_out_images.paths
     with pytest.raises(ValueError, match="12 images are too few to tune on: at least 64"):
         held.part(take(source, torch.arange(12)))
 

@@ -32,8 +32,8 @@ def test_a_device_that_is_not_there_is_an_error(device):
 def test_the_precision_that_was_asked_for_is_taken(precision):
     hardware = choose("auto", precision, Pretended())
     assert (hardware.device.type, hardware.precision) == ("cpu", precision)
-    assert hardware.why.startswith("cpu, ")
-    assert hardware.why.endswith(f"{precision} (as asked)")
+    assert hardware.reason.startswith("cpu, ")
+    assert hardware.reason.endswith(f"{precision} (as asked)")
 
 
 @pytest.mark.parametrize(
@@ -49,14 +49,14 @@ def test_autocast_computes_in_the_precision(precision, dtype):
 def test_bfloat16_only_where_the_processor_has_it(instructions, precision):
     hardware = choose(machine=Pretended(instructions=instructions))
     assert hardware.precision == precision
-    assert ("has no bfloat16" in hardware.why) is not instructions
+    assert ("has no bfloat16" in hardware.reason) is not instructions
 
 
 @pytest.mark.parametrize(("major", "precision"), [(9, "bf16"), (8, "bf16"), (7, "fp32")])
 def test_cuda_is_preferred_and_its_age_decides(major, precision):
     hardware = choose(machine=Pretended(major))
     assert (hardware.device.type, hardware.precision) == ("cuda", precision)
-    assert hardware.why.startswith(f"cuda: Pretended GPU, {precision} (")
+    assert hardware.reason.startswith(f"cuda: Pretended GPU, {precision} (")
 
 
 @pytest.mark.parametrize(("device", "precision"), [("tpu", "auto"), ("cpu", "fp8")])

@@ -23,8 +23,8 @@ class _Ear:
 
     def __init__(self) -> None:
         self.library = library = ctypes.CDLL(None)
-        self.stderr = self._found(library)
-        self.own = self.stderr.value
+        self.stderr = self._locate(library)
+        self.saved = self.stderr.value
         self._text, self._size = ctypes.c_char_p(), ctypes.c_size_t()
         library.open_memstream.restype = ctypes.c_void_p
         library.open_memstream.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
@@ -35,7 +35,7 @@ class _Ear:
             raise OSError("no stream in memory")
 
     @staticmethod
-    def _found(library: Any) -> Any:
+    def _locate(library: Any) -> Any:
         for name in _NAMES:
             try:
                 return ctypes.c_void_p.in_dll(library, name)
@@ -47,25 +47,25 @@ class _Ear:
         self.stderr.value = self._stream
 
     def end(self) -> str:
-        """What was said."""
-        self.stderr.value = self.own
+        """Return the captured output."""
+        self.stderr.value = self.saved
         self.library.fflush(self._stream)
         size = self._size.value
         if not size:
             return ""
-        said = ctypes.string_at(self._text, size).decode("utf-8", "replace")
+        output = ctypes.string_at(self._text, size).decode("utf-8", "replace")
         self.library.rewind(self._stream)
-        return said
+        return output
 
 
 class Complaints:
-    """What was said about one image; empty if nothing."""
+    """The first message of a decoder about one image; empty if there is none."""
 
     text: str = ""
 
-    def add(self, said: str) -> None:
+    def add(self, output: str) -> None:
         """Keep the first line that was said."""
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
         if lines and not self.text:
             self.text = lines[0].removeprefix("tempfile.tif: ")[:_LONGEST]
 
@@ -78,17 +78,17 @@ _deaf = False
 @contextmanager
 def heard() -> Iterator[Complaints]:
     """Collects what decoders say while the block runs; one thread at a time."""
-    found = Complaints()
+    complaints = Complaints()
     with _lock:
         ear = _listener()
         if ear is None:
-            yield found
+            yield complaints
             return
         ear.begin()
         try:
-            yield found
+            yield complaints
         finally:
-            found.add(ear.end())
+            complaints.add(ear.end())
 
 
 def _listener() -> _Ear | None:
@@ -106,7 +106,7 @@ def _after_fork() -> None:
     global _lock  # noqa: PLW0603
     _lock = threading.Lock()
     if _ear is not None:
-        _ear.stderr.value = _ear.own
+        _ear.stderr.value = _ear.saved
 
 
 if hasattr(os, "register_at_fork"):

@@ -79,8 +79,8 @@ def format_of(head: bytes | bytearray) -> str | None:
         return "WEBP"
     if head[4:8] == b"ftyp":
         # AVIF files may have a general brand in the first place, and their own among the compatible ones.
-        own = b"avif" if b"avif" in head[16:] and head[8:12] in (b"mif1", b"msf1") else head[8:12]
-        return _BRANDS.get(own)
+        brand = b"avif" if b"avif" in head[16:] and head[8:12] in (b"mif1", b"msf1") else head[8:12]
+        return _BRANDS.get(brand)
     if head[:2] == b"BM" and head[6:10] == bytes(4) and int.from_bytes(head[14:18], "little") in (12, 40, 108, 124):
         return "BMP"
     if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in (b"\n", b" ", b"\r", b"\t") and len(head) > 8:
@@ -89,19 +89,19 @@ def format_of(head: bytes | bytearray) -> str | None:
 
 
 def can_be_image(name: str, arrays: bool = False) -> bool | None:
-    """What the ending of a name says: an image, none, or (None) that nobody knows; ``arrays``: these are images."""
-    ending = ending_of(name)
-    if arrays and ending in ARRAYS:
+    """Whether a file's extension is an image's; None if it says nothing. ``arrays``: arrays count as images."""
+    extension = ending_of(name)
+    if arrays and extension in ARRAYS:
         return True
     if name.rpartition("/")[2] == "DICOMDIR":  # a list of others
         return False
-    return True if ending in EXTENSIONS else False if ending in OTHERS else None
+    return True if extension in EXTENSIONS else False if extension in OTHERS else None
 
 
 def ending_of(name: str) -> str:
-    """In lower case, without the dot; empty where there is none."""
-    stem, dot, ending = name.rpartition("/")[2].rpartition(".")
-    return ending.lower() if dot and stem else ""
+    """The extension in lower case without its dot; empty if there is none."""
+    stem, dot, extension = name.rpartition("/")[2].rpartition(".")
+    return extension.lower() if dot and stem else ""
 
 
 def is_image_file(file: str) -> bool:
@@ -121,9 +121,11 @@ def is_image_file(file: str) -> bool:
 def left_alone(counts: Mapping[str, int]) -> str:
     """``left alone: 3 .txt, 1 .db``, the most first; empty where nothing was."""
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    parts = [f"{count:,} .{ending}" if ending else f"{count:,} without an ending" for ending, count in ranked[:8]]
-    rest = sum(count for _, count in ranked[8:])
-    return f"left alone: {', '.join([*parts, *([f'{rest:,} others'] if rest else [])])}" if parts else ""
+    entries = [
+        f"{count:,} .{extension}" if extension else f"{count:,} without an ending" for extension, count in ranked[:8]
+    ]
+    remaining = sum(count for _, count in ranked[8:])
+    return f"left alone: {', '.join([*entries, *([f'{remaining:,} others'] if remaining else [])])}" if entries else ""
 
 
 def readable(data: bytes | bytearray) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from crosslevel.data.bad_files import _Defect
 
 @dataclass(slots=True)
 class JpegHeader:
-    """What stands before the first scan.
+    """The header of a JPEG, up to its first scan.
 
     ``plain``: baseline or progressive Huffman coding with 8 bits, and EXIF where torchvision looks for it.
     ``exif``: whether there is any. ``scan``: where the first scan begins. ``coefficients``: how many the decoder keeps
@@ -68,9 +68,9 @@ def _header(frame: bytes, kind: int, exif: bool, exif_first: bool, scan: int) ->
     precision, height, width, components = struct.unpack_from(">BHHB", frame)
     factors = frame[7::3][:components]  # of each component: horizontal in the upper four bits, vertical in the lower
     blocks = sum((factor >> 4) * (factor & 15) for factor in factors)
-    most = max((factor >> 4) * (factor & 15) for factor in factors) if factors else 1
+    largest = max((factor >> 4) * (factor & 15) for factor in factors) if factors else 1
     progressive = kind in (0xC2, 0xC6, 0xCA, 0xCE)
-    coefficients = width * height * blocks // max(1, most) if progressive else 0
+    coefficients = width * height * blocks // max(1, largest) if progressive else 0
     huffman = precision == 8 and kind <= 0xC2
     return JpegHeader(width, height, components, huffman and exif_first, huffman, exif, scan, coefficients)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
-from crosslevel.data.decoding.memory import halvings, most, needed
+from crosslevel.data.decoding.memory import budget, halvings, needed
 from crosslevel.data.decoding.sizes import boxes
 
 _CODING, _CODING_OF_ONE, _ENDS = 0x52, 0x53, (0x90, 0xD9)  # markers
@@ -22,7 +22,7 @@ def reduced(opened: Jpeg2KImageFile, data: bytearray, turned: bool) -> int:
         size = -(-opened.width // 2**level), -(-opened.height // 2**level)
         left_out = _LEFT_OUT * opened.width * opened.height if level else 0
         need = needed("JPEG2000", size, len(data), turned) + left_out
-        if need <= most() and halvings(size[0] * size[1]) == 1:
+        if need <= budget() and halvings(size[0] * size[1]) == 1:
             if level:
                 opened.reduce = level
                 # Pillow rounds what it expects, OpenJPEG rounds up what it gives: of these sizes both make the same.
@@ -37,8 +37,8 @@ def _levels(data: bytearray) -> int:
     at, levels = start + 2, []
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] not in _ENDS:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        place = {_CODING: at + 9, _CODING_OF_ONE: at + 6}.get(marker)
-        if place is not None and place < len(data):
-            levels.append(data[place])
+        offset = {_CODING: at + 9, _CODING_OF_ONE: at + 6}.get(marker)
+        if offset is not None and offset < len(data):
+            levels.append(data[offset])
         at += 2 + length
     return min(levels, default=0)

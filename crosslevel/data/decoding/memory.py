@@ -43,24 +43,24 @@ _FIXED = 8 * 2**20  # of any image
 _PARTS = 2  # of a TIFF: its largest strip or tile, and what its codec has of it
 
 
-def most() -> int:
+def budget() -> int:
     """Bytes that decoding may take, all processes of a command together: 768 MiB, or $CROSSLEVEL_DECODE_MB."""
-    given = os.environ.get("CROSSLEVEL_DECODE_MB", "")
-    return (int(given) if given.isdecimal() and int(given) else _USUAL) * 2**20
+    setting = os.environ.get("CROSSLEVEL_DECODE_MB", "")
+    return (int(setting) if setting.isdecimal() and int(setting) else _USUAL) * 2**20
 
 
-def too_many_bytes(size: int, max_pixels: int, what: str) -> str:
+def too_many_bytes(size: int, max_pixels: int, subject: str) -> str:
     """Why an encoded image of ``size`` bytes is not read; empty if it is."""
     if size > 8 * max_pixels:
-        return f"{what} has {size:,} bytes, more than {max_pixels:,} pixels can need"
-    if size > most() // 2:
-        wanted = -(-size // 2**19)
-        return f"{what} has {size:,} bytes, more than decoding has memory for: set CROSSLEVEL_DECODE_MB={wanted}"
+        return f"{subject} has {size:,} bytes, more than {max_pixels:,} pixels can need"
+    if size > budget() // 2:
+        megabytes = -(-size // 2**19)
+        return f"{subject} has {size:,} bytes, more than decoding has memory for: set CROSSLEVEL_DECODE_MB={megabytes}"
     return ""
 
 
 def halvings(pixels: int) -> int:
-    """By how much width and height are divided so that at most `LARGEST` pixels are left: 1, 2, 4 or 8."""
+    """The divisor of width and height that leaves at most `LARGEST` pixels: 1, 2, 4 or 8."""
     return next((scale for scale in (1, 2, 4) if pixels <= LARGEST * scale**2), 8)
 
 
@@ -89,16 +89,16 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def check(need: int, size: tuple[int, int], format: str) -> None:
-    """Refuse what would take more than `most`.
+    """Refuse what would take more than `budget`.
 
     Raises:
         _Defect: it would.
 
     """
-    if need > most():
+    if need > budget():
         raise _Defect(
             f"{size[0]:,} x {size[1]:,} pixels of {format} take about {need / 1e9:.1f} GB to decode, more than "
-            f"{most() / 1e9:.1f} GB: make it smaller, or set CROSSLEVEL_DECODE_MB={-(-need // 2**20)}"
+            f"{budget() / 1e9:.1f} GB: make it smaller, or set CROSSLEVEL_DECODE_MB={-(-need // 2**20)}"
         )
 
 
@@ -128,7 +128,7 @@ def room(need: int) -> Iterator[None]:
         if fcntl is None:
             yield
             return
-        slots = taken(-(-min(need, most()) // _SLOT))
+        slots = acquire_slots(-(-min(need, budget()) // _SLOT))
         try:
             yield
         finally:
@@ -138,7 +138,7 @@ def room(need: int) -> Iterator[None]:
 
 
 def _give_back() -> None:
-    """What was freed goes to the system: glibc keeps the blocks of one image for the next one of this process."""
+    """Return freed memory to the system: glibc keeps the blocks of one image for the next one of this process."""
     trim = _trim()
     if trim is not None:
         trim(0)
@@ -153,7 +153,7 @@ def _trim() -> Any:
         return None
 
 
-def taken(count: int, patience: float = _PATIENCE) -> list[int]:
+def acquire_slots(count: int, patience: float = _PATIENCE) -> list[int]:
     """``count`` free slots. Who waits for some keeps the others from beginning to wait: nobody waits in a circle.
 
     A process that was stopped may have what is waited for: after ``patience`` seconds a warning says so, and no more
@@ -165,7 +165,7 @@ def taken(count: int, patience: float = _PATIENCE) -> list[int]:
         time.sleep(0.005)
     try:
         while True:
-            for slot in range(1, 1 + -(-most() // _SLOT)):
+            for slot in range(1, 1 + -(-budget() // _SLOT)):
                 if len(slots) < count and slot not in slots and _is_free(slot):
                     slots.append(slot)
             if len(slots) >= count:
@@ -208,12 +208,12 @@ def held_to(need: int, format: str) -> Iterator[None]:
     ``need`` is computed from the pixels, but JPEG 2000's blocks and WebP's codes take memory too: an image of one
     megapixel could take half a gigabyte. Formats that are decoded row by row cannot, and have no limit.
     """
-    held = _data_now() if _limited and format in _PER_PIXEL else None
-    if held is None:
+    current = _data_now() if _limited and format in _PER_PIXEL else None
+    if current is None:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    _lower(resource.RLIMIT_DATA, held + need + _RESERVE + _STACKS * (os.cpu_count() or 1))
+    _lower(resource.RLIMIT_DATA, current + need + _RESERVE + _STACKS * (os.cpu_count() or 1))
     try:
         yield
     finally:
@@ -224,7 +224,7 @@ _limited = False
 
 
 def limit_process() -> None:
-    """In a process that only decodes: no more memory of its own than `_RUNAWAY` beside what it has, and no core dumps.
+    """Limit a decoding process to `_RUNAWAY` bytes more memory than it has, and turn off its core dumps.
 
     A decoder that is led astray then fails, instead of the machine. Memory that processes share, such as finished
     batches, and files that are mapped do not count.
@@ -233,10 +233,10 @@ def limit_process() -> None:
     if resource is None:
         return
     _lower(resource.RLIMIT_CORE, 0)
-    held = _data_now()
-    if held is not None:
+    current = _data_now()
+    if current is not None:
         _limited = True
-        _lower(resource.RLIMIT_DATA, held + _RUNAWAY + most())
+        _lower(resource.RLIMIT_DATA, current + _RUNAWAY + budget())
 
 
 def _data_now() -> int | None:

@@ -26,7 +26,7 @@ _ORIENTATION = 0x0112  # the tag of EXIF
 
 @contextmanager
 def noted_warnings(complaints: Complaints) -> Iterator[None]:
-    """What Pillow warns of: that data are cut off is damage; the rest is about metadata, and large pictures."""
+    """Collect Pillow's warnings: truncated data are damage; the rest is about metadata and large pictures."""
     messages: list[str] = []
     _heard.messages = messages
     try:
@@ -39,7 +39,7 @@ def noted_warnings(complaints: Complaints) -> Iterator[None]:
 
 
 class _Heard(threading.local):
-    """What Pillow has warned of in this thread; None while nobody listens."""
+    """Pillow's warnings in this thread; None while none are collected."""
 
     messages: list[str] | None = None
 
@@ -58,7 +58,7 @@ class _Warnings:
 
     @staticmethod
     def warn(message: Warning | str, category: type[Warning] | None = None, stacklevel: int = 1, **how: Any) -> None:
-        """As `warnings.warn`, or kept for the thread's `noted_warnings`."""
+        """Warn as `warnings.warn` does, or collect it for the thread's `noted_warnings`."""
         if _heard.messages is None:
             warnings.warn(message, category, stacklevel + 1, **how)
         else:
@@ -105,12 +105,12 @@ def _pixels(
     if width * height <= at_once and scale == 1:
         return np.array(_converted(image, reading)).reshape(height, width, channels)
     image.load()
-    made = np.empty((-(-height // scale), -(-width // scale), channels), np.uint8)
+    pixels = np.empty((-(-height // scale), -(-width // scale), channels), np.uint8)
     for first in range(0, height, rows):
         part = _converted(image.crop((0, first, width, min(height, first + rows))), reading)
         smaller = np.asarray(part if scale == 1 else part.reduce(scale))
-        made[first // scale : first // scale + len(smaller)] = smaller.reshape(*smaller.shape[:2], channels)
-    return made
+        pixels[first // scale : first // scale + len(smaller)] = smaller.reshape(*smaller.shape[:2], channels)
+    return pixels
 
 
 def _converted(image: Image.Image, reading: Reading) -> Image.Image:
@@ -125,14 +125,14 @@ def _converted(image: Image.Image, reading: Reading) -> Image.Image:
 
 def _bytes(values: np.ndarray[Any, Any], reading: Reading) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Gray values of more than 8 bits."""
-    whole = np.issubdtype(values.dtype, np.integer)
-    if reading.range is None and whole and values.min(initial=0) >= 0 and values.max(initial=0) <= 65535:
+    integral = np.issubdtype(values.dtype, np.integer)
+    if reading.range is None and integral and values.min(initial=0) >= 0 and values.max(initial=0) <= 65535:
         values = values.astype(np.uint16)  # Pillow has 16 bits as 32
     return scaled(values, reading.range)
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """In colours, transparency on white."""
+    """Convert to RGB, with transparency on white."""
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

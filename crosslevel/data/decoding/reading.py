@@ -27,7 +27,7 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """What is made of an image; written after a source as ``photos/,damaged=keep,pages=all``.
+    """How images are read; written after a source as ``photos/,damaged=keep,pages=all``.
 
     Args:
         damaged: refuse: an image of which its own decoder reports damage is a bad file; keep: it is used as far as it
@@ -53,9 +53,9 @@ class Reading:
 
     @property
     def text(self) -> str:
-        """What is written after a source; nothing where all is as usual."""
-        given = [(field.name, getattr(self, field.name), field.default) for field in fields(self)]
-        return "".join(f",{name}={value}" for name, value, usual in given if value != usual)
+        """The settings as they are written after a source; empty if all are defaults."""
+        settings = [(field.name, getattr(self, field.name), field.default) for field in fields(self)]
+        return "".join(f",{name}={value}" for name, value, default in settings if value != default)
 
 
 def _one_of(*words: str) -> Callable[[str], str]:
@@ -93,21 +93,21 @@ _READ: dict[str, Callable[[str], Any]] = {
 _WRITTEN = re.compile(rf"(?s)(?P<rest>.*),(?P<key>{'|'.join(_READ)})=(?P<value>[^,/]*)")
 
 
-def apart(text: str) -> tuple[str, Reading]:
+def split_reading(text: str) -> tuple[str, Reading]:
     """A source without what is written after it, and what that means.
 
     Raises:
         SourceError: a value that there is not.
 
     """
-    given: dict[str, Any] = {}
-    rest = text
-    while match := _WRITTEN.fullmatch(rest):
-        rest, key, value = match["rest"], match["key"], match["value"]
+    settings: dict[str, Any] = {}
+    source = text
+    while match := _WRITTEN.fullmatch(source):
+        source, key, value = match["rest"], match["key"], match["value"]
         try:
             read = _READ[key](value)
         except UserError as error:
-            named = f"{text}: " if not text.startswith(",") else ""  # a setting alone
-            raise SourceError(f"{named}{key}={value}: {error}") from None
-        given.setdefault(key, read)
-    return rest, Reading(**given)
+            prefix = f"{text}: " if not text.startswith(",") else ""  # a setting alone
+            raise SourceError(f"{prefix}{key}={value}: {error}") from None
+        settings.setdefault(key, read)
+    return source, Reading(**settings)

@@ -26,7 +26,7 @@ def size_ahead(format: str | None, data: bytes | bytearray) -> tuple[int, int] |
 
 
 def _of_webp(data: bytes | bytearray) -> tuple[int, int]:
-    """By RFC 9649."""
+    """The size of a WebP (RFC 9649)."""
     head = bytes(data[12:30])
     if head[:4] == b"VP8X":
         return 1 + int.from_bytes(head[12:15], "little"), 1 + int.from_bytes(head[15:18], "little")
@@ -59,15 +59,15 @@ def _of_jxl(data: bytes | bytearray) -> tuple[int, int]:
 
 def _codestream(data: bytes | bytearray) -> bytes:
     """The beginning of what a container's boxes jxlc, or jxlp one after the other, hold (ISO/IEC 18181-2)."""
-    found = b""
+    codestream = b""
     for kind, begin, end in boxes(data):
         if kind == b"jxlc":
             return bytes(data[begin : min(end, begin + _HEADER)])
         if kind == b"jxlp":
-            found += bytes(data[begin + 4 : min(end, begin + 4 + _HEADER)])
-            if len(found) >= _HEADER:
+            codestream += bytes(data[begin + 4 : min(end, begin + 4 + _HEADER)])
+            if len(codestream) >= _HEADER:
                 break
-    return found
+    return codestream
 
 
 def boxes(data: bytes | bytearray) -> Iterator[tuple[bytes, int, int]]:

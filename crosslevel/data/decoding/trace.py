@@ -14,11 +14,11 @@ class Board:
         self._rows: mmap.mmap | None = mmap.mmap(-1, rows * ROW)
 
     def row(self, number: int) -> memoryview | None:
-        """Where process ``number`` writes."""
+        """The slot that process ``number`` writes to."""
         return None if self._rows is None else memoryview(self._rows)[number * ROW : (number + 1) * ROW]
 
     def read(self, number: int) -> str | None:
-        """What process ``number`` was decoding; None if nothing, or if nobody knows."""
+        """The path that process ``number`` was decoding; None if there is none or it is not known."""
         row = self.row(number)
         length = 0 if row is None else int.from_bytes(row[:2], "little")
         return None if row is None or not length else bytes(row[2 : 2 + length]).decode("utf-8", "surrogateescape")
@@ -41,20 +41,20 @@ class Board:
 refused: dict[str, str] = {}
 """Images that crashed a process, and how: they are not decoded again. Forked processes begin with their parent's."""
 
-_mine: memoryview | None = None
+_slot: memoryview | None = None
 
 
 def enter(board: Board, number: int) -> None:
     """Write to the board from now on, as process ``number``."""
-    global _mine  # noqa: PLW0603 - one a process
+    global _slot  # noqa: PLW0603 - one a process
     board.clear(number)  # one that was here before may have ended in the middle
-    _mine = board.row(number)
+    _slot = board.row(number)
 
 
 def begin(path: str) -> None:
     """Say what is decoded now."""
-    if _mine is not None:
-        _put(_mine, path)
+    if _slot is not None:
+        _put(_slot, path)
 
 
 def _put(row: memoryview, text: str) -> None:
@@ -65,5 +65,5 @@ def _put(row: memoryview, text: str) -> None:
 
 def end() -> None:
     """Say that it is done."""
-    if _mine is not None:
-        _mine[:2] = bytes(2)
+    if _slot is not None:
+        _slot[:2] = bytes(2)

@@ -70,7 +70,7 @@ class _Config(ctypes.Structure):
 
 
 class StillWebP(NamedTuple):
-    """What the header of a WebP that can be scaled says; ``canvas``: bytes a pixel that libwebp holds meanwhile."""
+    """The header of a WebP that can be scaled; ``canvas``: bytes a pixel that libwebp needs while it decodes."""
 
     size: tuple[int, int]
     transparent: bool
@@ -89,11 +89,11 @@ def still_webp(data: bytearray) -> StillWebP | None:
         return None
     config = _Config()
     _begin(library, config, data)
-    found = config.input
-    if found.has_animation:
+    features = config.input
+    if features.has_animation:
         return None
-    canvas = 0 if found.format == _LOSSY and not found.has_alpha else _CANVAS
-    return StillWebP((found.width, found.height), bool(found.has_alpha), canvas)
+    canvas = 0 if features.format == _LOSSY and not features.has_alpha else _CANVAS
+    return StillWebP((features.width, features.height), bool(features.has_alpha), canvas)
 
 
 def needed_for_webp(header: StillWebP, scale: int, encoded: int) -> int:
@@ -113,14 +113,14 @@ def scaled_webp(data: bytearray, header: StillWebP, scale: int) -> Image.Image:
     library, config = _library(), _Config()
     encoded = _begin(library, config, data)
     width, height = (-(-side // scale) for side in header.size)
-    made = np.empty((height, width, _HANDED), np.uint8)
+    pixels = np.empty((height, width, _HANDED), np.uint8)
     options, output = config.options, config.output
     if scale > 1:
         options.use_scaling, options.scaled_width, options.scaled_height = 1, width, height
     output.colorspace, output.is_external_memory = _RGBA, 1
-    output.pixels.rgba = _Rgba(made.ctypes.data, made.strides[0], made.nbytes)
+    output.pixels.rgba = _Rgba(pixels.ctypes.data, pixels.strides[0], pixels.nbytes)
     _done(library.WebPDecode(encoded, ctypes.c_size_t(len(data)), ctypes.byref(config)))
-    image = Image.frombuffer("RGBA" if header.transparent else "RGBX", (width, height), made, "raw")  # no copy
+    image = Image.frombuffer("RGBA" if header.transparent else "RGBX", (width, height), pixels, "raw")  # no copy
     if exif := _chunk(data, b"EXIF"):
         image.info["exif"] = exif
     return image
@@ -147,12 +147,12 @@ def _begin(library: Any, config: _Config, data: bytearray) -> Any:
 
 def _done(status: int) -> None:
     if status:
-        said = _STATUS.get(status, f"libwebp's status {status}")
-        raise _Defect(said if status == _TOO_SHORT else f"cannot be decoded: {said}")
+        message = _STATUS.get(status, f"libwebp's status {status}")
+        raise _Defect(message if status == _TOO_SHORT else f"cannot be decoded: {message}")
 
 
 def _chunk(data: bytearray, kind: bytes) -> bytes:
-    """What the first chunk of a kind holds (RFC 9649, section 2.3); empty where there is none."""
+    """The content of the first chunk of a kind (RFC 9649, section 2.3); empty if there is none."""
     at = 12
     while at + 8 <= len(data):
         length = int.from_bytes(data[at + 4 : at + 8], "little")

@@ -50,8 +50,8 @@ def agreement(a: Pictures, b: Pictures) -> Agreement:
     """
     if not len(a):
         return Agreement(torch.zeros(0), torch.zeros(0))
-    parts = [_piece(x, y) for x, y in zip(a.split(_PIECE), b.split(_PIECE), strict=True)]
-    return Agreement(torch.cat([part.edges for part in parts]), torch.cat([part.colours for part in parts]))
+    chunks = [_piece(x, y) for x, y in zip(a.split(_PIECE), b.split(_PIECE), strict=True)]
+    return Agreement(torch.cat([part.edges for part in chunks]), torch.cat([part.colours for part in chunks]))
 
 
 def _piece(a: Pictures, b: Pictures) -> Agreement:
@@ -62,14 +62,16 @@ def _piece(a: Pictures, b: Pictures) -> Agreement:
         return best
     first, second = _gray(x[possible]), _gray(y[possible])
     # Whole pictures at whole pixels cost little: they say which zoom is worth a closer look.
-    peaks = torch.stack([_peaks(_edges(_zoomed(first, own)), _edges(_zoomed(second, other))) for own, other in _ZOOMS])
+    peaks = torch.stack(
+        [_peaks(_edges(_zoomed(first, zoom_x)), _edges(_zoomed(second, zoom_y))) for zoom_x, zoom_y in _ZOOMS]
+    )
     gain, choice = (peaks[1:] - peaks[0]).max(0)
-    for number, (own, other) in enumerate(_ZOOMS):
+    for number, (zoom_x, zoom_y) in enumerate(_ZOOMS):
         close = possible if number == 0 else possible[(choice == number - 1) & (gain > _GAIN)]
         if len(close):
-            found = _aligned(_zoomed(x[close], own), _zoomed(y[close], other))
-            better = (found.edges > best.edges[close]) | (number == 0)
-            for values, new in zip(best, found, strict=True):
+            aligned = _aligned(_zoomed(x[close], zoom_x), _zoomed(y[close], zoom_y))
+            better = (aligned.edges > best.edges[close]) | (number == 0)
+            for values, new in zip(best, aligned, strict=True):
                 values[close] = torch.where(better, new, values[close])
     return best
 
@@ -80,23 +82,23 @@ def _aligned(x: Planes, y: Planes) -> Agreement:
     x, y = _moved(x, down / 2, across / 2), _moved(y, -down / 2, -across / 2)
     inner = slice(_BORDER, SIDE - _BORDER)
     edges_x, edges_y = (_edges(_gray(side))[:, :, inner, inner] for side in (x, y))
-    kept = _products(edges_x, edges_y)
-    order = (kept[0] / (kept[1] * kept[2]).sqrt().add(_FLAT)).topk(_KEPT, dim=1).indices
-    both, first, second = (values.gather(1, order).sum(1) for values in kept)
-    edges = both / ((first * second).sqrt() + 4 * _FLAT)
+    products = _products(edges_x, edges_y)
+    order = (products[0] / (products[1] * products[2]).sqrt().add(_FLAT)).topk(_KEPT, dim=1).indices
+    cross, first, second = (values.gather(1, order).sum(1) for values in products)
+    edges = cross / ((first * second).sqrt() + 4 * _FLAT)
     colours_x, colours_y = (_colours(side)[:, :, inner, inner] for side in (x, y))
-    both, first, second = (values.gather(1, order).sum(1) for values in _products(colours_x, colours_y))
+    cross, first, second = (values.gather(1, order).sum(1) for values in _products(colours_x, colours_y))
     pixels = _KEPT * ((SIDE - 2 * _BORDER) // _BLOCKS) ** 2
     gray = torch.minimum(first, second) < pixels * _COLOURLESS**2
-    return Agreement(edges, torch.where(gray, 1.0, both / (first * second).sqrt().clamp(min=1e-9)))
+    return Agreement(edges, torch.where(gray, 1.0, cross / (first * second).sqrt().clamp(min=1e-9)))
 
 
 def _shift(x: Planes, y: Planes) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
     """How far ``x`` lies down and across of ``y``, in pixels: their correlation's peak, to a fraction of one."""
     peaks = _correlations(x, y)
-    place = peaks[:, 1:-1, 1:-1].flatten(1).argmax(1)
+    peak = peaks[:, 1:-1, 1:-1].flatten(1).argmax(1)
     wide = 2 * _REACH + 1
-    row, column, each = place // wide + 1, place % wide + 1, torch.arange(len(x))
+    row, column, each = peak // wide + 1, peak % wide + 1, torch.arange(len(x))
     down = _vertex(*(peaks[each, row + step, column] for step in (-1, 0, 1)))
     across = _vertex(*(peaks[each, row, column + step] for step in (-1, 0, 1)))
     return row - _REACH - 1 + down, column - _REACH - 1 + across
@@ -119,7 +121,7 @@ def _peaks(x: Planes, y: Planes) -> Float[Tensor, " P"]:
 
 
 def _vertex(before: Tensor, peak: Tensor, after: Tensor) -> Tensor:
-    """Where the parabola through three values, at -1, 0 and 1, is highest; at most half a step away."""
+    """The maximum of the parabola through three values, at -1, 0 and 1; at most half a step away."""
     bend = (2 * peak - before - after).clamp(min=1e-9)
     return ((after - before) / (2 * bend)).clamp(-0.5, 0.5)
 
@@ -148,7 +150,7 @@ def _gray(x: Planes) -> Float[Tensor, "P 1 32 32"]:
 
 
 def edges_of(images: UInt8[Tensor, "B 3 32 32"]) -> Float[Tensor, "B 1 32 32"]:
-    """What is compared of pictures: their luminance less its mean over 5 x 5 pixels."""
+    """The edges that are compared: luminance less its mean over 5 x 5 pixels."""
     return _edges(_gray(images.float() / 255))
 
 
@@ -160,7 +162,7 @@ def _edges(gray: Float[Tensor, "P 1 32 32"]) -> Float[Tensor, "P 1 32 32"]:
 
 @cache
 def _mean_of_five() -> Float[Tensor, "32 32"]:
-    """As a product of matrices, several times as fast as pooling."""
+    """The mean over 5 x 5 pixels as a matrix product, several times as fast as pooling."""
     line = F.pad(torch.eye(SIDE).unsqueeze(0), (2, 2), mode="reflect")
     return F.avg_pool1d(line, 5, 1)[0].T.contiguous()
 

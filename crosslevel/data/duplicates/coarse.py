@@ -31,11 +31,11 @@ def blocks(images: UInt8[Tensor, "B 3 32 32"]) -> Blocks:
     gray = images.sum(1, dtype=torch.float32) / (3 * 255)
     starts = range(REACH + 1)
     stop = _COUNT * _BLOCK
-    found = [
+    shifted = [
         gray[:, y : y + stop, x : x + stop].unflatten(2, (_COUNT, _BLOCK)).sum(3).unflatten(1, (_COUNT, _BLOCK)).sum(2)
         for y, x in itertools.product(starts, starts)
     ]
-    means: Tensor = torch.stack(found, 1).unflatten(1, (len(starts), len(starts))).flatten(3) / _BLOCK**2
+    means: Tensor = torch.stack(shifted, 1).unflatten(1, (len(starts), len(starts))).flatten(3) / _BLOCK**2
     return means.half()
 
 
@@ -45,7 +45,7 @@ def maybe_alike(blocks: Blocks, pairs: Int64[Tensor, "P 2"], limit: float) -> Bo
     Means over blocks differ at most as much as their pixels do (Jensen's inequality), so that their mean square
     difference bounds that of the pixels from below.
     """
-    found = []
+    results = []
     for i, j in (part.T for part in pairs.split(_PIECE)):
         a, b = blocks[i].float(), blocks[j].float()
         least = torch.full((len(a),), torch.inf)
@@ -55,8 +55,8 @@ def maybe_alike(blocks: Blocks, pairs: Int64[Tensor, "P 2"], limit: float) -> Bo
             compared = (SIDE - abs(down)) // 2 * 2 * ((SIDE - abs(across)) // 2 * 2)
             share = (_COUNT * _BLOCK) ** 2 / compared
             least = torch.minimum(least, gap.square_().mean(1) * share)
-        found.append(least.sqrt() <= limit + _ROUNDING)
-    return torch.cat(found) if found else torch.zeros(0, dtype=torch.bool)
+        results.append(least.sqrt() <= limit + _ROUNDING)
+    return torch.cat(results) if results else torch.zeros(0, dtype=torch.bool)
 
 
 def halves(images: UInt8[Tensor, "B 3 32 32"]) -> Halves:
@@ -72,7 +72,7 @@ def maybe_edited(halves: Halves, pairs: Int64[Tensor, "P 2"], mirror: bool = Fal
     No bound: copies that `alignment.agreement` finds have a correlation of 0.3 or more here, 99 of 100 others one below
     0.2 (100,000 pictures of `benchmarks/large/scale_duplicates.py`).
     """
-    found = []
+    results = []
     last = SIDE // 2 - 1
     for i, j in (part.T for part in pairs.split(_PIECE)):
         a, b = halves[i].float(), halves[j].float()
@@ -81,5 +81,5 @@ def maybe_edited(halves: Halves, pairs: Int64[Tensor, "P 2"], mirror: bool = Fal
         for down, across in itertools.product(range(3), range(3)):
             window = b[:, down : down + last - 1, across : across + last - 1]
             best = torch.maximum(best, (inner * window).flatten(1).sum(1))
-        found.append(best >= _SIMILAR)
-    return torch.cat(found) if found else torch.zeros(0, dtype=torch.bool)
+        results.append(best >= _SIMILAR)
+    return torch.cat(results) if results else torch.zeros(0, dtype=torch.bool)

@@ -31,8 +31,8 @@ def describe(images: UInt8[Tensor, "B 3 32 32"]) -> Float[Tensor, "B 192"]:
     strength = torch.hypot(across, down)
     angle = torch.atan2(down, across) % math.pi * (_ORIENTATIONS / math.pi)
     around = torch.arange(_ORIENTATIONS, device=x.device).view(1, -1, 1, 1)
-    apart = ((angle.unsqueeze(1) - around + _ORIENTATIONS / 2) % _ORIENTATIONS - _ORIENTATIONS / 2).abs()
-    edges = F.adaptive_avg_pool2d((1 - apart).clamp(min=0) * strength.unsqueeze(1), _CELLS).flatten(1)
+    gaps = ((angle.unsqueeze(1) - around + _ORIENTATIONS / 2) % _ORIENTATIONS - _ORIENTATIONS / 2).abs()
+    edges = F.adaptive_avg_pool2d((1 - gaps).clamp(min=0) * strength.unsqueeze(1), _CELLS).flatten(1)
     # The constant keeps the noise of flat images from counting as edges.
     return torch.cat([share.sqrt(), edges / (edges.norm(dim=1, keepdim=True) + 0.05)], dim=1)
 
@@ -64,10 +64,10 @@ def difference(images: UInt8[Tensor, "N 3 32 32"], pairs: Int64[Tensor, "P 2"], 
         reach: the largest shift in pixels, in each direction.
 
     """
-    found = []
+    results = []
     for i, j in (part.T for part in pairs.split(_PIECE)):
-        found.append(_least(images[i].float() / 255, images[j].float() / 255, reach))
-    return torch.cat(found)
+        results.append(_least(images[i].float() / 255, images[j].float() / 255, reach))
+    return torch.cat(results)
 
 
 def alike(
@@ -78,11 +78,11 @@ def alike(
     The mean over colours differs at most as much as the colours do (a mean of squares is no less than the square of
     the mean): most pairs are told apart by it.
     """
-    found = []
+    results = []
     for i, j in (part.T for part in pairs.split(_PIECE)):
         a, b = (_mean_of_colours(images[side]) for side in (i, j))
-        found.append(_least(a, b, reach) <= limit + 1e-6)
-    possible = torch.cat(found)
+        results.append(_least(a, b, reach) <= limit + 1e-6)
+    possible = torch.cat(results)
     possible[possible.clone()] = difference(images, pairs[possible], reach) <= limit
     return possible
 
@@ -98,7 +98,7 @@ def _least(a: Float[Tensor, "P c 32 32"], b: Float[Tensor, "P c 32 32"], reach: 
     best = torch.full((len(a),), torch.inf)
     for down in range(-reach, reach + 1):
         for across in range(-reach, reach + 1):
-            best = torch.minimum(best, _apart(a_halves, b_halves, down, across))
+            best = torch.minimum(best, _distance_at(a_halves, b_halves, down, across))
     return best.sqrt()
 
 
@@ -112,7 +112,7 @@ def _halves(x: Float[Tensor, "P c 32 32"]) -> dict[tuple[int, int], Tensor]:
     return {(v, u): fours[:, :, v::2, u::2].contiguous() for v in (0, 1) for u in (0, 1)}
 
 
-def _apart(
+def _distance_at(
     a: dict[tuple[int, int], Tensor], b: dict[tuple[int, int], Tensor], down: int, across: int
 ) -> Float[Tensor, " P"]:
     """The mean square of the difference where ``a``, shifted, and ``b`` overlap."""

@@ -57,9 +57,9 @@ class Pairs(NamedTuple):
     kind: Int64[Tensor, " P"]
     distance: Float[Tensor, " P"]
 
-    def of(self, chosen: Bool[Tensor, " P"]) -> Pairs:
-        """The ``chosen`` pairs."""
-        return Pairs(*(column[chosen] for column in self))
+    def of(self, mask: Bool[Tensor, " P"]) -> Pairs:
+        """The ``mask`` pairs."""
+        return Pairs(*(column[mask] for column in self))
 
 
 def duplicate_pairs(pictures: Pictures, first: int | None = None, cells: Cells = USUAL) -> Pairs:
@@ -83,11 +83,11 @@ def duplicate_pairs(pictures: Pictures, first: int | None = None, cells: Cells =
 
     """
     owner, leading = _distinct(pictures)
-    beside = None if first is None else leading >= first
-    pairs = _pairs(pictures[leading], beside, cells) if len(leading) > 1 else _none()
-    again = torch.ones(len(pictures), dtype=torch.bool)
-    again[leading] = False
-    same = torch.stack([leading[owner[again]], again.nonzero()[:, 0]], dim=1)
+    is_second = None if first is None else leading >= first
+    pairs = _pairs(pictures[leading], is_second, cells) if len(leading) > 1 else _none()
+    is_repeated = torch.ones(len(pictures), dtype=torch.bool)
+    is_repeated[leading] = False
+    same = torch.stack([leading[owner[is_repeated]], is_repeated.nonzero()[:, 0]], dim=1)
     return Pairs(
         torch.cat([same, leading[pairs.images].sort(dim=1).values]),
         torch.cat([torch.full((len(same),), Kind.COPY.value), pairs.kind]),
@@ -112,16 +112,16 @@ def _distinct(pictures: Pictures) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " 
     return owner, torch.tensor(first)
 
 
-def _pairs(pictures: Pictures, beside: Bool[Tensor, " N"] | None, cells: Cells) -> Pairs:
-    """All pairs of different pictures, or those with one of the two ``beside``."""
+def _pairs(pictures: Pictures, is_second: Bool[Tensor, " N"] | None, cells: Cells) -> Pairs:
+    """All pairs of different pictures, or those with one of the two ``is_second``."""
     outlines = in_parts(outline, pictures)
     crowd = _Crowd(pictures, outlines, cells)
-    candidates = _candidates(crowd, outlines, beside, cells)
+    candidates = _candidates(crowd, outlines, is_second, cells)
     means = in_parts(blocks, pictures)
     near = _near(pictures, _alike(pictures, candidates.nearest, means), crowd)
     hashed = near_pairs(in_parts(perceptual_hash, pictures), RADIUS, tracks(len(pictures), near.images))
-    if beside is not None:
-        hashed = hashed[beside[hashed[:, 0]] != beside[hashed[:, 1]]]
+    if is_second is not None:
+        hashed = hashed[is_second[hashed[:, 0]] != is_second[hashed[:, 1]]]
     near = _joined(near, _near(pictures, _alike(pictures, hashed, means), crowd))
     del means  # a gigabyte of a million pictures
     copies = tracks(len(pictures), near.of(near.kind == Kind.COPY).images)
@@ -143,20 +143,24 @@ class _Candidates(NamedTuple):
 
 
 def _candidates(
-    crowd: _Crowd, outlines: Float[Tensor, "N 64"], beside: Bool[Tensor, " N"] | None, cells: Cells
+    crowd: _Crowd, outlines: Float[Tensor, "N 64"], is_second: Bool[Tensor, " N"] | None, cells: Cells
 ) -> _Candidates:
-    everything = torch.arange(len(outlines))
-    if beside is None:
-        asked, keys, places = everything, everything, crowd.places
+    all_images = torch.arange(len(outlines))
+    if is_second is None:
+        queries, keys, indices = all_images, all_images, crowd.indices
     else:
-        asked, keys = everything[beside], everything[~beside]
-        places = (
-            keys[neighbours(outlines[asked], outlines[keys], _COMPARED, cells).places] if len(keys) else asked[:0, None]
+        queries, keys = all_images[is_second], all_images[~is_second]
+        indices = (
+            keys[neighbours(outlines[queries], outlines[keys], _COMPARED, cells).indices]
+            if len(keys)
+            else queries[:0, None]
         )
-    turned = neighbours(mirrored(outlines[asked]), outlines[keys], 3, cells)
-    through = torch.where(turned.values >= MIRRORED, turned.places, -1)
+    turned = neighbours(mirrored(outlines[queries]), outlines[keys], 3, cells)
+    through = torch.where(turned.values >= MIRRORED, turned.indices, -1)
     through = torch.where(through >= 0, keys[through.clamp(min=0)], -1)
-    return _Candidates(*(_once(asked, some) for some in (places[:, :_COMPARED], places[:, :_ALIGNED], through)))
+    return _Candidates(
+        *(_once(queries, columns) for columns in (indices[:, :_COMPARED], indices[:, :_ALIGNED], through))
+    )
 
 
 def _alike(pictures: Pictures, index: Index, means: Tensor) -> Index:
@@ -166,14 +170,14 @@ def _alike(pictures: Pictures, index: Index, means: Tensor) -> Index:
 
 
 def _near(pictures: Pictures, index: Index, crowd: _Crowd) -> Pairs:
-    """Those that are copies or near-duplicates, of pairs that are alike."""
-    shifted, apart = difference(pictures, index), difference(pictures, index, reach=0)
+    """The copies and near-duplicates among pairs that are alike."""
+    shifted, unshifted = difference(pictures, index), difference(pictures, index, reach=0)
     limit = IN_A_CROWD * crowd.distance(index, lambda pairs: difference(pictures, pairs))
-    shown, place = index.unique(return_inverse=True)
-    contrast = in_parts(_contrast, pictures, shown)
-    limit = torch.minimum(limit, OF_CONTRAST * contrast[place].min(1).values)
-    kind = torch.where(apart <= COPY, Kind.COPY.value, Kind.NEAR.value)
-    return Pairs(index, kind, shifted).of((apart <= NOISE) | (shifted <= limit))
+    rows, position = index.unique(return_inverse=True)
+    contrast = in_parts(_contrast, pictures, rows)
+    limit = torch.minimum(limit, OF_CONTRAST * contrast[position].min(1).values)
+    kind = torch.where(unshifted <= COPY, Kind.COPY.value, Kind.NEAR.value)
+    return Pairs(index, kind, shifted).of((unshifted <= NOISE) | (shifted <= limit))
 
 
 def _contrast(pictures: Pictures) -> Float[Tensor, " N"]:
@@ -182,31 +186,31 @@ def _contrast(pictures: Pictures) -> Float[Tensor, " N"]:
 
 
 def _edited(pictures: Pictures, index: Index, crowd: _Crowd, mirror: bool) -> Pairs:
-    """Those that are edited copies."""
+    """The edited copies among these pairs."""
     edges, colours = _agreement(pictures, index, mirror)
     good = (edges >= EDITED) & (colours >= COLOURS)
     index, edges = index[good], edges[good]
 
-    def apart(pairs: Index) -> Tensor:
+    def root_distance(pairs: Index) -> Tensor:
         # A root: distances between images, as those of pixels are, and not their squares.
         return (1 - _agreement(pictures, pairs).edges).clamp(min=0).sqrt()
 
-    limit = EDITED_IN_A_CROWD * crowd.distance(index, apart)
+    limit = EDITED_IN_A_CROWD * crowd.distance(index, root_distance)
     distance = (1 - edges).clamp(min=0)
     return Pairs(index, torch.full((len(index),), Kind.EDITED.value), distance).of(distance.sqrt() <= limit)
 
 
 def _agreement(pictures: Pictures, pairs: Index, mirror: bool = False) -> Agreement:
-    """That of each pair, its second picture mirrored or not; some at a time, as of a million images they are 18 GB."""
-    found = []
+    """The agreement of each pair, its second picture mirrored or not, in chunks: of a million images it takes 18 GB."""
+    chunks = []
     for i, j in (part.T for part in pairs.split(_PAIRS)):
-        found.append(agreement(pictures[i], pictures[j].flip(3) if mirror else pictures[j]))
-    return Agreement(*(torch.cat(column) for column in zip(*found, strict=True)))
+        chunks.append(agreement(pictures[i], pictures[j].flip(3) if mirror else pictures[j]))
+    return Agreement(*(torch.cat(column) for column in zip(*chunks, strict=True)))
 
 
-def _joined(*parts: Pairs) -> Pairs:
+def _joined(*sets: Pairs) -> Pairs:
     """All pairs, each once, as the closest kind that it was found to be."""
-    index, kind, distance = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    index, kind, distance = (torch.cat(columns) for columns in zip(*sets, strict=True))
     unique, owner = _unique(index)
     order = kind.argsort(stable=True)
     order = order[owner[order].argsort(stable=True)]
@@ -223,29 +227,29 @@ def _hanging_together(pairs: Pairs, outlines: Float[Tensor, "N 64"], crowd: _Cro
     surroundings. Otherwise average linkage cuts the track at that distance (Sokal and Michener 1958); a track of more
     than ``linked`` images first loses the longer half of its links.
     """
-    place, settled = torch.full((len(outlines),), -1), torch.zeros(len(pairs.images), dtype=torch.bool)
+    cluster, settled = torch.full((len(outlines),), -1), torch.zeros(len(pairs.images), dtype=torch.bool)
     while True:
-        kept, crowded = torch.ones(len(pairs.images), dtype=torch.bool), False
+        mask, crowded = torch.ones(len(pairs.images), dtype=torch.bool), False
         for links in _by_track(tracks(len(outlines), pairs.images)[pairs.images[:, 0]]):
             if settled[links[0]]:
                 continue
             inside = pairs.images[links].unique()
             if len(inside) > linked:
                 crowded = True
-                kept[links[pairs.distance[links] > pairs.distance[links].median()]] = False
+                mask[links[pairs.distance[links] > pairs.distance[links].median()]] = False
                 continue
-            place[inside] = _linked(outlines[inside], crowd.around(inside, outlines))
-            whole = place[pairs.images[links, 0]] == place[pairs.images[links, 1]]
-            kept[links], settled[links] = whole, whole.all()
-        pairs, settled = pairs.of(kept), settled[kept]
-        if not crowded or kept.all():
+            cluster[inside] = _linked(outlines[inside], crowd.around(inside, outlines))
+            is_together = cluster[pairs.images[links, 0]] == cluster[pairs.images[links, 1]]
+            mask[links], settled[links] = is_together, is_together.all()
+        pairs, settled = pairs.of(mask), settled[mask]
+        if not crowded or mask.all():
             return pairs
 
 
-def _by_track(members: Int64[Tensor, " P"]) -> Iterator[Int64[Tensor, " p"]]:
+def _by_track(owner: Int64[Tensor, " P"]) -> Iterator[Int64[Tensor, " p"]]:
     """The pairs of each track that has several."""
-    order = members.argsort(stable=True)
-    sizes = members[order].unique_consecutive(return_counts=True)[1]
+    order = owner.argsort(stable=True)
+    sizes = owner[order].unique_consecutive(return_counts=True)[1]
     return (links for links in order.split(sizes.tolist()) if len(links) > 1)
 
 
@@ -254,8 +258,8 @@ def _linked(outlines: Float[Tensor, "n 64"], limit: float) -> Int64[Tensor, " n"
     from scipy.cluster.hierarchy import fcluster, linkage  # noqa: PLC0415 - as below
 
     agree = torch.maximum(outlines @ outlines.T, outlines @ mirrored(outlines).T)
-    apart = (2 - 2 * torch.maximum(agree, agree.T)).clamp(min=0).sqrt().double().numpy()
-    upper = apart[np.triu_indices(len(apart), 1)]
+    distances = (2 - 2 * torch.maximum(agree, agree.T)).clamp(min=0).sqrt().double().numpy()
+    upper = distances[np.triu_indices(len(distances), 1)]
     if upper.mean() <= limit:
         return torch.zeros(len(outlines), dtype=torch.long)
     return torch.from_numpy(fcluster(linkage(upper, "average"), limit, "distance")).long()
@@ -268,36 +272,36 @@ class _Crowd:
         count = len(pictures)
         # Of few images a third: the others may be copies of it, or another thing.
         self.rank = min(CROWD, (count - 1) // 3) if count >= 8 else 0
-        places = neighbours(outlines, outlines, max(self.rank, min(_COMPARED, count - 1)) + 1, cells).places
-        own = places == torch.arange(count).unsqueeze(1)
+        indices = neighbours(outlines, outlines, max(self.rank, min(_COMPARED, count - 1)) + 1, cells).indices
+        is_self = indices == torch.arange(count).unsqueeze(1)
         # Where many are equal it may itself be missing: then the last one goes.
-        own[~own.any(1), -1] = True
-        self.places = places[~own].view(count, -1)
+        is_self[~is_self.any(1), -1] = True
+        self.indices = indices[~is_self].view(count, -1)
 
     def distance(self, index: Index, measure: Callable[[Index], Tensor]) -> Float[Tensor, " P"]:
         """Each pair's distance to its surroundings: the smaller of its two images'; infinite if there are too few."""
         if not self.rank or not len(index):
             return torch.full((len(index),), torch.inf)
-        asked, place = index.unique(return_inverse=True)
+        unique, position = index.unique(return_inverse=True)
         ranks = torch.linspace(self.rank // 2, self.rank - 1, 5).long().unique()
-        others = self.places[asked][:, ranks]
-        pairs = torch.stack([asked.unsqueeze(1).expand_as(others), others.clamp(min=0)], dim=2).flatten(0, 1)
-        apart = measure(pairs).view_as(others).masked_fill(others < 0, torch.inf)
-        return apart.median(1).values[place].min(1).values
+        surrounding = self.indices[unique][:, ranks]
+        pairs = torch.stack([unique.unsqueeze(1).expand_as(surrounding), surrounding.clamp(min=0)], dim=2).flatten(0, 1)
+        distances = measure(pairs).view_as(surrounding).masked_fill(surrounding < 0, torch.inf)
+        return distances.median(1).values[position].min(1).values
 
     def around(self, images: Int64[Tensor, " n"], outlines: Float[Tensor, "N 64"]) -> float:
         """The mean distance of ``outlines`` to those that surround the images; infinite where there are too few."""
         if not self.rank:
             return math.inf
-        others = self.places[images][:, self.rank // 2 : self.rank]
-        agree = torch.einsum("nd,nkd->nk", outlines[images], outlines[others.clamp(min=0)])
-        return float((2 - 2 * agree).clamp(min=0).sqrt()[others >= 0].mean())
+        surrounding = self.indices[images][:, self.rank // 2 : self.rank]
+        agree = torch.einsum("nd,nkd->nk", outlines[images], outlines[surrounding.clamp(min=0)])
+        return float((2 - 2 * agree).clamp(min=0).sqrt()[surrounding >= 0].mean())
 
 
-def _once(asked: Int64[Tensor, " Q"], places: Int64[Tensor, "Q k"]) -> Index:
+def _once(queries: Int64[Tensor, " Q"], indices: Int64[Tensor, "Q k"]) -> Index:
     """The pairs (i, j), i < j, each once, of every query and its neighbours (-1: none)."""
-    row = asked.unsqueeze(1).expand_as(places)
-    i, j = row[(places >= 0) & (places != row)], places[(places >= 0) & (places != row)]
+    row = queries.unsqueeze(1).expand_as(indices)
+    i, j = row[(indices >= 0) & (indices != row)], indices[(indices >= 0) & (indices != row)]
     return _unique(torch.stack([torch.minimum(i, j), torch.maximum(i, j)], dim=1))[0]
 
 
@@ -312,16 +316,16 @@ def _unique(pairs: Index) -> tuple[Index, Int64[Tensor, " P"]]:
 
 
 def in_parts(
-    function: Callable[[Tensor], Tensor], pictures: Pictures, chosen: Int64[Tensor, " n"] | None = None
+    function: Callable[[Tensor], Tensor], pictures: Pictures, index: Int64[Tensor, " n"] | None = None
 ) -> Tensor:
-    """What ``function`` makes of each picture, or of each that is ``chosen``, of some at a time."""
+    """Apply ``function`` to all pictures, or those of ``index``, in chunks."""
     first = function(pictures[:_PART])
-    count = len(pictures) if chosen is None else len(chosen)
+    count = len(pictures) if index is None else len(index)
     result = first.new_empty(count, *first.shape[1:])
     # Kept one by one, small results would lie between what has been freed, and hold its pages: gigabytes.
-    for start, place in zip(range(0, count, _PART), result.split(_PART), strict=False):
-        some = slice(start, start + _PART)
-        place.copy_(function(pictures[some] if chosen is None else pictures[chosen[some]]))
+    for start, output in zip(range(0, count, _PART), result.split(_PART), strict=False):
+        span = slice(start, start + _PART)
+        output.copy_(function(pictures[span] if index is None else pictures[index[span]]))
     return result
 
 

@@ -33,8 +33,8 @@ def perceptual_hash(images: UInt8[Tensor, "B 3 32 32"]) -> Int64[Tensor, " B"]:
     if images.dtype != torch.uint8 or images.shape[1:] != (3, SIDE, SIDE):
         raise UserError(f"images are {images.dtype} {tuple(images.shape)}: give uint8 (B, 3, {SIDE}, {SIDE})")
     gray = torch.einsum("bchw,c->bhw", images.double(), torch.tensor(LUMA, dtype=torch.float64, device=images.device))
-    place = torch.arange(SIDE, dtype=torch.float64, device=images.device)
-    waves = torch.cos(math.pi / (2 * SIDE) * (2 * place + 1) * place[1:9].unsqueeze(1))
+    positions = torch.arange(SIDE, dtype=torch.float64, device=images.device)
+    waves = torch.cos(math.pi / (2 * SIDE) * (2 * positions + 1) * positions[1:9].unsqueeze(1))
     frequencies = (waves @ gray @ waves.T).flatten(1)
     # Of a flat image only rounding errors are left, which would be random bits.
     frequencies = torch.where(frequencies.abs() < 1e-6, 0.0, frequencies)
@@ -59,7 +59,7 @@ def hamming(a: Int64[Tensor, " P"], b: Int64[Tensor, " P"]) -> Int64[Tensor, " P
 def near_pairs(
     hashes: Int64[Tensor, " N"],
     radius: int,
-    known: Int64[Tensor, " N"] | None = None,
+    groups: Int64[Tensor, " N"] | None = None,
     crowd: int = CROWD,
     many: int = MANY,
     at_once: int = _PAIRS,
@@ -74,7 +74,7 @@ def near_pairs(
     Args:
         hashes: of the images.
         radius: bits that may differ.
-        known: the track of each image, as far as it is known: pairs of one track are left out.
+        groups: the track of each image, as far as it is known: pairs of one track are left out.
         crowd: hashes that one is compared with where many share what is looked for.
         many: hashes from which on they have to share one piece more.
         at_once: pairs compared at a time.
@@ -89,13 +89,13 @@ def near_pairs(
     order = owner.argsort(stable=True)
     first = torch.ones(len(order), dtype=torch.bool)
     first[1:] = owner[order[1:]] != owner[order[:-1]]
-    found = [torch.stack([order[:-1], order[1:]], dim=1)[~first[1:]]]
+    chunks = [torch.stack([order[:-1], order[1:]], dim=1)[~first[1:]]]
     one = order[first]  # of each hash its first image
-    known = torch.arange(len(hashes)) if known is None else known
+    groups = torch.arange(len(hashes)) if groups is None else groups
     for i, j in _close(unique, radius, crowd, 2 if len(unique) <= many else 3, at_once) if radius else []:
-        found.append(torch.stack([one[i], one[j]], dim=1)[known[one[i]] != known[one[j]]])
-    pairs = torch.cat(found)
-    different: Tensor = pairs[known[pairs[:, 0]] != known[pairs[:, 1]]].sort(dim=1).values
+        chunks.append(torch.stack([one[i], one[j]], dim=1)[groups[one[i]] != groups[one[j]]])
+    pairs = torch.cat(chunks)
+    different: Tensor = pairs[groups[pairs[:, 0]] != groups[pairs[:, 1]]].sort(dim=1).values
     return different
 
 
@@ -105,16 +105,16 @@ def _close(
     """Places of different hashes that share ``shared`` pieces and differ in at most ``radius`` bits, each pair once."""
     edges = torch.linspace(0, BITS, radius + shared + 1).round().long().tolist()
     pieces = [(low, (1 << (high - low)) - 1) for low, high in itertools.pairwise(edges)]
-    for chosen in itertools.combinations(range(len(pieces)), shared):
+    for combination in itertools.combinations(range(len(pieces)), shared):
         key = torch.zeros_like(hashes)
-        for low, mask in (pieces[piece] for piece in chosen):
+        for low, mask in (pieces[piece] for piece in combination):
             key = key * (mask + 1) + (hashes >> low & mask)
         for i, j in _within(key, crowd, at_once):
             near = hamming(hashes[i], hashes[j]) <= radius
             a, b = i[near], j[near]
             bits = hashes[a] ^ hashes[b]
             # Who agrees in more pieces is found by the first of them.
-            before = sum((bits >> low & mask == 0 for low, mask in pieces[: chosen[-1]]), torch.zeros_like(bits))
+            before = sum((bits >> low & mask == 0 for low, mask in pieces[: combination[-1]]), torch.zeros_like(bits))
             yield a[before == shared - 1], b[before == shared - 1]
 
 
@@ -132,8 +132,8 @@ def _within(
         done = int(total[start - 1]) if start else 0
         stop = max(start + 1, int(torch.searchsorted(total, done + at_once, right=True)))
         here = torch.arange(start, stop)
-        some = after[start:stop]
-        i = here.repeat_interleave(some)
-        step = torch.arange(len(i)) - (some.cumsum(0) - some).repeat_interleave(some)
+        counts_here = after[start:stop]
+        i = here.repeat_interleave(counts_here)
+        step = torch.arange(len(i)) - (counts_here.cumsum(0) - counts_here).repeat_interleave(counts_here)
         yield order[i], order[i + 1 + step]
         start = stop

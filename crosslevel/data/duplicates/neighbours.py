@@ -36,7 +36,7 @@ class Neighbours(NamedTuple):
     """The k largest products of each query, in descending order, and the keys they are with (-1: none)."""
 
     values: Float[Tensor, "Q k"]
-    places: Int64[Tensor, "Q k"]
+    indices: Int64[Tensor, "Q k"]
 
 
 def neighbours(queries: Float[Tensor, "Q d"], keys: Float[Tensor, "N d"], k: int, cells: Cells = USUAL) -> Neighbours:
@@ -55,35 +55,35 @@ def neighbours(queries: Float[Tensor, "Q d"], keys: Float[Tensor, "N d"], k: int
     """
     k = min(k, len(keys))
     if len(keys) <= cells.all:
-        parts = [(part @ keys.T).topk(k) for part in queries.split(_QUERIES)]
-        return Neighbours(torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts]))
+        chunks = [(part @ keys.T).topk(k) for part in queries.split(_QUERIES)]
+        return Neighbours(torch.cat([p.values for p in chunks]), torch.cat([p.indices for p in chunks]))
     centres = _centres(keys, cells.points)
-    members = _members(_nearest_cells(keys, centres, 1)[:, 0], len(centres))
-    parts = [_through_cells(part, keys, centres, members, k) for part in queries.split(_BLOCK)]
-    return Neighbours(torch.cat([p.values for p in parts]), torch.cat([p.places for p in parts]))
+    cell_rows = _rows_by_cell(_nearest_cells(keys, centres, 1)[:, 0], len(centres))
+    chunks = [_through_cells(part, keys, centres, cell_rows, k) for part in queries.split(_BLOCK)]
+    return Neighbours(torch.cat([p.values for p in chunks]), torch.cat([p.indices for p in chunks]))
 
 
 def _through_cells(
     queries: Float[Tensor, "Q d"],
     keys: Float[Tensor, "N d"],
     centres: Float[Tensor, "C d"],
-    members: tuple[Int64[Tensor, " n"], ...],
+    cell_rows: tuple[Int64[Tensor, " n"], ...],
     k: int,
 ) -> Neighbours:
     """The best of each cell that a query probes, and of these the best."""
     probed = _nearest_cells(queries, centres, _PROBED)
     values = torch.full((len(queries) * probed.shape[1], k), -1.0)
-    places = torch.full(values.shape, -1)
-    for near, asking in zip(members, _members(probed.flatten(), len(centres)), strict=True):
-        held = min(k, len(near))
-        if not held:
+    indices = torch.full(values.shape, -1)
+    for near, asking in zip(cell_rows, _rows_by_cell(probed.flatten(), len(centres)), strict=True):
+        depth = min(k, len(near))
+        if not depth:
             continue
-        beside = keys[near].T
+        cell_keys = keys[near].T
         for slots in asking.split(_QUERIES):
-            best = (queries[slots // probed.shape[1]] @ beside).topk(held, sorted=False)
-            values[slots, :held], places[slots, :held] = best.values, near[best.indices]
-    found = values.view(len(queries), -1).topk(k)
-    return Neighbours(found.values, places.view(len(queries), -1).gather(1, found.indices))
+            best = (queries[slots // probed.shape[1]] @ cell_keys).topk(depth, sorted=False)
+            values[slots, :depth], indices[slots, :depth] = best.values, near[best.indices]
+    closest = values.view(len(queries), -1).topk(k)
+    return Neighbours(closest.values, indices.view(len(queries), -1).gather(1, closest.indices))
 
 
 def _centres(keys: Float[Tensor, "N d"], points: int) -> Float[Tensor, "C d"]:
@@ -106,6 +106,6 @@ def _nearest_cells(points: Float[Tensor, "N d"], centres: Float[Tensor, "C d"], 
     return torch.cat([(part @ centres.T).topk(count).indices for part in points.split(_QUERIES)])
 
 
-def _members(owner: Int64[Tensor, " N"], cells: int) -> tuple[Int64[Tensor, " n"], ...]:
+def _rows_by_cell(owner: Int64[Tensor, " N"], cells: int) -> tuple[Int64[Tensor, " n"], ...]:
     """The points of each cell."""
     return torch.split(owner.argsort(stable=True), owner.bincount(minlength=cells).tolist())

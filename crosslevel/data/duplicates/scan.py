@@ -25,7 +25,7 @@ _AT_A_TIME = 256
 
 
 class ScanResult(NamedTuple):
-    """What one pass over M readable images has found.
+    """The result of one pass over M readable images.
 
     ``pictures`` are all of one small size, whatever the images'; ``shape`` is height and width in pixels; ``content``
     is a checksum of all pixels and of the shape; ``numbers`` are those of the images in the source.
@@ -66,7 +66,7 @@ def scan(
 
 
 class Glance(NamedTuple):
-    """What stays of one image: a small picture, height and width in pixels, and a checksum of all its pixels."""
+    """One scanned image: a small picture, height and width in pixels, and a checksum of all its pixels."""
 
     picture: UInt8[Tensor, "3 32 32"]
     shape: Int64[Tensor, 2]

@@ -40,7 +40,7 @@ class Member(NamedTuple):
     kind: Kind | None
     distance: float
     keep: bool
-    why: str
+    reason: str
 
 
 def with_exact(scanned: ScanResult, pairs: Pairs) -> Pairs:
@@ -73,22 +73,22 @@ def duplicate_sets(scanned: ScanResult, pairs: Pairs, paths: Sequence[str]) -> l
     sets = _several(tracks(count, copies.images))
     result = _copies(scanned, sets, paths)
     best = {member.set: member.number for member in result if member.keep}
-    kept = torch.arange(count)
+    representative = torch.arange(count)
     for member in result:
-        kept[member.number] = best[member.set]
-    views = _several(tracks(count, kept[pairs.of(pairs.kind == Kind.NEAR).images]))
+        representative[member.number] = best[member.set]
+    views = _several(tracks(count, representative[pairs.of(pairs.kind == Kind.NEAR).images]))
     return result + _views(scanned, views, len(sets) + 1)
 
 
 def _several(owner: Int64[Tensor, " N"]) -> list[Int64[Tensor, " n"]]:
     """The members of each set of two or more, in the order of their first."""
     sizes = owner.bincount()
-    parts = owner.argsort(stable=True).split(sizes.tolist())
-    return sorted((part for part in parts if len(part) > 1), key=lambda part: int(part[0]))
+    sets = owner.argsort(stable=True).split(sizes.tolist())
+    return sorted((part for part in sets if len(part) > 1), key=lambda part: int(part[0]))
 
 
 class _Worth(NamedTuple):
-    """What speaks for an image of a set, the first most."""
+    """The criteria by which the image to keep is chosen, the most important first."""
 
     pixels: int
     colours: bool
@@ -99,77 +99,77 @@ class _Worth(NamedTuple):
 _REASONS = ("most pixels: {} x {}", "has colours", "most like the others", "a format without loss")
 
 
-def _worths(scanned: ScanResult, members: Int64[Tensor, " n"], paths: Sequence[str]) -> list[_Worth]:
+def _worths(scanned: ScanResult, rows: Int64[Tensor, " n"], paths: Sequence[str]) -> list[_Worth]:
     """Pixels, colours, how near to what most of them show (in steps of 5 % of a pixel's range), no loss."""
-    pictures = scanned.pictures[members].float() / 255
-    usual = torch.from_numpy(np.median(pictures.numpy(), axis=0))
-    typical = -((pictures - usual).square().flatten(1).mean(1).sqrt() / 0.05).round().long()
+    pictures = scanned.pictures[rows].float() / 255
+    median = torch.from_numpy(np.median(pictures.numpy(), axis=0))
+    typical = -((pictures - median).square().flatten(1).mean(1).sqrt() / 0.05).round().long()
     colours = (pictures.amax(1) - pictures.amin(1)).mean((1, 2)) > _SHOWS_COLOUR
-    names = [paths[i] for i in scanned.numbers[members].tolist()]
+    names = [paths[i] for i in scanned.numbers[rows].tolist()]
     lossless = [os.path.splitext(name)[1].lower() in _LOSSLESS for name in names]
-    columns = (scanned.shape[members].prod(1).tolist(), colours.tolist(), typical.tolist(), lossless)
+    columns = (scanned.shape[rows].prod(1).tolist(), colours.tolist(), typical.tolist(), lossless)
     return [_Worth(*row) for row in zip(*columns, strict=True)]
 
 
 def _copies(scanned: ScanResult, sets: Sequence[Int64[Tensor, " n"]], paths: Sequence[str]) -> list[Member]:
-    """Of each set the one to keep, then its copies."""
-    kept = [_best(scanned, members, paths) for members in sets]
-    others = [members[members != best] for members, (best, _) in zip(sets, kept, strict=True)]
-    grades = graded(scanned, _beside([best for best, _ in kept], others))
+    """The image to keep of each set, then its copies."""
+    representatives = [_best(scanned, rows, paths) for rows in sets]
+    copies_of = [rows[rows != best] for rows, (best, _) in zip(sets, representatives, strict=True)]
+    grades = graded(scanned, _with_first([best for best, _ in representatives], copies_of))
     result = []
-    for number, ((best, why), copies) in enumerate(zip(kept, others, strict=True), 1):
-        result.append(Member(number, best, None, 0.0, True, why))
+    for number, ((best, worth), copies) in enumerate(zip(representatives, copies_of, strict=True), 1):
+        result.append(Member(number, best, None, 0.0, True, worth))
         reason = f"a copy of {paths[int(scanned.numbers[best])]}"
         result += [Member(number, i, *next(grades), False, reason) for i in copies.tolist()]
     return result
 
 
-def _best(scanned: ScanResult, members: Int64[Tensor, " n"], paths: Sequence[str]) -> tuple[int, str]:
+def _best(scanned: ScanResult, rows: Int64[Tensor, " n"], paths: Sequence[str]) -> tuple[int, str]:
     """Which one to keep, and why."""
-    worths = _worths(scanned, members, paths)
-    place = max(range(len(worths)), key=lambda i: (*worths[i], -i))
-    best = int(members[place])
+    worths = _worths(scanned, rows, paths)
+    index = max(range(len(worths)), key=lambda i: (*worths[i], -i))
+    best = int(rows[index])
     # What another has less of, first, decided between them.
-    behind = [k for k, values in enumerate(zip(*worths, strict=True)) if min(values) < values[place]]
+    behind = [k for k, values in enumerate(zip(*worths, strict=True)) if min(values) < values[index]]
     height, width = scanned.shape[best].tolist()
     return best, _REASONS[behind[0]].format(width, height) if behind else "the first of its equals"
 
 
 def _views(scanned: ScanResult, sets: Sequence[Int64[Tensor, " n"]], number: int) -> list[Member]:
     """Near-duplicates, of sets numbered from ``number`` on: the first, and how far the others are from it."""
-    pairs = _beside([int(members[0]) for members in sets], [members[1:] for members in sets])
-    apart = iter(difference(scanned.pictures, pairs).tolist() if len(pairs) else [])
+    pairs = _with_first([int(rows[0]) for rows in sets], [rows[1:] for rows in sets])
+    distances = iter(difference(scanned.pictures, pairs).tolist() if len(pairs) else [])
     result = []
-    for name, (first, *others) in enumerate((members.tolist() for members in sets), number):
+    for name, (first, *views) in enumerate((rows.tolist() for rows in sets), number):
         result.append(Member(name, first, None, 0.0, True, "the first of its views"))
-        why = "another view: no augmentation makes it"
-        result += [Member(name, i, Kind.NEAR, next(apart), True, why) for i in others]
+        reason = "another view: no augmentation makes it"
+        result += [Member(name, i, Kind.NEAR, next(distances), True, reason) for i in views]
     return result
 
 
-def _beside(firsts: Sequence[int], others: Sequence[Int64[Tensor, " n"]]) -> Int64[Tensor, "P 2"]:
-    """Each of the ``others`` as a pair with the first of its set."""
+def _with_first(firsts: Sequence[int], rest_of_sets: Sequence[Int64[Tensor, " n"]]) -> Int64[Tensor, "P 2"]:
+    """Each of the ``rest_of_sets`` as a pair with the first of its set."""
     if not firsts:
         return torch.empty(0, 2, dtype=torch.long)
-    sizes = torch.tensor([len(some) for some in others])
-    return torch.stack([torch.tensor(firsts).repeat_interleave(sizes), torch.cat(list(others))], dim=1)
+    sizes = torch.tensor([len(rows) for rows in rest_of_sets])
+    return torch.stack([torch.tensor(firsts).repeat_interleave(sizes), torch.cat(list(rest_of_sets))], dim=1)
 
 
 def graded(scanned: ScanResult, pairs: Int64[Tensor, "P 2"]) -> Iterator[tuple[Kind, float]]:
     """How the second of each pair differs from the first, of which it is a copy: kind and distance."""
-    for some in pairs.split(_GRADED):
-        yield from _graded(scanned, *some.T)
+    for chunk in pairs.split(_GRADED):
+        yield from _graded(scanned, *chunk.T)
 
 
 def _graded(
-    scanned: ScanResult, kept: Int64[Tensor, " n"], others: Int64[Tensor, " n"]
+    scanned: ScanResult, first: Int64[Tensor, " n"], second: Int64[Tensor, " n"]
 ) -> Iterator[tuple[Kind, float]]:
-    pictures, pairs = scanned.pictures, torch.stack([kept, others], dim=1)
-    shifted, apart = difference(pictures, pairs).tolist(), difference(pictures, pairs, reach=0).tolist()
-    turned = torch.stack([edge_distance(pictures[kept], side)
-                          for side in (pictures[others], pictures[others].flip(3))]).amin(0).tolist()  # fmt: skip
-    same = (scanned.content[others] == scanned.content[kept]).tolist()
-    for equal, plain, moved, edited in zip(same, apart, shifted, turned, strict=True):
+    pictures, pairs = scanned.pictures, torch.stack([first, second], dim=1)
+    shifted, unshifted = difference(pictures, pairs).tolist(), difference(pictures, pairs, reach=0).tolist()
+    turned = torch.stack([edge_distance(pictures[first], side)
+                          for side in (pictures[second], pictures[second].flip(3))]).amin(0).tolist()  # fmt: skip
+    same = (scanned.content[second] == scanned.content[first]).tolist()
+    for equal, plain, moved, edited in zip(same, unshifted, shifted, turned, strict=True):
         if equal:
             yield Kind.EXACT, 0.0
         elif plain <= COPY:
@@ -191,13 +191,13 @@ def described(member: Member, scanned: ScanResult, paths: Sequence[str]) -> dict
         "kind": KEPT if member.kind is None else NAMES[member.kind],
         "distance": round(member.distance, 4),
         "keep": "yes" if member.keep else "no",
-        "why": member.why,
+        "why": member.reason,
     }
 
 
-def write_csv(file: Path, members: Sequence[Member], scanned: ScanResult, paths: Sequence[str]) -> None:
+def write_csv(file: Path, duplicates: Sequence[Member], scanned: ScanResult, paths: Sequence[str]) -> None:
     """The sets, one image a line: `COLUMNS`, the path escaped as in lists (`subsets.lists`)."""
-    rows = [described(member, scanned, paths) for member in members]
+    rows = [described(member, scanned, paths) for member in duplicates]
     write_rows(file, COLUMNS, rows)
 
 
@@ -228,21 +228,21 @@ def unique(images: Images, file: str = "") -> Images:
         SourceError: the file cannot be read, or names an image that the source lacks.
 
     """
-    gone = _by_file(images, file) if file else _by_pixels(images)
-    return take(images, (~gone).nonzero()[:, 0]) if gone.any() else images
+    mask = _by_file(images, file) if file else _by_pixels(images)
+    return take(images, (~mask).nonzero()[:, 0]) if mask.any() else images
 
 
 def _by_pixels(images: Images) -> Bool[Tensor, " N"]:
     """Which images are copies; one that cannot be read is none."""
     scanned = scan(images, BadFiles())
     pairs = with_exact(scanned, duplicate_pairs(scanned.pictures))
-    gone = torch.zeros(len(images), dtype=torch.bool)
-    gone[[int(scanned.numbers[m.number]) for m in duplicate_sets(scanned, pairs, images.paths) if not m.keep]] = True
-    return gone
+    mask = torch.zeros(len(images), dtype=torch.bool)
+    mask[[int(scanned.numbers[m.number]) for m in duplicate_sets(scanned, pairs, images.paths) if not m.keep]] = True
+    return mask
 
 
 def rows_of(file: str, column: str) -> list[tuple[str, str]]:
-    """What a ``duplicates.csv`` has in ``column``, and the path of the image, line by line.
+    """The value of ``column`` and the image's path, for each line of a ``duplicates.csv``.
 
     Raises:
         SourceError: it cannot be read, or has no such column.
@@ -251,12 +251,12 @@ def rows_of(file: str, column: str) -> list[tuple[str, str]]:
     try:
         with open(file, encoding="utf-8", errors="surrogateescape", newline="") as stream:
             reader = csv.DictReader(stream)
-            rows, named = list(reader), set(reader.fieldnames or ())
+            rows, columns = list(reader), set(reader.fieldnames or ())
     except OSError as error:
         raise SourceError(f"{file}: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{file}: is no duplicates.csv: {error}") from error
-    if not {"path", column} <= named or any(not row["path"] or not row[column] for row in rows):
+    if not {"path", column} <= columns or any(not row["path"] or not row[column] for row in rows):
         raise SourceError(f"{file}: is no duplicates.csv: each line needs a path, and something in the column {column}")
     return [(row[column], unescaped(row["path"])) for row in rows]
 
@@ -266,12 +266,12 @@ def _by_file(images: Images, file: str) -> Bool[Tensor, " N"]:
     rows = rows_of(file, "keep")
     if any(keep not in ("yes", "no") for keep, _ in rows):
         raise SourceError(f"{file}: is no duplicates.csv: the column keep says yes or no")
-    gone = {path for keep, path in rows if keep == "no"}
-    flags = torch.tensor([path in gone for path in images.paths], dtype=torch.bool)
-    missing = gone - set(images.paths) if int(flags.sum()) < len(gone) else set()
+    dropped = {path for keep, path in rows if keep == "no"}
+    flags = torch.tensor([path in dropped for path in images.paths], dtype=torch.bool)
+    missing = dropped - set(images.paths) if int(flags.sum()) < len(dropped) else set()
     if missing:
         raise SourceError(
-            f"{file}: {len(missing):,} of its {len(gone):,} copies name no image of {images.name}, {min(missing)} "
+            f"{file}: {len(missing):,} of its {len(dropped):,} copies name no image of {images.name}, {min(missing)} "
             f"first; its own are named like {images.paths[0]}"
         )
     return flags

@@ -132,11 +132,11 @@ class TrainBatches:
             return share(natural(total, rng), self.rank, self.world)
         if self.images.blocks is not None:
             return share(permuted(self.images.blocks, rng), self.rank, self.world)
-        whole = torch.randperm(total, generator=rng)[: self._share * self.world]
+        permutation = torch.randperm(total, generator=rng)[: self._share * self.world]
         # Batch by batch the ranks have consecutive parts: one after the other, those of any number are the same batch.
         even = len(self) * self.batch_size * self.world
-        own = whole[:even].view(len(self), self.world, self.batch_size)[:, self.rank].flatten()
-        return torch.cat([own, whole[even:][self.rank :: self.world]])
+        batched = permutation[:even].view(len(self), self.world, self.batch_size)[:, self.rank].flatten()
+        return torch.cat([batched, permutation[even:][self.rank :: self.world]])
 
 
 class EvalBatches:
@@ -200,19 +200,19 @@ def pack(
         return images
     total = len(images)
     data = torch.empty((total, images.channels, size, size), dtype=torch.uint8)
-    kept: list[Tensor] = []
+    indices: list[Tensor] = []
     count = 0
     for batch in EvalBatches(images, 256, size, workers=workers, bad=bad):
         data[count : count + len(batch.index)] = batch.images
         count += len(batch.index)
-        kept.append(batch.index)
+        indices.append(batch.index)
         if progress:
             progress(int(batch.index[-1]) + 1, total)
     if count < 2:
         raise SourceError(f"{images.name}: needs at least 2 images, only {count} of {total} can be read{bad.first}")
     if progress:
         progress(total, total)
-    index = torch.cat(kept)
+    index = torch.cat(indices)
     return InMemoryImages.of(data[:count], images if count == total else ImageView(images, index))
 
 
@@ -227,7 +227,7 @@ def fit(image: UInt8[Tensor, "*B C H W"], size: int) -> UInt8[Tensor, "*B C size
 
 
 class Done(NamedTuple):
-    """What a worker gives back; without a batch, ``failure`` ends the run if it is not empty."""
+    """A worker's result; without a batch, ``failure`` ends the run if it is not empty."""
 
     batch: Batch | None
     bad: list[tuple[str, str]]
@@ -259,7 +259,7 @@ class _TrainKey(NamedTuple):
     """A batch of an epoch: its images, and those that their second views are of."""
 
     epoch: int
-    wanted: Tensor
+    requested: Tensor
     partners: Tensor | None
 
 
@@ -271,10 +271,10 @@ class _TrainJob(Dataset[Done]):
     resize: int | None
 
     def __getitem__(self, key: _TrainKey) -> Done:
-        epoch, wanted, partners = key
+        epoch, requested, partners = key
         pictures, labels, index = [], [], []
         bad: list[tuple[str, str]] = []
-        for place, i in enumerate(wanted.tolist()):
+        for position, i in enumerate(requested.tolist()):
             readable = self._readable(epoch, i, bad)
             if readable is None:
                 first = first_of(dict(bad))
@@ -283,8 +283,8 @@ class _TrainJob(Dataset[Done]):
             picture = picture if self.resize is None else fit(picture, self.resize)
             # Crops stay as they lie in memory, (V, s, s, 3): the device turns them faster than a worker.
             cut = None if self.crops is None else self.crops(picture, generator(self.seed, epoch, i))
-            if cut is not None and partners is not None and partners[place] != i == j:
-                self._exchange(cut, int(partners[place]), generator(self.seed, epoch, i), bad)
+            if cut is not None and partners is not None and partners[position] != i == j:
+                self._exchange(cut, int(partners[position]), generator(self.seed, epoch, i), bad)
             pictures.append(picture if cut is None else cut.movedim(1, -1))
             labels.append(label)
             index.append(j)

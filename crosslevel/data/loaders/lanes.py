@@ -48,32 +48,34 @@ def rows_of(sizes: Sequence[int], batch: int, rows: int = ROWS) -> list[range]:
 def dealt(sizes: Sequence[int], spans: Sequence[range], rng: torch.Generator) -> list[list[int]]:
     """The shards of each lane in random order: the largest first, each to the lane that has least for its rows."""
     order = torch.randperm(len(sizes), generator=rng).tolist()
-    lanes = [(0.0, place) for place in range(len(spans))]
-    named = torch.randperm(len(spans), generator=rng).tolist()
-    found: list[list[int]] = [[] for _ in spans]
+    lanes = [(0.0, rank) for rank in range(len(spans))]
+    lane_numbers = torch.randperm(len(spans), generator=rng).tolist()
+    lane_shards: list[list[int]] = [[] for _ in spans]
     # Sizes within a tenth are alike: which of them meet in a lane is random.
-    for place in sorted(range(len(order)), key=lambda place: -round(8 * math.log2(max(1, sizes[order[place]])))):
+    for rank in sorted(range(len(order)), key=lambda rank: -round(8 * math.log2(max(1, sizes[order[rank]])))):
         load, lane = heapq.heappop(lanes)
-        found[named[lane]].append(place)
-        heapq.heappush(lanes, (load + sizes[order[place]] / len(spans[named[lane]]), lane))
-    return [[order[place] for place in sorted(places)] for places in found]
+        lane_shards[lane_numbers[lane]].append(rank)
+        heapq.heappush(lanes, (load + sizes[order[rank]] / len(spans[lane_numbers[lane]]), lane))
+    return [[order[rank] for rank in sorted(ranks)] for ranks in lane_shards]
 
 
 class Lane:
-    """What fills ``span``, the lane's rows, in one batch of all ranks after another.
+    """A stream of images that fills ``span``, the lane's rows, in each batch of all ranks.
 
     Args:
         images: names and encoded images, without end.
         span: the lane's rows.
-        own: those of all rows that this rank has.
+        rank_rows: those of all rows that this rank has.
         batch: images of all ranks.
         count: of all lanes.
 
     """
 
-    def __init__(self, images: Iterator[tuple[str, bytes]], span: range, own: range, batch: int, count: int) -> None:
+    def __init__(
+        self, images: Iterator[tuple[str, bytes]], span: range, rank_rows: range, batch: int, count: int
+    ) -> None:
         size = len(span)
-        self._size, self._spare, self._kept = size, max(4, _SPARE // count), _common(span, own)
+        self._size, self._spare, self._rank_slice = size, max(4, _SPARE // count), _common(span, rank_rows)
         numbers = (step * batch + row for step in itertools.count() for row in span)
         self._images = map(lambda number, image: Sample(number, *image), numbers, images)
         self._waiting: list[Sample] = []
@@ -87,25 +89,25 @@ class Lane:
         """This rank's images of the next batch, and some later ones in case they cannot be read."""
         self._waiting += islice(self._images, self._size + self._spare - len(self._waiting))
         images, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
-        return images[self._kept], list(self._waiting)
+        return images[self._rank_slice], list(self._waiting)
 
 
-def _common(span: range, own: range) -> slice:
-    return slice(max(0, own.start - span.start), max(0, own.stop - span.start))
+def _common(span: range, rank_rows: range) -> slice:
+    return slice(max(0, rank_rows.start - span.start), max(0, rank_rows.stop - span.start))
 
 
-def shared(spans: Sequence[range], own: range) -> list[int]:
+def shared(spans: Sequence[range], rank_rows: range) -> list[int]:
     """The lanes that have rows of this rank."""
-    return [lane for lane, span in enumerate(spans) if span.start < own.stop and span.stop > own.start]
+    return [lane for lane, span in enumerate(spans) if span.start < rank_rows.stop and span.stop > rank_rows.start]
 
 
-def in_place_of(number: int, spare: Sequence[Sample], taken: set[int]) -> Iterator[Sample]:
-    """Yield replacements of an unreadable image, each used once; ``taken`` notes the places in ``spare`` that are used.
+def in_place_of(number: int, spare: Sequence[Sample], used: set[int]) -> Iterator[Sample]:
+    """Yield replacements of an unreadable image, each used once; ``used`` notes the places in ``spare`` that are used.
 
     The first one depends on the image's ``number`` alone, since ranks that share a lane do not see each other's.
     """
     for step in range(len(spare)):
-        place = (number + step) % len(spare)
-        if place not in taken:
-            taken.add(place)
-            yield spare[place]
+        position = (number + step) % len(spare)
+        if position not in used:
+            used.add(position)
+            yield spare[position]

@@ -26,8 +26,8 @@ def permuted(blocks: Sequence[range], generator: torch.Generator) -> Int64[Tenso
     order = torch.randperm(len(blocks), generator=generator).tolist()
     windows = []
     for first in range(0, len(order), WINDOW):
-        chosen = (blocks[b] for b in order[first : first + WINDOW])
-        window = torch.cat([torch.arange(block.start, block.stop) for block in chosen])
+        selected = (blocks[b] for b in order[first : first + WINDOW])
+        window = torch.cat([torch.arange(block.start, block.stop) for block in selected])
         windows.append(window[torch.randperm(len(window), generator=generator)])
     return torch.cat(windows)
 

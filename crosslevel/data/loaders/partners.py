@@ -35,17 +35,19 @@ class Partners:
         self._order = owner.argsort(stable=True)
         self._length = counts[owner]
         self._first = (counts.cumsum(0) - counts)[owner]
-        self._place = torch.empty_like(owner)
-        self._place[self._order] = torch.arange(len(owner)) - self._first[self._order]
-        self._drawn = torch.empty(0)
+        self._position = torch.empty_like(owner)
+        self._position[self._order] = torch.arange(len(owner)) - self._first[self._order]
+        self._draws = torch.empty(0)
 
     def __call__(self, epoch: int, index: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
         """The partner of each image of ``index`` in ``epoch``."""
         if epoch != self._epoch:
-            self._drawn = torch.rand(2, len(self._order), generator=generator(self.seed, epoch, _STREAM))
+            self._draws = torch.rand(2, len(self._order), generator=generator(self.seed, epoch, _STREAM))
             self._epoch = epoch
-        apart, which = self._drawn[:, index]
-        others = self._length[index] - 1
-        step = 1 + torch.minimum((which * others).long(), (others - 1).clamp(min=0))
-        place = (self._place[index] + step) % self._length[index]
-        return torch.where((apart < self.probability) & (others > 0), self._order[self._first[index] + place], index)
+        draw, which = self._draws[:, index]
+        companions = self._length[index] - 1
+        step = 1 + torch.minimum((which * companions).long(), (companions - 1).clamp(min=0))
+        offset = (self._position[index] + step) % self._length[index]
+        return torch.where(
+            (draw < self.probability) & (companions > 0), self._order[self._first[index] + offset], index
+        )

@@ -43,7 +43,7 @@ def _start() -> str | None:
 
 
 class Pool(Generic[Result]):
-    """What ``job`` makes of each of the ``keys``, in order, in ``workers`` processes, which live on if ``persistent``.
+    """Runs ``job`` on the ``keys`` in order, in ``workers`` processes, which live on if ``persistent``.
 
     Each process has a limit of memory of its own. If one dies of a fault while it decodes an image, that image is bad
     from then on (`trace.refused`), up to ``most_crashes`` of them; the processes are started again, and what had not
@@ -85,7 +85,7 @@ class Pool(Generic[Result]):
                 self._answer(error)
 
     def _results(self) -> Iterator[Result]:
-        iterator = self._begun()
+        iterator = self._started()
         while True:
             try:
                 with _noticed(self._processes):
@@ -94,7 +94,7 @@ class Pool(Generic[Result]):
                 return
             yield result
 
-    def _begun(self) -> Iterator[Result]:
+    def _started(self) -> Iterator[Result]:
         if self._loader is None:
             # Without a batch size each key makes one whole batch in the worker: collating single small images in
             # the main process costs more than decoding them.
@@ -129,7 +129,7 @@ class Pool(Generic[Result]):
             RuntimeError: the error itself, or what killed the process.
 
         """
-        lost = [said for i in range(len(self._processes)) if (said := self._lost.read(i))]
+        lost = [message for i in range(len(self._processes)) if (message := self._lost.read(i))]
         if lost:
             raise RuntimeError(f"DataLoader worker could not hand over a batch: {lost[0]}") from error
         died = [(i, process) for i, process in enumerate(self._processes) if (process.exitcode or 0) < 0]
@@ -138,23 +138,23 @@ class Pool(Generic[Result]):
         for i, process in died:
             number, path = -process.exitcode, self._board.read(i)
             self._board.clear(i)
-            said = signal.strsignal(number) or f"signal {number}"
+            message = signal.strsignal(number) or f"signal {number}"
             if path is None:
-                raise RuntimeError(f"DataLoader worker (pid {process.pid}) is killed by signal: {said}. ") from error
+                raise RuntimeError(f"DataLoader worker (pid {process.pid}) is killed by signal: {message}. ") from error
             name = printable(path)
             if number not in _FAULTS:
                 raise MachineError(
-                    f"a process that decodes images has died: it is killed by signal: {said}, while it decoded {name}; "
-                    "if memory is short, give --workers 0 or fewer"
+                    f"a process that decodes images has died: it is killed by signal: {message}, while it decoded "
+                    f"{name}; if memory is short, give --workers 0 or fewer"
                 ) from error
             self._crashed.append(path)
             if len(self._crashed) > self.most_crashes or path in trace.refused:
                 raise MachineError(
-                    f"{len(self._crashed)} images crashed the processes that decode, the last one {name} ({said}): "
+                    f"{len(self._crashed)} images crashed the processes that decode, the last one {name} ({message}): "
                     "leave them out, or install the decoders anew: pip install -U pillow torchvision"
                 ) from error
-            trace.refused[path] = f"its decoder crashed the process that read it: {said}"
-            warnings.warn(f"{name}: its decoder crashed the process that read it ({said}): left out", stacklevel=2)
+            trace.refused[path] = f"its decoder crashed the process that read it: {message}"
+            warnings.warn(f"{name}: its decoder crashed the process that read it ({message}): left out", stacklevel=2)
 
 
 @contextmanager
@@ -183,7 +183,7 @@ def _noticed(processes: Sequence[Any]) -> Iterator[None]:
 
 @dataclass
 class _Begin:
-    """What a process does first."""
+    """The set-up of a worker process."""
 
     board: trace.Board
     lost: trace.Board
@@ -191,7 +191,7 @@ class _Begin:
 
     def __call__(self, worker: int) -> None:
         leave_interrupts(worker)
-        hand_over_or_end(lambda said: self.lost.write(worker, said))
+        hand_over_or_end(lambda message: self.lost.write(worker, message))
         limit_process()
         trace.refused.update(self.refused)
         trace.enter(self.board, worker)
@@ -199,10 +199,10 @@ class _Begin:
             signal.signal(number, signal.SIG_DFL)  # torch's handlers only print a line without a name
 
 
-def _noted(again: list[Any], source: Iterator[Any], waiting: deque[Any]) -> Iterator[Any]:
-    """The keys that are to be done ``again``, then the rest of ``source``, each noted until its result comes."""
+def _noted(resubmitted: list[Any], source: Iterator[Any], waiting: deque[Any]) -> Iterator[Any]:
+    """The keys that are to be done ``resubmitted``, then the rest of ``source``, each noted until its result comes."""
     waiting.clear()
-    for key in chain(again, source):
+    for key in chain(resubmitted, source):
         waiting.append(key)
         yield key
 

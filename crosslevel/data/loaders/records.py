@@ -42,7 +42,7 @@ def records(
     workers: int | None = None,
     elsewhere: Opened | None = None,
 ) -> Iterator[Records[Record]]:
-    """What ``find`` makes of each image, in order: a named tuple of tensors of the same shape for all images.
+    """Apply ``find`` to each image, in order: a named tuple of tensors of the same shape for all images.
 
     No label is read. Images that cannot be read go to ``bad``, and have no record; ``workers`` as `EvalBatches` has
     them; ``elsewhere`` are the same images for the machines of a cluster, which work in their place.
@@ -63,7 +63,7 @@ def mapped(
     workers: int | None = None,
     elsewhere: Opened | None = None,
 ) -> Iterable[Result]:
-    """What a job of the images makes of each key, in order: in this process, in ``workers``, or on a cluster."""
+    """Run a job of the images on each key, in order: in this process, in ``workers``, or on a cluster."""
     if elsewhere is not None:
         return elsewhere.mapped(job_of, keys)
     job = job_of(images)
@@ -72,7 +72,7 @@ def mapped(
 
 
 class _Part(NamedTuple):
-    """What a worker gives back."""
+    """A worker's result."""
 
     records: Records[Any] | None
     bad: list[tuple[str, str]]

@@ -86,11 +86,11 @@ class StreamBatches:
         self.images, self.seed, self.bad, self.workers = images, seed, bad, workers
         self._share = epoch_size // world
         self.batch_size = min(batch_size, self._share)
-        self._whole = self.batch_size * world
-        self._own = range(rank * self.batch_size, (rank + 1) * self.batch_size)
-        self.buffer = max(BUFFER, _BATCHES * self._whole) if buffer is None else buffer
+        self._global_batch = self.batch_size * world
+        self._rank_rows = range(rank * self.batch_size, (rank + 1) * self.batch_size)
+        self.buffer = max(BUFFER, _BATCHES * self._global_batch) if buffer is None else buffer
         self._sizes = images.sizes()
-        self.lanes = rows_of(self._sizes, self._whole, rows)
+        self.lanes = rows_of(self._sizes, self._global_batch, rows)
         self._deals: dict[tuple[int, int], list[list[int]]] = {}
         self.epoch, self.start = 0, 0
         self._job = _StreamJob(images.name, seed, crops, images.reading)
@@ -106,21 +106,21 @@ class StreamBatches:
         return self._batches(epoch, start)
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        wanted, closing = max(0, len(self) - start), threading.Event()
-        keys = self._wanted(epoch, start, closing)
-        upcoming = ahead(lambda _: next(keys), range(wanted))
+        remaining, closing = max(0, len(self) - start), threading.Event()
+        keys = self._upcoming(epoch, start, closing)
+        upcoming = ahead(lambda _: next(keys), range(remaining))
         # A batch without a single readable image is no batch: then more are decoded, here.
         more = map(self._job.__getitem__, islice(keys, _PATIENCE))
         count = 0
         try:
-            for batch in islice(delivered(chain(self._decoded(upcoming), more), self.bad), wanted):
+            for batch in islice(delivered(chain(self._decoded(upcoming), more), self.bad), remaining):
                 yield batch
                 count += 1
         finally:
             closing.set()
             upcoming.close()
             keys.close()
-        if count < wanted:
+        if count < remaining:
             raise SourceError(f"{self.images.name}: hardly any of its images can be read")
 
     def _decoded(self, keys: Iterable[_Key]) -> Iterable[Done]:
@@ -131,8 +131,8 @@ class StreamBatches:
             self._pool = Pool(self._job, self._keys, self.workers, persistent=True)
         return self._pool
 
-    def _wanted(self, epoch: int, start: int, closing: threading.Event) -> Generator[_Key, None, None]:
-        """What to decode for each batch from ``start`` on, without end."""
+    def _upcoming(self, epoch: int, start: int, closing: threading.Event) -> Generator[_Key, None, None]:
+        """Yield the samples to decode for each batch from ``start`` on, without end."""
         troubles: list[tuple[str, str]] = []
         reported, count = 0, len(self.lanes)
         with ThreadPoolExecutor(OPEN, "crosslevel-read") as pool:
@@ -141,18 +141,24 @@ class StreamBatches:
                 chunk=max(4, min(CHUNK, OPEN * CHUNK // count)),
             )  # fmt: skip
             lanes = [
-                Lane(self._read(number, epoch, read, troubles), self.lanes[number], self._own, self._whole, count)
-                for number in shared(self.lanes, self._own)
+                Lane(
+                    self._read(number, epoch, read, troubles),
+                    self.lanes[number],
+                    self._rank_rows,
+                    self._global_batch,
+                    count,
+                )
+                for number in shared(self.lanes, self._rank_rows)
             ]
             try:
                 for _ in range(start):  # by turns, as they are read
                     for lane in lanes:
                         lane.skip()
                 while True:
-                    taken = [lane.take() for lane in lanes]
-                    fresh = troubles[reported:]
-                    reported += len(fresh)
-                    yield _Key(epoch, taken, fresh)
+                    samples = [lane.take() for lane in lanes]
+                    unreported = troubles[reported:]
+                    reported += len(unreported)
+                    yield _Key(epoch, samples, unreported)
             except SourceError as error:
                 while True:
                     yield _Key(epoch, [], troubles[reported:], str(error))
@@ -167,20 +173,20 @@ class StreamBatches:
         lost, size = False, max(1, self.buffer // len(self.lanes))
         for turn in itertools.count():
             shards = itertools.chain.from_iterable(self.dealt(epoch, turn)) if lost else self.dealt(epoch, turn)[lane]
-            found = False
+            any_image = False
             for image in _shuffled(read(shards), size, generator(self.seed, epoch, turn, lane, 2)):
-                found = True
+                any_image = True
                 yield image
-            if not found and lost:
+            if not any_image and lost:
                 raise self.images.unreadable(troubles)
-            lost = not found  # other lanes' shards may be in better order than this one's
+            lost = not any_image  # other lanes' shards may be in better order than this one's
 
     def dealt(self, epoch: int, turn: int = 0) -> list[list[int]]:
         """Which shards each lane reads in pass ``turn`` of ``epoch``, in order."""
         if (epoch, turn) not in self._deals:  # all lanes ask, and of many shards it takes a while
             latest = itertools.islice(self._deals.items(), max(0, len(self._deals) - 3), None)
-            drawn = dealt(self._sizes, self.lanes, generator(self.seed, epoch, turn, 1))
-            self._deals = {**dict(latest), (epoch, turn): drawn}
+            deal = dealt(self._sizes, self.lanes, generator(self.seed, epoch, turn, 1))
+            self._deals = {**dict(latest), (epoch, turn): deal}
         return self._deals[epoch, turn]
 
 
@@ -213,9 +219,9 @@ class _StreamJob(Dataset[Done]):
         views: dict[int, Tensor] = {}
         used: dict[int, Sample] = {}
         for images, spare in key.lanes:
-            taken: set[int] = set()
+            used_spares: set[int] = set()
             for image in images:
-                for candidate in chain((image,), in_place_of(image.number, spare, taken)):
+                for candidate in chain((image,), in_place_of(image.number, spare, used_spares)):
                     picture = self._decoded(candidate, bad)
                     if picture is not None:
                         views[image.number] = self._crop(picture, key.epoch, image.number)
@@ -227,8 +233,8 @@ class _StreamJob(Dataset[Done]):
         numbers = [image.number for images, _ in key.lanes for image in images]
         for number in numbers:
             if number not in used:  # more are bad than there are spare ones: this batch's own come again
-                again = used[number] = next(readable)
-                picture = decode(bytearray(again.data), again.path, reading=self.reading)
+                repeated = used[number] = next(readable)
+                picture = decode(bytearray(repeated.data), repeated.path, reading=self.reading)
                 views[number] = self._crop(picture, key.epoch, number)
         index = torch.tensor([used[number].number for number in numbers])
         return Done(Batch(torch.stack([views[n] for n in numbers]), torch.full_like(index, -1), index), bad)

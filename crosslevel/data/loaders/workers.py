@@ -23,7 +23,7 @@ Key = TypeVar("Key")
 
 @dataclass
 class Keys(Dataset[Key]):
-    """What to decode, batch by batch: the only thing that changes for workers that live on."""
+    """The keys to decode, batch by batch: all that changes for workers that live on."""
 
     keys: Iterable[Key]
 
@@ -46,7 +46,7 @@ def leave_interrupts(worker: int, leave: Callable[[], None] = leave_to_parent) -
 
 
 def hand_over_or_end(tell: Callable[[str], None]) -> None:
-    """In a worker process: one that cannot hand over what it made tells why, and ends.
+    """End a worker process that cannot hand over its result, and report the reason.
 
     Python prints a traceback, and drops the batch: the main process would wait for it for ever.
     """
@@ -69,19 +69,19 @@ def worker_trouble() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        told = trouble(error)
-        if not told:
+        message = trouble(error)
+        if not message:
             raise
-        raise MachineError(told) from error
+        raise MachineError(message) from error
 
 
 def trouble(error: RuntimeError) -> str:
     """Why a process that decodes images died, in one line; empty if the error is another one."""
-    said = " ".join(str(error).split())
-    killed = re.search(r"DataLoader worker .*?(is killed by signal: [\w ]+|exited unexpectedly)", said)
-    if "No space left on device" in said or "out of shared memory" in said or "Bus error" in said:
+    text = " ".join(str(error).split())
+    killed = re.search(r"DataLoader worker .*?(is killed by signal: [\w ]+|exited unexpectedly)", text)
+    if "No space left on device" in text or "out of shared memory" in text or "Bus error" in text:
         reason = "/dev/shm is full: enlarge it (docker run --shm-size=8g), or give --workers 0 or fewer"
-    elif handed := re.search(r"DataLoader worker could not hand over a batch: (.*)", said):
+    elif handed := re.search(r"DataLoader worker could not hand over a batch: (.*)", text):
         reason = f"it could not hand over a batch: {handed[1]}"
     elif killed:
         reason = f"it {killed[1].rstrip(' .')}; if memory is short, give --workers 0 or fewer"
@@ -102,8 +102,8 @@ def worth_workers(job: Dataset[Any], count: int) -> int:
     """
     job[range(1)]  # the first image pays for what is loaded only once
     sample = range(0, count, max(1, count // 16))
-    began = time.perf_counter()
+    start = time.perf_counter()
     for i in sample:
         job[range(i, i + 1)]
-    estimate = (time.perf_counter() - began) / max(1, len(sample)) * count
+    estimate = (time.perf_counter() - start) / max(1, len(sample)) * count
     return cores() if estimate > 5 else 0

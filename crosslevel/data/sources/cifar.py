@@ -60,10 +60,10 @@ class Cifar100(InMemoryImages):
         super().__init__(data, _numbered(split, len(data)), numbers, classes, f"cifar100:{split}")
 
 
-def _of_split(source: str, split: str, parts: dict[str, list[str]]) -> list[str]:
-    if split not in parts:
-        raise SourceError(f"{source}:{split}: there is no split {split!r}: use {' or '.join(parts)}")
-    return parts[split]
+def _of_split(source: str, split: str, splits: dict[str, list[str]]) -> list[str]:
+    if split not in splits:
+        raise SourceError(f"{source}:{split}: there is no split {split!r}: use {' or '.join(splits)}")
+    return splits[split]
 
 
 def _numbered(split: str, count: int) -> list[str]:
@@ -103,7 +103,7 @@ def _read_cifar(
 
 
 class _Dtype:
-    """In the place of a pickled dtype, whose flags could make NumPy take bytes for the addresses of objects."""
+    """A stand-in for a pickled dtype, whose flags could make NumPy take bytes for the addresses of objects."""
 
     def __init__(self, code: str | bytes, *_: object) -> None:
         if code not in ("u1", b"u1"):
@@ -114,12 +114,12 @@ class _Dtype:
 
 
 class _Array:
-    """In the place of a pickled array: of uint8, from its bytes."""
+    """A stand-in for a pickled array: a uint8 array from its bytes."""
 
     array: np.ndarray
 
     def __setstate__(self, state: tuple[int, tuple[int, ...], _Dtype, bool, bytes]) -> None:
-        """Of what NumPy writes: version, shape, dtype, whether columns come first, bytes."""
+        """Read what NumPy writes: version, shape, dtype, whether columns come first, bytes."""
         _, shape, _, columns_first, data = state
         self.array = np.frombuffer(data, np.uint8).reshape(shape, order="F" if columns_first else "C").copy()
 

@@ -91,8 +91,8 @@ class Files(Images):
         if listing.left_alone:
             warnings.warn(f"{root}: {left_alone(listing.left_alone)}", stacklevel=2)
         if not listing.files:
-            known = ", ".join(sorted(EXTENSIONS))
-            raise SourceError(f"{root}: no image found in this folder or below it (looked for {known})")
+            extensions = ", ".join(sorted(EXTENSIONS))
+            raise SourceError(f"{root}: no image found in this folder or below it (looked for {extensions})")
         if len(listing.files) < 2:
             raise SourceError(f"{root}: needs at least 2 images, found only {listing.files[0]}")
         images = cls(root, listing.files, listing.labels, listing.classes)
@@ -165,8 +165,8 @@ def folder(root: str, arrays: bool = False) -> Listing:
     table = remembered(kind, path, "2", lambda: _listed(root, arrays), lambda table: _still(path, table))
     classes = list(_paths(table, "classes")) if "labels" in table else None
     watch = Watch(path, _paths(table, "watched"), table["times"])
-    others = dict(zip(_paths(table, "others"), table["counts"].tolist(), strict=True))
-    return Listing(_paths(table, "files"), table.get("labels"), classes, watch, others)
+    other_counts = dict(zip(_paths(table, "others"), table["counts"].tolist(), strict=True))
+    return Listing(_paths(table, "files"), table.get("labels"), classes, watch, other_counts)
 
 
 def _still(path: str, table: Table) -> bool:
@@ -176,18 +176,18 @@ def _still(path: str, table: Table) -> bool:
 
 
 def _listed(root: str, arrays: bool) -> Table:
-    begun = time.time_ns()
+    started = time.time_ns()
     search = _Search(root, arrays)
-    files = Paths.of(sorted(search.found))
+    files = Paths.of(sorted(search.files))
     labels, classes = labels_of(files)
     table = {
-        "begun": torch.tensor(begun),
+        "begun": torch.tensor(started),
         "times": torch.tensor(search.times, dtype=torch.int64),
         "left_out": torch.tensor(search.left_out),
         **_columns("files", files),
         **_columns("watched", Paths.of(search.watched)),
-        **_columns("others", Paths.of(search.others)),
-        "counts": torch.tensor(list(search.others.values()), dtype=torch.int64),
+        **_columns("others", Paths.of(search.other_counts)),
+        "counts": torch.tensor(list(search.other_counts.values()), dtype=torch.int64),
     }
     if labels is not None and classes is not None:
         table |= {"labels": labels, **_columns("classes", Paths.of(classes))}
@@ -207,12 +207,12 @@ class _Search:
 
     def __init__(self, root: str, arrays: bool) -> None:
         self.root, self.arrays = root, arrays
-        self.found: list[str] = []
-        self.others: Counter[str] = Counter()
+        self.files: list[str] = []
+        self.other_counts: Counter[str] = Counter()
         self.left_out = False
         self.watched: list[str] = []
         self.times: list[int] = []
-        self._seen: set[tuple[int, int]] = set()
+        self._visited: set[tuple[int, int]] = set()
         self._folders: list[str] = [""]
         self._links: list[str] = []
         while self._folders or self._links:
@@ -224,9 +224,9 @@ class _Search:
             # The time before the listing: what comes during it makes the folder newer than that.
             self.watched.append(prefix)
             self.times.append(status.st_mtime_ns)
-            if (status.st_dev, status.st_ino) in self._seen:
+            if (status.st_dev, status.st_ino) in self._visited:
                 return
-            self._seen.add((status.st_dev, status.st_ino))
+            self._visited.add((status.st_dev, status.st_ino))
             with os.scandir(os.path.join(self.root, prefix)) as entries:
                 for entry in entries:
                     self._sort_in(entry, prefix)
@@ -242,26 +242,26 @@ class _Search:
             return
         if entry.is_dir(follow_symlinks=False):
             self._folders.append(f"{prefix}{name}/")
-        elif (said := can_be_image(name, self.arrays)) is True:
+        elif (by_name := can_be_image(name, self.arrays)) is True:
             # A link that leads nowhere is listed, so that it is named among the bad files.
             if entry.is_file(follow_symlinks=False) or entry.is_symlink():
-                self.found.append(prefix + name)
+                self.files.append(prefix + name)
         elif entry.is_symlink():
             if os.path.isdir(entry.path):  # entry.is_dir() raises on a link to itself
                 self._links.append(f"{prefix}{name}/")
             elif os.path.isfile(entry.path):
-                self._look(entry, prefix, said)
+                self._look(entry, prefix, by_name)
             else:
                 self._watch_link(entry, f"{prefix}{name}/")
         elif entry.is_file(follow_symlinks=False):
-            self._look(entry, prefix, said)
+            self._look(entry, prefix, by_name)
 
-    def _look(self, entry: os.DirEntry[str], prefix: str, said: bool | None) -> None:
+    def _look(self, entry: os.DirEntry[str], prefix: str, by_name: bool | None) -> None:
         """Look at the first bytes of a file whose ending says nothing."""
-        if said is None and is_image_file(entry.path):
-            self.found.append(prefix + entry.name)
+        if by_name is None and is_image_file(entry.path):
+            self.files.append(prefix + entry.name)
         else:
-            self.others[ending_of(entry.name)] += 1
+            self.other_counts[ending_of(entry.name)] += 1
 
     def _watch_link(self, entry: os.DirEntry[str], path: str) -> None:
         """A link to no folder may lead to one later, without any change in this tree."""

@@ -50,7 +50,7 @@ class RowNames(Names):
         return self.ends[-1] if self.ends else 0
 
     def name(self, i: int) -> str:
-        """Of row i of all."""
+        """The name of row i."""
         k = bisect_right(self.ends, i)
         return f"{self.files[k]}/{i - (self.ends[k - 1] if k else 0)}"
 
@@ -67,8 +67,10 @@ def known_labels(
     if missing == len(labels):
         return None, None
     if missing or (names is not None and int(labels.max()) >= len(names)):
-        why = f"{missing:,} of {len(labels):,} images have none" if missing else f"one is beyond its {len(names or [])}"
-        warnings.warn(f"{one_line(source)}: the labels are left out: {why}", stacklevel=4)
+        reason = (
+            f"{missing:,} of {len(labels):,} images have none" if missing else f"one is beyond its {len(names or [])}"
+        )
+        warnings.warn(f"{one_line(source)}: the labels are left out: {reason}", stacklevel=4)
         return None, None
     if names is not None:
         return labels, names

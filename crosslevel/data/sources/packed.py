@@ -66,17 +66,17 @@ def open_pack(folder: str) -> Images:
     path = Path(folder)
     if not (path / ABOUT).is_file():
         raise SourceError(f"{folder}: this pack is not finished: run the same crosslevel pack again, it continues")
-    about, index, shards = _whole(folder)
-    _warn_of_changes(folder, about, index)
+    metadata, index, shards = _contents(folder)
+    _warn_of_changes(folder, metadata, index)
     rows, columns = index["rows"], index["columns"]
     common = int(rows[0])
     if len(shards) == 1 and bool((rows == common).all() and (columns == common).all()):
-        return SquarePack(folder, about, index, shards[0], common)
-    return Pack(folder, about, index, shards)
+        return SquarePack(folder, metadata, index, shards[0], common)
+    return Pack(folder, metadata, index, shards)
 
 
-def _whole(folder: str) -> tuple[dict[str, Any], dict[str, Tensor], list[Tensor]]:
-    """What a pack's files hold.
+def _contents(folder: str) -> tuple[dict[str, Any], dict[str, Tensor], list[Tensor]]:
+    """Read a pack's metadata, index and shards.
 
     Raises:
         SourceError: they are damaged, or of another version.
@@ -84,25 +84,25 @@ def _whole(folder: str) -> tuple[dict[str, Any], dict[str, Tensor], list[Tensor]
     """
     path = Path(folder)
     try:
-        about = read_about(path / ABOUT)
-        if about["version"] != VERSION:
-            raise SourceError(f"{folder}: a pack of version {about['version']}, this is {VERSION}: pack again")
+        metadata = read_about(path / ABOUT)
+        if metadata["version"] != VERSION:
+            raise SourceError(f"{folder}: a pack of version {metadata['version']}, this is {VERSION}: pack again")
         index, _ = load_safetensors(path / INDEX)
         areas = 3 * index["rows"].long() * index["columns"].long()
-        shards = [_mapped(path / shard_name(s), size) for s, size in enumerate(about["shards"])]
+        shards = [_mapped(path / shard_name(s), size) for s, size in enumerate(metadata["shards"])]
         lengths = {len(index[name]) for name in ("rows", "columns", "paths.ends", "checks") if name in index}
-        if lengths != {about["images"]} or int(areas.sum()) != sum(map(len, shards)) or int(areas.min()) < 1:
+        if lengths != {metadata["images"]} or int(areas.sum()) != sum(map(len, shards)) or int(areas.min()) < 1:
             raise UserError("its index is not that of its shards")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, SourceError):
             raise
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise SourceError(f"{folder}: this pack is damaged ({reason}): delete it and pack again") from error
-    return about, index, shards
+    return metadata, index, shards
 
 
 def read_about(file: Path) -> dict[str, Any]:
-    """What pack.json, or that of an unfinished pack, says.
+    """The content of pack.json, or that of an unfinished pack.
 
     Raises:
         OSError: it cannot be read.
@@ -119,9 +119,9 @@ def read_about(file: Path) -> dict[str, Any]:
     return content
 
 
-def check_of(about: dict[str, Any]) -> str:
+def check_of(metadata: dict[str, Any]) -> str:
     """A checksum (CRC-32) of pack.json's content."""
-    return f"{zlib.crc32(json.dumps(about, sort_keys=True).encode()):08x}"
+    return f"{zlib.crc32(json.dumps(metadata, sort_keys=True).encode()):08x}"
 
 
 class _Checks:
@@ -153,13 +153,13 @@ class Pack(Images):
 
     decodes = False
 
-    def __init__(self, folder: str, about: dict[str, Any], index: dict[str, Tensor], shards: list[Tensor]) -> None:
-        _describe(self, folder, about, index)
+    def __init__(self, folder: str, metadata: dict[str, Any], index: dict[str, Tensor], shards: list[Tensor]) -> None:
+        _describe(self, folder, metadata, index)
         self.folder, self.shards = folder, shards
         self.rows, self.columns = index["rows"].int(), index["columns"].int()
         self.ends = (3 * self.rows.long() * self.columns).cumsum(0)
         self.shard_ends = torch.tensor([len(shard) for shard in shards]).cumsum(0)
-        self._made_of, self._checks = _made_of(about), _Checks(folder, index)
+        self._made_of, self._checks = _fingerprint(metadata), _Checks(folder, index)
 
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
         """Image i and its label (-1 without labels); changes to it never reach the file."""
@@ -172,7 +172,7 @@ class Pack(Images):
         return flat.view(rows, columns, 3).permute(2, 0, 1), -1 if self.labels is None else int(self.labels[i])
 
     def content(self) -> Iterable[bytes | memoryview]:
-        """What the pixels follow from: hashing them would read the whole pack."""
+        """Bytes that identify the pack by its origin: hashing its pixels would read all of it."""
         return [self._made_of]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -183,12 +183,14 @@ class Pack(Images):
 class SquarePack(InMemoryImages):
     """Images of one square size: one tensor on a memory map."""
 
-    def __init__(self, folder: str, about: dict[str, Any], index: dict[str, Tensor], shard: Tensor, side: int) -> None:
+    def __init__(
+        self, folder: str, metadata: dict[str, Any], index: dict[str, Tensor], shard: Tensor, side: int
+    ) -> None:
         self.flat = shard.view(-1, 3 * side**2)
         images = self.flat.view(-1, side, side, 3).permute(0, 3, 1, 2)
         super().__init__(images, _paths(index, "paths"))
-        _describe(self, folder, about, index)
-        self.folder, self._made_of, self._checks = folder, _made_of(about), _Checks(folder, index)
+        _describe(self, folder, metadata, index)
+        self.folder, self._made_of, self._checks = folder, _fingerprint(metadata), _Checks(folder, index)
 
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 S S"], int]:
         """Image i and its label (-1 without labels); changes to it never reach the file."""
@@ -212,7 +214,7 @@ class SquarePack(InMemoryImages):
                 self._checks.look(i, self.flat[i], self.paths[i])
 
     def content(self) -> Iterable[bytes | memoryview]:
-        """What the pixels follow from: hashing them would read the whole pack."""
+        """Bytes that identify the pack by its origin: hashing its pixels would read all of it."""
         return [self._made_of]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -222,7 +224,7 @@ class SquarePack(InMemoryImages):
 class Decoded(NamedTuple):
     """Images one after the other, as shards hold them, with their sizes and their numbers in the source.
 
-    ``checks`` are the images' checksums; ``asked`` counts those that could be read and those that could not.
+    ``checks`` are the images' checksums; ``requested`` counts those that could be read and those that could not.
     """
 
     pixels: UInt8[Tensor, " L"]
@@ -230,7 +232,7 @@ class Decoded(NamedTuple):
     rows: Int64[Tensor, " N"]
     columns: Int64[Tensor, " N"]
     numbers: Int64[Tensor, " N"]
-    asked: int
+    requested: int
     bad: list[tuple[str, str]]
 
 
@@ -288,14 +290,14 @@ class _PackJob(Dataset[Decoded]):
         )
 
 
-def _describe(images: Images, folder: str, about: dict[str, Any], index: dict[str, Tensor]) -> None:
-    images.name, images.paths, images.classes = folder, _paths(index, "paths"), about["classes"]
+def _describe(images: Images, folder: str, metadata: dict[str, Any], index: dict[str, Tensor]) -> None:
+    images.name, images.paths, images.classes = folder, _paths(index, "paths"), metadata["classes"]
     images.labels, images.tracks = index.get("labels"), index.get("tracks")
 
 
-def _made_of(about: dict[str, Any]) -> bytes:
-    """What the pixels follow from: hashing them would read the whole pack."""
-    return f"{about['identity']} {about['size']}".encode()
+def _fingerprint(metadata: dict[str, Any]) -> bytes:
+    """Bytes that identify the pack by its origin: hashing its pixels would read all of it."""
+    return f"{metadata['identity']} {metadata['size']}".encode()
 
 
 def _paths(index: dict[str, Tensor], name: str) -> Paths:
@@ -316,11 +318,11 @@ def _mapped(file: Path, size: int) -> UInt8[Tensor, " L"]:
     return torch.frombuffer(view, dtype=torch.uint8)
 
 
-def _warn_of_changes(folder: str, about: dict[str, Any], index: dict[str, Tensor]) -> None:
-    where = about["where"]
+def _warn_of_changes(folder: str, metadata: dict[str, Any], index: dict[str, Tensor]) -> None:
+    location = metadata["where"]
     if "times" not in index:
         return
-    watch = Watch(about.get("watched", where), _paths(index, "watched"), index["times"], index.get("sizes"))
-    if not watch.holds() and not watch.gone():
-        named = about["source"] if where is None else where
-        warnings.warn(f"{folder}: {named} has changed since it was packed: crosslevel pack again", stacklevel=3)
+    watch = Watch(metadata.get("watched", location), _paths(index, "watched"), index["times"], index.get("sizes"))
+    if not watch.holds() and not watch.is_missing():
+        source = metadata["source"] if location is None else location
+        warnings.warn(f"{folder}: {source} has changed since it was packed: crosslevel pack again", stacklevel=3)

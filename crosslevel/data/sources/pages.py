@@ -43,20 +43,20 @@ class Pages(Images):
 
         """
         i = range(len(self))[i]
-        number, page = self.paths.place(i)
+        number, page = self.paths.locate(i)
         path = os.path.join(self.files.root, self.files.paths[number])
         image = read_image(path, self.paths[i], self.files.max_pixels, self.reading, page)
         return image, -1 if self.labels is None else int(self.labels[i])
 
     def content(self) -> Iterable[bytes | memoryview]:
-        """Those of the files, and how many pages each has."""
+        """Bytes that identify the files, and how many pages each has."""
         yield from self.files.content()
         yield self.paths.ends.numpy().tobytes()
 
 
 def _may(path: str) -> bool:
-    ending = ending_of(path)
-    return ending in SEVERAL or ending not in EXTENSIONS
+    extension = ending_of(path)
+    return extension in SEVERAL or extension not in EXTENSIONS
 
 
 class _PageNames(Names):
@@ -68,13 +68,13 @@ class _PageNames(Names):
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def place(self, i: int) -> tuple[int, int]:
+    def locate(self, i: int) -> tuple[int, int]:
         """The file of page i of all, and which of its pages."""
         number = int(torch.searchsorted(self.ends, i, right=True))
         return number, i - (int(self.ends[number - 1]) if number else 0)
 
     def name(self, i: int) -> str:
-        """Of page i of all."""
-        number, page = self.place(i)
+        """The name of page i."""
+        number, page = self.locate(i)
         several = int(self.ends[number]) - (int(self.ends[number - 1]) if number else 0) > 1
         return f"{self.files[number]}#{page + 1}" if several else self.files[number]

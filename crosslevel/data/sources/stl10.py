@@ -40,13 +40,13 @@ class Stl10(InMemoryImages):
         *,
         data_root: str | None = None,
     ) -> None:
-        parts = split.split("+")
+        splits = split.split("+")
         if split != "train+unlabeled" and split not in COUNTS:
             raise SourceError(f"stl10:{split}: there is no split {split!r}: use {', '.join(COUNTS)} or train+unlabeled")
         folder = _folder(data_root)
-        images = [_images(folder / f"{part}_X.bin", COUNTS[part]) for part in parts]
-        paths = [f"{part}/{i:06d}" for part in parts for i in range(COUNTS[part])]
-        labelled = len(parts) == 1 and split != "unlabeled"
+        images = [_images(folder / f"{part}_X.bin", COUNTS[part]) for part in splits]
+        paths = [f"{part}/{i:06d}" for part in splits for i in range(COUNTS[part])]
+        labelled = len(splits) == 1 and split != "unlabeled"
         labels = _labels(folder / f"{split}_y.bin", COUNTS[split]) if labelled else None
         classes = _classes(folder / "class_names.txt") if labelled else None
         data = images[0] if len(images) == 1 else torch.cat(images)
@@ -90,10 +90,10 @@ def _classes(file: Path) -> list[str]:
     return names
 
 
-def _check_size(file: Path, wanted: int) -> None:
+def _check_size(file: Path, expected: int) -> None:
     try:
         size = file.stat().st_size
     except OSError as error:
         raise SourceError(f"{file}: {error.strerror or error}: unpack the official {ARCHIVE} again") from error
-    if size != wanted:
-        raise SourceError(f"{file}: {size:,} bytes, not {wanted:,}: unpack the official {ARCHIVE} again")
+    if size != expected:
+        raise SourceError(f"{file}: {size:,} bytes, not {expected:,}: unpack the official {ARCHIVE} again")

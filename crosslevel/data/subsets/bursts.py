@@ -12,7 +12,7 @@ from crosslevel.utils.errors import SourceError
 
 
 def bursts(images: Images, file: str = "") -> Images:
-    """The same images, those that belong together as one track.
+    """The same images, with one track for those that belong together.
 
     Args:
         images: a source.
@@ -25,16 +25,16 @@ def bursts(images: Images, file: str = "") -> Images:
     """
     names = _sets(images, file) if file else [posixpath.dirname(path) for path in images.paths]
     numbers: dict[object, int] = {}
-    made = ImageView(images)
-    made.tracks = torch.tensor([numbers.setdefault(name, len(numbers)) for name in names])
+    view = ImageView(images)
+    view.tracks = torch.tensor([numbers.setdefault(name, len(numbers)) for name in names])
     if len(numbers) == len(images):
         raise SourceError(f"{file or images.name}: no two images are together: there is no burst")
-    return made
+    return view
 
 
 def _sets(images: Images, file: str) -> list[object]:
     """The set of each image, or its own path."""
-    known = {path: number for number, path in rows_of(file, "set")}
-    if not known.keys() & set(images.paths):
+    set_of = {path: number for number, path in rows_of(file, "set")}
+    if not set_of.keys() & set(images.paths):
         raise SourceError(f"{file}: names no image of {images.name}; its own are named like {images.paths[0]}")
-    return [(known[path],) if path in known else path for path in images.paths]
+    return [(set_of[path],) if path in set_of else path for path in images.paths]

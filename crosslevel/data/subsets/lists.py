@@ -48,13 +48,13 @@ def listed(images: Images, file: str) -> Images:
     lines = [_Line.of(line) for line in _text(file).split("\n") if line.strip()]
     if len(lines) < 2:
         raise SourceError(f"{file}: needs at least 2 images, one a line; it names {len(lines)}")
-    wanted = {name for line in lines for name in (line.whole, line.path)}
+    names = {name for line in lines for name in (line.text, line.path)}
     numbers: dict[str, int] = {}
     for i, path in enumerate(images.paths):
-        if path in wanted:
+        if path in names:
             numbers.setdefault(path, i)
     # A name that ends in a number is a name if the source has it.
-    lines = [line.without_label() if line.whole in numbers else line for line in lines]
+    lines = [line.without_label() if line.text in numbers else line for line in lines]
     missing = [line.path for line in lines if line.path not in numbers]
     if missing:
         raise SourceError(
@@ -78,15 +78,15 @@ def classes_of(images: Images, file: str) -> Images:
     if images.labels is None or images.classes is None:
         raise SourceError(f"{images.name} has no classes to choose from: put each into a folder of its own")
     numbers = {name: c for c, name in enumerate(images.classes)}
-    named = [line.strip() for line in _text(file).split("\n") if line.strip()]
-    names = [line if line in numbers else line.split()[0] for line in named]
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    entries = [line.strip() for line in _text(file).split("\n") if line.strip()]
+    names = [line if line in numbers else line.split()[0] for line in entries]
+    duplicated = next((name for name, count in Counter(names).items() if count > 1), None)
     unknown = next((name for name in names if name not in numbers), None)
     if unknown is not None:
         hint = did_you_mean(unknown, numbers, f"it has {', '.join(images.classes[:5])}, ...")
         raise SourceError(f"{file}: {images.name} has no class {unknown}: {hint}")
-    if twice is not None or not names:
-        raise SourceError(f"{file}: {'names no class' if twice is None else f'names class {twice} twice'}")
+    if duplicated is not None or not names:
+        raise SourceError(f"{file}: {'names no class' if duplicated is None else f'names class {duplicated} twice'}")
     index, labels = of_classes(images.labels, [numbers[name] for name in names])
     return take(images, index, labels, names)
 
@@ -94,13 +94,13 @@ def classes_of(images: Images, file: str) -> Images:
 class _Line(NamedTuple):
     """A line as it stands, and as ``path label``."""
 
-    whole: str
+    text: str
     path: str
     label: int | None
 
     def without_label(self) -> _Line:
         """The line as nothing but a path; a tab cannot be part of one."""
-        return self if self.whole == self.path else _Line(self.whole, self.whole, None)
+        return self if self.text == self.path else _Line(self.text, self.text, None)
 
     @classmethod
     def of(cls, line: str) -> _Line:
@@ -109,9 +109,9 @@ class _Line(NamedTuple):
         path, tab, label = line.rpartition("\t")
         if tab and _is_number(label):
             return cls(unescaped(path), unescaped(path), int(label))
-        parts = line.rsplit(maxsplit=1)
-        if len(parts) == 2 and _is_number(parts[1]):
-            return cls(line, parts[0], int(parts[1]))
+        fields = line.rsplit(maxsplit=1)
+        if len(fields) == 2 and _is_number(fields[1]):
+            return cls(line, fields[0], int(fields[1]))
         return cls(line, line, None)
 
 
@@ -120,15 +120,15 @@ def _is_number(text: str) -> bool:
 
 
 def _labels(
-    images: Images, index: Int64[Tensor, " M"], given: list[int | None], file: str
+    images: Images, index: Int64[Tensor, " M"], stated: list[int | None], file: str
 ) -> tuple[Int64[Tensor, " M"] | None, list[str] | None]:
     """Labels and classes of the listed images; None where the source's hold."""
-    if all(label in (None, -1) for label in given):
+    if all(label in (None, -1) for label in stated):
         return None, None
-    numbers = [label for label in given if label is not None and label >= 0]
-    if len(numbers) < len(given):
+    numbers = [label for label in stated if label is not None and label >= 0]
+    if len(numbers) < len(stated):
         raise SourceError(
-            f"{file}: {len(given) - len(numbers):,} of its {len(given):,} lines have no label of 0 or more"
+            f"{file}: {len(stated) - len(numbers):,} of its {len(stated):,} lines have no label of 0 or more"
         )
     if max(numbers) >= MOST_CLASSES:
         raise SourceError(f"{file}: label {max(numbers)} is no number of a class")

@@ -68,7 +68,7 @@ class _Copies(Names):
         return len(self.paths) * self.times
 
     def name(self, i: int) -> str:
-        """Of copy i of all."""
+        """The name of copy i."""
         return f"{self.paths[i // self.times]}#{i % self.times}"
 
 
@@ -85,8 +85,8 @@ def _copied(images: InMemoryImages, copies: Repeated) -> UInt8[Tensor, "M 3 S S"
     data = images.data.new_empty(len(copies), *images.data.shape[1:])
     offsets = torch.tensor([_offset(path, copies.seed, copies.shift) for path in copies.paths])
     for offset in offsets.unique(dim=0):
-        some = (offsets == offset).all(1).nonzero()[:, 0]
-        data[some] = _shifted(images.batch(some // copies.times), *offset.tolist())
+        rows = (offsets == offset).all(1).nonzero()[:, 0]
+        data[rows] = _shifted(images.batch(rows // copies.times), *offset.tolist())
     return data
 
 
@@ -98,14 +98,14 @@ def _shifted(image: UInt8[Tensor, "*B 3 H W"], down: int, across: int) -> UInt8[
 
 def _offset(path: str, seed: int, shift: int) -> tuple[int, int]:
     """Uniform in [-shift, shift] each, and a function of the arguments alone."""
-    drawn = hashlib.blake2b(f"{seed}\0{path}".encode(errors="surrogateescape"), digest_size=16).digest()
-    down, across = (int.from_bytes(half, "little") % (2 * shift + 1) - shift for half in (drawn[:8], drawn[8:]))
+    digest = hashlib.blake2b(f"{seed}\0{path}".encode(errors="surrogateescape"), digest_size=16).digest()
+    down, across = (int.from_bytes(half, "little") % (2 * shift + 1) - shift for half in (digest[:8], digest[8:]))
     return down, across
 
 
 @lru_cache(maxsize=1024)  # not to be written into
 def reflected(shift: int, size: int) -> Int64[Tensor, " size"]:
-    """Where the pixels of a row of ``size`` come from when it moves by ``shift``, mirrored at its first and last."""
+    """The source index of each pixel of a row of ``size`` that moves by ``shift``, mirrored at both ends."""
     around = max(1, 2 * (size - 1))
     position = (torch.arange(size) - shift) % around
     return torch.minimum(position, around - position) if size > 1 else torch.zeros(1, dtype=torch.long)

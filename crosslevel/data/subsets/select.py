@@ -32,7 +32,7 @@ def take(
 
 
 def unlabelled(images: Images) -> Images:
-    """The same images without labels and classes; what is known of tracks stays."""
+    """Return the images without labels and classes, but with their tracks."""
     bare = copy.copy(images)
     bare.labels = bare.classes = None
     if isinstance(bare, ImageView):
@@ -40,9 +40,9 @@ def unlabelled(images: Images) -> Images:
     return bare
 
 
-def sample(images: Images, most: int, generator: torch.Generator) -> Int64[Tensor, " M"]:
-    """At most ``most`` different indices, drawn uniformly, in ascending order."""
-    return torch.randperm(len(images), generator=generator)[:most].sort().values
+def sample(images: Images, limit: int, generator: torch.Generator) -> Int64[Tensor, " M"]:
+    """At most ``limit`` different indices, drawn uniformly, in ascending order."""
+    return torch.randperm(len(images), generator=generator)[:limit].sort().values
 
 
 def long_tailed(
@@ -66,14 +66,14 @@ def long_tailed(
         raise UserError(f"imbalance={imbalance} must be at least 1")
     counts = torch.bincount(labels)
     present = counts.nonzero()[:, 0]
-    most, last = int(counts.max()), max(1, len(present) - 1)
-    wanted = torch.zeros_like(counts)
+    largest, last = int(counts.max()), max(1, len(present) - 1)
+    sizes = torch.zeros_like(counts)
     for rank, c in enumerate(present.tolist()):
         # Rounded first: a whole number must stay one.
-        wanted[c] = min(int(counts[c]), math.floor(round(most * imbalance ** (-rank / last), 6)))
-        if not wanted[c]:
+        sizes[c] = min(int(counts[c]), math.floor(round(largest * imbalance ** (-rank / last), 6)))
+        if not sizes[c]:
             raise UserError(f"imbalance={imbalance} leaves nothing of class {c}: lower it")
-    return of_each_class(labels, wanted, generator)
+    return of_each_class(labels, sizes, generator)
 
 
 def pareto(
@@ -98,10 +98,10 @@ def pareto(
         ValueError: a power that is not positive, or not most >= least >= 1.
 
     """
-    wanted = torch.bincount(labels)
-    present = wanted.nonzero()[:, 0]
-    wanted[present] = pareto_counts(len(present), power, most, least)
-    return of_each_class(labels, wanted, generator)
+    sizes = torch.bincount(labels)
+    present = sizes.nonzero()[:, 0]
+    sizes[present] = pareto_counts(len(present), power, most, least)
+    return of_each_class(labels, sizes, generator)
 
 
 def pareto_counts(classes: int, power: float, most: int, least: int) -> Int64[Tensor, " C"]:
@@ -127,10 +127,10 @@ def pareto_counts(classes: int, power: float, most: int, least: int) -> Int64[Te
     return counts
 
 
-def of_classes(labels: Int64[Tensor, " N"], chosen: Sequence[int]) -> tuple[Int64[Tensor, " M"], Int64[Tensor, " M"]]:
-    """Indices of the images of the ``chosen`` classes, and their labels in the order of ``chosen``."""
+def of_classes(labels: Int64[Tensor, " N"], classes: Sequence[int]) -> tuple[Int64[Tensor, " M"], Int64[Tensor, " M"]]:
+    """Indices of the images of the ``classes`` classes, and their labels in the order of ``classes``."""
     number = torch.full((int(labels.max()) + 1,), -1)
-    for new, old in enumerate(chosen):
+    for new, old in enumerate(classes):
         if old < len(number):
             number[old] = new
     renumbered = number[labels]
@@ -178,24 +178,24 @@ def some_tracks(tracks: Int64[Tensor, " N"], count: int, generator: torch.Genera
     names, owner = tracks.unique(return_inverse=True)
     if not 1 <= count <= len(names):
         raise UserError(f"tracks={count}: choose 1 to {len(names)}, which is how many there are")
-    kept = torch.zeros(len(names), dtype=torch.bool)
-    kept[torch.randperm(len(names), generator=generator)[:count]] = True
-    return kept[owner].nonzero()[:, 0]
+    mask = torch.zeros(len(names), dtype=torch.bool)
+    mask[torch.randperm(len(names), generator=generator)[:count]] = True
+    return mask[owner].nonzero()[:, 0]
 
 
 def of_each_class(
-    labels: Int64[Tensor, " N"], wanted: Int64[Tensor, " C"], generator: torch.Generator | None
+    labels: Int64[Tensor, " N"], sizes: Int64[Tensor, " C"], generator: torch.Generator | None
 ) -> Int64[Tensor, " M"]:
-    """Indices of ``wanted[c]`` images of each class c, drawn uniformly, or of all where it has fewer; ascending."""
-    return _first(labels, wanted, torch.randperm(len(labels), generator=generator))
+    """Indices of ``sizes[c]`` images of each class c, drawn uniformly, or of all where it has fewer; ascending."""
+    return _first(labels, sizes, torch.randperm(len(labels), generator=generator))
 
 
-def _first(groups: Int64[Tensor, " N"], wanted: Int64[Tensor, " G"], order: Int64[Tensor, " N"]) -> Int64[Tensor, " M"]:
-    """Of each group g the first ``wanted[g]`` images in ``order``, in ascending order."""
+def _first(groups: Int64[Tensor, " N"], sizes: Int64[Tensor, " G"], order: Int64[Tensor, " N"]) -> Int64[Tensor, " M"]:
+    """The first ``sizes[g]`` images of each group g in ``order``, sorted ascending."""
     grouped = order[groups[order].argsort(stable=True)]
-    counts = groups.bincount(minlength=len(wanted))
+    counts = groups.bincount(minlength=len(sizes))
     position = torch.arange(len(groups)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    return grouped[position < wanted[groups[grouped]]].sort().values
+    return grouped[position < sizes[groups[grouped]]].sort().values
 
 
 def held_out(images: Images, count: int, generator: torch.Generator) -> tuple[Int64[Tensor, " H"], Int64[Tensor, " M"]]:
@@ -209,10 +209,10 @@ def held_out(images: Images, count: int, generator: torch.Generator) -> tuple[In
     owner = torch.arange(total) if images.tracks is None else images.tracks.unique(return_inverse=True)[1]
     sizes = owner.bincount()
     order = torch.randperm(len(sizes), generator=generator)
-    taken = int(torch.searchsorted(sizes[order].cumsum(0), count)) + 1 if count else 0
-    held = torch.zeros(len(sizes), dtype=torch.bool)
-    held[order[:taken]] = True
-    inside = held[owner]
+    track_count = int(torch.searchsorted(sizes[order].cumsum(0), count)) + 1 if count else 0
+    mask = torch.zeros(len(sizes), dtype=torch.bool)
+    mask[order[:track_count]] = True
+    inside = mask[owner]
     if total - int(inside.sum()) < 2:
         raise UserError(f"hold_out={count} leaves {total - int(inside.sum())} of {total} images to train on")
     return inside.nonzero()[:, 0], (~inside).nonzero()[:, 0]

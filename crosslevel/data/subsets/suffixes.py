@@ -83,36 +83,36 @@ def _tracks(images: Images) -> torch.Tensor:
 
 
 def _arguments(make: Callable[..., Images], suffix: Suffix) -> list[Any]:
-    """What the text of a suffix says, in the order of ``make``'s parameters after the images."""
-    _, first, *others = inspect.signature(make, eval_str=True).parameters.values()
+    """Parse a suffix's text into arguments for ``make``, in the order of its parameters after the images."""
+    _, first, *optional = inspect.signature(make, eval_str=True).parameters.values()
     if suffix.key in FILES:
         if not suffix.value and suffix.key not in ALONE:
             raise UserError(f"@{suffix.key}= names no file")
         return [suffix.value]
     number, options = suffix.parts()
-    given: dict[str, str] = {}
+    options_by_key: dict[str, str] = {}
     for key, text in options:
-        if key in given:
+        if key in options_by_key:
             raise UserError(f"@{suffix.key} has {key} twice: give it once")
-        given[key] = text or ""
-    names = [parameter.name for parameter in others]
-    for key in given:
+        options_by_key[key] = text or ""
+    names = [parameter.name for parameter in optional]
+    for key in options_by_key:
         if key not in names:
             hint = did_you_mean(key, names, f"it takes {' and '.join(names) or 'no other'}")
             raise UserError(f"@{suffix.key} has no key {key!r}: {hint}")
     numbers: list[Any] = [_number(suffix.key, number, first.annotation)]
-    for parameter in others:
-        key, value = parameter.name, given.get(parameter.name)
+    for parameter in optional:
+        key, value = parameter.name, options_by_key.get(parameter.name)
         numbers.append(parameter.default if value is None else _number(key, value, parameter.annotation))
     return numbers
 
 
-def _number(key: str, text: str, wanted: Callable[[str], float]) -> float:
+def _number(key: str, text: str, convert: Callable[[str], float]) -> float:
     try:
-        number = wanted(text)
+        number = convert(text)
     except ValueError:
-        kind = "a whole number" if wanted is int else "a number"
+        kind = "a whole number" if convert is int else "a number"
         raise UserError(f"{key}={text}: needs {kind}") from None
-    if wanted is int and abs(number) >= 2**31:
+    if convert is int and abs(number) >= 2**31:
         raise UserError(f"{key}={text}: needs a number below 2^31")
     return number

@@ -122,7 +122,7 @@ def detection(
     shared = (fixed, _digest_of_images(train_set), _digest_of_images(test_set))
     for name, start in ((RANDOM, untrained(encoder, seed)), (TRAINED, encoder)):
         key = hashlib.sha256(repr((*shared, _digest_of_network(start))).encode()).hexdigest()
-        precision = store.found(name, key)
+        precision = store.result(name, key)
         if precision is None:
             checkpoint = Checkpoint(None if folder is None else folder / CHECKPOINT, key, checkpoint_minutes)
             data = TrainingData(train_set, settings.schedule.batch_size, seed, workers, unread)
@@ -163,12 +163,12 @@ def average_precision(
     return {name: 100 * float(result[key]) for name, key in names.items()}
 
 
-def _target(found: dict[str, Tensor], objects: Objects, ignored: Ignored) -> dict[str, Tensor]:
+def _target(predictions: dict[str, Tensor], objects: Objects, ignored: Ignored) -> dict[str, Tensor]:
     if ignored == "crowd":
         return {"boxes": objects.boxes, "labels": objects.labels, "iscrowd": objects.ignored.long()}
     # COCO's counting has no difficult objects, but it ignores those larger than any image. Each can be met once
     # only, while VOC's are met by any number of boxes: hence a copy for each box of the class.
-    boxes_of_class = (objects.labels[:, None] == found["labels"][None]).sum(1).clamp(min=1)
+    boxes_of_class = (objects.labels[:, None] == predictions["labels"][None]).sum(1).clamp(min=1)
     copies = torch.where(objects.ignored, boxes_of_class, 1)
     area = torch.where(objects.ignored, 1e12, 0.0)  # 0: computed from the box
     rows = {"boxes": objects.boxes, "labels": objects.labels, "area": area}
@@ -191,7 +191,7 @@ def _checked(settings: Settings) -> Settings:
 def _predictions(
     model: FasterRCNN, test: Annotated, device: torch.device, bad: BadFiles
 ) -> tuple[list[dict[str, Tensor]], list[Objects]]:
-    """What is found in each test image that can be read, one at a time, so that none is padded; and its objects."""
+    """Predictions and objects of each readable test image, one at a time, so that none is padded."""
     predictions, truth = [], []
     for i in range(len(test)):
         try:
@@ -238,7 +238,7 @@ class _Store:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def found(self, name: str, key: str) -> dict[str, float] | None:
+    def result(self, name: str, key: str) -> dict[str, float] | None:
         """The figures called ``name``, if they are those of ``key``."""
         entry = self._read().get(name, {})
         return entry["figures"] if entry.get("key") == key else None
@@ -285,7 +285,7 @@ class _Bar:
         self.console, self.name, self.total = console, name, total
         self.progress = progress_bar(console)
         self.task = self.progress.add_task(name, total=total)
-        self.began, self.first = time.monotonic(), 0
+        self.start_time, self.first = time.monotonic(), 0
 
     def __enter__(self) -> _Bar:
         self.progress.start()
@@ -297,8 +297,8 @@ class _Bar:
     def show(self, done: int, loss: float) -> None:
         """The newest figures."""
         if self.first == 0:  # a continued training starts later
-            self.first, self.began = done, time.monotonic()
-        speed = (done - self.first) / max(time.monotonic() - self.began, 1e-9)
+            self.first, self.start_time = done, time.monotonic()
+        speed = (done - self.first) / max(time.monotonic() - self.start_time, 1e-9)
         text = f"{self.name}  loss {loss:.3f}  {speed:.1f} iterations/s"
         self.progress.update(self.task, completed=done, description=text)
         tenth = done * 10 // self.total > (done - 1) * 10 // self.total

@@ -76,7 +76,7 @@ def detector(
     if batchnorm == "frozen":
         freeze_batchnorm(backbone)
     strides, channels = _maps(backbone)
-    parts = _c4 if kind == "c4" else _fpn
+    builder = _c4 if kind == "c4" else _fpn
     sizes = sizes or Sizes()
     # The means of a view are what GeneralizedRCNNTransform takes off; padding to whole strides keeps maps aligned.
     shared = {
@@ -84,7 +84,7 @@ def detector(
         "image_mean": list(encoder.view.mean), "image_std": list(encoder.view.std),
         "box_batch_size_per_image": regions,
     }  # fmt: skip
-    model = FasterRCNN(**parts(backbone, classes, strides, channels, batchnorm), **shared)
+    model = FasterRCNN(**builder(backbone, classes, strides, channels, batchnorm), **shared)
     _start_predictor(model.roi_heads.box_predictor)
     if hardware is not None and hardware.precision == "bf16":
         model.backbone = _Mixed(model.backbone, hardware)
@@ -95,8 +95,8 @@ def detector(
 
 def glance(model: FasterRCNN, side: int) -> None:
     """Call each part with zeros: a lying and a standing image, the shorter side of ``side`` pixels, and two regions."""
-    whole = model.transform.size_divisible
-    short, long = (math.ceil(pixels / whole) * whole for pixels in (side, 2 * side))
+    stride = model.transform.size_divisible
+    short, long = (math.ceil(pixels / stride) * stride for pixels in (side, 2 * side))
     for shape in ((short, long), (long, short)):
         maps = model.backbone(torch.zeros(1, 3, *shape))
         levels = list(maps.values()) if isinstance(maps, dict) else [maps]
@@ -178,7 +178,7 @@ class _Mixed(nn.Module):
         self.inner, self.hardware = inner, hardware
 
     def forward(self, maps: Any) -> Any:
-        """Whatever the part returns."""
+        """The wrapped module's output."""
         with self.hardware.autocast():
             result = self.inner(maps)
         return _float32(result)

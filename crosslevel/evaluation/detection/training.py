@@ -60,7 +60,7 @@ class TrainingData:
         self.images, self.batch_size, self.seed, self.workers, self.bad = images, batch_size, seed, workers, bad
 
     def batches(self, start: int, stop: int) -> Iterator[list[_Sample]]:
-        """Those of iterations ``start`` to ``stop``."""
+        """The batches of iterations ``start`` to ``stop``."""
         keys = itertools.chain.from_iterable(itertools.islice(self.index_batches(start), stop - start))
         read = ahead(self._read, keys, 2 * self.batch_size, max(1, self.workers))
         with closing(read):
@@ -70,14 +70,14 @@ class TrainingData:
     def index_batches(self, start: int) -> Iterator[list[int]]:
         """Permutation after permutation, each drawn from (seed, its number), cut into batches."""
         epoch, offset = divmod(start * self.batch_size, len(self.images))
-        rest: list[int] = []
+        pending: list[int] = []
         while True:
-            while len(rest) < self.batch_size:
+            while len(pending) < self.batch_size:
                 draws = generator(self.seed, 1, epoch)
-                rest += torch.randperm(len(self.images), generator=draws).tolist()[offset:]
+                pending += torch.randperm(len(self.images), generator=draws).tolist()[offset:]
                 epoch, offset = epoch + 1, 0
-            yield rest[: self.batch_size]
-            rest = rest[self.batch_size :]
+            yield pending[: self.batch_size]
+            pending = pending[self.batch_size :]
 
     def _read(self, i: int) -> _Sample:
         """Image i, or the next one that can be read."""
@@ -146,7 +146,7 @@ def fine_tune(
         reseed(seed, 2, n)
         for group in optimizer.param_groups:
             group["lr"] = schedule.at(n)
-        losses = model(*_drawn(samples, device))
+        losses = model(*_augmented(samples, device))
         total = torch.stack(list(losses.values())).sum()
         loss = float(total.detach())
         if not math.isfinite(loss):
@@ -173,7 +173,7 @@ def settle(model: FasterRCNN, data: TrainingData, schedule: Schedule, seed: int,
     count = max(1, min(200, schedule.iterations // 10))
     for n, samples in enumerate(data.batches(schedule.iterations, schedule.iterations + count), schedule.iterations):
         reseed(seed, 2, n)
-        model(*_drawn(samples, device))
+        model(*_augmented(samples, device))
 
 
 @contextmanager
@@ -198,7 +198,7 @@ def _groups(model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def _drawn(samples: list[_Sample], device: torch.device) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+def _augmented(samples: list[_Sample], device: torch.device) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """Images in [0, 1] and their objects on the device, one half mirrored; classes count from 1."""
     images, targets = [], []
     for (pixels, objects), mirrored in zip(samples, (torch.rand(len(samples)) < 0.5).tolist(), strict=True):

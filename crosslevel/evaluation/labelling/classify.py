@@ -41,7 +41,7 @@ How = Literal["auto", "knn", "linear"]
 
 
 class Predictions(NamedTuple):
-    """Of each of M images its path, label, probability, whether it is of no known class, and its distance.
+    """Path, label, probability, whether it is of no known class, and distance of each of M images.
 
     ``about``: which classifier, how right and how well calibrated it was on held-out images, and the limits.
     """
@@ -59,14 +59,14 @@ class _Classifier(NamedTuple):
 
     kind: str
     logits: Callable[[Float[Tensor, "N D"]], Float[Tensor, "N C"]]
-    known: Float[Tensor, "M D"]
+    train_features: Float[Tensor, "M D"]
     t: float = 1.0
 
     def probabilities(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
         return (self.logits(features).double() / self.t).softmax(1).float()
 
     def distance(self, features: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
-        return (1 - nearest(features, self.known, NEAREST).values.float()).clamp(min=0).mean(1)
+        return (1 - nearest(features, self.train_features, NEAREST).values.float()).clamp(min=0).mean(1)
 
 
 @verb("output", "how", "reject", "device", "precision", output="predictions.parquet")
@@ -129,13 +129,13 @@ def classify(
         raise UserError(f"{labelled} has no labels: put the images of each class into a folder of its own")
     unlabelled_images = open_for(encoder, images, data_root, crops)
     learnt, names = _features(encoder, labelled_images, runtime, console), _names(labelled_images)
-    classifier, bounds, about = _learnt(learnt, len(names), how, reject, k, seed, console)
+    classifier, bounds, metadata = _learnt(learnt, len(names), how, reject, k, seed, console)
     extracted = _features(encoder, unlabelled_images, runtime, console)
     best, predicted = classifier.probabilities(extracted.features).max(1)
     distance = classifier.distance(extracted.features)
     unknown = bounds.unknown(distance, best)
-    paths = [unlabelled_images.paths[i] for i in extracted.places.tolist()]
-    predictions = Predictions(paths, [names[c] for c in predicted.tolist()], best, unknown, distance, about)
+    paths = [unlabelled_images.paths[i] for i in extracted.indices.tolist()]
+    predictions = Predictions(paths, [names[c] for c in predicted.tolist()], best, unknown, distance, metadata)
     counts = predicted[~unknown].bincount(minlength=len(names)).tolist()
     largest = sorted(zip(names, counts, strict=True), key=lambda pair: -pair[1])[:10]
     counts_text = ", ".join(f"{name} {count:,}" for name, count in largest if count)
@@ -174,32 +174,32 @@ def _learnt(
     if int(validation.sum()) < LEAST:
         raise UserError(f"{len(labels):,} labelled images are too few to hold a fifth out: give more of each class")
     kinds = ["knn", "linear"] if how == "auto" else [how]
-    tried = [_made(kind, features[~validation], labels[~validation], classes, k, seed) for kind in kinds]
+    classifiers = [_fitted(kind, features[~validation], labels[~validation], classes, k, seed) for kind in kinds]
     truth, rows = labels[validation], features[validation]
-    right = [float((one.logits(rows).argmax(1) == truth).double().mean()) for one in tried]
-    best = max(range(len(tried)), key=right.__getitem__)
-    logits = tried[best].logits(rows)
+    right = [float((one.logits(rows).argmax(1) == truth).double().mean()) for one in classifiers]
+    best = max(range(len(classifiers)), key=right.__getitem__)
+    logits = classifiers[best].logits(rows)
     before = calibration_error(logits.double().softmax(1), truth)
-    chosen = tried[best]._replace(t=temperature(logits, truth))
-    probabilities = chosen.probabilities(rows)
+    calibrated = classifiers[best]._replace(t=temperature(logits, truth))
+    probabilities = calibrated.probabilities(rows)
     after = calibration_error(probabilities, truth)
-    bounds = limits(chosen.distance(rows), probabilities.max(1).values, reject)
-    whole = _made(kinds[best], features, labels, classes, k, seed)._replace(t=chosen.t)
+    bounds = limits(calibrated.distance(rows), probabilities.max(1).values, reject)
+    final = _fitted(kinds[best], features, labels, classes, k, seed)._replace(t=calibrated.t)
     say(
         console,
         f"{kinds[best]}: {100 * right[best]:.1f} % of {len(truth):,} held-out images are right, calibration error "
         f"{100 * after:.1f} % ({100 * before:.1f} % before); unknown: farther than {bounds.distance:.3f} or a "
         f"probability below {bounds.probability:.2f}",
     )
-    about = {
+    metadata = {
         "how": kinds[best], "held_out": len(truth), "accuracy": right[best], "calibration_error": after,
-        "temperature": chosen.t, "distance_limit": bounds.distance, "probability_limit": bounds.probability,
+        "temperature": calibrated.t, "distance_limit": bounds.distance, "probability_limit": bounds.probability,
         "others": dict(zip(kinds, right, strict=True)),
     }  # fmt: skip
-    return whole, bounds, about
+    return final, bounds, metadata
 
 
-def _made(
+def _fitted(
     kind: str, features: Float[Tensor, "N D"], labels: Int64[Tensor, " N"], classes: int, k: int | None, seed: int
 ) -> _Classifier:
     if kind == "knn":

@@ -22,7 +22,7 @@ CONFIG, WEIGHTS, TABLE = "open_clip_config.json", "open_clip_model.safetensors",
 
 @dataclass(frozen=True)
 class Clip:
-    """What turns words, and features of images, into unit vectors that can be compared.
+    """Maps words, and features of images, to unit vectors that can be compared.
 
     ``projection`` (D, E) is what a CLIP does to the pooled features of an image.
     """
@@ -34,8 +34,8 @@ class Clip:
     @torch.no_grad()
     def words(self, text: str) -> Float[Tensor, "1 E"]:
         """The vector of a text."""
-        found: Tensor = self.tower(self.tokens(text, self.tower.length).unsqueeze(0))
-        return found
+        vector: Tensor = self.tower(self.tokens(text, self.tower.length).unsqueeze(0))
+        return vector
 
 
 def open_clip_of(name: str, width: int) -> Clip:
@@ -55,32 +55,32 @@ def open_clip_of(name: str, width: int) -> Clip:
     if config is None:
         raise UserError(f"{name} is no CLIP, which reads words: it has no {CONFIG}")
     try:
-        told = json_tree(config.read_text(encoding="utf-8"))["model_cfg"]
-        text = dict(told.get("text_cfg") or {})
-        heads, fast = text.get("heads"), bool(told.get("quick_gelu", False))
+        settings = json_tree(config.read_text(encoding="utf-8"))["model_cfg"]
+        text = dict(settings.get("text_cfg") or {})
+        heads, fast = text.get("heads"), bool(settings.get("quick_gelu", False))
         if text.get("hf_model_name") or text.get("no_causal_mask") or text.get("pool_type", "argmax") != "argmax":
             raise UserError("its text tower is of another kind than CLIP's own")
-        state, _ = load_safetensors(_there(fetched, WEIGHTS))
+        state, _ = load_safetensors(_required(fetched, WEIGHTS))
         tower = TextTower(state, None if heads is None else int(heads), fast)
-        return Clip(Tokens.read(_there(fetched, TABLE)), tower, _projection(state, width, tower.features))
+        return Clip(Tokens.read(_required(fetched, TABLE)), tower, _projection(state, width, tower.features))
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{name}: {config} is no config of a CLIP ({type(error).__name__}: {error})") from error
 
 
-def _there(fetched: Callable[[str], Path | None], file: str) -> Path:
-    found = fetched(file)
-    if found is None:
+def _required(fetched: Callable[[str], Path | None], file: str) -> Path:
+    path = fetched(file)
+    if path is None:
         raise UserError(f"it has no {file}, which queries in words need")
-    return found
+    return path
 
 
 def _projection(state: dict[str, Tensor], width: int, features: int) -> Float[Tensor, "D E"]:
     """From the images' features to where the words are."""
-    found = state.get("visual.proj")
-    if found is None and "visual.head.proj.weight" in state:
-        found = state["visual.head.proj.weight"].T
-    if found is None or tuple(found.shape) != (width, features):
+    projection = state.get("visual.proj")
+    if projection is None and "visual.head.proj.weight" in state:
+        projection = state["visual.head.proj.weight"].T
+    if projection is None or tuple(projection.shape) != (width, features):
         raise UserError(f"its weights do not take images' features of {width} numbers to words of {features}")
-    return found.float()
+    return projection.float()

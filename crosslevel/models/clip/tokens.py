@@ -77,9 +77,9 @@ class Tokens:
                 break
             merged, i = list[str](), 0
             while i < len(pieces):
-                both = tuple(pieces[i : i + 2]) == best
-                merged.append("".join(best) if both else pieces[i])
-                i += 1 + both
+                merges = tuple(pieces[i : i + 2]) == best
+                merged.append("".join(best) if merges else pieces[i])
+                i += 1 + merges
             pieces = merged
         return pieces
 
@@ -112,5 +112,5 @@ def _kind(letter: str) -> str:
 def _letters() -> list[str]:
     """A letter that can be seen for every byte, as GPT-2 has them."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = iter(range(256, 512))
-    return [chr(byte) if byte in plain else chr(next(rest)) for byte in range(256)]
+    substitutes = iter(range(256, 512))
+    return [chr(byte) if byte in plain else chr(next(substitutes)) for byte in range(256)]

@@ -55,12 +55,12 @@ class TextTower(nn.Module):
 
         """
         super().__init__()
-        own = {name.removeprefix(PREFIX): v.float() for name, v in state.items() if not name.startswith("visual.")}
+        weights = {name.removeprefix(PREFIX): v.float() for name, v in state.items() if not name.startswith("visual.")}
         try:
-            vocabulary, width = own["token_embedding.weight"].shape
-            self.length, self.features = own["positional_embedding"].shape[0], own["text_projection"].shape[1]
-            blocks = 1 + max(int(found[1]) for name in own if (found := _BLOCK.match(name)))
-            hidden = own["transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
+            vocabulary, width = weights["token_embedding.weight"].shape
+            self.length, self.features = weights["positional_embedding"].shape[0], weights["text_projection"].shape[1]
+            blocks = 1 + max(int(match[1]) for name in weights if (match := _BLOCK.match(name)))
+            hidden = weights["transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
         except (KeyError, ValueError, IndexError) as error:
             raise UserError("its weights have no text tower of CLIP's kind") from error
         self.token_embedding = nn.Embedding(vocabulary, width)
@@ -73,7 +73,7 @@ class TextTower(nn.Module):
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, self.features))
         try:
-            self.load_state_dict({name: own[name] for name in self.state_dict()})
+            self.load_state_dict({name: weights[name] for name in self.state_dict()})
         except (KeyError, RuntimeError) as error:
             raise UserError(f"its text tower is not CLIP's: {' '.join(str(error).split())[:150]}") from error
         self.eval().requires_grad_(False)

@@ -80,7 +80,7 @@ def find(name: str, file: str | None = None) -> Start:
 
 
 def files_of(name: str) -> Callable[[str], Path | None]:
-    """What finds the files of the repository or folder that ``name`` stands for; of a file that it lacks, None.
+    """Return a function that fetches a file of the repository or folder ``name``; None for a missing file.
 
     Raises:
         UserError: nobody knows the name.
@@ -125,27 +125,27 @@ def build(start: Start, options: Mapping[str, Any]) -> tuple[nn.Module, str]:
     """
     state, _ = load_safetensors(start.file)
     config = {**start.config, "file": None, "url": None, "hf_hub_id": None, "source": None, "custom_load": False}
-    with _captured() as said:
+    with _captured() as warnings:
         try:
             weights = {**config, "state_dict": state}
             model = create(start.architecture, {**start.arguments, **options}, pretrained=True, pretrained_cfg=weights)
         except UserError:
             raise
         except (RuntimeError, KeyError, ValueError, AttributeError) as error:
-            why = " ".join(str(error).split())[:200]
-            raise UserError(f"{start.source}: its weights are not those of {start.architecture}: {why}") from error
-    missing = _listed(said, "Missing keys")
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{start.source}: its weights are not those of {start.architecture}: {reason}") from error
+    missing = _listed(warnings, "Missing keys")
     if missing:
         raise UserError(f"{start.source}: its weights are not all of {start.architecture}'s: {missing} is missing")
     described: Any = model
     described.pretrained_cfg = described.default_cfg = {k: v for k, v in config.items() if k != "state_dict"}
-    unused = _listed(said, "Unexpected keys")
-    parts = [f"{len(model.state_dict())} tensors from {start.source}", f"licence {start.licence or 'not stated'}"]
-    return model, "; ".join([*parts, *([f"not used: {unused}"] if unused else [])])
+    unused = _listed(warnings, "Unexpected keys")
+    facts = [f"{len(model.state_dict())} tensors from {start.source}", f"licence {start.licence or 'not stated'}"]
+    return model, "; ".join([*facts, *([f"not used: {unused}"] if unused else [])])
 
 
 def checked(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a file says about how a network is built, if that is all that it says.
+    """Check a file's arguments for building a network.
 
     Raises:
         UserError: a name that timm's models are not built by, or a value that is no number, word or list of them.
@@ -166,22 +166,22 @@ def _of_timm(name: str, file: str | None) -> Start:
         config: Any = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     except RuntimeError as error:
         architecture = name.partition(".")[0]
-        there = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
+        available = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
         raise UserError(
-            f"encoder.name={name!r}: timm has no such weights of {architecture}: there are {there}"
+            f"encoder.name={name!r}: timm has no such weights of {architecture}: there are {available}"
         ) from error
-    about = config.to_dict()
+    pretrained_cfg = config.to_dict()
     if file is not None:
         if not Path(file).is_file() or Path(file).suffix != ".safetensors":
             raise NotThere(f"encoder.pretrained={file}: give true, or a .safetensors file that is there")
-        return Start(name, {}, Path(file), about, "", file)
+        return Start(name, {}, Path(file), pretrained_cfg, "", file)
     if not config.hf_hub_id:
         raise UserError(f"encoder.name={name!r}: timm names no weights of it on the hub: give encoder.weights FILE")
     repository = str(config.hf_hub_id)
-    wanted = config.hf_hub_filename
-    names = (Path(wanted).with_suffix(".safetensors").name, wanted) if wanted else NAMES_OF_WEIGHTS
+    filename = config.hf_hub_filename
+    names = (Path(filename).with_suffix(".safetensors").name, filename) if filename else NAMES_OF_WEIGHTS
     weights = _weights(repository, tuple(dict.fromkeys(n for n in names if n.endswith(".safetensors"))), name)
-    return Start(name, {}, weights, about, config.license or "", f"{repository} on the hub")
+    return Start(name, {}, weights, pretrained_cfg, config.license or "", f"{repository} on the hub")
 
 
 def _of_repository(repository: str, name: str) -> Start:
@@ -197,12 +197,12 @@ def _of_repository(repository: str, name: str) -> Start:
 def _of_folder(folder: Path, name: str, licence: str) -> Start:
     """A folder with the files of such a repository; what it says is not trusted."""
     file = folder / CONFIG
-    weights = next((there for one in NAMES_OF_WEIGHTS if (there := folder / one).is_file()), folder / WEIGHTS)
+    weights = next((candidate for one in NAMES_OF_WEIGHTS if (candidate := folder / one).is_file()), folder / WEIGHTS)
     if not file.is_file():
         raise NotThere(f"{name}: there is no {file}")
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
-        architecture, about = str(read["architecture"]), dict(read.get("pretrained_cfg") or read)
+        architecture, pretrained_cfg = str(read["architecture"]), dict(read.get("pretrained_cfg") or read)
         model_arguments = dict(read.get("model_args") or {})
         model_arguments.pop("num_classes", None)  # a classifier is not wanted
         arguments = checked(model_arguments)
@@ -212,17 +212,17 @@ def _of_folder(folder: Path, name: str, licence: str) -> Start:
         raise UserError(f"{name}: {file} is no config of a timm model ({type(error).__name__}: {error})") from error
     if not timm.is_model(architecture):
         raise UserError(f"{name}: it holds {architecture!r}, which is no model of timm {timm.__version__}")
-    about.setdefault("num_classes", read.get("num_classes", 1000))
-    kept = {k: v for k, v in about.items() if k in timm.models.PretrainedCfg.__dataclass_fields__}
+    pretrained_cfg.setdefault("num_classes", read.get("num_classes", 1000))
+    known_fields = {k: v for k, v in pretrained_cfg.items() if k in timm.models.PretrainedCfg.__dataclass_fields__}
     card = folder / CARD
     # The card is its author's own word; what timm writes beside is often that of the architecture.
-    licence = licence or (_licence(card) if card.is_file() else "") or str(about.get("license") or "")
-    return Start(architecture, arguments, weights, {**kept, "architecture": architecture}, licence, str(folder))
+    licence = licence or (_licence(card) if card.is_file() else "") or str(pretrained_cfg.get("license") or "")
+    return Start(architecture, arguments, weights, {**known_fields, "architecture": architecture}, licence, str(folder))
 
 
 def _weights(repository: str, names: tuple[str, ...], name: str) -> Path:
-    for wanted in names:
-        files = fetched(repository, wanted, name)
+    for file in names:
+        files = fetched(repository, file, name)
         if files is not None:
             return files
     raise UserError(
@@ -242,23 +242,23 @@ def fetched(repository: str, file: str, name: str) -> Path | None:
 
     owned, _, revision = repository.partition("@")
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    where: dict[str, Any] = {"revision": revision or None, "cache_dir": os.environ.get("HF_HUB_CACHE")}
+    options: dict[str, Any] = {"revision": revision or None, "cache_dir": os.environ.get("HF_HUB_CACHE")}
     with _in_words(name, owned, revision, endpoint):
         # The cache first, so that a name means the same tomorrow, and nothing waits for a network that is not there.
-        kept = hub.try_to_load_from_cache(owned, file, **where)
-        if isinstance(kept, str):
-            return Path(kept)
+        cached = hub.try_to_load_from_cache(owned, file, **options)
+        if isinstance(cached, str):
+            return Path(cached)
         try:
             # Asked without the downloader's retries, which last half a minute.
             hub.get_hf_file_metadata(hub.hf_hub_url(owned, file, revision=revision or None, endpoint=endpoint))
-            return Path(hub.hf_hub_download(owned, file, endpoint=endpoint, **where))
+            return Path(hub.hf_hub_download(owned, file, endpoint=endpoint, **options))
         except hub.errors.RemoteEntryNotFoundError:
             return None
 
 
 @contextmanager
 def _in_words(name: str, owned: str, revision: str, endpoint: str) -> Iterator[None]:
-    """What the hub's library raises, in one line."""
+    """Turn errors of the hub's library into one line."""
     from huggingface_hub import errors  # noqa: PLC0415
 
     try:
@@ -287,7 +287,7 @@ def _in_words(name: str, owned: str, revision: str, endpoint: str) -> Iterator[N
 
 
 def _licence(card: Path) -> str:
-    """What a model card's head says."""
+    """The licence in a model card's header."""
     header = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     try:
         head = yaml.safe_load(header[1]) if header else None
@@ -297,7 +297,7 @@ def _licence(card: Path) -> str:
 
 
 class _Capture(logging.Handler):
-    """What timm logs while it loads: it says nowhere else which weights were missing."""
+    """Collects timm's log while it loads: nothing else says which weights were missing."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -33,30 +33,32 @@ class LoRA(nn.Module):
         return weight + self.scale * (self.b @ self.a)
 
 
-def restrict(network: nn.Module, what: str) -> None:
+def restrict(network: nn.Module, spec: str) -> None:
     """Let only a part of the network be trained.
 
     Args:
         network: a timm model.
-        what: ``all``; ``last:N``, the last N blocks and what follows them; ``norm``, weights and biases of the
+        spec: ``all``; ``last:N``, the last N blocks and what follows them; ``norm``, weights and biases of the
             normalizations; ``lora`` or ``lora:R``, additions of rank R (8) to the linear layers' weights.
 
     Raises:
         UserError: none of these, or a network that has no such part.
 
     """
-    kind, _, number = what.partition(":")
+    kind, _, number = spec.partition(":")
     if kind not in ("all", "last", "norm", "lora") or (number and kind in ("all", "norm")):
-        raise UserError(f"encoder.train={what!r}: give all, last:N, norm or lora")
+        raise UserError(f"encoder.train={spec!r}: give all, last:N, norm or lora")
     if (number or kind == "last") and not re.fullmatch(r"[1-9]\d*", number):
-        raise UserError(f"encoder.train={what!r}: give a whole number of at least 1 after the colon, such as {kind}:4")
+        raise UserError(f"encoder.train={spec!r}: give a whole number of at least 1 after the colon, such as {kind}:4")
     if kind == "all":
         return
-    chosen = _last(network, int(number)) if kind == "last" else _of_normalizations(network) if kind == "norm" else []
-    if kind == "norm" and not chosen:
+    parameters = (
+        _last(network, int(number)) if kind == "last" else _of_normalizations(network) if kind == "norm" else []
+    )
+    if kind == "norm" and not parameters:
         raise UserError("encoder.train=norm: the network has no normalization with weights: give all or last:N")
     network.requires_grad_(False)
-    for parameter in chosen:
+    for parameter in parameters:
         parameter.requires_grad_(True)
     if kind == "lora":
         _add(network, int(number or RANK))
@@ -89,8 +91,8 @@ def _last(network: nn.Module, count: int) -> list[nn.Parameter]:
 
 
 def _of_normalizations(network: nn.Module) -> list[nn.Parameter]:
-    named = (m for m in network.modules() if "norm" in type(m).__name__.lower())
-    return [parameter for module in named for parameter in module.parameters(recurse=False)]
+    norms = (m for m in network.modules() if "norm" in type(m).__name__.lower())
+    return [parameter for module in norms for parameter in module.parameters(recurse=False)]
 
 
 def _add(network: nn.Module, rank: int) -> None:

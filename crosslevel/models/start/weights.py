@@ -22,15 +22,16 @@ def load_weights(backbone: nn.Module, file: str | Path) -> str:
     """
     if not Path(file).is_file():
         raise NotThere(f"encoder.weights={file}: there is no such file")
-    own, loaded = backbone.state_dict(), _strip(_read(Path(file)), set(backbone.state_dict()))
-    fits = {k: v for k, v in loaded.items() if k in own and v.shape == own[k].shape}
+    expected, loaded = backbone.state_dict(), _strip(_read(Path(file)), set(backbone.state_dict()))
+    fits = {k: v for k, v in loaded.items() if k in expected and v.shape == expected[k].shape}
     # Counters of batches have the same shape in every network, and say nothing.
     if all(k.endswith("num_batches_tracked") for k in fits):
-        raise UserError(f"encoder.weights={file}: none of its {len(loaded)} keys fits the model's {len(own)}")
+        raise UserError(f"encoder.weights={file}: none of its {len(loaded)} keys fits the model's {len(expected)}")
     backbone.load_state_dict(fits, strict=False)
-    missing = sorted(k for k in own if k not in fits and not k.endswith("num_batches_tracked"))
+    missing = sorted(k for k in expected if k not in fits and not k.endswith("num_batches_tracked"))
     unused = sorted(k for k in loaded if k not in fits)
-    return f"{len(fits)} of {len(own)} tensors loaded; kept their start: {_names(missing)}; not used: {_names(unused)}"
+    kept_start, not_used = _names(missing), _names(unused)
+    return f"{len(fits)} of {len(expected)} tensors loaded; kept their start: {kept_start}; not used: {not_used}"
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -48,12 +49,12 @@ def _read(file: Path) -> dict[str, Tensor]:
     return {k: v for k, v in read.items() if isinstance(v, Tensor)}
 
 
-def _strip(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+def _strip(state: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
     prefixes = ("module.", "model.", "backbone.", "encoder.", "encoder_q.", "base_encoder.")
     stripped = {}
     for name, value in state.items():
         key = name
-        while key not in wanted and (prefix := next((p for p in prefixes if key.startswith(p)), None)):
+        while key not in expected and (prefix := next((p for p in prefixes if key.startswith(p)), None)):
             key = key[len(prefix) :]
         stripped[key] = value
     return stripped

@@ -17,7 +17,7 @@ DATA_SETS = (
 
 
 class Recipe(NamedTuple):
-    """What the head of a recipe's file says.
+    """The header of a recipe's file.
 
     ``title``: method, data set and network; ``published``: the figure to reach and how it is measured, or that none is
     recorded; ``settings``: where the settings come from.
@@ -33,8 +33,8 @@ class Recipe(NamedTuple):
 def every() -> list[Recipe]:
     """All recipes, by data set and name."""
     folder = Path(str(files(__package__)))
-    found = [_read(file) for file in folder.glob("*.yaml")]
-    return sorted(found, key=lambda recipe: (DATA_SETS.index(recipe.name.split("-", 1)[0]), recipe.name))
+    read = [_read(file) for file in folder.glob("*.yaml")]
+    return sorted(read, key=lambda recipe: (DATA_SETS.index(recipe.name.split("-", 1)[0]), recipe.name))
 
 
 def find(name: str) -> Recipe:
@@ -44,10 +44,10 @@ def find(name: str) -> Recipe:
         UserError: there is none; the message has the nearest name.
 
     """
-    known = {recipe.name: recipe for recipe in every()}
-    if name not in known:
-        raise UserError(f"recipe={name!r} is unknown: {did_you_mean(name, known, 'crosslevel recipes lists them')}")
-    return known[name]
+    by_name = {recipe.name: recipe for recipe in every()}
+    if name not in by_name:
+        raise UserError(f"recipe={name!r} is unknown: {did_you_mean(name, by_name, 'crosslevel recipes lists them')}")
+    return by_name[name]
 
 
 def recipes(show: str | None = None) -> None:

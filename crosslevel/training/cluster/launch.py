@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from rich.console import Console
 
 from crosslevel.data.cluster import on_gpus, ray_for
-from crosslevel.data.sources.containers.remote import about
+from crosslevel.data.sources.containers.remote import stat_of
 from crosslevel.data.uri import is_remote
 from crosslevel.training.cluster.machine import MINE, Machine
 from crosslevel.utils.console import say
@@ -31,7 +31,7 @@ _GRACE = 20.0  # seconds in which the others notice that one is gone
 
 
 class Request(NamedTuple):
-    """What is to be started: ``run``, its folder, on ``nodes`` machines with ``devices`` each, of kind ``device``."""
+    """A training to start: its folder ``run``, on ``nodes`` machines with ``devices`` each, of kind ``device``."""
 
     run: str
     devices: int
@@ -66,19 +66,19 @@ def by_ray(request: Request, max_failures: int, console: Console) -> Path:
             if stop.number:
                 raise Interrupted(stop.number, request.run)
             if 1 in ended.statuses:
-                raise NotFinite(ended.why)
+                raise NotFinite(ended.reason)
             going = _saved(request.run) != before or any(status < 0 for status in ended.statuses)
             if not going or attempt == max_failures:
                 break
-            say(console, f"{ended.why}: started again ({attempt + 1} of at most {max_failures} times)")
-    raise MachineError(ended.why)
+            say(console, f"{ended.reason}: started again ({attempt + 1} of at most {max_failures} times)")
+    raise MachineError(ended.reason)
 
 
 class Ended(NamedTuple):
-    """What each machine's command ended with, and what is to be told of it."""
+    """The exit status of each machine's command, and the reason to report."""
 
     statuses: list[int]
-    why: str
+    reason: str
 
 
 class _Attempt:
@@ -121,21 +121,21 @@ class _Attempt:
 
     def _watched(self, machines: list[Any]) -> Ended:
         ray, request = self.ray, self.request
-        statuses, errors, deadline, told = [0] * request.nodes, [""] * request.nodes, float("inf"), False
+        statuses, errors, deadline, notified = [0] * request.nodes, [""] * request.nodes, float("inf"), False
         pending: dict[Any, int] = {}
         try:
             host, port = ray.get(machines[0].address.remote())
             for node, machine in enumerate(machines):
-                where = {"NODE_RANK": str(node), "MASTER_ADDR": host, "MASTER_PORT": str(port)}
+                environment = {"NODE_RANK": str(node), "MASTER_ADDR": host, "MASTER_PORT": str(port)}
                 line = [sys.executable, "-m", "crosslevel", *sys.argv[1:]]
-                pending[machine.run.remote(line, where | {ATTEMPT: str(self.attempt)}, os.getcwd())] = node
+                pending[machine.run.remote(line, environment | {ATTEMPT: str(self.attempt)}, os.getcwd())] = node
         except ray.exceptions.RayError as error:
             return Ended([LOST] * request.nodes, f"a machine is lost: {_line(error)}")
         while pending and time.monotonic() < deadline:
             done, _ = ray.wait(list(pending), timeout=0.5)
             self._pass_on(machines[0])
-            if self.stop.number and not told:
-                told = True
+            if self.stop.number and not notified:
+                notified = True
                 for machine in machines:
                     machine.stop.remote(self.stop.number)
             for ref in done:
@@ -153,15 +153,15 @@ class _Attempt:
             machine.stop.remote(signal.SIGKILL)
         # What a machine was lost with says more than what the others made of it.
         failed = sorted((status >= 0, node) for node, status in enumerate(statuses) if status)
-        why = next((errors[node] for _, node in failed if errors[node]), "")
-        return Ended(statuses, why)
+        reason = next((errors[node] for _, node in failed if errors[node]), "")
+        return Ended(statuses, reason)
 
     def _pass_on(self, machine: Any) -> None:
-        """What the first machine has said since."""
-        said: list[tuple[bool, str]] = []
+        """Print the first machine's new output."""
+        output: list[tuple[bool, str]] = []
         with suppress(self.ray.exceptions.RayError):
-            said = self.ray.get(machine.said.remote(), timeout=5)
-        for of_errors, text in said:
+            output = self.ray.get(machine.output.remote(), timeout=5)
+        for of_errors, text in output:
             if not of_errors:
                 say(self.console, text)
             elif not text.startswith(MINE) or ": warning: " in text:
@@ -172,7 +172,7 @@ def _saved(run: str) -> str:
     """Changes when there is a new checkpoint."""
     last = f"{run.rstrip('/')}/checkpoints/last.ckpt"
     try:
-        return about(last).state if is_remote(run) else str(os.stat(last).st_mtime_ns)
+        return stat_of(last).state if is_remote(run) else str(os.stat(last).st_mtime_ns)
     except (OSError, SourceError):
         return ""
 

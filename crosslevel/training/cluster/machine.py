@@ -28,7 +28,7 @@ class Machine:
         self.last = ""
 
     def address(self) -> tuple[str, int]:
-        """Where the others find this machine: its address, and a port that is free."""
+        """This machine's address, and a free port."""
         import ray  # noqa: PLC0415
 
         with socket.socket() as free:
@@ -54,7 +54,7 @@ class Machine:
             reader.join(timeout=5)  # a process that it started may hold the pipe
         return status, self.last or (f"the command ended with status {status}" if status else "")
 
-    def said(self) -> list[tuple[bool, str]]:
+    def output(self) -> list[tuple[bool, str]]:
         """The lines since this was asked last; with each, whether it was among the errors."""
         return [self.lines.get() for _ in range(self.lines.qsize())]
 

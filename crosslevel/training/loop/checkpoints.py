@@ -54,7 +54,7 @@ class BestEpoch:
         return best
 
     def state(self) -> dict[str, float]:
-        """What a continued run needs."""
+        """The state that a continued run needs."""
         return {"best": self.lowest, "sum": float(self.total), "count": self.count}
 
 
@@ -80,13 +80,13 @@ def write(run: Run, state: dict[str, Any], best: bool) -> None:
 
 def _sweep(run: Run, state: Mapping[str, Any]) -> None:
     """Remove the parts that no checkpoint names any more."""
-    kept = {str(state[SHARDS])}
+    referenced = {str(state[SHARDS])}
     for file in (run.previous, run.best):
         try:
-            kept.add(str(_tree(file).get(SHARDS)) if file.is_file() else "")
+            referenced.add(str(_tree(file).get(SHARDS)) if file.is_file() else "")
         except UserError:
             return  # it may name any
-    _shards().sweep(run.checkpoints, kept)
+    _shards().sweep(run.checkpoints, referenced)
 
 
 def _save(state: dict[str, Any], file: BinaryIO, name: Path) -> None:
@@ -96,13 +96,13 @@ def _save(state: dict[str, Any], file: BinaryIO, name: Path) -> None:
         raise MachineError(f"{name}: what was written is not what is read back ({damage}): check the disk")
 
 
-def write_parts(run: Run, step: int, parts: dict[str, Tensor], draw: Callable[[str], str], process: int) -> str:
+def write_parts(run: Run, step: int, tensors: dict[str, Tensor], draw: Callable[[str], str], process: int) -> str:
     """Write what lies in parts, beside the checkpoint that is to name it; all processes take part.
 
     Args:
         run: the run.
         step: how far it is.
-        parts: by name.
+        tensors: by name.
         draw: tells all processes the first one's text.
         process: which one this is.
 
@@ -115,7 +115,7 @@ def write_parts(run: Run, step: int, parts: dict[str, Tensor], draw: Callable[[s
     """
     shards = _shards()
     name = draw(f"{step:08}-{secrets.token_hex(4)}{shards.SUFFIX}")
-    shards.write(run.checkpoints / name, parts, process)
+    shards.write(run.checkpoints / name, tensors, process)
     return name
 
 
@@ -146,7 +146,7 @@ def read(run: Run, check_parts: bool = True) -> dict[str, Any]:
 
 
 def parts_of(run: Run, state: Mapping[str, Any], check: bool = False) -> Shards | None:
-    """What of a checkpoint lies in parts.
+    """The sharded part of a checkpoint.
 
     Raises:
         UserError: it is damaged, or is not there.
@@ -157,15 +157,15 @@ def parts_of(run: Run, state: Mapping[str, Any], check: bool = False) -> Shards 
     name = str(state[SHARDS])
     if Path(name).name != name:
         raise UserError(f"{run.last} names parts elsewhere: {name}")
-    parts = _shards().Shards(run.checkpoints / name)
-    damage = parts.damage() if check else ""
+    opened = _shards().Shards(run.checkpoints / name)
+    damage = opened.damage() if check else ""
     if damage:
-        raise UserError(f"{parts.folder} is {damage}")
-    return parts
+        raise UserError(f"{opened.folder} is {damage}")
+    return opened
 
 
 def _shards() -> Any:
-    """What few trainings need, and takes a tenth of a second to import."""
+    """Import the module of shards, which few trainings need, and which takes a tenth of a second."""
     return importlib.import_module("crosslevel.training.loop.shards")
 
 

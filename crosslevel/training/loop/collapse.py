@@ -34,7 +34,7 @@ def symptoms(figures: Mapping[str, float], batch_size: int, features: int, group
         groups: k of CLD; None without CLD.
 
     """
-    found = {}
+    messages = {}
     rate = f" (now {figures['lr']:.3g})" if "lr" in figures else ""
     hint = (
         f"lower --lr{rate} or raise --warmup_epochs; for BYOL and DINO raise --method.momentum, for VICReg "
@@ -42,15 +42,15 @@ def symptoms(figures: Mapping[str, float], batch_size: int, features: int, group
     )
     rank, instance = figures.get("effective_rank"), figures.get("instance_rank")
     if rank is not None and rank < FEW_DIRECTIONS:
-        found["features"] = f"the features collapse: effective rank {rank:.1f} of {features}: {hint}"
+        messages["features"] = f"the features collapse: effective rank {rank:.1f} of {features}: {hint}"
     if instance is not None and instance < FEW_DIRECTIONS:
-        found["instance branch"] = (
+        messages["instance branch"] = (
             f"the instance branch collapses: its features have effective rank {instance:.1f}: {hint}"
         )
     if groups is not None and groups > 2 and (wrong := _ungrouped(figures, batch_size, groups)):
         agreement = f", agreement {100 * figures['group_agreement']:.0f} %" if "group_agreement" in figures else ""
-        found["groups"] = f"the groups collapse: {wrong}{agreement}: lower --cld.weight or --lr"
-    return found
+        messages["groups"] = f"the groups collapse: {wrong}{agreement}: lower --cld.weight or --lr"
+    return messages
 
 
 def _ungrouped(figures: Mapping[str, float], batch_size: int, groups: int) -> str:
@@ -71,14 +71,14 @@ class CollapseWatch:
 
     def __init__(self, log: Log, run: Run, module: Pretrain, console: Console) -> None:
         self.log, self.file, self.module, self.console = log, run.warnings, module, console
-        self.known: set[str] = set()
+        self.reported: set[str] = set()
         if not self.file.exists():
             return
         lines = self.file.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _step(line) <= module.step and module.step]
+        earlier = [line for line in lines if _step(line) <= module.step and module.step]
         kinds = ("features", "instance branch", "groups")
-        self.known = {kind for kind in kinds for line in kept if f"the {kind} collapse" in line}
-        files.write(self.file, "".join(f"{line}\n" for line in kept))
+        self.reported = {kind for kind in kinds for line in earlier if f"the {kind} collapse" in line}
+        files.write(self.file, "".join(f"{line}\n" for line in earlier))
 
     def look(self, batch: int) -> None:
         """Judge the newest figures, if they are of this step, whose ``batch`` had so many images."""
@@ -88,13 +88,13 @@ class CollapseWatch:
         images = batch if cld is None or cld.last is None else len(cld.last.a.assignment)
         groups = None if cld is None or cld.last is None else len(cld.last.a.sizes)
         for kind, line in symptoms(self.log.newest, images, self.module.encoder.num_features, groups).items():
-            if kind not in self.known:
-                self.known.add(kind)
+            if kind not in self.reported:
+                self.reported.add(kind)
                 say(self.console, f"step {step}: {line}")
                 with self.file.open("a", encoding="utf-8") as file:
                     file.write(f"step {step}: {line}\n")
 
 
 def _step(line: str) -> int:
-    found = re.match(r"step (\d+)", line)
-    return int(found[1]) if found else 0
+    match = re.match(r"step (\d+)", line)
+    return int(match[1]) if match else 0

@@ -28,7 +28,7 @@ _CLOSED = re.compile(r"[Cc]onnection (closed|reset|refused)|[Rr]emote process|[T
 
 
 def fabric_of(hardware: Hardware, ranks: World, callbacks: Sequence[Any], sharding: Sharding | None = None) -> Fabric:
-    """Where the training runs; it starts its own processes, unless torchrun has, whatever a cluster's variables say."""
+    """Build the Fabric; it starts its own processes unless torchrun has, whatever a cluster's variables say."""
     on_gpu = hardware.device.type == "cuda"
     if on_gpu:
         torch.backends.cudnn.benchmark = True
@@ -80,13 +80,13 @@ def _meet_again(backend: str) -> None:
 _STATE = {"sgd": 1, "lars": 1, "adamw": 2}  # numbers that an optimizer keeps for each weight
 
 
-def check_memory(module: Pretrain, memory: int | None, parts: int = 1) -> None:
+def check_memory(module: Pretrain, memory: int | None, shards: int = 1) -> None:
     """Refuse a model of which a device cannot keep all, as each has to, or its part.
 
     Args:
         module: the training step.
         memory: bytes of a device; None where nobody knows.
-        parts: in how many its encoders will be.
+        shards: in how many its encoders will be.
 
     Raises:
         UserError: weights, gradients, the optimizer's state and memories need more, activations apart.
@@ -97,11 +97,11 @@ def check_memory(module: Pretrain, memory: int | None, parts: int = 1) -> None:
     divided = {id(p) for encoder in encoders for p in encoder.parameters()}
     needed = sum(t.numel() * t.element_size() for t in module.buffers())
     needed += sum(
-        p.numel() * p.element_size() * copies[p.requires_grad] // (parts if id(p) in divided else 1)
+        p.numel() * p.element_size() * copies[p.requires_grad] // (shards if id(p) in divided else 1)
         for p in module.parameters()
     )
     if memory is not None and needed > memory:
-        more = "more --devices" if parts > 1 else "several --devices with --strategy fsdp"
+        more = "more --devices" if shards > 1 else "several --devices with --strategy fsdp"
         raise UserError(
             f"the training keeps {needed / 1e9:.3g} GB on each device (weights, gradients, optimizer, memories) of "
             f"{memory / 1e9:.3g} GB: give {more}, take a smaller --encoder.name, or --optimizer sgd"

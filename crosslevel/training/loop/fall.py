@@ -44,9 +44,9 @@ class FallGuard:
         self.best, self.fallen = (float("-inf"), 0), False
         if module.step and self.file.is_file():
             try:
-                _, about = load_safetensors(self.file)
-                self.start = {about["figure"]: float(about["start"])}
-                self.best = float(about["best"]), int(about["step"])
+                _, metadata = load_safetensors(self.file)
+                self.start = {metadata["figure"]: float(metadata["start"])}
+                self.best = float(metadata["best"]), int(metadata["step"])
             except (UserError, KeyError, ValueError) as error:
                 say(console, f"{self.file}: {error}: whether the features fall is not watched from here on")
 
@@ -92,6 +92,6 @@ class FallGuard:
             name: value.detach().cpu().contiguous() for name, value in self.encoder.backbone.state_dict().items()
         }
         (name, start), *_ = self.start.items()
-        about = {"figure": name, "start": repr(start), "best": repr(figure), "step": str(self.module.step)}
+        metadata = {"figure": name, "start": repr(start), "best": repr(figure), "step": str(self.module.step)}
         self.run.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_tensors(self.file, state, about)
+        write_tensors(self.file, state, metadata)

@@ -53,10 +53,10 @@ class Outcome(NamedTuple):
 
 
 class Loggers(NamedTuple):
-    """What is told of the figures beside metrics.csv: ``names`` from `loggers.named`, and ``others`` as objects."""
+    """The loggers beside metrics.csv: ``names`` from `loggers.logger_names`, and ``extra`` as objects."""
 
     names: Sequence[str]
-    others: Sequence[Any]
+    extra: Sequence[Any]
 
 
 class Schedule(NamedTuple):
@@ -160,7 +160,7 @@ class _Loop:
         loggers: Loggers | None,
         sharding: Sharding | None,
     ) -> None:
-        self.sharding, self.encoder = sharding, module.encoder if sharding is None else sharding.whole
+        self.sharding, self.encoder = sharding, module.encoder if sharding is None else sharding.unsharded
         self.fabric, self.module, self.batches, self.run, self.loggers = fabric, module, batches, run, loggers
         self.schedule, self.after_save = schedule, saved
         self.signal, self.fallen, self.best = 0, False, checkpoints.BestEpoch()
@@ -173,8 +173,8 @@ class _Loop:
         module = self.module.to(memory_format=torch.channels_last) if self.sharding is None else self.module
         view = module.views.size
         sizes = (view, module.method.piece_size(view) or (module.views.small_side if module.views.small else view))
-        looked = partial(glance, module.encoder, *sizes, channels=module.views.channels)
-        wrong = avoid_faults(module.encoder, looked, hardware, whole=module)
+        probe = partial(glance, module.encoder, *sizes, channels=module.views.channels)
+        wrong = avoid_faults(module.encoder, probe, hardware, model=module)
         tell(console, wrong)
         module.rank = self.fabric.global_rank
         check_memory(module, memory_of(self.fabric.device), 1 if self.sharding is None else self.fabric.world_size)
@@ -190,11 +190,11 @@ class _Loop:
         self.clock = Clock(self.stream)
 
     def compile(
-        self, wanted: Compile, backend: graph.Backend, hardware: Hardware, devices: int, console: Console
+        self, mode: Compile, backend: graph.Backend, hardware: Hardware, devices: int, console: Console
     ) -> None:
         """Choose how a step is taken; what is compiled is told in one line."""
         module = self.module
-        choice = graph.choose(wanted, module.steps - module.step, module, hardware, devices, self.batches)
+        choice = graph.choose(mode, module.steps - module.step, module, hardware, devices, self.batches)
         say(console, choice.line)
         if choice.graph:
             self.step = graph.Captured(module, self.optimizer, hardware, console, self._usual_step, backend=backend)
@@ -257,10 +257,10 @@ class _Loop:
         if self.loggers is None:
             return None
         settings = self.run.settings() if self.run.config.is_file() else {}
-        return Boards(self.run, self.loggers.names, self.loggers.others, settings)
+        return Boards(self.run, self.loggers.names, self.loggers.extra, settings)
 
     def _guarded(self, monitor: Callable[[], dict[str, float]] | None, log: Log, console: Console) -> FallGuard | None:
-        """What watches weights that were good before; their figure is the first row."""
+        """Return the guard of pretrained weights; their figure is the first row."""
         if monitor is None or not (self.schedule.stop_fall and self.module.encoder.started):
             return None
         guard = FallGuard(self.run, self.module, console, self.encoder)
@@ -278,14 +278,14 @@ class _Loop:
         while module.step < module.steps:
             batch = self.fabric.to_device(next(source))
             self.step(batch)
-            self.best.add(module.seen["loss"])
+            self.best.add(module.losses["loss"])
             self.clock.images += len(batch.index) * self.fabric.world_size
             if self._is_logged():
                 module.check_finite()
                 # What is told is the mean over all ranks: one process with the whole batch would have seen it.
                 if self.fabric.world_size > 1:
-                    losses = torch.stack([value.float() for value in module.seen.values()])
-                    module.seen = dict(zip(module.seen, mean(losses), strict=True))
+                    losses = torch.stack([value.float() for value in module.losses.values()])
+                    module.losses = dict(zip(module.losses, mean(losses), strict=True))
             if self.sharding is not None and (self._is_measured() or module.step == module.steps):
                 self.sharding.gather()
             yield len(batch.index)
@@ -310,7 +310,7 @@ class _Loop:
         return step % self.schedule.log_every == 0 or step % len(self.batches) == 0 or step == self.module.steps
 
     def _agreed(self, late: bool, signal: int, fallen: bool) -> tuple[bool, int, bool]:
-        """What any rank wants: all must save, and stop, after the same step."""
+        """Combine the ranks' flags: all must save, and stop, after the same step."""
         if self.fabric.world_size == 1:
             return late, signal, fallen
         wishes = torch.tensor([int(late), signal, int(fallen)], device=self.fabric.device)
@@ -320,7 +320,7 @@ class _Loop:
 
     def _save(self, best: bool) -> None:
         """A checkpoint; every rank takes part, since memories may lie in parts."""
-        tree, parts = collect(self.module, self.optimizer)
+        tree, shards = collect(self.module, self.optimizer)
         state = {
             **tree,
             "epoch": self.module.step // len(self.batches),
@@ -330,9 +330,9 @@ class _Loop:
         scale = self.fabric.strategy.precision.state_dict()
         if scale:
             state[SCALER] = scale
-        if parts:
+        if shards:
             state[checkpoints.SHARDS] = checkpoints.write_parts(
-                self.run, self.module.step, parts, self.fabric.broadcast, self.fabric.global_rank
+                self.run, self.module.step, shards, self.fabric.broadcast, self.fabric.global_rank
             )
         if self.fabric.is_global_zero:
             checkpoints.write(self.run, state, best)

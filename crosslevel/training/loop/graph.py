@@ -33,19 +33,19 @@ Step = Callable[[Batch], None]
 
 
 class Choice(NamedTuple):
-    """What is compiled: the ``encoder`` (with the views), the whole step as a ``graph``; and one line, or none."""
+    """Whether the ``encoder`` (with the views) and the whole step as a ``graph`` are compiled; and a message."""
 
     encoder: bool
     graph: bool
     line: str
 
 
-def choose(wanted: Compile, steps: int, module: Pretrain, hardware: Hardware, devices: int, batches: Any) -> Choice:
-    """What to compile of a run that has so many steps left."""
+def choose(mode: Compile, steps: int, module: Pretrain, hardware: Hardware, devices: int, batches: Any) -> Choice:
+    """Choose what to compile in a run with so many steps left."""
     kind = hardware.device.type
-    if wanted == "off" or (wanted == "auto" and kind != "cuda"):
+    if mode == "off" or (mode == "auto" and kind != "cuda"):
         return Choice(False, False, "")
-    if wanted == "auto" and steps < PAYS:
+    if mode == "auto" and steps < PAYS:
         return Choice(False, False, f"not compiled: {steps:,} steps earn too little ({PAYS:,} or more pay for it)")
     if devices > 1:
         return Choice(False, False, f"not compiled: {devices} devices wait for each other within a step")
@@ -95,12 +95,12 @@ class Compiled:
 
     def __init__(self, step: Step, module: Pretrain, console: Console, backend: Backend = BACKEND) -> None:
         self.step, self.module, self.console = step, module, console
-        self.tried = False
+        self.is_warm = False
         compiled(module, backend=backend)
 
     def __call__(self, batch: Batch) -> None:
         """One step."""
-        if self.tried:
+        if self.is_warm:
             self.step(batch)
             return
         done, before = self.module.step, _Statistics(self.module)
@@ -114,7 +114,7 @@ class Compiled:
             before.restore()
             say(self.console, f"not compiled: {_reason(error)}")
             self.step(batch)
-        self.tried = True
+        self.is_warm = True
 
 
 class Captured:
@@ -130,47 +130,47 @@ class Captured:
         optimizer: torch.optim.Optimizer,
         hardware: Hardware,
         console: Console,
-        usual: Step,
+        eager: Step,
         warm: int = WARM,
         backend: Backend = BACKEND,
     ) -> None:
-        self.module, self.optimizer, self.hardware, self.console, self.usual = (
-            module, optimizer, hardware, console, usual
+        self.module, self.optimizer, self.hardware, self.console, self.eager_step = (
+            module, optimizer, hardware, console, eager
         )  # fmt: skip
         self.graph: torch.cuda.CUDAGraph | None = None
         self.batch: Batch | None = None
-        self.warm, self.taken, self.failed = warm, 0, False
+        self.warm, self.step_count, self.failed = warm, 0, False
         module.keep_on(hardware.device, optimizer)
         compiled(module, draws=True, backend=backend)
 
     def __call__(self, batch: Batch) -> None:
         """One step."""
         if self.failed or (self.batch is not None and self.batch.images.shape != batch.images.shape):
-            self.usual(batch)
+            self.eager_step(batch)
             return
         if self.batch is None:
             partners = None if batch.partners is None else batch.partners.clone()
             self.batch = Batch(batch.images.clone(), batch.labels.clone(), batch.index.clone(), partners)
-        for mine, new in zip(self.batch, batch, strict=True):
-            if mine is not None and new is not None:
-                mine.copy_(new, non_blocking=True)
+        for buffer, new in zip(self.batch, batch, strict=True):
+            if buffer is not None and new is not None:
+                buffer.copy_(new, non_blocking=True)
         self.module.begin_step(self.optimizer)
-        if self.taken == 0 and self.warm:
-            self._tried(self._aside)
-        elif self.taken < self.warm:
+        if self.step_count == 0 and self.warm:
+            self._or_eagerly(self._aside)
+        elif self.step_count < self.warm:
             self._aside()
         elif self.graph is None:
-            self._tried(self._capture)
+            self._or_eagerly(self._capture)
         if self.graph is not None:
             self.graph.replay()
-        self.taken += 1
+        self.step_count += 1
         self.module.step += 1
 
-    def _tried(self, what: Callable[[], None]) -> None:
+    def _or_eagerly(self, action: Callable[[], None]) -> None:
         """Do it, or else the step as it was before, and say why: both fail before the optimizer's step."""
         before = _Statistics(self.module)
         try:
-            what()
+            action()
         except Exception as error:
             self.failed = True
             as_before(self.module)
@@ -214,11 +214,11 @@ class _Statistics:
 
     def __init__(self, module: Pretrain) -> None:
         normalizing = (part for part in module.modules() if isinstance(part, _BatchNorm))
-        self.kept = [(buffer, buffer.clone()) for part in normalizing for buffer in part.buffers(recurse=False)]
+        self.saved = [(buffer, buffer.clone()) for part in normalizing for buffer in part.buffers(recurse=False)]
 
     def restore(self) -> None:
         """Put the copied statistics back."""
-        for buffer, before in self.kept:
+        for buffer, before in self.saved:
             buffer.copy_(before)
 
 
@@ -227,7 +227,7 @@ def _of_compiler(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """What was raised, in one line: a compiler's first line says who failed, its second why."""
+    """The error in one line: a compiler's first line names the component that failed, its second the reason."""
     return " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
 
 

@@ -18,7 +18,7 @@ from crosslevel.data.loaders.batches import Batch, TrainBatches
 from crosslevel.data.loaders.streams import StreamBatches
 from crosslevel.metrics.label_free import NAMES
 from crosslevel.runs import Run
-from crosslevel.training.loop.loggers import Boards, named
+from crosslevel.training.loop.loggers import Boards, logger_names
 from crosslevel.utils import files
 from crosslevel.utils.console import progress_bar, say
 from crosslevel.utils.errors import UserError
@@ -43,9 +43,9 @@ class Stream:
             self.batches.epoch, self.batches.start = epoch, first
             source = iter(self.batches)
             while True:
-                began = time.perf_counter()
+                start = time.perf_counter()
                 batch = next(source, None)
-                self.waited += time.perf_counter() - began
+                self.waited += time.perf_counter() - start
                 if batch is None:
                     break
                 yield batch
@@ -61,11 +61,11 @@ class Clock:
 
     def restart(self) -> None:
         """Forget what was measured; after anything that is no step."""
-        self.images, self.began, self.waited = 0, time.perf_counter(), self.stream.waited
+        self.images, self.start_time, self.waited = 0, time.perf_counter(), self.stream.waited
 
     def read(self) -> dict[str, float]:
         """Both figures."""
-        seconds = max(time.perf_counter() - self.began, 1e-9)
+        seconds = max(time.perf_counter() - self.start_time, 1e-9)
         return {"images_per_second": self.images / seconds, "waiting": (self.stream.waited - self.waited) / seconds}
 
 
@@ -84,9 +84,9 @@ class Log:
         self.file, self.steps_per_epoch = run.metrics, steps_per_epoch
         self.newest: dict[str, float] = {}
         self.recorded = -1  # the step of the newest figures
-        kept = read_rows(run.metrics, step) if step and run.metrics.exists() else []
-        files.write(run.metrics, "".join(map(_line, [dict(zip(COLUMNS, COLUMNS, strict=True)), *kept])))
-        self.boards = Boards(run, named(None), (), {}) if boards is None else boards
+        rows = read_rows(run.metrics, step) if step and run.metrics.exists() else []
+        files.write(run.metrics, "".join(map(_line, [dict(zip(COLUMNS, COLUMNS, strict=True)), *rows])))
+        self.boards = Boards(run, logger_names(None), (), {}) if boards is None else boards
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """Write one row."""
@@ -95,9 +95,9 @@ class Log:
                 self.newest.pop(name, None)  # an earlier epoch's
         self.newest.update(values)
         self.recorded = step
-        shown = {name: f"{value:.6g}" for name, value in {"epoch": step / self.steps_per_epoch, **values}.items()}
+        formatted = {name: f"{value:.6g}" for name, value in {"epoch": step / self.steps_per_epoch, **values}.items()}
         with self.file.open("ab") as file:
-            file.write(_line({"step": str(step), **shown}).encode())
+            file.write(_line({"step": str(step), **formatted}).encode())
         self.boards.record(step, values)
 
     def close(self, status: str = "success") -> None:
@@ -173,7 +173,7 @@ class _Figures(ProgressColumn):
         self.console = console
 
     def render(self, task: Task) -> Text:
-        """What fits."""
+        """Render as many figures as fit."""
         return Text(_figures(task.fields["figures"], self.console.width - self.ELSE))
 
 
@@ -181,12 +181,12 @@ def _figures(row: Mapping[str, Any], width: int | None = None) -> str:
     """The loss, the features' figures and the speed, in this order, within ``width`` characters."""
     if "loss" not in row:
         return ""
-    parts = [f"loss {row['loss']:.3f}"]
+    fields = [f"loss {row['loss']:.3f}"]
     if "knn" in row:
-        parts.append(f"kNN {row['knn']:.1f} %")
+        fields.append(f"kNN {row['knn']:.1f} %")
     if "combined" in row:
-        parts.append(f"score {row['combined']:.3f} (higher is better)")
-    parts.append(f"{row.get('images_per_second', 0):,.0f} images/s")
-    parts.append(f"waiting for data {100 * row.get('waiting', 0):.0f} %")
-    fitting = parts if width is None else [p for i, p in enumerate(parts) if len("  ".join(parts[: i + 1])) <= width]
+        fields.append(f"score {row['combined']:.3f} (higher is better)")
+    fields.append(f"{row.get('images_per_second', 0):,.0f} images/s")
+    fields.append(f"waiting for data {100 * row.get('waiting', 0):.0f} %")
+    fitting = fields if width is None else [p for i, p in enumerate(fields) if len("  ".join(fields[: i + 1])) <= width]
     return "  ".join(fitting)

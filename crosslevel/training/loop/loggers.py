@@ -26,7 +26,7 @@ KINDS = ("csv", "tensorboard", "wandb", "mlflow")
 PROJECT = "crosslevel"
 
 
-def named(text: str | None) -> tuple[str, ...]:
+def logger_names(text: str | None) -> tuple[str, ...]:
     """The loggers that a text names, separated by commas; TensorBoard where it is installed, of None.
 
     Raises:
@@ -50,8 +50,8 @@ class Boards:
 
     Args:
         run: the run's folder; it keeps which runs of theirs are its own, so that a resumed one goes on with them.
-        names: from `named`.
-        others: further loggers of Lightning's interface, as `log_metrics`, `log_hyperparams` and `finalize`.
+        names: from `logger_names`.
+        extra: further loggers of Lightning's interface, as `log_metrics`, `log_hyperparams` and `finalize`.
         settings: the run's, which they are told once.
 
     Raises:
@@ -59,23 +59,23 @@ class Boards:
 
     """
 
-    def __init__(self, run: Run, names: Sequence[str], others: Sequence[Any], settings: Mapping[str, Any]) -> None:
+    def __init__(self, run: Run, names: Sequence[str], extra: Sequence[Any], settings: Mapping[str, Any]) -> None:
         self.file = run.path / files.LOGGERS
-        self.loggers: list[Any] = [_started(name, run, self._known().get(name)) for name in names] + list(others)
+        self.loggers: list[Any] = [_started(name, run, self._stored_ids().get(name)) for name in names] + list(extra)
         for logger in self.loggers:
             with _in_one_line(logger):
                 if settings:
                     logger.log_hyperparams(_flat(settings))
-        own = dict(zip(names, self.loggers, strict=False))
-        if kept := {name: own[name].run_id for name in ("wandb", "mlflow") if name in own}:
-            files.write(self.file, json.dumps(kept))
+        by_name = dict(zip(names, self.loggers, strict=False))
+        if run_ids := {name: by_name[name].run_id for name in ("wandb", "mlflow") if name in by_name}:
+            files.write(self.file, json.dumps(run_ids))
 
-    def _known(self) -> dict[str, str]:
+    def _stored_ids(self) -> dict[str, str]:
         try:
-            found: dict[str, str] = json.loads(self.file.read_text(encoding="utf-8"))
+            run_ids: dict[str, str] = json.loads(self.file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return run_ids if isinstance(run_ids, dict) else {}
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """Tell all of them the figures of a step."""
@@ -85,22 +85,22 @@ class Boards:
         """Let them write what they still hold; ``status`` is success or failed."""
         self._each("finalize", status)
 
-    def _each(self, what: str, *arguments: Any) -> None:
+    def _each(self, method: str, *arguments: Any) -> None:
         for logger in list(self.loggers):
             try:
-                getattr(logger, what)(*arguments)
+                getattr(logger, method)(*arguments)
             except Exception as error:  # a server that is gone ends no training
                 self.loggers.remove(logger)
-                why = " ".join(str(error).split()) or type(error).__name__
-                warnings.warn(f"{type(logger).__name__} is told nothing from here on: {why}", stacklevel=2)
+                reason = " ".join(str(error).split()) or type(error).__name__
+                warnings.warn(f"{type(logger).__name__} is told nothing from here on: {reason}", stacklevel=2)
 
 
-def _started(name: str, run: Run, known: str | None) -> Any:
+def _started(name: str, run: Run, run_id: str | None) -> Any:
     title = run.path.resolve().name
     if name == "wandb":
-        return WandbLogger(run.path, title, known)
+        return WandbLogger(run.path, title, run_id)
     if name == "mlflow":
-        return MLflowLogger(run.path, title, known)
+        return MLflowLogger(run.path, title, run_id)
     return TensorBoardLogger(run.path, name=run.tensorboard.name, version="")
 
 
@@ -110,26 +110,26 @@ class WandbLogger:
     Args:
         folder: where it keeps its files.
         title: the run's name.
-        known: the id of a run of theirs to go on with.
+        existing: the id of a run of theirs to go on with.
 
     """
 
-    def __init__(self, folder: Path, title: str, known: str | None) -> None:
-        self.folder, self.title, self.known = folder, title, known
+    def __init__(self, folder: Path, title: str, existing: str | None) -> None:
+        self.folder, self.title, self.existing_id = folder, title, existing
 
     @cached_property
     def experiment(self) -> Any:
         """Their run."""
         wandb: Any = import_module("wandb")
-        more = {"id": self.known, "resume": "must"} if self.known else {}
-        begun = wandb.init(name=self.title, dir=str(self.folder), project=PROJECT, **more)
-        begun.define_metric("step")
-        begun.define_metric("*", step_metric="step", step_sync=True)
-        return begun
+        more = {"id": self.existing_id, "resume": "must"} if self.existing_id else {}
+        run = wandb.init(name=self.title, dir=str(self.folder), project=PROJECT, **more)
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step", step_sync=True)
+        return run
 
     @property
     def run_id(self) -> str:
-        """What they call it."""
+        """The service's id of the run."""
         return str(self.experiment.id)
 
     def log_hyperparams(self, settings: Mapping[str, Any]) -> None:
@@ -151,18 +151,18 @@ class MLflowLogger:
     Args:
         folder: where the figures go if no server is named.
         title: the run's name.
-        known: the id of a run of theirs to go on with.
+        existing: the id of a run of theirs to go on with.
 
     """
 
     LONGEST, MOST = 250, 100  # characters of a value, and settings in one request, that every server takes
 
-    def __init__(self, folder: Path, title: str, known: str | None) -> None:
-        self.folder, self.title, self.known = folder, title, known
+    def __init__(self, folder: Path, title: str, existing: str | None) -> None:
+        self.folder, self.title, self.existing_id = folder, title, existing
 
     @cached_property
     def client(self) -> Any:
-        """What talks to the server or the folder."""
+        """The client of the server or the folder."""
         tracking: Any = import_module("mlflow.tracking")
         return tracking.MlflowClient(
             os.environ.get("MLFLOW_TRACKING_URI") or (self.folder.resolve() / "mlruns").as_uri()
@@ -170,26 +170,26 @@ class MLflowLogger:
 
     @cached_property
     def run_id(self) -> str:
-        """What they call the run."""
-        if self.known:
-            return str(self.client.get_run(self.known).info.run_id)
-        there = self.client.get_experiment_by_name(PROJECT)
-        number = self.client.create_experiment(PROJECT) if there is None else there.experiment_id
+        """The service's id of the run."""
+        if self.existing_id:
+            return str(self.client.get_run(self.existing_id).info.run_id)
+        experiment = self.client.get_experiment_by_name(PROJECT)
+        number = self.client.create_experiment(PROJECT) if experiment is None else experiment.experiment_id
         return str(self.client.create_run(number, run_name=self.title).info.run_id)
 
     def log_hyperparams(self, settings: Mapping[str, Any]) -> None:
         """Tell the settings."""
         entities: Any = import_module("mlflow.entities")
-        told = [entities.Param(name, str(value)[: self.LONGEST]) for name, value in settings.items()]
-        for first in range(0, len(told), self.MOST):
-            self.client.log_batch(self.run_id, params=told[first : first + self.MOST])
+        params = [entities.Param(name, str(value)[: self.LONGEST]) for name, value in settings.items()]
+        for first in range(0, len(params), self.MOST):
+            self.client.log_batch(self.run_id, params=params[first : first + self.MOST])
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Tell the figures of a step."""
         entities: Any = import_module("mlflow.entities")
         now = int(1000 * time.time())
-        told = [entities.Metric(name, float(value), now, step) for name, value in values.items()]
-        self.client.log_batch(self.run_id, metrics=told)
+        metrics = [entities.Metric(name, float(value), now, step) for name, value in values.items()]
+        self.client.log_batch(self.run_id, metrics=metrics)
 
     def finalize(self, status: str) -> None:
         """End their run."""
@@ -198,21 +198,21 @@ class MLflowLogger:
 
 @contextmanager
 def _in_one_line(logger: Any) -> Iterator[None]:
-    """What a logger cannot do at its start."""
+    """Turn errors at a logger's start into one line."""
     try:
         yield
     except Exception as error:
-        why = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{type(logger).__name__} cannot be started: {why}") from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{type(logger).__name__} cannot be started: {reason}") from error
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """Settings under their names on the command line, without what is secret in addresses."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{before}{name}.")
+            flat |= _flat(value, f"{before}{name}.")
         else:
-            told = str(value) if isinstance(value, list | tuple) else value
-            found[before + name] = hidden(told) if isinstance(told, str) else told
-    return found
+            plain = str(value) if isinstance(value, list | tuple) else value
+            flat[before + name] = hidden(plain) if isinstance(plain, str) else plain
+    return flat

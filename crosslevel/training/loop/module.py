@@ -65,7 +65,7 @@ class Pretrain(nn.Module):
         self.encoder_rate, self.layer_decay = encoder_rate, layer_decay
         self.step, self.rank = 0, 0
         self.shared_draws = torch.Generator()
-        self.seen: dict[str, Tensor] = {}
+        self.losses: dict[str, Tensor] = {}
         self.defect: Tensor | None = None
         self.now: Tensor | None = None  # the step's number where the step is captured
         # What a method remembers is the same on all ranks, or meant to differ: DDP need not send it in every step.
@@ -87,11 +87,11 @@ class Pretrain(nn.Module):
         self.shared_draws.manual_seed(step_seed(self.seed, self.step, -1))
         rate = self.lr * warmed_up(self.step, self.steps, self.warmup_steps)
         for group in optimizer.param_groups:
-            own = rate * group.get(SHARE, 1.0)
+            group_rate = rate * group.get(SHARE, 1.0)
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(own)
+                group["lr"].fill_(group_rate)
             else:
-                group["lr"] = own
+                group["lr"] = group_rate
         if self.now is not None:
             self.now.fill_(self.step)
 
@@ -119,11 +119,11 @@ class Pretrain(nn.Module):
         if self.gh is not None:
             harmony = self.gh.weight * self.gh(*(self.method.project(h) for h in features[:2]))
             loss = loss + harmony
-        self.seen = {"loss": loss.detach(), "instance_loss": instance.detach()}
+        self.losses = {"loss": loss.detach(), "instance_loss": instance.detach()}
         if self.cld is not None:
-            self.seen["group_loss"] = group.detach()
+            self.losses["group_loss"] = group.detach()
         if self.gh is not None:
-            self.seen["harmonization_loss"] = harmony.detach()
+            self.losses["harmonization_loss"] = harmony.detach()
         self._remember_first_defect()
         return loss, kept
 
@@ -136,13 +136,13 @@ class Pretrain(nn.Module):
 
     def _remember_first_defect(self) -> None:
         """Keep the losses of the first step whose loss is no number, on the device: no step waits for it."""
-        losses = torch.stack([value.float() for value in self.seen.values()])
+        losses = torch.stack([value.float() for value in self.losses.values()])
         step = losses.new_full((1,), self.step) if self.now is None else self.now.to(losses.dtype).view(1)
         now = torch.cat([losses, step + 1])
         if self.defect is None:
             self.defect = torch.full_like(now, torch.nan)
-        found = self.defect[-1].isnan() & ~losses[0].isfinite()
-        self.defect.copy_(torch.where(found, now, self.defect))
+        is_first = self.defect[-1].isnan() & ~losses[0].isfinite()
+        self.defect.copy_(torch.where(is_first, now, self.defect))
 
     def end_step(self, kept: Any) -> None:
         """Count the step, and update the method's memory: before any checkpoint of this step is written."""
@@ -160,7 +160,9 @@ class Pretrain(nn.Module):
         """The optimizer named on the command line; weight decay as its field applies it."""
         # What lies in parts is computed by other kernels: no group has both.
         groups = [
-            {**group, "params": params} for group in self._parameter_groups() for params in _apart(group["params"])
+            {**group, "params": params}
+            for group in self._parameter_groups()
+            for params in _by_sharding(group["params"])
         ]
         if self.optimizer_name == "sgd":
             return torch.optim.SGD(groups, lr=self.lr, momentum=0.9)
@@ -178,23 +180,23 @@ class Pretrain(nn.Module):
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Trained parameters with their decay, and, where the encoder has rates of its own, their share of the rate."""
-        everything = self.optimizer_name == "sgd"
+        decay_all = self.optimizer_name == "sgd"
         if self.encoder_rate == self.layer_decay == 1.0:
-            return parameter_groups(self, self.weight_decay, everything)
+            return parameter_groups(self, self.weight_decay, decay_all)
         network = self.encoder.backbone
-        named: Any = getattr(network, "no_weight_decay", tuple)
-        own = param_groups_layer_decay(
-            network, self.weight_decay, () if everything else named(), layer_decay=self.layer_decay,
-            weight_decay_exclude_1d=not everything,
+        exempt: Any = getattr(network, "no_weight_decay", tuple)
+        encoder_groups = param_groups_layer_decay(
+            network, self.weight_decay, () if decay_all else exempt(), layer_decay=self.layer_decay,
+            weight_decay_exclude_1d=not decay_all,
         )  # fmt: skip
-        for group in own:
+        for group in encoder_groups:
             group[SHARE] *= self.encoder_rate
-        others = nn.ModuleDict({"method": self.method, **({} if self.cld is None else {"cld": self.cld})})
-        return [*own, *(g for g in parameter_groups(others, self.weight_decay, everything) if g["params"])]
+        heads = nn.ModuleDict({"method": self.method, **({} if self.cld is None else {"cld": self.cld})})
+        return [*encoder_groups, *(g for g in parameter_groups(heads, self.weight_decay, decay_all) if g["params"])]
 
     def values(self) -> dict[str, float]:
-        """What the last step saw, as numbers, for the log."""
-        out = {name: float(value) for name, value in self.seen.items()}
+        """The last step's losses and figures, for the log."""
+        out = {name: float(value) for name, value in self.losses.items()}
         out["lr"] = self.lr * warmed_up(max(self.step - 1, 0), self.steps, self.warmup_steps)
         for name, branch in (("temperature", self.method), ("group_temperature", self.cld)):
             if branch is not None and branch.schedule is not None and branch.schedule.high is not None:
@@ -216,12 +218,14 @@ class Pretrain(nn.Module):
         if self.defect is None or bool(self.defect[-1].isnan()):
             return
         *losses, step = self.defect.tolist()
-        first = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.seen, losses, strict=True))
+        first = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.losses, losses, strict=True))
         broken = [name for name, p in self.named_parameters() if not bool(local(p).isfinite().all())]
-        where = f"{len(broken)} parameters are not finite, {broken[0]} first" if broken else "all parameters are finite"
+        extent = (
+            f"{len(broken)} parameters are not finite, {broken[0]} first" if broken else "all parameters are finite"
+        )
         rate = self.lr * warmed_up(int(step) - 1, self.steps, self.warmup_steps)
         raise NotFinite(
-            f"the loss is no longer a number from step {step:.0f} on: {first}, lr {rate:.4g}; {where} at step "
+            f"the loss is no longer a number from step {step:.0f} on: {first}, lr {rate:.4g}; {extent} at step "
             f"{self.step}. Lower --lr or raise --warmup_epochs; if that does not help, try --precision fp32"
         )
 
@@ -252,8 +256,8 @@ def connect(method: Method, cld: CrossLevel) -> None:
     """
     if cld.on == "instance":
         cld.in_features = method.out_features
-        own = projection_head(cld.head, method.out_features, cld.out_features, cld.hidden)
-        cld.branch = stacked(method.branch, own)
+        group_head = projection_head(cld.head, method.out_features, cld.out_features, cld.hidden)
+        cld.branch = stacked(method.branch, group_head)
     elif cld.on == "shared":
         if any(isinstance(layer, nn.BatchNorm1d) for layer in method.branch):
             raise UserError(
@@ -267,27 +271,27 @@ def _layers(head: nn.Sequential) -> str:
     return " > ".join(type(layer).__name__ for layer in head)
 
 
-def _apart(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+def _by_sharding(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
     """The whole ones, and those in parts, where there are any."""
-    parts = [p for p in parameters if is_sharded(p)]
-    others = [p for p in parameters if not is_sharded(p)]
-    return [group for group in (others, parts) if group] if parts else [parameters]
+    sharded = [p for p in parameters if is_sharded(p)]
+    unsharded = [p for p in parameters if not is_sharded(p)]
+    return [group for group in (unsharded, sharded) if group] if sharded else [parameters]
 
 
 def remembered(method: nn.Module, prefix: str) -> list[str]:
     """The names of a method's buffers, without the statistics of batch normalization."""
     return [
-        ".".join(part for part in (prefix, place, name) if part)
-        for place, module in method.named_modules()
+        ".".join(part for part in (prefix, path, name) if part)
+        for path, module in method.named_modules()
         if not isinstance(module, nn.modules.batchnorm._BatchNorm)
         for name, _ in module.named_buffers(recurse=False)
     ]
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, everything: bool) -> list[dict[str, Any]]:
-    """Trained parameters; biases and normalization weights are decayed only with ``everything``."""
+def parameter_groups(module: nn.Module, weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
+    """Trained parameters; biases and normalization weights are decayed only with ``decay_all``."""
     trained = [p for p in module.parameters() if p.requires_grad]
-    if everything:
+    if decay_all:
         return [{"params": trained, "weight_decay": weight_decay}]
     return [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},

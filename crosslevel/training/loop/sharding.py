@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from crosslevel.models.encoder import Encoder
 from crosslevel.training.loop.module import Pretrain
-from crosslevel.utils.distributed import is_sharded, mean, whole
+from crosslevel.utils.distributed import full_tensor, is_sharded, mean
 from crosslevel.utils.errors import UserError
 
 Strategy = Literal["ddp", "fsdp"]
@@ -46,13 +46,13 @@ class Sharding:
     """A training whose encoder is in parts, and the whole one, which everything outside of the step looks at.
 
     Attributes:
-        whole: the encoder as it was built, on the host of the first process; `gather` brings it up to date. On other
+        unsharded: the encoder as it was built, on the host of the first process; `gather` updates it. On other
             processes it holds no weights.
 
     """
 
     def __init__(self, module: Pretrain, precision: str) -> None:
-        self.module, self.precision, self.whole = module, precision, module.encoder
+        self.module, self.precision, self.unsharded = module, precision, module.encoder
         module.train_on(copy.deepcopy(module.encoder))
 
     def shard(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
@@ -70,7 +70,7 @@ class Sharding:
             encoder.register_forward_hook(_copied)
             fully_shard(encoder, mesh=data, reshard_after_forward=True)
         if self.module.rank:
-            self.whole.to("meta")
+            self.unsharded.to("meta")
         return module
 
     @torch.no_grad()
@@ -85,30 +85,30 @@ class Sharding:
     @torch.no_grad()
     def gather(self) -> None:
         """Bring the whole encoder up to date; all processes take part, one tensor after the other."""
-        targets = self.whole.state_dict()
+        targets = self.unsharded.state_dict()
         for name, tensor in self.module.encoder.state_dict().items():
-            gathered = whole(tensor)
+            gathered = full_tensor(tensor)
             if self.module.rank == 0:
                 targets[name].copy_(gathered)
 
     def end(self) -> None:
         """Leave the module with the whole encoder, on the host; a twin stays in parts."""
-        self.module.train_on(self.whole)
+        self.module.train_on(self.unsharded)
         with _without_encoders(self.module):
             self.module.cpu()
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
     """The repeated blocks of a network, those within others first: what is gathered at a time."""
-    found: dict[int, nn.Module] = {}
+    by_id: dict[int, nn.Module] = {}
     for part in network.modules():
         if isinstance(part, nn.Sequential | nn.ModuleList):
             kinds = Counter(type(child) for child in part)
             for child in part:
-                own = any(True for _ in child.children()) and any(True for _ in child.parameters())
-                if kinds[type(child)] > 1 and own and not isinstance(child, nn.ModuleList | nn.ModuleDict):
-                    found[id(child)] = child
-    return list(found.values())[::-1]
+                has_weights = any(True for _ in child.children()) and any(True for _ in child.parameters())
+                if kinds[type(child)] > 1 and has_weights and not isinstance(child, nn.ModuleList | nn.ModuleDict):
+                    by_id[id(child)] = child
+    return list(by_id.values())[::-1]
 
 
 def _copied(module: nn.Module, images: Any, features: Tensor) -> Tensor:
@@ -130,16 +130,16 @@ def _multiplying(block: nn.Module) -> list[nn.Module]:
 @contextmanager
 def _without_encoders(module: nn.Module) -> Iterator[list[Encoder]]:
     """While the block runs, all encoders within ``module``, which it yields, are out of it."""
-    places = [
+    slots = [
         (parent, name, child)
         for parent in module.modules()
         for name, child in parent.named_children()
         if isinstance(child, Encoder)
     ]
-    for parent, name, _ in places:
+    for parent, name, _ in slots:
         setattr(parent, name, nn.Identity())
     try:
-        yield [child for _, _, child in places]
+        yield [child for _, _, child in slots]
     finally:
-        for parent, name, child in places:
+        for parent, name, child in slots:
             setattr(parent, name, child)

@@ -54,13 +54,13 @@ class Shards:
             self._index = _Describing(io.BytesIO(regular(folder / _INDEX).read_bytes())).load()
             tensors = self._index.state_dict_metadata
             self.sizes = {name: list(tensor.size) for name, tensor in tensors.items()}
-            whole = all(isinstance(tensor, TensorStorageMetadata) for tensor in tensors.values())
-            places = [where for where in self._index.storage_data.values()]
-            inside = all(Path(where.relative_path).name == where.relative_path for where in places)
-            plain = not any(getattr(where, "transform_descriptors", None) for where in places)
+            all_tensors = all(isinstance(tensor, TensorStorageMetadata) for tensor in tensors.values())
+            entries = [entry for entry in self._index.storage_data.values()]
+            inside = all(Path(entry.relative_path).name == entry.relative_path for entry in entries)
+            plain = not any(getattr(entry, "transform_descriptors", None) for entry in entries)
         except Exception as error:  # a damaged index fails in any way
             raise UserError(f"{folder} is not read: {' '.join(str(error).split())}") from error
-        if not (whole and inside and plain):
+        if not (all_tensors and inside and plain):
             raise UserError(f"{folder} is not read: it holds other things than tensors")
 
     def fill(self, targets: dict[str, Tensor]) -> None:
@@ -79,15 +79,15 @@ class Shards:
             raise UserError(f"{self.folder} is not read: {_cause(error)}") from error
 
     def damage(self, process: int | None = None) -> str:
-        """What is wrong with the bytes of its files, or of those of one process; empty if nothing."""
-        for where in self._index.storage_data.values():
-            if process is not None and not where.relative_path.startswith(f"__{process}_"):
+        """Describe the damage of its files, or of those of one process; empty if there is none."""
+        for entry in self._index.storage_data.values():
+            if process is not None and not entry.relative_path.startswith(f"__{process}_"):
                 continue
-            with open(regular(self.folder / where.relative_path), "rb") as file:
-                file.seek(where.offset)
-                damage = damage_of(io.BytesIO(file.read(where.length)))
+            with open(regular(self.folder / entry.relative_path), "rb") as file:
+                file.seek(entry.offset)
+                damage = damage_of(io.BytesIO(file.read(entry.length)))
             if damage:
-                return f"{damage} ({where.relative_path})"
+                return f"{damage} ({entry.relative_path})"
         return ""
 
 
@@ -108,15 +108,15 @@ def write(folder: Path, tensors: dict[str, Tensor], process: int) -> None:
     sync_folder(folder)
 
 
-def sweep(folder: Path, kept: set[str]) -> None:
+def sweep(folder: Path, referenced: set[str]) -> None:
     """Remove all such folders but those of these names: what no checkpoint refers to."""
     for old in folder.glob(f"*{SUFFIX}"):
-        if old.name not in kept and not old.is_symlink():
+        if old.name not in referenced and not old.is_symlink():
             shutil.rmtree(old, ignore_errors=True)
 
 
 class _Describing(pickle.Unpickler):
-    """Of a pickle, what describes tensors; whatever else it asks for is refused."""
+    """Unpickles descriptions of tensors only; all other classes are refused."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name not in _DESCRIBING.get(module, ()):
@@ -129,13 +129,13 @@ class _Reader(dcp.FileSystemReader):
 
     def __init__(self, folder: Path, index: Metadata) -> None:
         super().__init__(folder)
-        self._known = index
+        self._checked = index
 
     def read_metadata(self, *arguments: Any, **options: Any) -> Metadata:
-        return self._known
+        return self._checked
 
 
 def _cause(error: dcp.api.CheckpointException) -> str:
-    """What the first process says that failed."""
+    """The error of the first process that failed."""
     causes = [str(failure[0]) for failure in error.failures.values()]
     return " ".join((causes or [str(error)])[0].split())

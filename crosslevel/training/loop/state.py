@@ -27,18 +27,18 @@ def collect(module: Pretrain, optimizer: torch.optim.Optimizer) -> tuple[dict[st
     All processes take part, since memories may lie in parts.
     """
     weights = module.state_dict()
-    parts = {f"{_MODEL}.{name}": tensor for name, tensor in weights.items() if is_sharded(tensor)}
+    sharded = {f"{_MODEL}.{name}": tensor for name, tensor in weights.items() if is_sharded(tensor)}
     tree: dict[str, Any] = {"state_dict": {name: t for name, t in weights.items() if not is_sharded(t)}}
-    if not parts:
-        return tree | {"optimizer_states": [optimizer.state_dict()]}, parts
-    named: dict[str, dict[str, Any]] = {}
+    if not sharded:
+        return tree | {"optimizer_states": [optimizer.state_dict()]}, sharded
+    by_parameter: dict[str, dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor) and is_sharded(value):
-                parts[f"{_OPTIMIZER}.{key}.{name}"] = value
+                sharded[f"{_OPTIMIZER}.{key}.{name}"] = value
             else:
-                named.setdefault(name, {})[key] = value
-    return tree | {"optimizer_states": [{NAMED: named}]}, parts
+                by_parameter.setdefault(name, {})[key] = value
+    return tree | {"optimizer_states": [{NAMED: by_parameter}]}, sharded
 
 
 def restore(
@@ -57,67 +57,67 @@ def restore(
         UserError: it is of other parts, or of other sizes; the message names the first.
 
     """
-    wanted = _restore_weights(module, state["state_dict"], shards, file)
-    kept = state["optimizer_states"][0]
-    if shards is None and NAMED not in kept and not any(map(is_sharded, module.parameters())):
-        own = graph.flags(optimizer)
-        optimizer.load_state_dict(kept)
-        for group, mine in zip(optimizer.param_groups, own, strict=True):
-            group.update(mine)
+    targets = _restore_weights(module, state["state_dict"], shards, file)
+    saved = state["optimizer_states"][0]
+    if shards is None and NAMED not in saved and not any(map(is_sharded, module.parameters())):
+        flags = graph.flags(optimizer)
+        optimizer.load_state_dict(saved)
+        for group, kept_flags in zip(optimizer.param_groups, flags, strict=True):
+            group.update(kept_flags)
         return
-    named = kept.get(NAMED)
-    if named is None:
-        named = {name: kept["state"].get(i, {}) for i, name in enumerate(module.trained_names())}
+    by_parameter = saved.get(NAMED)
+    if by_parameter is None:
+        by_parameter = {name: saved["state"].get(i, {}) for i, name in enumerate(module.trained_names())}
     in_parts = _keys(shards)
     for name, parameter in module.named_parameters():
-        values = {key: _placed(value, parameter, key) for key, value in named.get(name, {}).items()}
+        values = {key: _placed(value, parameter, key) for key, value in by_parameter.get(name, {}).items()}
         for key in in_parts.get(name, ()):
-            values[key] = wanted[f"{_OPTIMIZER}.{key}.{name}"] = torch.zeros_like(parameter)
+            values[key] = targets[f"{_OPTIMIZER}.{key}.{name}"] = torch.zeros_like(parameter)
         if values:
             optimizer.state[parameter] = values
     if shards is not None:
-        shards.fill(wanted)
+        shards.fill(targets)
 
 
 def _restore_weights(
-    module: Pretrain, whole: Mapping[str, Tensor], shards: Shards | None, file: Path
+    module: Pretrain, weights: Mapping[str, Tensor], shards: Shards | None, file: Path
 ) -> dict[str, Tensor]:
     """Fill what the checkpoint has whole; what is left to be filled from parts, by its name there."""
-    own = module.state_dict()
-    begun = len(_MODEL) + 1
-    sizes = {name: list(tensor.shape) for name, tensor in whole.items()}
+    current = module.state_dict()
+    prefix_length = len(_MODEL) + 1
+    sizes = {name: list(tensor.shape) for name, tensor in weights.items()}
     for name, size in ({} if shards is None else shards.sizes).items():
         if name.startswith(f"{_MODEL}."):
-            sizes[name[begun:]] = size
-    for name in sorted(own.keys() | sizes.keys()):
-        theirs, mine = sizes.get(name, "missing"), list(own[name].shape) if name in own else "missing"
-        if theirs != mine:
+            sizes[name[prefix_length:]] = size
+    for name in sorted(current.keys() | sizes.keys()):
+        stored, present = sizes.get(name, "missing"), list(current[name].shape) if name in current else "missing"
+        if stored != present:
             raise UserError(
-                f"{file} does not fit: {name} is {theirs} in it and {mine} here: it was begun with other images or "
+                f"{file} does not fit: {name} is {stored} in it and {present} here: it was begun with other images or "
                 "settings; take those again, or start a new run"
             )
-    filled, wanted = dict[str, Tensor](), dict[str, Tensor]()
-    for name, mine in own.items():
-        if name not in whole:
-            wanted[f"{_MODEL}.{name}"] = filled[name] = mine
-        elif is_sharded(mine):
-            fill_part(mine, whole[name])
-            filled[name] = mine
+    filled, targets = dict[str, Tensor](), dict[str, Tensor]()
+    for name, tensor in current.items():
+        if name not in weights:
+            targets[f"{_MODEL}.{name}"] = filled[name] = tensor
+        elif is_sharded(tensor):
+            fill_part(tensor, weights[name])
+            filled[name] = tensor
         else:
-            filled[name] = whole[name]
+            filled[name] = weights[name]
     module.load_state_dict(filled)
-    return wanted
+    return targets
 
 
 def _keys(shards: Shards | None) -> dict[str, list[str]]:
-    """What of the optimizer's state lies in parts, by the parameters' names."""
-    found: dict[str, list[str]] = {}
+    """The sharded tensors of the optimizer's state, by the parameters' names."""
+    keys_by_name: dict[str, list[str]] = {}
     for full in () if shards is None else shards.sizes:
-        kind, _, rest = full.partition(".")
+        kind, _, path = full.partition(".")
         if kind == _OPTIMIZER:
-            key, _, name = rest.partition(".")
-            found.setdefault(name, []).append(key)
-    return found
+            key, _, name = path.partition(".")
+            keys_by_name.setdefault(name, []).append(key)
+    return keys_by_name
 
 
 def _placed(value: Any, parameter: Tensor, key: str) -> Any:

@@ -149,7 +149,7 @@ def test_tracks_are_cut_as_by_a_loop_over_all_of_them(seed, links):
     centre = torch.randn(30, 64, generator=draws)[torch.randint(30, (count,), generator=draws)]
     outlines = torch.nn.functional.normalize(centre + 0.7 * torch.randn(count, 64, generator=draws), dim=1)
     crowd = detect._Crowd(torch.zeros(count, 3, 32, 32, dtype=torch.uint8), outlines)
-    near = detect._once(torch.arange(count), crowd.places[:, :4])
+    near = detect._once(torch.arange(count), crowd.indices[:, :4])
     index = near[torch.randperm(len(near), generator=draws)[:links]]
     pairs = detect.Pairs(index, torch.full((len(index),), 3), torch.rand(len(index), generator=draws))
     found, expected = (rule(pairs, outlines, crowd, 12) for rule in (detect._hanging_together, track_by_track))

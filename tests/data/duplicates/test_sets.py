@@ -61,7 +61,7 @@ def test_of_each_set_the_best_is_kept_and_the_others_say_how_they_differ(photos)
         ODD: (number["02.png"], Kind.EDITED, False),
     }
     assert sorted(number.values()) == [1, 2, 3]
-    why = {images.paths[int(scanned.numbers[m.number])]: m.why for m in members}
+    why = {images.paths[int(scanned.numbers[m.number])]: m.reason for m in members}
     assert why["00.png"] == "most pixels: 320 x 240"
     assert why["01.png"] == "a format without loss"
     assert why["02.png"] == "has colours"
@@ -142,7 +142,7 @@ def test_copies_in_another_collection_are_matched_with_the_closest(photos, tmp_p
         scene(np.random.default_rng(90 + i)).save(tmp_path / f"new-{i}.png")
     other, scanned, _ = sets_of(tmp_path)
     found = {
-        other.paths[int(scanned.numbers[m.other])]: (images.paths[int(own.numbers[m.own])], m.kind)
+        other.paths[int(scanned.numbers[m.second])]: (images.paths[int(own.numbers[m.first])], m.kind)
         for m in matches(own, scanned)
     }
     assert found.pop("zero.png") in {("00.png", Kind.EXACT), ("more/same.bmp", Kind.EXACT)}

@@ -90,7 +90,7 @@ def test_when_every_shard_fails_one_line_says_so(tmp_path):
             list(some)
         assert set(some.bad.reasons) == {"s-0.tar", "s-1.tar"}
     with pytest.raises(SourceError, match=r"none of its 2 shards can be read"):
-        stream.some(3)
+        stream.sample(3)
 
 
 def test_a_rank_whose_shards_are_gone_reads_the_others(tmp_path):

@@ -192,10 +192,10 @@ def test_names_are_written_out(tmp_path):
 
 def test_a_pattern_may_find_too_many(tmp_path):
     shards(tmp_path, *([[0]] * 3))
-    assert len(expand(f"{tmp_path}/s-[01].tar", most=2)) == 2
+    assert len(expand(f"{tmp_path}/s-[01].tar", limit=2)) == 2
     for pattern in (f"{tmp_path}/*.tar", f"{tmp_path}/s-{{0..2}}.tar", f"{tmp_path}/{{s-0,*}}.tar"):
         with pytest.raises(SourceError, match="at most 2 names"):
-            expand(pattern, most=2)
+            expand(pattern, limit=2)
 
 
 def test_what_is_a_stream(tmp_path, monkeypatch):
@@ -229,13 +229,13 @@ def test_a_stream_has_no_parts():
 
 def test_some_images_to_look_at(tmp_path):
     stream = shards(tmp_path, range(30), range(30, 60), bad=(0,))
-    some = stream.some(20)
+    some = stream.sample(20)
     assert len(some) == 20
-    assert some.paths == stream.some(20).paths
+    assert some.paths == stream.sample(20).paths
     image, label = some[5]
     assert (image == int(some.paths[5][-8:-4])).all()
     assert label == -1
-    assert len(stream.some(1000)) == 60
+    assert len(stream.sample(1000)) == 60
 
 
 def test_wrong_arguments(tmp_path):

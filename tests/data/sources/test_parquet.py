@@ -164,7 +164,7 @@ def test_each_group_is_read_once_block_by_block(folder, monkeypatch):
     for block in (images.blocks[k] for k in (3, 0, 4, 2, 1)):
         assert [value(images[i][0]) for i in reversed(block)] == list(reversed(block))
     assert read == [3, 0, 4, 2, 1]
-    assert len(images._kept._groups) == 1  # more than the memory, but one always stays
+    assert len(images._cache._groups) == 1  # more than the memory, but one always stays
     wide = Parquet(images.files, "x", memory=2 * 7 * 100)
     read.clear()
     for i in (0, 7, 1, 8, 14, 2, 0, 7):
@@ -190,7 +190,7 @@ def test_two_ranks_read_every_image_once_an_epoch(folder, workers):
 def test_a_fork_does_not_wait_for_a_lock_of_its_parent(folder):
     images = open_images(folder)
     assert value(images[0][0]) == 0
-    with images._kept._lock:
+    with images._cache._lock:
         child = multiprocessing.get_context("fork").Process(target=lambda: os._exit(value(images[9][0])))
         child.start()
         child.join(20)
@@ -201,7 +201,7 @@ def test_a_fork_does_not_wait_for_a_lock_of_its_parent(folder):
 
 def test_many_threads_and_a_pickled_copy(folder):
     images = pickle.loads(pickle.dumps(open_images(folder)))
-    images._kept.memory = 1
+    images._cache.memory = 1
     wrong = []
 
     def look(seed):

@@ -11,7 +11,7 @@ from crosslevel.data.loaders.batches import EvalBatches, TrainBatches
 from crosslevel.data.open import open_images
 from crosslevel.data.sources import stl10
 from crosslevel.data.sources.stl10 import Stl10
-from crosslevel.evaluation.judged import labelled_pair
+from crosslevel.evaluation.session import labelled_pair
 from crosslevel.settings.parser import run
 from crosslevel.training.train import train
 from crosslevel.utils.errors import SourceError

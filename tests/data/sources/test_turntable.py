@@ -78,7 +78,7 @@ def test_no_two_objects_share_their_shape_within_or_across_splits(monkeypatch):
     shapes, centred = [], turntable.centred
 
     def recording(solids):
-        shapes.append(np.concatenate([solid.place.ravel() for solid in solids]).tobytes())
+        shapes.append(np.concatenate([solid.transform.ravel() for solid in solids]).tobytes())
         return centred(solids)
 
     monkeypatch.setattr(turntable, "centred", recording)

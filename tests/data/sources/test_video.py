@@ -104,7 +104,7 @@ def test_the_nearest_frame_is_taken_whatever_the_gaps(gaps, fps):
     times = torch.tensor([0, *gaps]).cumsum(0).double() / 1000
     wanted = [k / fps for k in range(10_000) if k / fps <= float(times[-1]) + 0.04999 / fps]
     distances = [(times - t).abs() for t in wanted]
-    got = Pace(fps=fps).chosen(times).tolist()
+    got = Pace(fps=fps).select(times).tolist()
     assert got == sorted(set(got))
     # Of two equally near ones either will do.
     assert len(got) <= len(wanted)

@@ -10,7 +10,7 @@ from crosslevel.data.images import InMemoryImages
 from crosslevel.data.open import open_images
 from crosslevel.data.subsets.lists import write_list
 from crosslevel.data.uri import parse
-from crosslevel.evaluation.judged import labelled_pair
+from crosslevel.evaluation.session import labelled_pair
 from crosslevel.utils.errors import SourceError
 
 SMALL = "turntable:train,classes=3,objects=12,frames=4,size=16,imbalance=4"
@@ -24,7 +24,7 @@ def write(root, *names):
 
 def parts(source):
     parsed = parse(source)
-    return parsed.whole, [str(suffix) for suffix in parsed.subset]
+    return parsed.base_text, [str(suffix) for suffix in parsed.subset]
 
 
 @pytest.mark.parametrize(

@@ -35,13 +35,13 @@ def fitted(image: UInt8[Tensor, "c H W"], channels: int) -> UInt8[Tensor, "C H W
         image = _brightness(image)
     elif have == 1 and channels in (3, 4):
         image = image.expand(3, -1, -1)
-    made = torch.full((*image.shape[1:], channels), 255, dtype=torch.uint8).permute(2, 0, 1)
-    made[: len(image)] = image
-    return made
+    result = torch.full((*image.shape[1:], channels), 255, dtype=torch.uint8).permute(2, 0, 1)
+    result[: len(image)] = image
+    return result
 
 
 def _brightness(image: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "1 H W"]:
-    """As Pillow's L: whole numbers, rounded."""
+    """The brightness as Pillow's mode L has it, rounded to integers."""
     out = torch.empty(1, *image.shape[1:], dtype=torch.uint8)
     rows = max(1, _AT_ONCE // max(1, image.shape[2]))
     for part, into in zip(image.split(rows, 1), out.split(rows, 1), strict=True):
@@ -50,12 +50,12 @@ def _brightness(image: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "1 H W"]:
     return out
 
 
-def scaled(values: np.ndarray[Any, Any], wanted: Range | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def scaled(values: np.ndarray[Any, Any], limits: Range | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Values of any kind as bytes; what is no number becomes 0.
 
     Args:
         values: bytes stay as they are, 16 bits without sign are taken whole where no range is wanted.
-        wanted: the values that become 0 and 255.
+        limits: the values that become 0 and 255.
 
     Raises:
         _Defect: values without an agreed range.
@@ -68,18 +68,20 @@ def scaled(values: np.ndarray[Any, Any], wanted: Range | None) -> np.ndarray[Any
         return values.astype(np.uint8) * np.uint8(255)
     if not (np.issubdtype(kind, np.integer) or np.issubdtype(kind, np.floating)):
         raise _Defect(f"values of kind {kind} are no picture")
-    if wanted is None and kind != np.uint16:
-        what = "floating-point" if np.issubdtype(kind, np.floating) else "32-bit or signed"
-        raise _Defect(f"{what} pixels have no agreed range: --range LOW:HIGH says which, or convert it to 8 or 16 bits")
+    if limits is None and kind != np.uint16:
+        description = "floating-point" if np.issubdtype(kind, np.floating) else "32-bit or signed"
+        raise _Defect(
+            f"{description} pixels have no agreed range: --range LOW:HIGH says which, or convert it to 8 or 16 bits"
+        )
     out = np.empty(values.shape, np.uint8)
     flat, into = values.reshape(len(values), -1), out.reshape(len(values), -1)
     rows = max(1, _AT_ONCE // max(1, flat.shape[1]))
     for first in range(0, len(flat), rows):
         part = flat[first : first + rows]
-        if wanted is None:  # exact rounding of v * 255 / 65535
+        if limits is None:  # exact rounding of v * 255 / 65535
             into[first : first + rows] = (part.astype(np.uint32) + 128) // 257
             continue
-        share = (np.clip(part.astype(np.float64), *wanted) - wanted.low) * 255 / (wanted.high - wanted.low)
+        share = (np.clip(part.astype(np.float64), *limits) - limits.low) * 255 / (limits.high - limits.low)
         into[first : first + rows] = np.nan_to_num(np.rint(share), nan=0.0)
     return out
 
@@ -102,5 +104,5 @@ def checked(height: int, width: int, count: int, kind: np.dtype[Any], encoded: i
 
 def image_of(values: Values, reading: Reading) -> UInt8[Tensor, "C H W"]:
     """Values (H, W, c) as an image."""
-    made = torch.from_numpy(np.ascontiguousarray(scaled(values, reading.range))).permute(2, 0, 1)
-    return fitted(made, reading.channels)
+    result = torch.from_numpy(np.ascontiguousarray(scaled(values, reading.range))).permute(2, 0, 1)
+    return fitted(result, reading.channels)

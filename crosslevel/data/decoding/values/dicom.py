@@ -146,9 +146,9 @@ def _compressed(opened: Any, syntax: str, size: tuple[int, int], frame: int, cou
     return more
 
 
-def _same(own: tuple[int, int], said: tuple[int, int]) -> None:
-    if own != said:
-        raise _Defect(f"broken: a frame of {own[0]} x {own[1]} pixels in a picture of {said[0]} x {said[1]}")
+def _same(actual: tuple[int, int], stated: tuple[int, int]) -> None:
+    if actual != stated:
+        raise _Defect(f"broken: a frame of {actual[0]} x {actual[1]} pixels in a picture of {stated[0]} x {stated[1]}")
 
 
 def _picture(opened: Any, values: Values, reading: Reading) -> UInt8[Tensor, "C H W"]:
@@ -161,16 +161,16 @@ def _picture(opened: Any, values: Values, reading: Reading) -> UInt8[Tensor, "C 
         bits = int(opened.BitsStored)
         return image_of(values, reading if bits == 8 else _within(reading, Range(0, 2.0**bits - 1)))
     gray = np.asarray(pixels.apply_modality_lut(values[..., 0], opened))
-    seen = gray if reading.range is not None else _windowed(opened, gray)
+    windowed = gray if reading.range is not None else _windowed(opened, gray)
     # What is in [0, 1] went through the file's own window.
-    shown = image_of(seen.astype(np.float64)[..., None], _within(reading, Range(0, 1)))
+    picture = image_of(windowed.astype(np.float64)[..., None], _within(reading, Range(0, 1)))
     if meaning == "MONOCHROME1":
-        shown[: _COLOURS[len(shown)]] ^= 255  # how bright it is, and not how opaque
-    return shown
+        picture[: _COLOURS[len(picture)]] ^= 255  # how bright it is, and not how opaque
+    return picture
 
 
-def _within(reading: Reading, usual: Range) -> Reading:
-    return reading if reading.range is not None else Reading(channels=reading.channels, range=usual)
+def _within(reading: Reading, default: Range) -> Reading:
+    return reading if reading.range is not None else Reading(channels=reading.channels, range=default)
 
 
 def _windowed(opened: Any, gray: Values) -> Values:
@@ -194,7 +194,7 @@ def _windowed(opened: Any, gray: Values) -> Values:
 
 
 def _first(value: Any) -> float | None:
-    """Of one or several numbers the first; None where there is none."""
+    """The first of one or several numbers; None if there is none."""
     try:
         return float(value[0] if hasattr(value, "__getitem__") and not isinstance(value, str) else value)
     except (TypeError, ValueError, IndexError):

@@ -10,8 +10,8 @@ _CLEAR, _END, _FIRST = 256, 257, 258
 _WIDEST = 12
 
 
-def unpacked(data: memoryview, most: int) -> bytes:
-    """The bytes, no more than ``most`` of them.
+def unpacked(data: memoryview, limit: int) -> bytes:
+    """The bytes, no more than ``limit`` of them.
 
     Raises:
         _Defect: a code that nothing stands for.
@@ -32,9 +32,9 @@ def unpacked(data: memoryview, most: int) -> bytes:
             table.append(before + entry[:1])
         out += entry
         before = entry
-        if len(out) >= most:
+        if len(out) >= limit:
             break
-    return bytes(out[:most])
+    return bytes(out[:limit])
 
 
 def _table() -> list[bytes]:
@@ -43,20 +43,20 @@ def _table() -> list[bytes]:
 
 def _codes(data: memoryview) -> Iterator[int | None]:
     """The codes up to the end; None where the table begins anew. Their width grows with the table, one code early."""
-    held = bits = 0
-    width, known = 9, _FIRST
+    buffer = bits = 0
+    width, entries = 9, _FIRST
     for byte in data:
-        held, bits = held << 8 | byte, bits + 8
+        buffer, bits = buffer << 8 | byte, bits + 8
         if bits < width:
             continue
         bits -= width
-        code, held = held >> bits, held & (1 << bits) - 1
+        code, buffer = buffer >> bits, buffer & (1 << bits) - 1
         if code == _END:
             return
         if code == _CLEAR:
-            width, known = 9, _FIRST
+            width, entries = 9, _FIRST
             yield None
             continue
         yield code
-        known += 1  # what the code before and this one make
-        width = min(_WIDEST, max(9, known.bit_length()))
+        entries += 1  # what the code before and this one make
+        width = min(_WIDEST, max(9, entries.bit_length()))

@@ -50,12 +50,12 @@ def _of_array(data: bytearray, reading: Reading, max_pixels: int) -> UInt8[Tenso
     planes = _planes(shape, reading.channels)
     height, width, count = (shape[0], shape[1], 1) if len(shape) == 2 else _sides(shape, planes)
     need = checked(height, width, count, kind, len(data), max_pixels, "NPY")
-    there = data[stream.tell() :]
-    if len(there) != height * width * count * kind.itemsize:
-        raise _Defect(f"{'truncated' if len(there) < height * width * count * kind.itemsize else 'broken'}: "
-                      f"{len(there):,} bytes for an array of {kind} {shape}")  # fmt: skip
+    content = data[stream.tell() :]
+    if len(content) != height * width * count * kind.itemsize:
+        raise _Defect(f"{'truncated' if len(content) < height * width * count * kind.itemsize else 'broken'}: "
+                      f"{len(content):,} bytes for an array of {kind} {shape}")  # fmt: skip
     with room(need):
-        values = np.frombuffer(there, kind).reshape(shape, order="F" if in_columns else "C")
+        values = np.frombuffer(content, kind).reshape(shape, order="F" if in_columns else "C")
         values = values[..., None] if len(shape) == 2 else values.transpose(1, 2, 0) if planes else values
         return image_of(values, reading)
 
@@ -72,16 +72,16 @@ def _sides(shape: tuple[int, ...], planes: bool) -> tuple[int, int, int]:
 
 
 def _of_tiff(data: bytearray, reading: Reading, max_pixels: int, page: int) -> UInt8[Tensor, "C H W"]:
-    whole = Bands(data, page)
+    first = Bands(data, page)
     # Some programs write each band as a page.
-    pages = [whole]
-    if whole.samples == 1 and not page and reading.channels > 1:
-        pages += Bands.like(data, whole, reading.channels)
-    if len(pages) == 1 and whole.samples not in (1, 3, reading.channels):
-        raise _Defect(f"{whole.samples} channels, not {reading.channels}: --channels {whole.samples} reads it")
-    count = whole.samples * len(pages)
-    need = checked(whole.height, whole.width, count, whole.kind, len(data), max_pixels, "TIFF")
+    bands = [first]
+    if first.samples == 1 and not page and reading.channels > 1:
+        bands += Bands.like(data, first, reading.channels)
+    if len(bands) == 1 and first.samples not in (1, 3, reading.channels):
+        raise _Defect(f"{first.samples} channels, not {reading.channels}: --channels {first.samples} reads it")
+    count = first.samples * len(bands)
+    need = checked(first.height, first.width, count, first.kind, len(data), max_pixels, "TIFF")
     with room(need):
-        read = [each.values() for each in pages]
-        made = image_of(read[0] if len(read) == 1 else np.concatenate(read, 2), reading)
-        return 255 - made if whole.inverted else made
+        read = [each.values() for each in bands]
+        image = image_of(read[0] if len(read) == 1 else np.concatenate(read, 2), reading)
+        return 255 - image if first.inverted else image

@@ -42,8 +42,8 @@ class Bands:
         self.data = memoryview(data)
         self.order: Literal["<", ">"] = "<" if data[:2] == b"II" else ">"
         self.big = self._number(2, "H") == 43
-        self.tags, self.following = self._tags(self._place(page) if at is None else at)
-        self.width, self.height, self.samples = (self._one(tag, usual) for tag, usual in _SIZES)
+        self.tags, self.following = self._tags(self._page_offset(page) if at is None else at)
+        self.width, self.height, self.samples = (self._one(tag, default) for tag, default in _SIZES)
         bits, formats = self._several(_BITS, 2**16) or [1], self._several(_FORMAT, 2**16) or [1]
         if len({*bits}) > 1 or len({*formats}) > 1:
             raise _Defect("its bands are of different kinds: write them as one kind")
@@ -63,12 +63,12 @@ class Bands:
     @classmethod
     def like(cls, data: bytes | bytearray, first: Bands, count: int) -> list[Bands]:
         """The pages after the first, where a file has ``count`` pages that are alike, a band each; else none."""
-        pages = [first]
-        while pages[-1].following and len(pages) <= count:
-            pages.append(cls(data, at=pages[-1].following))
-            if (pages[-1].shape, pages[-1].kind) != (first.shape, first.kind):
+        bands = [first]
+        while bands[-1].following and len(bands) <= count:
+            bands.append(cls(data, at=bands[-1].following))
+            if (bands[-1].shape, bands[-1].kind) != (first.shape, first.kind):
                 return []
-        return pages[1:] if len(pages) == count else []
+        return bands[1:] if len(bands) == count else []
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -78,7 +78,7 @@ class Bands:
     def values(self) -> Values:
         """All values (H, W, samples); whoever asks has looked at their number."""
         out = np.zeros(self.shape, self.kind)
-        apart = self.samples if self._one(_PLANAR, 1) == 2 else 1
+        planes = self.samples if self._one(_PLANAR, 1) == 2 else 1
         tiled = _TILES in self.tags
         rows = self._one(_TILE_ROWS, 0) if tiled else min(self.height, self._one(_ROWS, self.height))
         columns = self._one(_TILE_WIDTH, 0) if tiled else self.width
@@ -87,13 +87,13 @@ class Bands:
         down, across = -(-self.height // rows), -(-self.width // columns)
         offsets = self._several(_TILES if tiled else _STRIPS, _MOST_PARTS)
         sizes = self._several(_TILE_BYTES if tiled else _STRIP_BYTES, _MOST_PARTS)
-        if len(offsets) != down * across * apart or len(sizes) != len(offsets):
-            raise _Defect(f"broken: {len(offsets):,} strips or tiles, where {down * across * apart:,} would be")
+        if len(offsets) != down * across * planes or len(sizes) != len(offsets):
+            raise _Defect(f"broken: {len(offsets):,} strips or tiles, where {down * across * planes:,} would be")
         for number, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
-            plane, place = divmod(number, down * across)
-            top, left = place // across * rows, place % across * columns
+            plane, tile = divmod(number, down * across)
+            top, left = tile // across * rows, tile % across * columns
             high = rows if tiled else min(rows, self.height - top)
-            count = 1 if apart > 1 else self.samples
+            count = 1 if planes > 1 else self.samples
             if high * columns > 4 * max(out.size, 2**20):  # a tile may be larger than the image, but not by much
                 raise _Defect("broken: tiles that are far larger than the image")
             part = self._part(offset, size, (high, columns, count))[: self.height - top, : self.width - left]
@@ -106,48 +106,50 @@ class Bands:
         need = shape[0] * shape[1] * shape[2] * self.kind.itemsize
         if offset + size > len(self.data):
             raise _Defect("truncated: a strip or tile ends behind the file")
-        there = self.data[offset : offset + size]
+        content = self.data[offset : offset + size]
         if self.packed in _DEFLATE:
             try:
-                there = memoryview(zlib.decompressobj().decompress(there, need))  # never more than the image can need
+                content = memoryview(
+                    zlib.decompressobj().decompress(content, need)
+                )  # never more than the image can need
             except zlib.error as error:
                 raise _Defect(f"damaged: {error}") from None
         elif self.packed == _LZW:
-            there = memoryview(lzw_unpacked(there, need))
-        if len(there) < need:
+            content = memoryview(lzw_unpacked(content, need))
+        if len(content) < need:
             raise _Defect("truncated: a strip or tile has fewer values than its pixels")
         if self.predictor == 3:
-            return _undone_floats(np.frombuffer(there[:need], np.uint8), shape, self.kind)
-        values = np.frombuffer(there[:need], self.kind.newbyteorder(self.order)).reshape(shape).astype(self.kind)
+            return _undone_floats(np.frombuffer(content[:need], np.uint8), shape, self.kind)
+        values = np.frombuffer(content[:need], self.kind.newbyteorder(self.order)).reshape(shape).astype(self.kind)
         if self.predictor == 2:
-            whole = values.view(f"u{self.kind.itemsize}")
-            np.cumsum(whole, axis=1, dtype=whole.dtype, out=whole)
+            integers = values.view(f"u{self.kind.itemsize}")
+            np.cumsum(integers, axis=1, dtype=integers.dtype, out=integers)
         return values
 
-    def _place(self, page: int) -> int:
-        """Where the tags of a page begin."""
-        where = self._number(8 if self.big else 4, self._word)
+    def _page_offset(self, page: int) -> int:
+        """The offset of a page's tags."""
+        offset = self._number(8 if self.big else 4, self._word)
         for _ in range(page):
-            where = self._number(self._entries(where).stop, self._word)
-        if not where:
+            offset = self._number(self._entries(offset).stop, self._word)
+        if not offset:
             raise _Defect("there is no such page")
-        return where
+        return offset
 
     @property
     def _word(self) -> str:
         return "Q" if self.big else "I"
 
-    def _entries(self, where: int) -> range:
-        """Where each tag of a page lies."""
-        count, entry = self._number(where, "Q" if self.big else "H"), 20 if self.big else 12
-        if not where or count > _MOST_TAGS:
-            raise _Defect("broken: more tags than any image has" if where else "there is no such page")
-        begin = where + (8 if self.big else 2)
+    def _entries(self, offset: int) -> range:
+        """The offset of each tag of a page."""
+        count, entry = self._number(offset, "Q" if self.big else "H"), 20 if self.big else 12
+        if not offset or count > _MOST_TAGS:
+            raise _Defect("broken: more tags than any image has" if offset else "there is no such page")
+        begin = offset + (8 if self.big else 2)
         return range(begin, begin + entry * count, entry)
 
-    def _tags(self, where: int) -> tuple[dict[int, tuple[int, int, int]], int]:
-        """Of each of a page's tags its type, how many values it has and where they begin; and the next page's place."""
-        entries = self._entries(where)
+    def _tags(self, offset: int) -> tuple[dict[int, tuple[int, int, int]], int]:
+        """The type, count and offset of each of a page's tags; and the next page's offset."""
+        entries = self._entries(offset)
         return {self._number(at, "H"): self._tag(at) for at in entries}, self._number(entries.stop, self._word)
 
     def _tag(self, at: int) -> tuple[int, int, int]:
@@ -157,20 +159,20 @@ class Bands:
         fits = count * width <= (8 if self.big else 4)
         return kind, count, inside if fits else self._number(inside, self._word)
 
-    def _several(self, tag: int, most: int) -> list[int]:
-        kind, count, where = self.tags.get(tag, (1, 0, 0))
-        if kind not in _TYPES or count > most:
+    def _several(self, tag: int, limit: int) -> list[int]:
+        kind, count, offset = self.tags.get(tag, (1, 0, 0))
+        if kind not in _TYPES or count > limit:
             raise _Defect(f"broken: tag {tag} has {count:,} values of type {kind}")
         number = np.dtype(_TYPES[kind]).newbyteorder(self.order)
-        there = self.data[where : where + count * number.itemsize]
-        if len(there) != count * number.itemsize:
+        content = self.data[offset : offset + count * number.itemsize]
+        if len(content) != count * number.itemsize:
             raise _Defect("truncated: a tag lies behind the end of the file")
-        values: list[int] = np.frombuffer(there, number).tolist()
+        values: list[int] = np.frombuffer(content, number).tolist()
         return values
 
-    def _one(self, tag: int, usual: int) -> int:
+    def _one(self, tag: int, default: int) -> int:
         values = self._several(tag, _MOST_PARTS)
-        return values[0] if values else usual
+        return values[0] if values else default
 
     def _number(self, at: int, kind: str) -> int:
         try:
@@ -182,17 +184,17 @@ class Bands:
 _SIZES: Sequence[tuple[int, int]] = ((_WIDTH, 0), (_HEIGHT, 0), (_SAMPLES, 1))
 
 
-def _undone_floats(there: np.ndarray[Any, Any], shape: tuple[int, int, int], kind: np.dtype[Any]) -> Values:
+def _undone_floats(content: np.ndarray[Any, Any], shape: tuple[int, int, int], kind: np.dtype[Any]) -> Values:
     """Floats of which each row has first all highest bytes, then all next, each less the one before (TIFF note 3)."""
     rows, columns, count = shape
-    lines = there.reshape(rows, -1, count)
+    lines = content.reshape(rows, -1, count)
     lines = np.cumsum(lines, axis=1, dtype=np.uint8).reshape(rows, kind.itemsize, columns * count)
     values = np.ascontiguousarray(lines.transpose(0, 2, 1)).view(kind.newbyteorder(">"))
     return values.reshape(shape).astype(kind)
 
 
 def _upright(values: Values, turned: int) -> Values:
-    """As the tag of the orientation says, 1 to 8: from 5 on rows and columns change places first."""
+    """Turn the image upright by its orientation tag, 1 to 8: from 5 on rows and columns are swapped first."""
     if turned >= 5:
         values = values.swapaxes(0, 1)
     if turned in (3, 4, 7, 8):

@@ -96,7 +96,7 @@ class Annotated(Dataset[tuple[Tensor, Objects]]):
         return self._replaced([self.files[i] for i in keep], [self.objects[i] for i in keep], self.classes, keep)
 
     def numbered_as(self, train: Annotated) -> Annotated:
-        """The same images with the class numbers of ``train``.
+        """Return these images with the class numbers of ``train``.
 
         Raises:
             SourceError: there are objects of classes of which ``train`` has none; the message names them.
@@ -104,23 +104,23 @@ class Annotated(Dataset[tuple[Tensor, Objects]]):
         """
         unknown = sorted(self.names() - train.names())
         if unknown:
-            named = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
-            raise SourceError(f"{self.name} has classes that {train.name} lacks: {named}")
+            class_names = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
+            raise SourceError(f"{self.name} has classes that {train.name} lacks: {class_names}")
         number_of = {name: c for c, name in enumerate(train.classes)}
         # A class without number has ignored objects only: there is nothing to find.
         number = torch.tensor([number_of.get(name, -1) for name in self.classes], dtype=torch.int64)
         renumbered = []
         for objects in self.objects:
             labels = number[objects.labels]
-            kept = labels >= 0
-            renumbered.append(Objects(objects.boxes[kept], labels[kept], objects.ignored[kept]))
+            mask = labels >= 0
+            renumbered.append(Objects(objects.boxes[mask], labels[mask], objects.ignored[mask]))
         return self._replaced(self.files, renumbered, train.classes, range(len(self)))
 
     def _replaced(self, files: list[str], objects: list[Objects], classes: list[str], keep: Sequence[int]) -> Annotated:
         sizes = [self.sizes[i] for i in keep]
-        made = Annotated(self.name, files, objects, classes, self.ignored, sizes, self.origin)
-        made.reading = self.reading
-        return made
+        result = Annotated(self.name, files, objects, classes, self.ignored, sizes, self.origin)
+        result.reading = self.reading
+        return result
 
 
 class Row(NamedTuple):
@@ -132,27 +132,27 @@ class Row(NamedTuple):
     number: object  # what its file calls it
 
 
-def objects_of(rows: list[Row], size: tuple[int, int], where: str) -> Objects:
-    """Checked rows as tensors; ``where`` begins the message about a bad one."""
-    checked = [(_clipped(row, size, f"{where} {row.number}"), row) for row in rows]
-    kept = [(box, row.label, row.ignored) for box, row in checked if box is not None]
-    boxes = torch.tensor([box for box, _, _ in kept], dtype=torch.float32).reshape(-1, 4)
-    labels = torch.tensor([label for _, label, _ in kept], dtype=torch.int64)
-    return Objects(boxes, labels, torch.tensor([ignored for _, _, ignored in kept], dtype=torch.bool))
+def objects_of(rows: list[Row], size: tuple[int, int], location: str) -> Objects:
+    """Checked rows as tensors; ``location`` begins the message about a bad one."""
+    checked = [(_clipped(row, size, f"{location} {row.number}"), row) for row in rows]
+    valid = [(box, row.label, row.ignored) for box, row in checked if box is not None]
+    boxes = torch.tensor([box for box, _, _ in valid], dtype=torch.float32).reshape(-1, 4)
+    labels = torch.tensor([label for _, label, _ in valid], dtype=torch.int64)
+    return Objects(boxes, labels, torch.tensor([ignored for _, _, ignored in valid], dtype=torch.bool))
 
 
-def _clipped(row: Row, size: tuple[int, int], where: str) -> tuple[float, float, float, float] | None:
+def _clipped(row: Row, size: tuple[int, int], location: str) -> tuple[float, float, float, float] | None:
     """The box within its image of (height, width) ``size``; None if it has no area."""
     (x1, y1, x2, y2), (height, width) = row.corners, size
     box = f"box ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
     if not (x2 >= x1 and y2 >= y1):
-        raise SourceError(f"{where}: {box} ends before it begins: correct or remove it")
+        raise SourceError(f"{location}: {box} ends before it begins: correct or remove it")
     if min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1:
-        raise SourceError(f"{where}: {box} lies outside its image of {width}x{height} pixels: correct or remove it")
+        raise SourceError(f"{location}: {box} lies outside its image of {width}x{height} pixels: correct or remove it")
     x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
     if x2 > x1 and y2 > y1:
         return x1, y1, x2, y2
-    warnings.warn(f"{where}: {box} has no area and is left out", stacklevel=2)
+    warnings.warn(f"{location}: {box} has no area and is left out", stacklevel=2)
     return None
 
 

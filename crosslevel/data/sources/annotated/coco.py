@@ -62,7 +62,7 @@ def _rows(file: Path, folder: Path, content: dict[str, Any]) -> Annotated:
 
 
 def _folder(file: Path, images: list[dict[str, Any]]) -> Path:
-    """Where the images are in the official layout, or beside the file."""
+    """The folder of images, as in the official layout, or beside the file."""
     split = file.stem.removeprefix("instances_")
     folders = [file.parent.parent / split, file.parent / split, file.parent, file.parent / "images"]
     first = str(images[0].get("file_name", "")) if images else ""

@@ -47,12 +47,12 @@ class Crops:
 
     def options(self) -> str:
         """These settings as the command line has them."""
-        given = [(field, getattr(self, field.name)) for field in fields(self)]
-        changed = [f"--crops.{field.name}={value}" for field, value in given if value != field.default]
+        values = [(field, getattr(self, field.name)) for field in fields(self)]
+        changed = [f"--crops.{field.name}={value}" for field, value in values if value != field.default]
         return " ".join(changed).lower() or "--crops"
 
     def windows(self, boxes: Float[Tensor, "K 4"], sizes: Int64[Tensor, "K 2"]) -> Int64[Tensor, "K 4"]:
-        """What is cut out for boxes (x1, y1, x2, y2) of images of (height, width) ``sizes``: whole pixels inside."""
+        """The windows to crop for boxes (x1, y1, x2, y2) of images of (height, width) ``sizes``, in whole pixels."""
         low, high = boxes[:, :2].double(), boxes[:, 2:].double()
         side = (high - low).amax(1, keepdim=True)
         low, high = low - self.margin * side, high + self.margin * side
@@ -119,9 +119,9 @@ class ObjectCrops(Images):
         x1, y1, x2, y2 = self.windows[i].tolist()
         # A copy: a view would keep the whole image.
         label = -1 if self.labels is None else int(self.labels[i])
-        return self._whole(i)[:, y1:y2, x1:x2].clone(), label
+        return self._image_of(i)[:, y1:y2, x1:x2].clone(), label
 
-    def _whole(self, i: int) -> Tensor:
+    def _image_of(self, i: int) -> Tensor:
         """The image that object i is in."""
         number, last = int(self.image[i]), self._last
         if last is None or last[0] != number:
@@ -137,7 +137,7 @@ class ObjectCrops(Images):
         return {**self.__dict__, "_last": None}
 
     def content(self) -> Iterable[bytes | memoryview]:
-        """What is cut out, and names, sizes and times of change of the images."""
+        """Bytes that identify the windows, and names, sizes and times of change of the images."""
         yield self.windows.numpy().tobytes()
         yield self.image.numpy().tobytes()
         for number in self.image.unique_consecutive().tolist():
@@ -175,13 +175,13 @@ def _names(files: list[str], image: Int64[Tensor, " N"], number: Int64[Tensor, "
         yield f"{os.path.relpath(files[i], shared)}#{k + 1}"
 
 
-def _too_few(images: Annotated, crops: Crops, sides: Tensor, usable: Tensor, left: int) -> str:
+def _too_few(images: Annotated, crops: Crops, sides: Tensor, usable: Tensor, usable_count: int) -> str:
     count, ignored = int(usable.sum()), int((~usable).sum())
     if count < 2:
-        rest = f", {ignored:,} more are ignored ({images.ignored})" if ignored else ""
-        return f"{images.name}: needs at least 2 objects, it has {count}{rest}"
+        ignored_note = f", {ignored:,} more are ignored ({images.ignored})" if ignored else ""
+        return f"{images.name}: needs at least 2 objects, it has {count}{ignored_note}"
     largest = f"{float(sides[usable].max()):g}"
-    have = "1 has" if left else "none have"
+    have = "1 has" if usable_count else "none have"
     return (
         f"{images.name}: of its {count:,} objects {have} a shorter side of at least {crops.min_size} pixels "
         f"(the largest: {largest}): lower --crops.min_size"

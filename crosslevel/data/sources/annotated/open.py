@@ -35,34 +35,34 @@ def annotated(source: Source) -> Annotated:
             impossible, or there is nothing in it; one line that names it and says what to do.
 
     """
-    parts = list(map(_opened, source.parts))
-    kinds = {part.ignored for part in parts}
+    opened = list(map(_opened, source.parts))
+    kinds = {part.ignored for part in opened}
     if len(kinds) > 1:
-        raise SourceError(f"{source.whole}: parts in the layouts of VOC and COCO cannot be joined by +")
-    classes = list(dict.fromkeys(name for part in parts for name in part.classes))
+        raise SourceError(f"{source.base_text}: parts in the layouts of VOC and COCO cannot be joined by +")
+    classes = list(dict.fromkeys(name for part in opened for name in part.classes))
     # VOC has no order of classes but the alphabet; COCO's is that of its categories.
-    classes = classes if parts[0].ignored == "crowd" else sorted(classes)
-    whole = Annotated(source.whole, [], [], classes, parts[0].ignored, [])
+    classes = classes if opened[0].ignored == "crowd" else sorted(classes)
+    joined = Annotated(source.base_text, [], [], classes, opened[0].ignored, [])
     number_of = {name: c for c, name in enumerate(classes)}
-    for part in parts:
+    for part in opened:
         number = torch.tensor([number_of[name] for name in part.classes], dtype=torch.int64)
-        whole.files += part.files
-        whole.sizes += part.sizes
-        whole.origin += part.origin
-        whole.objects += [objects._replace(labels=number[objects.labels]) for objects in part.objects]
-    if not any(len(objects.labels) for objects in whole.objects):
-        raise SourceError(f"{source.whole}: not one object in its {len(whole)} images")
-    whole.reading = source.reading
-    return whole
+        joined.files += part.files
+        joined.sizes += part.sizes
+        joined.origin += part.origin
+        joined.objects += [objects._replace(labels=number[objects.labels]) for objects in part.objects]
+    if not any(len(objects.labels) for objects in joined.objects):
+        raise SourceError(f"{source.base_text}: not one object in its {len(joined)} images")
+    joined.reading = source.reading
+    return joined
 
 
 def _opened(part: Part) -> Annotated:
     if os.path.isfile(part.path) and part.path.lower().endswith(".json"):
-        return open_coco(Path(part.path), Path(part.rest) if part.rest else None)
+        return open_coco(Path(part.path), Path(part.split) if part.split else None)
     if os.path.isfile(part.path) and part.path.lower().endswith(ENDINGS):
-        return open_yolo(Path(part.path), part.rest)
+        return open_yolo(Path(part.path), part.split)
     if os.path.isdir(part.path):
-        return open_voc(Path(part.path), part.rest, str(part))
+        return open_voc(Path(part.path), part.split, str(part))
     raise SourceError(
         f"{part}: there is no such folder or file: give a VOC folder and the name of a list, VOC2007:trainval, "
         "COCO's instances and their images, instances_val2017.json:val2017, or YOLO's data.yaml:train"

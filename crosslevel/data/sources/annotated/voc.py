@@ -35,8 +35,8 @@ def open_voc(root: Path, split: str, name: str) -> Annotated:
         tree = _xml(file)
         picture = _picture(tree, key, pictures)
         if picture is None:
-            wanted = tree.findtext("filename") or f"{key}.jpg"
-            raise SourceError(f"{file}: its image {root / 'JPEGImages' / wanted} is missing: restore it or its name")
+            filename = tree.findtext("filename") or f"{key}.jpg"
+            raise SourceError(f"{file}: its image {root / 'JPEGImages' / filename} is missing: restore it or its name")
         files.append(str(root / "JPEGImages" / picture))
         sizes.append(_size(tree) or _measured(files[-1]))
         rows = [_object(item, i, classes, file) for i, item in enumerate(tree.iterfind("object"), 1)]
@@ -48,10 +48,10 @@ def open_voc(root: Path, split: str, name: str) -> Annotated:
 
 def _picture(tree: ElementTree.Element, key: str, pictures: set[str]) -> str | None:
     """The image that an annotation names; that of the same name where it names none."""
-    named = tree.findtext("filename", "").strip()
-    if named:
-        return named if named in pictures else None
-    return next((f"{key}.{ending}" for ending in sorted(EXTENSIONS) if f"{key}.{ending}" in pictures), None)
+    filename = tree.findtext("filename", "").strip()
+    if filename:
+        return filename if filename in pictures else None
+    return next((f"{key}.{extension}" for extension in sorted(EXTENSIONS) if f"{key}.{extension}" in pictures), None)
 
 
 def _size(tree: ElementTree.Element) -> tuple[int, int] | None:
@@ -89,7 +89,7 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        names = ", ".join(sorted(other.stem for other in file.parent.glob(f"*{file.suffix}"))[:8]) or "none"
+        names = ", ".join(sorted(sibling.stem for sibling in file.parent.glob(f"*{file.suffix}"))[:8]) or "none"
         raise SourceError(f"{file}: {getattr(error, 'strerror', None) or error}; there are: {names}") from error
 
 

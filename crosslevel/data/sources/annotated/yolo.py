@@ -33,14 +33,14 @@ def open_yolo(file: Path, split: str) -> Annotated:
     """
     content = _content(file)
     if not content.get(split):
-        there = ", ".join(name for name in ("train", "val", "test") if content.get(name)) or "none"
-        raise SourceError(f"{file}: the name of a split is missing, as {file}:train; there are: {there}")
+        available = ", ".join(name for name in ("train", "val", "test") if content.get(name)) or "none"
+        raise SourceError(f"{file}: the name of a split is missing, as {file}:train; there are: {available}")
     classes = _classes(file, content)
     root = Path(os.path.join(file.parent, str(content.get("path") or "")))
-    places = content[split] if isinstance(content[split], list) else [content[split]]
-    pictures = [picture for place in places for picture in _pictures(file, root, str(place))]
+    folders = content[split] if isinstance(content[split], list) else [content[split]]
+    pictures = [picture for folder in folders for picture in _pictures(file, root, str(folder))]
     if not pictures:
-        raise SourceError(f"{file}: {split} has no images in {', '.join(map(str, places))}: correct path or {split}")
+        raise SourceError(f"{file}: {split} has no images in {', '.join(map(str, folders))}: correct path or {split}")
     files, objects, sizes, origin = [], [], [], [str(file)]
     for picture in pictures:
         labels = _labels_of(picture)
@@ -74,28 +74,28 @@ def _classes(file: Path, content: dict[str, Any]) -> list[str]:
     return [str(name) for name in names]
 
 
-def _pictures(file: Path, root: Path, place: str) -> list[Path]:
+def _pictures(file: Path, root: Path, entry: str) -> list[Path]:
     """The images of a folder, its own folders' too, or those that a .txt file lists."""
-    there = root / place
-    if there.is_dir():
-        return sorted(p for p in there.rglob("*") if p.suffix[1:].lower() in EXTENSIONS and not p.name.startswith("."))
-    if not (there.is_file() and there.suffix == ".txt"):
-        raise SourceError(f"{file}: there is no folder or list {there}: correct path, or the split")
-    listed = [line.strip() for line in there.read_text(encoding="utf-8").splitlines() if line.strip()]
-    pictures = [there.parent / line if line.startswith("./") else root / line for line in listed]
+    path = root / entry
+    if path.is_dir():
+        return sorted(p for p in path.rglob("*") if p.suffix[1:].lower() in EXTENSIONS and not p.name.startswith("."))
+    if not (path.is_file() and path.suffix == ".txt"):
+        raise SourceError(f"{file}: there is no folder or list {path}: correct path, or the split")
+    listed = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    pictures = [path.parent / line if line.startswith("./") else root / line for line in listed]
     missing = next((picture for picture in pictures if not picture.is_file()), None)
     if missing is not None:
-        raise SourceError(f"{there} names {missing}, which is not there")
+        raise SourceError(f"{path} names {missing}, which is not there")
     return pictures
 
 
 def _labels_of(picture: Path) -> Path:
     """The last folder ``images`` of the path becomes ``labels``."""
-    parts = list(picture.parent.parts)
-    places = [i for i, part in enumerate(parts) if part == "images"]
-    if places:
-        parts[places[-1]] = "labels"
-    return Path(*parts, f"{picture.stem}.txt")
+    segments = list(picture.parent.parts)
+    matches = [i for i, part in enumerate(segments) if part == "images"]
+    if matches:
+        segments[matches[-1]] = "labels"
+    return Path(*segments, f"{picture.stem}.txt")
 
 
 def _rows(labels: Path, classes: int, size: tuple[int, int]) -> list[Row]:

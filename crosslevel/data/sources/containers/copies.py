@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from crosslevel.data.index_cache import cache_folder
-from crosslevel.data.sources.containers.remote import Damage, Tape, about, exists, expand
+from crosslevel.data.sources.containers.remote import Damage, Tape, exists, expand, stat_of
 from crosslevel.data.sources.packed import ABOUT, INDEX, read_about, shard_name
 from crosslevel.data.uri import CONTAINER, Source, parse
 from crosslevel.utils.errors import SourceError, UserError
@@ -43,7 +43,7 @@ class _File(NamedTuple):
 
 
 def local(source: Source) -> Source:
-    """The same images as files of this machine: of a pack, of tar shards or of Parquet files at an address.
+    """Copy a pack, tar shards or Parquet files from an address to this machine, and return them as a source.
 
     Each file is copied once, and again when its size or what the store says of its version has changed. A copy appears
     when it is whole; a killed command begins again with the file that it was at.
@@ -54,25 +54,25 @@ def local(source: Source) -> Source:
     """
     path, marked, options = source.path.partition(",")
     if CONTAINER.search(path.partition("?")[0]):
-        names = _copied([_file(name, _folder(name)) for name in expand(path)], source.whole)
+        names = _copied([_file(name, _folder(name)) for name in expand(path)], source.base_text)
         folders = {os.path.dirname(name) for name in names}
         if len(names) == 1:
-            made = parse(names[0] + marked + options)
+            copied = parse(names[0] + marked + options)
         elif len(folders) == 1 and set(names) == _containers(folders.pop()):
-            made = parse(os.path.dirname(names[0]) + marked + options)
+            copied = parse(os.path.dirname(names[0]) + marked + options)
         else:
-            made = parse("{" + ",".join(names) + "}" + marked + options)
-        return dataclasses.replace(made, reading=source.reading)
+            copied = parse("{" + ",".join(names) + "}" + marked + options)
+        return dataclasses.replace(copied, reading=source.reading)
     if marked or not exists(f"{path.rstrip('/')}/{ABOUT}"):
         raise SourceError(
-            f"{source.whole}: no pack and no .tar or .parquet files: single images are not read from addresses; "
+            f"{source.base_text}: no pack and no .tar or .parquet files: single images are not read from addresses; "
             "pack them, or write them to shards"
         )
     address = path.rstrip("/")
     folder = _folder(f"{address}/{ABOUT}")
-    first = _copied([_file(f"{address}/{ABOUT}", folder)], source.whole)[0]
-    files = [_file(f"{address}/{name}", folder) for name in [INDEX, *_shards(first, source.whole)]]
-    _copied(files, source.whole)
+    first = _copied([_file(f"{address}/{ABOUT}", folder)], source.base_text)[0]
+    files = [_file(f"{address}/{name}", folder) for name in [INDEX, *_shards(first, source.base_text)]]
+    _copied(files, source.base_text)
     return dataclasses.replace(parse(str(folder)), reading=source.reading)
 
 
@@ -85,14 +85,14 @@ def _shards(about_pack: str, name: str) -> list[str]:
 
 
 def _folder(address: str) -> Path:
-    """Where copies from the folder of this address lie."""
-    place = address.partition("?")[0].rpartition("/")[0]
-    return cache_folder() / FOLDER / hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest()[:24]
+    """The cache folder for copies from the folder of this address."""
+    parent = address.partition("?")[0].rpartition("/")[0]
+    return cache_folder() / FOLDER / hashlib.sha256(parent.encode(errors="surrogateescape")).hexdigest()[:24]
 
 
 def _file(address: str, folder: Path) -> _File:
-    told = about(address)
-    return _File(address, folder / address.partition("?")[0].rpartition("/")[2], told.size, told.state)
+    status = stat_of(address)
+    return _File(address, folder / address.partition("?")[0].rpartition("/")[2], status.size, status.state)
 
 
 def _containers(folder: str) -> set[str]:
@@ -102,10 +102,10 @@ def _containers(folder: str) -> set[str]:
 def _copied(files: Iterable[_File], name: str, fetch: Fetch | None = None) -> list[str]:
     """The copies' paths; those that are missing, or of a former state, are made: once, whoever else needs them here."""
     files = list(files)
-    with ExitStack() as held:
+    with ExitStack() as locks:
         if not all(map(_is_there, files)):
             for folder in sorted({file.copy.parent for file in files}):
-                held.enter_context(folder_lock(folder, "a copy", patient=True))
+                locks.enter_context(folder_lock(folder, "a copy", patient=True))
         _make([file for file in files if not _is_there(file)], name, fetch or download)
     return [str(file.copy) for file in files]
 
@@ -130,14 +130,14 @@ def _is_there(file: _File) -> bool:
         return False
 
 
-def check_room(wanted: int, name: str) -> None:
+def check_room(size: int, name: str) -> None:
     """Refuse to copy so many bytes where the cache's disk has no room for them."""
-    home = cache_folder()
-    home.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(home).free
-    if wanted + _SPARE > free:
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(cache).free
+    if size + _SPARE > free:
         raise SourceError(
-            f"{name}: {wanted / 1e9:.1f} GB have to be copied once, and {home} has {free / 1e9:.1f} GB left: set "
+            f"{name}: {size / 1e9:.1f} GB have to be copied once, and {cache} has {free / 1e9:.1f} GB left: set "
             "CROSSLEVEL_CACHE to a larger disk"
         )
 

@@ -26,7 +26,7 @@ from crosslevel.utils.files import BEST, LAST, PREVIOUS, is_unfinished, write
 from crosslevel.utils.locks import LOCK
 
 _LATE = (PREVIOUS, LAST, BEST, "pack.json")  # in this order, after all others
-Seen = tuple[int, int]  # when a file was changed, and its bytes
+FileStat = tuple[int, int]  # when a file was changed, and its bytes
 
 
 class StoredFolder:
@@ -48,13 +48,13 @@ class StoredFolder:
         self._notes = self.folder.parent / "known.json"
         self.system, self.path = system_of(self.address)
         # By name: what the store says of the object, and what the file here was when they were the same.
-        self.known: dict[str, tuple[str, Seen]] = {}
+        self.synced: dict[str, tuple[str, FileStat]] = {}
         with suppress(OSError, ValueError, TypeError):
-            known = json.loads(self._notes.read_text(encoding="utf-8"))
-            self.known = {name: (state, (seen[0], seen[1])) for name, (state, seen) in known.items()}
+            notes = json.loads(self._notes.read_text(encoding="utf-8"))
+            self.synced = {name: (state, (status[0], status[1])) for name, (state, status) in notes.items()}
 
     def listed(self) -> dict[str, dict[str, Any]]:
-        """What the store says of its objects, by their names within the folder.
+        """The store's objects and their metadata, by their names within the folder.
 
         Raises:
             SourceError: it cannot be asked.
@@ -62,32 +62,32 @@ class StoredFolder:
         """
         try:
             self.system.invalidate_cache()
-            found = patiently(lambda: self.system.find(self.path, detail=True))
+            objects = patiently(lambda: self.system.find(self.path, detail=True))
         except FileNotFoundError:
             return {}
         except Exception as error:
             raise SourceError(f"{self.address}: cannot be listed: {reason(error)}") from error
-        names = {file[len(self.path) :].strip("/"): info for file, info in found.items()}
+        names = {file[len(self.path) :].strip("/"): info for file, info in objects.items()}
         return {name: info for name, info in names.items() if name and ".." not in PurePosixPath(name).parts}
 
-    def fetch(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
-        """Make the files here what the store has, of those whose names are ``wanted``; others are left out.
+    def fetch(self, selected: Callable[[str], bool] = lambda name: True) -> None:
+        """Make the files here what the store has, of those whose names are ``selected``; others are left out.
 
         Raises:
             SourceError: something cannot be read, or there is no room for it.
 
         """
-        there = {name: info for name, info in self.listed().items() if wanted(name)}
-        for name in self._files().keys() - there.keys():
+        stored = {name: info for name, info in self.listed().items() if selected(name)}
+        for name in self._files().keys() - stored.keys():
             (self.folder / name).unlink(missing_ok=True)
-        news = {name: info for name, info in there.items() if not self._is_same(name, state_of(info))}
-        check_room(sum(int(info["size"]) for info in news.values()), self.address)
+        changed = {name: info for name, info in stored.items() if not self._is_same(name, state_of(info))}
+        check_room(sum(int(info["size"]) for info in changed.values()), self.address)
         closing = threading.Event()
-        for name, info in news.items():
+        for name, info in changed.items():
             file = self.folder / name
             file.parent.mkdir(parents=True, exist_ok=True)
             download(f"{self.address}/{name}", file, int(info["size"]), closing)
-            self.known[name] = (state_of(info), _seen(file))
+            self.synced[name] = (state_of(info), _stat_of(file))
         self._note()
 
     def send(self) -> None:
@@ -98,18 +98,20 @@ class StoredFolder:
 
         """
         files = self._files()
-        held = {seen: name for name, (_, seen) in self.known.items()}
+        stored_as = {status: name for name, (_, status) in self.synced.items()}
         try:
             for name in sorted(files, key=_turn):
-                seen = files[name]
-                if name in self.known and self.known[name][1] == seen:
+                status = files[name]
+                if name in self.synced and self.synced[name][1] == status:
                     continue
-                self._put(name, seen, held.get(seen))
-                held = {other: holder for other, holder in held.items() if holder != name} | {seen: name}
-            for name in self.known.keys() - files.keys():
+                self._put(name, status, stored_as.get(status))
+                stored_as = {stored_status: holder for stored_status, holder in stored_as.items() if holder != name} | {
+                    status: name
+                }
+            for name in self.synced.keys() - files.keys():
                 with suppress(FileNotFoundError):
                     patiently(partial(self.system.rm_file, f"{self.path}/{name}"))
-                del self.known[name]
+                del self.synced[name]
         except Exception as error:
             raise MachineError(
                 f"{self.address} cannot be written: {reason(error)}; its files are in {self.folder}"
@@ -119,7 +121,7 @@ class StoredFolder:
 
     def remove(self, name: str) -> None:
         """Delete one object of the store, if it is there."""
-        self.known.pop(name, None)
+        self.synced.pop(name, None)
         try:
             if patiently(lambda: self.system.exists(f"{self.path}/{name}")):
                 patiently(lambda: self.system.rm_file(f"{self.path}/{name}"))
@@ -130,10 +132,10 @@ class StoredFolder:
         """Remove the files here; the store keeps its own."""
         for name in self._files():
             (self.folder / name).unlink(missing_ok=True)
-        self.known = {}
+        self.synced = {}
         self._note()
 
-    def _put(self, name: str, seen: Seen, copied_from: str | None) -> None:
+    def _put(self, name: str, status: FileStat, copied_from: str | None) -> None:
         """One object, copied within the store where it has the same under another name."""
         file, target = self.folder / name, f"{self.path}/{name}"
         if copied_from is not None:
@@ -145,30 +147,30 @@ class StoredFolder:
             patiently(lambda: self.system.put_file(str(file), target))
         self.system.invalidate_cache()
         info = patiently(lambda: self.system.info(target))
-        if int(info["size"]) != seen[1]:
-            raise OSError(f"{name} has {info['size']} bytes there instead of {seen[1]}")
-        self.known[name] = (state_of(info), seen)
+        if int(info["size"]) != status[1]:
+            raise OSError(f"{name} has {info['size']} bytes there instead of {status[1]}")
+        self.synced[name] = (state_of(info), status)
 
     def _is_same(self, name: str, state: str) -> bool:
-        if name not in self.known or self.known[name][0] != state:
+        if name not in self.synced or self.synced[name][0] != state:
             return False
         with suppress(OSError):
-            return _seen(self.folder / name) == self.known[name][1]
+            return _stat_of(self.folder / name) == self.synced[name][1]
         return False
 
-    def _files(self) -> dict[str, Seen]:
+    def _files(self) -> dict[str, FileStat]:
         """The files here, without locks and what is being written."""
-        found = {}
-        for home, _, names in os.walk(self.folder):
+        files = {}
+        for directory, _, names in os.walk(self.folder):
             for name in names:
-                file = Path(home, name)
+                file = Path(directory, name)
                 if name != LOCK and not is_unfinished(name) and not file.is_symlink():
-                    found[file.relative_to(self.folder).as_posix()] = _seen(file)
-        return found
+                    files[file.relative_to(self.folder).as_posix()] = _stat_of(file)
+        return files
 
     def _note(self) -> None:
         self._notes.parent.mkdir(parents=True, exist_ok=True)
-        write(self._notes, json.dumps(self.known))
+        write(self._notes, json.dumps(self.synced))
 
 
 def _turn(name: str) -> tuple[int, str]:
@@ -177,6 +179,6 @@ def _turn(name: str) -> tuple[int, str]:
     return (_LATE.index(last) + 1 if last in _LATE else 0), name
 
 
-def _seen(file: Path) -> Seen:
-    told = file.stat()
-    return told.st_mtime_ns, told.st_size
+def _stat_of(file: Path) -> FileStat:
+    status = file.stat()
+    return status.st_mtime_ns, status.st_size

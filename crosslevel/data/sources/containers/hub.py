@@ -51,13 +51,20 @@ class Hub(Images):
         rows, split = _loaded(library, address)
         features = rows.features
         images = [key for key, feature in features.items() if isinstance(feature, library.Image)]
-        self.column = _chosen(source, "column", column, images, list(features), ("image",))
+        self.column = _column(source, "column", column, images, list(features), ("image",))
         if self.column is None:
             raise SourceError(f"{source}: no column of images among {', '.join(features)}: name it: column=NAME")
-        named = [key for key, feature in features.items() if isinstance(feature, library.ClassLabel)]
-        usual = ("label", "labels")
+        class_columns = [key for key, feature in features.items() if isinstance(feature, library.ClassLabel)]
+        default_names = ("label", "labels")
         numbers = [key for key in features if str(getattr(features[key], "dtype", "")).startswith(("int", "uint"))]
-        self.label = _chosen(source, "label", label, named or list(set(numbers) & set(usual)), list(features), usual)
+        self.label = _column(
+            source,
+            "label",
+            label,
+            class_columns or list(set(numbers) & set(default_names)),
+            list(features),
+            default_names,
+        )
         if self.label is not None and self.label not in numbers:
             raise SourceError(f"{source}: label={self.label} is {features[self.label]}: it needs whole numbers")
         self.watch = _watch(address, rows)
@@ -65,7 +72,7 @@ class Hub(Images):
         try:  # columns of plain bytes or of paths can be cast too
             self._rows = rows.select_columns([self.column]).cast_column(self.column, library.Image(decode=False))
         except Exception as error:
-            raise SourceError(f"{source}: column={self.column} holds no images: {_why(error)}") from error
+            raise SourceError(f"{source}: column={self.column} holds no images: {_reason(error)}") from error
         self.paths = RowNames([split], [len(rows)])
         if len(rows) < 2:
             raise SourceError(f"{source}: needs at least 2 images, has {len(rows)}")
@@ -85,7 +92,7 @@ class Hub(Images):
         try:
             cell = self._rows[i % len(self)][self.column]
         except Exception as error:  # a damaged file of the library's costs its rows at most
-            raise BadImage(path, f"the row cannot be read: {_why(error)}") from error
+            raise BadImage(path, f"the row cannot be read: {_reason(error)}") from error
         label = -1 if self.labels is None else int(self.labels[i])
         if cell is None or (cell["bytes"] is None and not cell["path"]):
             raise BadImage(path, "no image in this row")
@@ -116,7 +123,7 @@ def _loaded(library: ModuleType, source: Source) -> tuple[Any, str]:
             loaded = library.load_dataset(owner, config, revision=source.revision, split=split)
     except Exception as error:
         # The library and its network client raise errors of many kinds.
-        raise SourceError(f"{source.head}: {_why(error)}") from error
+        raise SourceError(f"{source.head}: {_reason(error)}") from error
     if not isinstance(loaded, Mapping):
         return loaded, split or str(loaded.split or "train")
     split = split or ("train" if "train" in loaded or len(loaded) != 1 else next(iter(loaded)))
@@ -131,13 +138,13 @@ def _watch(source: Source, rows: Any) -> Watch | None:
     The library keeps a folder for each revision that was loaded on this machine. A new folder there is a change, unless
     the address names a revision. The hub itself is not asked for newer revisions.
     """
-    kept = [entry["filename"] for entry in rows.cache_files]
+    cached = [entry["filename"] for entry in rows.cache_files]
     if _is_local(source):
-        saved = kept and any(os.path.isfile(os.path.join(source.path, file)) for file in _SAVED)
-        return Watch.of_files(list(_below(os.path.dirname(kept[0]) if saved else source.path)))
-    if not kept:
+        saved = cached and any(os.path.isfile(os.path.join(source.path, file)) for file in _SAVED)
+        return Watch.of_files(list(_below(os.path.dirname(cached[0]) if saved else source.path)))
+    if not cached:
         return None
-    return Watch.of_files(kept, None if source.revision else os.path.dirname(os.path.dirname(kept[0])))
+    return Watch.of_files(cached, None if source.revision else os.path.dirname(os.path.dirname(cached[0])))
 
 
 def _is_local(source: Source) -> bool:
@@ -153,7 +160,7 @@ def _below(folder: str) -> Iterator[str]:
                 yield os.path.join(path, name)
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """One line, beginning with what to do where the hub was not reached."""
     text = (str(error).strip().split("\n") or [""])[0] or type(error).__name__
     causes = [type(cause).__name__ for cause in _chain(error)]
@@ -168,15 +175,15 @@ def _chain(error: BaseException | None) -> Iterable[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _chosen(
-    source: str, key: str, wanted: str | None, fitting: list[str], columns: list[str], usual: tuple[str, ...]
+def _column(
+    source: str, key: str, requested: str | None, fitting: list[str], columns: list[str], default_names: tuple[str, ...]
 ) -> str | None:
-    """The column ``wanted``, or else the one with a usual name, or the only one, among the ``fitting``."""
-    if wanted is not None:
-        if wanted not in columns:
-            raise SourceError(f"{source}: no column {wanted!r}; it has {', '.join(columns)}")
-        return wanted
-    candidates = [name for name in usual if name in fitting] or fitting
+    """The column ``requested``, or else the one with a usual name, or the only one, among the ``fitting``."""
+    if requested is not None:
+        if requested not in columns:
+            raise SourceError(f"{source}: no column {requested!r}; it has {', '.join(columns)}")
+        return requested
+    candidates = [name for name in default_names if name in fitting] or fitting
     if len(candidates) > 1 and key == "column":
         raise SourceError(f"{source}: several columns hold images: {', '.join(candidates)}: name one: {key}=NAME")
-    return candidates[0] if len(candidates) == 1 or (candidates and candidates[0] in usual) else None
+    return candidates[0] if len(candidates) == 1 or (candidates and candidates[0] in default_names) else None

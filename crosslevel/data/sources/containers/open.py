@@ -48,23 +48,23 @@ def open_hub(source: Source) -> Images:
     """
     columns = _columns(source)
     images = Hub(source, column=columns.get("column"), label=columns.get("label"))
-    images.name = source.whole
+    images.name = source.base_text
     return images
 
 
 def _opened(source: Source, files: list[str]) -> Images:
     kinds = {_kind(file) for file in files}
     if len(kinds) > 1:
-        raise SourceError(f"{source.whole}: files of several kinds, {' and '.join(sorted(kinds))}: name one kind")
+        raise SourceError(f"{source.base_text}: files of several kinds, {' and '.join(sorted(kinds))}: name one kind")
     if kinds == {"parquet"}:
         columns = _columns(source)
-        return Parquet(files, source.whole, column=columns.get("column"), label=columns.get("label"))
+        return Parquet(files, source.base_text, column=columns.get("column"), label=columns.get("label"))
     if kinds != {"tar"}:
         tool = _COMPRESSED[kinds.pop()]
         raise SourceError(f"{files[0]}: a compressed tar file gives no access to single images: {tool} it first")
     if source.options:
-        raise SourceError(f"{source.whole}: shards take no {', '.join(f'{key}=' for key, _ in source.options)}")
-    return Shards(files, source.whole)
+        raise SourceError(f"{source.base_text}: shards take no {', '.join(f'{key}=' for key, _ in source.options)}")
+    return Shards(files, source.base_text)
 
 
 def _kind(file: str) -> str:
@@ -76,7 +76,7 @@ def _columns(source: Source) -> dict[str, str | None]:
     for key, value in source.options:
         if key not in _KEYS:
             hint = did_you_mean(key, _KEYS, f"keys: {', '.join(_KEYS)}", value=f"={value or '...'}")
-            raise SourceError(f"{source.whole}: no key {key!r}: {hint}")
+            raise SourceError(f"{source.base_text}: no key {key!r}: {hint}")
     return dict(source.options)
 
 
@@ -99,8 +99,8 @@ def _files(source: Source) -> list[str]:
     for name in names:
         matches = [name] if os.path.lexists(name) else sorted(glob.glob(name, recursive=True))
         if not matches:
-            others = f" (1 of {len(names):,} that {source.path} names)" if len(names) > 1 else ""
-            raise SourceError(f"{name}: no such file{others}")
+            hint = f" (1 of {len(names):,} that {source.path} names)" if len(names) > 1 else ""
+            raise SourceError(f"{name}: no such file{hint}")
         files += matches
     return files
 

@@ -66,9 +66,9 @@ class Parquet(Images):
         memory: int = MEMORY,
     ) -> None:
         self.name, self.max_pixels = name, max_pixels
-        given = [os.path.abspath(file) for file in files]
-        names, self.watch = below_shared_folder(given), Watch.of_files(given)
-        self.files, self._names, self._states, footers, self.left_out = _whole(given, names)
+        absolute = [os.path.abspath(file) for file in files]
+        names, self.watch = below_shared_folder(absolute), Watch.of_files(absolute)
+        self.files, self._names, self._states, footers, self.left_out = _readable(absolute, names)
         features = _features(footers[0].schema.to_arrow_schema())
         self.column = _image_column(self.files, footers, features, column)
         self.label = _label_column(self.files, footers, features, label)
@@ -82,7 +82,7 @@ class Parquet(Images):
             classes = features.get(self.label, {}).get("names")
             rows = [[footer.row_group(g).num_rows for g in range(footer.num_row_groups)] for footer in footers]
             self.labels, self.classes = known_labels(*_labels(self.files, rows, self.label, classes), name)
-        self._kept = _Kept(memory)
+        self._cache = _RowGroupCache(memory)
 
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
         """Image i in its own size, and its label (-1 without labels).
@@ -94,10 +94,10 @@ class Parquet(Images):
         path = self.paths[i]  # an IndexError ends loops over all images
         i %= len(self)
         group = bisect_right(self._ends, i)
-        rows = self._kept.get(group)
+        rows = self._cache.get(group)
         if rows is None:
             rows = self._read(group)
-            self._kept.add(group, rows)
+            self._cache.add(group, rows)
         if isinstance(rows, str):
             raise BadImage(path, rows)
         row = i - (self._ends[group - 1] if group else 0)
@@ -134,7 +134,7 @@ class Parquet(Images):
             yield f"{name}\0{state}\0".encode(errors="surrogateescape")
 
 
-class _Kept:
+class _RowGroupCache:
     """The row groups read last, up to ``memory`` bytes, each process its own."""
 
     def __init__(self, memory: int) -> None:
@@ -152,7 +152,7 @@ class _Kept:
         self.__init__(memory)  # type: ignore[misc]
 
     def get(self, group: int) -> Any:
-        """What was added as ``group``, if it is still there."""
+        """The rows added as ``group``, if they are still cached."""
         if self._owner != os.getpid():  # forked: another thread of the parent may have held the lock
             self._begin()
         with self._lock:
@@ -182,7 +182,7 @@ def _opened(file: str, state: str, process: int, thread: int) -> pq.ParquetFile:
     return pq.ParquetFile(file, page_checksum_verification=True)
 
 
-def _whole(
+def _readable(
     files: Sequence[str], names: Sequence[str]
 ) -> tuple[list[str], list[str], list[str], list[pq.FileMetaData], dict[str, str]]:
     """Path, name, state and footer of the files that can be read, and why the others cannot.
@@ -191,13 +191,13 @@ def _whole(
         SourceError: there is none, or one cannot be opened at all.
 
     """
-    whole: list[tuple[str, str, str, pq.FileMetaData]] = []
+    readable: list[tuple[str, str, str, pq.FileMetaData]] = []
     left_out: dict[str, str] = {}
     for file, name in zip(files, names, strict=True):
         try:
             state, footer = state_of(file), pq.read_metadata(file)
             _check_counts(footer, os.path.getsize(file))
-            whole.append((file, name, state, footer))
+            readable.append((file, name, state, footer))
         except Exception as error:
             if isinstance(error, OSError) and error.strerror:
                 raise SourceError(f"{file}: {error.strerror}") from error
@@ -207,8 +207,8 @@ def _whole(
     for file, name in zip(files, names, strict=True):
         if name in left_out:
             warnings.warn(f"{one_line(file)}: {left_out[name]}: it is left out", stacklevel=4)
-    paths, kept, states, footers = (list(column) for column in zip(*whole, strict=True))
-    return paths, kept, states, footers, left_out
+    paths, readable_names, states, footers = (list(column) for column in zip(*readable, strict=True))
+    return paths, readable_names, states, footers, left_out
 
 
 def _check_counts(footer: pq.FileMetaData, size: int) -> None:
@@ -224,7 +224,7 @@ def _check_counts(footer: pq.FileMetaData, size: int) -> None:
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
-    """What the Hugging Face layout says of the columns, by name."""
+    """The columns' features in the Hugging Face layout, by name."""
     try:
         features = json_tree((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
@@ -233,14 +233,14 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _image_column(
-    files: Sequence[str], footers: Sequence[pq.FileMetaData], features: dict[str, Any], wanted: str | None
+    files: Sequence[str], footers: Sequence[pq.FileMetaData], features: dict[str, Any], requested: str | None
 ) -> str:
-    """The column ``wanted``, or else the only one that holds images."""
+    """The column ``requested``, or else the only one that holds images."""
     schema = footers[0].schema.to_arrow_schema()
     fitting = [field.name for field in schema if _of_images(field.type)]
-    named = [key for key in fitting if features.get(key, {}).get("_type") == "Image"]
+    typed = [key for key in fitting if features.get(key, {}).get("_type") == "Image"]
     structs = [key for key in fitting if pa.types.is_struct(schema.field(key).type)]
-    candidates = [wanted] if wanted is not None else named or structs or fitting
+    candidates = [requested] if requested is not None else typed or structs or fitting
     if len(candidates) > 1 and "image" in candidates:
         candidates = ["image"]
     if len(candidates) != 1:
@@ -257,21 +257,21 @@ def _image_column(
 
 
 def _label_column(
-    files: Sequence[str], footers: Sequence[pq.FileMetaData], features: dict[str, Any], wanted: str | None
+    files: Sequence[str], footers: Sequence[pq.FileMetaData], features: dict[str, Any], requested: str | None
 ) -> str | None:
-    """The column ``wanted``, or else one that says by its name or type that it holds classes."""
+    """The column ``requested``, or else one that says by its name or type that it holds classes."""
     schemas = [footer.schema.to_arrow_schema() for footer in footers]
-    if wanted is None:
+    if requested is None:
         fitting = [key for key in schemas[0].names if all(_labels_in(schema, key) for schema in schemas)]
-        named = [key for key in fitting if features.get(key, {}).get("_type") == "ClassLabel"]
-        usual = [key for key in ("label", "labels") if key in fitting]
-        return next(iter(usual), named[0] if len(named) == 1 else None)
+        typed = [key for key in fitting if features.get(key, {}).get("_type") == "ClassLabel"]
+        default_names = [key for key in ("label", "labels") if key in fitting]
+        return next(iter(default_names), typed[0] if len(typed) == 1 else None)
     for file, schema in zip(files, schemas, strict=True):
-        _needs(file, schema, wanted)
-        if not _labels_in(schema, wanted):
-            kind = schema.field(wanted).type
-            raise SourceError(f"{file}: label={wanted} is {kind}: it needs whole numbers or strings")
-    return wanted
+        _needs(file, schema, requested)
+        if not _labels_in(schema, requested):
+            kind = schema.field(requested).type
+            raise SourceError(f"{file}: label={requested} is {kind}: it needs whole numbers or strings")
+    return requested
 
 
 def _needs(file: str, schema: pa.Schema, column: str) -> None:
@@ -324,17 +324,17 @@ def _labels(
 def _cells(file: str, group: int, count: int, column: str, words: bool) -> np.ndarray[Any, Any]:
     """The labels of one row group: numbers with -1, or words with "", for those that are missing."""
     kind, missing = (pa.string(), "") if words else (pa.int64(), -1)
-    found = np.full(count, missing, object if words else np.int64)
+    cells = np.full(count, missing, object if words else np.int64)
     try:
         opened = _opened(file, state_of(file), os.getpid(), threading.get_ident())
         read = opened.read_row_group(group, columns=[column], use_threads=False).column(column)
-        there = pc.fill_null(read.cast(kind), missing).to_numpy(zero_copy_only=False)[:count]
-        found[: len(there)] = there
+        values = pc.fill_null(read.cast(kind), missing).to_numpy(zero_copy_only=False)[:count]
+        cells[: len(values)] = values
     except Exception as error:
         # A damaged column of labels is no reason to leave images out.
         text = _first_line(error)
         warnings.warn(f"{one_line(file)}: the labels in {column!r} cannot be read: {one_line(text)}", stacklevel=5)
-    return found
+    return cells
 
 
 def _first_line(error: BaseException) -> str:

@@ -33,20 +33,20 @@ class Damage(Exception):
     """A file that cannot be read to its end, and why."""
 
 
-def expand(pattern: str, most: int = _MOST) -> list[str]:
+def expand(pattern: str, limit: int = _MOST) -> list[str]:
     """The files that ``pattern`` names: ``{000..009}`` and ``{a,b}`` written out, in order; ``*`` looked up, sorted.
 
     Args:
         pattern: of names or addresses.
-        most: names that it may stand for.
+        limit: names that it may stand for.
 
     Raises:
         SourceError: there is no such file, protocol or package, or it stands for too many.
 
     """
-    too_many = SourceError(f"{pattern}: may stand for at most {most:,} names")
-    written = list(islice(expanded(pattern), most + 1))
-    if len(written) > most:
+    too_many = SourceError(f"{pattern}: may stand for at most {limit:,} names")
+    written = list(islice(expanded(pattern), limit + 1))
+    if len(written) > limit:
         raise too_many
     names: list[str] = []
     for name in written:
@@ -58,7 +58,7 @@ def expand(pattern: str, most: int = _MOST) -> list[str]:
         if not files and "*" in name:
             raise SourceError(f"{name}: no file matches this pattern")
         names += files or [name]
-        if len(names) > most:
+        if len(names) > limit:
             raise too_many
     for name in names:
         if not is_remote(name) and os.path.exists(name) and not stat.S_ISREG(os.stat(name).st_mode):
@@ -66,15 +66,15 @@ def expand(pattern: str, most: int = _MOST) -> list[str]:
     return names
 
 
-class Told(NamedTuple):
-    """What a store says of a file: its bytes, and what changes when it is written anew."""
+class FileState(NamedTuple):
+    """A file in a store: its size in bytes, and a state that changes when it is written anew."""
 
     size: int
     state: str
 
 
-def about(name: str) -> Told:
-    """What is known of the file at an address.
+def stat_of(name: str) -> FileState:
+    """The size and state of the file at an address.
 
     Raises:
         SourceError: it is not there, or cannot be asked for.
@@ -89,7 +89,7 @@ def about(name: str) -> Told:
         raise
     except Exception as error:
         raise SourceError(f"{name}: cannot be opened: {reason(error)}") from error
-    return Told(int(info["size"]), state_of(info))
+    return FileState(int(info["size"]), state_of(info))
 
 
 def sizes_of(names: Sequence[str]) -> list[int]:
@@ -130,7 +130,7 @@ def _listing(system: Any, path: str, name: str) -> dict[str, int | None]:
 
 
 def state_of(info: Mapping[str, Any]) -> str:
-    """What changes when a file is written anew, of what its store says of it."""
+    """The part of a store's metadata that changes when a file is written anew."""
     marks = ("ETag", "etag", "LastModified", "mtime", "last_modified", "updated", "created", "VersionId")
     state = {mark: str(info[mark]) for mark in marks if info.get(mark) is not None}
     return f"{info['size']} {state}"
@@ -178,7 +178,7 @@ class Tape:
 
         """
         seconds = pauses()
-        left = iter(seconds)
+        remaining = iter(seconds)
         while True:
             try:
                 data = self._read(count)
@@ -191,7 +191,7 @@ class Tape:
                 if self._in_blocks and isinstance(error, ValueError):
                     self._in_blocks = False  # a server that knows no ranges sends the file as a whole
                     continue
-                pause = next(left, None)
+                pause = next(remaining, None)
                 if pause is None or self.closing.wait(pause):
                     raise Damage(f"cannot be read, tried {len(seconds) + 1} times: {reason(error)}") from error
                 continue
@@ -200,13 +200,13 @@ class Tape:
 
     def skip(self, count: int) -> int:
         """Leave out the next ``count`` bytes; the number of those that were there."""
-        there = 0
+        skipped = 0
         for size in _pieces(count):
             got = len(self.read(size))
-            there += got
+            skipped += got
             if got < size:  # a damaged shard may say that petabytes follow
                 break
-        return there
+        return skipped
 
     def close(self) -> None:
         """Let the file go, whatever state it is in."""
@@ -225,14 +225,14 @@ class Tape:
 
 def _all_of(file: Any, count: int) -> bytes:
     # Piece by piece: what is asked for, a stranger has written, and may be far more than there is.
-    parts, missing = [], count
+    chunks, missing = [], count
     while missing:
         part = file.read(min(missing, _AT_ONCE))
         if not part:
             break
-        parts.append(part)
+        chunks.append(part)
         missing -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _pieces(count: int) -> Iterator[int]:
@@ -246,14 +246,14 @@ def open_file(name: str, in_blocks: bool, packed: bool) -> Any:
     if is_remote(name):
         system, path = system_of(name)
         block = request_bytes() if in_blocks or not name.lower().startswith("http") else 0
-        file: Any = _Whole(system.open(path, "rb", block_size=block, cache_type="readahead" if block else "none"))
+        file: Any = _SizedFile(system.open(path, "rb", block_size=block, cache_type="readahead" if block else "none"))
     else:
         file = open(name, "rb")  # noqa: SIM115 - the tape closes it
     unpacked = not packed and name.partition("?")[0].lower().endswith((".gz", ".tgz"))
     return gzip.GzipFile(fileobj=file) if unpacked else file
 
 
-class _Whole:
+class _SizedFile:
     """A remote file of known size, whose answers may be cut short: an end that comes too early is a failed read."""
 
     def __init__(self, file: Any) -> None:
@@ -272,7 +272,7 @@ class _Whole:
 
 
 def _remote_files(name: str) -> list[str]:
-    """What an address with ``*`` stands for; protocol and package are checked for any."""
+    """The files that match an address with ``*``; protocol and package are checked for any address."""
     system, path = system_of(name)
     if "*" not in name.partition("?")[0]:
         return [name]
@@ -308,6 +308,6 @@ def system_of(name: str) -> tuple[Any, str]:
 
 
 def reason(error: BaseException) -> str:
-    """What an error of a store's says, in one line."""
+    """A store's error in one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__

@@ -25,7 +25,7 @@ from crosslevel.data.decoding.memory import too_many_bytes
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.images import Images
 from crosslevel.data.sources.containers.remote import Damage, Tape, expand, sizes_of
-from crosslevel.data.sources.containers.tar import BadTar, members
+from crosslevel.data.sources.containers.tar import BadTar, tar_members
 from crosslevel.data.uri import Source, is_remote
 from crosslevel.utils.errors import BadImage, SourceError
 from crosslevel.utils.rng import generator
@@ -55,8 +55,8 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
     def __init__(self, shards: list[str], name: str) -> None:
         self.shards, self.name = shards, name
         short = [os.path.basename(shard.partition("?")[0] if is_remote(shard) else shard) for shard in shards]
-        twice = {title for title, count in Counter(short).items() if count > 1}
-        self.titles = [shard if title in twice else title for shard, title in zip(shards, short, strict=True)]
+        duplicated = {title for title, count in Counter(short).items() if count > 1}
+        self.titles = [shard if title in duplicated else title for shard, title in zip(shards, short, strict=True)]
 
     @classmethod
     def open(cls, source: Source) -> ImageStream:
@@ -71,8 +71,8 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
             if not shard.partition("?")[0].lower().endswith(_SHARDS):
                 raise SourceError(f"{shard}: only tar shards can be streamed ({', '.join(_SHARDS)})")
         if len(set(shards)) < len(shards):
-            raise SourceError(f"{source.whole}: it names a shard more than once")
-        stream = cls(shards, source.whole)
+            raise SourceError(f"{source.base_text}: it names a shard more than once")
+        stream = cls(shards, source.base_text)
         stream.reading = source.reading
         return stream
 
@@ -138,7 +138,7 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
                 for _, future in slots:
                     future.cancel()
 
-    def some(self, count: int) -> Images:
+    def sample(self, count: int) -> Images:
         """The first ``count`` images of a few shards, always the same, to be looked at.
 
         Raises:
@@ -153,11 +153,11 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
                 return _ScannedShard(samples, self.name, self.reading)
         raise self.unreadable(troubles, 4 * OPEN)
 
-    def unreadable(self, troubles: list[tuple[str, str]], tried: int | None = None) -> SourceError:
-        """What to raise when there is no image in any of the shards that were ``tried``, all unless given."""
-        why = f" (the first: {': '.join(troubles[0])})" if troubles else ""
-        which = "its" if tried is None or tried >= len(self.shards) else f"{tried} of its"
-        return SourceError(f"{self.name}: none of {which} {len(self.shards):,} shards can be read{why}")
+    def unreadable(self, troubles: list[tuple[str, str]], read_count: int | None = None) -> SourceError:
+        """What to raise when there is no image in any of the shards that were ``read_count``, all unless given."""
+        reason = f" (the first: {': '.join(troubles[0])})" if troubles else ""
+        which = "its" if read_count is None or read_count >= len(self.shards) else f"{read_count} of its"
+        return SourceError(f"{self.name}: none of {which} {len(self.shards):,} shards can be read{reason}")
 
 
 class _ScannedShard(Images):
@@ -212,23 +212,23 @@ def _images(
 def _members(tape: Tape) -> Iterator[tuple[str, int, bytes]]:
     """Name and size of each image in a tar file, at its data; and what was read of these to tell that it is one."""
     try:
-        for member in members(tape):
+        for member in tar_members(tape):
             name = member.name.decode("utf-8", "surrogateescape")
-            said = False if name.rpartition("/")[2].startswith(".") else can_be_image(name)
-            head = tape.read(min(HEAD, member.size)) if said is None else b""
-            if said or format_of(head) is not None:
+            by_name = False if name.rpartition("/")[2].startswith(".") else can_be_image(name)
+            head = tape.read(min(HEAD, member.size)) if by_name is None else b""
+            if by_name or format_of(head) is not None:
                 yield name, member.size, head
     except BadTar as error:
-        where = error.member.decode("utf-8", "surrogateescape")
+        path = error.member.decode("utf-8", "surrogateescape")
         raise Damage(
             {
                 "header": f"damaged: no member begins at byte {error.at:,}",
-                "end": f"truncated inside {where}" if where else "truncated: the end of the archive is missing",
+                "end": f"truncated inside {path}" if path else "truncated: the end of the archive is missing",
                 "pax": "damaged: a broken pax header",
                 "long": "damaged: a header that is too long",
-                "size": f"damaged: {where} is said to have more bytes than any shard",
-                "sparse": f"{where} is sparse and cannot be read: make the shard without --sparse",
-            }[error.what]
+                "size": f"damaged: {path} is said to have more bytes than any shard",
+                "sparse": f"{path} is sparse and cannot be read: make the shard without --sparse",
+            }[error.damage]
         ) from error
 
 

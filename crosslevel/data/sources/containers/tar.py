@@ -40,17 +40,17 @@ class Member(NamedTuple):
 class BadTar(Exception):
     """A tar file is damaged at byte ``at``; ``member`` is the name of the damaged member, if it is known.
 
-    ``what`` is "header" (no valid header there), "end" (the file ends), "pax" (a broken extended header), "long" (an
+    ``damage`` is "header" (no valid header there), "end" (the file ends), "pax" (a broken extended header), "long" (an
     extended header longer than `LONGEST`), "size" (a member said to be larger than `LARGEST`) or "sparse" (a member
     with holes, which cannot be read).
     """
 
-    def __init__(self, what: Damaged, at: int, member: bytes = b"") -> None:
-        super().__init__(what, at, member)
-        self.what, self.at, self.member = what, at, member
+    def __init__(self, damage: Damaged, at: int, member: bytes = b"") -> None:
+        super().__init__(damage, at, member)
+        self.damage, self.at, self.member = damage, at, member
 
 
-def members(tape: Tape) -> Iterator[Member]:
+def tar_members(tape: Tape) -> Iterator[Member]:
     """The regular files (POSIX.1-1988 and pax, with GNU's long names and sizes), each with the tape at its data.
 
     The caller may read the data or a part of it; the rest is skipped. `tarfile` is not used, as it takes damage after

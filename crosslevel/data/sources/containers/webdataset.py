@@ -21,7 +21,7 @@ from crosslevel.data.decoding.memory import too_many_bytes
 from crosslevel.data.images import Images
 from crosslevel.data.index_cache import Paths, Table, remembered
 from crosslevel.data.sources.containers.random_file import RandomFile
-from crosslevel.data.sources.containers.tar import BLOCK, BadTar, Member, members
+from crosslevel.data.sources.containers.tar import BLOCK, BadTar, Member, tar_members
 from crosslevel.data.sources.labels import below_shared_folder, known_labels, one_line, state_of
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError
@@ -111,10 +111,10 @@ def _opened(file: str, state: str) -> RandomFile:
     return opened
 
 
-def _too_few(name: str, found: int, left_out: dict[str, str]) -> SourceError:
+def _too_few(name: str, count: int, left_out: dict[str, str]) -> SourceError:
     looked_for = f"looked for {', '.join(sorted(EXTENSIONS))}"
-    damaged = "; ".join(f"{one_line(file)}: {why}" for file, why in list(left_out.items())[:1])
-    return SourceError(f"{one_line(name)}: needs at least 2 images, found {found} ({damaged or looked_for})")
+    damaged = "; ".join(f"{one_line(file)}: {reason}" for file, reason in list(left_out.items())[:1])
+    return SourceError(f"{one_line(name)}: needs at least 2 images, found {count} ({damaged or looked_for})")
 
 
 def _prefixed(names: Sequence[str], tables: Sequence[Table]) -> Paths:
@@ -125,11 +125,11 @@ def _prefixed(names: Sequence[str], tables: Sequence[Table]) -> Paths:
         length = np.diff(table["ends"].numpy(), prepend=0) + len(prefix)
         firsts = np.cumsum(length) - length
         text = np.empty(int(length.sum()), np.uint8)
-        own = np.ones(len(text), bool)
+        is_name = np.ones(len(text), bool)
         for k, letter in enumerate(prefix):
             text[firsts + k] = letter
-            own[firsts + k] = False
-        text[own] = table["text"].numpy()
+            is_name[firsts + k] = False
+        text[is_name] = table["text"].numpy()
         texts.append(torch.from_numpy(text))
         lengths.append(torch.from_numpy(length))
     return Paths(torch.cat(texts), torch.cat(lengths).cumsum(0))
@@ -175,19 +175,19 @@ def _index(file: str) -> Table:
 
 
 def _is_image(file: RandomFile, member: Member) -> bool:
-    """By the ending of its name, or by its first bytes where that says nothing."""
+    """Whether a member is an image, by its extension, or by its first bytes if that says nothing."""
     name = member.name.decode("utf-8", "surrogateescape")
     if name.rpartition("/")[2].startswith("."):
         return False
-    said = can_be_image(name)
-    return format_of(file.read(min(HEAD, member.size), member.offset)) is not None if said is None else said
+    by_name = can_be_image(name)
+    return format_of(file.read(min(HEAD, member.size), member.offset)) is not None if by_name is None else by_name
 
 
 def _key(name: bytes) -> tuple[bytes, bytes]:
     """The sample that a member belongs to, and its last extension in lower case, empty for hidden files."""
     folder, slash, base = name.rpartition(b"/")
-    key, _, rest = base.partition(b".")
-    return folder + slash + key, rest.rpartition(b".")[2].lower() if key else b""
+    key, _, extensions = base.partition(b".")
+    return folder + slash + key, extensions.rpartition(b".")[2].lower() if key else b""
 
 
 def _label(data: bytes, extension: bytes) -> int | None:
@@ -226,9 +226,9 @@ class _Headers:
         return data
 
     def skip(self, count: int) -> int:
-        there = min(count, self.length - self.at)
-        self.at += there
-        return there
+        skipped = min(count, self.length - self.at)
+        self.at += skipped
+        return skipped
 
 
 def _members(file: RandomFile) -> Iterator[Member]:
@@ -242,16 +242,16 @@ def _members(file: RandomFile) -> Iterator[Member]:
     if not tape.length:
         raise _Damage(0, "an empty file, not a tar file")
     try:
-        for member in members(tape):
+        for member in tar_members(tape):
             if member.offset + member.size > tape.length:
                 raise BadTar("end", tape.length)
             yield member._replace(name=member.name.removeprefix(b"./"))
     except BadTar as error:
-        if error.what == "end" and tape.length >= BLOCK:
+        if error.damage == "end" and tape.length >= BLOCK:
             raise _Damage(tape.length, _REASONS["end"]) from error
-        at = 0 if error.what == "end" else error.at
+        at = 0 if error.damage == "end" else error.at
         raise _Damage(
-            at, "not a tar file" if not at and error.what in ("header", "end") else _REASONS[error.what]
+            at, "not a tar file" if not at and error.damage in ("header", "end") else _REASONS[error.damage]
         ) from error
     except (ValueError, ArithmeticError, LookupError, TypeError, MemoryError) as error:
         # What a stranger writes into a header costs this shard at most.

@@ -164,9 +164,9 @@ def _video_of(
     noise = torch.from_numpy(rng.standard_normal((frames, 3, size, size), dtype=np.float32)).mul_(rng.uniform(*_NOISE))
     step = max(1, rays // (4 * size * size))
     for i in range(0, frames, step):
-        some = Motion(*(track[i : i + step] for track in motion))
-        colour, cover = render(solids, floor, paint, some, size)
-        noise[i : i + step] += colour + (1 - cover) * scene(solids, floor, studio, some, size)
+        segment = Motion(*(track[i : i + step] for track in motion))
+        colour, cover = render(solids, floor, paint, segment, size)
+        noise[i : i + step] += colour + (1 - cover) * scene(solids, floor, studio, segment, size)
     return noise.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 

@@ -19,7 +19,7 @@ _Vector = Sequence[Tensor]  # its three coordinates
 
 
 class Motion(NamedTuple):
-    """What changes from frame to frame, in the object's coordinates (which turn with the table)."""
+    """The parameters of each frame, in the object's coordinates (which turn with the table)."""
 
     eye: Array  # (F, 3)
     basis: Array  # (F, 3, 3): right, up and forward of the camera
@@ -30,7 +30,7 @@ class Motion(NamedTuple):
 
 
 class Paint(NamedTuple):
-    """What an object's surfaces look like."""
+    """The look of an object's surfaces."""
 
     palette: Array  # (4, 3): one colour a slot; the fourth is the pattern's
     pattern: int
@@ -40,7 +40,7 @@ class Paint(NamedTuple):
 
 
 class Studio(NamedTuple):
-    """Where objects are filmed."""
+    """The surroundings in which objects are filmed."""
 
     ground: Array  # (3, 3): table, disc, marks
     grain: Array  # (3,): depth and two frequencies of the table's grain
@@ -87,8 +87,8 @@ def _cast(solids: list[Solid], motion: Motion, fine: Tensor) -> tuple[_Map, Floa
     )
     for solid in solids:
         rows, columns = _window(solid, motion, len(fine))
-        inverse = np.linalg.inv(solid.place[:, :3])
-        origin = _column(np.einsum("ij,fj->fi", inverse, motion.eye - solid.place[:, 3])).unbind(1)
+        inverse = np.linalg.inv(solid.transform[:, :3])
+        origin = _column(np.einsum("ij,fj->fi", inverse, motion.eye - solid.transform[:, 3])).unbind(1)
         rays = _directions(np.einsum("ij,fkj->fki", inverse, motion.basis), fine[columns], -fine[rows])
         t, gradient = HITS[solid.kind](origin, rays, solid)
         view = (slice(None), rows, columns)
@@ -103,8 +103,8 @@ def _cast(solids: list[Solid], motion: Motion, fine: Tensor) -> tuple[_Map, Floa
 
 def _window(solid: Solid, motion: Motion, pixels: int) -> tuple[slice, slice]:
     """The rows and columns of the picture that ``solid`` can touch in any of the frames."""
-    seen = np.einsum("fij,fcj->fci", motion.basis, corners(solid) - motion.eye[:, None])
-    across = (seen[..., :2] / seen[..., 2:] / LENS * [1, -1] + 1) / 2 * pixels
+    projected = np.einsum("fij,fcj->fci", motion.basis, corners(solid) - motion.eye[:, None])
+    across = (projected[..., :2] / projected[..., 2:] / LENS * [1, -1] + 1) / 2 * pixels
     low, high = np.floor(across.min((0, 1))) - 1, np.ceil(across.max((0, 1))) + 1
     (x0, y0), (x1, y1) = np.clip(low, 0, pixels - 1).astype(int), np.clip(high, 1, pixels).astype(int)
     return slice(y0, y1), slice(x0, x1)
@@ -191,9 +191,9 @@ def _shade(
     palette = torch.from_numpy(paint.palette).float()
     planes = []
     for c in range(3):
-        own = palette[:, c][slot]
-        own = own + mix * (palette[3, c] - own)
-        planes.append(own * (lambert * key[c] + soft * fill[c]) + shine * key[c])
+        colour = palette[:, c][slot]
+        colour = colour + mix * (palette[3, c] - colour)
+        planes.append(colour * (lambert * key[c] + soft * fill[c]) + shine * key[c])
     return torch.stack(planes, 1)
 
 
@@ -214,7 +214,7 @@ def _pattern(at: list[Tensor], paint: Paint) -> _Map:
 
 
 def scene(solids: list[Solid], floor: float, studio: Studio, motion: Motion, size: int) -> Float[Tensor, "F 3 S S"]:
-    """What is behind the object: the turntable on a table with the object's shadow, and a blurred backdrop."""
+    """The background: the turntable on a table with the object's shadow, and a blurred backdrop."""
     coarse = ((torch.arange(size) + 0.5) * 2 / size - 1) * LENS
     rays = _directions(motion.basis, coarse, -coarse)
     eye, sun, key, fill = (_column(track).unbind(1) for track in (motion.eye, motion.sun, motion.key, motion.fill))
@@ -251,9 +251,9 @@ def _shadow(solids: list[Solid], floor: float, motion: Motion, x: _Map, z: _Map)
     """The share of light that reaches the floor, in [0, 1]: each solid dims where the way to the sun nears it."""
     light = torch.ones_like(x)
     for solid in solids:
-        inverse = np.linalg.inv(solid.place[:, :3])
+        inverse = np.linalg.inv(solid.transform[:, :3])
         towards = _column(np.einsum("ij,fj->fi", inverse, motion.sun)).unbind(1)
-        start = (inverse @ (np.array([0, floor, 0]) - solid.place[:, 3])).tolist()
+        start = (inverse @ (np.array([0, floor, 0]) - solid.transform[:, 3])).tolist()
         at = [start[i] + float(inverse[i, 0]) * x + float(inverse[i, 2]) * z for i in range(3)]
         along = (-_dot(at, towards) / _dot(towards, towards)).clamp_min(0)
         miss = sum((at[i] + along * towards[i]) ** 2 for i in range(3))

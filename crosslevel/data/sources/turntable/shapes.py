@@ -13,14 +13,14 @@ Uniform = Callable[[float, float], float]
 
 
 class Solid(NamedTuple):
-    """One solid: canonical coordinates times ``place`` (3, 4) are the object's; y is up, the floor y = 0.
+    """One solid: canonical coordinates times ``transform`` (3, 4) are the object's; y is up, the floor y = 0.
 
     ball: |p| <= 1. box: |p|_max <= 1. rod: |y| <= 1, radius 1 + ``shape`` y, hollow inside ``hole`` times that.
     ring: a torus around y of radius 1, its tube of radius ``shape``.
     """
 
     kind: Literal["ball", "box", "rod", "ring"]
-    place: Array
+    transform: Array
     slot: int
     shape: float = 0.0
     hole: float = 0.0
@@ -51,13 +51,13 @@ def _axes(along: Array, across: float) -> Array:
 def _rod(a: _Point, b: _Point, r0: float, r1: float | None = None, slot: int = 0, hole: float = 0.0) -> Solid:
     """A frustum from ``a`` (radius r0) to ``b`` (radius r1), a pipe if ``hole`` > 0."""
     low, high, end = np.array(a), np.array(b), r0 if r1 is None else r1
-    place = np.column_stack([_axes((high - low) / 2, (r0 + end) / 2), (high + low) / 2])
-    return Solid("rod", place, slot, (end - r0) / (end + r0), hole)
+    transform = np.column_stack([_axes((high - low) / 2, (r0 + end) / 2), (high + low) / 2])
+    return Solid("rod", transform, slot, (end - r0) / (end + r0), hole)
 
 
 def _ring(at: _Point, normal: _Point, radius: float, tube: float, slot: int = 0) -> Solid:
-    place = np.column_stack([_axes(np.array(normal) * radius, radius), at])
-    return Solid("ring", place, slot, tube / radius)
+    transform = np.column_stack([_axes(np.array(normal) * radius, radius), at])
+    return Solid("ring", transform, slot, tube / radius)
 
 
 def _mug(u: Uniform) -> list[Solid]:
@@ -89,9 +89,9 @@ def _legs(w: float, d: float, h: float, r: float, splay: float, slot: int) -> li
 def _chair(u: Uniform) -> list[Solid]:
     w, d, h, back, thick = u(0.55, 0.8), u(0.55, 0.8), u(0.7, 1.2), u(0.8, 1.4), u(0.05, 0.1)
     seat = _box((0, h, 0), (w, thick, d), 0)
-    rest = [_box((0, h + back * (0.5 + 0.5 * u(0, 1)), thick - d), (w, back * u(0.2, 0.5), thick), 0)]
+    backrest = [_box((0, h + back * (0.5 + 0.5 * u(0, 1)), thick - d), (w, back * u(0.2, 0.5), thick), 0)]
     posts = [_rod((x * 0.9 * w, h, thick - d), (x * 0.9 * w, h + back, thick - d), 0.07, None, 1) for x in (-1, 1)]
-    return [seat, *rest, *posts, *_legs(0.85 * w, 0.85 * d, h, u(0.05, 0.1), u(1, 1.2), 1)]
+    return [seat, *backrest, *posts, *_legs(0.85 * w, 0.85 * d, h, u(0.05, 0.1), u(1, 1.2), 1)]
 
 
 def _car(u: Uniform) -> list[Solid]:
@@ -154,7 +154,7 @@ def _tree(u: Uniform) -> list[Solid]:
 
 def _house(u: Uniform) -> list[Solid]:
     w, d, h, rise = u(0.6, 0.95), u(0.7, 1.3), u(0.4, 0.8), u(0.5, 0.9)
-    ridge = _box((0, 0, 0), (1, 1, 1), 1, math.pi / 4).place
+    ridge = _box((0, 0, 0), (1, 1, 1), 1, math.pi / 4).transform
     slopes = np.diag([1.12 * w / 2**0.5, rise / 2**0.5, 1.08 * d]) @ ridge + [
         [0, 0, 0, 0],
         [0, 0, 0, 2 * h],
@@ -236,7 +236,7 @@ def centred(solids: list[Solid]) -> tuple[list[Solid], float]:
     low, high = points.min(0), points.max(0)
     middle, scale = (low + high) / 2, 1 / np.linalg.norm((high - low) / 2)
     shift = np.column_stack([np.zeros((3, 3)), middle])
-    return [solid._replace(place=(solid.place - shift) * scale) for solid in solids], float(-middle[1] * scale)
+    return [solid._replace(transform=(solid.transform - shift) * scale) for solid in solids], float(-middle[1] * scale)
 
 
 def corners(solid: Solid) -> Array:
@@ -244,4 +244,4 @@ def corners(solid: Solid) -> Array:
     wide = {"rod": 1 + abs(solid.shape), "ring": 1 + solid.shape}.get(solid.kind, 1.0)
     tall = solid.shape if solid.kind == "ring" else 1.0
     signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
-    return (signs * [wide, tall, wide]) @ solid.place[:, :3].T + solid.place[:, 3]
+    return (signs * [wide, tall, wide]) @ solid.transform[:, :3].T + solid.transform[:, 3]

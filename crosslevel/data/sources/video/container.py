@@ -10,7 +10,7 @@ from crosslevel.utils.errors import MissingExtra
 
 
 class BadVideo(Exception):
-    """What is wrong with a video, or with one frame of it, in a few words."""
+    """The defect of a video, or of one of its frames, in a few words."""
 
 
 def opened(file: str) -> Any:
@@ -42,7 +42,7 @@ def stream_of(container: Any) -> Any:
 
 
 def errors() -> tuple[type[Exception], ...]:
-    """What PyAV raises for files that are broken."""
+    """The exceptions that PyAV raises for broken files."""
     return (_av().FFmpegError, OSError, ValueError)
 
 

@@ -89,7 +89,7 @@ class _Reader:
                     yield frame
 
     def _drained(self, first: int, failed: int | None) -> list[Frame]:
-        """What had been decoded, but not yet shown, before the picture at ``failed``."""
+        """The frames that were decoded, but not yet displayed, before the one at ``failed``."""
         try:
             frames = self._stream.codec_context.decode(None)
         except errors():
@@ -115,14 +115,14 @@ class _Memory:
 
     def add(self, group: int, pts: int, frame: Frame) -> None:
         """Keep a frame, if there is room for it beside those of its group."""
-        mine = self._groups.setdefault(group, {})
+        frames = self._groups.setdefault(group, {})
         self._groups.move_to_end(group)
         size = _bytes(frame)
         while self._bytes + size > self.most and len(self._groups) > 1:
             _, oldest = self._groups.popitem(last=False)
             self._bytes -= sum(map(_bytes, oldest.values()))
-        if self._bytes + size <= self.most and pts not in mine:
-            mine[pts] = frame
+        if self._bytes + size <= self.most and pts not in frames:
+            frames[pts] = frame
             self._bytes += size
 
     def clear(self) -> None:
@@ -141,7 +141,7 @@ class Decoder:
 
     def __init__(self, file: str, kept: int = KEPT_BYTES) -> None:
         self.line = timeline(file)
-        self._reader, self._kept = _Reader(file, self.line), _Memory(kept)
+        self._reader, self._cache = _Reader(file, self.line), _Memory(kept)
         self._converter = import_module("av.video.reformatter").VideoReformatter()
         self._defects: dict[int, tuple[int, str]] = {}  # of groups: the last frame before it, and what it is
         self._at: Frame = None  # the last one that was decoded
@@ -151,7 +151,7 @@ class Decoder:
     def close(self) -> None:
         """Close the file."""
         self._frames = iter(())
-        self._kept.clear()
+        self._cache.clear()
         self._reader.close()
 
     def frame(self, pts: int, group: int, block: Sequence[int]) -> UInt8[Tensor, "3 H W"]:
@@ -163,9 +163,9 @@ class Decoder:
         """
         if pts > self.line.last:
             raise BadVideo("truncated: the file ends before this frame")
-        kept = self._kept.get(group, pts)
-        if kept is not None:
-            return self._picture(kept)
+        cached = self._cache.get(group, pts)
+        if cached is not None:
+            return self._picture(cached)
         good, defect = self._defects.get(group, (pts, ""))
         if pts > good:
             raise BadVideo(defect)
@@ -173,13 +173,13 @@ class Decoder:
         near = (0,) if self.line.open else (0, 1)
         goes_on = self._at is not None and self._at.pts <= pts and group - self._group in near
         # Asked for again, a group is decoded to its end: the rest will be asked for as well.
-        whole = not goes_on and group in self._kept
+        decode_all = not goes_on and group in self._cache
         if goes_on:
             with contextlib.suppress(BadVideo):  # the defect may lie before this group
                 return self._picture(self._forward(pts, group, set(block)))
         self._begin(group)
         frame = self._forward(pts, group, set(block))
-        if whole:
+        if decode_all:
             with contextlib.suppress(BadVideo):  # named when it is asked for
                 self._forward(block[-1], group, set(block))
         return self._picture(frame)
@@ -187,21 +187,21 @@ class Decoder:
     def _forward(self, pts: int, group: int, block: set[int]) -> Frame:
         """Decode from where we are up to the frame at ``pts``."""
         self._group = group
-        fresh = self._at is None
+        at_start = self._at is None
         try:
             while self._at is None or self._at.pts < pts:
                 self._at = next(self._frames)
                 if self._at.pts in block:
-                    self._kept.add(group, self._at.pts, self._at)
+                    self._cache.add(group, self._at.pts, self._at)
         except (StopIteration, BadVideo) as error:
             reason = str(error) or "truncated: the video ends before this frame"
-            if fresh:
+            if at_start:
                 self._defects[group] = (-(2**63) if self._at is None else self._at.pts, reason)
             self._at, self._frames = None, iter(())
             raise BadVideo(reason) from error
         if self._at.pts > pts:
             self._check_gap(pts, self._at.pts)
-            self._kept.add(group, pts, self._at)
+            self._cache.add(group, pts, self._at)
         return self._at
 
     def _begin(self, group: int) -> None:
@@ -217,12 +217,12 @@ class Decoder:
         turns = round(frame.rotation / 90) % 4
         return (torch.rot90(image, turns) if turns else image).permute(2, 0, 1).contiguous()
 
-    def _check_gap(self, wanted: int, following: int) -> None:
+    def _check_gap(self, requested: int, following: int) -> None:
         """Some formats list pictures that are never shown: the frame beside stands for them, but not the next one."""
         gaps = self.line.pts.diff()
-        if following - wanted >= (int(gaps.median()) if len(gaps) else 0):
+        if following - requested >= (int(gaps.median()) if len(gaps) else 0):
             raise BadVideo(
-                f"there is no frame here: the next one comes {(following - wanted) * self.line.tick:.2f} s later"
+                f"there is no frame here: the next one comes {(following - requested) * self.line.tick:.2f} s later"
             )
 
 

@@ -49,14 +49,14 @@ class Pace:
         if self.stride is not None and self.stride < 1:
             raise UserError(f"stride={self.stride}: 1 takes every frame, 10 every tenth")
 
-    def chosen(self, seconds: Tensor) -> Int64[Tensor, " M"]:
+    def select(self, seconds: Tensor) -> Int64[Tensor, " M"]:
         """Which of the frames at ``seconds`` (N,), ascending from 0."""
         if self.stride is not None or len(seconds) < 2:
             return torch.arange(0, len(seconds), self.stride or 1)
         fps = self.fps or 1.0
         # A container's clock may round times down, so the last frame counts although it comes a little early.
-        wanted = torch.arange(int(float(seconds[-1]) * fps + 0.05) + 1, dtype=torch.float64) / fps
-        nearest: Tensor = torch.searchsorted((seconds[1:] + seconds[:-1]) / 2, wanted).unique()
+        times = torch.arange(int(float(seconds[-1]) * fps + 0.05) + 1, dtype=torch.float64) / fps
+        nearest: Tensor = torch.searchsorted((seconds[1:] + seconds[:-1]) / 2, times).unique()
         return nearest
 
 
@@ -88,17 +88,17 @@ class Videos(Images):
         videos = self._timelines(files)
         self.watch = Watch.of_files([os.path.join(root, file) for file in files])
         self.files = [file for file, _ in videos]
-        chosen = [self.pace.chosen(line.seconds) for _, line in videos]
-        counts = torch.tensor([len(frames) for frames in chosen])
-        self.pts = torch.cat([line.pts[frames] for (_, line), frames in zip(videos, chosen, strict=True)])
+        selected = [self.pace.select(line.seconds) for _, line in videos]
+        counts = torch.tensor([len(frames) for frames in selected])
+        self.pts = torch.cat([line.pts[frames] for (_, line), frames in zip(videos, selected, strict=True)])
         self.tracks = track = torch.arange(len(videos)).repeat_interleave(counts)
-        groups = [line.groups[frames] for (_, line), frames in zip(videos, chosen, strict=True)]
+        groups = [line.groups[frames] for (_, line), frames in zip(videos, selected, strict=True)]
         self.groups = torch.cat(groups)
         self._track, self._ends = track, _ends(track, self.groups)
         # Single frames are no blocks: any order is as fast.
         many = len(self._ends) < len(self.pts)
         self.blocks = [range(*pair) for pair in itertools.pairwise([0, *self._ends.tolist()])] if many else None
-        self.paths = Paths.of(_names((f, line.seconds[p]) for (f, line), p in zip(videos, chosen, strict=True)))
+        self.paths = Paths.of(_names((f, line.seconds[p]) for (f, line), p in zip(videos, selected, strict=True)))
         labels, self.classes = labels_of(below(self.files))
         self.labels = None if labels is None else labels[track]
         if len(self.pts) < 2:
@@ -177,7 +177,7 @@ class Videos(Images):
 
 
 class _State:
-    """What one process has open."""
+    """The files that one process has open."""
 
     def __init__(self) -> None:
         self.process, self.lock = os.getpid(), threading.Lock()
@@ -206,7 +206,7 @@ def open_videos(source: Source) -> Videos | None:
         return _of_file(source)
     files = sorted(file for file in glob.glob(source.path, recursive=True) if is_video(file))
     if files:
-        return Videos("", files, _pace(source), name=source.whole)
+        return Videos("", files, _pace(source), name=source.base_text)
     if is_video(source.path):
         raise SourceError(f"{source.path}: no such video: give a path, or a pattern that matches some")
     return None
@@ -219,26 +219,26 @@ def listed_videos(files: Sequence[str]) -> Videos | None:
 
 def _pace(source: Source) -> Pace:
     kinds = {"fps": float, "stride": int}
-    given: dict[str, float | int] = {}
+    settings: dict[str, float | int] = {}
     for key, value in source.options:
         if key not in kinds:
             hint = did_you_mean(key, kinds, "keys: fps (frames a second) and stride (every n-th frame)")
-            raise SourceError(f"{source.whole}: videos have no setting {key}={value}: {hint}")
+            raise SourceError(f"{source.base_text}: videos have no setting {key}={value}: {hint}")
         try:
-            given[key] = kinds[key](value or "")
+            settings[key] = kinds[key](value or "")
         except ValueError as error:
             kind = {"fps": "number", "stride": "whole number"}[key]
-            raise SourceError(f"{source.whole}: {key}={value}: needs a {kind}") from error
+            raise SourceError(f"{source.base_text}: {key}={value}: needs a {kind}") from error
     try:
-        return Pace(**given)  # type: ignore[arg-type]
+        return Pace(**settings)  # type: ignore[arg-type]
     except UserError as error:
-        raise SourceError(f"{source.whole}: {error}") from error
+        raise SourceError(f"{source.base_text}: {error}") from error
 
 
 def _of_file(source: Source) -> Videos | None:
     file = source.path
     if is_video(file):
-        return Videos(os.path.dirname(file), [os.path.basename(file)], _pace(source), name=source.whole)
+        return Videos(os.path.dirname(file), [os.path.basename(file)], _pace(source), name=source.base_text)
     if not file.lower().endswith(".txt"):
         return None
     try:
@@ -249,7 +249,7 @@ def _of_file(source: Source) -> Videos | None:
             lines += [line.rstrip("\n") for line in text if line.strip()]
     except OSError:
         return None  # named where it is read as a list of images
-    return Videos(os.path.dirname(file), lines, _pace(source), name=source.whole)
+    return Videos(os.path.dirname(file), lines, _pace(source), name=source.base_text)
 
 
 def _in_folder(source: Source) -> Videos | None:
@@ -277,7 +277,7 @@ def _in_folder(source: Source) -> Videos | None:
 def _below(source: Source, files: list[str]) -> Videos:
     """All videos of a folder: one that comes later is a change."""
     folder = source.path
-    videos = Videos(folder, files, _pace(source), name=source.whole)
+    videos = Videos(folder, files, _pace(source), name=source.base_text)
     videos.watch = Watch.of_files([os.path.join(folder, file) for file in files], folder)
     return videos
 
@@ -287,18 +287,18 @@ def _walked(root: str) -> Iterator[tuple[str, str]]:
 
     No folder is entered twice, so links cannot make loops.
     """
-    seen: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in visited:
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             if not name.startswith("."):
-                ending = name.rpartition(".")[2].lower()
-                kind = "video" if ending in VIDEOS else "image" if ending in EXTENSIONS else "other"
+                extension = name.rpartition(".")[2].lower()
+                kind = "video" if extension in VIDEOS else "image" if extension in EXTENSIONS else "other"
                 yield os.path.relpath(os.path.join(folder, name), root), kind
 
 
@@ -307,7 +307,7 @@ def _all_videos(files: Sequence[str]) -> bool:
 
 
 def _ends(tracks: Int64[Tensor, " N"], groups: Int64[Tensor, " N"]) -> Int64[Tensor, " B"]:
-    """Where the frames of each keyframe end."""
+    """The index after the last frame of each keyframe."""
     new = (tracks.diff() != 0) | (groups.diff() != 0)
     return torch.cat([new.nonzero().squeeze(1) + 1, torch.tensor([len(tracks)])])
 

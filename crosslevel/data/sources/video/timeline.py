@@ -51,17 +51,17 @@ class Timeline(NamedTuple):
 
     @property
     def ends_early(self) -> str:
-        """What a file that was cut off says; empty of others."""
-        there = (self.last - int(self.pts[0])) * self.tick
+        """The warning for a file that was cut off; empty for others."""
+        actual = (self.last - int(self.pts[0])) * self.tick
         promised = max(self.length, float(self.seconds[-1]))
         # Sound often goes on a little longer than the picture.
-        if self.last == int(self.pts[-1]) and there > 0.95 * promised - 1:
+        if self.last == int(self.pts[-1]) and actual > 0.95 * promised - 1:
             return ""
-        return f"it ends after {there:.1f} s of {promised:.1f} s: truncated, or its picture is shorter than its sound"
+        return f"it ends after {actual:.1f} s of {promised:.1f} s: truncated, or its picture is shorter than its sound"
 
 
 def timeline(file: str) -> Timeline:
-    """Where the frames of ``file`` are; found out once, without decoding it.
+    """The times of the frames of ``file``, found once without decoding, and cached.
 
     Raises:
         BadVideo: it cannot be opened, there is no picture in it, or its frames have no times.
@@ -84,17 +84,17 @@ def _demuxed(file: str) -> dict[str, Tensor]:
         if stream.codec_context.width * stream.codec_context.height > PIXEL_LIMIT:
             raise BadVideo(f"its pictures have more than {PIXEL_LIMIT:,} pixels")
         count, is_open = 0, False
-        shown: list[int] = []
+        displayed: list[int] = []
         keys: list[tuple[int, int, int]] = []
         with contextlib.suppress(*errors()):  # what comes before a defect is used
             for packet in container.demux(stream):
                 count += packet.size > 0
                 if packet.size and packet.pts is not None and not packet.is_discard:
-                    shown.append(packet.pts)
+                    displayed.append(packet.pts)
                     if packet.is_keyframe:
                         is_open = is_open or (stream.codec_context.name == "h264" and not _has_idr(packet, stream))
                         keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts, packet.size))
-        pts, starts = torch.tensor(shown, dtype=torch.int64).unique(), torch.tensor(keys, dtype=torch.int64)
+        pts, starts = torch.tensor(displayed, dtype=torch.int64).unique(), torch.tensor(keys, dtype=torch.int64)
         if not len(starts):
             raise BadVideo("there is no picture in it whose time is known")
         starts = starts[starts[:, 0].argsort()]

@@ -37,11 +37,11 @@ class Done(NamedTuple):
     first: int
     stop: int
     rows: int
-    known: int
+    existing: int
     bad: dict[str, str]
 
 
-class Parts:
+class PartFiles:
     """The Parquet files of a folder. The column ``content`` has 64 bits of an image's pixels: what tells new ones.
 
     Each file appears when it is whole, under a name that says of which images it is: made twice, it is the same file.
@@ -55,7 +55,7 @@ class Parts:
     def __init__(self, folder: Path, encoder: str) -> None:
         self.folder, self.encoder = folder, encoder
 
-    def known(self) -> Keys:
+    def existing_keys(self) -> Keys:
         """A number for each path and content in the table, sorted; what killed calls left is removed.
 
         Raises:
@@ -66,36 +66,36 @@ class Parts:
         sweep(self.folder)
         keys: list[Keys] = []
         for file in sorted(self.folder.glob("*.parquet")):
-            about = (pq.read_schema(file).metadata or {}).get(_ABOUT)
-            if about is None or json.loads(about).get("encoder") != self.encoder:
+            metadata = (pq.read_schema(file).metadata or {}).get(_ABOUT)
+            if metadata is None or json.loads(metadata).get("encoder") != self.encoder:
                 raise UserError(f"{file} has features of another encoder, or none: give a folder of its own")
             table = pq.read_table(file, columns=["path", CONTENT])
             pairs = zip(table["path"].to_pylist(), table[CONTENT].to_pylist(), strict=True)
             keys.append(np.fromiter((key_of(*pair) for pair in pairs), np.int64, len(table)))
         return np.sort(np.concatenate([np.empty(0, np.int64), *keys]))
 
-    def write(self, encoder: Encoder, source: Images, first: int, stop: int, known: Keys, place: Runtime) -> Done:
-        """Write one file with the features of images ``first`` to ``stop``, without those whose keys are ``known``."""
-        bad, places = BadFiles(), torch.arange(first, stop)
-        if len(known):
-            places = _new(source, places, known, bad, place.workers)
+    def write(self, encoder: Encoder, source: Images, first: int, stop: int, existing: Keys, runtime: Runtime) -> Done:
+        """Write a file of features of images ``first`` to ``stop``, without those whose keys are ``existing``."""
+        bad, indices = BadFiles(), torch.arange(first, stop)
+        if len(existing):
+            indices = _new(source, indices, existing, bad, runtime.workers)
         batches = list(
             stream(
-                encoder, _ByContent(source, places), batch_size=place.batch_size, workers=place.workers,
-                hardware=place.hardware, bad=bad,
+                encoder, _ByContent(source, indices), batch_size=runtime.batch_size, workers=runtime.workers,
+                hardware=runtime.hardware, bad=bad,
             )
         )  # fmt: skip
-        count = sum(len(rows.places) for rows in batches)
+        count = sum(len(rows.indices) for rows in batches)
         if batches:
             features, content, index = (torch.cat(column) for column in zip(*batches, strict=True))
-            places = places[index]
-            labels = torch.full_like(content, -1) if source.labels is None else source.labels[places]
-            table = table_of(source, features, labels, places)
+            indices = indices[index]
+            labels = torch.full_like(content, -1) if source.labels is None else source.labels[indices]
+            table = table_of(source, features, labels, indices)
             table = table.append_column(CONTENT, pa.array(content.numpy(), pa.int64()))
             names = hashlib.sha256("\n".join(table["path"].to_pylist()).encode()).hexdigest()
             with replacing(self.folder / f"{first:012}-{names[:12]}.parquet") as file:
-                about = {_ABOUT: json.dumps({"encoder": self.encoder})}
-                pq.write_table(table.replace_schema_metadata(about), file, write_page_checksum=True)
+                metadata = {_ABOUT: json.dumps({"encoder": self.encoder})}
+                pq.write_table(table.replace_schema_metadata(metadata), file, write_page_checksum=True)
         return Done(first, stop, count, stop - first - count - len(bad), bad.reasons)
 
 
@@ -110,15 +110,15 @@ def _content(image: UInt8[Tensor, "3 H W"]) -> _Content:
 
 
 def _new(
-    source: Images, places: Int64[Tensor, " N"], known: Keys, bad: BadFiles, workers: int | None
+    source: Images, indices: Int64[Tensor, " N"], existing: Keys, bad: BadFiles, workers: int | None
 ) -> Int64[Tensor, " n"]:
-    """Those of the images whose path and content have no key among the ``known``; unreadable ones go to ``bad``."""
+    """Those of the images whose path and content have no key among the ``existing``; unreadable ones go to ``bad``."""
     new = []
-    for numbers, (content,) in records(take(source, places), _content, _AT_A_TIME, bad=bad, workers=workers):
-        for i, value in zip(places[numbers].tolist(), content.tolist(), strict=True):
+    for numbers, (content,) in records(take(source, indices), _content, _AT_A_TIME, bad=bad, workers=workers):
+        for i, value in zip(indices[numbers].tolist(), content.tolist(), strict=True):
             key = key_of(text(source.paths[i]), value)
-            at = int(np.searchsorted(known, key))
-            if at == len(known) or known[at] != key:
+            position = int(np.searchsorted(existing, key))
+            if position == len(existing) or existing[position] != key:
                 new.append(i)
     return torch.tensor(new, dtype=torch.int64)
 

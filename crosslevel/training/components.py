@@ -32,7 +32,7 @@ Part = TypeVar("Part", bound=nn.Module)
 
 @dataclass
 class Bases:
-    """What is made before the images are known; ``cld`` is there even where its weight turns it off."""
+    """The components built before the images are known; ``cld`` is present even if its weight turns it off."""
 
     encoder: Encoder
     cld: CrossLevel | None
@@ -40,7 +40,7 @@ class Bases:
 
 
 @dataclass
-class Parts:
+class Components:
     """All parts of one training, and the ``settings`` that would build them again."""
 
     encoder: Encoder
@@ -64,7 +64,7 @@ class Parts:
 
     @property
     def method_option(self) -> str:
-        """What a command line needs, besides the run's settings, to name a method that is not Crosslevel's."""
+        """The option that names a method that is not Crosslevel's, for a command line."""
         return "" if type(self.method) in METHODS.values() else f" --method {self.settings['method']['class_path']}"
 
     def check(self, batch: int, devices: int, images: int | None = None) -> None:
@@ -96,10 +96,10 @@ class Parts:
                 f"cld.groups={self.cld.groups} exceeds the batch of {points} images: lower groups or raise batch_size"
             )
         needed = self.method.views - self.method.plain_views - self.method.small_views
-        drawn = len(self.views.augments)
-        if 1 < drawn < needed:
+        distinct = len(self.views.augments)
+        if 1 < distinct < needed:
             raise UserError(
-                f"views.preset={self.views.preset} has {drawn} different views, {name} "
+                f"views.preset={self.views.preset} has {distinct} different views, {name} "
                 f"{'with CLD ' if self.cld is not None else ''}needs {needed}: choose a preset of one, such as mocov2"
             )
 
@@ -125,30 +125,30 @@ def bases(
 
     """
     torch.manual_seed(seed)
-    network = _own(encoder) if isinstance(encoder, Encoder) else _made(encoder, channels)
+    network = _copy(encoder) if isinstance(encoder, Encoder) else _build_encoder(encoder, channels)
     if network.view.channels != channels:
         raise UserError(
             f"the images have {channels} channels, the encoder takes {network.view.channels}: give the source's by "
             "--channels, and leave encoder.channels out"
         )
     if cld is None or isinstance(cld, CrossLevel):
-        branch = None if cld is None else _own(cld)
+        branch = None if cld is None else _copy(cld)
     else:
         branch = cld(network.num_features)
-    return Bases(network, branch, _own(views) if isinstance(views, Views) else views())
+    return Bases(network, branch, _copy(views) if isinstance(views, Views) else views())
 
 
 def assemble(
-    made: Bases,
+    base: Bases,
     method: MakeMethod | None,
     images: int | None,
     share_hidden: bool,
     gh: Harmonization | MakeGH | None = None,
-) -> Parts:
+) -> Components:
     """Add the method, the usual one unless given, and fit all parts to each other.
 
     Args:
-        made: the other parts; ``encoder`` and ``views`` know the size of the views by now.
+        base: the other parts; ``encoder`` and ``views`` know the size of the views by now.
         method: what makes the method for an encoder and a number of images.
         images: N; None where nobody knows.
         share_hidden: let both heads have their hidden layer in common.
@@ -159,31 +159,31 @@ def assemble(
 
     """
     build: Callable[..., Method] = method or METHODS[USUAL]
-    chosen = build(made.encoder, images)
-    branch = made.cld if made.cld is not None and made.cld.weight else None
+    instance = build(base.encoder, images)
+    branch = base.cld if base.cld is not None and base.cld.weight else None
     if branch is not None:
-        connect(chosen, branch)
-    harmony = _own(gh) if isinstance(gh, Harmonization) else None if gh is None else gh(chosen.out_features)
+        connect(instance, branch)
+    harmony = _copy(gh) if isinstance(gh, Harmonization) else None if gh is None else gh(instance.out_features)
     if harmony is not None and not harmony.weight:
         harmony = None
-    if chosen.small_views:
-        _fit_small(made.encoder, made.views)
+    if instance.small_views:
+        _fit_small(base.encoder, base.views)
     tree = {
-        "encoder": settings.describe(made.encoder),
-        "cld": {"weight": 0.0} if made.cld is None else settings.describe(made.cld, skip=("in_features",)),
+        "encoder": settings.describe(base.encoder),
+        "cld": {"weight": 0.0} if base.cld is None else settings.describe(base.cld, skip=("in_features",)),
         "gh": {"weight": 0.0} if harmony is None else settings.describe(harmony, skip=("in_features",)),
-        "views": settings.describe(made.views),
+        "views": settings.describe(base.views),
         "method": {
-            "class_path": f"{type(chosen).__module__}.{type(chosen).__name__}",
-            "init_args": settings.describe(chosen, skip=("encoder", "images")),
+            "class_path": f"{type(instance).__module__}.{type(instance).__name__}",
+            "init_args": settings.describe(instance, skip=("encoder", "images")),
         },
     }
     if branch is not None or harmony is not None:
-        chosen.online = max(chosen.online, 2)  # both compare two views that the trained network has seen
-    made.views.count, made.views.small, made.views.plain = chosen.views, chosen.small_views, chosen.plain_views
+        instance.online = max(instance.online, 2)  # both compare two views that the trained network has seen
+    base.views.count, base.views.small, base.views.plain = instance.views, instance.small_views, instance.plain_views
     if share_hidden and branch is not None:
-        share(chosen, branch)
-    return Parts(made.encoder, chosen, branch, made.views, tree, harmony)
+        share(instance, branch)
+    return Components(base.encoder, instance, branch, base.views, tree, harmony)
 
 
 def _fit_small(encoder: Encoder, views: Views) -> None:
@@ -207,7 +207,7 @@ def _check_small(name: str, encoder: Encoder, side: int) -> None:
         raise UserError(f"views.small_size={side}: {encoder.name} needs a multiple of its patches' {patch} pixels")
 
 
-def _made(encoder: MakeEncoder, channels: int) -> Encoder:
+def _build_encoder(encoder: MakeEncoder, channels: int) -> Encoder:
     """The network, told of the images' channels where its maker takes them."""
     if channels == COLOURS:
         return encoder()
@@ -216,5 +216,5 @@ def _made(encoder: MakeEncoder, channels: int) -> Encoder:
     return maker(**({"channels": channels} if open_still else {}))
 
 
-def _own(part: Part) -> Part:
+def _copy(part: Part) -> Part:
     return copy.deepcopy(part)

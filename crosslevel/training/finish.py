@@ -10,11 +10,11 @@ import warnings
 from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.runs import Run, Unreadable
 from crosslevel.training import report as pages
+from crosslevel.training.components import Components
 from crosslevel.training.inputs import LOOKED_AT, Feed
 from crosslevel.training.job import Job
 from crosslevel.training.loop.fit import Outcome
 from crosslevel.training.options import Data
-from crosslevel.training.parts import Parts
 from crosslevel.training.verdict import Verdict, verdict
 from crosslevel.utils.console import say
 from crosslevel.utils.errors import SourceError
@@ -27,15 +27,15 @@ def finish(job: Job, folder: Run, outcome: Outcome, unreadable: Unreadable) -> N
     beside the encoder as the training found it, where that began with weights. At the end stands what there is now, and
     the commands that come next.
     """
-    parts, feed, console = job.parts, job.feed, job.console
-    parts.encoder.save(folder.encoder)
-    folder.save_branches(parts.method.branch, parts.method.head, parts.cld)
+    components, feed, console = job.components, job.feed, job.console
+    components.encoder.save(folder.encoder)
+    folder.save_branches(components.method.branch, components.method.head, components.cld)
     unreadable.merge()
     if len(feed.bad):
         say(console, feed.bad.summary(feed.total))
-    found = _compare(job) if outcome.finished and job.watch is None else None
+    comparison = _compare(job) if outcome.finished and job.watch is None else None
     if outcome.finished and job.logging.report_html:
-        _write_page(job, folder, "" if found is None else found.headline())
+        _write_page(job, folder, "" if comparison is None else comparison.headline())
     _farewell(job, folder, outcome)
 
 
@@ -43,22 +43,24 @@ def _compare(job: Job) -> Verdict | None:
     """Say in one line what the training was worth, beside raw pixels and the untrained network."""
     feed, runtime = job.feed, job.runtime
     try:
-        shown = feed.source.some(LOOKED_AT) if isinstance(feed.source, ImageStream) else feed.source
-        found = verdict(job.parts.encoder, shown, runtime.hardware, runtime.seed, feed.held, job.start)
+        source = feed.source.sample(LOOKED_AT) if isinstance(feed.source, ImageStream) else feed.source
+        comparison = verdict(
+            job.components.encoder, source, runtime.hardware, runtime.seed, feed.held_out_images, job.start
+        )
     except SourceError as error:
         warnings.warn(f"the features are not compared with raw pixels: {error}", stacklevel=2)
         return None
-    if found is not None:
-        say(job.console, found.line())
-    return found
+    if comparison is not None:
+        say(job.console, comparison.line())
+    return comparison
 
 
 def _write_page(job: Job, folder: Run, headline: str) -> None:
-    cld = None if job.parts.cld is None else copy.copy(job.parts.cld)
+    cld = None if job.components.cld is None else copy.copy(job.components.cld)
     if cld is not None:
         cld.gather = False  # the other ranks are not here
     pages.write(
-        folder, job.parts.encoder, cld, job.feed.source, job.runtime.hardware, job.runtime.seed,
+        folder, job.components.encoder, cld, job.feed.source, job.runtime.hardware, job.runtime.seed,
         following(folder, job.feed, job.data), headline,
     )  # fmt: skip
 
@@ -67,23 +69,23 @@ def _farewell(job: Job, folder: Run, outcome: Outcome) -> None:
     """Say what there is now, and the commands that come next."""
     console = job.console
     if not outcome.finished:
-        encoder = folder.shown(folder.encoder)
+        encoder = folder.display_path(folder.encoder)
         say(console, f"stopped after step {outcome.steps:,}; the encoder so far is {encoder}; to go on:")
-        say(console, f"  {resume_command(folder, job.parts)}")
+        say(console, f"  {resume_command(folder, job.components)}")
         return
-    left = [folder.encoder, *([folder.report] if folder.report.exists() else [])]
-    minutes = (time.monotonic() - job.began) / 60
-    say(console, f"done in {minutes:.1f} min: {', '.join(map(folder.shown, left))}; next:")
+    outputs = [folder.encoder, *([folder.report] if folder.report.exists() else [])]
+    minutes = (time.monotonic() - job.start_time) / 60
+    say(console, f"done in {minutes:.1f} min: {', '.join(map(folder.display_path, outputs))}; next:")
     for line in following(folder, job.feed, job.data):
         say(console, f"  {line}")
 
 
 def following(folder: Run, feed: Feed, data: Data) -> list[str]:
-    """What a user would do with the run."""
-    named = "IMAGES" if feed.total is None else data.images.text
-    return folder.next_commands(named, feed.source.labels is not None, data.data_root, data.crops)
+    """Commands to continue with the run."""
+    source = "IMAGES" if feed.total is None else data.images.text
+    return folder.next_commands(source, feed.source.labels is not None, data.data_root, data.crops)
 
 
-def resume_command(folder: Run, parts: Parts) -> str:
+def resume_command(folder: Run, components: Components) -> str:
     """The command line that continues the run."""
-    return f"crosslevel train --resume {shlex.quote(str(folder))}{parts.method_option}"
+    return f"crosslevel train --resume {shlex.quote(str(folder))}{components.method_option}"

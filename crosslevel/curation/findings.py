@@ -24,35 +24,39 @@ PAIRS = 200_000  # random ones, that say what is rare
 
 
 @dataclass
-class Looks:
-    """What is known of each of N rows without any label.
+class Findings:
+    """Near-duplicates, broken pictures and outliers among N rows.
 
     ``near`` are each row's nearest ones, itself among them. ``sets`` numbers the sets of near-duplicates, -1 for a row
-    that has none; ``kept`` is the one row of a set to keep.
+    that has none; ``representatives`` has the one row of a set to keep.
     ``broken`` says why a picture is no use; ``alone`` are outliers, by distance to the nearest, farthest first.
-    ``seen``: whether pictures were there to look at.
+    ``has_pictures``: whether pictures were there to look at.
     """
 
     sets: Int64[Tensor, " N"]
     near: Neighbours
-    kept: dict[int, int] = field(default_factory=dict)
+    representatives: dict[int, int] = field(default_factory=dict)
     broken: dict[int, str] = field(default_factory=dict)
     alone: dict[int, float] = field(default_factory=dict)
-    seen: bool = False
+    has_pictures: bool = False
 
     def copies(self) -> dict[int, int]:
         """The rows that another one stands for, and that one."""
         numbers = enumerate(self.sets.tolist())
-        return {row: self.kept[number] for row, number in numbers if number >= 0 and self.kept[number] != row}
+        return {
+            row: self.representatives[number]
+            for row, number in numbers
+            if number >= 0 and self.representatives[number] != row
+        }
 
 
-def looks(
+def findings_of(
     features: Float[Tensor, "N D"],
     pictures: Pictures,
     threshold: float | None = None,
     rows: Int64[Tensor, " N"] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Looks:
+) -> Findings:
     """Near-duplicates, broken looks and outliers.
 
     Near-duplicates are told by their pictures, as `crosslevel inspect` tells them (`duplicate_pairs`): every thumbnail
@@ -71,23 +75,23 @@ def looks(
     unit = F.normalize(features, dim=1)
     near = nearest(unit, unit, CROWD + 1)
     pairs = mutual_pairs(unit, rare_cosine(unit) if threshold is None else threshold, NEIGHBOURS, near)
-    looked = torch.arange(len(unit)) if pictures.has_thumbnails else pairs.unique()
-    small, there = _small(pictures, looked if rows is None else rows[looked], progress)
-    found = Looks(torch.full((len(unit),), -1), near, seen=pictures.has_thumbnails)
+    scanned = torch.arange(len(unit)) if pictures.has_thumbnails else pairs.unique()
+    small, available = _small(pictures, scanned if rows is None else rows[scanned], progress)
+    result = Findings(torch.full((len(unit),), -1), near, has_pictures=pictures.has_thumbnails)
     if pictures.has_thumbnails:
-        found.broken = {int(row): why for row, why in zip(looked, map(broken, small), strict=True) if why}
-    place = torch.full((len(unit),), -1)
-    place[looked] = torch.where(there, torch.arange(len(looked)), -1)
-    unseen = (place[pairs] < 0).any(1)
+        result.broken = {int(row): defect for row, defect in zip(scanned, map(broken, small), strict=True) if defect}
+    positions = torch.full((len(unit),), -1)
+    positions[scanned] = torch.where(available, torch.arange(len(scanned)), -1)
+    unseen = (positions[pairs] < 0).any(1)
     pairs = pairs[unseen]
-    if there.sum() > 1:
-        seen = there.nonzero().flatten()
-        pairs = torch.cat([pairs, looked[seen[duplicate_pairs(small[seen]).images]]])
-    _sets(found, unit, pairs)
+    if available.sum() > 1:
+        visible = available.nonzero().flatten()
+        pairs = torch.cat([pairs, scanned[visible[duplicate_pairs(small[visible]).images]]])
+    _sets(result, unit, pairs)
     far = outliers(unit, known=near)
     order = far.distance.argsort(descending=True, stable=True)
-    found.alone = {row: float(far.distance[row]) for row in order[far.far[order]].tolist()}
-    return found
+    result.alone = {row: float(far.distance[row]) for row in order[far.far[order]].tolist()}
+    return result
 
 
 def rare_cosine(unit: Float[Tensor, "N D"]) -> float:
@@ -97,8 +101,8 @@ def rare_cosine(unit: Float[Tensor, "N D"]) -> float:
     generator = seeded(0)
     i, j = torch.randint(len(unit), (2, PAIRS), generator=generator)
     cosines = torch.cat([(unit[a] * unit[b]).sum(1) for a, b in zip(i.split(8192), j.split(8192), strict=True)])
-    others = cosines[i != j].sort().values
-    return min(0.999, float(others[int(RARE * (len(others) - 1))]))
+    distinct = cosines[i != j].sort().values
+    return min(0.999, float(distinct[int(RARE * (len(distinct) - 1))]))
 
 
 def broken(picture: UInt8[Tensor, "3 32 32"]) -> str:
@@ -118,24 +122,24 @@ def _small(
 ) -> tuple[UInt8[Tensor, "M 3 32 32"], Tensor]:
     """Pictures of one small size, and of which rows there are any; where there is none it is noise."""
     small = torch.randint(256, (len(rows), 3, SIDE, SIDE), dtype=torch.uint8, generator=seeded(0))
-    there = torch.zeros(len(rows), dtype=torch.bool)
+    available = torch.zeros(len(rows), dtype=torch.bool)
     for i, row in enumerate(rows.tolist()):
         picture = pictures[row]
         if picture is not None:
-            small[i], there[i] = tvf.resize(picture, [SIDE, SIDE], antialias=True), True
+            small[i], available[i] = tvf.resize(picture, [SIDE, SIDE], antialias=True), True
         if progress is not None and i % 256 == 0:
             progress(i, len(rows))
-    return small, there
+    return small, available
 
 
-def _sets(found: Looks, unit: Float[Tensor, "N D"], pairs: Int64[Tensor, "P 2"]) -> None:
+def _sets(result: Findings, unit: Float[Tensor, "N D"], pairs: Int64[Tensor, "P 2"]) -> None:
     """Number the sets that pairs hang together in, and keep of each the row in its middle."""
     if not len(pairs):
         return
     owner = tracks(len(unit), pairs)
     several = owner.bincount()[owner] > 1
-    names, found.sets[several] = owner[several].unique(return_inverse=True)
+    names, result.sets[several] = owner[several].unique(return_inverse=True)
     for number in range(len(names)):
-        members = (found.sets == number).nonzero().flatten()
-        middle = F.normalize(unit[members].mean(0), dim=0)
-        found.kept[number] = int(members[(unit[members] @ middle).argmax()])
+        indices = (result.sets == number).nonzero().flatten()
+        middle = F.normalize(unit[indices].mean(0), dim=0)
+        result.representatives[number] = int(indices[(unit[indices] @ middle).argmax()])

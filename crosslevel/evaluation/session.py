@@ -20,7 +20,7 @@ from crosslevel.features.extract import Runtime
 from crosslevel.features.source import check_channels, open_for
 from crosslevel.models.copies import untrained
 from crosslevel.models.encoder import Encoder
-from crosslevel.models.named import home_of, is_by_name, open_encoder, title_of
+from crosslevel.models.named import is_by_name, open_encoder, run_dir_of, title_of
 from crosslevel.runs import Run, load_branches
 from crosslevel.utils.console import printer, say
 from crosslevel.utils.errors import SourceError, UserError, hidden
@@ -38,26 +38,30 @@ class Data:
     data_root: str | None
     crops: Crops | None
 
-    def about(self, seed: int) -> dict[str, Any]:
-        """What is recorded with every figure."""
-        about: dict[str, Any] = {"images": _place(self.images), "test": _place(self.test), "data_root": self.data_root}
-        return {**about, "seed": seed} | ({} if self.crops is None else {"crops": asdict(self.crops)})
+    def metadata(self, seed: int) -> dict[str, Any]:
+        """The settings that are recorded with every figure."""
+        metadata: dict[str, Any] = {
+            "images": _absolute(self.images),
+            "test": _absolute(self.test),
+            "data_root": self.data_root,
+        }
+        return {**metadata, "seed": seed} | ({} if self.crops is None else {"crops": asdict(self.crops)})
 
 
 @dataclass(frozen=True)
 class Session:
-    """What is judged, where it runs and where its results go.
+    """The encoder to evaluate, where it runs, and where its results go.
 
-    ``title`` is its row's, ``beside`` are further encoders by theirs, ``folder`` the run's, ``kept`` the folder of
-    features, if they are kept.
+    ``title`` is its row's, ``baselines`` are further encoders by theirs, ``folder`` the run's, ``cache_dir`` the folder
+    of cached features, if they are cached.
     """
 
     encoder: Encoder
     title: str
-    beside: dict[str, Encoder]
+    baselines: dict[str, Encoder]
     folder: Path | None
     file: Path
-    kept: Path | None
+    cache_dir: Path | None
     runtime: Runtime
     seed: int
     console: Console
@@ -68,18 +72,18 @@ def session_of(
     run: str, beside: Sequence[str], output: str | None, cache: bool, runtime: Runtime, seed: int, quiet: bool
 ) -> Session:
     """Load what is judged and what stands beside it, and say where it is computed."""
-    folder = home_of(run)
+    folder = run_dir_of(run)
     console, encoder = printer(quiet), open_encoder(run)
-    others = {title_of(name): open_encoder(name) for name in beside}
-    console.print(f"device: {runtime.hardware.why}", highlight=False)
-    for loaded in dict.fromkeys(each.loaded for each in (encoder, *others.values())):
+    baselines = {title_of(name): open_encoder(name) for name in beside}
+    console.print(f"device: {runtime.hardware.reason}", highlight=False)
+    for loaded in dict.fromkeys(each.loaded for each in (encoder, *baselines.values())):
         say(console, loaded)
     file = Path(output) if output else (folder or Path()) / FILE
     title = title_of(run) if is_by_name(run) else "trained encoder"
     start = None if folder is None else start_of(Run(folder), encoder, console)
-    began = {} if start is None else {START: start}
-    kept = folder if cache else None
-    return Session(encoder, title, {**began, **others}, folder, file, kept, runtime, seed, console)
+    start_row = {} if start is None else {START: start}
+    cache_dir = folder if cache else None
+    return Session(encoder, title, {**start_row, **baselines}, folder, file, cache_dir, runtime, seed, console)
 
 
 def start_of(run: Run, encoder: Encoder, console: Console) -> Encoder | None:
@@ -105,20 +109,21 @@ def subject_of(
     if set(names) == {"detection"}:
         return None
     assert data.test is not None
-    for title, other in session.beside.items():
-        check_channels(session.encoder, other.view.channels, title)
+    for title, baseline in session.baselines.items():
+        check_channels(session.encoder, baseline.view.channels, title)
     bank, queries = labelled_pair(data.images, data.test, data.data_root, data.crops, session.encoder)
     kinds: dict[str, Kind] = {
         "raw pixels": PIXELS,
         "untrained encoder": untrained(session.encoder, session.seed),
-        **session.beside,
+        **session.baselines,
         session.title: session.encoder,
     }
     for part in (bank, queries):
         session.bad.leave_out(part.left_out)
     heads = load_branches(session.folder) if branches and session.folder is not None else {}
     return Subject(
-        kinds, bank, queries, session.runtime, session.bad, session.kept, heads, session.console, shots, session.seed,
+        kinds, bank, queries, session.runtime, session.bad, session.cache_dir, heads, session.console, shots,
+        session.seed,
     )  # fmt: skip
 
 
@@ -133,8 +138,8 @@ def labelled_pair(
     bank, queries = (_labelled(source, data_root, crops, encoder) for source in (images, test))
     unknown = sorted(set(queries.classes or []) - set(bank.classes or []))
     if unknown:
-        named = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
-        raise SourceError(f"{test} has classes that {images} lacks: {named}")
+        class_names = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
+        raise SourceError(f"{test} has classes that {images} lacks: {class_names}")
     return bank, queries
 
 
@@ -148,6 +153,6 @@ def _labelled(source: str, data_root: str | None, crops: Crops | None, encoder: 
     return images
 
 
-def _place(source: str | None) -> str | None:
+def _absolute(source: str | None) -> str | None:
     """A source as any other call would find it, without what is secret in an address."""
     return None if source is None else hidden(parse(source).absolute().text)
