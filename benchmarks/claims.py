@@ -100,6 +100,8 @@ def one(arguments: argparse.Namespace, claim: Claim, line: str, seed: int, key: 
     from beside import machine
     from paper import trained
 
+    from crosslevel.evaluation.detection.training import Diverged
+
     source, folder = (
         source_of(arguments, claim.source),
         hashlib.sha256(f"{key}{size_of(arguments)}".encode()).hexdigest(),
@@ -113,7 +115,10 @@ def one(arguments: argparse.Namespace, claim: Claim, line: str, seed: int, key: 
         if stop.code != 1:  # 1: the loss is no longer a number, which is a result
             raise
         return {**about, "figures": {}, "failed": dict.fromkeys(FIGURES, "the loss is no longer a number")}
-    return {**about, "figures": measured(arguments, folder, claim.figure, seed), "failed": {}}
+    try:
+        return {**about, "figures": measured(arguments, folder, claim.figure, seed), "failed": {}}
+    except Diverged as error:
+        return {**about, "figures": {}, "failed": {claim.figure: str(error)}}
 
 
 def source_of(arguments: argparse.Namespace, kind: str) -> str:

@@ -62,16 +62,18 @@ def main() -> None:
         same = all(row.endswith("| yes |") for row in rows)
     if "speed" in arguments.stages:
         for number, line in enumerate(SPEEDS):
+            if stop - time.monotonic() < 30:
+                break
             told = limited([str(HERE / "step.py"), *line], min(120, stop - time.monotonic()))
             with (out / "step_gpu.txt").open("a" if number else "w") as file:
                 file.write(told)
             print(told, flush=True)
     if "cell" in arguments.stages:
-        left = (stop - time.monotonic()) / 60 - 1  # it has a minute to write its checkpoint
+        left = (stop - time.monotonic()) / 60 - 1.5  # a cell has a minute to write its checkpoint
         line = [str(HERE / "paper_gpu.py"), arguments.data, "--minutes", f"{left:.2f}", "--runs", arguments.runs]
         line += ["-o", str(out / "paper_gpu"), *([] if same else ["--", "--compile=off"])]
         if left > 0:
-            print(limited(line, 60 * (left + 1)), flush=True)
+            print(limited(line, 60 * (left + 1.5)), flush=True)
     if "capture" in arguments.stages:
         capture(arguments.data, OTHERS, rows, out, stop)
 

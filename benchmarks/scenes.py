@@ -41,7 +41,7 @@ from crosslevel.utils.device import choose
 SIDE, CLUTTER = 96, 40
 COUNTS = 150, 150  # scenes to train and to test on
 SUPERVISED = "supervised encoder"
-SETTINGS = Settings(Schedule(300, 8, 0.04), sizes=Sizes((SIDE,), SIDE, 2 * SIDE), regions=32)
+SETTINGS = Settings(Schedule(250, 8, 0.16), sizes=Sizes((SIDE,), SIDE, 2 * SIDE), regions=16)
 
 
 def main() -> None:
