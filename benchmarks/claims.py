@@ -26,7 +26,7 @@ from quality.claims_list import CLAIMS, ELSEWHERE, FIGURES, Claim
 from shared import records
 
 ROOT = Path(__file__).resolve().parents[1]
-BASELINES = ("raw pixels", "untrained encoder")
+BASELINES = ("raw pixels", "untrained encoder", "random initialization", "supervised encoder")
 RECORD, PAGE = ROOT / "benchmarks/results/claims.json", ROOT / "docs/claims.md"
 
 
@@ -81,17 +81,14 @@ def train_missing(arguments: argparse.Namespace) -> None:
             for line in claim.arms.values():
                 key = key_of(claim.source, line, seed)
                 known = records.read(record, "cells").get(key)
-                if (
-                    known is not None
-                    and known["size"] == size
-                    and claim.figure in {*known["figures"], *known["failed"]}
-                ):
+                if known is None or (known["size"], known["images"]) != (size, arguments.images):
+                    known = {"figures": {}, "failed": {}}
+                if claim.figure in {*known["figures"], *known["failed"]}:
                     continue
                 if time.monotonic() - began > 60 * arguments.minutes:
                     return
-                done = known if known is not None and known["size"] == size else {"figures": {}, "failed": {}}
                 value = one(arguments, claim, line, seed, key) | {"size": size, "images": arguments.images}
-                value = {**value, "figures": {**done["figures"], **value["figures"]}}
+                value = {**value, "figures": {**known["figures"], **value["figures"]}}
                 records.add(record, "cells", key, value, {"program": Path(__file__).name})
                 print(f"{key}: {value['figures'] or value['failed']}", flush=True)
 
@@ -102,6 +99,8 @@ def one(arguments: argparse.Namespace, claim: Claim, line: str, seed: int, key: 
 
     from quality.paper import trained
     from shared.beside import machine
+
+    from crosslevel.evaluation.detection.training import Diverged
 
     source, folder = (
         source_of(arguments, claim.source),
@@ -116,7 +115,10 @@ def one(arguments: argparse.Namespace, claim: Claim, line: str, seed: int, key: 
         if stop.code != 1:  # 1: the loss is no longer a number, which is a result
             raise
         return {**about, "figures": {}, "failed": dict.fromkeys(FIGURES, "the loss is no longer a number")}
-    return {**about, "figures": measured(arguments, folder, claim.figure, seed), "failed": {}}
+    try:
+        return {**about, "figures": measured(arguments, folder, claim.figure, seed), "failed": {}}
+    except Diverged as error:
+        return {**about, "figures": {}, "failed": {claim.figure: str(error)}}
 
 
 def source_of(arguments: argparse.Namespace, kind: str) -> str:
@@ -137,6 +139,8 @@ def measured(arguments: argparse.Namespace, folder: Path, figure: str, seed: int
     bank, test = source_of(arguments, "balanced"), f"{arguments.data}/cifar10-jpeg/test"
     if figure in ("contrast", "agreement"):
         return of_views(folder, test)
+    if figure == "detection":
+        return of_detectors(arguments, folder, bank, seed)
     protocol, images = ("knn", bank) if figure == "knn" else (figure.split(maxsplit=1)[0], bank)
     more: dict[str, Any] = {}
     if protocol == "linear":
@@ -153,6 +157,17 @@ def measured(arguments: argparse.Namespace, folder: Path, figure: str, seed: int
     (rows,) = found.values()
     beside = {f"{figure}: {name}": rows[name]["top1"] for name in BASELINES if name in rows}
     return {figure: rows["trained encoder"]["top1"], **beside}
+
+
+def of_detectors(arguments: argparse.Namespace, folder: Path, bank: str, seed: int) -> dict[str, float]:
+    """How precise detectors are that start from the run, and from random and supervised weights beside it."""
+    from quality import scenes
+
+    most, size = arguments.images // 10, f"{arguments.epochs}-{arguments.width:g}"
+    place = Path(arguments.runs) / f"scenes-{most}-{size}"
+    scenes.write(place, f"{arguments.data}/cifar10-jpeg", *scenes.COUNTS, most)
+    found = scenes.precision(folder, place, bank, seed=seed, epochs=arguments.epochs)
+    return {"detection": found.pop(scenes.TRAINED), **{f"detection: {name}": value for name, value in found.items()}}
 
 
 def of_views(folder: Path, test: str) -> dict[str, float]:
@@ -196,14 +211,17 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def page(cells: dict[str, dict[str, Any]]) -> str:
-    """The record as a page: a section a claim."""
+    """The record as a page: a section a claim. Trainings of other sizes than the most are no part of it."""
+    sizes = [(cell["images"], cell["size"]) for cell in cells.values()]
+    usual = statistics.mode(sizes) if sizes else None
+    cells = {key: cell for key, cell in cells.items() if (cell["images"], cell["size"]) == usual}
     lines = [
         "# The abstract, claim by claim", "",
         "Written by `python benchmarks/claims.py` from `benchmarks/results/claims.json`. Small trainings on a CPU:",
         "which way a claim points at this size, not the published figures. Intervals are of 95 % over seeds.", "",
     ]  # fmt: skip
-    sizes = sorted({f"{cell['images']:,} images, `{cell['size']}`; {cell['machine']}" for cell in cells.values()})
-    lines += [f"Trained with: {size}." for size in sizes] + [""] * bool(sizes)
+    told = sorted({f"{cell['images']:,} images, `{cell['size']}`; {cell['machine']}" for cell in cells.values()})
+    lines += [f"Trained with: {one}." for one in told] + [""] * bool(told)
     for name, claim in CLAIMS.items():
         lines += [
             f"## {claim.says[0].upper()}{claim.says[1:]}",

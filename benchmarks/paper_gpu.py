@@ -10,10 +10,13 @@ instance branch's features (the published figure), the group branch's, and the s
 these with the card and the date, OUTPUT.md the table of the newest. The labels judge, and do nothing else.
 
 Cells: npid, npid-cld, moco, moco-cld, further ones by a recipe's name; `next` is the first that is not whole, `all`
-are these four, each for so many minutes. --until 50 stops a cell after 50 of its epochs; without a GPU the first
-quarter of two cells at a quarter of the width is
+are these four, each for so many minutes. The step is compiled where `crosslevel train --compile auto` would; after
+``--``, --compile=off is as before. --until 40 stops a cell after 40 of its epochs. Without a GPU
 
-    python benchmarks/paper_gpu.py DATA --cells npid npid-cld --minutes 600 --until 50 -- --encoder.width=0.25
+    python benchmarks/paper_gpu.py DATA --cpu
+
+trains the first 50 epochs of npid and npid-cld at a quarter of the width, with figures every 10 epochs, into
+benchmarks/results/paper_cpu.md: whether NPID alone is stable at the recipe's rate. It, too, goes on where it was.
 
 Beside PyTorch it needs torchvision, timm, lightning-fabric, pyarrow, pyyaml, rich, filelock (4.2 or later),
 jaxtyping, jinja2, matplotlib, numpy, pillow, safetensors, scikit-learn, scipy, shtab and tensorboard (with absl-py,
@@ -27,8 +30,10 @@ import argparse
 import csv
 import importlib.metadata
 import json
+import math
 import os
 import re
+import shlex
 import signal
 import statistics
 import subprocess
@@ -47,6 +52,11 @@ BRANCHES = ("instance", "group", "shared")
 EVERY = 20  # epochs
 GRACE = 60  # seconds in which a cell that was asked to stop has to write its checkpoint
 VOTE = {"MoCo": 0.07, "NPID": 0.1}  # T of the kNN's votes in the authors' programs
+QUARTER = "--encoder.width=0.25"
+CPU: dict[str, Any] = {
+    "cells": ["npid", "npid-cld"], "minutes": math.inf, "every": 10, "until": 50,
+    "output": "benchmarks/results/paper_cpu", "runs": "runs/paper_cpu",
+}  # fmt: skip
 
 
 def main() -> None:
@@ -54,14 +64,21 @@ def main() -> None:
     parser.add_argument("data", nargs="?")
     parser.add_argument("--cells", nargs="+", default=["next"])
     parser.add_argument("--minutes", type=float, default=8.0, help="of one cell in this call")
-    parser.add_argument("--until", type=int, help="stop a cell after so many of its epochs")
+    parser.add_argument("--every", type=int, default=EVERY, help="epochs between figures")
+    parser.add_argument("--until", type=int, help="stop a cell after so many of its epochs, a multiple of --every")
+    parser.add_argument("--cpu", action="store_true", help="the first 50 epochs of NPID at a quarter of the width")
     parser.add_argument("-o", "--output", default="benchmarks/results/paper_gpu")
     parser.add_argument("--runs", default="runs/paper_gpu")
     parser.add_argument("--missing", action="store_true", help="only print which packages are missing")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    given = sys.argv[1:]
-    place = given.index("--") if "--" in given else len(given)
-    arguments = parser.parse_args(given[:place])
+    given, rest = sys.argv[1:], []
+    if "--" in given:
+        place = given.index("--")
+        given, rest = given[:place], given[place + 1 :]
+    if "--cpu" in given:
+        parser.set_defaults(**CPU)
+        rest = [QUARTER, *rest]
+    arguments = parser.parse_args(given)
     if arguments.missing:
         print(" ".join(missing()) or "nothing is missing")
         return
@@ -70,7 +87,9 @@ def main() -> None:
         return
     if not arguments.data:
         parser.error("DATA: give the folder with train/ and test/, or a tar of it")
-    grid(arguments, given[place + 1 :])
+    if arguments.until is not None and arguments.until % arguments.every:
+        parser.error(f"--until {arguments.until}: a multiple of --every {arguments.every}, where figures are taken")
+    grid(arguments, rest)
 
 
 def missing() -> list[str]:
@@ -96,48 +115,67 @@ def grid(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Each wanted cell in its turn, for its minutes; then the table."""
     from shared import records  # after --missing, which tells that filelock is
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     record = Path(arguments.output).with_suffix(".json")
-    cells = {name: cell(name, arguments, rest, record) for name in wanted(arguments.cells, record, rest)}
+    names = wanted(arguments.cells, record, rest, arguments.until)
+    cells = {name: cell(name, arguments, rest, record) for name in names}
     places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
     for name, one in cells.items():
         began = time.monotonic()
         process = subprocess.Popen([sys.executable, __file__, "--one", json.dumps(one)], env=environment)
         try:
-            process.wait(60 * arguments.minutes)
+            process.wait(None if math.isinf(arguments.minutes) else 60 * arguments.minutes)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process)
+        except KeyboardInterrupt:  # the cell has been told as well
+            process.wait()
+            raise
+        except SystemExit:
+            end(process)
+            raise
         print(f"{name}: {(time.monotonic() - began) / 60:.1f} minutes, exit status {process.returncode}", flush=True)
-    table = markdown(records.read(record, "cells"))
+    table = markdown(records.read(record, "cells"), [] if arguments.cpu else list(PUBLISHED))
     record.with_suffix(".md").write_text(table)
     print(table)
 
 
-def wanted(named: list[str], record: Path, rest: list[str]) -> list[str]:
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a cell to stop, which writes its checkpoint; kill it where that takes too long."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def wanted(named: list[str], record: Path, rest: list[str], until: int | None = None) -> list[str]:
     """The cells to run: those that are named, `next` or `all`, without what the record has whole."""
     from shared import records
 
     known = records.read(record, "cells")
-    left = [name for name in PUBLISHED if not whole(known.get(name), rest)]
+    left = [name for name in PUBLISHED if not whole(known.get(title(name, rest)), until)]
     chosen = left[:1] if named == ["next"] else left if named == ["all"] else named
-    return [name for name in chosen if not whole(known.get(name), rest)]
+    return [name for name in chosen if not whole(known.get(title(name, rest)), until)]
 
 
-def whole(known: dict[str, Any] | None, rest: list[str]) -> bool:
-    """Whether a recorded cell was trained to its end, with these options."""
-    return known is not None and known["options"] == rest and known["epochs_done"] >= known["epochs"]
+def title(name: str, rest: list[str]) -> str:
+    """A cell's name in the record: with other options it is another one, such as a recipe's variant."""
+    return shlex.join([name, *rest])
+
+
+def whole(known: dict[str, Any] | None, until: int | None = None) -> bool:
+    """Whether a recorded cell was trained to its end, or for so many epochs."""
+    return known is not None and bool(known["epochs_done"] >= min(known["epochs"], until or known["epochs"]))
 
 
 def cell(name: str, arguments: argparse.Namespace, rest: list[str], record: Path) -> dict[str, Any]:
     """What the cell's own process is told."""
     return {
-        "name": name, "recipe": f"cifar10-{name}" if name in PUBLISHED else name, "data": arguments.data,
-        "runs": arguments.runs, "record": str(record), "until": arguments.until, "options": rest,
+        "name": title(name, rest), "recipe": f"cifar10-{name}" if name in PUBLISHED else name, "data": arguments.data,
+        "runs": arguments.runs, "record": str(record), "until": arguments.until, "every": arguments.every,
+        "options": rest,
     }  # fmt: skip
 
 
@@ -152,9 +190,15 @@ def train_cell(wanted: dict[str, Any]) -> None:
     packs = {part: runs / f"{part}.pack" for part in ("train", "test")}
     for part, place in packs.items():
         pack(str(data / part), str(place), size=32, quiet=True)
-    line = ["--recipe", wanted["recipe"], f"--monitor_every={EVERY}", "--report_html=false", *wanted["options"]]
+    line = ["--recipe", wanted["recipe"], f"--monitor_every={wanted['every']}", "--report_html=false", "--compile=auto"]
+    line += wanted["options"]
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
-    trained(str(packs["train"]), line, runs / wanted["name"], watch=Judge(wanted, packs, card))
+    trained(str(packs["train"]), line, folder_of(wanted), watch=Judge(wanted, packs, card))
+
+
+def folder_of(wanted: dict[str, Any]) -> Path:
+    """Where a cell is trained."""
+    return Path(wanted["runs"]) / re.sub(r"[^\w.=-]+", "_", wanted["name"])
 
 
 def unpacked(data: Path, runs: Path) -> Path:
@@ -170,11 +214,11 @@ def unpacked(data: Path, runs: Path) -> Path:
 
 
 class Judge:
-    """A `Watch` that classifies the test images after every 20th epoch and the last, and keeps the record."""
+    """A `Watch` that classifies the test images every so many epochs and after the last, and keeps the record."""
 
     def __init__(self, wanted: dict[str, Any], packs: dict[str, Path], card: str) -> None:
         self.wanted, self.packs, self.card = wanted, packs, card
-        self.file, self.began = Path(wanted["runs"]) / wanted["name"], time.monotonic()
+        self.file = folder_of(wanted)
 
     def part(self, source: Any) -> Any:
         """All images are trained on."""
@@ -192,8 +236,7 @@ class Judge:
         bank, queries = (pack(open_images(str(p)), encoder.view.size, bad=BadFiles()) for p in self.packs.values())
         settings = yaml.safe_load((self.file / "config.yaml").read_text())
         every, total = settings["monitor_every"], settings["epochs"]
-        known = records.read(Path(self.wanted["record"]), "cells").get(self.wanted["name"], {})
-        mine = known if known.get("options") == self.wanted["options"] else {}
+        mine = records.read(Path(self.wanted["record"]), "cells").get(self.wanted["name"], {})
         done = self._epochs_done()
         curve = {k: v for k, v in mine.get("figures", {}).items() if int(k) <= done}
         temperature = VOTE.get(type(method).__name__, 0.1)
@@ -259,8 +302,11 @@ def accuracies(
     return found
 
 
-def markdown(cells: dict[str, dict[str, Any]]) -> str:
-    """The newest figures of every cell as a table."""
+def markdown(cells: dict[str, dict[str, Any]], always: list[str]) -> str:
+    """The newest figures of every cell as a table, and the instance branch's way there as another.
+
+    Those of ``always`` have a row even if they were not run.
+    """
     lines = [
         "Weighted kNN (k = 200) of CIFAR-10's test images, top-1 in %, at the last epoch measured (the published "
         "figures are their best epoch's by test accuracy, on the official files).",
@@ -268,7 +314,7 @@ def markdown(cells: dict[str, dict[str, Any]]) -> str:
         "| cell | published | epochs | instance | group | shared | images/s | where, when |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name in [*PUBLISHED, *(name for name in cells if name not in PUBLISHED)]:
+    for name in [*always, *(name for name in cells if name not in always)]:
         one, published = cells.get(name), PUBLISHED.get(name, "-")
         if one is None or not one["figures"]:
             lines.append(f"| {name} | {published} | not run | - | - | - | - | - |")
@@ -276,12 +322,25 @@ def markdown(cells: dict[str, dict[str, Any]]) -> str:
         newest = one["figures"][max(one["figures"], key=int)]
         shown = " | ".join(f"{newest[branch]:.1f}" if branch in newest else "-" for branch in BRANCHES)
         rate = "-" if one["images_per_second"] is None else f"{one['images_per_second']:,.0f}"
-        options = f" ({' '.join(one['options'])})" if one["options"] else ""
         lines.append(
-            f"| {name}{options} | {published} | {one['epochs_done']} of {one['epochs']} | {shown} | {rate} | "
+            f"| {name} | {published} | {one['epochs_done']} of {one['epochs']} | {shown} | {rate} | "
             f"{one['card']}, {one['precision']}, {one['date']} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *curves(cells)]) + "\n"
+
+
+def curves(cells: dict[str, dict[str, Any]]) -> list[str]:
+    """The published figure, by epoch; nothing before there are any."""
+    measured = {name: one["figures"] for name, one in cells.items() if one["figures"]}
+    epochs = sorted({int(epoch) for figures in measured.values() for epoch in figures})
+    if not epochs:
+        return []
+    rows = [
+        f"| {name} | " + " | ".join(f"{f[str(e)]['instance']:.1f}" if str(e) in f else "-" for e in epochs) + " |"
+        for name, f in measured.items()
+    ]
+    head = ["", "The instance branch's accuracy by epoch:", "", f"| epoch | {' | '.join(map(str, epochs))} |"]
+    return [*head, "|---|" + "---|" * len(epochs), *rows]
 
 
 if __name__ == "__main__":

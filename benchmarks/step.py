@@ -1,10 +1,11 @@
 """Step efficiency: the encoder alone on ready tensors / the whole training step; and CLD's share of that step.
 
-python benchmarks/step.py [--backbone resnet18] [--width 0.25] [--size 32] [--batch_size 256]
+python benchmarks/step.py [--method SimCLR] [--cld] [--backbone resnet18] [--width 0.25] [--size 32]
 
-SimCLR on packed images, on the device and in the precision that `crosslevel train` would take. On a GPU both are
-compiled and each is one CUDA graph (--compile on); --compile off compares what is neither. The compiled comparison has
-not been run on a GPU yet: benchmarks/results/step_gpu.txt is of the step before.
+SimCLR, or another method, on packed images, on the device and in the precision that `crosslevel train` would take;
+with --cld the whole step has the group branch in it. On a GPU both are compiled and each is one CUDA graph
+(--compile on), as is CLD alone; --compile off compares what is neither. The compiled comparison has not been run on a
+GPU yet: benchmarks/results/step_gpu.txt is of the step before.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ from shared.beside import beside, machine, median, noise, wait
 from torch import nn
 
 from crosslevel import CrossLevel, Encoder
-from crosslevel.methods import SimCLR
+from crosslevel.methods import METHODS
 from crosslevel.transforms.views import Views
-from crosslevel.utils.device import choose
+from crosslevel.utils.device import Hardware, choose
 
 
 def main() -> None:
     parser = records.options(__doc__)
     parser.add_argument("--epochs", type=int, default=8, help="rounds; the first is not counted")
     parser.add_argument("--steps", type=int, default=24, help="of a round, with a checkpoint in it")
+    parser.add_argument("--method", default="SimCLR")
+    parser.add_argument("--cld", action="store_true")
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--size", type=int, default=32)
@@ -38,7 +41,8 @@ def main() -> None:
     batch, size, device = arguments.batch_size, arguments.size, choose().device
     torch.manual_seed(0)
     encoder = Encoder(arguments.backbone, size <= 64, arguments.width).to(memory_format=torch.channels_last)
-    method = SimCLR(encoder)
+    method = METHODS[arguments.method.lower()](encoder, batch * arguments.steps)
+    method.online = max(2, method.online)
     alone = copy.deepcopy(encoder).to(device)
     cld = CrossLevel(encoder.num_features, groups=batch // 2).to(device)
     captured = arguments.compile == "on" and device.type == "cuda"
@@ -47,7 +51,7 @@ def main() -> None:
     cld_seconds: list[float] = []
 
     def encoder_alone() -> float:
-        cld_seconds.append(time_cld(cld, batch, encoder.num_features))
+        cld_seconds.append(time_cld(cld, batch, encoder.num_features, captured=captured))
         return time_encoder(alone, batch, size, captured=captured)
 
     views = Views("cifar" if size <= 64 else "mocov2", size)
@@ -57,14 +61,15 @@ def main() -> None:
         "batch_size": batch,
         "views": views,
         "compile": arguments.compile,
+        "cld": CrossLevel(encoder.num_features, groups=batch // 2) if arguments.cld else None,
     }
     whole, bare = beside(encoder, method, images, encoder_alone, **options)
     step, forward_backward, branch = median(whole), median(bare), median(cld_seconds[1:])
     ratios = [b / w for b, w in zip(bare, whole, strict=True)]
     print(machine())
     print(
-        f"{arguments.backbone} x {arguments.width:g}, batch {batch} of {size}x{size}, preset {views.preset}, "
-        f"compile {arguments.compile}"
+        f"{arguments.backbone} x {arguments.width:g}, {arguments.method}{' + CLD' * arguments.cld}, batch {batch} of "
+        f"{size}x{size}, preset {views.preset}, compile {arguments.compile}"
     )
     print(f"whole training step         {1e3 * step:8.1f} ms  {batch / step:8,.0f} images/s")
     print(f"encoder alone, same views   {1e3 * forward_backward:8.1f} ms")
@@ -80,13 +85,16 @@ def time_encoder(encoder: nn.Module, batch: int, size: int, repeats: int = 12, c
     views = [view.contiguous(memory_format=torch.channels_last) for view in views]
 
     def step() -> None:
-        with place.autocast():
+        with autocast(place):
             features = [encoder(view) for view in views]
         torch.stack(features).float().mean().backward()
         encoder.zero_grad()
 
-    if not captured:
-        return seconds_of(step, repeats)
+    return seconds_of(as_graph(step) if captured else step, repeats)
+
+
+def as_graph(step: Callable[[], None]) -> Callable[[], None]:
+    """What replays a step as one CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -96,21 +104,29 @@ def time_encoder(encoder: nn.Module, batch: int, size: int, repeats: int = 12, c
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return seconds_of(graph.replay, repeats)
+    return graph.replay
 
 
-def time_cld(cld: CrossLevel, batch: int, features: int, repeats: int = 20) -> float:
+def time_cld(cld: CrossLevel, batch: int, features: int, repeats: int = 20, captured: bool = False) -> float:
     """Seconds of the group branch, forward and backward, head included."""
     place = choose()
     h = [torch.randn(batch, features, device=place.device, requires_grad=True) for _ in range(2)]
 
     def step() -> None:
-        with place.autocast():
+        with autocast(place):
             loss = cld(*h)
         loss.backward()
         cld.zero_grad()
+        for one in h:
+            one.grad = None
 
-    return seconds_of(step, repeats)
+    return seconds_of(as_graph(step) if captured else step, repeats)
+
+
+def autocast(place: Hardware) -> torch.autocast:
+    """The precision of a training; casts that are remembered would outlive a graph that they belong to."""
+    kind, bf16 = place.device.type, place.precision == "bf16"
+    return torch.autocast(kind, torch.bfloat16, enabled=bf16, cache_enabled=kind != "cuda")
 
 
 def seconds_of(step: Callable[[], None], repeats: int) -> float:

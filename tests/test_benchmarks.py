@@ -3,12 +3,14 @@
 import argparse
 import importlib
 import json
+import math
 import multiprocessing
 import statistics
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from run_samples import write_images
 
 from crosslevel.data.duplicates.detect import duplicate_pairs, tracks
@@ -119,9 +121,8 @@ def paper_gpu(monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_a_cell_of_the_papers_table_goes_on_from_its_checkpoint(paper_gpu, monkeypatch, tmp_path):
+def test_a_cell_of_the_papers_table_goes_on_from_its_checkpoint(paper_gpu, tmp_path):
     """Stopped after 2 of 4 epochs and continued it has the figures of one that nobody stopped."""
-    monkeypatch.setattr(paper_gpu, "EVERY", 2)
     for part, seed in (("train", 0), ("test", 1)):
         write_images(tmp_path / "data" / part, count=8, size=(32, 32), seed=seed)
     options = [
@@ -134,22 +135,22 @@ def test_a_cell_of_the_papers_table_goes_on_from_its_checkpoint(paper_gpu, monke
     ]
 
     def told(name, until):
-        arguments = argparse.Namespace(data=str(tmp_path / "data"), runs=str(tmp_path / name), until=until)
+        arguments = argparse.Namespace(data=str(tmp_path / "data"), runs=str(tmp_path / name), until=until, every=2)
         return paper_gpu.cell("npid-cld", arguments, options, tmp_path / f"{name}.json")
 
     with pytest.raises(SystemExit):
         paper_gpu.train_cell(told("stopped", 2))
     record = tmp_path / "stopped.json"
-    half = json.loads(record.read_text())["cells"]["npid-cld"]
+    name = paper_gpu.title("npid-cld", options)
+    half = json.loads(record.read_text())["cells"][name]
     assert (half["epochs_done"], list(half["figures"])) == (2, ["2"])
     assert set(half["figures"]["2"]) == {"instance", "group", "shared"}
     assert paper_gpu.wanted(["next"], record, options) == ["npid"]
     assert paper_gpu.wanted(["all"], record, options) == ["npid", "npid-cld", "moco", "moco-cld"]
-    for name in ("stopped", "straight"):
-        paper_gpu.train_cell(told(name, None))
-    both = [
-        json.loads((tmp_path / f"{name}.json").read_text())["cells"]["npid-cld"] for name in ("stopped", "straight")
-    ]
+    assert paper_gpu.wanted(["npid-cld"], record, options, until=2) == []  # as far as it was wanted
+    for way in ("stopped", "straight"):
+        paper_gpu.train_cell(told(way, None))
+    both = [json.loads((tmp_path / f"{way}.json").read_text())["cells"][name] for way in ("stopped", "straight")]
     assert both[0]["figures"] == both[1]["figures"]
     assert both[0]["epochs_done"] == 4
     assert "npid-cld" not in paper_gpu.wanted(["all"], record, options)
@@ -160,12 +161,34 @@ def test_the_papers_table_has_every_cell_and_what_was_measured_last(paper_gpu):
     about = {"options": [], "epochs": 200, "images_per_second": 29600.4, "card": "a card", "precision": "bf16"}
     figures = {"100": {"instance": 99.0, "shared": 99.0}, "20": {"instance": 40.0, "shared": 50.0}}
     done = {"npid": {**about, "epochs_done": 100, "figures": figures, "date": "2026-01-02"}}
-    rows = [line for line in paper_gpu.markdown(done).splitlines() if line.startswith("| ")]
+    done["moco --cld.groups=10"] = {**done["npid"], "figures": {"20": {"instance": 70.0}}, "epochs_done": 20}
+    page = paper_gpu.markdown(done, list(paper_gpu.PUBLISHED))
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
     assert rows[1] == "| npid | 80.8 | 100 of 200 | 99.0 | - | 99.0 | 29,600 | a card, bf16, 2026-01-02 |"
-    assert rows[2:] == [
+    assert rows[2:5] == [
         f"| {name} | {published} | not run | - | - | - | - | - |"
         for name, published in (("npid-cld", 86.7), ("moco", 82.1), ("moco-cld", 87.5))
     ]
+    assert rows[5].startswith("| moco --cld.groups=10 | - | 20 of 200 | 70.0 | - | - |")
+    assert rows[6:] == ["| epoch | 20 | 100 |", "| npid | 40.0 | 99.0 |", "| moco --cld.groups=10 | 70.0 | - |"]
+    assert "not run" not in paper_gpu.markdown(done, [])
+
+
+def test_the_papers_table_on_a_cpu_is_one_command(paper_gpu, monkeypatch):
+    """Which figures are taken where, what a cell is told; figures where none are taken are refused."""
+    asked = []
+    monkeypatch.setattr(paper_gpu, "grid", lambda arguments, rest: asked.append((arguments, rest)))
+    for line in (["DATA", "--cpu"], ["DATA", "--cpu", "--until", "20", "--", "--seed=1"], ["DATA"]):
+        monkeypatch.setattr(sys, "argv", ["paper_gpu.py", *line])
+        paper_gpu.main()
+    (first, rest), (second, more), (third, none) = asked
+    assert (first.cells, first.until, first.every, math.isinf(first.minutes)) == (["npid", "npid-cld"], 50, 10, True)
+    assert rest == ["--encoder.width=0.25"]
+    assert (second.until, more) == (20, ["--encoder.width=0.25", "--seed=1"])
+    assert (third.cells, third.minutes, third.every, none) == (["next"], 8.0, 20, [])
+    monkeypatch.setattr(sys, "argv", ["paper_gpu.py", "DATA", "--until", "50"])
+    with pytest.raises(SystemExit):
+        paper_gpu.main()
 
 
 def test_copies_planted_among_many_pictures_are_found_through_cells(monkeypatch):
@@ -189,3 +212,24 @@ def test_copies_planted_among_many_features_are_found_through_cells(monkeypatch)
     assert len(copies) == 272
     assert (track[copies] == track[original[copies]]).float().mean() >= 0.98
     assert (original[pairs[:, 0]] == original[pairs[:, 1]]).float().mean() >= 0.95
+
+
+def test_what_a_gpu_is_asked_first_tells_a_wrong_step_from_a_right_one(monkeypatch):
+    """Here nothing can be captured, which the row says; losses as of other batches in a capture's place are a no."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    gpu, graph = (importlib.import_module(name) for name in ("gpu", "crosslevel.training.loop.graph"))
+    monkeypatch.setattr(gpu, "STEPS", 2)
+    monkeypatch.setattr(gpu, "BATCH", 8)
+    monkeypatch.setattr(graph, "WARM", 0)
+    monkeypatch.setattr(graph, "BACKEND", "eager")
+    row = [cell.strip() for cell in gpu.compared("npid", "cpu").strip("| ").split("|")]
+    assert row[0] == "npid"
+    assert row[1].startswith("no CUDA graph of the step: ")
+    assert float(row[2]) < float(row[3]) / 10
+    assert row[4] == "no"
+    for captured, verdict in (([5.02, 4.0], "yes"), ([5.5, 4.5], "no")):
+        told = {(False, 0): [5.0, 4.0], (False, 1): [5.5, 4.5], (True, 0): captured}
+        monkeypatch.setattr(
+            gpu, "losses", lambda *_, captured, first=0, told=told: (torch.tensor(told[captured, first]), "")
+        )
+        assert gpu.compared("npid", "cpu").endswith(f"| {verdict} |")

@@ -8,8 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from run_samples import write_images
 from scipy.stats import ttest_rel
+from torchvision.ops import box_iou
+
+from crosslevel.data.sources.annotated.open import annotated
+from crosslevel.data.uri import parse
+from crosslevel.evaluation.detection import benchmark
+from crosslevel.models.encoder import Encoder
 
 SIZE = {"size": "--epochs=1", "images": 20, "machine": "m", "date": "2026-01-02"}
 
@@ -18,7 +25,7 @@ SIZE = {"size": "--epochs=1", "images": 20, "machine": "m", "date": "2026-01-02"
 def claims(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     yield importlib.import_module("claims")
-    for name in ("claims", "quality.claims_list", "quality.paper", "shared.beside", "shared.records"):
+    for name in ("claims", "quality.claims_list", "quality.paper", "shared.beside", "shared.records", "quality.scenes"):
         sys.modules.pop(name, None)
 
 
@@ -48,6 +55,16 @@ def test_a_claim_has_the_difference_by_seed_with_its_interval(claims):
     unclear = claims.page(record(claims, "npid", [without, [36.0, 30.0, 31.0]]))
     assert "not told apart from nothing" in unclear
     assert "decides nothing" in claims.page(record(claims, "npid", [[30.0], [31.0]]))
+
+
+def test_trainings_of_another_size_are_not_compared(claims):
+    """Neither in a row nor by a claim of their own: what was measured once, in passing, is left out."""
+    cells = record(claims, "npid", [[30.0, 31.0], [32.0, 32.5]])
+    alone = claims.page(cells)
+    key = next(iter(cells)).rsplit(" | ", 1)[0]
+    for other in ({"size": "--epochs=2"}, {"images": 30}):
+        more = {**cells, f"{key} | 2": {**cells[f"{key} | 0"], **other}}
+        assert claims.page(more) == alone
 
 
 def test_which_rates_train(claims):
@@ -85,9 +102,53 @@ def test_a_killed_program_goes_on(claims, monkeypatch, tmp_path):
     assert f"| raw pixels | | {pixels:.2f} | |" in claims.page(cells)
     runs = sorted((tmp_path / "runs").glob("*/encoder.safetensors"))
     times = [file.stat().st_mtime_ns for file in runs]
+    arguments.images = 90
+    with monkeypatch.context() as patch:
+        patch.setattr(claims, "one", lambda *given: {"figures": {"knn": 1.0}, "failed": {}, "machine": "m", "date": ""})
+        arguments.record = str(tmp_path / "other.json")
+        Path(arguments.record).write_text((tmp_path / "claims.json").read_text())
+        claims.train_missing(arguments)  # of other images nothing is known
+    cells = json.loads((tmp_path / "other.json").read_text())["cells"]
+    assert [cell["figures"] for cell in cells.values()] == [{"knn": 1.0}] * 2
+    arguments.images, arguments.record = 100, str(tmp_path / "claims.json")
     arguments.only = ["moco", "invariance"]
     claims.train_missing(arguments)
     cells = json.loads((tmp_path / "claims.json").read_text())["cells"]
     assert all(set(cell["figures"]) == {"knn", "contrast", "agreement", *baselines} for cell in cells.values())
     assert [file.stat().st_mtime_ns for file in runs] == times
     assert len(runs) == 2
+
+
+def test_detectors_start_from_a_run_from_random_and_from_supervised_weights(claims, monkeypatch, tmp_path):
+    """Scenes are the same every time, with whole objects that do not overlap; what runs share is trained once."""
+    scenes = importlib.import_module("quality.scenes")
+    folder = tmp_path / "cifar10-jpeg"
+    for part, seed in (("train", 0), ("test", 1)):
+        write_images(folder / part, count=6, size=(32, 32), seed=seed)
+    for place in ("a", "b"):
+        scenes.write(tmp_path / place, str(folder), 4, 2, 1)
+    files = sorted(file for file in (tmp_path / "a").rglob("*") if file.is_file())
+    assert all(file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes() for file in files)
+    train = annotated(parse(f"{tmp_path / 'a'}:train"))
+    pixels, objects = train[0]
+    assert tuple(pixels.shape) == (3, 96, 96)
+    sides = objects.boxes[:, 2:] - objects.boxes[:, :2]
+    assert ((sides >= 24) & (sides <= 44)).all()
+    for image in train.objects:
+        assert torch.equal(box_iou(image.boxes, image.boxes), torch.eye(len(image.boxes)))
+    trained = []
+    monkeypatch.setattr(benchmark, "_fine_tuned", lambda start, data, settings, name, *_: trained.append(name))
+    monkeypatch.setattr(benchmark, "_predictions", lambda *_: ([], []))
+    monkeypatch.setattr(benchmark, "average_precision", lambda *_: {"AP50": float(len(trained))})
+    found = []
+    for number in range(2):
+        torch.manual_seed(number)
+        run = tmp_path / str(number)
+        run.mkdir()
+        encoder = Encoder("resnet18", small_images=True, width=0.0625)
+        encoder.adapt(32)
+        encoder.save(run / "encoder.safetensors")
+        found.append(scenes.precision(run, tmp_path / "a", str(folder / "train"), seed=0, epochs=1))
+    assert trained == ["random initialization", "trained encoder", "trained encoder", "trained encoder"]
+    shared = {"random initialization": 1.0, "supervised encoder": 2.0}
+    assert found == [{"trained encoder": 3.0, **shared}, {"trained encoder": 4.0, **shared}]

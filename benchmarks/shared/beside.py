@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import InMemoryImages
 from crosslevel.data.loaders.batches import TrainBatches
@@ -40,6 +41,7 @@ def beside(
     batch_size: int = 256,
     views: Views | None = None,
     compile: Compile = "off",
+    cld: CrossLevel | None = None,
 ) -> tuple[list[float], list[float]]:
     """Seconds a step of the whole training run, and ``other``'s own figure, epoch by epoch in alternation.
 
@@ -51,7 +53,7 @@ def beside(
     views.count = method.views
     batches = TrainBatches(images, batch_size, seed=0, bad=BadFiles())
     module = Pretrain(
-        encoder, method, None, views, steps=epochs * len(batches), warmup_steps=0, optimizer="sgd", lr=0.06,
+        encoder, method, cld, views, steps=epochs * len(batches), warmup_steps=0, optimizer="sgd", lr=0.06,
         weight_decay=5e-4, seed=0,
     )  # fmt: skip
     ours: list[float] = []

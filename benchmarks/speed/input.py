@@ -2,7 +2,8 @@
 
 The sources show the same photographs of 500 x 375 pixels: generated, of photographic statistics (CIFAR images
 enlarged, with noise of several scales), as JPEG of quality 90. torchvision's pipeline is ImageFolder with a transform
-that draws two RandomResizedCrop, in a DataLoader; ours is `TrainBatches` with the crops of `Views`.
+that draws two RandomResizedCrop, in a DataLoader; ours is `TrainBatches` with the crops of `Views`. On a GPU there is
+a row more: what its JPEG decoder (nvJPEG, by torchvision) does alone, without crops and without looking for damage.
 
 python benchmarks/speed/input.py --cifar FOLDER_OF_SMALL_IMAGES
 """
@@ -22,6 +23,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
 from crosslevel import Encoder
@@ -36,7 +38,7 @@ from crosslevel.utils.device import choose
 sys.path.append(str(Path(__file__).parents[1]))
 
 from shared import records
-from shared.beside import machine, median
+from shared.beside import machine, median, wait
 
 SIZE, BATCH = 224, 64
 
@@ -56,12 +58,28 @@ def main() -> None:
         print(f"{arguments.photos} JPEG files of 500 x 375 pixels, {size / 1e3:.0f} kB each; {workers} workers")
         epochs = sources(root, workers)
         seconds = in_turns(epochs, arguments.rounds)
+        by_gpu = decoded_by(root / "photos", "cuda") if torch.cuda.is_available() else None
     for name, rounds in seconds.items():
         ratio = median([r / s for r, s in zip(seconds["torchvision"], rounds, strict=True)])
         print(f"{name:<44} {arguments.photos / median(rounds):>8,.0f} images/s  {ratio:>6.2f} x torchvision")
+    if by_gpu is not None:
+        print(f"{'decoded on the GPU (nvJPEG), nothing else':<44} {by_gpu:>8,.0f} images/s")
     print(
         f"{arguments.encoder + ' forward, backward, two views':<44} {encoder_speed(arguments.encoder):>8,.1f} images/s"
     )
+
+
+def decoded_by(photos: Path, device: str, rounds: int = 3) -> float:
+    """Images a second of JPEG files that are in memory, decoded in batches on ``device``; the first round warms up."""
+    files = [read_file(str(file)) for file in sorted(photos.rglob("*.jpg"))]
+    seconds = []
+    for _ in range(rounds + 1):
+        began = time.perf_counter()
+        for first in range(0, len(files), BATCH):
+            decode_jpeg(files[first : first + BATCH], mode=ImageReadMode.RGB, device=device)
+        wait()
+        seconds.append(time.perf_counter() - began)
+    return len(files) / median(seconds[1:])
 
 
 def sources(root: Path, workers: int) -> dict[str, Callable[[], object]]:

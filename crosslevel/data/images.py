@@ -167,7 +167,19 @@ class InMemoryImages(Images):
 
     def batch(self, index: Int64[Tensor, " B"]) -> UInt8[Tensor, "B C S S"]:
         """The images of ``index``, copied once."""
-        return torch.index_select(self.data, 0, index)
+        return torch.index_select(self.data, 0, index.to(self.data.device))
+
+    def on(self, device: torch.device) -> InMemoryImages:
+        """The same images with their pixels on another device, where batches are then cut out of them.
+
+        Raises:
+            SourceError: they are damaged.
+
+        """
+        self.check()
+        there = InMemoryImages.of(self.data.to(device), self)
+        there.blocks = self.blocks
+        return there
 
     def check(self) -> None:
         """Before ``data`` is read as a whole: where it lies on a disk, whether it is what was written there.

@@ -9,7 +9,8 @@ from picture_samples import Numbered, is_bad
 from PIL import Image
 
 from crosslevel.data.bad_files import BadFiles
-from crosslevel.data.loaders.batches import fit, pack
+from crosslevel.data.images import InMemoryImages
+from crosslevel.data.loaders.batches import TrainBatches, fit, pack
 from crosslevel.data.sources.folder import Files
 from crosslevel.utils.errors import SourceError
 
@@ -61,3 +62,22 @@ def test_images_of_the_right_size_stay_as_they_are(tmp_path):
     assert pack(packed, 16, bad=BadFiles()) is packed
     smaller = pack(packed, 8, bad=BadFiles())
     assert torch.equal(smaller.data, torch.stack([fit(image, 8) for image in packed.data]))
+
+
+def test_batches_of_images_elsewhere_are_cut_out_there():
+    """A meta device stands for a GPU: only the numbers of a batch travel."""
+    data = torch.arange(6 * 3 * 16, dtype=torch.uint8).view(6, 3, 4, 4)
+    images = InMemoryImages(data, list("abcdef"), torch.arange(6) % 2, ["x", "y"], "six")
+    images.tracks, images.blocks = torch.arange(6) // 2, [range(3), range(3, 6)]
+    batches = TrainBatches(images, 2, seed=0, bad=BadFiles())
+    here = list(batches)
+    batches.images = images.on(torch.device("meta"))
+    assert batches.images.data.device.type == "meta"
+    for before, after in zip(here, batches, strict=True):
+        assert (after.images.device.type, after.images.shape) == ("meta", before.images.shape)
+        assert torch.equal(after.index, before.index)
+        assert torch.equal(after.labels, before.labels)
+    same = images.on(torch.device("cpu"))
+    assert torch.equal(same.batch(torch.tensor([4, 1])), data[[4, 1]])
+    assert (same.paths, same.classes, same.name, same.blocks) == (images.paths, images.classes, "six", images.blocks)
+    assert torch.equal(same.tracks, images.tracks)

@@ -10,12 +10,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from crosslevel.cld.loss import CrossLevel
-from crosslevel.data.loaders.batches import Batch
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import InMemoryImages
+from crosslevel.data.loaders.batches import Batch, TrainBatches
 from crosslevel.methods import InfoMin, MoCo, SimCLR
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.schedules import warmed_up
 from crosslevel.models.sync_batchnorm import SyncBatchNorm, synchronize
-from crosslevel.training.loop.fabric import check_memory
+from crosslevel.training.loop.fabric import check_memory, hold_images
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.transforms.views import Views
 from crosslevel.utils.errors import UserError
@@ -155,3 +157,16 @@ def test_an_unknown_batch_normalization_is_named(on_gpu):
     with pytest.raises(ValueError, match=r"cannot convert b\.0, a Strange: leave it out"):
         synchronize(network, on_gpu)
     assert type(network["a"]) is nn.BatchNorm2d
+
+
+@pytest.mark.parametrize(("free", "there"), [(4 * 768, True), (4 * 768 - 4, False)])
+def test_images_in_memory_go_to_a_gpu_that_has_four_times_their_room(monkeypatch, free, there):
+    images = InMemoryImages(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), list("abcd"))
+    batches = TrainBatches(images, 2, seed=0, bad=BadFiles())
+    elsewhere = images.on(torch.device("meta"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
+    monkeypatch.setattr(InMemoryImages, "on", lambda images, device: elsewhere)
+    hold_images(batches, torch.device("cpu"))
+    assert batches.images is images
+    hold_images(batches, torch.device("cuda"))
+    assert (batches.images is elsewhere) == there

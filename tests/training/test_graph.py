@@ -103,7 +103,7 @@ def seeded(name):
     return training(name, True, 8)
 
 
-@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"distill"}))  # it needs a teacher
+@pytest.mark.parametrize("name", sorted(METHODS))
 def test_a_step_whose_schedules_are_tensors_is_the_usual_one(name):
     """Rate, averages and the step's number in tensors, as a captured step has them."""
     plain, kept = seeded(name), seeded(name)

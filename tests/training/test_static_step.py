@@ -1,23 +1,29 @@
 """The training step is told in advance: no value of a tensor decides anything on the host, and none is copied there."""
 
 import functools
+import io
 import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from crosslevel.cld.harmonization import Harmonization
 from crosslevel.cld.loss import CrossLevel
-from crosslevel.data.loaders.batches import Batch
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.images import InMemoryImages
+from crosslevel.data.loaders.batches import Batch, TrainBatches
 from crosslevel.methods import METHODS
 from crosslevel.models.encoder import Encoder, View
+from crosslevel.training.loop.fit import fit
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.transforms.parameters import in_pieces
 from crosslevel.transforms.views import Views
+from crosslevel.utils.device import choose
 
 WAITS = {
     "_local_scalar_dense", "nonzero", "nonzero_static", "masked_select", "equal", "is_nonzero", "bincount", "unique",
@@ -61,7 +67,8 @@ def test_what_waits_is_refused(operation):
 
 @functools.cache
 def teacher():
-    encoder = Encoder("test_vit", image_size=16)
+    with torch.random.fork_rng():  # made once: what is drawn after it must not depend on that
+        encoder = Encoder("test_vit", image_size=16)
     encoder.view = View(16, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     return str(encoder.save(Path(tempfile.mkdtemp()) / "encoder.safetensors"))
 
@@ -97,10 +104,12 @@ def _as_elsewhere():
 @pytest.mark.parametrize("with_cld", [True, False], ids=["with CLD", "alone"])
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_no_step_waits_for_the_device(name, with_cld):
-    """Views, forward, losses, backward, optimizer and what the method remembers."""
+    """Views, forward, losses, backward, optimizer and what the method remembers; schedules as numbers and tensors."""
     module, batch = training(name, with_cld, 8), batch_of(8)
     optimizer = module.configure_optimizer()
-    for _ in range(2):
+    for number in range(3):
+        if number == 2:
+            module.keep_on(torch.device("cpu"), optimizer)
         module.begin_step(optimizer)
         with Refuses():
             loss, kept = module(batch)
@@ -112,20 +121,51 @@ def test_no_step_waits_for_the_device(name, with_cld):
 
 
 @pytest.mark.usefixtures("_as_elsewhere")
-@pytest.mark.parametrize("name", ["infomin", "npid", "swav", "dino", "vicreg"])
+@pytest.mark.parametrize("name", sorted(METHODS))
 def test_no_step_copies_to_or_from_the_host(name):
-    """On pretended tensors of a GPU, which have a place and a shape, and no values."""
+    """On pretended tensors of a GPU, which have a place and a shape, and no values: as the step is captured."""
     pretended = FakeTensorMode()
     module = training(name, True, 8)
     with pretended:
         batch = batch_of(8, "cuda")
-        for part in module.modules():
+        beside = getattr(module.method, "_taught_by", ())
+        for part in [*module.modules(), *(part for network in beside for part in network.modules())]:
             for own in (part._parameters, part._buffers):
                 for key, value in own.items():
                     if value is not None:
                         there = torch.empty(value.shape, dtype=value.dtype, device="cuda")
                         own[key] = torch.nn.Parameter(there) if value.requires_grad else there
+        optimizer = module.configure_optimizer()
+        module.keep_on(torch.device("cuda"), optimizer)
+        module.begin_step(optimizer)
     with pretended, Refuses():
         loss, kept = module(batch)
         module.end_step(kept)
     assert loss.device.type == "cuda"
+
+
+class Notes(TorchDispatchMode):
+    """Notes after which steps of a training the host waited."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.steps = module, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in WAITS:
+            self.steps.add(self.module.step)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("_as_elsewhere")
+@pytest.mark.parametrize("name", ["moco", "dino"])
+def test_a_training_waits_for_the_device_where_it_logs_and_nowhere_else(tmp_path, name):
+    """The loop around the step: losses, the best epoch, the watch for a collapse, progress; epochs of three steps."""
+    data = torch.randint(256, (24, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batches = TrainBatches(InMemoryImages(data, [str(i) for i in range(24)]), 8, seed=0, bad=BadFiles())
+    module = training(name, True, 8)
+    module.steps = 6
+    with Notes(module) as notes:
+        fit(module, batches, tmp_path, hardware=choose("cpu", "fp32"), console=Console(file=io.StringIO()), log_every=3)
+    assert notes.steps & {3, 6} == {3, 6}
+    assert not notes.steps & {1, 2, 4, 5}

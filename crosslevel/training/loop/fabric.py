@@ -16,6 +16,8 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning_fabric.strategies import ModelParallelStrategy
 
+from crosslevel.data.images import InMemoryImages
+from crosslevel.data.loaders.batches import TrainBatches
 from crosslevel.models.encoder import Encoder
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.training.loop.sharding import Sharding
@@ -77,6 +79,7 @@ def _meet_again(backend: str) -> None:
     dist.init_process_group(backend, store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=size)
 
 
+HELD = 0.25
 _STATE = {"sgd": 1, "lars": 1, "adamw": 2}  # numbers that an optimizer keeps for each weight
 
 
@@ -111,6 +114,15 @@ def check_memory(module: Pretrain, memory: int | None, shards: int = 1) -> None:
 def memory_of(device: torch.device) -> int | None:
     """Bytes of a GPU; of other devices nobody knows."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def hold_images(batches: Any, device: torch.device) -> None:
+    """Have images that are in memory on the GPU, where they take at most `HELD` of what is free: none travels then."""
+    images = batches.images if isinstance(batches, TrainBatches) else None
+    if device.type == "cuda" and isinstance(images, InMemoryImages):
+        free, _ = torch.cuda.mem_get_info(device)
+        if images.data.numel() <= HELD * free:
+            batches.images = images.on(device)
 
 
 def check_step(fabric: Fabric, step: int) -> None:

@@ -22,7 +22,15 @@ from crosslevel.models.sync_batchnorm import synchronize
 from crosslevel.runs import Run
 from crosslevel.training.loop import checkpoints, graph
 from crosslevel.training.loop.collapse import CollapseWatch
-from crosslevel.training.loop.fabric import all_ranks_end, check_memory, check_step, fabric_of, memory_of, set_up
+from crosslevel.training.loop.fabric import (
+    all_ranks_end,
+    check_memory,
+    check_step,
+    fabric_of,
+    hold_images,
+    memory_of,
+    set_up,
+)
 from crosslevel.training.loop.fall import FallGuard
 from crosslevel.training.loop.graph import Compile
 from crosslevel.training.loop.log import Clock, Display, Log, Stream
@@ -179,6 +187,7 @@ class _Loop:
         module.rank = self.fabric.global_rank
         check_memory(module, memory_of(self.fabric.device), 1 if self.sharding is None else self.fabric.world_size)
         self.step_module, self.optimizer, self.step_optimizer = set_up(self.fabric, module, self.sharding)
+        hold_images(self.batches, self.fabric.device)
         if self.fabric.is_global_zero:
             self.run.checkpoints.mkdir(parents=True, exist_ok=True)
             self.run.sweep()

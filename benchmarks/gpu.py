@@ -1,0 +1,167 @@
+"""All that waits for a GPU, in one call.
+
+python benchmarks/gpu.py DATA --minutes 9 [-o FOLDER] [--stages capture speed cell]
+
+- capture: whether a step that is captured as one CUDA graph trains as the usual one does. The same 12 steps of every
+  method with CLD, in float32; beside the largest difference of their losses stands the one that other batches make:
+  "yes" where the first is less than a tenth of the second.
+- speed: benchmarks/step.py with everything compiled, at 32 and at 224 pixels.
+- cell: the next cell of benchmarks/paper_gpu.py for the minutes that are left, captured only if NPID and MoCo passed.
+
+FOLDER gets captured.md, step_gpu.txt, paper_gpu.json and paper_gpu.md, each as soon as it is there; a stage that fails,
+or takes longer than it may, does not keep the others from their turn. What DATA is, and which packages are needed, is
+in paper_gpu.py. `--compile auto` can be the default of `crosslevel train` once captured.md says "yes" for every method.
+"""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from shared import records
+
+HERE = Path(__file__).parent
+FIRST = ["npid", "moco"]  # those that the cells need
+OTHERS = ["simclr", "infomin", "byol", "simsiam", "vicreg", "swav", "dino"]
+SPEEDS = [
+    ["--width", "1"],
+    ["--width", "1", "--method", "NPID", "--cld"],
+    ["--width", "1", "--method", "MoCo", "--cld"],
+    ["--backbone", "resnet50", "--width", "1", "--size", "224", "--epochs", "5", "--steps", "8"],
+]
+STEPS, BATCH = 12, 64
+STAGES = ["capture", "speed", "cell"]
+HEAD = [
+    "| method | captured | largest difference of losses | with other batches | the same training |",
+    "|---|---|---|---|---|",
+]
+
+
+def main() -> None:
+    parser = records.options(__doc__)
+    parser.add_argument("data")
+    parser.add_argument("--minutes", type=float, default=9.0, help="of all stages")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("-o", "--output", default="benchmarks/results")
+    parser.add_argument("--runs", default="runs/paper_gpu")
+    parser.add_argument("--compare", help="only print the row of one method")
+    arguments = parser.parse_args()
+    if arguments.compare:
+        print(compared(arguments.compare))
+        return
+    out, stop = Path(arguments.output), time.monotonic() + 60 * arguments.minutes
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[str] = []
+    same = True
+    if "capture" in arguments.stages:
+        rows = capture(arguments.data, FIRST, rows, out, stop)
+        same = all(row.endswith("| yes |") for row in rows)
+    if "speed" in arguments.stages:
+        for number, line in enumerate(SPEEDS):
+            if stop - time.monotonic() < 30:
+                break
+            told = limited([str(HERE / "step.py"), *line], min(120, stop - time.monotonic()))
+            with (out / "step_gpu.txt").open("a" if number else "w") as file:
+                file.write(told)
+            print(told, flush=True)
+    if "cell" in arguments.stages:
+        left = (stop - time.monotonic()) / 60 - 1.5  # a cell has a minute to write its checkpoint
+        line = [str(HERE / "paper_gpu.py"), arguments.data, "--minutes", f"{left:.2f}", "--runs", arguments.runs]
+        line += ["-o", str(out / "paper_gpu"), *([] if same else ["--", "--compile=off"])]
+        if left > 0:
+            print(limited(line, 60 * (left + 1.5)), flush=True)
+    if "capture" in arguments.stages:
+        capture(arguments.data, OTHERS, rows, out, stop)
+
+
+def limited(line: list[str], seconds: float) -> str:
+    """What a program of ours prints within its time, or why it did not end well."""
+    try:
+        done = subprocess.run(
+            [sys.executable, *line], capture_output=True, text=True, timeout=max(1.0, seconds), check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"{Path(line[0]).name} {' '.join(line[1:])}: not done in {seconds:.0f} s\n"
+    failed = f"exit status {done.returncode}: {done.stderr.strip()[-2000:]}\n" if done.returncode else ""
+    return done.stdout + failed
+
+
+def capture(data: str, names: list[str], rows: list[str], out: Path, stop: float) -> list[str]:
+    """The rows with those of ``names``, each from a process of its own, while there is time; the table is written."""
+    for name in names:
+        left = stop - time.monotonic()
+        if left < 30:
+            break
+        told = limited([__file__, data, "--compare", name], min(120, left)).strip()
+        rows = [*rows, told if told.startswith("| ") else f"| {name} | failed: {' '.join(told.split())} | - | - | no |"]
+        (out / "captured.md").write_text("\n".join([*HEAD, *rows]) + "\n")
+        print(rows[-1], flush=True)
+    return rows
+
+
+def compared(name: str, kind: str = "cuda") -> str:
+    """A row: the losses of captured steps against those of the usual ones, and of the usual ones in another order."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
+    usual, _ = losses(name, kind, captured=False)
+    other, _ = losses(name, kind, captured=False, first=1)
+    graph, reason = losses(name, kind, captured=True)
+    far, near = float((usual - other).abs().max()), float((usual - graph).abs().max())
+    same = not reason and near < far / 10
+    return f"| {name} | {reason or 'yes'} | {near:.2g} | {far:.2g} | {'yes' if same else 'no'} |"
+
+
+def losses(name: str, kind: str, *, captured: bool, first: int = 0) -> tuple[Any, str]:
+    """Of `STEPS` steps of a network that is the same every time, from batch ``first`` on; why it was not captured."""
+    import torch
+    from rich.console import Console
+
+    from crosslevel import CrossLevel, Encoder
+    from crosslevel.data.loaders.batches import Batch
+    from crosslevel.methods import METHODS
+    from crosslevel.training.loop import graph
+    from crosslevel.training.loop.module import Pretrain
+    from crosslevel.transforms.views import Views
+    from crosslevel.utils.device import Hardware
+
+    torch.manual_seed(0)
+    device, count = torch.device(kind), BATCH * (STEPS + 1)
+    encoder = Encoder("resnet18", small_images=True, width=0.25)
+    method = METHODS[name](encoder, count)
+    method.online = max(2, method.online)
+    views = Views(name if name in ("infomin", "byol", "swav", "dino") else "cifar", size=32)
+    views.count, views.small, views.plain = method.views, method.small_views, method.plain_views
+    module = Pretrain(
+        encoder, method, CrossLevel(encoder.num_features, groups=BATCH // 2), views, steps=STEPS, warmup_steps=0,
+        optimizer="sgd", lr=0.03, weight_decay=5e-4, seed=0,
+    ).to(device, memory_format=torch.channels_last)  # fmt: skip
+    optimizer = module.configure_optimizer()
+    coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(1))  # all of them look different
+    pictures = (255 * torch.nn.functional.interpolate(coarse, size=32, mode="bilinear")).to(torch.uint8)
+
+    def step(batch: Batch) -> None:
+        module.begin_step(optimizer)
+        loss = module(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        module.end_step()
+
+    said = io.StringIO()
+    console, hardware = Console(file=said, soft_wrap=True), Hardware(device, "fp32", "")
+    taken = graph.Captured(module, optimizer, hardware, console, step) if captured else step
+    found = []
+    for number in range(first, first + STEPS):
+        index = torch.arange(BATCH * number, BATCH * (number + 1))
+        taken(Batch(pictures[index].to(device), index.to(device), index.to(device)))
+        found.append(float(module.seen["loss"]))
+    return torch.tensor(found), " ".join(said.getvalue().split())
+
+
+if __name__ == "__main__":
+    main()
