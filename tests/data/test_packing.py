@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from forks import started, waited_for
 from packing_samples import packed, write
 from PIL import Image
 
@@ -43,36 +44,33 @@ def test_the_command_line(photos, tmp_path):
     assert len(open_images(tmp_path / "p")) == 24
 
 
-# Runs in a process of its own: every piece takes a while, so that a kill falls between and into parts.
-SLOW = """
-import sys, time
-from crosslevel.data import pack, pack_writer
-append = pack_writer._append
-def slowly(file, pixels):
-    append(file, pixels)
-    file.flush()
-    print("written", flush=True)
-    time.sleep(0.02)
-pack_writer._append = slowly
-pack.pack(sys.argv[1], sys.argv[2], 20, workers=0, sizes=pack_writer.Sizes(part=4, shard=15_000, at_once=2))
-"""
-
-
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(photos, tmp_path, capsys):
+    """After the first piece behind the third part."""
     packed(photos, tmp_path / "whole")
     want = contents(tmp_path / "whole")
     assert len([name for name in want if name.endswith(".bin")]) > 1
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(photos), str(tmp_path / "cut")],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(pack.__file__).parents[2])},
-    )
-    for line in process.stdout:
-        if line == "written\n" and len(list((tmp_path / "cut").glob("part-*.safetensors"))) == 3:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    reading, writing = os.pipe()
+
+    def call():
+        append = pack_writer._append
+
+        def waiting(file, pixels):
+            append(file, pixels)
+            file.flush()
+            if len(list((tmp_path / "cut").glob("part-*.safetensors"))) == 3:
+                os.write(writing, b"x")
+                time.sleep(300)
+
+        pack_writer._append = waiting
+        sizes = pack_writer.Sizes(part=4, shard=15_000, at_once=2)
+        pack.pack(str(photos), str(tmp_path / "cut"), 20, workers=0, sizes=sizes)
+
+    child = started(tmp_path, call)
+    os.close(writing)
+    with open(reading, "rb") as there:
+        assert there.read(1) == b"x", (tmp_path / "err").read_text()
+    os.kill(child, signal.SIGKILL)
+    assert waited_for(tmp_path, child)[0] == -signal.SIGKILL
     assert not (tmp_path / "cut" / "pack.json").exists()
     with pytest.raises(SourceError, match="not finished: run the same crosslevel pack again"):
         open_images(tmp_path / "cut")

@@ -231,7 +231,7 @@ def ranks(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(run, (port, str(folder)), nprocs=RANKS)
+    mp.start_processes(run, (port, str(folder)), nprocs=RANKS, start_method="fork")
     return [torch.load(folder / f"{process}.pt") for process in range(RANKS)]
 
 
