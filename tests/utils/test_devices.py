@@ -1,6 +1,7 @@
 """A run on two processes, through the commands themselves: one of them dies, is stopped, is started again.
 
-The commands have the settings in common, so that one undisturbed run is what all are held against.
+The commands have the settings in common, so that one undisturbed run is what all are held against. This one's, and a
+torchrun's, start as a user's do; those of the others are forks of the test's process, which has all imports.
 """
 
 import csv
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked, fork_ranks
 
 from crosslevel import load_encoder
 
@@ -30,11 +32,22 @@ COMMAND = [CROSSLEVEL, "train", SOURCE, *TINY]
 QUIET = "--report_html=false"
 
 
-def started(line, folder, **variables):
+def started(line, folder, popen=subprocess.Popen, **variables):
     """The command, in a session of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(line, cwd=folder, env=environment, start_new_session=True, **pipes)
+    return popen(line, cwd=folder, env=environment, start_new_session=True, **pipes)
+
+
+def forked(line, folder, **variables):
+    """The same in a fork, where the system says which files are open; so are the processes that it starts."""
+
+    def fork(line, **options):
+        with pytest.MonkeyPatch.context() as patch:
+            fork_ranks(patch)
+            return Forked(line, **options)
+
+    return started(line, folder, fork if sys.platform == "linux" else subprocess.Popen, **variables)
 
 
 def rows(run):
@@ -57,17 +70,9 @@ def bank(run):
 
 
 def ranks_of(process):
-    """The processes that a command started to train, by what they were told to be."""
-    found = {}
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            told = dict(part.split("=", 1) for part in environment.read_text().split("\0") if "=" in part)
-            parent = int((environment.parent / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == process.pid and "LOCAL_RANK" in told:
-                found[int(environment.parent.name)] = int(told["LOCAL_RANK"])
-        except (OSError, ValueError):
-            continue
-    return found
+    """The processes that a command started to train, the first one first."""
+    files = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return sorted(int(number) for file in files for number in file.read_text().split())
 
 
 def free_port():
@@ -105,9 +110,9 @@ def test_two_processes_train_one_run(undisturbed):
 def test_a_dead_process_ends_the_run_with_a_line_and_it_goes_on_until_stopped_and_again(tmp_path, undisturbed):
     """A bank in parts is saved whole each time, and the losses are those of an undisturbed run."""
     run = tmp_path / "run"
-    process = started([*COMMAND, QUIET, "--devices=2", f"--run={run}"], tmp_path)
+    process = forked([*COMMAND, QUIET, "--devices=2", f"--run={run}"], tmp_path)
     until(5, process, run)
-    [other] = [pid for pid, rank in ranks_of(process).items() if rank == 1]
+    [other] = ranks_of(process)
     os.kill(other, signal.SIGKILL)
     error = process.communicate(timeout=300)[1]
     assert process.returncode == 2, error
@@ -116,14 +121,14 @@ def test_a_dead_process_ends_the_run_with_a_line_and_it_goes_on_until_stopped_an
     assert re.search(gone, line)
     assert "Traceback" not in error
     resume = [CROSSLEVEL, "train", "--resume", str(run)]
-    process = started(resume, tmp_path)
+    process = forked(resume, tmp_path)
     until(9, process, run)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=300)
     assert process.returncode == 130
     assert 9 <= len(rows(run)) < STEPS
     half = bank(run)
-    process = started(resume, tmp_path)
+    process = forked(resume, tmp_path)
     error = process.communicate(timeout=400)[1]
     assert process.returncode == 0, error
     assert losses(run) == losses(undisturbed)
@@ -139,8 +144,7 @@ def test_torchrun_restarts_a_run_where_its_checkpoint_is(tmp_path, undisturbed):
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--standalone"]
     process = started([*line, "--no-python", "--", *COMMAND, QUIET, f"--run={run}"], tmp_path)
     until(5, process, run)
-    [killed] = [pid for pid, which in ranks_of(process).items() if which == 0]
-    os.kill(killed, signal.SIGKILL)
+    os.kill(ranks_of(process)[0], signal.SIGKILL)
     error = process.communicate(timeout=400)[1]
     assert process.returncode == 0, error
     assert "goes on" in error or "failed" in error  # it was killed, and not at its end
@@ -153,7 +157,7 @@ def agent(number, port, folder, run):
     line = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3"]
     line += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", f"--rdzv-conf={about}", "--rdzv-id=run"]
     line += ["--local-addr=127.0.0.1", "--monitor-interval=0.5", "--no-python", "--", *COMMAND, QUIET, f"--run={run}"]
-    return started(line, folder, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+    return forked(line, folder, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
 
 
 def test_a_lost_machine_of_torchrun_joins_again_where_the_checkpoint_is(tmp_path, undisturbed):
@@ -177,7 +181,7 @@ def test_two_commands_with_two_nodes_train_one_run(tmp_path, undisturbed):
     name = f"--run={tmp_path}/run"
     slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_STEP_NUM_TASKS": "2"}
     line = [*COMMAND, QUIET, "--nodes=2", "--strategy=fsdp", "--checkpoint_minutes=10", name]
-    both = [started(line, tmp_path, **slurm, SLURM_NODEID=str(node)) for node in range(2)]
+    both = [forked(line, tmp_path, **slurm, SLURM_NODEID=str(node)) for node in range(2)]
     said = [process.communicate(timeout=400) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert losses(tmp_path / "run") == pytest.approx(losses(undisturbed), rel=1e-4)
