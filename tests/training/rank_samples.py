@@ -52,7 +52,11 @@ VIT = ("MoCo", False, "ViT")  # a transformer, by AdamW, with rates that fall in
 CASES += [VIT]
 SHARDED = [("SimCLR", True, "images"), ("BYOL", False, "images"), VIT]
 """These with encoders in parts, too."""
-LAYOUTS = [(name, True, "images") for name in METHODS]
+COUNTS = {case: (2, 4) for case in CASES} | {
+    (name, cld, "images"): ((2, 4)[(number + cld) % 2],) for number, name in enumerate(METHODS) for cld in (False, True)
+}
+"""On how many processes: of each method 4 with the group branch and 2 without, or the other way round, in turn."""
+LAYOUTS = [case for case in CASES if case[1:] == (True, "images") and COUNTS[case] == (4,)]
 """These on two machines of two processes, too."""
 
 
@@ -73,6 +77,7 @@ def batches(kind, folder, views, ranks):
 @cache
 def shallow():
     """A convolution, its normalization and the average: what is sent at each normalization takes longest here."""
+    torch.manual_seed(0)
     encoder = Encoder("resnet18", True, 0.125)
     net = encoder.backbone
     net.layer1 = net.layer2 = net.layer3 = net.layer4 = torch.nn.Identity()
@@ -82,6 +87,7 @@ def shallow():
 
 def step_of(method, with_cld, kind):
     """A training step, the same each time."""
+    made = shallow()  # which draws the first time alone
     torch.manual_seed(0)
     optimizer = {"optimizer": "sgd", "lr": 0.03, "weight_decay": 0.0}
     if kind == "ViT":
@@ -89,7 +95,7 @@ def step_of(method, with_cld, kind):
         encoder = Encoder("vit_tiny_patch16_224", image_size=SIZE, arguments=small)
         optimizer = {"optimizer": "adamw", "lr": 0.001, "weight_decay": 0.05, "layer_decay": 0.75}
     else:
-        encoder = copy.deepcopy(shallow())
+        encoder = copy.deepcopy(made)
     built = METHODS[method](encoder)
     cld = CrossLevel(encoder.num_features, groups=5, out_features=8, gather=True) if with_cld else None
     colours = {} if kind == "stream" else {"jitter": 0, "grayscale": 0}  # they take as long as all the rest
@@ -136,7 +142,7 @@ def logged(run, name="loss"):
 
 
 def every_case(folder, ranks):
-    return {case: losses(*case, folder, ranks) for case in CASES}
+    return {case: losses(*case, folder, ranks) for case in CASES if ranks.size in (1, *COUNTS[case])}
 
 
 def run(process, count, port, folder):
