@@ -18,6 +18,8 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
+from forked_workers import fork_workers
+
 # Lightning asks for those of all packages whenever a training begins.
 importlib.metadata.entry_points = cache(importlib.metadata.entry_points)
 
@@ -34,6 +36,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 DURATIONS = Path(__file__).with_name("durations.json")
 """Seconds of each test function, over its cases, and of each file's fixtures, where half or more: `make durations`."""
 SLOW, SLOW_FIXTURES = 0.5, 2.0  # seconds
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config, specs):
+    fork_workers(config, len(specs))
 
 
 def pytest_collection_modifyitems(items):
