@@ -66,7 +66,7 @@ class NoTraining(Console):
 def test_a_trained_encoder_learns_to_detect_and_finished_figures_are_kept(
     pycocotools, shapes, trained, tmp_path, capsys, monkeypatch
 ):
-    settings = Settings(Schedule(70, 4, 0.5), sizes=SMALL, regions=32)
+    settings = Settings(Schedule(70, 4, 0.5), sizes=SMALL, regions=16)
     before = {key: value.clone() for key, value in trained.state_dict().items()}
     options = {"settings": settings, "hardware": CPU, "workers": 1, "folder": tmp_path}
     figures = detection(trained, *shapes, console=Console(width=120), **options)
