@@ -15,7 +15,6 @@ from torchvision.ops import box_iou
 
 from crosslevel.data.sources.annotated.open import annotated
 from crosslevel.data.uri import parse
-from crosslevel.evaluation.detection import benchmark
 from crosslevel.models.encoder import Encoder
 
 SIZE = {"size": "--epochs=1", "images": 20, "machine": "m", "date": "2026-01-02"}
@@ -119,7 +118,7 @@ def test_a_killed_program_goes_on(claims, monkeypatch, tmp_path):
     assert len(runs) == 2
 
 
-def test_detectors_start_from_a_run_from_random_and_from_supervised_weights(claims, monkeypatch, tmp_path):
+def test_detectors_start_from_a_run_from_random_and_from_supervised_weights(claims, tmp_path):
     """Scenes are the same every time, with whole objects that do not overlap; what runs share is trained once."""
     scenes = importlib.import_module("quality.scenes")
     folder = tmp_path / "cifar10-jpeg"
@@ -137,9 +136,16 @@ def test_detectors_start_from_a_run_from_random_and_from_supervised_weights(clai
     for image in train.objects:
         assert torch.equal(box_iou(image.boxes, image.boxes), torch.eye(len(image.boxes)))
     trained = []
-    monkeypatch.setattr(benchmark, "_fine_tuned", lambda start, data, settings, name, *_: trained.append(name))
-    monkeypatch.setattr(benchmark, "_predictions", lambda *_: ([], []))
-    monkeypatch.setattr(benchmark, "average_precision", lambda *_: {"AP50": float(len(trained))})
+
+    def detect(encoder, train, test, *, settings, hardware, seed, folder):
+        """As `detection`, which takes what a folder's figures have, and else trains."""
+        kept = folder / scenes.FIGURES
+        if not kept.is_file():
+            trained.append(scenes.RANDOM)
+            kept.write_text(str(len(trained)))
+        trained.append(folder.name)
+        return {scenes.RANDOM: {"AP50": float(kept.read_text())}, scenes.TRAINED: {"AP50": float(len(trained))}}
+
     found = []
     for number in range(2):
         torch.manual_seed(number)
@@ -148,7 +154,9 @@ def test_detectors_start_from_a_run_from_random_and_from_supervised_weights(clai
         encoder = Encoder("resnet18", small_images=True, width=0.0625)
         encoder.adapt(32)
         encoder.save(run / "encoder.safetensors")
-        found.append(scenes.precision(run, tmp_path / "a", str(folder / "train"), seed=0, epochs=1))
-    assert trained == ["random initialization", "trained encoder", "trained encoder", "trained encoder"]
-    shared = {"random initialization": 1.0, "supervised encoder": 2.0}
-    assert found == [{"trained encoder": 3.0, **shared}, {"trained encoder": 4.0, **shared}]
+        labelled = str(folder / "train")
+        found.append(scenes.precision(run, tmp_path / "a", labelled, seed=0, epochs=1, detect=detect))
+    assert trained == [scenes.RANDOM, "a-supervised-0", "detection", "a-supervised-0", "detection"]
+    assert [figures["random initialization"] for figures in found] == [1.0, 1.0]
+    assert [figures["supervised encoder"] for figures in found] == [2.0, 4.0]
+    assert [figures["trained encoder"] for figures in found] == [3.0, 5.0]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -137,8 +138,9 @@ def annotation(file: str, objects: list[tuple[str, tuple[int, int, int, int]]]) 
 
 
 def precision(
-    run: Path, scenes: Path, labelled: str, *, seed: int, epochs: int, settings: Settings = SETTINGS
-) -> dict[str, float]:
+    run: Path, scenes: Path, labelled: str, *, seed: int, epochs: int, settings: Settings = SETTINGS,
+    detect: Callable[..., dict[str, dict[str, float]]] = detection,
+) -> dict[str, float]:  # fmt: skip
     """AP50 in percent of detectors that start from a run's encoder, from random weights, and from supervised ones.
 
     The latter two are the same for all runs of a seed, and trained once, beside ``scenes``.
@@ -150,17 +152,18 @@ def precision(
         seed: of everything random.
         epochs: of the supervised training, on the same images as the run's.
         settings: of the detectors.
+        detect: trains and tests them; it keeps what it has done in a folder.
 
     """
     encoder, hardware = load_encoder(run), choose()
     train, test = (annotated(parse(f"{scenes}:{split}")) for split in ("train", "test"))
     first = scenes.parent / f"{scenes.name}-supervised-{seed}"
     teacher = supervised(encoder, labelled, seed, epochs, first)
-    with_labels = detection(teacher, train, test, settings=settings, hardware=hardware, seed=seed, folder=first)
+    with_labels = detect(teacher, train, test, settings=settings, hardware=hardware, seed=seed, folder=first)
     (run / "detection").mkdir(exist_ok=True)
     if not (run / "detection" / FIGURES).is_file():  # random weights are the same for both
         shutil.copy(first / FIGURES, run / "detection" / FIGURES)
-    own = detection(encoder, train, test, settings=settings, hardware=hardware, seed=seed, folder=run / "detection")
+    own = detect(encoder, train, test, settings=settings, hardware=hardware, seed=seed, folder=run / "detection")
     return {TRAINED: own[TRAINED]["AP50"], RANDOM: own[RANDOM]["AP50"], SUPERVISED: with_labels[TRAINED]["AP50"]}
 
 

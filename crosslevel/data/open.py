@@ -199,10 +199,10 @@ def _unknown(source: Source) -> SourceError:
 def _open_by_name(source: Source, data_root: str | None) -> Images:
     if source.path not in NAMED:
         raise _unknown(source)
-    return made(NAMED[source.path], source, data_root)
+    return open_class(NAMED[source.path], source, data_root)
 
 
-def made(kind: type[InMemoryImages], source: Source, data_root: str | None = None) -> Images:
+def open_class(kind: type[InMemoryImages], source: Source, data_root: str | None = None) -> Images:
     """The images of a class: its parameters are what ``source`` says of its split, and its ``key=value``.
 
     Raises:

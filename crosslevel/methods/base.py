@@ -185,12 +185,12 @@ class Method(nn.Module):
         if self.schedule is not None:
             self.schedule.follow(epoch)
 
-    def after_step(self, progress: float | Tensor = 0.0, *kept: Any) -> None:
+    def after_step(self, progress: float | Tensor = 0.0, *updates: Any) -> None:
         """Update what the method remembers, after the optimizer's step.
 
         Args:
             progress: the share of all steps that are done, in [0, 1]; a tensor where the step is captured.
-            kept: what `forward` returned beside the loss, of each batch whose gradients the step had.
+            updates: what `forward` returned beside the loss, of each batch whose gradients the step had.
 
         """
 

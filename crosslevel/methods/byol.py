@@ -81,7 +81,7 @@ class BYOL(Method):
         with torch.autocast(view.device.type, enabled=False):
             return in_float32(branch, h)
 
-    def after_step(self, progress: float | Tensor = 0.0, *kept: None) -> None:
+    def after_step(self, progress: float | Tensor = 0.0, *updates: None) -> None:
         """Move the target network; its momentum is 1 - (1 - m) (cos(pi progress) + 1) / 2."""
         self.target.momentum = rising(MOMENTUM if self.momentum is None else self.momentum, progress)
         self.target.update(nn.ModuleList([self.encoder, self.branch]))

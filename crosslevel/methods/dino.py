@@ -138,9 +138,9 @@ class DINO(Method):
             z: Tensor = last(in_float32(branch, h))
         return z
 
-    def after_step(self, progress: float | Tensor = 0.0, *kept: Float[Tensor, " K"]) -> None:
+    def after_step(self, progress: float | Tensor = 0.0, *updates: Float[Tensor, " K"]) -> None:
         """Move the centre towards this step's outputs, of all ranks, and the teacher towards the student."""
-        for mean in kept:
+        for mean in updates:
             self.centre.lerp_((add(mean) / world_size()).to(self.centre.dtype), 1 - self.center_momentum)
         self.teacher.momentum = rising(MOMENTUM if self.momentum is None else self.momentum, progress)
         self.teacher.update(nn.ModuleList([self.encoder, self.branch, self.last]))

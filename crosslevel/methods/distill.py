@@ -124,10 +124,10 @@ class Distill(Method):
         return t.to(torch.promote_types(t.dtype, torch.float32))
 
     @torch.no_grad()
-    def after_step(self, progress: float | Tensor = 0.0, *kept: Float[Tensor, " d"]) -> None:
+    def after_step(self, progress: float | Tensor = 0.0, *updates: Float[Tensor, " d"]) -> None:
         """Move the average of the teacher's features."""
-        for found in kept:
-            mean = found.to(self.centre.dtype)
+        for step_mean in updates:
+            mean = step_mean.to(self.centre.dtype)
             moved = self.momentum * self.centre + (1 - self.momentum) * mean
             self.centre.copy_(torch.where(self.steps > 0, moved, mean))
             self.steps += 1

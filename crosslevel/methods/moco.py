@@ -72,9 +72,9 @@ class Queued(Method):
         """While the queue fills."""
         return self.negatives.early_rise(batch)
 
-    def after_step(self, progress: float | Tensor = 0.0, *kept: Float[Tensor, "B d"]) -> None:
+    def after_step(self, progress: float | Tensor = 0.0, *updates: Float[Tensor, "B d"]) -> None:
         """Enqueue this step's keys, of all ranks, and move the key network."""
-        for keys in kept:
+        for keys in updates:
             self.negatives.enqueue(gather(keys))
         self.key.momentum = MOMENTUM if self.momentum is None else self.momentum
         self.key.update(nn.ModuleList([self.encoder, self.branch]))

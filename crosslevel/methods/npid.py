@@ -110,10 +110,10 @@ class NPID(Method):
         )
 
     def after_step(
-        self, progress: float | Tensor = 0.0, *kept: tuple[Int64[Tensor, " B"], Float[Tensor, "V B d"]]
+        self, progress: float | Tensor = 0.0, *updates: tuple[Int64[Tensor, " B"], Float[Tensor, "V B d"]]
     ) -> None:
         """Move the bank's rows of this step's images, of all ranks, towards their views' features."""
-        for index, features in kept:
+        for index, features in updates:
             gathered = gather(index)
             for z in features:
                 self.bank.update(gathered, F.normalize(gather(z), dim=1))

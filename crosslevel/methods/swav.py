@@ -134,11 +134,11 @@ class SwAV(Method):
         with torch.autocast(index.device.type, enabled=False):
             centres = F.normalize(scaled_gradient(self.centres.weight, self.moving), dim=1)
             scores = [rows @ centres.T for rows in z]
-            everyone = [gather(rows.detach()) for rows in z[:2]]
-            codes = self.assign(everyone, centres.detach(), len(index))
+            gathered = [gather(rows.detach()) for rows in z[:2]]
+            codes = self.assign(gathered, centres.detach(), len(index))
             predicted = [F.log_softmax(s / self.schedule.value, dim=1) for s in scores]
         losses = [-(code * predicted[v]).sum(1).mean() for i, code in enumerate(codes) for v in range(len(z)) if v != i]
-        return torch.stack(losses).mean(), everyone
+        return torch.stack(losses).mean(), gathered
 
     @torch.no_grad()
     def assign(
@@ -165,9 +165,9 @@ class SwAV(Method):
     def _queues(self) -> list[KeyQueue]:
         return [queue for queue in self.earlier if isinstance(queue, KeyQueue)]
 
-    def after_step(self, progress: float | Tensor = 0.0, *kept: list[Float[Tensor, "N d"]]) -> None:
+    def after_step(self, progress: float | Tensor = 0.0, *updates: list[Float[Tensor, "N d"]]) -> None:
         """Remember this step's features, of all ranks."""
-        for step in kept:
+        for step in updates:
             for queue, rows in zip(self._queues(), step, strict=False):
                 queue.enqueue(rows)
             self.filled.copy_((self.filled + len(step[0])).clamp(max=self.queue or QUEUE))

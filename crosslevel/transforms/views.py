@@ -29,8 +29,7 @@ class Views(nn.Module):
     the CPU, from `Counted` where the images are. View v takes entry v (modulo their number) of the preset, with the
     settings given here in place of the preset's. ``count``, the number of views, is 2 unless set; the last ``plain`` of
     them, 0 unless set, are large crops and flips without any change of colour; the ``small`` ones before these, 0
-    unless set, are small crops of ``small_side`` pixels, as multi-crop methods take them (Caron et al. 2020). Where the
-    device is told everything in advance (`masked`), ``chunk`` floats are made at a time, 2^26 unless set.
+    unless set, are small crops of ``small_side`` pixels, as multi-crop methods take them (Caron et al. 2020).
 
     Args:
         preset: ``simclr``, ``mocov2``, ``byol``, ``infomin``, ``dino``, ``swav``, ``cifar`` or ``none`` (no randomness:
@@ -90,10 +89,7 @@ class Views(nn.Module):
         small_scale: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
-        if (
-            min(4 if size is None else size, 4 if small_size is None else small_size) < 4
-            or min(std or presets.STD) <= 0
-        ):
+        if any(side is not None and side < 4 for side in (size, small_size)) or min(std or presets.STD) <= 0:
             raise UserError(f"{size=}, {small_size=}, {std=}: a view needs 4 pixels or more, and every std above 0")
         overrides: dict[str, Any] = {
             "scale": scale,
@@ -118,7 +114,7 @@ class Views(nn.Module):
         self._colours_open = mean is None, std is None
         self.mean, self.std = presets.completed(mean, std)
         self.count, self.small, self.plain = 2, 0, 0
-        self.chunk = masked.CHUNK
+        self.chunk = masked.CHUNK  # floats at a time, off the CPU
         self.choose(preset or "cifar", self.chosen)
         # What a captured step has compiled in their place.
         self.make: Callable[..., Tensor] = masked.view

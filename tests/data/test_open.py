@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crosslevel.data.open import made, open_images
+from crosslevel.data.open import open_class, open_images
 from crosslevel.data.sources.turntable.dataset import Turntable
 from crosslevel.data.uri import parse
 from crosslevel.utils.errors import SourceError
@@ -105,7 +105,7 @@ def test_values_are_converted_by_annotation(monkeypatch):
             seen.update(whole=whole, real=real, truth=truth, word=word, maybe=maybe)
 
     def probed(text):
-        made(Probe, parse(text))
+        open_class(Probe, parse(text))
 
     probed("probe,whole=4,real=5,truth=yes,word=a=b,maybe=7")
     assert seen == {"whole": 4, "real": 5.0, "truth": True, "word": "a=b", "maybe": 7}

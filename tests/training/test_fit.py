@@ -161,11 +161,14 @@ def test_an_unknown_batch_normalization_is_named(on_gpu):
 
 @pytest.mark.parametrize(("free", "there"), [(4 * 768, True), (4 * 768 - 4, False)])
 def test_images_in_memory_go_to_a_gpu_that_has_four_times_their_room(monkeypatch, free, there):
-    images = InMemoryImages(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), list("abcd"))
+    class Sent(InMemoryImages):
+        def on(self, device):
+            return elsewhere
+
+    pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    images, elsewhere = (kind(pixels, list("abcd")) for kind in (Sent, InMemoryImages))
     batches = TrainBatches(images, 2, seed=0, bad=BadFiles())
-    elsewhere = images.on(torch.device("meta"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
-    monkeypatch.setattr(InMemoryImages, "on", lambda images, device: elsewhere)
     hold_images(batches, torch.device("cpu"))
     assert batches.images is images
     hold_images(batches, torch.device("cuda"))

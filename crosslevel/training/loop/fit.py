@@ -1,6 +1,4 @@
-"""The loop around the training step. Devices, precision and distribution are Lightning Fabric's; the order of things is
-in `_steps`, on one page.
-"""
+"""The loop around the training step, in `_steps`; devices, precision and distribution are Lightning Fabric's."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ from crosslevel.training.loop.fabric import (
     set_up,
 )
 from crosslevel.training.loop.fall import FallGuard
-from crosslevel.training.loop.graph import Compile
+from crosslevel.training.loop.graph import Backend, Compile
 from crosslevel.training.loop.log import Clock, Display, Log, Stream
 from crosslevel.training.loop.loggers import Boards
 from crosslevel.training.loop.module import Pretrain
@@ -98,7 +96,7 @@ def fit(
     loggers: Loggers | None = None,
     callbacks: Sequence[Any] = (),
     strategy: Strategy = "ddp",
-    backend: graph.Backend = graph.BACKEND,
+    backend: Backend = graph.BACKEND,
 ) -> Outcome:
     """Train ``module`` on ``batches`` up to its number of steps, leaving logs and checkpoints in ``folder``.
 
@@ -198,9 +196,7 @@ class _Loop:
         self.stream = Stream(self.batches, module.step)
         self.clock = Clock(self.stream)
 
-    def compile(
-        self, mode: Compile, backend: graph.Backend, hardware: Hardware, devices: int, console: Console
-    ) -> None:
+    def compile(self, mode: Compile, backend: Backend, hardware: Hardware, devices: int, console: Console) -> None:
         """Choose how a step is taken; what is compiled is told in one line."""
         module = self.module
         choice = graph.choose(mode, module.steps - module.step, module, hardware, devices, self.batches)
@@ -213,13 +209,13 @@ class _Loop:
     def _usual_step(self, batch: Batch) -> None:
         """One step, one operation after the other."""
         self.module.begin_step(self.optimizer)
-        loss, kept = self.step_module(batch)
+        loss, updates = self.step_module(batch)
         self.step_optimizer.zero_grad()
         self.fabric.backward(loss)
         if self.sharding is not None:
             self.sharding.average()
         self.step_optimizer.step()
-        self.module.end_step(kept)
+        self.module.end_step(updates)
 
     def _restore(self, state: dict[str, Any]) -> None:
         restore(self.module, self.optimizer, state, checkpoints.parts_of(self.run, state), self.run.last)

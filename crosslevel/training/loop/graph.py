@@ -202,11 +202,11 @@ class Captured:
         assert self.batch is not None
         # Casts that autocast remembers would outlive the graph that they belong to.
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-            loss, kept = module(self.batch)
+            loss, updates = module(self.batch)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        module.remember(kept)
+        module.remember(updates)
 
 
 class _Statistics:

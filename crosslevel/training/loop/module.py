@@ -113,7 +113,7 @@ class Pretrain(nn.Module):
         self._tell_the_time()
         online = views[: self.method.online]
         features = [encode_in_parts(self.encoder, view, self.method.splits) for view in online]
-        instance, kept = self.method(views, features, batch.index)
+        instance, updates = self.method(views, features, batch.index)
         group = self.cld.weight * self.cld(*features[:2]) if self.cld is not None else instance.new_zeros(())
         loss: Tensor = instance + group
         if self.gh is not None:
@@ -125,7 +125,7 @@ class Pretrain(nn.Module):
         if self.gh is not None:
             self.losses["harmonization_loss"] = harmony.detach()
         self._remember_first_defect()
-        return loss, kept
+        return loss, updates
 
     def _tell_the_time(self) -> None:
         """Let all branches know the epoch: a number, or a tensor where the step is captured."""
@@ -144,17 +144,17 @@ class Pretrain(nn.Module):
         is_first = self.defect[-1].isnan() & ~losses[0].isfinite()
         self.defect.copy_(torch.where(is_first, now, self.defect))
 
-    def end_step(self, kept: Any) -> None:
+    def end_step(self, updates: Any) -> None:
         """Count the step, and update the method's memory: before any checkpoint of this step is written."""
-        self.remember(kept)
+        self.remember(updates)
         self.step += 1
 
-    def remember(self, kept: Any) -> None:
+    def remember(self, updates: Any) -> None:
         """Update the method's memory, by what it kept of the batch, after the step that is under way."""
         if self.now is None:
-            self.method.after_step(min(1.0, (self.step + 1) / self.steps), kept)
+            self.method.after_step(min(1.0, (self.step + 1) / self.steps), updates)
         else:
-            self.method.after_step((self.now + 1) / self.steps, kept)
+            self.method.after_step((self.now + 1) / self.steps, updates)
 
     def configure_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer named on the command line; weight decay as its field applies it."""

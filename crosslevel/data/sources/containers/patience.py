@@ -28,11 +28,11 @@ def pauses() -> tuple[float, ...]:
         UserError: that is no list of numbers.
 
     """
-    given = os.environ.get(RETRY_SECONDS)
+    setting = os.environ.get(RETRY_SECONDS)
     try:
-        return PAUSES if given is None else tuple(float(seconds) for seconds in given.split(","))
+        return PAUSES if setting is None else tuple(float(seconds) for seconds in setting.split(","))
     except ValueError as error:
-        raise UserError(f"{RETRY_SECONDS}={given}: give seconds, such as 1,5,30") from error
+        raise UserError(f"{RETRY_SECONDS}={setting}: give seconds, such as 1,5,30") from error
 
 
 def request_bytes() -> int:
@@ -42,12 +42,12 @@ def request_bytes() -> int:
         UserError: that is no number from 1 on.
 
     """
-    given = os.environ.get(REQUEST_KB)
-    if given is None:
+    setting = os.environ.get(REQUEST_KB)
+    if setting is None:
         return _BLOCK
-    if not given.isdecimal() or not int(given):
-        raise UserError(f"{REQUEST_KB}={given}: give KiB, such as 8192")
-    return int(given) * 2**10
+    if not setting.isdecimal() or not int(setting):
+        raise UserError(f"{REQUEST_KB}={setting}: give KiB, such as 8192")
+    return int(setting) * 2**10
 
 
 def patiently(ask: Callable[[], Any]) -> Any:

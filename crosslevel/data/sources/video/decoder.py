@@ -135,13 +135,13 @@ class Decoder:
     """One open video.
 
     A frame is decoded from the last keyframe before it. If a frame on the way cannot be decoded, it and all frames up
-    to the next keyframe are bad, as the decoder would only guess their content. Of decoded frames ``kept`` bytes are
-    kept.
+    to the next keyframe are bad, as the decoder would only guess their content. At most ``cache_bytes``
+    of decoded frames are kept.
     """
 
-    def __init__(self, file: str, kept: int = KEPT_BYTES) -> None:
+    def __init__(self, file: str, cache_bytes: int = KEPT_BYTES) -> None:
         self.line = timeline(file)
-        self._reader, self._cache = _Reader(file, self.line), _Memory(kept)
+        self._reader, self._cache = _Reader(file, self.line), _Memory(cache_bytes)
         self._converter = import_module("av.video.reformatter").VideoReformatter()
         self._defects: dict[int, tuple[int, str]] = {}  # of groups: the last frame before it, and what it is
         self._at: Frame = None  # the last one that was decoded
