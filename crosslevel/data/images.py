@@ -177,9 +177,9 @@ class InMemoryImages(Images):
 
         """
         self.check()
-        there = InMemoryImages.of(self.data.to(device), self)
-        there.blocks = self.blocks
-        return there
+        moved = InMemoryImages.of(self.data.to(device), self)
+        moved.blocks = self.blocks
+        return moved
 
     def check(self) -> None:
         """Before ``data`` is read as a whole: where it lies on a disk, whether it is what was written there.
