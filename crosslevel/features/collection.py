@@ -29,7 +29,13 @@ PICTURES = 96  # pixels of its thumbnails
 
 
 def open_collection(
-    table: str, images: str | None, runtime: Runtime, console: Console, run: str | None = None, least: int = 1
+    table: str,
+    images: str | None,
+    runtime: Runtime,
+    console: Console,
+    run: str | None = None,
+    least: int = 1,
+    data_root: str | None = None,
 ) -> tuple[FeatureTable, str | None]:
     """The table that ``table`` names, and the run or name whose encoder made it, where it is known.
 
@@ -41,6 +47,7 @@ def open_collection(
         console: told what is made.
         run: the encoder of a table, where it is not found where it was.
         least: how many rows there must be.
+        data_root: folder with the official files of cifar10, cifar100 and stl10; a run's own unless given.
 
     Raises:
         UserError: there is no such table, run or name, it has too few rows, or nobody says which images.
@@ -54,7 +61,10 @@ def open_collection(
     if Path(table).suffix in (".lance", ".fiftyone"):
         raise UserError(f"{table} is a table for other programs: give a Parquet table, embed -o features.parquet")
     home = home_of(table)
-    named = images or (_trained_on(home) if home is not None else None)
+    named = images
+    if images is None and home is not None:
+        named, root = _trained_on(home)
+        data_root = root if data_root is None else data_root
     if named is None:
         raise UserError(f"{table} is an encoder, not a table: give --images, the images to look at")
     encoder = open_encoder(table)
@@ -63,7 +73,7 @@ def open_collection(
     if file.is_file():
         there = open_table(file)
         if (there.about.get("encoder"), there.about.get("images")) == (encoder.identity(), hidden(wanted)):
-            if there.about.get("state") == open_images(wanted).identity():
+            if there.about.get("state") == open_images(wanted, data_root=data_root).identity():
                 say(console, f"the features are those in {file}")
                 return open_table(file, least), table
             say(console, f"{named}: images have come, gone or changed")
@@ -72,7 +82,7 @@ def open_collection(
     where = runtime.hardware
     embed(
         table, wanted, str(file), cast(Device, where.device.type), cast(Precision, where.precision), runtime.workers,
-        runtime.batch_size, thumbnails=PICTURES, quiet=console.quiet,
+        runtime.batch_size, data_root, thumbnails=PICTURES, quiet=console.quiet,
     )  # fmt: skip
     return open_table(file, least), table
 
@@ -83,13 +93,19 @@ def _kept(encoder: str, images: str) -> Path:
     return cache_folder() / "collections" / f"{digest[:24]}.parquet"
 
 
-def _trained_on(home: Path) -> str:
-    """The images that a run was trained on, by its settings."""
+def _trained_on(home: Path) -> tuple[str, str | None]:
+    """The images that a run was trained on, and the folder of official files, by its settings."""
     try:
         tree = yaml_tree(regular(home / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         tree = None
-    images = tree.get("images") if isinstance(tree, dict) else None
+    given = tree if isinstance(tree, dict) else {}
+    images, root = given.get("images"), given.get("data_root")
     if not isinstance(images, str):
         raise UserError(f"{home} does not say which images it was trained on: give --images, or a table in its place")
-    return images
+    if given.get("crops") is not None:
+        raise UserError(
+            f"{home} was trained on objects cut out of images: crosslevel embed {home} {images} --crops "
+            "-o features.parquet, and give that table in its place"
+        )
+    return images, root if isinstance(root, str) else None
