@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from run_samples import write_images
 
 from crosslevel.data.duplicates.detect import duplicate_pairs, tracks
@@ -177,3 +178,55 @@ def test_copies_planted_among_many_pictures_are_found_through_cells(monkeypatch)
     assert len(copies) == 272
     assert (track[copies] == track[original[copies]]).float().mean() >= 0.98
     assert (original[pairs[:, 0]] == original[pairs[:, 1]]).float().mean() >= 0.95
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A program of benchmarks/, by its name."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    yield importlib.import_module
+    for name in ("curate", "explore", "search", "paper", "beside", "records"):
+        sys.modules.pop(name, None)
+
+
+def test_what_curate_is_worth_is_told_by_the_seeds_differences(benchmark, monkeypatch, tmp_path, capsys):
+    """Of 5 seeds, whose differences are 1 to 5: 3 ± 2.776 sqrt(2.5 / 5). What is recorded is not measured again."""
+    curate, records = (benchmark(name) for name in ("curate", "records"))
+    monkeypatch.setattr(curate, "trained", lambda *given: pytest.fail("trained again"))
+    given = argparse.Namespace(
+        train=str(write_images(tmp_path / "photos", count=10)), test="", encoder=None, n=[4], seeds=5, trainings=5,
+        seen=60, runs=tmp_path, output=tmp_path / "curate", line=["--lr=1"],
+    )  # fmt: skip
+    study = curate.Study(given)
+    for seed in range(5):
+        for i, how in enumerate(curate.HOWS):
+            figures = {"accuracy": 40.0 + i * (seed + 1), "classes": 2}
+            records.add(study.record, study.about, f"4 labels, {how}, {seed}", figures, {})
+        for i, what in enumerate(curate.TENTH):
+            records.add(study.record, study.about, f"trained on {what}, {seed}", {"accuracy": 50.0 + i}, {})
+    study.go()
+    table = capsys.readouterr().out
+    assert "| 4 | balanced | 5 | 43.0 ± 2.0 | 3.0 ± 2.0 | 2.0 |" in table
+    assert "| a tenth, balanced | 2 | 5 | 52.0 ± 0.0 | 1.0 ± 0.0 |" in table
+    other = argparse.Namespace(**{**vars(given), "line": ["--lr=2"]})
+    assert curate.Study(other).done() == {}  # with other options nothing is done
+
+
+def test_searches_are_measured_beside_comparing_with_all(benchmark, tmp_path):
+    pytest.importorskip("usearch", reason="needs usearch: pip install 'crosslevel[search]'")
+    search = benchmark("search")
+    search.written(tmp_path / "features.parquet", 300)
+    cells = {f"300 {way}": {"rows": 300, "way": way, **search.measured(tmp_path, way)} for way in ("exact", "index")}
+    assert cells["300 exact"]["recall"] == 1
+    assert cells["300 index"]["recall"] >= search.RECALL
+    half = {**cells["300 index"], "single_ms": cells["300 exact"]["single_ms"] / 2}
+    (line,) = [line for line in search.markdown({**cells, "300 index": half}).splitlines() if "index" in line]
+    assert "| 2x |" in line
+
+
+def test_a_page_is_measured_in_its_stages(benchmark, tmp_path):
+    explore = benchmark("explore")
+    cell = explore.measured(explore.table(tmp_path, 70), sample=40, threads=torch.get_num_threads())
+    assert (cell["rows"], cell["shown"]) == (70, 40)
+    assert set(cell["stages"]) == set(explore.STAGES)
+    assert cell["page_mb"] > 0.04  # its pictures
