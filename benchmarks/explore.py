@@ -4,9 +4,10 @@
 
 Tables have features of 384 numbers, as in `search.py`, and thumbnails of 96 pixels: smooth pictures, at most 100,000
 different ones. The page is written into a folder (--export), which does what serving it does and writes the pictures
-besides. Of more than --sample images that many are on the map, as the command has it. Each size is measured in a
-process of its own. OUTPUT.json keeps what is measured: called again, the program measures what is missing, and writes
-OUTPUT.md. A table stays in --where until it is measured.
+besides. Of more than --sample images that many are on the map, as the command has it; told is how many of the 15
+nearest by features are among the 15 nearest on it. Each size is measured in a process of its own. OUTPUT.json keeps
+what is measured: called again, the program measures what is missing, and writes OUTPUT.md. A table stays in --where
+until it is measured.
 """
 
 from __future__ import annotations
@@ -112,33 +113,47 @@ def measured(file: Path, sample: int, threads: int) -> dict[str, Any]:
     """Seconds on the clock and of the processor, of all and of its stages; gigabytes at the most."""
     module = importlib.import_module("crosslevel.exploration.explore")
     torch.set_num_threads(threads)
-    before, spent = peak(), {}
+    before, spent, maps = peak(), {}, []
     began, worked = time.monotonic(), time.process_time()
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=file.parent))
         for name in STAGES:
-            stack.enter_context(mock.patch.object(module, name, timed(getattr(module, name), name, spent)))
+            stack.enter_context(mock.patch.object(module, name, timed(getattr(module, name), name, spent, maps)))
         module.explore(str(file), export=str(Path(folder) / "page"), sample=sample, device="cpu", quiet=True)
         seconds, cpu = time.monotonic() - began, time.process_time() - worked
+        top = peak()
         size = sum(part.stat().st_size for part in Path(folder).rglob("*") if part.is_file())
     return {
         "rows": int(file.stem), "shown": min(sample, int(file.stem)), "threads": threads, "seconds": seconds,
-        "cpu": cpu, "peak_gb": peak(), "before_gb": before, "page_mb": size / 1e6, "stages": spent,
-        "machine": machine(),
+        "cpu": cpu, "peak_gb": top, "before_gb": before, "page_mb": size / 1e6, "stages": spent,
+        "kept": neighbours_kept(*maps[0]), "machine": machine(),
     }  # fmt: skip
 
 
-def timed(inner: Callable[..., Any], name: str, spent: dict[str, float]) -> Callable[..., Any]:
-    """The same function, whose seconds of the processor are added up."""
+def timed(inner: Callable[..., Any], name: str, spent: dict[str, float], maps: list[Any]) -> Callable[..., Any]:
+    """The same function, whose seconds of the processor are added up; what the map is made of is kept, with the map."""
 
     def outer(*given: Any, **named: Any) -> Any:
         began = time.process_time()
-        try:
-            return inner(*given, **named)
-        finally:
-            spent[name] = spent.get(name, 0.0) + time.process_time() - began
+        made = inner(*given, **named)
+        spent[name] = spent.get(name, 0.0) + time.process_time() - began
+        if name == "lay_out":
+            maps.append((given[1].places, made))
+        return made
 
     return outer
+
+
+def neighbours_kept(near: torch.Tensor, points: torch.Tensor, k: int = 15, asked: int = 2000) -> float:
+    """The share of the k nearest by features that are among the k nearest on the map, of some of the points."""
+    rows = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:asked]
+    shares = []
+    for part in rows.split(100):
+        apart = torch.cdist(points[part], points)
+        apart[torch.arange(len(part)), part] = torch.inf
+        found = apart.topk(k, largest=False).indices
+        shares.append((near[part, 1 : k + 1].unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean(1))
+    return float(torch.cat(shares).mean())
 
 
 def peak() -> float:
@@ -150,14 +165,15 @@ def markdown(cells: dict[str, Any]) -> str:
     lines = [f"{where}" for where in dict.fromkeys(cell["machine"] for cell in rows)]
     lines += [
         "",
-        f"| images | on the map | threads | seconds | of one core | {' | '.join(STAGES.values())} | peak | page |",
-        "|" + "---|" * (7 + len(STAGES)),
+        f"| images | on the map | threads | seconds | of one core | {' | '.join(STAGES.values())} | peak | page "
+        "| neighbours kept |",
+        "|" + "---|" * (8 + len(STAGES)),
     ]
     for cell in rows:
         stages = " | ".join(f"{cell['stages'].get(name, 0):,.1f}" for name in STAGES)
         lines.append(
             f"| {cell['rows']:,} | {cell['shown']:,} | {cell['threads']} | {cell['seconds']:,.0f} | {cell['cpu']:,.0f} "
-            f"| {stages} | {cell['peak_gb']:.1f} GB | {cell['page_mb']:,.0f} MB |"
+            f"| {stages} | {cell['peak_gb']:.1f} GB | {cell['page_mb']:,.0f} MB | {100 * cell['kept']:.1f} % |"
         )
     return "\n".join(lines) + "\n"
 

@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -130,6 +131,7 @@ def all_compared(table: FeatureTable) -> tuple[str, list[tuple[str, Find]]]:
 
 def index(table: FeatureTable) -> tuple[str, list[tuple[str, Find]]]:
     """What `crosslevel search` does, the recall that it measures itself included."""
+    shutil.rmtree(table.file.with_name(f"{table.file.name}.index"), ignore_errors=True)
     made_index = opened_index(table, printer(quiet=True))
     return "`crosslevel search`'s index", [("", lambda x: made_index.search(x, K).places.numpy())]
 

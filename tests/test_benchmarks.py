@@ -230,3 +230,9 @@ def test_a_page_is_measured_in_its_stages(benchmark, tmp_path):
     assert (cell["rows"], cell["shown"]) == (70, 40)
     assert set(cell["stages"]) == set(explore.STAGES)
     assert cell["page_mb"] > 0.04  # its pictures
+    line = torch.stack(
+        [torch.arange(50.0), torch.zeros(50)], 1
+    )  # a map on which all are where they belong, and one not
+    near = torch.cdist(line, line).topk(16, largest=False).indices
+    assert explore.neighbours_kept(near, line) > 0.9  # but for ties
+    assert explore.neighbours_kept(near, line[torch.randperm(50, generator=torch.Generator().manual_seed(0))]) < 0.5

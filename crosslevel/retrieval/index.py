@@ -43,7 +43,7 @@ Rows = np.ndarray[Any, np.dtype[np.float16]]
 class Coding(NamedTuple):
     """Features as bytes: less their mean, times a factor. Distances are those of the features, times it."""
 
-    centre: list[float]
+    centre: np.ndarray[Any, np.dtype[np.float32]]
     factor: float
 
     @classmethod
@@ -51,11 +51,16 @@ class Coding(NamedTuple):
         """That of a table's features."""
         some = rows[:: max(1, len(rows) // SAMPLE)].astype(np.float32)
         centre = some.mean(axis=0)
-        return cls(centre.tolist(), float(127 / max(np.quantile(np.abs(some - centre), INSIDE), 1e-6)))
+        return cls(centre, float(127 / max(np.quantile(np.abs(some - centre), INSIDE), 1e-6)))
+
+    @classmethod
+    def told(cls, about: dict[str, Any]) -> Coding:
+        """As an index says of itself."""
+        return cls(np.array(about["centre"], np.float32), float(about["factor"]))
 
     def bytes(self, features: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.int8]]:
         """Features (N, D) of length 1 as bytes."""
-        moved = (features.astype(np.float32) - np.array(self.centre, np.float32)) * self.factor
+        moved = (features.astype(np.float32) - self.centre) * self.factor
         return np.rint(moved).clip(-127, 127).astype(np.int8)
 
 
@@ -65,7 +70,7 @@ class TableIndex:
     def __init__(self, graph: Any, keys: Keys, rows: Rows, about: dict[str, Any]) -> None:
         self.graph, self.keys, self.rows, self.about = graph, keys, rows, about
         self._order = np.argsort(keys)
-        self._coding = Coding(about["centre"], about["factor"])
+        self._coding = Coding.told(about)
 
     def search(self, queries: Float[Tensor, "Q D"], k: int) -> Neighbours:
         """The k nearest rows of each query of length 1 by cosine, the nearest first; -1 where fewer were found."""
@@ -119,7 +124,7 @@ def _made(library: Any, table: FeatureTable, home: Path, before: dict[str, Any] 
         coding, graph, gone, new = Coding.of(rows), _empty(library, table.width), gone[:0], keys
     else:
         say(console, f"{home} is not of the table as it is now: {len(new):,} rows added, {len(gone):,} removed")
-        coding = Coding(before["centre"], before["factor"])
+        coding = Coding.told(before)
     if len(gone):
         graph.remove(gone, threads=torch.get_num_threads())
     first = np.unique(keys, return_index=True)[1]  # of rows that are the same in all, one
@@ -128,7 +133,8 @@ def _made(library: Any, table: FeatureTable, home: Path, before: dict[str, Any] 
         graph.add(keys[part], coding.bytes(rows[part]), threads=torch.get_num_threads())
     about = {
         "format": FORMAT, "checksum": table.checksum, "width": WIDTHS[0], "recall": 0.0,
-        "width_of_features": table.width, "rows": table.rows, **coding._asdict(),
+        "width_of_features": table.width, "rows": table.rows,
+        "centre": coding.centre.tolist(), "factor": coding.factor,
     }  # fmt: skip
     about["width"], about["recall"] = _measured(TableIndex(graph, keys, rows, about))
     _save(graph, home / GRAPH)
@@ -172,7 +178,7 @@ def _rows(home: Path) -> Rows | None:
         rows = np.load(home / ROWS, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
-    return rows if rows.dtype == np.float16 else None
+    return np.asarray(rows) if rows.dtype == np.float16 else None
 
 
 def _library() -> Any:
