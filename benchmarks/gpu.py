@@ -103,20 +103,23 @@ def capture(data: str, names: list[str], rows: list[str], out: Path, stop: float
     return rows
 
 
-def compared(name: str, kind: str = "cuda") -> str:
-    """A row: the losses of captured steps against those of the usual ones, and of the usual ones in another order."""
+def compared(name: str, kind: str = "cuda", **options: Any) -> str:
+    """A row: the losses of captured steps against those of the usual ones, and of the usual ones in another order.
+
+    ``options`` are of `Captured`.
+    """
     import torch
 
     torch.backends.cudnn.allow_tf32 = False
     usual, _ = losses(name, kind, captured=False)
     other, _ = losses(name, kind, captured=False, first=1)
-    graph, reason = losses(name, kind, captured=True)
+    graph, reason = losses(name, kind, captured=True, **options)
     far, near = float((usual - other).abs().max()), float((usual - graph).abs().max())
     same = not reason and near < far / 10
     return f"| {name} | {reason or 'yes'} | {near:.2g} | {far:.2g} | {'yes' if same else 'no'} |"
 
 
-def losses(name: str, kind: str, *, captured: bool, first: int = 0) -> tuple[Any, str]:
+def losses(name: str, kind: str, *, captured: bool, first: int = 0, **options: Any) -> tuple[Any, str]:
     """Of `STEPS` steps of a network that is the same every time, from batch ``first`` on; why it was not captured."""
     import torch
     from rich.console import Console
@@ -146,20 +149,20 @@ def losses(name: str, kind: str, *, captured: bool, first: int = 0) -> tuple[Any
 
     def step(batch: Batch) -> None:
         module.begin_step(optimizer)
-        loss = module(batch)
+        loss, kept = module(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        module.end_step()
+        module.end_step(kept)
 
     said = io.StringIO()
     console, hardware = Console(file=said, soft_wrap=True), Hardware(device, "fp32", "")
-    taken = graph.Captured(module, optimizer, hardware, console, step) if captured else step
+    taken = graph.Captured(module, optimizer, hardware, console, step, **options) if captured else step
     found = []
     for number in range(first, first + STEPS):
         index = torch.arange(BATCH * number, BATCH * (number + 1))
         taken(Batch(pictures[index].to(device), index.to(device), index.to(device)))
-        found.append(float(module.seen["loss"]))
+        found.append(float(module.losses["loss"]))
     return torch.tensor(found), " ".join(said.getvalue().split())
 
 

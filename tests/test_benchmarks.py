@@ -217,12 +217,10 @@ def test_copies_planted_among_many_features_are_found_through_cells(monkeypatch)
 def test_what_a_gpu_is_asked_first_tells_a_wrong_step_from_a_right_one(monkeypatch):
     """Here nothing can be captured, which the row says; losses as of other batches in a capture's place are a no."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    gpu, graph = (importlib.import_module(name) for name in ("gpu", "crosslevel.training.loop.graph"))
+    gpu = importlib.import_module("gpu")
     monkeypatch.setattr(gpu, "STEPS", 2)
     monkeypatch.setattr(gpu, "BATCH", 8)
-    monkeypatch.setattr(graph, "WARM", 0)
-    monkeypatch.setattr(graph, "BACKEND", "eager")
-    row = [cell.strip() for cell in gpu.compared("npid", "cpu").strip("| ").split("|")]
+    row = [cell.strip() for cell in gpu.compared("npid", "cpu", warm=0, backend="eager").strip("| ").split("|")]
     assert row[0] == "npid"
     assert row[1].startswith("no CUDA graph of the step: ")
     assert float(row[2]) < float(row[3]) / 10
@@ -233,3 +231,59 @@ def test_what_a_gpu_is_asked_first_tells_a_wrong_step_from_a_right_one(monkeypat
             gpu, "losses", lambda *_, captured, first=0, told=told: (torch.tensor(told[captured, first]), "")
         )
         assert gpu.compared("npid", "cpu").endswith(f"| {verdict} |")
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A program of benchmarks/, by its name."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    yield importlib.import_module
+    for name in ("quality.curate", "large.explore", "large.search", "quality.paper", "shared.beside", "shared.records"):
+        sys.modules.pop(name, None)
+
+
+def test_what_curate_is_worth_is_told_by_the_seeds_differences(benchmark, monkeypatch, tmp_path, capsys):
+    """Of 5 seeds, whose differences are 1 to 5: 3 ± 2.776 sqrt(2.5 / 5). What is recorded is not measured again."""
+    curate, records = (benchmark(name) for name in ("quality.curate", "shared.records"))
+    monkeypatch.setattr(curate, "trained", lambda *given: pytest.fail("trained again"))
+    given = argparse.Namespace(
+        train=str(write_images(tmp_path / "photos", count=10)), test="", encoder=None, n=[4], seeds=5, trainings=5,
+        seen=60, runs=tmp_path, output=tmp_path / "curate", line=["--lr=1"],
+    )  # fmt: skip
+    study = curate.Study(given)
+    for seed in range(5):
+        for i, how in enumerate(curate.HOWS):
+            figures = {"accuracy": 40.0 + i * (seed + 1), "classes": 2}
+            records.add(study.record, study.about, f"4 labels, {how}, {seed}", figures, {})
+        for i, what in enumerate(curate.TENTH):
+            records.add(study.record, study.about, f"trained on {what}, {seed}", {"accuracy": 50.0 + i}, {})
+    study.go()
+    table = capsys.readouterr().out
+    assert "| 4 | balanced | 5 | 43.0 ± 2.0 | 3.0 ± 2.0 | 2.0 |" in table
+    assert "| a tenth, balanced | 2 | 5 | 52.0 ± 0.0 | 1.0 ± 0.0 |" in table
+    other = argparse.Namespace(**{**vars(given), "line": ["--lr=2"]})
+    assert curate.Study(other).done() == {}  # with other options nothing is done
+
+
+def test_searches_are_measured_beside_comparing_with_all(benchmark, tmp_path):
+    pytest.importorskip("usearch", reason="needs usearch: pip install 'crosslevel[search]'")
+    search = benchmark("large.search")
+    search.written(tmp_path / "features.parquet", 300)
+    cells = {f"300 {way}": {"rows": 300, "way": way, **search.measured(tmp_path, way)} for way in ("exact", "index")}
+    assert cells["300 exact"]["recall"] == 1
+    assert cells["300 index"]["recall"] >= search.RECALL
+    half = {**cells["300 index"], "single_ms": cells["300 exact"]["single_ms"] / 2}
+    (line,) = [line for line in search.markdown({**cells, "300 index": half}).splitlines() if "index" in line]
+    assert "| 2x |" in line
+
+
+def test_a_page_is_measured_in_its_stages(benchmark, tmp_path):
+    explore = benchmark("large.explore")
+    cell = explore.measured(explore.table(tmp_path, 70), sample=40, threads=torch.get_num_threads())
+    assert (cell["rows"], cell["shown"]) == (70, 40)
+    assert set(cell["stages"]) == set(explore.STAGES)
+    assert cell["page_mb"] > 0.04  # its pictures
+    line = torch.stack([torch.arange(50.0), torch.zeros(50)], 1)  # a map of all where they belong, and one of none
+    near = torch.cdist(line, line).topk(16, largest=False).indices
+    assert explore.neighbours_kept(near, line) > 0.9  # but for ties
+    assert explore.neighbours_kept(near, line[torch.randperm(50, generator=torch.Generator().manual_seed(0))]) < 0.5

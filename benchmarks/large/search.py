@@ -1,68 +1,75 @@
-"""The nearest images among many: exact, by the index that `crosslevel search` keeps, and by other libraries.
+"""The nearest images among many: all compared, by the index that `crosslevel search` keeps, and by libraries alone.
 
-    python benchmarks/large/search.py --rows 1000000 --libraries usearch,faiss -o benchmarks/results/search.md
+    python benchmarks/large/search.py --rows 100000 1000000 -o benchmarks/results/search
 
 Features are generated: a latent of 32 numbers in 2,000 clusters of unequal sizes goes through two random layers, and
 its 384 outputs have length 1. Queries are 1,000 more of the same. One thread; times are the processor's, so that what
 else runs on the machine counts little. Of each library the least setting is taken that finds 99 % of the 10 nearest.
+
+Each way is measured in a process of its own, and OUTPUT.json keeps what is measured: called again, the program measures
+what is missing, and writes OUTPUT.md. The tables and indexes stay in --where.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
+import resource
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from crosslevel.features.table import open_table
+from crosslevel.features.table import FeatureTable, open_table
 from crosslevel.retrieval.index import opened_index
 from crosslevel.retrieval.search import exact
 from crosslevel.utils.console import printer
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from shared.records import options
+from shared import records
+from shared.beside import machine
 
 WIDTH, QUERIES, K, SINGLE, RECALL = 384, 1000, 10, 100, 0.99
+ONE = {"OMP_NUM_THREADS": "1"}
+Find = Callable[[torch.Tensor], np.ndarray[Any, Any]]
 
 
 def main() -> None:
-    given = options(__doc__)
-    given.add_argument("--rows", type=int, default=1_000_000)
-    given.add_argument("--libraries", default="usearch,faiss")
-    given.add_argument("-o", "--output", default="")
+    given = records.options(__doc__)
+    given.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    given.add_argument("--ways", nargs="+", default=["exact", "index", "usearch"], choices=list(WAYS))
+    given.add_argument("--where", type=Path, default=Path(tempfile.gettempdir()) / "crosslevel-search")
+    given.add_argument("-o", "--output", default="benchmarks/results/search")
+    given.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = given.parse_args()
     torch.set_num_threads(1)
-    lines = [
-        f"{arguments.rows:,} x {WIDTH} features in float32, the {K} nearest, one thread, processor time",
-        "",
-        "| | built in | recall | ms a query, 1,000 at once | ms, one at a time | one at a time against exact |",
-        "|---|---|---|---|---|---|",
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        file, queries = Path(folder) / "f.parquet", made(QUERIES, 1)
-        write(file, arguments.rows)
-        table = open_table(file)
-        keys, began = table.features, time.process_time()
-        truth = exact(queries, keys, K).indices.numpy()
-        together = 1000 * (time.process_time() - began) / QUERIES
-        one = single(lambda x: exact(x, keys, K), queries[:20])
-        lines.append(f"| every row compared | - | 1.000 | {together:.2f} | {one:.1f} | 1x |")
-        print(lines[-1], flush=True)
-        for name in arguments.libraries.split(","):
-            lines.append(MEASURED[name](table, queries, truth, one))
-            print(lines[-1], flush=True)
-    if arguments.output:
-        Path(arguments.output).write_text("\n".join(lines) + "\n")
+    if arguments.measure:
+        print(json.dumps(measured(arguments.measure, arguments.ways[0])))
+        return
+    record = Path(arguments.output).with_suffix(".json")
+    for rows in arguments.rows:
+        home = arguments.where / str(rows)
+        home.mkdir(parents=True, exist_ok=True)
+        for way in arguments.ways:
+            name = f"{rows} {way}"
+            if name not in records.read(record, "cells"):
+                written(home / "features.parquet", rows)
+                if way != "exact" and not (home / "truth.npy").is_file():
+                    measured(home, "exact")
+                told = records.again(__file__, "--measure", str(home), "--ways", way, environment=ONE).splitlines()[-1]
+                records.add(record, "cells", name, {"rows": rows, "way": way, **json.loads(told)}, {})
+            print(f"{name}: {records.read(record, 'cells')[name]}", flush=True)
+            Path(arguments.output).with_suffix(".md").write_text(markdown(records.read(record, "cells")))
 
 
 def made(count: int, seed: int) -> torch.Tensor:
@@ -77,66 +84,129 @@ def made(count: int, seed: int) -> torch.Tensor:
     return torch.nn.functional.normalize((latent @ first).relu() @ second + noise, dim=1)
 
 
-def write(file: Path, rows: int) -> None:
+def written(file: Path, rows: int) -> None:
+    """The table of so many rows, whole or not at all."""
+    if file.is_file():
+        return
     kind = pa.schema([("path", pa.string()), ("feature", pa.list_(pa.float32(), WIDTH))])
-    with pq.ParquetWriter(file, kind, use_dictionary=False) as writer:
+    part = file.with_suffix(".part")
+    with pq.ParquetWriter(part, kind, use_dictionary=False) as writer:
         for first in range(0, rows, 65_536):
             count = min(65_536, rows - first)
             flat = pa.array(made(count, first + 2).numpy().ravel())
             paths = [f"{i:09}.jpg" for i in range(first, first + count)]
             writer.write_table(pa.table([paths, pa.FixedSizeListArray.from_arrays(flat, WIDTH)], schema=kind))
+    os.replace(part, file)
 
 
-def single(find: Callable[[torch.Tensor], object], queries: torch.Tensor) -> float:
+def measured(home: Path, way: str) -> dict[str, Any]:
+    """What one way takes to be built and to answer, and what it finds."""
+    table, queries = open_table(home / "features.parquet"), made(QUERIES, 1)
     began = time.process_time()
-    for query in queries.split(1):
-        find(query)
-    return 1000 * (time.process_time() - began) / len(queries)
+    name, settings = WAYS[way](table)
+    built, found = time.process_time() - began, {}
+    for setting, find in settings:
+        began = time.process_time()
+        places = find(queries)
+        together = 1000 * (time.process_time() - began) / QUERIES
+        if way == "exact":
+            np.save(home / "truth.npy", places)
+        recall = recall_of(places, np.load(home / "truth.npy"))
+        began = time.process_time()
+        for query in queries[:SINGLE].split(1):
+            find(query)
+        single = 1000 * (time.process_time() - began) / SINGLE
+        found = {"name": name + setting, "recall": recall, "together_ms": together, "single_ms": single}
+        if recall >= RECALL:
+            break
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return {**found, "built_s": built, "peak_gb": peak, "machine": machine()}
 
 
-def row(name: str, built: float, find: Callable, queries: torch.Tensor, truth: np.ndarray, base: float) -> tuple:
-    began = time.process_time()
-    found = find(queries)
-    together = 1000 * (time.process_time() - began) / len(queries)
-    recall = float(np.mean([len(set(a) & set(b)) / K for a, b in zip(found.tolist(), truth.tolist(), strict=True)]))
-    one = single(find, queries[:SINGLE])
-    line = f"| {name} | {built:.0f} s | {recall:.3f} | {together:.2f} | {one:.2f} | {base / one:.0f}x |"
-    return recall, line
+def recall_of(places: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> float:
+    """The share of the nearest that were found."""
+    return float(np.mean([len(set(a) & set(b)) / K for a, b in zip(places.tolist(), truth.tolist(), strict=True)]))
 
 
-def usearch(table, queries, truth, base) -> str:
+def all_compared(table: FeatureTable) -> tuple[str, list[tuple[str, Find]]]:
+    keys = table.features
+    return "every row compared", [("", lambda x: exact(x, keys, K).indices.numpy())]
+
+
+def index(table: FeatureTable) -> tuple[str, list[tuple[str, Find]]]:
     """What `crosslevel search` does, the recall that it measures itself included."""
-    began = time.process_time()
-    index = opened_index(table, printer())
-    built = time.process_time() - began
-    return row(
-        "crosslevel search's index (usearch, HNSW, float16)", built, lambda x: index.search(x, K).indices.numpy(),
-        queries, truth, base,
-    )[1]  # fmt: skip
+    shutil.rmtree(table.file.with_name(f"{table.file.name}.index"), ignore_errors=True)
+    made_index = opened_index(table, printer(quiet=True))
+    return "`crosslevel search`'s index", [("", lambda x: made_index.search(x, K).indices.numpy())]
 
 
-def faiss(table, queries, truth, base) -> str:
+def usearch(table: FeatureTable, **given: Any) -> tuple[str, list[tuple[str, Find]]]:
+    """With the library's own settings, or those given, but for how many candidates a query has."""
+    from usearch.index import Index
+
+    graph, first = Index(ndim=WIDTH, metric="cos", **given), 0
+    for _, features in table.batches():
+        graph.add(np.arange(first, first + len(features), dtype=np.uint64), features.numpy(), threads=1)
+        first += len(features)
+
+    def find(queries: torch.Tensor, width: int) -> np.ndarray[Any, Any]:
+        graph.expansion_search = width
+        return np.atleast_2d(graph.search(queries.numpy(), K, threads=1).keys).astype(np.int64)
+
+    name = f"usearch alone ({graph.dtype.name.lower()}, {graph.connectivity} links, built with {graph.expansion_add}"
+    return name, [(f"; {width} candidates)", lambda x, w=width: find(x, w)) for width in (64, 128, 256, 512, 1024)]
+
+
+def float16(table: FeatureTable) -> tuple[str, list[tuple[str, Find]]]:
+    """The library alone, built as the index of `crosslevel search` is, but for its bytes."""
+    return usearch(table, dtype="f16", connectivity=16, expansion_add=64)
+
+
+def faiss(table: FeatureTable) -> tuple[str, list[tuple[str, Find]]]:
     """Inverted lists with 4-bit codes, and the best compared in float32."""
     import faiss as library
 
     library.omp_set_num_threads(1)
-    lists, x, began = int(4 * table.rows**0.5), table.features.numpy(), time.process_time()
-    index = library.index_factory(WIDTH, f"IVF{lists},PQ96x4fs,RFlat", library.METRIC_INNER_PRODUCT)
-    inner = library.extract_index_ivf(index)
+    lists, x = int(4 * table.rows**0.5), table.features.numpy()
+    quick = library.index_factory(WIDTH, f"IVF{lists},PQ96x4fs,RFlat", library.METRIC_INNER_PRODUCT)
+    inner = library.extract_index_ivf(quick)
     inner.cp.niter, inner.cp.max_points_per_centroid = 6, 64
-    index.train(x[np.random.default_rng(0).permutation(len(x))[: lists * 64]])
-    index.add(x)
-    built, line = time.process_time() - began, ""
-    for probes, factor in ((8, 10), (16, 10), (32, 10), (32, 30), (64, 30), (128, 30), (256, 50)):
-        inner.nprobe, index.k_factor = probes, factor
-        name = f"faiss, IVF{lists}, PQ96x4fs, RFlat, {probes} lists, {factor} times k"
-        recall, line = row(name, built, lambda x: index.search(x.numpy(), K)[1], queries, truth, base)
-        if recall >= RECALL:
-            break
-    return line
+    quick.train(x[np.random.default_rng(0).permutation(len(x))[: lists * 64]])
+    quick.add(x)
+
+    def find(queries: torch.Tensor, probes: int, factor: int) -> np.ndarray[Any, Any]:
+        inner.nprobe, quick.k_factor = probes, factor
+        return quick.search(queries.numpy(), K)[1]
+
+    tried = ((8, 10), (16, 10), (32, 10), (32, 30), (64, 30), (128, 30), (256, 50))
+    name = f"faiss alone (IVF{lists}, PQ96x4fs, RFlat"
+    return name, [(f", {p} lists, {f} times k)", lambda x, p=p, f=f: find(x, p, f)) for p, f in tried]
 
 
-MEASURED = {"usearch": usearch, "faiss": faiss}
+WAYS: dict[str, Callable[[FeatureTable], tuple[str, list[tuple[str, Find]]]]] = {
+    "exact": all_compared, "index": index, "usearch": usearch, "float16": float16, "faiss": faiss,
+}  # fmt: skip
+
+
+def markdown(cells: dict[str, Any]) -> str:
+    """A row a way; speeds against comparing with every row, of the same table."""
+    lines = [
+        "; ".join(dict.fromkeys(cell["machine"] for cell in cells.values())),
+        "",
+        f"| rows of {WIDTH} | | built in | recall of the {K} nearest | ms a query, {QUERIES:,} at once "
+        "| ms, one at a time | against exact, one at a time | peak memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in sorted(cells.values(), key=lambda cell: (cell["rows"], list(WAYS).index(cell["way"]))):
+        base = cells.get(f"{cell['rows']} exact")
+        against = "-" if base is None else f"{base['single_ms'] / cell['single_ms']:.0f}x"
+        built = "-" if cell["way"] == "exact" else f"{cell['built_s']:,.0f} s"
+        lines.append(
+            f"| {cell['rows']:,} | {cell['name']} | {built} | {cell['recall']:.3f} | {cell['together_ms']:.2f} "
+            f"| {cell['single_ms']:.2f} | {against} | {cell['peak_gb']:.1f} GB |"
+        )
+    return "\n".join(lines) + "\n"
+
 
 if __name__ == "__main__":
     main()

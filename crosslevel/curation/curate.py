@@ -47,6 +47,7 @@ def curate(
     output: str | None = None,
     seed: int = 0,
     device: Device = "auto",
+    data_root: str | None = None,
     quiet: bool = False,
 ) -> Curated:
     """Choose what to keep or to label, without labels: no copies, nothing broken, and n images that stand for the rest.
@@ -71,18 +72,20 @@ def curate(
             Python, nothing is written unless it is given.
         seed: of all draws.
         device: of an encoder: auto takes CUDA, then Apple's MPS, then the CPU.
+        data_root: folder with the official files of cifar10, cifar100 and stl10; a run's own unless given.
         quiet: print nothing.
 
     Returns:
         the chosen paths, and of each other one why it was left out.
     """
     console, file = printer(quiet), None if output is None else _file(output, table)
-    opened, _ = open_collection(table, images, Runtime(devices.choose(device, "fp32")), console, least=2)
+    runtime = Runtime(devices.choose(device, "fp32"))
+    opened, _ = open_collection(table, images, runtime, console, least=2, data_root=data_root)
     if n is not None and not 1 <= n <= opened.rows:
         raise UserError(f"n={n}: {table} has {opened.rows:,} rows: give 1 to {opened.rows:,}")
     if threshold is not None and not 0 < threshold <= 1:
         raise UserError(f"threshold={threshold}: a cosine between 0 and 1")
-    pictures = Pictures(opened, images)
+    pictures = Pictures(opened, images, data_root)
     with progress_bar(console) as bar:
         task = bar.add_task("looking at pictures", total=None)
         findings = findings_of(
@@ -110,7 +113,7 @@ def curate(
             file.with_suffix(".html"), opened, findings, rows, reasons, how if n is not None else None, pictures
         )
         say(console, f"written: {file}, {file.with_suffix('.csv')}, {page}")
-        say(console, f"look at {page}; next: {_use(opened, file)}")
+        say(console, f"look at {page}; next: {_use(opened, file, data_root)}")
     return Curated(
         [opened.paths[row] for row in rows], {opened.paths[row]: reason for row, reason in fates.items() if reason}
     )
@@ -178,7 +181,7 @@ def _write(file: Path, table: FeatureTable, rows: list[int], fates: dict[int, st
     write(file.with_suffix(".csv"), lines.getvalue())
 
 
-def _use(table: FeatureTable, file: Path) -> str:
+def _use(table: FeatureTable, file: Path, data_root: str | None) -> str:
     """A command that reads the list."""
     images = table.metadata.get("images")
     try:
@@ -186,4 +189,5 @@ def _use(table: FeatureTable, file: Path) -> str:
     except SourceError:
         source = "IMAGES"
     source = f"IMAGES@list={file}" if source == "IMAGES" else source
-    return f"crosslevel train {shlex.quote(source)}"
+    option = "" if data_root is None else f" --data-root {shlex.quote(data_root)}"
+    return f"crosslevel train {shlex.quote(source)}{option}"

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int64
 from rich.console import Console
+from torch import Tensor
 
 from crosslevel.curation.findings import findings_of
 from crosslevel.exploration.collection import Collection, columns_of
@@ -16,6 +18,7 @@ from crosslevel.exploration.layout import lay_out
 from crosslevel.exploration.server import Server
 from crosslevel.features.collection import open_collection
 from crosslevel.features.extract import Runtime
+from crosslevel.features.table import FeatureTable
 from crosslevel.features.thumbnails import Pictures
 from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.device import Device, choose
@@ -35,6 +38,7 @@ def explore(
     sample: int = 100_000,
     seed: int = 0,
     device: Device = "auto",
+    data_root: str | None = None,
     quiet: bool = False,
 ) -> str | None:
     """Look at a collection: a map on which similar images lie together, and what is similar to each.
@@ -55,6 +59,7 @@ def explore(
         sample: the most images on the map; of more, that many are drawn.
         seed: of all draws.
         device: of an encoder: auto takes CUDA, then Apple's MPS, then the CPU.
+        data_root: folder with the official files of cifar10, cifar100 and stl10; a run's own unless given.
         quiet: print nothing.
 
     Returns:
@@ -63,7 +68,7 @@ def explore(
     if sample < 2 or not 0 <= port < 65_536:
         raise UserError(f"sample={sample}, port={port}: give at least 2 images, and a port from 0 to 65535")
     console = printer(quiet)
-    collection = gather(table, images, sample, seed, console, device)
+    collection = gather(table, images, sample, seed, console, device, data_root)
     if export is not None:
         with progress_bar(console) as bar:
             task = bar.add_task("writing pictures", total=len(collection.rows))
@@ -83,18 +88,24 @@ def explore(
 
 
 def gather(
-    table: str, images: str | None, sample: int, seed: int, console: Console, device: Device = "auto"
+    table: str,
+    images: str | None,
+    sample: int,
+    seed: int,
+    console: Console,
+    device: Device = "auto",
+    data_root: str | None = None,
 ) -> Collection:
     """The points, columns and pictures of a table."""
-    opened, _ = open_collection(table, images, Runtime(choose(device, "fp32")), console, least=2)
-    pictures, rows = Pictures(opened, images), torch.arange(opened.rows)
+    opened, _ = open_collection(table, images, Runtime(choose(device, "fp32")), console, least=2, data_root=data_root)
+    pictures, rows = Pictures(opened, images, data_root), torch.arange(opened.rows)
     if opened.rows > sample:
         generator = seeded(seed)
         rows = torch.randperm(opened.rows, generator=generator)[:sample].sort().values
         say(console, f"{sample:,} of {opened.rows:,} images are shown: --sample says how many")
     with progress_bar(console) as bar:
         task = bar.add_task("comparing images", total=None)
-        unit = F.normalize(opened.features[rows], dim=1)
+        unit = F.normalize(features_of(opened, rows), dim=1)
         findings = findings_of(
             unit, pictures, rows=rows, progress=lambda done, of: bar.update(task, completed=done, total=of)
         )
@@ -102,6 +113,11 @@ def gather(
         points = lay_out(unit, findings.near, seed=seed)
     columns = columns_of(opened, rows, unit, findings, seed)
     return Collection(opened, rows, unit, points, findings.near, columns, pictures)
+
+
+def features_of(table: FeatureTable, rows: Int64[Tensor, " M"]) -> Float[Tensor, "M D"]:
+    """The features of these rows; of a part of them only these are kept in memory."""
+    return table.features if len(rows) == table.rows else table.features_at(rows)
 
 
 def _opened(address: str) -> bool:

@@ -29,7 +29,13 @@ PICTURES = 96  # pixels of its thumbnails
 
 
 def open_collection(
-    table: str, images: str | None, runtime: Runtime, console: Console, run: str | None = None, least: int = 1
+    table: str,
+    images: str | None,
+    runtime: Runtime,
+    console: Console,
+    run: str | None = None,
+    least: int = 1,
+    data_root: str | None = None,
 ) -> tuple[FeatureTable, str | None]:
     """The table that ``table`` names, and the run or name whose encoder made it, where it is known.
 
@@ -41,6 +47,7 @@ def open_collection(
         console: told what is made.
         run: the encoder of a table, where it is not found where it was.
         least: how many rows there must be.
+        data_root: folder with the official files of cifar10, cifar100 and stl10; a run's own unless given.
 
     Raises:
         UserError: there is no such table, run or name, it has too few rows, or nobody says which images.
@@ -53,8 +60,10 @@ def open_collection(
         raise UserError(f"--run {run}: {table} is an encoder already: give a table, or leave --run out")
     if Path(table).suffix in (".lance", ".fiftyone"):
         raise UserError(f"{table} is a table for other programs: give a Parquet table, embed -o features.parquet")
-    run_dir = run_dir_of(table)
-    source = images or (_trained_on(run_dir) if run_dir is not None else None)
+    run_dir, source = run_dir_of(table), images
+    if images is None and run_dir is not None:
+        source, root = _trained_on(run_dir)
+        data_root = root if data_root is None else data_root
     if source is None:
         raise UserError(f"{table} is an encoder, not a table: give --images, the images to look at")
     encoder = open_encoder(table)
@@ -63,7 +72,7 @@ def open_collection(
     if file.is_file():
         existing = open_table(file)
         if (existing.metadata.get("encoder"), existing.metadata.get("images")) == (encoder.identity(), hidden(request)):
-            if existing.metadata.get("state") == open_images(request).identity():
+            if existing.metadata.get("state") == open_images(request, data_root=data_root).identity():
                 say(console, f"the features are those in {file}")
                 return open_table(file, least), table
             say(console, f"{source}: images have come, gone or changed")
@@ -72,7 +81,7 @@ def open_collection(
     hardware = runtime.hardware
     embed(
         table, request, str(file), cast(Device, hardware.device.type), cast(Precision, hardware.precision),
-        runtime.workers, runtime.batch_size, thumbnails=PICTURES, quiet=console.quiet,
+        runtime.workers, runtime.batch_size, data_root, thumbnails=PICTURES, quiet=console.quiet,
     )  # fmt: skip
     return open_table(file, least), table
 
@@ -83,15 +92,21 @@ def _cached_table(encoder: str, images: str) -> Path:
     return cache_folder() / "collections" / f"{digest[:24]}.parquet"
 
 
-def _trained_on(run_dir: Path) -> str:
-    """The images that a run was trained on, by its settings."""
+def _trained_on(run_dir: Path) -> tuple[str, str | None]:
+    """The images that a run was trained on, and the folder of official files, by its settings."""
     try:
         tree = yaml_tree(regular(run_dir / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         tree = None
-    images = tree.get("images") if isinstance(tree, dict) else None
+    settings = tree if isinstance(tree, dict) else {}
+    images, root = settings.get("images"), settings.get("data_root")
     if not isinstance(images, str):
         raise UserError(
             f"{run_dir} does not say which images it was trained on: give --images, or a table in its place"
         )
-    return images
+    if settings.get("crops") is not None:
+        raise UserError(
+            f"{run_dir} was trained on objects cut out of images: crosslevel embed {run_dir} {images} --crops "
+            "-o features.parquet, and give that table in its place"
+        )
+    return images, root if isinstance(root, str) else None

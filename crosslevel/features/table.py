@@ -84,6 +84,23 @@ class FeatureTable:
             raise UserError(f"{self.file}: {len(bad):,} features are not finite, row {bad[0]} first: embed it again")
         return torch.from_numpy(values)
 
+    def features_at(self, rows: Int64[Tensor, " M"]) -> Float[Tensor, "M D"]:
+        """The features of some rows, in ascending order, without all others in memory.
+
+        Raises:
+            UserError: the file is damaged, or one of these is missing or not finite.
+
+        """
+        first, chunks = 0, []
+        for _, features in self.batches():
+            within = rows[(rows >= first) & (rows < first + len(features))]
+            chunks.append(features[within - first])
+            bad = within[~chunks[-1].isfinite().all(dim=1)]
+            if len(bad):
+                raise UserError(f"{self.file}: the feature of row {int(bad[0])} is not finite: embed it again")
+            first += len(features)
+        return torch.cat(chunks)
+
     @cached_property
     def paths(self) -> list[str]:
         """The images' names; rows are numbered where the table has none."""

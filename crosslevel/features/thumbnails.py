@@ -75,13 +75,14 @@ class Pictures:
     Args:
         table: whose pictures.
         images: where its images are, if elsewhere than when it was written.
+        data_root: folder with the official files of cifar10, cifar100 and stl10.
 
     """
 
-    def __init__(self, table: FeatureTable, images: str | None = None) -> None:
+    def __init__(self, table: FeatureTable, images: str | None = None, data_root: str | None = None) -> None:
         self.table = table
         self.root: str | None = images if images is not None and os.path.isdir(images) else table.metadata.get("root")
-        self._source_text = images
+        self._source_text, self._data_root = images, data_root
 
     @property
     def has_thumbnails(self) -> bool:
@@ -151,7 +152,7 @@ class Pictures:
         if source is None or (self._source_text is None and "://" in source):
             return None
         try:
-            return open_images(source)
+            return open_images(source, data_root=self._data_root)
         except (SourceError, OSError):
             if self._source_text is not None:
                 raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -24,10 +24,10 @@ from crosslevel.utils.marks import verb
 from crosslevel.utils.rng import seeded
 from crosslevel.utils.tensors import save_to
 
-Format = Literal["torchvision", "timm", "detectron2", "onnx"]
+Format = Literal["torchvision", "timm", "detectron2", "onnx", "torch"]
 
 TOLERANCE = 1e-4
-"""Largest difference between the features of an ONNX file and the encoder's, relative where they exceed 1."""
+"""Largest difference between the features of an exported program and the encoder's, relative where they exceed 1."""
 
 SHARED = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
@@ -45,19 +45,21 @@ def export(
     seed: int = 0,
     quiet: bool = False,
 ) -> Path:
-    """Write an encoder for torchvision, timm, detectron2 or ONNX runtimes.
+    """Write an encoder for torchvision, timm, detectron2, ONNX runtimes, or as a PyTorch program.
 
     torchvision: the state of the model of the same name without its classifier, for load_state_dict(strict=False).
     timm: the state of the timm model (num_classes=0). detectron2: a pickle with the names that the public converter of
     MoCo's models writes. onnx: the pooled features, checked with onnxruntime on random images before the file is put in
-    place.
+    place. torch: the same as a program of torch.export, which PyTorch runs, compiles or takes to devices without
+    Crosslevel and timm.
 
     Args:
         run: the folder of a run, or its encoder.safetensors.
-        format: what is to read the file: torchvision, timm, detectron2 or onnx.
-        output: the file: .pth or .pt; for timm also .safetensors; .pkl for detectron2; .onnx. A name beside the
-            encoder unless given.
-        normalize: for onnx: take RGB in [0, 1] and normalize inside; otherwise the images are normalized already.
+        format: what is to read the file: torchvision, timm, detectron2, onnx or torch.
+        output: the file: .pth or .pt; for timm also .safetensors; .pkl for detectron2; .onnx; .pt2 for torch. A name
+            beside the encoder unless given.
+        normalize: for onnx and torch: take RGB in [0, 1] and normalize inside; otherwise the images are normalized
+            already.
         seed: of the random images.
         quiet: print nothing.
 
@@ -66,8 +68,8 @@ def export(
     """
     if format not in _FORMATS:
         raise UserError(f"--format {format} is unknown: give {', '.join(_FORMATS)}")
-    if normalize and format != "onnx":
-        raise UserError(f"--normalize is for onnx: a file for {format} holds weights only")
+    if normalize and format not in ("onnx", "torch"):
+        raise UserError(f"--normalize is for onnx and torch: a file for {format} holds weights only")
     endings, write = _FORMATS[format]
     folder = Path(run) if Path(run).is_dir() else Path(run).parent
     file = Path(output) if output else folder / f"encoder-{format}{endings[0]}"
@@ -224,13 +226,41 @@ class _Normalized(nn.Module):
         return features
 
 
+def _example(encoder: Encoder) -> Float[Tensor, "2 C h w"]:
+    size = encoder.view.size if encoder.fixed_size is None else encoder.fixed_size
+    return torch.zeros(2, encoder.view.channels, size, size)
+
+
+def _write_torch(encoder: Encoder, stream: BinaryIO, file: Path, normalize: bool, seed: int) -> str:
+    network: nn.Module = (_Normalized(encoder) if normalize else encoder).eval()
+    example = _example(encoder)
+    with torch.no_grad():
+        program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    torch.export.save(program, stream)
+    stream.flush()
+    reloaded = torch.export.load(stream.name).module()
+    difference = _difference(reloaded, network, example.shape[1:], seed)
+    if not difference <= TOLERANCE:
+        raise _differs(file, difference)
+    shape = ", ".join(map(str, example.shape[1:]))
+    scale = f"{_colours(encoder)} in [0, 1]" if normalize else _inputs(encoder)
+    return (
+        f"torch.export.load({file.name!r}).module()(images); images: float32 (batch, {shape}), {scale}; features "
+        f"differ from the encoder's by at most {difference:.1e}"
+    )
+
+
+def _differs(file: Path, difference: float) -> UserError:
+    return UserError(f"{file}: its features differ from the encoder's by {difference:.1e}: it is not kept")
+
+
 def _write_onnx(encoder: Encoder, stream: BinaryIO, file: Path, normalize: bool, seed: int) -> str:
     onnx, runtime = _needed("onnx"), _needed("onnxruntime")
     path = Path(stream.name)
     _needed("onnxscript")
     network: nn.Module = (_Normalized(encoder) if normalize else encoder).eval()
-    size = encoder.view.size if encoder.fixed_size is None else encoder.fixed_size
-    example = torch.zeros(2, encoder.view.channels, size, size)
+    example = _example(encoder)
+    shape = tuple(example.shape[1:])
     batch = torch.export.Dim("batch", min=1)
     torch.onnx.export(
         network, (example,), path, input_names=["images"], output_names=["features"], dynamo=True, verbose=False,
@@ -239,32 +269,33 @@ def _write_onnx(encoder: Encoder, stream: BinaryIO, file: Path, normalize: bool,
     model = onnx.load(path)
     scale = f"{_colours(encoder)} in [0, 1]" if normalize else _inputs(encoder)
     says = {
-        "input": f"images: float32 (batch, {encoder.view.channels}, {size}, {size}), {scale}",
+        "input": f"images: float32 (batch, {', '.join(map(str, shape))}), {scale}",
         "output": f"features: float32 (batch, {encoder.num_features}), pooled",
         "encoder": encoder.name,
         "view": json.dumps(encoder.view._asdict()),
     }
     onnx.helper.set_model_props(model, says)
     onnx.save(model, path)
-    difference = _difference(runtime, network, path, (encoder.view.channels, size, size), seed)
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    difference = _difference(
+        lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), network, shape, seed
+    )
     if not difference <= TOLERANCE:
-        raise UserError(f"{file}: its features differ from the encoder's by {difference:.1e}: it is not kept")
+        raise _differs(file, difference)
     ends = f"features differ from the encoder's by at most {difference:.1e}"
     return f"onnxruntime.InferenceSession(file).run(None, {{'images': ...}}); {says['input']}; {ends}"
 
 
 @torch.no_grad()
-def _difference(runtime: Any, network: nn.Module, file: Path, shape: tuple[int, ...], seed: int) -> float:
+def _difference(program: Callable[[Tensor], Tensor], network: nn.Module, shape: Sequence[int], seed: int) -> float:
     """The largest difference on random images, in batches of two sizes."""
-    session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     generator, differences = seeded(seed), []
     for count in (1, 5):
         images = torch.rand(count, *shape, generator=generator)
         if not isinstance(network, _Normalized):
             images = 4 * images - 2  # about what normalized images are
         expected = network(images)
-        outputs = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-        differences.append((outputs - expected).abs().div(expected.abs().clamp(min=1)).max())
+        differences.append((program(images) - expected).abs().div(expected.abs().clamp(min=1)).max())
     return float(torch.stack(differences).max())
 
 
@@ -290,4 +321,5 @@ _FORMATS: dict[str, tuple[tuple[str, ...], _Writer]] = {
     "timm": ((".safetensors", ".pth", ".pt"), _write_timm),
     "detectron2": ((".pkl",), _write_detectron2),
     "onnx": ((".onnx",), _write_onnx),
+    "torch": ((".pt2",), _write_torch),
 }

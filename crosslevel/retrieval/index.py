@@ -1,7 +1,9 @@
 """An index of a table of features, kept beside it: the nearest of millions without comparing with all.
 
-A graph of near neighbours (HNSW: Malkov and Yashunin 2018) by the library usearch. Each row has a key made of its path
-and its feature, so that an index of a table that has changed is brought up to date by the rows that came and went.
+A graph of near neighbours (HNSW: Malkov and Yashunin 2018) by the library usearch, of features in a byte a number: it
+is built and walked faster than one of longer numbers, and takes less memory. What it finds is compared once more by the
+features themselves, in float16. Each row has a key made of its path and its feature, so that an index of a table that
+has changed is brought up to date by the rows that came and went.
 """
 
 from __future__ import annotations
@@ -9,9 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,32 +28,67 @@ from crosslevel.utils.errors import MissingExtra, UserError
 from crosslevel.utils.files import replacing, sync_folder, write
 from crosslevel.utils.locks import folder_lock
 
-GRAPH, KEYS, ABOUT = "graph.usearch", "keys.npy", "about.json"
+GRAPH, KEYS, ROWS, ABOUT = "graph.usearch", "keys.npy", "features.npy", "about.json"
 LINKS, BUILD_WIDTH = 16, 64  # of the graph; wider candidates while it is built find better links, and take longer
-WIDTHS = (64, 128, 256, 512, 1024)  # candidates of a query, from which the least that suffices is taken
+WIDTHS = (64, 96, 128, 192, 256, 512, 1024)  # candidates of a query, from which the least that suffices is taken
 WANTED, ASKED = 0.99, 200  # recall of the 10 nearest, and the rows that it is measured with
-FORMAT = 1
+SAMPLE, INSIDE = 20_000, 0.9999  # rows that say how numbers become bytes, and the share of them that a byte can hold
+PART, TOGETHER = 65_536, 64  # rows that are read, and queries that are compared, at a time
+FORMAT = 2
 
 Keys = np.ndarray[Any, np.dtype[np.uint64]]
+Rows = np.ndarray[Any, np.dtype[np.float16]]
+
+
+class Coding(NamedTuple):
+    """Features as bytes: less their mean, times a factor. Distances are those of the features, times it."""
+
+    centre: np.ndarray[Any, np.dtype[np.float32]]
+    factor: float
+
+    @classmethod
+    def of(cls, rows: Rows) -> Coding:
+        """That of a table's features."""
+        sample = rows[:: max(1, len(rows) // SAMPLE)].astype(np.float32)
+        centre = sample.mean(axis=0)
+        return cls(centre, float(127 / max(np.quantile(np.abs(sample - centre), INSIDE), 1e-6)))
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, Any]) -> Coding:
+        """As an index's metadata has it."""
+        return cls(np.array(metadata["centre"], np.float32), float(metadata["factor"]))
+
+    def bytes(self, features: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.int8]]:
+        """Features (N, D) of length 1 as bytes."""
+        moved = (features.astype(np.float32) - self.centre) * self.factor
+        return np.rint(moved).clip(-127, 127).astype(np.int8)
 
 
 class TableIndex:
-    """The graph of a table, and which row each of its keys is."""
+    """The graph of a table, which row each of its keys is, and the rows' features at length 1."""
 
-    def __init__(self, graph: Any, keys: Keys, metadata: dict[str, Any]) -> None:
-        self.graph, self.keys, self.metadata = graph, keys, metadata
+    def __init__(self, graph: Any, keys: Keys, rows: Rows, metadata: dict[str, Any]) -> None:
+        self.graph, self.keys, self.rows, self.metadata = graph, keys, rows, metadata
         self._order = np.argsort(keys)
+        self._coding = Coding.from_metadata(metadata)
 
     def search(self, queries: Float[Tensor, "Q D"], k: int) -> Neighbours:
-        """The k nearest rows of each query by cosine, the nearest first; -1 where fewer were found."""
-        self.graph.expansion_search = max(int(self.metadata["width"]), k)
-        hits = self.graph.search(queries.float().numpy(), k, threads=torch.get_num_threads())
+        """The k nearest rows of each query of length 1 by cosine, the nearest first; -1 where fewer were found."""
+        chunks = [self._search(chunk, k) for chunk in queries.float().split(TOGETHER)]
+        return Neighbours(torch.cat([chunk.values for chunk in chunks]), torch.cat([chunk.indices for chunk in chunks]))
+
+    def _search(self, queries: Float[Tensor, "Q D"], k: int) -> Neighbours:
+        width = min(max(int(self.metadata["width"]), k), len(self.graph))
+        self.graph.expansion_search = width
+        hits = self.graph.search(self._coding.bytes(queries.numpy()), width, threads=torch.get_num_threads())
         keys, distances = np.atleast_2d(hits.keys), np.atleast_2d(hits.distances)
         positions = np.searchsorted(self.keys, keys.ravel(), sorter=self._order).clip(max=len(self.keys) - 1)
         rows = self._order[positions].reshape(keys.shape)
-        valid = (self.keys[rows] == keys) & np.isfinite(distances)
-        values = np.where(valid, 1 - distances, -np.inf).astype(np.float32)
-        return Neighbours(torch.from_numpy(values), torch.from_numpy(np.where(valid, rows, -1)))
+        valid = torch.from_numpy((self.keys[rows] == keys) & np.isfinite(distances))
+        candidates = torch.from_numpy(self.rows[rows]).float()
+        values = torch.bmm(candidates, queries.unsqueeze(2)).squeeze(2).masked_fill(~valid, -torch.inf)
+        values, order = values.topk(min(k, width), dim=1)
+        return Neighbours(values, torch.from_numpy(rows).masked_fill(~valid, -1).gather(1, order))
 
 
 def opened_index(table: FeatureTable, console: Console) -> TableIndex:
@@ -67,9 +103,9 @@ def opened_index(table: FeatureTable, console: Console) -> TableIndex:
     folder = table.file.with_name(f"{table.file.name}.index")
     metadata = _metadata(folder)
     if metadata is not None and metadata["checksum"] == table.checksum:
-        stored = _stored(library, folder, view=True)
-        if stored is not None and len(stored[0]) == table.rows:
-            return TableIndex(*stored, metadata)
+        stored, rows, shape = _stored(library, folder, view=True), _rows(folder), (table.rows, table.width)
+        if stored is not None and rows is not None and rows.shape == (len(stored[0]), table.width) == shape:
+            return TableIndex(*stored, rows, metadata)
     with folder_lock(folder, "crosslevel search"):
         return _updated(library, table, folder, metadata, console)
 
@@ -78,32 +114,55 @@ def _updated(
     library: Any, table: FeatureTable, folder: Path, before: dict[str, Any] | None, console: Console
 ) -> TableIndex:
     """Build it, or change what there is by the rows that came and went."""
-    keys = np.concatenate([_keys(paths, features) for paths, features in table.batches()])
     graph, old = None, np.zeros(0, np.uint64)
     if before is not None and before["width_of_features"] == table.width:
         graph, old = _stored(library, folder, view=False) or (None, old)
+    (folder / ABOUT).unlink(missing_ok=True)  # a kill from here on leaves an index that is built anew
+    keys, rows = _copied(table, folder)
     removed, added = np.setdiff1d(old, keys), np.setdiff1d(keys, old)
-    if graph is None or len(graph) != len(old) or len(removed) + len(added) > max(len(keys), 1) / 2:
+    if before is None or graph is None or len(graph) != len(old) or len(removed) + len(added) > max(len(keys), 1) / 2:
         say(console, f"building an index of {table.rows:,} rows in {folder}: once")
-        graph, removed, added = _empty(library, table.width), removed[:0], keys
+        coding, graph, removed, added = Coding.of(rows), _empty(library, table.width), removed[:0], keys
     else:
         say(console, f"{folder} is not of the table as it is now: {len(added):,} rows added, {len(removed):,} removed")
+        coding = Coding.from_metadata(before)
     if len(removed):
         graph.remove(removed, threads=torch.get_num_threads())
-    for part, features in _rows(table, keys, added):
-        graph.add(part, features.numpy(), threads=torch.get_num_threads())
-    width, recall = _measured(graph, keys, table)
+    first = np.unique(keys, return_index=True)[1]  # of rows that are the same in all, one
+    missing = np.sort(first[np.isin(keys[first], added)])
+    for part in np.array_split(missing, max(1, -(-len(missing) // PART))):
+        graph.add(keys[part], coding.bytes(rows[part]), threads=torch.get_num_threads())
     metadata = {
-        "format": FORMAT, "checksum": table.checksum, "width": width, "recall": recall,
+        "format": FORMAT, "checksum": table.checksum, "width": WIDTHS[0], "recall": 0.0,
         "width_of_features": table.width, "rows": table.rows,
+        "centre": coding.centre.tolist(), "factor": coding.factor,
     }  # fmt: skip
-    (folder / ABOUT).unlink(missing_ok=True)  # a kill from here on leaves an index that is built anew
+    metadata["width"], metadata["recall"] = _measured(TableIndex(graph, keys, rows, metadata))
     _save(graph, folder / GRAPH)
     with replacing(folder / KEYS) as file:
         np.save(file, keys)
     write(folder / ABOUT, json.dumps(metadata))
-    say(console, f"the index finds {100 * recall:.1f} % of the 10 nearest of {min(ASKED, table.rows)} rows")
-    return TableIndex(graph, keys, metadata)
+    recall = 100 * metadata["recall"]
+    say(console, f"the index finds {recall:.1f} % of the 10 nearest of {min(ASKED, table.rows)} rows")
+    return TableIndex(graph, keys, rows, metadata)
+
+
+def _copied(table: FeatureTable, folder: Path) -> tuple[Keys, Rows]:
+    """The keys of the rows, and their features at length 1 in a file that is not read until it is needed."""
+    keys = []
+    header = {"descr": "<f2", "fortran_order": False, "shape": (table.rows, table.width)}
+    try:
+        with replacing(folder / ROWS) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for paths, features in table.batches(PART):
+                keys.append(_keys(paths, features))
+                file.write(F.normalize(features, dim=1).half().numpy().tobytes())
+    except OSError as error:
+        raise _unwritten(folder / ROWS, error) from error
+    rows = _rows(folder)
+    if rows is None:
+        raise UserError(f"{folder / ROWS} cannot be read as it was written: try again")
+    return np.concatenate(keys), rows
 
 
 def _stored(library: Any, folder: Path, view: bool) -> tuple[Any, Keys] | None:
@@ -113,6 +172,15 @@ def _stored(library: Any, folder: Path, view: bool) -> tuple[Any, Keys] | None:
     except (OSError, ValueError, EOFError, RuntimeError):
         return None
     return (graph, keys) if graph is not None and keys.dtype == np.uint64 and keys.shape == (len(graph),) else None
+
+
+def _rows(folder: Path) -> Rows | None:
+    """The features as they were left; None where they are damaged."""
+    try:
+        rows = np.load(folder / ROWS, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return np.asarray(rows) if rows.dtype == np.float16 else None
 
 
 def _library() -> Any:
@@ -126,16 +194,15 @@ def _library() -> Any:
 
 
 def _empty(library: Any, width: int) -> Any:
-    return library(ndim=width, metric="cos", dtype="f16", connectivity=LINKS, expansion_add=BUILD_WIDTH)
+    return library(ndim=width, metric="l2sq", dtype="i8", connectivity=LINKS, expansion_add=BUILD_WIDTH)
 
 
 def _metadata(folder: Path) -> dict[str, Any] | None:
     """The index's metadata; None if there is no complete index."""
     try:
         metadata: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        complete = metadata["format"] == FORMAT and {"checksum", "width", "recall", "width_of_features"} <= set(
-            metadata
-        )
+        fields = {"checksum", "width", "recall", "width_of_features", *Coding._fields}
+        complete = metadata["format"] == FORMAT and fields <= set(metadata)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return metadata if complete and (folder / GRAPH).is_file() and (folder / KEYS).is_file() else None
@@ -151,30 +218,15 @@ def _keys(paths: list[str], features: Float[Tensor, "B D"]) -> Keys:
     return keys
 
 
-def _rows(table: FeatureTable, keys: Keys, requested: Keys) -> Iterator[tuple[Keys, Float[Tensor, "B D"]]]:
-    """The features of some keys, each once, and the keys."""
-    first, mask = 0, np.isin(keys, requested)
-    mask &= np.isin(np.arange(len(keys)), np.unique(keys, return_index=True)[1])
-    for _, features in table.batches():
-        part = mask[first : first + len(features)]
-        if part.any():
-            yield keys[first : first + len(features)][part], F.normalize(features[torch.from_numpy(part)], dim=1)
-        first += len(features)
-
-
-def _measured(graph: Any, keys: Keys, table: FeatureTable) -> tuple[int, float]:
+def _measured(index: TableIndex) -> tuple[int, float]:
     """The least width of a query with which enough of the 10 nearest are found, and the share that are."""
-    query_rows = np.random.default_rng(0).permutation(table.rows)[:ASKED]
-    first, chunks = 0, []
-    for _, features in table.batches():
-        local_rows = np.sort(query_rows[(query_rows >= first) & (query_rows < first + len(features))]) - first
-        chunks.append(features[torch.from_numpy(local_rows)])
-        first += len(features)
-    queries, query_rows = F.normalize(torch.cat(chunks), dim=1), np.sort(query_rows)
-    k = min(11, table.rows)  # each finds itself, which is no merit
-    truth, width, share = _exact(table, queries, k), WIDTHS[0], 0.0
+    rows, width, share = index.rows, WIDTHS[0], 0.0
+    query_rows = np.sort(np.random.default_rng(0).permutation(len(rows))[:ASKED])
+    queries, k = torch.from_numpy(rows[query_rows]).float(), min(11, len(rows))  # each finds itself, which is no merit
+    truth = _exact(rows, queries, k)
     for width in WIDTHS:
-        indices = TableIndex(graph, keys, {"width": width}).search(queries, k).indices.numpy()
+        index.metadata["width"] = width
+        indices = index.search(queries, k).indices.numpy()
         hits = [
             len((set(a) & set(b)) - {row}) / max(1, len(set(b) - {row}))
             for a, b, row in zip(indices.tolist(), truth.tolist(), query_rows.tolist(), strict=True)
@@ -185,15 +237,16 @@ def _measured(graph: Any, keys: Keys, table: FeatureTable) -> tuple[int, float]:
     return width, share
 
 
-def _exact(table: FeatureTable, queries: Float[Tensor, "Q D"], k: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _exact(rows: Rows, queries: Float[Tensor, "Q D"], k: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The k nearest rows, compared with every one."""
-    values, rows, first = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long), 0
-    for _, features in table.batches():
-        part = (queries @ F.normalize(features, dim=1).T).topk(min(k, len(features)), dim=1)
-        values, rows = torch.cat([values, part.values], 1), torch.cat([rows, part.indices + first], 1)
+    values, indices = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
+    for first in range(0, len(rows), PART):
+        keys = torch.from_numpy(rows[first : first + PART].astype(np.float32))
+        part = (queries @ keys.T).topk(min(k, len(keys)), dim=1)
+        values, indices = torch.cat([values, part.values], 1), torch.cat([indices, part.indices + first], 1)
         values, order = values.topk(min(k, values.shape[1]), dim=1)
-        rows, first = rows.gather(1, order), first + len(features)
-    return rows.numpy()
+        indices = indices.gather(1, order)
+    return indices.numpy()
 
 
 def _save(graph: Any, file: Path) -> None:
@@ -206,5 +259,9 @@ def _save(graph: Any, file: Path) -> None:
         os.replace(part, file)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
+        raise _unwritten(file, error) from error
     sync_folder(file.parent)
+
+
+def _unwritten(file: Path, error: OSError) -> UserError:
+    return UserError(f"{file} cannot be written: {error.strerror or error}")

@@ -64,6 +64,7 @@ def search(
     precision: Precision = "fp32",
     workers: int | None = None,
     batch_size: int = 256,
+    data_root: str | None = None,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """Find the images that are most like a given one, like each of a folder of them, or like what words say.
@@ -88,6 +89,7 @@ def search(
             computes it.
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         batch_size: images at a time.
+        data_root: folder with the official files of cifar10, cifar100 and stl10; a run's own unless given.
         quiet: print nothing.
 
     Returns:
@@ -97,7 +99,7 @@ def search(
         raise UserError(f"k={k}: at least 1")
     console, written = printer(quiet), None if output is None else output_files(output)
     runtime = Runtime(choose(device, precision), workers, batch_size)
-    searched, run = open_collection(table, images, runtime, console, run)
+    searched, run = open_collection(table, images, runtime, console, run, data_root=data_root)
     queries = _queries(searched, query, run, runtime, console)
     depth = min(k + any(row >= 0 for row in queries.rows), searched.rows)  # a query that is a row finds itself
     find = finder(searched, index, queries.projection, console)
@@ -108,7 +110,7 @@ def search(
     many = f"{len(results):,} {'query' if len(results) == 1 else 'queries'}"
     say(console, f"{many} among {searched.rows:,} images, {1000 * took / len(results):,.1f} ms each")
     if written is not None:
-        pictures = Pictures(searched, images)
+        pictures = Pictures(searched, images, data_root)
         for line in write_results(written, searched, results, queries.pictures, pictures):
             say(console, line)
     else:

@@ -141,6 +141,7 @@ def test_of_more_images_some_are_drawn(home, sample):
     assert len(few.rows) == min(sample, 240)
     assert few.paths == [few.table.paths[row] for row in few.rows.tolist()]
     assert json.loads(few.data(False))["all"] == 240
+    assert torch.equal(few.unit, torch.nn.functional.normalize(few.table.features[few.rows], dim=1))
 
 
 def test_a_port_in_use_and_other_wrong_use_end_in_one_line(home, tmp_path, monkeypatch, capsys):

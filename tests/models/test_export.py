@@ -151,6 +151,17 @@ def test_onnx_computes_the_same_features_for_any_batch(narrow, tmp_path, onnxrun
     assert [other.name for other in tmp_path.iterdir()] == ["encoder.onnx"]
 
 
+def test_a_pytorch_program_computes_the_same_features_for_any_batch(narrow, tmp_path):
+    program = torch.export.load(export(str(narrow), "torch", str(tmp_path / "encoder.pt2"), normalize=True)).module()
+    encoder, (mean, std) = load_encoder(narrow), (torch.tensor(v)[:, None, None] for v in VIEW[1:])
+    for count in (1, 4):
+        images = torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(count))
+        with torch.no_grad():
+            found, expected = program(images), encoder((images - mean) / std)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert [other.name for other in tmp_path.iterdir()] == ["encoder.pt2"]
+
+
 def test_an_onnx_file_with_other_features_is_not_kept(narrow, tmp_path, onnxruntime, monkeypatch):
     session = onnxruntime.InferenceSession
 
@@ -184,7 +195,7 @@ def test_wrong_use_ends_in_one_line(resnet18, narrow, tmp_path, capsys):
         ([resnet18, "--format=timm", "-o", str(tmp_path / "x.bin")], "ends in .safetensors or .pth"),
         ([resnet18, "--format=timm", "-o", str(tmp_path / "nowhere" / "x.pth")], "there is no folder"),
         ([resnet18, "--format=timm", "-o", str(resnet18 / "encoder.safetensors")], "the encoder itself"),
-        ([resnet18, "--format=timm", "--normalize=true", "-o", out], "--normalize is for onnx"),
+        ([resnet18, "--format=timm", "--normalize=true", "-o", out], "--normalize is for onnx and torch"),
         ([tmp_path, "--format=timm"], "has no encoder.safetensors"),
         ([vit, "--format=torchvision"], "vit_tiny_patch16_224 has no counterpart in torchvision"),
         ([vit, "--format=detectron2"], "vit_tiny_patch16_224 has no counterpart in detectron2"),

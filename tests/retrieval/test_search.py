@@ -107,6 +107,7 @@ def test_a_run_is_searched_by_a_table_that_is_made_once(home, tmp_path, capsys):
 def test_wrong_use_ends_in_one_line(home, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_encoder(tmp_path / "other", seed=3)
+    (write_encoder(tmp_path / "cropped") / "config.yaml").write_text("images: VOC\ncrops: {margin: 0.1}\n")
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "nothing").mkdir()
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "one.png")
@@ -127,6 +128,7 @@ def test_wrong_use_ends_in_one_line(home, tmp_path, monkeypatch, capsys):
         (["unknown.parquet", "one.png"], "give --run"),
         (["gone.parquet", "one.png"], "which is not there"),
         (["other", "one.png"], "give --images"),
+        (["cropped", "one.png"], "crosslevel embed cropped VOC --crops"),
         (["other", "one.png", "--run=other"], "is an encoder already"),
     ]
     for line, named in cases:

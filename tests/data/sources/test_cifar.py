@@ -8,7 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from table_samples import write_encoder
 
+import crosslevel
 from crosslevel.data.sources.cifar import Cifar10, Cifar100
 from crosslevel.utils.errors import SourceError
 
@@ -116,6 +118,25 @@ def test_damaged_cifar(cifar):
         Cifar10(data_root=str(root))
     with pytest.raises(SourceError, match="no split 'valid': use train or test"):
         Cifar10("valid", data_root=str(root))
+
+
+def test_search_explore_and_curate_take_the_official_files(cifar, tmp_path, capsys):
+    """By --data_root beside --images, or by the settings of a run that was trained on them."""
+    run, root = write_encoder(tmp_path / "run"), str(cifar[0])
+    (run / "config.yaml").write_text(f"images: cifar10:test\ndata_root: {root}\n")
+    given = {"images": "cifar10:test", "data_root": root, "device": "cpu"}
+    found = crosslevel.search(str(run), "test/00003", k=9, workers=0, **given)
+    assert sorted(match["path"] for match in found[0]["matches"]) == [f"test/{i:05}" for i in range(7) if i != 3]
+    assert crosslevel.search(str(run), "test/00003", k=9, workers=0, device="cpu") == found
+    assert f"the features are those in {run / 'collection.parquet'}".replace(" ", "") in "".join(
+        capsys.readouterr().out.split()
+    )
+    crosslevel.explore(str(run), export=str(tmp_path / "page"), quiet=True, **given)
+    assert (tmp_path / "page" / "index.html").is_file()
+    kept = crosslevel.curate(str(run), n=3, outliers="keep", output=str(tmp_path / "few.txt"), **given)
+    assert len(kept.paths) == 3
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"--data-root {root}".replace(" ", "") in said.replace(" ", "")
 
 
 class _Evil:

@@ -1,0 +1,186 @@
+"""What `crosslevel explore` takes: seconds and memory of a page of 1,000 images, 100,000, and a table of a million.
+
+    python benchmarks/large/explore.py --rows 1000 100000 1000000 --threads 2 -o benchmarks/results/explore
+
+Tables have features of 384 numbers, as in `search.py`, and thumbnails of 96 pixels: smooth pictures, at most 100,000
+different ones. The page is written into a folder (--export), which does what serving it does and writes the pictures
+besides. Of more than --sample images that many are on the map, as the command has it; told is how many of the 15
+nearest by features are among the 15 nearest on it. Each size is measured in a process of its own. OUTPUT.json keeps
+what is measured: called again, the program measures what is missing, and writes OUTPUT.md. A table stays in --where
+until it is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from crosslevel.features.thumbnails import KIND
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from large.search import WIDTH, made
+from shared import records
+from shared.beside import machine
+
+STAGES = {
+    "open_collection": "opening",
+    "features_of": "reading features",
+    "findings_of": "comparing",
+    "lay_out": "the map",
+    "columns_of": "columns",
+    "export_page": "writing the page",
+}
+PICTURES, PART = 100_000, 8192
+
+
+def main() -> None:
+    parser = records.options(__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1000, 100_000, 1_000_000])
+    parser.add_argument("--sample", type=int, default=100_000)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--where", type=Path, default=Path(tempfile.gettempdir()) / "crosslevel-explore")
+    parser.add_argument("-o", "--output", default="benchmarks/results/explore")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measured(arguments.measure, arguments.sample, arguments.threads)))
+        return
+    record = Path(arguments.output).with_suffix(".json")
+    arguments.where.mkdir(parents=True, exist_ok=True)
+    for rows in arguments.rows:
+        name = f"{rows} rows, sample {arguments.sample}, {arguments.threads} threads"
+        if name not in records.read(record, "cells"):
+            file = table(arguments.where, rows)
+            environment = {"OMP_NUM_THREADS": str(arguments.threads)}
+            words = ["--measure", str(file), f"--sample={arguments.sample}", f"--threads={arguments.threads}"]
+            cell = json.loads(records.again(__file__, *words, environment=environment).splitlines()[-1])
+            records.add(record, "cells", name, cell, {})
+            file.unlink()
+        Path(arguments.output).with_suffix(".md").write_text(markdown(records.read(record, "cells")))
+        print(f"{name}: {records.read(record, 'cells')[name]}", flush=True)
+
+
+def table(where: Path, rows: int) -> Path:
+    """The table of so many rows, made unless it is there."""
+    file = where / f"{rows}.parquet"
+    if file.is_file():
+        return file
+    feature = pa.list_(pa.float32(), WIDTH)
+    kind = pa.schema([("path", pa.string()), ("label", pa.int64()), ("feature", feature), ("image", KIND)])
+    jpegs = pictures(min(rows, PICTURES))
+    part = file.with_suffix(".part")
+    with pq.ParquetWriter(part, kind, use_dictionary=False) as writer:
+        for first in range(0, rows, PART):
+            places = range(first, min(rows, first + PART))
+            flat = pa.array(made(len(places), first + 2).numpy().ravel())
+            columns = [
+                [f"{i % 1000:03}/{i:07}.jpg" for i in places],
+                [i % 50 for i in places],
+                pa.FixedSizeListArray.from_arrays(flat, WIDTH),
+                pa.array([{"bytes": jpegs[i % len(jpegs)], "path": None} for i in places], KIND),
+            ]
+            writer.write_table(pa.table(columns, schema=kind))
+    os.replace(part, file)
+    return file
+
+
+def pictures(count: int) -> list[bytes]:
+    """Smooth pictures of 96 pixels, each another one, as JPEG."""
+    draws, found = torch.Generator().manual_seed(0), []
+    for _ in range(count):
+        small = torch.randint(256, (8, 8, 3), dtype=torch.uint8, generator=draws)
+        file = io.BytesIO()
+        Image.fromarray(small.numpy()).resize((96, 96), Image.Resampling.BICUBIC).save(file, "jpeg", quality=85)
+        found.append(file.getvalue())
+    return found
+
+
+def measured(file: Path, sample: int, threads: int) -> dict[str, Any]:
+    """Seconds on the clock and of the processor, of all and of its stages; gigabytes at the most."""
+    module = importlib.import_module("crosslevel.exploration.explore")
+    torch.set_num_threads(threads)
+    before, spent, maps = peak(), {}, []
+    began, worked = time.monotonic(), time.process_time()
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=file.parent))
+        for name in STAGES:
+            stack.enter_context(mock.patch.object(module, name, timed(getattr(module, name), name, spent, maps)))
+        module.explore(str(file), export=str(Path(folder) / "page"), sample=sample, device="cpu", quiet=True)
+        seconds, cpu = time.monotonic() - began, time.process_time() - worked
+        top = peak()
+        size = sum(part.stat().st_size for part in Path(folder).rglob("*") if part.is_file())
+    return {
+        "rows": int(file.stem), "shown": min(sample, int(file.stem)), "threads": threads, "seconds": seconds,
+        "cpu": cpu, "peak_gb": top, "before_gb": before, "page_mb": size / 1e6, "stages": spent,
+        "kept": neighbours_kept(*maps[0]), "machine": machine(),
+    }  # fmt: skip
+
+
+def timed(inner: Callable[..., Any], name: str, spent: dict[str, float], maps: list[Any]) -> Callable[..., Any]:
+    """The same function, whose seconds of the processor are added up; what the map is made of is kept, with the map."""
+
+    def outer(*given: Any, **named: Any) -> Any:
+        began = time.process_time()
+        made = inner(*given, **named)
+        spent[name] = spent.get(name, 0.0) + time.process_time() - began
+        if name == "lay_out":
+            maps.append((given[1].indices, made))
+        return made
+
+    return outer
+
+
+def neighbours_kept(near: torch.Tensor, points: torch.Tensor, k: int = 15, asked: int = 2000) -> float:
+    """The share of the k nearest by features that are among the k nearest on the map, of some of the points."""
+    rows = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:asked]
+    shares = []
+    for part in rows.split(100):
+        apart = torch.cdist(points[part], points)
+        apart[torch.arange(len(part)), part] = torch.inf
+        found = apart.topk(k, largest=False).indices
+        shares.append((near[part, 1 : k + 1].unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean(1))
+    return float(torch.cat(shares).mean())
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def markdown(cells: dict[str, Any]) -> str:
+    rows = sorted(cells.values(), key=lambda cell: (cell["rows"], cell["threads"], cell["shown"]))
+    lines = [f"{where}" for where in dict.fromkeys(cell["machine"] for cell in rows)]
+    lines += [
+        "",
+        f"| images | on the map | threads | seconds | of one core | {' | '.join(STAGES.values())} | peak | page "
+        "| neighbours kept |",
+        "|" + "---|" * (8 + len(STAGES)),
+    ]
+    for cell in rows:
+        stages = " | ".join(f"{cell['stages'].get(name, 0):,.1f}" for name in STAGES)
+        lines.append(
+            f"| {cell['rows']:,} | {cell['shown']:,} | {cell['threads']} | {cell['seconds']:,.0f} | {cell['cpu']:,.0f} "
+            f"| {stages} | {cell['peak_gb']:.1f} GB | {cell['page_mb']:,.0f} MB | {100 * cell['kept']:.1f} % |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
