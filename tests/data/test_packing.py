@@ -15,7 +15,7 @@ from forks import started, waited_for
 from packing_samples import failing_at, full_at_the_end, packed, write
 from PIL import Image
 
-from crosslevel.data import pack
+from crosslevel.data import pack, pack_writer
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.loaders.batches import TrainBatches
 from crosslevel.data.open import open_images

@@ -65,7 +65,7 @@ from crosslevel.data.decoding import memory
 from crosslevel.data.loaders.batches import EvalBatches
 from crosslevel.data.open import open_images
 
-memory.taken.__defaults__ = (600.0,)  # on a machine that has other work, one may wait for minutes
+memory.acquire_slots.__defaults__ = (600.0,)  # on a machine that has other work, one may wait for minutes
 images = open_images(sys.argv[1])
 bad = images.bad_files()
 read = sum(len(batch.index) for batch in EvalBatches(images, 1, 32, bad=bad, workers=2))
