@@ -52,11 +52,7 @@ VIT = ("MoCo", False, "ViT")  # a transformer, by AdamW, with rates that fall in
 CASES += [VIT]
 SHARDED = [("SimCLR", True, "images"), ("BYOL", False, "images"), VIT]
 """These with encoders in parts, too."""
-COUNTS = {case: (2, 4) for case in CASES} | {
-    (name, cld, "images"): ((2, 4)[(number + cld) % 2],) for number, name in enumerate(METHODS) for cld in (False, True)
-}
-"""On how many processes: of each method 4 with the group branch and 2 without, or the other way round, in turn."""
-LAYOUTS = [case for case in CASES if case[1:] == (True, "images") and COUNTS[case] == (4,)]
+LAYOUTS = [(name, True, "images") for name in METHODS]
 """These on two machines of two processes, too."""
 
 
@@ -142,7 +138,7 @@ def logged(run, name="loss"):
 
 
 def every_case(folder, ranks):
-    return {case: losses(*case, folder, ranks) for case in CASES if ranks.size in (1, *COUNTS[case])}
+    return {case: losses(*case, folder, ranks) for case in CASES}
 
 
 def run(process, count, port, folder):
