@@ -30,8 +30,8 @@ from crosslevel.utils.locks import folder_lock
 
 GRAPH, KEYS, ROWS, ABOUT = "graph.usearch", "keys.npy", "features.npy", "about.json"
 LINKS, BUILD_WIDTH = 16, 64  # of the graph; wider candidates while it is built find better links, and take longer
-WIDTHS = (64, 96, 128, 192, 256, 512, 1024)  # candidates of a query, from which the least that suffices is taken
-WANTED, ASKED = 0.99, 200  # recall of the 10 nearest, and the rows that it is measured with
+WIDTHS = (64, 96, 128, 160, 192, 256, 512, 1024)  # candidates of a query, from which the least that suffices is taken
+WANTED, ASKED = 0.99, 1000  # recall of the 10 nearest, and the rows that it is measured with
 SAMPLE, INSIDE = 20_000, 0.9999  # rows that say how numbers become bytes, and the share of them that a byte can hold
 PART, TOGETHER = 65_536, 64  # rows that are read, and queries that are compared, at a time
 FORMAT = 2
