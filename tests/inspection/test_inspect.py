@@ -83,12 +83,18 @@ def test_the_page_escapes_names_and_shows_pictures(photos, tmp_path):
         assert heading in page
 
 
-def test_no_group_is_drawn_that_is_not_to_be_trusted(photos, tmp_path, monkeypatch):
+def test_no_group_is_drawn_that_is_not_to_be_trusted(photos, tmp_path):
     run(inspect, [str(photos), "-o", str(tmp_path / "a.json"), "--device=cpu", "--workers=0"])
     assert "Estimated groups" not in (tmp_path / "a.html").read_text()
-    for module in ("summary", "page"):
-        monkeypatch.setattr(f"crosslevel.inspection.{module}.APART", -1.0)
-    run(inspect, [str(photos), "-o", str(tmp_path / "b.json"), "--device=cpu", "--workers=0"])
+    (tmp_path / "apart").mkdir()
+    rng = np.random.default_rng(1)
+    for colour, name in enumerate(("red", "green", "blue")):
+        for i in range(12):
+            picture = smooth(rng).astype(int) // 4
+            picture[:, :, colour] += 180
+            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(tmp_path / "apart" / f"{name}-{i}.png")
+    told = run(inspect, [str(tmp_path / "apart"), "-o", str(tmp_path / "b.json"), "--device=cpu", "--workers=0"])
+    assert told["long_tail"]["separation"] > 0.25
     page = (tmp_path / "b.html").read_text()
     assert "Estimated groups: tracks in each" in page
     assert "Estimated groups, the largest first" in page
