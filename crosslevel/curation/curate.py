@@ -56,7 +56,7 @@ def curate(
     chosen.
 
     Args:
-        table: a table that `crosslevel embed` wrote; with --thumbnails 96, broken looks are found too. Or the folder of
+        table: a table that `crosslevel embed` wrote; with --thumbnails 96, broken pictures are found too. Or the folder of
             a run, or weights by name (timm:NAME, hf-hub:owner/name): then their features of --images are made once and
             kept.
         n: how many to choose; all that is left unless given.
@@ -162,7 +162,9 @@ def _summary(
         "choose among"
     ]
     if not findings.has_pictures:
-        lines.append("broken looks were not looked for: the table has no pictures (crosslevel embed --thumbnails 96)")
+        lines.append(
+            "broken pictures were not searched for: the table has no pictures (crosslevel embed --thumbnails 96)"
+        )
     if n is not None:
         short = f": {n:,} were asked for" if len(rows) < n else ""
         lines.append(f"{len(rows):,} chosen ({how}){short}")

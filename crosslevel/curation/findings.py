@@ -1,4 +1,4 @@
-"""What a collection need not keep: copies, broken looks, and images that lie alone, by features and small pictures."""
+"""What a collection need not keep: copies, broken pictures, and images that lie alone, by features and small pictures."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def findings_of(
     rows: Int64[Tensor, " N"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Findings:
-    """Near-duplicates, broken looks and outliers.
+    """Near-duplicates, broken pictures and outliers.
 
     Near-duplicates are told by their pictures, as `crosslevel inspect` tells them (`duplicate_pairs`): every thumbnail
     of the table is looked at; of images that are files only those whose features are among each other's nearest, with a

@@ -29,7 +29,11 @@ def write_page(
     counts: list[list[report.Cell]] = [
         ["images", table.rows, ""],
         ["near-duplicates", len(findings.copies()), f"in {len(findings.representatives):,} sets; one of each is kept"],
-        ["broken", len(findings.broken), "" if findings.has_pictures else "not looked for: the table has no pictures"],
+        [
+            "broken",
+            len(findings.broken),
+            "" if findings.has_pictures else "not searched for: the table has no pictures",
+        ],
         ["outliers", len(findings.alone), "farther from their ten nearest than any usual image"],
         ["left to choose among", table.rows - len(reasons), ""],
         ["chosen", len(rows), how or "all"],

@@ -80,7 +80,7 @@ class Collection:
 def columns_of(
     table: FeatureTable, rows: Int64[Tensor, " N"], unit: Float[Tensor, "N D"], findings: Findings, seed: int = 0
 ) -> dict[str, Column]:
-    """Label, track and the table's other columns; groups, near-duplicates, outliers and broken looks."""
+    """Label, track and the table's other columns; groups, near-duplicates, outliers and broken pictures."""
     columns: dict[str, Column] = {}
     if table.labels is not None:
         labels, names = table.labels

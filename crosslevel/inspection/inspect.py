@@ -79,7 +79,8 @@ def inspect(
         output: a .json file, or a folder for inspect.json, inspect.html and duplicates.csv (and beside.csv,
             exact_copies.csv); none is written unless given.
         batch_size: of the training that settings are suggested for.
-        sample: the most images to compare with each other; of more, that many are drawn, and only these are looked at.
+        sample: the most images to compare with each other; of more, that many are drawn, and only these are looked at
+            unless there is a full scan.
         seed: of all draws.
         groups: the most groups to estimate; 20 unless given.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
@@ -90,7 +91,7 @@ def inspect(
         engine: local looks at the images on this machine; ray on all of a Ray cluster (RAY_ADDRESS, or this machine),
             which find them under the same name; what they have in common is found here.
         full_scan: of a collection larger than the sample, read every image: sizes, formats, broken files and exact
-            copies are then those of all images, not of the sample.
+            copies (exact_copies.csv) are then those of all images; what is compared, also with --beside, is the sample.
         quiet: print nothing.
 
     Returns:
@@ -132,9 +133,9 @@ def inspect(
         if second is not None and scanned_beside is not None:
             blocks.insert(2, beside_block(second.images.name, matched, scanned, scanned_beside, figures))
         write_csv(written.with_name(DUPLICATES), duplicates, scanned, collection.part.paths)
-        if collection.sampled is not None:
+        if full_scan:
             _write_exact(written.with_name(EXACT), counted, collection.images.paths)
-        _write(written, figures, blocks, console)
+        _write(written, figures, blocks, console, full_scan)
     return figures
 
 
@@ -253,7 +254,7 @@ def _write_exact(file: Path, counted: Sketch, paths: Sequence[str]) -> None:
     write_rows(file, ("set", "path"), rows)
 
 
-def _write(file: Path, figures: dict[str, Any], blocks: list[report.Block], console: Console) -> None:
+def _write(file: Path, figures: dict[str, Any], blocks: list[report.Block], console: Console, full_scan: bool) -> None:
     """The JSON file, the page and the tables beside it, each whole or not at all."""
     # File names that are not valid UTF-8 become escapes.
     text = json.dumps(figures, indent=2) + "\n"
@@ -262,7 +263,7 @@ def _write(file: Path, figures: dict[str, Any], blocks: list[report.Block], cons
     if "beside" in figures:
         write_rows(file.with_name(BESIDE), ("path", "beside", "kind", "distance"), figures["beside"]["matches"])
         names.append(str(file.with_name(BESIDE)))
-    if figures["looked_at"] > figures["compared"]:
+    if full_scan:
         names.append(str(file.with_name(EXACT)))
     subtitle = f"{figures['count']:,} images · {time.strftime('%Y-%m-%d')}"
     page = report.page(

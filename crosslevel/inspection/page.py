@@ -60,14 +60,15 @@ def headline(figures: dict[str, Any]) -> str:
     """Summarize the collection in two sentences."""
     near, copies = figures["near_duplicates"], sum(figures["duplicates"]["copies"].values())
     broken, readable = len(figures["broken"]), figures["readable"]
-    share = 100 * near["images_in_tracks_of_several"] / max(1, readable)
+    share = 100 * near["images_in_tracks_of_several"] / max(1.0, near["tracks"] * near["mean_track"])
+    which = "compared images" if figures["compared"] < figures["looked_at"] else "images"
     damage = f", {broken:,} cannot" if broken else ""
     many = (
-        f"{share:.0f} % of the images have near-duplicates, in {near['tracks']:,} tracks"
+        f"{share:.0f} % of the {which} have near-duplicates, in {near['tracks']:,} tracks"
         if near["images_in_tracks_of_several"]
-        else "No two images are near-duplicates"
+        else f"No two {which} are near-duplicates"
     )
-    return f"{readable:,} images can be read{damage}. {many}; {copies:,} are copies of another one."
+    return f"{readable:,} images can be read{damage}. {many}; {copies:,} of the {which} are copies of another one."
 
 
 def beside_block(

@@ -26,7 +26,7 @@ from crosslevel.data.loaders.records import mapped
 from crosslevel.utils.errors import BadImage, SourceError
 
 _AT_A_TIME = 512
-_COPY = re.compile(r"#(?:t=[\d.]+|\d+)$")  # a copy, an object or a frame of what is named before it
+_COPY = re.compile(r"(?:#(?:t=[\d.]+|\d+))+$")  # a copy, an object or a frame of what is named before it
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Sketch:
 
     @classmethod
     def of(cls, scanned: ScanResult, paths: Sequence[str]) -> Sketch:
-        """That of a source; ``paths`` are those of all its images."""
+        """That of a source that was scanned whole; ``paths`` are those of its images. Nothing is said to be broken."""
         sketch = cls(len(paths), content=[scanned.content], numbers=[scanned.numbers], sample=[scanned])
         sketch._count(scanned.shape, (paths[i] for i in scanned.numbers.tolist()))
         return sketch
@@ -64,12 +64,14 @@ class Sketch:
         self.formats.update(suffix or "not in the name" for suffix in suffixes)
 
     def merge(self, other: Sketch) -> None:
-        """Add what another one has counted."""
+        """Add what another one has counted; its tensors are copied, as a worker's hold a file open each."""
         self.looked_at += other.looked_at
         for name in ("width", "height", "shorter_side", "formats"):
             getattr(self, name).update(getattr(other, name))
-        for name in ("content", "numbers", "sample", "broken"):
-            getattr(self, name).extend(getattr(other, name))
+        self.content += [part.clone() for part in other.content]
+        self.numbers += [part.clone() for part in other.numbers]
+        self.sample += [ScanResult(*(column.clone() for column in part)) for part in other.sample]
+        self.broken += other.broken
 
     @property
     def readable(self) -> int:
@@ -82,11 +84,8 @@ class Sketch:
         order = numbers.argsort()
         order = order[content[order].argsort(stable=True)]
         counts = content[order].unique_consecutive(return_counts=True)[1]
-        return sorted(
-            part.tolist()
-            for part, count in zip(numbers[order].split(counts.tolist()), counts, strict=True)
-            if count > 1
-        )
+        several = numbers[order[(counts > 1).repeat_interleave(counts)]]
+        return sorted(part.tolist() for part in several.split(counts[counts > 1].tolist()))
 
 
 def sketch(
@@ -96,6 +95,7 @@ def sketch(
     workers: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
     elsewhere: Opened | None = None,
+    at_once: int = _AT_A_TIME,
 ) -> tuple[Sketch, ScanResult]:
     """Look at all images, and keep the records of the sample.
 
@@ -106,6 +106,7 @@ def sketch(
         workers: processes that decode, as `EvalBatches` has them.
         progress: is told how many images have been looked at.
         elsewhere: the same images for the machines of a cluster, each of which sends back a sketch of its part.
+        at_once: images of a part.
 
     Returns:
         the sketch of all images, and the records of the sample in its order, numbered by their place in ``sampled``.
@@ -115,17 +116,17 @@ def sketch(
 
     """
     total, combined = len(images), Sketch()
-    keys = [range(first, min(first + _AT_A_TIME, total)) for first in range(0, total, _AT_A_TIME)]
+    keys = [range(first, min(first + at_once, total)) for first in range(0, total, at_once)]
     job_of = partial(Sketching, sampled=sampled)
     for key, part in zip(keys, mapped(images, job_of, keys, workers, elsewhere), strict=True):
         for path, reason in part.broken:
             bad.add(path, reason)
+        part.broken = []
         combined.merge(part)
         progress(key.stop)
-    records = combined.sample
-    if sum(len(record.numbers) for record in records) < 2:
-        raise SourceError(f"{images.name}: fewer than 2 of {len(sampled)} sampled images can be read{bad.first}")
-    joined = ScanResult(*map(torch.cat, zip(*records, strict=True)))
+        if key.stop > int(sampled[-1]) and sum(len(record.numbers) for record in combined.sample) < 2:
+            raise SourceError(f"{images.name}: fewer than 2 of {len(sampled)} sampled images can be read{bad.first}")
+    joined = ScanResult(*map(torch.cat, zip(*combined.sample, strict=True)))
     combined.sample = []
     return combined, joined._replace(numbers=torch.searchsorted(sampled, joined.numbers))
 
@@ -152,8 +153,10 @@ class Sketching(Dataset[Sketch]):
             numbers.append(i)
             if i in inside:
                 glances.append((glance(image, content[-1]), i))
-        result._count(torch.tensor(shapes).view(-1, 2), (self.images.paths[i] for i in numbers))
-        result.content, result.numbers = [torch.tensor(content)], [torch.tensor(numbers)]
+        shape = torch.tensor(shapes, dtype=torch.int64).view(-1, 2)
+        result._count(shape, (self.images.paths[i] for i in numbers))
+        result.content = [torch.tensor(content, dtype=torch.int64)]
+        result.numbers = [torch.tensor(numbers, dtype=torch.int64)]
         if glances:
             columns = zip(*((*one, torch.tensor(i)) for one, i in glances), strict=True)
             result.sample = [ScanResult(*map(torch.stack, columns))]

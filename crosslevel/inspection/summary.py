@@ -161,11 +161,12 @@ def _looked_at(figures: dict[str, Any]) -> str:
 
 def _duplicate_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
     near, exact, copies = figures["near_duplicates"], figures["exact_duplicates"], figures["duplicates"]["copies"]
-    of_kind = [(f"{name} copies", f"{copies[name]:,}") for name in (NAMES[Kind.COPY], NAMES[Kind.EDITED])]
+    compared = " of the compared" if figures["compared"] < figures["looked_at"] else ""
+    of_kind = [(f"{name} copies{compared}", f"{copies[name]:,}") for name in (NAMES[Kind.COPY], NAMES[Kind.EDITED])]
     rows: list[tuple[str, ...]] = [
         ("exact copies", f"{exact['superfluous']:,} in {exact['sets']:,} sets"),
         *of_kind,
-        ("near-duplicates", f"{near['images_in_tracks_of_several']:,} images in tracks of several"),
+        (f"near-duplicates{compared}", f"{near['images_in_tracks_of_several']:,} images in tracks of several"),
         (
             "tracks",
             f"{near['tracks']:,}, of {near['mean_track']:.1f} images, the largest of {near['largest_track']:,}",

@@ -11,18 +11,22 @@ from functools import partial
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from embed_samples import draw, embedded, random_encoder, rows, same
 from fake_ray import Actor, FakeRay, Machine, RayError, in_place
 
 from crosslevel import Encoder
 from crosslevel.data import cluster
-from crosslevel.data.cluster import by_workers, cores_each, on_gpus
+from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.cluster import Opened, by_workers, cores_each, on_gpus
 from crosslevel.data.loaders.pool import Pool
+from crosslevel.data.open import open_images
 from crosslevel.data.pack import pack
 from crosslevel.data.sources.containers import copies
 from crosslevel.data.sources.labels import state_of
 from crosslevel.features.embed import embed
 from crosslevel.inspection.inspect import inspect
+from crosslevel.inspection.sketch import sketch
 from crosslevel.settings.parser import run as called
 from crosslevel.training.cluster.launch import Request, _Attempt
 from crosslevel.utils.errors import MachineError, UserError
@@ -83,6 +87,17 @@ def test_an_inspection_of_a_sample_is_that_of_one_machine(tmp_path, monkeypatch,
         figures = inspect(str(tmp_path / "photos"), engine="ray", **usual)
     assert (figures["looked_at"], figures["compared"]) == (30 if full_scan else 20, 20)
     assert figures == inspect(str(tmp_path / "photos"), **usual)
+
+
+def test_sketches_of_several_machines_merge(tmp_path, monkeypatch):
+    draw(tmp_path / "photos", range(30))
+    source, sampled = open_images(str(tmp_path / "photos")), torch.arange(0, 30, 2)
+    elsewhere = Opened.of(str(tmp_path / "photos"), source=source, data_root=None, crops=None)
+    with in_place(monkeypatch, FakeRay(Machine(CPU=1), Machine(CPU=1))):
+        merged, records = sketch(source, sampled, BadFiles(), elsewhere=elsewhere, at_once=4)
+    whole, alone = sketch(source, sampled, BadFiles(), 0)
+    assert (merged.readable, merged.formats, merged.width) == (whole.readable, whole.formats, whole.width)
+    assert all(torch.equal(a, b) for a, b in zip(records, alone, strict=True))
 
 
 def test_no_more_workers_are_asked_for_than_have_something_to_do(monkeypatch):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,12 +10,15 @@ import torch
 from PIL import Image
 
 from crosslevel import Encoder
+from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.open import open_images
 from crosslevel.inspection.inspect import inspect
-from crosslevel.inspection.sketch import Sketch, Sketching
+from crosslevel.inspection.page import headline
+from crosslevel.inspection.sketch import Sketch, Sketching, sketch
 from crosslevel.inspection.summary import trust
 from crosslevel.models.encoder import View
 from crosslevel.settings.parser import run
+from crosslevel.utils.errors import SourceError
 
 
 def smooth(rng, size=48):
@@ -177,6 +181,7 @@ def test_a_full_scan_counts_all_images_and_compares_the_sample(photos, tmp_path,
     assert rows == [(str(i + 1), path) for i in range(3) for path in sorted((f"{i:02}.png", f"{i:02}-copy.bmp"))]
     said = capsys.readouterr().out
     assert "all looked at, 10 of them compared" in " ".join(said.split())
+    assert "% of the compared images have" in headline(figures) or "No two compared images" in headline(figures)
     assert "exact_copies.csv" in said.replace("\n", "")
 
 
@@ -193,6 +198,31 @@ def test_sketches_merge_to_that_of_the_whole_in_any_order(photos):
     order = records[-1].argsort()
     for column, alone in zip(records, whole.sample[0], strict=True):
         assert torch.equal(column[order], alone)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sketch_of_many_parts_is_that_of_one(photos, tmp_path, workers):
+    """Two parts have no image that can be read."""
+    for file in photos.iterdir():
+        shutil.copy(file, tmp_path)
+    for i in range(8):
+        (tmp_path / f"000{i}.png").write_bytes(b"\x89PNG nothing")
+    source, sampled = open_images(str(tmp_path)), torch.arange(1, 41, 3)
+    whole, records = sketch(source, sampled, BadFiles(), 0, at_once=64)
+    parts, joined = sketch(source, sampled, BadFiles(), workers, at_once=4)
+    assert (whole.looked_at, whole.readable) == (41, 32)
+    assert parts.exact_copies() == whole.exact_copies()
+    assert len(whole.exact_copies()) == 3
+    for name in ("looked_at", "readable", "width", "height", "shorter_side", "formats"):
+        assert getattr(parts, name) == getattr(whole, name)
+    assert all(torch.equal(a, b) for a, b in zip(records, joined, strict=True))
+
+
+def test_a_full_scan_whose_sample_cannot_be_read_says_so(photos):
+    source = open_images(str(photos))
+    broken = [i for i, path in enumerate(source.paths) if path == "x<script>.png"]
+    with pytest.raises(SourceError, match="fewer than 2 of 1 sampled images can be read"):
+        sketch(source, torch.tensor(broken), BadFiles(), 0)
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def stat_of(name: str) -> FileState:
 def sizes_of(names: Sequence[str]) -> list[int]:
     """The bytes of each file, at addresses too: by one listing of each folder, 0 of what is not there.
 
-    1 each where one lies at a web server, which cannot list, or the store does not say.
+    1 each where one lies at a web server, which cannot list, or the store does not say or lets nobody list.
 
     Raises:
         SourceError: the store cannot be asked.
@@ -112,19 +112,24 @@ def sizes_of(names: Sequence[str]) -> list[int]:
             system, path = system_of(name)
             folder = name.rpartition("/")[0]
             if folder not in listed:
-                listed[folder] = _listing(system, path.rpartition("/")[0], folder)
+                in_folder = _listing(system, path.rpartition("/")[0], folder)
+                if in_folder is None:
+                    return [1] * len(names)
+                listed[folder] = in_folder
             sizes.append(listed[folder].get(path, 0))
     return [1] * len(names) if None in sizes else [size or 0 for size in sizes]
 
 
-def _listing(system: Any, path: str, name: str) -> dict[str, int | None]:
-    """The size of each file in a folder of a store; of none where it is not there."""
+def _listing(system: Any, path: str, name: str) -> dict[str, int | None] | None:
+    """The size of each file in a folder of a store, of none where it is not there; None where it may not be listed."""
     try:
         sizes = {str(info["name"]): info.get("size") for info in patiently(lambda: system.ls(path, detail=True))}
         system.invalidate_cache(path)  # a shard that is written anew meanwhile is asked for again
         return sizes
     except FileNotFoundError:
         return {}
+    except PermissionError:
+        return None
     except Exception as error:
         raise SourceError(f"{name}: cannot be listed: {reason(error)}") from error
 
