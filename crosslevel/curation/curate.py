@@ -56,9 +56,9 @@ def curate(
     chosen.
 
     Args:
-        table: a table that `crosslevel embed` wrote; with --thumbnails 96, broken pictures are found too. Or the folder of
-            a run, or weights by name (timm:NAME, hf-hub:owner/name): then their features of --images are made once and
-            kept.
+        table: a table that `crosslevel embed` wrote; with --thumbnails 96, broken pictures are found too. Or the folder
+            of a run, or weights by name (timm:NAME, hf-hub:owner/name): then their features of --images are made once
+            and kept.
         n: how many to choose; all that is left unless given.
         how: balanced takes the same share of every region (hierarchical k-means, Vo et al. 2024), diverse what is least
             like all before (farthest-first), covering such that all others have one near (facility location).

@@ -1,4 +1,4 @@
-"""What a collection need not keep: copies, broken pictures, and images that lie alone, by features and small pictures."""
+"""What a collection need not keep: copies, broken pictures and outliers, by features and small pictures."""
 
 from __future__ import annotations
 
