@@ -5,7 +5,7 @@ before the clock starts; what its own processes take while it works is counted. 
 network: its share of the whole depends on --width and --view. Both tables are compared row by row. In a last round one
 of the nodes is taken away when the first part of the table is there.
 
-taskset -c 1 python benchmarks/large/cluster.py --images 20000 --width 1 --view 128
+python benchmarks/large/cluster.py --images 20000 --rounds 2 --width 1 --view 96
 """
 
 from __future__ import annotations
