@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,24 @@ def test_a_killed_program_goes_on(claims, monkeypatch, tmp_path):
     assert len(runs) == 2
 
 
+class Detectors:
+    """Stand for fine-tuned detectors: the first finds all objects of one image, and each one those of one more."""
+
+    def __init__(self, test):
+        self.names, self.test = [], test
+
+    def __call__(self, start, data, settings, name, *rest):
+        self.names.append(name)
+        return partial(self.boxes, iter(range(len(self.test))), len(self.names))
+
+    def boxes(self, images, many, pixels):
+        i = next(images)
+        objects = self.test.objects[i]
+        rows = len(objects.labels) if i < many else 0
+        labels = objects.labels[:rows] + 1  # 0 is the background
+        return [{"boxes": objects.boxes[:rows], "labels": labels, "scores": torch.ones(rows)}]
+
+
 def test_detectors_start_from_a_run_from_random_and_from_supervised_weights(claims, tmp_path):
     """Scenes are the same every time, with whole objects that do not overlap; what runs share is trained once."""
     scenes = importlib.import_module("quality.scenes")
@@ -125,7 +144,7 @@ def test_detectors_start_from_a_run_from_random_and_from_supervised_weights(clai
     for part, seed in (("train", 0), ("test", 1)):
         write_images(folder / part, count=6, size=(32, 32), seed=seed)
     for place in ("a", "b"):
-        scenes.write(tmp_path / place, str(folder), 4, 2, 1)
+        scenes.write(tmp_path / place, str(folder), 4, 4, 1)
     files = sorted(file for file in (tmp_path / "a").rglob("*") if file.is_file())
     assert all(file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes() for file in files)
     train = annotated(parse(f"{tmp_path / 'a'}:train"))
@@ -135,18 +154,7 @@ def test_detectors_start_from_a_run_from_random_and_from_supervised_weights(clai
     assert ((sides >= 24) & (sides <= 44)).all()
     for image in train.objects:
         assert torch.equal(box_iou(image.boxes, image.boxes), torch.eye(len(image.boxes)))
-    trained = []
-
-    def detect(encoder, train, test, *, settings, hardware, seed, folder):
-        """As `detection`, which takes what a folder's figures have, and else trains."""
-        kept = folder / scenes.FIGURES
-        if not kept.is_file():
-            trained.append(scenes.RANDOM)
-            kept.write_text(str(len(trained)))
-        trained.append(folder.name)
-        return {scenes.RANDOM: {"AP50": float(kept.read_text())}, scenes.TRAINED: {"AP50": float(len(trained))}}
-
-    found = []
+    trained, found = Detectors(annotated(parse(f"{tmp_path / 'a'}:test")).numbered_as(train)), []
     for number in range(2):
         torch.manual_seed(number)
         run = tmp_path / str(number)
@@ -154,9 +162,8 @@ def test_detectors_start_from_a_run_from_random_and_from_supervised_weights(clai
         encoder = Encoder("resnet18", small_images=True, width=0.0625)
         encoder.adapt(32)
         encoder.save(run / "encoder.safetensors")
-        labelled = str(folder / "train")
-        found.append(scenes.precision(run, tmp_path / "a", labelled, seed=0, epochs=1, detect=detect))
-    assert trained == [scenes.RANDOM, "a-supervised-0", "detection", "a-supervised-0", "detection"]
-    assert [figures["random initialization"] for figures in found] == [1.0, 1.0]
-    assert [figures["supervised encoder"] for figures in found] == [2.0, 4.0]
-    assert [figures["trained encoder"] for figures in found] == [3.0, 5.0]
+        found.append(scenes.precision(run, tmp_path / "a", str(folder / "train"), seed=0, epochs=1, trained=trained))
+    assert trained.names == ["random initialization", "trained encoder", "trained encoder", "trained encoder"]
+    random, supervised = found[0]["random initialization"], found[0]["supervised encoder"]
+    assert 0 < random < supervised < found[0]["trained encoder"] < found[1]["trained encoder"] == pytest.approx(100)
+    assert found[1] == {**found[0], "trained encoder": found[1]["trained encoder"]}

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.models.detection import FasterRCNN
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images, InMemoryImages
@@ -29,7 +30,7 @@ from crosslevel.data.loaders.batches import pack
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.open import annotated
 from crosslevel.data.uri import parse
-from crosslevel.evaluation.detection.benchmark import FIGURES, RANDOM, TRAINED, Settings, detection
+from crosslevel.evaluation.detection.benchmark import FIGURES, RANDOM, TRAINED, Settings, detection, fine_tuned
 from crosslevel.evaluation.detection.model import Sizes
 from crosslevel.evaluation.detection.training import Schedule
 from crosslevel.evaluation.finetune import new_classifier
@@ -138,9 +139,15 @@ def annotation(file: str, objects: list[tuple[str, tuple[int, int, int, int]]]) 
 
 
 def precision(
-    run: Path, scenes: Path, labelled: str, *, seed: int, epochs: int, settings: Settings = SETTINGS,
-    detect: Callable[..., dict[str, dict[str, float]]] = detection,
-) -> dict[str, float]:  # fmt: skip
+    run: Path,
+    scenes: Path,
+    labelled: str,
+    *,
+    seed: int,
+    epochs: int,
+    settings: Settings = SETTINGS,
+    trained: Callable[..., FasterRCNN] = fine_tuned,
+) -> dict[str, float]:
     """AP50 in percent of detectors that start from a run's encoder, from random weights, and from supervised ones.
 
     The latter two are the same for all runs of a seed, and trained once, beside ``scenes``.
@@ -152,18 +159,19 @@ def precision(
         seed: of everything random.
         epochs: of the supervised training, on the same images as the run's.
         settings: of the detectors.
-        detect: trains and tests them; it keeps what it has done in a folder.
+        trained: the detector of an encoder.
 
     """
     encoder, hardware = load_encoder(run), choose()
     train, test = (annotated(parse(f"{scenes}:{split}")) for split in ("train", "test"))
     first = scenes.parent / f"{scenes.name}-supervised-{seed}"
     teacher = supervised(encoder, labelled, seed, epochs, first)
-    with_labels = detect(teacher, train, test, settings=settings, hardware=hardware, seed=seed, folder=first)
+    options = {"settings": settings, "hardware": hardware, "seed": seed, "trained": trained}
+    with_labels = detection(teacher, train, test, **options, folder=first)
     (run / "detection").mkdir(exist_ok=True)
     if not (run / "detection" / FIGURES).is_file():  # random weights are the same for both
         shutil.copy(first / FIGURES, run / "detection" / FIGURES)
-    own = detect(encoder, train, test, settings=settings, hardware=hardware, seed=seed, folder=run / "detection")
+    own = detection(encoder, train, test, **options, folder=run / "detection")
     return {TRAINED: own[TRAINED]["AP50"], RANDOM: own[RANDOM]["AP50"], SUPERVISED: with_labels[TRAINED]["AP50"]}
 
 

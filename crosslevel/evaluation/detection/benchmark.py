@@ -18,7 +18,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,6 +84,7 @@ def detection(
     checkpoint_minutes: float = 10,
     bad: BadFiles | None = None,
     console: Console | None = None,
+    trained: Callable[..., FasterRCNN] | None = None,
 ) -> dict[str, dict[str, float]]:
     """AP, AP50 and AP75 in percent after fine-tuning from random weights and from the encoder's.
 
@@ -102,6 +103,7 @@ def detection(
         checkpoint_minutes: at most so many between checkpoints.
         bad: collects images that cannot be read: others take their place in training, the test leaves them out.
         console: where progress is shown.
+        trained: the fine-tuned detector of an encoder, with the arguments of `fine_tuned`, which it is unless given.
 
     Raises:
         ImportError: pycocotools is missing.
@@ -127,12 +129,35 @@ def detection(
             checkpoint = Checkpoint(None if folder is None else folder / CHECKPOINT, key, checkpoint_minutes)
             data = TrainingData(train_set, settings.schedule.batch_size, seed, workers, unread)
             with own_random_numbers(hardware.device), _Bar(console, name, settings.schedule.iterations) as bar:
-                model = _fine_tuned(start, data, settings, name, seed, hardware, checkpoint, bar)
+                model = (trained or fine_tuned)(start, data, settings, name, seed, hardware, checkpoint, bar)
                 precision = average_precision(*_predictions(model, test_set, hardware.device, unread), test.ignored)
             store.keep(name, key, precision)
             checkpoint.remove()
         figures[name] = precision
     return figures
+
+
+def fine_tuned(
+    start: Encoder,
+    data: TrainingData,
+    settings: Settings,
+    name: str,
+    seed: int,
+    hardware: Hardware,
+    checkpoint: Checkpoint,
+    bar: _Bar,
+) -> FasterRCNN:
+    """A detector that starts from an encoder, trained, with statistics estimated anew, ready for the test."""
+    reseed(seed, 0)
+    options = settings._asdict()
+    schedule = options.pop("schedule")
+    model = detector(start, len(data.images.classes), **options, hardware=hardware).to(hardware.device)
+    wrong = avoid_faults(model, lambda: glance(model, min(settings.sizes.train)), hardware)
+    tell(bar.console, wrong)
+    fine_tune(model, data, schedule, name=name, seed=seed, device=hardware.device, checkpoint=checkpoint, show=bar.show)
+    settle(model, data, schedule, seed, hardware.device)
+    model.transform.min_size = (settings.sizes.test,)
+    return model.eval()
 
 
 def average_precision(
@@ -206,28 +231,6 @@ def _predictions(
     if not truth:
         raise SourceError(f"{test.name}: none of its {len(test)} images can be read")
     return predictions, truth
-
-
-def _fine_tuned(
-    start: Encoder,
-    data: TrainingData,
-    settings: Settings,
-    name: str,
-    seed: int,
-    hardware: Hardware,
-    checkpoint: Checkpoint,
-    bar: _Bar,
-) -> FasterRCNN:
-    reseed(seed, 0)
-    options = settings._asdict()
-    schedule = options.pop("schedule")
-    model = detector(start, len(data.images.classes), **options, hardware=hardware).to(hardware.device)
-    wrong = avoid_faults(model, lambda: glance(model, min(settings.sizes.train)), hardware)
-    tell(bar.console, wrong)
-    fine_tune(model, data, schedule, name=name, seed=seed, device=hardware.device, checkpoint=checkpoint, show=bar.show)
-    settle(model, data, schedule, seed, hardware.device)
-    model.transform.min_size = (settings.sizes.test,)
-    return model.eval()
 
 
 class _Store:

@@ -150,7 +150,7 @@ class Pretrain(nn.Module):
         self.step += 1
 
     def remember(self, updates: Any) -> None:
-        """Update the method's memory, by what it kept of the batch, after the step that is under way."""
+        """Update the method's memory, by what `forward` returned, after the step that is under way."""
         if self.now is None:
             self.method.after_step(min(1.0, (self.step + 1) / self.steps), updates)
         else:
