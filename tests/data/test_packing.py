@@ -15,7 +15,7 @@ from forks import started, waited_for
 from packing_samples import failing_at, full_at_the_end, packed, write
 from PIL import Image
 
-from crosslevel.data import pack, pack_writer
+from crosslevel.data import pack
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.loaders.batches import TrainBatches
 from crosslevel.data.open import open_images
@@ -46,25 +46,23 @@ def test_the_command_line(photos, tmp_path):
 
 
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(photos, tmp_path, capsys):
-    """After the first piece behind the third part."""
+    """After the pixels of the fourth part, before the file that counts it."""
     packed(photos, tmp_path / "whole")
     want = contents(tmp_path / "whole")
     assert len([name for name in want if name.endswith(".bin")]) > 1
     reading, writing = os.pipe()
 
     def call():
-        append = pack_writer._append
+        replace = os.replace
 
-        def waiting(file, pixels):
-            append(file, pixels)
-            file.flush()
-            if len(list((tmp_path / "cut").glob("part-*.safetensors"))) == 3:
+        def waiting(file, target):
+            if Path(target).name == "part-000003.safetensors":
                 os.write(writing, b"x")
                 time.sleep(300)
+            replace(file, target)
 
-        pack_writer._append = waiting
-        sizes = pack_writer.Sizes(part=4, shard=15_000, at_once=2)
-        pack.pack(str(photos), str(tmp_path / "cut"), 20, workers=0, sizes=sizes)
+        os.replace = waiting
+        packed(photos, tmp_path / "cut")
 
     child = started(tmp_path, call)
     os.close(writing)
