@@ -123,6 +123,7 @@ def losses(name: str, kind: str, *, captured: bool, first: int = 0, **options: A
     """Of `STEPS` steps of a network that is the same every time, from batch ``first`` on; why it was not captured."""
     import torch
     from rich.console import Console
+    from shared.beside import plain_step
 
     from crosslevel import CrossLevel, Encoder
     from crosslevel.data.loaders.batches import Batch
@@ -147,14 +148,7 @@ def losses(name: str, kind: str, *, captured: bool, first: int = 0, **options: A
     coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(1))  # all of them look different
     pictures = (255 * torch.nn.functional.interpolate(coarse, size=32, mode="bilinear")).to(torch.uint8)
 
-    def step(batch: Batch) -> None:
-        module.begin_step(optimizer)
-        loss, kept = module(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        module.end_step(kept)
-
+    step = plain_step(module, optimizer)
     said = io.StringIO()
     console, hardware = Console(file=said, soft_wrap=True), Hardware(device, "fp32", "")
     taken = graph.Captured(module, optimizer, hardware, console, step, **options) if captured else step

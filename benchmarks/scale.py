@@ -27,6 +27,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ from large import scale_plan
 from PIL import Image
 from rich.console import Console
 from shared import records
-from shared.beside import machine, median
+from shared.beside import machine, median, plain_step
 
 from crosslevel import CrossLevel, Encoder
 from crosslevel.data.bad_files import BadFiles
@@ -280,15 +281,7 @@ def alone(module: Pretrain, views: Views, folder: Path) -> float:
     """Core seconds of a step without any loop, its batch at hand."""
     batch = next(iter(TrainBatches(open_images(folder), BATCH, seed=0, bad=BadFiles(), crops=views.crops)))
     module, optimizer = module.to(memory_format=torch.channels_last), module.configure_optimizer()
-
-    def step() -> None:
-        module.begin_step(optimizer)
-        loss, kept = module(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        module.end_step(kept)
-
+    step = partial(plain_step(module, optimizer), batch)
     step()
     return median([clocked(time.process_time, step) for _ in range(4)])
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import InMemoryImages
-from crosslevel.data.loaders.batches import TrainBatches
+from crosslevel.data.loaders.batches import Batch, TrainBatches
 from crosslevel.methods import Method
 from crosslevel.models.encoder import Encoder
 from crosslevel.training.loop.fit import fit
@@ -29,6 +29,20 @@ def noise(count: int, size: int = 32) -> InMemoryImages:
     """Images for timing: what they show does not matter."""
     data = torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return InMemoryImages(data, [str(i) for i in range(count)])
+
+
+def plain_step(module: Pretrain, optimizer: torch.optim.Optimizer) -> Callable[[Batch], None]:
+    """A training step without the loop around it."""
+
+    def step(batch: Batch) -> None:
+        module.begin_step(optimizer)
+        loss, update = module(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        module.end_step(update)
+
+    return step
 
 
 def beside(

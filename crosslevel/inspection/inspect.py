@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int64
@@ -33,7 +33,7 @@ from crosslevel.data.subsets import select
 from crosslevel.features.extract import Runtime
 from crosslevel.features.source import check_channels, suited
 from crosslevel.inspection.page import beside_block, headline, page_blocks
-from crosslevel.inspection.scan import run_features, structure
+from crosslevel.inspection.scan import Structure, run_features, structure
 from crosslevel.inspection.sketch import Sketch, sketch
 from crosslevel.inspection.summary import summary, tables
 from crosslevel.models.encoder import Encoder
@@ -110,19 +110,13 @@ def inspect(
     if encoder is not None:
         check_channels(encoder, collection.images.channels, images)
     second = None if beside is None else _part(beside, read, sample, generator, engine)
-    runtime, threshold = Runtime(choose(device, precision), workers), None
-    with progress_bar(console) as bar:
-        counted, scanned = _sketched(collection, workers, bar)
-        task, features = bar.add_task("comparing", total=None), None
-        if encoder is not None and run is not None:
-            features, threshold = _features(encoder, run, collection, scanned, runtime, seed)
-        common = structure(scanned, features, 1.0 if threshold is None else threshold, groups, seed)
-        bar.update(task, total=1, completed=1)
-        scanned_beside = None if second is None else _scanned(second, workers, bar)
+    runtime = Runtime(choose(device, precision), workers)
+    result = _compare(collection, second, encoder, run, runtime, groups, seed, console)
+    scanned, scanned_beside, common = result.scanned, result.scanned_beside, result.structure
     duplicates = duplicate_sets(scanned, common.pairs, collection.part.paths)
     figures = summary(
         collection.images.name, len(collection.images), collection.part, scanned, common, duplicates, collection.bad,
-        batch_size, run, threshold, counted,
+        batch_size, run, result.threshold, result.counted,
     )  # fmt: skip
     matched = [] if scanned_beside is None else matches(scanned, scanned_beside)
     if second is not None and scanned_beside is not None:
@@ -133,9 +127,8 @@ def inspect(
         if second is not None and scanned_beside is not None:
             blocks.insert(2, beside_block(second.images.name, matched, scanned, scanned_beside, figures))
         write_csv(written.with_name(DUPLICATES), duplicates, scanned, collection.part.paths)
-        if full_scan:
-            _write_exact(written.with_name(EXACT), counted, collection.images.paths)
-        _write(written, figures, blocks, console, full_scan)
+        exact_copies = result.counted.exact_copies() if full_scan else None
+        _write(written, figures, blocks, console, exact_copies, collection.images.paths)
     return figures
 
 
@@ -166,6 +159,35 @@ def _part(
     return _Collection(images, part, images.bad_files(), elsewhere, sampled)
 
 
+class _Compared(NamedTuple):
+    """What is counted, the records of the compared images and of those beside them, and what they have in common."""
+
+    counted: Sketch
+    scanned: ScanResult
+    scanned_beside: ScanResult | None
+    structure: Structure
+    threshold: float | None
+
+
+def _compare(
+    collection: _Collection, second: _Collection | None, encoder: Encoder | None, run: str | None, runtime: Runtime,
+    groups: int | None, seed: int, console: Console,
+) -> _Compared:  # fmt: skip
+    """Look at the images, compare them by pixels or by the run's features too, and look at those beside them."""
+    features, threshold = None, None
+    with progress_bar(console) as bar:
+        counted, scanned = _sketched(collection, runtime.workers, bar)
+        task = bar.add_task("comparing", total=None)
+        if encoder is not None and run is not None:
+            features, threshold = run_features(
+                encoder, collection.part, scanned, runtime, run_dir_of(run), collection.bad, seed
+            )
+        common = structure(scanned, features, 1.0 if threshold is None else threshold, groups, seed)
+        bar.update(task, total=1, completed=1)
+        scanned_beside = None if second is None else _scanned(second, runtime.workers, bar)
+    return _Compared(counted, scanned, scanned_beside, common, threshold)
+
+
 def _sketched(collection: _Collection, workers: int | None, bar: Progress) -> tuple[Sketch, ScanResult]:
     """What is counted, and the records of the images to compare."""
     if collection.sampled is None:
@@ -183,13 +205,6 @@ def _scanned(collection: _Collection, workers: int | None, bar: Progress) -> Sca
     return scan(
         collection.part, collection.bad, workers, lambda done: bar.update(task, completed=done), collection.elsewhere
     )
-
-
-def _features(
-    encoder: Encoder, run: str, collection: _Collection, scanned: ScanResult, runtime: Runtime, seed: int
-) -> tuple[Tensor, float]:
-    """The run's features of the readable images, and the threshold for them."""
-    return run_features(encoder, collection.part, scanned, runtime, run_dir_of(run), collection.bad, seed)
 
 
 def _matches_by_name(
@@ -248,13 +263,10 @@ def _file(output: Path) -> Path:
     return file
 
 
-def _write_exact(file: Path, counted: Sketch, paths: Sequence[str]) -> None:
-    """The sets of exact copies among all images; the first of a set is in its first row."""
-    rows = ({"set": n, "path": paths[i]} for n, one in enumerate(counted.exact_copies(), 1) for i in one)
-    write_rows(file, ("set", "path"), rows)
-
-
-def _write(file: Path, figures: dict[str, Any], blocks: list[report.Block], console: Console, full_scan: bool) -> None:
+def _write(
+    file: Path, figures: dict[str, Any], blocks: list[report.Block], console: Console,
+    exact_copies: list[list[int]] | None, paths: Sequence[str],
+) -> None:  # fmt: skip
     """The JSON file, the page and the tables beside it, each whole or not at all."""
     # File names that are not valid UTF-8 become escapes.
     text = json.dumps(figures, indent=2) + "\n"
@@ -263,7 +275,9 @@ def _write(file: Path, figures: dict[str, Any], blocks: list[report.Block], cons
     if "beside" in figures:
         write_rows(file.with_name(BESIDE), ("path", "beside", "kind", "distance"), figures["beside"]["matches"])
         names.append(str(file.with_name(BESIDE)))
-    if full_scan:
+    if exact_copies is not None:
+        rows = ({"set": n, "path": paths[i]} for n, numbers in enumerate(exact_copies, 1) for i in numbers)
+        write_rows(file.with_name(EXACT), ("set", "path"), rows)
         names.append(str(file.with_name(EXACT)))
     subtitle = f"{figures['count']:,} images · {time.strftime('%Y-%m-%d')}"
     page = report.page(
