@@ -54,7 +54,7 @@ def _batch_size(tracks: Int64[Tensor, " T"], batch_size: int) -> Advice:
     fitting = [b for b, share in shares.items() if share <= CROWDED]
     reason = f"{100 * shares[batch]:.1f} % of a random batch of {batch} have a near-duplicate in it"
     if batch < batch_size:
-        reason = f"There are {count} images, so no batch of {batch_size}; {reason}"
+        reason = f"{count} images were compared, so no batch of {batch_size}; {reason}"
     ours = "The limit of a quarter is ours, and not measured."
     if batch in fitting:
         return Advice("batch_size", batch, f"{reason}: few enough for instances to be told apart.")
