@@ -17,7 +17,7 @@ from crosslevel.models.encoder import Encoder
 from crosslevel.training.train import train
 from crosslevel.transforms.views import Views
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "crosslevel"
 LAYERS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
 HEIGHT = {room.strip(): -n for n, layer in enumerate(LAYERS) for room in layer.split("|")}

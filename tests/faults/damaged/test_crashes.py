@@ -2,15 +2,11 @@
 
 import os
 import signal
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
 from crosslevel.data import decode as decoding
 from crosslevel.data.loaders.batches import EvalBatches, TrainBatches
