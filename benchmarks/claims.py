@@ -222,6 +222,7 @@ def page(cells: dict[str, dict[str, Any]]) -> str:
     ]  # fmt: skip
     told = sorted({f"{cell['images']:,} images, `{cell['size']}`; {cell['machine']}" for cell in cells.values()})
     lines += [f"Trained with: {one}." for one in told] + [""] * bool(told)
+    lines += overview(cells)
     for name, claim in CLAIMS.items():
         lines += [
             f"## {claim.says[0].upper()}{claim.says[1:]}",
@@ -235,18 +236,51 @@ def page(cells: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def section(claim: Claim, cells: dict[str, dict[str, Any]]) -> list[str]:
-    """A claim's sentence and table; or that it was not run."""
+def overview(cells: dict[str, dict[str, Any]]) -> list[str]:
+    """One table of the claims that compare a method alone with the method and CLD."""
+    rows = []
+    for name, claim in CLAIMS.items():
+        if list(claim.arms) != ["alone", "with CLD"] or claim.figure != "knn" or claim.rule != "difference":
+            continue
+        arms, _, baselines = results_of(claim, cells)
+        if not all(arms.values()):
+            continue
+        seeds = sorted(arms["alone"].keys() & arms["with CLD"].keys())
+        difference = spread([arms["with CLD"][seed] - arms["alone"][seed] for seed in seeds], "+.2f") if seeds else "-"
+        columns = [spread(list(arm.values())) for arm in arms.values()] + [difference] + [
+            f"{statistics.mean(baselines[b]):.2f}" if baselines[b] else "-" for b in BASELINES[:2]
+        ]  # fmt: skip
+        rows.append(f"| {name} | {claim.source} | {len(seeds)} | " + " | ".join(columns) + " |")
+    if not rows:
+        return []
+    head = "| claim | collection | seeds | alone | with CLD | difference | raw pixels | untrained encoder |"
+    return [
+        f"## All methods beside each other ({FIGURES['knn']})", "",
+        head, "|---|---|---|---|---|---|---|---|", *rows, "",
+        "A row of one seed decides nothing. Methods need budgets of their own: this is one budget for all.", "",
+    ]  # fmt: skip
+
+
+def results_of(
+    claim: Claim, cells: dict[str, dict[str, Any]]
+) -> tuple[dict[str, dict[int, float]], dict[str, int], dict[str, list[float]]]:
+    """Each arm's figures by seed, how many of its trainings diverged, and the baselines' figures."""
     arms: dict[str, dict[int, float]] = {}
     failed: dict[str, int] = {}
-    beside: dict[str, list[float]] = {name: [] for name in BASELINES}
+    baselines: dict[str, list[float]] = {name: [] for name in BASELINES}
     for arm, line in claim.arms.items():
         mine = [(int(key.rsplit(" | ", 1)[1]), cell) for key, cell in cells.items()
                 if key.rsplit(" | ", 1)[0] == f"{claim.source} | {line}"]  # fmt: skip
         arms[arm] = {seed: cell["figures"][claim.figure] for seed, cell in mine if claim.figure in cell["figures"]}
         failed[arm] = sum(claim.figure in cell["failed"] for _, cell in mine)
-        for name, values in beside.items():
+        for name, values in baselines.items():
             values += [v for _, cell in mine if (v := cell["figures"].get(f"{claim.figure}: {name}")) is not None]
+    return arms, failed, baselines
+
+
+def section(claim: Claim, cells: dict[str, dict[str, Any]]) -> list[str]:
+    """A claim's sentence and table; or that it was not run."""
+    arms, failed, beside = results_of(claim, cells)
     if not any(arms.values()) and not any(failed.values()):
         return ["Not run yet.", ""]
     first = next(iter(arms))
@@ -268,10 +302,10 @@ def section(claim: Claim, cells: dict[str, dict[str, Any]]) -> list[str]:
     return [*verdicts, "", *head, *rows, ""]
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], form: str = ".2f") -> str:
     """A mean with its interval."""
     mean, half = interval(values)
-    return f"{mean:.2f}" + ("" if math.isinf(half) else f" ± {half:.2f}")
+    return f"{mean:{form}}" + ("" if math.isinf(half) else f" ± {half:.2f}")
 
 
 def verdict(
