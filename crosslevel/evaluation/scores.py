@@ -1,4 +1,4 @@
-"""What a protocol says about one kind of features: figures, and how far each would move with other test images."""
+"""The result of a protocol for one kind of features: figures, and how much each would vary with other test images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Intervals = dict[str, tuple[float, float]]
 
 
 class Scores(NamedTuple):
-    """Figures in percent by name, the 95 % intervals of those that have one, and what was chosen on the way."""
+    """Figures in percent by name, their 95 % intervals if they have one, and the chosen hyperparameters."""
 
     figures: dict[str, float]
     intervals: Intervals | None = None

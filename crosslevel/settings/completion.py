@@ -1,4 +1,4 @@
-"""What a shell needs to complete verbs, options and their values; nothing is imported but shtab."""
+"""Shell completion of verbs, options and their values; only shtab is imported."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def script(shell: str, commands: Mapping[str, tuple[str, str]], plain: Iterable[
 
     Args:
         shell: bash, zsh or fish.
-        commands: the verbs, each with its module and what it does.
-        plain: other words that may stand in a verb's place.
+        commands: the verbs, each with its module and a description.
+        plain: other words that can be given in place of a verb.
 
     Raises:
         UserError: another shell.

@@ -1,4 +1,4 @@
-"""What a run's page shows: curves, the groups that CLD found, neighbours, a map of the features."""
+"""The page of a run: curves, CLD's groups, neighbours, a map of the features."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from crosslevel.utils.errors import SourceError
 from crosslevel.utils.rng import seeded
 
 SHOWN = 1500  # images on the map: t-SNE of them takes seconds
-BATCH = 256  # images that CLD's groups are shown for, as in training
+BATCH = 256  # images for which CLD's groups are shown, as many as in a training step
 
 
 def write(
@@ -40,7 +40,7 @@ def write(
     following: list[str],
     verdict: str = "",
 ) -> None:
-    """The run's page: the verdict, warnings, curves, what the encoder sees in some images, ``following`` commands."""
+    """Write the run's page: the verdict, warnings, curves, features of some images, and the ``following`` commands."""
     blocks = [
         *warning_blocks(run.path),
         *curve_blocks({"run": run.path}),

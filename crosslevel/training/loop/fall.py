@@ -1,4 +1,4 @@
-"""Weights that were good before and become worse: noticed while it happens, and stopped."""
+"""Stops a training of pretrained weights when they become worse."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from crosslevel.utils.files import KEPT, write_tensors
 from crosslevel.utils.tensors import load_safetensors
 
 MARGINS = {"knn": 5.0, "combined": 0.05}
-"""Of each figure, in its own unit, how far it may be below the start's: twice what 1,000 queries' chance moves kNN."""
+"""How far each figure may fall below the start, in its own unit: twice the random variation of kNN with 1,000
+queries."""
 
 SHOWN = {"knn": "kNN {:.1f} %", "combined": "score {:.3f}"}
 
 
 class FallGuard:
-    """Compares the monitor's figure with that of the weights that the run began with.
+    """Compares the monitor's figure with that of the starting weights.
 
-    It keeps the encoder of the best figure so far, the start's included. When one is below the start's by more than its
-    margin, the training is to end, and that encoder is what it leaves.
+    It keeps the encoder with the best figure so far, including the start. When a figure is below the start's by more
+    than its margin, the training ends, and the best encoder is its result.
 
-    ``encoder`` is the whole one, which a training in parts keeps beside them.
+    ``encoder`` is the unsharded one, which a sharded training has in addition.
 
     Attributes:
         start: the figure of the start, by its name; empty before `begin`.
-        fallen: whether the training is to end.
+        fallen: whether the training must end.
 
     """
 
@@ -51,7 +52,7 @@ class FallGuard:
                 say(console, f"{self.file}: {error}: whether the features fall is not watched from here on")
 
     def begin(self, figures: Mapping[str, float]) -> None:
-        """Keep the figure of the encoder before the first step: the run ends if it falls clearly below."""
+        """Record the figure of the encoder before the first step: the run ends if it falls clearly below."""
         name = next((name for name in MARGINS if name in figures), None)
         if name is None:
             return
@@ -60,7 +61,7 @@ class FallGuard:
         self._keep(figures[name])
 
     def look(self, figures: Mapping[str, float]) -> bool:
-        """Whether the features have fallen; else the best encoder is kept."""
+        """Check whether the features have fallen; otherwise store the encoder if it is the best."""
         name = next(iter(self.start), None)
         if name is None or name not in figures:
             return False
@@ -81,7 +82,7 @@ class FallGuard:
         return self.fallen
 
     def restore(self) -> None:
-        """Bring the encoder of the best figure back."""
+        """Restore the encoder with the best figure."""
         if self.fallen:
             self.encoder.backbone.load_state_dict(load_safetensors(self.file)[0])
 

@@ -1,8 +1,7 @@
-"""DICOM (PS3.3, PS3.5, PS3.10): its pixels by pydicom, in the units of the modality, through a window, as bytes.
+"""DICOM (PS3.3, PS3.5, PS3.10): pydicom reads the pixels in the modality's units; a window maps them to bytes.
 
-What a file says of itself is compared with the file before anything is decoded: which of the transfer syntaxes it is in
-(a deflated data set could be any number of times its size), how large the picture is, and whether a compressed frame is
-as large as that.
+A file's header is checked against the file before anything is decoded: its transfer syntax (a deflated data set could
+expand to any size), the size of the picture, and whether a compressed frame has that size.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ PLAIN = (_PREFIX, f"{_PREFIX}.1", f"{_PREFIX}.2")  # implicit, explicit, big end
 RLE = f"{_PREFIX}.5"
 JPEG = (f"{_PREFIX}.4.50", f"{_PREFIX}.4.51")  # baseline, extended
 JPEG2000 = (f"{_PREFIX}.4.90", f"{_PREFIX}.4.91")  # lossless, any
-_RUN = 64  # bytes that one of RLE's can become, at most
+_RUN = 64  # bytes that one byte of RLE can expand to, at most
 _META, _SYNTAX, _LONG = 0x0002, 0x0010, (b"OB", b"OW", b"OF", b"SQ", b"UN", b"UT")
-_COLOURS = {1: 1, 2: 1, 3: 3, 4: 3}  # of so many channels those that are no transparency
+_COLOURS = {1: 1, 2: 1, 3: 3, 4: 3}  # for each number of channels, those that are not transparency
 _TAGS = (
     "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit",
     "PixelRepresentation", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "RescaleSlope",
@@ -42,10 +41,10 @@ _TAGS = (
 
 
 def decoded_dicom(data: bytes | bytearray, reading: Reading, max_pixels: int, frame: int) -> UInt8[Tensor, "C H W"]:
-    """One frame.
+    """Decode one frame.
 
     Gray values are in the modality's units, such as Hounsfield's, and go through ``reading.range``; without one through
-    the file's first window, or else from the smallest to the largest of the frame. MONOCHROME1 is turned round.
+    the file's first window, or else from the smallest to the largest of the frame. MONOCHROME1 is inverted.
 
     Raises:
         _Defect: pydicom is missing, or the file is broken, too large, or compressed in a way that is not read.
@@ -93,7 +92,7 @@ def _pydicom() -> Any:
         import pydicom.pixels  # noqa: PLC0415
     except ImportError:
         raise _Defect("a DICOM image: pip install 'crosslevel[dicom]'") from None
-    # Files of all programs break rules that do not matter here; a line for each tells nothing.
+    # Many programs break rules that do not matter here; their warnings are of no use.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     for module in (r"pydicom(\..*)?$", r"crosslevel\.data\.decoding\.values\.dicom$"):
         warnings.filterwarnings("ignore", module=module)
@@ -162,10 +161,10 @@ def _picture(opened: Any, values: Values, reading: Reading) -> UInt8[Tensor, "C 
         return image_of(values, reading if bits == 8 else _within(reading, Range(0, 2.0**bits - 1)))
     gray = np.asarray(pixels.apply_modality_lut(values[..., 0], opened))
     windowed = gray if reading.range is not None else _windowed(opened, gray)
-    # What is in [0, 1] went through the file's own window.
+    # Values in [0, 1] have been mapped by the file's own window.
     picture = image_of(windowed.astype(np.float64)[..., None], _within(reading, Range(0, 1)))
     if meaning == "MONOCHROME1":
-        picture[: _COLOURS[len(picture)]] ^= 255  # how bright it is, and not how opaque
+        picture[: _COLOURS[len(picture)]] ^= 255  # its brightness, without its opacity
     return picture
 
 
