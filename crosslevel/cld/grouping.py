@@ -194,15 +194,15 @@ def _initial(
 
 def _plus_plus(points: Tensor, groups: int, generator: torch.Generator | None) -> Tensor:
     # The random numbers are drawn at once on the CPU: the same seed gives the same groups on every device.
-    draws = torch.rand(groups, generator=generator, dtype=torch.float64).to(points.dtype).to(points.device)
+    uniform = torch.rand(groups, generator=generator, dtype=torch.float64).to(points.dtype).to(points.device)
     indices = torch.empty(groups, dtype=torch.long, device=points.device)
-    indices[0] = (draws[0] * len(points)).long().clamp(max=len(points) - 1)
+    indices[0] = (uniform[0] * len(points)).long().clamp(max=len(points) - 1)
     distance = torch.full((len(points),), torch.inf, dtype=points.dtype, device=points.device)
     for j in range(1, groups):
         newest = points.index_select(0, indices[j - 1 : j]).squeeze(0)
         distance = torch.minimum(distance, (1 - points @ newest).clamp(min=0))
         mass = torch.where(distance > _SAME, distance, 0).cumsum(0)
-        indices[j] = torch.searchsorted(mass, draws[j : j + 1] * mass[-1], right=True).clamp(max=len(points) - 1)[0]
+        indices[j] = torch.searchsorted(mass, uniform[j : j + 1] * mass[-1], right=True).clamp(max=len(points) - 1)[0]
     return indices
 
 

@@ -149,11 +149,11 @@ def simplex(categories: int, features: int) -> Float[Tensor, "K d"]:
 
     The same sizes give the same vectors. Their orientation is arbitrary, as the features are learned.
     """
-    draws = seeded(0)
+    generator = seeded(0)
     centred = torch.eye(categories, dtype=torch.float64) - 1 / categories
     # The corners' differences span K - 1 dimensions; a random rotation spreads them over all features.
     values, vectors = torch.linalg.eigh(centred)
     corners = vectors[:, 1:] * values[1:].sqrt()
-    turned = torch.linalg.qr(torch.randn(features, categories - 1, generator=draws, dtype=torch.float64)).Q
+    turned = torch.linalg.qr(torch.randn(features, categories - 1, generator=generator, dtype=torch.float64)).Q
     directions: Tensor = corners @ turned.T * math.sqrt(categories / (categories - 1))
     return directions.float()

@@ -133,7 +133,7 @@ class Subject:
         """The cache key of a training of encoder ``name`` on ``images``."""
         return {"features": self.cache.key(self.encoders[name], images)}
 
-    def draws(self) -> torch.Generator:
+    def generator(self) -> torch.Generator:
         """A new generator from the seed."""
         return seeded(self.seed)
 
@@ -166,7 +166,7 @@ def linear(subject: Subject, config: Linear) -> dict[str, Row]:
             if config.augmented:
                 row[name] = labels.judge(_classic(subject, name, config, queries, progress))
                 continue
-            best = choose(bank.features, bank.labels, len(labels.counts), config, subject.draws(), progress)
+            best = choose(bank.features, bank.labels, len(labels.counts), config, subject.generator(), progress)
         hyperparameters = {"lr": best.lr, "weight_decay": best.weight_decay, "held_out": 100 * best.held_out_accuracy}
         row[name] = labels.judge(best.classifier.scores(queries.features)[:, 0], hyperparameters)
     return {"linear, on views" if config.augmented else "linear": row}
@@ -239,7 +239,7 @@ def retrieval(subject: Subject) -> dict[str, Row]:
 
 def _ranked(subject: Subject, features: Tensor, labels: Tensor, tracks: Tensor | None) -> Scores:
     table = ranked(features, labels, tracks)
-    spread = {name: intervals(column, generator=subject.draws()) for name, column in table.items()}
+    spread = {name: intervals(column, generator=subject.generator()) for name, column in table.items()}
     return Scores(mean_figures(table), spread)
 
 
@@ -251,7 +251,7 @@ def clustering(subject: Subject, count: int | None = None) -> dict[str, Row]:
         cluster_count = count or len(queries.labels.unique())
         assignment = clusters(queries.features, cluster_count, seed=subject.seed)
         right = matching(assignment, queries.labels)[assignment] == queries.labels
-        spread = {"accuracy": intervals(right, generator=subject.draws())}
+        spread = {"accuracy": intervals(right, generator=subject.generator())}
         row[name] = Scores(agreement(assignment, queries.labels), spread)
     return {"clustering": row}
 

@@ -35,9 +35,9 @@ class Truth(NamedTuple):
     ) -> Scores:
         """Accuracies of a classifier's scores, and their intervals by bootstrap over the test images."""
         scores = scores.cpu()
-        draws = seeded(seed)
+        generator = seeded(seed)
         figures = accuracies(scores, self.test, self.counts, self.shots)
-        return Scores(figures, accuracy_intervals(scores, self.test, self.shots, generator=draws), hyperparameters)
+        return Scores(figures, accuracy_intervals(scores, self.test, self.shots, generator=generator), hyperparameters)
 
 
 def truth(

@@ -115,8 +115,8 @@ def _step(
     seeds: tuple[int, ...],
 ) -> Float[Tensor, ""]:
     device = runtime.hardware.device
-    draws = generator(*seeds)
-    view = views(images.to(device, non_blocking=True), draws)[0].contiguous(memory_format=torch.channels_last)
+    rng = generator(*seeds)
+    view = views(images.to(device, non_blocking=True), rng)[0].contiguous(memory_format=torch.channels_last)
     with runtime.hardware.autocast():
         logits = network(view)
     loss = F.cross_entropy(logits.float(), labels.to(device))

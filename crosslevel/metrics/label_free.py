@@ -65,14 +65,14 @@ def scores(
     for name, features in (("group_a", group_a), ("instance_a", instance_a)):
         if features is not None and len(features) != len(a):
             raise UserError(f"{name}: {len(features)} features of {len(a)} images: give one of each")
-    draws = generator or seeded(0)
+    generator = generator or seeded(0)
     figures = retrieval(a, b, tracks)
-    sets = clusterings(a, clusters, draws), clusterings(b, clusters, draws)
+    sets = clusterings(a, clusters, generator), clusterings(b, clusters, generator)
     figures |= partitions(*sets)
     if group_a is not None and group_b is not None:
-        groups = [clusterings(g, clusters, draws) for g in _pair(group_a, group_b)]
+        groups = [clusterings(g, clusters, generator) for g in _pair(group_a, group_b)]
         if instance_a is not None and instance_b is not None:
-            instance_sets = [clusterings(z, clusters, draws) for z in _pair(instance_a, instance_b)]
+            instance_sets = [clusterings(z, clusters, generator) for z in _pair(instance_a, instance_b)]
         else:
             instance_sets = list(sets)
         crossed = [partitions(instance_sets[0], groups[1]), partitions(instance_sets[1], groups[0])]

@@ -272,8 +272,8 @@ class Encoder(nn.Module):
             raise UserError(f"encoder.small_images fits ResNets with a one-convolution stem, not {self.name}")
         small = nn.utils.skip_init(nn.Conv2d, stem.in_channels, stem.out_channels, 3, padding=1, bias=False)
         # With its own generator, the stem starts with the same weights whether it is requested or chosen later.
-        draws = seeded(torch.initial_seed())
-        nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu", generator=draws)
+        generator = seeded(torch.initial_seed())
+        nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu", generator=generator)
         self.backbone.add_module("conv1", small)
         self.backbone.add_module("maxpool", nn.Identity())
         self.small_images = True

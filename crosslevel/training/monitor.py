@@ -88,8 +88,8 @@ def label_free_monitor(
     ``instance_rank`` and ``group_rank`` are the effective ranks of ``method``'s and ``cld``'s features.
     """
     size = encoder.view.size
-    draws = seeded(seed)
-    indices = sample(source, min(PROBED, PIXELS // size**2), draws)
+    generator = seeded(seed)
+    indices = sample(source, min(PROBED, PIXELS // size**2), generator)
     try:
         part = pack(take(source, indices), size, bad=BadFiles())
     except SourceError:
@@ -117,10 +117,10 @@ def scored(
     """
     network = frozen(encoder).to(hardware.device)
     views = Views("cifar", encoder.view.size, mean=encoder.view.mean, std=encoder.view.std).to(hardware.device)
-    draws = seeded(seed)
+    generator = seeded(seed)
     view_features: list[list[Tensor]] = [[], []]
     for part in images.data.split(256):
-        for features, view in zip(view_features, views(part.to(hardware.device), draws), strict=True):
+        for features, view in zip(view_features, views(part.to(hardware.device), generator), strict=True):
             with hardware.autocast():
                 features.append(network(view.contiguous(memory_format=torch.channels_last)).float())
     a, b = (torch.cat(features) for features in view_features)
@@ -209,10 +209,10 @@ def labelled_split(source: Images, seed: int) -> LabelledSplit | None:
 
 def held_apart(images: Images, seed: int) -> tuple[Int64[Tensor, " Q"], Int64[Tensor, " M"]]:
     """Sample queries from every sixth track, and keys from the other tracks: at most 1,000 and 5,000."""
-    draws = seeded(seed)
+    generator = seeded(seed)
     tracks = torch.arange(len(images)) if images.tracks is None else images.tracks
     names, owner = tracks.unique(return_inverse=True)
-    position = torch.randperm(len(names), generator=draws)[owner]
-    order = torch.randperm(len(tracks), generator=draws)
+    position = torch.randperm(len(names), generator=generator)[owner]
+    order = torch.randperm(len(tracks), generator=generator)
     is_query = position[order] < len(names) // 6
     return order[is_query][:1000], order[~is_query][:5000]

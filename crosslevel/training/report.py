@@ -117,14 +117,14 @@ def feature_blocks(
     encoder: Encoder, cld: CrossLevel | None, images: Images, hardware: Hardware, seed: int = 0
 ) -> list[report.Block]:
     """Groups, neighbours and map of a random sample of ``images``."""
-    draws = seeded(seed)
-    indices = sample(images, SHOWN, draws)
+    generator = seeded(seed)
+    indices = sample(images, SHOWN, generator)
     packed = pack(take(images, indices), encoder.view.size, bad=BadFiles())
     features = extract(encoder, packed, hardware=hardware).features
     blocks, files = [], files_of(packed)
     if cld is not None:
-        blocks.append(_groups(cld, packed, features, draws, files))
-    queries = torch.randperm(len(packed), generator=draws)[:8].tolist()
+        blocks.append(_groups(cld, packed, features, generator, files))
+    queries = torch.randperm(len(packed), generator=generator)[:8].tolist()
     tracks = _tracks(images, indices) if len(packed) == len(indices) else None
     rows = report.neighbour_rows(
         packed.data, features, queries, labels=packed.labels, classes=packed.classes, exclude=tracks,
@@ -150,10 +150,10 @@ def _groups(
     cld: CrossLevel,
     images: InMemoryImages,
     features: Tensor,
-    draws: torch.Generator,
+    generator: torch.Generator,
     files: list[tuple[str, str | None]],
 ) -> report.Block:
-    batch = torch.randperm(len(images), generator=draws)[:BATCH].sort().values
+    batch = torch.randperm(len(images), generator=generator)[:BATCH].sort().values
     device = next(cld.parameters()).device
     with torch.no_grad():
         z = cld.project(features[batch].to(device))

@@ -139,9 +139,9 @@ def _by_views(encoders: list[Encoder], source: Images, hardware: Hardware, seed:
     views = Views("cifar", size, mean=view.mean, std=view.std).to(hardware.device)
 
     def right(network: Callable[[Tensor], Tensor]) -> Tensor:
-        draws, features = seeded(seed), []
+        generator, features = seeded(seed), []
         for chunk in part.data.split(256):
-            pair = views(chunk.to(hardware.device), draws)
+            pair = views(chunk.to(hardware.device), generator)
             with hardware.autocast():
                 features.append([network(v.contiguous(memory_format=torch.channels_last)).float().cpu() for v in pair])
         a, b = (torch.cat(side) for side in zip(*features, strict=True))

@@ -293,7 +293,7 @@ class _TrainJob(Dataset[Done]):
         stacked = _stacked(pictures) if self.crops is None else _stacked(pictures).movedim(-1, 2)
         return Done(Batch(stacked, torch.tensor(labels), torch.tensor(index)), bad)
 
-    def _exchange(self, cut: Tensor, partner: int, draws: torch.Generator, bad: list[tuple[str, str]]) -> None:
+    def _exchange(self, cut: Tensor, partner: int, rng: torch.Generator, bad: list[tuple[str, str]]) -> None:
         """Replace every second crop by the partner's, with the same random numbers, if the partner is readable."""
         try:
             picture, _ = self.images[partner]
@@ -301,7 +301,7 @@ class _TrainJob(Dataset[Done]):
             bad.append((error.path, error.reason))
             return
         assert self.crops is not None
-        cut[1::2] = self.crops(picture if self.resize is None else fit(picture, self.resize), draws)[1::2]
+        cut[1::2] = self.crops(picture if self.resize is None else fit(picture, self.resize), rng)[1::2]
 
     def _readable(self, epoch: int, i: int, bad: list[tuple[str, str]]) -> tuple[Tensor, int, int] | None:
         """Image i with its label and number, or a substitute if it is unreadable; None if no image can be read."""

@@ -37,14 +37,14 @@ class Partners:
         self._first = (counts.cumsum(0) - counts)[owner]
         self._position = torch.empty_like(owner)
         self._position[self._order] = torch.arange(len(owner)) - self._first[self._order]
-        self._draws = torch.empty(0)
+        self._uniform = torch.empty(0)
 
     def __call__(self, epoch: int, index: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
         """The partner of each image of ``index`` in ``epoch``."""
         if epoch != self._epoch:
-            self._draws = torch.rand(2, len(self._order), generator=generator(self.seed, epoch, _STREAM))
+            self._uniform = torch.rand(2, len(self._order), generator=generator(self.seed, epoch, _STREAM))
             self._epoch = epoch
-        draw, which = self._draws[:, index]
+        draw, which = self._uniform[:, index]
         companions = self._length[index] - 1
         step = 1 + torch.minimum((which * companions).long(), (companions - 1).clamp(min=0))
         offset = (self._position[index] + step) % self._length[index]

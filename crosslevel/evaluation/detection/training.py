@@ -73,8 +73,8 @@ class TrainingData:
         pending: list[int] = []
         while True:
             while len(pending) < self.batch_size:
-                draws = generator(self.seed, 1, epoch)
-                pending += torch.randperm(len(self.images), generator=draws).tolist()[offset:]
+                rng = generator(self.seed, 1, epoch)
+                pending += torch.randperm(len(self.images), generator=rng).tolist()[offset:]
                 epoch, offset = epoch + 1, 0
             yield pending[: self.batch_size]
             pending = pending[self.batch_size :]

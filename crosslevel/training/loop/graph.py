@@ -71,15 +71,15 @@ def obstacle(module: Pretrain, hardware: Hardware, batches: Any) -> str:
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-def compiled(module: Pretrain, draws: bool = False, backend: Backend = BACKEND) -> None:
+def compiled(module: Pretrain, drawing: bool = False, backend: Backend = BACKEND) -> None:
     """Compile the encoder in place, and how views are made; names and weights stay as they are.
 
-    ``draws``: compile the drawing of their parameters, too; the step's number must then be a tensor.
+    ``drawing``: compile the drawing of their parameters, too; the step's number must then be a tensor.
     """
     how: dict[str, Any] = {"backend": backend, "dynamic": False}
     module.encoder.compile(**how)
     module.views.make = torch.compile(masked.view, **how)
-    if draws:
+    if drawing:
         module.views.draw = torch.compile(draw, **how)
         module.views.words = torch.compile(Counted.words, **how)
 
@@ -141,7 +141,7 @@ class Captured:
         self.batch: Batch | None = None
         self.warm, self.step_count, self.failed = warm, 0, False
         module.keep_on(hardware.device, optimizer)
-        compiled(module, draws=True, backend=backend)
+        compiled(module, drawing=True, backend=backend)
 
     def __call__(self, batch: Batch) -> None:
         """One step."""

@@ -64,7 +64,7 @@ class Pretrain(nn.Module):
         self.optimizer_name, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.encoder_rate, self.layer_decay = encoder_rate, layer_decay
         self.step, self.rank = 0, 0
-        self.shared_draws = torch.Generator()
+        self.shared_generator = torch.Generator()
         self.losses: dict[str, Tensor] = {}
         self.defect: Tensor | None = None
         self.now: Tensor | None = None  # the step's number, if the step is captured
@@ -74,7 +74,7 @@ class Pretrain(nn.Module):
             self._ddp_params_and_buffers_to_ignore += remembered(gh, "gh")
         if cld is not None:
             # Groups over all ranks must start from the same points on each rank.
-            cld.generator = self.shared_draws
+            cld.generator = self.shared_generator
 
     def train_on(self, encoder: Encoder) -> None:
         """Replace the trained encoder by a copy of it; before the first step, or after the last."""
@@ -84,7 +84,7 @@ class Pretrain(nn.Module):
     def begin_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Seed the step, and set its learning rate."""
         torch.manual_seed(step_seed(self.seed, self.step, self.rank))
-        self.shared_draws.manual_seed(step_seed(self.seed, self.step, -1))
+        self.shared_generator.manual_seed(step_seed(self.seed, self.step, -1))
         rate = self.lr * warmed_up(self.step, self.steps, self.warmup_steps)
         for group in optimizer.param_groups:
             group_rate = rate * group.get(SHARE, 1.0)
