@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crosslevel.utils.rng import seeded
 
-How = Literal["balanced", "diverse", "covering", "random"]
+Strategy = Literal["balanced", "diverse", "covering", "random"]
 
 FEW = 20_000  # up to this many features, each step of k-means uses all of them
 CLUSTERS, A_LEVEL, TOP = 4096, 8, 8  # most at the lowest level; per cluster of the next; fewest at the top
@@ -23,7 +23,7 @@ RESAMPLED = 2  # times that k-means is repeated on the same number from each clu
 COVERED = 4096  # features that are to have a chosen one near
 
 
-def choose(features: Float[Tensor, "N D"], n: int, how: How = "balanced", seed: int = 0) -> Int64[Tensor, " n"]:
+def choose(features: Float[Tensor, "N D"], n: int, how: Strategy = "balanced", seed: int = 0) -> Int64[Tensor, " n"]:
     """``n`` of the features, in the order that they were chosen.
 
     - balanced: hierarchical k-means, and the same share from each branch (Vo et al. 2024, arXiv 2405.15613).

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from crosslevel.curation.choose import How, choose
+from crosslevel.curation.choose import Strategy, choose
 from crosslevel.curation.findings import Findings, findings_of
 from crosslevel.curation.page import write_page
 from crosslevel.data.bad_files import escaped
@@ -39,7 +39,7 @@ class Curated(NamedTuple):
 def curate(
     table: str,
     n: int | None = None,
-    how: How = "balanced",
+    how: Strategy = "balanced",
     images: str | None = None,
     outliers: Literal["drop", "keep"] = "drop",
     duplicates: Literal["drop", "keep"] = "drop",

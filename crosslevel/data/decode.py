@@ -21,7 +21,7 @@ from crosslevel.data.decoding.complaints import Complaints, heard
 from crosslevel.data.decoding.formats import HEAD, format_of, readable
 from crosslevel.data.decoding.jpeg import JpegHeader, decoded_jpeg, jpeg_header, needed_for_jpeg
 from crosslevel.data.decoding.jpeg2000 import reduced
-from crosslevel.data.decoding.memory import budget, check, check_size, halvings, held_to, needed, room, too_many_bytes
+from crosslevel.data.decoding.memory import budget, check, check_size, halvings, limit_to, needed, room, too_many_bytes
 from crosslevel.data.decoding.pillow import is_turned, noted_warnings, upright
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.decoding.sizes import part_bytes, size_ahead
@@ -101,12 +101,12 @@ def decode(
         raise BadImage(path, trace.refused[location])
     trace.begin(location)
     try:
-        return _decoded_or_kept(data, path, max_pixels, reading, page)
+        return _decoded_or_refused(data, path, max_pixels, reading, page)
     finally:
         trace.end()
 
 
-def _decoded_or_kept(
+def _decoded_or_refused(
     data: bytearray, path: str, max_pixels: int, reading: Reading, page: int
 ) -> UInt8[Tensor, "C H W"]:
     keep = reading.damaged == "keep"
@@ -243,7 +243,7 @@ def _decode_pillow(
             _check_memory(format, ahead, len(data), False)
             need = needed(format, ahead, len(data), True)  # whether EXIF turns it is not known yet
             stack.enter_context(room(min(need + in_use, budget())))
-            stack.enter_context(held_to(need, format))
+            stack.enter_context(limit_to(need, format))
         stack.enter_context(noted_warnings(complaints))
         opened = stack.enter_context(Image.open(io.BytesIO(data), formats=formats))
         check_size(*opened.size, max_pixels)
@@ -258,7 +258,7 @@ def _decode_pillow(
             need = _check_memory(format, opened.size, len(data), turned, part_bytes(opened))
         if ahead is None:
             stack.enter_context(room(min(need + in_use, budget())))
-            stack.enter_context(held_to(need, format))
+            stack.enter_context(limit_to(need, format))
         if page and not seekable:
             opened.seek(page)
             check_size(*opened.size, max_pixels)
@@ -279,7 +279,7 @@ def _decode_large_webp(data: bytearray) -> Tensor | None:
         if need <= budget() and halvings(header.size[0] * header.size[1] // scale**2) == 1:
             break
     check(need, header.size, "WEBP")
-    with room(need), held_to(need, "WEBP"):
+    with room(need), limit_to(need, "WEBP"):
         return upright(scaled_webp(data, header, scale))
 
 

@@ -41,7 +41,7 @@ from crosslevel.utils.locks import LOCK, folder_lock
 from crosslevel.utils.marks import verb
 from crosslevel.utils.processes import keeping
 
-_LOOKED_AT = 32  # images that are read to estimate the size
+_SAMPLED = 32  # images that are read to estimate the size
 
 
 @verb()
@@ -86,7 +86,7 @@ def pack(
     console, origin = printer(quiet), parse(images)
     stored = StoredFolder(output) if is_remote(output) else None
     folder = Path(output) if stored is None else stored.folder
-    _check_place(folder, origin)
+    _check_output(folder, origin)
     source = open_images(origin, data_root=data_root, crops=crops)
     if source.channels != 3:
         raise UserError(f"{origin.text}: packs have images of 3 channels: give these to train and embed as they are")
@@ -179,7 +179,7 @@ def _write(writer: PackWriter, pieces: Iterator[Decoded], console: Console) -> N
                 bar.update(task, completed=done)
 
 
-def _check_place(folder: Path, origin: Source) -> None:
+def _check_output(folder: Path, origin: Source) -> None:
     """Refuse a folder that holds something else, and one inside the source, which packing would change."""
     entries = folder.iterdir() if folder.is_dir() else []
     foreign = [file for file in entries if file.name != LOCK and not is_unfinished(file.name)]
@@ -254,7 +254,7 @@ def _space(folder: Path, source: Images, size: int, written: int) -> str:
 
     """
     areas = []
-    for i in torch.linspace(0, len(source) - 1, min(_LOOKED_AT, len(source))).long().tolist():
+    for i in torch.linspace(0, len(source) - 1, min(_SAMPLED, len(source))).long().tolist():
         try:
             rows, columns = shrunk(source[i][0], size).shape[1:]
         except BadImage:

@@ -15,7 +15,7 @@ from crosslevel.utils.console import printer
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.marks import verb
 
-SHOWN = 20  # up to this many classes, each one's count is printed
+MOST_LISTED = 20  # up to this many classes, each one's count is printed
 
 
 @verb()
@@ -74,5 +74,5 @@ def _counts(source: Images) -> list[str]:
         f"{len(present):,} classes: largest {largest} {present[largest]:,}, smallest {smallest} {present[smallest]:,}, "
         f"imbalance {present[largest] / present[smallest]:.4g}{absent}"
     )
-    each = [", ".join(f"{name} {count:,}" for name, count in counts.items())] if len(counts) <= SHOWN else []
+    each = [", ".join(f"{name} {count:,}" for name, count in counts.items())] if len(counts) <= MOST_LISTED else []
     return [summary, *each]

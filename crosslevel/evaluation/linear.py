@@ -180,7 +180,7 @@ def choose(
 def held_out(labels: Int64[Tensor, " N"], share: float, generator: torch.Generator) -> Tensor:
     """A mask of ``share`` of each class, drawn at random: at least one image of a class of two or more."""
     counts = labels.bincount()
-    held_counts = [0 if n < 2 else max(1, round(share * n)) for n in counts.tolist()]
+    held_out_counts = [0 if n < 2 else max(1, round(share * n)) for n in counts.tolist()]
     mask = torch.zeros(len(labels), dtype=torch.bool)
-    mask[of_each_class(labels.cpu(), torch.tensor(held_counts), generator)] = True
+    mask[of_each_class(labels.cpu(), torch.tensor(held_out_counts), generator)] = True
     return mask

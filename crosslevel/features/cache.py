@@ -191,7 +191,7 @@ def _joined(batches: Iterator[Features], images: Images, before: int, total: int
 
 def _identity(images: Images) -> str:
     """The source's identity, computed once, since it reads the state of every file."""
-    remembered: str | None = getattr(images, "_known_identity", None)
+    remembered: str | None = getattr(images, "_cached_identity", None)
     if remembered is None:
-        remembered = images._known_identity = images.identity()  # type: ignore[attr-defined]
+        remembered = images._cached_identity = images.identity()  # type: ignore[attr-defined]
     return remembered

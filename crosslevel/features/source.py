@@ -10,13 +10,13 @@ from crosslevel.data.uri import parse, read_as
 from crosslevel.models.encoder import Encoder
 from crosslevel.utils.errors import UserError
 
-KEPT = ("channels", "range")
+STORED = ("channels", "range")
 """The reading settings that an encoder stores."""
 
 
 def reads_of(reading: Reading) -> dict[str, str]:
     """The reading settings that an encoder trained on such images stores; empty if all are the default."""
-    return {name: str(getattr(reading, name)) for name in KEPT if getattr(reading, name) != getattr(USUAL, name)}
+    return {name: str(getattr(reading, name)) for name in STORED if getattr(reading, name) != getattr(USUAL, name)}
 
 
 def suited(source: str, encoder: Encoder) -> str:
@@ -24,13 +24,13 @@ def suited(source: str, encoder: Encoder) -> str:
     if parse(source).kind == "name":
         return source
     settings = reads_of(parse(source).reading)
-    missing = {name: value for name, value in encoder.reads.items() if name in KEPT and name not in settings}
+    missing = {name: value for name, value in encoder.reads.items() if name in STORED and name not in settings}
     return read_as(source, missing) if missing else source
 
 
 def reading_of(encoder: Encoder) -> Reading:
     """The reading settings of single images for an encoder."""
-    return parse(read_as("images", {name: value for name, value in encoder.reads.items() if name in KEPT})).reading
+    return parse(read_as("images", {name: value for name, value in encoder.reads.items() if name in STORED})).reading
 
 
 def open_for(encoder: Encoder, source: str, data_root: str | None = None, crops: Crops | None = None) -> Images:

@@ -25,7 +25,7 @@ from crosslevel.utils.errors import NotThere, UserError, hidden
 
 ABOUT = b"crosslevel"  # its key in the metadata of a Parquet file
 FEATURE, PATH, IMAGE = "feature", "path", "image"
-_KNOWN = (FEATURE, PATH, IMAGE, "label", "class")
+_OWN_COLUMNS = (FEATURE, PATH, IMAGE, "label", "class")
 
 
 def metadata_of(encoder: Encoder, run: str, images: Images, source: str, precision: str) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class FeatureTable:
     @property
     def other_columns(self) -> list[str]:
         """The columns that Crosslevel does not define."""
-        return [name for name in self.names if name not in _KNOWN]
+        return [name for name in self.names if name not in _OWN_COLUMNS]
 
     @cached_property
     def checksum(self) -> str:

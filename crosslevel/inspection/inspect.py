@@ -32,7 +32,7 @@ from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets import select
 from crosslevel.features.extract import Runtime
 from crosslevel.features.source import check_channels, suited
-from crosslevel.inspection.page import beside_block, headline, page_blocks
+from crosslevel.inspection.page import headline, matches_block, page_blocks
 from crosslevel.inspection.scan import Structure, run_features, structure
 from crosslevel.inspection.sketch import Sketch, sketch
 from crosslevel.inspection.summary import summary, tables
@@ -45,7 +45,7 @@ from crosslevel.utils.files import write
 from crosslevel.utils.marks import verb
 from crosslevel.utils.rng import seeded
 
-SHOWN_BROKEN = 20
+MOST_BROKEN = 20
 DUPLICATES, BESIDE, EXACT = "duplicates.csv", "beside.csv", "exact_copies.csv"
 
 
@@ -112,20 +112,20 @@ def inspect(
     second = None if beside is None else _part(beside, read, sample, generator, engine)
     runtime = Runtime(choose(device, precision), workers)
     result = _compare(collection, second, encoder, run, runtime, groups, seed, console)
-    scanned, scanned_beside, common = result.scanned, result.scanned_beside, result.structure
+    scanned, scanned_second, common = result.scanned, result.scanned_second, result.structure
     duplicates = duplicate_sets(scanned, common.pairs, collection.part.paths)
     figures = summary(
         collection.images.name, len(collection.images), collection.part, scanned, common, duplicates, collection.bad,
         batch_size, run, result.threshold, result.counted,
     )  # fmt: skip
-    matched = [] if scanned_beside is None else matches(scanned, scanned_beside)
-    if second is not None and scanned_beside is not None:
-        figures["beside"] = _matches_by_name(collection, scanned, second, scanned_beside, matched)
+    matched = [] if scanned_second is None else matches(scanned, scanned_second)
+    if second is not None and scanned_second is not None:
+        figures["beside"] = _matches_by_name(collection, scanned, second, scanned_second, matched)
     _print(console, figures)
     if written is not None:
         blocks = page_blocks(figures, scanned, common, duplicates, collection.part)
-        if second is not None and scanned_beside is not None:
-            blocks.insert(2, beside_block(second.images.name, matched, scanned, scanned_beside, figures))
+        if second is not None and scanned_second is not None:
+            blocks.insert(2, matches_block(second.images.name, matched, scanned, scanned_second, figures))
         write_csv(written.with_name(DUPLICATES), duplicates, scanned, collection.part.paths)
         exact_copies = result.counted.exact_copies() if full_scan else None
         _write(written, figures, blocks, console, exact_copies, collection.images.paths)
@@ -164,7 +164,7 @@ class _Compared(NamedTuple):
 
     counted: Sketch
     scanned: ScanResult
-    scanned_beside: ScanResult | None
+    scanned_second: ScanResult | None
     structure: Structure
     threshold: float | None
 
@@ -184,8 +184,8 @@ def _compare(
             )
         common = structure(scanned, features, 1.0 if threshold is None else threshold, groups, seed)
         bar.update(task, total=1, completed=1)
-        scanned_beside = None if second is None else _scanned(second, runtime.workers, bar)
-    return _Compared(counted, scanned, scanned_beside, common, threshold)
+        scanned_second = None if second is None else _scanned(second, runtime.workers, bar)
+    return _Compared(counted, scanned, scanned_second, common, threshold)
 
 
 def _sketched(collection: _Collection, workers: int | None, bar: Progress) -> tuple[Sketch, ScanResult]:
@@ -208,14 +208,14 @@ def _scanned(collection: _Collection, workers: int | None, bar: Progress) -> Sca
 
 
 def _matches_by_name(
-    collection: _Collection, scanned: ScanResult, second: _Collection, scanned_beside: ScanResult, matched: list[Match]
+    collection: _Collection, scanned: ScanResult, second: _Collection, scanned_second: ScanResult, matched: list[Match]
 ) -> dict[str, Any]:
     """The images that both collections have in common, by name."""
     kinds = Counter(NAMES[match.kind] for match in matched)
     rows = [
         {
             "path": collection.part.paths[int(scanned.numbers[match.first])],
-            "beside": second.part.paths[int(scanned_beside.numbers[match.second])],
+            "beside": second.part.paths[int(scanned_second.numbers[match.second])],
             "kind": NAMES[match.kind],
             "distance": round(match.distance, 4),
         }
@@ -238,10 +238,10 @@ def _print(console: Console, figures: dict[str, Any]) -> None:
             table.add_row(*(escape(cell) for cell in row))
         console.print(table)
     broken = list(figures["broken"].items())
-    for path, reason in broken[:SHOWN_BROKEN]:
+    for path, reason in broken[:MOST_BROKEN]:
         console.print(f"{escaped(path)}: {reason}", highlight=False, markup=False)
-    if len(broken) > SHOWN_BROKEN:
-        console.print(f"and {len(broken) - SHOWN_BROKEN:,} more broken files", highlight=False)
+    if len(broken) > MOST_BROKEN:
+        console.print(f"and {len(broken) - MOST_BROKEN:,} more broken files", highlight=False)
 
 
 def _file(output: Path) -> Path:

@@ -71,14 +71,14 @@ def headline(figures: dict[str, Any]) -> str:
     return f"{readable:,} images can be read{damage}. {many}; {copies:,} of the {which} are copies of another one."
 
 
-def beside_block(
-    name: str, matched: Sequence[Match], scanned: ScanResult, scanned_beside: ScanResult, figures: dict[str, Any]
+def matches_block(
+    name: str, matched: Sequence[Match], scanned: ScanResult, scanned_second: ScanResult, figures: dict[str, Any]
 ) -> report.Block:
     """Pairs of an image and its copy or near-duplicate in the second source."""
     rows = []
     for match, row in zip(matched[:SETS], figures["beside"]["matches"], strict=False):
         marks = [os.path.basename(row["path"]), os.path.basename(row["beside"])]
-        pictures = [scanned.pictures[match.first], scanned_beside.pictures[match.second]]
+        pictures = [scanned.pictures[match.first], scanned_second.pictures[match.second]]
         rows.append(report.ImageRow(f"{row['kind']}, distance {row['distance']}", pictures, marks))
     note = f"the first {SETS} of {len(matched):,}; beside.csv has all" if len(matched) > SETS else ""
     return report.image_rows(f"Images that {name} has as well", rows, note)

@@ -137,7 +137,7 @@ def tables(figures: dict[str, Any]) -> list[tuple[str, list[tuple[str, ...]]]]:
     """The tables of the terminal and of the page: headings, and rows of text."""
     pixels = {kind: " ".join(f"{value:,.0f}" for value in figures[kind]) for kind in ("width", "height")}
     images: list[tuple[str, ...]] = [
-        ("images", f"{figures['count']:,}{_looked_at(figures)}"),
+        ("images", f"{figures['count']:,}{_counts(figures)}"),
         ("broken", f"{len(figures['broken']):,}"),
         ("width: least, quartiles, most", pixels["width"]),
         ("height", pixels["height"]),
@@ -151,7 +151,7 @@ def tables(figures: dict[str, Any]) -> list[tuple[str, list[tuple[str, ...]]]]:
     ]
 
 
-def _looked_at(figures: dict[str, Any]) -> str:
+def _counts(figures: dict[str, Any]) -> str:
     """The numbers of images read and compared, if these are not all."""
     count, looked_at, compared = (figures[name] for name in ("count", "looked_at", "compared"))
     if looked_at < count:

@@ -231,8 +231,8 @@ def _compared(
 ) -> Neighbours:
     """The k nearest of each query's own candidates; only the first ``possible`` ones are valid."""
     results = []
-    for query, all_places, many in zip(queries.split(64), candidates.split(64), possible.split(64), strict=True):
-        indices = all_places[:, : max(k, int(many.max()))]
+    for query, sorted_candidates, many in zip(queries.split(64), candidates.split(64), possible.split(64), strict=True):
+        indices = sorted_candidates[:, : max(k, int(many.max()))]
         vectors = torch.index_select(keys, 0, indices.flatten()).to(queries.dtype).view(*indices.shape, -1)
         similarities = torch.bmm(vectors, query.unsqueeze(2)).squeeze(2) / lengths[indices]
         values, order = similarities.topk(k, dim=1)

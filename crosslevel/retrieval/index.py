@@ -31,7 +31,7 @@ from crosslevel.utils.locks import folder_lock
 GRAPH, KEYS, ROWS, ABOUT = "graph.usearch", "keys.npy", "features.npy", "about.json"
 LINKS, BUILD_WIDTH = 16, 64  # of the graph; more candidates while it is built find better links, and take longer
 WIDTHS = (64, 96, 128, 160, 192, 256, 512, 1024)  # candidates of a query: the smallest sufficient number is chosen
-WANTED, ASKED = 0.99, 1000  # required recall of the 10 nearest, and the rows to measure it with
+RECALL, RECALL_QUERIES = 0.99, 1000  # required recall of the 10 nearest, and the rows to measure it with
 SAMPLE, INSIDE = 20_000, 0.9999  # rows that determine the coding, share of numbers in a byte's range
 PART, TOGETHER = 65_536, 64  # rows that are read, and queries that are compared, at a time
 FORMAT = 2
@@ -143,7 +143,7 @@ def _updated(
         np.save(file, keys)
     write(folder / ABOUT, json.dumps(metadata))
     recall = 100 * metadata["recall"]
-    say(console, f"the index finds {recall:.1f} % of the 10 nearest of {min(ASKED, table.rows)} rows")
+    say(console, f"the index finds {recall:.1f} % of the 10 nearest of {min(RECALL_QUERIES, table.rows)} rows")
     return TableIndex(graph, keys, rows, metadata)
 
 
@@ -221,7 +221,7 @@ def _keys(paths: list[str], features: Float[Tensor, "B D"]) -> Keys:
 def _measured(index: TableIndex) -> tuple[int, float]:
     """The smallest number of candidates that finds enough of the 10 nearest, and the recall."""
     rows, width, share = index.rows, WIDTHS[0], 0.0
-    query_rows = np.sort(np.random.default_rng(0).permutation(len(rows))[:ASKED])
+    query_rows = np.sort(np.random.default_rng(0).permutation(len(rows))[:RECALL_QUERIES])
     queries, k = torch.from_numpy(rows[query_rows]).float(), min(11, len(rows))  # each finds itself: not counted
     truth = _exact(rows, queries, k)
     for width in WIDTHS:
@@ -232,7 +232,7 @@ def _measured(index: TableIndex) -> tuple[int, float]:
             for a, b, row in zip(indices.tolist(), truth.tolist(), query_rows.tolist(), strict=True)
         ]
         share = float(np.mean(hits))
-        if share >= WANTED:
+        if share >= RECALL:
             break
     return width, share
 

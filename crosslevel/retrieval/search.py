@@ -35,7 +35,7 @@ from crosslevel.utils.marks import verb
 
 EXACT = 1_000_000  # up to this many rows, all are compared; beyond, an index is faster than reading the features
 FEW, BLOCK = 16, 65_536  # queries that are compared one by one; rows compared at a time
-SHOWN = 5  # queries whose matches are printed
+PRINTED = 5  # queries whose matches are printed
 
 
 class Queries(NamedTuple):
@@ -141,9 +141,9 @@ def _queries(table: FeatureTable, query: str, run: str | None, runtime: Runtime,
     table.check_encoder(encoder, run)
     bad = BadFiles()
     if len(source) == 1:  # for the error message
-        bad_one = _unreadable(source)
-        if bad_one:
-            raise UserError(f"{query} is no image that can be read: {bad_one}")
+        failure = _unreadable(source)
+        if failure:
+            raise UserError(f"{query} is no image that can be read: {failure}")
     options = {"batch_size": runtime.batch_size, "workers": runtime.workers if len(source) > 1 else 0}
     features = extract(encoder, source, hardware=runtime.hardware, bad=bad, **options)  # type: ignore[arg-type]
     if len(bad):
@@ -249,12 +249,12 @@ def _results(table: FeatureTable, queries: Queries, neighbours: Neighbours, k: i
 
 
 def _print(console: Console, results: list[dict[str, Any]]) -> None:
-    for result in results[:SHOWN]:
+    for result in results[:PRINTED]:
         table = Table(title=escape(printable(f"like {result['query']}")), title_justify="left")
         for name in ("", "distance", "path"):
             table.add_column(name, justify="left" if name == "path" else "right", overflow="fold")
         for i, match in enumerate(result["matches"]):
             table.add_row(str(i + 1), f"{match['distance']:.4f}", escape(printable(match["path"])))
         console.print(table)
-    if len(results) > SHOWN:
-        say(console, f"and {len(results) - SHOWN:,} more queries: --output has all")
+    if len(results) > PRINTED:
+        say(console, f"and {len(results) - PRINTED:,} more queries: --output has all")

@@ -12,7 +12,7 @@ from crosslevel.utils.errors import MissingExtra, UserError
 
 Shell = Literal["bash", "zsh", "fish"]
 
-HOW = {
+INSTALLATION = {
     "bash": "crosslevel completion bash > ~/.local/share/bash-completion/completions/crosslevel",
     "zsh": "crosslevel completion zsh > ~/.zfunc/_crosslevel  (a folder of $fpath)",
     "fish": "crosslevel completion fish > ~/.config/fish/completions/crosslevel.fish",
@@ -33,7 +33,7 @@ def script(shell: str, commands: Mapping[str, tuple[str, str]], plain: Iterable[
 
     """
     if shell not in get_args(Shell):
-        raise UserError(f"completion {shell}: give {', '.join(get_args(Shell))}, such as {HOW['bash']}")
+        raise UserError(f"completion {shell}: give {', '.join(get_args(Shell))}, such as {INSTALLATION['bash']}")
     try:
         import shtab  # noqa: PLC0415
     except ImportError as error:

@@ -268,23 +268,23 @@ def _exit_with_message(prog: str) -> Iterator[None]:
     except Interrupted as error:  # the command has printed this already, with advice
         sys.exit(error.status)
     except CrosslevelError as error:
-        _raise_if_asked()
+        _raise_if_debugging()
         _end(f"{prog}: {_one_line(error)}", 1 if isinstance(error, NotFinite) else REFUSED)
     except OSError as error:  # an error of the machine, not a bug: a full disk, a lost network, a folder without access
-        _raise_if_asked()
+        _raise_if_debugging()
         if isinstance(error, BrokenPipeError) and output_is_broken():
             raise
         hint = _HINTS.get(error.errno or 0, "")
         _end(f"{prog}: {_one_line(error)}{hint and f': {hint}'}", REFUSED)
     except Exception as error:
-        _raise_if_asked()
+        _raise_if_debugging()
         trouble = _of_workers(error)
         if trouble:
             _end(f"{prog}: {trouble}", REFUSED)
         _fault(prog, error)
 
 
-def _raise_if_asked() -> None:
+def _raise_if_debugging() -> None:
     if os.environ.get("CROSSLEVEL_TRACEBACK"):
         raise  # noqa: PLE0704
 

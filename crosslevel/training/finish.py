@@ -11,7 +11,7 @@ from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.runs import Run, Unreadable
 from crosslevel.training import report as pages
 from crosslevel.training.components import Components
-from crosslevel.training.inputs import LOOKED_AT, Feed
+from crosslevel.training.inputs import STREAM_SAMPLE, Feed
 from crosslevel.training.job import Job
 from crosslevel.training.loop.fit import Outcome
 from crosslevel.training.options import Data
@@ -42,7 +42,7 @@ def _compare(job: Job) -> Verdict | None:
     """Print the verdict in one line: the encoder beside raw pixels and the untrained network."""
     feed, runtime = job.feed, job.runtime
     try:
-        source = feed.source.sample(LOOKED_AT) if isinstance(feed.source, ImageStream) else feed.source
+        source = feed.source.sample(STREAM_SAMPLE) if isinstance(feed.source, ImageStream) else feed.source
         comparison = verdict(
             job.components.encoder, source, runtime.hardware, runtime.seed, feed.held_out_images, job.start
         )

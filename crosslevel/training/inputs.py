@@ -31,7 +31,7 @@ from crosslevel.utils.rng import generator
 Order = Literal["shuffled", "natural"]
 LARGEST_VIEW = 224  # pixels: the default size of views for larger images
 LEAST_DEVIATION = 0.02  # least deviation of a channel, such as the opacity of opaque images
-LOOKED_AT = 1500  # images of a stream that the report and the monitor see
+STREAM_SAMPLE = 1500  # images of a stream that the report and the monitor see
 
 
 class Feed(NamedTuple):
@@ -93,11 +93,11 @@ def split_held_out(
         raise UserError(f"hold_out={count}: 0 or more")
     if not count:
         return opened, None, ()
-    held_indices, train_indices = held_out(opened, count, generator(seed, _HELD))
-    return take(opened, train_indices), take(opened, held_indices), choices
+    held_out_indices, train_indices = held_out(opened, count, generator(seed, _HELD_OUT))
+    return take(opened, train_indices), take(opened, held_out_indices), choices
 
 
-_HELD = 3  # a random stream of the seed that the training does not use
+_HELD_OUT = 3  # a random stream of the seed that the training does not use
 
 
 def prepared(
@@ -135,7 +135,7 @@ def _normalize(source: Images | ImageStream, encoder: Encoder, views: Views, con
         if encoder.pretrained:
             views.normalize_by(encoder.view.mean, encoder.view.std)
         return
-    views.normalize_by(*_figures(source.sample(LOOKED_AT // 8) if isinstance(source, ImageStream) else source))
+    views.normalize_by(*_figures(source.sample(STREAM_SAMPLE // 8) if isinstance(source, ImageStream) else source))
     say(
         console,
         f"images of {views.channels} {'channel' if views.channels == 1 else 'channels'}: mean and deviation are their "
@@ -143,10 +143,10 @@ def _normalize(source: Images | ImageStream, encoder: Encoder, views: Views, con
     )
 
 
-def _figures(source: Images, looked_at: int = 200) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _figures(source: Images, limit: int = 200) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each channel in [0, 1], over some images, all with equal weight."""
     sums, count = torch.zeros(2, source.channels, dtype=torch.float64), 0
-    for i in torch.linspace(0, len(source) - 1, min(looked_at, len(source))).long().tolist():
+    for i in torch.linspace(0, len(source) - 1, min(limit, len(source))).long().tolist():
         try:
             pixels = source[i][0].flatten(1).double() / 255
         except BadImage:
@@ -213,13 +213,13 @@ def watching(
     which = which or usual_monitor(source)
     if which is None:
         return None
-    sample = source.sample(LOOKED_AT) if isinstance(source, ImageStream) else source
+    sample = source.sample(STREAM_SAMPLE) if isinstance(source, ImageStream) else source
     return monitor_of(which, encoder, method, cld, sample, hardware, seed)
 
 
-def _typical_shape(source: Images, looked_at: int = 32) -> tuple[int, bool]:
+def _typical_shape(source: Images, limit: int = 32) -> tuple[int, bool]:
     """The median shorter side of some images in pixels, and whether all are square (to a tenth)."""
-    indices = torch.linspace(0, len(source) - 1, min(looked_at, len(source))).long().tolist()
+    indices = torch.linspace(0, len(source) - 1, min(limit, len(source))).long().tolist()
     sides, square = [], True
     for i in indices:
         try:

@@ -84,7 +84,7 @@ def label_free_monitor(
 ) -> Measure | None:
     """A monitor with `scored` on up to 2,000 training images (fewer if they are large), the same each time.
 
-    If no tracks are known, near-duplicates by pixels count as tracks; long tracks are cut (`told_apart`).
+    If no tracks are known, near-duplicates by pixels count as tracks; long tracks are cut (`tracks_for_scores`).
     ``instance_rank`` and ``group_rank`` are the effective ranks of ``method``'s and ``cld``'s features.
     """
     size = encoder.view.size
@@ -96,7 +96,7 @@ def label_free_monitor(
         return None  # none of them can be read; the training reports that
     if len(part) < 4:
         return None
-    tracks = told_apart(part)
+    tracks = tracks_for_scores(part)
     return lambda: scored(encoder, method, cld, part, hardware, seed, tracks)
 
 
@@ -139,7 +139,7 @@ def scored(
     )
 
 
-def told_apart(images: InMemoryImages) -> Int64[Tensor, " N"]:
+def tracks_for_scores(images: InMemoryImages) -> Int64[Tensor, " N"]:
     """The images' tracks, or sets of near-duplicates if there are none; a track with over half of the images is cut."""
     tracks = near_tracks(images) if images.tracks is None else images.tracks
     largest = int(tracks.unique(return_counts=True)[1].max())
@@ -200,14 +200,14 @@ def labelled_split(source: Images, seed: int) -> LabelledSplit | None:
     """
     if source.labels is None:
         return None
-    queries, keys = held_apart(source, seed)
+    queries, keys = queries_and_keys(source, seed)
     if not len(queries):
         return None
     part = take(source, torch.cat([queries, keys]))
     return LabelledSplit(part, len(queries), len(keys), int(source.labels.max()) + 1)
 
 
-def held_apart(images: Images, seed: int) -> tuple[Int64[Tensor, " Q"], Int64[Tensor, " M"]]:
+def queries_and_keys(images: Images, seed: int) -> tuple[Int64[Tensor, " Q"], Int64[Tensor, " M"]]:
     """Sample queries from every sixth track, and keys from the other tracks: at most 1,000 and 5,000."""
     generator = seeded(seed)
     tracks = torch.arange(len(images)) if images.tracks is None else images.tracks

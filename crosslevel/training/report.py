@@ -21,12 +21,12 @@ from crosslevel.data.subsets.select import sample, take
 from crosslevel.features.extract import extract
 from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run
-from crosslevel.training.inputs import LOOKED_AT, counted
+from crosslevel.training.inputs import STREAM_SAMPLE, counted
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import SourceError
 from crosslevel.utils.rng import seeded
 
-SHOWN = 1500  # images on the map: t-SNE of them takes seconds
+MAPPED = 1500  # images on the map: t-SNE of them takes seconds
 BATCH = 256  # images for which CLD's groups are shown, as many as in a training step
 
 
@@ -56,7 +56,7 @@ def _sampled_blocks(
     encoder: Encoder, cld: CrossLevel | None, source: Images | ImageStream, hardware: Hardware, seed: int
 ) -> list[report.Block]:
     try:
-        subset = source.sample(LOOKED_AT) if isinstance(source, ImageStream) else source
+        subset = source.sample(STREAM_SAMPLE) if isinstance(source, ImageStream) else source
     except SourceError as error:
         warnings.warn(f"report.html goes without pictures: {error}", stacklevel=2)
         return []
@@ -118,7 +118,7 @@ def feature_blocks(
 ) -> list[report.Block]:
     """Groups, neighbours and map of a random sample of ``images``."""
     generator = seeded(seed)
-    indices = sample(images, SHOWN, generator)
+    indices = sample(images, MAPPED, generator)
     packed = pack(take(images, indices), encoder.view.size, bad=BadFiles())
     features = extract(encoder, packed, hardware=hardware).features
     blocks, files = [], files_of(packed)

@@ -18,7 +18,7 @@ from crosslevel.features.extract import extract, pixels
 from crosslevel.metrics.label_free import retrieval_ranks
 from crosslevel.models.copies import frozen, untrained
 from crosslevel.models.encoder import Encoder
-from crosslevel.training.monitor import PIXELS, PROBED, labelled_split, told_apart
+from crosslevel.training.monitor import PIXELS, PROBED, labelled_split, tracks_for_scores
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.rng import seeded
@@ -135,7 +135,7 @@ def _by_views(encoders: list[Encoder], source: Images, hardware: Hardware, seed:
     part = pack(take(source, indices), size, bad=BadFiles())
     if len(part) < LEAST:
         return None
-    tracks = told_apart(part)
+    tracks = tracks_for_scores(part)
     views = Views("cifar", size, mean=view.mean, std=view.std).to(hardware.device)
 
     def right(network: Callable[[Tensor], Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 
 from crosslevel.tuning.plan import Plan
 from crosslevel.tuning.search_space import Numbers, Range
-from crosslevel.tuning.trials import twin
+from crosslevel.tuning.trials import earlier_equal
 from crosslevel.utils.rng import trial_seed
 
 REDUCTION = 3  # successive halving continues one in this many trials
@@ -47,7 +47,7 @@ class Fresh(BaseSampler):
         point: dict[str, Any] = {}
         for attempt in range(self.tries):
             point = self._draw(study, trial, trial_seed(self.plan.seed, trial.number, attempt)) | fixed
-            if twin(trials, point, trial.number) is None:
+            if earlier_equal(trials, point, trial.number) is None:
                 break
         return point
 

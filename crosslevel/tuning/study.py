@@ -28,7 +28,7 @@ from crosslevel.tuning.sampler import distributions
 from crosslevel.tuning.search_space import foreign
 from crosslevel.tuning.storage import address, locked, locked_everywhere, locked_file, opened, patiently
 from crosslevel.tuning.trial import Failed
-from crosslevel.tuning.trials import outcome, spent, twin
+from crosslevel.tuning.trials import earlier_equal, outcome, spent
 from crosslevel.utils.errors import FolderInUse, UserError, printable
 
 Training = Callable[[int, dict[str, Any]], Iterator[dict[str, Any]]]
@@ -133,10 +133,10 @@ class Search:
         trial.set_user_attr("began", time.time())
         trials = self.study.get_trials(deepcopy=False)
         repeats = trial.user_attrs.get(finals.REPEATS)
-        twin = _same([t for t in trials if t.user_attrs.get(finals.REPEATS) == repeats], trial)
-        if twin is None:
+        earlier = _same([t for t in trials if t.user_attrs.get(finals.REPEATS) == repeats], trial)
+        if earlier is None:
             return trial
-        self._end(trial, TrialState.FAIL, "repeated", f"the same settings as trial {twin.number}")
+        self._end(trial, TrialState.FAIL, "repeated", f"the same settings as trial {earlier.number}")
         return None
 
     def _exhausted(self, trials: Sequence[FrozenTrial]) -> bool:
@@ -336,4 +336,4 @@ def _is_free(sign: Path) -> bool:
 
 
 def _same(trials: Sequence[FrozenTrial], trial: Trial) -> FrozenTrial | None:
-    return twin(trials, trial.params, trial.number)
+    return earlier_equal(trials, trial.params, trial.number)

@@ -29,7 +29,7 @@ from crosslevel.runs import Run, Unreadable
 from crosslevel.settings import parser as commands
 from crosslevel.settings.command import loaded
 from crosslevel.training.loop.collapse import symptoms
-from crosslevel.training.monitor import PIECES, scored, told_apart
+from crosslevel.training.monitor import PIECES, scored, tracks_for_scores
 from crosslevel.training.train import train
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import NotFinite, SourceError
@@ -156,10 +156,10 @@ def divided(source: Images, seed: int) -> tuple[Images, Images]:
     if tracks is not None and (len(owner[order[:count]].unique()) < FEWEST or count > min(MOST, 2 * target)):
         owner = stretches(tracks, target // PIECES)
         order, count = _track_order(owner, target, seed)
-    train_part, held_part = (take(source, part.sort().values) for part in (order[count:], order[:count]))
+    train_part, held_out_part = (take(source, part.sort().values) for part in (order[count:], order[:count]))
     if tracks is not None:
-        held_part.tracks = owner[order[:count].sort().values]
-    return train_part, held_part
+        held_out_part.tracks = owner[order[:count].sort().values]
+    return train_part, held_out_part
 
 
 def _track_order(owner: Tensor, target: int, seed: int) -> tuple[Tensor, int]:
@@ -196,7 +196,7 @@ class HeldOut:
         """Score the held-out images at the end of an epoch, send the scores, and wait for the answer."""
         assert self.held_out_images is not None
         images = pack(self.held_out_images, encoder.view.size, bad=unreadable.bad)
-        tracks = told_apart(images) if self.held_out_images.tracks is None else images.tracks
+        tracks = tracks_for_scores(images) if self.held_out_images.tracks is None else images.tracks
 
         def measure() -> dict[str, float]:
             figures = scored(encoder, method, cld, images, hardware, self.seed, tracks)

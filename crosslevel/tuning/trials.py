@@ -32,7 +32,7 @@ def spent(trials: Sequence[FrozenTrial], epochs: int) -> float:
     return sum(cost(trial, epochs) for trial in trials)
 
 
-def twin(trials: Sequence[FrozenTrial], point: Mapping[str, Any], number: int) -> FrozenTrial | None:
+def earlier_equal(trials: Sequence[FrozenTrial], point: Mapping[str, Any], number: int) -> FrozenTrial | None:
     """An earlier trial of the same settings that has ended or still runs; not one that was interrupted."""
     alike = (t for t in trials if t.number < number and t.params == point)
     return next((t for t in alike if outcome(t) not in ("killed", "waiting", "repeated")), None)

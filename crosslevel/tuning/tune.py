@@ -190,8 +190,8 @@ def _starts(
     start, beyond = ranges.clipped(space, values), ranges.outside(space, values)
     for name in beyond:
         first = f"trial 0 has {start[name]}" if name in start else "trial 0 has one by chance"
-        given_one = f"{name} is left open" if values[name] is None else f"{name}={values[name]}"
-        say(console, f"{given_one}, which is not in {ranges.range_text(space[name])}: {first}")
+        setting = f"{name} is left open" if values[name] is None else f"{name}={values[name]}"
+        say(console, f"{setting}, which is not in {ranges.range_text(space[name])}: {first}")
     if searched := [name for name in space if name.startswith("views.")]:
         say(console, f"{', '.join(searched)}: the score compares settings with different views less surely than others")
     starts = [start]

@@ -26,7 +26,7 @@ from crosslevel.utils.locks import hold
 
 CONFIG, METRICS, REPORT = "config.yaml", "metrics.csv", "report.html"
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"  # folders
-LAST, PREVIOUS, BEST, KEPT = "last.ckpt", "previous.ckpt", "best.ckpt", "kept.safetensors"
+LAST, PREVIOUS, BEST, BEST_ENCODER = "last.ckpt", "previous.ckpt", "best.ckpt", "kept.safetensors"
 ENCODER, INSTANCE, GROUP = "encoder.safetensors", "instance.safetensors", "cld.safetensors"
 IMAGES, SUBSET, BAD_FILES = "images.json", "subset.txt", "bad_files.txt"
 WARNINGS, LOGGERS, LAUNCH = "warnings.txt", "loggers.json", ".launch"

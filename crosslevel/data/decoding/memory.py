@@ -202,7 +202,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def held_to(need: int, format: str) -> Iterator[None]:
+def limit_to(need: int, format: str) -> Iterator[None]:
     """Limit the memory of a process that only decodes (`limit_process`) to little more than ``need`` bytes.
 
     ``need`` is computed from the pixels, but JPEG 2000's blocks and WebP's codes take memory too: an image of one

@@ -57,10 +57,10 @@ class _Warnings:
         return getattr(warnings, name)
 
     @staticmethod
-    def warn(message: Warning | str, category: type[Warning] | None = None, stacklevel: int = 1, **how: Any) -> None:
+    def warn(message: Warning | str, category: type[Warning] | None = None, stacklevel: int = 1, **more: Any) -> None:
         """Warn as `warnings.warn` does, or collect it for the thread's `noted_warnings`."""
         if _heard.messages is None:
-            warnings.warn(message, category, stacklevel + 1, **how)
+            warnings.warn(message, category, stacklevel + 1, **more)
         else:
             _heard.messages.append(str(message))
 

@@ -17,7 +17,7 @@ from crosslevel.data.duplicates.descriptor import LUMA, SIDE
 _ZOOMS = ((1.0, 1.0), (0.94, 1.0), (1.0, 0.94), (0.88, 1.0), (1.0, 0.88))
 _REACH = 3  # pixels that two pictures may be shifted
 _BORDER = 2  # pixels left out on each side, where a shift brings in nothing
-_BLOCKS, _KEPT = 4, 12  # how many of the 4 x 4 blocks have to agree: a stamp may cover the others
+_BLOCKS, _BEST = 4, 12  # how many of the 4 x 4 blocks have to agree: a stamp may cover the others
 _POSSIBLE = 0.4  # correlation of whole pictures from which on blocks are compared
 _GAIN = 0.02  # correlation from which on a zoom is tried
 _FLAT = 2e-3  # edges as weak as rounding
@@ -83,12 +83,12 @@ def _aligned(x: Planes, y: Planes) -> Agreement:
     inner = slice(_BORDER, SIDE - _BORDER)
     edges_x, edges_y = (_edges(_gray(side))[:, :, inner, inner] for side in (x, y))
     products = _products(edges_x, edges_y)
-    order = (products[0] / (products[1] * products[2]).sqrt().add(_FLAT)).topk(_KEPT, dim=1).indices
+    order = (products[0] / (products[1] * products[2]).sqrt().add(_FLAT)).topk(_BEST, dim=1).indices
     cross, first, second = (values.gather(1, order).sum(1) for values in products)
     edges = cross / ((first * second).sqrt() + 4 * _FLAT)
     colours_x, colours_y = (_colours(side)[:, :, inner, inner] for side in (x, y))
     cross, first, second = (values.gather(1, order).sum(1) for values in _products(colours_x, colours_y))
-    pixels = _KEPT * ((SIDE - 2 * _BORDER) // _BLOCKS) ** 2
+    pixels = _BEST * ((SIDE - 2 * _BORDER) // _BLOCKS) ** 2
     gray = torch.minimum(first, second) < pixels * _COLOURLESS**2
     return Agreement(edges, torch.where(gray, 1.0, cross / (first * second).sqrt().clamp(min=1e-9)))
 

@@ -101,7 +101,7 @@ def shared(spans: Sequence[range], rank_rows: range) -> list[int]:
     return [lane for lane, span in enumerate(spans) if span.start < rank_rows.stop and span.stop > rank_rows.start]
 
 
-def in_place_of(number: int, spare: Sequence[Sample], used: set[int]) -> Iterator[Sample]:
+def substitutes(number: int, spare: Sequence[Sample], used: set[int]) -> Iterator[Sample]:
     """Yield substitutes for an unreadable image, each used once; ``used`` collects their indices in ``spare``.
 
     The first one depends on the image's ``number`` alone, since ranks that share a lane do not see each other's.

@@ -20,7 +20,7 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.decode import decode
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.loaders.batches import Batch, Crops, Done, delivered
-from crosslevel.data.loaders.lanes import ROWS, Lane, Sample, dealt, in_place_of, rows_of, shared
+from crosslevel.data.loaders.lanes import ROWS, Lane, Sample, dealt, rows_of, shared, substitutes
 from crosslevel.data.loaders.pool import Pool
 from crosslevel.data.loaders.workers import Keys
 from crosslevel.data.sources.containers.stream import CHUNK, OPEN, ImageStream
@@ -221,7 +221,7 @@ class _StreamJob(Dataset[Done]):
         for images, spare in key.lanes:
             used_spares: set[int] = set()
             for image in images:
-                for candidate in chain((image,), in_place_of(image.number, spare, used_spares)):
+                for candidate in chain((image,), substitutes(image.number, spare, used_spares)):
                     picture = self._decoded(candidate, bad)
                     if picture is not None:
                         views[image.number] = self._crop(picture, key.epoch, image.number)

@@ -37,7 +37,7 @@ from crosslevel.utils.rng import seeded
 HELD_OUT, LEAST = 0.2, 4  # the share of each class used to calibrate, and the images that a class must have for that
 NEAREST = 5  # labelled images whose mean distance from an image shows how far it is from all known ones
 
-How = Literal["auto", "knn", "linear"]
+ClassifierName = Literal["auto", "knn", "linear"]
 
 
 class Predictions(NamedTuple):
@@ -75,7 +75,7 @@ def classify(
     labelled: str,
     images: str,
     output: str | None = None,
-    how: How = "auto",
+    how: ClassifierName = "auto",
     reject: float = 0.05,
     k: int | None = None,
     device: Device = "auto",
@@ -162,7 +162,7 @@ def _features(encoder: Encoder, images: Images, runtime: Runtime, console: Conso
 
 
 def _learnt(
-    learnt: Features, classes: int, how: How, reject: float, k: int | None, seed: int, console: Console
+    learnt: Features, classes: int, how: ClassifierName, reject: float, k: int | None, seed: int, console: Console
 ) -> tuple[_Classifier, Limits, dict[str, Any]]:
     """The classifier that is best on held-out images, calibrated on them, and then trained again on all images."""
     features, labels = learnt.features, learnt.labels

@@ -30,8 +30,8 @@ def load_weights(backbone: nn.Module, file: str | Path) -> str:
     backbone.load_state_dict(fits, strict=False)
     missing = sorted(k for k in expected if k not in fits and not k.endswith("num_batches_tracked"))
     unused = sorted(k for k in loaded if k not in fits)
-    kept_start, not_used = _names(missing), _names(unused)
-    return f"{len(fits)} of {len(expected)} tensors loaded; kept their start: {kept_start}; not used: {not_used}"
+    initial, not_used = _names(missing), _names(unused)
+    return f"{len(fits)} of {len(expected)} tensors loaded; kept their start: {initial}; not used: {not_used}"
 
 
 def _read(file: Path) -> dict[str, Tensor]:

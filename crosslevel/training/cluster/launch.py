@@ -19,7 +19,7 @@ from rich.console import Console
 from crosslevel.data.cluster import on_gpus, ray_for
 from crosslevel.data.sources.containers.remote import stat_of
 from crosslevel.data.uri import is_remote
-from crosslevel.training.cluster.machine import MINE, Machine
+from crosslevel.training.cluster.machine import PREFIX, Machine
 from crosslevel.utils.console import say
 from crosslevel.utils.device import Device
 from crosslevel.utils.errors import Interrupted, MachineError, NotFinite, SourceError, UserError
@@ -164,7 +164,7 @@ class _Attempt:
         for of_errors, text in output:
             if not of_errors:
                 say(self.console, text)
-            elif not text.startswith(MINE) or ": warning: " in text:
+            elif not text.startswith(PREFIX) or ": warning: " in text:
                 print(text, file=sys.stderr)
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import IO, Any
 
-MINE = "crosslevel train: "
+PREFIX = "crosslevel train: "
 _ENDS_WITH_PARENT = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: when the actor is killed, as its machine's others are
@@ -67,5 +67,5 @@ class Machine:
     def _read(self, file: IO[str], of_errors: bool) -> None:
         for text in file:
             self.lines.put((of_errors, text.rstrip("\n")))
-            if of_errors and text.startswith(MINE) and ": warning: " not in text:
-                self.last = text.removeprefix(MINE).rstrip()
+            if of_errors and text.startswith(PREFIX) and ": warning: " not in text:
+                self.last = text.removeprefix(PREFIX).rstrip()

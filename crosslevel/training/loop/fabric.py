@@ -79,7 +79,7 @@ def _meet_again(backend: str) -> None:
     dist.init_process_group(backend, store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=size)
 
 
-HELD = 0.25
+MEMORY_SHARE = 0.25
 _STATE = {"sgd": 1, "lars": 1, "adamw": 2}  # numbers that an optimizer stores for each weight
 
 
@@ -117,11 +117,11 @@ def memory_of(device: torch.device) -> int | None:
 
 
 def hold_images(batches: Any, device: torch.device) -> None:
-    """Move images in memory to the GPU, if they take at most the share `HELD` of its free memory."""
+    """Move images in memory to the GPU, if they take at most the share `MEMORY_SHARE` of its free memory."""
     images = batches.images if isinstance(batches, TrainBatches) else None
     if device.type == "cuda" and isinstance(images, InMemoryImages):
         free, _ = torch.cuda.mem_get_info(device)
-        if images.data.numel() <= HELD * free:
+        if images.data.numel() <= MEMORY_SHARE * free:
             batches.images = images.on(device)
 
 

@@ -13,14 +13,14 @@ from crosslevel.runs import Run
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.utils.console import say
 from crosslevel.utils.errors import UserError
-from crosslevel.utils.files import KEPT, write_tensors
+from crosslevel.utils.files import BEST_ENCODER, write_tensors
 from crosslevel.utils.tensors import load_safetensors
 
 MARGINS = {"knn": 5.0, "combined": 0.05}
 """How far each figure may fall below the start, in its own unit: twice the random variation of kNN with 1,000
 queries."""
 
-SHOWN = {"knn": "kNN {:.1f} %", "combined": "score {:.3f}"}
+TEXT = {"knn": "kNN {:.1f} %", "combined": "score {:.3f}"}
 
 
 class FallGuard:
@@ -40,7 +40,7 @@ class FallGuard:
     def __init__(self, run: Run, module: Pretrain, console: Console, encoder: Encoder) -> None:
         self.encoder = encoder
         self.run, self.module, self.console = run, module, console
-        self.file = run.checkpoints / KEPT
+        self.file = run.checkpoints / BEST_ENCODER
         self.start: dict[str, float] = {}
         self.best, self.fallen = (float("-inf"), 0), False
         if module.step and self.file.is_file():
@@ -57,7 +57,7 @@ class FallGuard:
         if name is None:
             return
         self.start = {name: figures[name]}
-        say(self.console, f"start: {SHOWN[name].format(figures[name])}; the training ends if it falls clearly below")
+        say(self.console, f"start: {TEXT[name].format(figures[name])}; the training ends if it falls clearly below")
         self._keep(figures[name])
 
     def look(self, figures: Mapping[str, float]) -> bool:
@@ -70,10 +70,10 @@ class FallGuard:
             self._keep(now)
         self.fallen = now < start - MARGINS[name]
         if self.fallen:
-            then, (best, step) = SHOWN[name].format(start), self.best
+            then, (best, step) = TEXT[name].format(start), self.best
             line = (
-                f"step {self.module.step}: the features fall: {SHOWN[name].format(now)}, {then} at the start: stopped, "
-                f"and the encoder of step {step} is left ({SHOWN[name].format(best)}): lower --lr or --encoder_rate, "
+                f"step {self.module.step}: the features fall: {TEXT[name].format(now)}, {then} at the start: stopped, "
+                f"and the encoder of step {step} is left ({TEXT[name].format(best)}): lower --lr or --encoder_rate, "
                 "or train less of it (--encoder.train last:4, norm or lora); --stop_fall false goes on"
             )
             say(self.console, line)

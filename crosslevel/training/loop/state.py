@@ -62,8 +62,8 @@ def restore(
     if shards is None and NAMED not in saved and not any(map(is_sharded, module.parameters())):
         flags = graph.flags(optimizer)
         optimizer.load_state_dict(saved)
-        for group, kept_flags in zip(optimizer.param_groups, flags, strict=True):
-            group.update(kept_flags)
+        for group, saved_flags in zip(optimizer.param_groups, flags, strict=True):
+            group.update(saved_flags)
         return
     by_parameter = saved.get(NAMED)
     if by_parameter is None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from crosslevel.data.bad_files import _Defect
 from crosslevel.data.decoding.jpeg import jpeg_header
-from crosslevel.data.decoding.memory import check, held_to, needed, room
+from crosslevel.data.decoding.memory import check, limit_to, needed, room
 from crosslevel.data.decoding.reading import Range, Reading
 from crosslevel.data.decoding.values.channels import Values, checked, image_of
 
@@ -60,7 +60,7 @@ def decoded_dicom(data: bytes | bytearray, reading: Reading, max_pixels: int, fr
     # In the modality's units values are floats of 64 bits.
     need = checked(size[1], size[0], samples, np.dtype("f8"), len(data), max_pixels, "DICOM")
     need += _compressed(opened, syntax, size, frame, count, need)
-    with room(need), held_to(need, "JPEG2000" if syntax in JPEG2000 else "DICOM"):
+    with room(need), limit_to(need, "JPEG2000" if syntax in JPEG2000 else "DICOM"):
         values = _pydicom().pixels.pixel_array(opened, index=frame)
         return _picture(opened, values if values.ndim == 3 else values[..., None], reading)
 
@@ -179,8 +179,8 @@ def _windowed(opened: Any, gray: Values) -> Values:
     if centre is None or width is None or not np.isfinite([centre, width]).all() or width <= 0:
         if "VOILUTSequence" in opened and opened.VOILUTSequence:
             bits = int(opened.VOILUTSequence[0].LUTDescriptor[2])
-            looked_up: Values = _pydicom().pixels.apply_voi_lut(gray, opened, prefer_lut=True) / (2.0**bits - 1)
-            return looked_up
+            mapped: Values = _pydicom().pixels.apply_voi_lut(gray, opened, prefer_lut=True) / (2.0**bits - 1)
+            return mapped
         finite = x[np.isfinite(x)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
         return (x - low) / (high - low if high > low else 1.0)

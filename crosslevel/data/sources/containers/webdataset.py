@@ -111,9 +111,9 @@ def _opened(file: str, state: str) -> RandomFile:
 
 
 def _too_few(name: str, count: int, left_out: dict[str, str]) -> SourceError:
-    looked_for = f"looked for {', '.join(sorted(EXTENSIONS))}"
+    searched = f"looked for {', '.join(sorted(EXTENSIONS))}"
     damaged = "; ".join(f"{one_line(file)}: {reason}" for file, reason in list(left_out.items())[:1])
-    return SourceError(f"{one_line(name)}: needs at least 2 images, found {count} ({damaged or looked_for})")
+    return SourceError(f"{one_line(name)}: needs at least 2 images, found {count} ({damaged or searched})")
 
 
 def _prefixed(names: Sequence[str], tables: Sequence[Table]) -> Paths:

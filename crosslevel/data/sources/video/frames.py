@@ -257,8 +257,8 @@ def _in_folder(source: Source) -> Videos | None:
     if source.options:
         files = sorted(file for file, kind in _walked(folder) if kind == "video")
         if not files:
-            looked_for = ", ".join(sorted(VIDEOS))
-            raise SourceError(f"{folder}: no video found in this folder or below it (looked for {looked_for})")
+            searched = ", ".join(sorted(VIDEOS))
+            raise SourceError(f"{folder}: no video found in this folder or below it (looked for {searched})")
         return _below(source, files)
     first = list(itertools.islice(_walked(folder), _FIRST))
     videos = sorted(file for file, kind in first if kind == "video")
