@@ -1,4 +1,8 @@
-"""The storage of a study: a database, and a folder with locks for workers on one machine."""
+"""The storage of a study: a database, and a folder with locks for workers on one machine.
+
+On one machine locks are filelock's. Retrying (`patiently`) is our own: Optuna raises when its database is unreachable.
+Only that error is retried here, and not by a search that must stop.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Prefetching by threads; results come in order."""
+"""Prefetching by threads; results come in order.
+
+This is our own code, since `ThreadPoolExecutor.map` takes all keys at once; here at most ``depth`` results lie beyond
+the caller's.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,11 @@
 """Tables for other programs: Lance opened again by Lance, a data set for FiftyOne by its own importer."""
 
 import base64
+import importlib.util
 import io
 import json
+import os
+import subprocess
 import sys
 import zlib
 
@@ -41,6 +44,23 @@ def test_a_lance_table_has_the_rows_of_the_parquet_table(home):
     write_images(home / "more", count=2)
     crosslevel.embed(home / "run", home / "more", output=home / "t.lance", **QUIET)
     assert lance.dataset(str(file)).count_rows() == 4
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("embedding_atlas"), reason="needs it: pip install embedding-atlas")
+def test_embedding_atlas_lays_out_the_parquet_table_with_its_pictures(tmp_path, home):
+    write_images(tmp_path / "photos", count=20)
+    file = crosslevel.embed(home / "run", tmp_path / "photos", output=tmp_path / "t.parquet", thumbnails=32, **QUIET)
+    words = [str(file), "--vector", "feature", "--image", "image", "--export-application", str(tmp_path / "page")]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}  # it would take a model of its own for a table without features
+    subprocess.run([sys.executable, "-m", "embedding_atlas.cli", *words], env=environment, check=True)
+    exported, table = pq.read_table(tmp_path / "page" / "data" / "dataset.parquet"), pq.read_table(file)
+    shows = json.loads((tmp_path / "page" / "data" / "metadata.json").read_text())["props"]["data"]
+    assert shows["image"] == "image"
+    assert exported["path"].to_pylist() == table["path"].to_pylist()
+    assert exported["image"].to_pylist() == table["image"].to_pylist()
+    points = np.stack([exported[shows["projection"][axis]].to_numpy() for axis in "xy"])
+    assert np.isfinite(points).all()
+    assert (points.std(axis=1) > 0).all()
 
 
 def vector(value):

@@ -1,4 +1,8 @@
-"""Requests to a store or server: their size, and the pauses before new attempts while it is busy."""
+"""Requests to a store or server: their size, and the pauses before new attempts while it is busy.
+
+This is our own code: s3fs among fsspec's file systems retries by its own rules, HTTP does not. Here all have the same
+pauses, which one variable sets, and errors that no new attempt can mend (`FINAL`) are not retried.
+"""
 
 from __future__ import annotations
 
