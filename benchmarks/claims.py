@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def size_of(arguments: argparse.Namespace) -> str:
-    """What all trainings have in common."""
+    """The settings that all trainings share."""
     return (
         f"--epochs={arguments.epochs} --batch_size={arguments.batch_size} --encoder.width={arguments.width:g} "
         f"--monitor_every=0 --report_html=false"
@@ -68,12 +68,12 @@ def size_of(arguments: argparse.Namespace) -> str:
 
 
 def key_of(source: str, line: str, seed: int) -> str:
-    """A training's name in the record: claims that ask for the same have the same."""
+    """A training's name in the record: claims that need the same training share it."""
     return f"{source} | {line} | {seed}"
 
 
 def train_missing(arguments: argparse.Namespace) -> None:
-    """Every training and figure that the claims need and the record lacks, seed by seed."""
+    """Run every training and figure that the claims need and the record lacks, seed by seed."""
     began, record, size = time.monotonic(), Path(arguments.record), size_of(arguments)
     for seed in arguments.seeds:
         for name in arguments.only:
@@ -133,7 +133,7 @@ def source_of(arguments: argparse.Namespace, kind: str) -> str:
 
 
 def measured(arguments: argparse.Namespace, folder: Path, figure: str, seed: int) -> dict[str, float]:
-    """The figure of a run, and those that come with it."""
+    """The figure of a run, and its further figures."""
     from crosslevel import evaluate
 
     bank, test = source_of(arguments, "balanced"), f"{arguments.data}/cifar10-jpeg/test"
@@ -160,7 +160,7 @@ def measured(arguments: argparse.Namespace, folder: Path, figure: str, seed: int
 
 
 def of_detectors(arguments: argparse.Namespace, folder: Path, bank: str, seed: int) -> dict[str, float]:
-    """How precise detectors are that start from the run, and from random and supervised weights beside it."""
+    """The precision of detectors that start from the run, from random weights and from supervised ones."""
     from quality import scenes
 
     most, size = arguments.images // 10, f"{arguments.epochs}-{arguments.width:g}"
@@ -171,7 +171,7 @@ def of_detectors(arguments: argparse.Namespace, folder: Path, bank: str, seed: i
 
 
 def of_views(folder: Path, test: str) -> dict[str, float]:
-    """What two views of 1,000 test images, the same for all runs, are to the instance branch."""
+    """Figures of the instance branch on two views of 1,000 test images, the same for all runs."""
     import torch
     import torch.nn.functional as F
 
@@ -211,7 +211,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def page(cells: dict[str, dict[str, Any]]) -> str:
-    """The record as a page: a section a claim. Trainings of other sizes than the most are no part of it."""
+    """The record as a page, with a section for each claim, for trainings of the most frequent size."""
     sizes = [(cell["images"], cell["size"]) for cell in cells.values()]
     usual = statistics.mode(sizes) if sizes else None
     cells = {key: cell for key, cell in cells.items() if (cell["images"], cell["size"]) == usual}
@@ -220,8 +220,8 @@ def page(cells: dict[str, dict[str, Any]]) -> str:
         "Written by `python benchmarks/claims.py` from `benchmarks/results/claims.json`. Small trainings on a CPU:",
         "which way a claim points at this size, not the published figures. Intervals are of 95 % over seeds.", "",
     ]  # fmt: skip
-    told = sorted({f"{cell['images']:,} images, `{cell['size']}`; {cell['machine']}" for cell in cells.values()})
-    lines += [f"Trained with: {one}." for one in told] + [""] * bool(told)
+    setups = sorted({f"{cell['images']:,} images, `{cell['size']}`; {cell['machine']}" for cell in cells.values()})
+    lines += [f"Trained with: {one}." for one in setups] + [""] * bool(setups)
     lines += overview(cells)
     for name, claim in CLAIMS.items():
         lines += [
@@ -311,7 +311,7 @@ def spread(values: list[float], form: str = ".2f") -> str:
 def verdict(
     claim: Claim, arm: str, first: str, mean: float, half: float, found: dict[int, float], base: dict[int, float]
 ) -> str:
-    """What was found, in a sentence."""
+    """The result, in a sentence."""
     if claim.rule == "spread":
         if min(len(found), len(base)) < 2:
             return "One seed has no spread."

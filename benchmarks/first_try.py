@@ -1,4 +1,4 @@
-"""What `crosslevel train FOLDER` gives with nothing else given, on many collections: the defaults' standing benchmark.
+"""The benchmark of the defaults: `crosslevel train FOLDER` without other options, on many collections.
 
 python benchmarks/first_try.py DATA [--budgets 1 4 16] [--seeds 0 1] [--only clothing] [--voc VOC2007:trainval]
 
@@ -60,7 +60,7 @@ SHOTS, DRAWS = 5, 20
 
 
 class Collection(NamedTuple):
-    """What is trained on, what is classified with which labels, and options that the collection itself needs."""
+    """The images to train on, the labelled images to classify, and options that the collection needs."""
 
     train: str
     bank: str
@@ -182,7 +182,7 @@ def cells(known: dict[str, Collection], arguments: argparse.Namespace) -> Iterat
 
 
 def rules() -> str:
-    """Changes when a default does: of the rules, the command, the default method, CLD and views."""
+    """A digest of the defaults: of the rules, the command, the default method, CLD and views."""
     text = ast.unparse(ast.parse(Path(defaults.__file__).read_text()))
     for part in ast.walk(tree := ast.parse(text)):
         if isinstance(part, ast.FunctionDef | ast.ClassDef | ast.Module) and ast.get_docstring(part):
@@ -202,7 +202,7 @@ def lightly_cell(c: Collection, budget: int, key: str, folder: Path) -> dict[str
 
 
 def one(cell: dict[str, Any]) -> None:
-    """Train if the column is a training, judge, and leave the figures."""
+    """Train if the column is a training, evaluate, and write the figures."""
     folder, began = Path(cell["folder"]), time.monotonic()
     bank, queries = labelled_pair(cell["bank"], cell["test"])
     if cell["column"] == "lightly":
@@ -241,10 +241,10 @@ def judged(known: Features, asked: Features) -> dict[str, float]:
     """Accuracies in percent on the test images: kNN, a linear classifier, and nearest means of 5 images a class."""
     classes = int(max(known.labels.max(), asked.labels.max())) + 1
     votes = weighted_knn(known.features, known.labels, asked.features, classes, k=min(200, len(known.labels) // 10))
-    draws = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     # Of thousands of pixels twelve classifiers take longer than a training: fewer passes.
     how = Linear(epochs=30 if known.features.shape[1] <= 1024 else 6)
-    linear = choose(known.features, known.labels, classes, how, draws)
+    linear = choose(known.features, known.labels, classes, how, rng)
     scores = linear.classifier.scores(asked.features)[:, 0]
     out = {}
     for name, predicted in (("knn", votes.argmax(1)), ("linear", scores.argmax(1))):
@@ -259,9 +259,9 @@ def judged(known: Features, asked: Features) -> dict[str, float]:
 def few_shot(known: Features, asked: Features, classes: int) -> float:
     """Balanced accuracy, in percent, of the nearest class mean by cosine; mean over 20 draws of 5 images a class."""
     a, b = (torch.nn.functional.normalize(f.features, dim=1) for f in (known, asked))
-    found, draws = [], torch.Generator().manual_seed(0)
+    found, rng = [], torch.Generator().manual_seed(0)
     for _ in range(DRAWS):
-        order = torch.randperm(len(known.labels), generator=draws)
+        order = torch.randperm(len(known.labels), generator=rng)
         chosen = [order[known.labels[order] == c][:SHOTS] for c in range(classes)]
         means = torch.stack([a[some].mean(0) if len(some) else a.new_zeros(a.shape[1]) for some in chosen])
         right = ((b @ torch.nn.functional.normalize(means, dim=1).T).argmax(1) == asked.labels).double()

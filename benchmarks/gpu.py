@@ -1,4 +1,4 @@
-"""All that waits for a GPU, in one call.
+"""All checks that need a GPU, in one call.
 
 python benchmarks/gpu.py DATA --minutes 9 [-o FOLDER] [--stages capture speed cell]
 
@@ -25,7 +25,7 @@ from typing import Any
 from shared import records
 
 HERE = Path(__file__).parent
-FIRST = ["npid", "moco"]  # those that the cells need
+FIRST = ["npid", "moco"]  # the methods of the cells
 OTHERS = ["simclr", "infomin", "byol", "simsiam", "vicreg", "swav", "dino"]
 SPEEDS = [
     ["--width", "1"],
@@ -64,10 +64,10 @@ def main() -> None:
         for number, line in enumerate(SPEEDS):
             if stop - time.monotonic() < 30:
                 break
-            told = limited([str(HERE / "step.py"), *line], min(120, stop - time.monotonic()))
+            printed = limited([str(HERE / "step.py"), *line], min(120, stop - time.monotonic()))
             with (out / "step_gpu.txt").open("a" if number else "w") as file:
-                file.write(told)
-            print(told, flush=True)
+                file.write(printed)
+            print(printed, flush=True)
     if "cell" in arguments.stages:
         left = (stop - time.monotonic()) / 60 - 1.5  # a cell has a minute to write its checkpoint
         line = [str(HERE / "paper_gpu.py"), arguments.data, "--minutes", f"{left:.2f}", "--runs", arguments.runs]
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def limited(line: list[str], seconds: float) -> str:
-    """What a program of ours prints within its time, or why it did not end well."""
+    """The output of one of our programs within its time, or the reason of its failure."""
     try:
         done = subprocess.run(
             [sys.executable, *line], capture_output=True, text=True, timeout=max(1.0, seconds), check=False
@@ -96,8 +96,9 @@ def capture(data: str, names: list[str], rows: list[str], out: Path, stop: float
         left = stop - time.monotonic()
         if left < 30:
             break
-        told = limited([__file__, data, "--compare", name], min(120, left)).strip()
-        rows = [*rows, told if told.startswith("| ") else f"| {name} | failed: {' '.join(told.split())} | - | - | no |"]
+        printed = limited([__file__, data, "--compare", name], min(120, left)).strip()
+        failed = f"| {name} | failed: {' '.join(printed.split())} | - | - | no |"
+        rows = [*rows, printed if printed.startswith("| ") else failed]
         (out / "captured.md").write_text("\n".join([*HEAD, *rows]) + "\n")
         print(rows[-1], flush=True)
     return rows

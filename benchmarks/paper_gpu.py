@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def missing() -> list[str]:
-    """The packages, as pyproject.toml names them, that are not here in the version that is needed."""
+    """The packages of pyproject.toml that are missing, or have a wrong version."""
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     lacks = []
     for requirement in wanted:
@@ -112,8 +112,8 @@ def _numbers(version: str) -> list[int]:
 
 
 def grid(arguments: argparse.Namespace, rest: list[str]) -> None:
-    """Each wanted cell in its turn, for its minutes; then the table."""
-    from shared import records  # after --missing, which tells that filelock is
+    """Run each requested cell in turn, for its minutes; then write the table."""
+    from shared import records  # after --missing, which reports a missing filelock
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     record = Path(arguments.output).with_suffix(".json")
@@ -128,7 +128,7 @@ def grid(arguments: argparse.Namespace, rest: list[str]) -> None:
             process.wait(None if math.isinf(arguments.minutes) else 60 * arguments.minutes)
         except subprocess.TimeoutExpired:
             end(process)
-        except KeyboardInterrupt:  # the cell has been told as well
+        except KeyboardInterrupt:  # the cell got the signal as well
             process.wait()
             raise
         except SystemExit:
@@ -151,7 +151,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def wanted(named: list[str], record: Path, rest: list[str], until: int | None = None) -> list[str]:
-    """The cells to run: those that are named, `next` or `all`, without what the record has whole."""
+    """The cells to run: those named, `next` or `all`, without those that the record has complete."""
     from shared import records
 
     known = records.read(record, "cells")
@@ -171,7 +171,7 @@ def whole(known: dict[str, Any] | None, until: int | None = None) -> bool:
 
 
 def cell(name: str, arguments: argparse.Namespace, rest: list[str], record: Path) -> dict[str, Any]:
-    """What the cell's own process is told."""
+    """The command line of the cell's own process."""
     return {
         "name": title(name, rest), "recipe": f"cifar10-{name}" if name in PUBLISHED else name, "data": arguments.data,
         "runs": arguments.runs, "record": str(record), "until": arguments.until, "every": arguments.every,
@@ -202,7 +202,7 @@ def folder_of(wanted: dict[str, Any]) -> Path:
 
 
 def unpacked(data: Path, runs: Path) -> Path:
-    """The folder with train/ and test/; of a tar, what it holds, below ``runs``."""
+    """The folder with train/ and test/; a tar is unpacked below ``runs``."""
     if data.is_dir():
         return data
     target = runs / data.name.split(".")[0]
@@ -225,7 +225,7 @@ class Judge:
         return source
 
     def monitor(self, encoder: Any, method: Any, cld: Any, hardware: Any, unreadable: Any) -> Any:
-        """What is called at the end of an epoch."""
+        """The function to call at the end of an epoch."""
         import yaml
         from shared import records
 
@@ -330,7 +330,7 @@ def markdown(cells: dict[str, dict[str, Any]], always: list[str]) -> str:
 
 
 def curves(cells: dict[str, dict[str, Any]]) -> list[str]:
-    """The published figure, by epoch; nothing before there are any."""
+    """The published figure, by epoch; empty before there are any."""
     measured = {name: one["figures"] for name, one in cells.items() if one["figures"]}
     epochs = sorted({int(epoch) for figures in measured.values() for epoch in figures})
     if not epochs:

@@ -1,4 +1,4 @@
-"""Throughput and cost of 1 to 256 GPUs from measured parts; what starves first; and how far the parts are the whole.
+"""Throughput and cost of 1 to 256 GPUs, computed from measured parts; the first bottleneck; and a check of the model.
 
 Of a training with ResNet-50 at 224 x 224 pixels, batches of 128 a GPU (weak scaling), this program measures what a
 photograph of 500 x 375 pixels costs to decode and cut (core seconds), its bytes, the bytes of the gradients, and how
@@ -197,12 +197,12 @@ def clocked(clock: Callable[[], float], work: Callable[[], object]) -> float:
 
 def photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
     """JPEG files of noise of several scales, of quality 90."""
-    draws = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     folder.mkdir()
     for i in range(count):
         picture = np.zeros((*size, 3))
         for scale in (1, 4, 16, 64):
-            coarse = draws.normal(0, 8 * scale**0.5, (-(-size[0] // scale), -(-size[1] // scale), 3))
+            coarse = generator.normal(0, 8 * scale**0.5, (-(-size[0] // scale), -(-size[1] // scale), 3))
             picture += np.kron(coarse, np.ones((scale, scale, 1)))[: size[0], : size[1]]
         Image.fromarray((128 + picture).clip(0, 255).astype(np.uint8)).save(folder / f"{i:03}.jpg", quality=90)
 

@@ -56,10 +56,10 @@ def main() -> None:
 def furnish(home: Path, count: int, width: float, view: int) -> None:
     """JPEG files of 128 pixels, lists of them, and an encoder of random weights."""
     (home / "photos").mkdir()
-    draws = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     names = [str(home / "photos" / f"{i:06}.jpg") for i in range(count)]
     for name in names:
-        coarse = draws.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        coarse = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(np.kron(coarse, np.ones((16, 16, 1), np.uint8))).save(name, quality=85)
     for list_, part in (("a", names[: count // 2]), ("b", names[count // 2 :]), ("all", names)):
         (home / f"{list_}.txt").write_text("\n".join(part) + "\n")
@@ -140,17 +140,17 @@ def measured(what: Callable[[], None]) -> tuple[float, Counter[str]]:
 
 
 def look(spent: dict[tuple[int, float], tuple[str, float]]) -> Counter[str]:
-    """Note what each process has spent so far; who has ended keeps what was seen last."""
+    """Record each process's time so far; an ended process keeps its last value."""
     for process in psutil.Process().children(recursive=True):
         try:
-            told, line = process.cpu_times(), " ".join(process.cmdline())
+            times, line = process.cpu_times(), " ".join(process.cmdline())
         except psutil.Error:
             continue
         kind = "workers" if "ray::_Worker" in line else "commands" if "crosslevel" in line else "Ray"
         key = process.pid, process.create_time()
         if spent.get(key, ("",))[0] == "workers":
             kind = "workers"  # whatever it is called when it ends
-        spent[key] = (kind, told.user + told.system)
+        spent[key] = (kind, times.user + times.system)
     total: Counter[str] = Counter()
     for kind, seconds in spent.values():
         total[kind] += seconds

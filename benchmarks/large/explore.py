@@ -1,13 +1,13 @@
-"""What `crosslevel explore` takes: seconds and memory of a page of 1,000 images, 100,000, and a table of a million.
+"""The cost of `crosslevel explore`: seconds and memory of a page of 1,000 images, 100,000, and a table of a million.
 
     python benchmarks/large/explore.py --rows 1000 100000 1000000 --threads 2 -o benchmarks/results/explore
 
 Tables have features of 384 numbers, as in `search.py`, and thumbnails of 96 pixels: smooth pictures, at most 100,000
 different ones. The page is written into a folder (--export), which does what serving it does and writes the pictures
-besides. Of more than --sample images that many are on the map, as the command has it; told is how many of the 15
-nearest by features are among the 15 nearest on it. Each size is measured in a process of its own. OUTPUT.json keeps
-what is measured: called again, the program measures what is missing, and writes OUTPUT.md. A table stays in --where
-until it is measured.
+besides. The map has at most --sample images, as in the command. The table also has how many of the 15 nearest images by
+features are among the 15 nearest on the map. Each size is measured in a process of its own. OUTPUT.json keeps what is
+measured: called again, the program measures what is missing, and writes OUTPUT.md. A table stays in --where until it is
+measured.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ def table(where: Path, rows: int) -> Path:
 
 def pictures(count: int) -> list[bytes]:
     """Smooth pictures of 96 pixels, each another one, as JPEG."""
-    draws, found = torch.Generator().manual_seed(0), []
+    rng, found = torch.Generator().manual_seed(0), []
     for _ in range(count):
-        small = torch.randint(256, (8, 8, 3), dtype=torch.uint8, generator=draws)
+        small = torch.randint(256, (8, 8, 3), dtype=torch.uint8, generator=rng)
         file = io.BytesIO()
         Image.fromarray(small.numpy()).resize((96, 96), Image.Resampling.BICUBIC).save(file, "jpeg", quality=85)
         found.append(file.getvalue())

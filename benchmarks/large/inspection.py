@@ -1,4 +1,4 @@
-"""`crosslevel inspect` on a large folder: seconds of its parts, memory, and what it finds of the duplicates put in.
+"""`crosslevel inspect` on a large folder: seconds of its parts, memory, and how many planted duplicates it finds.
 
 python benchmarks/large/inspection.py --images 100000
 """
@@ -73,12 +73,12 @@ def generate(root: Path, count: int) -> None:
     folders = [root / f"{f:03}" for f in range(FOLDERS)]
     for folder in folders:
         folder.mkdir(parents=True)
-    draws = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     number, side = 0, 2 * ROOM + 1
     for _ in range(count // 100):
-        for i, picture in enumerate(pictures(DIFFERENT, draws)):
+        for i, picture in enumerate(pictures(DIFFERENT, generator)):
             # All places but the middle one, in any order: no frame is a copy of another.
-            order = torch.randperm(side**2, generator=draws)
+            order = torch.randperm(side**2, generator=generator)
             shifts = [divmod(n, side) for n in order[order != side**2 // 2][:FRAMES].tolist()]
             places = [(ROOM, ROOM), *(shifts if COPIED <= i < COPIED + FILMED else ())]
             times = 2 if i < COPIED else 1
@@ -89,18 +89,18 @@ def generate(root: Path, count: int) -> None:
                     number += 1
 
 
-def pictures(count: int, draws: torch.Generator) -> UInt8[Tensor, "count side side 3"]:
+def pictures(count: int, generator: torch.Generator) -> UInt8[Tensor, "count side side 3"]:
     """Pictures of random colours and contrast, each larger than a file by some pixels on every side."""
     side = SIZE + 2 * ROOM
     down, across = torch.fft.fftfreq(side).unsqueeze(1), torch.fft.rfftfreq(side)
     frequency = torch.hypot(down, across).clamp(min=1 / side)
     strength: Float[Tensor, "side half"] = frequency**-1.2
-    spectrum = torch.randn(count, 3, side, len(across), 2, generator=draws)
+    spectrum = torch.randn(count, 3, side, len(across), 2, generator=generator)
     # Most of what differs in a photograph is light, and not colour.
     spectrum = spectrum.mean(1, keepdim=True) * 1.5 + 0.5 * spectrum
     waves = torch.fft.irfft2(torch.view_as_complex(spectrum.contiguous()) * strength, s=(side, side))
     waves = waves / waves.flatten(1).std(1).view(-1, 1, 1, 1)
-    contrast, colour = torch.rand(count, 1, 1, 1, generator=draws), torch.rand(count, 3, 1, 1, generator=draws)
+    contrast, colour = torch.rand(count, 1, 1, 1, generator=generator), torch.rand(count, 3, 1, 1, generator=generator)
     shown = 0.25 + 0.5 * colour + (0.1 + 0.15 * contrast) * waves
     return (shown.clamp(0, 1) * 255).byte().movedim(1, -1).contiguous()
 
@@ -117,10 +117,10 @@ def measure(root: Path) -> None:
     for name, (module, function) in PARTS.items():
         timed(module, function, name, seconds)
     watch, began = Memory(), time.perf_counter()
-    told = verb.inspect(str(root), output=str(root.parent / f"{root.name}.json"), device="cpu")
+    result = verb.inspect(str(root), output=str(root.parent / f"{root.name}.json"), device="cpu")
     whole = time.perf_counter() - began
-    found = {"exact": told["exact_duplicates"]["superfluous"], **told["near_duplicates"]}
-    print(json.dumps({"count": told["count"], "whole": whole, "seconds": seconds, "peak": watch.stop()[0], **found}))
+    found = {"exact": result["exact_duplicates"]["superfluous"], **result["near_duplicates"]}
+    print(json.dumps({"count": result["count"], "whole": whole, "seconds": seconds, "peak": watch.stop()[0], **found}))
 
 
 def timed(module: ModuleType, function: str, name: str, seconds: Counter[str]) -> None:
@@ -138,19 +138,22 @@ def timed(module: ModuleType, function: str, name: str, seconds: Counter[str]) -
     setattr(module, function, timing)
 
 
-def table(told: list[dict[str, Any]]) -> str:
-    """What was measured, one column for each collection."""
-    rows = [("images", [f"{t['count']:,}" for t in told]), ("seconds in all", [f"{t['whole']:.1f}" for t in told])]
-    rows += [(f"  {part}", [f"{t['seconds'].get(part, 0):.1f}" for t in told]) for part in PARTS]
-    rows.append(("  the rest", [f"{t['whole'] - sum(t['seconds'].values()):.1f}" for t in told]))
-    rows.append(("peak memory, all processes", [f"{t['peak']:,.0f} MB" for t in told]))
+def table(results: list[dict[str, Any]]) -> str:
+    """The measurements, one column for each collection."""
+    rows = [
+        ("images", [f"{t['count']:,}" for t in results]),
+        ("seconds in all", [f"{t['whole']:.1f}" for t in results]),
+    ]
+    rows += [(f"  {part}", [f"{t['seconds'].get(part, 0):.1f}" for t in results]) for part in PARTS]
+    rows.append(("  the rest", [f"{t['whole'] - sum(t['seconds'].values()):.1f}" for t in results]))
+    rows.append(("peak memory, all processes", [f"{t['peak']:,.0f} MB" for t in results]))
     for name, key, each in (
         ("exact copies found / there", "exact", COPIED),
         ("images in tracks / there", "images_in_tracks_of_several", 2 * COPIED + (1 + FRAMES) * FILMED),
         ("tracks / there", "tracks", DIFFERENT),
     ):
-        rows.append((name, [f"{t[key]:,} / {t['count'] // 100 * each:,}" for t in told]))
-    rows.append(("largest track / there", [f"{t['largest_track']} / {1 + FRAMES}" for t in told]))
+        rows.append((name, [f"{t[key]:,} / {t['count'] // 100 * each:,}" for t in results]))
+    rows.append(("largest track / there", [f"{t['largest_track']} / {1 + FRAMES}" for t in results]))
     wide = max(len(value) for _, values in rows for value in values)
     return "\n".join(f"{name:<28}" + "".join(f"  {value:>{wide}}" for value in values) for name, values in rows)
 

@@ -69,9 +69,9 @@ def generate(root: Path, count: int) -> None:
     """``count`` names of a few small JPEG files in many folders."""
     seeds = root.with_name(f"{root.name}.seeds")
     seeds.mkdir(parents=True)
-    draws = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for n in range(count // LINKS + 1):
-        pixels = torch.randint(256, (6, 6, 3), dtype=torch.uint8, generator=draws).numpy()
+        pixels = torch.randint(256, (6, 6, 3), dtype=torch.uint8, generator=generator).numpy()
         Image.fromarray(pixels).resize((48, 36), Image.Resampling.BICUBIC).save(seeds / f"{n}.jpg")
     folders = [root / f"class{f:04}" for f in range(FOLDERS)]
     for folder in folders:

@@ -1,4 +1,4 @@
-"""How duplicates are found among very many pictures: seconds, memory, and what is found of planted copies.
+"""The search for duplicates among very many pictures: seconds, memory, and how many planted copies it finds.
 
 Pictures of 32 x 32 pixels whose spectrum falls as that of photographs does (1/f, Field 1987), of random contrast, light
 and colours; one in eleven is a copy of another, two of one original: recompressed, lighter, of more contrast, without
@@ -10,8 +10,8 @@ their original, precision the share of the pairs found whose two pictures are of
 (`mutual_pairs`, a cosine of at least 0.9): clusters of sizes by a Zipf law, in each a spectrum that falls; a copy
 is its original and noise of 0.1 to 0.35 of its length.
 
-A line a minute on standard error says where it is. --record FILE keeps the rows that are done: called again, the
-program prints these and measures the others; one that was cut off is measured from its beginning.
+A line a minute on standard error shows the progress. --record FILE stores the finished rows: called again, the program
+prints these and measures the others; an interrupted row is measured from its beginning.
 
 python benchmarks/large/scale_duplicates.py --counts 1000000 --threads 2 --record scale_duplicates.json 2>> scale.log
 """
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def tell_each_minute(thread: int) -> None:
-    """Which functions the thread is in, and what it has taken."""
+    """Print the thread's current functions, and its time and memory, each minute."""
     began = time.monotonic()
     while True:
         time.sleep(60)
@@ -108,19 +108,19 @@ def measured(count: int, seed: int, width: int | None = None) -> tuple[str, ...]
 
 def collection(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Pictures in random order, of each the place of its original, and which edit it is (-1: none)."""
-    draws = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     planted = count // (SHARE + 1)
     plain = count - planted
     pictures = torch.empty(count, 3, SIDE, SIDE, dtype=torch.uint8)
-    place = torch.randperm(count, generator=draws)
+    place = torch.randperm(count, generator=generator)
     for first in range((planted + 1) // 2, plain, PART):
         these = place[first : min(first + PART, plain)]
-        pictures[these] = natural(len(these), SIDE, draws)
+        pictures[these] = natural(len(these), SIDE, generator)
     original, edit = torch.arange(count), torch.full((count,), -1)
     names = list(EDITS)
     for first in range(0, planted, PART):
         which = torch.arange(first, min(first + PART, planted))
-        large = natural((len(which) + 1) // 2, 2 * SIDE, draws)
+        large = natural((len(which) + 1) // 2, 2 * SIDE, generator)
         pictures[place[which[::2] // 2]] = tvf.resize(large, [SIDE, SIDE], antialias=True)
         for number, name in enumerate(names):
             some = which % len(names) == number
@@ -134,38 +134,42 @@ def collection(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def clusters(count: int, width: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Features of clusters in random order, of each the place of its original, and how noisy it is (-1: no copy)."""
-    draws = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     planted = count // (SHARE + 1)
     plain, sizes = count - planted, 1 / torch.arange(1, 1001.0)
     spectrum = 1 / torch.arange(1, width + 1.0).sqrt()
-    centres = torch.randn(len(sizes), width, generator=draws) * spectrum
-    features, place = torch.empty(count, width), torch.randperm(count, generator=draws)
+    centres = torch.randn(len(sizes), width, generator=generator) * spectrum
+    features, place = torch.empty(count, width), torch.randperm(count, generator=generator)
     for these in place[:plain].split(PART):
-        of = torch.multinomial(sizes, len(these), replacement=True, generator=draws)
-        features[these] = F.normalize(centres[of] + torch.randn(len(these), width, generator=draws) * spectrum, dim=1)
+        of = torch.multinomial(sizes, len(these), replacement=True, generator=generator)
+        features[these] = F.normalize(
+            centres[of] + torch.randn(len(these), width, generator=generator) * spectrum, dim=1
+        )
     original, edit, number = torch.arange(count), torch.full((count,), -1), torch.arange(planted)
     copies, originals = place[plain:], place[number // 2]
     level = number % len(NOISES)
-    noise = F.normalize(torch.randn(planted, width, generator=draws), dim=1)
+    noise = F.normalize(torch.randn(planted, width, generator=generator), dim=1)
     length = torch.tensor([float(name.split()[1]) for name in NOISES])[level].unsqueeze(1)
     features[copies] = F.normalize(features[originals] + length * noise, dim=1)
     original[copies], edit[copies] = originals, level
     return features, original, edit
 
 
-def natural(count: int, side: int, draws: torch.Generator) -> Tensor:
+def natural(count: int, side: int, generator: torch.Generator) -> Tensor:
     """Noise with the amplitudes of photographs: 1 / frequency, the luminance stronger than the colours."""
     down, across = torch.fft.fftfreq(side), torch.fft.rfftfreq(side)
     frequency = torch.hypot(down.unsqueeze(1), across.unsqueeze(0))
     frequency[0, 0] = torch.inf
-    noise = torch.randn(count, 4, side, side, generator=draws)
+    noise = torch.randn(count, 4, side, side, generator=generator)
     planes = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency, s=(side, side))
     planes = planes / planes.std((2, 3), keepdim=True)
-    colourful = torch.rand(count, 1, 1, 1, generator=draws) * 0.6
+    colourful = torch.rand(count, 1, 1, 1, generator=generator) * 0.6
     shown = planes[:, :1] + colourful * planes[:, 1:]
-    contrast = 0.08 + 0.17 * torch.rand(count, 1, 1, 1, generator=draws)
+    contrast = 0.08 + 0.17 * torch.rand(count, 1, 1, 1, generator=generator)
     light = (
-        0.3 + 0.4 * torch.rand(count, 1, 1, 1, generator=draws) + 0.08 * torch.randn(count, 3, 1, 1, generator=draws)
+        0.3
+        + 0.4 * torch.rand(count, 1, 1, 1, generator=generator)
+        + 0.08 * torch.randn(count, 3, 1, 1, generator=generator)
     )
     return (255 * (light + contrast * shown)).round().clamp(0, 255).byte()
 

@@ -1,4 +1,4 @@
-"""On paper: what a collection of very many images takes: each figure from a file in results/, none from such a run.
+"""A plan on paper for a collection of very many images: every figure is from a file in results/, none from such a run.
 
 python benchmarks/scale.py --plan 1e9
 """
@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
 
 def measured() -> Measured:
-    """All that the plan is made of, as the files have it."""
+    """All figures of the plan, from the files."""
     wall, cores = _found("input.txt", r"files of .*?, (\d+) kB each; (\d+) workers")
     rate = _found("input.txt", r"^JPEG files +([\d,]+) images/s")[0]
     decode, size = _found("scale.md", r"cutting ([\d.]+) ms of a core an image of (\d+) kB")

@@ -4,7 +4,7 @@
 
 Features are generated: a latent of 32 numbers in 2,000 clusters of unequal sizes goes through two random layers, and
 its 384 outputs have length 1. Queries are 1,000 more of the same. One thread; times are the processor's, so that what
-else runs on the machine counts little. Of each library the least setting is taken that finds 99 % of the 10 nearest.
+else runs on the machine counts little. Each library has its smallest setting that finds 99 % of the 10 nearest.
 
 Each way is measured in a process of its own, and OUTPUT.json keeps what is measured: called again, the program measures
 what is missing, and writes OUTPUT.md. The tables and indexes stay in --where.
@@ -66,8 +66,8 @@ def main() -> None:
                 written(home / "features.parquet", rows)
                 if way != "exact" and not (home / "truth.npy").is_file():
                     measured(home, "exact")
-                told = records.again(__file__, "--measure", str(home), "--ways", way, environment=ONE).splitlines()[-1]
-                records.add(record, "cells", name, {"rows": rows, "way": way, **json.loads(told)}, {})
+                line = records.again(__file__, "--measure", str(home), "--ways", way, environment=ONE).splitlines()[-1]
+                records.add(record, "cells", name, {"rows": rows, "way": way, **json.loads(line)}, {})
             print(f"{name}: {records.read(record, 'cells')[name]}", flush=True)
             Path(arguments.output).with_suffix(".md").write_text(markdown(records.read(record, "cells")))
 
@@ -100,7 +100,7 @@ def written(file: Path, rows: int) -> None:
 
 
 def measured(home: Path, way: str) -> dict[str, Any]:
-    """What one way takes to be built and to answer, and what it finds."""
+    """The cost to build one way and to answer with it, and its recall."""
     table, queries = open_table(home / "features.parquet"), made(QUERIES, 1)
     began = time.process_time()
     name, settings = WAYS[way](table)
@@ -134,14 +134,14 @@ def all_compared(table: FeatureTable) -> tuple[str, list[tuple[str, Find]]]:
 
 
 def index(table: FeatureTable) -> tuple[str, list[tuple[str, Find]]]:
-    """What `crosslevel search` does, the recall that it measures itself included."""
+    """The index of `crosslevel search`, with the recall that it measures itself."""
     shutil.rmtree(table.file.with_name(f"{table.file.name}.index"), ignore_errors=True)
     made_index = opened_index(table, printer(quiet=True))
     return "`crosslevel search`'s index", [("", lambda x: made_index.search(x, K).indices.numpy())]
 
 
 def usearch(table: FeatureTable, **given: Any) -> tuple[str, list[tuple[str, Find]]]:
-    """With the library's own settings, or those given, but for how many candidates a query has."""
+    """The library with its own settings, or the given ones, except for the number of candidates of a query."""
     from usearch.index import Index
 
     graph, first = Index(ndim=WIDTH, metric="cos", **given), 0

@@ -1,4 +1,4 @@
-r"""What `crosslevel curate` is worth: labels for a classifier, and a tenth of a collection to train on.
+r"""The value of `crosslevel curate`: labels for a classifier, and a tenth of a collection to train on.
 
     python benchmarks/quality/curate.py cifar10-jpeg/train@imbalance=100 cifar10-jpeg/test \
         -o benchmarks/results/curate_cifar

@@ -81,7 +81,7 @@ def nearest(data: Tensor) -> Tensor:
 
 
 def edited(seed: int) -> dict[str, list[int]]:
-    """Of each edit the copies found, and all pairs of different scenes that were."""
+    """The copies found for each edit, and all false pairs of different scenes."""
     generator = np.random.default_rng(seed)
     scenes = [scene(generator) for _ in range(SCENES)]
     result: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""A small set for detection on which it matters what the detector starts from, made of CIFAR-10's photographs.
+"""A small set for detection, made of CIFAR-10's photographs, on which the detector's starting weights matter.
 
 python benchmarks/quality/scenes.py CIFAR10 OUT [--train 150] [--test 150]
 crosslevel evaluate RUN OUT:train --test OUT:test --protocol detection --detection.short_side 96
@@ -80,7 +80,7 @@ def write(root: Path, cifar10: str, train: int, test: int, without: int) -> None
 
 
 def usable(images: Images, first: int) -> torch.Tensor:
-    """All images but the ``first`` of each class; all of them where that leaves none."""
+    """All images but the ``first`` of each class; all images if none would be left."""
     labels = images.labels
     assert labels is not None
     later = torch.cat([(labels == c).nonzero().squeeze(1)[first:] for c in labels.unique()])

@@ -83,22 +83,22 @@ def main() -> None:
             digest = hashlib.sha256(json.dumps(search).encode()).hexdigest()[:8]  # other settings, other folders
             home = Path(arguments.runs) / arguments.name / f"{way}-{seed}-{digest}"
             result = cell(arguments, home, source, way, seed, options)
-            told = {"name": arguments.name, "way": way, "seed": seed, "about": about, **result}
-            done = add(arguments.output, "cells", key, told, {"machine": machine()})
+            result_row = {"name": arguments.name, "way": way, "seed": seed, "about": about, **result}
+            done = add(arguments.output, "cells", key, result_row, {"machine": machine()})
             arguments.output.with_suffix(".md").write_text(markdown(done))
             print(f"{key}: {result['knn']:.1f} %", flush=True)
     print(arguments.output.with_suffix(".md").read_text())
 
 
 def about_images(arguments: argparse.Namespace, source: str) -> dict[str, Any]:
-    """What the cells of a table have in common, apart from where the images lie."""
+    """The settings that the cells of a table share, without the paths of the images."""
     return {"imbalance": arguments.imbalance, "count": len(open_images(source))}
 
 
 def cell(
     arguments: argparse.Namespace, home: Path, source: str, way: str, seed: int, options: list[str]
 ) -> dict[str, Any]:
-    """Search if it is a search, train with what came of it as often as wanted, and judge each."""
+    """Search if the way is a search, train with its result as often as requested, and evaluate each training."""
     own, result = [source, *options], {"spent": 0.0, "trials": 0}
     if WAYS[way] is not None:
         call("tune", *own, *WAYS[way], f"--budget={arguments.budget}", f"--jobs={arguments.jobs}", f"--seed={seed}",

@@ -92,7 +92,7 @@ def beside(
 
 
 def wait() -> None:
-    """Until a GPU, if that is where things run, has done all that it was told."""
+    """Wait until a GPU, if one is used, has finished all its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     elif torch.backends.mps.is_available():

@@ -1,4 +1,4 @@
-"""What benchmarks share: their command line, themselves in another process, and one file of results for several."""
+"""Shared parts of benchmarks: the command line, measuring in another process, and one file of results for several."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def folder(where: str | None = None) -> Iterator[Path]:
 
 
 def again(file: str, *words: str, environment: Mapping[str, str] | None = None, show: bool = False) -> str:
-    """What the same program prints, called with other words in a process of its own: memory and time are its alone.
+    """The output of the same program with other arguments in a new process, which has its own memory and time.
 
     With ``show`` it goes to the terminal as it comes, and nothing is returned.
     """
@@ -47,7 +47,7 @@ def again(file: str, *words: str, environment: Mapping[str, str] | None = None, 
 
 
 def read(record: Path, key: str) -> dict[str, Any]:
-    """What the file has under ``key``; nothing where there is no file."""
+    """The value of ``key`` in the file; empty if there is no file."""
     found: dict[str, Any] = json.loads(record.read_text()).get(key, {}) if record.exists() else {}
     return found
 

@@ -38,12 +38,12 @@ def main() -> None:
 
 def neighbours(count: int, asked: int, rounds: int) -> None:
     """KNN of k = 200 in a bank of float16, its matrix products alone, and faiss's exact index, in turns."""
-    draws = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     bank = torch.empty(count, SIZE, dtype=torch.float16)
     for part in bank.split(65_536):
-        part.copy_(torch.randn(part.shape, generator=draws))
-    labels = torch.randint(CLASSES, (count,), generator=draws)
-    queries = torch.randn(asked, SIZE, generator=draws)
+        part.copy_(torch.randn(part.shape, generator=generator))
+    labels = torch.randint(CLASSES, (count,), generator=generator)
+    queries = torch.randn(asked, SIZE, generator=generator)
     ours, theirs = [], []
     bare: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
     for _ in range(rounds):
@@ -86,8 +86,11 @@ def faiss_search(bank: torch.Tensor, queries: torch.Tensor) -> float | None:
 
 def sweeps(count: int = 45_000, classes: int = 10, rounds: int = 5) -> None:
     """One epoch of twelve settings together, and of one."""
-    draws = torch.Generator().manual_seed(0)
-    features, labels = torch.randn(count, SIZE, generator=draws), torch.randint(classes, (count,), generator=draws)
+    generator = torch.Generator().manual_seed(0)
+    features, labels = (
+        torch.randn(count, SIZE, generator=generator),
+        torch.randint(classes, (count,), generator=generator),
+    )
     how = Linear()
     twelve = [(lr, decay) for lr in how.lrs for decay in how.weight_decays]
     together, alone = [], []

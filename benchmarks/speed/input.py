@@ -141,11 +141,11 @@ def drained(batches: Iterable[object]) -> Callable[[], object]:
 
 def photographs(root: Path, small: Images, count: int) -> float:
     """Write ``count`` files in ten folders; their mean size in bytes."""
-    draws, sizes = np.random.default_rng(0), []
+    generator, sizes = np.random.default_rng(0), []
     for n in range(count):
-        pixels = small[int(draws.integers(len(small)))][0].permute(1, 2, 0).numpy()
+        pixels = small[int(generator.integers(len(small)))][0].permute(1, 2, 0).numpy()
         photo = np.asarray(Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC)).astype(np.float32)
-        photo = photo + sum(noise(draws, step) for step in (1, 2, 4, 8))[..., None]
+        photo = photo + sum(noise(generator, step) for step in (1, 2, 4, 8))[..., None]
         file = root / str(n % 10) / f"{n:05}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo.clip(0, 255).astype(np.uint8)).save(file, quality=90)
@@ -153,9 +153,9 @@ def photographs(root: Path, small: Images, count: int) -> float:
     return float(np.mean(sizes))
 
 
-def noise(draws: np.random.Generator, step: int) -> np.ndarray:
+def noise(generator: np.random.Generator, step: int) -> np.ndarray:
     """Noise of the grain ``step``, stronger the coarser, as in natural images."""
-    coarse = draws.normal(0, 1, (375 // step + 1, 500 // step + 1)).astype(np.float32)
+    coarse = generator.normal(0, 1, (375 // step + 1, 500 // step + 1)).astype(np.float32)
     return 6 * step**0.5 * np.asarray(Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC))
 
 

@@ -1,4 +1,4 @@
-"""How many operations a GPU is told to do for the views and for the groups of one step.
+"""The number of operations that are launched on a GPU for the views and for the groups of one step.
 
 python benchmarks/speed/launches.py
 

@@ -70,8 +70,8 @@ def main() -> None:
             added = f"{100 * (median(ratios) - 1):.1f}" if variant else ""
             line = [__file__, *sys.argv[1:], "--memory", json.dumps([name, kind])]
             times = 1 if torch.cuda.is_available() else 3
-            told = [records.again(*line) for _ in range(times)]
-            peaks = [float(text) for text in told]
+            outputs = [records.again(*line) for _ in range(times)]
+            peaks = [float(text) for text in outputs]
             megabytes = median(peaks) / 1e6
             shown = f"{1000 * median(seconds[variant]):.1f} | {added} | {LIMITS.get(variant, '')} | {megabytes:,.0f}"
             print(f"| {METHODS[name].__name__} | {variant} | {shown} |", flush=True)

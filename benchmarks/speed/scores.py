@@ -30,12 +30,12 @@ def main() -> None:
     parser = records.options(__doc__)
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
-    draws = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     owner = torch.arange(IMAGES) % CLASSES
-    images = torch.randn(CLASSES, FEATURES, generator=draws)[owner]
-    images += 0.7 * torch.randn(IMAGES, FEATURES, generator=draws)
+    images = torch.randn(CLASSES, FEATURES, generator=generator)[owner]
+    images += 0.7 * torch.randn(IMAGES, FEATURES, generator=generator)
     a, b, group_a, group_b, instance_a, instance_b = (
-        images + 0.5 * torch.randn(IMAGES, FEATURES, generator=draws) for _ in range(6)
+        images + 0.5 * torch.randn(IMAGES, FEATURES, generator=generator) for _ in range(6)
     )
     tracks = torch.arange(IMAGES) // 5
 

@@ -54,12 +54,12 @@ def table(runs: dict[str, Any]) -> str:
             own = [run for run in runs.values() if (run["collection"], run["name"]) == (collection, setting)]
             if len(own) < 2:
                 continue
-            told = [
+            cells = [
                 f"{mean(values):.1f} ({stdev(values):.1f})"
                 for values in ([run["knn"] for run in own], [run["linear"] for run in own])
             ]
             score = mean(run["scores"]["combined"] for run in own)
-            lines.append(f"| {collection} | {setting} | {len(own)} | {' | '.join(told)} | {score:.3f} |")
+            lines.append(f"| {collection} | {setting} | {len(own)} | {' | '.join(cells)} | {score:.3f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -79,7 +79,7 @@ def collected(images: InMemoryImages, test: InMemoryImages) -> Collection:
 
 
 def options(about: str | None, name: str, collections: Sequence[str]) -> argparse.ArgumentParser:
-    """What programs with these trainings are told, by default under ``name``."""
+    """The options of programs with these trainings, by default under ``name``."""
     parser = records.options(about)
     parser.add_argument("-o", "--output", default=f"benchmarks/results/{name}")
     parser.add_argument("--cifar", nargs=2, metavar=("TRAIN", "TEST"))

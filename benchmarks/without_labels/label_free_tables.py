@@ -55,9 +55,9 @@ def tables(runs: dict[str, Any], collections: Sequence[str]) -> str:
         for score in scores:
             counts = [sum(score in all_scores(run) for run in repeated) for repeated in judged.values()]
             if min(counts):
-                told = [choice(part, score) for part in (judged, alike)]
+                texts = [choice(part, score) for part in (judged, alike)]
                 fewer = f" (of {min(counts)} of {repeats} trainings)" if min(counts) < repeats else ""
-                lines.append(f"| {score}{fewer} | {' | '.join(told)} |")
+                lines.append(f"| {score}{fewer} | {' | '.join(texts)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -87,11 +87,11 @@ def noise_of(judged: list[list[dict[str, Any]]]) -> str:
         for i, column in enumerate(zip(*scores, strict=True)):
             others = [mean(run[name] for j, run in enumerate(repeats) if j != i) for repeats in judged]
             single[name].append(correlation(list(column), others))
-    told = ", ".join(f"{name} {min(rho):.2f} to {max(rho):.2f}" for name, rho in single.items())
+    spans = ", ".join(f"{name} {min(rho):.2f} to {max(rho):.2f}" for name, rho in single.items())
     return (
         f"; of trainings of one setting kNN differs by {spread:.1f} (standard deviation), with rho {alike:.2f}, and "
         f"combined, of the better half, by {apart:.0f} %; Spearman of combined by one training with the accuracy of "
-        f"the others: {told}"
+        f"the others: {spans}"
     )
 
 

@@ -147,13 +147,13 @@ def supervised(run: Path, steps: int = 1600, batch: int = 128) -> Path:
     network = torch.nn.Sequential(encoder, torch.nn.Linear(encoder.num_features, 12)).train()
     network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
-    rate, draws = (
+    rate, generator = (
         torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=steps),
         torch.Generator().manual_seed(0),
     )
     for _ in range(steps):
-        index = torch.randint(len(images), (batch,), generator=draws)
-        [shown] = views(images.batch(index), draws)
+        index = torch.randint(len(images), (batch,), generator=generator)
+        [shown] = views(images.batch(index), generator)
         scores = network(shown.contiguous(memory_format=torch.channels_last))
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(scores, images.labels[index]).backward()
@@ -173,12 +173,12 @@ def measured(name: str, data: torch.Tensor, labels: torch.Tensor, tracks: torch.
         accuracy = neighbours(features, labels, tracks)
     found = structure(scanned, features, threshold)
     members = duplicate_sets(scanned, found.pairs, source.paths)
-    told = summary(name, len(source), source, scanned, found, members, bad, BATCH, None if run is None else str(run))
-    tail, sizes = told["long_tail"]["by_track"], torch.bincount(labels)
+    figures = summary(name, len(source), source, scanned, found, members, bad, BATCH, None if run is None else str(run))
+    tail, sizes = figures["long_tail"]["by_track"], torch.bincount(labels)
     return Row(
         name, long_tail.imbalance_factor(sizes), tail["imbalance"], long_tail.gini(sizes), tail["gini"],
-        long_tail.duplicate_share(tracks.unique(return_counts=True)[1], BATCH), told["batch"]["duplicate_share"],
-        told["long_tail"]["separation"], accuracy, bound(found.features, labels, tracks),
+        long_tail.duplicate_share(tracks.unique(return_counts=True)[1], BATCH), figures["batch"]["duplicate_share"],
+        figures["long_tail"]["separation"], accuracy, bound(found.features, labels, tracks),
     )  # fmt: skip
 
 
@@ -222,13 +222,13 @@ def constructed() -> list[str]:
 
 def ranked(apart: float, imbalance: int, classes: int, seed: int) -> tuple[float, float, float, float, float]:
     """True and estimated imbalance, estimated Gini index, separation, accuracy in percent."""
-    draws = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     weights = imbalance ** (-torch.arange(classes).double() / (classes - 1))
     sizes = (weights / weights.sum() * 1000).round().long().clamp(min=2)
     labels, tracks = torch.arange(classes).repeat_interleave(sizes), torch.arange(int(sizes.sum()))
-    centres = torch.nn.functional.normalize(torch.randn(classes, 16, generator=draws), dim=1) * apart
+    centres = torch.nn.functional.normalize(torch.randn(classes, 16, generator=generator), dim=1) * apart
     spread = torch.cat([torch.linspace(0.5, 1.5, 16), torch.full((48,), 0.3)])
-    features = torch.randn(len(labels), 64, generator=draws) * spread
+    features = torch.randn(len(labels), 64, generator=generator) * spread
     features[:, :16] += centres[labels]
     found = long_tail.grouped(features, tracks)
     estimated = torch.bincount(found.groups)

@@ -49,13 +49,13 @@ def collections(folder: str) -> Iterator[Made]:
         yield Made(f"turntable, {objects} objects x {frames}, {imbalance}", made.data, made.labels, made.tracks)
     cifar = pack(open_images(folder), 32, bad=BadFiles(), workers=0)
     for seed, (most, copies, imbalance) in enumerate(CIFARS, 200):
-        draws = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(cifar), generator=draws)
+        rng = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(cifar), generator=rng)
         first = torch.cat([order[cifar.labels[order] == c][:most] for c in range(10)])
         # Which class is frequent differs: else colour alone could tell.
-        renamed = torch.randperm(10, generator=draws)[cifar.labels[first]]
-        part = take(cifar, first[long_tailed(renamed, imbalance, draws)])
-        data, tracks = repeated(part.data, copies, draws)
+        renamed = torch.randperm(10, generator=rng)[cifar.labels[first]]
+        part = take(cifar, first[long_tailed(renamed, imbalance, rng)])
+        data, tracks = repeated(part.data, copies, rng)
         yield Made(f"CIFAR-10, {len(part)} x {copies}, {imbalance}", data, part.labels.repeat(copies), tracks)
 
 
@@ -73,10 +73,10 @@ def trained(folder: str, home: Path) -> Iterator[tuple[Made, Path]]:
         yield made, run_on(made, home / f"{source}-{classes}-{imbalance}-{seed}".lower())
 
 
-def exponential(labels: torch.Tensor, total: int, imbalance: float, draws: torch.Generator) -> torch.Tensor:
+def exponential(labels: torch.Tensor, total: int, imbalance: float, rng: torch.Generator) -> torch.Tensor:
     """``total`` images whose classes, in a drawn order, decrease as in `long_tailed`, rounded."""
-    order = torch.randperm(len(labels), generator=draws)
-    renamed = torch.randperm(10, generator=draws)[labels[order]]
+    order = torch.randperm(len(labels), generator=rng)
+    renamed = torch.randperm(10, generator=rng)[labels[order]]
     weights = imbalance ** (-torch.arange(10).double() / 9)
     bounds = (weights / weights.sum() * total).cumsum(0).round().long()
     wanted = bounds.diff(prepend=torch.zeros(1, dtype=torch.long))
@@ -94,11 +94,11 @@ def run_on(made: Made, home: Path) -> Path:
     return home / "run"
 
 
-def repeated(data: torch.Tensor, copies: int, draws: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def repeated(data: torch.Tensor, copies: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Each image several times, each copy shifted by up to 2 pixels; what leaves the frame is reflected."""
     wide = torch.nn.functional.pad(data.float(), (2, 2, 2, 2), mode="reflect").byte()
     made = torch.empty(copies, *data.shape, dtype=torch.uint8)
     for copy in made:
-        for i, (down, across) in enumerate(torch.randint(5, (len(data), 2), generator=draws).tolist()):
+        for i, (down, across) in enumerate(torch.randint(5, (len(data), 2), generator=rng).tolist()):
             copy[i] = wide[i, :, down : down + 32, across : across + 32]
     return (made if copies > 1 else data.unsqueeze(0)).flatten(0, 1), torch.arange(len(data)).repeat(copies)
