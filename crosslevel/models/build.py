@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -18,6 +19,8 @@ MODERN = (
     "vision_transformer",
 )  # fmt: skip
 """Families of timm that are trained with AdamW and stochastic depth, and normalize layers, not batches."""
+
+Init = Literal["timm", "torch"]
 
 
 def is_modern(architecture: str) -> bool:
@@ -61,6 +64,21 @@ def create_narrow(name: str, options: Mapping[str, Any], width: float, zero_init
         model = create(name, options)
         narrow(model, name, width, zero_init_last)
     return model
+
+
+def draw_as_torch(model: nn.Module) -> None:
+    """Draw the weights of convolutions and linear layers again, as PyTorch's layers do by themselves."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.reset_parameters()
+
+
+def draw_stem(weight: Tensor, init: Init, generator: torch.Generator) -> None:
+    """Draw a small stem's weights: normal by fan-out as timm's, or uniform by fan-in as PyTorch's."""
+    if init == "torch":
+        nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+    else:
+        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu", generator=generator)
 
 
 def _without(name: str, options: Mapping[str, Any], pooled: Mapping[str, Any], **more: Any) -> Any:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from crosslevel.models.build import create, create_narrow, is_modern
+from crosslevel.models.build import Init, create, create_narrow, draw_as_torch, draw_stem, is_modern
 from crosslevel.models.start.pretrained import build, checked, find, is_named, known_model
 from crosslevel.models.start.trained import merged, restrict, still
 from crosslevel.models.start.weights import load_weights
@@ -72,6 +72,7 @@ class Encoder(nn.Module):
         drop_path: float | None = None,
         arguments: dict[str, Any] | None = None,
         channels: int | None = None,
+        init: Init = "timm",
     ) -> None:
         """Build the network.
 
@@ -96,6 +97,8 @@ class Encoder(nn.Module):
             arguments: further sizes that timm builds the model by, such as {reg_tokens: 4}.
             channels: of the images; those of the source (--channels, 3 by default) unless given. Weights for three
                 channels are adapted in the first layer: summed for one channel, repeated for more.
+            init: how random weights are drawn: timm (a ResNet's convolutions normal by fan-out, He et al. 2015) or
+                torch (PyTorch's defaults, uniform by fan-in, as in the authors' code).
 
         Raises:
             ValueError: an unknown model, a width for a model that has none, or weights that do not fit.
@@ -108,7 +111,7 @@ class Encoder(nn.Module):
         if channels is not None and channels < 1:
             raise UserError(f"encoder.channels={channels}: at least 1")
         self.reads: dict[str, str] = {}
-        self.trained, self.further = train, checked(arguments)
+        self.trained, self.further, self.init = train, checked(arguments), init
         self.small_images: bool | None = None
         self.loaded = self.licence = ""
         self.view = self._view(32, *View._field_defaults.values())
@@ -121,6 +124,8 @@ class Encoder(nn.Module):
                 self.backbone = create(self.architecture, options)
             else:
                 self.backbone = create_narrow(self.architecture, options, width, zero_init_last)
+            if init == "torch":
+                draw_as_torch(self.backbone)
         if small_images:
             self.use_small_stem()
         elif small_images is not None:
@@ -166,7 +171,7 @@ class Encoder(nn.Module):
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that build this encoder again."""
-        options = {key: getattr(self, key) for key in (*STRUCTURE, "weights", "pretrained", "drop_path")}
+        options = {key: getattr(self, key) for key in (*STRUCTURE, "weights", "pretrained", "drop_path", "init")}
         return {"name": self.name, **options, "train": self.trained, "arguments": self.further or None}
 
     def structure(self) -> dict[str, Any]:
@@ -273,7 +278,7 @@ class Encoder(nn.Module):
         small = nn.utils.skip_init(nn.Conv2d, stem.in_channels, stem.out_channels, 3, padding=1, bias=False)
         # With its own generator, the stem starts with the same weights whether it is requested or chosen later.
         generator = seeded(torch.initial_seed())
-        nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+        draw_stem(small.weight, self.init, generator)
         self.backbone.add_module("conv1", small)
         self.backbone.add_module("maxpool", nn.Identity())
         self.small_images = True
