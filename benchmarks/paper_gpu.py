@@ -11,7 +11,8 @@ these with the card and the date, OUTPUT.md the table of the newest. The labels 
 
 Cells: npid, npid-cld, moco, moco-cld, further ones by a recipe's name; `next` is the first that is not whole, `all`
 are these four, each for so many minutes. The step is compiled where `crosslevel train --compile auto` would; after
-``--``, --compile=off is as before, and --encoder.init=torch draws weights as the authors' code does. --until 40 stops a cell after 40 of its epochs. Without a GPU
+``--``, --compile=off is as before, and --encoder.init=torch draws weights as the authors' code does. --until 40 stops a
+cell after 40 of its epochs. Without a GPU
 
     python benchmarks/paper_gpu.py DATA --cpu
 
