@@ -1,4 +1,4 @@
-"""`crosslevel inspect` on a large folder: seconds of its parts, memory, and how many planted duplicates it finds.
+"""`crosslevel inspect` on a large folder: seconds of its parts, memory, and the planted duplicates that it finds.
 
 python benchmarks/large/inspection.py --images 100000
 """
@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -80,9 +80,9 @@ def generate(root: Path, count: int) -> None:
             # All places but the middle one, in any order: no frame is a copy of another.
             order = torch.randperm(side**2, generator=generator)
             shifts = [divmod(n, side) for n in order[order != side**2 // 2][:FRAMES].tolist()]
-            places = [(ROOM, ROOM), *(shifts if COPIED <= i < COPIED + FILMED else ())]
+            offsets = [(ROOM, ROOM), *(shifts if COPIED <= i < COPIED + FILMED else ())]
             times = 2 if i < COPIED else 1
-            for y, x in places:
+            for y, x in offsets:
                 data = encoded(picture[y : y + SIZE, x : x + SIZE], quality=95 if (y, x) == (ROOM, ROOM) else 80)
                 for _ in range(times):
                     (folders[number % FOLDERS] / f"{number:07}.jpg").write_bytes(data)
@@ -101,8 +101,8 @@ def pictures(count: int, generator: torch.Generator) -> UInt8[Tensor, "count sid
     waves = torch.fft.irfft2(torch.view_as_complex(spectrum.contiguous()) * strength, s=(side, side))
     waves = waves / waves.flatten(1).std(1).view(-1, 1, 1, 1)
     contrast, colour = torch.rand(count, 1, 1, 1, generator=generator), torch.rand(count, 3, 1, 1, generator=generator)
-    shown = 0.25 + 0.5 * colour + (0.1 + 0.15 * contrast) * waves
-    return (shown.clamp(0, 1) * 255).byte().movedim(1, -1).contiguous()
+    scaled = 0.25 + 0.5 * colour + (0.1 + 0.15 * contrast) * waves
+    return (scaled.clamp(0, 1) * 255).byte().movedim(1, -1).contiguous()
 
 
 def encoded(picture: UInt8[Tensor, "h w 3"], quality: int) -> bytes:
@@ -113,18 +113,19 @@ def encoded(picture: UInt8[Tensor, "h w 3"], quality: int) -> bytes:
 
 def measure(root: Path) -> None:
     """One line of JSON: what `inspect` found, the seconds of its parts, and the most memory."""
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     for name, (module, function) in PARTS.items():
         timed(module, function, name, seconds)
     watch, began = Memory(), time.perf_counter()
-    result = verb.inspect(str(root), output=str(root.parent / f"{root.name}.json"), device="cpu")
-    whole = time.perf_counter() - began
-    found = {"exact": result["exact_duplicates"]["superfluous"], **result["near_duplicates"]}
-    print(json.dumps({"count": result["count"], "whole": whole, "seconds": seconds, "peak": watch.stop()[0], **found}))
+    report = verb.inspect(str(root), output=str(root.parent / f"{root.name}.json"), device="cpu")
+    total = time.perf_counter() - began
+    duplicates = {"exact": report["exact_duplicates"]["superfluous"], **report["near_duplicates"]}
+    measurement = {"count": report["count"], "whole": total, "seconds": seconds, "peak": watch.stop()[0]}
+    print(json.dumps({**measurement, **duplicates}))
 
 
-def timed(module: ModuleType, function: str, name: str, seconds: Counter[str]) -> None:
-    """``module.function``, from now on timed."""
+def timed(module: ModuleType, function: str, name: str, seconds: dict[str, float]) -> None:
+    """Time every further call of ``module.function``."""
     original = getattr(module, function)
 
     @functools.wraps(original)
@@ -138,22 +139,20 @@ def timed(module: ModuleType, function: str, name: str, seconds: Counter[str]) -
     setattr(module, function, timing)
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """The measurements, one column for each collection."""
-    rows = [
-        ("images", [f"{t['count']:,}" for t in results]),
-        ("seconds in all", [f"{t['whole']:.1f}" for t in results]),
-    ]
-    rows += [(f"  {part}", [f"{t['seconds'].get(part, 0):.1f}" for t in results]) for part in PARTS]
-    rows.append(("  the rest", [f"{t['whole'] - sum(t['seconds'].values()):.1f}" for t in results]))
-    rows.append(("peak memory, all processes", [f"{t['peak']:,.0f} MB" for t in results]))
+def table(measurements: list[dict[str, Any]]) -> str:
+    """What was measured, one column for each collection."""
+    rows = [("images", [f"{t['count']:,}" for t in measurements])]
+    rows.append(("seconds in all", [f"{t['whole']:.1f}" for t in measurements]))
+    rows += [(f"  {part}", [f"{t['seconds'].get(part, 0):.1f}" for t in measurements]) for part in PARTS]
+    rows.append(("  the rest", [f"{t['whole'] - sum(t['seconds'].values()):.1f}" for t in measurements]))
+    rows.append(("peak memory, all processes", [f"{t['peak']:,.0f} MB" for t in measurements]))
     for name, key, each in (
         ("exact copies found / there", "exact", COPIED),
         ("images in tracks / there", "images_in_tracks_of_several", 2 * COPIED + (1 + FRAMES) * FILMED),
         ("tracks / there", "tracks", DIFFERENT),
     ):
-        rows.append((name, [f"{t[key]:,} / {t['count'] // 100 * each:,}" for t in results]))
-    rows.append(("largest track / there", [f"{t['largest_track']} / {1 + FRAMES}" for t in results]))
+        rows.append((name, [f"{t[key]:,} / {t['count'] // 100 * each:,}" for t in measurements]))
+    rows.append(("largest track / there", [f"{t['largest_track']} / {1 + FRAMES}" for t in measurements]))
     wide = max(len(value) for _, values in rows for value in values)
     return "\n".join(f"{name:<28}" + "".join(f"  {value:>{wide}}" for value in values) for name, values in rows)
 

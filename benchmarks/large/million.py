@@ -102,8 +102,8 @@ def measure(root: str) -> None:
     with tempfile.TemporaryDirectory() as run:
         fit(module, batches, Path(run), hardware=choose(), console=Console(file=io.StringIO()))
     peak, parent = watch.stop()
-    kept = sum(file.stat().st_size for file in cache_folder().glob("*")) / 1e6
-    print(*seconds, peak, parent, kept)
+    cached = sum(file.stat().st_size for file in cache_folder().glob("*")) / 1e6
+    print(*seconds, peak, parent, cached)
 
 
 class Few(TrainBatches):
@@ -142,19 +142,19 @@ def family(process: int) -> list[int]:
             parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue  # it has ended
-    found = [process]
-    for member in found:
-        found += sorted(child for child, parent in parents.items() if parent == member)
-    return found
+    processes = [process]
+    for member in processes:
+        processes += sorted(child for child, parent in parents.items() if parent == member)
+    return processes
 
 
 def proportional(process: int) -> float:
     """Megabytes; 0 if it has ended."""
     try:
-        found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{process}/smaps_rollup").read_text(), re.MULTILINE)
+        match = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{process}/smaps_rollup").read_text(), re.MULTILINE)
     except OSError:
         return 0.0
-    return int(found[1]) / 1000 if found else 0.0
+    return int(match[1]) / 1000 if match else 0.0
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ RED, BLUE, WHITE, BLACK, YELLOW, GREEN = (
 
 
 class Kind(NamedTuple):
-    """The look of a class: the plate's shape, its border, its ground, its ink and its sign."""
+    """The look of a class: the plate's shape, its border, its ground and its ink, and its sign."""
 
     shape: str
     border: tuple[int, int, int]
@@ -67,15 +67,15 @@ def outline(shape: str, radius: float) -> list[tuple[float, float]]:
 
 
 def plate(kind: Kind) -> Image.Image:
-    """One class's plate, face on, on nothing."""
+    """One class's plate, face on, on a transparent ground."""
     image = Image.new("RGBA", (LARGE, LARGE))
-    drawn = ImageDraw.Draw(image)
-    drawn.polygon(outline(kind.shape, 60), fill=(*kind.border, 255))
-    drawn.polygon(outline(kind.shape, 46), fill=(*kind.ground, 255))
+    canvas = ImageDraw.Draw(image)
+    canvas.polygon(outline(kind.shape, 60), fill=(*kind.border, 255))
+    canvas.polygon(outline(kind.shape, 46), fill=(*kind.ground, 255))
     size = {1: 56, 2: 48, 3: 36, 4: 26}[len(kind.sign)]
     middle = LARGE / 2 + (8 if kind.shape == "triangle" else 0)
     font = ImageFont.load_default(size if kind.shape != "triangle" else size * 0.75)
-    drawn.text((LARGE / 2, middle), kind.sign, fill=(*kind.ink, 255), font=font, anchor="mm", stroke_width=2,
+    canvas.text((LARGE / 2, middle), kind.sign, fill=(*kind.ink, 255), font=font, anchor="mm", stroke_width=2,
                stroke_fill=(*kind.ink, 255))  # fmt: skip
     return image
 
@@ -84,14 +84,14 @@ ENHANCE = (ImageEnhance.Color, ImageEnhance.Contrast, ImageEnhance.Brightness)
 
 
 def scenery(rng: random.Random) -> Image.Image:
-    """What is behind a plate: a few blurred patches of sky, leaves, walls."""
+    """The background of a plate: a few blurred patches of sky, leaves, walls."""
     tones = [(150, 180, 220), (90, 110, 60), (60, 80, 50), (140, 130, 120), (90, 90, 95), (180, 170, 150)]
     image = Image.new("RGB", (LARGE, LARGE), rng.choice(tones))
-    drawn = ImageDraw.Draw(image)
+    canvas = ImageDraw.Draw(image)
     for _ in range(rng.randint(4, 12)):
         x, y, w, h = (rng.uniform(-30, LARGE) for _ in range(4))
         tone = tuple(max(0, min(255, c + rng.randint(-40, 40))) for c in rng.choice(tones))
-        drawn.rectangle((x, y, x + abs(w), y + abs(h)), fill=tone)
+        canvas.rectangle((x, y, x + abs(w), y + abs(h)), fill=tone)
     return image.filter(ImageFilter.GaussianBlur(rng.uniform(2, 10)))
 
 
@@ -106,10 +106,10 @@ def approach(kind: Kind, rng: random.Random, count: int) -> list[Image.Image]:
     for i in range(count):
         share = (0.7 + 0.2 * i / max(1, count - 1)) * rng.uniform(0.97, 1.03)
         wide, high = max(8, round(LARGE * share * squeeze)), max(8, round(LARGE * share))
-        seen = worn.resize((wide, high), Image.Resampling.BILINEAR)
+        resized = worn.resize((wide, high), Image.Resampling.BILINEAR)
         scene = behind.copy()
-        at = tuple(round((LARGE - side) / 2 + rng.gauss(0, 3)) for side in (wide, high))
-        scene.paste(seen, at, seen)
+        left, top = (round((LARGE - side) / 2 + rng.gauss(0, 3)) for side in (wide, high))
+        scene.paste(resized, (left, top), resized)
         # Far plates have few pixels of their own.
         own = round(14 + 34 * i / max(1, count - 1))
         scene = scene.filter(ImageFilter.GaussianBlur(1 + blur * rng.uniform(0.5, 1.5)))
@@ -122,26 +122,26 @@ def approach(kind: Kind, rng: random.Random, count: int) -> list[Image.Image]:
     return frames
 
 
-def approaches(place: int, classes: int) -> int:
-    """How many a class has in the training set: from 60 down to 3."""
-    return round(60 * (3 / 60) ** (place / (classes - 1)))
+def approaches(rank: int, classes: int) -> int:
+    """The number of approaches of a class in the training set: from 60 down to 3."""
+    return round(60 * (3 / 60) ** (rank / (classes - 1)))
 
 
 def write(folder: Path, seed: int = 0) -> Path:
     """Make the collection where it is not yet complete."""
     if (folder / "done").exists():
         return folder
-    known = kinds()
-    ranks = list(range(len(known)))
+    classes = kinds()
+    ranks = list(range(len(classes)))
     random.Random(seed).shuffle(ranks)
-    for number, kind in enumerate(known):
+    for number, kind in enumerate(classes):
         rng = random.Random(f"{seed} {number}")
-        for part, count, frames in (("train", approaches(ranks[number], len(known)), FRAMES), ("test", 8, 5)):
-            home = folder / part / f"{number:02}"
-            home.mkdir(parents=True, exist_ok=True)
+        for part, count, frames in (("train", approaches(ranks[number], len(classes)), FRAMES), ("test", 8, 5)):
+            target = folder / part / f"{number:02}"
+            target.mkdir(parents=True, exist_ok=True)
             for track in range(count):
                 for i, frame in enumerate(approach(kind, rng, frames)):
-                    frame.save(home / f"{track:04}_{i:02}.png")
+                    frame.save(target / f"{track:04}_{i:02}.png")
     (folder / "done").touch()
     return folder
 
@@ -150,5 +150,5 @@ if __name__ == "__main__":
     parser = records.options(__doc__)
     parser.add_argument("folder")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    print(write(Path(given.folder), given.seed))
+    arguments = parser.parse_args()
+    print(write(Path(arguments.folder), arguments.seed))

@@ -1,7 +1,7 @@
 """What label-free scores cost: python benchmarks/speed/scores.py [-o FILE]
 
-All scores of two views of 10,000 images by features of 128 numbers, both branches, and what each part takes of it. The
-features are made: 100 classes, two noisy views. Speed alone; the parts are timed in alternation, three rounds.
+All scores of two views of 10,000 images by features of 128 numbers, both branches, and the time of each part. The
+features are generated: 100 classes, two noisy views. Speed alone; the parts are timed in alternation, three rounds.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
             part()
             seconds[name].append(time.perf_counter() - began)
     lines = [f"{machine()}; {IMAGES:,} images, {FEATURES} features; seconds, the median of {ROUNDS} rounds"]
-    lines += [f"{name:42}{median(taken):8.2f}" for name, taken in seconds.items()]
+    lines += [f"{name:42}{median(times):8.2f}" for name, times in seconds.items()]
     lines.append(f"{'wanted of all scores: at most':42}{LIMIT:8.2f}")
     text = "\n".join(lines) + "\n"
     print(text, end="")
