@@ -272,6 +272,12 @@ def results_of(
         failed[arm] = sum(claim.figure in cell["failed"] for _, cell in of_arm)
         for name, values in baselines.items():
             values += [v for _, cell in of_arm if (v := cell["figures"].get(f"{claim.figure}: {name}")) is not None]
+    return arms, failed, baselines
+
+
+def section(claim: Claim, cells: dict[str, dict[str, Any]]) -> list[str]:
+    """A claim's sentence and table; or that it was not run."""
+    arms, failed, baselines = results_of(claim, cells)
     if not any(arms.values()) and not any(failed.values()):
         return ["Not run yet.", ""]
     first = next(iter(arms))

@@ -36,7 +36,7 @@ from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 
 import crosslevel
-from crosslevel.curation.choose import How, choose
+from crosslevel.curation.choose import Strategy, choose
 from crosslevel.curation.curate import curate
 from crosslevel.data.open import open_images
 from crosslevel.data.uri import parse
@@ -50,7 +50,7 @@ from shared import records
 from shared.beside import machine
 
 Subset = Literal["all", "random", "balanced"]
-HOWS: tuple[How, ...] = ("random", "balanced", "typical", "diverse", "covering")
+HOWS: tuple[Strategy, ...] = ("random", "balanced", "typical", "diverse", "covering")
 TENTH: tuple[Subset, ...] = ("all", "random", "balanced")
 C = 10.0  # of the logistic regression, on features of length 1 that are standardized: the same for all
 USUAL = ("--encoder.width=0.25", "--batch_size=128", "--views.flip=0.5", "--monitor_every=0", "--report_html=false")
@@ -134,7 +134,7 @@ class Study:
         trained(source, line, self.runs_dir / f"{subset}-{seed}")
         return self.runs_dir / f"{subset}-{seed}"
 
-    def choose(self, subset: How, seed: int, count: int, file: Path) -> None:
+    def choose(self, subset: Strategy, seed: int, count: int, file: Path) -> None:
         """Write the list of a tenth: by the features of the run on all images, or by chance."""
         table = self.table(str(self.run("all", seed)))
         if subset != "random":
@@ -191,7 +191,7 @@ class Study:
         self.arguments.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
-def labelled(data: Features, n: int, rule: How, seed: int) -> dict[str, float]:
+def labelled(data: Features, n: int, rule: Strategy, seed: int) -> dict[str, float]:
     """A classifier on n labels: its accuracy, and how many classes these are of."""
     among = torch.arange(len(data.features)) if rule == "random" else data.remaining
     rows = among[choose(data.features[among], n, rule, seed)]
