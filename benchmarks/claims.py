@@ -220,6 +220,7 @@ def page(cells: dict[str, dict[str, Any]]) -> str:
     ]  # fmt: skip
     conditions = sorted({f"{cell['images']:,} images, `{cell['size']}`; {cell['machine']}" for cell in cells.values()})
     lines += [f"Trained with: {one}." for one in conditions] + [""] * bool(conditions)
+    lines += overview(cells)
     for name, claim in CLAIMS.items():
         lines += [
             f"## {claim.says[0].upper()}{claim.says[1:]}",
