@@ -32,13 +32,14 @@ def metadata_of(encoder: Encoder, run: str, images: Images, source: str, precisi
     """What a table says of itself: the encoder and its view, whose images, and the versions that computed it.
 
     ``encoder`` is the checksum of its weights and view (`Encoder.identity`): features of another one say nothing beside
-    these. ``state`` changes when images come, go or are written anew. ``root`` is the folder that the images lie in, if
-    they lie in one.
+    these. ``licence`` is that of weights by name, or of those that a run began with. ``state`` changes when images
+    come, go or are written anew. ``root`` is the folder that the images lie in, if they lie in one.
     """
     root = images.name.partition("@")[0].partition(",")[0]
     return {
         "encoder": encoder.identity(),
         "name": encoder.name,
+        "licence": encoder.licence or None,
         "run": os.path.abspath(run) if os.path.exists(run) else run,
         "view": encoder.view._asdict(),
         "features": encoder.num_features,

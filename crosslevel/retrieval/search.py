@@ -41,7 +41,8 @@ SHOWN = 5  # queries whose matches are printed
 class Queries(NamedTuple):
     """Q features to look for, their names, and their own rows where they come from the table (-1: from elsewhere).
 
-    Of words ``projection`` is what takes the table's features to where theirs are.
+    Of words ``projection`` is what takes the table's features to where theirs are. ``loaded`` says which weights by
+    name made them.
     """
 
     features: Float[Tensor, "Q E"]
@@ -49,6 +50,7 @@ class Queries(NamedTuple):
     rows: list[int]
     pictures: list[UInt8[Tensor, "C H W"] | None]
     projection: Float[Tensor, "D E"] | None = None
+    loaded: str = ""
 
 
 @verb("k", "run", "images", "output", "index", "device", "precision")
@@ -101,6 +103,7 @@ def search(
     runtime = Runtime(choose(device, precision), workers, batch_size)
     searched, run = open_collection(table, images, runtime, console, run, data_root=data_root)
     queries = _queries(searched, query, run, runtime, console)
+    say(console, queries.loaded if run != table else "")  # else the table's encoder has said it
     depth = min(k + any(row >= 0 for row in queries.rows), searched.rows)  # a query that is a row finds itself
     find = finder(searched, index, queries.projection, console)
     start_time = time.monotonic()
@@ -150,7 +153,8 @@ def _queries(table: FeatureTable, query: str, run: str | None, runtime: Runtime,
         say(console, bad.summary(len(source)))
     indices = features.indices.tolist()
     names = [source.paths[i] for i in indices]
-    return Queries(features.features, names, [-1] * len(names), [source[i][0] for i in indices[:100]])
+    pictures = [source[i][0] for i in indices[:100]]
+    return Queries(features.features, names, [-1] * len(names), pictures, loaded=encoder.loaded)
 
 
 def _in_words(table: FeatureTable, query: str, run: str | None) -> Queries:
@@ -169,8 +173,9 @@ def _in_words(table: FeatureTable, query: str, run: str | None) -> Queries:
         clip = open_clip_of(run, table.width)
     except UserError as error:
         raise NotThere(f"{lost}; words are a query where a CLIP made the table: {error}") from error
-    table.check_encoder(open_encoder(run), run)
-    return Queries(clip.words(query), [query], [-1], [None], clip.projection)
+    encoder = open_encoder(run)
+    table.check_encoder(encoder, run)
+    return Queries(clip.words(query), [query], [-1], [None], clip.projection, encoder.loaded)
 
 
 def _unreadable(source: Files) -> str:

@@ -18,6 +18,7 @@ import crosslevel.features.collection  # before a verb is replaced
 from crosslevel.cli import COMMANDS, main
 from crosslevel.features.engines import Sent
 from crosslevel.features.extract import normalize
+from crosslevel.features.table import open_table
 from crosslevel.models.encoder import Encoder, View
 from crosslevel.models.named import open_encoder
 from crosslevel.settings.weights import VERBS
@@ -136,6 +137,49 @@ def test_the_names_of_train_are_another_spelling_for_every_verb(monkeypatch):
         ("curate", {"table": "hf-hub:owner/name", "images": "photos"}),
         ("classify", {"run": "timm:resnet50,weights=w.safetensors", "images": "photos"}),
     ]
+
+
+def test_each_verb_tells_the_licence_once_and_keeps_it(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CROSSLEVEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    name, query = f"{NAME},size=64", str(photos / "cat" / "003.png")
+    on_cpu = ["--device=cpu", "--workers=0"]
+    for line in [
+        ["embed", name, str(photos), "-o", "t.parquet", *on_cpu],
+        ["search", "t.parquet", query, *on_cpu],
+        ["inspect", str(photos), "--run", name, *on_cpu],
+        ["inspect", str(photos), "--encoder.name", NAME.removeprefix("timm:"), "--encoder.image_size=64", *on_cpu],
+        ["classify", name, str(photos), str(photos), "-o", "p.parquet", *on_cpu],
+        ["search", name, query, "--images", str(photos), *on_cpu],  # which makes a table,
+        ["search", name, query, "--images", str(photos), *on_cpu],  # and reads it
+        ["curate", name, "--images", str(photos), "--outliers=keep", "--device=cpu"],
+        ["explore", name, "--images", str(photos), "--export=page", "--device=cpu"],
+    ]:
+        main(line)
+        assert capsys.readouterr().out.count("licence apache-2.0") == 1, line
+    assert open_table("t.parquet").metadata["licence"] == "apache-2.0"
+    about = pq.read_schema("p.parquet").metadata
+    assert (about[b"licence"], about[b"run"]) == (b"apache-2.0", name.encode())
+
+
+def test_load_tells_the_licence_unless_it_is_to_be_quiet(capsys):
+    crosslevel.load(NAME, device="cpu")
+    assert capsys.readouterr().out.count("licence apache-2.0") == 1
+    crosslevel.load(NAME, device="cpu", quiet=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_licence_of_a_teacher_is_told_and_kept_in_the_run(photos, tmp_path, capsys):
+    line = [
+        "--method=Distill", f"--method.teacher={NAME},size=64", "--encoder.width=0.0625", "--batch_size=8",
+        "--minutes=0.01", "--device=cpu", "--workers=0", "--report_html=false", "--monitor_every=0", "--views.size=16",
+        f"--run={tmp_path / 'r'}",
+    ]  # fmt: skip
+    main(["train", str(photos), *line])
+    says = f"teacher {NAME},size=64: 99 tensors from timm/test_convnext.r160_in1k on the hub; licence apache-2.0"
+    said = capsys.readouterr().out
+    assert (said.count(says), said.count("licence apache-2.0")) == (1, 1), said
+    assert f"# weights: {says}\n" in (tmp_path / "r" / "config.yaml").read_text()
 
 
 def test_search_explore_and_curate_share_one_table_of_its_features(photos, tmp_path, monkeypatch, capsys):

@@ -125,6 +125,7 @@ def classify(
     if output is not None and Path(output).suffix != ".parquet":
         raise UserError(f"--output {output}: the name must end in .parquet")
     console, encoder = printer(quiet), open_encoder(run)
+    say(console, encoder.loaded)
     runtime = Runtime(choose(device, precision), workers, batch_size)
     labelled_images = open_for(encoder, labelled, data_root, crops)
     if labelled_images.labels is None:
@@ -146,7 +147,7 @@ def classify(
     counts_text = ", ".join(f"{name} {count:,}" for name, count in largest if count)
     say(console, f"{len(paths):,} images: {int(unknown.sum()):,} unknown{', ' if counts_text else ''}{counts_text}")
     if output is not None:
-        _write(Path(output), predictions, run)
+        _write(Path(output), predictions, run, encoder.licence)
         say(console, f"written: {output}; next: read it with pandas.read_parquet({output!r})")
     return predictions
 
@@ -228,7 +229,7 @@ def _fitted(
     return _Classifier(kind, lambda rows: sweep.scores(F.normalize(rows, dim=1)).squeeze(1), features)
 
 
-def _write(file: Path, predictions: Predictions, run: str) -> None:
+def _write(file: Path, predictions: Predictions, run: str, licence: str) -> None:
     table = pa.table(
         {
             "path": [text(path) for path in predictions.paths],
@@ -238,6 +239,7 @@ def _write(file: Path, predictions: Predictions, run: str) -> None:
             "distance": predictions.distance.numpy(),
         }
     )
-    metadata = {name: str(value) for name, value in {"run": os.path.abspath(run), **predictions.about}.items()}
+    origin = {"run": os.path.abspath(run) if os.path.exists(run) else run} | ({"licence": licence} if licence else {})
+    metadata = {name: str(value) for name, value in {**origin, **predictions.about}.items()}
     with replacing(file) as opened:
         pq.write_table(table.replace_schema_metadata(metadata), opened)
