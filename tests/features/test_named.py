@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
+import torchvision
 from hub_samples import local_hub, weights
 from PIL import Image
 from run_samples import write_images
@@ -124,6 +125,7 @@ def test_the_names_of_train_are_another_spelling_for_every_verb(monkeypatch):
     main(["explore", *given, "--images=photos"])
     main(["curate", "--encoder.name=hf-hub:owner/name", "--images=photos"])
     main(["classify", "labelled", "photos", "--encoder.name=resnet50", "--encoder.pretrained=w.safetensors"])
+    main(["export", *given])
     found = [
         (verb, {k: v for k, v in all_given.items() if k in ("run", "table", "images")}) for verb, all_given in asked
     ]
@@ -136,6 +138,7 @@ def test_the_names_of_train_are_another_spelling_for_every_verb(monkeypatch):
         ("explore", {"table": by_name, "images": "photos"}),
         ("curate", {"table": "hf-hub:owner/name", "images": "photos"}),
         ("classify", {"run": "timm:resnet50,weights=w.safetensors", "images": "photos"}),
+        ("export", {"run": by_name}),
     ]
 
 
@@ -160,6 +163,31 @@ def test_each_verb_tells_the_licence_once_and_keeps_it(photos, tmp_path, monkeyp
     assert open_table("t.parquet").metadata["licence"] == "apache-2.0"
     about = pq.read_schema("p.parquet").metadata
     assert (about[b"licence"], about[b"run"]) == (b"apache-2.0", name.encode())
+
+
+def test_export_takes_it_too(theirs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["export", NAME])
+    said = capsys.readouterr().out
+    assert said.count("licence apache-2.0") == 1
+    assert "timm.create_model('test_convnext.r160_in1k'" in said
+    network = timm.create_model("test_convnext.r160_in1k", num_classes=0, checkpoint_path="encoder-timm.safetensors")
+    reference = {key: value for key, value in theirs[0].state_dict().items() if not key.startswith("head.fc")}
+    assert network.state_dict().keys() == reference.keys()
+    assert all(torch.equal(value, reference[key]) for key, value in network.state_dict().items())
+    main(["export", "--encoder.name", NAME, "-o", "again.safetensors"])
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "encoder-timm.safetensors").read_bytes()
+
+
+def test_a_resnet_by_name_goes_to_torchvision(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other, data = weights("resnet18", 7)
+    (tmp_path / "w.safetensors").write_bytes(data)
+    file = crosslevel.export("timm:resnet18.a1_in1k,weights=w.safetensors", "torchvision", quiet=True)
+    state = torch.load(file, weights_only=True)
+    network = torchvision.models.resnet18()
+    assert network.load_state_dict(state, strict=False).missing_keys == ["fc.weight", "fc.bias"]
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in state.items())
 
 
 def test_load_tells_the_licence_unless_it_is_to_be_quiet(capsys):
