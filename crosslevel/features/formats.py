@@ -26,12 +26,12 @@ PICTURED = (".parquet", ".lance", ".fiftyone")
 """Of these, those that can have small pictures."""
 READ = {
     "": "read the folder with pandas.read_parquet('{file}')",
-    ".parquet": "read it with pandas.read_parquet('{file}')",
+    ".parquet": "crosslevel search {quoted} IMAGE, crosslevel explore {quoted}, or crosslevel curate {quoted}",
     ".npy": "read it with numpy.load('{file}')",
     ".lance": "read it with lance.dataset('{file}').to_table()",
     ".fiftyone": "fiftyone.Dataset.from_dir('{file}', dataset_type=fiftyone.types.FiftyOneDataset)",
 }
-"""What opens a table, by its ending."""
+"""What is done with a table, or opens it, by its ending; ``quoted`` is the file's name for a shell."""
 
 REPEATED = ["label", "class"]  # columns with few different values; looking for some among features takes time
 _SAMPLES, _METADATA, _PICTURES = "samples.json", "metadata.json", "data"

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -214,7 +215,7 @@ def test_search_explore_and_curate_share_one_table_of_its_features(photos, tmp_p
     monkeypatch.setenv("CROSSLEVEL_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     named = ["--encoder.name", f"{NAME.removeprefix('timm:')}", "--encoder.pretrained", "true", "--images", str(photos)]
-    query = photos / "cat" / "003.png"
+    query = shutil.copy(photos / "cat" / "003.png", tmp_path)
     main(["search", *named, str(query), "-o", "found.json", "--device=cpu"])
     said = capsys.readouterr().out
     (made,) = (tmp_path / "cache" / "collections").glob("*.parquet")
@@ -235,13 +236,14 @@ def test_search_explore_and_curate_share_one_table_of_its_features(photos, tmp_p
 def test_a_table_that_is_kept_follows_its_images(tmp_path, monkeypatch, capsys):
     photos = write_images(tmp_path / "photos", count=2)
     run = write_encoder(tmp_path / "run")
+    query = shutil.copy(photos / "cat" / "000.png", tmp_path)
     options = {"images": str(photos), "k": 9, "device": "cpu", "workers": 0}
-    assert len(crosslevel.search(str(run), str(photos / "cat" / "000.png"), **options)[0]["matches"]) == 4
+    assert len(crosslevel.search(str(run), str(query), **options)[0]["matches"]) == 4
     write_images(tmp_path / "photos", count=3)
-    assert len(crosslevel.search(str(run), str(photos / "cat" / "000.png"), **options)[0]["matches"]) == 6
+    assert len(crosslevel.search(str(run), str(query), **options)[0]["matches"]) == 6
     assert "images have come, gone or changed" in capsys.readouterr().out
     (photos / "dog" / "001.png").unlink()
-    assert len(crosslevel.search(str(run), str(photos / "cat" / "000.png"), **options)[0]["matches"]) == 5
+    assert len(crosslevel.search(str(run), str(query), **options)[0]["matches"]) == 5
 
 
 def test_a_file_of_weights_stands_for_those_of_the_hub(theirs, photos, tmp_path):
