@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from crosslevel.data.subsets.select import of_each_class
@@ -152,17 +152,21 @@ def choose(
     config: Linear,
     generator: torch.Generator,
     progress: Callable[[int, int], None] | None = None,
+    tracks: Int64[Tensor, " N"] | None = None,
 ) -> BestClassifier:
     """Find the best pair of rate and weight decay on a held-out part, then train with it on all images.
 
-    Among equally accurate settings, the one with the lower loss is taken. Test images are not used.
+    Among equally accurate settings, the one with the lower loss is taken. Test images are not used. Whole ``tracks`` are
+    held out where they are given, or single images where there are too few tracks for that.
 
     Raises:
         ValueError: so few images that none can be held out.
 
     """
     settings = [(lr, decay) for lr in config.lrs for decay in config.weight_decays]
-    validation = held_out(labels, config.held_out, generator)
+    validation = held_out(labels, config.held_out, generator, tracks)
+    if tracks is not None and not validation.any():
+        validation = held_out(labels, config.held_out, generator)
     if validation.all() or not validation.any():
         raise UserError(f"{len(labels)} labelled images are too few to hold out {config.held_out:.0%} of each class")
     shared: dict[str, Any] = {"epochs": config.epochs, "batch_size": config.batch_size, "generator": generator}
@@ -177,10 +181,56 @@ def choose(
     return BestClassifier(fitted, *settings[best], accuracy[best])
 
 
-def held_out(labels: Int64[Tensor, " N"], share: float, generator: torch.Generator) -> Tensor:
-    """A mask of ``share`` of each class, drawn at random: at least one image of a class of two or more."""
+def held_out(
+    labels: Int64[Tensor, " N"],
+    share: float,
+    generator: torch.Generator,
+    tracks: Int64[Tensor, " N"] | None = None,
+) -> Bool[Tensor, " N"]:
+    """A mask of ``share`` of each class, drawn at random: at least one image of a class of two or more.
+
+    With ``tracks`` (the same number for images of one film, one object or one set of near-duplicates) whole tracks are
+    held out: at least one, and never all, of a class of two tracks or more; a class of one track is not held out.
+    """
     counts = labels.bincount()
+    if tracks is not None:
+        owner = tracks.unique(return_inverse=True)[1]
+        return _whole_tracks(labels.cpu(), owner.cpu(), (share * counts).round().clamp(min=1).tolist(), generator)[
+            owner
+        ]
     held_out_counts = [0 if n < 2 else max(1, round(share * n)) for n in counts.tolist()]
     mask = torch.zeros(len(labels), dtype=torch.bool)
     mask[of_each_class(labels.cpu(), torch.tensor(held_out_counts), generator)] = True
+    return mask
+
+
+def _whole_tracks(
+    labels: Int64[Tensor, " N"], owner: Int64[Tensor, " N"], goals: list[float], generator: torch.Generator
+) -> Bool[Tensor, " T"]:
+    """Which of T tracks are held out: in random order those that fit into the ``goals`` of their classes.
+
+    Of a class in which none fits, the smallest is.
+    """
+    cells, counts = torch.stack([owner, labels]).unique(dim=1, return_counts=True)
+    images_of: list[dict[int, int]] = [{} for _ in range(int(owner.max()) + 1)]  # of each track, by class
+    for (track, c), count in zip(cells.T.tolist(), counts.tolist(), strict=True):
+        images_of[track][c] = count
+    training = cells[1].bincount(minlength=len(goals)).tolist()  # tracks of each class that train
+    free, mask = list(goals), torch.zeros(len(images_of), dtype=torch.bool)
+
+    def hold(track: int) -> None:
+        mask[track] = True
+        for c, count in images_of[track].items():
+            training[c] -= 1
+            free[c] -= count
+
+    order = torch.randperm(len(images_of), generator=generator).tolist()
+    for track in order:
+        if all(training[c] > 1 and count <= free[c] for c, count in images_of[track].items()):
+            hold(track)
+    for c, goal in enumerate(goals):
+        if free[c] == goal:
+            able = [t for t in order if c in images_of[t] and all(training[other] > 1 for other in images_of[t])]
+            if able:
+                hold(min(able, key=lambda track: sum(images_of[track].values())))
     return mask

@@ -73,6 +73,7 @@ def open_collection(
         existing = open_table(file)
         if (existing.metadata.get("encoder"), existing.metadata.get("images")) == (encoder.identity(), hidden(request)):
             if existing.metadata.get("state") == open_images(request, data_root=data_root).identity():
+                say(console, encoder.loaded)  # embed says it where the table is made
                 say(console, f"the features are those in {file}")
                 return open_table(file, least), table
             say(console, f"{source}: images have come, gone or changed")

@@ -133,7 +133,7 @@ def embed(
     if not file.suffix:
         with folder_lock(file, "crosslevel embed"):
             _add(making, console)
-        say(console, f"next: {formats.READ[file.suffix].format(file=file)}")
+        say(console, _next(file, run))
         return file
     request = [images if crops is None else f"{images} {crops}", hardware.precision, *filter(None, [thumbnails])]
     fingerprint = _fingerprint(mark_of(run, encoder), " ".join(map(str, request)), source)
@@ -141,9 +141,13 @@ def embed(
     making = making._replace(task=task._replace(fingerprint=pieces.fingerprint))
     with folder_lock(pieces.folder, "crosslevel embed", keep=False):
         _write(making, pieces, runtime, console, rows or ROWS)
-    also = "" if file.suffix in (".lance", ".fiftyone") else f", or crosslevel evaluate {shlex.quote(str(run))} IMAGES"
-    say(console, f"next: {formats.READ[file.suffix].format(file=file)}{also and f'{also} --test IMAGES'}")
+    say(console, _next(file, run))
     return file
+
+
+def _next(file: Path, run: str) -> str:
+    also = f", or crosslevel evaluate {shlex.quote(str(run))} IMAGES --test IMAGES" if file.suffix == ".npy" else ""
+    return f"next: {formats.READ[file.suffix].format(file=file, quoted=shlex.quote(str(file)))}{also}"
 
 
 def _check(output: str | None, thumbnails: int | None, engine: Engine) -> None:

@@ -26,12 +26,12 @@ PICTURED = (".parquet", ".lance", ".fiftyone")
 """The formats that can have small pictures."""
 READ = {
     "": "read the folder with pandas.read_parquet('{file}')",
-    ".parquet": "read it with pandas.read_parquet('{file}')",
+    ".parquet": "crosslevel search {quoted} IMAGE, crosslevel explore {quoted}, or crosslevel curate {quoted}",
     ".npy": "read it with numpy.load('{file}')",
     ".lance": "read it with lance.dataset('{file}').to_table()",
     ".fiftyone": "fiftyone.Dataset.from_dir('{file}', dataset_type=fiftyone.types.FiftyOneDataset)",
 }
-"""Advice how to open a table, by its extension."""
+"""What to do with a table, or how to open it, by its extension; ``quoted`` is the file's name for a shell."""
 
 REPEATED = ["label", "class"]  # columns with few distinct values; searching for them among features would take time
 _SAMPLES, _METADATA, _PICTURES = "samples.json", "metadata.json", "data"

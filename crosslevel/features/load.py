@@ -20,6 +20,7 @@ from crosslevel.features.extract import Runtime, stream
 from crosslevel.features.source import reading_of
 from crosslevel.models.encoder import Encoder, View
 from crosslevel.models.named import open_encoder
+from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import BadImage, UserError
 
@@ -78,9 +79,14 @@ class FeatureExtractor:
 
 
 def load(
-    run: str, device: Device = "auto", precision: Precision = "auto", workers: int = 0, batch_size: int = 256
+    run: str,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    workers: int = 0,
+    batch_size: int = 256,
+    quiet: bool = False,
 ) -> FeatureExtractor:
-    """Load the encoder of a run, or one by the name of its weights.
+    """Load the encoder of a run, or one by the name of its weights, whose source and licence are printed.
 
     Args:
         run: the folder of a run, or its encoder.safetensors; or weights by name: timm:NAME, hf-hub:owner/name, with
@@ -89,12 +95,15 @@ def load(
         precision: auto takes bfloat16 where the hardware computes it.
         workers: processes that decode; 0 decodes in one thread.
         batch_size: images at a time.
+        quiet: print nothing.
 
     Returns:
         an object that computes features: ``crosslevel.load("runs/photos").transform(["a.jpg", "b.jpg"])``.
 
     """
-    return FeatureExtractor(open_encoder(run), Runtime(choose(device, precision), workers, batch_size))
+    encoder = open_encoder(run)
+    say(printer(quiet), encoder.loaded)
+    return FeatureExtractor(encoder, Runtime(choose(device, precision), workers, batch_size))
 
 
 class _Several(Images):

@@ -32,13 +32,14 @@ def metadata_of(encoder: Encoder, run: str, images: Images, source: str, precisi
     """The metadata of a table: the encoder and its view, the source of images, and the versions that computed it.
 
     ``encoder`` is the checksum of its weights and view (`Encoder.identity`): features of another encoder cannot be
-    compared with these. ``state`` changes when images are added, removed or rewritten. ``root`` is the folder of the
-    images, if there is one.
+    compared with these. ``licence`` is that of the weights by name, if it started from such. ``state`` changes when
+    images are added, removed or rewritten. ``root`` is the folder of the images, if there is one.
     """
     root = images.name.partition("@")[0].partition(",")[0]
     return {
         "encoder": encoder.identity(),
         "name": encoder.name,
+        "licence": encoder.licence or None,
         "run": os.path.abspath(run) if os.path.exists(run) else run,
         "view": encoder.view._asdict(),
         "features": encoder.num_features,

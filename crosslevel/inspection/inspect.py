@@ -38,7 +38,7 @@ from crosslevel.inspection.sketch import Sketch, sketch
 from crosslevel.inspection.summary import summary, tables
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.named import open_encoder, run_dir_of
-from crosslevel.utils.console import printer, progress_bar
+from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import UserError, hidden
 from crosslevel.utils.files import write
@@ -102,6 +102,7 @@ def inspect(
     ready(engine, workers if run is None else None)
     console, written = printer(quiet), None if output is None else _file(Path(output))
     encoder = None if run is None else open_encoder(run)
+    say(console, "" if encoder is None else encoder.loaded)
     generator = seeded(seed)
     read = {"data_root": data_root, "crops": crops}
     collection = _part(

@@ -65,6 +65,9 @@ class Method(nn.Module):
     later: ClassVar[tuple[str, ...]] = ()
     """Settings that may be left open, as None, until the numbers of images, steps and epochs are known."""
 
+    loaded: str = ""
+    """What further networks it has loaded, and under which licence: told once, and kept with the run's settings."""
+
     schedule: Temperature | None = None
     """The temperature of its loss, where it may follow a schedule."""
 

@@ -76,6 +76,8 @@ class Distill(Method):
         default_hidden = max(feature_size(encoder), network.num_features)
         super().__init__(encoder, head, network.num_features, hidden, batch_norm, usual_hidden=default_hidden)
         self.teacher, self.momentum, self.centred = teacher, momentum, centred
+        licence = f"licence {network.licence}" if network.licence else ""
+        self.loaded = f"teacher {teacher}: {network.loaded or licence}" if network.loaded or licence else ""
         self.batch_norm, self.online = batch_norm, 1
         self._taught_by = (network,)  # in a tuple it is no submodule: neither saved nor trained
         # From the student's normalization to the teacher's: view * scale + shift.

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from crosslevel.models.encoder import Encoder, load_encoder
+from crosslevel.models.encoder import Encoder
+from crosslevel.models.named import open_encoder, run_dir_of
 from crosslevel.utils.console import printer, say
 from crosslevel.utils.errors import MissingExtra, NotThere, UserError
 from crosslevel.utils.files import ENCODER, replacing
@@ -54,10 +55,10 @@ def export(
     Crosslevel and timm.
 
     Args:
-        run: the folder of a run, or its encoder.safetensors.
+        run: the folder of a run, or its encoder.safetensors; or weights by name: timm:NAME, hf-hub:owner/name.
         format: the program that will read the file: torchvision, timm, detectron2, onnx or torch.
         output: the file: .pth or .pt; for timm also .safetensors; .pkl for detectron2; .onnx; .pt2 for torch. A name
-            beside the encoder unless given.
+            beside the encoder unless given; of weights by name, here.
         normalize: for onnx and torch: take RGB in [0, 1] and normalize inside; otherwise the images are normalized
             already.
         seed: of the random images.
@@ -71,7 +72,7 @@ def export(
     if normalize and format not in ("onnx", "torch"):
         raise UserError(f"--normalize is for onnx and torch: a file for {format} holds weights only")
     endings, write = _FORMATS[format]
-    folder = Path(run) if Path(run).is_dir() else Path(run).parent
+    folder = run_dir_of(run) or Path()  # of weights by name, where the command is
     file = Path(output) if output else folder / f"encoder-{format}{endings[0]}"
     if file.suffix not in endings:
         raise UserError(f"--output {file}: a file for {format} ends in {' or '.join(endings)}")
@@ -79,10 +80,10 @@ def export(
         raise UserError(f"--output {file} is the encoder itself: give another name")
     if not file.parent.is_dir():
         raise NotThere(f"--output {file}: there is no folder {file.parent}")
-    encoder = load_encoder(run)
+    console, encoder = printer(quiet), open_encoder(run)
+    say(console, encoder.loaded)
     with replacing(file) as stream:
         description = write(encoder, stream, file, normalize, seed)
-    console = printer(quiet)
     say(console, f"{encoder.name}, {encoder.num_features} features: {file}")
     say(console, f"next: {description}")
     return file
@@ -138,7 +139,7 @@ def _detectron2_name(key: str) -> str:
 
 def _plain(encoder: Encoder, program: str) -> str:
     """The name of a ResNet that ``program`` also has."""
-    name = encoder.name.split(".", maxsplit=1)[0]
+    name = encoder.architecture.split(".", maxsplit=1)[0]
     if name not in SHARED:
         raise UserError(f"{encoder.name} has no counterpart in {program}: export it to timm or onnx")
     if encoder.small_images:
@@ -164,7 +165,7 @@ def _state(encoder: Encoder) -> dict[str, Tensor]:
 
 def _write_torchvision(encoder: Encoder, stream: BinaryIO, file: Path, normalize: bool, seed: int) -> str:
     save_to(stream, for_torchvision(encoder), file)
-    name = encoder.name.split(".", maxsplit=1)[0]
+    name = encoder.architecture.split(".", maxsplit=1)[0]
     return (
         f"torchvision.models.{name}().load_state_dict(torch.load(file), strict=False) lacks only fc; {_inputs(encoder)}"
     )
@@ -178,9 +179,10 @@ def _write_timm(encoder: Encoder, stream: BinaryIO, file: Path, normalize: bool,
     is_changed = encoder.width != 1.0 or encoder.small_images
     size = "" if encoder.image_size is None else f", img_size={encoder.image_size}"
     size += "" if encoder.channels is None else f", in_chans={encoder.channels}"
-    call = f"timm.create_model({encoder.name!r}, num_classes=0{size}, checkpoint_path=file)"
+    name = encoder.architecture
+    call = f"timm.create_model({name!r}, num_classes=0{size}, checkpoint_path=file)"
     if is_changed:
-        call = f"Encoder({encoder.name!r}, {bool(encoder.small_images)}, {encoder.width}, weights=file), not timm alone"
+        call = f"Encoder({name!r}, {bool(encoder.small_images)}, {encoder.width}, weights=file), not timm alone"
     return f"{call}; {_inputs(encoder)}"
 
 
@@ -197,7 +199,7 @@ def _write_detectron2(encoder: Encoder, stream: BinaryIO, file: Path, normalize:
 def _detectron2_network(encoder: Encoder) -> str:
     """The settings with which detectron2 builds the same network."""
     backbone: Any = encoder.backbone
-    block, depth = backbone.layer1[0], re.search(r"resne[xt]+(\d+)", encoder.name)
+    block, depth = backbone.layer1[0], re.search(r"resne[xt]+(\d+)", encoder.architecture)
     assert depth is not None
     settings: dict[str, int | bool] = {"DEPTH": int(depth[1]), "STRIDE_IN_1X1": False}
     settings["STEM_OUT_CHANNELS"] = backbone.conv1.out_channels

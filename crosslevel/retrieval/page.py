@@ -77,7 +77,8 @@ def write_results(
             links = list(zip(names, files, strict=True))
             rows.append(report.ImageRow(result["query"], images, marks, outlines, links))
     first = results[0]["matches"]
-    verdict = f"Nearest to {results[0]['query']}: {first[0]['path']}, at a distance of {first[0]['distance']:.3f}."
+    nearest = [f"{match['path']}, at a distance of {match['distance']:.3f}." for match in first[:1]]
+    verdict = f"Nearest to {results[0]['query']}: {nearest[0]}" if nearest else ""
     note = "Below each picture its distance, 1 minus the cosine of the features."
     if len(results) > QUERIES:
         note += f" The first {QUERIES} of {len(results):,} queries; {file.name} has all."
@@ -89,7 +90,7 @@ def write_results(
     ]
     blocks.append(report.table("The same as a table", ["query", "", "distance", "path"], listed, None, digits=4))
     subtitle = f"{table.rows:,} images in {table.file.name} · {time.strftime('%Y-%m-%d')}"
-    page = report.page(file.with_suffix(".html"), "Similar images", blocks, subtitle, verdict if first else "")
+    page = report.page(file.with_suffix(".html"), "Similar images", blocks, subtitle, verdict)
     lost = f"{missing:,} pictures were not found: give --images, or embed with --thumbnails 96" if missing else ""
     return [line for line in (f"written: {file}, {page}", lost, f"next: look at {page}") if line]
 

@@ -20,6 +20,7 @@ from crosslevel.data.decoding.formats import can_be_image
 from crosslevel.data.sources.folder import Files, folder
 from crosslevel.features.collection import open_collection
 from crosslevel.features.extract import Runtime, extract
+from crosslevel.features.pieces import text
 from crosslevel.features.source import reading_of
 from crosslevel.features.table import FeatureTable
 from crosslevel.features.thumbnails import Pictures
@@ -41,7 +42,8 @@ PRINTED = 5  # queries whose matches are printed
 class Queries(NamedTuple):
     """Q features to search for, their names, and their rows if they come from the table (-1: from elsewhere).
 
-    For words, ``projection`` maps the table's features into the space of texts.
+    For words, ``projection`` maps the table's features into the space of texts. ``loaded`` says which weights by name
+    made the queries' features.
     """
 
     features: Float[Tensor, "Q E"]
@@ -49,6 +51,7 @@ class Queries(NamedTuple):
     rows: list[int]
     pictures: list[UInt8[Tensor, "C H W"] | None]
     projection: Float[Tensor, "D E"] | None = None
+    loaded: str = ""
 
 
 @verb("k", "run", "images", "output", "index", "device", "precision")
@@ -76,6 +79,7 @@ def search(
         table: a table that `crosslevel embed` wrote; or the folder of a run, or weights by name (timm:NAME,
             hf-hub:owner/name): then their features of --images are made once and kept.
         query: an image, a folder of images, or the path of a row of the table; words, if a CLIP by name made the table.
+            An image that is a row of the table, by its path, is not among its own results.
         k: how many images to find for each query.
         run: the encoder of the table, if it has moved: the folder of a run, or its encoder.safetensors, or weights by
             name.
@@ -100,7 +104,8 @@ def search(
     console, written = printer(quiet), None if output is None else output_files(output)
     runtime = Runtime(choose(device, precision), workers, batch_size)
     searched, run = open_collection(table, images, runtime, console, run, data_root=data_root)
-    queries = _queries(searched, query, run, runtime, console)
+    queries = _queries(searched, query, images, run, runtime, console)
+    say(console, queries.loaded if run != table else "")  # otherwise the table's encoder has said it
     depth = min(k + any(row >= 0 for row in queries.rows), searched.rows)  # a query from the table finds itself
     find = finder(searched, index, queries.projection, console)
     start_time = time.monotonic()
@@ -118,7 +123,9 @@ def search(
     return results
 
 
-def _queries(table: FeatureTable, query: str, run: str | None, runtime: Runtime, console: Console) -> Queries:
+def _queries(
+    table: FeatureTable, query: str, images: str | None, run: str | None, runtime: Runtime, console: Console
+) -> Queries:
     if os.path.isdir(query):
         files = folder(query).files
         if not files:
@@ -150,7 +157,20 @@ def _queries(table: FeatureTable, query: str, run: str | None, runtime: Runtime,
         say(console, bad.summary(len(source)))
     indices = features.indices.tolist()
     names = [source.paths[i] for i in indices]
-    return Queries(features.features, names, [-1] * len(names), [source[i][0] for i in indices[:100]])
+    rows = _own_rows(table, images, [os.path.join(source.root, name) for name in names])
+    return Queries(features.features, names, rows, [source[i][0] for i in indices[:100]], loaded=encoder.loaded)
+
+
+def _own_rows(table: FeatureTable, images: str | None, files: list[str]) -> list[int]:
+    """The row that each file's image is in the table, by its path; -1 where it is none."""
+    root, row_of = Pictures(table, images).root, {path: row for row, path in enumerate(table.paths)}
+    rows = []
+    for file in files:
+        names = [file, os.path.abspath(file)]
+        if root is not None:  # a folder or an image in it may be a link
+            names = [os.path.relpath(full(file), full(root)) for full in (os.path.abspath, os.path.realpath)]
+        rows.append(next((row_of[name] for name in map(text, names) if name in row_of), -1))
+    return rows
 
 
 def _in_words(table: FeatureTable, query: str, run: str | None) -> Queries:
@@ -169,8 +189,9 @@ def _in_words(table: FeatureTable, query: str, run: str | None) -> Queries:
         clip = open_clip_of(run, table.width)
     except UserError as error:
         raise NotThere(f"{lost}; words are a query where a CLIP made the table: {error}") from error
-    table.check_encoder(open_encoder(run), run)
-    return Queries(clip.words(query), [query], [-1], [None], clip.projection)
+    encoder = open_encoder(run)
+    table.check_encoder(encoder, run)
+    return Queries(clip.words(query), [query], [-1], [None], clip.projection, encoder.loaded)
 
 
 def _unreadable(source: Files) -> str:

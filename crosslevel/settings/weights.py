@@ -16,7 +16,7 @@ OPTIONS = (
            ".safetensors file of them (default: true)"),
     Option("encoder.image_size", ("int",), None, "pixels of the images that it takes; the weights' own unless given"),
 )  # fmt: skip
-VERBS = ("embed", "evaluate", "inspect", "search", "explore", "curate", "classify")
+VERBS = ("embed", "evaluate", "inspect", "search", "explore", "curate", "classify", "export")
 """The verbs that use an encoder, whoever trained it."""
 RUNS = ("run", "table")
 """Their settings that name an encoder."""

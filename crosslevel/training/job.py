@@ -139,6 +139,7 @@ def prepare(
     feed = _feed(data, base.encoder, base.views, watch, runtime.seed, console)
     data = replace(data, hold_out=0 if feed.held_out_images is None else len(feed.held_out_images))
     components = assemble(base, makers.method, feed.length, makers.share_hidden, makers.gh)
+    say(console, components.method.loaded)
     plan = settle(components, steps, feed, _batches(feed, components.views, data, runtime), runtime, data.epoch_size)
     monitor_every = figures_every(plan.optimization.epochs, logging.monitor_every)
     logging = replace(logging, monitor=logging.monitor or usual_monitor(feed.source), monitor_every=monitor_every)
@@ -151,7 +152,7 @@ def prepare(
 def keep_settings(job: Job, folder: Run) -> None:
     """Save the settings and images that a run begins with, and for a part of a source the list, as it may change."""
     settings = tree(job.data, job.plan.optimization, job.runtime, job.logging, job.components, job.share_hidden)
-    weights = [f"weights: {job.components.encoder.loaded}"] if job.components.encoder.loaded else []
+    weights = [f"weights: {line}" for line in (job.components.encoder.loaded, job.components.method.loaded) if line]
     describe.write(settings, folder.config, [*(f"chosen: {choice}" for choice in job.plan.choices), *weights])
     folder.keep_images(job.feed.opened)
     if isinstance(job.feed.opened, Images) and job.data.images.has_subset:

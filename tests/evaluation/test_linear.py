@@ -113,6 +113,38 @@ def test_every_class_of_several_images_has_some_held_out_and_some_not(seed, labe
         assert out < count
 
 
+@given(
+    seed=st.integers(0, 1000),
+    images=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=60),
+    share=st.floats(0.05, 0.5),
+    pure=st.booleans(),
+)
+def test_whole_tracks_are_held_out_and_one_at_least_of_each_class_trains(seed, images, share, pure):
+    labels, tracks = torch.tensor(images).T
+    tracks = 7 * (10 * labels + tracks if pure else tracks)
+    mask = held_out(labels, share, draws(seed), tracks)
+    assert torch.equal(mask, held_out(labels, share, draws(seed), tracks))
+    assert not set(tracks[mask].tolist()) & set(tracks[~mask].tolist())
+    for c in labels.unique():
+        of_class = labels == c
+        sizes = tracks[of_class].unique(return_counts=True)[1]
+        assert (of_class & ~mask).any()
+        if not pure:
+            continue  # a track of several classes may be needed by another one
+        out, goal = int(mask[of_class].sum()), max(1, round(share * int(of_class.sum())))
+        if len(sizes) == 1:
+            assert not out
+        else:
+            assert 1 <= out <= max(goal, int(sizes.min()))
+
+
+def test_tracks_of_one_image_are_held_out_as_single_images_are():
+    labels = torch.arange(200) % 5
+    mask = held_out(labels, 0.2, draws(), torch.arange(200))
+    assert mask.sum() == held_out(labels, 0.2, draws()).sum()
+    assert labels[mask].bincount().tolist() == [8] * 5
+
+
 def test_features_that_do_not_vary_do_no_harm():
     features, labels = problem(3, 200)
     features[:, 4] = 7.0

@@ -214,6 +214,12 @@ def test_a_file_name_that_is_no_unicode_is_kept_as_escapes():
     assert io.StringIO(text("日本.png")).read() == "日本.png"
 
 
+def test_what_is_done_with_the_table_is_told_in_one_line(trained, photos, tmp_path, capsys):
+    file = embedded(trained, photos, tmp_path / "my f.parquet")
+    verbs = [f"crosslevel {verb}" for verb in (f"search '{file}' IMAGE", f"explore '{file}'", f"curate '{file}'")]
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: {verbs[0]}, {verbs[1]}, or {verbs[2]}"
+
+
 def test_a_table_says_which_encoder_looked_at_what(trained, photos, tmp_path):
     told = json.loads(pq.read_schema(embedded(trained, photos, tmp_path / "f.parquet")).metadata[b"crosslevel"])
     encoder = load_encoder(trained)

@@ -2,12 +2,14 @@
 
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
+import torchvision
 from hub_samples import local_hub, weights
 from PIL import Image
 from run_samples import write_images
@@ -18,6 +20,7 @@ import crosslevel.features.collection  # before a verb is replaced
 from crosslevel.cli import COMMANDS, main
 from crosslevel.features.engines import Sent
 from crosslevel.features.extract import normalize
+from crosslevel.features.table import open_table
 from crosslevel.models.encoder import Encoder, View
 from crosslevel.models.named import open_encoder
 from crosslevel.settings.weights import VERBS
@@ -123,6 +126,7 @@ def test_the_names_of_train_are_another_spelling_for_every_verb(monkeypatch):
     main(["explore", *given, "--images=photos"])
     main(["curate", "--encoder.name=hf-hub:owner/name", "--images=photos"])
     main(["classify", "labelled", "photos", "--encoder.name=resnet50", "--encoder.pretrained=w.safetensors"])
+    main(["export", *given])
     found = [
         (verb, {k: v for k, v in all_given.items() if k in ("run", "table", "images")}) for verb, all_given in asked
     ]
@@ -135,14 +139,83 @@ def test_the_names_of_train_are_another_spelling_for_every_verb(monkeypatch):
         ("explore", {"table": by_name, "images": "photos"}),
         ("curate", {"table": "hf-hub:owner/name", "images": "photos"}),
         ("classify", {"run": "timm:resnet50,weights=w.safetensors", "images": "photos"}),
+        ("export", {"run": by_name}),
     ]
+
+
+def test_each_verb_tells_the_licence_once_and_keeps_it(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CROSSLEVEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    name, query = f"{NAME},size=64", str(photos / "cat" / "003.png")
+    on_cpu = ["--device=cpu", "--workers=0"]
+    for line in [
+        ["embed", name, str(photos), "-o", "t.parquet", *on_cpu],
+        ["search", "t.parquet", query, *on_cpu],
+        ["inspect", str(photos), "--run", name, *on_cpu],
+        ["inspect", str(photos), "--encoder.name", NAME.removeprefix("timm:"), "--encoder.image_size=64", *on_cpu],
+        ["classify", name, str(photos), str(photos), "-o", "p.parquet", *on_cpu],
+        ["search", name, query, "--images", str(photos), *on_cpu],  # which makes a table,
+        ["search", name, query, "--images", str(photos), *on_cpu],  # and reads it
+        ["curate", name, "--images", str(photos), "--outliers=keep", "--device=cpu"],
+        ["explore", name, "--images", str(photos), "--export=page", "--device=cpu"],
+    ]:
+        main(line)
+        assert capsys.readouterr().out.count("licence apache-2.0") == 1, line
+    assert open_table("t.parquet").metadata["licence"] == "apache-2.0"
+    about = pq.read_schema("p.parquet").metadata
+    assert (about[b"licence"], about[b"run"]) == (b"apache-2.0", name.encode())
+
+
+def test_export_takes_it_too(theirs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["export", NAME])
+    said = capsys.readouterr().out
+    assert said.count("licence apache-2.0") == 1
+    assert "timm.create_model('test_convnext.r160_in1k'" in said
+    network = timm.create_model("test_convnext.r160_in1k", num_classes=0, checkpoint_path="encoder-timm.safetensors")
+    reference = {key: value for key, value in theirs[0].state_dict().items() if not key.startswith("head.fc")}
+    assert network.state_dict().keys() == reference.keys()
+    assert all(torch.equal(value, reference[key]) for key, value in network.state_dict().items())
+    main(["export", "--encoder.name", NAME, "-o", "again.safetensors"])
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "encoder-timm.safetensors").read_bytes()
+
+
+def test_a_resnet_by_name_goes_to_torchvision(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other, data = weights("resnet18", 7)
+    (tmp_path / "w.safetensors").write_bytes(data)
+    file = crosslevel.export("timm:resnet18.a1_in1k,weights=w.safetensors", "torchvision", quiet=True)
+    state = torch.load(file, weights_only=True)
+    network = torchvision.models.resnet18()
+    assert network.load_state_dict(state, strict=False).missing_keys == ["fc.weight", "fc.bias"]
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in state.items())
+
+
+def test_load_tells_the_licence_unless_it_is_to_be_quiet(capsys):
+    crosslevel.load(NAME, device="cpu")
+    assert capsys.readouterr().out.count("licence apache-2.0") == 1
+    crosslevel.load(NAME, device="cpu", quiet=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_licence_of_a_teacher_is_told_and_kept_in_the_run(photos, tmp_path, capsys):
+    line = [
+        "--method=Distill", f"--method.teacher={NAME},size=64", "--encoder.width=0.0625", "--batch_size=8",
+        "--minutes=0.01", "--device=cpu", "--workers=0", "--report_html=false", "--monitor_every=0", "--views.size=16",
+        f"--run={tmp_path / 'r'}",
+    ]  # fmt: skip
+    main(["train", str(photos), *line])
+    says = f"teacher {NAME},size=64: 99 tensors from timm/test_convnext.r160_in1k on the hub; licence apache-2.0"
+    said = capsys.readouterr().out
+    assert (said.count(says), said.count("licence apache-2.0")) == (1, 1), said
+    assert f"# weights: {says}\n" in (tmp_path / "r" / "config.yaml").read_text()
 
 
 def test_search_explore_and_curate_share_one_table_of_its_features(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CROSSLEVEL_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     named = ["--encoder.name", f"{NAME.removeprefix('timm:')}", "--encoder.pretrained", "true", "--images", str(photos)]
-    query = photos / "cat" / "003.png"
+    query = shutil.copy(photos / "cat" / "003.png", tmp_path)
     main(["search", *named, str(query), "-o", "found.json", "--device=cpu"])
     said = capsys.readouterr().out
     (made,) = (tmp_path / "cache" / "collections").glob("*.parquet")
@@ -163,13 +236,14 @@ def test_search_explore_and_curate_share_one_table_of_its_features(photos, tmp_p
 def test_a_table_that_is_kept_follows_its_images(tmp_path, monkeypatch, capsys):
     photos = write_images(tmp_path / "photos", count=2)
     run = write_encoder(tmp_path / "run")
+    query = shutil.copy(photos / "cat" / "000.png", tmp_path)
     options = {"images": str(photos), "k": 9, "device": "cpu", "workers": 0}
-    assert len(crosslevel.search(str(run), str(photos / "cat" / "000.png"), **options)[0]["matches"]) == 4
+    assert len(crosslevel.search(str(run), str(query), **options)[0]["matches"]) == 4
     write_images(tmp_path / "photos", count=3)
-    assert len(crosslevel.search(str(run), str(photos / "cat" / "000.png"), **options)[0]["matches"]) == 6
+    assert len(crosslevel.search(str(run), str(query), **options)[0]["matches"]) == 6
     assert "images have come, gone or changed" in capsys.readouterr().out
     (photos / "dog" / "001.png").unlink()
-    assert len(crosslevel.search(str(run), str(photos / "cat" / "000.png"), **options)[0]["matches"]) == 5
+    assert len(crosslevel.search(str(run), str(query), **options)[0]["matches"]) == 5
 
 
 def test_a_file_of_weights_stands_for_those_of_the_hub(theirs, photos, tmp_path):

@@ -57,6 +57,7 @@ def lines_of(name):
         "explore": [name, "--images=photos", "--export=page"],
         "curate": [name, "--images=photos"],
         "classify": [name, "photos", "photos"],
+        "export": [name],
     }
 
 

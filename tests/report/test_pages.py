@@ -2,10 +2,13 @@
 
 import shutil
 from functools import partial
+from pathlib import Path
 
 import pytest
+import torch
 from optuna_samples import searched_page
 from run_samples import write_images
+from table_samples import crowds, noise_pictures, write_table
 
 import crosslevel
 from crosslevel.models.encoder import Encoder
@@ -18,6 +21,11 @@ return [document.documentElement.scrollWidth - width, ...[...document.querySelec
     .filter(e => e.checkVisibility() && ['hidden', 'clip'].includes(getComputedStyle(e).overflowX)
                  && e.scrollWidth > e.clientWidth + 1 && !e.closest('svg, .unseen'))  // which only a reader's voice has
     .map(e => e.outerHTML.slice(0, 120))];
+"""
+PICTURES = """
+const done = arguments[0], shown = [...document.images].filter(i => i.checkVisibility());
+const lost = i => i.decode().then(() => [], () => [i.outerHTML.slice(0, 120)]);
+Promise.all(shown.map(lost)).then(all => done(all.flat()));
 """
 CHARTS = """
 const page = document.querySelector('section').clientWidth;
@@ -73,10 +81,41 @@ def pages(tmp_path_factory):
     }
 
 
+@pytest.fixture(scope="module")
+def pages_of_a_table(tmp_path_factory):
+    """What search, explore and curate write about 48 pictures: also a copy, a black one, and one that lies alone."""
+    folder = tmp_path_factory.mktemp("table")
+    features, owner = crowds([16, 16, 16])
+    classes = ["ant", "a-kind-of-bee-with-a-rather-long-name-such-as-zoologists-give-to-theirs", "cat"]
+    paths = [
+        f"a folder that somebody has named after what is in it/{classes[c]}/{i:03}.png" for i, c in enumerate(owner)
+    ]
+    pictures = noise_pictures(48)
+    features[1], pictures[1], pictures[2] = features[0], pictures[0], torch.zeros(3, 32, 32, dtype=torch.uint8)
+    features[3] = torch.eye(16)[9]
+    columns = {"class": [classes[c] for c in owner], "loss": torch.linspace(0, 1, 48).numpy()}
+    table = str(write_table(folder / "f.parquet", features, paths, pictures, **columns))
+    crosslevel.search(table, paths[20], k=12, output=str(folder / "found"), device="cpu", quiet=True)
+    crosslevel.curate(table, n=8, output=str(folder / "few.txt"), device="cpu", quiet=True)
+    page = crosslevel.explore(table, export=str(folder / "page"), device="cpu", quiet=True)
+    return {"search": folder / "found" / "search.html", "curate": folder / "few.html", "explore": Path(page)}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", ["search", "curate", "explore"])
+def test_a_page_of_a_table_fits_every_screen_and_can_be_read(browser, pages_of_a_table, name):
+    fits_every_screen_and_can_be_read(browser, pages_of_a_table[name], "choose(20)" if name == "explore" else "")
+
+
 @pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize("name", ["train", "compare", "inspect", "tune"])
 def test_a_page_fits_every_screen_and_can_be_read(browser, pages, name):
+    fits_every_screen_and_can_be_read(browser, pages[name])
+
+
+def fits_every_screen_and_can_be_read(browser, page, opens=""):
+    """``opens`` is a script that shows what else the page has."""
     for scheme in ("light", "dark"):
         browser.execute_cdp_cmd(
             "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -84,8 +123,10 @@ def test_a_page_fits_every_screen_and_can_be_read(browser, pages, name):
         for width in WIDTHS:
             size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
             browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-            browser.get(pages[name].as_uri())
+            browser.get(page.as_uri())
+            browser.execute_script(opens)
             told = (scheme, width)
+            assert browser.execute_async_script(PICTURES) == [], told
             assert browser.get_log("browser") == [], told
             assert browser.execute_script(OVERFLOW) == [0], told
             assert all(share > 0.98 for share in browser.execute_script(CHARTS)), told

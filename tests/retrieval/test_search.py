@@ -1,6 +1,7 @@
 """The nearest images: right, told in three ways, of the right encoder; and what cannot be done in one line."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from table_samples import crowds, write_encoder, write_table
 
 import crosslevel
 from crosslevel.cli import main
+from crosslevel.features.table import open_table
 from crosslevel.retrieval.search import exact, search
 from crosslevel.settings.parser import run
 
@@ -50,14 +52,57 @@ def test_rows_that_lie_in_several_blocks_are_all_compared():
     assert torch.equal(exact(queries, keys, 50, block=32).indices, by_hand(queries, keys, 50))
 
 
-def test_an_image_finds_itself_and_then_its_nearest(home):
-    file = home / "photos" / "cat" / "003.png"
+def test_a_copy_finds_the_image_and_then_its_nearest(home, tmp_path):
+    file = shutil.copy(home / "photos" / "cat" / "003.png", tmp_path)
     (found,) = search(str(home / "f.parquet"), str(file), k=4, precision="fp32", **QUIET)
     table = crosslevel.embed(home / "run", home / "photos", precision="fp32", **QUIET)
     features = torch.from_numpy(table.features)
     own = table.paths.index("cat/003.png")
     assert [match["row"] for match in found["matches"]] == by_hand(features[own : own + 1], features, 4)[0].tolist()
     assert found["matches"][0] == {"path": "cat/003.png", "distance": pytest.approx(0, abs=1e-5), "row": own}
+
+
+@pytest.mark.parametrize("index", ["off", "on"])
+def test_an_image_of_the_table_is_no_result_of_its_own_search(home, tmp_path, monkeypatch, index):
+    """By its path, however that is written, in JSON and by the index too; a copy elsewhere is another image."""
+    if index == "on":
+        pytest.importorskip("usearch", reason="needs usearch: pip install 'crosslevel[search]'")
+    monkeypatch.chdir(home / "photos")
+    (tmp_path / "link").symlink_to(home / "photos")
+    table = shutil.copy(home / "f.parquet", tmp_path / "f.parquet")
+    paths = open_table(table).paths
+    names = ["cat/003.png", home / "photos" / "cat" / "003.png", "../photos/cat/003.png", tmp_path / "link/cat/003.png"]
+    for query in map(str, names):
+        line = [str(table), query, "-k", "20", f"--index={index}", "-o", str(tmp_path / "out"), "--workers=0"]
+        (found,) = run(search, [*line, "--device=cpu"])
+        assert sorted(match["path"] for match in found["matches"]) == sorted({*paths} - {"cat/003.png"})
+        assert json.loads((tmp_path / "out" / "search.json").read_text())["results"] == [found]
+    dogs = search(str(table), str(home / "photos" / "dog"), k=19, index=index, **QUIET)
+    for found in dogs:
+        assert sorted(match["path"] for match in found["matches"]) == sorted({*paths} - {f"dog/{found['query']}"})
+    copy = shutil.copy(home / "photos" / "cat" / "003.png", tmp_path / "003.png")
+    (found,) = search(str(table), str(copy), k=20, index=index, **QUIET)
+    assert found["matches"][0]["path"] == "cat/003.png"
+    assert len(found["matches"]) == 20
+
+
+def test_moved_images_and_a_table_of_other_programs_are_known_by_their_paths(home, tmp_path):
+    shutil.copytree(home / "photos", tmp_path / "moved")
+    moved = str(tmp_path / "moved" / "cat" / "003.png")
+    (found,) = search(str(home / "f.parquet"), moved, k=1, images=str(tmp_path / "moved"), **QUIET)
+    assert found["matches"][0]["path"] != "cat/003.png"
+    table = open_table(home / "f.parquet")
+    full = [str(home / "photos" / path) for path in table.paths]
+    plain = write_table(tmp_path / "plain.parquet", table.features, paths=full)
+    (found,) = search(str(plain), full[3], k=20, run=str(home / "run"), **QUIET)
+    assert sorted(match["row"] for match in found["matches"]) == [row for row in range(20) if row != 3]
+
+
+def test_a_table_of_the_query_alone_has_no_result(tmp_path):
+    table = write_table(tmp_path / "one.parquet", torch.eye(8)[:1])
+    (found,) = search(str(table), "000.png", output=str(tmp_path / "out"), **QUIET)
+    assert found == {"query": "000.png", "matches": []}
+    assert (tmp_path / "out" / "search.html").is_file()
 
 
 def test_a_row_of_the_table_is_a_query_without_the_encoder_and_does_not_find_itself(home, tmp_path):
@@ -70,7 +115,7 @@ def test_a_row_of_the_table_is_a_query_without_the_encoder_and_does_not_find_its
 def test_a_folder_asks_for_each_of_its_images_and_leaves_json_and_a_page(home, tmp_path, capsys):
     line = [
         str(home / "f.parquet"),
-        str(home / "photos" / "dog"),
+        shutil.copytree(home / "photos" / "dog", str(tmp_path / "dog")),
         "-k",
         "3",
         "-o",

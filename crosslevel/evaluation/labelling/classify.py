@@ -18,7 +18,8 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.evaluation.labelling.calibration import Limits, calibration_error, limits, temperature
-from crosslevel.evaluation.linear import Linear, held_out
+from crosslevel.evaluation.labelling.tracks import Tracks, hold_out, tracks_of
+from crosslevel.evaluation.linear import Linear
 from crosslevel.evaluation.linear import choose as chosen_linear
 from crosslevel.features.extract import Features, Runtime, extract
 from crosslevel.features.pieces import text
@@ -27,14 +28,13 @@ from crosslevel.metrics.knn import neighbours, weighted_knn
 from crosslevel.metrics.nearest import nearest
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.named import open_encoder
-from crosslevel.utils.console import printer, say
+from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.files import replacing
 from crosslevel.utils.marks import verb
 from crosslevel.utils.rng import seeded
 
-HELD_OUT, LEAST = 0.2, 4  # the share of each class used to calibrate, and the images that a class must have for that
 NEAREST = 5  # labelled images whose mean distance from an image shows how far it is from all known ones
 
 ClassifierName = Literal["auto", "knn", "linear"]
@@ -89,9 +89,10 @@ def classify(
 ) -> Predictions:
     """Label images by similarity to labelled ones: a class with its probability, or unknown for none of the classes.
 
-    A fifth of the labelled images is not used for training. It selects nearest neighbours or a linear classifier on the
-    run's features, the temperature that calibrates the probabilities, and the limits beyond which an image counts as
-    unknown.
+    About a fifth of the labelled images is not used for training: whole tracks (films, objects; of a plain folder, sets
+    of near-duplicates), so that the stated accuracy holds for other tracks. A class of one track is used for training
+    only. The held-out images select nearest neighbours or a linear classifier on the run's features, the temperature
+    that calibrates the probabilities, and the limits beyond which an image counts as unknown.
 
     Args:
         run: the folder of a run, or its encoder.safetensors; or weights by name: timm:NAME, hf-hub:owner/name.
@@ -123,13 +124,17 @@ def classify(
     if output is not None and Path(output).suffix != ".parquet":
         raise UserError(f"--output {output}: the name must end in .parquet")
     console, encoder = printer(quiet), open_encoder(run)
+    say(console, encoder.loaded)
     runtime = Runtime(choose(device, precision), workers, batch_size)
     labelled_images = open_for(encoder, labelled, data_root, crops)
     if labelled_images.labels is None:
         raise UserError(f"{labelled} has no labels: put the images of each class into a folder of its own")
     unlabelled_images = open_for(encoder, images, data_root, crops)
     learnt, names = _features(encoder, labelled_images, runtime, console), _names(labelled_images)
-    classifier, bounds, metadata = _learnt(learnt, len(names), how, reject, k, seed, console)
+    with progress_bar(console) as bar:
+        bar.add_task("comparing labelled images", total=None)
+        tracks = tracks_of(labelled_images, learnt.indices, workers)
+    classifier, bounds, metadata = _learnt(learnt, tracks, len(names), how, reject, k, seed, console)
     extracted = _features(encoder, unlabelled_images, runtime, console)
     best, predicted = classifier.probabilities(extracted.features).max(1)
     distance = classifier.distance(extracted.features)
@@ -141,7 +146,7 @@ def classify(
     counts_text = ", ".join(f"{name} {count:,}" for name, count in largest if count)
     say(console, f"{len(paths):,} images: {int(unknown.sum()):,} unknown{', ' if counts_text else ''}{counts_text}")
     if output is not None:
-        _write(Path(output), predictions, run)
+        _write(Path(output), predictions, run, encoder.licence)
         say(console, f"written: {output}; next: read it with pandas.read_parquet({output!r})")
     return predictions
 
@@ -162,7 +167,14 @@ def _features(encoder: Encoder, images: Images, runtime: Runtime, console: Conso
 
 
 def _learnt(
-    learnt: Features, classes: int, how: ClassifierName, reject: float, k: int | None, seed: int, console: Console
+    learnt: Features,
+    tracks: Tracks,
+    classes: int,
+    how: ClassifierName,
+    reject: float,
+    k: int | None,
+    seed: int,
+    console: Console,
 ) -> tuple[_Classifier, Limits, dict[str, Any]]:
     """The classifier that is best on held-out images, calibrated on them, and then trained again on all images."""
     features, labels = learnt.features, learnt.labels
@@ -170,11 +182,12 @@ def _learnt(
         raise UserError(f"{int((labels < 0).sum()):,} of the labelled images have no label: leave them out")
     if len(labels.unique()) < 2:
         raise UserError("the labelled images are of one class: needs two at least")
-    validation = held_out(labels, HELD_OUT, seeded(seed))
-    if int(validation.sum()) < LEAST:
-        raise UserError(f"{len(labels):,} labelled images are too few to hold a fifth out: give more of each class")
+    split = hold_out(labels, tracks, seed)
+    say(console, split.line)
+    validation, owner = split.mask, tracks.owner
     kinds = ["knn", "linear"] if how == "auto" else [how]
-    classifiers = [_fitted(kind, features[~validation], labels[~validation], classes, k, seed) for kind in kinds]
+    training = features[~validation], labels[~validation], None if owner is None else owner[~validation]
+    classifiers = [_fitted(kind, *training, classes, k, seed) for kind in kinds]
     truth, rows = labels[validation], features[validation]
     right = [float((one.logits(rows).argmax(1) == truth).double().mean()) for one in classifiers]
     best = max(range(len(classifiers)), key=right.__getitem__)
@@ -184,7 +197,7 @@ def _learnt(
     probabilities = calibrated.probabilities(rows)
     after = calibration_error(probabilities, truth)
     bounds = limits(calibrated.distance(rows), probabilities.max(1).values, reject)
-    final = _fitted(kinds[best], features, labels, classes, k, seed)._replace(t=calibrated.t)
+    final = _fitted(kinds[best], features, labels, owner, classes, k, seed)._replace(t=calibrated.t)
     say(
         console,
         f"{kinds[best]}: {100 * right[best]:.1f} % of {len(truth):,} held-out images are right, calibration error "
@@ -192,7 +205,8 @@ def _learnt(
         f"probability below {bounds.probability:.2f}",
     )
     metadata = {
-        "how": kinds[best], "held_out": len(truth), "accuracy": right[best], "calibration_error": after,
+        "how": kinds[best], "held_out": len(truth), "held_out_tracks": split.tracks, "accuracy": right[best],
+        "calibration_error": after,
         "temperature": calibrated.t, "distance_limit": bounds.distance, "probability_limit": bounds.probability,
         "others": dict(zip(kinds, right, strict=True)),
     }  # fmt: skip
@@ -200,7 +214,13 @@ def _learnt(
 
 
 def _fitted(
-    kind: str, features: Float[Tensor, "N D"], labels: Int64[Tensor, " N"], classes: int, k: int | None, seed: int
+    kind: str,
+    features: Float[Tensor, "N D"],
+    labels: Int64[Tensor, " N"],
+    tracks: Int64[Tensor, " N"] | None,
+    classes: int,
+    k: int | None,
+    seed: int,
 ) -> _Classifier:
     if kind == "knn":
         voters = k or neighbours(len(features))
@@ -211,11 +231,11 @@ def _fitted(
 
         return _Classifier(kind, votes, features)
     unit, generator = F.normalize(features, dim=1), seeded(seed)
-    sweep = chosen_linear(unit, labels, classes, Linear(), generator).classifier
+    sweep = chosen_linear(unit, labels, classes, Linear(), generator, tracks=tracks).classifier
     return _Classifier(kind, lambda rows: sweep.scores(F.normalize(rows, dim=1)).squeeze(1), features)
 
 
-def _write(file: Path, predictions: Predictions, run: str) -> None:
+def _write(file: Path, predictions: Predictions, run: str, licence: str) -> None:
     table = pa.table(
         {
             "path": [text(path) for path in predictions.paths],
@@ -225,6 +245,7 @@ def _write(file: Path, predictions: Predictions, run: str) -> None:
             "distance": predictions.distance.numpy(),
         }
     )
-    metadata = {name: str(value) for name, value in {"run": os.path.abspath(run), **predictions.about}.items()}
+    origin = {"run": os.path.abspath(run) if os.path.exists(run) else run} | ({"licence": licence} if licence else {})
+    metadata = {name: str(value) for name, value in {**origin, **predictions.about}.items()}
     with replacing(file) as opened:
         pq.write_table(table.replace_schema_metadata(metadata), opened)

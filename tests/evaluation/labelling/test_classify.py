@@ -1,14 +1,19 @@
 """Labels from labelled images: right, sure as often as they are right, and unknown for what is none of them."""
 
+import math
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from run_samples import write_images
 from table_samples import write_encoder
 
 from crosslevel.cli import main
+from crosslevel.data.open import open_images
 from crosslevel.evaluation.labelling.classify import classify
+from crosslevel.evaluation.labelling.tracks import hold_out, tracks_of
 from crosslevel.settings.parser import run
 
 QUIET = {"device": "cpu", "quiet": True, "workers": 0, "precision": "fp32"}
@@ -55,6 +60,73 @@ def test_the_table_has_a_row_for_each_image(home, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"20 images: {int(made.unknown.sum())} unknown" in said
     assert "held-out images are right" in said
+
+
+def test_the_accuracy_that_is_told_is_that_of_other_objects(home):
+    """Of eight frames an object; its frames are so alike that one of them held out is always recognized."""
+    objects, seeds = "classes=4,objects=12,imbalance=1", range(5)
+    told, right, tracks = [], [], 0
+    for seed in seeds:
+        line = [str(home / "run"), f"turntable,{objects},frames=8", f"turntable:test,{objects},test_objects=12"]
+        made = classify(*line, how="knn", seed=seed, **QUIET)
+        assert made.about["held_out"] == 8 * made.about["held_out_tracks"]
+        tracks += made.about["held_out_tracks"]
+        told.append(made.about["accuracy"])
+        right.append(
+            np.mean([label == path.split("/")[1] for path, label in zip(made.paths, made.labels, strict=True)])
+        )
+    true = np.mean(right)
+    assert abs(np.mean(told) - true) <= 2.58 * math.sqrt(true * (1 - true) / tracks)
+
+
+def write_sets(folder, classes, sets, copies=6, seed=0):
+    """Pictures of coarse noise, each in several copies that differ by little; classes say nothing about looks."""
+    draws = np.random.default_rng(seed)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for s in range(sets):
+            picture = np.kron(draws.integers(40, 216, (8, 8, 3)), np.ones((4, 4, 1), np.int64))
+            for i in range(copies):
+                pixels = (picture + draws.integers(-3, 4, picture.shape)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / name / f"{s}-{i}.png")
+    return folder
+
+
+def test_of_a_folder_whole_sets_of_near_duplicates_are_held_out(home, tmp_path, capsys):
+    folder = write_sets(tmp_path / "sets", ("a", "b"), 10)
+    options = {**QUIET, "quiet": False}
+    made = classify(str(home / "run"), str(folder), str(folder), how="knn", k=3, **options)
+    assert (made.about["held_out"], made.about["held_out_tracks"]) == (24, 4)
+    assert "held out: 4 of 20 tracks of near-duplicates, whole\n" in capsys.readouterr().out
+    images = open_images(str(folder))
+    held = hold_out(images.labels, tracks_of(images, torch.arange(len(images)), 0), 0)
+    outside, inside = ({p[:-5] for p, out in zip(images.paths, held.mask, strict=True) if out == o} for o in (1, 0))
+    assert not outside & inside
+    assert sorted(p[0] for p in outside) == ["a", "a", "b", "b"]
+
+
+def test_a_class_of_one_track_trains_and_is_in_no_figure(home, tmp_path, capsys):
+    folder = write_sets(tmp_path / "sets", ("a", "b"), 5)
+    write_sets(tmp_path / "alone", ("c",), 1, seed=1)
+    (tmp_path / "alone" / "c").rename(folder / "c")
+    images = open_images(str(folder))
+    held = hold_out(images.labels, tracks_of(images, torch.arange(len(images)), 0), 0)
+    assert not held.mask[images.labels == 2].any()
+    assert [int(held.mask[images.labels == c].sum()) for c in range(2)] == [6, 6]
+    made = classify(str(home / "run"), str(folder), str(folder), how="auto", **{**QUIET, "quiet": False})
+    assert "c" in made.labels
+    assert "1 of 3 classes have one track each, and are in no figure below" in capsys.readouterr().out
+
+
+def test_too_few_tracks_are_told(home, capsys):
+    source = "turntable,classes=2,objects=2,imbalance=1,frames=12"
+    made = classify(str(home / "run"), source, source, how="knn", **{**QUIET, "quiet": False})
+    assert (made.about["held_out"], made.about["held_out_tracks"]) == (4, 0)
+    assert "2 tracks of the source are too few to hold any out whole: single images are" in capsys.readouterr().out
+    images = open_images(str(home / "labelled"))
+    unknown = hold_out(images.labels, tracks_of(images, torch.arange(len(images)), 0, most=10), 0)
+    assert (unknown.tracks, int(unknown.mask.sum())) == (0, 16)
+    assert unknown.line.startswith("tracks are unknown")
 
 
 def test_wrong_use_ends_in_one_line(home, tmp_path, monkeypatch, capsys):
