@@ -30,8 +30,8 @@ coverage: .venv/installed-test ## which branches no test takes
 	$(BIN)/python -m pytest $(PARALLEL) --cov=crosslevel --cov-branch --cov-report=term-missing:skip-covered
 
 faults: .venv/installed-test ## kills at every change of a file, half-written and failing writes: what survived (LOG=FILE goes on where it was)
-	$(BIN)/python tests/faults/kills.py $(if $(LOG),--log $(LOG))
-	$(BIN)/python tests/faults/kills.py --faults kill,half --twice --seed 1 --disk $(if $(LOG),--log $(LOG))
+	$(BIN)/python tests/faults/killed/kills.py $(if $(LOG),--log $(LOG))
+	$(BIN)/python tests/faults/killed/kills.py --faults kill,half --twice --seed 1 --disk $(if $(LOG),--log $(LOG))
 
 lint: .venv/installed-lint ## style, types, layers
 	$(BIN)/ruff check .

@@ -2,7 +2,8 @@
 machine, and one thread, also in the processes that tests start, because on tensors this small threads wait for each
 other longer than they work.
 
-This file's place also makes `reference` importable from every test folder.
+What tests of several folders import is in `shared`, and for those of faults in `faults`: pyproject.toml puts both on
+the path.
 """
 
 import gc

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shlex
 import sys
 from contextlib import redirect_stdout
 
@@ -11,7 +12,10 @@ import yaml
 
 from crosslevel import demo, load_encoder
 from crosslevel.evaluation.scores import Scores
-from crosslevel.settings.parser import run
+from crosslevel.settings.command import Command
+from crosslevel.settings.parser import prepared, run
+from crosslevel.settings.parts import completed
+from crosslevel.training.train import train
 from crosslevel.utils.device import choose
 
 IMAGES = "turntable,classes=4,objects=24,frames=6,size=16,imbalance=4"
@@ -69,14 +73,38 @@ def test_the_page_has_the_table_and_every_picture(shown):
         assert f">{heading}<" in page
 
 
-def test_nothing_is_hidden(tmp_path):
-    """The command of both runs is the default one, for a few epochs, on a narrow network."""
-    seen = []
+def trainings(folder, **given):
+    """What the demo hands to crosslevel.train, of both runs; there is nothing that trains."""
+    calls = []
     with pytest.raises(FileNotFoundError):  # as no run has left an encoder
-        demo.demo(IMAGES, TEST, str(tmp_path / "demo"), epochs=2, device="cpu", training=seen.append)
-    names = [{option.partition("=")[0] for option in line[1:]} for line in seen]
-    shared = {"--epochs", "--encoder.width", "--seed", "--device", "--precision", "--report_html", "--run"}
-    assert names == [shared | {"--cld.weight"}, shared]
+        demo.demo(IMAGES, TEST, str(folder), device="cpu", training=lambda *a, **k: calls.append((a, k)), **given)
+    return calls
+
+
+def test_nothing_is_hidden(tmp_path):
+    """Both runs have the default settings, but for a few epochs and a narrow network."""
+    plain, cld = trainings(tmp_path / "demo", epochs=2)
+    assert plain[0] == cld[0] == (IMAGES,)
+    shared = {"epochs", "encoder", "seed", "device", "precision", "report_html", "run", "quiet"}
+    assert [set(settings) for _, settings in (plain, cld)] == [shared | {"cld"}, shared]
+    assert plain[1]["cld"] == {"weight": 0}
+    assert set(plain[1]["encoder"]) == set(cld[1]["encoder"]) == {"width"}
+
+
+def test_the_command_that_is_printed_means_the_same_settings(tmp_path, capsys):
+    calls = trainings(tmp_path / "demo", epochs=2)
+    said = capsys.readouterr().out
+    lines = [line for line in said.splitlines() if line.startswith("crosslevel train ")]
+    assert len(lines) == len(calls) == 2
+    command = Command.of_function(train)
+    for line, (positional, keywords) in zip(lines, calls, strict=True):
+        printed = prepared(command, shlex.split(line)[2:])
+        for name, value in completed(train, positional, keywords).items():
+            if name in ("encoder", "cld"):
+                assert {key: printed[name][key] for key in value.keywords} == value.keywords
+            elif name != "quiet":
+                assert printed[name] == value
+        assert (printed["cld"]["weight"] == 0) == ("cld" in keywords)
 
 
 def judged(balanced, half):
@@ -117,17 +145,16 @@ def test_a_slow_machine_is_given_fewer_epochs(seconds, epochs):
 def test_a_demo_without_a_number_of_epochs_says_how_many_it_does(tmp_path, capsys):
     seen = []
 
-    def training(line):
-        seen.append(line)
+    def training(images, **settings):
+        seen.append(settings["epochs"])
         sys.exit(9)
 
     with pytest.raises(SystemExit):
         demo.demo(f"{IMAGES}", TEST, str(tmp_path / "demo"), width=0.0625, device="cpu", training=training)
-    [epochs] = [option for option in seen[0] if option.startswith("--epochs=")]
     said = capsys.readouterr().out
-    assert f"{epochs.partition('=')[2]} epochs: this machine trains about " in said
+    assert f"{seen[0]} epochs: this machine trains about " in said
     # So few images are done that often on any machine.
-    assert epochs == "--epochs=12"
+    assert seen == [12]
 
 
 def test_an_earlier_demo_is_kept(shown):

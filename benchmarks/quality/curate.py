@@ -48,7 +48,7 @@ from quality.paper import trained
 from shared import records
 from shared.beside import machine
 
-HOWS = ("random", "balanced", "diverse", "covering")
+HOWS = ("random", "balanced", "typical", "diverse", "covering")
 TENTH = ("all", "random", "balanced")
 C = 10.0  # of the logistic regression, on features of length 1 that are standardized: the same for all
 USUAL = ("--encoder.width=0.25", "--batch_size=128", "--views.flip=0.5", "--monitor_every=0", "--report_html=false")

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-sys.path.append(str(Path(__file__).parents[2] / "tests" / "data"))
+sys.path.append(str(Path(__file__).parents[2] / "tests" / "data" / "duplicates"))
 from duplicates_samples import EDITS, look_alikes, recompressed, scene, small
 
 from crosslevel.data.duplicates.descriptor import alike

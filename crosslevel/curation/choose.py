@@ -1,9 +1,10 @@
-"""Choose n of N features: balanced over regions, as diverse as possible, or so that every feature has one near it."""
+"""Choose n of N features: balanced over regions, typical of them, diverse, or so that every feature has one near it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Literal
 
 import numpy as np
@@ -13,13 +14,15 @@ from jaxtyping import Float, Int64
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from torch import Tensor
 
+from crosslevel.metrics.nearest import nearest
 from crosslevel.utils.rng import seeded
 
-How = Literal["balanced", "diverse", "covering", "random"]
+How = Literal["balanced", "typical", "diverse", "covering", "random"]
 
 FEW = 20_000  # features whose k-means takes all of them in every step
 CLUSTERS, A_LEVEL, TOP = 4096, 8, 8  # the most; how many of one level to one of the next; the fewest at the top
 RESAMPLED = 2  # times that k-means is repeated on the same number from each cluster (Vo et al. 2024, sec. 3.3)
+REGIONS, CLOSE, SCATTERED = 500, 20, 5  # of `typical`: most clusters, neighbours, sizes left out (Hacohen et al. 2022)
 COVERED = 4096  # features that are to have a chosen one near
 
 
@@ -27,6 +30,8 @@ def choose(features: Float[Tensor, "N D"], n: int, how: How = "balanced", seed: 
     """``n`` of the features, in the order that they were chosen.
 
     - balanced: hierarchical k-means, and the same share from each branch (Vo et al. 2024, arXiv 2405.15613).
+    - typical: of each of n clusters, the largest first, the one among most alike (TypiClust, Hacohen et al. 2022,
+      arXiv 2202.02794): made for a few labels a class.
     - diverse: farthest-first, each the one least like all before (Gonzalez 1985).
     - covering: facility location, such that every feature has a chosen one near (greedy on random candidates,
       Mirzasoleiman et al. 2015).
@@ -44,6 +49,7 @@ def choose(features: Float[Tensor, "N D"], n: int, how: How = "balanced", seed: 
         return torch.arange(len(unit))
     strategies: dict[str, Callable[[], Tensor]] = {
         "balanced": lambda: balanced(unit, n, generator),
+        "typical": lambda: typical(unit, n, generator),
         "diverse": lambda: farthest_first(unit, n),
         "covering": lambda: facility_location(unit, n, generator),
         "random": lambda: torch.randperm(len(unit), generator=generator)[:n],
@@ -80,6 +86,27 @@ def facility_location(unit: Float[Tensor, "N D"], n: int, generator: torch.Gener
         best, available[row] = torch.maximum(best, covered @ unit[row]), False
         indices.append(row)
     return torch.tensor(indices)
+
+
+def typical(unit: Float[Tensor, "N D"], n: int, generator: torch.Generator, most: int = REGIONS) -> Int64[Tensor, " n"]:
+    """The most typical feature of each of n clusters, at most ``most``; then their next typical ones, in turns.
+
+    Typicality is one over the mean distance to the 20 nearest features of the cluster (Hacohen et al. 2022, eq. 1).
+    The largest clusters come first; those of fewer than 5 features come after all others.
+    """
+    owner = torch.from_numpy(_kmeans(unit, min(n, most), generator).predict(unit.numpy())).long()
+    sizes = owner.bincount()
+    clusters = [c for c in sizes.argsort(descending=True, stable=True).tolist() if sizes[c]]
+    ordered = {}
+    for cluster in clusters:
+        rows = (owner == cluster).nonzero().flatten()
+        near = nearest(unit[rows], unit[rows], min(CLOSE + 1, len(rows))).values[:, 1:]
+        distance = (2 - 2 * near).clamp(min=0).sqrt().mean(1) if len(rows) > 1 else torch.zeros(1)
+        ordered[cluster] = rows[distance.argsort(stable=True)].tolist()
+    large = [c for c in clusters if sizes[c] >= SCATTERED]
+    small = [c for c in clusters if sizes[c] < SCATTERED]
+    rows = [row for group in (large, small) for turn in zip_longest(*(ordered[c] for c in group)) for row in turn]
+    return torch.tensor([row for row in rows if row is not None][:n])
 
 
 def balanced(unit: Float[Tensor, "N D"], n: int, generator: torch.Generator) -> Int64[Tensor, " n"]:

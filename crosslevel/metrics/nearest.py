@@ -1,4 +1,8 @@
-"""Exact nearest neighbours among many features."""
+"""Exact nearest neighbours among many features.
+
+Ours: kNN of 10,000 queries among 1.3 million features took 0.84 of the time of faiss's exact index, on two threads of
+a processor with bfloat16 (benchmarks/results/evaluate.txt), and the features may stay in float16.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""From a command line to a call: a function's signature and docstring are its options and its help."""
+"""From a command line to a call: a function's signature and docstring are its options and its help.
+
+Ours, on the standard library's argparse: a parser that is made of functions (jsonargparse, tyro) is handed them, and so
+torch is imported before it can help or refuse; here neither needs it (tests/settings/test_startup.py).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Where a study is kept: a database, and a folder with locks that workers on one machine see."""
+"""Where a study is kept: a database, and a folder with locks that workers on one machine see.
+
+On one machine locks are filelock's. Asking again (`patiently`) is ours: Optuna raises when its database is away; here
+that alone is tried again, and not by a search that is told to stop.
+"""
 
 from __future__ import annotations
 

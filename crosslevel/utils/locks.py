@@ -1,4 +1,8 @@
-"""One writer a folder: a lock that its process holds, told by name, and free as soon as that process is gone."""
+"""One writer a folder: a lock that its process holds, told by name, and free as soon as that process is gone.
+
+The lock is filelock's. Ours is who holds it, in words, and going on with a warning where a file system has no locks:
+filelock's own way out there, a file whose presence is the lock, can be left behind by a process that is killed.
+"""
 
 from __future__ import annotations
 

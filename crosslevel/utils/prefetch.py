@@ -1,4 +1,7 @@
-"""Work done ahead of who needs it, by threads; its results come in order."""
+"""Work done ahead of who needs it, by threads; its results come in order.
+
+Ours, as `ThreadPoolExecutor.map` takes all keys at once; here at most ``depth`` results lie beyond the caller's.
+"""
 
 from __future__ import annotations
 

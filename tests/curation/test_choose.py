@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.cluster import KMeans
 from table_samples import crowds
 
-from crosslevel.curation.choose import choose, even_shares, facility_location, farthest_first
+from crosslevel.curation.choose import choose, even_shares, facility_location, farthest_first, typical
 
-HOWS = ("balanced", "diverse", "covering", "random")
+HOWS = ("balanced", "typical", "diverse", "covering", "random")
 
 
 @pytest.mark.parametrize("how", HOWS)
@@ -23,7 +24,7 @@ def test_as_many_as_asked_for_each_once(how, n):
     assert torch.equal(rows, choose(4 * features, n, how))
 
 
-@pytest.mark.parametrize("how", ["balanced", "diverse", "covering"])
+@pytest.mark.parametrize("how", ["balanced", "typical", "diverse", "covering"])
 def test_small_crowds_are_not_missed_as_by_chance(how):
     """Of ten crowds, the largest with 300 and the smallest with 6, twenty random images miss some."""
     sizes = [300, 200, 120, 80, 50, 30, 20, 12, 8, 6]
@@ -46,6 +47,28 @@ def test_farthest_first_is_that_of_float64():
     while len(chosen) < 8:
         chosen.append(int(np.argmin((y @ y[chosen].T).max(1))))
     assert rows == chosen
+
+
+def test_typical_features_have_the_nearest_neighbours_of_their_cluster_in_float64():
+    """TypiClust's rule by itself: of the largest clusters the feature with the least mean distance to 20 others."""
+    features, _ = crowds([60, 40, 25, 4], noise=0.3)
+    x = F.normalize(features, dim=1)
+    generator = torch.Generator().manual_seed(3)
+    seed = int(torch.randint(2**31 - 1, (1,), generator=torch.Generator().manual_seed(3)))
+    owner = KMeans(6, n_init=1, max_iter=20, random_state=seed).fit_predict(x.numpy())
+    y, chosen = x.double().numpy(), []
+    sizes = np.bincount(owner)
+    for cluster in sorted(range(6), key=lambda c: (sizes[c] < 5, -sizes[c])):
+        rows = np.flatnonzero(owner == cluster)
+        apart = np.sort(np.linalg.norm(y[rows, None] - y[None, rows], axis=2), axis=1)[:, 1:21]
+        chosen.append(int(rows[apart.mean(1).argmin()]) if len(rows) > 1 else int(rows[0]))
+    assert typical(x, 6, generator).tolist() == chosen
+
+
+def test_more_typical_ones_than_clusters_are_taken_in_turns():
+    features, owner = crowds([50, 40, 30], noise=0.02)
+    rows = typical(F.normalize(features, dim=1), 12, torch.Generator().manual_seed(0), most=3)
+    assert owner[rows].bincount().tolist() == [4, 4, 4]
 
 
 def test_facility_location_covers_nearly_as_well_as_the_greedy_that_tries_all():

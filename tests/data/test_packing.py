@@ -83,7 +83,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing of the program's own code gets to act on it."""
 
 
-@pytest.mark.parametrize("at", range(0, 40, 13))  # `tests/faults/test_kills.py` tries the others
+@pytest.mark.parametrize("at", range(0, 40, 13))  # `tests/faults/killed/test_kills.py` tries the others
 def test_killed_before_any_step_on_disk(photos, tmp_path, monkeypatch, at):
     """Whatever the last file was that was put in its place, deleted or written to."""
     packed(photos, tmp_path / "whole")

@@ -55,10 +55,12 @@ def test_embedding_atlas_lays_out_the_parquet_table_with_its_pictures(tmp_path, 
     subprocess.run([sys.executable, "-m", "embedding_atlas.cli", *words], env=environment, check=True)
     exported, table = pq.read_table(tmp_path / "page" / "data" / "dataset.parquet"), pq.read_table(file)
     shows = json.loads((tmp_path / "page" / "data" / "metadata.json").read_text())["props"]["data"]
-    assert shows["image"] == "image" and exported["path"].to_pylist() == table["path"].to_pylist()
+    assert shows["image"] == "image"
+    assert exported["path"].to_pylist() == table["path"].to_pylist()
     assert exported["image"].to_pylist() == table["image"].to_pylist()
     points = np.stack([exported[shows["projection"][axis]].to_numpy() for axis in "xy"])
-    assert np.isfinite(points).all() and (points.std(axis=1) > 0).all()
+    assert np.isfinite(points).all()
+    assert (points.std(axis=1) > 0).all()
 
 
 def vector(value):

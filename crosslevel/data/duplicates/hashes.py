@@ -1,4 +1,8 @@
-"""Perceptual hashes, and pairs of similar ones without comparing all with all."""
+"""Perceptual hashes, and pairs of similar ones without comparing all with all.
+
+Ours: imagehash takes one PIL image at a time and finds no pairs; here a batch of tensors is hashed at once, and
+near pairs among many are found by equal pieces.
+"""
 
 from __future__ import annotations
 

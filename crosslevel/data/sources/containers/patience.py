@@ -1,4 +1,8 @@
-"""How a store or server is asked: in requests of some size, and again after some pauses where it is busy."""
+"""How a store or server is asked: in requests of some size, and again after some pauses where it is busy.
+
+Ours: of fsspec's file systems s3fs asks again by rules of its own, HTTP does not; here all have the same pauses, which
+one variable sets, and what no later attempt can mend (`FINAL`) is not asked for again.
+"""
 
 from __future__ import annotations
 

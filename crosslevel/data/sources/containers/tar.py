@@ -1,4 +1,8 @@
-"""The members of a tar file, read from its beginning to its end by one walk over its headers."""
+"""The members of a tar file, read from its beginning to its end by one walk over its headers.
+
+Ours, as it is stricter than `tarfile`, which takes a damaged header after the first member for the end of the file:
+here every damage is told with its byte, and with the member where it is known.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +57,7 @@ class BadTar(Exception):
 def tar_members(tape: Tape) -> Iterator[Member]:
     """The regular files (POSIX.1-1988 and pax, with GNU's long names and sizes), each with the tape at its data.
 
-    The caller may read the data or a part of it; the rest is skipped. `tarfile` is not used, as it takes damage after
-    the first header for the end of the file.
+    The caller may read the data or a part of it; the rest is skipped.
 
     Raises:
         BadTar: after all members before the damage.

@@ -3,21 +3,16 @@
 import contextlib
 import io
 import itertools
-import sys
 import tarfile
 import tracemalloc
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from mutations import mutated
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-
 from container_samples import flat, labelled, value, write_tar
+from mutations import mutated
 
 from crosslevel.data.loaders.batches import EvalBatches
 from crosslevel.data.open import open_images

@@ -24,14 +24,14 @@ from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
 
 BF16 = Hardware(torch.device("cpu"), "bf16", "test")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SETS = {  # ONEDNN_MAX_CPU_ISA: what the processor needs for it
     "AVX2": {"avx2", "fma"},
     "AVX512_CORE": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
     "AVX512_CORE_BF16": {"avx512_bf16"},
     "AVX512_CORE_AMX": {"amx_tile", "amx_bf16"},
 }
-CASES = ["tests/models/test_numerics.py", "tests/training/test_stability.py", "-k", "processor or few_steps"]
+CASES = ["tests/models/test_numerics.py", "tests/training/loop/test_stability.py", "-k", "processor or few_steps"]
 
 
 def flags():

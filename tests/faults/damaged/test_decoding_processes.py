@@ -13,11 +13,8 @@ import zlib
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageFile
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-
 from picture_samples import encoded as whole
+from PIL import Image, ImageFile
 from worst_samples import BEYOND, WORST, chunk
 
 from crosslevel.data import decode as decoding

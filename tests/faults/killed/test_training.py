@@ -129,7 +129,7 @@ def test_several_tasks_of_slurm_are_refused(photos, tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(("number", "status", "queued"), [("USR1", 0, "requeue 7\n"), ("TERM", 143, "")])
 def test_the_sbatch_file_queues_a_stopped_training_again(tmp_path, number, status, queued):
     """With the command and SLURM's own played by scripts."""
-    script = Path(__file__).parents[2] / "examples" / "slurm.sbatch"
+    script = Path(__file__).parents[3] / "examples" / "slurm.sbatch"
     command = (
         f'echo "$@" >> {tmp_path}/called\ntrap "exit 138" USR1\ntrap "exit 143" TERM\nwhile :; do sleep 0.05; done'
     )

@@ -1,4 +1,14 @@
-"""How far a parameter travels: a newcomer who follows it opens few files, and never goes back upwards."""
+"""How far a parameter travels: a newcomer who follows it opens few files, and never goes back upwards.
+
+Followed is the value itself, from the call of `train` on: a file counts where one of its functions is handed it. What
+does not count, and why:
+
+- Objects that hold it (`Optimization`, `Job`, a loss): functions are handed these for the other things in them, too.
+- `settings/`: it reads, checks and writes every value alike, so nobody who follows one of them has to read it. The
+  command line is parsed there, before `train` is called.
+- `training/defaults.py`: rules that choose another parameter by this one.
+- Functions whose name begins with check: they only refuse.
+"""
 
 import sys
 import tomllib
@@ -17,7 +27,7 @@ from crosslevel.models.encoder import Encoder
 from crosslevel.training.train import train
 from crosslevel.transforms.views import Views
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "crosslevel"
 LAYERS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
 HEIGHT = {room.strip(): -n for n, layer in enumerate(LAYERS) for room in layer.split("|")}
@@ -72,10 +82,7 @@ def followed(belongs, **given):
 
 
 def rooms(stays):
-    """The files, in the order in which they are entered.
-
-    Not those that only refuse a value, write all settings to a file, or have the rules by which others are chosen.
-    """
+    """The files that count, as the head of this file says, in the order in which they are entered."""
     kept = [file for file, function, _ in stays if not function.lstrip("_").startswith("check")]
     return list(dict.fromkeys(f for f in kept if not f.startswith("settings/") and f != "training/defaults.py"))
 

@@ -2,17 +2,12 @@
 
 import contextlib
 import io
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-
 from picture_samples import encoded as whole
+from PIL import Image
 from worst_samples import SIDE, WORST, encoded, peak
 
 from crosslevel.data import decode as decoding

@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from run_samples import write_images
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CODE = """
 import sys
 import crosslevel

@@ -1,16 +1,13 @@
 """A decode that crashes, or runs out of memory, in a process of its own: the image is named, and the rest goes on."""
 
+import faulthandler
 import os
 import signal
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
 from crosslevel.data import decode as decoding
 from crosslevel.data.loaders.batches import EvalBatches, TrainBatches
@@ -21,19 +18,26 @@ from crosslevel.utils.errors import MachineError
 
 
 @pytest.fixture(autouse=True)
-def _decoders(monkeypatch):
-    """Decoders that fail as those in C do, where an image has bad luck written into it."""
-    own = decoding._decode_pillow
+def last_words(monkeypatch, tmp_path_factory):
+    """Decoders that fail as those in C do, where an image has bad luck written into it.
+
+    The folder holds what each process says when it dies: else pytest's faulthandler writes it into the tests' log.
+    """
+    own, folder = decoding._decode_pillow, tmp_path_factory.mktemp("last_words")
 
     def decode(data, *rest, **named):
         for word, number in ((b"SEGFAULT", signal.SIGSEGV), (b"ABORT", signal.SIGABRT), (b"KILLED", signal.SIGKILL)):
             if word in data:
+                file = os.open(folder / str(os.getpid()), os.O_WRONLY | os.O_CREAT)
+                os.dup2(file, 2)
+                faulthandler.enable(file)
                 os.kill(os.getpid(), number)
         if b"HUNGRY" in data:
             return np.ones(12 * 2**30, np.uint8)  # more than a process may have
         return own(data, *rest, **named)
 
     monkeypatch.setattr(decoding, "_decode_pillow", decode)
+    return folder
 
 
 def write(folder, **luck):
@@ -50,7 +54,7 @@ def evaluated(images):
     return [int(i) for batch in EvalBatches(images, 2, 8, bad=bad, workers=2) for i in batch.index], bad.reasons
 
 
-def test_images_that_crash_their_decoder_are_left_out_and_named(tmp_path):
+def test_images_that_crash_their_decoder_are_left_out_and_named(tmp_path, last_words):
     images = write(tmp_path, n3=b"SEGFAULT", n7=b"ABORT")
     with pytest.warns(UserWarning, match="crashed the process") as caught:
         index, bad = evaluated(images)
@@ -61,6 +65,9 @@ def test_images_that_crash_their_decoder_are_left_out_and_named(tmp_path):
     }
     assert len([line for line in caught if "left out" in str(line.message)]) == 2
     assert evaluated(images) == (index, bad)  # known now: nothing crashes again
+    said = sorted(file.read_text().lower() for file in last_words.iterdir())
+    assert len(said) == 2
+    assert "fatal python error: aborted" in "".join(said)
 
 
 @pytest.mark.filterwarnings("ignore:.*crashed the process")

@@ -20,14 +20,14 @@ from crosslevel.metrics.nearest import mutual_pairs
 
 @pytest.fixture
 def paper(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     yield importlib.import_module("quality.paper")
     for name in ("quality.paper", "shared.beside"):
         del sys.modules[name]
 
 
 def test_processes_add_to_one_record(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     records = importlib.import_module("shared.records")
     file = tmp_path / "results" / "x.json"
     assert records.read(file, "cells") == {}
@@ -105,7 +105,7 @@ def test_rows_are_of_the_wanted_cells_alone(paper, tmp_path):
 @pytest.mark.parametrize("preset", ["cifar", "simclr", "byol"])
 def test_a_gpu_is_told_little_more_for_several_views_than_for_one(monkeypatch, preset):
     """But for BYOL, whose two views are drawn each in its own way. What a captured step launches once is in it."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     launches = importlib.import_module("speed.launches")
     one, three = (launches.of_views(preset, 32, count, batch=64) for count in (1, 3))
     assert 100 < one < 450
@@ -115,7 +115,7 @@ def test_a_gpu_is_told_little_more_for_several_views_than_for_one(monkeypatch, p
 
 @pytest.fixture
 def paper_gpu(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     yield importlib.import_module("paper_gpu")
     for name in ("paper_gpu", "quality.paper", "shared.beside", "shared.records"):
         sys.modules.pop(name, None)
@@ -193,7 +193,7 @@ def test_the_papers_table_on_a_cpu_is_one_command(paper_gpu, monkeypatch):
 
 def test_copies_planted_among_many_pictures_are_found_through_cells(monkeypatch):
     """What is measured of a million pictures, of 3,000 in smaller cells: recall of copies, precision of pairs."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     scale = importlib.import_module("large.scale_duplicates")
     pictures, original, edit = scale.collection(3000, seed=7)
     pairs = duplicate_pairs(pictures, cells=Cells(all=500, points=64)).images
@@ -204,7 +204,7 @@ def test_copies_planted_among_many_pictures_are_found_through_cells(monkeypatch)
 
 
 def test_copies_planted_among_many_features_are_found_through_cells(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     scale = importlib.import_module("large.scale_duplicates")
     features, original, edit = scale.clusters(3000, 64, seed=7)
     pairs = mutual_pairs(features, scale.THRESHOLD, scale.NEIGHBOURS, many=500, cells=Cells(all=500, points=64))
@@ -216,7 +216,7 @@ def test_copies_planted_among_many_features_are_found_through_cells(monkeypatch)
 
 def test_what_a_gpu_is_asked_first_tells_a_wrong_step_from_a_right_one(monkeypatch):
     """Here nothing can be captured, which the row says; losses as of other batches in a capture's place are a no."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     gpu = importlib.import_module("gpu")
     monkeypatch.setattr(gpu, "STEPS", 2)
     monkeypatch.setattr(gpu, "BATCH", 8)
@@ -236,7 +236,7 @@ def test_what_a_gpu_is_asked_first_tells_a_wrong_step_from_a_right_one(monkeypat
 @pytest.fixture
 def benchmark(monkeypatch):
     """A program of benchmarks/, by its name."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     yield importlib.import_module
     for name in ("quality.curate", "large.explore", "large.search", "quality.paper", "shared.beside", "shared.records"):
         sys.modules.pop(name, None)

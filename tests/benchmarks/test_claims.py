@@ -23,7 +23,7 @@ SIZE = {"size": "--epochs=1", "images": 20, "machine": "m", "date": "2026-01-02"
 
 @pytest.fixture
 def claims(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     yield importlib.import_module("claims")
     for name in ("claims", "quality.claims_list", "quality.paper", "shared.beside", "shared.records", "quality.scenes"):
         sys.modules.pop(name, None)

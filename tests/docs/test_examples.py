@@ -19,7 +19,7 @@ from crosslevel.cli import COMMANDS
 from crosslevel.settings.command import Command
 from crosslevel.settings.parser import read_line, settings_of
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = {"epochs": 1, "batch_size": 8, "device": "cpu", "report_html": False, "monitor_every": 0, "quiet": True}
 
 

@@ -13,7 +13,7 @@ from container_samples import flat, labelled, write_tar
 from PIL import Image
 from run_samples import write_images
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 PROGRAMS = ("crosslevel", "make", "pip", "python", "pytest", "pre-commit", "sbatch", "export", "git", "docker")
 

@@ -60,7 +60,7 @@ RUN_ELSEWHERE = {
     "search": "tests/retrieval/test_search.py",
     "explore": "tests/exploration/test_explore.py",
     "curate": "tests/curation/test_curate.py",
-    "classify": "tests/evaluation/test_classify.py",
+    "classify": "tests/evaluation/labelling/test_classify.py",
 }
 EXEMPT = {
     "make": "sets up an environment; the Makefile has the target",

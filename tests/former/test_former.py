@@ -21,7 +21,7 @@ from crosslevel.settings.parser import run
 from crosslevel.training.train import train
 from crosslevel.utils.errors import UserError
 
-FORMER, THERE = Path(__file__).parent / "former" / "first_layout.tar.xz", "/tmp/house/made"
+FORMER, THERE = Path(__file__).parent / "first_layout.tar.xz", "/tmp/house/made"
 
 
 @pytest.fixture(scope="module")
