@@ -17,7 +17,6 @@ import argparse
 import math
 import shlex
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,7 @@ def main() -> None:
 
 
 def size_of(arguments: argparse.Namespace) -> str:
-    """What all trainings have in common."""
+    """The options that all trainings share."""
     return (
         f"--epochs={arguments.epochs} --batch_size={arguments.batch_size} --encoder.width={arguments.width:g} "
         f"--monitor_every=0 --report_html=false"
@@ -68,27 +67,27 @@ def size_of(arguments: argparse.Namespace) -> str:
 
 
 def key_of(source: str, line: str, seed: int) -> str:
-    """A training's name in the record: claims that ask for the same have the same."""
+    """A training's name in the record: claims that need the same training share it."""
     return f"{source} | {line} | {seed}"
 
 
 def train_missing(arguments: argparse.Namespace) -> None:
-    """Every training and figure that the claims need and the record lacks, seed by seed."""
-    began, record, size = time.monotonic(), Path(arguments.record), size_of(arguments)
+    """Add every training and figure that the claims need and the record lacks, seed by seed."""
+    start, record, size = time.monotonic(), Path(arguments.record), size_of(arguments)
     for seed in arguments.seeds:
         for name in arguments.only:
             claim = CLAIMS[name]
             for line in claim.arms.values():
                 key = key_of(claim.source, line, seed)
-                known = records.read(record, "cells").get(key)
-                if known is None or (known["size"], known["images"]) != (size, arguments.images):
-                    known = {"figures": {}, "failed": {}}
-                if claim.figure in {*known["figures"], *known["failed"]}:
+                recorded = records.read(record, "cells").get(key)
+                if recorded is None or (recorded["size"], recorded["images"]) != (size, arguments.images):
+                    recorded = {"figures": {}, "failed": {}}
+                if claim.figure in {*recorded["figures"], *recorded["failed"]}:
                     continue
-                if time.monotonic() - began > 60 * arguments.minutes:
+                if time.monotonic() - start > 60 * arguments.minutes:
                     return
                 value = one(arguments, claim, line, seed, key) | {"size": size, "images": arguments.images}
-                value = {**value, "figures": {**known["figures"], **value["figures"]}}
+                value = {**value, "figures": {**recorded["figures"], **value["figures"]}}
                 records.add(record, "cells", key, value, {"program": Path(__file__).name})
                 print(f"{key}: {value['figures'] or value['failed']}", flush=True)
 
@@ -102,11 +101,9 @@ def one(arguments: argparse.Namespace, claim: Claim, line: str, seed: int, key: 
 
     from crosslevel.evaluation.detection.training import Diverged
 
-    source, folder = (
-        source_of(arguments, claim.source),
-        hashlib.sha256(f"{key}{size_of(arguments)}".encode()).hexdigest(),
-    )
-    folder = Path(arguments.runs) / folder[:16]
+    source = source_of(arguments, claim.source)
+    digest = hashlib.sha256(f"{key}{size_of(arguments)}".encode()).hexdigest()
+    folder = Path(arguments.runs) / digest[:16]
     options = [*shlex.split(size_of(arguments)), *shlex.split(line), f"--seed={seed}"]
     about = {"machine": machine(), "date": time.strftime("%Y-%m-%d")}
     try:
@@ -133,7 +130,7 @@ def source_of(arguments: argparse.Namespace, kind: str) -> str:
 
 
 def measured(arguments: argparse.Namespace, folder: Path, figure: str, seed: int) -> dict[str, float]:
-    """The figure of a run, and those that come with it."""
+    """The figure of a run, and its further figures."""
     from crosslevel import evaluate
 
     bank, test = source_of(arguments, "balanced"), f"{arguments.data}/cifar10-jpeg/test"
@@ -144,34 +141,35 @@ def measured(arguments: argparse.Namespace, folder: Path, figure: str, seed: int
     protocol, images = ("knn", bank) if figure == "knn" else (figure.split(maxsplit=1)[0], bank)
     more: dict[str, Any] = {}
     if protocol == "linear":
-        place = figure.split()[1]
+        collection = figure.split()[1]
         images, test = (
-            ("turntable", "turntable:test") if place == "turntable"
-            else tuple(f"{arguments.data}/{place}/{part}" for part in ("train", "test"))
+            ("turntable", "turntable:test") if collection == "turntable"
+            else tuple(f"{arguments.data}/{collection}/{part}" for part in ("train", "test"))
         )  # fmt: skip
     if protocol == "semi":
         from crosslevel.evaluation.finetune import Semi
 
         more["semi"] = Semi(fractions=(float(figure.split()[1]) / 100,))
-    found = evaluate(str(folder), images, test, protocol, seed=seed, quiet=True, **more)
-    (rows,) = found.values()
-    beside = {f"{figure}: {name}": rows[name]["top1"] for name in BASELINES if name in rows}
-    return {figure: rows["trained encoder"]["top1"], **beside}
+    results = evaluate(str(folder), images, test, protocol, seed=seed, quiet=True, **more)
+    (rows,) = results.values()
+    baselines = {f"{figure}: {name}": rows[name]["top1"] for name in BASELINES if name in rows}
+    return {figure: rows["trained encoder"]["top1"], **baselines}
 
 
 def of_detectors(arguments: argparse.Namespace, folder: Path, bank: str, seed: int) -> dict[str, float]:
-    """How precise detectors are that start from the run, and from random and supervised weights beside it."""
+    """The precision of detectors that start from the run, from random weights and from supervised ones."""
     from quality import scenes
 
     most, size = arguments.images // 10, f"{arguments.epochs}-{arguments.width:g}"
-    place = Path(arguments.runs) / f"scenes-{most}-{size}"
-    scenes.write(place, f"{arguments.data}/cifar10-jpeg", *scenes.COUNTS, most)
-    found = scenes.precision(folder, place, bank, seed=seed, epochs=arguments.epochs)
-    return {"detection": found.pop(scenes.TRAINED), **{f"detection: {name}": value for name, value in found.items()}}
+    scenes_dir = Path(arguments.runs) / f"scenes-{most}-{size}"
+    scenes.write(scenes_dir, f"{arguments.data}/cifar10-jpeg", *scenes.COUNTS, most)
+    precisions = scenes.precision(folder, scenes_dir, bank, seed=seed, epochs=arguments.epochs)
+    trained = precisions.pop(scenes.TRAINED)
+    return {"detection": trained, **{f"detection: {name}": value for name, value in precisions.items()}}
 
 
 def of_views(folder: Path, test: str) -> dict[str, float]:
-    """What two views of 1,000 test images, the same for all runs, are to the instance branch."""
+    """How the instance branch compares two views of 1,000 test images, which are the same for all runs."""
     import torch
     import torch.nn.functional as F
 
@@ -186,13 +184,13 @@ def of_views(folder: Path, test: str) -> dict[str, float]:
 
     encoder, head = load_encoder(folder), load_branches(folder)["instance branch"]
     images = open_images(test)
-    some = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:1000]
-    shown = pack(take(images, some.sort().values), encoder.view.size, bad=BadFiles())
+    sample = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:1000]
+    packed = pack(take(images, sample.sort().values), encoder.view.size, bad=BadFiles())
     views = Views("cifar", encoder.view.size, mean=encoder.view.mean, std=encoder.view.std)
     with torch.inference_mode():
         a, b = (
             F.normalize(head(torch.cat([encoder(part) for part in view.split(250)])), dim=1)
-            for view in views(shown.data, Counted(0, 0, torch.arange(len(shown))))
+            for view in views(packed.data, Counted(0, 0, torch.arange(len(packed))))
         )
         cosine = a @ b.T
         own = cosine.diagonal()
@@ -211,17 +209,17 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def page(cells: dict[str, dict[str, Any]]) -> str:
-    """The record as a page: a section a claim. Trainings of other sizes than the most are no part of it."""
+    """The record as a page: a section a claim. It has only trainings of the most frequent size."""
     sizes = [(cell["images"], cell["size"]) for cell in cells.values()]
-    usual = statistics.mode(sizes) if sizes else None
-    cells = {key: cell for key, cell in cells.items() if (cell["images"], cell["size"]) == usual}
+    default = statistics.mode(sizes) if sizes else None
+    cells = {key: cell for key, cell in cells.items() if (cell["images"], cell["size"]) == default}
     lines = [
         "# The abstract, claim by claim", "",
         "Written by `python benchmarks/claims.py` from `benchmarks/results/claims.json`. Small trainings on a CPU:",
         "which way a claim points at this size, not the published figures. Intervals are of 95 % over seeds.", "",
     ]  # fmt: skip
-    told = sorted({f"{cell['images']:,} images, `{cell['size']}`; {cell['machine']}" for cell in cells.values()})
-    lines += [f"Trained with: {one}." for one in told] + [""] * bool(told)
+    conditions = sorted({f"{cell['images']:,} images, `{cell['size']}`; {cell['machine']}" for cell in cells.values()})
+    lines += [f"Trained with: {one}." for one in conditions] + [""] * bool(conditions)
     for name, claim in CLAIMS.items():
         lines += [
             f"## {claim.says[0].upper()}{claim.says[1:]}",
@@ -235,54 +233,88 @@ def page(cells: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def section(claim: Claim, cells: dict[str, dict[str, Any]]) -> list[str]:
-    """A claim's sentence and table; or that it was not run."""
+def overview(cells: dict[str, dict[str, Any]]) -> list[str]:
+    """One table of the claims that compare a method alone with the method and CLD."""
+    rows = []
+    for name, claim in CLAIMS.items():
+        if list(claim.arms) != ["alone", "with CLD"] or claim.figure != "knn" or claim.rule != "difference":
+            continue
+        arms, _, baselines = results_of(claim, cells)
+        if not all(arms.values()):
+            continue
+        seeds = sorted(arms["alone"].keys() & arms["with CLD"].keys())
+        difference = spread([arms["with CLD"][seed] - arms["alone"][seed] for seed in seeds], "+.2f") if seeds else "-"
+        columns = [spread(list(arm.values())) for arm in arms.values()] + [difference] + [
+            f"{statistics.mean(baselines[b]):.2f}" if baselines[b] else "-" for b in BASELINES[:2]
+        ]  # fmt: skip
+        rows.append(f"| {name} | {claim.source} | {len(seeds)} | " + " | ".join(columns) + " |")
+    if not rows:
+        return []
+    head = "| claim | collection | seeds | alone | with CLD | difference | raw pixels | untrained encoder |"
+    return [
+        f"## All methods beside each other ({FIGURES['knn']})", "",
+        head, "|---|---|---|---|---|---|---|---|", *rows, "",
+        "A row of one seed decides nothing. Methods need budgets of their own: this is one budget for all.", "",
+    ]  # fmt: skip
+
+
+def results_of(
+    claim: Claim, cells: dict[str, dict[str, Any]]
+) -> tuple[dict[str, dict[int, float]], dict[str, int], dict[str, list[float]]]:
+    """Each arm's figures by seed, how many of its trainings diverged, and the baselines' figures."""
     arms: dict[str, dict[int, float]] = {}
     failed: dict[str, int] = {}
-    beside: dict[str, list[float]] = {name: [] for name in BASELINES}
+    baselines: dict[str, list[float]] = {name: [] for name in BASELINES}
     for arm, line in claim.arms.items():
-        mine = [(int(key.rsplit(" | ", 1)[1]), cell) for key, cell in cells.items()
+        of_arm = [(int(key.rsplit(" | ", 1)[1]), cell) for key, cell in cells.items()
                 if key.rsplit(" | ", 1)[0] == f"{claim.source} | {line}"]  # fmt: skip
-        arms[arm] = {seed: cell["figures"][claim.figure] for seed, cell in mine if claim.figure in cell["figures"]}
-        failed[arm] = sum(claim.figure in cell["failed"] for _, cell in mine)
-        for name, values in beside.items():
-            values += [v for _, cell in mine if (v := cell["figures"].get(f"{claim.figure}: {name}")) is not None]
+        arms[arm] = {seed: cell["figures"][claim.figure] for seed, cell in of_arm if claim.figure in cell["figures"]}
+        failed[arm] = sum(claim.figure in cell["failed"] for _, cell in of_arm)
+        for name, values in baselines.items():
+            values += [v for _, cell in of_arm if (v := cell["figures"].get(f"{claim.figure}: {name}")) is not None]
+    return arms, failed, baselines
+
+
+def section(claim: Claim, cells: dict[str, dict[str, Any]]) -> list[str]:
+    """A claim's sentence and table; or that it was not run."""
+    arms, failed, baselines = results_of(claim, cells)
     if not any(arms.values()) and not any(failed.values()):
         return ["Not run yet.", ""]
     first = next(iter(arms))
     rows, verdicts = [], []
-    for arm, found in arms.items():
-        both = sorted(found.keys() & arms[first].keys())
-        shown = spread(list(found.values())) if found else "-"
-        shown += f" ({failed[arm]} of {failed[arm] + len(found)} diverged)" if failed[arm] else ""
+    for arm, by_seed in arms.items():
+        shared = sorted(by_seed.keys() & arms[first].keys())
+        mean_text = spread(list(by_seed.values())) if by_seed else "-"
+        mean_text += f" ({failed[arm]} of {failed[arm] + len(by_seed)} diverged)" if failed[arm] else ""
         difference = "-"
-        if arm != first and both:
-            mean, half = interval([found[seed] - arms[first][seed] for seed in both])
+        if arm != first and shared:
+            mean, half = interval([by_seed[seed] - arms[first][seed] for seed in shared])
             difference = f"{mean:+.2f}" + ("" if math.isinf(half) else f" ± {half:.2f}")
-            verdicts.append(verdict(claim, arm, first, mean, half, found, arms[first]))
-        rows.append(f"| {arm} | {len(found)} | {shown} | {difference} |")
+            verdicts.append(verdict(claim, arm, first, mean, half, by_seed, arms[first]))
+        rows.append(f"| {arm} | {len(by_seed)} | {mean_text} | {difference} |")
     if claim.rule == "trains":
         verdicts = [trains(arms, failed)]
-    rows += [f"| {name} | | {statistics.mean(values):.2f} | |" for name, values in beside.items() if values]
+    rows += [f"| {name} | | {statistics.mean(values):.2f} | |" for name, values in baselines.items() if values]
     head = [f"| arm | seeds | {FIGURES[claim.figure]} | difference to {first} |", "|---|---|---|---|"]
     return [*verdicts, "", *head, *rows, ""]
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], form: str = ".2f") -> str:
     """A mean with its interval."""
     mean, half = interval(values)
-    return f"{mean:.2f}" + ("" if math.isinf(half) else f" ± {half:.2f}")
+    return f"{mean:{form}}" + ("" if math.isinf(half) else f" ± {half:.2f}")
 
 
 def verdict(
-    claim: Claim, arm: str, first: str, mean: float, half: float, found: dict[int, float], base: dict[int, float]
+    claim: Claim, arm: str, first: str, mean: float, half: float, by_seed: dict[int, float], base: dict[int, float]
 ) -> str:
-    """What was found, in a sentence."""
+    """The result as a sentence."""
     if claim.rule == "spread":
-        if min(len(found), len(base)) < 2:
+        if min(len(by_seed), len(base)) < 2:
             return "One seed has no spread."
-        ours, theirs = (statistics.stdev(values.values()) for values in (found, base))
-        return f"Deviation over {len(found)} seeds: {ours:.2f} {arm}, {theirs:.2f} {first}: too few to tell them apart."
+        deviation, base_deviation = (statistics.stdev(values.values()) for values in (by_seed, base))
+        deviations = f"{deviation:.2f} {arm}, {base_deviation:.2f} {first}"
+        return f"Deviation over {len(by_seed)} seeds: {deviations}: too few to tell them apart."
     if math.isinf(half):
         return f"{arm} against {first}: {mean:+.2f} with one seed, which decides nothing."
     if abs(mean) <= half:
@@ -292,15 +324,15 @@ def verdict(
 
 def trains(arms: dict[str, dict[int, float]], failed: dict[str, int]) -> str:
     """The largest rates at which every seed trains: a finite loss, and at least half of the best arm's figure."""
-    best = max((statistics.mean(found.values()) for found in arms.values() if found), default=0.0)
+    best = max((statistics.mean(by_seed.values()) for by_seed in arms.values() if by_seed), default=0.0)
     largest: dict[str, str] = {}
-    for arm, found in arms.items():
+    for arm, by_seed in arms.items():
         name, rate = arm.split(", rate ")
-        if found and not failed[arm] and min(found.values()) >= best / 2:
+        if by_seed and not failed[arm] and min(by_seed.values()) >= best / 2:
             largest[name] = rate
     names = {arm.split(", rate ")[0] for arm in arms}
     return "Largest rate that still trains: " + ", ".join(f"{largest.get(n, 'none')} {n}" for n in sorted(names)) + "."
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

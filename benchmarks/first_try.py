@@ -1,4 +1,4 @@
-"""What `crosslevel train FOLDER` gives with nothing else given, on many collections: the defaults' standing benchmark.
+"""The accuracy of `crosslevel train FOLDER` with its defaults on many collections: the defaults' standing benchmark.
 
 python benchmarks/first_try.py DATA [--budgets 1 4 16] [--seeds 0 1] [--only clothing] [--voc VOC2007:trainval]
 
@@ -60,7 +60,7 @@ SHOTS, DRAWS = 5, 20
 
 
 class Collection(NamedTuple):
-    """What is trained on, what is classified with which labels, and options that the collection itself needs."""
+    """Images to train on, labelled images as bank and test, and options that the collection itself needs."""
 
     train: str
     bank: str
@@ -86,16 +86,16 @@ def main() -> None:
         one(json.loads(arguments.one))
         return
     record = Path(arguments.output).with_suffix(".json")
-    known = collections(Path(arguments.data), Path(arguments.runs), arguments)
-    for cell in cells(known, arguments):
+    selected = collections(Path(arguments.data), Path(arguments.runs), arguments)
+    for cell in cells(selected, arguments):
         before = records.read(record, "cells").get(cell["name"], {})
         if all(before.get(key) == cell[key] for key in ("line", "rules")):
             continue
-        found = Path(cell["folder"]).with_suffix(".json")
-        found.parent.mkdir(parents=True, exist_ok=True)
-        records.again(__file__, "-", "--one", json.dumps({**cell, "to": str(found)}), show=True)
+        figures_file = Path(cell["folder"]).with_suffix(".json")
+        figures_file.parent.mkdir(parents=True, exist_ok=True)
+        records.again(__file__, "-", "--one", json.dumps({**cell, "to": str(figures_file)}), show=True)
         result = {
-            **json.loads(found.read_text()),
+            **json.loads(figures_file.read_text()),
             **{k: cell[k] for k in ("collection", "budget", "column", "seed", "line", "rules")},
         }
         records.add(record, "cells", cell["name"], result, {"machine": machine()})
@@ -103,14 +103,16 @@ def main() -> None:
         print(cell["name"], {k: round(result[k], 1) for k in FIGURES if k in result}, flush=True)
 
 
-def collections(data: Path, home: Path, arguments: argparse.Namespace) -> dict[str, Collection]:
+def collections(data: Path, runs_dir: Path, arguments: argparse.Namespace) -> dict[str, Collection]:
     """The collections that this machine has data for."""
     cifar, cifar_test = (str(data / "cifar10-jpeg" / part) for part in ("train", "test"))
     clothing, clothing_test = (str(data / "clothing" / part) for part in ("train", "test"))
     repeated = f"{cifar}@imbalance=100@repeat=8,shift=2@tracks=1500"
-    signs = plates.write(home / "plates") if not arguments.only or "plates" in arguments.only else home / "plates"
+    signs = runs_dir / "plates"
+    if not arguments.only or "plates" in arguments.only:
+        plates.write(signs)
     photographs, table = (clothing, clothing, clothing_test), ("turntable", "turntable:test")
-    known: dict[str, Callable[[], Collection]] = {
+    makers: dict[str, Callable[[], Collection]] = {
         "CIFAR-10 (JPEG)": lambda: Collection(cifar, cifar, cifar_test),
         "long-tailed": lambda: Collection(f"{cifar}@imbalance=100", f"{cifar}@imbalance=100", cifar_test),
         "clothing, 64 pixels": lambda: Collection(*photographs, ("--views.size=64",)),
@@ -119,12 +121,12 @@ def collections(data: Path, home: Path, arguments: argparse.Namespace) -> dict[s
         "turntable, natural order": lambda: Collection("turntable", *table, ("--order=natural",)),
         "repeated images": lambda: Collection(repeated, repeated, cifar_test),
         "plates": lambda: Collection(*2 * (f"{signs}/train",), f"{signs}/test"),
-        "films": lambda: Collection(f"{films(home / 'films')},stride=1", *table),
-        "500 images": lambda: Collection(*2 * (few(cifar, home / "few.txt", 500),), cifar_test),
+        "films": lambda: Collection(f"{films(runs_dir / 'films')},stride=1", *table),
+        "500 images": lambda: Collection(*2 * (few(cifar, runs_dir / "few.txt", 500),), cifar_test),
     }
     if arguments.voc:
-        known["VOC crops"] = lambda: Collection(arguments.voc, arguments.voc, arguments.voc_test, ("--crops",))
-    return {name: made() for name, made in known.items() if not arguments.only or name in arguments.only}
+        makers["VOC crops"] = lambda: Collection(arguments.voc, arguments.voc, arguments.voc_test, ("--crops",))
+    return {name: make() for name, make in makers.items() if not arguments.only or name in arguments.only}
 
 
 def films(folder: Path, rate: int = 10) -> Path:
@@ -151,20 +153,20 @@ def films(folder: Path, rate: int = 10) -> Path:
 def few(source: str, file: Path, count: int) -> str:
     """A list of ``count`` of a folder's images, drawn from seed 0."""
     paths = open_images(source).paths
-    drawn = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))[:count].sort().values
+    rows = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))[:count].sort().values
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(f"{Path(source).resolve() / paths[i]}\n" for i in drawn.tolist()))
+    file.write_text("".join(f"{Path(source).resolve() / paths[i]}\n" for i in rows.tolist()))
     return str(file)
 
 
-def cells(known: dict[str, Collection], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def cells(selected: dict[str, Collection], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All cells, the smallest budget and the first seed first."""
     smallest = min(arguments.budgets)
     for budget, seed in itertools.product(sorted(arguments.budgets), arguments.seeds):
         if seed != arguments.seeds[0] and budget != smallest:
             continue
-        for (name, c), (column, usual) in itertools.product(known.items(), COLUMNS.items()):
-            extra = BEST.get(name) if column == "best" else usual
+        for (name, c), (column, column_options) in itertools.product(selected.items(), COLUMNS.items()):
+            extra = BEST.get(name) if column == "best" else column_options
             if extra is None and (column == "best" or budget != smallest or seed != arguments.seeds[0]):
                 continue  # no training: one figure for all budgets
             images = len(open_images(c.train))
@@ -182,13 +184,13 @@ def cells(known: dict[str, Collection], arguments: argparse.Namespace) -> Iterat
 
 
 def rules() -> str:
-    """Changes when a default does: of the rules, the command, the default method, CLD and views."""
+    """A hash that changes with a default of the rules, the command, the default method, CLD or the views."""
     text = ast.unparse(ast.parse(Path(defaults.__file__).read_text()))
     for part in ast.walk(tree := ast.parse(text)):
         if isinstance(part, ast.FunctionDef | ast.ClassDef | ast.Module) and ast.get_docstring(part):
             part.body = part.body[1:] or [ast.Pass()]
-    made = [inspect.signature(one) for one in (train, SimCLR, CrossLevel, Views, Encoder)]
-    return hashlib.sha256(f"{ast.unparse(tree)} {made}".encode()).hexdigest()[:16]
+    signatures = [inspect.signature(one) for one in (train, SimCLR, CrossLevel, Views, Encoder)]
+    return hashlib.sha256(f"{ast.unparse(tree)} {signatures}".encode()).hexdigest()[:16]
 
 
 def lightly_cell(c: Collection, budget: int, key: str, folder: Path) -> dict[str, Any]:
@@ -202,7 +204,7 @@ def lightly_cell(c: Collection, budget: int, key: str, folder: Path) -> dict[str
 
 
 def one(cell: dict[str, Any]) -> None:
-    """Train if the column is a training, judge, and leave the figures."""
+    """Train if the column is a training, evaluate, and write the figures."""
     folder, began = Path(cell["folder"]), time.monotonic()
     bank, queries = labelled_pair(cell["bank"], cell["test"])
     if cell["column"] == "lightly":
@@ -216,11 +218,11 @@ def one(cell: dict[str, Any]) -> None:
     seconds = time.monotonic() - began
     if cell["column"] == "raw pixels":
         size = min(encoder.view.size, 32)
-        found = [pixels(part, size) for part in (bank, queries)]
+        features = [pixels(part, size) for part in (bank, queries)]
     else:
-        shown = [pack(part, encoder.view.size, bad=BadFiles()) for part in (bank, queries)]
-        found = [extract(encoder, part, hardware=device()) for part in shown]
-    Path(cell["to"]).write_text(json.dumps({**judged(*found), "seconds": seconds}))
+        packed = [pack(part, encoder.view.size, bad=BadFiles()) for part in (bank, queries)]
+        features = [extract(encoder, part, hardware=device()) for part in packed]
+    Path(cell["to"]).write_text(json.dumps({**judged(*features), "seconds": seconds}))
 
 
 def any_encoder(cell: dict[str, Any]) -> Any:
@@ -230,43 +232,43 @@ def any_encoder(cell: dict[str, Any]) -> Any:
     from crosslevel.models.encoder import View
     from crosslevel.training.inputs import prepared
 
-    given = next((int(o.split("=")[1]) for o in cell["line"] if o.startswith("--views.size=")), None)
-    encoder, views = Encoder("resnet18", width=0.25), Views(size=given)
+    size = next((int(o.split("=")[1]) for o in cell["line"] if o.startswith("--views.size=")), None)
+    encoder, views = Encoder("resnet18", width=0.25), Views(size=size)
     prepared(open_images(cell["train"]), encoder, views, 4.0, BadFiles(), Console(quiet=True))
     assert isinstance(encoder.view, View)
     return untrained(encoder, cell["seed"])
 
 
-def judged(known: Features, asked: Features) -> dict[str, float]:
+def judged(bank: Features, queries: Features) -> dict[str, float]:
     """Accuracies in percent on the test images: kNN, a linear classifier, and nearest means of 5 images a class."""
-    classes = int(max(known.labels.max(), asked.labels.max())) + 1
-    votes = weighted_knn(known.features, known.labels, asked.features, classes, k=min(200, len(known.labels) // 10))
-    draws = torch.Generator().manual_seed(0)
+    classes = int(max(bank.labels.max(), queries.labels.max())) + 1
+    votes = weighted_knn(bank.features, bank.labels, queries.features, classes, k=min(200, len(bank.labels) // 10))
+    generator = torch.Generator().manual_seed(0)
     # Of thousands of pixels twelve classifiers take longer than a training: fewer passes.
-    how = Linear(epochs=30 if known.features.shape[1] <= 1024 else 6)
-    linear = choose(known.features, known.labels, classes, how, draws)
-    scores = linear.classifier.scores(asked.features)[:, 0]
+    settings = Linear(epochs=30 if bank.features.shape[1] <= 1024 else 6)
+    linear = choose(bank.features, bank.labels, classes, settings, generator)
+    scores = linear.classifier.scores(queries.features)[:, 0]
     out = {}
     for name, predicted in (("knn", votes.argmax(1)), ("linear", scores.argmax(1))):
-        right = (predicted == asked.labels).double()
+        right = (predicted == queries.labels).double()
         out[name] = 100 * float(right.mean())
         out[f"{name}_balanced"] = 100 * statistics.mean(
-            float(right[asked.labels == c].mean()) for c in asked.labels.unique()
+            float(right[queries.labels == c].mean()) for c in queries.labels.unique()
         )
-    return out | {"few_shot": few_shot(known, asked, classes)}
+    return out | {"few_shot": few_shot(bank, queries, classes)}
 
 
-def few_shot(known: Features, asked: Features, classes: int) -> float:
+def few_shot(bank: Features, queries: Features, classes: int) -> float:
     """Balanced accuracy, in percent, of the nearest class mean by cosine; mean over 20 draws of 5 images a class."""
-    a, b = (torch.nn.functional.normalize(f.features, dim=1) for f in (known, asked))
-    found, draws = [], torch.Generator().manual_seed(0)
+    a, b = (torch.nn.functional.normalize(f.features, dim=1) for f in (bank, queries))
+    accuracies, generator = [], torch.Generator().manual_seed(0)
     for _ in range(DRAWS):
-        order = torch.randperm(len(known.labels), generator=draws)
-        chosen = [order[known.labels[order] == c][:SHOTS] for c in range(classes)]
-        means = torch.stack([a[some].mean(0) if len(some) else a.new_zeros(a.shape[1]) for some in chosen])
-        right = ((b @ torch.nn.functional.normalize(means, dim=1).T).argmax(1) == asked.labels).double()
-        found.append(balanced(right, asked.labels))
-    return statistics.mean(found)
+        order = torch.randperm(len(bank.labels), generator=generator)
+        shots = [order[bank.labels[order] == c][:SHOTS] for c in range(classes)]
+        means = torch.stack([a[rows].mean(0) if len(rows) else a.new_zeros(a.shape[1]) for rows in shots])
+        right = ((b @ torch.nn.functional.normalize(means, dim=1).T).argmax(1) == queries.labels).double()
+        accuracies.append(balanced(right, queries.labels))
+    return statistics.mean(accuracies)
 
 
 def balanced(right: torch.Tensor, labels: torch.Tensor) -> float:
@@ -322,22 +324,22 @@ def table(cells: dict[str, Any]) -> str:
     ]
     rows = dict.fromkeys((c["collection"], c["budget"]) for c in cells.values())
     for collection, budget in rows:
-        shown, knn = [], {}
+        texts, knn = [], {}
         for column in names:
             fixed = column in ("raw pixels", "untrained")
-            some = [
+            matching = [
                 c for c in cells.values()
                 if c["collection"] == collection and c["column"] == column and (fixed or c["budget"] == budget)
             ]  # fmt: skip
-            if not some:
-                shown.append("-")
+            if not matching:
+                texts.append("-")
                 continue
-            means = [statistics.mean(c[k] for c in some) for k in ("knn_balanced", "linear_balanced", "few_shot")]
+            means = [statistics.mean(c[k] for c in matching) for k in ("knn_balanced", "linear_balanced", "few_shot")]
             knn[column] = means[0]
-            seeds = f" ({len(some)})" if len(some) > 1 else ""
-            shown.append(" / ".join(f"{v:.1f}" for v in means) + seeds)
+            seeds = f" ({len(matching)})" if len(matching) > 1 else ""
+            texts.append(" / ".join(f"{v:.1f}" for v in means) + seeds)
         gain = f"{knn['default'] - knn['default, no CLD']:+.1f}" if {"default", "default, no CLD"} <= set(knn) else "-"
-        lines.append(f"| {collection} | {budget} | {' | '.join(shown)} | {gain} |")
+        lines.append(f"| {collection} | {budget} | {' | '.join(texts)} | {gain} |")
     return "\n".join(lines) + "\n"
 
 

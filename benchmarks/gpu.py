@@ -1,4 +1,4 @@
-"""All that waits for a GPU, in one call.
+"""All checks that need a GPU, in one call.
 
 python benchmarks/gpu.py DATA --minutes 9 [-o FOLDER] [--stages capture speed cell]
 
@@ -9,8 +9,8 @@ python benchmarks/gpu.py DATA --minutes 9 [-o FOLDER] [--stages capture speed ce
 - cell: the next cell of benchmarks/paper_gpu.py for the minutes that are left, captured only if NPID and MoCo passed.
 
 FOLDER gets captured.md, step_gpu.txt, paper_gpu.json and paper_gpu.md, each as soon as it is there; a stage that fails,
-or takes longer than it may, does not keep the others from their turn. What DATA is, and which packages are needed, is
-in paper_gpu.py. `--compile auto` can be the default of `crosslevel train` once captured.md says "yes" for every method.
+or takes longer than it may, does not stop the others. paper_gpu.py explains DATA and the packages that are needed.
+`--compile auto` can be the default of `crosslevel train` once captured.md says "yes" for every method.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 from shared import records
 
 HERE = Path(__file__).parent
-FIRST = ["npid", "moco"]  # those that the cells need
+FIRST = ["npid", "moco"]  # the methods of the cells
 OTHERS = ["simclr", "infomin", "byol", "simsiam", "vicreg", "swav", "dino"]
 SPEEDS = [
     ["--width", "1"],
@@ -64,10 +64,10 @@ def main() -> None:
         for number, line in enumerate(SPEEDS):
             if stop - time.monotonic() < 30:
                 break
-            told = limited([str(HERE / "step.py"), *line], min(120, stop - time.monotonic()))
+            output = limited([str(HERE / "step.py"), *line], min(120, stop - time.monotonic()))
             with (out / "step_gpu.txt").open("a" if number else "w") as file:
-                file.write(told)
-            print(told, flush=True)
+                file.write(output)
+            print(output, flush=True)
     if "cell" in arguments.stages:
         left = (stop - time.monotonic()) / 60 - 1.5  # a cell has a minute to write its checkpoint
         line = [str(HERE / "paper_gpu.py"), arguments.data, "--minutes", f"{left:.2f}", "--runs", arguments.runs]
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def limited(line: list[str], seconds: float) -> str:
-    """What a program of ours prints within its time, or why it did not end well."""
+    """The output of one of our programs within its time, or the reason that it failed."""
     try:
         done = subprocess.run(
             [sys.executable, *line], capture_output=True, text=True, timeout=max(1.0, seconds), check=False
@@ -96,8 +96,9 @@ def capture(data: str, names: list[str], rows: list[str], out: Path, stop: float
         left = stop - time.monotonic()
         if left < 30:
             break
-        told = limited([__file__, data, "--compare", name], min(120, left)).strip()
-        rows = [*rows, told if told.startswith("| ") else f"| {name} | failed: {' '.join(told.split())} | - | - | no |"]
+        output = limited([__file__, data, "--compare", name], min(120, left)).strip()
+        failed = f"| {name} | failed: {' '.join(output.split())} | - | - | no |"
+        rows = [*rows, output if output.startswith("| ") else failed]
         (out / "captured.md").write_text("\n".join([*HEAD, *rows]) + "\n")
         print(rows[-1], flush=True)
     return rows
@@ -106,28 +107,27 @@ def capture(data: str, names: list[str], rows: list[str], out: Path, stop: float
 def compared(name: str, kind: str = "cuda", **options: Any) -> str:
     """A row: the losses of captured steps against those of the usual ones, and of the usual ones in another order.
 
-    ``options`` are of `Captured`.
+    ``options`` go to `Captured`.
     """
     import torch
 
     torch.backends.cudnn.allow_tf32 = False
-    usual, _ = losses(name, kind, captured=False)
+    eager, _ = losses(name, kind, captured=False)
     other, _ = losses(name, kind, captured=False, first=1)
     graph, reason = losses(name, kind, captured=True, **options)
-    far, near = float((usual - other).abs().max()), float((usual - graph).abs().max())
+    far, near = float((eager - other).abs().max()), float((eager - graph).abs().max())
     same = not reason and near < far / 10
     return f"| {name} | {reason or 'yes'} | {near:.2g} | {far:.2g} | {'yes' if same else 'no'} |"
 
 
 def losses(name: str, kind: str, *, captured: bool, first: int = 0, **options: Any) -> tuple[Any, str]:
-    """Of `STEPS` steps of a network that is the same every time, from batch ``first`` on; why it was not captured."""
+    """The losses of `STEPS` steps of always the same network, from batch ``first`` on; and why it was not captured."""
     import torch
     from rich.console import Console
-    from shared.beside import plain_step
+    from shared.beside import plain_step, two_query_method
 
     from crosslevel import CrossLevel, Encoder
     from crosslevel.data.loaders.batches import Batch
-    from crosslevel.methods import METHODS
     from crosslevel.training.loop import graph
     from crosslevel.training.loop.module import Pretrain
     from crosslevel.transforms.views import Views
@@ -136,28 +136,27 @@ def losses(name: str, kind: str, *, captured: bool, first: int = 0, **options: A
     torch.manual_seed(0)
     device, count = torch.device(kind), BATCH * (STEPS + 1)
     encoder = Encoder("resnet18", small_images=True, width=0.25)
-    method = METHODS[name](encoder, count)
-    method.online = max(2, method.online)
+    method = two_query_method(name, encoder, count)
     views = Views(name if name in ("infomin", "byol", "swav", "dino") else "cifar", size=32)
     views.count, views.small, views.plain = method.views, method.small_views, method.plain_views
     module = Pretrain(
         encoder, method, CrossLevel(encoder.num_features, groups=BATCH // 2), views, steps=STEPS, warmup_steps=0,
         optimizer="sgd", lr=0.03, weight_decay=5e-4, seed=0,
-    ).to(device, memory_format=torch.channels_last)  # fmt: skip
+    ).to(device).to(memory_format=torch.channels_last)  # fmt: skip
     optimizer = module.configure_optimizer()
     coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(1))  # all of them look different
     pictures = (255 * torch.nn.functional.interpolate(coarse, size=32, mode="bilinear")).to(torch.uint8)
 
     step = plain_step(module, optimizer)
-    said = io.StringIO()
-    console, hardware = Console(file=said, soft_wrap=True), Hardware(device, "fp32", "")
-    taken = graph.Captured(module, optimizer, hardware, console, step, **options) if captured else step
-    found = []
+    output = io.StringIO()
+    console, hardware = Console(file=output, soft_wrap=True), Hardware(device, "fp32", "")
+    run_step = graph.Captured(module, optimizer, hardware, console, step, **options) if captured else step
+    values = []
     for number in range(first, first + STEPS):
         index = torch.arange(BATCH * number, BATCH * (number + 1))
-        taken(Batch(pictures[index].to(device), index.to(device), index.to(device)))
-        found.append(float(module.losses["loss"]))
-    return torch.tensor(found), " ".join(said.getvalue().split())
+        run_step(Batch(pictures[index].to(device), index.to(device), index.to(device)))
+        values.append(float(module.losses["loss"]))
+    return torch.tensor(values), " ".join(output.getvalue().split())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ these with the card and the date, OUTPUT.md the table of the newest. The labels 
 
 Cells: npid, npid-cld, moco, moco-cld, further ones by a recipe's name; `next` is the first that is not whole, `all`
 are these four, each for so many minutes. The step is compiled where `crosslevel train --compile auto` would; after
-``--``, --compile=off is as before. --until 40 stops a cell after 40 of its epochs. Without a GPU
+``--``, --compile=off is as before, and --encoder.init=torch draws weights as the authors' code does. --until 40 stops a
+cell after 40 of its epochs. Without a GPU
 
     python benchmarks/paper_gpu.py DATA --cpu
 
@@ -71,14 +72,14 @@ def main() -> None:
     parser.add_argument("--runs", default="runs/paper_gpu")
     parser.add_argument("--missing", action="store_true", help="only print which packages are missing")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    given, rest = sys.argv[1:], []
-    if "--" in given:
-        place = given.index("--")
-        given, rest = given[:place], given[place + 1 :]
-    if "--cpu" in given:
+    words, rest = sys.argv[1:], []
+    if "--" in words:
+        separator = words.index("--")
+        words, rest = words[:separator], words[separator + 1 :]
+    if "--cpu" in words:
         parser.set_defaults(**CPU)
         rest = [QUARTER, *rest]
-    arguments = parser.parse_args(given)
+    arguments = parser.parse_args(words)
     if arguments.missing:
         print(" ".join(missing()) or "nothing is missing")
         return
@@ -93,10 +94,10 @@ def main() -> None:
 
 
 def missing() -> list[str]:
-    """The packages, as pyproject.toml names them, that are not here in the version that is needed."""
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    """The packages, as pyproject.toml names them, that are missing or older than needed."""
+    requirements = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     lacks = []
-    for requirement in wanted:
+    for requirement in requirements:
         name, _, least = requirement.partition(">=")
         try:
             here = importlib.metadata.version(name)
@@ -112,15 +113,15 @@ def _numbers(version: str) -> list[int]:
 
 
 def grid(arguments: argparse.Namespace, rest: list[str]) -> None:
-    """Each wanted cell in its turn, for its minutes; then the table."""
+    """Run each requested cell for its minutes, then write the table."""
     from shared import records  # after --missing, which tells that filelock is
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     record = Path(arguments.output).with_suffix(".json")
     names = wanted(arguments.cells, record, rest, arguments.until)
     cells = {name: cell(name, arguments, rest, record) for name in names}
-    places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     for name, one in cells.items():
         began = time.monotonic()
         process = subprocess.Popen([sys.executable, __file__, "--one", json.dumps(one)], env=environment)
@@ -128,7 +129,7 @@ def grid(arguments: argparse.Namespace, rest: list[str]) -> None:
             process.wait(None if math.isinf(arguments.minutes) else 60 * arguments.minutes)
         except subprocess.TimeoutExpired:
             end(process)
-        except KeyboardInterrupt:  # the cell has been told as well
+        except KeyboardInterrupt:  # the cell got the signal as well
             process.wait()
             raise
         except SystemExit:
@@ -150,14 +151,14 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def wanted(named: list[str], record: Path, rest: list[str], until: int | None = None) -> list[str]:
+def wanted(requested: list[str], record: Path, rest: list[str], until: int | None = None) -> list[str]:
     """The cells to run: those that are named, `next` or `all`, without what the record has whole."""
     from shared import records
 
-    known = records.read(record, "cells")
-    left = [name for name in PUBLISHED if not whole(known.get(title(name, rest)), until)]
-    chosen = left[:1] if named == ["next"] else left if named == ["all"] else named
-    return [name for name in chosen if not whole(known.get(title(name, rest)), until)]
+    recorded = records.read(record, "cells")
+    left = [name for name in PUBLISHED if not whole(recorded.get(title(name, rest)), until)]
+    selected = left[:1] if requested == ["next"] else left if requested == ["all"] else requested
+    return [name for name in selected if not whole(recorded.get(title(name, rest)), until)]
 
 
 def title(name: str, rest: list[str]) -> str:
@@ -165,13 +166,15 @@ def title(name: str, rest: list[str]) -> str:
     return shlex.join([name, *rest])
 
 
-def whole(known: dict[str, Any] | None, until: int | None = None) -> bool:
+def whole(recorded: dict[str, Any] | None, until: int | None = None) -> bool:
     """Whether a recorded cell was trained to its end, or for so many epochs."""
-    return known is not None and bool(known["epochs_done"] >= min(known["epochs"], until or known["epochs"]))
+    if recorded is None:
+        return False
+    return bool(recorded["epochs_done"] >= min(recorded["epochs"], until or recorded["epochs"]))
 
 
 def cell(name: str, arguments: argparse.Namespace, rest: list[str], record: Path) -> dict[str, Any]:
-    """What the cell's own process is told."""
+    """The settings of a cell, which its own process reads."""
     return {
         "name": title(name, rest), "recipe": f"cifar10-{name}" if name in PUBLISHED else name, "data": arguments.data,
         "runs": arguments.runs, "record": str(record), "until": arguments.until, "every": arguments.every,
@@ -188,8 +191,8 @@ def train_cell(wanted: dict[str, Any]) -> None:
 
     data, runs = unpacked(Path(wanted["data"]), Path(wanted["runs"])), Path(wanted["runs"])
     packs = {part: runs / f"{part}.pack" for part in ("train", "test")}
-    for part, place in packs.items():
-        pack(str(data / part), str(place), size=32, quiet=True)
+    for part, target in packs.items():
+        pack(str(data / part), str(target), size=32, quiet=True)
     line = ["--recipe", wanted["recipe"], f"--monitor_every={wanted['every']}", "--report_html=false", "--compile=auto"]
     line += wanted["options"]
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
@@ -202,7 +205,7 @@ def folder_of(wanted: dict[str, Any]) -> Path:
 
 
 def unpacked(data: Path, runs: Path) -> Path:
-    """The folder with train/ and test/; of a tar, what it holds, below ``runs``."""
+    """The folder with train/ and test/; a tar is unpacked below ``runs``."""
     if data.is_dir():
         return data
     target = runs / data.name.split(".")[0]
@@ -225,7 +228,7 @@ class Judge:
         return source
 
     def monitor(self, encoder: Any, method: Any, cld: Any, hardware: Any, unreadable: Any) -> Any:
-        """What is called at the end of an epoch."""
+        """The function to call at the end of an epoch."""
         import yaml
         from shared import records
 
@@ -286,11 +289,11 @@ def accuracies(
     from crosslevel.features.extract import extract
     from crosslevel.metrics.knn import weighted_knn
 
-    known, asked = (extract(encoder, part, hardware=hardware) for part in (bank, queries))
-    features = [part.features.to(hardware.device) for part in (known, asked)]
-    labels, wanted = (part.labels.to(hardware.device) for part in (known, asked))
+    bank_features, query_features = (extract(encoder, part, hardware=hardware) for part in (bank, queries))
+    features = [part.features.to(hardware.device) for part in (bank_features, query_features)]
+    labels, truth = (part.labels.to(hardware.device) for part in (bank_features, query_features))
     project = {"instance": method.project, "group": None if cld is None else cld.project, "shared": lambda h: h}
-    found = {}
+    result = {}
     with torch.no_grad():
         for name in BRANCHES:
             branch = project[name]
@@ -298,8 +301,8 @@ def accuracies(
                 continue
             a, b = (branch(h) for h in features)
             votes = weighted_knn(a, labels, b, int(labels.max()) + 1, k=200, temperature=temperature)
-            found[name] = round(100 * float((votes.argmax(1) == wanted).float().mean()), 2)
-    return found
+            result[name] = round(100 * float((votes.argmax(1) == truth).float().mean()), 2)
+    return result
 
 
 def markdown(cells: dict[str, dict[str, Any]], always: list[str]) -> str:
@@ -320,17 +323,17 @@ def markdown(cells: dict[str, dict[str, Any]], always: list[str]) -> str:
             lines.append(f"| {name} | {published} | not run | - | - | - | - | - |")
             continue
         newest = one["figures"][max(one["figures"], key=int)]
-        shown = " | ".join(f"{newest[branch]:.1f}" if branch in newest else "-" for branch in BRANCHES)
+        texts = " | ".join(f"{newest[branch]:.1f}" if branch in newest else "-" for branch in BRANCHES)
         rate = "-" if one["images_per_second"] is None else f"{one['images_per_second']:,.0f}"
         lines.append(
-            f"| {name} | {published} | {one['epochs_done']} of {one['epochs']} | {shown} | {rate} | "
+            f"| {name} | {published} | {one['epochs_done']} of {one['epochs']} | {texts} | {rate} | "
             f"{one['card']}, {one['precision']}, {one['date']} |"
         )
     return "\n".join([*lines, *curves(cells)]) + "\n"
 
 
 def curves(cells: dict[str, dict[str, Any]]) -> list[str]:
-    """The published figure, by epoch; nothing before there are any."""
+    """The published figure, by epoch; empty before there are any."""
     measured = {name: one["figures"] for name, one in cells.items() if one["figures"]}
     epochs = sorted({int(epoch) for figures in measured.values() for epoch in figures})
     if not epochs:

@@ -1,9 +1,9 @@
-"""Throughput and cost of 1 to 256 GPUs from measured parts; what starves first; and how far the parts are the whole.
+"""Throughput and cost of 1 to 256 GPUs, computed from measured parts; the first bottleneck; and a check of the model.
 
-Of a training with ResNet-50 at 224 x 224 pixels, batches of 128 a GPU (weak scaling), this program measures what a
-photograph of 500 x 375 pixels costs to decode and cut (core seconds), its bytes, the bytes of the gradients, and how
-long a checkpoint takes; the seconds of a step on a GPU are those of results/step_gpu.txt. What a cluster has, the
-options say: none of it is measured here, nor are stragglers, failures or a network that others use.
+This program measures four parts of a training with ResNet-50 at 224 x 224 pixels and batches of 128 a GPU (weak
+scaling): the core seconds to decode and cut a photograph of 500 x 375 pixels, its bytes, the bytes of the gradients,
+and the seconds of a checkpoint. The seconds of a step on a GPU are those of results/step_gpu.txt. The options describe
+the cluster: none of it is measured here, nor are stragglers, failures or a network that others use.
 
 A step takes the longest of: computing and the part of the all-reduce that it does not hide; decoding; reading.
 Gradients are reduced within a machine and then between machines, each GPU by its own port; half of the step, the
@@ -124,12 +124,12 @@ def table(options: Any, parts: Parts, batch: int) -> None:
             "decoding": batch * parts.decode / options.cores,
             "reading": count * batch * parts.image * again / (options.store * 1e9),
         }
-        what = max(longest, key=lambda name: longest[name])
-        step = longest[what] * (1 + parts.checkpoint / BETWEEN_CHECKPOINTS)
+        limit = max(longest, key=lambda name: longest[name])
+        step = longest[limit] * (1 + parts.checkpoint / BETWEEN_CHECKPOINTS)
         rate = count * batch / step
         print(
             f"| {count} | {rate:,.0f} | {rate * parts.step / (count * batch):.3f} | {1e9 / rate * count / 3600:,.0f} | "
-            f"{1e3 * reduce:.1f} | {1e3 * exposed:.1f} | {rate * parts.image * again / 1e9:.2f} GB/s | {what} |"
+            f"{1e3 * reduce:.1f} | {1e3 * exposed:.1f} | {rate * parts.image * again / 1e9:.2f} GB/s | {limit} |"
             + (f" {1e9 / rate * count / 3600 * options.price:,.0f} |" if cost else "")
         )
     rate = batch / parts.step
@@ -152,7 +152,7 @@ def all_reduce(parts: Parts, count: int, options: Any) -> float:
 
 
 def read_again(count: int, batch: int, options: Any) -> float:
-    """How often a stream's image is read by some GPU, on average, by the lanes that the loader would make."""
+    """The number of GPUs that read an image of a stream, on average, in the lanes that the loader would make."""
     spans = rows_of([1] * int(options.images / SHARD), count * batch)
     reads = sum(len(shared(spans, range(rank * batch, (rank + 1) * batch))) for rank in range(count))
     return reads / len(spans)
@@ -160,11 +160,11 @@ def read_again(count: int, batch: int, options: Any) -> float:
 
 def step_of(file: Path) -> tuple[float, int]:
     """Seconds of a GPU's step with ResNet-50, and its images."""
-    found = re.search(
+    match = re.search(
         r"^resnet50 .*?batch (\d+) of 224x224.*?^whole training step +([\d.]+) ms", file.read_text(), re.M | re.S
     )
-    assert found, f"{file} has no step of resnet50 at 224 pixels"
-    return float(found[2]) / 1e3, int(found[1])
+    assert match, f"{file} has no step of resnet50 at 224 pixels"
+    return float(match[2]) / 1e3, int(match[1])
 
 
 def measured(folder: Path, step: float) -> Parts:
@@ -197,12 +197,12 @@ def clocked(clock: Callable[[], float], work: Callable[[], object]) -> float:
 
 def photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
     """JPEG files of noise of several scales, of quality 90."""
-    draws = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     folder.mkdir()
     for i in range(count):
         picture = np.zeros((*size, 3))
         for scale in (1, 4, 16, 64):
-            coarse = draws.normal(0, 8 * scale**0.5, (-(-size[0] // scale), -(-size[1] // scale), 3))
+            coarse = generator.normal(0, 8 * scale**0.5, (-(-size[0] // scale), -(-size[1] // scale), 3))
             picture += np.kron(coarse, np.ones((scale, scale, 1)))[: size[0], : size[1]]
         Image.fromarray((128 + picture).clip(0, 255).astype(np.uint8)).save(folder / f"{i:03}.jpg", quality=90)
 
@@ -219,11 +219,12 @@ def check(folder: Path) -> None:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         mp.start_processes(process, (count, port, str(folder)), nprocs=count, start_method="fork")
-        found = [torch.load(folder / f"{count}-{rank}.pt") for rank in range(count)]
-        step, decode, reduce, whole = (sum(column) for column in zip(*found, strict=True))
+        rows = [torch.load(folder / f"{count}-{rank}.pt") for rank in range(count)]
+        step, decode, reduce, measured_s = (sum(column) for column in zip(*rows, strict=True))
         total = step + decode + reduce
         print(
-            f"| {count} | {step:.3f} | {decode:.3f} | {reduce:.3f} | {total:.3f} | {whole:.3f} | {total / whole:.2f} |",
+            f"| {count} | {step:.3f} | {decode:.3f} | {reduce:.3f} | {total:.3f} | {measured_s:.3f} | "
+            f"{total / measured_s:.2f} |",
             flush=True,
         )
 
@@ -256,7 +257,7 @@ def process(rank: int, count: int, port: int, folder: str) -> None:
 
 
 class Timed(TrainBatches):
-    """Notes the core seconds at which each batch is asked for."""
+    """Records the core seconds at which each batch is requested."""
 
     def __iter__(self) -> Any:
         for batch in super().__iter__():

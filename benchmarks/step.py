@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 from shared import records
-from shared.beside import beside, machine, median, noise, wait
+from shared.beside import beside, machine, median, noise, two_query_method, wait
 from torch import nn
 
 from crosslevel import CrossLevel, Encoder
-from crosslevel.methods import METHODS
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware, choose
 
@@ -41,8 +40,7 @@ def main() -> None:
     batch, size, device = arguments.batch_size, arguments.size, choose().device
     torch.manual_seed(0)
     encoder = Encoder(arguments.backbone, size <= 64, arguments.width).to(memory_format=torch.channels_last)
-    method = METHODS[arguments.method.lower()](encoder, batch * arguments.steps)
-    method.online = max(2, method.online)
+    method = two_query_method(arguments.method, encoder, batch * arguments.steps)
     alone = copy.deepcopy(encoder).to(device)
     cld = CrossLevel(encoder.num_features, groups=batch // 2).to(device)
     captured = arguments.compile == "on" and device.type == "cuda"
@@ -63,9 +61,9 @@ def main() -> None:
         "compile": arguments.compile,
         "cld": CrossLevel(encoder.num_features, groups=batch // 2) if arguments.cld else None,
     }
-    whole, bare = beside(encoder, method, images, encoder_alone, **options)
-    step, forward_backward, branch = median(whole), median(bare), median(cld_seconds[1:])
-    ratios = [b / w for b, w in zip(bare, whole, strict=True)]
+    full, bare = beside(encoder, method, images, encoder_alone, **options)
+    step, forward_backward, branch = median(full), median(bare), median(cld_seconds[1:])
+    ratios = [b / w for b, w in zip(bare, full, strict=True)]
     print(machine())
     print(
         f"{arguments.backbone} x {arguments.width:g}, {arguments.method}{' + CLD' * arguments.cld}, batch {batch} of "
@@ -80,12 +78,12 @@ def main() -> None:
 
 def time_encoder(encoder: nn.Module, batch: int, size: int, repeats: int = 12, captured: bool = False) -> float:
     """Seconds of forward and backward of two ready views; ``captured``: as one CUDA graph."""
-    place = choose()
-    views = [torch.randn(batch, 3, size, size, device=place.device) for _ in range(2)]
+    hardware = choose()
+    views = [torch.randn(batch, 3, size, size, device=hardware.device) for _ in range(2)]
     views = [view.contiguous(memory_format=torch.channels_last) for view in views]
 
     def step() -> None:
-        with autocast(place):
+        with autocast(hardware):
             features = [encoder(view) for view in views]
         torch.stack(features).float().mean().backward()
         encoder.zero_grad()
@@ -94,7 +92,7 @@ def time_encoder(encoder: nn.Module, batch: int, size: int, repeats: int = 12, c
 
 
 def as_graph(step: Callable[[], None]) -> Callable[[], None]:
-    """What replays a step as one CUDA graph."""
+    """A function that replays a step as one CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -109,11 +107,11 @@ def as_graph(step: Callable[[], None]) -> Callable[[], None]:
 
 def time_cld(cld: CrossLevel, batch: int, features: int, repeats: int = 20, captured: bool = False) -> float:
     """Seconds of the group branch, forward and backward, head included."""
-    place = choose()
-    h = [torch.randn(batch, features, device=place.device, requires_grad=True) for _ in range(2)]
+    hardware = choose()
+    h = [torch.randn(batch, features, device=hardware.device, requires_grad=True) for _ in range(2)]
 
     def step() -> None:
-        with autocast(place):
+        with autocast(hardware):
             loss = cld(*h)
         loss.backward()
         cld.zero_grad()
@@ -123,14 +121,14 @@ def time_cld(cld: CrossLevel, batch: int, features: int, repeats: int = 20, capt
     return seconds_of(as_graph(step) if captured else step, repeats)
 
 
-def autocast(place: Hardware) -> torch.autocast:
-    """The precision of a training; casts that are remembered would outlive a graph that they belong to."""
-    kind, bf16 = place.device.type, place.precision == "bf16"
+def autocast(hardware: Hardware) -> torch.autocast:
+    """The precision of a training; cached casts would outlive the graph that they belong to."""
+    kind, bf16 = hardware.device.type, hardware.precision == "bf16"
     return torch.autocast(kind, torch.bfloat16, enabled=bf16, cache_enabled=kind != "cuda")
 
 
 def seconds_of(step: Callable[[], None], repeats: int) -> float:
-    """Of one of ``repeats``, after one that is not counted."""
+    """Seconds of one of ``repeats`` steps, after one that is not counted."""
     step()
     wait()
     began = time.perf_counter()

@@ -31,7 +31,7 @@ __all__ = [
     "inspect", "load", "load_encoder", "pack", "push", "search", "subset", "train", "tune",
 ]  # fmt: skip
 
-_PLACES = {
+_MODULES = {
     "CrossLevel": "crosslevel.cld.loss",
     "Encoder": "crosslevel.models.encoder",
     "classify": "crosslevel.evaluation.labelling.classify",
@@ -61,9 +61,9 @@ _VERBS = (
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'crosslevel' has no attribute {name!r}")
-    value = getattr(import_module(_PLACES[name]), name)
+    value = getattr(import_module(_MODULES[name]), name)
     if name in _VERBS:
         value = import_module("crosslevel.settings.parts").public(value)
     globals()[name] = value
@@ -71,4 +71,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PLACES})
+    return sorted({*globals(), *_MODULES})

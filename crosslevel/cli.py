@@ -115,11 +115,11 @@ def _uncollected(forever: bool) -> Iterator[None]:
 
 
 def _completion(words: list[str]) -> None:
-    from crosslevel.settings.completion import HOW, script  # noqa: PLC0415
+    from crosslevel.settings.completion import INSTALLATION, script  # noqa: PLC0415
 
     if words[:1] in ([], ["--help"], ["-h"]):
         print("usage: crosslevel completion bash|zsh|fish\n")
-        print("\n".join(f"  {line}" for line in HOW.values()))
+        print("\n".join(f"  {line}" for line in INSTALLATION.values()))
         return
     print(script(words[0], COMMANDS))
 

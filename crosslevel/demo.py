@@ -1,4 +1,4 @@
-"""``crosslevel demo``: the same method with and without CLD on the same images, and a page that shows both."""
+"""``crosslevel demo``: train the same method with and without CLD on the same images, and compare them on a page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from crosslevel.utils.files import REPORT
 RUNS = {"without CLD": "plain", "with CLD": "cld"}
 
 MINUTES, LEAST, MOST = 4, 2, 12
-"""What both trainings may take, and the bounds of their epochs."""
+"""Minutes for both trainings, and the least and most epochs of each."""
 
 
 def demo(
@@ -53,18 +53,18 @@ def demo(
     *,
     training: Callable[..., object] | None = None,
 ) -> Path:
-    """Train with and without CLD with the same budget, and show what each is good for.
+    """Train with and without CLD with the same budget, and evaluate both.
 
-    Both runs are what the printed command does, and nothing else: crosslevel.train with its defaults, for a few epochs,
-    on a narrow network. They see the same views of the same images in the same steps, on equal networks; they differ in
-    the group branch alone. One table compares them with raw pixels and an untrained encoder, and one page,
-    report.html, shows curves, groups, neighbours and a map. Whichever wins is printed.
+    Each run does exactly what the printed command does: crosslevel.train with its defaults, for a few epochs, on a
+    narrow network. Both see the same views of the same images in the same steps, on equal networks; only the group
+    branch differs. A table compares them with raw pixels and an untrained encoder; the page report.html shows curves,
+    groups, neighbours and a map. The better one is printed, whichever it is.
 
     Args:
-        images: labelled images; their labels serve the comparison only.
+        images: labelled images; the labels are used for the comparison only.
         test: labelled images to classify.
-        folder: where both runs and the page go; an earlier demo there is kept and the next gets a number.
-        epochs: passes over the images, of each run; as many as both can do in four minutes unless given, by a
+        folder: the folder for both runs and the page; an earlier demo there is kept, and the next one gets a number.
+        epochs: passes over the images in each run. Unless given, as many as both runs can do in four minutes, by a
             measurement of a few steps: 2 to 12.
         width: of the ResNet-18.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
@@ -128,7 +128,7 @@ def affordable(
 ) -> tuple[int, float]:
     """Epochs of two runs in `MINUTES`, at least `LEAST` and at most `MOST`, and this machine's images a second.
 
-    ``measure`` says what a step takes, as `seconds_a_step` does.
+    ``measure`` returns the seconds of a step, as `seconds_a_step` does.
     """
     source, size = open_images(images), Views().size
     packed = pack(source, size, bad=BadFiles())
@@ -175,8 +175,9 @@ def _blocks(run_dir: Path, row: Row, limits: str, images: int, epochs: int) -> l
 def verdict_of(row: Row) -> str:
     """Summarize the balanced accuracies in sentences: CLD against none, and both against raw pixels.
 
-    A difference within the interval of both (the root of the sum of their halves' squares, as of two measurements that
-    do not depend on each other; on the same images theirs do, so that the true one is narrower) is not called one.
+    A difference within the interval of both does not count. The interval is the root of the sum of the squared half
+    widths, as for two independent measurements; on the same images they are dependent, so that the true interval is
+    narrower.
     """
     plain, cld, pixels = (row[name] for name in ("without CLD", "with CLD", "raw pixels"))
     gain, margin = _difference(cld, plain)

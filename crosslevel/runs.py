@@ -1,4 +1,4 @@
-"""A run's folder: the one place that knows what is kept in it, and under which name."""
+"""A run's folder: the names and contents of all its files are defined here."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ class Run:
         path: the folder.
         config: the whole tree of settings.
         metrics: one row a logged step.
-        checkpoints: folder of ``last``, what a run goes on from, ``previous``, the one before, and ``best``, that of
+        checkpoints: folder of ``last``, from which a run continues, ``previous``, the one before, and ``best``, that of
             the epoch with the lowest loss.
         encoder: the network; ``instance`` and ``cld`` are the branches' heads.
         images: which images the run began with; ``subset`` lists them where they are a part of a source.
-        bad_files: what could not be read, and why.
-        warnings: what was wrong during the training.
+        bad_files: the unreadable files, and the reasons.
+        warnings: the warnings of the training.
         report: the page.
-        launch: which call of torchrun trains it, where one does.
-        stored: the folder of an object store that is this one, where it is; what it is called by then.
+        launch: the call of torchrun that trains it, if one does.
+        stored: the folder of the object store that this one mirrors, if any; its address is then the run's name.
 
     """
 
@@ -83,24 +83,24 @@ class Run:
         return str(file) if self.stored is None else f"{self}/{file.relative_to(self.path).as_posix()}"
 
     def send(self) -> None:
-        """Bring what is here to the object store, where the run lies in one.
+        """Copy the local files to the object store, if the run lies in one.
 
         Raises:
-            MachineError: it does not take it; the files stay here.
+            MachineError: the store refuses them; the local files stay.
 
         """
         if self.stored is not None:
             self.stored.send()
 
     def holds_something(self) -> bool:
-        """Whether there is something to lose; a run that ended before its first checkpoint left nothing."""
+        """Whether the folder holds a run worth keeping; one that ended before its first checkpoint is not."""
         return any(self.checkpoints.glob("*.ckpt")) or self.encoder.exists()
 
     def settings(self) -> dict[str, Any]:
-        """The tree of config.yaml.
+        """The settings in config.yaml, as a tree.
 
         Raises:
-            UserError: there is none, or it is no tree.
+            UserError: there is no such file, or it is no tree.
 
         """
         try:
@@ -112,19 +112,19 @@ class Run:
         return tree
 
     def sweep(self) -> None:
-        """Remove what killed writers left: what a write was not done with is of no use."""
+        """Remove the unfinished files of killed writers."""
         for folder in (self.path, self.checkpoints):
             files.sweep(folder)
-        # Former versions wrote under this name.
+        # Former versions used this name.
         self.last.with_suffix(".tmp").unlink(missing_ok=True)
 
     def keep_images(self, images: Images | ImageStream) -> None:
-        """Note which images the run begins with; of a stream nobody knows."""
+        """Record the images that the run begins with; those of a stream are unknown."""
         if isinstance(images, Images):
             files.write(self.images, json.dumps(_image_state(images)))
 
     def changed_images(self, images: Images | ImageStream) -> str:
-        """How the images differ from those that the run began with; empty where they do not."""
+        """How the images differ from those that the run began with; empty if they do not."""
         if not (isinstance(images, Images) and self.images.is_file()):
             return ""
         now = _image_state(images)
@@ -172,7 +172,7 @@ class Run:
         return cld.eval()
 
     def load_branches(self) -> dict[str, nn.Module]:
-        """The heads of the branches that the run kept, by name: features (B, D) to what its losses compare."""
+        """The stored heads of the run's branches, by name: features (B, D) to those that the losses compare."""
         branches: dict[str, nn.Module] = {}
         if self.instance.is_file():
             branches["instance branch"] = load_head(self.instance)
@@ -196,13 +196,13 @@ class Run:
 
 @contextmanager
 def claimed(run: str | None, name: str, resume: str | None, rank: int) -> Iterator[Run]:
-    """A run's folder while this process, and no other, writes to it.
+    """While the block runs, only this process writes to the run's folder.
 
     Args:
         run: the folder of a new run; below runs/ unless given.
-        name: of that one, if it is free; else it gets a number.
+        name: of the new folder; if it is taken, a number is appended.
         resume: the folder of a run to continue instead.
-        rank: of this process; the first one holds the folder for all.
+        rank: of this process; the first one locks the folder for all.
 
     Raises:
         FolderInUse: another process writes to it.
@@ -211,7 +211,8 @@ def claimed(run: str | None, name: str, resume: str | None, rank: int) -> Iterat
     """
     stored = _stored(resume or run)
     if rank > 0:
-        # The other ranks of its machine are started by the first one, after it has chosen; else the run has a name.
+        # The first rank chooses the folder, then starts the others of its machine; otherwise the run is named by the
+        # user.
         if stored is not None and resume is not None and local_rank() == 0:
             stored.fetch()
         yield Run(resume or run or os.environ[RUN_VARIABLE]) if stored is None else Run(stored.folder, stored)
@@ -228,7 +229,7 @@ def claimed(run: str | None, name: str, resume: str | None, rank: int) -> Iterat
         elif stored is not None:
             stored.clear()
         if resume is None:
-            _refuse_used(claimed_run)  # by who held it until now
+            _refuse_used(claimed_run)  # by the former holder of the lock
         os.environ[RUN_VARIABLE] = str(claimed_run)
         if call := torchrun_call():
             files.write(claimed_run.launch, call.name)
@@ -237,18 +238,18 @@ def claimed(run: str | None, name: str, resume: str | None, rank: int) -> Iterat
 
 
 def _stored(run: str | None) -> StoredFolder | None:
-    """A run's folder in an object store; each command of several on one machine has files of its own."""
+    """A run's folder in an object store; each of several commands on one machine has its own local files."""
     return None if run is None or not is_remote(run) else StoredFolder(run, os.environ.get("NODE_RANK", ""))
 
 
 def restarted(run: str | None, resume: str | None, world: World) -> str | None:
-    """The run to resume: ``resume``, or after a restart by a launcher the one that the same command has begun.
+    """The run to resume: ``resume``, or after a restart by a launcher the run that the same command has begun.
 
-    Of torchrun's agents each counts its own restarts, and one that is new on its machine begins at 0: whether a run was
-    begun by the same call of torchrun, its folder says.
+    Each agent of torchrun counts its own restarts, and a new agent on a machine begins at 0. So the run's folder
+    records the call of torchrun that began it.
 
     Raises:
-        UserError: processes that another program starts, on several machines perhaps, are told of no folder.
+        UserError: another program starts the processes, perhaps on several machines, and the run's folder is not given.
 
     """
     elsewhere = by_torchrun() or launched() or world.nodes > 1
@@ -265,7 +266,7 @@ def restarted(run: str | None, resume: str | None, world: World) -> str | None:
 
 
 def _goes_on(run: str) -> bool:
-    """Whether this start of a training's processes goes on with what a former one has left."""
+    """Whether this start of a training's processes continues the run of a former start."""
     call = torchrun_call()
     if call is not None and not (call.is_users_own or attempt() > 0):
         return False
@@ -277,17 +278,17 @@ def _launched_by(run: Run) -> str:
 
 
 def has_checkpoint(run: str) -> bool:
-    """Whether a run can be gone on with."""
+    """Whether a run can be continued."""
     return exists(f"{run.rstrip('/')}/checkpoints/last.ckpt") if is_remote(run) else Run(run).last.exists()
 
 
 def load_cld(folder: str | os.PathLike[str]) -> CrossLevel:
-    """`Run.load_cld` of a folder."""
+    """`Run.load_cld` for a folder."""
     return Run(folder).load_cld()
 
 
 def load_branches(folder: str | os.PathLike[str]) -> dict[str, nn.Module]:
-    """`Run.load_branches` of a folder."""
+    """`Run.load_branches` for a folder."""
     return Run(folder).load_branches()
 
 
@@ -298,7 +299,7 @@ def _refuse_used(run: Run) -> None:
 
 
 def _lost(name: str) -> bool:
-    """Whether it would be a loss to begin another run where this file is."""
+    """Whether another run in this file's folder would overwrite something of value."""
     return name.endswith(".ckpt") or name == files.ENCODER
 
 
@@ -315,7 +316,7 @@ def _image_state(images: Images) -> dict[str, Any]:
 
 
 class Unreadable:
-    """The list of unreadable files on disk: one a rank while the run goes on, one for all at its end."""
+    """The list of unreadable files on disk: one for each rank during the run, one for all at its end."""
 
     def __init__(self, bad: BadFiles, folder: Path, rank: int, resume: bool) -> None:
         self.bad, self.folder = bad, folder
@@ -329,7 +330,7 @@ class Unreadable:
             self.bad.write(self.file)
 
     def merge(self) -> None:
-        """Take in the other ranks' lists."""
+        """Add the other ranks' lists."""
         for part in self.folder.glob(f"*.{files.BAD_FILES}"):
             self.bad.read(part)
             part.unlink()

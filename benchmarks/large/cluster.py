@@ -15,8 +15,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,43 +46,43 @@ def main() -> None:
     parser.add_argument("--view", type=int, default=96, help="pixels")
     arguments = parser.parse_args()
     print(f"{machine()}; ResNet-18 x {arguments.width:g}, views of {arguments.view} pixels", flush=True)
-    with records.folder(arguments.where) as home:
-        furnish(home, arguments.images, arguments.width, arguments.view)
+    with records.folder(arguments.where) as folder:
+        furnish(folder, arguments.images, arguments.width, arguments.view)
         for number in range(arguments.rounds):
-            report("two processes", arguments.images, measured(lambda n=number: plain(home, n)))
-            with_cluster(home, number, arguments.images)
-        with_cluster(home, arguments.rounds, arguments.images, lose=True)
+            report("two processes", arguments.images, measured(partial(plain, folder, number)))
+            with_cluster(folder, number, arguments.images)
+        with_cluster(folder, arguments.rounds, arguments.images, lose=True)
 
 
-def furnish(home: Path, count: int, width: float, view: int) -> None:
+def furnish(folder: Path, count: int, width: float, view: int) -> None:
     """JPEG files of 128 pixels, lists of them, and an encoder of random weights."""
-    (home / "photos").mkdir()
-    draws = np.random.default_rng(0)
-    names = [str(home / "photos" / f"{i:06}.jpg") for i in range(count)]
+    (folder / "photos").mkdir()
+    generator = np.random.default_rng(0)
+    names = [str(folder / "photos" / f"{i:06}.jpg") for i in range(count)]
     for name in names:
-        coarse = draws.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        coarse = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(np.kron(coarse, np.ones((16, 16, 1), np.uint8))).save(name, quality=85)
     for list_, part in (("a", names[: count // 2]), ("b", names[count // 2 :]), ("all", names)):
-        (home / f"{list_}.txt").write_text("\n".join(part) + "\n")
+        (folder / f"{list_}.txt").write_text("\n".join(part) + "\n")
     torch.manual_seed(0)
     encoder = Encoder("resnet18", False, width)
     encoder.view = View(view)
-    (home / "run").mkdir()
-    encoder.save(home / "run" / "encoder.safetensors")
+    (folder / "run").mkdir()
+    encoder.save(folder / "run" / "encoder.safetensors")
 
 
-def begun(home: Path, list_: str, output: str, *options: str) -> subprocess.Popen[bytes]:
-    line = [sys.executable, "-m", "crosslevel", "embed", str(home / "run"), str(home / f"{list_}.txt")]
-    return subprocess.Popen([*line, "-o", str(home / output), *OPTIONS, *options])
+def started(folder: Path, list_: str, output: str, *options: str) -> subprocess.Popen[bytes]:
+    line = [sys.executable, "-m", "crosslevel", "embed", str(folder / "run"), str(folder / f"{list_}.txt")]
+    return subprocess.Popen([*line, "-o", str(folder / output), *OPTIONS, *options])
 
 
-def plain(home: Path, number: int) -> None:
-    both = [begun(home, list_, f"{list_}-{number}.parquet", "--workers=0") for list_ in "ab"]
-    if any([process.wait() for process in both]):
+def plain(folder: Path, number: int) -> None:
+    processes = [started(folder, list_, f"{list_}-{number}.parquet", "--workers=0") for list_ in "ab"]
+    if any([process.wait() for process in processes]):
         sys.exit("a process failed")
 
 
-def with_cluster(home: Path, number: int, images: int, lose: bool = False) -> None:
+def with_cluster(folder: Path, number: int, images: int, lose: bool = False) -> None:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
@@ -89,10 +90,10 @@ def with_cluster(home: Path, number: int, images: int, lose: bool = False) -> No
         node = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
     os.environ["RAY_ADDRESS"] = cluster.address
     time.sleep(5)
-    output = home / f"ray-{number}.parquet"
+    output = folder / f"ray-{number}.parquet"
 
     def embed() -> None:
-        process = begun(home, "all", output.name, "--engine=ray")
+        process = started(folder, "all", output.name, "--engine=ray")
         if lose:
             while process.poll() is None and not list(Path(f"{output}.parts").glob("0*.parquet")):
                 time.sleep(0.1)
@@ -102,23 +103,23 @@ def with_cluster(home: Path, number: int, images: int, lose: bool = False) -> No
 
     report("two Ray nodes, one taken away" if lose else "two Ray nodes", images, measured(embed))
     cluster.shutdown()
-    compare(home, output)
+    compare(folder, output)
 
 
-def compare(home: Path, output: Path) -> None:
+def compare(folder: Path, output: Path) -> None:
     """The rows of Ray's table beside those of the two processes' first tables, one after the other."""
-    tables = [pq.read_table(home / f"{part}-0.parquet") for part in "ab"]
-    expected, found = pa.concat_tables(tables), pq.read_table(output)
-    same = expected["path"].equals(found["path"])
-    features = [np.stack(table["feature"].to_numpy()) for table in (expected, found)]
-    apart = np.abs(features[0] - features[1]).max() if same else np.nan
+    tables = [pq.read_table(folder / f"{part}-0.parquet") for part in "ab"]
+    expected, result = pa.concat_tables(tables), pq.read_table(output)
+    same = expected["path"].equals(result["path"])
+    features = [np.stack(table["feature"].to_numpy()) for table in (expected, result)]
+    distance = np.abs(features[0] - features[1]).max() if same else np.nan
     print(
-        f"    {len(found):,} rows, {'the same' if same else 'OTHER'} paths, features at most {apart:.1e} apart",
+        f"    {len(result):,} rows, {'the same' if same else 'OTHER'} paths, features at most {distance:.1e} apart",
         flush=True,
     )
 
 
-def measured(what: Callable[[], None]) -> tuple[float, Counter[str]]:
+def measured(work: Callable[[], None]) -> tuple[float, dict[str, float]]:
     """Seconds on the wall, and of the processor by kind of process: commands, Ray's workers, and Ray itself."""
     spent: dict[tuple[int, float], tuple[str, float]] = {}
     before = look(spent)
@@ -131,37 +132,37 @@ def measured(what: Callable[[], None]) -> tuple[float, Counter[str]]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     began = time.perf_counter()
-    what()
+    work()
     wall = time.perf_counter() - began
     ended.set()
     watcher.join()
     after = look(spent)
-    return wall, Counter({kind: after[kind] - before[kind] for kind in after})
+    return wall, {kind: after[kind] - before[kind] for kind in after}
 
 
-def look(spent: dict[tuple[int, float], tuple[str, float]]) -> Counter[str]:
-    """Note what each process has spent so far; who has ended keeps what was seen last."""
+def look(spent: dict[tuple[int, float], tuple[str, float]]) -> dict[str, float]:
+    """Record the time of each process so far; a process that has ended keeps its last value."""
     for process in psutil.Process().children(recursive=True):
         try:
-            told, line = process.cpu_times(), " ".join(process.cmdline())
+            times, line = process.cpu_times(), " ".join(process.cmdline())
         except psutil.Error:
             continue
         kind = "workers" if "ray::_Worker" in line else "commands" if "crosslevel" in line else "Ray"
         key = process.pid, process.create_time()
         if spent.get(key, ("",))[0] == "workers":
             kind = "workers"  # whatever it is called when it ends
-        spent[key] = (kind, told.user + told.system)
-    total: Counter[str] = Counter()
+        spent[key] = (kind, times.user + times.system)
+    total: dict[str, float] = defaultdict(float)
     for kind, seconds in spent.values():
         total[kind] += seconds
     return total
 
 
-def report(name: str, images: int, found: tuple[float, Counter[str]]) -> None:
-    wall, spent = found
-    parts = ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in sorted(spent.items()))
+def report(name: str, images: int, measurement: tuple[float, dict[str, float]]) -> None:
+    wall, spent = measurement
+    total, by_kind = sum(spent.values()), ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in sorted(spent.items()))
     print(
-        f"{name}: {images:,} images, {spent.total():.1f} s of the processor ({parts}), {wall:.0f} s on the wall",
+        f"{name}: {images:,} images, {total:.1f} s of the processor ({by_kind}), {wall:.0f} s on the wall",
         flush=True,
     )
 

@@ -1,13 +1,13 @@
-"""What `crosslevel explore` takes: seconds and memory of a page of 1,000 images, 100,000, and a table of a million.
+"""The cost of `crosslevel explore`: seconds and memory of a page of 1,000 images, 100,000, and a table of a million.
 
     python benchmarks/large/explore.py --rows 1000 100000 1000000 --threads 2 -o benchmarks/results/explore
 
 Tables have features of 384 numbers, as in `search.py`, and thumbnails of 96 pixels: smooth pictures, at most 100,000
 different ones. The page is written into a folder (--export), which does what serving it does and writes the pictures
-besides. Of more than --sample images that many are on the map, as the command has it; told is how many of the 15
-nearest by features are among the 15 nearest on it. Each size is measured in a process of its own. OUTPUT.json keeps
-what is measured: called again, the program measures what is missing, and writes OUTPUT.md. A table stays in --where
-until it is measured.
+besides. The map shows at most --sample images, as in the command; "neighbours kept" is the share of the 15 nearest
+images by features that are among the 15 nearest on the map. Each size is measured in a process of its own. OUTPUT.json
+keeps what is measured: called again, the program measures what is missing, and writes OUTPUT.md. A table stays in
+--where until it is measured.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from crosslevel.features.thumbnails import KIND
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from large.search import WIDTH, made
+from large.search import WIDTH, synthetic_features
 from shared import records
 from shared.beside import machine
 
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def table(where: Path, rows: int) -> Path:
-    """The table of so many rows, made unless it is there."""
+    """The table of so many rows, written where it is missing."""
     file = where / f"{rows}.parquet"
     if file.is_file():
         return file
@@ -89,13 +89,13 @@ def table(where: Path, rows: int) -> Path:
     part = file.with_suffix(".part")
     with pq.ParquetWriter(part, kind, use_dictionary=False) as writer:
         for first in range(0, rows, PART):
-            places = range(first, min(rows, first + PART))
-            flat = pa.array(made(len(places), first + 2).numpy().ravel())
+            numbers = range(first, min(rows, first + PART))
+            flat = pa.array(synthetic_features(len(numbers), first + 2).numpy().ravel())
             columns = [
-                [f"{i % 1000:03}/{i:07}.jpg" for i in places],
-                [i % 50 for i in places],
+                [f"{i % 1000:03}/{i:07}.jpg" for i in numbers],
+                [i % 50 for i in numbers],
                 pa.FixedSizeListArray.from_arrays(flat, WIDTH),
-                pa.array([{"bytes": jpegs[i % len(jpegs)], "path": None} for i in places], KIND),
+                pa.array([{"bytes": jpegs[i % len(jpegs)], "path": None} for i in numbers], KIND),
             ]
             writer.write_table(pa.table(columns, schema=kind))
     os.replace(part, file)
@@ -104,20 +104,22 @@ def table(where: Path, rows: int) -> Path:
 
 def pictures(count: int) -> list[bytes]:
     """Smooth pictures of 96 pixels, each another one, as JPEG."""
-    draws, found = torch.Generator().manual_seed(0), []
+    generator, encoded = torch.Generator().manual_seed(0), []
     for _ in range(count):
-        small = torch.randint(256, (8, 8, 3), dtype=torch.uint8, generator=draws)
+        small = torch.randint(256, (8, 8, 3), dtype=torch.uint8, generator=generator)
         file = io.BytesIO()
         Image.fromarray(small.numpy()).resize((96, 96), Image.Resampling.BICUBIC).save(file, "jpeg", quality=85)
-        found.append(file.getvalue())
-    return found
+        encoded.append(file.getvalue())
+    return encoded
 
 
 def measured(file: Path, sample: int, threads: int) -> dict[str, Any]:
     """Seconds on the clock and of the processor, of all and of its stages; gigabytes at the most."""
     module = importlib.import_module("crosslevel.exploration.explore")
     torch.set_num_threads(threads)
-    before, spent, maps = peak(), {}, []
+    before = peak()
+    spent: dict[str, float] = {}
+    maps: list[Any] = []
     began, worked = time.monotonic(), time.process_time()
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=file.parent))
@@ -135,28 +137,28 @@ def measured(file: Path, sample: int, threads: int) -> dict[str, Any]:
 
 
 def timed(inner: Callable[..., Any], name: str, spent: dict[str, float], maps: list[Any]) -> Callable[..., Any]:
-    """The same function, whose seconds of the processor are added up; what the map is made of is kept, with the map."""
+    """The same function, which adds its processor seconds to ``spent``, and the map's input and output to ``maps``."""
 
-    def outer(*given: Any, **named: Any) -> Any:
+    def outer(*arguments: Any, **options: Any) -> Any:
         began = time.process_time()
-        made = inner(*given, **named)
+        result = inner(*arguments, **options)
         spent[name] = spent.get(name, 0.0) + time.process_time() - began
         if name == "lay_out":
-            maps.append((given[1].indices, made))
-        return made
+            maps.append((arguments[1].indices, result))
+        return result
 
     return outer
 
 
-def neighbours_kept(near: torch.Tensor, points: torch.Tensor, k: int = 15, asked: int = 2000) -> float:
-    """The share of the k nearest by features that are among the k nearest on the map, of some of the points."""
-    rows = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:asked]
+def neighbours_kept(near: torch.Tensor, points: torch.Tensor, k: int = 15, sample: int = 2000) -> float:
+    """The share of the k nearest by features that are among the k nearest on the map, over a sample of the points."""
+    rows = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:sample]
     shares = []
     for part in rows.split(100):
-        apart = torch.cdist(points[part], points)
-        apart[torch.arange(len(part)), part] = torch.inf
-        found = apart.topk(k, largest=False).indices
-        shares.append((near[part, 1 : k + 1].unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean(1))
+        distances = torch.cdist(points[part], points)
+        distances[torch.arange(len(part)), part] = torch.inf
+        nearest = distances.topk(k, largest=False).indices
+        shares.append((near[part, 1 : k + 1].unsqueeze(2) == nearest.unsqueeze(1)).any(2).float().mean(1))
     return float(torch.cat(shares).mean())
 
 

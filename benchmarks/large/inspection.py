@@ -1,4 +1,4 @@
-"""`crosslevel inspect` on a large folder: seconds of its parts, memory, and what it finds of the duplicates put in.
+"""`crosslevel inspect` on a large folder: seconds of its parts, memory, and the planted duplicates that it finds.
 
 python benchmarks/large/inspection.py --images 100000
 """
@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -73,36 +73,36 @@ def generate(root: Path, count: int) -> None:
     folders = [root / f"{f:03}" for f in range(FOLDERS)]
     for folder in folders:
         folder.mkdir(parents=True)
-    draws = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     number, side = 0, 2 * ROOM + 1
     for _ in range(count // 100):
-        for i, picture in enumerate(pictures(DIFFERENT, draws)):
+        for i, picture in enumerate(pictures(DIFFERENT, generator)):
             # All places but the middle one, in any order: no frame is a copy of another.
-            order = torch.randperm(side**2, generator=draws)
+            order = torch.randperm(side**2, generator=generator)
             shifts = [divmod(n, side) for n in order[order != side**2 // 2][:FRAMES].tolist()]
-            places = [(ROOM, ROOM), *(shifts if COPIED <= i < COPIED + FILMED else ())]
+            offsets = [(ROOM, ROOM), *(shifts if COPIED <= i < COPIED + FILMED else ())]
             times = 2 if i < COPIED else 1
-            for y, x in places:
+            for y, x in offsets:
                 data = encoded(picture[y : y + SIZE, x : x + SIZE], quality=95 if (y, x) == (ROOM, ROOM) else 80)
                 for _ in range(times):
                     (folders[number % FOLDERS] / f"{number:07}.jpg").write_bytes(data)
                     number += 1
 
 
-def pictures(count: int, draws: torch.Generator) -> UInt8[Tensor, "count side side 3"]:
+def pictures(count: int, generator: torch.Generator) -> UInt8[Tensor, "count side side 3"]:
     """Pictures of random colours and contrast, each larger than a file by some pixels on every side."""
     side = SIZE + 2 * ROOM
     down, across = torch.fft.fftfreq(side).unsqueeze(1), torch.fft.rfftfreq(side)
     frequency = torch.hypot(down, across).clamp(min=1 / side)
     strength: Float[Tensor, "side half"] = frequency**-1.2
-    spectrum = torch.randn(count, 3, side, len(across), 2, generator=draws)
+    spectrum = torch.randn(count, 3, side, len(across), 2, generator=generator)
     # Most of what differs in a photograph is light, and not colour.
     spectrum = spectrum.mean(1, keepdim=True) * 1.5 + 0.5 * spectrum
     waves = torch.fft.irfft2(torch.view_as_complex(spectrum.contiguous()) * strength, s=(side, side))
     waves = waves / waves.flatten(1).std(1).view(-1, 1, 1, 1)
-    contrast, colour = torch.rand(count, 1, 1, 1, generator=draws), torch.rand(count, 3, 1, 1, generator=draws)
-    shown = 0.25 + 0.5 * colour + (0.1 + 0.15 * contrast) * waves
-    return (shown.clamp(0, 1) * 255).byte().movedim(1, -1).contiguous()
+    contrast, colour = torch.rand(count, 1, 1, 1, generator=generator), torch.rand(count, 3, 1, 1, generator=generator)
+    scaled = 0.25 + 0.5 * colour + (0.1 + 0.15 * contrast) * waves
+    return (scaled.clamp(0, 1) * 255).byte().movedim(1, -1).contiguous()
 
 
 def encoded(picture: UInt8[Tensor, "h w 3"], quality: int) -> bytes:
@@ -113,18 +113,19 @@ def encoded(picture: UInt8[Tensor, "h w 3"], quality: int) -> bytes:
 
 def measure(root: Path) -> None:
     """One line of JSON: what `inspect` found, the seconds of its parts, and the most memory."""
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     for name, (module, function) in PARTS.items():
         timed(module, function, name, seconds)
     watch, began = Memory(), time.perf_counter()
-    told = verb.inspect(str(root), output=str(root.parent / f"{root.name}.json"), device="cpu")
-    whole = time.perf_counter() - began
-    found = {"exact": told["exact_duplicates"]["superfluous"], **told["near_duplicates"]}
-    print(json.dumps({"count": told["count"], "whole": whole, "seconds": seconds, "peak": watch.stop()[0], **found}))
+    report = verb.inspect(str(root), output=str(root.parent / f"{root.name}.json"), device="cpu")
+    total = time.perf_counter() - began
+    duplicates = {"exact": report["exact_duplicates"]["superfluous"], **report["near_duplicates"]}
+    measurement = {"count": report["count"], "whole": total, "seconds": seconds, "peak": watch.stop()[0]}
+    print(json.dumps({**measurement, **duplicates}))
 
 
-def timed(module: ModuleType, function: str, name: str, seconds: Counter[str]) -> None:
-    """``module.function``, from now on timed."""
+def timed(module: ModuleType, function: str, name: str, seconds: dict[str, float]) -> None:
+    """Time every further call of ``module.function``."""
     original = getattr(module, function)
 
     @functools.wraps(original)
@@ -138,19 +139,20 @@ def timed(module: ModuleType, function: str, name: str, seconds: Counter[str]) -
     setattr(module, function, timing)
 
 
-def table(told: list[dict[str, Any]]) -> str:
+def table(measurements: list[dict[str, Any]]) -> str:
     """What was measured, one column for each collection."""
-    rows = [("images", [f"{t['count']:,}" for t in told]), ("seconds in all", [f"{t['whole']:.1f}" for t in told])]
-    rows += [(f"  {part}", [f"{t['seconds'].get(part, 0):.1f}" for t in told]) for part in PARTS]
-    rows.append(("  the rest", [f"{t['whole'] - sum(t['seconds'].values()):.1f}" for t in told]))
-    rows.append(("peak memory, all processes", [f"{t['peak']:,.0f} MB" for t in told]))
+    rows = [("images", [f"{t['count']:,}" for t in measurements])]
+    rows.append(("seconds in all", [f"{t['whole']:.1f}" for t in measurements]))
+    rows += [(f"  {part}", [f"{t['seconds'].get(part, 0):.1f}" for t in measurements]) for part in PARTS]
+    rows.append(("  the rest", [f"{t['whole'] - sum(t['seconds'].values()):.1f}" for t in measurements]))
+    rows.append(("peak memory, all processes", [f"{t['peak']:,.0f} MB" for t in measurements]))
     for name, key, each in (
         ("exact copies found / there", "exact", COPIED),
         ("images in tracks / there", "images_in_tracks_of_several", 2 * COPIED + (1 + FRAMES) * FILMED),
         ("tracks / there", "tracks", DIFFERENT),
     ):
-        rows.append((name, [f"{t[key]:,} / {t['count'] // 100 * each:,}" for t in told]))
-    rows.append(("largest track / there", [f"{t['largest_track']} / {1 + FRAMES}" for t in told]))
+        rows.append((name, [f"{t[key]:,} / {t['count'] // 100 * each:,}" for t in measurements]))
+    rows.append(("largest track / there", [f"{t['largest_track']} / {1 + FRAMES}" for t in measurements]))
     wide = max(len(value) for _, values in rows for value in values)
     return "\n".join(f"{name:<28}" + "".join(f"  {value:>{wide}}" for value in values) for name, values in rows)
 

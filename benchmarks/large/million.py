@@ -69,9 +69,9 @@ def generate(root: Path, count: int) -> None:
     """``count`` names of a few small JPEG files in many folders."""
     seeds = root.with_name(f"{root.name}.seeds")
     seeds.mkdir(parents=True)
-    draws = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for n in range(count // LINKS + 1):
-        pixels = torch.randint(256, (6, 6, 3), dtype=torch.uint8, generator=draws).numpy()
+        pixels = torch.randint(256, (6, 6, 3), dtype=torch.uint8, generator=generator).numpy()
         Image.fromarray(pixels).resize((48, 36), Image.Resampling.BICUBIC).save(seeds / f"{n}.jpg")
     folders = [root / f"class{f:04}" for f in range(FOLDERS)]
     for folder in folders:
@@ -102,8 +102,8 @@ def measure(root: str) -> None:
     with tempfile.TemporaryDirectory() as run:
         fit(module, batches, Path(run), hardware=choose(), console=Console(file=io.StringIO()))
     peak, parent = watch.stop()
-    kept = sum(file.stat().st_size for file in cache_folder().glob("*")) / 1e6
-    print(*seconds, peak, parent, kept)
+    cached = sum(file.stat().st_size for file in cache_folder().glob("*")) / 1e6
+    print(*seconds, peak, parent, cached)
 
 
 class Few(TrainBatches):
@@ -142,19 +142,19 @@ def family(process: int) -> list[int]:
             parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue  # it has ended
-    found = [process]
-    for member in found:
-        found += sorted(child for child, parent in parents.items() if parent == member)
-    return found
+    processes = [process]
+    for member in processes:
+        processes += sorted(child for child, parent in parents.items() if parent == member)
+    return processes
 
 
 def proportional(process: int) -> float:
     """Megabytes; 0 if it has ended."""
     try:
-        found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{process}/smaps_rollup").read_text(), re.MULTILINE)
+        match = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{process}/smaps_rollup").read_text(), re.MULTILINE)
     except OSError:
         return 0.0
-    return int(found[1]) / 1000 if found else 0.0
+    return int(match[1]) / 1000 if match else 0.0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""On paper: what a collection of very many images takes: each figure from a file in results/, none from such a run.
+"""A plan on paper for a collection of very many images: each figure is from a file in results/, none from such a run.
 
 python benchmarks/scale.py --plan 1e9
 """
@@ -6,7 +6,7 @@ python benchmarks/scale.py --plan 1e9
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,16 +44,16 @@ class Row(NamedTuple):
 
 
 def measured() -> Measured:
-    """All that the plan is made of, as the files have it."""
-    wall, cores = _found("input.txt", r"files of .*?, (\d+) kB each; (\d+) workers")
-    rate = _found("input.txt", r"^JPEG files +([\d,]+) images/s")[0]
-    decode, size = _found("scale.md", r"cutting ([\d.]+) ms of a core an image of (\d+) kB")
-    hours = _found("scale.md", r"^\| 1 \| [\d,]+ \| [\d.]+ \| ([\d,]+) \|")[0]
-    store = _found("scale.md", r"a store of ([\d.]+) GB/s")[0]
-    compare = _found("scale_duplicates.md", r"^\| 1,000,000 \| [\d,]+ \| [\d,]+ \| ([\d,]+) \|")[0]
-    listing = _found("million.txt", r"^1,000,000 +([\d.]+) s")[0]
-    more, megabytes = _found("million.txt", r"^([\d,]+) more files take (\d+) MB")
-    batch, step = _found(
+    """The figures that the plan is computed from, read from the files."""
+    wall, cores = _numbers("input.txt", r"files of .*?, (\d+) kB each; (\d+) workers")
+    rate = _numbers("input.txt", r"^JPEG files +([\d,]+) images/s")[0]
+    decode, size = _numbers("scale.md", r"cutting ([\d.]+) ms of a core an image of (\d+) kB")
+    hours = _numbers("scale.md", r"^\| 1 \| [\d,]+ \| [\d.]+ \| ([\d,]+) \|")[0]
+    store = _numbers("scale.md", r"a store of ([\d.]+) GB/s")[0]
+    compare = _numbers("scale_duplicates.md", r"^\| 1,000,000 \| [\d,]+ \| [\d,]+ \| ([\d,]+) \|")[0]
+    listing = _numbers("million.txt", r"^1,000,000 +([\d.]+) s")[0]
+    more, megabytes = _numbers("million.txt", r"^([\d,]+) more files take (\d+) MB")
+    batch, step = _numbers(
         "step_gpu.txt", r"^resnet50 x 1, batch (\d+) of 224x224.*?encoder alone, same views +([\d.]+) ms"
     )
     view = step / 1e3 / batch / VIEWS
@@ -80,7 +80,7 @@ def _text(name: str) -> str:
     return (RESULTS / name).read_text()
 
 
-def _found(name: str, pattern: str) -> list[float]:
+def _numbers(name: str, pattern: str) -> list[float]:
     match = re.search(pattern, _text(name), re.M | re.S)
     assert match, f"{name} has no {pattern}"
     return [float(text.replace(",", "")) for text in match.groups()]
@@ -103,16 +103,15 @@ def rows(images: float, m: Measured) -> list[Row]:
 
 
 def _reading(images: float, m: Measured) -> list[Row]:
-    low, high = (images * seconds / 3600 for seconds in m.decode)
     return [
         Row(
             "shards",
-            _range(*(images * 1e3 * k for k in m.kilobytes), _bytes),
+            _range([images * 1e3 * k for k in m.kilobytes], _bytes),
             f"{m.kilobytes[0]:.0f} and {m.kilobytes[1]:.0f} kB an image: `input.txt`, `scale.md`",
         ),
         Row(
             "reading them once",
-            _range(*(images * 1e3 * k / m.store / 3600 for k in m.kilobytes), "{:.1f}".format) + " hours",
+            _range([images * 1e3 * k / m.store / 3600 for k in m.kilobytes], "{:.1f}".format) + " hours",
             f"a store of {m.store / 1e9:.0f} GB/s, as `scale.md` assumes",
         ),
         Row(
@@ -122,7 +121,7 @@ def _reading(images: float, m: Measured) -> list[Row]:
         ),
         Row(
             "decoding",
-            _range(low, high, "{:,.0f}".format) + " core hours",
+            _range([images * seconds / 3600 for seconds in m.decode], "{:,.0f}".format) + " core hours",
             f"{1e3 * m.decode[0]:.1f} and {1e3 * m.decode[1]:.1f} ms of a core an image: `input.txt`, `scale.md`",
         ),
         Row(
@@ -198,7 +197,8 @@ def _features(images: float, m: Measured) -> list[Row]:
     ]
 
 
-def _range(low: float, high: float, written: Callable[[float], str]) -> str:
+def _range(ends: Sequence[float], written: Callable[[float], str]) -> str:
+    low, high = ends
     return f"{written(low)} to {written(high)}"
 
 

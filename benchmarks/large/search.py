@@ -4,7 +4,7 @@
 
 Features are generated: a latent of 32 numbers in 2,000 clusters of unequal sizes goes through two random layers, and
 its 384 outputs have length 1. Queries are 1,000 more of the same. One thread; times are the processor's, so that what
-else runs on the machine counts little. Of each library the least setting is taken that finds 99 % of the 10 nearest.
+else runs on the machine counts little. Each library has the least setting that finds 99 % of the 10 nearest.
 
 Each way is measured in a process of its own, and OUTPUT.json keeps what is measured: called again, the program measures
 what is missing, and writes OUTPUT.md. The tables and indexes stay in --where.
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,34 +46,35 @@ Find = Callable[[torch.Tensor], np.ndarray[Any, Any]]
 
 
 def main() -> None:
-    given = records.options(__doc__)
-    given.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
-    given.add_argument("--ways", nargs="+", default=["exact", "index", "usearch"], choices=list(WAYS))
-    given.add_argument("--where", type=Path, default=Path(tempfile.gettempdir()) / "crosslevel-search")
-    given.add_argument("-o", "--output", default="benchmarks/results/search")
-    given.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    arguments = given.parse_args()
+    parser = records.options(__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--ways", nargs="+", default=["exact", "index", "usearch"], choices=list(WAYS))
+    parser.add_argument("--where", type=Path, default=Path(tempfile.gettempdir()) / "crosslevel-search")
+    parser.add_argument("-o", "--output", default="benchmarks/results/search")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.measure:
         print(json.dumps(measured(arguments.measure, arguments.ways[0])))
         return
     record = Path(arguments.output).with_suffix(".json")
     for rows in arguments.rows:
-        home = arguments.where / str(rows)
-        home.mkdir(parents=True, exist_ok=True)
+        folder = arguments.where / str(rows)
+        folder.mkdir(parents=True, exist_ok=True)
         for way in arguments.ways:
             name = f"{rows} {way}"
             if name not in records.read(record, "cells"):
-                written(home / "features.parquet", rows)
-                if way != "exact" and not (home / "truth.npy").is_file():
-                    measured(home, "exact")
-                told = records.again(__file__, "--measure", str(home), "--ways", way, environment=ONE).splitlines()[-1]
-                records.add(record, "cells", name, {"rows": rows, "way": way, **json.loads(told)}, {})
+                written(folder / "features.parquet", rows)
+                if way != "exact" and not (folder / "truth.npy").is_file():
+                    measured(folder, "exact")
+                output = records.again(__file__, "--measure", str(folder), "--ways", way, environment=ONE)
+                cell = {"rows": rows, "way": way, **json.loads(output.splitlines()[-1])}
+                records.add(record, "cells", name, cell, {})
             print(f"{name}: {records.read(record, 'cells')[name]}", flush=True)
             Path(arguments.output).with_suffix(".md").write_text(markdown(records.read(record, "cells")))
 
 
-def made(count: int, seed: int) -> torch.Tensor:
+def synthetic_features(count: int, seed: int) -> torch.Tensor:
     """Features as a network's: on a curved surface of 32 dimensions, in crowds of unequal size."""
     fixed = torch.Generator().manual_seed(0)
     centres = torch.randn(2000, 32, generator=fixed)
@@ -85,7 +87,7 @@ def made(count: int, seed: int) -> torch.Tensor:
 
 
 def written(file: Path, rows: int) -> None:
-    """The table of so many rows, whole or not at all."""
+    """Write the table of so many rows, complete or not at all."""
     if file.is_file():
         return
     kind = pa.schema([("path", pa.string()), ("feature", pa.list_(pa.float32(), WIDTH))])
@@ -93,39 +95,39 @@ def written(file: Path, rows: int) -> None:
     with pq.ParquetWriter(part, kind, use_dictionary=False) as writer:
         for first in range(0, rows, 65_536):
             count = min(65_536, rows - first)
-            flat = pa.array(made(count, first + 2).numpy().ravel())
+            flat = pa.array(synthetic_features(count, first + 2).numpy().ravel())
             paths = [f"{i:09}.jpg" for i in range(first, first + count)]
             writer.write_table(pa.table([paths, pa.FixedSizeListArray.from_arrays(flat, WIDTH)], schema=kind))
     os.replace(part, file)
 
 
-def measured(home: Path, way: str) -> dict[str, Any]:
-    """What one way takes to be built and to answer, and what it finds."""
-    table, queries = open_table(home / "features.parquet"), made(QUERIES, 1)
+def measured(folder: Path, way: str) -> dict[str, Any]:
+    """The time that one way takes to build and to answer, and its recall."""
+    table, queries = open_table(folder / "features.parquet"), synthetic_features(QUERIES, 1)
     began = time.process_time()
     name, settings = WAYS[way](table)
-    built, found = time.process_time() - began, {}
+    built, result = time.process_time() - began, {}
     for setting, find in settings:
         began = time.process_time()
-        places = find(queries)
+        indices = find(queries)
         together = 1000 * (time.process_time() - began) / QUERIES
         if way == "exact":
-            np.save(home / "truth.npy", places)
-        recall = recall_of(places, np.load(home / "truth.npy"))
+            np.save(folder / "truth.npy", indices)
+        recall = recall_of(indices, np.load(folder / "truth.npy"))
         began = time.process_time()
         for query in queries[:SINGLE].split(1):
             find(query)
         single = 1000 * (time.process_time() - began) / SINGLE
-        found = {"name": name + setting, "recall": recall, "together_ms": together, "single_ms": single}
+        result = {"name": name + setting, "recall": recall, "together_ms": together, "single_ms": single}
         if recall >= RECALL:
             break
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return {**found, "built_s": built, "peak_gb": peak, "machine": machine()}
+    return {**result, "built_s": built, "peak_gb": peak, "machine": machine()}
 
 
-def recall_of(places: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> float:
+def recall_of(indices: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> float:
     """The share of the nearest that were found."""
-    return float(np.mean([len(set(a) & set(b)) / K for a, b in zip(places.tolist(), truth.tolist(), strict=True)]))
+    return float(np.mean([len(set(a) & set(b)) / K for a, b in zip(indices.tolist(), truth.tolist(), strict=True)]))
 
 
 def all_compared(table: FeatureTable) -> tuple[str, list[tuple[str, Find]]]:
@@ -134,27 +136,27 @@ def all_compared(table: FeatureTable) -> tuple[str, list[tuple[str, Find]]]:
 
 
 def index(table: FeatureTable) -> tuple[str, list[tuple[str, Find]]]:
-    """What `crosslevel search` does, the recall that it measures itself included."""
+    """The index of `crosslevel search`, with the recall that it measures itself."""
     shutil.rmtree(table.file.with_name(f"{table.file.name}.index"), ignore_errors=True)
-    made_index = opened_index(table, printer(quiet=True))
-    return "`crosslevel search`'s index", [("", lambda x: made_index.search(x, K).indices.numpy())]
+    opened = opened_index(table, printer(quiet=True))
+    return "`crosslevel search`'s index", [("", lambda x: opened.search(x, K).indices.numpy())]
 
 
-def usearch(table: FeatureTable, **given: Any) -> tuple[str, list[tuple[str, Find]]]:
-    """With the library's own settings, or those given, but for how many candidates a query has."""
+def usearch(table: FeatureTable, **options: Any) -> tuple[str, list[tuple[str, Find]]]:
+    """The library with its own settings or ``options``, at several numbers of candidates a query."""
     from usearch.index import Index
 
-    graph, first = Index(ndim=WIDTH, metric="cos", **given), 0
+    graph, first = Index(ndim=WIDTH, metric="cos", **options), 0
     for _, features in table.batches():
         graph.add(np.arange(first, first + len(features), dtype=np.uint64), features.numpy(), threads=1)
         first += len(features)
 
     def find(queries: torch.Tensor, width: int) -> np.ndarray[Any, Any]:
-        graph.expansion_search = width
+        graph.expansion_search = width  # type: ignore[misc]  # mypy misses its setter: it does not follow the getter
         return np.atleast_2d(graph.search(queries.numpy(), K, threads=1).keys).astype(np.int64)
 
     name = f"usearch alone ({graph.dtype.name.lower()}, {graph.connectivity} links, built with {graph.expansion_add}"
-    return name, [(f"; {width} candidates)", lambda x, w=width: find(x, w)) for width in (64, 128, 256, 512, 1024)]
+    return name, [(f"; {width} candidates)", partial(find, width=width)) for width in (64, 128, 256, 512, 1024)]
 
 
 def float16(table: FeatureTable) -> tuple[str, list[tuple[str, Find]]]:
@@ -178,9 +180,9 @@ def faiss(table: FeatureTable) -> tuple[str, list[tuple[str, Find]]]:
         inner.nprobe, quick.k_factor = probes, factor
         return quick.search(queries.numpy(), K)[1]
 
-    tried = ((8, 10), (16, 10), (32, 10), (32, 30), (64, 30), (128, 30), (256, 50))
+    candidates = ((8, 10), (16, 10), (32, 10), (32, 30), (64, 30), (128, 30), (256, 50))
     name = f"faiss alone (IVF{lists}, PQ96x4fs, RFlat"
-    return name, [(f", {p} lists, {f} times k)", lambda x, p=p, f=f: find(x, p, f)) for p, f in tried]
+    return name, [(f", {p} lists, {f} times k)", partial(find, probes=p, factor=f)) for p, f in candidates]
 
 
 WAYS: dict[str, Callable[[FeatureTable], tuple[str, list[tuple[str, Find]]]]] = {

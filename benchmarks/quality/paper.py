@@ -83,10 +83,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time, sharing the processor's cores")
     parser.add_argument("--runs", default="runs/paper", help="where the runs' folders go")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    given = sys.argv[1:]
-    place = given.index("--") if "--" in given else len(given)
-    arguments = parser.parse_args(given[:place])
-    arguments.rest = given[place + 1 :]
+    words = sys.argv[1:]
+    separator = words.index("--") if "--" in words else len(words)
+    arguments = parser.parse_args(words[:separator])
+    arguments.rest = words[separator + 1 :]
     if arguments.one:
         one_cell(json.loads(arguments.one))
     else:
@@ -98,11 +98,11 @@ def grid(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     source = long_tailed_list(arguments.train, arguments.imbalance, output.with_suffix(".txt"))
-    home = Path(arguments.runs) / output.name
-    counts = [len(open_images(place)) for place in (source, arguments.test)]
+    runs_dir = Path(arguments.runs) / output.name
+    counts = [len(open_images(split)) for split in (source, arguments.test)]
     data = {"imbalance": arguments.imbalance, "images": counts[0], "test_images": counts[1]}
     cells = [
-        cell(arguments, source, home, *key) | {"data": data}
+        cell(arguments, source, runs_dir, *key) | {"data": data}
         for key in itertools.product(arguments.seeds, arguments.heads, arguments.methods, arguments.cld)
     ]
     record = output.with_suffix(".json")
@@ -110,14 +110,14 @@ def grid(arguments: argparse.Namespace) -> None:
     lock, cores = Lock(), len(os.sched_getaffinity(0))
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // arguments.jobs))}
 
-    def work(wanted: dict[str, Any]) -> None:
-        name = wanted["name"]
-        if same(done.get(name), wanted) and not arguments.again:
+    def work(requested: dict[str, Any]) -> None:
+        name = requested["name"]
+        if same(done.get(name), requested) and not arguments.again:
             return
-        folder = Path(wanted["folder"])
+        folder = Path(requested["folder"])
         folder.mkdir(parents=True, exist_ok=True)
         with (folder.parent / f"{name}.log").open("a") as log:
-            line = [sys.executable, __file__, arguments.train, arguments.test, "--one", json.dumps(wanted)]
+            line = [sys.executable, __file__, arguments.train, arguments.test, "--one", json.dumps(requested)]
             code = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
         if code:
             print(f"{name}: exit status {code}; see {folder.parent / name}.log", flush=True)
@@ -129,19 +129,19 @@ def grid(arguments: argparse.Namespace) -> None:
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(work, cells))
-    missing = [wanted["name"] for wanted in cells if not same(done.get(wanted["name"]), wanted)]
+    missing = [requested["name"] for requested in cells if not same(done.get(requested["name"]), requested)]
     if missing:
         sys.exit(f"no result: {', '.join(missing)}; the same command tries them again")
     print(output.with_suffix(".md").read_text())
 
 
-def same(done: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
+def same(done: dict[str, Any] | None, requested: dict[str, Any]) -> bool:
     """Whether a recorded cell is the one that is wanted: of the same images and options."""
-    return done is not None and all(done.get(key) == wanted[key] for key in ("line", "data"))
+    return done is not None and all(done.get(key) == requested[key] for key in ("line", "data"))
 
 
 def write(record: Path, done: dict[str, Any], cells: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    """All that is done, and the rows of this grid's ``cells``."""
+    """Write all cells that are done, and the rows of this grid's ``cells``."""
     rows = summarized(cells)
     temporary = record.with_suffix(".tmp")
     temporary.write_text(json.dumps({"machine": machine(), "rows": rows, "cells": done}, indent=1) + "\n")
@@ -150,9 +150,9 @@ def write(record: Path, done: dict[str, Any], cells: list[dict[str, Any]], argum
 
 
 def cell(
-    arguments: argparse.Namespace, source: str, home: Path, seed: int, head: str, method: str, cld: str
+    arguments: argparse.Namespace, source: str, runs_dir: Path, seed: int, head: str, method: str, cld: str
 ) -> dict[str, Any]:
-    """One run: its name, its place, and the options of `crosslevel train`."""
+    """One run: its name, its folder, and the options of `crosslevel train`."""
     name = f"{method.lower()}{'-cld' if cld == 'on' else ''}-{head}-{seed}"
     line = [f"--method={method}", f"--epochs={arguments.epochs}", f"--batch_size={arguments.batch_size}"]
     line += [f"--encoder.width={arguments.width}", f"--seed={seed}", "--report_html=false"]
@@ -163,40 +163,40 @@ def cell(
     for option in WITH_CLD[method.lower()] if cld == "on" else ["--cld.weight=0"]:
         key, value = option.split("=")
         line += [f"{key}={round(float(value) * arguments.batch_size)}" if key == "--cld.groups" else option]
-    own = [option.partition(":") for option in arguments.options]
-    line += [option for name, _, option in own if name.lower() == method.lower()]
+    of_method = [option.partition(":") for option in arguments.options]
+    line += [option for name, _, option in of_method if name.lower() == method.lower()]
     line += arguments.rest
     return {
-        "name": name, "method": method, "cld": cld, "head": head, "seed": seed, "folder": str(home / name),
+        "name": name, "method": method, "cld": cld, "head": head, "seed": seed, "folder": str(runs_dir / name),
         "source": source, "train": arguments.train, "test": arguments.test, "line": shlex.join(line),
     }  # fmt: skip
 
 
-def one_cell(wanted: dict[str, Any]) -> None:
+def one_cell(requested: dict[str, Any]) -> None:
     """Train, or go on with a killed training, and judge."""
-    folder = Path(wanted["folder"])
-    trained(wanted["source"], shlex.split(wanted["line"]), folder)
-    figures = judge(folder, wanted["source"], wanted["test"])
-    if wanted["source"] != wanted["train"]:
+    folder = Path(requested["folder"])
+    trained(requested["source"], shlex.split(requested["line"]), folder)
+    figures = judge(folder, requested["source"], requested["test"])
+    if requested["source"] != requested["train"]:
         # The same features, judged by labels that are not long-tailed themselves.
-        more = judge(folder, wanted["train"], wanted["test"])
+        more = judge(folder, requested["train"], requested["test"])
         figures |= {f"{name}_all": more[name] for name in ("knn", "linear")}
-    record = {k: wanted[k] for k in ("method", "cld", "head", "seed", "line", "data")}
+    record = {k: requested[k] for k in ("method", "cld", "head", "seed", "line", "data")}
     (folder / "figures.json").write_text(json.dumps({**record, "figures": figures}))
 
 
 def trained(source: str, line: list[str], folder: Path, **more: Any) -> None:
-    """Train in ``folder``, or go on there with the same training; what another one left is deleted.
+    """Train in ``folder``, or go on there with the same training; files of another training are deleted.
 
-    ``more`` is what `train` takes and no command line gives it.
+    ``more`` are arguments of `train` that no command line sets.
     """
     begun, ended = (folder.with_name(f"{folder.name}.{word}") for word in ("begun", "ended"))
-    asked = shlex.join([source, *line])
-    if not begun.is_file() or begun.read_text() != asked:
+    command = shlex.join([source, *line])
+    if not begun.is_file() or begun.read_text() != command:
         ended.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        begun.write_text(asked)
+        begun.write_text(command)
     if not ended.is_file():  # a training that is stopped leaves an encoder as well
         started = (folder / "checkpoints" / "last.ckpt").is_file()
         run(train, [source, *(["--resume", str(folder)] if started else [*line, "--run", str(folder)])], **more)
@@ -213,7 +213,7 @@ def judge(folder: Path, source: str, test: str) -> dict[str, float]:
     if bank.classes != queries.classes:
         sys.exit(f"{source} and {test} differ in their classes")
     encoder, hardware = load_encoder(folder), choose()
-    known, asked = (
+    bank_features, query_features = (
         extract(encoder, pack(part, encoder.view.size, bad=BadFiles()), hardware=hardware) for part in (bank, queries)
     )
     heads = {f"knn_{name.removesuffix(' branch')}": head for name, head in load_branches(folder).items()}
@@ -221,15 +221,17 @@ def judge(folder: Path, source: str, test: str) -> dict[str, float]:
     figures = {}
     with torch.no_grad():
         for name, branch in branches.items():
-            a, b = branch.eval()(known.features), branch(asked.features)
-            votes = weighted_knn(a, known.labels, b, len(bank.classes or []))
-            figures[name] = 100 * float((votes.argmax(1) == asked.labels).float().mean())
+            a, b = branch.eval()(bank_features.features), branch(query_features.features)
+            votes = weighted_knn(a, bank_features.labels, b, len(bank.classes or []))
+            figures[name] = 100 * float((votes.argmax(1) == query_features.labels).float().mean())
     # The regularization is chosen by cross-validation within the training set.
     linear = make_pipeline(
         StandardScaler(), LogisticRegressionCV(Cs=[0.001, 0.01, 0.1], cv=3, max_iter=1000, scoring="accuracy")
     )
-    linear.fit(known.features.numpy(), known.labels.numpy())
-    return figures | {"linear": 100 * float(linear.score(asked.features.numpy(), asked.labels.numpy()))}
+    linear.fit(bank_features.features.numpy(), bank_features.labels.numpy())
+    return figures | {
+        "linear": 100 * float(linear.score(query_features.features.numpy(), query_features.labels.numpy()))
+    }
 
 
 def long_tailed_list(source: str, imbalance: float, file: Path, most: int | None = None) -> str:
@@ -239,10 +241,10 @@ def long_tailed_list(source: str, imbalance: float, file: Path, most: int | None
     images = open_images(source)
     if images.labels is None or not os.path.isdir(source):
         sys.exit(f"{source}: --imbalance needs a folder with one sub-folder a class")
-    some = torch.arange(len(images))
+    rows = torch.arange(len(images))
     if most is not None:
-        some = torch.cat([(images.labels == c).nonzero().squeeze(1)[:most] for c in images.labels.unique()])
-    index = some[long_tailed(images.labels[some], imbalance, torch.Generator().manual_seed(0))]
+        rows = torch.cat([(images.labels == c).nonzero().squeeze(1)[:most] for c in images.labels.unique()])
+    index = rows[long_tailed(images.labels[rows], imbalance, torch.Generator().manual_seed(0))]
     paths = [os.path.abspath(os.path.join(source, images.paths[i])) for i in index.tolist()]
     target = Path("runs") / file.name
     target.parent.mkdir(exist_ok=True)

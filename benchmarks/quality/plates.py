@@ -31,7 +31,7 @@ RED, BLUE, WHITE, BLACK, YELLOW, GREEN = (
 
 
 class Kind(NamedTuple):
-    """What a class looks like: the plate's shape, its border, its ground and its ink, and what it says."""
+    """The look of a class: the plate's shape, its border, its ground and its ink, and its sign."""
 
     shape: str
     border: tuple[int, int, int]
@@ -67,15 +67,15 @@ def outline(shape: str, radius: float) -> list[tuple[float, float]]:
 
 
 def plate(kind: Kind) -> Image.Image:
-    """One class's plate, face on, on nothing."""
+    """One class's plate, face on, on a transparent ground."""
     image = Image.new("RGBA", (LARGE, LARGE))
-    drawn = ImageDraw.Draw(image)
-    drawn.polygon(outline(kind.shape, 60), fill=(*kind.border, 255))
-    drawn.polygon(outline(kind.shape, 46), fill=(*kind.ground, 255))
+    canvas = ImageDraw.Draw(image)
+    canvas.polygon(outline(kind.shape, 60), fill=(*kind.border, 255))
+    canvas.polygon(outline(kind.shape, 46), fill=(*kind.ground, 255))
     size = {1: 56, 2: 48, 3: 36, 4: 26}[len(kind.sign)]
     middle = LARGE / 2 + (8 if kind.shape == "triangle" else 0)
     font = ImageFont.load_default(size if kind.shape != "triangle" else size * 0.75)
-    drawn.text((LARGE / 2, middle), kind.sign, fill=(*kind.ink, 255), font=font, anchor="mm", stroke_width=2,
+    canvas.text((LARGE / 2, middle), kind.sign, fill=(*kind.ink, 255), font=font, anchor="mm", stroke_width=2,
                stroke_fill=(*kind.ink, 255))  # fmt: skip
     return image
 
@@ -83,65 +83,65 @@ def plate(kind: Kind) -> Image.Image:
 ENHANCE = (ImageEnhance.Color, ImageEnhance.Contrast, ImageEnhance.Brightness)
 
 
-def scenery(draws: random.Random) -> Image.Image:
-    """What is behind a plate: a few blurred patches of sky, leaves, walls."""
+def scenery(rng: random.Random) -> Image.Image:
+    """The background of a plate: a few blurred patches of sky, leaves, walls."""
     tones = [(150, 180, 220), (90, 110, 60), (60, 80, 50), (140, 130, 120), (90, 90, 95), (180, 170, 150)]
-    image = Image.new("RGB", (LARGE, LARGE), draws.choice(tones))
-    drawn = ImageDraw.Draw(image)
-    for _ in range(draws.randint(4, 12)):
-        x, y, w, h = (draws.uniform(-30, LARGE) for _ in range(4))
-        tone = tuple(max(0, min(255, c + draws.randint(-40, 40))) for c in draws.choice(tones))
-        drawn.rectangle((x, y, x + abs(w), y + abs(h)), fill=tone)
-    return image.filter(ImageFilter.GaussianBlur(draws.uniform(2, 10)))
+    image = Image.new("RGB", (LARGE, LARGE), rng.choice(tones))
+    canvas = ImageDraw.Draw(image)
+    for _ in range(rng.randint(4, 12)):
+        x, y, w, h = (rng.uniform(-30, LARGE) for _ in range(4))
+        tone = tuple(max(0, min(255, c + rng.randint(-40, 40))) for c in rng.choice(tones))
+        canvas.rectangle((x, y, x + abs(w), y + abs(h)), fill=tone)
+    return image.filter(ImageFilter.GaussianBlur(rng.uniform(2, 10)))
 
 
-def approach(kind: Kind, draws: random.Random, count: int) -> list[Image.Image]:
+def approach(kind: Kind, rng: random.Random, count: int) -> list[Image.Image]:
     """``count`` frames of one plate, coming nearer."""
-    sign, behind = plate(kind), scenery(draws)
-    light, contrast, colour = draws.uniform(0.25, 1.3), draws.uniform(0.5, 1.1), draws.uniform(0.3, 1.2)
-    tilt, squeeze, blur = draws.gauss(0, 6), draws.uniform(0.75, 1.0), draws.uniform(0, 1.5)
-    cast = [draws.uniform(0.85, 1.15) for _ in range(3)]
+    sign, behind = plate(kind), scenery(rng)
+    light, contrast, colour = rng.uniform(0.25, 1.3), rng.uniform(0.5, 1.1), rng.uniform(0.3, 1.2)
+    tilt, squeeze, blur = rng.gauss(0, 6), rng.uniform(0.75, 1.0), rng.uniform(0, 1.5)
+    cast = [rng.uniform(0.85, 1.15) for _ in range(3)]
     worn = sign.rotate(tilt, resample=Image.Resampling.BICUBIC)
     frames = []
     for i in range(count):
-        share = (0.7 + 0.2 * i / max(1, count - 1)) * draws.uniform(0.97, 1.03)
+        share = (0.7 + 0.2 * i / max(1, count - 1)) * rng.uniform(0.97, 1.03)
         wide, high = max(8, round(LARGE * share * squeeze)), max(8, round(LARGE * share))
-        seen = worn.resize((wide, high), Image.Resampling.BILINEAR)
+        resized = worn.resize((wide, high), Image.Resampling.BILINEAR)
         scene = behind.copy()
-        at = tuple(round((LARGE - side) / 2 + draws.gauss(0, 3)) for side in (wide, high))
-        scene.paste(seen, at, seen)
+        left, top = (round((LARGE - side) / 2 + rng.gauss(0, 3)) for side in (wide, high))
+        scene.paste(resized, (left, top), resized)
         # Far plates have few pixels of their own.
         own = round(14 + 34 * i / max(1, count - 1))
-        scene = scene.filter(ImageFilter.GaussianBlur(1 + blur * draws.uniform(0.5, 1.5)))
+        scene = scene.filter(ImageFilter.GaussianBlur(1 + blur * rng.uniform(0.5, 1.5)))
         scene = scene.resize((own, own), Image.Resampling.BOX).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
         for enhance, factor in zip(ENHANCE, (colour, contrast, light), strict=True):
-            scene = enhance(scene).enhance(factor * draws.uniform(0.95, 1.05))
-        grain = numpy.random.default_rng(draws.getrandbits(32)).normal(0, draws.uniform(0, 8), (SIDE, SIDE, 3))
+            scene = enhance(scene).enhance(factor * rng.uniform(0.95, 1.05))
+        grain = numpy.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(0, 8), (SIDE, SIDE, 3))
         values = numpy.asarray(scene, dtype=float) * cast + grain
         frames.append(Image.fromarray(values.round().clip(0, 255).astype("uint8")))
     return frames
 
 
-def approaches(place: int, classes: int) -> int:
-    """How many a class has in the training set: from 60 down to 3."""
-    return round(60 * (3 / 60) ** (place / (classes - 1)))
+def approaches(rank: int, classes: int) -> int:
+    """The number of approaches of a class in the training set: from 60 down to 3."""
+    return round(60 * (3 / 60) ** (rank / (classes - 1)))
 
 
 def write(folder: Path, seed: int = 0) -> Path:
     """Make the collection where it is not yet complete."""
     if (folder / "done").exists():
         return folder
-    known = kinds()
-    ranks = list(range(len(known)))
+    classes = kinds()
+    ranks = list(range(len(classes)))
     random.Random(seed).shuffle(ranks)
-    for number, kind in enumerate(known):
-        draws = random.Random(f"{seed} {number}")
-        for part, count, frames in (("train", approaches(ranks[number], len(known)), FRAMES), ("test", 8, 5)):
-            home = folder / part / f"{number:02}"
-            home.mkdir(parents=True, exist_ok=True)
+    for number, kind in enumerate(classes):
+        rng = random.Random(f"{seed} {number}")
+        for part, count, frames in (("train", approaches(ranks[number], len(classes)), FRAMES), ("test", 8, 5)):
+            target = folder / part / f"{number:02}"
+            target.mkdir(parents=True, exist_ok=True)
             for track in range(count):
-                for i, frame in enumerate(approach(kind, draws, frames)):
-                    frame.save(home / f"{track:04}_{i:02}.png")
+                for i, frame in enumerate(approach(kind, rng, frames)):
+                    frame.save(target / f"{track:04}_{i:02}.png")
     (folder / "done").touch()
     return folder
 
@@ -150,5 +150,5 @@ if __name__ == "__main__":
     parser = records.options(__doc__)
     parser.add_argument("folder")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    print(write(Path(given.folder), given.seed))
+    arguments = parser.parse_args()
+    print(write(Path(arguments.folder), arguments.seed))

@@ -1,11 +1,11 @@
-"""A small set for detection on which it matters what the detector starts from, made of CIFAR-10's photographs.
+"""A small set for detection, made of CIFAR-10's photographs, on which the detector's starting weights matter.
 
 python benchmarks/quality/scenes.py CIFAR10 OUT [--train 150] [--test 150]
 crosslevel evaluate RUN OUT:train --test OUT:test --protocol detection --detection.short_side 96
 
 A scene has 96 x 96 pixels: one to three photographs of the ten classes, of 24 to 44 pixels and faded out towards their
-edges, before pieces of further photographs in all sizes, which are clutter. Where something is says little, what it is
-must be known, and there are about 20 examples of a class. The photographs of training scenes are not among the first
+edges, before pieces of further photographs in all sizes, which are clutter. Positions say little: a detector must know
+what an object is, from about 20 examples of a class. The photographs of training scenes are not among the first
 ``--without`` of each class, on which the encoders were trained; those of test scenes are CIFAR-10's test images. The
 layout is that of Pascal VOC. Detectors are those of `crosslevel evaluate`, on a short schedule.
 """
@@ -16,6 +16,7 @@ import copy
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,10 +70,10 @@ def write(root: Path, cifar10: str, train: int, test: int, without: int) -> None
         (root / folder).mkdir(parents=True, exist_ok=True)
     for part, (split, count, first) in enumerate((("train", train, without), ("test", test, 0))):
         images, rng = open_images(f"{cifar10}/{split}"), np.random.default_rng((22, part))
-        shown = usable(images, first)
+        indices = usable(images, first)
         keys = [f"{split}{n:05}" for n in range(count)]
         for key in keys:
-            pixels, objects = scene(images, shown, rng)
+            pixels, objects = scene(images, indices, rng)
             Image.fromarray(pixels).save(root / "JPEGImages" / f"{key}.png")
             (root / "Annotations" / f"{key}.xml").write_text(annotation(f"{key}.png", objects))
         (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(keys) + "\n")
@@ -80,7 +81,7 @@ def write(root: Path, cifar10: str, train: int, test: int, without: int) -> None
 
 
 def usable(images: Images, first: int) -> torch.Tensor:
-    """All images but the ``first`` of each class; all of them where that leaves none."""
+    """All images but the ``first`` of each class; all images if none would be left."""
     labels = images.labels
     assert labels is not None
     later = torch.cat([(labels == c).nonzero().squeeze(1)[first:] for c in labels.unique()])
@@ -88,12 +89,13 @@ def usable(images: Images, first: int) -> torch.Tensor:
 
 
 def scene(
-    images: Images, shown: torch.Tensor, rng: np.random.Generator
+    images: Images, indices: torch.Tensor, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[tuple[str, tuple[int, int, int, int]]]]:
     """The pixels (96, 96, 3) of one scene, and each object's class and box (x1, y1, x2, y2)."""
     canvas = np.full((SIDE, SIDE, 3), rng.uniform(60, 200, 3), np.float32)
     for number in range(CLUTTER):
-        picture = drawn(images, shown, rng)[0] if number % 4 == 0 else picture
+        if number % 4 == 0:
+            picture, _ = photograph(images, indices, rng)
         side = int(rng.integers(10, 40))
         x, y = rng.integers(-side // 2, SIDE - side // 2, 2)
         left, top = rng.integers(0, 24, 2)  # a piece of 8 pixels, which shows nothing whole
@@ -105,15 +107,15 @@ def scene(
         box = (x, y, x + side, y + side)
         if any(min(a[2], box[2]) > max(a[0], box[0]) and min(a[3], box[3]) > max(a[1], box[1]) for _, a in objects):
             continue
-        picture, name = drawn(images, shown, rng)
+        picture, name = photograph(images, indices, rng)
         paste(canvas, picture, x, y, side)
         objects.append((name, box))
     return canvas.clip(0, 255).astype(np.uint8), objects
 
 
-def drawn(images: Images, shown: torch.Tensor, rng: np.random.Generator) -> tuple[Image.Image, str]:
+def photograph(images: Images, indices: torch.Tensor, rng: np.random.Generator) -> tuple[Image.Image, str]:
     """A photograph, and its class."""
-    pixels, label = images[int(shown[rng.integers(len(shown))])]
+    pixels, label = images[int(indices[rng.integers(len(indices))])]
     return Image.fromarray(pixels.permute(1, 2, 0).numpy()), (images.classes or [])[label]
 
 
@@ -154,7 +156,7 @@ def precision(
 
     Args:
         run: the folder of the run.
-        scenes: as `write` made them.
+        scenes: as `write` writes them.
         labelled: the images that the run was trained on, with labels.
         seed: of everything random.
         epochs: of the supervised training, on the same images as the run's.
@@ -166,13 +168,15 @@ def precision(
     train, test = (annotated(parse(f"{scenes}:{split}")) for split in ("train", "test"))
     first = scenes.parent / f"{scenes.name}-supervised-{seed}"
     teacher = supervised(encoder, labelled, seed, epochs, first)
-    options = {"settings": settings, "hardware": hardware, "seed": seed, "trained": trained}
-    with_labels = detection(teacher, train, test, **options, folder=first)
+    measured = partial(
+        detection, train=train, test=test, settings=settings, hardware=hardware, seed=seed, trained=trained
+    )
+    with_labels = measured(teacher, folder=first)
     (run / "detection").mkdir(exist_ok=True)
     if not (run / "detection" / FIGURES).is_file():  # random weights are the same for both
         shutil.copy(first / FIGURES, run / "detection" / FIGURES)
-    own = detection(encoder, train, test, **options, folder=run / "detection")
-    return {TRAINED: own[TRAINED]["AP50"], RANDOM: own[RANDOM]["AP50"], SUPERVISED: with_labels[TRAINED]["AP50"]}
+    of_run = measured(encoder, folder=run / "detection")
+    return {TRAINED: of_run[TRAINED]["AP50"], RANDOM: of_run[RANDOM]["AP50"], SUPERVISED: with_labels[TRAINED]["AP50"]}
 
 
 def supervised(encoder: Encoder, labelled: str, seed: int, epochs: int, folder: Path) -> Encoder:

@@ -5,11 +5,11 @@ python benchmarks/quality/tune.py cifar10-lt DATA/train DATA/test --imbalance 10
 python benchmarks/quality/tune.py turntable turntable turntable:test -- --epochs 9
 
 Each way (tune: TPE, pruning and finalists; random: none of them; given: no search) ends in settings, found without
-labels. With them an encoder is trained on all of TRAIN, ``--trainings`` times with other seeds, since two trainings of
-one setting differ as much as two good settings, and judged on TEST, balanced and labelled, by kNN against TRAIN's
-labels (of its long-tailed part where there is --imbalance): with the usual k = 200, and with k = 20, since the rare
-classes of a long tail have fewer than 200 images. What is in benchmarks/results/tune.json is not done again, and a
-search or a training that was killed goes on. What follows ``--`` are options of `crosslevel train`.
+labels. An encoder is trained with these settings on all of TRAIN, ``--trainings`` times with other seeds, since two
+trainings of one setting differ as much as two good settings, and judged on TEST, balanced and labelled, by kNN against
+TRAIN's labels (of its long-tailed part where there is --imbalance): with the usual k = 200, and with k = 20, since the
+rare classes of a long tail have fewer than 200 images. Results in benchmarks/results/tune.json are not computed again,
+and a search or a training that was killed goes on. Options after ``--`` go to `crosslevel train`.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--runs", default="runs/tune-benchmark")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
-    given = sys.argv[1:]
-    place = given.index("--") if "--" in given else len(given)
-    arguments = parser.parse_args(given[:place])
-    options = given[place + 1 :]
+    words = sys.argv[1:]
+    separator = words.index("--") if "--" in words else len(words)
+    arguments = parser.parse_args(words[:separator])
+    options = words[separator + 1 :]
     source = long_tailed_list(arguments.train, arguments.imbalance, Path(f"{arguments.name}.txt"), arguments.most)
     for seed in arguments.seeds:
         for way in arguments.ways:
@@ -81,38 +81,39 @@ def main() -> None:
             if read(arguments.output, "cells").get(key, {}).get("about") == about:
                 continue
             digest = hashlib.sha256(json.dumps(search).encode()).hexdigest()[:8]  # other settings, other folders
-            home = Path(arguments.runs) / arguments.name / f"{way}-{seed}-{digest}"
-            result = cell(arguments, home, source, way, seed, options)
-            told = {"name": arguments.name, "way": way, "seed": seed, "about": about, **result}
-            done = add(arguments.output, "cells", key, told, {"machine": machine()})
+            run_dir = Path(arguments.runs) / arguments.name / f"{way}-{seed}-{digest}"
+            result = cell(arguments, run_dir, source, way, seed, options)
+            entry = {"name": arguments.name, "way": way, "seed": seed, "about": about, **result}
+            done = add(arguments.output, "cells", key, entry, {"machine": machine()})
             arguments.output.with_suffix(".md").write_text(markdown(done))
             print(f"{key}: {result['knn']:.1f} %", flush=True)
     print(arguments.output.with_suffix(".md").read_text())
 
 
 def about_images(arguments: argparse.Namespace, source: str) -> dict[str, Any]:
-    """What the cells of a table have in common, apart from where the images lie."""
+    """The description of the images that the cells of a table share, without their folder."""
     return {"imbalance": arguments.imbalance, "count": len(open_images(source))}
 
 
 def cell(
-    arguments: argparse.Namespace, home: Path, source: str, way: str, seed: int, options: list[str]
+    arguments: argparse.Namespace, run_dir: Path, source: str, way: str, seed: int, options: list[str]
 ) -> dict[str, Any]:
-    """Search if it is a search, train with what came of it as often as wanted, and judge each."""
-    own, result = [source, *options], {"spent": 0.0, "trials": 0}
-    if WAYS[way] is not None:
-        call("tune", *own, *WAYS[way], f"--budget={arguments.budget}", f"--jobs={arguments.jobs}", f"--seed={seed}",
-             f"--output={home / 'search'}")  # fmt: skip
-        own = ["--config", str(home / "search" / "config.yaml")]
-        with (home / "search" / "trials.csv").open(newline="") as file:
+    """Search where the way has a search, train with its settings ``--trainings`` times, and judge each training."""
+    settings, result = [source, *options], {"spent": 0.0, "trials": 0}
+    search = WAYS[way]
+    if search is not None:
+        call("tune", *settings, *search, f"--budget={arguments.budget}", f"--jobs={arguments.jobs}", f"--seed={seed}",
+             f"--output={run_dir / 'search'}")  # fmt: skip
+        settings = ["--config", str(run_dir / "search" / "config.yaml")]
+        with (run_dir / "search" / "trials.csv").open(newline="") as file:
             trials = list(csv.DictReader(file))
         result = {"spent": sum(float(trial["cost"]) for trial in trials), "trials": len(trials)}
     each: dict[str, list[float]] = {"knn": [], "knn20": []}
     for number in range(arguments.trainings):
-        run = home / ("run" if number == 0 else f"run-{number}")
+        run = run_dir / ("run" if number == 0 else f"run-{number}")
         if not (run / "encoder.safetensors").is_file():
             resumed = (run / "checkpoints" / "last.ckpt").is_file()
-            new = [*own, f"--seed={seed + SEEDS_APART * number}", f"--run={run}", "--report_html=false"]
+            new = [*settings, f"--seed={seed + SEEDS_APART * number}", f"--run={run}", "--report_html=false"]
             call("train", *(["--resume", str(run)] if resumed else new))
         for k, accuracy in zip(each, judge(run, source, arguments.test), strict=True):
             each[k].append(accuracy)
@@ -130,13 +131,17 @@ def judge(run: Path, source: str, test: str) -> list[float]:
     """KNN accuracy in percent of the backbone's features, with each of `NEIGHBOURS`."""
     bank, queries = labelled_pair(source, test)
     encoder = load_encoder(run)
-    known, asked = (extract(encoder, pack(part, encoder.view.size, bad=BadFiles())) for part in (bank, queries))
-    found = []
-    for wanted in NEIGHBOURS:
-        k = min(wanted, len(known.labels) // 10)
-        votes = weighted_knn(known.features, known.labels, asked.features, len(bank.classes or []), k=k)
-        found.append(100 * float((votes.argmax(1) == asked.labels).float().mean()))
-    return found
+    bank_features, query_features = (
+        extract(encoder, pack(part, encoder.view.size, bad=BadFiles())) for part in (bank, queries)
+    )
+    accuracies = []
+    for limit in NEIGHBOURS:
+        k = min(limit, len(bank_features.labels) // 10)
+        votes = weighted_knn(
+            bank_features.features, bank_features.labels, query_features.features, len(bank.classes or []), k=k
+        )
+        accuracies.append(100 * float((votes.argmax(1) == query_features.labels).float().mean()))
+    return accuracies
 
 
 def markdown(done: dict[str, Any]) -> str:

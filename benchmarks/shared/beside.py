@@ -16,7 +16,7 @@ from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import InMemoryImages
 from crosslevel.data.loaders.batches import Batch, TrainBatches
-from crosslevel.methods import Method
+from crosslevel.methods import METHODS, Method
 from crosslevel.models.encoder import Encoder
 from crosslevel.training.loop.fit import fit
 from crosslevel.training.loop.graph import Compile
@@ -26,9 +26,17 @@ from crosslevel.utils.device import choose
 
 
 def noise(count: int, size: int = 32) -> InMemoryImages:
-    """Images for timing: what they show does not matter."""
+    """Images for timing: their content does not matter."""
     data = torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return InMemoryImages(data, [str(i) for i in range(count)])
+
+
+def two_query_method(name: str, encoder: Encoder, images: int) -> Method:
+    """A method for so many images, whose trained network sees at least the two views that CLD compares."""
+    build: Callable[..., Method] = METHODS[name.lower()]  # each has further parameters of its own
+    method = build(encoder, images)
+    method.online = max(2, method.online)
+    return method
 
 
 def plain_step(module: Pretrain, optimizer: torch.optim.Optimizer) -> Callable[[Batch], None]:
@@ -92,7 +100,7 @@ def beside(
 
 
 def wait() -> None:
-    """Until a GPU, if that is where things run, has done all that it was told."""
+    """Wait until the GPU, where there is one, has finished its queue."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     elif torch.backends.mps.is_available():

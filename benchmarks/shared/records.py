@@ -1,4 +1,4 @@
-"""What benchmarks share: their command line, themselves in another process, and one file of results for several."""
+"""What benchmarks share: a command line, a call of themselves in another process, one file of results for several."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ def measuring(about: str | None) -> argparse.ArgumentParser:
 @contextmanager
 def folder(where: str | None = None) -> Iterator[Path]:
     """A folder for a benchmark's files, removed at the end."""
-    with tempfile.TemporaryDirectory(dir=where, ignore_cleanup_errors=True) as made:
-        yield Path(made)
+    with tempfile.TemporaryDirectory(dir=where, ignore_cleanup_errors=True) as name:
+        yield Path(name)
 
 
 def again(file: str, *words: str, environment: Mapping[str, str] | None = None, show: bool = False) -> str:
-    """What the same program prints, called with other words in a process of its own: memory and time are its alone.
+    """The output of the same program with other arguments, in a process of its own: memory and time are its alone.
 
-    With ``show`` it goes to the terminal as it comes, and nothing is returned.
+    With ``show`` the output goes to the terminal at once, and nothing is returned.
     """
-    line, own = [sys.executable, file, *words], None if environment is None else {**os.environ, **environment}
+    line, variables = [sys.executable, file, *words], None if environment is None else {**os.environ, **environment}
     out = None if show else subprocess.PIPE
-    return subprocess.run(line, env=own, check=True, stdout=out, text=True).stdout or ""
+    return subprocess.run(line, env=variables, check=True, stdout=out, text=True).stdout or ""
 
 
 def read(record: Path, key: str) -> dict[str, Any]:
-    """What the file has under ``key``; nothing where there is no file."""
-    found: dict[str, Any] = json.loads(record.read_text()).get(key, {}) if record.exists() else {}
-    return found
+    """The entries of the file under ``key``; none where there is no file."""
+    entries: dict[str, Any] = json.loads(record.read_text()).get(key, {}) if record.exists() else {}
+    return entries
 
 
 def add(record: Path, key: str, name: str, value: Any, about: dict[str, Any]) -> dict[str, Any]:
-    """``value`` as ``name`` under ``key``, beside what others have added meanwhile; all of it, with ``about``."""
+    """Add ``value`` as ``name`` under ``key``, keeping what others have added; all of the record, with ``about``."""
     record.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(record.with_suffix(".lock")):
         whole = {**about, key: {**read(record, key), name: value}}

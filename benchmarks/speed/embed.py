@@ -57,10 +57,10 @@ def one_round(run: Path, folder: str, count: int) -> tuple[float, float, float]:
     for _ in EvalBatches(open_images(folder), 256, 32, bad=BadFiles()):
         pass
     decode = time.perf_counter() - began
-    encoder, place = load_encoder(run).to(memory_format=torch.channels_last), choose()
+    encoder, hardware = load_encoder(run).to(memory_format=torch.channels_last), choose()
     ready = normalize(torch.randint(256, (256, 3, 32, 32), dtype=torch.uint8), encoder.view)
     began = time.perf_counter()
-    with torch.inference_mode(), place.autocast():
+    with torch.inference_mode(), hardware.autocast():
         for _ in range(count // 256):
             encoder(ready)
     return whole, (time.perf_counter() - began) * count / (count // 256 * 256), decode

@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,42 +37,46 @@ def main() -> None:
     sweeps()
 
 
-def neighbours(count: int, asked: int, rounds: int) -> None:
+def neighbours(count: int, query_count: int, rounds: int) -> None:
     """KNN of k = 200 in a bank of float16, its matrix products alone, and faiss's exact index, in turns."""
-    draws = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     bank = torch.empty(count, SIZE, dtype=torch.float16)
     for part in bank.split(65_536):
-        part.copy_(torch.randn(part.shape, generator=draws))
-    labels = torch.randint(CLASSES, (count,), generator=draws)
-    queries = torch.randn(asked, SIZE, generator=draws)
-    ours, theirs = [], []
+        part.copy_(torch.randn(part.shape, generator=generator))
+    labels = torch.randint(CLASSES, (count,), generator=generator)
+    queries = torch.randn(query_count, SIZE, generator=generator)
+    ours: list[float] = []
+    by_faiss: list[float] = []
     bare: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
     for _ in range(rounds):
         ours.append(seconds(lambda: weighted_knn(bank, labels, queries, CLASSES)))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         for dtype, times in bare.items():
-            times.append(seconds(lambda dtype=dtype: products(count, queries, dtype)))
-        theirs.append(faiss_search(bank, queries))
-    print(f"kNN of {asked:,} queries in {count:,} x {SIZE} float16 features, k = 200 (seconds)")
+            times.append(seconds(partial(products, count, queries, dtype)))
+        searched = faiss_search(bank, queries)
+        if searched is not None:
+            by_faiss.append(searched)
+    print(f"kNN of {query_count:,} queries in {count:,} x {SIZE} float16 features, k = 200 (seconds)")
     print(f"crosslevel {median(ours):.1f}, peak {peak:.1f} GiB")
     for dtype, times in bare.items():
         ratio = median([a / b for a, b in zip(ours, times, strict=True)])
         print(f"bare matrix products in {str(dtype)[6:]} {median(times):.1f}; crosslevel / products {ratio:.2f}")
-    if theirs[0] is not None:
-        ratio = median([a / b for a, b in zip(ours, theirs, strict=True)])
-        print(f"faiss IndexFlatIP {median(theirs):.1f}; crosslevel / faiss {ratio:.2f}")
+    if by_faiss:
+        ratio = median([a / b for a, b in zip(ours, by_faiss, strict=True)])
+        print(f"faiss IndexFlatIP {median(by_faiss):.1f}; crosslevel / faiss {ratio:.2f}")
 
 
 def products(count: int, queries: torch.Tensor, dtype: torch.dtype) -> None:
     """The same number of products of ready tensors, in blocks of a size that suits them."""
     tile, part = torch.randn(TILE, SIZE).to(dtype), queries.to(dtype)
     out = torch.empty(2048, TILE, dtype=dtype)
-    for asked in part.split(2048):
+    for block in part.split(2048):
         for _ in range(0, count, TILE):
-            torch.mm(asked, tile.T, out=out[: len(asked)])
+            torch.mm(block, tile.T, out=out[: len(block)])
 
 
 def faiss_search(bank: torch.Tensor, queries: torch.Tensor) -> float | None:
+    """Seconds of faiss's exact index; None where it is not installed."""
     try:
         import faiss
     except ImportError:
@@ -86,10 +91,13 @@ def faiss_search(bank: torch.Tensor, queries: torch.Tensor) -> float | None:
 
 def sweeps(count: int = 45_000, classes: int = 10, rounds: int = 5) -> None:
     """One epoch of twelve settings together, and of one."""
-    draws = torch.Generator().manual_seed(0)
-    features, labels = torch.randn(count, SIZE, generator=draws), torch.randint(classes, (count,), generator=draws)
-    how = Linear()
-    twelve = [(lr, decay) for lr in how.lrs for decay in how.weight_decays]
+    generator = torch.Generator().manual_seed(0)
+    features, labels = (
+        torch.randn(count, SIZE, generator=generator),
+        torch.randint(classes, (count,), generator=generator),
+    )
+    settings = Linear()
+    twelve = [(lr, decay) for lr in settings.lrs for decay in settings.weight_decays]
     together, alone = [], []
     for _ in range(rounds):
         together.append(seconds(lambda: train_sweep(features, labels, classes, twelve, epochs=1)))

@@ -83,7 +83,7 @@ def decoded_by(photos: Path, device: str, rounds: int = 3) -> float:
 
 
 def sources(root: Path, workers: int) -> dict[str, Callable[[], object]]:
-    """What reads every image once, by name; each has its workers running already when it is timed."""
+    """Functions that read every image once, by name; their workers already run when they are timed."""
     photos, packed, square = root / "photos", root / "packed", root / "square"
     squares(photos, square)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -141,11 +141,14 @@ def drained(batches: Iterable[object]) -> Callable[[], object]:
 
 def photographs(root: Path, small: Images, count: int) -> float:
     """Write ``count`` files in ten folders; their mean size in bytes."""
-    draws, sizes = np.random.default_rng(0), []
+    rng, sizes = np.random.default_rng(0), []
     for n in range(count):
-        pixels = small[int(draws.integers(len(small)))][0].permute(1, 2, 0).numpy()
+        pixels = small[int(rng.integers(len(small)))][0].permute(1, 2, 0).numpy()
         photo = np.asarray(Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC)).astype(np.float32)
-        photo = photo + sum(noise(draws, step) for step in (1, 2, 4, 8))[..., None]
+        grain = np.zeros((375, 500), np.float32)
+        for step in (1, 2, 4, 8):
+            grain += noise(rng, step)
+        photo = photo + grain[..., None]
         file = root / str(n % 10) / f"{n:05}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo.clip(0, 255).astype(np.uint8)).save(file, quality=90)
@@ -153,9 +156,9 @@ def photographs(root: Path, small: Images, count: int) -> float:
     return float(np.mean(sizes))
 
 
-def noise(draws: np.random.Generator, step: int) -> np.ndarray:
+def noise(rng: np.random.Generator, step: int) -> np.ndarray:
     """Noise of the grain ``step``, stronger the coarser, as in natural images."""
-    coarse = draws.normal(0, 1, (375 // step + 1, 500 // step + 1)).astype(np.float32)
+    coarse = rng.normal(0, 1, (375 // step + 1, 500 // step + 1)).astype(np.float32)
     return 6 * step**0.5 * np.asarray(Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC))
 
 
@@ -193,13 +196,13 @@ def parquet(photos: Path, root: Path) -> str:
 
 def encoder_speed(name: str, repeats: int = 3) -> float:
     """Images a second through the encoder, two views each, forward and backward, at the best precision there is."""
-    place, encoder = choose(), Encoder(name, False).to(memory_format=torch.channels_last)
+    hardware, encoder = choose(), Encoder(name, False).to(memory_format=torch.channels_last)
     views = [torch.randn(8, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last) for _ in range(2)]
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
         for view in views:
-            with place.autocast():
+            with hardware.autocast():
                 features = encoder(view)
             features.float().mean().backward()
         seconds.append(time.perf_counter() - began)

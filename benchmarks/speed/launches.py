@@ -1,10 +1,10 @@
-"""How many operations a GPU is told to do for the views and for the groups of one step.
+"""How many operations a GPU does for the views and for the groups of one step.
 
 python benchmarks/speed/launches.py
 
-Views are counted on meta tensors, which take the way of a GPU and compute nothing, CLD on the CPU, where it takes the
-same way; operations that move no numbers (views of a tensor, empty ones) are left out. On a GPU an operation is one
-kernel to launch or a few; in a captured step all of them are one launch.
+Views are counted on meta tensors, which take a GPU's code path and compute nothing. CLD is counted on the CPU, where
+its code path is the same; operations that move no numbers (views of a tensor, empty ones) are left out. On a GPU an
+operation is one kernel to launch or a few; in a captured step all of them are one launch.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def main() -> None:
     print("operations a step, batch 256\n\n| | operations |\n|---|---|")
     for preset, size, most in (("cifar", 32, 3), ("simclr", 32, 2), ("mocov2", 224, 3), ("infomin", 224, 3)):
         for count in (1, most):
-            drawn = of_views(preset, size, count)
-            print(f"| {count} view{'s' if count > 1 else ''} of {size}x{size}, preset {preset} | {drawn} |")
+            operations = of_views(preset, size, count)
+            print(f"| {count} view{'s' if count > 1 else ''} of {size}x{size}, preset {preset} | {operations} |")
     print(f"| CLD, k-means, forward and backward | {of_cld()} |")
 
 

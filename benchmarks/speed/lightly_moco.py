@@ -20,7 +20,6 @@ from lightly.loss import NTXentLoss
 from lightly.models.modules import MoCoProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from lightly.transforms import MoCoV2Transform
-from torch import nn
 from torch.utils.data import DataLoader
 
 from crosslevel import Encoder
@@ -88,10 +87,10 @@ def main() -> None:
     torch.manual_seed(0)
     peer = Peer(arguments.folder)
     encoder = Encoder("resnet18", True, 0.25)
-    method: nn.Module = MoCo(encoder)
+    method = MoCo(encoder)
     source = open_images(arguments.folder)
-    some = take(source, torch.randperm(len(source))[: BATCH * STEPS])
-    ours, theirs = beside(encoder, method, pack(some, 32, bad=BadFiles()), peer.seconds, epochs=arguments.epochs)
+    images = take(source, torch.randperm(len(source))[: BATCH * STEPS])
+    ours, theirs = beside(encoder, method, pack(images, 32, bad=BadFiles()), peer.seconds, epochs=arguments.epochs)
     print(machine())
     print(f"crosslevel  {BATCH / median(ours):8,.0f} images/s")
     print(f"lightly     {BATCH / median(theirs):8,.0f} images/s")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from crosslevel.cld.loss import CrossLevel
+from crosslevel.cld.loss import CrossLevel, Grouping
 from crosslevel.methods import METHODS
 from crosslevel.models.encoder import Encoder
 from crosslevel.training.loop.module import parameter_groups
@@ -30,9 +30,9 @@ from crosslevel.utils.device import choose
 sys.path.append(str(Path(__file__).parents[1]))
 
 from shared import records
-from shared.beside import machine, median, noise, wait
+from shared.beside import machine, median, noise, two_query_method, wait
 
-VARIANTS = {"": None, "CLD, k-means": "kmeans", "CLD, normalized cuts": "normalized-cut"}
+VARIANTS: dict[str, Grouping | None] = {"": None, "CLD, k-means": "kmeans", "CLD, normalized cuts": "normalized-cut"}
 IMAGES = 12_800
 LIMITS = {"CLD, k-means": 3.0, "CLD, normalized cuts": 8.0}
 
@@ -62,47 +62,46 @@ def main() -> None:
             names = list(VARIANTS)
             order = names[turn % 3 :] + names[: turn % 3]
             for variant in order:
-                took = timed(steps[variant])
+                elapsed = timed(steps[variant])
                 if turn >= 2:
-                    seconds[variant].append(took)
+                    seconds[variant].append(elapsed)
         for variant, kind in VARIANTS.items():
             ratios = [with_cld / without for with_cld, without in zip(seconds[variant], seconds[""], strict=True)]
             added = f"{100 * (median(ratios) - 1):.1f}" if variant else ""
             line = [__file__, *sys.argv[1:], "--memory", json.dumps([name, kind])]
             times = 1 if torch.cuda.is_available() else 3
-            told = [records.again(*line) for _ in range(times)]
-            peaks = [float(text) for text in told]
+            outputs = [records.again(*line) for _ in range(times)]
+            peaks = [float(text) for text in outputs]
             megabytes = median(peaks) / 1e6
-            shown = f"{1000 * median(seconds[variant]):.1f} | {added} | {LIMITS.get(variant, '')} | {megabytes:,.0f}"
-            print(f"| {METHODS[name].__name__} | {variant} | {shown} |", flush=True)
+            figures = f"{1000 * median(seconds[variant]):.1f} | {added} | {LIMITS.get(variant, '')} | {megabytes:,.0f}"
+            print(f"| {METHODS[name].__name__} | {variant} | {figures} |", flush=True)
 
 
-def build(arguments: argparse.Namespace, name: str, grouping: str | None) -> Callable[[], None]:
+def build(arguments: argparse.Namespace, name: str, grouping: Grouping | None) -> Callable[[], None]:
     """One whole training step: views, both branches, backward, optimizer, memories."""
     torch.manual_seed(0)
     hardware = choose()
     encoder = Encoder(arguments.backbone, arguments.size <= 64, arguments.width)
-    method = METHODS[name](encoder, IMAGES)
-    method.online = max(2, method.online)
+    method = two_query_method(name, encoder, IMAGES)
     cld = CrossLevel(encoder.num_features, grouping=grouping) if grouping else None
-    whole = torch.nn.ModuleList([encoder, method, *([cld] if cld else [])]).to(hardware.device)
-    whole.to(memory_format=torch.channels_last)
+    modules = torch.nn.ModuleList([encoder, method, *([cld] if cld else [])]).to(hardware.device)
+    modules.to(memory_format=torch.channels_last)
     views = Views("cifar", arguments.size).to(hardware.device)
     views.count, views.small, views.plain = method.views, method.small_views, method.plain_views
-    optimizer = torch.optim.SGD(parameter_groups(whole, 5e-4, decay_all=True), lr=0.01, momentum=0.9)
+    optimizer = torch.optim.SGD(parameter_groups(modules, 5e-4, decay_all=True), lr=0.01, momentum=0.9)
     images = noise(arguments.batch_size, arguments.size).data.to(hardware.device)
     index = torch.arange(arguments.batch_size, device=hardware.device)
 
     def step() -> None:
-        drawn = [view.contiguous(memory_format=torch.channels_last) for view in views(images)]
+        view_list = [view.contiguous(memory_format=torch.channels_last) for view in views(images)]
         with hardware.autocast():
-            h = [encoder(view) for view in drawn[: method.online]]
-            loss, kept = method(drawn, h, index)
+            h = [encoder(view) for view in view_list[: method.online]]
+            loss, update = method(view_list, h, index)
             loss = loss + cld(h[0], h[1]) if cld else loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        method.after_step(0.5, kept)
+        method.after_step(0.5, update)
 
     return step
 
@@ -115,7 +114,7 @@ def timed(step: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def peak(arguments: argparse.Namespace, name: str, grouping: str | None) -> int:
+def peak(arguments: argparse.Namespace, name: str, grouping: Grouping | None) -> int:
     """Bytes."""
     before = resident_peak()
     step = build(arguments, name, grouping)

@@ -1,7 +1,7 @@
 """What label-free scores cost: python benchmarks/speed/scores.py [-o FILE]
 
-All scores of two views of 10,000 images by features of 128 numbers, both branches, and what each part takes of it. The
-features are made: 100 classes, two noisy views. Speed alone; the parts are timed in alternation, three rounds.
+All scores of two views of 10,000 images by features of 128 numbers, both branches, and the time of each part. The
+features are generated: 100 classes, two noisy views. Speed alone; the parts are timed in alternation, three rounds.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def main() -> None:
     parser = records.options(__doc__)
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
-    draws = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     owner = torch.arange(IMAGES) % CLASSES
-    images = torch.randn(CLASSES, FEATURES, generator=draws)[owner]
-    images += 0.7 * torch.randn(IMAGES, FEATURES, generator=draws)
+    images = torch.randn(CLASSES, FEATURES, generator=generator)[owner]
+    images += 0.7 * torch.randn(IMAGES, FEATURES, generator=generator)
     a, b, group_a, group_b, instance_a, instance_b = (
-        images + 0.5 * torch.randn(IMAGES, FEATURES, generator=draws) for _ in range(6)
+        images + 0.5 * torch.randn(IMAGES, FEATURES, generator=generator) for _ in range(6)
     )
     tracks = torch.arange(IMAGES) // 5
 
@@ -61,7 +61,7 @@ def main() -> None:
             part()
             seconds[name].append(time.perf_counter() - began)
     lines = [f"{machine()}; {IMAGES:,} images, {FEATURES} features; seconds, the median of {ROUNDS} rounds"]
-    lines += [f"{name:42}{median(taken):8.2f}" for name, taken in seconds.items()]
+    lines += [f"{name:42}{median(times):8.2f}" for name, times in seconds.items()]
     lines.append(f"{'wanted of all scores: at most':42}{LIMIT:8.2f}")
     text = "\n".join(lines) + "\n"
     print(text, end="")

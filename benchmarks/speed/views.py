@@ -2,9 +2,9 @@
 
     python benchmarks/speed/views.py [--threads 2] [--rounds 9]
 
-The contestants take turns in one process, so that a busy machine slows all of them; printed are medians over
-the rounds, and each contestant's share of ours. CPU time, with --threads 1, also holds on a busy machine (with
-more threads it counts their waiting for each other).
+The contestants take turns in one process, so that a busy machine slows all of them; the program prints medians over the
+rounds, and each contestant's share of ours. CPU time, with --threads 1, also holds on a busy machine (with more threads
+it counts their waiting for each other).
 """
 
 import statistics
@@ -65,32 +65,33 @@ def kornia_views(augment: Augment, size: int) -> Callable[[torch.Tensor], torch.
 
 
 def contestants(preset: str, size: int) -> dict[str, tuple[Callable[[torch.Tensor], object], float]]:
-    """Each as a function of a batch, and the share of the batch it is given per turn (the slow ones get less)."""
+    """Each contestant as a function of a batch, and its share of the batch per turn (the slow ones get less)."""
     views = Views(preset, size)
     views.count = 1
-    whole, flow = views.augments[0], {"crosslevel": (views, 1.0)}
-    flow["torchvision"] = (torchvision_views(whole, size), 1 / 8)
+    augment = views.augments[0]
+    flow: dict[str, tuple[Callable[[torch.Tensor], object], float]] = {"crosslevel": (views, 1.0)}
+    flow["torchvision"] = (torchvision_views(augment, size), 1 / 8)
     if find_spec("kornia"):
-        flow["kornia"] = (kornia_views(whole, size), 1.0)
+        flow["kornia"] = (kornia_views(augment, size), 1.0)
     return flow
 
 
 def rates(preset: str, size: int, batch: int, rounds: int) -> dict[str, tuple[float, ...]]:
     """Median views per second and per second of CPU time of each contestant, in alternation."""
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
-    seen: dict[str, list[tuple[float, float]]] = {}
+    speeds: dict[str, list[tuple[float, float]]] = {}
     makers = contestants(preset, size)
     for turn in range(rounds + 1):
         for name, (make, share) in makers.items():
-            some = images[: max(1, int(batch * share))]
+            batch_part = images[: max(1, int(batch * share))]
             repeats = 4 if name == "crosslevel" else 1
             start, used = time.perf_counter(), time.process_time()
             for _ in range(repeats):
-                make(some)
+                make(batch_part)
             if turn:  # the first turn warms up
                 wall, cpu = time.perf_counter() - start, time.process_time() - used
-                seen.setdefault(name, []).append((repeats * len(some) / wall, repeats * len(some) / cpu))
-    return {name: tuple(map(statistics.median, zip(*pairs, strict=True))) for name, pairs in seen.items()}
+                speeds.setdefault(name, []).append((repeats * len(batch_part) / wall, repeats * len(batch_part) / cpu))
+    return {name: tuple(map(statistics.median, zip(*pairs, strict=True))) for name, pairs in speeds.items()}
 
 
 def main() -> None:
@@ -101,9 +102,9 @@ def main() -> None:
     torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
     for preset, size, batch in CASES:
-        found = rates(preset, size, batch, settings.rounds)
-        for name, (rate, per_cpu) in found.items():
-            share = rate / found["crosslevel"][0]
+        results = rates(preset, size, batch, settings.rounds)
+        for name, (rate, per_cpu) in results.items():
+            share = rate / results["crosslevel"][0]
             print(
                 f"{preset} {size}x{size} batch {batch}  {name:11} {rate:9,.0f} views/s, {share:.3f} of ours;"
                 f" {per_cpu:9,.0f} a second of CPU time"

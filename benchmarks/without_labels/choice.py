@@ -28,7 +28,7 @@ SETTINGS = {
     "turntable, imbalance 5, seed 1": ["mild", "weight 1", "temperature 0.05", "all gray", "colour alone"],
 }
 SEEDS = {"cifar": range(3, 9)}
-"""Of the other collections 3 to 6."""
+"""The other collections have seeds 3 to 6."""
 
 
 def main() -> None:
@@ -38,8 +38,8 @@ def main() -> None:
     record.parent.mkdir(parents=True, exist_ok=True)
     for collection in arguments.collections:
         for seed in SEEDS.get(collection, range(3, 7)):
-            given = {**vars(arguments), "collections": [collection], "repeat": seed}
-            train_all(argparse.Namespace(**given), record, SETTINGS[collection])
+            values = {**vars(arguments), "collections": [collection], "repeat": seed}
+            train_all(argparse.Namespace(**values), record, SETTINGS[collection])
     text = table(read(record, "runs"))
     record.with_suffix(".md").write_text(text)
     print(text)
@@ -51,15 +51,15 @@ def table(runs: dict[str, Any]) -> str:
     lines += ["| collection | setting | trainings | kNN | linear | combined |", "|---|---|---|---|---|---|"]
     for collection in COLLECTIONS:
         for setting in SETTINGS.get(collection, []):
-            own = [run for run in runs.values() if (run["collection"], run["name"]) == (collection, setting)]
-            if len(own) < 2:
+            trainings = [run for run in runs.values() if (run["collection"], run["name"]) == (collection, setting)]
+            if len(trainings) < 2:
                 continue
-            told = [
+            accuracies = [
                 f"{mean(values):.1f} ({stdev(values):.1f})"
-                for values in ([run["knn"] for run in own], [run["linear"] for run in own])
+                for values in ([run["knn"] for run in trainings], [run["linear"] for run in trainings])
             ]
-            score = mean(run["scores"]["combined"] for run in own)
-            lines.append(f"| {collection} | {setting} | {len(own)} | {' | '.join(told)} | {score:.3f} |")
+            score = mean(run["scores"]["combined"] for run in trainings)
+            lines.append(f"| {collection} | {setting} | {len(trainings)} | {' | '.join(accuracies)} | {score:.3f} |")
     return "\n".join(lines) + "\n"
 
 

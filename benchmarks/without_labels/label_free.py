@@ -64,7 +64,7 @@ PROBES = ("cifar", "simclr", "none")
 
 
 class Collection(NamedTuple):
-    """``images`` and ``test``: what the labels judge; ``part``, without labels, is trained on, and ``held`` scored."""
+    """``images`` and ``test`` judge by their labels; ``part`` is trained on without labels, and ``held`` is scored."""
 
     images: InMemoryImages
     test: InMemoryImages
@@ -79,7 +79,7 @@ def collected(images: InMemoryImages, test: InMemoryImages) -> Collection:
 
 
 def options(about: str | None, name: str, collections: Sequence[str]) -> argparse.ArgumentParser:
-    """What programs with these trainings are told, by default under ``name``."""
+    """The command line of programs with these trainings; default paths have ``name``."""
     parser = records.options(about)
     parser.add_argument("-o", "--output", default=f"benchmarks/results/{name}")
     parser.add_argument("--cifar", nargs=2, metavar=("TRAIN", "TEST"))
@@ -108,36 +108,39 @@ def main() -> None:
 
 
 def kept_scores(folder: Path) -> dict[str, float]:
-    """Of the kept features, with known tracks left out of the ranking and, apart, with them in it."""
+    """The scores of the kept features: known tracks are left out of the ranking and, in a second one, are in it."""
     features = torch.load(folder / "features.pt", weights_only=True)
-    kept = {name: [features[f"cifar/{name}/{view}"].float() for view in "ab"] for name in BRANCHES}
-    z_a, z_b = kept["instance"]
-    found = label_free.scores(*kept["backbone"], *kept["group"], features["tracks"], instance_a=z_a, instance_b=z_b)
-    strong = [features[f"simclr/backbone/{view}"].float() for view in "ab"]
-    found["mrr, simclr views"] = label_free.retrieval(*strong, features["tracks"])["mrr"]
-    if features["tracks"] is not None:
-        found["mrr, tracks unknown"] = label_free.retrieval(*kept["backbone"])["mrr"]
-        found["mrr of other frames"] = frames(features["none/backbone/a"].float(), features["tracks"])
-    return found
+
+    def views(name: str) -> tuple[Tensor, Tensor]:
+        return features[f"{name}/a"].float(), features[f"{name}/b"].float()
+
+    backbone, group, tracks = views("cifar/backbone"), views("cifar/group"), features["tracks"]
+    z_a, z_b = views("cifar/instance")
+    result = label_free.scores(*backbone, *group, tracks, instance_a=z_a, instance_b=z_b)
+    result["mrr, simclr views"] = label_free.retrieval(*views("simclr/backbone"), tracks)["mrr"]
+    if tracks is not None:
+        result["mrr, tracks unknown"] = label_free.retrieval(*backbone)["mrr"]
+        result["mrr of other frames"] = frames(features["none/backbone/a"].float(), tracks)
+    return result
 
 
 def frames(features: Tensor, tracks: Tensor) -> float:
     """Mean reciprocal rank of the other frames of an image's track, each among the images of other tracks."""
     unit = torch.nn.functional.normalize(features, dim=1)
-    similarity, own = unit @ unit.T, tracks[:, None] == tracks
-    found = []
+    similarity, same_track = unit @ unit.T, tracks[:, None] == tracks
+    reciprocal_ranks = []
     for i, row in enumerate(similarity):
-        others, mine = row[~own[i]], own[i].clone()
-        mine[i] = False
-        ranks = 1 + (others >= row[mine][:, None]).sum(1)
-        found.append(float((1 / ranks.double()).mean()))
-    return mean(found)
+        rivals, other_frames = row[~same_track[i]], same_track[i].clone()
+        other_frames[i] = False
+        ranks = 1 + (rivals >= row[other_frames][:, None]).sum(1)
+        reciprocal_ranks.append(float((1 / ranks.double()).mean()))
+    return mean(reciprocal_ranks)
 
 
-def folder_of(home: Path, key: str) -> Path:
-    """Of a run, by its key in the record: collection, setting and, of a repeated training, its number."""
+def folder_of(runs_dir: Path, key: str) -> Path:
+    """The folder of a run, by its key in the record: collection, setting and the number of a repeated training."""
     collection, setting, *number = key.replace(" ", "-").replace(",", "").split("/")
-    return home / collection / "~".join([setting, *number])
+    return runs_dir / collection / "~".join([setting, *number])
 
 
 def train_all(arguments: argparse.Namespace, record: Path, only: Sequence[str] = tuple(SETTINGS)) -> None:
@@ -148,19 +151,19 @@ def train_all(arguments: argparse.Namespace, record: Path, only: Sequence[str] =
     for setting, name in itertools.product(order, arguments.collections):
         done = read(record, "runs")
         key = f"{name}/{setting}" + (f"/{arguments.repeat}" if arguments.repeat else "")
-        given = {**BASE, **SETTINGS[setting]}
-        if key in done and done[key]["setting"] == json.loads(json.dumps(given)):
+        values = {**BASE, **SETTINGS[setting]}
+        if key in done and done[key]["setting"] == json.loads(json.dumps(values)):
             continue
         if name not in opened:
             opened[name] = COLLECTIONS[name](arguments)
         began, folder = time.monotonic(), folder_of(Path(arguments.runs), key)
-        result = one_run(given, opened[name], folder, arguments.repeat)
+        result = one_run(values, opened[name], folder, arguments.repeat)
         result |= {} if "failed" in result else {"scores": kept_scores(folder)}
-        about = {"collection": name, "name": setting, "setting": given, "seed": arguments.repeat}
+        about = {"collection": name, "name": setting, "setting": values, "seed": arguments.repeat}
         run = {**about, "machine": machine(), **result}
         add(record, "runs", key, run, {})
-        shown = {k: round(v, 2) for k, v in result.items() if isinstance(v, float)}
-        print(f"{time.strftime('%H:%M')} {key}: {shown} {time.monotonic() - began:.0f} s", flush=True)
+        figures = {k: round(v, 2) for k, v in result.items() if isinstance(v, float)}
+        print(f"{time.strftime('%H:%M')} {key}: {figures} {time.monotonic() - began:.0f} s", flush=True)
 
 
 def one_run(setting: dict[str, Any], collection: Collection, folder: Path, seed: int) -> dict[str, Any]:
@@ -198,15 +201,15 @@ def one_run(setting: dict[str, Any], collection: Collection, folder: Path, seed:
 def probe(encoder: Encoder, method: SimCLR, cld: CrossLevel, images: Images) -> dict[str, Any]:
     """Features of two views of the held-out images, drawn alike in every run: backbone, instance and group branch."""
     part = pack(images, SIZE, bad=BadFiles()).batch(torch.arange(len(images)))
-    found: dict[str, Any] = {"tracks": images.tracks}
+    features: dict[str, Any] = {"tracks": images.tracks}
     for preset in PROBES:
-        drawn = Views(preset, SIZE)(part, torch.Generator().manual_seed(0))
-        for name, view in zip("ab", drawn, strict=True):
+        view_pair = Views(preset, SIZE)(part, torch.Generator().manual_seed(0))
+        for name, view in zip("ab", view_pair, strict=True):
             h = torch.cat([encoder(x.contiguous(memory_format=torch.channels_last)) for x in view.split(500)])
-            found[f"{preset}/backbone/{name}"] = h.half()
-            found[f"{preset}/instance/{name}"] = method.project(h).half()
-            found[f"{preset}/group/{name}"] = cld.project(h).half()
-    return found
+            features[f"{preset}/backbone/{name}"] = h.half()
+            features[f"{preset}/instance/{name}"] = method.project(h).half()
+            features[f"{preset}/group/{name}"] = cld.project(h).half()
+    return features
 
 
 def judge(encoder: Encoder, collection: Collection) -> dict[str, float]:
@@ -214,14 +217,14 @@ def judge(encoder: Encoder, collection: Collection) -> dict[str, float]:
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    known, asked = (extract(encoder, part, hardware=HARDWARE) for part in (collection.images, collection.test))
-    votes = weighted_knn(known.features, known.labels, asked.features, len(collection.test.classes or []))
-    scale = StandardScaler().fit(known.features.numpy())
+    bank, queries = (extract(encoder, part, hardware=HARDWARE) for part in (collection.images, collection.test))
+    votes = weighted_knn(bank.features, bank.labels, queries.features, len(collection.test.classes or []))
+    scale = StandardScaler().fit(bank.features.numpy())
     linear = LogisticRegression(C=0.01, class_weight="balanced", max_iter=100)
-    linear.fit(scale.transform(known.features.numpy()), known.labels.numpy())
+    linear.fit(scale.transform(bank.features.numpy()), bank.labels.numpy())
     return {
-        "knn": 100 * float((votes.argmax(1) == asked.labels).double().mean()),
-        "linear": 100 * float(linear.score(scale.transform(asked.features.numpy()), asked.labels.numpy())),
+        "knn": 100 * float((votes.argmax(1) == queries.labels).double().mean()),
+        "linear": 100 * float(linear.score(scale.transform(queries.features.numpy()), queries.labels.numpy())),
     }
 
 
@@ -229,7 +232,7 @@ def cifar(arguments: argparse.Namespace, imbalance: float, seed: int = 0) -> Col
     """CIFAR-10 made long-tailed, judged on half of the test set, balanced as all of it."""
     if not arguments.cifar:
         raise SystemExit("--cifar TRAIN TEST: name the folders of CIFAR-10's images")
-    whole, test = (open_images(place) for place in arguments.cifar)
+    whole, test = (open_images(path) for path in arguments.cifar)
     assert whole.labels is not None
     part = take(whole, long_tailed(whole.labels, imbalance, torch.Generator().manual_seed(seed)))
     images = pack(part, SIZE, bad=BadFiles())

@@ -18,9 +18,9 @@ GOOD = {"uniformity": -1, "alignment": -1, "loss": -1}
 
 
 def tables(runs: dict[str, Any], collections: Sequence[str]) -> str:
-    """Of each collection: rank correlation of every score with accuracy, and what choosing by it would have cost.
+    """For each collection the rank correlation of every score with accuracy, and the cost of choosing by it.
 
-    Among all settings, and among those that train on the views of `BASE`, which are the views that are scored.
+    Both are given among all settings, and among those that train on the views of `BASE`, which are scored.
     """
     machines = "; ".join(dict.fromkeys(run["machine"] for run in runs.values()))
     about = f"{STEPS} steps of {BATCH} images of {SIZE} pixels in float32, SimCLR, ResNet-18 x 0.25; accuracy in %."
@@ -55,16 +55,18 @@ def tables(runs: dict[str, Any], collections: Sequence[str]) -> str:
         for score in scores:
             counts = [sum(score in all_scores(run) for run in repeated) for repeated in judged.values()]
             if min(counts):
-                told = [choice(part, score) for part in (judged, alike)]
+                choices = [choice(part, score) for part in (judged, alike)]
                 fewer = f" (of {min(counts)} of {repeats} trainings)" if min(counts) < repeats else ""
-                lines.append(f"| {score}{fewer} | {' | '.join(told)} |")
+                lines.append(f"| {score}{fewer} | {' | '.join(choices)} |")
     return "\n".join(lines) + "\n"
 
 
 def choice(judged: dict[str, list[dict[str, Any]]], score: str) -> str:
     """How the score ranks the settings, which one it picks, and how far that lies below the best."""
-    known = [[scores[score] for scores in map(all_scores, repeats) if score in scores] for repeats in judged.values()]
-    values = [mean(row) for row in known]
+    by_setting = [
+        [scores[score] for scores in map(all_scores, repeats) if score in scores] for repeats in judged.values()
+    ]
+    values = [mean(row) for row in by_setting]
     knn, linear = ([mean(run[x] for run in repeats) for repeats in judged.values()] for x in ("knn", "linear"))
     rho = [correlation(values, figures) for figures in (knn, linear)]
     best = max(range(len(values)), key=values.__getitem__)
@@ -80,18 +82,18 @@ def noise_of(judged: list[list[dict[str, Any]]]) -> str:
     alike = mean(correlation(list(first), list(second)) for first, second in pairs)
     scores = [[all_scores(run)["combined"] for run in repeats] for repeats in judged]
     better = sorted(scores, key=mean)[len(scores) // 2 :]
-    apart = 100 * math.sqrt(mean(variance(row) / mean(row) ** 2 for row in better))
-    single = {}
+    relative = 100 * math.sqrt(mean(variance(row) / mean(row) ** 2 for row in better))
+    single: dict[str, list[float]] = {}
     for name in ("knn", "linear"):
         single[name] = []
         for i, column in enumerate(zip(*scores, strict=True)):
-            others = [mean(run[name] for j, run in enumerate(repeats) if j != i) for repeats in judged]
-            single[name].append(correlation(list(column), others))
-    told = ", ".join(f"{name} {min(rho):.2f} to {max(rho):.2f}" for name, rho in single.items())
+            accuracies = [mean(run[name] for j, run in enumerate(repeats) if j != i) for repeats in judged]
+            single[name].append(correlation(list(column), accuracies))
+    ranges = ", ".join(f"{name} {min(rho):.2f} to {max(rho):.2f}" for name, rho in single.items())
     return (
         f"; of trainings of one setting kNN differs by {spread:.1f} (standard deviation), with rho {alike:.2f}, and "
-        f"combined, of the better half, by {apart:.0f} %; Spearman of combined by one training with the accuracy of "
-        f"the others: {told}"
+        f"combined, of the better half, by {relative:.0f} %; Spearman of combined by one training with the accuracy of "
+        f"the others: {ranges}"
     )
 
 
@@ -100,8 +102,8 @@ FEATURES = 128
 
 def all_scores(run: dict[str, Any]) -> dict[str, float]:
     """Every score of one run so that more is better, ablations of ours first; alpha-ReQ by its distance from 1."""
-    found = run["scores"]
-    mrr, ami, rank = found["mrr"], max(0.0, found["ami"]), found["effective_rank"]
+    scores = run["scores"]
+    mrr, ami, rank = scores["mrr"], max(0.0, scores["ami"]), scores["effective_rank"]
     first = {
         "combined": label_free.combine(mrr, rank, FEATURES),
         "local alone (mrr)": mrr,
@@ -110,13 +112,13 @@ def all_scores(run: dict[str, Any]) -> dict[str, float]:
         "local x spread^0.25": mrr * (rank - 1) ** 0.25,
         "local x spread^0.5": mrr * (rank - 1) ** 0.5,
         "local x global (the former score)": mrr * ami,
-        "local x global by nmi": mrr * found["nmi"],
-        "local x levels (ami_levels)": max(0.0, mrr * found["ami_levels"]),
+        "local x global by nmi": mrr * scores["nmi"],
+        "local x levels (ami_levels)": max(0.0, mrr * scores["ami_levels"]),
         "local x global x spread": mrr * ami * rank,
     }
-    rest = {**found, "loss": run["loss"], "alpha_req": -abs(found["alpha_req"] - 1)}
-    shown = ("mrr", "ami", "effective_rank", "combined")  # above, under other names
-    return first | {name: GOOD.get(name, 1) * value for name, value in rest.items() if name not in shown}
+    rest = {**scores, "loss": run["loss"], "alpha_req": -abs(scores["alpha_req"] - 1)}
+    renamed = ("mrr", "ami", "effective_rank", "combined")  # above, under other names
+    return first | {name: GOOD.get(name, 1) * value for name, value in rest.items() if name not in renamed}
 
 
 def correlation(a: list[float], b: list[float]) -> float:

@@ -6,28 +6,29 @@ python benchmarks/without_labels/natural.py --good [-o FILE]   # turntables seen
 The estimates see pixels alone: `Unlabelled` has no labels and no tracks to read. Each collection that is trained on is
 written to the ignored runs/ folder as nameless files and trained on, as a user would; all of these have 1,800 images,
 so that no estimate can rank their sizes. A run that is there is not repeated. With ``--good`` the encoder is one that a
-supervised training on other objects made, in place of pretrained weights: what the estimate does with features in which
-classes lie apart. The estimate reads no label there either.
+supervised training on other objects made, in place of pretrained weights: it shows the estimate on features that
+separate the classes. The estimate reads no label there either.
 
-What was tried on development collections of other seeds (5 turntables, 5 long-tailed CIFAR-10, each with its own run;
-the first 7 or 8 of them in the first two rounds), Spearman of estimated and true imbalance: k-means of 10 and 50 groups
-(Gini -0.47, 0.05); Ward, average and complete linkage cut at 5, 12 and 30 (-0.52 to 0.45); Louvain communities of
-neighbour graphs (-0.56 to 0.05); HDBSCAN (-0.65 to 0.14; its share of noise 0.83); Dirichlet process mixtures on 8 to
-48 components, by largest share, Gini index or effective number (-0.40 to 0.70; at most 0.47 on all 10, as many tracks
-drawn of each); spread, skewness and intrinsic dimension of local density (-0.43 to 0.54); effective rank and leading
-eigenvalues (-0.47 to -0.04); kurtosis of whitened components (0.85 on 7, 0.73 on 8). Of some 90 figures some are high
-by chance, and none stayed high. k-means started at the classes' true means did not rank them either (0.13), nor did a
-mixture started at the truth (0.46).
+Methods were tried on development collections of other seeds (5 turntables, 5 long-tailed CIFAR-10, each with its own
+run; the first 7 or 8 of them in the first two rounds), with this Spearman correlation of estimated and true imbalance:
+k-means of 10 and 50 groups (Gini -0.47, 0.05); Ward, average and complete linkage cut at 5, 12 and 30 (-0.52 to 0.45);
+Louvain communities of neighbour graphs (-0.56 to 0.05); HDBSCAN (-0.65 to 0.14; its share of noise 0.83); Dirichlet
+process mixtures on 8 to 48 components, by largest share, Gini index or effective number (-0.40 to 0.70; at most 0.47 on
+all 10, as many tracks drawn of each); spread, skewness and intrinsic dimension of local density (-0.43 to 0.54);
+effective rank and leading eigenvalues (-0.47 to -0.04); kurtosis of whitened components (0.85 on 7, 0.73 on 8). Some of
+these 90 or so figures are high by chance, and none stayed high. k-means started at the classes' true means did not rank
+them either (0.13), nor did a mixture started at the truth (0.46).
 
-On 12 other turntables (seeds 500 to 511) seen by the encoder of ``--good``, by Gini index: Dirichlet process mixtures
-of spherical and diagonal components 0.77 to 0.94; Gaussian mixtures by BIC 0.77 to 0.83; k-means, Ward and average
-linkage with the best silhouette -0.06 to 0.29; HDBSCAN with regions of at least 3 to 8 tracks 0.92 to 0.99, with 5 and
-what lies outside given to the nearest 0.99.
+Correlations on 12 other turntables (seeds 500 to 511), by the encoder of ``--good`` and the Gini index: Dirichlet
+process mixtures of spherical and diagonal components 0.77 to 0.94; Gaussian mixtures by BIC 0.77 to 0.83; k-means, Ward
+and average linkage with the best silhouette -0.06 to 0.29; HDBSCAN with regions of at least 3 to 8 tracks 0.92 to 0.99,
+with 5 and outliers assigned to the nearest region 0.99.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from shared import records
 from shared.beside import machine
-from without_labels.natural_collections import collections, trained
+from without_labels.natural_collections import Collection, collections, of_turntable, trained
 
 BATCH = 256
 
@@ -110,27 +111,27 @@ def main() -> None:
         parser.error("give the folder of CIFAR-10's training images, or --good")
     arguments.output = arguments.output or "benchmarks/results/natural.md"
     text = [machine(), f"batch {BATCH}; collections of seeds that nothing was chosen on"]
-    sections = {
+    sections: dict[str, Iterator[tuple[Collection, Path | None]]] = {
         "By the features of a run on each collection": trained(arguments.folder, Path(arguments.runs)),
-        "Without a run": ((made, None) for made in collections(arguments.folder)),
+        "Without a run": ((collection, None) for collection in collections(arguments.folder)),
     }
-    for heading, made in sections.items():
+    for heading, pairs in sections.items():
         rows = []
-        for collection, run in made:
-            rows.append(measured(*collection, run))
+        for collection, run in pairs:
+            rows.append(measured(collection, run))
             print(rows[-1], flush=True)
         text += ["", f"## {heading}", "", *tabled(rows)]
         Path(arguments.output).write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
-def good(home: Path) -> list[str]:
+def good(runs_dir: Path) -> list[str]:
     """The table of `GOOD`, by an encoder that has learnt the classes from other objects."""
-    run = supervised(home / "supervised")
+    run = supervised(runs_dir / "supervised")
     rows = []
     for seed, (objects, frames, imbalance, classes) in enumerate(GOOD, 700):
-        made = Turntable(classes=classes, objects=objects, frames=frames, imbalance=imbalance, seed=seed)
+        turntable = Turntable(classes=classes, objects=objects, frames=frames, imbalance=imbalance, seed=seed)
         name = f"turntable, {classes} classes, {objects} x {frames}, {imbalance}"
-        rows.append(measured(name, made.data, made.labels, made.tracks, run))
+        rows.append(measured(of_turntable(name, turntable), run))
         print(rows[-1], flush=True)
     return tabled(rows)
 
@@ -147,14 +148,14 @@ def supervised(run: Path, steps: int = 1600, batch: int = 128) -> Path:
     network = torch.nn.Sequential(encoder, torch.nn.Linear(encoder.num_features, 12)).train()
     network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
-    rate, draws = (
+    rate, generator = (
         torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=steps),
         torch.Generator().manual_seed(0),
     )
     for _ in range(steps):
-        index = torch.randint(len(images), (batch,), generator=draws)
-        [shown] = views(images.batch(index), draws)
-        scores = network(shown.contiguous(memory_format=torch.channels_last))
+        index = torch.randint(len(images), (batch,), generator=generator)
+        [view] = views(images.batch(index), generator)
+        scores = network(view.contiguous(memory_format=torch.channels_last))
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(scores, images.labels[index]).backward()
         optimizer.step()
@@ -164,30 +165,32 @@ def supervised(run: Path, steps: int = 1600, batch: int = 128) -> Path:
     return run
 
 
-def measured(name: str, data: torch.Tensor, labels: torch.Tensor, tracks: torch.Tensor, run: Path | None) -> Row:
+def measured(collection: Collection, run: Path | None) -> Row:
+    """What is estimated of a collection without its labels and tracks, beside the truth."""
+    name, data, labels, tracks = collection
     source: Images = Unlabelled(data, name)
     bad, features, threshold, accuracy = BadFiles(), None, 1.0, None
     scanned = scan(source, bad, 0)
     if run is not None:
         features, threshold = run_features(load_encoder(run), source, scanned, Runtime(choose(), 0), None, bad, 0)
         accuracy = neighbours(features, labels, tracks)
-    found = structure(scanned, features, threshold)
-    members = duplicate_sets(scanned, found.pairs, source.paths)
-    told = summary(name, len(source), source, scanned, found, members, bad, BATCH, None if run is None else str(run))
-    tail, sizes = told["long_tail"]["by_track"], torch.bincount(labels)
+    groups = structure(scanned, features, threshold)
+    sets = duplicate_sets(scanned, groups.pairs, source.paths)
+    report = summary(name, len(source), source, scanned, groups, sets, bad, BATCH, None if run is None else str(run))
+    tail, sizes = report["long_tail"]["by_track"], torch.bincount(labels)
     return Row(
         name, long_tail.imbalance_factor(sizes), tail["imbalance"], long_tail.gini(sizes), tail["gini"],
-        long_tail.duplicate_share(tracks.unique(return_counts=True)[1], BATCH), told["batch"]["duplicate_share"],
-        told["long_tail"]["separation"], accuracy, bound(found.features, labels, tracks),
+        long_tail.duplicate_share(tracks.unique(return_counts=True)[1], BATCH), report["batch"]["duplicate_share"],
+        report["long_tail"]["separation"], accuracy, bound(groups.features, labels, tracks),
     )  # fmt: skip
 
 
 def neighbours(features: torch.Tensor, labels: torch.Tensor, tracks: torch.Tensor) -> float:
-    """Of 5 neighbours from other tracks: accuracy in percent, the mean over classes. For the table alone."""
+    """Accuracy in percent by 5 neighbours from other tracks, the mean over classes; only for the table."""
     unit = torch.nn.functional.normalize(features - features.mean(0), dim=1)
     cosine = (unit @ unit.T).masked_fill_(tracks[:, None] == tracks, -2)
-    known = torch.nn.functional.one_hot(labels)
-    right = known[cosine.topk(5).indices].sum(1).argmax(1) == labels
+    one_hot = torch.nn.functional.one_hot(labels)
+    right = one_hot[cosine.topk(5).indices].sum(1).argmax(1) == labels
     return 100 * float(torch.stack([right[labels == c].double().mean() for c in labels.unique()]).mean())
 
 
@@ -205,7 +208,7 @@ def bound(features: torch.Tensor, labels: torch.Tensor, tracks: torch.Tensor) ->
 
 
 def constructed() -> list[str]:
-    """Of Gaussian classes, 1,000 points each: how the estimate ranks, by how far apart the classes are."""
+    """How the estimate ranks collections of 1,000 points in Gaussian classes, by the distance of the classes."""
     lines = [
         "| distance of a class from the centre | kNN, % | separation | Spearman, imbalance | Spearman, Gini |",
         "|---|---|---|---|---|",
@@ -220,21 +223,21 @@ def constructed() -> list[str]:
     return lines
 
 
-def ranked(apart: float, imbalance: int, classes: int, seed: int) -> tuple[float, float, float, float, float]:
+def ranked(distance: float, imbalance: int, classes: int, seed: int) -> tuple[float, float, float, float, float]:
     """True and estimated imbalance, estimated Gini index, separation, accuracy in percent."""
-    draws = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     weights = imbalance ** (-torch.arange(classes).double() / (classes - 1))
     sizes = (weights / weights.sum() * 1000).round().long().clamp(min=2)
     labels, tracks = torch.arange(classes).repeat_interleave(sizes), torch.arange(int(sizes.sum()))
-    centres = torch.nn.functional.normalize(torch.randn(classes, 16, generator=draws), dim=1) * apart
+    centres = torch.nn.functional.normalize(torch.randn(classes, 16, generator=generator), dim=1) * distance
     spread = torch.cat([torch.linspace(0.5, 1.5, 16), torch.full((48,), 0.3)])
-    features = torch.randn(len(labels), 64, generator=draws) * spread
+    features = torch.randn(len(labels), 64, generator=generator) * spread
     features[:, :16] += centres[labels]
-    found = long_tail.grouped(features, tracks)
-    estimated = torch.bincount(found.groups)
+    grouping = long_tail.grouped(features, tracks)
+    estimated = torch.bincount(grouping.groups)
     return (
         long_tail.imbalance_factor(sizes), long_tail.exponential_imbalance(estimated), long_tail.gini(estimated),
-        found.separation, neighbours(features, labels, tracks),
+        grouping.separation, neighbours(features, labels, tracks),
     )  # fmt: skip
 
 
@@ -257,16 +260,16 @@ def tabled(rows: list[Row]) -> list[str]:
         "",
     ]
     families = [rows, *([row for row in rows if row.name.startswith(name)] for name in ("turntable", "CIFAR-10"))]
-    for what, of, by in (
+    for title, of, by in (
         ("imbalance by its estimate", "imbalance", "imbalance"),
         ("imbalance by the groups' Gini index", "imbalance", "gini"),
         ("imbalance by the Gini index of k-means from the true means", "imbalance", "bound"),
         ("duplicate share", "share", "share"),
     ):
-        found = [
+        correlations = [
             spearmanr([getattr(r, f"true_{of}") for r in f], [getattr(r, by) for r in f]).statistic for f in families
         ]
-        lines.append(f"- {what}: {', '.join('-' if rho != rho else f'{rho:.2f}' for rho in found)}")
+        lines.append(f"- {title}: {', '.join('-' if rho != rho else f'{rho:.2f}' for rho in correlations)}")
     return lines
 
 

@@ -58,8 +58,8 @@ def spherical_kmeans(
     every centroid NaN, so that no loss computed from it can look healthy.
 
     Args:
-        z: the points, unit length (rows of any other length count by their direction). Of (V, B, d) each view's
-            points are grouped by themselves, in one go: a GPU takes as long for all as for one.
+        z: the points, unit length (of other rows only the direction counts). Given (V, B, d), the points of each view
+            are grouped separately, in one call: a GPU takes as long for all views as for one.
         groups: k, at most B.
         iterations: rounds of assignment and mean, at least 1.
         init: the first centroids: the ``first`` k points (the authors' choice, random in a shuffled
@@ -96,7 +96,7 @@ def normalized_cut(
     from subspace iteration, and ``solver`` says so. Degenerate inputs end as in `spherical_kmeans`.
 
     Args:
-        z: the points, unit length; of (V, B, d) each view's points are grouped by themselves.
+        z: the points, unit length; given (V, B, d), the points of each view are grouped separately.
         groups: k, at most B.
         iterations: rounds of k-means on the embedding.
         init: as in `spherical_kmeans`, on the embedding.
@@ -132,7 +132,7 @@ def _cut(
         return torch.zeros(len(z), dtype=torch.long, device=z.device), "none: z has a NaN"
     representative = _first_equal(unit)
     vectors, solver = _leading_eigenvectors(affinity, groups)
-    # Eigenvectors of the null space tell copies apart; neither their seeds nor their groups may.
+    # Eigenvectors of the null space differ between copies of a point; their seeds and groups must not.
     rows = F.normalize(vectors, dim=1)[representative]
     seeds = _initial(rows[None], groups, init, generator, distinct=unit[None])
     return _lloyd(rows[None], seeds, iterations)[0, representative], solver
@@ -194,15 +194,15 @@ def _initial(
 
 def _plus_plus(points: Tensor, groups: int, generator: torch.Generator | None) -> Tensor:
     # The random numbers are drawn at once on the CPU: the same seed gives the same groups on every device.
-    draws = torch.rand(groups, generator=generator, dtype=torch.float64).to(points.dtype).to(points.device)
+    uniform = torch.rand(groups, generator=generator, dtype=torch.float64).to(points.dtype).to(points.device)
     indices = torch.empty(groups, dtype=torch.long, device=points.device)
-    indices[0] = (draws[0] * len(points)).long().clamp(max=len(points) - 1)
+    indices[0] = (uniform[0] * len(points)).long().clamp(max=len(points) - 1)
     distance = torch.full((len(points),), torch.inf, dtype=points.dtype, device=points.device)
     for j in range(1, groups):
         newest = points.index_select(0, indices[j - 1 : j]).squeeze(0)
         distance = torch.minimum(distance, (1 - points @ newest).clamp(min=0))
         mass = torch.where(distance > _SAME, distance, 0).cumsum(0)
-        indices[j] = torch.searchsorted(mass, draws[j : j + 1] * mass[-1], right=True).clamp(max=len(points) - 1)[0]
+        indices[j] = torch.searchsorted(mass, uniform[j : j + 1] * mass[-1], right=True).clamp(max=len(points) - 1)[0]
     return indices
 
 
@@ -215,7 +215,7 @@ def _lloyd(points: Tensor, seeds: _Seeds, iterations: int) -> Tensor:
         if step + 1 < iterations:
             sums = _one_hot(assignment, centroids.shape[1], points.dtype).mT @ points
             length = torch.linalg.vector_norm(sums, dim=2, keepdim=True)
-            # A group that lost all its points keeps its place, and may win some back.
+            # A group that lost all its points keeps its centroid, and may win some back.
             centroids = torch.where(length == 0, centroids, sums / length)
     return assignment
 

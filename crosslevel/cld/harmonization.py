@@ -39,8 +39,8 @@ class Harmonization(nn.Module):
     takes no memory for each image and works with streams. Until ``warmup_epochs`` are over it only counts; then the
     loss comes in over ``ramp_epochs``.
 
-    The loss is L_GH, times that ramp: L = L_I + λ L_G + weight * L_GH is the loop's to add. `begin_step` tells it the
-    epoch before each step.
+    The module returns L_GH times that ramp; the training loop adds it: L = L_I + λ L_G + weight * L_GH. The loop calls
+    `begin_step` with the epoch before each step.
     """
 
     directions: Tensor
@@ -69,8 +69,8 @@ class Harmonization(nn.Module):
             temperature: T of the predictions; 0.1 in the paper.
             sharpness: λ of the surrogate labels; 20 in the paper.
             iterations: of Sinkhorn's scaling; 300 in the paper.
-            update_epochs: epochs after which the categories' shares are those of the images seen since; 20 of 1,000 in
-                the paper, a fiftieth of the run, but at least 1, unless given.
+            update_epochs: epochs between two updates of the categories' shares, which are those of the images seen in
+                between; 20 of 1,000 in the paper, a fiftieth of the run, but at least 1, unless given.
             warmup_epochs: epochs without the loss; 500 of 1,000 in the authors' code for CIFAR-100, half of the run
                 unless given.
             ramp_epochs: epochs in which the loss comes in after that; 10 of 1,000 in the authors' code, a hundredth of
@@ -103,7 +103,7 @@ class Harmonization(nn.Module):
 
     @torch.no_grad()
     def begin_step(self, epoch: float | Tensor) -> None:
-        """How much the loss counts, and whether a span of counting is over."""
+        """Set the factor of the loss, and update the shares when a span of counting is over."""
         ramp = RAMP if self.ramp_epochs is None else self.ramp_epochs
         done = (epoch - (self.warmup_epochs or 0.0)) / max(ramp, 1e-9)
         self.ramp = done.clamp(0.0, 1.0) if isinstance(done, Tensor) else min(1.0, max(0.0, done))
@@ -120,7 +120,7 @@ class Harmonization(nn.Module):
         with torch.autocast(z_a.device.type, enabled=False):
             t = self.similarities(torch.stack([z_a, z_b]))
             gathered = gather(t.detach().transpose(0, 1)).transpose(0, 1)
-            # A category that no image was counted for has no share: at 0 no scaling would reach it.
+            # A category without images gets the share `EMPTY`: Sinkhorn's scaling cannot reach a share of 0.
             shares = self.shares.clamp(min=EMPTY)
             labels = sinkhorn(gathered, 1 / self.sharpness, self.iterations, shares / shares.sum())
             local_labels = labels[:, rank() * len(z_a) :][:, : len(z_a)]
@@ -130,7 +130,7 @@ class Harmonization(nn.Module):
         return self.ramp * loss
 
     def similarities(self, z: Float[Tensor, "*V B d"]) -> Float[Tensor, "*V B K"]:
-        """t, of unit length."""
+        """The similarities t of each feature to the categories, at unit length."""
         return F.normalize(z @ self.directions.to(z.dtype).T, dim=-1)
 
     @torch.no_grad()
@@ -140,20 +140,20 @@ class Harmonization(nn.Module):
         self.counted.add_(nearest.sum(0))
 
 
-UPDATE, RAMP = 20.0, 10.0  # epochs, the paper's, where no run tells how long it is
+UPDATE, RAMP = 20.0, 10.0  # epochs, as in the paper, where the length of the run is unknown
 EMPTY = 1e-6  # the share of a category without images, beside those that have some
 
 
 def simplex(categories: int, features: int) -> Float[Tensor, "K d"]:
     """K unit vectors whose cosines are all -1 / (K - 1), the least that is possible for all pairs: K <= d + 1.
 
-    The same for the same sizes; which way they point means nothing to features that are learned.
+    The same sizes give the same vectors. Their orientation is arbitrary, as the features are learned.
     """
-    draws = seeded(0)
+    generator = seeded(0)
     centred = torch.eye(categories, dtype=torch.float64) - 1 / categories
     # The corners' differences span K - 1 dimensions; a random rotation spreads them over all features.
     values, vectors = torch.linalg.eigh(centred)
     corners = vectors[:, 1:] * values[1:].sqrt()
-    turned = torch.linalg.qr(torch.randn(features, categories - 1, generator=draws, dtype=torch.float64)).Q
+    turned = torch.linalg.qr(torch.randn(features, categories - 1, generator=generator, dtype=torch.float64)).Q
     directions: Tensor = corners @ turned.T * math.sqrt(categories / (categories - 1))
     return directions.float()

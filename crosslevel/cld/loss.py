@@ -48,9 +48,9 @@ class CrossLevel(nn.Module):
         cld = crosslevel.CrossLevel(in_features=512, groups=128, temperature=0.2)
         loss = instance_loss + cld.weight * cld(h_a, h_b)
 
-    The loss is L_G itself: L = L_I + weight * L_G is the loop's to add, as `crosslevel train` does.
+    The module returns L_G itself; the training loop adds it, as `crosslevel train` does: L = L_I + weight * L_G.
 
-    ``last`` holds what the last step saw (`StepStats`); None before the first.
+    ``last`` holds the groups of the last step (`StepStats`); None before the first.
     """
 
     def __init__(
@@ -88,9 +88,9 @@ class CrossLevel(nn.Module):
             init: first centroids of k-means: first, random or kmeans++.
             normalize_centroids: false gives the authors' code's plain means.
             gather: group the batches of all ranks of a distributed run together.
-            on: own, as published, derives the group features from the shared ones by a head of their own; instance, an
-                ablation, by a head on the instance features; shared, another one, takes the instance features
-                themselves. It is `crosslevel train` that connects them.
+            on: where the group features come from. own, as published: a head of their own on the shared features.
+                instance, an ablation: a head on the instance features. shared, another ablation: the instance features
+                themselves. `crosslevel train` makes the connection.
             temperature_max: where a cosine schedule of T begins, from there to ``temperature`` and back (Kukleva et al.
                 2023); constant unless given. Another loop calls `begin_step` with its epoch before each step.
             temperature_period: epochs of the schedule's period; a fifth of the run unless given.
@@ -143,7 +143,7 @@ class CrossLevel(nn.Module):
             logits = (z @ groups.centroids.flip(0).mT / self.schedule.value).masked_fill(
                 (groups.sizes == 0).flip(0).unsqueeze(1), -torch.inf
             )
-            # Each view's images are to find their groups of the other view.
+            # The targets of each view's images are their groups in the other view.
             targets = self._assignment_of_rank(groups).flip(0).flatten()
             loss = F.cross_entropy(logits.flatten(0, 1), targets)
         with torch.no_grad():

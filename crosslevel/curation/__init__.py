@@ -1,1 +1,1 @@
-"""What of a collection to keep or to label, without labels."""
+"""Which images of a collection to keep or to label, chosen without labels."""

@@ -17,16 +17,16 @@ from torch import Tensor
 from crosslevel.metrics.nearest import nearest
 from crosslevel.utils.rng import seeded
 
-How = Literal["balanced", "typical", "diverse", "covering", "random"]
+Strategy = Literal["balanced", "typical", "diverse", "covering", "random"]
 
-FEW = 20_000  # features whose k-means takes all of them in every step
-CLUSTERS, A_LEVEL, TOP = 4096, 8, 8  # the most; how many of one level to one of the next; the fewest at the top
+FEW = 20_000  # up to this many features, each step of k-means uses all of them
+CLUSTERS, A_LEVEL, TOP = 4096, 8, 8  # most at the lowest level; per cluster of the next; fewest at the top
 RESAMPLED = 2  # times that k-means is repeated on the same number from each cluster (Vo et al. 2024, sec. 3.3)
 REGIONS, CLOSE, SCATTERED = 500, 20, 5  # of `typical`: most clusters, neighbours, sizes left out (Hacohen et al. 2022)
 COVERED = 4096  # features that are to have a chosen one near
 
 
-def choose(features: Float[Tensor, "N D"], n: int, how: How = "balanced", seed: int = 0) -> Int64[Tensor, " n"]:
+def choose(features: Float[Tensor, "N D"], n: int, how: Strategy = "balanced", seed: int = 0) -> Int64[Tensor, " n"]:
     """``n`` of the features, in the order that they were chosen.
 
     - balanced: hierarchical k-means, and the same share from each branch (Vo et al. 2024, arXiv 2405.15613).
@@ -40,8 +40,8 @@ def choose(features: Float[Tensor, "N D"], n: int, how: How = "balanced", seed: 
     Args:
         features: of any length; their directions count.
         n: how many; all where there are no more.
-        how: which of these.
-        seed: of all draws.
+        how: one of these strategies.
+        seed: of the random numbers.
 
     """
     unit, generator = F.normalize(features, dim=1), seeded(seed)
@@ -58,7 +58,7 @@ def choose(features: Float[Tensor, "N D"], n: int, how: How = "balanced", seed: 
 
 
 def farthest_first(unit: Float[Tensor, "N D"], n: int) -> Int64[Tensor, " n"]:
-    """Begin in the middle, and take again and again what is farthest from all that was taken."""
+    """Start with the feature nearest the mean, then repeatedly add the one farthest from all those chosen."""
     indices = [int((unit @ unit.mean(0)).argmax())]
     nearest = unit @ unit[indices[0]]
     while len(indices) < n:
@@ -120,9 +120,9 @@ def balanced(unit: Float[Tensor, "N D"], n: int, generator: torch.Generator) -> 
 
 
 def hierarchy(unit: Float[Tensor, "N D"], n: int, generator: torch.Generator) -> list[Int64[Tensor, " k"]]:
-    """Clusters of features, clusters of these clusters' centres, and so on: of each level the cluster of each point.
+    """Cluster the features, then the clusters' centres, and so on; return the cluster of each point for each level.
 
-    The lowest has at least twice as many clusters as are chosen, where there are so many features.
+    The lowest level has at least twice as many clusters as features to choose, if there are enough features.
     """
     lowest = min(CLUSTERS, max(len(unit) // A_LEVEL, min(2 * n, len(unit) // 2)), len(unit))
     points, levels, count = unit, [], max(1, lowest)
@@ -135,7 +135,7 @@ def hierarchy(unit: Float[Tensor, "N D"], n: int, generator: torch.Generator) ->
 
 
 def even_shares(sizes: Int64[Tensor, " k"], n: int) -> Int64[Tensor, " k"]:
-    """``n`` divided as evenly as the sizes allow: nobody gets more than it has; the larger ones get what is left."""
+    """``n`` divided as evenly as the sizes allow: no share exceeds its size; the larger ones get the remainder."""
     shares = torch.zeros_like(sizes)
     n = min(n, int(sizes.sum()))
     while n:
@@ -178,7 +178,7 @@ def _sampled(
 def _of_leaf(
     unit: Float[Tensor, "N D"], cluster_rows: Int64[Tensor, " M"], n: int, generator: torch.Generator
 ) -> Int64[Tensor, " n"]:
-    """The one in the middle, and random ones."""
+    """The feature in the middle of a lowest cluster, and random others of it."""
     middle = int((unit[cluster_rows] @ unit[cluster_rows].mean(0)).argmax())
     remaining = torch.cat([cluster_rows[:middle], cluster_rows[middle + 1 :]])
     sampled = remaining[torch.randperm(len(remaining), generator=generator)[: n - 1]]

@@ -1,4 +1,4 @@
-"""``crosslevel curate``: what of a collection to keep, or to label, without labels."""
+"""``crosslevel curate``: choose the images of a collection to keep or to label, without labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from crosslevel.curation.choose import How, choose
+from crosslevel.curation.choose import Strategy, choose
 from crosslevel.curation.findings import Findings, findings_of
 from crosslevel.curation.page import write_page
 from crosslevel.data.bad_files import escaped
@@ -39,7 +39,7 @@ class Curated(NamedTuple):
 def curate(
     table: str,
     n: int | None = None,
-    how: How = "balanced",
+    how: Strategy = "balanced",
     images: str | None = None,
     outliers: Literal["drop", "keep"] = "drop",
     duplicates: Literal["drop", "keep"] = "drop",
@@ -50,10 +50,10 @@ def curate(
     data_root: str | None = None,
     quiet: bool = False,
 ) -> Curated:
-    """Choose what to keep or to label, without labels: no copies, nothing broken, and n images that stand for the rest.
+    """Choose what to keep or to label, without labels: no copies, nothing broken, and n images that represent the rest.
 
-    Of near-duplicates one stays. Images that look broken, and those that lie alone, are listed. Of what is left n are
-    chosen.
+    One image of each set of near-duplicates stays. Images that look broken and images unlike all others are listed.
+    Then n of the rest are chosen.
 
     Args:
         table: a table that `crosslevel embed` wrote; with --thumbnails 96, broken pictures are found too. Or the folder
@@ -77,7 +77,7 @@ def curate(
         quiet: print nothing.
 
     Returns:
-        the chosen paths, and of each other one why it was left out.
+        the chosen paths, and for each other path the reason why it was left out.
     """
     console, file = printer(quiet), None if output is None else _file(output, table)
     runtime = Runtime(devices.choose(device, "fp32"))
@@ -140,7 +140,7 @@ def _file(output: str, table: str) -> Path:
 
 
 def _left_out(table: FeatureTable, findings: Findings, alone: bool, copies: bool) -> dict[int, str]:
-    """Why rows are not chosen among: broken counts before copy, copy before outlier."""
+    """The reason why each excluded row cannot be chosen: broken takes precedence over copy, copy over outlier."""
     reasons = (
         {row: f"outlier: {distance:.3f} from its nearest" for row, distance in findings.alone.items()} if alone else {}
     )

@@ -18,19 +18,19 @@ from crosslevel.metrics.nearest import CROWD, Neighbours, mutual_pairs, nearest
 from crosslevel.metrics.outliers import outliers
 from crosslevel.utils.rng import seeded
 
-NEIGHBOURS = 6  # of which both of a pair have to name the other
-RARE = 0.999  # of random pairs, so many are farther apart than near-duplicates
-PAIRS = 200_000  # random ones, that say what is rare
+NEIGHBOURS = 6  # nearest neighbours; the two of a pair must be among each other's
+RARE = 0.999  # share of random pairs that are farther apart than near-duplicates
+PAIRS = 200_000  # random pairs, which show which cosines are rare
 
 
 @dataclass
 class Findings:
     """Near-duplicates, broken pictures and outliers among N rows.
 
-    ``near`` are each row's nearest ones, itself among them. ``sets`` numbers the sets of near-duplicates, -1 for a row
-    that has none; ``representatives`` has the one row of a set to keep.
-    ``broken`` says why a picture is no use; ``alone`` are outliers, by distance to the nearest, farthest first.
-    ``has_pictures``: whether pictures were there to look at.
+    ``near`` has the nearest rows of each row, itself included. ``sets`` numbers the sets of near-duplicates, -1 for a
+    row in no set; ``representatives`` has the row of each set to keep. ``broken`` has the reason for each picture that
+    is of no use; ``alone`` has the outliers, by distance to the nearest rows, farthest first. ``has_pictures``: whether
+    any pictures were available.
     """
 
     sets: Int64[Tensor, " N"]
@@ -41,7 +41,7 @@ class Findings:
     has_pictures: bool = False
 
     def copies(self) -> dict[int, int]:
-        """The rows that another one stands for, and that one."""
+        """Each row that is a copy, and the row that is kept in its place."""
         numbers = enumerate(self.sets.tolist())
         return {
             row: self.representatives[number]
@@ -59,17 +59,17 @@ def findings_of(
 ) -> Findings:
     """Near-duplicates, broken pictures and outliers.
 
-    Near-duplicates are told by their pictures, as `crosslevel inspect` tells them (`duplicate_pairs`): every thumbnail
-    of the table is looked at; of images that are files only those whose features are among each other's nearest, with a
-    cosine that one in a thousand random pairs exceeds, since all would take as long as decoding the collection. Where
-    there are no pictures at all, the features alone tell. Of a set the row in its middle is kept.
+    Near-duplicates are recognized by their pictures, as in `crosslevel inspect` (`duplicate_pairs`). All thumbnails of
+    the table are compared. Image files are compared only if their features are among each other's nearest and have a
+    cosine that one in a thousand random pairs exceeds: comparing all would take as long as decoding the collection.
+    Without any pictures, the features alone decide. The row in the middle of each set is kept.
 
     Args:
         features: of any length.
         pictures: of the rows.
         threshold: the cosine from which on two rows without thumbnails can be near-duplicates; estimated unless given.
-        rows: of which rows of the table the features are; all of them unless given.
-        progress: told how many of how many pictures have been looked at.
+        rows: the rows of the table that the features belong to; all of them unless given.
+        progress: called with the pictures compared so far, and their total.
 
     """
     unit = F.normalize(features, dim=1)
@@ -106,7 +106,7 @@ def rare_cosine(unit: Float[Tensor, "N D"]) -> float:
 
 
 def broken(picture: UInt8[Tensor, "3 32 32"]) -> str:
-    """Why a picture is no use; nothing for one that is not broken."""
+    """The reason why each broken picture is of no use; others have no entry."""
     x = picture.float()
     deviation = float(x.flatten(1).std(1).max())
     if deviation < 2:
@@ -120,7 +120,7 @@ def broken(picture: UInt8[Tensor, "3 32 32"]) -> str:
 def _small(
     pictures: Pictures, rows: Int64[Tensor, " M"], progress: Callable[[int, int], None] | None
 ) -> tuple[UInt8[Tensor, "M 3 32 32"], Tensor]:
-    """Pictures of one small size, and of which rows there are any; where there is none it is noise."""
+    """Pictures of one small size, and which rows have one; noise stands in for a missing picture."""
     small = torch.randint(256, (len(rows), 3, SIDE, SIDE), dtype=torch.uint8, generator=seeded(0))
     available = torch.zeros(len(rows), dtype=torch.bool)
     for i, row in enumerate(rows.tolist()):
@@ -133,7 +133,7 @@ def _small(
 
 
 def _sets(result: Findings, unit: Float[Tensor, "N D"], pairs: Int64[Tensor, "P 2"]) -> None:
-    """Number the sets that pairs hang together in, and keep of each the row in its middle."""
+    """Number the sets that pairs connect, and find the row in the middle of each, which is kept."""
     if not len(pairs):
         return
     owner = tracks(len(unit), pairs)

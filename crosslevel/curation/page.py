@@ -25,7 +25,7 @@ def write_page(
     how: str | None,
     pictures: Pictures,
 ) -> Path:
-    """Write the page and return it; ``how`` is None where all that is left was taken."""
+    """Write the page and return it; ``how`` is None if all the remaining images were taken."""
     counts: list[list[report.Cell]] = [
         ["images", table.rows, ""],
         ["near-duplicates", len(findings.copies()), f"in {len(findings.representatives):,} sets; one of each is kept"],
@@ -96,7 +96,7 @@ def _rows(
 def _row(
     table: FeatureTable, pictures: Pictures, rows: Sequence[int], caption: str, marks: Sequence[str] | None = None
 ) -> report.ImageRow | None:
-    """The pictures that there are; None where there are none."""
+    """The available pictures; None if there are none."""
     captions = marks or ["keep" if i == 0 else "" for i in range(len(rows))]
     entries = [
         (pictures[row], mark, (table.paths[row], pictures.file(row))) for row, mark in zip(rows, captions, strict=True)

@@ -11,7 +11,7 @@ from crosslevel.utils.files import write
 
 
 class BadFiles:
-    """The images, and the shards and videos, that could not be read, each once, with the reason."""
+    """The images, shards and videos that could not be read: each once, with the reason."""
 
     def __init__(self) -> None:
         self.reasons: dict[str, str] = {}
@@ -29,7 +29,7 @@ class BadFiles:
         self._holders.update(holders)
 
     def __len__(self) -> int:
-        """How many different images and files of several could not be read."""
+        """The number of images, and of files of several images, that could not be read."""
         return len(self.reasons)
 
     def __contains__(self, path: str) -> bool:

@@ -1,7 +1,7 @@
-"""Work for the machines of a Ray cluster: a worker on each GPU, or else each core, of which any may be lost.
+"""Work on the machines of a Ray cluster: one worker for each GPU, or else for each core; any of them may be lost.
 
-Workers open sources themselves, by texts that mean the same on every machine. What is asked of a lost one is asked of
-another. Results come in order, and no more are asked for than a few ahead: memory does not grow with their number.
+Workers open sources themselves, by texts that mean the same on every machine. The keys of a lost worker go to another
+one. Results come in order, and only a few are computed ahead, so that memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from crosslevel.utils.errors import CrosslevelError, MachineError, MissingExtra,
 Engine = Literal["local", "ray"]
 Job = Callable[[Any], Any]
 Result = TypeVar("Result")
-_IN_FLIGHT, _AHEAD = 2, 8  # what a worker is asked at a time, and how far results may be ahead, for each worker
-_TRIES = 4  # of one key, of which each but the last ended with its worker
-_SPARE = 4  # workers asked for beyond the room there is: a cluster that grows sees by them that it should
-_ROUND = 2.0  # seconds from one look at the room there is to the next
-_PATIENCE, _START = 10.0, 60.0  # seconds without any worker, after which that is said: where there is no room, and some
+_IN_FLIGHT, _AHEAD = 2, 8  # keys that a worker has at a time, and results that may be ahead for each worker
+_TRIES = 4  # attempts at one key, if its workers are lost one after another
+_SPARE = 4  # workers requested beyond the cluster's free room: they make an autoscaling cluster grow
+_ROUND = 2.0  # seconds between two checks of the free room
+_PATIENCE, _START = 10.0, 60.0  # seconds without any worker before a message says so: without free room, and with some
 
 
 class Opened(NamedTuple):
-    """A source that other machines open as well: what they need for it, what it is, and which of its images count."""
+    """A source that other machines open too: how they open it, what it must be, and which of its images are used."""
 
     images: str
     data_root: str | None
@@ -61,7 +61,7 @@ class Opened(NamedTuple):
         """Open it on another machine.
 
         Raises:
-            UserError: there it is another one.
+            UserError: the source is a different one there.
 
         """
         source = open_images(self.images, data_root=self.data_root, crops=self.crops)
@@ -93,7 +93,7 @@ def ray_for(purpose: str) -> Any:
 
 
 def ready(engine: Engine, workers: int | None) -> None:
-    """Refuse, before anything is begun, what cannot be done by the cores of a cluster.
+    """Refuse settings that do not work on the cores of a cluster, before anything starts.
 
     Raises:
         MissingExtra: Ray is not installed.
@@ -112,10 +112,10 @@ def alone(workers: int | None) -> None:
 
 
 def on_gpus(ray: Any, device: Device) -> bool:
-    """Whether the cluster works on GPUs: where it is asked to, on those that it has or will have.
+    """Whether the cluster's GPUs do the work: if requested, those that it has or will have.
 
     Raises:
-        UserError: it is to be chosen, and no machine is there yet.
+        UserError: the device is to be chosen automatically, and the cluster has no machine yet.
 
     """
     if device != "auto":
@@ -146,7 +146,7 @@ def by_workers(make: Callable[[], Job], keys: Sequence[Any], purpose: str, on_gp
 
     Raises:
         MachineError: a key ended all workers that it was given to, or the cluster cannot go on.
-        CrosslevelError: what a job had to say.
+        CrosslevelError: the error of a job.
 
     """
     if keys:
@@ -180,7 +180,7 @@ class _Workers:
                     yield done.pop(next_index)
                     next_index += 1
         finally:
-            # Those first that wait for room: none of them is to begin in a place that is given up here.
+            # First the workers that wait for room: none of them should start in the room that is freed here.
             for worker in sorted(self.all, key=self.ready.__contains__):
                 self.ray.kill(worker)
 
@@ -232,7 +232,7 @@ class _Workers:
             done[number] = result
 
     def _lose(self, number: int | None, worker: Any, error: Exception) -> None:
-        """A worker is gone, or what it made: what it was asked is asked again."""
+        """Queue the keys of a worker again, after it or its results were lost."""
         for workers in (self.all, self.ready):
             if worker in workers:
                 workers.remove(worker)

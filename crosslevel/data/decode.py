@@ -21,7 +21,7 @@ from crosslevel.data.decoding.complaints import Complaints, heard
 from crosslevel.data.decoding.formats import HEAD, format_of, readable
 from crosslevel.data.decoding.jpeg import JpegHeader, decoded_jpeg, jpeg_header, needed_for_jpeg
 from crosslevel.data.decoding.jpeg2000 import reduced
-from crosslevel.data.decoding.memory import budget, check, check_size, halvings, held_to, needed, room, too_many_bytes
+from crosslevel.data.decoding.memory import budget, check, check_size, halvings, limit_to, needed, room, too_many_bytes
 from crosslevel.data.decoding.pillow import is_turned, noted_warnings, upright
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.decoding.sizes import part_bytes, size_ahead
@@ -64,7 +64,7 @@ def read_image(
 
 
 def _unblocked(file: str, flags: int) -> int:
-    """Opening a pipe that nobody writes to would wait for ever."""
+    """Open a file without blocking: opening a pipe that has no writer would wait for ever."""
     return os.open(file, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -78,17 +78,17 @@ def decode(
 ) -> UInt8[Tensor, "C H W"]:
     """Decode an encoded image to RGB, upright (EXIF), transparency on white, 16 bits scaled to 8.
 
-    C is 3, or what ``reading.channels`` says: 1 is brightness, 4 has the transparency beside the colours; with another
-    number, or a ``reading.range``, arrays (.npy) and the bands of TIFF are images too.
+    C is 3, or ``reading.channels``: 1 is brightness, 4 is colours and transparency. With another number, or a
+    ``reading.range``, arrays (.npy) and the bands of TIFF count as images too.
 
-    All of `formats.PILLOW`, and HEIC and JPEG XL with their packages, told by content and not by name; of several
-    frames or pages the one that ``page`` counts from 0. In memory the three values of a pixel lie together, as decoders
-    write them and crops are fastest, unless EXIF turns it.
+    Reads all of `formats.PILLOW`, and HEIC and JPEG XL if their packages are installed. The content, not the name,
+    decides the format. ``page`` selects one of several frames or pages, counted from 0. In memory the three values of a
+    pixel lie together, unless EXIF turns the image: decoders write them so, and crops are fastest so.
 
-    An image that has crashed a process is not decoded again: the one at ``location`` (a file), or of this ``path``.
+    An image that has crashed a process is not decoded again; it is recognized by ``location`` (a file) or ``path``.
 
-    What decoders say of damage is never printed: the image is bad, or with ``reading.damaged`` "keep" it is kept as far
-    as it goes, with a warning that names it.
+    Decoders' messages about damage are never printed. The image counts as bad; with ``reading.damaged`` "keep" its
+    intact part is used, with a warning that names it.
 
     Raises:
         BadImage: empty, broken, truncated, not an image, or more than ``max_pixels``; named ``path``.
@@ -101,18 +101,18 @@ def decode(
         raise BadImage(path, trace.refused[location])
     trace.begin(location)
     try:
-        return _decoded_or_kept(data, path, max_pixels, reading, page)
+        return _decoded_or_refused(data, path, max_pixels, reading, page)
     finally:
         trace.end()
 
 
-def _decoded_or_kept(
+def _decoded_or_refused(
     data: bytearray, path: str, max_pixels: int, reading: Reading, page: int
 ) -> UInt8[Tensor, "C H W"]:
     keep = reading.damaged == "keep"
     image, complaint = _heard(data, path, max_pixels, reading, page)
     if complaint:
-        # What another thread of this process said would be taken for this image's.
+        # Messages of another thread of this process would be attributed to this image.
         image, complaint = _heard(data, path, max_pixels, reading, page)
     if complaint and not keep:
         raise BadImage(path, f"damaged: {complaint}")
@@ -124,7 +124,7 @@ def _decoded_or_kept(
 def _heard(
     data: bytearray, path: str, max_pixels: int, reading: Reading, page: int
 ) -> tuple[UInt8[Tensor, "C H W"], str]:
-    """The image, and what its decoder said of damage; empty if nothing.
+    """The image, and its decoder's message about damage; empty if there is none.
 
     Raises:
         BadImage: as from `decode`.
@@ -181,14 +181,14 @@ def _decode_jpeg(data: bytearray, max_pixels: int, keep: bool, complaints: Compl
     heard_first = header.huffman and header.components in (1, 3, 4) and need <= budget()
     if heard_first:
         with room(need):
-            decoded_jpeg(data)  # for what libjpeg says of damage: Pillow does not pass it on
+            decoded_jpeg(data)  # captures libjpeg's messages about damage, which Pillow does not pass on
     if smaller:
         return _decode_smaller(data, header, complaints)
     return _decode_pillow(data, max_pixels, complaints, in_use=need if heard_first else 0)
 
 
 def _decode_smaller(data: bytearray, header: JpegHeader, complaints: Complaints) -> Tensor:
-    """A JPEG at a half, a quarter or an eighth of its size, which libjpeg makes without the whole."""
+    """A JPEG at a half, a quarter or an eighth of its size; libjpeg does not decode the full size for it."""
     size = header.width, header.height
     for scale in (2, 4, 8):
         pixels = size[0] * size[1] // scale**2
@@ -230,7 +230,7 @@ def _damage_of_png(data: bytearray, max_pixels: int) -> str:
 def _decode_pillow(
     data: bytearray, max_pixels: int, complaints: Complaints, page: int = 0, in_use: int = 0, reading: Reading = USUAL
 ) -> Tensor:
-    """``in_use``: bytes that were taken for the image before, and that the C library may not have given back."""
+    """Decode with Pillow; ``in_use``: bytes allocated for this image before, which the C library may still hold."""
     formats, format = readable(data), format_of(data[:HEAD]) or "image"
     ahead = size_ahead(format, data)
     if format == "WEBP" and ahead and needed(format, ahead, len(data), True) > budget():
@@ -241,13 +241,13 @@ def _decode_pillow(
         if ahead is not None:
             check_size(*ahead, max_pixels)
             _check_memory(format, ahead, len(data), False)
-            need = needed(format, ahead, len(data), True)  # whether it is turned, nobody knows yet
+            need = needed(format, ahead, len(data), True)  # whether EXIF turns it is not known yet
             stack.enter_context(room(min(need + in_use, budget())))
-            stack.enter_context(held_to(need, format))
+            stack.enter_context(limit_to(need, format))
         stack.enter_context(noted_warnings(complaints))
         opened = stack.enter_context(Image.open(io.BytesIO(data), formats=formats))
         check_size(*opened.size, max_pixels)
-        seekable = page and opened.format == "TIFF"  # of these another one is found without decoding those before
+        seekable = page and opened.format == "TIFF"  # formats that find a page without decoding those before
         if seekable:
             opened.seek(page)
             check_size(*opened.size, max_pixels)
@@ -258,19 +258,19 @@ def _decode_pillow(
             need = _check_memory(format, opened.size, len(data), turned, part_bytes(opened))
         if ahead is None:
             stack.enter_context(room(min(need + in_use, budget())))
-            stack.enter_context(held_to(need, format))
+            stack.enter_context(limit_to(need, format))
         if page and not seekable:
             opened.seek(page)
             check_size(*opened.size, max_pixels)
             _check_memory(format, opened.size, len(data), is_turned(opened))
         opened.load()
         image = upright(opened, reading)
-        opened.close()  # what it holds is free before another process takes its own
+        opened.close()  # its memory is free before another process allocates
         return image
 
 
 def _decode_large_webp(data: bytearray) -> Tensor | None:
-    """A still WebP at the largest part of its size that there is memory for; None of others."""
+    """A still WebP, decoded at the largest fraction of its size that fits into memory; None for other images."""
     header = still_webp(data)
     if header is None:
         return None
@@ -279,12 +279,12 @@ def _decode_large_webp(data: bytearray) -> Tensor | None:
         if need <= budget() and halvings(header.size[0] * header.size[1] // scale**2) == 1:
             break
     check(need, header.size, "WEBP")
-    with room(need), held_to(need, "WEBP"):
+    with room(need), limit_to(need, "WEBP"):
         return upright(scaled_webp(data, header, scale))
 
 
 def _may_be_turned(opened: Image.Image, data: bytearray) -> bool:
-    """Whether EXIF may say that an image lies on its side; to look in a PNG, Pillow would decode it before its turn."""
+    """Whether EXIF may turn an image on its side; assumed for a PNG, which Pillow would have to decode to find out."""
     return b"eXIf" in data or b"rientation" in data if opened.format == "PNG" else is_turned(opened)
 
 
@@ -292,7 +292,7 @@ def _check_memory(format: str, size: tuple[int, int], encoded: int, turned: bool
     """The bytes that an image takes to decode.
 
     Raises:
-        _Defect: too many.
+        _Defect: it takes too many.
 
     """
     need = needed(format, size, encoded, turned, part)
@@ -301,16 +301,16 @@ def _check_memory(format: str, size: tuple[int, int], encoded: int, turned: bool
 
 
 def count_pages(file: str) -> int:
-    """How many frames or pages an image file has; 1 where it cannot be read, which decoding it will tell."""
+    """How many frames or pages an image file has; 1 if it cannot be read (decoding it will raise the error)."""
     try:
         with heard(), noted_warnings(Complaints()), open(file, "rb", opener=_unblocked) as stream:
             head = stream.read(HEAD)
             format = format_of(head)
-            if format is None or format == "JPEG":  # of a JPEG, more pages are previews
+            if format is None or format == "JPEG":  # further pages of a JPEG are previews
                 return 1
             if format == "DICOM":
                 return min(MOST_PAGES, count_frames(head + stream.read(budget() // 2)))
-            # Only a JPEG XL's size may stand further back, behind what a camera says.
+            # Only in a JPEG XL may the size come later, after the camera's metadata.
             size = size_ahead(format, head + stream.read(budget() // 2) if format == "JXL" else head)
             if size is not None:
                 _check_memory(format, size, os.fstat(stream.fileno()).st_size, False)
@@ -322,9 +322,9 @@ def count_pages(file: str) -> int:
 
 
 def from_pillow(image: Image.Image, reading: Reading = USUAL) -> UInt8[Tensor, "C H W"]:
-    """An image that is open already as RGB: upright (EXIF), transparency on white, 16 bits scaled to 8.
+    """Convert an image that Pillow has opened to RGB: upright (EXIF), transparency on white, 16 bits scaled to 8.
 
-    Other channels than these three as ``reading`` says.
+    ``reading`` may set other channels than these three.
 
     Raises:
         BadImage: pixels that have no agreed range, or none that can be decoded.
@@ -341,7 +341,7 @@ def _reason(error: Exception, messages: str = "") -> str:
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
     text = str(error).strip().split("\n")[0]
-    # torchvision begins with the place in its own source.
+    # torchvision's messages begin with a location in its source.
     text = text.rsplit(": ", 1)[-1] if ".cpp" in text else text
     text = f"{text} ({messages})" if messages and messages not in text else text
     if "truncated" in text.lower() or "incomplete" in text.lower():

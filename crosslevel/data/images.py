@@ -19,7 +19,7 @@ from crosslevel.utils.errors import UserError
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """N images as uint8 (C, H, W), with labels only where the source has them; C is 3 unless ``reading`` says else.
+    """N images as uint8 (C, H, W), with labels only where the source has them; C is 3 unless ``reading`` sets it.
 
     - ``name``: the source as the user wrote it.
     - ``paths[i]``: the name of image i, relative to the source.
@@ -29,7 +29,7 @@ class Images(Dataset[tuple[Tensor, int]]):
       group; they cover all images in order. None if every order is equally fast.
     - ``left_out``: files that were damaged when the source was opened, and why; some or all of their images are
       missing.
-    - ``reading``: how its images are decoded; ``decodes`` is False where they are no encoded images of files.
+    - ``reading``: how the images are decoded; ``decodes`` is False if the images are not encoded.
     - ``watch``: whether the source has changed since it was opened; None if that cannot be known.
     """
 
@@ -63,7 +63,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         raise NotImplementedError
 
     def identity(self) -> str:
-        """Changes when an image, its label or the order does; the same wherever the source lies."""
+        """Changes when an image, its label or the order does; it does not depend on where the source lies."""
         digest = hashlib.sha256(self.reading.text.encode())
         for column in (self.labels, self.tracks):
             digest.update(b"-" if column is None else column.numpy().tobytes())
@@ -73,7 +73,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         return digest.hexdigest()
 
     def bad_files(self) -> BadFiles:
-        """A new list of what cannot be read: it begins with what is left out."""
+        """A new list of unreadable files, which begins with those in ``left_out``."""
         bad = BadFiles()
         bad.leave_out(self.left_out)
         return bad
@@ -84,10 +84,10 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 class ImageView(Images):
-    """The images ``index`` of another source in that order, or all of them, with what is known of that source.
+    """The images ``index`` of another source in that order, or all of them, with that source's attributes.
 
-    Everything that `Images` have is carried over here, and nowhere else; whoever makes a view then changes only what
-    differs. ``paths`` are the source's own unless given.
+    All attributes of `Images` are carried over here, and nowhere else; the caller then changes only those that differ.
+    ``paths`` are the source's own unless given.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ImageView(Images):
 
     @property
     def channels(self) -> int:
-        """C, those of the source."""
+        """C, the channels of the source."""
         return self.images.channels
 
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "C H W"], int]:
@@ -113,12 +113,12 @@ class ImageView(Images):
         return image, -1 if self.labels is None else int(self.labels[i])
 
     def content(self) -> Iterable[bytes | memoryview]:
-        """The source's identity, and which of its images."""
+        """The source's identity, and the indices of the selected images."""
         return [self.images.identity().encode(), b"" if self.index is None else self.index.numpy().tobytes()]
 
 
 def _carry(images: Images, to: Images, index: Int64[Tensor, " M"] | None = None) -> None:
-    """Copy a source's attributes, for the images ``index`` or for all: all but paths, blocks and reading."""
+    """Copy a source's attributes except paths, blocks and reading, for the images ``index`` or for all."""
     to.name, to.classes, to.left_out, to.watch = images.name, images.classes, images.left_out, images.watch
     columns = (images.labels, images.tracks)
     to.labels, to.tracks = (c if c is None or index is None else c[index] for c in columns)
@@ -151,14 +151,14 @@ class InMemoryImages(Images):
 
     @staticmethod
     def of(data: UInt8[Tensor, "N C S S"], images: Images) -> InMemoryImages:
-        """``data`` in place of what ``images`` would read, with all that is known of these."""
+        """Images with the pixels ``data`` and the attributes of ``images``."""
         result = InMemoryImages(data, images.paths, images.labels)
         _carry(images, result)
         return result
 
     @property
     def channels(self) -> int:
-        """C, as the pixels have it."""
+        """C, the channels of the pixels."""
         return int(self.data.shape[1])
 
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "C S S"], int]:
@@ -170,7 +170,7 @@ class InMemoryImages(Images):
         return torch.index_select(self.data, 0, index.to(self.data.device))
 
     def on(self, device: torch.device) -> InMemoryImages:
-        """The same images with their pixels on another device, where batches are then cut out of them.
+        """The same images with their pixels on another device, where batches are then indexed.
 
         Raises:
             SourceError: they are damaged.
@@ -182,7 +182,7 @@ class InMemoryImages(Images):
         return moved
 
     def check(self) -> None:
-        """Before ``data`` is read as a whole: where it lies on a disk, whether it is what was written there.
+        """Check ``data`` before all of it is read: whether data on a disk is still as it was written.
 
         Raises:
             SourceError: it is damaged.

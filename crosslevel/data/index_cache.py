@@ -1,4 +1,4 @@
-"""What was found out about a source, kept for the next time, and lists of paths that fit in memory."""
+"""A cache for the index of a source, and compact lists of paths."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Table = dict[str, Tensor]
 
 
 class Names(Sequence[str]):
-    """N strings that are made when they are asked for: a subclass says how many, and what string i is."""
+    """N strings that are made on demand: a subclass gives their number, and string i."""
 
     def name(self, i: int) -> str:
         """String i, 0 <= i < N."""
@@ -43,7 +43,7 @@ class Names(Sequence[str]):
 
 
 class Paths(Names):
-    """N strings in one tensor of bytes: a million paths take what their letters take, not a Python object each.
+    """N strings in one tensor of bytes: a million paths take the memory of their letters, without a Python object each.
 
     ``text`` holds them one after the other in UTF-8 (file names of other encodings keep their bytes), string i at
     ``ends[i - 1]`` to ``ends[i]``.
@@ -54,7 +54,7 @@ class Paths(Names):
 
     @classmethod
     def of(cls, strings: Iterable[str]) -> Paths:
-        """These strings, read once."""
+        """Store these strings; they are iterated once."""
         text, ends = bytearray(), []
         for string in strings:
             text += string.encode("utf-8", "surrogateescape")
@@ -112,14 +112,14 @@ def remembered(
     """The result of ``make()``, kept in a file of the cache until ``state`` changes.
 
     The cache only saves time: if its file cannot be read, ``make`` runs again; if it cannot be written, nothing is
-    kept.
+    cached.
 
     Args:
-        kind: what is kept, such as ``shard``; a part of the file's name.
-        key: of which source, such as the absolute path of a file.
+        kind: the kind of cached result, such as ``shard``; a part of the file's name.
+        key: identifies the source, such as the absolute path of a file.
         state: changes when the result is no longer valid, such as a file's size and time of change.
         make: computes the result, tensors by name.
-        holds: whether a kept result is still valid, where the state alone cannot tell.
+        holds: whether a cached result is still valid, if the state alone does not show it.
 
     """
     digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
@@ -135,6 +135,6 @@ def remembered(
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(file, table, {"state": name})
-        for leftover in file.parent.glob(f"{file.stem}.*.tmp"):  # by a killed call of a former version
+        for leftover in file.parent.glob(f"{file.stem}.*.tmp"):  # left by a killed call of a former version
             leftover.unlink()
     return table

@@ -72,8 +72,8 @@ def open_images(
     - with ``streams``, tar shards (WebDataset) that are read from beginning to end, without a known number of images:
       an address with ``{000..009}`` or ``*``, such as ``https://host/train-{000..009}.tar``, or ``stream:`` and a path.
 
-    What exists as a path is taken as one, whatever its name. A folder that has images is one of images: its videos are
-    left out, with a warning, unless ``,fps=`` or ``,stride=`` asks for them.
+    An existing path is always taken as a path, whatever its name. A folder that has images counts as one of images: its
+    videos are left out, with a warning, unless ``,fps=`` or ``,stride=`` requests them.
 
     Raises:
         SourceError: there are no images; one line that says what is wrong and what to do.
@@ -97,7 +97,7 @@ def open_images(
 
 
 def _stream_or_copy(source: Source, data_root: str | None, streams: bool) -> Images | ImageStream:
-    """Tar shards as a stream where one will do; else, what lies at an address is copied once."""
+    """Open tar shards as a stream if the caller accepts one; otherwise copy the files at an address once."""
     if streams and (_is_tar(source) or not is_remote(source.path)):
         return ImageStream.open(source)
     if not is_remote(source.path):
@@ -112,7 +112,7 @@ def _is_tar(source: Source) -> bool:
 
 
 def _read_as(images: Images, source: Source) -> Images:
-    """The one place where sources are told how to decode their images."""
+    """Set how a source decodes its images; no other function does."""
     if source.reading == images.reading:
         return images
     if source.reading.channels != images.channels and not images.decodes:
@@ -134,10 +134,10 @@ def _read_as(images: Images, source: Source) -> Images:
 def open_unlabelled(
     source: Source | str | os.PathLike[str], *, data_root: str | None = None, crops: Crops | None = None
 ) -> Images:
-    """`open_images` without labels: they are dropped before any part is taken, those in a file of ``@list`` too.
+    """`open_images` without labels: they are dropped before a part is taken, including those of an ``@list`` file.
 
     Raises:
-        SourceError: as from `open_images`, or a part that is chosen by labels.
+        SourceError: as from `open_images`, or for a part that is selected by labels.
 
     """
     source = parse(source)
@@ -203,7 +203,7 @@ def _open_by_name(source: Source, data_root: str | None) -> Images:
 
 
 def open_class(kind: type[InMemoryImages], source: Source, data_root: str | None = None) -> Images:
-    """The images of a class: its parameters are what ``source`` says of its split, and its ``key=value``.
+    """The images of a data set's class; its parameters are the split and the ``key=value`` options of ``source``.
 
     Raises:
         SourceError: there is no such parameter, its value is of another type, or the class refuses it.

@@ -41,7 +41,7 @@ from crosslevel.utils.locks import LOCK, folder_lock
 from crosslevel.utils.marks import verb
 from crosslevel.utils.processes import keeping
 
-_LOOKED_AT = 32  # images, to estimate the size
+_SAMPLED = 32  # images that are read to estimate the size
 
 
 @verb()
@@ -71,10 +71,10 @@ def pack(
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
-        engine: local decodes on this machine; ray on all of a Ray cluster (RAY_ADDRESS, or this machine), which find
-            the images under the same name; the pack is written here.
+        engine: local decodes on this machine; ray on all machines of a Ray cluster (RAY_ADDRESS, or this machine),
+            which must find the images under the same name; the pack is written here.
         quiet: print nothing.
-        sizes: where parts and shards end; no option.
+        sizes: the sizes of parts and shards; no option.
 
     Returns:
         the folder.
@@ -86,7 +86,7 @@ def pack(
     console, origin = printer(quiet), parse(images)
     stored = StoredFolder(output) if is_remote(output) else None
     folder = Path(output) if stored is None else stored.folder
-    _check_place(folder, origin)
+    _check_output(folder, origin)
     source = open_images(origin, data_root=data_root, crops=crops)
     if source.channels != 3:
         raise UserError(f"{origin.text}: packs have images of 3 channels: give these to train and embed as they are")
@@ -98,7 +98,7 @@ def pack(
         elsewhere = Opened.of(images, data_root, crops, source) if engine == "ray" else None
         _pack(PackWriter(folder, source, metadata, sizes), crops, workers, console, elsewhere)
         if stored is not None:
-            stored.remove(ABOUT)  # a former pack's, which is none any more
+            stored.remove(ABOUT)  # of the former pack, which is about to be replaced
             stored.send()
             say(console, f"sent to {output}; next: crosslevel train {shlex.quote(output)}")
             _make_room(folder)
@@ -106,10 +106,10 @@ def pack(
 
 
 def _is_stored(stored: StoredFolder, metadata: dict[str, Any], crops: Crops | None, console: Console) -> bool:
-    """Whether the object store has this very pack.
+    """Whether the object store has exactly this pack.
 
     Raises:
-        UserError: there is something else at the address.
+        UserError: something else is at the address.
 
     """
     listed = stored.listed()
@@ -133,7 +133,7 @@ def _is_stored(stored: StoredFolder, metadata: dict[str, Any], crops: Crops | No
 
 
 def _make_room(folder: Path) -> None:
-    """Remove what the store has now."""
+    """Remove the store's present content."""
     for file in folder.iterdir():
         if file.name != LOCK:
             file.unlink()
@@ -142,7 +142,7 @@ def _make_room(folder: Path) -> None:
 def _pack(
     writer: PackWriter, crops: Crops | None, workers: int | None, console: Console, elsewhere: Opened | None
 ) -> None:
-    """Write the pack into a folder that is this process's own, or find that it is complete."""
+    """Write the pack into a folder that this process has locked, unless it is complete already."""
     folder, source, metadata, start_time = writer.folder, writer.source, writer.metadata, time.monotonic()
     size, following = metadata["size"], f"next: crosslevel train {shlex.quote(str(folder))}"
     former, reason = _former(folder)
@@ -179,8 +179,8 @@ def _write(writer: PackWriter, pieces: Iterator[Decoded], console: Console) -> N
                 bar.update(task, completed=done)
 
 
-def _check_place(folder: Path, origin: Source) -> None:
-    """Refuse a folder that holds something else, and one inside the source, which would change by being packed."""
+def _check_output(folder: Path, origin: Source) -> None:
+    """Refuse a folder that holds something else, and one inside the source, which packing would change."""
     entries = folder.iterdir() if folder.is_dir() else []
     foreign = [file for file in entries if file.name != LOCK and not is_unfinished(file.name)]
     if foreign and not is_pack(str(folder)):
@@ -193,7 +193,7 @@ def _check_place(folder: Path, origin: Source) -> None:
 
 
 def _check_watched(folder: Path, source: Images) -> None:
-    """Refuse a place in a folder that the pack looks at later: it would take itself for a change."""
+    """Refuse a folder inside one that the pack watches for changes: the pack itself would count as a change."""
     watch = source.watch
     if watch is None:
         return
@@ -211,7 +211,7 @@ def _former(folder: Path) -> tuple[dict[str, Any] | None, str]:
     if name == ABOUT:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that the source has changed is seen, and said, here
+                warnings.simplefilter("ignore")  # a change of the source is noticed and reported here
                 open_pack(str(folder))
         except (OSError, ValueError) as error:
             return None, f"what is in it cannot be continued ({error})"
@@ -254,7 +254,7 @@ def _space(folder: Path, source: Images, size: int, written: int) -> str:
 
     """
     areas = []
-    for i in torch.linspace(0, len(source) - 1, min(_LOOKED_AT, len(source))).long().tolist():
+    for i in torch.linspace(0, len(source) - 1, min(_SAMPLED, len(source))).long().tolist():
         try:
             rows, columns = shrunk(source[i][0], size).shape[1:]
         except BadImage:

@@ -26,8 +26,8 @@ class Sizes:
     """The sizes at which parts and shards of a pack end.
 
     Args:
-        part: images of a part, which is what a killed run loses at most.
-        shard: bytes after which another shard begins, unless all images have one square size.
+        part: images of a part; a killed run loses at most one part.
+        shard: bytes after which the next shard begins, unless all images have one square size.
         at_once: images that a worker decodes before it hands them over.
 
     """
@@ -48,15 +48,15 @@ class _Part(NamedTuple):
     shard: int
     stop: int  # bytes of the shard that are written with this part
     done: int  # the first image after it
-    square: int  # the side that all images so far have, 0 if they differ
+    square: int  # the common side of all square images so far, 0 if they differ
     bad: dict[str, str]
 
 
 class PackWriter:
     """Writes shards part by part, so that a kill at any moment loses at most one part.
 
-    First the pixels of a part are on disk, then the small file that counts the part. When a killed run continues, what
-    follows the last counted part of a shard is cut off. Where parts and shards end depends on the images alone.
+    The pixels of a part are written to disk first, then the small file that counts the part. When a killed run
+    continues, a shard is cut after its last counted part. Where parts and shards end depends on the images alone.
     """
 
     def __init__(self, folder: Path, source: Images, metadata: dict[str, Any], sizes: Sizes = USUAL) -> None:
@@ -73,10 +73,10 @@ class PackWriter:
         return sum(self._lengths())
 
     def start(self) -> int:
-        """Go back to the last finished part, and return the bytes that are written."""
+        """Go back to the last finished part, and return the number of bytes written."""
         for file in self.folder.iterdir():
             if file.is_symlink():
-                file.unlink()  # what is written, or cut, is never what it names
+                file.unlink()  # a link is removed, so that its target is never written or cut
         _write(self.folder / UNFINISHED, self.metadata)
         while (part := _read_part(self._part_file())) is not None:
             shard = self.folder / shard_name(part.shard)
@@ -96,7 +96,7 @@ class PackWriter:
         return sum(lengths)
 
     def write(self, pieces: Iterator[Decoded]) -> Iterator[int]:
-        """Store all the pieces; tells after each how many images are done."""
+        """Store all the pieces; yield the number of finished images after each."""
         waiting: list[Decoded] = []
         requested = self.done
         for piece in pieces:
@@ -108,7 +108,7 @@ class PackWriter:
             yield requested
 
     def finish(self) -> int:
-        """Write the index, and at last the file that makes the pack whole; return the number of images.
+        """Write the index, and last the file that marks the pack as complete; return the number of images.
 
         Raises:
             SourceError: fewer than 2 images can be read.
@@ -130,7 +130,7 @@ class PackWriter:
         return count
 
     def renew(self) -> None:
-        """Store the source's present times and place, against which later changes are noticed."""
+        """Store the source's present path and times of change, to notice later changes."""
         table, metadata = load_safetensors(self.folder / INDEX)[0], read_about(self.folder / ABOUT)
         watched = _watched(self.source)
         if any(name not in table or not torch.equal(table[name], column) for name, column in watched.items()):
@@ -139,7 +139,7 @@ class PackWriter:
             _write(self.folder / ABOUT, metadata | self.metadata)
 
     def tidy(self) -> None:
-        """Delete what only an unfinished pack needs."""
+        """Delete the files that only an unfinished pack needs."""
         for file in (*self.folder.glob("part-*"), *self.folder.glob("*.tmp"), self.folder / UNFINISHED):
             file.unlink(missing_ok=True)
         sweep(self.folder)
@@ -190,7 +190,7 @@ def _index_of(chunks: list[_Part], source: Images) -> dict[str, Tensor]:
 
 def clear(folder: Path) -> None:
     """Delete a pack."""
-    # A kill in between leaves an unfinished pack, and not one that is taken for whole.
+    # A kill in between leaves an unfinished pack, and never one that looks complete.
     if (folder / ABOUT).is_file():
         os.replace(folder / ABOUT, folder / UNFINISHED)
         sync_folder(folder)
@@ -200,7 +200,7 @@ def clear(folder: Path) -> None:
 
 
 def _common(rows: Tensor, columns: Tensor, before: int | None) -> int:
-    """The one square size of these images and of those before (None: there are none), 0 if they differ."""
+    """The common square size of these and the former images (None: no former ones), 0 if they differ."""
     if not len(rows):
         return -1 if before is None else before
     side = int(rows[0])
@@ -218,7 +218,7 @@ def _write_part(file: Path, part: _Part) -> None:
 
 
 def _read_part(file: Path) -> _Part | None:
-    """A finished part; None where there is none, or what is there is damaged or of a former version."""
+    """A finished part; None if it is missing, damaged or of a former version."""
     try:
         table, metadata = load_safetensors(file)
         return _Part({name: table[name] for name in _COLUMNS}, **json_tree(metadata["part"]))
@@ -236,7 +236,7 @@ def _columns(name: str, strings: Any) -> dict[str, Tensor]:
 
 
 def _watched(source: Images) -> dict[str, Tensor]:
-    """The index columns that tell later whether the source has changed."""
+    """The index columns that later show whether the source has changed."""
     watch = source.watch
     if watch is None:
         return {}

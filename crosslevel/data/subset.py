@@ -15,7 +15,7 @@ from crosslevel.utils.console import printer
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.marks import verb
 
-SHOWN = 20  # classes that are counted one by one
+MOST_LISTED = 20  # up to this many classes, each one's count is printed
 
 
 @verb()
@@ -29,8 +29,8 @@ def subset(
     """Write which images a source and its suffixes name: a path, a tab and a label a line.
 
     Args:
-        images: a source with suffixes, of which each takes what the one before left: @imbalance=100[,seed=0] (classes
-            decay exponentially), @pareto=6[,most=1280,least=5,seed=0], @list=FILE (lines of path and label),
+        images: a source with suffixes; each suffix selects from the result of the one before: @imbalance=100[,seed=0]
+            (classes decay exponentially), @pareto=6[,most=1280,least=5,seed=0], @list=FILE (lines of path and label),
             @classes=FILE (names of classes), @frames=5 (the first of each track), @tracks=50[,seed=0],
             @unique[=duplicates.csv] (one of each set of copies), @repeat=10[,shift=2,seed=0] (copies shifted by some
             pixels) and @bursts[=duplicates.csv] (the images of one folder, or of one set, are a track).
@@ -74,5 +74,5 @@ def _counts(source: Images) -> list[str]:
         f"{len(present):,} classes: largest {largest} {present[largest]:,}, smallest {smallest} {present[smallest]:,}, "
         f"imbalance {present[largest] / present[smallest]:.4g}{absent}"
     )
-    each = [", ".join(f"{name} {count:,}" for name, count in counts.items())] if len(counts) <= SHOWN else []
+    each = [", ".join(f"{name} {count:,}" for name, count in counts.items())] if len(counts) <= MOST_LISTED else []
     return [summary, *each]

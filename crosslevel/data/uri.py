@@ -1,6 +1,6 @@
-"""Where images come from, as a user writes it: parsed once into a `Source`, which travels from there on.
+"""The text of a source of images: parsed once into a `Source`, which is passed on from there.
 
-What exists as a path is taken as one, whatever characters it has; only what follows it has a meaning.
+An existing path is taken as a path, whatever characters it has; only the text after it is parsed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from crosslevel.data.decoding.reading import USUAL, Reading, split_reading
 from crosslevel.utils.errors import SourceError, did_you_mean, near_names
 
 FILES = ("list", "classes", "unique", "bursts")
-"""Suffixes whose value is a file: all of what follows the ``=``, commas included."""
+"""Suffixes whose value is a file: the whole text after the ``=``, commas included."""
 
 PICKS = ("imbalance", "pareto", "frames", "tracks", "unique")
-"""Suffixes that only leave images out: a list of what is left stands for them."""
+"""Suffixes that only leave images out, so that a list of the remaining images can replace them."""
 
 BY_LABEL = ("imbalance", "pareto", "classes")
 """Suffixes that choose images by their labels."""
@@ -36,7 +36,7 @@ ALONE = ("unique", "bursts")
 VIDEOS = frozenset(
     ("3gp", "avi", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "webm", "wmv")
 )  # not ts: those are mostly TypeScript
-"""Endings of video files."""
+"""Extensions of video files."""
 
 STREAM = "stream:"
 CONTAINER = re.compile(r"\.(?:tar|parquet|tar\.(?:gz|bz2|xz|zst)|tgz|tbz2|txz|tzst)$", re.IGNORECASE)
@@ -98,16 +98,16 @@ class Source:
     """A source of images, parsed.
 
     Args:
-        base_text: what was written, without its suffixes.
-        kind: ``path``: something that exists; ``pattern``: names with ``*``, ``?``, ``[...]`` or braces, and files of
-            videos or containers that do not exist; ``annotated``: VOC folders or COCO files with what follows their
-            colons; ``hub``: a data set of the Hugging Face hub; ``stream``: shards that are read from beginning to
-            end; ``name``: a data set by its name.
+        base_text: the text of the source, without its suffixes.
+        kind: ``path``: an existing path; ``pattern``: names with ``*``, ``?``, ``[...]`` or braces, and files of videos
+            or containers that do not exist; ``annotated``: VOC folders or COCO files, with the text after their colons;
+            ``hub``: a data set of the Hugging Face hub; ``stream``: shards that are read from beginning to end;
+            ``name``: a data set by its name.
         path: the path, the pattern, the address without its protocol ``hf://`` or ``stream:``, or the name.
         options: the ``,key=value`` after the path, in order.
-        subset: the ``@key=value`` at the end, in the order in which they hold.
-        split: what follows the colon of a name or of a data set of the hub.
-        revision: what follows the ``@`` of a data set of the hub.
+        subset: the ``@key=value`` at the end, in the order in which they are applied.
+        split: the text after the colon of a name or of a data set of the hub.
+        revision: the text after the ``@`` of a data set of the hub.
         parts: the sources that ``+`` joins.
         reading: how its images are read: ``,damaged=keep`` and the like, written after all but the suffixes.
 
@@ -130,7 +130,7 @@ class Source:
 
     @property
     def is_stream(self) -> bool:
-        """Whether its number of images is not known before they have been read."""
+        """Whether its number of images is unknown before they have been read."""
         return self.kind == "stream"
 
     @property
@@ -140,7 +140,7 @@ class Source:
 
     @property
     def has_subset(self) -> bool:
-        """Whether only a part of the images is meant."""
+        """Whether it selects only a part of the images."""
         return bool(self.subset)
 
     @property
@@ -150,7 +150,7 @@ class Source:
 
     @property
     def short(self) -> str:
-        """A word for it, such as for the name of a run."""
+        """One word for it, used in the name of a run."""
         if self.is_stream:
             word = _word_of_stream(self.path)
         elif os.path.exists(self.base_text):
@@ -161,7 +161,7 @@ class Source:
         return re.sub(r"[^\w.-]+", "-", word).strip("-.") or "images"
 
     def absolute(self) -> Source:
-        """The source as any working directory finds it: paths made absolute, names and addresses as they are."""
+        """The source independent of the working directory: paths are made absolute; names and addresses stay."""
         subset = tuple(
             s._replace(value=os.path.abspath(s.value)) if s.key in FILES and s.value else s for s in self.subset
         )
@@ -175,7 +175,7 @@ class Source:
         return dataclasses.replace(result, parts=(Part(result.base_text, ""),)) if self.is_stream else result
 
     def with_list(self, file: str, without: Sequence[str] = PICKS) -> Source:
-        """The source that reads back a list of its images: the same images, labels and classes."""
+        """The source with a list in place of the suffixes ``without``: it has the same images, labels and classes."""
         subset = (suffix for suffix in self.subset if suffix.key not in without)
         return dataclasses.replace(self, subset=(*subset, Suffix("list", file)))
 
@@ -193,7 +193,7 @@ def parse(text: str | os.PathLike[str] | Source) -> Source:
     """Parse ``text`` as a source of images; a `Source` is returned unchanged.
 
     Raises:
-        SourceError: a key of a suffix that is nearly one of those known, or an address that none on the hub can be.
+        SourceError: a misspelled key of a suffix, or an invalid address of the hub.
 
     """
     if isinstance(text, Source):
@@ -210,7 +210,7 @@ def parse(text: str | os.PathLike[str] | Source) -> Source:
 
 
 def read_as(text: str, reading: Mapping[str, str]) -> str:
-    """A source that is read as ``reading`` says, such as ``{"damaged": "keep"}``; errors are those of `parse`."""
+    """The source with reading settings such as ``{"damaged": "keep"}``; errors are those of `parse`."""
     source = parse(text)
     _, settings = split_reading("".join(f",{name}={value}" for name, value in reading.items()))
     changes = {name: getattr(settings, name) for name in reading}
@@ -223,7 +223,7 @@ def is_remote(name: str) -> bool:
 
 
 def is_video(file: str) -> bool:
-    """Whether a file has the ending of a video."""
+    """Whether a file has the extension of a video."""
     return file.rpartition(".")[2].lower() in VIDEOS and "." in file
 
 
@@ -248,13 +248,13 @@ def _options(texts: Sequence[str]) -> tuple[Option, ...]:
 
 
 def _part(text: str) -> Part:
-    """``path:rest``; what exists is a path."""
+    """Split ``path:rest``; an existing path is not split."""
     path, _, split = (text, "", "") if os.path.exists(text) else text.rpartition(":")
     return Part(path, split) if path else Part(text, "")
 
 
 def _without_options(text: str) -> tuple[str, tuple[Option, ...]]:
-    """The path and the options after it. Only those of what is surely a path may have slashes."""
+    """The path, and the options after it. Only after an existing path may options have slashes."""
     path, options = text, list[Option]()
     while not os.path.lexists(path) and (match := _OPTION.fullmatch(path)):
         if "/" in match["value"] and not (os.path.lexists(match["path"]) or CONTAINER.search(match["path"])):
@@ -283,7 +283,7 @@ def _on_hub(text: str) -> Source:
 
 
 def _absolute(part: Part) -> Part:
-    """Only beside a JSON file is what follows a path, the folder of its images."""
+    """Make a part's paths absolute. Only after a JSON file is the rest a path, too: the folder of its images."""
     folder = part.split and os.path.isfile(part.path)
     return Part(os.path.abspath(part.path), os.path.abspath(part.split) if folder else part.split)
 
@@ -298,7 +298,7 @@ def _word_of_stream(path: str) -> str:
 def _split_subset(text: str) -> tuple[str, tuple[Suffix, ...]]:
     """Split a source's text into what precedes the suffixes, and the suffixes.
 
-    What exists as a path is no suffix, and no part of one; an ``@`` that no known key follows belongs to the source.
+    An existing path is never split; an ``@`` without a known key after it belongs to the source.
     """
     if os.path.exists(text):
         return text, ()
@@ -316,7 +316,7 @@ def _split_subset(text: str) -> tuple[str, tuple[Suffix, ...]]:
 
 
 def _refuse_misspelled(text: str, part: str) -> None:
-    """An ``@key=`` at the end of ``part`` was meant as a suffix, unless it is in a path or an address."""
+    """Refuse a misspelled ``@key=`` at the end of ``part``, unless it is in a path or an address."""
     at = re.search(r"@([^@=/]*)=[^@/]*$", part)
     if at is None or os.path.exists(part):
         return

@@ -1,4 +1,4 @@
-"""What tells later whether files and folders have changed."""
+"""Recorded states of files and folders, which later show whether these have changed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from crosslevel.data.index_cache import Paths
 
 
 class Watch(NamedTuple):
-    """Paths below ``root`` and when each changed (``st_mtime_ns``; -1 where there is nothing).
+    """Paths below ``root``, and the time of change of each (``st_mtime_ns``; -1 if it does not exist).
 
-    A folder's time changes when something in it is added, removed or renamed, so the folders alone tell whether a list
-    of files is still valid. They do not tell that a file has new content under its old name: files that are watched
+    A folder's time changes when something in it is added, removed or renamed, so the folders alone show whether a list
+    of files is still valid. They do not show that a file has new content under its old name: files that are watched
     themselves have ``sizes`` in bytes too (-1 if there is no such file, 0 for a folder).
     """
 
@@ -33,7 +33,7 @@ class Watch(NamedTuple):
 
     @classmethod
     def of_files(cls, files: Sequence[str], folder: str | None = None) -> Watch:
-        """These files and folders as they are now; with ``folder``, which holds all, also what else comes there."""
+        """These files and folders as they are now; with ``folder``, which holds them all, also new entries there."""
         files = [os.path.abspath(file) for file in files]
         root = os.path.commonpath(map(os.path.dirname, files)) if folder is None else os.path.abspath(folder)
         paths = [os.path.relpath(file, root) for file in files]
@@ -47,7 +47,7 @@ class Watch(NamedTuple):
         return same and (self.sizes is None or torch.equal(self.sizes, _sizes(self.root, self.paths)))
 
     def is_missing(self) -> bool:
-        """Whether nothing of it is there any more, as where a disk is not mounted."""
+        """Whether nothing of it exists any more, as when a disk is not mounted."""
         return bool((_times(self.root, self.paths) < 0).all())
 
 

@@ -1,1 +1,1 @@
-"""What features are good for: the protocols, and runs side by side."""
+"""Evaluation of features: the protocols, and runs side by side."""

@@ -31,18 +31,18 @@ class Comparison(NamedTuple):
     rows: list[tuple[str, list[Cell]]]
 
     def best(self, column: int) -> set[int]:
-        """The rows whose figure is, as it is shown, the column's highest."""
+        """The rows with the highest figure of the column, as rounded for display."""
         numbers = {i: _number(row[column]) for i, (_, row) in enumerate(self.rows) if row[column] is not None}
         if len(numbers) < 2:
             return set()
         return {i for i, number in numbers.items() if number == max(numbers.values())}
 
     def ties(self, column: int) -> set[int]:
-        """The rows that are behind the best by no more than the interval of both."""
+        """The rows whose distance from the best is within the interval of both."""
         return ties([row[column] for _, row in self.rows], "max")
 
     def verdict(self) -> str:
-        """Which row is the best by the first column, or which ones share that place."""
+        """A sentence that names the best row by the first column, or the tied ones."""
         best, tied = sorted(self.best(0)), sorted(self.ties(0))
         name, figure = COLUMNS[self.columns[0]], cell(self.rows[best[0]][1][0], 1) if best else "–"
         leaders = [self.rows[i][0] for i in (*best, *tied)]
@@ -57,12 +57,12 @@ class Comparison(NamedTuple):
 def compare(runs: list[str], output: str = "comparison", quiet: bool = False) -> list[Comparison]:
     """Put the evaluations of several runs side by side, with the best value of each column, and its ties, marked.
 
-    Only what `crosslevel evaluate` found on the same images under the same settings stands in one table. A further
-    table has the settings in which the runs differ.
+    One table contains only results of `crosslevel evaluate` on the same images with the same settings. A further table
+    has the settings in which the runs differ.
 
     Args:
         runs: folders of runs, or their evaluation files.
-        output: where the tables are written, as OUTPUT.md and OUTPUT.html.
+        output: the tables are written as OUTPUT.md and OUTPUT.html.
         quiet: print nothing.
 
     Returns:
@@ -98,7 +98,7 @@ def comparisons(results: dict[str, list[dict[str, Any]]]) -> list[Comparison]:
     """The tables of all evaluations that at least two runs share.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no two runs share an evaluation.
 
     """
     by_title: dict[str, dict[str, dict[str, Any]]] = {}
@@ -129,7 +129,7 @@ def _table(by_run: dict[str, dict[str, Any]]) -> Comparison:
 
 
 def _baselines(by_run: dict[str, dict[str, Any]]) -> dict[str, tuple[dict[str, Any], str]]:
-    """Raw pixels once, and untrained networks once where all runs' are the same, each run's where they are not."""
+    """Raw pixels once; the untrained network once if all runs have the same one, otherwise that of each run."""
     have = {run: result for run, result in by_run.items() if UNTRAINED in result["accuracy_percent"]}
     different = {json.dumps(result["accuracy_percent"][UNTRAINED], sort_keys=True) for result in have.values()}
     rows = {f"{UNTRAINED}, {run}" if len(different) > 1 else UNTRAINED: (r, UNTRAINED) for run, r in have.items()}
@@ -166,7 +166,7 @@ def _number(value: Cell) -> float:
 
 
 def _marked(table: Comparison, before: str, after: str) -> list[list[str]]:
-    """Every row as text, the best of each column between two marks, its ties behind a third."""
+    """Every row as text; the best of each column stands between two marks, ties are followed by a third."""
     best, tied = ([pick(j) for j in range(len(table.columns))] for pick in (table.best, table.ties))
 
     def formatted(value: Cell, i: int, j: int) -> str:

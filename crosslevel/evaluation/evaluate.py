@@ -1,4 +1,4 @@
-"""``crosslevel evaluate``: what a run's features are good for, beside an untrained encoder and raw pixels."""
+"""``crosslevel evaluate``: evaluate a run's features, beside an untrained encoder and raw pixels."""
 
 from __future__ import annotations
 
@@ -39,12 +39,14 @@ class Detection:
     """How object detectors are fine-tuned (He et al. 2020, sec. 4.2).
 
     Args:
-        images: annotated images to train on, in the layout of Pascal VOC or COCO; those to evaluate on unless given.
+        images: annotated images to train on, in the layout of Pascal VOC or COCO; the command's own images unless
+            given.
         test: annotated images to test on; likewise.
         kind: Faster R-CNN with the last stage as its box head (c4), or with a feature pyramid (fpn).
-        iterations: steps; the paper's schedule for the data set's layout, scaled. Its own length unless given.
+        iterations: steps, to which the paper's schedule for the data set's layout is scaled; its own length unless
+            given.
         batch_size: images a step.
-        rate: for 16 images a step; others in proportion.
+        rate: learning rate for 16 images a step; it is scaled in proportion for other batch sizes.
         short_side: pixels of the images' shorter side; the paper's unless given.
         batchnorm: trained, or frozen as it is in the encoder.
 
@@ -75,7 +77,7 @@ class Settings:
     detection: Detection
 
     def check(self, data: Data) -> None:
-        """Refuse protocols that ``data`` has too little for.
+        """Refuse protocols that need more data than ``data`` has.
 
         Raises:
             UserError: there are no images to classify.
@@ -115,7 +117,7 @@ def evaluate(
     quiet: bool = False,
     beside: list[str] | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Judge the features of a run by one protocol or several, beside an untrained encoder and raw pixels.
+    """Evaluate the features of a run by one protocol or several, beside an untrained encoder and raw pixels.
 
     knn: temperature-weighted nearest neighbours. linear: a linear classifier on frozen features. semi: fine-tuning with
     few labels. transfer: linear and fine-tuned accuracy on these images. detection: Faster R-CNN. retrieval: recall and
@@ -128,12 +130,12 @@ def evaluate(
             files, hf://owner/name, annotations (with --crops), cifar10, cifar100, stl10 or turntable; a suffix such as
             @imbalance=100, @list=FILE or @classes=FILE takes a part.
         test: labelled images to classify.
-        protocol: which of the protocols; several joined by commas.
+        protocol: one of the protocols, or several joined by commas.
         k: knn: how many neighbours vote; 200 unless given, but at most a tenth of the images to learn from.
         temperature: knn: T; a neighbour's vote is exp(cosine / T).
         shots: few-shot classes have fewer training images than the first, many-shot ones more than the second; 20 and
             100 where that leaves none empty, thirds of the classes elsewhere.
-        clusters: clustering: how many; as many as classes unless given.
+        clusters: clustering: the number of clusters; as many as classes unless given.
         linear: settings of linear and of transfer's linear part.
         semi: settings of semi.
         transfer: settings of transfer's fine-tuning.
@@ -144,17 +146,17 @@ def evaluate(
         batch_size: images at a time.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
-        seed: of the untrained encoder's weights, and of all draws.
-        cache: keep features and unfinished trainings in the run's folder: no other call computes them again.
-        branches: judge the features of the instance and the group branch as well: published figures on CIFAR are of the
-            instance branch.
+        seed: of the untrained encoder's weights, and of all random numbers.
+        cache: keep features and unfinished trainings in the run's folder, so that no later call computes them again.
+        branches: evaluate the features of the instance and the group branch as well; published figures on CIFAR are
+            those of the instance branch.
         output: the figures' JSON file; evaluation.json in the run's folder unless given.
         quiet: print nothing.
-        beside: another run, or weights by name, such as timm:vit_small_patch14_dinov2.lvd142m: a row more; several by
-            several --beside. A run that began with weights has a row of these as they were in any case.
+        beside: another run, or weights by name, such as timm:vit_small_patch14_dinov2.lvd142m, for a further row; may
+            be given several times. A run that began with weights always has a row of the unchanged weights.
 
     Returns:
-        of each protocol the figures of each kind of features.
+        for each protocol, the figures of each kind of features.
     """
     start_time = time.monotonic()
     data = Data(images, test, data_root, crops)
@@ -172,7 +174,7 @@ def evaluate(
 def _figures(
     session: Session, data: Data, settings: Settings, subject: Subject | None
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Judge by one protocol after the other; each is printed and kept as soon as it is done."""
+    """Run one protocol after the other; each result is printed and saved as soon as it is ready."""
     metadata, calls = data.metadata(session.seed), _calls(session, data, settings, subject)
     if subject is not None:
         metadata["shots"] = None if subject.split is None else [subject.split.low, subject.split.high]
@@ -202,7 +204,7 @@ def _explain(session: Session, data: Data, settings: Settings, subject: Subject 
 
 
 def _farewell(session: Session, subject: Subject | None, seconds: float) -> None:
-    """Print which files could not be read, where the figures are, and next steps."""
+    """Print the unreadable files, where the figures are, and next steps."""
     console = session.console
     total = 0 if subject is None else len(subject.bank) + len(subject.queries)
     if len(session.bad):
@@ -214,7 +216,7 @@ def _farewell(session: Session, subject: Subject | None, seconds: float) -> None
 
 
 def _calls(session: Session, data: Data, settings: Settings, subject: Subject | None) -> Calls:
-    """Each protocol's settings, for the record, and what runs it."""
+    """Each protocol's settings, which are recorded, and the function that runs it."""
     calls: Calls = {"detection": (asdict(settings.detection), lambda: _detection(session, data, settings.detection))}
     if subject is None:
         return calls

@@ -32,7 +32,7 @@ class FineTune:
     Args:
         epochs: passes over the labelled images.
         batch_size: images a step.
-        lr: rate of the encoder, at any batch size.
+        lr: learning rate of the encoder, whatever the batch size.
         lr_classifier: rate of the new linear classifier.
         weight_decay: of both.
         schedule: both rates fall along a cosine, or tenfold after 60 % and 80 % of the epochs.
@@ -64,7 +64,7 @@ class Semi(FineTune):
     The rates are SwAV's for 10 % of ImageNet's labels (Caron et al. 2020); for 1 % it takes 0.02 and 5.
 
     Args:
-        fractions: shares of the labels; each is a training of its own.
+        fractions: shares of the labels; each share is a separate training.
         list_file: text file that names the labelled images, such as ImageNet's lists of 1 % and 10 %, instead.
         epochs: passes over the labelled images.
         batch_size: images a step.
@@ -111,12 +111,13 @@ def fine_tuned(
         queries: to classify.
         config: epochs and rates.
         runtime: where it runs.
-        bad: collects what could not be read.
+        bad: collects unreadable images.
         seed: of batches, views and the classifier.
         run_dir: the run's folder: a killed training continues there.
-        key: what the training depends on beyond ``config`` and ``seed``: the encoder's and the images' identity.
-        progress: told how many of how many epochs are done.
-        console: told which layers are computed in float32 since this machine gets them wrong in lower precision.
+        key: all that the training depends on besides ``config`` and ``seed``: the encoder's and the images' identity.
+        progress: called with the epochs done and their total.
+        console: prints which layers are computed in float32, because this machine computes them wrong in lower
+            precision.
 
     """
     device = runtime.hardware.device
@@ -126,7 +127,7 @@ def fine_tuned(
     )
     tell(console, wrong)
     classifier = new_classifier(encoder.num_features, classes, seed).to(device)
-    # Which images are labelled is in their identity, and not in how they were chosen.
+    # The images' identity says which of them are labelled, whatever the way they were chosen.
     hyperparameters = {name: value for name, value in asdict(config).items() if name in FineTune.__dataclass_fields__}
     folder = training_folder(run_dir, name="fine-tuned", how=hyperparameters, seed=seed, **(key or {}))
     training = Training(config.epochs, config.batch_size, config.schedule, config.weight_decay, seed, folder)
@@ -170,7 +171,7 @@ def on_views(
     device = runtime.hardware.device
     network = copy.deepcopy(encoder).to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     classifier = new_classifier(encoder.num_features, classes, seed).to(device)
-    settings = replace(config, lrs=(1.0,), weight_decays=(0.0,))  # what takes no part here
+    settings = replace(config, lrs=(1.0,), weight_decays=(0.0,))  # not used here
     folder = training_folder(run_dir, name="linear", how=asdict(settings), seed=seed, **(key or {}))
     training = Training(config.epochs, config.batch_size, config.schedule, config.weight_decay, seed, folder)
 
@@ -198,8 +199,8 @@ def labelled_share(labels: Int64[Tensor, " N"], fraction: float, generator: torc
 
     Args:
         labels: of all images.
-        fraction: in (0, 1].
-        generator: the same draws the same images.
+        fraction: share of each class, in (0, 1].
+        generator: draws the images.
 
     """
     counts = [max(1, round(fraction * n)) for n in labels.bincount().tolist()]
@@ -233,7 +234,7 @@ def listed(images: Images, file: str) -> Int64[Tensor, " M"]:
 
 
 def few_labels(images: Images, config: Semi, seed: int) -> dict[str, Images]:
-    """The labelled part of ``images``, or one for each fraction, by a name for the table.
+    """The labelled part of ``images``, or one part for each fraction, by its name in the table.
 
     Raises:
         ValueError: fewer labels than classes.

@@ -25,12 +25,12 @@ class Linear:
     Args:
         epochs: passes over the features, or with ``augmented`` over the images.
         batch_size: features a step.
-        lrs: rates to choose from, for features of unit variance.
+        lrs: learning rates to choose from, for features of unit variance.
         weight_decays: strengths of the penalty to choose from.
-        held_out: share of the training images, of each class, that chooses.
-        augmented: the classic way in place of the choice: one classifier on the encoder's features of random crops and
-            flips, trained by SGD as MoCo's (He et al. 2020, sec. 4.1).
-        lr: its rate; 30 suits features as MoCo's.
+        held_out: share of each class's training images that is held out to choose the settings.
+        augmented: the classic protocol, without a choice of settings: one classifier on the encoder's features of
+            random crops and flips, trained by SGD as in MoCo (He et al. 2020, sec. 4.1).
+        lr: its learning rate; 30 suits features like MoCo's.
         weight_decay: its penalty.
         schedule: its rate falls along a cosine, or tenfold after 60 % and 80 % of the epochs.
 
@@ -97,7 +97,7 @@ def train_sweep(
     generator: torch.Generator | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sweep:
-    """Softmax regression with several settings at once, on the features' device.
+    """Train softmax regression with several settings at once, on the features' device.
 
     All settings see the same batches: their classifiers are the columns of one matrix, so that a step is two matrix
     products however many there are. SGD with Nesterov momentum 0.9 from zero weights, the rate along a cosine to 0.
@@ -110,7 +110,7 @@ def train_sweep(
         epochs: passes over the features.
         batch_size: features a step.
         generator: a CPU generator that shuffles them.
-        progress: told how many of how many epochs are done.
+        progress: called with the epochs done and their total.
 
     """
     mean, deviation = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
@@ -153,9 +153,9 @@ def choose(
     generator: torch.Generator,
     progress: Callable[[int, int], None] | None = None,
 ) -> BestClassifier:
-    """The best of all pairs of rate and weight decay on a held-out part, then trained on everything.
+    """Find the best pair of rate and weight decay on a held-out part, then train with it on all images.
 
-    Of equally accurate settings the one with the lower loss is taken. Test images take no part.
+    Among equally accurate settings, the one with the lower loss is taken. Test images are not used.
 
     Raises:
         ValueError: so few images that none can be held out.
@@ -180,7 +180,7 @@ def choose(
 def held_out(labels: Int64[Tensor, " N"], share: float, generator: torch.Generator) -> Tensor:
     """A mask of ``share`` of each class, drawn at random: at least one image of a class of two or more."""
     counts = labels.bincount()
-    held_counts = [0 if n < 2 else max(1, round(share * n)) for n in counts.tolist()]
+    held_out_counts = [0 if n < 2 else max(1, round(share * n)) for n in counts.tolist()]
     mask = torch.zeros(len(labels), dtype=torch.bool)
-    mask[of_each_class(labels.cpu(), torch.tensor(held_counts), generator)] = True
+    mask[of_each_class(labels.cpu(), torch.tensor(held_out_counts), generator)] = True
     return mask

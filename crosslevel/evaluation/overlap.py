@@ -1,4 +1,4 @@
-"""Whether images to test on are among those to learn from: then figures are too good."""
+"""A check whether test images are among the training images, which would make figures too good."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from crosslevel.evaluation.protocols import Subject
 from crosslevel.utils.errors import SourceError
 from crosslevel.utils.tensors import as_rgb
 
-LOOKED_AT = 2000  # test images: a few seconds
-LEARNED = 100_000  # images to learn from, where none of them is decoded otherwise
+COMPARED = 2000  # test images: a few seconds
+LEARNED = 100_000  # training images, if they have to be decoded for this check alone
 
 
 def warn(console: Console, subject: Subject) -> None:
     """Say in one line whether test images are copies or near-duplicates of training images.
 
-    It compares the small pictures of the raw-pixel baseline, where a protocol made them, without decoding any image
-    again; else it reads the images. At most `LOOKED_AT` test images, evenly spaced, are compared, and where images are
-    read, at most `LEARNED` training images.
+    If a protocol made the small pictures of the raw-pixel baseline, these are compared, without decoding any image
+    again; otherwise the images are read. At most `COMPARED` test images, evenly spaced, are compared, and if images
+    are read, at most `LEARNED` training images.
     """
     if console.quiet:
         return
@@ -41,7 +41,7 @@ def warn(console: Console, subject: Subject) -> None:
         message = _by_pass(*sources, subject.runtime.workers)
     else:
         bank, queries = pictures
-        sampled = slice(None, None, _step(len(queries.paths), LOOKED_AT))
+        sampled = slice(None, None, _step(len(queries.paths), COMPARED))
         message = _message(_scan(bank.data), bank.paths, _scan(queries.data[sampled]), queries.paths[sampled])
     if message:
         train_name, test_name = (shlex.quote(source.name) for source in sources)
@@ -62,10 +62,10 @@ def _by_pass(bank: Images, queries: Images, workers: int | None) -> str:
     """Compare the images themselves; empty if fewer than two of either source can be read."""
     subsets = [
         take(images, torch.arange(0, len(images), _step(len(images), limit)))
-        for images, limit in ((bank, LEARNED), (queries, LOOKED_AT))
+        for images, limit in ((bank, LEARNED), (queries, COMPARED))
     ]
     try:
-        # What cannot be read is named by the protocols, which read all.
+        # Unreadable images are reported by the protocols, which read all images.
         train_scan, test_scan = (scan(part, BadFiles(), workers) for part in subsets)
     except SourceError:
         return ""

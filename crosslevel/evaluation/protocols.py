@@ -31,13 +31,13 @@ from crosslevel.utils.console import progress_bar
 from crosslevel.utils.rng import seeded
 
 PIXELS: Literal["pixels"] = "pixels"
-"""The kind of features that are the pixels themselves, at `PIXEL_SIZE`."""
+"""The kind of features that uses raw pixels, at `PIXEL_SIZE`."""
 
 PIXEL_SIZE = 32
 
 Kind = Encoder | Literal["pixels"]
 Row = dict[str, Scores]
-"""What a protocol found, by kind of features."""
+"""The results of a protocol, by kind of features."""
 
 MEAN_PER_CLASS = ("aircraft", "aircrafts", "caltech", "flower", "flowers", "pet", "pets")
 """Data sets whose papers report the mean of the classes' accuracies (Kornblith et al., CVPR 2019, table 1)."""
@@ -54,9 +54,9 @@ class SmallPictures(NamedTuple):
 class Subject:
     """The encoders to evaluate, and the images to evaluate them on.
 
-    ``kinds`` are encoders by name, or `PIXELS`. ``bank`` has the labelled images to learn from, ``queries`` those to
+    ``kinds`` are encoders by name, or `PIXELS`. ``bank`` has the labelled training images, ``queries`` the images to
     classify. Features and unfinished trainings are kept in ``run_dir``, the run's folder. ``branches`` are heads on the
-    last encoder's features, for protocols that need features alone.
+    last encoder's features, for protocols that only need features.
     """
 
     kinds: dict[str, Kind]
@@ -88,7 +88,7 @@ class Subject:
 
     @property
     def names(self) -> list[str]:
-        """All that has features."""
+        """The names of all kinds of features."""
         return [*self.kinds, *self.branches]
 
     def features_of(self, name: str) -> tuple[CachedFeatures, CachedFeatures]:
@@ -115,7 +115,7 @@ class Subject:
         return self._pixels[id(images)]
 
     def small_pictures(self) -> tuple[SmallPictures, SmallPictures] | None:
-        """The bank and the queries at `PIXEL_SIZE`, where a protocol has judged their pixels; else None."""
+        """The bank and the queries at `PIXEL_SIZE`, if a protocol has evaluated their pixels; otherwise None."""
         if not {id(self.bank), id(self.queries)} <= set(self._pixels):
             return None
         return self._small(self.bank), self._small(self.queries)
@@ -126,20 +126,20 @@ class Subject:
         return SmallPictures(data, [images.paths[i] for i in self._readable[id(images)].tolist()])
 
     def truth(self, bank: CachedFeatures, queries: CachedFeatures) -> Truth:
-        """The labels that both sets of features came with."""
+        """The labels of both sets of features."""
         return truth(bank.labels, self.bank.classes or [], queries.labels, self.queries.classes or [], self.shots)
 
     def key(self, name: str, images: Images) -> dict[str, str]:
         """The cache key of a training of encoder ``name`` on ``images``."""
         return {"features": self.cache.key(self.encoders[name], images)}
 
-    def draws(self) -> torch.Generator:
+    def generator(self) -> torch.Generator:
         """A new generator from the seed."""
         return seeded(self.seed)
 
     @contextmanager
     def progress(self, description: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar, where there is a console."""
+        """A progress bar, if there is a console."""
         with progress_bar(self.console) as bar:
             task = bar.add_task(description, total=None)
             yield lambda done, of: bar.update(task, completed=done, total=of)
@@ -166,7 +166,7 @@ def linear(subject: Subject, config: Linear) -> dict[str, Row]:
             if config.augmented:
                 row[name] = labels.judge(_classic(subject, name, config, queries, progress))
                 continue
-            best = choose(bank.features, bank.labels, len(labels.counts), config, subject.draws(), progress)
+            best = choose(bank.features, bank.labels, len(labels.counts), config, subject.generator(), progress)
         hyperparameters = {"lr": best.lr, "weight_decay": best.weight_decay, "held_out": 100 * best.held_out_accuracy}
         row[name] = labels.judge(best.classifier.scores(queries.features)[:, 0], hyperparameters)
     return {"linear, on views" if config.augmented else "linear": row}
@@ -216,15 +216,15 @@ def _fine_tuned(subject: Subject, images: Images, config: FineTune, title: str) 
 
 
 def _trained_on(subject: Subject, encoder: Encoder, images: Images) -> Images:
-    """Small images decoded once; of large ones each crop is cut from the file."""
+    """Images for training: small ones are decoded once, crops of large ones are cut from the file each time."""
     size = encoder.view.size
     return subject.cache.decoded(images, size) if size <= 64 else images
 
 
 def retrieval(subject: Subject) -> dict[str, Row]:
-    """Which test images are nearest to each test image, by class and, where there are tracks, by track.
+    """Search the nearest test images of each test image: those of its class, and, with tracks, those of its track.
 
-    By class, images of the query's own track take no part.
+    In the search by class, images of the query's own track are left out.
     """
     queries = {name: subject.features_of(name)[1] for name in subject.names}
     tables = {
@@ -239,7 +239,7 @@ def retrieval(subject: Subject) -> dict[str, Row]:
 
 def _ranked(subject: Subject, features: Tensor, labels: Tensor, tracks: Tensor | None) -> Scores:
     table = ranked(features, labels, tracks)
-    spread = {name: intervals(column, generator=subject.draws()) for name, column in table.items()}
+    spread = {name: intervals(column, generator=subject.generator()) for name, column in table.items()}
     return Scores(mean_figures(table), spread)
 
 
@@ -251,7 +251,7 @@ def clustering(subject: Subject, count: int | None = None) -> dict[str, Row]:
         cluster_count = count or len(queries.labels.unique())
         assignment = clusters(queries.features, cluster_count, seed=subject.seed)
         right = matching(assignment, queries.labels)[assignment] == queries.labels
-        spread = {"accuracy": intervals(right, generator=subject.draws())}
+        spread = {"accuracy": intervals(right, generator=subject.generator())}
         row[name] = Scores(agreement(assignment, queries.labels), spread)
     return {"clustering": row}
 

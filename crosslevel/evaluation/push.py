@@ -26,7 +26,7 @@ from crosslevel.utils.errors import UserError, hidden
 from crosslevel.utils.marks import verb
 
 PRIVATE = ("images", "data_root", "weights", "pretrained", "teacher", "crops")
-"""Settings that may name a place on somebody's disk: of a path only the last part is told."""
+"""Settings that may name a path on somebody's disk: only the last part of a path is published."""
 
 LEFT_OUT = ("workers", "memory", "quiet", "monitor", "monitor_every", "log_every", "checkpoint_minutes", "report_html",
             "logger", "device", "devices")  # fmt: skip
@@ -43,16 +43,16 @@ def push(
 ) -> str:
     """Publish a run's encoder on the Hugging Face hub, where timm.create_model("hf-hub:owner/name") loads it.
 
-    Leaves three files there: model.safetensors, config.json (how timm builds it, and how its images are prepared) and
-    README.md, the model card: data, settings, figures (those of crosslevel evaluate) and licence. Whoever is logged in
-    (hf auth login, or HF_TOKEN) pushes; the token is told to nobody.
+    Uploads three files: model.safetensors, config.json (how timm builds it, and how its images are prepared) and
+    README.md, the model card: data, settings, figures (those of crosslevel evaluate) and licence. The account that is
+    logged in (hf auth login, or HF_TOKEN) is used; the token is never printed.
 
     Args:
         run: the folder of a run.
         to: the repository, hf:owner/name; it is made if it is not there.
-        license: of what is published, as the hub spells it, such as apache-2.0; that of the weights that the run
-            began with, where it did, unless given.
-        output: a folder to write the files to, to be looked at; nothing is sent.
+        license: licence of the published files, as the hub spells it, such as apache-2.0; unless given, that of the
+            weights that the run began with, if any.
+        output: a folder to write the files to for inspection; nothing is sent.
         private: make a repository that only its owners see.
         quiet: print nothing.
 
@@ -96,7 +96,7 @@ def write(encoder: Encoder, folder: Path) -> None:
 
 
 def card(run: Run, encoder: Encoder, repository: str, licence: str) -> str:
-    """The model card: what the hub reads of it as YAML, then text for people."""
+    """The model card: a YAML header for the hub, then text for readers."""
     settings = run.settings() if run.config.is_file() else {}
     head: dict[str, Any] = {"library_name": "timm", "pipeline_tag": "image-feature-extraction"}
     head["tags"] = ["image-feature-extraction", "timm", "crosslevel", "self-supervised-learning"]
@@ -154,7 +154,7 @@ def _flat(tree: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _metadata(value: Any) -> Any:
-    """A setting as the model card shows it: of a path only its last part, of an address nothing that is secret."""
+    """A setting as the model card shows it: only the last part of a path, and an address without secrets."""
     if not isinstance(value, str) or is_named(value):
         return value
     address, mark, signed = value.partition("?")  # a signature may have slashes
@@ -202,7 +202,7 @@ def _sent(folder: Path, repository: str, private: bool, quiet: bool) -> str:
 
 @contextmanager
 def _silent(quiet: bool) -> Iterator[None]:
-    """Without the library's bars, where nothing is to be printed."""
+    """Turn off the library's progress bars if nothing should be printed."""
     from huggingface_hub.utils import (  # noqa: PLC0415
         are_progress_bars_disabled,
         disable_progress_bars,

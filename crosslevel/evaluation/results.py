@@ -1,4 +1,4 @@
-"""Figures as tables, and as a file that later calls add to and `crosslevel compare` reads."""
+"""Figures as tables, and in a file that later calls extend and `crosslevel compare` reads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLUMNS = {
 
 
 def print_table(console: Console, title: str, row: Row) -> None:
-    """The figures, one row a kind of features; behind each the half width of its interval."""
+    """Print the figures, one row for each kind of features; each is followed by the half width of its interval."""
     table = Table(title=f"{title}; in %, ± half of the 95 % interval")
     names = columns(row)
     table.add_column("features")
@@ -51,12 +51,12 @@ def measured(figures: dict[str, float], intervals: Mapping[str, Sequence[float]]
 
 
 def columns(row: Row) -> list[str]:
-    """Which figures there are, in the table's order."""
+    """The names of the available figures, in the table's order."""
     return [name for name in COLUMNS if any(name in scores.figures for scores in row.values())]
 
 
 def keep(file: Path, metadata: dict[str, Any], row: Row) -> None:
-    """Add a result to the file, in place of an earlier one of the same protocol, images and settings."""
+    """Add a result to the file; it replaces an earlier one of the same protocol, images and settings."""
     results: list[dict[str, Any]] = read_results(file) if file.is_file() else []
     new = json.loads(json.dumps(metadata))
     new["accuracy_percent"] = {kind: scores.figures for kind, scores in row.items()}
@@ -69,10 +69,10 @@ def keep(file: Path, metadata: dict[str, Any], row: Row) -> None:
 
 
 def read_results(file: Path) -> list[dict[str, Any]]:
-    """The results in an evaluation.json; none of a file from before it had several.
+    """The results in an evaluation.json; none for a file of a former version, which had a single result.
 
     Raises:
-        UserError: it is damaged, or something else.
+        UserError: the file is damaged, or something else.
 
     """
     try:
@@ -86,7 +86,7 @@ def read_results(file: Path) -> list[dict[str, Any]]:
 
 
 def _is_result(result: dict[str, Any]) -> bool:
-    """Whether it has numbers by name of each kind of features, and two of each for their intervals."""
+    """Whether a result has named numbers for each kind of features, and two numbers for each interval."""
     if not {"protocol", "accuracy_percent", "interval_percent"} <= result.keys():
         return False
     figures = [figure for row in result["accuracy_percent"].values() for figure in row.values()]

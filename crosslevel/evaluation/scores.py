@@ -1,4 +1,4 @@
-"""What a protocol says about one kind of features: figures, and how far each would move with other test images."""
+"""The result of a protocol for one kind of features: figures, and how much each would vary with other test images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Intervals = dict[str, tuple[float, float]]
 
 
 class Scores(NamedTuple):
-    """Figures in percent by name, the 95 % intervals of those that have one, and what was chosen on the way."""
+    """Figures in percent by name, their 95 % intervals if they have one, and the chosen hyperparameters."""
 
     figures: dict[str, float]
     intervals: Intervals | None = None
@@ -35,9 +35,9 @@ class Truth(NamedTuple):
     ) -> Scores:
         """Accuracies of a classifier's scores, and their intervals by bootstrap over the test images."""
         scores = scores.cpu()
-        draws = seeded(seed)
+        generator = seeded(seed)
         figures = accuracies(scores, self.test, self.counts, self.shots)
-        return Scores(figures, accuracy_intervals(scores, self.test, self.shots, generator=draws), hyperparameters)
+        return Scores(figures, accuracy_intervals(scores, self.test, self.shots, generator=generator), hyperparameters)
 
 
 def truth(

@@ -1,4 +1,4 @@
-"""What `crosslevel evaluate` measures: an encoder, its baselines, and the labelled images."""
+"""The objects of `crosslevel evaluate`: an encoder, its baselines, and the labelled images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ START = "start (frozen)"
 
 @dataclass(frozen=True)
 class Data:
-    """The images: those to learn from, and those to classify."""
+    """The sources of images: to learn from, and to classify."""
 
     images: str
     test: str | None
@@ -50,10 +50,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Session:
-    """The encoder to evaluate, where it runs, and where its results go.
+    """The encoder to evaluate, its runtime, and the folders for results.
 
-    ``title`` is its row's, ``baselines`` are further encoders by theirs, ``folder`` the run's, ``cache_dir`` the folder
-    of cached features, if they are cached.
+    ``title`` names the encoder's row, ``baselines`` are further encoders by the titles of their rows, ``folder`` is the
+    run's folder, ``cache_dir`` the folder of cached features, if they are cached.
     """
 
     encoder: Encoder
@@ -71,7 +71,7 @@ class Session:
 def session_of(
     run: str, beside: Sequence[str], output: str | None, cache: bool, runtime: Runtime, seed: int, quiet: bool
 ) -> Session:
-    """Load what is judged and what stands beside it, and say where it is computed."""
+    """Load the encoder and its baselines, and print the device."""
     folder = run_dir_of(run)
     console, encoder = printer(quiet), open_encoder(run)
     baselines = {title_of(name): open_encoder(name) for name in beside}
@@ -87,7 +87,7 @@ def session_of(
 
 
 def start_of(run: Run, encoder: Encoder, console: Console) -> Encoder | None:
-    """The weights that a run began with, as frozen features; None where it began with random ones."""
+    """An encoder with the weights that a run began with; None if it began with random ones."""
     if not run.config.is_file():
         return None
     settings = run.settings().get("encoder")
@@ -105,7 +105,7 @@ def start_of(run: Run, encoder: Encoder, console: Console) -> Encoder | None:
 def subject_of(
     session: Session, data: Data, names: Sequence[str], branches: bool, shots: tuple[int, int] | None
 ) -> Subject | None:
-    """The features to judge on labelled images; None where only detectors are trained."""
+    """The features to evaluate on labelled images; None if only detectors are trained."""
     if set(names) == {"detection"}:
         return None
     assert data.test is not None
@@ -130,7 +130,7 @@ def subject_of(
 def labelled_pair(
     images: str, test: str, data_root: str | None = None, crops: Crops | None = None, encoder: Encoder | None = None
 ) -> tuple[Images, Images]:
-    """Both sources opened, as the encoder's images are read.
+    """Open both sources, read in the same way as the encoder's training images.
 
     Raises:
         SourceError: one has no labels, or the test images have classes that the others lack.
@@ -154,5 +154,5 @@ def _labelled(source: str, data_root: str | None, crops: Crops | None, encoder: 
 
 
 def _absolute(source: str | None) -> str | None:
-    """A source as any other call would find it, without what is secret in an address."""
+    """A source with absolute paths, and without secrets in addresses."""
     return None if source is None else hidden(parse(source).absolute().text)

@@ -1,4 +1,4 @@
-"""A plain training loop on labelled images, that a killed run continues: what all probes of a network share."""
+"""A plain training loop on labelled images, which continues after a kill; all protocols that train use it."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from crosslevel.utils.files import LAST
 from crosslevel.utils.rng import generator
 from crosslevel.utils.tensors import load_saved, write_saved
 
-SMALL = 64  # pixels: smaller images lose their object in crops of a twelfth
+SMALL = 64  # pixels: in smaller images, crops of a twelfth would miss the object
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass
 class Training:
-    """One training of a classifier: everything that decides how it ends.
+    """The settings of one training of a classifier: everything that its result depends on.
 
-    ``rates`` has a rate for each of the optimizer's groups of parameters; ``schedule`` multiplies them.
+    ``rates`` has a learning rate for each of the optimizer's groups of parameters; ``schedule`` multiplies them.
     """
 
     epochs: int
@@ -59,18 +59,18 @@ def train_classifier(
 ) -> None:
     """Train ``network`` by cross-entropy on random crops and flips, with SGD of momentum 0.9.
 
-    After each epoch everything is kept in ``config.folder``, where the same call continues.
+    After each epoch the whole state is saved in ``config.folder``, where the same call continues.
 
     Args:
         network: normalized views (B, 3, s, s) to logits (B, C).
         groups: parameters and their rate, as PyTorch's optimizers take them.
-        modules: whatever changes while training.
+        modules: all modules that change while training.
         images: with labels.
-        encoder: says what its views look like.
+        encoder: defines the views.
         config: epochs, batch size, schedule.
         runtime: where it runs.
-        bad: collects what could not be read.
-        progress: told how many of how many epochs are done.
+        bad: collects unreadable images.
+        progress: called with the epochs done and their total.
 
     Raises:
         ValueError: the loss is no number.
@@ -115,8 +115,8 @@ def _step(
     seeds: tuple[int, ...],
 ) -> Float[Tensor, ""]:
     device = runtime.hardware.device
-    draws = generator(*seeds)
-    view = views(images.to(device, non_blocking=True), draws)[0].contiguous(memory_format=torch.channels_last)
+    rng = generator(*seeds)
+    view = views(images.to(device, non_blocking=True), rng)[0].contiguous(memory_format=torch.channels_last)
     with runtime.hardware.autocast():
         logits = network(view)
     loss = F.cross_entropy(logits.float(), labels.to(device))
@@ -127,7 +127,7 @@ def _step(
 
 
 def _resume(checkpoint: Path | None, modules: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore everything as it was left; the first epoch that is still to do."""
+    """Restore the saved state; return the next epoch."""
     if checkpoint is None:
         return 0
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -135,13 +135,13 @@ def _resume(checkpoint: Path | None, modules: nn.Module, optimizer: torch.optim.
         return 0
     state = load_saved(checkpoint)
     modules.load_state_dict(state["modules"])
-    if "optimizer" in state:  # there is none of a training that is done
+    if "optimizer" in state:  # a finished training has no checkpoint
         optimizer.load_state_dict(state["optimizer"])
     return int(state["epoch"])
 
 
 def diverged(epoch: int, rates: list[float]) -> UserError:
-    """The error of a training that left no numbers."""
+    """The error of a training whose loss is no number."""
     text = ", ".join(f"{rate:g}" for rate in rates)
     return UserError(f"the loss is no longer a number in epoch {epoch}: lower the learning rates ({text})")
 

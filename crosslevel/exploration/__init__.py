@@ -1,1 +1,1 @@
-"""A collection in the browser: its map, its images, and sets that are chosen by hand."""
+"""A collection in the browser: its map, its images, and sets selected by hand."""

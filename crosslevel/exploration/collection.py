@@ -19,14 +19,14 @@ from crosslevel.features.table import FeatureTable
 from crosslevel.features.thumbnails import Pictures
 from crosslevel.metrics.nearest import Neighbours
 
-MOST_NAMES = 1000  # different values of a column that is a choice
+MOST_NAMES = 1000  # the most distinct values of a categorical column
 SIMILAR = 12
 GROUPS = 20
 
 
 @dataclass
 class Column:
-    """A value of every point: the number of one of ``names``, or, where there are none, a number itself."""
+    """A column with a value for each point: an index into ``names``, or, without names, the number itself."""
 
     values: np.ndarray[Any, Any]
     names: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Column:
 
 @dataclass
 class Collection:
-    """N points of a table: ``rows`` are theirs in it."""
+    """N points of a table; ``rows`` are their rows in it."""
 
     table: FeatureTable
     rows: Int64[Tensor, " N"]
@@ -51,11 +51,11 @@ class Collection:
 
     @property
     def paths(self) -> list[str]:
-        """The points' images."""
+        """The paths of the points' images."""
         return [self.table.paths[row] for row in self.rows.tolist()]
 
     def data(self, served: bool) -> str:
-        """All that the page needs, as JSON; ``served``: it can ask for more, and save lists."""
+        """All data of the page, as JSON; ``served``: whether a server can send pictures and save lists."""
         content: dict[str, Any] = {
             "title": self.table.file.name,
             "all": self.table.rows,
@@ -66,11 +66,11 @@ class Collection:
             "similar": _text(self.similar().numpy().astype("<i4")),
             "each": self.similar().shape[1],
         }
-        # In a page's script nothing of a name ends the script.
+        # Escaped, so that no name can end the page's script element.
         return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
 
     def similar(self) -> Int64[Tensor, "N k"]:
-        """Each point's nearest ones without itself."""
+        """The nearest points of each point, without itself."""
         is_other = self.near.indices != torch.arange(len(self.rows)).unsqueeze(1)
         order = is_other.int().argsort(dim=1, descending=True, stable=True)
         count = min(SIMILAR, self.near.indices.shape[1] - 1)
@@ -108,7 +108,7 @@ def _marked(count: int, rows: dict[int, Any]) -> np.ndarray[Any, Any]:
 
 
 def _column(values: Sequence[Any], rows: Int64[Tensor, " N"]) -> Column | None:
-    """A column of a table as choices or numbers; None for what is neither."""
+    """A column of a table as categories or numbers; None if it is neither."""
     row_values = [values[row] for row in rows.tolist()]
     if any(isinstance(value, float) for value in row_values) and all(
         isinstance(v, int | float | None) for v in row_values

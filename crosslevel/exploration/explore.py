@@ -41,10 +41,10 @@ def explore(
     data_root: str | None = None,
     quiet: bool = False,
 ) -> str | None:
-    """Look at a collection: a map on which similar images lie together, and what is similar to each.
+    """Show a collection in the browser: a map where similar images lie together, and the most similar ones of each.
 
-    The page shows an image where the pointer is, what is most like it at a click, colours and filters by label, track,
-    group, near-duplicate, outlier and whatever other columns the table has, and saves what is circled as a list that
+    The page shows the image under the pointer, and the most similar ones at a click. It colours and filters by label,
+    track, group, near-duplicate, outlier and the other columns of the table, and saves encircled images as a list that
     @list= reads. It is served to this machine alone until Ctrl-C.
 
     Args:
@@ -56,14 +56,14 @@ def explore(
         lists: the folder that lists are saved in.
         port: of the page's address; 0 takes any that is free.
         browser: open the page; false prints its address alone.
-        sample: the most images on the map; of more, that many are drawn.
-        seed: of all draws.
+        sample: the most images on the map; from a larger collection, that many are drawn at random.
+        seed: of all random numbers.
         device: of an encoder: auto takes CUDA, then Apple's MPS, then the CPU.
         data_root: folder with the official files of cifar10, cifar100 and stl10; a run's own unless given.
         quiet: print nothing.
 
     Returns:
-        the page in the folder; nothing where it was served.
+        the page in the folder; nothing if it was served.
     """
     if sample < 2 or not 0 <= port < 65_536:
         raise UserError(f"sample={sample}, port={port}: give at least 2 images, and a port from 0 to 65535")
@@ -79,7 +79,7 @@ def explore(
         say(console, f"next: look at {server.address} (Ctrl-C ends)", unbroken=True)
         if browser and not _opened(server.address):
             say(console, "no browser could be started here: open the address yourself")
-        console.file.flush()  # whoever reads along is to know the address now
+        console.file.flush()  # the address must appear at once, also in a pipe
         try:
             server.serve_forever()
         except KeyboardInterrupt:
@@ -116,7 +116,7 @@ def gather(
 
 
 def features_of(table: FeatureTable, rows: Int64[Tensor, " M"]) -> Float[Tensor, "M D"]:
-    """The features of these rows; of a part of them only these are kept in memory."""
+    """The features of these rows; only they stay in memory."""
     return table.features if len(rows) == table.rows else table.features_at(rows)
 
 

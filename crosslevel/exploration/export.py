@@ -1,4 +1,4 @@
-"""The page of a collection in a folder: it needs no server, and nothing from elsewhere."""
+"""The page of a collection in a folder: it needs no server and no network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The map of a collection: features in the plane, neighbours beside each other."""
+"""The map of a collection: a layout of features in the plane that keeps neighbours together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from crosslevel.utils.rng import seeded
 
 SMALL = 3000  # points that scikit-learn's t-SNE lays out in seconds; more need openTSNE, whose time grows with N alone
 ATTRACTED = 15  # nearest neighbours, each alike: as good as perplexities, and faster (Böhm, Berens and Kobak 2022)
-FEW = 2000  # points whose repulsion a tree computes sooner than a grid
+FEW = 2000  # up to this many points, a tree computes the repulsion faster than a grid
 BOX = 1.5  # side of the grid's cells: half of the time that 1 takes, for less than a point of the neighbours kept
 EARLY, LATE, EXAGGERATION = 250, 500, 12.0  # steps of t-SNE (van der Maaten 2014)
 
@@ -22,13 +22,13 @@ EARLY, LATE, EXAGGERATION = 250, 500, 12.0  # steps of t-SNE (van der Maaten 201
 def lay_out(
     unit: Float[Tensor, "N D"], near: Neighbours, *, threads: int | None = None, seed: int = 0
 ) -> Float[Tensor, "N 2"]:
-    """T-SNE of features by their nearest neighbours, begun from the two leading principal components.
+    """T-SNE of features by their nearest neighbours, starting from the two leading principal components.
 
     Args:
         unit: features of length 1.
-        near: each one's nearest, itself among them, at least 16 where there are so many.
+        near: the nearest features of each, itself included; at least 16, if there are so many.
         threads: as many as PyTorch has unless given.
-        seed: of the start's noise.
+        seed: of the noise on the starting positions.
 
     Raises:
         MissingExtra: more than 3,000 features, and openTSNE is not installed.
@@ -46,7 +46,7 @@ def lay_out(
             "without"
         ) from error
     rows = torch.arange(len(unit)).unsqueeze(1)
-    # Equal features stand before a row itself now and then: it is moved to the front, where it can be dropped.
+    # Equal features may rank before the row itself: it is moved to the front, where it can be dropped.
     order = (near.indices != rows).int().argsort(dim=1, stable=True)[:, 1 : ATTRACTED + 1]
     indices, values = near.indices.gather(1, order), near.values.gather(1, order)
     neighbours = nearest_neighbors.PrecomputedNeighbors(indices.numpy(), (1 - values.double()).clamp(min=0).numpy())

@@ -1,4 +1,4 @@
-"""The page of a collection, served on this machine alone to whoever knows its address."""
+"""A server for the page of a collection, on this machine alone, at a secret address."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ PARTS = {
     "explore.css": "text/css; charset=utf-8",
     "explore.js": "text/javascript; charset=utf-8",
 }
-"""Beside the page, its style and its script."""
+"""The page's style and script."""
 MOST = 64 * 2**20  # bytes that a page may send
 _NAME = re.compile(r"[\w][\w. -]{0,99}")
 
 
 class Server(ThreadingHTTPServer):
-    """A collection's page at an address that holds a token: without it nothing is answered.
+    """Serves a collection's page at an address with a token; requests without it are refused.
 
     Args:
-        collection: what is shown.
-        lists: the folder that chosen sets are written to.
-        port: of the address; 0 takes any that is free.
+        collection: the points to show.
+        lists: the folder for saved lists.
+        port: of the address; 0 takes any free port.
 
     Raises:
-        UserError: the port is in use, or not to be had.
+        UserError: the port is in use, or not allowed.
 
     """
 
@@ -69,10 +69,10 @@ class Server(ThreadingHTTPServer):
             return self.collection.pictures.jpeg(int(self.collection.rows[point]), PICTURE)
 
     def save(self, name: str, points: list[int]) -> dict[str, str]:
-        """Write a list for ``@list=`` and say where it is.
+        """Write a list for ``@list=`` and return its path.
 
         Raises:
-            UserError: the name is none, the list is there already, or there is nothing to write.
+            UserError: the name is invalid, the list exists already, or it would be empty.
 
         """
         stem = name.removesuffix(".txt").strip()

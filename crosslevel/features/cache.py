@@ -1,4 +1,4 @@
-"""Features that are computed once: kept in the run's folder until the encoder or the images change."""
+"""A cache of features: they are kept in the run's folder until the encoder or the images change."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class FeatureCache:
     """Features of images by encoders, computed at most once for the same weights, images and precision.
 
     Args:
-        run_dir: the run's folder, where they are kept; None keeps them in memory alone.
-        runtime: where encoders run.
-        bad: collects what could not be read, now or when the features were computed.
-        rows: images a file: what a killed call loses at most.
-        decoded_once: bytes; smaller sources stay in memory for all encoders.
+        run_dir: the run's folder, which stores them; None keeps them in memory only.
+        runtime: the device and settings of encoders.
+        bad: collects images that were unreadable now or when the features were computed.
+        rows: images of a file; a killed call loses at most one file.
+        decoded_once: bytes; smaller sources are decoded once, and stay in memory for all encoders.
 
     """
 
@@ -69,13 +69,13 @@ class FeatureCache:
         """Features of all readable images.
 
         Args:
-            name: of the encoder. Features of the same images by an encoder that had this name before are deleted.
+            name: of the encoder. Features of the same images by a former encoder of this name are deleted.
             encoder: the network.
             images: the source.
-            progress: told how many of how many images are done.
+            progress: called with the images done and their total.
 
         Raises:
-            SourceError: not one image can be read.
+            SourceError: no image can be read.
 
         """
         key = self.key(encoder, images)
@@ -93,7 +93,7 @@ class FeatureCache:
         return self._cached[key]
 
     def decoded(self, images: Images, size: int) -> Images:
-        """The images in memory at ``size`` pixels, where they are few enough, decoded once for all who ask."""
+        """The images in memory at ``size`` pixels, if they are few enough; decoded once for all callers."""
         if len(images) * images.channels * size**2 >= self.decoded_once:
             return images
         key = (_identity(images), size)
@@ -115,7 +115,7 @@ class FeatureCache:
         folder = self.run_dir / FOLDER / f"{stem}-{key[:12]}"
         for outdated in (self.run_dir / FOLDER).glob(f"{stem}-*"):
             if outdated != folder:
-                # First what says that all is there: a kill in between leaves a part.
+                # The mark of completeness is removed first: a kill in between leaves an incomplete cache.
                 (outdated / COMPLETE).unlink(missing_ok=True)
                 shutil.rmtree(outdated)
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ class FeatureCache:
             columns = _joined(batches, part, first, len(resized), progress)
             if folder is not None:
                 file = folder / f"{first:012}.safetensors"
-                # Every piece names what could not be read of it; the first also what was dropped before.
+                # Every piece names its unreadable images; the first one also those dropped before.
                 unreadable = {**(reasons if first == 0 else {}), **bad.reasons}
                 write_tensors(file, columns, {"bad": json.dumps(unreadable)})
             self._remember(bad.reasons)
@@ -170,7 +170,7 @@ class FeatureCache:
 
 
 def _is_complete(folder: Path, count: int) -> bool:
-    """Whether these are all parts: the mark holds how many there were."""
+    """Whether these are all pieces: the mark holds their number."""
     mark = folder / COMPLETE
     return mark.is_file() and mark.read_text(encoding="utf-8") == f"{count}\n"
 
@@ -190,8 +190,8 @@ def _joined(batches: Iterator[Features], images: Images, before: int, total: int
 
 
 def _identity(images: Images) -> str:
-    """The source's identity, computed once: it takes a look at every file."""
-    remembered: str | None = getattr(images, "_known_identity", None)
+    """The source's identity, computed once, since it reads the state of every file."""
+    remembered: str | None = getattr(images, "_cached_identity", None)
     if remembered is None:
-        remembered = images._known_identity = images.identity()  # type: ignore[attr-defined]
+        remembered = images._cached_identity = images.identity()  # type: ignore[attr-defined]
     return remembered

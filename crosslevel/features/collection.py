@@ -1,4 +1,4 @@
-"""A table of features, or what one is made of: a run or weights by name, and images. One way for all who use tables."""
+"""Opens a table of features, or makes one from images and a run or weights by name; for all verbs that read tables."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from crosslevel.utils.console import say
 from crosslevel.utils.device import Device, Precision
 from crosslevel.utils.errors import UserError, hidden
 
-TABLE = "collection.parquet"  # in a run's folder
-PICTURES = 96  # pixels of its thumbnails
+TABLE = "collection.parquet"  # name of the table in a run's folder
+PICTURES = 96  # pixels of that table's thumbnails
 
 
 def open_collection(
@@ -34,20 +34,20 @@ def open_collection(
     least: int = 1,
     data_root: str | None = None,
 ) -> tuple[FeatureTable, str | None]:
-    """The table that ``table`` names, and the run or name whose encoder made it, where it is known.
+    """The table that ``table`` names, and the run or name whose encoder made it, if known.
 
     Args:
         table: a table; or a run or weights by name: then the features of ``images`` are computed once, and kept in the
             run's folder, or for weights by name in the cache (`cache_folder`), until the encoder or an image changes.
         images: the images of a run, those that it was trained on unless given; or of weights by name.
-        runtime: where the encoder runs.
-        console: told what is made.
-        run: the encoder of a table, where it is not found where it was.
-        least: how many rows there must be.
+        runtime: the device and settings of the encoder.
+        console: prints what is computed.
+        run: the encoder of a table, if it has moved.
+        least: the fewest rows allowed.
         data_root: folder with the official files of cifar10, cifar100 and stl10; a run's own unless given.
 
     Raises:
-        UserError: there is no such table, run or name, it has too few rows, or nobody says which images.
+        UserError: there is no such table, run or name, the table has too few rows, or no images are given.
 
     """
     if not (is_by_name(table) or os.path.isdir(table) or Path(table).suffix == ".safetensors"):
@@ -84,13 +84,13 @@ def open_collection(
 
 
 def _cached_table(encoder: str, images: str) -> Path:
-    """The cached table of an encoder that has no folder."""
+    """The path of the cached table for an encoder without a run's folder."""
     digest = hashlib.sha256(f"{encoder} {images}".encode(errors="surrogateescape")).hexdigest()
     return cache_folder() / "collections" / f"{digest[:24]}.parquet"
 
 
 def _trained_on(run_dir: Path) -> tuple[str, str | None]:
-    """The images that a run was trained on, and the folder of official files, by its settings."""
+    """The images that a run was trained on, and the folder of official files, from its settings."""
     settings = settings_of(run_dir)
     images, root = settings.get("images"), settings.get("data_root")
     if not isinstance(images, str):

@@ -1,4 +1,4 @@
-"""``crosslevel embed``: a table of features, one row an image."""
+"""``crosslevel embed``: a table of features, one row for each image."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from crosslevel.utils.processes import keeping
 
 
 class Embedded(NamedTuple):
-    """Features (N, D) in float32, a row an image that could be read; its path, and its label where there are any."""
+    """Features (N, D) in float32, one row for each readable image; the paths, and the labels if there are any."""
 
     features: np.ndarray[Any, np.dtype[np.float32]]
     paths: list[str]
@@ -48,7 +48,7 @@ class Embedded(NamedTuple):
     classes: list[str] | None
 
 
-ROWS = 8192  # a part of the table: what a killed run loses at most
+ROWS = 8192  # rows of a piece; a killed run loses at most one piece
 
 
 @verb(
@@ -90,13 +90,13 @@ def embed(
     Args:
         run: the folder of a run, or its encoder.safetensors; or weights by name, without any training: timm:NAME such
             as timm:vit_small_patch14_dinov2.lvd142m, hf-hub:owner/name, or a folder of such files; ,size=PIXELS after
-            it takes images of another size than the weights' own.
+            it sets another image size than the weights' own.
         images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, videos, annotations (with
             --crops), cifar10, cifar100, stl10 or turntable; a suffix such as @imbalance=100 or @list=FILE takes a part.
         output: the file to write: .parquet, or .npy with a manifest in .csv beside it; or a folder for other programs:
             .lance (LanceDB), or .fiftyone, which FiftyOne imports. A name without such an ending is a folder of Parquet
-            files, to which every call adds what is new: other paths (a renamed image is one), and images of other
-            content. From Python, the features are returned as arrays unless it is given.
+            files, to which every call adds the new images: those with a new path (also after renaming) or new content.
+            From Python, the features are returned as arrays unless it is given.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: fp32, so that a table is the same wherever it is made; auto takes bfloat16 where the hardware
             computes it.
@@ -104,16 +104,16 @@ def embed(
         batch_size: images at a time.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
-        thumbnails: pixels of the longer side of small pictures, such as 96, in a column named image, as the Hugging
-            Face hub has them: explore, search and curate show them; none unless given.
+        thumbnails: pixels of the longer side of small pictures, such as 96, which are stored in a column named image in
+            the format of the Hugging Face hub; explore, search and curate show them. None unless given.
         loss: of a run: add a column named loss, in nats: how badly two views of an image, drawn as the run drew them,
             are told from those of 255 others (NT-Xent, Chen et al. 2020, at the run's temperature); explore colours and
             filters by it. Each image passes through the encoder nine times.
-        engine: local works on this machine; ray on all of a Ray cluster (RAY_ADDRESS, or this machine), a worker for
-            each GPU, with its share of the cores to decode, or else for each core. What machines are lost with is done
-            again; source and output lie where all of them find them.
+        engine: local works on this machine; ray on all machines of a Ray cluster (RAY_ADDRESS, or this machine), with a
+            worker for each GPU and its share of the cores to decode, or else for each core. The work of a lost machine
+            is repeated; all machines must be able to reach source and output.
         quiet: print nothing.
-        rows: images of a piece of the table, which is what a killed run loses at most; no option.
+        rows: images of a piece of the table; a killed run loses at most one piece; no option.
 
     Returns:
         the file; without one, the features, paths and labels.
@@ -161,7 +161,7 @@ def embed(
 def _further(
     making: Making, objective: Objective | None, thumbnails: int | None, runtime: Runtime
 ) -> dict[str, Callable[[Sequence[int]], pa.Array]]:
-    """The columns beside path, label and feature: what makes each, of the numbers of images."""
+    """Further columns of the table: functions that compute each from the numbers of images."""
     columns: dict[str, Callable[[Sequence[int]], pa.Array]] = {}
     if objective is not None:
         columns[LOSS] = ImageLosses(making.encoder, making.source, objective, runtime.hardware, runtime.workers)
@@ -171,7 +171,7 @@ def _further(
 
 
 def _check(output: str | None, thumbnails: int | None, loss: bool, engine: Engine) -> None:
-    """Refuse an output that cannot hold what is asked for."""
+    """Refuse an output that does not support the other settings."""
     if output is not None and Path(output).suffix not in ("", *formats.SUFFIXES):
         raise UserError(f"--output {output}: the name must end in {', '.join(formats.SUFFIXES)}, or be a folder's")
     if output is None and engine != "local":
@@ -212,7 +212,7 @@ def _add(making: Making, console: Console) -> None:
 
 
 def _write(making: Making, pieces: Pieces, runtime: Runtime, console: Console, rows: int) -> None:
-    """Compute what is missing of a table, join it, and clear up; the folder of pieces is this process's own."""
+    """Compute the missing pieces of a table, join them, and clean up; this process has locked the folder of pieces."""
     file, encoder, source = pieces.file, making.encoder, making.source
     for line in pieces.start():
         say(console, line)
@@ -253,7 +253,7 @@ def _arrays(encoder: Encoder, source: Images, runtime: Runtime, console: Console
 
 
 def _compute(encoder: Encoder, source: Images, pieces: Pieces, runtime: Runtime, console: Console, least: int) -> None:
-    """Write all pieces that are missing, of at least so many rows each but for the last."""
+    """Write all missing pieces; each but the last has at least ``rows`` rows."""
     bad = source.bad_files()
     with progress_bar(console) as bar:
         task = bar.add_task("embedding", total=len(source), completed=pieces.done)
@@ -275,14 +275,14 @@ def _compute(encoder: Encoder, source: Images, pieces: Pieces, runtime: Runtime,
 
 
 def _gather(making: Making, pieces: Pieces, console: Console) -> None:
-    """Have all pieces that are missing made elsewhere."""
+    """Have the machines of a cluster make all missing pieces."""
     bad = dict(pieces.bad)
     with progress_bar(console) as bar:
         progress = bar.add_task("embedding", total=len(making.source), completed=pieces.done)
         for done in making.results(pieces.missing()):
             bad |= done.bad
             bar.advance(progress, done.stop - done.first)
-    pieces.start()  # finds what was written
+    pieces.start()  # finds the pieces that were written
     pieces.bad.update(bad)
 
 
@@ -313,7 +313,7 @@ def _joined(pieces: list[Features]) -> Features:
 
 
 def _fingerprint(encoder: str, images: str, source: Images) -> str:
-    """Changes when the encoder or the list of images does."""
+    """A text that changes when the encoder or the list of images does."""
     digest = hashlib.sha256(f"{encoder} {images} {len(source)}".encode())
     for path in source.paths:
         digest.update(text(path).encode())

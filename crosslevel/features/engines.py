@@ -1,4 +1,4 @@
-"""Where the pieces of a table are made: in this process one after the other, or by the machines of a Ray cluster."""
+"""Who makes the pieces of a table: this process, one after the other, or the machines of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from crosslevel.utils.device import Device, Hardware, Precision, choose
 from crosslevel.utils.errors import MachineError, UserError
 from crosslevel.utils.files import ENCODER
 
-ROWS = 2048  # images a piece: what a lost machine loses at most for each of its workers
-GPU_ROWS = 8192  # likewise on GPUs, where each piece starts processes that decode
+ROWS = 2048  # images of a piece; a lost machine loses at most one piece for each of its workers
+GPU_ROWS = 8192  # likewise on GPUs, where each piece starts decoding processes
 
 
 class Task(NamedTuple):
     """The settings of a table: ``output`` is a file, whose pieces lie beside it, or a folder of Parquet files.
 
-    ``workers`` are processes that decode; None: of a cluster's GPU, its share of the machine's cores.
+    ``workers`` are processes that decode; None on a cluster: each GPU's share of the machine's cores.
     """
 
     device: Device
@@ -81,14 +81,14 @@ class Maker:
 
 
 class Sent(NamedTuple):
-    """An encoder for other machines: the bytes of its file, and the checksum of what is to come out of them."""
+    """An encoder for other machines: the bytes of its file, and the expected checksum of the encoder."""
 
     file: bytes
     identity: str
 
     @classmethod
     def of(cls, encoder: Encoder) -> Sent:
-        """One that is open here."""
+        """Pack an encoder that is open here."""
         with tempfile.TemporaryDirectory() as folder:
             file = encoder.save(Path(folder) / ENCODER)
             return cls(file.read_bytes(), load_encoder(file).identity())
@@ -97,7 +97,7 @@ class Sent(NamedTuple):
         """Open it on another machine.
 
         Raises:
-            UserError: there it is another one.
+            UserError: the encoder is a different one there.
 
         """
         with tempfile.TemporaryDirectory() as folder:
@@ -110,11 +110,11 @@ class Sent(NamedTuple):
 
 
 def hardware_for(engine: Engine, device: Device, precision: Precision, workers: int | None) -> Hardware:
-    """What a table is made on: this machine's, or that of a cluster, which may have GPUs where this machine has none.
+    """The hardware that makes a table: this machine's, or a cluster's, which may have GPUs when this machine has none.
 
     Raises:
         MissingExtra: Ray is not installed.
-        UserError: what this machine or the cluster does not have, or has no use for.
+        UserError: this machine or the cluster lacks the requested hardware, or cannot use it.
 
     """
     if engine != "ray":
@@ -130,7 +130,7 @@ def hardware_for(engine: Engine, device: Device, precision: Precision, workers: 
 
 
 class Making(NamedTuple):
-    """A table that is to be made; ``elsewhere`` is the source for the machines of a cluster, None to make it here."""
+    """A table to be made; ``elsewhere`` is the source for the machines of a cluster, None to make the table here."""
 
     task: Task
     encoder: Encoder
@@ -138,15 +138,14 @@ class Making(NamedTuple):
     elsewhere: Opened | None
 
     def results(self, missing: list[range], existing: Keys | None = None) -> Iterator[Done]:
-        """What became of each of the missing pieces, in order.
+        """The results of the missing pieces, in order.
 
-        On a cluster each is made by a worker that has a GPU, or else a core, of its own. Pieces of a worker or a
-        machine that is lost are made again by others; each is written whole, under its own name, so that none comes
-        twice. Nothing but the encoder and numbers passes between machines: workers read the source and write
-        themselves.
+        On a cluster each piece is made by a worker with its own GPU or core. Pieces of a lost worker or machine are
+        made again by others; each piece is written atomically under its own name, so that none is duplicated. Only the
+        encoder and numbers pass between machines: workers read the source and write the pieces themselves.
 
         Raises:
-            MachineError: the cluster cannot do it.
+            MachineError: the cluster fails.
             UserError: source or encoder are not the same on all machines.
 
         """

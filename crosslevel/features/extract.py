@@ -19,11 +19,11 @@ from crosslevel.utils.device import Hardware, choose
 from crosslevel.utils.errors import SourceError
 from crosslevel.utils.prefetch import ahead
 
-_PIECE = 64  # images a core encodes at a time: few enough that small ones stay in its cache
+_PIECE = 64  # images that a core encodes at a time: few enough for small ones to stay in its cache
 
 
 class Runtime(NamedTuple):
-    """Where and how an encoder runs: ``workers`` processes decode (chosen by a first look unless given)."""
+    """Where and how an encoder runs: ``workers`` processes decode (chosen by a first measurement unless given)."""
 
     hardware: Hardware
     workers: int | None = None
@@ -31,7 +31,7 @@ class Runtime(NamedTuple):
 
 
 class Features(NamedTuple):
-    """Features of M images on the CPU in float32, their labels (-1: none), and their places in the source."""
+    """Features of M images on the CPU in float32, their labels (-1: none), and their indices in the source."""
 
     features: Float[Tensor, "M D"]
     labels: Int64[Tensor, " M"]
@@ -50,16 +50,16 @@ def stream(
 ) -> Iterator[Features]:
     """Features of ``images`` in order, some at a time: memory does not grow with the number of images.
 
-    A copy of the encoder in evaluation mode is used, so that it is left as it was found. Images that cannot be
-    read are recorded in ``bad`` and left out.
+    A copy of the encoder in evaluation mode is used, so that the encoder stays unchanged. Images that cannot be read
+    are recorded in ``bad`` and left out.
 
     Args:
         encoder: the network; its ``view`` says how images are prepared.
         images: the source.
         batch_size: images at a time.
-        workers: processes that decode; 0: one thread; None: chosen by a first look at the images.
+        workers: processes that decode; 0: one thread; None: chosen by a measurement on the first images.
         hardware: device and precision; the best there is unless given.
-        bad: collects what could not be read.
+        bad: collects unreadable images.
         start: the first image, to continue an interrupted pass.
 
     """
@@ -90,13 +90,13 @@ def stream(
 def _on_all_cores(encode: Callable[[Batch], Features], batches: Iterable[Batch]) -> Iterator[Features]:
     """Results in order, each batch on one core.
 
-    The threads of one operation wait for each other, and so for whatever else runs: here the decoder.
+    The threads of one operation would wait for each other, and so for other work on the cores: here the decoder.
     """
     cores = torch.get_num_threads()
     try:
         yield from ahead(encode, batches, cores, cores, "crosslevel-encode", partial(torch.set_num_threads, 1))
     finally:
-        torch.set_num_threads(cores)  # what the pool's threads set is also what new threads start with
+        torch.set_num_threads(cores)  # the setting of the pool's threads is inherited by new threads
 
 
 def extract(
@@ -121,14 +121,14 @@ def extract(
 
 
 def pixels(images: Images, size: int, *, workers: int | None = None, bad: BadFiles | None = None) -> Features:
-    """Raw pixels as features, D = C * size * size, centred on mid-grey: what any encoder has to beat."""
+    """Raw pixels as features, D = C * size * size, centred on mid-grey: the baseline for every encoder."""
     batches = EvalBatches(images, 1024, size, workers=workers, bad=bad if bad is not None else BadFiles())
     chunks = [Features(b.images.flatten(1).float() / 127.5 - 1, b.labels, b.index) for b in batches]
     return Features(*(torch.cat(column) for column in zip(*chunks, strict=True)))
 
 
 def normalize(images: UInt8[Tensor, "B C s s"], view: View) -> Float[Tensor, "B C s s"]:
-    """Bytes to the numbers that the encoder was trained on, channels last."""
+    """Normalize bytes as in the encoder's training; channels last."""
     mean = torch.tensor(view.mean, device=images.device).view(1, -1, 1, 1) * 255
     scale = 1 / (torch.tensor(view.std, device=images.device).view(1, -1, 1, 1) * 255)
     return ((images - mean) * scale).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""What the pieces of a table are joined to: Parquet, NumPy, Lance, and a data set for FiftyOne."""
+"""The formats that the pieces of a table are joined to: Parquet, NumPy, Lance, and a data set for FiftyOne."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from crosslevel.utils.files import replacing, write
 
 SUFFIXES = (".parquet", ".npy", ".lance", ".fiftyone")
 PICTURED = (".parquet", ".lance", ".fiftyone")
-"""Of these, those that can have small pictures."""
+"""The formats that can have small pictures."""
 READ = {
     "": "read the folder with pandas.read_parquet('{file}')",
     ".parquet": "read it with pandas.read_parquet('{file}')",
@@ -31,18 +31,18 @@ READ = {
     ".lance": "read it with lance.dataset('{file}').to_table()",
     ".fiftyone": "fiftyone.Dataset.from_dir('{file}', dataset_type=fiftyone.types.FiftyOneDataset)",
 }
-"""What opens a table, by its ending."""
+"""Advice how to open a table, by its extension."""
 
-REPEATED = ["label", "class"]  # columns with few different values; looking for some among features takes time
+REPEATED = ["label", "class"]  # columns with few distinct values; searching for them among features would take time
 _SAMPLES, _METADATA, _PICTURES = "samples.json", "metadata.json", "data"
 
 
 def check(file: Path) -> None:
-    """Refuse, before anything is computed, a table that could not be written.
+    """Refuse a table that could not be written, before anything is computed.
 
     Raises:
         MissingExtra: pylance is not installed.
-        UserError: there is something else in its place.
+        UserError: something else exists at its path.
 
     """
     if file.suffix == ".lance" and find_spec("lance") is None:
@@ -53,12 +53,12 @@ def check(file: Path) -> None:
 
 
 def join(pieces: Sequence[Path], file: Path, metadata: Mapping[str, Any]) -> int:
-    """Write the table, whole or not at all, and return its rows.
+    """Write the table atomically, and return its number of rows.
 
     Args:
         pieces: Parquet files of the same columns, in order.
-        file: the table; its ending says which format.
-        metadata: what it says of itself.
+        file: the table; its extension determines the format.
+        metadata: stored in the table.
 
     """
     if file.suffix == ".parquet":
@@ -71,7 +71,7 @@ def join(pieces: Sequence[Path], file: Path, metadata: Mapping[str, Any]) -> int
     manifest = file.with_suffix(".csv")
     with replacing(manifest) as lines, replacing(file) as array:
         count = _join_npy(pieces, array, lines)
-        # The array comes first: a manifest that is there is never that of another array.
+        # The array is written first, so that an existing manifest never belongs to another array.
         manifest.unlink(missing_ok=True)
     return count
 
@@ -103,7 +103,7 @@ def _join_parquet(pieces: Sequence[Path], file: BinaryIO, metadata: Mapping[str,
 
 
 def _join_lance(pieces: Sequence[Path], file: Path, metadata: Mapping[str, Any]) -> int:
-    """A new version of the table: Lance puts it in place at once, and keeps the one before."""
+    """Write a new version of the table; Lance replaces the former version atomically, and keeps it."""
     import lance  # noqa: PLC0415
 
     schema = _schema(pieces, metadata)
@@ -117,7 +117,7 @@ def _join_lance(pieces: Sequence[Path], file: Path, metadata: Mapping[str, Any])
 
 
 def _join_fiftyone(pieces: Sequence[Path], file: Path, metadata: Mapping[str, Any]) -> int:
-    """A folder that FiftyOne imports as a FiftyOneDataset: samples that name their files, or small pictures in it."""
+    """A folder that FiftyOne imports as a FiftyOneDataset: samples with their files, or with small pictures in it."""
     file.mkdir(parents=True, exist_ok=True)
     write(file / _METADATA, json.dumps({"media_type": "image", "info": {"crosslevel": metadata}}))
     count = 0
@@ -131,7 +131,7 @@ def _join_fiftyone(pieces: Sequence[Path], file: Path, metadata: Mapping[str, An
 
 
 def _samples(pieces: Sequence[Path], folder: Path, root: str | None) -> Iterator[dict[str, Any]]:
-    """Each row as FiftyOne's ``Sample.to_dict`` has it."""
+    """Each row in the form of FiftyOne's ``Sample.to_dict``."""
     row = 0
     for piece in pieces:
         table = pq.read_table(piece)
@@ -159,7 +159,7 @@ def _samples(pieces: Sequence[Path], folder: Path, root: str | None) -> Iterator
 
 
 def _picture(folder: Path, row: int, image: Mapping[str, Any] | None) -> str:
-    """A row's small picture as a file of the folder; its name relative to that."""
+    """Write a row's small picture as a file in the folder; return its name relative to the folder."""
     if image is None or image["bytes"] is None:
         raise UserError(f"{folder}: FiftyOne shows files, and image {row} is none: give --thumbnails 96")
     (folder / _PICTURES).mkdir(exist_ok=True)
@@ -169,7 +169,7 @@ def _picture(folder: Path, row: int, image: Mapping[str, Any] | None) -> str:
 
 
 def _vector(vector: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """An array as FiftyOne writes it: a compressed NumPy file, as MongoDB's JSON has bytes."""
+    """An array in FiftyOne's form: a compressed NumPy file, as bytes in MongoDB's JSON."""
     file = io.BytesIO()
     np.save(file, vector, allow_pickle=False)
     return {"$binary": {"base64": base64.b64encode(zlib.compress(file.getvalue())).decode(), "subType": "00"}}

@@ -1,4 +1,4 @@
-"""``crosslevel.load``: a run's encoder with its view, for images in whatever form they are at hand."""
+"""``crosslevel.load``: a run's encoder with its view, for images as files, arrays or tensors."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import BadImage, UserError
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
-"""A file, an image of Pillow, an array (H, W, 3) or (H, W), or a tensor (3, H, W): bytes, or floats in [0, 1]; with as
-many channels as the encoder takes, where these are not 3."""
+"""A file, an image of Pillow, an array (H, W, 3) or (H, W), or a tensor (3, H, W): bytes, or floats in [0, 1]. An
+encoder with another number of channels takes that many instead of 3."""
 
 
 class FeatureExtractor:
     """A trained encoder: images of any size and form in, features out.
 
-    ``encoder`` is the network, ``view`` what it was trained to look at, ``num_features`` D.
+    ``encoder`` is the network, ``view`` the size and normalization of its images, ``num_features`` is D.
     """
 
     def __init__(self, encoder: Encoder, runtime: Runtime) -> None:
@@ -48,9 +48,9 @@ class FeatureExtractor:
         return self.encoder.num_features
 
     def transform(self, images: Picture | Iterable[Picture]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Features (N, D), a row an image, in the order that they are given.
+        """Features (N, D), one row for each image, in the given order.
 
-        Each image is scaled and cut to the encoder's view as `crosslevel embed` does it.
+        Each image is scaled and cropped to the encoder's view as in `crosslevel embed`.
 
         Args:
             images: one image or several: paths, images of Pillow, arrays (H, W, 3), (H, W) or (N, H, W, 3), tensors
@@ -84,21 +84,21 @@ def load(
 
     Args:
         run: the folder of a run, or its encoder.safetensors; or weights by name: timm:NAME, hf-hub:owner/name, with
-            ,size=PIXELS for images of another size than theirs.
+            ,size=PIXELS for another image size.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: auto takes bfloat16 where the hardware computes it.
         workers: processes that decode; 0 decodes in one thread.
         batch_size: images at a time.
 
     Returns:
-        what makes features of images: ``crosslevel.load("runs/photos").transform(["a.jpg", "b.jpg"])``.
+        an object that computes features: ``crosslevel.load("runs/photos").transform(["a.jpg", "b.jpg"])``.
 
     """
     return FeatureExtractor(open_encoder(run), Runtime(choose(device, precision), workers, batch_size))
 
 
 class _Several(Images):
-    """Images that are at hand; files are decoded when it is their turn."""
+    """Images in memory or in files; files are decoded on demand."""
 
     def __init__(self, pictures: Sequence[Picture], reading: Reading = USUAL) -> None:
         self.name, self.reading = "images", reading
@@ -118,7 +118,7 @@ def _name_of(picture: Picture, i: int) -> str:
 
 
 def _several(images: Picture | Iterable[Picture]) -> list[Picture]:
-    """A list of images, of one or of an array of several too."""
+    """Turn one image, several images or an array of several into a list of images."""
     if isinstance(images, str | os.PathLike | Image.Image):
         return [images]
     if isinstance(images, Tensor | np.ndarray):

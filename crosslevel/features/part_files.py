@@ -1,4 +1,4 @@
-"""A table of features in many files: a folder to which every call adds what is new."""
+"""A table of features in many files: a folder to which every call adds the new images."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from crosslevel.utils.files import replacing, sweep
 
 CONTENT = "content"
 _ABOUT = b"crosslevel"
-_AT_A_TIME = 64  # images that are looked at
+_AT_A_TIME = 64  # images that are read at a time
 Keys = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Done(NamedTuple):
-    """What became of images ``first`` to ``stop``: rows written, rows that were there before, what is unreadable."""
+    """The result for images ``first`` to ``stop``: rows written, rows that existed before, unreadable images."""
 
     first: int
     stop: int
@@ -42,13 +42,14 @@ class Done(NamedTuple):
 
 
 class PartFiles:
-    """The Parquet files of a folder. The column ``content`` has 64 bits of an image's pixels: what tells new ones.
+    """The Parquet files of a folder. The column ``content`` has a 64-bit hash of an image's pixels, to detect new ones.
 
-    Each file appears when it is whole, under a name that says of which images it is: made twice, it is the same file.
+    Each file appears when it is complete. Its name contains the range of images, so that a repeated file replaces
+    itself.
 
     Args:
-        folder: where they lie.
-        encoder: the `Encoder.identity` of whose features they are.
+        folder: the folder of the files.
+        encoder: the `Encoder.identity` of the features' encoder.
 
     """
 
@@ -56,10 +57,10 @@ class PartFiles:
         self.folder, self.encoder = folder, encoder
 
     def existing_keys(self) -> Keys:
-        """A number for each path and content in the table, sorted; what killed calls left is removed.
+        """A number for each path and content in the table, sorted; remains of killed calls are removed.
 
         Raises:
-            UserError: there are features of another encoder, or other files.
+            UserError: the folder holds features of another encoder, or other files.
 
         """
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +101,7 @@ class PartFiles:
 
 
 class _Content(NamedTuple):
-    """What tells an image from others."""
+    """A hash of an image's content."""
 
     content: Int64[Tensor, ""]
 
@@ -112,7 +113,7 @@ def _content(image: UInt8[Tensor, "3 H W"]) -> _Content:
 def _new(
     source: Images, indices: Int64[Tensor, " N"], existing: Keys, bad: BadFiles, workers: int | None
 ) -> Int64[Tensor, " n"]:
-    """Those of the images whose path and content have no key among the ``existing``; unreadable ones go to ``bad``."""
+    """The images whose path and content have no key among the ``existing``; unreadable ones go to ``bad``."""
     new = []
     for numbers, (content,) in records(take(source, indices), _content, _AT_A_TIME, bad=bad, workers=workers):
         for i, value in zip(indices[numbers].tolist(), content.tolist(), strict=True):
@@ -124,13 +125,13 @@ def _new(
 
 
 def key_of(path: str, content: int) -> int:
-    """64 bits of a path and its image's content."""
+    """A 64-bit hash of a path and its image's content."""
     digest = hashlib.blake2b(f"{content} {path}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 
 class _ByContent(ImageView):
-    """Images with their content in place of their labels: it comes back with them, whichever process decodes."""
+    """Images with a hash of their content in place of their labels, computed by whichever process decodes them."""
 
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
         picture, _ = super().__getitem__(i)

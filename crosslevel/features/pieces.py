@@ -22,11 +22,11 @@ from crosslevel.utils.files import replacing, sweep, sync_folder, write
 from crosslevel.utils.trees import json_tree
 
 _JOINED = "joined.json"
-_FORMER = ("state.json", "state.tmp", "joined.parquet", "joined.npy", "joined.csv")  # left by the first version
+_FORMER = ("state.json", "state.tmp", "joined.parquet", "joined.npy", "joined.csv")  # files of the first version
 
 
 class Piece(NamedTuple):
-    """A finished piece of a table: of which images, and which images up to there could not be read."""
+    """A finished piece of a table: its range of images, and the unreadable images up to its end."""
 
     file: Path
     first: int
@@ -37,9 +37,9 @@ class Piece(NamedTuple):
 class Pieces:
     """Finished pieces of a table, in a folder beside it, until all are there and joined.
 
-    A piece says what table it is of, and is renamed into place when it is complete: a kill loses at most one. These
-    files are the only record of progress. When the table is in its place, a mark is written, then the pieces
-    are removed, then the mark: a table is never joined from what is left of its pieces.
+    A piece records which table it belongs to, and is renamed into place when it is complete, so that a kill loses at
+    most one. These files are the only record of progress. When the table is in place, a mark is written, then the
+    pieces are removed, then the mark: so a table is never joined from an incomplete set of pieces.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Pieces:
         return sum(piece.stop - piece.first for piece in self.pieces)
 
     def start(self) -> list[str]:
-        """Find what earlier calls left, remove what is of no use, and return lines that say so."""
+        """Find the pieces of earlier calls, remove unusable ones, and return messages about them."""
         mark = self._mark()
         if mark is not None:
             self.joined, self.bad = mark["rows"], mark["bad"]
@@ -112,10 +112,10 @@ class Pieces:
         return piece.stop
 
     def join(self) -> None:
-        """Join the pieces into the file, put it in place at once, and note that it is there.
+        """Join the pieces into the file, which appears atomically, and write the mark.
 
         Raises:
-            SourceError: not one image could be read.
+            SourceError: no image could be read.
 
         """
         if not self.pieces:
@@ -139,7 +139,7 @@ class Pieces:
         (self.folder / _JOINED).unlink(missing_ok=True)
 
     def _mark(self) -> dict[str, Any] | None:
-        """The record of a table that was joined from the same images; None unless the table is unchanged."""
+        """The mark of a table that was joined from the same images; None unless the table is unchanged."""
         try:
             mark: dict[str, Any] = json_tree((self.folder / _JOINED).read_text(encoding="utf-8"))
             return (
@@ -151,12 +151,12 @@ class Pieces:
             return None
 
     def _leftovers(self) -> list[Path]:
-        """Files of killed calls that are no pieces."""
+        """Unfinished files of killed calls."""
         sweep(self.folder)
         return [file for name in _FORMER if (file := self.folder / name).is_file()]
 
     def _read(self, file: Path) -> Piece | None:
-        """A piece that is whole, None if it is of other images or another encoder.
+        """A complete piece; None if it is of other images or another encoder.
 
         Raises:
             ArrowException, OSError, ValueError: it is damaged.
@@ -183,7 +183,7 @@ def table_of(
     indices: Int64[Tensor, " M"],
     further: Mapping[str, pa.Array] | None = None,
 ) -> pa.Table:
-    """Rows of a table: path, label, class and track where there are any, feature, and ``further`` columns."""
+    """Rows of a table: path, feature, label, class and track if there are any, and ``further`` columns."""
     flat = pa.array(features.numpy().ravel())
     columns: dict[str, Any] = {"path": [text(source.paths[i]) for i in indices.tolist()]}
     if source.labels is not None:
@@ -197,5 +197,5 @@ def table_of(
 
 
 def text(path: str) -> str:
-    """A file name that is not valid UTF-8 keeps its bytes as escapes: tables hold Unicode only."""
+    """A file name as Unicode, for tables: bytes that are not valid UTF-8 become escapes."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

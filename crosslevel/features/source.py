@@ -1,4 +1,4 @@
-"""The images that an encoder is shown: read as those that it was trained on."""
+"""Images for an encoder: read in the same way as its training images."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from crosslevel.utils.errors import UserError
 from crosslevel.utils.files import CONFIG
 from crosslevel.utils.trees import regular, yaml_tree
 
-KEPT = ("channels", "range")
-"""Of how images are read, what an encoder remembers."""
+STORED = ("channels", "range")
+"""The reading settings that an encoder stores."""
 
 
 def reads_of(reading: Reading) -> dict[str, str]:
-    """What an encoder that is trained on such images remembers; nothing where all is as usual."""
-    return {name: str(getattr(reading, name)) for name in KEPT if getattr(reading, name) != getattr(USUAL, name)}
+    """The reading settings that an encoder trained on such images stores; empty if all are the default."""
+    return {name: str(getattr(reading, name)) for name in STORED if getattr(reading, name) != getattr(USUAL, name)}
 
 
 def suited(source: str, encoder: Encoder) -> str:
-    """``source``, read as the encoder's images are unless it says so itself; data sets by name are what they are."""
+    """``source`` with the encoder's reading settings where it has none; data sets by name stay as they are."""
     if parse(source).kind == "name":
         return source
     settings = reads_of(parse(source).reading)
-    missing = {name: value for name, value in encoder.reads.items() if name in KEPT and name not in settings}
+    missing = {name: value for name, value in encoder.reads.items() if name in STORED and name not in settings}
     return read_as(source, missing) if missing else source
 
 
 def reading_of(encoder: Encoder) -> Reading:
-    """How single images are read for an encoder."""
-    return parse(read_as("images", {name: value for name, value in encoder.reads.items() if name in KEPT})).reading
+    """The reading settings of single images for an encoder."""
+    return parse(read_as("images", {name: value for name, value in encoder.reads.items() if name in STORED})).reading
 
 
 def open_for(encoder: Encoder, source: str, data_root: str | None = None, crops: Crops | None = None) -> Images:
@@ -54,7 +54,7 @@ def open_for(encoder: Encoder, source: str, data_root: str | None = None, crops:
 
 
 def check_channels(encoder: Encoder, channels: int, name: str) -> None:
-    """Refuse images, or other encoders beside this one, of other channels.
+    """Refuse images, or further encoders, with other channels than this encoder's.
 
     Raises:
         UserError: they have others.

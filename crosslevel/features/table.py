@@ -1,4 +1,4 @@
-"""A table of features as `crosslevel embed` writes it, or any Parquet file with such a column, read back."""
+"""Reads a table of features of `crosslevel embed`, or any Parquet file with such a column."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from crosslevel.data.images import Images
 from crosslevel.models.encoder import Encoder
 from crosslevel.utils.errors import NotThere, UserError, hidden
 
-ABOUT = b"crosslevel"  # its name among the metadata of a Parquet file
+ABOUT = b"crosslevel"  # its key in the metadata of a Parquet file
 FEATURE, PATH, IMAGE = "feature", "path", "image"
-_KNOWN = (FEATURE, PATH, IMAGE, "label", "class")
+_OWN_COLUMNS = (FEATURE, PATH, IMAGE, "label", "class")
 
 
 def metadata_of(encoder: Encoder, run: str, images: Images, source: str, precision: str) -> dict[str, Any]:
-    """What a table says of itself: the encoder and its view, whose images, and the versions that computed it.
+    """The metadata of a table: the encoder and its view, the source of images, and the versions that computed it.
 
-    ``encoder`` is the checksum of its weights and view (`Encoder.identity`): features of another one say nothing beside
-    these. ``state`` changes when images come, go or are written anew. ``root`` is the folder that the images lie in, if
-    they lie in one.
+    ``encoder`` is the checksum of its weights and view (`Encoder.identity`): features of another encoder cannot be
+    compared with these. ``state`` changes when images are added, removed or rewritten. ``root`` is the folder of the
+    images, if there is one.
     """
     root = images.name.partition("@")[0].partition(",")[0]
     return {
@@ -54,7 +54,7 @@ def metadata_of(encoder: Encoder, run: str, images: Images, source: str, precisi
 class FeatureTable:
     """N features with the paths of their images.
 
-    ``metadata`` describes the table, and is empty for one that Crosslevel did not write. ``rows`` is N, ``width`` D; at
+    ``metadata`` describes the table, and is empty if Crosslevel did not write it. ``rows`` is N, ``width`` is D; at
     first only the schema is read.
     """
 
@@ -85,10 +85,10 @@ class FeatureTable:
         return torch.from_numpy(values)
 
     def features_at(self, rows: Int64[Tensor, " M"]) -> Float[Tensor, "M D"]:
-        """The features of some rows, in ascending order, without all others in memory.
+        """The features of some rows, in ascending order, without loading all others.
 
         Raises:
-            UserError: the file is damaged, or one of these is missing or not finite.
+            UserError: the file is damaged, or one of these features is missing or not finite.
 
         """
         first, chunks = 0, []
@@ -103,14 +103,14 @@ class FeatureTable:
 
     @cached_property
     def paths(self) -> list[str]:
-        """The images' names; rows are numbered where the table has none."""
+        """The images' names; row numbers if the table has none."""
         if PATH not in self.names:
             return [f"row {i}" for i in range(self.rows)]
         return [str(path) for path in self.column(PATH).to_pylist()]
 
     @cached_property
     def labels(self) -> tuple[Int64[Tensor, " N"], list[str]] | None:
-        """The label of each row, -1 where it has none, and the labels' names; None for a table without labels."""
+        """The label of each row (-1: none), and the labels' names; None for a table without labels."""
         for name in ("class", "label"):
             if name in self.names:
                 values = self.column(name).to_pylist()
@@ -121,15 +121,15 @@ class FeatureTable:
 
     @property
     def other_columns(self) -> list[str]:
-        """The columns that only their user knows."""
-        return [name for name in self.names if name not in _KNOWN]
+        """The columns that Crosslevel does not define."""
+        return [name for name in self.names if name not in _OWN_COLUMNS]
 
     @cached_property
     def footer(self) -> str:
-        """A checksum of the file's size and footer, which is read at once.
+        """A checksum of the file's size and footer, which is fast to read.
 
-        It changes with the number of rows, and mostly with their values: of every column's pieces the footer has the
-        size, and the extremes where the writer put them there. Rows that were exchanged may leave it as it is.
+        It changes with the number of rows, and mostly with their values: the footer has the size of each column chunk,
+        and its extremes if the writer stored them. If rows are exchanged it may stay the same.
         """
         size = self.file.stat().st_size
         with self.file.open("rb") as opened:
@@ -176,10 +176,10 @@ class FeatureTable:
             raise UserError(f"{self.file} is damaged ({_first_line(error)}): embed its images again") from error
 
     def check_encoder(self, encoder: Encoder, run: str) -> None:
-        """Refuse an encoder whose features these are not.
+        """Refuse an encoder that did not make these features.
 
         Raises:
-            UserError: it is another one, or of another size.
+            UserError: it is another encoder, or has another feature size.
 
         """
         expected, identity = self.metadata.get("encoder"), encoder.identity()
@@ -196,11 +196,11 @@ class FeatureTable:
 
 
 def open_table(file: str | os.PathLike[str], least: int = 1) -> FeatureTable:
-    """A table of features; only its schema is read.
+    """Open a table of features; only its schema is read.
 
     Args:
         file: a Parquet file with a column ``feature`` of lists of numbers, such as `crosslevel embed` writes.
-        least: how many rows there must be.
+        least: the fewest rows allowed.
 
     Raises:
         NotThere: there is no such file.
@@ -230,7 +230,7 @@ def open_table(file: str | os.PathLike[str], least: int = 1) -> FeatureTable:
 
 
 def _width(opened: pq.ParquetFile, kind: pa.DataType, rows: int) -> int | None:
-    """How many numbers a feature has; None where it is no list of numbers."""
+    """The size of a feature; None if the column holds no lists of numbers."""
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     if not lists or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
         return None

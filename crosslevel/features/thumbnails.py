@@ -1,4 +1,4 @@
-"""Small pictures of images: written into a table, and found again for a page."""
+"""Small pictures of images: written into a table, and read for a page."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from crosslevel.utils.errors import BadImage, SourceError, UserError
 from crosslevel.utils.tensors import as_rgb
 
 KIND = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-"""As the Hugging Face hub has images in Parquet; what reads those, reads these."""
+"""The type of images in Parquet files of the Hugging Face hub, so that the same programs read it."""
 
 SMALLEST, LARGEST = 16, 1024
-SMALL = 65_536  # bytes of a picture that is handed on as it is
+SMALL = 65_536  # the most bytes of a picture that is passed on unchanged
 
 
 def check(size: int | None) -> None:
-    """Refuse thumbnails of a size that is none.
+    """Refuse an invalid size of thumbnails.
 
     Raises:
         UserError: it is out of range.
@@ -59,7 +59,7 @@ def column(images: Images, indices: Sequence[int], size: int, workers: int | Non
 
     Args:
         images: the source.
-        indices: which of its images.
+        indices: the images' indices in it.
         size: pixels of the longer side.
         workers: threads that decode; as many as PyTorch has unless given.
 
@@ -70,11 +70,11 @@ def column(images: Images, indices: Sequence[int], size: int, workers: int | Non
 
 
 class Pictures:
-    """The picture of each row of a table: its thumbnail, or else the image itself, where it is still there.
+    """The picture of each row of a table: its thumbnail, or the image itself, if that still exists.
 
     Args:
-        table: whose pictures.
-        images: where its images are, if elsewhere than when it was written.
+        table: the table.
+        images: the source of its images, if they have moved since it was written.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
 
     """
@@ -86,16 +86,16 @@ class Pictures:
 
     @property
     def has_thumbnails(self) -> bool:
-        """Whether the table itself has its pictures."""
+        """Whether the table itself has pictures."""
         return IMAGE in self.table.names
 
     def file(self, row: int) -> str | None:
-        """The file that a row's image is; None where it lies in something else, or cannot be found."""
+        """The file of a row's image; None if the image lies inside another file, or cannot be found."""
         path = os.path.join(self.root or "", self.table.paths[row])
         return path if os.path.isfile(path) else None
 
     def jpeg(self, row: int, size: int) -> bytes | None:
-        """A row's picture as JPEG, at most ``size`` pixels but for thumbnails; None where there is none."""
+        """A row's picture as JPEG, of at most ``size`` pixels unless it is a thumbnail; None if there is none."""
         data = self._thumbnail(row) if self.has_thumbnails else None
         if data is not None and len(data) < SMALL and data.startswith(b"\xff\xd8\xff"):
             return bytes(data)
@@ -103,7 +103,7 @@ class Pictures:
         return None if picture is None else encoded(picture, size)
 
     def __getitem__(self, row: int) -> UInt8[Tensor, "3 H W"] | None:
-        """A row's picture; None where there is none to be found, or it cannot be read."""
+        """A row's picture; None if it cannot be found or read."""
         try:
             if self.has_thumbnails:
                 data = self._thumbnail(row)
@@ -117,7 +117,7 @@ class Pictures:
 
     @cached_property
     def _reading(self) -> Reading:
-        """How the table's images were read."""
+        """The reading settings of the table's images."""
         try:
             return parse(str(self.table.metadata.get("images") or "images")).reading
         except SourceError:
@@ -139,16 +139,16 @@ class Pictures:
 
     @cached_property
     def _begins(self) -> list[int]:
-        """The first row of each of the file's groups of rows."""
+        """The first row of each of the file's row groups."""
         metadata = pq.read_metadata(self.table.file)
         counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         return [0, *np.cumsum(counts)[:-1].tolist()]
 
     @cached_property
     def _source(self) -> Images | None:
-        """The source that the table was made of, for images that are no files."""
+        """The table's source, for images that are no files."""
         source = self._source_text or self.table.metadata.get("images")
-        # A table may be a stranger's: what it names is read from this machine alone.
+        # A table may come from anybody: the paths in it are read from this machine only.
         if source is None or (self._source_text is None and "://" in source):
             return None
         try:

@@ -1,1 +1,1 @@
-"""What is in a collection: sizes, damage, duplicates, the long tail, and what to do about it."""
+"""The content of a collection: sizes, damage, duplicates, the long tail, and settings for it."""

@@ -1,4 +1,4 @@
-"""``crosslevel inspect``: what is in a collection: sizes, damage, duplicates, long tail, and what follows."""
+"""``crosslevel inspect``: describe a collection: sizes, damage, duplicates, long tail, and suggested settings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets import select
 from crosslevel.features.extract import Runtime
 from crosslevel.features.source import check_channels, suited
-from crosslevel.inspection.page import beside_block, headline, page_blocks
+from crosslevel.inspection.page import headline, matches_block, page_blocks
 from crosslevel.inspection.scan import Structure, run_features, structure
 from crosslevel.inspection.sketch import Sketch, sketch
 from crosslevel.inspection.summary import summary, tables
@@ -45,7 +45,7 @@ from crosslevel.utils.files import write
 from crosslevel.utils.marks import verb
 from crosslevel.utils.rng import seeded
 
-SHOWN_BROKEN = 20
+MOST_BROKEN = 20
 DUPLICATES, BESIDE, EXACT = "duplicates.csv", "beside.csv", "exact_copies.csv"
 
 
@@ -68,34 +68,34 @@ def inspect(
     full_scan: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Say what is in a collection: sizes, broken files, duplicates and their tracks, the long tail; no label is read.
+    """Describe a collection: sizes, broken files, duplicates and their tracks, the long tail; no label is read.
 
     Args:
         images: a folder, a .txt list of files, .tar shards, Parquet files, hf://owner/name, videos, annotations (with
             --crops), cifar10, cifar100, stl10 or turntable; a suffix such as @imbalance=100 or @list=FILE takes a part.
         run: the folder of a run, its encoder.safetensors, or weights by name (timm:NAME, hf-hub:owner/name):
-            near-duplicates and groups by its features as well.
-        beside: another source, such as the images to test on: which of its images are in this one as well.
+            near-duplicates and groups are then found by its features as well.
+        beside: another source, such as test images: those of its images that are also in this one are reported.
         output: a .json file, or a folder for inspect.json, inspect.html and duplicates.csv (and beside.csv,
             exact_copies.csv); none is written unless given.
         batch_size: of the training that settings are suggested for.
-        sample: the most images to compare with each other; of more, that many are drawn, and only these are looked at
-            unless there is a full scan.
-        seed: of all draws.
+        sample: the most images to compare with each other; from a larger collection, that many are drawn at random, and
+            only these are read unless there is a full scan.
+        seed: of all random numbers.
         groups: the most groups to estimate; 20 unless given.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: auto takes bfloat16 where the hardware computes it.
         workers: processes that decode; 0 decodes in one thread; chosen by the size of the images unless given.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
-        engine: local looks at the images on this machine; ray on all of a Ray cluster (RAY_ADDRESS, or this machine),
-            which find them under the same name; what they have in common is found here.
-        full_scan: of a collection larger than the sample, read every image: sizes, formats, broken files and exact
-            copies (exact_copies.csv) are then those of all images; what is compared, also with --beside, is the sample.
+        engine: local reads the images on this machine; ray on all machines of a Ray cluster (RAY_ADDRESS, or this
+            machine), which must find them under the same name; they are compared here.
+        full_scan: read every image of a collection that is larger than the sample: sizes, formats, broken files and
+            exact copies (exact_copies.csv) then cover all images; only the sample is compared, also with --beside.
         quiet: print nothing.
 
     Returns:
-        what the JSON file has.
+        the content of the JSON file.
     """
     if batch_size < 2 or sample < 2:
         raise UserError(f"batch_size={batch_size}, sample={sample}: give at least 2 each")
@@ -112,20 +112,20 @@ def inspect(
     second = None if beside is None else _part(beside, read, sample, generator, engine)
     runtime = Runtime(choose(device, precision), workers)
     result = _compare(collection, second, encoder, run, runtime, groups, seed, console)
-    scanned, scanned_beside, common = result.scanned, result.scanned_beside, result.structure
+    scanned, scanned_second, common = result.scanned, result.scanned_second, result.structure
     duplicates = duplicate_sets(scanned, common.pairs, collection.part.paths)
     figures = summary(
         collection.images.name, len(collection.images), collection.part, scanned, common, duplicates, collection.bad,
         batch_size, run, result.threshold, result.counted,
     )  # fmt: skip
-    matched = [] if scanned_beside is None else matches(scanned, scanned_beside)
-    if second is not None and scanned_beside is not None:
-        figures["beside"] = _matches_by_name(collection, scanned, second, scanned_beside, matched)
+    matched = [] if scanned_second is None else matches(scanned, scanned_second)
+    if second is not None and scanned_second is not None:
+        figures["beside"] = _matches_by_name(collection, scanned, second, scanned_second, matched)
     _print(console, figures)
     if written is not None:
         blocks = page_blocks(figures, scanned, common, duplicates, collection.part)
-        if second is not None and scanned_beside is not None:
-            blocks.insert(2, beside_block(second.images.name, matched, scanned, scanned_beside, figures))
+        if second is not None and scanned_second is not None:
+            blocks.insert(2, matches_block(second.images.name, matched, scanned, scanned_second, figures))
         write_csv(written.with_name(DUPLICATES), duplicates, scanned, collection.part.paths)
         exact_copies = result.counted.exact_copies() if full_scan else None
         _write(written, figures, blocks, console, exact_copies, collection.images.paths)
@@ -134,9 +134,9 @@ def inspect(
 
 @dataclass
 class _Collection:
-    """A source, the part of it that is compared, and its unreadable images.
+    """A source, its compared part, and its unreadable images.
 
-    ``sampled`` are the numbers of that part where the other images are looked at as well.
+    ``sampled`` are the numbers of that part, if the other images are read as well.
     """
 
     images: Images
@@ -160,11 +160,11 @@ def _part(
 
 
 class _Compared(NamedTuple):
-    """What is counted, the records of the compared images and of those beside them, and what they have in common."""
+    """The counts, the records of the compared images and of those of the second source, and the structure found."""
 
     counted: Sketch
     scanned: ScanResult
-    scanned_beside: ScanResult | None
+    scanned_second: ScanResult | None
     structure: Structure
     threshold: float | None
 
@@ -173,7 +173,7 @@ def _compare(
     collection: _Collection, second: _Collection | None, encoder: Encoder | None, run: str | None, runtime: Runtime,
     groups: int | None, seed: int, console: Console,
 ) -> _Compared:  # fmt: skip
-    """Look at the images, compare them by pixels or by the run's features too, and look at those beside them."""
+    """Read the images, compare them by pixels and, with a run, by its features, and read the second source."""
     features, threshold = None, None
     with progress_bar(console) as bar:
         counted, scanned = _sketched(collection, runtime.workers, bar)
@@ -184,12 +184,12 @@ def _compare(
             )
         common = structure(scanned, features, 1.0 if threshold is None else threshold, groups, seed)
         bar.update(task, total=1, completed=1)
-        scanned_beside = None if second is None else _scanned(second, runtime.workers, bar)
-    return _Compared(counted, scanned, scanned_beside, common, threshold)
+        scanned_second = None if second is None else _scanned(second, runtime.workers, bar)
+    return _Compared(counted, scanned, scanned_second, common, threshold)
 
 
 def _sketched(collection: _Collection, workers: int | None, bar: Progress) -> tuple[Sketch, ScanResult]:
-    """What is counted, and the records of the images to compare."""
+    """The counts, and the records of the images to compare."""
     if collection.sampled is None:
         scanned = _scanned(collection, workers, bar)
         return Sketch.of(scanned, collection.part.paths), scanned
@@ -208,14 +208,14 @@ def _scanned(collection: _Collection, workers: int | None, bar: Progress) -> Sca
 
 
 def _matches_by_name(
-    collection: _Collection, scanned: ScanResult, second: _Collection, scanned_beside: ScanResult, matched: list[Match]
+    collection: _Collection, scanned: ScanResult, second: _Collection, scanned_second: ScanResult, matched: list[Match]
 ) -> dict[str, Any]:
-    """The images that both collections have, by name."""
+    """The images that both collections have in common, by name."""
     kinds = Counter(NAMES[match.kind] for match in matched)
     rows = [
         {
             "path": collection.part.paths[int(scanned.numbers[match.first])],
-            "beside": second.part.paths[int(scanned_beside.numbers[match.second])],
+            "beside": second.part.paths[int(scanned_second.numbers[match.second])],
             "kind": NAMES[match.kind],
             "distance": round(match.distance, 4),
         }
@@ -238,17 +238,17 @@ def _print(console: Console, figures: dict[str, Any]) -> None:
             table.add_row(*(escape(cell) for cell in row))
         console.print(table)
     broken = list(figures["broken"].items())
-    for path, reason in broken[:SHOWN_BROKEN]:
+    for path, reason in broken[:MOST_BROKEN]:
         console.print(f"{escaped(path)}: {reason}", highlight=False, markup=False)
-    if len(broken) > SHOWN_BROKEN:
-        console.print(f"and {len(broken) - SHOWN_BROKEN:,} more broken files", highlight=False)
+    if len(broken) > MOST_BROKEN:
+        console.print(f"and {len(broken) - MOST_BROKEN:,} more broken files", highlight=False)
 
 
 def _file(output: Path) -> Path:
-    """The JSON file to write, in a folder that is there from now on.
+    """The JSON file to write; its folder is created.
 
     Raises:
-        ValueError: it cannot be written there.
+        ValueError: the file cannot be written there.
 
     """
     if output.suffix in (".html", ".htm", ".csv", ".txt") and not output.is_dir():
@@ -267,7 +267,7 @@ def _write(
     file: Path, figures: dict[str, Any], blocks: list[report.Block], console: Console,
     exact_copies: list[list[int]] | None, paths: Sequence[str],
 ) -> None:  # fmt: skip
-    """The JSON file, the page and the tables beside it, each whole or not at all."""
+    """Write the JSON file, the page and the tables beside it, each atomically."""
     # File names that are not valid UTF-8 become escapes.
     text = json.dumps(figures, indent=2) + "\n"
     write(file, text)

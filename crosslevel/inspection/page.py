@@ -1,4 +1,4 @@
-"""The page of a collection: its figures, pictures of duplicates, and of groups that can be trusted."""
+"""The page of a collection: its figures, pictures of duplicates, and pictures of reliable groups."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from crosslevel.data.sources.folder import files_of
 from crosslevel.inspection.scan import Structure
 from crosslevel.inspection.summary import APART, tables
 
-SETS = 100  # of duplicates, shown with pictures; duplicates.csv has all
+SETS = 100  # sets of duplicates with pictures; duplicates.csv has all
 A_ROW = 10  # pictures
 GROUPS = 30
 BROKEN = 200
 NamedFiles = Sequence[tuple[str, str | None]]
-"""Of each readable image its name, and its file, if it is one."""
+"""The name of each readable image, and its file if it is one."""
 
 
 def page_blocks(
@@ -71,26 +71,26 @@ def headline(figures: dict[str, Any]) -> str:
     return f"{readable:,} images can be read{damage}. {many}; {copies:,} of the {which} are copies of another one."
 
 
-def beside_block(
-    name: str, matched: Sequence[Match], scanned: ScanResult, scanned_beside: ScanResult, figures: dict[str, Any]
+def matches_block(
+    name: str, matched: Sequence[Match], scanned: ScanResult, scanned_second: ScanResult, figures: dict[str, Any]
 ) -> report.Block:
-    """Pairs of an image and the one beside it that is the same or nearly."""
+    """Pairs of an image and its copy or near-duplicate in the second source."""
     rows = []
     for match, row in zip(matched[:SETS], figures["beside"]["matches"], strict=False):
         marks = [os.path.basename(row["path"]), os.path.basename(row["beside"])]
-        pictures = [scanned.pictures[match.first], scanned_beside.pictures[match.second]]
+        pictures = [scanned.pictures[match.first], scanned_second.pictures[match.second]]
         rows.append(report.ImageRow(f"{row['kind']}, distance {row['distance']}", pictures, marks))
     note = f"the first {SETS} of {len(matched):,}; beside.csv has all" if len(matched) > SETS else ""
     return report.image_rows(f"Images that {name} has as well", rows, note)
 
 
 def _sets(scanned: ScanResult, duplicates: Sequence[Member], files: NamedFiles) -> list[report.Block]:
-    """Pictures and names of the sets of copies: the one to keep is framed."""
+    """Pictures and names of the sets of copies; the image to keep is framed."""
     rows, total = [], 0
     for _, several in itertools.groupby(duplicates, lambda member: member.set):
         copies = list(several)
         if all(member.keep for member in copies):
-            continue  # views, shown with the tracks
+            continue  # views are shown with the tracks
         total += 1
         if total > SETS:
             continue

@@ -1,4 +1,4 @@
-"""Settings that a collection suggests, each with its reason."""
+"""Recommended settings for a collection, each with its reason."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from crosslevel.metrics import long_tail
 
-CROWDED = 0.25  # the share of near-duplicates in a batch from which on a smaller batch is suggested
-CORRELATED = 0.05  # likewise, from which on the images count as correlated
+CROWDED = 0.25  # share of near-duplicates in a batch above which a smaller batch is recommended
+CORRELATED = 0.05  # share above which the images count as correlated
 
 
 @dataclass(frozen=True)
 class Advice:
-    """A setting, the value that this collection suggests (None: none), and why."""
+    """A setting, its recommended value (None: no change), and the reason."""
 
     setting: str
     value: float | int | str
@@ -24,9 +24,9 @@ class Advice:
 
 
 def advise(tracks: Int64[Tensor, " T"], copies: Int64[Tensor, " E"], batch_size: int) -> list[Advice]:
-    """Settings that the sizes of tracks suggest.
+    """Recommend settings by the sizes of tracks.
 
-    Every reason says whose rule it is, and what was measured here where that speaks against it.
+    Every reason names the source of the rule, and our own measurements if they contradict it.
 
     Args:
         tracks: images in each track.
@@ -47,7 +47,7 @@ def advise(tracks: Int64[Tensor, " T"], copies: Int64[Tensor, " E"], batch_size:
 
 
 def _batch_size(tracks: Int64[Tensor, " T"], batch_size: int) -> Advice:
-    """The largest batch, of those at most as large as asked for and as the collection, with few near-duplicates."""
+    """The largest batch with few near-duplicates, at most as large as requested and as the collection."""
     count = int(tracks.sum())
     batch = min(batch_size, 2 ** (count.bit_length() - 1) if count < batch_size else batch_size)
     shares = {b: long_tail.duplicate_share(tracks, b) for b in (batch, 512, 256, 128, 64, 32) if b <= batch}

@@ -1,4 +1,4 @@
-"""What images have in common without their labels: duplicates, tracks and groups, by pixels or a run's features."""
+"""The structure of a collection without labels: duplicates, tracks and groups, by pixels or a run's features."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.rng import seeded
 
-ALIKE_IN_FEATURES = 0.1  # root mean square difference of near-duplicates where the run's features say so as well
-NEIGHBOURS = 6  # in features, of which both of a pair have to name the other
-CALIBRATED_ON = 512  # images of which two views are compared
+ALIKE_IN_FEATURES = 0.1  # root mean square difference of near-duplicates that are also close by the run's features
+NEIGHBOURS = 6  # nearest neighbours by features; the two of a pair must be among each other's
+CALIBRATED_ON = 512  # images whose two views are compared
 
 
 class Structure(NamedTuple):
-    """Duplicates, tracks and groups of M pictures; ``tracks`` numbers the images that belong together.
+    """Duplicates, tracks and groups of M pictures; ``tracks`` has the number of each image's track.
 
-    ``pairs`` are the duplicates and near-duplicates by pixels, ``by_features`` counts those that features add;
-    ``groups`` and their ``separation`` are `long_tail.grouped`'s.
+    ``pairs`` are the duplicates and near-duplicates by pixels, ``by_features`` counts those added by features;
+    ``groups`` and their ``separation`` come from `long_tail.grouped`.
     """
 
     pairs: Pairs
@@ -59,8 +59,8 @@ def structure(
 ) -> Structure:
     """Duplicates, tracks and groups: from pixels alone, or by the features of a run as well.
 
-    By pixels as in `duplicate_pairs`. Features add pairs that are among each other's nearest, have a cosine of at least
-    ``threshold``, and differ by at most twice as much in pixels.
+    Pairs by pixels are those of `duplicate_pairs`. Features add pairs that are among each other's nearest, have a
+    cosine of at least ``threshold``, and differ in pixels by at most twice the limit.
     """
     pictures, count = scanned.pictures, len(scanned.numbers)
     plain, pairs = in_parts(describe, pictures), with_exact(scanned, duplicate_pairs(pictures))
@@ -83,13 +83,14 @@ def calibrated(
 ) -> float:
     """The cosine from which on two images count as near-duplicates for this encoder.
 
-    The median cosine of two views of the same image (crops of 80 to 100 % of its area), or, where that is higher, the
-    cosine that only one in a thousand pairs of random images exceeds. At most 0.999: equal images are duplicates.
+    The threshold is the larger of two cosines: the median of two views of the same image (crops of 80 to 100 % of its
+    area), and the value that only one in a thousand pairs of random images exceeds. It is at most 0.999, as equal
+    images are duplicates.
 
     Args:
         encoder: the network.
         images: some images at the encoder's size.
-        features: theirs.
+        features: the features of these images.
         hardware: where the encoder runs.
         seed: of the crops.
 
@@ -115,7 +116,7 @@ def run_features(
     bad: BadFiles,
     seed: int,
 ) -> tuple[Float[Tensor, "M D"], float]:
-    """Features of the readable images, from the run's folder where they are kept, and the threshold for them."""
+    """Features of the readable images, from the cache in the run's folder, and the threshold for them."""
     readable = _Unlabelled(part, scanned.numbers)
     features = FeatureCache(run_dir, runtime, bad).features("inspect", encoder, readable).features
     index = sample(readable, CALIBRATED_ON, seeded(seed))
@@ -132,6 +133,6 @@ class _Unlabelled(ImageView):
         self.numbers = numbers
 
     def content(self) -> Iterable[bytes | memoryview]:
-        """The content without labels: the identity of the source would depend on them."""
+        """The source's content, which does not depend on labels as its identity does."""
         yield from self.images.content()
         yield self.numbers.numpy().tobytes()

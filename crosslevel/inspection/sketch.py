@@ -1,7 +1,7 @@
-"""Sketches: what is counted in a part of a collection, and merges to what is in the whole, on any machines.
+"""Sketches: counts of a part of a collection, which can be merged to those of the whole, on any machines.
 
-A sketch of many images is small: counts, a checksum of 8 bytes and a number of 8 bytes for each image, and 3 KB for
-each one that is in the sample.
+A sketch of many images is small: counts, 16 bytes (checksum and number) for each image, and 3 KB for each image of the
+sample.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from crosslevel.data.loaders.records import mapped
 from crosslevel.utils.errors import BadImage, SourceError
 
 _AT_A_TIME = 512
-_COPY = re.compile(r"(?:#(?:t=[\d.]+|\d+))+$")  # a copy, an object or a frame of what is named before it
+_COPY = re.compile(r"(?:#(?:t=[\d.]+|\d+))+$")  # a suffix that marks a copy, an object or a frame
 
 
 @dataclass
 class Sketch:
-    """What is counted in some images; sketches of parts without a common image merge to that of all, in any order.
+    """Counts of some images; sketches of disjoint parts can be merged in any order.
 
-    ``looked_at`` counts images, unreadable ones too; ``width``, ``height`` and ``shorter_side`` count pixels,
-    ``formats`` suffixes of names. ``content`` are checksums of the readable images, ``numbers`` are theirs in the
-    source, ``sample`` the records of those in the sample; ``broken`` has path and reason of what cannot be read.
+    ``looked_at`` counts all read images, unreadable ones too; ``width``, ``height`` and ``shorter_side`` count the
+    images of each size in pixels, ``formats`` those of each file extension. ``content`` are checksums of the readable
+    images, ``numbers`` their numbers in the source, ``sample`` the records of the sample; ``broken`` has path and
+    reason of each unreadable image.
     """
 
     looked_at: int = 0
@@ -50,7 +51,7 @@ class Sketch:
 
     @classmethod
     def of(cls, scanned: ScanResult, paths: Sequence[str]) -> Sketch:
-        """That of a source that was scanned whole; ``paths`` are those of its images. Nothing is said to be broken."""
+        """The sketch of a completely scanned source; ``paths`` are those of its images. It lists no broken images."""
         sketch = cls(len(paths), content=[scanned.content], numbers=[scanned.numbers], sample=[scanned])
         sketch._count(scanned.shape, (paths[i] for i in scanned.numbers.tolist()))
         return sketch
@@ -64,7 +65,7 @@ class Sketch:
         self.formats.update(suffix or "not in the name" for suffix in suffixes)
 
     def merge(self, other: Sketch) -> None:
-        """Add what another one has counted; its tensors are copied, as a worker's hold a file open each."""
+        """Add the counts of another sketch; its tensors are copied, since each tensor of a worker holds a file open."""
         self.looked_at += other.looked_at
         for name in ("width", "height", "shorter_side", "formats"):
             getattr(self, name).update(getattr(other, name))
@@ -97,19 +98,19 @@ def sketch(
     elsewhere: Opened | None = None,
     at_once: int = _AT_A_TIME,
 ) -> tuple[Sketch, ScanResult]:
-    """Look at all images, and keep the records of the sample.
+    """Read all images, and keep the records of the sample.
 
     Args:
         images: the source.
         sampled: the numbers of the sample, in ascending order.
-        bad: takes what cannot be read.
+        bad: collects unreadable images.
         workers: processes that decode, as `EvalBatches` has them.
-        progress: is told how many images have been looked at.
+        progress: called with the number of images read.
         elsewhere: the same images for the machines of a cluster, each of which sends back a sketch of its part.
         at_once: images of a part.
 
     Returns:
-        the sketch of all images, and the records of the sample in its order, numbered by their place in ``sampled``.
+        the sketch of all images, and the records of the sample in its order, numbered by their index in ``sampled``.
 
     Raises:
         SourceError: fewer than 2 images of the sample can be read.
@@ -133,7 +134,7 @@ def sketch(
 
 @dataclass
 class Sketching(Dataset[Sketch]):
-    """The sketch of any range of images."""
+    """A data set whose items are the sketches of ranges of images."""
 
     images: Images
     sampled: Int64[Tensor, " n"]

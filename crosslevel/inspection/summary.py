@@ -1,4 +1,4 @@
-"""What is in a collection: all figures, and the tables that show them."""
+"""The summary of a collection: all figures, and the tables that show them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from crosslevel.inspection.sketch import Sketch
 from crosslevel.metrics import long_tail
 from crosslevel.utils.errors import hidden
 
-# Features of constructed classes: from a mean silhouette of about 0.25 on, sizes of groups ranked the true imbalance
-# (Spearman at least 0.9); short runs on images reached 0.22 at most, and theirs did not.
+# With features of constructed classes, the sizes of groups ranked the true imbalance from a mean silhouette of about
+# 0.25 on (Spearman at least 0.9); short runs on images reached 0.22 at most, and theirs did not.
 APART = 0.25
 
 
@@ -44,20 +44,20 @@ def summary(
     name: str, total: int, part: Images, scanned: ScanResult, structure: Structure, duplicates: list[Member],
     bad: BadFiles, batch_size: int, run: str | None, threshold: float | None = None, counted: Sketch | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """All figures, as the JSON file has them.
+    """All figures of the JSON file.
 
     Args:
         name: of the source.
         total: its images.
-        part: those of them that were compared.
-        scanned: what stays of each.
-        structure: what they have in common.
+        part: the compared images.
+        scanned: the records of the compared images.
+        structure: their duplicates, tracks and groups.
         duplicates: the sets of duplicates.
-        bad: what cannot be read.
+        bad: the unreadable images.
         batch_size: of the training that settings are suggested for; at most the readable images.
-        run: whose features were used.
-        threshold: of the cosine of near-duplicates by these.
-        counted: in all images that were looked at; in the compared ones unless given.
+        run: the run whose features were used.
+        threshold: the least cosine of near-duplicates by these features.
+        counted: the counts of all read images; of the compared ones unless given.
 
     """
     counted = Sketch.of(scanned, part.paths) if counted is None else counted
@@ -108,13 +108,13 @@ def copy_sizes(count: int, structure: Structure) -> Int64[Tensor, " S"]:
 
 
 def _exact(counted: Sketch) -> dict[str, int]:
-    """How many sets of images with equal pixels there are, and how many images could go."""
+    """The number of sets of images with equal pixels, and of images that could be deleted."""
     sizes = torch.cat(counted.content).unique(return_counts=True)[1]
     return {"sets": int((sizes > 1).sum()), "superfluous": int((sizes - 1).sum())}
 
 
 def _duplicates(scanned: ScanResult, duplicates: list[Member], paths: Sequence[str]) -> dict[str, Any]:
-    """How many images are copies, by kind, and all sets by name."""
+    """The number of copies by kind, and all sets by name."""
     kinds = Counter(NAMES[member.kind] for member in duplicates if member.kind is not None)
     sets: dict[int, list[dict[str, Any]]] = {}
     for member in duplicates:
@@ -127,7 +127,7 @@ def _duplicates(scanned: ScanResult, duplicates: list[Member], paths: Sequence[s
 
 
 def trust(separation: float) -> str:
-    """How far to trust the groups' sizes, by their mean silhouette, on one line."""
+    """A line on the reliability of the groups' sizes, by their mean silhouette."""
     if separation < APART:
         return f"no figure: the groups overlap (separation {separation:.2f}, below {APART})"
     return f"the groups lie apart (separation {separation:.2f}): look at their pictures"
@@ -137,7 +137,7 @@ def tables(figures: dict[str, Any]) -> list[tuple[str, list[tuple[str, ...]]]]:
     """The tables of the terminal and of the page: headings, and rows of text."""
     pixels = {kind: " ".join(f"{value:,.0f}" for value in figures[kind]) for kind in ("width", "height")}
     images: list[tuple[str, ...]] = [
-        ("images", f"{figures['count']:,}{_looked_at(figures)}"),
+        ("images", f"{figures['count']:,}{_counts(figures)}"),
         ("broken", f"{len(figures['broken']):,}"),
         ("width: least, quartiles, most", pixels["width"]),
         ("height", pixels["height"]),
@@ -151,8 +151,8 @@ def tables(figures: dict[str, Any]) -> list[tuple[str, list[tuple[str, ...]]]]:
     ]
 
 
-def _looked_at(figures: dict[str, Any]) -> str:
-    """How many were looked at, and compared, where it is not all."""
+def _counts(figures: dict[str, Any]) -> str:
+    """The numbers of images read and compared, if these are not all."""
     count, looked_at, compared = (figures[name] for name in ("count", "looked_at", "compared"))
     if looked_at < count:
         return f", {looked_at:,} of them looked at"
@@ -184,7 +184,7 @@ def _duplicate_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _tail_rows(tail: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Figures where there are some to give, else one line."""
+    """The rows of the estimated groups, or one line if there are none."""
     if tail["separation"] < APART:
         return [("imbalance", tail["trust"])]
     rows = [(name.replace("_", " "), tail[name]) for name in ("by_image", "by_track")]
@@ -201,9 +201,9 @@ def _tail(groups: Int64[Tensor, " n"]) -> Tail:
 
 
 def _quartiles(counts: Counter[int]) -> list[float]:
-    """Smallest, quartiles, largest of the numbers counted; between two of them by interpolation, as NumPy's."""
+    """Smallest, quartiles, largest of the counted numbers, with NumPy's interpolation between two."""
     values = np.array(sorted(counts))
-    last = np.cumsum([counts[value] for value in values.tolist()]) - 1  # the position of the last of each in order
+    last = np.cumsum([counts[value] for value in values.tolist()]) - 1  # the last position of each number
     positions = np.array([0, 0.25, 0.5, 0.75, 1]) * last[-1]
     below, above = (values[np.searchsorted(last, ranks)] for ranks in (np.floor(positions), np.ceil(positions)))
     return [float(value) for value in below + (above - below) * (positions - np.floor(positions))]

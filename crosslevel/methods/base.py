@@ -22,12 +22,12 @@ class Method(nn.Module):
     each further argument as an attribute of the same name. The loop encodes the first ``online`` views with
     the trained network and hands over all views, those features, and the images' indices.
 
-    What several methods take is described here alone: in the help of a method, ``--method.help NAME``, an argument that
-    the method's own docstring does not describe has the text that it has here.
+    Arguments that several methods share are described here alone. The help of a method, ``--method.help NAME``, uses
+    this text for an argument that the method's own docstring does not describe.
 
     Args:
-        encoder: the network that is trained, with ``num_features`` D. It is not registered as a part of
-            the method: the loop owns it.
+        encoder: the network that is trained, with ``num_features`` D. It is no submodule of the method: the training
+            loop owns it.
         head: linear, mlp, norm-linear or norm-mlp.
         out_features: d.
         hidden: units of an MLP head's hidden layer; the encoder's feature size unless given.
@@ -39,7 +39,7 @@ class Method(nn.Module):
     """
 
     online: int
-    """How many views, the first ones, the trained network encodes."""
+    """How many views the trained network encodes; they are the first ones."""
 
     extra_views: int = 0
     """How many further views the method encodes itself."""
@@ -51,7 +51,7 @@ class Method(nn.Module):
     """How many of the extra views, the last ones, are crops and flips without any change of colour."""
 
     splits: int = 1
-    """In how many parts, normalized apart, a batch is encoded: batch statistics as on so many devices."""
+    """The number of parts of a batch that are encoded and normalized separately, as on that many devices."""
 
     sgd_rate: ClassVar[float] = 0.06
     """A learning rate for SGD at 256 images a batch that suits the method's temperature."""
@@ -60,7 +60,7 @@ class Method(nn.Module):
     """The optimizer that convolutional networks are usually trained with by the method."""
 
     per_image: ClassVar[bool] = False
-    """Whether it keeps something for each image of the source: then a run cannot go on with other images."""
+    """Whether it stores something for each image of the source: then a run cannot continue with other images."""
 
     later: ClassVar[tuple[str, ...]] = ()
     """Settings that may be left open, as None, until the numbers of images, steps and epochs are known."""
@@ -80,7 +80,7 @@ class Method(nn.Module):
         usual_hidden: int | None = None,
     ) -> None:
         super().__init__()
-        # In a tuple, the encoder is no submodule: its weights are neither saved nor optimized twice.
+        # A tuple, so that the encoder is no submodule: its weights are neither saved nor optimized twice.
         self._trained = (encoder,)
         self.head, self.out_features, self.hidden = head, out_features, hidden
         self.branch = projection_head(
@@ -110,7 +110,7 @@ class Method(nn.Module):
         return self._trained[0]
 
     def train_on(self, encoder: nn.Module) -> None:
-        """Take a copy of the network for the one that is trained; before the first step."""
+        """Replace the trained network by a copy of it; before the first step."""
         self._trained = (encoder,)
 
     @property
@@ -119,15 +119,15 @@ class Method(nn.Module):
         return self.online + self.extra_views
 
     def check(self, batch: int, devices: int, images: int | None = None) -> None:
-        """Refuse, before anything is trained, batches that would fail in the first step.
+        """Refuse batches that would fail in the first step, before anything is trained.
 
         Args:
             batch: images a step, on each device.
             devices: how many of them.
-            images: of the collection; None where nobody knows.
+            images: number of images in the collection; None if unknown.
 
         Raises:
-            ValueError: with what to change.
+            ValueError: the message says what to change.
 
         """
         if batch < 2 * self.splits:
@@ -141,16 +141,16 @@ class Method(nn.Module):
         return tuple(name for name in self.later if getattr(self, name) is None)
 
     def complete(self, **values: Any) -> None:
-        """Take values of settings that were left open; before the first step."""
+        """Set the settings that were left open; before the first step."""
         for name, value in values.items():
             setattr(self, name, value)
 
     def piece_size(self, view: int) -> int | None:
-        """Pixels of the pieces that the method cuts out of views of ``view`` pixels and encodes; None without any."""
+        """The size of the pieces that the method cuts out of views of ``view`` pixels; None if it cuts none."""
         return None
 
     def early_rise(self, batch: int, steps: int) -> str:
-        """Why the loss rises at first by construction, in one line; empty where it does not.
+        """The reason why the loss rises at first by construction, in one line; empty if it does not.
 
         Args:
             batch: images a step, of all devices.
@@ -165,7 +165,7 @@ class Method(nn.Module):
         features: Sequence[Float[Tensor, "B D"]],
         index: Int64[Tensor, " B"],
     ) -> tuple[Float[Tensor, ""], Any]:
-        """The instance loss of one batch, and what of it is kept until the optimizer's step: None where nothing is.
+        """The instance loss of one batch, and the tensors that `after_step` needs; None if it needs none.
 
         Args:
             views: all views, `views` of them.
@@ -176,26 +176,26 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def begin_step(self, epoch: float | Tensor = 0.0) -> None:
-        """Set what depends on how far the training is, such as a temperature on a schedule.
+        """Set what depends on the training's progress, such as a temperature on a schedule.
 
         Args:
-            epoch: how many passes over the images are done; a tensor where the step is captured.
+            epoch: passes over the images done so far; a tensor if the step is captured.
 
         """
         if self.schedule is not None:
             self.schedule.follow(epoch)
 
     def after_step(self, progress: float | Tensor = 0.0, *updates: Any) -> None:
-        """Update what the method remembers, after the optimizer's step.
+        """Update the method's memory, after the optimizer's step.
 
         Args:
-            progress: the share of all steps that are done, in [0, 1]; a tensor where the step is captured.
-            updates: what `forward` returned beside the loss, of each batch whose gradients the step had.
+            progress: the share of all steps that are done, in [0, 1]; a tensor if the step is captured.
+            updates: the second result of `forward`, for each batch whose gradients were in the step.
 
         """
 
     def encode_small(self, views: Sequence[Float[Tensor, "B 3 h w"]]) -> list[Float[Tensor, "B D"]]:
-        """The trained network's features of the small views, normalized as one batch; none of none."""
+        """The trained network's features of the small views, normalized as one batch; empty without small views."""
         small = views[self.views - self.plain_views - self.small_views : self.views - self.plain_views]
         if not small:
             return []
@@ -209,7 +209,7 @@ class Method(nn.Module):
 
 
 def in_float32(branch: nn.Module, h: Float[Tensor, "B D"]) -> Float[Tensor, "B d"]:
-    """Apply a head in float32 (float64 stays float64); call it where autocast is off."""
+    """Apply a head in float32 (float64 stays float64); call it with autocast off."""
     z: Tensor = branch(h.to(torch.promote_types(h.dtype, torch.float32)))
     return z
 
@@ -217,7 +217,7 @@ def in_float32(branch: nn.Module, h: Float[Tensor, "B D"]) -> Float[Tensor, "B d
 def encode_in_parts(
     encoder: Callable[[Tensor], Tensor], images: Float[Tensor, "B 3 h w"], splits: int
 ) -> Float[Tensor, "B D"]:
-    """The features of ``splits`` parts of a batch, in order; each part is encoded, and so normalized, apart."""
+    """The features of a batch, in order, encoded and normalized in ``splits`` separate parts."""
     if splits == 1:
         return encoder(images)
     return torch.cat([encoder(part) for part in images.tensor_split(splits)])
@@ -238,5 +238,5 @@ def feature_size(encoder: nn.Module) -> int:
 
 
 def scaled_gradient(weight: Tensor, moving: float | Tensor) -> Tensor:
-    """The weight, with its gradient times ``moving``: with 0 it does not learn, by the same operations."""
+    """The weight, with its gradient multiplied by ``moving``: 0 stops learning without changing the operations."""
     return torch.lerp(weight.detach(), weight, moving)

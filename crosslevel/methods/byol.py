@@ -1,7 +1,7 @@
 """BYOL: Grill, Strub, Altché et al., "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning",
 NeurIPS 2020.
 
-The trained network predicts, from one view, what a moving average of it makes of the other (eq. 2)::
+From one view, the trained network predicts its moving average's feature of the other view (eq. 2)::
 
     L = (2 - 2 cos(q(z_a), z'_b)) + (2 - 2 cos(q(z_b), z'_a))
 
@@ -43,8 +43,8 @@ class BYOL(Method):
         """Build the projector, the predictor and the target network.
 
         Args:
-            momentum: of the target network's moving average at the start, from where it rises to 1; 0.996 unless given,
-                where `train` chooses by the steps.
+            momentum: of the target network's moving average at the start; it rises to 1. 0.996 unless given; `train`
+                chooses it by the number of steps.
             head: projector and predictor: linear, mlp, norm-linear or norm-mlp; MLPs with batch normalization.
             hidden: units of an MLP's hidden layer; twice the encoder's feature size unless given (4096 for ResNet-50,
                 as in the paper).
@@ -69,7 +69,7 @@ class BYOL(Method):
             return distance(a, targets[1]) + distance(b, targets[0]), None
 
     def predict(self, h: Float[Tensor, "B D"]) -> Float[Tensor, "B d"]:
-        """q(g(h)): what the trained network makes of the target's feature."""
+        """q(g(h)): the trained network's prediction of the target's feature."""
         z: Tensor = self.predictor(in_float32(self.branch, h))
         return z
 

@@ -1,14 +1,14 @@
 """DINO: Caron, Touvron, Misra, Jégou, Mairal, Bojanowski, Joulin, "Emerging Properties in Self-Supervised Vision
 Transformers", ICCV 2021.
 
-A student finds, from every view, what its moving average, the teacher, makes of the other large ones (eq. 3)::
+From every view, a student predicts the output of its moving average, the teacher, for the other large views (eq. 3)::
 
     L = mean over large x and views x' != x of H(P_t(x), P_s(x')),   H(p, q) = - sum_k p_k log q_k
     P_s = softmax(g_s / T),   P_t = softmax((g_t - C) / T_t)
 
 The centre C is a moving average of the teacher's outputs (eq. 4), and T_t rises while the training begins; T may follow
 a schedule. There are no negatives. The head is a multi-layer perceptron to a unit feature and K weight-normalized
-outputs of length 1; its units are ReLUs, as in the other heads here, where the authors' are GELUs.
+outputs of length 1; its units are ReLUs, as in the other heads here, while the authors use GELUs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOMENTUM, WIDTH = 0.996, 512
 
 
 class DINO(Method):
-    """Every view of a student finds what the teacher makes of the two large ones."""
+    """The student predicts the teacher's outputs for the two large views from every view."""
 
     online = 2
     later = ("momentum", "teacher_warmup")
@@ -71,11 +71,11 @@ class DINO(Method):
             teacher_temperature: T_t after its rise; 0.07 in the paper.
             teacher_temperature_start: T_t at the start; 0.04 in the paper.
             teacher_warmup: epochs in which T_t rises; 30 of 300 in the paper, a tenth of the run unless given.
-            momentum: of the teacher's moving average at the start, from where it rises to 1; 0.996 in the paper, where
-                `train` chooses by the steps.
+            momentum: of the teacher's moving average at the start; it rises to 1. 0.996 in the paper; `train` chooses
+                it by the number of steps.
             center_momentum: of the moving average C; 0.9 in the paper.
             outputs: K; 65,536 in the paper, too many for small collections and processors without a GPU.
-            freeze: epochs in which the last layer stays as it is; 1 in the paper.
+            freeze: epochs in which the last layer is not trained; 1 in the paper.
             small_views: small crops an image, beside two large ones; 8 in the authors' code. Their size and area are
                 settings of the views.
             head: up to the unit feature: linear, mlp, norm-linear or norm-mlp; MLPs have two hidden layers.
@@ -107,7 +107,7 @@ class DINO(Method):
         self.sharpness: float | Tensor = teacher_temperature
 
     def begin_step(self, epoch: float | Tensor = 0.0) -> None:
-        """Both temperatures, and whether the last layer moves."""
+        """Set both temperatures, and whether the last layer is trained."""
         super().begin_step(epoch)
         done = epoch / self.teacher_warmup if self.teacher_warmup else 1.0
         share = done.clamp(max=1.0) if isinstance(done, Tensor) else min(1.0, done)
@@ -123,7 +123,7 @@ class DINO(Method):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " K"]]:
         """The mean over all pairs of a teacher's view and another of the student's.
 
-        The mean of the teacher's outputs is kept for the centre.
+        The mean of the teacher's outputs is returned to update the centre.
         """
         teacher_outputs = torch.stack([self.encode_teacher(view) for view in views[:2]])
         with torch.autocast(index.device.type, enabled=False):

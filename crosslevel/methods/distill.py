@@ -1,13 +1,13 @@
-"""Distillation of features: a small network learns what a large, frozen one makes of the same view.
+"""Distillation of features: a small network learns the features of a large, frozen one for the same view.
 
-The head's output q(h) points where the teacher's feature t does, as for the summary features of Ranzinger et al.,
+The head's output q(h) learns the direction of the teacher's feature t, as for the summary features of Ranzinger et al.,
 "AM-RADIO: Agglomerative Vision Foundation Model", CVPR 2024 (sec. 3.2)::
 
     L = mean over views and images of 2 - 2 cos(q(h), t - m)
 
-m is the mean of the teacher's features over the images: most of a feature is common to all of them, and a student that
-has learned nothing else would be right without it. It is a moving average over the steps, as DINO's centre is (Caron et
-al., ICCV 2021, sec. 3.1).
+m is the mean of the teacher's features over the images. Most of a feature is common to all images; without m, a student
+that learned only this common part would already have a low loss. m is a moving average over the steps, like DINO's
+centre (Caron et al., ICCV 2021, sec. 3.1).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from crosslevel.utils.errors import UserError
 
 
 class Distill(Method):
-    """A student's features of a view, through its head, point where the teacher's do."""
+    """A student's features of a view, through its head, learn the direction of the teacher's."""
 
     centre: Tensor
     steps: Tensor
@@ -48,15 +48,15 @@ class Distill(Method):
         hidden: int | None = None,
         batch_norm: bool = True,
     ) -> None:
-        """Load the teacher, and build the head that speaks its language.
+        """Load the teacher, and build a head to its features.
 
         Args:
             teacher: the large network: the folder of a run, or weights by name such as
-                timm:vit_large_patch14_dinov2.lvd142m; ,size=224 after it sets the size that it sees views in.
+                timm:vit_large_patch14_dinov2.lvd142m; ,size=224 after it sets the size of its input.
             momentum: of the moving average of the teacher's features.
-            centred: take that average away from the teacher's features.
+            centred: subtract that average from the teacher's features.
             head: of the student: linear, mlp, norm-linear or norm-mlp.
-            hidden: units of an MLP head's hidden layer; the larger one's feature size unless given.
+            hidden: units of an MLP head's hidden layer; the larger of both feature sizes unless given.
             batch_norm: normalize the hidden layer's batch.
 
         Raises:
@@ -100,11 +100,11 @@ class Distill(Method):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " d"]]:
         """The mean distance of the student's views from the teacher's, in [0, 4].
 
-        The mean of the teacher's features is kept for their average.
+        The mean of the teacher's features is returned to update their average.
         """
         targets = [self.ask(view) for view in views[: len(features)]]
         mean = gather(torch.cat(targets)).mean(0)
-        # The first steps have no average yet.
+        # In the first steps there is no average yet.
         centre = torch.where(self.steps > 0, self.centre.to(mean.dtype), mean)
         with torch.autocast(views[0].device.type, enabled=False):
             pairs = [

@@ -1,9 +1,9 @@
 """InfoMin: Tian, Sun, Poole, Krishnan, Schmid, Isola, "What Makes for Good Views for Contrastive Learning?",
 NeurIPS 2020.
 
-Views that share less of what does not matter: stronger augmentation (the preset ``infomin``) in MoCo's contrast at
-T = 0.15, and a jigsaw branch after PIRL (Misra and van der Maaten, CVPR 2020). Nine patches of a view, their
-features in a random order, are joined to one feature that has to find the same key::
+The views share less irrelevant information: stronger augmentation (the preset ``infomin``) in MoCo's contrast at T =
+0.15, and a jigsaw branch after PIRL (Misra and van der Maaten, CVPR 2020). The features of nine patches of a view, in
+random order, are joined to one feature that has to match the same key::
 
     L = (1 - β) L_MoCo(q, k+) + β L_MoCo(jigsaw(patches), k+)
 """
@@ -50,15 +50,16 @@ class InfoMin(Queued):
         """Build the instance branch, the jigsaw branch, the momentum network and the queue.
 
         Args:
-            queue: K, the number of negative keys; 65,536 in the paper, 4,096 unless given, where `train` chooses by the
+            queue: K, the number of negative keys; 65,536 in the paper. 4,096 unless given; `train` chooses it by the
                 number of images.
-            momentum: m of the key network's moving average; 0.999 unless given, where `train` chooses by the steps.
+            momentum: m of the key network's moving average. 0.999 unless given; `train` chooses it by the number of
+                steps.
             jigsaw: β, the jigsaw branch's share of the loss, in [0, 1); 0 leaves the branch out.
             head: of the instance and the jigsaw branch: linear, mlp, norm-linear or norm-mlp.
             online: number of query views; raised to 2 where another branch compares two trained views.
             shuffle: compute a key on another device than its query (ShuffleBN).
-            splits: parts of each device's batch that both networks normalize apart, queries and patches in the batch's
-                order and keys at random: one device's equal of so many devices with ShuffleBN.
+            splits: parts of each device's batch that both networks normalize separately, queries and patches in the
+                batch's order and keys at random: on one device this equals ShuffleBN on that many devices.
 
         """
         super().__init__(encoder, head, out_features, hidden)
@@ -80,9 +81,9 @@ class InfoMin(Queued):
         features: Sequence[Float[Tensor, "B D"]],
         index: Int64[Tensor, " B"],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "B d"]]:
-        """The loss of queries and jigsaw; the keys are kept for the queue.
+        """The loss of queries and jigsaw; the keys are returned for the queue.
 
-        The views: queries, the key, and the one that is cut into patches.
+        The views are the queries, the key, and the one that is cut into patches.
         """
         positive = self.encode_key(views[self.online])
         queries = [self.project(h) for h in features[: self.online]]
@@ -120,14 +121,14 @@ def patch_size(view: int) -> int:
     """Height and width of a patch: 2 / 7 of the view's, but within a third of it.
 
     At 224 pixels that is 64, as in PIRL; there, and in the InfoMin code, it is cut from one of 3 x 3 cells of 85 pixels
-    of a crop of 255. Here the jigsaw's crop has the size of the other views, and its cells have 74 pixels: patches have
-    10 pixels of play in place of 21, and show a larger share of the image.
+    of a crop of 255. Here the jigsaw's crop has the size of the other views, and its cells have 74 pixels: patches can
+    move by 10 pixels instead of 21, and show a larger share of the image.
     """
     return max(1, min(view // GRID, round(view * 2 / 7)))
 
 
 def patches(view: Float[Tensor, "B 3 s s"]) -> Float[Tensor, "9B 3 p p"]:
-    """A patch at a random place in each of the 3 x 3 cells of every view, row by row, an image's nine in sequence.
+    """A patch at a random position in each of the 3 x 3 cells of every view, row by row, an image's nine in sequence.
 
     A cell is a third of the view, 74 pixels at 224.
     """

@@ -1,4 +1,4 @@
-"""What a method remembers between steps: a bank of instances, a queue of keys, an averaged twin."""
+"""The memories of methods between steps: a bank of instances, a queue of keys, a moving average of a network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class InstanceBank(nn.Module):
     Args:
         images: N.
         features: d.
-        momentum: in [0, 1); how much of the old row stays.
+        momentum: the weight of the old row, in [0, 1).
         dtype: of the rows; float16 halves the memory.
 
     """
@@ -65,8 +65,8 @@ class InstanceBank(nn.Module):
 class KeyQueue(nn.Module):
     """The newest ``size`` keys, first in, first out (He et al., CVPR 2020, section 3.2).
 
-    ``keys`` (size, d), random unit vectors at first, as in the paper's code. Batches may have any size; of
-    one larger than the queue the last ``size`` keys stay.
+    ``keys`` (size, d), random unit vectors at first, as in the paper's code. Batches may have any size; if one is
+    larger than the queue, its last ``size`` keys stay.
     """
 
     keys: Tensor
@@ -81,7 +81,7 @@ class KeyQueue(nn.Module):
         self.register_buffer("position", torch.zeros((), dtype=torch.long))
 
     def early_rise(self, batch: int) -> str:
-        """Why the loss rises while the queue fills, for ``batch`` keys a step (facebookresearch/moco issue 146)."""
+        """Why the loss rises while the queue fills, with ``batch`` keys a step (facebookresearch/moco issue 146)."""
         steps = -(-self.size // batch)
         return (
             f"the loss rises for about {steps:,} steps, until the queue's {self.size:,} random keys are replaced by "
@@ -90,7 +90,7 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Float[Tensor, "B d"]) -> None:
-        """Put ``keys`` in the place of the oldest ones."""
+        """Replace the oldest keys by ``keys``."""
         newest = keys.detach()[-self.size :]
         skipped = len(keys) - len(newest)
         # Index arithmetic on the device: no step waits for the position to reach the host.
@@ -102,9 +102,9 @@ class KeyQueue(nn.Module):
 class MomentumCopy(nn.Module):
     """An exponential moving average of a module, without gradients (He et al., CVPR 2020, eq. 2).
 
-    ``momentum`` m may change between steps, and be a tensor where the step is captured. Parameters follow
-    twin <- m * twin + (1 - m) * module; buffers (batch statistics) are the twin's own, updated by its own forward
-    passes.
+    ``momentum`` m may change between steps, and is a tensor if the step is captured. ``twin`` is the averaged module.
+    Its parameters follow twin <- m * twin + (1 - m) * module; its buffers (batch statistics) are its own, updated by
+    its own forward passes.
     """
 
     def __init__(self, module: nn.Module, momentum: float = 0.999) -> None:
@@ -116,14 +116,14 @@ class MomentumCopy(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """The twin's output."""
+        """The output of the averaged module."""
         out: Tensor = self.twin(x)
         return out
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """One step of the average towards ``module``."""
-        # Where both lie in parts, by the same plan, each part follows its own.
+        # If both are sharded in the same way, each part of the average follows its counterpart.
         averages: list[Tensor] = [local(p) for p in self.twin.parameters()]
         parameters = [local(p.detach()) for p in module.parameters()]
         if isinstance(self.momentum, Tensor):
@@ -140,11 +140,11 @@ def rising(start: float, progress: float | Tensor) -> float | Tensor:
 
 
 class ShardedBank(nn.Module):
-    """An `InstanceBank` of which rank r of w keeps every w-th row, from the r-th on.
+    """An `InstanceBank` whose rows are spread over the ranks: rank r of w keeps every w-th row, from the r-th on.
 
-    At 1,281,167 images, d = 128 and float16, the whole bank is 328 MB; of it each rank holds a w-th part. Ranks ask
-    each other only for the rows of a step, so that time and traffic a step do not grow with the number of images.
-    Saved, it is the whole bank again, for any number of ranks.
+    At 1,281,167 images, d = 128 and float16, the whole bank is 328 MB; each rank holds a w-th part of it. Ranks
+    exchange only the rows of a step, so that time and traffic of a step do not grow with the number of images. A
+    checkpoint has the whole bank, for any number of ranks.
     """
 
     def __init__(self, bank: InstanceBank) -> None:
@@ -162,7 +162,7 @@ class ShardedBank(nn.Module):
         return self.bank.rows
 
     def forward(self, index: Int64[Tensor, " B"]) -> Float[Tensor, "B d"]:
-        """The rows of ``index``, which is this rank's own, of the same length on all."""
+        """The rows of ``index``; each rank has its own indices, the same number on all."""
         return self.common(gather(index)).chunk(world_size())[rank()]
 
     def common(self, index: Int64[Tensor, " m"]) -> Float[Tensor, "m d"]:
@@ -189,7 +189,7 @@ class ShardedBank(nn.Module):
         return rank() if self.shards > 1 else 0
 
     def _share_out(self) -> None:
-        # The bank is built, and read from a checkpoint, before the ranks know each other.
+        # The bank is built, and read from a checkpoint, before the ranks are connected.
         if self.shards == 1 and world_size() > 1:
             self.shards = world_size()
             self.bank.rows = self.bank.rows[rank() :: self.shards].clone()
@@ -205,13 +205,13 @@ class ShardedBank(nn.Module):
         return by_shard.transpose(0, 1).flatten(0, 1)[: self.images]
 
     def state_dict(self, *arguments: Any, prefix: str = "", **options: Any) -> Any:
-        """The whole bank; all ranks must ask for it together."""
+        """The whole bank; all ranks must call this together."""
         state = super().state_dict(*arguments, prefix=prefix, **options)
         state[f"{prefix}bank.rows"] = self._full()
         return state
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
-        # The children are loaded after this: they find room for the whole bank.
+        # The children are loaded after this, and need room for the whole bank.
         if self.shards > 1:
             self.shards = 1
             self.bank.rows = self.bank.rows.new_empty(self.images, self.bank.rows.shape[1])

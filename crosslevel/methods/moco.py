@@ -1,7 +1,7 @@
 """MoCo: He, Fan, Wu, Xie, Girshick, "Momentum Contrast for Unsupervised Visual Representation Learning",
 CVPR 2020; with an MLP head and stronger views v2 (Chen, Fan, Girshick, He, 2020).
 
-A query q is told apart from the other images' keys k_i in a queue (eq. 1)::
+A query q is contrasted with its key k+ against the keys k_i of other images in a queue (eq. 1)::
 
     L = -log( exp(q . k+ / T) / (exp(q . k+ / T) + sum_i exp(q . k_i / T)) )
 
@@ -39,7 +39,7 @@ class Queued(Method):
     shuffle: bool
 
     def _remember(self, encoder: nn.Module) -> None:
-        """Make the key network and the queue, once all else is made."""
+        """Make the key network and the queue, after all other parts."""
         self.key = MomentumCopy(
             nn.Sequential(encoder, self.branch), MOMENTUM if self.momentum is None else self.momentum
         )
@@ -52,9 +52,9 @@ class Queued(Method):
             self.negatives = KeyQueue(values["queue"], self.out_features)
 
     def check(self, batch: int, devices: int, images: int | None = None) -> None:
-        """The queue takes a whole step's keys at once."""
+        """Check the batch also against the queue, which takes a whole step's keys at once."""
         super().check(batch, devices, images)
-        # Of a collection of few batches, what is not in this one is enough.
+        # For a collection of few batches, a queue of the images outside one batch is enough.
         if self.queue is not None and self.queue < min(batch * devices, (images or math.inf) - batch * devices):
             raise UserError(
                 f"method.queue={self.queue} is smaller than the batch of {batch * devices}: raise the queue"
@@ -65,11 +65,11 @@ class Queued(Method):
         return encode_keys(self.key, view, self.splits, self.shuffle)
 
     def contrast(self, query: Float[Tensor, "B d"], key: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
-        """Eq. 1 with the queue's keys as negatives, at the temperature of now."""
+        """Eq. 1 with the queue's keys as negatives, at the current temperature."""
         return contrast(query, key, self.negatives, self.schedule.value)
 
     def early_rise(self, batch: int, steps: int) -> str:
-        """While the queue fills."""
+        """The loss rises while the queue fills."""
         return self.negatives.early_rise(batch)
 
     def after_step(self, progress: float | Tensor = 0.0, *updates: Float[Tensor, "B d"]) -> None:
@@ -106,14 +106,15 @@ class MoCo(Queued):
 
         Args:
             temperature: T; 0.07 in MoCo, 0.2 in MoCo v2.
-            queue: K, the number of negative keys; 4,096 unless given, where `train` chooses by the number of images.
-            momentum: m of the key network's moving average; 0.999 unless given, where `train` chooses by the steps.
+            queue: K, the number of negative keys. 4,096 unless given; `train` chooses it by the number of images.
+            momentum: m of the key network's moving average. 0.999 unless given; `train` chooses it by the number of
+                steps.
             online: number of query views; raised to 2 where another branch compares two trained views.
-            shuffle: compute a key on another device than its query (ShuffleBN), so that batch statistics do not give
-                the pair away; nothing changes on one device.
-            splits: parts of each device's batch that both networks normalize apart, the queries in the batch's order
-                and the keys at random: one device's equal of so many devices with ShuffleBN. The paper's 8 devices are
-                8 splits; 1 leaves the batch whole.
+            shuffle: compute a key on another device than its query (ShuffleBN), so that batch statistics do not reveal
+                the pair; this has no effect on one device.
+            splits: parts of each device's batch that both networks normalize separately, the queries in the batch's
+                order and the keys at random: on one device this equals ShuffleBN on that many devices. The paper's 8
+                devices are 8 splits; 1 does not split the batch.
 
         """
         super().__init__(encoder, head, out_features, hidden)
@@ -129,7 +130,7 @@ class MoCo(Queued):
         features: Sequence[Float[Tensor, "B D"]],
         index: Int64[Tensor, " B"],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "B d"]]:
-        """The mean loss of the query views; the keys are kept for the queue."""
+        """The mean loss of the query views; the keys are returned for the queue."""
         positive = self.encode_key(views[self.online])
         losses = [self.contrast(self.project(h), positive) for h in features[: self.online]]
         return torch.stack(losses).mean(), positive
@@ -144,8 +145,8 @@ def encode_keys(
     Args:
         network: a moving average of encoder and head in sequence.
         view: the views to encode.
-        splits: random parts of the batch that are normalized apart.
-        shuffle: encode the views of other ranks.
+        splits: random parts of the batch that are normalized separately.
+        shuffle: encode the views of other ranks (ShuffleBN).
 
     """
     encoder, branch = network.twin.children()

@@ -54,9 +54,9 @@ class NPID(Method):
         Args:
             images: N, the number of images: one row of the bank each.
             negatives: m rows drawn anew for each step, uniformly; all rows of the bank unless given.
-            momentum: how much of a bank's row stays when its image is seen.
-            per_view: move the row once for each view in turn, as the authors of CLD do in the backward pass, and not
-                once towards the views' mean; of two views 60 degrees apart nearly as a momentum of 0.27 does.
+            momentum: the weight of the old row in the update of an image's row.
+            per_view: update the row once for each view in turn, as the authors of CLD do in the backward pass, instead
+                of once towards the views' mean; for two views 60 degrees apart this nearly equals a momentum of 0.27.
             float16: keep the bank in float16, at half the memory.
             sharded: spread the bank over the devices of a distributed run; needs ``negatives``.
             online: number of views; raised to 2 where another branch compares two trained views.
@@ -82,7 +82,7 @@ class NPID(Method):
         features: Sequence[Float[Tensor, "B D"]],
         index: Int64[Tensor, " B"],
     ) -> tuple[Float[Tensor, ""], tuple[Int64[Tensor, " B"], Float[Tensor, "V B d"]]]:
-        """The mean loss of the views; their features, or the mean of them, are kept for the images' rows."""
+        """The mean loss of the views; their features, or their mean, are returned to update the images' rows."""
         projected = [self.project(h) for h in features[: self.online]]
         negatives = None if self.negatives is None else self.bank.draw(self.negatives)
         with torch.autocast(index.device.type, enabled=False):
@@ -103,7 +103,7 @@ class NPID(Method):
         return F.cross_entropy(torch.cat([positive, negative], dim=1) / self.schedule.value, torch.zeros_like(index))
 
     def early_rise(self, batch: int, steps: int) -> str:
-        """While the bank fills."""
+        """The loss rises while the bank fills."""
         return (
             f"the loss rises in the first epoch, {steps:,} steps, until the bank's random rows are replaced by images' "
             "features, which are harder to tell apart"
@@ -112,7 +112,7 @@ class NPID(Method):
     def after_step(
         self, progress: float | Tensor = 0.0, *updates: tuple[Int64[Tensor, " B"], Float[Tensor, "V B d"]]
     ) -> None:
-        """Move the bank's rows of this step's images, of all ranks, towards their views' features."""
+        """Move the rows of this step's images, on all ranks, towards their views' features."""
         for index, features in updates:
             gathered = gather(index)
             for z in features:

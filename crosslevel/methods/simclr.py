@@ -21,7 +21,7 @@ from crosslevel.models.heads import Head
 from crosslevel.models.temperature import Temperature
 from crosslevel.utils.distributed import gather, rank
 
-WIDTH = 512  # units of the hidden layer of an encoder that has fewer features
+WIDTH = 512  # least units of the hidden layer, for encoders with fewer features
 
 
 class SimCLR(Method):

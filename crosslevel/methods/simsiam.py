@@ -4,8 +4,8 @@ Each view predicts the other's feature, through which no gradient passes (eq. 1 
 
     L = - 1/2 cos(q(z_a), stop(z_b)) - 1/2 cos(q(z_b), stop(z_a))
 
-There are neither negatives nor a moving average. Batch normalization of the projector's output, and a predictor that
-is narrow in the middle, keep it from collapsing.
+There are neither negatives nor a moving average. Batch normalization of the projector's output, and a predictor with a
+bottleneck, prevent a collapse.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ Each view predicts the other's soft assignment to K prototypes c_k (eq. 1, 2)::
 The assignments q of a batch, and of a queue of earlier features, give each prototype its share of all images (eq. 3 to
 5). In the paper every prototype has the same share. A collection with a long tail has no such clusters: after Assran,
 Balestriero, Duval et al., "The Hidden Uniform Cluster Prior in Self-Supervised Learning" (ICLR 2023), the shares may
-follow a power law, k^-prior. Small crops predict the assignments of both large ones, and have none of their own.
+follow a power law, k^-prior. Small crops predict the assignments of both large views, and have no assignments of their
+own.
 """
 
 from __future__ import annotations
@@ -75,9 +76,10 @@ class SwAV(Method):
             epsilon: how soft assignments are; 0.05 in the paper.
             iterations: of Sinkhorn's scaling; 3 in the paper.
             queue: earlier features of each large view that are assigned together with the batch's, 0 for none; 3,840 in
-                the paper at 256 images a step, where `train` chooses by the number of images.
-            queue_start: epochs after which they are; 15 of 200 in the paper, the same share of the run unless given.
-            freeze: epochs in which the prototypes stay as they are; 1 in the paper.
+                the paper at 256 images a step. `train` chooses it by the number of images.
+            queue_start: epochs after which the queue is used; 15 of 200 in the paper, the same share of the run unless
+                given.
+            freeze: epochs in which the prototypes are not trained; 1 in the paper.
             small_views: small crops an image, beside two large ones; 6 in the paper. Their size and area are settings
                 of the views.
             head: linear, mlp, norm-linear or norm-mlp; MLPs with batch normalization.
@@ -115,7 +117,7 @@ class SwAV(Method):
         self.earlier = nn.ModuleList([KeyQueue(size, self.out_features) for _ in range(2 if size else 0)])
 
     def begin_step(self, epoch: float | Tensor = 0.0) -> None:
-        """Whether prototypes move, and whether the queue counts; the temperature."""
+        """Set whether the prototypes are trained, whether the queue is used, and the temperature."""
         super().begin_step(epoch)
         self.moving = _from(epoch, self.freeze)
         self.queue_counts = _from(epoch, self.queue_start or 0.0)
@@ -126,9 +128,9 @@ class SwAV(Method):
         features: Sequence[Float[Tensor, "B D"]],
         index: Int64[Tensor, " B"],
     ) -> tuple[Float[Tensor, ""], list[Float[Tensor, "N d"]]]:
-        """The mean over both assignments, and for each over the other views.
+        """The loss: the mean over both assignments, each predicted from all other views.
 
-        Both views' features, of all ranks, are kept for the queues.
+        Both views' features, of all ranks, are returned for the queues.
         """
         z = [self.project(h) for h in (*features[:2], *self.encode_small(views))]
         with torch.autocast(index.device.type, enabled=False):
@@ -144,7 +146,7 @@ class SwAV(Method):
     def assign(
         self, gathered: list[Float[Tensor, "N d"]], centres: Float[Tensor, "K d"], batch: int
     ) -> list[Float[Tensor, "B K"]]:
-        """The assignments of two views' unit features, each among those of all ranks and of its queue.
+        """The assignments of two views' unit features, computed together with those of all ranks and of the queue.
 
         Args:
             gathered: the views' features, of all ranks.
@@ -166,7 +168,7 @@ class SwAV(Method):
         return [queue for queue in self.earlier if isinstance(queue, KeyQueue)]
 
     def after_step(self, progress: float | Tensor = 0.0, *updates: list[Float[Tensor, "N d"]]) -> None:
-        """Remember this step's features, of all ranks."""
+        """Add this step's features, of all ranks, to the queues."""
         for step in updates:
             for queue, rows in zip(self._queues(), step, strict=False):
                 queue.enqueue(rows)
@@ -174,5 +176,5 @@ class SwAV(Method):
 
 
 def _from(epoch: float | Tensor, start: float) -> float | Tensor:
-    """1 from ``start`` on, before it 0."""
+    """1 from ``start`` on, 0 before."""
     return (epoch >= start).float() if isinstance(epoch, Tensor) else float(epoch >= start)

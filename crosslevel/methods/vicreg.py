@@ -1,15 +1,15 @@
 """VICReg: Bardes, Ponce, LeCun, "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning",
 ICLR 2022.
 
-Two views' features Z and Z' (n rows of d) agree, no dimension falls asleep, and no two of them say the same (eq. 6)::
+Two views' features Z and Z' (n rows of d) agree, no dimension loses its variance, and no two are correlated (eq. 6)::
 
     L = λ s(Z, Z') + μ [v(Z) + v(Z')] + ν [c(Z) + c(Z')]
     v(Z) = 1/d sum_j max(0, 1 - sqrt(Var(z^j) + 1e-4))             (eq. 1)
     c(Z) = 1/d sum_{i != j} C(Z)_ij^2,  C the covariance, by n - 1  (eq. 3, 4)
     s(Z, Z') = the mean squared difference
 
-There are no negatives and no moving average. Two things are as in the authors' code, where the published weights of
-25, 25 and 1 belong: s is a mean over the dimensions as well (eq. 5 sums over them), and the two v count half each.
+There are no negatives and no moving average. Two details follow the authors' code, for which the published weights of
+25, 25 and 1 are meant: s is a mean over the dimensions as well (eq. 5 sums over them), and the two v count half each.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from crosslevel.methods.base import Method, in_float32
 from crosslevel.models.heads import Head
 from crosslevel.utils.distributed import gather
 
-EPSILON = 1e-4  # below the root of a variance
+EPSILON = 1e-4  # added under the root of a variance
 
 
 class VICReg(Method):
-    """Two views' features agree; variances and covariances are kept, over the batches of all ranks."""
+    """Two views' features agree; their variances and covariances are regularized, over the batches of all ranks."""
 
     online = 2
-    usual_optimizer: ClassVar[str] = "lars"  # as published (section 4.2): c, of fourth powers, runs away by SGD
+    usual_optimizer: ClassVar[str] = "lars"  # as published (section 4.2): with SGD, c, of fourth powers, diverges
 
     def __init__(
         self,
@@ -51,8 +51,8 @@ class VICReg(Method):
 
         Args:
             invariance: λ, of the two views' difference; 25 in the paper.
-            variance: μ, of each dimension's deviation, which is to be 1; 25 in the paper.
-            covariance: ν, of dimensions that go together; 1 in the paper.
+            variance: μ, of each dimension's deviation, whose target is 1; 25 in the paper.
+            covariance: ν, of the correlation between dimensions; 1 in the paper.
             head: the expander: linear, mlp, norm-linear or norm-mlp; MLPs have two hidden layers with batch
                 normalization.
             out_features: d; 8,192 in the paper, with ResNet-50's 2,048 features.

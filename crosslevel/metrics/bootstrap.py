@@ -1,4 +1,4 @@
-"""How far a figure would move with other test images: percentile intervals by bootstrap (Efron 1979)."""
+"""Percentile intervals by bootstrap (Efron 1979): how much a figure would vary with other test images."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def intervals(
     """The interval of a mean, in percent.
 
     Args:
-        correct: of each test image, whether (or how far, in [0, 1]) it is right.
-        groups: with them the mean is that of the groups' means: balanced accuracy, where they are the classes.
-            A group that a resample misses takes no part in that resample.
+        correct: for each test image, whether (or to which degree, in [0, 1]) it is right.
+        groups: if given, the mean is that of the groups' means: balanced accuracy, if the groups are the classes. A
+            group that a resample misses is left out of that resample.
         level: the share of resamples inside the interval.
-        resamples: how many sets of N images are drawn with repetition.
-        generator: draws them.
+        resamples: the number of sets of N images drawn with replacement.
+        generator: draws the resamples.
         at_once: images drawn at a time.
 
     Raises:
@@ -58,10 +58,10 @@ def accuracy_intervals(
     Args:
         scores: the higher, the likelier.
         labels: the truth, in [0, C).
-        shots: the split of the classes; a part of it that has no test images has no interval.
+        shots: the split of the classes; a part without test images has no interval.
         level: the share of resamples inside the interval.
-        resamples: how many sets of N images are drawn with repetition.
-        generator: draws them.
+        resamples: the number of sets of N images drawn with replacement.
+        generator: draws the resamples.
 
     Raises:
         ValueError: no images, or a level outside (0, 1).
@@ -109,7 +109,7 @@ def _resampled(
 
 
 def _mean(sums: Float[Tensor, "R G"], counts: Float[Tensor, "R G"]) -> Float[Tensor, " R"]:
-    """The mean over the groups that are there of each one's mean; not a number where none is."""
+    """The mean of the means of all present groups; NaN if there is none."""
     present = counts > 0
     return (sums / counts.clamp(min=1)).sum(1) / present.sum(1)
 

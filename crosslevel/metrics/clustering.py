@@ -37,8 +37,8 @@ def agreement(predicted: Int64[Tensor, " N"], labels: Int64[Tensor, " N"]) -> di
     """How well two partitions of the same images agree, in percent.
 
     ``nmi``: normalized mutual information, 2 I / (H + H); ``ari``: the adjusted Rand index (Hubert and Arabie 1985),
-    0 by chance and possibly below; ``accuracy``: with each cluster given to the label that makes the most of all
-    (Kuhn 1955).
+    0 by chance and possibly below; ``accuracy``: with each cluster assigned to a label such that the most images are
+    right (Kuhn 1955).
     """
     if len(predicted) != len(labels) or not len(labels):
         raise UserError(f"{len(predicted)} clusters, {len(labels)} labels: give as many of both, and at least one")

@@ -10,7 +10,7 @@ from crosslevel.utils.errors import UserError
 
 
 def neighbours(images: int) -> int:
-    """How many of ``images`` vote: 200, as is usual, but at most a tenth, lest most of a small bank do."""
+    """The number of neighbours that vote: the usual 200, but at most a tenth of ``images``, for small banks."""
     return max(1, min(200, images // 10))
 
 
@@ -28,7 +28,7 @@ def weighted_knn(
     Features of any length count by their direction; memory stays at chunk * N similarities, and at most 6 GB.
 
     Args:
-        bank: features of known label; in half precision they take half the memory.
+        bank: labelled features; half precision takes half the memory.
         labels: their labels, in [0, classes).
         queries: features to classify.
         classes: the number of classes.

@@ -1,10 +1,10 @@
 """Scores of features without labels, from two views of the same held-out images.
 
-Good features tell instances apart (local: `retrieval`) and fall into groups that do not depend on the view (global:
+Good features distinguish instances (local: `retrieval`) and form groups that do not depend on the view (global:
 `partitions`). Wang, Liu, Yu (CVPR 2021) tune by this idea, with retrieval and normalized mutual information, and give
-no formula. The score to choose by (`combine`) is ours: retrieval, and in how many directions the features differ. The
-agreement of clusterings is computed beside it; with it in place of the directions, the score followed accuracy as well
-on photographs and less well on turntables (`benchmarks/without_labels/label_free.py`).
+no formula. The score to choose by (`combine`) is ours: retrieval, and the number of directions in which the features
+differ. The agreement of clusterings is computed beside it; with it in place of the directions, the score followed
+accuracy as well on photographs and less well on turntables (`benchmarks/without_labels/label_free.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAMES = (
     "combined", "top1", "mrr", "nmi", "ami", "ari", "nmi_levels", "ami_levels", "ari_levels", "alignment", "uniformity",
     "rankme", "effective_rank", "alpha_req", "lidar",
 )  # fmt: skip
-"""Of all `scores`; those of levels need a group branch."""
+"""The names of all `scores`; those of levels need a group branch."""
 
 
 def scores(
@@ -65,14 +65,14 @@ def scores(
     for name, features in (("group_a", group_a), ("instance_a", instance_a)):
         if features is not None and len(features) != len(a):
             raise UserError(f"{name}: {len(features)} features of {len(a)} images: give one of each")
-    draws = generator or seeded(0)
+    generator = generator or seeded(0)
     figures = retrieval(a, b, tracks)
-    sets = clusterings(a, clusters, draws), clusterings(b, clusters, draws)
+    sets = clusterings(a, clusters, generator), clusterings(b, clusters, generator)
     figures |= partitions(*sets)
     if group_a is not None and group_b is not None:
-        groups = [clusterings(g, clusters, draws) for g in _pair(group_a, group_b)]
+        groups = [clusterings(g, clusters, generator) for g in _pair(group_a, group_b)]
         if instance_a is not None and instance_b is not None:
-            instance_sets = [clusterings(z, clusters, draws) for z in _pair(instance_a, instance_b)]
+            instance_sets = [clusterings(z, clusters, generator) for z in _pair(instance_a, instance_b)]
         else:
             instance_sets = list(sets)
         crossed = [partitions(instance_sets[0], groups[1]), partitions(instance_sets[1], groups[0])]
@@ -93,11 +93,11 @@ SPREAD = 0.4
 
 
 def combine(mrr: float, rank: float, features: int) -> float:
-    """Ours: mrr · ((rank - 1) / (features - 1))^0.4, in [0, 1]; 0 where no view is found, or all features are alike.
+    """Our score: mrr · ((rank - 1) / (features - 1))^0.4, in [0, 1]; 0 if no view is found, or all features are alike.
 
     Retrieval alone does not distinguish features of few directions from those of many, which separate more classes;
-    the number of directions alone is highest for noise. Groups do not count: features that tell instances apart but
-    form no groups would score higher than those with clear groups.
+    the number of directions alone is highest for noise. Groups do not enter the score. Features that distinguish
+    instances but form no groups would score higher than features with clear groups.
 
     Args:
         mrr: mean reciprocal rank (`retrieval`), in [0, 1].
@@ -111,15 +111,15 @@ def combine(mrr: float, rank: float, features: int) -> float:
 def retrieval(
     a: Float[Tensor, "N d"], b: Float[Tensor, "N d"], tracks: Int64[Tensor, " N"] | None = None, chunk: int = 1024
 ) -> dict[str, float]:
-    """How well an image's other view is found among those of all images: top-1 and mean reciprocal rank, in [0, 1].
+    """How well an image's other view is retrieved among those of all images: top-1 and mean reciprocal rank, in [0, 1].
 
-    An image's rank is 1 + how many others' views are at least as similar, so that equal features are worst. With
-    ``tracks`` the other images of its own track are left out of the ranking: they neither count as wrong nor as found.
-    Both directions are averaged. Wang, Liu, Yu (CVPR 2021) tune by retrieval; the mean reciprocal rank is Voorhees's
-    (TREC-8, 1999).
+    An image's rank is 1 + the number of other images' views that are at least as similar, so that equal features score
+    worst. With ``tracks`` the other images of its own track are left out of the ranking: they count neither as wrong
+    nor as found. Both directions are averaged. Wang, Liu, Yu (CVPR 2021) tune by retrieval; the mean reciprocal rank is
+    Voorhees's (TREC-8, 1999).
 
     Raises:
-        ValueError: tracks of other images, or a single one: nothing would be left to tell an image from.
+        ValueError: tracks of other images, or a single track: no other image would be left in the ranking.
 
     """
     ranks = torch.cat([retrieval_ranks(a, b, tracks, chunk), retrieval_ranks(b, a, tracks, chunk)]).double()
@@ -159,7 +159,7 @@ def _ranks(queries: Tensor, keys: Tensor, tracks: Tensor | None, chunk: int) -> 
 def clusterings(
     features: Float[Tensor, "N d"], counts: Sequence[int], generator: torch.Generator, iterations: int = 20
 ) -> list[Int64[Tensor, " N"]]:
-    """Cosine k-means for each count up to a quarter of the images (2 clusters where none is)."""
+    """Cosine k-means for each count up to a quarter of the images (2 clusters if no count is that small)."""
     possible = [k for k in counts if k <= len(features) // 4] or [2]
     return [spherical_kmeans(features, k, iterations, "kmeans++", generator).assignment for k in possible]
 
@@ -195,7 +195,7 @@ def alignment(a: Float[Tensor, "N d"], b: Float[Tensor, "N d"]) -> float:
 def uniformity(features: Float[Tensor, "N d"], t: float = 2.0, most: int = 4096) -> float:
     """The log of the mean Gaussian potential of all pairs of unit features, in [-4 t, 0] (Wang and Isola 2020, eq. 5).
 
-    Of more than ``most`` images, that many, evenly spaced, stand for all.
+    If there are more than ``most`` images, only that many, evenly spaced, are used.
     """
     unit = F.normalize(features.detach().cpu().double(), dim=1)
     if len(unit) > most:

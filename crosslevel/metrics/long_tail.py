@@ -23,7 +23,7 @@ DIMENSIONS = 16
 FITTED = 10_000  # tracks
 COMPARED = 2000  # tracks
 SMALLEST, NEIGHBOURS = 5, 3  # tracks of a dense region, and that make a place dense
-OUTSIDE = 1 / 3  # of all tracks
+OUTSIDE = 1 / 3  # share of all tracks
 MOST_IMBALANCED = 1e6
 
 
@@ -55,8 +55,8 @@ def gini(sizes: Int64[Tensor, " k"] | Float[Tensor, " k"]) -> float:
 def exponential_imbalance(sizes: Int64[Tensor, " k"] | Float[Tensor, " k"]) -> float:
     """The imbalance factor of k groups that decay exponentially (Cui et al. 2019) and have the Gini index of these.
 
-    Unlike `imbalance_factor` it does not hang on the smallest group alone, of which an estimate knows least. 1 for
-    equal groups; at most `MOST_IMBALANCED`.
+    Unlike `imbalance_factor`, it does not depend on the smallest group alone, which is estimated worst. 1 for equal
+    groups; at most `MOST_IMBALANCED`.
 
     Raises:
         ValueError: there is no group.
@@ -77,8 +77,8 @@ def duplicate_share(track_sizes: Int64[Tensor, " T"], batch_size: int) -> float:
     """The expected share of a random batch that has another image of its own track in the batch.
 
     A batch is drawn without repetition from all N images. An image of a track of m is alone with the probability that
-    the other B - 1 come from the N - m images of other tracks: C(N - m, B - 1) / C(N - 1, B - 1) (hypergeometric). No
-    simulation.
+    the other B - 1 come from the N - m images of other tracks: C(N - m, B - 1) / C(N - 1, B - 1) (hypergeometric). This
+    is exact, without simulation.
 
     Args:
         track_sizes: images in each track.
@@ -112,7 +112,7 @@ def distinct_tracks(track_sizes: Int64[Tensor, " T"], batch_size: int) -> float:
 
 
 def _counted(track_sizes: Int64[Tensor, " T"], batch_size: int) -> tuple[Tensor, Tensor, int]:
-    """The different sizes, how many tracks have each, and the images in all."""
+    """The distinct sizes, the number of tracks of each, and the total number of images."""
     sizes, times = track_sizes[track_sizes > 0].unique(return_counts=True)
     total = int((sizes * times).sum())
     if not total or batch_size < 1:
@@ -136,20 +136,20 @@ def grouped(
 ) -> Grouped:
     """Groups of similar images without labels, by one mean feature a track.
 
-    Where the features lie in dense regions with space between them, these regions (HDBSCAN: Campello, Moulavi and
-    Sander 2013, by scikit-learn), and what lies outside goes with its nearest neighbour; they are as large as they are,
-    whatever their number. Where more than `OUTSIDE` of the tracks lie in none, a Dirichlet process mixture (Blei and
-    Jordan 2006, likewise), which leaves components empty that it does not need. K-means would cut large groups to make
-    sizes even.
+    If the features lie in dense regions with space between them, these regions are the groups (HDBSCAN: Campello,
+    Moulavi and Sander 2013, by scikit-learn), of any number and size; a track outside joins its nearest neighbour's
+    group. If more than the share `OUTSIDE` of the tracks lies outside, a Dirichlet process mixture is fitted (Blei and
+    Jordan 2006, by scikit-learn), which leaves surplus components empty. K-means would cut large groups to make sizes
+    even.
 
     A track counts once, so that a video of a thousand frames does not get a group of its own; its images share a group.
-    Features are centred: where all of them point the same way, their directions would not tell them apart. Groups are
-    found in their `DIMENSIONS` leading principal components.
+    Features are centred: if all of them point the same way, their directions would not distinguish them. Groups are
+    found in the `DIMENSIONS` leading principal components.
 
     Args:
         features: of any length.
         tracks: the track of each image.
-        most: the most groups; of a mixture 20 unless given. Never more than tracks.
+        most: the most groups, never more than tracks; for a mixture 20 unless given.
         seed: of the start.
 
     """
@@ -171,7 +171,7 @@ def _one_a_track(features: Float[Tensor, "N d"], owner: Int64[Tensor, " N"]) -> 
 
 
 def _leading(points: Float[Tensor, "T d"]) -> Float[Tensor, "T p"]:
-    """The leading principal components, of variance 1 on average; all zero where the points are all alike."""
+    """The leading principal components, of variance 1 on average; all zero if all points are alike."""
     centred = points.double() - points.double().mean(0)
     axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -DIMENSIONS:]
     components = centred @ axes
@@ -180,7 +180,7 @@ def _leading(points: Float[Tensor, "T d"]) -> Float[Tensor, "T p"]:
 
 
 def _dense(points: Float[Tensor, "T p"], most: int, seed: int) -> Int64[Tensor, " T"] | None:
-    """The dense region of each point, or of its nearest neighbour in one; None where there are too few, or none."""
+    """The dense region of each point, or of its nearest neighbour in one; None if too few points lie in one."""
     sample = torch.randperm(len(points), generator=seeded(seed))[:FITTED]
     if len(sample) < 2 * SMALLEST:
         return None
@@ -197,7 +197,7 @@ def _dense(points: Float[Tensor, "T p"], most: int, seed: int) -> Int64[Tensor, 
 
 
 def _mixture(points: Float[Tensor, "T p"], most: int, seed: int) -> Int64[Tensor, " T"]:
-    """The component of each point; of many points, some are fitted."""
+    """The component of each point; a sample of many points is fitted."""
     if len(points) == 1:
         return torch.zeros(1, dtype=torch.long)  # scikit-learn refuses it
     sample = torch.randperm(len(points), generator=seeded(seed))[:FITTED]
@@ -205,7 +205,7 @@ def _mixture(points: Float[Tensor, "T p"], most: int, seed: int) -> Int64[Tensor
         n_components=most, covariance_type="spherical", weight_concentration_prior=0.1, max_iter=100, random_state=seed
     )
     with warnings.catch_warnings():
-        # Neither a fit that could still gain a little, nor fewer different points than components is an error here.
+        # Neither a fit that has not fully converged nor fewer distinct points than components is an error here.
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(points[sample].numpy())
     return torch.from_numpy(mixture.predict(points.numpy())).long()

@@ -20,21 +20,21 @@ from crosslevel.data.duplicates.neighbours import USUAL, Cells, neighbours
 from crosslevel.utils.device import multiplies_bfloat16
 
 CROWD = 32  # neighbours that say how alike the images around one are
-IN_A_CROWD = 0.5  # of their distance, at most which a pair is apart
-_QUERIES = 1024  # compared with all others at a time: 400 MB among 100,000
-MANY = 50_000  # features: of more, pairs are not looked for among all
-SPARE = 3  # times k candidates are at hand where similarities were rounded; usual are less than two
+IN_A_CROWD = 0.5  # largest distance of a pair, as a share of the distance to those neighbours
+_QUERIES = 1024  # features compared with all others at a time: 400 MB among 100,000
+MANY = 50_000  # features up to which pairs are searched among all
+SPARE = 3  # candidates as a multiple of k, after rounded similarities; usually fewer than two are needed
 
 
 @dataclass(frozen=True)
 class Blocking:
-    """How a search divides its work; no result depends on it, but for the rounding of float32.
+    """How a search divides its work; results do not depend on it, except for the rounding of float32.
 
     Args:
-        tile: keys a matrix product: its result is still in the cache when its maxima are taken.
-        few: keys up to which selecting costs little, and every key is a block of its own.
+        tile: keys of a matrix product, few enough that its result is still in the cache when its maxima are taken.
+        few: up to this many keys, selection is cheap, and every key is a block of its own.
         memory: bytes of similarities at a time.
-        bfloat16: multiply in bfloat16 first; where the processor has instructions for it, unless given.
+        bfloat16: multiply in bfloat16 first; unless given, if the processor has instructions for it.
 
     """
 
@@ -45,7 +45,7 @@ class Blocking:
 
 
 class Neighbours(NamedTuple):
-    """The k largest cosine similarities of each query, in descending order, and the keys they are with."""
+    """The k largest cosine similarities of each query, in descending order, and the indices of their keys."""
 
     values: Float[Tensor, "Q k"]
     indices: Int64[Tensor, "Q k"]
@@ -60,14 +60,14 @@ def nearest(
 ) -> Neighbours:
     """The k largest cosine similarities of each query, in descending order, and the rows of ``keys`` they are with.
 
-    Selecting k of N numbers takes longer than computing them. So the keys are dealt into blocks of b = sqrt(N / k): the
-    k largest similarities lie in the k blocks with the largest maxima, as every block that is ahead of one of theirs
-    holds a similarity that is ahead of it. Only the k b similarities in these blocks are sorted.
+    Selecting k of N numbers takes longer than computing them. So the keys are divided into blocks of b = sqrt(N / k).
+    The k largest similarities lie in the k blocks with the largest maxima: each block ranked higher holds a similarity
+    that is larger. Only the k b similarities in these blocks are sorted.
 
-    Processors with bfloat16 instructions multiply in it first, at more than twice the speed of float32. How far that
-    can be off is known of each query and key, and so which keys could be among the k nearest; these, hardly more than
-    k, are compared in float32. Where they are too many, as with features that hardly differ, all are. So the result is
-    that of float32, to its own rounding.
+    Processors with bfloat16 instructions multiply in it first, at more than twice the speed of float32. The error is
+    bounded for each query and key, so that the keys that could be among the k nearest are known; these, hardly more
+    than k, are compared in float32. If they are too many, as with features that hardly differ, all keys are. So the
+    result is that of float32, up to its own rounding.
 
     Args:
         queries: features of any length.
@@ -105,13 +105,13 @@ def mutual_pairs(
 
     A pair has a cosine of at least ``threshold``; each is among the other's ``k`` nearest; and their distance is at
     most half of that to the neighbours of rank 17 to 32 of either. So one image does not link a dense crowd of
-    different ones. Of fewer than 8 features the last condition is left out.
+    different ones. With fewer than 8 features the last condition is dropped.
 
     Args:
         features: of the images.
         threshold: the least cosine of a pair.
-        k: neighbours that are looked at.
-        known: each feature's nearest ones with their similarities, `CROWD` + 1 or all, where they were computed before.
+        k: neighbours that are considered.
+        known: each feature's nearest ones with their similarities, `CROWD` + 1 or all, if they were computed before.
         many: features above which neighbours are searched in ``cells`` alone (`neighbours`), which takes far less than
             quadratic time.
         cells: how features are divided for that search.
@@ -156,7 +156,7 @@ def _searched(
     blocks = _blocks(len(keys), k, blocking)
     rows = _rows(len(queries), len(keys), queries.dtype, chunk, blocking)
     table = _table(rows, len(keys), queries.dtype, keys.device, blocking.tile)
-    room = queries.new_empty(blocking.tile, queries.shape[1])  # new memory for every tile costs more than filling it
+    room = queries.new_empty(blocking.tile, queries.shape[1])  # allocating it for every tile would be slower
     results = []
     for part in queries.split(rows):
         tiles = (
@@ -175,7 +175,7 @@ def _rounded_first(
     chunk: int,
     blocking: Blocking,
 ) -> Neighbours:
-    """Search by similarities in bfloat16 where these decide, and in float32 elsewhere."""
+    """Search by similarities in bfloat16 where these are decisive, and in float32 elsewhere."""
     candidate_count, rough = min(SPARE * k, len(keys)), torch.bfloat16
     blocks, rows = _blocks(len(keys), candidate_count, blocking), _rows(len(queries), len(keys), rough, chunk, blocking)
     table = _table(rows, len(keys), rough, keys.device, blocking.tile)
@@ -201,7 +201,7 @@ def _rounded_first(
 
 
 def rounded_bank(keys: Float[Tensor, "N d"], lengths: Float[Tensor, " N"], tile_size: int) -> tuple[Tensor, float]:
-    """The keys at length 1 in bfloat16, and the largest distance of one of them from what it was rounded from."""
+    """The keys at length 1 in bfloat16, and the largest rounding error of a key."""
     bank, error = torch.empty(keys.shape, dtype=torch.bfloat16), 0.0
     for tile, length, out in zip(*(part.split(tile_size) for part in (keys, lengths, bank)), strict=True):
         unit = tile / length.unsqueeze(1)
@@ -233,10 +233,10 @@ def _compared(
     possible: Int64[Tensor, " B"],
     k: int,
 ) -> Neighbours:
-    """The k nearest of each query's own candidates, of which the first ``possible`` ones matter."""
+    """The k nearest of each query's own candidates; only the first ``possible`` ones are valid."""
     results = []
-    for query, all_places, many in zip(queries.split(64), candidates.split(64), possible.split(64), strict=True):
-        indices = all_places[:, : max(k, int(many.max()))]
+    for query, sorted_candidates, many in zip(queries.split(64), candidates.split(64), possible.split(64), strict=True):
+        indices = sorted_candidates[:, : max(k, int(many.max()))]
         vectors = torch.index_select(keys, 0, indices.flatten()).to(queries.dtype).view(*indices.shape, -1)
         similarities = torch.bmm(vectors, query.unsqueeze(2)).squeeze(2) / lengths[indices]
         values, order = similarities.topk(k, dim=1)
@@ -250,9 +250,9 @@ def _fill(
     tiles: Iterable[Float[Tensor, "n d"]],
     blocks: int,
 ) -> Float[Tensor, "B m"]:
-    """Similarities with each tile of keys into ``table``, and the maximum of every block.
+    """Compute similarities with each tile of keys into ``table``, and the maximum of every block.
 
-    Of a tile's keys, block j has those at j, j + tile / blocks, ...: maxima over rows of a matrix are the fastest.
+    Block j has the keys of a tile at j, j + tile / blocks, ...: maxima over rows of a matrix are the fastest.
     """
     maxima = []
     for part, tile in zip(table, tiles, strict=True):
@@ -276,7 +276,7 @@ def _maxima(part: Float[Tensor, "B tile"], blocks: int) -> Float[Tensor, "B m"]:
 def _select(table: Float[Tensor, "T B tile"], maxima: Float[Tensor, "B m"], k: int) -> Neighbours:
     """The k largest of the table, from the blocks with the k largest maxima."""
     across, (high, wide, _), size = maxima.shape[1] // len(table), table.stride(), table.shape[2]
-    # One index into all of the memory below the table is the fastest way to numbers that lie far apart.
+    # A single index into the table's whole memory is the fastest way to read scattered numbers.
     memory = table.as_strided((table.stride(0) * len(table),), (1,))
     within = torch.arange(0, size, across, device=table.device)
     results = []
@@ -292,7 +292,7 @@ def _select(table: Float[Tensor, "T B tile"], maxima: Float[Tensor, "B m"], k: i
 
 
 def _blocks(keys: int, k: int, blocking: Blocking) -> int:
-    """Keys a block. Among few, selecting costs little: every key is a block of its own."""
+    """The number of keys in a block; 1 among few keys, where selection is cheap."""
     return 1 if keys <= blocking.few else min(blocking.tile, 2 ** round(math.log2(math.sqrt(keys / k))))
 
 

@@ -1,4 +1,4 @@
-"""Features that lie alone."""
+"""Features that are far from all others."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ FENCE = 3.0  # interquartile ranges beyond the third quartile: Tukey's "far out"
 
 
 class Outliers(NamedTuple):
-    """How far each feature is from its nearest ones, and which are farther than any usual one.
+    """The distance of each feature from its nearest ones, and the features that are unusually far.
 
-    ``distance`` is the mean over the `NEIGHBOURS` nearest of 1 minus the cosine; ``far`` those beyond the fence.
+    ``distance`` is the mean over the `NEIGHBOURS` nearest of 1 minus the cosine; ``far`` marks those beyond the fence.
     """
 
     distance: Float[Tensor, " N"]
@@ -27,13 +27,13 @@ class Outliers(NamedTuple):
 def outliers(features: Float[Tensor, "N D"], neighbours: int = NEIGHBOURS, known: Neighbours | None = None) -> Outliers:
     """Features far from all others: beyond Tukey's outer fence, in the logarithm of the distance.
 
-    The logarithm, because distances to neighbours spread over orders of magnitude, and only long ones count. Equal
-    features have no such distance and take no part in the quartiles.
+    The logarithm is used because distances to neighbours spread over orders of magnitude, and only long ones count.
+    Equal features have no such distance, and are left out of the quartiles.
 
     Args:
         features: of any length; their directions count.
-        neighbours: how many nearest ones; all others where there are fewer.
-        known: each feature's nearest ones, itself first, where they have been found already.
+        neighbours: the number of nearest features; all others if there are fewer.
+        known: each feature's nearest ones, itself first, if they were computed before.
 
     """
     if len(features) < 3:
@@ -51,6 +51,6 @@ def outliers(features: Float[Tensor, "N D"], neighbours: int = NEIGHBOURS, known
 
 
 def _quartiles(values: Float[Tensor, " N"]) -> tuple[float, float]:
-    """The first and the third; torch.quantile takes no more than 16 million numbers."""
+    """The first and the third quartile; torch.quantile takes no more than 16 million numbers."""
     ordered = values.sort().values
     return float(ordered[len(ordered) // 4]), float(ordered[(3 * len(ordered)) // 4])

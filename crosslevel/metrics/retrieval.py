@@ -1,4 +1,4 @@
-"""Retrieval: what the images nearest to a query have in common with it."""
+"""Retrieval: whether the images nearest to a query share its label."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def retrieval(
     ranks: Sequence[int] = (1, 5, 10),
     chunk: int = 1024,
 ) -> dict[str, float]:
-    """The means over the queries of `ranked`, in percent, and ``queries``: how many had anything to find."""
+    """The means over the queries of `ranked`, in percent; ``queries`` is the number of queries with relevant images."""
     return mean_figures(ranked(features, labels, tracks, queries, ranks, chunk))
 
 
@@ -36,22 +36,22 @@ def ranked(
 
     ``recall@k`` is 1 for a query that has an image of its own label among the k nearest (Jégou et al.,
     TPAMI 2011, with recall@k as in deep metric learning); ``map`` is the query's average precision, the mean of the
-    precision at the rank of each image of its label. Of equally similar images the one that comes first in the source
-    ranks first.
+    precision at the rank of each image of its label. Among equally similar images, the one that comes first in the
+    source ranks first.
 
     Args:
         features: of any length; their direction counts.
         labels: what makes an image relevant: its class, or its track.
-        tracks: images of the query's own track take no part: frames of one object are found too easily.
-        queries: indices of the images to ask with; all unless given.
+        tracks: images of the query's own track are left out: frames of one object are found too easily.
+        queries: indices of the query images; all unless given.
         ranks: the k of recall@k.
         chunk: queries at a time; memory stays at a few times chunk * N.
 
     Returns:
-        for each figure its value in [0, 1] of each of the M queries that have anything to find.
+        for each figure, its values in [0, 1] for the M queries with relevant images.
 
     Raises:
-        ValueError: lengths that differ, or no query with an image to find.
+        ValueError: lengths that differ, or no query with a relevant image.
 
     """
     if len(labels) != len(features) or (tracks is not None and len(tracks) != len(features)):
@@ -82,7 +82,7 @@ def mean_figures(table: dict[str, Float[Tensor, " M"]]) -> dict[str, float]:
 
 
 def _scored(hit: Tensor, ranks: Sequence[int]) -> Float[Tensor, "B columns"]:
-    """Recall at each rank, average precision, and the number of images to find; hits in the order of the ranking."""
+    """Recall at each rank, average precision, and the number of relevant images; hits are ordered by rank."""
     hits = hit.double()
     rank = torch.arange(1, hit.shape[1] + 1, device=hit.device)
     total = hits.sum(1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from crosslevel.utils.errors import UserError
 
 CONVENTION = (20, 100)
-"""Fewer training images than the first: few-shot; more than the second: many-shot."""
+"""A class with fewer training images than the first is few-shot; one with more than the second is many-shot."""
 
 
 class Shots(NamedTuple):
@@ -28,15 +28,15 @@ class Shots(NamedTuple):
 
 
 def describe_limits(low: int, high: int) -> str:
-    """Which classes are few- and which many-shot, for the user."""
+    """A description of the limits of few- and many-shot classes, for the user."""
     return f"many: over {high} training images, few: under {low}"
 
 
 def split_by_frequency(counts: Int64[Tensor, " C"], limits: tuple[int, int] | None = None) -> Shots | None:
     """Classes as many-, medium- and few-shot.
 
-    Without ``limits``, the convention's 20 and 100 hold where they make some classes few- and some many-shot;
-    elsewhere the limits are the thirds of the ranked classes. None where all classes are equally frequent, or
+    Without ``limits``, the convention's 20 and 100 are used if they make some classes few- and some many-shot;
+    otherwise the limits are the thirds of the ranked classes. None if all classes are equally frequent, or if there are
     fewer than three.
 
     Args:

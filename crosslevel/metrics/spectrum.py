@@ -1,6 +1,6 @@
-"""How many directions features use: published scores that need no labels, for comparison with our own.
+"""The number of directions that features use: published scores that need no labels, for comparison with our own.
 
-All take features as they are, of any length, in any order, and are computed in float64.
+All scores take features of any length in any order, and are computed in float64.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def rankme(features: Float[Tensor, "N d"], epsilon: float = 1e-7) -> float:
 def effective_rank(features: Float[Tensor, "N d"], spread: float = 0.01) -> float:
     """The effective number of directions in which unit features differ: exp of the entropy of their covariance.
 
-    Roy and Vetterli, "The effective rank", EUSIPCO 2007, of the eigenvalues of the covariance. Features of which less
-    than ``spread`` of the energy is off their mean are one point, and give 1: what is left is rounding.
+    Roy and Vetterli, "The effective rank", EUSIPCO 2007, of the eigenvalues of the covariance. If less than the share
+    ``spread`` of the energy lies off the features' mean, they count as one point and give 1: the remainder is rounding.
     """
     unit = torch.nn.functional.normalize(_checked(features), dim=1)
     centred = unit - unit.mean(0)

@@ -11,16 +11,17 @@ from torch import nn
 def take_any_size(backbone: nn.Module) -> int | None:
     """Let a timm ViT take other sizes as well: its position embeddings are resampled for each of them.
 
-    As timm's ``dynamic_img_size``, but after the network is built; its weights, and what it makes of images of its own
-    size, stay as they are.
+    This is timm's ``dynamic_img_size``, but for a network that is built already; its weights, and its outputs for
+    images of its own size, do not change.
 
     Returns:
-        the side of its patches, of which sizes must be multiples; None where the network cannot do it, and is left.
+        the side of its patches (sizes must be multiples of it); None if the network does not support this, and stays as
+        it is.
 
     """
     if not isinstance(backbone, VisionTransformer) or type(backbone.patch_embed) is not PatchEmbed:
         return None
     patches = backbone.patch_embed
-    vars(backbone)["dynamic_img_size"] = True  # which timm declares final, for TorchScript
+    vars(backbone)["dynamic_img_size"] = True  # timm declares it final, for TorchScript
     patches.strict_img_size, patches.flatten, patches.output_fmt = False, False, Format.NHWC
     return int(patches.patch_size[0])

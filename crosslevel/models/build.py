@@ -1,9 +1,10 @@
-"""Networks of timm as they are wanted here: without classifier, and ResNets in any width."""
+"""Networks of timm, without classifier, and ResNets in any width."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -17,11 +18,13 @@ MODERN = (
     "beit", "convnext", "deit", "eva", "hiera", "mambaout", "metaformer", "swin_transformer", "swin_transformer_v2",
     "vision_transformer",
 )  # fmt: skip
-"""Families of timm that are trained with AdamW and drop whole branches: they normalize layers, not batches."""
+"""Families of timm that are trained with AdamW and stochastic depth, and normalize layers, not batches."""
+
+Init = Literal["timm", "torch"]
 
 
 def is_modern(architecture: str) -> bool:
-    """Whether a network is of one of these families: a ViT, a ConvNeXt and the like."""
+    """Whether a network belongs to one of these families: a ViT, a ConvNeXt and the like."""
     name = architecture.partition(".")[0]
     if not timm.is_model(name):
         return False
@@ -33,12 +36,12 @@ def create(name: str, options: Mapping[str, Any], **more: Any) -> nn.Module:
     """A timm model without classifier; its weights are random unless ``more`` says which.
 
     Raises:
-        UserError: an option that it does not take.
+        UserError: an option that the model does not take.
 
     """
     if timm.model_entrypoint(name.partition(".")[0]).__module__ == ResNet.__module__:
         options = {**options, "zero_init_last": bool(options.get("zero_init_last"))}
-    # A mean of a ViT's tokens is of those that weights with a class token have normalized.
+    # The mean of a ViT's tokens is taken after the normalization that its weights with a class token have.
     pooled = {"fc_norm": False} if options.get("global_pool") == "avg" and "fc_norm" not in options else {}
     try:
         model: nn.Module = _without(name, options, pooled, **more)
@@ -46,14 +49,14 @@ def create(name: str, options: Mapping[str, Any], **more: Any) -> nn.Module:
         raise UserError(f"encoder.name={name} does not take {' or '.join(options)}: leave it out") from error
     except (AssertionError, ValueError) as error:
         if more and isinstance(error, ValueError):
-            raise  # of the weights: whoever gave them says which
+            raise  # an error of the weights, whose caller reports it
         listed = ", ".join(f"{key} {value}" for key, value in options.items())
         raise UserError(f"encoder.name={name} does not take {listed}: {error}") from error
     return model
 
 
 def create_narrow(name: str, options: Mapping[str, Any], width: float, zero_init_last: bool | None) -> nn.Module:
-    """`create` and `narrow`, without drawing the weights of the whole network, which take longer than all else."""
+    """`create` and `narrow`, without drawing the full-width network's weights, which would take most of the time."""
     with torch.device("meta"):
         model = create(name, options)
     narrow(model, name, width, zero_init_last)
@@ -61,6 +64,21 @@ def create_narrow(name: str, options: Mapping[str, Any], width: float, zero_init
         model = create(name, options)
         narrow(model, name, width, zero_init_last)
     return model
+
+
+def draw_as_torch(model: nn.Module) -> None:
+    """Draw the weights of convolutions and linear layers again, as PyTorch's layers do by themselves."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.reset_parameters()
+
+
+def draw_stem(weight: Tensor, init: Init, generator: torch.Generator) -> None:
+    """Draw a small stem's weights: normal by fan-out as timm's, or uniform by fan-in as PyTorch's."""
+    if init == "torch":
+        nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+    else:
+        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu", generator=generator)
 
 
 def _without(name: str, options: Mapping[str, Any], pooled: Mapping[str, Any], **more: Any) -> Any:
@@ -100,9 +118,9 @@ def _scaled(width: float) -> Callable[[nn.Conv2d, bool], nn.Conv2d]:
 
 
 class _Strided(nn.Conv2d):
-    """A 1x1 convolution of every other pixel, taken apart: first the pixels, then the convolution.
+    """A strided 1x1 convolution in two steps: first every other pixel is selected, then convolved.
 
-    The same numbers. In one step, oneDNN's gradient of the weights writes beyond its memory where there are fewer
+    The results are the same. In one step, oneDNN's gradient of the weights writes beyond its memory if there are fewer
     channels than a vector holds: float32, channels last, on processors with AVX2 (uxlfoundation/oneDNN issue 6035).
     """
 
@@ -111,4 +129,4 @@ class _Strided(nn.Conv2d):
         return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
 
 
-_THIN = 16  # float32 in the longest vector
+_THIN = 16  # float32 numbers in the longest vector

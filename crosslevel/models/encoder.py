@@ -13,7 +13,7 @@ from jaxtyping import Float
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from crosslevel.models.build import create, create_narrow, is_modern
+from crosslevel.models.build import Init, create, create_narrow, draw_as_torch, draw_stem, is_modern
 from crosslevel.models.start.pretrained import build, checked, find, is_named, known_model
 from crosslevel.models.start.trained import merged, restrict, still
 from crosslevel.models.start.weights import load_weights
@@ -24,12 +24,12 @@ from crosslevel.utils.tensors import load_safetensors
 from crosslevel.utils.trees import json_tree
 
 STRUCTURE = ("small_images", "width", "zero_init_last", "image_size", "pool", "channels")
-"""What a network is built by, besides its name and further sizes; `Encoder` keeps each under this name."""
+"""The arguments that a network is built with, besides its name and sizes; `Encoder` has an attribute for each."""
 
-LEAST_PRETRAINED = 112  # pixels: in smaller views weights that were learned at 224 see too few patches
-COLOURS = 3  # channels, where nothing else is said
+LEAST_PRETRAINED = 112  # pixels: smaller views have too few patches for weights learned at 224
+COLOURS = 3  # channels by default
 DROP_PATH = 0.1
-SMALL = 64  # pixels: up to this size a ResNet's usual stem would throw most of the image away
+SMALL = 64  # pixels: up to this size, a ResNet's usual stem would discard most of the image
 
 
 class View(NamedTuple):
@@ -41,7 +41,7 @@ class View(NamedTuple):
 
     @property
     def channels(self) -> int:
-        """C, those of the images."""
+        """C, the channels of the images."""
         return len(self.mean)
 
 
@@ -53,8 +53,9 @@ class Encoder(nn.Module):
     """A timm backbone without classifier: images (B, C, h, w) -> features (B, D).
 
     ``backbone`` is the timm model itself, ``num_features`` is D, ``view`` the images that it is trained on.
-    ``architecture`` is its name without weights, ``loaded`` says in one line what weights it started from, and
-    ``licence`` whose they are. ``reads`` is how its images are read beside the usual, such as ``{"channels": "4"}``.
+    ``architecture`` is its name without weights, ``loaded`` a line about its starting weights, and ``licence`` their
+    licence. ``reads`` has the reading settings of its images that differ from the default, such as ``{"channels":
+    "4"}``.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Encoder(nn.Module):
         drop_path: float | None = None,
         arguments: dict[str, Any] | None = None,
         channels: int | None = None,
+        init: Init = "timm",
     ) -> None:
         """Build the network.
 
@@ -84,17 +86,19 @@ class Encoder(nn.Module):
             zero_init_last: start a ResNet's residual branches at zero; not unless given (timm starts them at zero).
             image_size: pixels, for models that are built for one size (ViT); the model's own unless given, with
                 pretrained that of the views.
-            pretrained: true starts from the weights that timm or the hub has under this name; the name of a
-                .safetensors file takes those. Size, mean and deviation of the views follow.
-            train: what of it is trained: all, last:N (blocks), norm (normalizations) or lora (small additions to the
-                linear layers; lora:R of rank R).
-            pool: what a ViT's feature is: token (the class token) or avg (the mean of the others); the model's own
-                unless given.
+            pretrained: true starts from the weights that timm or the hub has under this name; the path of a
+                .safetensors file uses that file. Size, mean and deviation of the views follow from the weights.
+            train: the trained part: all, last:N (blocks), norm (normalizations) or lora (small additions to the linear
+                layers; lora:R of rank R).
+            pool: the feature of a ViT: token (the class token) or avg (the mean of the others); the model's own unless
+                given.
             drop_path: probability that a residual branch is left out in training; 0.1 with pretrained where the model
                 has such branches, else the model's own, unless given.
             arguments: further sizes that timm builds the model by, such as {reg_tokens: 4}.
-            channels: of the images; those of the source (--channels), which are 3, unless given. Of weights of three
-                channels, the first layer's are summed up for one, and repeated for more.
+            channels: of the images; those of the source (--channels, 3 by default) unless given. Weights for three
+                channels are adapted in the first layer: summed for one channel, repeated for more.
+            init: how random weights are drawn: timm (a ResNet's convolutions normal by fan-out, He et al. 2015) or
+                torch (PyTorch's defaults, uniform by fan-in, as in the authors' code).
 
         Raises:
             ValueError: an unknown model, a width for a model that has none, or weights that do not fit.
@@ -107,7 +111,7 @@ class Encoder(nn.Module):
         if channels is not None and channels < 1:
             raise UserError(f"encoder.channels={channels}: at least 1")
         self.reads: dict[str, str] = {}
-        self.trained, self.further = train, checked(arguments)
+        self.trained, self.further, self.init = train, checked(arguments), init
         self.small_images: bool | None = None
         self.loaded = self.licence = ""
         self.view = self._view(32, *View._field_defaults.values())
@@ -120,6 +124,8 @@ class Encoder(nn.Module):
                 self.backbone = create(self.architecture, options)
             else:
                 self.backbone = create_narrow(self.architecture, options, width, zero_init_last)
+            if init == "torch":
+                draw_as_torch(self.backbone)
         if small_images:
             self.use_small_stem()
         elif small_images is not None:
@@ -158,14 +164,14 @@ class Encoder(nn.Module):
         self.view = self._view(size, tuple(config["mean"]), tuple(config["std"]))
 
     def _view(self, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> View:
-        """A view of the encoder's channels: of another number than mean and deviation are of, their mean for each."""
+        """A view with the encoder's channels; mean and deviation for another number of channels are averaged."""
         count = self.channels or COLOURS
         mean, std = (v if len(v) == count else (sum(v) / len(v),) * count for v in (mean, std))
         return View(size, mean, std)
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that build this encoder again."""
-        options = {key: getattr(self, key) for key in (*STRUCTURE, "weights", "pretrained", "drop_path")}
+        options = {key: getattr(self, key) for key in (*STRUCTURE, "weights", "pretrained", "drop_path", "init")}
         return {"name": self.name, **options, "train": self.trained, "arguments": self.further or None}
 
     def structure(self) -> dict[str, Any]:
@@ -179,13 +185,13 @@ class Encoder(nn.Module):
     @property
     def num_features(self) -> int:
         """D, the size of the features."""
-        # Some models have layers between the pooled maps and the classifier: their size is timm's head_hidden_size.
+        # Some models have layers between pooling and classifier, whose size is timm's head_hidden_size.
         size: Any = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
         return int(size)
 
     @property
     def fixed_size(self) -> int | None:
-        """Height and width of the only images that the network takes, if it is built for one size (ViT)."""
+        """Height and width of the images, if the network takes only one size (ViT)."""
         built: dict[str, Any] = getattr(self.backbone, "default_cfg", {})
         if not built.get("fixed_input_size") or (self.image_size is None and self.resizes):
             return None
@@ -193,16 +199,16 @@ class Encoder(nn.Module):
 
     @property
     def started(self) -> bool:
-        """Whether it began with weights that were learned before."""
+        """Whether it started from pretrained weights."""
         return bool(self.pretrained) or self.weights is not None
 
     @property
     def resizes(self) -> bool:
-        """Whether position embeddings are resampled to the size of the views: with weights, which know them."""
+        """Whether position embeddings are resampled to the size of the views, as pretrained ones are."""
         return bool(self.pretrained) and hasattr(self.backbone, "set_input_size")
 
     def suiting(self, size: int) -> int:
-        """The size of views for images of ``size`` pixels: of whole patches, and not far from the weights' own."""
+        """The size of views for images of ``size`` pixels: whole patches, and not far from the weights' own size."""
         if not self.pretrained:
             return size
         patch = max(getattr(getattr(self.backbone, "patch_embed", None), "patch_size", (1, 1)))
@@ -210,7 +216,7 @@ class Encoder(nn.Module):
         return max(2 * patch, size // patch * patch) if patch > 1 else size
 
     def train(self, mode: bool = True) -> Encoder:
-        """Set the training mode; normalizations that are not trained stay in evaluation mode."""
+        """Set training mode; normalizations that are not trained stay in evaluation mode."""
         super().train(mode)
         if mode and self.trained != "all":
             still(self.backbone)
@@ -230,7 +236,7 @@ class Encoder(nn.Module):
         return digest.hexdigest()
 
     def adapt(self, size: int) -> None:
-        """Choose the stem, and the size of position embeddings, for views of ``size`` pixels, where they are open."""
+        """Choose the stem, and the size of position embeddings, for views of ``size`` pixels, if they are not set."""
         plain = self.weights is None and not self.pretrained
         if self.small_images is None and isinstance(self.backbone, ResNet) and size <= SMALL and plain:
             self.use_small_stem()
@@ -240,10 +246,10 @@ class Encoder(nn.Module):
             self.resize(size)
 
     def resize(self, size: int) -> None:
-        """Take images of ``size`` pixels from now on: position embeddings are resampled where there are any.
+        """Take images of ``size`` pixels from now on: position embeddings, if any, are resampled.
 
         Raises:
-            UserError: the size is not one of whole patches.
+            UserError: the size is no multiple of the patches.
 
         """
         if hasattr(self.backbone, "set_input_size"):
@@ -270,9 +276,9 @@ class Encoder(nn.Module):
         if not isinstance(self.backbone, ResNet) or not isinstance(stem, nn.Conv2d):
             raise UserError(f"encoder.small_images fits ResNets with a one-convolution stem, not {self.name}")
         small = nn.utils.skip_init(nn.Conv2d, stem.in_channels, stem.out_channels, 3, padding=1, bias=False)
-        # From a generator of its own, the stem starts alike whether it is asked for or chosen later.
-        draws = seeded(torch.initial_seed())
-        nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu", generator=draws)
+        # With its own generator, the stem starts with the same weights whether it is requested or chosen later.
+        generator = seeded(torch.initial_seed())
+        draw_stem(small.weight, self.init, generator)
         self.backbone.add_module("conv1", small)
         self.backbone.add_module("maxpool", nn.Identity())
         self.small_images = True
@@ -288,13 +294,13 @@ class Encoder(nn.Module):
 
 
 def load_encoder(path: str | Path) -> Encoder:
-    """The encoder that a run left behind, in evaluation mode.
+    """Load the encoder of a run, in evaluation mode.
 
     Args:
         path: the run's folder, or its ``encoder.safetensors``.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
         ValueError: the file was not written by `Encoder.save`, or is damaged.
 
     """
@@ -327,12 +333,12 @@ def load_encoder(path: str | Path) -> Encoder:
 
 
 def _filled(settings: dict[str, Any], weights: dict[str, Tensor]) -> Encoder:
-    """An encoder with ``weights``, without first drawing the random ones that they replace."""
+    """An encoder with ``weights``, without first drawing random ones."""
     with torch.device("meta"):
         encoder = Encoder(**settings)
     encoder.backbone.load_state_dict(weights, assign=True)
     if any(tensor.is_meta for tensor in itertools.chain(encoder.parameters(), encoder.buffers())):
-        # Some models compute tensors when they are built that no file has.
+        # Some models compute tensors while they are built, which no file contains.
         encoder = Encoder(**settings)
         encoder.backbone.load_state_dict(weights)
     return encoder

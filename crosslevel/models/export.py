@@ -1,4 +1,4 @@
-"""``crosslevel export``: an encoder's weights in the files that other programs read."""
+"""``crosslevel export``: write an encoder's weights in the formats of other programs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHARED = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
     "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
 )  # fmt: skip
-"""The models that timm and torchvision build alike, and call alike."""
+"""The models that timm and torchvision build in the same way under the same names."""
 
 
 @verb()
@@ -55,7 +55,7 @@ def export(
 
     Args:
         run: the folder of a run, or its encoder.safetensors.
-        format: what is to read the file: torchvision, timm, detectron2, onnx or torch.
+        format: the program that will read the file: torchvision, timm, detectron2, onnx or torch.
         output: the file: .pth or .pt; for timm also .safetensors; .pkl for detectron2; .onnx; .pt2 for torch. A name
             beside the encoder unless given.
         normalize: for onnx and torch: take RGB in [0, 1] and normalize inside; otherwise the images are normalized
@@ -137,7 +137,7 @@ def _detectron2_name(key: str) -> str:
 
 
 def _plain(encoder: Encoder, program: str) -> str:
-    """The name of a ResNet that ``program`` has too."""
+    """The name of a ResNet that ``program`` also has."""
     name = encoder.name.split(".", maxsplit=1)[0]
     if name not in SHARED:
         raise UserError(f"{encoder.name} has no counterpart in {program}: export it to timm or onnx")
@@ -293,7 +293,7 @@ def _difference(program: Callable[[Tensor], Tensor], network: nn.Module, shape: 
     for count in (1, 5):
         images = torch.rand(count, *shape, generator=generator)
         if not isinstance(network, _Normalized):
-            images = 4 * images - 2  # about what normalized images are
+            images = 4 * images - 2  # about the range of normalized images
         expected = network(images)
         differences.append((program(images) - expected).abs().div(expected.abs().clamp(min=1)).max())
     return float(torch.stack(differences).max())

@@ -1,4 +1,4 @@
-"""One way from what a user names to an encoder: a run, or weights that timm or the hub has."""
+"""Opens an encoder by the user's text: a run, or weights of timm or the hub."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def is_by_name(run: str | os.PathLike[str]) -> bool:
 
 
 def run_dir_of(run: str | os.PathLike[str]) -> Path | None:
-    """The run's folder, where what is computed about it is kept; None where nobody trained one."""
+    """The run's folder, which stores results about it; None for weights by name."""
     if is_by_name(run):
         return None
     return Path(run) if Path(run).is_dir() else Path(run).parent
@@ -58,7 +58,7 @@ def title_of(run: str | os.PathLike[str]) -> str:
 
 
 def mark_of(run: str | os.PathLike[str], encoder: Encoder) -> str:
-    """A mark that changes when the encoder does; for a run it follows from the file's state, without reading it."""
+    """A text that changes when the encoder does; for a run it depends on the file's state, without reading it."""
     if is_by_name(run):
         return hashlib.sha256(encoder.identity().encode()).hexdigest()
     weights = Path(run) / ENCODER if Path(run).is_dir() else Path(run)

@@ -1,8 +1,8 @@
-"""Whether this machine computes a network's layers right in low precision, measured; float32 for those it gets wrong.
+"""Measures whether this machine computes a network's layers correctly in low precision; others are set to float32.
 
-Libraries of fast kernels have faults that depend on the processor, and on shapes that nobody tested. In oneDNN the
-weight gradient of a strided convolution over a map of one pixel is memory that nobody wrote (docs/numerics.md). A
-training does not tell: its loss falls, rises, or is no number a hundred steps later.
+Libraries of fast kernels have faults that depend on the processor and on untested shapes. In oneDNN the weight gradient
+of a strided convolution over a map of one pixel is uninitialized memory (docs/numerics.md). A training does not reveal
+this: its loss falls, rises, or is no number a hundred steps later.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from crosslevel.utils.device import Hardware
 from crosslevel.utils.rng import seeded
 
 LIMIT = 0.05
-"""The largest error of a tensor, relative to its norm: rounding to bfloat16 makes 0.003, what is wrong 0.03 to inf."""
+"""The largest error of a tensor, relative to its norm: rounding to bfloat16 makes 0.003, faults make 0.03 to inf."""
 
-_IMAGES = 8  # at most, of a measured layer: the faults that are known do not depend on it (measured from 1 to 512)
+_IMAGES = 8  # the most images for a measured layer: known faults do not depend on their number (measured from 1 to 512)
 _WORK = 3e7  # products: a layer that takes more is measured on fewer images, and of a large map on its upper rows
-_M_PERTURB, _FILL = -6, 0x80  # of glibc's malloc.h; memory is handed out full of the complement, 0x7f
+_M_PERTURB, _FILL = -6, 0x80  # from glibc's malloc.h; new memory is filled with the complement, 0x7f
 
 
 class Fault(NamedTuple):
-    """A layer's ``name`` in its network, its input's ``shape`` without the batch, and the ``tensor`` that is wrong."""
+    """A layer's ``name`` in its network, its input's ``shape`` without the batch, and the wrong ``tensor``."""
 
     name: str
     shape: tuple[int, ...]
@@ -51,7 +51,8 @@ def avoid_faults(
         network: as it will be trained, on the CPU.
         run: calls the network with images of each size that it will be trained on; two of zeros suffice.
         hardware: the device and the precision of the training.
-        model: what holds copies of the network too, such as a momentum twin; their layers are set as well.
+        model: a module that holds further copies of the network, such as a moving average; their layers are set as
+            well.
 
     Returns:
         one line for the user; empty where all is right.
@@ -62,7 +63,7 @@ def avoid_faults(
     faults, layers = _measured(network, run, hardware), dict(network.named_modules())
     wrong = {_settings(layers[fault.name]) for fault in faults}
     for layer in (model or network).modules():
-        # At every shape: images of a detector have sizes of their own, and such layers are few and small.
+        # For every shape: a detector's images differ in size, and such layers are few and small.
         if isinstance(layer, _LAYERS) and _settings(layer) in wrong:
             layer.forward = functools.partial(_in_float32, layer)  # type: ignore[method-assign]
     return _message(faults, hardware.precision)
@@ -76,7 +77,7 @@ def glance(encoder: Callable[[Tensor], object], *sizes: int, channels: int = 3) 
 
 @functools.cache
 def tell(console: Console | None, line: str) -> None:
-    """Say a line once on each console, and do not break it."""
+    """Print a line once on each console, without wrapping it."""
     if console is not None:
         say(console, line, unbroken=True)
 
@@ -85,7 +86,7 @@ _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 def _in_float32(layer: nn.Module, x: Tensor) -> Tensor:
-    """The layer's output, computed in float32 whatever autocast says, in the type that autocast would give it."""
+    """The layer's output, computed in float32 even under autocast, and returned in autocast's type."""
     plain: Any = type(layer).forward
     if not torch.is_autocast_enabled("cpu"):
         out: Tensor = plain(layer, x)
@@ -108,7 +109,7 @@ def _measured(network: nn.Module, run: Callable[[], object], hardware: Hardware)
 
 
 def _calls(network: nn.Module, run: Callable[[], object]) -> list[tuple[str, nn.Module, tuple[int, ...], bool]]:
-    """Every layer, once for each shape (without the batch) that it is called with, and whether channels are last."""
+    """Every layer, once for each input shape (without the batch), and whether the input is channels last."""
     calls: dict[tuple[str, tuple[int, ...]], tuple[nn.Module, bool]] = {}
 
     def record(name: str, layer: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -134,7 +135,7 @@ def _calls(network: nn.Module, run: Callable[[], object]) -> list[tuple[str, nn.
 
 
 def _numbers(layer: nn.Module, shape: tuple[int, ...], channels_last: bool) -> Tensor:
-    """Random input of a shape (given without the batch): as many images, and as many rows, as are cheap to compute."""
+    """Random input of a shape (given without the batch), with as many images and rows as are cheap to compute."""
     weight: Any = layer.weight
     positions = math.prod(shape[:-1] if isinstance(layer, nn.Linear) else shape[1:])
     images = max(1, min(_IMAGES, int(_WORK / (weight.numel() * positions))))
@@ -146,7 +147,7 @@ def _numbers(layer: nn.Module, shape: tuple[int, ...], channels_last: bool) -> T
 
 
 def _wrong(layer: nn.Module, x: Tensor, hardware: Hardware) -> str:
-    """The outputs and gradients of a layer that are wrong in low precision; empty if none is."""
+    """The names of a layer's outputs and gradients that are wrong in low precision; empty if none is."""
     right = _results(layer, x)
     with hardware.autocast(), _dirty_memory():
         low_precision = _results(layer, x)
@@ -159,7 +160,7 @@ def _wrong(layer: nn.Module, x: Tensor, hardware: Hardware) -> str:
 
 
 def _results(layer: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
-    """The layer's output, and the gradients of its input and of those of its parameters that are trained."""
+    """The layer's output, and the gradients of its input and its trained parameters."""
     x = x.clone().requires_grad_()
     trained = {f"{name} gradient": p for name, p in layer.named_parameters() if p.requires_grad}
     inputs, plain = {"input gradient": x, **trained}, type(layer).forward
@@ -172,10 +173,10 @@ def _results(layer: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
 
 @contextmanager
 def _dirty_memory() -> Iterator[None]:
-    """Memory is handed out full of large numbers, where the C library can do so (glibc).
+    """Fill new memory with large numbers, if the C library supports it (glibc).
 
-    New memory is mostly zeros, and zeros are what a kernel that forgets to write would have had to write: without this,
-    the measure would miss a fault now and then that the training then meets.
+    New memory is mostly zeros, which hides a kernel that forgets to write zeros: without this, the measurement would
+    miss some faults that a training meets.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

@@ -1,4 +1,4 @@
-"""By how much a rate is multiplied as a training goes on."""
+"""Factors of a learning rate in the course of a training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def half_cosine(done: float | Tensor) -> float | Tensor:
-    """From 1, where nothing is done, to 0, where all is, along half a cosine; a tensor where ``done`` is one."""
+    """From 1 at the start to 0 at the end along half a cosine; a tensor if ``done`` is one."""
     angle = math.pi * done
     return 0.5 * (1 + (torch.cos(angle) if isinstance(angle, Tensor) else math.cos(angle)))
 
@@ -31,4 +31,4 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: float(half_cosine(done)),
     "step": tenfold_lower,
 }
-"""The factors that a setting names, by the share of the training that is done."""
+"""The schedules by name, as functions of the share of the training that is done."""

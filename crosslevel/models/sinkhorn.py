@@ -21,21 +21,23 @@ def sinkhorn(
 ) -> Float[Tensor, "*V B K"]:
     """The assignment Q that is close to ``scores`` and gives prototype k the share ``prior`` k of all samples.
 
-    Of all Q with these shares the one of the largest sum(Q * scores) + epsilon H(Q) is diag(v) exp(scores / epsilon)
-    diag(u); u and v are found by turns, prototypes first (Caron et al. 2020, eq. 3 to 5). No gradient passes.
+    Among all Q with these shares, the one with the largest sum(Q * scores) + epsilon H(Q) is diag(v) exp(scores /
+    epsilon) diag(u); u and v are computed alternately, prototypes first (Caron et al. 2020, eq. 3 to 5). No gradient
+    passes.
 
     Args:
-        scores: similarities of samples and prototypes; of (V, B, K) each view's by themselves.
+        scores: similarities of samples and prototypes; given (V, B, K), each view is assigned separately.
         epsilon: how soft the assignment is.
-        iterations: turns; the samples' sums are exact, the prototypes' after many.
+        iterations: how often u and v are computed; the samples' sums are exact, the prototypes' only after many.
         prior: shares of the prototypes, their sum 1.
-        mass: how much each sample counts; the same each unless given. One of 0 is assigned, and changes nothing.
+        mass: the weight of each sample; equal unless given. A sample of weight 0 is assigned, but does not affect
+            others.
 
     Returns:
         each sample's assignment, of sum 1.
 
     """
-    # Against the largest: exp of a small temperature's quotients would leave float32.
+    # The largest is subtracted first: with a small temperature, exp would overflow float32.
     kernel = ((scores - scores.amax((-2, -1), keepdim=True)) / epsilon).exp()
     count = scores.shape[-2]
     weight = scores.new_full((count,), 1.0) if mass is None else mass.to(scores.dtype)

@@ -16,7 +16,7 @@ from crosslevel.utils.errors import UserError
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalization by the mean and variance of all ranks' batches, of any shape (B, C, ...), on any device.
 
-    torch's own needs a GPU; where there is one, it is faster. Every rank's batch must have the same size.
+    torch's own needs a GPU, and is faster there. Every rank's batch must have the same size.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -75,14 +75,14 @@ class SyncBatchNormAct(SyncBatchNorm):
 
 
 def synchronize(module: nn.Module, on_gpu: bool = False) -> None:
-    """Every batch normalization inside ``module`` becomes one over all ranks; weights, statistics and activation stay.
+    """Replace each batch normalization in ``module`` by one over all ranks; weights, statistics and activation stay.
 
     Args:
-        module: what contains them; it is changed in place.
+        module: the module to change, in place.
         on_gpu: take torch's own, which needs a GPU and is faster there.
 
     Raises:
-        ValueError: a batch normalization that is neither torch's nor timm's; nothing is changed then.
+        ValueError: a batch normalization that is neither torch's nor timm's; the module is then unchanged.
 
     """
     for name, norm in module.named_modules():

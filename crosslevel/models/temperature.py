@@ -5,8 +5,8 @@ Data", ICLR 2023, algorithm 1: with epoch t and period P::
 
     T(t) = T_min + (T_max - T_min) (1 + cos(2 pi t / P)) / 2
 
-A high temperature tells groups apart, a low one instances. The value is a function of the step alone, so that a
-continued run needs no state of it.
+A high temperature separates groups, a low one separates instances. The value is a function of the step alone, so that a
+continued run needs no saved state.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from crosslevel.utils.errors import UserError
 
 
 class Temperature:
-    """T, which `follow` sets anew in each step where there is a schedule.
+    """T, constant or on a schedule; with a schedule, `follow` sets it in each step.
 
     Attributes:
-        value: T now: a number, or a tensor where the step's number is one.
+        value: the current T: a number, or a tensor if the step's number is one.
 
     Args:
         low: T_min; T itself without a schedule.
@@ -29,7 +29,8 @@ class Temperature:
         period: P in epochs; it must be known before the first step.
 
     Raises:
-        ValueError: a temperature or a period that is not positive, or a highest one that is not above the lowest.
+        ValueError: a temperature or a period that is not positive, or a highest temperature that is not above the
+            lowest.
 
     """
 
@@ -50,14 +51,14 @@ class Temperature:
         """Set the value of a point in time, in epochs.
 
         Raises:
-            ValueError: a schedule whose period nobody gave.
+            ValueError: a schedule without a period.
 
         """
         if self.high is None:
             return
         if self.period is None:
             raise UserError("temperature_max needs temperature_period, in epochs")
-        # The phase first: of a large number of epochs float32 has few digits after the point.
+        # The phase is computed first: for many epochs, float32 has few digits after the point.
         phase = 2 * ((epoch / self.period) % 1.0)
         self.value = self.low + (self.high - self.low) * half_cosine(phase)
 

@@ -1,8 +1,8 @@
 """Reports: one self-contained HTML page that shows what a run did, with charts and pictures.
 
 A page is a sequence of blocks; each block function is pure and turns numbers or pictures into one section.
-What users named (files, classes) is escaped by the template. The charts are SVG whose colours are the page's
-CSS variables, so that they follow light and dark mode.
+Names given by users (files, classes) are escaped by the template. The charts are SVG whose colours are the page's CSS
+variables, so that they follow light and dark mode.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _CHARTS = {
     "Axis": "search_charts", "Series": "charts", "bars": "charts", "curves": "charts", "history": "search_charts",
     "parallel": "search_charts",
 }  # fmt: skip
-"""What draws with matplotlib, imported when it is first used: most runs draw nothing before their end."""
+"""Functions that need matplotlib, imported on first use: most runs draw nothing before their end."""
 
 
 def __getattr__(name: str) -> Any:

@@ -26,8 +26,8 @@ from torch import Tensor
 from crosslevel.report.page import Block, cell
 from crosslevel.utils.errors import UserError
 
-WIDTH = 9.6  # inches of a chart, which fills the page: letters are then as large as the text beside them
-NARROW = 4.8  # likewise, of a page of 400 pixels
+WIDTH = 9.6  # inches of a chart that fills the page, so that its letters are as large as the text
+NARROW = 4.8  # likewise, for a page of 400 pixels
 Series = Mapping[str, Sequence[tuple[float, float]]]
 
 _MARKERS = {"●": "o", "■": "s", "▲": "^", "◆": "D", "▼": "v", "✚": "P"}  # in the legend: in matplotlib
@@ -47,12 +47,12 @@ _STYLE: Any = {
 
 
 def curves(heading: str, series: Series, x_label: str, y_label: str, note: str = "") -> Block:
-    """A line a series of (x, y): a y that is not finite leaves a gap, the legend has the last finite one."""
+    """Draw a line for each series of (x, y): a y that is not finite leaves a gap; the legend has the last other one."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
         axes = figure.add_subplot(xlabel=_short(x_label, 60), ylabel=_short(y_label, 40))
         axes.grid(axis="y")
-        if x_label == "epoch":  # whole ones: a reader looks for the end of one
+        if x_label == "epoch":  # integers, since a reader looks for the end of an epoch
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend = []
         for i, (name, points) in enumerate(series.items()):
@@ -70,7 +70,7 @@ def curves(heading: str, series: Series, x_label: str, y_label: str, note: str =
 
 
 def bars(heading: str, names: Sequence[str], values: Sequence[float], note: str = "") -> Block:
-    """One bar a value: up to 24 lie, with name and number each; more stand, with a name here and there.
+    """Draw a bar for each value: up to 24 are horizontal, with names and numbers; more are vertical, with some names.
 
     Raises:
         ValueError: the numbers of names and values differ.
@@ -105,7 +105,7 @@ def bars(heading: str, names: Sequence[str], values: Sequence[float], note: str 
 def scatter(
     points: Float[Tensor, "N 2"], kind: Int[Tensor, " N"], names: Mapping[int, str], label: str
 ) -> tuple[Markup, list[dict[str, str]]]:
-    """The points as SVG that fills its square, and the entries of its legend."""
+    """Draw points as an SVG that fills its square; return it and the entries of its legend."""
     styles = [*itertools.product(_MARKERS, _COLOURS), ("●", _SOFT)]
     last, legend = len(styles) - 1, []
     with mpl.rc_context(_STYLE):
@@ -122,7 +122,7 @@ def scatter(
 
 
 def two_widths(figure: Figure, label: str) -> dict[str, Markup]:
-    """The figure for a page as wide as it is, and the same again for a telephone, whose letters would be too small."""
+    """The figure twice: for a wide page, and for a phone, where its letters would be too small."""
     wide, height = _svg(figure, label), figure.get_figheight()
     figure.set_size_inches(NARROW, max(2.6, height))
     return {"svg": wide, "narrow": _svg(figure, label)}
@@ -150,7 +150,7 @@ def _svg(figure: Figure, label: str) -> Markup:
     """The figure as inline SVG in the page's colours, with ids that no other figure has."""
     file = io.StringIO()
     with warnings.catch_warnings():
-        # Names may have letters that matplotlib's own font lacks: it only measures them, the browser draws.
+        # Names may have letters that matplotlib's font lacks; this does not matter, as the browser draws them.
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(file, format="svg", metadata=dict.fromkeys(["Date", "Creator", "Format", "Type"]))
     body = file.getvalue()

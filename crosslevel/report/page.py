@@ -1,4 +1,4 @@
-"""A page: its blocks in one self-contained HTML file; and the blocks that are text, tables or code."""
+"""Writes a page as one self-contained HTML file, and makes blocks of text, tables and code."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Block:
 
 
 def page(path: str | Path, title: str, blocks: Sequence[Block], subtitle: str = "", verdict: str = "") -> Path:
-    """Write ``blocks`` as one HTML file, whole or not at all, and return its path; ``verdict`` stands above all.
+    """Write ``blocks`` as one HTML file, atomically, and return its path; ``verdict`` stands at the top.
 
-    A page is sent to others: what is secret in addresses is hidden, wherever one stands.
+    As a page may be sent to others, secrets in addresses are hidden everywhere.
     """
     path = Path(path)
     environment = jinja2.Environment(
@@ -54,7 +54,7 @@ def page(path: str | Path, title: str, blocks: Sequence[Block], subtitle: str = 
 
 
 def _published(value: Any) -> Any:
-    return hidden(value) if type(value) is str else value  # markup is the template's own
+    return hidden(value) if type(value) is str else value  # only the template contains markup
 
 
 def text(heading: str, paragraphs: str | Sequence[str]) -> Block:
@@ -74,10 +74,11 @@ def table(
     """A table whose best numbers are marked, for each column by ``best`` (one for all, or one a column).
 
     Floats are shown to ``digits`` decimals; None and NaN as a dash. Numbers that look equal share the mark; a
-    column with fewer than two finite numbers has none. A `Measured` one that is not clearly behind the best is a tie.
+    column with fewer than two finite numbers has none. A `Measured` number that is not clearly behind the best is a
+    tie.
 
     Raises:
-        ValueError: a row, or ``best``, has not as many entries as there are columns.
+        ValueError: the number of entries in a row, or in ``best``, differs from the number of columns.
 
     """
     marks = [best] * len(columns) if best is None or isinstance(best, str) else list(best)
@@ -97,7 +98,7 @@ def table(
 
 
 def settings(heading: str, yaml_text: str) -> Block:
-    """The settings of a run, folded until they are opened."""
+    """The settings of a run, collapsed at first."""
     return Block("settings", heading, {"yaml": yaml_text})
 
 
@@ -122,7 +123,7 @@ def _plain(value: Cell) -> str | float | None:
 
 
 def _best(column: Sequence[Any], mark: Best, digits: int) -> set[int]:
-    """The rows whose number, as it is shown, is the best of the column."""
+    """The rows with the best number of the column, as rounded for display."""
     numbers = {i: float(v) for i, v in enumerate(column) if isinstance(v, Real) and math.isfinite(v)}
     if mark is None or len(numbers) < 2:
         return set()
@@ -131,9 +132,9 @@ def _best(column: Sequence[Any], mark: Best, digits: int) -> set[int]:
 
 
 def ties(column: Sequence[Cell], mark: Best, digits: int = 1) -> set[int]:
-    """The rows that are behind the best of the column by no more than the interval of both, the best ones apart.
+    """The rows, other than the best, whose distance from the best of the column is within the interval of both.
 
-    As of two measurements that do not depend on each other: the root of the sum of their halves' squares.
+    That interval is the root of the sum of the squared half widths, as for independent measurements.
     """
     best = _best([_plain(value) for value in column], mark, digits)
     tops = [top for i in best if isinstance(top := column[i], Measured)]

@@ -1,4 +1,4 @@
-"""Pictures: rows of small images, and a map of features with the images where they lie."""
+"""Pictures: rows of small images, and a map of features with images at their positions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from crosslevel.utils.errors import UserError
 from crosslevel.utils.rng import seeded
 from crosslevel.utils.tensors import as_rgb
 
-# These two keep a page of usual content under 5 MB.
+# These two limits keep a typical page under 5 MB.
 THUMBNAIL, MAP_POINTS = 64, 2500  # pixels of a picture's longer side, points of a map
 _TILE, _MONTAGE = 32, 640  # pixels: a picture on a map, the map of pictures
 
@@ -32,8 +32,8 @@ _TILE, _MONTAGE = 32, 640  # pixels: a picture on a map, the map of pictures
 class ImageRow:
     """Pictures side by side: ``marks[i]`` is printed below picture i, ``outlines[i]`` frames it.
 
-    An outline is "query", "same" or "other" (the neighbour has the query's label, or has not), or None. ``files``: the
-    image's name and where it lies, for a link, or None where it is no file of its own.
+    An outline is "query", "same" or "other" (whether the neighbour has the query's label), or None. ``files``: the
+    image's name and path, for a link, or None if it is no file of its own.
     """
 
     caption: str
@@ -47,7 +47,7 @@ def image_rows(heading: str, rows: Sequence[ImageRow], note: str = "") -> Block:
     """Rows of small pictures; those under 64 pixels are enlarged by whole factors, without blur.
 
     Raises:
-        ValueError: a picture is not uint8 (3, h, w), or a row has not one mark or outline a picture.
+        ValueError: a picture is not uint8 (3, h, w), or a row does not have one mark and one outline for each picture.
 
     """
     blocks = []
@@ -78,10 +78,10 @@ def map2d(
     note: str = "",
     paths: Sequence[str] | None = None,
 ) -> Block:
-    """A map that ``project`` laid out: points coloured by label and, beside them, pictures where they lie.
+    """A map of points laid out by ``project``: once coloured by label, once with pictures at their positions.
 
-    Of pictures that would overlap one is drawn; pointing anywhere shows the nearest image and its path. Of more than
-    2,500 points every n-th is drawn. Labels below 0 are unknown.
+    If pictures would overlap, only one is drawn; pointing anywhere shows the nearest image and its path. If there are
+    more than 2,500 points, every n-th is drawn. Labels below 0 are unknown.
 
     Raises:
         ValueError: a point is not finite, or points, images and labels differ in number.
@@ -158,7 +158,7 @@ def _picture(image: UInt8[Tensor, "3 h w"]) -> dict[str, Any]:
 
 
 def _link(file: str | None) -> str:
-    """The address of a file; nothing where there is none, or where its name is no text."""
+    """The address of a file; None if there is no file, or its name is no valid text."""
     try:
         return "" if file is None else Path(os.path.abspath(file)).as_uri()
     except UnicodeEncodeError:
@@ -180,7 +180,7 @@ def _atlas(tiles: UInt8[Tensor, "N 3 h w"], columns: int) -> str:
 
 
 def montage(positions: Float[Tensor, "N 2"], tiles: UInt8[Tensor, "N 3 h w"]) -> UInt8[Tensor, "4 s s"]:
-    """Tiles centred at their places on a transparent square, but those that would overlap an earlier one."""
+    """Tiles centred at their positions on a transparent square; those that would overlap earlier ones are left out."""
     size = torch.tensor(tiles.shape[:1:-1])
     corners = (positions * _MONTAGE - size / 2).round().long()
     free = torch.ones(len(tiles), dtype=torch.bool)

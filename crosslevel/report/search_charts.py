@@ -15,7 +15,7 @@ from crosslevel.report.page import Block
 
 
 class Axis(NamedTuple):
-    """A parameter: from ``low`` to ``high``, by its logarithm with ``log``; or its ``choices``, one above the other."""
+    """The axis of a parameter: from ``low`` to ``high``, logarithmic with ``log``; or its ``choices``."""
 
     low: float = 0.0
     high: float = 1.0
@@ -33,7 +33,7 @@ class Axis(NamedTuple):
 def history(
     heading: str, points: Sequence[tuple[int, float, bool]], x_label: str, y_label: str, note: str = ""
 ) -> Block:
-    """A dot a trial (number, score, whether it came to its end: filled or hollow), and the best of those so far."""
+    """A dot for each trial (number, score, whether it was completed: filled or hollow), and the best score so far."""
     complete = np.array([done for *_, done in points], dtype=bool)
     x, y = np.array([point[:2] for point in points], dtype=np.float64).reshape(-1, 2).T
     best = np.maximum.accumulate(np.where(complete, y, -np.inf))
@@ -61,9 +61,9 @@ def parallel(
     score: str,
     note: str = "",
 ) -> Block:
-    """A line a trial (settings, score, whether it came to its end: whole or dashed) across one scale a parameter.
+    """A line for each trial (settings, score, whether it was completed: solid or dashed) across one axis per parameter.
 
-    The higher the score, the stronger the line; values that an axis does not hold break it.
+    The higher the score, the stronger the line; values outside an axis interrupt it.
     """
     scores = np.array([value for _, value, _ in lines], dtype=np.float64)
     low, high = (float(scores.min()), float(scores.max())) if len(scores) else (0.0, 1.0)
@@ -71,7 +71,7 @@ def parallel(
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(max(WIDTH, 1.1 * len(scales)), 3.8), layout="constrained")
         plot = figure.add_subplot(xlim=(-0.3, len(scales) - 0.7), ylim=(-0.04, 1.04))
-        # Every other name is a line lower: side by side long ones would run into each other.
+        # Every other name is a line lower: long ones side by side would overlap.
         names = ["\n" * (i % 2) + _short(name, 28) for i, name in enumerate(scales)]
         plot.set_xticks(range(len(scales)), names)
         plot.set_yticks([])
@@ -93,7 +93,7 @@ def parallel(
 
 
 def _draw(plot: Any, x: int, scale: Axis) -> None:
-    """One scale, with the values at its ends, or its choices."""
+    """Draw one axis, with the values at its ends, or its choices."""
     plot.axvline(x, 0.04, 0.96, color=mpl.rcParams["axes.edgecolor"], linewidth=0.8)
     marks = scale.choices or (f"{scale.low:.3g}", f"{scale.high:.3g}")
     for i, mark in enumerate(marks):

@@ -1,4 +1,4 @@
-"""What pictures show: features laid out in the plane, the images of groups, the neighbours of queries."""
+"""The content of pictures: features laid out in the plane, the images of groups, the neighbours of queries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from crosslevel.utils.errors import UserError
 def project(
     features: Float[Tensor, "N D"], method: Literal["tsne", "pca"] = "tsne", seed: int = 0
 ) -> Float[Tensor, "N 2"]:
-    """Features laid out in the plane: t-SNE of their cosine distances, begun from PCA, or PCA alone.
+    """Features laid out in the plane: t-SNE of their cosine distances, starting from PCA, or PCA alone.
 
     t-SNE suits up to a few thousand images. With fewer than five different ones it has no neighbourhoods to
     keep, and PCA answers.
@@ -45,7 +45,7 @@ def project(
     start = (flat / flat[:, 0].std() * 1e-4).float().numpy()
     perplexity = min(30.0, (len(x) - 1) / 3)
     tsne = TSNE(metric="cosine", init=start, perplexity=perplexity, random_state=seed)
-    # One thread: on a busy machine several wait for each other, and take many times as long.
+    # One thread: on a busy machine, several threads wait for each other and take many times as long.
     with threadpool_limits(1):
         return torch.from_numpy(tsne.fit_transform(x.float().numpy()))
 
@@ -95,8 +95,8 @@ def neighbour_rows(
 ) -> list[ImageRow]:
     """Rows for ``image_rows``: each query, then its ``k`` nearest other images by cosine similarity.
 
-    ``exclude`` numbers the track of each image: a query's own track is passed over, as its near-duplicates
-    would be all that is found. ``files``: each image's name, and the file that it is, if it is one.
+    ``exclude`` numbers the track of each image: a query's own track is left out, as otherwise only near-duplicates
+    would be found. ``files``: each image's name, and its file, if it is one.
     """
     z = normalize(finite(features).float(), dim=1)
     index = torch.as_tensor(queries, dtype=torch.int64)

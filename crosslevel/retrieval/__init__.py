@@ -1,1 +1,1 @@
-"""Images like a given one: exact among a million features, by an index among more."""
+"""Search for images like a given one: exact among up to a million features, by an index among more."""

@@ -1,9 +1,9 @@
-"""An index of a table of features, kept beside it: the nearest of millions without comparing with all.
+"""An index of a table of features, kept beside it: finds the nearest of millions without comparing all.
 
-A graph of near neighbours (HNSW: Malkov and Yashunin 2018) by the library usearch, of features in a byte a number: it
-is built and walked faster than one of longer numbers, and takes less memory. What it finds is compared once more by the
-features themselves, in float16. Each row has a key made of its path and its feature, so that an index of a table that
-has changed is brought up to date by the rows that came and went. `freshness` notices the change.
+The index is a graph of near neighbours (HNSW: Malkov and Yashunin 2018) by the library usearch. Features are stored as
+one byte per number: such a graph is faster to build and search, and takes less memory. Its results are ranked again by
+the features in float16. Each row has a key made of its path and its feature, so that the index of a changed table is
+updated by the added and removed rows. `freshness` detects the change.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from crosslevel.utils.files import replacing, sync_folder, write
 from crosslevel.utils.locks import folder_lock
 
 GRAPH, KEYS, ROWS, ABOUT = "graph.usearch", "keys.npy", "features.npy", "about.json"
-LINKS, BUILD_WIDTH = 16, 64  # of the graph; wider candidates while it is built find better links, and take longer
-WIDTHS = (64, 96, 128, 160, 192, 256, 512, 1024)  # candidates of a query, from which the least that suffices is taken
-WANTED, ASKED = 0.99, 1000  # recall of the 10 nearest, and the rows that it is measured with
-SAMPLE, INSIDE = 20_000, 0.9999  # rows that say how numbers become bytes, and the share of them that a byte can hold
+LINKS, BUILD_WIDTH = 16, 64  # of the graph; more candidates while it is built find better links, and take longer
+WIDTHS = (64, 96, 128, 160, 192, 256, 512, 1024)  # candidates of a query: the smallest sufficient number is chosen
+RECALL, RECALL_QUERIES = 0.99, 1000  # required recall of the 10 nearest, and the rows to measure it with
+SAMPLE, INSIDE = 20_000, 0.9999  # rows that determine the coding, share of numbers in a byte's range
 PART, TOGETHER = 65_536, 64  # rows that are read, and queries that are compared, at a time
 FORMAT = 2
 
@@ -43,21 +43,21 @@ Rows = np.ndarray[Any, np.dtype[np.float16]]
 
 
 class Coding(NamedTuple):
-    """Features as bytes: less their mean, times a factor. Distances are those of the features, times it."""
+    """Coding of features as bytes: minus the mean, times a factor. Distances are multiplied by the same factor."""
 
     centre: np.ndarray[Any, np.dtype[np.float32]]
     factor: float
 
     @classmethod
     def of(cls, rows: Rows) -> Coding:
-        """That of a table's features."""
+        """The coding for a table's features."""
         sample = rows[:: max(1, len(rows) // SAMPLE)].astype(np.float32)
         centre = sample.mean(axis=0)
         return cls(centre, float(127 / max(np.quantile(np.abs(sample - centre), INSIDE), 1e-6)))
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, Any]) -> Coding:
-        """As an index's metadata has it."""
+        """The coding stored in an index's metadata."""
         return cls(np.array(metadata["centre"], np.float32), float(metadata["factor"]))
 
     def bytes(self, features: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.int8]]:
@@ -67,7 +67,7 @@ class Coding(NamedTuple):
 
 
 class TableIndex:
-    """The graph of a table, which row each of its keys is, and the rows' features at length 1."""
+    """The graph of a table, the row of each of its keys, and the rows' features at length 1."""
 
     def __init__(self, graph: Any, keys: Keys, rows: Rows, metadata: dict[str, Any]) -> None:
         self.graph, self.keys, self.rows, self.metadata = graph, keys, rows, metadata
@@ -75,7 +75,7 @@ class TableIndex:
         self._coding = Coding.from_metadata(metadata)
 
     def search(self, queries: Float[Tensor, "Q D"], k: int) -> Neighbours:
-        """The k nearest rows of each query of length 1 by cosine, the nearest first; -1 where fewer were found."""
+        """The k nearest rows of each query of length 1 by cosine, the nearest first; -1 if fewer were found."""
         chunks = [self._search(chunk, k) for chunk in queries.float().split(TOGETHER)]
         return Neighbours(torch.cat([chunk.values for chunk in chunks]), torch.cat([chunk.indices for chunk in chunks]))
 
@@ -94,7 +94,7 @@ class TableIndex:
 
 
 def opened_index(table: FeatureTable, console: Console, *, settled: float = SETTLED) -> TableIndex:
-    """The index of a table: as it is on disk, brought up to date, or built.
+    """The index of a table: loaded from disk, updated, or built.
 
     ``settled``: seconds after which a file's times tell its next change from the last one.
 
@@ -128,12 +128,12 @@ def _note(folder: Path, metadata: dict[str, Any], state: State) -> None:
 def _updated(
     library: Any, table: FeatureTable, folder: Path, before: dict[str, Any] | None, console: Console, settled: float
 ) -> TableIndex:
-    """Build it, or change what there is by the rows that came and went."""
+    """Build the index, or update the existing one by the added and removed rows."""
     times, state = table.times(), State.of(table, settled)
     graph, old = None, np.zeros(0, np.uint64)
     if before is not None and before["width_of_features"] == table.width:
         graph, old = _stored(library, folder, view=False) or (None, old)
-    (folder / ABOUT).unlink(missing_ok=True)  # a kill from here on leaves an index that is built anew
+    (folder / ABOUT).unlink(missing_ok=True)  # after a kill from here on, the index is built anew
     keys, rows = _copied(table, folder)
     removed, added = np.setdiff1d(old, keys), np.setdiff1d(keys, old)
     if before is None or graph is None or len(graph) != len(old) or len(removed) + len(added) > max(len(keys), 1) / 2:
@@ -147,7 +147,7 @@ def _updated(
         coding = Coding.from_metadata(before)
     if len(removed):
         graph.remove(removed, threads=torch.get_num_threads())
-    first = np.unique(keys, return_index=True)[1]  # of rows that are the same in all, one
+    first = np.unique(keys, return_index=True)[1]  # one of several identical rows
     missing = np.sort(first[np.isin(keys[first], added)])
     for part in np.array_split(missing, max(1, -(-len(missing) // PART))):
         graph.add(keys[part], coding.bytes(rows[part]), threads=torch.get_num_threads())
@@ -164,12 +164,12 @@ def _updated(
         np.save(file, keys)
     write(folder / ABOUT, json.dumps(metadata))
     recall = 100 * metadata["recall"]
-    say(console, f"the index finds {recall:.1f} % of the 10 nearest of {min(ASKED, table.rows)} rows")
+    say(console, f"the index finds {recall:.1f} % of the 10 nearest of {min(RECALL_QUERIES, table.rows)} rows")
     return TableIndex(graph, keys, rows, metadata)
 
 
 def _copied(table: FeatureTable, folder: Path) -> tuple[Keys, Rows]:
-    """The keys of the rows, and their features at length 1 in a file that is not read until it is needed."""
+    """The keys of the rows, and their features at length 1 in a file that is read on demand."""
     keys = []
     header = {"descr": "<f2", "fortran_order": False, "shape": (table.rows, table.width)}
     try:
@@ -187,7 +187,7 @@ def _copied(table: FeatureTable, folder: Path) -> tuple[Keys, Rows]:
 
 
 def _stored(library: Any, folder: Path, view: bool) -> tuple[Any, Keys] | None:
-    """The graph and the keys of its rows as they were left; None where they are damaged, or not of each other."""
+    """The stored graph and the keys of its rows; None if they are damaged, or do not belong together."""
     try:
         graph, keys = library.restore(str(folder / GRAPH), view=view), np.load(folder / KEYS)
     except (OSError, ValueError, EOFError, RuntimeError):
@@ -196,7 +196,7 @@ def _stored(library: Any, folder: Path, view: bool) -> tuple[Any, Keys] | None:
 
 
 def _rows(folder: Path) -> Rows | None:
-    """The features as they were left; None where they are damaged."""
+    """The stored features; None if they are damaged."""
     try:
         rows = np.load(folder / ROWS, mmap_mode="r")
     except (OSError, ValueError, EOFError):
@@ -230,7 +230,7 @@ def _metadata(folder: Path) -> dict[str, Any] | None:
 
 
 def _keys(paths: list[str], features: Float[Tensor, "B D"]) -> Keys:
-    """A number for each row that no other row has: rows that are the same in all are told apart by their paths."""
+    """A unique number for each row; rows with equal features are distinguished by their paths."""
     keys = np.empty(len(paths), np.uint64)
     for i, (path, feature) in enumerate(zip(paths, features.numpy(), strict=True)):
         digest = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8)
@@ -240,10 +240,10 @@ def _keys(paths: list[str], features: Float[Tensor, "B D"]) -> Keys:
 
 
 def _measured(index: TableIndex) -> tuple[int, float]:
-    """The least width of a query with which enough of the 10 nearest are found, and the share that are."""
+    """The smallest number of candidates that finds enough of the 10 nearest, and the recall."""
     rows, width, share = index.rows, WIDTHS[0], 0.0
-    query_rows = np.sort(np.random.default_rng(0).permutation(len(rows))[:ASKED])
-    queries, k = torch.from_numpy(rows[query_rows]).float(), min(11, len(rows))  # each finds itself, which is no merit
+    query_rows = np.sort(np.random.default_rng(0).permutation(len(rows))[:RECALL_QUERIES])
+    queries, k = torch.from_numpy(rows[query_rows]).float(), min(11, len(rows))  # each finds itself: not counted
     truth = _exact(rows, queries, k)
     for width in WIDTHS:
         index.metadata["width"] = width
@@ -253,13 +253,13 @@ def _measured(index: TableIndex) -> tuple[int, float]:
             for a, b, row in zip(indices.tolist(), truth.tolist(), query_rows.tolist(), strict=True)
         ]
         share = float(np.mean(hits))
-        if share >= WANTED:
+        if share >= RECALL:
             break
     return width, share
 
 
 def _exact(rows: Rows, queries: Float[Tensor, "Q D"], k: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The k nearest rows, compared with every one."""
+    """The k nearest rows, by comparison with all rows."""
     values, indices = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
     for first in range(0, len(rows), PART):
         keys = torch.from_numpy(rows[first : first + PART].astype(np.float32))
@@ -271,7 +271,7 @@ def _exact(rows: Rows, queries: Float[Tensor, "Q D"], k: int) -> np.ndarray[Any,
 
 
 def _save(graph: Any, file: Path) -> None:
-    """Put the graph in place, whole or not at all."""
+    """Write the graph atomically."""
     part = file.with_name(f"{file.name}.part")
     try:
         graph.save(str(part))

@@ -1,4 +1,4 @@
-"""What a search leaves: its matches as JSON, and a page of pictures."""
+"""The output of a search: its matches as JSON, and a page of pictures."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ QUERIES, A_ROW = 100, 20  # on the page; the JSON file has all
 
 
 def output_files(output: str) -> Path:
-    """The JSON file to write, in a folder that is there from now on; the page is beside it.
+    """The JSON file to write, and the page beside it; their folder is created.
 
     Raises:
-        UserError: it cannot be written there.
+        UserError: they cannot be written there.
 
     """
     path = Path(output)
@@ -48,14 +48,14 @@ def write_results(
     query_pictures: Sequence[UInt8[Tensor, "3 H W"] | None],
     pictures: Pictures,
 ) -> list[str]:
-    """Write both files, and return lines that say so.
+    """Write both files, and return lines that name them.
 
     Args:
         file: the JSON file.
-        table: what was searched.
-        results: of each query its name and matches.
-        query_pictures: the first queries' pictures, None where the table has them.
-        pictures: those of the table.
+        table: the searched table.
+        results: the name and matches of each query.
+        query_pictures: the first queries' pictures, None for those in the table.
+        pictures: the table's pictures.
 
     """
     header = {"table": str(table.file), "encoder": table.metadata.get("encoder"), "rows": table.rows}

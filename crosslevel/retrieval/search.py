@@ -33,15 +33,15 @@ from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import NotThere, UserError, printable
 from crosslevel.utils.marks import verb
 
-EXACT = 1_000_000  # rows that are all compared; beyond, an index answers sooner than the features could be read
-FEW, BLOCK = 16, 65_536  # queries that are compared one by one; rows at a time
-SHOWN = 5  # queries whose matches are printed
+EXACT = 1_000_000  # up to this many rows, all are compared; beyond, an index is faster than reading the features
+FEW, BLOCK = 16, 65_536  # queries that are compared one by one; rows compared at a time
+PRINTED = 5  # queries whose matches are printed
 
 
 class Queries(NamedTuple):
-    """Q features to look for, their names, and their own rows where they come from the table (-1: from elsewhere).
+    """Q features to search for, their names, and their rows if they come from the table (-1: from elsewhere).
 
-    Of words ``projection`` is what takes the table's features to where theirs are.
+    For words, ``projection`` maps the table's features into the space of texts.
     """
 
     features: Float[Tensor, "Q E"]
@@ -67,7 +67,7 @@ def search(
     data_root: str | None = None,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
-    """Find the images that are most like a given one, like each of a folder of them, or like what words say.
+    """Find the images that are most like a given image, like each image of a folder, or like a description in words.
 
     The distance is 1 minus the cosine of two features: 0 for the same direction, 1 for features with nothing in common.
     Up to a million rows are all compared. Beyond, an index that is kept beside the table answers.
@@ -75,10 +75,10 @@ def search(
     Args:
         table: a table that `crosslevel embed` wrote; or the folder of a run, or weights by name (timm:NAME,
             hf-hub:owner/name): then their features of --images are made once and kept.
-        query: an image, a folder of images, or the path of a row of the table; words, where a CLIP by name made it.
+        query: an image, a folder of images, or the path of a row of the table; words, if a CLIP by name made the table.
         k: how many images to find for each query.
-        run: the encoder of the table, where it is not found where it was: the folder of a run, or its
-            encoder.safetensors, or weights by name.
+        run: the encoder of the table, if it has moved: the folder of a run, or its encoder.safetensors, or weights by
+            name.
         images: of a run or of weights by name: the images to search; those that a run was trained on unless given. Of
             a table: where its images are now, for the page.
         index: auto compares with every row up to a million of them; on and off use the index always or never.
@@ -101,7 +101,7 @@ def search(
     runtime = Runtime(choose(device, precision), workers, batch_size)
     searched, run = open_collection(table, images, runtime, console, run, data_root=data_root)
     queries = _queries(searched, query, run, runtime, console)
-    depth = min(k + any(row >= 0 for row in queries.rows), searched.rows)  # a query that is a row finds itself
+    depth = min(k + any(row >= 0 for row in queries.rows), searched.rows)  # a query from the table finds itself
     find = finder(searched, index, queries.projection, console)
     start_time = time.monotonic()
     neighbours = find(queries.features, depth)
@@ -140,10 +140,10 @@ def _queries(table: FeatureTable, query: str, run: str | None, runtime: Runtime,
         raise NotThere(f"{table.file} was made by {run}, which is not there: give --run, its folder") from error
     table.check_encoder(encoder, run)
     bad = BadFiles()
-    if len(source) == 1:  # to say what is wrong with it in its own words
-        bad_one = _unreadable(source)
-        if bad_one:
-            raise UserError(f"{query} is no image that can be read: {bad_one}")
+    if len(source) == 1:  # for the error message
+        failure = _unreadable(source)
+        if failure:
+            raise UserError(f"{query} is no image that can be read: {failure}")
     options = {"batch_size": runtime.batch_size, "workers": runtime.workers if len(source) > 1 else 0}
     features = extract(encoder, source, hardware=runtime.hardware, bad=bad, **options)  # type: ignore[arg-type]
     if len(bad):
@@ -186,14 +186,14 @@ def _unreadable(source: Files) -> str:
 def finder(
     table: FeatureTable, index: str, projection: Tensor | None, console: Console, most: int = EXACT
 ) -> Callable[[Tensor, int], Neighbours]:
-    """What finds the k nearest rows of queries; all that it needs is read.
+    """A function that finds the k nearest rows of queries; all data that it needs is loaded.
 
     Args:
         table: the rows.
-        index: as of `search`; auto compares with every row up to ``most`` of them.
-        projection: what takes the rows to where features of words are.
-        console: where it is told that an index is built.
-        most: rows.
+        index: as in `search`; auto compares with every row up to ``most`` of them.
+        projection: maps the rows into the space of texts.
+        console: prints that an index is built.
+        most: number of rows up to which all are compared.
 
     """
     if projection is not None:
@@ -216,10 +216,10 @@ def exact(
     projection: Float[Tensor, "D E"] | None = None,
     block: int = BLOCK,
 ) -> Neighbours:
-    """The k nearest of each query by cosine, compared with every feature, or with what ``projection`` makes of it.
+    """The k nearest rows of each query by cosine, by comparison with every feature, mapped by ``projection`` if given.
 
-    Up to `FEW` queries are compared with ``block`` features at a time. One query reads each feature once, and that is
-    all its time; many are worth what `nearest` does first.
+    Up to `FEW` queries are compared with ``block`` features at a time, as reading the features takes all the time. For
+    more queries, the preparation in `nearest` pays off.
     """
     if len(queries) > FEW and projection is None:
         return nearest(queries, features, k)
@@ -249,12 +249,12 @@ def _results(table: FeatureTable, queries: Queries, neighbours: Neighbours, k: i
 
 
 def _print(console: Console, results: list[dict[str, Any]]) -> None:
-    for result in results[:SHOWN]:
+    for result in results[:PRINTED]:
         table = Table(title=escape(printable(f"like {result['query']}")), title_justify="left")
         for name in ("", "distance", "path"):
             table.add_column(name, justify="left" if name == "path" else "right", overflow="fold")
         for i, match in enumerate(result["matches"]):
             table.add_row(str(i + 1), f"{match['distance']:.4f}", escape(printable(match["path"])))
         console.print(table)
-    if len(results) > SHOWN:
-        say(console, f"and {len(results) - SHOWN:,} more queries: --output has all")
+    if len(results) > PRINTED:
+        say(console, f"and {len(results) - PRINTED:,} more queries: --output has all")

@@ -1,4 +1,4 @@
-"""One command: which settings it has, and what they are after its files and its command line, each over the last."""
+"""The settings of a command, and their values from defaults, files and command line; each overrides the former."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ READING = (
            "become black and white; all 16 bits, of DICOM the file's own window, or as in the training of a run, "
            "unless given"),
 )  # fmt: skip
-"""How images are read, whatever the source: written after it, as photos/,damaged=keep, wherever a source is named."""
+"""The reading settings of images, for any source; they can also be written after a source, as photos/,damaged=keep."""
 SOURCES = ("images", "test", "beside", "labelled")
-"""The settings that name one."""
+"""The settings that name a source."""
 
 
 class Command:
-    """The settings of a verb, as its signature has them."""
+    """The settings of a verb, from its signature."""
 
     def __init__(self, name: str, declared: Signature, inherited: tuple[Argument, ...] = ()) -> None:
         self.name, self.signature, self.inherited = name, declared, inherited
@@ -49,12 +49,12 @@ class Command:
 
     @classmethod
     def of(cls, module: str, name: str) -> Command:
-        """The command that is a function of a module, which is not imported."""
+        """The command for a function of a module, without importing the module."""
         return cls._with_others(name, signature.of_command(module, name), module)
 
     @classmethod
     def of_function(cls, function: Callable[..., Any]) -> Command:
-        """The command that is this function."""
+        """The command for this function."""
         return cls._with_others(function.__name__, signature.of_function(function), function.__module__)
 
     @classmethod
@@ -78,7 +78,7 @@ class Command:
 
     @cached_property
     def options(self) -> dict[str, Option]:
-        """Every setting by its whole name, those of parts too, but for those of a method."""
+        """Every setting by its full name, including those of parts, but not those of a method."""
         options: dict[str, Option] = {}
         for argument in self.arguments:
             if isinstance(argument, Option):
@@ -89,12 +89,12 @@ class Command:
 
     @property
     def has_method(self) -> bool:
-        """Whether there is a part that is chosen by name."""
+        """Whether it has a part that is chosen by name."""
         return any(isinstance(argument, Choice) for argument in self.arguments)
 
     @property
     def has_recipes(self) -> bool:
-        """Whether a published result's settings can be read."""
+        """Whether it takes recipes."""
         return {"encoder", "cld"} <= self.names
 
     @property
@@ -104,7 +104,7 @@ class Command:
 
     @property
     def reading(self) -> tuple[Option, ...]:
-        """The options that say how images are read, if the command reads any."""
+        """The reading options, if the command reads images."""
         return READING if "images" in self.names else ()
 
     @property
@@ -114,7 +114,7 @@ class Command:
 
 
 class Settings:
-    """The settings of one call, while files and options are laid over each other."""
+    """The settings of one call, while files and options are applied to it in order."""
 
     def __init__(self, command: Command, foreign: Mapping[str, str]) -> None:
         self.command, self.foreign = command, foreign
@@ -124,16 +124,16 @@ class Settings:
         self.gathered: set[str] = set()
 
     def add_file(self, file: str, context: str) -> None:
-        """Lay a file of settings over what there is.
+        """Apply a file of settings, over the former ones.
 
         Raises:
-            UserError: it cannot be read, or has what is no setting; the message names the file and the setting.
+            UserError: the file cannot be read, or has an unknown setting; the message names the file and the setting.
 
         """
         self.add(loaded(file, context), context)
 
     def add(self, values: Mapping[str, Any], context: str) -> None:
-        """Lay settings, as a file has them, over what there is."""
+        """Apply a tree of settings, over the former ones."""
         for name, value in values.items():
             self._add(str(name), value, context)
 
@@ -178,7 +178,7 @@ class Settings:
             self.of_method[str(name)] = (setting, f"{context}: method.{name}")
 
     def choose(self, name: Any, context: str = "") -> None:
-        """Take a method by its name; the settings of another that was named before go with it."""
+        """Choose a method by its name; this drops the settings of a method chosen before."""
         if name is None:
             return
         try:
@@ -190,7 +190,7 @@ class Settings:
         self.method = path
 
     def add_option(self, name: str, text: str) -> None:
-        """Lay one option of the command line over what there is."""
+        """Apply one option of the command line, over the former settings."""
         context = f"--{name} {text}"
         if name.startswith("method."):
             self.of_method[name.removeprefix("method.")] = (text, f"--{name}")
@@ -215,7 +215,7 @@ class Settings:
         return part
 
     def complete(self) -> dict[str, Any]:
-        """All settings, with the defaults of those that nobody gave."""
+        """All settings, with defaults for those not given."""
         out: dict[str, Any] = {}
         for argument in self.command.arguments:
             name = argument.name
@@ -245,10 +245,10 @@ class Settings:
 
 
 def config_of(run: str) -> str:
-    """The settings of a run that goes on.
+    """The settings of a run to continue.
 
     Raises:
-        UserError: there is no run.
+        UserError: there is no such run.
 
     """
     from crosslevel.utils.files import CONFIG  # noqa: PLC0415 - it needs torch
@@ -276,7 +276,7 @@ def _literals(call: ast.Call | None) -> dict[str, Any]:
 
 
 def _flag(text: str) -> Any:
-    """Parse the value of an option that may stand alone: true, false, or settings as YAML."""
+    """Parse the value of an option whose value may be left out: true, false, or settings as YAML."""
     import yaml  # noqa: PLC0415
 
     try:
@@ -290,7 +290,7 @@ def loaded(file: str, context: str) -> dict[str, Any]:
     """The tree of a file of settings; ``context`` begins the message of an error.
 
     Raises:
-        UserError: it cannot be read, or holds none.
+        UserError: the file cannot be read, or holds no settings.
 
     """
     import yaml  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""What a shell needs to complete verbs, options and their values; nothing is imported but shtab."""
+"""Shell completion of verbs, options and their values; only shtab is imported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crosslevel.utils.errors import MissingExtra, UserError
 
 Shell = Literal["bash", "zsh", "fish"]
 
-HOW = {
+INSTALLATION = {
     "bash": "crosslevel completion bash > ~/.local/share/bash-completion/completions/crosslevel",
     "zsh": "crosslevel completion zsh > ~/.zfunc/_crosslevel  (a folder of $fpath)",
     "fish": "crosslevel completion fish > ~/.config/fish/completions/crosslevel.fish",
@@ -24,8 +24,8 @@ def script(shell: str, commands: Mapping[str, tuple[str, str]], plain: Iterable[
 
     Args:
         shell: bash, zsh or fish.
-        commands: the verbs, each with its module and what it does.
-        plain: other words that may stand in a verb's place.
+        commands: the verbs, each with its module and a description.
+        plain: other words that can be given in place of a verb.
 
     Raises:
         UserError: another shell.
@@ -33,7 +33,7 @@ def script(shell: str, commands: Mapping[str, tuple[str, str]], plain: Iterable[
 
     """
     if shell not in get_args(Shell):
-        raise UserError(f"completion {shell}: give {', '.join(get_args(Shell))}, such as {HOW['bash']}")
+        raise UserError(f"completion {shell}: give {', '.join(get_args(Shell))}, such as {INSTALLATION['bash']}")
     try:
         import shtab  # noqa: PLC0415
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""A run's settings as the tree that its command line has, read back from the objects themselves."""
+"""A run's settings as a tree in the form of the command line, read from the objects themselves."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from crosslevel.utils.errors import hidden
 
 
 def describe(thing: object, skip: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The arguments that would build ``thing`` again: it keeps each one as an attribute of the same name, or
-    returns them from ``arguments()``.
+    """The arguments that would build ``thing`` again: from its attributes of the same names, or from its
+    ``arguments()``.
 
     Raises:
-        AttributeError: an argument that ``thing`` does not keep.
+        AttributeError: ``thing`` has no attribute for an argument.
 
     """
     if hasattr(thing, "arguments"):
@@ -31,7 +31,7 @@ def describe(thing: object, skip: tuple[str, ...] = ()) -> dict[str, Any]:
 def write(tree: dict[str, Any], file: Path, notes: Sequence[str] = ()) -> str:
     """Write ``tree`` to ``file``, after ``notes`` as comments, and return its text.
 
-    What goes on with it needs every address whole: a file with a secret in one is for its owner alone.
+    A continued run needs complete addresses: a file with a secret in an address can be read by its owner alone.
     """
     text: str = yaml.safe_dump(plain(tree), sort_keys=False, allow_unicode=True)
     comments = "".join(f"# {' '.join(note.split())}\n" for note in notes)

@@ -1,4 +1,4 @@
-"""What ``--help`` prints: the options that most people need, all of them, or those of one part."""
+"""The output of ``--help``: the common options, all options, or those of one part."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def of_command(command: Command, topic: str = "") -> str:
     """The help of a command.
 
     Args:
-        command: which.
-        topic: nothing for the usual options, ``all``, or the name of a part, such as encoder.
+        command: the command.
+        topic: empty for the common options, ``all``, or the name of a part, such as encoder.
 
     Raises:
         UserError: there is no such part.
@@ -74,7 +74,7 @@ def of_method(name: str) -> str:
 
 
 def usual_options(command: Command) -> list[str]:
-    """The names that the command's mark has."""
+    """The names of the common options, from the command's mark."""
     mark = command.signature.marks.get("verb")
     return [] if mark is None else [str(ast.literal_eval(argument)) for argument in mark.args]
 

@@ -1,4 +1,4 @@
-"""What a setting may be, and how a text or a value of a file becomes it."""
+"""The types of settings, and the conversion of texts and of values from files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Many:
 
 Member = str | Choices | Many
 Kind = tuple[Member, ...]
-"""Any of these: str, int, float, bool, None, or ``any`` for what the signature says in a way that is not read here."""
+"""Any of these: str, int, float, bool, None, or ``any`` for an annotation that is not understood here."""
 
 
 def takes(kind: Kind, name: str) -> bool:
@@ -41,20 +41,20 @@ def takes(kind: Kind, name: str) -> bool:
 
 
 def is_list(kind: Kind) -> bool:
-    """Whether an option that is given several times gathers its values."""
+    """Whether an option can be given several times, to collect its values."""
     return any(isinstance(member, Many) and member.is_list for member in kind)
 
 
 def read(kind: Kind, value: Any, context: str) -> Any:
-    """``value``, a text of the command line or a value of a file, as ``kind`` has it.
+    """Convert ``value``, a text of the command line or a value of a file, to ``kind``.
 
     Args:
-        kind: what it may be.
-        value: the text, or what YAML made of it.
-        context: how the user wrote it, for the error.
+        kind: the type of the setting.
+        value: the text, or a value from YAML.
+        context: the setting as the user wrote it, for the error.
 
     Raises:
-        UserError: it is none of them; the message says what is needed.
+        UserError: the value does not fit; the message says what is needed.
 
     """
     for member in sorted(kind, key=_order):
@@ -65,7 +65,7 @@ def read(kind: Kind, value: Any, context: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as YAML has it: tuples become lists, paths strings."""
+    """Convert ``value`` to plain YAML: tuples become lists, paths become strings."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -94,13 +94,13 @@ def short(kind: Kind) -> str:
 
 
 def _order(member: Member) -> int:
-    """Nothing and words that are listed come first, text last: everything is one."""
+    """The order of trying types: None and listed words first, str last, since every value is a text."""
     order = {"None": 0, "bool": 2, "int": 3, "float": 4, "any": 6, "str": 7}
     return order[member] if isinstance(member, str) else 1 if isinstance(member, Choices) else 5
 
 
 def _as(member: Member, value: Any, context: str) -> tuple[bool, Any]:
-    """Whether ``value`` is of this kind, and what it is."""
+    """Whether ``value`` is of this type, and the converted value."""
     text = value.strip().lower() if isinstance(value, str) else None
     if isinstance(member, Choices):
         return value in member.words, value

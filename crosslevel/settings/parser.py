@@ -36,7 +36,7 @@ REFUSED = 2
 
 @dataclass
 class Line:
-    """A command line, read: options in their order, and what stands alone."""
+    """A parsed command line: options in their order, and positional arguments."""
 
     options: list[tuple[str, str]] = field(default_factory=list)
     alone: list[str] = field(default_factory=list)
@@ -45,19 +45,19 @@ class Line:
     print_config: bool = False
 
     def values(self, *names: str) -> list[str]:
-        """All that these options are given."""
+        """All values of these options."""
         return [text for name, text in self.options if name in names]
 
 
 class _Note(argparse.Action):
-    """Notes an option in its place: the order counts."""
+    """Records an option in its position, as the order matters."""
 
     def __call__(self, parser: Any, line: Any, text: Any, option: str | None = None) -> None:
         line.options.append((self.dest, text))
 
 
 class _NoteFlag(argparse.Action):
-    """Note an option whose value may be left out; a word after it that is no value is a positional argument."""
+    """Record an option whose value may be left out; a word after it that is no value is a positional argument."""
 
     def __call__(self, parser: Any, line: Any, text: Any, option: str | None = None) -> None:
         if text is not None and text.lower() not in TRUE + FALSE + NOTHING and text[:1] != "{":
@@ -67,7 +67,7 @@ class _NoteFlag(argparse.Action):
 
 
 class _NoteHelp(argparse.Action):
-    """Note which help is requested: the common options, all of them, or those of one part."""
+    """Record which help is requested: the common options, all options, or those of one part."""
 
     def __call__(self, parser: Any, line: Any, text: Any, option: str | None = None) -> None:
         line.help = text or ""
@@ -90,7 +90,7 @@ class Words(argparse.ArgumentParser):
         if command.has_method:
             self.take("method", "the instance branch, by its name")
             self.add_argument("--method.help", dest="method_help", metavar="METHOD", nargs="?", const="")
-            # Which settings a method has is known when it is: any name is taken here, and checked then.
+            # A method's settings are known only when the method is: any name is accepted here, and checked then.
             for word in dict.fromkeys(word.partition("=")[0] for word in line if word.startswith("--method.")):
                 if word != "--method.help":
                     self.take(word[2:].replace("-", "_"), "")
@@ -98,7 +98,7 @@ class Words(argparse.ArgumentParser):
         self.add_argument("-h", "--help", nargs="?", metavar="all", action=_NoteHelp, help="all: every option")
 
     def take(self, name: str, text: str, alone: bool = False) -> None:
-        """Take an option; ``alone`` where it may have no value."""
+        """Accept an option; ``alone`` if its value may be left out."""
         spellings = [
             *(["-o"] if name == "output" else [f"-{name}"] if len(name) == 1 else []),
             *dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")),
@@ -113,10 +113,10 @@ class Words(argparse.ArgumentParser):
 
 
 def read_line(command: Command, arguments: Sequence[str]) -> Line:
-    """The command line's options and what stands alone in it.
+    """Parse the command line into options and positional arguments.
 
     Raises:
-        UserError: an option that there is not, with the nearest that there is, or one that lacks its value.
+        UserError: an unknown option (the message has the nearest name), or one that lacks its value.
 
     """
     words, after = _joined(list(map(str, arguments))), []
@@ -139,7 +139,7 @@ def read_line(command: Command, arguments: Sequence[str]) -> Line:
 
 
 def _joined(words: list[str]) -> list[str]:
-    """The words, with a range that begins below zero joined to its option: it would be taken for another option."""
+    """The words, with a range that begins below zero joined to its option, as it would look like another option."""
     joined: list[str] = []
     for word in words:
         if joined and re.match(r"-\d[\d.]*:", word) and joined[-1].startswith("--") and "=" not in joined[-1]:
@@ -150,7 +150,7 @@ def _joined(words: list[str]) -> list[str]:
 
 
 def settings_of(command: Command, line: Line) -> dict[str, Any]:
-    """The settings: a run's that goes on, a recipe's, those of files and options in their order, and what stands alone.
+    """The settings, applied in order: those of a continued run, a recipe, files and options, and positional arguments.
 
     Raises:
         UserError: one line that names the setting, its value and what it needs.
@@ -173,7 +173,7 @@ def settings_of(command: Command, line: Line) -> dict[str, Any]:
 
 
 def _read_as(settings: dict[str, Any], reading: dict[str, list[str]]) -> dict[str, Any]:
-    """The settings with what was ``reading`` on reading images written after each source: one place for all verbs."""
+    """The settings with the reading options of ``reading`` written after each source, for all verbs."""
     values_by_name = {name: value for name, values in reading.items() for value in values}
     for name in SOURCES:
         if values_by_name and isinstance(settings.get(name), str):
@@ -182,7 +182,7 @@ def _read_as(settings: dict[str, Any], reading: dict[str, list[str]]) -> dict[st
 
 
 def _add_positionals(command: Command, line: Line, settings: Settings) -> None:
-    """Assign positional words to the arguments without a default, in order; a list takes all that are left."""
+    """Assign positional words to the arguments without a default, in order; a list takes all remaining words."""
     remaining, encoder = list(line.alone), by_name({o.name: line.values(o.name)[-1:] for o in command.encoder_options})
     for option in command.positional:
         if encoder is not None and option.name in RUNS and len(remaining) < len(command.positional):
@@ -204,7 +204,7 @@ def _add_positionals(command: Command, line: Line, settings: Settings) -> None:
 
 
 def prepared(command: Command, arguments: Sequence[str]) -> dict[str, Any] | None:
-    """The settings of a command line; None if it only asked for help or for its settings, which were printed."""
+    """The settings of a command line; None if it only requested help or its settings, which were printed."""
     line = read_line(command, arguments)
     if line.help is not None:
         print(texts.of_command(command, line.help))
@@ -222,14 +222,14 @@ def prepared(command: Command, arguments: Sequence[str]) -> dict[str, Any] | Non
 
 
 def run(function: Callable[..., Any], arguments: Sequence[str], **more: Any) -> Any:
-    """Parse ``arguments`` for ``function`` and call it; ``more`` is what has no option: keyword-only arguments.
+    """Parse ``arguments`` for ``function`` and call it; ``more`` are keyword-only arguments without an option.
 
-    ``--config FILE`` reads any part of the tree, what stands after it overrides it; ``--recipe NAME`` reads a file that
-    comes with the package; ``--resume RUN`` continues a run with the settings in its ``config.yaml``. Another
-    ``--method`` than theirs takes none of the settings that they have for theirs.
+    ``--config FILE`` reads any part of the tree, and later options override it; ``--recipe NAME`` reads a file of the
+    package; ``--resume RUN`` continues a run with the settings in its ``config.yaml``. With a different ``--method``,
+    the files' settings of their own method are dropped.
 
     Raises:
-        SystemExit: 2 for what the user can mend, 1 for a loss that is no number, 70 for a fault of this program.
+        SystemExit: 2 for an error that the user can fix, 1 for a loss that is no number, 70 for a bug in this program.
 
     """
     command = Command.of_function(function)
@@ -241,7 +241,7 @@ def run(function: Callable[..., Any], arguments: Sequence[str], **more: Any) -> 
 
 
 def call(command: Command, function: Callable[..., Any], settings: dict[str, Any], **more: Any) -> Any:
-    """Call a verb with its settings; those that it has of another verb are one argument, a tree."""
+    """Call a verb with its settings; those of another verb are passed as one argument, a tree."""
     inherited = {argument.name: plain(settings[argument.name]) for argument in command.inherited}
     keywords = {a.name: as_argument(a, settings[a.name]) for a in command.signature.arguments if a.name in settings}
     with at_hand(command.name, keywords):
@@ -263,38 +263,38 @@ def exit_on_error(prog: str) -> Iterator[None]:
 
 @contextmanager
 def _exit_with_message(prog: str) -> Iterator[None]:
-    """End the process with what an error has to say."""
+    """End the process with the message of an error."""
     try:
         yield
     except KeyboardInterrupt as stop:
         stopped = stop if isinstance(stop, Stopped) else Stopped()
         _end(f"{prog}: {_one_line(stopped)}", 128 + stopped.number)
-    except Interrupted as error:  # it has said so, and how to go on
+    except Interrupted as error:  # the command has printed this already, with advice
         sys.exit(error.status)
     except CrosslevelError as error:
-        _raise_if_asked()
+        _raise_if_debugging()
         _end(f"{prog}: {_one_line(error)}", 1 if isinstance(error, NotFinite) else REFUSED)
-    except OSError as error:  # the machine's, not this program's: a full disk, a lost network, a folder without access
-        _raise_if_asked()
+    except OSError as error:  # an error of the machine, not a bug: a full disk, a lost network, a folder without access
+        _raise_if_debugging()
         if isinstance(error, BrokenPipeError) and output_is_broken():
             raise
         hint = _HINTS.get(error.errno or 0, "")
         _end(f"{prog}: {_one_line(error)}{hint and f': {hint}'}", REFUSED)
     except Exception as error:
-        _raise_if_asked()
+        _raise_if_debugging()
         trouble = _of_workers(error)
         if trouble:
             _end(f"{prog}: {trouble}", REFUSED)
         _fault(prog, error)
 
 
-def _raise_if_asked() -> None:
+def _raise_if_debugging() -> None:
     if os.environ.get("CROSSLEVEL_TRACEBACK"):
         raise  # noqa: PLE0704
 
 
 def _fault(prog: str, error: BaseException) -> NoReturn:
-    """Say that it is ours, and show where, for whoever reports it."""
+    """Print that the error is a bug, with its traceback, for a report."""
     print(printable("".join(traceback.format_exception(error)), lines=True), end="", file=sys.stderr)
     _end(
         f"{prog}: {type(error).__name__}: {_one_line(error)}: this is a fault of Crosslevel's: please report it",
@@ -317,7 +317,7 @@ _OF_WORKER = re.compile(r"Caught \w+ in .*\nOriginal Traceback .*\n[\w.]+: (.+)"
 
 
 def _of_workers(error: Exception) -> str:
-    """Why a process that decodes images died, if it was that; whoever starts them has imported it."""
+    """Why a decoding process died, if that was the error; if such processes were started, the module is loaded."""
     if not isinstance(error, RuntimeError):
         return ""
     from crosslevel.data.loaders.workers import trouble  # noqa: PLC0415
@@ -327,5 +327,5 @@ def _of_workers(error: Exception) -> str:
 
 def _one_line(error: BaseException | str) -> str:
     text = str(error)
-    match = _OF_WORKER.match(text)  # a process that decodes images sends its whole traceback along
+    match = _OF_WORKER.match(text)  # a decoding process sends its whole traceback
     return printable(" ".join((match[1] if match else text).split()) or type(error).__name__)

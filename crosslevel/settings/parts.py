@@ -1,4 +1,4 @@
-"""A verb called from Python: its arguments checked as on the command line, and its parts in any of their forms."""
+"""Verbs called from Python: arguments are checked as on the command line, and parts accepted in several forms."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def public(function: F) -> F:
-    """A verb as Python has it: the same names, defaults and errors as on the command line.
+    """A verb for Python, with the same names, defaults and errors as on the command line.
 
-    A part may be given as an object, as a dictionary of its settings or as what makes it, a method by its name, a path
-    as an object; a value that does not fit is refused as on the command line.
+    A part may be given as an object, as a dictionary of its settings or as a factory; a method by its name; a path as
+    an object. A value that does not fit is refused as on the command line.
     """
 
     @wraps(function)
@@ -47,11 +47,11 @@ def public(function: F) -> F:
 
 
 def completed(function: Callable[..., Any], positional: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments by name, as ``function`` takes them.
+    """The arguments by name, converted for ``function``.
 
     Raises:
-        TypeError: an argument that it does not have, or one that is missing, as for any function.
-        UserError: a value that does not fit, or a setting that a part does not have.
+        TypeError: an unknown or a missing argument, as for any function.
+        UserError: a value that does not fit, or an unknown setting of a part.
 
     """
     command = Command.of(function.__module__, function.__name__)
@@ -66,7 +66,7 @@ def completed(function: Callable[..., Any], positional: tuple[Any, ...], keyword
 
 
 def _gathered(command: Command, keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with those that the command has of another verb as one, ``settings``: a tree, defaults included."""
+    """The arguments, with those of another verb joined to one, ``settings``: a tree, defaults included."""
     inherited_names = {argument.name for argument in command.inherited}
     inherited = {name: value for name, value in keywords.items() if name in inherited_names}
     method = inherited.get("method")
@@ -78,7 +78,7 @@ def _gathered(command: Command, keywords: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_argument(argument: Argument, value: Any) -> Any:
-    """One argument as the verb takes it."""
+    """Convert one argument for the verb."""
     if isinstance(argument, Option):
         return _value(argument, value)
     if isinstance(argument, Choice):

@@ -1,4 +1,4 @@
-"""What a function or class takes, read from its source: nothing is imported, so that help and errors come at once."""
+"""The arguments of a function or class, read from its source without importing it, so that help is fast."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from crosslevel.settings.kinds import Choices, Kind, Many, Member
 
 ROOT = Path(__file__).parents[1]
 REQUIRED = ...
-"""The default of an argument that has none."""
+"""Marks an argument without a default."""
 
-NAMED = "Method"  # parts of this class are chosen by name, and bring their own settings
+NAMED = "Method"  # parts of this class are chosen by name, and have their own settings
 NAMES = ("crosslevel.methods", "METHODS")
 
 
 @dataclass(frozen=True)
 class Option:
-    """One setting: ``kind`` says what it may be; ``help`` is its line in the docstring."""
+    """One setting: ``kind`` is its type; ``help`` is its text in the docstring."""
 
     name: str
     kind: Kind
@@ -38,8 +38,8 @@ class Option:
 class Group:
     """A part with settings of its own.
 
-    ``optional``: there is none of it unless it is asked for. ``made_of``: its class, by module and name. ``later``: the
-    command makes it, and is handed what makes it.
+    ``optional``: the part exists only if requested. ``made_of``: its class, by module and name. ``later``: the command
+    receives a factory, and makes the part itself.
     """
 
     name: str
@@ -64,7 +64,7 @@ Parameter = tuple[str, ast.expr | None, ast.expr | None]  # its name, annotation
 
 @dataclass(frozen=True)
 class Scope:
-    """A file of Python, and what its names mean."""
+    """A Python file, and the meaning of its names."""
 
     module: str
     tree: ast.Module
@@ -98,7 +98,7 @@ class Signature:
 
 @cache
 def scope(module: str) -> Scope | None:
-    """The file of a module: Crosslevel's own without importing its package; others only where they are loaded."""
+    """The file of a module: Crosslevel's own without importing its package; others only if they are loaded."""
     if module.split(".", maxsplit=1)[0] == "crosslevel":
         path = ROOT.joinpath(*module.split(".")[1:])
         file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
@@ -119,7 +119,7 @@ def of_command(module: str, name: str) -> Signature:
 
 
 def of_function(function: Callable[..., Any]) -> Signature:
-    """The signature of any function with a source, those inside of others too."""
+    """The signature of any function with a source, also of nested ones."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     node = next(n for n in tree.body if isinstance(n, ast.FunctionDef))
     context = scope(function.__module__) or Scope(function.__module__, tree)
@@ -147,7 +147,7 @@ def methods() -> dict[str, str]:
 
 
 def usual_method() -> str:
-    """The name of the method that is taken where none is named."""
+    """The name of the default method."""
     module_scope = scope(NAMES[0])
     definition = None if module_scope is None else module_scope.find("USUAL")
     assert definition is not None
@@ -169,7 +169,7 @@ def _of_function(context: Scope, node: ast.FunctionDef) -> Signature:
 def _of_class(
     context: Scope, node: ast.AST, skip: int = 0, overrides: dict[str, Any] | None = None
 ) -> tuple[Option, ...]:
-    """The options of a class: of its constructor, or its fields and those of the classes that it is made from."""
+    """The options of a class: its constructor's arguments, or its fields and those of its base classes."""
     assert isinstance(node, ast.ClassDef)
     init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
     bases, helps = _bases(context, node), _described(context, node)
@@ -194,7 +194,7 @@ def _of_class(
 
 
 def _bases(context: Scope, node: ast.ClassDef) -> list[tuple[Scope, ast.ClassDef]]:
-    """The classes that a class is made from, as far as their files are read."""
+    """The base classes of a class, if their files are read."""
     definitions = [context.find(_name(base)) for base in node.bases]
     return [
         (definition[0], definition[1])
@@ -204,7 +204,7 @@ def _bases(context: Scope, node: ast.ClassDef) -> list[tuple[Scope, ast.ClassDef
 
 
 def _described(context: Scope, node: ast.ClassDef) -> dict[str, str]:
-    """Help for arguments from docstrings: of the class, its constructor, its other methods and its bases."""
+    """The help of arguments, from the docstrings of the class, its constructor, its other methods and its bases."""
     methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
     constructor = [n for n in methods if n.name == "__init__"]
     helps: dict[str, str] = {}
@@ -242,8 +242,7 @@ def _argument(context: Scope, name: str, annotation: ast.expr | None, default: a
 def _part(context: Scope, annotation: ast.expr | None) -> tuple[tuple[Scope, ast.AST], int | None] | None:
     """The class of a part, and how many arguments its factory takes; None if the annotation is no part.
 
-    A part is annotated with its class, and then has None in place of the number, or with a factory such as
-    ``Callable[[int], Class]``.
+    A part is annotated with its class (the number is then None) or with a factory such as ``Callable[[int], Class]``.
     """
     if isinstance(annotation, ast.BinOp):
         return _part(context, annotation.left) or _part(context, annotation.right)
@@ -286,7 +285,7 @@ def _of_several(context: Scope, node: ast.Subscript) -> Member:
 
 
 def _value(context: Scope, node: ast.AST) -> Any:
-    """A default; a name is looked up, and a call stands for nothing."""
+    """The value of a default; a name is looked up, and a call counts as None."""
     if isinstance(node, ast.Name) and (definition := context.find(node.id)) is not None:
         return _value(*definition)
     try:

@@ -1,4 +1,4 @@
-"""Runs in object stores, while a verb works with them."""
+"""Local copies of runs in object stores, while a verb works with them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from crosslevel.data.uri import is_remote
 from crosslevel.utils.errors import UserError
 
-_ITSELF = {("train", "run"), ("train", "resume"), ("pack", "output")}  # what these verbs see to themselves
-_HERE = ("output", "run", "resume")  # options that name what is written, or a run
+_ITSELF = {("train", "run"), ("train", "resume"), ("pack", "output")}  # verbs that handle addresses themselves
+_HERE = ("output", "run", "resume")  # options that name an output, or a run
 
 
 @contextmanager
 def at_hand(verb: str, settings: MutableMapping[str, Any]) -> Iterator[None]:
-    """While the block runs, ``settings`` has a run at an address as a folder of this machine.
+    """While the block runs, ``settings`` names a local folder in place of a run's address.
 
-    Its checkpoints stay where they are. What the verb adds to the run goes to the address when the block ends.
+    Checkpoints are not copied. Files that the verb adds to the run are sent to the address when the block ends.
 
     Raises:
-        UserError: something else that is written is an address.
+        UserError: another output is an address.
         SourceError: the run cannot be read.
 
     """

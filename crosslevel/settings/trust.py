@@ -1,4 +1,4 @@
-"""Which classes a setting may name: an import runs code, so only the command line may name one that is not ours.
+"""Which classes a setting may name: an import runs code, so only the command line may name foreign classes.
 
 A file (a config, a run's config.yaml, a trial's) names Crosslevel's own methods, and others only where the command line
 names the same. A method is the only class that any setting names: nothing else is looked up or imported by its name.
@@ -20,11 +20,11 @@ _PREFIX = "crosslevel.methods."
 
 
 def method_class(name: Any, named: Mapping[str, str] | None = None) -> str:
-    """The import path of a method, by its name in any case, alone or after ``crosslevel.methods``.
+    """The import path of a method, from its name in upper or lower case, alone or after ``crosslevel.methods``.
 
     Args:
         name: the name, or the import path of a method that is not ours.
-        named: what the command line names, from `foreign_methods`.
+        named: the methods that the command line names, from `foreign_methods`.
 
     Raises:
         UserError: there is no such method, or only the command line may name it; the message says what to do.
@@ -47,10 +47,10 @@ def method_class(name: Any, named: Mapping[str, str] | None = None) -> str:
 def foreign_methods(names: Iterable[str]) -> dict[str, str]:
     """The methods that a command line names by import path, with the path of the class itself.
 
-    A method is imported here, and it alone; its path may be that of a module that only passes it on.
+    Only methods are imported here; the path may name a module that re-exports one.
 
     Raises:
-        UserError: a name is that of no subclass of `Method`.
+        UserError: a name is no subclass of `Method`.
 
     """
     paths = {}
@@ -62,17 +62,17 @@ def foreign_methods(names: Iterable[str]) -> dict[str, str]:
 
 
 def method_of(settings: Mapping[str, Any]) -> type[Method]:
-    """The class of the method in a tree of settings that was checked."""
+    """The class of the method in a checked tree of settings."""
     return imported(settings["method"]["class_path"])
 
 
 def option_for(method: str) -> list[str]:
-    """The options that a command line needs besides a config that names this method."""
+    """The options that a command line needs in addition to a config that names this method."""
     return [f"--method={method}"] if _is_foreign(method) else []
 
 
 def refusal(part: str, name: Any) -> str:
-    """Why a class that a file names is not used."""
+    """The error about a foreign class that a file names."""
     option = f"--{part} {name}"
     return (
         f"{part}={name!r} is not Crosslevel's: it runs only if the command line names it; add {option} if you trust it"
@@ -83,7 +83,7 @@ def imported(path: str) -> type[Method]:
     """The class of a method, by its import path.
 
     Raises:
-        UserError: there is none, or it is no method.
+        UserError: there is no such class, or it is no method.
 
     """
     base = import_module("crosslevel.methods").Method

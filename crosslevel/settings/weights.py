@@ -19,17 +19,17 @@ OPTIONS = (
 VERBS = ("embed", "evaluate", "inspect", "search", "explore", "curate", "classify")
 """The verbs that use an encoder, whoever trained it."""
 RUNS = ("run", "table")
-"""Their settings that name one."""
+"""Their settings that name an encoder."""
 
 
 def by_name(options: Mapping[str, Sequence[str]]) -> str | None:
     """The encoder that these options name, in one text as `crosslevel.models.named.open_encoder` takes it.
 
     Args:
-        options: what each of `OPTIONS` was given, by its name; empty where it was not.
+        options: the value of each of `OPTIONS`, by its name; empty if it was not given.
 
     Raises:
-        UserError: there is no name, or there are to be no weights.
+        UserError: the name is missing, or weights are turned off.
 
     """
     values: dict[str, Any] = {}

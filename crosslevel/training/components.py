@@ -1,4 +1,4 @@
-"""What a training consists of: encoder, method, group branch and views, each made anew for it."""
+"""The components of a training: encoder, method, group branch and views, each newly made for it."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class Components:
 
     @property
     def kind(self) -> str:
-        """A word for a run's name."""
+        """The word for the components in a run's name."""
         added = ("-cld" if self.cld is not None else "") + ("-gh" if self.gh is not None else "")
         return type(self.method).__name__.lower() + added
 
     @property
     def described(self) -> str:
-        """The losses and the network, for people."""
+        """A description of the losses and the network, for the user."""
         branch = ("" if self.cld is None else " + CLD") + ("" if self.gh is None else " + GH")
         return f"{type(self.method).__name__}{branch} on {self.encoder.name}"
 
@@ -68,15 +68,15 @@ class Components:
         return "" if type(self.method) in METHODS.values() else f" --method {self.settings['method']['class_path']}"
 
     def check(self, batch: int, devices: int, images: int | None = None) -> None:
-        """Refuse, before anything is trained, what would fail in the first step.
+        """Refuse settings that would fail in the first step, before anything is trained.
 
         Args:
             batch: images a step, on each device.
             devices: how many of them.
-            images: of the collection; None where nobody knows.
+            images: number of images in the collection; None if unknown.
 
         Raises:
-            ValueError: parts that do not fit each other or the batch, with what to change.
+            ValueError: parts do not fit each other or the batch; the message says what to change.
 
         """
         if batch < 2:
@@ -111,14 +111,14 @@ def bases(
     seed: int,
     channels: int = 3,
 ) -> Bases:
-    """Seed, then make the parts: a seed decides their first weights, whoever asks for them.
+    """Seed, then make the parts, so that the seed determines their initial weights.
 
     Args:
-        encoder: what makes the network, or one to start from, which stays as it is.
-        cld: likewise the group branch, for features of a size; None for none.
-        views: likewise what draws views.
+        encoder: a factory of the network, or a network to copy.
+        cld: a factory of the group branch, by feature size, or one to copy; None for none.
+        views: a factory of the views, or views to copy.
         seed: of torch's random numbers.
-        channels: of the images, which an encoder has where it says nothing else.
+        channels: of the images; an encoder takes that many unless it sets them itself.
 
     Raises:
         UserError: the encoder takes other channels.
@@ -145,14 +145,14 @@ def assemble(
     share_hidden: bool,
     gh: Harmonization | MakeGH | None = None,
 ) -> Components:
-    """Add the method, the usual one unless given, and fit all parts to each other.
+    """Add the method, the default one unless given, and fit all parts to each other.
 
     Args:
-        base: the other parts; ``encoder`` and ``views`` know the size of the views by now.
-        method: what makes the method for an encoder and a number of images.
-        images: N; None where nobody knows.
-        share_hidden: let both heads have their hidden layer in common.
-        gh: what makes the geometric harmonization of features of a size, or one to copy; None for none.
+        base: the other parts; the size of the views is set in ``encoder`` and ``views``.
+        method: a factory of the method, by encoder and number of images.
+        images: N; None if unknown.
+        share_hidden: both heads share their hidden layer.
+        gh: a factory of the geometric harmonization, by feature size, or one to copy; None for none.
 
     Raises:
         ValueError: heads that cannot share a layer, or settings that a part refuses.
@@ -179,7 +179,7 @@ def assemble(
         },
     }
     if branch is not None or harmony is not None:
-        instance.online = max(instance.online, 2)  # both compare two views that the trained network has seen
+        instance.online = max(instance.online, 2)  # both compare two views of the trained network
     base.views.count, base.views.small, base.views.plain = instance.views, instance.small_views, instance.plain_views
     if share_hidden and branch is not None:
         share(instance, branch)
@@ -187,7 +187,7 @@ def assemble(
 
 
 def _fit_small(encoder: Encoder, views: Views) -> None:
-    """Let a network that is built for one size take small crops, in whole patches."""
+    """Adapt a network that is built for one size to small crops, in whole patches."""
     patch = take_any_size(encoder.backbone) if encoder.fixed_size is not None else None
     if patch is not None and views.small_size is None:
         views.small_size = max(patch, round(views.small_side / patch) * patch)
@@ -208,7 +208,7 @@ def _check_small(name: str, encoder: Encoder, side: int) -> None:
 
 
 def _build_encoder(encoder: MakeEncoder, channels: int) -> Encoder:
-    """The network, told of the images' channels where its maker takes them."""
+    """Build the network, with the images' channels if its factory takes them."""
     if channels == COLOURS:
         return encoder()
     maker: partial[Encoder] = encoder if isinstance(encoder, partial) else partial(encoder)

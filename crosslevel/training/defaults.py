@@ -1,4 +1,4 @@
-"""What `train` chooses where nothing is given, and why: one rule a function, each of what is known before training.
+"""The defaults that `train` chooses, and why: one rule for each function, from what is known before training.
 
 No rule reads a label or knows a collection's name. The evidence is in docs/results.md, "The defaults".
 """
@@ -30,12 +30,12 @@ class Choice(NamedTuple):
 
 
 def batch_size(images: int, epochs: float, devices: int = 1, device: str = "cpu") -> Choice:
-    """Images a step on each device, by how many the run sees in all.
+    """Images a step on each device, by the number that the run sees in total.
 
-    Seen once each, S images make S / B steps with B - 1 others to tell each from: both are needed. Of 50,000 to
-    200,000 images seen, 128 a step were better than 256, and better than 64 or about as good; B grows with the cube
-    root of S, up to 256 from 370,000 on. A GPU is not filled by less than `GPU_LEAST`. An epoch has at least
-    `STEPS_AN_EPOCH` steps where that leaves a batch of 16.
+    With S images seen and B a step, there are S / B steps, and each image is contrasted with B - 1 others: both numbers
+    must be large. For S of 50,000 to 200,000, 128 a step were better than 256, and better than 64 or about as good; B
+    grows with the cube root of S, up to 256 from 370,000 on. Fewer than `GPU_LEAST` do not fill a GPU. An epoch has at
+    least `STEPS_AN_EPOCH` steps, if that leaves a batch of at least 16.
     """
     total, share = images * epochs, images / devices
     ideal = 128 * math.cbrt(total / SEEN_FOR_128)
@@ -52,7 +52,7 @@ SEEN_FOR_128, GPU_LEAST, STEPS_AN_EPOCH = 130_000, 128, 4
 
 
 def epochs(images: int) -> Choice:
-    """Passes over the images: 100 of 50,000, and with the root of their number more of fewer ones, 20 to 400."""
+    """Passes over the images: 100 for 50,000 images, else by the inverse root of their number, from 20 to 400."""
     ideal = round(100 * math.sqrt(50_000 / images))
     return Choice("epochs", max(20, min(400, ideal)), f"of {images:,} images; --minutes M sets a time instead")
 
@@ -71,7 +71,7 @@ def affordable_epochs(minutes: float, images_a_second: float, images: int) -> Ch
     return Choice("epochs", float(int(exact)) if exact >= 1 else exact, reason)
 
 
-SHARE_FOR_STEPS = 0.9  # of the time; the rest goes to figures, checkpoints and the report
+SHARE_FOR_STEPS = 0.9  # share of the time for training; the rest goes to figures, checkpoints and the report
 
 
 def learning_rate(optimizer: str, sgd_rate: float, batch: int) -> Choice:
@@ -81,7 +81,7 @@ def learning_rate(optimizer: str, sgd_rate: float, batch: int) -> Choice:
 
 
 def weight_decay(optimizer: str) -> Choice:
-    """The decay that the optimizer is usually given."""
+    """The usual weight decay of the optimizer."""
     return Choice("weight_decay", DECAYS[optimizer], f"usual for {optimizer}")
 
 
@@ -91,13 +91,13 @@ def warmup_epochs(epochs: float) -> Choice:
 
 
 def momentum(steps: int) -> Choice:
-    """Momentum of MoCo's, InfoMin's and BYOL's average: it spans a thirtieth of the run, as 0.999 of 30,000 steps."""
+    """Momentum of MoCo's, InfoMin's and BYOL's average: over a thirtieth of the run, as 0.999 for 30,000 steps."""
     span = max(10.0, min(1000.0, steps / 30))
     return Choice("method.momentum", 1 - 1 / span, f"the average spans {span:.0f} of {steps:,} steps")
 
 
 def queue(images: int | None, batch: int) -> Choice:
-    """Keys of MoCo's queue: 4,096, but at most a quarter of the images, so that few are an image's own.
+    """Keys of MoCo's queue: 4,096, but at most a quarter of the images, so that few keys are of the query's own image.
 
     A queue that holds an image's own earlier keys repels them (facebookresearch/moco issue 146).
     """
@@ -114,9 +114,9 @@ def groups(batch: int) -> Choice:
 
 
 def hold_out(images: int) -> Choice:
-    """Images without labels that are kept from the training, to judge it by: a twentieth, at most 500.
+    """Images without labels that are held out of the training, to evaluate it: a twentieth, at most 500.
 
-    Of fewer than 1,000 images all are trained on: 50 would tell little, and are missed more.
+    With fewer than 1,000 images, none are held out: 50 would give a poor estimate, and the training needs them.
     """
     count = min(500, images // 20) if images >= LEAST_TO_HOLD_OUT else 0
     return Choice("hold_out", count, f"of {images:,} images without labels, to judge the features by at the end")
@@ -126,10 +126,10 @@ LEAST_TO_HOLD_OUT = 1000
 
 
 def crop_scale(view: int) -> Choice:
-    """Smallest and largest crop of views up to `LARGE_VIEW` pixels, as shares of the image.
+    """Smallest and largest crop for views of up to `LARGE_VIEW` pixels, as shares of the image.
 
     A fifth of 32 x 32 pixels, the smallest crop of the authors' recipes of 200 epochs, is 14 pixels a side. In short
-    trainings crops from two fifths on were better by 2 to 12 points of kNN where objects fill the image, and about as
+    trainings, crops from two fifths on were better by 2 to 12 points of kNN if objects fill the image, and about as
     good on CIFAR-10.
     """
     return Choice("views.scale", (0.4, 1.0), f"of {view} pixels a fifth shows little")
@@ -138,8 +138,8 @@ def crop_scale(view: int) -> Choice:
 def flip(epochs: float) -> Choice:
     """Probability that a view is mirrored: none in short trainings, a half in longer ones, as usual.
 
-    Mirror images are more to learn, and not every collection has them: signs and letters do not. In 2 to 4 epochs of
-    three collections kNN was 0.7 to 2.2 points better without them, in 200 of 500 images 2.9 points worse.
+    Mirror images take longer to learn, and are wrong for some collections, such as signs and letters. In 2 to 4 epochs
+    on three collections, kNN was 0.7 to 2.2 points better without them; in 200 epochs on 500 images, 2.9 points worse.
     """
     short = epochs < FLIPS_FROM
     reason = f"mirror images are more to learn, and {epochs:g} epochs few" if short else f"usual for {epochs:g} epochs"
@@ -150,7 +150,7 @@ FLIPS_FROM = 20
 
 
 def preset(view: int) -> Choice:
-    """How views are drawn: as in the authors' CIFAR recipes up to 64 pixels, beyond with MoCo v2's blur.
+    """The preset of views: up to 64 pixels as in the authors' CIFAR recipes, beyond that with MoCo v2's blur.
 
     Taken from the published recipes at 32 and at 224 pixels, which have the same colours; not measured in between.
     """
@@ -164,7 +164,7 @@ def temperature_period(epochs: float) -> Choice:
 
 
 def queue_start(epochs: float) -> Choice:
-    """Epochs after which SwAV's queue counts: the share of the run that 15 of 200 are in the authors' code."""
+    """Epochs after which SwAV's queue is used: the same share of the run as 15 of 200 in the authors' code."""
     return Choice("method.queue_start", 15 * epochs / 200, "the share of the run that it is in Caron et al. 2020")
 
 
@@ -174,7 +174,7 @@ def teacher_warmup(epochs: float) -> Choice:
 
 
 def harmonization(epochs: float) -> tuple[Choice, ...]:
-    """When harmonization begins, comes in and counts: after 500 of 1,000 in the authors' code, in 10, every 20.
+    """Epochs before harmonization, of its ramp, and between counts: 500, 10 and 20 of 1,000 in the authors' code.
 
     Each image is counted at least once.
     """
@@ -187,9 +187,9 @@ def harmonization(epochs: float) -> tuple[Choice, ...]:
 
 
 def optimizer(modern: bool, preferred: str = "sgd") -> Choice:
-    """AdamW for ViTs, ConvNeXts and the like, which are published with it; for the others what the method prefers.
+    """AdamW for ViTs, ConvNeXts and the like, which are published with it; otherwise the method's usual optimizer.
 
-    That is SGD with momentum, but for VICReg LARS: by SGD at 0.06 its loss was infinite after 22 steps.
+    That is SGD with momentum, except LARS for VICReg: with SGD at 0.06 its loss was infinite after 22 steps.
     """
     if modern or preferred == "sgd":
         return Choice("optimizer", "adamw" if modern else "sgd", "usual for this family of networks")
@@ -197,10 +197,10 @@ def optimizer(modern: bool, preferred: str = "sgd") -> Choice:
 
 
 def encoder_rate(pretrained: bool) -> Choice:
-    """The encoder's share of the learning rate: a tenth where it starts from weights, which the heads do not.
+    """The encoder's share of the learning rate: a tenth if it starts from weights, as the heads start at random.
 
-    At the full rate the first steps, whose heads know nothing yet, undo the weights (facebookresearch/dinov2 issue 204:
-    from 80 to 10 % by kNN).
+    At the full rate, the first steps with untrained heads destroy the weights (facebookresearch/dinov2 issue 204: kNN
+    fell from 80 to 10 %).
     """
     return Choice("encoder_rate", FROM_WEIGHTS if pretrained else 1.0, "it starts from weights, the heads do not")
 

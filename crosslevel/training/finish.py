@@ -1,4 +1,4 @@
-"""The end of a training: what it leaves, what it was worth, and what to do next."""
+"""The end of a training: its files, its verdict, and the next commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.runs import Run, Unreadable
 from crosslevel.training import report as pages
 from crosslevel.training.components import Components
-from crosslevel.training.inputs import LOOKED_AT, Feed
+from crosslevel.training.inputs import STREAM_SAMPLE, Feed
 from crosslevel.training.job import Job
 from crosslevel.training.loop.fit import Outcome
 from crosslevel.training.options import Data
@@ -21,11 +21,10 @@ from crosslevel.utils.errors import SourceError
 
 
 def finish(job: Job, folder: Run, outcome: Outcome, unreadable: Unreadable) -> None:
-    """Leave the encoder, the branches' heads, the list of unreadable files and, of a whole run, the page.
+    """Write the encoder, the branches' heads, the list of unreadable files and, for a complete run, the page.
 
-    What the training was worth, on the console and at the page's top, is not said where another program watches it;
-    beside the encoder as the training found it, where that began with weights. At the end stands what there is now, and
-    the commands that come next.
+    The verdict is printed and shown at the top of the page, unless another program watches the training. An encoder
+    that began with weights is compared with its start, too. Last, the files and the next commands are printed.
     """
     components, feed, console = job.components, job.feed, job.console
     components.encoder.save(folder.encoder)
@@ -40,10 +39,10 @@ def finish(job: Job, folder: Run, outcome: Outcome, unreadable: Unreadable) -> N
 
 
 def _compare(job: Job) -> Verdict | None:
-    """Say in one line what the training was worth, beside raw pixels and the untrained network."""
+    """Print the verdict in one line: the encoder beside raw pixels and the untrained network."""
     feed, runtime = job.feed, job.runtime
     try:
-        source = feed.source.sample(LOOKED_AT) if isinstance(feed.source, ImageStream) else feed.source
+        source = feed.source.sample(STREAM_SAMPLE) if isinstance(feed.source, ImageStream) else feed.source
         comparison = verdict(
             job.components.encoder, source, runtime.hardware, runtime.seed, feed.held_out_images, job.start
         )
@@ -58,7 +57,7 @@ def _compare(job: Job) -> Verdict | None:
 def _write_page(job: Job, folder: Run, headline: str) -> None:
     cld = None if job.components.cld is None else copy.copy(job.components.cld)
     if cld is not None:
-        cld.gather = False  # the other ranks are not here
+        cld.gather = False  # the other ranks do not run this
     pages.write(
         folder, job.components.encoder, cld, job.feed.source, job.runtime.hardware, job.runtime.seed,
         following(folder, job.feed, job.data), headline,
@@ -66,7 +65,7 @@ def _write_page(job: Job, folder: Run, headline: str) -> None:
 
 
 def _farewell(job: Job, folder: Run, outcome: Outcome) -> None:
-    """Say what there is now, and the commands that come next."""
+    """Print the run's files and the next commands."""
     console = job.console
     if not outcome.finished:
         encoder = folder.display_path(folder.encoder)

@@ -1,4 +1,4 @@
-"""What a training is fed with: any source, prepared for its views, as batches; and what watches its features."""
+"""The inputs of a training: a source, prepared for the views, as batches; and the monitor of its features."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ from crosslevel.utils.errors import BadImage, UserError
 from crosslevel.utils.rng import generator
 
 Order = Literal["shuffled", "natural"]
-LARGEST_VIEW = 224  # pixels: the usual size, where the images are larger
-LEAST_DEVIATION = 0.02  # of a channel, such as the opacity of images that are opaque
-LOOKED_AT = 1500  # images of a stream that the report and the monitor see
+LARGEST_VIEW = 224  # pixels: the default size of views for larger images
+LEAST_DEVIATION = 0.02  # least deviation of a channel, such as the opacity of opaque images
+STREAM_SAMPLE = 1500  # images of a stream that the report and the monitor see
 
 
 class Feed(NamedTuple):
-    """The training images: as they were ``opened``, as they are read, and which could not be read.
+    """The training images: as ``opened``, as read in the training, and the unreadable ones.
 
-    ``total`` is the number of images that were opened, ``length`` that of those that are read; None for a stream.
-    ``held_out_images`` are not trained on, to judge the features by; ``choices`` says who chose how many.
+    ``total`` is the number of opened images, ``length`` the number of training images; None for a stream.
+    ``held_out_images`` are not trained on, but used to evaluate the features; ``choices`` has the rule that chose their
+    number.
     """
 
     opened: Images | ImageStream
@@ -55,7 +56,7 @@ class Feed(NamedTuple):
 
 
 def length(source: Images | ImageStream, epoch_size: int | None) -> int | None:
-    """The number of images; None for a stream, which needs ``epoch_size`` instead."""
+    """The number of images; a stream has none, and needs ``epoch_size`` instead."""
     if isinstance(source, Images):
         if epoch_size is not None:
             raise UserError(
@@ -76,10 +77,10 @@ def length(source: Images | ImageStream, epoch_size: int | None) -> int | None:
 def split_held_out(
     opened: Images | ImageStream, requested: int | None, seed: int
 ) -> tuple[Images | ImageStream, Images | None, tuple[defaults.Choice, ...]]:
-    """Split off held-out images: the training images, the held-out ones, and the choice, if it was left open.
+    """Split off held-out images; return the training images, the held-out ones, and the rule's choice if there is one.
 
     Raises:
-        UserError: too many, or of a stream.
+        UserError: too many images are requested, or some of a stream.
 
     """
     if isinstance(opened, ImageStream) or requested == 0:
@@ -92,11 +93,11 @@ def split_held_out(
         raise UserError(f"hold_out={count}: 0 or more")
     if not count:
         return opened, None, ()
-    held_indices, train_indices = held_out(opened, count, generator(seed, _HELD))
-    return take(opened, train_indices), take(opened, held_indices), choices
+    held_out_indices, train_indices = held_out(opened, count, generator(seed, _HELD_OUT))
+    return take(opened, train_indices), take(opened, held_out_indices), choices
 
 
-_HELD = 3  # of the seed: other random numbers than the training's
+_HELD_OUT = 3  # a random stream of the seed that the training does not use
 
 
 def prepared(
@@ -113,7 +114,7 @@ def prepared(
         )
     encoder.adapt(views.size)
     encoder.view = View(views.size, views.mean, views.std)
-    # Packing keeps the centre square: of an oblong image the views would never see the rest.
+    # Packing keeps the centre square: the views would never see the ends of an oblong image.
     if isinstance(source, InMemoryImages | ImageStream) or side > views.size or not square:
         return source
     needed = len(source) * source.channels * views.size**2 / 1e9
@@ -129,12 +130,12 @@ def prepared(
 
 
 def _normalize(source: Images | ImageStream, encoder: Encoder, views: Views, console: Console) -> None:
-    """Have views normalized as the weights are used to; of other channels than three by the images' own figures."""
+    """Normalize views as the weights require; other channels than three by the images' own mean and deviation."""
     if encoder.view.channels == COLOURS:
         if encoder.pretrained:
             views.normalize_by(encoder.view.mean, encoder.view.std)
         return
-    views.normalize_by(*_figures(source.sample(LOOKED_AT // 8) if isinstance(source, ImageStream) else source))
+    views.normalize_by(*_figures(source.sample(STREAM_SAMPLE // 8) if isinstance(source, ImageStream) else source))
     say(
         console,
         f"images of {views.channels} {'channel' if views.channels == 1 else 'channels'}: mean and deviation are their "
@@ -142,10 +143,10 @@ def _normalize(source: Images | ImageStream, encoder: Encoder, views: Views, con
     )
 
 
-def _figures(source: Images, looked_at: int = 200) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel in [0, 1], over some images that each count the same."""
+def _figures(source: Images, limit: int = 200) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel in [0, 1], over some images, all with equal weight."""
     sums, count = torch.zeros(2, source.channels, dtype=torch.float64), 0
-    for i in torch.linspace(0, len(source) - 1, min(looked_at, len(source))).long().tolist():
+    for i in torch.linspace(0, len(source) - 1, min(limit, len(source))).long().tolist():
         try:
             pixels = source[i][0].flatten(1).double() / 255
         except BadImage:
@@ -170,7 +171,7 @@ def batches_of(
     """Return a factory of a training's batches, by the number of images on each device.
 
     Raises:
-        UserError: a stream in another order than its own; positives from tracks that nobody knows.
+        UserError: a stream with another order than its own; positives from tracks without known tracks.
 
     """
     if track_positives and source.tracks is None:
@@ -188,12 +189,12 @@ def batches_of(
 
 
 def counted(source: Images | ImageStream) -> str:
-    """How much there is, in words."""
+    """The number of images, in words."""
     return f"{len(source):,} images" if isinstance(source, Images) else f"{len(source.shards):,} shards"
 
 
 def usual_monitor(source: Images | ImageStream) -> Which | None:
-    """None for streams: their first images would be read a second time."""
+    """The default monitor; None for streams, whose first images would be read a second time."""
     if isinstance(source, ImageStream):
         return None
     return "label_free" if source.labels is None else "knn"
@@ -212,19 +213,19 @@ def watching(
     which = which or usual_monitor(source)
     if which is None:
         return None
-    sample = source.sample(LOOKED_AT) if isinstance(source, ImageStream) else source
+    sample = source.sample(STREAM_SAMPLE) if isinstance(source, ImageStream) else source
     return monitor_of(which, encoder, method, cld, sample, hardware, seed)
 
 
-def _typical_shape(source: Images, looked_at: int = 32) -> tuple[int, bool]:
+def _typical_shape(source: Images, limit: int = 32) -> tuple[int, bool]:
     """The median shorter side of some images in pixels, and whether all are square (to a tenth)."""
-    indices = torch.linspace(0, len(source) - 1, min(looked_at, len(source))).long().tolist()
+    indices = torch.linspace(0, len(source) - 1, min(limit, len(source))).long().tolist()
     sides, square = [], True
     for i in indices:
         try:
             short, long = sorted(source[i][0].shape[1:])
         except BadImage:
-            continue  # named when it is met in training
+            continue  # reported when the training reads it
         sides.append(short)
         square = square and long <= 1.1 * short
     return (int(statistics.median(sides)) if sides else LARGEST_VIEW), square

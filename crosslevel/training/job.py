@@ -1,4 +1,4 @@
-"""A training before its first step: its images are opened, its parts made, and what was left open is chosen."""
+"""A training before its first step: opens the images, makes the parts, and chooses the open settings."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from crosslevel.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Job:
-    """A training that can begin.
+    """A training that is ready to begin.
 
-    ``start`` is the encoder as the training finds it, if that is more than random weights: what it will be compared
-    with. ``start_time`` is when its preparation began, in seconds of `time.monotonic`.
+    ``start`` is the encoder before the training, if it has more than random weights; the result is compared with it.
+    ``start_time`` is when its preparation began, in seconds of `time.monotonic`.
     """
 
     data: Data
@@ -58,7 +58,7 @@ class Job:
 
     @property
     def overview(self) -> str:
-        """Images, steps, views and networks, for people."""
+        """A description of images, steps, views and networks, for the user."""
         views, steps = self.components.views, f"{len(self.plan.batches):,} steps an epoch"
         description = f"{views.count - views.small} views of {views.size} pixels"
         description += f" and {views.small} of {views.small_side}" if views.small else ""
@@ -66,7 +66,7 @@ class Job:
 
     @property
     def notes(self) -> list[str]:
-        """The choices of rules with reasons, and how long the loss may rise at first."""
+        """The rules' choices with reasons, and how long the loss may rise at first."""
         batches = self.plan.batches
         rise = self.components.method.early_rise(batches.batch_size * self.runtime.world.size, len(batches))
         return [*(f"chosen: {choice}" for choice in self.plan.choices), *([rise] if rise else [])]
@@ -75,7 +75,7 @@ class Job:
         """The warning if a run continues with other images than it began with; else empty.
 
         Raises:
-            UserError: the method keeps something for each of them.
+            UserError: the method stores something for each image.
 
         """
         changed = folder.changed_images(self.feed.opened)
@@ -92,7 +92,7 @@ class Job:
         each = [earlier.get(name, default) for name, default in (("batch_size", None), ("devices", 1), ("nodes", 1))]
         numbers = [number for number in each if isinstance(number, int)]
         if len(numbers) < len(each):
-            return ""  # settings that somebody has changed
+            return ""  # the user has changed settings
         was, now = math.prod(numbers), self.plan.optimization.batch_size * size
         if was == now:
             return ""
@@ -110,17 +110,17 @@ def prepare(
     console: Console,
     resumed: bool,
 ) -> Job:
-    """Make the parts, open the images, fit both to each other and choose what was left open.
+    """Make the parts, open the images, fit both to each other and choose the open settings.
 
     Args:
-        data: the images, as they were asked for.
-        steps: how long, in which batches and steps.
-        runtime: where it runs.
-        logging: what is logged and kept.
-        makers: what makes the networks, the losses and the views.
+        data: the requested images.
+        steps: length, batches and steps of the training.
+        runtime: hardware and processes.
+        logging: settings of logs and checkpoints.
+        makers: factories of the networks, the losses and the views.
         watch: another program that measures in place of the monitor.
-        console: where it is said which device was chosen.
-        resumed: whether a run goes on.
+        console: prints the chosen device.
+        resumed: whether a run is continued.
 
     Raises:
         UserError: settings or images that do not fit.
@@ -134,7 +134,7 @@ def prepare(
     if base.encoder.loaded:
         say(console, f"{base.encoder.weights or base.encoder.name}: {base.encoder.loaded}")
     if data.hold_out is None and (resumed or watch is not None):
-        data = replace(data, hold_out=0)  # a run that goes on has the number in its settings
+        data = replace(data, hold_out=0)  # a continued run has the number in its settings
     data = replace(data, workers=workers_of(data.workers))
     feed = _feed(data, base.encoder, base.views, watch, runtime.seed, console)
     data = replace(data, hold_out=0 if feed.held_out_images is None else len(feed.held_out_images))
@@ -149,7 +149,7 @@ def prepare(
 
 
 def keep_settings(job: Job, folder: Run) -> None:
-    """Note the settings and the images that a run begins with, and of a part the list: its source may change."""
+    """Save the settings and images that a run begins with, and for a part of a source the list, as it may change."""
     settings = tree(job.data, job.plan.optimization, job.runtime, job.logging, job.components, job.share_hidden)
     weights = [f"weights: {job.components.encoder.loaded}"] if job.components.encoder.loaded else []
     describe.write(settings, folder.config, [*(f"chosen: {choice}" for choice in job.plan.choices), *weights])

@@ -35,15 +35,15 @@ from crosslevel.utils.tensors import as_rgb
 Which = Literal["knn", "label_free", "both"]
 Measure = Callable[[], dict[str, float]]
 
-PROBED, PIXELS = 2000, 50_000_000  # images that scores are of, and how many pixels they may have together
-PIECES = 4  # a track with over half of the images is cut, so that no part has over a quarter of all
+PROBED, PIXELS = 2000, 50_000_000  # the most images for scores, and their most pixels together
+PIECES = 4  # a track with over half of the images is cut into parts of at most a quarter of all images
 
 
 class Watch(Protocol):
-    """Another program's eye on a run."""
+    """The interface of another program that watches a run."""
 
     def part(self, source: Images) -> Images:
-        """The part of ``source``, which has no labels, to train on."""
+        """The part of ``source`` to train on, without labels."""
 
     def monitor(
         self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware, unreadable: Unreadable
@@ -60,10 +60,10 @@ def monitor_of(
     hardware: Hardware,
     seed: int,
 ) -> Measure | None:
-    """The figures that ``which`` asks for; of the kNN accuracy, None where the source has no labels.
+    """The monitor that ``which`` names; for the kNN accuracy, None if the source has no labels.
 
     Raises:
-        UserError: kNN accuracy is asked for and cannot be.
+        UserError: kNN accuracy is requested, but impossible.
 
     """
     if which is not None and which != "label_free" and source.labels is None:
@@ -82,21 +82,21 @@ def monitor_of(
 def label_free_monitor(
     encoder: Encoder, method: Method | None, cld: CrossLevel | None, source: Images, hardware: Hardware, seed: int
 ) -> Measure | None:
-    """`scored` of up to 2,000 images, fewer large ones: the same each time. They are among those trained on.
+    """A monitor with `scored` on up to 2,000 training images (fewer if they are large), the same each time.
 
-    Where no tracks are known, near-duplicates by pixels are taken for some; long ones are cut (`told_apart`).
+    If no tracks are known, near-duplicates by pixels count as tracks; long tracks are cut (`tracks_for_scores`).
     ``instance_rank`` and ``group_rank`` are the effective ranks of ``method``'s and ``cld``'s features.
     """
     size = encoder.view.size
-    draws = seeded(seed)
-    indices = sample(source, min(PROBED, PIXELS // size**2), draws)
+    generator = seeded(seed)
+    indices = sample(source, min(PROBED, PIXELS // size**2), generator)
     try:
         part = pack(take(source, indices), size, bad=BadFiles())
     except SourceError:
-        return None  # none of them can be read; the training says so
+        return None  # none of them can be read; the training reports that
     if len(part) < 4:
         return None
-    tracks = told_apart(part)
+    tracks = tracks_for_scores(part)
     return lambda: scored(encoder, method, cld, part, hardware, seed, tracks)
 
 
@@ -113,14 +113,14 @@ def scored(
     """`metrics.label_free.scores` of two views of the images, drawn alike each time, and the ranks of the branches.
 
     The views are those of the preset ``cifar``, whatever the run trains on, so that runs with different views can be
-    compared. Nothing where the features are not finite.
+    compared. Empty if the features are not finite.
     """
     network = frozen(encoder).to(hardware.device)
     views = Views("cifar", encoder.view.size, mean=encoder.view.mean, std=encoder.view.std).to(hardware.device)
-    draws = seeded(seed)
+    generator = seeded(seed)
     view_features: list[list[Tensor]] = [[], []]
     for part in images.data.split(256):
-        for features, view in zip(view_features, views(part.to(hardware.device), draws), strict=True):
+        for features, view in zip(view_features, views(part.to(hardware.device), generator), strict=True):
             with hardware.autocast():
                 features.append(network(view.contiguous(memory_format=torch.channels_last)).float())
     a, b = (torch.cat(features) for features in view_features)
@@ -139,27 +139,27 @@ def scored(
     )
 
 
-def told_apart(images: InMemoryImages) -> Int64[Tensor, " N"]:
-    """The images' tracks, or sets of near-duplicates if they have none; cut if one has over half of the images."""
+def tracks_for_scores(images: InMemoryImages) -> Int64[Tensor, " N"]:
+    """The images' tracks, or sets of near-duplicates if there are none; a track with over half of the images is cut."""
     tracks = near_tracks(images) if images.tracks is None else images.tracks
     largest = int(tracks.unique(return_counts=True)[1].max())
     return tracks if 2 * largest <= len(images) else stretches(tracks, len(images) // PIECES)
 
 
 def near_tracks(images: InMemoryImages) -> Int64[Tensor, " N"]:
-    """Which images are near-duplicates by their pixels, for images whose tracks nobody knows."""
+    """Sets of near-duplicates by pixels, for images without known tracks."""
     small = tvf.resize(as_rgb(images.data), [SIDE, SIDE], antialias=True)
     return detect.tracks(len(images), detect.duplicate_pairs(small).images)
 
 
 def _projected(method: Method, features: Tensor) -> Tensor:
-    """The instance features; of a copy, so that running statistics and modes stay as they are."""
+    """The instance features, computed by a copy, so that running statistics and modes do not change."""
     z: Tensor = copy.deepcopy(method.branch).eval()(features)
     return z
 
 
 def knn_monitor(encoder: Encoder, source: Images, hardware: Hardware, seed: int) -> Measure | None:
-    """KNN accuracy of 1,000 images among 5,000 others, no track on both sides, and their rank; None if not."""
+    """A monitor of the kNN accuracy of 1,000 images among 5,000 others, no track on both sides, and their rank."""
     if source.labels is None or len(source) < 20:
         return None
     split = labelled_split(source, seed)
@@ -176,7 +176,7 @@ def knn_monitor(encoder: Encoder, source: Images, hardware: Hardware, seed: int)
 
 
 class LabelledSplit(NamedTuple):
-    """A labelled sample: ``part`` has first the ``queries`` and then ``keys``, which vote for them."""
+    """A labelled sample: ``part`` has first the ``queries``, then the ``keys``, which vote for them."""
 
     part: Images
     queries: int
@@ -184,7 +184,7 @@ class LabelledSplit(NamedTuple):
     classes: int
 
     def right(self, extracted: Features) -> Bool[Tensor, " Q"]:
-        """Which queries' labels kNN finds by these features of ``part``."""
+        """Whether kNN with these features of ``part`` predicts each query's label."""
         is_query = extracted.indices < self.queries
         votes = weighted_knn(
             extracted.features[~is_query], extracted.labels[~is_query], extracted.features[is_query], self.classes,
@@ -194,25 +194,25 @@ class LabelledSplit(NamedTuple):
 
 
 def labelled_split(source: Images, seed: int) -> LabelledSplit | None:
-    """Up to 1,000 images of a source with labels, and 5,000 others, no track on both sides; None where there are none.
+    """Up to 1,000 images of a labelled source, and 5,000 others, no track on both sides; None if impossible.
 
-    Without labels there are none, nor where the images are of too few tracks.
+    It is impossible without labels, or with too few tracks.
     """
     if source.labels is None:
         return None
-    queries, keys = held_apart(source, seed)
+    queries, keys = queries_and_keys(source, seed)
     if not len(queries):
         return None
     part = take(source, torch.cat([queries, keys]))
     return LabelledSplit(part, len(queries), len(keys), int(source.labels.max()) + 1)
 
 
-def held_apart(images: Images, seed: int) -> tuple[Int64[Tensor, " Q"], Int64[Tensor, " M"]]:
+def queries_and_keys(images: Images, seed: int) -> tuple[Int64[Tensor, " Q"], Int64[Tensor, " M"]]:
     """Sample queries from every sixth track, and keys from the other tracks: at most 1,000 and 5,000."""
-    draws = seeded(seed)
+    generator = seeded(seed)
     tracks = torch.arange(len(images)) if images.tracks is None else images.tracks
     names, owner = tracks.unique(return_inverse=True)
-    position = torch.randperm(len(names), generator=draws)[owner]
-    order = torch.randperm(len(tracks), generator=draws)
+    position = torch.randperm(len(names), generator=generator)[owner]
+    order = torch.randperm(len(tracks), generator=generator)
     is_query = position[order] < len(names) // 6
     return order[is_query][:1000], order[~is_query][:5000]

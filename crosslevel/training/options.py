@@ -1,4 +1,4 @@
-"""The settings of a training, in groups; what is left open is chosen in one place, `plan.settle`."""
+"""The settings of a training, in groups; open settings are chosen by `plan.settle`."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def figures_every(epochs: float, requested: int | None) -> int:
 def tree(
     data: Data, steps: Resolved, runtime: Runtime, logging: Logging, components: Components, share_hidden: bool
 ) -> dict[str, Any]:
-    """All settings of a run as the command line has them, with what was chosen: enough to repeat it."""
+    """All settings of a run in the form of the command line, including the chosen ones: enough to repeat it."""
     return {
         "images": data.images.absolute().text,
         **{name: components.settings[name] for name in ("encoder", "cld", "gh", "views", "method")},

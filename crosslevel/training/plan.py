@@ -1,4 +1,4 @@
-"""How long, in which batches and steps: what is given, and by the rules of `defaults` what is not."""
+"""The length, batches and steps of a training: given, or chosen by the rules of `defaults`."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import UserError
 
 MEASURED = "CROSSLEVEL_IMAGES_A_SECOND"
-"""What the first process of a distributed run measured; the others, which it starts later, need the same."""
+"""The first process's measurement in a distributed run; the others, which it starts later, need the same value."""
 
 MEASURED_WITH = 128  # images a step
-TIMED, ENOUGH = 10, 5.0  # steps, and seconds after which fewer do
+TIMED, ENOUGH = 10, 5.0  # steps, and seconds after which fewer suffice
 
 
 class Choices:
@@ -40,7 +40,7 @@ class Choices:
         self.choices: list[defaults.Choice] = []
 
     def __call__(self, value: Any, choice: defaults.Choice) -> Any:
-        """Return ``value``, or else the rule's choice, which is noted."""
+        """Return ``value`` if given, or the rule's choice, which is recorded."""
         if value is not None:
             return value
         self.choices.append(choice)
@@ -48,7 +48,7 @@ class Choices:
 
 
 class Plan(NamedTuple):
-    """The batches and steps of a training; ``choices``: what rules gave, each with its reason."""
+    """The batches and steps of a training; ``choices``: those of the rules, each with its reason."""
 
     batches: Batches
     optimization: Resolved
@@ -65,14 +65,14 @@ def settle(
     runtime: Runtime,
     epoch_size: int | None = None,
 ) -> Plan:
-    """Choose what was left open, by what is known before the training; check that everything fits.
+    """Choose the open settings from what is known before the training; check that everything fits.
 
     Args:
-        components: the networks and losses; what a method leaves open until the number of steps is known is set.
-        requested: what was given.
+        components: the networks and losses; a method's settings that depend on the number of steps are set here.
+        requested: the given settings.
         feed: the images.
-        batches_of_size: makes the batches, for so many images on each device.
-        runtime: where it runs.
+        batches_of_size: makes the batches, by the number of images on each device.
+        runtime: hardware and processes.
         epoch_size: images that count as an epoch of a stream.
 
     Raises:
@@ -112,7 +112,7 @@ def settle(
 
 
 def _crops(components: Components, rules: Choices) -> None:
-    """How views are drawn, where no preset is given: all but what hangs on the number of epochs."""
+    """Set the views, if no preset is given, except what depends on the number of epochs."""
     views = components.views
     preset = rules(None, defaults.preset(views.size))
     small = views.size <= defaults.LARGE_VIEW
@@ -120,7 +120,7 @@ def _crops(components: Components, rules: Choices) -> None:
 
 
 def _flips(components: Components, rules: Choices, epochs: float) -> None:
-    """Whether views are mirrored, by the number of epochs."""
+    """Set whether views are mirrored, by the number of epochs."""
     views = components.views
     if views.size <= defaults.LARGE_VIEW:
         views.choose(views.preset, flip=rules(views.arguments()["flip"], defaults.flip(epochs)))
@@ -130,7 +130,7 @@ def _flips(components: Components, rules: Choices, epochs: float) -> None:
 def _rates(
     components: Components, requested: Optimization, rules: Choices, epochs: float, size: int, batch: int
 ) -> Resolved:
-    """The optimizer and its rates; a choice that is the usual one (SGD, a rate of 1) is not listed."""
+    """The optimizer and its rates; default choices (SGD, a rate of 1) are not listed."""
     started, modern = components.encoder.started, is_modern(components.encoder.architecture)
     preferred = components.method.usual_optimizer
     note = rules if modern or preferred != "sgd" else Choices()
@@ -149,7 +149,7 @@ def _rates(
 
 
 def _complete(components: Components, rules: Choices, choices: Mapping[str, Callable[[], defaults.Choice]]) -> None:
-    """Fill in the method's open settings once these numbers are known, in the tree of settings too."""
+    """Complete the method's open settings with these numbers, in the tree of settings too."""
     for name, choice in choices.items():
         if name in components.method.open_settings():
             value = components.settings["method"]["init_args"][name] = rules(None, choice())
@@ -157,7 +157,7 @@ def _complete(components: Components, rules: Choices, choices: Mapping[str, Call
 
 
 def _time(components: Components, rules: Choices, epochs: float) -> None:
-    """The periods of schedules that were left open."""
+    """Choose the open periods of schedules."""
     branches = (
         ("method", components.method, components.settings["method"]["init_args"]),
         ("cld", components.cld, components.settings["cld"]),
@@ -194,8 +194,8 @@ def seconds_a_step(
 ) -> float:
     """Median seconds of reading a batch, drawing its views, and a step of a copy of the encoder on all of them.
 
-    The encoder stays as it is, and so does the state of torch's random numbers. Heads, losses and memories are not
-    measured: beside an encoder they are little. The median of the steps, so that a stall of the machine does not count.
+    The encoder and the state of torch's random numbers are not changed. Heads, losses and memories are not measured:
+    beside an encoder they are small. The median ignores a stall of the machine.
     """
     with torch.random.fork_rng(devices=[]):
         network = copy.deepcopy(encoder).train().to(hardware.device).to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""What a run's page shows: curves, the groups that CLD found, neighbours, a map of the features."""
+"""The page of a run: curves, CLD's groups, neighbours, a map of the features."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from crosslevel.data.subsets.select import sample, take
 from crosslevel.features.extract import extract
 from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run
-from crosslevel.training.inputs import LOOKED_AT, counted
+from crosslevel.training.inputs import STREAM_SAMPLE, counted
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import SourceError
 from crosslevel.utils.rng import seeded
 
-SHOWN = 1500  # images on the map: t-SNE of them takes seconds
-BATCH = 256  # images that CLD's groups are shown for, as in training
+MAPPED = 1500  # images on the map: t-SNE of them takes seconds
+BATCH = 256  # images for which CLD's groups are shown, as many as in a training step
 
 
 def write(
@@ -40,7 +40,7 @@ def write(
     following: list[str],
     verdict: str = "",
 ) -> None:
-    """The run's page: the verdict, warnings, curves, what the encoder sees in some images, ``following`` commands."""
+    """Write the run's page: the verdict, warnings, curves, features of some images, and the ``following`` commands."""
     blocks = [
         *warning_blocks(run.path),
         *curve_blocks({"run": run.path}),
@@ -56,7 +56,7 @@ def _sampled_blocks(
     encoder: Encoder, cld: CrossLevel | None, source: Images | ImageStream, hardware: Hardware, seed: int
 ) -> list[report.Block]:
     try:
-        subset = source.sample(LOOKED_AT) if isinstance(source, ImageStream) else source
+        subset = source.sample(STREAM_SAMPLE) if isinstance(source, ImageStream) else source
     except SourceError as error:
         warnings.warn(f"report.html goes without pictures: {error}", stacklevel=2)
         return []
@@ -117,14 +117,14 @@ def feature_blocks(
     encoder: Encoder, cld: CrossLevel | None, images: Images, hardware: Hardware, seed: int = 0
 ) -> list[report.Block]:
     """Groups, neighbours and map of a random sample of ``images``."""
-    draws = seeded(seed)
-    indices = sample(images, SHOWN, draws)
+    generator = seeded(seed)
+    indices = sample(images, MAPPED, generator)
     packed = pack(take(images, indices), encoder.view.size, bad=BadFiles())
     features = extract(encoder, packed, hardware=hardware).features
     blocks, files = [], files_of(packed)
     if cld is not None:
-        blocks.append(_groups(cld, packed, features, draws, files))
-    queries = torch.randperm(len(packed), generator=draws)[:8].tolist()
+        blocks.append(_groups(cld, packed, features, generator, files))
+    queries = torch.randperm(len(packed), generator=generator)[:8].tolist()
     tracks = _tracks(images, indices) if len(packed) == len(indices) else None
     rows = report.neighbour_rows(
         packed.data, features, queries, labels=packed.labels, classes=packed.classes, exclude=tracks,
@@ -150,10 +150,10 @@ def _groups(
     cld: CrossLevel,
     images: InMemoryImages,
     features: Tensor,
-    draws: torch.Generator,
+    generator: torch.Generator,
     files: list[tuple[str, str | None]],
 ) -> report.Block:
-    batch = torch.randperm(len(images), generator=draws)[:BATCH].sort().values
+    batch = torch.randperm(len(images), generator=generator)[:BATCH].sort().values
     device = next(cld.parameters()).device
     with torch.no_grad():
         z = cld.project(features[batch].to(device))

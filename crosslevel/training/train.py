@@ -107,10 +107,10 @@ def train(
             Distill; --method.help MoCo lists its settings.
         run: the run's folder, which may be in an object store (s3://bucket/runs/photos); runs/ and a name made of
             source and method unless given.
-        epochs: passes over the images, or a part of one; chosen by their number unless given (as is all that has no
-            default here: the first lines say what was chosen and why, and so does config.yaml).
-        minutes: in place of epochs, how long the training may take; a few steps on this machine tell how many epochs
-            that is.
+        epochs: passes over the images, or a part of one; chosen by their number unless given. All settings without a
+            default here are chosen: the first lines and config.yaml say what was chosen, and why.
+        minutes: in place of epochs, how long the training may take; a few measured steps on this machine give the
+            number of epochs.
         epoch_size: images that count as an epoch of a stream, which has no known number of images.
         batch_size: images a step, on each device; at most 256, fewer of a small collection, unless given.
         optimizer: sgd (momentum 0.9), adamw or lars; adamw for ViTs, ConvNeXts and the like, else lars for VICReg and
@@ -123,20 +123,19 @@ def train(
         devices: how many of them on each machine; several train distributed.
         nodes: machines, each with one such command, which find each other by SLURM's variables, or by NODE_RANK,
             MASTER_ADDR and MASTER_PORT; under torchrun leave both out. Name the run (--run), on a disk that all share.
-        strategy: of several devices: ddp has the whole model on each; fsdp (FSDP2) a part of the encoder's weights,
-            gradients and optimizer state on each, for one that does not fit, with checkpoints in parts. The losses are
-            the same.
+        strategy: for several devices: ddp has the whole model on each; fsdp (FSDP2) has a part of the encoder's
+            weights, gradients and optimizer state on each, for an encoder that does not fit, with sharded checkpoints.
+            The losses are the same.
         launcher: ray has a Ray cluster (RAY_ADDRESS, or this machine) start the commands of all machines, and all of
-            them again from the last checkpoint when one is lost. Name the run (--run); run and images lie where all
-            machines find them.
-        max_failures: how often the launcher starts it again.
-        share_hidden: the instance and the group head, both MLPs, have their hidden layer in common, as in the ImageNet
-            recipes.
+            them again from the last checkpoint when one is lost. Name the run (--run); all machines must be able to
+            reach run and images.
+        max_failures: the most restarts by the launcher.
+        share_hidden: the instance and the group head, both MLPs, share their hidden layer, as in the ImageNet recipes.
         sync_batchnorm: normalize over the batches of all devices.
         precision: auto takes bfloat16 where the hardware computes it.
-        compile: off, until a GPU has shown that nothing changes; auto makes the step one CUDA graph, with a compiled
-            encoder, on one CUDA device in a run that is long enough to pay for it; on compiles in any case (on a CPU
-            the encoder).
+        compile: off by default, until tests on a GPU have shown equal results; auto makes the step one CUDA graph, with
+            a compiled encoder, on one CUDA device in a run that is long enough to pay for it; on compiles in any case
+            (on a CPU the encoder).
         workers: processes that decode images larger than a view; one a core that this process may use, at most 8,
             unless given.
         memory: gigabytes that decoded images may take; more are decoded anew in each epoch.
@@ -144,8 +143,8 @@ def train(
         track_positives: probability that the second view of an image is drawn from another image of its track
             (Pantazis et al. 2021); videos, turntable and @repeat have tracks, @bursts makes some of folders or of a
             duplicates.csv.
-        hold_out: images that are not trained on, to judge the features by at the end; unless given, a twentieth, at
-            most 500, of 1,000 images or more without labels, else none. Tracks stay together.
+        hold_out: images that are not trained on, to evaluate the features at the end. Unless given, a twentieth, at
+            most 500, if there are 1,000 images or more without labels, else none. Tracks stay together.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
         seed: of everything random: the same seed gives the same run.
@@ -163,19 +162,19 @@ def train(
         encoder_rate: the encoder's share of the learning rate; 0.1 where it starts from weights, else 1, unless given.
         layer_decay: each layer's learning rate as a share of that of the layer above it; 0.75 for a ViT or ConvNeXt
             that starts from weights, else 1, unless given.
-        stop_fall: an encoder that starts from weights is left as it was at its best, and the training ends, when the
-            monitor's figure falls clearly below that of the start.
-        logger: where figures go beside metrics.csv: tensorboard, wandb or mlflow, or several joined by commas; csv for
-            metrics.csv alone. TensorBoard where it is installed, unless given.
-        watch: what is trained on, and what is measured in place of kNN accuracies; no option.
+        stop_fall: for an encoder that starts from weights: when the monitor's figure falls clearly below that of the
+            start, the training ends with the best encoder so far.
+        logger: loggers beside metrics.csv: tensorboard, wandb or mlflow, or several joined by commas; csv for
+            metrics.csv alone. Unless given, TensorBoard if it is installed.
+        watch: another program that chooses the training images and measures in place of the monitor; no option.
         loggers: further loggers, objects with Lightning's ``log_metrics``, ``log_hyperparams`` and ``finalize``; no
             option.
         callbacks: objects of which ``on_train_start(run, module)``, ``on_log(step, figures, module)`` and
             ``on_train_end(run, module)`` are called where they have them; no option.
 
-    From Python, ``encoder``, ``cld``, ``gh`` and ``views`` are what makes these parts, such as
-    ``functools.partial(Encoder, "resnet50")``, so that ``seed`` decides their first weights; a part itself is taken as
-    it is, and copied.
+    From Python, ``encoder``, ``cld``, ``gh`` and ``views`` are factories of these parts, such as
+    ``functools.partial(Encoder, "resnet50")``, so that ``seed`` determines their initial weights; a part itself is
+    copied with its weights.
 
     Returns:
         the run's folder.
@@ -183,7 +182,7 @@ def train(
     Raises:
         Interrupted: a signal ended the run; it is saved, and can be resumed.
         NotFinite: the loss is no longer a number.
-        ValueError: settings or images that do not fit, with what to change.
+        ValueError: settings or images do not fit; the message says what to change.
         OSError: something cannot be read or written.
 
     """
@@ -225,10 +224,10 @@ def train(
 
 
 def _begin(job: Job, folder: Run) -> Unreadable:
-    """Say what is going to happen, and note in a new run's folder what it begins with.
+    """Print what the training will do, and record in a new run's folder what it begins with.
 
     Raises:
-        UserError: a run that goes on with other images, where that cannot be.
+        UserError: a continued run has other images, and its method does not allow that.
 
     """
     if job.resumed:
@@ -243,7 +242,7 @@ def _begin(job: Job, folder: Run) -> Unreadable:
 
 
 def _learn(job: Job, folder: Run, unreadable: Unreadable, loggers: Loggers, callbacks: Sequence[Any]) -> Outcome:
-    """All the steps."""
+    """Run all the steps."""
     runtime, logging, module = job.runtime, job.logging, _module(job)
 
     def saved() -> None:
@@ -269,7 +268,7 @@ def _learn(job: Job, folder: Run, unreadable: Unreadable, loggers: Loggers, call
 
 
 def _send(job: Job, folder: Run) -> None:
-    """Bring a checkpoint to the object store, where the run lies in one; where it fails, the next one tries again."""
+    """Send a checkpoint to the object store, if the run lies in one; after a failure, the next one tries again."""
     try:
         folder.send()
     except MachineError as error:

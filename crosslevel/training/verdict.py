@@ -1,4 +1,4 @@
-"""What a training was worth: its features beside raw pixels and beside the same network untrained."""
+"""The verdict on a training: its features compared with raw pixels and with the same network untrained."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from crosslevel.features.extract import extract, pixels
 from crosslevel.metrics.label_free import retrieval_ranks
 from crosslevel.models.copies import frozen, untrained
 from crosslevel.models.encoder import Encoder
-from crosslevel.training.monitor import PIXELS, PROBED, labelled_split, told_apart
+from crosslevel.training.monitor import PIXELS, PROBED, labelled_split, tracks_for_scores
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.rng import seeded
 
-LEAST = 40  # images: fewer tell nothing
+LEAST = 40  # images: fewer give no verdict
 
 
 class Verdict(NamedTuple):
-    """Which of some images each kind of features gets right (N,), and in words what right is.
+    """For each kind of features, which of N images it gets right, and a description of what right means.
 
-    ``start`` is of the weights that the training began with, where it did.
+    ``start`` has those of the weights that the training began with, if any.
     """
 
     trained: Bool[Tensor, " N"]
@@ -39,7 +39,7 @@ class Verdict(NamedTuple):
     start: Bool[Tensor, " N"] | None = None
 
     def line(self) -> str:
-        """One line: the three shares, whether the training is clearly better than both, and what to do if not."""
+        """One line: the shares, whether the training is clearly better than both others, and advice if not."""
         finding, advice = self._finding()
         return f"{self._shares()}: the training {finding}{advice and ': ' + advice}"
 
@@ -64,7 +64,8 @@ class Verdict(NamedTuple):
     def _finding(self) -> tuple[str, str]:
         """The finding about the training, and the advice.
 
-        Clearly: the mean difference, image by image, from the better one exceeds 1.96 of its standard errors.
+        Clearly better means: the mean difference, image by image, from the better baseline exceeds 1.96 standard
+        errors.
         """
         baselines = [("raw pixels", self.pixels), ("the untrained network", self.untrained)]
         baselines += [] if self.start is None else [("the weights that it began with", self.start)]
@@ -91,16 +92,16 @@ def verdict(
     held_out_images: Images | None = None,
     start: Encoder | None = None,
 ) -> Verdict | None:
-    """Compare the features: kNN by the source's labels, or else whether an image's other view is its nearest.
+    """Compare the features by kNN with the source's labels, or by whether an image's other view is the nearest.
 
     Args:
         encoder: the trained one.
         source: the images that were trained on; their labels were not.
-        hardware: where it runs.
-        seed: of the untrained network, and of which images are judged.
-        held_out_images: what is judged where there are no labels; unless given, some of the images that were trained
-            on are, and the line says so.
-        start: the encoder as the training found it.
+        hardware: device and precision.
+        seed: of the untrained network, and of the sample of images.
+        held_out_images: the images to evaluate without labels; unless given, some of the training images are used, and
+            the line says so.
+        start: the encoder before the training.
 
     Returns:
         None for too few images.
@@ -134,13 +135,13 @@ def _by_views(encoders: list[Encoder], source: Images, hardware: Hardware, seed:
     part = pack(take(source, indices), size, bad=BadFiles())
     if len(part) < LEAST:
         return None
-    tracks = told_apart(part)
+    tracks = tracks_for_scores(part)
     views = Views("cifar", size, mean=view.mean, std=view.std).to(hardware.device)
 
     def right(network: Callable[[Tensor], Tensor]) -> Tensor:
-        draws, features = seeded(seed), []
+        generator, features = seeded(seed), []
         for chunk in part.data.split(256):
-            pair = views(chunk.to(hardware.device), draws)
+            pair = views(chunk.to(hardware.device), generator)
             with hardware.autocast():
                 features.append([network(v.contiguous(memory_format=torch.channels_last)).float().cpu() for v in pair])
         a, b = (torch.cat(side) for side in zip(*features, strict=True))

@@ -1,9 +1,8 @@
 """Image operations on a whole batch, each image with parameters of its own, equal to torchvision's.
 
 Images are float (B, C, H, W) with values in [0, 1], contiguous by channel; a parameter is a (B,) tensor on
-the images' device. What has to do with hue and saturation takes red, green and blue alone (C = 3); what goes by
-brightness takes the mean of other channels. No function loops over images, reads a value back from the device, or
-changes its input.
+the images' device. Functions for hue and saturation take only red, green and blue (C = 3); for other channels,
+brightness is their mean. No function loops over images, reads a value back from the device, or changes its input.
 Matrix products run in the precision that torch is set to: with TF32 allowed, values are off by up to 1e-3.
 """
 
@@ -79,7 +78,7 @@ def adjust_saturation(x: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]) 
 
 
 def adjust_hue(x: Float[Tensor, "B 3 H W"], shift: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
-    """Hue turned by ``shift``, in [-0.5, 0.5] of the whole circle; HSV saturation and value stay."""
+    """Hue turned by ``shift``, in [-0.5, 0.5] of the circle; saturation and value (HSV) stay."""
     thirds = torch.round(3 * shift)
     return rotate_hue_(_permute_channels(x, thirds.to(torch.int64)), 6 * shift - 2 * thirds)
 
@@ -152,8 +151,8 @@ def mixing(
 ) -> tuple[Float[Tensor, "*n C C"], Float[Tensor, "*n C"]]:
     """``identity`` x + ``gray`` gray(x) + ``mean`` mean(gray(x)), as the arguments of ``mix_colors``.
 
-    Brightness, contrast and saturation are all of this form, so that one kernel does them for a batch in
-    which each image is at another one.
+    Brightness, contrast and saturation are all of this form, so that one kernel handles a batch whose images need
+    different operations.
     """
     weights = LUMA if channels == len(LUMA) else (1 / channels,) * channels
     luma = torch.cat([identity.new_full((1,), weight) for weight in weights])  # no copy from the host

@@ -1,4 +1,4 @@
-"""A batch in parts that a CPU finds in its cache, cut as the draws have it; `masked` is the way of other devices."""
+"""Views of a batch in parts that fit into a CPU's cache, by their random parameters; `masked` is for other devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from crosslevel.transforms import functional as op
 from crosslevel.transforms import randaugment
 from crosslevel.transforms.parameters import CONTRAST, HUE, SATURATION, Augment, Draw
 
-# Two megabytes of float32: the operations of a chunk then find it in the cache, not in memory.
+# Two megabytes of float32: a chunk then stays in the cache during its operations.
 _CHUNK = 2**19
 
 
@@ -23,10 +23,10 @@ _CHUNK = 2**19
 class Part:
     """Images of a batch with their parameters, those with colour jitter first.
 
-    Among the jittered images, those that change hue last come first: ``later[r]`` is how many of them apply at least
+    Among the jittered images, those that change hue last come first: ``later[r]`` counts the images that apply at least
     ``r`` other colour operations before hue, so that ``later[0]`` is the number of jittered images. ``index`` are the
-    images' places in the batch; ``operations`` (RandAugment's), ``grayscale``, ``blur``, ``solarize`` and ``erase`` are
-    places in the part.
+    images' indices in the batch; ``operations`` (RandAugment's), ``grayscale``, ``blur``, ``solarize`` and ``erase``
+    are indices in the part.
     """
 
     later: list[int]
@@ -46,7 +46,7 @@ class Part:
     erase_boxes: Float[Tensor, "n 4"]
 
     def change_colors(self, x: Float[Tensor, "n C H W"], augment: Augment) -> Float[Tensor, "n C H W"]:
-        """The four jitter operations, in each image's own order: what comes before hue, hue, what comes after."""
+        """The four jitter operations, in each image's own order: those before hue, hue, those after."""
         jittered = self.later[0]
         for step in range(3):
             x = self._mixed(x, step, 0, self.later[step + 1])
@@ -59,7 +59,7 @@ class Part:
         return x
 
     def _mixed(self, x: Float[Tensor, "n C H W"], step: int, start: int, stop: int) -> Float[Tensor, "n C H W"]:
-        """Brightness, contrast or saturation of images ``start`` to ``stop``, whichever comes as number ``step``."""
+        """Operation number ``step`` (brightness, contrast or saturation) of the images ``start`` to ``stop``."""
         if start == stop:
             return x
         span = slice(start, stop)
@@ -78,7 +78,7 @@ class Part:
 
 
 def _replaced(x: Tensor, start: int, stop: int, part: Tensor) -> Tensor:
-    """``x`` with ``part`` in its rows from ``start`` to ``stop``: no copy where these are all."""
+    """``x`` with its rows ``start`` to ``stop`` replaced by ``part``; without a copy if these are all rows."""
     if stop - start == len(x):
         return part
     x[start:stop] = part
@@ -123,9 +123,9 @@ def chunk_length(images: UInt8[Tensor, "B *V C H W"], size: int) -> int:
 
 
 def divided(parameters: Draw, most: int, channels: int = 3) -> Iterator[Part]:
-    """The batch of images of so many channels, sorted by when hue comes, in parts of at most ``most`` images.
+    """Divide a batch, sorted by the position of hue in the order, into parts of at most ``most`` images.
 
-    In a part hue comes at the same time for all images, so that none is copied for an operation.
+    In a part, hue has the same position for all images, so that no image is copied for an operation.
     """
     hue_round = (parameters.order == HUE).int().argmax(dim=1)
     rank = torch.where(parameters.jitter, 3 - hue_round, 4)

@@ -1,4 +1,4 @@
-"""Which of a batch's views are large, small or plain, and where each one's crop lies."""
+"""The layout of a batch's views: which are large, small or plain, and where each crop is stored."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 class Layout:
     """``count`` views: large ones first, then the ``small`` ones, then the ``plain`` ones, which are large as well.
 
-    As crops, each large one has a picture of its own; small ones lie side by side in as few as they fit in, at the end.
+    When crops are stored, each large one has its own picture; small ones share as few pictures as possible, at the end.
 
     Attributes:
         count: all views.
         small: how many of them are small.
         plain: how many are plain.
         size: height and width of a large one in pixels.
-        small_side: of a small one, at most as much.
+        small_side: height and width of a small one, at most as large.
 
     """
 
@@ -39,7 +39,7 @@ class Layout:
         return self.count - self.plain - self.small <= view < self.count - self.plain
 
     def is_plain(self, view: int) -> bool:
-        """Whether a view's colours stay."""
+        """Whether a view keeps its colours."""
         return view >= self.count - self.plain
 
     def side(self, view: int) -> int:
@@ -51,7 +51,7 @@ class Layout:
         return self._slot(view)[0]
 
     def room(self, crops: Shaped[Tensor, "*B V C size size"], view: int) -> Shaped[Tensor, "*B C s s"]:
-        """A view's place in the pictures."""
+        """A view's location in the pictures."""
         picture, top, left = self._slot(view)
         side = self.side(view)
         return crops[..., picture, :, top : top + side, left : left + side]

@@ -1,7 +1,7 @@
-"""Views of a whole batch with fixed shapes: every operation is done to all images and kept where it was drawn.
+"""Views of a whole batch with fixed shapes: every operation is applied to all images, and selected by a mask.
 
-The way of a device that should be told everything in advance, as a GPU: nothing is decided by a value, so that no step
-waits and the whole can be captured. The views are those of `grouped`, to rounding.
+This suits a GPU: no decision depends on a value on the device, so that nothing waits for it and the whole can be
+captured. The views equal those of `grouped`, up to rounding.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def view(
 
     Args:
         images: whole, or crops of ``size`` pixels.
-        cropped: whether they are.
+        cropped: whether they are crops.
         parameters: the parameters, on the images' device.
-        augment: which operations there are at all.
+        augment: the settings, which say which operations occur at all.
         size: height and width of a view.
         mean: of the channels, which normalization subtracts; RandAugment fills with it.
         std: what normalization divides by.

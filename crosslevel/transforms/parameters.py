@@ -1,4 +1,4 @@
-"""What is random in a view: the settings of an augmentation, and one draw of its parameters per image."""
+"""The random parameters of views: the settings of an augmentation, and one draw for each image."""
 
 from __future__ import annotations
 
@@ -151,8 +151,8 @@ def draw(
 ) -> Draw:
     """Parameters of a view of (size, size) pixels for ``count`` images of (height, width), independent.
 
-    From a generator every call takes the same number of random numbers for each N of RandAugment, whatever the other
-    settings. From an image's words each parameter takes its own, and nothing waits for their device.
+    With a generator, every call uses the same number of random numbers for each N of RandAugment, whatever the other
+    settings. With an image's words, each parameter has its own word, and nothing waits for the device.
     """
     numbers: Numbers = generator if isinstance(generator, Words) else InTurn(count, generator)
     flip, jitter, grayscale, blur, solarize, erase = numbers.uniform(CHANCE, 6).unbind(1)
@@ -171,7 +171,7 @@ def draw(
         levels=levels,
         solarize=solarize < augment.solarize,
         erase=erase < augment.erase,
-        # From a generator in any case: what is drawn next shall not depend on it.
+        # Drawn in any case, so that the generator's later numbers do not depend on this setting.
         erase_boxes=_erase_boxes(numbers, count, size, augment.erase > 0, flip.device),
     )
 
@@ -203,7 +203,7 @@ def _boxes(augment: Augment, chance: Float64[Tensor, "B 2*tries+2"], height: int
 def _placed(
     rows: Float64[Tensor, " B"], columns: Float64[Tensor, " B"], height: int, width: int, chance: Tensor
 ) -> Float[Tensor, "B 4"]:
-    """Boxes of this size, somewhere in the picture."""
+    """Boxes of this size at random positions in the picture."""
     bottom, right = height - rows, width - columns
     top = ((bottom + 1) * chance[:, -2]).floor().minimum(bottom)
     left = ((right + 1) * chance[:, -1]).floor().minimum(right)
@@ -267,7 +267,7 @@ def _first_that_fits(
 ) -> tuple[Float64[Tensor, " B"], Float64[Tensor, " B"], Bool[Tensor, " B"]]:
     """The first of the sampled box heights and widths, in whole pixels, that fit; and whether any does.
 
-    Most often it is the very first: on a CPU the rest are computed for the other images only.
+    Usually the very first fits: on a CPU, the rest are computed for the other images only.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
 
@@ -300,7 +300,7 @@ def _factors(augment: Augment, chance: Float[Tensor, "B 4"]) -> Float[Tensor, "B
 
 
 def for_its_cache(device: torch.device) -> bool:
-    """Whether a device is best given small pieces, cut as the draws have it; elsewhere nothing waits for the draws."""
+    """Whether a device works best on small parts divided by the random parameters; others use fixed shapes."""
     return device.type == "cpu" if _pieces is None else _pieces
 
 
@@ -309,7 +309,7 @@ _pieces: bool | None = None
 
 @contextmanager
 def in_pieces(enabled: bool) -> Iterator[None]:
-    """While the block runs, views are made in small pieces on every device, or with fixed shapes on every device."""
+    """While the block runs, make views in small parts on every device, or with fixed shapes on every device."""
     global _pieces  # noqa: PLW0603
     before, _pieces = _pieces, enabled
     try:

@@ -1,8 +1,8 @@
-"""Random numbers as a function of what they are for, on any device: Philox4x32-10 in tensor operations.
+"""Counter-based random numbers on any device: Philox4x32-10 in tensor operations.
 
 A counter-based generator (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) has no
-state: the numbers of image i in step n are a function of (seed, n, i), whoever asks, for however many images, on
-whichever device. Nothing waits for the host, so that it can be a part of a captured step.
+state: the numbers of image i in step n are a function of (seed, n, i), for any number of images, on any device. Nothing
+waits for the host, so that it can be a part of a captured step.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Counted:
 
     Attributes:
         seed: of the run, 64 bits.
-        step: which step, below 2^32; a tensor on the images' device where the step is captured.
-        index: which images of the source, (B,); they decide, not their places in the batch.
+        step: number of the step, below 2^32; a tensor on the images' device if the step is captured.
+        index: the images' indices in the source, (B,); the numbers do not depend on positions in the batch.
 
     """
 
@@ -57,7 +57,7 @@ class Counted:
     def words(self, streams: Sequence[int], count: int, device: torch.device) -> Int64[Tensor, "S B count"]:
         """``count`` words of 32 bits for each image; each stream, a number below 2^16, has others.
 
-        All are drawn in one go: on a CPU, too, little numbers cost less than the operations that draw them.
+        All are drawn in one call: the operations cost more than the numbers, also on a CPU.
         """
         index = self.index.to(device).view(1, -1, 1)
         block = torch.arange(-(-count // 4), device=device)

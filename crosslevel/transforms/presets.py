@@ -33,28 +33,28 @@ PRESETS: dict[str, tuple[Augment, ...]] = {
     "swav": (Augment(scale=(0.14, 1.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5),),
     "none": (Augment(crop=False, flip=0.0, jitter=0.0, grayscale=0.0),),
 }
-"""What one view, or several different views in turn, of a published method look like."""
+"""The augmentation of each published method: of all views, or of several different views in turn."""
 
 PLAIN = Augment(scale=(0.6, 1.0), jitter=0.0, grayscale=0.0)
-"""A view whose colours stay: of it a jigsaw is cut (Misra and van der Maaten 2020)."""
+"""A view that keeps its colours, for a jigsaw (Misra and van der Maaten 2020)."""
 
 SMALL = {"dino": replace(_BYOL, blur=0.5)}
-"""What a small crop's colours are like, where they are not those of the preset's first view."""
+"""The augmentation of small crops, for presets where it differs from that of the first view."""
 
 COLOURS = ("saturation", "hue", "grayscale", "randaugment")
-"""Settings that mean something for red, green and blue alone."""
+"""Settings that only apply to red, green and blue."""
 
 SMALL_SIDE = 3 / 7
-"""Of a small crop beside a large one, both in pixels: 96 of 224 in SwAV and DINO."""
+"""The side of a small crop, as a share of a large one's: 96 of 224 in SwAV and DINO."""
 
 SMALL_AREA = (0.05, 0.14)
-"""Of a small crop, as a share of the image: it ends where the area of the large ones begins, at 0.14 in SwAV, 0.4 in
-DINO; but at 0.14 at the least, since less would be a few pixels.
+"""The area of a small crop, as a share of the image. It ends where the area of large crops begins, at 0.14 in SwAV and
+0.4 in DINO, but not below 0.14, which would be a few pixels.
 """
 
 
 def small_of(preset: str, area: tuple[float, float]) -> Augment:
-    """A small crop beside large ones of ``area``: smallest and largest, as a share of the image."""
+    """The smallest and largest area of small crops, as shares of the image, beside large crops of ``area``."""
     low, high = SMALL_AREA
     return replace(SMALL.get(preset, PRESETS[preset][0]), scale=(low, max(high, area[0])))
 
@@ -66,10 +66,10 @@ def uncoloured(augment: Augment) -> Augment:
 
 
 def refuse_colours(settings: Mapping[str, Any], channels: int) -> None:
-    """Refuse settings that images of ``channels`` other than three have nothing for.
+    """Refuse settings that need three channels, for images of other ``channels``.
 
     Raises:
-        UserError: one was given.
+        UserError: such a setting was given.
 
     """
     for name in COLOURS:
@@ -83,10 +83,10 @@ def refuse_colours(settings: Mapping[str, Any], channels: int) -> None:
 def completed(
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel: of what was not given the usual ones, or for other channels their mean.
+    """Mean and deviation of each channel; unless given, the usual ones, or for other channels than three their average.
 
     Raises:
-        UserError: two that are of different numbers of channels.
+        UserError: both are given, for different numbers of channels.
 
     """
     channels = len(mean or std or MEAN)

@@ -19,13 +19,13 @@ from torchvision.transforms.v2 import functional as torchvision
 from crosslevel.transforms import functional as op
 
 SKIP = -1
-"""In place of an operation's number: nothing happens."""
+"""The number for no operation."""
 
 NOISE = 0.05
 """Standard deviation of a level around the magnitude (0.5 of 10 in the authors' code)."""
 
 SHEAR, SHIFT, TURN, ADD = 0.3, 0.45, 30.0, 110 / 255
-"""What level 1 means: shear, share of the side, degrees, and what solarize-add adds."""
+"""The meaning of level 1: shear, share of the side, degrees, and the value that solarize-add adds."""
 
 
 def draw_operations(
@@ -36,7 +36,7 @@ def draw_operations(
     Args:
         count: B.
         layers: N, operations an image.
-        magnitude: mean of the level's size, in [0, 1]; what noise takes beyond 1 or below 0 is cut.
+        magnitude: mean of the level's size, in [0, 1]; with noise, it is clipped to [0, 1].
         generator: a CPU generator; None takes torch's own.
 
     """
@@ -53,7 +53,7 @@ def operations_of(
     noise: Int64[Tensor, "B N"],
     magnitude: float,
 ) -> tuple[Int64[Tensor, "B N"], Float[Tensor, "B N"]]:
-    """`draw_operations` of given random words of 32 bits, on their device: which, whether, the sign, and the noise."""
+    """`draw_operations` from random words of 32 bits, on their device: operation, whether it is used, sign, noise."""
     number = (kind * len(OPERATIONS)) >> 32
     normal = torch.special.ndtri((noise.double() + 0.5) * 2.0**-32).float()
     level = (magnitude + NOISE * normal).clamp(0, 1)
@@ -71,7 +71,7 @@ def rows_by_operation(kind: Int64[Tensor, "B N"]) -> Iterator[Int64[Tensor, " n"
 def apply_everywhere(
     x: Float[Tensor, "B 3 H W"], kind: Int64[Tensor, "B N"], level: Float[Tensor, "B N"], fill: Float[Tensor, " 3"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """The operations ``kind`` of each image; every one is computed for all images, and kept where it was drawn."""
+    """Apply the operations ``kind`` of each image; each is computed for all images, and selected by a mask."""
     for layer, size in zip(kind.unbind(1), level.unbind(1), strict=True):
         for number, operation in enumerate(OPERATIONS):
             x = torch.where((layer == number).view(-1, 1, 1, 1), operation(x, size, fill), x)
@@ -90,7 +90,7 @@ def apply_(
         x: images.
         groups: the images of every operation of every round, on the images' device.
         level: of every image and round.
-        fill: colour of what a geometric operation moves into the picture.
+        fill: colour of the area that a geometric operation moves into the picture.
 
     """
     for number, images in enumerate(groups):
@@ -194,7 +194,8 @@ OPERATIONS: tuple[Operation, ...] = (
     autocontrast, equalize, invert, rotate, posterize, solarize, solarize_add, color, contrast, brightness, sharpness,
     shear_x, shear_y, translate_x, translate_y,
 )  # fmt: skip
-"""Of images (B, 3, H, W) in [0, 1], levels (B,) in [-1, 1] and a fill colour (3,); only geometry minds the sign."""
+"""The operations on images (B, 3, H, W) in [0, 1], levels (B,) in [-1, 1] and a fill colour (3,); only geometric ones
+use the sign."""
 
 
 def _factor(level: Tensor) -> Tensor:
@@ -215,6 +216,6 @@ def _moved(
         for row in (first, second)
     ]
     grid = F.affine_grid(torch.stack(rows, dim=1), list(x.shape), align_corners=False)
-    # Zeros are what lies outside: as differences from the fill colour they become that colour.
+    # The area outside is filled with zeros, which are differences from the fill colour here.
     level = fill.view(3, 1, 1)
     return F.grid_sample(x - level, grid, align_corners=False).add_(level)

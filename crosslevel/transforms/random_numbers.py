@@ -1,4 +1,4 @@
-"""Where the random numbers of views come from: a generator, or words that belong to each image."""
+"""The source of the random numbers of views: a generator, or words of each image."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Numbers(Protocol):
 
 
 CHANCE, FACTORS, ORDER, SIGMA, BOX, ERASE, OPERATIONS = 0, 6, 10, 14, 16, 40, 64
-"""At which word of a view the random numbers of what begin."""
+"""The offset of each parameter's words among the words of a view."""
 
 
 class InTurn(NamedTuple):
-    """Numbers from a generator on the CPU, in the order in which they are asked for."""
+    """Numbers from a generator on the CPU, in the order of the calls."""
 
     images: int
     generator: torch.Generator | None
@@ -60,7 +60,7 @@ class Words(NamedTuple):
 
     @staticmethod
     def needed(augment: Augment) -> int:
-        """How many words an image."""
+        """The number of words for each image."""
         if augment.randaugment:
             return OPERATIONS + 4 * augment.randaugment
         return OPERATIONS if augment.erase > 0 else ERASE

@@ -33,8 +33,8 @@ class Views(nn.Module):
 
     Args:
         preset: ``simclr``, ``mocov2``, ``byol``, ``infomin``, ``dino``, ``swav``, ``cifar`` or ``none`` (no randomness:
-            a centred square). Default: cifar, or what ``choose`` is told.
-        size: height and width of a view in pixels. Default: 32, or what ``adapt`` is told.
+            a centred square). Default: cifar, or the preset passed to ``choose``.
+        size: height and width of a view in pixels. Default: 32, or the size passed to ``adapt``.
         scale: smallest and largest area of the crop, as a share of the image. Default: the preset's.
         flip: probability of a horizontal flip. Default: the preset's.
         jitter: probability of the colour jitter. Default: the preset's.
@@ -50,7 +50,8 @@ class Views(nn.Module):
         solarize: probability of inverting values from 0.5 up. Default: the preset's.
         erase: probability of erasing a box. Default: the preset's.
         mean: of each channel in [0, 1], which normalization subtracts; their number is that of the channels. Default:
-            that of ImageNet, or of weights that the encoder starts from; of other channels than three the images' own.
+            that of ImageNet, or of the weights that the encoder starts from; for other channels than three, the images'
+            own.
         std: standard deviation that it divides by; likewise.
         small_size: height and width in pixels of the small crops that DINO and SwAV take beside the large ones.
             Default: 3/7 of size, as 96 of 224.
@@ -116,7 +117,7 @@ class Views(nn.Module):
         self.count, self.small, self.plain = 2, 0, 0
         self.chunk = masked.CHUNK  # floats at a time, off the CPU
         self.choose(preset or "cifar", self.chosen)
-        # What a captured step has compiled in their place.
+        # The compiled functions that a captured step uses instead.
         self.make: Callable[..., Tensor] = masked.view
         self.draw: Callable[..., Draw] = draw
         self.words: Callable[..., Tensor] = Counted.words
@@ -124,9 +125,9 @@ class Views(nn.Module):
         self.register_buffer("_std", torch.tensor(self.std), persistent=False)
 
     def choose(self, preset: str, chosen: bool = True, **instead: Any) -> None:
-        """Draw views as ``preset`` does, with ``instead`` in place of its own settings, but for what was given.
+        """Draw views as in ``preset``, with ``instead`` in place of the preset's settings; given settings stay.
 
-        ``chosen`` says whether that is settled. An unknown preset, or one that the settings do not suit, is an error.
+        ``chosen``: whether the preset is final. An unknown preset, or one that does not fit the settings, is an error.
         """
         if preset not in presets.PRESETS:
             hint = did_you_mean(preset, presets.PRESETS, cutoff=0.0)
@@ -148,15 +149,15 @@ class Views(nn.Module):
         return len(self.mean)
 
     def adapt(self, size: int) -> None:
-        """Draw views of ``size`` pixels, where the size was left open."""
+        """Draw views of ``size`` pixels, if no size was given."""
         if self._open:
             self.size, self._open = size, False
 
     def normalize_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Normalize by these, where they were left open; their number is that of the channels.
+        """Normalize by these, if none were given; their number is that of the channels.
 
         Raises:
-            UserError: those that were given are of another number, or a setting needs red, green and blue.
+            UserError: the given ones have another number of channels, or a setting needs red, green and blue.
 
         """
         mean_open, std_open = self._colours_open
@@ -168,7 +169,7 @@ class Views(nn.Module):
         self.choose(self.preset, self.chosen)
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments that build these views again; None where the preset decides."""
+        """The arguments that build these views again; None for the preset's own settings."""
         small = {"small_size": self.small_size, "small_scale": self.small_scale}
         return {
             "preset": self.preset,
@@ -196,8 +197,8 @@ class Views(nn.Module):
     ) -> list[Float[Tensor, "B C s s"]]:
         """``count`` views of every image, normalized.
 
-        A CPU takes view after view, in parts that its cache holds; elsewhere shapes are fixed, and nothing waits for
-        what was drawn. Equal draws give equal views either way.
+        A CPU computes one view after another, in parts that fit into its cache; other devices use fixed shapes, and do
+        not wait for random numbers. Equal random numbers give equal views either way.
 
         Args:
             images: whole images (B, 3, H, W), or crops of them (B, V, 3, size, size) as ``crops`` makes
@@ -220,7 +221,7 @@ class Views(nn.Module):
                 return [
                     self._in_parts(self._of_view(v, images, partners), cropped, v, s) for v, s in enumerate(sources)
                 ]
-            # All that are drawn alike are one batch: as many operations as for a single one.
+            # All views with the same settings are one batch: as many operations as for a single view.
             for _, alike in groupby(range(self.count), lambda v: (self._augment(v), self._layout.side(v))):
                 view_numbers = list(alike)
                 views += self._masked(images, partners, cropped, view_numbers, [sources[v] for v in view_numbers])
@@ -245,7 +246,7 @@ class Views(nn.Module):
         view_numbers: list[int],
         sources: list[torch.Generator | Words | None],
     ) -> list[Float[Tensor, "B C size size"]]:
-        """The views of these numbers, all drawn alike, with fixed shapes."""
+        """The views ``numbers``, all with the same settings, with fixed shapes."""
         augment, side = self._augment(view_numbers[0]), self._layout.side(view_numbers[0])
         count, (height, width) = len(images), images.shape[-2:]
         words = [source.words for source in sources if isinstance(source, Words)]
@@ -263,21 +264,21 @@ class Views(nn.Module):
             self.make(chunk, cropped, sampled.part(first, most), augment, side, self._mean, self._std)
             for first, chunk in zip(range(0, len(images), most), images.split(most), strict=True)
         ]
-        # Tensors of their own: what is done to one in place is no business of the others, nor of autograd.
+        # Separate tensors, so that an in-place operation on one does not affect the others, or autograd.
         views = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
         return [view.data for view in views.unflatten(0, (len(view_numbers), count)).unbind()]
 
     def crops(
         self, image: UInt8[Tensor, "C H W"], generator: torch.Generator | None = None
     ) -> UInt8[Tensor, "V C size size"]:
-        """The random crops of one decoded image, one a view: what a loader's worker does of a view.
+        """The random crops of one decoded image, one for each view; a loader's worker makes them.
 
         Small ones lie side by side in the last pictures (`Layout`). The same pixels as torchvision's resized_crop.
         Fastest for an image whose memory is (H, W, 3), as decoders leave it; so is the memory of the views.
         """
         height, width = image.shape[-2:]
         batch = image.unsqueeze(0)
-        # Zeros, where small crops leave some of their room empty: equal draws give equal bytes.
+        # Unused room beside small crops is zero, so that equal random numbers give equal bytes.
         make = image.new_zeros if self.small else image.new_empty
         views = make(self._layout.pictures, self.size, self.size, len(image)).permute(0, 3, 1, 2)
         for v in range(self.count):
@@ -285,7 +286,7 @@ class Views(nn.Module):
             part, side = batch[..., top : top + rows, left : left + columns], self._layout.side(v)
             if part.is_contiguous():  # a whole image: PyTorch fails on it where the output's memory is (H, W, 3)
                 part = part.contiguous(memory_format=torch.channels_last)
-            # The operation that torchvision's resize ends in: around it half of the time would be checks and copies.
+            # The operation inside torchvision's resize, whose checks and copies would take half of the time.
             if side == self.size:
                 slot = self._layout.picture(v)
                 torch.ops.aten._upsample_bilinear2d_aa.out(
@@ -317,7 +318,7 @@ class Views(nn.Module):
         return self.augments[view % len(self.augments)]
 
     def _of_view(self, view: int, images: Tensor, partners: Tensor | None) -> Tensor:
-        """The images that a view is drawn from, or its crops."""
+        """The images that view v is drawn from, or its crops."""
         if images.ndim == 5:
             return self._layout.room(images, view)
         return partners if partners is not None and self._layout.picture(view) % 2 else images

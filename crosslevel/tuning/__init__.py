@@ -1,1 +1,1 @@
-"""Better settings, found without labels."""
+"""Search for better settings, without labels."""

@@ -1,4 +1,4 @@
-"""Which settings win: the best trials are trained once more, because one training's score is partly luck."""
+"""Selection of the best settings: the best trials are trained once more, as one training's score is partly luck."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 
-REPEATS = "repeats"  # the trial that another one repeats with the seed `SEED`
+REPEATS = "repeats"  # key of the trial that another one repeats with the seed `SEED`
 SEED = "seed"
 
 
 def is_search(trial: FrozenTrial) -> bool:
-    """Whether the trial is one of the search: it has settings of its own, and repeats no other trial."""
+    """Whether the trial belongs to the search: it has its own settings, and repeats no other trial."""
     return REPEATS not in trial.user_attrs
 
 
 def finalists(trials: Sequence[FrozenTrial], plan: Plan) -> list[FrozenTrial]:
-    """The best ``plan.finalists`` trials of the search that came to their end, and the settings as given."""
+    """The best ``plan.finalists`` completed trials of the search, and the trial of the settings as given."""
     if not plan.finalists:
         return []
     complete = [trial for trial in trials if is_search(trial) and outcome(trial) == "complete"]
@@ -33,7 +33,7 @@ def finalists(trials: Sequence[FrozenTrial], plan: Plan) -> list[FrozenTrial]:
 
 
 def as_given(trials: Sequence[FrozenTrial], plan: Plan) -> FrozenTrial | None:
-    """The trial of the settings as given, if it came to its end: the first one, or what was tried in its place."""
+    """The completed trial of the settings as given: the first trial, or a retry of it."""
     if not (plan.as_given and plan.start):
         return None
     alike = (trial for trial in trials if is_search(trial) and trial.params == plan.start[0])
@@ -41,7 +41,7 @@ def as_given(trials: Sequence[FrozenTrial], plan: Plan) -> FrozenTrial | None:
 
 
 def repeated(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> list[FrozenTrial]:
-    """The trials that repeat this one, without those that were cut off."""
+    """The trials that repeat this one, without interrupted ones."""
     return [t for t in trials if t.user_attrs.get(REPEATS) == trial.number and outcome(t) != "killed"]
 
 
@@ -67,5 +67,5 @@ def best(trials: Sequence[FrozenTrial], plan: Plan) -> FrozenTrial | None:
 
 
 def reserve(plan: Plan) -> int:
-    """The full trainings that are kept for repetitions."""
+    """The number of full trainings reserved for repetitions."""
     return plan.finalists + 1 if plan.finalists else 0

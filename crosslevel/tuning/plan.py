@@ -1,4 +1,4 @@
-"""What all workers of a study agree on."""
+"""The settings that all workers of a study share."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from crosslevel.tuning.search_space import Range
 from crosslevel.utils.errors import UserError
 
 Sampler = Literal["tpe", "random"]
-FILE = "study.db"  # of a study that is kept in its folder
-BEAT, GRACE = 20.0, 120.0  # seconds between signs of life, and without one until a worker counts as dead
-SILENT = 60  # seconds until a machine that says nothing loses the lock of all
-PAUSE = 0.1  # seconds before the study is asked again
+FILE = "study.db"  # name of the database file in the study's folder
+BEAT, GRACE = 20.0, 120.0  # seconds between signs of life; seconds without one after which a worker counts as dead
+SILENT = 60  # seconds without a sign of life after which a machine loses the common lock
+PAUSE = 0.1  # seconds before the study is queried again
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How many trainings a search may cost, and how their settings are chosen."""
+    """The number of trainings that a search may cost, and how their settings are chosen."""
 
     budget: float | None
     trials: int | None
@@ -30,7 +30,7 @@ class Effort:
     finalists: int | None
 
     def settled(self, epochs: float | None, minutes: float | None) -> tuple[float, int]:
-        """The budget and the number of finalists, with what was left open.
+        """The budget and the number of finalists, with defaults for open settings.
 
         Args:
             epochs: of a training, as far as given.
@@ -65,10 +65,10 @@ class Plan:
     """The settings that all workers of a study share.
 
     - ``start``: the parameters of the first trials. The very first are the user's settings if ``as_given``, else the
-      nearest to them that the ranges allow.
+      nearest ones in the ranges.
     - ``finalists``: how many of the best trials are trained once more, beside the settings as given; the budget pays.
     - ``warmup``: the first epochs, in which no trial counts as collapsed: features of low rank are usual there.
-    - ``images``: how many there are; ``bad``: those that could not be read so far.
+    - ``images``: the number of images; ``bad``: the unreadable ones so far.
     """
 
     folder: Path
@@ -95,7 +95,7 @@ class Plan:
 
 
 def url(storage: str | None, folder: Path) -> str:
-    """The database's address as SQLAlchemy wants it: a file in the folder, or PostgreSQL by psycopg."""
+    """The database's address for SQLAlchemy: a file in the folder, or PostgreSQL by psycopg."""
     if storage is None:
         return f"sqlite:///{(folder / FILE).resolve()}"
     scheme, mark, address = storage.partition("://")

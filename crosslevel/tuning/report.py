@@ -1,4 +1,4 @@
-"""What a search leaves: the best settings, the table of trials, and a page."""
+"""The output of a search: the best settings, the table of trials, and a page."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], conso
     """Write the best settings, the table of trials and the page; print the table.
 
     Raises:
-        ValueError: trials have ended, and none of them well.
+        ValueError: trials have ended, but none was successful.
 
     """
     _tell_unread(plan, console)
@@ -74,7 +74,7 @@ def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], conso
 
 
 def _tell_unread(plan: Plan, console: Console) -> None:
-    """Print once which files this machine's trials could not read, in training or among the held-out images."""
+    """Print once the files that this machine's trials could not read, in training or among the held-out images."""
     before = len(plan.bad)
     for file in sorted((plan.folder / "trials").glob(f"*/*{BAD_FILES}")):
         plan.bad.read(file)
@@ -86,12 +86,12 @@ def _tell_unread(plan: Plan, console: Console) -> None:
 
 
 def ended(study: Study) -> list[FrozenTrial]:
-    """All trials that are over."""
+    """All trials that have ended."""
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
 
 
 def best_settings(settings: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of settings with a trial's parameters in their places."""
+    """The tree of settings with a trial's parameters inserted."""
     tree: dict[str, Any] = copy.deepcopy(dict(settings))
     for name, value in parameters.items():
         part, _, last = name.rpartition(".")
@@ -106,7 +106,7 @@ def following(plan: Plan) -> str:
 
 
 def summary(study: Study, plan: Plan) -> str:
-    """How far the search is."""
+    """The progress of the search."""
     trials = ended(study)
     used = spent(trials, plan.epochs)
     kinds = ", ".join(f"{n} {kind}" for kind, n in _counts(trials).items()) or "none yet"
@@ -193,10 +193,10 @@ def _epochs(scored: Sequence[FrozenTrial], limit: int = 8) -> Block:
 
 
 def _importance(scored: Sequence[FrozenTrial], plan: Plan) -> list[Block]:
-    """How much of the differences each parameter explains, at the epoch where most can be said.
+    """The share of the score's variance that each parameter explains, at the most informative epoch.
 
-    That is the last epoch that at least half of all trials, and no less than 4, have reached: later ones only saw what
-    was good before.
+    That is the last epoch that at least half of all trials, and at least 4, have reached: later epochs only include
+    trials that were good before.
     """
     reached = Counter(epoch for trial in scored for epoch in trial.intermediate_values)
     enough = [epoch for epoch, count in reached.items() if count >= max(4, len(scored) / 2)]
@@ -215,7 +215,7 @@ def _importance(scored: Sequence[FrozenTrial], plan: Plan) -> list[Block]:
 
 
 def importance(values: Sequence[tuple[FrozenTrial, float]]) -> dict[str, float]:
-    """Shares by parameter, the largest first; nothing where all scores are equal."""
+    """Shares by parameter, the largest first; empty if all scores are equal."""
     import optuna  # noqa: PLC0415
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # noqa: PLC0415
 
@@ -251,7 +251,7 @@ def _row(trial: FrozenTrial, plan: Plan) -> list[Cell]:
 
 
 def _printed(trials: Sequence[FrozenTrial], plan: Plan, limit: int = 10) -> Table:
-    """The best trials; the rest is in the file."""
+    """Print the best trials; the file has all."""
     selected = sorted(trials, key=lambda t: (_is_complete(t), _score(t) or 0.0), reverse=True)[:limit]
     table = Table(title=f"The best {len(selected)} of {len(trials)} trials" if len(trials) > limit else "Trials")
     for column in ("trial", "outcome", "epochs", "score"):
@@ -285,7 +285,7 @@ def _write_table(trials: Sequence[FrozenTrial], plan: Plan) -> None:
 
 
 def _is_complete(trial: FrozenTrial) -> bool:
-    """Whether it came to its end; one that was stopped has a value as well, its last score."""
+    """Whether the trial was completed; a stopped trial also has a value, its last score."""
     return trial.state.name == "COMPLETE"
 
 
@@ -303,6 +303,6 @@ def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
 
 
 def read_best(folder: Path) -> dict[str, Any]:
-    """The best settings that a search left."""
+    """Read the best settings of a search."""
     tree: dict[str, Any] = yaml_tree((folder / BEST).read_text(encoding="utf-8"))
     return tree

@@ -1,4 +1,4 @@
-"""Which settings are tried next, and which trials go on: drawn so that any number of workers agree."""
+"""Samples the settings of the next trial, and stops bad trials, consistently for any number of workers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from optuna.trial import FrozenTrial
 
 from crosslevel.tuning.plan import Plan
 from crosslevel.tuning.search_space import Numbers, Range
-from crosslevel.tuning.trials import twin
+from crosslevel.tuning.trials import earlier_equal
 from crosslevel.utils.rng import trial_seed
 
-REDUCTION = 3  # successive halving goes on with one in so many
+REDUCTION = 3  # successive halving continues one in this many trials
 
 
 class Fresh(BaseSampler):
-    """TPE or random search over one known space, from given points on, that avoids what was tried.
+    """TPE or random search over one known space; it begins with given points, and avoids repetitions.
 
     Every trial is drawn from (seed, number): any number of workers draw different trials, and the same ones again.
     Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NeurIPS 2011.
@@ -43,11 +43,11 @@ class Fresh(BaseSampler):
         points = [past.params for past in trials if past.number < trial.number and past.params]
         fixed = next((point for point in self.plan.start if not any(point.items() <= p.items() for p in points)), {})
         if len(points) > 10 * len(self.plan.start):
-            fixed = {}  # by now each had its turn, whatever became of it
+            fixed = {}  # by now each of them has been tried, whatever the result
         point: dict[str, Any] = {}
         for attempt in range(self.tries):
             point = self._draw(study, trial, trial_seed(self.plan.seed, trial.number, attempt)) | fixed
-            if twin(trials, point, trial.number) is None:
+            if earlier_equal(trials, point, trial.number) is None:
                 break
         return point
 
@@ -64,13 +64,13 @@ class Fresh(BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """A random value; drawn alone are only parameters whose given value is out of range."""
+        """A random value; used only for parameters whose given value is out of range."""
         seed = trial_seed(self.plan.seed, trial.number, len(param_name))
         return RandomSampler(seed).sample_independent(study, trial, param_name, param_distribution)
 
 
 def distributions(space: Mapping[str, Range]) -> dict[str, BaseDistribution]:
-    """The ranges as Optuna has them."""
+    """The ranges as Optuna's distributions."""
     out: dict[str, BaseDistribution] = {}
     for name, searched in space.items():
         if not isinstance(searched, Numbers):

@@ -1,4 +1,4 @@
-"""What is searched: ``--search NAME=RANGE``, checked against the settings of `crosslevel train`."""
+"""The search space: ``--search NAME=RANGE``, checked against the settings of `crosslevel train`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FIXED = (
     *MACHINE, "seed", "run", "resume", "config", "recipe", "epochs", "method", "encoder", "cld", "gh", "views",
     "devices", "nodes",
 )  # fmt: skip
-"""Settings that are no parameters: what is trained on, where and how long, and whole parts."""
+"""Settings that cannot be searched: images, machine and length of the training, and whole parts."""
 
 Value = str | float | int
 
@@ -48,18 +48,19 @@ class Numbers(NamedTuple):
 
 
 Range = Numbers | tuple[str, ...]
-"""Numbers, or the choices as the command line has them."""
+"""Numbers, or the choices in the form of the command line."""
 
 
 def parse(texts: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Range]:
-    """The ranges by the names of their parameters.
+    """Parse ranges, by the names of their parameters.
 
     Args:
         texts: such as ``cld.weight=0:1``, ``lr=1e-4:1e-1:log`` and ``views.preset=cifar,simclr``.
         settings: of `train`, as a tree.
 
     Raises:
-        UserError: an unknown parameter, with the nearest names; a range that is none, or that `train` does not take.
+        UserError: an unknown parameter (the message has the nearest names), or a range that is invalid or that `train`
+            refuses.
 
     """
     types, space = parameters(settings), {}
@@ -78,7 +79,7 @@ def parse(texts: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Range]
 
 
 def parameters(settings: Mapping[str, Any]) -> dict[str, Kind]:
-    """Every parameter of `train` that can be searched, those of the chosen method included, and its kind."""
+    """Every parameter of `train` that can be searched, including those of the chosen method, with its type."""
     kinds = {name: option.kind for name, option in _command().options.items()}
     kinds |= {f"method.{o.name}": o.kind for o in signature.of_method(settings["method"]["class_path"])}
     return {name: kind for name, kind in kinds.items() if name not in FIXED}
@@ -90,9 +91,9 @@ def method_of(settings: Mapping[str, Any]) -> Any:
 
 
 def value_at(settings: Mapping[str, Any], name: str) -> Any:
-    """A parameter's value in the settings; an open group count or learning rate is what train would set.
+    """A parameter's value in the settings; for an open group count or learning rate, the value that train would choose.
 
-    None where the setting is open and the rule is the training's own.
+    None if another setting is open, whose rule only the training applies.
     """
     part, _, last = name.rpartition(".")
     tree: Any = settings.get(part, {}) if part else settings
@@ -129,9 +130,9 @@ def default_space(settings: Mapping[str, Any], images: int) -> dict[str, Range]:
 
 
 def clipped(space: Mapping[str, Range], point: Mapping[str, Any]) -> dict[str, Any]:
-    """``point``, or what in the space is nearest to it, as the study keeps it: a choice as it is written.
+    """``point``, or the nearest point in the space, in the study's form: choices as text.
 
-    What is no number, and none of the choices, is left out: nothing is near to it.
+    A value that is neither a number nor one of the choices is left out, as no value is near to it.
     """
     out: dict[str, Any] = {}
     for name, value in point.items():
@@ -146,7 +147,7 @@ def clipped(space: Mapping[str, Range], point: Mapping[str, Any]) -> dict[str, A
 
 
 def outside(space: Mapping[str, Range], point: Mapping[str, Any]) -> list[str]:
-    """The names of the searched parameters whose values in ``point`` the space does not have."""
+    """The names of the searched parameters whose values in ``point`` lie outside the space."""
     return [
         name
         for name, searched in space.items()
@@ -169,7 +170,7 @@ def foreign(space: Mapping[str, Range], parameters: Mapping[str, Any]) -> str:
 
 
 def range_text(searched: Range) -> str:
-    """A range as it is written."""
+    """A range in the form of the command line."""
     if isinstance(searched, Numbers):
         return f"{searched.low:.6g}:{searched.high:.6g}{':log' if searched.log else ''}"
     return ",".join(searched)
@@ -228,18 +229,18 @@ def _split(bounds: str) -> list[str]:
 
 
 def _check(text: str, name: str, kind: Kind, searched: Range) -> None:
-    """Whether train takes the ends, or every choice."""
+    """Check that train accepts the ends of a range, or every choice."""
     for value in map(str, searched[:2]) if isinstance(searched, Numbers) else searched:
         read(kind, value, f"--search {text}: --{name} {value}")
 
 
 def matches(choice: str, value: object) -> bool:
-    """Whether a choice, as it is written, is this value."""
+    """Whether a choice, as text, is this value."""
     return bool(written(choice) == value)
 
 
 def written(choice: str) -> Any:
-    """A choice as the value that it is: YAML as the command line reads it, where 1e-3 is a number."""
+    """The value of a choice: YAML as on the command line, where 1e-3 is a number."""
     try:
         value = yaml_tree(choice)
         return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value) else value

@@ -1,7 +1,7 @@
-"""Where a study is kept: a database, and a folder with locks that workers on one machine see.
+"""The storage of a study: a database, and a folder with locks for workers on one machine.
 
-On one machine locks are filelock's. Asking again (`patiently`) is ours: Optuna raises when its database is away; here
-that alone is tried again, and not by a search that is told to stop.
+On one machine locks are filelock's. Retrying (`patiently`) is our own: Optuna raises when its database is unreachable.
+Only that error is retried here, and not by a search that must stop.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from crosslevel.utils.errors import MissingExtra, UserError
 from crosslevel.utils.files import sync_folder
 from crosslevel.utils.locks import hold
 
-PATIENCE = 60.0  # seconds for a database that is away
+PATIENCE = 60.0  # seconds to wait for an unreachable database
 # A server that vanishes is noticed in half a minute.
 ALIVE = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 Result = TypeVar("Result")
-"""What a call to the study returns."""
+"""The result of a call to the study."""
 
 
 def patiently(plan: Plan, call: Callable[[], Result], patience: float = PATIENCE) -> Result:
-    """The call's result; it is called again where the database cannot be reached, until ``patience`` seconds later.
+    """The call's result; while the database cannot be reached, the call is repeated for ``patience`` seconds.
 
-    Only for calls that may be made twice: the database may have carried one out when the connection broke.
+    Only for calls that may be made twice: the database may have executed a call before the connection broke.
 
     Raises:
-        ValueError: it stays away, or the search is to stop.
+        ValueError: the database stays unreachable, or the search must stop.
 
     """
     start_time, pause = None, plan.pause
@@ -60,7 +60,7 @@ def patiently(plan: Plan, call: Callable[[], Result], patience: float = PATIENCE
 
 
 def _is_away(error: BaseException | None) -> bool:
-    """Whether this, or what it came from, says that there was no answer."""
+    """Whether this error, or its cause, means that the database did not answer."""
     while error is not None:
         if isinstance(error, OperationalError | InterfaceError):
             return True
@@ -71,7 +71,7 @@ def _is_away(error: BaseException | None) -> bool:
 
 
 def _reason(plan: Plan, error: BaseException) -> str:
-    """The error's text without the password: a library may repeat the address, or a part of it."""
+    """The error's text without the password, as a library may repeat the address or a part of it."""
     text = " ".join(str(error.__cause__ or error).split())
     secret = plan.storage.partition("://")[2].rpartition("@")[0].partition(":")[2]
     return text.replace(secret, "***") if secret else text
@@ -83,10 +83,10 @@ def address(plan: Plan) -> str:
 
 
 def opened(plan: Plan, tries: int = 8) -> optuna.Study:
-    """The study, made by whichever worker comes first.
+    """Open the study; the first worker creates it.
 
     Raises:
-        ValueError: there is one of other settings, or the database cannot be reached.
+        ValueError: the study has other settings, or the database cannot be reached.
 
     """
     (plan.folder / "workers").mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def opened(plan: Plan, tries: int = 8) -> optuna.Study:
             with locked(plan.folder / "study.lock"), locked_everywhere(plan):
                 return _create(plan)
         except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-            # Other studies' workers that make the same tables at the same time get in each other's way.
+            # Workers of other studies that create the same tables at the same time would fail.
             if attempt == tries - 1:
                 raise UserError(f"{address(plan)}: the study cannot be opened: {_reason(plan, error)}") from error
             time.sleep(plan.pause * (attempt + 1))
@@ -131,10 +131,10 @@ def _create(plan: Plan) -> optuna.Study:
 
 
 def _refuse_foreign(study: optuna.Study, plan: Plan) -> None:
-    """A study may be a stranger's: its trials have what this search gives, and nothing else.
+    """Refuse a study with trials that this search cannot have made: it may come from anybody.
 
     Raises:
-        UserError: one has not.
+        UserError: a trial has other parameters or attributes.
 
     """
     expected = distributions(plan.space)
@@ -150,8 +150,8 @@ def _refuse_foreign(study: optuna.Study, plan: Plan) -> None:
 def _make_whole(file: Path) -> None:
     """Create the database with all its tables and indexes under another name, and rename it when it is complete.
 
-    A killed process would else leave one without an index, which accepts a study twice. The caller holds the folder's
-    lock.
+    Otherwise a killed process could leave a database without an index, which accepts a study twice. The caller must
+    hold the folder's lock.
     """
     for leftover in file.parent.glob(f".{file.name}.*.part*"):
         leftover.unlink()
@@ -161,7 +161,7 @@ def _make_whole(file: Path) -> None:
     try:
         storage = optuna.storages.RDBStorage(f"sqlite:///{part.resolve()}", engine_kwargs=_engine())
         storage.remove_session()
-        storage.engine.dispose()  # the last one who closes it brings its log into it
+        storage.engine.dispose()  # the last connection to close merges the log
         with part.open("rb+") as written:
             os.fsync(written.fileno())
         if part.with_name(f"{part.name}-wal").exists():
@@ -178,11 +178,11 @@ def _engine() -> dict[str, Any]:
 
 
 class _File(sqlite3.Connection):
-    """An SQLite file that is synced now and then, not for every figure: a kill loses nothing, a power cut little."""
+    """An SQLite file that is synced from time to time: a kill loses nothing, a power failure little."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.execute("PRAGMA trusted_schema=OFF")  # a stranger's triggers and views call no function
+        self.execute("PRAGMA trusted_schema=OFF")  # triggers and views in a foreign file cannot call functions
         self.execute("PRAGMA journal_mode=WAL")
         self.execute("PRAGMA synchronous=NORMAL")
 
@@ -198,7 +198,7 @@ def locked(file: Path) -> Iterator[None]:
 def locked_everywhere(plan: Plan) -> Iterator[None]:
     """While the block runs, no other worker of the study is in one, on any machine, if the database is PostgreSQL.
 
-    A machine that says nothing for ``plan.silent`` seconds loses the lock, and what it does then fails.
+    A machine without a sign of life for ``plan.silent`` seconds loses the lock, and its later calls fail.
     """
     if not plan.storage.startswith("postgresql"):
         yield
@@ -214,7 +214,7 @@ def locked_everywhere(plan: Plan) -> Iterator[None]:
 
 
 def locked_file(file: Path) -> Any:
-    """The file, locked for as long as this process lives; BlockingIOError if another's is."""
+    """Open the file, locked while this process lives; BlockingIOError if another process has locked it."""
     opened = file.open("a")
     try:
         hold(opened.fileno())

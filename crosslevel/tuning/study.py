@@ -1,7 +1,7 @@
-"""The study: what is tried next, by whichever worker asks, within a budget; and what became of every trial.
+"""The study: gives each worker the next trial, within a budget, and records how every trial ended.
 
-Any number of workers share one study in a database. Each asks for a trial, trains, reports after every epoch, and
-tells how it ended. A worker that dies leaves a trial that another one, or the next call, marks and tries again.
+Any number of workers share one study in a database. Each requests a trial, trains, reports after every epoch, and
+records how it ended. The trial of a dead worker is marked and tried again by another worker, or by the next call.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from crosslevel.tuning.sampler import distributions
 from crosslevel.tuning.search_space import foreign
 from crosslevel.tuning.storage import address, locked, locked_everywhere, locked_file, opened, patiently
 from crosslevel.tuning.trial import Failed
-from crosslevel.tuning.trials import outcome, spent, twin
+from crosslevel.tuning.trials import earlier_equal, outcome, spent
 from crosslevel.utils.errors import FolderInUse, UserError, printable
 
 Training = Callable[[int, dict[str, Any]], Iterator[dict[str, Any]]]
 """A trial's number and parameters to the scores after each epoch; raises `Failed`. Closing it stops it."""
 
 SCORE = "combined"
-ATTEMPTS = 3  # a trial whose worker died as often may be what kills it
-COLLAPSED = 1.01  # effective rank: features that are all but equal
-ABANDONED = 5  # failures in a row that end the search: no setting is the cause
+ATTEMPTS = 3  # a trial whose worker died this often may be the cause
+COLLAPSED = 1.01  # effective rank of almost equal features
+ABANDONED = 5  # failures in a row that end the search, as no setting is the cause then
 NOTED = ("collapse", "symptoms")
 CUT_OFF = ("its worker died", "stopped", "the database was away")
 
@@ -50,8 +50,8 @@ class Search:
         self.study = opened(plan)
         self.worker = uuid.uuid4().hex
         self.heartbeats: dict[int, tuple[Any, float]] = {}
-        self.running: set[int] = set()  # the trials that this process is at
-        with locked(plan.folder / "study.lock"):  # whoever looks for dead workers finds no sign without its lock
+        self.running: set[int] = set()  # the trials that this process is training
+        with locked(plan.folder / "study.lock"):  # a search for dead workers never finds an unlocked file
             self._refuse_other_study()
             self.alive = locked_file(self.life_sign(self.worker))
             who = f"crosslevel tune (process {os.getpid()} on {socket.gethostname()})"
@@ -64,7 +64,7 @@ class Search:
         self.alive.close()
 
     def work(self, train: Training, on_end: Callable[[FrozenTrial], None] = lambda trial: None) -> None:
-        """Take trial after trial until the budget is spent; ``on_end`` gets each that has ended.
+        """Run trial after trial until the budget is spent; ``on_end`` is called with each ended trial.
 
         Raises:
             ValueError: the first trial, the settings as given, is refused, or trial after trial fails.
@@ -78,7 +78,7 @@ class Search:
             patiently(self.plan, partial(self._give_up, ended))
 
     def next_trial(self) -> Trial | None:
-        """The next trial to train; None when there is none. Waits while other workers may still leave one."""
+        """The next trial to train; None if there is none. It waits while other workers may still leave a trial."""
         while not self.plan.stop.is_set():
             with locked(self.plan.folder / "study.lock"):
                 trial, wait = patiently(self.plan, self._next_if_room)
@@ -90,7 +90,7 @@ class Search:
         return None
 
     def _next_if_room(self) -> tuple[Trial | None, float | None]:
-        """A trial to train; or none, and the seconds until asking again is of use (None: never)."""
+        """A trial to train; or None, and the seconds to wait before the next request (None: do not try again)."""
         with locked_everywhere(self.plan):
             return (None, None) if self.plan.stop.is_set() else self._claim()
 
@@ -109,7 +109,7 @@ class Search:
         return self._new_trial(), 0.0
 
     def _is_room(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Whether the budget has room for one more full training, if all running ones come to their end."""
+        """Whether the budget has room for one more full training, if all running ones are completed."""
         search_trials = [t for t in trials if finals.is_search(t)]
         if self.plan.trials is not None:
             started = [
@@ -120,23 +120,23 @@ class Search:
         return spent(search_trials, self.plan.epochs) + 1 <= self.plan.budget - finals.reserve(self.plan) + 1e-9
 
     def _repeat(self, trials: Sequence[FrozenTrial]) -> None:
-        """Queue the finalists with another seed, those that are not yet; the search itself is over."""
+        """Queue those finalists with another seed that are not queued yet; the search itself is over."""
         for trial in finals.finalists(trials, self.plan):
             if not finals.repeated(trials, trial):
                 attributes = {finals.REPEATS: trial.number, finals.SEED: self.plan.seed + 1}
                 self.study.enqueue_trial(dict(trial.params), user_attrs=attributes)
 
     def _new_trial(self) -> Trial | None:
-        """A new trial, or one that waits to be tried again; None if all that came is what was tried before."""
+        """A new trial, or one that waits for a retry; None if only repetitions were sampled."""
         trial = self.study.ask(distributions(self.plan.space))
         trial.set_user_attr("worker", self.worker)
         trial.set_user_attr("began", time.time())
         trials = self.study.get_trials(deepcopy=False)
         repeats = trial.user_attrs.get(finals.REPEATS)
-        twin = _same([t for t in trials if t.user_attrs.get(finals.REPEATS) == repeats], trial)
-        if twin is None:
+        earlier = _same([t for t in trials if t.user_attrs.get(finals.REPEATS) == repeats], trial)
+        if earlier is None:
             return trial
-        self._end(trial, TrialState.FAIL, "repeated", f"the same settings as trial {twin.number}")
+        self._end(trial, TrialState.FAIL, "repeated", f"the same settings as trial {earlier.number}")
         return None
 
     def _exhausted(self, trials: Sequence[FrozenTrial]) -> bool:
@@ -162,7 +162,7 @@ class Search:
                 else:
                     state, kind, reason = patiently(self.plan, partial(self._finished, trial, figures))
         except Failed as error:
-            # What diverged is a bad setting, and the sampler learns from it; what failed otherwise says nothing.
+            # A divergence is due to bad settings, and the sampler learns from it; other failures are not used.
             state = TrialState.PRUNED if error.kind == "diverged" else TrialState.FAIL
             kind, reason = error.kind, str(error)
         finally:
@@ -174,7 +174,7 @@ class Search:
                 patiently(self.plan, lambda: self._finish(trial, state, kind, reason, **attributes))
 
     def _verdict(self, trial: Trial, epoch: int, figures: dict[str, Any]) -> tuple[TrialState, str, str] | None:
-        """Why a trial is stopped after the score that was just noted; None if it goes on."""
+        """The reason to stop a trial after its newest score; None if it continues."""
         trial.report(figures[SCORE], epoch)
         if figures["effective_rank"] < COLLAPSED:
             rank = f"effective rank {figures['effective_rank']:.3f} after epoch {epoch}"
@@ -189,14 +189,15 @@ class Search:
     def _finished(self, trial: Trial, figures: dict[str, Any]) -> tuple[TrialState, str, str]:
         done = self._frozen(trial).last_step or 0
         if done >= self.plan.epochs:
-            # One branch that sees nothing leaves the other one: the features may be good, and the score says so.
+            # If one branch has collapsed, the features may still be good, and the score decides.
             return TrialState.COMPLETE, "complete", figures.get("symptoms", "")
         return TrialState.FAIL, "failed", f"the training ended after {done} of {self.plan.epochs} epochs"
 
     def _finish(self, trial: Trial, state: TrialState, kind: str, reason: str, **attributes: Any) -> None:
-        """Tell how a trial ended, and queue it again if it was cut off: one step for other workers."""
+        """Record how a trial ended, and queue it again if it was interrupted; atomic for other workers."""
         with locked_everywhere(self.plan):
-            # Told before the database went away, or taken from us as dead, it is no longer ours to tell of.
+            # The trial was recorded before the database was lost, or this worker was taken for dead: nothing is left to
+            # record.
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
                 self._end(trial, state, kind, reason, **attributes)
             if kind == "killed":
@@ -209,9 +210,9 @@ class Search:
         self.study.tell(trial, values, state, skip_if_finished=True)
 
     def _requeue(self, trial: FrozenTrial, fault: bool = True) -> None:
-        """Queue a trial that was cut off, for whichever worker asks next; a few times at most, as it may be its fault.
+        """Queue an interrupted trial for the next worker; only a few times, as the trial may be the cause.
 
-        Once: one that is queued, or was tried again, stays as it is.
+        A trial that is queued or was tried again is not queued twice.
         """
         if any(t.user_attrs.get("again") == trial.number for t in self.study.get_trials(deepcopy=False)):
             return
@@ -236,27 +237,27 @@ class Search:
         return next(t for t in self.study.get_trials(deepcopy=False) if t.number == trial.number)
 
     def reclaim(self) -> None:
-        """Mark the trials whose worker is dead, and queue them again; the caller holds the study's locks."""
+        """Mark the trials whose worker is dead, and queue them again; the caller must hold the study's locks."""
         abandoned = [sign for sign in (self.plan.folder / "workers").glob("*.lock") if _is_free(sign)]
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             owner = trial.user_attrs.get("worker")
             if owner in (self.worker, None):
-                # Asked for, and then the database went away before it was begun.
+                # The trial was requested, and the database was lost before it began.
                 if trial.number not in self.running:
                     self._cut_off(trial, CUT_OFF[2])
             elif self._is_dead(trial, owner):
                 self._cut_off(trial, CUT_OFF[0])
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
-            if outcome(trial) == "killed" and trial.params:  # and the database may have gone before it was queued
+            if outcome(trial) == "killed" and trial.params:  # and the database may have been lost before it was queued
                 self._requeue(trial, fault=trial.user_attrs.get("reason") not in CUT_OFF[1:])
-        for sign in abandoned:  # of workers that died, at a trial or between two
+        for sign in abandoned:  # files of workers that died, during a trial or between two
             for file in (sign, sign.with_suffix(".yaml")):
                 file.unlink(missing_ok=True)
 
     def abandon(self) -> None:
         """After Ctrl-C: mark the trials that this process was training, so that the next call takes them up."""
         self.plan.stop.set()
-        # A database that is away hears nothing; the trial is found to be a dead worker's later.
+        # If the database is unreachable, the trial will be found as a dead worker's later.
         away = contextlib.suppress(SQLAlchemyError, optuna.exceptions.StorageInternalError)
         with away, locked(self.plan.folder / "study.lock"), locked_everywhere(self.plan):
             for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -268,12 +269,12 @@ class Search:
             storage = self.study._storage
             storage.set_trial_user_attr(trial._trial_id, "outcome", "killed")
             storage.set_trial_user_attr(trial._trial_id, "reason", reason)
-            # Of one without parameters there is nothing to try again: it was lost as it was asked for.
+            # A trial without parameters cannot be tried again: it was lost while it was requested.
             if storage.set_trial_state_values(trial._trial_id, TrialState.FAIL) and trial.params:
                 self._requeue(trial, fault=reason == CUT_OFF[0])
 
     def _is_dead(self, trial: FrozenTrial, owner: str) -> bool:
-        """Whether a worker is dead: in this folder by its lock, which the system frees; elsewhere by its silence."""
+        """Whether a worker is dead: on this machine if its lock is free, elsewhere if it gives no sign of life."""
         if self.life_sign(owner).exists():
             return _is_free(self.life_sign(owner))
         sign, now = (trial.user_attrs.get("alive"), trial.last_step), time.monotonic()
@@ -283,12 +284,12 @@ class Search:
 
     @contextlib.contextmanager
     def _beating(self, trial: Trial) -> Iterator[None]:
-        """Signs of life in the study, for those who cannot see this process."""
+        """While the block runs, write signs of life into the study, for workers on other machines."""
         done = threading.Event()
 
         def beat() -> None:
             while not done.wait(self.plan.beat):
-                # A database that is busy or away for a moment is asked again at the next beat.
+                # If the database is busy or unreachable for a moment, the next beat tries again.
                 with contextlib.suppress(SQLAlchemyError, optuna.exceptions.OptunaError):
                     trial.set_user_attr("alive", time.time())
 
@@ -301,10 +302,10 @@ class Search:
             thread.join()
 
     def _refuse_other_study(self) -> None:
-        """Workers of one study share its folder; those of another would write over its trials.
+        """Refuse a folder that is in use by another study, whose workers would overwrite its trials.
 
         Raises:
-            FolderInUse: one of another database is at work here.
+            FolderInUse: a worker of another database uses the folder.
 
         """
         for sign in (self.plan.folder / "workers").glob("*.lock"):
@@ -316,17 +317,17 @@ class Search:
                 )
 
     def life_sign(self, worker: str) -> Path:
-        """The file that a worker has locked while it lives."""
+        """The file that a worker locks while it lives."""
         return self.plan.folder / "workers" / f"{worker}.lock"
 
 
 def _study_id(plan: Plan) -> str:
-    """Which study this is, without a password."""
+    """The identity of the study, without a password."""
     return hashlib.sha256(address(plan).encode()).hexdigest()[:16]
 
 
 def _is_free(sign: Path) -> bool:
-    """Whether the worker of this file is gone; the system frees its lock."""
+    """Whether the worker of this file has ended; the system then frees its lock."""
     try:
         locked_file(sign).close()
     except BlockingIOError:
@@ -335,4 +336,4 @@ def _is_free(sign: Path) -> bool:
 
 
 def _same(trials: Sequence[FrozenTrial], trial: Trial) -> FrozenTrial | None:
-    return twin(trials, trial.params, trial.number)
+    return earlier_equal(trials, trial.params, trial.number)

@@ -1,4 +1,4 @@
-"""One trial: a training in a process of its own that tells its scores after each epoch, and may be stopped there."""
+"""One trial: a training in its own process, which reports its scores after each epoch, and can be stopped there."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from crosslevel.runs import Run, Unreadable
 from crosslevel.settings import parser as commands
 from crosslevel.settings.command import loaded
 from crosslevel.training.loop.collapse import symptoms
-from crosslevel.training.monitor import PIECES, scored, told_apart
+from crosslevel.training.monitor import PIECES, scored, tracks_for_scores
 from crosslevel.training.train import train
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import NotFinite, SourceError
@@ -39,7 +39,7 @@ DIVERGED = 3
 """Exit status of a training whose loss or features are no longer numbers."""
 
 LOG = "train.log"
-LEAST, MOST = 16, 2000  # held-out images: the rarest things need some, more change the scores little
+LEAST, MOST = 16, 2000  # held-out images: enough to include rare things; more hardly change the scores
 FEWEST = 3  # held-out tracks: the scores compare an image with those of other tracks
 
 
@@ -52,7 +52,7 @@ class Failed(RuntimeError):
 
 
 Training = Callable[[str, Path, list[str], Path, "int | None"], Iterator[dict[str, Any]]]
-"""What trains with one trial's settings, and yields its scores after each epoch: `training`, or what stands in."""
+"""A function that trains with one trial's settings and yields its scores after each epoch, such as `training`."""
 
 
 def training(
@@ -63,26 +63,26 @@ def training(
     threads: int | None,
     popen: Callable[..., Any] = subprocess.Popen,
 ) -> Iterator[dict[str, Any]]:
-    """Train in another process and yield the scores after each epoch.
+    """Train in another process, and yield the scores after each epoch.
 
-    The process waits until the next score is asked for; closing the iterator ends it.
+    The process waits until the next score is requested; closing the iterator ends it.
 
     Args:
         images: the source.
         base: a YAML file with the settings that all trials have in common.
-        options: those of this one, as on the command line of `crosslevel train`.
-        folder: of the run.
+        options: the options of this trial, as on the command line of `crosslevel train`.
+        folder: the run's folder.
         threads: for the process's arithmetic; torch's choice unless given.
         popen: starts the process, as `subprocess.Popen` does.
 
     Raises:
-        Failed: with what the process said last.
+        Failed: the message has the last output of the process.
 
     """
     if folder.is_symlink():
         folder.unlink()
     elif (folder / LOG).exists():
-        shutil.rmtree(folder)  # of a study that is gone
+        shutil.rmtree(folder)  # of a deleted study
     folder.mkdir(parents=True, exist_ok=True)
     line = [sys.executable, "-m", "crosslevel.tuning", images, str(base), str(folder), *options]
     environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
@@ -111,7 +111,7 @@ def training(
 
 
 def _kill(process: Any) -> None:
-    """The process and what it started: one for each device."""
+    """Kill the process and those that it started, one for each device."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -121,7 +121,7 @@ def _close(pipe: IO[str]) -> None:
     try:
         pipe.close()
     except BrokenPipeError:
-        return  # what it still held is for nobody
+        return  # its remaining output is not needed
 
 
 def failure_of(status: int, log: Path) -> Failed:
@@ -137,9 +137,9 @@ def failure_of(status: int, log: Path) -> Failed:
 
 
 def divided(source: Images, seed: int) -> tuple[Images, Images]:
-    """The images to train on and those to hold out, whole tracks at a time; neither has labels.
+    """Split the images into those to train on and those to hold out, by whole tracks; both without labels.
 
-    If that would hold out fewer than 3 tracks or far too many images, as of a few videos, tracks are first cut into
+    If that would hold out fewer than 3 tracks or far too many images, as with a few videos, tracks are first cut into
     stretches, and whole stretches are held out.
 
     Raises:
@@ -156,17 +156,17 @@ def divided(source: Images, seed: int) -> tuple[Images, Images]:
     if tracks is not None and (len(owner[order[:count]].unique()) < FEWEST or count > min(MOST, 2 * target)):
         owner = stretches(tracks, target // PIECES)
         order, count = _track_order(owner, target, seed)
-    train_part, held_part = (take(source, part.sort().values) for part in (order[count:], order[:count]))
+    train_part, held_out_part = (take(source, part.sort().values) for part in (order[count:], order[:count]))
     if tracks is not None:
-        held_part.tracks = owner[order[:count].sort().values]
-    return train_part, held_part
+        held_out_part.tracks = owner[order[:count].sort().values]
+    return train_part, held_out_part
 
 
 def _track_order(owner: Tensor, target: int, seed: int) -> tuple[Tensor, int]:
-    """The images in an order that keeps tracks together, and how many of the first are held out."""
+    """The images in an order that keeps tracks together, and the number of held-out ones at its beginning."""
     position = torch.randperm(int(owner.max()) + 1, generator=seeded(seed))[owner]
     order = position.argsort(stable=True)
-    # The track that the last of them is of comes whole, or not at all.
+    # The last track is held out completely, or not at all.
     last = position[order[target - 1]]
     count = int((position <= last).sum())
     fewer = int((position < last).sum())
@@ -174,11 +174,11 @@ def _track_order(owner: Tensor, target: int, seed: int) -> tuple[Tensor, int]:
 
 
 class HeldOut:
-    """The held-out images of a trial, and how its features are scored on them, without any label.
+    """The held-out images of a trial, and the scores of its features on them, without labels.
 
-    The images are the same in all trials, a tenth of all and at most 2,000, whole tracks at a time where tracks are
-    known (`divided`); where not, near-duplicates by pixels count as tracks in the scores. So are their views, which are
-    no trial's own: with weaker ones it could make its task easier.
+    The images are the same in all trials: a tenth of all and at most 2,000, by whole tracks if tracks are known
+    (`divided`); otherwise near-duplicates by pixels count as tracks in the scores. Their views are the same in all
+    trials, too: with weaker views of its own, a trial could make its task easier.
     """
 
     def __init__(self, seed: int, channel: Channel) -> None:
@@ -193,10 +193,10 @@ class HeldOut:
     def monitor(
         self, encoder: Encoder, method: Method, cld: CrossLevel | None, hardware: Hardware, unreadable: Unreadable
     ) -> Any:
-        """Score the held-out images at the end of an epoch, tell, and wait for the answer."""
+        """Score the held-out images at the end of an epoch, send the scores, and wait for the answer."""
         assert self.held_out_images is not None
         images = pack(self.held_out_images, encoder.view.size, bad=unreadable.bad)
-        tracks = told_apart(images) if self.held_out_images.tracks is None else images.tracks
+        tracks = tracks_for_scores(images) if self.held_out_images.tracks is None else images.tracks
 
         def measure() -> dict[str, float]:
             figures = scored(encoder, method, cld, images, hardware, self.seed, tracks)
@@ -204,7 +204,7 @@ class HeldOut:
                 raise NotFinite("the features of the held-out images are not finite: the training diverged")
             messages = _symptoms(figures, encoder, cld)
             collapse = messages.pop("features", "")
-            unreadable.keep()  # the answer may be this process's end
+            unreadable.keep()  # the parent may end this process instead of answering
             self.channel.tell({**figures, "collapse": collapse, "symptoms": "; ".join(messages.values())})
             return {}
 
@@ -221,7 +221,7 @@ def _symptoms(figures: dict[str, float], encoder: Encoder, cld: CrossLevel | Non
 
 
 class Channel:
-    """The connection to the process that started this one: figures go out, an answer says that training may go on."""
+    """The connection to the parent process: figures are sent, and an answer means that the training may continue."""
 
     def __init__(self, out: IO[str], answers: IO[str] | None) -> None:
         self.out = out
@@ -230,7 +230,7 @@ class Channel:
             threading.Thread(target=self._listen, args=(answers,), daemon=True).start()
 
     def tell(self, figures: dict[str, Any]) -> None:
-        """Send the figures; return when the training may go on."""
+        """Send the figures; return when the training may continue."""
         self.out.write(json.dumps(figures) + "\n")
         self.out.flush()
         self.waiting.get()
@@ -238,15 +238,15 @@ class Channel:
     def _listen(self, answers: IO[str]) -> None:
         for line in answers:
             self.waiting.put(line)
-        os.killpg(os.getpgrp(), signal.SIGKILL)  # the other process is gone: nobody wants the rest
+        os.killpg(os.getpgrp(), signal.SIGKILL)  # the parent process has ended: the rest is not needed
 
 
 def main(arguments: list[str]) -> None:
     """Run one trial in its own process: IMAGES BASE FOLDER OPTIONS."""
     images, base, folder, *options = arguments
-    first = os.environ.get("LOCAL_RANK", "0") == "0"  # of several devices' processes the one that measures
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # of several devices' processes, only the measuring one
     channel = Channel(os.fdopen(os.dup(1), "w", encoding="utf-8"), _answers() if first else None)
-    os.dup2(2, 1)  # what the training prints goes into its log
+    os.dup2(2, 1)  # the training's output goes into its log
     try:
         trained(images, Path(base), Path(folder), options, channel)
     except SystemExit as stop:
@@ -254,9 +254,10 @@ def main(arguments: list[str]) -> None:
 
 
 def _answers() -> IO[str]:
-    """Standard input, which is nobody's from here on.
+    """Take over standard input from the rest of this process.
 
-    A process that is forked to read images closes its own, and would wait for ever for the thread that reads it here.
+    A process forked to read images closes its standard input, and would wait for ever for the thread that reads it
+    here.
     """
     answers = os.fdopen(os.dup(0), encoding="utf-8")
     with open(os.devnull) as nothing:
@@ -266,7 +267,7 @@ def _answers() -> IO[str]:
 
 
 def trained(images: str, base: Path, folder: Path, options: list[str], channel: Channel) -> Path:
-    """One training of `train`, watched, with every score sent through ``channel``."""
+    """Run one training of `train`, and send every score through ``channel``."""
     with commands.exit_on_error("crosslevel train"):
         seed = loaded(str(base), str(base)).get("seed", 0)
     fixed = ["--report_html=false", "--monitor_every=1", f"--run={folder}"]

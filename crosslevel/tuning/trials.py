@@ -1,4 +1,4 @@
-"""Trials as the study has them: how each ended, and what it cost."""
+"""Trials of the study: how each ended, and what it cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def outcome(trial: FrozenTrial) -> str:
 def cost(trial: FrozenTrial, epochs: int) -> float:
     """The share of a full training that a trial took; 1 for one that runs.
 
-    0 for one that was killed, since its second try counts. The epoch in which a training diverged counts too.
+    0 for a killed trial, since its retry counts. The epoch in which a training diverged counts too.
     """
     if outcome(trial) in ("waiting", "killed"):
         return 0.0
@@ -28,11 +28,11 @@ def cost(trial: FrozenTrial, epochs: int) -> float:
 
 
 def spent(trials: Sequence[FrozenTrial], epochs: int) -> float:
-    """All that was trained, and all that will be by what runs, in full trainings."""
+    """The cost of all trials in full trainings, with running trials counted as complete."""
     return sum(cost(trial, epochs) for trial in trials)
 
 
-def twin(trials: Sequence[FrozenTrial], point: Mapping[str, Any], number: int) -> FrozenTrial | None:
-    """An earlier trial of the same settings that has ended well or badly, or runs; not one that was cut off."""
+def earlier_equal(trials: Sequence[FrozenTrial], point: Mapping[str, Any], number: int) -> FrozenTrial | None:
+    """An earlier trial of the same settings that has ended or still runs; not one that was interrupted."""
     alike = (t for t in trials if t.number < number and t.params == point)
     return next((t for t in alike if outcome(t) not in ("killed", "waiting", "repeated")), None)

@@ -1,4 +1,4 @@
-"""``crosslevel tune``: better settings for a collection that nobody labelled, found without labels."""
+"""``crosslevel tune``: search for better settings for an unlabelled collection."""
 
 from __future__ import annotations
 
@@ -62,31 +62,32 @@ def tune(
 
     Every trial is a training on nine tenths of the images. After each epoch its features of two views of the other
     tenth are scored, without labels; trials that fall behind are stopped. All options of crosslevel train are options
-    here too, and hold for all trials. The first trial has the settings as they are given, or the nearest that the
-    ranges have; the second one has them without CLD. The same command continues a search that was killed, and called
-    several times at once it shares the work. Leaves in the folder: config.yaml (the best settings, for crosslevel train
-    --config), trials.csv, report.html, study.db, and trials/ with a run each.
+    here too, and hold for all trials. The first trial has the given settings, or the nearest ones in the ranges; the
+    second has them without CLD. The same command continues a killed search; several such commands at once share the
+    work. Leaves in the folder: config.yaml (the best settings, for crosslevel train --config), trials.csv, report.html,
+    study.db, and trials/ with a run each.
 
     Args:
         images: as for crosslevel train; labels are not read.
         search: a setting of train and its range, NAME=LOW:HIGH, NAME=LOW:HIGH:log or NAME=A,B,C; may be given several
             times, such as --search cld.weight=0:1 --search lr=1e-3:1:log --search views.preset=cifar,simclr. Unless
             given: cld.weight, cld.groups, cld.temperature, method.temperature and lr, around the settings given.
-        output: the search's folder (-o); runs/tune/ and a name made of source and method, and of which images these
-            are, unless given.
-        budget: how many full trainings the whole search may cost, all workers together; a stopped trial costs its
-            share. 12 unless this or trials is given.
-        trials: at most so many trials, stopped ones included, the finalists' second trainings not.
+        output: the search's folder (-o); unless given, runs/tune/ and a name made of source, method and the identity of
+            the images.
+        budget: the number of full trainings that the whole search may cost, all workers together; a stopped trial costs
+            its share. 12 unless this or trials is given.
+        trials: the most trials, including stopped ones, without the finalists' second trainings.
         jobs: trials at a time in this call, sharing the processor's cores.
         storage: a database that workers on several machines share, postgresql://USER:PASSWORD@HOST/DATABASE; they are
             called with the same --output name. A file in the folder unless given.
         sampler: tpe learns from earlier trials, random does not.
         pruning: stop trials that are behind after a ninth and a third of the epochs (successive halving).
-        finalists: so many of the best trials, and the settings as given, are trained once more with another seed in
-            the end, out of the budget, and the mean score decides: one training's is partly luck. One for every four
-            full trainings of the budget, less one, unless given: 2 of 12.
-        settings: of train, as a tree; no option. From Python each of them is an argument of its own, as in train().
-        training: what trains with a trial's settings and yields its scores; no option.
+        finalists: this many of the best trials, and the settings as given, are trained once more with another seed at
+            the end, within the budget, and the mean score decides: a single training's score is partly luck. Unless
+            given, one for every four full trainings of the budget, minus one: 2 of 12.
+        settings: the settings of train, as a tree; no option. From Python each of them is a separate argument, as in
+            train().
+        training: a function that trains with a trial's settings and yields its scores; no option.
 
     Returns:
         the folder.
@@ -107,7 +108,7 @@ def tune(
             try:
                 _work(searching, images, settings, jobs, console, training)
             except BaseException:
-                # What there is is shown, whatever ended the search.
+                # The results so far are shown, whatever ended the search.
                 with contextlib.suppress(ValueError):
                     results.leave(searching.study, plan, images, settings, console)
                 raise
@@ -118,10 +119,10 @@ def tune(
 
 
 def _progress(searching: Search) -> str:
-    """Describe a stopped search's progress; empty if its database is away."""
+    """Describe a stopped search's progress; empty if its database is unreachable."""
     try:
         ended = len(results.ended(searching.study))
-    except Exception:  # of any library behind the study, and the search ends anyway
+    except Exception:  # any library behind the study may fail, and the search ends anyway
         return "the same command goes on"
     return f"{ended:,} trials have ended and are kept; the same command goes on"
 
@@ -145,7 +146,7 @@ def _plan(
     config: dict[str, Any],
     console: Console,
 ) -> Plan:
-    """All that workers agree on; ``config`` gets the epochs and the batch size that all trials have in common."""
+    """The plan of all workers; ``config`` gets the epochs and the batch size that all trials share."""
     budget, finalists = effort.settled(config["epochs"], config["minutes"])
     crops = None if config["crops"] is None else Crops(**config["crops"])
     source = open_unlabelled(images, data_root=config["data_root"], crops=crops)
@@ -175,7 +176,7 @@ def _plan(
 
 
 def _choose_length(config: dict[str, Any], images: int) -> None:
-    """Settle epochs and batch size, by the number of images that a trial trains on: no trial chooses its own."""
+    """Choose epochs and batch size by the number of a trial's training images: they are the same for all trials."""
     config["epochs"] = epochs = math.ceil(config["epochs"] or defaults.epochs(images).value)
     batch = defaults.batch_size(images, epochs, config["devices"], choose(config["device"]).device.type)
     config["batch_size"] = config["batch_size"] or batch.value
@@ -184,13 +185,13 @@ def _choose_length(config: dict[str, Any], images: int) -> None:
 def _starts(
     space: dict[str, ranges.Range], config: dict[str, Any], console: Console
 ) -> tuple[list[dict[str, Any]], bool]:
-    """The first trials' parameters: as given, or near them, and without CLD; and whether the first are as given."""
+    """The first trials' parameters: as given or the nearest, and without CLD; and whether the first are as given."""
     values = {name: ranges.value_at(config, name) for name in space}
     start, beyond = ranges.clipped(space, values), ranges.outside(space, values)
     for name in beyond:
         first = f"trial 0 has {start[name]}" if name in start else "trial 0 has one by chance"
-        given_one = f"{name} is left open" if values[name] is None else f"{name}={values[name]}"
-        say(console, f"{given_one}, which is not in {ranges.range_text(space[name])}: {first}")
+        setting = f"{name} is left open" if values[name] is None else f"{name}={values[name]}"
+        say(console, f"{setting}, which is not in {ranges.range_text(space[name])}: {first}")
     if searched := [name for name in space if name.startswith("views.")]:
         say(console, f"{', '.join(searched)}: the score compares settings with different views less surely than others")
     starts = [start]
@@ -200,10 +201,10 @@ def _starts(
 
 
 def _identity(images: str, source: Images) -> str:
-    """Identify the collection by the number of its images, and a hash of their names.
+    """The identity of the collection: the number of its images, and a hash of their names.
 
-    Of a data set by name, which has the same file names whatever its settings, the name counts as well. Nothing that
-    may differ between machines with the same images does.
+    For a data set by name, the name counts as well, since its file names do not depend on its settings. Nothing that
+    may differ between machines with the same images counts.
     """
     digest = hashlib.sha256("\n".join(source.paths).encode(errors="surrogateescape"))
     if parse(images).kind == "name":
@@ -220,7 +221,7 @@ def _name(images: str, config: dict[str, Any]) -> str:
 def _work(
     searching: Search, images: str, config: dict[str, Any], jobs: int, console: Console, training: trial.Training
 ) -> None:
-    """Trial after trial in ``jobs`` threads; each waits for a training in another process."""
+    """Run trial after trial in ``jobs`` threads; each waits for a training in another process."""
     plan = searching.plan
     base = plan.folder / "workers" / f"{searching.worker}.yaml"
     settings.write(

@@ -1,1 +1,1 @@
-"""What every room may use, and which knows none of them."""
+"""Utilities for all packages; they import none of them."""

@@ -1,5 +1,5 @@
-"""What is printed, and how progress is shown: one place, so that a file's name can neither style a line nor steer a
-terminal, nor is a password in an address told to whoever reads along.
+"""Output and progress on the console. It is all in this module, so that a file's name can neither style a line nor
+control a terminal, and passwords in addresses are never printed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from crosslevel.utils.processes import BROKEN_PIPE, is_first
 
 
 class Terminal(Console):
-    """Rich's console, on which no text steers the terminal: not in lines, tables or bars, whoever made the name in it.
+    """Rich's console, on which no text (such as a file's name) can control the terminal: in lines, tables or bars.
 
     Args:
         quiet: print nothing.
@@ -29,7 +29,7 @@ class Terminal(Console):
         super().__init__(**(defaults | options))
 
     def on_broken_pipe(self) -> None:
-        """Nobody reads what is printed any more: end as other commands do.
+        """End quietly, as other commands do, when nobody reads the output any more.
 
         Raises:
             SystemExit: in any case.
@@ -41,11 +41,11 @@ class Terminal(Console):
             raise SystemExit(BROKEN_PIPE) from end
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Text before it is measured."""
+        """Clean the text before it is measured."""
         return super().render_str(printable(text, lines=True), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render without any codes but the console's own."""
+        """Render without any control codes except the console's own."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text, lines=True))
 
@@ -53,7 +53,7 @@ class Terminal(Console):
 def printer(quiet: bool = False) -> Console:
     """The console of a verb, for output and progress; it prints nothing if ``quiet``.
 
-    Lines are never broken, so that a path can be copied; in a notebook they are text, as in a file.
+    Lines are never wrapped, so that a path can be copied; in a notebook they are plain text, as in a file.
     """
     return Terminal(quiet)
 
@@ -67,13 +67,13 @@ def say(console: Console, line: str, *, unbroken: bool = False) -> None:
 def progress_bar(
     console: Console | None, *figures: ProgressColumn, width: int | None = 40, transient: bool = True
 ) -> Progress:
-    """A bar with what is done and how long the rest takes, on a terminal; nothing elsewhere.
+    """A bar with the progress and the remaining time, on a terminal; nothing elsewhere.
 
     Args:
-        console: where it is shown; None for nowhere.
+        console: shows the bar; None for no bar.
         figures: columns in place of the numbers done and to do.
-        width: characters of the bar; None for as many as the line has.
-        transient: whether it goes when it ends.
+        width: characters of the bar; None to fill the line.
+        transient: whether it disappears at its end.
 
     """
     columns = (TextColumn("{task.description}"), BarColumn(width), *(figures or (MofNCompleteColumn(),)))

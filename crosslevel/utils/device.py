@@ -1,4 +1,4 @@
-"""Which device and which precision a command takes, and why."""
+"""Chooses the device and precision of a command, with the reason."""
 
 from __future__ import annotations
 

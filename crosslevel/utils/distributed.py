@@ -1,4 +1,4 @@
-"""What a loss has to know of a distributed run: the world's size, and every rank's rows."""
+"""Collective operations for losses in a distributed run: the number of ranks, and every rank's rows."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def rank() -> int:
 def gather(rows: Tensor) -> Tensor:
     """The rows of all ranks in rank order, (B, ...) -> (world * B, ...), with gradients to every rank.
 
-    Each rank must bring the same number of rows. The backward pass sums what all ranks send back, so
-    that a loss averaged over ranks has the gradient of the same loss on one process.
+    Each rank must have the same number of rows. The backward pass sums the gradients of all ranks, so that a loss
+    averaged over ranks has the gradient of the same loss on one process.
     """
     if world_size() == 1:
         return rows
@@ -58,47 +58,47 @@ def broadcast(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def draw_share(draw: Callable[[int], Tensor], rows: int, dim: int) -> Tensor:
-    """This rank's ``rows`` along ``dim`` of what rank 0 draws for all ranks: one process would have drawn the same."""
+    """This rank's ``rows`` along ``dim`` of rank 0's draw for all ranks, which a single process would draw as well."""
     return broadcast(draw(rows * world_size())).chunk(world_size(), dim)[rank()]
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether each rank holds a part of the tensor alone (FSDP2)."""
+    """Whether each rank holds only a part of the tensor (FSDP2)."""
     return hasattr(tensor, "to_local")  # a DTensor, whose module takes a second to import
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor in parts, in the same memory; another as it is."""
+    """This rank's part of a sharded tensor, in the same memory; another tensor as it is."""
     parted: Any = tensor
     return parted.to_local() if is_sharded(tensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor of all its parts, for which all ranks must ask together; another as it is."""
+    """The full tensor of a sharded one (all ranks must call this together); another tensor as it is."""
     parted: Any = tensor
     return parted.full_tensor() if is_sharded(tensor) else tensor
 
 
 @torch.no_grad()
 def fill_part(tensor: Tensor, values: Tensor) -> None:
-    """Put into this rank's part of ``tensor`` what is its of the whole ``values``; parts are rows, as FSDP2 deals."""
+    """Copy this rank's rows of the full ``values`` into its part of ``tensor``, divided as by FSDP2."""
     shard = local(tensor)
     if shard.numel():
         shard.copy_(values.chunk(world_size())[rank()])
 
 
 def wait() -> None:
-    """Return when all ranks are here."""
+    """Return when all ranks have called it."""
     if world_size() > 1:
         dist.barrier()
 
 
 @torch.no_grad()
 def shuffled(rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Shuffle rows across all ranks: this rank's share, and a function that undoes it for results.
+    """Shuffle rows across all ranks; return this rank's share, and a function that undoes it for results.
 
-    The second is a function: of what was computed from the drawn rows (B, ...) it returns, in their order,
-    the results of the rows that this rank gave. No gradient passes. The draw is rank 0's.
+    The function takes results computed from the shuffled rows (B, ...), and returns the results of this rank's own rows
+    in their order. No gradient passes. Rank 0 draws the permutation.
     """
     order = broadcast(torch.randperm(len(rows) * world_size(), device=rows.device))
 
@@ -119,7 +119,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        # A copy: other terms of the loss may have been handed the same gradient.
+        # A copy, as other terms of the loss may have received the same gradient.
         total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total.chunk(world_size())[rank()]

@@ -1,4 +1,4 @@
-"""What a user is told: errors of one line each that say what is wrong and what to do, and text that steers no terminal.
+"""Errors for users, of one line each, with what is wrong and what to do; and text that cannot control a terminal.
 
 Only these are shown as one line without a traceback: an error of another library is a fault, whatever its class.
 """
@@ -15,15 +15,15 @@ class CrosslevelError(Exception):
 
 
 class UserError(CrosslevelError, ValueError):
-    """Something that was asked for cannot be done: what, which value, and what to do."""
+    """A request cannot be fulfilled; the message has the setting, its value, and what to do."""
 
 
 class NotThere(UserError, FileNotFoundError):
-    """A file or folder that was named is not there."""
+    """A named file or folder does not exist."""
 
 
 class MachineError(CrosslevelError, OSError):
-    """A file that cannot be written, or a process that died: nothing that a setting did."""
+    """A file cannot be written, or a process died: no setting is the cause."""
 
 
 class MissingExtra(UserError, ImportError):
@@ -31,11 +31,11 @@ class MissingExtra(UserError, ImportError):
 
 
 class SourceError(UserError):
-    """A source that gives no images: what is wrong with it and what to do, in one line."""
+    """A source yields no images; the message says what is wrong and what to do, in one line."""
 
 
 class NotFinite(CrosslevelError, RuntimeError):
-    """The loss is no longer a number; the message says what was seen."""
+    """The loss is no longer a number; the message has the losses."""
 
 
 class FolderInUse(UserError):
@@ -43,7 +43,7 @@ class FolderInUse(UserError):
 
 
 class Interrupted(CrosslevelError, RuntimeError):
-    """A signal ended a run after it had saved what it had: ``signal`` is its number, ``folder`` the run's."""
+    """A signal ended a run after it was saved: ``signal`` is its number, ``folder`` the run's folder."""
 
     def __init__(self, signal: int, folder: str) -> None:
         super().__init__(f"stopped by signal {signal}: crosslevel train --resume {folder} goes on")
@@ -81,15 +81,15 @@ def did_you_mean(
     cutoff: float = 0.6,
     most: int = 1,
 ) -> str:
-    """The end of an error about an unknown word: the nearest there is, else what there is.
+    """The end of an error about an unknown word: the nearest choices, or all choices.
 
     Args:
-        word: as it was given.
-        choices: the words that there are.
-        otherwise: what to say where none is near; all words unless given.
-        value: what is written after the word, such as ``=3``.
+        word: the unknown word.
+        choices: the known words.
+        otherwise: the text if none is near; all words unless given.
+        value: text after the word, such as ``=3``.
         cutoff: how near a word has to be, from 0 (any) to 1 (the same).
-        most: how many are named.
+        most: the number of words named.
 
     """
     names = list(choices)
@@ -100,15 +100,15 @@ def did_you_mean(
 
 
 def near_hint(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
-    """``: did you mean NAME?``, to end an error that says enough without it; nothing where none is near."""
+    """``: did you mean NAME?``, for the end of an error; empty if no name is near."""
     hint = did_you_mean(word, choices, "", cutoff=cutoff)
     return hint and f": {hint}"
 
 
 def printable(text: str, lines: bool = False) -> str:
-    r"""``text`` with what steers a terminal, ends a line or is no character written as ``\x1b``, ``\n``, ``\udcff``.
+    r"""``text`` with control codes, line breaks and invalid characters written as ``\x1b``, ``\n``, ``\udcff``.
 
-    What is secret in addresses is hidden. ``lines``: ends of lines, and tabs, stay.
+    Secrets in addresses are hidden. ``lines``: line breaks and tabs stay.
     """
     allowed = "\n\t" if lines else ""
     return "".join(c if c.isprintable() or c in allowed else c.encode("unicode_escape").decode() for c in hidden(text))
@@ -132,7 +132,7 @@ _SIGNED = re.compile(
 
 
 def hidden(text: str) -> str:
-    """``text`` without what is secret in its addresses: ``postgresql://bob:***@host/database``, ``x.tar?token=***``."""
+    """``text`` without the secrets in its addresses: ``postgresql://bob:***@host/database``, ``x.tar?token=***``."""
     if "@" in text:
         text = _PASSWORD.sub(r"\1:***@", text)
     return _SIGNED.sub(r"\1***", text) if "=" in text else text

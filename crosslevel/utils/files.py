@@ -1,8 +1,8 @@
-"""The names of a run's files, and files that are whole or not there at all: after a kill, an error, a full disk.
+"""The names of a run's files, and atomic writing: after a kill, an error or a full disk, no file is incomplete.
 
-What is written appears under its name only when all of it is on disk. Until then it lies beside it under a name of its
-own, ``.NAME.xxxxxxxx.part`` with eight random digits, which is locked while its writer lives: what a killed one left is
-told from what is being written, and removed by the next writer of the same name.
+A file appears under its name only when it is completely on disk. Until then it is ``.NAME.xxxxxxxx.part``, with eight
+random digits, in the same folder, and locked while its writer lives. So the remains of a killed writer can be
+distinguished from files being written; the next writer of the same name removes them.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from crosslevel.utils.locks import hold
 
 CONFIG, METRICS, REPORT = "config.yaml", "metrics.csv", "report.html"
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"  # folders
-LAST, PREVIOUS, BEST, KEPT = "last.ckpt", "previous.ckpt", "best.ckpt", "kept.safetensors"
+LAST, PREVIOUS, BEST, BEST_ENCODER = "last.ckpt", "previous.ckpt", "best.ckpt", "kept.safetensors"
 ENCODER, INSTANCE, GROUP = "encoder.safetensors", "instance.safetensors", "cld.safetensors"
 IMAGES, SUBSET, BAD_FILES = "images.json", "subset.txt", "bad_files.txt"
 WARNINGS, LOGGERS, LAUNCH = "warnings.txt", "loggers.json", ".launch"
 
-CHECKSUM = "crosslevel.crc32"  # its name among the metadata of a safetensors file
+CHECKSUM = "crosslevel.crc32"  # its key in the metadata of a safetensors file
 _UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)
 _FORMER = re.compile(r"\.tmp[A-Za-z0-9]{6}|\..+\.\d+\.part", re.DOTALL)
 
 
 @contextmanager
 def replacing(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to write that takes ``target``'s place when the block ends, and is removed when the block fails.
+    """A file to write that replaces ``target`` when the block ends, and is removed if the block fails.
 
-    Its mode is what the umask says. It never follows a link: a link in ``target``'s place is replaced as well. File and
-    folder are synced, so that a power cut leaves the old content or the new one.
+    Its mode follows the umask. A link is never followed: if ``target`` is a link, the link itself is replaced. File and
+    folder are synced, so that a power failure leaves the old content or the new one.
 
     Raises:
-        OSError: it cannot be written; ``target`` is as it was.
-        UserError: it is a device, a pipe or the like, which nothing may take the place of.
+        OSError: it cannot be written; ``target`` is unchanged.
+        UserError: ``target`` is a device, a pipe or the like, which must not be replaced.
 
     """
     target = Path(target)
@@ -66,7 +66,7 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write(target: str | os.PathLike[str], content: str | bytes, *, private: bool = False) -> None:
-    """Put ``content``, text as UTF-8, in ``target``'s place; ``private``: where only its owner can read it."""
+    """Write ``content`` (text as UTF-8) to ``target`` atomically; ``private``: only its owner can read it."""
     with replacing(target) as file:
         if private:
             os.chmod(file.name, 0o600)
@@ -76,9 +76,10 @@ def write(target: str | os.PathLike[str], content: str | bytes, *, private: bool
 def write_tensors(
     target: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Put a safetensors file in ``target``'s place, with a checksum; the same content is always the same bytes.
+    """Write a safetensors file to ``target`` atomically, with a checksum; equal content gives equal bytes.
 
-    safetensors itself orders ``metadata`` anew in each process, and makes files that only their owner can read.
+    The library safetensors itself orders ``metadata`` differently in each process, and makes files that only their
+    owner can read.
     """
     data = memoryview(save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata or {})))
     begin = 8 + int.from_bytes(data[:8], "little")
@@ -104,10 +105,10 @@ def _packed(header: Mapping[str, Any]) -> bytes:
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove what killed writers of ``name`` left in ``folder``; without a name, what any writer left there.
+    """Remove the unfinished files of killed writers of ``name`` in ``folder``; without a name, those of all writers.
 
-    Give no name for a folder that only Crosslevel writes to: that removes temporary files of former versions and of
-    safetensors too, whose names do not say what they were for.
+    Give no name for a folder that only Crosslevel writes to: this also removes temporary files of former versions and
+    of safetensors, whose names do not contain the target's.
     """
     try:
         entries = os.listdir(folder)
@@ -119,20 +120,20 @@ def sweep(folder: Path, name: str | None = None) -> None:
 
 
 def is_unfinished(entry: str, name: str | None = None) -> bool:
-    """Whether a file of this name is one that is being written, or was when its writer was killed."""
+    """Whether a file of this name is unfinished: being written, or left by a killed writer."""
     matched = _UNFINISHED.fullmatch(entry)
     return matched is not None and name in (None, matched[1])
 
 
 def sync_folder(folder: Path) -> None:
-    """Make sure that the names in ``folder`` are on disk."""
+    """Make sure that the directory entries of ``folder`` are on disk."""
     if os.name == "nt":
-        return  # it opens no folders
+        return  # Windows cannot open folders
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that know no syncing of folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync folders
             raise
     finally:
         os.close(opened)
@@ -141,17 +142,17 @@ def sync_folder(folder: Path) -> None:
 def _temporary(target: Path) -> BinaryIO:
     """A new file, locked by this process."""
     while True:
-        # "x" opens nothing that is there already, and so no link either.
+        # "x" never opens an existing file, and so no link either.
         file = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part").open("x+b")
-        with suppress(OSError):  # where there are no locks, nobody sweeps either
+        with suppress(OSError):  # without locks, nothing is swept either
             hold(file.fileno())
-        if os.fstat(file.fileno()).st_nlink:  # not swept away before it was locked
+        if os.fstat(file.fileno()).st_nlink:  # it was not swept before it was locked
             return file
         file.close()
 
 
 def _remove_if_left(file: Path) -> None:
-    with suppress(OSError):  # gone, locked by its writer, or not ours to remove: whoever writes does not need it
+    with suppress(OSError):  # removed, in use or not ours: the caller goes on
         opened = os.open(file, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
         try:
             hold(opened)

@@ -1,7 +1,7 @@
-"""One writer a folder: a lock that its process holds, told by name, and free as soon as that process is gone.
+"""A lock on a folder for one writer: it names its holder, and is free as soon as that process ends.
 
-The lock is filelock's. Ours is who holds it, in words, and going on with a warning where a file system has no locks:
-filelock's own way out there, a file whose presence is the lock, can be left behind by a process that is killed.
+The lock is filelock's. Our own are the holder's name, and going on with a warning if a file system has no locks:
+filelock's own fallback, a file whose presence is the lock, would remain after its process is killed.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ _UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.E
 def folder_lock(path: str | os.PathLike[str], task: str, keep: bool = True, patient: bool = False) -> Iterator[None]:
     """Hold a folder while the block runs, so that no other process writes there.
 
-    The lock is the operating system's (`flock`) on a file in the folder: who is killed holds it no longer.
-    Where a file system has no locks, or a folder that is there cannot be written, a warning says so and the block runs
-    without.
+    The lock is the operating system's (`flock`) on a file in the folder, so that a killed process does not keep it. If
+    the file system has no locks, or an existing folder cannot be written, a warning says so and the block runs without
+    a lock.
 
     Args:
-        path: the folder; it is made where it is missing.
-        task: who holds it, such as ``train``: others are told this name and the process's number.
-        keep: whether the lock's file stays; else it goes, and so does the folder where nothing else is left in it.
-        patient: wait for who holds it.
+        path: the folder; it is created if missing.
+        task: the holder's task, such as ``train``; other processes' errors have this name and the process's number.
+        keep: whether the lock's file stays; otherwise it is removed, and so is an empty folder.
+        patient: wait until the lock is free.
 
     Raises:
         FolderInUse: another process holds it.
-        OSError: it is not there, and cannot be made.
+        OSError: the folder does not exist, and cannot be created.
 
     """
     folder = Path(path)
@@ -70,7 +70,7 @@ def folder_lock(path: str | os.PathLike[str], task: str, keep: bool = True, pati
         yield
     finally:
         if not keep:
-            # Whoever opened it just before finds that it is no file's name any more, and takes a new one.
+            # A process that opened the file just before notices that it was removed, and opens a new one.
             with suppress(OSError):
                 (folder / LOCK).unlink()
                 folder.rmdir()
@@ -84,13 +84,13 @@ def _acquire(lock: FileLock, folder: Path) -> None:
             lock.acquire()
             return
         except FileNotFoundError:
-            continue  # who held it until now has just removed the folder
+            continue  # the former holder has just removed the folder
 
 
 def hold(number: int) -> None:
-    """Lock an open file, by its number, while this process lives: at once, or not at all.
+    """Lock an open file, by its descriptor, while this process lives, without waiting.
 
-    On Windows nothing happens: there a file that is open cannot be removed or replaced by another process.
+    On Windows this does nothing: there, another process cannot remove or replace an open file.
 
     Raises:
         BlockingIOError: another process holds it.
@@ -102,7 +102,7 @@ def hold(number: int) -> None:
 
 
 def holder(path: str | os.PathLike[str]) -> str | None:
-    """The current holder of a folder's lock, as written in it; None if it is free."""
+    """The current holder of a folder's lock, from the lock's file; None if it is free."""
     folder = Path(path)
     if not (folder / LOCK).exists():
         return None
@@ -112,7 +112,7 @@ def holder(path: str | os.PathLike[str]) -> str | None:
     except Timeout:
         return _written(folder) or "another process"
     except OSError:
-        return None  # where there are no locks, nobody holds one
+        return None  # without locks, nobody holds one
     lock.release()
     return None
 

@@ -1,6 +1,7 @@
-"""Work done ahead of who needs it, by threads; its results come in order.
+"""Prefetching by threads; results come in order.
 
-Ours, as `ThreadPoolExecutor.map` takes all keys at once; here at most ``depth`` results lie beyond the caller's.
+This is our own code, since `ThreadPoolExecutor.map` takes all keys at once; here at most ``depth`` results lie beyond
+the caller's.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ def ahead(
     """Results of ``job`` in the order of ``keys``, computed by threads while the caller works on earlier ones.
 
     Args:
-        job: what is done with a key.
-        keys: one for each result; they are taken in the caller's own thread.
-        depth: how many results are computed, or wait, beyond the one that the caller has.
-        threads: how many compute.
+        job: the function to call with each key.
+        keys: one for each result; they are iterated in the caller's own thread.
+        depth: the number of results computed or waiting beyond the one that the caller has.
+        threads: the number of threads.
         name: of the threads.
         begin: called once in each of them.
 

@@ -1,4 +1,4 @@
-"""How the processes of one command live together: which one this is, and who answers signals that ask it to end."""
+"""The processes of one command: the number of this one, and the handling of signals that end them."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ ENDING = tuple(
 """Ctrl-C, `kill`, systemd and Kubernetes (TERM), a closed terminal (HUP), SLURM's --signal (USR1, USR2)."""
 
 
-BROKEN_PIPE = 141  # the status that shells give to what SIGPIPE ended
+BROKEN_PIPE = 141  # the shells' status for a process ended by SIGPIPE
 
 
 def local_rank() -> int:
-    """Which of this machine's processes this is, also before they know each other; the first is 0."""
+    """This process's number on its machine, also before the processes are connected; the first is 0."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def is_first() -> bool:
-    """Whether this is the first process of all, which speaks for them."""
+    """Whether this is the first process of all, which prints for them."""
     node = os.environ.get("GROUP_RANK", "0") if by_torchrun() else os.environ.get(_NODE, "0")
     return local_rank() == 0 and node == "0"
 
 
 _NODE = "CROSSLEVEL_NODE"
-"""Which machine of several this is, for the processes that the first one starts: NODE_RANK may be other programs'."""
+"""The number of this machine, for processes started by the first one: NODE_RANK may be set by other programs."""
 
 
 def by_torchrun() -> bool:
@@ -50,7 +50,8 @@ def by_torchrun() -> bool:
 class Call(NamedTuple):
     """One call of torchrun, the same on all machines and after each restart: ``name``, and whether a user chose it.
 
-    Without --rdzv-id it is named after the store that its agents share; one of its own for each restart tells nothing.
+    Without --rdzv-id it is named after the store that its agents share; a store that is new for each restart gives no
+    name.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Call(NamedTuple):
 
 
 def torchrun_call() -> Call | None:
-    """Which call of torchrun started this process; None if none did."""
+    """The call of torchrun that started this process; None if none did."""
     if not by_torchrun():
         return None
     name = os.environ["TORCHELASTIC_RUN_ID"]
@@ -68,7 +69,7 @@ def torchrun_call() -> Call | None:
 
 
 def shares_store() -> bool:
-    """Whether torchrun's processes meet, after each restart anew, in the one store that its first agent keeps."""
+    """Whether torchrun's processes use the one store of its first agent again after each restart."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
@@ -86,21 +87,21 @@ def warn_of_restarts() -> None:
 
 
 ATTEMPT = "CROSSLEVEL_ATTEMPT"
-"""How often the commands of a training were started before, where a launcher starts them."""
+"""The number of former starts of a training's commands, if a launcher starts them."""
 
 
 def launched() -> bool:
-    """Whether a launcher of ours started this command, as one of a training's."""
+    """Whether Crosslevel's launcher started this command, as one of a training's."""
     return ATTEMPT in os.environ
 
 
 def attempt() -> int:
-    """How often the processes of this training were started before, by torchrun or a launcher of ours."""
+    """The number of former starts of this training's processes, by torchrun or Crosslevel's launcher."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT" if by_torchrun() else ATTEMPT, "0"))
 
 
 class World(NamedTuple):
-    """The processes of a training: ``devices`` on each of ``nodes`` machines, and which one this is."""
+    """The processes of a training: ``devices`` on each of ``nodes`` machines, and the numbers of this one."""
 
     devices: int
     nodes: int
@@ -108,18 +109,18 @@ class World(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """The number of processes."""
         return self.devices * self.nodes
 
 
 def world(devices: int, nodes: int) -> World:
-    """Which process of how many this is: as torchrun says, or else one of ``devices`` on this of ``nodes`` machines.
+    """This process among all: from torchrun's variables, or one of ``devices`` on this of ``nodes`` machines.
 
-    On several machines, SLURM's variables say which one this is and where the first is, or `NODE_RANK`, `MASTER_ADDR`
-    and `MASTER_PORT` do.
+    On several machines, SLURM's variables give this machine's number and the first one's address, or `NODE_RANK`,
+    `MASTER_ADDR` and `MASTER_PORT` do.
 
     Raises:
-        UserError: they do not fit, or are not there; or SLURM has started too many tasks.
+        UserError: the variables are missing or do not fit, or SLURM has started too many tasks.
 
     """
     if devices < 1 or nodes < 1:
@@ -134,7 +135,7 @@ def world(devices: int, nodes: int) -> World:
         return World(local, size // local, int(os.environ["RANK"]))
     _refuse_tasks(devices, nodes)
     if nodes == 1:
-        if "LOCAL_RANK" not in os.environ:  # what others have left of several machines would be waited for
+        if "LOCAL_RANK" not in os.environ:  # left-over variables for several machines would make it wait
             for name in ("NODE_RANK", "MASTER_ADDR", _NODE):
                 os.environ.pop(name, None)
         return World(devices, 1, local_rank())
@@ -151,7 +152,7 @@ def world(devices: int, nodes: int) -> World:
 
 
 def _from_slurm() -> None:
-    """Tell by SLURM's variables what those of PyTorch are to say; what is set stays."""
+    """Set PyTorch's variables from SLURM's; existing ones stay."""
     os.environ.setdefault("NODE_RANK", os.environ["SLURM_NODEID"])
     nodes = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_JOB_NODELIST", ""))
     # The first of a list such as gpu[07-09,12],login1.
@@ -161,7 +162,7 @@ def _from_slurm() -> None:
 
 
 def _refuse_tasks(devices: int, nodes: int) -> None:
-    """Refuse to be one of several tasks that SLURM started on a machine: a training starts its own processes."""
+    """Refuse several tasks of SLURM on one machine: a training starts its own processes."""
     for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
         tasks = os.environ.get(name, "")
         if tasks.isdecimal() and int(tasks) > 1 and int(tasks) != nodes:
@@ -175,10 +176,10 @@ def _refuse_tasks(devices: int, nodes: int) -> None:
 
 
 class StopRequest:
-    """While the block runs, a signal of `ENDING` is a wish, noted in ``number``, that is carried out where it suits.
+    """While the block runs, a signal of `ENDING` is only recorded in ``number``; the caller ends at a suitable point.
 
-    A second Ctrl-C ends the process at once. Others may come several times, to the process and to its group.
-    Outside the main thread nothing is noted: Python has signals only there.
+    A second Ctrl-C ends the process at once. Other signals may come several times, to the process and to its group.
+    Outside the main thread nothing is recorded, as Python handles signals only there.
     """
 
     def __init__(self, notify: Callable[[int], None] = lambda number: None) -> None:
@@ -207,9 +208,9 @@ class StopRequest:
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that asks the process to end, raised where the main thread is, as Ctrl-C is by Python itself.
+    """A signal that ends the process, raised as an exception in the main thread, as Python does for Ctrl-C.
 
-    ``number`` is the signal's; ``message`` says what there is, and how to go on.
+    ``number`` is the signal's; ``message`` says what was saved, and how to continue.
     """
 
     def __init__(self, number: int = signal.SIGINT, message: str = "") -> None:
@@ -222,7 +223,7 @@ class Stopped(KeyboardInterrupt):
 def raising_stopped() -> Iterator[None]:
     """While the block runs, signals of `ENDING` raise `Stopped`, once: several may come, to the process and its group.
 
-    Ctrl-C is as before. Outside the main thread nothing is raised, and a process that is forked from here ends.
+    Ctrl-C is unchanged. Outside the main thread nothing is raised, and a process forked from here just ends.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -249,10 +250,10 @@ def raising_stopped() -> Iterator[None]:
 
 @contextmanager
 def keeping(message: Callable[[], str]) -> Iterator[None]:
-    """Let what asks the process to end while the block runs say what is kept, and how to go on.
+    """Give a signal that ends the process during the block a message: what was saved, and how to continue.
 
     Raises:
-        Stopped: in the place of any `KeyboardInterrupt`.
+        Stopped: in place of any `KeyboardInterrupt`.
 
     """
     try:
@@ -265,8 +266,8 @@ def keeping(message: Callable[[], str]) -> Iterator[None]:
 def without_main() -> Iterator[None]:
     """While the block runs, processes that are spawned do not import this one's main module.
 
-    Ours need nothing of it: a script without a guard would begin anew in each of them, and what came from a notebook or
-    a pipe cannot be imported at all.
+    Crosslevel's processes do not need it: a script without a guard would run again in each of them, and code from a
+    notebook or a pipe cannot be imported at all.
     """
     main = vars(sys.modules["__main__"])
     saved: dict[str, Any] = {name: main[name] for name in ("__file__", "__spec__") if name in main}
@@ -280,10 +281,10 @@ def without_main() -> Iterator[None]:
 
 @contextmanager
 def unread() -> Iterator[None]:
-    """End quietly, with a shell's status for it, once nobody reads what is printed any more, as after ``| head``.
+    """End quietly, with the shells' status for it, if nobody reads the output any more, as after ``| head``.
 
     Raises:
-        SystemExit: nobody does.
+        SystemExit: nobody reads it.
 
     """
     try:
@@ -301,11 +302,11 @@ def unread() -> Iterator[None]:
 
 
 def output_is_broken() -> bool:
-    """Whether what is printed goes into a pipe that nobody reads any more."""
+    """Whether the output goes into a pipe that nobody reads any more."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)
-        return bool(poll.poll(0))  # without being asked for, it says errors and ends alone
+        return bool(poll.poll(0))  # poll always reports errors and a closed end
     except (OSError, ValueError):  # no file
         return False
 
@@ -316,16 +317,17 @@ def _is_nohup(number: int) -> bool:
 
 
 def leave_to_parent() -> None:
-    """Ignore, in a worker process, signals to end the whole process group; the parent answers them.
+    """Ignore signals that end the whole process group, in a worker process; the parent handles them.
 
-    SIGTERM from the parent still ends it, as Python needs to end its workers. On Linux the sender is known, and SIGTERM
-    from others is ignored; elsewhere SIGTERM from anybody ends it.
+    SIGTERM from the parent still ends it, which Python needs to end its workers. On Linux the sender is known, and
+    SIGTERM from others is ignored; elsewhere SIGTERM from anybody ends it.
     """
     for number in ENDING:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
-        # Blocked in all threads that this one starts, it reaches the thread that waits for it, and no handler.
+        # The signal is blocked in all threads that this one starts, so that it reaches the waiting thread, and no
+        # handler.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_for_parent, daemon=True, name="crosslevel-signals").start()
 
@@ -333,4 +335,4 @@ def leave_to_parent() -> None:
 def _end_for_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
-    os._exit(0)  # anything else torch takes for a worker that died
+    os._exit(0)  # torch takes any other status for a dead worker

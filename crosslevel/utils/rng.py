@@ -1,4 +1,4 @@
-"""Seeds made of several numbers: each set of numbers has random numbers of its own."""
+"""Seeds made of several numbers, with independent random numbers for each combination."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from crosslevel.utils.errors import UserError
 
 
 def mixed(*seeds: int) -> int:
-    """One seed for these numbers, 0 or more each, of 64 bits.
+    """A seed of 64 bits for these numbers, each 0 or more.
 
     Raises:
         UserError: one is negative.
@@ -21,7 +21,7 @@ def mixed(*seeds: int) -> int:
 
 
 def seeded(seed: int) -> torch.Generator:
-    """A generator that begins with this seed, as PyTorch itself takes it."""
+    """A generator with this seed, used directly by PyTorch."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -33,8 +33,8 @@ def generator(*seeds: int) -> torch.Generator:
 def step_seed(seed: int, step: int, rank: int) -> int:
     """A seed of 63 bits for one step of one rank; neighbouring arguments give unrelated seeds.
 
-    SplitMix64's finish in place of `mixed`: ``rank`` may be -1, and a run that began with a former version goes on with
-    the random numbers that it would have had.
+    It uses SplitMix64's finalizer instead of `mixed`: ``rank`` may be -1, and a run that began with a former version
+    continues with the same random numbers.
     """
     bits = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
     bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
@@ -44,7 +44,7 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 def trial_seed(*numbers: int) -> int:
     """A seed of 32 bits, as many as NumPy's RandomState takes, that differs between neighbours.
 
-    Not `mixed`: a study that began with a former version goes on with the trials that it would have had.
+    It does not use `mixed`, so that a study that began with a former version continues with the same trials.
     """
     bits = 0x9E3779B9
     for number in numbers:

@@ -23,7 +23,7 @@ from crosslevel.utils.trees import json_tree, regular
 
 
 def load_tensors(file: Path, mmap: bool = False) -> Any:
-    """Read a file of `torch.save` that has tensors and plain values; one that would run code is refused.
+    """Read a file of `torch.save` with tensors and plain values; a file that would run code is refused.
 
     Args:
         file: the file.
@@ -31,7 +31,7 @@ def load_tensors(file: Path, mmap: bool = False) -> Any:
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it is damaged, or asks for more than tensors and plain values.
+        ValueError: it is damaged, or contains more than tensors and plain values.
 
     """
     try:
@@ -39,11 +39,11 @@ def load_tensors(file: Path, mmap: bool = False) -> Any:
             if zipfile.is_zipfile(opened) and (trouble := _unlike_saved(zipfile.ZipFile(opened))):
                 raise UserError(f"{file} is not read: damaged, or none of PyTorch's: {trouble}")
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # what is refused is told in one line
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # refusals are reported in one line
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except (OSError, UserError):
         raise
-    except Exception as error:  # a damaged file fails in any way
+    except Exception as error:  # a damaged file may raise any error
         forbidden = re.search(r"GLOBAL (\S+)", str(error))
         reason = (
             f"it asks for {forbidden[1]}, which could run code"
@@ -54,7 +54,7 @@ def load_tensors(file: Path, mmap: bool = False) -> Any:
 
 
 def write_saved(target: Path, state: Any) -> None:
-    """Put what `torch.save` makes of ``state`` in ``target``'s place, whole or not at all.
+    """Write ``state`` with `torch.save` to ``target``, atomically.
 
     Raises:
         OSError: it cannot be written.
@@ -65,10 +65,10 @@ def write_saved(target: Path, state: Any) -> None:
 
 
 def save_to(file: BinaryIO, state: Any, name: Path) -> None:
-    """`torch.save`, synced; what the disk said is not lost as its own writer loses it.
+    """`torch.save`, synced; the disk's error is kept, which torch's own writer loses.
 
     Raises:
-        OSError: it cannot be written; ``name`` is what the line calls it.
+        OSError: it cannot be written; the message calls it ``name``.
 
     """
     try:
@@ -84,10 +84,10 @@ def save_to(file: BinaryIO, state: Any, name: Path) -> None:
 
 
 def load_saved(file: Path) -> Any:
-    """Read a file of `write_saved`, if all its checksums hold.
+    """Read a file of `write_saved`, after verifying all its checksums.
 
     Raises:
-        UserError: it is damaged; the line says how to begin anew.
+        UserError: it is damaged; the message says how to start again.
 
     """
     damage = damage_of(file)
@@ -104,13 +104,13 @@ def damage_of(file: str | os.PathLike[str] | BinaryIO) -> str:
             broken = None if unlike else archive.testzip()
     except OSError:
         raise
-    except Exception as error:  # whatever a flipped byte makes of a header
+    except Exception as error:  # a flipped byte in a header may raise any error
         return f"damaged: {' '.join(str(error).split()) or type(error).__name__}"
     return f"damaged: {unlike}" if unlike else f"damaged in {broken}" if broken else ""
 
 
 def _unlike_saved(archive: zipfile.ZipFile) -> str:
-    """Why an archive is none of `torch.save`'s, and may have more in it than memory; empty if it may be one."""
+    """Why an archive is not from `torch.save`, and might exceed memory; empty if it looks valid."""
     listed = archive.infolist()
     if any(part.compress_type != zipfile.ZIP_STORED for part in listed):
         return "it has compressed parts"
@@ -121,7 +121,7 @@ def _unlike_saved(archive: zipfile.ZipFile) -> str:
 
 
 def load_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, and its metadata; its checksum is looked at where it has one.
+    """The tensors of a safetensors file, and its metadata; its checksum is verified if it has one.
 
     Raises:
         OSError: it cannot be opened.
@@ -152,7 +152,7 @@ def _checksum_of(file: Path) -> str:
 
 
 def as_rgb(images: UInt8[Tensor, "*B C H W"]) -> UInt8[Tensor, "*B 3 H W"]:
-    """Images as people see them: the first three channels, or the first alone as brightness."""
+    """Images for display: the first three channels, or the first alone as brightness."""
     channels = images.shape[-3]
     if channels == 3:
         return images

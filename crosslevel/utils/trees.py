@@ -1,4 +1,4 @@
-"""YAML and JSON that may come from anybody: plain values, no deeper and no larger than a program can bear."""
+"""YAML and JSON that may come from anybody: only plain values, with limited depth and size."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     import yaml
 
 MOST = 100_000
-"""Values that a YAML text may have, counted as often as its aliases repeat them."""
+"""The most values of a YAML text, counted as often as aliases repeat them."""
 
 
 def regular(file: str | os.PathLike[str]) -> Path:
-    """The path of a file that can be read to its end, or that a shell has opened (``<(...)``).
+    """Check that a path is a regular file, or a file that a shell has opened (``<(...)``).
 
     Raises:
-        OSError: there is none.
+        OSError: there is no such file.
         UserError: it is a pipe or a device, which may never end.
 
     """
@@ -37,7 +37,7 @@ def yaml_tree(text: str) -> Any:
     """Plain values of a YAML text, without tags.
 
     Raises:
-        yaml.YAMLError: it is none, or has more than `MOST` values: a few aliases of aliases stand for billions.
+        yaml.YAMLError: it is invalid, or has more than `MOST` values: a few aliases of aliases can mean billions.
 
     """
     import yaml  # noqa: PLC0415
@@ -55,16 +55,16 @@ def yaml_tree(text: str) -> Any:
             loader.dispose()
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
-    except (ValueError, OverflowError, TypeError) as error:  # of a number or a date that is none
+    except (ValueError, OverflowError, TypeError) as error:  # an invalid number or date
         raise yaml.YAMLError(str(error)) from error
 
 
 def _count(node: yaml.Node, counts: dict[int, int]) -> int:
-    """The values of a node, those behind aliases each time; of one that holds itself, more than there may be."""
+    """The number of a node's values, with repetitions by aliases; more than `MOST` for a node that contains itself."""
     if node.id == "scalar":
         return 1
     if id(node) not in counts:
-        counts[id(node)] = MOST + 1  # until it is known: whoever comes here again is inside
+        counts[id(node)] = MOST + 1  # until it is computed: coming here again means that the node contains itself
         children = [part for pair in node.value for part in pair] if node.id == "mapping" else node.value
         counts[id(node)] = 1 + sum(_count(part, counts) for part in children)
     return counts[id(node)]
@@ -74,7 +74,7 @@ def json_tree(text: str | bytes) -> Any:
     """Values of a JSON text.
 
     Raises:
-        ValueError: it is none, or nested too deeply.
+        ValueError: it is invalid, or nested too deeply.
 
     """
     try:

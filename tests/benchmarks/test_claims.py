@@ -48,6 +48,9 @@ def test_a_claim_has_the_difference_by_seed_with_its_interval(claims):
     half = (high - low) / 2
     assert f"with CLD against alone: +2.00 ± {half:.2f}, better." in page
     assert f"| with CLD | 3 | 34.00 ± {claims.interval(with_cld)[1]:.2f} | +2.00 ± {half:.2f} |" in page
+    assert f"| npid | balanced | 3 | 32.00 ± {claims.interval(without)[1]:.2f} | 34.00" in page
+    assert f"| +2.00 ± {half:.2f} | - | - |" in page
+    assert "| moco |" not in page
     # the same trainings are two other claims' as well, none of them has a figure of its own
     assert page.count("Not run yet.") == len(claims.CLAIMS) - 2
     worse = claims.page(record(claims, "npid", [with_cld, without]))

@@ -127,7 +127,7 @@ def test_no_folder_has_more_than_twelve_files():
         ("deque[Future", "utils/prefetch.py"),
         ("Generator().manual_seed(", "utils/rng.py"),
         ("raise the queue", "methods/moco.py"),
-        ("held_apart(", "training/monitor.py"),
+        ("queries_and_keys(", "training/monitor.py"),
         ("images.left_out", "data/images.py"),
         ('"config.yaml"', "utils/files.py"),
         ('"metrics.csv"', "utils/files.py"),

@@ -37,7 +37,7 @@ def test_no_batch_is_larger_than_the_collection(count):
     assert found["batch_size"].value > count / 2
     assert found["cld.groups"].value <= max(2, count)
     if count < 256:
-        assert f"There are {count} images" in found["batch_size"].reason
+        assert f"{count} images were compared" in found["batch_size"].reason
 
 
 def test_reasons_say_whose_rule_it_is_and_what_speaks_against_it():

@@ -104,6 +104,21 @@ def test_stem_follows_the_size_of_the_views_unless_given(options, size, small):
     assert encoder.backbone.conv1.kernel_size == ((3, 3) if small else (7, 7))
 
 
+@pytest.mark.parametrize("width", [1.0, 0.25])
+@pytest.mark.parametrize("init", ["timm", "torch"])
+def test_weights_are_drawn_as_timm_or_as_torch_draws_them(width, init):
+    """Deviations by fan: He's normal by fan-out, PyTorch's uniform within 1 / sqrt(fan-in); the small stem, too."""
+    torch.manual_seed(0)
+    encoder = Encoder("resnet18", small_images=True, width=width, init=init)
+    for conv in (encoder.backbone.conv1, encoder.backbone.layer3[0].conv2, encoder.backbone.layer4[0].conv1):
+        fan_in, fan_out = (channels * 9 for channels in (conv.in_channels, conv.out_channels))
+        deviation = (2 / fan_out) ** 0.5 if init == "timm" else (1 / (3 * fan_in)) ** 0.5
+        assert conv.weight.std().item() == pytest.approx(deviation, rel=0.1)
+        largest = conv.weight.abs().max().item()
+        assert (largest <= fan_in**-0.5) if init == "torch" else (largest > 2 * deviation)
+    assert Encoder(**encoder.arguments()).init == init
+
+
 def test_stem_of_a_model_without_one_stays():
     encoder = Encoder("convnext_atto")
     encoder.adapt(32)

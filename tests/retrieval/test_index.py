@@ -72,7 +72,7 @@ def test_it_finds_the_nearest_and_their_cosines(tmp_path, features, capsys):
     assert recall(found, features) > 0.99
     assert torch.allclose(found.values, exact(features, features, 10).values, atol=2e-3)  # float16
     about = json.loads((tmp_path / "f.parquet.index" / "about.json").read_text())
-    assert about["recall"] >= index.WANTED
+    assert about["recall"] >= index.RECALL
     assert "building an index of 480 rows" in said(capsys)
 
 

@@ -24,7 +24,7 @@ from crosslevel.settings.parser import run
 from crosslevel.training.loop.collapse import CollapseWatch, symptoms
 from crosslevel.training.loop.fit import fit
 from crosslevel.training.loop.module import Pretrain
-from crosslevel.training.monitor import label_free_monitor, monitor_of, near_tracks, told_apart
+from crosslevel.training.monitor import label_free_monitor, monitor_of, near_tracks, tracks_for_scores
 from crosslevel.training.train import train
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
@@ -154,7 +154,7 @@ def test_one_long_film_is_not_easier_to_tell_apart_than_many(images):
     apart.tracks = torch.arange(len(images)) // (len(images) // 4)
     assert found == label_free_monitor(encoder, None, None, apart, CPU, 0)()
     apart.tracks = torch.arange(len(images)) // (len(images) // 3)
-    assert torch.equal(told_apart(apart), apart.tracks)  # of three films two are left to rank against
+    assert torch.equal(tracks_for_scores(apart), apart.tracks)  # of three films two are left to rank against
 
 
 def test_the_views_are_the_same_each_time_and_the_encoder_is_left_alone(images):

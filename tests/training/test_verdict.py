@@ -6,7 +6,7 @@ import torch
 
 from crosslevel.data.images import InMemoryImages
 from crosslevel.models.encoder import Encoder, View
-from crosslevel.training.monitor import held_apart
+from crosslevel.training.monitor import queries_and_keys
 from crosslevel.training.verdict import Verdict, verdict
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import choose
@@ -65,7 +65,7 @@ def test_labels_judge_where_there_are_some():
     """Raw pixels by a kNN in NumPy on the same images."""
     images = photographs()
     found = verdict(small_encoder(), images, CPU, seed=3)
-    queries, others = held_apart(images, 3)
+    queries, others = queries_and_keys(images, 3)
     flat = images.data.flatten(1).numpy() / 127.5 - 1
     unit = flat / np.linalg.norm(flat, axis=1, keepdims=True)
     cosine, labels = unit[queries] @ unit[others].T, images.labels.numpy()

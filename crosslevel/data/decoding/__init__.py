@@ -1,1 +1,1 @@
-"""How an image is decoded: formats told by content, complaints of decoders, and how much memory one may take."""
+"""How an image is decoded: formats recognized by content, messages of decoders, and a limit on memory."""

@@ -1,8 +1,8 @@
-"""What the C libraries that decode images say on stderr, heard instead of printed: there it would have no file's name.
+"""Messages that C libraries for decoding print on stderr: captured, since printed they would not name the file.
 
 libjpeg and libtiff fill in what is damaged and only print a line about it. While an image is decoded, the C library's
 ``stderr`` is a stream in memory. Python's own is another one, and is left alone. Where the C library cannot be reached
-like this, nothing is heard.
+like this, nothing is captured.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from typing import Any
 
 _NAMES = ("stderr", "__stderrp")  # glibc and musl; macOS
-_LONGEST = 200  # letters of a complaint
+_LONGEST = 200  # characters of a message that are kept
 
 
 class _Ear:
-    """The C library's stderr, and a stream in memory to put in its place."""
+    """The C library's stderr, and a stream in memory that replaces it."""
 
     def __init__(self) -> None:
         self.library = library = ctypes.CDLL(None)
@@ -64,7 +64,7 @@ class Complaints:
     text: str = ""
 
     def add(self, output: str) -> None:
-        """Keep the first line that was said."""
+        """Keep the first line of a message."""
         lines = [line.strip() for line in output.splitlines() if line.strip()]
         if lines and not self.text:
             self.text = lines[0].removeprefix("tempfile.tif: ")[:_LONGEST]
@@ -77,7 +77,7 @@ _deaf = False
 
 @contextmanager
 def heard() -> Iterator[Complaints]:
-    """Collects what decoders say while the block runs; one thread at a time."""
+    """Collect decoders' messages while the block runs; one thread at a time."""
     complaints = Complaints()
     with _lock:
         ear = _listener()

@@ -1,4 +1,4 @@
-"""Formats of images, told by content: by the ending of a name only what is not worth a look."""
+"""Formats of images, recognized by content; a file's extension only decides which files need not be opened."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXTENSIONS = frozenset(
         "qoi", "tif", "tiff", "webp",
     )
 )  # fmt: skip
-"""Endings of images: files that have one are images until they are decoded."""
+"""Extensions of images: a file with one counts as an image until it is decoded."""
 
 OTHERS = frozenset(
     (
@@ -31,20 +31,20 @@ OTHERS = frozenset(
         # sound and videos
         "mp3", "wav", "flac", "ogg", "m4a", "3gp", "avi", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts",
         "ogv", "webm", "wmv",
-        # what begins like TIFF, but holds the raw values of a sensor and a small preview; what needs its own program
+        # files that begin like TIFF, but hold raw sensor values and a small preview; files that need their own program
         "3fr", "arw", "cr2", "cr3", "dng", "nef", "nrw", "orf", "pef", "raf", "rw2", "srw", "psd", "psb", "ai", "eps",
         "ico",  # pictures of programs
     )
 )  # fmt: skip
-"""Endings that are not worth a look: files that have one are no images."""
+"""Extensions of files that are never images: they are not opened."""
 
 ARRAYS = frozenset(("npy",))
-"""Of these, endings that are images where somebody has said how their values are read."""
+"""Those of `OTHERS` that count as images when the user has set how their values are read."""
 
 SEVERAL = frozenset(
     ("apng", "avif", "avifs", "dcm", "dicom", "gif", "heic", "heif", "hif", "jxl", "png", "tif", "tiff", "webp")
 )
-"""Endings of files that may hold several frames or pages."""
+"""Extensions of files that may hold several frames or pages."""
 
 PILLOW = (
     "JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF", "AVIF", "JPEG2000", "QOI",
@@ -52,7 +52,7 @@ PILLOW = (
 """Formats that Pillow reads. Only pictures: it would otherwise also hand files to Ghostscript and the like."""
 
 HEAD = 132
-"""Bytes that a format is told by."""
+"""Bytes at the beginning of a file that identify its format."""
 
 _EXTRA: Mapping[str, tuple[str, str]] = {"HEIF": ("pillow_heif", "heic"), "JXL": ("pillow_jxl", "jxl")}
 _BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys(
@@ -67,9 +67,9 @@ _STARTS = (
 
 
 def format_of(head: bytes | bytearray) -> str | None:
-    """The format that begins with ``head``, as Pillow calls it; None where no image does.
+    """The image format of a file that begins with ``head``, as Pillow names it; None if it is no image.
 
-    Formats whose beginning may stand in other files too are told by more of it.
+    If the first bytes of a format also occur in other files, more bytes are checked.
     """
     head = bytes(head)
     for start, name in _STARTS:
@@ -78,7 +78,7 @@ def format_of(head: bytes | bytearray) -> str | None:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     if head[4:8] == b"ftyp":
-        # AVIF files may have a general brand in the first place, and their own among the compatible ones.
+        # An AVIF file may have a general major brand, and its own among the compatible brands.
         brand = b"avif" if b"avif" in head[16:] and head[8:12] in (b"mif1", b"msf1") else head[8:12]
         return _BRANDS.get(brand)
     if head[:2] == b"BM" and head[6:10] == bytes(4) and int.from_bytes(head[14:18], "little") in (12, 40, 108, 124):
@@ -105,7 +105,7 @@ def ending_of(name: str) -> str:
 
 
 def is_image_file(file: str) -> bool:
-    """Whether a regular file begins like an image; arrays are none by themselves."""
+    """Whether a regular file begins like an image; arrays do not count."""
     try:
         number = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError:
@@ -119,7 +119,7 @@ def is_image_file(file: str) -> bool:
 
 
 def left_alone(counts: Mapping[str, int]) -> str:
-    """``left alone: 3 .txt, 1 .db``, the most first; empty where nothing was."""
+    """``left alone: 3 .txt, 1 .db``, the most frequent first; empty if no file was left out."""
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     entries = [
         f"{count:,} .{extension}" if extension else f"{count:,} without an ending" for extension, count in ranked[:8]
@@ -132,7 +132,7 @@ def readable(data: bytes | bytearray) -> tuple[str, ...]:
     """The formats to try on an image.
 
     Raises:
-        _Defect: it is of a format whose package is missing; says what to install.
+        _Defect: the package for its format is missing; the message says what to install.
 
     """
     name = format_of(data[:HEAD])
@@ -146,7 +146,7 @@ def readable(data: bytes | bytearray) -> tuple[str, ...]:
 
 @cache
 def _has_plugin(module: str) -> bool:
-    """Whether Pillow has learned a format from a package that is installed."""
+    """Whether an installed package adds a format to Pillow."""
     try:
         plugin = import_module(module)
     except ImportError:

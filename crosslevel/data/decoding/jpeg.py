@@ -17,9 +17,9 @@ from crosslevel.data.bad_files import _Defect
 class JpegHeader:
     """The header of a JPEG, up to its first scan.
 
-    ``plain``: baseline or progressive Huffman coding with 8 bits, and EXIF where torchvision looks for it.
-    ``exif``: whether there is any. ``scan``: where the first scan begins. ``coefficients``: how many the decoder keeps
-    in memory, of 2 bytes each: those of a progressive image.
+    ``plain``: baseline or progressive Huffman coding with 8 bits, and EXIF where torchvision looks for it. ``exif``:
+    whether it has EXIF. ``scan``: where the first scan begins. ``coefficients``: how many coefficients of 2 bytes the
+    decoder keeps in memory; a progressive image needs them.
     """
 
     width: int

@@ -1,4 +1,4 @@
-"""JPEG 2000 at a reduced size: its smaller sizes are decoded first, and the rest can be left out."""
+"""JPEG 2000 at a reduced size: a file stores smaller sizes first, and the decoder can skip the rest."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _LEFT_OUT = 2  # bytes for each pixel of the whole, when a part of its size is d
 
 
 def reduced(opened: Jpeg2KImageFile, data: bytearray, turned: bool) -> int:
-    """Have an image that is open decoded at the largest part of its size that there is memory for.
+    """Set an opened image to be decoded at the largest fraction of its size that fits into memory.
 
     Returns:
-        the bytes that it takes at most; more than there are where none is small enough.
+        the bytes that it takes at most; more than the limit if no fraction is small enough.
 
     """
     for level in range(min(3, _levels(data)) + 1):
@@ -25,14 +25,15 @@ def reduced(opened: Jpeg2KImageFile, data: bytearray, turned: bool) -> int:
         if need <= budget() and halvings(size[0] * size[1]) == 1:
             if level:
                 opened.reduce = level
-                # Pillow rounds what it expects, OpenJPEG rounds up what it gives: of these sizes both make the same.
+                # Pillow rounds the expected size, OpenJPEG rounds its result up: only sizes on which both agree are
+                # used.
                 opened._size = size[0] * 2**level, size[1] * 2**level
             return need
     return needed("JPEG2000", opened.size, len(data), turned)
 
 
 def _levels(data: bytearray) -> int:
-    """How often it can be halved: by its main header (ITU T.800, annex A); 0 where that cannot be read."""
+    """How often its size can be halved, by the main header (ITU T.800, annex A); 0 if that cannot be read."""
     start = 0 if data[:2] == b"\xff\x4f" else next((begin for kind, begin, _ in boxes(data) if kind == b"jp2c"), 0)
     at, levels = start + 2, []
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] not in _ENDS:

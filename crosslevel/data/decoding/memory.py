@@ -1,4 +1,4 @@
-"""How much memory decoding may take: of one image, and of all processes of a command at once."""
+"""How much memory decoding may take: for one image, and for all processes of a command together."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ except ImportError:  # Windows: each process has the limit for itself, and may t
     fcntl = resource = None  # type: ignore[assignment]
 
 LARGEST = 50_000_000
-"""Pixels of an image that is handed on; a larger one is read at a half, a quarter or an eighth of its size."""
+"""The most pixels of a decoded image; a larger one is read at a half, a quarter or an eighth of its size."""
 
 _USUAL = 768  # MiB
-_SLOT = 64 * 2**20  # bytes; what all processes may take together is dealt out in pieces of this size
-_SMALL = 32 * 2**20  # bytes that nobody waits for
-_PATIENCE = 60.0  # seconds for a turn: a process that was stopped shall not stop the others
+_SLOT = 64 * 2**20  # bytes; the common budget of all processes is divided into slots of this size
+_SMALL = 32 * 2**20  # bytes; smaller images never wait
+_PATIENCE = 60.0  # seconds to wait for memory, so that a stopped process cannot block the others
 _TURNSTILE = 0
-_RUNAWAY = 4 * 2**30  # bytes that a process may take beside what it has when it begins to decode
-_RESERVE = 64 * 2**20  # bytes that a decoder may take beside what is reckoned
+_RUNAWAY = 4 * 2**30  # bytes that a decoding process may allocate beyond what it has at its start
+_RESERVE = 64 * 2**20  # bytes that a decoder may take beyond the estimate
 _STACKS = 16 * 2**20  # and for the threads that it may start on each core
 
 # Bytes for each pixel at the peak: the decoder's own buffers, Pillow's image and its copies. Measured, and rounded up.
 _PER_PIXEL = {"GIF": 12, "WEBP": 22, "HEIF": 16, "AVIF": 20, "JPEG2000": 32, "JXL": 40}
-_PLAIN = 4  # of all others, beside the result
+_PLAIN = 4  # all other formats, beside the result
 _RGB = 3
 _TURNED = 4
 _FIXED = 8 * 2**20  # of any image
-_PARTS = 2  # of a TIFF: its largest strip or tile, and what its codec has of it
+_PARTS = 2  # a TIFF: its largest strip or tile, and its codec's copy of it
 
 
 def budget() -> int:
@@ -50,7 +50,7 @@ def budget() -> int:
 
 
 def too_many_bytes(size: int, max_pixels: int, subject: str) -> str:
-    """Why an encoded image of ``size`` bytes is not read; empty if it is."""
+    """The reason why an encoded image of ``size`` bytes is not read; empty if it is read."""
     if size > 8 * max_pixels:
         return f"{subject} has {size:,} bytes, more than {max_pixels:,} pixels can need"
     if size > budget() // 2:
@@ -67,7 +67,7 @@ def halvings(pixels: int) -> int:
 def needed(format: str, size: tuple[int, int], encoded: int, turned: bool, part: int = 0) -> int:
     """Bytes that Pillow takes at most to decode an image of a format, and to bring it to RGB.
 
-    ``part``: those of its largest strip or tile, if it is decoded in such.
+    ``part``: bytes of its largest strip or tile, if it is decoded in strips or tiles.
     """
     pixels = size[0] * size[1]
     result = _RGB * pixels // halvings(pixels) ** 2
@@ -76,10 +76,10 @@ def needed(format: str, size: tuple[int, int], encoded: int, turned: bool, part:
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Refuse pictures without pixels, and of more than ``max_pixels``.
+    """Refuse pictures without pixels, and those of more than ``max_pixels``.
 
     Raises:
-        _Defect: it is one.
+        _Defect: the picture is such a one.
 
     """
     if width < 1 or height < 1:
@@ -89,10 +89,10 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def check(need: int, size: tuple[int, int], format: str) -> None:
-    """Refuse what would take more than `budget`.
+    """Refuse an image that needs more memory than `budget`.
 
     Raises:
-        _Defect: it would.
+        _Defect: it needs more.
 
     """
     if need > budget():
@@ -154,10 +154,10 @@ def _trim() -> Any:
 
 
 def acquire_slots(count: int, patience: float = _PATIENCE) -> list[int]:
-    """``count`` free slots. Who waits for some keeps the others from beginning to wait: nobody waits in a circle.
+    """Acquire ``count`` free slots; only one process at a time waits for slots, so that none wait for each other.
 
-    A process that was stopped may have what is waited for: after ``patience`` seconds a warning says so, and no more
-    than what is free is taken.
+    A stopped process may hold the slots. After ``patience`` seconds a warning says so, and only the free slots are
+    taken.
     """
     slots: list[int] = []
     until = time.monotonic() + patience
@@ -184,7 +184,7 @@ def acquire_slots(count: int, patience: float = _PATIENCE) -> list[int]:
 
 
 def _is_free(slot: int) -> bool:
-    """Whether a slot, or the turnstile, is this process's from now on."""
+    """Try to lock a slot, or the turnstile; whether this process has it now."""
     try:
         fcntl.lockf(_file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, slot)
     except OSError:
@@ -202,11 +202,11 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def held_to(need: int, format: str) -> Iterator[None]:
+def limit_to(need: int, format: str) -> Iterator[None]:
     """Limit the memory of a process that only decodes (`limit_process`) to little more than ``need`` bytes.
 
     ``need`` is computed from the pixels, but JPEG 2000's blocks and WebP's codes take memory too: an image of one
-    megapixel could take half a gigabyte. Formats that are decoded row by row cannot, and have no limit.
+    megapixel could take half a gigabyte. Formats that are decoded row by row cannot do so, and have no limit.
     """
     current = _data_now() if _limited and format in _PER_PIXEL else None
     if current is None:
@@ -226,8 +226,8 @@ _limited = False
 def limit_process() -> None:
     """Limit a decoding process to `_RUNAWAY` bytes more memory than it has, and turn off its core dumps.
 
-    A decoder that is led astray then fails, instead of the machine. Memory that processes share, such as finished
-    batches, and files that are mapped do not count.
+    A decoder misled by a damaged file then fails, and not the machine. Memory that processes share, such as finished
+    batches, and mapped files do not count.
     """
     global _limited  # noqa: PLW0603 - one a process
     if resource is None:

@@ -1,4 +1,4 @@
-"""All formats but plain JPEG: decoded by Pillow, brought to RGB some rows at a time."""
+"""All formats but plain JPEG: decoded by Pillow, and converted to RGB some rows at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from crosslevel.data.decoding.memory import halvings
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.decoding.values.channels import scaled
 
-_AT_ONCE, _BAND = 2**20, 2**18  # pixels that are converted at once: of small images all, of others so many
+_AT_ONCE, _BAND = 2**20, 2**18  # pixels that are converted at once: all of a small image, this many of a larger one
 _ORIENTATION = 0x0112  # the tag of EXIF
 
 
@@ -48,19 +48,19 @@ _heard = _Heard()
 
 
 class _Warnings:
-    """Pillow's ``warnings``: the module itself, but for a thread that decodes.
+    """A stand-in for the module ``warnings`` inside Pillow: the module itself, except in a thread that decodes.
 
-    `warnings.catch_warnings` is no way: it is of the whole process, and images are decoded beside other work.
+    `warnings.catch_warnings` cannot be used: it changes the whole process, and other threads run meanwhile.
     """
 
     def __getattr__(self, name: str) -> Any:
         return getattr(warnings, name)
 
     @staticmethod
-    def warn(message: Warning | str, category: type[Warning] | None = None, stacklevel: int = 1, **how: Any) -> None:
+    def warn(message: Warning | str, category: type[Warning] | None = None, stacklevel: int = 1, **more: Any) -> None:
         """Warn as `warnings.warn` does, or collect it for the thread's `noted_warnings`."""
         if _heard.messages is None:
-            warnings.warn(message, category, stacklevel + 1, **how)
+            warnings.warn(message, category, stacklevel + 1, **more)
         else:
             _heard.messages.append(str(message))
 
@@ -97,7 +97,7 @@ def is_turned(image: Image.Image) -> bool:
 def _pixels(
     image: Image.Image, reading: Reading, at_once: int, band: int
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """(H, W, C) from any of Pillow's modes, a band of rows after the other: conversions of the whole take gigabytes."""
+    """(H, W, C) from any of Pillow's modes, a band of rows at a time: a whole large image takes gigabytes."""
     width, height = image.size
     scale = halvings(width * height)
     rows = scale * max(1, band // width // scale)

@@ -1,4 +1,4 @@
-"""How the images of a source are read: the one place for settings of decoding, whatever the source and the verb."""
+"""How the images of a source are read: the settings of decoding, the same for every source and every verb."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_CHANNELS = 1024
 
 
 class Range(NamedTuple):
-    """The values of more than 8 bits that become 0 and 255; written as ``-160:240``."""
+    """The values that become 0 and 255, for images of more than 8 bits; written as ``-160:240``."""
 
     low: float
     high: float
@@ -30,14 +30,14 @@ class Reading:
     """How images are read; written after a source as ``photos/,damaged=keep,pages=all``.
 
     Args:
-        damaged: refuse: an image of which its own decoder reports damage is a bad file; keep: it is used as far as it
-            goes, with a warning that names it.
-        pages: first: of an animation or of a file of several pages the first one; all: each is an image, and they are a
-            track.
-        channels: of an image, C: 1 is its brightness, 3 red, green and blue on white, 4 the same with its transparency
-            (alpha) beside; any other number is that of the bands of a TIFF or of an array (.npy).
-        range: of values of more than 8 bits, those that become 0 and 255; what lies outside becomes these. None: the
-            whole of 16 bits, of DICOM the window that the file names.
+        damaged: what happens to an image whose decoder reports damage. refuse: it counts as a bad file. keep: its
+            intact part is used, with a warning that names it.
+        pages: of animations and files of several pages. first: only the first page is read. all: each page is an image,
+            and the pages of a file are a track.
+        channels: C, the channels of an image. 1: brightness; 3: red, green and blue on white; 4: red, green, blue and
+            transparency (alpha); any other number: the bands of a TIFF or of an array (.npy).
+        range: the two values that become 0 and 255, for images of more than 8 bits; values outside are clipped. None:
+            the whole range of 16 bits, or the window that a DICOM file names.
 
     """
 
@@ -48,7 +48,7 @@ class Reading:
 
     @property
     def takes_arrays(self) -> bool:
-        """Whether files of arrays are images: their values mean nothing unless somebody says how to read them."""
+        """Whether files of arrays count as images: only if the user has set how their values are read."""
         return self.channels != USUAL.channels or self.range is not None
 
     @property
@@ -94,10 +94,10 @@ _WRITTEN = re.compile(rf"(?s)(?P<rest>.*),(?P<key>{'|'.join(_READ)})=(?P<value>[
 
 
 def split_reading(text: str) -> tuple[str, Reading]:
-    """A source without what is written after it, and what that means.
+    """Split a source's text into the source and its reading settings.
 
     Raises:
-        SourceError: a value that there is not.
+        SourceError: an unknown value.
 
     """
     settings: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""How large an image is, by its own header, where Pillow would take memory before it tells; and the parts of a TIFF."""
+"""The size of an image by its own header, where Pillow allocates memory before giving it; and the parts of a TIFF."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STRIP_ROWS, _BITS, _SAMPLES, _TILE_WIDTH, _TILE_ROWS = 278, 258, 277, 322, 323 
 
 
 def size_ahead(format: str | None, data: bytes | bytearray) -> tuple[int, int] | None:
-    """Width and height of an image whose decoder takes memory for all pixels when it opens it; else None.
+    """Width and height of an image whose decoder allocates all pixels on opening; None for other formats.
 
     Raises:
         _Defect: there is no whole header.
@@ -58,7 +58,7 @@ def _of_jxl(data: bytes | bytearray) -> tuple[int, int]:
 
 
 def _codestream(data: bytes | bytearray) -> bytes:
-    """The beginning of what a container's boxes jxlc, or jxlp one after the other, hold (ISO/IEC 18181-2)."""
+    """The beginning of the codestream, from a container's box jxlc or its boxes jxlp in sequence (ISO/IEC 18181-2)."""
     codestream = b""
     for kind, begin, end in boxes(data):
         if kind == b"jxlc":

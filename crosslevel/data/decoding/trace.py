@@ -1,4 +1,4 @@
-"""Which image a process is decoding, where its parent can read it after the process has died."""
+"""Records which image a process is decoding, so that its parent can read it after the process has died."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Board:
         return None if row is None or not length else bytes(row[2 : 2 + length]).decode("utf-8", "surrogateescape")
 
     def write(self, number: int, text: str) -> None:
-        """Leave a text in the row of process ``number``, where its parent can read it."""
+        """Write a text into the row of process ``number``, which its parent can read."""
         if (row := self.row(number)) is not None:
             _put(row, text)
 
@@ -34,7 +34,7 @@ class Board:
             row[:2] = bytes(2)
 
     def __getstate__(self) -> dict[str, object]:
-        """A process that is not forked has no part in it."""
+        """Pickle nothing: a process that is not forked does not share the board."""
         return {"_rows": None}
 
 
@@ -47,12 +47,12 @@ _slot: memoryview | None = None
 def enter(board: Board, number: int) -> None:
     """Write to the board from now on, as process ``number``."""
     global _slot  # noqa: PLW0603 - one a process
-    board.clear(number)  # one that was here before may have ended in the middle
+    board.clear(number)  # a former process of this number may have died while writing
     _slot = board.row(number)
 
 
 def begin(path: str) -> None:
-    """Say what is decoded now."""
+    """Record the image that is decoded now."""
     if _slot is not None:
         _put(_slot, path)
 
@@ -64,6 +64,6 @@ def _put(row: memoryview, text: str) -> None:
 
 
 def end() -> None:
-    """Say that it is done."""
+    """Record that decoding is done."""
     if _slot is not None:
         _slot[:2] = bytes(2)

@@ -1,8 +1,8 @@
-"""Large WebP images at a reduced size: libwebp scales row by row, which Pillow has no way to ask for.
+"""Large WebP images at a reduced size: libwebp scales row by row, which Pillow does not offer.
 
-Pillow holds several canvases, 22 bytes a pixel; libwebp by itself holds none of a lossy image, and one of a lossless
-one. It is asked through the library that Pillow is linked to, by its public interface (decode.h), whose structures are
-the same within a major version of its ABI; that is checked. Where there is no such library, nothing is scaled.
+Pillow holds several canvases, 22 bytes a pixel; libwebp itself holds no canvas for a lossy image, and one for a
+lossless one. It is called in the library that Pillow is linked to, by its public interface (decode.h), whose structures
+stay the same within a major version of the ABI; the version is checked. Without such a library, nothing is scaled.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _RGBA = 1
 _TOO_SHORT = 7
 _STATUS = {1: "out of memory", 3: "broken data", 4: "an unknown feature", _TOO_SHORT: "truncated: its data end early"}
 _LOSSY = 1
-_CANVAS = 5  # bytes a pixel that libwebp holds of a lossless image, and of a lossy one that has transparency
-_HANDED = 4  # bytes of a pixel that it gives
+_CANVAS = 5  # bytes a pixel that libwebp holds for a lossless image, and for a lossy one with transparency
+_HANDED = 4  # bytes of a pixel of its result
 
 _int, _pointer = ctypes.c_int, ctypes.c_void_p
 
@@ -78,7 +78,7 @@ class StillWebP(NamedTuple):
 
 
 def still_webp(data: bytearray) -> StillWebP | None:
-    """The header of a WebP; None of an animation, and where nothing can be scaled.
+    """The header of a WebP; None for an animation, and if no usable libwebp is found.
 
     Raises:
         _Defect: it is damaged.
@@ -97,14 +97,14 @@ def still_webp(data: bytearray) -> StillWebP | None:
 
 
 def needed_for_webp(header: StillWebP, scale: int, encoded: int) -> int:
-    """Bytes taken at most for `scaled_webp`, and to turn what it gives and bring it to RGB."""
+    """Bytes needed at most for `scaled_webp`, and to turn its result and convert it to RGB."""
     pixels = header.size[0] * header.size[1]
     small = -(-header.size[0] // scale) * -(-header.size[1] // scale)
     return max(header.canvas * pixels + _HANDED * small, (2 * _HANDED + 3) * small) + 2 * encoded + 2**23
 
 
 def scaled_webp(data: bytearray, header: StillWebP, scale: int) -> Image.Image:
-    """Its pixels at 1/``scale`` of its width and height, with what its EXIF says.
+    """The image at 1/``scale`` of its width and height, with its EXIF.
 
     Raises:
         _Defect: it is damaged.
@@ -128,9 +128,9 @@ def scaled_webp(data: bytearray, header: StillWebP, scale: int) -> Image.Image:
 
 @cache
 def _library() -> Any:
-    """The libwebp that Pillow decodes with; None where none is found, or a strange one."""
+    """The libwebp that Pillow decodes with; None if none is found, or one of an unknown version."""
     try:
-        library = ctypes.CDLL(import_module("PIL._webp").__file__)  # what it is linked to is searched as well
+        library = ctypes.CDLL(import_module("PIL._webp").__file__)  # searches what it is linked to as well
         same = library.WebPInitDecoderConfigInternal(ctypes.byref(_Config()), _ABI)
         return library if same and library.WebPDecode and library.WebPGetFeaturesInternal else None
     except (ImportError, OSError, AttributeError, TypeError):
@@ -138,7 +138,7 @@ def _library() -> Any:
 
 
 def _begin(library: Any, config: _Config, data: bytearray) -> Any:
-    """Fill ``config`` with what the header says; the data as C wants them, not copied."""
+    """Fill ``config`` from the header; return the data as a C buffer, without a copy."""
     library.WebPInitDecoderConfigInternal(ctypes.byref(config), _ABI)
     encoded = (ctypes.c_char * len(data)).from_buffer(data)
     _done(library.WebPGetFeaturesInternal(encoded, ctypes.c_size_t(len(data)), ctypes.byref(config.input), _ABI))

@@ -1,4 +1,4 @@
-"""Images of one collection that another has as well, such as test images among those to train on."""
+"""Images that two collections have in common, such as test images among the training images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from crosslevel.data.duplicates.detect import Kind, duplicate_pairs, tracks
 from crosslevel.data.duplicates.scan import ScanResult
 from crosslevel.data.duplicates.sets import graded, with_exact
 
-_GRADED = 8  # copies in the first collection that one of the second is compared with
+_GRADED = 8  # candidates in the first collection for each image of the second
 
 
 class Match(NamedTuple):
@@ -23,7 +23,7 @@ class Match(NamedTuple):
 
 
 def matches(first: ScanResult, second: ScanResult) -> list[Match]:
-    """The closest copy or near-duplicate in ``first`` of each image of ``second`` that has one."""
+    """For each image of ``second`` that has copies or near-duplicates in ``first``, the closest one."""
     count = len(first.numbers)
     joined = ScanResult(*(torch.cat(columns) for columns in zip(first, second, strict=True)))
     pairs = with_exact(joined, duplicate_pairs(joined.pictures, count))

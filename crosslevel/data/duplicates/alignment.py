@@ -1,4 +1,4 @@
-"""Whether two pictures show the same after an edit: light, contrast, colour, a crop, a shift or a stamp apart."""
+"""Whether two pictures are the same up to an edit: light, contrast, colour, a crop, a shift or a stamp."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from crosslevel.data.duplicates.descriptor import LUMA, SIDE
 
-# Of the two, the part of a side that is compared: a crop of 3 % on each side leaves 94 %, one of 6 % 88 %.
+# The share of a side that is compared in each of the two: a crop of 3 % on each side leaves 94 %, one of 6 % 88 %.
 _ZOOMS = ((1.0, 1.0), (0.94, 1.0), (1.0, 0.94), (0.88, 1.0), (1.0, 0.88))
 _REACH = 3  # pixels that two pictures may be shifted
 _BORDER = 2  # pixels left out on each side, where a shift brings in nothing
-_BLOCKS, _KEPT = 4, 12  # 4 x 4 blocks, of which so many have to agree: a stamp covers the others
+_BLOCKS, _BEST = 4, 12  # how many of the 4 x 4 blocks have to agree: a stamp may cover the others
 _POSSIBLE = 0.4  # correlation of whole pictures from which on blocks are compared
-_GAIN = 0.02  # of correlation, from which on a zoom is tried
+_GAIN = 0.02  # correlation from which on a zoom is tried
 _FLAT = 2e-3  # edges as weak as rounding
-_COLOURLESS = 0.02  # standard deviation of the colours of a gray picture, of the range of a pixel
+_COLOURLESS = 0.02  # standard deviation of a gray picture's colours, as a share of a pixel's range
 _PIECE = 512  # pairs at a time
 
 Pictures = UInt8[Tensor, "P 3 32 32"]
@@ -29,7 +29,7 @@ Planes = Float[Tensor, "P c 32 32"]
 
 
 class Agreement(NamedTuple):
-    """Correlation of edges and of colours: 1 where a pair differs by an edit alone, or where one has no colours."""
+    """Correlation of edges and of colours: 1 if a pair differs by an edit alone, or if one picture has no colours."""
 
     edges: Float[Tensor, " P"]
     colours: Float[Tensor, " P"]
@@ -38,10 +38,10 @@ class Agreement(NamedTuple):
 def agreement(a: Pictures, b: Pictures) -> Agreement:
     """How well pairs of pictures agree in their edges and colours, at the best shift and zoom.
 
-    Edges are what a blurred copy leaves of the luminance: brightness does not change them, contrast multiplies them,
-    and correlation (normalized as in Lewis 1995) divides that out. Pictures are aligned by the peak of their
-    correlation (Fourier transform), to a fraction of a pixel, each moved by half so that both are equally smooth. Of
-    4 x 4 blocks the 12 that agree best count, so that a stamp does not.
+    Edges are the luminance minus a blurred copy: brightness does not change them, contrast multiplies them, and
+    correlation (normalized as in Lewis 1995) divides that out. Pictures are aligned by the peak of their correlation
+    (Fourier transform), to a fraction of a pixel, each moved by half so that both are equally smooth. Only the 12 of 4
+    x 4 blocks that agree best count, so that a stamp does not matter.
 
     Args:
         a: one picture of each pair.
@@ -61,7 +61,7 @@ def _piece(a: Pictures, b: Pictures) -> Agreement:
     if not len(possible):
         return best
     first, second = _gray(x[possible]), _gray(y[possible])
-    # Whole pictures at whole pixels cost little: they say which zoom is worth a closer look.
+    # Comparing whole pictures at whole pixels is cheap, and shows which zoom to try more closely.
     peaks = torch.stack(
         [_peaks(_edges(_zoomed(first, zoom_x)), _edges(_zoomed(second, zoom_y))) for zoom_x, zoom_y in _ZOOMS]
     )
@@ -83,18 +83,18 @@ def _aligned(x: Planes, y: Planes) -> Agreement:
     inner = slice(_BORDER, SIDE - _BORDER)
     edges_x, edges_y = (_edges(_gray(side))[:, :, inner, inner] for side in (x, y))
     products = _products(edges_x, edges_y)
-    order = (products[0] / (products[1] * products[2]).sqrt().add(_FLAT)).topk(_KEPT, dim=1).indices
+    order = (products[0] / (products[1] * products[2]).sqrt().add(_FLAT)).topk(_BEST, dim=1).indices
     cross, first, second = (values.gather(1, order).sum(1) for values in products)
     edges = cross / ((first * second).sqrt() + 4 * _FLAT)
     colours_x, colours_y = (_colours(side)[:, :, inner, inner] for side in (x, y))
     cross, first, second = (values.gather(1, order).sum(1) for values in _products(colours_x, colours_y))
-    pixels = _KEPT * ((SIDE - 2 * _BORDER) // _BLOCKS) ** 2
+    pixels = _BEST * ((SIDE - 2 * _BORDER) // _BLOCKS) ** 2
     gray = torch.minimum(first, second) < pixels * _COLOURLESS**2
     return Agreement(edges, torch.where(gray, 1.0, cross / (first * second).sqrt().clamp(min=1e-9)))
 
 
 def _shift(x: Planes, y: Planes) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
-    """How far ``x`` lies down and across of ``y``, in pixels: their correlation's peak, to a fraction of one."""
+    """The offset of ``x`` from ``y``, down and across: the peak of their correlation, to a fraction of a pixel."""
     peaks = _correlations(x, y)
     peak = peaks[:, 1:-1, 1:-1].flatten(1).argmax(1)
     wide = 2 * _REACH + 1

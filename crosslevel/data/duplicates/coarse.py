@@ -1,4 +1,4 @@
-"""Few numbers of each picture, by which most pairs are ruled out at a tenth of what a whole comparison takes."""
+"""A few numbers for each picture, which rule out most pairs at a tenth of the cost of a whole comparison."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REACH = 2  # pixels that two pictures may be shifted
 _SHIFTS = range(-REACH, REACH + 1)
 _BLOCK = 4  # pixels of a block's side
 _COUNT = (SIDE - REACH) // _BLOCK  # blocks of a side, wherever the first one starts
-_ROUNDING = 1e-3  # of a difference of two block means in half precision
+_ROUNDING = 1e-3  # rounding error of a difference of two block means in half precision
 _SIMILAR = 0.2  # correlation of edges at half the size from which on a pair is aligned
 _PIECE = 1024  # pairs at a time: in the cache
 
@@ -51,7 +51,7 @@ def maybe_alike(blocks: Blocks, pairs: Int64[Tensor, "P 2"], limit: float) -> Bo
         least = torch.full((len(a),), torch.inf)
         for down, across in itertools.product(_SHIFTS, _SHIFTS):
             gap = a[:, max(0, down), max(0, across)] - b[:, max(0, -down), max(0, -across)]
-            # Pixels that are compared, and those of them that are in blocks.
+            # The number of compared pixels, and of those that lie in blocks.
             compared = (SIDE - abs(down)) // 2 * 2 * ((SIDE - abs(across)) // 2 * 2)
             share = (_COUNT * _BLOCK) ** 2 / compared
             least = torch.minimum(least, gap.square_().mean(1) * share)
@@ -60,7 +60,7 @@ def maybe_alike(blocks: Blocks, pairs: Int64[Tensor, "P 2"], limit: float) -> Bo
 
 
 def halves(images: UInt8[Tensor, "B 3 32 32"]) -> Halves:
-    """The edges (`alignment.edges_of`) at half the size, of length 1, in half precision; zero without any."""
+    """The edges (`alignment.edges_of`) at half the size, of length 1, in half precision; zero if there are none."""
     edges: Tensor = torch.nn.functional.avg_pool2d(edges_of(images), 2)[:, 0]
     length: Tensor = edges.flatten(1).norm(dim=1).clamp(min=1e-3).view(-1, 1, 1)
     return (edges / length).half()
@@ -69,8 +69,8 @@ def halves(images: UInt8[Tensor, "B 3 32 32"]) -> Halves:
 def maybe_edited(halves: Halves, pairs: Int64[Tensor, "P 2"], mirror: bool = False) -> Bool[Tensor, " P"]:
     """False where edges at half the size agree too little, at each shift of a pixel there, to be worth aligning.
 
-    No bound: copies that `alignment.agreement` finds have a correlation of 0.3 or more here, 99 of 100 others one below
-    0.2 (100,000 pictures of `benchmarks/large/scale_duplicates.py`).
+    This is not a bound: copies that `alignment.agreement` finds have a correlation of 0.3 or more here, and 99 of 100
+    other pairs have one below 0.2 (100,000 pictures of `benchmarks/large/scale_duplicates.py`).
     """
     results = []
     last = SIDE // 2 - 1

@@ -12,14 +12,14 @@ from torch import Tensor
 SIDE = 32  # pixels of the images that are described and compared
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in the luminance (ITU-R BT.601)
 _LEVELS, _ORIENTATIONS, _CELLS = 4, 8, 4
-_PIECE = 1024  # pairs compared at a time: in the cache, as far as grays are
+_PIECE = 1024  # pairs compared at a time, so that gray pictures stay in the cache
 
 
 def describe(images: UInt8[Tensor, "B 3 32 32"]) -> Float[Tensor, "B 192"]:
     """A histogram of 64 colours and one of 8 edge orientations in 4 x 4 cells, of about equal weight.
 
-    Roots of the colours' shares, whose product is the Bhattacharyya coefficient; orientations as in histograms of
-    oriented gradients (Dalal and Triggs, CVPR 2005), normalized over the whole image. Nothing is learned.
+    Colours enter by the roots of their shares, whose product is the Bhattacharyya coefficient; orientations as in
+    histograms of oriented gradients (Dalal and Triggs, CVPR 2005), normalized over the whole image. Nothing is learned.
     """
     x = images.float() / 255
     level = (x * _LEVELS).long().clamp(max=_LEVELS - 1).flatten(2)
@@ -38,9 +38,9 @@ def describe(images: UInt8[Tensor, "B 3 32 32"]) -> Float[Tensor, "B 192"]:
 
 
 def outline(images: UInt8[Tensor, "B 3 32 32"]) -> Float[Tensor, "B 64"]:
-    """The luminance at 8 x 8 pixels, of mean 0 and length 1: neither brightness nor contrast nor colour changes it.
+    """The luminance at 8 x 8 pixels, scaled to mean 0 and length 1: brightness, contrast and colour do not change it.
 
-    The product of two is their correlation. Zero for an image without any contrast.
+    The product of two outlines is their correlation. The outline of an image without contrast is zero.
     """
     gray = torch.einsum("bchw,c->bhw", images.float() / 255, torch.tensor(LUMA, device=images.device)).unsqueeze(1)
     coarse = F.avg_pool2d(gray, SIDE // 8).flatten(1)
@@ -54,7 +54,7 @@ def mirrored(outlines: Float[Tensor, "B 64"]) -> Float[Tensor, "B 64"]:
 
 
 def difference(images: UInt8[Tensor, "N 3 32 32"], pairs: Int64[Tensor, "P 2"], reach: int = 2) -> Float[Tensor, " P"]:
-    """How much two pictures differ: root mean square over all pixels and colours, 0 to 1, at the best of small shifts.
+    """How much two pictures differ: root mean square over all pixels and colours, 0 to 1, at the best small shift.
 
     The pictures are compared at half their size, which averages out noise and compression.
 
@@ -73,10 +73,10 @@ def difference(images: UInt8[Tensor, "N 3 32 32"], pairs: Int64[Tensor, "P 2"], 
 def alike(
     images: UInt8[Tensor, "N 3 32 32"], pairs: Int64[Tensor, "P 2"], limit: float, reach: int = 2
 ) -> Bool[Tensor, " P"]:
-    """Whether the `difference` is at most ``limit``, at a fraction of its cost where it seldom is.
+    """Whether the `difference` is at most ``limit``; faster than computing it, if most pairs exceed the limit.
 
-    The mean over colours differs at most as much as the colours do (a mean of squares is no less than the square of
-    the mean): most pairs are told apart by it.
+    The mean over colours differs at most as much as the colours do (a mean of squares is no less than the square of the
+    mean), so that this mean rules out most pairs.
     """
     results = []
     for i, j in (part.T for part in pairs.split(_PIECE)):
@@ -103,7 +103,7 @@ def _least(a: Float[Tensor, "P c 32 32"], b: Float[Tensor, "P c 32 32"], reach: 
 
 
 def _halves(x: Float[Tensor, "P c 32 32"]) -> dict[tuple[int, int], Tensor]:
-    """At half the size, beginning at pixel 0 or 1 in each direction: all that shifts need.
+    """The pictures at half the size, beginning at pixel 0 or 1 in each direction: this covers all shifts.
 
     Means of 2 x 2 pixels by sums of rows, then of columns: a third of what four poolings take.
     """

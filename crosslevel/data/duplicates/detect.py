@@ -19,15 +19,15 @@ from crosslevel.data.duplicates.descriptor import alike, difference, mirrored, o
 from crosslevel.data.duplicates.hashes import near_pairs, perceptual_hash
 from crosslevel.data.duplicates.neighbours import USUAL, Cells, neighbours
 
-RADIUS = 8  # of the 64 bits of a hash
+RADIUS = 8  # how many of the 64 bits of a hash may differ
 COPY = 0.02  # root mean square difference of copies, unshifted, of the range of a pixel
-NEAR = 0.05  # of near-duplicates, at the best shift
-OF_CONTRAST = 0.3  # of a picture's standard deviation: light things on light ground differ by little, and do differ
-NOISE = 0.008  # from here down two pictures are one, whatever crowd they stand in
+NEAR = 0.05  # likewise of near-duplicates, at the best shift
+OF_CONTRAST = 0.3  # share of a picture's deviation: light things on a light ground differ by little
+NOISE = 0.008  # below this difference two pictures are the same, however alike their neighbours are
 EDITED = 0.96  # correlation of edges
 COLOURS = 0.9  # correlation of colours, of edited copies
 CROWD = 32  # neighbours that say how alike the images around one are
-IN_A_CROWD, EDITED_IN_A_CROWD = 0.3, 0.25  # a duplicate is at most this far, of the distance of the crowd
+IN_A_CROWD, EDITED_IN_A_CROWD = 0.3, 0.25  # largest distance of a duplicate, as a share of that to the crowd
 MIRRORED = 0.8  # correlation of outlines from which on a mirrored pair is compared
 _COMPARED, _ALIGNED = 8, 3  # nearest neighbours whose pixels, and whose edges, are compared
 _LINKED = 2000  # images of a track up to which all are compared with all
@@ -38,7 +38,7 @@ Index = Int64[Tensor, "P 2"]
 
 
 class Kind(IntEnum):
-    """How a pair belongs together, the closest first."""
+    """The kinds of pairs, the closest first."""
 
     EXACT = 0
     COPY = 1
@@ -47,9 +47,9 @@ class Kind(IntEnum):
 
 
 class Pairs(NamedTuple):
-    """Pairs (i, j), i < j, each once: not all there are, but enough to connect each set.
+    """Pairs (i, j), i < j, each once: not all pairs, but enough to connect each set.
 
-    ``distance`` is 0 for equal pictures, of an edited copy 1 less the correlation of edges, of the others the root mean
+    ``distance`` is 0 for equal pictures; for an edited copy, 1 minus the correlation of edges; otherwise the root mean
     square difference of pixels, 0 to 1, at the best small shift.
     """
 
@@ -58,7 +58,7 @@ class Pairs(NamedTuple):
     distance: Float[Tensor, " P"]
 
     def of(self, mask: Bool[Tensor, " P"]) -> Pairs:
-        """The ``mask`` pairs."""
+        """The pairs that ``mask`` selects."""
         return Pairs(*(column[mask] for column in self))
 
 
@@ -69,17 +69,17 @@ def duplicate_pairs(pictures: Pictures, first: int | None = None, cells: Cells =
     copy differs hardly in any pixel; a near-duplicate by little after a small shift; an edited copy has the edges and
     colours of its original after brightness, contrast, colour, crop and mirror are taken out.
 
-    Where many different images look alike, as product shots of one kind do, a small difference is no evidence. So a
-    pair has to be far closer than the neighbours of rank 17 to 32 of each of the two (after Lowe 2004, section 7.1,
-    whose second neighbour would be another copy here), and a near-duplicate has to differ by little of its contrast.
-    Pixels cannot tell a video whose frames all differ alike from different images that do: neither are
-    near-duplicates here.
+    Where many different images look alike, such as product shots of one kind, a small difference is no evidence. So a
+    pair has to be far closer than the neighbours of rank 17 to 32 of each of its images (after Lowe 2004, section 7.1,
+    whose second neighbour would be another copy here), and the difference of a near-duplicate has to be small relative
+    to its contrast. If all frames of a video differ from each other by the same amount, pixels cannot distinguish them
+    from different images: they are not near-duplicates here.
 
     Args:
         pictures: small ones, of all images.
-        first: of two collections one after the other, the images of the first: then only pairs of one with another are
-            looked for, and pairs of equal pictures.
-        cells: how the nearest are looked for among many.
+        first: for two collections in sequence, the number of images of the first: then only pairs across the two, and
+            pairs of equal pictures, are searched.
+        cells: how neighbours are searched among many pictures.
 
     """
     owner, leading = _distinct(pictures)
@@ -100,7 +100,7 @@ def _none() -> Pairs:
 
 
 def _distinct(pictures: Pictures) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " U"]]:
-    """Which of the different pictures each one is, and the first of each."""
+    """The number of each picture among the distinct ones, and the first image of each distinct picture."""
     numbers: dict[bytes, int] = {}
     first: list[int] = []
     owner = torch.empty(len(pictures), dtype=torch.long)
@@ -113,7 +113,7 @@ def _distinct(pictures: Pictures) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " 
 
 
 def _pairs(pictures: Pictures, is_second: Bool[Tensor, " N"] | None, cells: Cells) -> Pairs:
-    """All pairs of different pictures, or those with one of the two ``is_second``."""
+    """All pairs of distinct pictures, or those of which exactly one ``is_second``."""
     outlines = in_parts(outline, pictures)
     crowd = _Crowd(pictures, outlines, cells)
     candidates = _candidates(crowd, outlines, is_second, cells)
@@ -123,7 +123,7 @@ def _pairs(pictures: Pictures, is_second: Bool[Tensor, " N"] | None, cells: Cell
     if is_second is not None:
         hashed = hashed[is_second[hashed[:, 0]] != is_second[hashed[:, 1]]]
     near = _joined(near, _near(pictures, _alike(pictures, hashed, means), crowd))
-    del means  # a gigabyte of a million pictures
+    del means  # a gigabyte for a million pictures
     copies = tracks(len(pictures), near.of(near.kind == Kind.COPY).images)
     aligned = _unique(torch.cat([candidates.aligned, hashed]))[0]
     aligned = aligned[copies[aligned[:, 0]] != copies[aligned[:, 1]]]
@@ -135,7 +135,7 @@ def _pairs(pictures: Pictures, is_second: Bool[Tensor, " N"] | None, cells: Cell
 
 
 class _Candidates(NamedTuple):
-    """Pairs whose pixels are compared, whose edges are, and whose edges are with one of the two mirrored."""
+    """Pairs to compare by pixels, by edges, and by edges with one picture mirrored."""
 
     nearest: Index
     aligned: Index
@@ -181,7 +181,7 @@ def _near(pictures: Pictures, index: Index, crowd: _Crowd) -> Pairs:
 
 
 def _contrast(pictures: Pictures) -> Float[Tensor, " N"]:
-    """The root mean square deviation of the pixels from their mean colour, of the range of a pixel."""
+    """The root mean square deviation of the pixels from their mean colour, as a share of a pixel's range."""
     return (pictures.float() / 255).flatten(2).var(2).mean(1).sqrt()
 
 
@@ -192,7 +192,7 @@ def _edited(pictures: Pictures, index: Index, crowd: _Crowd, mirror: bool) -> Pa
     index, edges = index[good], edges[good]
 
     def root_distance(pairs: Index) -> Tensor:
-        # A root: distances between images, as those of pixels are, and not their squares.
+        # The root makes them distances between images, comparable with those of pixels, and not squares.
         return (1 - _agreement(pictures, pairs).edges).clamp(min=0).sqrt()
 
     limit = EDITED_IN_A_CROWD * crowd.distance(index, root_distance)
@@ -201,7 +201,7 @@ def _edited(pictures: Pictures, index: Index, crowd: _Crowd, mirror: bool) -> Pa
 
 
 def _agreement(pictures: Pictures, pairs: Index, mirror: bool = False) -> Agreement:
-    """The agreement of each pair, its second picture mirrored or not, in chunks: of a million images it takes 18 GB."""
+    """The agreement of each pair, its second picture mirrored or not; in chunks: 18 GB for a million images."""
     chunks = []
     for i, j in (part.T for part in pairs.split(_PAIRS)):
         chunks.append(agreement(pictures[i], pictures[j].flip(3) if mirror else pictures[j]))
@@ -209,7 +209,7 @@ def _agreement(pictures: Pictures, pairs: Index, mirror: bool = False) -> Agreem
 
 
 def _joined(*sets: Pairs) -> Pairs:
-    """All pairs, each once, as the closest kind that it was found to be."""
+    """All pairs, each once, with the closest kind found for it."""
     index, kind, distance = (torch.cat(columns) for columns in zip(*sets, strict=True))
     unique, owner = _unique(index)
     order = kind.argsort(stable=True)
@@ -221,7 +221,7 @@ def _joined(*sets: Pairs) -> Pairs:
 
 
 def _hanging_together(pairs: Pairs, outlines: Float[Tensor, "N 64"], crowd: _Crowd, linked: int = _LINKED) -> Pairs:
-    """The pairs without those that chain different images to one track.
+    """The pairs, without those that chain different images into one track.
 
     The images of a track of three or more have to be at least as close to each other, on average, as to their
     surroundings. Otherwise average linkage cuts the track at that distance (Sokal and Michener 1958); a track of more
@@ -266,20 +266,20 @@ def _linked(outlines: Float[Tensor, "n 64"], limit: float) -> Int64[Tensor, " n"
 
 
 class _Crowd:
-    """The neighbours of each picture, and how far those are that surround it."""
+    """The neighbours of each picture, and the distance to those that surround it."""
 
     def __init__(self, pictures: Pictures, outlines: Float[Tensor, "N 64"], cells: Cells = USUAL) -> None:
         count = len(pictures)
-        # Of few images a third: the others may be copies of it, or another thing.
+        # Among few images, a third: the others may be copies of it, or show something else.
         self.rank = min(CROWD, (count - 1) // 3) if count >= 8 else 0
         indices = neighbours(outlines, outlines, max(self.rank, min(_COMPARED, count - 1)) + 1, cells).indices
         is_self = indices == torch.arange(count).unsqueeze(1)
-        # Where many are equal it may itself be missing: then the last one goes.
+        # If many are equal, the image itself may be missing from the list: then the last neighbour is dropped.
         is_self[~is_self.any(1), -1] = True
         self.indices = indices[~is_self].view(count, -1)
 
     def distance(self, index: Index, measure: Callable[[Index], Tensor]) -> Float[Tensor, " P"]:
-        """Each pair's distance to its surroundings: the smaller of its two images'; infinite if there are too few."""
+        """Each pair's distance to its surroundings: the smaller of the two images' distances; infinite if too few."""
         if not self.rank or not len(index):
             return torch.full((len(index),), torch.inf)
         unique, position = index.unique(return_inverse=True)
@@ -306,9 +306,10 @@ def _once(queries: Int64[Tensor, " Q"], indices: Int64[Tensor, "Q k"]) -> Index:
 
 
 def _unique(pairs: Index) -> tuple[Index, Int64[Tensor, " P"]]:
-    """The different pairs in order, and which of them each one is.
+    """The distinct pairs in order, and the index of each pair among them.
 
-    As numbers: ``unique(dim=0)`` makes a tensor of each row, which are gigabytes of a million pictures.
+    Pairs are compared as single numbers: ``unique(dim=0)`` makes a tensor of each row, gigabytes for a million
+    pictures.
     """
     base = int(pairs.max()) + 1 if len(pairs) else 1
     keys, owner = (pairs[:, 0] * base + pairs[:, 1]).unique(return_inverse=True)
@@ -322,7 +323,7 @@ def in_parts(
     first = function(pictures[:_PART])
     count = len(pictures) if index is None else len(index)
     result = first.new_empty(count, *first.shape[1:])
-    # Kept one by one, small results would lie between what has been freed, and hold its pages: gigabytes.
+    # Small results, kept one by one, would lie between freed blocks and keep those pages in use: gigabytes.
     for start, output in zip(range(0, count, _PART), result.split(_PART), strict=False):
         span = slice(start, start + _PART)
         output.copy_(function(pictures[span] if index is None else pictures[index[span]]))
@@ -331,7 +332,7 @@ def in_parts(
 
 def tracks(count: int, index: Index) -> Int64[Tensor, " count"]:
     """The track of each image: images that pairs connect, directly or over others, share one; numbered from 0."""
-    from scipy.sparse import coo_array  # noqa: PLC0415 - most commands look for no duplicates, and would wait for it
+    from scipy.sparse import coo_array  # noqa: PLC0415 - slow to import, and most commands search no duplicates
     from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
 
     i, j = index.cpu().numpy().T

@@ -17,15 +17,15 @@ from torch import Tensor
 from crosslevel.data.duplicates.descriptor import LUMA, SIDE
 from crosslevel.utils.errors import UserError
 
-RADIUS = 8  # of 64 bits
+RADIUS = 8  # bits of a hash that may differ at most, of 64
 BITS = 64
-CROWD = 128  # hashes that one is compared with where many share what is looked for
+CROWD = 128  # hashes that one is compared with, where many share the same pieces
 _PAIRS = 2**20  # pairs compared at a time: about 50 MB
-MANY = 2**17  # hashes from which on they have to share one piece more
+MANY = 2**17  # number of hashes from which on a pair has to share one piece more
 
 
 def perceptual_hash(images: UInt8[Tensor, "B 3 32 32"]) -> Int64[Tensor, " B"]:
-    """64 bits an image: which of its lowest frequencies lie above their median (Zauner 2010, section 3.2.1).
+    """64 bits for each image: which of its lowest frequencies lie above their median (Zauner 2010, section 3.2.1).
 
     The frequencies are those of the discrete cosine transform of the gray image, 1 to 8 in each direction: the mean
     brightness is not among them. Resizing, compression, slight shifts and changes of brightness flip few bits.
@@ -68,23 +68,23 @@ def near_pairs(
     many: int = MANY,
     at_once: int = _PAIRS,
 ) -> Int64[Tensor, "P 2"]:
-    """Pairs (i, j), i < j, whose hashes differ in at most ``radius`` bits; equal hashes as a chain, not all pairs.
+    """Pairs (i, j), i < j, whose hashes differ in at most ``radius`` bits; equal hashes form a chain, not all pairs.
 
     The 64 bits are cut into radius + 2 pieces. Hashes that differ in ``radius`` bits agree in two pieces or more, so
-    only those are compared (Norouzi, Punjani and Fleet, CVPR 2012, with one of radius + 1). Above ``many`` hashes they
-    have to agree in three of radius + 3. Where very many agree, as frames of a fixed camera do, each is compared with
-    the next ``crowd`` in order alone, so that time does not grow with the square.
+    only those are compared (Norouzi, Punjani and Fleet, CVPR 2012, who use one of radius + 1 pieces). Above ``many``
+    hashes they have to agree in three of radius + 3 pieces. Where very many agree, as frames of a fixed camera do, each
+    is compared only with the next ``crowd`` in order, so that time does not grow with the square.
 
     Args:
         hashes: of the images.
         radius: bits that may differ.
-        groups: the track of each image, as far as it is known: pairs of one track are left out.
-        crowd: hashes that one is compared with where many share what is looked for.
-        many: hashes from which on they have to share one piece more.
+        groups: the known track of each image: pairs within a track are left out.
+        crowd: hashes that one is compared with, where many share the same pieces.
+        many: number of hashes from which on a pair has to share one piece more.
         at_once: pairs compared at a time.
 
     Raises:
-        ValueError: a radius outside 0 to 16: beyond, the pieces are so short that nearly all are compared with all.
+        ValueError: a radius outside 0 to 16: beyond, the pieces are so short that nearly all pairs are compared.
 
     """
     if not 0 <= radius <= 16:
@@ -106,7 +106,7 @@ def near_pairs(
 def _close(
     hashes: Int64[Tensor, " U"], radius: int, crowd: int, shared: int, at_once: int
 ) -> Iterator[tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]]:
-    """Places of different hashes that share ``shared`` pieces and differ in at most ``radius`` bits, each pair once."""
+    """Indices of distinct hashes that share ``shared`` pieces and differ in at most ``radius`` bits, each pair once."""
     edges = torch.linspace(0, BITS, radius + shared + 1).round().long().tolist()
     pieces = [(low, (1 << (high - low)) - 1) for low, high in itertools.pairwise(edges)]
     for combination in itertools.combinations(range(len(pieces)), shared):
@@ -117,7 +117,7 @@ def _close(
             near = hamming(hashes[i], hashes[j]) <= radius
             a, b = i[near], j[near]
             bits = hashes[a] ^ hashes[b]
-            # Who agrees in more pieces is found by the first of them.
+            # A pair that agrees in more pieces is found by the first of them.
             before = sum((bits >> low & mask == 0 for low, mask in pieces[: combination[-1]]), torch.zeros_like(bits))
             yield a[before == shared - 1], b[before == shared - 1]
 
@@ -125,11 +125,11 @@ def _close(
 def _within(
     key: Int64[Tensor, " N"], crowd: int, at_once: int
 ) -> Iterator[tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]]:
-    """Pairs of places with equal keys, each with at most ``crowd`` of those behind it, some at a time."""
+    """Pairs of indices with equal keys, in chunks; each index is paired with at most the next ``crowd`` ones."""
     order = key.argsort(stable=True)
     _, counts = key[order].unique_consecutive(return_counts=True)
     ends = counts.cumsum(0).repeat_interleave(counts)
-    after = (ends - torch.arange(len(key)) - 1).clamp(max=crowd)  # how many places each one is compared with
+    after = (ends - torch.arange(len(key)) - 1).clamp(max=crowd)  # how many indices each one is compared with
     start = 0
     total = after.cumsum(0)
     while start < len(key):

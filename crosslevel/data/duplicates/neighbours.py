@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-_PROBED = 8  # cells that a query is compared with: the nearest to itself, not to its cell, which loses a quarter
+_PROBED = 8  # cells that a query is compared with: those nearest to the query; those nearest to its cell lose a quarter
 _ROUNDS = 4  # of k-means
 _QUERIES = 2048  # at a time: 160 MB of similarities at most
-_BLOCK = 2**15  # queries whose best of each cell are kept at once: 150 MB
+_BLOCK = 2**15  # queries at a time, whose best keys of each cell are in memory: 150 MB
 
 
 @dataclass(frozen=True)
 class Cells:
-    """When points are looked for in cells, and how large these are.
+    """When points are searched in cells, and how large the cells are.
 
     Args:
         all: points up to which all are compared with all.
@@ -33,7 +33,7 @@ USUAL = Cells()
 
 
 class Neighbours(NamedTuple):
-    """The k largest products of each query, in descending order, and the keys they are with (-1: none)."""
+    """The k largest products of each query, in descending order, and the keys that they belong to (-1: none)."""
 
     values: Float[Tensor, "Q k"]
     indices: Int64[Tensor, "Q k"]
@@ -44,12 +44,12 @@ def neighbours(queries: Float[Tensor, "Q d"], keys: Float[Tensor, "N d"], k: int
 
     Among more than ``cells.all`` keys, only those in the cells nearest to the query are compared (an inverted file:
     Jegou, Douze and Schmid, PAMI 2011, section IV; cells by spherical k-means on a sample). Near-duplicates lie in one
-    of them; what is farther is found at times only.
+    of them; farther neighbours are not always found.
 
     Args:
         queries: what to look up.
-        keys: among which.
-        k: neighbours; -1 stands where a query meets fewer.
+        keys: the points to search.
+        k: neighbours; -1 fills the list if a query meets fewer.
         cells: when they are used, and how large they are.
 
     """
@@ -70,7 +70,7 @@ def _through_cells(
     cell_rows: tuple[Int64[Tensor, " n"], ...],
     k: int,
 ) -> Neighbours:
-    """The best of each cell that a query probes, and of these the best."""
+    """The best keys of each cell that a query probes, and the best of all these."""
     probed = _nearest_cells(queries, centres, _PROBED)
     values = torch.full((len(queries) * probed.shape[1], k), -1.0)
     indices = torch.full(values.shape, -1)
@@ -87,7 +87,7 @@ def _through_cells(
 
 
 def _centres(keys: Float[Tensor, "N d"], points: int) -> Float[Tensor, "C d"]:
-    """Directions of cells of about equal size, from keys at even steps: the same for the same keys."""
+    """Directions of cells of about equal size, computed from every n-th key: the same keys give the same cells."""
     count = len(keys) // points
     sample = keys[:: max(1, len(keys) // (32 * count))]
     centres = sample[:: max(1, len(sample) // count)][:count].clone()

@@ -1,4 +1,4 @@
-"""One pass over images: what stays of each to find its copies by, and to say what is in a collection."""
+"""One pass over the images: it keeps a small record of each, to find copies and to describe the collection."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _AT_A_TIME = 256
 class ScanResult(NamedTuple):
     """The result of one pass over M readable images.
 
-    ``pictures`` are all of one small size, whatever the images'; ``shape`` is height and width in pixels; ``content``
-    is a checksum of all pixels and of the shape; ``numbers`` are those of the images in the source.
+    ``pictures`` all have one small size; ``shape`` is the image's height and width in pixels; ``content`` is a checksum
+    of all its pixels and of the shape; ``numbers`` are the images' numbers in the source.
     """
 
     pictures: UInt8[Tensor, "M 3 32 32"]
@@ -44,9 +44,9 @@ def scan(
     progress: Callable[[int], None] = lambda done: None,
     elsewhere: Opened | None = None,
 ) -> ScanResult:
-    """One pass over the images, some at a time: what stays of each are 3 KB.
+    """Pass over the images once, some at a time; 3 KB of each are kept.
 
-    ``elsewhere`` are the same images for the machines of a cluster; what each finds is put together here.
+    ``elsewhere`` are the same images for the machines of a cluster, whose results are joined here.
 
     Raises:
         SourceError: fewer than 2 images can be read.
@@ -74,7 +74,7 @@ class Glance(NamedTuple):
 
 
 def glance(image: UInt8[Tensor, "3 H W"], content: int | None = None) -> Glance:
-    """What stays of an image; ``content`` is its checksum where that is known."""
+    """The record of an image; ``content`` is its checksum, if it is known already."""
     small = tvf.resize(as_rgb(image), [SIDE, SIDE], antialias=True)
     checksum = content_of(image) if content is None else content
     return Glance(small, torch.tensor(image.shape[1:]), torch.tensor(checksum))

@@ -1,4 +1,4 @@
-"""Sets of duplicates that can be acted on: which image of each to keep and why, in ``duplicates.csv`` and from it."""
+"""Sets of duplicates: which image of each to keep and why. Writes ``duplicates.csv``, and reads it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from crosslevel.utils.files import write
 
 COLUMNS = ("set", "path", "kind", "distance", "keep", "why")
 NAMES = {Kind.EXACT: "exact", Kind.COPY: "recompressed or resized", Kind.EDITED: "edited", Kind.NEAR: "near"}
-KEPT = "kept"  # stands for a kind in the row of the image that the others of a set are compared with
+KEPT = "kept"  # takes the place of a kind for the image that the others of its set are compared with
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 _GRADED = 8192  # pairs at a time
-_SHOWS_COLOUR = 0.015  # mean difference of a picture's channels, of the range of a pixel
+_SHOWS_COLOUR = 0.015  # mean difference of a picture's channels, as a share of a pixel's range
 
 
 class Member(NamedTuple):
-    """An image of a set of duplicates; ``number`` is that in the scan, kind and distance are to the image kept."""
+    """An image of a set of duplicates, with its number in the scan; kind and distance refer to the kept image."""
 
     set: int
     number: int
@@ -44,7 +44,7 @@ class Member(NamedTuple):
 
 
 def with_exact(scanned: ScanResult, pairs: Pairs) -> Pairs:
-    """The pairs, and all images of equal pixels as a chain of exact ones."""
+    """Add the images of equal pixels to the pairs, as a chain of exact ones."""
     order = scanned.content.argsort(stable=True)
     same = scanned.content[order[1:]] == scanned.content[order[:-1]]
     exact = torch.stack([order[:-1], order[1:]], dim=1)[same]
@@ -56,16 +56,15 @@ def with_exact(scanned: ScanResult, pairs: Pairs) -> Pairs:
 
 
 def duplicate_sets(scanned: ScanResult, pairs: Pairs, paths: Sequence[str]) -> list[Member]:
-    """All sets of two images or more: of copies first, then of near-duplicates, which are all to be kept.
+    """All sets of two images or more: first sets of copies, then sets of near-duplicates, whose images are all kept.
 
-    Of copies the one with most pixels is kept; of these one with colours, then what most of them look like, then a
-    format without loss, and the first.
-    Of a set of near-duplicates each set of copies gives the image that is kept. Nobody can see which of two edits was
-    there first.
+    The copy with the most pixels is kept; among several such, one with colours, then the one most like the others, then
+    one in a lossless format, then the first. In a set of near-duplicates, each set of copies is represented by its kept
+    image. Which of two edits was the original cannot be seen.
 
     Args:
         scanned: the pass over the images.
-        pairs: all that were found, the exact ones among them.
+        pairs: all pairs found, the exact ones included.
         paths: of all images of the source.
 
     """
@@ -81,7 +80,7 @@ def duplicate_sets(scanned: ScanResult, pairs: Pairs, paths: Sequence[str]) -> l
 
 
 def _several(owner: Int64[Tensor, " N"]) -> list[Int64[Tensor, " n"]]:
-    """The members of each set of two or more, in the order of their first."""
+    """The members of each set of two or more; sets are ordered by their first member."""
     sizes = owner.bincount()
     sets = owner.argsort(stable=True).split(sizes.tolist())
     return sorted((part for part in sets if len(part) > 1), key=lambda part: int(part[0]))
@@ -100,7 +99,7 @@ _REASONS = ("most pixels: {} x {}", "has colours", "most like the others", "a fo
 
 
 def _worths(scanned: ScanResult, rows: Int64[Tensor, " n"], paths: Sequence[str]) -> list[_Worth]:
-    """Pixels, colours, how near to what most of them show (in steps of 5 % of a pixel's range), no loss."""
+    """Pixels, colours, distance from the set's median picture (in steps of 5 % of a pixel's range), lossless format."""
     pictures = scanned.pictures[rows].float() / 255
     median = torch.from_numpy(np.median(pictures.numpy(), axis=0))
     typical = -((pictures - median).square().flatten(1).mean(1).sqrt() / 0.05).round().long()
@@ -125,18 +124,18 @@ def _copies(scanned: ScanResult, sets: Sequence[Int64[Tensor, " n"]], paths: Seq
 
 
 def _best(scanned: ScanResult, rows: Int64[Tensor, " n"], paths: Sequence[str]) -> tuple[int, str]:
-    """Which one to keep, and why."""
+    """The image to keep, and the reason."""
     worths = _worths(scanned, rows, paths)
     index = max(range(len(worths)), key=lambda i: (*worths[i], -i))
     best = int(rows[index])
-    # What another has less of, first, decided between them.
+    # The first criterion by which another image is worse decided between them.
     behind = [k for k, values in enumerate(zip(*worths, strict=True)) if min(values) < values[index]]
     height, width = scanned.shape[best].tolist()
     return best, _REASONS[behind[0]].format(width, height) if behind else "the first of its equals"
 
 
 def _views(scanned: ScanResult, sets: Sequence[Int64[Tensor, " n"]], number: int) -> list[Member]:
-    """Near-duplicates, of sets numbered from ``number`` on: the first, and how far the others are from it."""
+    """Sets of near-duplicates, numbered from ``number`` on: the first image, and the others' distances from it."""
     pairs = _with_first([int(rows[0]) for rows in sets], [rows[1:] for rows in sets])
     distances = iter(difference(scanned.pictures, pairs).tolist() if len(pairs) else [])
     result = []
@@ -156,7 +155,7 @@ def _with_first(firsts: Sequence[int], rest_of_sets: Sequence[Int64[Tensor, " n"
 
 
 def graded(scanned: ScanResult, pairs: Int64[Tensor, "P 2"]) -> Iterator[tuple[Kind, float]]:
-    """How the second of each pair differs from the first, of which it is a copy: kind and distance."""
+    """How the second image of each pair differs from the first, whose copy it is: kind and distance."""
     for chunk in pairs.split(_GRADED):
         yield from _graded(scanned, *chunk.T)
 
@@ -179,12 +178,12 @@ def _graded(
 
 
 def edge_distance(a: Tensor, b: Tensor) -> Tensor:
-    """1 less the correlation of edges, at least 0."""
+    """1 minus the correlation of edges, at least 0."""
     return (1 - agreement(a, b).edges).clamp(min=0)
 
 
 def described(member: Member, scanned: ScanResult, paths: Sequence[str]) -> dict[str, Any]:
-    """A member of a set under the names of `COLUMNS`."""
+    """A member of a set as a row with the names of `COLUMNS`."""
     return {
         "set": member.set,
         "path": paths[int(scanned.numbers[member.number])],
@@ -212,17 +211,17 @@ def write_rows(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, A
 
 
 def _cell(text: str) -> str:
-    """Escaped, and no formula to a spreadsheet; `unescaped` takes the backslash away again."""
+    """Escape a text, also so that a spreadsheet reads no formula in it; `unescaped` removes the backslash again."""
     return f"\\{escaped(text)}" if text[:1] in ("=", "+", "-", "@") else escaped(text)
 
 
 def unique(images: Images, file: str = "") -> Images:
-    """The images without copies: exact, recompressed, resized and edited ones; near-duplicates stay.
+    """The images without copies: exact, recompressed, resized and edited copies are dropped; near-duplicates stay.
 
     Args:
         images: a source.
-        file: a ``duplicates.csv`` as `write_csv` writes it: what it says not to keep goes. Unless given, the images are
-            looked at, which takes as long as `crosslevel inspect` does.
+        file: a ``duplicates.csv`` as `write_csv` writes it: the images that it says not to keep are dropped. Unless
+            given, the images are compared, which takes as long as `crosslevel inspect`.
 
     Raises:
         SourceError: the file cannot be read, or names an image that the source lacks.
@@ -233,7 +232,7 @@ def unique(images: Images, file: str = "") -> Images:
 
 
 def _by_pixels(images: Images) -> Bool[Tensor, " N"]:
-    """Which images are copies; one that cannot be read is none."""
+    """Which images are copies; an unreadable image is none."""
     scanned = scan(images, BadFiles())
     pairs = with_exact(scanned, duplicate_pairs(scanned.pictures))
     mask = torch.zeros(len(images), dtype=torch.bool)

@@ -32,7 +32,7 @@ class Batch(
 ):
     """``images`` (B, 3, S, S) or (B, V, 3, s, s) uint8, ``labels`` (B,) (-1 without), ``index`` (B,) in the source.
 
-    ``partners`` (B, 3, S, S) uint8 is what the second views are drawn from, where that is not ``images``.
+    ``partners`` (B, 3, S, S) uint8 are the images that second views are drawn from, if these are not ``images``.
     """
 
     def __new__(cls, images: Tensor, labels: Tensor, index: Tensor, partners: Tensor | None = None) -> Batch:
@@ -45,11 +45,11 @@ class TrainBatches:
 
     ``epoch`` chooses the order, drawn from (``seed``, ``epoch``) alike on all ranks:
 
-    - ``shuffled``: a random permutation, cut into batches of all ranks, of which each rank takes its part: the batch of
-      1 x 8 ranks is that of 2 x 4 and of a single one, in the same order. Sources with
-      ``blocks`` are shuffled some blocks at a time (`order.permuted`), and each rank takes a consecutive part;
-    - ``natural``: the order of the source, as a camera delivers it, from a random image on and around the end. Batches
-      are consecutive, and each rank has a consecutive part.
+    - ``shuffled``: a random permutation, cut into batches of all ranks; each rank takes its part. So 8 ranks, on one
+      machine or several, and a single rank have the same batches in the same order. Sources with ``blocks`` are
+      shuffled some blocks at a time (`order.permuted`), and each rank takes a consecutive part;
+    - ``natural``: the order of the source, as a camera delivers it; it starts at a random image and wraps around at the
+      end. Batches are consecutive, and each rank has a consecutive part.
 
     ``start`` is the first batch to deliver, so that a run resumes within an epoch without reading earlier batches;
     it is 0 again once an iteration has begun.
@@ -60,8 +60,8 @@ class TrainBatches:
     number of workers. An unreadable image goes to ``bad``; another one, drawn from (``seed``, ``epoch``, image),
     is used instead, so that batches keep their size on all ranks.
 
-    With ``partners`` every second view is drawn from another image of the track: of images in memory the batch has
-    both, of others the crops are made of both.
+    With ``partners`` every second view is drawn from another image of the track: a batch of images in memory has both
+    images; otherwise the crops are made of both.
 
     The last, smaller batch is dropped, unless it is the only one.
 
@@ -133,7 +133,7 @@ class TrainBatches:
         if self.images.blocks is not None:
             return share(permuted(self.images.blocks, rng), self.rank, self.world)
         permutation = torch.randperm(total, generator=rng)[: self._share * self.world]
-        # Batch by batch the ranks have consecutive parts: one after the other, those of any number are the same batch.
+        # In each batch the ranks have consecutive parts; joined, they are the same batch for any number of ranks.
         even = len(self) * self.batch_size * self.world
         batched = permutation[:even].view(len(self), self.world, self.batch_size)[:, self.rank].flatten()
         return torch.cat([batched, permutation[even:][self.rank :: self.world]])
@@ -217,7 +217,7 @@ def pack(
 
 
 def fit(image: UInt8[Tensor, "*B C H W"], size: int) -> UInt8[Tensor, "*B C size size"]:
-    """The shorter side resized to ``size`` (bilinear, antialiased), then the centre; as it is if it fits."""
+    """Resize the shorter side to ``size`` (bilinear, antialiased), then cut out the centre; unchanged if it fits."""
     if image.shape[-2:] == (size, size):
         return image
     if min(image.shape[-2:]) != size:
@@ -256,7 +256,7 @@ class _EvalJob(Dataset[Done]):
 
 
 class _TrainKey(NamedTuple):
-    """A batch of an epoch: its images, and those that their second views are of."""
+    """A batch of an epoch: its images, and the images of their second views."""
 
     epoch: int
     requested: Tensor
@@ -293,18 +293,18 @@ class _TrainJob(Dataset[Done]):
         stacked = _stacked(pictures) if self.crops is None else _stacked(pictures).movedim(-1, 2)
         return Done(Batch(stacked, torch.tensor(labels), torch.tensor(index)), bad)
 
-    def _exchange(self, cut: Tensor, partner: int, draws: torch.Generator, bad: list[tuple[str, str]]) -> None:
-        """Put the partner's crops, by the same draws, in the place of every second one; none if it is unreadable."""
+    def _exchange(self, cut: Tensor, partner: int, rng: torch.Generator, bad: list[tuple[str, str]]) -> None:
+        """Replace every second crop by the partner's, with the same random numbers, if the partner is readable."""
         try:
             picture, _ = self.images[partner]
         except BadImage as error:
             bad.append((error.path, error.reason))
             return
         assert self.crops is not None
-        cut[1::2] = self.crops(picture if self.resize is None else fit(picture, self.resize), draws)[1::2]
+        cut[1::2] = self.crops(picture if self.resize is None else fit(picture, self.resize), rng)[1::2]
 
     def _readable(self, epoch: int, i: int, bad: list[tuple[str, str]]) -> tuple[Tensor, int, int] | None:
-        """Image i with its label and number, or else another one; None if there is none."""
+        """Image i with its label and number, or a substitute if it is unreadable; None if no image can be read."""
         for j in chain((i,), self._substitutes(epoch, i)):
             try:
                 return *self.images[j], j
@@ -313,20 +313,20 @@ class _TrainJob(Dataset[Done]):
         return None
 
     def _substitutes(self, epoch: int, i: int) -> Iterator[int]:
-        """Random images, then, if it must be, all of them."""
+        """Random images first, then all images in turn."""
         count = len(self.images)
-        # Not the stream of the crops: their draws shall not depend on a file being bad.
+        # Another stream than that of the crops, whose random numbers must not depend on a bad file.
         yield from torch.randint(count, (64,), generator=generator(self.seed, epoch, i, 1)).tolist()
         yield from range(count)
 
 
 def _stacked(pictures: list[Tensor]) -> Tensor:
-    """One contiguous tensor, whatever the memory of the pictures; in a worker, where the main process reads it."""
+    """One contiguous tensor, whatever the pictures' memory layout; in a worker, in shared memory."""
     shape = (len(pictures), *pictures[0].shape)
     if get_worker_info() is None:
         stacked = torch.empty(shape, dtype=torch.uint8)
     else:
-        # Private memory would be copied once more on its way.
+        # Private memory would be copied once more on its way to the main process.
         storage = torch.UntypedStorage._new_shared(math.prod(shape))
         stacked = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
     for row, picture in zip(stacked, pictures, strict=True):
@@ -340,7 +340,7 @@ def _packed_batch(images: InMemoryImages, index: Tensor, partners: Tensor | None
 
 
 def delivered(results: Iterable[Done], bad: BadFiles) -> Iterator[Batch]:
-    """The batches, with what could not be read recorded on the way."""
+    """Yield the batches, and record the images that could not be read."""
     for done in results:
         for path, reason in done.bad:
             bad.add(path, reason)

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 
 ROWS = 16
-"""Of a batch of all ranks that are one lane's: a rank whose own batch has that many reads no image for others."""
+"""Rows of a lane in each batch of all ranks: a rank whose own batch has at least as many reads no images for others."""
 
-_MOST = 256  # lanes, each of which has a file open
+_MOST = 256  # the most lanes; each has a file open
 _UNEVEN = 1.1  # a lane's bytes for each of its rows, as a multiple of the mean
-_SPARE = 16  # further images that a batch takes along, or 4 of each lane, in case some of its own cannot be read
+_SPARE = 16  # spare images of a batch, or 4 of each lane, in case some of its own cannot be read
 
 
 class Sample(NamedTuple):
@@ -31,7 +31,7 @@ def rows_of(sizes: Sequence[int], batch: int, rows: int = ROWS) -> list[range]:
     """Divide the rows of a batch of all ranks among lanes: as many as can have ``rows`` rows or more and even shares.
 
     Args:
-        sizes: the shards' bytes, or 1 each where nobody knows.
+        sizes: the shards' bytes, or 1 each if unknown.
         batch: images of all ranks.
         rows: of one lane, at least.
 
@@ -46,7 +46,7 @@ def rows_of(sizes: Sequence[int], batch: int, rows: int = ROWS) -> list[range]:
 
 
 def dealt(sizes: Sequence[int], spans: Sequence[range], rng: torch.Generator) -> list[list[int]]:
-    """The shards of each lane in random order: the largest first, each to the lane that has least for its rows."""
+    """The shards of each lane in random order, dealt largest first, each to the lane with the least for its rows."""
     order = torch.randperm(len(sizes), generator=rng).tolist()
     lanes = [(0.0, rank) for rank in range(len(spans))]
     lane_numbers = torch.randperm(len(spans), generator=rng).tolist()
@@ -65,9 +65,9 @@ class Lane:
     Args:
         images: names and encoded images, without end.
         span: the lane's rows.
-        rank_rows: those of all rows that this rank has.
+        rank_rows: this rank's rows of the batch.
         batch: images of all ranks.
-        count: of all lanes.
+        count: number of lanes.
 
     """
 
@@ -81,7 +81,7 @@ class Lane:
         self._waiting: list[Sample] = []
 
     def skip(self) -> None:
-        """Leave one batch out."""
+        """Skip one batch."""
         for _ in islice(self._images, self._size):
             pass
 
@@ -97,12 +97,12 @@ def _common(span: range, rank_rows: range) -> slice:
 
 
 def shared(spans: Sequence[range], rank_rows: range) -> list[int]:
-    """The lanes that have rows of this rank."""
+    """The lanes that fill rows of this rank."""
     return [lane for lane, span in enumerate(spans) if span.start < rank_rows.stop and span.stop > rank_rows.start]
 
 
-def in_place_of(number: int, spare: Sequence[Sample], used: set[int]) -> Iterator[Sample]:
-    """Yield replacements of an unreadable image, each used once; ``used`` notes the places in ``spare`` that are used.
+def substitutes(number: int, spare: Sequence[Sample], used: set[int]) -> Iterator[Sample]:
+    """Yield substitutes for an unreadable image, each used once; ``used`` collects their indices in ``spare``.
 
     The first one depends on the image's ``number`` alone, since ranks that share a lane do not see each other's.
     """

@@ -9,11 +9,11 @@ from jaxtyping import Int64
 from torch import Tensor
 
 WINDOW = 8
-"""Blocks that are shuffled as one: so many are open at a time, and a batch has images of so many."""
+"""Blocks that are shuffled together: this many are open at a time, and a batch has images of this many."""
 
 
 def natural(count: int, generator: torch.Generator) -> Int64[Tensor, " N"]:
-    """All images as they follow each other in the source, from a random one on and around its end."""
+    """All images in the order of the source, from a random one on, wrapping around at the end."""
     return torch.arange(count).roll(-int(torch.randint(count, (), generator=generator)))
 
 
@@ -33,6 +33,6 @@ def permuted(blocks: Sequence[range], generator: torch.Generator) -> Int64[Tenso
 
 
 def share(order: Int64[Tensor, " N"], rank: int, world: int) -> Int64[Tensor, " M"]:
-    """The ``rank``-th of ``world`` equally long runs: each rank reads its own blocks. The rest is left out."""
+    """The ``rank``-th of ``world`` equally long runs: each rank reads its own blocks. The remainder is left out."""
     size = len(order) // world
     return order[rank * size : (rank + 1) * size]

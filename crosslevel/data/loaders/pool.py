@@ -1,4 +1,4 @@
-"""Processes that decode images: one that crashes costs the image that crashed it, and not the run."""
+"""Processes that decode images: a crash loses the image that caused it, and not the run."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from crosslevel.utils.processes import without_main
 Result = TypeVar("Result")
 
 MOST_CRASHES = 20
-"""Images that may crash the processes of one loader before a run ends: then it is not the images."""
+"""The most images that may crash the processes of one loader; more crashes than that end the run."""
 
-# What a fault in a decoder ends a process with. SIGKILL is not among them: somebody, or the system, had a reason.
+# Signals by which a fault in a decoder ends a process. SIGKILL is not among them: a user or the system sends it.
 _FAULTS = frozenset(
     getattr(signal, name)
     for name in ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE", "SIGSYS")
@@ -37,7 +37,7 @@ _FAULTS = frozenset(
 
 
 def _start() -> str | None:
-    """How processes start: forked where nobody chose otherwise, as they share a limit of memory and a board then."""
+    """How processes start: forked unless set otherwise, since forked processes share the memory limit and the board."""
     forks = sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) is None
     return "fork" if forks else None
 
@@ -46,12 +46,12 @@ class Pool(Generic[Result]):
     """Runs ``job`` on the ``keys`` in order, in ``workers`` processes, which live on if ``persistent``.
 
     Each process has a limit of memory of its own. If one dies of a fault while it decodes an image, that image is bad
-    from then on (`trace.refused`), up to ``most_crashes`` of them; the processes are started again, and what had not
-    been delivered is made anew.
+    from then on (`trace.refused`); up to ``most_crashes`` images may be. The processes are started again, and the
+    results not yet delivered are made anew.
 
     Raises:
         MachineError: while iterating, if a process was killed while it decoded, or too many images crash.
-        RuntimeError: likewise, if one died otherwise; `worker_trouble` says why.
+        RuntimeError: while iterating, if a process died for another reason; `worker_trouble` describes it.
 
     """
 
@@ -159,10 +159,10 @@ class Pool(Generic[Result]):
 
 @contextmanager
 def _noticed(processes: Sequence[Any]) -> Iterator[None]:
-    """While results are waited for, raise as soon as one of the processes has died.
+    """Raise as soon as one of the processes has died, while results are waited for.
 
-    torch looks for that every five seconds. Outside the main thread, which alone has signals, and on Windows, which
-    has no such signal, that has to do.
+    torch itself checks every five seconds. Its check alone is used outside the main thread, the only one that receives
+    signals, and on Windows, which has no such signal.
     """
     ended = getattr(signal, "SIGCHLD", None)
     if ended is None or threading.current_thread() is not threading.main_thread():
@@ -200,7 +200,7 @@ class _Begin:
 
 
 def _noted(resubmitted: list[Any], source: Iterator[Any], waiting: deque[Any]) -> Iterator[Any]:
-    """The keys that are to be done ``resubmitted``, then the rest of ``source``, each noted until its result comes."""
+    """Yield the ``resubmitted`` keys, then the rest of ``source``; each is recorded until its result comes."""
     waiting.clear()
     for key in chain(resubmitted, source):
         waiting.append(key)

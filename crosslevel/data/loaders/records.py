@@ -1,4 +1,4 @@
-"""One record for every image that can be read: what a function finds in it, such as its size."""
+"""One record for every readable image: the result of a function, such as the image's size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 
 class Records(NamedTuple, Generic[Record]):
-    """The records of the images ``numbers`` as one record, with a first dimension B in each of its tensors."""
+    """The records of the images ``numbers``, joined to one record whose tensors have a first dimension B."""
 
     numbers: Int64[Tensor, " B"]
     columns: Record
@@ -42,10 +42,10 @@ def records(
     workers: int | None = None,
     elsewhere: Opened | None = None,
 ) -> Iterator[Records[Record]]:
-    """Apply ``find`` to each image, in order: a named tuple of tensors of the same shape for all images.
+    """Apply ``find`` to each image, in order; it returns a named tuple of tensors, of the same shapes for all images.
 
-    No label is read. Images that cannot be read go to ``bad``, and have no record; ``workers`` as `EvalBatches` has
-    them; ``elsewhere`` are the same images for the machines of a cluster, which work in their place.
+    No label is read. Images that cannot be read go to ``bad``, and have no record. ``workers`` is as in `EvalBatches`.
+    ``elsewhere`` are the same images for the machines of a cluster, which then do the work.
     """
     total = len(images)
     keys = [range(first, min(first + batch_size, total)) for first in range(0, total, batch_size)]

@@ -20,7 +20,7 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.decode import decode
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.loaders.batches import Batch, Crops, Done, delivered
-from crosslevel.data.loaders.lanes import ROWS, Lane, Sample, dealt, in_place_of, rows_of, shared
+from crosslevel.data.loaders.lanes import ROWS, Lane, Sample, dealt, rows_of, shared, substitutes
 from crosslevel.data.loaders.pool import Pool
 from crosslevel.data.loaders.workers import Keys
 from crosslevel.data.sources.containers.stream import CHUNK, OPEN, ImageStream
@@ -29,9 +29,9 @@ from crosslevel.utils.prefetch import ahead
 from crosslevel.utils.rng import generator
 
 BUFFER = 1024
-"""Encoded images of all ranks that wait to be drawn at random, at least: about 100 MB at ImageNet's size."""
+"""Encoded images of all ranks in the shuffle buffer, at least: about 100 MB at ImageNet's size."""
 
-_BATCHES = 4  # of all ranks that wait, where those are more images
+_BATCHES = 4  # batches of all ranks in the buffer, if those are more images
 _PATIENCE = 100  # batches without a single readable image before an epoch is given up
 
 
@@ -41,23 +41,23 @@ class StreamBatches:
     Which images are in which batch of all ranks, and in which of its rows, depends on (``seed``, ``epoch``) and the
     batch's size alone: rank r has the r-th part of its rows, however many ranks there are. The shards are dealt out to
     lanes (`lanes`), each of which fills the same ``rows`` rows of every batch, or some more; a rank reads the lanes of
-    its own rows. Where it has fewer rows, or a lane is not its own alone, ranks read a lane several times. By files'
-    sizes lanes are equally long; if that cannot be, as with few or very uneven shards, there are fewer lanes.
+    its own rows. A lane that several ranks share is read by each of them. Lanes are about equally long by the files'
+    sizes; if that is impossible, as with few or very uneven shards, there are fewer lanes.
 
     One pass reads every image of all shards exactly once, in an order drawn from (``seed``, ``epoch``, pass). A lane
     that ends its pass before the epoch ends begins another one; if the epoch ends first, the rest is not used.
 
-    Threads read some shards ahead. Images are drawn at random from ``buffer`` that wait, over all lanes; the draw
-    depends neither on the number of workers nor on the speed of the network. ``workers`` processes (0: one thread)
+    Threads read some shards ahead. Images are drawn at random from a buffer of ``buffer`` images, over all lanes; the
+    draw depends neither on the number of workers nor on the speed of the network. ``workers`` processes (0: one thread)
     decode and cut views by ``crops``, whose generator is seeded by (``seed``, ``epoch``, number): (B, V, 3, s, s).
-    ``Batch.index`` is that number: it counts the images of the epoch, and does not say which one of the source it is.
+    ``Batch.index`` is that number: it counts the images of the epoch, and does not identify an image of the source.
 
     An unreadable image goes to ``bad``, as "shard.tar/member"; a later one of its lane is used instead. A shard
     that is truncated, or cannot be read after several attempts, goes to ``bad`` too; its remaining images are missing.
     ``start`` is the first batch to deliver, as in `TrainBatches`: images before it are read, but not decoded.
 
     Raises:
-        ValueError: an epoch of fewer images than ranks, or a rank or batch size that cannot be.
+        ValueError: an epoch of fewer images than ranks, or an impossible rank or batch size.
         SourceError: while iterating, if no shard at all can be read.
 
     """
@@ -109,7 +109,7 @@ class StreamBatches:
         remaining, closing = max(0, len(self) - start), threading.Event()
         keys = self._upcoming(epoch, start, closing)
         upcoming = ahead(lambda _: next(keys), range(remaining))
-        # A batch without a single readable image is no batch: then more are decoded, here.
+        # If no image of a batch can be read, more images are decoded here.
         more = map(self._job.__getitem__, islice(keys, _PATIENCE))
         count = 0
         try:
@@ -151,7 +151,7 @@ class StreamBatches:
                 for number in shared(self.lanes, self._rank_rows)
             ]
             try:
-                for _ in range(start):  # by turns, as they are read
+                for _ in range(start):  # in turn, as they are read
                     for lane in lanes:
                         lane.skip()
                 while True:
@@ -179,11 +179,11 @@ class StreamBatches:
                 yield image
             if not any_image and lost:
                 raise self.images.unreadable(troubles)
-            lost = not any_image  # other lanes' shards may be in better order than this one's
+            lost = not any_image  # other lanes' shards may be intact
 
     def dealt(self, epoch: int, turn: int = 0) -> list[list[int]]:
-        """Which shards each lane reads in pass ``turn`` of ``epoch``, in order."""
-        if (epoch, turn) not in self._deals:  # all lanes ask, and of many shards it takes a while
+        """The shards that each lane reads in pass ``turn`` of ``epoch``, in order."""
+        if (epoch, turn) not in self._deals:  # cached: all lanes call it, and for many shards it takes a while
             latest = itertools.islice(self._deals.items(), max(0, len(self._deals) - 3), None)
             deal = dealt(self._sizes, self.lanes, generator(self.seed, epoch, turn, 1))
             self._deals = {**dict(latest), (epoch, turn): deal}
@@ -194,9 +194,9 @@ _Images = Iterator[tuple[str, bytes]]
 
 
 class _Key(NamedTuple):
-    """A batch to decode: of each lane its images, and some more in case; what went wrong while reading.
+    """A batch to decode: each lane's images, some spare ones, and errors while reading.
 
-    ``failure`` ends the run.
+    A ``failure`` ends the run.
     """
 
     epoch: int
@@ -221,7 +221,7 @@ class _StreamJob(Dataset[Done]):
         for images, spare in key.lanes:
             used_spares: set[int] = set()
             for image in images:
-                for candidate in chain((image,), in_place_of(image.number, spare, used_spares)):
+                for candidate in chain((image,), substitutes(image.number, spare, used_spares)):
                     picture = self._decoded(candidate, bad)
                     if picture is not None:
                         views[image.number] = self._crop(picture, key.epoch, image.number)
@@ -232,7 +232,7 @@ class _StreamJob(Dataset[Done]):
         readable = itertools.cycle(list(used.values()))
         numbers = [image.number for images, _ in key.lanes for image in images]
         for number in numbers:
-            if number not in used:  # more are bad than there are spare ones: this batch's own come again
+            if number not in used:  # more images are bad than there are spare ones: this batch's own are repeated
                 repeated = used[number] = next(readable)
                 picture = decode(bytearray(repeated.data), repeated.path, reading=self.reading)
                 views[number] = self._crop(picture, key.epoch, number)
@@ -251,7 +251,7 @@ class _StreamJob(Dataset[Done]):
 
 
 def _shuffled(images: Iterator[tuple[str, bytes]], size: int, rng: torch.Generator) -> Iterator[tuple[str, bytes]]:
-    """Each image once, drawn at random from ``size`` that wait."""
+    """Yield each image once, drawn at random from a buffer of ``size`` images."""
     waiting = list(islice(images, size))
     for image in images:
         i = int(torch.randint(len(waiting), (), generator=rng))

@@ -1,4 +1,4 @@
-"""Worker processes that decode: how they begin, how they end, and what is said when one dies."""
+"""Worker processes that decode: how they begin and end, and the error when one dies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Key = TypeVar("Key")
 
 @dataclass
 class Keys(Dataset[Key]):
-    """The keys to decode, batch by batch: all that changes for workers that live on."""
+    """The keys to decode, batch by batch: the only thing that changes for persistent workers."""
 
     keys: Iterable[Key]
 
@@ -32,13 +32,14 @@ class Keys(Dataset[Key]):
 
 
 def leave_interrupts(worker: int, leave: Callable[[], None] = leave_to_parent) -> None:
-    """Let a worker process be ended by its main process alone; ``leave`` is what it does about signals."""
+    """Let only the main process end a worker process; ``leave`` sets the worker's handling of signals."""
     # Ctrl-C and a cluster's signals reach the whole process group; the main process ends its workers itself.
     leave()
     report = sys.excepthook
 
     def hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        # Interrupted while it takes over a batch, the main process hangs up: that is no news for anybody.
+        # The main process may be interrupted while it receives a batch, and close the connection: no error is printed
+        # for that.
         if not issubclass(kind, EOFError | ConnectionError):
             report(kind, error, trace)
 
@@ -48,7 +49,7 @@ def leave_interrupts(worker: int, leave: Callable[[], None] = leave_to_parent) -
 def hand_over_or_end(tell: Callable[[str], None]) -> None:
     """End a worker process that cannot hand over its result, and report the reason.
 
-    Python prints a traceback, and drops the batch: the main process would wait for it for ever.
+    By default Python prints a traceback and drops the batch, and the main process would wait for ever.
     """
 
     def failed(error: BaseException, batch: object) -> None:
@@ -60,10 +61,10 @@ def hand_over_or_end(tell: Callable[[str], None]) -> None:
 
 @contextmanager
 def worker_trouble() -> Iterator[None]:
-    """Say in one line why a process that decodes images died.
+    """Turn the error of a dead decoding process into one line.
 
     Raises:
-        MachineError: one did, or could not hand over what it had.
+        MachineError: a process died, or could not hand over its result.
 
     """
     try:
@@ -76,7 +77,7 @@ def worker_trouble() -> Iterator[None]:
 
 
 def trouble(error: RuntimeError) -> str:
-    """Why a process that decodes images died, in one line; empty if the error is another one."""
+    """The reason why a decoding process died, in one line; empty if the error is another one."""
     text = " ".join(str(error).split())
     killed = re.search(r"DataLoader worker .*?(is killed by signal: [\w ]+|exited unexpectedly)", text)
     if "No space left on device" in text or "out of shared memory" in text or "Bus error" in text:
@@ -96,11 +97,11 @@ def cores() -> int:
 
 
 def worth_workers(job: Dataset[Any], count: int) -> int:
-    """How many processes to use for ``job`` on ``count`` images: one a core, or 0 if one thread needs less than 5 s.
+    """The number of processes for ``job`` on ``count`` images: one for each core, or 0 if a thread needs less than 5 s.
 
     ``job`` takes a range of images; its time is measured on 17 of them. Processes take seconds to start.
     """
-    job[range(1)]  # the first image pays for what is loaded only once
+    job[range(1)]  # the first image includes one-time loading
     sample = range(0, count, max(1, count // 16))
     start = time.perf_counter()
     for i in sample:

@@ -110,7 +110,7 @@ class _Dtype:
             raise pickle.UnpicklingError(f"an array of {code!r}, where only uint8 is read")
 
     def __setstate__(self, state: object) -> None:
-        """Nothing: single bytes have no order."""
+        """Do nothing: single bytes have no byte order."""
 
 
 class _Array:
@@ -125,10 +125,10 @@ class _Array:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles plain values and arrays of uint8: a CIFAR file from anywhere cannot run code."""
+    """Unpickles only plain values and arrays of uint8, so that no CIFAR file can run code."""
 
     def find_class(self, module: str, name: str) -> object:
-        """The few names that an array's pickle needs."""
+        """Allow only the few names that an array's pickle needs."""
         if (module, name) == ("numpy", "ndarray"):
             return _Array
         if (module, name) == ("numpy", "dtype"):
@@ -147,7 +147,7 @@ def _unpickled(file: Path) -> dict[bytes, object]:
     except OSError as error:
         raise SourceError(f"{file}: {error.strerror or error}: unpack the official archive again") from error
     except Exception as error:
-        # Unpickling a damaged file fails in any way.
+        # Unpickling a damaged file may raise any error.
         raise SourceError(f"{file}: damaged ({error}): unpack the official archive again") from error
     if not isinstance(content, dict):
         raise SourceError(f"{file}: not an official CIFAR file")

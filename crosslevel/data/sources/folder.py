@@ -1,4 +1,4 @@
-"""Which image files lie in a folder, found once: kept in the user's cache until a folder of the tree changes."""
+"""The list of a folder's image files: made once, and cached until a folder of the tree changes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from crosslevel.utils.errors import SourceError, UserError
 
 
 def files_of(images: Images) -> list[tuple[str, str | None]]:
-    """Each image's name, and the file that it is; None where it lies in something else, or cannot be found."""
+    """Each image's name and file; None if the image lies inside another file, or cannot be found."""
     root = images.name.partition("@")[0]
     files = [os.path.join(root, path) for path in images.paths]
     return [(path, file if os.path.isfile(file) else None) for path, file in zip(images.paths, files, strict=True)]
 
 
 class Files(Images):
-    """Image files, decoded when they are asked for.
+    """Image files, decoded on demand.
 
     ``files`` are relative to ``root`` (absolute ones stand for themselves); a file with more than
     ``max_pixels`` pixels is bad.
@@ -76,12 +76,12 @@ class Files(Images):
     def from_folder(cls, root: str, arrays: bool = False) -> Files:
         """Every image under ``root``, sorted by path; its classes where the layout has them.
 
-        Endings that are known are taken at their word until an image is decoded; of files with other endings, or none,
-        the first bytes are looked at. What is no image is counted by ending in one warning.
+        Known extensions are trusted until an image is decoded; files with other extensions, or none, are recognized by
+        their first bytes. One warning counts the files that are no images, by extension.
 
         If every image lies in a sub-folder, and at least two top-level sub-folders hold images, the
-        top-level sub-folder is the class. The list is kept in the user's cache until a folder in the tree changes: then
-        no file is looked at. Arrays (.npy) are images only with ``arrays``.
+        top-level sub-folder is the class. The list is cached until a folder in the tree changes; while it is valid, no
+        file is opened. Arrays (.npy) are images only with ``arrays``.
 
         Raises:
             SourceError: ``root`` cannot be listed, or holds fewer than 2 images.
@@ -133,14 +133,14 @@ class Files(Images):
         return images
 
 
-# File systems write times in steps of up to two seconds: a folder that changed as lately may change again unseen.
+# File systems store times in steps of up to two seconds, so that a second change soon after the first may go unnoticed.
 SETTLED = 2_000_000_000  # nanoseconds
 
 
 class Listing(NamedTuple):
     """The image files of a folder, relative to it, their labels and classes where it has them, and what to watch.
 
-    ``left_alone`` counts files that are no images by their endings.
+    ``left_alone`` counts the files that are no images, by extension.
     """
 
     files: Paths
@@ -151,7 +151,7 @@ class Listing(NamedTuple):
 
 
 def folder(root: str, arrays: bool = False) -> Listing:
-    """Every image under ``root``, sorted by path, "/" between folders; arrays (.npy) are images where asked for.
+    """Every image under ``root``, sorted by path, "/" between folders; arrays (.npy) only with ``arrays``.
 
     Linked folders come after all real ones, and no folder is entered twice: so links cannot make loops, and a link to
     a folder inside the source does not list its images again.
@@ -170,7 +170,7 @@ def folder(root: str, arrays: bool = False) -> Listing:
 
 
 def _still(path: str, table: Table) -> bool:
-    """Whether what was listed is there unchanged, and had not changed just before it was listed."""
+    """Whether the listed folders are unchanged, and had not changed just before they were listed."""
     settled = int(table["times"].max()) + SETTLED < int(table["begun"]) and not table["left_out"]
     return settled and Watch(path, _paths(table, "watched"), table["times"]).holds()
 
@@ -203,7 +203,7 @@ def _paths(table: Table, name: str) -> Paths:
 
 
 class _Search:
-    """One walk through a tree; no system call for a single file whose ending is known."""
+    """One walk through a tree, without a system call for any file with a known extension."""
 
     def __init__(self, root: str, arrays: bool) -> None:
         self.root, self.arrays = root, arrays
@@ -221,7 +221,7 @@ class _Search:
     def _enter(self, prefix: str) -> None:
         try:
             status = os.stat(os.path.join(self.root, prefix))
-            # The time before the listing: what comes during it makes the folder newer than that.
+            # The time is read before the listing: a file added meanwhile makes the folder newer.
             self.watched.append(prefix)
             self.times.append(status.st_mtime_ns)
             if (status.st_dev, status.st_ino) in self._visited:
@@ -243,7 +243,7 @@ class _Search:
         if entry.is_dir(follow_symlinks=False):
             self._folders.append(f"{prefix}{name}/")
         elif (by_name := can_be_image(name, self.arrays)) is True:
-            # A link that leads nowhere is listed, so that it is named among the bad files.
+            # A broken link is listed, so that it is reported among the bad files.
             if entry.is_file(follow_symlinks=False) or entry.is_symlink():
                 self.files.append(prefix + name)
         elif entry.is_symlink():
@@ -257,13 +257,13 @@ class _Search:
             self._look(entry, prefix, by_name)
 
     def _look(self, entry: os.DirEntry[str], prefix: str, by_name: bool | None) -> None:
-        """Look at the first bytes of a file whose ending says nothing."""
+        """Check the first bytes of a file with an unknown extension."""
         if by_name is None and is_image_file(entry.path):
             self.files.append(prefix + entry.name)
         else:
             self.other_counts[ending_of(entry.name)] += 1
 
     def _watch_link(self, entry: os.DirEntry[str], path: str) -> None:
-        """A link to no folder may lead to one later, without any change in this tree."""
+        """Watch a broken link: its target may appear later, without any change in this tree."""
         self.watched.append(path)
         self.times.append(_time(f"{entry.path}/"))

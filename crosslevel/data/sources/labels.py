@@ -1,4 +1,4 @@
-"""What images inside containers have in common: their names, and labels that stand beside them."""
+"""Names and labels of images inside containers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def labels_of(files: Iterable[str]) -> tuple[Int64[Tensor, " N"] | None, list[st
 
 
 def below(paths: Sequence[str]) -> Iterable[str]:
-    """The paths relative to the deepest folder that holds them all; unchanged where there is none."""
+    """The paths relative to the deepest common folder; unchanged if there is none."""
     folders = {os.path.dirname(os.path.normpath(path)) for path in paths}
     if len({os.path.isabs(folder) for folder in folders}) > 1:
         return (os.path.normpath(path) for path in paths)
@@ -37,7 +37,7 @@ def below(paths: Sequence[str]) -> Iterable[str]:
     return (os.path.normpath(path).removeprefix(shared).removeprefix("/") for path in paths)
 
 
-_DENSE = 100_000  # label numbers below are kept as they are
+_DENSE = 100_000  # labels below this number keep their numbers
 
 
 class RowNames(Names):
@@ -58,10 +58,10 @@ class RowNames(Names):
 def known_labels(
     labels: Int64[Tensor, " N"], names: list[str] | None, source: str
 ) -> tuple[Int64[Tensor, " N"] | None, list[str] | None]:
-    """Labels and the names of their classes; both are None unless every image has a label.
+    """Labels and the names of their classes; both None unless every image has a label.
 
-    Negative labels are missing ones. Without ``names`` a class is named by its number; numbers too large to be
-    those of classes are renumbered in ascending order.
+    Negative labels are missing ones. Without ``names`` a class is named by its number; numbers too large for classes
+    are renumbered in ascending order.
     """
     missing = int((labels < 0).sum())
     if missing == len(labels):
@@ -81,13 +81,13 @@ def known_labels(
 
 
 def below_shared_folder(files: Sequence[str]) -> list[str]:
-    """Absolute paths relative to the deepest folder that holds them all: the same wherever that folder lies."""
+    """Absolute paths relative to their deepest common folder, so that moving that folder does not change them."""
     shared = os.path.commonpath([os.path.dirname(file) for file in files])
     return [os.path.relpath(file, shared) for file in files]
 
 
 def state_of(file: str | int) -> str:
-    """Changes when a file does, as far as its size and time of change tell.
+    """A file's size and time of change.
 
     Raises:
         OSError: there is no such file.

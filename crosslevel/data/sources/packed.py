@@ -1,13 +1,13 @@
 """Packs: images decoded and resized once, read through memory maps from then on.
 
 A pack is a folder. Its shards ``00000.bin``, ... hold the pixels of one image after the other, uncompressed, each as
-(H, W, 3) bytes: the order in memory that crops are fastest from. ``index.safetensors`` has a row for every image and
-``pack.json`` says what the images were; it is written last, so that a folder with it is whole. Each image has a
-checksum in the index, which is looked at when the image is first read; index and pack.json have one of their own. Packs
-of former versions have none, and are read without.
+(H, W, 3) bytes: crops are fastest in this memory order. ``index.safetensors`` has a row for every image, and
+``pack.json`` describes the source; it is written last, so that a folder with it is complete. Each image has a checksum
+in the index, which is verified when the image is first read; index and pack.json have their own. Packs of former
+versions have no checksums, and are read without.
 
-Uncompressed pixels take several times the space of JPEG (a 256 x 341 image 262 kB), and reading them takes nothing
-but memory's time; anything that is smaller would have to be decoded again in every epoch.
+Uncompressed pixels take several times the space of JPEG (262 kB for a 256 x 341 image), but are read at the speed of
+memory; a compressed format would have to be decoded again in every epoch.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ VERSION = 1
 
 
 def is_pack(folder: str) -> bool:
-    """Whether ``folder`` holds a pack, whole or unfinished."""
+    """Whether ``folder`` holds a pack, complete or unfinished."""
     return any(os.path.isfile(os.path.join(folder, name)) for name in (ABOUT, UNFINISHED))
 
 
@@ -60,7 +60,7 @@ def open_pack(folder: str) -> Images:
     old name, and a newer revision on the hub, are only noticed by packing again.
 
     Raises:
-        SourceError: it is not finished, damaged, or of another version.
+        SourceError: it is unfinished, damaged, or of another version.
 
     """
     path = Path(folder)
@@ -102,7 +102,7 @@ def _contents(folder: str) -> tuple[dict[str, Any], dict[str, Tensor], list[Tens
 
 
 def read_about(file: Path) -> dict[str, Any]:
-    """The content of pack.json, or that of an unfinished pack.
+    """The content of pack.json, or of its counterpart in an unfinished pack.
 
     Raises:
         OSError: it cannot be read.
@@ -113,7 +113,7 @@ def read_about(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file.name} holds no settings")
     written = content.pop("check", None)
-    # Of another version it may be made in another way.
+    # Another version may compute it in another way.
     if content.get("version") == VERSION and written not in (None, check_of(content)):
         raise UserError(f"{file.name} is not as it was written")
     return content
@@ -125,7 +125,7 @@ def check_of(metadata: dict[str, Any]) -> str:
 
 
 class _Checks:
-    """The checksums of images (CRC-32), each looked at when its image is first read by this process."""
+    """The checksums of images (CRC-32); each is verified when this process first reads the image."""
 
     def __init__(self, folder: str, index: dict[str, Tensor]) -> None:
         self.folder, self.checks = folder, index.get("checks")
@@ -135,7 +135,7 @@ class _Checks:
         """Compare an image's bytes.
 
         Raises:
-            SourceError: they are not those that were written.
+            SourceError: they differ from those that were written.
 
         """
         if self.checks is None or not self.unread[i]:
@@ -176,7 +176,7 @@ class Pack(Images):
         return [self._made_of]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A process that is not forked maps the files itself: the pixels are not sent.
+        # A process that is not forked maps the files itself, so that pixels are not pickled.
         return open_pack, (self.folder,)
 
 
@@ -205,7 +205,7 @@ class SquarePack(InMemoryImages):
         return self.flat.index_select(0, index).view(-1, side, side, 3).permute(0, 3, 1, 2)
 
     def check(self) -> None:
-        """Compare the checksums of all images that were not read yet."""
+        """Verify the checksums of all images that were not read yet."""
         self._look(torch.arange(len(self.flat)))
 
     def _look(self, index: Int64[Tensor, " B"]) -> None:
@@ -222,9 +222,9 @@ class SquarePack(InMemoryImages):
 
 
 class Decoded(NamedTuple):
-    """Images one after the other, as shards hold them, with their sizes and their numbers in the source.
+    """Consecutive images in the layout of shards, with their sizes and their numbers in the source.
 
-    ``checks`` are the images' checksums; ``requested`` counts those that could be read and those that could not.
+    ``checks`` are the images' checksums; ``requested`` counts the readable and the unreadable images.
     """
 
     pixels: UInt8[Tensor, " L"]
@@ -241,7 +241,7 @@ def decoded(
 ) -> Iterator[Decoded]:
     """The images ``numbers`` in order, brought to ``size``, ``at_once`` at a time; ``workers`` as for `EvalBatches`.
 
-    ``elsewhere`` are the same images for the machines of a cluster, which work in the place of processes here.
+    ``elsewhere`` are the same images for the machines of a cluster, which then work instead of local processes.
     """
     keys = [numbers[first : first + at_once] for first in range(0, len(numbers), at_once)]
     if elsewhere is not None:
@@ -305,7 +305,7 @@ def _paths(index: dict[str, Tensor], name: str) -> Paths:
 
 
 def _mapped(file: Path, size: int) -> UInt8[Tensor, " L"]:
-    """A file's bytes as a tensor: read when they are used, and shared by all processes; writes stay in memory."""
+    """A file's bytes as a tensor: read on demand, and shared by all processes; writes stay in memory."""
     if file.stat().st_size != size:
         raise UserError(f"{file.name} has {file.stat().st_size:,} bytes, not {size:,}")
     with file.open("rb") as opened:

@@ -18,10 +18,10 @@ from crosslevel.data.sources.folder import Files
 
 
 class Pages(Images):
-    """Every frame and page of image files, decoded when it is asked for.
+    """Every frame and page of image files, decoded on demand.
 
     ``paths[i]`` is ``a.gif#3`` for the third frame; a file of one image keeps its name. ``tracks`` numbers the files.
-    Which files have several is found once, here: those that may are opened, and their headers are read.
+    The pages are counted here once: files that may have several are opened, and their headers are read.
     """
 
     paths: _PageNames
@@ -49,7 +49,7 @@ class Pages(Images):
         return image, -1 if self.labels is None else int(self.labels[i])
 
     def content(self) -> Iterable[bytes | memoryview]:
-        """Bytes that identify the files, and how many pages each has."""
+        """Bytes that identify the files, and the number of pages of each."""
         yield from self.files.content()
         yield self.paths.ends.numpy().tobytes()
 
@@ -60,7 +60,7 @@ def _may(path: str) -> bool:
 
 
 class _PageNames(Names):
-    """The files' names, and which page."""
+    """The files' names, with the number of the page."""
 
     def __init__(self, files: Sequence[str], counts: Sequence[int]) -> None:
         self.files, self.ends = files, torch.tensor(list(accumulate(counts)))
@@ -69,7 +69,7 @@ class _PageNames(Names):
         return int(self.ends[-1])
 
     def locate(self, i: int) -> tuple[int, int]:
-        """The file of page i of all, and which of its pages."""
+        """The file of page i, and the number of that page in the file."""
         number = int(torch.searchsorted(self.ends, i, right=True))
         return number, i - (int(self.ends[number - 1]) if number else 0)
 

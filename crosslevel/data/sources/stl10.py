@@ -22,15 +22,15 @@ COUNTS = {"train": 5000, "test": 8000, "unlabeled": 100_000}
 class Stl10(InMemoryImages):
     """STL-10: 5,000 + 8,000 labelled images of 96x96 in 10 classes, and 100,000 unlabelled ones of these and others.
 
-    ``data_root`` is the folder that holds ``stl10_binary`` (or that folder itself). The files are mapped: images are
-    read when they are asked for, and memory that they take can be given to others at any time. ``train+unlabeled``
-    alone is read into memory once, 2.9 GB.
+    ``data_root`` is the folder that holds ``stl10_binary`` (or that folder itself). The files are memory-mapped: images
+    are read on demand, and the system can free their memory at any time. Only ``train+unlabeled`` is read into memory,
+    2.9 GB.
 
-    ``unlabeled`` and ``train+unlabeled`` have no labels, so that nothing is evaluated on them: `Images` have labels
-    for all or for none.
+    ``unlabeled`` and ``train+unlabeled`` have no labels, so that they cannot be used for evaluation: `Images` have
+    labels for all images or for none.
 
     Raises:
-        SourceError: a file is not there, or has not the size that it should have.
+        SourceError: a file is missing, or has the wrong size.
 
     """
 
@@ -66,7 +66,7 @@ def _folder(data_root: str | None) -> Path:
 
 
 def _images(file: Path, count: int) -> UInt8[Tensor, "N 3 96 96"]:
-    """Mapped, not read: an image is three colours, each column by column."""
+    """Map the images without reading them; an image is stored as three colours, each column by column."""
     _check_size(file, count * BYTES)
     mapped = torch.from_file(str(file), shared=False, size=count * BYTES, dtype=torch.uint8)
     return mapped.view(count, 3, SIDE, SIDE).transpose(2, 3)

@@ -12,7 +12,7 @@ from crosslevel.utils.errors import SourceError
 
 
 def bursts(images: Images, file: str = "") -> Images:
-    """The same images, with one track for those that belong together.
+    """The same images, with a track for each burst.
 
     Args:
         images: a source.
@@ -33,7 +33,7 @@ def bursts(images: Images, file: str = "") -> Images:
 
 
 def _sets(images: Images, file: str) -> list[object]:
-    """The set of each image, or its own path."""
+    """The set of each image, or its own path if it is in none."""
     set_of = {path: number for number, path in rows_of(file, "set")}
     if not set_of.keys() & set(images.paths):
         raise SourceError(f"{file}: names no image of {images.name}; its own are named like {images.paths[0]}")

@@ -1,4 +1,4 @@
-"""Lists of images and labels, one a line: those that subsets are written to, and the published ones."""
+"""Lists of images and labels, one a line: written for subsets, or published."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def classes_of(images: Images, file: str) -> Images:
     A line is a class, or begins with one: ``n01440764 tench``, as in lists of ImageNet-100 (Tian et al., ECCV 2020).
 
     Raises:
-        SourceError: the source has no classes; the file cannot be read, names none, one twice, or one that the source
-            lacks.
+        SourceError: the source has no classes, or the file cannot be read or names no class, a class twice, or a class
+            that the source lacks.
 
     """
     if images.labels is None or images.classes is None:
@@ -92,19 +92,19 @@ def classes_of(images: Images, file: str) -> Images:
 
 
 class _Line(NamedTuple):
-    """A line as it stands, and as ``path label``."""
+    """A line of a list, whole and split into ``path label``."""
 
     text: str
     path: str
     label: int | None
 
     def without_label(self) -> _Line:
-        """The line as nothing but a path; a tab cannot be part of one."""
+        """Read the whole line as a path; a tab cannot be part of it."""
         return self if self.text == self.path else _Line(self.text, self.text, None)
 
     @classmethod
     def of(cls, line: str) -> _Line:
-        """A tab only stands between a path and its label: in a path it would be escaped."""
+        """Split a line: a tab always separates path and label, as a tab in a path would be escaped."""
         line = line.removesuffix("\r")
         path, tab, label = line.rpartition("\t")
         if tab and _is_number(label):
@@ -122,7 +122,7 @@ def _is_number(text: str) -> bool:
 def _labels(
     images: Images, index: Int64[Tensor, " M"], stated: list[int | None], file: str
 ) -> tuple[Int64[Tensor, " M"] | None, list[str] | None]:
-    """Labels and classes of the listed images; None where the source's hold."""
+    """Labels and classes of the listed images; None to use the source's."""
     if all(label in (None, -1) for label in stated):
         return None, None
     numbers = [label for label in stated if label is not None and label >= 0]

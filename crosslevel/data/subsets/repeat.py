@@ -14,15 +14,15 @@ from crosslevel.data.images import Images, ImageView, InMemoryImages
 from crosslevel.data.index_cache import Names
 from crosslevel.utils.errors import UserError
 
-IN_MEMORY = 1e9  # bytes: copies of packed images beyond this are made when they are asked for
+IN_MEMORY = 1e9  # bytes: beyond this, copies of packed images are made on demand
 
 
 class Repeated(ImageView):
     """``times`` copies of every image, one after the other, each shifted by up to ``shift`` pixels.
 
-    The shift is uniform in [-shift, shift] down and across, drawn from (``seed``, the image's path, copy): an image has
-    the same copies in any part of the source. Pixels that move out are replaced by reflection. Copy j of ``a.jpg`` has
-    the path ``a.jpg#j``. ``tracks`` are the source's; if it has none, the copies of one image are a track.
+    The shift is uniform in [-shift, shift] down and across, drawn from (``seed``, the image's path, copy): so an image
+    has the same copies in any part of the source. Pixels that move out are replaced by reflection. Copy j of ``a.jpg``
+    has the path ``a.jpg#j``. ``tracks`` are the source's; if it has none, the copies of one image are a track.
 
     Raises:
         ValueError: fewer than one copy, or a negative shift.
@@ -52,14 +52,14 @@ class Repeated(ImageView):
         return _offset(self.paths[i], self.seed, self.shift)
 
     def content(self) -> Iterable[bytes | memoryview]:
-        """The source's identity, how it is repeated, and the names that the shifts are drawn from."""
+        """The source's identity, the settings of the repetition, and the paths that determine the shifts."""
         yield f"{self.images.identity()} {self.times} {self.shift} {self.seed}\0".encode()
         for path in self.images.paths:
             yield f"{path}\0".encode(errors="surrogateescape")
 
 
 class _Copies(Names):
-    """The names of all copies, made when they are asked for: those of a million images would take a gigabyte."""
+    """The names of all copies, made on demand: for a million images they would take a gigabyte."""
 
     def __init__(self, paths: Sequence[str], times: int) -> None:
         self.paths, self.times = paths, times
@@ -97,7 +97,7 @@ def _shifted(image: UInt8[Tensor, "*B 3 H W"], down: int, across: int) -> UInt8[
 
 
 def _offset(path: str, seed: int, shift: int) -> tuple[int, int]:
-    """Uniform in [-shift, shift] each, and a function of the arguments alone."""
+    """Two numbers, each uniform in [-shift, shift]; they depend on the arguments alone."""
     digest = hashlib.blake2b(f"{seed}\0{path}".encode(errors="surrogateescape"), digest_size=16).digest()
     down, across = (int.from_bytes(half, "little") % (2 * shift + 1) - shift for half in (digest[:8], digest[8:]))
     return down, across

@@ -1,7 +1,7 @@
-"""Parts of a source: which images stay, from labels and tracks alone.
+"""Parts of a source: selection of images by labels and tracks alone.
 
-What is drawn is drawn by the ``torch.Generator`` that is passed in, on the CPU: the same seed gives the same part on
-every machine with the same release of torch.
+Random selections use the ``torch.Generator`` that is passed in, on the CPU: the same seed gives the same part on every
+machine with the same release of torch.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def some_tracks(tracks: Int64[Tensor, " N"], count: int, generator: torch.Genera
     """Indices of all images of ``count`` tracks, drawn uniformly, in ascending order.
 
     Raises:
-        ValueError: there are not so many, or fewer than one is asked for.
+        ValueError: there are fewer tracks, or ``count`` is below 1.
 
     """
     names, owner = tracks.unique(return_inverse=True)
@@ -199,7 +199,7 @@ def _first(groups: Int64[Tensor, " N"], sizes: Int64[Tensor, " G"], order: Int64
 
 
 def held_out(images: Images, count: int, generator: torch.Generator) -> tuple[Int64[Tensor, " H"], Int64[Tensor, " M"]]:
-    """At least ``count`` images drawn at random, and all others, both in ascending order; tracks stay together.
+    """The indices of at least ``count`` random images, and of all others, both ascending; tracks stay together.
 
     Raises:
         UserError: fewer than 2 would be left.

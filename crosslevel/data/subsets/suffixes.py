@@ -20,7 +20,7 @@ from crosslevel.utils.rng import seeded
 
 
 def applied(images: Images, suffixes: Sequence[Suffix], name: str) -> Images:
-    """The part of ``images`` that the ``suffixes`` leave, one after the other; it is called ``name``.
+    """Apply the ``suffixes`` to ``images``, one after the other; the result is called ``name``.
 
     Raises:
         SourceError: a wrong key or value, or fewer than 2 images left.

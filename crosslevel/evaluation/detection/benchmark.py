@@ -5,9 +5,10 @@ normalizations), learning rate 0.02 after a linear warm-up of 100 iterations, a 
 22,000, sides of 480 to 800 pixels to train and 800 to test, horizontal flips. For COCO: 180,000, 120,000 and 160,000
 iterations ("2x"), a warm-up of 1,000, sides of 640 to 800; MoCo's COCO detector also learns masks, this one does not.
 
-Batch normalizations are trained over the batch of one device, which is what the paper's normalize over all of theirs,
-and before the test their statistics are estimated anew (detectron2's PRECISE_BN). Average precision is COCO's (101
-points, best match first), for VOC too; it differs a little from that of VOC's own development kit.
+Batch normalizations are trained over the batch of one device; the paper has the same batch on several devices and
+normalizes over all of them. Before the test their statistics are estimated anew (detectron2's PRECISE_BN). Average
+precision is COCO's (101 points, best match first), for VOC too; it differs a little from that of VOC's own development
+kit.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ FIGURES, CHECKPOINT = "detection.json", "detection.ckpt"
 
 
 class Settings(NamedTuple):
-    """Everything that figures depend on beside images, encoder and seed."""
+    """All settings that figures depend on, besides images, encoder and seed."""
 
     schedule: Schedule = Schedule()
     kind: Kind = "c4"
@@ -64,7 +65,7 @@ class Settings(NamedTuple):
 
 
 def published(train: Annotated) -> Settings:
-    """The MoCo paper's settings for data in the layout of ``train``: those of VOC or of COCO."""
+    """The MoCo paper's settings for VOC or COCO, by the layout of ``train``."""
     if train.ignored == "difficult":
         return Settings()
     coco = Schedule(iterations=180_000, steps=(12 / 18, 16 / 18), warmup=1000)
@@ -89,7 +90,7 @@ def detection(
     """AP, AP50 and AP75 in percent after fine-tuning from random weights and from the encoder's.
 
     Both detectors have the same new layers, images, order, sizes and flips, all drawn from (seed, iteration). On a CPU
-    the same call gives the same figures; CUDA adds gradients of regions in any order.
+    the same call gives the same figures; CUDA sums gradients of regions in varying order.
 
     Args:
         encoder: a ResNet; it is left as it is.
@@ -99,15 +100,16 @@ def detection(
         hardware: device and precision; fp16, which needs its losses scaled, is taken as float32.
         seed: of everything random.
         workers: threads that decode.
-        folder: keeps finished figures, which an equal call takes from there, and a checkpoint to continue from.
-        checkpoint_minutes: at most so many between checkpoints.
+        folder: stores finished figures, which an equal call reads again, and a checkpoint to continue from.
+        checkpoint_minutes: the most minutes between checkpoints.
         bad: collects images that cannot be read: others take their place in training, the test leaves them out.
         console: where progress is shown.
-        trained: the fine-tuned detector of an encoder, with the arguments of `fine_tuned`, which it is unless given.
+        trained: a function that returns the fine-tuned detector of an encoder, with the arguments of `fine_tuned`,
+            which is the default.
 
     Raises:
         ImportError: pycocotools is missing.
-        SourceError: nothing to learn or to find, or classes in ``test`` that ``train`` lacks.
+        SourceError: no objects to train or test on, or classes in ``test`` that ``train`` lacks.
         ValueError: not a ResNet, or a setting outside its range.
         Diverged: the loss is no longer a number.
 
@@ -165,13 +167,13 @@ def average_precision(
 ) -> dict[str, float]:
     """COCO's AP, AP50 and AP75 in percent, by torchmetrics with pycocotools.
 
-    A crowd's objects are counted neither as missing nor, wherever a box overlaps the crowd, as false. What is
-    difficult is likewise neither missing nor false, but a box has to fit it as well as any other object.
+    Objects of a crowd do not count as missed, and boxes that overlap a crowd do not count as false. A difficult object
+    does not count either way, but a box has to fit it as well as any other object.
 
     Args:
         predictions: of each image: ``boxes`` (K, 4), ``scores`` (K,), ``labels`` (K,).
         truth: the objects of each image.
-        ignored: what the ignored objects are.
+        ignored: the kind of the ignored objects.
 
     """
     from torchmetrics.detection import MeanAveragePrecision  # noqa: PLC0415 - takes a second to import
@@ -191,8 +193,8 @@ def average_precision(
 def _target(predictions: dict[str, Tensor], objects: Objects, ignored: Ignored) -> dict[str, Tensor]:
     if ignored == "crowd":
         return {"boxes": objects.boxes, "labels": objects.labels, "iscrowd": objects.ignored.long()}
-    # COCO's counting has no difficult objects, but it ignores those larger than any image. Each can be met once
-    # only, while VOC's are met by any number of boxes: hence a copy for each box of the class.
+    # COCO's evaluation has no difficult objects, but it ignores objects larger than any image. Each can be matched once
+    # only, while any number of boxes may match VOC's: hence a copy for each box of the class.
     boxes_of_class = (objects.labels[:, None] == predictions["labels"][None]).sum(1).clamp(min=1)
     copies = torch.where(objects.ignored, boxes_of_class, 1)
     area = torch.where(objects.ignored, 1e12, 0.0)  # 0: computed from the box
@@ -234,7 +236,7 @@ def _predictions(
 
 
 class _Store:
-    """Figures that are finished, one entry for each initialization, with what they depend on."""
+    """Finished figures, one entry for each initialization, with a key of all that they depend on."""
 
     def __init__(self, folder: Path | None) -> None:
         self.file = None if folder is None else folder / FIGURES
@@ -247,7 +249,7 @@ class _Store:
         return entry["figures"] if entry.get("key") == key else None
 
     def keep(self, name: str, key: str, figures: dict[str, float]) -> None:
-        """Write them beside the others; a kill at any moment leaves the old file or the new one."""
+        """Add figures to the file; a kill at any moment leaves the old file or the new one."""
         if self.file is None:
             return
         text = json.dumps({**self._read(), name: {"key": key, "figures": figures}}, indent=2)
@@ -263,7 +265,7 @@ class _Store:
 
 
 def _digest_of_images(images: Annotated) -> str:
-    """Changes with the files, their objects and their classes."""
+    """A digest of the files, their objects and their classes."""
     digest = hashlib.sha256(repr((images.classes, images.ignored)).encode())
     for file, objects in zip(images.files, images.objects, strict=True):
         status = os.stat(file)
@@ -274,7 +276,7 @@ def _digest_of_images(images: Annotated) -> str:
 
 
 def _digest_of_network(encoder: Encoder) -> str:
-    """Changes with the weights and with the view."""
+    """A digest of the weights and the view."""
     digest = hashlib.sha256(repr((encoder.name, encoder.small_images, encoder.width, encoder.view)).encode())
     for name, value in encoder.backbone.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())

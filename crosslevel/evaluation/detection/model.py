@@ -1,7 +1,7 @@
 """Faster R-CNN (Ren et al. 2015) of torchvision on an encoder's ResNet, as C4 or with a feature pyramid (FPN).
 
-C4 is the detector of the MoCo paper (He et al. 2020, appendix): everything up to conv4 runs over the image, conv5 over
-each region, and a batch normalization follows it. FPN (Lin et al. 2017) takes the maps of conv2 to conv5.
+C4 is the detector of the MoCo paper (He et al. 2020, appendix): the layers up to conv4 run on the image, conv5 on each
+region, followed by a batch normalization. FPN (Lin et al. 2017) takes the maps of conv2 to conv5.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def detector(
     batchnorm: BatchNorm = "train",
     hardware: Hardware | None = None,
 ) -> FasterRCNN:
-    """A detector that starts from a copy of the encoder's weights; what the encoder lacks is drawn at random.
+    """A detector that starts from a copy of the encoder's weights; its other layers start from random weights.
 
-    Anchors keep their published ratio to the stride, so that networks with the stem for small images find objects
-    as small as that stem resolves. Convolutions run in bfloat16 where ``hardware`` says so; regions, boxes and
-    losses stay in float32.
+    Anchors keep their published ratio to the stride, so that networks with the stem for small images detect objects as
+    small as that stem resolves. Convolutions run in the precision of ``hardware``; regions, boxes and losses stay in
+    float32.
 
     Args:
         encoder: a ResNet; its ``view`` gives mean and standard deviation.
@@ -106,7 +106,7 @@ def glance(model: FasterRCNN, side: int) -> None:
 
 
 def freeze_batchnorm(network: nn.Module) -> None:
-    """Replace every batch normalization by one that keeps its statistics, scale and shift."""
+    """Replace every batch normalization by one with constant statistics, scale and shift."""
     for parent in list(network.modules()):
         for name, norm in list(parent.named_children()):
             if isinstance(norm, nn.BatchNorm2d):
@@ -124,7 +124,7 @@ def _resnet(encoder: Encoder) -> Any:
 
 
 def _maps(backbone: Any) -> tuple[list[int], list[int]]:
-    """Stride and channels of the four stages' maps, as found by one small image."""
+    """Stride and channels of the four stages' maps, measured with one small image."""
     size, was_training = 128, backbone.training
     device = next(backbone.parameters()).device
     with torch.no_grad():
@@ -164,14 +164,14 @@ def _fpn(backbone: Any, classes: int, strides: list[int], channels: list[int], b
 
 
 def _start_predictor(predictor: Any) -> None:
-    """Small weights, so that all classes are as likely and no box moves at first (Girshick 2015, section 3.1)."""
+    """Small weights, so that at first all classes are equally likely and no box moves (Girshick 2015, section 3.1)."""
     for layer, deviation in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
         nn.init.normal_(layer.weight, std=deviation)
         nn.init.zeros_(layer.bias)
 
 
 class _Mixed(nn.Module):
-    """A part of the detector in the hardware's precision, whose results are float32 again."""
+    """A part of the detector that runs in the hardware's precision and returns float32."""
 
     def __init__(self, inner: nn.Module, hardware: Hardware) -> None:
         super().__init__()

@@ -73,8 +73,8 @@ class TrainingData:
         pending: list[int] = []
         while True:
             while len(pending) < self.batch_size:
-                draws = generator(self.seed, 1, epoch)
-                pending += torch.randperm(len(self.images), generator=draws).tolist()[offset:]
+                rng = generator(self.seed, 1, epoch)
+                pending += torch.randperm(len(self.images), generator=rng).tolist()[offset:]
                 epoch, offset = epoch + 1, 0
             yield pending[: self.batch_size]
             pending = pending[self.batch_size :]
@@ -91,14 +91,14 @@ class TrainingData:
 
 
 class Checkpoint:
-    """The state of an unfinished training in ``file`` (none: it is not kept), valid for ``key`` only."""
+    """The state of an unfinished training in ``file`` (None: it is not saved), valid only for ``key``."""
 
     def __init__(self, file: Path | None, key: str, minutes: float) -> None:
         self.file, self.key, self.minutes = file, key, minutes
         self.saved = time.monotonic()
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Restore model and optimizer; how many iterations they have done."""
+        """Restore model and optimizer; return the number of finished iterations."""
         if self.file is None or not self.file.is_file():
             return 0
         state = load_saved(self.file)
@@ -109,7 +109,7 @@ class Checkpoint:
         return int(state["done"])
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, done: int) -> None:
-        """Keep the state after ``done`` iterations if the last one is old enough."""
+        """Save the state after ``done`` iterations if the last checkpoint is old enough."""
         if self.file is None or time.monotonic() - self.saved < 60 * self.minutes:
             return
         state = {"key": self.key, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "done": done}
@@ -117,7 +117,7 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def remove(self) -> None:
-        """Drop the state: the training is finished."""
+        """Delete the state of a finished training."""
         if self.file is not None:
             self.file.unlink(missing_ok=True)
 
@@ -178,13 +178,13 @@ def settle(model: FasterRCNN, data: TrainingData, schedule: Schedule, seed: int,
 
 @contextmanager
 def own_random_numbers(device: torch.device) -> Iterator[None]:
-    """The caller's generators are as before when the block ends."""
+    """Restore the caller's random state when the block ends."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
 def reseed(*numbers: int) -> None:
-    """Start torch's generators anew, for these numbers independently of any others."""
+    """Seed torch's generators with these numbers; different numbers give independent streams."""
     torch.manual_seed(mixed(*numbers))
 
 
@@ -199,7 +199,7 @@ def _groups(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _augmented(samples: list[_Sample], device: torch.device) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Images in [0, 1] and their objects on the device, one half mirrored; classes count from 1."""
+    """Images in [0, 1] and their objects on the device, half of them mirrored; classes count from 1."""
     images, targets = [], []
     for (pixels, objects), mirrored in zip(samples, (torch.rand(len(samples)) < 0.5).tolist(), strict=True):
         image, boxes = pixels.to(device).float() / 255, objects.boxes

@@ -1,1 +1,1 @@
-"""Labels for images, from labelled ones, and how far they can be trusted."""
+"""Labels for images, learned from labelled ones, and how reliable they are."""

@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say, and thresholds below which an image is of no known class."""
+"""Calibrated probabilities, and thresholds beyond which an image belongs to no known class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BINS = 15  # of the calibration error (Guo et al. 2017)
 
 
 def temperature(logits: Float[Tensor, "N C"], labels: Int64[Tensor, " N"]) -> float:
-    """T of softmax(logits / T) with the least loss on images that trained nothing (Guo et al. 2017, sec. 4.2).
+    """T of softmax(logits / T) with the least loss on images not used for training (Guo et al. 2017, sec. 4.2).
 
     The loss has one minimum in log T: golden-section search between 1/100 and 100.
     """
@@ -29,7 +29,7 @@ def temperature(logits: Float[Tensor, "N C"], labels: Int64[Tensor, " N"]) -> fl
 
 
 def calibration_error(probabilities: Float[Tensor, "N C"], labels: Int64[Tensor, " N"]) -> float:
-    """The expected calibration error: by how much the highest probability differs from the share that is right."""
+    """The expected calibration error: the mean difference between the highest probability and the accuracy."""
     confidence, predicted = probabilities.double().max(1)
     right = (predicted == labels).double()
     bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
@@ -38,27 +38,27 @@ def calibration_error(probabilities: Float[Tensor, "N C"], labels: Int64[Tensor,
 
 
 class Limits(NamedTuple):
-    """An image is of no known class if it lies farther than ``distance``, or is less sure than ``probability``."""
+    """Limits for images of known classes: the largest ``distance`` and the lowest ``probability``."""
 
     distance: float
     probability: float
 
     def unknown(self, distance: Float[Tensor, " N"], probability: Float[Tensor, " N"]) -> Bool[Tensor, " N"]:
-        """Which images are."""
+        """Which images belong to no known class."""
         return (distance > self.distance) | (probability < self.probability)
 
 
 def limits(distance: Float[Tensor, " N"], probability: Float[Tensor, " N"], rejected: float) -> Limits:
-    """Limits beyond which the share ``rejected`` of held-out images lies, half of it for each of the two.
+    """Limits that exclude the share ``rejected`` of held-out images, half of it by each of the two limits.
 
     Args:
         distance: of each to the nearest labelled images.
-        probability: its highest.
-        rejected: the share; 0 rejects nothing.
+        probability: the highest probability of each.
+        rejected: the share that the limits exclude; 0 excludes nothing.
 
     """
     if rejected <= 0:
         return Limits(float("inf"), 0.0)
     far, low = distance.double().sort().values, probability.double().sort().values
-    beyond = min(len(far) - 1, int(rejected / 2 * len(far)))  # so many lie beyond the limit
+    beyond = min(len(far) - 1, int(rejected / 2 * len(far)))  # number of images beyond the limit
     return Limits(float(far[len(far) - 1 - beyond]), float(low[beyond]))

@@ -1,4 +1,4 @@
-"""``crosslevel classify``: labels for images, learnt from labelled ones on a run's features."""
+"""``crosslevel classify``: label images, by a classifier on a run's features that labelled images train."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from crosslevel.utils.files import replacing
 from crosslevel.utils.marks import verb
 from crosslevel.utils.rng import seeded
 
-HELD_OUT, LEAST = 0.2, 4  # the share of each class that calibrates, and the images a class must have for that
-NEAREST = 5  # labelled images, whose mean distance says how far an image is from all that is known
+HELD_OUT, LEAST = 0.2, 4  # the share of each class used to calibrate, and the images that a class must have for that
+NEAREST = 5  # labelled images whose mean distance from an image shows how far it is from all known ones
 
-How = Literal["auto", "knn", "linear"]
+ClassifierName = Literal["auto", "knn", "linear"]
 
 
 class Predictions(NamedTuple):
     """Path, label, probability, whether it is of no known class, and distance of each of M images.
 
-    ``about``: which classifier, how right and how well calibrated it was on held-out images, and the limits.
+    ``about``: the classifier, its accuracy and calibration on held-out images, and the limits.
     """
 
     paths: list[str]
@@ -75,7 +75,7 @@ def classify(
     labelled: str,
     images: str,
     output: str | None = None,
-    how: How = "auto",
+    how: ClassifierName = "auto",
     reject: float = 0.05,
     k: int | None = None,
     device: Device = "auto",
@@ -87,11 +87,11 @@ def classify(
     seed: int = 0,
     quiet: bool = False,
 ) -> Predictions:
-    """Label images by what labelled ones look like: classes with probabilities, and unknown for what is none of them.
+    """Label images by similarity to labelled ones: a class with its probability, or unknown for none of the classes.
 
-    A fifth of the labelled images trains nothing. It chooses between nearest neighbours and a linear classifier on the
-    run's features, sets the temperature at which probabilities mean what they say, and the limits beyond which an image
-    counts as unknown.
+    A fifth of the labelled images is not used for training. It selects nearest neighbours or a linear classifier on the
+    run's features, the temperature that calibrates the probabilities, and the limits beyond which an image counts as
+    unknown.
 
     Args:
         run: the folder of a run, or its encoder.safetensors; or weights by name: timm:NAME, hf-hub:owner/name.
@@ -99,9 +99,9 @@ def classify(
         images: the images to label.
         output: the Parquet table to write: path, label, probability, unknown, distance. From Python none is written
             unless it is given.
-        how: knn, linear, or auto, which takes the one that is right more often on the held-out images.
-        reject: the share of images of known classes that may be called unknown: the higher, the more unknown ones are
-            found; 0 calls none so.
+        how: knn, linear, or auto, which takes the one with the higher accuracy on the held-out images.
+        reject: the share of images of known classes that may be labelled unknown: the higher, the more unknown ones are
+            found; 0 labels none as unknown.
         k: neighbours that vote; 200 unless given, but at most a tenth of the labelled images.
         device: auto takes CUDA, then Apple's MPS, then the CPU.
         precision: fp32, so that features are the same wherever they are made; auto takes bfloat16 where the hardware
@@ -110,11 +110,11 @@ def classify(
         batch_size: images at a time.
         data_root: folder with the official files of cifar10, cifar100 and stl10.
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
-        seed: of which labelled images are held out, and of the linear classifier.
+        seed: of the choice of held-out images, and of the linear classifier.
         quiet: print nothing.
 
     Returns:
-        the labels, and how far they can be trusted.
+        the labels, and how reliable they are.
     """
     if not 0 <= reject < 1:
         raise UserError(f"reject={reject}: a share of at least 0 and below 1")
@@ -162,7 +162,7 @@ def _features(encoder: Encoder, images: Images, runtime: Runtime, console: Conso
 
 
 def _learnt(
-    learnt: Features, classes: int, how: How, reject: float, k: int | None, seed: int, console: Console
+    learnt: Features, classes: int, how: ClassifierName, reject: float, k: int | None, seed: int, console: Console
 ) -> tuple[_Classifier, Limits, dict[str, Any]]:
     """The classifier that is best on held-out images, calibrated on them, and then trained again on all images."""
     features, labels = learnt.features, learnt.labels

@@ -1,1 +1,1 @@
-"""The half of a CLIP that reads words, for queries in words."""
+"""The text tower of a CLIP, for queries in words."""

@@ -1,4 +1,4 @@
-"""From the name of a CLIP to what reads words: text tower, table of words, and what its images are turned by."""
+"""Opens a CLIP by name: its text tower, its vocabulary, and its projection of image features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIG, WEIGHTS, TABLE = "open_clip_config.json", "open_clip_model.safetensors",
 class Clip:
     """Maps words, and features of images, to unit vectors that can be compared.
 
-    ``projection`` (D, E) is what a CLIP does to the pooled features of an image.
+    ``projection`` (D, E) maps the pooled features of an image.
     """
 
     tokens: Tokens
@@ -33,18 +33,18 @@ class Clip:
 
     @torch.no_grad()
     def words(self, text: str) -> Float[Tensor, "1 E"]:
-        """The vector of a text."""
+        """The unit vector of a text."""
         vector: Tensor = self.tower(self.tokens(text, self.tower.length).unsqueeze(0))
         return vector
 
 
 def open_clip_of(name: str, width: int) -> Clip:
-    """The half of a CLIP that reads words.
+    """Open the text side of a CLIP.
 
     Args:
         name: of its weights, as `crosslevel.models.named.open_encoder` takes it: a repository of the hub or a folder
             with open_clip's files (open_clip_config.json, open_clip_model.safetensors) and tokenizer.json.
-        width: D, the numbers of an image's feature.
+        width: D, the size of an image's feature.
 
     Raises:
         UserError: it is no CLIP, or its files are of another kind.
@@ -77,7 +77,7 @@ def _required(fetched: Callable[[str], Path | None], file: str) -> Path:
 
 
 def _projection(state: dict[str, Tensor], width: int, features: int) -> Float[Tensor, "D E"]:
-    """From the images' features to where the words are."""
+    """The projection of image features into the space of texts."""
     projection = state.get("visual.proj")
     if projection is None and "visual.head.proj.weight" in state:
         projection = state["visual.head.proj.weight"].T

@@ -1,4 +1,4 @@
-"""Words as CLIP's text tower reads them: byte pairs that were merged by a table (Radford et al. 2021, sec. 2.4)."""
+"""The tokenizer of CLIP's text tower: byte-pair encoding (Radford et al. 2021, sec. 2.4)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from torch import Tensor
 from crosslevel.utils.errors import UserError
 
 START, END, LAST = "<|startoftext|>", "<|endoftext|>", "</w>"
-_LONGEST = 64 * 2**20  # bytes of a table; CLIP's has two million
+_LONGEST = 64 * 2**20  # the most bytes of a vocabulary file; CLIP's has two million
 _SHORT = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
 
 
 class Tokens:
-    """Text as numbers.
+    """A tokenizer: text to token numbers.
 
     Args:
         vocabulary: the number of every piece.
-        merges: pairs of pieces that become one, the first ones first.
+        merges: pairs of pieces to merge, in order of priority.
 
     Raises:
-        UserError: the marks of beginning and end are missing.
+        UserError: the start or end token is missing.
 
     """
 
@@ -39,10 +39,10 @@ class Tokens:
 
     @classmethod
     def read(cls, file: Path) -> Tokens:
-        """The table in a ``tokenizer.json``, as the Hugging Face hub has it.
+        """Read a ``tokenizer.json`` of the Hugging Face hub.
 
         Raises:
-            UserError: it is none, or damaged.
+            UserError: the file is no tokenizer, or damaged.
 
         """
         try:
@@ -58,7 +58,7 @@ class Tokens:
             raise UserError(f"{file} is no table of words ({type(error).__name__}: {error})") from error
 
     def __call__(self, text: str, length: int) -> Int64[Tensor, " L"]:
-        """The numbers of a text between the marks of beginning and end, cut and filled to ``length``."""
+        """The token numbers of a text between start and end token, cut and padded to ``length``."""
         pieces = [piece for word in _words(text) for piece in self._pieces(word)]
         unknown = self.vocabulary[END]
         numbers = [self.vocabulary[START], *(self.vocabulary.get(piece, unknown) for piece in pieces)][: length - 1]
@@ -66,7 +66,7 @@ class Tokens:
         return torch.tensor(numbers + [0] * (length - len(numbers)))
 
     def _pieces(self, word: str) -> list[str]:
-        """The bytes of a word, merged as long as the table has a pair of them."""
+        """The pieces of a word: its bytes, merged as long as ``merges`` has a pair of them."""
         letters = _letters()
         pieces = [letters[byte] for byte in word.encode()]
         pieces[-1] += LAST
@@ -85,7 +85,7 @@ class Tokens:
 
 
 def _words(text: str) -> Iterator[str]:
-    """Runs of letters, single digits, runs of anything else, and English endings after an apostrophe; in lower case."""
+    """Split a lower-cased text into runs of letters, digits, other runs, and English endings after an apostrophe."""
     text = " ".join(unicodedata.normalize("NFC", text).split()).lower()
     at = 0
     while at < len(text):
@@ -110,7 +110,7 @@ def _kind(letter: str) -> str:
 
 @cache
 def _letters() -> list[str]:
-    """A letter that can be seen for every byte, as GPT-2 has them."""
+    """A visible character for every byte, as in GPT-2."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     substitutes = iter(range(256, 512))
     return [chr(byte) if byte in plain else chr(next(substitutes)) for byte in range(256)]

@@ -1,4 +1,4 @@
-"""The text tower of a CLIP (Radford et al. 2021): words in, a point among those of the images out."""
+"""The text tower of a CLIP (Radford et al. 2021): it maps a text into the space of image features."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.")
 
 class _Fast(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        """Return x sigmoid(1.702 x), as the first CLIPs have it in place of GELU."""
+        """Return x sigmoid(1.702 x), which the first CLIPs use in place of GELU."""
         return x * torch.sigmoid(1.702 * x)
 
 
 class _Block(nn.Module):
-    """Attention to what stands before, then two layers for each place; both are added to what came in."""
+    """A residual transformer block: causal attention, then an MLP of two layers for each position."""
 
     def __init__(self, width: int, heads: int, hidden: int, fast: bool) -> None:
         super().__init__()
@@ -42,16 +42,16 @@ class _Block(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Numbers of words (B, L) to unit vectors (B, E); under open_clip's own names, so that its weights fit.
+    """Token numbers (B, L) to unit vectors (B, E), with open_clip's parameter names, so that its weights fit.
 
     ``length`` is L, ``features`` E.
     """
 
     def __init__(self, state: Mapping[str, Tensor], heads: int | None, fast: bool) -> None:
-        """The tower whose weights ``state`` has: all sizes are theirs.
+        """Build the tower from the weights ``state``, which determine all sizes.
 
         Raises:
-            UserError: it has none, or those of another kind of tower.
+            UserError: these are no weights of such a tower.
 
         """
         super().__init__()

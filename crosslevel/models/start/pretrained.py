@@ -1,7 +1,7 @@
-"""Weights by name: timm's, those of the Hugging Face hub, and local files in the same form.
+"""Weights by name: from timm, the Hugging Face hub, or local files in the same form.
 
-Weights are read from safetensors alone; a repository that has only pickles is refused. timm itself fits them to the
-network: names of other programs, position embeddings of another size, a classifier that is not wanted.
+Weights are read from safetensors only; a repository that has only pickles is refused. timm itself adapts them to the
+network: names of other programs, position embeddings of another size, an unused classifier.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ ARGUMENTS = (
     "window_size", "dynamic_img_size", "dynamic_img_pad", "act_layer", "norm_layer", "stem_width", "stem_type",
     "base_width", "cardinality", "output_stride", "layers", "channels",
 )  # fmt: skip
-"""What a file may say about how a network is built: sizes and names that timm knows, nothing that is imported."""
+"""The arguments that a file may set to build a network: timm's sizes and names, nothing that is imported."""
 
 
 class Start(NamedTuple):
-    """Weights to start from, and the network that they are of.
+    """Weights to start from, and their network.
 
-    ``architecture`` is timm's name of it, ``arguments`` what it is built with beside, ``config`` what timm knows about
-    the weights, ``licence`` theirs (empty where nobody says), ``source`` where they are from.
+    ``architecture`` is the network's name in timm, ``arguments`` its further arguments, ``config`` timm's metadata of
+    the weights, ``licence`` their licence (empty if unknown), ``source`` their origin.
     """
 
     architecture: str
@@ -55,7 +55,7 @@ class Start(NamedTuple):
 
 
 def is_named(name: str) -> bool:
-    """Whether ``name`` says where weights are, and so implies that they are wanted."""
+    """Whether ``name`` says where weights are, and thus requests them."""
     return name.startswith((*HUB, FOLDER, TIMM))
 
 
@@ -68,7 +68,8 @@ def find(name: str, file: str | None = None) -> Start:
         file: a .safetensors file of a timm model's weights, in place of those that timm names.
 
     Raises:
-        UserError: nobody knows the name, it has no weights as safetensors, or there is no network; what to do.
+        UserError: the name is unknown, it has no weights as safetensors, or there is no network; the message says what
+            to do.
 
     """
     hub = next((prefix for prefix in HUB if name.startswith(prefix)), None)
@@ -83,7 +84,7 @@ def files_of(name: str) -> Callable[[str], Path | None]:
     """Return a function that fetches a file of the repository or folder ``name``; None for a missing file.
 
     Raises:
-        UserError: nobody knows the name.
+        UserError: the name is unknown.
 
     """
     name = name.partition(",")[0]
@@ -148,7 +149,7 @@ def checked(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
     """Check a file's arguments for building a network.
 
     Raises:
-        UserError: a name that timm's models are not built by, or a value that is no number, word or list of them.
+        UserError: a name that is no argument of timm's models, or a value that is no number, word or list of them.
 
     """
     copied = dict(arguments or {})
@@ -195,7 +196,7 @@ def _of_repository(repository: str, name: str) -> Start:
 
 
 def _of_folder(folder: Path, name: str, licence: str) -> Start:
-    """A folder with the files of such a repository; what it says is not trusted."""
+    """Weights in a folder with the files of such a repository; its settings are checked."""
     file = folder / CONFIG
     weights = next((candidate for one in NAMES_OF_WEIGHTS if (candidate := folder / one).is_file()), folder / WEIGHTS)
     if not file.is_file():
@@ -204,7 +205,7 @@ def _of_folder(folder: Path, name: str, licence: str) -> Start:
         read = json.loads(file.read_text(encoding="utf-8"))
         architecture, pretrained_cfg = str(read["architecture"]), dict(read.get("pretrained_cfg") or read)
         model_arguments = dict(read.get("model_args") or {})
-        model_arguments.pop("num_classes", None)  # a classifier is not wanted
+        model_arguments.pop("num_classes", None)  # no classifier is needed
         arguments = checked(model_arguments)
     except UserError as error:
         raise UserError(f"{name}: {file}: {error}") from error
@@ -215,7 +216,7 @@ def _of_folder(folder: Path, name: str, licence: str) -> Start:
     pretrained_cfg.setdefault("num_classes", read.get("num_classes", 1000))
     known_fields = {k: v for k, v in pretrained_cfg.items() if k in timm.models.PretrainedCfg.__dataclass_fields__}
     card = folder / CARD
-    # The card is its author's own word; what timm writes beside is often that of the architecture.
+    # The card is written by the author of the weights; timm's own entry is often the architecture's licence.
     licence = licence or (_licence(card) if card.is_file() else "") or str(pretrained_cfg.get("license") or "")
     return Start(architecture, arguments, weights, {**known_fields, "architecture": architecture}, licence, str(folder))
 
@@ -232,10 +233,10 @@ def _weights(repository: str, names: tuple[str, ...], name: str) -> Path:
 
 
 def fetched(repository: str, file: str, name: str) -> Path | None:
-    """A file of the hub, from its cache where it is there; None where the repository has no such file.
+    """A file of the hub, from its cache if possible; None if the repository has no such file.
 
     Raises:
-        UserError: no such repository, no leave to read it, or no network.
+        UserError: no such repository, no permission to read it, or no network.
 
     """
     import huggingface_hub as hub  # noqa: PLC0415
@@ -244,12 +245,12 @@ def fetched(repository: str, file: str, name: str) -> Path | None:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     options: dict[str, Any] = {"revision": revision or None, "cache_dir": os.environ.get("HF_HUB_CACHE")}
     with _in_words(name, owned, revision, endpoint):
-        # The cache first, so that a name means the same tomorrow, and nothing waits for a network that is not there.
+        # The cache first, so that a name keeps its meaning, and nothing waits for a missing network.
         cached = hub.try_to_load_from_cache(owned, file, **options)
         if isinstance(cached, str):
             return Path(cached)
         try:
-            # Asked without the downloader's retries, which last half a minute.
+            # This request does without the downloader's retries, which last half a minute.
             hub.get_hf_file_metadata(hub.hf_hub_url(owned, file, revision=revision or None, endpoint=endpoint))
             return Path(hub.hf_hub_download(owned, file, endpoint=endpoint, **options))
         except hub.errors.RemoteEntryNotFoundError:
@@ -277,9 +278,9 @@ def _in_words(name: str, owned: str, revision: str, endpoint: str) -> Iterator[N
         raise UserError(f"{name}: {owned!r} is no name of the hub's: give owner/name") from error
     except errors.HfHubHTTPError as error:
         raise UserError(f"{name}: the hub does not give it: {' '.join(str(error).split())[:200]}") from error
-    except Exception as error:  # of the network's client, of many kinds
+    except Exception as error:  # the network client raises many kinds of errors
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # a disk's
+            raise  # an error of the disk
         raise UserError(
             f"{name}: {endpoint} cannot be reached, and {owned} is not in the cache: connect once, or copy the "
             "repository's files and give local-dir:FOLDER"
@@ -297,14 +298,14 @@ def _licence(card: Path) -> str:
 
 
 class _Capture(logging.Handler):
-    """Collects timm's log while it loads: nothing else says which weights were missing."""
+    """Collects timm's log while it loads, the only source of the names of missing weights."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep it."""
+        """Store the record."""
         self.lines.append(record.getMessage())
 
 

@@ -1,4 +1,4 @@
-"""Which parameters of a network are trained: all, those of the last blocks, of the normalizations, or small additions.
+"""Selects the trained parameters of a network: all, the last blocks, the normalizations, or small additions.
 
 ``lora`` is Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022: W + (s / r) B A in place of W.
 """
@@ -19,7 +19,7 @@ RANK, SCALE = 8, 16  # r and s, as in the paper's code for its smaller models
 
 
 class LoRA(nn.Module):
-    """W (o, i) -> W + (s / r) B A, which is W until something is learned: A (r, i) is random, B (o, r) zero."""
+    """W (o, i) -> W + (s / r) B A, which starts as W: A (r, i) is random, B (o, r) is zero."""
 
     def __init__(self, weight: Float[Tensor, "o i"], rank: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class LoRA(nn.Module):
 
 
 def restrict(network: nn.Module, spec: str) -> None:
-    """Let only a part of the network be trained.
+    """Train only a part of the network.
 
     Args:
         network: a timm model.
@@ -65,7 +65,7 @@ def restrict(network: nn.Module, spec: str) -> None:
 
 
 def merged(network: nn.Module) -> dict[str, Tensor]:
-    """The network's state with every addition in its weight: that of the plain network."""
+    """The state of the plain network, with every addition merged into its weight."""
     state = network.state_dict()
     for name, module in network.named_modules():
         if parametrize.is_parametrized(module, "weight"):
@@ -82,7 +82,7 @@ def _last(network: nn.Module, count: int) -> list[nn.Parameter]:
     layer_of: dict[str, int] = group_parameters(network, matcher(coarse=False), reverse=True)
     parameters = dict(network.named_parameters())
     top = max(layer_of.values())
-    # The last normalization is a layer of its own in some networks: it belongs to the last block.
+    # In some networks the last normalization is a separate layer: it belongs to the last block.
     while top > 1 and all(parameters[name].ndim <= 1 for name, layer in layer_of.items() if layer == top):
         top -= 1
     if count > top:
@@ -105,7 +105,7 @@ def _add(network: nn.Module, rank: int) -> None:
 
 @torch.no_grad()
 def still(network: nn.Module) -> None:
-    """Have normalizations of a batch that are not trained use, and keep, the statistics that they came with."""
+    """Freeze the statistics of batch normalizations that are not trained."""
     for module in network.modules():
         batch = isinstance(module, nn.modules.batchnorm._BatchNorm)
         if batch and module.weight is not None and not module.weight.requires_grad:

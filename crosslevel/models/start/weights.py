@@ -1,4 +1,4 @@
-"""Files of weights that other programs wrote, for a network that is there."""
+"""Loads weight files of other programs into an existing network."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from crosslevel.utils.tensors import load_safetensors, load_tensors
 def load_weights(backbone: nn.Module, file: str | Path) -> str:
     """Load starting weights, and say in one line what did not match.
 
-    Classifier weights and prefixes such as ``module.`` or ``backbone.`` are expected and taken off.
+    Classifier weights and prefixes such as ``module.`` or ``backbone.`` are expected and removed.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not one key matches, or the file is no file of weights.
+        ValueError: no key matches, or the file is no file of weights.
 
     """
     if not Path(file).is_file():
         raise NotThere(f"encoder.weights={file}: there is no such file")
     expected, loaded = backbone.state_dict(), _strip(_read(Path(file)), set(backbone.state_dict()))
     fits = {k: v for k, v in loaded.items() if k in expected and v.shape == expected[k].shape}
-    # Counters of batches have the same shape in every network, and say nothing.
+    # Counters of batches have the same shape in every network, and do not count as a match.
     if all(k.endswith("num_batches_tracked") for k in fits):
         raise UserError(f"encoder.weights={file}: none of its {len(loaded)} keys fits the model's {len(expected)}")
     backbone.load_state_dict(fits, strict=False)
     missing = sorted(k for k in expected if k not in fits and not k.endswith("num_batches_tracked"))
     unused = sorted(k for k in loaded if k not in fits)
-    kept_start, not_used = _names(missing), _names(unused)
-    return f"{len(fits)} of {len(expected)} tensors loaded; kept their start: {kept_start}; not used: {not_used}"
+    initial, not_used = _names(missing), _names(unused)
+    return f"{len(fits)} of {len(expected)} tensors loaded; kept their start: {initial}; not used: {not_used}"
 
 
 def _read(file: Path) -> dict[str, Tensor]:

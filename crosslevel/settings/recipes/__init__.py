@@ -1,4 +1,4 @@
-"""Recipes: one YAML file for each published row, and what each is meant to reach."""
+"""Recipes: one YAML file for each published row, with the figure that it is meant to reach."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def find(name: str) -> Recipe:
     """The recipe of that name.
 
     Raises:
-        UserError: there is none; the message has the nearest name.
+        UserError: there is no such recipe; the message has the nearest name.
 
     """
     by_name = {recipe.name: recipe for recipe in every()}
@@ -54,7 +54,7 @@ def recipes(show: str | None = None) -> None:
     """List the recipes, each with the published figure that it is meant to reach where one is recorded, or print one.
 
     Args:
-        show: name of a recipe whose file is printed, in place of the list.
+        show: name of a recipe to print, in place of the list.
     """
     if show is not None:
         print(find(show).file.read_text(encoding="utf-8"), end="")

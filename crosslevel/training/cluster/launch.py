@@ -1,7 +1,7 @@
-"""``--launcher ray``: a Ray cluster starts the commands of a training's machines, and all anew when one is lost.
+"""``--launcher ray``: a Ray cluster starts a training's commands on all machines, and all again when one is lost.
 
-What runs on a machine is the command as it was given, as under SLURM: Ray finds the machines, tells each which one it
-is, and passes on what the first one says. No image and no weight passes through Ray.
+Each machine runs the command as it was given, as under SLURM: Ray finds the machines, numbers them, and passes on the
+first one's output. No image and no weight passes through Ray.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from rich.console import Console
 from crosslevel.data.cluster import on_gpus, ray_for
 from crosslevel.data.sources.containers.remote import stat_of
 from crosslevel.data.uri import is_remote
-from crosslevel.training.cluster.machine import MINE, Machine
+from crosslevel.training.cluster.machine import PREFIX, Machine
 from crosslevel.utils.console import say
 from crosslevel.utils.device import Device
 from crosslevel.utils.errors import Interrupted, MachineError, NotFinite, SourceError, UserError
 from crosslevel.utils.processes import ATTEMPT, StopRequest
 
 Launcher = Literal["local", "ray"]
-LOST = -signal.SIGKILL  # what a machine that is gone is said to have ended with
-_GRACE = 20.0  # seconds in which the others notice that one is gone
+LOST = -signal.SIGKILL  # the message about a lost machine
+_GRACE = 20.0  # seconds for the others to notice that one is lost
 
 
 class Request(NamedTuple):
@@ -43,14 +43,14 @@ def by_ray(request: Request, max_failures: int, console: Console) -> Path:
     """Train on a Ray cluster, and start again from the last checkpoint when a machine or a process is lost.
 
     Args:
-        request: what, and on how many machines.
-        max_failures: how often it is started again.
-        console: where the first machine's lines are shown.
+        request: the training, and the number of machines.
+        max_failures: the most restarts.
+        console: prints the first machine's output.
 
     Raises:
         MissingExtra: Ray is not installed.
-        MachineError: it was lost once too often, or ended without having come further.
-        Interrupted: a signal ended it, after it was saved.
+        MachineError: a machine or process was lost more often than that, or the training ended without progress.
+        Interrupted: a signal ended the training, after it was saved.
         NotFinite: the loss is no longer a number.
 
     """
@@ -82,13 +82,13 @@ class Ended(NamedTuple):
 
 
 class _Attempt:
-    """All commands of one start."""
+    """The commands of all machines, for one start."""
 
     def __init__(self, ray: Any, request: Request, attempt: int, console: Console, stop: StopRequest) -> None:
         self.ray, self.request, self.attempt, self.console, self.stop = ray, request, attempt, console, stop
 
     def ended(self) -> Ended:
-        """Start them, pass on what the first one says, and wait for their end."""
+        """Start them, pass on the first one's output, and wait for their end."""
         ray, group = self.ray, self._machines()
         try:
             placed = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
@@ -102,10 +102,10 @@ class _Attempt:
             ]  # fmt: skip
             return self._watched(machines)
         finally:
-            ray.util.remove_placement_group(group)  # ends what runs there
+            ray.util.remove_placement_group(group)  # ends the commands there
 
     def _machines(self) -> Any:
-        """Room for the commands, as soon as the cluster has it."""
+        """Reserve room for the commands, as soon as the cluster has it."""
         ray, request = self.ray, self.request
         kind = "GPU" if on_gpus(ray, request.device) else "CPU"
         group = ray.util.placement_group([{kind: request.devices}] * request.nodes, strategy="SPREAD")
@@ -151,7 +151,7 @@ class _Attempt:
             statuses[node] = statuses[node] or LOST
         for machine in machines:
             machine.stop.remote(signal.SIGKILL)
-        # What a machine was lost with says more than what the others made of it.
+        # The error of a lost machine is more useful than the others' errors that follow from it.
         failed = sorted((status >= 0, node) for node, status in enumerate(statuses) if status)
         reason = next((errors[node] for _, node in failed if errors[node]), "")
         return Ended(statuses, reason)
@@ -164,12 +164,12 @@ class _Attempt:
         for of_errors, text in output:
             if not of_errors:
                 say(self.console, text)
-            elif not text.startswith(MINE) or ": warning: " in text:
+            elif not text.startswith(PREFIX) or ": warning: " in text:
                 print(text, file=sys.stderr)
 
 
 def _saved(run: str) -> str:
-    """Changes when there is a new checkpoint."""
+    """A state that changes when there is a new checkpoint."""
     last = f"{run.rstrip('/')}/checkpoints/last.ckpt"
     try:
         return stat_of(last).state if is_remote(run) else str(os.stat(last).st_mtime_ns)

@@ -1,4 +1,4 @@
-"""One machine of a training: what Ray starts there. Nothing heavy is imported: its command does that itself."""
+"""Ray's actor for one machine of a training. It imports nothing heavy, as the command does that itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import IO, Any
 
-MINE = "crosslevel train: "
+PREFIX = "crosslevel train: "
 _ENDS_WITH_PARENT = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: when the actor is killed, as its machine's others are
@@ -36,8 +36,8 @@ class Machine:
             return str(ray.util.get_node_ip_address()), int(free.getsockname()[1])
 
     def run(self, line: list[str], variables: dict[str, str], folder: str) -> tuple[int, str]:
-        """Run a command in ``folder``; its status, and why it failed."""
-        # Ray may have been started by SLURM, which has nothing to say here.
+        """Run a command in ``folder``; return its exit status, and the reason of a failure."""
+        # Ray may have been started by SLURM, whose variables must be ignored here.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
         if sys.platform == "linux":
@@ -51,15 +51,15 @@ class Machine:
             reader.start()
         status = self.process.wait()
         for reader in readers:
-            reader.join(timeout=5)  # a process that it started may hold the pipe
+            reader.join(timeout=5)  # a process that the command started may hold the pipe open
         return status, self.last or (f"the command ended with status {status}" if status else "")
 
     def output(self) -> list[tuple[bool, str]]:
-        """The lines since this was asked last; with each, whether it was among the errors."""
+        """The lines since the last call; each with a flag for stderr."""
         return [self.lines.get() for _ in range(self.lines.qsize())]
 
     def stop(self, number: int) -> None:
-        """Send a signal to the command and to all that it started."""
+        """Send a signal to the command and all processes that it started."""
         with suppress(ProcessLookupError):
             if self.process is not None:
                 os.killpg(self.process.pid, number)
@@ -67,5 +67,5 @@ class Machine:
     def _read(self, file: IO[str], of_errors: bool) -> None:
         for text in file:
             self.lines.put((of_errors, text.rstrip("\n")))
-            if of_errors and text.startswith(MINE) and ": warning: " not in text:
-                self.last = text.removeprefix(MINE).rstrip()
+            if of_errors and text.startswith(PREFIX) and ": warning: " not in text:
+                self.last = text.removeprefix(PREFIX).rstrip()

@@ -1,4 +1,4 @@
-"""Checkpoints: what is written is read back before it counts, and what is read is checked before it is used."""
+"""Checkpoints: a written file is read back before it counts, and a read file is checked before it is used."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from crosslevel.training.loop.shards import Shards
 
 PARTS = {"state_dict", "optimizer_states", "callbacks", "epoch", "global_step"}
-"""Of a checkpoint's tree; ``callbacks`` has the best epoch so far, under the name that former versions gave it."""
+"""The keys of a checkpoint's tree; ``callbacks`` has the best epoch so far, a name from former versions."""
 
 COUNT = "Checkpoints"
-SHARDS = "shards"  # where the tree names the folder beside it that has the rest of it in parts
+SHARDS = "shards"  # key of the folder beside the checkpoint that has its sharded tensors
 _NOTHING = "no checkpoint beside it is whole: start the run anew"
 
 
 class BestEpoch:
-    """The mean loss of the epoch that is under way, and the lowest one of those before."""
+    """The mean loss of the current epoch, and the lowest mean loss of former epochs."""
 
     def __init__(self, state: Mapping[str, float] | None = None) -> None:
         self.lowest, self.total, self.count = (
@@ -42,12 +42,12 @@ class BestEpoch:
         )
 
     def add(self, loss: Tensor) -> None:
-        """Count one step's loss; nothing waits for the device."""
+        """Add one step's loss, without waiting for the device."""
         self.total = self.total.to(loss.device) + loss
         self.count += 1
 
     def end(self) -> bool:
-        """End the epoch; whether it is the best so far."""
+        """End the epoch; return whether it is the best so far."""
         mean = float(self.total) / self.count
         best = mean < self.lowest
         self.lowest, self.total, self.count = min(mean, self.lowest), torch.zeros(()), 0
@@ -59,13 +59,13 @@ class BestEpoch:
 
 
 def write(run: Run, state: dict[str, Any], best: bool) -> None:
-    """Put ``state`` in the place of ``last.ckpt``, whose content becomes ``previous.ckpt``.
+    """Write ``state`` to ``last.ckpt``; the former one becomes ``previous.ckpt``.
 
-    The new file is synced and read back before it takes the old one's place: a kill, a full disk or a cut of power
-    leaves one of the two, whole.
+    The new file is synced and read back before it replaces the old one: after a kill, a full disk or a power failure,
+    one of the two is intact.
 
     Raises:
-        MachineError: it cannot be written, or not read back as it was written; ``last.ckpt`` is as it was.
+        MachineError: it cannot be written, or is not read back as it was written; ``last.ckpt`` is unchanged.
 
     """
     with files.replacing(run.last) as file:
@@ -79,13 +79,13 @@ def write(run: Run, state: dict[str, Any], best: bool) -> None:
 
 
 def _sweep(run: Run, state: Mapping[str, Any]) -> None:
-    """Remove the parts that no checkpoint names any more."""
+    """Remove the folders of parts that no checkpoint refers to any more."""
     referenced = {str(state[SHARDS])}
     for file in (run.previous, run.best):
         try:
             referenced.add(str(_tree(file).get(SHARDS)) if file.is_file() else "")
         except UserError:
-            return  # it may name any
+            return  # it may refer to any of them
     _shards().sweep(run.checkpoints, referenced)
 
 
@@ -97,20 +97,20 @@ def _save(state: dict[str, Any], file: BinaryIO, name: Path) -> None:
 
 
 def write_parts(run: Run, step: int, tensors: dict[str, Tensor], draw: Callable[[str], str], process: int) -> str:
-    """Write what lies in parts, beside the checkpoint that is to name it; all processes take part.
+    """Write the sharded tensors beside the checkpoint that will refer to them; all processes must call it.
 
     Args:
         run: the run.
-        step: how far it is.
-        tensors: by name.
-        draw: tells all processes the first one's text.
-        process: which one this is.
+        step: the number of finished steps.
+        tensors: the sharded tensors by name.
+        draw: sends the first process's text to all processes.
+        process: the number of this process.
 
     Returns:
-        the folder's name, to be kept in the checkpoint's tree as `SHARDS`.
+        the folder's name, to be stored in the checkpoint's tree as `SHARDS`.
 
     Raises:
-        MachineError: it cannot be written, or not read back as it was written.
+        MachineError: it cannot be written, or is not read back as it was written.
 
     """
     shards = _shards()
@@ -122,10 +122,10 @@ def write_parts(run: Run, step: int, tensors: dict[str, Tensor], draw: Callable[
 def read(run: Run, check_parts: bool = True) -> dict[str, Any]:
     """The tree of ``last.ckpt``, of tensors and plain values.
 
-    ``check_parts``: where some of it lies in parts (`parts_of`), look at all their checksums; one process does for all.
+    ``check_parts``: if it has sharded tensors (`parts_of`), verify their checksums; one process does it for all.
 
     Raises:
-        UserError: it is missing, damaged or no checkpoint; the line names a whole one beside it, if there is one.
+        UserError: it is missing, damaged or no checkpoint; the message names an intact one beside it, if there is one.
 
     """
     if not run.last.is_file():
@@ -149,7 +149,7 @@ def parts_of(run: Run, state: Mapping[str, Any], check: bool = False) -> Shards 
     """The sharded part of a checkpoint.
 
     Raises:
-        UserError: it is damaged, or is not there.
+        UserError: it is damaged or missing.
 
     """
     if SHARDS not in state:
@@ -165,7 +165,7 @@ def parts_of(run: Run, state: Mapping[str, Any], check: bool = False) -> Shards 
 
 
 def _shards() -> Any:
-    """Import the module of shards, which few trainings need, and which takes a tenth of a second."""
+    """Import the module of shards only when needed: it takes a tenth of a second."""
     return importlib.import_module("crosslevel.training.loop.shards")
 
 
@@ -178,7 +178,7 @@ def _tree(file: Path) -> dict[str, Any]:
 
 
 def _offer(run: Run) -> str:
-    """Which other checkpoint is whole, and how to go on from it."""
+    """A message about another, intact checkpoint, and how to continue from it."""
     for file in (run.previous, run.best):
         if not file.is_file() or damage_of(file):
             continue
@@ -192,7 +192,7 @@ def _offer(run: Run) -> str:
 
 
 def _also_named(file: Path, name: Path) -> None:
-    """Another name for what ``file`` is now; a copy where the file system has no second names."""
+    """A second name (hard link) of ``file``; a copy if the file system has no links."""
     part = name.with_name(f".{name.name}.{os.getpid():08x}.part")
     part.unlink(missing_ok=True)
     try:
@@ -202,5 +202,5 @@ def _also_named(file: Path, name: Path) -> None:
             shutil.copyfileobj(opened, copy)
         return
     os.replace(part, name)
-    part.unlink(missing_ok=True)  # where both are names of one file already, POSIX renames nothing
+    part.unlink(missing_ok=True)  # if both are links to one file already, POSIX renames nothing
     files.sync_folder(name.parent)

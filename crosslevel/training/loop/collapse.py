@@ -1,4 +1,4 @@
-"""Collapse, recognized and named while it happens."""
+"""Detection of collapses during the training."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from crosslevel.training.loop.module import Pretrain
 from crosslevel.utils import files
 from crosslevel.utils.console import say
 
-FEW_DIRECTIONS = 2.0  # untrained networks, the narrowest too, have more than 4
-ONE_GROUP = 0.9  # of a batch's images
-SETTLING = 20  # steps: where an epoch is one step, the warm-up may be shorter than what a network needs to begin
+FEW_DIRECTIONS = 2.0  # even the narrowest untrained networks have more than 4
+ONE_GROUP = 0.9  # share of a batch's images
+SETTLING = 20  # steps: if an epoch is one step, the warm-up may be too short for a network
 
 
 def symptoms(figures: Mapping[str, float], batch_size: int, features: int, groups: int | None) -> dict[str, str]:
-    """The kinds of collapse that the newest figures of a run's log show: each with one line that says what to change.
+    """The kinds of collapse in the newest figures of a run's log, each with a line that says what to change.
 
     - ``features``: their effective rank (`metrics.spectrum`) is below `FEW_DIRECTIONS`: all images look alike.
-    - ``instance branch``: the same of the features that the instance loss compares, where a collapse begins.
-    - ``groups``: with 3 groups or more, one has more than `ONE_GROUP` of a batch (the mean of both views), or the
-      group branch's features have an effective rank below `FEW_DIRECTIONS`: then noise alone makes groups, of equal
-      size.
+    - ``instance branch``: the same for the features that the instance loss compares, where a collapse begins.
+    - ``groups``: with 3 groups or more, one has more than the share `ONE_GROUP` of a batch (the mean of both views), or
+      the group branch's features have an effective rank below `FEW_DIRECTIONS`: then the groups, of equal size, are
+      only noise.
 
     Args:
         figures: as in metrics.csv.
@@ -63,9 +63,9 @@ def _ungrouped(figures: Mapping[str, float], batch_size: int, groups: int) -> st
 
 
 class CollapseWatch:
-    """One line on the console and in warnings.txt for each kind of collapse, once.
+    """Prints each kind of collapse once, on the console and in warnings.txt.
 
-    The steps of the warm-up, and the first `SETTLING`, are not judged: features of low rank are usual there. A
+    The steps of the warm-up, and the first `SETTLING` steps, are not checked: features of low rank are usual there. A
     continued run keeps the warnings from before its checkpoint.
     """
 
@@ -81,7 +81,7 @@ class CollapseWatch:
         files.write(self.file, "".join(f"{line}\n" for line in earlier))
 
     def look(self, batch: int) -> None:
-        """Judge the newest figures, if they are of this step, whose ``batch`` had so many images."""
+        """Check the newest figures, if they are of this step; ``batch`` is the number of its images."""
         step, cld = self.module.step, self.module.cld
         if step <= max(self.module.warmup_steps, SETTLING) or self.log.recorded != step:
             return

@@ -1,4 +1,4 @@
-"""Where a training runs: devices, precision and distribution are Lightning Fabric's."""
+"""Devices, precision and distribution of a training, by Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CLOSED = re.compile(r"[Cc]onnection (closed|reset|refused)|[Rr]emote process|[T
 
 
 def fabric_of(hardware: Hardware, ranks: World, callbacks: Sequence[Any], sharding: Sharding | None = None) -> Fabric:
-    """Build the Fabric; it starts its own processes unless torchrun has, whatever a cluster's variables say."""
+    """Build the Fabric; it starts its own processes unless torchrun did, and ignores a cluster's variables."""
     on_gpu = hardware.device.type == "cuda"
     if on_gpu:
         torch.backends.cudnn.benchmark = True
@@ -54,21 +54,21 @@ def fabric_of(hardware: Hardware, ranks: World, callbacks: Sequence[Any], shardi
 
 
 def set_up(fabric: Fabric, module: Pretrain, sharding: Sharding | None) -> tuple[Any, torch.optim.Optimizer, Any]:
-    """The module as it is called, its optimizer, and that as it is stepped; everything is on its device then."""
+    """Move module and optimizer to the device; return the wrapped module, the optimizer, and the wrapped optimizer."""
     if sharding is None:
         optimizer = module.configure_optimizer()
         called, stepped = fabric.setup(module, optimizer)
         return called, optimizer, stepped
     called = fabric.setup_module(module)
-    optimizer = module.configure_optimizer()  # of the parts, which there have not been before
+    optimizer = module.configure_optimizer()  # of the sharded parameters, which exist only now
     return called, optimizer, fabric.setup_optimizers(optimizer)
 
 
 def _meet_again(backend: str) -> None:
-    """After a restart by torchrun, let the processes find each other under this attempt's name.
+    """After a restart by torchrun, connect the processes under this attempt's name.
 
-    torchrun may keep one store for all attempts, where gloo then finds the addresses of processes that are gone. Of
-    several agents each counts its own attempts: there a store for each attempt is needed, whose processes all agree.
+    torchrun may keep one store for all attempts, in which gloo would find the addresses of dead processes. Each of
+    several agents counts its own attempts: then torchrun must have a separate store for each attempt.
     """
     attempt, shared = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")), shares_store()
     if attempt == 0 or not shared or dist.is_initialized():
@@ -79,23 +79,23 @@ def _meet_again(backend: str) -> None:
     dist.init_process_group(backend, store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=size)
 
 
-HELD = 0.25
-_STATE = {"sgd": 1, "lars": 1, "adamw": 2}  # numbers that an optimizer keeps for each weight
+MEMORY_SHARE = 0.25
+_STATE = {"sgd": 1, "lars": 1, "adamw": 2}  # numbers that an optimizer stores for each weight
 
 
 def check_memory(module: Pretrain, memory: int | None, shards: int = 1) -> None:
-    """Refuse a model of which a device cannot keep all, as each has to, or its part.
+    """Refuse a model that is too large for a device: all of it, or its part with sharding.
 
     Args:
         module: the training step.
-        memory: bytes of a device; None where nobody knows.
-        shards: in how many its encoders will be.
+        memory: bytes of a device; None if unknown.
+        shards: the number of parts that its encoders are divided into.
 
     Raises:
-        UserError: weights, gradients, the optimizer's state and memories need more, activations apart.
+        UserError: weights, gradients, the optimizer's state and memories need more, even without activations.
 
     """
-    copies = {True: 2 + _STATE[module.optimizer_name], False: 1}  # with gradients and the optimizer's state, or alone
+    copies = {True: 2 + _STATE[module.optimizer_name], False: 1}  # trained ones with gradients and optimizer state
     encoders = [part for part in module.modules() if isinstance(part, Encoder)]
     divided = {id(p) for encoder in encoders for p in encoder.parameters()}
     needed = sum(t.numel() * t.element_size() for t in module.buffers())
@@ -112,24 +112,24 @@ def check_memory(module: Pretrain, memory: int | None, shards: int = 1) -> None:
 
 
 def memory_of(device: torch.device) -> int | None:
-    """Bytes of a GPU; of other devices nobody knows."""
+    """The bytes of a GPU; None for other devices."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def hold_images(batches: Any, device: torch.device) -> None:
-    """Have images that are in memory on the GPU, where they take at most `HELD` of what is free: none travels then."""
+    """Move images in memory to the GPU, if they take at most the share `MEMORY_SHARE` of its free memory."""
     images = batches.images if isinstance(batches, TrainBatches) else None
     if device.type == "cuda" and isinstance(images, InMemoryImages):
         free, _ = torch.cuda.mem_get_info(device)
-        if images.data.numel() <= HELD * free:
+        if images.data.numel() <= MEMORY_SHARE * free:
             batches.images = images.on(device)
 
 
 def check_step(fabric: Fabric, step: int) -> None:
-    """Refuse to train where some processes go on and others begin, or from different steps.
+    """Refuse to train if some processes continue and others begin, or if they continue from different steps.
 
     Raises:
-        MachineError: they do.
+        MachineError: the processes disagree.
 
     """
     if fabric.world_size == 1:
@@ -146,10 +146,10 @@ def check_step(fabric: Fabric, step: int) -> None:
 
 @contextmanager
 def all_ranks_end(fabric: Fabric) -> Iterator[None]:
-    """When the first rank fails, the processes that it started would wait for it for ever.
+    """End all processes when the first rank fails: those that it started would wait for it for ever.
 
     Raises:
-        MachineError: one of the others has died, which the rest can only see as a connection that is closed.
+        MachineError: another process has died; the others only notice a closed connection.
 
     """
     try:

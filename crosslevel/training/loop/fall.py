@@ -1,4 +1,4 @@
-"""Weights that were good before and become worse: noticed while it happens, and stopped."""
+"""Stops a training of pretrained weights when they become worse."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ from crosslevel.runs import Run
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.utils.console import say
 from crosslevel.utils.errors import UserError
-from crosslevel.utils.files import KEPT, write_tensors
+from crosslevel.utils.files import BEST_ENCODER, write_tensors
 from crosslevel.utils.tensors import load_safetensors
 
 MARGINS = {"knn": 5.0, "combined": 0.05}
-"""Of each figure, in its own unit, how far it may be below the start's: twice what 1,000 queries' chance moves kNN."""
+"""How far each figure may fall below the start, in its own unit: twice the random variation of kNN with 1,000
+queries."""
 
-SHOWN = {"knn": "kNN {:.1f} %", "combined": "score {:.3f}"}
+TEXT = {"knn": "kNN {:.1f} %", "combined": "score {:.3f}"}
 
 
 class FallGuard:
-    """Compares the monitor's figure with that of the weights that the run began with.
+    """Compares the monitor's figure with that of the starting weights.
 
-    It keeps the encoder of the best figure so far, the start's included. When one is below the start's by more than its
-    margin, the training is to end, and that encoder is what it leaves.
+    It keeps the encoder with the best figure so far, including the start. When a figure is below the start's by more
+    than its margin, the training ends, and the best encoder is its result.
 
-    ``encoder`` is the whole one, which a training in parts keeps beside them.
+    ``encoder`` is the unsharded one, which a sharded training has in addition.
 
     Attributes:
         start: the figure of the start, by its name; empty before `begin`.
-        fallen: whether the training is to end.
+        fallen: whether the training must end.
 
     """
 
     def __init__(self, run: Run, module: Pretrain, console: Console, encoder: Encoder) -> None:
         self.encoder = encoder
         self.run, self.module, self.console = run, module, console
-        self.file = run.checkpoints / KEPT
+        self.file = run.checkpoints / BEST_ENCODER
         self.start: dict[str, float] = {}
         self.best, self.fallen = (float("-inf"), 0), False
         if module.step and self.file.is_file():
@@ -51,16 +52,16 @@ class FallGuard:
                 say(console, f"{self.file}: {error}: whether the features fall is not watched from here on")
 
     def begin(self, figures: Mapping[str, float]) -> None:
-        """Keep the figure of the encoder before the first step: the run ends if it falls clearly below."""
+        """Record the figure of the encoder before the first step: the run ends if it falls clearly below."""
         name = next((name for name in MARGINS if name in figures), None)
         if name is None:
             return
         self.start = {name: figures[name]}
-        say(self.console, f"start: {SHOWN[name].format(figures[name])}; the training ends if it falls clearly below")
+        say(self.console, f"start: {TEXT[name].format(figures[name])}; the training ends if it falls clearly below")
         self._keep(figures[name])
 
     def look(self, figures: Mapping[str, float]) -> bool:
-        """Whether the features have fallen; else the best encoder is kept."""
+        """Check whether the features have fallen; otherwise store the encoder if it is the best."""
         name = next(iter(self.start), None)
         if name is None or name not in figures:
             return False
@@ -69,10 +70,10 @@ class FallGuard:
             self._keep(now)
         self.fallen = now < start - MARGINS[name]
         if self.fallen:
-            then, (best, step) = SHOWN[name].format(start), self.best
+            then, (best, step) = TEXT[name].format(start), self.best
             line = (
-                f"step {self.module.step}: the features fall: {SHOWN[name].format(now)}, {then} at the start: stopped, "
-                f"and the encoder of step {step} is left ({SHOWN[name].format(best)}): lower --lr or --encoder_rate, "
+                f"step {self.module.step}: the features fall: {TEXT[name].format(now)}, {then} at the start: stopped, "
+                f"and the encoder of step {step} is left ({TEXT[name].format(best)}): lower --lr or --encoder_rate, "
                 "or train less of it (--encoder.train last:4, norm or lora); --stop_fall false goes on"
             )
             say(self.console, line)
@@ -81,7 +82,7 @@ class FallGuard:
         return self.fallen
 
     def restore(self) -> None:
-        """Bring the encoder of the best figure back."""
+        """Restore the encoder with the best figure."""
         if self.fallen:
             self.encoder.backbone.load_state_dict(load_safetensors(self.file)[0])
 

@@ -47,9 +47,9 @@ ALONE = World(1, 1, 0)
 
 
 class Outcome(NamedTuple):
-    """How far the run came: ``steps`` of all, ``finished``, and the ``signal`` that ended it, if one did.
+    """The result of a run: finished ``steps``, whether it is ``finished``, and the ``signal`` that ended it, if any.
 
-    ``fallen``: it is finished before its last step, because the features fell below those that it began with.
+    ``fallen``: it ended early, because the features fell below those of the start.
     """
 
     steps: int
@@ -66,8 +66,8 @@ class Loggers(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """When what is done: a row every ``log_every`` steps, figures every ``monitor_every`` epochs, a checkpoint after
-    each epoch and at most ``checkpoint_minutes`` after the one before; ``stop_fall``: an end before the last step.
+    """When the loop acts: a row every ``log_every`` steps, figures every ``monitor_every`` epochs, a checkpoint after
+    each epoch and at most ``checkpoint_minutes`` after the last one; ``stop_fall`` allows an early end.
     """
 
     log_every: int
@@ -107,23 +107,23 @@ def fit(
         batches: one epoch's batches; repeated in new order as often as needed.
         folder: the run's folder.
         hardware: device and precision.
-        ranks: processes with such a device each, and which one this is; more than one train distributed (DDP).
+        ranks: how many processes, each with one device, and which one this is; several train distributed (DDP).
         sync_batchnorm: normalize over the batches of all devices.
         log_every: steps between rows of the log.
-        checkpoint_minutes: at most so many between checkpoints within an epoch.
-        monitor: called every ``monitor_every`` epochs; its figures go into the log and nowhere else.
+        checkpoint_minutes: the most minutes between checkpoints within an epoch.
+        monitor: called every ``monitor_every`` epochs; its figures only go into the log.
         monitor_every: epochs.
         saved: called after each checkpoint.
         resume: continue from ``folder``'s last checkpoint.
         console: where progress is shown.
         stop_fall: end when an encoder that started from weights has a clearly lower figure than these (`FallGuard`).
-        loggers: by name, and as objects; TensorBoard where it is installed, unless given.
+        loggers: by name, and as objects; unless given, TensorBoard if it is installed.
         callbacks: objects of which ``on_train_start(run, module)``, ``on_log(step, figures, module)`` and
             ``on_train_end(run, module)`` are called where they have them: at the start on every rank, a logged row on
             the first, at the end on every rank.
-        strategy: ddp, all weights on each of several devices; fsdp, a part of an encoder's on each (`sharding`).
-        compile: the encoder and, on CUDA, the whole step (`graph`): auto where the run is long enough to pay for it.
-        backend: what compiles, as torch.compile takes it.
+        strategy: ddp: all weights on each device; fsdp: a part of the encoder's weights on each (`sharding`).
+        compile: the encoder and, on CUDA, the whole step (`graph`); auto: if the run is long enough to pay for it.
+        backend: the backend of torch.compile.
 
     Raises:
         NotFinite: the loss is no longer a number.
@@ -153,7 +153,7 @@ def fit(
 
 
 class _Loop:
-    """One training: its parts on their device, and how far it is."""
+    """One training: its parts on their device, and its progress."""
 
     def __init__(
         self,
@@ -173,9 +173,9 @@ class _Loop:
         self.step: graph.Step = self._usual_step
 
     def prepare(self, state: dict[str, Any] | None, hardware: Hardware, console: Console) -> None:
-        """Bring everything to the device, and to where the checkpoint left it."""
+        """Move everything to the device, and restore the checkpoint."""
         self.fabric.launch()
-        # FSDP2 takes weights in their plain order alone.
+        # FSDP2 only takes weights in the default memory format.
         module = self.module.to(memory_format=torch.channels_last) if self.sharding is None else self.module
         view = module.views.size
         sizes = (view, module.method.piece_size(view) or (module.views.small_side if module.views.small else view))
@@ -197,7 +197,7 @@ class _Loop:
         self.clock = Clock(self.stream)
 
     def compile(self, mode: Compile, backend: Backend, hardware: Hardware, devices: int, console: Console) -> None:
-        """Choose how a step is taken; what is compiled is told in one line."""
+        """Choose how a step is computed; one line says what is compiled."""
         module = self.module
         choice = graph.choose(mode, module.steps - module.step, module, hardware, devices, self.batches)
         say(console, choice.line)
@@ -207,7 +207,7 @@ class _Loop:
             self.step = graph.Compiled(self._usual_step, module, console, backend)
 
     def _usual_step(self, batch: Batch) -> None:
-        """One step, one operation after the other."""
+        """One step, without compiling."""
         self.module.begin_step(self.optimizer)
         loss, updates = self.step_module(batch)
         self.step_optimizer.zero_grad()
@@ -225,7 +225,7 @@ class _Loop:
             self.fabric.strategy.precision.load_state_dict(state[SCALER])
 
     def train(self, monitor: Callable[[], dict[str, float]] | None, stop: StopRequest, console: Console) -> None:
-        """All steps that are left, with rows, figures, warnings and progress on the first rank."""
+        """Run all remaining steps, with rows, figures, warnings and progress on the first rank."""
         if not self.fabric.is_global_zero:
             for _ in self._steps(stop):
                 pass
@@ -265,7 +265,7 @@ class _Loop:
         return Boards(self.run, self.loggers.names, self.loggers.extra, settings)
 
     def _guarded(self, monitor: Callable[[], dict[str, float]] | None, log: Log, console: Console) -> FallGuard | None:
-        """Return the guard of pretrained weights; their figure is the first row."""
+        """Return the guard of pretrained weights, after logging their figure as the first row."""
         if monitor is None or not (self.schedule.stop_fall and self.module.encoder.started):
             return None
         guard = FallGuard(self.run, self.module, console, self.encoder)
@@ -277,7 +277,7 @@ class _Loop:
         return guard
 
     def _steps(self, stop: StopRequest) -> Iterator[int]:
-        """One step after another; what is done with each one, and then its checkpoint. Yields its images."""
+        """Run one step after another; after each, yield its images, then write a checkpoint if one is due."""
         module, epoch = self.module, len(self.batches)
         source = iter(self.stream)
         while module.step < module.steps:
@@ -287,7 +287,7 @@ class _Loop:
             self.clock.images += len(batch.index) * self.fabric.world_size
             if self._is_logged():
                 module.check_finite()
-                # What is told is the mean over all ranks: one process with the whole batch would have seen it.
+                # The logged loss is the mean over all ranks, as one process with the whole batch would compute it.
                 if self.fabric.world_size > 1:
                     losses = torch.stack([value.float() for value in module.losses.values()])
                     module.losses = dict(zip(module.losses, mean(losses), strict=True))
@@ -315,7 +315,7 @@ class _Loop:
         return step % self.schedule.log_every == 0 or step % len(self.batches) == 0 or step == self.module.steps
 
     def _agreed(self, late: bool, signal: int, fallen: bool) -> tuple[bool, int, bool]:
-        """Combine the ranks' flags: all must save, and stop, after the same step."""
+        """Combine the ranks' flags, as all must save and stop after the same step."""
         if self.fabric.world_size == 1:
             return late, signal, fallen
         wishes = torch.tensor([int(late), signal, int(fallen)], device=self.fabric.device)
@@ -324,7 +324,7 @@ class _Loop:
         return bool(late_somewhere), number, bool(fallen_there)
 
     def _save(self, best: bool) -> None:
-        """A checkpoint; every rank takes part, since memories may lie in parts."""
+        """Write a checkpoint; every rank must call it, since memories may be sharded."""
         tree, shards = collect(self.module, self.optimizer)
         state = {
             **tree,

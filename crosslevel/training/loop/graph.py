@@ -1,7 +1,7 @@
 """The training step compiled: the encoder and the views by torch.compile, and on CUDA the whole step as one CUDA graph.
 
-A step of small images is hundreds of short kernels, which a GPU ends faster than Python can name them. Captured once,
-all of them, from the views to the optimizer and to what the method remembers, are one launch.
+A step of small images is hundreds of short kernels, which a GPU finishes faster than Python can launch them. Captured
+once, all of them, from the views to the optimizer and the method's memory, are one launch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from crosslevel.utils.device import Hardware
 
 Compile = Literal["auto", "on", "off"]
 
-PAYS = 2000  # steps from which on half a minute of compiling is earned back at 32 pixels, by some 20 ms a step
+PAYS = 2000  # steps from which on half a minute of compiling pays off at 32 pixels, by some 20 ms a step
 WARM = 3  # steps before the capture: they compile, choose algorithms, and fill the optimizer's memory
 BACKEND = "inductor"
 Backend = str | Callable[..., Any]
@@ -33,7 +33,7 @@ Step = Callable[[Batch], None]
 
 
 class Choice(NamedTuple):
-    """Whether the ``encoder`` (with the views) and the whole step as a ``graph`` are compiled; and a message."""
+    """Whether to compile the ``encoder`` (with the views) and the whole step as a ``graph``; and a message."""
 
     encoder: bool
     graph: bool
@@ -41,7 +41,7 @@ class Choice(NamedTuple):
 
 
 def choose(mode: Compile, steps: int, module: Pretrain, hardware: Hardware, devices: int, batches: Any) -> Choice:
-    """Choose what to compile in a run with so many steps left."""
+    """Choose what to compile, by the number of remaining steps."""
     kind = hardware.device.type
     if mode == "off" or (mode == "auto" and kind != "cuda"):
         return Choice(False, False, "")
@@ -58,7 +58,7 @@ def choose(mode: Compile, steps: int, module: Pretrain, hardware: Hardware, devi
 
 
 def obstacle(module: Pretrain, hardware: Hardware, batches: Any) -> str:
-    """Why the step cannot be captured; empty if it can."""
+    """The reason why the step cannot be captured; empty if it can."""
     cld, method, name = module.cld, module.method, module.optimizer_name
     reasons = {
         "a stream's batches may differ in shape": not isinstance(batches, TrainBatches),
@@ -71,15 +71,15 @@ def obstacle(module: Pretrain, hardware: Hardware, batches: Any) -> str:
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-def compiled(module: Pretrain, draws: bool = False, backend: Backend = BACKEND) -> None:
+def compiled(module: Pretrain, drawing: bool = False, backend: Backend = BACKEND) -> None:
     """Compile the encoder in place, and how views are made; names and weights stay as they are.
 
-    ``draws``: how they are drawn, too, for which the step's number must be a tensor.
+    ``drawing``: compile the drawing of their parameters, too; the step's number must then be a tensor.
     """
     how: dict[str, Any] = {"backend": backend, "dynamic": False}
     module.encoder.compile(**how)
     module.views.make = torch.compile(masked.view, **how)
-    if draws:
+    if drawing:
         module.views.draw = torch.compile(draw, **how)
         module.views.words = torch.compile(Counted.words, **how)
 
@@ -91,7 +91,7 @@ def as_before(module: Pretrain) -> None:
 
 
 class Compiled:
-    """A step that is tried compiled, and is what it was before where that fails: one line says why."""
+    """A compiled step, which falls back to the plain step if it fails; one line says why."""
 
     def __init__(self, step: Step, module: Pretrain, console: Console, backend: Backend = BACKEND) -> None:
         self.step, self.module, self.console = step, module, console
@@ -107,7 +107,7 @@ class Compiled:
         try:
             self.step(batch)
         except Exception as error:
-            # What fails here fails before the optimizer's step, but perhaps after a forward pass.
+            # A failure here comes before the optimizer's step, but perhaps after a forward pass.
             if self.module.step != done or not _of_compiler(error):
                 raise
             as_before(self.module)
@@ -118,10 +118,10 @@ class Compiled:
 
 
 class Captured:
-    """The step as one CUDA graph, from the views to what the method remembers.
+    """The step as one CUDA graph, from the views to the method's memory.
 
-    The first ``warm`` steps are taken one kernel after the other, the next is captured, and from then on replayed: what
-    differs from step to step (images, indices, the rate, the step's number) is written into tensors that stay.
+    The first ``warm`` steps run without capture; the next step is captured, and from then on replayed. Values that
+    differ from step to step (images, indices, the rate, the step's number) are written into static tensors.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Captured:
         self.batch: Batch | None = None
         self.warm, self.step_count, self.failed = warm, 0, False
         module.keep_on(hardware.device, optimizer)
-        compiled(module, draws=True, backend=backend)
+        compiled(module, drawing=True, backend=backend)
 
     def __call__(self, batch: Batch) -> None:
         """One step."""
@@ -167,7 +167,7 @@ class Captured:
         self.module.step += 1
 
     def _or_eagerly(self, action: Callable[[], None]) -> None:
-        """Do it, or else the step as it was before, and say why: both fail before the optimizer's step."""
+        """Run it, or fall back to the plain step and say why; a failure comes before the optimizer's step."""
         before = _Statistics(self.module)
         try:
             action()
@@ -175,12 +175,12 @@ class Captured:
             self.failed = True
             as_before(self.module)
             before.restore()
-            self.module.begin_step(self.optimizer)  # what was drawn is drawn again
+            self.module.begin_step(self.optimizer)  # the fallback draws the same random numbers
             say(self.console, f"no CUDA graph of the step: {_reason(error)}")
             self._work()
 
     def _aside(self) -> None:
-        """A step on another stream, as a capture needs it before."""
+        """A step on another stream, which a capture requires before."""
         stream, here = torch.cuda.Stream(), torch.cuda.current_stream()
         stream.wait_stream(here)
         try:
@@ -197,10 +197,10 @@ class Captured:
         self.graph = graph
 
     def _work(self) -> None:
-        """All that a step computes."""
+        """The computation of a step."""
         module, precision = self.module, self.hardware.precision
         assert self.batch is not None
-        # Casts that autocast remembers would outlive the graph that they belong to.
+        # Casts in autocast's cache would outlive their graph.
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
             loss, updates = module(self.batch)
         self.optimizer.zero_grad()
@@ -227,7 +227,7 @@ def _of_compiler(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The error in one line: a compiler's first line names the component that failed, its second the reason."""
+    """The error in one line: a compiler's first line names the failed component, its second the reason."""
     return " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""What a run tells of its steps: rows of metrics.csv and TensorBoard, and progress on the console."""
+"""The log of a run: rows of metrics.csv and TensorBoard, and progress on the console."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ COLUMNS = (
     "images_per_second", "waiting", "knn", "instance_rank", "group_rank", *NAMES,
     "temperature", "group_temperature", "harmonization_loss",
 )  # fmt: skip
-"""Of metrics.csv; a cell is empty where a row has no such figure."""
+"""The columns of metrics.csv; a cell is empty if a row has no such figure."""
 
 
 class Stream:
-    """All batches of a run from step ``start`` on, epoch after epoch, and how long the loop waited for them."""
+    """All batches of a run from step ``start`` on, epoch after epoch; it measures the time spent waiting for them."""
 
     def __init__(self, batches: TrainBatches | StreamBatches, start: int) -> None:
         self.batches, self.start, self.waited = batches, start, 0.0
@@ -60,7 +60,7 @@ class Clock:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was measured; after anything that is no step."""
+        """Restart the measurement, after anything other than a step."""
         self.images, self.start_time, self.waited = 0, time.perf_counter(), self.stream.waited
 
     def read(self) -> dict[str, float]:
@@ -70,13 +70,13 @@ class Clock:
 
 
 class Log:
-    """The rows of metrics.csv, and of other loggers, one a logged step.
+    """The rows of metrics.csv and of other loggers, one for each logged step.
 
     Args:
         run: the run's folder.
         steps_per_epoch: steps.
-        step: the one that the run goes on after: rows beyond it are not its own.
-        boards: the other loggers; TensorBoard where it is installed, unless given.
+        step: the last finished step; rows beyond it are dropped.
+        boards: the other loggers; unless given, TensorBoard if it is installed.
 
     """
 
@@ -101,14 +101,14 @@ class Log:
         self.boards.record(step, values)
 
     def close(self, status: str = "success") -> None:
-        """Write what other loggers still hold."""
+        """Flush the other loggers."""
         self.boards.close(status)
 
 
 def read_rows(file: Path, step: int) -> list[dict[str, str]]:
-    """The whole rows of a metrics.csv up to ``step``.
+    """The complete rows of a metrics.csv up to ``step``.
 
-    A row that a kill cut off, zeros that a cut of power left, and whatever else is no row of numbers is left out.
+    A row cut off by a kill, zeros left by a power failure, and anything else that is no row of numbers are left out.
 
     Raises:
         UserError: the file does not begin with the names of its columns.
@@ -119,7 +119,7 @@ def read_rows(file: Path, step: int) -> list[dict[str, str]]:
     if "step" not in names:
         raise UserError(f"{file} has no columns of a run's figures in its first line: move it away to go on")
     rows = []
-    for line in lines[:-1]:  # what comes after the last end of a line is no line
+    for line in lines[:-1]:  # text after the last line break is no complete line
         cells = line.decode(errors="replace").rstrip("\r").split(",")
         row = dict(zip(names, cells, strict=False))
         if len(cells) == len(names) and row["step"].isdecimal() and all(map(_is_number, filter(None, cells))):
@@ -142,7 +142,7 @@ def _line(row: Mapping[str, str]) -> str:
 
 
 class Display:
-    """The progress: a bar on a terminal, elsewhere a line an epoch."""
+    """The progress: a bar on a terminal, elsewhere a line for each epoch."""
 
     def __init__(self, log: Log, console: Console, step: int, steps: int) -> None:
         self.log, self.console, self.steps = log, console, steps
@@ -159,14 +159,14 @@ class Display:
             say(self.console, f"{name}  {_figures(self.log.newest)}")
 
     def close(self) -> None:
-        """Leave the terminal as it was, whatever ended the run."""
+        """Restore the terminal, whatever ended the run."""
         self.bar.stop()
 
 
 class _Figures(ProgressColumn):
-    """The newest figures, as many of them as the line has room for."""
+    """A column with the newest figures, as many as fit into the line."""
 
-    ELSE = 34  # columns of what stands beside them: the epoch, a short bar, the share done, the time left
+    ELSE = 34  # characters of the rest: the epoch, a short bar, the share done, the time left
 
     def __init__(self, console: Console) -> None:
         super().__init__(Column(no_wrap=True))

@@ -1,4 +1,4 @@
-"""Where a run's figures go beside metrics.csv: loggers by name, or objects with the interface of Lightning's."""
+"""Loggers of a run's figures, beside metrics.csv: by name, or as objects with Lightning's interface."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ PROJECT = "crosslevel"
 
 
 def logger_names(text: str | None) -> tuple[str, ...]:
-    """The loggers that a text names, separated by commas; TensorBoard where it is installed, of None.
+    """The loggers that a text names, separated by commas; for None, TensorBoard if it is installed.
 
     Raises:
         UserError: there is no such logger, or it is not installed; the message has the command that installs it.
 
     """
     if text is None:
-        # An extra: who looks at runs in TensorBoard has it.
+        # An extra: users of TensorBoard have it installed.
         return ("tensorboard",) if find_spec("tensorboard") is not None else ()
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
@@ -46,16 +46,16 @@ def logger_names(text: str | None) -> tuple[str, ...]:
 
 
 class Boards:
-    """All loggers of a run. One that fails is named in a warning, and left out from then on.
+    """All loggers of a run. If one fails, a warning names it, and it is no longer used.
 
     Args:
-        run: the run's folder; it keeps which runs of theirs are its own, so that a resumed one goes on with them.
+        run: the run's folder; it stores the services' ids of the run, so that a resumed run continues them.
         names: from `logger_names`.
         extra: further loggers of Lightning's interface, as `log_metrics`, `log_hyperparams` and `finalize`.
-        settings: the run's, which they are told once.
+        settings: the run's settings, which are logged once.
 
     Raises:
-        UserError: a logger cannot be started; the message is its own.
+        UserError: a logger cannot be started; the message is the logger's.
 
     """
 
@@ -78,18 +78,18 @@ class Boards:
         return run_ids if isinstance(run_ids, dict) else {}
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
-        """Tell all of them the figures of a step."""
+        """Log the figures of a step to all loggers."""
         self._each("log_metrics", dict(values), step)
 
     def close(self, status: str) -> None:
-        """Let them write what they still hold; ``status`` is success or failed."""
+        """Flush and close all loggers; ``status`` is success or failed."""
         self._each("finalize", status)
 
     def _each(self, method: str, *arguments: Any) -> None:
         for logger in list(self.loggers):
             try:
                 getattr(logger, method)(*arguments)
-            except Exception as error:  # a server that is gone ends no training
+            except Exception as error:  # a lost server must not end the training
                 self.loggers.remove(logger)
                 reason = " ".join(str(error).split()) or type(error).__name__
                 warnings.warn(f"{type(logger).__name__} is told nothing from here on: {reason}", stacklevel=2)
@@ -105,12 +105,12 @@ def _started(name: str, run: Run, run_id: str | None) -> Any:
 
 
 class WandbLogger:
-    """Weights & Biases, in Lightning's interface; begun when it is first told something.
+    """Weights & Biases, with Lightning's interface; it starts when it is first used.
 
     Args:
         folder: where it keeps its files.
         title: the run's name.
-        existing: the id of a run of theirs to go on with.
+        existing: the service's id of a run to continue.
 
     """
 
@@ -119,7 +119,7 @@ class WandbLogger:
 
     @cached_property
     def experiment(self) -> Any:
-        """Their run."""
+        """The service's run."""
         wandb: Any = import_module("wandb")
         more = {"id": self.existing_id, "resume": "must"} if self.existing_id else {}
         run = wandb.init(name=self.title, dir=str(self.folder), project=PROJECT, **more)
@@ -133,29 +133,29 @@ class WandbLogger:
         return str(self.experiment.id)
 
     def log_hyperparams(self, settings: Mapping[str, Any]) -> None:
-        """Tell the settings."""
+        """Log the settings."""
         self.experiment.config.update(dict(settings), allow_val_change=True)
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Tell the figures of a step."""
+        """Log the figures of a step."""
         self.experiment.log({**values, "step": step})
 
     def finalize(self, status: str) -> None:
-        """End their run."""
+        """End the service's run."""
         self.experiment.finish(exit_code=0 if status == "success" else 1)
 
 
 class MLflowLogger:
-    """MLflow, at MLFLOW_TRACKING_URI or else in the run's folder, in Lightning's interface; begun like the other.
+    """MLflow, at MLFLOW_TRACKING_URI or in the run's folder, with Lightning's interface; it starts on first use.
 
     Args:
         folder: where the figures go if no server is named.
         title: the run's name.
-        existing: the id of a run of theirs to go on with.
+        existing: the service's id of a run to continue.
 
     """
 
-    LONGEST, MOST = 250, 100  # characters of a value, and settings in one request, that every server takes
+    LONGEST, MOST = 250, 100  # characters of a value, and settings in one request, that every server accepts
 
     def __init__(self, folder: Path, title: str, existing: str | None) -> None:
         self.folder, self.title, self.existing_id = folder, title, existing
@@ -178,21 +178,21 @@ class MLflowLogger:
         return str(self.client.create_run(number, run_name=self.title).info.run_id)
 
     def log_hyperparams(self, settings: Mapping[str, Any]) -> None:
-        """Tell the settings."""
+        """Log the settings."""
         entities: Any = import_module("mlflow.entities")
         params = [entities.Param(name, str(value)[: self.LONGEST]) for name, value in settings.items()]
         for first in range(0, len(params), self.MOST):
             self.client.log_batch(self.run_id, params=params[first : first + self.MOST])
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Tell the figures of a step."""
+        """Log the figures of a step."""
         entities: Any = import_module("mlflow.entities")
         now = int(1000 * time.time())
         metrics = [entities.Metric(name, float(value), now, step) for name, value in values.items()]
         self.client.log_batch(self.run_id, metrics=metrics)
 
     def finalize(self, status: str) -> None:
-        """End their run."""
+        """End the service's run."""
         self.client.set_terminated(self.run_id, "FINISHED" if status == "success" else "FAILED")
 
 
@@ -207,7 +207,7 @@ def _in_one_line(logger: Any) -> Iterator[None]:
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Settings under their names on the command line, without what is secret in addresses."""
+    """Settings under their names on the command line, without secrets in addresses."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):

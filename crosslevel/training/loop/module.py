@@ -27,10 +27,10 @@ SHARE = "lr_scale"  # timm's name for a group's share of the learning rate
 
 
 class Pretrain(nn.Module):
-    """One training step: L = L_I + λ L_G on a shared encoder, with geometric harmonization where that is asked for.
+    """One training step: L = L_I + λ L_G on a shared encoder, with geometric harmonization if requested.
 
-    The views of image i in step n are drawn from (seed, n, i), on any device, by any number of ranks; what else is
-    random in that step, from (seed, n, rank). So a continued run repeats an uninterrupted one.
+    The views of image i in step n are drawn from (seed, n, i), on any device, for any number of ranks; all other random
+    numbers of that step from (seed, n, rank). So a continued run repeats an uninterrupted one.
 
     Attributes:
         step: how many steps are done.
@@ -64,27 +64,27 @@ class Pretrain(nn.Module):
         self.optimizer_name, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.encoder_rate, self.layer_decay = encoder_rate, layer_decay
         self.step, self.rank = 0, 0
-        self.shared_draws = torch.Generator()
+        self.shared_generator = torch.Generator()
         self.losses: dict[str, Tensor] = {}
         self.defect: Tensor | None = None
-        self.now: Tensor | None = None  # the step's number where the step is captured
-        # What a method remembers is the same on all ranks, or meant to differ: DDP need not send it in every step.
+        self.now: Tensor | None = None  # the step's number, if the step is captured
+        # A method's memory is the same on all ranks, or meant to differ: DDP need not synchronize it in every step.
         self._ddp_params_and_buffers_to_ignore = remembered(method, "method")
         if gh is not None:
             self._ddp_params_and_buffers_to_ignore += remembered(gh, "gh")
         if cld is not None:
-            # Groups over all ranks must start from the same points on each of them.
-            cld.generator = self.shared_draws
+            # Groups over all ranks must start from the same points on each rank.
+            cld.generator = self.shared_generator
 
     def train_on(self, encoder: Encoder) -> None:
-        """Take a copy of the encoder for the one that is trained; before the first step, or after the last."""
+        """Replace the trained encoder by a copy of it; before the first step, or after the last."""
         self.encoder = encoder
         self.method.train_on(encoder)
 
     def begin_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Seed the step, and set its learning rate."""
         torch.manual_seed(step_seed(self.seed, self.step, self.rank))
-        self.shared_draws.manual_seed(step_seed(self.seed, self.step, -1))
+        self.shared_generator.manual_seed(step_seed(self.seed, self.step, -1))
         rate = self.lr * warmed_up(self.step, self.steps, self.warmup_steps)
         for group in optimizer.param_groups:
             group_rate = rate * group.get(SHARE, 1.0)
@@ -96,15 +96,15 @@ class Pretrain(nn.Module):
             self.now.fill_(self.step)
 
     def keep_on(self, device: torch.device, optimizer: torch.optim.Optimizer) -> None:
-        """Have in tensors what changes from step to step, so that a captured step can be repeated."""
+        """Keep values that change from step to step in tensors, so that a captured step can be replayed."""
         self.now = torch.full((), self.step, device=device)
         for group in optimizer.param_groups:
             group["lr"], group["fused"], group["foreach"] = torch.full((), self.lr, device=device), True, False
 
     def forward(self, batch: Batch) -> tuple[Tensor, Any]:
-        """The loss of one batch, and what the method keeps of it for `end_step`.
+        """The loss of one batch, and the tensors that the method needs in `end_step`.
 
-        The online views are normalized in as many parts as the method asks for.
+        The online views are normalized in as many parts as the method's ``splits``.
         """
         numbers = Counted(self.seed, self.step if self.now is None else self.now, batch.index)
         views = [
@@ -128,14 +128,14 @@ class Pretrain(nn.Module):
         return loss, updates
 
     def _tell_the_time(self) -> None:
-        """Let all branches know the epoch: a number, or a tensor where the step is captured."""
+        """Pass the epoch to all branches: a number, or a tensor if the step is captured."""
         epoch = (self.step if self.now is None else self.now) / self.epoch_steps
         for part in (self.method, self.cld, self.gh):
             if part is not None:
                 part.begin_step(epoch)
 
     def _remember_first_defect(self) -> None:
-        """Keep the losses of the first step whose loss is no number, on the device: no step waits for it."""
+        """Store the losses of the first step whose loss is no number, on the device, so that no step waits for it."""
         losses = torch.stack([value.float() for value in self.losses.values()])
         step = losses.new_full((1,), self.step) if self.now is None else self.now.to(losses.dtype).view(1)
         now = torch.cat([losses, step + 1])
@@ -150,15 +150,15 @@ class Pretrain(nn.Module):
         self.step += 1
 
     def remember(self, updates: Any) -> None:
-        """Update the method's memory, by what `forward` returned, after the step that is under way."""
+        """Update the method's memory with the second result of `forward`, after the current step."""
         if self.now is None:
             self.method.after_step(min(1.0, (self.step + 1) / self.steps), updates)
         else:
             self.method.after_step((self.now + 1) / self.steps, updates)
 
     def configure_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer named on the command line; weight decay as its field applies it."""
-        # What lies in parts is computed by other kernels: no group has both.
+        """The optimizer of the settings, with weight decay as usual for it."""
+        # Sharded parameters need other kernels: no parameter group mixes them with unsharded ones.
         groups = [
             {**group, "params": params}
             for group in self._parameter_groups()
@@ -168,18 +168,19 @@ class Pretrain(nn.Module):
             return torch.optim.SGD(groups, lr=self.lr, momentum=0.9)
         if self.optimizer_name == "adamw":
             return torch.optim.AdamW(groups, lr=self.lr)
-        # Without decay timm's LARS is plain SGD unless told to adapt; what is excluded from decay stays plain SGD.
+        # Without decay, timm's LARS is plain SGD unless it is set to adapt; parameters excluded from decay stay plain
+        # SGD.
         for group in groups:
             group["always_adapt"] = all(p.ndim > 1 for p in group["params"])
         return Lars(groups, lr=self.lr, momentum=0.9)
 
     def trained_names(self) -> list[str]:
-        """The names of the trained parameters, in the order of an optimizer of whole ones."""
+        """The names of the trained parameters, in the order of an optimizer without sharding."""
         names = {id(parameter): name for name, parameter in self.named_parameters()}
         return [names[id(p)] for group in self._parameter_groups() for p in group["params"]]
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Trained parameters with their decay, and, where the encoder has rates of its own, their share of the rate."""
+        """Trained parameters with their decay and, if the encoder has its own rates, their share of the rate."""
         decay_all = self.optimizer_name == "sgd"
         if self.encoder_rate == self.layer_decay == 1.0:
             return parameter_groups(self, self.weight_decay, decay_all)
@@ -212,7 +213,7 @@ class Pretrain(nn.Module):
         """Stop the run on a loss that is no number.
 
         Raises:
-            NotFinite: with everything that was seen.
+            NotFinite: the message has all losses.
 
         """
         if self.defect is None or bool(self.defect[-1].isnan()):
@@ -231,10 +232,10 @@ class Pretrain(nn.Module):
 
 
 def share_hidden(method: Method, cld: CrossLevel) -> None:
-    """Let both heads have the hidden layer in common and fork at the last one.
+    """Share the hidden layer between both heads; only the last layers are separate.
 
     Raises:
-        UserError: their heads have no such layer, or of different size.
+        UserError: the heads have no hidden layer, or layers of different size.
 
     """
     a, b = method.branch, cld.branch
@@ -248,10 +249,10 @@ def share_hidden(method: Method, cld: CrossLevel) -> None:
 
 
 def connect(method: Method, cld: CrossLevel) -> None:
-    """Build the group branch on what ``cld.on`` names: on the instance head it trains that head too.
+    """Build the group branch on the features that ``cld.on`` names; on the instance head, it trains that head too.
 
     Raises:
-        UserError: the instance head cannot be the group branch's as well.
+        UserError: the group branch cannot use the instance head.
 
     """
     if cld.on == "instance":
@@ -272,7 +273,7 @@ def _layers(head: nn.Sequential) -> str:
 
 
 def _by_sharding(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """The whole ones, and those in parts, where there are any."""
+    """Split parameters into unsharded and sharded ones."""
     sharded = [p for p in parameters if is_sharded(p)]
     unsharded = [p for p in parameters if not is_sharded(p)]
     return [group for group in (unsharded, sharded) if group] if sharded else [parameters]

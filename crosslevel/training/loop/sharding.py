@@ -1,8 +1,8 @@
-"""Encoders in parts: FSDP2 (Zhao et al., "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel", 2023).
+"""Sharded encoders: FSDP2 (Zhao et al., "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel", 2023).
 
-Of each weight of an encoder, the trained one and a momentum twin alike, every device keeps a part, and with it that
-part's gradient and optimizer state. A block's weights are gathered when it is computed, and let go of at once. A twin
-follows part by part. Heads, banks and queues are small beside an encoder and stay whole.
+Every device keeps a part of each weight of an encoder (the trained one, and its moving average), with that part's
+gradient and optimizer state. A block's weights are gathered when it is computed, and freed at once. A moving average is
+updated part by part. Heads, banks and queues are small beside an encoder, and are not sharded.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from crosslevel.utils.errors import UserError
 
 Strategy = Literal["ddp", "fsdp"]
 LOW = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-"""Weights travel, and are multiplied, in bfloat16; autocast's own copies would all be kept until the backward pass."""
-_CAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # themselves: what is derived from them may compute otherwise
+"""Weights are sent and multiplied in bfloat16; autocast's own copies would all be kept until the backward pass."""
+_CAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # these classes themselves: subclasses may compute otherwise
 
 
 def check_strategy(strategy: Strategy, optimizer: str, precision: str) -> None:
-    """Refuse what would be wrong of weights in parts.
+    """Refuse settings that would be wrong with sharded weights.
 
     Raises:
-        UserError: an optimizer that takes norms of whole layers; float16, whose scale all processes must agree on.
+        UserError: an optimizer that needs norms of whole layers; float16, whose scale all processes must agree on.
 
     """
     if strategy == "fsdp" and optimizer == "lars":
@@ -43,11 +43,11 @@ def check_strategy(strategy: Strategy, optimizer: str, precision: str) -> None:
 
 
 class Sharding:
-    """A training whose encoder is in parts, and the whole one, which everything outside of the step looks at.
+    """A training with a sharded encoder, and an unsharded copy for everything outside of the step.
 
     Attributes:
-        unsharded: the encoder as it was built, on the host of the first process; `gather` updates it. On other
-            processes it holds no weights.
+        unsharded: the unsharded encoder, on the host of the first process; `gather` updates it. On other processes it
+            holds no weights.
 
     """
 
@@ -56,7 +56,7 @@ class Sharding:
         module.train_on(copy.deepcopy(module.encoder))
 
     def shard(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
-        """Divide all encoders among the processes of ``mesh``, and bring everything to its device; the same module."""
+        """Divide all encoders among the processes of ``mesh``, move everything to its device, and return the module."""
         on_gpu = mesh.device_type == "cuda"
         device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device(mesh.device_type)
         data = mesh["data_parallel"]
@@ -75,7 +75,7 @@ class Sharding:
 
     @torch.no_grad()
     def average(self) -> None:
-        """Gradients of what is whole become those of the batch of all; of parts FSDP2 does so in the backward pass."""
+        """Average the gradients of unsharded parameters over all ranks; FSDP2 averages those of sharded ones itself."""
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None and not is_sharded(p)]
         if gradients:
             flat = mean(torch.cat([g.flatten() for g in gradients])).split([g.numel() for g in gradients])
@@ -84,7 +84,7 @@ class Sharding:
 
     @torch.no_grad()
     def gather(self) -> None:
-        """Bring the whole encoder up to date; all processes take part, one tensor after the other."""
+        """Update the unsharded encoder, one tensor after the other; all processes must call it."""
         targets = self.unsharded.state_dict()
         for name, tensor in self.module.encoder.state_dict().items():
             gathered = full_tensor(tensor)
@@ -92,14 +92,14 @@ class Sharding:
                 targets[name].copy_(gathered)
 
     def end(self) -> None:
-        """Leave the module with the whole encoder, on the host; a twin stays in parts."""
+        """Put the unsharded encoder into the module, on the host; a moving average stays sharded."""
         self.module.train_on(self.unsharded)
         with _without_encoders(self.module):
             self.module.cpu()
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a network, those within others first: what is gathered at a time."""
+    """The repeated blocks of a network, inner ones first; each is gathered at a time."""
     by_id: dict[int, nn.Module] = {}
     for part in network.modules():
         if isinstance(part, nn.Sequential | nn.ModuleList):
@@ -112,7 +112,7 @@ def blocks(network: nn.Module) -> list[nn.Module]:
 
 
 def _copied(module: nn.Module, images: Any, features: Tensor) -> Tensor:
-    """Features of their own memory: FSDP2's hooks on a view would not outlive an operation in place."""
+    """Features in their own memory: FSDP2's hooks on a view would not survive an in-place operation."""
     return features.clone()
 
 
@@ -122,14 +122,14 @@ def _multiplying(block: nn.Module) -> list[nn.Module]:
     return [
         part
         for part in block.modules()
-        # A layer with a forward pass of its own is one that is computed in float32 (`numerics.avoid_faults`).
+        # A layer with a replaced forward pass is computed in float32 (`numerics.avoid_faults`).
         if type(part) in _CAST and id(part) not in within and "forward" not in vars(part)
     ]
 
 
 @contextmanager
 def _without_encoders(module: nn.Module) -> Iterator[list[Encoder]]:
-    """While the block runs, all encoders within ``module``, which it yields, are out of it."""
+    """While the block runs, all encoders are taken out of ``module``; they are yielded."""
     slots = [
         (parent, name, child)
         for parent in module.modules()

@@ -1,7 +1,7 @@
-"""Checkpoints in parts, by torch.distributed.checkpoint: each process writes its own, any number of them reads all.
+"""Sharded checkpoints, by torch.distributed.checkpoint: each process writes its part; any number of processes can read.
 
-Of a folder of such parts nothing runs code: its index is unpickled with the classes that describe tensors and no other,
-and it holds tensors alone.
+Reading such a folder runs no code: its index is unpickled with only the classes that describe tensors, and the files
+hold tensors alone.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _DESCRIBING = {
 
 
 class Shards:
-    """A folder of parts that was written before.
+    """A folder of parts to read.
 
     Attributes:
-        sizes: the shape of each tensor in it, whole, by name.
+        sizes: the full shape of each tensor, by name.
 
     Raises:
-        UserError: it is not there, or is no such folder.
+        UserError: it is missing, or no such folder.
 
     """
 
@@ -58,28 +58,28 @@ class Shards:
             entries = [entry for entry in self._index.storage_data.values()]
             inside = all(Path(entry.relative_path).name == entry.relative_path for entry in entries)
             plain = not any(getattr(entry, "transform_descriptors", None) for entry in entries)
-        except Exception as error:  # a damaged index fails in any way
+        except Exception as error:  # a damaged index may raise any error
             raise UserError(f"{folder} is not read: {' '.join(str(error).split())}") from error
         if not (all_tensors and inside and plain):
             raise UserError(f"{folder} is not read: it holds other things than tensors")
 
     def fill(self, targets: dict[str, Tensor]) -> None:
-        """Fill tensors of the same names, whole ones or this process's parts; all processes take part.
+        """Fill tensors of the same names, full ones or this process's parts; all processes must call it.
 
         Raises:
-            UserError: what is in the folder is damaged.
+            UserError: the folder's files are damaged.
 
         """
         alone = not torch.distributed.is_initialized()
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that a process is alone
+                warnings.simplefilter("ignore")  # about a single process
                 dcp.load(dict(targets), storage_reader=_Reader(self.folder, self._index), no_dist=alone)
         except dcp.api.CheckpointException as error:
             raise UserError(f"{self.folder} is not read: {_cause(error)}") from error
 
     def damage(self, process: int | None = None) -> str:
-        """Describe the damage of its files, or of those of one process; empty if there is none."""
+        """Describe the damage of its files, or of one process's files; empty if there is none."""
         for entry in self._index.storage_data.values():
             if process is not None and not entry.relative_path.startswith(f"__{process}_"):
                 continue
@@ -92,10 +92,10 @@ class Shards:
 
 
 def write(folder: Path, tensors: dict[str, Tensor], process: int) -> None:
-    """Write each process's parts, synced, and read them back; all processes take part.
+    """Write each process's parts, synced, and read them back; all processes must call it.
 
     Raises:
-        MachineError: a process could not write, or reads something else than it wrote.
+        MachineError: a process could not write, or did not read back what it wrote.
 
     """
     try:
@@ -109,7 +109,7 @@ def write(folder: Path, tensors: dict[str, Tensor], process: int) -> None:
 
 
 def sweep(folder: Path, referenced: set[str]) -> None:
-    """Remove all such folders but those of these names: what no checkpoint refers to."""
+    """Remove all such folders except those of these names, which checkpoints refer to."""
     for old in folder.glob(f"*{SUFFIX}"):
         if old.name not in referenced and not old.is_symlink():
             shutil.rmtree(old, ignore_errors=True)
@@ -125,7 +125,7 @@ class _Describing(pickle.Unpickler):
 
 
 class _Reader(dcp.FileSystemReader):
-    """Reads by an index that is known already, and was looked through."""
+    """A reader with an index that was loaded and checked before."""
 
     def __init__(self, folder: Path, index: Metadata) -> None:
         super().__init__(folder)

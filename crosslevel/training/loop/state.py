@@ -1,4 +1,4 @@
-"""What of a training is kept in a checkpoint, and how it comes back, whole or in parts, on any number of processes."""
+"""The state of a training in a checkpoint: collected and restored, sharded or not, on any number of processes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from crosslevel.utils.errors import UserError
 if TYPE_CHECKING:
     from crosslevel.training.loop.shards import Shards
 
-NAMED = "named"  # the optimizer's state by the parameters' names, where some of it is in parts
+NAMED = "named"  # key of the optimizer's state by the parameters' names, if some of it is sharded
 _MODEL, _OPTIMIZER = "model", "optimizer"
 
 
 def collect(module: Pretrain, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The trees of module and optimizer, and apart from them, by name, the tensors of which this process has a part.
+    """The trees of module and optimizer and, separately and by name, the sharded tensors.
 
-    All processes take part, since memories may lie in parts.
+    All processes must call it, since memories may be sharded.
     """
     weights = module.state_dict()
     sharded = {f"{_MODEL}.{name}": tensor for name, tensor in weights.items() if is_sharded(tensor)}
@@ -44,17 +44,17 @@ def collect(module: Pretrain, optimizer: torch.optim.Optimizer) -> tuple[dict[st
 def restore(
     module: Pretrain, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], shards: Shards | None, file: Path
 ) -> None:
-    """Fill module and optimizer as a checkpoint has them.
+    """Restore module and optimizer from a checkpoint.
 
     Args:
         module: the training step.
-        optimizer: of its parameters.
+        optimizer: the optimizer of its parameters.
         state: the checkpoint's tree.
-        shards: what of it lies in parts.
-        file: the checkpoint, for what is said.
+        shards: its sharded tensors.
+        file: the checkpoint, for messages.
 
     Raises:
-        UserError: it is of other parts, or of other sizes; the message names the first.
+        UserError: its components or sizes differ; the message names the first difference.
 
     """
     targets = _restore_weights(module, state["state_dict"], shards, file)
@@ -62,8 +62,8 @@ def restore(
     if shards is None and NAMED not in saved and not any(map(is_sharded, module.parameters())):
         flags = graph.flags(optimizer)
         optimizer.load_state_dict(saved)
-        for group, kept_flags in zip(optimizer.param_groups, flags, strict=True):
-            group.update(kept_flags)
+        for group, saved_flags in zip(optimizer.param_groups, flags, strict=True):
+            group.update(saved_flags)
         return
     by_parameter = saved.get(NAMED)
     if by_parameter is None:
@@ -82,7 +82,7 @@ def restore(
 def _restore_weights(
     module: Pretrain, weights: Mapping[str, Tensor], shards: Shards | None, file: Path
 ) -> dict[str, Tensor]:
-    """Fill what the checkpoint has whole; what is left to be filled from parts, by its name there."""
+    """Restore the unsharded tensors; return the tensors to be filled from shards, by their names there."""
     current = module.state_dict()
     prefix_length = len(_MODEL) + 1
     sizes = {name: list(tensor.shape) for name, tensor in weights.items()}
@@ -121,7 +121,7 @@ def _keys(shards: Shards | None) -> dict[str, list[str]]:
 
 
 def _placed(value: Any, parameter: Tensor, key: str) -> Any:
-    """A value of the optimizer's state as it is kept beside a parameter."""
+    """A value of the optimizer's state with the parameter's device and type."""
     if not isinstance(value, Tensor) or key == "step":
         return value
     if not is_sharded(parameter):

@@ -59,7 +59,7 @@ def test_no_track_is_on_both_sides_of_the_monitor():
     tracks = torch.arange(40).repeat_interleave(7)
     source = InMemoryImages(torch.zeros(280, 3, 1, 1, dtype=torch.uint8), [str(i) for i in range(280)])
     source.tracks = tracks
-    queries, others = monitor.held_apart(source, seed=0)
+    queries, others = monitor.queries_and_keys(source, seed=0)
     assert len(queries) == 6 * 7
     assert len(queries) + len(others) == 280
     assert not set(tracks[queries].tolist()) & set(tracks[others].tolist())

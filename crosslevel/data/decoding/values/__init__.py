@@ -1,1 +1,1 @@
-"""Files of values that are no bytes of a picture by themselves: arrays, DICOM, bands of TIFF."""
+"""Files whose values are not 8-bit pixels: arrays, DICOM, bands of TIFF."""

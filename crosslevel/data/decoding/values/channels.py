@@ -1,4 +1,4 @@
-"""Values and channels of images: more than 8 bits to 8, and colours to brightness or beside transparency."""
+"""Conversion of values and channels: more than 8 bits to 8, colours to brightness, transparency added."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _AT_ONCE = 2**20  # values
 
 
 def fitted(image: UInt8[Tensor, "c H W"], channels: int) -> UInt8[Tensor, "C H W"]:
-    """An image of 1 or 3 channels in ``channels`` of them: brightness, colours, or either with full opacity beside.
+    """Convert an image of 1 or 3 channels to ``channels``: brightness or colours, with or without full opacity added.
 
     Raises:
-        _Defect: it has another number of channels, and no meaning in ``channels``.
+        _Defect: it has another number of channels, and cannot be converted.
 
     """
     have = len(image)
@@ -51,10 +51,10 @@ def _brightness(image: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "1 H W"]:
 
 
 def scaled(values: np.ndarray[Any, Any], limits: Range | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Values of any kind as bytes; what is no number becomes 0.
+    """Convert values of any type to bytes; NaN becomes 0.
 
     Args:
-        values: bytes stay as they are, 16 bits without sign are taken whole where no range is wanted.
+        values: bytes stay as they are; without ``limits``, unsigned 16 bits are scaled from their whole range.
         limits: the values that become 0 and 255.
 
     Raises:
@@ -96,7 +96,7 @@ def checked(height: int, width: int, count: int, kind: np.dtype[Any], encoded: i
     check_size(width, height, max_pixels)
     if height * width > LARGEST:
         raise _Defect(f"{width} x {height} are more than {LARGEST:,} pixels: cut it into smaller images")
-    # The values, a part of them in twice the precision, the bytes, and what they are made to.
+    # The values, a part of them in double precision, the bytes, and the result.
     need = height * width * (count * (2 * kind.itemsize + 1) + count + 4) + 2 * encoded
     check(need, (width, height), name)
     return need

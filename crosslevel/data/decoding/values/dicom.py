@@ -1,8 +1,7 @@
-"""DICOM (PS3.3, PS3.5, PS3.10): its pixels by pydicom, in the units of the modality, through a window, as bytes.
+"""DICOM (PS3.3, PS3.5, PS3.10): pydicom reads the pixels in the modality's units; a window maps them to bytes.
 
-What a file says of itself is compared with the file before anything is decoded: which of the transfer syntaxes it is in
-(a deflated data set could be any number of times its size), how large the picture is, and whether a compressed frame is
-as large as that.
+A file's header is checked against the file before anything is decoded: its transfer syntax (a deflated data set could
+expand to any size), the size of the picture, and whether a compressed frame has that size.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from crosslevel.data.bad_files import _Defect
 from crosslevel.data.decoding.jpeg import jpeg_header
-from crosslevel.data.decoding.memory import check, held_to, needed, room
+from crosslevel.data.decoding.memory import check, limit_to, needed, room
 from crosslevel.data.decoding.reading import Range, Reading
 from crosslevel.data.decoding.values.channels import Values, checked, image_of
 
@@ -28,9 +27,9 @@ PLAIN = (_PREFIX, f"{_PREFIX}.1", f"{_PREFIX}.2")  # implicit, explicit, big end
 RLE = f"{_PREFIX}.5"
 JPEG = (f"{_PREFIX}.4.50", f"{_PREFIX}.4.51")  # baseline, extended
 JPEG2000 = (f"{_PREFIX}.4.90", f"{_PREFIX}.4.91")  # lossless, any
-_RUN = 64  # bytes that one of RLE's can become, at most
+_RUN = 64  # bytes that one byte of RLE can expand to, at most
 _META, _SYNTAX, _LONG = 0x0002, 0x0010, (b"OB", b"OW", b"OF", b"SQ", b"UN", b"UT")
-_COLOURS = {1: 1, 2: 1, 3: 3, 4: 3}  # of so many channels those that are no transparency
+_COLOURS = {1: 1, 2: 1, 3: 3, 4: 3}  # for each number of channels, those that are not transparency
 _TAGS = (
     "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit",
     "PixelRepresentation", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "RescaleSlope",
@@ -42,10 +41,10 @@ _TAGS = (
 
 
 def decoded_dicom(data: bytes | bytearray, reading: Reading, max_pixels: int, frame: int) -> UInt8[Tensor, "C H W"]:
-    """One frame.
+    """Decode one frame.
 
     Gray values are in the modality's units, such as Hounsfield's, and go through ``reading.range``; without one through
-    the file's first window, or else from the smallest to the largest of the frame. MONOCHROME1 is turned round.
+    the file's first window, or else from the smallest to the largest of the frame. MONOCHROME1 is inverted.
 
     Raises:
         _Defect: pydicom is missing, or the file is broken, too large, or compressed in a way that is not read.
@@ -61,7 +60,7 @@ def decoded_dicom(data: bytes | bytearray, reading: Reading, max_pixels: int, fr
     # In the modality's units values are floats of 64 bits.
     need = checked(size[1], size[0], samples, np.dtype("f8"), len(data), max_pixels, "DICOM")
     need += _compressed(opened, syntax, size, frame, count, need)
-    with room(need), held_to(need, "JPEG2000" if syntax in JPEG2000 else "DICOM"):
+    with room(need), limit_to(need, "JPEG2000" if syntax in JPEG2000 else "DICOM"):
         values = _pydicom().pixels.pixel_array(opened, index=frame)
         return _picture(opened, values if values.ndim == 3 else values[..., None], reading)
 
@@ -93,7 +92,7 @@ def _pydicom() -> Any:
         import pydicom.pixels  # noqa: PLC0415
     except ImportError:
         raise _Defect("a DICOM image: pip install 'crosslevel[dicom]'") from None
-    # Files of all programs break rules that do not matter here; a line for each tells nothing.
+    # Many programs break rules that do not matter here; their warnings are of no use.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     for module in (r"pydicom(\..*)?$", r"crosslevel\.data\.decoding\.values\.dicom$"):
         warnings.filterwarnings("ignore", module=module)
@@ -162,10 +161,10 @@ def _picture(opened: Any, values: Values, reading: Reading) -> UInt8[Tensor, "C 
         return image_of(values, reading if bits == 8 else _within(reading, Range(0, 2.0**bits - 1)))
     gray = np.asarray(pixels.apply_modality_lut(values[..., 0], opened))
     windowed = gray if reading.range is not None else _windowed(opened, gray)
-    # What is in [0, 1] went through the file's own window.
+    # Values in [0, 1] have been mapped by the file's own window.
     picture = image_of(windowed.astype(np.float64)[..., None], _within(reading, Range(0, 1)))
     if meaning == "MONOCHROME1":
-        picture[: _COLOURS[len(picture)]] ^= 255  # how bright it is, and not how opaque
+        picture[: _COLOURS[len(picture)]] ^= 255  # its brightness, without its opacity
     return picture
 
 
@@ -180,8 +179,8 @@ def _windowed(opened: Any, gray: Values) -> Values:
     if centre is None or width is None or not np.isfinite([centre, width]).all() or width <= 0:
         if "VOILUTSequence" in opened and opened.VOILUTSequence:
             bits = int(opened.VOILUTSequence[0].LUTDescriptor[2])
-            looked_up: Values = _pydicom().pixels.apply_voi_lut(gray, opened, prefer_lut=True) / (2.0**bits - 1)
-            return looked_up
+            mapped: Values = _pydicom().pixels.apply_voi_lut(gray, opened, prefer_lut=True) / (2.0**bits - 1)
+            return mapped
         finite = x[np.isfinite(x)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
         return (x - low) / (high - low if high > low else 1.0)

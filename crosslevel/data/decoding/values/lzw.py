@@ -1,4 +1,4 @@
-"""LZW as TIFF has it (TIFF 6.0, section 13): codes of 9 to 12 bits, the highest bit first."""
+"""LZW decompression for TIFF (TIFF 6.0, section 13): codes of 9 to 12 bits, the highest bit first."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _WIDEST = 12
 
 
 def unpacked(data: memoryview, limit: int) -> bytes:
-    """The bytes, no more than ``limit`` of them.
+    """Decompress to at most ``limit`` bytes.
 
     Raises:
-        _Defect: a code that nothing stands for.
+        _Defect: a code that is not in the table.
 
     """
     out, table, before = bytearray(), _table(), b""
@@ -58,5 +58,5 @@ def _codes(data: memoryview) -> Iterator[int | None]:
             yield None
             continue
         yield code
-        entries += 1  # what the code before and this one make
+        entries += 1  # the new entry, made of the previous code and this one
         width = min(_WIDEST, max(9, entries.bit_length()))

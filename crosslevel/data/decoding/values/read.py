@@ -1,4 +1,4 @@
-"""Arrays, DICOM and bands of TIFF as images: which files are read here, and what their values become."""
+"""Arrays, DICOM and bands of TIFF as images: which files are read here, and how their values are converted."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _of_array(data: bytearray, reading: Reading, max_pixels: int) -> UInt8[Tenso
 
 
 def _planes(shape: tuple[int, ...], channels: int) -> bool:
-    """Whether the channels of an array come first: where the last number cannot be theirs."""
+    """Whether the channels of an array come first: if its last dimension cannot be the channels."""
     if len(shape) == 2 or shape[2] == channels:
         return False
     return shape[0] == channels or (shape[2] not in (1, 3) and shape[0] in (1, 3))

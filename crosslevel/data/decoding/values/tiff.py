@@ -1,7 +1,7 @@
 """The bands of a TIFF (TIFF 6.0 and BigTIFF), any number of them, in whole numbers or floats of up to 64 bits.
 
-Pillow reads at most four, of 8 bits each. Here nothing of a file is believed before it is compared with the file's own
-size or with what the image can need.
+Pillow reads at most four, of 8 bits each. Every number in a file is first checked against the file's size or against
+the size that the image can need.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Bands:
 
     @classmethod
     def like(cls, data: bytes | bytearray, first: Bands, count: int) -> list[Bands]:
-        """The pages after the first, where a file has ``count`` pages that are alike, a band each; else none."""
+        """The pages after the first, if the file has ``count`` equal pages of one band each; else none."""
         bands = [first]
         while bands[-1].following and len(bands) <= count:
             bands.append(cls(data, at=bands[-1].following))
@@ -76,7 +76,7 @@ class Bands:
         return self.height, self.width, self.samples
 
     def values(self) -> Values:
-        """All values (H, W, samples); whoever asks has looked at their number."""
+        """All values (H, W, samples); the caller must have checked their number."""
         out = np.zeros(self.shape, self.kind)
         planes = self.samples if self._one(_PLANAR, 1) == 2 else 1
         tiled = _TILES in self.tags
@@ -185,7 +185,7 @@ _SIZES: Sequence[tuple[int, int]] = ((_WIDTH, 0), (_HEIGHT, 0), (_SAMPLES, 1))
 
 
 def _undone_floats(content: np.ndarray[Any, Any], shape: tuple[int, int, int], kind: np.dtype[Any]) -> Values:
-    """Floats of which each row has first all highest bytes, then all next, each less the one before (TIFF note 3)."""
+    """Undo the predictor for floats: a row has all highest bytes first, then all next, as differences (TIFF note 3)."""
     rows, columns, count = shape
     lines = content.reshape(rows, -1, count)
     lines = np.cumsum(lines, axis=1, dtype=np.uint8).reshape(rows, kind.itemsize, columns * count)

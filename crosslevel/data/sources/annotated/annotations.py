@@ -1,4 +1,4 @@
-"""Annotated images: what the layouts of Pascal VOC and COCO have in common, and checks of their boxes."""
+"""Annotated images: the common parts of the layouts of Pascal VOC and COCO, and checks of their boxes."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Objects(NamedTuple):
 class Annotated(Dataset[tuple[Tensor, Objects]]):
     """N images with objects.
 
-    ``files`` and ``objects`` belong together; ``classes[c]`` names label c; ``ignored`` says what an ignored object
-    is: "difficult" (VOC) or a "crowd" (COCO); ``sizes`` are (height, width) where an annotation says so. ``origin``
-    are the annotations, the lists and the folders of images that all this was read from.
+    ``objects[i]`` are those of ``files[i]``; ``classes[c]`` names label c; ``ignored`` is the kind of ignored objects:
+    "difficult" (VOC) or "crowd" (COCO); ``sizes`` are (height, width) if the annotation has them. ``origin`` are the
+    annotations, lists and folders of images that all this was read from.
     """
 
     def __init__(
@@ -79,12 +79,12 @@ class Annotated(Dataset[tuple[Tensor, Objects]]):
         return image, self.objects[i]
 
     def names(self) -> set[str]:
-        """The classes of which there is an object that is not ignored."""
+        """The classes that have an object that is not ignored."""
         used = {int(label) for objects in self.objects for label in objects.usable.labels}
         return {self.classes[label] for label in used}
 
     def with_examples(self) -> Annotated:
-        """Only the images that have an object that is not ignored: those that a detector is trained on.
+        """Only the images with an object that is not ignored: a detector is trained on these.
 
         Raises:
             SourceError: there are none.
@@ -99,7 +99,7 @@ class Annotated(Dataset[tuple[Tensor, Objects]]):
         """Return these images with the class numbers of ``train``.
 
         Raises:
-            SourceError: there are objects of classes of which ``train`` has none; the message names them.
+            SourceError: some objects are of classes that ``train`` lacks; the message names them.
 
         """
         unknown = sorted(self.names() - train.names())
@@ -107,7 +107,7 @@ class Annotated(Dataset[tuple[Tensor, Objects]]):
             class_names = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
             raise SourceError(f"{self.name} has classes that {train.name} lacks: {class_names}")
         number_of = {name: c for c, name in enumerate(train.classes)}
-        # A class without number has ignored objects only: there is nothing to find.
+        # A class without a number has ignored objects only, so that there is nothing to detect.
         number = torch.tensor([number_of.get(name, -1) for name in self.classes], dtype=torch.int64)
         renumbered = []
         for objects in self.objects:
@@ -124,12 +124,12 @@ class Annotated(Dataset[tuple[Tensor, Objects]]):
 
 
 class Row(NamedTuple):
-    """One object as its file has it."""
+    """One object, as read from its file."""
 
     corners: tuple[float, float, float, float]
     label: int
     ignored: bool
-    number: object  # what its file calls it
+    number: object  # its number or name, for messages
 
 
 def objects_of(rows: list[Row], size: tuple[int, int], location: str) -> Objects:
@@ -157,7 +157,7 @@ def _clipped(row: Row, size: tuple[int, int], location: str) -> tuple[float, flo
 
 
 def file_names(folder: Path) -> set[str]:
-    """The files of ``folder``: one listing is faster than a question for each of 100,000 images."""
+    """The files of ``folder``: one listing is faster than 100,000 checks for single images."""
     try:
         return set(os.listdir(folder))
     except OSError as error:

@@ -25,10 +25,10 @@ class Crops:
     """How annotated objects are cut out (as Kitchen-HC was made: Wang et al. 2021, sec. 4).
 
     Args:
-        margin: what is added on each side of a box, as a share of its longer side; less where the image ends.
+        margin: added on each side of a box, as a share of its longer side; less at the image's edge.
         min_size: pixels of a box's shorter side; objects that have fewer are left out.
-        square: widen the shorter side to the longer one where the image has room: of an oblong image, what takes the
-            centre square, such as evaluation, never sees the ends.
+        square: widen the shorter side to the longer one where the image has room. Steps that cut out the centre square,
+            such as evaluation, never see the ends of an oblong image.
 
     Raises:
         ValueError: a negative margin, or a smallest size below 1.
@@ -46,7 +46,7 @@ class Crops:
             raise UserError(f"crops.min_size={self.min_size}: give a number of pixels, at least 1")
 
     def options(self) -> str:
-        """These settings as the command line has them."""
+        """These settings in the form of the command line."""
         values = [(field, getattr(self, field.name)) for field in fields(self)]
         changed = [f"--crops.{field.name}={value}" for field, value in values if value != field.default]
         return " ".join(changed).lower() or "--crops"
@@ -78,14 +78,14 @@ def _squared(low: Tensor, high: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
 class ObjectCrops(Images):
     """N annotated objects, each cut out of its image when it is asked for.
 
-    ``paths[i]`` is ``image.jpg#k`` for the k-th object in an image's annotation; objects that are left out are counted
-    too. ``labels`` are the objects' classes, and ``classes`` the classes that have an object. The objects are in the
-    order of the images, and the last decoded image is kept, so that each image is decoded once if they are read in
-    order. Objects of one image are not a track, as they are different things.
+    ``paths[i]`` is ``image.jpg#k`` for the k-th object in an image's annotation; k counts omitted objects too.
+    ``labels`` are the objects' classes; ``classes`` lists the classes that have an object. The objects are in the order
+    of the images, and the last decoded image is kept, so that each image is decoded once if they are read in order.
+    Objects of one image are not a track, as they are different things.
     """
 
     def __init__(self, images: Annotated, crops: Crops) -> None:
-        """Ignored objects (VOC's difficult ones, COCO's crowds) and small ones are left out.
+        """Select the objects: ignored ones (VOC's difficult ones, COCO's crowds) and small ones are left out.
 
         Raises:
             SourceError: fewer than 2 objects are left.
@@ -133,7 +133,7 @@ class ObjectCrops(Images):
         return last[1]
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the image that was decoded last: a worker process begins with its own."""
+        """Leave out the image that was decoded last: a worker process begins with its own."""
         return {**self.__dict__, "_last": None}
 
     def content(self) -> Iterable[bytes | memoryview]:
@@ -168,7 +168,7 @@ def object_crops(source: Source, crops: Crops) -> ObjectCrops:
 
 
 def _names(files: list[str], image: Int64[Tensor, " N"], number: Int64[Tensor, " N"]) -> Iterator[str]:
-    """``image.jpg#k``; with folders where the images lie in several."""
+    """The names ``image.jpg#k``, with folders if the images lie in several."""
     folders = {os.path.dirname(file) for file in files}
     shared = os.path.commonpath(folders)
     for i, k in zip(image.tolist(), number.tolist(), strict=True):

@@ -27,12 +27,12 @@ def annotated(source: Source) -> Annotated:
 
     Coordinates become zero-based: VOC's xmin and ymin count from 1 and its xmax and ymax include the last pixel, so
     the former are lowered by one, as usual. A box that reaches over the edge of its image by up to one pixel is
-    clipped, by more is an error, as is one that ends before it begins. A box without any area, of which COCO has a
-    few, is left out with a warning.
+    clipped; by more, it is an error, as is a box that ends before it begins. A box without area (COCO has a few) is
+    left out with a warning.
 
     Raises:
-        SourceError: a file is missing or is not what it should be, an annotation points at a missing image, a box is
-            impossible, or there is nothing in it; one line that names it and says what to do.
+        SourceError: a file is missing or invalid, an annotation points at a missing image, a box is impossible, or
+            nothing is annotated; one line that names it and says what to do.
 
     """
     opened = list(map(_opened, source.parts))

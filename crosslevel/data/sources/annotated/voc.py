@@ -47,7 +47,7 @@ def open_voc(root: Path, split: str, name: str) -> Annotated:
 
 
 def _picture(tree: ElementTree.Element, key: str, pictures: set[str]) -> str | None:
-    """The image that an annotation names; that of the same name where it names none."""
+    """The image that an annotation names; if it names none, the image with the annotation's own name."""
     filename = tree.findtext("filename", "").strip()
     if filename:
         return filename if filename in pictures else None
@@ -55,7 +55,7 @@ def _picture(tree: ElementTree.Element, key: str, pictures: set[str]) -> str | N
 
 
 def _size(tree: ElementTree.Element) -> tuple[int, int] | None:
-    """(height, width); None where the annotation does not say, or says 0 as some programs write."""
+    """(height, width); None if the annotation has no size, or 0, which some programs write."""
     try:
         height, width = (int(float(tree.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
     except ValueError:
@@ -64,7 +64,7 @@ def _size(tree: ElementTree.Element) -> tuple[int, int] | None:
 
 
 def _measured(file: str) -> tuple[int, int]:
-    """(height, width) of an image as it is read."""
+    """(height, width) of an image after decoding."""
     try:
         height, width = read_image(file).shape[1:]
     except BadImage as error:

@@ -75,7 +75,7 @@ def _classes(file: Path, content: dict[str, Any]) -> list[str]:
 
 
 def _pictures(file: Path, root: Path, entry: str) -> list[Path]:
-    """The images of a folder, its own folders' too, or those that a .txt file lists."""
+    """The images of a folder and its sub-folders, or those that a .txt file lists."""
     path = root / entry
     if path.is_dir():
         return sorted(p for p in path.rglob("*") if p.suffix[1:].lower() in EXTENSIONS and not p.name.startswith("."))
@@ -90,7 +90,7 @@ def _pictures(file: Path, root: Path, entry: str) -> list[Path]:
 
 
 def _labels_of(picture: Path) -> Path:
-    """The last folder ``images`` of the path becomes ``labels``."""
+    """Replace the last folder ``images`` of a path by ``labels``."""
     segments = list(picture.parent.parts)
     matches = [i for i, part in enumerate(segments) if part == "images"]
     if matches:
@@ -122,12 +122,12 @@ def _rows(labels: Path, classes: int, size: tuple[int, int]) -> list[Row]:
 
 
 def _size(picture: Path) -> tuple[int, int]:
-    """(height, width) as the image is read: upright."""
+    """(height, width) of the decoded, upright image."""
     try:
         with Image.open(picture, formats=PILLOW) as image:
             width, height = image.size
             return (width, height) if image.getexif().get(_ORIENTATION) in _TURNED else (height, width)
-    except Exception:  # of a damaged file, or a format that Pillow does not know
+    except Exception:  # a damaged file, or a format unknown to Pillow
         try:
             height, width = read_image(str(picture)).shape[1:]
         except BadImage as error:

@@ -1,4 +1,4 @@
-"""Files of object stores, copied once into the cache: for what has to read them at any place, and not only in order."""
+"""Files of object stores, copied once into the cache: for sources that read files at any offset."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ FOLDER = "copies"
 _AT_ONCE = 4  # files
 _PIECE = 2**22  # bytes
 _ORIGIN = ".origin.json"
-_SPARE = 2**28  # bytes of a disk that are left alone
+_SPARE = 2**28  # bytes of a disk that stay free
 
 
 Fetch = Callable[[str, Path, int, threading.Event], None]
-"""What copies a file, as `download` does."""
+"""A function that copies a file, such as `download`."""
 
 
 class _File(NamedTuple):
-    """One file: its address, where its copy goes, its bytes, and what changes when it is written anew."""
+    """One file: its address, the path of its copy, its size in bytes, and a state that changes when it is rewritten."""
 
     address: str
     copy: Path
@@ -45,11 +45,11 @@ class _File(NamedTuple):
 def local(source: Source) -> Source:
     """Copy a pack, tar shards or Parquet files from an address to this machine, and return them as a source.
 
-    Each file is copied once, and again when its size or what the store says of its version has changed. A copy appears
-    when it is whole; a killed command begins again with the file that it was at.
+    Each file is copied once, and again when its size or its version in the store has changed. A copy appears when it is
+    complete; a killed command starts again with the file that it was copying.
 
     Raises:
-        SourceError: the address is none of these, or cannot be read; or the disk has no room for it.
+        SourceError: the address is none of these or cannot be read, or the disk has no room for it.
 
     """
     path, marked, options = source.path.partition(",")
@@ -100,7 +100,7 @@ def _containers(folder: str) -> set[str]:
 
 
 def _copied(files: Iterable[_File], name: str, fetch: Fetch | None = None) -> list[str]:
-    """The copies' paths; those that are missing, or of a former state, are made: once, whoever else needs them here."""
+    """The copies' paths; missing or outdated copies are made, once for all processes of this machine."""
     files = list(files)
     with ExitStack() as locks:
         if not all(map(_is_there, files)):
@@ -131,7 +131,7 @@ def _is_there(file: _File) -> bool:
 
 
 def check_room(size: int, name: str) -> None:
-    """Refuse to copy so many bytes where the cache's disk has no room for them."""
+    """Refuse to copy more bytes than the cache's disk has room for."""
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(cache).free
@@ -147,18 +147,18 @@ def _copy(file: _File, closing: threading.Event, fetch: Fetch) -> None:
     with suppress(FileNotFoundError):
         _origin(file).unlink()
     fetch(file.address, file.copy, file.size, closing)
-    # Its time of change, by which files are told apart, is the same on every machine, and another for another version.
+    # The copy's time of change identifies its version: it is the same on every machine, and differs between versions.
     digest = hashlib.sha256(file.state.encode(errors="surrogateescape")).digest()
-    seconds = 2 * (int.from_bytes(digest[:4], "little") >> 3)  # even ones, which every file system can keep
+    seconds = 2 * (int.from_bytes(digest[:4], "little") >> 3)  # even seconds, which every file system can store
     os.utime(file.copy, (seconds, seconds))
     write(_origin(file), json.dumps({"state": file.state}))
 
 
 def download(address: str, target: Path, size: int, closing: threading.Event) -> None:
-    """Put the file at an address in ``target``'s place, when it is whole; setting ``closing`` ends a pause.
+    """Copy the file at an address to ``target``, which appears when it is complete; setting ``closing`` ends a pause.
 
     Raises:
-        SourceError: it cannot be read, or has other than ``size`` bytes.
+        SourceError: it cannot be read, or does not have ``size`` bytes.
 
     """
     tape = Tape(address, closing, packed=True)

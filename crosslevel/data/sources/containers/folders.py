@@ -1,8 +1,8 @@
-"""Folders of object stores, with their files on this machine while a command works there: runs and packs.
+"""Folders of object stores (runs and packs), mirrored on this machine while a command works with them.
 
-The store is what counts: `fetch` makes the files here what it has, `send` makes it what is here. An object appears when
-it is whole, and those that name others are sent after them, so that a kill leaves a folder that can be gone on from.
-Nothing keeps two machines from writing to one folder of a store.
+The store is authoritative: `fetch` copies its files here, `send` copies the local files there. An object appears when
+it is complete, and objects that refer to others are sent after those, so that a command can continue after a kill. Two
+machines are not prevented from writing to one folder of a store.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class StoredFolder:
 
     Args:
         address: such as ``s3://bucket/runs/photos``.
-        part: what has files of its own in this machine's cache: one of several commands on one machine.
+        part: distinguishes several commands on one machine, each with its own files in the cache.
 
     Attributes:
-        folder: where its files lie on this machine.
+        folder: the local folder with its files.
 
     """
 
@@ -47,7 +47,7 @@ class StoredFolder:
         self.folder = cache_folder() / "folders" / name / (PurePosixPath(self.address).name or "folder")
         self._notes = self.folder.parent / "known.json"
         self.system, self.path = system_of(self.address)
-        # By name: what the store says of the object, and what the file here was when they were the same.
+        # By name: the object's state in the store, and the local file's state when both were the same.
         self.synced: dict[str, tuple[str, FileStat]] = {}
         with suppress(OSError, ValueError, TypeError):
             notes = json.loads(self._notes.read_text(encoding="utf-8"))
@@ -57,7 +57,7 @@ class StoredFolder:
         """The store's objects and their metadata, by their names within the folder.
 
         Raises:
-            SourceError: it cannot be asked.
+            SourceError: the store does not answer.
 
         """
         try:
@@ -71,7 +71,7 @@ class StoredFolder:
         return {name: info for name, info in names.items() if name and ".." not in PurePosixPath(name).parts}
 
     def fetch(self, selected: Callable[[str], bool] = lambda name: True) -> None:
-        """Make the files here what the store has, of those whose names are ``selected``; others are left out.
+        """Copy the store's files whose names are ``selected`` here; others are left out.
 
         Raises:
             SourceError: something cannot be read, or there is no room for it.
@@ -91,10 +91,10 @@ class StoredFolder:
         self._note()
 
     def send(self) -> None:
-        """Make the store have what is here; what it has besides of what was here before is deleted.
+        """Copy the local files to the store, and delete there the objects whose local files were removed.
 
         Raises:
-            MachineError: it does not take it; the files stay here.
+            MachineError: the store refuses them; the local files stay.
 
         """
         files = self._files()
@@ -136,7 +136,7 @@ class StoredFolder:
         self._note()
 
     def _put(self, name: str, status: FileStat, copied_from: str | None) -> None:
-        """One object, copied within the store where it has the same under another name."""
+        """Send one object; if the store has the same content under another name, it is copied within the store."""
         file, target = self.folder / name, f"{self.path}/{name}"
         if copied_from is not None:
             try:
@@ -159,7 +159,7 @@ class StoredFolder:
         return False
 
     def _files(self) -> dict[str, FileStat]:
-        """The files here, without locks and what is being written."""
+        """The local files, without locks and unfinished files."""
         files = {}
         for directory, _, names in os.walk(self.folder):
             for name in names:
@@ -174,7 +174,7 @@ class StoredFolder:
 
 
 def _turn(name: str) -> tuple[int, str]:
-    """When a file is sent."""
+    """The position of a file in the order of sending."""
     last = PurePosixPath(name).name
     return (_LATE.index(last) + 1 if last in _LATE else 0), name
 

@@ -21,7 +21,7 @@ from crosslevel.data.uri import Source
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError
 
-_SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves behind
+_SAVED = ("dataset_dict.json", "state.json")  # the files that save_to_disk writes
 
 
 class Hub(Images):
@@ -32,7 +32,7 @@ class Hub(Images):
     that damage is noticed. ``paths[i]`` is ``split/row``.
 
     Args:
-        address: the data set's. Without a split it is ``train``, or the only one there is.
+        address: the data set's address. Without a split, ``train`` or the only split is read.
         column: the image column; the only one of type Image unless given.
         label: the label column; ``label`` or ``labels``, or the only one of type ClassLabel, unless given.
         max_pixels: an image with more pixels is bad.
@@ -91,7 +91,7 @@ class Hub(Images):
         path = self.paths[i]  # an IndexError ends loops over all images
         try:
             cell = self._rows[i % len(self)][self.column]
-        except Exception as error:  # a damaged file of the library's costs its rows at most
+        except Exception as error:  # a damaged file of the library loses its own rows at most
             raise BadImage(path, f"the row cannot be read: {_reason(error)}") from error
         label = -1 if self.labels is None else int(self.labels[i])
         if cell is None or (cell["bytes"] is None and not cell["path"]):
@@ -101,7 +101,7 @@ class Hub(Images):
         return decode(bytearray(cell["bytes"]), path, self.max_pixels, self.reading), label
 
     def content(self) -> Iterable[bytes | memoryview]:
-        """The fingerprint that the library gives to the rows, and which column is meant."""
+        """The library's fingerprint of the rows, and the name of the column."""
         yield self._fingerprint.encode(errors="surrogateescape")
 
 
@@ -152,7 +152,7 @@ def _is_local(source: Source) -> bool:
 
 
 def _below(folder: str) -> Iterator[str]:
-    """A folder, those in it, and all files that are no single images."""
+    """A folder, its sub-folders, and all files in it that are not single images."""
     for path, _, names in os.walk(folder):
         yield path
         for name in names:
@@ -161,7 +161,7 @@ def _below(folder: str) -> Iterator[str]:
 
 
 def _reason(error: Exception) -> str:
-    """One line, beginning with what to do where the hub was not reached."""
+    """One line; it begins with the advice if the hub could not be reached."""
     text = (str(error).strip().split("\n") or [""])[0] or type(error).__name__
     causes = [type(cause).__name__ for cause in _chain(error)]
     if any("Connect" in name or "Timeout" in name or "Offline" in name for name in causes):
@@ -178,7 +178,7 @@ def _chain(error: BaseException | None) -> Iterable[BaseException]:
 def _column(
     source: str, key: str, requested: str | None, fitting: list[str], columns: list[str], default_names: tuple[str, ...]
 ) -> str | None:
-    """The column ``requested``, or else the one with a usual name, or the only one, among the ``fitting``."""
+    """The column ``requested``; otherwise, among the ``fitting`` columns, the one with a usual name or the only one."""
     if requested is not None:
         if requested not in columns:
             raise SourceError(f"{source}: no column {requested!r}; it has {', '.join(columns)}")

@@ -35,12 +35,12 @@ def open_container(source: Source) -> Images | None:
         return None
     images = _opened(source, files)
     if os.path.isdir(source.path):
-        images.watch = Watch.of_files(files, source.path)  # one that comes later is a change
+        images.watch = Watch.of_files(files, source.path)  # a new file in it is a change
     return images
 
 
 def open_hub(source: Source) -> Images:
-    """The images of a data set of the hub, with ``,column=NAME`` and ``,label=NAME`` if wanted.
+    """The images of a data set of the hub, with the options ``,column=NAME`` and ``,label=NAME``.
 
     Raises:
         SourceError: as from `Hub`.
@@ -81,7 +81,7 @@ def _columns(source: Source) -> dict[str, str | None]:
 
 
 def _files(source: Source) -> list[str]:
-    """The containers that ``source`` names; none if it names none, or a folder of images.
+    """The containers that ``source`` names; empty if it names something else, such as a folder of images.
 
     Raises:
         SourceError: a file that it names is not there.
@@ -111,7 +111,7 @@ def _within(folder: str) -> list[str]:
         with os.scandir(folder) as entries:
             names = [e.name for e in entries if CONTAINER.search(e.name) and e.name[0] != "." and e.is_file()]
     except OSError:
-        return []  # whoever searches it for images says so
+        return []  # the search for images will report that
     return [os.path.join(folder, name) for name in sorted(names)]
 
 

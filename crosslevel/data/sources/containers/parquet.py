@@ -30,7 +30,7 @@ from crosslevel.utils.errors import BadImage, SourceError
 from crosslevel.utils.trees import json_tree
 
 MEMORY = 256 * 2**20
-"""Bytes of row groups that a process keeps (one group is kept whatever its size)."""
+"""Bytes of row groups that a process caches (at least one group, whatever its size)."""
 
 
 class Parquet(Images):
@@ -112,7 +112,7 @@ class Parquet(Images):
         return image, -1 if self.labels is None else int(self.labels[i])
 
     def _read(self, group: int) -> pa.ChunkedArray | str:
-        """The encoded images of a row group, or why they cannot be read."""
+        """The encoded images of a row group, or the reason why they cannot be read."""
         f, g = self._groups[group]
         try:
             if state_of(self.files[f]) != self._states[f]:
@@ -120,22 +120,22 @@ class Parquet(Images):
             file = _opened(self.files[f], self._states[f], os.getpid(), threading.get_ident())
             struct = pa.types.is_struct(file.schema_arrow.field(self.column).type)
             leaf = f"{self.column}.bytes" if struct else self.column
-            # Threads of Arrow's would compete with the workers.
+            # Arrow's threads would compete with the workers.
             cells = file.read_row_group(g, columns=[leaf], use_threads=False).column(self.column)
             return pc.struct_field(cells, "bytes") if struct else cells
         except Exception as error:
-            # Whatever a stranger has written into a file costs its rows at most, and never the run.
+            # A malicious or damaged file loses its own rows at most, and never ends the run.
             return f"row group {g} of its file cannot be read: {_first_line(error)}"
 
     def content(self) -> Iterable[bytes | memoryview]:
-        """Names, sizes and times of change of the files, and which column is meant."""
+        """Names, sizes and times of change of the files, and the name of the column."""
         yield f"{self.column}\0{self.label}\0".encode(errors="surrogateescape")
         for name, state in zip(self._names, self._states, strict=True):
             yield f"{name}\0{state}\0".encode(errors="surrogateescape")
 
 
 class _RowGroupCache:
-    """The row groups read last, up to ``memory`` bytes, each process its own."""
+    """The row groups read last, up to ``memory`` bytes; each process has its own cache."""
 
     def __init__(self, memory: int) -> None:
         self.memory = memory
@@ -161,7 +161,7 @@ class _RowGroupCache:
             return self._groups.get(group)
 
     def add(self, group: int, rows: Any) -> None:
-        """Keep ``rows``, and as many of the others as there is memory for."""
+        """Cache ``rows``, and as many other groups as fit into memory."""
         with self._lock:
             if group in self._groups:
                 return
@@ -175,8 +175,8 @@ def _bytes(rows: Any) -> int:
     return 0 if isinstance(rows, str) else rows.nbytes
 
 
-# Parsing the footer of a file of many groups takes longer than reading one of them. A reader is used by the thread
-# that opened it alone.
+# Parsing the footer of a file of many groups takes longer than reading one of them. A reader is used only by the thread
+# that opened it.
 @lru_cache(maxsize=8)
 def _opened(file: str, state: str, process: int, thread: int) -> pq.ParquetFile:
     return pq.ParquetFile(file, page_checksum_verification=True)
@@ -185,10 +185,10 @@ def _opened(file: str, state: str, process: int, thread: int) -> pq.ParquetFile:
 def _readable(
     files: Sequence[str], names: Sequence[str]
 ) -> tuple[list[str], list[str], list[str], list[pq.FileMetaData], dict[str, str]]:
-    """Path, name, state and footer of the files that can be read, and why the others cannot.
+    """Path, name, state and footer of the readable files, and the reasons for the others.
 
     Raises:
-        SourceError: there is none, or one cannot be opened at all.
+        SourceError: no file is readable, or one cannot be opened at all.
 
     """
     readable: list[tuple[str, str, str, pq.FileMetaData]] = []
@@ -212,10 +212,10 @@ def _readable(
 
 
 def _check_counts(footer: pq.FileMetaData, size: int) -> None:
-    """Refuse numbers of rows that no file of ``size`` bytes can have.
+    """Refuse numbers of rows that are impossible in a file of ``size`` bytes.
 
     Raises:
-        _Defect: there is one.
+        _Defect: such a number is found.
 
     """
     rows = [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
@@ -235,7 +235,7 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
 def _image_column(
     files: Sequence[str], footers: Sequence[pq.FileMetaData], features: dict[str, Any], requested: str | None
 ) -> str:
-    """The column ``requested``, or else the only one that holds images."""
+    """The column ``requested``, or otherwise the only one that holds images."""
     schema = footers[0].schema.to_arrow_schema()
     fitting = [field.name for field in schema if _of_images(field.type)]
     typed = [key for key in fitting if features.get(key, {}).get("_type") == "Image"]
@@ -259,7 +259,7 @@ def _image_column(
 def _label_column(
     files: Sequence[str], footers: Sequence[pq.FileMetaData], features: dict[str, Any], requested: str | None
 ) -> str | None:
-    """The column ``requested``, or else one that says by its name or type that it holds classes."""
+    """The column ``requested``, or otherwise one whose name or type shows that it holds classes."""
     schemas = [footer.schema.to_arrow_schema() for footer in footers]
     if requested is None:
         fitting = [key for key in schemas[0].names if all(_labels_in(schema, key) for schema in schemas)]
@@ -305,7 +305,7 @@ def _of_strings(kind: pa.DataType) -> bool:
 def _labels(
     files: Sequence[str], rows: Sequence[Sequence[int]], column: str, names: list[str] | None
 ) -> tuple[Int64[Tensor, " N"], list[str] | None]:
-    """The labels of all rows (-1: none, or one that cannot be read), and the classes' names where the file has any.
+    """The labels of all rows (-1: missing or unreadable), and the classes' names if the file has them.
 
     ``rows`` are the numbers of rows in each row group of each file.
     """
@@ -322,7 +322,7 @@ def _labels(
 
 
 def _cells(file: str, group: int, count: int, column: str, words: bool) -> np.ndarray[Any, Any]:
-    """The labels of one row group: numbers with -1, or words with "", for those that are missing."""
+    """The labels of one row group: numbers (-1: missing) or words ("": missing)."""
     kind, missing = (pa.string(), "") if words else (pa.int64(), -1)
     cells = np.full(count, missing, object if words else np.int64)
     try:
@@ -331,7 +331,7 @@ def _cells(file: str, group: int, count: int, column: str, words: bool) -> np.nd
         values = pc.fill_null(read.cast(kind), missing).to_numpy(zero_copy_only=False)[:count]
         cells[: len(values)] = values
     except Exception as error:
-        # A damaged column of labels is no reason to leave images out.
+        # Images stay usable if the column of labels is damaged.
         text = _first_line(error)
         warnings.warn(f"{one_line(file)}: the labels in {column!r} cannot be read: {one_line(text)}", stacklevel=5)
     return cells

@@ -1,7 +1,7 @@
-"""How a store or server is asked: in requests of some size, and again after some pauses where it is busy.
+"""Requests to a store or server: their size, and the pauses before new attempts while it is busy.
 
-Ours: of fsspec's file systems s3fs asks again by rules of its own, HTTP does not; here all have the same pauses, which
-one variable sets, and what no later attempt can mend (`FINAL`) is not asked for again.
+This is our own code: s3fs among fsspec's file systems retries by its own rules, HTTP does not. Here all have the same
+pauses, which one variable sets, and errors that no new attempt can mend (`FINAL`) are not retried.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from crosslevel.utils.errors import UserError
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)
 RETRY_SECONDS = "CROSSLEVEL_RETRY_SECONDS"
-"""What sets other pauses: such as 1,5,30 for three new attempts."""
+"""Environment variable with other pauses, such as 1,5,30 for three new attempts."""
 
 REQUEST_KB = "CROSSLEVEL_REQUEST_KB"
-"""What sets another size of one request, in KiB."""
+"""Environment variable with another size of one request, in KiB."""
 
 _BLOCK = 8 * 2**20  # bytes a request: fewer would wait for the network more often than they read
-# No later attempt finds what is not there or may not be read.
+# No new attempt is made for a missing or forbidden file.
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 def pauses() -> tuple[float, ...]:
-    """Seconds before each new attempt at a read that failed: 1, 2, 4 and 8, or what `RETRY_SECONDS` says.
+    """Seconds before each new attempt at a failed read: 1, 2, 4 and 8, or the value of `RETRY_SECONDS`.
 
     Raises:
-        UserError: that is no list of numbers.
+        UserError: the value is no list of numbers.
 
     """
     setting = os.environ.get(RETRY_SECONDS)
@@ -40,10 +40,10 @@ def pauses() -> tuple[float, ...]:
 
 
 def request_bytes() -> int:
-    """Bytes of one request to a store or server: 8 MiB, or what `REQUEST_KB` says.
+    """Bytes of one request to a store or server: 8 MiB, or the value of `REQUEST_KB`.
 
     Raises:
-        UserError: that is no number from 1 on.
+        UserError: the value is no number from 1 on.
 
     """
     setting = os.environ.get(REQUEST_KB)
@@ -55,7 +55,7 @@ def request_bytes() -> int:
 
 
 def patiently(ask: Callable[[], Any]) -> Any:
-    """The answer, asked for again after each of the `pauses` while the store is busy."""
+    """The answer to a request, which is repeated after each of the `pauses` while the store is busy."""
     for pause in pauses():
         try:
             return ask()

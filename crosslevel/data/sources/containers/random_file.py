@@ -7,11 +7,10 @@ import threading
 
 
 class RandomFile:
-    """An open file, closed when nothing refers to it any more.
+    """An open file, which is closed when nothing refers to it any more.
 
-    Where the system reads at an offset in one call (``preadv``), nothing is shared but the file: neither threads nor
-    processes that were forked wait for each other. Elsewhere, as on Windows, which forks no process, a lock keeps
-    going there and reading together.
+    If the system can read at an offset in one call (``preadv``), neither threads nor forked processes wait for each
+    other. Elsewhere, as on Windows (where no process is forked), a lock keeps seek and read together.
     """
 
     def __init__(self, file: str) -> None:
@@ -23,7 +22,7 @@ class RandomFile:
             os.close(self.number)
 
     def read_into(self, buffer: bytearray, offset: int) -> int:
-        """Fill ``buffer`` with what lies at ``offset``; the number of bytes, fewer only at the end."""
+        """Read from ``offset`` into ``buffer``; return the number of bytes, fewer only at the end of the file."""
         if hasattr(os, "preadv"):
             return os.preadv(self.number, [buffer], offset)
         data = self.read(len(buffer), offset)

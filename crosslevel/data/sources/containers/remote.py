@@ -1,4 +1,4 @@
-"""Files wherever they are: names with patterns, and one file read from its beginning to its end."""
+"""Local and remote files: names with patterns, and files that are read from beginning to end."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ PROTOCOLS = (
     "https", "http", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oci", "ftp", "sftp", "ssh", "file",
     "memory", "hdfs", "webhdfs",
 )  # fmt: skip
-"""Of fsspec's those that only read bytes; others run templates or code that a file brings along."""
+"""The protocols of fsspec that only read bytes; others can run templates or code from a file."""
 INSTALL = "pip install 'crosslevel[remote]'"
 _ALSO = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "hf": "huggingface_hub"}
-_AT_ONCE = 2**20  # bytes that are read at once, as they are needed
+_AT_ONCE = 2**20  # bytes that are read at once, on demand
 _MOST = 1_000_000  # names that one pattern may stand for
 
 
 class Damage(Exception):
-    """A file that cannot be read to its end, and why."""
+    """A file that cannot be read to its end; the message is the reason."""
 
 
 def expand(pattern: str, limit: int = _MOST) -> list[str]:
@@ -41,7 +41,7 @@ def expand(pattern: str, limit: int = _MOST) -> list[str]:
         limit: names that it may stand for.
 
     Raises:
-        SourceError: there is no such file, protocol or package, or it stands for too many.
+        SourceError: there is no such file, protocol or package, or the pattern names too many files.
 
     """
     too_many = SourceError(f"{pattern}: may stand for at most {limit:,} names")
@@ -54,7 +54,7 @@ def expand(pattern: str, limit: int = _MOST) -> list[str]:
             files = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
         else:
             files = _remote_files(name)
-        # What no pattern names is named where it is missed, like a file that vanishes later.
+        # A plain name is not checked here: a missing file is reported when it is read, like a file that vanishes later.
         if not files and "*" in name:
             raise SourceError(f"{name}: no file matches this pattern")
         names += files or [name]
@@ -77,7 +77,7 @@ def stat_of(name: str) -> FileState:
     """The size and state of the file at an address.
 
     Raises:
-        SourceError: it is not there, or cannot be asked for.
+        SourceError: the file is missing, or its state cannot be requested.
 
     """
     system, path = system_of(name)
@@ -93,12 +93,13 @@ def stat_of(name: str) -> FileState:
 
 
 def sizes_of(names: Sequence[str]) -> list[int]:
-    """The bytes of each file, at addresses too: by one listing of each folder, 0 of what is not there.
+    """The bytes of each local or remote file, by one listing of each folder; 0 for a missing file.
 
-    1 each where one lies at a web server, which cannot list, or the store does not say or lets nobody list.
+    Every size is 1 if a file lies on a web server, which cannot list, or if the store gives no sizes or forbids
+    listing.
 
     Raises:
-        SourceError: the store cannot be asked.
+        SourceError: the store does not answer.
 
     """
     listed: dict[str, dict[str, int | None]] = {}
@@ -121,10 +122,10 @@ def sizes_of(names: Sequence[str]) -> list[int]:
 
 
 def _listing(system: Any, path: str, name: str) -> dict[str, int | None] | None:
-    """The size of each file in a folder of a store, of none where it is not there; None where it may not be listed."""
+    """The size of each file in a folder of a store; empty if the folder is missing, None if listing is forbidden."""
     try:
         sizes = {str(info["name"]): info.get("size") for info in patiently(lambda: system.ls(path, detail=True))}
-        system.invalidate_cache(path)  # a shard that is written anew meanwhile is asked for again
+        system.invalidate_cache(path)  # so that a shard that is rewritten meanwhile is listed anew
         return sizes
     except FileNotFoundError:
         return {}
@@ -194,7 +195,7 @@ class Tape:
             except Exception as error:  # every protocol has exceptions of its own
                 self.close()
                 if self._in_blocks and isinstance(error, ValueError):
-                    self._in_blocks = False  # a server that knows no ranges sends the file as a whole
+                    self._in_blocks = False  # a server without range requests sends the whole file
                     continue
                 pause = next(remaining, None)
                 if pause is None or self.closing.wait(pause):
@@ -204,17 +205,17 @@ class Tape:
             return data
 
     def skip(self, count: int) -> int:
-        """Leave out the next ``count`` bytes; the number of those that were there."""
+        """Skip the next ``count`` bytes; return the number of bytes skipped, fewer at the end."""
         skipped = 0
         for size in _pieces(count):
             got = len(self.read(size))
             skipped += got
-            if got < size:  # a damaged shard may say that petabytes follow
+            if got < size:  # a damaged shard may claim that petabytes follow
                 break
         return skipped
 
     def close(self) -> None:
-        """Let the file go, whatever state it is in."""
+        """Close the file, whatever state it is in."""
         file, self._file = self._file, None
         if file is not None:
             with contextlib.suppress(Exception):
@@ -229,7 +230,7 @@ class Tape:
 
 
 def _all_of(file: Any, count: int) -> bytes:
-    # Piece by piece: what is asked for, a stranger has written, and may be far more than there is.
+    # Piece by piece: ``count`` may come from a malicious file and exceed its real size by far.
     chunks, missing = [], count
     while missing:
         part = file.read(min(missing, _AT_ONCE))
@@ -247,7 +248,7 @@ def _pieces(count: int) -> Iterator[int]:
 
 
 def open_file(name: str, in_blocks: bool, packed: bool) -> Any:
-    """A file of this machine or at an address, to be read once; in blocks where the server knows ranges."""
+    """Open a local or remote file to be read once; in blocks if the server supports range requests."""
     if is_remote(name):
         system, path = system_of(name)
         block = request_bytes() if in_blocks or not name.lower().startswith("http") else 0
@@ -259,7 +260,7 @@ def open_file(name: str, in_blocks: bool, packed: bool) -> Any:
 
 
 class _SizedFile:
-    """A remote file of known size, whose answers may be cut short: an end that comes too early is a failed read."""
+    """A remote file of known size. An answer may be cut short: an early end counts as a failed read."""
 
     def __init__(self, file: Any) -> None:
         self.file, self.size = file, getattr(file, "size", None)
@@ -272,12 +273,12 @@ class _SizedFile:
         return data
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file."""
         self.file.close()
 
 
 def _remote_files(name: str) -> list[str]:
-    """The files that match an address with ``*``; protocol and package are checked for any address."""
+    """The files that match an address with ``*``; protocol and package are checked for every address."""
     system, path = system_of(name)
     if "*" not in name.partition("?")[0]:
         return [name]
@@ -288,10 +289,10 @@ def _remote_files(name: str) -> list[str]:
 
 
 def system_of(name: str) -> tuple[Any, str]:
-    """The store of an address, as fsspec has it, and the path there.
+    """The file system of an address in fsspec, and the path in it.
 
     Raises:
-        SourceError: a protocol that is not read, or whose package is missing.
+        SourceError: an unsupported protocol, or one whose package is missing.
 
     """
     try:

@@ -1,4 +1,4 @@
-"""Tar shards (WebDataset), local or remote, whose number of images nobody knows before they have been read.
+"""Tar shards (WebDataset), local or remote, whose number of images is unknown before they have been read.
 
 A shard is read from its beginning to its end, without an index. Every member with an image's extension is an image, and
 so is one of an unknown extension that begins like an image; the others, such as labels and captions, are passed over.
@@ -31,15 +31,15 @@ from crosslevel.utils.errors import BadImage, SourceError
 from crosslevel.utils.rng import generator
 
 OPEN, CHUNK = 4, 16
-"""Shards that are read at once, and images of one before the next one's turn."""
+"""Shards that are read at the same time, and images taken from one before the next."""
 _SHARDS = (".tar", ".tar.gz", ".tgz")
 
 
 class ImageStream(IterableDataset[tuple[Tensor, int]]):
-    """The images of tar shards, which are only read from beginning to end.
+    """The images of tar shards, which can only be read from beginning to end.
 
-    There is no length and no image i. Iterating gives (C, H, W) uint8 and the label -1, shard after shard, without the
-    images that cannot be read. ``shards`` are the files' paths and addresses, ``titles`` their short names.
+    A stream has no length and no image i. Iterating yields (C, H, W) uint8 and the label -1, shard after shard, without
+    unreadable images. ``shards`` are the files' paths and addresses, ``titles`` their short names.
 
     Args:
         shards: the files' paths and addresses.
@@ -90,7 +90,7 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
                     continue
 
     def sizes(self) -> list[int]:
-        """The shards' bytes, 0 of what is not there; 1 each where a web server would have to be asked for every one."""
+        """The shards' bytes, 0 for a missing one; 1 each on a web server, which would need a request for each."""
         return sizes_of(self.shards)
 
     def read(
@@ -102,17 +102,17 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
         at_once: int = OPEN,
         chunk: int = CHUNK,
     ) -> Iterator[tuple[str, bytes]]:
-        """Name and encoded data of the images of ``shards``, of several by turns, read ahead by threads.
+        """Yield name and encoded data of the images of ``shards``, from several in turn; threads read ahead.
 
         The order does not depend on how fast a shard is read.
 
         Args:
-            shards: their numbers.
-            troubles: takes what could not be read, a shard or a member, and why.
-            closing: ends, once set, what waits for a network.
-            pool: the threads; some of its own unless given.
-            at_once: shards that are read at once.
-            chunk: images of one before the next one's turn.
+            shards: the numbers of the shards to read.
+            troubles: collects each unreadable shard or member, with the reason.
+            closing: when set, ends all waiting for the network.
+            pool: the threads; a new pool unless given.
+            at_once: shards that are read at the same time.
+            chunk: images taken from one shard before the next.
 
         """
         ended, waiting = closing or threading.Event(), iter(shards)
@@ -139,10 +139,10 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
                     future.cancel()
 
     def sample(self, count: int) -> Images:
-        """The first ``count`` images of a few shards, always the same, to be looked at.
+        """The first ``count`` images of a few shards, always the same ones, as a sample.
 
         Raises:
-            SourceError: there is not one, not even in the first 16 of these shards.
+            SourceError: no image is found, even in the first 16 of these shards.
 
         """
         order = torch.randperm(len(self.shards), generator=generator(0)).tolist()
@@ -154,7 +154,7 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
         raise self.unreadable(troubles, 4 * OPEN)
 
     def unreadable(self, troubles: list[tuple[str, str]], read_count: int | None = None) -> SourceError:
-        """What to raise when there is no image in any of the shards that were ``read_count``, all unless given."""
+        """The error to raise when no image was found in the first ``read_count`` shards (all unless given)."""
         reason = f" (the first: {': '.join(troubles[0])})" if troubles else ""
         which = "its" if read_count is None or read_count >= len(self.shards) else f"{read_count} of its"
         return SourceError(f"{self.name}: none of {which} {len(self.shards):,} shards can be read{reason}")
@@ -201,7 +201,7 @@ def _images(
         if not count:
             troubles.append((title, f"no image in it (looked for {', '.join(sorted(EXTENSIONS))})"))
     except Exception as error:
-        # Whatever a stranger has written into a shard costs this shard at most, and never the run.
+        # A malicious or damaged shard loses its own images at most, and never ends the run.
         damage = str(error) if isinstance(error, Damage) else f"damaged: {_in_a_line(error)}"
         if not closing.is_set():
             troubles.append((title, f"{damage}; the {count:,} images before are used" if count else damage))
@@ -210,7 +210,7 @@ def _images(
 
 
 def _members(tape: Tape) -> Iterator[tuple[str, int, bytes]]:
-    """Name and size of each image in a tar file, at its data; and what was read of these to tell that it is one."""
+    """Yield each image's name, size and the bytes already read to recognize it; the tape is at its data."""
     try:
         for member in tar_members(tape):
             name = member.name.decode("utf-8", "surrogateescape")

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, Protocol
 
 BLOCK = 512
 LONGEST = 2**20  # bytes of a header that extends the next one
-LARGEST = 2**50  # bytes of a member: no shard is longer, and larger numbers are the trace of damage, or of malice
+LARGEST = 2**50  # the most bytes of a member: no shard is longer, and larger numbers are a sign of damage or malice
 _NO_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # headers only: links, devices, folders, pipes
 _WITH_DATA = (b"0", b"\0", b"7")
 
@@ -20,7 +20,7 @@ Damaged = Literal["header", "end", "pax", "long", "size", "sparse"]
 
 
 class Tape(Protocol):
-    """A file that is read once, from its beginning to its end: it stands at byte ``at``."""
+    """A file that is read once, from beginning to end; ``at`` is the next byte."""
 
     @property
     def at(self) -> int:
@@ -30,11 +30,11 @@ class Tape(Protocol):
         """The next ``count`` bytes; fewer only at the end."""
 
     def skip(self, count: int) -> int:
-        """Leave out the next ``count`` bytes; the number of those that were there."""
+        """Skip the next ``count`` bytes; return the number of bytes skipped, fewer at the end."""
 
 
 class Member(NamedTuple):
-    """A regular file: its name, the byte that its data begin at, and their number."""
+    """A regular file: its name, the offset of its data, and their size in bytes."""
 
     name: bytes
     offset: int
@@ -55,7 +55,7 @@ class BadTar(Exception):
 
 
 def tar_members(tape: Tape) -> Iterator[Member]:
-    """The regular files (POSIX.1-1988 and pax, with GNU's long names and sizes), each with the tape at its data.
+    """Yield the regular files (POSIX.1-1988 and pax, GNU's long names and sizes), with the tape at each one's data.
 
     The caller may read the data or a part of it; the rest is skipped.
 
@@ -63,7 +63,7 @@ def tar_members(tape: Tape) -> Iterator[Member]:
         BadTar: after all members before the damage.
 
     """
-    extended: dict[bytes, bytes] = {}  # of the next member, in headers before it
+    extended: dict[bytes, bytes] = {}  # for the next member, from headers before it
     while True:
         at, header = tape.at, tape.read(BLOCK)
         if len(header) < BLOCK:
@@ -91,7 +91,7 @@ def tar_members(tape: Tape) -> Iterator[Member]:
 
 
 def _size_of(header: bytes) -> int | None:
-    """How many bytes follow a header; None if it is none."""
+    """The bytes of data that a header announces; None if it is no valid header."""
     try:
         if int(header[148:156].strip(b" \0"), 8) not in _checks(header[:148] + b" " * 8 + header[156:]):
             return None
@@ -103,7 +103,7 @@ def _size_of(header: bytes) -> int | None:
 
 
 def _checks(header: bytes) -> tuple[int, int]:
-    """The sum of a header, and what some old programs wrote, who took bytes for signed."""
+    """The checksum of a header, and the variant with signed bytes that some old programs wrote."""
     return sum(header), sum(header) - 256 * sum(byte > 127 for byte in header)
 
 
@@ -135,5 +135,5 @@ def _extended(tape: Tape, at: int, kind: bytes, size: int) -> dict[bytes, bytes]
 
 
 def _is_number(text: bytes) -> bool:
-    """Whether these are digits, and so few that Python makes a number of them: it refuses thousands."""
+    """Whether the text is a number short enough for Python, which refuses thousands of digits."""
     return text.isdigit() and len(text) <= 32

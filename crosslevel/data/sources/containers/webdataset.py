@@ -27,18 +27,17 @@ from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError
 
 _OPEN = 32  # shards kept open by a process
-_LABEL = 2**24  # bytes of a member with a label: a longer one is something else
-_FORMAT = "2"  # of the remembered index
+_LABEL = 2**24  # the most bytes of a member with a label
+_FORMAT = "2"  # version of the cached index
 
 
 class Shards(Images):
-    """The images of tar files, read where they lie: image i is one read at its offset, whatever the order.
+    """The images of tar files: reading image i is one read at its offset, in any order.
 
-    The headers of a shard are walked once and remembered until it changes. Labels are those of the WebDataset
-    convention: a member of the same key (the name up to the first dot) that ends in ``.cls`` and holds a whole
-    number, or one that ends in ``.json`` and has such a "label". ``paths[i]`` is ``shard.tar/member``; ``blocks``
-    are the shards. Of a shard that is damaged the whole members before the damage are used; a warning and ``left_out``
-    name it.
+    The headers of a shard are read once and cached until the shard changes. Labels are those of the WebDataset
+    convention: a member of the same key (the name up to the first dot) that ends in ``.cls`` and holds a whole number,
+    or one that ends in ``.json`` and has such a "label". ``paths[i]`` is ``shard.tar/member``; ``blocks`` are the
+    shards. The intact members before the damage of a shard are used; a warning and ``left_out`` name the shard.
 
     Args:
         files: the shards, in order.
@@ -67,7 +66,7 @@ class Shards(Images):
         for file, name_of in zip(self.files, self._names, strict=True):
             if name_of in left_out:
                 warnings.warn(f"{one_line(file)}: {left_out[name_of]}", stacklevel=3)
-        # One number of an array is had far faster than one of a tensor.
+        # Reading a single number from an array is far faster than from a tensor.
         self._offset, self._size = (torch.cat([table[key] for table in tables]).numpy() for key in ("offset", "size"))
         self.paths = _prefixed(self._names, tables)
         self.labels, self.classes = known_labels(torch.cat([table["label"] for table in tables]), None, name)
@@ -112,13 +111,13 @@ def _opened(file: str, state: str) -> RandomFile:
 
 
 def _too_few(name: str, count: int, left_out: dict[str, str]) -> SourceError:
-    looked_for = f"looked for {', '.join(sorted(EXTENSIONS))}"
+    searched = f"looked for {', '.join(sorted(EXTENSIONS))}"
     damaged = "; ".join(f"{one_line(file)}: {reason}" for file, reason in list(left_out.items())[:1])
-    return SourceError(f"{one_line(name)}: needs at least 2 images, found {count} ({damaged or looked_for})")
+    return SourceError(f"{one_line(name)}: needs at least 2 images, found {count} ({damaged or searched})")
 
 
 def _prefixed(names: Sequence[str], tables: Sequence[Table]) -> Paths:
-    """The members' names, each after that of its shard; no Python string is made for any."""
+    """The members' names, each prefixed with its shard's, without making Python strings."""
     texts, lengths = [], []
     for name, table in zip(names, tables, strict=True):
         prefix = np.frombuffer(f"{name}/".encode("utf-8", "surrogateescape"), np.uint8)
@@ -136,7 +135,7 @@ def _prefixed(names: Sequence[str], tables: Sequence[Table]) -> Paths:
 
 
 def _indexed(file: str) -> tuple[str, Table]:
-    """The state of a shard, and what `_index` finds in it or found there before."""
+    """The state of a shard, and the result of `_index`, from the cache if possible."""
     try:
         state = state_of(file)
         return state, remembered("shard", file, f"{_FORMAT} {state}", partial(_index, file))
@@ -145,7 +144,7 @@ def _indexed(file: str) -> tuple[str, Table]:
 
 
 def _index(file: str) -> Table:
-    """Offset, size, label (-1: none) and name of every image, and ``damage``, a text that is empty if there is none."""
+    """Offset, size, label (-1: none) and name of every image, and ``damage``, a text (empty for an intact shard)."""
     images: list[Member] = []
     labels: dict[bytes, int] = {}
     damage, last, opened = "", b"", RandomFile(file)
@@ -160,7 +159,7 @@ def _index(file: str) -> Table:
                 images.append(member)
     except _Damage as error:
         damage = f"{error.reason} at byte {error.at:,}" if error.at else error.reason
-        # The last sample's label may have been in what is missing.
+        # The last sample's label may have been in the missing part.
         while labels and images and _key(images[-1].name)[0] == last and last not in labels:
             images.pop()
     names = Paths.of(member.name.decode("utf-8", "surrogateescape") for member in images)
@@ -175,7 +174,7 @@ def _index(file: str) -> Table:
 
 
 def _is_image(file: RandomFile, member: Member) -> bool:
-    """Whether a member is an image, by its extension, or by its first bytes if that says nothing."""
+    """Whether a member is an image, by its extension, or by its first bytes if the extension is unknown."""
     name = member.name.decode("utf-8", "surrogateescape")
     if name.rpartition("/")[2].startswith("."):
         return False
@@ -215,7 +214,7 @@ class _Damage(Exception):
 
 
 class _Headers:
-    """A file as a tape: what is passed over is not read."""
+    """A file as a tape whose skipped bytes are not read."""
 
     def __init__(self, file: RandomFile) -> None:
         self.file, self.at, self.length = file, 0, os.fstat(file.number).st_size
@@ -254,5 +253,5 @@ def _members(file: RandomFile) -> Iterator[Member]:
             at, "not a tar file" if not at and error.damage in ("header", "end") else _REASONS[error.damage]
         ) from error
     except (ValueError, ArithmeticError, LookupError, TypeError, MemoryError) as error:
-        # What a stranger writes into a header costs this shard at most.
+        # A malicious header loses this shard's images at most.
         raise _Damage(tape.at, f"damaged: {type(error).__name__}") from error

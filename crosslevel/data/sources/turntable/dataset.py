@@ -22,8 +22,8 @@ from crosslevel.data.sources.turntable.shapes import FAMILIES, Array, Solid, Uni
 from crosslevel.utils.errors import UserError
 
 _SPLITS = ("train", "test")
-_SCHEMES = 10  # colour schemes: shared by many objects of all classes, as the studios are, so that what tells
-_STUDIOS = 4  # objects apart is their shape and pose, and not their paint or surroundings
+_SCHEMES = 10  # colour schemes: shared by many objects of all classes, as the studios are, so that objects
+_STUDIOS = 4  # differ by their shape and pose, and not by their paint or surroundings
 _NOISE = (0.003, 0.015)  # standard deviation of the sensor's noise
 # torch starts threads for tensors beyond 32,768 numbers, once an operation: thousands of times an object, which
 # on a busy machine costs far more than it gains. Below it, whole objects run in parallel and stay in the cache.
@@ -112,7 +112,7 @@ def _videos(
     seed: int,
     rays: int,
 ) -> UInt8[Tensor, "N 3 size size"]:
-    """``per_object`` frames of each object, an object being the k-th of class c."""
+    """Render ``per_object`` frames of each object (object k of class c)."""
     shared = np.random.default_rng((seed, len(_SPLITS)))
     schemes = [_colours(shared, 4, 0.75) for _ in range(_SCHEMES)]
     studios = [_draw_studio(shared) for _ in range(_STUDIOS)]

@@ -1,4 +1,4 @@
-"""Video files as PyAV opens them, and what it raises where one is broken."""
+"""Opening of video files with PyAV, and the errors that it raises for broken ones."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def opened(file: str) -> Any:
 
     """
     try:
-        # With its protocol: a file name may begin like one, such as http:.
+        # The protocol is given, since a file name may begin like another one, such as http:.
         return _av().open(f"file:{os.path.abspath(file)}", metadata_errors="ignore")
     except errors() as error:
         raise BadVideo(reason(error)) from error
 
 
 def stream_of(container: Any) -> Any:
-    """The stream of pictures.
+    """The video stream.
 
     Raises:
-        BadVideo: there is none.
+        BadVideo: there is no video stream.
 
     """
     stream = container.streams.best("video")

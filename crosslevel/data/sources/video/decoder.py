@@ -1,4 +1,4 @@
-"""Decoding of one video: any of its frames, the same in whatever order they are asked for."""
+"""Decoding of one video: frames can be requested in any order, with the same result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from crosslevel.data.sources.video.container import BadVideo, errors, opened, re
 from crosslevel.data.sources.video.timeline import Packet, Timeline, timeline
 
 KEPT_BYTES = 128 * 2**20
-"""What decoded frames may take in a process: 41 of 1920 x 1080."""
+"""Bytes of decoded frames that a process caches: 41 frames of 1920 x 1080."""
 
 Frame = Any  # av.VideoFrame
 
@@ -39,12 +39,13 @@ class _Reader:
         """The frames from keyframe ``group`` on, in the order of their times."""
         key = int(self.line.keys[group])
         before = self.line.seeks[max(0, group - 1)], self.line.seeks[max(0, group - 8)]
-        # Formats differ in whether they look for the time of showing or of decoding.
+        # Some formats seek by presentation time, others by decoding time.
         for time in (key, *map(int, (self.line.seeks[group], *before))):
             with contextlib.suppress(*errors()):
                 self._container.seek(time, stream=self._stream, backward=True)
                 packets = self._container.demux(self._stream)
-                # Right after a jump, some formats give the first packets wrong times: the size tells them.
+                # Right after a seek, some formats give the first packets wrong times; the packet's size identifies the
+                # keyframe.
                 head = next((p for p in packets if p.is_keyframe and self._keys.get(p.pts) == p.size), None)
                 if head is not None and head.pts <= key:
                     return self._decoded(itertools.chain([head], packets), key)
@@ -58,8 +59,8 @@ class _Reader:
         context = self._stream.codec_context
         # Threads would delay errors, and there are as many processes as cores.
         context.thread_count = 1
-        # What is broken shall fail, and not be filled with a guess; but where groups are open, the decoder takes
-        # references to the group before, which was not read, for defects.
+        # Broken frames must fail, and not be filled with a guess. But in open groups, references to the group before,
+        # which was not read, would also count as errors.
         if not self.line.open:
             context.options = {"err_detect": "explode"}
 
@@ -89,7 +90,7 @@ class _Reader:
                     yield frame
 
     def _drained(self, first: int, failed: int | None) -> list[Frame]:
-        """The frames that were decoded, but not yet displayed, before the one at ``failed``."""
+        """The frames before the one at ``failed`` that were decoded, but not yet output."""
         try:
             frames = self._stream.codec_context.decode(None)
         except errors():
@@ -114,7 +115,7 @@ class _Memory:
         return self._groups.get(group, {}).get(pts)
 
     def add(self, group: int, pts: int, frame: Frame) -> None:
-        """Keep a frame, if there is room for it beside those of its group."""
+        """Cache a frame, if there is room for it beside those of its group."""
         frames = self._groups.setdefault(group, {})
         self._groups.move_to_end(group)
         size = _bytes(frame)
@@ -126,7 +127,7 @@ class _Memory:
             self._bytes += size
 
     def clear(self) -> None:
-        """Let all go."""
+        """Drop all frames."""
         self._groups.clear()
         self._bytes = 0
 
@@ -135,15 +136,15 @@ class Decoder:
     """One open video.
 
     A frame is decoded from the last keyframe before it. If a frame on the way cannot be decoded, it and all frames up
-    to the next keyframe are bad, as the decoder would only guess their content. At most ``cache_bytes``
-    of decoded frames are kept.
+    to the next keyframe are bad, since the decoder would only guess their content. At most ``cache_bytes`` of decoded
+    frames are cached.
     """
 
     def __init__(self, file: str, cache_bytes: int = KEPT_BYTES) -> None:
         self.line = timeline(file)
         self._reader, self._cache = _Reader(file, self.line), _Memory(cache_bytes)
         self._converter = import_module("av.video.reformatter").VideoReformatter()
-        self._defects: dict[int, tuple[int, str]] = {}  # of groups: the last frame before it, and what it is
+        self._defects: dict[int, tuple[int, str]] = {}  # of groups: last frame before it, reason
         self._at: Frame = None  # the last one that was decoded
         self._group = -1
         self._frames: Iterator[Frame] = iter(())
@@ -155,7 +156,7 @@ class Decoder:
         self._reader.close()
 
     def frame(self, pts: int, group: int, block: Sequence[int]) -> UInt8[Tensor, "3 H W"]:
-        """The frame at ``pts``, upright; those of ``block`` (its group's frames that may be asked for) are kept.
+        """The frame at ``pts``, upright; decoded frames of ``block`` (those that may be requested) are cached.
 
         Raises:
             BadVideo: it cannot be decoded.
@@ -169,10 +170,10 @@ class Decoder:
         good, defect = self._defects.get(group, (pts, ""))
         if pts > good:
             raise BadVideo(defect)
-        # Open groups are begun anew, so that what the decoder makes of them does not depend on the order.
+        # Open groups are decoded from their start, so that the result does not depend on the order of requests.
         near = (0,) if self.line.open else (0, 1)
         goes_on = self._at is not None and self._at.pts <= pts and group - self._group in near
-        # Asked for again, a group is decoded to its end: the rest will be asked for as well.
+        # If a group is requested again, it is decoded to its end: the rest will probably be requested too.
         decode_all = not goes_on and group in self._cache
         if goes_on:
             with contextlib.suppress(BadVideo):  # the defect may lie before this group
@@ -180,12 +181,12 @@ class Decoder:
         self._begin(group)
         frame = self._forward(pts, group, set(block))
         if decode_all:
-            with contextlib.suppress(BadVideo):  # named when it is asked for
+            with contextlib.suppress(BadVideo):  # reported when it is requested
                 self._forward(block[-1], group, set(block))
         return self._picture(frame)
 
     def _forward(self, pts: int, group: int, block: set[int]) -> Frame:
-        """Decode from where we are up to the frame at ``pts``."""
+        """Decode from the current position up to the frame at ``pts``."""
         self._group = group
         at_start = self._at is None
         try:
@@ -208,17 +209,17 @@ class Decoder:
         self._at, self._frames = None, self._reader.frames(group)
 
     def _picture(self, frame: Frame) -> Tensor:
-        """RGB (3, H, W), turned as the video says."""
+        """RGB (3, H, W), rotated by the video's metadata."""
         if frame.width * frame.height > PIXEL_LIMIT:
             raise BadVideo(f"{frame.width} x {frame.height} are more than {PIXEL_LIMIT:,} pixels")
         # frame.to_ndarray would make a converter of some megabytes for each frame, and keep it with the frame.
-        # One thread: a forked process that drops a converter of its parent would wait for threads that it has not.
+        # One thread: a forked process that frees its parent's converter would wait for threads that it does not have.
         image = torch.from_numpy(self._converter.reformat(frame, format="rgb24", threads=1).to_ndarray())
         turns = round(frame.rotation / 90) % 4
         return (torch.rot90(image, turns) if turns else image).permute(2, 0, 1).contiguous()
 
     def _check_gap(self, requested: int, following: int) -> None:
-        """Some formats list pictures that are never shown: the frame beside stands for them, but not the next one."""
+        """Refuse a large gap. Some formats list pictures that are never shown: the frame after one replaces it."""
         gaps = self.line.pts.diff()
         if following - requested >= (int(gaps.median()) if len(gaps) else 0):
             raise BadVideo(

@@ -1,4 +1,4 @@
-"""Video files as images: the frames that were asked for, each video a track."""
+"""Video files as images: the selected frames; each video is a track."""
 
 from __future__ import annotations
 
@@ -25,16 +25,15 @@ from crosslevel.data.uri import VIDEOS, Source, is_video
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError, UserError, did_you_mean
 
-_FIRST = 20_000  # entries of a folder of images in which videos are looked for, only to name them
+_FIRST = 20_000  # entries of a folder of images that are searched for videos, only to mention them
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Which frames of a video are taken: the nearest to every 1 / ``fps`` s, or every ``stride``-th; 1 a second unless
-    given.
+    """Which frames of a video are used: the nearest to every 1 / ``fps`` s, or every ``stride``-th; else one a second.
 
     Raises:
-        ValueError: both, or one that is not above 0.
+        ValueError: both are given, or one is not above 0.
 
     """
 
@@ -50,7 +49,7 @@ class Pace:
             raise UserError(f"stride={self.stride}: 1 takes every frame, 10 every tenth")
 
     def select(self, seconds: Tensor) -> Int64[Tensor, " M"]:
-        """Which of the frames at ``seconds`` (N,), ascending from 0."""
+        """The indices of the used frames; ``seconds`` (N,) are the times of all frames, ascending from 0."""
         if self.stride is not None or len(seconds) < 2:
             return torch.arange(0, len(seconds), self.stride or 1)
         fps = self.fps or 1.0
@@ -61,18 +60,18 @@ class Pace:
 
 
 class Videos(Images):
-    """The frames of video files, decoded when they are asked for.
+    """The frames of video files, decoded on demand.
 
     ``paths[i]`` is ``video.mp4#t=12.040``, with the seconds since the video's first frame. ``tracks`` numbers the
     videos. Folders below the one that all videos share give ``labels``.
 
     ``blocks`` are the frames from one keyframe to the next; to decode one, all frames of its block before it must be
-    decoded. A process keeps one video open, continues from the last decoded frame, and keeps the wanted frames that it
+    decoded. A process keeps one video open, continues from the last decoded frame, and caches the used frames that it
     passes (at most ``kept_bytes``, 128 MB unless set). Reading in order is fastest; reading block by block is nearly as
     fast.
 
-    ``files`` are relative to ``root``. Those that are no videos are left out with a warning; ``left_out`` has
-    them, and those that end early.
+    ``files`` are relative to ``root``. Files that are no videos are left out with a warning; ``left_out`` names them,
+    and those that end early.
 
     Raises:
         SourceError: fewer than 2 frames.
@@ -95,7 +94,7 @@ class Videos(Images):
         groups = [line.groups[frames] for (_, line), frames in zip(videos, selected, strict=True)]
         self.groups = torch.cat(groups)
         self._track, self._ends = track, _ends(track, self.groups)
-        # Single frames are no blocks: any order is as fast.
+        # If every block is a single frame, any order is equally fast.
         many = len(self._ends) < len(self.pts)
         self.blocks = [range(*pair) for pair in itertools.pairwise([0, *self._ends.tolist()])] if many else None
         self.paths = Paths.of(_names((f, line.seconds[p]) for (f, line), p in zip(videos, selected, strict=True)))
@@ -133,7 +132,7 @@ class Videos(Images):
             raise BadImage(self.paths[i], str(error)) from error
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the open video: a worker process opens its own."""
+        """Leave out the open video: a worker process opens its own."""
         return {**self.__dict__, "_state": None}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -191,10 +190,10 @@ class _State:
 
 
 def open_videos(source: Source) -> Videos | None:
-    """The frames of the videos that ``source`` names; None where it names something else.
+    """The frames of the videos that ``source`` names; None if it names something else.
 
     A video, a folder of videos, a pattern with ``*``, ``?`` or ``[...]``, or a ``.txt`` file that names a video a line;
-    all with ``,fps=2`` or ``,stride=10`` if wanted.
+    each with ``,fps=2`` or ``,stride=10`` if given.
 
     Raises:
         SourceError: no video in it can be read, or an option is wrong.
@@ -213,7 +212,7 @@ def open_videos(source: Source) -> Videos | None:
 
 
 def listed_videos(files: Sequence[str]) -> Videos | None:
-    """The frames of these files, one a second; None where they are not all videos."""
+    """The frames of these files, one a second; None unless all are videos."""
     return Videos("", files, name=f"a list of {len(files):,} videos") if _all_videos(files) else None
 
 
@@ -248,18 +247,18 @@ def _of_file(source: Source) -> Videos | None:
                 return None
             lines += [line.rstrip("\n") for line in text if line.strip()]
     except OSError:
-        return None  # named where it is read as a list of images
+        return None  # reported when it is read as a list of images
     return Videos(os.path.dirname(file), lines, _pace(source), name=source.base_text)
 
 
 def _in_folder(source: Source) -> Videos | None:
-    """The videos of a folder, unless it holds images and nothing asks for frames."""
+    """The videos of a folder; none if it holds images and no option requests frames."""
     folder = source.path
     if source.options:
         files = sorted(file for file, kind in _walked(folder) if kind == "video")
         if not files:
-            looked_for = ", ".join(sorted(VIDEOS))
-            raise SourceError(f"{folder}: no video found in this folder or below it (looked for {looked_for})")
+            searched = ", ".join(sorted(VIDEOS))
+            raise SourceError(f"{folder}: no video found in this folder or below it (looked for {searched})")
         return _below(source, files)
     first = list(itertools.islice(_walked(folder), _FIRST))
     videos = sorted(file for file, kind in first if kind == "video")
@@ -275,7 +274,7 @@ def _in_folder(source: Source) -> Videos | None:
 
 
 def _below(source: Source, files: list[str]) -> Videos:
-    """All videos of a folder: one that comes later is a change."""
+    """All videos of a folder; a new video in it counts as a change."""
     folder = source.path
     videos = Videos(folder, files, _pace(source), name=source.base_text)
     videos.watch = Watch.of_files([os.path.join(folder, file) for file in files], folder)
@@ -283,7 +282,7 @@ def _below(source: Source, files: list[str]) -> Videos:
 
 
 def _walked(root: str) -> Iterator[tuple[str, str]]:
-    """Files under ``root``, relative to it, and what they are: image, video or other; none that is hidden.
+    """Files under ``root``, relative to it, with their kind: image, video or other; hidden files are left out.
 
     No folder is entered twice, so links cannot make loops.
     """

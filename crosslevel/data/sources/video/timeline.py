@@ -1,4 +1,4 @@
-"""Where the frames of a video are: their times and keyframes, found once by reading its packets."""
+"""The times and keyframes of a video's frames, found once by reading its packets."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from crosslevel.data.sources.video.container import BadVideo, errors, opened, re
 
 Packet = Any  # av.Packet
 
-_TABLE = 1  # raised when what is remembered of a video changes
-_FIRST = 32  # frames that are decoded to see whether a file's times can be relied on
+_TABLE = 1  # increased when the format of the cached data changes
+_FIRST = 32  # frames that are decoded to check a file's times
 
 
 class Timeline(NamedTuple):
-    """When the N frames of a video are shown, in ticks of ``tick`` seconds, ascending, and its G keyframes.
+    """The presentation times of a video's N frames, in ticks of ``tick`` seconds, ascending, and its G keyframes.
 
-    ``seeks`` are the keyframes' times of decoding, ``sizes`` their bytes. Frames after ``last`` are in the file's
-    header, but the file ends before them. ``open``: frames after a keyframe may refer to frames before it,
-    as in H.264 without IDR pictures.
+    ``seeks`` are the keyframes' decoding times, ``sizes`` their bytes. Frames after ``last`` are listed in the file's
+    header, but the file ends before them. ``open``: frames after a keyframe may refer to frames before it, as in H.264
+    without IDR pictures.
     """
 
     pts: Int64[Tensor, " N"]
@@ -37,21 +37,21 @@ class Timeline(NamedTuple):
     tick: float
     last: int
     open: bool
-    length: float  # seconds that the header tells, 0 where it does not
+    length: float  # duration in the header, in seconds; 0 if it has none
 
     @property
     def seconds(self) -> Float64[Tensor, " N"]:
-        """Since the first frame."""
+        """Seconds since the first frame."""
         return (self.pts - self.pts[0]).double() * self.tick
 
     @property
     def groups(self) -> Int64[Tensor, " N"]:
-        """The last keyframe up to each frame: the one that it can be decoded from."""
+        """The last keyframe up to each frame, from which it can be decoded."""
         return torch.searchsorted(self.keys, self.pts, right=True) - 1
 
     @property
     def ends_early(self) -> str:
-        """The warning for a file that was cut off; empty for others."""
+        """The warning for a truncated file; empty for others."""
         actual = (self.last - int(self.pts[0])) * self.tick
         promised = max(self.length, float(self.seconds[-1]))
         # Sound often goes on a little longer than the picture.
@@ -61,7 +61,7 @@ class Timeline(NamedTuple):
 
 
 def timeline(file: str) -> Timeline:
-    """The times of the frames of ``file``, found once without decoding, and cached.
+    """The times of the frames of ``file``, found without decoding, and cached.
 
     Raises:
         BadVideo: it cannot be opened, there is no picture in it, or its frames have no times.
@@ -86,7 +86,7 @@ def _demuxed(file: str) -> dict[str, Tensor]:
         count, is_open = 0, False
         displayed: list[int] = []
         keys: list[tuple[int, int, int]] = []
-        with contextlib.suppress(*errors()):  # what comes before a defect is used
+        with contextlib.suppress(*errors()):  # the frames before a defect are used
             for packet in container.demux(stream):
                 count += packet.size > 0
                 if packet.size and packet.pts is not None and not packet.is_discard:
@@ -111,7 +111,7 @@ def _demuxed(file: str) -> dict[str, Tensor]:
 
 
 def _has_idr(packet: Packet, stream: Any) -> bool:
-    """Whether a keyframe of H.264 ends all references to what was before it (ITU H.264, 7.4.1.2.4: NAL unit type 5)."""
+    """Whether a keyframe of H.264 ends all references to earlier frames (ITU H.264, 7.4.1.2.4: NAL unit type 5)."""
     data, header = bytes(packet), bytes(stream.codec_context.extradata or b"")
     if header[:1] != b"\x01":  # start codes between the units (annex B)
         return any(data[match.end()] & 31 == 5 for match in re.finditer(rb"\x00\x00\x01(?=.)", data, re.DOTALL))
@@ -127,7 +127,7 @@ def _check_order(file: str) -> None:
     """Decode the first frames.
 
     Raises:
-        BadVideo: none can be decoded, or they come without times or not in their order, as of H.264 in AVI.
+        BadVideo: no frame can be decoded, or frames come without times or out of order, as with H.264 in AVI.
 
     """
     times: list[int | None] = []
