@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from torch import nn
@@ -23,7 +23,7 @@ from crosslevel.data.sources.containers.remote import exists
 from crosslevel.data.sources.containers.stream import ImageStream
 from crosslevel.data.uri import is_remote
 from crosslevel.models.encoder import Encoder, load_encoder
-from crosslevel.models.heads import Head, rebuilt_head, stacked
+from crosslevel.models.heads import load_head, stacked
 from crosslevel.utils import files
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.locks import folder_lock, holder
@@ -161,7 +161,7 @@ class Run:
         try:
             built = self.settings()["cld"]
             if isinstance(built, dict) and built.get("on") == "instance":
-                instance = self._instance_head()
+                instance = load_head(self.instance)
                 cld = CrossLevel(len(next(instance[-1].parameters())), **built)
                 cld.branch = stacked(instance, cld.branch)
             else:
@@ -175,17 +175,10 @@ class Run:
         """The stored heads of the run's branches, by name: features (B, D) to those that the losses compare."""
         branches: dict[str, nn.Module] = {}
         if self.instance.is_file():
-            branches["instance branch"] = self._instance_head()
+            branches["instance branch"] = load_head(self.instance)
         if self.cld.is_file():
             branches["group branch"] = self.load_cld().branch
         return branches
-
-    def _instance_head(self) -> nn.Sequential:
-        state, metadata = load_safetensors(self.instance)
-        kind = next((head for head in get_args(Head) if head == metadata.get("head")), None)
-        if kind is None:
-            raise UserError(f"{self.instance} does not say which head it holds: Crosslevel did not write it")
-        return rebuilt_head(kind, state)
 
     def next_commands(
         self, images: str, labelled: bool, data_root: str | None, crops: Crops | None = None

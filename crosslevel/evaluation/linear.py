@@ -156,8 +156,8 @@ def choose(
 ) -> BestClassifier:
     """Find the best pair of rate and weight decay on a held-out part, then train with it on all images.
 
-    Among equally accurate settings, the one with the lower loss is taken. Test images are not used. Whole ``tracks`` are
-    held out where they are given, or single images where there are too few tracks for that.
+    Among equally accurate settings, the one with the lower loss is taken. Test images are not used. Whole ``tracks``
+    are held out where they are given, or single images where there are too few tracks for that.
 
     Raises:
         ValueError: so few images that none can be held out.

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import cast
 
-import yaml
 from rich.console import Console
 
 from crosslevel.data.index_cache import cache_folder
@@ -15,14 +14,12 @@ from crosslevel.data.open import open_images
 from crosslevel.data.uri import parse
 from crosslevel.features.embed import embed
 from crosslevel.features.extract import Runtime
-from crosslevel.features.source import suited
+from crosslevel.features.source import settings_of, suited
 from crosslevel.features.table import FeatureTable, open_table
 from crosslevel.models.named import is_by_name, open_encoder, run_dir_of
 from crosslevel.utils.console import say
 from crosslevel.utils.device import Device, Precision
 from crosslevel.utils.errors import UserError, hidden
-from crosslevel.utils.files import CONFIG
-from crosslevel.utils.trees import regular, yaml_tree
 
 TABLE = "collection.parquet"  # name of the table in a run's folder
 PICTURES = 96  # pixels of that table's thumbnails
@@ -95,11 +92,7 @@ def _cached_table(encoder: str, images: str) -> Path:
 
 def _trained_on(run_dir: Path) -> tuple[str, str | None]:
     """The images that a run was trained on, and the folder of official files, from its settings."""
-    try:
-        tree = yaml_tree(regular(run_dir / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        tree = None
-    settings = tree if isinstance(tree, dict) else {}
+    settings = settings_of(run_dir)
     images, root = settings.get("images"), settings.get("data_root")
     if not isinstance(images, str):
         raise UserError(

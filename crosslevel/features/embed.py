@@ -6,12 +6,13 @@ import hashlib
 import os
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import pyarrow as pa
 import torch
 from rich.console import Console
 
@@ -20,13 +21,14 @@ from crosslevel.data.images import Images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.features import formats
 from crosslevel.features import thumbnails as small
+from crosslevel.features.columns.loss import LOSS, ImageLosses, Objective
 from crosslevel.features.engines import GPU_ROWS, Making, Task, hardware_for
 from crosslevel.features.engines import ROWS as CPU_ROWS
 from crosslevel.features.extract import Features, Runtime, extract, stream
 from crosslevel.features.part_files import PartFiles
 from crosslevel.features.pieces import Pieces, text
 from crosslevel.features.source import open_for, suited
-from crosslevel.features.table import metadata_of
+from crosslevel.features.table import IMAGE, metadata_of
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.named import mark_of, open_encoder
 from crosslevel.utils.console import printer, progress_bar, say
@@ -52,6 +54,7 @@ ROWS = 8192  # rows of a piece; a killed run loses at most one piece
 @verb(
     "output",
     "thumbnails",
+    "loss",
     "engine",
     "device",
     "precision",
@@ -73,6 +76,7 @@ def embed(
     data_root: str | None = None,
     crops: Crops | None = None,
     thumbnails: int | None = None,
+    loss: bool = False,
     engine: Engine = "local",
     quiet: bool = False,
     *,
@@ -102,6 +106,9 @@ def embed(
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
         thumbnails: pixels of the longer side of small pictures, such as 96, which are stored in a column named image in
             the format of the Hugging Face hub; explore, search and curate show them. None unless given.
+        loss: of a run: add a column named loss, in nats: how badly two views of an image, drawn as the run drew them,
+            are told from those of 255 others (NT-Xent, Chen et al. 2020, at the run's temperature); explore colours and
+            filters by it. Each image passes through the encoder nine times.
         engine: local works on this machine; ray on all machines of a Ray cluster (RAY_ADDRESS, or this machine), with a
             worker for each GPU and its share of the cores to decode, or else for each core. The work of a lost machine
             is repeated; all machines must be able to reach source and output.
@@ -112,7 +119,8 @@ def embed(
         the file; without one, the features, paths and labels.
     """
     console = printer(quiet)
-    _check(output, thumbnails, engine)
+    _check(output, thumbnails, loss, engine)
+    objective = Objective.of(run) if loss else None
     hardware = hardware_for(engine, device, precision, workers)
     encoder = open_encoder(run)
     images = suited(images, encoder)
@@ -125,7 +133,6 @@ def embed(
     file, metadata = Path(output), metadata_of(encoder, run, source, images, hardware.precision)
     if file.suffix == ".fiftyone" and thumbnails is None and metadata["root"] is None:
         raise UserError(f"{images}: FiftyOne shows files, and these images are none: give --thumbnails 96")
-    pictures = None if thumbnails is None else partial(small.column, source, size=thumbnails, workers=workers)
     on_gpu, precise = engine == "ray" and hardware.device.type == "cuda", cast(Precision, hardware.precision)
     size = rows or (GPU_ROWS if on_gpu else CPU_ROWS)
     task = Task(device, precise, batch_size, os.path.abspath(file), encoder.identity(), workers, on_gpu, size)
@@ -135,9 +142,14 @@ def embed(
             _add(making, console)
         say(console, _next(file, run))
         return file
-    request = [images if crops is None else f"{images} {crops}", hardware.precision, *filter(None, [thumbnails])]
-    fingerprint = _fingerprint(mark_of(run, encoder), " ".join(map(str, request)), source)
-    pieces = Pieces(file, fingerprint, source, metadata, pictures)
+    request = [images if crops is None else f"{images} {crops}", hardware.precision]
+    request += [str(addition) for addition in (thumbnails, LOSS if loss else None) if addition]
+    fingerprint = _fingerprint(mark_of(run, encoder), " ".join(request), source)
+    further = _further(making, objective, thumbnails, runtime)
+    if objective is not None:
+        metadata[LOSS] = objective.described()
+        say(console, f"loss: {objective}")
+    pieces = Pieces(file, fingerprint, source, metadata, further)
     making = making._replace(task=task._replace(fingerprint=pieces.fingerprint))
     with folder_lock(pieces.folder, "crosslevel embed", keep=False):
         _write(making, pieces, runtime, console, rows or ROWS)
@@ -150,7 +162,19 @@ def _next(file: Path, run: str) -> str:
     return f"next: {formats.READ[file.suffix].format(file=file, quoted=shlex.quote(str(file)))}{also}"
 
 
-def _check(output: str | None, thumbnails: int | None, engine: Engine) -> None:
+def _further(
+    making: Making, objective: Objective | None, thumbnails: int | None, runtime: Runtime
+) -> dict[str, Callable[[Sequence[int]], pa.Array]]:
+    """Further columns of the table: functions that compute each from the numbers of images."""
+    columns: dict[str, Callable[[Sequence[int]], pa.Array]] = {}
+    if objective is not None:
+        columns[LOSS] = ImageLosses(making.encoder, making.source, objective, runtime.hardware, runtime.workers)
+    if thumbnails is not None:
+        columns[IMAGE] = partial(small.column, making.source, size=thumbnails, workers=runtime.workers)
+    return columns
+
+
+def _check(output: str | None, thumbnails: int | None, loss: bool, engine: Engine) -> None:
     """Refuse an output that does not support the other settings."""
     if output is not None and Path(output).suffix not in ("", *formats.SUFFIXES):
         raise UserError(f"--output {output}: the name must end in {', '.join(formats.SUFFIXES)}, or be a folder's")
@@ -161,6 +185,8 @@ def _check(output: str | None, thumbnails: int | None, engine: Engine) -> None:
         raise UserError(
             f"--thumbnails {thumbnails}: pictures need a Parquet table made on this machine: --output features.parquet"
         )
+    if loss and (not Path(output or "").suffix or engine != "local"):
+        raise UserError("--loss true: losses need a table in one file, made on this machine: --output features.parquet")
     formats.check(Path(output or ""))
 
 

@@ -16,7 +16,7 @@ from crosslevel.data.bad_files import BadFiles, first_of
 from crosslevel.data.images import Images
 from crosslevel.features import formats
 from crosslevel.features.extract import Features
-from crosslevel.features.table import ABOUT, IMAGE
+from crosslevel.features.table import ABOUT
 from crosslevel.utils.errors import SourceError, UserError
 from crosslevel.utils.files import replacing, sweep, sync_folder, write
 from crosslevel.utils.trees import json_tree
@@ -48,10 +48,10 @@ class Pieces:
         fingerprint: str,
         source: Images,
         metadata: Mapping[str, Any] | None = None,
-        thumbnails: Callable[[Sequence[int]], pa.Array] | None = None,
+        further: Mapping[str, Callable[[Sequence[int]], pa.Array]] | None = None,
     ) -> None:
         self.file, self.fingerprint, self.source = file, fingerprint, source
-        self.metadata, self.thumbnails = metadata or {}, thumbnails
+        self.metadata, self.further = metadata or {}, further or {}
         self.folder = file.with_name(f"{file.name}.parts")
         if self.folder.is_symlink():
             raise UserError(f"{self.folder} is a link, and pieces that are not ours are removed: remove it")
@@ -104,8 +104,8 @@ class Pieces:
         self.bad.update(bad.reasons)
         piece = Piece(self.folder / f"{first:012}.parquet", first, stop or int(rows.indices[-1]) + 1, dict(self.bad))
         metadata = {"fingerprint": self.fingerprint, "first": piece.first, "stop": piece.stop, "bad": piece.bad}
-        pictures = None if self.thumbnails is None else self.thumbnails(rows.indices.tolist())
-        table = table_of(self.source, *rows, pictures).replace_schema_metadata({ABOUT: json.dumps(metadata)})
+        further = {name: column(rows.indices.tolist()) for name, column in self.further.items()}
+        table = table_of(self.source, *rows, further).replace_schema_metadata({ABOUT: json.dumps(metadata)})
         with replacing(piece.file) as file:
             pq.write_table(table, file, use_dictionary=formats.REPEATED, write_page_checksum=True)
         self._count(piece)
@@ -181,9 +181,9 @@ def table_of(
     features: Float[Tensor, "M D"],
     labels: Int64[Tensor, " M"],
     indices: Int64[Tensor, " M"],
-    pictures: pa.Array | None = None,
+    further: Mapping[str, pa.Array] | None = None,
 ) -> pa.Table:
-    """Rows of a table: path, feature, label, class and track if there are any, and small pictures if given."""
+    """Rows of a table: path, feature, label, class and track if there are any, and ``further`` columns."""
     flat = pa.array(features.numpy().ravel())
     columns: dict[str, Any] = {"path": [text(source.paths[i]) for i in indices.tolist()]}
     if source.labels is not None:
@@ -193,9 +193,7 @@ def table_of(
     if source.tracks is not None:
         columns["track"] = source.tracks[indices].numpy()
     columns["feature"] = pa.FixedSizeListArray.from_arrays(flat, features.shape[1])
-    if pictures is not None:
-        columns[IMAGE] = pictures
-    return pa.table(columns)
+    return pa.table({**columns, **(further or {})})
 
 
 def text(path: str) -> str:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import yaml
+
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
@@ -9,6 +14,8 @@ from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.uri import parse, read_as
 from crosslevel.models.encoder import Encoder
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.files import CONFIG
+from crosslevel.utils.trees import regular, yaml_tree
 
 STORED = ("channels", "range")
 """The reading settings that an encoder stores."""
@@ -56,3 +63,12 @@ def check_channels(encoder: Encoder, channels: int, name: str) -> None:
     expected = encoder.view.channels
     if channels != expected:
         raise UserError(f"{name}: images of {channels} channels, where {encoder.name} takes {expected}")
+
+
+def settings_of(run_dir: Path) -> dict[str, Any]:
+    """The settings that a run was trained with; empty where its folder does not have them."""
+    try:
+        tree = yaml_tree(regular(run_dir / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return tree if isinstance(tree, dict) else {}

@@ -126,14 +126,28 @@ class FeatureTable:
         return [name for name in self.names if name not in _OWN_COLUMNS]
 
     @cached_property
-    def checksum(self) -> str:
-        """A checksum of the footer, which has size and extremes of each column chunk: it changes when a row does."""
+    def footer(self) -> str:
+        """A checksum of the file's size and footer, which is fast to read.
+
+        It changes with the number of rows, and mostly with their values: the footer has the size of each column chunk,
+        and its extremes if the writer stored them. If rows are exchanged it may stay the same.
+        """
         size = self.file.stat().st_size
         with self.file.open("rb") as opened:
             opened.seek(-8, os.SEEK_END)
             footer = 8 + int.from_bytes(opened.read(4), "little")
             opened.seek(max(0, size - footer))
             return hashlib.sha256(f"{size} ".encode() + opened.read()).hexdigest()
+
+    def content(self) -> str:
+        """A checksum of the whole file (SHA-256): 0.6 s a GB of one core, besides reading it."""
+        with self.file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+
+    def times(self) -> list[int]:
+        """When the file, and what the system notes of it, last changed, in nanoseconds."""
+        status = self.file.stat()
+        return [status.st_mtime_ns, status.st_ctime_ns]
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column as it is in the file.

@@ -6,9 +6,9 @@ From every view, a student predicts the output of its moving average, the teache
     L = mean over large x and views x' != x of H(P_t(x), P_s(x')),   H(p, q) = - sum_k p_k log q_k
     P_s = softmax(g_s / T),   P_t = softmax((g_t - C) / T_t)
 
-The centre C is a moving average of the teacher's outputs (eq. 4), and T_t rises while the training begins. There are no
-negatives. The head is a multi-layer perceptron to a unit feature and K weight-normalized outputs of length 1; its units
-are ReLUs, as in the other heads here, while the authors use GELUs.
+The centre C is a moving average of the teacher's outputs (eq. 4), and T_t rises while the training begins; T may follow
+a schedule. There are no negatives. The head is a multi-layer perceptron to a unit feature and K weight-normalized
+outputs of length 1; its units are ReLUs, as in the other heads here, while the authors use GELUs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from crosslevel.methods.base import Method, feature_size, in_float32, scaled_gradient
 from crosslevel.methods.memory import MomentumCopy, rising
 from crosslevel.models.heads import Head, NormLinear
-from crosslevel.models.temperature import check_temperature
+from crosslevel.models.temperature import Temperature, check_temperature
 from crosslevel.utils.distributed import add, world_size
 from crosslevel.utils.errors import UserError
 
@@ -37,6 +37,7 @@ class DINO(Method):
     online = 2
     later = ("momentum", "teacher_warmup")
     sgd_rate: ClassVar[float] = 0.03
+    schedule: Temperature
 
     centre: Tensor
 
@@ -46,6 +47,8 @@ class DINO(Method):
         images: int | None = None,
         *,
         temperature: float = 0.1,
+        temperature_max: float | None = None,
+        temperature_period: float | None = None,
         teacher_temperature: float = 0.07,
         teacher_temperature_start: float = 0.04,
         teacher_warmup: float | None = None,
@@ -62,6 +65,9 @@ class DINO(Method):
 
         Args:
             temperature: T, the student's; 0.1 in the paper.
+            temperature_max: where a cosine schedule of T begins, from there to ``temperature`` and back (Kukleva et al.
+                2023); constant unless given.
+            temperature_period: epochs of the schedule's period; a fifth of the run unless given.
             teacher_temperature: T_t after its rise; 0.07 in the paper.
             teacher_temperature_start: T_t at the start; 0.04 in the paper.
             teacher_warmup: epochs in which T_t rises; 30 of 300 in the paper, a tenth of the run unless given.
@@ -80,7 +86,7 @@ class DINO(Method):
         """
         default_hidden = max(WIDTH, feature_size(encoder))
         super().__init__(encoder, head, out_features, hidden, hidden_layers=2, usual_hidden=default_hidden)
-        check_temperature(temperature)
+        self.set_temperature(temperature, temperature_max, temperature_period)
         check_temperature(teacher_temperature, "teacher_temperature")
         check_temperature(teacher_temperature_start, "teacher_temperature_start")
         if outputs < 2 or small_views < 0 or not 0 <= center_momentum < 1:
@@ -88,8 +94,8 @@ class DINO(Method):
                 f"outputs={outputs}, small_views={small_views}, center_momentum={center_momentum}: at least 2, at "
                 "least 0, in [0, 1)"
             )
-        self.temperature, self.teacher_temperature = temperature, teacher_temperature
-        self.teacher_temperature_start, self.teacher_warmup = teacher_temperature_start, teacher_warmup
+        self.teacher_temperature, self.teacher_warmup = teacher_temperature, teacher_warmup
+        self.teacher_temperature_start = teacher_temperature_start
         self.momentum, self.center_momentum, self.outputs = momentum, center_momentum, outputs
         self.freeze, self.small_views, self.extra_views = freeze, small_views, small_views
         self.last = NormLinear(out_features, outputs)
@@ -101,7 +107,8 @@ class DINO(Method):
         self.sharpness: float | Tensor = teacher_temperature
 
     def begin_step(self, epoch: float | Tensor = 0.0) -> None:
-        """Set the teacher's temperature, and whether the last layer is trained."""
+        """Set both temperatures, and whether the last layer is trained."""
+        super().begin_step(epoch)
         done = epoch / self.teacher_warmup if self.teacher_warmup else 1.0
         share = done.clamp(max=1.0) if isinstance(done, Tensor) else min(1.0, done)
         start = self.teacher_temperature_start
@@ -123,7 +130,7 @@ class DINO(Method):
             goals = F.softmax((teacher_outputs - self.centre) / self.sharpness, dim=2)
             weight = F.normalize(scaled_gradient(self.last.weight, self.moving), dim=1)
             z = [self.project(h) for h in (*features[:2], *self.encode_small(views))]
-            predictions = [F.log_softmax(rows @ weight.T / self.temperature, dim=1) for rows in z]
+            predictions = [F.log_softmax(rows @ weight.T / self.schedule.value, dim=1) for rows in z]
         losses = [
             -(goal * predictions[v]).sum(1).mean() for i, goal in enumerate(goals) for v in range(len(z)) if v != i
         ]

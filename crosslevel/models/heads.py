@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.tensors import load_safetensors
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -66,6 +68,20 @@ def rebuilt_head(kind: Head, state: Mapping[str, Tensor]) -> nn.Sequential:
     )  # fmt: skip
     head.load_state_dict(dict(state))
     return head.eval()
+
+
+def load_head(file: Path) -> nn.Sequential:
+    """The instance branch's head that a run left, in evaluation mode.
+
+    Raises:
+        UserError: the file is damaged, or of something else.
+
+    """
+    state, metadata = load_safetensors(file)
+    kind = next((head for head in get_args(Head) if head == metadata.get("head")), None)
+    if kind is None:
+        raise UserError(f"{file} does not say which head it holds: Crosslevel did not write it")
+    return rebuilt_head(kind, state)
 
 
 def stacked(instance: nn.Sequential, group: nn.Sequential) -> nn.Sequential:

@@ -3,7 +3,7 @@
 The index is a graph of near neighbours (HNSW: Malkov and Yashunin 2018) by the library usearch. Features are stored as
 one byte per number: such a graph is faster to build and search, and takes less memory. Its results are ranked again by
 the features in float16. Each row has a key made of its path and its feature, so that the index of a changed table is
-updated by the added and removed rows.
+updated by the added and removed rows. `freshness` detects the change.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from crosslevel.features.table import FeatureTable
 from crosslevel.metrics.nearest import Neighbours
+from crosslevel.retrieval.freshness import SETTLED, State, recognized
 from crosslevel.utils.console import say
 from crosslevel.utils.errors import MissingExtra, UserError
 from crosslevel.utils.files import replacing, sync_folder, write
@@ -91,8 +93,10 @@ class TableIndex:
         return Neighbours(values, torch.from_numpy(rows).masked_fill(~valid, -1).gather(1, order))
 
 
-def opened_index(table: FeatureTable, console: Console) -> TableIndex:
+def opened_index(table: FeatureTable, console: Console, *, settled: float = SETTLED) -> TableIndex:
     """The index of a table: loaded from disk, updated, or built.
+
+    ``settled``: seconds after which a file's times tell its next change from the last one.
 
     Raises:
         MissingExtra: the library is not installed.
@@ -102,18 +106,30 @@ def opened_index(table: FeatureTable, console: Console) -> TableIndex:
     library = _library()
     folder = table.file.with_name(f"{table.file.name}.index")
     metadata = _metadata(folder)
-    if metadata is not None and metadata["checksum"] == table.checksum:
+    state = None if metadata is None else recognized(table, metadata, settled)
+    if metadata is not None and state is not None:
         stored, rows, shape = _stored(library, folder, view=True), _rows(folder), (table.rows, table.width)
         if stored is not None and rows is not None and rows.shape == (len(stored[0]), table.width) == shape:
+            _note(folder, metadata, state)
             return TableIndex(*stored, rows, metadata)
     with folder_lock(folder, "crosslevel search"):
-        return _updated(library, table, folder, metadata, console)
+        return _updated(library, table, folder, metadata, console, settled)
+
+
+def _note(folder: Path, metadata: dict[str, Any], state: State) -> None:
+    """Note the table's new times, so that its content is not compared again; where it cannot be written, it is."""
+    if state.times in (None, metadata.get("times")) or not os.access(folder, os.W_OK):
+        return
+    with suppress(OSError, UserError), folder_lock(folder, "crosslevel search"):
+        if _metadata(folder) == metadata:  # else another process has brought it up to date
+            write(folder / ABOUT, json.dumps(metadata | state._asdict()))
 
 
 def _updated(
-    library: Any, table: FeatureTable, folder: Path, before: dict[str, Any] | None, console: Console
+    library: Any, table: FeatureTable, folder: Path, before: dict[str, Any] | None, console: Console, settled: float
 ) -> TableIndex:
     """Build the index, or update the existing one by the added and removed rows."""
+    times, state = table.times(), State.of(table, settled)
     graph, old = None, np.zeros(0, np.uint64)
     if before is not None and before["width_of_features"] == table.width:
         graph, old = _stored(library, folder, view=False) or (None, old)
@@ -123,6 +139,9 @@ def _updated(
     if before is None or graph is None or len(graph) != len(old) or len(removed) + len(added) > max(len(keys), 1) / 2:
         say(console, f"building an index of {table.rows:,} rows in {folder}: once")
         coding, graph, removed, added = Coding.of(rows), _empty(library, table.width), removed[:0], keys
+    elif not len(removed) + len(added):
+        say(console, f"{folder}: all rows were compared with the table's, and are the same")
+        coding = Coding.from_metadata(before)
     else:
         say(console, f"{folder} is not of the table as it is now: {len(added):,} rows added, {len(removed):,} removed")
         coding = Coding.from_metadata(before)
@@ -132,8 +151,10 @@ def _updated(
     missing = np.sort(first[np.isin(keys[first], added)])
     for part in np.array_split(missing, max(1, -(-len(missing) // PART))):
         graph.add(keys[part], coding.bytes(rows[part]), threads=torch.get_num_threads())
+    if table.times() != times:  # it changed while it was read: the next search compares all rows
+        state = state._replace(content="", times=None)
     metadata = {
-        "format": FORMAT, "checksum": table.checksum, "width": WIDTHS[0], "recall": 0.0,
+        "format": FORMAT, **state._asdict(), "width": WIDTHS[0], "recall": 0.0,
         "width_of_features": table.width, "rows": table.rows,
         "centre": coding.centre.tolist(), "factor": coding.factor,
     }  # fmt: skip

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
+from crosslevel.data.loaders.workers import cores
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.uri import Source
 from crosslevel.settings.describe import describe
@@ -105,8 +105,8 @@ class Resolved:
 
 
 def workers_of(requested: int | None) -> int:
-    """Processes that decode: one a core, at most 8, unless given."""
-    return min(8, os.cpu_count() or 1) if requested is None else requested
+    """Processes that decode: one a core that this process may use, at most 8, unless given."""
+    return min(8, cores()) if requested is None else requested
 
 
 def figures_every(epochs: float, requested: int | None) -> int:

@@ -136,7 +136,8 @@ def train(
         compile: off by default, until tests on a GPU have shown equal results; auto makes the step one CUDA graph, with
             a compiled encoder, on one CUDA device in a run that is long enough to pay for it; on compiles in any case
             (on a CPU the encoder).
-        workers: processes that decode images larger than a view; one a core, at most 8, unless given.
+        workers: processes that decode images larger than a view; one a core that this process may use, at most 8,
+            unless given.
         memory: gigabytes that decoded images may take; more are decoded anew in each epoch.
         order: shuffled, or natural: batches are runs of consecutive images, as a camera delivers them.
         track_positives: probability that the second view of an image is drawn from another image of its track

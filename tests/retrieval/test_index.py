@@ -1,13 +1,17 @@
 """The index: it finds what comparing with all finds, is kept, notices a table that changed, and takes what is new."""
 
 import json
+import os
+import shutil
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from table_samples import crowds, write_table
 
-from crosslevel.features.table import open_table
+from crosslevel.features.table import FeatureTable, open_table
 from crosslevel.retrieval.search import exact, finder
 from crosslevel.utils.console import printer
 from crosslevel.utils.errors import MissingExtra
@@ -19,6 +23,33 @@ pytest.importorskip("usearch", reason="needs usearch: pip install 'crosslevel[se
 @pytest.fixture
 def features():
     return crowds([40] * 12, noise=0.3)[0]
+
+
+class Counting(FeatureTable):
+    """A table that counts how often its whole content is read for a checksum."""
+
+    times_read = 0
+
+    def content(self):
+        self.times_read += 1
+        return super().content()
+
+
+def counted(file):
+    """Open the index of a table whose file's times count at once; return it, and how often the content was read."""
+    table = open_table(file)
+    table = Counting(table.file, table.rows, table.width, table.names, table.metadata)
+    return index.opened_index(table, printer(), settled=0.0), table.times_read
+
+
+def write_plain(file, features):
+    """A table whose footer knows no values: uncompressed, and without statistics."""
+    flat = pa.array(features.numpy().ravel())
+    columns = {"path": [f"{i:03}.png" for i in range(len(features))]}
+    columns["feature"] = pa.FixedSizeListArray.from_arrays(flat, features.shape[1])
+    options = {"compression": "none", "write_statistics": False, "use_dictionary": False}
+    pq.write_table(pa.table(columns), file, **options)
+    return file
 
 
 def said(capsys):
@@ -70,6 +101,61 @@ def test_it_is_built_once_and_brought_up_to_date_where_the_table_changed(tmp_pat
     assert "81 rows added, 21 removed" in said(capsys)
     assert recall(found, changed[order]) > 0.99
     assert torch.equal(found.indices[:, 0], torch.arange(len(order)))
+
+
+@pytest.mark.parametrize("with_content", [True, False], ids=["now", "of an earlier version"])
+def test_rows_that_were_exchanged_are_noticed(tmp_path, features, with_content, capsys):
+    """Size and footer stay the same to the byte."""
+    file, changed = write_plain(tmp_path / "f.parquet", features), features.clone()
+    counted(file)
+    about = tmp_path / "f.parquet.index" / "about.json"
+    if not with_content:
+        metadata = json.loads(about.read_text())
+        about.write_text(json.dumps({k: v for k, v in metadata.items() if k not in ("content", "times")}))
+    before = open_table(file).footer
+    changed[[7, 411]] = features[[411, 7]]
+    write_plain(file, changed)
+    assert open_table(file).footer == before
+    said(capsys)
+    indices = counted(file)[0].search(torch.nn.functional.normalize(changed, dim=1), 10).indices
+    assert "2 rows added, 2 removed" in said(capsys)
+    assert torch.equal(indices[:, 0], torch.arange(len(changed)))
+
+
+def test_a_table_that_was_touched_is_read_once_more_and_its_new_time_noted(tmp_path, features, capsys):
+    file = write_plain(tmp_path / "f.parquet", features)
+    counted(file)
+    said(capsys)
+    assert counted(file)[1] == 0
+    os.utime(file)
+    assert [counted(file)[1] for _ in range(3)] == [1, 0, 0]
+    shutil.copy2(file, tmp_path / "copy")  # the same modification time, and written anew
+    os.replace(tmp_path / "copy", file)
+    assert [counted(file)[1] for _ in range(3)] == [1, 0, 0]
+    assert not said(capsys)
+
+
+def test_an_index_of_an_earlier_version_is_compared_once(tmp_path, features, capsys):
+    file = write_plain(tmp_path / "f.parquet", features)
+    counted(file)
+    about = tmp_path / "f.parquet.index" / "about.json"
+    metadata = json.loads(about.read_text())
+    about.write_text(json.dumps({k: v for k, v in metadata.items() if k not in ("content", "times")}))
+    said(capsys)
+    assert recall(counted(file)[0].search(torch.nn.functional.normalize(features, dim=1), 10), features) > 0.99
+    assert "all rows were compared with the table's, and are the same" in said(capsys)
+    assert counted(file)[1] == 0
+    assert not said(capsys)
+
+
+def test_a_table_written_a_moment_ago_is_read_again(tmp_path, features):
+    """Another change within the clock's step would leave the times as they are."""
+    file = write_plain(tmp_path / "f.parquet", features)
+    table = open_table(file)
+    index.opened_index(table, printer(), settled=3600)
+    assert json.loads((tmp_path / "f.parquet.index" / "about.json").read_text())["times"] is None
+    assert counted(file)[1] == 1
+    assert counted(file)[1] == 0
 
 
 def test_a_damaged_or_half_written_index_is_built_anew(tmp_path, features, capsys):

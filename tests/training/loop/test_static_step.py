@@ -33,11 +33,15 @@ INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_inde
 COPIES = {"_to_copy", "copy_", "_copy_from"}
 SCHEDULE = {"temperature": 0.1, "temperature_max": 0.5, "temperature_period": 2}
 ARGUMENTS = {
-    "moco": {"queue": 16}, "infomin": {"queue": 16}, "npid": {"momentum": 0.5}, "byol": {"hidden": 16},
+    "moco": {"queue": 16, **SCHEDULE}, "infomin": {"queue": 16, **SCHEDULE}, "npid": {"momentum": 0.5, **SCHEDULE},
+    "byol": {"hidden": 16},
     "simclr": SCHEDULE, "simsiam": {"out_features": 16}, "vicreg": {"out_features": 16},
-    "swav": {"prototypes": 12, "queue": 16, "small_views": 3, "queue_start": 0.1, "freeze": 0.1, "prior": 0.25},
-    "dino": {"outputs": 12, "small_views": 3, "hidden": 16, "teacher_warmup": 0.3, "freeze": 0.1},
+    "swav": {
+        "prototypes": 12, "queue": 16, "small_views": 3, "queue_start": 0.1, "freeze": 0.1, "prior": 0.25, **SCHEDULE,
+    },
+    "dino": {"outputs": 12, "small_views": 3, "hidden": 16, "teacher_warmup": 0.3, "freeze": 0.1, **SCHEDULE},
 }  # fmt: skip
+MOVES = {"dino", "infomin", "moco", "npid", "simclr", "swav"}  # methods whose temperature may follow a schedule
 VIEWS = {"infomin", "byol", "dino", "swav"}
 
 
@@ -107,6 +111,7 @@ def test_no_step_waits_for_the_device(name, with_cld):
     """Views, forward, losses, backward, optimizer and what the method remembers; schedules as numbers and tensors."""
     module, batch = training(name, with_cld, 8), batch_of(8)
     optimizer = module.configure_optimizer()
+    assert (module.method.schedule is not None and module.method.schedule.high is not None) == (name in MOVES)
     for number in range(3):
         if number == 2:
             module.keep_on(torch.device("cpu"), optimizer)

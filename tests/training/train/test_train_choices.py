@@ -1,7 +1,9 @@
 """What a run chooses or is told of its images: their number, order, positives, and those held out."""
 
 import itertools
+import os
 import time
+import warnings
 
 import pytest
 import torch
@@ -29,6 +31,21 @@ def test_only_square_images_are_packed(tmp_path, size, packed):
     encoder = Encoder("resnet18", width=0.0625)
     found = prepared(images, encoder, Views(), memory=4.0, bad=BadFiles(), console=printer(quiet=True))
     assert isinstance(found, InMemoryImages) == packed
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system pins no process to a core")
+def test_pinned_to_one_core_a_run_starts_one_process_that_decodes(tmp_path):
+    """PyTorch warns of more processes than there are cores that this one may use."""
+    photos, usable = write_images(tmp_path / "photos", size=(40, 30)), os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(usable)})
+    try:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            run(train, [str(photos), *FAST, "--epochs=1", f"--run={tmp_path}/r"])
+    finally:
+        os.sched_setaffinity(0, usable)
+    assert not [str(w.message) for w in warned if "worker processes" in str(w.message)]
+    assert yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["workers"] == 1
 
 
 def test_what_is_left_open_is_chosen_told_and_kept(photos, tmp_path, capsys):

@@ -18,7 +18,12 @@ def test_a_killed_run_with_schedules_and_memories_continues_as_if_nothing_had_ha
     photos = write_images(tmp_path / "photos", size=(size, size))
     own = {
         "SwAV": ["--method.small_views=2", "--method.prototypes=12", "--method.queue=16", "--method.temperature_max=1"],
-        "DINO": ["--method.small_views=2", "--method.outputs=12", "--method.teacher_warmup=2.5"],
+        "DINO": [
+            "--method.small_views=2",
+            "--method.outputs=12",
+            "--method.teacher_warmup=2.5",
+            "--method.temperature_max=0.5",
+        ],
         "SimCLR": ["--method.temperature_max=1", "--method.out_features=16"],
     }[method]
     harmony = ["--gh.weight=1", "--gh.update_epochs=1", "--gh.warmup_epochs=1", "--gh.iterations=9"]

@@ -1,0 +1,1 @@
+"""Columns of a table beside path, label and feature."""
