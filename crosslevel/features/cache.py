@@ -96,7 +96,7 @@ class FeatureCache:
         """The images in memory at ``size`` pixels, if they are few enough; decoded once for all callers."""
         if len(images) * images.channels * size**2 >= self.decoded_once:
             return images
-        key = (_identity(images), size)
+        key = (images.identity_once(), size)
         if key not in self._decoded:
             bad = BadFiles()
             self._decoded[key] = pack(images, size, bad=bad, workers=self.runtime.workers), bad.reasons
@@ -105,13 +105,13 @@ class FeatureCache:
 
     def key(self, encoder: Encoder, images: Images) -> str:
         """The cache key: a digest of all that the features depend on."""
-        fields = (encoder.identity(), _identity(images), self.runtime.hardware.precision)
+        fields = (encoder.identity(), images.identity_once(), self.runtime.hardware.precision)
         return hashlib.sha256(" ".join(fields).encode()).hexdigest()
 
     def _folder(self, name: str, images: Images, key: str) -> Path:
         assert self.run_dir is not None
         slug = "".join(letter if letter.isalnum() else "-" for letter in name)
-        stem = f"{slug}-{_identity(images)[:12]}"
+        stem = f"{slug}-{images.identity_once()[:12]}"
         folder = self.run_dir / FOLDER / f"{stem}-{key[:12]}"
         for outdated in (self.run_dir / FOLDER).glob(f"{stem}-*"):
             if outdated != folder:
@@ -127,7 +127,7 @@ class FeatureCache:
         """Compute the pieces after the first ``done``; each is on disk before the next begins."""
         runtime = self.runtime
         resized = self.decoded(images, encoder.view.size)
-        _, reasons = self._decoded.get((_identity(images), encoder.view.size), (None, {}))
+        _, reasons = self._decoded.get((images.identity_once(), encoder.view.size), (None, {}))
         for first in range(done * self.rows, len(resized), self.rows):
             bad = BadFiles()
             part = take(resized, torch.arange(first, min(first + self.rows, len(resized))))
@@ -187,11 +187,3 @@ def _joined(batches: Iterator[Features], images: Images, before: int, total: int
     features, labels, indices = (torch.cat(column).contiguous() for column in zip(*chunks, strict=True))
     columns = {"features": features, "labels": labels}
     return columns if images.tracks is None else columns | {"tracks": images.tracks[indices]}
-
-
-def _identity(images: Images) -> str:
-    """The source's identity, computed once, since it reads the state of every file."""
-    remembered: str | None = getattr(images, "_cached_identity", None)
-    if remembered is None:
-        remembered = images._cached_identity = images.identity()  # type: ignore[attr-defined]
-    return remembered

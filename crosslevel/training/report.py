@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor
 
 from crosslevel import report
@@ -125,7 +124,7 @@ def feature_blocks(
     if cld is not None:
         blocks.append(_groups(cld, packed, features, generator, files))
     queries = torch.randperm(len(packed), generator=generator)[:8].tolist()
-    tracks = _tracks(images, indices) if len(packed) == len(indices) else None
+    tracks = images.tracks[indices] if images.tracks is not None and len(packed) == len(indices) else None
     rows = report.neighbour_rows(
         packed.data, features, queries, labels=packed.labels, classes=packed.classes, exclude=tracks,
         files=files,
@@ -167,8 +166,3 @@ def _groups(
         "groups that each image's other view is compared with."
     )
     return report.image_rows("Groups that CLD finds", rows, note)
-
-
-def _tracks(images: Images, indices: Int64[Tensor, " M"]) -> Int64[Tensor, " M"] | None:
-    tracks = getattr(images, "tracks", None)
-    return None if tracks is None else tracks[indices]
