@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
-from crosslevel.data.loaders.batches import Batch, EvalBatches
+from crosslevel.data.loaders.batches import EvalBatches
 from crosslevel.models.copies import frozen
 from crosslevel.models.encoder import Encoder, View
 from crosslevel.utils.device import Hardware, choose
@@ -20,6 +20,8 @@ from crosslevel.utils.errors import SourceError
 from crosslevel.utils.prefetch import ahead
 
 _PIECE = 64  # images that a core encodes at a time: few enough for small ones to stay in its cache
+
+Columns = tuple[Tensor, ...]  # each of as many rows as there are images
 
 
 class Runtime(NamedTuple):
@@ -72,22 +74,36 @@ def stream(
         bad=bad if bad is not None else BadFiles(),
         start=start,
     )
-    network = frozen(encoder).to(runtime.device).to(memory_format=torch.channels_last)
+    columns = ((batch.images, batch.labels, batch.index) for batch in batches)
+    yield from (Features(*part) for part in encoded(encoder, columns, runtime))
 
-    def encode(batch: Batch) -> Features:
-        with torch.inference_mode(), runtime.autocast():
-            pixels = batch.images.to(runtime.device, non_blocking=True)
+
+def encoded(encoder: Encoder, batches: Iterable[Columns], hardware: Hardware) -> Iterator[Columns]:
+    """Batches in order, with features in place of their images.
+
+    Args:
+        encoder: the network.
+        batches: columns of B rows each; the first is the images, as the encoder's ``view`` wants them.
+        hardware: device and precision; on the CPU the batches come back in smaller pieces.
+
+    """
+    network = frozen(encoder).to(hardware.device).to(memory_format=torch.channels_last)
+
+    def encode(batch: Columns) -> Columns:
+        images, *columns = batch
+        with torch.inference_mode(), hardware.autocast():
+            pixels = images.to(hardware.device, non_blocking=True)
             features = network(normalize(pixels, encoder.view))
-            return Features(features.float().cpu(), batch.labels, batch.index)
+            return (features.float().cpu(), *columns)
 
-    if runtime.device.type != "cpu":
+    if hardware.device.type != "cpu":
         yield from map(encode, batches)
         return
-    pieces = (Batch(*part) for batch in batches for part in zip(*(t.split(_PIECE) for t in batch[:3]), strict=True))
+    pieces = (part for batch in batches for part in zip(*(column.split(_PIECE) for column in batch), strict=True))
     yield from _on_all_cores(encode, pieces)
 
 
-def _on_all_cores(encode: Callable[[Batch], Features], batches: Iterable[Batch]) -> Iterator[Features]:
+def _on_all_cores(encode: Callable[[Columns], Columns], batches: Iterable[Columns]) -> Iterator[Columns]:
     """Results in order, each batch on one core.
 
     The threads of one operation would wait for each other, and so for other work on the cores: here the decoder.
