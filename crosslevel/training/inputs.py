@@ -69,8 +69,6 @@ def length(source: Images | ImageStream, epoch_size: int | None) -> int | None:
             f"{source.name}: nobody knows how many images a stream has before they are read: "
             "give --epoch_size N, the images that count as one epoch"
         )
-    if epoch_size < 1:
-        raise UserError(f"epoch_size={epoch_size}: at least one image")
     return None
 
 
@@ -89,8 +87,6 @@ def split_held_out(
         return opened, None, ()
     choices = () if requested is not None or opened.labels is not None else (defaults.hold_out(len(opened)),)
     count = choices[0].value if choices else requested or 0
-    if count < 0:
-        raise UserError(f"hold_out={count}: 0 or more")
     if not count:
         return opened, None, ()
     held_out_indices, train_indices = held_out(opened, count, generator(seed, _HELD_OUT))

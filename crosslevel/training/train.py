@@ -25,7 +25,7 @@ from crosslevel.training.loop.loggers import logger_names
 from crosslevel.training.loop.module import Optimizer, Pretrain
 from crosslevel.training.loop.sharding import Strategy
 from crosslevel.training.monitor import Measure, Watch, Which
-from crosslevel.training.options import Data, Logging, Makers, Optimization, Runtime
+from crosslevel.training.options import Data, Logging, Makers, Optimization, Runtime, check_numbers
 from crosslevel.transforms.views import Views
 from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Device, Precision, choose
@@ -186,10 +186,6 @@ def train(
         OSError: something cannot be read or written.
 
     """
-    if launcher == "ray" and not launched():
-        if run is None and resume is None:
-            raise UserError("--launcher ray: give the run a name that all machines know: --run runs/NAME")
-        return by_ray(Request(resume or run or "", devices, nodes, device), max_failures, printer(quiet))
     data = Data(
         images=parse(images), data_root=data_root, crops=crops, epoch_size=epoch_size, order=order,
         track_positives=track_positives, hold_out=hold_out, memory=memory, workers=workers,
@@ -198,15 +194,20 @@ def train(
         epochs=epochs, minutes=minutes, batch_size=batch_size, optimizer=optimizer, lr=lr, weight_decay=weight_decay,
         warmup_epochs=warmup_epochs, encoder_rate=encoder_rate, layer_decay=layer_decay,
     )  # fmt: skip
+    logging = Logging(
+        log_every=log_every, monitor=monitor, monitor_every=monitor_every, checkpoint_minutes=checkpoint_minutes,
+        report_html=report_html, stop_fall=stop_fall, logger=logger,
+    )  # fmt: skip
+    check_numbers(data, steps, logging, seed)
+    if launcher == "ray" and not launched():
+        if run is None and resume is None:
+            raise UserError("--launcher ray: give the run a name that all machines know: --run runs/NAME")
+        return by_ray(Request(resume or run or "", devices, nodes, device), max_failures, printer(quiet))
     ranks, boards = world(devices, nodes), Loggers(logger_names(logger), loggers)
     resume = restarted(run, resume, ranks)
     runtime = Runtime(
         device=device, hardware=choose(device, precision), world=ranks, sync_batchnorm=sync_batchnorm, seed=seed,
         compile=compile, strategy=strategy, launcher=launcher, max_failures=max_failures,
-    )  # fmt: skip
-    logging = Logging(
-        log_every=log_every, monitor=monitor, monitor_every=monitor_every, checkpoint_minutes=checkpoint_minutes,
-        report_html=report_html, stop_fall=stop_fall, logger=logger,
     )  # fmt: skip
     if strategy == "fsdp" and ranks.nodes > 1 and is_remote(resume or run or ""):
         raise UserError("--strategy fsdp on several machines: give --run a folder on a disk that they share")
