@@ -91,11 +91,11 @@ def pack(
     if source.channels != 3:
         raise UserError(f"{origin.text}: packs have images of 3 channels: give these to train and embed as they are")
     _check_watched(folder, source)
-    metadata = {**_origin(images, crops, source), "identity": source.identity(), "size": size}
+    metadata = {**_origin(origin, crops, source), "identity": source.identity(), "size": size}
     if stored is not None and _is_stored(stored, metadata, crops, console):
         return folder
     with folder_lock(folder, "crosslevel pack", keep=False):
-        elsewhere = Opened.of(images, data_root, crops, source) if engine == "ray" else None
+        elsewhere = Opened.of(origin, data_root, crops, source) if engine == "ray" else None
         _pack(PackWriter(folder, source, metadata, sizes), crops, workers, console, elsewhere)
         if stored is not None:
             stored.remove(ABOUT)  # of the former pack, which is about to be replaced
@@ -229,12 +229,12 @@ def _read_former(file: Path) -> tuple[dict[str, Any] | None, str]:
     return content, ""
 
 
-def _origin(images: str, crops: Crops | None, source: Images) -> dict[str, Any]:
-    read = parse(images)
-    location = os.path.abspath(read.base_text) if not read.has_subset and os.path.exists(read.base_text) else None
+def _origin(images: Source, crops: Crops | None, source: Images) -> dict[str, Any]:
+    text = images.base_text
+    location = os.path.abspath(text) if not images.has_subset and os.path.exists(text) else None
     cut = {} if crops is None else {"crops": asdict(crops)}
     watched = {} if source.watch is None else {"watched": source.watch.root}
-    return {"version": VERSION, "source": hidden(images), "where": location, **cut, **watched}
+    return {"version": VERSION, "source": hidden(images.text), "where": location, **cut, **watched}
 
 
 def _difference(former: dict[str, Any], size: int, crops: Crops | None, source: Images) -> str:

@@ -159,7 +159,7 @@ def evaluate(
         for each protocol, the figures of each kind of features.
     """
     start_time = time.monotonic()
-    data = Data(images, test, data_root, crops)
+    data = Data(parse(images), None if test is None else parse(test), data_root, crops)
     settings = Settings(_names(protocol), k, temperature, shots, clusters, linear, semi, transfer, detection)
     settings.check(data)
     runtime = Runtime(choose(device, precision), workers, batch_size)
@@ -197,7 +197,7 @@ def _explain(session: Session, data: Data, settings: Settings, subject: Subject 
     console = session.console
     if subject is not None and subject.split is not None:
         console.print(describe_limits(subject.split.low, subject.split.high), highlight=False)
-    if "transfer" in settings.names and protocols.convention(data.images) == "balanced":
+    if "transfer" in settings.names and protocols.convention(data.images.text) == "balanced":
         console.print("papers report this data set's mean per-class accuracy: the balanced column", highlight=False)
     if subject is not None:
         warn(console, subject)
@@ -236,7 +236,8 @@ def _calls(session: Session, data: Data, settings: Settings, subject: Subject | 
 
 def _detection(session: Session, data: Data, config: Detection) -> dict[str, Row]:
     """Detectors from random and from trained weights, trained alike."""
-    train, queries = annotated(parse(config.images or data.images)), annotated(parse(config.test or data.test or ""))
+    train_source, test_source = parse(config.images or data.images), parse(config.test or data.test or "")
+    train, queries = annotated(train_source), annotated(test_source)
     plan = benchmark.published(train)
     schedule = plan.schedule._replace(batch_size=config.batch_size, rate=config.rate)
     if config.iterations is not None:

@@ -19,6 +19,7 @@ from rich.console import Console
 from crosslevel.data.cluster import Engine, Opened
 from crosslevel.data.images import Images
 from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.data.uri import parse
 from crosslevel.features import formats
 from crosslevel.features import thumbnails as small
 from crosslevel.features.columns.loss import LOSS, ImageLosses, Objective
@@ -123,8 +124,8 @@ def embed(
     objective = Objective.of(run) if loss else None
     hardware = hardware_for(engine, device, precision, workers)
     encoder = open_encoder(run)
-    images = suited(images, encoder)
-    source = open_for(encoder, images, data_root, crops)
+    parsed = suited(parse(images), encoder)
+    source, images = open_for(encoder, parsed, data_root, crops), parsed.text
     say(console, f"device: {hardware.reason}; {len(source):,} images")
     say(console, encoder.loaded)
     runtime = Runtime(hardware, workers, batch_size)
@@ -136,7 +137,7 @@ def embed(
     on_gpu, precise = engine == "ray" and hardware.device.type == "cuda", cast(Precision, hardware.precision)
     size = rows or (GPU_ROWS if on_gpu else CPU_ROWS)
     task = Task(device, precise, batch_size, os.path.abspath(file), encoder.identity(), workers, on_gpu, size)
-    making = Making(task, encoder, source, Opened.of(images, data_root, crops, source) if engine == "ray" else None)
+    making = Making(task, encoder, source, Opened.of(parsed, data_root, crops, source) if engine == "ray" else None)
     if not file.suffix:
         with folder_lock(file, "crosslevel embed"):
             _add(making, console)

@@ -30,6 +30,7 @@ from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets import select
+from crosslevel.data.uri import Source, parse
 from crosslevel.features.extract import Runtime
 from crosslevel.features.source import check_channels, suited
 from crosslevel.inspection.page import headline, matches_block, page_blocks
@@ -105,12 +106,13 @@ def inspect(
     say(console, "" if encoder is None else encoder.loaded)
     generator = seeded(seed)
     read = {"data_root": data_root, "crops": crops}
+    parsed = parse(images)
     collection = _part(
-        images if encoder is None else suited(images, encoder), read, sample, generator, engine, full_scan
+        parsed if encoder is None else suited(parsed, encoder), read, sample, generator, engine, full_scan
     )
     if encoder is not None:
         check_channels(encoder, collection.images.channels, images)
-    second = None if beside is None else _part(beside, read, sample, generator, engine)
+    second = None if beside is None else _part(parse(beside), read, sample, generator, engine)
     runtime = Runtime(choose(device, precision), workers)
     result = _compare(collection, second, encoder, run, runtime, groups, seed, console)
     scanned, scanned_second, common = result.scanned, result.scanned_second, result.structure
@@ -148,13 +150,18 @@ class _Collection:
 
 
 def _part(
-    name: str, read: dict[str, Any], limit: int, generator: torch.Generator, engine: Engine, full_scan: bool = False
+    source: Source,
+    read: dict[str, Any],
+    limit: int,
+    generator: torch.Generator,
+    engine: Engine,
+    full_scan: bool = False,
 ) -> _Collection:
-    images, index = open_images(name, **read), None
+    images, index = open_images(source, **read), None
     if len(images) > limit:
         index = select.sample(images, limit, generator)
     part, sampled = images if index is None else select.take(images, index), index if full_scan else None
-    elsewhere = Opened.of(name, source=images, **read) if engine == "ray" else None
+    elsewhere = Opened.of(source, source=images, **read) if engine == "ray" else None
     if elsewhere is not None and sampled is None:
         elsewhere = elsewhere._replace(subset=index)
     return _Collection(images, part, images.bad_files(), elsewhere, sampled)

@@ -17,6 +17,7 @@ from torchvision.io import write_png
 from crosslevel import report
 from crosslevel.cli import main
 from crosslevel.data.pack import _origin
+from crosslevel.data.uri import parse
 from crosslevel.evaluation import push
 from crosslevel.settings import describe
 from crosslevel.training.loop import loggers
@@ -162,7 +163,7 @@ def test_nothing_that_is_published_has_a_secret(tmp_path):
     told = loggers._flat(settings)
     card = push._settings(settings) + push._metadata(SIGNED)
     assert "x-{0..9}.tar?X-Amz-Signature=***" in card
-    assert "PW" not in f"{page} {told} {card} {_origin(SIGNED, None, Unwatched)}"
+    assert "PW" not in f"{page} {told} {card} {_origin(parse(SIGNED), None, Unwatched)}"
 
 
 class Unwatched:
