@@ -34,7 +34,7 @@ from crosslevel.models.encoder import Encoder
 from crosslevel.models.named import mark_of, open_encoder
 from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.device import Device, Precision
-from crosslevel.utils.errors import SourceError, UserError
+from crosslevel.utils.errors import SourceError, UserError, counted
 from crosslevel.utils.locks import folder_lock
 from crosslevel.utils.marks import verb
 from crosslevel.utils.processes import keeping
@@ -126,7 +126,7 @@ def embed(
     encoder = open_encoder(run)
     parsed = suited(parse(images), encoder)
     source, images = open_for(encoder, parsed, data_root, crops), parsed.text
-    say(console, f"device: {hardware.reason}; {len(source):,} images")
+    say(console, f"device: {hardware.reason}; {counted(len(source), 'image')}")
     say(console, encoder.loaded)
     runtime = Runtime(hardware, workers, batch_size)
     if output is None:
@@ -210,7 +210,7 @@ def _add(making: Making, console: Console) -> None:
     if not len(present) and not rows:
         raise SourceError(f"{source.name}: none of its {len(source)} images can be read{bad.first}")
     speed = len(source) / max(time.monotonic() - start_time, 1e-9)
-    say(console, f"{rows:,} features added to {task.output}, {before:,} were there; {speed:,.0f} images/s")
+    say(console, f"{counted(rows, 'feature')} added to {task.output}, {before:,} were there; {speed:,.0f} images/s")
     if len(bad):
         bad.write(Path(f"{task.output}.bad_files.txt"))
         say(console, bad.summary(len(source)))
@@ -231,7 +231,8 @@ def _write(making: Making, pieces: Pieces, runtime: Runtime, console: Console, r
                 _gather(making, pieces, console)
             pieces.join()
         speed = f"{(len(source) - before) / max(time.monotonic() - start_time, 1e-9):,.0f} images/s"
-    say(console, f"{pieces.joined:,} features of {encoder.num_features} in {file}, {speed}")
+    assert pieces.joined is not None
+    say(console, f"{counted(pieces.joined, 'feature')} of {encoder.num_features} in {file}, {speed}")
     if pieces.bad:
         skipped = source.bad_files()
         for path, reason in pieces.bad.items():

@@ -25,7 +25,7 @@ from crosslevel.training.monitor import Which, monitor_of
 from crosslevel.transforms.views import Views
 from crosslevel.utils.console import progress_bar, say
 from crosslevel.utils.device import Hardware
-from crosslevel.utils.errors import BadImage, UserError
+from crosslevel.utils.errors import BadImage, UserError, counted
 from crosslevel.utils.rng import generator
 
 Order = Literal["shuffled", "natural"]
@@ -134,7 +134,7 @@ def _normalize(source: Images | ImageStream, encoder: Encoder, views: Views, con
     views.normalize_by(*_figures(source.sample(STREAM_SAMPLE // 8) if isinstance(source, ImageStream) else source))
     say(
         console,
-        f"images of {views.channels} {'channel' if views.channels == 1 else 'channels'}: mean and deviation are their "
+        f"images of {counted(views.channels, 'channel')}: mean and deviation are their "
         "own; what needs red, green and blue (saturation, hue, grayscale, RandAugment) is left out of the views",
     )
 
@@ -184,9 +184,9 @@ def batches_of(
     return partial(TrainBatches, source, crops=crops, order=order, partners=partners, seed=seed, **options)
 
 
-def counted(source: Images | ImageStream) -> str:
-    """The number of images, in words."""
-    return f"{len(source):,} images" if isinstance(source, Images) else f"{len(source.shards):,} shards"
+def size_of(source: Images | ImageStream) -> str:
+    """The number of images, or of a stream's shards, in words."""
+    return counted(len(source), "image") if isinstance(source, Images) else counted(len(source.shards), "shard")
 
 
 def usual_monitor(source: Images | ImageStream) -> Which | None:

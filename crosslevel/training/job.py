@@ -20,14 +20,14 @@ from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run
 from crosslevel.settings import describe
 from crosslevel.training.components import Components, assemble, bases
-from crosslevel.training.inputs import Feed, batches_of, counted, length, prepared, split_held_out, usual_monitor
+from crosslevel.training.inputs import Feed, batches_of, length, prepared, size_of, split_held_out, usual_monitor
 from crosslevel.training.loop.fit import Batches
 from crosslevel.training.monitor import Watch
 from crosslevel.training.options import Data, Logging, Makers, Optimization, Runtime, figures_every, tree, workers_of
 from crosslevel.training.plan import Plan, settle
 from crosslevel.transforms.views import Views
 from crosslevel.utils.console import say
-from crosslevel.utils.errors import UserError
+from crosslevel.utils.errors import UserError, counted
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Job:
     @property
     def overview(self) -> str:
         """A description of images, steps, views and networks, for the user."""
-        views, steps = self.components.views, f"{len(self.plan.batches):,} steps an epoch"
+        views, steps = self.components.views, f"{counted(len(self.plan.batches), 'step')} an epoch"
         description = f"{views.count - views.small} views of {views.size} pixels"
         description += f" and {views.small} of {views.small_side}" if views.small else ""
-        return f"{counted(self.feed.source)}, {steps}, {description}; {self.components.described}"
+        return f"{size_of(self.feed.source)}, {steps}, {description}; {self.components.described}"
 
     @property
     def notes(self) -> list[str]:

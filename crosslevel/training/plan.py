@@ -96,6 +96,8 @@ def settle(
         raise too_long_a_warmup(warmup, epochs)
     size = rules(requested.batch_size, defaults.batch_size(images, epochs, devices, runtime.hardware.device.type))
     batches = batches_of_size(size)
+    if batches.batch_size < size:
+        size = rules(None, defaults.largest_batch(batches.batch_size, devices, size))
     steps, batch = max(1, round(epochs * len(batches))), batches.batch_size * devices
     by_steps = {"momentum": lambda: defaults.momentum(steps), "queue": lambda: defaults.queue(feed.length, batch)}
     _complete(components, rules, by_steps)

@@ -20,7 +20,7 @@ from crosslevel.data.subsets.select import sample, take
 from crosslevel.features.extract import extract
 from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run
-from crosslevel.training.inputs import STREAM_SAMPLE, counted
+from crosslevel.training.inputs import STREAM_SAMPLE, size_of
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import SourceError
 from crosslevel.utils.rng import seeded
@@ -47,7 +47,7 @@ def write(
         report.commands("Next", following),
         report.settings("Settings", run.config.read_text(encoding="utf-8")),
     ]
-    subtitle = f"{counted(source)} of {source.name} · {hardware.reason} · {time.strftime('%Y-%m-%d')}"
+    subtitle = f"{size_of(source)} of {source.name} · {hardware.reason} · {time.strftime('%Y-%m-%d')}"
     report.page(run.report, f"Training run {run.path.name}", blocks, subtitle, verdict)
 
 

@@ -117,6 +117,19 @@ def test_positives_from_tracks(tmp_path, how):
     assert losses(tmp_path / "half")[1] == losses(tmp_path / "whole")[1]
 
 
+def test_more_images_a_step_than_there_are_are_one_batch(photos, tmp_path, capsys):
+    """It is said, and the settings have the number that the rates were chosen for; it goes on with the same one."""
+    one_batch = ["--batch_size=4096", "--cld.groups=4", "--report_html=false", *(o for o in FAST if "batch" not in o)]
+    run(train, [str(photos), *one_batch, "--epochs=1", f"--run={tmp_path}/r"])
+    printed = capsys.readouterr().out
+    assert "24 images, 1 step an epoch" in printed
+    assert "chosen: --batch_size 24: 24 images make one batch, 4,096 were asked for" in printed
+    assert "chosen: --lr 0.04688: 0.5 for 256 images a step, in proportion" in printed
+    assert yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["batch_size"] == 24
+    run(train, [f"--resume={tmp_path}/r", "--epochs=2"])
+    assert "images a step" not in capsys.readouterr().out
+
+
 def test_positives_need_tracks(photos, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(train, [str(photos), *FAST, "--track_positives=0.5", f"--run={tmp_path}/r"])
