@@ -60,9 +60,10 @@ def curate(
             of a run, or weights by name (timm:NAME, hf-hub:owner/name): then their features of --images are made once
             and kept.
         n: how many to choose; all that is left unless given.
-        how: balanced takes the same share of every region (hierarchical k-means, Vo et al. 2024), typical the one among
-            most alike of each of n clusters (TypiClust, Hacohen et al. 2022: for a few labels a class), diverse what is
-            least like all before (farthest-first), covering such that all others have one near (facility location).
+        how: balanced takes the same share of every region (hierarchical k-means, Vo et al. 2024), typical the
+            image in the densest part of each of n clusters (TypiClust, Hacohen et al. 2022: for a few labels a class),
+            diverse those least like the ones before (farthest-first), covering such that all others have one near
+            (facility location).
         images: of a run or of weights by name: the images to choose from; those that a run was trained on unless given.
             Of a table: where its images are now, if elsewhere than when it was written.
         outliers: whether images that lie alone can be chosen: drop lists them and leaves them out.

@@ -214,7 +214,7 @@ def _former(folder: Path) -> tuple[dict[str, Any] | None, str]:
                 warnings.simplefilter("ignore")  # a change of the source is noticed and reported here
                 open_pack(str(folder))
         except (OSError, ValueError) as error:
-            return None, f"what is in it cannot be continued ({error})"
+            return None, f"its content cannot be continued ({error})"
     return _read_former(folder / name)
 
 
@@ -223,9 +223,9 @@ def _read_former(file: Path) -> tuple[dict[str, Any] | None, str]:
     try:
         content = read_about(file)
     except (OSError, ValueError) as error:
-        return None, f"what is in it cannot be continued ({error})"
+        return None, f"its content cannot be continued ({error})"
     if content.get("version") != VERSION:
-        return None, f"what is in it is of version {content.get('version')}"
+        return None, f"its content is of version {content.get('version')}"
     return content, ""
 
 

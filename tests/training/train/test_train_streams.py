@@ -126,7 +126,7 @@ def test_a_run_that_goes_on_with_another_batch_says_so(source, tmp_path, capsys)
     assert "before: it goes on" not in capsys.readouterr().out
     train("--resume", tmp_path / "r", "--epochs=2", "--batch_size=4")
     said = " ".join(capsys.readouterr().out.split())
-    assert "4 images a step, 8 before: it goes on with other batches than it would have; --batch_size 8 keeps" in said
+    assert "4 images a step, 8 before: it continues with other batches than before; --batch_size 8 keeps" in said
     assert list(losses(tmp_path / "r")) == list(range(1, 9))
 
 
