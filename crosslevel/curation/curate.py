@@ -79,6 +79,12 @@ def curate(
 
     Returns:
         the chosen paths, and for each other path the reason why it was left out.
+
+    Examples:
+        >>> kept = crosslevel.curate("features.parquet", n=8, outliers="keep")
+        >>> len(kept.paths)
+        8
+
     """
     console, file = printer(quiet), None if output is None else _file(output, table)
     runtime = Runtime(devices.choose(device, "fp32"))
@@ -168,7 +174,7 @@ def _summary(
             "broken pictures were not searched for: the table has no pictures (crosslevel embed --thumbnails 96)"
         )
     if n is not None:
-        short = f": {n:,} were asked for" if len(rows) < n else ""
+        short = f": {n:,} were requested" if len(rows) < n else ""
         lines.append(f"{len(rows):,} chosen ({how}){short}")
     return lines
 

@@ -79,6 +79,10 @@ def pack(
     Returns:
         the folder.
 
+    Examples:
+        >>> packed = crosslevel.pack("photos/", output="packed", size=256)
+        >>> run = crosslevel.train(packed)
+
     """
     if size < 1:
         raise UserError(f"--size {size}: give at least 1 pixel")

@@ -117,6 +117,12 @@ def embed(
 
     Returns:
         the file; without one, the features, paths and labels.
+
+    Examples:
+        >>> table = crosslevel.embed("runs/photos", "photos/")
+        >>> len(table.features) == len(table.paths)
+        True
+
     """
     console = printer(quiet)
     _check(output, thumbnails, loss, engine)

@@ -102,6 +102,12 @@ def load(
     Returns:
         an object that computes features: ``crosslevel.load("runs/photos").transform(["a.jpg", "b.jpg"])``.
 
+    Examples:
+        >>> model = crosslevel.load("runs/photos")
+        >>> features = model.transform(["a.jpg", "b.jpg"])
+        >>> features.shape == (2, model.num_features)
+        True
+
     """
     encoder = open_encoder(run)
     say(printer(quiet), encoder.loaded)
