@@ -79,6 +79,10 @@ def pack(
     Returns:
         the folder.
 
+    Examples:
+        >>> packed = crosslevel.pack("photos/", output="packed", size=256)
+        >>> run = crosslevel.train(packed)
+
     """
     if size < 1:
         raise UserError(f"--size {size}: give at least 1 pixel")
@@ -214,7 +218,7 @@ def _former(folder: Path) -> tuple[dict[str, Any] | None, str]:
                 warnings.simplefilter("ignore")  # a change of the source is noticed and reported here
                 open_pack(str(folder))
         except (OSError, ValueError) as error:
-            return None, f"what is in it cannot be continued ({error})"
+            return None, f"its content cannot be continued ({error})"
     return _read_former(folder / name)
 
 
@@ -223,9 +227,9 @@ def _read_former(file: Path) -> tuple[dict[str, Any] | None, str]:
     try:
         content = read_about(file)
     except (OSError, ValueError) as error:
-        return None, f"what is in it cannot be continued ({error})"
+        return None, f"its content cannot be continued ({error})"
     if content.get("version") != VERSION:
-        return None, f"what is in it is of version {content.get('version')}"
+        return None, f"its content is of version {content.get('version')}"
     return content, ""
 
 

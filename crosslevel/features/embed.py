@@ -107,9 +107,9 @@ def embed(
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
         thumbnails: pixels of the longer side of small pictures, such as 96, which are stored in a column named image in
             the format of the Hugging Face hub; explore, search and curate show them. None unless given.
-        loss: of a run: add a column named loss, in nats: how badly two views of an image, drawn as the run drew them,
-            are told from those of 255 others (NT-Xent, Chen et al. 2020, at the run's temperature); explore colours and
-            filters by it. Each image passes through the encoder nine times.
+        loss: of a run: add a column named loss, in nats: NT-Xent (Chen et al. 2020, at the run's temperature) of two
+            views of an image, drawn as the run drew them, among those of 255 others; explore colours and filters by it.
+            Each image passes through the encoder nine times.
         engine: local works on this machine; ray on all machines of a Ray cluster (RAY_ADDRESS, or this machine), with a
             worker for each GPU and its share of the cores to decode, or else for each core. The work of a lost machine
             is repeated; all machines must be able to reach source and output.
@@ -118,6 +118,12 @@ def embed(
 
     Returns:
         the file; without one, the features, paths and labels.
+
+    Examples:
+        >>> table = crosslevel.embed("runs/photos", "photos/")
+        >>> len(table.features) == len(table.paths)
+        True
+
     """
     console = printer(quiet)
     _check(output, thumbnails, loss, engine)

@@ -126,7 +126,7 @@ def hardware_for(engine: Engine, device: Device, precision: Precision, workers: 
         return choose(device, precision)
     if precision == "auto":
         raise UserError("--precision auto: the cluster's GPUs are not known here: give fp32, bf16 or fp16")
-    return Hardware(torch.device("cuda"), precision, f"cuda: GPUs of the cluster, {precision} (as asked)")
+    return Hardware(torch.device("cuda"), precision, f"cuda: GPUs of the cluster, {precision} (as set)")
 
 
 class Making(NamedTuple):

@@ -97,6 +97,11 @@ def inspect(
 
     Returns:
         the content of the JSON file.
+
+    Examples:
+        >>> summary = crosslevel.inspect("photos/")
+        >>> suggested = {advice["setting"]: advice["value"] for advice in summary["advice"]}
+
     """
     if batch_size < 2 or sample < 2:
         raise UserError(f"batch_size={batch_size}, sample={sample}: give at least 2 each")

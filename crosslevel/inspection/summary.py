@@ -155,8 +155,8 @@ def _counts(figures: dict[str, Any]) -> str:
     """The numbers of images read and compared, if these are not all."""
     count, looked_at, compared = (figures[name] for name in ("count", "looked_at", "compared"))
     if looked_at < count:
-        return f", {looked_at:,} of them looked at"
-    return "" if compared == count else f", all looked at, {compared:,} of them compared with each other"
+        return f", {looked_at:,} of them read"
+    return "" if compared == count else f", all read, {compared:,} of them compared with each other"
 
 
 def _duplicate_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -98,6 +98,11 @@ def search(
 
     Returns:
         for each query its name, and its matches: path, distance and row, the nearest first.
+
+    Examples:
+        >>> [result] = crosslevel.search("features.parquet", "photos/cat/000.png", k=5)
+        >>> nearest = result["matches"][0]["path"]
+
     """
     if k < 1:
         raise UserError(f"k={k}: at least 1")

@@ -84,7 +84,7 @@ class Job:
                 f"{changed}: {type(self.components.method).__name__} remembers each image, and cannot go on with "
                 "others: bring them back, or start a new run"
             )
-        return changed and f"{changed}: it goes on with those of now, not as it would have"
+        return changed and f"{changed}: it continues with the images as they are now, and other losses"
 
     def changed_batch(self, folder: Run) -> str:
         """The warning if a run continues with another number of images a step than it began with; else empty."""
@@ -97,7 +97,7 @@ class Job:
         if was == now:
             return ""
         keeps = f"; --batch_size {was // size} keeps them" if was % size == 0 else ""
-        return f"{now:,} images a step, {was:,} before: it goes on with other batches than it would have{keeps}"
+        return f"{now:,} images a step, {was:,} before: it continues with other batches than before{keeps}"
 
 
 def prepare(

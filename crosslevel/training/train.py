@@ -185,6 +185,10 @@ def train(
         ValueError: settings or images do not fit; the message says what to change.
         OSError: something cannot be read or written.
 
+    Examples:
+        >>> run = crosslevel.train("photos/", epochs=100, method="MoCo", cld={"groups": 128})
+        >>> encoder = crosslevel.load_encoder(run)
+
     """
     data = Data(
         images=parse(images), data_root=data_root, crops=crops, epoch_size=epoch_size, order=order,
@@ -262,7 +266,7 @@ def _learn(job: Job, folder: Run, unreadable: Unreadable, loggers: Loggers, call
         )  # fmt: skip
     except OSError:
         if module.step and folder.last.exists():
-            say(job.console, f"what was saved goes on with: {resume_command(folder, job.components)}")
+            say(job.console, f"to continue what was saved: {resume_command(folder, job.components)}")
         raise
     finally:
         unreadable.keep()

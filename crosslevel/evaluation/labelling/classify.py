@@ -117,6 +117,11 @@ def classify(
 
     Returns:
         the labels, and how reliable they are.
+
+    Examples:
+        >>> predictions = crosslevel.classify("runs/photos", "labelled/train", "photos/")
+        >>> sure = predictions.probability > 0.9
+
     """
     if not 0 <= reject < 1:
         raise UserError(f"reject={reject}: a share of at least 0 and below 1")
