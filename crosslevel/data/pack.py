@@ -91,7 +91,7 @@ def pack(
     if source.channels != 3:
         raise UserError(f"{origin.text}: packs have images of 3 channels: give these to train and embed as they are")
     _check_watched(folder, source)
-    metadata = {**_origin(images, crops, source), "identity": source.identity(), "size": size}
+    metadata = {**origin_metadata(images, crops, source), "identity": source.identity(), "size": size}
     if stored is not None and _is_stored(stored, metadata, crops, console):
         return folder
     with folder_lock(folder, "crosslevel pack", keep=False):
@@ -229,7 +229,8 @@ def _read_former(file: Path) -> tuple[dict[str, Any] | None, str]:
     return content, ""
 
 
-def _origin(images: str, crops: Crops | None, source: Images) -> dict[str, Any]:
+def origin_metadata(images: str, crops: Crops | None, source: Images) -> dict[str, Any]:
+    """What a pack's description says of where its images are from, without secrets of an address."""
     read = parse(images)
     location = os.path.abspath(read.base_text) if not read.has_subset and os.path.exists(read.base_text) else None
     cut = {} if crops is None else {"crops": asdict(crops)}

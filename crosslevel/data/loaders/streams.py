@@ -174,7 +174,7 @@ class StreamBatches:
         for turn in itertools.count():
             shards = itertools.chain.from_iterable(self.dealt(epoch, turn)) if lost else self.dealt(epoch, turn)[lane]
             any_image = False
-            for image in _shuffled(read(shards), size, generator(self.seed, epoch, turn, lane, 2)):
+            for image in shuffled(read(shards), size, generator(self.seed, epoch, turn, lane, 2)):
                 any_image = True
                 yield image
             if not any_image and lost:
@@ -250,8 +250,15 @@ class _StreamJob(Dataset[Done]):
             return None
 
 
-def _shuffled(images: Iterator[tuple[str, bytes]], size: int, rng: torch.Generator) -> Iterator[tuple[str, bytes]]:
-    """Yield each image once, drawn at random from a buffer of ``size`` images."""
+def shuffled(images: Iterator[tuple[str, bytes]], size: int, rng: torch.Generator) -> Iterator[tuple[str, bytes]]:
+    """Yield each image once, drawn at random from a buffer of ``size`` images.
+
+    Args:
+        images: name and encoded bytes of each.
+        size: of the buffer, in images; at least 1.
+        rng: draws the order.
+
+    """
     waiting = list(islice(images, size))
     for image in images:
         i = int(torch.randint(len(waiting), (), generator=rng))

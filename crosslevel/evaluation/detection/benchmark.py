@@ -121,7 +121,7 @@ def detection(
     train_set, test_set = train.with_examples(), test.numbered_as(train)
     if not test_set.names():
         raise SourceError(f"{test.name}: not one object that is not ignored in its {len(test)} images: nothing to find")
-    store, figures = _Store(folder), {}
+    store, figures = FigureStore(folder), {}
     fixed = repr((settings, seed, hardware.device.type, hardware.precision))
     shared = (fixed, _digest_of_images(train_set), _digest_of_images(test_set))
     for name, start in ((RANDOM, untrained(encoder, seed)), (TRAINED, encoder)):
@@ -235,7 +235,7 @@ def _predictions(
     return predictions, truth
 
 
-class _Store:
+class FigureStore:
     """Finished figures, one entry for each initialization, with a key of all that they depend on."""
 
     def __init__(self, folder: Path | None) -> None:

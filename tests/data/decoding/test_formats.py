@@ -39,10 +39,10 @@ READ = {
 
 def content(ending):
     format, options = READ[ending]
-    if format in formats._EXTRA:
-        module, extra = formats._EXTRA[format]
+    if format in formats.EXTRA:
+        module, extra = formats.EXTRA[format]
         pytest.importorskip(module, reason=f"needs {module}: pip install 'crosslevel[{extra}]'")
-        formats._has_plugin(module)
+        formats.has_plugin(module)
     return encoded(PICTURE, format, **options)
 
 
@@ -103,12 +103,12 @@ def test_a_format_whose_package_is_missing_is_named_with_what_to_install(monkeyp
     head = {"heic": b"\0\0\0\x18ftypheic" + bytes(200), "jxl": b"\xff\x0a" + bytes(200)}[ending]
     for name in ("pillow_heif", "pillow_jxl"):
         monkeypatch.setitem(sys.modules, name, None)
-    formats._has_plugin.cache_clear()
+    formats.has_plugin.cache_clear()
     try:
         with pytest.raises(BadImage, match=rf"a {extra.upper()} image: pip install 'crosslevel\[{extra}\]'"):
             decode(bytearray(head), "a")
     finally:
-        formats._has_plugin.cache_clear()
+        formats.has_plugin.cache_clear()
 
 
 def frames(count, size=(8, 6)):

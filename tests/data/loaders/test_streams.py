@@ -114,7 +114,7 @@ def test_a_pass_has_every_image_once_over_all_lanes(sizes, rows, buffer, seed):
     stream, total = ImageStream.open(parse(f"{place}/*.tar")), int(ends[-1])
     found = []
     for lane in batches(stream, 16, max(total, 16), seed=seed, rows=rows).dealt(3):
-        found += [path for path, _ in streams._shuffled(stream.read(lane, []), buffer, generator(seed))]
+        found += [path for path, _ in streams.shuffled(stream.read(lane, []), buffer, generator(seed))]
     assert len(found) == len(set(found)) == total
 
 

@@ -188,7 +188,7 @@ def test_wrong_use_ends_in_one_line(pycocotools, shapes, monkeypatch):
 
 
 def test_a_damaged_record_is_measured_again(tmp_path):
-    store = protocol._Store(tmp_path)
+    store = protocol.FigureStore(tmp_path)
     store.keep("a", "key", {"AP": 1.0})
     assert store.result("a", "key") == {"AP": 1.0}
     assert store.result("a", "another") is None

@@ -193,9 +193,9 @@ def test_a_study_of_a_stranger_trains_only_what_is_searched(tmp_path):
 
 
 def test_no_trigger_of_a_study_calls_a_function(tmp_path):
-    from crosslevel.tuning.storage import _File
+    from crosslevel.tuning.storage import StudyFile
 
-    with sqlite3.connect(tmp_path / "study.db", factory=_File) as study:
+    with sqlite3.connect(tmp_path / "study.db", factory=StudyFile) as study:
         assert study.execute("PRAGMA trusted_schema").fetchone() == (0,)
 
 

@@ -151,15 +151,15 @@ def test_two_ranks_read_two_shards_once_an_epoch(pair, workers):
 
 
 def test_more_shards_than_may_stay_open(tmp_path):
-    for k in range(shards._OPEN + 5):
+    for k in range(shards.OPEN_SHARDS + 5):
         write_tar(tmp_path / f"{k:03d}.tar", [(f"{k}.png", flat(k))])
     images = pickle.loads(pickle.dumps(open_images(tmp_path)))
-    shards._opened.cache_clear()
+    shards.opened_shard.cache_clear()
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     for _ in range(2):
-        assert [value(image) for image, _ in images] == list(range(shards._OPEN + 5))
+        assert [value(image) for image, _ in images] == list(range(shards.OPEN_SHARDS + 5))
     if before:
-        assert len(os.listdir("/proc/self/fd")) - before == shards._OPEN
+        assert len(os.listdir("/proc/self/fd")) - before == shards.OPEN_SHARDS
 
 
 def test_a_shard_cut_anywhere_keeps_its_whole_members(tmp_path):
