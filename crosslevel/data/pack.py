@@ -165,8 +165,8 @@ def _pack(
     _write(writer, decoded(source, size, remaining, workers, writer.sizes.at_once, elsewhere), console)
     count, seconds = writer.finish(), max(time.monotonic() - start_time, 1e-9)
     say(console, f"{count:,} images in {folder}, {writer.bytes() / 1e9:.2f} GB, {len(source) / seconds:,.0f} images/s")
-    if len(writer.bad):
-        say(console, writer.bad.summary(len(source)))
+    if len(writer.bad_files):
+        say(console, writer.bad_files.summary(len(source)))
     say(console, following)
 
 

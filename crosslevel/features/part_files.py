@@ -38,7 +38,7 @@ class Done(NamedTuple):
     stop: int
     rows: int
     existing: int
-    bad: dict[str, str]
+    reasons: dict[str, str]
 
 
 class PartFiles:
@@ -77,13 +77,13 @@ class PartFiles:
 
     def write(self, encoder: Encoder, source: Images, first: int, stop: int, existing: Keys, runtime: Runtime) -> Done:
         """Write a file of features of images ``first`` to ``stop``, without those whose keys are ``existing``."""
-        bad, indices = BadFiles(), torch.arange(first, stop)
+        bad_files, indices = BadFiles(), torch.arange(first, stop)
         if len(existing):
-            indices = _new(source, indices, existing, bad, runtime.workers)
+            indices = _new(source, indices, existing, bad_files, runtime.workers)
         batches = list(
             stream(
                 encoder, _ByContent(source, indices), batch_size=runtime.batch_size, workers=runtime.workers,
-                hardware=runtime.hardware, bad=bad,
+                hardware=runtime.hardware, bad_files=bad_files,
             )
         )  # fmt: skip
         count = sum(len(rows.indices) for rows in batches)
@@ -97,7 +97,7 @@ class PartFiles:
             with replacing(self.folder / f"{first:012}-{names[:12]}.parquet") as file:
                 metadata = {_ABOUT: json.dumps({"encoder": self.encoder})}
                 pq.write_table(table.replace_schema_metadata(metadata), file, write_page_checksum=True)
-        return Done(first, stop, count, stop - first - count - len(bad), bad.reasons)
+        return Done(first, stop, count, stop - first - count - len(bad_files), bad_files.reasons)
 
 
 class _Content(NamedTuple):
@@ -111,11 +111,13 @@ def _content(image: UInt8[Tensor, "3 H W"]) -> _Content:
 
 
 def _new(
-    source: Images, indices: Int64[Tensor, " N"], existing: Keys, bad: BadFiles, workers: int | None
+    source: Images, indices: Int64[Tensor, " N"], existing: Keys, bad_files: BadFiles, workers: int | None
 ) -> Int64[Tensor, " n"]:
-    """The images whose path and content have no key among the ``existing``; unreadable ones go to ``bad``."""
+    """The images whose path and content have no key among the ``existing``; unreadable ones go to ``bad_files``."""
     new = []
-    for numbers, (content,) in records(take(source, indices), _content, _AT_A_TIME, bad=bad, workers=workers):
+    for numbers, (content,) in records(
+        take(source, indices), _content, _AT_A_TIME, bad_files=bad_files, workers=workers
+    ):
         for i, value in zip(indices[numbers].tolist(), content.tolist(), strict=True):
             key = key_of(text(source.paths[i]), value)
             position = int(np.searchsorted(existing, key))
