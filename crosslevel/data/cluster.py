@@ -31,9 +31,9 @@ from crosslevel.utils.errors import CrosslevelError, MachineError, MissingExtra,
 Engine = Literal["local", "ray"]
 Job = Callable[[Any], Any]
 Result = TypeVar("Result")
-_IN_FLIGHT, _AHEAD = 2, 8  # keys that a worker has at a time, and results that may be ahead for each worker
+_IN_FLIGHT, AHEAD = 2, 8  # keys that a worker has at a time, and results that may be ahead for each worker
 _TRIES = 4  # attempts at one key, if its workers are lost one after another
-_SPARE = 4  # workers requested beyond the cluster's free room: they make an autoscaling cluster grow
+SPARE = 4  # workers requested beyond the cluster's free room: they make an autoscaling cluster grow
 _ROUND = 2.0  # seconds between two checks of the free room
 _PATIENCE, _START = 10.0, 60.0  # seconds without any worker before a message says so: without free room, and with some
 
@@ -172,7 +172,7 @@ class _Workers:
         try:
             while next_index < len(self.keys):
                 self._hire()
-                self._ask(next_index + _AHEAD * max(1, len(self.ready)))
+                self._ask(next_index + AHEAD * max(1, len(self.ready)))
                 finished, _ = self.ray.wait(list(self.pending), timeout=_ROUND)
                 for ref in finished:
                     self._take(ref, done)
@@ -191,7 +191,7 @@ class _Workers:
             return
         self.next_look = now + _ROUND
         self.room = int(self.ray.cluster_resources().get(self.resource, 0))
-        for _ in range(min(len(self.waiting), self.room + _SPARE) - len(self.all)):
+        for _ in range(min(len(self.waiting), self.room + SPARE) - len(self.all)):
             worker = self.worker.remote(self.make)
             self.all.append(worker)
             self.pending[worker.begin.remote()] = (None, worker)

@@ -81,9 +81,9 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     def bad_files(self) -> BadFiles:
         """A new list of unreadable files, which begins with those in ``left_out``."""
-        bad = BadFiles()
-        bad.leave_out(self.left_out)
-        return bad
+        bad_files = BadFiles()
+        bad_files.leave_out(self.left_out)
+        return bad_files
 
     def content(self) -> Iterable[bytes | memoryview]:
         """Bytes that identify the images themselves, whatever their labels, tracks and classes."""

@@ -154,7 +154,7 @@ def open_unlabelled(
 
 def _opened(source: Source, data_root: str | None) -> Images:
     if source.kind == "name":
-        return _open_by_name(source, data_root)
+        return open_by_name(source, data_root)
     if source.kind == "hub":
         return open_hub(source)
     for opener in (_pack, open_videos, open_container, _folder_or_list):
@@ -196,7 +196,13 @@ def _unknown(source: Source) -> SourceError:
 
 # Opened again by the same process, a named source is not rendered or read again.
 @lru_cache(maxsize=2)
-def _open_by_name(source: Source, data_root: str | None) -> Images:
+def open_by_name(source: Source, data_root: str | None) -> Images:
+    """The images of a source of kind ``name``; the last two are cached, and ``cache_clear`` forgets them.
+
+    Raises:
+        SourceError: no data set has this name, or as from `open_class`.
+
+    """
     if source.path not in NAMED:
         raise _unknown(source)
     return open_class(NAMED[source.path], source, data_root)

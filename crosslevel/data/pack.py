@@ -95,7 +95,7 @@ def pack(
     if source.channels != 3:
         raise UserError(f"{origin.text}: packs have images of 3 channels: give these to train and embed as they are")
     _check_watched(folder, source)
-    metadata = {**_origin(origin, crops, source), "identity": source.identity(), "size": size}
+    metadata = {**origin_metadata(origin, crops, source), "identity": source.identity(), "size": size}
     if stored is not None and _is_stored(stored, metadata, crops, console):
         return folder
     with folder_lock(folder, "crosslevel pack", keep=False):
@@ -169,8 +169,8 @@ def _pack(
     _write(writer, decoded(source, size, remaining, workers, writer.sizes.at_once, elsewhere), console)
     count, seconds = writer.finish(), max(time.monotonic() - start_time, 1e-9)
     say(console, f"{count:,} images in {folder}, {writer.bytes() / 1e9:.2f} GB, {len(source) / seconds:,.0f} images/s")
-    if len(writer.bad):
-        say(console, writer.bad.summary(len(source)))
+    if len(writer.bad_files):
+        say(console, writer.bad_files.summary(len(source)))
     say(console, following)
 
 
@@ -233,7 +233,8 @@ def _read_former(file: Path) -> tuple[dict[str, Any] | None, str]:
     return content, ""
 
 
-def _origin(images: Source, crops: Crops | None, source: Images) -> dict[str, Any]:
+def origin_metadata(images: Source, crops: Crops | None, source: Images) -> dict[str, Any]:
+    """The part of a pack's metadata that says where its images are from, without an address's secrets."""
     text = images.base_text
     location = os.path.abspath(text) if not images.has_subset and os.path.exists(text) else None
     cut = {} if crops is None else {"crops": asdict(crops)}

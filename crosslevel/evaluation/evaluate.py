@@ -190,7 +190,7 @@ def _figures(
             print_table(session.console, title, row)
             keep(
                 session.file,
-                {"protocol": title, **metadata, "settings": given_settings, "skipped": session.bad.reasons},
+                {"protocol": title, **metadata, "settings": given_settings, "skipped": session.bad_files.reasons},
                 row,
             )
             figures[title] = {kind: scores.figures for kind, scores in row.items()}
@@ -212,8 +212,8 @@ def _farewell(session: Session, subject: Subject | None, seconds: float) -> None
     """Print the unreadable files, where the figures are, and next steps."""
     console = session.console
     total = 0 if subject is None else len(subject.bank) + len(subject.queries)
-    if len(session.bad):
-        console.print(session.bad.summary(total), highlight=False, markup=False)
+    if len(session.bad_files):
+        console.print(session.bad_files.summary(total), highlight=False, markup=False)
     console.print(f"{seconds:.1f} s; written to {session.file}", highlight=False, markup=False)
     if session.folder is not None:
         run = shlex.quote(str(session.folder))
@@ -256,7 +256,7 @@ def _detection(session: Session, data: Data, config: Detection) -> dict[str, Row
     )
     figures = benchmark.detection(
         session.encoder, train, queries, settings=plan, hardware=session.runtime.hardware, seed=session.seed,
-        workers=4 if workers is None else workers, folder=folder, bad=session.bad, console=session.console,
+        workers=4 if workers is None else workers, folder=folder, bad_files=session.bad_files, console=session.console,
     )  # fmt: skip
     warn_of_annotated(session.console, train, queries, workers)
     title = f"detection, {config.kind}, {plan.schedule.iterations:,} iterations"

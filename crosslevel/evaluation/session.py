@@ -65,7 +65,7 @@ class Session:
     runtime: Runtime
     seed: int
     console: Console
-    bad: BadFiles = field(default_factory=BadFiles)
+    bad_files: BadFiles = field(default_factory=BadFiles)
 
 
 def session_of(
@@ -119,10 +119,10 @@ def subject_of(
         session.title: session.encoder,
     }
     for part in (bank, queries):
-        session.bad.leave_out(part.left_out)
+        session.bad_files.leave_out(part.left_out)
     heads = load_branches(session.folder) if branches and session.folder is not None else {}
     return Subject(
-        kinds, bank, queries, session.runtime, session.bad, session.cache_dir, heads, session.console, shots,
+        kinds, bank, queries, session.runtime, session.bad_files, session.cache_dir, heads, session.console, shots,
         session.seed,
     )  # fmt: skip
 

@@ -200,7 +200,7 @@ def _check(output: str | None, thumbnails: int | None, loss: bool, engine: Engin
 def _add(making: Making, console: Console) -> None:
     """Add the source's new images to a folder of Parquet files."""
     task, source = making.task, making.source
-    present, start_time, bad = (
+    present, start_time, bad_files = (
         PartFiles(Path(task.output), task.fingerprint).existing_keys(),
         time.monotonic(),
         source.bad_files(),
@@ -210,16 +210,16 @@ def _add(making: Making, console: Console) -> None:
         progress = bar.add_task("embedding", total=len(source))
         for done in making.results([range(len(source))], present):
             rows, before = rows + done.rows, before + done.existing
-            for path, reason in done.bad.items():
-                bad.add(path, reason)
+            for path, reason in done.reasons.items():
+                bad_files.add(path, reason)
             bar.advance(progress, done.stop - done.first)
     if not len(present) and not rows:
-        raise SourceError(f"{source.name}: none of its {len(source)} images can be read{bad.first}")
+        raise SourceError(f"{source.name}: none of its {len(source)} images can be read{bad_files.first}")
     speed = len(source) / max(time.monotonic() - start_time, 1e-9)
     say(console, f"{counted(rows, 'feature')} added to {task.output}, {before:,} were there; {speed:,.0f} images/s")
-    if len(bad):
-        bad.write(Path(f"{task.output}.bad_files.txt"))
-        say(console, bad.summary(len(source)))
+    if len(bad_files):
+        bad_files.write(Path(f"{task.output}.bad_files.txt"))
+        say(console, bad_files.summary(len(source)))
 
 
 def _write(making: Making, pieces: Pieces, runtime: Runtime, console: Console, rows: int) -> None:
@@ -239,9 +239,9 @@ def _write(making: Making, pieces: Pieces, runtime: Runtime, console: Console, r
         speed = f"{(len(source) - before) / max(time.monotonic() - start_time, 1e-9):,.0f} images/s"
     assert pieces.joined is not None
     say(console, f"{counted(pieces.joined, 'feature')} of {encoder.num_features} in {file}, {speed}")
-    if pieces.bad:
+    if pieces.reasons:
         skipped = source.bad_files()
-        for path, reason in pieces.bad.items():
+        for path, reason in pieces.reasons.items():
             skipped.add(path, reason)
         skipped.write(file.with_name(f"{file.stem}.bad_files.txt"))
         say(console, skipped.summary(len(source)))
@@ -250,15 +250,15 @@ def _write(making: Making, pieces: Pieces, runtime: Runtime, console: Console, r
 
 def _arrays(encoder: Encoder, source: Images, runtime: Runtime, console: Console) -> Embedded:
     """All features in memory."""
-    bad = source.bad_files()
+    bad_files = source.bad_files()
     with progress_bar(console) as bar:
         task = bar.add_task("embedding", total=len(source))
         extracted = extract(
-            encoder, source, batch_size=runtime.batch_size, workers=runtime.workers, hardware=runtime.hardware, bad=bad,
-            progress=lambda done, total: bar.update(task, completed=done),
+            encoder, source, batch_size=runtime.batch_size, workers=runtime.workers, hardware=runtime.hardware,
+            bad_files=bad_files, progress=lambda done, total: bar.update(task, completed=done),
         )  # fmt: skip
-    if len(bad):
-        say(console, bad.summary(len(source)))
+    if len(bad_files):
+        say(console, bad_files.summary(len(source)))
     paths = [source.paths[i] for i in extracted.indices.tolist()]
     labels = None if source.labels is None else extracted.labels.numpy()
     return Embedded(extracted.features.numpy(), paths, labels, source.classes)
@@ -266,7 +266,7 @@ def _arrays(encoder: Encoder, source: Images, runtime: Runtime, console: Console
 
 def _compute(encoder: Encoder, source: Images, pieces: Pieces, runtime: Runtime, console: Console, least: int) -> None:
     """Write all missing pieces; each but the last has at least ``rows`` rows."""
-    bad = source.bad_files()
+    bad_files = source.bad_files()
     with progress_bar(console) as bar:
         task = bar.add_task("embedding", total=len(source), completed=pieces.done)
         for missing in pieces.missing():
@@ -276,26 +276,26 @@ def _compute(encoder: Encoder, source: Images, pieces: Pieces, runtime: Runtime,
                 batch_size=runtime.batch_size,
                 workers=runtime.workers,
                 hardware=runtime.hardware,
-                bad=bad,
+                bad_files=bad_files,
                 start=missing.start,
             )
             first = missing.start
             for rows in _gathered(_until(features, missing.stop), least):
-                first = pieces.write(first, rows, bad)
+                first = pieces.write(first, rows, bad_files)
                 bar.update(task, completed=pieces.done)
-    pieces.bad.update(bad.reasons)
+    pieces.reasons.update(bad_files.reasons)
 
 
 def _gather(making: Making, pieces: Pieces, console: Console) -> None:
     """Have the machines of a cluster make all missing pieces."""
-    bad = dict(pieces.bad)
+    reasons = dict(pieces.reasons)
     with progress_bar(console) as bar:
         progress = bar.add_task("embedding", total=len(making.source), completed=pieces.done)
         for done in making.results(pieces.missing()):
-            bad |= done.bad
+            reasons |= done.reasons
             bar.advance(progress, done.stop - done.first)
     pieces.start()  # finds the pieces that were written
-    pieces.bad.update(bad)
+    pieces.reasons.update(reasons)
 
 
 def _until(features: Iterator[Features], stop: int) -> Iterator[Features]:

@@ -47,13 +47,13 @@ def stream(
     batch_size: int = 256,
     workers: int | None = None,
     hardware: Hardware | None = None,
-    bad: BadFiles | None = None,
+    bad_files: BadFiles | None = None,
     start: int = 0,
 ) -> Iterator[Features]:
     """Features of ``images`` in order, some at a time: memory does not grow with the number of images.
 
     A copy of the encoder in evaluation mode is used, so that the encoder stays unchanged. Images that cannot be read
-    are recorded in ``bad`` and left out.
+    are recorded in ``bad_files`` and left out.
 
     Args:
         encoder: the network; its ``view`` says how images are prepared.
@@ -61,7 +61,7 @@ def stream(
         batch_size: images at a time.
         workers: processes that decode; 0: one thread; None: chosen by a measurement on the first images.
         hardware: device and precision; the best there is unless given.
-        bad: collects unreadable images.
+        bad_files: collects unreadable images.
         start: the first image, to continue an interrupted pass.
 
     """
@@ -71,7 +71,7 @@ def stream(
         batch_size,
         encoder.view.size,
         workers=workers,
-        bad=bad if bad is not None else BadFiles(),
+        bad_files=bad_files if bad_files is not None else BadFiles(),
         start=start,
     )
     columns = ((batch.images, batch.labels, batch.index) for batch in batches)
@@ -123,22 +123,23 @@ def extract(
     batch_size: int = 256,
     workers: int | None = None,
     hardware: Hardware | None = None,
-    bad: BadFiles | None = None,
+    bad_files: BadFiles | None = None,
 ) -> Features:
     """All features of ``images`` at once; ``progress`` is called with the number done and the number of all."""
-    chunks, bad = [], bad if bad is not None else BadFiles()
-    for part in stream(encoder, images, batch_size=batch_size, workers=workers, hardware=hardware, bad=bad):
+    chunks, bad_files = [], bad_files if bad_files is not None else BadFiles()
+    for part in stream(encoder, images, batch_size=batch_size, workers=workers, hardware=hardware, bad_files=bad_files):
         chunks.append(part)
         if progress is not None:
             progress(int(part.indices[-1]) + 1, len(images))
     if not chunks:
-        raise SourceError(f"{images.name}: none of its {len(images)} images can be read{bad.first}")
+        raise SourceError(f"{images.name}: none of its {len(images)} images can be read{bad_files.first}")
     return Features(*(torch.cat(column) for column in zip(*chunks, strict=True)))
 
 
-def pixels(images: Images, size: int, *, workers: int | None = None, bad: BadFiles | None = None) -> Features:
+def pixels(images: Images, size: int, *, workers: int | None = None, bad_files: BadFiles | None = None) -> Features:
     """Raw pixels as features, D = C * size * size, centred on mid-grey: the baseline for every encoder."""
-    batches = EvalBatches(images, 1024, size, workers=workers, bad=bad if bad is not None else BadFiles())
+    bad_files = bad_files if bad_files is not None else BadFiles()
+    batches = EvalBatches(images, 1024, size, workers=workers, bad_files=bad_files)
     chunks = [Features(b.images.flatten(1).float() / 127.5 - 1, b.labels, b.index) for b in batches]
     return Features(*(torch.cat(column) for column in zip(*chunks, strict=True)))
 

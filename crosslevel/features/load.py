@@ -68,9 +68,11 @@ class FeatureExtractor:
         if not len(source):
             raise UserError("transform: there are no images: give one at least")
         device, workers, batch = self.runtime.hardware, self.runtime.workers or 0, self.runtime.batch_size
-        bad = BadFiles()
-        chunks = list(stream(self.encoder, source, batch_size=batch, workers=workers, hardware=device, bad=bad))
-        for path, reason in bad.reasons.items():
+        bad_files = BadFiles()
+        chunks = list(
+            stream(self.encoder, source, batch_size=batch, workers=workers, hardware=device, bad_files=bad_files)
+        )
+        for path, reason in bad_files.reasons.items():
             raise BadImage(path, reason)
         features: Float[Tensor, "N D"] = torch.cat([part.features for part in chunks])
         return features.numpy()

@@ -40,7 +40,7 @@ class Done(NamedTuple):
     stop: int
     rows: int
     existing: int
-    bad: dict[str, str]
+    reasons: dict[str, str]
 
 
 class PartFiles:
@@ -79,12 +79,12 @@ class PartFiles:
 
     def write(self, encoder: Encoder, source: Images, first: int, stop: int, existing: Keys, runtime: Runtime) -> Done:
         """Write a file of features of images ``first`` to ``stop``, without those whose keys are ``existing``."""
-        bad, indices = BadFiles(), torch.arange(first, stop)
+        bad_files, indices = BadFiles(), torch.arange(first, stop)
         if len(existing):
-            indices = _new(source, indices, existing, bad, runtime.workers)
+            indices = _new(source, indices, existing, bad_files, runtime.workers)
         fitted = records(
-            ImageView(source, indices), partial(_fitted, size=encoder.view.size), runtime.batch_size, bad=bad,
-            workers=runtime.workers,
+            ImageView(source, indices), partial(_fitted, size=encoder.view.size), runtime.batch_size,
+            bad_files=bad_files, workers=runtime.workers,
         )  # fmt: skip
         batches = ((picture, content, numbers) for numbers, (picture, content) in fitted)
         rows = list(encoded(encoder, batches, runtime.hardware))
@@ -99,7 +99,7 @@ class PartFiles:
             with replacing(self.folder / f"{first:012}-{names[:12]}.parquet") as file:
                 metadata = {_ABOUT: json.dumps({"encoder": self.encoder})}
                 pq.write_table(table.replace_schema_metadata(metadata), file, write_page_checksum=True)
-        return Done(first, stop, count, stop - first - count - len(bad), bad.reasons)
+        return Done(first, stop, count, stop - first - count - len(bad_files), bad_files.reasons)
 
 
 class _Content(NamedTuple):
@@ -124,11 +124,13 @@ def _fitted(image: UInt8[Tensor, "3 H W"], size: int) -> _Fitted:
 
 
 def _new(
-    source: Images, indices: Int64[Tensor, " N"], existing: Keys, bad: BadFiles, workers: int | None
+    source: Images, indices: Int64[Tensor, " N"], existing: Keys, bad_files: BadFiles, workers: int | None
 ) -> Int64[Tensor, " n"]:
-    """The images whose path and content have no key among the ``existing``; unreadable ones go to ``bad``."""
+    """The images whose path and content have no key among the ``existing``; unreadable ones go to ``bad_files``."""
     new = []
-    for numbers, (content,) in records(take(source, indices), _content, _AT_A_TIME, bad=bad, workers=workers):
+    for numbers, (content,) in records(
+        take(source, indices), _content, _AT_A_TIME, bad_files=bad_files, workers=workers
+    ):
         for i, value in zip(indices[numbers].tolist(), content.tolist(), strict=True):
             key = key_of(text(source.paths[i]), value)
             position = int(np.searchsorted(existing, key))

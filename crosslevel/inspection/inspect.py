@@ -123,8 +123,8 @@ def inspect(
     scanned, scanned_second, common = result.scanned, result.scanned_second, result.structure
     duplicates = duplicate_sets(scanned, common.pairs, collection.part.paths)
     figures = summary(
-        collection.images.name, len(collection.images), collection.part, scanned, common, duplicates, collection.bad,
-        batch_size, run, result.threshold, result.counted,
+        collection.images.name, len(collection.images), collection.part, scanned, common, duplicates,
+        collection.bad_files, batch_size, run, result.threshold, result.counted,
     )  # fmt: skip
     matched = [] if scanned_second is None else matches(scanned, scanned_second)
     if second is not None and scanned_second is not None:
@@ -149,7 +149,7 @@ class _Collection:
 
     images: Images
     part: Images
-    bad: BadFiles
+    bad_files: BadFiles
     elsewhere: Opened | None
     sampled: Int64[Tensor, " n"] | None = None
 
@@ -193,7 +193,7 @@ def _compare(
         task = bar.add_task("comparing", total=None)
         if encoder is not None and run is not None:
             features, threshold = run_features(
-                encoder, collection.part, scanned, runtime, run_dir_of(run), collection.bad, seed
+                encoder, collection.part, scanned, runtime, run_dir_of(run), collection.bad_files, seed
             )
         common = structure(scanned, features, 1.0 if threshold is None else threshold, groups, seed)
         bar.update(task, total=1, completed=1)
@@ -208,7 +208,7 @@ def _sketched(collection: _Collection, workers: int | None, bar: Progress) -> tu
         return Sketch.of(scanned, collection.part.paths), scanned
     task = bar.add_task("looking at images", total=len(collection.images))
     return sketch(
-        collection.images, collection.sampled, collection.bad, workers,
+        collection.images, collection.sampled, collection.bad_files, workers,
         lambda done: bar.update(task, completed=done), collection.elsewhere,
     )  # fmt: skip
 
@@ -216,8 +216,9 @@ def _sketched(collection: _Collection, workers: int | None, bar: Progress) -> tu
 def _scanned(collection: _Collection, workers: int | None, bar: Progress) -> ScanResult:
     task = bar.add_task("looking at images", total=len(collection.part))
     return scan(
-        collection.part, collection.bad, workers, lambda done: bar.update(task, completed=done), collection.elsewhere
-    )
+        collection.part, collection.bad_files, workers, lambda done: bar.update(task, completed=done),
+        collection.elsewhere,
+    )  # fmt: skip
 
 
 def _matches_by_name(
@@ -238,7 +239,7 @@ def _matches_by_name(
         "images": hidden(second.images.name),
         "count": len(second.images),
         "looked_at": len(second.part),
-        "broken": dict(sorted(second.bad.reasons.items())),
+        "broken": dict(sorted(second.bad_files.reasons.items())),
         "copies": {name: kinds[name] for name in NAMES.values()},
         "matches": rows,
     }

@@ -76,7 +76,7 @@ class BYOL(Method):
     @torch.no_grad()
     def encode_target(self, view: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B d"]:
         """The target network's features; its head in float32 like the trained one's."""
-        encoder, branch = self.target.twin.children()
+        encoder, branch = self.target.ema.children()
         h = encoder(view)
         with torch.autocast(view.device.type, enabled=False):
             return in_float32(branch, h)

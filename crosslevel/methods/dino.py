@@ -139,7 +139,7 @@ class DINO(Method):
     @torch.no_grad()
     def encode_teacher(self, view: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B K"]:
         """The teacher's outputs; its head in float32 like the trained one's."""
-        encoder, branch, last = self.teacher.twin.children()
+        encoder, branch, last = self.teacher.ema.children()
         h = encoder(view)
         with torch.autocast(view.device.type, enabled=False):
             z: Tensor = last(in_float32(branch, h))

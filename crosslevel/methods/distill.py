@@ -79,7 +79,7 @@ class Distill(Method):
         licence = f"licence {network.licence}" if network.licence else ""
         self.loaded = f"teacher {teacher}: {network.loaded or licence}" if network.loaded or licence else ""
         self.batch_norm, self.online = batch_norm, 1
-        self._taught_by = (network,)  # in a tuple it is no submodule: neither saved nor trained
+        self.taught_by = (network,)  # the teacher; in a tuple it is no submodule: neither saved nor trained
         # From the student's normalization to the teacher's: view * scale + shift.
         (m, s), (mean, std) = (
             torch.tensor(view[1:]) for view in (getattr(encoder, "view", network.view), network.view)
@@ -90,7 +90,7 @@ class Distill(Method):
         self.register_buffer("steps", torch.zeros(()))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Distill:
-        self._taught_by[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.taught_by[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -118,7 +118,7 @@ class Distill(Method):
     @torch.no_grad()
     def ask(self, view: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B d"]:
         """The teacher's features of a view, resized and normalized for the teacher."""
-        teacher = self._taught_by[0]
+        teacher = self.taught_by[0]
         resized, size = view * self.scale + self.shift, teacher.view.size
         if view.shape[-1] != size:
             resized = F.interpolate(resized, (size, size), mode="bicubic", antialias=True)

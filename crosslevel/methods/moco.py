@@ -149,7 +149,7 @@ def encode_keys(
         shuffle: encode the views of other ranks (ShuffleBN).
 
     """
-    encoder, branch = network.twin.children()
+    encoder, branch = network.ema.children()
     shuffles = splits > 1 or (shuffle and world_size() > 1)
     drawn_views, unshuffle = shuffled(view) if shuffles else (view, None)
     h = encode_in_parts(encoder, drawn_views.contiguous(memory_format=torch.channels_last), splits)

@@ -44,7 +44,7 @@ class Feed(NamedTuple):
 
     opened: Images | ImageStream
     source: Images | ImageStream
-    bad: BadFiles
+    bad_files: BadFiles
     total: int | None
     held_out_images: Images | None
     choices: tuple[defaults.Choice, ...]
@@ -97,7 +97,7 @@ _HELD_OUT = 3  # a random stream of the seed that the training does not use
 
 
 def prepared(
-    source: Images | ImageStream, encoder: Encoder, views: Views, memory: float, bad: BadFiles, console: Console
+    source: Images | ImageStream, encoder: Encoder, views: Views, memory: float, bad_files: BadFiles, console: Console
 ) -> Images | ImageStream:
     """Choose the views' size and the stem by the images' size; pack square images no larger than a view."""
     side, square = _typical_shape(source.sample(32) if isinstance(source, ImageStream) else source)
@@ -122,7 +122,10 @@ def prepared(
         return source
     with progress_bar(console) as bar:
         task = bar.add_task("decoding images", total=len(source))
-        return pack(source, views.size, bad=bad, progress=lambda done, of: bar.update(task, completed=done, total=of))
+        return pack(
+            source, views.size, bad_files=bad_files,
+            progress=lambda done, of: bar.update(task, completed=done, total=of),
+        )  # fmt: skip
 
 
 def _normalize(source: Images | ImageStream, encoder: Encoder, views: Views, console: Console) -> None:

@@ -167,15 +167,16 @@ def _feed(data: Data, encoder: Encoder, views: Views, watch: Watch | None, seed:
         )
     else:
         opened = open_images(data.images, data_root=data.data_root, crops=data.crops, streams=True)
-    bad = BadFiles() if isinstance(opened, ImageStream) else opened.bad_files()
+    bad_files = BadFiles() if isinstance(opened, ImageStream) else opened.bad_files()
     total = length(opened, data.epoch_size)
     training, held_out_images, choices = split_held_out(opened, data.hold_out, seed)
-    source = prepared(training, encoder, views, data.memory, bad, console)
-    return Feed(opened, source, bad, total, held_out_images, choices)
+    source = prepared(training, encoder, views, data.memory, bad_files, console)
+    return Feed(opened, source, bad_files, total, held_out_images, choices)
 
 
 def _batches(feed: Feed, views: Views, data: Data, runtime: Runtime) -> Callable[[int], Batches]:
     return batches_of(
         feed.source, views, data.epoch_size, data.order, data.track_positives,
-        seed=runtime.seed, bad=feed.bad, workers=data.workers, rank=runtime.world.rank, world=runtime.world.size,
+        seed=runtime.seed, bad_files=feed.bad_files, workers=data.workers, rank=runtime.world.rank,
+        world=runtime.world.size,
     )  # fmt: skip

@@ -118,7 +118,7 @@ def feature_blocks(
     """Groups, neighbours and map of a random sample of ``images``."""
     generator = seeded(seed)
     indices = sample(images, MAPPED, generator)
-    packed = pack(take(images, indices), encoder.view.size, bad=BadFiles())
+    packed = pack(take(images, indices), encoder.view.size, bad_files=BadFiles())
     features = extract(encoder, packed, hardware=hardware).features
     blocks, files = [], files_of(packed)
     if cld is not None:

@@ -243,7 +243,7 @@ def _begin(job: Job, folder: Run) -> Unreadable:
     say(job.console, f"{job.overview}; run: {folder}")
     for line in () if job.resumed else job.notes:
         say(job.console, line)
-    return Unreadable(job.feed.bad, folder.path, job.runtime.world.rank, job.resumed)
+    return Unreadable(job.feed.bad_files, folder.path, job.runtime.world.rank, job.resumed)
 
 
 def _learn(job: Job, folder: Run, unreadable: Unreadable, loggers: Loggers, callbacks: Sequence[Any]) -> Outcome:

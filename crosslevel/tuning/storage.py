@@ -174,10 +174,10 @@ def _make_whole(file: Path) -> None:
 
 
 def _engine() -> dict[str, Any]:
-    return {"connect_args": {"timeout": 60, "factory": _File}}
+    return {"connect_args": {"timeout": 60, "factory": StudyFile}}
 
 
-class _File(sqlite3.Connection):
+class StudyFile(sqlite3.Connection):
     """An SQLite file that is synced from time to time: a kill loses nothing, a power failure little."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

@@ -29,7 +29,7 @@ from crosslevel.features.embed import embed
 from crosslevel.inspection.inspect import inspect
 from crosslevel.inspection.sketch import sketch
 from crosslevel.settings.parser import run as called
-from crosslevel.training.cluster.launch import Request, _Attempt
+from crosslevel.training.cluster.launch import Attempt, Request
 from crosslevel.utils.errors import MachineError, UserError
 from crosslevel.utils.locks import LOCK
 from crosslevel.utils.processes import StopRequest
@@ -72,8 +72,8 @@ def test_a_cluster_that_grows_is_used_and_results_keep_their_order(monkeypatch):
     assert len(ray.machines) == 3
     begun = Counter(actor.machine for actor in ray.actors if actor.made is not None)
     assert begun == dict.fromkeys(ray.machines, 2)
-    assert max(waiting) == cluster._SPARE
-    assert 0 < max(asked) <= cluster._AHEAD * 6
+    assert max(waiting) == cluster.SPARE
+    assert 0 < max(asked) <= cluster.AHEAD * 6
     # Who waits for a place goes first, so that none begins in one that is given up.
     begun = [actor.made is not None for actor in ray.killed]
     assert begun == sorted(begun)
@@ -197,7 +197,7 @@ def test_where_a_cluster_works_and_with_how_many_cores(monkeypatch):
         with pytest.raises(UserError, match=told):
             on_gpus(ray, "auto")
         with pytest.raises(UserError, match=told), StopRequest() as stop:  # of a training on machines
-            _Attempt(ray, Request("run", 1, 2, "auto"), 0, None, stop).ended()
+            Attempt(ray, Request("run", 1, 2, "auto"), 0, None, stop).ended()
 
 
 def test_processes_that_decode_beside_those_of_the_cluster_are_refused(tmp_path, monkeypatch):
@@ -282,9 +282,9 @@ def test_what_several_workers_need_of_a_store_is_copied_once(tmp_path, monkeypat
 
     def wanted(worker):
         together.wait()
-        return copies._copied(files, "the source", download)
+        return copies.copied_paths(files, "the source", download)
 
-    files = [copies._File(f"s3://{name}/a.tar", tmp_path / name / "a.tar", 3, "1") for name in ("one", "other")]
+    files = [copies.RemoteFile(f"s3://{name}/a.tar", tmp_path / name / "a.tar", 3, "1") for name in ("one", "other")]
     monkeypatch.setenv("CROSSLEVEL_CACHE", str(tmp_path))
     with ThreadPoolExecutor(4) as workers:
         found = list(workers.map(wanted, range(4)))
@@ -293,6 +293,6 @@ def test_what_several_workers_need_of_a_store_is_copied_once(tmp_path, monkeypat
     assert {file.name for file in (tmp_path / "one").iterdir()} == {"a.tar", ".a.tar.origin.json", LOCK}
     # Copies are alike, whichever machine made them; those of another version are not.
     other = files[1]._replace(copy=tmp_path / "third" / "a.tar", state="2")
-    copies._copied([other], "the source", download)
+    copies.copied_paths([other], "the source", download)
     one, same, changed = (state_of(str(file.copy)) for file in (*files, other))
     assert one == same != changed

@@ -12,13 +12,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from run_samples import metrics
 
 import crosslevel
 from crosslevel.data.open import open_images
+from crosslevel.methods import MoCo
+from crosslevel.models.encoder import Encoder
 from crosslevel.settings.parser import run
+from crosslevel.training.loop import shards
+from crosslevel.training.loop.module import Pretrain
+from crosslevel.training.loop.state import NAMED, restore
 from crosslevel.training.train import train
+from crosslevel.transforms.views import Views
 from crosslevel.utils.errors import UserError
 
 FORMER, THERE = Path(__file__).parent / "first_layout.tar.xz", "/tmp/house/made"
@@ -52,6 +59,28 @@ def test_a_run_goes_on_where_it_was(left, capsys):
     assert [row["loss"] for row in after[:8]] == [row["loss"] for row in before]
     assert all(np.isfinite(float(row["loss"])) for row in after)
     assert "continues with the images as they are now" not in capsys.readouterr().out
+
+
+def test_averages_in_parts_go_on_under_their_former_name(tmp_path):
+    """A checkpoint of ``--strategy fsdp`` names each tensor of its parts; MoCo's averages were called ``key.twin``."""
+
+    def step():
+        encoder = Encoder("resnet18", width=0.0625, small_images=True)
+        method = MoCo(encoder, 8, out_features=4, queue=8)
+        how = {"steps": 2, "warmup_steps": 0, "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0, "seed": 0}
+        return Pretrain(encoder, method, None, Views("cifar", 16), **how)
+
+    made, restored = step(), step()
+    weights = {name.replace(".ema.", ".twin."): value for name, value in made.state_dict().items()}
+    in_parts = {f"model.{name}": value for name, value in weights.items() if ".twin." in name}
+    assert len(in_parts) > 20
+    shards.write(tmp_path / "parts", in_parts, 0)
+    tree = {name: value for name, value in weights.items() if ".twin." not in name}
+    state = {"state_dict": tree, "optimizer_states": [{NAMED: {}}]}
+    optimizer = torch.optim.SGD(restored.encoder.parameters())
+    restore(restored, optimizer, state, shards.Shards(tmp_path / "parts"), tmp_path / "last.ckpt")
+    for name, value in made.state_dict().items():
+        assert torch.equal(restored.state_dict()[name], value), name
 
 
 def test_an_encoder_gives_the_features_that_it_gave(left):

@@ -11,6 +11,10 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "crosslevel").rglob("*.py"))
 LINES, FUNCTION, FOLDER = 350, 60, 12
 PATCHED = 26  # attributes of Crosslevel's own that tests replace; it may only fall
+PRIVATE = 14  # names of Crosslevel's own with a leading underscore that tests read or call; it may only fall
+"""What is left stands for a fault or for what nobody should see: a lock that is held, a cache's content, a decoder that
+crashes, the file of the machine's slots of memory."""
+THEIRS = {"_compiled_call_impl", "_parameters"}  # PyTorch's, of which Crosslevel has namesakes
 INSTEAD = (
     "give the function or class a keyword parameter with the constant as its default, and hand the test's value in; or "
     "make a real fault: a file that cannot be read, a quota, an object handed in that fails or counts"
@@ -197,6 +201,33 @@ def test_tests_go_in_by_the_doors():
     found = [where for file in sorted((ROOT / "tests").rglob("*.py")) for where in patched(file)]
     told = "\n".join(found)
     assert len(found) <= PATCHED, f"{len(found)} patches, {PATCHED} were left: {INSTEAD}\n{told}"
+
+
+@functools.cache
+def private_names():
+    """What Crosslevel defines with a leading underscore: functions, classes, constants and attributes."""
+    names = {name for file in FILES for name, _ in bindings(parsed(file))}
+    return {name for name in names if re.match("_[A-Za-z]", name)} - THEIRS
+
+
+def private_uses(file):
+    """Where a file of tests imports such a name, or takes it from anything but its own ``self``."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("crosslevel"):
+            used = [name.name for name in node.names if name.name.startswith("_")]
+        elif isinstance(node, ast.Attribute) and node.attr in private_names():
+            used = [ast.unparse(node)] if ast.unparse(node.value) not in ("self", "cls") else []
+        else:
+            continue
+        yield from (f"{file.relative_to(ROOT)}:{node.lineno}: {name}" for name in used)
+
+
+def test_tests_use_no_private_names():
+    """What is worth a test of its own is public, and says what it takes and returns."""
+    uses = [where for file in sorted((ROOT / "tests").rglob("*.py")) for where in private_uses(file)]
+    listed = "\n".join(uses)
+    assert len(uses) <= PRIVATE, f"{len(uses)} private names, {PRIVATE} were left: test by a public one\n{listed}"
+    assert len(uses) == PRIVATE, f"{len(uses)} private names are left: lower PRIVATE from {PRIVATE}\n{listed}"
 
 
 def test_the_architecture_is_one_page_with_one_picture():

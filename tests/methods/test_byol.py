@@ -62,13 +62,13 @@ def test_the_target_follows_its_definition_over_fifty_steps():
         method.after_step(step / 50)
         m = 1 - (1 - 0.9) * (math.cos(math.pi * step / 50) + 1) / 2
         expected = [m * e + (1 - m) * numpy(p) for e, p in zip(expected, trained, strict=True)]
-    for twin, e in zip(method.target.twin.parameters(), expected, strict=True):
+    for twin, e in zip(method.target.ema.parameters(), expected, strict=True):
         np.testing.assert_allclose(numpy(twin), e, rtol=1e-12, atol=1e-12)
-    before = [p.clone() for p in method.target.twin.parameters()]
+    before = [p.clone() for p in method.target.ema.parameters()]
     with torch.no_grad():
         trained[0].add_(1)
     method.after_step(1.0)
-    assert all(torch.equal(a, b) for a, b in zip(before, method.target.twin.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, method.target.ema.parameters(), strict=True))
 
 
 def test_the_target_has_no_gradient_and_the_predictor_one():

@@ -85,7 +85,7 @@ def test_the_teacher_follows_its_definition():
         method.after_step(step / 20)
         m = 1 - (1 - 0.9) * (math.cos(math.pi * step / 20) + 1) / 2
         expected = [m * e + (1 - m) * numpy(p) for e, p in zip(expected, trained, strict=True)]
-    for twin, e in zip(method.teacher.twin.parameters(), expected, strict=True):
+    for twin, e in zip(method.teacher.ema.parameters(), expected, strict=True):
         np.testing.assert_allclose(numpy(twin), e, rtol=1e-12, atol=1e-12)
 
 

@@ -73,7 +73,7 @@ def test_the_teacher_sees_the_view_in_its_own_size_and_colours(teacher):
     larger = torch.nn.functional.interpolate(pixels, (32, 32), mode="bicubic", antialias=True)
     wanted = (larger - torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
     with torch.no_grad():
-        expected = method._taught_by[0](wanted)
+        expected = method.taught_by[0](wanted)
     torch.testing.assert_close(method.ask(seen), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -82,9 +82,9 @@ def test_the_teacher_is_neither_trained_nor_saved(teacher):
     names = [name for name, _ in method.named_parameters()] + list(method.state_dict())
     assert all(name.startswith(("branch.", "centre", "steps")) for name in names)
     method.train()
-    assert not method._taught_by[0].training
-    assert not any(p.requires_grad for p in method._taught_by[0].parameters())
-    assert next(method.double()._taught_by[0].parameters()).dtype == torch.float64
+    assert not method.taught_by[0].training
+    assert not any(p.requires_grad for p in method.taught_by[0].parameters())
+    assert next(method.double().taught_by[0].parameters()).dtype == torch.float64
 
 
 def test_what_is_no_teacher_says_so():

@@ -53,7 +53,7 @@ def test_loss_and_gradient_are_the_equation(online, seed, batch, share):
     torch.manual_seed(seed)
     loss, _ = method(views, h, torch.arange(batch))
     loss.backward()
-    key = linear(encoded(numpy(views[online]), method.key.twin[0]), method.key.twin[1])
+    key = linear(encoded(numpy(views[online]), method.key.ema[0]), method.key.ema[1])
     queue = numpy(method.negatives.keys)
     head = method.jigsaw_branch
     own = {"encoder": method.encoder.linear.weight, "patch": head.patch[0].weight, "join": head.join[0].weight}
@@ -84,7 +84,7 @@ def test_without_the_jigsaw_it_asks_for_no_plain_view_and_is_moco():
     assert not hasattr(method, "jigsaw_branch")
     h = normal(0, 3, 5)
     views = [normal(1, 3, 3, 6, 6), normal(2, 3, 3, 6, 6)]
-    key = linear(encoded(numpy(views[1]), method.key.twin[0]), method.key.twin[1])
+    key = linear(encoded(numpy(views[1]), method.key.ema[0]), method.key.ema[1])
     expected = info_nce(linear(numpy(h), method.branch), key, numpy(method.negatives.keys), 0.15)
     method.encoder.double()
     assert method(views, [h], torch.arange(3))[0].item() == pytest.approx(expected, rel=1e-6)

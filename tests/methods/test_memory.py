@@ -117,7 +117,7 @@ def test_twin_follows_its_recurrence(seed, momentum):
         copy.update(module)
         new = [numpy(p) for p in module.parameters()]
         expected = [momentum * old + (1 - momentum) * p for old, p in zip(expected, new, strict=True)]
-    for mine, theirs in zip(copy.twin.parameters(), expected, strict=True):
+    for mine, theirs in zip(copy.ema.parameters(), expected, strict=True):
         np.testing.assert_allclose(numpy(mine), theirs, rtol=1e-12, atol=1e-14)
 
 
@@ -140,9 +140,22 @@ def test_twin_keeps_its_own_batch_statistics():
     x = normal(0, 8, 4, dtype=torch.float32)
     module(x)
     copy.update(module)
-    assert copy.twin[1].running_mean.abs().max() == 0
+    assert copy.ema[1].running_mean.abs().max() == 0
     copy(x)
-    assert torch.equal(copy.twin[1].running_mean, module[1].running_mean)
+    assert torch.equal(copy.ema[1].running_mean, module[1].running_mean)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a method"])
+def test_a_state_of_a_former_version_is_the_averages(inside):
+    """The averaged module was called ``twin``; a module of a method's own may still be."""
+    ready = [MomentumCopy(network()) for _ in range(2)]
+    former, present = (nn.ModuleDict({"key": copy, "twin": nn.Linear(2, 3)}) if inside else copy for copy in ready)
+    state = {name.replace("ema.", "twin."): value + 1 for name, value in former.state_dict().items()}
+    assert not any("ema" in name for name in state)
+    present.load_state_dict(state)
+    for name, value in present.state_dict().items():
+        assert torch.equal(value, former.state_dict()[name] + 1), name
+    assert any(name.startswith("twin.") for name in state)  # as they were handed in
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.1])

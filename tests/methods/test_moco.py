@@ -36,7 +36,7 @@ def test_loss_and_gradient_are_the_equation(online, seed, batch, temperature):
     h = [normal(seed + 5 + i, batch, 5).requires_grad_() for i in range(online)]
     loss, _ = method(views, h, torch.arange(batch))
     loss.backward()
-    encoder, branch = method.key.twin
+    encoder, branch = method.key.ema
     last = numpy(views[-1]).reshape(batch, -1)
     key = linear(np.tanh(last @ numpy(encoder.linear.weight).T + numpy(encoder.linear.bias)), branch)
     queue = numpy(method.negatives.keys)
@@ -141,8 +141,8 @@ def test_split_statistics_leave_each_key_with_its_image():
 def test_keys_are_normalized_in_as_many_parts_as_asked(batch, splits):
     """Also where the batch does not divide: 9 images in 4 parts are 3, 2, 2, 2."""
     method, seen = MoCo(TinyEncoder(), out_features=4, splits=splits), []
-    encode = method.key.twin[0].forward
-    method.key.twin[0].forward = lambda x: (seen.append(len(x)), encode(x))[1]
+    encode = method.key.ema[0].forward
+    method.key.ema[0].forward = lambda x: (seen.append(len(x)), encode(x))[1]
     method.encode_key(normal(0, batch, 3, 2, 2, dtype=torch.float32))
     assert (len(seen), sum(seen)) == (splits, batch)
     assert max(seen) - min(seen) <= 1

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from crosslevel.data.images import Images
-from crosslevel.data.open import _open_by_name
+from crosslevel.data.open import open_by_name
 
 USER = "postgres"
 
@@ -66,6 +66,6 @@ class Guarded:
 @pytest.fixture
 def guarded(monkeypatch):
     monkeypatch.setattr(Images, "labels", Guarded(), raising=False)
-    _open_by_name.cache_clear()
+    open_by_name.cache_clear()
     yield
-    _open_by_name.cache_clear()
+    open_by_name.cache_clear()

@@ -16,11 +16,13 @@ from torchvision.io import write_png
 
 from crosslevel import report
 from crosslevel.cli import main
-from crosslevel.data.pack import _origin
+from crosslevel.data.pack import origin_metadata
 from crosslevel.data.uri import parse
-from crosslevel.evaluation import push
+from crosslevel.evaluation.push import card
+from crosslevel.models.encoder import Encoder
+from crosslevel.runs import Run
 from crosslevel.settings import describe
-from crosslevel.training.loop import loggers
+from crosslevel.training.loop.loggers import Boards
 from crosslevel.utils.console import Terminal, say
 from crosslevel.utils.errors import hidden
 from crosslevel.utils.processes import CommandLine, StopRequest
@@ -159,11 +161,22 @@ def test_nothing_that_is_published_has_a_secret(tmp_path):
     ]  # fmt: skip
     page = report.page(tmp_path / "p.html", SIGNED, blocks, f"of {SIGNED}", SIGNED).read_text()
     assert page.count("X-Amz-Signature=***@repeat=2") == 8  # the title twice
-    settings = {"images": SIGNED, "data_root": SIGNED, "encoder": {"weights": SIGNED}, "views": {"scale": [SIGNED]}}
-    told = loggers._flat(settings)
-    card = push._settings(settings) + push._metadata(SIGNED)
-    assert "x-{0..9}.tar?X-Amz-Signature=***" in card
-    assert "PW" not in f"{page} {told} {card} {_origin(parse(SIGNED), None, Unwatched)}"
+    encoder = {"name": SIGNED, "pretrained": True, "weights": SIGNED}
+    settings = {"images": SIGNED, "data_root": SIGNED, "encoder": encoder, "views": {"scale": [SIGNED]}}
+    run, board = Run(tmp_path), Board()
+    run.config.write_text(yaml.safe_dump(settings))
+    Boards(run, [], [board], settings)
+    assert board.settings.keys() == {"images", "data_root", *(f"encoder.{name}" for name in encoder), "views.scale"}
+    page_of_hub = card(run, Encoder("resnet18", width=0.0625), "owner/name", "mit")
+    assert page_of_hub.count("x-{0..9}.tar?X-Amz-Signature=***") == 7  # data, five settings, weights
+    assert "PW" not in f"{page} {board.settings} {page_of_hub} {origin_metadata(parse(SIGNED), None, Unwatched)}"
+
+
+class Board:
+    """A logger of Lightning's interface that keeps the settings it is given."""
+
+    def log_hyperparams(self, settings):
+        self.settings = settings
 
 
 class Unwatched:

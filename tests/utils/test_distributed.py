@@ -119,7 +119,7 @@ def check_shuffled_keys():
     """A key network whose every output is its batch's mean: which images were normalized together."""
     method = MoCo(TinyEncoder(), out_features=4, queue=19, splits=2)
     seen = []
-    method.key.twin[0].forward = lambda x: (seen.append(x[:, 0, 0, 0]), x.flatten(1)[:, :5].float())[1]
+    method.key.ema[0].forward = lambda x: (seen.append(x[:, 0, 0, 0]), x.flatten(1)[:, :5].float())[1]
     torch.manual_seed(5)
     views = part(torch.arange(BATCH).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).float())
     method.encode_key(views)

@@ -54,7 +54,9 @@ PILLOW = (
 HEAD = 132
 """Bytes at the beginning of a file that identify its format."""
 
-_EXTRA: Mapping[str, tuple[str, str]] = {"HEIF": ("pillow_heif", "heic"), "JXL": ("pillow_jxl", "jxl")}
+EXTRA: Mapping[str, tuple[str, str]] = {"HEIF": ("pillow_heif", "heic"), "JXL": ("pillow_jxl", "jxl")}
+"""Formats that another package reads: its module, and Crosslevel's extra that installs it."""
+
 _BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys(
     (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"), "HEIF"
 )
@@ -136,17 +138,17 @@ def readable(data: bytes | bytearray) -> tuple[str, ...]:
 
     """
     name = format_of(data[:HEAD])
-    if name is None or name not in _EXTRA:
+    if name is None or name not in EXTRA:
         return PILLOW
-    module, extra = _EXTRA[name]
-    if not _has_plugin(module):
+    module, extra = EXTRA[name]
+    if not has_plugin(module):
         raise _Defect(f"a {extra.upper()} image: pip install 'crosslevel[{extra}]'")
     return (name,)
 
 
 @cache
-def _has_plugin(module: str) -> bool:
-    """Whether an installed package adds a format to Pillow."""
+def has_plugin(module: str) -> bool:
+    """Whether an installed package adds a format to Pillow; cached, and ``cache_clear`` looks for it again."""
     try:
         plugin = import_module(module)
     except ImportError:

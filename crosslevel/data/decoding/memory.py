@@ -26,7 +26,7 @@ LARGEST = 50_000_000
 """The most pixels of a decoded image; a larger one is read at a half, a quarter or an eighth of its size."""
 
 _USUAL = 768  # MiB
-_SLOT = 64 * 2**20  # bytes; the common budget of all processes is divided into slots of this size
+SLOT = 64 * 2**20  # bytes; the common budget of all processes is divided into slots of this size
 _SMALL = 32 * 2**20  # bytes; smaller images never wait
 _PATIENCE = 60.0  # seconds to wait for memory, so that a stopped process cannot block the others
 _TURNSTILE = 0
@@ -35,7 +35,7 @@ _RESERVE = 64 * 2**20  # bytes that a decoder may take beyond the estimate
 _STACKS = 16 * 2**20  # and for the threads that it may start on each core
 
 # Bytes for each pixel at the peak: the decoder's own buffers, Pillow's image and its copies. Measured, and rounded up.
-_PER_PIXEL = {"GIF": 12, "WEBP": 22, "HEIF": 16, "AVIF": 20, "JPEG2000": 32, "JXL": 40}
+PER_PIXEL = {"GIF": 12, "WEBP": 22, "HEIF": 16, "AVIF": 20, "JPEG2000": 32, "JXL": 40}
 _PLAIN = 4  # all other formats, beside the result
 _RGB = 3
 _TURNED = 4
@@ -71,7 +71,7 @@ def needed(format: str, size: tuple[int, int], encoded: int, turned: bool, part:
     """
     pixels = size[0] * size[1]
     result = _RGB * pixels // halvings(pixels) ** 2
-    each = _PER_PIXEL.get(format, _PLAIN) + (_TURNED if turned else 0)
+    each = PER_PIXEL.get(format, _PLAIN) + (_TURNED if turned else 0)
     return each * pixels + result + _PARTS * part + 2 * encoded + (_FIXED if pixels > 2**20 else 0)
 
 
@@ -128,7 +128,7 @@ def room(need: int) -> Iterator[None]:
         if fcntl is None:
             yield
             return
-        slots = acquire_slots(-(-min(need, budget()) // _SLOT))
+        slots = acquire_slots(-(-min(need, budget()) // SLOT))
         try:
             yield
         finally:
@@ -165,7 +165,7 @@ def acquire_slots(count: int, patience: float = _PATIENCE) -> list[int]:
         time.sleep(0.005)
     try:
         while True:
-            for slot in range(1, 1 + -(-budget() // _SLOT)):
+            for slot in range(1, 1 + -(-budget() // SLOT)):
                 if len(slots) < count and slot not in slots and _is_free(slot):
                     slots.append(slot)
             if len(slots) >= count:
@@ -208,7 +208,7 @@ def limit_to(need: int, format: str) -> Iterator[None]:
     ``need`` is computed from the pixels, but JPEG 2000's blocks and WebP's codes take memory too: an image of one
     megapixel could take half a gigabyte. Formats that are decoded row by row cannot do so, and have no limit.
     """
-    current = _data_now() if _limited and format in _PER_PIXEL else None
+    current = _data_now() if _limited and format in PER_PIXEL else None
     if current is None:
         yield
         return

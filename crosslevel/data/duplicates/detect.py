@@ -115,7 +115,7 @@ def _distinct(pictures: Pictures) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " 
 def _pairs(pictures: Pictures, is_second: Bool[Tensor, " N"] | None, cells: Cells) -> Pairs:
     """All pairs of distinct pictures, or those of which exactly one ``is_second``."""
     outlines = in_parts(outline, pictures)
-    crowd = _Crowd(pictures, outlines, cells)
+    crowd = Crowd(pictures, outlines, cells)
     candidates = _candidates(crowd, outlines, is_second, cells)
     means = in_parts(blocks, pictures)
     near = _near(pictures, _alike(pictures, candidates.nearest, means), crowd)
@@ -125,13 +125,13 @@ def _pairs(pictures: Pictures, is_second: Bool[Tensor, " N"] | None, cells: Cell
     near = _joined(near, _near(pictures, _alike(pictures, hashed, means), crowd))
     del means  # a gigabyte for a million pictures
     copies = tracks(len(pictures), near.of(near.kind == Kind.COPY).images)
-    aligned = _unique(torch.cat([candidates.aligned, hashed]))[0]
+    aligned = unique_pairs(torch.cat([candidates.aligned, hashed]))[0]
     aligned = aligned[copies[aligned[:, 0]] != copies[aligned[:, 1]]]
     edges = in_parts(halves, pictures)
     edited = _edited(pictures, aligned[maybe_edited(edges, aligned)], crowd, mirror=False)
     through = candidates.mirrored
     turned = _edited(pictures, through[maybe_edited(edges, through, mirror=True)], crowd, mirror=True)
-    return _hanging_together(_joined(near, edited, turned), outlines, crowd)
+    return coherent_pairs(_joined(near, edited, turned), outlines, crowd)
 
 
 class _Candidates(NamedTuple):
@@ -143,7 +143,7 @@ class _Candidates(NamedTuple):
 
 
 def _candidates(
-    crowd: _Crowd, outlines: Float[Tensor, "N 64"], is_second: Bool[Tensor, " N"] | None, cells: Cells
+    crowd: Crowd, outlines: Float[Tensor, "N 64"], is_second: Bool[Tensor, " N"] | None, cells: Cells
 ) -> _Candidates:
     all_images = torch.arange(len(outlines))
     if is_second is None:
@@ -159,7 +159,7 @@ def _candidates(
     through = torch.where(turned.values >= MIRRORED, turned.indices, -1)
     through = torch.where(through >= 0, keys[through.clamp(min=0)], -1)
     return _Candidates(
-        *(_once(queries, columns) for columns in (indices[:, :_COMPARED], indices[:, :_ALIGNED], through))
+        *(neighbour_pairs(queries, columns) for columns in (indices[:, :_COMPARED], indices[:, :_ALIGNED], through))
     )
 
 
@@ -169,7 +169,7 @@ def _alike(pictures: Pictures, index: Index, means: Tensor) -> Index:
     return possible[alike(pictures, possible, NEAR)]
 
 
-def _near(pictures: Pictures, index: Index, crowd: _Crowd) -> Pairs:
+def _near(pictures: Pictures, index: Index, crowd: Crowd) -> Pairs:
     """The copies and near-duplicates among pairs that are alike."""
     shifted, unshifted = difference(pictures, index), difference(pictures, index, reach=0)
     limit = IN_A_CROWD * crowd.distance(index, lambda pairs: difference(pictures, pairs))
@@ -185,7 +185,7 @@ def _contrast(pictures: Pictures) -> Float[Tensor, " N"]:
     return (pictures.float() / 255).flatten(2).var(2).mean(1).sqrt()
 
 
-def _edited(pictures: Pictures, index: Index, crowd: _Crowd, mirror: bool) -> Pairs:
+def _edited(pictures: Pictures, index: Index, crowd: Crowd, mirror: bool) -> Pairs:
     """The edited copies among these pairs."""
     edges, colours = _agreement(pictures, index, mirror)
     good = (edges >= EDITED) & (colours >= COLOURS)
@@ -211,7 +211,7 @@ def _agreement(pictures: Pictures, pairs: Index, mirror: bool = False) -> Agreem
 def _joined(*sets: Pairs) -> Pairs:
     """All pairs, each once, with the closest kind found for it."""
     index, kind, distance = (torch.cat(columns) for columns in zip(*sets, strict=True))
-    unique, owner = _unique(index)
+    unique, owner = unique_pairs(index)
     order = kind.argsort(stable=True)
     order = order[owner[order].argsort(stable=True)]
     starts = torch.ones(len(order), dtype=torch.bool)
@@ -220,7 +220,7 @@ def _joined(*sets: Pairs) -> Pairs:
     return Pairs(unique, kind[closest], distance[closest])
 
 
-def _hanging_together(pairs: Pairs, outlines: Float[Tensor, "N 64"], crowd: _Crowd, linked: int = _LINKED) -> Pairs:
+def coherent_pairs(pairs: Pairs, outlines: Float[Tensor, "N 64"], crowd: Crowd, linked: int = _LINKED) -> Pairs:
     """The pairs, without those that chain different images into one track.
 
     The images of a track of three or more have to be at least as close to each other, on average, as to their
@@ -238,7 +238,7 @@ def _hanging_together(pairs: Pairs, outlines: Float[Tensor, "N 64"], crowd: _Cro
                 crowded = True
                 mask[links[pairs.distance[links] > pairs.distance[links].median()]] = False
                 continue
-            cluster[inside] = _linked(outlines[inside], crowd.around(inside, outlines))
+            cluster[inside] = average_linkage(outlines[inside], crowd.around(inside, outlines))
             is_together = cluster[pairs.images[links, 0]] == cluster[pairs.images[links, 1]]
             mask[links], settled[links] = is_together, is_together.all()
         pairs, settled = pairs.of(mask), settled[mask]
@@ -253,8 +253,11 @@ def _by_track(owner: Int64[Tensor, " P"]) -> Iterator[Int64[Tensor, " p"]]:
     return (links for links in order.split(sizes.tolist()) if len(links) > 1)
 
 
-def _linked(outlines: Float[Tensor, "n 64"], limit: float) -> Int64[Tensor, " n"]:
-    """Clusters by average linkage of distances between outlines, or between one and the other's mirror image."""
+def average_linkage(outlines: Float[Tensor, "n 64"], limit: float) -> Int64[Tensor, " n"]:
+    """Clusters by average linkage of distances between outlines, or between one and the other's mirror image.
+
+    ``outlines`` have length 1. If their mean distance is within ``limit``, all are of cluster 0.
+    """
     from scipy.cluster.hierarchy import fcluster, linkage  # noqa: PLC0415 - as below
 
     agree = torch.maximum(outlines @ outlines.T, outlines @ mirrored(outlines).T)
@@ -265,7 +268,7 @@ def _linked(outlines: Float[Tensor, "n 64"], limit: float) -> Int64[Tensor, " n"
     return torch.from_numpy(fcluster(linkage(upper, "average"), limit, "distance")).long()
 
 
-class _Crowd:
+class Crowd:
     """The neighbours of each picture, and the distance to those that surround it."""
 
     def __init__(self, pictures: Pictures, outlines: Float[Tensor, "N 64"], cells: Cells = USUAL) -> None:
@@ -298,14 +301,14 @@ class _Crowd:
         return float((2 - 2 * agree).clamp(min=0).sqrt()[surrounding >= 0].mean())
 
 
-def _once(queries: Int64[Tensor, " Q"], indices: Int64[Tensor, "Q k"]) -> Index:
+def neighbour_pairs(queries: Int64[Tensor, " Q"], indices: Int64[Tensor, "Q k"]) -> Index:
     """The pairs (i, j), i < j, each once, of every query and its neighbours (-1: none)."""
     row = queries.unsqueeze(1).expand_as(indices)
     i, j = row[(indices >= 0) & (indices != row)], indices[(indices >= 0) & (indices != row)]
-    return _unique(torch.stack([torch.minimum(i, j), torch.maximum(i, j)], dim=1))[0]
+    return unique_pairs(torch.stack([torch.minimum(i, j), torch.maximum(i, j)], dim=1))[0]
 
 
-def _unique(pairs: Index) -> tuple[Index, Int64[Tensor, " P"]]:
+def unique_pairs(pairs: Index) -> tuple[Index, Int64[Tensor, " P"]]:
     """The distinct pairs in order, and the index of each pair among them.
 
     Pairs are compared as single numbers: ``unique(dim=0)`` makes a tensor of each row, gigabytes for a million

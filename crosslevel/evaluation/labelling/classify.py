@@ -163,12 +163,13 @@ def _names(images: Images) -> list[str]:
 
 
 def _features(encoder: Encoder, images: Images, runtime: Runtime, console: Console) -> Features:
-    bad = BadFiles()
+    bad_files = BadFiles()
     extracted = extract(
-        encoder, images, batch_size=runtime.batch_size, workers=runtime.workers, hardware=runtime.hardware, bad=bad
-    )
-    if len(bad):
-        say(console, bad.summary(len(images)))
+        encoder, images, batch_size=runtime.batch_size, workers=runtime.workers, hardware=runtime.hardware,
+        bad_files=bad_files,
+    )  # fmt: skip
+    if len(bad_files):
+        say(console, bad_files.summary(len(images)))
     return extracted
 
 

@@ -60,7 +60,7 @@ def by_ray(request: Request, max_failures: int, console: Console) -> Path:
     with StopRequest() as stop:
         for attempt in range(max_failures + 1):
             before = _saved(request.run)
-            ended = _Attempt(ray, request, attempt, console, stop).ended()
+            ended = Attempt(ray, request, attempt, console, stop).ended()
             if not any(ended.statuses):
                 return Path(request.run)
             if stop.number:
@@ -81,7 +81,7 @@ class Ended(NamedTuple):
     reason: str
 
 
-class _Attempt:
+class Attempt:
     """The commands of all machines, for one start."""
 
     def __init__(self, ray: Any, request: Request, attempt: int, console: Console, stop: StopRequest) -> None:

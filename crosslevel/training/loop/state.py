@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from crosslevel.methods.memory import FORMER_EMA
 from crosslevel.training.loop import graph
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.utils.distributed import fill_part, is_sharded
@@ -79,16 +80,25 @@ def restore(
         shards.fill(targets)
 
 
+def present_name(name: str, current: Container[str]) -> str:
+    """The name now of a tensor of a checkpoint, which may be of a former version; ``current`` has all names of now."""
+    renamed = name.replace(f".{FORMER_EMA}.", ".ema.")
+    return renamed if name not in current and renamed in current else name
+
+
 def _restore_weights(
     module: Pretrain, weights: Mapping[str, Tensor], shards: Shards | None, file: Path
 ) -> dict[str, Tensor]:
     """Restore the unsharded tensors; return the tensors to be filled from shards, by their names there."""
     current = module.state_dict()
-    prefix_length = len(_MODEL) + 1
+    stored_names = {present_name(name, current): name for name in weights}
+    weights = {present: weights[name] for present, name in stored_names.items()}
     sizes = {name: list(tensor.shape) for name, tensor in weights.items()}
-    for name, size in ({} if shards is None else shards.sizes).items():
-        if name.startswith(f"{_MODEL}."):
-            sizes[name[prefix_length:]] = size
+    for full, size in ({} if shards is None else shards.sizes).items():
+        if full.startswith(f"{_MODEL}."):
+            name = full.removeprefix(f"{_MODEL}.")
+            stored_names[present_name(name, current)] = name
+            sizes[present_name(name, current)] = size
     for name in sorted(current.keys() | sizes.keys()):
         stored, present = sizes.get(name, "missing"), list(current[name].shape) if name in current else "missing"
         if stored != present:
@@ -99,7 +109,7 @@ def _restore_weights(
     filled, targets = dict[str, Tensor](), dict[str, Tensor]()
     for name, tensor in current.items():
         if name not in weights:
-            targets[f"{_MODEL}.{name}"] = filled[name] = tensor
+            targets[f"{_MODEL}.{stored_names[name]}"] = filled[name] = tensor
         elif is_sharded(tensor):
             fill_part(tensor, weights[name])
             filled[name] = tensor

@@ -39,10 +39,10 @@ READ = {
 
 def content(ending):
     format, options = READ[ending]
-    if format in formats._EXTRA:
-        module, extra = formats._EXTRA[format]
+    if format in formats.EXTRA:
+        module, extra = formats.EXTRA[format]
         pytest.importorskip(module, reason=f"needs {module}: pip install 'crosslevel[{extra}]'")
-        formats._has_plugin(module)
+        formats.has_plugin(module)
     return encoded(PICTURE, format, **options)
 
 
@@ -103,12 +103,12 @@ def test_a_format_whose_package_is_missing_is_named_with_what_to_install(monkeyp
     head = {"heic": b"\0\0\0\x18ftypheic" + bytes(200), "jxl": b"\xff\x0a" + bytes(200)}[ending]
     for name in ("pillow_heif", "pillow_jxl"):
         monkeypatch.setitem(sys.modules, name, None)
-    formats._has_plugin.cache_clear()
+    formats.has_plugin.cache_clear()
     try:
         with pytest.raises(BadImage, match=rf"a {extra.upper()} image: pip install 'crosslevel\[{extra}\]'"):
             decode(bytearray(head), "a")
     finally:
-        formats._has_plugin.cache_clear()
+        formats.has_plugin.cache_clear()
 
 
 def frames(count, size=(8, 6)):
@@ -131,8 +131,8 @@ def test_all_frames_and_pages_are_a_track_where_that_is_wanted(tmp_path, ending)
     assert images.tracks.tolist() == [0, 0, 0, 0, 1]
     assert [round(float(image.float().mean()) / 40 - 0.5) for image, _ in images] == [0, 1, 2, 3, 0]
     assert len(open_images(f"{tmp_path},pages=all@frames=2")) == 3
-    bad = images.bad_files()
-    assert sum(len(b.index) for b in EvalBatches(images, 2, 6, bad=bad, workers=0)) == 5
+    bad_files = images.bad_files()
+    assert sum(len(b.index) for b in EvalBatches(images, 2, 6, bad_files=bad_files, workers=0)) == 5
     assert images.identity() != open_images(tmp_path).identity()
 
 

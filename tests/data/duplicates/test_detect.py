@@ -121,7 +121,7 @@ def test_few_pictures_do(count):
 
 
 def track_by_track(pairs, outlines, crowd, linked):
-    """The rule of `_hanging_together`, each round over all tracks and each track over all pairs."""
+    """The rule of `coherent_pairs`, each round over all tracks and each track over all pairs."""
     while True:
         members = tracks(len(outlines), pairs.images)[pairs.images[:, 0]]
         names, size = members.unique(return_counts=True)
@@ -134,7 +134,7 @@ def track_by_track(pairs, outlines, crowd, linked):
                 kept[links[pairs.distance[links] > pairs.distance[links].median()]] = False
                 continue
             owner = torch.full((len(outlines),), -1)
-            owner[inside] = detect._linked(outlines[inside], crowd.around(inside, outlines))
+            owner[inside] = detect.average_linkage(outlines[inside], crowd.around(inside, outlines))
             kept[links] = owner[pairs.images[links, 0]] == owner[pairs.images[links, 1]]
         pairs = pairs.of(kept)
         if not crowded or kept.all():
@@ -148,11 +148,11 @@ def test_tracks_are_cut_as_by_a_loop_over_all_of_them(seed, links):
     draws, count = torch.Generator().manual_seed(seed), 300
     centre = torch.randn(30, 64, generator=draws)[torch.randint(30, (count,), generator=draws)]
     outlines = torch.nn.functional.normalize(centre + 0.7 * torch.randn(count, 64, generator=draws), dim=1)
-    crowd = detect._Crowd(torch.zeros(count, 3, 32, 32, dtype=torch.uint8), outlines)
-    near = detect._once(torch.arange(count), crowd.indices[:, :4])
+    crowd = detect.Crowd(torch.zeros(count, 3, 32, 32, dtype=torch.uint8), outlines)
+    near = detect.neighbour_pairs(torch.arange(count), crowd.indices[:, :4])
     index = near[torch.randperm(len(near), generator=draws)[:links]]
     pairs = detect.Pairs(index, torch.full((len(index),), 3), torch.rand(len(index), generator=draws))
-    found, expected = (rule(pairs, outlines, crowd, 12) for rule in (detect._hanging_together, track_by_track))
+    found, expected = (rule(pairs, outlines, crowd, 12) for rule in (detect.coherent_pairs, track_by_track))
     assert 0 < len(found.images) < len(index)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -160,7 +160,7 @@ def test_tracks_are_cut_as_by_a_loop_over_all_of_them(seed, links):
 @pytest.mark.parametrize("count", [0, 1, 500])
 def test_different_pairs_are_those_of_unique_rows(count):
     pairs = torch.randint(30, (count, 2), generator=torch.Generator().manual_seed(0)) ** 4
-    rows, owner = detect._unique(pairs)
+    rows, owner = detect.unique_pairs(pairs)
     expected = pairs.unique(dim=0, return_inverse=True) if count else (pairs, owner)
     assert torch.equal(rows, expected[0])
     assert torch.equal(owner, expected[1])

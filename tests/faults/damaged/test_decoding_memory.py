@@ -65,9 +65,9 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_decoder_takes_more_than_is_reckoned_with(kind, monkeypatch):
     (mode, options), format = KINDS[kind], kind.split()[-1]
-    if format in formats._EXTRA and not formats._has_plugin(formats._EXTRA[format][0]):
-        pytest.skip(f"needs {formats._EXTRA[format][0]}")
-    side = int((40 * 2**20 / (memory._PER_PIXEL.get(format, 9) + 3)) ** 0.5)
+    if format in formats.EXTRA and not formats.has_plugin(formats.EXTRA[format][0]):
+        pytest.skip(f"needs {formats.EXTRA[format][0]}")
+    side = int((40 * 2**20 / (memory.PER_PIXEL.get(format, 9) + 3)) ** 0.5)
     image = Image.new(mode, (side, side), 9 if mode in ("P", "I;16") else None)
     if "exif" in options:
         exif = Image.Exif()

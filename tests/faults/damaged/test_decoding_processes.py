@@ -64,9 +64,9 @@ from crosslevel.data.open import open_images
 
 memory.acquire_slots.__defaults__ = (600.0,)  # on a machine that has other work, one may wait for minutes
 images = open_images(sys.argv[1])
-bad = images.bad_files()
-read = sum(len(batch.index) for batch in EvalBatches(images, 1, 32, bad=bad, workers=2))
-print(read, *sorted(bad.reasons), sep="\\n")
+bad_files = images.bad_files()
+read = sum(len(batch.index) for batch in EvalBatches(images, 1, 32, bad_files=bad_files, workers=2))
+print(read, *sorted(bad_files.reasons), sep="\\n")
 """
 
 
@@ -110,9 +110,9 @@ def test_nothing_is_decoded_before_there_is_room(format, monkeypatch):
 
 def test_large_images_of_several_processes_wait_for_each_other(tmp_path):
     """Slots that a killed process held are free again."""
-    total, pid = memory.budget() // memory._SLOT, os.fork()
+    total, pid = memory.budget() // memory.SLOT, os.fork()
     if not pid:
-        with memory.room((total - 2) * memory._SLOT):
+        with memory.room((total - 2) * memory.SLOT):
             (tmp_path / "held").touch()
             signal.pause()
     while not (tmp_path / "held").exists():
@@ -133,7 +133,7 @@ def test_a_limit_that_no_number_of_slots_fills_keeps_nobody_waiting(monkeypatch)
 
 
 def test_a_process_that_was_stopped_in_the_turnstile_does_not_stop_the_others():
-    total, pid = memory.budget() // memory._SLOT, os.fork()
+    total, pid = memory.budget() // memory.SLOT, os.fork()
     if not pid:
         fcntl.lockf(memory._file, fcntl.LOCK_EX, 1, memory._TURNSTILE)
         os.kill(os.getpid(), signal.SIGSTOP)

@@ -85,7 +85,7 @@ def test_encoders_in_parts_have_the_losses_of_whole_ones(found, case):
     assert abs(seen - before) > 1e-4 * before
     assert len(list(folder.glob("checkpoints/*.shards"))) <= 3  # what no checkpoint names is removed
     whole = [name for name in checkpoints.read(Run(folder))["state_dict"] if not name.endswith(batch)]
-    assert not [name for name in whole if "encoder." in name or ".twin.0." in name]
+    assert not [name for name in whole if "encoder." in name or ".ema.0." in name]
 
 
 def test_checkpoints_in_parts_are_read_by_any_number_of_processes(found):

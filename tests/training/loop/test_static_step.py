@@ -133,7 +133,7 @@ def test_no_step_copies_to_or_from_the_host(name):
     module = training(name, True, 8)
     with pretended:
         batch = batch_of(8, "cuda")
-        beside = getattr(module.method, "_taught_by", ())
+        beside = getattr(module.method, "taught_by", ())
         for part in [*module.modules(), *(part for network in beside for part in network.modules())]:
             for own in (part._parameters, part._buffers):
                 for key, value in own.items():
@@ -167,7 +167,7 @@ class Notes(TorchDispatchMode):
 def test_a_training_waits_for_the_device_where_it_logs_and_nowhere_else(tmp_path, name):
     """The loop around the step: losses, the best epoch, the watch for a collapse, progress; epochs of three steps."""
     data = torch.randint(256, (24, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    batches = TrainBatches(InMemoryImages(data, [str(i) for i in range(24)]), 8, seed=0, bad=BadFiles())
+    batches = TrainBatches(InMemoryImages(data, [str(i) for i in range(24)]), 8, seed=0, bad_files=BadFiles())
     module = training(name, True, 8)
     module.steps = 6
     with Notes(module) as notes:

@@ -14,7 +14,7 @@ from run_samples import metrics, write_images
 import crosslevel
 from crosslevel.cli import main
 from crosslevel.data.uri import parse
-from crosslevel.evaluation.detection.model import _resnet
+from crosslevel.evaluation.detection.model import detector
 from crosslevel.features.source import check_channels, suited
 from crosslevel.models.encoder import Encoder, load_encoder
 from crosslevel.models.named import open_encoder
@@ -174,4 +174,4 @@ def test_data_sets_by_name_are_what_they_are(home):
 def test_detectors_take_colours(home):
     encoder = Encoder("resnet18", width=0.0625, channels=4)
     with pytest.raises(UserError, match="detection takes images of 3 channels, resnet18 those of 4"):
-        _resnet(encoder)
+        detector(encoder, classes=2)

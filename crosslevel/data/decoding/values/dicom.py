@@ -61,7 +61,7 @@ def decoded_dicom(data: bytes | bytearray, reading: Reading, max_pixels: int, fr
     need = checked(size[1], size[0], samples, np.dtype("f8"), len(data), max_pixels, "DICOM")
     need += _compressed(opened, syntax, size, frame, count, need)
     with room(need), limit_to(need, "JPEG2000" if syntax in JPEG2000 else "DICOM"):
-        values = _pydicom().pixels.pixel_array(opened, index=frame)
+        values = library().pixels.pixel_array(opened, index=frame)
         return _picture(opened, values if values.ndim == 3 else values[..., None], reading)
 
 
@@ -76,7 +76,7 @@ def count_frames(data: bytes | bytearray) -> int:
 
 
 def _opened(data: bytes | bytearray) -> tuple[Any, str]:
-    pydicom, syntax = _pydicom(), _transfer_syntax(data)
+    pydicom, syntax = library(), _transfer_syntax(data)
     if syntax not in (*PLAIN, RLE, *JPEG, *JPEG2000):
         raise _Defect(
             f"a DICOM image in transfer syntax {syntax} is not read: write it without compression, as JPEG 2000 or as "
@@ -86,7 +86,8 @@ def _opened(data: bytes | bytearray) -> tuple[Any, str]:
 
 
 @cache
-def _pydicom() -> Any:
+def library() -> Any:
+    """pydicom, set up; cached, and ``cache_clear`` looks for it again."""
     try:
         import pydicom  # noqa: PLC0415
         import pydicom.pixels  # noqa: PLC0415
@@ -125,7 +126,7 @@ def _compressed(opened: Any, syntax: str, size: tuple[int, int], frame: int, cou
     """
     if syntax in PLAIN:
         return 0
-    encaps = _pydicom().encaps
+    encaps = library().encaps
     offsets = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
     extended = tuple(opened[name].value for name in offsets) if all(name in opened for name in offsets) else None
     encoded = encaps.get_frame(opened.PixelData, frame, extended_offsets=extended, number_of_frames=count)
@@ -151,7 +152,7 @@ def _same(actual: tuple[int, int], stated: tuple[int, int]) -> None:
 
 
 def _picture(opened: Any, values: Values, reading: Reading) -> UInt8[Tensor, "C H W"]:
-    pixels, meaning = _pydicom().pixels, str(opened.PhotometricInterpretation)
+    pixels, meaning = library().pixels, str(opened.PhotometricInterpretation)
     if meaning == "PALETTE COLOR":
         coloured = pixels.apply_color_lut(values[..., 0], opened)
         bits = int(opened.RedPaletteColorLookupTableDescriptor[2])
@@ -179,7 +180,7 @@ def _windowed(opened: Any, gray: Values) -> Values:
     if centre is None or width is None or not np.isfinite([centre, width]).all() or width <= 0:
         if "VOILUTSequence" in opened and opened.VOILUTSequence:
             bits = int(opened.VOILUTSequence[0].LUTDescriptor[2])
-            mapped: Values = _pydicom().pixels.apply_voi_lut(gray, opened, prefer_lut=True) / (2.0**bits - 1)
+            mapped: Values = library().pixels.apply_voi_lut(gray, opened, prefer_lut=True) / (2.0**bits - 1)
             return mapped
         finite = x[np.isfinite(x)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)

@@ -33,7 +33,7 @@ Fetch = Callable[[str, Path, int, threading.Event], None]
 """A function that copies a file, such as `download`."""
 
 
-class _File(NamedTuple):
+class RemoteFile(NamedTuple):
     """One file: its address, the path of its copy, its size in bytes, and a state that changes when it is rewritten."""
 
     address: str
@@ -54,7 +54,7 @@ def local(source: Source) -> Source:
     """
     path, marked, options = source.path.partition(",")
     if CONTAINER.search(path.partition("?")[0]):
-        names = _copied([_file(name, _folder(name)) for name in expand(path)], source.base_text)
+        names = copied_paths([_file(name, _folder(name)) for name in expand(path)], source.base_text)
         folders = {os.path.dirname(name) for name in names}
         if len(names) == 1:
             copied = parse(names[0] + marked + options)
@@ -70,9 +70,9 @@ def local(source: Source) -> Source:
         )
     address = path.rstrip("/")
     folder = _folder(f"{address}/{ABOUT}")
-    first = _copied([_file(f"{address}/{ABOUT}", folder)], source.base_text)[0]
+    first = copied_paths([_file(f"{address}/{ABOUT}", folder)], source.base_text)[0]
     files = [_file(f"{address}/{name}", folder) for name in [INDEX, *_shards(first, source.base_text)]]
-    _copied(files, source.base_text)
+    copied_paths(files, source.base_text)
     return dataclasses.replace(parse(str(folder)), reading=source.reading)
 
 
@@ -90,17 +90,30 @@ def _folder(address: str) -> Path:
     return cache_folder() / FOLDER / hashlib.sha256(parent.encode(errors="surrogateescape")).hexdigest()[:24]
 
 
-def _file(address: str, folder: Path) -> _File:
+def _file(address: str, folder: Path) -> RemoteFile:
     status = stat_of(address)
-    return _File(address, folder / address.partition("?")[0].rpartition("/")[2], status.size, status.state)
+    return RemoteFile(address, folder / address.partition("?")[0].rpartition("/")[2], status.size, status.state)
 
 
 def _containers(folder: str) -> set[str]:
     return {os.path.join(folder, name) for name in os.listdir(folder) if CONTAINER.search(name)}
 
 
-def _copied(files: Iterable[_File], name: str, fetch: Fetch | None = None) -> list[str]:
-    """The copies' paths; missing or outdated copies are made, once for all processes of this machine."""
+def copied_paths(files: Iterable[RemoteFile], name: str, fetch: Fetch | None = None) -> list[str]:
+    """The copies' paths; missing or outdated copies are made, once for all processes of this machine.
+
+    Args:
+        files: in any folders.
+        name: of the source, for errors.
+        fetch: copies one file; `download` unless given.
+
+    Returns:
+        a path for each of ``files``, in their order.
+
+    Raises:
+        SourceError: the disk has no room for them, or as from ``fetch``.
+
+    """
     files = list(files)
     with ExitStack() as locks:
         if not all(map(_is_there, files)):
@@ -110,7 +123,7 @@ def _copied(files: Iterable[_File], name: str, fetch: Fetch | None = None) -> li
     return [str(file.copy) for file in files]
 
 
-def _make(missing: list[_File], name: str, fetch: Fetch) -> None:
+def _make(missing: list[RemoteFile], name: str, fetch: Fetch) -> None:
     check_room(sum(file.size for file in missing), name)
     closing = threading.Event()
     with ThreadPoolExecutor(_AT_ONCE, "crosslevel-copy") as pool:
@@ -122,7 +135,7 @@ def _make(missing: list[_File], name: str, fetch: Fetch) -> None:
             raise
 
 
-def _is_there(file: _File) -> bool:
+def _is_there(file: RemoteFile) -> bool:
     try:
         origin = json.loads(_origin(file).read_text(encoding="utf-8"))
         return bool(origin == {"state": file.state} and file.copy.stat().st_size == file.size)
@@ -142,7 +155,7 @@ def check_room(size: int, name: str) -> None:
         )
 
 
-def _copy(file: _File, closing: threading.Event, fetch: Fetch) -> None:
+def _copy(file: RemoteFile, closing: threading.Event, fetch: Fetch) -> None:
     file.copy.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):
         _origin(file).unlink()
@@ -174,5 +187,5 @@ def download(address: str, target: Path, size: int, closing: threading.Event) ->
         tape.close()
 
 
-def _origin(file: _File) -> Path:
+def _origin(file: RemoteFile) -> Path:
     return file.copy.with_name(f".{file.copy.name}{_ORIGIN}")

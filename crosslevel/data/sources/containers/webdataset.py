@@ -30,7 +30,7 @@ from crosslevel.data.sources.labels import below_shared_folder, known_labels, on
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError
 
-_OPEN = 32  # shards kept open by a process
+OPEN_SHARDS = 32  # shards kept open by a process
 _LABEL = 2**24  # the most bytes of a member with a label
 _FORMAT = "2"  # version of the cached index
 
@@ -91,7 +91,7 @@ class Shards(Images):
         shard = bisect_right(self._ends, i)
         data = bytearray(size)
         try:
-            got = _opened(self.files[shard], self._states[shard]).read_into(data, int(self._offset[i]))
+            got = opened_shard(self.files[shard], self._states[shard]).read_into(data, int(self._offset[i]))
         except OSError as error:
             raise BadImage(path, f"the shard cannot be read: {error.strerror or error}") from error
         if got < size:
@@ -106,8 +106,14 @@ class Shards(Images):
 
 # One cache a process. A worker that was forked may go on using the files of its parent: reads at an offset
 # share no position.
-@lru_cache(maxsize=_OPEN)
-def _opened(file: str, state: str) -> RandomFile:
+@lru_cache(maxsize=OPEN_SHARDS)
+def opened_shard(file: str, state: str) -> RandomFile:
+    """A shard, open, if it is still in this ``state`` (`state_of`); the cache closes the one that was used longest ago.
+
+    Raises:
+        OSError: it is missing or has changed.
+
+    """
     opened = RandomFile(file)
     if state_of(opened.number) != state:
         raise OSError("it has changed since this run began")

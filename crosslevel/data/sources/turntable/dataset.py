@@ -81,7 +81,7 @@ class Turntable(InMemoryImages):
         ):
             if not low <= value <= high:
                 raise UserError(f"{name}={value} is out of range: choose {low} to {high}")
-        counts = _power_law(classes, objects, imbalance)
+        counts = power_law_counts(classes, objects, imbalance)
         names, first, per_object, stride = list(FAMILIES)[:classes], 0, frames, 1.0
         if split == "test":
             counts, first, per_object, stride = (
@@ -129,8 +129,21 @@ def _videos(
     return data
 
 
-def _power_law(classes: int, objects: int, imbalance: float) -> list[int]:
-    """Objects of each class, never increasing, ``objects`` in all (largest remainders)."""
+def power_law_counts(classes: int, objects: int, imbalance: float) -> list[int]:
+    """The number of objects of each class: a power law, rounded by largest remainders.
+
+    Args:
+        classes: at least 2.
+        objects: of all classes.
+        imbalance: how many times as many objects the first class has as the last, before they are rounded; at least 1.
+
+    Returns:
+        ``classes`` numbers of at least 1, never increasing, whose sum is ``objects``.
+
+    Raises:
+        UserError: there are too few objects for that, or ``imbalance`` is below 1.
+
+    """
     if not (math.isfinite(imbalance) and imbalance >= 1):
         raise UserError(f"imbalance={imbalance} is not a ratio of at least 1: 1 gives equal classes")
     weights = [(c + 1) ** (-math.log(imbalance) / math.log(classes)) for c in range(classes)]

@@ -212,9 +212,9 @@ def test_sequences_in_sequences_without_end_are_one_line():
 
 def test_without_pydicom_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    dicom._pydicom.cache_clear()
+    dicom.library.cache_clear()
     try:
         with pytest.raises(BadImage, match=r"a DICOM image: pip install 'crosslevel\[dicom\]'"):
             read(written(CT))
     finally:
-        dicom._pydicom.cache_clear()
+        dicom.library.cache_clear()

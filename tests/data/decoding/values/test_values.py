@@ -13,8 +13,7 @@ from crosslevel.data.decode import decode, read_image
 from crosslevel.data.decoding.pillow import upright
 from crosslevel.data.decoding.reading import Range, Reading
 from crosslevel.data.decoding.values.lzw import unpacked
-from crosslevel.data.images import InMemoryImages
-from crosslevel.data.open import _read_as, open_images
+from crosslevel.data.open import open_images
 from crosslevel.data.uri import parse, read_as
 from crosslevel.utils.errors import BadImage, SourceError
 
@@ -311,9 +310,9 @@ def test_how_images_are_read_is_written_after_the_source():
     ]:
         with pytest.raises(SourceError, match=what):
             parse(text)
-    in_memory = InMemoryImages(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ["a", "b"])
-    with pytest.raises(SourceError, match="not those of memory, which has 3"):
-        _read_as(in_memory, parse("memory,channels=1"))
+    in_memory = "turntable,classes=2,objects=4,frames=1,imbalance=1,size=8"
+    with pytest.raises(SourceError, match=f"not those of {in_memory}, which has 3"):
+        open_images(f"{in_memory},channels=1")
 
 
 def test_a_file_is_read_as_its_source_is(tmp_path):

@@ -141,7 +141,9 @@ def test_two_ranks_read_two_shards_once_an_epoch(pair, workers):
     for epoch in range(2):
         seen, values = [], []
         for rank in range(2):
-            batches = TrainBatches(images, 23, seed=3, bad=BadFiles(), resize=4, workers=workers, rank=rank, world=2)
+            batches = TrainBatches(
+                images, 23, seed=3, bad_files=BadFiles(), resize=4, workers=workers, rank=rank, world=2
+            )
             batches.epoch = epoch
             for batch in batches:
                 seen += batch.index.tolist()
@@ -151,15 +153,15 @@ def test_two_ranks_read_two_shards_once_an_epoch(pair, workers):
 
 
 def test_more_shards_than_may_stay_open(tmp_path):
-    for k in range(shards._OPEN + 5):
+    for k in range(shards.OPEN_SHARDS + 5):
         write_tar(tmp_path / f"{k:03d}.tar", [(f"{k}.png", flat(k))])
     images = pickle.loads(pickle.dumps(open_images(tmp_path)))
-    shards._opened.cache_clear()
+    shards.opened_shard.cache_clear()
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     for _ in range(2):
-        assert [value(image) for image, _ in images] == list(range(shards._OPEN + 5))
+        assert [value(image) for image, _ in images] == list(range(shards.OPEN_SHARDS + 5))
     if before:
-        assert len(os.listdir("/proc/self/fd")) - before == shards._OPEN
+        assert len(os.listdir("/proc/self/fd")) - before == shards.OPEN_SHARDS
 
 
 def test_a_shard_cut_anywhere_keeps_its_whole_members(tmp_path):
@@ -231,10 +233,10 @@ def test_damage_in_the_middle(tmp_path):
 
 def test_a_broken_member_is_named(pair):
     write_tar(pair / "a-001.tar", [("ü 🙂\n.png", flat(0)[:-9]), ("good.png", flat(1)), ("empty.jpg", b"")])
-    images, bad = Shards([str(pair / "a-001.tar")], "x"), BadFiles()
-    assert len(torch.cat([batch.index for batch in EvalBatches(images, 2, 4, bad=bad)])) == 1
-    assert set(bad.reasons) == {"a-001.tar/ü 🙂\n.png", "a-001.tar/empty.jpg"}
-    assert "truncated" in bad.reasons["a-001.tar/ü 🙂\n.png"]
+    images, bad_files = Shards([str(pair / "a-001.tar")], "x"), BadFiles()
+    assert len(torch.cat([batch.index for batch in EvalBatches(images, 2, 4, bad_files=bad_files)])) == 1
+    assert set(bad_files.reasons) == {"a-001.tar/ü 🙂\n.png", "a-001.tar/empty.jpg"}
+    assert "truncated" in bad_files.reasons["a-001.tar/ü 🙂\n.png"]
     bomb = Shards([str(pair / "a-001.tar")], "x", max_pixels=3)
     with pytest.raises(BadImage, match=r"a-001.tar/good.png: the member has 77 bytes, more than 3 pixels can need"):
         bomb[1]

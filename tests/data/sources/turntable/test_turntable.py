@@ -175,9 +175,9 @@ def test_power_law(classes, objects, imbalance):
     shares *= objects / shares.sum()
     if shares[-1] < 1 - 1e-9:
         with pytest.raises(ValueError, match=f"objects={objects} leaves the rarest"):
-            turntable._power_law(classes, objects, imbalance)
+            turntable.power_law_counts(classes, objects, imbalance)
     elif shares[-1] > 1 + 1e-9:
-        counts = turntable._power_law(classes, objects, imbalance)
+        counts = turntable.power_law_counts(classes, objects, imbalance)
         assert sum(counts) == objects
         assert counts == sorted(counts, reverse=True)
         np.testing.assert_allclose(counts, shares, atol=1)
@@ -185,8 +185,8 @@ def test_power_law(classes, objects, imbalance):
 
 def test_the_advice_for_too_few_objects_holds():
     with pytest.raises(ValueError, match="raise objects to 52 or lower imbalance"):
-        turntable._power_law(12, 51, 20)
-    assert min(turntable._power_law(12, 52, 20)) == 1
+        turntable.power_law_counts(12, 51, 20)
+    assert min(turntable.power_law_counts(12, 52, 20)) == 1
 
 
 @pytest.mark.parametrize(
